@@ -1,0 +1,243 @@
+"""Every exception of the mirror, and the one table that turns it into an HTTP answer.
+
+    MirrorError
+    ├── RequestError             the client's doing
+    │   ├── NameInvalid · DigestInvalid · TagInvalid · RangeInvalid · PageInvalid
+    │   ├── Unauthorized · Denied · Unsupported · NotServed
+    │   └── NotKnown → NameUnknown · ManifestUnknown · BlobUnknown
+    ├── UpstreamError            the other registry's doing; carries .upstream and .status
+    │   ├── UpstreamUnavailable → UpstreamTimeout     no usable answer: dial, DNS, TLS, 5xx, a broken body
+    │   ├── UpstreamDenied                            401 or 403 after every credential was tried
+    │   ├── UpstreamThrottled                         429, or 503 with Retry-After; carries .retry_after in seconds
+    │   ├── UpstreamNotKnown                          404
+    │   └── UpstreamInvalid → DigestMismatch          an answer that must not be believed
+    ├── StoreError               ours
+    │   ├── StoreFull                                 no space, no inodes, quota, or pins leave nothing to drop
+    │   └── BlobDamaged                               what is on disk is not what its name says
+    ├── IndexUnavailable         the index did not answer in its budget; the disk still can
+    └── ConfigError              start-up only; carries every mistake at once
+
+Errors are raised where they are known and translated once, in `mirror.server`. Adapters turn foreign exceptions
+(aiohttp, OSError, Redis) into these at their border, so nobody above an adapter sees a foreign one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "ANSWERS",
+    "Answer",
+    "BlobDamaged",
+    "BlobUnknown",
+    "ConfigError",
+    "Denied",
+    "DigestInvalid",
+    "DigestMismatch",
+    "IndexUnavailable",
+    "ManifestUnknown",
+    "MirrorError",
+    "NameInvalid",
+    "NameUnknown",
+    "NotKnown",
+    "NotServed",
+    "PageInvalid",
+    "RangeInvalid",
+    "RequestError",
+    "StoreError",
+    "StoreFull",
+    "TagInvalid",
+    "Unauthorized",
+    "Unsupported",
+    "UpstreamDenied",
+    "UpstreamError",
+    "UpstreamInvalid",
+    "UpstreamNotKnown",
+    "UpstreamThrottled",
+    "UpstreamTimeout",
+    "UpstreamUnavailable",
+    "answer_for",
+]
+
+
+class MirrorError(Exception):
+    """Anything that the mirror itself raises on purpose. The message is for people and never holds a secret."""
+
+
+class RequestError(MirrorError):
+    """The request is at fault."""
+
+
+class NameInvalid(RequestError):
+    """A repository name outside the grammar of the distribution specification."""
+
+
+class DigestInvalid(RequestError):
+    """A digest that is malformed, or of an algorithm that is not supported."""
+
+
+class TagInvalid(RequestError):
+    """A reference that is neither a tag nor a digest."""
+
+
+class PageInvalid(RequestError):
+    """`n` of a tag list is not a number."""
+
+
+class RangeInvalid(RequestError):
+    """A range that lies outside the blob (RFC 9110, 15.5.17). `size` is the blob's size in bytes."""
+
+    def __init__(self, message: str, size: int) -> None:
+        super().__init__(message)
+        self.size = size
+
+
+class Unauthorized(RequestError):
+    """The caller must say who they are."""
+
+
+class Denied(RequestError):
+    """The caller is known and may not."""
+
+
+class Unsupported(RequestError):
+    """A method that this repository does not offer, such as a push to a mirrored one."""
+
+
+class NotServed(RequestError):
+    """A path outside the API."""
+
+
+class NotKnown(RequestError):
+    """What was asked for does not exist, or not for this caller."""
+
+
+class NameUnknown(NotKnown):
+    """No such repository, or its registry is not configured here."""
+
+
+class ManifestUnknown(NotKnown):
+    """No such manifest in this repository."""
+
+
+class BlobUnknown(NotKnown):
+    """No such blob in this repository, or not in the store."""
+
+
+class UpstreamError(MirrorError):
+    """Another registry's doing. `upstream` is its configured name, `status` its HTTP status where there was one."""
+
+    def __init__(self, message: str, *, upstream: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.upstream = upstream
+        self.status = status
+
+
+class UpstreamUnavailable(UpstreamError):
+    """No usable answer: DNS, dial, TLS, 5xx, a connection that broke. Worth another try."""
+
+
+class UpstreamTimeout(UpstreamUnavailable):
+    """No progress in time."""
+
+
+class UpstreamDenied(UpstreamError):
+    """401 or 403 although every credential was tried."""
+
+
+class UpstreamThrottled(UpstreamError):
+    """Upstream asked us to slow down; nobody asks it again for `retry_after` seconds."""
+
+    def __init__(self, message: str, *, upstream: str, status: int | None = None, retry_after: float) -> None:
+        super().__init__(message, upstream=upstream, status=status)
+        self.retry_after = retry_after
+
+
+class UpstreamNotKnown(UpstreamError):
+    """404. `mirror.repository` knows whether a manifest or a blob was asked for, and says so."""
+
+
+class UpstreamInvalid(UpstreamError):
+    """An answer that breaks the protocol and must not be believed."""
+
+
+class DigestMismatch(UpstreamInvalid):
+    """The bytes are not those that the digest names."""
+
+
+class StoreError(MirrorError):
+    """The local disk failed us."""
+
+
+class StoreFull(StoreError):
+    """No space, no inodes, a quota, or pins that leave nothing to drop. Never the client's problem."""
+
+
+class BlobDamaged(StoreError):
+    """A file whose bytes or size are not what its name says."""
+
+
+class IndexUnavailable(MirrorError):
+    """The index did not answer within its budget. The disk still can."""
+
+
+class ConfigError(MirrorError):
+    """The configuration is unusable. `mistakes` names every setting that is wrong, one line each."""
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        super().__init__("; ".join(mistakes))
+        self.mistakes = tuple(mistakes)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How an error looks to a client: HTTP status and error code (distribution-spec, "Error Codes")."""
+
+    status: int
+    code: str
+
+
+ANSWERS: dict[type[MirrorError], Answer] = {
+    MirrorError: Answer(500, "UNKNOWN"),
+    RequestError: Answer(400, "UNSUPPORTED"),
+    NameInvalid: Answer(400, "NAME_INVALID"),
+    DigestInvalid: Answer(400, "DIGEST_INVALID"),
+    TagInvalid: Answer(400, "MANIFEST_INVALID"),
+    PageInvalid: Answer(400, "PAGINATION_NUMBER_INVALID"),
+    RangeInvalid: Answer(416, "RANGE_INVALID"),
+    Unauthorized: Answer(401, "UNAUTHORIZED"),
+    Denied: Answer(403, "DENIED"),
+    Unsupported: Answer(405, "UNSUPPORTED"),
+    NotServed: Answer(404, "UNSUPPORTED"),
+    NotKnown: Answer(404, "NAME_UNKNOWN"),
+    NameUnknown: Answer(404, "NAME_UNKNOWN"),
+    ManifestUnknown: Answer(404, "MANIFEST_UNKNOWN"),
+    BlobUnknown: Answer(404, "BLOB_UNKNOWN"),
+    UpstreamError: Answer(502, "UNAVAILABLE"),
+    UpstreamUnavailable: Answer(503, "UNAVAILABLE"),
+    UpstreamTimeout: Answer(504, "UNAVAILABLE"),
+    UpstreamDenied: Answer(403, "DENIED"),
+    UpstreamThrottled: Answer(429, "TOOMANYREQUESTS"),
+    UpstreamNotKnown: Answer(404, "NAME_UNKNOWN"),
+    UpstreamInvalid: Answer(502, "UNAVAILABLE"),
+    DigestMismatch: Answer(502, "UNAVAILABLE"),
+    StoreError: Answer(503, "UNAVAILABLE"),
+    StoreFull: Answer(503, "UNAVAILABLE"),
+    BlobDamaged: Answer(503, "UNAVAILABLE"),
+    IndexUnavailable: Answer(503, "UNAVAILABLE"),
+    ConfigError: Answer(500, "UNKNOWN"),
+}
+
+
+def answer_for(error: MirrorError) -> Answer:
+    """The nearest row of the table, walking up the class's ancestors.
+
+    A 401 of upstream stays a 401 (registries answer so for names that do not exist, and clients tell it from 403).
+    """
+    if isinstance(error, UpstreamDenied) and error.status == 401:
+        return Answer(401, "UNAUTHORIZED")
+    for ancestor in type(error).__mro__:
+        if answer := ANSWERS.get(ancestor):
+            return answer
+    return ANSWERS[MirrorError]

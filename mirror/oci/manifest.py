@@ -1,0 +1,212 @@
+"""Manifests and indexes (image-spec, manifest.md and image-index.md; Docker image manifest v2, schemas 1 and 2).
+
+Bytes are never converted or rewritten: a `Manifest` is exactly what upstream gave, with what was read out of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from mirror.errors import DigestInvalid
+from mirror.oci.digest import Digest
+
+__all__ = [
+    "ACCEPT",
+    "DOCKER_LIST",
+    "DOCKER_MANIFEST",
+    "LARGEST",
+    "OCI_INDEX",
+    "OCI_MANIFEST",
+    "Descriptor",
+    "Manifest",
+    "ManifestMalformed",
+    "read_descriptor",
+    "read_manifest",
+]
+
+OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
+_SCHEMA_1: Final = (
+    "application/vnd.docker.distribution.manifest.v1+prettyjws",
+    "application/vnd.docker.distribution.manifest.v1+json",
+)
+_ARTIFACT: Final = "application/vnd.oci.artifact.manifest.v1+json"
+
+#: What we ask upstreams for: everything, best first. Without the schema 2 types an old registry converts to schema 1,
+#: and a converted manifest has another digest than the one that the tag names.
+ACCEPT: Final = (OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST, _ARTIFACT, *_SCHEMA_1)
+
+#: The largest manifest that is accepted, in bytes (distribution-spec, "Pushing Manifests", asks for at least this).
+LARGEST: Final = 4 * 1024 * 1024
+
+_INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
+_IMAGES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+
+
+class ManifestMalformed(ValueError):
+    """Bytes that are no manifest, or one that two readers could understand differently."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A pointer to content (image-spec, descriptor.md). `size` is in bytes."""
+
+    media_type: str
+    digest: Digest
+    size: int
+    artifact_type: str | None = None
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    platform: Mapping[str, Any] = field(default_factory=dict)
+    #: Says itself that its bytes are elsewhere (`urls`), so that registries do not ask for them.
+    foreign: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The descriptor as the specification writes it."""
+        written: dict[str, Any] = {"mediaType": self.media_type, "digest": str(self.digest), "size": self.size}
+        if self.artifact_type:
+            written["artifactType"] = self.artifact_type
+        if self.annotations:
+            written["annotations"] = dict(self.annotations)
+        if self.platform:
+            written["platform"] = dict(self.platform)
+        return written
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The exact bytes of a manifest or index, its media type and digest, and what it names."""
+
+    content: bytes
+    media_type: str
+    digest: Digest
+    manifests: tuple[Descriptor, ...] = ()
+    blobs: tuple[Descriptor, ...] = ()
+    subject: Descriptor | None = None
+    artifact_type: str | None = None
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """How others point to this manifest."""
+        return Descriptor(self.media_type, self.digest, len(self.content), self.artifact_type)
+
+    @property
+    def is_index(self) -> bool:
+        """Whether this names manifests rather than layers."""
+        return self.media_type in _INDEXES
+
+
+def read_manifest(content: bytes, media_type: str | None = None, *, algorithm: str = "sha256") -> Manifest:
+    """Parse a manifest that came with the `Content-Type` given.
+
+    `algorithm` is that of the digest that it was asked for by. The media type is taken from the body when the body
+    says it. Raises `ManifestMalformed` where the bytes are not a JSON object, are over 4 MiB, name both `manifests`
+    and `layers`, or contradict their Content-Type (CVE-2021-41190: one digest must not be read as two things).
+    """
+    if len(content) > LARGEST:
+        raise ManifestMalformed(f"{len(content)} bytes, more than the {LARGEST} allowed")
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ManifestMalformed("not JSON") from error
+    if not isinstance(body, dict):
+        raise ManifestMalformed("not a JSON object")
+    if "manifests" in body and ("layers" in body or "fsLayers" in body or "config" in body):
+        raise ManifestMalformed("names both manifests and layers")
+    kind = _media_type(body, media_type)
+    if kind in _INDEXES and ("layers" in body or "manifests" not in body):
+        raise ManifestMalformed(f"says it is {kind} but names no manifests")
+    if kind in _IMAGES and "manifests" in body:
+        raise ManifestMalformed(f"says it is {kind} but names manifests")
+    config = body.get("config")
+    subject = body.get("subject")
+    artifact = body.get("artifactType")
+    if not isinstance(artifact, str):
+        artifact = config.get("mediaType") if isinstance(config, dict) and kind == OCI_MANIFEST else None
+    return Manifest(
+        content=content,
+        media_type=kind,
+        digest=Digest.of(content, algorithm),
+        manifests=_descriptors(body.get("manifests", [])),
+        blobs=(
+            *([read_descriptor(config)] if isinstance(config, dict) else []),
+            *_descriptors(body.get("layers", [])),
+            *_descriptors(body.get("blobs", [])),
+            *_schema_1_layers(body.get("fsLayers", [])),
+        ),
+        subject=read_descriptor(subject) if isinstance(subject, dict) else None,
+        artifact_type=artifact if isinstance(artifact, str) else None,
+    )
+
+
+def _media_type(body: dict[str, Any], header: str | None) -> str:
+    """The body's own word, which the header may repeat but not contradict."""
+    said = body.get("mediaType")
+    sent = (header or "").partition(";")[0].strip().lower()
+    if sent in ("", "application/json", "text/plain", "application/octet-stream"):
+        sent = ""
+    if said is None:
+        if sent:
+            return sent
+        if body.get("schemaVersion") == 1:
+            return _SCHEMA_1[0] if "signatures" in body else _SCHEMA_1[1]
+        return OCI_INDEX if "manifests" in body else OCI_MANIFEST
+    if not isinstance(said, str) or not said.isascii() or not said.isprintable() or len(said) > 255:
+        raise ManifestMalformed("mediaType is not a media type")
+    if sent and sent != said.lower():
+        raise ManifestMalformed(f"mediaType is {said} but came as {sent}")
+    return said
+
+
+def _descriptors(listed: object) -> tuple[Descriptor, ...]:
+    if listed is None:
+        return ()
+    if not isinstance(listed, list):
+        raise ManifestMalformed("descriptors are not a list")
+    return tuple(read_descriptor(item) for item in listed)
+
+
+def read_descriptor(item: object) -> Descriptor:
+    """One descriptor out of JSON. Its `urls` are never fetched (CVE-2020-15157)."""
+    if not isinstance(item, dict):
+        raise ManifestMalformed("a descriptor is not an object")
+    digest, size, kind = item.get("digest"), item.get("size"), item.get("mediaType", "")
+    if not isinstance(digest, str) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise ManifestMalformed("a descriptor lacks digest or size")
+    if not isinstance(kind, str):
+        raise ManifestMalformed("a descriptor's mediaType is not a string")
+    artifact, notes, platform = item.get("artifactType"), item.get("annotations"), item.get("platform")
+    try:
+        parsed = Digest.parse(digest)
+    except DigestInvalid as error:
+        raise ManifestMalformed(str(error)) from error
+    return Descriptor(
+        kind,
+        parsed,
+        size,
+        artifact if isinstance(artifact, str) else None,
+        {k: v for k, v in notes.items() if isinstance(v, str)} if isinstance(notes, dict) else {},
+        platform if isinstance(platform, dict) else {},
+        foreign=bool(item.get("urls")) or "foreign" in kind or "nondistributable" in kind,
+    )
+
+
+def _schema_1_layers(listed: object) -> tuple[Descriptor, ...]:
+    """Schema 1 names layers without sizes; the same layer often stands several times."""
+    if not isinstance(listed, list):
+        raise ManifestMalformed("fsLayers is not a list")
+    found: dict[Digest, Descriptor] = {}
+    for item in listed:
+        text = item.get("blobSum") if isinstance(item, dict) else None
+        if not isinstance(text, str):
+            raise ManifestMalformed("a layer lacks blobSum")
+        try:
+            digest = Digest.parse(text)
+        except DigestInvalid as error:
+            raise ManifestMalformed(str(error)) from error
+        found[digest] = Descriptor("", digest, -1)
+    return tuple(found.values())

@@ -1,0 +1,97 @@
+"""A request to the distribution API as one checked value. Below this nobody splits a path.
+
+The path is decoded once and must then fit the grammar, so nothing that decodes to a slash, a dot segment or a NUL gets
+further (RFC 3986, 2.4: decoding twice is how they would).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from urllib.parse import parse_qsl, unquote
+
+from mirror.errors import NameInvalid, NotServed, PageInvalid
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Reference, parse_reference
+
+__all__ = ["Kind", "RegistryRequest", "parse_page", "parse_request"]
+
+
+class Kind(Enum):
+    """The resources of the API (distribution-spec, "Endpoints")."""
+
+    BASE = "base"
+    MANIFEST = "manifest"
+    BLOB = "blob"
+    TAGS = "tags"
+    REFERRERS = "referrers"
+    UPLOAD = "upload"
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryRequest:
+    """`name` is what stands before the resource: it may still begin with a registry."""
+
+    kind: Kind
+    name: str = ""
+    reference: Reference | None = None
+    query: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> Digest:
+        """Of a blob or of referrers."""
+        if not isinstance(self.reference, Digest):
+            raise TypeError(f"a {self.kind.value} request has no digest")
+        return self.reference
+
+
+def parse_request(target: str) -> RegistryRequest:
+    """Read a request target (path and query, not decoded).
+
+    Raises `NotServed` for a path outside the API, `NameInvalid`, `TagInvalid`, `DigestInvalid`.
+    """
+    path, _, raw_query = target.partition("?")
+    if not path.startswith("/v2"):
+        raise NotServed(f"not a path of this API: {path[:120]!r}")
+    if "%" in path:
+        path = unquote(path)
+    # the first of a repeated parameter counts
+    query = dict(reversed(_fields(raw_query))) if raw_query else {}
+    if path in ("/v2", "/v2/"):
+        return RegistryRequest(Kind.BASE, query=query)
+    if not path.startswith("/v2/"):
+        raise NotServed(f"not a path of this API: {path[:120]!r}")
+    name, _, last = path[4:].rpartition("/")
+    before, _, resource = name.rpartition("/")
+    if not before and resource in ("manifests", "blobs", "referrers", "tags"):
+        raise NameInvalid("a repository name is missing")
+    match resource:
+        case "manifests":
+            return RegistryRequest(Kind.MANIFEST, before, parse_reference(last), query)
+        case "blobs":
+            return RegistryRequest(Kind.BLOB, before, Digest.parse(last), query)
+        case "referrers":
+            return RegistryRequest(Kind.REFERRERS, before, Digest.parse(last), query)
+        case "tags" if last == "list":
+            return RegistryRequest(Kind.TAGS, before, None, query)
+    if "/blobs/uploads" in path:
+        return RegistryRequest(Kind.UPLOAD, path[4:].partition("/blobs/uploads")[0], None, query)
+    raise NotServed(f"not a path of this API: {path[:120]!r}")
+
+
+def _fields(query: str) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(query, max_num_fields=64)
+    except ValueError as error:
+        raise NotServed("too many query parameters") from error
+
+
+def parse_page(query: Mapping[str, str], *, most: int) -> tuple[int, str]:
+    """`n` (clamped to `most`, which is also what its absence means) and `last` of a list. Raises `PageInvalid`."""
+    text = query.get("n")
+    if text is None:
+        return most, query.get("last", "")
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise PageInvalid(f"n is not a number: {text[:40]!r}")
+    return min(int(text), most), query.get("last", "")

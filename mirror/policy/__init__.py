@@ -1,0 +1,1 @@
+"""Decisions as pure functions: plain values in, a verdict out. Nothing here waits or touches a file."""

@@ -1,0 +1,268 @@
+"""How far one upstream may lead us: token realms, redirects and the addresses that names resolve to.
+
+All three are chosen by the other side, so each is an attempt to make the mirror ask, or tell a secret to, somebody
+else (server-side request forgery; CVE-2026-33540, CVE-2020-15157). The rules:
+
+    realm      on the upstream's own site or on its allow-list; https unless the upstream is http; no user part
+    redirect   http(s), never from https to http, at most 5; nothing of ours but `_TRAVELS` crosses to another origin
+    address    looked at after resolving, at each dial: link-local, metadata, unspecified, multicast never;
+               loopback and private ones only for an upstream that is configured to be there
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+from urllib.parse import urljoin
+
+__all__ = ["MOST_HOPS", "Bounds", "Url", "UrlRefused", "parse_address", "parse_url", "same_site", "surviving_headers"]
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+#: Redirects that are followed in a row.
+MOST_HOPS: Final = 5
+
+_URL: Final = re.compile(
+    r"(?P<scheme>https?)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?(?P<target>[/?][^#]*)?(?:#.*)?",
+    re.IGNORECASE,
+)
+_HAS_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+_CLEAN: Final = re.compile(r"[!-~]{1,16384}")
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+class UrlRefused(ValueError):
+    """A URL that we do not go to. The message holds neither a query nor a user part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """An http(s) URL taken apart but not rewritten. `host` is lower case and without brackets.
+
+    `target` is path and query, byte for byte: a signed URL that is quoted anew is another URL.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    target: str
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """Scheme, host and port: who is being talked to."""
+        return self.scheme, self.host, self.port
+
+    @property
+    def authority(self) -> str:
+        """For the `Host` header: no port where it is the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def public(self) -> str:
+        """For messages and logs: without the query, which may hold a signature."""
+        return f"{self.scheme}://{self.authority}{self.target.partition('?')[0]}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}{self.target}"
+
+
+def parse_url(text: str) -> Url:
+    """An absolute http or https URL. Raises `UrlRefused`, also for user parts, blanks, control and non-ASCII letters.
+
+    Being strict keeps every reader of the URL of one opinion about its host.
+    """
+    found = _URL.fullmatch(text) if _CLEAN.fullmatch(text) else None
+    if not found:
+        raise UrlRefused("not a plain http or https URL")
+    scheme, host = found["scheme"].lower(), found["host"].lower()
+    port = int(found["port"] or _PORTS[scheme])
+    if not 0 < port < 65536:
+        raise UrlRefused("not a port")
+    if host.startswith("["):
+        host = host[1:-1]
+        if parse_address(host) is None:
+            raise UrlRefused("not an IPv6 address")
+    target = found["target"] or "/"
+    return Url(scheme, host, port, target if target.startswith("/") else f"/{target}")
+
+
+def parse_address(host: str) -> Address | None:
+    """A literal address, IPv4 inside IPv6 unwrapped (mapped, 6to4, NAT64); None for names.
+
+    Unwrapped, because the kernel or a gateway will: `::ffff:169.254.169.254` is the metadata service.
+    """
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and int(address) > 1:
+        inner = address.ipv4_mapped or address.sixtofour
+        if inner is None and any(address in network for network in _NAT64):
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        return inner or address
+    return address
+
+
+_NAT64: Final = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
+
+#: Where clouds tell a machine its secrets, other than under link-local addresses.
+_METADATA: Final = frozenset(
+    map(
+        ipaddress.ip_address,
+        ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192", "168.63.129.16", "fd00:c1::a9fe:a9fe"),
+    )
+)
+
+
+def _is_never(address: Address) -> bool:
+    return address.is_link_local or address.is_unspecified or address.is_multicast or address in _METADATA
+
+
+def _is_internal(address: Address) -> bool:
+    """Loopback, private (RFC 1918, ULA), shared (100.64/10), reserved: whatever is not on the public internet."""
+    return not address.is_global
+
+
+_INTERNAL_NAME: Final = re.compile(r"[^.]+|.*\.(?:localhost|local|internal|intranet|lan|home\.arpa|test|svc)")
+
+
+def _names_internal(host: str) -> bool:
+    address = parse_address(host)
+    return _is_internal(address) if address else bool(_INTERNAL_NAME.fullmatch(host))
+
+
+#: Second levels under which whole countries register; and suffixes under which strangers get a name of their own.
+#: Both end the search for a common parent. Not the public suffix list: what is missing here is only refused too
+#: rarely for hosts that share at least two labels, and the allow-list mends what is refused too often.
+_SECOND_LEVEL: Final = "ac co com edu gob gouv gov go govt gen in info ltd me mil ne net nhs nom or org plc sch web"
+_SHARED: Final = """
+    amazonaws.com amazonaws.com.cn aliyuncs.com appspot.com awsapprunner.com azure.com azurecontainer.io azurecr.cn
+    azurecr.io azurecr.us azureedge.net azurefd.net azurewebsites.net azurestaticapps.net backblazeb2.com cloudapp.net
+    cloudflarestorage.com cloudfront.net cloudfunctions.net cloudsmith.io digitaloceanspaces.com duckdns.org dyndns.org
+    fastly.net firebaseapp.com fly.dev github.io githubusercontent.com gitlab.io googleusercontent.com herokuapp.com
+    hf.space jfrog.io linodeobjects.com loca.lt myhuaweicloud.com myqcloud.com netlify.app ngrok-free.app ngrok.app
+    ngrok.io nip.io no-ip.org ondigitalocean.app onrender.com oraclecloud.com pages.dev r2.dev run.app scw.cloud
+    sslip.io tencentcloudcr.com trafficmanager.net trycloudflare.com ts.net up.railway.app vercel.app wasabisys.com
+    web.app windows.net workers.dev
+"""
+_SECOND_LEVELS: Final = frozenset(_SECOND_LEVEL.split())
+_SHARED_SUFFIXES: Final = frozenset(_SHARED.split())
+
+
+def same_site(one: str, other: str) -> bool:
+    """Whether two hosts belong to the same registrant, as far as their names can tell.
+
+    Equal, or with a common parent of at least two labels that nobody else can register under: `auth.docker.io` and
+    `registry-1.docker.io` share `docker.io`; `a.co.uk` and `b.co.uk`, `a.azurecr.io` and `b.azurecr.io` share nothing.
+    """
+    one, other = one.rstrip("."), other.rstrip(".")
+    if one == other:
+        return True
+    if parse_address(one) or parse_address(other):
+        return False
+    common: list[str] = []
+    for left, right in zip(reversed(one.split(".")), reversed(other.split(".")), strict=False):
+        if left != right or not left:
+            break
+        common.insert(0, left)
+    if len(common) < 2:
+        return False
+    if any(".".join(common[at:]) in _SHARED_SUFFIXES for at in range(len(common))):
+        # a tenant's name is one label more, and may itself have hosts: that is more than we can know
+        return False
+    return len(common) > 2 or not (len(common[1]) == 2 and common[0] in _SECOND_LEVELS)
+
+
+#: What may be sent to another origin than the one it was meant for: nothing that says who we are or what we hold.
+_TRAVELS: Final = frozenset({"accept", "accept-encoding", "range", "user-agent"})
+
+
+def surviving_headers(headers: Mapping[str, str], left: Url, entered: Url) -> dict[str, str]:
+    """The headers that go along on a redirect: all within one origin, `Accept`, `Range` and the like across."""
+    if left.origin == entered.origin:
+        return dict(headers)
+    return {name: value for name, value in headers.items() if name.lower() in _TRAVELS}
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How far the upstream at `base` may lead us.
+
+    `allowed` are hosts, `host:port`s or origins (`https://host:port`) that tokens may be had from besides. `internal`
+    says that the upstream is on a private network, and so may be what it points to.
+    """
+
+    base: Url
+    allowed: frozenset[str] = frozenset()
+    internal: bool = False
+
+    @classmethod
+    def of(cls, url: str, allowed: Iterable[str] = (), *, internal: bool | None = None) -> Bounds:
+        """From an upstream's URL; `internal` None: as the host looks (a private address, `localhost`, one label…).
+
+        Raises `UrlRefused`.
+        """
+        base = parse_url(url)
+        named = frozenset(entry.lower().rstrip("/") for entry in allowed)
+        return cls(base, named, _names_internal(base.host) if internal is None else internal)
+
+    def check_realm(self, text: str) -> Url:
+        """The realm of a challenge, if a token may be asked of it and credentials shown to it. Raises `UrlRefused`.
+
+        Without this, whoever answers for the upstream once collects the credentials of all later pulls.
+        """
+        realm = parse_url(text)
+        if realm.scheme != "https" and self.base.scheme != "http":
+            raise UrlRefused(f"the realm {realm.public} is not https")
+        if self._is_listed(realm) or same_site(realm.host, self.base.host):
+            return realm
+        if self.internal and _names_internal(self.base.host) and _is_internal_literal(realm.host):
+            return realm
+        raise UrlRefused(f"the realm {realm.public} is neither on the site of {self.base.host} nor allowed for it")
+
+    def _is_listed(self, realm: Url) -> bool:
+        return not self.allowed.isdisjoint(
+            {realm.host, f"{realm.host}:{realm.port}", f"{realm.scheme}://{realm.authority}"}
+        )
+
+    def next_hop(self, current: Url, location: str | None, hops: int) -> Url:
+        """Where a redirect leads, after `hops` earlier ones. Relative ones allowed. Raises `UrlRefused`."""
+        if hops >= MOST_HOPS:
+            raise UrlRefused(f"more than {MOST_HOPS} redirects in a row")
+        if not location:
+            raise UrlRefused("a redirect without Location")
+        if not _CLEAN.fullmatch(location):
+            raise UrlRefused("a redirect to something that is no URL")
+        entered = parse_url(_absolute(current, location))
+        if current.scheme == "https" and entered.scheme != "https":
+            raise UrlRefused(f"a redirect from https to {entered.public}")
+        return entered
+
+    def permits(self, host: str, address: str) -> bool:
+        """Whether `host`, which resolved to the literal `address`, may be dialled there."""
+        found = parse_address(address.partition("%")[0])
+        if found is None or _is_never(found):
+            return False
+        if not _is_internal(found) or self.internal or host == self.base.host:
+            return True
+        # a company's registry often sends to a neighbour; TLS keeps what answers there from being anything else
+        return self.base.scheme == "https" and (same_site(host, self.base.host) or host in self.allowed)
+
+
+def _is_internal_literal(host: str) -> bool:
+    address = parse_address(host)
+    return host == "localhost" or (address is not None and _is_internal(address) and not _is_never(address))
+
+
+def _absolute(current: Url, location: str) -> str:
+    """`Location` as an absolute URL, without touching what is already said (RFC 9110, 10.2.2)."""
+    if _HAS_SCHEME.match(location):
+        return location
+    if location.startswith("//"):
+        return f"{current.scheme}:{location}"
+    origin = f"{current.scheme}://{current.authority}"
+    return origin + location if location.startswith("/") else urljoin(str(current), location)

@@ -1,0 +1,93 @@
+"""What is remembered about content, and the one JSON form in which it is written down.
+
+Records are versioned by their key or file, not inside; unknown fields are ignored and a record that does not parse
+is as good as none (`None`), because everything here can be asked for again.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from mirror.errors import RequestError
+from mirror.oci.digest import Digest
+
+__all__ = ["ContentRecord", "ManifestRecord", "TagRecord", "Usage"]
+
+
+@dataclass(frozen=True, slots=True)
+class TagRecord:
+    """What a tag pointed to when upstream was last asked. Times are seconds since the epoch."""
+
+    tag: str
+    digest: Digest
+    media_type: str
+    size: int
+    fetched_at: float
+
+    def to_json(self) -> bytes:
+        """The contents of a tag's file."""
+        return json.dumps(
+            {
+                "digest": str(self.digest),
+                "mediaType": self.media_type,
+                "size": self.size,
+                "fetchedAt": self.fetched_at,
+            }
+        ).encode()
+
+    @classmethod
+    def from_json(cls, tag: str, text: bytes) -> TagRecord | None:
+        """Read it back; None if it is not whole."""
+        try:
+            body = json.loads(text)
+            return cls(
+                tag,
+                Digest.parse(str(body["digest"])),
+                str(body["mediaType"]),
+                int(body["size"]),
+                float(body["fetchedAt"]),
+            )
+        except (ValueError, KeyError, TypeError, RequestError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRecord:
+    """That a repository may serve a manifest. `size` is in bytes."""
+
+    digest: Digest
+    media_type: str
+    size: int
+    fetched_at: float
+
+    def to_json(self) -> bytes:
+        """The contents of a manifest link's file."""
+        return json.dumps({"mediaType": self.media_type, "size": self.size, "fetchedAt": self.fetched_at}).encode()
+
+    @classmethod
+    def from_json(cls, digest: Digest, text: bytes) -> ManifestRecord | None:
+        """Read it back; None if it is not whole."""
+        try:
+            body = json.loads(text)
+            return cls(digest, str(body["mediaType"]), int(body["size"]), float(body["fetchedAt"]))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class ContentRecord:
+    """A blob that the store holds: `size` in bytes, `last_used` in seconds since the epoch, `pin` a reason or None."""
+
+    digest: Digest
+    size: int
+    last_used: float
+    pin: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the index counts: number of blobs and their bytes in all."""
+
+    blobs: int
+    bytes: int

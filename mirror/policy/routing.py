@@ -1,0 +1,124 @@
+"""Which registry a request means. A pure table: nothing that is not configured is ever contacted.
+
+The four ways, in this order:
+
+    1. a `Host` header that the configuration gives to a registry
+    2. `?ns=`, which containerd sends to mirrors
+    3. a first path component that names a configured registry: /v2/ghcr.io/owner/app/…
+    4. the default registry
+
+Beside 1 and 2 the path may name the registry again (`override_path` in hosts.toml does that); it is then taken off.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from mirror.errors import NameInvalid, NameUnknown
+from mirror.oci.reference import Repo, check_name, check_registry
+
+__all__ = ["Registry", "RoutingTable", "compile_pattern"]
+
+_WILD: Final = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """A pattern over `registry/name`: `*` is anything within one part, `**` anything at all, `?` one character."""
+    return re.compile("".join(_WILD.get(token) or re.escape(token) for token in re.split(r"(\*\*|\*|\?)", pattern)))
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """One configured registry. `name` is as clients say it, or `*.suffix` for all hosts below a domain.
+
+    `aliases` are other names for the same registry, `hosts` are `Host` headers that lead to it. `library` says that
+    one-part names mean `library/<name>`, which is so on Docker Hub alone.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    library: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingTable:
+    """Made once from the configuration by `build`."""
+
+    default: str | None
+    exact: Mapping[str, Registry] = field(default_factory=dict)
+    wildcards: tuple[tuple[str, Registry], ...] = ()
+    hosts: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, registries: Iterable[Registry], default: str | None) -> RoutingTable:
+        """Of two entries for one name the first counts; longer wildcards go before shorter ones."""
+        exact: dict[str, Registry] = {}
+        hosts: dict[str, str] = {}
+        wildcards: list[tuple[str, Registry]] = []
+        for registry in registries:
+            if registry.name.startswith("*."):
+                wildcards.append((registry.name[1:], registry))
+            for name in (registry.name, *registry.aliases):
+                exact.setdefault(name, registry)
+            for host in registry.hosts:
+                hosts.setdefault(host.lower(), registry.name)
+        wildcards.sort(key=lambda pair: -len(pair[0]))
+        return cls(default, exact, tuple(wildcards), hosts)
+
+    def registry(self, name: str) -> tuple[str, Registry] | None:
+        """The entry for a registry's name, with the name that its content is filed under; None: not configured."""
+        if (entry := self.exact.get(name)) and not name.startswith("*"):
+            return entry.name, entry
+        for suffix, entry in self.wildcards:
+            if name.endswith(suffix) and len(name) > len(suffix):
+                return name, entry
+        return None
+
+    def route(self, path_name: str, *, host: str | None = None, ns: str | None = None) -> Repo:
+        """The repository that a request means; `path_name` is what stands between `/v2/` and the resource.
+
+        Raises `NameInvalid` for a name outside the grammar, `NameUnknown` for a registry that is not configured.
+        """
+        first, slash, rest = path_name.partition("/")
+        found = None
+        if host and self.hosts and (mapped := self.hosts.get(host.lower()) or self.hosts.get(_no_port(host))):
+            found = self.registry(mapped)
+        elif ns:
+            found = self._named(ns)
+        if found is not None:
+            if slash and (again := self._in_path(first)) and again[0] == found[0]:
+                path_name = rest
+        elif slash and (found := self._in_path(first)):
+            path_name = rest
+        elif self.default is not None:
+            found = self.registry(self.default)
+        if found is None:
+            raise NameUnknown("no registry is named (by Host, ?ns= or path) and there is no default one")
+        name, entry = found
+        if entry.library and "/" not in path_name:
+            path_name = f"library/{path_name}"
+        return Repo(name, check_name(path_name))
+
+    def _named(self, ns: str) -> tuple[str, Registry]:
+        found = self.registry(check_registry(ns.lower()))
+        if found is None:
+            raise NameUnknown(f"the registry {ns} is not configured in this mirror")
+        return found
+
+    def _in_path(self, first: str) -> tuple[str, Registry] | None:
+        """Only what looks like a host: `library` and `bitnami` are names on the default registry."""
+        if "." not in first and ":" not in first and first != "localhost":
+            return None
+        try:
+            return self.registry(check_registry(first.lower()))
+        except NameInvalid:
+            return None
+
+
+def _no_port(host: str) -> str:
+    name, colon, port = host.lower().rpartition(":")
+    return name if colon and port.isdigit() else host.lower()

@@ -1,0 +1,226 @@
+"""Manifests as they are read, never as they are rewritten."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import (
+    ACCEPT,
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    LARGEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    ManifestMalformed,
+    read_descriptor,
+    read_manifest,
+)
+
+_ONE, _TWO = Digest.of(b"1"), Digest.of(b"2", "sha512")
+_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+
+
+def _pointer(digest: Digest = _ONE, size: int = 1, kind: str = "application/x", **more: Any) -> dict[str, Any]:
+    return {"mediaType": kind, "digest": str(digest), "size": size, **more}
+
+
+def _bytes(**body: Any) -> bytes:
+    return json.dumps(body).encode()
+
+
+def test_image() -> None:
+    """Config and layers are its blobs, in order; the bytes and their digest are as they came."""
+    content = _bytes(mediaType=OCI_MANIFEST, config=_pointer(), layers=[_pointer(_TWO, 2), _pointer(_ONE, 1)])
+    manifest = read_manifest(content, OCI_MANIFEST)
+    assert manifest.content == content
+    assert manifest.digest == Digest.of(content)
+    assert manifest.media_type == OCI_MANIFEST
+    assert [(blob.digest, blob.size) for blob in manifest.blobs] == [(_ONE, 1), (_TWO, 2), (_ONE, 1)]
+    assert not manifest.is_index
+    assert manifest.descriptor == Descriptor(OCI_MANIFEST, manifest.digest, len(content), "application/x")
+
+
+def test_index() -> None:
+    """Its manifests, with platform and annotations; no blobs."""
+    child = _pointer(platform={"os": "linux"}, annotations={"a": "b", "odd": 1}, artifactType="x/y", urls=["http://x"])
+    manifest = read_manifest(_bytes(mediaType=OCI_INDEX, manifests=[child]), OCI_INDEX)
+    [found] = manifest.manifests
+    assert (found.platform, found.annotations, found.artifact_type) == ({"os": "linux"}, {"a": "b"}, "x/y")
+    assert manifest.is_index
+    assert not manifest.blobs
+
+
+def test_algorithm() -> None:
+    """The digest is of the algorithm that the manifest was asked for by."""
+    content = _bytes(mediaType=OCI_MANIFEST, layers=[])
+    assert read_manifest(content, algorithm="sha512").digest == Digest.of(content, "sha512")
+
+
+@pytest.mark.parametrize(
+    ("body", "sent", "wanted"),
+    [
+        ({"mediaType": DOCKER_MANIFEST}, DOCKER_MANIFEST, DOCKER_MANIFEST),
+        ({"mediaType": DOCKER_MANIFEST}, None, DOCKER_MANIFEST),
+        ({"mediaType": DOCKER_MANIFEST}, "application/json", DOCKER_MANIFEST),
+        ({"mediaType": DOCKER_MANIFEST}, f"{DOCKER_MANIFEST.upper()}; charset=utf-8", DOCKER_MANIFEST),
+        ({}, OCI_MANIFEST, OCI_MANIFEST),
+        ({}, f"{OCI_MANIFEST}; charset=utf-8", OCI_MANIFEST),
+        ({"manifests": []}, OCI_INDEX, OCI_INDEX),
+        ({"manifests": []}, DOCKER_LIST, DOCKER_LIST),
+        ({"manifests": []}, "text/plain", OCI_INDEX),
+        ({"layers": []}, None, OCI_MANIFEST),
+        ({"schemaVersion": 1, "signatures": []}, "application/json", _SCHEMA_1),
+        ({"mediaType": "application/vnd.own+json"}, None, "application/vnd.own+json"),
+    ],
+)
+def test_media_type(body: dict[str, Any], sent: str | None, wanted: str) -> None:
+    """The body's own word goes before the header, which may repeat it; without either its shape tells."""
+    assert read_manifest(_bytes(**body), sent).media_type == wanted
+
+
+@pytest.mark.parametrize(
+    ("body", "sent"),
+    [
+        ({"manifests": [], "layers": []}, None),
+        ({"manifests": [], "fsLayers": []}, None),
+        ({"manifests": [], "config": {}}, None),
+        ({"mediaType": OCI_MANIFEST, "manifests": []}, None),
+        ({"mediaType": DOCKER_MANIFEST, "manifests": []}, None),
+        ({"mediaType": OCI_INDEX, "layers": []}, None),
+        ({"mediaType": OCI_INDEX}, None),
+        ({"layers": []}, OCI_INDEX),
+        ({"manifests": []}, OCI_MANIFEST),
+        ({"mediaType": OCI_MANIFEST}, OCI_INDEX),
+        ({"mediaType": OCI_MANIFEST}, DOCKER_MANIFEST),
+        ({"mediaType": 7}, None),
+        ({"mediaType": "a\r\nb"}, None),
+        ({"mediaType": "é"}, None),
+        ({"mediaType": "a" * 256}, None),
+    ],
+)
+def test_19_ambiguous(body: dict[str, Any], sent: str | None) -> None:
+    """Row 19: what could be read as two things is refused (CVE-2021-41190); nor does a type reach a header unread."""
+    with pytest.raises(ManifestMalformed):
+        read_manifest(_bytes(**body), sent)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"[]", b"1", b"null", b'{"a":', b"[" * 100_000, b"\xff", b'"x"'])
+def test_18_no_json_object(content: bytes) -> None:
+    """Row 18: invalid and deeply nested input is refused, not crashed on."""
+    with pytest.raises(ManifestMalformed):
+        read_manifest(content)
+
+
+def test_18_size() -> None:
+    """Row 18: 4 MiB are accepted, a byte more is not, before anything is parsed."""
+    content = _bytes(mediaType=OCI_MANIFEST)
+    assert read_manifest(content.ljust(LARGEST)).media_type == OCI_MANIFEST
+    with pytest.raises(ManifestMalformed):
+        read_manifest(content.ljust(LARGEST + 1))
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        None,
+        "x",
+        [],
+        {},
+        _pointer(size=-1),
+        {**_pointer(), "size": True},
+        {**_pointer(), "size": "1"},
+        {**_pointer(), "size": 1.5},
+        {**_pointer(), "size": None},
+        {**_pointer(), "digest": None},
+        {**_pointer(), "digest": "sha256:../../etc/passwd"},
+        {**_pointer(), "digest": "md5:d41d8cd98f00b204e9800998ecf8427e"},
+        {**_pointer(), "mediaType": 1},
+    ],
+)
+def test_bad_descriptors(item: object) -> None:
+    """A pointer without a valid digest and size points nowhere; a manifest with one is refused."""
+    with pytest.raises(ManifestMalformed):
+        read_descriptor(item)
+    for field in ("layers", "blobs", "manifests"):
+        with pytest.raises(ManifestMalformed):
+            read_manifest(_bytes(**{field: [item]}))
+
+
+@pytest.mark.parametrize("field", ["layers", "manifests", "blobs", "fsLayers"])
+def test_lists_that_are_none(field: str) -> None:
+    """Nor is an object a list."""
+    with pytest.raises(ManifestMalformed):
+        read_manifest(_bytes(**{field: {"a": 1}}))
+
+
+def test_null_lists() -> None:
+    """`null` is what Go writes for an empty list."""
+    assert read_manifest(_bytes(mediaType=OCI_INDEX, manifests=None)).manifests == ()
+    assert read_manifest(_bytes(mediaType=OCI_MANIFEST, layers=None)).blobs == ()
+
+
+def test_schema_1() -> None:
+    """Its layers have no sizes, and the same one often stands several times."""
+    layers = [{"blobSum": str(_ONE)}, {"blobSum": str(_ONE)}, {"blobSum": str(_TWO)}]
+    manifest = read_manifest(_bytes(schemaVersion=1, fsLayers=layers, signatures=[]), _SCHEMA_1)
+    assert [(blob.digest, blob.size) for blob in manifest.blobs] == [(_ONE, -1), (_TWO, -1)]
+    odd: list[list[Any]] = [[{}], [1], [{"blobSum": "x"}]]
+    for listed in odd:
+        with pytest.raises(ManifestMalformed):
+            read_manifest(_bytes(schemaVersion=1, fsLayers=listed))
+
+
+def test_subject_and_artifact_type() -> None:
+    """What a manifest refers to, and as what; without `artifactType` the config's media type counts (image-spec)."""
+    signed = read_manifest(_bytes(mediaType=OCI_MANIFEST, subject=_pointer(), config=_pointer(kind="x/config")))
+    assert signed.subject is not None
+    assert signed.subject.digest == _ONE
+    assert signed.artifact_type == "x/config"
+    assert read_manifest(_bytes(mediaType=OCI_MANIFEST, artifactType="x/own")).artifact_type == "x/own"
+    assert read_manifest(_bytes(mediaType=OCI_MANIFEST)).subject is None
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.just(str(_ONE)),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["mediaType", "layers", "manifests", "config", "digest", "size", "subject", "blobs", "x"]
+                ),
+                inner,
+                max_size=5,
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_any_json(body: Any) -> None:
+    """Whatever comes is refused as malformed, or a manifest whose bytes are untouched."""
+    content = json.dumps(body).encode()
+    try:
+        manifest = read_manifest(content)
+    except ManifestMalformed:
+        return
+    assert manifest.content == content
+
+
+def test_accepted_types() -> None:
+    """Upstreams are asked for schema 2 before schema 1: an old registry would convert, and the digest be another."""
+    assert ACCEPT.index(DOCKER_MANIFEST) < ACCEPT.index(_SCHEMA_1)
+    assert {OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST} <= set(ACCEPT)
+
+
+def test_descriptor_as_json() -> None:
+    """Written as the specification writes it; what is empty is left out; read back it is the same."""
+    assert Descriptor("a/b", _ONE, 5).to_json() == {"mediaType": "a/b", "digest": str(_ONE), "size": 5}
+    rich = Descriptor("a/b", _ONE, 5, "x/y", {"k": "v"}, {"os": "linux"})
+    assert read_descriptor(rich.to_json()) == rich

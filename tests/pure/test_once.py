@@ -1,0 +1,86 @@
+"""Work that is shared, and tasks that are ended."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mirror.once import Once, end
+
+
+async def test_work_asked_for_at_once_is_done_once() -> None:
+    """Everyone who asks meanwhile gets the one result; whoever asks later has it done anew."""
+    once = Once()
+    calls = 0
+
+    async def work() -> int:
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(0)
+        return calls
+
+    assert await asyncio.gather(*(once.run("x", work) for _ in range(10))) == [1] * 10
+    assert await once.run("x", work) == 2
+
+
+async def test_an_error_reaches_all() -> None:
+    """Nobody is left waiting for work that failed."""
+    once = Once()
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("no")
+
+    results = await asyncio.gather(*(once.run("x", work) for _ in range(3)), return_exceptions=True)
+    assert [type(result) for result in results] == [ValueError] * 3
+
+
+async def test_a_caller_who_leaves_takes_nothing_along() -> None:
+    """The first one neither: the work goes on, and the others have its result."""
+    once = Once()
+    release = asyncio.Event()
+
+    async def work() -> str:
+        await release.wait()
+        return "done"
+
+    first = asyncio.create_task(once.run("x", work))
+    second = asyncio.create_task(once.run("x", work))
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    release.set()
+    assert await second == "done"
+
+
+async def test_closing_ends_what_runs() -> None:
+    """Nothing is left behind, and callers learn of it."""
+    once = Once()
+    waiting = asyncio.create_task(once.run("x", asyncio.Event().wait))
+    await asyncio.sleep(0)
+    await once.aclose()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_a_task_that_swallows_a_cancellation_is_ended_all_the_same() -> None:
+    """Libraries do that; a stop must not wait for ever because of it."""
+    swallowed = 0
+
+    async def stubborn() -> None:
+        nonlocal swallowed
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                swallowed += 1
+                if swallowed == 3:
+                    raise
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        await end(task)
+    assert task.cancelled()
