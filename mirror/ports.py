@@ -1,0 +1,340 @@
+"""Read this first: what the mirror is made of, without how.
+
+A request names a repository; a repository gives content; the server sends content. Bytes reach a client only from the
+store: a miss starts one *flight* that writes into the store, and every client, the first one too, follows the growing
+blob. The disk is the truth; the index is a memory of it that may be lost at any time.
+
+Five ports, each with two or more implementations:
+
+    BlobStore      content by digest              store/local.py      store/memory.py
+    Catalog        tags and manifest links        store/catalog.py    store/memory.py
+    ContentIndex   sizes, last use, links, pins   index/embedded.py   index/redis.py     index/memory.py
+    Upstream       one remote registry            upstream/registry.py
+    Body           bytes that arrive in a thread  upstream/transfer.py
+
+The life of a blob in a store:
+
+    absent ── ingest() ──> growing ── commit() ──> present ── delete() ──> absent
+                              │  ^                               (who has it open reads on)
+                  abort(keep) │  │ ingest() again: hashed anew, resumed at its size
+                              v  │
+                            partial
+
+A blob is invisible under its final name until `commit` has verified its digest and made it durable. A growing blob
+may be followed from any process that shares the store; exactly one process at a time, the *filler*, holds its lock.
+The kernel frees that lock when the filler dies, and a follower takes over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor, Manifest
+from mirror.oci.reference import Reference, Repo
+from mirror.policy.records import ContentRecord, ManifestRecord, TagRecord, Usage
+
+__all__ = [
+    "BlobInfo",
+    "BlobReader",
+    "BlobStore",
+    "Body",
+    "Catalog",
+    "ContentIndex",
+    "Ingest",
+    "SupportsFileno",
+    "SupportsSplice",
+    "Upstream",
+]
+
+
+# ------------------------------------------------------------------------------------- 1. bytes that arrive
+
+
+class Body(Protocol):
+    """The body of one upstream answer, read by blocking calls in a thread: bytes never cross the event loop."""
+
+    @property
+    def start(self) -> int:
+        """Offset within the blob of the first byte that `readinto` gives."""
+
+    @property
+    def size(self) -> int | None:
+        """Size in bytes of the whole blob, not of what is left of it; None where upstream does not say."""
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Blocks for the next bytes and returns how many there are, at least 1; 0 at a proper end only.
+
+        May return less than fits. Raises `UpstreamUnavailable` where the body breaks off, `UpstreamTimeout` where it
+        stalls or falls below the lowest rate allowed.
+        """
+
+    def abort(self) -> None:
+        """From any thread, repeatable: makes a blocked `readinto` fail soon."""
+
+
+@runtime_checkable
+class SupportsSplice(Protocol):
+    """A body that can lend its socket, so that the kernel moves its bytes."""
+
+    def plain_socket(self) -> tuple[int, int] | None:
+        """A blocking socket's descriptor and how many bytes of the body come from it; None: only `readinto` has them.
+
+        The answer changes while the body is read: first there is what came along with the headers.
+        """
+
+    def advance(self, count: int) -> None:
+        """`count` bytes were taken from that socket. Raises like `readinto`."""
+
+
+# ------------------------------------------------------------------------------------ 2. content by digest
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """A blob that is present; `size` in bytes, `used_at` the time of last use known to the disk (epoch seconds)."""
+
+    digest: Digest
+    size: int
+    used_at: float = 0.0
+
+
+class BlobReader(Protocol):
+    """An open blob, present or growing. It can be read to its end whatever happens to its name."""
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Blocking read of up to `size` bytes; empty past the end. Raises `StoreError`."""
+
+    def close(self) -> None:
+        """Repeatable."""
+
+
+@runtime_checkable
+class SupportsFileno(Protocol):
+    """A reader that is a plain file, so that the kernel can send it."""
+
+    def fileno(self) -> int:
+        """The descriptor; stays the reader's own."""
+
+
+class Ingest(Protocol):
+    """A growing blob, as this process sees it. Several may exist for one digest; one holds the lock."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes that can be read now, in bytes."""
+
+    @property
+    def size(self) -> int | None:
+        """Expected size of the whole blob, once a filler has learnt it."""
+
+    @property
+    def verified(self) -> bool:
+        """Whether all bytes are here and are those that the digest names."""
+
+    @property
+    def announced(self) -> bool:
+        """Whether a filler has had upstream's headers: what can be read may be sent, as far as `verified` allows."""
+
+    @property
+    def in_place(self) -> bool:
+        """Whether this is still the file that others would find: False once it was committed or begun anew."""
+
+    def refresh(self) -> None:
+        """Look at what another process has written since."""
+
+    def try_lock(self) -> bool:
+        """Become the filler if nobody is. False while another is, or once the blob has left this place."""
+
+    def resume(self) -> int:
+        """Blocking, by the lock's holder: hash what is there already; returns the offset to go on from."""
+
+    def restart(self) -> None:
+        """Blocking, by the lock's holder: forget every byte."""
+
+    def expect(self, size: int | None) -> None:
+        """By the lock's holder: tell followers the size of the whole."""
+
+    def fill(self, body: Body, progress: Callable[[], None]) -> None:
+        """Blocking, by the lock's holder: write and hash a body to its end.
+
+        `progress` is called from this thread after each write: it must be cheap. Raises what `body` raises, `StoreFull`
+        and `StoreError`. Bytes written before an error stay and count.
+        """
+
+    def verify(self) -> None:
+        """Blocking, by the lock's holder: raises `BlobDamaged` unless the hash is the digest's."""
+
+    def commit(self) -> BlobInfo:
+        """Blocking, after `verify`: sync, publish under the final name, sync the directory. Releases the lock."""
+
+    def abort(self, *, keep: bool) -> None:
+        """Give up the lock; the bytes stay for the next filler if `keep`. Repeatable, harmless after commit."""
+
+    def reader(self) -> BlobReader:
+        """The growing bytes; the caller closes it. Raises `StoreError`."""
+
+    def close(self) -> None:
+        """Let go of everything; like `abort(keep=True)` where the lock is still held. Repeatable."""
+
+
+class BlobStore(Protocol):
+    """Content by digest."""
+
+    def stat(self, digest: Digest) -> BlobInfo:
+        """Raises `BlobUnknown`. Quick enough for the event loop."""
+
+    def open(self, digest: Digest) -> tuple[BlobInfo, BlobReader]:
+        """An open blob with its size at that moment. Raises `BlobUnknown`. Quick enough for the event loop."""
+
+    def read(self, digest: Digest, limit: int) -> bytes:
+        """Blocking: a small blob whole, verified. Raises `BlobUnknown`, `BlobDamaged` (also above `limit` bytes)."""
+
+    def put(self, digest: Digest, content: bytes) -> BlobInfo:
+        """Blocking: a small blob whole, durable when it returns. Raises `BlobDamaged` for wrong bytes, `StoreFull`."""
+
+    def ingest(self, digest: Digest) -> Ingest:
+        """Join or begin a growing blob. Raises `StoreFull`, `StoreError`."""
+
+    def growing(self) -> Mapping[Digest, int]:
+        """Blocking: ingests that hold disk, with the bytes each has, or will have where somebody fills it."""
+
+    def delete(self, digest: Digest) -> int:
+        """Blocking: drop the name; returns the bytes that this frees. Repeatable (0). Open readers read on."""
+
+    def set_aside(self, digest: Digest) -> None:
+        """Blocking: take a blob whose bytes are wrong out of service; a later request fetches it again. Repeatable."""
+
+    def mark_used(self, seen: Mapping[Digest, float]) -> None:
+        """Blocking: note times of last use beside the blobs, so that they outlive the index. Skips unknown ones."""
+
+    def walk(self) -> Iterable[BlobInfo]:
+        """Blocking: every blob present. Foreign files are passed over."""
+
+    def free(self) -> tuple[int, int]:
+        """Blocking: bytes free for us on this disk, and the disk's size."""
+
+
+# --------------------------------------------------------------------------- 3. what a repository has: the truth
+
+
+class Catalog(Protocol):
+    """Tags and manifest links of every repository, on disk. All calls block shortly; none raises for what is absent."""
+
+    def get_tag(self, repo: Repo, tag: str) -> TagRecord | None:
+        """What the tag pointed to when last asked."""
+
+    def put_tag(self, repo: Repo, record: TagRecord) -> None:
+        """Replace it at once for every reader. Raises `StoreError`, `StoreFull`."""
+
+    def drop_tag(self, repo: Repo, tag: str) -> None:
+        """Repeatable."""
+
+    def tags(self, repo: Repo) -> list[str]:
+        """Sorted."""
+
+    def get_manifest(self, repo: Repo, digest: Digest) -> ManifestRecord | None:
+        """Whether this repository may serve it, and as what."""
+
+    def put_manifest(self, repo: Repo, record: ManifestRecord) -> None:
+        """This repository may serve it from now on. Raises `StoreError`, `StoreFull`."""
+
+    def drop_manifest(self, repo: Repo, digest: Digest) -> None:
+        """Repeatable."""
+
+    def manifests(self, repo: Repo) -> Iterable[ManifestRecord]:
+        """In no order."""
+
+    def repositories(self) -> Iterable[Repo]:
+        """Every repository that has a tag or a manifest."""
+
+
+# -------------------------------------------------------------------------- 4. what is remembered about content
+
+
+class ContentIndex(Protocol):
+    """The least-recently-used order, sizes, links and pins. Every method may raise `IndexUnavailable`.
+
+    Nothing here is asked on the path of a hit that this process has seen before.
+    """
+
+    async def put(self, records: Sequence[ContentRecord]) -> None:
+        """Remember blobs. Repeatable: the later time of last use stays, and a pin is only replaced by another."""
+
+    async def get(self, digest: Digest) -> ContentRecord | None:
+        """What is remembered."""
+
+    async def drop(self, digests: Sequence[Digest]) -> None:
+        """Forget blobs, their pins too; links stay. Repeatable."""
+
+    async def touch(self, seen: Mapping[Digest, float]) -> None:
+        """Later times of last use; digests that are not remembered are not added."""
+
+    async def set_pin(self, digest: Digest, reason: str | None) -> None:
+        """Pin, or unpin with None. A digest that is not remembered is left alone."""
+
+    async def coldest(self, limit: int) -> list[ContentRecord]:
+        """Up to `limit` blobs without a pin, least recently used first (ties by digest)."""
+
+    async def usage(self) -> Usage:
+        """Counted as records come and go, not summed up."""
+
+    async def link(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
+        """This repository may serve these blobs; the values are their sizes in bytes, -1 where unknown."""
+
+    async def linked(self, repo: Repo, digest: Digest) -> int | None:
+        """The size that was linked (-1 where unknown); None: not linked."""
+
+    async def unlink(self, repo: Repo, digests: Sequence[Digest]) -> None:
+        """Repeatable."""
+
+    async def marker(self) -> str | None:
+        """The mark set at the end of the last complete rebuild; None after a loss."""
+
+    async def set_marker(self, mark: str) -> None:
+        """Set last in a rebuild, so that an interrupted one shows."""
+
+    async def clear(self) -> None:
+        """Forget everything of this store, other stores' records in a shared Redis not."""
+
+    async def aclose(self) -> None:
+        """Repeatable."""
+
+
+# ------------------------------------------------------------------------------------------- 5. a remote registry
+
+
+class Upstream(Protocol):
+    """One remote registry. `repo` is always the name within it.
+
+    Every call may raise `UpstreamUnavailable`, `UpstreamTimeout`, `UpstreamDenied`, `UpstreamThrottled`,
+    `UpstreamNotKnown` and `UpstreamInvalid`, after having tried what is worth trying again.
+    """
+
+    @property
+    def name(self) -> str:
+        """As clients say it: `docker.io`."""
+
+    async def resolve(self, repo: str, reference: Reference) -> Descriptor:
+        """What a reference points to, by HEAD; by GET only where upstream's HEAD does not say it."""
+
+    async def manifest(self, repo: str, reference: Reference) -> Manifest:
+        """By GET. The digest is that of the bytes; asked for by digest, it is the one asked for."""
+
+    def blob(self, repo: str, digest: Digest, start: int = 0) -> AbstractAsyncContextManager[Body]:
+        """A blob from an offset on; entered once upstream's headers are in. `body.start` may be below `start`."""
+
+    async def blob_size(self, repo: str, digest: Digest) -> int | None:
+        """Whether the repository has the blob, and its size in bytes where upstream says it. Never by HEAD."""
+
+    async def tags(self, repo: str) -> list[str]:
+        """All tags, every page."""
+
+    async def referrers(self, repo: str, digest: Digest) -> list[Descriptor]:
+        """Manifests whose subject is `digest`, by the API or by the fallback tag. Empty where there are none."""
+
+    async def aclose(self) -> None:
+        """Repeatable."""

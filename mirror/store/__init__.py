@@ -1,0 +1,1 @@
+"""Bytes and records on the local disk, which is the truth about what the mirror holds."""

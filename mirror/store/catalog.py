@@ -1,0 +1,99 @@
+"""Tags and manifest links as small files beside the blobs: the truth about what each repository has.
+
+A record is replaced by a rename, so a reader sees the old or the new one. Readers need no lock. A file that does not
+parse (cut by an old crash, or foreign) counts as absent.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from mirror.errors import RequestError
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo, check_name, check_registry, check_tag
+from mirror.policy.records import ManifestRecord, TagRecord
+from mirror.store.files import make_folder, store_errors, write_whole
+from mirror.store.layout import Layout, digest_from
+
+__all__ = ["LocalCatalog"]
+
+
+class LocalCatalog:
+    """`Catalog` on disk; see `layout.py` for the drawing."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def get_tag(self, repo: Repo, tag: str) -> TagRecord | None:
+        text = _read(self._layout.tags(repo) / tag)
+        return None if text is None else TagRecord.from_json(tag, text)
+
+    def put_tag(self, repo: Repo, record: TagRecord) -> None:
+        self._write(self._layout.tags(repo), record.tag, record.to_json())
+
+    def drop_tag(self, repo: Repo, tag: str) -> None:
+        _drop(self._layout.tags(repo) / tag)
+
+    def tags(self, repo: Repo) -> list[str]:
+        return sorted(_names(self._layout.tags(repo)))
+
+    def get_manifest(self, repo: Repo, digest: Digest) -> ManifestRecord | None:
+        text = _read(self._layout.manifests(repo) / f"{digest.algorithm}-{digest.hex}")
+        return None if text is None else ManifestRecord.from_json(digest, text)
+
+    def put_manifest(self, repo: Repo, record: ManifestRecord) -> None:
+        name = f"{record.digest.algorithm}-{record.digest.hex}"
+        self._write(self._layout.manifests(repo), name, record.to_json())
+
+    def drop_manifest(self, repo: Repo, digest: Digest) -> None:
+        _drop(self._layout.manifests(repo) / f"{digest.algorithm}-{digest.hex}")
+
+    def manifests(self, repo: Repo) -> Iterable[ManifestRecord]:
+        for name in _names(self._layout.manifests(repo)):
+            digest = digest_from(name)
+            record = self.get_manifest(repo, digest) if digest else None
+            if record:
+                yield record
+
+    def repositories(self) -> Iterable[Repo]:
+        root = self._layout.repositories
+        for folder, below, _files in os.walk(root):
+            if "_tags" in below or "_manifests" in below:
+                registry, _, name = os.path.relpath(folder, root).partition("/")
+                with suppress(RequestError):
+                    yield Repo(check_registry(registry), check_name(name))
+            below[:] = [name for name in below if not name.startswith("_")]
+
+    def _write(self, folder: Path, name: str, content: bytes) -> None:
+        with store_errors("writing a record of the catalog"):
+            make_folder(folder, below=self._layout.repositories)
+            write_whole(folder / name, content, through=self._layout.ingests)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        # an unreadable record is asked for again, like an absent one
+        return None
+
+
+def _drop(path: Path) -> None:
+    with store_errors("dropping a record of the catalog"), suppress(FileNotFoundError, NotADirectoryError):
+        path.unlink()
+
+
+def _names(folder: Path) -> Iterator[str]:
+    try:
+        found = os.listdir(folder)
+    except OSError:
+        return
+    for name in found:
+        if digest_from(name):
+            yield name
+            continue
+        with suppress(RequestError):
+            yield check_tag(name)

@@ -1,0 +1,79 @@
+"""Small steps on files that survive a crash, and the border where `OSError` ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from mirror.errors import StoreError, StoreFull
+
+__all__ = ["make_folder", "store_errors", "sync_folder", "write_all", "write_whole"]
+
+#: The disk, a quota, or the file system's own limits: eviction may help, and the pull goes on without the store.
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+
+
+@contextmanager
+def store_errors(what: str) -> Iterator[None]:
+    """`OSError` becomes `StoreFull` or `StoreError`, with what was being done and never a client's data."""
+    try:
+        yield
+    except OSError as error:
+        kind = StoreFull if error.errno in _FULL else StoreError
+        raise kind(f"{what}: {os.strerror(error.errno) if error.errno else error}") from error
+
+
+def make_folder(path: Path, *, below: Path) -> None:
+    """Make a folder (0700: cached content may be private) and sync its parents up to `below`, which exists.
+
+    Without the sync a power cut can lose the folder together with the synced file in it.
+    """
+    missing = []
+    step = path
+    while step != below and not step.is_dir():
+        missing.append(step)
+        step = step.parent
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def sync_folder(path: str | Path) -> None:
+    """Make renames in a folder durable. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """`write` until everything is written: a nearly full disk writes a part and reports the error only next time."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def write_whole(path: Path, content: bytes, *, through: Path, mode: int = 0o600) -> None:
+    """Put a small file in its place, whole or not at all, durable on return. `through` is a folder for the temporary
+    name on the same filesystem. Raises `OSError`; nothing is left behind then.
+    """
+    temporary = through / f"tmp-{secrets.token_hex(16)}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        try:
+            write_all(descriptor, content)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)

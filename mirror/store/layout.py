@@ -1,0 +1,95 @@
+"""Where files live. Everything else under the root is foreign and left alone.
+
+    <root>/
+    ├── store.json                       {"layout": 1, "id": "…"}: who wrote this tree; an unknown layout is refused
+    ├── blobs/
+    │   └── <algorithm>/<ab>/<hex>       committed, read-only, named by digest; <ab> are the first two digits
+    ├── ingest/
+    │   ├── <algorithm>-<hex>            growing, or a partial that waits to be resumed; its filler holds its flock
+    │   ├── <algorithm>-<hex>.state      what followers in other processes need to know (see `state.py`)
+    │   └── tmp-<random>                 a small file about to be renamed into its place
+    ├── quarantine/
+    │   └── <algorithm>-<hex>            a blob whose bytes were found to be wrong, kept for whoever looks into it
+    ├── locks/                           files for flock only; empty
+    └── repositories/
+        └── <registry>/<name…>/
+            ├── _tags/<tag>              JSON: digest, media type, size, fetched at
+            └── _manifests/<algorithm>-<hex>   JSON: media type, size, fetched at
+
+Repository names have several parts and may hold the words `tags` and `manifests`, but no part of a name begins with an
+underscore (distribution-spec, "Pulling manifests"), so the two folders cannot be mistaken for a part of it.
+
+`blobs` and `ingest` are on one filesystem, because a blob is published by a rename.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mirror.errors import RequestError
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+
+__all__ = ["LAYOUT", "Layout", "digest_from"]
+
+#: The version of this drawing. A tree of another version is refused rather than guessed at.
+LAYOUT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Paths below one root. Digests and names are checked values, so no path leaves the root."""
+
+    root: Path
+
+    @property
+    def marker(self) -> Path:
+        return self.root / "store.json"
+
+    @property
+    def blobs(self) -> Path:
+        return self.root / "blobs"
+
+    @property
+    def ingests(self) -> Path:
+        return self.root / "ingest"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.root / "quarantine"
+
+    @property
+    def locks(self) -> Path:
+        return self.root / "locks"
+
+    @property
+    def repositories(self) -> Path:
+        return self.root / "repositories"
+
+    def blob(self, digest: Digest) -> str:
+        """As text: this is on the path of every hit, and `Path` is slow."""
+        return f"{self.root}/blobs/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
+
+    def ingest(self, digest: Digest) -> Path:
+        return self.ingests / f"{digest.algorithm}-{digest.hex}"
+
+    def state(self, digest: Digest) -> Path:
+        return self.ingests / f"{digest.algorithm}-{digest.hex}.state"
+
+    def repository(self, repo: Repo) -> Path:
+        return self.repositories / repo.registry / repo.name
+
+    def tags(self, repo: Repo) -> Path:
+        return self.repository(repo) / "_tags"
+
+    def manifests(self, repo: Repo) -> Path:
+        return self.repository(repo) / "_manifests"
+
+
+def digest_from(name: str) -> Digest | None:
+    """The digest of a file called `<algorithm>-<hex>`; None for any other name."""
+    try:
+        return Digest.parse(name.replace("-", ":", 1))
+    except RequestError:
+        return None

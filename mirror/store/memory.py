@@ -1,0 +1,349 @@
+"""A `BlobStore` and a `Catalog` in dicts: the simplest correct ones. They live and die with their process.
+
+One `MemoryStore` stands for a disk. What other processes are to `LocalStore`, several ingests of one digest are here:
+they share one growing blob, and one of them at a time is its filler. A growing blob that was committed or begun anew
+is no longer `in_place`; who holds it open reads on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from mirror.errors import BlobDamaged, BlobUnknown, StoreError, StoreFull
+from mirror.oci.digest import Digest, hasher
+from mirror.oci.reference import Repo
+from mirror.policy.records import ManifestRecord, TagRecord
+from mirror.ports import BlobInfo, Body
+
+__all__ = ["MemoryCatalog", "MemoryIngest", "MemoryReader", "MemoryStore"]
+
+#: Received at once, in bytes.
+_RECEIVE: Final = 256 * 1024
+
+
+@dataclass(slots=True, eq=False)
+class _Blob:
+    """Bytes, growing or present. `filler` is who holds the lock."""
+
+    content: bytearray = field(default_factory=bytearray)
+    size: int | None = None
+    announced: bool = False
+    verified: bool = False
+    used_at: float = 0.0
+    filler: MemoryIngest | None = None
+
+
+class MemoryReader:
+    """Reads a blob whatever happens to its name."""
+
+    def __init__(self, blob: _Blob) -> None:
+        self._blob: _Blob | None = blob
+
+    def pread(self, size: int, offset: int) -> bytes:
+        if self._blob is None:
+            raise StoreError("reading a blob: the reader is closed")
+        return bytes(memoryview(self._blob.content)[offset : offset + size])
+
+    def close(self) -> None:
+        self._blob = None
+
+
+class MemoryStore:
+    """See `mirror.ports.BlobStore`. May be used from any thread."""
+
+    def __init__(self, disk: int = 1 << 40) -> None:
+        """`disk` is how much fits, in bytes."""
+        #: Guards all that is below; who waits for growth waits on it.
+        self.changed = threading.Condition(threading.RLock())
+        self.disk = disk
+        self._present: dict[Digest, _Blob] = {}
+        self._growing: dict[Digest, _Blob] = {}
+        self._aside: dict[Digest, _Blob] = {}
+
+    def stat(self, digest: Digest) -> BlobInfo:
+        with self.changed:
+            blob = self._find(digest)
+            return BlobInfo(digest, len(blob.content), blob.used_at)
+
+    def open(self, digest: Digest) -> tuple[BlobInfo, MemoryReader]:
+        with self.changed:
+            blob = self._find(digest)
+            return BlobInfo(digest, len(blob.content), blob.used_at), MemoryReader(blob)
+
+    def read(self, digest: Digest, limit: int) -> bytes:
+        with self.changed:
+            content = bytes(self._find(digest).content)
+        if len(content) > limit:
+            raise BlobDamaged(f"{digest} has {len(content)} bytes, more than the {limit} expected")
+        if not digest.matches(content):
+            raise BlobDamaged(f"the {len(content)} bytes of {digest} are not what the digest names")
+        return content
+
+    def put(self, digest: Digest, content: bytes) -> BlobInfo:
+        if not digest.matches(content):
+            raise BlobDamaged(f"{len(content)} bytes that are not {digest}")
+        with self.changed:
+            if digest not in self._present:
+                self.claim(len(content))
+                self._present[digest] = _Blob(bytearray(content), len(content), announced=True, verified=True)
+        return BlobInfo(digest, len(content))
+
+    def ingest(self, digest: Digest) -> MemoryIngest:
+        return MemoryIngest(self, digest)
+
+    def growing(self) -> Mapping[Digest, int]:
+        with self.changed:
+            return {
+                digest: max(len(blob.content), (blob.size or 0) if blob.filler else 0)
+                for digest, blob in self._growing.items()
+            }
+
+    def delete(self, digest: Digest) -> int:
+        with self.changed:
+            blob = self._present.pop(digest, None)
+            return len(blob.content) if blob else 0
+
+    def set_aside(self, digest: Digest) -> None:
+        with self.changed:
+            blob = self._present.pop(digest, None)
+            if blob:
+                self._aside[digest] = blob
+
+    def mark_used(self, seen: Mapping[Digest, float]) -> None:
+        with self.changed:
+            for digest, used_at in seen.items():
+                if digest in self._present:
+                    self._present[digest].used_at = used_at
+
+    def walk(self) -> Iterator[BlobInfo]:
+        with self.changed:
+            digests = list(self._present)
+        for digest in digests:
+            try:
+                yield self.stat(digest)
+            except BlobUnknown:
+                continue
+
+    def free(self) -> tuple[int, int]:
+        with self.changed:
+            blobs = [*self._present.values(), *self._growing.values(), *self._aside.values()]
+            return max(0, self.disk - sum(len(blob.content) for blob in blobs)), self.disk
+
+    def damage(self, digest: Digest, content: bytes) -> None:
+        """What a bad disk does: other bytes under the same name. Raises `BlobUnknown`."""
+        with self.changed:
+            self._find(digest).content[:] = content
+
+    def claim(self, size: int) -> None:
+        """Under `changed`, before `size` bytes are written. Raises `StoreFull`."""
+        if size > self.free()[0]:
+            raise StoreFull(f"no room for {size} bytes")
+
+    def begin(self, digest: Digest, *, anew: bool = False) -> _Blob:
+        """The growing blob that others would find, made if there is none, or `anew`."""
+        with self.changed:
+            if anew or digest not in self._growing:
+                self._growing[digest] = _Blob()
+            return self._growing[digest]
+
+    def is_growing(self, digest: Digest, blob: _Blob) -> bool:
+        """Whether this is the growing blob that others would find."""
+        with self.changed:
+            return self._growing.get(digest) is blob
+
+    def publish(self, digest: Digest, blob: _Blob) -> None:
+        """Under the final name, and no longer growing."""
+        with self.changed:
+            del self._growing[digest]
+            self._present[digest] = blob
+
+    def forget(self, digest: Digest, blob: _Blob) -> None:
+        """A growing blob is not wanted any more."""
+        with self.changed:
+            if self.is_growing(digest, blob):
+                del self._growing[digest]
+
+    def _find(self, digest: Digest) -> _Blob:
+        try:
+            return self._present[digest]
+        except KeyError:
+            raise BlobUnknown(f"{digest} is not in the store") from None
+
+
+class MemoryIngest:
+    """See `mirror.ports.Ingest`."""
+
+    def __init__(self, store: MemoryStore, digest: Digest) -> None:
+        self.digest = digest
+        self._store = store
+        self._blob = store.begin(digest)
+        self._hash = hasher(digest)
+        self.refresh()
+
+    @property
+    def offset(self) -> int:
+        return self._offset
+
+    @property
+    def size(self) -> int | None:
+        return self._size
+
+    @property
+    def verified(self) -> bool:
+        return self._verified
+
+    @property
+    def announced(self) -> bool:
+        return self._announced
+
+    @property
+    def in_place(self) -> bool:
+        return self._store.is_growing(self.digest, self._blob)
+
+    @property
+    def _locked(self) -> bool:
+        return self._blob.filler is self
+
+    def refresh(self) -> None:
+        with self._store.changed:
+            blob = self._blob
+            self._offset, self._size = len(blob.content), blob.size
+            self._verified, self._announced = blob.verified, blob.announced
+
+    def try_lock(self) -> bool:
+        with self._store.changed:
+            if self._blob.filler is None and self.in_place:
+                self._blob.filler = self
+            return self._locked
+
+    def resume(self) -> int:
+        self._must_hold_the_lock()
+        self._hash = hasher(self.digest)
+        self._hash.update(self._blob.content)
+        self.refresh()
+        return self._offset
+
+    def restart(self) -> None:
+        self._must_hold_the_lock()
+        with self._store.changed:
+            # in a new blob: followers of the old one must see that it ended, not that its bytes changed under them
+            self._blob.filler = None
+            self._blob = self._store.begin(self.digest, anew=True)
+            self._blob.filler = self
+            self._store.changed.notify_all()
+        self._hash = hasher(self.digest)
+        self.refresh()
+
+    def expect(self, size: int | None) -> None:
+        self._must_hold_the_lock()
+        with self._store.changed:
+            self._blob.size, self._blob.announced, self._blob.verified = size, True, False
+            self._store.changed.notify_all()
+        self.refresh()
+
+    def fill(self, body: Body, progress: Callable[[], None]) -> None:
+        self._must_hold_the_lock()
+        offset = body.start
+        if offset > self._offset:
+            raise BlobDamaged(f"the body begins at {offset}, beyond the {self._offset} bytes that are here")
+        buffer = memoryview(bytearray(_RECEIVE))
+        while received := body.readinto(buffer):
+            # not every upstream heeds a range: what is here already is passed over
+            fresh = buffer[max(0, self._offset - offset) : received]
+            offset += received
+            self._append(fresh)
+            progress()
+        if offset < self._offset:
+            raise BlobDamaged(f"the body ends after {offset} bytes, of which {self._offset} were here already")
+
+    def _append(self, chunk: memoryview) -> None:
+        with self._store.changed:
+            if self._size is not None and self._offset + len(chunk) > self._size:
+                raise BlobDamaged(f"upstream sent more than the {self._size} bytes that it announced")
+            self._store.claim(len(chunk))
+            self._blob.content += chunk
+            self._hash.update(chunk)
+            self._offset += len(chunk)
+            self._store.changed.notify_all()
+
+    def verify(self) -> None:
+        self._must_hold_the_lock()
+        if self._size not in (None, self._offset):
+            raise BlobDamaged(f"{self._offset} bytes of {self.digest}, where {self._size} were announced")
+        if self._hash.hexdigest() != self.digest.hex:
+            raise BlobDamaged(f"the {self._offset} bytes received are not {self.digest}")
+        with self._store.changed:
+            self._blob.size, self._blob.announced, self._blob.verified = self._offset, True, True
+            self._store.changed.notify_all()
+        self.refresh()
+
+    def commit(self) -> BlobInfo:
+        self._must_hold_the_lock()
+        if not self._verified:
+            raise StoreError(f"publishing {self.digest}: it is not verified")
+        with self._store.changed:
+            self._store.publish(self.digest, self._blob)
+            self._blob.filler = None
+            self._store.changed.notify_all()
+        return BlobInfo(self.digest, self._offset)
+
+    def abort(self, *, keep: bool) -> None:
+        with self._store.changed:
+            if not self._locked:
+                return
+            self._blob.filler = None
+            if not keep:
+                self._store.forget(self.digest, self._blob)
+            self._store.changed.notify_all()
+
+    def reader(self) -> MemoryReader:
+        return MemoryReader(self._blob)
+
+    def close(self) -> None:
+        with self._store.changed:
+            self.abort(keep=True)
+            if not self._blob.content and self._blob.filler is None:
+                # an empty one is worth nothing, and would be counted as growing for ever
+                self._store.forget(self.digest, self._blob)
+
+    def _must_hold_the_lock(self) -> None:
+        if not self._locked:
+            raise StoreError(f"{self.digest} is filled by someone else")
+
+
+class MemoryCatalog:
+    """See `mirror.ports.Catalog`. May be used from any thread."""
+
+    def __init__(self) -> None:
+        self._tags: dict[Repo, dict[str, TagRecord]] = {}
+        self._manifests: dict[Repo, dict[Digest, ManifestRecord]] = {}
+
+    def get_tag(self, repo: Repo, tag: str) -> TagRecord | None:
+        return self._tags.get(repo, {}).get(tag)
+
+    def put_tag(self, repo: Repo, record: TagRecord) -> None:
+        self._tags.setdefault(repo, {})[record.tag] = record
+
+    def drop_tag(self, repo: Repo, tag: str) -> None:
+        self._tags.get(repo, {}).pop(tag, None)
+
+    def tags(self, repo: Repo) -> list[str]:
+        return sorted(self._tags.get(repo, {}))
+
+    def get_manifest(self, repo: Repo, digest: Digest) -> ManifestRecord | None:
+        return self._manifests.get(repo, {}).get(digest)
+
+    def put_manifest(self, repo: Repo, record: ManifestRecord) -> None:
+        self._manifests.setdefault(repo, {})[record.digest] = record
+
+    def drop_manifest(self, repo: Repo, digest: Digest) -> None:
+        self._manifests.get(repo, {}).pop(digest, None)
+
+    def manifests(self, repo: Repo) -> Iterable[ManifestRecord]:
+        return list(self._manifests.get(repo, {}).values())
+
+    def repositories(self) -> Iterable[Repo]:
+        return [repo for repo in {**self._tags, **self._manifests} if self._tags.get(repo) or self._manifests.get(repo)]

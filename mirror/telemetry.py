@@ -1,0 +1,151 @@
+"""What can be seen of the mirror from outside: every metric in one list, and the shape of the log.
+
+Counters live in memory-mapped files when `PROMETHEUS_MULTIPROC_DIR` is set (the supervisor of several workers does),
+so that a scrape that lands on any worker tells the sum of all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Final, TextIO
+
+import structlog
+from prometheus_client import REGISTRY as _REGISTRY
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+__all__ = [
+    "CONTENT_TYPE",
+    "EVICTED",
+    "EVICTED_BYTES",
+    "FILLED",
+    "FILL_SECONDS",
+    "FLIGHTS",
+    "INDEX_FAILURES",
+    "REQUESTS",
+    "REQUEST_SECONDS",
+    "SENT_BYTES",
+    "STORE_BLOBS",
+    "STORE_BYTES",
+    "STORE_LIMIT",
+    "UNCACHED",
+    "UPSTREAM_BYTES",
+    "UPSTREAM_REQUESTS",
+    "UPSTREAM_SECONDS",
+    "log",
+    "render_metrics",
+    "set_up_logging",
+    "worker_ended",
+]
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_TIMES: Final = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+REQUESTS: Final = Counter(
+    "mirror_requests", "Requests answered, by kind of resource, status and cache outcome", ["kind", "status", "cache"]
+)
+REQUEST_SECONDS: Final = Histogram(
+    "mirror_request_seconds", "From the request to the last byte of its answer", ["kind", "cache"], buckets=_TIMES
+)
+SENT_BYTES: Final = Counter("mirror_sent_bytes", "Bytes of bodies sent to clients", ["cache"])
+
+UPSTREAM_REQUESTS: Final = Counter(
+    "mirror_upstream_requests",
+    "Requests to upstream registries; status 0 means no answer",
+    ["upstream", "event", "status"],
+)
+UPSTREAM_SECONDS: Final = Histogram(
+    "mirror_upstream_seconds", "Time until upstream's response headers", ["upstream", "event"], buckets=_TIMES
+)
+UPSTREAM_BYTES: Final = Counter("mirror_upstream_bytes", "Bytes of blobs received from upstream", ["upstream"])
+
+FLIGHTS: Final = Gauge("mirror_flights", "Blobs being filled now", multiprocess_mode="livesum")
+FILLED: Final = Counter("mirror_fills", "Blob fills that ended, by result", ["upstream", "result"])
+FILL_SECONDS: Final = Histogram(
+    "mirror_fill_seconds", "From a fill's begin to its commit", ["upstream"], buckets=_TIMES
+)
+UNCACHED: Final = Counter("mirror_uncached", "Answers passed through because the store could not take them")
+
+EVICTED: Final = Counter("mirror_evicted", "Blobs dropped to make room")
+EVICTED_BYTES: Final = Counter("mirror_evicted_bytes", "Bytes of blobs dropped to make room")
+STORE_BYTES: Final = Gauge("mirror_store_bytes", "Bytes of blobs held", multiprocess_mode="mostrecent")
+STORE_BLOBS: Final = Gauge("mirror_store_blobs", "Blobs held", multiprocess_mode="mostrecent")
+STORE_LIMIT: Final = Gauge(
+    "mirror_store_limit_bytes", "Bytes that blobs may take before eviction", multiprocess_mode="mostrecent"
+)
+INDEX_FAILURES: Final = Counter("mirror_index_failures", "Operations that the index did not answer in its budget")
+
+
+def render_metrics() -> bytes:
+    """The exposition text, of all workers where there are several."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(_REGISTRY)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves its constructor untyped
+    return generate_latest(registry)
+
+
+def worker_ended(pid: int) -> None:
+    """Forget the gauges of a worker that is gone; its counters stay."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]  # likewise
+
+
+log: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
+
+_SECRET_KEYS: Final = re.compile(r"authori[sz]ation|passw|secret|token|cookie|credential", re.IGNORECASE)
+#: Queries of URLs hold signatures, user parts hold passwords, and headers hold both.
+_SECRET_TEXT: Final = (
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s\"'<>?#]*)\?[^\s\"'<>]*", re.IGNORECASE), r"\1?…"),
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s\"'<>/@]*@", re.IGNORECASE), r"\1…@"),
+    (re.compile(r"\b(basic|bearer)\s+[a-z0-9._~+/=-]{6,}", re.IGNORECASE), r"\1 …"),
+)
+
+
+def redact(text: str) -> str:
+    """Text without what could be a secret: queries and user parts of URLs, credentials of headers."""
+    for pattern, instead in _SECRET_TEXT:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def _redact_event(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """The last step before a line is written, so that no call site has to remember."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            if _SECRET_KEYS.search(key):
+                event[key] = "…"
+            elif "://" in value or "earer" in value or "asic" in value:
+                event[key] = redact(value)
+    return event
+
+
+def set_up_logging(level: str = "info", output: TextIO | None = None) -> None:
+    """JSON lines on standard error (or `output`), one event each. Control characters are escaped by JSON."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.processors.format_exc_info,
+            _redact_event,
+            structlog.processors.JSONRenderer(ensure_ascii=True, separators=(",", ":")),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(output or sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    # libraries log through the standard module; what they say reaches the same place in the same shape
+    root = logging.getLogger()
+    root.handlers[:] = [_Forward()]
+    root.setLevel(max(number, logging.WARNING))
+
+
+class _Forward(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
