@@ -1,0 +1,18 @@
+"""Cutting long lists, so that one operation never holds a shared index for long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+__all__ = ["batches"]
+
+_Item = TypeVar("_Item")
+
+
+def batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    """Lists of up to `size` items, none empty."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,399 @@
+"""A `ContentIndex` in one SQLite file, shared by the worker processes of one machine.
+
+The life of the file:
+
+    absent ── first operation ──> current schema ── damaged, foreign or of another schema ──> set aside (`<file>.old`)
+                                        ^                                                              │
+                                        └──────────────────────── begun anew, without a marker <───────┘
+
+It is a memory of the disk, so nothing is rescued from a file that is not whole: a file begun anew has no marker, which
+makes the mirror rebuild it from the disk. Who sets aside holds the kernel's lock on `<file>.lock`, so that two workers
+that meet the same damage do not set aside each other's fresh file; a worker whose file was replaced by another notices
+by the inode and opens the new one.
+
+Every operation is a single SQL statement on a batch (the batch travels as JSON): it is atomic, makes one trip to the
+connection's thread, and a task that is cancelled meanwhile leaves no transaction open. Readers have a connection of
+their own, for in WAL mode they never wait for a writer. Counters are kept by triggers, thus exact whoever writes.
+Needs SQLite 3.33 with JSON functions. An instance belongs to one event loop of one process; make it after a fork.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import aiosqlite
+
+from mirror.errors import IndexUnavailable, MirrorError
+from mirror.index.batches import batches
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.policy.records import ContentRecord, Usage
+from mirror.telemetry import INDEX_FAILURES, log
+
+__all__ = ["SCHEMA", "EmbeddedIndex"]
+
+#: Written to `PRAGMA user_version`. A file of any other is begun anew.
+SCHEMA: Final = 1
+
+#: Records per statement: about 10 ms of the write lock, so that other workers get their turn.
+_BATCH: Final = 250
+
+_CREATE: Final = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE content (
+    digest    TEXT PRIMARY KEY,
+    size      INTEGER NOT NULL,
+    last_used REAL NOT NULL,
+    pin       TEXT
+) WITHOUT ROWID;
+-- holds all that `coldest` gives, so that choosing victims reads one run of pages
+CREATE INDEX coldest ON content (last_used, digest, size, pin) WHERE pin IS NULL;
+CREATE TABLE links (
+    repo   TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    size   INTEGER NOT NULL,
+    PRIMARY KEY (repo, digest)
+) WITHOUT ROWID;
+CREATE TABLE usage (blobs INTEGER NOT NULL, bytes INTEGER NOT NULL);
+INSERT INTO usage VALUES (0, 0);
+CREATE TABLE marker (mark TEXT NOT NULL);
+CREATE TRIGGER content_added AFTER INSERT ON content BEGIN
+    UPDATE usage SET blobs = blobs + 1, bytes = bytes + new.size;
+END;
+CREATE TRIGGER content_dropped AFTER DELETE ON content BEGIN
+    UPDATE usage SET blobs = blobs - 1, bytes = bytes - old.size;
+END;
+CREATE TRIGGER content_resized AFTER UPDATE OF size ON content WHEN new.size <> old.size BEGIN
+    UPDATE usage SET bytes = bytes + new.size - old.size;
+END;
+PRAGMA user_version = {SCHEMA};
+COMMIT;
+"""  # noqa: S608  # the one value put in is our own number
+
+_PUT: Final = """
+INSERT INTO content (digest, size, last_used, pin)
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'),
+       json_extract(value, '$[2]'), json_extract(value, '$[3]')
+FROM json_each(?) WHERE true
+ON CONFLICT (digest) DO UPDATE SET
+    size = excluded.size,
+    last_used = max(last_used, excluded.last_used),
+    pin = coalesce(excluded.pin, pin)
+WHERE size <> excluded.size OR last_used < excluded.last_used OR excluded.pin IS NOT NULL
+"""
+_TOUCH: Final = """
+UPDATE content SET last_used = seen.value FROM json_each(?) AS seen
+WHERE content.digest = seen.key AND content.last_used < seen.value
+"""
+_COLDEST: Final = (
+    "SELECT digest, size, last_used, NULL FROM content WHERE pin IS NULL ORDER BY last_used, digest LIMIT ?"
+)
+_LINK: Final = """
+INSERT INTO links (repo, digest, size) SELECT ?, key, value FROM json_each(?) WHERE true
+ON CONFLICT (repo, digest) DO UPDATE SET size = excluded.size WHERE excluded.size >= 0
+"""
+_UNLINK: Final = "DELETE FROM links WHERE repo = ? AND digest IN (SELECT value FROM json_each(?))"
+
+#: Digests are random, so writes go all over the file: with SQLite's own 2 MB each of them would be a read as well.
+_CACHE: Final = "PRAGMA cache_size = -32000"
+#: In pages of 4 KiB. Fewer, larger checkpoints: each ends in an fsync.
+_CHECKPOINT: Final = "PRAGMA wal_autocheckpoint = 4000"
+#: Rows above which they are made into records in a thread, about 10 µs each.
+_MANY: Final = 1000
+
+_SPOILED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+@dataclass(slots=True)
+class _Connections:
+    """Both on one file, known by its inode."""
+
+    reading: aiosqlite.Connection
+    writing: aiosqlite.Connection
+    inode: int
+
+
+class EmbeddedIndex:
+    """See `mirror.ports.ContentIndex`. Opened by the first operation; a directory that is missing is made."""
+
+    def __init__(self, path: Path, *, busy_timeout: float = 5.0) -> None:
+        """`busy_timeout` in seconds: how long a write waits for other workers' before `IndexUnavailable`."""
+        self._path = path
+        self._busy_timeout = busy_timeout
+        self._opening = asyncio.Lock()
+        self._connections: _Connections | None = None
+        self._closed = False
+
+    async def put(self, records: Sequence[ContentRecord]) -> None:
+        """Keeps the later time of last use, and a pin unless the record brings another."""
+        for batch in batches(records, _BATCH):
+            rows = [(str(record.digest), record.size, record.last_used, record.pin) for record in batch]
+            await self._write(_PUT, json.dumps(rows))
+
+    async def get(self, digest: Digest) -> ContentRecord | None:
+        """What is remembered."""
+        rows = await self._read("SELECT digest, size, last_used, pin FROM content WHERE digest = ?", str(digest))
+        return next(_records(rows), None)
+
+    async def drop(self, digests: Sequence[Digest]) -> None:
+        """Repeatable."""
+        for batch in batches(digests, _BATCH):
+            await self._write(
+                "DELETE FROM content WHERE digest IN (SELECT value FROM json_each(?))", json.dumps([*map(str, batch)])
+            )
+
+    async def touch(self, seen: Mapping[Digest, float]) -> None:
+        """Skips what is not remembered."""
+        for batch in batches(seen.items(), _BATCH):
+            await self._write(_TOUCH, json.dumps({str(digest): last_used for digest, last_used in batch}))
+
+    async def set_pin(self, digest: Digest, reason: str | None) -> None:
+        """Skips what is not remembered."""
+        await self._write("UPDATE content SET pin = ? WHERE digest = ?", reason, str(digest))
+
+    async def coldest(self, limit: int) -> list[ContentRecord]:
+        """Reads exactly `limit` entries of an ordered index, however many blobs there are."""
+        rows = await self._read(_COLDEST, limit)
+        if len(rows) > _MANY:
+            return await asyncio.to_thread(lambda: list(_records(rows)))
+        return list(_records(rows))
+
+    async def usage(self) -> Usage:
+        """Blobs and bytes."""
+        rows = await self._read("SELECT blobs, bytes FROM usage")
+        return Usage(*map(int, rows[0])) if rows else Usage(0, 0)
+
+    async def link(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
+        """A size that is known is not replaced by one that is not."""
+        for batch in batches(blobs.items(), _BATCH):
+            await self._write(_LINK, str(repo), json.dumps({str(digest): size for digest, size in batch}))
+
+    async def linked(self, repo: Repo, digest: Digest) -> int | None:
+        """The size, -1 where unknown; None where not linked."""
+        rows = await self._read("SELECT size FROM links WHERE repo = ? AND digest = ?", str(repo), str(digest))
+        return rows[0][0] if rows and isinstance(rows[0][0], int) else None
+
+    async def unlink(self, repo: Repo, digests: Sequence[Digest]) -> None:
+        """Repeatable."""
+        for batch in batches(digests, _BATCH):
+            await self._write(_UNLINK, str(repo), json.dumps([*map(str, batch)]))
+
+    async def marker(self) -> str | None:
+        """The mark of the last complete rebuild."""
+        rows = await self._read("SELECT max(mark) FROM marker")
+        return str(rows[0][0]) if rows and rows[0][0] is not None else None
+
+    async def set_marker(self, mark: str) -> None:
+        """Set last in a rebuild."""
+        await self._write("INSERT OR REPLACE INTO marker (rowid, mark) VALUES (1, ?)", mark)
+
+    async def clear(self) -> None:
+        """Forget everything, by a new file: deleting a million rows would hold the write lock for a minute."""
+        connections = await self._open()
+        async with self._opening:
+            if self._connections is connections:
+                await self._let_go()
+            try:
+                await asyncio.to_thread(_renew, self._path, connections.inode, keep=False)
+            except OSError as error:
+                INDEX_FAILURES.inc()
+                raise _unavailable(error) from error
+
+    async def aclose(self) -> None:
+        """Repeatable. Without it the connections' threads keep the process from ending."""
+        self._closed = True
+        async with self._opening:
+            await self._let_go()
+
+    async def _read(self, statement: str, *parameters: object) -> list[Any]:
+        connections = await self._open()
+        return await self._run(connections.reading, connections, statement, parameters)
+
+    async def _write(self, statement: str, *parameters: object) -> list[Any]:
+        connections = await self._open()
+        return await self._run(connections.writing, connections, statement, parameters)
+
+    async def _run(
+        self, connection: aiosqlite.Connection, both: _Connections, statement: str, parameters: tuple[object, ...]
+    ) -> list[Any]:
+        """One statement, one trip to the thread."""
+        try:
+            return list(await connection.execute_fetchall(statement, parameters))
+        except (sqlite3.Error, ValueError) as error:  # aiosqlite says ValueError on a connection that was closed
+            INDEX_FAILURES.inc()
+            if not _is_busy(error):
+                await self._abandon(both, spoiled=_is_spoiled(error))
+            raise _unavailable(error) from error
+
+    async def _open(self) -> _Connections:
+        """The connections to the file that has the name now."""
+        if self._connections is not None and self._connections.inode == _inode(self._path):
+            return self._connections
+        async with self._opening:
+            if self._connections is not None and self._connections.inode == _inode(self._path):
+                return self._connections
+            await self._let_go()
+            if self._closed:
+                raise IndexUnavailable("the index is closed")
+            connecting = asyncio.create_task(self._connect())
+            try:
+                self._connections = await asyncio.shield(connecting)
+            except asyncio.CancelledError:
+                # half made it would keep its thread and its files: it is finished, and kept for whoever comes next
+                with suppress(sqlite3.Error, OSError):
+                    self._connections = await connecting
+                raise
+            except (sqlite3.Error, OSError) as error:
+                INDEX_FAILURES.inc()
+                raise _unavailable(error) from error
+            return self._connections
+
+    async def _connect(self) -> _Connections:
+        inode = await asyncio.to_thread(_prepare, self._path, self._busy_timeout)
+        reading = await aiosqlite.connect(self._path, isolation_level=None, timeout=self._busy_timeout)
+        try:
+            writing = await aiosqlite.connect(self._path, isolation_level=None, timeout=self._busy_timeout)
+        except BaseException:
+            await reading.close()
+            raise
+        connections = _Connections(reading, writing, inode)
+        try:
+            # NORMAL syncs at checkpoints only: a power cut may lose the latest records but not damage the file
+            await writing.execute_fetchall("PRAGMA synchronous = NORMAL")
+            await writing.execute_fetchall(_CACHE)
+            await writing.execute_fetchall(_CHECKPOINT)
+            await reading.execute_fetchall("PRAGMA query_only = ON")
+        except BaseException:
+            await _close(connections)
+            raise
+        return connections
+
+    async def _abandon(self, failed: _Connections, *, spoiled: bool) -> None:
+        """Open anew next time, and begin a spoiled file anew."""
+        async with self._opening:
+            if self._connections is not failed:
+                return
+            await self._let_go()
+            if spoiled:
+                log.warning("index.spoiled", path=str(self._path))
+                with suppress(OSError):
+                    await asyncio.to_thread(_renew, self._path, failed.inode, keep=True)
+
+    async def _let_go(self) -> None:
+        if self._connections is not None:
+            connections, self._connections = self._connections, None
+            await _close(connections)
+
+
+async def _close(connections: _Connections) -> None:
+    for connection in (connections.reading, connections.writing):
+        with suppress(sqlite3.Error, ValueError):
+            await connection.close()
+
+
+def _prepare(path: Path, busy_timeout: float) -> int:
+    """Blocking: make sure that the file is there and of this schema; returns its inode."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        if not _is_current(path, busy_timeout):
+            if path.exists() and path.stat().st_size:
+                log.warning("index.begun_anew", path=str(path))
+            _set_aside(path)
+            with closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(_CREATE)
+        inode = _inode(path)
+        if inode is None:
+            raise FileNotFoundError(path)
+        return inode
+
+
+def _is_current(path: Path, busy_timeout: float) -> bool:
+    """Whether the file is there, readable and of this schema."""
+    if not path.exists():
+        return False
+    try:
+        with closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)) as connection:
+            if connection.execute("PRAGMA user_version").fetchone() != (SCHEMA,):
+                return False
+            found = connection.execute("SELECT count(*) FROM usage").fetchone()
+            connection.execute("SELECT digest FROM content LIMIT 1").fetchone()
+            connection.execute("SELECT digest FROM links LIMIT 1").fetchone()
+            connection.execute("SELECT mark FROM marker LIMIT 1").fetchone()
+            return bool(found == (1,))
+    except sqlite3.DatabaseError as error:
+        # a table that is missing is a foreign file; a lock that is held, or a disk that fails, is neither
+        if _is_spoiled(error) or _primary_code(error) == sqlite3.SQLITE_ERROR:
+            return False
+        raise
+
+
+def _renew(path: Path, inode: int, *, keep: bool) -> None:
+    """Blocking: make way for a new file, unless another worker has done it."""
+    with _locked(path):
+        if _inode(path) == inode:
+            _set_aside(path, keep=keep)
+
+
+def _set_aside(path: Path, *, keep: bool = True) -> None:
+    """Under the lock. One old file is kept for whoever wants to know what happened; its logs would only mislead."""
+    if not keep:
+        path.unlink(missing_ok=True)
+    for suffix in ("-wal", "-shm", "-journal"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        path.replace(path.with_name(path.name + ".old"))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """The kernel frees the lock when its holder dies."""
+    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _inode(path: Path) -> int | None:
+    """Costs 2 µs, and catches a file that was deleted or replaced beneath us."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+def _primary_code(error: Exception) -> int:
+    """SQLite's result code without its extension; 0 where there is none."""
+    return int(getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+
+
+def _is_spoiled(error: Exception) -> bool:
+    return _primary_code(error) in _SPOILED
+
+
+def _is_busy(error: Exception) -> bool:
+    return _primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _unavailable(error: Exception) -> IndexUnavailable:
+    return IndexUnavailable(f"the embedded index failed: {error}")
+
+
+def _records(rows: Iterable[Any]) -> Iterator[ContentRecord]:
+    """Rows that make no sense are passed over: as good as not remembered."""
+    for digest, size, last_used, pin in rows:
+        try:
+            yield ContentRecord(Digest.parse(digest), int(size), float(last_used), pin)
+        except (MirrorError, ValueError, TypeError, AttributeError):
+            continue

@@ -1,0 +1,567 @@
+"""A `ContentIndex` in Redis, shared by workers and replicas. Needs Redis 7 or Valkey; no Sentinel, no Cluster.
+
+Every key stands under `mirror:<schema>:<store id>:`, for replicas with disks of their own share one Redis:
+
+    used      sorted set   digest by time of last use, of blobs without a pin: the least-recently-used order
+    pinned    sorted set   the same of blobs with a pin
+    sizes     hash         digest to bytes; its length is the number of blobs
+    pins      hash         digest to reason
+    bytes     counter      the sum of `sizes`
+    marker    string       the mark of the last complete rebuild
+    repos     set          names of the repositories that have links, so that `clear` finds them
+    links:<registry>/<name>  hash  digest to bytes
+
+Every operation is a Lua script on a batch: it runs alone in Redis, so the counters are exact whoever writes. A key of
+a wrong type, or counters that do not agree (a Redis that evicts keys), make us throw away the records and the marker,
+and the mirror rebuilds them from the disk; a single value that makes no sense is passed over.
+
+Redis is never waited for: an operation has a budget (per batch), is not retried, and after a failure the breaker
+keeps everyone away for a while. Replies that only refuse a write (`-OOM`) do not open it, for reads still work.
+An instance belongs to one event loop of one process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+
+from mirror.errors import ConfigError, IndexUnavailable, MirrorError
+from mirror.index.batches import batches
+from mirror.index.breaker import Breaker
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.policy.records import ContentRecord, Usage
+from mirror.telemetry import INDEX_FAILURES, log
+
+__all__ = ["SCHEMA", "Keys", "RedisAddress", "RedisIndex", "parse_redis_url"]
+
+#: Part of every key. Records of another schema are left alone, and are never found.
+SCHEMA: Final = 1
+
+#: Records per script: 1 to 2 ms of Redis' one thread, so that the budget holds on a busy machine too.
+_BATCH: Final = 100
+#: Records per page of `coldest`.
+_PAGE: Final = 1000
+
+_LOCALS: Final = "local used, pinned, sizes, pins, bytes, marker, repos, links = unpack(KEYS)\n"
+
+# A pin travels as `+reason`, no pin as `-`, for Lua's arguments know no null.
+_PUT: Final = (
+    _LOCALS
+    + """
+local grown = 0
+for i = 1, #ARGV, 4 do
+    local digest, size, seen, pin = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+    grown = grown + tonumber(size) - (tonumber(redis.call('HGET', sizes, digest) or 0) or 0)
+    redis.call('HSET', sizes, digest, size)
+    if pin ~= '-' then
+        redis.call('HSET', pins, digest, string.sub(pin, 2))
+        local score = redis.call('ZSCORE', used, digest)
+        if score then
+            redis.call('ZREM', used, digest)
+            redis.call('ZADD', pinned, 'GT', score, digest)
+        end
+    end
+    local order = redis.call('HEXISTS', pins, digest) == 1 and pinned or used
+    redis.call('ZADD', order, 'GT', seen, digest)
+end
+redis.call('INCRBY', bytes, string.format('%.0f', grown))
+"""
+)
+_GET: Final = (
+    _LOCALS
+    + """
+local digest = ARGV[1]
+return {
+    redis.call('HGET', sizes, digest),
+    redis.call('ZSCORE', used, digest) or redis.call('ZSCORE', pinned, digest),
+    redis.call('HGET', pins, digest),
+}
+"""
+)
+# Works in a Redis that is out of memory, or eviction would meet the same records again and again.
+_DROP: Final = (
+    "#!lua flags=allow-oom\n"
+    + _LOCALS
+    + """
+local shrunk = 0
+for _, digest in ipairs(ARGV) do
+    shrunk = shrunk + (tonumber(redis.call('HGET', sizes, digest) or 0) or 0)
+    redis.call('HDEL', sizes, digest)
+    redis.call('HDEL', pins, digest)
+    redis.call('ZREM', used, digest)
+    redis.call('ZREM', pinned, digest)
+end
+if shrunk ~= 0 then redis.call('DECRBY', bytes, string.format('%.0f', shrunk)) end
+"""
+)
+_TOUCH: Final = (
+    _LOCALS
+    + """
+redis.call('ZADD', used, 'XX', 'GT', unpack(ARGV))
+redis.call('ZADD', pinned, 'XX', 'GT', unpack(ARGV))
+"""
+)
+_SET_PIN: Final = (
+    _LOCALS
+    + """
+local digest, pin = ARGV[1], ARGV[2]
+if redis.call('HEXISTS', sizes, digest) == 0 then return end
+local from, to = used, pinned
+if pin == '-' then
+    from, to = pinned, used
+    redis.call('HDEL', pins, digest)
+else
+    redis.call('HSET', pins, digest, string.sub(pin, 2))
+end
+local score = redis.call('ZSCORE', from, digest)
+if score then
+    redis.call('ZREM', from, digest)
+    redis.call('ZADD', to, score, digest)
+end
+"""
+)
+_COLDEST: Final = (
+    _LOCALS
+    + """
+local found, page = redis.call('ZRANGE', used, ARGV[1], ARGV[2], 'WITHSCORES'), {}
+for i = 1, #found, 2 do
+    page[#page + 1] = {found[i], redis.call('HGET', sizes, found[i]), found[i + 1]}
+end
+return page
+"""
+)
+_USAGE: Final = (
+    _LOCALS
+    + """
+return {redis.call('HLEN', sizes), redis.call('GET', bytes)}
+"""
+)
+_LINK: Final = (
+    _LOCALS
+    + """
+redis.call('SADD', repos, ARGV[1])
+for i = 2, #ARGV, 2 do
+    local write = tonumber(ARGV[i + 1]) >= 0 and 'HSET' or 'HSETNX'
+    redis.call(write, links, ARGV[i], ARGV[i + 1])
+end
+"""
+)
+_LINKED: Final = (
+    _LOCALS
+    + """
+return redis.call('HGET', links, ARGV[1])
+"""
+)
+_UNLINK: Final = (
+    _LOCALS
+    + """
+redis.call('HDEL', links, unpack(ARGV, 2))
+if redis.call('EXISTS', links) == 0 then redis.call('SREM', repos, ARGV[1]) end
+"""
+)
+_FORGET_RECORDS: Final = "redis.call('UNLINK', marker, used, pinned, sizes, bytes)\n"
+# A rebuild only adds, so records that do not agree with one another must go before it.
+_MARKER: Final = (
+    _LOCALS
+    + f"""
+local blobs = redis.call('HLEN', sizes)
+if blobs == redis.call('ZCARD', used) + redis.call('ZCARD', pinned)
+    and (blobs == 0 or redis.call('EXISTS', bytes) == 1)
+then
+    return redis.call('GET', marker)
+end
+{_FORGET_RECORDS}
+return false
+"""
+)
+_SET_MARKER: Final = (
+    _LOCALS
+    + """
+redis.call('SET', marker, ARGV[1])
+"""
+)
+# Pins are kept where they can be read: they are nowhere else.
+_MEND: Final = (
+    _LOCALS
+    + _FORGET_RECORDS
+    + """
+if redis.call('TYPE', pins).ok ~= 'hash' then redis.call('UNLINK', pins) end
+if redis.call('TYPE', repos).ok ~= 'set' then redis.call('UNLINK', repos) end
+if links and redis.call('TYPE', links).ok ~= 'hash' then redis.call('UNLINK', links) end
+"""
+)
+_CLEAR: Final = (
+    _LOCALS
+    + _FORGET_RECORDS
+    + """
+redis.call('UNLINK', pins)
+return redis.call('SRANDMEMBER', repos, ARGV[1])
+"""
+)
+_CLEAR_LINKS: Final = (
+    _LOCALS
+    + """
+redis.call('UNLINK', links)
+redis.call('SREM', repos, ARGV[1])
+"""
+)
+
+
+class Keys:
+    """The names of one store's keys."""
+
+    def __init__(self, store_id: str) -> None:
+        """`store_id`: 1 to 128 letters, digits, `.`, `_` and `-`; replicas with disks of their own have their own."""
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", store_id):
+            raise ValueError(f"a store id has 1 to 128 letters, digits, '.', '_' and '-': {store_id[:160]!r}")
+        self._prefix = f"mirror:{SCHEMA}:{store_id}:"
+        #: In the order in which the scripts know them.
+        self.fixed: Final = tuple(
+            self._prefix + name for name in ("used", "pinned", "sizes", "pins", "bytes", "marker", "repos")
+        )
+
+    def links(self, repo: str) -> str:
+        """Of one repository, named `registry/name`."""
+        return f"{self._prefix}links:{repo}"
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAddress:
+    """Where Redis is and how to be let in. `str` and `repr` leave out the password."""
+
+    host: str = ""
+    port: int = 6379
+    socket: str = ""
+    db: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: bool = False
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+
+    def __str__(self) -> str:
+        if self.socket:
+            return f"unix://{self.socket}?db={self.db}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.db}"
+
+    def pool(self, *, connections: int, budget: float) -> BlockingConnectionPool:
+        """A pool of up to `connections`; nothing in it waits longer than `budget` seconds, nothing is tried twice."""
+        options: dict[str, Any] = {
+            "db": self.db,
+            "username": self.username,
+            "password": self.password,
+            # none of redis-py's own: with it every command goes through asyncio.wait_for, which in Python 3.11 can
+            # swallow a cancellation, and then whoever was to be stopped goes on for ever. Our budget is around it all.
+            "socket_timeout": None,
+            "socket_connect_timeout": None,
+            "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,
+        }
+        kind: type[Connection | UnixDomainSocketConnection] = Connection
+        if self.socket:
+            kind = UnixDomainSocketConnection
+            options |= {"path": self.socket}
+        else:
+            options |= {"host": self.host, "port": self.port}
+        if self.tls:
+            kind = SSLConnection
+            options |= {
+                "ssl_cert_reqs": "required",
+                "ssl_check_hostname": True,
+                "ssl_min_version": ssl.TLSVersion.TLSv1_2,
+                "ssl_ca_certs": self.ca_file,
+                "ssl_certfile": self.cert_file,
+                "ssl_keyfile": self.key_file,
+            }
+        return BlockingConnectionPool(max_connections=connections, timeout=budget, connection_class=kind, **options)
+
+
+_FILES: Final = {"ssl_ca_certs": "ca_file", "ssl_certfile": "cert_file", "ssl_keyfile": "key_file"}
+
+
+def parse_redis_url(url: str) -> RedisAddress:
+    """Read `redis://[user:password@]host[:port][/db]`, the same with `rediss://` (TLS), or `unix://[…@]/path[?db=n]`.
+
+    `rediss://` takes `ssl_ca_certs`, `ssl_certfile` and `ssl_keyfile` (paths of PEM files) in its query. Raises
+    `ConfigError` with every mistake; it quotes no part of the URL that could hold the password.
+    """
+    scheme, there, _ = url.strip().partition("://")
+    scheme = scheme.lower()
+    if there and re.fullmatch(r"[a-z+.-]*(sentinel|cluster)[a-z+.-]*", scheme):
+        raise ConfigError(["Redis URL: Sentinel and Cluster are not supported; give the redis:// URL of one server"])
+    if not there or scheme not in ("redis", "rediss", "unix"):
+        raise ConfigError(["Redis URL: must begin with redis://, rediss:// or unix://"])
+    try:
+        parts = urlsplit(url.strip())
+        port = parts.port
+    except ValueError:
+        # its text would quote a password whose special characters were not escaped
+        raise ConfigError(["Redis URL: host or port cannot be read; is the password percent-encoded?"]) from None
+    mistakes = []
+    options: dict[str, Any] = {}
+    if parts.username:
+        options["username"] = unquote(parts.username)
+    if parts.password:
+        options["password"] = unquote(parts.password)
+    if parts.fragment or "#" in url:
+        mistakes.append("Redis URL: holds a '#'; is the password percent-encoded?")
+    database = ""
+    if scheme == "unix":
+        if not parts.path.startswith("/") or parts.hostname:
+            mistakes.append("Redis URL: unix:// needs an absolute path, as in unix:///run/redis/redis.sock")
+        options["socket"] = unquote(parts.path)
+    else:
+        if not parts.hostname:
+            mistakes.append("Redis URL: the host is missing")
+        elif "," in parts.netloc.rpartition("@")[2]:
+            mistakes.append("Redis URL: names several hosts; Sentinel and Cluster are not supported")
+        options |= {"host": parts.hostname or "", "port": 6379 if port is None else port, "tls": scheme == "rediss"}
+        database = parts.path.strip("/")
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name == "db":
+            database = value
+        elif name in _FILES and scheme == "rediss":
+            options[_FILES[name]] = value
+        else:
+            known = ["db", *(_FILES if scheme == "rediss" else ())]
+            mistakes.append(f"Redis URL: its query holds something else than {', '.join(known)}")
+    if database and not re.fullmatch(r"[0-9]{1,5}", database):
+        mistakes.append("Redis URL: the database is not a number")
+    elif database:
+        options["db"] = int(database)
+    if mistakes:
+        raise ConfigError(list(dict.fromkeys(mistakes)))
+    return RedisAddress(**options)
+
+
+class RedisIndex:
+    """See `mirror.ports.ContentIndex`. Connects when first asked."""
+
+    def __init__(
+        self,
+        address: RedisAddress,
+        *,
+        store_id: str,
+        budget: float = 0.1,
+        connections: int = 16,
+        now: Callable[[], float] = monotonic,
+    ) -> None:
+        """`budget` in seconds, for each batch of an operation, connecting included. Raises `ValueError` (`Keys`)."""
+        self._address = address
+        self._keys = Keys(store_id)
+        self._budget = budget
+        self._breaker = Breaker(now)
+        self._pool = address.pool(connections=connections, budget=budget)
+        self._client = Redis(connection_pool=self._pool)
+        self._closed = False
+
+    async def put(self, records: Sequence[ContentRecord]) -> None:
+        """Keeps the later time of last use, and a pin unless the record brings another."""
+        for batch in batches(records, _BATCH):
+            arguments: list[str | int] = []
+            for record in batch:
+                arguments += (str(record.digest), record.size, repr(record.last_used), _pin(record.pin))
+            await self._run(_PUT, arguments)
+
+    async def get(self, digest: Digest) -> ContentRecord | None:
+        """What is remembered."""
+        size, last_used, pin = await self._run(_GET, [str(digest)])
+        return _record(str(digest), size, last_used, pin)
+
+    async def drop(self, digests: Sequence[Digest]) -> None:
+        """Repeatable."""
+        for batch in batches(digests, _BATCH):
+            await self._run(_DROP, [str(digest) for digest in batch])
+
+    async def touch(self, seen: Mapping[Digest, float]) -> None:
+        """Skips what is not remembered."""
+        for batch in batches(seen.items(), _BATCH):
+            arguments: list[str] = []
+            for digest, last_used in batch:
+                arguments += (repr(last_used), str(digest))
+            await self._run(_TOUCH, arguments)
+
+    async def set_pin(self, digest: Digest, reason: str | None) -> None:
+        """Skips what is not remembered."""
+        await self._run(_SET_PIN, [str(digest), _pin(reason)])
+
+    async def coldest(self, limit: int) -> list[ContentRecord]:
+        """Reads about `limit` members of a sorted set, in pages, however many blobs there are."""
+        found: dict[Digest, ContentRecord] = {}
+        start = 0
+        while len(found) < limit:
+            wanted = min(limit - len(found), _PAGE)
+            page = await self._run(_COLDEST, [start, start + wanted - 1])
+            for digest, size, last_used in page:
+                if record := _record(digest, size, last_used, None):
+                    found[record.digest] = record
+            if len(page) < wanted:
+                break
+            start += wanted
+        return list(found.values())
+
+    async def usage(self) -> Usage:
+        """Blobs and bytes."""
+        blobs, total = await self._run(_USAGE)
+        return Usage(int(blobs), _integer(total) or 0)
+
+    async def link(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
+        """A size that is known is not replaced by one that is not."""
+        for batch in batches(blobs.items(), _BATCH):
+            arguments: list[str | int] = [str(repo)]
+            for digest, size in batch:
+                arguments += (str(digest), size)
+            await self._run(_LINK, arguments, repo=str(repo))
+
+    async def linked(self, repo: Repo, digest: Digest) -> int | None:
+        """The size, -1 where unknown; None where not linked."""
+        return _integer(await self._run(_LINKED, [str(digest)], repo=str(repo)))
+
+    async def unlink(self, repo: Repo, digests: Sequence[Digest]) -> None:
+        """Repeatable."""
+        for batch in batches(digests, _BATCH):
+            await self._run(_UNLINK, [str(repo), *map(str, batch)], repo=str(repo))
+
+    async def marker(self) -> str | None:
+        """The mark of the last complete rebuild."""
+        mark = await self._run(_MARKER)
+        return _text(mark) if mark is not None else None
+
+    async def set_marker(self, mark: str) -> None:
+        """Set last in a rebuild."""
+        await self._run(_SET_MARKER, [mark])
+
+    async def clear(self) -> None:
+        """Forget everything of this store. The marker goes first, so that a rebuild follows whatever interrupts it."""
+        while repos := await self._run(_CLEAR, [_BATCH]):
+            for repo in map(_text, repos):
+                await self._run(_CLEAR_LINKS, [repo], repo=repo)
+
+    async def aclose(self) -> None:
+        """Repeatable."""
+        self._closed = True
+        await self._client.aclose(close_connection_pool=True)
+
+    async def _run(self, script: str, arguments: Sequence[str | int] = (), *, repo: str | None = None) -> Any:
+        """One script; once more after what stood in its way under our keys was thrown away."""
+        keys = self._keys.fixed if repo is None else (*self._keys.fixed, self._keys.links(repo))
+        try:
+            return await self._call(script, keys, arguments)
+        except _Junk:
+            log.warning("index.spoiled", redis=str(self._address))
+            await self._call(_MEND, keys, ())
+            return await self._call(script, keys, arguments)
+
+    async def _call(self, script: str, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
+        """One trip to Redis within the budget, if the breaker lets us."""
+        if self._closed:
+            raise IndexUnavailable("the index is closed")
+        ticket = self._breaker.admit()
+        if ticket is None:
+            raise IndexUnavailable("Redis has failed and is left alone for a while")
+        try:
+            async with asyncio.timeout(self._budget):
+                answer = await self._client.register_script(script)(keys=list(keys), args=list(arguments))
+        except (RedisError, OSError, TimeoutError) as error:
+            self._failed(ticket, error)
+            if isinstance(error, ReadOnlyError):
+                # a name that now means another server is looked up again only by a new connection
+                with suppress(RedisError, OSError):
+                    await self._pool.disconnect(inuse_connections=False)
+            raise (_Junk if _is_junk(error) else IndexUnavailable)(_explain(error)) from error
+        except BaseException:
+            self._breaker.withdraw(ticket)
+            raise
+        self._succeeded(ticket)
+        return answer
+
+    def _succeeded(self, ticket: int) -> None:
+        if self._breaker.succeed(ticket):
+            log.info("index.back", redis=str(self._address))
+
+    def _failed(self, ticket: int, error: Exception) -> None:
+        """Count it, and leave Redis alone for a while unless it did answer."""
+        if _is_junk(error):
+            self._succeeded(ticket)
+            return
+        INDEX_FAILURES.inc()
+        if _only_refuses_writes(error):
+            self._succeeded(ticket)
+        elif self._breaker.fail(ticket):
+            log.warning("index.unavailable", redis=str(self._address), reason=_explain(error))
+
+
+class _Junk(IndexUnavailable):
+    """Something under our keys is not of the type that we write."""
+
+
+def _is_junk(error: Exception) -> bool:
+    return isinstance(error, ResponseError) and any(
+        sign in str(error) for sign in ("WRONGTYPE", "value is not an integer", "would overflow")
+    )
+
+
+def _only_refuses_writes(error: Exception) -> bool:
+    return isinstance(error, OutOfMemoryError) or (
+        isinstance(error, ResponseError) and any(code in str(error) for code in ("OOM ", "MISCONF", "NOREPLICAS"))
+    )
+
+
+def _explain(error: Exception) -> str:
+    """What went wrong, in words of our own: Redis' own may quote what was sent."""
+    # what happens while connecting comes wrapped in a plain ConnectionError
+    if isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError):
+        return "Redis refused the user name or password"
+    if isinstance(error, OutOfMemoryError) or "OOM " in str(error):
+        return "Redis is out of memory (maxmemory)"
+    if isinstance(error, ReadOnlyError):
+        return "Redis is a read-only replica"
+    if "compiling script" in str(error) or "Unexpected engine" in str(error):
+        return "Redis is too old: 7.0 or later is needed"
+    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
+        return "Redis did not answer in time"
+    return f"Redis failed: {type(error).__name__}"
+
+
+def _pin(reason: str | None) -> str:
+    return "-" if reason is None else f"+{reason}"
+
+
+def _text(raw: object) -> str:
+    return raw.decode(errors="replace") if isinstance(raw, bytes) else str(raw)
+
+
+def _integer(raw: object) -> int | None:
+    """None where it makes no sense."""
+    try:
+        return int(_text(raw)) if raw is not None else None
+    except ValueError:
+        return None
+
+
+def _record(digest: object, size: object, last_used: object, pin: object) -> ContentRecord | None:
+    """None where it makes no sense: as good as not remembered."""
+    known = _integer(size)
+    if known is None or known < 0 or last_used is None:
+        return None
+    try:
+        return ContentRecord(
+            Digest.parse(_text(digest)), known, float(_text(last_used)), None if pin is None else _text(pin)
+        )
+    except (MirrorError, ValueError):
+        return None
