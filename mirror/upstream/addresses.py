@@ -1,0 +1,86 @@
+"""Names to addresses, for both kinds of connection, with the address rules of `mirror.policy.realms` in between.
+
+The rules are applied to what a name resolved to, at the moment of dialling, so that a name which changes its address
+after it was checked gains nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+
+from mirror.policy.realms import Bounds, parse_address
+
+__all__ = ["AddressRefused", "BoundedResolver", "check_literal", "dial"]
+
+
+class AddressRefused(OSError):
+    """A name leads to an address that its upstream has no business with."""
+
+
+def check_literal(bounds: Bounds, host: str) -> None:
+    """Raises `AddressRefused` for a host that is a forbidden address itself: aiohttp asks no resolver about those."""
+    if parse_address(host) is not None and not bounds.permits(host, host):
+        raise AddressRefused(f"{host} is not an address that this upstream may lead to")
+
+
+class BoundedResolver(AbstractResolver):
+    """The system's resolver (in a thread), less the addresses that are forbidden."""
+
+    def __init__(self, bounds: Bounds, inner: AbstractResolver | None = None, *, timeout: float = 5.0) -> None:
+        self._bounds = bounds
+        self._inner = inner or ThreadedResolver()
+        self._timeout = timeout
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Within `timeout` seconds. Raises `OSError`; `AddressRefused` where every address is forbidden."""
+        async with asyncio.timeout(self._timeout):
+            found = await self._inner.resolve(host, port, family)
+        permitted = [one for one in found if self._bounds.permits(host, one["host"])]
+        if found and not permitted:
+            raise AddressRefused(f"{host} leads to an address that this upstream may not lead to")
+        return permitted
+
+    async def close(self) -> None:
+        """Repeatable."""
+        await self._inner.close()
+
+
+def dial(
+    bounds: Bounds, host: str, port: int, timeout: float, clock: Callable[[], float] = time.monotonic
+) -> socket.socket:
+    """Blocking: a connected TCP socket, within `timeout` seconds after the name is resolved.
+
+    Addresses are tried in the resolver's order; each gets its share of the time, so that one that does not answer
+    leaves some for the next. How long resolving takes is up to the system's resolver (`resolv.conf`): a blocking call
+    to it cannot be ended, so callers on the event loop bound their own waiting. Raises `OSError` (`TimeoutError`,
+    `socket.gaierror`, `AddressRefused`).
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    permitted = [one for one in found if bounds.permits(host, str(one[4][0]))]
+    if not permitted:
+        raise AddressRefused(f"{host} leads to an address that this upstream may not lead to")
+    deadline = clock() + timeout
+    failure: OSError = TimeoutError(f"{host} did not answer in {timeout:g} s")
+    for position, (family, kind, protocol, _, address) in enumerate(permitted):
+        remaining = deadline - clock()
+        if remaining <= 0:
+            break
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.settimeout(remaining / (len(permitted) - position))
+            connection.connect(address)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as error:
+            connection.close()
+            failure = error
+        else:
+            return connection
+    raise failure

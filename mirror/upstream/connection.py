@@ -1,0 +1,205 @@
+"""One connection to upstream, and those that wait for their next request. Blocking, knows no HTTP but its buffer.
+
+Wire     begin ── send ── `stream` gives the head ── end_of_head ──┬── take … until the caller has its bytes
+            ^                                                      └── `stream` again, where bodies have lines
+            └───────────────── idle, if nothing is left over (is_clean) ──────┘
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import select
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["IdleConnections", "Wire"]
+
+
+class Wire(io.RawIOBase):
+    """One connection. Buffered while heads and chunks are read; `take` goes past the buffer once that is drained."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        origin: tuple[str, str, int],
+        read_timeout: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._socket = connection
+        self.origin = origin
+        self.is_tls = isinstance(connection, ssl.SSLSocket)
+        self.read_timeout = read_timeout
+        self._clock = clock
+        self._deadline: float | None = None
+        self._shut = False
+        #: Whether the buffer is empty, and reading goes past it.
+        self._drained = False
+        #: While True the buffer may give what it has, but not read on.
+        self._sealed = False
+        self.stream = io.BufferedReader(self, 16 * 1024)
+
+    def begin(self, timeout: float) -> None:
+        """A request starts: its head must be in after `timeout` seconds, however it drips."""
+        self._deadline = self._clock() + timeout
+        self._drained = self._sealed = False
+        self._socket.settimeout(timeout)
+
+    def send(self, request: bytes) -> None:
+        """All of it."""
+        self._socket.sendall(request)
+
+    def end_of_head(self) -> None:
+        """From here on each wait has the read time-out."""
+        self._deadline = None
+        if self.is_tls:
+            self._socket.settimeout(0)  # `_receive` waits by itself
+            return
+        # the kernel's own time-out leaves the descriptor blocking: no poll before each read, and splice can wait too
+        self._socket.settimeout(None)
+        whole, part = divmod(self.read_timeout, 1)
+        limit = struct.pack("@ll", int(whole), max(int(part * 1e6), 0 if whole else 1))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:  # io's own buffer type is not public
+        """For the buffered stream only."""
+        if self._sealed:
+            return None
+        if self._deadline is not None:
+            remaining = self._deadline - self._clock()
+            if remaining <= 0:
+                raise TimeoutError("the head of an answer took too long")
+            self._socket.settimeout(remaining)
+            return self._socket.recv_into(buffer)
+        return self._receive(memoryview(buffer))
+
+    def take(self, buffer: memoryview) -> int:
+        """The next bytes: first what was read along with the head, then straight from the socket."""
+        return self._receive(buffer) if self.is_drained() else self.stream.readinto1(buffer)
+
+    def _receive(self, buffer: memoryview) -> int:
+        """From the socket, whatever is there; waits for the first byte only, at most the read time-out."""
+        if not self.is_tls:
+            return self._socket.recv_into(buffer)
+        # TLS gives one record of 16 KiB a call: as many as are there, so that the caller is not called for each
+        count = 0
+        while count < len(buffer):
+            try:
+                received = self._socket.recv_into(buffer[count:])
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                if count:
+                    break
+                self._wait(select.POLLOUT if isinstance(error, ssl.SSLWantWriteError) else select.POLLIN)
+                continue
+            if not received:
+                break
+            count += received
+        return count
+
+    def _wait(self, event: int) -> None:
+        poll = select.poll()
+        poll.register(self._socket, event)
+        if not poll.poll(self.read_timeout * 1000):
+            raise TimeoutError("nothing came")
+
+    def is_drained(self) -> bool:
+        """Whether everything that was read along with the head has been given out; from then on nothing is buffered."""
+        self._sealed = True
+        self._drained = self._drained or not self.stream.peek(1)
+        return self._drained
+
+    def is_clean(self) -> bool:
+        """Whether nothing is left over or has come since: then the connection can take another request.
+
+        Bytes beyond the announced end would be read as the beginning of the next answer.
+        """
+        if self.closed or self._shut:
+            return False
+        if not self.is_drained():
+            return False
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN | select.POLLHUP | select.POLLERR)
+        if self.is_tls and isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+            return False
+        return not poll.poll(0)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def shut_down(self) -> None:
+        """Wakes whoever is blocked in it. Past TLS: its own shutdown would take the session from under the reader."""
+        self._shut = True
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def detach(self) -> int:
+        """Give the descriptor up, shut down but open."""
+        self.shut_down()
+        descriptor = self._socket.detach()
+        self.close()
+        return descriptor
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._socket.close()
+
+
+class IdleConnections:
+    """Connections that wait for their next request; the newest is used first."""
+
+    def __init__(self, most: int, longest: float, clock: Callable[[], float]) -> None:
+        self._most = most
+        self._longest = longest
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[float, Wire]] = []
+        self._closed = False
+
+    def take(self, origin: tuple[str, str, int]) -> Wire | None:
+        """One that is to this origin and, as far as can be seen, alive."""
+        while True:
+            with self._lock:
+                expired = self._expire()
+                found = next((one for one in reversed(self._waiting) if one[1].origin == origin), None)
+                if found:
+                    self._waiting.remove(found)
+            for wire in expired:
+                wire.close()
+            if found is None:
+                return None
+            if found[1].is_clean():
+                return found[1]
+            found[1].close()
+
+    def put(self, wire: Wire) -> None:
+        with self._lock:
+            dropped = self._expire()
+            if self._closed:
+                dropped.append(wire)
+            else:
+                self._waiting.append((self._clock(), wire))
+                while len(self._waiting) > self._most:
+                    dropped.append(self._waiting.pop(0)[1])
+        for old in dropped:
+            old.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            dropped, self._waiting = self._waiting, []
+        for _, wire in dropped:
+            wire.close()
+
+    def _expire(self) -> list[Wire]:
+        oldest = self._clock() - self._longest
+        expired = [wire for since, wire in self._waiting if since < oldest]
+        self._waiting = [one for one in self._waiting if one[0] >= oldest]
+        return expired

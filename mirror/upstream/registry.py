@@ -1,0 +1,572 @@
+"""One remote registry, spoken to by the distribution API.
+
+A call:
+
+    admitted? ── throttled (429/503 said wait) or down (dials failed) ──> error at once, upstream is not contacted
+        │
+    send ──┬── 401: challenge learnt, one new token, sent again once ── 401 again ──> UpstreamDenied
+           ├── 5xx, broken connection: at most 2 further tries, after a jittered wait
+           ├── 429, 503 + Retry-After ──> everybody waits, UpstreamThrottled
+           └── 2xx ──> checked, given up to the caller
+
+Small things come by aiohttp (`client`), blobs by blocking sockets in threads (`transfer`). Blobs are never asked for
+by HEAD: some registries answer it with 401 and GET with a redirect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import aiohttp
+from yarl import URL
+
+from mirror.errors import (
+    DigestInvalid,
+    DigestMismatch,
+    RequestError,
+    UpstreamDenied,
+    UpstreamInvalid,
+    UpstreamNotKnown,
+    UpstreamThrottled,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from mirror.memo import Memo
+from mirror.oci.challenge import Scope, parse_challenges
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import (
+    ACCEPT,
+    LARGEST,
+    OCI_INDEX,
+    Descriptor,
+    Manifest,
+    ManifestMalformed,
+    read_descriptor,
+    read_manifest,
+)
+from mirror.oci.reference import Reference, check_tag
+from mirror.policy.realms import Bounds, Url, UrlRefused, parse_url, surviving_headers
+from mirror.policy.retrying import (
+    CLOSED,
+    back_off,
+    hold_for,
+    is_throttling,
+    is_worth_retrying,
+    parse_retry_after,
+)
+from mirror.ports import Body
+from mirror.upstream.addresses import check_literal
+from mirror.upstream.body import Fields, HttpBody
+from mirror.upstream.client import Observe, open_session, read_limited, translated
+from mirror.upstream.credentials import CredentialSource, GivenCredentials
+from mirror.upstream.tokens import TokenSource
+from mirror.upstream.transfer import LARGEST_ERROR, REDIRECTS, DialFailed, DialTimedOut, Transfer
+
+__all__ = ["RegistryUpstream"]
+
+_ACCEPT: Final = ", ".join(ACCEPT)
+_RETRIES: Final = 2
+_LARGEST_PAGE: Final = 4 * 1024 * 1024
+_MOST_PAGES: Final = 1000
+_MOST_TAGS: Final = 500_000
+_SHOWN: Final = 200
+_NEXT: Final = re.compile(r"<([^>]*)>\s*;(?:[^,]*;)?\s*rel\s*=\s*\"?next\"?", re.IGNORECASE)
+_LENGTH: Final = re.compile(r"[0-9]{1,18}")
+
+_Method = Literal["GET", "HEAD"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """An answer of either client; `body` only for blobs that came."""
+
+    status: int
+    fields: Fields
+    url: Url
+    content: bytes
+    body: HttpBody | None = None
+
+
+class RegistryUpstream:
+    """An `Upstream` behind a URL, which may have a path before `/v2/`.
+
+    `allowed` are hosts that tokens may be had from besides the registry's own site. `verify` is a TLS context, or
+    whether to check certificates at all. `internal` says that this upstream, and what it points to, may be on a private
+    network; None: judged by its URL. Times in seconds: `connect_timeout` per dial, `answer_timeout` for the whole of a
+    small answer and the headers of a blob, `read_timeout` between two bytes of a blob; a blob slower than `lowest_rate`
+    bytes a second over `rate_window` is given up. `blobs_at_once` and `calls_at_once` bound what is under way. `now`
+    is epoch seconds, `clock` any seconds, `sleep` and `jitter` are for the waits between tries.
+
+    Raises `UrlRefused` (a `ValueError`) for a URL that is none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        *,
+        executor: Executor,
+        memo: Memo,
+        credentials: CredentialSource | None = None,
+        allowed: Iterable[str] = (),
+        internal: bool | None = None,
+        verify: bool | ssl.SSLContext = True,
+        connect_timeout: float = 5.0,
+        answer_timeout: float = 25.0,
+        read_timeout: float = 30.0,
+        lowest_rate: float = 1024.0,
+        rate_window: float = 60.0,
+        blobs_at_once: int = 32,
+        calls_at_once: int = 64,
+        user_agent: str = "registry-mirror",
+        now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        jitter: Callable[[], float] = random.random,
+        observe: Observe | None = None,
+    ) -> None:
+        self._name = name
+        self._base = url.rstrip("/")
+        self._bounds = Bounds.of(self._base, allowed, internal=internal)
+        self._executor = executor
+        self._verify = verify
+        self._context: ssl.SSLContext | None = verify if isinstance(verify, ssl.SSLContext) else None
+        self._connect_timeout = connect_timeout
+        self._answer_timeout = answer_timeout
+        self._agent = user_agent
+        self._now = now
+        self._clock = clock
+        self._sleep = sleep
+        self._jitter = jitter
+        self._observe: Observe = observe or (lambda event, status, seconds: None)
+        self._blobs = asyncio.Semaphore(blobs_at_once)
+        self._calls = asyncio.Semaphore(calls_at_once)
+        self._opened: aiohttp.ClientSession | None = None
+        self._tokens = TokenSource(
+            name,
+            self._bounds,
+            self._session,
+            credentials or GivenCredentials(),
+            memo,
+            timeout=answer_timeout,
+            now=now,
+            clock=clock,
+            observe=observe,
+        )
+        self._transfer = Transfer(
+            name,
+            self._bounds,
+            tls=self._tls,
+            connect_timeout=connect_timeout,
+            answer_timeout=answer_timeout,
+            read_timeout=read_timeout,
+            lowest_rate=lowest_rate,
+            rate_window=rate_window,
+            clock=clock,
+        )
+        self._held_until = 0.0
+        self._strikes = 0
+        self._circuit = CLOSED
+        self._probing = False
+
+    @property
+    def name(self) -> str:
+        """As clients say it."""
+        return self._name
+
+    async def resolve(self, repo: str, reference: Reference) -> Descriptor:
+        """By HEAD, which costs nothing where pulls are counted; by GET where that does not say all (see `Upstream`)."""
+        reply = await self._ask("resolve", repo, f"manifests/{reference}", method="HEAD", known={404, 405})
+        if reply.status == 404:
+            raise self._unknown(reply)
+        described = self._describe(reply, reference) if reply.status == 200 else None
+        return described or (await self.manifest(repo, reference)).descriptor
+
+    async def manifest(self, repo: str, reference: Reference) -> Manifest:
+        """At most 4 MiB, hashed before it is parsed (see `Upstream`)."""
+        reply = await self._ask("manifest", repo, f"manifests/{reference}", limit=LARGEST)
+        return self._read_manifest(reply, reference)
+
+    @asynccontextmanager
+    async def blob(self, repo: str, digest: Digest, start: int = 0) -> AsyncIterator[Body]:
+        """By GET in a thread of the executor, with a range if `start` is above 0 (see `Upstream`).
+
+        The body must not be read any more when the context is left; `abort` it to get a thread out of a read.
+        """
+        async with self._blobs:
+            reply = await self._get_blob("blob", repo, digest, start=start)
+            body = reply.body
+            if body is None:
+                raise self._invalid(f"status {reply.status} for a blob", reply.status)
+            try:
+                yield body
+            finally:
+                body.close()
+
+    async def blob_size(self, repo: str, digest: Digest) -> int | None:
+        """By a GET of the first byte (see `Upstream`)."""
+        async with self._blobs:
+            reply = await self._get_blob("blob_size", repo, digest, only=1)
+        if reply.body is None:
+            raise self._invalid(f"status {reply.status} for a blob", reply.status)
+        reply.body.close()
+        return reply.body.size
+
+    async def tags(self, repo: str) -> list[str]:
+        """Every page, by `Link` (distribution-spec, "Listing Tags"); what is no tag is left out (see `Upstream`)."""
+        tags: dict[str, None] = {}
+        async for page in self._pages("tags", repo, "tags/list"):
+            listed = [] if page.get("tags") is None else page["tags"]
+            if not isinstance(listed, list) or not all(isinstance(tag, str) for tag in listed):
+                raise self._invalid("a tag list that is none", 200)
+            for tag in listed:
+                with suppress(RequestError):
+                    tags[check_tag(tag)] = None
+            if len(tags) > _MOST_TAGS:
+                raise self._invalid(f"more than {_MOST_TAGS} tags", 200)
+        return list(tags)
+
+    async def referrers(self, repo: str, digest: Digest) -> list[Descriptor]:
+        """By the API; where it is unknown (404), by the fallback tag (distribution-spec, "Listing Referrers")."""
+        try:
+            listed: list[Any] = []
+            async for page in self._pages("referrers", repo, f"referrers/{digest}", accept=OCI_INDEX):
+                items = [] if page.get("manifests") is None else page["manifests"]
+                if not isinstance(items, list):
+                    raise self._invalid("a list of referrers that is none", 200)
+                listed += items
+            return [read_descriptor(item) for item in listed]
+        except ManifestMalformed as error:
+            raise self._invalid(f"a list of referrers that is none: {error}", 200) from error
+        except UpstreamNotKnown:
+            pass
+        try:
+            # the tag grammar is why the encoded part is cut (distribution-spec, "Referrers Tag Schema")
+            return list((await self.manifest(repo, f"{digest.algorithm}-{digest.hex[:64]}")).manifests)
+        except UpstreamNotKnown:
+            return []
+
+    async def aclose(self) -> None:
+        """Repeatable. Blobs that are being read stay open until their contexts are left."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            await opened.close()
+        self._transfer.close()
+
+    # ---------------------------------------------------------------------------------------------- small answers
+
+    async def _pages(self, event: str, repo: str, path: str, accept: str = "application/json") -> AsyncIterator[Any]:
+        """JSON objects, following `Link: <…>; rel="next"` within upstream's own origin."""
+        seen: set[str] = set()
+        url: str | None = None
+        for _ in range(_MOST_PAGES):
+            reply = await self._ask(event, repo, path, accept=accept, limit=_LARGEST_PAGE, at=url)
+            try:
+                page = json.loads(reply.content)
+            except (ValueError, RecursionError) as error:
+                raise self._invalid("an answer that is not JSON", reply.status) from error
+            if not isinstance(page, dict):
+                raise self._invalid("an answer that is not a JSON object", reply.status)
+            yield page
+            url = self._next_page(reply)
+            if url is None:
+                return
+            if url in seen:
+                raise self._invalid("pages that lead back to themselves", reply.status)
+            seen.add(url)
+        raise self._invalid(f"more than {_MOST_PAGES} pages", 200)
+
+    def _next_page(self, reply: _Reply) -> str | None:
+        for line in reply.fields.get_all("Link"):
+            if found := _NEXT.search(line):
+                try:
+                    following = self._bounds.next_hop(reply.url, found[1], 0)
+                except UrlRefused as error:
+                    raise self._invalid(f"a next page that is refused: {error}", reply.status) from error
+                if following.origin != reply.url.origin:
+                    raise self._invalid("a next page on another host", reply.status)
+                return str(following)
+        return None
+
+    async def _ask(
+        self,
+        event: str,
+        repo: str,
+        path: str,
+        *,
+        method: _Method = "GET",
+        accept: str = _ACCEPT,
+        limit: int = LARGEST,
+        at: str | None = None,
+        known: Iterable[int] = (),
+    ) -> _Reply:
+        """One small answer. Statuses other than 200 and those `known` are raised."""
+        url = at or f"{self._base}/v2/{repo}/{path}"
+
+        async def send(authorization: str | None) -> _Reply:
+            headers = {"Accept": accept, "Accept-Encoding": "identity", "User-Agent": self._agent}
+            if authorization and parse_url(url).origin == self._bounds.base.origin:
+                # a later page may be where the first was redirected to
+                headers["Authorization"] = authorization
+            async with self._calls, translated(self._name, self._name), asyncio.timeout(self._answer_timeout):
+                return await self._fetch(method, url, headers, limit)
+
+        return await self._call(event, repo, send, {200, *known})
+
+    async def _fetch(self, method: _Method, text: str, headers: Mapping[str, str], limit: int) -> _Reply:
+        """With redirects, by hand."""
+        hops = 0
+        try:
+            url = parse_url(text)
+            while True:
+                check_literal(self._bounds, url.host)
+                async with self._session().request(
+                    method, URL(str(url), encoded=True), headers=headers, allow_redirects=False
+                ) as response:
+                    fields = Fields(response.headers.items())
+                    if response.status not in REDIRECTS:
+                        fine = response.status == 200
+                        content = await read_limited(response, (limit if fine else LARGEST_ERROR) + 1)
+                        break
+                entered = self._bounds.next_hop(url, fields.get("Location"), hops)
+                headers = surviving_headers(headers, url, entered)
+                url, hops = entered, hops + 1
+        except UrlRefused as error:
+            raise self._invalid(str(error)) from error
+        if fine and len(content) > limit:
+            raise self._invalid(f"an answer of more than {limit} bytes", 200)
+        if fine and (fields.get("Content-Encoding") or "identity").lower() != "identity":
+            raise self._invalid("an answer that is encoded although identity was asked for", 200)
+        return _Reply(response.status, fields, url, content)
+
+    def _describe(self, reply: _Reply, reference: Reference) -> Descriptor | None:
+        """What a HEAD says, if it says all of it in earnest."""
+        media_type = (reply.fields.get("Content-Type") or "").partition(";")[0].strip().lower()
+        length = reply.fields.get("Content-Length") or ""
+        if media_type not in ACCEPT or not _LENGTH.fullmatch(length) or not 0 < int(length) <= LARGEST:
+            return None
+        if isinstance(reference, Digest):
+            return Descriptor(media_type, reference, int(length))
+        try:
+            digest = Digest.parse(reply.fields.get("Docker-Content-Digest") or "")
+        except DigestInvalid:
+            return None
+        return Descriptor(media_type, digest, int(length))
+
+    def _read_manifest(self, reply: _Reply, reference: Reference) -> Manifest:
+        algorithm = "sha256"
+        if isinstance(reference, Digest):
+            if not reference.matches(reply.content):
+                raise DigestMismatch(f"the manifest {reference} came as other bytes", upstream=self._name, status=200)
+            algorithm = reference.algorithm
+        else:
+            with suppress(DigestInvalid):
+                said = Digest.parse(reply.fields.get("Docker-Content-Digest") or "")
+                # the bytes decide; the header only says which algorithm upstream names them by
+                algorithm = said.algorithm if said.matches(reply.content) else algorithm
+        try:
+            return read_manifest(reply.content, reply.fields.get("Content-Type"), algorithm=algorithm)
+        except ManifestMalformed as error:
+            raise self._invalid(f"a manifest that is none: {error}", 200) from error
+
+    # -------------------------------------------------------------------------------------------------- blobs
+
+    async def _get_blob(
+        self, event: str, repo: str, digest: Digest, *, start: int = 0, only: int | None = None
+    ) -> _Reply:
+        url = f"{self._base}/v2/{repo}/blobs/{digest}"
+
+        async def send(authorization: str | None) -> _Reply:
+            headers = {"Accept": "*/*", "User-Agent": self._agent}
+            if authorization:
+                headers["Authorization"] = authorization
+
+            def get() -> _Reply:
+                answer = self._transfer.get(url, headers, start=start, only=only)
+                return _Reply(answer.status, answer.fields, answer.url, answer.content, answer.body)
+
+            return await self._in_thread(get)
+
+        return await self._call(event, repo, send, {200, 206})
+
+    async def _in_thread(self, get: Callable[[], _Reply]) -> _Reply:
+        """A blocking call; if nobody waits for it any more, what it brings is closed.
+
+        Its own time-outs bound it but for the system's resolver, which cannot be ended: that is not waited for.
+        """
+        running = asyncio.get_running_loop().run_in_executor(self._executor, get)
+        longest = 6 * (self._connect_timeout + self._answer_timeout)
+        done, _ = await self._wait(running, longest)
+        if not done:
+            raise UpstreamTimeout("upstream did not answer in time", upstream=self._name)
+        return running.result()
+
+    async def _wait(self, running: asyncio.Future[_Reply], longest: float) -> tuple[set[Any], set[Any]]:
+        finished = False
+        try:
+            done, pending = await asyncio.wait({running}, timeout=longest)
+            finished = bool(done)
+            return done, pending
+        finally:
+            if not finished:
+                running.add_done_callback(_close_unwanted)
+
+    # ------------------------------------------------------------------------------------- what every call goes through
+
+    async def _call(
+        self, event: str, repo: str, send: Callable[[str | None], Awaitable[_Reply]], fine: set[int]
+    ) -> _Reply:
+        """Admission, authorisation, retries, back-off. The drawing is at the top of the file."""
+        scope = Scope.pull(repo)
+        retries = _RETRIES
+        authenticated = False
+        while True:
+            probing = self._admit()
+            try:
+                authorization = await self._tokens.authorization(scope)
+                reply = await self._observed(event, send, authorization)
+            except UpstreamUnavailable as error:
+                self._note_failure(error)
+                down = self._circuit.verdict(self._clock()).wait > 0
+                if retries and not down and not isinstance(error, UpstreamTimeout) and is_worth_retrying(error.status):
+                    retries -= 1
+                    await self._pause(_RETRIES - retries)
+                    continue
+                raise
+            except UpstreamThrottled as error:
+                self._hold(error.retry_after)
+                raise
+            finally:
+                self._probing = self._probing and not probing
+            self._circuit = CLOSED
+            if reply.status in fine:
+                self._strikes = 0
+                return reply
+            if reply.status == 401 and not authenticated and await self._reauthenticate(reply, scope, authorization):
+                authenticated = True
+                continue
+            failure = self._failure(reply, authorization)
+            if retries and isinstance(failure, UpstreamUnavailable) and is_worth_retrying(failure.status):
+                retries -= 1
+                await self._pause(_RETRIES - retries)
+                continue
+            raise failure
+
+    async def _observed(
+        self, event: str, send: Callable[[str | None], Awaitable[_Reply]], authorization: str | None
+    ) -> _Reply:
+        began, status = self._clock(), None
+        try:
+            reply = await send(authorization)
+            status = reply.status
+            return reply
+        finally:
+            self._observe(event, status, self._clock() - began)
+
+    async def _pause(self, attempt: int) -> None:
+        await self._sleep(back_off(attempt, self._jitter()))
+
+    def _admit(self) -> bool:
+        """Whether this call is the probe of an upstream that was down. Raises where none may go out."""
+        held = self._held_until - self._clock()
+        if held > 0:
+            raise UpstreamThrottled(
+                f"{self._name} asked to be left alone for {held:.0f} s more", upstream=self._name, retry_after=held
+            )
+        verdict = self._circuit.verdict(self._clock())
+        if verdict.wait or (verdict.probe and self._probing):
+            raise UpstreamUnavailable(f"{self._name} did not answer lately", upstream=self._name)
+        self._probing = self._probing or verdict.probe
+        return verdict.probe
+
+    def _note_failure(self, error: UpstreamUnavailable) -> None:
+        if isinstance(error, DialFailed | DialTimedOut | UpstreamTimeout):
+            self._circuit = self._circuit.failed(self._clock())
+
+    def _hold(self, seconds: float) -> None:
+        self._held_until = max(self._held_until, self._clock() + seconds)
+
+    async def _reauthenticate(self, reply: _Reply, scope: Scope, authorization: str | None) -> bool:
+        """After a 401: whether another try makes sense. A challenge of the host of a redirect is none of ours."""
+        if reply.url.origin != self._bounds.base.origin:
+            return False
+        if authorization:
+            await self._tokens.reject(scope, authorization)
+        learnt = await self._tokens.learn(parse_challenges(reply.fields.get_all("WWW-Authenticate")), scope)
+        return learnt and not (authorization or "").startswith("Basic ")
+
+    def _failure(self, reply: _Reply, authorization: str | None) -> Exception:
+        """The error that a status means."""
+        status = reply.status
+        elsewhere = reply.url.origin != self._bounds.base.origin
+        retry_after = reply.fields.get("Retry-After")
+        what = f"{reply.url.authority} answers {status}{_quoted(reply.content, authorization)}"
+        if is_throttling(status, retry_after):
+            self._strikes += 1
+            wait = hold_for(parse_retry_after(retry_after, self._now()), self._strikes)
+            self._hold(wait)
+            return UpstreamThrottled(what, upstream=self._name, status=status, retry_after=wait)
+        if status == 404:
+            return self._unknown(reply)
+        if status >= 500 or (elsewhere and status in (400, 401, 403, 410)):
+            # where we were sent does not know us: the signature has run out, and the registry gives a new one
+            return UpstreamUnavailable(what, upstream=self._name, status=None if status < 500 else status)
+        if status in (401, 403):
+            return UpstreamDenied(what, upstream=self._name, status=status)
+        return self._invalid(what, status)
+
+    def _unknown(self, reply: _Reply) -> UpstreamNotKnown:
+        what = f"{reply.url.authority} does not know {reply.url.target.partition('?')[0][:_SHOWN]}"
+        return UpstreamNotKnown(what, upstream=self._name, status=404)
+
+    def _invalid(self, message: str, status: int | None = None) -> UpstreamInvalid:
+        return UpstreamInvalid(f"{self._name}: {message}", upstream=self._name, status=status)
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._opened is None:
+            tls = self._tls() if self._bounds.base.scheme == "https" else self._context
+            self._opened = open_session(
+                self._bounds, tls, connect_timeout=self._connect_timeout, read_timeout=self._answer_timeout
+            )
+        return self._opened
+
+    def _tls(self) -> ssl.SSLContext:
+        """One context for all connections, made when the first needs it."""
+        if self._context is None:
+            context = ssl.create_default_context()
+            context.set_alpn_protocols(["http/1.1"])
+            if not self._verify:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+            self._context = context
+        return self._context
+
+    def __repr__(self) -> str:
+        return f"<RegistryUpstream {self._name} at {self._bounds.base.public}>"
+
+
+def _close_unwanted(done: asyncio.Future[_Reply]) -> None:
+    if not done.cancelled() and done.exception() is None and (body := done.result().body):
+        body.close()
+
+
+def _quoted(content: bytes, authorization: str | None) -> str:
+    """What upstream says is wrong (distribution-spec, "Error Codes"), short, escaped, and without our secrets."""
+    try:
+        first = json.loads(content)["errors"][0]
+        said = ": ".join(str(first[key]) for key in ("code", "message") if first.get(key))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return ""
+    if authorization and authorization.partition(" ")[2] in said:
+        return ""
+    return f" ({said[:_SHOWN].encode('unicode_escape').decode('ascii')})" if said else ""

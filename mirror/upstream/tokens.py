@@ -1,0 +1,219 @@
+"""How to be let in: what to send as `Authorization`, after the challenge that a registry sent.
+
+    nothing known ── 401 ──> learn(challenges) ──> authorization() ── GET realm ──> token, remembered until shortly
+         ^                        ^                                                 before it expires
+         │                        └── 401 although a token was sent: reject(), which drops that one token
+         └── a challenge is remembered per repository and, as a first guess, per upstream: no 401 for the next request
+
+Source: the distribution project's token specification; RFC 6749, 6 for identity tokens; RFC 7617 for Basic. Tokens
+stay in this process's memory, whatever else a memo shares. Nothing here logs, and no message holds a secret.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import aiohttp
+from yarl import URL
+
+from mirror.errors import UpstreamDenied, UpstreamInvalid, UpstreamThrottled, UpstreamUnavailable
+from mirror.memo import MISSING, Memo
+from mirror.oci.challenge import Challenge, Scope
+from mirror.policy.realms import Bounds, UrlRefused
+from mirror.policy.retrying import hold_for, is_throttling, parse_retry_after
+from mirror.upstream.addresses import AddressRefused, check_literal
+from mirror.upstream.client import Observe, read_limited, translated
+from mirror.upstream.credentials import Credentials, CredentialSource
+
+__all__ = ["TokenSource", "usable_seconds"]
+
+_LARGEST_ANSWER: Final = 64 * 1024
+_LIFETIME: Final = 60.0
+_LONGEST_LIFETIME: Final = 31 * 24 * 3600.0
+_CHALLENGE_KNOWN_FOR: Final = 3600.0
+_CLIENT: Final = "registry-mirror"
+_TOKEN: Final = re.compile(r"[!-~]{1,32768}")
+
+
+def usable_seconds(expires_in: object) -> float:
+    """For how long a token is used: what `expires_in` says less a margin; an absent or absurd one counts as 60 s.
+
+    The margin, a tenth but at least 5 s and at most half, is for the clock of the other side and the way there.
+    """
+    lifetime = _LIFETIME
+    if isinstance(expires_in, int | float) and not isinstance(expires_in, bool) and 0 < expires_in <= _LONGEST_LIFETIME:
+        lifetime = float(expires_in)
+    return lifetime - min(lifetime / 2, max(5.0, lifetime / 10))
+
+
+class TokenSource:
+    """The `Authorization` for one upstream, and nobody else.
+
+    `session` gives the HTTP client; it must not follow redirects on its own, keep cookies or inflate. Every method
+    may be called by many at once: one exchange goes out for those who want the same token.
+    """
+
+    def __init__(
+        self,
+        upstream: str,
+        bounds: Bounds,
+        session: Callable[[], aiohttp.ClientSession],
+        credentials: CredentialSource,
+        memo: Memo,
+        *,
+        timeout: float = 20.0,
+        now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+        observe: Observe | None = None,
+    ) -> None:
+        self._upstream = upstream
+        self._bounds = bounds
+        self._session = session
+        self._credentials = credentials
+        self._memo = memo
+        self._timeout = timeout
+        self._now = now
+        self._clock = clock
+        self._observe = observe or (lambda event, status, seconds: None)
+        self._last: dict[str, str] | None = None
+
+    async def authorization(self, scope: Scope) -> str | None:
+        """What to send for this scope, None for nothing: not challenged yet, or Basic without credentials.
+
+        Raises `UpstreamDenied` where the credentials were refused, `UpstreamInvalid` for a realm that is off limits or
+        an answer that is none, `UpstreamThrottled`, `UpstreamUnavailable`, `UpstreamTimeout`.
+        """
+        known = await self._memo.get(self._challenge_key(scope), private=True)
+        challenge: Mapping[str, str] | None = self._last if known is MISSING else known
+        if challenge is None:
+            return None
+        credentials = self._credentials.credentials()
+        if challenge["scheme"] == "basic":
+            return credentials.basic if credentials and credentials.username else None
+        token = await self._memo.share(
+            self._token_key(challenge, scope, credentials),
+            lambda: self._exchange(challenge, scope, credentials),
+            lambda made: float(made["usable"]),
+            private=True,
+        )
+        return f"Bearer {token['token']}"
+
+    async def learn(self, challenges: Sequence[Challenge], scope: Scope) -> bool:
+        """Remember how upstream wants to be asked. False: by no way that we know. Raises `UpstreamInvalid`."""
+        usable = {challenge.scheme: challenge for challenge in reversed(challenges)}
+        challenge = usable.get("bearer") or usable.get("basic")
+        if challenge is None or (challenge.scheme == "bearer" and "realm" not in challenge.parameters):
+            return False
+        learnt = {"scheme": challenge.scheme}
+        if challenge.scheme == "bearer":
+            self._check(challenge.parameters["realm"])
+            learnt["realm"] = challenge.parameters["realm"]
+            learnt["service"] = challenge.parameters.get("service", "")
+            learnt["scope"] = challenge.parameters.get("scope", "")
+        await self._memo.put(self._challenge_key(scope), learnt, _CHALLENGE_KNOWN_FOR, private=True)
+        # another repository has the same realm and service, but a scope of its own
+        self._last = {**learnt, "scope": " ".join(e for e in learnt.get("scope", "").split() if ":" not in e)}
+        return True
+
+    async def reject(self, scope: Scope, authorization: str) -> None:
+        """Upstream refused this: drop it, unless a newer one has already taken its place."""
+        known = await self._memo.get(self._challenge_key(scope), private=True)
+        challenge: Mapping[str, str] | None = self._last if known is MISSING else known
+        if challenge is None or challenge["scheme"] == "basic":
+            return
+        key = self._token_key(challenge, scope, self._credentials.credentials())
+        token = await self._memo.get(key, private=True)
+        if token is not MISSING and f"Bearer {token['token']}" == authorization:
+            await self._memo.forget(key, private=True)
+
+    async def _exchange(
+        self, challenge: Mapping[str, str], scope: Scope, credentials: Credentials | None
+    ) -> dict[str, Any]:
+        wanted = _wanted(challenge, scope)
+        url = self._check(challenge["realm"])
+        began, status = self._clock(), None
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        async with translated(self._upstream, "the token service"):
+            if credentials and credentials.identity_token:
+                form = {
+                    "grant_type": "refresh_token",
+                    "service": challenge["service"],
+                    "client_id": _CLIENT,
+                    "scope": str(wanted),
+                    "refresh_token": credentials.identity_token,
+                }
+                asking = self._session().post(URL(url, encoded=True), data=form, headers=headers, allow_redirects=False)
+            else:
+                if credentials and credentials.username:
+                    headers["Authorization"] = credentials.basic
+                query = urlencode([("service", challenge["service"]), *(("scope", one) for one in wanted.entries)])
+                asked = f"{url}{'&' if '?' in url else '?'}{query}"
+                asking = self._session().get(URL(asked, encoded=True), headers=headers, allow_redirects=False)
+            try:
+                async with asyncio.timeout(self._timeout), asking as response:
+                    status = response.status
+                    retry_after = response.headers.get("Retry-After")
+                    content = await read_limited(response, _LARGEST_ANSWER + 1)
+            finally:
+                self._observe("token", status, self._clock() - began)
+        return self._read(status, retry_after, content)
+
+    def _read(self, status: int, retry_after: str | None, content: bytes) -> dict[str, Any]:
+        """The token in an answer; errors by status, without quoting what came."""
+        if is_throttling(status, retry_after):
+            wait = hold_for(parse_retry_after(retry_after, self._now()), 1)
+            raise UpstreamThrottled(
+                "the token service asks to slow down", upstream=self._upstream, status=status, retry_after=wait
+            )
+        if status in (400, 401, 403):
+            raise UpstreamDenied("the token service refuses", upstream=self._upstream, status=401)
+        if status >= 500:
+            raise UpstreamUnavailable(f"the token service answers {status}", upstream=self._upstream, status=status)
+        if status != 200:
+            raise self._invalid(f"the token service answers {status}", status)
+        if len(content) > _LARGEST_ANSWER:
+            raise self._invalid(f"the token service's answer is over {_LARGEST_ANSWER} bytes", status)
+        try:
+            body = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise self._invalid("the token service's answer is not JSON", status) from error
+        token = body.get("token") or body.get("access_token") if isinstance(body, dict) else None
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+            raise self._invalid("the token service's answer holds no token", status)
+        return {"token": token, "usable": usable_seconds(body.get("expires_in"))}
+
+    def _check(self, realm: str) -> str:
+        try:
+            url = self._bounds.check_realm(realm)
+            check_literal(self._bounds, url.host)
+        except (UrlRefused, AddressRefused) as error:
+            raise self._invalid(str(error), 401) from error
+        return str(url)
+
+    def _challenge_key(self, scope: Scope) -> str:
+        return f"challenge {self._upstream} {self._bounds.base} {scope}"
+
+    def _token_key(self, challenge: Mapping[str, str], scope: Scope, credentials: Credentials | None) -> str:
+        parts = (
+            str(self._bounds.base),
+            challenge["realm"],
+            challenge["service"],
+            str(_wanted(challenge, scope)),
+            credentials.fingerprint if credentials else "",
+        )
+        return "token " + hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def _invalid(self, message: str, status: int | None) -> UpstreamInvalid:
+        return UpstreamInvalid(message, upstream=self._upstream, status=status)
+
+
+def _wanted(challenge: Mapping[str, str], scope: Scope) -> Scope:
+    """What upstream asked for and what we need."""
+    return Scope.parse(challenge.get("scope", "")).union(scope)
