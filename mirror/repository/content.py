@@ -1,0 +1,217 @@
+"""What a repository gives for a blob. The server sends any of these in the same way: what may be sent, then more.
+
+StoredContent    in the store: all of it may be sent at once
+FlyingContent    on its way: more may be sent as it comes
+PassingContent   the store cannot take it: from upstream to this one client, through a little memory
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Protocol
+
+from mirror.errors import BlobDamaged, DigestMismatch
+from mirror.oci.digest import Digest, hasher
+from mirror.oci.span import Span
+from mirror.policy.filling import HELD_BACK
+from mirror.ports import BlobReader, Body
+from mirror.repository.flights import Flight
+
+__all__ = ["BlobContent", "FlyingContent", "ManifestAnswer", "Outcome", "Passing", "PassingContent", "StoredContent"]
+
+_CHUNK: Final = 256 * 1024
+
+
+class Outcome(Enum):
+    """How an answer came about; metric, log and `Cache-Status` tell it."""
+
+    HIT = "hit"
+    MISS = "miss"
+    JOINED = "joined"
+    REVALIDATED = "revalidated"
+    STALE = "stale"
+    BYPASS = "bypass"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestAnswer:
+    """A manifest, or for HEAD perhaps only what points to it. `size` in bytes; `content` None where not fetched."""
+
+    digest: Digest
+    media_type: str
+    size: int
+    content: bytes | None
+    outcome: Outcome
+    upstream: str
+
+
+class BlobContent(Protocol):
+    """A blob to be sent."""
+
+    digest: Digest
+    outcome: Outcome
+    upstream: str
+
+    @property
+    def size(self) -> int | None:
+        """In bytes; None where upstream does not say it before the end."""
+
+    @property
+    def reader(self) -> BlobReader | None:
+        """Bytes that may be sent up to what `beyond` says; None: only `rest` has them."""
+
+    async def beyond(self, position: int) -> int:
+        """Wait until more than `position` bytes may be sent; returns how many, or at most `position` at the end."""
+
+    def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
+        """The bytes of a span (None: all) when the store gave up on them: verified, the last ones held back.
+
+        `sent` is what the client has already from `reader`.
+        """
+
+    def close(self) -> None:
+        """Repeatable."""
+
+
+class Passing:
+    """Streams a blob from upstream through memory."""
+
+    def __init__(
+        self,
+        digest: Digest,
+        upstream: str,
+        pull: Callable[[int], AbstractAsyncContextManager[Body]],
+        executor: Executor,
+    ) -> None:
+        self.digest = digest
+        self.upstream = upstream
+        self._pull = pull
+        self._executor = executor
+
+    async def stream(
+        self, span: Span | None, sent: Span | None = None, reader: BlobReader | None = None
+    ) -> AsyncIterator[bytes]:
+        """The span's bytes. The whole blob is read and hashed even for a part of it: unverified bytes never leave
+        whole. Nor do they as the end of others: what was `sent` from `reader` came from another answer of upstream,
+        which nobody has verified, and must be the same as in this one. Raises `UpstreamError`, `DigestMismatch` before
+        the last bytes, `StoreError`.
+        """
+        loop = asyncio.get_running_loop()
+        hashing = hasher(self.digest)
+        buffer = bytearray(_CHUNK)
+        offset, held = 0, b""
+
+        def receive() -> bytes:
+            received = body.readinto(memoryview(buffer))
+            fresh = bytes(memoryview(buffer)[:received])
+            hashing.update(fresh)
+            if sent and reader:
+                start, stop = max(sent.start, offset), min(sent.stop, offset + received)
+                if start < stop and reader.pread(stop - start, start) != fresh[start - offset : stop - offset]:
+                    raise BlobDamaged(f"what was sent of {self.digest} is not what upstream has")
+            return fresh
+
+        async with self._pull(0) as body:
+            while True:
+                running = loop.run_in_executor(self._executor, receive)
+                try:
+                    fresh = await asyncio.shield(running)
+                except asyncio.CancelledError:
+                    body.abort()
+                    await asyncio.gather(running, return_exceptions=True)
+                    raise
+                if not fresh:
+                    break
+                wanted = fresh if span is None else fresh[max(0, span.start - offset) : max(0, span.stop - offset)]
+                offset += len(fresh)
+                held += wanted
+                if len(held) > HELD_BACK:
+                    yield held[:-HELD_BACK]
+                    held = held[-HELD_BACK:]
+        if hashing.hexdigest() != self.digest.hex:
+            raise DigestMismatch(f"the {offset} bytes received are not {self.digest}", upstream=self.upstream)
+        if held:
+            yield held
+
+
+class StoredContent:
+    """A blob that was present when it was opened; it can be read to its end even if it is evicted meanwhile."""
+
+    outcome = Outcome.HIT
+
+    def __init__(self, digest: Digest, size: int, reader: BlobReader, passing: Passing) -> None:
+        self.digest = digest
+        self.size: int | None = size
+        self.reader: BlobReader | None = reader
+        self.upstream = passing.upstream
+        self._size = size
+        self._reader = reader
+        self._passing = passing
+
+    async def beyond(self, position: int) -> int:
+        return self._size
+
+    def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
+        return self._passing.stream(span, sent, self.reader)
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+class FlyingContent:
+    """A blob on its way, followed."""
+
+    def __init__(self, flight: Flight, passing: Passing, outcome: Outcome) -> None:
+        self.digest = flight.digest
+        self.outcome = outcome
+        self.upstream = passing.upstream
+        self._flight = flight
+        self._passing = passing
+        self._left = False
+
+    @property
+    def size(self) -> int | None:
+        return self._flight.size
+
+    @property
+    def reader(self) -> BlobReader | None:
+        return self._flight.reader
+
+    async def beyond(self, position: int) -> int:
+        return await self._flight.beyond(position)
+
+    def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
+        return self._passing.stream(span, sent, self.reader)
+
+    def close(self) -> None:
+        if not self._left:
+            self._left = True
+            self._flight.leave()
+
+
+class PassingContent:
+    """A blob that the store cannot take."""
+
+    outcome = Outcome.BYPASS
+    reader: BlobReader | None = None
+
+    def __init__(self, digest: Digest, size: int | None, passing: Passing) -> None:
+        self.digest = digest
+        self.size = size
+        self.upstream = passing.upstream
+        self._passing = passing
+
+    async def beyond(self, position: int) -> int:
+        return position
+
+    def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
+        return self._passing.stream(span)
+
+    def close(self) -> None:
+        """Nothing is open between calls."""

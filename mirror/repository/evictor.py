@@ -1,0 +1,522 @@
+"""Keeps the store within its capacity, least recently used first.
+
+What happens to one blob here:
+
+    used ── touch() ──> in memory ── flush(), each second ──> index (order) and, hourly, the disk (used_at)
+    coldest in the index ── plan ──> victim ── 1 store.delete ──> 2 index.drop ──> gone
+                                                     │
+                      a crash here leaves a record without a file: dropped when it is next chosen
+
+The order of use comes from the index. Where the index is down, or empty because it was lost, the disk is walked
+instead, with the times of use noted there: a dead Redis must not let the disk fill up, and an empty index says nothing
+about what may go. While the index is down the disk alone does not know pins: what must stay then has to be in
+`protected`.
+
+Room is reserved before a fill begins. Several workers may reserve at the same moment without knowing of each other;
+the gap between high water and limit is for that, and the next round, a second later, brings them back.
+Evicting is done by one process at a time, under a lock of the kernel (`exclusive`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from itertools import islice
+from typing import Final
+
+from mirror import telemetry
+from mirror.errors import BlobUnknown, IndexUnavailable, StoreError, StoreFull
+from mirror.oci.digest import Digest
+from mirror.once import end
+from mirror.policy.eviction import Measure, Victim, Water, coldest_enough, plan
+from mirror.policy.records import ContentRecord
+from mirror.policy.sizes import format_size
+from mirror.ports import BlobStore, ContentIndex
+from mirror.repository.reconcile import INCOMPLETE, is_whole
+
+__all__ = ["Evictor", "Reservation"]
+
+#: Uses kept in memory while the index cannot take them; the oldest go first.
+_MOST_TOUCHES: Final = 100_000
+#: Seconds between two notes of a blob's use on disk.
+_COARSE: Final = 3600.0
+#: Candidates asked for at first, and how much more each time while they are not enough.
+_FIRST_CANDIDATES: Final = 64
+_MORE: Final = 4
+#: Candidates looked at in one go while evicting: thousands more would hold up the event loop, and there is a next go.
+_MOST_CANDIDATES: Final = 4096
+#: Seconds to wait for one's turn to evict. The pull that waits for it then goes through uncached.
+_TURN: Final = 20.0
+#: Blobs deleted before the index is told.
+_BATCH: Final = 256
+#: A sum found by walking the disk is believed for a second per so many blobs, but not longer than a minute.
+_WALKED_PER_SECOND: Final = 1000
+_WALK_EVERY: Final = 60.0
+#: Seconds between two rebuilds of the index, and between two suspicions that it lacks blobs.
+_REBUILD_EVERY: Final = 60.0
+_SUSPECT_EVERY: Final = 600.0
+
+
+class Reservation:
+    """Room set aside for one fill, until `release`."""
+
+    def __init__(self, size: int, released: Callable[[int], None]) -> None:
+        self.size = size
+        self._released = released
+        self._held = True
+
+    def release(self) -> None:
+        """Repeatable. After the blob is in the index, or was given up."""
+        if self._held:
+            self._held = False
+            self._released(self.size)
+
+
+class Evictor:
+    """One in each process that fills the store."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        index: ContentIndex,
+        *,
+        water: Water,
+        protected: Callable[[], Collection[Digest]],
+        exclusive: Callable[[], AbstractAsyncContextManager[object]],
+        rebuild: Callable[[], Awaitable[object]] | None = None,
+        reclaim: Callable[[], int] | None = None,
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        interval: float = 1.0,
+    ) -> None:
+        """`protected` are digests never to be dropped, such as those in flight here. `exclusive` holds a lock over
+        all processes of this store. `rebuild` is started when the index answers but is not whole; it sees to it that
+        one process at a time does it, under another lock (`reconcile.ensure`). `reclaim`, blocking, drops what else
+        can be done without, and returns its bytes: asked before anyone is refused. `interval` is in seconds.
+        """
+        self._store = store
+        self._index = index
+        self._water = water
+        self._protected = protected
+        self._exclusive = exclusive
+        self._rebuild = rebuild
+        self._reclaim = reclaim
+        self._now = now
+        self._sleep = sleep
+        self._interval = interval
+        self._touches: dict[Digest, float] = {}
+        self._unmarked: dict[Digest, float] = {}
+        self._marked: dict[Digest, float] = {}
+        self._reserved = 0
+        self._evicting = asyncio.Lock()
+        self._index_up = True
+        #: Blobs and bytes on disk, and when they were summed up.
+        self._sum: tuple[int, int, float] | None = None
+        self._rebuilding: asyncio.Task[None] | None = None
+        self._rebuilt_at = self._suspected_at = float("-inf")
+
+    # ------------------------------------------------------------------------------------------------- uses
+
+    def touch(self, digest: Digest) -> None:
+        """A blob was used. Cheap: a few dictionary operations."""
+        now = self._now()
+        _remember(self._touches, digest, now)
+        if now - self._marked.get(digest, float("-inf")) >= _COARSE:
+            _remember(self._marked, digest, now)
+            _remember(self._unmarked, digest, now)
+
+    async def flush(self) -> None:
+        """Tell index and disk of the uses since. What the index cannot take now is kept for the next time."""
+        await self._flush_to_disk()
+        touches, self._touches = self._touches, {}
+        if not touches:
+            return
+        try:
+            await self._index.touch(touches)
+        except IndexUnavailable as error:
+            self._put_back(touches)
+            self._note_down(error)
+        except BaseException:
+            self._put_back(touches)
+            raise
+        else:
+            self._note_up()
+
+    async def _flush_to_disk(self) -> None:
+        unmarked, self._unmarked = self._unmarked, {}
+        if unmarked:
+            try:
+                await asyncio.to_thread(self._store.mark_used, unmarked)
+            except StoreError as error:
+                telemetry.log.warning("evictor.mark_failed", reason=str(error))
+
+    def _put_back(self, touches: Mapping[Digest, float]) -> None:
+        """Before what came meanwhile, which is later; the oldest beyond the bound are lost."""
+        merged = {**touches, **self._touches}
+        self._touches = dict(islice(merged.items(), max(0, len(merged) - _MOST_TOUCHES), None))
+
+    # ------------------------------------------------------------------------------------------------- room
+
+    async def reserve(self, size: int | None) -> Reservation:
+        """Set `size` bytes aside (None: unknown, nothing), evicting if needed.
+
+        Raises `StoreFull` where the blob is larger than the store may be, or pins and fills leave no room for it.
+        """
+        wanted = size or 0
+        # counted while we look, so that others of this process look at the disk with us in mind
+        self._reserved += wanted
+        try:
+            measure = await self._measure(patient=False)
+            self._refuse_if_too_large(measure, wanted)
+            if self._water.excess(measure):
+                await self._evict(lambda then: (self._water.excess(then), self._water.shortage(then)))
+        except BaseException:
+            self._reserved -= wanted
+            raise
+        return Reservation(wanted, self._give_back)
+
+    def _give_back(self, size: int) -> None:
+        self._reserved -= size
+        if self._sum is not None:
+            # most likely it is held now; if not, the next walk tells
+            blobs, total, at = self._sum
+            self._sum = (blobs + 1, total + size, at)
+
+    def _refuse_if_too_large(self, measure: Measure, wanted: int) -> None:
+        limit = self._water.limit(measure)
+        if wanted > limit:
+            raise StoreFull(f"a blob of {format_size(wanted)} is more than the {format_size(limit)} that the store has")
+
+    async def make_room(self, size: int) -> None:
+        """The disk was full in mid-write, whatever we counted: drop at least `size` bytes. Raises `StoreFull`."""
+        await self._evict(lambda _: (size, size), on_disk=True)
+
+    async def plan(self, size: int | None = None) -> list[Victim]:
+        """What would be dropped to free `size` bytes; None: to come down to the low water. Changes nothing."""
+        await self.flush()
+        wanted = size if size is not None else _above_low(self._water, await self._measure())
+        victims, _ = await self._choose(wanted, frozenset())
+        return victims
+
+    async def collect(self, *, dry_run: bool = False) -> list[Victim]:
+        """Come down to the low water; what was dropped, or would be. Dropping less than wished is no error here."""
+        if dry_run:
+            return await self.plan()
+        return await self._evict(lambda then: (_above_low(self._water, then), 0))
+
+    async def run(self) -> None:
+        """Flush and evict, every `interval`, until cancelled."""
+        trouble: str | None = None
+        try:
+            while True:
+                await self._sleep(self._interval)
+                try:
+                    await self.tick()
+                    trouble = None
+                except StoreError as error:
+                    if str(error) != trouble:
+                        # said once: a disk that is read-only or pinned full stays so for many rounds
+                        telemetry.log.warning("evictor.failed", reason=str(error))
+                    trouble = str(error)
+                except Exception:
+                    # whatever it was: without this task nothing is evicted until the disk is full
+                    telemetry.log.exception("evictor.crashed")
+        finally:
+            await self._stop_rebuilding()
+
+    async def tick(self) -> None:
+        """One round of `run`. Raises `StoreError`."""
+        await self.flush()
+        if not await self._index_is_whole() and self._index_up:
+            self._begin_rebuilding()
+        measure = await self._measure()
+        telemetry.STORE_BYTES.set(measure.held)
+        telemetry.STORE_LIMIT.set(self._water.limit(measure))
+        if self._water.excess(measure):
+            await self._evict(lambda then: (self._water.excess(then), 0))
+
+    # --------------------------------------------------------------------------------------------- measuring
+
+    async def _measure(self, *, patient: bool = True) -> Measure:
+        """Impatient: without an index an older sum will do, for a walk over a million blobs takes its time."""
+        held = await self._held(patient)
+        growing, (free, disk) = await asyncio.to_thread(lambda: (self._store.growing(), self._store.free()))
+        ours = self._protected()
+        own = sum(size for digest, size in growing.items() if digest in ours)
+        # a fill of ours counts once: as what it reserved, until as much of it is growing
+        return Measure(held, sum(growing.values()), max(0, self._reserved - own), free, disk)
+
+    async def _held(self, patient: bool) -> int:
+        """Bytes of all blobs, by the index where it knows them."""
+        if await self._index_is_whole():
+            try:
+                usage = await self._index.usage()
+            except IndexUnavailable as error:
+                self._note_down(error)
+            else:
+                telemetry.STORE_BLOBS.set(usage.blobs)
+                # good enough for the impatient, should the index go away
+                self._sum = (usage.blobs, usage.bytes, float("-inf"))
+                return usage.bytes
+        known = self._sum
+        if known is None or (patient and not 0 <= self._now() - known[2] < _believed(known[0])):
+            blobs, total = await asyncio.to_thread(self._walk)
+            known = self._sum = (blobs, total, self._now())
+        telemetry.STORE_BLOBS.set(known[0])
+        return known[1]
+
+    async def _index_is_whole(self) -> bool:
+        """Whether it answers, and knows what the disk has."""
+        try:
+            whole = await is_whole(self._index)
+        except IndexUnavailable as error:
+            self._note_down(error)
+            return False
+        self._note_up()
+        return whole
+
+    def _walk(self) -> tuple[int, int]:
+        """Blocking: blobs and bytes on disk."""
+        blobs = total = 0
+        for info in self._store.walk():
+            blobs += 1
+            total += info.size
+        return blobs, total
+
+    # ---------------------------------------------------------------------------------------------- evicting
+
+    async def _evict(self, need: Callable[[Measure], tuple[int, int]], *, on_disk: bool = False) -> list[Victim]:
+        """Drop what is needed, as measured once it is our turn: others may have made room meanwhile.
+
+        `need` gives the bytes that should go, and those that must go or `StoreFull` is raised. Nothing is dropped
+        where that cannot help. `on_disk`: a record without a file frees nothing, however much it was counted for.
+        """
+        dropped: list[Victim] = []
+        tried: set[Digest] = set()
+        async with self._in_turn():
+            await self.flush()
+            should, must = need(await self._measure())
+            reclaimed = False
+            while should > 0:
+                victims, these_are_all = await self._choose(should, tried, _MOST_CANDIDATES)
+                offered = sum(victim.size for victim in victims)
+                too_little = offered < must and (these_are_all or not victims)
+                if too_little and await self._suspect_index():
+                    continue
+                if too_little and not reclaimed and self._reclaim is not None:
+                    # before anyone is refused, interrupted downloads go that nobody resumes at the moment
+                    reclaimed = True
+                    gone = await asyncio.to_thread(self._reclaim)
+                    should, must = should - gone, must - gone
+                    continue
+                if too_little:
+                    raise StoreFull(
+                        f"{format_size(must)} must go, and all but {format_size(offered)} is pinned or in use"
+                    )
+                if not victims:
+                    break
+                tried.update(victim.digest for victim in victims)
+                freed, without_file = await self._drop(victims)
+                dropped += freed
+                gone = sum(victim.size for victim in freed) + (0 if on_disk else without_file)
+                should, must = should - gone, must - gone
+        return dropped
+
+    @asynccontextmanager
+    async def _in_turn(self) -> AsyncIterator[None]:
+        """One at a time over all processes. Raises `StoreFull` where another one has stopped in the middle of it."""
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(_TURN):
+                    await stack.enter_async_context(self._evicting)
+                    await stack.enter_async_context(self._exclusive())
+            except TimeoutError as error:
+                raise StoreFull("another process evicts, and does not come to an end") from error
+            yield
+
+    async def _choose(self, size: int, tried: Collection[Digest], most: int | None = None) -> tuple[list[Victim], bool]:
+        """Victims that free `size` bytes, but for those that were `tried`; and whether there are no others.
+
+        They may be too few where that would mean to look at more than `most` candidates.
+        """
+        if size <= 0:
+            return [], False
+        spared = {*self._protected(), *tried}
+        if await self._index_is_whole():
+            try:
+                return await self._choose_from_index(size, spared, None if most is None else most + len(spared))
+            except IndexUnavailable as error:
+                self._note_down(error)
+        return await self._choose_from_disk(size, spared)
+
+    async def _choose_from_disk(self, size: int, spared: set[Digest]) -> tuple[list[Victim], bool]:
+        """By a walk over every blob. An index that is not whole is still asked for pins."""
+        wanted = size
+        while True:
+            coldest = await asyncio.to_thread(self._coldest_on_disk, wanted, spared, dict(self._touches))
+            seen = sum(record.size for record in coldest)
+            spared |= await self._pinned(coldest)
+            victims = plan(coldest, size, spared, self._now())
+            if seen < wanted or sum(victim.size for victim in victims) >= size:
+                return victims, seen < wanted
+            wanted *= _MORE
+
+    async def _pinned(self, records: list[ContentRecord]) -> set[Digest]:
+        """Which of them the index knows to be pinned; nobody knows while it is down."""
+        found: set[Digest] = set()
+        for record in records:
+            try:
+                known = await self._index.get(record.digest)
+            except IndexUnavailable as error:
+                self._note_down(error)
+                break
+            if known is not None and known.pin is not None:
+                found.add(record.digest)
+        return found
+
+    async def _choose_from_index(
+        self, size: int, spared: Collection[Digest], most: int | None
+    ) -> tuple[list[Victim], bool]:
+        limit = _FIRST_CANDIDATES
+        while True:
+            candidates = await self._index.coldest(limit)
+            victims = plan(candidates, size, spared, self._now())
+            these_are_all = len(candidates) < limit
+            if these_are_all or sum(victim.size for victim in victims) >= size or limit == most:
+                return victims, these_are_all
+            limit = limit * _MORE if most is None else min(limit * _MORE, most)
+
+    def _coldest_on_disk(
+        self, size: int, spared: Collection[Digest], touches: Mapping[Digest, float]
+    ) -> list[ContentRecord]:
+        """Blocking: a walk over every blob, for want of an index."""
+        found = (
+            ContentRecord(info.digest, info.size, max(info.used_at, touches.get(info.digest, 0.0)))
+            for info in self._store.walk()
+        )
+        return coldest_enough(found, size, spared)
+
+    async def _drop(self, victims: list[Victim]) -> tuple[list[Victim], int]:
+        """The files first, then the records; those whose file was there, and the bytes recorded for the others."""
+        dropped: list[Victim] = []
+        without_file = 0
+        for cut in _cut(victims, _BATCH):
+            # asked again at the last moment: a flight may have begun since they were chosen
+            protected = self._protected()
+            batch = [victim for victim in cut if victim.digest not in protected]
+            deleted = await asyncio.to_thread(self._delete, batch)
+            freed = [victim for victim, size in deleted if size]
+            dropped += freed
+            without_file += sum(victim.size for victim, size in deleted if not size)
+            self._count(freed, sum(size for _, size in deleted))
+            await self._forget([victim.digest for victim, _ in deleted])
+        return dropped, without_file
+
+    def _delete(self, victims: list[Victim]) -> list[tuple[Victim, int]]:
+        """Blocking: the bytes that each freed, without those that cannot be deleted."""
+        deleted = []
+        for victim in victims:
+            try:
+                deleted.append((victim, self._store.delete(victim.digest)))
+            except StoreError as error:
+                telemetry.log.warning("evictor.delete_failed", digest=str(victim.digest), reason=str(error))
+        return deleted
+
+    def _count(self, freed: list[Victim], size: int) -> None:
+        telemetry.EVICTED.inc(len(freed))
+        telemetry.EVICTED_BYTES.inc(size)
+        if self._sum is not None:
+            blobs, total, at = self._sum
+            self._sum = (blobs - len(freed), total - size, at)
+
+    async def _forget(self, digests: list[Digest]) -> None:
+        """Drop the records, except of a blob that was fetched again in the very moment."""
+        try:
+            await self._index.drop(digests)
+            again = await asyncio.to_thread(self._present, digests)
+            if again:
+                await self._index.put(again)
+        except IndexUnavailable as error:
+            # records without files are dropped when they are met
+            self._note_down(error)
+
+    def _present(self, digests: list[Digest]) -> list[ContentRecord]:
+        """Blocking."""
+        found = []
+        for digest in digests:
+            try:
+                info = self._store.stat(digest)
+            except BlobUnknown:
+                continue
+            found.append(ContentRecord(digest, info.size, info.used_at))
+        return found
+
+    # ---------------------------------------------------------------------------------------------- the index
+
+    async def _suspect_index(self) -> bool:
+        """There is too little to drop: perhaps the disk has blobs that the index missed. Whether to look there."""
+        if self._now() - self._suspected_at < _SUSPECT_EVERY or not await self._index_is_whole():
+            return False
+        self._suspected_at = self._now()
+        try:
+            await self._index.set_marker(INCOMPLETE)
+        except IndexUnavailable as error:
+            self._note_down(error)
+        return True
+
+    def _begin_rebuilding(self) -> None:
+        """In the background; not again and again."""
+        if self._rebuild is None or self._rebuilding or self._now() - self._rebuilt_at < _REBUILD_EVERY:
+            return
+        self._rebuilt_at = self._now()
+        telemetry.log.warning("evictor.index_lost")
+        self._rebuilding = asyncio.create_task(self._rebuild_now(self._rebuild), name="rebuild of the index")
+
+    async def _rebuild_now(self, rebuild: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await rebuild()
+        except IndexUnavailable as error:
+            self._note_down(error)
+        except StoreError as error:
+            telemetry.log.warning("evictor.rebuild_failed", reason=str(error))
+        finally:
+            self._rebuilding = None
+
+    async def _stop_rebuilding(self) -> None:
+        if self._rebuilding is not None:
+            await end(self._rebuilding)
+
+    def _note_down(self, error: IndexUnavailable) -> None:
+        if self._index_up:
+            self._index_up = False
+            telemetry.log.warning("evictor.without_index", reason=str(error))
+
+    def _note_up(self) -> None:
+        if not self._index_up:
+            self._index_up = True
+            telemetry.log.info("evictor.with_index")
+
+
+def _above_low(water: Water, measure: Measure) -> int:
+    """Bytes above the low water."""
+    return max(0, measure.used - int(water.limit(measure) * water.low))
+
+
+def _believed(blobs: int) -> float:
+    """Seconds for which a walk over so many blobs is believed."""
+    return min(_WALK_EVERY, 1.0 + blobs / _WALKED_PER_SECOND)
+
+
+def _remember(times: dict[Digest, float], digest: Digest, now: float) -> None:
+    """As the latest; the oldest goes where there are too many."""
+    times.pop(digest, None)
+    times[digest] = now
+    if len(times) > _MOST_TOUCHES:
+        del times[next(iter(times))]
+
+
+def _cut(victims: list[Victim], size: int) -> Iterator[list[Victim]]:
+    for start in range(0, len(victims), size):
+        yield victims[start : start + size]

@@ -1,0 +1,132 @@
+"""Which blobs a repository may serve. Bytes are shared between repositories, the right to them is not: without this a
+blob of a private image could be had through any other name.
+
+A grant comes from one of two places: a manifest that the repository has names the blob, or upstream has answered for
+this blob in this repository. Grants are asked for in this order:
+
+    memory of this process ──> index ──> manifests of the repository on disk ──> (the caller asks upstream)
+
+The disk is read where the index has no word, because the index may be lost, late or down, and the disk is the truth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Final
+
+from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, StoreError
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import LARGEST, Manifest, ManifestMalformed, read_manifest
+from mirror.oci.reference import Repo
+from mirror.once import Once
+from mirror.policy.records import ManifestRecord
+from mirror.ports import BlobStore, Catalog, ContentIndex
+from mirror.repository.hot import Hot
+
+__all__ = ["Grants", "named_by"]
+
+#: (repository, digest) pairs that a process keeps in mind.
+_MOST: Final = 200_000
+
+#: Seconds that what was read from the disk stands, as the last word after memory and index.
+_READ_EVERY: Final = 2.0
+
+#: Seconds that an answer waits for the index to take note of a grant.
+_PATIENCE: Final = 0.25
+
+
+def named_by(manifest: Manifest) -> dict[Digest, int]:
+    """What a repository may serve because it has this manifest, with sizes in bytes (-1 where not said): the manifest
+    itself and the blobs that it names. Manifests that an index names have links of their own.
+    """
+    # a registry takes a manifest only with all its blobs, but for foreign ones, which it does not look at: naming those
+    # proves nothing
+    named = {blob.digest: blob.size for blob in manifest.blobs if not blob.foreign}
+    named[manifest.digest] = len(manifest.content)
+    return named
+
+
+class Grants:
+    """Of all repositories, as this process knows them."""
+
+    def __init__(self, index: ContentIndex, catalog: Catalog, store: BlobStore) -> None:
+        self._index = index
+        self._catalog = catalog
+        self._store = store
+        self._known: OrderedDict[tuple[Repo, Digest], int] = OrderedDict()
+        self._once = Once()
+        self._read: Hot[Repo, tuple[float, dict[Digest, int]]] = Hot(64 << 20, lambda read: 512 + 256 * len(read[1]))
+        self._telling: set[asyncio.Task[None]] = set()
+
+    async def size(self, repo: Repo, digest: Digest) -> int | None:
+        """The blob's size in bytes as it was granted (-1 where unknown); None: this repository has no grant."""
+        key = (repo, digest)
+        known = self._known.get(key)
+        if known is not None:
+            self._known.move_to_end(key)
+            return known
+        try:
+            found = await self._index.linked(repo, digest)
+        except IndexUnavailable:
+            found = None
+        if found is None:
+            found = (await self._on_disk(repo)).get(digest)
+        if found is not None:
+            self._keep(repo, {digest: found})
+        return found
+
+    async def give(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
+        """From now on this repository may serve these blobs, of these sizes in bytes (-1 where unknown)."""
+        self._keep(repo, blobs)
+        telling = asyncio.create_task(self._tell_index(repo, blobs))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
+        # the index may be busy with a rebuild; an answer must not wait for that
+        await asyncio.wait({telling}, timeout=_PATIENCE)
+
+    async def _tell_index(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
+        # without it this process has it in mind, and the others find it by the manifest on disk or ask upstream
+        with suppress(IndexUnavailable):
+            await self._index.link(repo, blobs)
+
+    async def aclose(self) -> None:
+        """Wait for what the index is still being told. Repeatable."""
+        await asyncio.gather(*self._telling)
+        await self._once.aclose()
+
+    def _keep(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
+        for digest, size in blobs.items():
+            if size >= 0 or (repo, digest) not in self._known:
+                self._known[repo, digest] = size
+                self._known.move_to_end((repo, digest))
+        while len(self._known) > _MOST:
+            self._known.popitem(last=False)
+
+    async def _on_disk(self, repo: Repo) -> dict[Digest, int]:
+        """What the repository's manifests name, read at most every few seconds: digests can be made up without end."""
+        read = self._read.get(repo)
+        if read is None or time.monotonic() - read[0] > _READ_EVERY:
+            named = await self._once.run(repo, lambda: self._from_disk(repo))
+            read = time.monotonic(), named
+            self._read.put(repo, read)
+        return read[1]
+
+    async def _from_disk(self, repo: Repo) -> dict[Digest, int]:
+        return await asyncio.to_thread(self._read_manifests, repo)
+
+    def _read_manifests(self, repo: Repo) -> dict[Digest, int]:
+        named: dict[Digest, int] = {}
+        for record in self._catalog.manifests(repo):
+            named.update(self._read_manifest(record))
+        return named
+
+    def _read_manifest(self, record: ManifestRecord) -> dict[Digest, int]:
+        try:
+            content = self._store.read(record.digest, LARGEST)
+            return named_by(read_manifest(content, record.media_type, algorithm=record.digest.algorithm))
+        except (BlobUnknown, BlobDamaged, StoreError, ManifestMalformed):
+            return {}

@@ -1,0 +1,51 @@
+"""Manifests and tags that were asked for lately, in memory: the whole path of most requests.
+
+Nothing here is the truth. A manifest by digest never changes, so it may stay as long as there is room; what a tag
+points to is only believed until the time that comes with it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+__all__ = ["Hot"]
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Hot(Generic[K, V]):
+    """Least recently used entries leave first, once there are more than `most_bytes` of them (as `weigh` counts)."""
+
+    def __init__(self, most_bytes: int, weigh: Callable[[V], int]) -> None:
+        self._most = most_bytes
+        self._weigh = weigh
+        self._entries: OrderedDict[K, V] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: K) -> V | None:
+        """The entry, which is thereby the most recently used one."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            self._entries.move_to_end(key)
+        return entry
+
+    def put(self, key: K, value: V) -> None:
+        """Replaces what was there."""
+        self.drop(key)
+        self._entries[key] = value
+        self._bytes += self._weigh(value)
+        while self._bytes > self._most:
+            _, oldest = self._entries.popitem(last=False)
+            self._bytes -= self._weigh(oldest)
+
+    def drop(self, key: K) -> None:
+        """Repeatable."""
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._bytes -= self._weigh(entry)
+
+    def __len__(self) -> int:
+        return len(self._entries)

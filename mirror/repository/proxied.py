@@ -1,0 +1,595 @@
+"""A repository of another registry, seen through the store: what is here is served from here, the rest is fetched.
+
+A tag, in four cases:
+
+    fresh                      its answer stands, upstream is not asked
+    not fresh, upstream says   the same digest: the clock begins anew; another: the tag moves at once
+    not fresh, upstream down   the old answer, marked stale, for as long as the route allows
+    unknown                    upstream is asked, by HEAD, which costs nothing on Docker Hub
+
+A manifest is only fetched by digest, after its tag was resolved, and never if this repository has it already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from mirror import telemetry
+from mirror.errors import (
+    BlobDamaged,
+    BlobUnknown,
+    IndexUnavailable,
+    ManifestUnknown,
+    StoreError,
+    UpstreamInvalid,
+    UpstreamNotKnown,
+    UpstreamThrottled,
+    UpstreamUnavailable,
+)
+from mirror.memo import MISSING, Memo
+from mirror.oci.digest import Digest, hasher
+from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_descriptor, read_manifest
+from mirror.oci.reference import Reference, Repo
+from mirror.once import Once
+from mirror.policy.freshness import FreshnessRule, is_fresh, may_serve_stale
+from mirror.policy.records import ContentRecord, ManifestRecord, TagRecord
+from mirror.ports import BlobInfo, BlobStore, Body, Catalog, ContentIndex, Upstream
+from mirror.repository.content import (
+    BlobContent,
+    FlyingContent,
+    ManifestAnswer,
+    Outcome,
+    Passing,
+    PassingContent,
+    StoredContent,
+)
+from mirror.repository.flights import Flights, Vouch
+from mirror.repository.grants import Grants, named_by
+from mirror.repository.hot import Hot
+
+__all__ = ["BlobStat", "Listing", "ProxiedRepository", "Shelf"]
+
+#: Seconds. How long upstream is not asked again after it said «not known», and after it was down and we said «stale».
+_UNKNOWN_FOR: Final = 10.0
+_STALE_FOR: Final = 5.0
+#: Seconds that another process may keep us from asking upstream ourselves. It costs a second question at the most.
+_ALONE_FOR: Final = 5.0
+#: Seconds that an answer waits for the index to take note of a blob.
+_PATIENCE: Final = 0.25
+#: Seconds by which a clock may have been put back before what was remembered under the later time counts for nothing.
+_CLOCK_SLACK: Final = 60.0
+#: Seconds that a list of tags or referrers is believed.
+_LIST_FOR: Final = 60.0
+
+
+class Exclusive(Protocol):
+    """A lock over all processes on one store."""
+
+    def __call__(self, key: str) -> AbstractAsyncContextManager[None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class HotTag:
+    """What a tag points to, how that was learnt, and from when until when (epoch seconds) it is believed."""
+
+    record: TagRecord
+    outcome: Outcome
+    since: float
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class BlobStat:
+    """What HEAD of a blob tells: `size` in bytes, None where upstream does not say it."""
+
+    size: int | None
+    outcome: Outcome
+    upstream: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Tags, or referrers, and how the list came about."""
+
+    items: tuple[Any, ...]
+    outcome: Outcome
+    upstream: str
+
+
+@dataclass(slots=True)
+class Shelf:
+    """What all repositories share."""
+
+    store: BlobStore
+    catalog: Catalog
+    index: ContentIndex
+    grants: Grants
+    flights: Flights
+    memo: Memo
+    executor: Executor
+    exclusive: Exclusive
+    touch: Callable[[Digest], None]
+    now: Callable[[], float] = time.time
+    tags: Hot[tuple[Repo, str], HotTag] = field(default_factory=lambda: Hot(16 << 20, lambda _: 512))
+    manifests: Hot[tuple[Repo, Digest], Manifest] = field(
+        default_factory=lambda: Hot(64 << 20, lambda manifest: len(manifest.content) * 3 + 1024)
+    )
+    #: Sizes in bytes of blobs that were hashed here because a manifest says another size.
+    sound: Hot[Digest, int] = field(default_factory=lambda: Hot(1 << 20, lambda _: 256))
+    once: Once = field(default_factory=Once)
+    telling: set[asyncio.Task[None]] = field(default_factory=set)
+    uncached_since: float | None = None
+
+    def went_uncached(self, error: StoreError, what: object) -> None:
+        """The store could not take something: said once, until it has taken something again."""
+        telemetry.UNCACHED.inc()
+        if self.uncached_since is None:
+            self.uncached_since = self.now()
+            telemetry.log.error("the store is failing; pulls go through uncached", first=str(what), reason=str(error))
+
+    def went_cached(self) -> None:
+        """The store has taken something."""
+        if self.uncached_since is not None:
+            telemetry.log.info("the store takes content again", uncached_since=self.uncached_since)
+            self.uncached_since = None
+
+    async def landed(self, info: BlobInfo) -> None:
+        """A blob was published: remember it."""
+        self.went_cached()
+        telling = asyncio.create_task(self._tell_index(info))
+        self.telling.add(telling)
+        telling.add_done_callback(self.telling.discard)
+        await asyncio.wait({telling}, timeout=_PATIENCE)
+
+    async def _tell_index(self, info: BlobInfo) -> None:
+        # without it the blob is found when index and disk are compared
+        with suppress(IndexUnavailable):
+            await self.index.put([ContentRecord(info.digest, info.size, self.now())])
+
+    async def aclose(self) -> None:
+        """Wait for what the index is still being told, end what is shared. Repeatable."""
+        await asyncio.gather(*self.telling)
+        await self.once.aclose()
+
+
+class ProxiedRepository:
+    """One repository of one upstream. Cheap to make; everything that lasts is on the shelf."""
+
+    def __init__(self, repo: Repo, upstream: Upstream, rule: FreshnessRule, shelf: Shelf) -> None:
+        self.repo = repo
+        self._upstream = upstream
+        self._rule = rule
+        self._shelf = shelf
+
+    # ----------------------------------------------------------------------------------------- manifests
+
+    async def manifest(self, reference: Reference) -> ManifestAnswer:
+        """The manifest itself. Raises `ManifestUnknown`, `UpstreamError`."""
+        if isinstance(reference, Digest):
+            manifest, outcome = await self._manifest(reference)
+            return self._answer(manifest, outcome)
+        tag = await self._tag(reference)
+        try:
+            manifest, fetched = await self._manifest(tag.record.digest)
+        except ManifestUnknown:
+            # the tag moved on between the HEAD and the GET, or the record is of a digest that upstream has dropped
+            tag = await self._ask_again(reference)
+            manifest, fetched = await self._manifest(tag.record.digest)
+        if fetched is Outcome.MISS and tag.outcome is not Outcome.STALE:
+            return self._answer(manifest, Outcome.MISS)
+        return self._answer(manifest, tag.outcome)
+
+    async def resolve(self, reference: Reference) -> ManifestAnswer:
+        """What HEAD of a manifest tells; upstream is asked for no more than that. Raises like `manifest`."""
+        if isinstance(reference, Digest):
+            return await self._resolve_digest(reference)
+        tag = await self._tag(reference)
+        record = tag.record
+        self._shelf.touch(record.digest)
+        return ManifestAnswer(record.digest, record.media_type, record.size, None, tag.outcome, self._upstream.name)
+
+    async def _resolve_digest(self, digest: Digest) -> ManifestAnswer:
+        manifest = self._shelf.manifests.get((self.repo, digest)) or await asyncio.to_thread(self._stored, digest)
+        if manifest:
+            self._shelf.touch(digest)
+            return self._answer(manifest, Outcome.HIT)
+        found = await self._shelf.once.run(("resolve", self.repo, digest), lambda: self._ask_for(digest))
+        return ManifestAnswer(digest, found.media_type, found.size, None, Outcome.MISS, self._upstream.name)
+
+    async def _ask_for(self, digest: Digest) -> Descriptor:
+        """By HEAD, what upstream says of a manifest that is not here."""
+        key = f"manifest {self.repo}@{digest}"
+        if await self._shelf.memo.get(key) is not MISSING:
+            raise ManifestUnknown(f"{self.repo} has no manifest {digest}")
+        try:
+            return await self._upstream.resolve(self.repo.name, digest)
+        except UpstreamNotKnown as error:
+            await self._shelf.memo.put(key, "unknown", _UNKNOWN_FOR)
+            raise ManifestUnknown(f"{self.repo} has no manifest {digest}") from error
+
+    def _answer(self, manifest: Manifest, outcome: Outcome) -> ManifestAnswer:
+        content = manifest.content
+        return ManifestAnswer(manifest.digest, manifest.media_type, len(content), content, outcome, self._upstream.name)
+
+    async def _tag(self, tag: str) -> HotTag:
+        hot = self._shelf.tags.get((self.repo, tag))
+        if hot and hot.since - _CLOCK_SLACK <= self._shelf.now() < hot.until:
+            return hot
+        found = await self._shelf.once.run(("tag", self.repo, tag), lambda: self._refresh(tag))
+        # to those who come later a new answer is a plain hit, a stale one stays stale
+        later = Outcome.STALE if found.outcome is Outcome.STALE else Outcome.HIT
+        self._shelf.tags.put((self.repo, tag), HotTag(found.record, later, found.since, found.until))
+        return found
+
+    async def _ask_again(self, tag: str) -> HotTag:
+        """Upstream's answer now, whatever is remembered."""
+        self._shelf.tags.drop((self.repo, tag))
+        return await self._shelf.once.run(("tag again", self.repo, tag), lambda: self._revalidate_now(tag))
+
+    async def _revalidate_now(self, tag: str) -> HotTag:
+        record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
+        return await self._revalidate(tag, record, f"tag {self.repo}:{tag}")
+
+    async def _refresh(self, tag: str) -> HotTag:
+        """One process at a time asks upstream for a tag; the others find its answer on the disk."""
+        key = f"tag {self.repo}:{tag}"
+        if await self._shelf.memo.get(key) is not MISSING:
+            raise ManifestUnknown(f"{self.repo} has no tag {tag}")
+        record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
+        if record and self._is_fresh(record):
+            return self._hot(record, Outcome.HIT)
+        async with self._alone(key):
+            record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
+            if record and self._is_fresh(record):
+                return self._hot(record, Outcome.HIT)
+            return await self._revalidate(tag, record, key)
+
+    @asynccontextmanager
+    async def _alone(self, key: str) -> AsyncIterator[None]:
+        """One process at a time, so that upstream is asked once. A help, not a condition: a lock that cannot be had, or
+        whose holder has stopped in its tracks, keeps nobody from an answer.
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(_ALONE_FOR):
+                    await stack.enter_async_context(self._shelf.exclusive(key))
+            except StoreError as error:
+                self._shelf.went_uncached(error, key)
+            except TimeoutError:
+                telemetry.log.warning("a lock was not to be had", key=key, waited=_ALONE_FOR)
+            yield
+
+    def _is_fresh(self, record: TagRecord) -> bool:
+        return is_fresh(record.fetched_at, self._shelf.now(), self._rule)
+
+    def _hot(self, record: TagRecord, outcome: Outcome) -> HotTag:
+        if outcome is Outcome.STALE:
+            return HotTag(record, outcome, self._shelf.now(), self._shelf.now() + _STALE_FOR)
+        return HotTag(record, outcome, record.fetched_at, record.fetched_at + self._rule.tag_ttl)
+
+    async def _revalidate(self, tag: str, record: TagRecord | None, key: str) -> HotTag:
+        try:
+            found = await self._upstream.resolve(self.repo.name, tag)
+        except UpstreamNotKnown as error:
+            await self._shelf.memo.put(key, "unknown", _UNKNOWN_FOR)
+            if record:
+                await asyncio.to_thread(self._shelf.catalog.drop_tag, self.repo, tag)
+            raise ManifestUnknown(f"{self.repo} has no tag {tag}") from error
+        except (UpstreamUnavailable, UpstreamThrottled, UpstreamInvalid) as error:
+            if record and may_serve_stale(record.fetched_at, self._shelf.now(), self._rule):
+                telemetry.log.warning(
+                    "serving a stale tag",
+                    repository=str(self.repo),
+                    tag=tag,
+                    age=round(self._shelf.now() - record.fetched_at),
+                    reason=str(error),
+                )
+                return self._hot(record, Outcome.STALE)
+            raise
+        fresh = TagRecord(tag, found.digest, found.media_type, found.size, self._shelf.now())
+        try:
+            await asyncio.to_thread(self._shelf.catalog.put_tag, self.repo, fresh)
+        except StoreError as error:
+            self._shelf.went_uncached(error, f"{self.repo}:{tag}")
+        if record and record.digest != fresh.digest:
+            telemetry.log.info(
+                "tag moved", repository=str(self.repo), tag=tag, was=str(record.digest), now=str(fresh.digest)
+            )
+        same = record is not None and record.digest == fresh.digest
+        return self._hot(fresh, Outcome.REVALIDATED if same else Outcome.MISS)
+
+    async def _manifest(self, digest: Digest) -> tuple[Manifest, Outcome]:
+        """By digest, from memory, disk or upstream."""
+        self._shelf.touch(digest)
+        hot = self._shelf.manifests.get((self.repo, digest))
+        if hot:
+            return hot, Outcome.HIT
+        loaded, outcome = await self._shelf.once.run(("manifest", self.repo, digest), lambda: self._load(digest))
+        self._shelf.manifests.put((self.repo, digest), loaded)
+        return loaded, outcome
+
+    async def _load(self, digest: Digest) -> tuple[Manifest, Outcome]:
+        stored = await self._load_stored(digest)
+        if stored:
+            return stored, Outcome.HIT
+        key = f"manifest {self.repo}@{digest}"
+        if await self._shelf.memo.get(key) is not MISSING:
+            raise ManifestUnknown(f"{self.repo} has no manifest {digest}")
+        async with self._alone(key):
+            stored = await self._load_stored(digest)
+            if stored:
+                return stored, Outcome.HIT
+            try:
+                # its bytes may be here for another repository; only upstream can tell that they are this one's too
+                manifest = await self._upstream.manifest(self.repo.name, digest)
+            except UpstreamNotKnown as error:
+                await self._shelf.memo.put(key, "unknown", _UNKNOWN_FOR)
+                raise ManifestUnknown(f"{self.repo} has no manifest {digest}") from error
+            await self._keep(manifest)
+        return manifest, Outcome.MISS
+
+    async def _load_stored(self, digest: Digest) -> Manifest | None:
+        stored = await asyncio.to_thread(self._stored, digest)
+        if stored:
+            # whoever has the manifest may have its blobs: other processes may not know that yet
+            await self._shelf.grants.give(self.repo, named_by(stored))
+        return stored
+
+    async def _keep(self, manifest: Manifest) -> None:
+        """Bytes first, then the link to them: a link without bytes would be a promise."""
+        record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), self._shelf.now())
+        try:
+            info = await asyncio.to_thread(self._shelf.store.put, manifest.digest, manifest.content)
+            await asyncio.to_thread(self._shelf.catalog.put_manifest, self.repo, record)
+            await self._shelf.landed(info)
+        except StoreError as error:
+            self._shelf.went_uncached(error, manifest.digest)
+        await self._shelf.grants.give(self.repo, named_by(manifest))
+
+    def _stored(self, digest: Digest) -> Manifest | None:
+        """Blocking: the manifest, if this repository has it and its bytes are right."""
+        record = self._shelf.catalog.get_manifest(self.repo, digest)
+        content = self._content(digest) if record else None
+        if record is None or content is None:
+            return None
+        try:
+            return read_manifest(content, record.media_type, algorithm=digest.algorithm)
+        except ManifestMalformed:
+            return None
+
+    def _content(self, digest: Digest) -> bytes | None:
+        try:
+            if self._shelf.store.stat(digest).size > LARGEST:
+                # somebody asks for a layer as if it were a manifest
+                return None
+            return self._shelf.store.read(digest, LARGEST)
+        except BlobUnknown:
+            return None
+        except StoreError as error:
+            self._set_aside(digest, error)
+            return None
+
+    # --------------------------------------------------------------------------------------------- blobs
+
+    async def blob(self, digest: Digest) -> BlobContent:
+        """The blob, from its first byte on. The caller closes it. Raises `BlobUnknown`, `UpstreamError`."""
+        granted = await self._granted(digest)
+        if granted is None:
+            return await self._blob_without_grant(digest)
+        try:
+            info, reader = self._shelf.store.open(digest)
+        except (BlobUnknown, StoreError):
+            return await self._fly(digest, granted)
+        if granted not in (-1, info.size) and not await self._is_sound(info):
+            reader.close()
+            damage = BlobDamaged(f"{info.size} bytes on disk, {granted} expected")
+            await asyncio.to_thread(self._set_aside, digest, damage)
+            return await self._fly(digest, granted)
+        self._shelf.touch(digest)
+        return StoredContent(digest, info.size, reader, self._passing(digest))
+
+    async def stat_blob(self, digest: Digest) -> BlobStat:
+        """What HEAD tells. Starts no fill: a client that only looks must not cost a download."""
+        granted = await self._granted(digest)
+        try:
+            here = self._shelf.store.stat(digest).size if granted is not None else None
+        except BlobUnknown:
+            here = None
+        if here is not None and granted in (-1, here):
+            self._shelf.touch(digest)
+            return BlobStat(here, Outcome.HIT, self._upstream.name)
+        if granted is not None and granted >= 0:
+            return BlobStat(granted, Outcome.MISS, self._upstream.name)
+        said = await self._shelf.memo.get(self._size_key(digest))
+        size = await self._ask(digest) if granted is None or said is MISSING else said
+        return BlobStat(size, Outcome.MISS, self._upstream.name)
+
+    async def _granted(self, digest: Digest) -> int | None:
+        """The size in bytes that the blob has, -1 where unknown; None: this repository may not serve it.
+
+        A manifest says it, or that the blob was here once: its digest was right. Upstream's word counts for nothing.
+        """
+        granted = await self._shelf.grants.size(self.repo, digest)
+        if granted is None or granted >= 0:
+            return granted
+        record = None
+        with suppress(IndexUnavailable):
+            record = await self._shelf.index.get(digest)
+        if record is None:
+            return -1
+        await self._shelf.grants.give(self.repo, {digest: record.size})
+        return record.size
+
+    async def _blob_without_grant(self, digest: Digest) -> BlobContent:
+        """Upstream must answer for this blob in this repository, by the fill itself where there is one to be made."""
+        if self._is_here(digest):
+            await self._ask(digest)
+            return await self.blob(digest)
+        content = await self._fly(digest, -1)
+        try:
+            if await self._shelf.grants.size(self.repo, digest) is None:
+                # the flight was begun for another repository, whose rights are not ours
+                await self._ask(digest)
+        except BaseException:
+            content.close()
+            raise
+        return content
+
+    async def _fly(self, digest: Digest, granted: int) -> BlobContent:
+        key = f"blob {self.repo}@{digest}"
+        if await self._shelf.memo.get(key) is not MISSING:
+            raise BlobUnknown(f"{self.repo} has no blob {digest}")
+        size = granted if granted >= 0 else None
+        joined = self._shelf.flights.under_way(digest)
+
+        def pull(start: int) -> AbstractAsyncContextManager[Body]:
+            return self._upstream.blob(self.repo.name, digest, start)
+
+        try:
+            flight = await self._shelf.flights.join(
+                digest,
+                pull,
+                upstream=self._upstream.name,
+                size=size,
+                vouch=self._vouch(digest) if size is None else None,
+                on_behalf=self.repo,
+            )
+        except StoreError as error:
+            self._shelf.went_uncached(error, digest)
+            if granted < 0:
+                size = await self._ask(digest)
+            return PassingContent(digest, size, self._passing(digest))
+        except UpstreamNotKnown as error:
+            await self._shelf.memo.put(key, "unknown", _UNKNOWN_FOR)
+            raise BlobUnknown(f"{self.repo} has no blob {digest}") from error
+        outcome = Outcome.HIT if flight.landed else Outcome.JOINED if joined else Outcome.MISS
+        return FlyingContent(flight, self._passing(digest), outcome)
+
+    async def _is_sound(self, info: BlobInfo) -> bool:
+        """Who is wrong, the disk or the manifest? A manifest that lies about a size must not cost others their blob."""
+        if self._shelf.sound.get(info.digest) == info.size:
+            return True
+        matches = await self._shelf.once.run(
+            ("sound", info.digest, info.size), lambda: asyncio.to_thread(_is_right, self._shelf.store, info.digest)
+        )
+        if matches:
+            self._shelf.sound.put(info.digest, info.size)
+        return matches
+
+    def _vouch(self, digest: Digest) -> Vouch:
+        async def vouch(size: int | None) -> None:
+            await self._upstream_has(digest, size)
+
+        return vouch
+
+    async def _upstream_has(self, digest: Digest, size: int | None) -> None:
+        """Upstream has answered for this blob: that is the right to it. Its size is only good enough for a HEAD: held
+        against later answers, one wrong one would keep the blob from ever being fetched.
+        """
+        await self._shelf.grants.give(self.repo, {digest: -1})
+        await self._shelf.memo.put(self._size_key(digest), size, _LIST_FOR)
+
+    def _size_key(self, digest: Digest) -> str:
+        return f"size {self.repo}@{digest}"
+
+    def _passing(self, digest: Digest) -> Passing:
+        return Passing(
+            digest,
+            self._upstream.name,
+            lambda start: self._upstream.blob(self.repo.name, digest, start),
+            self._shelf.executor,
+        )
+
+    async def _ask(self, digest: Digest) -> int | None:
+        """Upstream's word that this repository has the blob; raises `BlobUnknown` where it has not."""
+
+        async def ask() -> int | None:
+            try:
+                size = await self._upstream.blob_size(self.repo.name, digest)
+            except UpstreamNotKnown as error:
+                await self._shelf.memo.put(key, "unknown", _UNKNOWN_FOR)
+                raise BlobUnknown(f"{self.repo} has no blob {digest}") from error
+            await self._upstream_has(digest, size)
+            return size
+
+        key = f"blob {self.repo}@{digest}"
+        if await self._shelf.memo.get(key) is not MISSING:
+            raise BlobUnknown(f"{self.repo} has no blob {digest}")
+        return await self._shelf.once.run(("ask", self.repo, digest), ask)
+
+    def _is_here(self, digest: Digest) -> bool:
+        try:
+            self._shelf.store.stat(digest)
+        except BlobUnknown:
+            return False
+        return True
+
+    def _set_aside(self, digest: Digest, error: StoreError) -> None:
+        telemetry.log.error("damaged blob set aside", digest=str(digest), reason=str(error))
+        if isinstance(error, BlobDamaged):
+            self._shelf.store.set_aside(digest)
+
+    # ------------------------------------------------------------------------------------ tags, referrers
+
+    async def tags(self) -> Listing:
+        """All tags of upstream, sorted; while it is down, those that were pulled. Raises `UpstreamError`."""
+        try:
+            found = await self._shelf.memo.share(
+                f"tags {self.repo}", lambda: self._upstream.tags(self.repo.name), _LIST_FOR
+            )
+        except (UpstreamUnavailable, UpstreamThrottled):
+            kept = await asyncio.to_thread(self._shelf.catalog.tags, self.repo)
+            if not kept:
+                raise
+            return Listing(tuple(kept), Outcome.STALE, self._upstream.name)
+        return Listing(tuple(sorted(set(found))), Outcome.NONE, self._upstream.name)
+
+    async def referrers(self, digest: Digest) -> Listing:
+        """Descriptors of manifests whose subject is `digest`; while upstream is down, of those that were pulled."""
+
+        async def ask() -> list[dict[str, Any]]:
+            return [found.to_json() for found in await self._upstream.referrers(self.repo.name, digest)]
+
+        try:
+            found = await self._shelf.memo.share(f"referrers {self.repo}@{digest}", ask, _LIST_FOR)
+        except (UpstreamUnavailable, UpstreamThrottled):
+            kept = await asyncio.to_thread(self._kept_referrers, digest)
+            if not kept:
+                # an empty list would say that there are none, such as no signatures
+                raise
+            return Listing(tuple(kept), Outcome.STALE, self._upstream.name)
+        return Listing(tuple(read_descriptor(item) for item in found), Outcome.NONE, self._upstream.name)
+
+    def _kept_referrers(self, digest: Digest) -> list[Descriptor]:
+        """Blocking: the descriptor of each manifest here that names `digest` as its subject."""
+        kept = []
+        for record in self._shelf.catalog.manifests(self.repo):
+            manifest = self._stored(record.digest)
+            if manifest and manifest.subject and manifest.subject.digest == digest:
+                kept.append(manifest.descriptor)
+        return kept
+
+
+def _is_right(store: BlobStore, digest: Digest) -> bool:
+    """Blocking: whether the blob's bytes are those that its digest names."""
+    try:
+        _, reader = store.open(digest)
+    except (BlobUnknown, StoreError):
+        return False
+    try:
+        hashing = hasher(digest)
+        offset = 0
+        while block := reader.pread(1 << 20, offset):
+            hashing.update(block)
+            offset += len(block)
+    except StoreError:
+        return False
+    finally:
+        reader.close()
+    return hashing.hexdigest() == digest.hex

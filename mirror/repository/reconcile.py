@@ -1,0 +1,213 @@
+"""Makes the index agree with the disk, which is the truth. No upstream is asked.
+
+    absent or lost ── every blob put ── links put ── records without a file dropped ── MARK ──> whole
+          ^                                                                                      │
+          └─────────────── FLUSHALL, a file begun anew, or found to lack blobs: no MARK <────────┘
+
+Everything is repeatable and may run while the mirror works: what is put again counts once, the later time of use
+stays, and a record is only dropped after a second look at the disk. Interrupted, it has set no mark and is done again.
+Done twice, it changes nothing.
+
+Known limit: the index lists only blobs without a pin, so the record of a pinned blob whose file is gone stays. It
+keeps the pin for when the blob is fetched again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Final, TypeVar
+
+from mirror import telemetry
+from mirror.errors import BlobUnknown, IndexUnavailable, StoreError
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import LARGEST, Manifest, ManifestMalformed, read_manifest
+from mirror.oci.reference import Repo
+from mirror.policy.records import ContentRecord, ManifestRecord
+from mirror.ports import BlobStore, Catalog, ContentIndex
+from mirror.repository.grants import named_by
+
+__all__ = ["INCOMPLETE", "MARK", "Reconciled", "ensure", "is_whole", "reconcile"]
+
+#: The marker of an index that this code has rebuilt; another one means that it was rebuilt to other rules.
+MARK: Final = "1"
+#: The marker of an index that is known to lack something.
+INCOMPLETE: Final = "incomplete"
+
+#: Blobs per call of the index.
+_BATCH: Final = 1000
+
+#: Seconds to wait before asking an index again that did not answer: among thousands of calls one may be late, and the
+#: whole is not given up for that.
+_WAITS: Final = (1.0, 2.0, 4.0, 8.0)
+
+#: How a manifest is read: bytes, media type, and the algorithm that it is named by. Raises `ManifestMalformed`.
+ManifestReader = Callable[[bytes, str, str], Manifest]
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What was found: `blobs` on disk and their `bytes`, of which `added` were unknown; records `dropped`; `links`
+    from `manifests` of `repositories`; manifests `skipped` because they are damaged or gone.
+    """
+
+    blobs: int
+    bytes: int
+    added: int
+    dropped: int
+    repositories: int
+    manifests: int
+    links: int
+    skipped: int
+
+
+def _read(content: bytes, media_type: str, algorithm: str) -> Manifest:
+    return read_manifest(content, media_type, algorithm=algorithm)
+
+
+async def is_whole(index: ContentIndex) -> bool:
+    """Whether it knows what the disk has. Raises `IndexUnavailable`."""
+    return await index.marker() == MARK
+
+
+async def ensure(
+    store: BlobStore,
+    catalog: Catalog,
+    index: ContentIndex,
+    *,
+    exclusive: Callable[[], AbstractAsyncContextManager[object]],
+    manifests: ManifestReader = _read,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Reconciled | None:
+    """Rebuild an index that is not whole; None where it is.
+
+    `exclusive` holds a lock over all processes of this store, for rebuilds alone: evictions must not wait for it.
+    Raises `IndexUnavailable`, `StoreError`.
+    """
+    if await is_whole(index):
+        return None
+    async with exclusive():
+        if await is_whole(index):
+            return None
+        return await reconcile(store, catalog, index, manifests=manifests, sleep=sleep)
+
+
+async def reconcile(
+    store: BlobStore,
+    catalog: Catalog,
+    index: ContentIndex,
+    *,
+    manifests: ManifestReader = _read,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Reconciled:
+    """Go over the whole disk and put right what the index says. Raises `IndexUnavailable`, `StoreError`."""
+    telemetry.log.info("reconcile.begun")
+    call = _Patient(sleep)
+    before = (await call(index.usage)).blobs
+    blobs = total = 0
+    async for batch in _in_thread(store.walk(), _BATCH):
+        records = [ContentRecord(info.digest, info.size, info.used_at) for info in batch]
+        await call(partial(index.put, records))
+        blobs += len(batch)
+        total += sum(info.size for info in batch)
+    after = (await call(index.usage)).blobs
+    dropped = await _drop_strays(store, index, call) if after > blobs else 0
+    repositories, read, links, skipped = await _link(store, catalog, index, manifests, call)
+    await call(partial(index.set_marker, MARK))
+    result = Reconciled(blobs, total, max(0, after - before), dropped, repositories, read, links, skipped)
+    telemetry.log.info("reconcile.done", **{name: getattr(result, name) for name in Reconciled.__slots__})
+    return result
+
+
+class _Patient:
+    """Calls the index, and again after a while where it did not answer; every call here is repeatable."""
+
+    def __init__(self, sleep: Callable[[float], Awaitable[None]]) -> None:
+        self._sleep = sleep
+
+    async def __call__(self, operation: Callable[[], Awaitable[_Item]]) -> _Item:
+        for wait in _WAITS:
+            try:
+                return await operation()
+            except IndexUnavailable:
+                await self._sleep(wait)
+        return await operation()
+
+
+async def _drop_strays(store: BlobStore, index: ContentIndex, call: _Patient) -> int:
+    """Drop the records whose file is gone."""
+    dropped = 0
+    recorded = (await call(index.usage)).blobs
+    known = await call(partial(index.coldest, recorded))
+    for batch in _cut(known, _BATCH):
+        strays = await asyncio.to_thread(_absent, store, [record.digest for record in batch])
+        await call(partial(index.drop, strays))
+        dropped += len(strays)
+    return dropped
+
+
+def _absent(store: BlobStore, digests: Iterable[Digest]) -> list[Digest]:
+    """Blocking."""
+    absent = []
+    for digest in digests:
+        try:
+            store.stat(digest)
+        except BlobUnknown:
+            absent.append(digest)
+    return absent
+
+
+async def _link(
+    store: BlobStore, catalog: Catalog, index: ContentIndex, manifests: ManifestReader, call: _Patient
+) -> tuple[int, int, int, int]:
+    """Link to each repository what its manifests name; repositories, manifests, links and manifests skipped."""
+    repositories = read = links = skipped = 0
+    async for batch in _in_thread(catalog.repositories(), 1):
+        repo = batch[0]
+        repositories += 1
+        async for records in _in_thread(catalog.manifests(repo), 50):
+            named, failed = await asyncio.to_thread(_named, store, repo, records, manifests)
+            await call(partial(index.link, repo, named))
+            read += len(records) - failed
+            skipped += failed
+            links += len(named)
+    return repositories, read, links, skipped
+
+
+def _named(
+    store: BlobStore, repo: Repo, records: Iterable[ManifestRecord], manifests: ManifestReader
+) -> tuple[dict[Digest, int], int]:
+    """Blocking: what some manifests of a repository name, with sizes in bytes, and how many could not be read."""
+    named: dict[Digest, int] = {}
+    skipped = 0
+    for record in records:
+        try:
+            content = store.read(record.digest, LARGEST)
+            manifest = manifests(content, record.media_type, record.digest.algorithm)
+        except (BlobUnknown, StoreError, ManifestMalformed) as error:
+            skipped += 1
+            telemetry.log.warning(
+                "reconcile.skipped", repository=str(repo), digest=str(record.digest), reason=str(error)
+            )
+            continue
+        for digest, size in named_by(manifest).items():
+            named[digest] = max(size, named.get(digest, -1))
+    return named, skipped
+
+
+async def _in_thread(items: Iterable[_Item], size: int) -> AsyncIterator[list[_Item]]:
+    """Batches of a blocking iterable, each read in a thread."""
+    iterator = iter(items)
+    while batch := await asyncio.to_thread(lambda: list(islice(iterator, size))):
+        yield batch
+
+
+def _cut(items: list[_Item], size: int) -> Iterator[list[_Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,63 @@
+"""From a request to the repository that it means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mirror.oci.reference import Repo
+from mirror.policy.freshness import FreshnessRule
+from mirror.policy.routing import RoutingTable, compile_pattern
+from mirror.ports import Upstream
+from mirror.repository.proxied import ProxiedRepository, Shelf
+
+__all__ = ["Router"]
+
+#: Repositories that are kept made; names come from clients, so there is no end of them.
+_MOST: int = 10_000
+
+
+class Router:
+    """Makes repositories out of names; upstreams are made by `upstream_for` when they are first needed."""
+
+    def __init__(
+        self,
+        table: RoutingTable,
+        rules: Sequence[tuple[str, FreshnessRule]],
+        default_rule: FreshnessRule,
+        upstream_for: Callable[[str], Upstream],
+        shelf: Shelf,
+    ) -> None:
+        """`rules` are (pattern, rule) pairs; the first that fits counts."""
+        self._table = table
+        self._rules = [(compile_pattern(pattern), rule) for pattern, rule in rules]
+        self._default_rule = default_rule
+        self._upstream_for = upstream_for
+        self._shelf = shelf
+        self._made: dict[Repo, ProxiedRepository] = {}
+        self._routed: dict[tuple[str, str | None, str | None], ProxiedRepository] = {}
+
+    def resolve(self, name: str, *, host: str | None, ns: str | None) -> ProxiedRepository:
+        """The repository that is meant. Raises `NameInvalid`, `NameUnknown`."""
+        key = (name, host, ns)
+        found = self._routed.get(key)
+        if found is None:
+            found = self.repository(self._table.route(name, host=host, ns=ns))
+            if len(self._routed) >= _MOST:
+                self._routed.clear()
+            self._routed[key] = found
+        return found
+
+    def repository(self, repo: Repo) -> ProxiedRepository:
+        """The repository of a checked name."""
+        found = self._made.get(repo)
+        if found is None:
+            if len(self._made) >= _MOST:
+                self._made.clear()
+            found = ProxiedRepository(repo, self._upstream_for(repo.registry), self.rule_for(repo), self._shelf)
+            self._made[repo] = found
+        return found
+
+    def rule_for(self, repo: Repo) -> FreshnessRule:
+        """How long this repository's tags are believed."""
+        text = str(repo)
+        return next((rule for pattern, rule in self._rules if pattern.fullmatch(text)), self._default_rule)
