@@ -1,0 +1,287 @@
+"""The composition root: the only file that knows every concrete class.
+
+Read `build` from top to bottom for what is opened in which order; closing is the same list read upwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import time
+from collections.abc import AsyncIterator, Collection
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from mirror import __version__, telemetry
+from mirror.config import Config, UpstreamSettings
+from mirror.errors import ConfigError, IndexUnavailable, StoreError
+from mirror.index.embedded import EmbeddedIndex
+from mirror.index.redis import RedisIndex, parse_redis_url
+from mirror.memo import Memo, redis_cache
+from mirror.oci.digest import Digest
+from mirror.once import end
+from mirror.policy.eviction import Water
+from mirror.policy.freshness import FreshnessRule
+from mirror.policy.routing import Registry, RoutingTable
+from mirror.policy.sizes import parse_capacity
+from mirror.ports import BlobInfo, ContentIndex, Upstream
+from mirror.repository.evictor import Evictor
+from mirror.repository.flights import Flights
+from mirror.repository.grants import Grants
+from mirror.repository.proxied import Shelf
+from mirror.repository.reconcile import ensure, reconcile
+from mirror.repository.router import Router
+from mirror.server.front import Front
+from mirror.server.health import Readiness, health_pages
+from mirror.server.sending import Sender
+from mirror.store.catalog import LocalCatalog
+from mirror.store.layout import Layout
+from mirror.store.local import LocalStore
+from mirror.store.locks import Locks
+from mirror.store.recovery import sweep
+from mirror.upstream.credentials import Credentials, CredentialSource, DockerConfig, GivenCredentials
+from mirror.upstream.registry import RegistryUpstream
+
+__all__ = ["App", "Storage", "build", "open_storage"]
+
+#: Threads are made when they are needed; these are bounds. Each fill occupies one while it receives.
+_FILLING_THREADS = 256
+_SENDING_THREADS = 16
+#: Seconds between two looks at what crashes have left.
+_SWEEP_EVERY = 3600.0
+_COMPARE_EVERY = 86400.0
+#: Seconds until the work of a dead worker is taken over.
+_SUCCEED_AFTER = 30.0
+#: Seconds after which a partial without a filler may go, where there is no other room.
+_IDLE = 60.0
+
+
+@dataclass(slots=True)
+class Storage:
+    """Disk and index, and what keeps them in order: enough for the command line without a server."""
+
+    layout: Layout
+    store: LocalStore
+    catalog: LocalCatalog
+    index: ContentIndex
+    locks: Locks
+    evictor: Evictor
+
+
+@dataclass(slots=True)
+class App:
+    """A worker's part of the mirror."""
+
+    front: Front
+    readiness: Readiness
+    router: Router
+    shelf: Shelf
+    storage: Storage
+
+
+class _InFlight:
+    """The evictor comes before the flights that it must spare: they are told to it once they exist."""
+
+    def __init__(self) -> None:
+        self.flights: Flights | None = None
+
+    def digests(self) -> Collection[Digest]:
+        return frozenset(self.flights.digests()) if self.flights else ()
+
+
+@asynccontextmanager
+async def open_storage(config: Config, in_flight: _InFlight | None = None) -> AsyncIterator[Storage]:
+    """Open disk and index. Raises `StoreError`, `ConfigError`."""
+    in_flight = in_flight or _InFlight()
+    async with AsyncExitStack() as stack:
+        layout = Layout(config.store.root)
+        store = await asyncio.to_thread(LocalStore, layout)
+        catalog = LocalCatalog(layout)
+        locks = Locks(layout, secret=store.id)
+        index = _open_index(config, layout, store.id)
+        stack.push_async_callback(index.aclose)
+        evictor = Evictor(
+            store,
+            index,
+            water=Water(parse_capacity(config.store.capacity), config.store.high_water, config.store.low_water),
+            protected=in_flight.digests,
+            exclusive=lambda: locks.named("evict"),
+            rebuild=lambda: ensure(store, catalog, index, exclusive=lambda: locks.named("rebuild")),
+            reclaim=lambda: sweep(layout, keep=_IDLE, now=time.time).bytes,
+        )
+        yield Storage(layout, store, catalog, index, locks, evictor)
+
+
+@asynccontextmanager
+async def build(config: Config) -> AsyncIterator[App]:
+    """Everything that one worker needs, opened. Raises `StoreError`, `ConfigError`."""
+    async with AsyncExitStack() as stack:
+        in_flight = _InFlight()
+        storage = await stack.enter_async_context(open_storage(config, in_flight))
+        filling = ThreadPoolExecutor(_FILLING_THREADS, "fill")
+        stack.callback(filling.shutdown, wait=False, cancel_futures=True)
+        sending = ThreadPoolExecutor(_SENDING_THREADS, "send")
+        stack.callback(sending.shutdown, wait=False, cancel_futures=True)
+
+        memo = _open_memo(config)
+        stack.push_async_callback(memo.aclose)
+        upstreams = _Upstreams(config, filling, memo)
+        stack.push_async_callback(upstreams.aclose)
+
+        async def landed(info: BlobInfo) -> None:
+            await shelf.landed(info)
+
+        flights = Flights(storage.store, storage.evictor, filling, landed=landed)
+        stack.push_async_callback(flights.aclose)
+        in_flight.flights = flights
+        grants = Grants(storage.index, storage.catalog, storage.store)
+        stack.push_async_callback(grants.aclose)
+        shelf = Shelf(
+            flights=flights,
+            store=storage.store,
+            catalog=storage.catalog,
+            index=storage.index,
+            grants=grants,
+            memo=memo,
+            executor=filling,
+            exclusive=storage.locks.exclusive,
+            touch=storage.evictor.touch,
+        )
+        stack.push_async_callback(shelf.aclose)
+
+        for work in (storage.evictor.run(), _keep_house(config, storage)):
+            task = asyncio.create_task(work)
+            stack.push_async_callback(end, task)
+        stack.push_async_callback(storage.evictor.flush)
+
+        readiness = Readiness()
+        router = Router(
+            upstreams.table,
+            [(route.match, FreshnessRule(route.tag_ttl, route.stale_while_down)) for route in config.route],
+            FreshnessRule(300.0, 604800.0),
+            upstreams.named,
+            shelf,
+        )
+        sender = Sender(sending, stall=config.server.client_stall)
+        front = Front(router, sender, health_pages(readiness), log_requests=config.server.access_log)
+        yield App(front, readiness, router, shelf, storage)
+
+
+def _open_index(config: Config, layout: Layout, store_id: str) -> ContentIndex:
+    if url := config.index.url.get_secret_value():
+        return RedisIndex(parse_redis_url(url), store_id=store_id, budget=config.index.timeout)
+    return EmbeddedIndex(layout.root / "index.sqlite")
+
+
+def _open_memo(config: Config) -> Memo:
+    url = config.index.url.get_secret_value()
+    return Memo(shared=redis_cache(url, budget=config.index.timeout) if url else None, budget=config.index.timeout)
+
+
+async def _keep_house(config: Config, storage: Storage) -> None:
+    """What crashes have left is cleared up at start and every hour; index and disk are compared at start and every day.
+
+    One process does it, the one that holds a lock; when it dies another takes its place. The comparison finds blobs
+    that were published, but not remembered, by a worker that was killed in between: nobody would ever evict them.
+    """
+    held = None
+    compared_at = -_COMPARE_EVERY
+    try:
+        while True:
+            try:
+                held = held or storage.locks.try_hold("house")
+                if held:
+                    swept = await asyncio.to_thread(
+                        sweep, storage.layout, keep=config.store.keep_partials, now=time.time
+                    )
+                    if swept.partials or swept.strays:
+                        telemetry.log.info("swept", partials=swept.partials, strays=swept.strays, bytes=swept.bytes)
+                    if time.monotonic() - compared_at >= _COMPARE_EVERY:
+                        async with storage.locks.named("rebuild"):
+                            await reconcile(storage.store, storage.catalog, storage.index)
+                        compared_at = time.monotonic()
+            except (StoreError, IndexUnavailable) as error:
+                telemetry.log.warning("keeping house failed", reason=str(error))
+            except Exception:
+                # whatever it was: without this task nothing is ever cleared up again
+                telemetry.log.exception("keeping house crashed")
+            await asyncio.sleep(_SWEEP_EVERY if held else _SUCCEED_AFTER)
+    finally:
+        if held:
+            os.close(held)
+
+
+class _Upstreams:
+    """Upstreams by the name that content is filed under, made when first needed. One entry with a wildcard makes one
+    for each host: credentials and connections of one are never used for another.
+    """
+
+    def __init__(self, config: Config, executor: Executor, memo: Memo) -> None:
+        self._executor = executor
+        self._memo = memo
+        self._settings = {entry.name: entry for entry in config.upstream}
+        self.table = RoutingTable.build(
+            (
+                Registry(entry.name, tuple(entry.aliases), tuple(entry.hosts), library=entry.name == "docker.io")
+                for entry in config.upstream
+            ),
+            config.default_registry or None,
+        )
+        self._made: dict[str, Upstream] = {}
+
+    def named(self, name: str) -> Upstream:
+        """The upstream of a registry that the table knows."""
+        found = self._made.get(name)
+        if found is None:
+            known = self.table.registry(name)
+            if known is None:
+                raise KeyError(name)
+            found = self._made[name] = self._make(name, self._settings[known[1].name])
+        return found
+
+    def _make(self, name: str, settings: UpstreamSettings) -> Upstream:
+        label = settings.name  # bounded by the configuration, where names under a wildcard are not
+
+        def observe(event: str, status: int | None, seconds: float) -> None:
+            telemetry.UPSTREAM_REQUESTS.labels(label, event, status or 0).inc()
+            telemetry.UPSTREAM_SECONDS.labels(label, event).observe(seconds)
+
+        return RegistryUpstream(
+            name,
+            settings.url or f"https://{name}",
+            executor=self._executor,
+            memo=self._memo,
+            credentials=_credentials(name, settings),
+            allowed=settings.token_hosts,
+            verify=_tls(settings),
+            connect_timeout=settings.connect_timeout,
+            read_timeout=settings.read_timeout,
+            blobs_at_once=settings.blobs_at_once,
+            user_agent=f"registry-mirror/{__version__}",
+            observe=observe,
+        )
+
+    async def aclose(self) -> None:
+        for upstream in self._made.values():
+            await upstream.aclose()
+
+
+def _credentials(name: str, settings: UpstreamSettings) -> CredentialSource:
+    if settings.docker_config is not None:
+        source = DockerConfig(settings.docker_config, [name, *settings.aliases])
+        source.check()
+        return source
+    if settings.username is not None and settings.password is not None:
+        return GivenCredentials(Credentials(settings.username, settings.password.get_secret_value()))
+    return GivenCredentials()
+
+
+def _tls(settings: UpstreamSettings) -> bool | ssl.SSLContext:
+    if settings.ca_file is not None and settings.verify_tls:
+        try:
+            return ssl.create_default_context(cafile=settings.ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError([f"upstream {settings.name}: ca_file {settings.ca_file} holds no certificate"]) from error
+    return settings.verify_tls

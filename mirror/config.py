@@ -1,0 +1,354 @@
+"""Every setting, with its default and what it means. Reading this file is knowing them all.
+
+A setting comes from the TOML file given with `--config`; an environment variable goes before it:
+`MIRROR__STORE__CAPACITY=500GB` is `capacity` under `[store]`. Whatever is not set has its default, and with neither
+file nor environment the mirror serves the public registries. A secret can be read from a file: `password_file`,
+`url_file`.
+
+Only `app.py` and `cli.py` know this module: everything below takes ordinary arguments.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from mirror.errors import ConfigError, RequestError
+from mirror.index.redis import parse_redis_url
+from mirror.oci.reference import check_registry
+from mirror.policy.durations import parse_duration
+from mirror.policy.sizes import parse_capacity
+
+__all__ = ["PUBLIC", "Config", "RouteSettings", "UpstreamSettings", "load"]
+
+Seconds = Annotated[float, BeforeValidator(parse_duration)]
+
+
+def _default_root() -> Path:
+    """`/var/lib/mirror` where this process may write there, else the user's own data folder."""
+    system = Path("/var/lib/mirror")
+    if os.access(system if system.exists() else system.parent, os.W_OK):
+        return system
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "mirror"
+
+
+def _listen(text: str) -> str:
+    if text.startswith("unix:"):
+        if not text.removeprefix("unix:").startswith("/"):
+            raise ValueError(f"a unix listener has an absolute path: {text!r}")
+        return text
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"not host:port or unix:/path: {text!r}")
+    return text
+
+
+def _capacity(text: str) -> str:
+    parse_capacity(text)
+    return text
+
+
+def _registry(name: str) -> str:
+    try:
+        check_registry(name.removeprefix("*."))
+    except RequestError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("not an http or https URL")
+    if parts.username or parts.password:
+        raise ValueError("holds a user or password; use username and password_file")
+    if parts.query or parts.fragment:
+        raise ValueError("holds a query or fragment")
+    return text.rstrip("/")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class ServerSettings(_Section):
+    """`[server]`"""
+
+    listen: list[Annotated[str, AfterValidator(_listen)]] = Field(
+        ["127.0.0.1:5000"],
+        description="Where to listen: host:port, [::1]:port, or unix:/path. Port 0 takes a free one.",
+    )
+    workers: int = Field(1, ge=1, le=64, description="Processes that serve; they share one store.")
+    tls_certificate: Path | None = Field(
+        None, description="PEM file with certificate and chain; then listeners speak TLS."
+    )
+    tls_key: Path | None = Field(None, description="PEM file with the private key.")
+    drain: Seconds = Field(30.0, description="How long answers under way may take to finish after SIGTERM.")
+    client_stall: Seconds = Field(300.0, description="A client that takes no byte for so long is dropped.")
+    idle: Seconds = Field(75.0, description="A connection without a request is closed after this time.")
+    access_log: bool = Field(True, description="One log line per request.")
+
+    @model_validator(mode="after")
+    def _pair(self) -> ServerSettings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together")
+        return self
+
+
+class StoreSettings(_Section):
+    """`[store]`"""
+
+    root: Path = Field(default_factory=_default_root, description="Folder of the cache; one local filesystem.")
+    capacity: Annotated[str, AfterValidator(_capacity)] = Field(
+        "80%", description="What blobs may take: bytes (500GB, 2TiB) or a part of the disk (80%)."
+    )
+    high_water: float = Field(0.95, gt=0, le=1, description="Eviction begins above this part of the capacity.")
+    low_water: float = Field(0.85, ge=0, le=1, description="Eviction ends below this part of the capacity.")
+    keep_partials: Seconds = Field(
+        86400.0, description="An interrupted download that nobody resumes is dropped after this."
+    )
+
+    @model_validator(mode="after")
+    def _order(self) -> StoreSettings:
+        if self.low_water > self.high_water:
+            raise ValueError(f"low_water ({self.low_water:g}) is above high_water ({self.high_water:g})")
+        return self
+
+
+class IndexSettings(_Section):
+    """`[index]`"""
+
+    url: SecretStr = Field(
+        SecretStr(""), description="redis://, rediss:// or unix:// URL; empty: embedded, beside the blobs."
+    )
+    url_file: Path | None = Field(None, description="File that holds the URL.")
+    timeout: Seconds = Field(0.1, gt=0, description="So long Redis may take to answer before it is done without.")
+
+
+class LogSettings(_Section):
+    """`[log]`"""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is written."
+    )
+
+
+class UpstreamSettings(_Section):
+    """`[[upstream]]`: a registry that may be pulled from."""
+
+    name: Annotated[str, AfterValidator(_registry)] = Field(
+        description="The registry as clients say it (ghcr.io), or *.suffix for all hosts below a domain."
+    )
+    url: Annotated[str, AfterValidator(_url)] | None = Field(
+        None, description="Where it is; https://<name> if not set."
+    )
+    aliases: list[Annotated[str, AfterValidator(_registry)]] = Field(
+        [], description="Other names for the same registry."
+    )
+    hosts: list[str] = Field([], description="Requests with these Host headers mean this registry.")
+    username: str | None = Field(None, description="User name at the registry.")
+    password: SecretStr | None = Field(None, description="Password or access token.")
+    password_file: Path | None = Field(None, description="File that holds the password.")
+    docker_config: Path | None = Field(
+        None, description="Docker config.json with the credentials; read again when it changes."
+    )
+    token_hosts: list[str] = Field(
+        [], description="Hosts of other domains that may be sent these credentials for a token."
+    )
+    ca_file: Path | None = Field(
+        None, description="PEM file with the certificate authorities to trust instead of the system's."
+    )
+    verify_tls: bool = Field(True, description="Check the registry's certificate.")
+    blobs_at_once: int = Field(32, ge=1, le=1000, description="Downloads under way at most, per worker.")
+    connect_timeout: Seconds = Field(5.0, description="For a connection, with TLS.")
+    read_timeout: Seconds = Field(30.0, description="Without a byte for so long a download is resumed anew.")
+
+    @model_validator(mode="after")
+    def _credentials(self) -> UpstreamSettings:
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("password and password_file exclude each other")
+        if (self.username is None) != (self.password is None and self.password_file is None):
+            raise ValueError("username and password (or password_file) belong together")
+        if self.username is not None and self.docker_config is not None:
+            raise ValueError("username and docker_config exclude each other")
+        if self.name.startswith("*.") and self.url is not None:
+            raise ValueError("url is not possible for a wildcard: each host is its own")
+        return self
+
+
+class RouteSettings(_Section):
+    """`[[route]]`: how repositories are treated; the first whose pattern fits counts."""
+
+    match: str = Field(
+        description="registry/name; * within one part, ** for any parts: docker.io/library/*, ghcr.io/**"
+    )
+    tag_ttl: Seconds = Field(300.0, description="So long a tag's answer is believed without asking upstream.")
+    stale_while_down: Seconds = Field(604800.0, description="So old a tag's answer may be while upstream is down.")
+
+
+#: What is served without any `[[upstream]]`. Only these names are ever contacted then.
+PUBLIC: Final = (
+    {
+        "name": "docker.io",
+        "url": "https://registry-1.docker.io",
+        "aliases": ["index.docker.io", "registry-1.docker.io"],
+    },
+    {"name": "ghcr.io"},
+    {"name": "quay.io"},
+    {"name": "registry.k8s.io"},
+    {"name": "gcr.io"},
+    {"name": "*.gcr.io"},
+    {"name": "*.pkg.dev"},
+    {"name": "public.ecr.aws"},
+    {"name": "mcr.microsoft.com"},
+)
+
+
+class Config(BaseSettings):
+    """All of it."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MIRROR__", env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=True
+    )
+
+    default_registry: Annotated[str, AfterValidator(lambda name: _registry(name) if name else name)] = Field(
+        "docker.io", description="What a request without Host, ns or prefix means; empty: such requests are refused."
+    )
+    server: ServerSettings = ServerSettings.model_validate({})
+    store: StoreSettings = Field(default_factory=lambda: StoreSettings.model_validate({}))
+    index: IndexSettings = IndexSettings.model_validate({})
+    log: LogSettings = LogSettings.model_validate({})
+    upstream: list[UpstreamSettings] = Field(
+        default_factory=lambda: [UpstreamSettings.model_validate(entry) for entry in PUBLIC]
+    )
+    route: list[RouteSettings] = []
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment goes before the file, whose content comes as arguments."""
+        return env_settings, init_settings
+
+
+def load(path: Path | None, overrides: dict[str, Any] | None = None) -> Config:
+    """Read and check everything. Raises `ConfigError` with every mistake, none of which shows a secret.
+
+    `overrides` are settings of the command line, by section; they go before everything.
+    """
+    content: dict[str, Any] = {}
+    if path is not None:
+        try:
+            content = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ConfigError([f"{path}: {error.strerror}"]) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError([f"{path}: not TOML: {error}"]) from error
+    try:
+        config = Config(**content)
+    except ValidationError as error:
+        raise ConfigError([_mistake(one) for one in error.errors(include_url=False, include_input=False)]) from error
+    for section, values in (overrides or {}).items():
+        given = {name: value for name, value in values.items() if value is not None}
+        if given:
+            config = _override(config, section, given)
+    config, mistakes = _with_secrets(config)
+    mistakes += _cross_check(config)
+    if mistakes:
+        raise ConfigError(mistakes)
+    return config
+
+
+def _override(config: Config, section: str, given: dict[str, Any]) -> Config:
+    current: BaseModel = getattr(config, section)
+    try:
+        changed = type(current).model_validate({**current.model_dump(), **given})
+    except ValidationError as error:
+        raise ConfigError([_mistake(one, section) for one in error.errors(include_input=False)]) from error
+    return config.model_copy(update={section: changed})
+
+
+def _mistake(error: Any, *before: str) -> str:
+    """One line: which setting, and what is wrong with it."""
+    where = ""
+    for part in (*before, *error["loc"]):
+        where += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if where else str(part)
+    message = {"extra_forbidden": "no such setting", "missing": "must be set"}.get(error["type"], error["msg"])
+    return f"{where or 'configuration'}: {message.removeprefix('Value error, ')}"
+
+
+def _with_secrets(config: Config) -> tuple[Config, list[str]]:
+    """Replace every `…_file` by what the file holds."""
+    mistakes: list[str] = []
+    index = config.index
+    if index.url_file is not None:
+        if index.url.get_secret_value():
+            mistakes.append("index: url and url_file exclude each other")
+        text = _read_secret("index.url_file", index.url_file, mistakes)
+        index = index.model_copy(update={"url": SecretStr(text)})
+    upstreams = []
+    for number, upstream in enumerate(config.upstream, 1):
+        if upstream.password_file is not None:
+            text = _read_secret(f"upstream[{number}].password_file", upstream.password_file, mistakes)
+            upstream = upstream.model_copy(update={"password": SecretStr(text)})
+        upstreams.append(upstream)
+    return config.model_copy(update={"index": index, "upstream": upstreams}), mistakes
+
+
+def _read_secret(setting: str, path: Path, mistakes: list[str]) -> str:
+    try:
+        text = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        mistakes.append(f"{setting}: {path}: {error.strerror if isinstance(error, OSError) else 'not text'}")
+        return ""
+    if not text:
+        mistakes.append(f"{setting}: {path} is empty")
+    return text
+
+
+def _cross_check(config: Config) -> list[str]:
+    """What no single setting can tell."""
+    mistakes: list[str] = []
+    names: dict[str, int] = {}
+    for number, upstream in enumerate(config.upstream, 1):
+        mistakes += [
+            f"upstream[{number}]: {name} is the name of upstream[{names[name]}] already"
+            for name in (upstream.name, *upstream.aliases)
+            if names.setdefault(name, number) != number
+        ]
+        for setting in ("docker_config", "ca_file"):
+            path: Path | None = getattr(upstream, setting)
+            if path is not None and not os.access(path, os.R_OK):
+                mistakes.append(f"upstream[{number}].{setting}: {path} cannot be read")
+    for setting in ("tls_certificate", "tls_key"):
+        path = getattr(config.server, setting)
+        if path is not None and not os.access(path, os.R_OK):
+            mistakes.append(f"server.{setting}: {path} cannot be read")
+    if config.default_registry and config.default_registry not in names:
+        mistakes.append(f"default_registry: {config.default_registry} is not the name of an upstream")
+    if url := config.index.url.get_secret_value():
+        try:
+            parse_redis_url(url)
+        except ConfigError as error:
+            mistakes += [f"index.url: {mistake}" for mistake in error.mistakes]
+    return mistakes

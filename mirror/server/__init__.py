@@ -1,0 +1,1 @@
+"""HTTP in front: the only folder that imports `aiohttp.web`."""

@@ -1,0 +1,211 @@
+"""Every request comes in here and is answered once: parse, route, answer, tell.
+
+Built on aiohttp's low-level server: there are six kinds of path, and a router, middlewares and signals for them cost
+more than the answers of most requests do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import cache, lru_cache
+from typing import Final
+
+from aiohttp import HttpVersion10, web
+from aiohttp.web_protocol import RequestHandler
+from prometheus_client import Counter, Histogram
+
+from mirror import telemetry
+from mirror.errors import MirrorError, NotServed, RequestError, Unsupported, UpstreamError
+from mirror.oci.request import Kind, RegistryRequest, parse_request
+from mirror.repository.content import Outcome
+from mirror.repository.router import Router
+from mirror.server import pull
+from mirror.server.answers import error_response
+from mirror.server.pull import Told
+from mirror.server.sending import Sender
+
+__all__ = ["Front", "FrontServer"]
+
+#: Pages beside the API: `/readyz` and the like.
+Page = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Front:
+    """Answers requests. `pages` are served beside the API by their exact path."""
+
+    def __init__(self, router: Router, sender: Sender, pages: Mapping[str, Page], *, log_requests: bool) -> None:
+        self._router = router
+        self._sender = sender
+        self._pages = pages
+        self._log_requests = log_requests
+        #: Requests are numbered; most numbers are never written down, so they are made into names only then.
+        self._numbers = itertools.count(time.time_ns() // 1_000_000)
+        self._name = f"{os.getpid():x}"
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        target: str = request._message.path  # the target as it came: aiohttp's URL is already decoded
+        page = self._pages.get(target)
+        if page is not None:
+            return await page(request)
+        began = time.perf_counter()
+        told = Told()
+        kind = "other"
+        number = next(self._numbers)
+        response: web.StreamResponse | None = None
+        try:
+            if request.version < HttpVersion10:
+                raise RequestError("not a request of HTTP/1.0 or later")
+            wanted = _parse(target)
+            kind = wanted.kind.value
+            response = await self._answer(request, wanted, told)
+        except MirrorError as error:
+            told.trouble = f"{type(error).__name__}: {error}"
+            if isinstance(error, UpstreamError):
+                told.upstream = error.upstream
+            response = error_response(error, self._id(number), head=request.method == "HEAD")
+        except asyncio.CancelledError:
+            told.trouble = "cancelled: the mirror is stopping"
+            raise
+        except Exception as error:
+            telemetry.log.exception("request crashed", id=self._id(number), method=request.method, path=target[:1024])
+            told.trouble = f"unexpected {type(error).__name__}"
+            response = error_response(MirrorError("an unexpected error; the log has more"), self._id(number))
+        finally:
+            self._tell(request, target, kind, response, told, time.perf_counter() - began, number)
+        return response
+
+    def _id(self, number: int) -> str:
+        return f"{self._name}-{number:x}"
+
+    async def _answer(self, request: web.BaseRequest, wanted: RegistryRequest, told: Told) -> web.StreamResponse:
+        if request.method not in ("GET", "HEAD") or wanted.kind is Kind.UPLOAD:
+            raise Unsupported("this is a mirror: push to the registry itself")
+        if wanted.kind is Kind.BASE:
+            return pull.base()
+        repository = self._router.resolve(wanted.name, host=request.headers.get("Host"), ns=wanted.query.get("ns"))
+        match wanted.kind:
+            case Kind.MANIFEST:
+                return await pull.manifest(request, wanted, repository, told)
+            case Kind.BLOB:
+                return await pull.blob(request, wanted, repository, told, self._sender)
+            case Kind.TAGS:
+                return await pull.tags(request, wanted, repository, told)
+            case Kind.REFERRERS:
+                return await pull.referrers(request, wanted, repository, told)
+        raise NotServed("not a path of this API")
+
+    def _tell(
+        self,
+        request: web.BaseRequest,
+        target: str,
+        kind: str,
+        response: web.StreamResponse | None,
+        told: Told,
+        seconds: float,
+        number: int,
+    ) -> None:
+        status = response.status if response is not None else 499
+        outcome = told.outcome.value
+        _requests(kind, status, outcome).inc()
+        _seconds(kind, outcome).observe(seconds)
+        if told.sent:
+            _sent(outcome).inc(told.sent)
+        if not self._log_requests:
+            return
+        line: dict[str, object] = {
+            "id": self._id(number),
+            "client": _client(request),
+            "method": request.method,
+            "path": target[:1024],
+            "status": status,
+            "bytes": told.sent,
+            "cache": outcome,
+            "upstream": told.upstream,
+            "duration": round(seconds, 6),
+            **told.notes,
+        }
+        if told.trouble:
+            line["trouble"] = told.trouble
+        telemetry.log.info("request", **line)
+
+
+def _parse(target: str) -> RegistryRequest:
+    return _parse_short(target) if len(target) <= _SHORT else parse_request(_origin_form(target))
+
+
+#: Nodes of a cluster ask for the same few things: most targets have just been read.
+_SHORT: Final = 512
+
+
+@lru_cache(4096)
+def _parse_short(target: str) -> RegistryRequest:
+    return parse_request(_origin_form(target))
+
+
+def _origin_form(target: str) -> str:
+    """Only the path of an absolute target counts: its host is never contacted (RFC 9112, 3.2.2)."""
+    if target.startswith("/"):
+        return target
+    scheme, separator, rest = target.partition("://")
+    if separator and scheme.lower() in ("http", "https"):
+        return "/" + rest.partition("/")[2]
+    return target
+
+
+def _client(request: web.BaseRequest) -> str:
+    return request.remote or "unix"
+
+
+# The labels of one metric, looked up once: `labels()` takes a lock and builds strings, on every request.
+
+
+@cache
+def _requests(kind: str, status: int, outcome: str) -> Counter:
+    return telemetry.REQUESTS.labels(kind, status, outcome)
+
+
+@cache
+def _seconds(kind: str, outcome: str) -> Histogram:
+    return telemetry.REQUEST_SECONDS.labels(kind, outcome)
+
+
+@cache
+def _sent(outcome: str) -> Counter:
+    return telemetry.SENT_BYTES.labels(outcome)
+
+
+class FrontServer(web.Server):
+    """aiohttp's server, with requests that cannot be parsed answered like all others."""
+
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Called for what the HTTP parser refused, and for handlers that raise, which ours do not."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun already")
+        if status >= 500:
+            telemetry.log.error("connection crashed", reason=repr(exc))
+            error: MirrorError = MirrorError("an unexpected error; the log has more")
+        else:
+            error = RequestError(f"not a request that can be read: {(message or 'malformed').splitlines()[0][:120]}")
+            _requests("malformed", status, Outcome.NONE.value).inc()
+            telemetry.log.info("malformed request", client=_client(request), status=status, trouble=str(error))
+        response = error_response(error, "-")
+        response.set_status(status)
+        response.force_close()
+        return response

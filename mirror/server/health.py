@@ -1,0 +1,40 @@
+"""Pages beside the API: is it alive, may it have traffic, what has it counted."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from mirror import telemetry
+
+__all__ = ["Readiness", "health_pages"]
+
+
+@dataclass(slots=True)
+class Readiness:
+    """Whether new requests are welcome. With upstreams or Redis down they are: the cache still serves."""
+
+    accepting: bool = True
+
+    def drain(self) -> None:
+        """The mirror is stopping: load balancers should look elsewhere."""
+        self.accepting = False
+
+
+def health_pages(readiness: Readiness) -> dict[str, Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]]:
+    """`/livez`: the event loop turns. `/readyz`: 200, or 503 while draining. `/metrics`: Prometheus text."""
+
+    async def livez(_request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(text="ok\n")
+
+    async def readyz(_request: web.BaseRequest) -> web.StreamResponse:
+        if readiness.accepting:
+            return web.Response(text="ready\n")
+        return web.Response(status=503, text="draining\n")
+
+    async def metrics(_request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(body=telemetry.render_metrics(), headers={"Content-Type": telemetry.CONTENT_TYPE})
+
+    return {"/livez": livez, "/readyz": readyz, "/metrics": metrics}

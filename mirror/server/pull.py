@@ -1,0 +1,202 @@
+"""GET and HEAD of everything that can be pulled. One function per resource; each knows nothing of where content is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from aiohttp import HttpVersion11, web
+
+from mirror.errors import MirrorError, StoreError
+from mirror.oci.manifest import OCI_INDEX
+from mirror.oci.request import RegistryRequest, parse_page
+from mirror.oci.span import Span, parse_range
+from mirror.policy.filling import HELD_BACK
+from mirror.repository.content import BlobContent, Outcome
+from mirror.repository.proxied import ProxiedRepository
+from mirror.server.answers import (
+    API_VERSION,
+    blob_headers,
+    cache_status,
+    is_unchanged,
+    link_to_next,
+    manifest_headers,
+    stale_warning,
+)
+from mirror.server.sending import ClientGone, Sender
+
+__all__ = ["Told", "base", "blob", "manifest", "referrers", "tags"]
+
+#: Tags in one page at the most (CVE-2023-2253: an `n` of any size was an allocation of any size).
+_MOST_TAGS = 10_000
+
+
+@dataclass(slots=True)
+class Told:
+    """What was learnt on the way to an answer, for the log and the metrics. `sent` counts bytes of the body."""
+
+    outcome: Outcome = Outcome.NONE
+    upstream: str | None = None
+    sent: int = 0
+    trouble: str | None = None
+    notes: dict[str, object] = field(default_factory=dict)
+
+
+def base() -> web.Response:
+    """`GET /v2/`: yes, this is a registry (distribution-spec, "Determining Support")."""
+    return web.Response(body=b"{}", headers={**API_VERSION, "Content-Type": "application/json"})
+
+
+async def manifest(
+    request: web.BaseRequest, wanted: RegistryRequest, repository: ProxiedRepository, told: Told
+) -> web.StreamResponse:
+    """A manifest or index, byte for byte as upstream has it. HEAD asks upstream for no more than a HEAD."""
+    if wanted.reference is None:
+        raise TypeError("a manifest request without a reference")
+    head = request.method == "HEAD"
+    answer = await (repository.resolve if head else repository.manifest)(wanted.reference)
+    told.outcome, told.upstream = answer.outcome, answer.upstream
+    headers = manifest_headers(answer)
+    if is_unchanged(request.headers.get("If-None-Match"), answer.digest):
+        del headers["Content-Length"]
+        return web.Response(status=304, headers=headers)
+    if head:
+        return web.Response(headers=headers)
+    told.sent = answer.size
+    return web.Response(body=answer.content, headers=headers)
+
+
+async def blob(
+    request: web.BaseRequest, wanted: RegistryRequest, repository: ProxiedRepository, told: Told, sender: Sender
+) -> web.StreamResponse:
+    """A blob or a part of it. Once the headers are out, trouble breaks the connection: never a clean short body."""
+    if request.method == "HEAD":
+        found = await repository.stat_blob(wanted.digest)
+        told.outcome, told.upstream = found.outcome, found.upstream
+        return web.Response(headers=blob_headers(wanted.digest, found.size, found.outcome))
+    content = await repository.blob(wanted.digest)
+    try:
+        told.outcome, told.upstream = content.outcome, content.upstream
+        if is_unchanged(request.headers.get("If-None-Match"), wanted.digest):
+            return web.Response(status=304, headers=blob_headers(wanted.digest, None, content.outcome))
+        header = _range_header(request, wanted)
+        size = content.size
+        if size is None and (header is not None or request.version < HttpVersion11):
+            # a part of an unknown whole cannot be told, nor an end without chunks: wait for all of it
+            await content.beyond(sys.maxsize)
+            size = content.size
+        if size is not None and size <= HELD_BACK:
+            # nothing of it may leave before its digest is known: then a bad one can still have a clean error
+            with suppress(StoreError):
+                await content.beyond(0)
+        span = parse_range(header, size) if size is not None else None
+        response = web.StreamResponse(
+            status=206 if span else 200, headers=blob_headers(wanted.digest, size, content.outcome, span)
+        )
+        if size is None:
+            response.enable_chunked_encoding()
+        try:
+            await response.prepare(request)
+            await _send(request, response, content, span, size, told, sender)
+        except ConnectionError as error:
+            told.trouble = f"client: {error if isinstance(error, ClientGone) else 'gone before the answer'}"
+            _break(request)
+        except MirrorError as error:
+            told.trouble = f"{type(error).__name__}: {error}"
+            _break(request)
+        except BaseException:
+            _break(request)
+            raise
+        return response
+    finally:
+        content.close()
+
+
+def _range_header(request: web.BaseRequest, wanted: RegistryRequest) -> str | None:
+    """RFC 9110, 13.1.5: a range that depends on other bytes than these is no range."""
+    condition = request.headers.get("If-Range")
+    if condition is not None and condition.strip().strip('"') != str(wanted.digest):
+        return None
+    ranges = request.headers.getall("Range", [])
+    return ranges[0] if len(ranges) == 1 else None
+
+
+async def _send(
+    request: web.BaseRequest,
+    response: web.StreamResponse,
+    content: BlobContent,
+    span: Span | None,
+    size: int | None,
+    told: Told,
+    sender: Sender,
+) -> None:
+    start, stop = (span.start, span.stop) if span else (0, size)
+
+    def sent(count: int) -> None:
+        told.sent += count
+
+    try:
+        reader = content.reader
+        if reader is not None:
+            await sender.send(request, response, reader, start, stop, content.beyond, sent)
+            return
+    except StoreError as error:
+        # the store gave up in mid-body; the rest comes from upstream, verified, without it
+        told.notes["store"] = str(error)
+        told.outcome = Outcome.BYPASS
+    had = Span(start, start + told.sent) if told.sent else None
+    left = None if stop is None and had is None else Span(start + told.sent, stop if stop is not None else sys.maxsize)
+    async for piece in content.rest(left, had):
+        await sender.write(response, piece)
+        sent(len(piece))
+    if stop is not None and start + told.sent != stop:
+        raise StoreError(f"{start + told.sent} bytes sent, {stop} were announced")
+
+
+def _break(request: web.BaseRequest) -> None:
+    """After the headers an error can only be told by a connection that breaks."""
+    if request.transport is not None:
+        request.transport.abort()
+
+
+async def tags(
+    request: web.BaseRequest, wanted: RegistryRequest, repository: ProxiedRepository, told: Told
+) -> web.StreamResponse:
+    """The tag list, a page of it with `n` and `last` (distribution-spec, "Listing Tags")."""
+    count, last = parse_page(wanted.query, most=_MOST_TAGS)
+    listing = await repository.tags()
+    told.outcome, told.upstream = listing.outcome, listing.upstream
+    following = [tag for tag in listing.items if tag > last]
+    page = following[:count]
+    headers = {**API_VERSION, "Content-Type": "application/json", "Cache-Status": cache_status(listing.outcome)}
+    if listing.outcome is Outcome.STALE:
+        headers |= stale_warning()
+    if page and len(following) > count:
+        headers["Link"] = link_to_next(wanted.name, count, page[-1], wanted.query)
+    return _json({"name": repository.repo.name, "tags": page}, headers, request, told)
+
+
+async def referrers(
+    request: web.BaseRequest, wanted: RegistryRequest, repository: ProxiedRepository, told: Told
+) -> web.StreamResponse:
+    """An index of what refers to a digest; an empty one where nothing does (distribution-spec, "Listing Referrers")."""
+    listing = await repository.referrers(wanted.digest)
+    told.outcome, told.upstream = listing.outcome, listing.upstream
+    kind = wanted.query.get("artifactType")
+    found = [one.to_json() for one in listing.items if kind is None or one.artifact_type == kind]
+    headers = {**API_VERSION, "Content-Type": OCI_INDEX, "Cache-Status": cache_status(listing.outcome)}
+    if kind is not None:
+        headers["OCI-Filters-Applied"] = "artifactType"
+    if listing.outcome is Outcome.STALE:
+        headers |= stale_warning()
+    return _json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}, headers, request, told)
+
+
+def _json(body: object, headers: dict[str, str], request: web.BaseRequest, told: Told) -> web.Response:
+    text = json.dumps(body).encode()
+    if request.method == "HEAD":
+        return web.Response(headers={**headers, "Content-Length": str(len(text))})
+    told.sent = len(text)
+    return web.Response(body=text, headers=headers)

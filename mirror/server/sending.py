@@ -1,0 +1,201 @@
+"""Bytes from an open file to a client's socket, without passing through this process where that is possible.
+
+    plain TCP     `os.sendfile` on a duplicate of the socket, as much as the socket takes, then wait until it takes more
+    TLS, chunked  read a piece, write it to the transport, wait until it has left
+
+The duplicate is needed because the event loop does not lend the socket of a transport; the kernel sees one socket.
+The loop must have sent the headers before the first byte goes past it.
+
+A reader that stalls costs a task and a descriptor, but no buffer: what it does not take stays in the page cache. A
+file that is not in the page cache is sent from a thread, so that the disk is never waited for on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from typing import Final
+
+from aiohttp import web
+
+from mirror.errors import BlobDamaged, StoreError
+from mirror.ports import BlobReader, SupportsFileno
+
+__all__ = ["Beyond", "ClientGone", "Sender"]
+
+#: Waits until more than a position may be sent, and says how much; see `BlobContent.beyond`.
+Beyond = Callable[[int], Awaitable[int]]
+
+#: Bytes. As much as one call may move before others get their turn; TLS pieces are small because each is copied twice.
+_SENDFILE: Final = 4 << 20
+#: The first call of an answer is short: of many clients that begin at once, none has to wait for megabytes of another.
+_FIRST: Final = 64 << 10
+_PIECE: Final = 256 << 10
+
+_GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN})
+
+
+class ClientGone(ConnectionError):
+    """The client left, or took nothing for too long."""
+
+
+class Sender:
+    """How this process sends. `stall` is how many seconds a client may take nothing before it is dropped."""
+
+    def __init__(self, executor: Executor, *, stall: float) -> None:
+        self._executor = executor
+        self._stall = stall
+
+    async def send(
+        self,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        reader: BlobReader,
+        start: int,
+        stop: int | None,
+        beyond: Beyond,
+        sent: Callable[[int], None],
+    ) -> None:
+        """Send from `start` up to `stop` (None: to the end, in chunks) after the headers; `sent` counts bytes.
+
+        Raises `ClientGone`, `BlobDamaged` where the file is shorter than promised, `StoreError`, and what `beyond`
+        raises.
+        """
+        transport = request.transport
+        if transport is None:
+            raise ClientGone("gone before the answer")
+        socket = transport.get_extra_info("socket")
+        if stop is not None and socket is not None and isinstance(reader, SupportsFileno) and not _is_tls(transport):
+            await self._flush(request, transport)
+            await self._send_file(socket.fileno(), reader, start, stop, beyond, sent)
+        else:
+            await self._send_pieces(response, reader, start, stop, beyond, sent)
+
+    async def _flush(self, request: web.BaseRequest, transport: asyncio.WriteTransport) -> None:
+        """Wait until the headers have left the transport: what goes past it must not overtake them."""
+        transport.set_write_buffer_limits(high=0)
+        try:
+            async with asyncio.timeout(self._stall):
+                while transport.get_write_buffer_size():
+                    await request.writer.drain()
+                    if transport.is_closing():
+                        raise ClientGone("gone before the answer")
+                    if transport.get_write_buffer_size():
+                        await asyncio.sleep(0)
+        except TimeoutError as error:
+            raise ClientGone("took nothing for too long") from error
+
+    async def _send_file(
+        self, socket: int, reader: SupportsFileno, position: int, stop: int, beyond: Beyond, sent: Callable[[int], None]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        out = os.dup(socket)
+        most = _FIRST
+        try:
+            while position < stop:
+                limit = min(stop, await beyond(position))
+                if limit <= position:
+                    raise BlobDamaged(f"the blob ends at {position}, {stop} bytes were announced")
+                while position < limit:
+                    count = min(limit - position, most)
+                    try:
+                        if _is_cached(reader.fileno(), position, count):
+                            moved = os.sendfile(out, reader.fileno(), position, count)
+                        else:
+                            moved = await loop.run_in_executor(
+                                self._executor, os.sendfile, out, reader.fileno(), position, count
+                            )
+                    except BlockingIOError:
+                        await self._writable(loop, out)
+                        continue
+                    except OSError as error:
+                        raise _translated(error) from error
+                    if not moved:
+                        raise BlobDamaged(f"the file ends at {position}, {stop} bytes were announced")
+                    position += moved
+                    sent(moved)
+                    most = _SENDFILE
+                    # others have their turn even if this client takes everything at once
+                    await asyncio.sleep(0)
+        finally:
+            os.close(out)
+
+    async def _writable(self, loop: asyncio.AbstractEventLoop, out: int) -> None:
+        ready = loop.create_future()
+        loop.add_writer(out, _set, ready)
+        try:
+            async with asyncio.timeout(self._stall):
+                await ready
+        except TimeoutError as error:
+            raise ClientGone("took nothing for too long") from error
+        finally:
+            loop.remove_writer(out)
+
+    async def _send_pieces(
+        self,
+        response: web.StreamResponse,
+        reader: BlobReader,
+        position: int,
+        stop: int | None,
+        beyond: Beyond,
+        sent: Callable[[int], None],
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        while stop is None or position < stop:
+            limit = await beyond(position)
+            limit = limit if stop is None else min(stop, limit)
+            if limit <= position:
+                if stop is None:
+                    return
+                raise BlobDamaged(f"the blob ends at {position}, {stop} bytes were announced")
+            while position < limit:
+                size = min(limit - position, _PIECE)
+                piece = await loop.run_in_executor(self._executor, reader.pread, size, position)
+                if not piece:
+                    raise BlobDamaged(f"the file ends at {position}, {limit} bytes were announced")
+                await self.write(response, piece)
+                position += len(piece)
+                sent(len(piece))
+
+    async def write(self, response: web.StreamResponse, piece: bytes) -> None:
+        """One piece of a body, once the client has taken the one before. Raises `ClientGone`."""
+        try:
+            async with asyncio.timeout(self._stall):
+                await response.write(piece)
+        except TimeoutError as error:
+            raise ClientGone("took nothing for too long") from error
+        except (ConnectionError, RuntimeError) as error:
+            raise ClientGone("gone") from error
+
+
+def _is_tls(transport: asyncio.BaseTransport) -> bool:
+    return transport.get_extra_info("sslcontext") is not None
+
+
+_probe: Final = [bytearray(1)]
+
+
+def _is_cached(descriptor: int, position: int, count: int) -> bool:
+    """Whether the first and the last byte can be read without the disk; what lies between nearly always follows."""
+    try:
+        return bool(
+            os.preadv(descriptor, _probe, position, os.RWF_NOWAIT)
+            and os.preadv(descriptor, _probe, position + count - 1, os.RWF_NOWAIT)
+        )
+    except OSError:
+        # EAGAIN: not in memory. EOPNOTSUPP: this filesystem cannot tell; then a thread is the safe way
+        return False
+
+
+def _set(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+def _translated(error: OSError) -> Exception:
+    if error.errno in _GONE:
+        return ClientGone("gone")
+    return StoreError(f"sending a blob: {os.strerror(error.errno or 0)}")

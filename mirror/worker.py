@@ -1,0 +1,99 @@
+"""One process that serves: builds the mirror, answers on the listeners it is given, drains on SIGTERM.
+
+build ──> listening ──(SIGTERM, SIGINT, or the parent is gone)──> draining ──> closed
+                                                                    │
+    not ready, no new connections; answers under way finish, at most `server.drain` seconds; then what is still
+    being filled is given up and stays as partials
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+
+import uvloop
+from aiohttp import web
+
+from mirror import telemetry
+from mirror.app import App, build
+from mirror.config import Config, ServerSettings
+from mirror.errors import ConfigError
+from mirror.server.front import FrontServer
+
+__all__ = ["run_worker"]
+
+
+def run_worker(
+    config: Config, listeners: Sequence[socket.socket], *, ready: Callable[[], None], parent: int | None = None
+) -> None:
+    """Serve until told to stop. `ready` is called once requests are answered; `parent` is a descriptor that reports
+    end-of-file when the parent process is gone. Raises `StoreError`, `ConfigError`.
+    """
+    uvloop.run(_serve(config, listeners, ready, parent))
+
+
+async def _serve(
+    config: Config, listeners: Sequence[socket.socket], ready: Callable[[], None], parent: int | None
+) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    # a terminal that closes must not cut off every pull
+    loop.add_signal_handler(signal.SIGHUP, telemetry.log.info, "SIGHUP ignored")
+    if parent is not None:
+        loop.add_reader(parent, stop.set)
+    tls = _tls(config.server)
+    async with build(config) as app:
+        runner = _Runner(app, config.server)
+        await runner.setup()
+        sites = [web.SockSite(runner, one, ssl_context=tls, backlog=4096) for one in listeners]
+        for site in sites:
+            await site.start()
+        ready()
+        await stop.wait()
+        telemetry.log.info("draining", worker=os.getpid())
+        app.readiness.drain()
+        if parent is not None:
+            loop.remove_reader(parent)
+        # stops listening, lets answers under way finish, closes idle connections
+        await runner.cleanup()
+    telemetry.log.info("stopped", worker=os.getpid())
+
+
+class _Runner(web.BaseRunner):
+    """aiohttp's runner for our own server class."""
+
+    def __init__(self, app: App, settings: ServerSettings) -> None:
+        super().__init__(shutdown_timeout=settings.drain)
+        self._front = app.front
+        self._settings = settings
+
+    async def shutdown(self) -> None:
+        """Nothing to do before connections are closed."""
+
+    async def _make_server(self) -> FrontServer:
+        return FrontServer(
+            self._front, access_log=None, keepalive_timeout=self._settings.idle, lingering_time=2.0, tcp_keepalive=True
+        )
+
+    async def _cleanup_server(self) -> None:
+        """The server has no resources of its own."""
+
+
+def _tls(settings: ServerSettings) -> ssl.SSLContext | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            [f"server.tls_certificate, tls_key: {settings.tls_certificate} and {settings.tls_key} are no matching pair"]
+        ) from error
+    return context
