@@ -1,0 +1,107 @@
+"""What every client test stands on: the images, two real registries that hold them, and a mirror before both.
+
+The images are made once a run. Each test file gets registries and a mirror of its own over them, so that its pulls are
+cold and its requests are counted alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.containerd_process import PULLS, ContainerdProcess, write_hosts
+from tests.support.images import Published, publish_all, publish_small
+from tests.support.mirror_process import MirrorProcess, write_config
+from tests.support.registry_process import RegistryProcess
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """Directories of two registries, filled: docker.io with every kind of image, ghcr.io with small ones."""
+
+    docker_root: Path
+    ghcr_root: Path
+    images: dict[str, Published]
+    foreign: dict[str, Published]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A mirror and the registries behind it. `directory` is for the client's own files, its path short."""
+
+    docker: RegistryProcess
+    ghcr: RegistryProcess
+    mirror: MirrorProcess
+    images: dict[str, Published]
+    foreign: dict[str, Published]
+    directory: Path
+
+    def upstream_of(self, image: Published) -> RegistryProcess:
+        """The registry that has it."""
+        return {"docker.io": self.docker, "ghcr.io": self.ghcr}[image.registry]
+
+    def mark(self, image: Published) -> int:
+        """Where its upstream's log ends now."""
+        return len(self.upstream_of(image).requests())
+
+    def fetched(self, image: Published, since: int) -> Counter[str]:
+        """How often each blob was asked of its upstream since a mark, by any method, ranged or whole."""
+        asked = self.upstream_of(image).requests()[since:]
+        return Counter(request.path.rpartition("/")[2] for request in asked if request.is_blob)
+
+
+def short_directory() -> Path:
+    """Unix sockets live here, and their paths end at 108 bytes (unix(7)); pytest's own directories are too long."""
+    return Path(tempfile.mkdtemp(prefix="mt-"))
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A test's own; pytest's would be kept, and here it may hold hundreds of megabytes."""
+    path = short_directory()
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def library() -> Iterator[Library]:
+    directory = short_directory()
+    try:
+        with RegistryProcess(directory / "docker") as docker, RegistryProcess(directory / "ghcr") as ghcr:
+            images = publish_all(docker.url, directory)
+            foreign = {
+                name: publish_small(ghcr.url, "ghcr.io", f"owner/{name}", "1.0")
+                for name in ("skopeo", "podman", "ctr", "prefix", "cri", "default")
+            }
+        yield Library(docker.root, ghcr.root, images, foreign)
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def site(library: Library) -> Iterator[Site]:
+    directory = short_directory()
+    try:
+        with (
+            RegistryProcess(library.docker_root, read_only=True) as docker,
+            RegistryProcess(library.ghcr_root, read_only=True) as ghcr,
+            MirrorProcess(write_config(directory, {"docker.io": docker.url, "ghcr.io": ghcr.url})) as mirror,
+        ):
+            yield Site(docker, ghcr, mirror, library.images, library.foreign, directory)
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def containerd(site: Site) -> Iterator[ContainerdProcess]:
+    """containerd with one mirror for every registry: it says which one it means by `?ns=`."""
+    mirror = f'[host."{site.mirror.url}"]{PULLS}'
+    hosts = write_hosts(site.directory / "hosts", {"docker.io": mirror, "ghcr.io": mirror})
+    with ContainerdProcess(site.directory / "c", hosts=hosts) as process:
+        yield process

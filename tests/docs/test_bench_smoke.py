@@ -1,0 +1,85 @@
+"""The bench measures what it says: every system with the right bytes, every row judged by its own target."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from bench.cli import main
+from bench.client import download
+from bench.process import BenchFailed
+from bench.results import FIGURES, Results
+from bench.systems import COMPARED, MIRROR, NGINX, REGISTRY
+from bench.table import as_table
+
+
+def test_a_small_run_measures_every_system(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run of a few MiB compares the bytes of all systems and prints every row; the mirror fetches once."""
+    groups = "warm", "stampede"
+    place = tmp_path / "figures.json"
+    # the run's own directory is made where it is on a disk
+    options = ["--quick", "--mib", "5", "--only", ",".join(groups), "--json", str(place), "--dir", "/var/tmp"]
+    code = main(options)
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    for system in COMPARED:
+        assert f"comparing bytes of {system}" in said.err
+    figures = json.loads(place.read_text())["figures"]
+    wanted = [figure for figure in FIGURES if figure.group in groups]
+    assert list(figures) == [figure.key for figure in wanted]
+    for figure in wanted:
+        assert set(figures[figure.key]["values"]) == set(COMPARED), figure.key
+        assert f"| {figure.title} " in said.out
+    assert figures["stampede.requests"]["values"][MIRROR] == [1]
+    assert figures["stampede.upstream"]["values"][MIRROR] == [1]
+
+
+def test_the_table_has_every_row_and_judges_it() -> None:
+    """Ratios are of medians, and a row is met only where all of its targets are."""
+    results = Results()
+    for figure in FIGURES:
+        for system, values in {NGINX: (8.0, 10.0, 90.0), REGISTRY: (4.0, 4.0, 4.0), MIRROR: (5.0, 9.0, 9.0)}.items():
+            for value in values:
+                results.add(figure.key, system, value)
+    table = as_table(results, [NGINX, REGISTRY, MIRROR], {"cores": "2"})
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+    assert [row.split("|")[1].strip() for row in rows] == [figure.title for figure in FIGURES]
+    assert all("10 (8.00–90)" in row and "| 0.90 " in row and "| 2.25 " in row for row in rows)
+    verdicts = {figure.key: results.met(figure) for figure in FIGURES}
+    assert verdicts["warm1.rate"] is False  # 0.9 of nginx, not 1.0
+    assert verdicts["warm1.cpu"] is True  # 0.9 of nginx, at most 1.2
+    assert verdicts["tag.rate"] is False  # 0.9 of nginx is enough, 2.25 times distribution is not
+    assert verdicts["stalled.memory"] is True
+    assert verdicts["tag.cpu"] is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n123456789",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n123456789",
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 10\r\n\r\n1234567890",
+    ],
+    ids=["other length", "cut off", "error"],
+)
+def test_the_client_takes_no_other_answer(answer: bytes) -> None:
+    """A wrong status, length or end is a failed run, not a fast one."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+                connection.recv(4096)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(BenchFailed):
+            download(listener.getsockname()[1], "/v2/bench/blob/blobs/x", 10, 1)
+        thread.join()

@@ -1,0 +1,134 @@
+"""What a user can set, see or call is found in the documentation."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client.metrics import MetricWrapperBase
+from pydantic import BaseModel
+from typer.main import get_command
+
+from mirror import telemetry
+from mirror.cli import application
+from mirror.config import Config, load
+from mirror.errors import ANSWERS, ConfigError, MirrorError, answer_for
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings(model: type[BaseModel]) -> set[str]:
+    """Names of all settings, also within sections."""
+    found: set[str] = set()
+    for name, field in model.model_fields.items():
+        inner = [one for one in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(one, type)]
+        sections = [one for one in inner if issubclass(one, BaseModel)]
+        found |= {name} if not sections else set()
+        for section in sections:
+            found |= settings(section)
+    return found
+
+
+def every_error(root: type[MirrorError] = MirrorError) -> set[type[MirrorError]]:
+    """The whole tree."""
+    return {root}.union(*(every_error(child) for child in root.__subclasses__()))
+
+
+def test_every_setting_is_documented_and_in_the_example() -> None:
+    """Each setting stands in the page about the configuration, and in the example file."""
+    page = (ROOT / "docs/configuration.md").read_text()
+    example = (ROOT / "config/mirror.toml").read_text()
+    names = settings(Config)
+    assert len(names) > 30
+    assert {name for name in names if f"`{name}`" not in page} == set()
+    assert {name for name in names if not re.search(rf"^#?{name} = ", example, re.MULTILINE)} == set()
+
+
+def test_the_example_configuration_is_good(tmp_path: Path) -> None:
+    """As it stands, and with every commented default switched on that can stand alone."""
+    assert load(ROOT / "config/mirror.toml").server.workers == 2
+    text = (ROOT / "config/mirror.toml").read_text()
+    alone = {
+        "tls_certificate",
+        "tls_key",
+        "username",
+        "password",
+        "password_file",
+        "docker_config",
+        "ca_file",
+        "url_file",
+    }
+    lines = [
+        line[1:] if (found := re.match(r"#(\w+) = ", line)) and found[1] not in alone else line
+        for line in text.splitlines()
+    ]
+    path = tmp_path / "mirror.toml"
+    path.write_text("\n".join(lines))
+    assert load(path).store.keep_partials == 86400
+
+
+def test_defaults_in_the_example_are_the_defaults(tmp_path: Path) -> None:
+    """What the example shows as a default, commented out, is what a mirror without a file has."""
+    path = tmp_path / "mirror.toml"
+    text = (ROOT / "config/mirror.toml").read_text()
+    sections = re.split(r"^(?=\[)", text, flags=re.MULTILINE)
+    for section in sections:
+        name = re.match(r"\[(\w+)\]", section)
+        if name and name[1] in ("server", "store", "log"):
+            shown = [line[1:] for line in section.splitlines() if re.match(r"#(?!tls_)\w+ = ", line)]
+            path.write_text(f"[{name[1]}]\n" + "\n".join(shown))
+            assert getattr(load(path), name[1]) == getattr(load(None), name[1])
+
+
+def test_every_metric_is_documented() -> None:
+    """Each metric that is declared stands in the page about running."""
+    page = (ROOT / "docs/running.md").read_text()
+    metrics = [one for one in vars(telemetry).values() if isinstance(one, MetricWrapperBase)]
+    assert len(metrics) > 10
+    for metric in metrics:
+        for family in metric.describe():
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            assert f"`{name}`" in page, name
+
+
+def test_every_command_is_documented() -> None:
+    """Each command that is not hidden stands in the page about running, with its options."""
+    page = (ROOT / "docs/running.md").read_text()
+    group = get_command(application)
+    commands = {name: one for name, one in group.commands.items() if not one.hidden}  # type: ignore[attr-defined]
+    assert "serve" in commands
+    for name, command in commands.items():
+        assert f"`mirror {name}`" in page
+        for option in command.params:
+            if option.name not in ("help", "config"):
+                assert any(f"`{flag}`" in page for flag in option.opts), (name, option.name)
+
+
+def test_every_error_is_documented_and_has_an_answer() -> None:
+    """Each error has a row of its own in the table of answers and in the page about errors."""
+    page = (ROOT / "docs/errors.md").read_text()
+    for error in every_error():
+        if error.__module__ != "mirror.errors":
+            continue  # an adapter's refinement is answered like its ancestor
+        assert error in ANSWERS, error
+        if error is not ConfigError:
+            assert f"| {ANSWERS[error].status} | `{ANSWERS[error].code}` | `{error.__name__}` |" in page, error
+
+
+def test_an_unlisted_refinement_is_answered_like_its_ancestor() -> None:
+    """Looked up along the class's ancestors, so that no error is without an answer."""
+
+    class Finer(MirrorError):
+        pass
+
+    assert answer_for(Finer("x")) == ANSWERS[MirrorError]
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"], ids=lambda page: page.name
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    """No link to a file that is not there."""
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target

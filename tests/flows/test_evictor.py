@@ -1,0 +1,761 @@
+"""The evictor between a store, an index and a clock. Row numbers are those of the list of faults."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import structlog
+
+from mirror.errors import BlobUnknown, IndexUnavailable, StoreError, StoreFull
+from mirror.index.embedded import EmbeddedIndex
+from mirror.index.memory import MemoryIndex
+from mirror.index.redis import RedisIndex
+from mirror.oci.digest import Digest
+from mirror.policy.eviction import Water
+from mirror.policy.records import ContentRecord, Usage
+from mirror.policy.sizes import Capacity
+from mirror.ports import ContentIndex
+from mirror.repository.evictor import Evictor
+from mirror.repository.reconcile import INCOMPLETE, MARK, ensure
+from mirror.store.memory import MemoryCatalog, MemoryIngest, MemoryStore
+from tests.support.redis_server import RedisServer
+from tests.support.store_suite import filled
+
+START = 1_000_000.0
+
+
+class Clock:
+    """Moves when told to."""
+
+    def __init__(self) -> None:
+        self.time = START
+
+    def __call__(self) -> float:
+        return self.time
+
+
+class Watched:
+    """An index that can be taken away, counts the records that `coldest` reads, and tells when something is called."""
+
+    def __init__(self, index: ContentIndex) -> None:
+        self.index = index
+        self.down = False
+        self.records_read = 0
+        self.calls: list[str] = []
+        self.before: dict[str, Callable[[], None]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.index, name)
+
+        async def call(*arguments: Any) -> Any:
+            self.calls.append(name)
+            if self.down:
+                raise IndexUnavailable("taken away by the test")
+            self.before.get(name, lambda: None)()
+            answer = await method(*arguments)
+            if name == "coldest":
+                self.records_read += len(answer)
+            return answer
+
+        return call
+
+
+class CountingStore(MemoryStore):
+    """Counts walks and notes of use, and may refuse to delete."""
+
+    def __init__(self, disk: int = 1 << 40) -> None:
+        super().__init__(disk)
+        self.walks = 0
+        self.marked: list[dict[Digest, float]] = []
+        self.stuck: set[Digest] = set()
+        self.failing = False
+
+    def walk(self) -> Any:
+        self.walks += 1
+        return super().walk()
+
+    def mark_used(self, seen: Any) -> None:
+        self.marked.append(dict(seen))
+        super().mark_used(seen)
+
+    def delete(self, digest: Digest) -> int:
+        if digest in self.stuck:
+            raise StoreError("read-only")
+        return super().delete(digest)
+
+    def free(self) -> tuple[int, int]:
+        if self.failing:
+            raise StoreError("the disk is gone")
+        return super().free()
+
+
+class World:
+    """A store of 1000 bytes (high water 900, low water 800), its index, and an evictor."""
+
+    def __init__(self, index: ContentIndex | None = None, *, capacity: int = 1000, disk: int = 1 << 40) -> None:
+        self.store = CountingStore(disk)
+        self.index = Watched(index or MemoryIndex())
+        self.clock = Clock()
+        self.flying: set[Digest] = set()
+        self.lock = asyncio.Lock()
+        self.rebuilds = 0
+        self.water = Water(Capacity(bytes=capacity), 0.9, 0.8, reserve=0)
+        self.evictor = self.another()
+
+    @property
+    def port(self) -> ContentIndex:
+        """The watched index, as the port that it stands for."""
+        return cast(ContentIndex, self.index)
+
+    def another(self, protected: Callable[[], Collection[Digest]] | None = None) -> Evictor:
+        """An evictor of another process, with its own view of what is in flight."""
+        return Evictor(
+            self.store,
+            self.port,
+            water=self.water,
+            protected=protected or (lambda: self.flying),
+            exclusive=self.exclusive,
+            rebuild=self.rebuild,
+            now=self.clock,
+        )
+
+    def exclusive(self) -> AbstractAsyncContextManager[None]:
+        """One lock for all evictors."""
+        return held(self.lock)
+
+    async def rebuild(self) -> None:
+        """As `ensure` does it."""
+        self.rebuilds += 1
+        await ensure(self.store, MemoryCatalog(), self.port, exclusive=lambda: held(asyncio.Lock()))
+
+    async def add(self, number: int, size: int = 100, *, used: float | None = None, pin: str | None = None) -> Digest:
+        """A blob in store and index; `used` in seconds after the start, by default its number."""
+        content = f"{number:08}".encode().ljust(size, b".")
+        digest = Digest.of(content)
+        at = START - 1000 + (number if used is None else used)
+        self.store.put(digest, content)
+        MemoryStore.mark_used(self.store, {digest: at})
+        await self.index.index.put([ContentRecord(digest, len(content), at, pin)])
+        return digest
+
+    def present(self) -> set[Digest]:
+        """What is on disk, without counting as a walk."""
+        return {info.digest for info in MemoryStore.walk(self.store)}
+
+
+@asynccontextmanager
+async def held(lock: asyncio.Lock) -> AsyncIterator[None]:
+    """The lock as a context of its own."""
+    async with lock:
+        yield
+
+
+@pytest.fixture
+async def world() -> World:
+    """Whole and empty."""
+    world = World()
+    await world.index.index.set_marker(MARK)
+    return world
+
+
+def growing(store: MemoryStore, content: bytes, size: int) -> MemoryIngest:
+    """A fill that has announced its size."""
+    ingest = store.ingest(Digest.of(content))
+    assert ingest.try_lock()
+    ingest.expect(size)
+    return ingest
+
+
+# ------------------------------------------------------------------------------------------------------ room
+
+
+async def test_nothing_goes_while_there_is_room(world: World) -> None:
+    """A fill that ends within the high water evicts nothing."""
+    digests = [await world.add(number) for number in range(8)]
+    reservation = await world.evictor.reserve(100)
+    assert world.present() == set(digests)
+    reservation.release()
+
+
+async def test_the_coldest_go_down_to_the_low_water(world: World) -> None:
+    """A fill that goes beyond the high water makes room down to the low water, least recently used first."""
+    digests = [await world.add(number) for number in range(9)]
+    await world.evictor.reserve(100)
+    assert world.present() == set(digests[2:])
+    assert await world.port.usage() == Usage(7, 700)
+
+
+async def test_a_use_saves_a_blob(world: World) -> None:
+    """What was used a moment ago is not the coldest any more, though the index has not been told yet."""
+    digests = [await world.add(number) for number in range(9)]
+    world.evictor.touch(digests[0])
+    await world.evictor.reserve(100)
+    assert world.present() == {digests[0], *digests[3:]}
+
+
+async def test_pinned_blobs_stay(world: World) -> None:
+    """However cold."""
+    digests = [await world.add(number, pin="kept" if number < 3 else None) for number in range(9)]
+    await world.evictor.reserve(100)
+    assert world.present() == {*digests[:3], *digests[5:]}
+
+
+async def test_pins_that_leave_no_room(world: World) -> None:
+    """Where even all that may go is too little, `StoreFull`, and nothing is dropped in vain."""
+    digests = [await world.add(number, pin="kept" if number < 8 else None) for number in range(9)]
+    with pytest.raises(StoreFull, match="pinned or in use"):
+        await world.evictor.reserve(300)
+    assert world.present() == set(digests)
+    # the 200 that can be had are given, although the low water cannot be reached
+    await world.evictor.reserve(200)
+    assert world.present() == set(digests[:8])
+
+
+async def test_a_blob_that_is_too_large(world: World) -> None:
+    """More than the capacity is `StoreFull` at once; nothing is dropped for it, and nothing stays reserved."""
+    digests = [await world.add(number) for number in range(8)]
+    with pytest.raises(StoreFull, match="1 kB"):
+        await world.evictor.reserve(1001)
+    await world.evictor.reserve(100)
+    assert world.present() == set(digests)
+
+
+async def test_a_refused_blob_is_not_counted_as_held() -> None:
+    """While the index does not know the whole and the disk was summed up, a refusal must not fill the sum."""
+    world = World()
+    digests = [await world.add(number) for number in range(3)]
+    await world.evictor.reserve(100)
+    for _ in range(5):
+        with pytest.raises(StoreFull):
+            await world.evictor.reserve(5000)
+    await world.evictor.reserve(100)
+    assert world.present() == set(digests)
+
+
+async def test_interrupted_downloads_go_before_anyone_is_refused() -> None:
+    """Where blobs that may go are not enough, partials that nobody fills are asked for, once."""
+    world = World()
+    await world.index.index.set_marker(MARK)
+    await world.add(1, 300, pin="needed")
+    content = b"left behind".ljust(600, b".")
+    filled(world.store, content, upto=300).close()
+    asked: list[int] = []
+
+    def reclaim() -> int:
+        asked.append(world.store.growing().get(Digest.of(content), 0))
+        ingest = world.store.ingest(Digest.of(content))
+        assert ingest.try_lock()
+        ingest.abort(keep=False)
+        ingest.close()
+        return asked[-1]
+
+    evictor = Evictor(
+        world.store,
+        world.port,
+        water=world.water,
+        protected=lambda: (),
+        exclusive=world.exclusive,
+        reclaim=reclaim,
+        now=world.clock,
+    )
+    await evictor.reserve(500)
+    assert asked == [300]
+    with pytest.raises(StoreFull):
+        await evictor.reserve(500)
+    assert asked == [300, 0]
+
+
+async def test_blobs_in_flight_stay(world: World) -> None:
+    """Rows 61, 62: what is protected is passed over."""
+    digests = [await world.add(number) for number in range(9)]
+    world.flying.update(digests[:4])
+    await world.evictor.reserve(100)
+    assert world.present() == {*digests[:4], *digests[6:]}
+
+
+async def test_reservations_are_counted(world: World) -> None:
+    """Fills that are about to begin count, until they are released, and a release twice counts once."""
+    digests = [await world.add(number) for number in range(5)]
+    first = await world.evictor.reserve(200)
+    await world.evictor.reserve(200)
+    assert world.present() == set(digests)
+    first.release()
+    first.release()
+    await world.evictor.reserve(200)
+    assert world.present() == set(digests)
+    await world.evictor.reserve(100)
+    assert world.present() == set(digests[2:])
+
+
+async def test_reservations_at_once_do_not_overlook_each_other(world: World) -> None:
+    """Many that reserve at the same moment get room for all of them."""
+    for number in range(9):
+        await world.add(number)
+    await asyncio.gather(*(world.evictor.reserve(100) for _ in range(5)))
+    assert len(world.present()) * 100 + 500 <= 900
+
+
+async def test_fills_of_others_are_counted(world: World) -> None:
+    """What grows in another process takes room, with the size that it will have."""
+    digests = [await world.add(number) for number in range(5)]
+    growing(world.store, b"another's", 300)
+    await world.evictor.reserve(100)
+    assert world.present() == set(digests)
+    await world.evictor.reserve(100)
+    assert world.present() == set(digests[2:])
+
+
+async def test_fills_of_our_own_are_not_counted_twice(world: World) -> None:
+    """A fill that has reserved and has begun counts once."""
+    digests = [await world.add(number) for number in range(5)]
+    await world.evictor.reserve(300)
+    ours = growing(world.store, b"ours", 300)
+    world.flying.add(ours.digest)
+    await world.evictor.reserve(100)
+    assert world.present() == set(digests)
+
+
+async def test_a_size_that_nobody_knows(world: World) -> None:
+    """Reserves nothing, but makes room where the store is too full already."""
+    digests = [await world.add(number) for number in range(10)]
+    reservation = await world.evictor.reserve(None)
+    assert reservation.size == 0
+    assert world.present() == set(digests[2:])
+
+
+async def test_a_disk_that_others_fill(world: World) -> None:
+    """The limit is what the disk allows, where that is less than the capacity."""
+    small = World(disk=500)
+    await small.index.index.set_marker(MARK)
+    digests = [await small.add(number) for number in range(4)]
+    await small.evictor.reserve(100)
+    assert small.present() == set(digests[1:])
+    with pytest.raises(StoreFull):
+        await small.evictor.reserve(501)
+
+
+async def test_a_full_disk_in_mid_write(world: World) -> None:
+    """Row 34: `make_room` drops at least what it is asked for, however little is counted."""
+    digests = [await world.add(number) for number in range(4)]
+    await world.evictor.make_room(150)
+    assert world.present() == set(digests[2:])
+    with pytest.raises(StoreFull):
+        await world.evictor.make_room(201)
+    assert world.present() == set(digests[2:])
+
+
+async def test_a_reservation_that_is_cancelled_is_given_back(world: World) -> None:
+    """Row 63: a task that ends while it waits for room leaves nothing reserved and no lock held."""
+    digests = [await world.add(number) for number in range(8)]
+    async with world.lock:
+        waiting = asyncio.ensure_future(world.evictor.reserve(500))
+        await until(lambda: "usage" in world.index.calls)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    await world.evictor.reserve(100)
+    assert world.present() == set(digests)
+
+
+async def test_two_processes_evict_one_after_the_other(world: World) -> None:
+    """The second finds the room that the first has made, and drops nothing more for itself than it needs."""
+    digests = [await world.add(number) for number in range(10)]
+    other = world.another()
+    await asyncio.gather(world.evictor.reserve(None), other.reserve(None))
+    assert world.present() == set(digests[2:])
+
+
+# ------------------------------------------------------------------------------------------------- by hand
+
+
+async def test_a_dry_run_lists_each_victim_and_why(world: World) -> None:
+    """The list is what would be dropped, with sizes and reasons; nothing is."""
+    digests = [await world.add(number, used=1000 - 86400 * (10 - number)) for number in range(10)]
+    for victims in (await world.evictor.plan(), await world.evictor.collect(dry_run=True)):
+        assert [(each.digest, each.size, each.reason) for each in victims] == [
+            (digests[0], 100, "least recently used: last used 10 days ago"),
+            (digests[1], 100, "least recently used: last used 9 days ago"),
+        ]
+    assert [each.digest for each in await world.evictor.plan(250)] == digests[:3]
+    assert world.present() == set(digests)
+
+
+async def test_collecting_by_hand(world: World) -> None:
+    """Comes down to the low water, also from below the high water, and says what went; then there is nothing to do."""
+    digests = [await world.add(number) for number in range(9)]
+    assert [each.digest for each in await world.evictor.collect()] == digests[:1]
+    assert world.present() == set(digests[1:])
+    assert await world.evictor.collect() == []
+
+
+# --------------------------------------------------------------------------------------- disk and index differ
+
+
+async def test_a_crash_between_file_and_record(world: World) -> None:
+    """Rows 41, 55: records without files are dropped when they are met, and count as the room that they were not."""
+    digests = [await world.add(number) for number in range(12)]
+    for digest in digests[:3]:
+        world.store.delete(digest)
+    await world.evictor.reserve(None)
+    assert await world.port.usage() == Usage(8, 800)
+    assert world.present() == set(digests[4:])
+
+
+async def test_records_without_files_free_nothing_on_a_full_disk(world: World) -> None:
+    """When the disk itself is full, only files that were there count."""
+    digests = [await world.add(number) for number in range(6)]
+    for digest in digests[:3]:
+        world.store.delete(digest)
+    await world.evictor.make_room(200)
+    assert world.present() == set(digests[5:])
+    assert await world.port.usage() == Usage(1, 100)
+
+
+async def test_a_blob_that_comes_back_in_the_very_moment(world: World) -> None:
+    """A blob that was fetched again after its file was dropped keeps its record."""
+    digests = [await world.add(number) for number in range(10)]
+    content = b"00000000".ljust(100, b".")
+    assert Digest.of(content) == digests[0]
+    world.index.before["drop"] = lambda: void(world.store.put(digests[0], content))
+    await world.evictor.reserve(None)
+    assert digests[0] in world.present()
+    assert await world.port.get(digests[0]) is not None
+    assert await world.port.usage() == Usage(9, 900)
+
+
+def void(_: object) -> None:
+    """Nothing."""
+
+
+async def test_files_that_cannot_be_deleted(world: World) -> None:
+    """Others go in their place, their records stay, and it comes to an end."""
+    digests = [await world.add(number) for number in range(10)]
+    world.store.stuck.update(digests[:3])
+    await world.evictor.reserve(None)
+    assert world.present() == {*digests[:3], *digests[5:]}
+    world.store.stuck.update(digests)
+    with pytest.raises(StoreFull):
+        await world.evictor.make_room(100)
+    assert await world.port.usage() == Usage(8, 800)
+
+
+async def test_an_empty_index_deletes_nothing(world: World) -> None:
+    """Row 49: after FLUSHALL nothing is dropped for it, and the index is rebuilt from the disk."""
+    digests = [await world.add(number) for number in range(8)]
+    await world.port.clear()
+    await world.evictor.tick()
+    await until(lambda: "set_marker" in world.index.calls)
+    assert world.present() == set(digests)
+    assert await world.port.usage() == Usage(8, 800)
+    assert await world.port.marker() == MARK
+    assert world.rebuilds == 1
+    await world.evictor.tick()
+    assert world.rebuilds == 1
+
+
+async def test_an_index_lost_while_the_store_is_full(world: World) -> None:
+    """Row 49: with the index flushed, room is made by what the disk knows, the coldest first."""
+    digests = [await world.add(number) for number in range(9)]
+    await world.port.clear()
+    await world.evictor.reserve(100)
+    assert world.present() == set(digests[2:])
+
+
+async def test_pins_are_asked_for_while_the_index_is_not_whole(world: World) -> None:
+    """An index that has not been rebuilt yet may know pins, and they count."""
+    digests = [await world.add(number, pin="kept" if number < 2 else None) for number in range(9)]
+    await world.port.set_marker(INCOMPLETE)
+    await world.evictor.reserve(100)
+    assert world.present() == {*digests[:2], *digests[4:]}
+
+
+async def test_blobs_that_the_index_missed(world: World) -> None:
+    """Where the index has too little to drop, the disk is looked at, and the index rebuilt."""
+    digests = [await world.add(number) for number in range(9)]
+    await world.port.drop(digests[1:])
+    await world.evictor.make_room(400)
+    assert world.present() == set(digests[4:])
+    assert await world.port.marker() == INCOMPLETE
+    await world.evictor.tick()
+    await until(lambda: world.index.calls[-1] == "set_marker")
+    assert await world.port.usage() == Usage(5, 500)
+    assert await world.port.marker() == MARK
+
+
+async def test_pins_alone_do_not_cause_walks_again_and_again(world: World) -> None:
+    """A store that pins have filled is walked once, not for every pull that finds no room."""
+    for number in range(10):
+        await world.add(number, pin="kept")
+    for _ in range(5):
+        with pytest.raises(StoreFull):
+            await world.evictor.reserve(100)
+        await world.port.set_marker(MARK)
+        world.clock.time += 10
+    assert world.store.walks <= 2
+
+
+# ------------------------------------------------------------------------------------------- without an index
+
+
+async def test_a_dead_index_does_not_let_the_disk_fill_up(world: World) -> None:
+    """Row 47: the coldest by the disk's own times go, and uses that the index was not told of count."""
+    digests = [await world.add(number) for number in range(9)]
+    world.index.down = True
+    world.evictor.touch(digests[1])
+    await world.evictor.reserve(100)
+    assert world.present() == {digests[1], *digests[3:]}
+
+
+async def test_a_dead_index_and_a_thousand_fills(world: World) -> None:
+    """Row 47: pull after pull, the store stays within its capacity, and the disk is not walked for each."""
+    world.index.down = True
+    for number in range(300):
+        reservation = await world.evictor.reserve(10)
+        await world.add(number, 10)
+        reservation.release()
+        assert len(world.present()) * 10 <= 1000
+    assert world.store.walks < 100
+
+
+async def test_uses_wait_for_the_index(world: World) -> None:
+    """While it is down uses are kept, the log says so once, and once more when it is back; later uses win."""
+    digests = [await world.add(number) for number in range(3)]
+    world.index.down = True
+    with structlog.testing.capture_logs() as logged:
+        for number in range(3):
+            world.clock.time += 1
+            world.evictor.touch(digests[number])
+            await world.evictor.flush()
+        world.clock.time += 1
+        world.evictor.touch(digests[0])
+        world.index.down = False
+        await world.evictor.flush()
+    assert [line["event"] for line in logged] == ["evictor.without_index", "evictor.with_index"]
+    found = [await world.port.get(digest) for digest in digests]
+    assert [each.last_used - START for each in found if each] == [4, 2, 3]
+    world.index.calls.clear()
+    await world.evictor.flush()
+    assert "touch" not in world.index.calls
+
+
+async def test_uses_kept_in_memory_are_bounded(world: World) -> None:
+    """A hundred thousand are kept at most; the oldest go first."""
+    digests = [Digest.of(str(number).encode()) for number in range(100_010)]
+    world.index.down = True
+    for digest in digests:
+        world.evictor.touch(digest)
+    await world.evictor.flush()
+    for digest in digests[:5]:
+        world.evictor.touch(digest)
+    await world.evictor.flush()
+    told: list[dict[Digest, float]] = []
+
+    async def remember(seen: dict[Digest, float]) -> None:
+        told.append(seen)
+
+    world.index.down = False
+    world.index.index.touch = remember  # type: ignore[method-assign, assignment]
+    await world.evictor.flush()
+    assert len(told[0]) == 100_000
+    assert set(digests[:5]) <= told[0].keys()
+    assert digests[10] not in told[0]
+
+
+async def test_uses_are_noted_on_disk_hourly(world: World) -> None:
+    """The first use is noted, then none of the same blob for an hour, however often it is used."""
+    first, second = [await world.add(number) for number in range(2)]
+    for _ in range(60):
+        world.evictor.touch(first)
+        await world.evictor.flush()
+        world.clock.time += 59
+    world.evictor.touch(second)
+    await world.evictor.flush()
+    world.clock.time += 100
+    world.evictor.touch(first)
+    await world.evictor.flush()
+    assert [set(each) for each in world.store.marked] == [{first}, {second}, {first}]
+    assert world.store.stat(first).used_at == world.clock.time
+
+
+# --------------------------------------------------------------------------------------------------- running
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let others work until it is so."""
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110  # what is waited for is told by nobody
+            await asyncio.sleep(0.001)
+
+
+class Turns:
+    """A `sleep` that waits for the test."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._go: asyncio.Queue[None] = asyncio.Queue()
+
+    async def __call__(self, seconds: float) -> None:
+        self.asked += 1
+        await self._go.get()
+
+    async def next(self) -> None:
+        """One round; returns when it is over."""
+        asked = self.asked
+        self._go.put_nowait(None)
+        await until(lambda: self.asked > asked)
+
+
+async def test_it_runs_in_rounds(world: World) -> None:
+    """Each round flushes uses and comes back below the high water; trouble with the disk does not end it."""
+    turns = Turns()
+    evictor = Evictor(
+        world.store,
+        world.port,
+        water=world.water,
+        protected=lambda: (),
+        exclusive=world.exclusive,
+        now=world.clock,
+        sleep=turns,
+    )
+    running = asyncio.ensure_future(evictor.run())
+    await until(lambda: turns.asked == 1)
+    digests = [await world.add(number) for number in range(10)]
+    evictor.touch(digests[0])
+    await turns.next()
+    assert world.present() == {digests[0], *digests[3:]}
+    found = await world.port.get(digests[0])
+    assert found is not None
+    assert found.last_used == START
+    world.store.failing = True
+    await turns.next()
+    world.store.failing = False
+    await world.add(20, 200)
+    await turns.next()
+    assert world.present() == {digests[0], *digests[5:], *sized(world, 20, 200)}
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+def sized(world: World, number: int, size: int) -> set[Digest]:
+    """The digest of a blob that `add` made."""
+    digest = Digest.of(f"{number:08}".encode().ljust(size, b"."))
+    world.store.stat(digest)
+    return {digest}
+
+
+async def test_stopping_stops_a_rebuild(world: World) -> None:
+    """A rebuild under way ends with `run`."""
+    begun, never = asyncio.Event(), asyncio.Event()
+    ended: list[str] = []
+
+    async def rebuild() -> None:
+        begun.set()
+        try:
+            await never.wait()
+        finally:
+            ended.append("rebuild")
+
+    turns = Turns()
+    evictor = Evictor(
+        world.store,
+        world.port,
+        water=world.water,
+        protected=lambda: (),
+        exclusive=world.exclusive,
+        rebuild=rebuild,
+        now=world.clock,
+        sleep=turns,
+    )
+    await world.port.clear()
+    running = asyncio.ensure_future(evictor.run())
+    await turns.next()
+    await begun.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert ended == ["rebuild"]
+
+
+# ------------------------------------------------------------------------------------------------ many blobs
+
+
+class Counted:
+    """A store of a hundred thousand blobs of 1000 bytes that exist as a set of names."""
+
+    def __init__(self, digests: Sequence[Digest]) -> None:
+        self.names = set(digests)
+        self.deleted: list[Digest] = []
+
+    def delete(self, digest: Digest) -> int:
+        if digest not in self.names:
+            return 0
+        self.names.remove(digest)
+        self.deleted.append(digest)
+        return 1000
+
+    def stat(self, digest: Digest) -> None:
+        assert digest not in self.names
+        raise BlobUnknown("gone")
+
+    def growing(self) -> dict[Digest, int]:
+        return {}
+
+    def free(self) -> tuple[int, int]:
+        return 1 << 40, 1 << 41
+
+
+@pytest.mark.parametrize("kind", ["embedded", "redis"])
+async def test_choosing_among_many_reads_few(kind: str, tmp_path: Path) -> None:
+    """Among 100,000 blobs, 300 of the coldest pinned, choosing victims reads about as many records as there are
+    victims and pins, whatever the number of blobs, and the disk is not walked."""
+    digests = [Digest.of(str(number).encode()) for number in range(100_000)]
+    server = RedisServer() if kind == "redis" else None
+    if server:
+        server.start()
+    index: ContentIndex = (
+        RedisIndex(server.address, store_id="many", budget=60.0, now=Clock())
+        if server
+        else EmbeddedIndex(tmp_path / "index.sqlite3")
+    )
+    try:
+        await index.put(
+            [
+                ContentRecord(digest, 1000, START - 1e6 + number, "kept" if number < 300 else None)
+                for number, digest in enumerate(digests)
+            ]
+        )
+        await index.set_marker(MARK)
+        watched = Watched(index)
+        store = Counted(digests)
+        evictor = Evictor(
+            cast(Any, store),
+            cast(ContentIndex, watched),
+            water=Water(Capacity(bytes=101_000_000), 1.0, 0.99, reserve=0),
+            protected=lambda: set(digests[300:310]),
+            exclusive=lambda: held(asyncio.Lock()),
+            now=Clock(),
+        )
+        assert [each.digest for each in await evictor.plan(5000)] == digests[310:315]
+        assert watched.records_read <= 64
+        watched.records_read = 0
+        await evictor.reserve(1_500_000)
+        assert store.deleted == digests[310 : 310 + 1510]
+        assert watched.records_read <= 4 * 1510 + 64
+        assert await index.usage() == Usage(100_000 - 1510, (100_000 - 1510) * 1000)
+        # more than is looked at in one go
+        watched.records_read = 0
+        await evictor.make_room(10_000_000)
+        assert store.deleted == digests[310 : 310 + 11_510]
+        assert watched.records_read <= 4 * 10_000
+    finally:
+        await index.aclose()
+        if server:
+            server.kill()

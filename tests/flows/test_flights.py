@@ -1,0 +1,477 @@
+"""One transfer per digest, whoever asks, leaves, breaks or dies."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from mirror.errors import (
+    DigestMismatch,
+    StoreError,
+    StoreFull,
+    UpstreamInvalid,
+    UpstreamNotKnown,
+    UpstreamThrottled,
+    UpstreamUnavailable,
+)
+from mirror.oci.digest import Digest
+from mirror.policy.filling import HELD_BACK
+from mirror.ports import BlobInfo, BlobStore, Body
+from mirror.repository.flights import Flight, Flights, Reservation
+from mirror.store.layout import Layout
+from mirror.store.local import LocalStore
+from mirror.store.memory import MemoryStore
+
+CONTENT = bytes(range(256)) * 4096
+DIGEST = Digest.of(CONTENT)
+SIZE = len(CONTENT)
+HALF = SIZE // 2
+
+
+class GatedBody:
+    """A body whose reader waits at a gate in the middle, and may meet trouble behind it."""
+
+    def __init__(self, upstream: GatedUpstream, start: int) -> None:
+        self.start = start
+        self.size: int | None = upstream.says
+        self._upstream = upstream
+        self._position = start
+        self._aborted = threading.Event()
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Up to the gate, then behind it."""
+        upstream = self._upstream
+        if self._position >= upstream.gate_at:
+            while not upstream.gate.wait(0.01):
+                if self._aborted.is_set():
+                    raise UpstreamUnavailable("given up", upstream="test")
+            if upstream.troubles:
+                raise upstream.troubles.pop(0)
+        stop = upstream.gate_at if self._position < upstream.gate_at else len(upstream.content)
+        piece = upstream.content[self._position : min(stop, self._position + len(buffer), self._position + 50_000)]
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
+
+    def abort(self) -> None:
+        """Wakes the reader."""
+        self._aborted.set()
+        self._upstream.aborted += 1
+
+
+class GatedUpstream:
+    """Gives one blob; counts who asked and from where."""
+
+    def __init__(self, content: bytes = CONTENT, *, gate_at: int = HALF, is_open: bool = False) -> None:
+        self.content = content
+        self.gate_at = gate_at
+        self.gate = threading.Event()
+        if is_open:
+            self.gate.set()
+        self.says: int | None = len(content)
+        self.starts: list[int] = []
+        self.troubles: list[Exception] = []
+        self.refusals: list[Exception] = []
+        self.aborted = 0
+
+    @asynccontextmanager
+    async def pull(self, start: int) -> AsyncIterator[Body]:
+        """As `Pull`."""
+        self.starts.append(start)
+        if self.refusals:
+            raise self.refusals.pop(0)
+        yield GatedBody(self, start)
+
+
+class EndlessRoom:
+    """A store that has room, unless told otherwise."""
+
+    def __init__(self) -> None:
+        self.reserved: list[int | None] = []
+        self.held = 0
+        self.made: list[int] = []
+        self.full = False
+
+    async def reserve(self, size: int | None) -> Reservation:
+        """As `Room`."""
+        if self.full:
+            raise StoreFull("pins leave no room")
+        self.reserved.append(size)
+        self.held += 1
+        room = self
+
+        class Held:
+            def release(self) -> None:
+                room.held -= 1
+
+        return Held()
+
+    async def make_room(self, size: int) -> None:
+        """As `Room`."""
+        self.made.append(size)
+        if self.full:
+            raise StoreFull("pins leave no room")
+
+
+class Hangar:
+    """Flights of one process over a store."""
+
+    def __init__(self, store: BlobStore, executor: ThreadPoolExecutor) -> None:
+        self.room = EndlessRoom()
+        self.landed: list[BlobInfo] = []
+        self.slept: list[float] = []
+
+        async def note(info: BlobInfo) -> None:
+            self.landed.append(info)
+
+        async def nap(seconds: float) -> None:
+            self.slept.append(seconds)
+            await asyncio.sleep(0)
+
+        self.flights = Flights(store, self.room, executor, landed=note, sleep=nap, jitter=lambda: 0.5)
+
+    async def join(self, upstream: GatedUpstream, size: int | None = None, digest: Digest = DIGEST) -> Flight:
+        """A follower of that upstream's blob."""
+        return await self.flights.join(digest, upstream.pull, upstream="test", size=size)
+
+
+async def everything(flight: Flight) -> bytes:
+    """What a client would have been sent, to the end."""
+    sent = b""
+    while True:
+        limit = await flight.beyond(len(sent))
+        if limit <= len(sent):
+            return sent
+        sent += flight.reader.pread(limit - len(sent), len(sent))
+
+
+async def reached(condition: Callable[[], bool]) -> None:
+    """Wait for something that other tasks and threads bring about."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  # threads and other processes set no event
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture(params=["memory", "local"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    """Of both kinds."""
+    return MemoryStore() if request.param == "memory" else LocalStore(Layout(tmp_path))
+
+
+@pytest.fixture
+async def make(store: BlobStore) -> AsyncIterator[Callable[[], Hangar]]:
+    """Makes processes that share the store; the files of each are its own."""
+    async with AsyncExitStack() as stack:
+        executor = stack.enter_context(ThreadPoolExecutor(16))
+
+        def hangar() -> Hangar:
+            own = LocalStore(store.layout) if isinstance(store, LocalStore) else store
+            made = Hangar(own, executor)
+            stack.push_async_callback(made.flights.aclose)
+            return made
+
+        yield hangar
+
+
+@pytest.fixture
+def hangar(make: Callable[[], Hangar]) -> Hangar:
+    """One process."""
+    return make()
+
+
+async def test_many_followers_one_download(hangar: Hangar, store: BlobStore) -> None:
+    """However many ask for an absent blob, upstream is asked once, and each has every byte (row 57)."""
+    upstream = GatedUpstream()
+    flights = await asyncio.gather(*(hangar.join(upstream) for _ in range(50)))
+    bodies = asyncio.gather(*(everything(flight) for flight in flights))
+    upstream.gate.set()
+    assert set(await bodies) == {CONTENT}
+    await flights[0].over.wait()
+    assert upstream.starts == [0]
+    assert store.read(DIGEST, SIZE) == CONTENT
+    assert hangar.landed == [BlobInfo(DIGEST, SIZE)]
+    assert hangar.room.held == 0
+
+
+async def test_bytes_are_sent_while_the_blob_grows(hangar: Hangar) -> None:
+    """Followers have the first bytes long before the last have come, from wherever they begin."""
+    upstream = GatedUpstream()
+    flight = await hangar.join(upstream)
+    await reached(lambda: flight.sendable == HALF)
+    assert flight.reader.pread(10, 1000) == CONTENT[1000:1010]
+    assert flight.size == SIZE
+    assert not flight.landed
+    assert "/1048576 bytes, 1 followers, test, flying>" in repr(flight)
+
+
+async def test_the_end_is_held_back_until_the_digest_is_known(hangar: Hangar, store: BlobStore) -> None:
+    """All bytes but the last may leave unverified; of a wrong blob nobody gets the whole (row 4)."""
+    wrong = CONTENT[:-1] + b"\0"
+    upstream = GatedUpstream(wrong, gate_at=SIZE - 100)
+    flight = await hangar.join(upstream)
+    await reached(lambda: flight.received == SIZE - 100)
+    assert flight.sendable == SIZE - HELD_BACK
+    upstream.gate.set()
+    with pytest.raises(DigestMismatch):
+        await everything(flight)
+    await flight.over.wait()
+    assert list(store.walk()) == []
+    assert store.growing() == {}
+
+
+async def test_the_first_follower_is_nobody_special(hangar: Hangar) -> None:
+    """When the one who began it leaves, the others notice nothing; when all leave, the fill goes on (rows 23, 24)."""
+    upstream = GatedUpstream()
+    first = asyncio.create_task(hangar.join(upstream))
+    second = asyncio.create_task(hangar.join(upstream))
+    await asyncio.sleep(0)
+    first.cancel()
+    flight = await second
+    assert flight.followers == 1
+    flight.leave()
+    upstream.gate.set()
+    await flight.over.wait()
+    assert hangar.landed == [BlobInfo(DIGEST, SIZE)]
+
+
+async def test_a_refusal_reaches_every_joiner_as_it_is(hangar: Hangar, store: BlobStore) -> None:
+    """Before upstream's headers an error is an ordinary exception, hence a clean answer; nothing is left on disk."""
+    upstream = GatedUpstream()
+    upstream.refusals = [UpstreamNotKnown("no such blob", upstream="test", status=404)]
+    results = await asyncio.gather(*(hangar.join(upstream) for _ in range(5)), return_exceptions=True)
+    assert {type(result) for result in results} == {UpstreamNotKnown}
+    assert upstream.starts == [0]
+    await reached(lambda: not hangar.flights.active())
+    assert store.growing() == {}
+
+
+async def test_a_refusal_of_one_repository_is_not_another_ones(hangar: Hangar) -> None:
+    """Who joined a flight of a repository that upstream refuses is not refused with it: it is tried for them."""
+    refused, allowed = GatedUpstream(), GatedUpstream(is_open=True)
+    refused.refusals = [UpstreamNotKnown("no such blob", upstream="test", status=404)]
+    flights = hangar.flights
+    mine = asyncio.create_task(flights.join(DIGEST, refused.pull, upstream="test", on_behalf="a/private"))
+    theirs = [
+        asyncio.create_task(flights.join(DIGEST, allowed.pull, upstream="test", on_behalf="b/public")) for _ in range(9)
+    ]
+    with pytest.raises(UpstreamNotKnown):
+        await mine
+    assert {await everything(await one) for one in theirs} == {CONTENT}
+    assert allowed.starts == [0]
+
+
+async def test_a_broken_body_is_resumed_where_it_broke(hangar: Hangar) -> None:
+    """Followers see no seam where upstream broke off: the rest comes by a range (rows 1, 7, 8)."""
+    upstream = GatedUpstream(is_open=True)
+    upstream.troubles = [UpstreamUnavailable("cut", upstream="test"), UpstreamUnavailable("cut", upstream="test")]
+    flight = await hangar.join(upstream)
+    assert await everything(flight) == CONTENT
+    assert upstream.starts == [0, HALF, HALF]
+    assert len(hangar.slept) == 2
+
+
+async def test_three_breaks_without_progress_are_enough(hangar: Hangar, store: BlobStore) -> None:
+    """A dead upstream breaks the clients' connections; what has come stays, and the next request goes on from there."""
+    upstream = GatedUpstream(is_open=True)
+    upstream.troubles = [UpstreamUnavailable("cut", upstream="test") for _ in range(9)]
+    flight = await hangar.join(upstream)
+    with pytest.raises(UpstreamUnavailable):
+        await everything(flight)
+    await flight.over.wait()
+    assert upstream.starts == [0, HALF, HALF, HALF]
+    assert store.growing() == {DIGEST: HALF}
+    upstream.troubles.clear()
+    again = await hangar.join(upstream)
+    assert await everything(again) == CONTENT
+    assert upstream.starts[4:] == [HALF]
+
+
+async def test_upstream_asks_for_patience_in_the_middle(hangar: Hangar) -> None:
+    """A short Retry-After is waited for; a long one ends the flight (row 10)."""
+    upstream = GatedUpstream(is_open=True)
+    upstream.troubles = [UpstreamThrottled("slow down", upstream="test", status=429, retry_after=3)]
+    assert await everything(await hangar.join(upstream)) == CONTENT
+    assert hangar.slept == [3.5]
+    other = GatedUpstream(CONTENT[1:], is_open=True)
+    other.troubles = [UpstreamThrottled("slow down", upstream="test", status=429, retry_after=600)]
+    with pytest.raises(UpstreamThrottled):
+        await everything(await hangar.join(other, digest=Digest.of(CONTENT[1:])))
+
+
+async def test_a_size_that_contradicts_the_manifest_is_refused(hangar: Hangar, store: BlobStore) -> None:
+    """A blob that cannot be the one the manifest names is not begun (row 3)."""
+    upstream = GatedUpstream()
+    with pytest.raises(UpstreamInvalid):
+        await hangar.join(upstream, size=SIZE + 1)
+    await reached(lambda: not hangar.flights.active())
+    assert store.growing() == {}
+
+
+async def test_a_size_that_upstream_does_not_say(hangar: Hangar, store: BlobStore) -> None:
+    """Without a length the end of the stream proves nothing: the digest decides (row 2)."""
+    upstream = GatedUpstream(is_open=True)
+    upstream.says = None
+    flight = await hangar.join(upstream)
+    assert await everything(flight) == CONTENT
+    short = GatedUpstream(CONTENT[:-5], is_open=True)
+    short.says = None
+    await flight.over.wait()
+    store.delete(DIGEST)
+    with pytest.raises(DigestMismatch):
+        await everything(await hangar.join(short))
+
+
+async def test_a_blob_that_landed_meanwhile_is_not_fetched(hangar: Hangar, store: BlobStore) -> None:
+    """Between a caller's look and its joining the blob may have come: the flight looks once more."""
+    store.put(DIGEST, CONTENT)
+    upstream = GatedUpstream()
+    flight = await hangar.join(upstream)
+    assert await everything(flight) == CONTENT
+    assert upstream.starts == []
+
+
+async def test_eviction_takes_nothing_from_a_follower(hangar: Hangar, store: BlobStore) -> None:
+    """A blob that is dropped while it is read is read to its end (row 60)."""
+    flight = await hangar.join(GatedUpstream(is_open=True))
+    await flight.over.wait()
+    store.delete(DIGEST)
+    assert await everything(flight) == CONTENT
+    flight.leave()
+
+
+async def test_no_room_at_the_start(hangar: Hangar) -> None:
+    """Where the store has no room for it, the joiner is told before anything was sent, and nothing stays reserved."""
+    hangar.room.full = True
+    with pytest.raises(StoreFull):
+        await hangar.join(GatedUpstream())
+    assert hangar.room.held == 0
+
+
+async def test_two_processes_one_download(make: Callable[[], Hangar]) -> None:
+    """A second process follows the file that the first one fills, with the end held back all the same (row 44)."""
+    filler, follower = make(), make()
+    upstream, unused = GatedUpstream(), GatedUpstream()
+    one = await filler.join(upstream)
+    two = await follower.join(unused)
+    await reached(lambda: two.sendable == HALF)
+    assert two.size == SIZE
+    upstream.gate.set()
+    assert await everything(two) == CONTENT
+    assert await everything(one) == CONTENT
+    assert unused.starts == []
+    await asyncio.gather(one.over.wait(), two.over.wait())
+    assert (len(filler.landed), len(follower.landed)) == (1, 0)
+
+
+async def test_a_follower_takes_over(make: Callable[[], Hangar]) -> None:
+    """When the filling process goes, another resumes at the same byte, and its clients see no seam (rows 53, 58)."""
+    filler, follower = make(), make()
+    dying, upstream = GatedUpstream(), GatedUpstream(is_open=True)
+    one = await filler.join(dying)
+    two = await follower.join(upstream)
+    await reached(lambda: two.sendable == HALF)
+    await filler.flights.aclose()
+    assert await everything(two) == CONTENT
+    assert upstream.starts == [HALF]
+    assert dying.aborted == 1
+    with pytest.raises(StoreError):
+        await everything(one)
+
+
+async def test_closing_gives_every_thread_and_file_back(make: Callable[[], Hangar], store: BlobStore) -> None:
+    """A flight that is cancelled anywhere leaves its partial, and no task, thread or lock behind (row 63)."""
+    for gate_at in (0, HALF, SIZE):
+        hangar = make()
+        upstream = GatedUpstream(gate_at=gate_at)
+        joining = asyncio.create_task(hangar.join(upstream))
+        await reached(lambda upstream=upstream: bool(upstream.starts))  # type: ignore[misc]  # bound to the loop's own
+        await hangar.flights.aclose()
+        await asyncio.gather(joining, return_exceptions=True)
+        assert not hangar.flights.active()
+        ingest = store.ingest(DIGEST)
+        assert ingest.try_lock()
+        ingest.abort(keep=False)
+        ingest.close()
+        assert hangar.room.held == 0
+
+
+async def test_a_filler_that_stops_in_its_tracks_is_not_waited_for_for_ever(
+    make: Callable[[], Hangar], store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that holds the lock and does nothing, as under SIGSTOP, makes others go on without the store."""
+    monkeypatch.setattr("mirror.repository.flights._STUCK", 0.0)
+    stopped = store.ingest(DIGEST)
+    assert stopped.try_lock()
+    with pytest.raises(StoreError, match="does not move"):
+        await make().join(GatedUpstream())
+    stopped.close()
+
+
+async def test_closing_publishes_what_has_landed(make: Callable[[], Hangar], store: BlobStore) -> None:
+    """A blob that clients have had whole is published and remembered, even if the mirror stops in that moment."""
+    hangar = make()
+    flight = await hangar.join(GatedUpstream(is_open=True))
+    while not flight.landed:
+        await flight.beyond(flight.sendable)
+    await hangar.flights.aclose()
+    assert hangar.landed == [BlobInfo(DIGEST, SIZE)]
+    assert store.read(DIGEST, SIZE) == CONTENT
+
+
+async def test_the_vouching_comes_before_followers_learn_the_size(make: Callable[[], Hangar]) -> None:
+    """Other processes take the announced size as the sign that upstream has answered: the grant must be there first."""
+    filler, follower = make(), make()
+    order: list[str] = []
+    release = asyncio.Event()
+
+    async def vouch(_size: int | None) -> None:
+        order.append("asked")
+        await release.wait()
+        order.append("vouched")
+
+    upstream = GatedUpstream(is_open=True)
+    one = asyncio.create_task(filler.flights.join(DIGEST, upstream.pull, upstream="test", vouch=vouch))
+    await reached(lambda: bool(order))
+    two: asyncio.Task[Flight] = asyncio.create_task(follower.join(GatedUpstream()))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not two.done()
+    release.set()
+    flight = await two
+    assert order == ["asked", "vouched"]
+    assert await everything(flight) == CONTENT
+    await one
+
+
+async def test_a_full_disk_in_the_middle_makes_room_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOSPC in mid-write evicts and resumes; followers see no seam (row 34)."""
+    store = MemoryStore(disk=HALF)
+    with ThreadPoolExecutor(4) as executor:
+        hangar = Hangar(store, executor)
+        make_room = hangar.room.make_room
+
+        async def grow(size: int) -> None:
+            await make_room(size)
+            store.disk = 1 << 30
+
+        monkeypatch.setattr(hangar.room, "make_room", grow)
+        upstream = GatedUpstream(is_open=True)
+        assert await everything(await hangar.join(upstream)) == CONTENT
+        assert len(hangar.room.made) == 1
+        assert len(upstream.starts) == 2
+        assert 0 < upstream.starts[1] <= HALF
+
+
+async def test_a_disk_that_stays_full_is_not_emptied_for_it() -> None:
+    """Where eviction does not help, the followers are told after a few tries, and go on without the store (row 34)."""
+    with ThreadPoolExecutor(4) as executor:
+        hangar = Hangar(MemoryStore(disk=HALF), executor)
+        with pytest.raises(StoreFull):
+            await everything(await hangar.join(GatedUpstream(is_open=True)))
+        assert len(hangar.room.made) == 2

@@ -1,0 +1,302 @@
+"""The index made to agree with the disk. Row numbers are those of the list of faults."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror.errors import IndexUnavailable
+from mirror.index.embedded import EmbeddedIndex
+from mirror.index.memory import MemoryIndex
+from mirror.index.redis import RedisIndex
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from mirror.oci.reference import Repo
+from mirror.policy.records import ContentRecord, ManifestRecord, TagRecord, Usage
+from mirror.ports import ContentIndex
+from mirror.repository.reconcile import MARK, Reconciled, ensure, reconcile
+from mirror.store.memory import MemoryCatalog, MemoryStore
+from tests.support.redis_server import RedisServer
+
+ALPINE = Repo("docker.io", "library/alpine")
+OTHER = Repo("ghcr.io", "owner/other")
+CONFIG, LAYER, SHARED = b"config", b"layer" * 100, b"shared" * 50
+
+
+class Disk:
+    """A store and a catalog that a few pulls have filled."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.catalog = MemoryCatalog()
+        self.image = self.manifest(ALPINE, OCI_MANIFEST, config=CONFIG, layers=[LAYER, SHARED])
+        self.list = self.manifest(ALPINE, OCI_INDEX, manifests=[self.image])
+        self.other = self.manifest(OTHER, OCI_MANIFEST, config=b"{}", layers=[SHARED])
+        self.catalog.put_tag(ALPINE, TagRecord("latest", self.list, OCI_INDEX, 1, 1.0))
+        for number, content in enumerate((CONFIG, LAYER, SHARED, b"{}")):
+            self.add(content, used=1000.0 + number)
+
+    def add(self, content: bytes, *, used: float = 0.0) -> Digest:
+        """A blob."""
+        digest = Digest.of(content)
+        self.store.put(digest, content)
+        self.store.mark_used({digest: used})
+        return digest
+
+    def manifest(self, repo: Repo, media_type: str, **named: Any) -> Digest:
+        """A manifest of a repository that names other content; its blobs are not added."""
+
+        def descriptor(content: bytes | Digest) -> dict[str, Any]:
+            if isinstance(content, Digest):
+                size = self.store.stat(content).size
+                return {"mediaType": OCI_MANIFEST, "digest": str(content), "size": size}
+            return {"mediaType": "x/y", "digest": str(Digest.of(content)), "size": len(content)}
+
+        body = {"schemaVersion": 2, "mediaType": media_type} | {
+            name: [descriptor(each) for each in value] if isinstance(value, list) else descriptor(value)
+            for name, value in named.items()
+        }
+        content = json.dumps(body).encode()
+        digest = self.add(content, used=500.0)
+        self.catalog.put_manifest(repo, ManifestRecord(digest, media_type, len(content), 1.0))
+        return digest
+
+    @property
+    def usage(self) -> Usage:
+        """By the disk."""
+        sizes = [info.size for info in self.store.walk()]
+        return Usage(len(sizes), sum(sizes))
+
+
+@pytest.fixture
+def disk() -> Disk:
+    """Of its own for each test."""
+    return Disk()
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """An empty one for each test."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "embedded", "redis"])
+async def index(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ContentIndex]:
+    """Each of the three, empty."""
+    index: ContentIndex
+    if request.param == "memory":
+        index = MemoryIndex()
+    elif request.param == "embedded":
+        index = EmbeddedIndex(tmp_path / "index.sqlite3")
+    else:
+        server: RedisServer = request.getfixturevalue("redis_server")
+        index = RedisIndex(server.address, store_id="test", budget=60.0, now=lambda: 0.0)
+    yield index
+    await index.aclose()
+
+
+async def everything(index: ContentIndex, disk: Disk) -> tuple[Any, ...]:
+    """All that an index says about a disk."""
+    digests = [info.digest for info in disk.store.walk()]
+    return (
+        await index.usage(),
+        await index.coldest(1000),
+        await index.marker(),
+        [await index.get(digest) for digest in digests],
+        [await index.linked(repo, digest) for digest in digests for repo in (ALPINE, OTHER)],
+    )
+
+
+async def test_an_empty_index_learns_everything(index: ContentIndex, disk: Disk) -> None:
+    """Row 49: blobs with their sizes and last uses, links of each repository, and the marker, from the disk alone."""
+    result = await reconcile(disk.store, disk.catalog, index)
+    assert result == Reconciled(
+        blobs=7,
+        bytes=disk.usage.bytes,
+        added=7,
+        dropped=0,
+        repositories=2,
+        manifests=3,
+        links=8,
+        skipped=0,
+    )
+    assert await index.usage() == disk.usage
+    assert await index.get(Digest.of(LAYER)) == ContentRecord(Digest.of(LAYER), len(LAYER), 1001.0)
+    assert [each.last_used for each in await index.coldest(10)] == [500.0] * 3 + [1000.0, 1001.0, 1002.0, 1003.0]
+    for repo, digest, size in (
+        (ALPINE, disk.list, disk.store.stat(disk.list).size),
+        (ALPINE, disk.image, disk.store.stat(disk.image).size),
+        (ALPINE, Digest.of(CONFIG), len(CONFIG)),
+        (ALPINE, Digest.of(LAYER), len(LAYER)),
+        (ALPINE, Digest.of(SHARED), len(SHARED)),
+        (ALPINE, disk.other, None),
+        (OTHER, Digest.of(SHARED), len(SHARED)),
+        (OTHER, Digest.of(LAYER), None),
+        (OTHER, disk.other, disk.store.stat(disk.other).size),
+    ):
+        assert await index.linked(repo, digest) == size
+    assert await index.marker() == MARK
+
+
+async def test_twice_changes_nothing(index: ContentIndex, disk: Disk) -> None:
+    """Row 55: a second run finds all as it should be, and leaves it so."""
+    await reconcile(disk.store, disk.catalog, index)
+    before = await everything(index, disk)
+    result = await reconcile(disk.store, disk.catalog, index)
+    assert (result.added, result.dropped) == (0, 0)
+    assert await everything(index, disk) == before
+
+
+async def test_the_disk_wins(index: ContentIndex, disk: Disk) -> None:
+    """Row 55: records without a file are dropped, unknown files added, wrong sizes put right, exactly counted."""
+    await reconcile(disk.store, disk.catalog, index)
+    for content in (LAYER, CONFIG):
+        disk.store.delete(Digest.of(content))
+    disk.add(b"new one", used=7.0)
+    await index.put([ContentRecord(Digest.of(SHARED), 1, 1.0), ContentRecord(Digest.of(b"never was"), 50, 1.0)])
+    result = await reconcile(disk.store, disk.catalog, index)
+    assert (result.added, result.dropped) == (1, 3)
+    assert await index.usage() == disk.usage
+    assert {each.digest for each in await index.coldest(100)} == {info.digest for info in disk.store.walk()}
+    shared = await index.get(Digest.of(SHARED))
+    assert shared == ContentRecord(Digest.of(SHARED), len(SHARED), 1002.0)
+
+
+async def test_what_the_index_knows_better_stays(index: ContentIndex, disk: Disk) -> None:
+    """Later uses and pins are not on disk yet, and a rebuild leaves them."""
+    await index.put([ContentRecord(Digest.of(LAYER), len(LAYER), 5000.0, "kept")])
+    await reconcile(disk.store, disk.catalog, index)
+    assert await index.get(Digest.of(LAYER)) == ContentRecord(Digest.of(LAYER), len(LAYER), 5000.0, "kept")
+    assert await index.usage() == disk.usage
+
+
+async def test_manifests_that_cannot_be_read_are_skipped(index: ContentIndex, disk: Disk) -> None:
+    """Damaged, gone or malformed, each is counted, and the others are linked."""
+    disk.store.damage(disk.image, b"rubbish")
+    disk.store.delete(disk.other)
+    nonsense = disk.add(b"[1, 2")
+    disk.catalog.put_manifest(OTHER, ManifestRecord(nonsense, OCI_MANIFEST, 5, 1.0))
+    result = await reconcile(disk.store, disk.catalog, index)
+    assert (result.manifests, result.skipped) == (1, 3)
+    assert await index.linked(ALPINE, disk.list) is not None
+    assert await index.linked(ALPINE, Digest.of(LAYER)) is None
+    assert await index.marker() == MARK
+
+
+async def test_many_blobs(index: ContentIndex, disk: Disk) -> None:
+    """More than one batch of everything."""
+    for number in range(2500):
+        disk.add(str(number).encode(), used=float(number))
+    strays = [ContentRecord(Digest.of(f"stray {number}".encode()), 10, 1.0) for number in range(2500)]
+    await index.put(strays)
+    result = await reconcile(disk.store, disk.catalog, index)
+    assert (result.blobs, result.added, result.dropped) == (2507, 2507, 2500)
+    assert await index.usage() == disk.usage
+
+
+async def test_it_is_done_only_when_needed(disk: Disk) -> None:
+    """`ensure` rebuilds an index without its marker, or with another one, and leaves a whole one alone."""
+    index = MemoryIndex()
+    assert await ensure(disk.store, disk.catalog, index, exclusive=nullcontext_factory) is not None
+    assert await ensure(disk.store, disk.catalog, index, exclusive=nullcontext_factory) is None
+    await index.set_marker("of an older version")
+    assert await ensure(disk.store, disk.catalog, index, exclusive=nullcontext_factory) is not None
+    await index.clear()
+    assert await ensure(disk.store, disk.catalog, index, exclusive=nullcontext_factory) is not None
+    assert await index.usage() == disk.usage
+
+
+def nullcontext_factory() -> AbstractAsyncContextManager[None]:
+    """For one process alone."""
+    return nullcontext()
+
+
+async def test_several_workers_rebuild_once(disk: Disk) -> None:
+    """Of workers that find the index lost at the same time, one rebuilds it, the others wait and find it whole."""
+    index = MemoryIndex()
+    lock = asyncio.Lock()
+
+    @asynccontextmanager
+    async def exclusive() -> AsyncIterator[None]:
+        async with lock:
+            yield
+
+    results = await asyncio.gather(*(ensure(disk.store, disk.catalog, index, exclusive=exclusive) for _ in range(4)))
+    assert sum(result is not None for result in results) == 1
+
+
+@pytest.mark.parametrize("failing", ["put", "link", "set_marker"])
+async def test_an_interrupted_rebuild_shows(disk: Disk, failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows 49, 53: wherever the index goes away there is no marker, and the next run completes it."""
+    index = MemoryIndex()
+
+    async def fail(*_: object) -> None:
+        raise IndexUnavailable("gone")
+
+    waits: list[float] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(index, failing, fail)
+        with pytest.raises(IndexUnavailable):
+            await ensure(disk.store, disk.catalog, index, exclusive=nullcontext_factory, sleep=remember(waits))
+    assert waits == [1.0, 2.0, 4.0, 8.0]
+    assert await index.marker() is None
+    assert await ensure(disk.store, disk.catalog, index, exclusive=nullcontext_factory) is not None
+    assert await index.usage() == disk.usage
+
+
+def remember(waits: list[float]) -> Callable[[float], Awaitable[None]]:
+    """A `sleep` that takes no time."""
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    return sleep
+
+
+async def test_an_index_that_is_late_now_and_then(disk: Disk) -> None:
+    """Calls that fail once do not make the whole begin anew."""
+
+    class Late(MemoryIndex):
+        calls = 0
+
+        async def put(self, records: Sequence[ContentRecord]) -> None:
+            self.calls += 1
+            if self.calls % 2:
+                raise IndexUnavailable("late")
+            await super().put(records)
+
+    for number in range(3000):
+        disk.add(str(number).encode())
+    index = Late()
+    waits: list[float] = []
+    result = await reconcile(disk.store, disk.catalog, index, sleep=remember(waits))
+    assert waits == [1.0] * 4
+    assert result.added == 3007
+    assert await index.usage() == disk.usage
+
+
+async def test_blobs_that_come_and_go_meanwhile(disk: Disk) -> None:
+    """While it runs, blobs are added and evicted as always; what is left agrees with the disk."""
+    index = MemoryIndex()
+    for number in range(3000):
+        disk.add(str(number).encode())
+    running = asyncio.ensure_future(reconcile(disk.store, disk.catalog, index))
+    number = 0
+    while not running.done():
+        new = disk.add(f"new {number}".encode())
+        await index.put([ContentRecord(new, disk.store.stat(new).size, 1.0)])
+        gone = Digest.of(str(number).encode())
+        disk.store.delete(gone)
+        await index.drop([gone])
+        number += 1
+        await asyncio.sleep(0)
+    await running
+    await reconcile(disk.store, disk.catalog, index)
+    assert await index.usage() == disk.usage

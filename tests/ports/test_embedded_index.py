@@ -1,0 +1,301 @@
+"""The index in an SQLite file: the suite, and what happens to files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import pytest
+
+from mirror.errors import IndexUnavailable
+from mirror.index import embedded
+from mirror.index.embedded import SCHEMA, EmbeddedIndex
+from mirror.policy.records import Usage
+from mirror.ports import ContentIndex
+from tests.support.index_suite import IndexSuite, digest, record
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """In a directory that is not there yet."""
+    return tmp_path / "state" / "index.sqlite3"
+
+
+@pytest.fixture
+async def index(path: Path) -> AsyncIterator[EmbeddedIndex]:
+    """On that file."""
+    index = EmbeddedIndex(path)
+    yield index
+    await index.aclose()
+
+
+@pytest.fixture
+async def another(path: Path) -> AsyncIterator[EmbeddedIndex]:
+    """On the same file, with connections of its own."""
+    index = EmbeddedIndex(path)
+    yield index
+    await index.aclose()
+
+
+class TestEmbeddedIndex(IndexSuite):
+    """The suite; its fixtures are this module's."""
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """The same inode where there is one."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+
+
+def contents(path: Path) -> bytes:
+    """All of a file."""
+    return path.read_bytes()
+
+
+async def _reopened(path: Path) -> tuple[str | None, Usage]:
+    """Marker and usage, as one that opens the file now sees them."""
+    index = EmbeddedIndex(path)
+    try:
+        return await index.marker(), await index.usage()
+    finally:
+        await index.aclose()
+
+
+async def test_it_survives_closing(index: EmbeddedIndex, path: Path) -> None:
+    """What was put is there for whoever opens the file next."""
+    await index.put([record(1)])
+    await index.set_marker("whole")
+    await index.aclose()
+    assert await _reopened(path) == ("whole", Usage(1, 10))
+
+
+async def test_closed_is_unavailable(index: EmbeddedIndex) -> None:
+    """After `aclose` it says so in its own words."""
+    await index.aclose()
+    with pytest.raises(IndexUnavailable, match="closed"):
+        await index.usage()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"this is no database, however long it is" * 1000, b"SQLite format 3\0" + b"\xff" * 8000, b""],
+    ids=["text", "header and nonsense", "empty"],
+)
+async def test_a_damaged_file_is_begun_anew(path: Path, content: bytes) -> None:
+    """A file that is no database is set aside; the new one works, and has no marker so that it is rebuilt."""
+    overwrite(path, content)
+    assert await _reopened(path) == (None, Usage(0, 0))
+    assert contents(path.with_name(path.name + ".old")) == content
+
+
+@pytest.mark.parametrize("version", [0, SCHEMA + 1])
+async def test_another_schema_is_begun_anew(index: EmbeddedIndex, path: Path, version: int) -> None:
+    """A file of an older or newer schema is set aside, not read."""
+    await index.put([record(1)])
+    await index.set_marker("whole")
+    await index.aclose()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {version}")
+    assert await _reopened(path) == (None, Usage(0, 0))
+
+
+async def test_a_missing_table_is_begun_anew(index: EmbeddedIndex, path: Path) -> None:
+    """A file of the right version that is not whole is set aside."""
+    await index.put([record(1)])
+    await index.aclose()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE links")
+    assert await _reopened(path) == (None, Usage(0, 0))
+
+
+async def test_damage_that_shows_while_running(index: EmbeddedIndex, another: EmbeddedIndex, path: Path) -> None:
+    """Pages overwritten beneath two open ones: each fails in its own words, then both go on with one fresh file."""
+    await index.put([record(number) for number in range(3000)])
+    await index.set_marker("whole")
+    await another.usage()
+    # closing the last writer but one does not empty the log, so do it, or the log would hide the damage
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    whole = contents(path)
+    overwrite(path, whole[:4096] + os.urandom(len(whole) - 4096))
+    seen = set()
+    for _ in range(3):
+        for each in (index, another):
+            try:
+                await each.put([record(number) for number in range(3000, 3100)])
+                assert len(await each.coldest(5000)) in (0, 100)
+            except IndexUnavailable:
+                seen.add(each)
+    assert seen, "the damage showed to nobody"
+    assert await index.marker() is None
+    assert await another.usage() == await index.usage() == Usage(100, 1000)
+
+
+async def test_a_file_that_is_deleted_is_begun_anew(index: EmbeddedIndex, another: EmbeddedIndex, path: Path) -> None:
+    """Nobody goes on writing to a file without a name."""
+    await index.put([record(1)])
+    await index.set_marker("whole")
+    assert await another.marker() == "whole"
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink()
+    assert await another.marker() is None
+    await another.put([record(2)])
+    assert await index.usage() == Usage(1, 10)
+    assert await index.get(digest(2)) == record(2)
+
+
+async def test_a_lock_that_is_held_is_waited_for(index: EmbeddedIndex, path: Path) -> None:
+    """A write waits until another's transaction ends; reads do not wait at all."""
+    await index.put([record(1)])
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        writing = asyncio.ensure_future(index.put([record(2)]))
+        assert await index.get(digest(1)) == record(1)
+        assert await index.usage() == Usage(1, 10)
+        assert not writing.done()
+        other.execute("COMMIT")
+        await writing
+    assert await index.usage() == Usage(2, 20)
+
+
+async def test_a_lock_that_is_held_too_long_is_unavailable(index: EmbeddedIndex, path: Path) -> None:
+    """A write gives up after its time-out, and works again later."""
+    await index.usage()
+    impatient = EmbeddedIndex(path, busy_timeout=0.01)
+    try:
+        await impatient.usage()
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(IndexUnavailable):
+                await impatient.put([record(1)])
+            assert await impatient.usage() == Usage(0, 0)
+            other.execute("COMMIT")
+        await impatient.put([record(1)])
+        assert await index.usage() == Usage(1, 10)
+    finally:
+        await impatient.aclose()
+
+
+async def test_a_place_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
+    """A path that cannot be opened is an `IndexUnavailable`, each time."""
+    (tmp_path / "file").write_bytes(b"")
+    index = EmbeddedIndex(tmp_path / "file" / "index.sqlite3")
+    for _ in range(2):
+        with pytest.raises(IndexUnavailable):
+            await index.usage()
+    await index.aclose()
+
+
+async def test_rows_that_make_no_sense_are_a_miss(index: EmbeddedIndex, path: Path) -> None:
+    """Junk in the file is passed over."""
+    await index.put([record(1)])
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("INSERT INTO content VALUES ('nonsense', 1, 1, NULL), (?, 'x', 1, NULL)", [str(digest(2))])
+        connection.execute("INSERT INTO links VALUES ('r', ?, 'x')", [str(digest(2))])
+        connection.commit()
+    assert await index.coldest(10) == [record(1)]
+    assert await index.get(digest(2)) is None
+
+
+async def test_coldest_reads_an_index_in_order(index: EmbeddedIndex, path: Path) -> None:
+    """The coldest are read from an ordered index alone: no scan of all blobs, no sorting."""
+    await index.put([record(1)])
+    with closing(sqlite3.connect(path)) as connection:
+        steps = connection.execute(f"EXPLAIN QUERY PLAN {embedded._COLDEST}", [10]).fetchall()
+    assert [step[3] for step in steps] == ["SCAN content USING COVERING INDEX coldest"]
+
+
+_WRITER = """
+import asyncio, sys
+from pathlib import Path
+from mirror.index.embedded import EmbeddedIndex
+from tests.support.index_suite import digest, record
+
+async def main():
+    path, first, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    index = EmbeddedIndex(path, busy_timeout=60)
+    for turn in range(rounds):
+        await index.put([record(n, size=n) for n in range(first, first + 400)])
+        await index.touch({digest(n): 200.0 + turn for n in range(first, first + 400)})
+        await index.drop([digest(n) for n in range(first, first + 100)])
+        print(turn, flush=True)
+    await index.aclose()
+
+asyncio.run(main())
+"""
+
+
+async def _writer(path: Path, first: int, rounds: int) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _WRITER, str(path), str(first), str(rounds), stdout=asyncio.subprocess.PIPE
+    )
+
+
+async def test_processes_write_at_once(index: EmbeddedIndex, path: Path) -> None:
+    """Four processes that begin on an absent file and write overlapping records leave exact counters."""
+    writers = [await _writer(path, first, 5) for first in (0, 200, 400, 600)]
+    for writer in writers:
+        await writer.communicate()
+        assert writer.returncode == 0
+    found = await index.coldest(10_000)
+    assert await index.usage() == Usage(len(found), sum(each.size for each in found))
+    # the last of the four ranges but its first hundred is dropped by nobody
+    assert {digest(number) for number in range(700, 1000)} <= {each.digest for each in found}
+
+
+async def test_a_writer_that_is_killed(index: EmbeddedIndex, path: Path) -> None:
+    """`kill -9` in the middle of writing leaves a whole file with exact counters, and no lock."""
+    for attempt in range(5):
+        writer = await _writer(path, attempt * 100, 10_000)
+        assert writer.stdout is not None
+        await writer.stdout.readline()
+        writer.send_signal(signal.SIGKILL)
+        await writer.communicate()
+        await index.put([record(5000 + attempt)])
+        found = await index.coldest(10_000)
+        assert await index.usage() == Usage(len(found), sum(each.size for each in found))
+
+
+def test_it_is_a_content_index(path: Path) -> None:
+    """It has every method of the port (checked by the type checker as well)."""
+    index: ContentIndex = EmbeddedIndex(path)
+    assert isinstance(index, EmbeddedIndex)
+
+
+async def test_a_call_cancelled_while_opening_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever leaves while the file is being opened leaves no connection behind that nobody would close."""
+    connect = aiosqlite.connect
+    for which in (1, 2):
+        begun = asyncio.Event()
+        calls = 0
+
+        def counted(*arguments: Any, which: int = which, begun: asyncio.Event = begun, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == which:
+                begun.set()
+            return connect(*arguments, **named)
+
+        monkeypatch.setattr(aiosqlite, "connect", counted)
+        index = EmbeddedIndex(tmp_path / f"{which}.sqlite")
+        asking = asyncio.create_task(index.usage())
+        await begun.wait()
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await index.aclose()
+    assert _open_files() == []
+
+
+def _open_files() -> list[str]:
+    links = [os.readlink(one) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+    return [link for link in links if ".sqlite" in link]

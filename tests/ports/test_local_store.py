@@ -1,0 +1,349 @@
+"""The store on the local disk, and the catalog beside it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mirror.errors import BlobDamaged, BlobUnknown, StoreError, StoreFull
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.ports import BlobStore, Catalog
+from mirror.store import local
+from mirror.store.catalog import LocalCatalog
+from mirror.store.layout import Layout
+from mirror.store.local import LocalStore
+from mirror.store.recovery import Swept, sweep
+from mirror.store.state import read_state, write_state
+from tests.support.catalog_suite import CatalogSuite
+from tests.support.store_suite import CONTENT, DIGEST, LATER, Damage, Pieces, StoreSuite, filled, quiet
+from tests.support.tmpfs import tmpfs
+
+
+class TestLocalStore(StoreSuite):
+    """The disk behaves like the model in memory."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> LocalStore:
+        """Empty."""
+        return LocalStore(Layout(tmp_path))
+
+    @pytest.fixture
+    def another(self, store: LocalStore) -> BlobStore:
+        """Another process's view of the same disk: it shares nothing but files."""
+        return LocalStore(store.layout)
+
+    @pytest.fixture
+    def damage(self, store: LocalStore) -> Damage:
+        """Bytes that changed on the disk."""
+
+        def change(digest: Digest, content: bytes) -> None:
+            path = Path(store.layout.blob(digest))
+            path.chmod(0o600)
+            path.write_bytes(content)
+
+        return change
+
+
+class TestLocalCatalog(CatalogSuite):
+    """Small files beside the blobs."""
+
+    @pytest.fixture
+    def catalog(self, tmp_path: Path) -> Catalog:
+        """Empty."""
+        return LocalCatalog(LocalStore(Layout(tmp_path)).layout)
+
+    @pytest.fixture
+    def another(self, catalog: Catalog, tmp_path: Path) -> Catalog:
+        """Another process's view of the same disk."""
+        return LocalCatalog(Layout(tmp_path))
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """Of an empty folder."""
+    return Layout(tmp_path)
+
+
+@pytest.fixture
+def store(layout: Layout) -> LocalStore:
+    """Empty, on that folder."""
+    return LocalStore(layout)
+
+
+def test_committed_blobs_are_read_only_and_private(store: LocalStore) -> None:
+    """Nobody but the owner reads cached content, and not even the owner writes to it by mistake."""
+    store.put(DIGEST, CONTENT)
+    path = Path(store.layout.blob(DIGEST))
+    assert path.stat().st_mode & 0o777 == 0o400
+    assert store.layout.blobs.stat().st_mode & 0o077 == 0
+
+
+def test_an_unknown_layout_is_refused(layout: Layout) -> None:
+    """A tree written by a later version is refused by name, not guessed at (row 68)."""
+    layout.marker.write_text('{"layout": 99, "id": "x"}')
+    with pytest.raises(StoreError, match="layout 99"):
+        LocalStore(layout)
+
+
+def test_the_store_keeps_its_identity(layout: Layout) -> None:
+    """Opened again it is the same store, so that several of them can share one Redis."""
+    assert LocalStore(layout).id == LocalStore(layout).id
+
+
+def test_a_link_in_the_cache_is_not_followed(store: LocalStore, tmp_path: Path) -> None:
+    """A symbolic link under a blob's name is not a blob, for reading or listing (row 78)."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(CONTENT)
+    path = Path(store.layout.blob(DIGEST))
+    path.parent.mkdir(parents=True)
+    path.symlink_to(secret)
+    with pytest.raises(BlobUnknown):
+        store.open(DIGEST)
+    with pytest.raises(BlobUnknown):
+        store.stat(DIGEST)
+    assert list(store.walk()) == []
+
+
+def test_foreign_files_are_passed_over(store: LocalStore) -> None:
+    """What is not ours is neither listed nor removed (row 45)."""
+    store.put(DIGEST, CONTENT)
+    for path in (
+        store.layout.blobs / "lost+found",
+        store.layout.blobs / "sha256" / "notes",
+        store.layout.ingests / "x",
+    ):
+        path.mkdir()
+    (store.layout.blobs / "sha256" / DIGEST.hex[:2] / "README").write_text("hello")
+    assert [info.digest for info in store.walk()] == [DIGEST]
+    assert sweep(store.layout, keep=0, now=lambda: LATER) == Swept()
+    assert (store.layout.ingests / "x").is_dir()
+
+
+def test_a_blob_in_the_wrong_folder_is_not_listed(store: LocalStore) -> None:
+    """Nobody would find it by its name there, so it must not be counted either."""
+    wrong = store.layout.blobs / "sha256" / ("00" if DIGEST.hex[:2] != "00" else "01")
+    wrong.mkdir()
+    (wrong / DIGEST.hex).write_bytes(CONTENT)
+    assert list(store.walk()) == []
+
+
+def test_a_partial_of_an_earlier_boot_is_not_resumed(store: LocalStore) -> None:
+    """After a power cut bytes can be missing under their size, so they are fetched again (row 42)."""
+    filled(store, CONTENT, upto=40_000).close()
+    descriptor = os.open(store.layout.state(DIGEST), os.O_RDWR)
+    state = read_state(descriptor)
+    assert state is not None
+    write_state(descriptor, type(state)(state.size, state.verified, state.inode, bytes(16)))
+    os.close(descriptor)
+    ingest = store.ingest(DIGEST)
+    assert not ingest.announced
+    assert ingest.try_lock()
+    assert ingest.resume() == 0
+    ingest.close()
+
+
+def test_followers_of_a_thrown_away_file_are_not_told_it_was_verified(store: LocalStore) -> None:
+    """The words about a new file under the same name say nothing about the old one."""
+    filler = filled(store, CONTENT, upto=40_000)
+    follower = LocalStore(store.layout).ingest(DIGEST)
+    assert follower.announced
+    filler.restart()
+    filler.expect(len(CONTENT))
+    filler.fill(Pieces(CONTENT), quiet)
+    filler.verify()
+    follower.refresh()
+    assert not follower.verified
+    assert not follower.announced
+    assert not follower.in_place
+    filler.close()
+    follower.close()
+
+
+def test_a_follower_never_sees_verified_before_it_sees_every_byte(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever the filler comes in between the two looks of a follower, «verified» means: as long as it is here."""
+    filler = store.ingest(DIGEST)
+    assert filler.try_lock()
+    filler.resume()
+    filler.expect(len(CONTENT))
+    follower = LocalStore(store.layout).ingest(DIGEST)
+
+    def finish_before(look: Callable[[int], object]) -> Callable[[int], object]:
+        def finished(descriptor: int) -> object:
+            if filler.offset == 0:
+                filler.fill(Pieces(CONTENT), quiet)
+                filler.verify()
+            return look(descriptor)
+
+        return finished
+
+    for module, name in ((local, "read_state"), (os, "fstat")):
+        filler.restart()
+        filler.expect(len(CONTENT))
+        follower.close()
+        follower = LocalStore(store.layout).ingest(DIGEST)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, finish_before(getattr(module, name)))
+            follower.refresh()
+        assert not follower.verified or follower.offset == len(CONTENT)
+        follower.refresh()
+        assert (follower.verified, follower.offset) == (True, len(CONTENT))
+    follower.close()
+    filler.close()
+
+
+def test_an_announced_size_counts_only_while_somebody_fills(store: LocalStore) -> None:
+    """An upstream that announces much and sends little must not push out what is here for longer than it is tried."""
+    ingest = filled(store, CONTENT, upto=40_000)
+    assert LocalStore(store.layout).growing() == {DIGEST: len(CONTENT)}
+    kept = ingest.offset
+    ingest.close()
+    assert store.growing() == {DIGEST: kept}
+
+
+def test_sweep_drops_what_crashes_left(store: LocalStore) -> None:
+    """Old partials, strays of states and temporary files go; what is being filled, or fresh, stays (row 41)."""
+    filled(store, CONTENT, upto=40_000).close()
+    other = Digest.of(b"other" * 100_000)
+    busy = filled(LocalStore(store.layout), b"other" * 100_000, upto=1000)
+    (store.layout.ingests / "tmp-abc").write_bytes(b"half a record")
+    (store.layout.ingests / f"sha256-{'0' * 64}.state").write_bytes(b"")
+    fresh = sweep(store.layout, keep=3600, now=lambda: 0.0)
+    assert (fresh.partials, fresh.strays) == (0, 1)
+    late = sweep(store.layout, keep=3600, now=lambda: LATER)
+    assert (late.partials, late.strays) == (1, 1)
+    assert store.growing().keys() == {other}
+    busy.close()
+
+
+def test_a_full_disk_is_told_apart_and_leaves_what_came(tmp_path: Path) -> None:
+    """ENOSPC in mid-write is `StoreFull`; what was told as grown is right, and goes on once there is room (row 34)."""
+    with tmpfs(tmp_path, "size=600k") as mount:
+        store = LocalStore(Layout(mount))
+        ballast = mount / "ballast"
+        ballast.write_bytes(bytes(200_000))
+        ingest = store.ingest(DIGEST)
+        assert ingest.try_lock()
+        ingest.expect(len(CONTENT))
+        with pytest.raises(StoreFull):
+            ingest.fill(Pieces(CONTENT), quiet)
+        reader = ingest.reader()
+        assert 0 < ingest.offset < len(CONTENT)
+        assert reader.pread(len(CONTENT), 0)[: ingest.offset] == CONTENT[: ingest.offset]
+        reader.close()
+        with pytest.raises(StoreFull):
+            store.put(Digest.of(CONTENT[1:]), CONTENT[1:])
+        ingest.close()
+
+
+def test_a_crash_at_any_step_of_a_commit_leaves_no_wrong_blob(tmp_path: Path) -> None:
+    """Killed after any system call of a commit, the store has the whole blob or none, and can fetch it (row 41)."""
+    script = textwrap.dedent(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        from mirror.store import files, local
+        from mirror.store.layout import Layout
+        from mirror.store.local import LocalStore
+        from tests.support.store_suite import CONTENT, DIGEST, filled
+
+        root, fatal = Path(sys.argv[1]), int(sys.argv[2])
+        ingest = filled(LocalStore(Layout(root)), CONTENT)
+        steps = 0
+
+        def counted(call):
+            def step(*arguments, **named):
+                global steps
+                result = call(*arguments, **named)
+                steps += 1
+                if steps == fatal:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return result
+            return step
+
+        for owner, names in ((os, ("fsync", "fchmod", "pwrite")), (Path, ("rename", "unlink", "mkdir"))):
+            for name in names:
+                setattr(owner, name, counted(getattr(owner, name)))
+        ingest.verify()
+        ingest.commit()
+        print(steps)
+        """
+    )
+
+    def run(root: Path, fatal: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", script, str(root), str(fatal)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    whole = run(tmp_path / "whole", 0)
+    assert whole.returncode == 0, whole.stderr
+    steps = int(whole.stdout)
+    assert steps >= 6
+    for fatal in range(1, steps + 1):
+        root = tmp_path / str(fatal)
+        assert run(root, fatal).returncode == -signal.SIGKILL
+        store = LocalStore(Layout(root))
+        present = [info.digest for info in store.walk()]
+        if present:
+            assert present == [DIGEST]
+            assert store.read(DIGEST, len(CONTENT)) == CONTENT
+            continue
+        ingest = store.ingest(DIGEST)
+        assert ingest.try_lock()
+        assert ingest.resume() == len(CONTENT)
+        ingest.verify()
+        ingest.commit()
+        assert store.read(DIGEST, len(CONTENT)) == CONTENT
+
+
+def test_a_failed_fsync_discards_the_file(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failed fsync the bytes may be lost although a second one succeeds: nothing of it is kept (row 35)."""
+    ingest = filled(store, CONTENT)
+    ingest.verify()
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StoreError):
+        ingest.commit()
+    ingest.close()
+    monkeypatch.undo()
+    assert list(store.walk()) == []
+    assert store.growing() == {}
+
+
+def test_records_that_were_cut_count_as_absent(store: LocalStore) -> None:
+    """A tag's file that does not parse is asked for again, not served (row 54)."""
+    catalog = LocalCatalog(store.layout)
+    repo = Repo("docker.io", "library/busybox")
+    folder = store.layout.tags(repo)
+    folder.mkdir(parents=True)
+    for name, text in (("cut", b'{"digest": "sha'), ("empty", b""), ("list", b"[]"), ("wrong", b'{"digest": 1}')):
+        (folder / name).write_bytes(text)
+        assert catalog.get_tag(repo, name) is None
+
+
+def test_quarantined_bytes_stay_for_the_curious(store: LocalStore) -> None:
+    """A damaged blob is moved, not deleted: whoever looks into the disk's trouble finds it."""
+    store.put(DIGEST, CONTENT)
+    path = Path(store.layout.blob(DIGEST))
+    path.chmod(0o600)
+    path.write_bytes(b"rot")
+    with pytest.raises(BlobDamaged):
+        store.read(DIGEST, 1 << 20)
+    store.set_aside(DIGEST)
+    assert (store.layout.quarantine / f"sha256-{DIGEST.hex}").read_bytes() == b"rot"

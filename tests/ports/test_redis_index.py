@@ -1,0 +1,453 @@
+"""The index in Redis: the suite, and what happens to servers. Row numbers are those of the list of faults."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+import structlog
+
+from mirror.errors import ConfigError, IndexUnavailable
+from mirror.index.redis import Keys, RedisAddress, RedisIndex, parse_redis_url
+from mirror.oci.reference import Repo
+from mirror.policy.records import Usage
+from mirror.ports import ContentIndex
+from tests.support.index_suite import IndexSuite, digest, record
+from tests.support.redis_server import RedisServer
+
+REPO = Repo("docker.io", "library/alpine")
+#: In seconds; far beyond what a busy machine needs, for tests that are not about time.
+PATIENT = 60.0
+
+Connect = Callable[..., AbstractAsyncContextManager[RedisIndex]]
+
+
+class Clock:
+    """Moves when told to."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+@asynccontextmanager
+async def connected(
+    address: RedisAddress, *, store_id: str = "test", budget: float = PATIENT, now: Callable[[], float] | None = None
+) -> AsyncIterator[RedisIndex]:
+    """An index that is closed at the end."""
+    index = RedisIndex(address, store_id=store_id, budget=budget, now=now or Clock())
+    try:
+        yield index
+    finally:
+        await index.aclose()
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """An empty one for each test."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def index(redis_server: RedisServer) -> AsyncIterator[RedisIndex]:
+    """On the test's server."""
+    async with connected(redis_server.address) as index:
+        yield index
+
+
+@pytest.fixture
+async def another(redis_server: RedisServer) -> AsyncIterator[RedisIndex]:
+    """The same store on the same server, with connections of its own."""
+    async with connected(redis_server.address) as index:
+        yield index
+
+
+class TestRedisIndex(IndexSuite):
+    """The suite; its fixtures are this module's."""
+
+
+async def test_stores_that_share_a_redis(index: RedisIndex, redis_server: RedisServer) -> None:
+    """Two store ids do not see each other, and clearing one leaves the other."""
+    async with connected(redis_server.address, store_id="other") as other:
+        for each, size in ((index, 1), (other, 2)):
+            await each.put([record(1, size=size)])
+            await each.link(REPO, {digest(1): size})
+            await each.set_marker(str(size))
+        await index.clear()
+        assert await index.usage() == Usage(0, 0)
+        assert await other.usage() == Usage(1, 2)
+        assert await other.linked(REPO, digest(1)) == 2
+        assert await other.marker() == "2"
+
+
+async def test_clear_leaves_no_key_behind(index: RedisIndex, redis_server: RedisServer) -> None:
+    """After `clear`, or after everything was dropped and unlinked but for a counter, nothing takes memory."""
+    await index.put([record(1), record(2, pin="x")])
+    await index.link(REPO, {digest(1): 1})
+    await index.set_marker("x")
+    redis_server.command("SET", "foreign", "1")
+    await index.clear()
+    assert redis_server.command("KEYS", "*") == b"*1\r\n$7\r\nforeign\r\n"
+    await index.link(REPO, {digest(1): 1})
+    await index.unlink(REPO, [digest(1)])
+    assert redis_server.command("KEYS", "*") == b"*1\r\n$7\r\nforeign\r\n"
+
+
+@pytest.mark.parametrize("store_id", ["", "a b", "a:b", "*", "x" * 129])
+def test_a_store_id_cannot_leave_its_prefix(store_id: str) -> None:
+    """An id that could be read as another key, or as a pattern, is refused."""
+    with pytest.raises(ValueError, match="store id"):
+        Keys(store_id)
+
+
+async def test_one_outage_is_told_once_and_bypassed(redis_server: RedisServer) -> None:
+    """Rows 46, 47: a Redis that is gone is asked once, then again after 1, 2, 4 … 30 s; back, it is used again."""
+    clock = Clock()
+    async with connected(redis_server.address, now=clock) as index:
+        await index.put([record(1)])
+        redis_server.kill()
+        with structlog.testing.capture_logs() as logged:
+            for pause in (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0):
+                with pytest.raises(IndexUnavailable, match="failed: ConnectionError"):
+                    await index.usage()
+                clock.time += pause - 0.1
+                with pytest.raises(IndexUnavailable, match="left alone"):
+                    await index.usage()
+                clock.time += 0.2
+            redis_server.start()
+            assert await index.usage() == Usage(0, 0)
+            assert await index.marker() is None
+        assert [line["event"] for line in logged] == ["index.unavailable", "index.back"]
+
+
+async def test_redis_absent_at_start(redis_server: RedisServer) -> None:
+    """Row 46: an index made while nothing listens works once something does."""
+    redis_server.kill()
+    clock = Clock()
+    async with connected(redis_server.address, now=clock) as index:
+        with pytest.raises(IndexUnavailable):
+            await index.get(digest(1))
+        redis_server.start()
+        clock.time += 1
+        await index.put([record(1)])
+        assert await index.get(digest(1)) == record(1)
+
+
+async def test_a_closed_port() -> None:
+    """Row 46: a refused connection is an `IndexUnavailable`."""
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    server.close()
+    await server.wait_closed()
+    async with connected(RedisAddress(host="127.0.0.1", port=port)) as index:
+        with pytest.raises(IndexUnavailable, match="failed: ConnectionError"):
+            await index.usage()
+
+
+async def test_a_hung_redis_costs_one_budget(redis_server: RedisServer) -> None:
+    """Row 48: whoever waits is let go after the budget, and from then on nobody waits, until it answers again."""
+    clock = Clock()
+    async with connected(redis_server.address, budget=0.2, now=clock) as index:
+        while True:  # a busy machine may need more than one try to connect in time
+            try:
+                await index.put([record(1)])
+                break
+            except IndexUnavailable:
+                clock.time += 60
+        redis_server.pause()
+        try:
+            told = await asyncio.gather(*(index.get(digest(1)) for _ in range(50)), return_exceptions=True)
+            assert all(isinstance(each, IndexUnavailable) for each in told)
+            with pytest.raises(IndexUnavailable, match="left alone"):
+                await index.usage()
+            clock.time += 1.5
+            probes = await asyncio.gather(*(index.usage() for _ in range(20)), return_exceptions=True)
+            assert sum("in time" in str(each) for each in probes) == 1
+            assert sum("left alone" in str(each) for each in probes) == 19
+        finally:
+            redis_server.resume()
+        while True:
+            clock.time += 60
+            try:
+                assert await index.get(digest(1)) == record(1)
+                break
+            except IndexUnavailable:
+                continue
+        assert len(await asyncio.gather(*(index.get(digest(1)) for _ in range(5)))) == 5
+
+
+async def test_a_killed_redis_lets_go_of_everybody(index: RedisIndex, redis_server: RedisServer) -> None:
+    """Row 47: operations under way when it dies end with `IndexUnavailable`, none hangs."""
+    await index.put([record(1)])
+    redis_server.pause()
+    waiting = [asyncio.ensure_future(index.get(digest(1))) for _ in range(40)]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    redis_server.kill()
+    told = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(each, IndexUnavailable) for each in told)
+
+
+async def test_flushall_shows_in_the_marker(index: RedisIndex, redis_server: RedisServer) -> None:
+    """Row 49: after FLUSHALL there is no marker and nothing to evict; what is put then is counted from nothing."""
+    await index.put([record(1), record(2)])
+    await index.set_marker("whole")
+    redis_server.command("FLUSHALL")
+    assert await index.marker() is None
+    assert await index.coldest(10) == []
+    await index.drop([digest(1)])
+    await index.put([record(2)])
+    assert await index.usage() == Usage(1, 10)
+
+
+async def test_out_of_memory_refuses_writes_only(index: RedisIndex, redis_server: RedisServer) -> None:
+    """Row 50: writes fail and say why, reads answer, drops work, and the breaker stays closed."""
+    await index.put([record(number) for number in range(300)])
+    await index.set_marker("whole")
+    redis_server.command("CONFIG", "SET", "maxmemory", "1mb")
+    for _ in range(3):
+        with pytest.raises(IndexUnavailable, match="out of memory"):
+            await index.put([record(1000)])
+        with pytest.raises(IndexUnavailable, match="out of memory"):
+            await index.link(REPO, {digest(1): 1})
+        assert await index.get(digest(1)) == record(1)
+        assert await index.marker() == "whole"
+    await index.drop([digest(number) for number in range(100)])
+    assert await index.usage() == Usage(200, 2000)
+    redis_server.command("CONFIG", "SET", "maxmemory", "0")
+    await index.put([record(1000)])
+    assert await index.usage() == Usage(201, 2010)
+
+
+async def test_a_read_only_replica_is_bypassed(redis_server: RedisServer) -> None:
+    """Row 51: a write that a replica refuses opens the breaker; promoted, it is used again."""
+    clock = Clock()
+    redis_server.command("REPLICAOF", "127.0.0.1", "1")
+    async with connected(redis_server.address, now=clock) as index:
+        with pytest.raises(IndexUnavailable, match="read-only replica"):
+            await index.put([record(1)])
+        with pytest.raises(IndexUnavailable, match="left alone"):
+            await index.get(digest(1))
+        redis_server.command("REPLICAOF", "NO", "ONE")
+        clock.time += 1
+        await index.put([record(1)])
+        assert await index.usage() == Usage(1, 10)
+
+
+async def test_a_wrong_password_is_told_without_it(redis_server: RedisServer) -> None:
+    """Row 52: wrong, missing or right: the message is clear, and no secret is in message, cause, `repr` or log."""
+    redis_server.restart("--requirepass", "right-s3cret")
+    wrong = RedisAddress(socket=str(redis_server.socket), password="wrong-s3cret")
+    for address in (wrong, redis_server.address):
+        with structlog.testing.capture_logs() as logged:
+            async with connected(address) as index:
+                with pytest.raises(IndexUnavailable, match="refused the user name or password") as caught:
+                    await index.usage()
+        assert len(logged) == 1
+        assert "s3cret" not in f"{logged}{caught.value!r}{caught.value.__cause__!r}{address!r}{address}"
+    async with connected(RedisAddress(socket=str(redis_server.socket), password="right-s3cret")) as index:
+        assert await index.usage() == Usage(0, 0)
+
+
+@pytest.mark.parametrize("name", ["used", "pinned", "sizes", "pins", "bytes", "marker", "repos", "links"])
+@pytest.mark.parametrize("kind", ["string", "list"])
+async def test_keys_of_a_wrong_type_are_a_loss(
+    index: RedisIndex, redis_server: RedisServer, name: str, kind: str
+) -> None:
+    """Row 54: junk under any of our keys raises nothing; where records are lost the marker is, and puts count again."""
+    keys = Keys("test")
+    key = dict(zip(("used", "pinned", "sizes", "pins", "bytes", "marker", "repos"), keys.fixed, strict=True)).get(
+        name, keys.links(str(REPO))
+    )
+    records = [record(1, pin="x"), record(2)]
+    await index.put(records)
+    await index.link(REPO, {digest(1): 10})
+    await index.set_marker("whole")
+    redis_server.command("DEL", key)
+    redis_server.command(*(("SET", key, "junk") if kind == "string" else ("RPUSH", key, "junk")))
+
+    await index.get(digest(1))
+    await index.coldest(10)
+    await index.usage()
+    await index.linked(REPO, digest(1))
+    await index.touch({digest(1): 300.0})
+    await index.put(records)
+    await index.link(REPO, {digest(1): 10})
+    await index.set_pin(digest(1), "x")
+    assert await index.linked(REPO, digest(1)) == 10
+    if (name, kind) == ("marker", "string"):
+        assert await index.marker() == "junk"
+    elif name not in ("repos", "links"):
+        assert await index.marker() is None
+    await index.put(records)
+    assert await index.usage() == Usage(2, 20)
+    assert [each.digest for each in await index.coldest(10)] == [digest(2)]
+    await index.clear()
+    assert await index.usage() == Usage(0, 0)
+
+
+async def test_values_that_make_no_sense_are_a_miss(index: RedisIndex, redis_server: RedisServer) -> None:
+    """Row 54: junk values among good ones are passed over, the good ones are found."""
+    await index.put([record(1), record(2)])
+    used, _, sizes, *_ = Keys("test").fixed
+    redis_server.command("ZADD", used, "-5", "nonsense", "-4", str(digest(8)))
+    redis_server.command("HSET", sizes, "nonsense", "1", str(digest(2)), "ten", str(digest(9)), "-3")
+    redis_server.command("HSET", Keys("test").links(str(REPO)), str(digest(1)), "many")
+    assert await index.coldest(10) == [record(1)]
+    assert await index.coldest(1) == [record(1)]
+    assert await index.get(digest(2)) is None
+    assert await index.get(digest(8)) is None
+    assert await index.get(digest(9)) is None
+    assert await index.linked(REPO, digest(1)) is None
+
+
+@pytest.mark.parametrize("lost", ["used", "pinned", "sizes", "bytes"])
+async def test_a_redis_that_evicts_keys(index: RedisIndex, redis_server: RedisServer, lost: str) -> None:
+    """A key that Redis dropped on its own makes the marker go, so that a rebuild follows and counts exactly."""
+    records = [record(1, pin="x"), record(2)]
+    await index.put(records)
+    await index.set_marker("whole")
+    assert await index.marker() == "whole"
+    names = ("used", "pinned", "sizes", "pins", "bytes", "marker", "repos")
+    redis_server.command("DEL", dict(zip(names, Keys("test").fixed, strict=True))[lost])
+    assert await index.marker() is None
+    await index.put([record(1), record(2)])
+    assert await index.usage() == Usage(2, 20)
+    assert await index.get(digest(1)) == records[0]
+
+
+async def test_times_and_sizes_are_exact(index: RedisIndex) -> None:
+    """No digit is lost on the way through Lua's numbers."""
+    exact = record(1, size=2**52 + 1, last_used=1732419199.1234567)
+    await index.put([exact, record(2, size=1)])
+    assert await index.get(digest(1)) == exact
+    assert await index.usage() == Usage(2, 2**52 + 2)
+    await index.touch({digest(1): 1732419199.1234569})
+    assert await index.coldest(1) == [record(2, size=1)]
+    await index.set_pin(digest(1), "x")
+    await index.set_pin(digest(1), None)
+    assert await index.get(digest(1)) == record(1, size=2**52 + 1, last_used=1732419199.1234569)
+
+
+async def test_scripts_lost_in_a_restart_are_sent_again(index: RedisIndex, redis_server: RedisServer) -> None:
+    """A server that does not know our scripts learns them."""
+    await index.put([record(1)])
+    redis_server.command("SCRIPT", "FLUSH")
+    assert await index.get(digest(1)) == record(1)
+
+
+async def test_closed_is_unavailable(index: RedisIndex) -> None:
+    """After `aclose` it says so."""
+    await index.aclose()
+    with pytest.raises(IndexUnavailable, match="closed"):
+        await index.usage()
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("redis://cache", RedisAddress(host="cache")),
+        ("redis://cache:6380/2\n", RedisAddress(host="cache", port=6380, db=2)),
+        ("REDIS://[::1]:1/?db=3", RedisAddress(host="::1", port=1, db=3)),
+        ("redis://me:p%40ss%2F@h", RedisAddress(host="h", username="me", password="p@ss/")),
+        ("redis://:p@h/", RedisAddress(host="h", password="p")),
+        ("rediss://h?ssl_ca_certs=/ca.pem", RedisAddress(host="h", tls=True, ca_file="/ca.pem")),
+        (
+            "rediss://h/1?ssl_certfile=/c&ssl_keyfile=/k",
+            RedisAddress(host="h", db=1, tls=True, cert_file="/c", key_file="/k"),
+        ),
+        ("unix:///run/redis.sock", RedisAddress(socket="/run/redis.sock")),
+        ("unix://me:p@/run/redis.sock?db=4", RedisAddress(socket="/run/redis.sock", db=4, username="me", password="p")),
+    ],
+)
+def test_addresses_are_read(url: str, address: RedisAddress) -> None:
+    """Every form of URL that is promised."""
+    assert parse_redis_url(url) == address
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("", "must begin with"),
+        ("s3cret", "must begin with"),
+        ("http://:s3cret@h", "must begin with"),
+        ("s3cret://h", "must begin with"),
+        ("redis+sentinel://:s3cret@h:26379/mymaster/0", "Sentinel and Cluster are not supported"),
+        ("sentinel://h", "Sentinel and Cluster are not supported"),
+        ("redis-cluster://h", "Sentinel and Cluster are not supported"),
+        ("rediss+cluster://h", "Sentinel and Cluster are not supported"),
+        ("redis://:s3cret@h1:1,h2:2", "host or port cannot be read"),
+        ("redis://:s3cret@h1,h2:2", "several hosts"),
+        ("redis://", "host is missing"),
+        ("redis://:s3cret@", "host is missing"),
+        ("redis://h:port", "host or port cannot be read"),
+        ("redis://h:99999", "host or port cannot be read"),
+        ("redis://[::1", "host or port cannot be read"),
+        ("redis://:s3cret/more@h", "host or port cannot be read"),
+        ("redis://:s3cret#more@h", "percent-encoded"),
+        ("redis://h/s3cret", "database is not a number"),
+        ("redis://h?s3cret=1", "its query holds something else than db"),
+        ("redis://h?ssl_ca_certs=/x", "its query holds something else than db"),
+        ("unix://run/redis.sock", "absolute path"),
+        ("unix://", "absolute path"),
+    ],
+)
+def test_addresses_that_cannot_work_are_refused(url: str, said: str) -> None:
+    """The mistake is named, and nothing of the URL is repeated that could be the password."""
+    with pytest.raises(ConfigError) as caught:
+        parse_redis_url(url)
+    assert said in str(caught.value)
+    assert "s3cret" not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
+def test_every_mistake_of_an_address_is_named_at_once() -> None:
+    """Two mistakes are two lines."""
+    with pytest.raises(ConfigError) as caught:
+        parse_redis_url("redis:///abc")
+    assert len(caught.value.mistakes) == 2
+
+
+async def test_tcp_and_tls(tmp_path: Path) -> None:
+    """A server over TLS is used when its certificate is vouched for, and not otherwise."""
+    making = await asyncio.create_subprocess_exec(
+        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+        *("-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem"), "-days", "2"),
+        *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert await making.wait() == 0
+    certificate = str(tmp_path / "cert.pem")
+    listening = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    listening.close()
+    await listening.wait_closed()
+    with RedisServer(
+        *("--tls-port", str(port), "--bind", "127.0.0.1", "--tls-auth-clients", "no"),
+        *(
+            "--tls-cert-file",
+            certificate,
+            "--tls-key-file",
+            str(tmp_path / "key.pem"),
+            "--tls-ca-cert-file",
+            certificate,
+        ),
+    ):
+        trusting = parse_redis_url(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate}")
+        async with connected(trusting) as index:
+            await index.put([record(1)])
+            assert await index.usage() == Usage(1, 10)
+        async with connected(parse_redis_url(f"rediss://127.0.0.1:{port}")) as index:
+            with pytest.raises(IndexUnavailable):
+                await index.usage()
+
+
+def test_it_is_a_content_index() -> None:
+    """It has every method of the port (checked by the type checker as well)."""
+    index: ContentIndex = RedisIndex(RedisAddress(socket="/nowhere"), store_id="x")
+    assert isinstance(index, RedisIndex)

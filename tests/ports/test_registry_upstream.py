@@ -1,0 +1,912 @@
+"""One remote registry behind the `Upstream` port, against one that is small and fails on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror.errors import (
+    DigestMismatch,
+    UpstreamDenied,
+    UpstreamError,
+    UpstreamInvalid,
+    UpstreamNotKnown,
+    UpstreamThrottled,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from mirror.memo import Memo
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import ACCEPT, DOCKER_MANIFEST, LARGEST, OCI_INDEX, OCI_MANIFEST, Descriptor
+from mirror.ports import Body, Upstream
+from mirror.upstream.credentials import Credentials, GivenCredentials
+from mirror.upstream.registry import RegistryUpstream
+from mirror.upstream.sealed import SealedUpstream
+from tests.support.certificates import Certificate
+from tests.support.fake_registry import (
+    FakeRegistry,
+    Fault,
+    cut,
+    gzipped,
+    html,
+    ignore_range,
+    reset,
+    stall,
+    status,
+    throttle,
+    wrong_bytes,
+)
+from tests.support.scripted import Close, Request, Scripted, Stall, head, reply, reply_json
+
+NAME = "team/app"
+LAYER = bytes(range(256)) * 1024
+SECRET = "canary-password"
+USER = GivenCredentials(Credentials("user", SECRET))
+
+
+class Clock:
+    """Seconds that a test moves."""
+
+    def __init__(self) -> None:
+        self.time = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def waits() -> list[float]:
+    """What was slept between tries."""
+    return []
+
+
+Build = Callable[..., RegistryUpstream]
+
+
+@pytest.fixture
+async def build(clock: Clock, waits: list[float]) -> AsyncIterator[Build]:
+    upstreams: list[RegistryUpstream] = []
+    executor = ThreadPoolExecutor(8)
+    memo = Memo(now=clock)
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    def make(url: str, name: str = "test", **settings: Any) -> RegistryUpstream:
+        settings = {"memo": memo, "now": clock, "clock": clock, "sleep": sleep, "jitter": lambda: 0.5, **settings}
+        upstreams.append(RegistryUpstream(name, url, executor=executor, **settings))
+        return upstreams[-1]
+
+    yield make
+    for upstream in upstreams:
+        await upstream.aclose()
+        await upstream.aclose()
+    await memo.aclose()
+    executor.shutdown()
+
+
+@pytest.fixture
+def registry() -> Iterator[FakeRegistry]:
+    with FakeRegistry() as registry:
+        yield registry
+
+
+async def read_all(body: Body) -> bytes:
+    """In a thread, as it is meant."""
+
+    def read() -> bytes:
+        content, room = bytearray(), memoryview(bytearray(64 * 1024))
+        while count := body.readinto(room):
+            content += room[:count]
+        return bytes(content)
+
+    return await asyncio.to_thread(read)
+
+
+async def pull(upstream: Upstream, digest: Digest, start: int = 0) -> tuple[int, int | None, bytes]:
+    async with upstream.blob(NAME, digest, start) as body:
+        return body.start, body.size, await read_all(body)
+
+
+def test_it_is_an_upstream() -> None:
+    """Both adapters have the port's shape."""
+    with ThreadPoolExecutor(1) as executor:
+        upstreams: list[Upstream] = [
+            RegistryUpstream("docker.io", "https://registry-1.docker.io/", executor=executor, memo=Memo()),
+            SealedUpstream("docker.io"),
+        ]
+    assert [upstream.name for upstream in upstreams] == ["docker.io", "docker.io"]
+    assert repr(upstreams[0]) == "<RegistryUpstream docker.io at https://registry-1.docker.io/>"
+
+
+# ---------------------------------------------------------------------------------------------------- manifests
+
+
+async def test_resolve(registry: FakeRegistry, build: Build) -> None:
+    """A tag by one HEAD, asking for every type in one Accept."""
+    digest = registry.add_image(NAME, "v1", [LAYER])
+    found = await build(registry.url).resolve(NAME, "v1")
+    assert found == Descriptor(OCI_MANIFEST, digest, len(registry.manifest(NAME, digest)))
+    (request,) = registry.requests
+    assert request.method == "HEAD"
+    assert [value for name, value in request.headers if name.lower() == "accept"] == [", ".join(ACCEPT)]
+    assert request.header("Accept-Encoding") == "identity"
+
+
+async def test_resolve_where_head_says_too_little(registry: FakeRegistry, build: Build) -> None:
+    """Without digest, type or length a GET says the same."""
+    digest = registry.add_image(NAME, "v1", [LAYER])
+    registry.head_says = False
+    assert (await build(registry.url).resolve(NAME, "v1")).digest == digest
+    assert registry.count("manifests", "GET") == 1
+
+
+@pytest.mark.parametrize("fault", [status(405), html()])
+async def test_resolve_where_head_is_not_offered(registry: FakeRegistry, build: Build, fault: Fault) -> None:
+    """A refused method, or a page of something in between, is no answer: GET is asked."""
+    digest = registry.add_image(NAME, "v1", [LAYER])
+
+    registry.fail("manifests", fault)
+    assert (await build(registry.url).resolve(NAME, "v1")).digest == digest
+
+
+async def test_a_lying_digest_header(build: Build) -> None:
+    """Faults row 20: by digest the header is nobody's business, and by tag the body's hash wins."""
+    content = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}).encode()
+    lie = {"Docker-Content-Digest": f"sha256:{'0' * 64}", "Content-Type": OCI_INDEX}
+    digest = Digest.of(content)
+    with Scripted() as liar:
+
+        def answer(request: Request) -> Any:
+            return [
+                head(200, {**lie, "Content-Length": str(len(content))}),
+                content if request.method == "GET" else b"",
+            ]
+
+        liar.on(f"/v2/{NAME}/manifests/v1", answer)
+        liar.on(f"/v2/{NAME}/manifests/{digest}", answer)
+        upstream = build(liar.url)
+        assert (await upstream.manifest(NAME, "v1")).digest == digest
+        assert (await upstream.manifest(NAME, digest)).digest == digest
+        assert (await upstream.resolve(NAME, digest)).digest == digest
+
+
+async def test_a_manifest(registry: FakeRegistry, build: Build) -> None:
+    """Exactly upstream's bytes, by tag and by digest, of either algorithm."""
+    digest = registry.add_image(NAME, "v1", [LAYER])
+    content = registry.manifest(NAME, digest)
+    upstream = build(registry.url)
+    for reference in ("v1", digest):
+        manifest = await upstream.manifest(NAME, reference)
+        assert (manifest.content, manifest.digest, manifest.media_type) == (content, digest, OCI_MANIFEST)
+        assert Digest.of(LAYER) in [blob.digest for blob in manifest.blobs]
+    long = registry.add_manifest(NAME, content, OCI_MANIFEST, "long", algorithm="sha512")
+    assert (await upstream.manifest(NAME, long)).digest == long
+    assert (await upstream.manifest(NAME, "long")).digest == long
+
+
+async def test_other_bytes_than_the_digest_names(registry: FakeRegistry, build: Build) -> None:
+    """Faults row 4, for manifests: refused before it is parsed."""
+    digest = registry.add_image(NAME, "v1", [LAYER])
+    registry.fail("manifests", wrong_bytes)
+    with pytest.raises(DigestMismatch):
+        await build(registry.url).manifest(NAME, digest)
+
+
+@pytest.mark.parametrize(
+    ("content", "media_type"),
+    [
+        (b"<html>", "text/html"),
+        (b"{}" + b" " * LARGEST, OCI_MANIFEST),
+        (b"[" * 100_000, OCI_MANIFEST),
+        (b'{"schemaVersion":2,"manifests":[],"layers":[]}', OCI_INDEX),
+        (json.dumps({"mediaType": DOCKER_MANIFEST, "layers": []}).encode(), OCI_MANIFEST),
+        (b"\xff\xfe", OCI_MANIFEST),
+    ],
+    ids=["html", "huge", "deep", "both", "contradicting", "binary"],
+)
+async def test_a_manifest_that_is_none(registry: FakeRegistry, build: Build, content: bytes, media_type: str) -> None:
+    """Faults rows 18 and 19: 4 MiB before parsing; nonsense and ambiguity are refused."""
+    registry.add_manifest(NAME, content, media_type, "v1")
+    with pytest.raises(UpstreamInvalid):
+        await build(registry.url).manifest(NAME, "v1")
+
+
+async def test_an_encoded_manifest(registry: FakeRegistry, build: Build) -> None:
+    """Faults row 5: identity was asked for."""
+    registry.add_image(NAME, "v1", [LAYER])
+    registry.fail("manifests", gzipped)
+    with pytest.raises(UpstreamInvalid):
+        await build(registry.url).manifest(NAME, "v1")
+
+
+async def test_a_manifest_cut_short_is_asked_for_again(registry: FakeRegistry, build: Build) -> None:
+    """Faults rows 1 and 8: a small answer that breaks costs another try, not an error."""
+    digest = registry.add_image(NAME, "v1", [LAYER])
+    registry.fail("manifests", cut(10))
+    registry.fail("manifests", reset(10))
+    assert (await build(registry.url).manifest(NAME, "v1")).digest == digest
+    assert registry.count("manifests") == 3
+
+
+async def test_a_manifest_that_drips(registry: FakeRegistry, build: Build) -> None:
+    """Faults rows 6 and 7: the whole of a small answer has one time-out, and it is not tried again."""
+    registry.add_image(NAME, "v1", [LAYER])
+    registry.fail("manifests", stall(Stall(), 10))
+    with pytest.raises(UpstreamTimeout):
+        await build(registry.url, answer_timeout=0.05).manifest(NAME, "v1")
+    assert registry.count("manifests") == 1
+
+
+async def test_manifests_may_be_redirected(build: Build) -> None:
+    """Some registries keep their manifests elsewhere; nothing of ours goes there (faults row 15)."""
+    content = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}).encode()
+    with Scripted() as front, Scripted() as elsewhere:
+        front.on(f"/v2/{NAME}/manifests/v1", reply(307, b"", {"Location": f"{elsewhere.url}/a%2Fb?sig=%2b~"}))
+        front.once(
+            f"/v2/{NAME}/manifests/v1", reply(401, b"", {"WWW-Authenticate": f'Bearer realm="{front.url}/token"'})
+        )
+        front.on("/token", reply_json(200, {"token": SECRET}))
+        elsewhere.on("*", reply(200, content, {"Content-Type": OCI_INDEX, "Set-Cookie": "a=b"}))
+        manifest = await build(front.url).manifest(NAME, "v1")
+        assert manifest.content == content
+        (request,) = elsewhere.requests
+        assert request.target == "/a%2Fb?sig=%2b~"
+        assert SECRET not in str(request.headers)
+        assert front.requests[-1].header("Authorization") == f"Bearer {SECRET}"
+
+
+async def test_a_redirect_loop(build: Build) -> None:
+    """Faults row 14: six requests, then an error that is not tried again."""
+    with Scripted() as front:
+        front.on("*", lambda request: reply(302, b"", {"Location": request.target}))
+        with pytest.raises(UpstreamInvalid):
+            await build(front.url).manifest(NAME, "v1")
+        assert len(front.requests) == 6
+
+
+@pytest.mark.parametrize(
+    "location", ["http://169.254.169.254/x", "http://[::ffff:169.254.169.254]/", "ftp://127.0.0.1/"]
+)
+async def test_a_redirect_off_limits(build: Build, location: str) -> None:
+    """Faults row 72: each hop is checked, for manifests and blobs alike."""
+    with Scripted() as front:
+        front.on("*", reply(307, b"", {"Location": location}))
+        upstream = build(front.url)
+        with pytest.raises(UpstreamInvalid):
+            await upstream.manifest(NAME, "v1")
+        with pytest.raises(UpstreamInvalid):
+            await pull(upstream, Digest.of(b"x"))
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.2", "127.2", "[::ffff:127.0.0.2]", "0x7f000002"])
+async def test_a_public_upstream_leads_nobody_inside(build: Build, host: str) -> None:
+    """Faults row 72: neither an address of ours, in any spelling, nor a name that resolves to one."""
+    with Scripted(host="0.0.0.0") as inside, Scripted() as front:
+        front.on("*", reply(307, b"", {"Location": f"http://{host}:{inside.port}/secret"}))
+        # what is configured may be where it is; where it sends to may not be inside
+        upstream = build(front.url, internal=False)
+        with pytest.raises(UpstreamInvalid):
+            await upstream.manifest(NAME, "v1")
+        with pytest.raises(UpstreamInvalid):
+            await pull(upstream, Digest.of(b"x"))
+        assert inside.connections == 0
+
+
+# -------------------------------------------------------------------------------------------------------- blobs
+
+
+@pytest.mark.parametrize("cdn", [False, True])
+async def test_a_blob(build: Build, cdn: bool) -> None:
+    """Whole and from an offset, straight or by way of a signed URL; never by HEAD."""
+    with FakeRegistry(cdn=cdn) as registry:
+        digest = registry.add_blob(NAME, LAYER)
+        upstream = build(registry.url)
+        assert await pull(upstream, digest) == (0, len(LAYER), LAYER)
+        assert await pull(upstream, digest, 1000) == (1000, len(LAYER), LAYER[1000:])
+        assert await pull(upstream, digest, len(LAYER)) == (len(LAYER), len(LAYER), b"")
+        assert await upstream.blob_size(NAME, digest) == len(LAYER)
+        assert registry.count("blobs", "HEAD") == 0
+        assert registry.count("cdn") == (4 if cdn else 0)
+
+
+async def test_blob_size(registry: FakeRegistry, build: Build) -> None:
+    """By the first byte; where ranges are ignored by the length of the whole; nothing known of what has none."""
+    digest, empty = registry.add_blob(NAME, LAYER), registry.add_blob(NAME, b"")
+    upstream = build(registry.url)
+    registry.fail("blobs", ignore_range)
+    assert await upstream.blob_size(NAME, digest) == len(LAYER)
+    assert await upstream.blob_size(NAME, empty) == 0
+    registry.fail("blobs", lambda request, answer: [head(200, version="1.0"), LAYER, Close()])
+    assert await upstream.blob_size(NAME, digest) is None
+    with pytest.raises(UpstreamNotKnown):
+        await upstream.blob_size(NAME, Digest.of(b"none"))
+
+
+async def test_a_blob_cut_short_can_be_resumed(registry: FakeRegistry, build: Build) -> None:
+    """Faults row 1: what came is good, and the rest is had from there on."""
+    digest = registry.add_blob(NAME, LAYER)
+    registry.fail("blobs", cut(5000))
+    upstream = build(registry.url)
+    room, got = memoryview(bytearray(len(LAYER))), 0
+    async with upstream.blob(NAME, digest) as body:
+        while got < 5000:
+            got += await asyncio.to_thread(body.readinto, room[got:])
+        with pytest.raises(UpstreamUnavailable):
+            await asyncio.to_thread(body.readinto, room[got:])
+    assert bytes(room[:got]) == LAYER[:5000]
+    assert await pull(upstream, digest, got) == (5000, len(LAYER), LAYER[5000:])
+
+
+async def test_a_signed_url_that_has_run_out(build: Build) -> None:
+    """Faults row 16: the registry is asked for a fresh one, in a resume and in the middle of an answer alike."""
+    with FakeRegistry(cdn=True) as registry:
+        digest = registry.add_blob(NAME, LAYER)
+        upstream = build(registry.url)
+        assert (await pull(upstream, digest))[2] == LAYER
+        registry.expire_urls()
+        assert (await pull(upstream, digest, 5))[2] == LAYER[5:]
+        registry.fail("cdn", status(403))
+        assert (await pull(upstream, digest, 6))[2] == LAYER[6:]
+        targets = [request.target for request in registry.of_kind("cdn")]
+        assert len(set(targets)) == len(targets) == 4
+
+
+async def test_a_range_that_is_ignored(registry: FakeRegistry, build: Build) -> None:
+    """Faults row 22: the body says that it begins at 0."""
+    digest = registry.add_blob(NAME, LAYER)
+    registry.fail("blobs", ignore_range)
+    assert await pull(build(registry.url), digest, 1000) == (0, len(LAYER), LAYER)
+
+
+async def test_a_blob_that_comes_encoded(registry: FakeRegistry, build: Build) -> None:
+    """Faults row 5."""
+    digest = registry.add_blob(NAME, LAYER)
+    registry.fail("blobs", gzipped)
+    with pytest.raises(UpstreamInvalid):
+        await pull(build(registry.url), digest)
+
+
+async def test_blobs_at_once_are_bounded(registry: FakeRegistry, build: Build) -> None:
+    """The third waits until one of the first two is done with."""
+    digest = registry.add_blob(NAME, LAYER)
+    upstream = build(registry.url, blobs_at_once=2)
+    async with upstream.blob(NAME, digest):
+        async with upstream.blob(NAME, digest):
+            third = asyncio.create_task(pull(upstream, digest))
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert registry.count("blobs") == 2
+        assert (await third)[2] == LAYER
+
+
+async def test_a_caller_that_leaves_while_a_blob_opens(registry: FakeRegistry, build: Build) -> None:
+    """Faults row 63: what the thread brings afterwards is closed; no descriptor, no slot is kept."""
+    digest = registry.add_blob(NAME, LAYER)
+    gate = Stall()
+    upstream = build(registry.url, blobs_at_once=1)
+    registry.fail("blobs", lambda request, answer: [gate, *answer(request)])
+    leaving = asyncio.create_task(pull(upstream, digest))
+    assert await asyncio.to_thread(gate.reached.wait, 30)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    gate.release()
+    assert (await pull(upstream, digest))[2] == LAYER
+
+
+async def test_leaving_a_blob_that_is_being_read(registry: FakeRegistry, build: Build) -> None:
+    """Faults row 63: cancelled in the middle, the reading thread ends soon."""
+    digest = registry.add_blob(NAME, LAYER)
+    gate = Stall()
+    registry.fail("blobs", stall(gate, 10))
+    upstream = build(registry.url)
+    begun, ended = threading.Event(), threading.Event()
+
+    async def read() -> None:
+        async with upstream.blob(NAME, digest) as body:
+
+            def blocked() -> None:
+                try:
+                    while body.readinto(memoryview(bytearray(100))):
+                        begun.set()
+                except UpstreamUnavailable:
+                    ended.set()
+
+            await asyncio.to_thread(blocked)
+
+    reading = asyncio.create_task(read())
+    assert await asyncio.to_thread(begun.wait, 30)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert await asyncio.to_thread(ended.wait, 30)
+
+
+# ----------------------------------------------------------------------------------------------------- let in
+
+
+async def test_tokens(build: Build) -> None:
+    """One 401 teaches how; from then on requests carry a token at once, manifests and blobs alike."""
+    with FakeRegistry(tokens=True, users={"user": SECRET}, cdn=True) as registry:
+        digest = registry.add_image(NAME, "v1", [LAYER])
+        upstream = build(registry.url, credentials=USER)
+        await upstream.resolve(NAME, "v1")
+        await upstream.manifest(NAME, digest)
+        assert (await pull(upstream, Digest.of(LAYER)))[2] == LAYER
+        assert (registry.count("token"), registry.count("manifests"), registry.count("blobs")) == (1, 3, 1)
+        assert SECRET not in str(registry.cdn_requests)
+        assert all("token-" not in str(request.headers) for request in registry.cdn_requests)
+
+
+async def test_basic(build: Build) -> None:
+    """Basic goes to the registry itself, and nowhere else."""
+    with FakeRegistry(users={"user": SECRET}, cdn=True) as registry:
+        digest = registry.add_blob(NAME, LAYER)
+        assert (await pull(build(registry.url, credentials=USER), digest))[2] == LAYER
+        assert registry.requests[-1].header("Authorization") == USER.given.basic if USER.given else None
+        assert all(request.header("Authorization") is None for request in registry.cdn_requests)
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+async def test_credentials_that_are_refused(build: Build, tokens: bool) -> None:
+    """401 after every credential was tried, once; no secret in the message."""
+    with FakeRegistry(tokens=tokens, users={"user": "another"}) as registry:
+        registry.add_image(NAME, "v1", [LAYER])
+        for credentials in (USER, None):
+            with pytest.raises(UpstreamDenied) as refusal:
+                await build(registry.url, credentials=credentials, memo=Memo()).manifest(NAME, "v1")
+            assert refusal.value.status == 401
+            assert "canary" not in str(refusal.value)
+        assert len(registry.requests) <= 4
+
+
+async def test_a_token_that_does_not_help(build: Build) -> None:
+    """Another 401 with a fresh token is final: one re-authentication a call."""
+    with FakeRegistry(tokens=True) as registry:
+        registry.add_image(NAME, "v1", [LAYER])
+        refuse = status(401, {"WWW-Authenticate": f'Bearer realm="{registry.url}/token",error="insufficient_scope"'})
+        registry.fail("manifests", refuse, times=5)
+        with pytest.raises(UpstreamDenied):
+            await build(registry.url).manifest(NAME, "v1")
+        assert registry.count("manifests") == 2
+        assert registry.count("token") == 1
+
+
+async def test_a_token_that_expires_in_mid_session(build: Build) -> None:
+    """Faults row 11: however many are refused, one refresh, one retry each."""
+    with FakeRegistry(tokens=True) as registry:
+        digest = registry.add_image(NAME, "v1", [LAYER])
+        upstream = build(registry.url)
+        await upstream.manifest(NAME, "v1")
+        registry.expire_tokens()
+        registry.forget()
+        answers = await asyncio.gather(*(upstream.manifest(NAME, digest) for _ in range(50)))
+        assert {answer.digest for answer in answers} == {digest}
+        assert registry.count("token") == 1
+        assert registry.count("manifests") <= 100
+
+
+async def test_a_stampede(build: Build) -> None:
+    """Faults row 64: a thousand who know no token yet cause one exchange."""
+    with FakeRegistry(tokens=True) as registry:
+        digest = registry.add_image(NAME, "v1", [LAYER])
+        upstream = build(registry.url, answer_timeout=120)
+        answers = await asyncio.gather(*(upstream.resolve(NAME, "v1") for _ in range(1000)))
+        assert {answer.digest for answer in answers} == {digest}
+        assert registry.count("token") == 1
+
+
+async def test_a_realm_elsewhere(build: Build) -> None:
+    """Faults row 71: a challenge that names another site is not followed; the answer counts as invalid."""
+    with FakeRegistry(tokens=True) as registry:
+        registry.add_image(NAME, "v1", [LAYER])
+        registry.realm = "http://collector.example/token"
+        with pytest.raises(UpstreamInvalid, match=r"collector\.example"):
+            await build(registry.url, credentials=USER).manifest(NAME, "v1")
+
+
+async def test_the_challenge_of_a_redirect_is_not_ours(build: Build) -> None:
+    """Faults row 71: whoever we are sent to cannot ask for a token, nor learn one."""
+    with Scripted() as front, Scripted() as elsewhere:
+        front.on("*", reply(307, b"", {"Location": f"{elsewhere.url}/x"}))
+        elsewhere.on("/x", reply(401, b"", {"WWW-Authenticate": f'Bearer realm="{elsewhere.url}/token"'}))
+        with pytest.raises(UpstreamUnavailable):
+            await build(front.url, credentials=USER).manifest(NAME, "v1")
+        assert not elsewhere.asked("/token")
+        assert all(request.header("Authorization") is None for request in elsewhere.requests)
+
+
+async def test_upstreams_know_nothing_of_each_other(build: Build) -> None:
+    """Faults row 73: neither tokens, credentials nor cookies of one get to another, though they share a memo."""
+    content = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}).encode()
+    with FakeRegistry(tokens=True, users={"user": SECRET}) as one, Scripted() as other:
+        one.add_manifest(NAME, content, OCI_INDEX, "v1")
+        other.on("*", reply(200, content, {"Content-Type": OCI_INDEX, "Set-Cookie": "session=1; Path=/"}))
+        first = build(one.url, name="same", credentials=USER)
+        second = build(other.url, name="same", credentials=USER)
+        await first.manifest(NAME, "v1")
+        await second.manifest(NAME, "v1")
+        await second.manifest(NAME, "v1")
+        for request in other.requests:
+            assert request.header("Authorization") is None
+            assert request.header("Cookie") is None
+
+
+# ------------------------------------------------------------------------------------------------ errors and waits
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "code"),
+    [
+        (status(403), UpstreamDenied, 403),
+        (status(401), UpstreamDenied, 401),
+        (status(404), UpstreamNotKnown, 404),
+        (status(400), UpstreamInvalid, 400),
+        (status(418), UpstreamInvalid, 418),
+        (status(204), UpstreamInvalid, 204),
+        (status(500), UpstreamUnavailable, 500),
+        (status(501), UpstreamUnavailable, 501),
+        (status(503), UpstreamUnavailable, 503),
+        (status(503, {"Retry-After": "5"}), UpstreamThrottled, 503),
+        (throttle(), UpstreamThrottled, 429),
+    ],
+)
+async def test_a_status_keeps_its_class(
+    registry: FakeRegistry, build: Build, fault: Fault, error: type[UpstreamError], code: int
+) -> None:
+    """For manifests, blobs and lists alike: clients act on 401, 403, 404, 429 and 5xx in different ways."""
+    digest = registry.add_image(NAME, "v1", [LAYER])
+
+    def bodiless(request: Request, answer: Any) -> Any:
+        return [head(204)] if code == 204 else fault(request, answer)
+
+    calls: list[Callable[[RegistryUpstream], Any]] = [
+        lambda upstream: upstream.resolve(NAME, "v1"),
+        lambda upstream: upstream.manifest(NAME, digest),
+        lambda upstream: pull(upstream, Digest.of(LAYER)),
+        lambda upstream: upstream.blob_size(NAME, Digest.of(LAYER)),
+        lambda upstream: upstream.tags(NAME),
+    ]
+    for call in calls:
+        registry.heal()
+        for kind in ("manifests", "blobs", "tags"):
+            registry.fail(kind, bodiless, times=9)
+        with pytest.raises(error) as failure:
+            await call(build(registry.url))
+        assert type(failure.value) is error
+        assert failure.value.status == code
+        assert failure.value.upstream == "test"
+
+
+async def test_5xx_is_tried_twice_more(registry: FakeRegistry, build: Build, waits: list[float]) -> None:
+    """Faults row 12: jittered, growing waits; then it is an error, which nobody remembers."""
+    digest = registry.add_image(NAME, "v1", [LAYER])
+    upstream = build(registry.url)
+    registry.fail("manifests", status(502), times=2)
+    assert (await upstream.manifest(NAME, "v1")).digest == digest
+    registry.fail("manifests", status(502), times=3)
+    with pytest.raises(UpstreamUnavailable):
+        await upstream.manifest(NAME, "v1")
+    assert registry.count("manifests") == 6
+    assert waits == [0.1875, 0.375] * 2
+    assert (await upstream.manifest(NAME, "v1")).digest == digest
+    registry.fail("blobs", status(500), times=2)
+    assert (await pull(upstream, Digest.of(LAYER)))[2] == LAYER
+    assert registry.count("blobs") == 3
+
+
+async def test_a_404_that_flaps(registry: FakeRegistry, build: Build) -> None:
+    """Faults row 13: not tried again, and not remembered here."""
+    digest = registry.add_image(NAME, "v1", [LAYER])
+    upstream = build(registry.url)
+    registry.fail("manifests", status(404))
+    with pytest.raises(UpstreamNotKnown):
+        await upstream.manifest(NAME, "v1")
+    assert (await upstream.manifest(NAME, "v1")).digest == digest
+    assert registry.count("manifests") == 2
+
+
+@pytest.mark.parametrize("kind", ["manifests", "blobs", "token"])
+async def test_one_back_off_for_all(build: Build, clock: Clock, kind: str) -> None:
+    """Faults row 10: after a 429 nothing goes out to this upstream until its time is over, then everything does."""
+    with FakeRegistry(tokens=True) as registry:
+        digest = registry.add_image(NAME, "v1", [LAYER])
+        layer = Digest.of(LAYER)
+        upstream = build(registry.url)
+        registry.fail(kind, throttle(30))
+        with pytest.raises(UpstreamThrottled) as first:
+            await (pull(upstream, layer) if kind == "blobs" else upstream.manifest(NAME, digest))
+        assert first.value.retry_after == 30
+        asked = len(registry.requests)
+        clock.time += 10
+        for call in (upstream.resolve(NAME, "v1"), upstream.tags(NAME), pull(upstream, layer)):
+            with pytest.raises(UpstreamThrottled) as later:
+                await call
+            assert later.value.retry_after == 20
+        assert len(registry.requests) == asked
+        clock.time += 20
+        assert (await upstream.manifest(NAME, digest)).digest == digest
+        assert (await pull(upstream, layer))[2] == LAYER
+
+
+async def test_retry_after_may_be_a_date_or_missing(registry: FakeRegistry, build: Build, clock: Clock) -> None:
+    """Faults row 10: without a time the waits grow with each strike; any answer forgives."""
+    registry.add_image(NAME, "v1", [LAYER])
+    upstream = build(registry.url)
+    seen = []
+    for retry_after in ("Tue, 14 Nov 2023 22:14:20 GMT", None, None):
+        registry.fail("manifests", throttle(retry_after))
+        with pytest.raises(UpstreamThrottled) as failure:
+            await upstream.manifest(NAME, "v1")
+        seen.append(failure.value.retry_after)
+        clock.time += failure.value.retry_after
+    assert seen == [60.0, 4.0, 8.0]
+    await upstream.manifest(NAME, "v1")
+    registry.fail("manifests", throttle(None))
+    with pytest.raises(UpstreamThrottled) as failure:
+        await upstream.manifest(NAME, "v1")
+    assert failure.value.retry_after == 2.0
+
+
+async def test_a_dead_upstream(build: Build, clock: Clock, waits: list[float]) -> None:
+    """Faults row 21: after three failed dials calls fail at once for a while, then one probe goes out at a time."""
+    with FakeRegistry() as gone:
+        url = gone.url
+    upstream = build(url)
+    seen: list[tuple[str, int | None]] = []
+    upstream._observe = lambda event, code, seconds: seen.append((event, code))
+    with pytest.raises(UpstreamUnavailable):
+        await upstream.manifest(NAME, "v1")
+    assert seen == [("manifest", None)] * 3
+    for call in (upstream.tags(NAME), pull(upstream, Digest.of(b"x")), upstream.resolve(NAME, "v1")):
+        with pytest.raises(UpstreamUnavailable):
+            await call
+    assert len(seen) == 3
+    for delay in (1.0, 2.0, 4.0):
+        clock.time += delay
+        failures = await asyncio.gather(*(upstream.manifest(NAME, "v1") for _ in range(20)), return_exceptions=True)
+        assert all(isinstance(failure, UpstreamUnavailable) for failure in failures)
+    assert len(seen) == 6
+
+
+async def test_an_upstream_that_comes_back(registry: FakeRegistry, build: Build, clock: Clock) -> None:
+    """Faults row 21: the probe's success lets everybody in."""
+    digest = registry.add_image(NAME, "v1", [LAYER])
+    upstream = build(registry.url)
+    for _ in range(3):
+        upstream._circuit = upstream._circuit.failed(clock())
+    with pytest.raises(UpstreamUnavailable):
+        await upstream.manifest(NAME, "v1")
+    clock.time += 1
+    assert (await upstream.manifest(NAME, "v1")).digest == digest
+    assert len(await asyncio.gather(*(upstream.manifest(NAME, "v1") for _ in range(20)))) == 20
+
+
+async def test_a_cancelled_probe_is_no_probe(registry: FakeRegistry, build: Build, clock: Clock) -> None:
+    """Faults row 63: whoever leaves while probing lets the next one probe."""
+    digest = registry.add_image(NAME, "v1", [LAYER])
+    upstream = build(registry.url)
+    for _ in range(3):
+        upstream._circuit = upstream._circuit.failed(clock())
+    clock.time += 1
+    gate = Stall()
+    registry.fail("manifests", stall(gate))
+    probe = asyncio.create_task(upstream.manifest(NAME, "v1"))
+    assert await asyncio.to_thread(gate.reached.wait, 30)
+    with pytest.raises(UpstreamUnavailable):
+        await upstream.manifest(NAME, "v1")
+    probe.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await probe
+    assert (await upstream.manifest(NAME, "v1")).digest == digest
+
+
+async def test_names_and_certificates(build: Build, tmp_path: Path) -> None:
+    """Faults row 21: DNS and TLS failures are an upstream that is not there; a trusted or unchecked one works."""
+    with pytest.raises(UpstreamUnavailable):
+        await build("http://name.invalid").manifest(NAME, "v1")
+    certificate = Certificate(tmp_path)
+    with FakeRegistry(tls=certificate.server()) as registry:
+        digest = registry.add_image(NAME, "v1", [LAYER])
+        stranger = build(registry.url)
+        with pytest.raises(UpstreamUnavailable, match="certificate"):
+            await stranger.manifest(NAME, "v1")
+        stranger = build(registry.url)
+        with pytest.raises(UpstreamUnavailable, match="certificate"):
+            await pull(stranger, Digest.of(LAYER))
+        assert not registry.requests
+        for verify in (certificate.client(), False):
+            upstream = build(registry.url, verify=verify)
+            assert (await upstream.manifest(NAME, "v1")).digest == digest
+            assert (await pull(upstream, Digest.of(LAYER)))[2] == LAYER
+
+
+async def test_what_upstream_says_is_quoted_with_care(registry: FakeRegistry, build: Build) -> None:
+    """Faults row 76: short, escaped, without our secrets, without queries."""
+    upstream = build(registry.url)
+    registry.add_image(NAME, "v1", [LAYER])
+    registry.fail("manifests", status(403, message="no\r\nentry\x1b[31m" + "x" * 1000))
+    with pytest.raises(UpstreamDenied) as failure:
+        await upstream.manifest(NAME, "v1")
+    shown = str(failure.value)
+    assert "UNKNOWN: no\\r\\nentry\\x1b[31mxxx" in shown
+    assert shown.isprintable()
+    assert len(shown) < 400
+    with FakeRegistry(users={"user": SECRET}) as echoing:
+        echo = build(echoing.url, credentials=USER)
+        assert USER.given
+        echoing.add_image(NAME, "v1", [LAYER])
+        await echo.manifest(NAME, "v1")
+        echoing.fail("manifests", status(403, message=f"you sent {USER.given.basic}"))
+        with pytest.raises(UpstreamDenied) as failure:
+            await echo.manifest(NAME, "v1")
+        assert USER.given.basic.partition(" ")[2] not in str(failure.value)
+
+
+async def test_what_is_sent_is_observed(registry: FakeRegistry, build: Build) -> None:
+    """Each request to upstream is told: what for, and what came."""
+    seen: list[tuple[str, int | None]] = []
+    registry.add_image(NAME, "v1", [LAYER])
+    registry.fail("manifests", status(500))
+    upstream = build(registry.url, observe=lambda event, code, seconds: seen.append((event, code)))
+    await upstream.resolve(NAME, "v1")
+    await pull(upstream, Digest.of(LAYER))
+    await upstream.tags(NAME)
+    assert seen == [("resolve", 500), ("resolve", 200), ("blob", 200), ("tags", 200)]
+
+
+async def test_a_path_before_v2(build: Build) -> None:
+    """Some registries are served below a path."""
+    digest = Digest.of(LAYER)
+    with Scripted() as front:
+        front.on(f"/api/docker/remote/v2/{NAME}/blobs/{digest}", reply(200, LAYER))
+        front.on(f"/api/docker/remote/v2/{NAME}/tags/list", reply_json(200, {"tags": ["a"]}))
+        upstream = build(f"{front.url}/api/docker/remote/")
+        assert (await pull(upstream, digest))[2] == LAYER
+        assert await upstream.tags(NAME) == ["a"]
+
+
+# -------------------------------------------------------------------------------------------------------- lists
+
+
+async def test_tags(registry: FakeRegistry, build: Build) -> None:
+    """All pages, whatever their size; none is an empty list."""
+    registry.page = 7
+    tags = [f"v{number:02}" for number in range(50)]
+    digest = registry.add_image(NAME, tags[0], [LAYER])
+    for tag in tags[1:]:
+        registry.add_manifest(NAME, registry.manifest(NAME, digest), OCI_MANIFEST, tag)
+    upstream = build(registry.url)
+    assert await upstream.tags(NAME) == tags
+    assert registry.count("tags") == 8
+    with pytest.raises(UpstreamNotKnown):
+        await upstream.tags("team/none")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"tags": None}, []),
+        ({}, []),
+        ({"tags": ["b", "a", "b", "..", "no tag", "x" * 200]}, ["b", "a"]),
+    ],
+)
+async def test_odd_tag_lists(build: Build, body: Any, expected: list[str]) -> None:
+    """Null and absent are empty; repeated tags count once; what nobody could ask for is left out."""
+    with Scripted() as front:
+        front.on("*", reply_json(200, body))
+        assert await build(front.url).tags(NAME) == expected
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        reply(200, b"<html>", {"Content-Type": "text/html"}),
+        reply(200, b"["),
+        reply(200, b"[" * 100_000),
+        reply_json(200, []),
+        reply_json(200, {"tags": {}}),
+        reply_json(200, {"tags": "abc"}),
+        reply_json(200, {"tags": [1]}),
+        reply(200, b" " * 5_000_000),
+        reply_json(200, {"tags": []}, {"Link": '<http://evil.example/v2/x>; rel="next"'}),
+        reply_json(200, {"tags": []}, {"Link": '<//evil.example/v2/x>; rel="next"'}),
+        reply_json(200, {"tags": []}, {"Link": '<?page=2>; rel="next"'}),
+        reply_json(200, {"tags": []}, {"Link": '<a b>; rel="next"'}),
+    ],
+    ids=["html", "cut", "deep", "list", "object", "string", "numbers", "huge", "host", "host 2", "loop", "junk"],
+)
+async def test_a_tag_list_that_is_none(build: Build, script: Any) -> None:
+    """Faults row 17, for lists: not believed, not tried again, pages on other hosts not asked for."""
+    with Scripted() as front:
+        front.on("*", script)
+        with pytest.raises(UpstreamInvalid):
+            await build(front.url).tags(NAME)
+        assert len(front.requests) <= 2
+
+
+async def test_pages_elsewhere_get_no_token(build: Build) -> None:
+    """Faults row 15: where the first page was redirected to, the next ones come from without our authorisation."""
+    with Scripted() as front, Scripted() as elsewhere:
+        path = f"/v2/{NAME}/tags/list"
+        front.once(path, reply(401, b"", {"WWW-Authenticate": f'Bearer realm="{front.url}/token"'}))
+        front.on("/token", reply_json(200, {"token": SECRET}))
+        front.on(path, reply(307, b"", {"Location": f"{elsewhere.url}/tags"}))
+        elsewhere.once("/tags", reply_json(200, {"tags": ["a"]}, {"Link": '</tags?2>; rel="next"'}))
+        elsewhere.once("/tags", reply_json(200, {"tags": ["b"]}))
+        assert await build(front.url).tags(NAME) == ["a", "b"]
+        assert SECRET not in str(elsewhere.requests)
+
+
+@pytest.mark.parametrize("api", [True, False])
+async def test_referrers(build: Build, api: bool) -> None:
+    """By the API, and where that is unknown by the fallback tag; none is an empty list."""
+    with FakeRegistry(referrers=api) as registry:
+        image = registry.add_image(NAME, "v1", [LAYER])
+        subject = {"mediaType": OCI_MANIFEST, "digest": str(image), "size": len(registry.manifest(NAME, image))}
+        signature = registry.add_image(NAME, None, [b"sig"], subject=subject, artifactType="application/x.sig")
+        registry.add_index(NAME, f"sha256-{image.hex}", [signature])
+        upstream = build(registry.url)
+        (found,) = await upstream.referrers(NAME, image)
+        assert found.digest == signature
+        assert not api or found.artifact_type == "application/x.sig"
+        assert await upstream.referrers(NAME, Digest.of(b"none")) == []
+
+
+async def test_referrers_that_are_none(registry: FakeRegistry, build: Build) -> None:
+    """Faults row 18: nonsense is not an empty list."""
+    registry.add_image(NAME, "v1", [LAYER])
+    upstream = build(registry.url)
+    bodies: list[Any] = [[], {"manifests": {}}, {"manifests": [{}]}, {"manifests": ["x"]}]
+    for body in bodies:
+        answer = reply_json(200, body)
+        registry.fail("referrers", lambda request, _, answer=answer: answer)  # type: ignore[misc]
+        with pytest.raises(UpstreamInvalid):
+            await upstream.referrers(NAME, Digest.of(b"x"))
+
+
+# ------------------------------------------------------------------------------------------------------ the rest
+
+
+async def test_sealed() -> None:
+    """The air gap answers every call with the same error, at once."""
+    sealed, digest = SealedUpstream("docker.io"), Digest.of(b"x")
+    calls: list[Callable[[], Any]] = [
+        lambda: sealed.resolve(NAME, "v1"),
+        lambda: sealed.manifest(NAME, digest),
+        lambda: pull(sealed, digest),
+        lambda: sealed.blob_size(NAME, digest),
+        lambda: sealed.tags(NAME),
+        lambda: sealed.referrers(NAME, digest),
+    ]
+    for call in calls:
+        with pytest.raises(UpstreamUnavailable, match="sealed"):
+            await call()
+    await sealed.aclose()
+
+
+async def test_large_blobs_at_once(build: Build) -> None:
+    """Eight at a time through threads, every byte right, a handful of connections."""
+    with FakeRegistry(cdn=True) as registry:
+        contents = [os.urandom(3_000_000) for _ in range(4)]
+        digests = [registry.add_blob(NAME, content) for content in contents]
+        upstream = build(registry.url)
+        pulled = await asyncio.gather(*(pull(upstream, digest) for digest in digests * 2))
+        assert [hashlib.sha256(content).hexdigest() for _, _, content in pulled] == [
+            digest.hex for digest in digests * 2
+        ]

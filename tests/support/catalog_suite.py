@@ -1,0 +1,113 @@
+"""What every `Catalog` does. A test class inherits `CatalogSuite` and supplies the fixtures.
+
+`catalog` is empty; `another` is a second one on the same disk.
+"""
+
+from __future__ import annotations
+
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from mirror.oci.reference import Repo
+from mirror.policy.records import ManifestRecord, TagRecord
+from mirror.ports import Catalog
+
+__all__ = ["CatalogSuite"]
+
+ALPINE = Repo("docker.io", "library/alpine")
+ONE = Digest.of(b"one")
+TWO = Digest.of(b"two", "sha512")
+
+
+def tag(name: str, digest: Digest = ONE, fetched_at: float = 1732419199.25) -> TagRecord:
+    """A record of a tag."""
+    return TagRecord(name, digest, OCI_INDEX, 1234, fetched_at)
+
+
+def manifest(digest: Digest = ONE) -> ManifestRecord:
+    """A record of a manifest."""
+    return ManifestRecord(digest, OCI_MANIFEST, 567, 1732419199.25)
+
+
+class CatalogSuite:
+    """Fixtures to supply: `catalog`, `another`."""
+
+    def test_the_absent_is_none(self, catalog: Catalog) -> None:
+        """Nothing raises for what is not there."""
+        assert catalog.get_tag(ALPINE, "latest") is None
+        assert catalog.get_manifest(ALPINE, ONE) is None
+        assert catalog.tags(ALPINE) == []
+        assert list(catalog.manifests(ALPINE)) == []
+        assert list(catalog.repositories()) == []
+        catalog.drop_tag(ALPINE, "latest")
+        catalog.drop_manifest(ALPINE, ONE)
+
+    def test_a_tag_comes_back_as_it_was_put(self, catalog: Catalog, another: Catalog) -> None:
+        """For everyone, at once, in its repository only; put again it is replaced."""
+        catalog.put_tag(ALPINE, tag("latest"))
+        assert another.get_tag(ALPINE, "latest") == tag("latest")
+        assert another.get_tag(ALPINE, "Latest") is None
+        assert another.get_tag(Repo("ghcr.io", "library/alpine"), "latest") is None
+        assert another.get_tag(Repo("docker.io", "library"), "latest") is None
+        catalog.put_tag(ALPINE, tag("latest", TWO, 1732419300.0))
+        assert another.get_tag(ALPINE, "latest") == tag("latest", TWO, 1732419300.0)
+
+    def test_tags_are_sorted(self, catalog: Catalog) -> None:
+        """By code point, whatever the order they came in, with every character that a tag may have."""
+        names = ["v1.10", "v1.2", "_x", "1", "Z", "a-b", "A" * 128, "sha256-" + "a" * 64, "a..."]
+        for name in names:
+            catalog.put_tag(ALPINE, tag(name))
+        assert catalog.tags(ALPINE) == sorted(names)
+        assert all(catalog.get_tag(ALPINE, name) == tag(name) for name in names)
+
+    def test_a_dropped_tag_is_gone(self, catalog: Catalog, another: Catalog) -> None:
+        """And others stay; repeatable."""
+        catalog.put_tag(ALPINE, tag("one"))
+        catalog.put_tag(ALPINE, tag("two"))
+        for _ in range(2):
+            another.drop_tag(ALPINE, "one")
+            assert catalog.get_tag(ALPINE, "one") is None
+            assert catalog.tags(ALPINE) == ["two"]
+
+    def test_a_manifest_belongs_to_its_repository(self, catalog: Catalog, another: Catalog) -> None:
+        """Linked in one repository, a manifest is not in another; both algorithms work; put again it is replaced."""
+        catalog.put_manifest(ALPINE, manifest())
+        catalog.put_manifest(ALPINE, manifest(TWO))
+        assert another.get_manifest(ALPINE, ONE) == manifest()
+        assert another.get_manifest(ALPINE, TWO) == manifest(TWO)
+        assert another.get_manifest(Repo("docker.io", "library/busybox"), ONE) is None
+        newer = ManifestRecord(ONE, OCI_INDEX, 1, 2.5)
+        catalog.put_manifest(ALPINE, newer)
+        assert sorted(another.manifests(ALPINE), key=lambda record: record.digest) == [newer, manifest(TWO)]
+
+    def test_a_dropped_manifest_is_gone(self, catalog: Catalog, another: Catalog) -> None:
+        """And others stay; repeatable."""
+        catalog.put_manifest(ALPINE, manifest())
+        catalog.put_manifest(ALPINE, manifest(TWO))
+        for _ in range(2):
+            another.drop_manifest(ALPINE, ONE)
+            assert catalog.get_manifest(ALPINE, ONE) is None
+            assert list(catalog.manifests(ALPINE)) == [manifest(TWO)]
+
+    def test_every_repository_is_listed(self, catalog: Catalog, another: Catalog) -> None:
+        """Once each, with tags or manifests or both, nested ones, and those whose names look like our own folders."""
+        with_tags = [
+            ALPINE,
+            Repo("localhost:5000", "a"),
+            Repo("docker.io", "tags/latest"),
+            Repo("docker.io", "library"),
+        ]
+        with_manifests = [
+            ALPINE,
+            Repo("localhost:5000", "a/b/c"),
+            Repo("docker.io", "manifests"),
+            Repo("10.0.0.1", "x"),
+        ]
+        for repo in with_tags:
+            catalog.put_tag(repo, tag("latest"))
+        for repo in with_manifests:
+            catalog.put_manifest(repo, manifest())
+        assert sorted(another.repositories()) == sorted({*with_tags, *with_manifests})
+        for repo in with_tags:
+            assert another.tags(repo) == ["latest"]
+        for repo in with_manifests:
+            assert list(another.manifests(repo)) == [manifest()]

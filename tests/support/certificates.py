@@ -1,0 +1,36 @@
+"""A self-signed certificate for loopback, made when a test needs one: none that is kept would stay valid or secret."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+from pathlib import Path
+
+__all__ = ["Certificate"]
+
+
+class Certificate:
+    """For `localhost` and 127.0.0.1; `certificate` and `key` are PEM files below the directory given."""
+
+    def __init__(self, directory: Path) -> None:
+        self.certificate = directory / "certificate.pem"
+        self.key = directory / "key.pem"
+        subprocess.run(
+            [
+                *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+                *("-keyout", str(self.key), "-out", str(self.certificate), "-days", "2", "-subj", "/CN=localhost"),
+                *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+            ],
+            check=True,
+            capture_output=True,
+        )
+
+    def server(self) -> ssl.SSLContext:
+        """For whoever shows it."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate, self.key)
+        return context
+
+    def client(self) -> ssl.SSLContext:
+        """For whoever trusts it, and nothing else."""
+        return ssl.create_default_context(cafile=str(self.certificate))

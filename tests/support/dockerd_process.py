@@ -1,0 +1,125 @@
+"""dockerd with everything of its own, and its API over a unix socket (no command line program needed)."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from tests.support.mounts import overlay_works, unmount_below
+from tests.support.process import PATIENCE, ProgramProcess
+from tests.support.pulls import OFFLINE
+
+__all__ = ["DockerdProcess", "PullFailed"]
+
+
+class PullFailed(AssertionError):
+    """dockerd answered that a pull did not work; shows what it said."""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=PATIENCE)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class DockerdProcess:
+    """A running dockerd; it serves when the constructor returns. `directory` must have a short path."""
+
+    def __init__(self, directory: Path, *, mirror: str) -> None:
+        directory.mkdir()
+        self.directory = directory
+        self.socket = directory / "d.sock"
+        settings = directory / "daemon.json"
+        # without this file it would read the machine's own
+        settings.write_text(json.dumps({"registry-mirrors": [mirror], "max-download-attempts": 1}))
+        self._process = ProgramProcess(
+            [
+                "dockerd",
+                f"--config-file={settings}",
+                f"--host=unix://{self.socket}",
+                f"--data-root={directory}/data",
+                f"--exec-root={directory}/exec",
+                f"--pidfile={directory}/pid",
+                f"--storage-driver={'overlay2' if overlay_works(directory) else 'vfs'}",
+                # pulling needs no network of containers, and the machine's packet filter is not ours to write to
+                "--bridge=none",
+                "--iptables=false",
+                "--ip6tables=false",
+                "--ip-forward=false",
+                "--ip-masq=false",
+            ],
+            env=OFFLINE,
+        )
+        try:
+            self._process.wait_for(lambda line: "API listen on" in line, "it serves")
+        except BaseException:
+            self.stop()
+            raise
+
+    @contextlib.contextmanager
+    def _ask(self, method: str, target: str) -> Iterator[http.client.HTTPResponse]:
+        connection = _UnixConnection(self.socket)
+        try:
+            connection.request(method, target, headers={"Host": "docker"})
+            answer = connection.getresponse()
+            if answer.status >= 400:
+                raise PullFailed(f"{method} {target}: {answer.status} {answer.read()[:2000]!r}\n{self._process.tail()}")
+            yield answer
+        finally:
+            connection.close()
+
+    def pull(self, name: str, *, platform: str = "") -> None:
+        """`docker pull`. Raises `PullFailed`."""
+        words = {"fromImage": name, **({"platform": platform} if platform else {})}
+        with self._ask("POST", "/images/create?" + urlencode(words)) as answer:
+            said = [json.loads(line) for line in answer.read().splitlines() if line.strip()]
+        for line in said:
+            if "error" in line:
+                raise PullFailed(f"{name}: {line['error']}\n{self._process.tail()}")
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        """`docker image inspect`."""
+        with self._ask("GET", f"/images/{quote(name, safe='/')}/json") as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+
+    def names(self) -> list[str]:
+        """Tags of every image it has."""
+        with self._ask("GET", "/images/json") as answer:
+            return [tag for image in json.load(answer) for tag in image["RepoTags"] or []]
+
+    def save(self, name: str, target: Path) -> None:
+        """`docker save` into a file."""
+        with self._ask("GET", f"/images/{quote(name, safe='/')}/get") as answer, target.open("wb") as file:
+            while chunk := answer.read(1 << 20):
+                file.write(chunk)
+
+    def remove(self, name: str) -> None:
+        """`docker image rm --force`."""
+        with self._ask("DELETE", f"/images/{quote(name, safe='/')}?force=1") as answer:
+            answer.read()
+
+    def stop(self) -> None:
+        """Repeatable; unmounts what it left."""
+        self._process.stop()
+        unmount_below(self.directory)
+
+    def __enter__(self) -> DockerdProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

@@ -1,0 +1,32 @@
+"""What every client's pull is judged by, so that the clients' tests differ only in how they pull and look."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from tests.support.images import Image, Published
+
+__all__ = ["ALL", "OFFLINE", "expect_each_once", "wanted_blobs"]
+
+#: The images that every client pulls, by their names in `images.publish_all`.
+ALL = ("oci", "schema2", "index", "list", "many", "big", "umoci")
+
+#: Clients fall back to the real registry when a mirror fails. Port 9 (discard) refuses: what works came by the mirror.
+OFFLINE = {
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+    "https_proxy": "http://127.0.0.1:9",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "no_proxy": "127.0.0.1,localhost",
+}
+
+
+def wanted_blobs(image: Published, *, every_platform: bool = False) -> dict[str, int]:
+    """What a pull has to fetch: size in bytes by digest."""
+    images: Iterable[Image] = image.images if every_platform else [image.native]
+    return {digest: size for one in images for digest, size in one.blobs.items()}
+
+
+def expect_each_once(fetched: Counter[str], wanted: Iterable[str]) -> None:
+    """A cold pull asks upstream for each of its blobs, once, and for no other."""
+    assert fetched == Counter(dict.fromkeys(wanted, 1))

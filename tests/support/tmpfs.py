@@ -1,0 +1,27 @@
+"""A disk small enough to be full. Needs the right to mount; the tests run as root."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["tmpfs"]
+
+_MNT_DETACH = 2
+
+
+@contextmanager
+def tmpfs(parent: Path, options: str) -> Iterator[Path]:
+    """A mounted tmpfs below `parent`, with mount options such as `size=1m,nr_inodes=50`; unmounted at the end."""
+    point = parent / "tmpfs"
+    point.mkdir()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"tmpfs", bytes(point), b"tmpfs", 0, options.encode()) != 0:
+        raise OSError(ctypes.get_errno(), f"cannot mount a tmpfs: {os.strerror(ctypes.get_errno())}")
+    try:
+        yield point
+    finally:
+        libc.umount2(bytes(point), _MNT_DETACH)
