@@ -1,0 +1,1 @@
+"""The mirror beside nginx and distribution, measured in one run. `python bench/run.py` begins here."""

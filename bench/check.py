@@ -1,0 +1,43 @@
+"""Whether a system gives the right bytes, outside of every measurement."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+
+from bench.content import MANIFEST_SIZE, MANIFEST_TYPE, Image
+from bench.process import BenchFailed
+
+__all__ = ["check_image", "pull_small"]
+
+
+def check_image(port: int, image: Image) -> None:
+    """Pull an image whole as a client does, cold or warm, and compare digests. Raises `BenchFailed`."""
+    pull_small(port, image)
+    _expect(port, image.layer_path, image.layer, image.size)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    connection.request("HEAD", image.layer_path)
+    answer = connection.getresponse()
+    if answer.status != 200 or answer.headers["Content-Length"] != str(image.size):
+        raise BenchFailed(f"HEAD {image.layer_path}: {answer.status} {answer.headers}")
+    connection.close()
+
+
+def pull_small(port: int, image: Image) -> None:
+    """All of an image but its layer: what a client has asked for before it asks for that. Raises `BenchFailed`."""
+    _expect(port, image.manifest_path("latest"), image.manifest, MANIFEST_SIZE)
+    _expect(port, image.manifest_path(image.manifest), image.manifest, MANIFEST_SIZE)
+    _expect(port, image.blob_path(image.config), image.config, 1024)
+
+
+def _expect(port: int, path: str, digest: str, size: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    connection.request("GET", path, headers={"Accept": f"{MANIFEST_TYPE}, */*"})
+    answer = connection.getresponse()
+    hasher, count = hashlib.sha256(), 0
+    while chunk := answer.read(1 << 20):
+        hasher.update(chunk)
+        count += len(chunk)
+    connection.close()
+    if answer.status != 200 or count != size or f"sha256:{hasher.hexdigest()}" != digest:
+        raise BenchFailed(f"{path}: status {answer.status}, {count} of {size} bytes, sha256:{hasher.hexdigest()}")

@@ -1,0 +1,119 @@
+"""What was measured, and what it is held against."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from bench.systems import MIRROR, NGINX, REGISTRY
+
+__all__ = ["FIGURES", "Figure", "Results", "Target"]
+
+Group = Literal["warm", "cold", "stampede", "slow", "small", "stalled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The mirror's figure, divided by that of `against` unless that is None, is at least or at most `bound`."""
+
+    against: str | None
+    at_least: bool
+    bound: float
+
+    def __str__(self) -> str:
+        sign = "≥" if self.at_least else "≤"
+        return f"{sign} {self.bound:g}" + (f" × {self.against}" if self.against else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One row of the table."""
+
+    key: str
+    group: Group
+    title: str
+    unit: str
+    targets: tuple[Target, ...] = ()
+
+
+def _at_least(bound: float, against: str) -> Target:
+    return Target(against, True, bound)
+
+
+def _at_most(bound: float, against: str | None = None) -> Target:
+    return Target(against, False, bound)
+
+
+_SMALL: Final = (_at_least(0.25, NGINX), _at_least(30, REGISTRY))
+
+FIGURES: Final[Sequence[Figure]] = (
+    Figure("warm1.rate", "warm", "warm blob, 1 connection", "MiB/s", (_at_least(1.0, NGINX),)),
+    Figure("warm1.cpu", "warm", "— its CPU", "s/GiB", (_at_most(1.2, NGINX),)),
+    Figure("warm16.rate", "warm", "warm blob, 16 connections", "MiB/s", (_at_least(1.0, NGINX),)),
+    Figure("warm16.cpu", "warm", "— its CPU", "s/GiB", (_at_most(1.2, NGINX),)),
+    Figure("cold.rate", "cold", "cold blob", "MiB/s", (_at_least(1.0, NGINX), _at_least(1.0, REGISTRY))),
+    Figure("cold.cpu", "cold", "— its CPU", "s/GiB", (_at_most(0.4, REGISTRY),)),
+    Figure("cold.upstream", "cold", "— upstream bytes", "× blob", (_at_most(1.0),)),
+    Figure("stampede.seconds", "stampede", "100 clients, one cold blob", "s", (_at_most(1.1, NGINX),)),
+    Figure("stampede.cpu", "stampede", "— CPU", "s"),
+    Figure("stampede.first", "stampede", "— first byte, median", "ms", (_at_most(50),)),
+    Figure("stampede.worst", "stampede", "— first byte, worst", "ms", (_at_most(50),)),
+    Figure("stampede.requests", "stampede", "— upstream requests", "", (_at_most(1),)),
+    Figure("stampede.upstream", "stampede", "— upstream bytes", "× blob", (_at_most(1.0),)),
+    Figure("slow.seconds", "slow", "the same, slow upstream", "s", (_at_most(1.1, NGINX),)),
+    Figure("slow.first", "slow", "— first byte, median", "ms", (_at_most(50),)),
+    Figure("slow.worst", "slow", "— first byte, worst", "ms", (_at_most(50),)),
+    Figure("slow.upstream", "slow", "— upstream bytes", "× blob", (_at_most(1.0),)),
+    Figure("tag.rate", "small", "manifest by tag", "req/s", _SMALL),
+    Figure("tag.cpu", "small", "— its CPU", "µs/req"),
+    Figure("digest.rate", "small", "manifest by digest", "req/s", _SMALL),
+    Figure("digest.cpu", "small", "— its CPU", "µs/req"),
+    Figure("head.rate", "small", "blob HEAD", "req/s", _SMALL),
+    Figure("head.cpu", "small", "— its CPU", "µs/req"),
+    Figure("stalled.memory", "stalled", "memory of a stalled reader", "KiB", (_at_most(32),)),
+)
+
+
+@dataclass(slots=True)
+class Results:
+    """Values of every round by figure and system."""
+
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    def add(self, key: str, system: str, value: float) -> None:
+        """One round's value."""
+        if key not in {figure.key for figure in FIGURES}:
+            raise KeyError(key)
+        self.values.setdefault(key, {}).setdefault(system, []).append(value)
+
+    def median(self, key: str, system: str) -> float | None:
+        """None where it was not measured."""
+        values = self.values.get(key, {}).get(system)
+        return statistics.median(values) if values else None
+
+    def spread(self, key: str, system: str) -> tuple[float, float] | None:
+        """Lowest and highest value."""
+        values = self.values.get(key, {}).get(system)
+        return (min(values), max(values)) if values else None
+
+    def ratio(self, key: str, against: str) -> float | None:
+        """The mirror's median divided by another's."""
+        mine, theirs = self.median(key, MIRROR), self.median(key, against)
+        return mine / theirs if mine is not None and theirs else None
+
+    def met(self, figure: Figure) -> bool | None:
+        """Whether every target of a row is met; None where there is none or nothing to compare with."""
+        verdicts = [self._judge(figure.key, target) for target in figure.targets]
+        if not verdicts or None in verdicts:
+            return None
+        return all(verdicts)
+
+    def _judge(self, key: str, target: Target) -> bool | None:
+        value = self.ratio(key, target.against) if target.against else self.median(key, MIRROR)
+        if value is None:
+            return None
+        # as printed, with two decimals: 1.004 times the bytes are 1.00 times (headers are not counted, nor rounding)
+        value = round(value, 2)
+        return value >= target.bound if target.at_least else value <= target.bound

@@ -1,0 +1,142 @@
+"""The systems that are compared, each set up for speed: two workers, no access log, a cache of its own on the disk.
+
+start(directory, upstream) ──> Running ── stop() ──> ended; the directory holds the cache until it is removed
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.origin import nginx_head
+from bench.process import Server, free_port, program, wait_listening
+
+__all__ = ["COMPARED", "MIRROR", "NGINX", "REGISTRY", "SYSTEMS", "Running"]
+
+NGINX: Final = "nginx"
+NGINX_DEFAULTS: Final = "nginx-defaults"
+REGISTRY: Final = "docker-registry"
+MIRROR: Final = "mirror"
+
+#: Worker processes of nginx and of the mirror; distribution takes as many threads as there are cores.
+WORKERS: Final = 2
+
+_ROOT: Final = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A system that answers on a port of the loopback."""
+
+    name: str
+    port: int
+    server: Server
+
+    @property
+    def pid(self) -> int:
+        """The root of its process tree."""
+        return self.server.pid
+
+    def stop(self) -> None:
+        """Repeatable."""
+        self.server.stop()
+
+
+#: With buffers of a page, as nginx has them by default, a cold blob takes it half as much CPU again.
+_BUFFERS: Final = """proxy_buffers 16 64k; proxy_buffer_size 64k; proxy_busy_buffers_size 256k;
+    proxy_temp_file_write_size 256k;"""
+
+
+def _nginx(directory: Path, upstream: str) -> Running:
+    return _nginx_with(NGINX, _BUFFERS, directory, upstream)
+
+
+def _nginx_defaults(directory: Path, upstream: str) -> Running:
+    return _nginx_with(NGINX_DEFAULTS, "", directory, upstream)
+
+
+def _nginx_with(name: str, buffers: str, directory: Path, upstream: str) -> Running:
+    directory.mkdir()
+    port = free_port()
+    config = directory / "nginx.conf"
+    # one fetch however many ask; without the two times nginx gives up waiting after 5 s and fetches once more
+    config.write_text(f"""{nginx_head(directory, WORKERS)}
+access_log off;
+proxy_cache_path {directory}/cache levels=1:2 keys_zone=blobs:16m max_size=100g inactive=1d use_temp_path=off;
+upstream origin {{ server {upstream.removeprefix("http://")}; keepalive 16; }}
+server {{
+  listen 127.0.0.1:{port} backlog=4096;
+  location /v2/ {{
+    proxy_pass http://origin; proxy_http_version 1.1; proxy_set_header Connection "";
+    proxy_cache blobs; proxy_cache_key $uri; proxy_cache_valid 200 1d;
+    proxy_cache_lock on; proxy_cache_lock_timeout 1h; proxy_cache_lock_age 1h;
+    {buffers}
+  }}
+}}
+}}
+""")
+    server = Server([program("nginx"), "-c", str(config), "-e", str(directory / "error.log")], log=directory / "output")
+    wait_listening(server, port)
+    return Running(name, port, server)
+
+
+def _registry(directory: Path, upstream: str) -> Running:
+    directory.mkdir()
+    port = free_port()
+    config = directory / "config.yml"
+    config.write_text(f"""version: 0.1
+log: {{level: error, accesslog: {{disabled: true}}}}
+storage: {{filesystem: {{rootdirectory: {directory}/cache}}, cache: {{blobdescriptor: inmemory}}}}
+http: {{addr: "127.0.0.1:{port}"}}
+proxy: {{remoteurl: "{upstream}"}}
+""")
+    server = Server([program("docker-registry"), "serve", str(config)], log=directory / "output")
+    wait_listening(server, port)
+    return Running(REGISTRY, port, server)
+
+
+def _mirror(directory: Path, upstream: str) -> Running:
+    directory.mkdir()
+    config = directory / "mirror.toml"
+    config.write_text(f"""[server]
+listen = ["127.0.0.1:0"]
+workers = {WORKERS}
+access_log = false
+[store]
+root = "{directory}/cache"
+capacity = "50GB"
+[[upstream]]
+name = "docker.io"
+url = "{upstream}"
+""")
+    argv = [sys.executable, "-m", "mirror", "serve", "--config", str(config)]
+    server = Server(argv, log=directory / "output", cwd=_ROOT)
+    port = server.line(_listening, "listening")
+    wait_listening(server, port)
+    return Running(MIRROR, port, server)
+
+
+def _listening(line: str) -> int | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(event, dict) or event.get("event") != "listening":
+        return None
+    return int(str(event["address"]).rpartition(":")[2])
+
+
+#: How to start each: with a new directory and the address of its upstream.
+SYSTEMS: Final[Mapping[str, Callable[[Path, str], Running]]] = {
+    NGINX: _nginx,
+    NGINX_DEFAULTS: _nginx_defaults,
+    REGISTRY: _registry,
+    MIRROR: _mirror,
+}
+
+#: What a run compares unless it is told otherwise.
+COMPARED: Final = (NGINX, REGISTRY, MIRROR)
