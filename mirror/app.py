@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from mirror import __version__, telemetry
-from mirror.config import Config, UpstreamSettings
+from mirror.config import Config, RouteSettings, UpstreamSettings
 from mirror.errors import ConfigError, IndexUnavailable, StoreError
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.redis import RedisIndex, parse_redis_url
@@ -25,6 +25,7 @@ from mirror.once import end
 from mirror.policy.eviction import Water
 from mirror.policy.freshness import FreshnessRule
 from mirror.policy.routing import Registry, RoutingTable
+from mirror.policy.rules import RouteRule
 from mirror.policy.sizes import parse_capacity
 from mirror.ports import BlobInfo, ContentIndex, Upstream
 from mirror.repository.evictor import Evictor
@@ -159,14 +160,18 @@ async def build(config: Config) -> AsyncIterator[App]:
         readiness = Readiness()
         router = Router(
             upstreams.table,
-            [(route.match, FreshnessRule(route.tag_ttl, route.stale_while_down)) for route in config.route],
-            FreshnessRule(300.0, 604800.0),
+            [(route.match, _rule(route)) for route in config.route],
+            RouteRule(),
             upstreams.named,
             shelf,
         )
         sender = Sender(sending, stall=config.server.client_stall)
         front = Front(router, sender, health_pages(readiness), log_requests=config.server.access_log)
         yield App(front, readiness, router, shelf, storage)
+
+
+def _rule(route: RouteSettings) -> RouteRule:
+    return RouteRule(FreshnessRule(route.tag_ttl, route.stale_while_down))
 
 
 def _open_index(config: Config, layout: Layout, store_id: str) -> ContentIndex:

@@ -4,10 +4,11 @@ A request names a repository; a repository gives content; the server sends conte
 store: a miss starts one *flight* that writes into the store, and every client, the first one too, follows the growing
 blob. The disk is the truth; the index is a memory of it that may be lost at any time.
 
-Five ports, each with two or more implementations:
+The ports; all but the smallest have two or more implementations:
 
     BlobStore      content by digest              store/local.py      store/memory.py
     Catalog        tags and manifest links        store/catalog.py    store/memory.py
+    Pins           which images must stay         store/pins.py
     ContentIndex   sizes, last use, links, pins   index/embedded.py   index/redis.py     index/memory.py
     Upstream       one remote registry            upstream/registry.py
     Body           bytes that arrive in a thread  upstream/transfer.py
@@ -35,7 +36,7 @@ from typing import Protocol, runtime_checkable
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
-from mirror.policy.records import ContentRecord, ManifestRecord, TagRecord, Usage
+from mirror.policy.records import ContentRecord, ManifestRecord, Pin, TagRecord, Usage
 
 __all__ = [
     "BlobInfo",
@@ -45,6 +46,7 @@ __all__ = [
     "Catalog",
     "ContentIndex",
     "Ingest",
+    "Pins",
     "SupportsFileno",
     "SupportsSplice",
     "Upstream",
@@ -250,6 +252,22 @@ class Catalog(Protocol):
 
     def repositories(self) -> Iterable[Repo]:
         """Every repository that has a tag or a manifest."""
+
+
+class Pins(Protocol):
+    """Which images must stay, on disk. All calls block shortly."""
+
+    def all(self) -> Iterable[Pin]:
+        """In no order; those that are over too."""
+
+    def get(self, repo: Repo, reference: Reference) -> Pin | None:
+        """The pin of exactly this tag or digest."""
+
+    def put(self, pin: Pin) -> None:
+        """Replaces one of the same image. Raises `StoreError`, `StoreFull`."""
+
+    def drop(self, repo: Repo, reference: Reference) -> bool:
+        """Whether there was one. Repeatable."""
 
 
 # -------------------------------------------------------------------------- 4. what is remembered about content

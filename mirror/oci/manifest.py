@@ -88,6 +88,8 @@ class Manifest:
     blobs: tuple[Descriptor, ...] = ()
     subject: Descriptor | None = None
     artifact_type: str | None = None
+    #: Whether the first of `blobs` is the config.
+    has_config: bool = False
 
     @property
     def descriptor(self) -> Descriptor:
@@ -140,6 +142,7 @@ def read_manifest(content: bytes, media_type: str | None = None, *, algorithm: s
         ),
         subject=read_descriptor(subject) if isinstance(subject, dict) else None,
         artifact_type=artifact if isinstance(artifact, str) else None,
+        has_config=isinstance(config, dict),
     )
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from mirror.errors import RequestError
 from mirror.oci.digest import Digest
+from mirror.oci.reference import Reference, Repo
 
-__all__ = ["ContentRecord", "ManifestRecord", "TagRecord", "Usage"]
+__all__ = ["ContentRecord", "ManifestRecord", "Pin", "TagRecord", "Usage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,24 @@ class ContentRecord:
     size: int
     last_used: float
     pin: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """That an image must stay: a tag, whatever it points to at the time, or a digest. Times are epoch seconds.
+
+    `until` None: for good.
+    """
+
+    repo: Repo
+    reference: Reference
+    reason: str
+    since: float
+    until: float | None = None
+
+    def holds(self, now: float) -> bool:
+        """Whether it is still in force."""
+        return self.until is None or now < self.until
 
 
 @dataclass(frozen=True, slots=True)

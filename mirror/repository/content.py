@@ -186,6 +186,10 @@ class FlyingContent:
     async def beyond(self, position: int) -> int:
         return await self._flight.beyond(position)
 
+    async def settled(self) -> None:
+        """Returns once its fill is over in every respect: the blob is stored, or the store does without it."""
+        await self._flight.over.wait()
+
     def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
         return self._passing.stream(span, sent, self.reader)
 

@@ -27,6 +27,7 @@ from mirror.errors import (
     IndexUnavailable,
     ManifestUnknown,
     StoreError,
+    StoreFull,
     UpstreamInvalid,
     UpstreamNotKnown,
     UpstreamThrottled,
@@ -37,8 +38,9 @@ from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_descriptor, read_manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.once import Once
-from mirror.policy.freshness import FreshnessRule, is_fresh, may_serve_stale
+from mirror.policy.freshness import is_fresh, may_serve_stale
 from mirror.policy.records import ContentRecord, ManifestRecord, TagRecord
+from mirror.policy.rules import RouteRule
 from mirror.ports import BlobInfo, BlobStore, Body, Catalog, ContentIndex, Upstream
 from mirror.repository.content import (
     BlobContent,
@@ -62,6 +64,8 @@ _STALE_FOR: Final = 5.0
 _ALONE_FOR: Final = 5.0
 #: Seconds that an answer waits for the index to take note of a blob.
 _PATIENCE: Final = 0.25
+#: Seconds until the disk is looked at again for what a tag points to.
+_LOOK_EVERY: Final = 2.0
 #: Seconds by which a clock may have been put back before what was remembered under the later time counts for nothing.
 _CLOCK_SLACK: Final = 60.0
 #: Seconds that a list of tags or referrers is believed.
@@ -161,7 +165,7 @@ class Shelf:
 class ProxiedRepository:
     """One repository of one upstream. Cheap to make; everything that lasts is on the shelf."""
 
-    def __init__(self, repo: Repo, upstream: Upstream, rule: FreshnessRule, shelf: Shelf) -> None:
+    def __init__(self, repo: Repo, upstream: Upstream, rule: RouteRule, shelf: Shelf) -> None:
         self.repo = repo
         self._upstream = upstream
         self._rule = rule
@@ -223,8 +227,12 @@ class ProxiedRepository:
             return hot
         found = await self._shelf.once.run(("tag", self.repo, tag), lambda: self._refresh(tag))
         # to those who come later a new answer is a plain hit, a stale one stays stale
-        later = Outcome.STALE if found.outcome is Outcome.STALE else Outcome.HIT
-        self._shelf.tags.put((self.repo, tag), HotTag(found.record, later, found.since, found.until))
+        if found.outcome is Outcome.STALE:
+            later, until = Outcome.STALE, found.until
+        else:
+            # other processes, the command line among them, change what is on the disk
+            later, until = Outcome.HIT, min(found.until, self._shelf.now() + _LOOK_EVERY)
+        self._shelf.tags.put((self.repo, tag), HotTag(found.record, later, found.since, until))
         return found
 
     async def _ask_again(self, tag: str) -> HotTag:
@@ -266,12 +274,12 @@ class ProxiedRepository:
             yield
 
     def _is_fresh(self, record: TagRecord) -> bool:
-        return is_fresh(record.fetched_at, self._shelf.now(), self._rule)
+        return is_fresh(record.fetched_at, self._shelf.now(), self._rule.freshness)
 
     def _hot(self, record: TagRecord, outcome: Outcome) -> HotTag:
         if outcome is Outcome.STALE:
             return HotTag(record, outcome, self._shelf.now(), self._shelf.now() + _STALE_FOR)
-        return HotTag(record, outcome, record.fetched_at, record.fetched_at + self._rule.tag_ttl)
+        return HotTag(record, outcome, record.fetched_at, record.fetched_at + self._rule.freshness.tag_ttl)
 
     async def _revalidate(self, tag: str, record: TagRecord | None, key: str) -> HotTag:
         try:
@@ -282,7 +290,7 @@ class ProxiedRepository:
                 await asyncio.to_thread(self._shelf.catalog.drop_tag, self.repo, tag)
             raise ManifestUnknown(f"{self.repo} has no tag {tag}") from error
         except (UpstreamUnavailable, UpstreamThrottled, UpstreamInvalid) as error:
-            if record and may_serve_stale(record.fetched_at, self._shelf.now(), self._rule):
+            if record and may_serve_stale(record.fetched_at, self._shelf.now(), self._rule.freshness):
                 telemetry.log.warning(
                     "serving a stale tag",
                     repository=str(self.repo),
@@ -393,6 +401,29 @@ class ProxiedRepository:
             return await self._fly(digest, granted)
         self._shelf.touch(digest)
         return StoredContent(digest, info.size, reader, self._passing(digest))
+
+    async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
+        """Have the blob here, with nobody to send it to; False: it was here already.
+
+        `progress` is told how many bytes are here and how many there will be (None: unknown). Raises like `blob`, and
+        `StoreError` where the store cannot take it.
+        """
+        content = await self.blob(digest)
+        try:
+            if isinstance(content, PassingContent):
+                raise StoreFull(f"the store cannot take {digest}")
+            position = 0
+            progress(position, content.size)
+            while (limit := await content.beyond(position)) > position:
+                position = limit
+                progress(position, content.size)
+            if isinstance(content, FlyingContent):
+                await content.settled()
+                if not self._is_here(digest):
+                    raise StoreError(f"{digest} could not be stored")
+            return content.outcome is not Outcome.HIT
+        finally:
+            content.close()
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """What HEAD tells. Starts no fill: a client that only looks must not cost a download."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mirror.oci.reference import Repo
-from mirror.policy.freshness import FreshnessRule
 from mirror.policy.routing import RoutingTable, compile_pattern
+from mirror.policy.rules import RouteRule
 from mirror.ports import Upstream
 from mirror.repository.proxied import ProxiedRepository, Shelf
 
@@ -22,8 +22,8 @@ class Router:
     def __init__(
         self,
         table: RoutingTable,
-        rules: Sequence[tuple[str, FreshnessRule]],
-        default_rule: FreshnessRule,
+        rules: Sequence[tuple[str, RouteRule]],
+        default_rule: RouteRule,
         upstream_for: Callable[[str], Upstream],
         shelf: Shelf,
     ) -> None:
@@ -57,7 +57,7 @@ class Router:
             self._made[repo] = found
         return found
 
-    def rule_for(self, repo: Repo) -> FreshnessRule:
-        """How long this repository's tags are believed."""
+    def rule_for(self, repo: Repo) -> RouteRule:
+        """How this repository is treated."""
         text = str(repo)
         return next((rule for pattern, rule in self._rules if pattern.fullmatch(text)), self._default_rule)

@@ -11,6 +11,7 @@
     ├── quarantine/
     │   └── <algorithm>-<hex>            a blob whose bytes were found to be wrong, kept for whoever looks into it
     ├── locks/                           files for flock only; empty
+    ├── pins/<hash>.json                 images that must stay (see `notes.py` for folders of this kind)
     └── repositories/
         └── <registry>/<name…>/
             ├── _tags/<tag>              JSON: digest, media type, size, fetched at
@@ -66,6 +67,9 @@ class Layout:
     @property
     def repositories(self) -> Path:
         return self.root / "repositories"
+
+    def notes(self, kind: str) -> Path:
+        return self.root / kind
 
     def blob(self, digest: Digest) -> str:
         """As text: this is on the path of every hit, and `Path` is slow."""

@@ -31,7 +31,8 @@ _MAY_IMPORT: Final = {
     "upstream": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once"},
     # what the product does, and HTTP in front of it
     "repository": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once"},
-    "server": {"errors", "oci", "policy", "ports", "telemetry", "repository"},
+    "transfer": {"errors", "oci", "policy", "ports", "telemetry", "once", "repository"},
+    "server": {"errors", "oci", "policy", "ports", "telemetry", "repository", "transfer"},
     # processes
     "listen": {"errors"},
     "supervisor": {"errors", "telemetry", "listen"},
@@ -47,6 +48,10 @@ _ONLY_IN: Final = {
     "redis": {"index", "memo"},
     "prometheus_client": {"telemetry", "server"},
     "structlog": {"telemetry"},
+    "yaml": {"transfer"},
+    "cryptography": {"transfer"},
+    "cronsim": {"policy"},
+    "semantic_version": {"policy"},
     "pydantic": {"config"},
     "pydantic_settings": {"config"},
     "typer": {"cli"},

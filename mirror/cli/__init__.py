@@ -1,0 +1,10 @@
+"""The command line: thin calls into what the rest can do. One file per group of commands.
+
+A module that is imported here adds its commands to the application; `--help` lists them in this order.
+"""
+
+from mirror.cli import serving as serving  # the order is that of `--help`
+from mirror.cli import storage as storage
+from mirror.cli.base import application, main
+
+__all__ = ["application", "main"]

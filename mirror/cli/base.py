@@ -1,0 +1,59 @@
+"""What all commands share: the application, the options that are the same everywhere, and how errors end.
+
+Exit status: 0 done, 1 failed, 2 unusable arguments or configuration.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from mirror import __version__
+from mirror.errors import ConfigError, MirrorError
+
+__all__ = ["ConfigFile", "application", "main", "table_console"]
+
+application = typer.Typer(
+    name="mirror",
+    help="A pull-through caching mirror for OCI and Docker registries.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="TOML file with the settings; without it, all defaults.")
+]
+
+
+def main() -> None:
+    """The entry of the `mirror` command."""
+    try:
+        application()
+    except ConfigError as error:
+        _refuse(error)
+    except MirrorError as error:
+        print(f"mirror: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def _refuse(error: ConfigError) -> NoReturn:
+    for mistake in error.mistakes:
+        print(f"mirror: {mistake}", file=sys.stderr)
+    raise SystemExit(2) from error
+
+
+def table_console() -> Console:
+    """For tables on standard output: as wide as the terminal, and never cut where it is piped."""
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
+@application.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit

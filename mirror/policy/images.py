@@ -1,0 +1,72 @@
+"""Images as people write them: `alpine`, `quay.io/org/app:1.2`, `ghcr.io/owner/app@sha256:…`.
+
+The rules are Docker's, except that the registry must be one of the mirror's own: an image that this mirror would never
+serve is a mistake, to be told at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from mirror.errors import NameInvalid, NameUnknown
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Reference, Repo, check_name, check_registry, check_tag
+from mirror.policy.routing import RoutingTable
+
+__all__ = ["Image", "looks_like_host", "parse_image"]
+
+_DEFAULT_TAG: Final = "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A repository with a tag, a digest, or both: then the digest says what is meant, the tag what it is called."""
+
+    repo: Repo
+    tag: str | None = None
+    digest: Digest | None = None
+
+    @property
+    def reference(self) -> Reference:
+        """What a registry is asked for."""
+        return self.digest or self.tag or _DEFAULT_TAG
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        return f"{self.repo}{tag}@{self.digest}" if self.digest else f"{self.repo}{tag}"
+
+
+def looks_like_host(first: str) -> bool:
+    """Whether the first part of a name is a registry: `library` and `bitnami` are names on the default one."""
+    return "." in first or ":" in first or first == "localhost"
+
+
+def parse_image(text: str, table: RoutingTable) -> Image:
+    """An image of a configured registry; without a tag or digest `latest` is meant, as everywhere.
+
+    Raises `NameInvalid`, `TagInvalid`, `DigestInvalid`, and `NameUnknown` where the registry is not configured.
+    """
+    written = text.strip().removeprefix("docker://")
+    name, at, digest = written.partition("@")
+    parsed = Digest.parse(digest) if at else None
+    head, slash, last = name.rpartition("/")
+    last, colon, tag = last.partition(":")
+    name = f"{head}{slash}{last}"
+    if not name:
+        raise NameInvalid(f"not an image: {text[:80]!r}")
+    given = check_tag(tag) if colon else None
+    first, slash, rest = name.partition("/")
+    if slash and looks_like_host(first):
+        found = table.registry(check_registry(first.lower()))
+        if found is None:
+            raise NameUnknown(f"{text}: the registry {first} is not configured in this mirror")
+        name = rest
+    else:
+        found = table.registry(table.default) if table.default is not None else None
+        if found is None:
+            raise NameUnknown(f"{text}: no registry is named, and there is no default one")
+    registry, entry = found
+    if entry.library and "/" not in name:
+        name = f"library/{name}"
+    return Image(Repo(registry, check_name(name)), given or (None if parsed else _DEFAULT_TAG), parsed)

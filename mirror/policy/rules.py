@@ -1,0 +1,16 @@
+"""How the repositories of one route are treated: all that `[[route]]` says, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mirror.policy.freshness import FreshnessRule
+
+__all__ = ["RouteRule"]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRule:
+    """The defaults are those of a repository that no route fits."""
+
+    freshness: FreshnessRule = field(default_factory=lambda: FreshnessRule(tag_ttl=300.0, stale_while_down=604800.0))

@@ -1,0 +1,1 @@
+"""Moving many things: images into the cache, into bundles and out of them."""
