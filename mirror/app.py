@@ -24,6 +24,7 @@ from mirror.oci.digest import Digest
 from mirror.once import end
 from mirror.policy.eviction import Water
 from mirror.policy.freshness import FreshnessRule
+from mirror.policy.pins import PinRule
 from mirror.policy.routing import Registry, RoutingTable
 from mirror.policy.rules import RouteRule
 from mirror.policy.sizes import parse_capacity
@@ -41,11 +42,12 @@ from mirror.store.catalog import LocalCatalog
 from mirror.store.layout import Layout
 from mirror.store.local import LocalStore
 from mirror.store.locks import Locks
+from mirror.store.pins import LocalPins
 from mirror.store.recovery import sweep
 from mirror.upstream.credentials import Credentials, CredentialSource, DockerConfig, GivenCredentials
 from mirror.upstream.registry import RegistryUpstream
 
-__all__ = ["App", "Storage", "build", "open_storage"]
+__all__ = ["App", "Disk", "Storage", "build", "open_disk", "open_storage", "pin_rules", "routing_table"]
 
 #: Threads are made when they are needed; these are bounds. Each fill occupies one while it receives.
 _FILLING_THREADS = 256
@@ -59,6 +61,16 @@ _SUCCEED_AFTER = 30.0
 _IDLE = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The truth alone: enough for the command line to look at what is here, and to say what must stay."""
+
+    layout: Layout
+    store: LocalStore
+    catalog: LocalCatalog
+    pins: LocalPins
+
+
 @dataclass(slots=True)
 class Storage:
     """Disk and index, and what keeps them in order: enough for the command line without a server."""
@@ -66,6 +78,7 @@ class Storage:
     layout: Layout
     store: LocalStore
     catalog: LocalCatalog
+    pins: LocalPins
     index: ContentIndex
     locks: Locks
     evictor: Evictor
@@ -92,14 +105,19 @@ class _InFlight:
         return frozenset(self.flights.digests()) if self.flights else ()
 
 
+def open_disk(config: Config) -> Disk:
+    """Blocking; nothing is to be closed. Raises `StoreError`."""
+    layout = Layout(config.store.root)
+    return Disk(layout, LocalStore(layout), LocalCatalog(layout), LocalPins(layout))
+
+
 @asynccontextmanager
 async def open_storage(config: Config, in_flight: _InFlight | None = None) -> AsyncIterator[Storage]:
     """Open disk and index. Raises `StoreError`, `ConfigError`."""
     in_flight = in_flight or _InFlight()
     async with AsyncExitStack() as stack:
-        layout = Layout(config.store.root)
-        store = await asyncio.to_thread(LocalStore, layout)
-        catalog = LocalCatalog(layout)
+        disk = await asyncio.to_thread(open_disk, config)
+        layout, store, catalog, pins = disk.layout, disk.store, disk.catalog, disk.pins
         locks = Locks(layout, secret=store.id)
         index = _open_index(config, layout, store.id)
         stack.push_async_callback(index.aclose)
@@ -112,7 +130,7 @@ async def open_storage(config: Config, in_flight: _InFlight | None = None) -> As
             rebuild=lambda: ensure(store, catalog, index, exclusive=lambda: locks.named("rebuild")),
             reclaim=lambda: sweep(layout, keep=_IDLE, now=time.time).bytes,
         )
-        yield Storage(layout, store, catalog, index, locks, evictor)
+        yield Storage(layout, store, catalog, pins, index, locks, evictor)
 
 
 @asynccontextmanager
@@ -168,6 +186,22 @@ async def build(config: Config) -> AsyncIterator[App]:
         sender = Sender(sending, stall=config.server.client_stall)
         front = Front(router, sender, health_pages(readiness), log_requests=config.server.access_log)
         yield App(front, readiness, router, shelf, storage)
+
+
+def routing_table(config: Config) -> RoutingTable:
+    """Which registries there are, and how requests and people name them."""
+    return RoutingTable.build(
+        (
+            Registry(entry.name, tuple(entry.aliases), tuple(entry.hosts), library=entry.name == "docker.io")
+            for entry in config.upstream
+        ),
+        config.default_registry or None,
+    )
+
+
+def pin_rules(config: Config) -> list[PinRule]:
+    """Which images stay because the configuration says so."""
+    return [PinRule(pin.match, pin.reason) for pin in config.pin]
 
 
 def _rule(route: RouteSettings) -> RouteRule:
@@ -227,13 +261,7 @@ class _Upstreams:
         self._executor = executor
         self._memo = memo
         self._settings = {entry.name: entry for entry in config.upstream}
-        self.table = RoutingTable.build(
-            (
-                Registry(entry.name, tuple(entry.aliases), tuple(entry.hosts), library=entry.name == "docker.io")
-                for entry in config.upstream
-            ),
-            config.default_registry or None,
-        )
+        self.table = routing_table(config)
         self._made: dict[str, Upstream] = {}
 
     def named(self, name: str) -> Upstream:

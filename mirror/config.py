@@ -32,9 +32,10 @@ from mirror.errors import ConfigError, RequestError
 from mirror.index.redis import parse_redis_url
 from mirror.oci.reference import check_registry
 from mirror.policy.durations import parse_duration
+from mirror.policy.pins import PinRule
 from mirror.policy.sizes import parse_capacity
 
-__all__ = ["PUBLIC", "Config", "RouteSettings", "UpstreamSettings", "load"]
+__all__ = ["PUBLIC", "Config", "PinSettings", "RouteSettings", "UpstreamSettings", "load"]
 
 Seconds = Annotated[float, BeforeValidator(parse_duration)]
 
@@ -201,6 +202,20 @@ class RouteSettings(_Section):
     stale_while_down: Seconds = Field(604800.0, description="So old a tag's answer may be while upstream is down.")
 
 
+def _pin_pattern(text: str) -> str:
+    PinRule(text)
+    return text
+
+
+class PinSettings(_Section):
+    """`[[pin]]`: images that are never evicted."""
+
+    match: Annotated[str, AfterValidator(_pin_pattern)] = Field(
+        description="registry/name:tag, each with * and ? (** in names): docker.io/library/*:3.1*"
+    )
+    reason: str = Field("", description="Why, for whoever asks `mirror pins`.")
+
+
 #: What is served without any `[[upstream]]`. Only these names are ever contacted then.
 PUBLIC: Final = (
     {
@@ -237,6 +252,7 @@ class Config(BaseSettings):
         default_factory=lambda: [UpstreamSettings.model_validate(entry) for entry in PUBLIC]
     )
     route: list[RouteSettings] = []
+    pin: list[PinSettings] = []
 
     @classmethod
     def settings_customise_sources(
