@@ -32,6 +32,8 @@ from mirror.ports import BlobInfo, ContentIndex, Upstream
 from mirror.repository.evictor import Evictor
 from mirror.repository.flights import Flights
 from mirror.repository.grants import Grants
+from mirror.repository.names import NamesOnDisk
+from mirror.repository.pins import PinnedContent
 from mirror.repository.proxied import Shelf
 from mirror.repository.reconcile import ensure, reconcile
 from mirror.repository.router import Router
@@ -121,11 +123,14 @@ async def open_storage(config: Config, in_flight: _InFlight | None = None) -> As
         locks = Locks(layout, secret=store.id)
         index = _open_index(config, layout, store.id)
         stack.push_async_callback(index.aclose)
+        names = NamesOnDisk(store, catalog)
         evictor = Evictor(
             store,
             index,
             water=Water(parse_capacity(config.store.capacity), config.store.high_water, config.store.low_water),
+            names=names,
             protected=in_flight.digests,
+            pinned=PinnedContent(catalog, pins, pin_rules(config), names).digests,
             exclusive=lambda: locks.named("evict"),
             rebuild=lambda: ensure(store, catalog, index, exclusive=lambda: locks.named("rebuild")),
             reclaim=lambda: sweep(layout, keep=_IDLE, now=time.time).bytes,
@@ -167,6 +172,7 @@ async def build(config: Config) -> AsyncIterator[App]:
             executor=filling,
             exclusive=storage.locks.exclusive,
             touch=storage.evictor.touch,
+            name=storage.evictor.name,
         )
         stack.push_async_callback(shelf.aclose)
 

@@ -18,7 +18,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.pins import PinRule, rule_for
-from mirror.ports import BlobStore, Catalog, Pins
+from mirror.ports import Catalog, Pins
 from mirror.repository.names import NamesOnDisk
 
 __all__ = ["PinnedContent", "PinnedImage", "pinned_images", "why_pinned"]
@@ -83,10 +83,7 @@ def _root(catalog: Catalog, repo: Repo, reference: Reference) -> Descriptor | No
 class PinnedContent:
     """The digests that stay because of pins. May be asked from any thread."""
 
-    def __init__(
-        self, store: BlobStore, catalog: Catalog, pins: Pins, rules: Sequence[PinRule], names: NamesOnDisk
-    ) -> None:
-        self._store = store
+    def __init__(self, catalog: Catalog, pins: Pins, rules: Sequence[PinRule], names: NamesOnDisk) -> None:
         self._catalog = catalog
         self._pins = pins
         self._rules = tuple(rules)

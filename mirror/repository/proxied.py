@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed
 from mirror.oci.reference import Reference, Repo
 from mirror.once import Once
 from mirror.policy.freshness import is_fresh, may_serve_stale
-from mirror.policy.records import ContentRecord, ManifestRecord, TagRecord
+from mirror.policy.records import ContentRecord, ManifestNames, ManifestRecord, TagRecord
 from mirror.policy.rules import RouteRule
 from mirror.ports import BlobInfo, BlobStore, Body, Catalog, ContentIndex, Upstream
 from mirror.repository.content import (
@@ -119,6 +119,7 @@ class Shelf:
     executor: Executor
     exclusive: Exclusive
     touch: Callable[[Digest], None]
+    name: Callable[[ManifestNames, int], Coroutine[Any, Any, None]]
     now: Callable[[], float] = time.time
     tags: Hot[tuple[Repo, str], HotTag] = field(default_factory=lambda: Hot(16 << 20, lambda _: 512))
     manifests: Hot[tuple[Repo, Digest], Manifest] = field(
@@ -146,7 +147,15 @@ class Shelf:
     async def landed(self, info: BlobInfo) -> None:
         """A blob was published: remember it."""
         self.went_cached()
-        telling = asyncio.create_task(self._tell_index(info))
+        await self._tell(self._tell_index(info))
+
+    async def named(self, manifest: Manifest) -> None:
+        """A manifest is here: what it names only goes together with it."""
+        await self._tell(self.name(ManifestNames.of(manifest), len(manifest.content)))
+
+    async def _tell(self, what: Coroutine[Any, Any, None]) -> None:
+        """For a moment; then it goes on without us."""
+        telling = asyncio.create_task(what)
         self.telling.add(telling)
         telling.add_done_callback(self.telling.discard)
         await asyncio.wait({telling}, timeout=_PATIENCE)
@@ -347,6 +356,7 @@ class ProxiedRepository:
         if stored:
             # whoever has the manifest may have its blobs: other processes may not know that yet
             await self._shelf.grants.give(self.repo, named_by(stored))
+            await self._shelf.named(stored)
         return stored
 
     async def _keep(self, manifest: Manifest) -> None:
@@ -356,6 +366,7 @@ class ProxiedRepository:
             info = await asyncio.to_thread(self._shelf.store.put, manifest.digest, manifest.content)
             await asyncio.to_thread(self._shelf.catalog.put_manifest, self.repo, record)
             await self._shelf.landed(info)
+            await self._shelf.named(manifest)
         except StoreError as error:
             self._shelf.went_uncached(error, manifest.digest)
         await self._shelf.grants.give(self.repo, named_by(manifest))

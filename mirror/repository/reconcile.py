@@ -1,15 +1,12 @@
 """Makes the index agree with the disk, which is the truth. No upstream is asked.
 
-    absent or lost ── every blob put ── links put ── records without a file dropped ── MARK ──> whole
-          ^                                                                                      │
-          └─────────────── FLUSHALL, a file begun anew, or found to lack blobs: no MARK <────────┘
+    absent or lost ── every blob put ── records without a file dropped ── links and names put ── MARK ──> whole
+          ^                                                                                                │
+          └─────────────────── FLUSHALL, a file begun anew, or found to lack blobs: no MARK <──────────────┘
 
 Everything is repeatable and may run while the mirror works: what is put again counts once, the later time of use
 stays, and a record is only dropped after a second look at the disk. Interrupted, it has set no mark and is done again.
 Done twice, it changes nothing.
-
-Known limit: the index lists only blobs without a pin, so the record of a pinned blob whose file is gone stays. It
-keeps the pin for when the blob is fetched again.
 """
 
 from __future__ import annotations
@@ -27,14 +24,14 @@ from mirror.errors import BlobUnknown, IndexUnavailable, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Manifest, ManifestMalformed, read_manifest
 from mirror.oci.reference import Repo
-from mirror.policy.records import ContentRecord, ManifestRecord
+from mirror.policy.records import ContentRecord, ManifestNames, ManifestRecord
 from mirror.ports import BlobStore, Catalog, ContentIndex
 from mirror.repository.grants import named_by
 
 __all__ = ["INCOMPLETE", "MARK", "Reconciled", "ensure", "is_whole", "reconcile"]
 
 #: The marker of an index that this code has rebuilt; another one means that it was rebuilt to other rules.
-MARK: Final = "1"
+MARK: Final = "2"
 #: The marker of an index that is known to lack something.
 INCOMPLETE: Final = "incomplete"
 
@@ -143,13 +140,17 @@ class _Patient:
 async def _drop_strays(store: BlobStore, index: ContentIndex, call: _Patient) -> int:
     """Drop the records whose file is gone."""
     dropped = 0
-    recorded = (await call(index.usage)).blobs
-    known = await call(partial(index.coldest, recorded))
-    for batch in _cut(known, _BATCH):
-        strays = await asyncio.to_thread(_absent, store, [record.digest for record in batch])
+    recorded = await call(partial(_all_recorded, index))
+    for batch in _cut(recorded, _BATCH):
+        strays = await asyncio.to_thread(_absent, store, batch)
         await call(partial(index.drop, strays))
         dropped += len(strays)
     return dropped
+
+
+async def _all_recorded(index: ContentIndex) -> list[Digest]:
+    """Each once."""
+    return list({digest: None async for batch in index.recorded() for digest in batch})
 
 
 def _absent(store: BlobStore, digests: Iterable[Digest]) -> list[Digest]:
@@ -166,14 +167,17 @@ def _absent(store: BlobStore, digests: Iterable[Digest]) -> list[Digest]:
 async def _link(
     store: BlobStore, catalog: Catalog, index: ContentIndex, manifests: ManifestReader, call: _Patient
 ) -> tuple[int, int, int, int]:
-    """Link to each repository what its manifests name; repositories, manifests, links and manifests skipped."""
+    """Link to each repository what its manifests name, and tell what that is; repositories, manifests, links and
+    manifests skipped.
+    """
     repositories = read = links = skipped = 0
     async for batch in _in_thread(catalog.repositories(), 1):
         repo = batch[0]
         repositories += 1
         async for records in _in_thread(catalog.manifests(repo), 50):
-            named, failed = await asyncio.to_thread(_named, store, repo, records, manifests)
+            named, names, failed = await asyncio.to_thread(_named, store, repo, records, manifests)
             await call(partial(index.link, repo, named))
+            await call(partial(index.name, names))
             read += len(records) - failed
             skipped += failed
             links += len(named)
@@ -182,9 +186,12 @@ async def _link(
 
 def _named(
     store: BlobStore, repo: Repo, records: Iterable[ManifestRecord], manifests: ManifestReader
-) -> tuple[dict[Digest, int], int]:
-    """Blocking: what some manifests of a repository name, with sizes in bytes, and how many could not be read."""
+) -> tuple[dict[Digest, int], list[ManifestNames], int]:
+    """Blocking: what some manifests of a repository let it serve, with sizes in bytes; what each of them names; and how
+    many could not be read.
+    """
     named: dict[Digest, int] = {}
+    names: list[ManifestNames] = []
     skipped = 0
     for record in records:
         try:
@@ -196,9 +203,10 @@ def _named(
                 "reconcile.skipped", repository=str(repo), digest=str(record.digest), reason=str(error)
             )
             continue
+        names.append(ManifestNames.of(manifest))
         for digest, size in named_by(manifest).items():
             named[digest] = max(size, named.get(digest, -1))
-    return named, skipped
+    return named, names, skipped
 
 
 async def _in_thread(items: Iterable[_Item], size: int) -> AsyncIterator[list[_Item]]:
