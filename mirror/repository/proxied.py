@@ -64,7 +64,7 @@ _STALE_FOR: Final = 5.0
 _ALONE_FOR: Final = 5.0
 #: Seconds that an answer waits for the index to take note of a blob.
 _PATIENCE: Final = 0.25
-#: Seconds until the disk is looked at again for what a tag points to.
+#: Seconds until the disk is looked at again for what a tag points to, and for a manifest that is in memory.
 _LOOK_EVERY: Final = 2.0
 #: Seconds by which a clock may have been put back before what was remembered under the later time counts for nothing.
 _CLOCK_SLACK: Final = 60.0
@@ -125,6 +125,8 @@ class Shelf:
     manifests: Hot[tuple[Repo, Digest], Manifest] = field(
         default_factory=lambda: Hot(64 << 20, lambda manifest: len(manifest.content) * 3 + 1024)
     )
+    #: When the disk was last looked at for a manifest that is in memory (epoch seconds).
+    looked: Hot[Digest, float] = field(default_factory=lambda: Hot(4 << 20, lambda _: 256))
     #: Sizes in bytes of blobs that were hashed here because a manifest says another size.
     sound: Hot[Digest, int] = field(default_factory=lambda: Hot(1 << 20, lambda _: 256))
     once: Once = field(default_factory=Once)
@@ -326,10 +328,21 @@ class ProxiedRepository:
         self._shelf.touch(digest)
         hot = self._shelf.manifests.get((self.repo, digest))
         if hot:
+            await self._put_back(hot)
             return hot, Outcome.HIT
         loaded, outcome = await self._shelf.once.run(("manifest", self.repo, digest), lambda: self._load(digest))
         self._shelf.manifests.put((self.repo, digest), loaded)
         return loaded, outcome
+
+    async def _put_back(self, manifest: Manifest) -> None:
+        """What was evicted but is in memory gets its place on the disk again: else what it names would be nobody's."""
+        now = self._shelf.now()
+        looked = self._shelf.looked.get(manifest.digest)
+        if looked is not None and 0 <= now - looked < _LOOK_EVERY:
+            return
+        self._shelf.looked.put(manifest.digest, now)
+        if not self._is_here(manifest.digest):
+            await self._shelf.once.run(("put back", self.repo, manifest.digest), lambda: self._keep(manifest))
 
     async def _load(self, digest: Digest) -> tuple[Manifest, Outcome]:
         stored = await self._load_stored(digest)
