@@ -93,7 +93,8 @@ def pins(
         table.add_row(name_of(image.repo, image.reference), image.reason, since, _date(image.until), state.words)
     if rows:
         table_console().print(table)
-    print(f"{len(rows) - len(over)} images are pinned")
+    count = len(rows) - len(over)
+    print(f"{count} pinned image{'' if count == 1 else 's'}")
 
 
 def name_of(repo: Repo, reference: Reference) -> str:

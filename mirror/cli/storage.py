@@ -37,18 +37,20 @@ def gc(
         return
     table = Table("image", "digest", "size", "why")
     for image, group in groups.items():
-        total = f"{format_size(_bytes(group))} in {len(group)} blob{'' if len(group) == 1 else 's'}"
-        table.add_row(_title(image, names), "", total, "")
+        table.add_row(_title(image, names), f"{_count(group, 'blob')}", format_size(_bytes(group)), "")
         for victim in group:
             table.add_row("", str(victim.digest), format_size(victim.size), _why(victim, names))
         table.add_section()
     if victims:
         table_console().print(table)
-    images = len(groups) - (None in groups)
-    print(
-        f"{len(victims)} blobs of {images} images, {format_size(_bytes(victims))} "
-        f"{'would be' if dry_run else 'were'} dropped"
-    )
+    images = [image for image in groups if image is not None]
+    total = format_size(_bytes(victims))
+    verb = "would be" if dry_run else "were"
+    print(f"{_count(victims, 'blob')}, {total}, {verb} dropped, with them {_count(images, 'image')}")
+
+
+def _count(things: Sequence[object], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
 async def _collect(loaded: settings.Config, dry_run: bool) -> tuple[list[Victim], dict[Digest, list[str]]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Final, TypeVar
@@ -174,39 +174,47 @@ async def _link(
     async for batch in _in_thread(catalog.repositories(), 1):
         repo = batch[0]
         repositories += 1
+        used: dict[Digest, float] = {}
         async for records in _in_thread(catalog.manifests(repo), 50):
-            named, names, failed = await asyncio.to_thread(_named, store, repo, records, manifests)
-            await call(partial(index.link, repo, named))
-            await call(partial(index.name, names))
-            read += len(records) - failed
-            skipped += failed
-            links += len(named)
+            found = await asyncio.to_thread(_named, store, repo, records, manifests)
+            await call(partial(index.link, repo, found.named))
+            await call(partial(index.name, found.names))
+            used |= found.used
+            read += len(found.names)
+            skipped += len(records) - len(found.names)
+            links += len(found.named)
+        # once all are named: the disk notes the use of a manifest, not that this was one of its index
+        await call(partial(index.touch, used))
     return repositories, read, links, skipped
 
 
-def _named(
-    store: BlobStore, repo: Repo, records: Iterable[ManifestRecord], manifests: ManifestReader
-) -> tuple[dict[Digest, int], list[ManifestNames], int]:
-    """Blocking: what some manifests of a repository let it serve, with sizes in bytes; what each of them names; and how
-    many could not be read.
-    """
-    named: dict[Digest, int] = {}
-    names: list[ManifestNames] = []
-    skipped = 0
+@dataclass(slots=True)
+class _Found:
+    """What some manifests of a repository let it serve, with sizes in bytes; what each names, and when it was used."""
+
+    named: dict[Digest, int] = field(default_factory=dict)
+    names: list[ManifestNames] = field(default_factory=list)
+    used: dict[Digest, float] = field(default_factory=dict)
+
+
+def _named(store: BlobStore, repo: Repo, records: Iterable[ManifestRecord], manifests: ManifestReader) -> _Found:
+    """Blocking. Those that cannot be read are left out."""
+    found = _Found()
     for record in records:
         try:
+            used_at = store.stat(record.digest).used_at
             content = store.read(record.digest, LARGEST)
             manifest = manifests(content, record.media_type, record.digest.algorithm)
         except (BlobUnknown, StoreError, ManifestMalformed) as error:
-            skipped += 1
             telemetry.log.warning(
                 "reconcile.skipped", repository=str(repo), digest=str(record.digest), reason=str(error)
             )
             continue
-        names.append(ManifestNames.of(manifest))
+        found.names.append(ManifestNames.of(manifest))
+        found.used[record.digest] = used_at
         for digest, size in named_by(manifest).items():
-            named[digest] = max(size, named.get(digest, -1))
-    return named, names, skipped
+            found.named[digest] = max(size, found.named.get(digest, -1))
+    return found
 
 
 async def _in_thread(items: Iterable[_Item], size: int) -> AsyncIterator[list[_Item]]:

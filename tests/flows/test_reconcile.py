@@ -190,6 +190,15 @@ async def test_what_the_index_knows_better_stays(index: ContentIndex, disk: Disk
     assert await index.usage() == disk.usage
 
 
+async def test_the_use_of_a_manifest_is_one_of_its_index(index: ContentIndex, disk: Disk) -> None:
+    """The disk notes that a platform's manifest was used; its index must not be colder for that."""
+    disk.store.mark_used({disk.image: 7000.0})
+    await reconcile(disk.store, disk.catalog, index)
+    found = await index.get(disk.list)
+    assert found is not None
+    assert found.last_used == 7000.0
+
+
 async def test_manifests_that_cannot_be_read_are_skipped(index: ContentIndex, disk: Disk) -> None:
     """Damaged, gone or malformed, each is counted, and the others are linked."""
     disk.store.damage(disk.image, b"rubbish")
