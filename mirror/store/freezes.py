@@ -33,7 +33,9 @@ class LocalFreezes:
         freeze = None if note is None else _read(note)
         if freeze is None and self._notes.holds(key):
             # a tag that was frozen for a reason must not move because its note is damaged or the disk is failing
-            raise StoreError(f"{repo}:{tag} is frozen, but at which digest cannot be read; freeze or unfreeze it again")
+            raise StoreError(
+                f"{repo}:{tag} is frozen, but at what cannot be read: freeze it --at a digest, or unfreeze it"
+            )
         return freeze
 
     def put(self, freeze: Freeze) -> None:
