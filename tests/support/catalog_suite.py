@@ -91,7 +91,8 @@ class CatalogSuite:
         assert catalog.get_history(ALPINE, "1.0") == seen
         assert catalog.get_tag(ALPINE, "1.0") is None
         assert catalog.tags(ALPINE) == []
-        assert list(catalog.repositories()) == []
+        catalog.put_history(Repo("docker.io", "library/busybox"), "1.0", seen)
+        assert Repo("docker.io", "library/busybox") not in another.repositories()
 
     def test_a_manifest_belongs_to_its_repository(self, catalog: Catalog, another: Catalog) -> None:
         """Linked in one repository, a manifest is not in another; both algorithms work; put again it is replaced."""
