@@ -245,8 +245,8 @@ def _summary(found: StandingTag) -> str:
     if found.dropped:
         return f"{name} is not on the disk: upstream had no such tag when it was last asked"
     if found.choice and found.choice.held_back:
-        what = "the newest digest" if found.choice.serve else "every digest"
-        return f"{what} of {name} is too new (minimum_age); the newest is served from {_from(found)} on"
+        what = f"answers {found.answers}" if found.answers else "is refused"
+        return f"{name} {what}: the newest digest is too new (minimum_age), and is served from {_from(found)} on"
     return f"{name} answers {found.answers}"
 
 

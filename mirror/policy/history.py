@@ -47,11 +47,14 @@ class Kept(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What to serve; None: nothing is old enough. `newest_from` is when the newest will be (epoch seconds)."""
+    """What to serve; None: nothing is old enough. `newest_from` is when the newest will be, `any_from` when the first
+    of all will be or was (epoch seconds).
+    """
 
     serve: Sighting | None
     newest: Sighting
     newest_from: float
+    any_from: float
 
     @property
     def held_back(self) -> bool:
@@ -120,14 +123,17 @@ def choose(
 
     newest_from = old_from(newest.digest) if rule.minimum else newest.first_seen
     if not rule.minimum or newest_from <= now:
-        return Choice(newest, newest, newest_from)
+        return Choice(newest, newest, newest_from, newest_from)
+    any_from = newest_from
     for one in reversed(history[:-1]):
-        if old_from(one.digest) <= now:
-            return Choice(one, newest, newest_from)
+        one_from = old_from(one.digest)
+        if one_from <= now:
+            return Choice(one, newest, newest_from, one_from)
+        any_from = min(any_from, one_from)
     if not rule.serve_new:
-        return Choice(None, newest, newest_from)
+        return Choice(None, newest, newest_from, any_from)
     oldest = history[0]
-    return Choice(newest if oldest.digest == newest.digest else oldest, newest, newest_from)
+    return Choice(newest if oldest.digest == newest.digest else oldest, newest, newest_from, any_from)
 
 
 def pointed_to(history: Sequence[Sighting], when: float) -> Sighting | None:

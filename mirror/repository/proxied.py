@@ -198,7 +198,7 @@ class ProxiedRepository:
             manifest, fetched = await self._manifest(tag.record.digest)
         except ManifestUnknown as error:
             if tag.kept:
-                raise self._kept_but_gone(reference, tag) from error
+                raise self._kept_but_gone(reference, tag, error) from error
             # the tag moved on between the HEAD and the GET, or the record is of a digest that upstream has dropped
             tag = await self._ask_again(reference)
             manifest, fetched = await self._manifest(tag.record.digest)
@@ -222,13 +222,14 @@ class ProxiedRepository:
         try:
             found = await self._resolve_digest(tag.record.digest)
         except ManifestUnknown as error:
-            raise self._kept_but_gone(reference, tag) from error
+            raise self._kept_but_gone(reference, tag, error) from error
         return replace(found, outcome=tag.outcome if found.outcome is Outcome.HIT else found.outcome, kept=tag.kept)
 
-    def _kept_but_gone(self, reference: str, tag: HotTag) -> ManifestUnknown:
+    def _kept_but_gone(self, reference: str, tag: HotTag, error: ManifestUnknown) -> ManifestUnknown:
         why = "frozen at" if tag.kept is Kept.FROZEN else "held back by minimum_age at"
         return ManifestUnknown(
-            f"{self.repo}:{reference} is {why} {tag.record.digest}, which is not here, and upstream no longer has it"
+            f"{self.repo}:{reference} is {why} {tag.record.digest}, which is not here and cannot be fetched any more:"
+            f" {error}"
         )
 
     async def _resolve_digest(self, digest: Digest) -> ManifestAnswer:
@@ -295,8 +296,8 @@ class ProxiedRepository:
         choice = await asyncio.to_thread(self._shelf.histories.choose, self.repo, said.record, self._rule.age)
         if choice.serve is None:
             raise HeldBack(
-                f"{self.repo}:{tag} points to {choice.newest.digest}, which this mirror first saw too lately"
-                f" (minimum_age); it is served from {format_moment(choice.newest_from)} on"
+                f"{self.repo}:{tag} points to {choice.newest.digest}, which this mirror has not known for long enough"
+                f" (minimum_age); the tag is served from {format_moment(choice.any_from)} on"
             )
         if not choice.held_back:
             return said

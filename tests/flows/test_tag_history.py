@@ -231,6 +231,13 @@ async def test_a_version_that_moves(registry: FakeRegistry, mirror: LiveMirror) 
     assert _count((await mirror.ask("/metrics")).body, name) == before + 1
 
 
+async def test_81_names_below_a_wildcard_are_no_labels(registry: FakeRegistry, tmp_path: Path) -> None:
+    """Row 81: moves are counted by what is configured, not by the hosts that clients name."""
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url, "*.pkg.dev": {}}) as mirror:
+        assert mirror.app.shelf.label("docker.io") == "docker.io"
+        assert mirror.app.shelf.label("made-up.pkg.dev") == "*.pkg.dev"
+
+
 def _count(text: bytes, name: bytes) -> float:
     return sum(float(line.removeprefix(name)) for line in text.splitlines() if line.startswith(name))
 
@@ -328,7 +335,7 @@ async def test_frozen_content_that_is_gone(registry: FakeRegistry, mirror: LiveM
     answer = await mirror.ask(_TAG)
     assert (answer.status, answer.code) == (404, "MANIFEST_UNKNOWN")
     assert b"frozen" in answer.body
-    assert b"upstream no longer has it" in answer.body
+    assert b"cannot be fetched any more" in answer.body
     assert not [request for request in registry.requests if request.path.endswith("/v1")]
     registry.stop()
     mirror.clock.forward(60)

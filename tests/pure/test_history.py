@@ -181,6 +181,8 @@ def test_a_manifest_that_is_here_for_long_is_no_news(here: float, served: str) -
 def test_when_it_will_be_served() -> None:
     """First seen, and the minimum age."""
     assert choose(_story("A9 B1"), _RULE, _T).newest_from == _T + 2 * _DAY
+    choice = choose(_story("A2 B1"), _RULE, _T)
+    assert (choice.any_from, choice.newest_from) == (_T + _DAY, _T + 2 * _DAY)
 
 
 @given(
