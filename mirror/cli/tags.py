@@ -43,7 +43,7 @@ def history(image: TagArgument, config: ConfigFile = None, as_json: AsJson = Fal
     if as_json:
         print(json.dumps(_written(found), indent=2))
         return
-    table = Table("digest", "first seen", "last seen", "content", "")
+    table = Table("digest", "first seen", "last seen", "content", "now")
     for one in found.standings:
         seen = one.sighting
         table.add_row(
@@ -103,7 +103,7 @@ def freezes(config: ConfigFile = None, as_json: AsJson = False) -> None:
         table.add_row(f"{one.repo}:{one.tag}", str(one.digest), format_moment(one.since), one.reason)
     if found:
         table_console().print(table)
-    print(f"{len(found)} tags are frozen")
+    print(f"frozen tags: {len(found)}")
 
 
 # ---------------------------------------------------------------------------------------------------- arguments
