@@ -287,7 +287,8 @@ class ProxiedRepository:
         freeze = await asyncio.to_thread(self._shelf.histories.frozen, self.repo, tag)
         if freeze:
             now = self._shelf.now()
-            record = TagRecord(tag, freeze.digest, freeze.media_type, freeze.size, now)
+            # nothing that upstream has said: older than any such record
+            record = TagRecord(tag, freeze.digest, freeze.media_type, freeze.size, 0.0)
             return HotTag(record, Outcome.HIT, now, now + _LOOK_EVERY, Kept.FROZEN)
         said = await ask(tag)
         return await self._hold_back(tag, said) if self._rule.age.minimum else said
@@ -371,17 +372,9 @@ class ProxiedRepository:
         return self._hot(fresh, Outcome.REVALIDATED if same else Outcome.MISS)
 
     async def _remember(self, record: TagRecord | None, fresh: TagRecord) -> Digest | None:
-        """The other digest that the tag pointed to before. The history comes first: after a crash in between, the next
-        answer finds it written.
-        """
-
-        def write() -> Digest | None:
-            was = self._shelf.histories.learn(self.repo, record, fresh, self._rule.age)
-            self._shelf.catalog.put_tag(self.repo, fresh)
-            return was
-
+        """The other digest that the tag pointed to before."""
         try:
-            return await asyncio.to_thread(write)
+            return await asyncio.to_thread(self._shelf.histories.put_tag, self.repo, record, fresh, self._rule.age)
         except StoreError as error:
             self._shelf.went_uncached(error, f"{self.repo}:{fresh.tag}")
             return record.digest if record and record.digest != fresh.digest else None

@@ -1,6 +1,6 @@
 """What the tags of all repositories have pointed to: learnt, judged by the minimum age, or frozen.
 
-    upstream says another digest ── learn() ──> a sighting more, on the disk ── choose() ──> what is served now
+    upstream says another digest ── put_tag() ──> a sighting more, on the disk ── choose() ──> what is served now
     mirror freeze ──> frozen() ──> upstream is not asked, and nothing is learnt, until mirror unfreeze
 
 Learning is repeatable: two processes that hear of the same move write the same history. It takes place under the tag's
@@ -74,10 +74,17 @@ class TagHistories:
         """Raises `StoreError` where that cannot be told."""
         return self.freezes.get(repo, tag)
 
-    def learn(self, repo: Repo, was: TagRecord | None, said: TagRecord, rule: AgeRule) -> Digest | None:
+    def put_tag(self, repo: Repo, was: TagRecord | None, said: TagRecord, rule: AgeRule) -> Digest | None:
         """Upstream has `said` what the tag points to; `was` is what was known. The other digest that it pointed to
         before; None: it did not move. Raises `StoreError`.
+
+        The history comes first: after a crash in between, the next answer finds it written.
         """
+        before = self._learn(repo, was, said, rule)
+        self.catalog.put_tag(repo, said)
+        return before
+
+    def _learn(self, repo: Repo, was: TagRecord | None, said: TagRecord, rule: AgeRule) -> Digest | None:
         now = self.clocks.later()
         before = self.catalog.get_history(repo, said.tag)
         known = recalled(before, was, now)

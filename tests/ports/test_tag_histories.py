@@ -35,7 +35,7 @@ def test_processes_that_learn_of_one_move(tmp_path: Path) -> None:
 
     def learn(histories: TagHistories, was: TagRecord | None, said: TagRecord) -> None:
         gate.wait()
-        histories.learn(_REPO, was, said, _RULE)
+        histories.put_tag(_REPO, was, said, _RULE)
 
     with ThreadPoolExecutor(len(processes)) as pool:
         was = None
