@@ -21,10 +21,12 @@ from mirror.index.embedded import EmbeddedIndex
 from mirror.index.redis import RedisIndex, parse_redis_url
 from mirror.memo import Memo, redis_cache
 from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
 from mirror.once import end
 from mirror.policy.eviction import Water
 from mirror.policy.freshness import FreshnessRule
-from mirror.policy.routing import Registry, RoutingTable
+from mirror.policy.history import AgeRule
+from mirror.policy.routing import Registry, RoutingTable, compile_pattern
 from mirror.policy.rules import RouteRule
 from mirror.policy.sizes import parse_capacity
 from mirror.ports import BlobInfo, ContentIndex, Upstream
@@ -34,10 +36,12 @@ from mirror.repository.grants import Grants
 from mirror.repository.proxied import Shelf
 from mirror.repository.reconcile import ensure, reconcile
 from mirror.repository.router import Router
+from mirror.repository.tag_history import TagHistories
 from mirror.server.front import Front
 from mirror.server.health import Readiness, health_pages
 from mirror.server.sending import Sender
 from mirror.store.catalog import LocalCatalog
+from mirror.store.freezes import LocalFreezes
 from mirror.store.layout import Layout
 from mirror.store.local import LocalStore
 from mirror.store.locks import Locks
@@ -45,7 +49,7 @@ from mirror.store.recovery import sweep
 from mirror.upstream.credentials import Credentials, CredentialSource, DockerConfig, GivenCredentials
 from mirror.upstream.registry import RegistryUpstream
 
-__all__ = ["App", "Storage", "build", "open_storage"]
+__all__ = ["App", "Storage", "age_rule", "build", "open_storage", "routing_table"]
 
 #: Threads are made when they are needed; these are bounds. Each fill occupies one while it receives.
 _FILLING_THREADS = 256
@@ -66,6 +70,7 @@ class Storage:
     layout: Layout
     store: LocalStore
     catalog: LocalCatalog
+    freezes: LocalFreezes
     index: ContentIndex
     locks: Locks
     evictor: Evictor
@@ -112,7 +117,7 @@ async def open_storage(config: Config, in_flight: _InFlight | None = None) -> As
             rebuild=lambda: ensure(store, catalog, index, exclusive=lambda: locks.named("rebuild")),
             reclaim=lambda: sweep(layout, keep=_IDLE, now=time.time).bytes,
         )
-        yield Storage(layout, store, catalog, index, locks, evictor)
+        yield Storage(layout, store, catalog, LocalFreezes(layout), index, locks, evictor)
 
 
 @asynccontextmanager
@@ -149,6 +154,8 @@ async def build(config: Config) -> AsyncIterator[App]:
             executor=filling,
             exclusive=storage.locks.exclusive,
             touch=storage.evictor.touch,
+            histories=TagHistories(storage.catalog, storage.freezes),
+            label=upstreams.label,
         )
         stack.push_async_callback(shelf.aclose)
 
@@ -171,7 +178,27 @@ async def build(config: Config) -> AsyncIterator[App]:
 
 
 def _rule(route: RouteSettings) -> RouteRule:
-    return RouteRule(FreshnessRule(route.tag_ttl, route.stale_while_down))
+    return RouteRule(
+        FreshnessRule(route.tag_ttl, route.stale_while_down),
+        age=AgeRule(route.minimum_age, serve_new=route.minimum_age_new == "serve"),
+    )
+
+
+def age_rule(config: Config, repo: Repo) -> AgeRule:
+    """What the first route that fits says of a repository, for the command line."""
+    fitting = (route for route in config.route if compile_pattern(route.match).fullmatch(str(repo)))
+    return next((_rule(route) for route in fitting), RouteRule()).age
+
+
+def routing_table(config: Config) -> RoutingTable:
+    """Which registries there are."""
+    return RoutingTable.build(
+        (
+            Registry(entry.name, tuple(entry.aliases), tuple(entry.hosts), library=entry.name == "docker.io")
+            for entry in config.upstream
+        ),
+        config.default_registry or None,
+    )
 
 
 def _open_index(config: Config, layout: Layout, store_id: str) -> ContentIndex:
@@ -227,13 +254,7 @@ class _Upstreams:
         self._executor = executor
         self._memo = memo
         self._settings = {entry.name: entry for entry in config.upstream}
-        self.table = RoutingTable.build(
-            (
-                Registry(entry.name, tuple(entry.aliases), tuple(entry.hosts), library=entry.name == "docker.io")
-                for entry in config.upstream
-            ),
-            config.default_registry or None,
-        )
+        self.table = routing_table(config)
         self._made: dict[str, Upstream] = {}
 
     def named(self, name: str) -> Upstream:
@@ -245,6 +266,11 @@ class _Upstreams:
                 raise KeyError(name)
             found = self._made[name] = self._make(name, self._settings[known[1].name])
         return found
+
+    def label(self, name: str) -> str:
+        """The entry that a registry falls under: bounded by the configuration, where names under a wildcard are not."""
+        known = self.table.registry(name)
+        return known[1].name if known else ""
 
     def _make(self, name: str, settings: UpstreamSettings) -> Upstream:
         label = settings.name  # bounded by the configuration, where names under a wildcard are not

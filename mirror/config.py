@@ -199,6 +199,12 @@ class RouteSettings(_Section):
     )
     tag_ttl: Seconds = Field(300.0, description="So long a tag's answer is believed without asking upstream.")
     stale_while_down: Seconds = Field(604800.0, description="So old a tag's answer may be while upstream is down.")
+    minimum_age: Seconds = Field(
+        0.0, description="Serve the newest digest of a tag that was first seen at least so long ago; 0: the newest."
+    )
+    minimum_age_new: Literal["refuse", "serve"] = Field(
+        "refuse", description="What is done about a tag that was never seen before, until it is old enough."
+    )
 
 
 #: What is served without any `[[upstream]]`. Only these names are ever contacted then.

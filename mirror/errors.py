@@ -3,7 +3,7 @@
     MirrorError
     ├── RequestError             the client's doing
     │   ├── NameInvalid · DigestInvalid · TagInvalid · RangeInvalid · PageInvalid
-    │   ├── Unauthorized · Denied · Unsupported · NotServed
+    │   ├── Unauthorized · Denied · Unsupported · NotServed · HeldBack
     │   └── NotKnown → NameUnknown · ManifestUnknown · BlobUnknown
     ├── UpstreamError            the other registry's doing; carries .upstream and .status
     │   ├── UpstreamUnavailable → UpstreamTimeout     no usable answer: dial, DNS, TLS, 5xx, a broken body
@@ -35,6 +35,7 @@ __all__ = [
     "Denied",
     "DigestInvalid",
     "DigestMismatch",
+    "HeldBack",
     "IndexUnavailable",
     "ManifestUnknown",
     "MirrorError",
@@ -107,6 +108,10 @@ class Unsupported(RequestError):
 
 class NotServed(RequestError):
     """A path outside the API."""
+
+
+class HeldBack(RequestError):
+    """All that a tag has pointed to is newer than the route's `minimum_age`."""
 
 
 class NotKnown(RequestError):
@@ -210,6 +215,7 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     Denied: Answer(403, "DENIED"),
     Unsupported: Answer(405, "UNSUPPORTED"),
     NotServed: Answer(404, "UNSUPPORTED"),
+    HeldBack: Answer(403, "DENIED"),
     NotKnown: Answer(404, "NAME_UNKNOWN"),
     NameUnknown: Answer(404, "NAME_UNKNOWN"),
     ManifestUnknown: Answer(404, "MANIFEST_UNKNOWN"),

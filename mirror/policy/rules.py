@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mirror.policy.freshness import FreshnessRule
+from mirror.policy.history import AgeRule
 
 __all__ = ["RouteRule"]
 
@@ -14,3 +15,4 @@ class RouteRule:
     """The defaults are those of a repository that no route fits."""
 
     freshness: FreshnessRule = field(default_factory=lambda: FreshnessRule(tag_ttl=300.0, stale_while_down=604800.0))
+    age: AgeRule = field(default_factory=AgeRule)

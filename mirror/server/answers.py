@@ -74,6 +74,8 @@ def manifest_headers(answer: ManifestAnswer) -> dict[str, str]:
     }
     if answer.outcome is Outcome.STALE:
         headers["Warning"] = _STALE_WARNING
+    elif answer.kept is not None:
+        headers["Cache-Status"] += f"; detail={answer.kept.value}"
     return headers
 
 

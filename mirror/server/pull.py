@@ -58,6 +58,8 @@ async def manifest(
     head = request.method == "HEAD"
     answer = await (repository.resolve if head else repository.manifest)(wanted.reference)
     told.outcome, told.upstream = answer.outcome, answer.upstream
+    if answer.kept is not None:
+        told.notes["tag"] = answer.kept.value
     headers = manifest_headers(answer)
     if is_unchanged(request.headers.get("If-None-Match"), answer.digest):
         del headers["Content-Length"]
