@@ -15,7 +15,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from mirror import __version__, telemetry
-from mirror.config import Config, RouteSettings, UpstreamSettings
+from mirror.access import issuer as issuer_of
+from mirror.access.audit import AuditLog
+from mirror.access.authentication import Authentication
+from mirror.access.given import GivenToken, GivenTokens
+from mirror.access.htpasswd import Htpasswd
+from mirror.access.issued import IssuedTokens, read_keys
+from mirror.access.issuer import Issuer
+from mirror.config import Config, IssuerSettings, RouteSettings, UpstreamSettings
 from mirror.errors import ConfigError, IndexUnavailable, StoreError
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.redis import RedisIndex, parse_redis_url
@@ -23,13 +30,14 @@ from mirror.memo import Memo, redis_cache
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.once import end
+from mirror.policy.access import Policy, Rule, actions
 from mirror.policy.eviction import Water
 from mirror.policy.freshness import FreshnessRule
 from mirror.policy.history import AgeRule
 from mirror.policy.routing import Registry, RoutingTable, compile_pattern
 from mirror.policy.rules import RouteRule
 from mirror.policy.sizes import parse_capacity
-from mirror.ports import BlobInfo, ContentIndex, Upstream
+from mirror.ports import Authenticator, BlobInfo, ContentIndex, Upstream
 from mirror.repository.evictor import Evictor
 from mirror.repository.flights import Flights
 from mirror.repository.grants import Grants
@@ -37,6 +45,7 @@ from mirror.repository.proxied import Shelf
 from mirror.repository.reconcile import ensure, reconcile
 from mirror.repository.router import Router
 from mirror.repository.tag_history import TagHistories
+from mirror.server.access import Gate
 from mirror.server.front import Front
 from mirror.server.health import Readiness, health_pages
 from mirror.server.sending import Sender
@@ -54,6 +63,8 @@ __all__ = ["App", "Storage", "age_rule", "build", "open_storage", "routing_table
 #: Threads are made when they are needed; these are bounds. Each fill occupies one while it receives.
 _FILLING_THREADS = 256
 _SENDING_THREADS = 16
+#: Passwords checked at once, a tenth of a second of a core each: guessing must not take the machine.
+_CHECKING_THREADS = 2
 #: Seconds between two looks at what crashes have left.
 _SWEEP_EVERY = 3600.0
 _COMPARE_EVERY = 86400.0
@@ -173,8 +184,74 @@ async def build(config: Config) -> AsyncIterator[App]:
             shelf,
         )
         sender = Sender(sending, stall=config.server.client_stall)
-        front = Front(router, sender, health_pages(readiness), log_requests=config.server.access_log)
+        gate = await _open_gate(config, storage.layout, stack)
+        audit = None
+        if config.access.audit_log is not None:
+            audit = AuditLog(config.access.audit_log)
+            stack.callback(audit.close)
+        front = Front(
+            router,
+            sender,
+            health_pages(readiness),
+            log_requests=config.server.access_log,
+            gate=gate,
+            audit=audit,
+        )
         yield App(front, readiness, router, shelf, storage)
+
+
+async def _open_gate(config: Config, layout: Layout, stack: AsyncExitStack) -> Gate | None:
+    """None where nobody has to be asked who they are."""
+    access = config.access
+    if access.is_open:
+        return None
+    key_file = access.token_key_file or layout.root / "token.key"
+    keys = await asyncio.to_thread(read_keys, key_file, make=access.token_key_file is None)
+    issued = IssuedTokens(keys, lifetime=access.token_lifetime)
+    ways: list[Authenticator] = [issued]
+    if access.token:
+        ways.append(
+            GivenTokens(
+                GivenToken(one.name, one.token.get_secret_value(), frozenset(one.groups))
+                for one in access.token
+                if one.token is not None
+            )
+        )
+    for one in access.issuer:
+        issuer = Issuer(_issuer(one))
+        stack.push_async_callback(issuer.aclose)
+        ways.append(issuer)
+    if access.htpasswd is not None:
+        checking = ThreadPoolExecutor(_CHECKING_THREADS, "check")
+        stack.callback(checking.shutdown, wait=False, cancel_futures=True)
+        members = {name for listed in access.groups.values() for name in listed}
+        groups = {
+            name: frozenset(group for group, listed in access.groups.items() if name in listed) for name in members
+        }
+        accounts = Htpasswd(access.htpasswd, checking, groups)
+        await asyncio.to_thread(accounts.load)
+        ways.append(accounts)
+    authentication = Authentication(ways)
+    stack.push_async_callback(authentication.aclose)
+    rules = tuple(
+        Rule(rule.effect == "allow", tuple(rule.who), actions(rule.actions), tuple(rule.repositories))
+        for rule in access.rule
+    )
+    return Gate(authentication, Policy(rules, anonymous=access.anonymous), issued, realm=access.realm)
+
+
+def _issuer(one: IssuerSettings) -> issuer_of.IssuerSettings:
+    return issuer_of.IssuerSettings(
+        one.issuer,
+        one.audience,
+        one.keys_url,
+        one.keys_file,
+        one.issuer_ca_file,
+        one.bearer_file,
+        one.name_claim,
+        one.groups_claim,
+        one.prefix,
+    )
 
 
 def _rule(route: RouteSettings) -> RouteRule:

@@ -14,6 +14,7 @@
     ├── StoreError               ours
     │   ├── StoreFull                                 no space, no inodes, quota, or pins leave nothing to drop
     │   └── BlobDamaged                               what is on disk is not what its name says
+    ├── AccessUnavailable        who is calling cannot be told now: an issuer of tokens does not answer
     ├── IndexUnavailable         the index did not answer in its budget; the disk still can
     └── ConfigError              start-up only; carries every mistake at once
 
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "ANSWERS",
+    "AccessUnavailable",
     "Answer",
     "BlobDamaged",
     "BlobUnknown",
@@ -95,7 +97,11 @@ class RangeInvalid(RequestError):
 
 
 class Unauthorized(RequestError):
-    """The caller must say who they are."""
+    """The caller must say who they are, or did so wrongly. `challenge` is a `WWW-Authenticate` that says how."""
+
+    def __init__(self, message: str, challenge: str | None = None) -> None:
+        super().__init__(message)
+        self.challenge = challenge
 
 
 class Denied(RequestError):
@@ -187,6 +193,10 @@ class IndexUnavailable(MirrorError):
     """The index did not answer within its budget. The disk still can."""
 
 
+class AccessUnavailable(MirrorError):
+    """Who is calling cannot be told now, because an issuer of tokens does not answer."""
+
+
 class ConfigError(MirrorError):
     """The configuration is unusable. `mistakes` names every setting that is wrong, one line each."""
 
@@ -232,6 +242,7 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     StoreFull: Answer(503, "UNAVAILABLE"),
     BlobDamaged: Answer(503, "UNAVAILABLE"),
     IndexUnavailable: Answer(503, "UNAVAILABLE"),
+    AccessUnavailable: Answer(503, "UNAVAILABLE"),
     ConfigError: Answer(500, "UNKNOWN"),
 }
 

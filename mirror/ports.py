@@ -11,6 +11,7 @@ The ports; all but the smallest have two or more implementations:
     Pins           which images must stay         store/pins.py
     Freezes        tags that must not move        store/freezes.py
     ContentIndex   sizes, last use, links, pins   index/embedded.py   index/redis.py     index/memory.py
+    Authenticator  who a caller is                access/*.py
     Upstream       one remote registry            upstream/registry.py
     Body           bytes that arrive in a thread  upstream/transfer.py
 
@@ -34,12 +35,15 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from mirror.oci.authorization import Presented
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
+from mirror.policy.access import Identity
 from mirror.policy.records import ContentRecord, Freeze, ManifestRecord, Pin, Sighting, TagRecord, Usage
 
 __all__ = [
+    "Authenticator",
     "BlobInfo",
     "BlobReader",
     "BlobStore",
@@ -380,3 +384,16 @@ class Upstream(Protocol):
 
     async def aclose(self) -> None:
         """Repeatable."""
+
+
+# ------------------------------------------------------------------------------------------- 6. who is calling
+
+
+class Authenticator(Protocol):
+    """One way in which callers say who they are."""
+
+    async def identify(self, presented: Presented) -> Identity | None:
+        """Who presents this; None: nobody that this way knows. Must take as long for a wrong secret as for a right one.
+
+        Raises `AccessUnavailable` where it cannot be told now.
+        """

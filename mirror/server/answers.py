@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from mirror.errors import MirrorError, RangeInvalid, UpstreamThrottled, answer_for
+from mirror.errors import MirrorError, RangeInvalid, Unauthorized, UpstreamThrottled, answer_for
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span
 from mirror.repository.content import ManifestAnswer, Outcome
@@ -124,6 +124,8 @@ def error_response(error: MirrorError, request_id: str, *, head: bool = False) -
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     elif status == 503:
         headers["Retry-After"] = str(_RETRY_AFTER)
+    if isinstance(error, Unauthorized) and error.challenge is not None:
+        headers["WWW-Authenticate"] = error.challenge
     if isinstance(error, RangeInvalid):
         headers["Content-Range"] = f"bytes */{error.size}"
     if status == 405:

@@ -41,6 +41,10 @@ class Told:
     upstream: str | None = None
     sent: int = 0
     trouble: str | None = None
+    #: Who asked, where that is asked; which repository and what of it they meant, once that is known.
+    who: str | None = None
+    repository: str | None = None
+    reference: str | None = None
     notes: dict[str, object] = field(default_factory=dict)
 
 
