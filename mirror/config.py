@@ -28,6 +28,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from mirror.access.htpasswd import check_htpasswd
+from mirror.access.issued import check_keys
 from mirror.errors import ConfigError, RequestError
 from mirror.index.redis import parse_redis_url
 from mirror.oci.reference import check_registry
@@ -457,6 +459,7 @@ def _check_access(config: Config) -> list[str]:
         for setting, path in named.items()
         if path is not None and not os.access(path, os.R_OK)
     ]
+    mistakes += _unusable_secrets(access)
     if access.client_ca is not None and config.server.tls_certificate is None:
         mistakes.append("access.client_ca: needs server.tls_certificate: certificates come with TLS")
     if not access.anonymous and access.is_shut:
@@ -467,4 +470,16 @@ def _check_access(config: Config) -> list[str]:
     mistakes += [
         f"access.token: {name!r} stands there twice" for name in sorted({n for n in names if names.count(n) > 1})
     ]
+    return mistakes
+
+
+def _unusable_secrets(access: AccessSettings) -> list[str]:
+    """What is wrong inside the files that are there."""
+    mistakes: list[str] = []
+    for path, check in ((access.htpasswd, check_htpasswd), (access.token_key_file, check_keys)):
+        if path is not None and os.access(path, os.R_OK):
+            try:
+                check(path)
+            except ConfigError as error:
+                mistakes += error.mistakes
     return mistakes

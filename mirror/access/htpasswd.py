@@ -21,7 +21,7 @@ from mirror.errors import ConfigError
 from mirror.oci.authorization import Presented
 from mirror.policy.access import Identity, Means
 
-__all__ = ["Htpasswd", "parse_htpasswd"]
+__all__ = ["Htpasswd", "check_htpasswd", "parse_htpasswd"]
 
 _HASH: Final = re.compile(r"\$2[aby]\$\d\d\$[./A-Za-z0-9]{53}")
 #: bcrypt looks at no more bytes of a password; two that differ only behind them would be the same.
@@ -47,6 +47,17 @@ def parse_htpasswd(text: str) -> dict[str, str]:
     return accounts
 
 
+def check_htpasswd(path: Path) -> dict[str, str]:
+    """Blocking: hashes by name. Raises `ConfigError` naming file and line."""
+    try:
+        return parse_htpasswd(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise ConfigError([f"access.htpasswd: {path}: {reason}"]) from error
+    except ValueError as error:
+        raise ConfigError([f"access.htpasswd: {path}: {error}"]) from error
+
+
 class Htpasswd:
     """See `mirror.ports.Authenticator`. `groups` are of names."""
 
@@ -60,14 +71,9 @@ class Htpasswd:
 
     def load(self) -> None:
         """Blocking. Raises `ConfigError` where the file cannot be used."""
-        try:
-            self._accounts = parse_htpasswd(self._path.read_text())
-            self._seen = _stamp(self._path)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not text"
-            raise ConfigError([f"access.htpasswd: {self._path}: {reason}"]) from error
-        except ValueError as error:
-            raise ConfigError([f"access.htpasswd: {self._path}: {error}"]) from error
+        seen = _stamp(self._path)
+        self._accounts = check_htpasswd(self._path)
+        self._seen = seen
 
     async def identify(self, presented: Presented) -> Identity | None:
         """By name and password."""

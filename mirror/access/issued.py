@@ -25,7 +25,7 @@ from mirror.errors import ConfigError
 from mirror.oci.authorization import Presented
 from mirror.policy.access import Identity, Means
 
-__all__ = ["IssuedTokens", "read_keys"]
+__all__ = ["IssuedTokens", "check_keys", "read_keys"]
 
 #: Tells our tokens from all others at a look.
 _PREFIX: Final = "mirror-1."
@@ -40,6 +40,11 @@ def read_keys(path: Path, *, make: bool) -> MultiFernet:
     """
     if make and not path.exists():
         _make(path)
+    return check_keys(path)
+
+
+def check_keys(path: Path) -> MultiFernet:
+    """Blocking. Raises `ConfigError`."""
     try:
         lines = path.read_text().split()
     except (OSError, UnicodeDecodeError) as error:

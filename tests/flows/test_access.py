@@ -11,6 +11,8 @@ from typing import Any
 import bcrypt
 import pytest
 
+from mirror.config import load
+from mirror.errors import ConfigError
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import Got, LiveMirror, live_mirror
 
@@ -244,3 +246,61 @@ async def test_the_audit_log(registry: FakeRegistry, tmp_path: Path, access: dic
     assert all(line["id"] for line in lines)
     text = path.read_text()
     assert not [secret for secret in ("alice-pw", "bob-pw", "wrong-pw", token) if secret in text]
+
+
+_BAD = """
+[access]
+anonymous = false
+htpasswd = "{folder}/htpasswd"
+token_key_file = "{folder}/key"
+client_ca = "{folder}/none.pem"
+[[access.token]]
+name = "ci"
+token = "canary-secret"
+[[access.token]]
+name = "ci"
+token_file = "{folder}/none"
+"""
+
+
+def test_mistakes_in_the_section_are_all_named(tmp_path: Path) -> None:
+    """Files that are not there or hold something else, names that stand twice, what needs something else; no secret."""
+    (tmp_path / "htpasswd").write_text("alice:canary-secret\n")
+    (tmp_path / "key").write_text("canary-secret")
+    file = tmp_path / "mirror.toml"
+    file.write_text(_BAD.format(folder=tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    said = "\n".join(caught.value.mistakes)
+    for mistake in (
+        f"access.htpasswd: {tmp_path}/htpasswd: line 1: the hash of 'alice' is not bcrypt",
+        f"access.token_key_file: {tmp_path}/key: not one or more keys",
+        f"access.client_ca: {tmp_path}/none.pem cannot be read",
+        "access.client_ca: needs server.tls_certificate",
+        "access.token: 'ci' stands there twice",
+        f"access.token[2].token_file: {tmp_path}/none",
+    ):
+        assert mistake in said
+    assert "canary-secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("[access]\nanonymous = false", "access: nobody could come in"),
+        ('[access]\ngroups = { ops = ["a"] }', "access.groups: are of accounts"),
+        ('[[access.rule]]\neffect = "allow"\nwho = ["alice"]', "access.rule[1].who[1]: 'alice' is none of"),
+        ('[[access.rule]]\neffect = "maybe"\nwho = ["*"]', "access.rule[1].effect"),
+        ('[[access.rule]]\neffect = "allow"\nwho = []', "access.rule[1].who"),
+        ('[[access.token]]\nname = "x"', "access.token[1]: needs one of token and token_file"),
+        ('[[access.issuer]]\nissuer = "ftp://x"\naudience = "m"', "access.issuer[1].issuer: not an http or https URL"),
+        ("[access]\ntoken_lifetime = 5", "access.token_lifetime"),
+    ],
+)
+def test_one_mistake(text: str, mistake: str, tmp_path: Path) -> None:
+    """Each is told where it stands."""
+    file = tmp_path / "mirror.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert any(one.startswith(mistake) for one in caught.value.mistakes), caught.value.mistakes
