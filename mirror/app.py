@@ -31,13 +31,15 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.once import end
 from mirror.policy.access import Policy, Rule, actions
+from mirror.policy.content import ContentLists, ContentRule, patterns
 from mirror.policy.eviction import Water
 from mirror.policy.freshness import FreshnessRule
 from mirror.policy.history import AgeRule
 from mirror.policy.routing import Registry, RoutingTable, compile_pattern
 from mirror.policy.rules import RouteRule
-from mirror.policy.sizes import parse_capacity
+from mirror.policy.sizes import parse_capacity, parse_size
 from mirror.ports import Authenticator, BlobInfo, ContentIndex, Upstream
+from mirror.repository.cosign import read_key
 from mirror.repository.evictor import Evictor
 from mirror.repository.flights import Flights
 from mirror.repository.grants import Grants
@@ -182,7 +184,10 @@ async def build(config: Config) -> AsyncIterator[App]:
             RouteRule(),
             upstreams.named,
             shelf,
+            lists=ContentLists(patterns(config.content.allow), patterns(config.content.deny)),
+            keys={str(path): read_key(path) for route in config.route for path in route.signed_by},
         )
+        stack.push_async_callback(router.aclose)
         sender = Sender(sending, stall=config.server.client_stall)
         gate = await _open_gate(config, storage.layout, stack)
         audit = None
@@ -258,6 +263,11 @@ def _rule(route: RouteSettings) -> RouteRule:
     return RouteRule(
         FreshnessRule(route.tag_ttl, route.stale_while_down),
         age=AgeRule(route.minimum_age, serve_new=route.minimum_age_new == "serve"),
+        content=ContentRule(
+            route.require_digest,
+            None if route.max_size is None else parse_size(route.max_size),
+            tuple(str(path) for path in route.signed_by),
+        ),
     )
 
 

@@ -34,8 +34,10 @@ from mirror.errors import ConfigError, RequestError
 from mirror.index.redis import parse_redis_url
 from mirror.oci.reference import check_registry
 from mirror.policy.access import check_who
+from mirror.policy.content import ImagePattern
 from mirror.policy.durations import parse_duration
-from mirror.policy.sizes import parse_capacity
+from mirror.policy.sizes import parse_capacity, parse_size
+from mirror.repository.cosign import read_key
 
 __all__ = ["PUBLIC", "Config", "RouteSettings", "UpstreamSettings", "load"]
 
@@ -63,6 +65,16 @@ def _listen(text: str) -> str:
 
 def _capacity(text: str) -> str:
     parse_capacity(text)
+    return text
+
+
+def _size(text: str) -> str:
+    parse_size(text)
+    return text
+
+
+def _image_pattern(text: str) -> str:
+    ImagePattern(text)
     return text
 
 
@@ -282,6 +294,24 @@ class RouteSettings(_Section):
     minimum_age_new: Literal["refuse", "serve"] = Field(
         "refuse", description="What is done about a tag that was never seen before, until it is old enough."
     )
+    require_digest: bool = Field(False, description="Refuse pulls by tag.")
+    max_size: Annotated[str, AfterValidator(_size)] | None = Field(
+        None, description="Refuse images whose config and layers have more bytes (20GB)."
+    )
+    signed_by: list[Path] = Field(
+        [], description="PEM files; refuse images without a cosign signature by one of these public keys."
+    )
+
+
+class ContentSettings(_Section):
+    """`[content]`: what may be pulled through here at all."""
+
+    deny: list[Annotated[str, AfterValidator(_image_pattern)]] = Field(
+        [], description="registry/name, registry/name:tag (with * and **) or registry/name@digest; goes before allow."
+    )
+    allow: list[Annotated[str, AfterValidator(_image_pattern)]] = Field(
+        [], description="The same; if there are any, nothing else may be pulled."
+    )
 
 
 #: What is served without any `[[upstream]]`. Only these names are ever contacted then.
@@ -317,6 +347,7 @@ class Config(BaseSettings):
     index: IndexSettings = IndexSettings.model_validate({})
     log: LogSettings = LogSettings.model_validate({})
     access: AccessSettings = AccessSettings.model_validate({})
+    content: ContentSettings = ContentSettings.model_validate({})
     upstream: list[UpstreamSettings] = Field(
         default_factory=lambda: [UpstreamSettings.model_validate(entry) for entry in PUBLIC]
     )
@@ -436,6 +467,12 @@ def _cross_check(config: Config) -> list[str]:
         if path is not None and not os.access(path, os.R_OK):
             mistakes.append(f"server.{setting}: {path} cannot be read")
     mistakes += _check_access(config)
+    for number, route in enumerate(config.route, 1):
+        for key in route.signed_by:
+            try:
+                read_key(key)
+            except ConfigError as error:
+                mistakes += [f"route[{number}].{mistake}" for mistake in error.mistakes]
     if config.default_registry and config.default_registry not in names:
         mistakes.append(f"default_registry: {config.default_registry} is not the name of an upstream")
     if url := config.index.url.get_secret_value():

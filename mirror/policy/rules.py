@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mirror.policy.content import ContentRule
 from mirror.policy.freshness import FreshnessRule
 from mirror.policy.history import AgeRule
 
@@ -16,3 +17,4 @@ class RouteRule:
 
     freshness: FreshnessRule = field(default_factory=lambda: FreshnessRule(tag_ttl=300.0, stale_while_down=604800.0))
     age: AgeRule = field(default_factory=AgeRule)
+    content: ContentRule = field(default_factory=ContentRule)

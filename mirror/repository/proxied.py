@@ -39,7 +39,15 @@ from mirror.errors import (
 )
 from mirror.memo import MISSING, Memo
 from mirror.oci.digest import Digest, hasher
-from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_descriptor, read_manifest
+from mirror.oci.manifest import (
+    INDEXES,
+    LARGEST,
+    Descriptor,
+    Manifest,
+    ManifestMalformed,
+    read_descriptor,
+    read_manifest,
+)
 from mirror.oci.reference import Reference, Repo
 from mirror.once import Once
 from mirror.policy.freshness import is_fresh, may_serve_stale
@@ -500,6 +508,24 @@ class ProxiedRepository:
             return content.outcome is not Outcome.HIT
         finally:
             content.close()
+
+    async def read(self, digest: Digest, limit: int) -> bytes:
+        """A small blob whole. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
+        await self.fetch(digest, lambda received, size: None)
+        return await asyncio.to_thread(self._shelf.store.read, digest, limit)
+
+    async def indexes_naming(self, digest: Digest) -> list[Digest]:
+        """The indexes of this repository that are here and name this manifest."""
+        return await asyncio.to_thread(self._read_indexes_naming, digest)
+
+    def _read_indexes_naming(self, digest: Digest) -> list[Digest]:
+        """Blocking."""
+        found = []
+        for record in self._shelf.catalog.manifests(self.repo):
+            manifest = self._stored(record.digest) if record.media_type in INDEXES else None
+            if manifest and any(child.digest == digest for child in manifest.manifests):
+                found.append(record.digest)
+        return found
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """What HEAD tells. Starts no fill: a client that only looks must not cost a download."""

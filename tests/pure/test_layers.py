@@ -50,7 +50,7 @@ _ONLY_IN: Final = {
     "prometheus_client": {"telemetry", "server"},
     "structlog": {"telemetry"},
     "yaml": {"transfer"},
-    "cryptography": {"transfer", "access"},
+    "cryptography": {"transfer", "access", "repository"},
     "bcrypt": {"access"},
     "jwt": {"access"},
     "cronsim": {"policy"},
