@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,7 @@ async def test_signatures_that_do_not_count(registry: FakeRegistry, tmp_path: Pa
     """Of another key, of another image, altered, of something else, not base64, or in a layer of another kind."""
     good = registry.add_image(_NAME, "good", [b"good"])
     payload, kind, notes = _simple(_EC, good)
-    bad = {
+    bad: dict[str, Callable[[Digest], tuple[bytes, str, dict[str, str]]]] = {
         "stranger": lambda digest: _simple(_STRANGER, digest),
         "another": lambda digest: _simple(_EC, good),
         "altered": lambda digest: _simple(_EC, digest, signs=b"x"),
