@@ -57,7 +57,8 @@ from mirror.store.layout import Layout
 from mirror.store.local import LocalStore
 from mirror.store.locks import Locks
 from mirror.store.recovery import sweep
-from mirror.upstream.credentials import Credentials, CredentialSource, DockerConfig, GivenCredentials
+from mirror.upstream.credentials import Credentials, CredentialSource, GivenCredentials
+from mirror.upstream.docker_config import DockerConfig
 from mirror.upstream.registry import RegistryUpstream
 
 __all__ = ["App", "Storage", "age_rule", "build", "open_storage", "routing_table"]

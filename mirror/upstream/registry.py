@@ -68,7 +68,7 @@ from mirror.ports import Body
 from mirror.upstream.addresses import check_literal
 from mirror.upstream.body import Fields, HttpBody
 from mirror.upstream.client import Observe, open_session, read_limited, translated
-from mirror.upstream.credentials import CredentialSource, GivenCredentials
+from mirror.upstream.credentials import CredentialSource, CredentialsUnavailable, GivenCredentials
 from mirror.upstream.tokens import TokenSource
 from mirror.upstream.transfer import LARGEST_ERROR, REDIRECTS, DialFailed, DialTimedOut, Transfer
 
@@ -152,11 +152,12 @@ class RegistryUpstream:
         self._blobs = asyncio.Semaphore(blobs_at_once)
         self._calls = asyncio.Semaphore(calls_at_once)
         self._opened: aiohttp.ClientSession | None = None
+        self._credentials = credentials or GivenCredentials()
         self._tokens = TokenSource(
             name,
             self._bounds,
             self._session,
-            credentials or GivenCredentials(),
+            self._credentials,
             memo,
             timeout=answer_timeout,
             now=now,
@@ -262,6 +263,7 @@ class RegistryUpstream:
         if opened is not None:
             await opened.close()
         self._transfer.close()
+        await self._credentials.aclose()
 
     # ---------------------------------------------------------------------------------------------- small answers
 
@@ -438,7 +440,8 @@ class RegistryUpstream:
             except UpstreamUnavailable as error:
                 self._note_failure(error)
                 down = self._circuit.verdict(self._clock()).wait > 0
-                if retries and not down and not isinstance(error, UpstreamTimeout) and is_worth_retrying(error.status):
+                late = isinstance(error, UpstreamTimeout | CredentialsUnavailable)
+                if retries and not down and not late and is_worth_retrying(error.status):
                     retries -= 1
                     await self._pause(_RETRIES - retries)
                     continue
@@ -503,7 +506,9 @@ class RegistryUpstream:
         if authorization:
             await self._tokens.reject(scope, authorization)
         learnt = await self._tokens.learn(parse_challenges(reply.fields.get_all("WWW-Authenticate")), scope)
-        return learnt and not (authorization or "").startswith("Basic ")
+        if learnt and (authorization or "").startswith("Basic "):
+            return await self._tokens.authorization(scope) not in (None, authorization)
+        return learnt
 
     def _failure(self, reply: _Reply, authorization: str | None) -> Exception:
         """The error that a status means."""

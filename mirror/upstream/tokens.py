@@ -26,31 +26,19 @@ from yarl import URL
 from mirror.errors import UpstreamDenied, UpstreamInvalid, UpstreamThrottled, UpstreamUnavailable
 from mirror.memo import MISSING, Memo
 from mirror.oci.challenge import Challenge, Scope
+from mirror.policy.lifetimes import usable_seconds
 from mirror.policy.realms import Bounds, UrlRefused
 from mirror.policy.retrying import hold_for, is_throttling, parse_retry_after
 from mirror.upstream.addresses import AddressRefused, check_literal
 from mirror.upstream.client import Observe, read_limited, translated
 from mirror.upstream.credentials import Credentials, CredentialSource
 
-__all__ = ["TokenSource", "usable_seconds"]
+__all__ = ["TokenSource"]
 
 _LARGEST_ANSWER: Final = 64 * 1024
-_LIFETIME: Final = 60.0
-_LONGEST_LIFETIME: Final = 31 * 24 * 3600.0
 _CHALLENGE_KNOWN_FOR: Final = 3600.0
 _CLIENT: Final = "registry-mirror"
 _TOKEN: Final = re.compile(r"[!-~]{1,32768}")
-
-
-def usable_seconds(expires_in: object) -> float:
-    """For how long a token is used: what `expires_in` says less a margin; an absent or absurd one counts as 60 s.
-
-    The margin, a tenth but at least 5 s and at most half, is for the clock of the other side and the way there.
-    """
-    lifetime = _LIFETIME
-    if isinstance(expires_in, int | float) and not isinstance(expires_in, bool) and 0 < expires_in <= _LONGEST_LIFETIME:
-        lifetime = float(expires_in)
-    return lifetime - min(lifetime / 2, max(5.0, lifetime / 10))
 
 
 class TokenSource:
@@ -94,9 +82,18 @@ class TokenSource:
         challenge: Mapping[str, str] | None = self._last if known is MISSING else known
         if challenge is None:
             return None
-        credentials = self._credentials.credentials()
+        credentials = await self._credentials.credentials()
         if challenge["scheme"] == "basic":
             return credentials.basic if credentials and credentials.username else None
+        try:
+            return await self._bearer(challenge, scope, credentials)
+        except UpstreamDenied:
+            renewed = await self._renewed(credentials)
+            if renewed is None:
+                raise
+        return await self._bearer(challenge, scope, renewed)
+
+    async def _bearer(self, challenge: Mapping[str, str], scope: Scope, credentials: Credentials | None) -> str:
         token = await self._memo.share(
             self._token_key(challenge, scope, credentials),
             lambda: self._exchange(challenge, scope, credentials),
@@ -104,6 +101,14 @@ class TokenSource:
             private=True,
         )
         return f"Bearer {token['token']}"
+
+    async def _renewed(self, refused: Credentials | None) -> Credentials | None:
+        """Other credentials than those refused, if there are any."""
+        if refused is None:
+            return None
+        await self._credentials.reject(refused)
+        found = await self._credentials.credentials()
+        return None if found == refused else found
 
     async def learn(self, challenges: Sequence[Challenge], scope: Scope) -> bool:
         """Remember how upstream wants to be asked. False: by no way that we know. Raises `UpstreamInvalid`."""
@@ -123,12 +128,20 @@ class TokenSource:
         return True
 
     async def reject(self, scope: Scope, authorization: str) -> None:
-        """Upstream refused this: drop it, unless a newer one has already taken its place."""
+        """Upstream refused this: drop it, unless a newer one has already taken its place.
+
+        Where the credentials themselves were sent (Basic), they are rejected.
+        """
         known = await self._memo.get(self._challenge_key(scope), private=True)
         challenge: Mapping[str, str] | None = self._last if known is MISSING else known
-        if challenge is None or challenge["scheme"] == "basic":
+        if challenge is None:
             return
-        key = self._token_key(challenge, scope, self._credentials.credentials())
+        credentials = await self._credentials.credentials()
+        if challenge["scheme"] == "basic":
+            if credentials and credentials.basic == authorization:
+                await self._credentials.reject(credentials)
+            return
+        key = self._token_key(challenge, scope, credentials)
         token = await self._memo.get(key, private=True)
         if token is not MISSING and f"Bearer {token['token']}" == authorization:
             await self._memo.forget(key, private=True)
