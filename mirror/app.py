@@ -59,9 +59,10 @@ from mirror.store.locks import Locks
 from mirror.store.recovery import sweep
 from mirror.upstream.credentials import Credentials, CredentialSource, GivenCredentials
 from mirror.upstream.docker_config import DockerConfig
+from mirror.upstream.providers import ProviderOptions, open_provider
 from mirror.upstream.registry import RegistryUpstream
 
-__all__ = ["App", "Storage", "age_rule", "build", "open_storage", "routing_table"]
+__all__ = ["App", "Storage", "age_rule", "build", "open_registries", "open_storage", "routing_table"]
 
 #: Threads are made when they are needed; these are bounds. Each fill occupies one while it receives.
 _FILLING_THREADS = 256
@@ -260,6 +261,23 @@ def _issuer(one: IssuerSettings) -> issuer_of.IssuerSettings:
     )
 
 
+@asynccontextmanager
+async def open_registries(config: Config) -> AsyncIterator[list[RegistryUpstream]]:
+    """Every configured registry at each of its addresses, to be checked; those with a wildcard are none yet.
+
+    Raises `ConfigError`.
+    """
+    async with AsyncExitStack() as stack:
+        executor = ThreadPoolExecutor(2, "check")
+        stack.callback(executor.shutdown, wait=False, cancel_futures=True)
+        memo = Memo()
+        stack.push_async_callback(memo.aclose)
+        upstreams = _Upstreams(config, executor, memo)
+        stack.push_async_callback(upstreams.aclose)
+        names = [entry.name for entry in config.upstream if not entry.name.startswith("*.")]
+        yield [registry for name in names for registry in upstreams.registries(name)]
+
+
 def _rule(route: RouteSettings) -> RouteRule:
     return RouteRule(
         FreshnessRule(route.tag_ttl, route.stale_while_down),
@@ -345,6 +363,11 @@ class _Upstreams:
         self.table = routing_table(config)
         self._made: dict[str, Upstream] = {}
 
+    def registries(self, name: str) -> list[RegistryUpstream]:
+        """Of an upstream that the table knows, each address."""
+        upstream = self.named(name)
+        return [upstream] if isinstance(upstream, RegistryUpstream) else []
+
     def named(self, name: str) -> Upstream:
         """The upstream of a registry that the table knows."""
         found = self._made.get(name)
@@ -367,14 +390,16 @@ class _Upstreams:
             telemetry.UPSTREAM_REQUESTS.labels(label, event, status or 0).inc()
             telemetry.UPSTREAM_SECONDS.labels(label, event).observe(seconds)
 
+        url = settings.url or f"https://{name}"
+        tls = _tls(settings)
         return RegistryUpstream(
             name,
-            settings.url or f"https://{name}",
+            url,
             executor=self._executor,
             memo=self._memo,
-            credentials=_credentials(name, settings),
+            credentials=_credentials(name, url, settings, tls if isinstance(tls, ssl.SSLContext) else None),
             allowed=settings.token_hosts,
-            verify=_tls(settings),
+            verify=tls,
             connect_timeout=settings.connect_timeout,
             read_timeout=settings.read_timeout,
             blobs_at_once=settings.blobs_at_once,
@@ -387,14 +412,31 @@ class _Upstreams:
             await upstream.aclose()
 
 
-def _credentials(name: str, settings: UpstreamSettings) -> CredentialSource:
+def _credentials(name: str, url: str, settings: UpstreamSettings, tls: ssl.SSLContext | None) -> CredentialSource:
     if settings.docker_config is not None:
         source = DockerConfig(settings.docker_config, [name, *settings.aliases])
         source.check()
         return source
+    if settings.provider is not None:
+        return open_provider(name, settings.provider, url, _provider_options(settings), tls=tls)
     if settings.username is not None and settings.password is not None:
         return GivenCredentials(Credentials(settings.username, settings.password.get_secret_value()))
     return GivenCredentials()
+
+
+def _provider_options(settings: UpstreamSettings) -> ProviderOptions:
+    return ProviderOptions(
+        key_file=settings.key_file,
+        region=settings.region,
+        role_arn=settings.role_arn,
+        tenant=settings.tenant_id,
+        client_id=settings.client_id,
+        client_secret=settings.client_secret.get_secret_value() if settings.client_secret else None,
+        token_file=settings.token_file,
+        provider_url=settings.provider_url,
+        sts_url=settings.sts_url,
+        metadata_url=settings.metadata_url,
+    )
 
 
 def _tls(settings: UpstreamSettings) -> bool | ssl.SSLContext:

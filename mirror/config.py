@@ -34,10 +34,12 @@ from mirror.errors import ConfigError, RequestError
 from mirror.index.redis import parse_redis_url
 from mirror.oci.reference import check_registry
 from mirror.policy.access import check_who
+from mirror.policy.clouds import ecr_region
 from mirror.policy.content import ImagePattern
 from mirror.policy.durations import parse_duration
 from mirror.policy.sizes import parse_capacity, parse_size
 from mirror.repository.cosign import read_key
+from mirror.upstream.providers import missing_library
 
 __all__ = ["PUBLIC", "Config", "RouteSettings", "UpstreamSettings", "load"]
 
@@ -182,6 +184,28 @@ class UpstreamSettings(_Section):
     docker_config: Path | None = Field(
         None, description="Docker config.json with the credentials; read again when it changes."
     )
+    provider: Literal["google", "ecr", "ecr-public", "acr"] | None = Field(
+        None, description="The cloud that issues credentials for this registry, instead of a password."
+    )
+    key_file: Path | None = Field(
+        None, description="google: key of a service account; without it, application default credentials."
+    )
+    region: str | None = Field(None, description="ecr: the region, where the name does not tell it.")
+    role_arn: str | None = Field(None, description="ecr, ecr-public: a role to take on first.")
+    tenant_id: str | None = Field(None, description="acr: the tenant of a service principal or workload identity.")
+    client_id: str | None = Field(None, description="acr: the service principal, or the one of several identities.")
+    client_secret: SecretStr | None = Field(None, description="acr: the secret of a service principal.")
+    client_secret_file: Path | None = Field(None, description="File that holds the client secret.")
+    token_file: Path | None = Field(None, description="acr: file with the token of a workload identity.")
+    provider_url: Annotated[str, AfterValidator(_url)] | None = Field(
+        None, description="ecr, ecr-public: another address of its API; acr: another authority."
+    )
+    sts_url: Annotated[str, AfterValidator(_url)] | None = Field(
+        None, description="ecr, ecr-public: another address of STS, for role_arn."
+    )
+    metadata_url: Annotated[str, AfterValidator(_url)] | None = Field(
+        None, description="Another address of the cloud's metadata server."
+    )
     token_hosts: list[str] = Field(
         [], description="Hosts of other domains that may be sent these credentials for a token."
     )
@@ -199,11 +223,44 @@ class UpstreamSettings(_Section):
             raise ValueError("password and password_file exclude each other")
         if (self.username is None) != (self.password is None and self.password_file is None):
             raise ValueError("username and password (or password_file) belong together")
-        if self.username is not None and self.docker_config is not None:
-            raise ValueError("username and docker_config exclude each other")
+        ways = {"username": self.username, "docker_config": self.docker_config, "provider": self.provider}
+        given = [name for name, way in ways.items() if way is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other")
         if self.name.startswith("*.") and self.url is not None:
             raise ValueError("url is not possible for a wildcard: each host is its own")
         return self
+
+    @model_validator(mode="after")
+    def _provider_options(self) -> UpstreamSettings:
+        for option, providers in _PROVIDER_OPTIONS.items():
+            if getattr(self, option) is not None and self.provider not in providers:
+                raise ValueError(f"{option} is for provider {' or '.join(providers)}")
+        if self.client_secret is not None and self.client_secret_file is not None:
+            raise ValueError("client_secret and client_secret_file exclude each other")
+        if (self.client_secret or self.client_secret_file) and not (self.tenant_id and self.client_id):
+            raise ValueError("a client secret needs tenant_id and client_id")
+        if (self.client_secret or self.client_secret_file) and self.token_file:
+            raise ValueError("a client secret and token_file exclude each other")
+        if self.provider == "ecr" and not self.name.startswith("*.") and not (self.region or ecr_region(self.name)):
+            raise ValueError("region must be set: the name of the registry does not tell it")
+        return self
+
+
+#: Which provider may be told what.
+_PROVIDER_OPTIONS: Final = {
+    "key_file": ("google",),
+    "region": ("ecr",),
+    "role_arn": ("ecr", "ecr-public"),
+    "tenant_id": ("acr",),
+    "client_id": ("acr",),
+    "client_secret": ("acr",),
+    "client_secret_file": ("acr",),
+    "token_file": ("acr",),
+    "provider_url": ("ecr", "ecr-public", "acr"),
+    "sts_url": ("ecr", "ecr-public"),
+    "metadata_url": ("google", "ecr", "ecr-public", "acr"),
+}
 
 
 class TokenSettings(_Section):
@@ -423,9 +480,11 @@ def _with_secrets(config: Config) -> tuple[Config, list[str]]:
         index = index.model_copy(update={"url": SecretStr(text)})
     upstreams = []
     for number, upstream in enumerate(config.upstream, 1):
-        if upstream.password_file is not None:
-            text = _read_secret(f"upstream[{number}].password_file", upstream.password_file, mistakes)
-            upstream = upstream.model_copy(update={"password": SecretStr(text)})
+        for secret in ("password", "client_secret"):
+            file: Path | None = getattr(upstream, f"{secret}_file")
+            if file is not None:
+                text = _read_secret(f"upstream[{number}].{secret}_file", file, mistakes)
+                upstream = upstream.model_copy(update={secret: SecretStr(text)})
         upstreams.append(upstream)
     tokens = []
     for number, token in enumerate(config.access.token, 1):
@@ -458,7 +517,9 @@ def _cross_check(config: Config) -> list[str]:
             for name in (upstream.name, *upstream.aliases)
             if names.setdefault(name, number) != number
         ]
-        for setting in ("docker_config", "ca_file"):
+        if upstream.provider and (missing := missing_library(upstream.provider)):
+            mistakes.append(f"upstream[{number}].provider: {upstream.provider} {missing}")
+        for setting in ("docker_config", "ca_file", "key_file", "token_file"):
             path: Path | None = getattr(upstream, setting)
             if path is not None and not os.access(path, os.R_OK):
                 mistakes.append(f"upstream[{number}].{setting}: {path} cannot be read")

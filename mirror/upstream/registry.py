@@ -185,6 +185,11 @@ class RegistryUpstream:
         """As clients say it."""
         return self._name
 
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return self._base
+
     async def resolve(self, repo: str, reference: Reference) -> Descriptor:
         """By HEAD, which costs nothing where pulls are counted; by GET where that does not say all (see `Upstream`)."""
         reply = await self._ask("resolve", repo, f"manifests/{reference}", method="HEAD", known={404, 405})
@@ -257,6 +262,33 @@ class RegistryUpstream:
         except UpstreamNotKnown:
             return []
 
+    async def check(self) -> str:
+        """Whether we are let in, by GET of `/v2/`; returns how, for people. Raises like every call.
+
+        Credentials are had even where they are not asked for, so that an issuer that fails shows.
+        """
+        credentials = await self._credentials.credentials()
+        url, asked = f"{self._base}/v2/", False
+
+        async def send(authorization: str | None) -> _Reply:
+            nonlocal asked
+            asked = asked or authorization is not None
+            headers = {"Accept-Encoding": "identity", "User-Agent": self._agent}
+            if authorization:
+                headers["Authorization"] = authorization
+            async with self._calls, translated(self._name, self._name), asyncio.timeout(self._answer_timeout):
+                return await self._fetch("GET", url, headers, LARGEST_ERROR)
+
+        try:
+            await self._call("check", Scope(), send, {200})
+        except UpstreamDenied:
+            if credentials is not None:
+                raise
+            return "answers; anonymous, so only what it shows to everybody"
+        if credentials is None:
+            return "answers; anonymous"
+        return "answers; lets us in with our credentials" if asked else "answers; did not ask for our credentials"
+
     async def aclose(self) -> None:
         """Repeatable. Blobs that are being read stay open until their contexts are left."""
         opened, self._opened = self._opened, None
@@ -323,7 +355,7 @@ class RegistryUpstream:
             async with self._calls, translated(self._name, self._name), asyncio.timeout(self._answer_timeout):
                 return await self._fetch(method, url, headers, limit)
 
-        return await self._call(event, repo, send, {200, *known})
+        return await self._call(event, Scope.pull(repo), send, {200, *known})
 
     async def _fetch(self, method: _Method, text: str, headers: Mapping[str, str], limit: int) -> _Reply:
         """With redirects, by hand."""
@@ -399,7 +431,7 @@ class RegistryUpstream:
 
             return await self._in_thread(get)
 
-        return await self._call(event, repo, send, {200, 206})
+        return await self._call(event, Scope.pull(repo), send, {200, 206})
 
     async def _in_thread(self, get: Callable[[], _Reply]) -> _Reply:
         """A blocking call; if nobody waits for it any more, what it brings is closed.
@@ -426,10 +458,9 @@ class RegistryUpstream:
     # ------------------------------------------------------------------------------------- what every call goes through
 
     async def _call(
-        self, event: str, repo: str, send: Callable[[str | None], Awaitable[_Reply]], fine: set[int]
+        self, event: str, scope: Scope, send: Callable[[str | None], Awaitable[_Reply]], fine: set[int]
     ) -> _Reply:
         """Admission, authorisation, retries, back-off. The drawing is at the top of the file."""
-        scope = Scope.pull(repo)
         retries = _RETRIES
         authenticated = False
         while True:
