@@ -9,10 +9,12 @@ import asyncio
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
 
 from mirror import __version__, telemetry
 from mirror.access import issuer as issuer_of
@@ -22,7 +24,7 @@ from mirror.access.given import GivenToken, GivenTokens
 from mirror.access.htpasswd import Htpasswd
 from mirror.access.issued import IssuedTokens, read_keys
 from mirror.access.issuer import Issuer
-from mirror.config import Config, IssuerSettings, RouteSettings, UpstreamSettings
+from mirror.config import Config, IssuerSettings, ReachSettings, RouteSettings, UpstreamSettings
 from mirror.errors import ConfigError, IndexUnavailable, StoreError
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.redis import RedisIndex, parse_redis_url
@@ -38,7 +40,7 @@ from mirror.policy.history import AgeRule
 from mirror.policy.routing import Registry, RoutingTable, compile_pattern
 from mirror.policy.rules import RouteRule
 from mirror.policy.sizes import parse_capacity, parse_size
-from mirror.ports import Authenticator, BlobInfo, ContentIndex, Upstream
+from mirror.ports import Authenticator, BlobInfo, ContentIndex
 from mirror.repository.cosign import read_key
 from mirror.repository.evictor import Evictor
 from mirror.repository.flights import Flights
@@ -59,7 +61,9 @@ from mirror.store.locks import Locks
 from mirror.store.recovery import sweep
 from mirror.upstream.credentials import Credentials, CredentialSource, GivenCredentials
 from mirror.upstream.docker_config import DockerConfig
+from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.providers import ProviderOptions, open_provider
+from mirror.upstream.proxies import Proxies
 from mirror.upstream.registry import RegistryUpstream
 
 __all__ = ["App", "Storage", "age_rule", "build", "open_registries", "open_storage", "routing_table"]
@@ -361,14 +365,14 @@ class _Upstreams:
         self._memo = memo
         self._settings = {entry.name: entry for entry in config.upstream}
         self.table = routing_table(config)
-        self._made: dict[str, Upstream] = {}
+        self._made: dict[str, RegistryUpstream | EndpointsUpstream] = {}
 
     def registries(self, name: str) -> list[RegistryUpstream]:
         """Of an upstream that the table knows, each address."""
         upstream = self.named(name)
-        return [upstream] if isinstance(upstream, RegistryUpstream) else []
+        return [*upstream.members] if isinstance(upstream, EndpointsUpstream) else [upstream]
 
-    def named(self, name: str) -> Upstream:
+    def named(self, name: str) -> RegistryUpstream | EndpointsUpstream:
         """The upstream of a registry that the table knows."""
         found = self._made.get(name)
         if found is None:
@@ -383,48 +387,72 @@ class _Upstreams:
         known = self.table.registry(name)
         return known[1].name if known else ""
 
-    def _make(self, name: str, settings: UpstreamSettings) -> Upstream:
+    def _make(self, name: str, settings: UpstreamSettings) -> RegistryUpstream | EndpointsUpstream:
         label = settings.name  # bounded by the configuration, where names under a wildcard are not
 
         def observe(event: str, status: int | None, seconds: float) -> None:
             telemetry.UPSTREAM_REQUESTS.labels(label, event, status or 0).inc()
             telemetry.UPSTREAM_SECONDS.labels(label, event).observe(seconds)
 
-        url = settings.url or f"https://{name}"
-        tls = _tls(settings)
-        return RegistryUpstream(
-            name,
-            url,
-            executor=self._executor,
-            memo=self._memo,
-            credentials=_credentials(name, url, settings, tls if isinstance(tls, ssl.SSLContext) else None),
-            allowed=settings.token_hosts,
-            verify=tls,
-            connect_timeout=settings.connect_timeout,
-            read_timeout=settings.read_timeout,
-            blobs_at_once=settings.blobs_at_once,
-            user_agent=f"registry-mirror/{__version__}",
-            observe=observe,
-        )
+        def at(url: str, reach: ReachSettings, names: Sequence[str], **more: Any) -> RegistryUpstream:
+            tls, identity = _tls(name, reach)
+            proxies = _proxies(reach)
+            return RegistryUpstream(
+                name,
+                url,
+                executor=self._executor,
+                memo=self._memo,
+                credentials=_credentials(name, url, reach, names, tls, proxies),
+                allowed=reach.token_hosts,
+                verify=tls,
+                identity=identity,
+                proxies=proxies,
+                connect_timeout=settings.connect_timeout,
+                read_timeout=settings.read_timeout,
+                blobs_at_once=settings.blobs_at_once,
+                user_agent=f"registry-mirror/{__version__}",
+                observe=observe,
+                **more,
+            )
+
+        own = at(settings.url or f"https://{name}", settings, [name, *settings.aliases])
+        # where there is another endpoint to go to, nothing is gained by trying the same one again
+        mirrors = [at(one.url, one, [urlsplit(one.url).netloc], retries=0) for one in settings.endpoints]
+        return EndpointsUpstream([*mirrors, own], hedge_after=settings.hedge_after) if mirrors else own
 
     async def aclose(self) -> None:
         for upstream in self._made.values():
             await upstream.aclose()
 
 
-def _credentials(name: str, url: str, settings: UpstreamSettings, tls: ssl.SSLContext | None) -> CredentialSource:
-    if settings.docker_config is not None:
-        source = DockerConfig(settings.docker_config, [name, *settings.aliases])
+def _credentials(
+    name: str,
+    url: str,
+    reach: ReachSettings,
+    names: Sequence[str],
+    tls: bool | ssl.SSLContext,
+    proxies: Proxies,
+) -> CredentialSource:
+    if reach.docker_config is not None:
+        source = DockerConfig(reach.docker_config, names, upstream=name)
         source.check()
         return source
-    if settings.provider is not None:
-        return open_provider(name, settings.provider, url, _provider_options(settings), tls=tls)
-    if settings.username is not None and settings.password is not None:
-        return GivenCredentials(Credentials(settings.username, settings.password.get_secret_value()))
+    if reach.provider is not None:
+        context = tls if isinstance(tls, ssl.SSLContext) else None
+        proxy = reach.proxy.get_secret_value() if reach.proxy else None
+        proxy = None if proxy == "env" else proxy
+        options = _provider_options(reach)
+        return open_provider(name, reach.provider, url, options, tls=context, proxy=proxy, proxies=proxies)
+    if reach.username is not None and reach.password is not None:
+        return GivenCredentials(Credentials(reach.username, reach.password.get_secret_value()))
     return GivenCredentials()
 
 
-def _provider_options(settings: UpstreamSettings) -> ProviderOptions:
+def _proxies(reach: ReachSettings) -> Proxies:
+    return Proxies.given(reach.proxy.get_secret_value() if reach.proxy else None)
+
+
+def _provider_options(settings: ReachSettings) -> ProviderOptions:
     return ProviderOptions(
         key_file=settings.key_file,
         region=settings.region,
@@ -439,10 +467,24 @@ def _provider_options(settings: UpstreamSettings) -> ProviderOptions:
     )
 
 
-def _tls(settings: UpstreamSettings) -> bool | ssl.SSLContext:
-    if settings.ca_file is not None and settings.verify_tls:
-        try:
-            return ssl.create_default_context(cafile=settings.ca_file)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError([f"upstream {settings.name}: ca_file {settings.ca_file} holds no certificate"]) from error
-    return settings.verify_tls
+def _tls(name: str, reach: ReachSettings) -> tuple[bool | ssl.SSLContext, ssl.SSLContext | None]:
+    """How certificates are checked, and the context that shows ours to the registry itself."""
+    verify: bool | ssl.SSLContext = reach.verify_tls
+    try:
+        if reach.ca_file is not None and reach.verify_tls:
+            verify = ssl.create_default_context(cafile=reach.ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError([f"upstream {name}: ca_file {reach.ca_file} holds no certificate"]) from error
+    if reach.client_certificate is None or reach.client_key is None:
+        return verify, None
+    identity = ssl.create_default_context(cafile=reach.ca_file if reach.verify_tls else None)
+    identity.set_alpn_protocols(["http/1.1"])
+    if not reach.verify_tls:
+        identity.check_hostname = False
+        identity.verify_mode = ssl.CERT_NONE
+    try:
+        identity.load_cert_chain(reach.client_certificate, reach.client_key)
+    except (OSError, ssl.SSLError) as error:
+        pair = f"{reach.client_certificate} and {reach.client_key}"
+        raise ConfigError([f"upstream {name}: client_certificate, client_key: {pair} are no matching pair"]) from error
+    return verify, identity

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -37,11 +37,13 @@ from mirror.policy.access import check_who
 from mirror.policy.clouds import ecr_region
 from mirror.policy.content import ImagePattern
 from mirror.policy.durations import parse_duration
+from mirror.policy.realms import UrlRefused
 from mirror.policy.sizes import parse_capacity, parse_size
 from mirror.repository.cosign import read_key
 from mirror.upstream.providers import missing_library
+from mirror.upstream.proxies import Proxies
 
-__all__ = ["PUBLIC", "Config", "RouteSettings", "UpstreamSettings", "load"]
+__all__ = ["PUBLIC", "Config", "ReachSettings", "RouteSettings", "UpstreamSettings", "load"]
 
 Seconds = Annotated[float, BeforeValidator(parse_duration)]
 
@@ -97,6 +99,14 @@ def _url(text: str) -> str:
     if parts.query or parts.fragment:
         raise ValueError("holds a query or fragment")
     return text.rstrip("/")
+
+
+def _proxy(text: str) -> str:
+    try:
+        Proxies.given(text)
+    except (UrlRefused, ValueError) as error:
+        raise ValueError("proxy is not http://host:port, and not env") from error
+    return text
 
 
 class _Section(BaseModel):
@@ -165,19 +175,9 @@ class LogSettings(_Section):
     )
 
 
-class UpstreamSettings(_Section):
-    """`[[upstream]]`: a registry that may be pulled from."""
+class ReachSettings(_Section):
+    """How one address is reached, and as whom: the upstream's own, or that of one of its mirrors."""
 
-    name: Annotated[str, AfterValidator(_registry)] = Field(
-        description="The registry as clients say it (ghcr.io), or *.suffix for all hosts below a domain."
-    )
-    url: Annotated[str, AfterValidator(_url)] | None = Field(
-        None, description="Where it is; https://<name> if not set."
-    )
-    aliases: list[Annotated[str, AfterValidator(_registry)]] = Field(
-        [], description="Other names for the same registry."
-    )
-    hosts: list[str] = Field([], description="Requests with these Host headers mean this registry.")
     username: str | None = Field(None, description="User name at the registry.")
     password: SecretStr | None = Field(None, description="Password or access token.")
     password_file: Path | None = Field(None, description="File that holds the password.")
@@ -213,12 +213,15 @@ class UpstreamSettings(_Section):
         None, description="PEM file with the certificate authorities to trust instead of the system's."
     )
     verify_tls: bool = Field(True, description="Check the registry's certificate.")
-    blobs_at_once: int = Field(32, ge=1, le=1000, description="Downloads under way at most, per worker.")
-    connect_timeout: Seconds = Field(5.0, description="For a connection, with TLS.")
-    read_timeout: Seconds = Field(30.0, description="Without a byte for so long a download is resumed anew.")
+    client_certificate: Path | None = Field(None, description="PEM file of a certificate shown to the registry.")
+    client_key: Path | None = Field(None, description="PEM file with its private key.")
+    proxy: SecretStr | None = Field(
+        None, description="http://host:port of a proxy; env: as HTTPS_PROXY and NO_PROXY say."
+    )
+    proxy_file: Path | None = Field(None, description="File that holds the proxy's URL, with user and password.")
 
     @model_validator(mode="after")
-    def _credentials(self) -> UpstreamSettings:
+    def _credentials(self) -> Self:
         if self.password is not None and self.password_file is not None:
             raise ValueError("password and password_file exclude each other")
         if (self.username is None) != (self.password is None and self.password_file is None):
@@ -227,12 +230,20 @@ class UpstreamSettings(_Section):
         given = [name for name, way in ways.items() if way is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other")
-        if self.name.startswith("*.") and self.url is not None:
-            raise ValueError("url is not possible for a wildcard: each host is its own")
         return self
 
     @model_validator(mode="after")
-    def _provider_options(self) -> UpstreamSettings:
+    def _connection(self) -> Self:
+        if (self.client_certificate is None) != (self.client_key is None):
+            raise ValueError("client_certificate and client_key belong together")
+        if self.proxy is not None and self.proxy_file is not None:
+            raise ValueError("proxy and proxy_file exclude each other")
+        if self.proxy is not None:
+            _proxy(self.proxy.get_secret_value())
+        return self
+
+    @model_validator(mode="after")
+    def _provider_options(self) -> Self:
         for option, providers in _PROVIDER_OPTIONS.items():
             if getattr(self, option) is not None and self.provider not in providers:
                 raise ValueError(f"{option} is for provider {' or '.join(providers)}")
@@ -242,9 +253,54 @@ class UpstreamSettings(_Section):
             raise ValueError("a client secret needs tenant_id and client_id")
         if (self.client_secret or self.client_secret_file) and self.token_file:
             raise ValueError("a client secret and token_file exclude each other")
+        return self
+
+
+class EndpointSettings(ReachSettings):
+    """`[[upstream.endpoints]]`: a mirror of the upstream; the URL alone may stand for it."""
+
+    url: Annotated[str, AfterValidator(_url)] = Field(description="Where it is.")
+
+
+def _endpoint(given: Any) -> Any:
+    return {"url": given} if isinstance(given, str) else given
+
+
+class UpstreamSettings(ReachSettings):
+    """`[[upstream]]`: a registry that may be pulled from."""
+
+    name: Annotated[str, AfterValidator(_registry)] = Field(
+        description="The registry as clients say it (ghcr.io), or *.suffix for all hosts below a domain."
+    )
+    url: Annotated[str, AfterValidator(_url)] | None = Field(
+        None, description="Where it is; https://<name> if not set."
+    )
+    aliases: list[Annotated[str, AfterValidator(_registry)]] = Field(
+        [], description="Other names for the same registry."
+    )
+    hosts: list[str] = Field([], description="Requests with these Host headers mean this registry.")
+    endpoints: list[Annotated[EndpointSettings, BeforeValidator(_endpoint)]] = Field(
+        [], description="Mirrors of it, tried in this order before the registry itself."
+    )
+    hedge_after: Seconds | None = Field(
+        None, gt=0, description="An endpoint that has not answered by then is raced by the next; not set: never."
+    )
+    blobs_at_once: int = Field(32, ge=1, le=1000, description="Downloads under way at most, per worker.")
+    connect_timeout: Seconds = Field(5.0, description="For a connection, with TLS.")
+    read_timeout: Seconds = Field(30.0, description="Without a byte for so long a download is resumed anew.")
+
+    @model_validator(mode="after")
+    def _wildcard(self) -> UpstreamSettings:
+        if self.name.startswith("*.") and (self.url is not None or self.endpoints):
+            raise ValueError("url and endpoints are not possible for a wildcard: each host is its own")
         if self.provider == "ecr" and not self.name.startswith("*.") and not (self.region or ecr_region(self.name)):
             raise ValueError("region must be set: the name of the registry does not tell it")
         return self
+
+    @property
+    def addresses(self) -> list[tuple[str, ReachSettings]]:
+        """Each setting that says how an address is reached, under its name in this table; this one's own first."""
+        return [("", self), *((f".endpoints[{number}]", one) for number, one in enumerate(self.endpoints, 1))]
 
 
 #: Which provider may be told what.
@@ -480,12 +536,13 @@ def _with_secrets(config: Config) -> tuple[Config, list[str]]:
         index = index.model_copy(update={"url": SecretStr(text)})
     upstreams = []
     for number, upstream in enumerate(config.upstream, 1):
-        for secret in ("password", "client_secret"):
-            file: Path | None = getattr(upstream, f"{secret}_file")
-            if file is not None:
-                text = _read_secret(f"upstream[{number}].{secret}_file", file, mistakes)
-                upstream = upstream.model_copy(update={secret: SecretStr(text)})
-        upstreams.append(upstream)
+        where = f"upstream[{number}]"
+        endpoints = [
+            _with_reach_secrets(one, f"{where}.endpoints[{position}]", mistakes)
+            for position, one in enumerate(upstream.endpoints, 1)
+        ]
+        read = _with_reach_secrets(upstream, where, mistakes)
+        upstreams.append(read.model_copy(update={"endpoints": endpoints}))
     tokens = []
     for number, token in enumerate(config.access.token, 1):
         if token.token_file is not None:
@@ -494,6 +551,24 @@ def _with_secrets(config: Config) -> tuple[Config, list[str]]:
         tokens.append(token)
     access = config.access.model_copy(update={"token": tokens})
     return config.model_copy(update={"index": index, "upstream": upstreams, "access": access}), mistakes
+
+
+R = TypeVar("R", bound=ReachSettings)
+
+
+def _with_reach_secrets(reach: R, where: str, mistakes: list[str]) -> R:
+    for secret in ("password", "client_secret", "proxy"):
+        file: Path | None = getattr(reach, f"{secret}_file")
+        if file is not None:
+            text = _read_secret(f"{where}.{secret}_file", file, mistakes)
+            if secret == "proxy" and text:  # noqa: S105 - the name of a setting
+                try:
+                    _proxy(text)
+                except ValueError:
+                    mistakes.append(f"{where}.proxy_file: {file} holds no http://host:port")
+                    continue
+            reach = reach.model_copy(update={secret: SecretStr(text)})
+    return reach
 
 
 def _read_secret(setting: str, path: Path, mistakes: list[str]) -> str:
@@ -507,6 +582,20 @@ def _read_secret(setting: str, path: Path, mistakes: list[str]) -> str:
     return text
 
 
+_FILES: Final = ("docker_config", "ca_file", "key_file", "token_file", "client_certificate", "client_key")
+
+
+def _check_reach(reach: ReachSettings) -> list[str]:
+    mistakes = []
+    if reach.provider and (missing := missing_library(reach.provider)):
+        mistakes.append(f"provider: {reach.provider} {missing}")
+    for setting in _FILES:
+        path: Path | None = getattr(reach, setting)
+        if path is not None and not os.access(path, os.R_OK):
+            mistakes.append(f"{setting}: {path} cannot be read")
+    return mistakes
+
+
 def _cross_check(config: Config) -> list[str]:
     """What no single setting can tell."""
     mistakes: list[str] = []
@@ -517,12 +606,8 @@ def _cross_check(config: Config) -> list[str]:
             for name in (upstream.name, *upstream.aliases)
             if names.setdefault(name, number) != number
         ]
-        if upstream.provider and (missing := missing_library(upstream.provider)):
-            mistakes.append(f"upstream[{number}].provider: {upstream.provider} {missing}")
-        for setting in ("docker_config", "ca_file", "key_file", "token_file"):
-            path: Path | None = getattr(upstream, setting)
-            if path is not None and not os.access(path, os.R_OK):
-                mistakes.append(f"upstream[{number}].{setting}: {path} cannot be read")
+        for where, reach in upstream.addresses:
+            mistakes += [f"upstream[{number}]{where}.{mistake}" for mistake in _check_reach(reach)]
     for setting in ("tls_certificate", "tls_key"):
         path = getattr(config.server, setting)
         if path is not None and not os.access(path, os.R_OK):

@@ -20,6 +20,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 __all__ = [
     "CONTENT_TYPE",
+    "ENDPOINT_FAILURES",
     "EVICTED",
     "EVICTED_BYTES",
     "FILLED",
@@ -64,6 +65,11 @@ UPSTREAM_SECONDS: Final = Histogram(
     "mirror_upstream_seconds", "Time until upstream's response headers", ["upstream", "event"], buckets=_TIMES
 )
 UPSTREAM_BYTES: Final = Counter("mirror_upstream_bytes", "Bytes of blobs received from upstream", ["upstream"])
+ENDPOINT_FAILURES: Final = Counter(
+    "mirror_endpoint_failures",
+    "Calls that one of several endpoints of an upstream did not answer as wanted, by kind of error",
+    ["upstream", "endpoint", "error"],
+)
 
 FLIGHTS: Final = Gauge("mirror_flights", "Blobs being filled now", multiprocess_mode="livesum")
 FILLED: Final = Counter("mirror_fills", "Blob fills that ended, by result", ["upstream", "result"])

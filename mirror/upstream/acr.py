@@ -27,9 +27,10 @@ from yarl import URL
 
 from mirror.errors import UpstreamDenied, UpstreamError, UpstreamUnavailable
 from mirror.policy.lifetimes import usable_seconds
-from mirror.policy.realms import Bounds
+from mirror.policy.realms import Bounds, parse_url
 from mirror.upstream.client import open_session, read_limited, translated
 from mirror.upstream.credentials import Credentials, CredentialsUnavailable
+from mirror.upstream.proxies import DIRECT, Proxies
 from mirror.upstream.renewal import Issued
 
 __all__ = ["AcrIssuer"]
@@ -53,7 +54,7 @@ class AcrIssuer:
     Which way depends on what is given: `client_secret` is a service principal's, `token_file` a workload's; without
     either it is a managed identity, the one of `client_id` if several are there. What is not given is taken from
     `environment`, as AKS sets it (AZURE_TENANT_ID, AZURE_CLIENT_ID, AZURE_FEDERATED_TOKEN_FILE,
-    AZURE_AUTHORITY_HOST). `tls` is for the registry, `proxy` for all but the metadata server; `now` is epoch seconds.
+    AZURE_AUTHORITY_HOST). `tls` is for the registry, `proxies` for all but the metadata server; `now` is epoch seconds.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class AcrIssuer:
         authority_url: str | None = None,
         metadata_url: str | None = None,
         tls: ssl.SSLContext | None = None,
-        proxy: str | None = None,
+        proxies: Proxies = DIRECT,
         environment: Mapping[str, str] | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -84,7 +85,7 @@ class AcrIssuer:
         self._authority = (authority_url or given.get("AZURE_AUTHORITY_HOST") or _AUTHORITY).rstrip("/")
         self._metadata = (metadata_url or _METADATA).rstrip("/")
         self._tls = tls
-        self._proxy = proxy
+        self._proxies = proxies
         self._now = now
 
     async def obtain(self) -> Issued:
@@ -93,12 +94,12 @@ class AcrIssuer:
         if self._tenant:
             form["tenant"] = self._tenant
         form["access_token"] = await self._access_token()
-        session = open_session(self._bounds, self._tls, connect_timeout=5.0, read_timeout=_TIMEOUT)
+        session = open_session(
+            self._bounds, self._tls, connect_timeout=5.0, read_timeout=_TIMEOUT, proxies=self._proxies
+        )
         async with session:
             url = f"{self._bounds.base.scheme}://{self._bounds.base.authority}/oauth2/exchange"
-            answer = await self._ask(
-                session, "the registry's token exchange", "POST", url, data=form, proxy=self._proxy
-            )
+            answer = await self._ask(session, "the registry's token exchange", "POST", url, data=form, **self._by(url))
         token = self._token(answer, "refresh_token", "the registry's token exchange")
         lasts = _expiry(token, self._now())
         return Issued(Credentials(identity_token=token), usable_seconds(lasts), lasts)
@@ -120,7 +121,7 @@ class AcrIssuer:
                 whom = "the authority"
                 url = f"{self._authority}/{self._tenant}/oauth2/v2.0/token"
                 form = await asyncio.to_thread(self._grant)
-                answer = await self._ask(session, whom, "POST", url, data=form, proxy=self._proxy)
+                answer = await self._ask(session, whom, "POST", url, data=form, **self._by(url))
         return self._token(answer, "access_token", whom)
 
     def _grant(self) -> dict[str, str]:
@@ -139,6 +140,10 @@ class AcrIssuer:
         except (OSError, UnicodeDecodeError) as error:
             raise self._unavailable(f"the token file {self._token_file} cannot be read") from error
         return {**form, "client_assertion_type": _ASSERTION, "client_assertion": assertion}
+
+    def _by(self, url: str) -> dict[str, Any]:
+        where = parse_url(url)
+        return {"headers": self._proxies.headers(where), **self._proxies.options(where)}
 
     async def _ask(self, session: aiohttp.ClientSession, whom: str, method: str, url: str, **more: Any) -> Any:
         try:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from datetime import UTC
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import google.auth
 import requests
@@ -75,7 +76,10 @@ class GoogleIssuer:
         """Blocking. The key file is read anew, so that a rotated key takes effect."""
         with requests.Session() as session:
             if self._proxy:
-                session.proxies = {"http": self._proxy, "https": self._proxy, "no_proxy": "metadata.google.internal"}
+                direct = ["metadata.google.internal", "169.254.169.254"]
+                if self._metadata_url:
+                    direct.append(urlsplit(self._metadata_url).hostname or "")
+                session.proxies = {"http": self._proxy, "https": self._proxy, "no_proxy": ",".join(direct)}
             transport = _Transport(session, self._metadata_url)
             try:
                 credentials = self._find(transport)

@@ -12,6 +12,8 @@ from typing import Final, Literal, Protocol, TypeAlias
 
 from mirror.errors import ConfigError
 from mirror.policy.clouds import ecr_region
+from mirror.policy.realms import parse_url
+from mirror.upstream.proxies import DIRECT, Proxies
 from mirror.upstream.renewal import Issued, Renewed
 
 __all__ = ["PROVIDERS", "ProviderOptions", "missing_library", "open_provider"]
@@ -69,16 +71,18 @@ def open_provider(
     *,
     tls: ssl.SSLContext | None = None,
     proxy: str | None = None,
+    proxies: Proxies = DIRECT,
     now: Callable[[], float] = time.time,
     clock: Callable[[], float] = time.monotonic,
 ) -> Renewed:
-    """The credentials of the registry at `url`. `tls` and `proxy` are those of the registry.
+    """The credentials of the registry at `url`. `tls` and `proxies` are those of the registry; `proxy` is
+    the one of them that everything goes through, None also where the environment says it: libraries see that.
 
     Raises `ConfigError` where the library is missing or the region of an ECR registry is not known.
     """
     if missing := missing_library(provider):
         raise ConfigError([f"upstream {upstream}: provider {provider} {missing}"])
-    issuer = _issuer(upstream, provider, url, options, tls, proxy, now)
+    issuer = _issuer(upstream, provider, url, options, tls, proxy, proxies, now)
     return Renewed(upstream, provider, issuer.obtain, close=issuer.aclose, clock=clock)
 
 
@@ -89,6 +93,7 @@ def _issuer(
     options: ProviderOptions,
     tls: ssl.SSLContext | None,
     proxy: str | None,
+    proxies: Proxies,
     now: Callable[[], float],
 ) -> _Issuer:
     if provider == "google":
@@ -110,14 +115,14 @@ def _issuer(
             authority_url=options.provider_url,
             metadata_url=options.metadata_url,
             tls=tls,
-            proxy=proxy,
+            proxies=proxies,
             now=now,
         )
     from mirror.upstream.ecr import EcrIssuer
 
     region = None
     if provider == "ecr":
-        region = options.region or ecr_region(upstream)
+        region = options.region or ecr_region(parse_url(url).host) or ecr_region(upstream)
         if region is None:
             raise ConfigError([f"upstream {upstream}: set region: the name of the registry does not tell it"])
     return EcrIssuer(

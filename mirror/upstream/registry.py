@@ -69,8 +69,9 @@ from mirror.upstream.addresses import check_literal
 from mirror.upstream.body import Fields, HttpBody
 from mirror.upstream.client import Observe, open_session, read_limited, translated
 from mirror.upstream.credentials import CredentialSource, CredentialsUnavailable, GivenCredentials
+from mirror.upstream.proxies import DIRECT, Proxies
 from mirror.upstream.tokens import TokenSource
-from mirror.upstream.transfer import LARGEST_ERROR, REDIRECTS, DialFailed, DialTimedOut, Transfer
+from mirror.upstream.transfer import LARGEST_ERROR, REDIRECTS, DialFailed, DialTimedOut, Hangup, Transfer
 
 __all__ = ["RegistryUpstream"]
 
@@ -101,7 +102,9 @@ class RegistryUpstream:
     """An `Upstream` behind a URL, which may have a path before `/v2/`.
 
     `allowed` are hosts that tokens may be had from besides the registry's own site. `verify` is a TLS context, or
-    whether to check certificates at all. `internal` says that this upstream, and what it points to, may be on a private
+    whether to check certificates at all; `identity` is a context that shows a certificate of ours, to the registry
+    itself alone. `proxies` says what is reached through which proxy. `retries` bounds further tries of one call where
+    upstream answers 5xx or breaks off. `internal` says that this upstream, and what it points to, may be on a private
     network; None: judged by its URL. Times in seconds: `connect_timeout` per dial, `answer_timeout` for the whole of a
     small answer and the headers of a blob, `read_timeout` between two bytes of a blob; a blob slower than `lowest_rate`
     bytes a second over `rate_window` is given up. `blobs_at_once` and `calls_at_once` bound what is under way. `now`
@@ -121,6 +124,9 @@ class RegistryUpstream:
         allowed: Iterable[str] = (),
         internal: bool | None = None,
         verify: bool | ssl.SSLContext = True,
+        identity: ssl.SSLContext | None = None,
+        proxies: Proxies = DIRECT,
+        retries: int = _RETRIES,
         connect_timeout: float = 5.0,
         answer_timeout: float = 25.0,
         read_timeout: float = 30.0,
@@ -141,6 +147,9 @@ class RegistryUpstream:
         self._executor = executor
         self._verify = verify
         self._context: ssl.SSLContext | None = verify if isinstance(verify, ssl.SSLContext) else None
+        self._identity = identity
+        self._proxies = proxies
+        self._retries = retries
         self._connect_timeout = connect_timeout
         self._answer_timeout = answer_timeout
         self._agent = user_agent
@@ -160,6 +169,7 @@ class RegistryUpstream:
             self._credentials,
             memo,
             timeout=answer_timeout,
+            proxies=proxies,
             now=now,
             clock=clock,
             observe=observe,
@@ -168,6 +178,8 @@ class RegistryUpstream:
             name,
             self._bounds,
             tls=self._tls,
+            identity=identity,
+            proxies=proxies,
             connect_timeout=connect_timeout,
             answer_timeout=answer_timeout,
             read_timeout=read_timeout,
@@ -364,8 +376,15 @@ class RegistryUpstream:
             url = parse_url(text)
             while True:
                 check_literal(self._bounds, url.host)
+                more = self._proxies.options(url)
+                if self._identity and url.origin == self._bounds.base.origin:
+                    more["ssl"] = self._identity
                 async with self._session().request(
-                    method, URL(str(url), encoded=True), headers=headers, allow_redirects=False
+                    method,
+                    URL(str(url), encoded=True),
+                    headers={**headers, **self._proxies.headers(url)},
+                    allow_redirects=False,
+                    **more,
                 ) as response:
                     fields = Fields(response.headers.items())
                     if response.status not in REDIRECTS:
@@ -425,27 +444,29 @@ class RegistryUpstream:
             if authorization:
                 headers["Authorization"] = authorization
 
+            hangup = Hangup()
+
             def get() -> _Reply:
-                answer = self._transfer.get(url, headers, start=start, only=only)
+                answer = self._transfer.get(url, headers, start=start, only=only, hangup=hangup)
                 return _Reply(answer.status, answer.fields, answer.url, answer.content, answer.body)
 
-            return await self._in_thread(get)
+            return await self._in_thread(get, hangup)
 
         return await self._call(event, Scope.pull(repo), send, {200, 206})
 
-    async def _in_thread(self, get: Callable[[], _Reply]) -> _Reply:
-        """A blocking call; if nobody waits for it any more, what it brings is closed.
+    async def _in_thread(self, get: Callable[[], _Reply], hangup: Hangup) -> _Reply:
+        """A blocking call; if nobody waits for it any more, it is ended, and what it brings is closed.
 
         Its own time-outs bound it but for the system's resolver, which cannot be ended: that is not waited for.
         """
         running = asyncio.get_running_loop().run_in_executor(self._executor, get)
         longest = 6 * (self._connect_timeout + self._answer_timeout)
-        done, _ = await self._wait(running, longest)
+        done, _ = await self._wait(running, longest, hangup)
         if not done:
             raise UpstreamTimeout("upstream did not answer in time", upstream=self._name)
         return running.result()
 
-    async def _wait(self, running: asyncio.Future[_Reply], longest: float) -> tuple[set[Any], set[Any]]:
+    async def _wait(self, running: asyncio.Future[_Reply], longest: float, hangup: Hangup) -> tuple[set[Any], set[Any]]:
         finished = False
         try:
             done, pending = await asyncio.wait({running}, timeout=longest)
@@ -453,6 +474,7 @@ class RegistryUpstream:
             return done, pending
         finally:
             if not finished:
+                hangup.now()
                 running.add_done_callback(_close_unwanted)
 
     # ------------------------------------------------------------------------------------- what every call goes through
@@ -461,7 +483,7 @@ class RegistryUpstream:
         self, event: str, scope: Scope, send: Callable[[str | None], Awaitable[_Reply]], fine: set[int]
     ) -> _Reply:
         """Admission, authorisation, retries, back-off. The drawing is at the top of the file."""
-        retries = _RETRIES
+        retries = self._retries
         authenticated = False
         while True:
             probing = self._admit()
@@ -474,7 +496,7 @@ class RegistryUpstream:
                 late = isinstance(error, UpstreamTimeout | CredentialsUnavailable)
                 if retries and not down and not late and is_worth_retrying(error.status):
                     retries -= 1
-                    await self._pause(_RETRIES - retries)
+                    await self._pause(self._retries - retries)
                     continue
                 raise
             except UpstreamThrottled as error:
@@ -492,7 +514,7 @@ class RegistryUpstream:
             failure = self._failure(reply, authorization)
             if retries and isinstance(failure, UpstreamUnavailable) and is_worth_retrying(failure.status):
                 retries -= 1
-                await self._pause(_RETRIES - retries)
+                await self._pause(self._retries - retries)
                 continue
             raise failure
 
@@ -572,7 +594,11 @@ class RegistryUpstream:
         if self._opened is None:
             tls = self._tls() if self._bounds.base.scheme == "https" else self._context
             self._opened = open_session(
-                self._bounds, tls, connect_timeout=self._connect_timeout, read_timeout=self._answer_timeout
+                self._bounds,
+                tls,
+                connect_timeout=self._connect_timeout,
+                read_timeout=self._answer_timeout,
+                proxies=self._proxies,
             )
         return self._opened
 

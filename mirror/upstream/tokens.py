@@ -27,11 +27,12 @@ from mirror.errors import UpstreamDenied, UpstreamInvalid, UpstreamThrottled, Up
 from mirror.memo import MISSING, Memo
 from mirror.oci.challenge import Challenge, Scope
 from mirror.policy.lifetimes import usable_seconds
-from mirror.policy.realms import Bounds, UrlRefused
+from mirror.policy.realms import Bounds, UrlRefused, parse_url
 from mirror.policy.retrying import hold_for, is_throttling, parse_retry_after
 from mirror.upstream.addresses import AddressRefused, check_literal
 from mirror.upstream.client import Observe, read_limited, translated
 from mirror.upstream.credentials import Credentials, CredentialSource
+from mirror.upstream.proxies import DIRECT, Proxies
 
 __all__ = ["TokenSource"]
 
@@ -56,6 +57,7 @@ class TokenSource:
         credentials: CredentialSource,
         memo: Memo,
         *,
+        proxies: Proxies = DIRECT,
         timeout: float = 20.0,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
@@ -66,6 +68,7 @@ class TokenSource:
         self._session = session
         self._credentials = credentials
         self._memo = memo
+        self._proxies = proxies
         self._timeout = timeout
         self._now = now
         self._clock = clock
@@ -151,8 +154,14 @@ class TokenSource:
     ) -> dict[str, Any]:
         wanted = _wanted(challenge, scope)
         url = self._check(challenge["realm"])
+        more: dict[str, Any] = {"allow_redirects": False, **self._proxies.options(parse_url(url))}
         began, status = self._clock(), None
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            **self._proxies.headers(parse_url(url)),
+        }
+        more["headers"] = headers
         async with translated(self._upstream, "the token service"):
             if credentials and credentials.identity_token:
                 form = {
@@ -162,13 +171,13 @@ class TokenSource:
                     "scope": str(wanted),
                     "refresh_token": credentials.identity_token,
                 }
-                asking = self._session().post(URL(url, encoded=True), data=form, headers=headers, allow_redirects=False)
+                asking = self._session().post(URL(url, encoded=True), data=form, **more)
             else:
                 if credentials and credentials.username:
                     headers["Authorization"] = credentials.basic
                 query = urlencode([("service", challenge["service"]), *(("scope", one) for one in wanted.entries)])
                 asked = f"{url}{'&' if '?' in url else '?'}{query}"
-                asking = self._session().get(URL(asked, encoded=True), headers=headers, allow_redirects=False)
+                asking = self._session().get(URL(asked, encoded=True), **more)
             try:
                 async with asyncio.timeout(self._timeout), asking as response:
                     status = response.status

@@ -20,10 +20,12 @@ from mirror.upstream.credentials import Credentials, CredentialsUnavailable
 from mirror.upstream.ecr import EcrIssuer
 from mirror.upstream.google import GoogleIssuer
 from mirror.upstream.providers import PROVIDERS, ProviderOptions, missing_library, open_provider
+from mirror.upstream.proxies import Proxies
 from mirror.upstream.registry import RegistryUpstream
 from mirror.upstream.renewal import Renewed
 from tests.support.clouds import Aws, Azure, AzureRegistry, GoogleCloud
 from tests.support.fake_registry import FakeRegistry
+from tests.support.proxy import HttpProxy
 from tests.support.scripted import Scripted, reply, reply_json
 
 ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
@@ -367,6 +369,29 @@ async def test_acr_that_is_redirected(azure: Azure) -> None:
         with pytest.raises(UpstreamUnavailable):
             await AcrIssuer("acr", registry.url, metadata_url=azure.url).obtain()
         assert not elsewhere.requests
+
+
+# --------------------------------------------------------------------------------------------------- proxies
+
+
+async def test_clouds_behind_a_proxy(google: GoogleCloud, aws: Aws, azure: Azure, tmp_path: Path) -> None:
+    """What issues credentials is reached through the registry's proxy; metadata servers are not."""
+    key = tmp_path / "key.json"
+    key.write_text(google.key_file())
+    with HttpProxy() as proxy, AzureRegistry(azure) as registry:
+        proxies = Proxies.given(proxy.url)
+
+        async def asked(provider: Any, url: str, **options: Any) -> int:
+            before = len(proxy.requests)
+            given_by = open_provider(ECR, provider, url, ProviderOptions(**options), proxy=proxy.url, proxies=proxies)
+            assert await given_by.credentials()
+            return len(proxy.requests) - before
+
+        assert await asked("google", "https://gcr.io", key_file=key) == 1
+        assert await asked("google", "https://gcr.io", metadata_url=google.url) == 0
+        assert await asked("ecr", f"https://{ECR}", provider_url=aws.url) == 1
+        assert await asked("acr", registry.url, metadata_url=azure.url) == 1
+    assert google.complaints == aws.complaints == azure.complaints == []
 
 
 # ------------------------------------------------------------------------------------------------- libraries

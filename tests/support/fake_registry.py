@@ -150,6 +150,7 @@ class FakeRegistry:
         referrers: bool = True,
         page: int = 100,
         tls: ssl.SSLContext | None = None,
+        address: str = "127.0.0.1",
     ) -> None:
         self.tokens = tokens
         self.users = dict(users or {})
@@ -160,7 +161,7 @@ class FakeRegistry:
         self.realm: str | None = None
         self.head_says = True
         self.cdn_uses = 1000
-        self._front = Scripted(tls=tls)
+        self._front = Scripted(tls=tls, host=address)
         self._cdn = Scripted(tls=tls) if cdn else None
         self._front.on("*", self._route)
         if self._cdn:
@@ -288,7 +289,7 @@ class FakeRegistry:
     @property
     def host(self) -> str:
         """`127.0.0.1:port`."""
-        return f"{self._front.host}:{self._front.port}"
+        return self._front.url.partition("://")[2]
 
     def start(self) -> FakeRegistry:
         """Begin to accept."""
