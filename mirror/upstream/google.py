@@ -16,7 +16,6 @@ from collections.abc import Callable
 from datetime import UTC
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import google.auth
 import requests
@@ -75,12 +74,7 @@ class GoogleIssuer:
     def _refresh(self) -> tuple[str, float]:
         """Blocking. The key file is read anew, so that a rotated key takes effect."""
         with requests.Session() as session:
-            if self._proxy:
-                direct = ["metadata.google.internal", "169.254.169.254"]
-                if self._metadata_url:
-                    direct.append(urlsplit(self._metadata_url).hostname or "")
-                session.proxies = {"http": self._proxy, "https": self._proxy, "no_proxy": ",".join(direct)}
-            transport = _Transport(session, self._metadata_url)
+            transport = _Transport(session, self._metadata_url, self._proxy)
             try:
                 credentials = self._find(transport)
                 credentials.refresh(transport)
@@ -131,15 +125,21 @@ class GoogleIssuer:
 
 
 class _Transport(Request):
-    """The library's own way to send, with a time-out of ours, and the metadata server where we are told it is."""
+    """The library's own way to send, with a time-out of ours, the metadata server where we are told it is, and a proxy
+    for everything else.
+    """
 
-    def __init__(self, session: requests.Session, metadata_url: str | None) -> None:
+    def __init__(self, session: requests.Session, metadata_url: str | None, proxy: str | None) -> None:
         super().__init__(session)
         self._metadata_url = metadata_url
+        self._proxy = proxy
 
     def __call__(self, url: str, *arguments: Any, **more: Any) -> Any:
-        if self._metadata_url:
-            root = next((one for one in _METADATA if url.startswith(f"{one}/")), None)
-            url = f"{self._metadata_url}{url.removeprefix(root)}" if root else url
+        root = next((one for one in _METADATA if url.startswith(f"{one}/")), None)
+        if root:
+            url = f"{self._metadata_url or root}{url.removeprefix(root)}"
+            more["proxies"] = {"no_proxy": "*"}
+        elif self._proxy:
+            more["proxies"] = {"http": self._proxy, "https": self._proxy}
         more["timeout"] = min(more.get("timeout") or _TIMEOUT, _TIMEOUT)
         return super().__call__(url, *arguments, **more)  # type: ignore[no-untyped-call]
