@@ -33,6 +33,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.once import end
 from mirror.policy.access import Policy, Rule, actions
+from mirror.policy.budget import Budget
 from mirror.policy.content import ContentLists, ContentRule, patterns
 from mirror.policy.eviction import Water
 from mirror.policy.freshness import FreshnessRule
@@ -394,6 +395,10 @@ class _Upstreams:
             telemetry.UPSTREAM_REQUESTS.labels(label, event, status or 0).inc()
             telemetry.UPSTREAM_SECONDS.labels(label, event).observe(seconds)
 
+        def on_budget(budget: Budget) -> None:
+            telemetry.BUDGET_LIMIT.labels(label).set(budget.limit)
+            telemetry.BUDGET_REMAINING.labels(label).set(budget.remaining)
+
         def at(url: str, reach: ReachSettings, names: Sequence[str], **more: Any) -> RegistryUpstream:
             tls, identity = _tls(name, reach)
             proxies = _proxies(reach)
@@ -415,7 +420,7 @@ class _Upstreams:
                 **more,
             )
 
-        own = at(settings.url or f"https://{name}", settings, [name, *settings.aliases])
+        own = at(settings.url or f"https://{name}", settings, [name, *settings.aliases], on_budget=on_budget)
         # where there is another endpoint to go to, nothing is gained by trying the same one again
         mirrors = [at(one.url, one, [urlsplit(one.url).netloc], retries=0) for one in settings.endpoints]
         return EndpointsUpstream([*mirrors, own], hedge_after=settings.hedge_after) if mirrors else own

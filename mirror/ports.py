@@ -364,6 +364,10 @@ class Upstream(Protocol):
     def name(self) -> str:
         """As clients say it: `docker.io`."""
 
+    @property
+    def patience(self) -> float:
+        """By which factor, at least 1, tags may be believed longer, because upstream has little left to give."""
+
     async def resolve(self, repo: str, reference: Reference) -> Descriptor:
         """What a reference points to, by HEAD; by GET only where upstream's HEAD does not say it."""
 

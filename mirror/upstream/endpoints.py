@@ -66,6 +66,11 @@ class EndpointsUpstream:
         """As clients say it."""
         return self.members[-1].name
 
+    @property
+    def patience(self) -> float:
+        """As the registry itself has it: its mirrors are there to be asked."""
+        return self.members[-1].patience
+
     async def resolve(self, repo: str, reference: Reference) -> Descriptor:
         """See `Upstream`."""
         return await self._first(lambda member: member.resolve(repo, reference))

@@ -41,7 +41,7 @@ from mirror.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from mirror.memo import Memo
+from mirror.memo import MISSING, Memo
 from mirror.oci.challenge import Scope, parse_challenges
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import (
@@ -55,6 +55,7 @@ from mirror.oci.manifest import (
     read_manifest,
 )
 from mirror.oci.reference import Reference, check_tag
+from mirror.policy.budget import LOOK_AGAIN, Budget, is_spent, newer, parse_budget, patience, resets_in
 from mirror.policy.realms import Bounds, Url, UrlRefused, parse_url, surviving_headers
 from mirror.policy.retrying import (
     CLOSED,
@@ -108,7 +109,8 @@ class RegistryUpstream:
     network; None: judged by its URL. Times in seconds: `connect_timeout` per dial, `answer_timeout` for the whole of a
     small answer and the headers of a blob, `read_timeout` between two bytes of a blob; a blob slower than `lowest_rate`
     bytes a second over `rate_window` is given up. `blobs_at_once` and `calls_at_once` bound what is under way. `now`
-    is epoch seconds, `clock` any seconds, `sleep` and `jitter` are for the waits between tries.
+    is epoch seconds, `clock` any seconds, `sleep` and `jitter` are for the waits between tries. `on_budget` is told
+    what upstream says is left to be pulled.
 
     Raises `UrlRefused` (a `ValueError`) for a URL that is none.
     """
@@ -140,6 +142,7 @@ class RegistryUpstream:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
         observe: Observe | None = None,
+        on_budget: Callable[[Budget], None] = lambda budget: None,
     ) -> None:
         self._name = name
         self._base = url.rstrip("/")
@@ -187,6 +190,10 @@ class RegistryUpstream:
             rate_window=rate_window,
             clock=clock,
         )
+        self._memo = memo
+        self._on_budget = on_budget
+        self._budget: Budget | None = None
+        self._looked_at = 0.0
         self._held_until = 0.0
         self._strikes = 0
         self._circuit = CLOSED
@@ -202,16 +209,35 @@ class RegistryUpstream:
         """Where it is."""
         return self._base
 
+    @property
+    def budget(self) -> Budget | None:
+        """What upstream has last said is left to be pulled; None where it does not say."""
+        return self._budget
+
+    @property
+    def patience(self) -> float:
+        """See `Upstream`."""
+        return patience(self._budget, self._now())
+
     async def resolve(self, repo: str, reference: Reference) -> Descriptor:
-        """By HEAD, which costs nothing where pulls are counted; by GET where that does not say all (see `Upstream`)."""
+        """By HEAD, which costs nothing where pulls are counted; by GET where that does not say all (see `Upstream`).
+
+        Where nothing is left to be pulled, no tag is resolved: what it points to now could not be had.
+        """
+        by_tag = not isinstance(reference, Digest)
+        if by_tag:
+            await self._within_budget()
         reply = await self._ask("resolve", repo, f"manifests/{reference}", method="HEAD", known={404, 405})
         if reply.status == 404:
             raise self._unknown(reply)
+        if by_tag and is_spent(self._budget, self._now()):
+            raise self._spent()
         described = self._describe(reply, reference) if reply.status == 200 else None
         return described or (await self.manifest(repo, reference)).descriptor
 
     async def manifest(self, repo: str, reference: Reference) -> Manifest:
-        """At most 4 MiB, hashed before it is parsed (see `Upstream`)."""
+        """At most 4 MiB, hashed before it is parsed (see `Upstream`). This is what counts as a pull."""
+        await self._within_budget()
         reply = await self._ask("manifest", repo, f"manifests/{reference}", limit=LARGEST)
         return self._read_manifest(reply, reference)
 
@@ -505,6 +531,7 @@ class RegistryUpstream:
             finally:
                 self._probing = self._probing and not probing
             self._circuit = CLOSED
+            await self._note_budget(reply)
             if reply.status in fine:
                 self._strikes = 0
                 return reply
@@ -528,6 +555,43 @@ class RegistryUpstream:
             return reply
         finally:
             self._observe(event, status, self._clock() - began)
+
+    async def _within_budget(self) -> None:
+        """Raises `UpstreamThrottled` while nothing is left to be pulled; one call a minute goes out to see."""
+        shared = await self._memo.get(self._budget_key)
+        self._budget = newer(self._budget, None if shared is MISSING else Budget.from_json(shared))
+        now, budget = self._now(), self._budget
+        if budget is None or not is_spent(budget, now):
+            return
+        if now - max(budget.seen_at, self._looked_at) < LOOK_AGAIN:
+            raise self._spent()
+        self._looked_at = now
+
+    async def _note_budget(self, reply: _Reply) -> None:
+        limit, remaining = reply.fields.get("RateLimit-Limit"), reply.fields.get("RateLimit-Remaining")
+        budget = parse_budget(limit, remaining, self._now())
+        if budget is None or reply.url.origin != self._bounds.base.origin:
+            return
+        self._budget = budget
+        self._on_budget(budget)
+        # for other processes; each of them has news of its own soon enough
+        await self._memo.put(self._budget_key, budget.to_json(), LOOK_AGAIN)
+
+    @property
+    def _budget_key(self) -> str:
+        return f"budget {self._name} {self._bounds.base.public}"
+
+    def _spent(self) -> UpstreamThrottled:
+        budget, wait = self._budget, LOOK_AGAIN
+        if budget is not None:
+            wait = resets_in(budget, self._now())
+        of = "" if budget is None else f" of {budget.limit} in {budget.window:.0f} s"
+        return UpstreamThrottled(
+            f"{self._name} allows no more pulls{of}; it may be {wait:.0f} s until it does",
+            upstream=self._name,
+            status=429,
+            retry_after=wait,
+        )
 
     async def _pause(self, attempt: int) -> None:
         await self._sleep(back_off(attempt, self._jitter()))

@@ -25,6 +25,11 @@ class SealedUpstream:
         """As clients say it."""
         return self._name
 
+    @property
+    def patience(self) -> float:
+        """There is nothing to be spared."""
+        return 1.0
+
     async def resolve(self, repo: str, reference: Reference) -> Descriptor:
         """Raises `UpstreamUnavailable`."""
         self._refuse()

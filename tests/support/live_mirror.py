@@ -265,7 +265,7 @@ def _set_clock(app: App, clock: Clock) -> None:
         upstream = make(name)
         for one in (upstream, *getattr(upstream, "members", ())):
             one._sleep = _no_sleep
-            one._clock = clock
+            one._clock = one._now = clock
         return upstream
 
     app.router._upstream_for = upstream_for
