@@ -65,7 +65,7 @@ from mirror.upstream.docker_config import DockerConfig
 from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.providers import ProviderOptions, open_provider
 from mirror.upstream.proxies import Proxies
-from mirror.upstream.registry import RegistryUpstream
+from mirror.upstream.registry import RegistryUpstream, unverified
 
 __all__ = ["App", "Storage", "age_rule", "build", "open_registries", "open_storage", "routing_table"]
 
@@ -407,7 +407,7 @@ class _Upstreams:
                 url,
                 executor=self._executor,
                 memo=self._memo,
-                credentials=_credentials(name, url, reach, names, tls, proxies),
+                credentials=_credentials(name, url, reach, names, identity or tls, proxies),
                 allowed=reach.token_hosts,
                 verify=tls,
                 identity=identity,
@@ -443,7 +443,7 @@ def _credentials(
         source.check()
         return source
     if reach.provider is not None:
-        context = tls if isinstance(tls, ssl.SSLContext) else None
+        context = tls if isinstance(tls, ssl.SSLContext) else None if tls else unverified()
         proxy = reach.proxy.get_secret_value() if reach.proxy else None
         proxy = None if proxy == "env" else proxy
         options = _provider_options(reach)
@@ -482,11 +482,8 @@ def _tls(name: str, reach: ReachSettings) -> tuple[bool | ssl.SSLContext, ssl.SS
         raise ConfigError([f"upstream {name}: ca_file {reach.ca_file} holds no certificate"]) from error
     if reach.client_certificate is None or reach.client_key is None:
         return verify, None
-    identity = ssl.create_default_context(cafile=reach.ca_file if reach.verify_tls else None)
+    identity = ssl.create_default_context(cafile=reach.ca_file) if reach.verify_tls else unverified()
     identity.set_alpn_protocols(["http/1.1"])
-    if not reach.verify_tls:
-        identity.check_hostname = False
-        identity.verify_mode = ssl.CERT_NONE
     try:
         identity.load_cert_chain(reach.client_certificate, reach.client_key)
     except (OSError, ssl.SSLError) as error:

@@ -12,7 +12,7 @@ The ports; all but the smallest have two or more implementations:
     Freezes        tags that must not move        store/freezes.py
     ContentIndex   sizes, last use, links, pins   index/embedded.py   index/redis.py     index/memory.py
     Authenticator  who a caller is                access/*.py
-    Upstream       one remote registry            upstream/registry.py
+    Upstream       one remote registry            upstream/registry.py    upstream/endpoints.py   upstream/sealed.py
     Body           bytes that arrive in a thread  upstream/transfer.py
 
 The life of a blob in a store:

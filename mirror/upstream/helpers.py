@@ -29,8 +29,9 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _LARGEST: Final = 64 * 1024
 _NOT_FOUND: Final = b"credentials not found in native keychain"
 #: Seconds. How long what a helper says is believed: it does not tell when its tokens expire, and the shortest-lived
-#: ones are good for minutes. What has expired in between is dropped when upstream refuses it.
+#: ones are good for minutes. While it fails, what it said last is used on; upstream refuses that when it has expired.
 _USABLE: Final = 300.0
+_LASTS: Final = 3600.0
 _NONE_FOR: Final = 60.0
 _TIMEOUT: Final = 30.0
 
@@ -122,7 +123,7 @@ class CredentialHelper:
         if not secret:
             return Issued(None, _NONE_FOR, _NONE_FOR)
         found = Credentials(identity_token=secret) if username == NO_USER else Credentials(username, secret)
-        return Issued(found, _USABLE, _USABLE)
+        return Issued(found, _USABLE, _LASTS)
 
     @property
     def _by_hand(self) -> str:

@@ -74,7 +74,7 @@ from mirror.upstream.proxies import DIRECT, Proxies
 from mirror.upstream.tokens import TokenSource
 from mirror.upstream.transfer import LARGEST_ERROR, REDIRECTS, DialFailed, DialTimedOut, Hangup, Transfer
 
-__all__ = ["RegistryUpstream"]
+__all__ = ["RegistryUpstream", "unverified"]
 
 _ACCEPT: Final = ", ".join(ACCEPT)
 _RETRIES: Final = 2
@@ -669,16 +669,20 @@ class RegistryUpstream:
     def _tls(self) -> ssl.SSLContext:
         """One context for all connections, made when the first needs it."""
         if self._context is None:
-            context = ssl.create_default_context()
-            context.set_alpn_protocols(["http/1.1"])
-            if not self._verify:
-                context.check_hostname = False
-                context.verify_mode = ssl.CERT_NONE
-            self._context = context
+            self._context = ssl.create_default_context() if self._verify else unverified()
+            self._context.set_alpn_protocols(["http/1.1"])
         return self._context
 
     def __repr__(self) -> str:
         return f"<RegistryUpstream {self._name} at {self._bounds.base.public}>"
+
+
+def unverified() -> ssl.SSLContext:
+    """For a registry whose certificate is not checked, because its configuration says so."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _close_unwanted(done: asyncio.Future[_Reply]) -> None:

@@ -1,9 +1,9 @@
 """Credentials that are issued for a while: by a helper program, by a cloud.
 
-    none ── credentials() ──> one obtain(), all wait ──> kept ── nearly over: renewed; if that fails, used to the end
-     ^                             │                      └── upstream refused it: reject() ──┐
-     │                             └── failed: the error for all, and for all who ask soon    │
-     └────────────────────────────────────────────────────────────────────────────────────────┘
+    none ── credentials() ──> one obtain(), all wait ──> kept ── nearly over: renewed, while the old ones are used
+     ^                             │                      └── over, or upstream refused it: reject() ──┐
+     │                             └── failed: the error for all, and for all who ask soon             │
+     └─────────────────────────────────────────────────────────────────────────────────────────────────┘
 
 An issuer that fails is left alone for a growing while. Credentials that are younger than `_YOUNG` are not dropped:
 registries answer 401 for what does not exist, too, and the issuer would give the same again.
@@ -11,6 +11,8 @@ registries answer 401 for what does not exist, too, and the issuer would give th
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from typing import Final
 
 from mirror import telemetry
 from mirror.errors import UpstreamDenied, UpstreamError, UpstreamUnavailable
-from mirror.once import Once
+from mirror.once import Once, end
 from mirror.policy.lifetimes import pause_after
 from mirror.upstream.credentials import Credentials, CredentialsUnavailable
 
@@ -70,22 +72,34 @@ class Renewed:
         self._kept: _Kept | None = None
         self._failures = 0
         self._failure: UpstreamError | None = None
-        self._paused_until = 0.0
+        self._paused_until = -math.inf
+        self._renewing: set[asyncio.Task[_Kept]] = set()
 
     async def credentials(self) -> Credentials | None:
-        """The present ones, had anew where they are nearly over. Raises `UpstreamDenied`, `UpstreamUnavailable`."""
+        """The present ones. Nobody waits for others as long as these are good, however slow their issuer is.
+
+        Raises `UpstreamDenied`, `UpstreamUnavailable` where there are none and none to be had.
+        """
         now, kept = self._clock(), self._kept
-        if kept and now < kept.renew_at:
+        if kept and now < kept.over_at:
+            if now >= max(kept.renew_at, self._paused_until) and not self._renewing:
+                self._renew_meanwhile()
             return kept.credentials
-        try:
-            if self._failure and now < self._paused_until:
-                # one object for many: it must not collect the tracebacks of each
-                raise self._failure.with_traceback(None)
-            return (await self._once.run("renew", self._renew)).credentials
-        except (UpstreamUnavailable, UpstreamDenied):
-            if self._kept and self._clock() < self._kept.over_at:
-                return self._kept.credentials
-            raise
+        if self._failure and now < self._paused_until:
+            # one object for many: it must not collect the tracebacks of each
+            raise self._failure.with_traceback(None)
+        return (await self._once.run("renew", self._renew)).credentials
+
+    def _renew_meanwhile(self) -> None:
+        renewing = asyncio.ensure_future(self._once.run("renew", self._renew))
+        self._renewing.add(renewing)
+        renewing.add_done_callback(self._renewed)
+
+    def _renewed(self, renewing: asyncio.Task[_Kept]) -> None:
+        self._renewing.discard(renewing)
+        if not renewing.cancelled():
+            # it was logged; whoever needs new ones asks again
+            renewing.exception()
 
     async def reject(self, credentials: Credentials) -> None:
         """Upstream refused these: drop them, unless others have taken their place or they are very young."""
@@ -95,6 +109,7 @@ class Renewed:
 
     async def aclose(self) -> None:
         """Repeatable."""
+        await end(*self._renewing)
         await self._once.aclose()
         if self._close:
             await self._close()

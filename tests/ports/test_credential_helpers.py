@@ -27,6 +27,7 @@ from mirror.upstream.registry import RegistryUpstream
 from mirror.upstream.renewal import Issued, Renewed
 from tests.support.fake_registry import FakeRegistry
 from tests.support.helper_program import HelperProgram
+from tests.support.live_mirror import PATIENCE, until
 
 HUB = "https://index.docker.io/v1/"
 SECRET = "canary-secret"
@@ -225,9 +226,15 @@ async def test_many_wait_for_one_run(tmp_path: Path, helper: HelperProgram, cloc
     clock.time += 299
     assert await config.credentials() == Credentials("user", SECRET)
     assert helper.runs == ["a.io"]
+    helper.answers("user", "second")
     clock.time += 2
-    await config.credentials()
-    assert helper.runs == ["a.io", "a.io"]
+    # nobody waits for the renewal
+    assert await config.credentials() == Credentials("user", SECRET)
+    await until(lambda: len(helper.runs) == 2)
+    async with asyncio.timeout(PATIENCE):
+        while await config.credentials() != Credentials("user", "second"):  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.01)
+    assert len(helper.runs) == 2
 
 
 async def test_a_changed_file_leads_to_another_helper(tmp_path: Path, helper: HelperProgram, clock: Clock) -> None:
@@ -319,8 +326,19 @@ async def test_renewed_before_they_expire(issuer: Issuer, renewed: Renewed, cloc
     clock.time += 2999
     assert await password(renewed) == "1"
     clock.time += 1
-    assert {await one for one in [password(renewed) for _ in range(10)]} == {"2"}
+    issuer.gate.clear()
+    assert {await one for one in [password(renewed) for _ in range(10)]} == {"1"}
+    issuer.gate.set()
+    await until(lambda: not renewed._renewing)
+    assert await password(renewed) == "2"
     assert issuer.asked == 2
+
+
+async def test_renewed_when_they_are_over(issuer: Issuer, renewed: Renewed, clock: Clock) -> None:
+    """Whoever comes later than that waits for new ones."""
+    assert await password(renewed) == "1"
+    clock.time += 3600
+    assert await password(renewed) == "2"
 
 
 async def test_a_renewal_that_fails_uses_up_the_old_ones(issuer: Issuer, renewed: Renewed, clock: Clock) -> None:
@@ -329,6 +347,7 @@ async def test_a_renewal_that_fails_uses_up_the_old_ones(issuer: Issuer, renewed
     clock.time += 3100
     issuer.failure = UpstreamUnavailable("away", upstream="a.io")
     assert await password(renewed) == "1"
+    await until(lambda: not renewed._renewing)
     assert await password(renewed) == "1"
     assert issuer.asked == 2
     clock.time += 600
@@ -337,6 +356,17 @@ async def test_a_renewal_that_fails_uses_up_the_old_ones(issuer: Issuer, renewed
     issuer.failure = None
     clock.time += 60
     assert await password(renewed) == "4"
+
+
+async def test_closing_ends_a_renewal(issuer: Issuer, renewed: Renewed, clock: Clock) -> None:
+    """A mirror that stops does not wait for an issuer."""
+    assert await password(renewed) == "1"
+    clock.time += 3100
+    issuer.gate.clear()
+    assert await password(renewed) == "1"
+    await until(lambda: issuer.asked == 2)
+    await renewed.aclose()
+    assert not renewed._renewing
 
 
 async def test_a_broken_issuer_is_left_alone(issuer: Issuer, renewed: Renewed, clock: Clock) -> None:
