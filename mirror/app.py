@@ -155,6 +155,7 @@ async def build(config: Config) -> AsyncIterator[App]:
         stack.push_async_callback(memo.aclose)
         upstreams = _Upstreams(config, filling, memo)
         stack.push_async_callback(upstreams.aclose)
+        upstreams.open()
 
         async def landed(info: BlobInfo) -> None:
             await shelf.landed(info)
@@ -279,8 +280,7 @@ async def open_registries(config: Config) -> AsyncIterator[list[RegistryUpstream
         stack.push_async_callback(memo.aclose)
         upstreams = _Upstreams(config, executor, memo)
         stack.push_async_callback(upstreams.aclose)
-        names = [entry.name for entry in config.upstream if not entry.name.startswith("*.")]
-        yield [registry for name in names for registry in upstreams.registries(name)]
+        yield upstreams.open()
 
 
 def _rule(route: RouteSettings) -> RouteRule:
@@ -368,10 +368,17 @@ class _Upstreams:
         self.table = routing_table(config)
         self._made: dict[str, RegistryUpstream | EndpointsUpstream] = {}
 
-    def registries(self, name: str) -> list[RegistryUpstream]:
-        """Of an upstream that the table knows, each address."""
-        upstream = self.named(name)
-        return [*upstream.members] if isinstance(upstream, EndpointsUpstream) else [upstream]
+    def open(self) -> list[RegistryUpstream]:
+        """Make every registry that has no wildcard, so that mistakes show at start; each address of each.
+
+        Nobody is contacted. Raises `ConfigError`.
+        """
+        opened: list[RegistryUpstream] = []
+        for name in self._settings:
+            if not name.startswith("*."):
+                upstream = self.named(name)
+                opened += upstream.members if isinstance(upstream, EndpointsUpstream) else [upstream]
+        return opened
 
     def named(self, name: str) -> RegistryUpstream | EndpointsUpstream:
         """The upstream of a registry that the table knows."""

@@ -147,6 +147,9 @@ class RegistryUpstream:
         self._name = name
         self._base = url.rstrip("/")
         self._bounds = Bounds.of(self._base, allowed, internal=internal)
+        where = self._bounds.base.authority
+        #: For messages: which of several addresses it is, where the name does not say it.
+        self._whom = name if where == name else f"{name} ({where})"
         self._executor = executor
         self._verify = verify
         self._context: ssl.SSLContext | None = verify if isinstance(verify, ssl.SSLContext) else None
@@ -314,7 +317,7 @@ class RegistryUpstream:
             headers = {"Accept-Encoding": "identity", "User-Agent": self._agent}
             if authorization:
                 headers["Authorization"] = authorization
-            async with self._calls, translated(self._name, self._name), asyncio.timeout(self._answer_timeout):
+            async with self._calls, translated(self._name, self._whom), asyncio.timeout(self._answer_timeout):
                 return await self._fetch("GET", url, headers, LARGEST_ERROR)
 
         try:
@@ -390,7 +393,7 @@ class RegistryUpstream:
             if authorization and parse_url(url).origin == self._bounds.base.origin:
                 # a later page may be where the first was redirected to
                 headers["Authorization"] = authorization
-            async with self._calls, translated(self._name, self._name), asyncio.timeout(self._answer_timeout):
+            async with self._calls, translated(self._name, self._whom), asyncio.timeout(self._answer_timeout):
                 return await self._fetch(method, url, headers, limit)
 
         return await self._call(event, Scope.pull(repo), send, {200, *known})
@@ -601,11 +604,11 @@ class RegistryUpstream:
         held = self._held_until - self._clock()
         if held > 0:
             raise UpstreamThrottled(
-                f"{self._name} asked to be left alone for {held:.0f} s more", upstream=self._name, retry_after=held
+                f"{self._whom} asked to be left alone for {held:.0f} s more", upstream=self._name, retry_after=held
             )
         verdict = self._circuit.verdict(self._clock())
         if verdict.wait or (verdict.probe and self._probing):
-            raise UpstreamUnavailable(f"{self._name} did not answer lately", upstream=self._name)
+            raise UpstreamUnavailable(f"{self._whom} did not answer lately", upstream=self._name)
         self._probing = self._probing or verdict.probe
         return verdict.probe
 

@@ -10,6 +10,7 @@ import pytest
 from mirror.config import load
 from mirror.errors import ConfigError
 from mirror.oci.digest import Digest
+from tests.support.certificates import Certificate
 from tests.support.fake_registry import FakeRegistry, cut, status
 from tests.support.live_mirror import live_mirror, noise
 from tests.support.proxy import HttpProxy
@@ -118,3 +119,28 @@ password_file = "{tmp_path}/secret"
     assert upstream.proxy is not None
     assert upstream.proxy.get_secret_value() == "http://me:pw@proxy:3128"
     assert "pw" not in repr(upstream)
+
+
+@pytest.mark.parametrize(
+    ("settings", "mistake"),
+    [
+        ({"client_certificate": "cert", "client_key": "other"}, "are no matching pair"),
+        ({"ca_file": "junk"}, "holds no certificate"),
+        ({"docker_config": "junk"}, "not a docker config.json"),
+    ],
+)
+async def test_files_that_are_no_use_show_at_start(tmp_path: Path, settings: dict[str, str], mistake: str) -> None:
+    """Not with the first pull, which may be at three in the morning."""
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    for folder in (mine, other):
+        folder.mkdir()
+    files = {
+        "cert": Certificate(mine).certificate,
+        "other": Certificate(other).key,
+        "junk": tmp_path / "junk",
+    }
+    files["junk"].write_text("junk")
+    upstream = {"url": "https://127.0.0.1:1", **{name: str(files[one]) for name, one in settings.items()}}
+    with pytest.raises(ConfigError, match=mistake):
+        async with live_mirror(tmp_path / "store", {"docker.io": upstream}):
+            pass
