@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -58,8 +58,9 @@ __all__ = ["BlobStat", "Listing", "ProxiedRepository", "Shelf"]
 #: Seconds. How long upstream is not asked again after it said «not known», and after it was down and we said «stale».
 _UNKNOWN_FOR: Final = 10.0
 _STALE_FOR: Final = 5.0
-#: Seconds that another process may keep us from asking upstream ourselves. It costs a second question at the most.
-_ALONE_FOR: Final = 5.0
+#: Seconds that another process may keep us from asking upstream ourselves. After that each process asks for itself.
+#: Containerd gives up without headers after 30 s, so both waits of a pull by tag (tag, manifest) stay well below that.
+_ALONE_FOR: Final = 10.0
 #: Seconds that an answer waits for the index to take note of a blob.
 _PATIENCE: Final = 0.25
 #: Seconds by which a clock may have been put back before what was remembered under the later time counts for nothing.
@@ -124,6 +125,7 @@ class Shelf:
     sound: Hot[Digest, int] = field(default_factory=lambda: Hot(1 << 20, lambda _: 256))
     once: Once = field(default_factory=Once)
     telling: set[asyncio.Task[None]] = field(default_factory=set)
+    settling: asyncio.Lock = field(default_factory=asyncio.Lock)
     uncached_since: float | None = None
 
     def went_uncached(self, error: StoreError, what: object) -> None:
@@ -142,10 +144,28 @@ class Shelf:
     async def landed(self, info: BlobInfo) -> None:
         """A blob was published: remember it."""
         self.went_cached()
-        telling = asyncio.create_task(self._tell_index(info))
-        self.telling.add(telling)
-        telling.add_done_callback(self.telling.discard)
-        await asyncio.wait({telling}, timeout=_PATIENCE)
+        await asyncio.wait({self._behind(self._tell_index(info))}, timeout=_PATIENCE)
+
+    def settle(self) -> None:
+        """Make durable what was put, behind the answer: a busy disk takes seconds for it, and a power cut before its
+        end costs no more than asking upstream again.
+        """
+        self._behind(self._settle())
+
+    def _behind(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self.telling.add(task)
+        task.add_done_callback(self.telling.discard)
+        return task
+
+    async def _settle(self) -> None:
+        # one at a time, which sees to all that was put meanwhile: the threads are needed for those who read
+        async with self.settling:
+            try:
+                await asyncio.to_thread(self.store.settle)
+                await asyncio.to_thread(self.catalog.settle)
+            except StoreError as error:
+                self.went_uncached(error, "names of blobs, tags and manifests")
 
     async def _tell_index(self, info: BlobInfo) -> None:
         # without it the blob is found when index and disk are compared
@@ -153,7 +173,7 @@ class Shelf:
             await self.index.put([ContentRecord(info.digest, info.size, self.now())])
 
     async def aclose(self) -> None:
-        """Wait for what the index is still being told, end what is shared. Repeatable."""
+        """Wait for what index and disk are still being told, end what is shared. Repeatable."""
         await asyncio.gather(*self.telling)
         await self.once.aclose()
 
@@ -295,6 +315,7 @@ class ProxiedRepository:
         fresh = TagRecord(tag, found.digest, found.media_type, found.size, self._shelf.now())
         try:
             await asyncio.to_thread(self._shelf.catalog.put_tag, self.repo, fresh)
+            self._shelf.settle()
         except StoreError as error:
             self._shelf.went_uncached(error, f"{self.repo}:{tag}")
         if record and record.digest != fresh.digest:
@@ -331,7 +352,11 @@ class ProxiedRepository:
             except UpstreamNotKnown as error:
                 await self._shelf.memo.put(key, "unknown", _UNKNOWN_FOR)
                 raise ManifestUnknown(f"{self.repo} has no manifest {digest}") from error
-            await self._keep(manifest)
+            info = await self._keep(manifest)
+        # the others find it on the disk by now: what follows is no reason to keep them waiting
+        if info:
+            await self._shelf.landed(info)
+        await self._shelf.grants.give(self.repo, named_by(manifest))
         return manifest, Outcome.MISS
 
     async def _load_stored(self, digest: Digest) -> Manifest | None:
@@ -341,16 +366,17 @@ class ProxiedRepository:
             await self._shelf.grants.give(self.repo, named_by(stored))
         return stored
 
-    async def _keep(self, manifest: Manifest) -> None:
-        """Bytes first, then the link to them: a link without bytes would be a promise."""
+    async def _keep(self, manifest: Manifest) -> BlobInfo | None:
+        """Bytes first, then the link to them: a link without bytes would be a promise. None: the store cannot."""
         record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), self._shelf.now())
         try:
             info = await asyncio.to_thread(self._shelf.store.put, manifest.digest, manifest.content)
             await asyncio.to_thread(self._shelf.catalog.put_manifest, self.repo, record)
-            await self._shelf.landed(info)
         except StoreError as error:
             self._shelf.went_uncached(error, manifest.digest)
-        await self._shelf.grants.give(self.repo, named_by(manifest))
+            return None
+        self._shelf.settle()
+        return info
 
     def _stored(self, digest: Digest) -> Manifest | None:
         """Blocking: the manifest, if this repository has it and its bytes are right."""
