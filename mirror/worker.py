@@ -91,7 +91,8 @@ def _tls(settings: ServerSettings) -> ssl.SSLContext | None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+        # without an answer to its question a key with a passphrase would be asked about on a terminal
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key, password=lambda: "")
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             [f"server.tls_certificate, tls_key: {settings.tls_certificate} and {settings.tls_key} are no matching pair"]
