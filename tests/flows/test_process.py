@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import socket
 import stat
 import sys
@@ -86,6 +87,15 @@ async def test_69_health(registry: FakeRegistry, mirror: LiveMirror) -> None:
         assert response.status == 503
     assert (await mirror.ask("/livez")).status == 200
     assert (await mirror.ask("/v2/")).status == 200
+
+
+@pytest.mark.parametrize("page", ["/livez", "/readyz", "/metrics"])
+async def test_pages_for_probes(mirror: LiveMirror, page: str) -> None:
+    """Probes and scrapers may add a query; no page tells which versions serve it."""
+    for target in (page, f"{page}?verbose=1"):
+        answer = await mirror.ask(target)
+        assert answer.status == 200
+        assert answer.headers["Server"] == "mirror"
 
 
 async def test_metrics(registry: FakeRegistry, mirror: LiveMirror) -> None:
@@ -206,6 +216,18 @@ def test_sigterm_while_idle(config: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- listeners
+
+
+def test_37_descriptors(config: Path) -> None:
+    """Row 37: workers take as many descriptors as they may have, whatever soft limit they are started with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard - 1, hard))
+    try:
+        with MirrorProcess(config, "--workers", "2") as mirror:
+            for pid in mirror.wait_for_workers(2):
+                assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_tls(config: Path, tmp_path: Path) -> None:
