@@ -5,6 +5,7 @@ A tag, in four cases:
     fresh                      its answer stands, upstream is not asked
     not fresh, upstream says   the same digest: the clock begins anew; another: the tag moves at once
     not fresh, upstream down   the old answer, marked stale, for as long as the route allows
+    not fresh, upstream slow   likewise, after some seconds; upstream's answer is for those who come later
     unknown                    upstream is asked, by HEAD, which costs nothing on Docker Hub
 
 A manifest is only fetched by digest, after its tag was resolved, and never if this repository has it already.
@@ -58,6 +59,9 @@ __all__ = ["BlobStat", "Listing", "ProxiedRepository", "Shelf"]
 #: Seconds. How long upstream is not asked again after it said «not known», and after it was down and we said «stale».
 _UNKNOWN_FOR: Final = 10.0
 _STALE_FOR: Final = 5.0
+#: Seconds that an answer waits for upstream where there is an older one to give: one that hangs would hold up every
+#: pull until its time-out, which is longer than clients are patient.
+_SLOW_AFTER: Final = 5.0
 #: Seconds that another process may keep us from asking upstream ourselves. After that each process asks for itself.
 #: Containerd gives up without headers after 30 s, so both waits of a pull by tag (tag, manifest) stay well below that.
 _ALONE_FOR: Final = 10.0
@@ -241,11 +245,49 @@ class ProxiedRepository:
         hot = self._shelf.tags.get((self.repo, tag))
         if hot and hot.since - _CLOCK_SLACK <= self._shelf.now() < hot.until:
             return hot
-        found = await self._shelf.once.run(("tag", self.repo, tag), lambda: self._refresh(tag))
+        try:
+            async with asyncio.timeout(_SLOW_AFTER):
+                return await self._refreshed(tag)
+        except TimeoutError:
+            return await self._meanwhile(tag) or await self._refreshed(tag)
+
+    async def _refreshed(self, tag: str) -> HotTag:
+        """Goes on for those who come later when nobody waits for it any more."""
+
+        async def refresh() -> HotTag:
+            found = await self._refresh(tag)
+            self._keep_hot(tag, found)
+            return found
+
+        return await self._shelf.once.run(("tag", self.repo, tag), refresh)
+
+    def _keep_hot(self, tag: str, found: HotTag) -> None:
         # to those who come later a new answer is a plain hit, a stale one stays stale
         later = Outcome.STALE if found.outcome is Outcome.STALE else Outcome.HIT
         self._shelf.tags.put((self.repo, tag), HotTag(found.record, later, found.since, found.until))
+
+    async def _meanwhile(self, tag: str) -> HotTag | None:
+        """What can be said while upstream takes its time; None: nothing."""
+        record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
+        if record is None:
+            return None
+        if self._is_fresh(record):
+            return self._hot(record, Outcome.HIT)
+        if not may_serve_stale(record.fetched_at, self._shelf.now(), self._rule):
+            return None
+        self._log_stale(record, f"no answer for {_SLOW_AFTER:g} s")
+        found = self._hot(record, Outcome.STALE)
+        self._keep_hot(tag, found)
         return found
+
+    def _log_stale(self, record: TagRecord, reason: str) -> None:
+        telemetry.log.warning(
+            "serving a stale tag",
+            repository=str(self.repo),
+            tag=record.tag,
+            age=round(self._shelf.now() - record.fetched_at),
+            reason=reason,
+        )
 
     async def _ask_again(self, tag: str) -> HotTag:
         """Upstream's answer now, whatever is remembered."""
@@ -303,13 +345,7 @@ class ProxiedRepository:
             raise ManifestUnknown(f"{self.repo} has no tag {tag}") from error
         except (UpstreamUnavailable, UpstreamThrottled, UpstreamInvalid) as error:
             if record and may_serve_stale(record.fetched_at, self._shelf.now(), self._rule):
-                telemetry.log.warning(
-                    "serving a stale tag",
-                    repository=str(self.repo),
-                    tag=tag,
-                    age=round(self._shelf.now() - record.fetched_at),
-                    reason=str(error),
-                )
+                self._log_stale(record, str(error))
                 return self._hot(record, Outcome.STALE)
             raise
         fresh = TagRecord(tag, found.digest, found.media_type, found.size, self._shelf.now())
