@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from mirror import supervisor
 from mirror.config import load
 from mirror.errors import ConfigError
 from mirror.oci.digest import Digest
@@ -29,6 +30,7 @@ from tests.support.scripted import Stall
 
 _LAYER = noise(1 << 20)
 _SIZE = len(_LAYER)
+_real_memory = supervisor._MEMORY
 _DIGEST = Digest.of(_LAYER)
 _AT = f"/v2/library/app/blobs/{_DIGEST}"
 _TAG = "/v2/library/app/manifests/v1"
@@ -297,6 +299,23 @@ def test_port_in_use(config: Path) -> None:
         for workers in ("1", "2"):
             with pytest.raises(CommandFailed, match=rf"exit code 2\nmirror: server.listen: {address}: .*in use"):
                 _mirror("serve", "--config", str(config), "--listen", address, "--workers", workers)
+
+
+def test_34_metrics_need_no_disk(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 34: a worker that writes to a mapped file on a full disk is killed by the kernel (SIGBUS). What the workers
+    count is therefore in memory; what a killed mirror has left there goes, what a living one has stays.
+    """
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    monkeypatch.setattr(supervisor, "_MEMORY", str(memory))
+    monkeypatch.delenv("TMPDIR", raising=False)
+    (memory / "foreign").mkdir()
+    (memory / "mirror-metrics-left").mkdir()
+    with supervisor._metrics_folder() as one, supervisor._metrics_folder() as two:
+        assert {Path(one).parent, Path(two).parent} == {memory}
+        assert {entry.name for entry in memory.iterdir()} == {"foreign", Path(one).name, Path(two).name}
+    assert [entry.name for entry in memory.iterdir()] == ["foreign"]
+    assert os.access(_real_memory, os.W_OK)
 
 
 def test_access_log_can_be_turned_off(config: Path) -> None:
