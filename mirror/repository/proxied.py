@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from mirror import telemetry
 from mirror.errors import (
@@ -55,6 +55,8 @@ from mirror.repository.grants import Grants, named_by
 from mirror.repository.hot import Hot
 
 __all__ = ["BlobStat", "Listing", "ProxiedRepository", "Shelf"]
+
+T = TypeVar("T")
 
 #: Seconds. How long upstream is not asked again after it said «not known», and after it was down and we said «stale».
 _UNKNOWN_FOR: Final = 10.0
@@ -156,6 +158,10 @@ class Shelf:
         """
         self._behind(self._settle())
 
+    async def write(self, work: Callable[..., T], *arguments: object) -> T:
+        """Blocking work that syncs. Not in the threads that read: they are few, and a busy disk would hold them all."""
+        return await asyncio.get_running_loop().run_in_executor(self.executor, work, *arguments)
+
     def _behind(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self.telling.add(task)
@@ -163,11 +169,11 @@ class Shelf:
         return task
 
     async def _settle(self) -> None:
-        # one at a time, which sees to all that was put meanwhile: the threads are needed for those who read
+        # one at a time, which sees to all that was put meanwhile
         async with self.settling:
             try:
-                await asyncio.to_thread(self.store.settle)
-                await asyncio.to_thread(self.catalog.settle)
+                await self.write(self.store.settle)
+                await self.write(self.catalog.settle)
             except StoreError as error:
                 self.went_uncached(error, "names of blobs, tags and manifests")
 
@@ -350,7 +356,7 @@ class ProxiedRepository:
             raise
         fresh = TagRecord(tag, found.digest, found.media_type, found.size, self._shelf.now())
         try:
-            await asyncio.to_thread(self._shelf.catalog.put_tag, self.repo, fresh)
+            await self._shelf.write(self._shelf.catalog.put_tag, self.repo, fresh)
             self._shelf.settle()
         except StoreError as error:
             self._shelf.went_uncached(error, f"{self.repo}:{tag}")
@@ -406,8 +412,8 @@ class ProxiedRepository:
         """Bytes first, then the link to them: a link without bytes would be a promise. None: the store cannot."""
         record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), self._shelf.now())
         try:
-            info = await asyncio.to_thread(self._shelf.store.put, manifest.digest, manifest.content)
-            await asyncio.to_thread(self._shelf.catalog.put_manifest, self.repo, record)
+            info = await self._shelf.write(self._shelf.store.put, manifest.digest, manifest.content)
+            await self._shelf.write(self._shelf.catalog.put_manifest, self.repo, record)
         except StoreError as error:
             self._shelf.went_uncached(error, manifest.digest)
             return None

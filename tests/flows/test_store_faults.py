@@ -78,6 +78,36 @@ async def test_other_workers_do_not_wait_for_the_disk(
     assert not [line for line in (*mirror.log, *another.log) if line["event"] == "a lock was not to be had"]
 
 
+async def test_those_who_read_do_not_wait_for_those_who_write(
+    registry: FakeRegistry, mirror: LiveMirror, image: Digest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many tags a busy disk has to take note of, what is on it already is served meanwhile."""
+    await _pull(mirror)
+    for number in range(40):
+        registry.add_image("library/app", f"t{number}", [b"%d" % number])
+    fsync, done = os.fsync, threading.Event()
+    syncing = threading.Semaphore(0)
+
+    def slow(descriptor: int) -> None:
+        syncing.release()
+        assert done.wait(PATIENCE), "the disk was never let go"
+        fsync(descriptor)
+
+    async with live_mirror(mirror.root, {"docker.io": registry.url}) as another:
+        await another.rebuilt()
+        monkeypatch.setattr(os, "fsync", slow)
+        tags = [f"/v2/library/app/manifests/t{number}" for number in range(40)]
+        asked = [asyncio.create_task(another.ask(tag, method="HEAD")) for tag in tags]
+        try:
+            assert await asyncio.to_thread(syncing.acquire, timeout=PATIENCE)
+            assert (await another.ask(f"/v2/library/app/manifests/{image}")).cache == "hit"
+            assert (await another.ask(_TAG)).cache == "hit"
+            _is_whole(await another.ask(_AT))
+        finally:
+            done.set()
+        assert {answer.status for answer in await asyncio.gather(*asked)} == {200}
+
+
 # -------------------------------------------------------------------------------- files changed beneath us
 
 
