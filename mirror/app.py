@@ -35,6 +35,7 @@ from mirror.policy.content import ContentLists, ContentRule, patterns
 from mirror.policy.eviction import Water
 from mirror.policy.freshness import FreshnessRule
 from mirror.policy.history import AgeRule
+from mirror.policy.pins import PinRule
 from mirror.policy.routing import Registry, RoutingTable, compile_pattern
 from mirror.policy.rules import RouteRule
 from mirror.policy.sizes import parse_capacity, parse_size
@@ -56,11 +57,12 @@ from mirror.store.freezes import LocalFreezes
 from mirror.store.layout import Layout
 from mirror.store.local import LocalStore
 from mirror.store.locks import Locks
+from mirror.store.pins import LocalPins
 from mirror.store.recovery import sweep
 from mirror.upstream.credentials import Credentials, CredentialSource, DockerConfig, GivenCredentials
 from mirror.upstream.registry import RegistryUpstream
 
-__all__ = ["App", "Storage", "age_rule", "build", "open_storage", "routing_table"]
+__all__ = ["App", "Disk", "Storage", "age_rule", "build", "open_disk", "open_storage", "pin_rules", "routing_table"]
 
 #: Threads are made when they are needed; these are bounds. Each fill occupies one while it receives.
 _FILLING_THREADS = 256
@@ -76,6 +78,16 @@ _SUCCEED_AFTER = 30.0
 _IDLE = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The truth alone: enough for the command line to look at what is here, and to say what must stay."""
+
+    layout: Layout
+    store: LocalStore
+    catalog: LocalCatalog
+    pins: LocalPins
+
+
 @dataclass(slots=True)
 class Storage:
     """Disk and index, and what keeps them in order: enough for the command line without a server."""
@@ -84,6 +96,7 @@ class Storage:
     store: LocalStore
     catalog: LocalCatalog
     freezes: LocalFreezes
+    pins: LocalPins
     index: ContentIndex
     locks: Locks
     evictor: Evictor
@@ -110,14 +123,19 @@ class _InFlight:
         return frozenset(self.flights.digests()) if self.flights else ()
 
 
+def open_disk(config: Config) -> Disk:
+    """Blocking; nothing is to be closed. Raises `StoreError`."""
+    layout = Layout(config.store.root)
+    return Disk(layout, LocalStore(layout), LocalCatalog(layout), LocalPins(layout))
+
+
 @asynccontextmanager
 async def open_storage(config: Config, in_flight: _InFlight | None = None) -> AsyncIterator[Storage]:
     """Open disk and index. Raises `StoreError`, `ConfigError`."""
     in_flight = in_flight or _InFlight()
     async with AsyncExitStack() as stack:
-        layout = Layout(config.store.root)
-        store = await asyncio.to_thread(LocalStore, layout)
-        catalog = LocalCatalog(layout)
+        disk = await asyncio.to_thread(open_disk, config)
+        layout, store, catalog, pins = disk.layout, disk.store, disk.catalog, disk.pins
         locks = Locks(layout, secret=store.id)
         index = _open_index(config, layout, store.id)
         stack.push_async_callback(index.aclose)
@@ -130,7 +148,7 @@ async def open_storage(config: Config, in_flight: _InFlight | None = None) -> As
             rebuild=lambda: ensure(store, catalog, index, exclusive=lambda: locks.named("rebuild")),
             reclaim=lambda: sweep(layout, keep=_IDLE, now=time.time).bytes,
         )
-        yield Storage(layout, store, catalog, LocalFreezes(layout), index, locks, evictor)
+        yield Storage(layout, store, catalog, LocalFreezes(layout), pins, index, locks, evictor)
 
 
 @asynccontextmanager
@@ -257,6 +275,11 @@ def _issuer(one: IssuerSettings) -> issuer_of.IssuerSettings:
         one.groups_claim,
         one.prefix,
     )
+
+
+def pin_rules(config: Config) -> list[PinRule]:
+    """Which images stay because the configuration says so."""
+    return [PinRule(pin.match, pin.reason) for pin in config.pin]
 
 
 def _rule(route: RouteSettings) -> RouteRule:

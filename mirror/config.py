@@ -36,10 +36,11 @@ from mirror.oci.reference import check_registry
 from mirror.policy.access import check_who
 from mirror.policy.content import ImagePattern
 from mirror.policy.durations import parse_duration
+from mirror.policy.pins import PinRule
 from mirror.policy.sizes import parse_capacity, parse_size
 from mirror.repository.cosign import read_key
 
-__all__ = ["PUBLIC", "Config", "RouteSettings", "UpstreamSettings", "load"]
+__all__ = ["PUBLIC", "Config", "PinSettings", "RouteSettings", "UpstreamSettings", "load"]
 
 Seconds = Annotated[float, BeforeValidator(parse_duration)]
 
@@ -314,6 +315,20 @@ class ContentSettings(_Section):
     )
 
 
+def _pin_pattern(text: str) -> str:
+    PinRule(text)
+    return text
+
+
+class PinSettings(_Section):
+    """`[[pin]]`: images that are never evicted."""
+
+    match: Annotated[str, AfterValidator(_pin_pattern)] = Field(
+        description="registry/name:tag, each with * and ? (** in names): docker.io/library/*:3.1*"
+    )
+    reason: str = Field("", description="Why, for whoever asks `mirror pins`.")
+
+
 #: What is served without any `[[upstream]]`. Only these names are ever contacted then.
 PUBLIC: Final = (
     {
@@ -352,6 +367,7 @@ class Config(BaseSettings):
         default_factory=lambda: [UpstreamSettings.model_validate(entry) for entry in PUBLIC]
     )
     route: list[RouteSettings] = []
+    pin: list[PinSettings] = []
 
     @classmethod
     def settings_customise_sources(
