@@ -57,6 +57,17 @@ class LocalReader:
         with store_errors("reading a blob"):
             return os.pread(self._descriptor, size, offset)
 
+    def pread_once(self, size: int, offset: int) -> bytes:
+        with store_errors("reading a blob"):
+            cached = _pread_cached(self._descriptor, size, offset)
+            if cached:
+                return cached
+            # no reading ahead: what that brings in would look as if others had wanted it
+            os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_RANDOM)
+            piece = os.pread(self._descriptor, size, offset)
+            os.posix_fadvise(self._descriptor, offset, len(piece), os.POSIX_FADV_DONTNEED)
+        return piece
+
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
@@ -64,6 +75,17 @@ class LocalReader:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _pread_cached(descriptor: int, size: int, offset: int) -> bytes:
+    """What the page cache has from there on; empty where it has nothing, or the file system cannot tell (preadv2(2))."""
+    buffer = bytearray(size)
+    try:
+        return bytes(memoryview(buffer)[: os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)])
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+            return b""
+        raise
 
 
 class LocalStore:
@@ -192,9 +214,9 @@ class LocalStore:
 
     def walk(self) -> Iterator[BlobInfo]:
         for algorithm, length in HEX_LENGTHS.items():
-            for folder in _folders(self.layout.blobs / algorithm):
+            for folder in sorted(_folders(self.layout.blobs / algorithm), key=lambda entry: entry.name):
                 with store_errors("listing blobs"):
-                    entries = list(os.scandir(folder))
+                    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
                 for entry in entries:
                     digest = digest_from(f"{algorithm}-{entry.name}") if len(entry.name) == length else None
                     if digest is None or digest.hex[:2] != folder.name:
