@@ -40,7 +40,7 @@ from mirror.policy.pins import PinRule
 from mirror.policy.sizes import parse_capacity, parse_size
 from mirror.repository.cosign import read_key
 
-__all__ = ["PUBLIC", "Config", "PinSettings", "RouteSettings", "UpstreamSettings", "load"]
+__all__ = ["PUBLIC", "Config", "PinSettings", "RouteSettings", "ScrubSettings", "UpstreamSettings", "load"]
 
 Seconds = Annotated[float, BeforeValidator(parse_duration)]
 
@@ -154,6 +154,21 @@ class IndexSettings(_Section):
     )
     url_file: Path | None = Field(None, description="File that holds the URL.")
     timeout: Seconds = Field(0.1, gt=0, description="So long Redis may take to answer before it is done without.")
+
+
+def _rate(text: str) -> str:
+    if not parse_size(text):
+        raise ValueError("a rate of nothing: write for example 20MB")
+    return text
+
+
+class ScrubSettings(_Section):
+    """`[scrub]`"""
+
+    every: Seconds = Field(
+        2592000.0, description="So often every blob is read again and its digest is checked; 0: never."
+    )
+    rate: Annotated[str, AfterValidator(_rate)] = Field("20MB", description="Bytes per second that it may read.")
 
 
 class LogSettings(_Section):
@@ -289,6 +304,7 @@ class RouteSettings(_Section):
     )
     tag_ttl: Seconds = Field(300.0, description="So long a tag's answer is believed without asking upstream.")
     stale_while_down: Seconds = Field(604800.0, description="So old a tag's answer may be while upstream is down.")
+    offline: bool = Field(False, description="Sealed: upstream is never contacted, what is here is served.")
     minimum_age: Seconds = Field(
         0.0, description="Serve the newest digest of a tag that was first seen at least so long ago; 0: the newest."
     )
@@ -357,9 +373,13 @@ class Config(BaseSettings):
     default_registry: Annotated[str, AfterValidator(lambda name: _registry(name) if name else name)] = Field(
         "docker.io", description="What a request without Host, ns or prefix means; empty: such requests are refused."
     )
+    offline: bool = Field(
+        False, description="The whole mirror is sealed: no upstream is ever contacted, what is here is served."
+    )
     server: ServerSettings = ServerSettings.model_validate({})
     store: StoreSettings = Field(default_factory=lambda: StoreSettings.model_validate({}))
     index: IndexSettings = IndexSettings.model_validate({})
+    scrub: ScrubSettings = ScrubSettings.model_validate({})
     log: LogSettings = LogSettings.model_validate({})
     access: AccessSettings = AccessSettings.model_validate({})
     content: ContentSettings = ContentSettings.model_validate({})

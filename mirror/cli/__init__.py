@@ -8,6 +8,7 @@ from mirror.cli import serving as serving
 from mirror.cli import storage as storage
 from mirror.cli import tags as tags
 from mirror.cli import pins as pins
+from mirror.cli import site as site
 
 # isort: on
 from mirror.cli.base import application, main

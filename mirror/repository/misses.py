@@ -2,7 +2,7 @@
 
     missed ──> in memory, bounded, one record for each image or blob
                   └── every few seconds, and at the end ──> blobs become the images that name them
-                                                               └── under a lock over all processes ──> the report on disk
+                         └── under a lock over all processes ──> the report on disk
 
 A crash loses the last few seconds. Where the disk does not take it, it is kept in memory and tried again.
 """
@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Final, Protocol
 
 from mirror import telemetry
@@ -69,6 +70,7 @@ class Misses:
         self._naming: Hot[tuple[Repo, Digest], tuple[float, list[Reference]]] = Hot(4 << 20, lambda _: 2048)
         self._some = asyncio.Event()
         self._closing = asyncio.Event()
+        self._flushing = asyncio.Lock()
         self._failed = False
 
     # ------------------------------------------------------------------------------------- on the hot path
@@ -123,6 +125,10 @@ class Misses:
 
     async def flush(self) -> None:
         """Write what waits, if anything. What the disk does not take waits on."""
+        async with self._flushing:
+            await self._flush()
+
+    async def _flush(self) -> None:
         self._some.clear()
         images, self._images = self._images, OrderedDict()
         blobs, self._blobs = self._blobs, OrderedDict()
@@ -157,8 +163,8 @@ class Misses:
         for repo, misses in asked.items():
             images = self._images_of(repo, [miss.blobs[0] for miss in misses])
             for miss in misses:
-                for reference in images.get(miss.blobs[0]) or (None,):
-                    found.append(Miss(repo, reference, miss.first, miss.last, miss.count, miss.blobs))
+                references = images.get(miss.blobs[0]) or (None,)
+                found.extend(replace(miss, reference=reference) for reference in references)
         return found
 
     def _images_of(self, repo: Repo, digests: Iterable[Digest]) -> dict[Digest, list[Reference]]:

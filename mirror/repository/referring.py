@@ -44,9 +44,7 @@ class Referring:
         read = self._read.get(repo)
         if read is None or not read[0] <= self._now() < read[0] + _READ_EVERY:
             before = read[1] if read else {}
-            seen = await self._once.run(
-                ("referring", repo), lambda: asyncio.to_thread(self._from_disk, repo, before)
-            )
+            seen = await self._once.run(("referring", repo), lambda: asyncio.to_thread(self._from_disk, repo, before))
             read = self._now(), seen
             self._read.put(repo, read)
         if not read[1]:

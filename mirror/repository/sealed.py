@@ -54,9 +54,7 @@ class SealedRepository:
             joint = "@" if isinstance(reference, Digest) else ":"
             raise ManifestUnknown(f"{self.repo}{joint}{reference} is not in this sealed mirror")
         content = found.content
-        return ManifestAnswer(
-            found.digest, found.media_type, len(content), content, Outcome.HIT, self.repo.registry
-        )
+        return ManifestAnswer(found.digest, found.media_type, len(content), content, Outcome.HIT, self.repo.registry)
 
     async def resolve(self, reference: Reference) -> ManifestAnswer:
         """What HEAD tells: only what GET would have too. Raises like `manifest`."""
@@ -86,9 +84,7 @@ class SealedRepository:
         return loaded
 
     async def _load(self, digest: Digest) -> Manifest | None:
-        stored = await asyncio.to_thread(
-            stored_manifest, self._shelf.store, self._shelf.catalog, self.repo, digest
-        )
+        stored = await asyncio.to_thread(stored_manifest, self._shelf.store, self._shelf.catalog, self.repo, digest)
         if stored:
             # whoever has the manifest may have its blobs: other processes may not know that yet
             await self._shelf.grants.give(self.repo, named_by(stored))

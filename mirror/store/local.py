@@ -78,7 +78,7 @@ class LocalReader:
 
 
 def _pread_cached(descriptor: int, size: int, offset: int) -> bytes:
-    """What the page cache has from there on; empty where it has nothing, or the file system cannot tell (preadv2(2))."""
+    """What the page cache has from there on; empty where it has nothing or cannot be asked (preadv2(2))."""
     buffer = bytearray(size)
     try:
         return bytes(memoryview(buffer)[: os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)])

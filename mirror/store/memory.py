@@ -120,7 +120,7 @@ class MemoryStore:
 
     def walk(self) -> Iterator[BlobInfo]:
         with self.changed:
-            digests = list(self._present)
+            digests = sorted(self._present)
         for digest in digests:
             try:
                 yield self.stat(digest)
