@@ -203,6 +203,7 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
             storage.store,
             storage.catalog,
             exclusive=lambda: storage.locks.named(MISSES_LOCK),
+            now=lambda: shelf.now(),
         )
         noting = asyncio.create_task(misses.run())
         stack.push_async_callback(end, noting)

@@ -162,4 +162,4 @@ class SealedRepository:
 
     def _unknown(self) -> NameUnknown:
         self._shelf.misses.repository()
-        return NameUnknown(f"nothing of {self.repo} is in this sealed mirror")
+        return NameUnknown(f"{self.repo} is not in this sealed mirror")
