@@ -34,7 +34,7 @@ def select(pattern: str, table: RoutingTable) -> Selection:
     As everywhere, a name without a registry is one of the default registry, and `alpine` on Docker Hub is
     `library/alpine`; a pattern that begins with a wildcard is left as it is.
     """
-    head, slash, last = pattern.strip().removeprefix("docker://").rpartition("/")
+    head, slash, last = (pattern.strip() or "**").removeprefix("docker://").rpartition("/")
     last, colon, tag = last.partition(":")
     name = f"{head}{slash}{last}"
     if not name.startswith(("*", "?")):
@@ -46,4 +46,4 @@ def select(pattern: str, table: RoutingTable) -> Selection:
             entry = table.registry(table.default)
             library = "library/" if entry and entry[1].library and not slash else ""
             name = f"{table.default}/{library}{name}"
-    return Selection(compile_pattern(name or "**"), compile_pattern(tag) if colon else None)
+    return Selection(compile_pattern(name), compile_pattern(tag) if colon else None)

@@ -59,11 +59,11 @@ class LocalReader:
 
     def pread_once(self, size: int, offset: int) -> bytes:
         with store_errors("reading a blob"):
+            # no reading ahead: what that brings in would look as if others had wanted it
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
             cached = _pread_cached(self._descriptor, size, offset)
             if cached:
                 return cached
-            # no reading ahead: what that brings in would look as if others had wanted it
-            os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_RANDOM)
             piece = os.pread(self._descriptor, size, offset)
             os.posix_fadvise(self._descriptor, offset, len(piece), os.POSIX_FADV_DONTNEED)
         return piece
