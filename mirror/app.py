@@ -182,6 +182,8 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
     async with AsyncExitStack() as stack:
         in_flight = _InFlight()
         storage = await stack.enter_async_context(open_storage(config, in_flight))
+        if config.offline:
+            telemetry.log.info("sealed: no upstream is contacted")
         filling = ThreadPoolExecutor(_FILLING_THREADS, "fill")
         stack.callback(filling.shutdown, wait=False, cancel_futures=True)
         sending = ThreadPoolExecutor(_SENDING_THREADS, "send")

@@ -660,18 +660,9 @@ class ProxiedRepository:
         try:
             found = await self._shelf.memo.share(f"referrers {self.repo}@{digest}", ask, _LIST_FOR)
         except (UpstreamUnavailable, UpstreamThrottled):
-            kept = await asyncio.to_thread(self._kept_referrers, digest)
+            kept = await self._shelf.referring.to(self.repo, digest)
             if not kept:
                 # an empty list would say that there are none, such as no signatures
                 raise
             return Listing(tuple(kept), Outcome.STALE, self._upstream.name)
         return Listing(tuple(read_descriptor(item) for item in found), Outcome.NONE, self._upstream.name)
-
-    def _kept_referrers(self, digest: Digest) -> list[Descriptor]:
-        """Blocking: the descriptor of each manifest here that names `digest` as its subject."""
-        kept = []
-        for record in self._shelf.catalog.manifests(self.repo):
-            manifest = self._stored(record.digest)
-            if manifest and manifest.subject and manifest.subject.digest == digest:
-                kept.append(manifest.descriptor)
-        return kept

@@ -21,6 +21,7 @@ from mirror.errors import BlobDamaged, BlobUnknown, ManifestUnknown, NameUnknown
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Reference, Repo
+from mirror.policy.records import TagRecord
 from mirror.ports import BlobInfo, BlobReader, Body
 from mirror.repository.content import ManifestAnswer, Outcome, Passing, StoredContent
 from mirror.repository.grants import named_by
@@ -64,14 +65,16 @@ class SealedRepository:
         hot = self._shelf.tags.get((self.repo, tag))
         if hot and hot.since <= self._shelf.now() < hot.until:
             return hot.record.digest
-        record = await self._shelf.once.run(
-            ("tag", self.repo, tag), lambda: asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
-        )
+        record = await self._shelf.once.run(("tag", self.repo, tag), lambda: asyncio.to_thread(self._record, tag))
         if record is None:
             return None
         now = self._shelf.now()
         self._shelf.tags.put((self.repo, tag), HotTag(record, Outcome.HIT, now, now + _LOOK_EVERY))
         return record.digest
+
+    def _record(self, tag: str) -> TagRecord | None:
+        """Blocking: what the tag answers, however old that is."""
+        return self._shelf.catalog.get_tag(self.repo, tag)
 
     async def _manifest(self, digest: Digest) -> Manifest | None:
         self._shelf.touch(digest)

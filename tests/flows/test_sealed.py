@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mirror.errors import BlobUnknown, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import Repo
@@ -197,6 +198,22 @@ async def test_a_damaged_blob_is_a_miss(mirror: LiveMirror, here: Here) -> None:
     assert len(list((mirror.root / "quarantine").iterdir())) == 2
     assert (await _report(mirror)).keys() == {f"{APP}:v1", f"{APP}:v2"}
     assert image.digest != other.digest
+
+
+async def test_what_other_parts_of_the_mirror_get(mirror: LiveMirror, here: Here) -> None:
+    """Fetching is looking whether it is here; where the disk fails in the middle there is nowhere else to go."""
+    here.image([_LAYER], tag="v1")
+    repository = mirror.app.router.repository(APP)
+    told: list[tuple[int, int | None]] = []
+    assert not await repository.fetch(Digest.of(_LAYER), lambda received, size: told.append((received, size)))
+    assert told == [(len(_LAYER), len(_LAYER))]
+    with pytest.raises(BlobUnknown, match=_WORDS):
+        await repository.fetch(Digest.of(b"x"), lambda received, size: None)
+    content = await repository.blob(Digest.of(_LAYER))
+    with pytest.raises(StoreError, match="no upstream"):
+        async for _ in content.rest(None):
+            pass
+    content.close()
 
 
 # ------------------------------------------------------------------------------------------------ the report of them
