@@ -241,7 +241,7 @@ def _whole_json(whole: Whole) -> dict[str, Any]:
 @application.command()
 def verify(
     image: Annotated[
-        list[str] | None, typer.Argument(metavar="[IMAGE...]", help="Only these; without any, every blob.")
+        list[str] | None, typer.Argument(metavar="IMAGE", help="Only these; without any, every blob.")
     ] = None,
     config: ConfigFile = None,
     rate: Annotated[str | None, typer.Option(help="Bytes per second at most, such as 50MB.")] = None,
