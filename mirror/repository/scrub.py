@@ -207,12 +207,12 @@ class Scrub:
                 if not piece:
                     break
                 offset += len(piece)
-                progress.bytes += len(piece)
                 telemetry.SCRUBBED_BYTES.inc(len(piece))
                 self._read(len(piece))
                 wait = self._pace.take(len(piece), self._now())
                 if wait > 0:
                     await self._sleep(wait)
+            progress.bytes += offset
             return hashing.hexdigest() == digest.hex or not self._is_still(digest, reader)
         finally:
             if reading and not reading.done():

@@ -77,14 +77,14 @@ class SealedRepository:
         return self._shelf.catalog.get_tag(self.repo, tag)
 
     async def _manifest(self, digest: Digest) -> Manifest | None:
+        found = self._shelf.manifests.get((self.repo, digest))
+        if found is None:
+            found = await self._shelf.once.run(("manifest", self.repo, digest), lambda: self._load(digest))
+            if found is None:
+                return None
+            self._shelf.manifests.put((self.repo, digest), found)
         self._shelf.touch(digest)
-        hot = self._shelf.manifests.get((self.repo, digest))
-        if hot:
-            return hot
-        loaded = await self._shelf.once.run(("manifest", self.repo, digest), lambda: self._load(digest))
-        if loaded:
-            self._shelf.manifests.put((self.repo, digest), loaded)
-        return loaded
+        return found
 
     async def _load(self, digest: Digest) -> Manifest | None:
         stored = await asyncio.to_thread(stored_manifest, self._shelf.store, self._shelf.catalog, self.repo, digest)

@@ -35,11 +35,13 @@ class LocalMisses:
         self._most = most
 
     def read(self) -> list[Miss]:
-        """The most recent first."""
+        """The most recent first. Raises `StoreError` where the disk does not give it: adding would then replace it."""
+        text = b""
+        with store_errors("reading the report of misses"), suppress(FileNotFoundError):
+            text = self._layout.misses.read_bytes()
         try:
-            body = json.loads(self._layout.misses.read_bytes())
-            listed = body["misses"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            listed = json.loads(text)["misses"]
+        except (ValueError, KeyError, TypeError, RecursionError):
             return []
         found = [_read(one) for one in listed] if isinstance(listed, list) else []
         return joined((miss for miss in found if miss), most=self._most)

@@ -310,6 +310,7 @@ async def test_an_interrupted_scrub_goes_on(tmp_path: Path) -> None:
     assert half.complete_at is None
     assert half.after in digests[10:20]
     assert half.waiting == [digests[3]]
+    assert half.bytes < sum(info.size for info in here.store.walk())
     read: list[int] = []
     progress = await scrub_all(Scrub(here.store, here.catalog, read=read.append), here.store, notes)
     assert len(read) == 49 - digests.index(half.after)
