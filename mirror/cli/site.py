@@ -158,6 +158,7 @@ def _print_whole(whole: Whole) -> None:
         "fetched": _date(whole.fetched_at),
         "tag looked up": _date(whole.checked_at),
         "pinned": "; ".join(map(_reason, image.pinned)),
+        "frozen": f"since {_date(whole.frozen.since)} {whole.frozen.reason}" if whole.frozen else "",
         "other tags": ", ".join(whole.other_tags),
         "refers to": str(whole.subject or ""),
         "referrers": ", ".join(_referrer(one) for one in whole.referrers),
@@ -218,6 +219,7 @@ def _whole_json(whole: Whole) -> dict[str, Any]:
             }
             for one in image.pinned
         ],
+        "frozen": _iso(whole.frozen.since) if whole.frozen else None,
         "otherTags": list(whole.other_tags),
         "subject": str(whole.subject) if whole.subject else None,
         "referrers": [one.to_json() for one in whole.referrers],
@@ -402,7 +404,7 @@ def _printer(as_json: bool, images: bool) -> Callable[[list[tuple[Miss, str]]], 
 async def _misses(loaded: settings.Config, write: Callable[[list[tuple[Miss, str]]], None], clear: bool) -> None:
     async with open_storage(loaded) as storage:
         report = LocalMisses(storage.layout)
-        overview = Overview(storage.store, storage.catalog, storage.index)
+        overview = _overview(loaded, storage)
 
         async def list_them() -> None:
             write([(miss, await _now(overview, miss)) for miss in await asyncio.to_thread(report.read)])
@@ -469,7 +471,7 @@ def _load(config: Any) -> settings.Config:
 
 def _overview(loaded: settings.Config, storage: Storage) -> Overview:
     pinned = pinned_images(storage.pins, pin_rules(loaded), storage.catalog, time.time())
-    return Overview(storage.store, storage.catalog, storage.index, pinned)
+    return Overview(storage.store, storage.catalog, storage.index, pinned, storage.freezes.all())
 
 
 def _parse(images: Sequence[str], config: settings.Config) -> list[Image]:

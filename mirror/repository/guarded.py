@@ -41,7 +41,7 @@ _MOST_LAYERS: Final = 50
 
 
 class GuardedRepository:
-    """What a plain repository offers to clients and to whoever warms the cache, less what rules refuse. Cheap to make."""
+    """What a plain repository offers, less what rules refuse. Cheap to make."""
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.images import Image
+from mirror.policy.records import Freeze
 from mirror.policy.selection import Selection
 from mirror.ports import BlobStore, Catalog, ContentIndex
 from mirror.repository.closure import Closure, Node, Role, read_closure, read_stored_manifest
@@ -87,10 +88,11 @@ class Whole:
     other_tags: tuple[str, ...]
     subject: Digest | None
     referrers: tuple[Descriptor, ...] = ()
+    frozen: Freeze | None = None
 
 
 class Overview:
-    """Of one store. `pinned` are the images that stay (`pinned_images`)."""
+    """Of one store. `pinned` are the images that stay (`pinned_images`), `freezes` the tags that do not move."""
 
     def __init__(
         self,
@@ -98,10 +100,12 @@ class Overview:
         catalog: Catalog,
         index: ContentIndex,
         pinned: Iterable[PinnedImage] = (),
+        freezes: Iterable[Freeze] = (),
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._index: ContentIndex | None = index
+        self._freezes = {(freeze.repo, freeze.tag): freeze for freeze in freezes}
         self._pinned: dict[Repo, list[PinnedImage]] = {}
         for image in pinned:
             self._pinned.setdefault(image.repo, []).append(image)
@@ -134,10 +138,9 @@ class Overview:
         """Blocking."""
         closures: dict[Digest, tuple[Closure, tuple[PlatformHere, ...]]] = {}
         for tag in self._catalog.tags(repo):
-            record = self._catalog.get_tag(repo, tag) if selection is None or selection.has_tag(tag) else None
-            if record is None:
+            root = self._root(repo, tag) if selection is None or selection.has_tag(tag) else None
+            if root is None:
                 continue
-            root = Descriptor(record.media_type, record.digest, record.size)
             if root.digest not in closures:
                 closures[root.digest] = self._look_into(repo, root)
             yield tag, root, *closures[root.digest]
@@ -220,7 +223,8 @@ class Overview:
         if isinstance(reference, Digest):
             manifest = self._catalog.get_manifest(repo, reference)
             return Descriptor(manifest.media_type, reference, manifest.size) if manifest else None
-        tag = self._catalog.get_tag(repo, reference)
+        # what the tag answers
+        tag = self._freezes.get((repo, reference)) or self._catalog.get_tag(repo, reference)
         return Descriptor(tag.media_type, tag.digest, tag.size) if tag else None
 
     async def whole(self, image: ImageHere) -> Whole:
@@ -235,7 +239,7 @@ class Overview:
         others = [
             other
             for other in self._catalog.tags(repo)
-            if other != image.tag and (found := self._catalog.get_tag(repo, other)) and found.digest == root.digest
+            if other != image.tag and (found := self._root(repo, other)) and found.digest == root.digest
         ]
         return Whole(
             image,
@@ -245,6 +249,7 @@ class Overview:
             tuple(others),
             manifest.subject.digest if manifest and manifest.subject else None,
             tuple(self._referrers(image)),
+            self._freezes.get((repo, image.tag)) if image.tag else None,
         )
 
     def _shared(self, image: ImageHere) -> int:

@@ -21,12 +21,13 @@ from mirror.errors import BlobDamaged, BlobUnknown, ManifestUnknown, NameUnknown
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Reference, Repo
+from mirror.policy.history import Kept
 from mirror.policy.records import TagRecord
 from mirror.ports import BlobInfo, BlobReader, Body
 from mirror.repository.content import ManifestAnswer, Outcome, Passing, StoredContent
 from mirror.repository.grants import named_by
 from mirror.repository.proxied import BlobStat, HotTag, Listing, Shelf
-from mirror.repository.stored import set_aside, stored_manifest
+from mirror.repository.stored import indexes_naming, set_aside, stored_manifest
 
 __all__ = ["SealedRepository"]
 
@@ -45,7 +46,8 @@ class SealedRepository:
 
     async def manifest(self, reference: Reference) -> ManifestAnswer:
         """The manifest itself. Raises `ManifestUnknown`, `StoreError`."""
-        digest = reference if isinstance(reference, Digest) else await self._tagged(reference)
+        tag = None if isinstance(reference, Digest) else await self._tag(reference)
+        digest = reference if isinstance(reference, Digest) else tag.record.digest if tag else None
         found = await self._manifest(digest) if digest else None
         if found is None:
             if isinstance(reference, str):
@@ -54,27 +56,36 @@ class SealedRepository:
             self._shelf.misses.manifest(self.repo, reference)
             joint = "@" if isinstance(reference, Digest) else ":"
             raise ManifestUnknown(f"{self.repo}{joint}{reference} is not in this sealed mirror")
-        content = found.content
-        return ManifestAnswer(found.digest, found.media_type, len(content), content, Outcome.HIT, self.repo.registry)
+        content, kept = found.content, tag.kept if tag else None
+        return ManifestAnswer(
+            found.digest, found.media_type, len(content), content, Outcome.HIT, self.repo.registry, kept
+        )
 
     async def resolve(self, reference: Reference) -> ManifestAnswer:
         """What HEAD tells: only what GET would have too. Raises like `manifest`."""
         return await self.manifest(reference)
 
-    async def _tagged(self, tag: str) -> Digest | None:
+    async def _tag(self, tag: str) -> HotTag | None:
         hot = self._shelf.tags.get((self.repo, tag))
         if hot and hot.since <= self._shelf.now() < hot.until:
-            return hot.record.digest
-        record = await self._shelf.once.run(("tag", self.repo, tag), lambda: asyncio.to_thread(self._record, tag))
-        if record is None:
-            return None
-        now = self._shelf.now()
-        self._shelf.tags.put((self.repo, tag), HotTag(record, Outcome.HIT, now, now + _LOOK_EVERY))
-        return record.digest
+            return hot
+        found = await self._shelf.once.run(("tag", self.repo, tag), lambda: asyncio.to_thread(self._look, tag))
+        if found:
+            self._shelf.tags.put((self.repo, tag), found)
+        return found
 
-    def _record(self, tag: str) -> TagRecord | None:
-        """Blocking: what the tag answers, however old that is."""
-        return self._shelf.catalog.get_tag(self.repo, tag)
+    def _look(self, tag: str) -> HotTag | None:
+        """Blocking: what the tag answers, however old that is; a freeze goes before what it was known to point to.
+
+        Minimum ages count for nothing: whoever imports has said what is to be served.
+        """
+        now = self._shelf.now()
+        freeze = self._shelf.histories.frozen(self.repo, tag)
+        if freeze:
+            record = TagRecord(tag, freeze.digest, freeze.media_type, freeze.size, 0.0)
+            return HotTag(record, Outcome.HIT, now, now + _LOOK_EVERY, Kept.FROZEN)
+        known = self._shelf.catalog.get_tag(self.repo, tag)
+        return HotTag(known, Outcome.HIT, now, now + _LOOK_EVERY) if known else None
 
     async def _manifest(self, digest: Digest) -> Manifest | None:
         found = self._shelf.manifests.get((self.repo, digest))
@@ -106,6 +117,15 @@ class SealedRepository:
         reader.close()
         progress(info.size, info.size)
         return False
+
+    async def read(self, digest: Digest, limit: int) -> bytes:
+        """A small blob whole. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
+        await self.fetch(digest, lambda received, size: None)
+        return await asyncio.to_thread(self._shelf.store.read, digest, limit)
+
+    async def indexes_naming(self, digest: Digest) -> list[Digest]:
+        """The indexes of this repository that are here and name this manifest. Raises `StoreError`."""
+        return await asyncio.to_thread(indexes_naming, self._shelf.store, self._shelf.catalog, self.repo, digest)
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """What HEAD tells: only what GET would have too. Raises like `blob`."""

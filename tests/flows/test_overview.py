@@ -11,7 +11,7 @@ from mirror.index.memory import MemoryIndex
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Repo
-from mirror.policy.records import ContentRecord, Pin
+from mirror.policy.records import ContentRecord, Freeze, Pin
 from mirror.policy.routing import Registry, RoutingTable
 from mirror.policy.selection import Selection, select
 from mirror.repository.overview import ImageHere, Overview
@@ -209,6 +209,20 @@ async def test_everything_about_one(here: Here) -> None:
     artifact = await _get(here, "sig")
     assert artifact.complete
     assert (await overview.whole(artifact)).subject == root.digest
+
+
+async def test_a_frozen_tag(here: Here) -> None:
+    """What it answers counts, not what it was last known to point to."""
+    old = here.image([b"old"], config={"only": 1})
+    new = here.image([b"new"], config={"only": 2}, tag="v1")
+    here.store.delete(new.digest)
+    freeze = Freeze(APP, "v1", old.digest, old.media_type, old.size, "why", 5.0)
+    overview = Overview(here.store, here.catalog, MemoryIndex(), freezes=[freeze])
+    image = await overview.image(APP, "v1")
+    assert image
+    assert (image.root.digest, image.complete) == (old.digest, True)
+    assert (await overview.whole(image)).frozen == freeze
+    assert [one.root.digest async for one in overview.images() if one.tag] == [old.digest]
 
 
 async def test_what_is_not_here(here: Here) -> None:

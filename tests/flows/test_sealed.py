@@ -14,6 +14,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import Repo
 from mirror.policy.misses import Miss
+from mirror.policy.records import Freeze
 from mirror.store.layout import Layout
 from mirror.store.misses import LocalMisses
 from tests.support.fake_registry import FakeRegistry
@@ -179,6 +180,30 @@ async def test_a_tag_that_another_process_moves(mirror: LiveMirror, here: Here) 
     _expect_miss(await mirror.ask(f"{_AT}/manifests/v2"), "MANIFEST_UNKNOWN")
     fourth = here.image([b"fourth"], tag="v2")
     assert (await mirror.ask(f"{_AT}/manifests/v2")).headers["Docker-Content-Digest"] == str(fourth.digest)
+
+
+async def test_a_frozen_tag(mirror: LiveMirror, here: Here) -> None:
+    """It answers what it was frozen at, by HEAD and GET, and what it was known to point to once it is free again."""
+    old, new = here.image([b"old"]), here.image([b"new"], tag="v1")
+    freezes = mirror.app.storage.freezes
+    freezes.put(Freeze(APP, "v1", old.digest, old.media_type, old.size, "", 0.0))
+    for method in ("HEAD", "GET"):
+        answer = await mirror.ask(f"{_AT}/manifests/v1", method=method)
+        assert (answer.headers["Docker-Content-Digest"], answer.cache) == (str(old.digest), "hit; detail=frozen")
+    freezes.drop(APP, "v1")
+    mirror.clock.forward(2)
+    assert (await mirror.ask(f"{_AT}/manifests/v1")).headers["Docker-Content-Digest"] == str(new.digest)
+
+
+async def test_rules_about_content_hold_as_well(upstream: Scripted, here: Here, tmp_path: Path) -> None:
+    """A sealed repository may be guarded: what is denied is 403, what is not here a miss."""
+    here.image([_LAYER], tag="v1")
+    here.image([b"1", b"2"], tag="v2")
+    route = [{"match": "**", "max_size": "100kB"}]
+    async with live_mirror(tmp_path / "store", {"docker.io": upstream.url}, offline=True, route=route) as mirror:
+        assert (await mirror.ask(f"{_AT}/manifests/v1")).status == 403
+        assert (await mirror.ask(f"{_AT}/manifests/v2")).status == 200
+        _expect_miss(await mirror.ask(f"{_AT}/manifests/v3"), "MANIFEST_UNKNOWN")
 
 
 async def test_a_damaged_blob_is_a_miss(mirror: LiveMirror, here: Here) -> None:
