@@ -43,6 +43,9 @@ __all__ = ["LocalIngest", "LocalReader", "LocalStore"]
 
 _BLOCK: Final = 1 << 20
 
+#: Not every C library has preadv2.
+_NOWAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
+
 
 class LocalReader:
     """A blob's open file. Several senders may share it: every read says its offset."""
@@ -79,9 +82,11 @@ class LocalReader:
 
 def _pread_cached(descriptor: int, size: int, offset: int) -> bytes:
     """What the page cache has from there on; empty where it has nothing or cannot be asked (preadv2(2))."""
+    if not _NOWAIT:
+        return b""
     buffer = bytearray(size)
     try:
-        return bytes(memoryview(buffer)[: os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)])
+        return bytes(memoryview(buffer)[: os.preadv(descriptor, [buffer], offset, _NOWAIT)])
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
             return b""
