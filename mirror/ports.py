@@ -12,7 +12,7 @@ The ports; all but the smallest have two or more implementations:
     Freezes        tags that must not move        store/freezes.py
     ContentIndex   sizes, last use, links, pins   index/embedded.py   index/redis.py     index/memory.py
     Authenticator  who a caller is                access/*.py
-    Upstream       one remote registry            upstream/registry.py    upstream/endpoints.py   upstream/sealed.py
+    Upstream       one remote registry            upstream/registry.py    upstream/endpoints.py
     Body           bytes that arrive in a thread  upstream/transfer.py
 
 The life of a blob in a store:
@@ -54,6 +54,7 @@ __all__ = [
     "Ingest",
     "Pins",
     "SupportsFileno",
+    "SupportsReadOnce",
     "SupportsSplice",
     "Upstream",
 ]
@@ -126,6 +127,16 @@ class SupportsFileno(Protocol):
 
     def fileno(self) -> int:
         """The descriptor; stays the reader's own."""
+
+
+@runtime_checkable
+class SupportsReadOnce(Protocol):
+    """A reader for whoever reads everything and must not push out of memory what others will want again."""
+
+    def pread_once(self, size: int, offset: int) -> bytes:
+        """Like `pread`, but what was not in the page cache before is not there afterwards. May return less than asked
+        for before the end.
+        """
 
 
 class Ingest(Protocol):
@@ -202,7 +213,12 @@ class BlobStore(Protocol):
         """Blocking: a small blob whole, verified. Raises `BlobUnknown`, `BlobDamaged` (also above `limit` bytes)."""
 
     def put(self, digest: Digest, content: bytes) -> BlobInfo:
-        """Blocking: a small blob whole, durable when it returns. Raises `BlobDamaged` for wrong bytes, `StoreFull`."""
+        """Blocking: a small blob whole, there for every process when it returns, durable once `settle` has. Raises
+        `BlobDamaged` for wrong bytes, `StoreFull`, `StoreError`.
+        """
+
+    def settle(self) -> None:
+        """Blocking: what this process has `put` so far outlives a power cut when it returns. Raises `StoreError`."""
 
     def ingest(self, digest: Digest) -> Ingest:
         """Join or begin a growing blob. Raises `StoreFull`, `StoreError`."""
@@ -220,7 +236,7 @@ class BlobStore(Protocol):
         """Blocking: note times of last use beside the blobs, so that they outlive the index. Skips unknown ones."""
 
     def walk(self) -> Iterable[BlobInfo]:
-        """Blocking: every blob present. Foreign files are passed over."""
+        """Blocking: every blob present, sorted by digest. Foreign files are passed over."""
 
     def free(self) -> tuple[int, int]:
         """Blocking: bytes free for us on this disk, and the disk's size."""
@@ -236,7 +252,7 @@ class Catalog(Protocol):
         """What the tag pointed to when last asked."""
 
     def put_tag(self, repo: Repo, record: TagRecord) -> None:
-        """Replace it at once for every reader. Raises `StoreError`, `StoreFull`."""
+        """Replace it at once for every reader, durable once `settle` has returned. Raises `StoreError`, `StoreFull`."""
 
     def drop_tag(self, repo: Repo, tag: str) -> None:
         """Its history stays. Repeatable."""
@@ -254,7 +270,7 @@ class Catalog(Protocol):
         """Whether this repository may serve it, and as what."""
 
     def put_manifest(self, repo: Repo, record: ManifestRecord) -> None:
-        """This repository may serve it from now on. Raises `StoreError`, `StoreFull`."""
+        """This repository may serve it from now on; durable like a tag. Raises `StoreError`, `StoreFull`."""
 
     def drop_manifest(self, repo: Repo, digest: Digest) -> None:
         """Repeatable."""
@@ -264,6 +280,9 @@ class Catalog(Protocol):
 
     def repositories(self) -> Iterable[Repo]:
         """Every repository that has a tag or a manifest."""
+
+    def settle(self) -> None:
+        """What this process has put so far outlives a power cut when it returns. Raises `StoreError`."""
 
 
 class Pins(Protocol):

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import MutableMapping
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, cast
 
 import structlog
 from prometheus_client import REGISTRY as _REGISTRY
@@ -31,6 +31,10 @@ __all__ = [
     "INDEX_FAILURES",
     "REQUESTS",
     "REQUEST_SECONDS",
+    "SCRUBBED_BYTES",
+    "SCRUB_COMPLETE",
+    "SCRUB_DAMAGED",
+    "SEALED_MISSES",
     "SENT_BYTES",
     "STORE_BLOBS",
     "STORE_BYTES",
@@ -103,7 +107,18 @@ STORE_BLOBS: Final = Gauge("mirror_store_blobs", "Blobs held", multiprocess_mode
 STORE_LIMIT: Final = Gauge(
     "mirror_store_limit_bytes", "Bytes that blobs may take before eviction", multiprocess_mode="mostrecent"
 )
+SEALED_MISSES: Final = Counter(
+    "mirror_sealed_misses", "Requests for what is not here in a sealed repository, by kind of resource", ["kind"]
+)
+SCRUBBED_BYTES: Final = Counter("mirror_scrubbed_bytes", "Bytes of blobs read again and hashed")
+SCRUB_DAMAGED: Final = Counter("mirror_scrub_damaged", "Blobs found not to be what their digests name")
+SCRUB_COMPLETE: Final = Gauge(
+    "mirror_scrub_last_complete_timestamp",
+    "When every blob had been hashed (epoch seconds); 0: never",
+    multiprocess_mode="mostrecent",
+)
 INDEX_FAILURES: Final = Counter("mirror_index_failures", "Operations that the index did not answer in its budget")
+LOG_LOST: Final = Counter("mirror_log_lost", "Log lines that could not be written")
 
 
 def render_metrics() -> bytes:
@@ -150,6 +165,25 @@ def _redact_event(_logger: object, _method: str, event: MutableMapping[str, Any]
     return event
 
 
+class _Output:
+    """Where lines go. One that cannot be written is counted and lost, it costs nobody an answer: the disk that the log
+    is written to fills up as well, and whoever reads a pipe may go.
+    """
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+
+    def write(self, line: str) -> None:
+        try:
+            self._output.write(line)
+            self._output.flush()
+        except (OSError, ValueError):
+            LOG_LOST.inc()
+
+    def flush(self) -> None:
+        """Each line is, when it is written."""
+
+
 def set_up_logging(level: str = "info", output: TextIO | None = None) -> None:
     """JSON lines on standard error (or `output`), one event each. Control characters are escaped by JSON."""
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -162,7 +196,7 @@ def set_up_logging(level: str = "info", output: TextIO | None = None) -> None:
             structlog.processors.JSONRenderer(ensure_ascii=True, separators=(",", ":")),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(output or sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Output(output or sys.stderr))),
         cache_logger_on_first_use=False,
     )
     # libraries log through the standard module; what they say reaches the same place in the same shape

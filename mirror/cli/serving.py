@@ -14,6 +14,7 @@ import typer
 from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.base import ConfigFile, application
+from mirror.errors import ConfigError
 from mirror.listen import address_of, open_listeners
 
 __all__ = ["check", "serve"]
@@ -81,12 +82,15 @@ def check(
     """Check a configuration and name every mistake in it."""
     loaded = settings.load(config)
     telemetry.set_up_logging("error")
+    if online and loaded.offline:
+        raise ConfigError(["--online: offline is set, no registry is contacted"])
     found = asyncio.run(_ask_registries(loaded)) if online else []
     if as_json:
         summary = {"upstreams": len(loaded.upstream), "store": str(loaded.store.root)}
         print(json.dumps({**summary, **({"online": [asdict(one) for one in found]} if online else {})}, indent=1))
     else:
-        print(f"{config or 'defaults'}: good: {len(loaded.upstream)} upstreams, store at {loaded.store.root}")
+        sealed = ", none of which is contacted" if loaded.offline else ""
+        print(f"{config or 'defaults'}: good: {len(loaded.upstream)} upstreams{sealed}, store at {loaded.store.root}")
         for one in found:
             print(f"{'ok    ' if one.ok else 'FAILED'} {one.upstream} ({one.url}): {one.detail}")
             if one.advice:

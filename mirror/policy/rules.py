@@ -18,3 +18,5 @@ class RouteRule:
     freshness: FreshnessRule = field(default_factory=lambda: FreshnessRule(tag_ttl=300.0, stale_while_down=604800.0))
     age: AgeRule = field(default_factory=AgeRule)
     content: ContentRule = field(default_factory=ContentRule)
+    #: Sealed: upstream is never contacted.
+    offline: bool = False

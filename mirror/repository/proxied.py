@@ -5,6 +5,7 @@ A tag, in four cases:
     fresh                      its answer stands, upstream is not asked
     not fresh, upstream says   the same digest: the clock begins anew; another: the tag moves at once
     not fresh, upstream down   the old answer, marked stale, for as long as the route allows
+    not fresh, upstream slow   likewise, after some seconds; upstream's answer is for those who come later
     unknown                    upstream is asked, by HEAD, which costs nothing on Docker Hub
 
 Before these comes a freeze: then upstream is not asked. After them comes the route's minimum age: what upstream says
@@ -17,11 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from mirror import telemetry
 from mirror.errors import (
@@ -38,16 +39,8 @@ from mirror.errors import (
     UpstreamUnavailable,
 )
 from mirror.memo import MISSING, Memo
-from mirror.oci.digest import Digest, hasher
-from mirror.oci.manifest import (
-    INDEXES,
-    LARGEST,
-    Descriptor,
-    Manifest,
-    ManifestMalformed,
-    read_descriptor,
-    read_manifest,
-)
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor, Manifest, read_descriptor
 from mirror.oci.reference import Reference, Repo
 from mirror.once import Once
 from mirror.policy.freshness import FreshnessRule, is_fresh, may_serve_stale
@@ -69,15 +62,24 @@ from mirror.repository.content import (
 from mirror.repository.flights import Flights, Vouch
 from mirror.repository.grants import Grants, named_by
 from mirror.repository.hot import Hot
+from mirror.repository.misses import Misses
+from mirror.repository.referring import Referring
+from mirror.repository.stored import indexes_naming, is_right, set_aside, stored_manifest
 from mirror.repository.tag_history import TagHistories
 
 __all__ = ["BlobStat", "Listing", "ProxiedRepository", "Shelf"]
 
+T = TypeVar("T")
+
 #: Seconds. How long upstream is not asked again after it said «not known», and after it was down and we said «stale».
 _UNKNOWN_FOR: Final = 10.0
 _STALE_FOR: Final = 5.0
-#: Seconds that another process may keep us from asking upstream ourselves. It costs a second question at the most.
-_ALONE_FOR: Final = 5.0
+#: Seconds that an answer waits for upstream where there is an older one to give: one that hangs would hold up every
+#: pull until its time-out, which is longer than clients are patient.
+_SLOW_AFTER: Final = 5.0
+#: Seconds that another process may keep us from asking upstream ourselves. After that each process asks for itself.
+#: Containerd gives up without headers after 30 s, so both waits of a pull by tag (tag, manifest) stay well below that.
+_ALONE_FOR: Final = 10.0
 #: Seconds that an answer waits for the index to take note of a blob.
 _PATIENCE: Final = 0.25
 #: Seconds until the disk is looked at again for what a tag points to.
@@ -140,6 +142,8 @@ class Shelf:
     exclusive: Exclusive
     touch: Callable[[Digest], None]
     histories: TagHistories
+    #: What was not here in a sealed repository.
+    misses: Misses
     #: The configured upstream that a registry's name falls under: names below a wildcard are no labels of metrics.
     label: Callable[[str], str] = str
     now: Callable[[], float] = time.time
@@ -151,7 +155,12 @@ class Shelf:
     sound: Hot[Digest, int] = field(default_factory=lambda: Hot(1 << 20, lambda _: 256))
     once: Once = field(default_factory=Once)
     telling: set[asyncio.Task[None]] = field(default_factory=set)
+    settling: asyncio.Lock = field(default_factory=asyncio.Lock)
     uncached_since: float | None = None
+    referring: Referring = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.referring = Referring(self.store, self.catalog, self.once, lambda: self.now())
 
     def went_uncached(self, error: StoreError, what: object) -> None:
         """The store could not take something: said once, until it has taken something again."""
@@ -166,13 +175,46 @@ class Shelf:
             telemetry.log.info("the store takes content again", uncached_since=self.uncached_since)
             self.uncached_since = None
 
+    async def is_sound(self, info: BlobInfo) -> bool:
+        """Who is wrong, the disk or the manifest? A manifest that lies about a size must not cost others their blob."""
+        if self.sound.get(info.digest) == info.size:
+            return True
+        matches = await self.once.run(
+            ("sound", info.digest, info.size), lambda: asyncio.to_thread(is_right, self.store, info.digest)
+        )
+        if matches:
+            self.sound.put(info.digest, info.size)
+        return matches
+
     async def landed(self, info: BlobInfo) -> None:
         """A blob was published: remember it."""
         self.went_cached()
-        telling = asyncio.create_task(self._tell_index(info))
-        self.telling.add(telling)
-        telling.add_done_callback(self.telling.discard)
-        await asyncio.wait({telling}, timeout=_PATIENCE)
+        await asyncio.wait({self._behind(self._tell_index(info))}, timeout=_PATIENCE)
+
+    def settle(self) -> None:
+        """Make durable what was put, behind the answer: a busy disk takes seconds for it, and a power cut before its
+        end costs no more than asking upstream again.
+        """
+        self._behind(self._settle())
+
+    async def write(self, work: Callable[..., T], *arguments: object) -> T:
+        """Blocking work that syncs. Not in the threads that read: they are few, and a busy disk would hold them all."""
+        return await asyncio.get_running_loop().run_in_executor(self.executor, work, *arguments)
+
+    def _behind(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self.telling.add(task)
+        task.add_done_callback(self.telling.discard)
+        return task
+
+    async def _settle(self) -> None:
+        # one at a time, which sees to all that was put meanwhile
+        async with self.settling:
+            try:
+                await self.write(self.store.settle)
+                await self.write(self.catalog.settle)
+            except StoreError as error:
+                self.went_uncached(error, "names of blobs, tags and manifests")
 
     async def _tell_index(self, info: BlobInfo) -> None:
         # without it the blob is found when index and disk are compared
@@ -180,7 +222,7 @@ class Shelf:
             await self.index.put([ContentRecord(info.digest, info.size, self.now())])
 
     async def aclose(self) -> None:
-        """Wait for what the index is still being told, end what is shared. Repeatable."""
+        """Wait for what index and disk are still being told, end what is shared. Repeatable."""
         await asyncio.gather(*self.telling)
         await self.once.aclose()
 
@@ -267,7 +309,23 @@ class ProxiedRepository:
         hot = self._shelf.tags.get((self.repo, tag))
         if hot and hot.since - _CLOCK_SLACK <= self._shelf.now() < hot.until:
             return hot
-        found = await self._shelf.once.run(("tag", self.repo, tag), lambda: self._decide(tag, self._refresh))
+        try:
+            async with asyncio.timeout(_SLOW_AFTER):
+                return await self._refreshed(tag)
+        except TimeoutError:
+            return await self._meanwhile(tag) or await self._refreshed(tag)
+
+    async def _refreshed(self, tag: str) -> HotTag:
+        """Goes on for those who come later when nobody waits for it any more."""
+
+        async def refresh() -> HotTag:
+            found = await self._decide(tag, self._refresh)
+            self._keep_hot(tag, found)
+            return found
+
+        return await self._shelf.once.run(("tag", self.repo, tag), refresh)
+
+    def _keep_hot(self, tag: str, found: HotTag) -> None:
         # to those who come later a new answer is a plain hit, a stale one stays stale
         if found.outcome is Outcome.STALE:
             later, until = Outcome.STALE, found.until
@@ -275,7 +333,29 @@ class ProxiedRepository:
             # other processes, the command line among them, change what is on the disk
             later, until = Outcome.HIT, min(found.until, self._shelf.now() + _LOOK_EVERY)
         self._shelf.tags.put((self.repo, tag), HotTag(found.record, later, found.since, until, found.kept))
+
+    async def _meanwhile(self, tag: str) -> HotTag | None:
+        """What can be said while upstream takes its time; None: nothing. Too new an answer is held back here, too."""
+        record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
+        if record is None:
+            return None
+        if self._is_fresh(record):
+            return await self._aged(tag, self._hot(record, Outcome.HIT))
+        if not may_serve_stale(record.fetched_at, self._shelf.now(), self._rule.freshness):
+            return None
+        self._log_stale(record, f"no answer for {_SLOW_AFTER:g} s")
+        found = await self._aged(tag, self._hot(record, Outcome.STALE))
+        self._keep_hot(tag, found)
         return found
+
+    def _log_stale(self, record: TagRecord, reason: str) -> None:
+        telemetry.log.warning(
+            "serving a stale tag",
+            repository=str(self.repo),
+            tag=record.tag,
+            age=round(self._shelf.now() - record.fetched_at),
+            reason=reason,
+        )
 
     async def _ask_again(self, tag: str) -> HotTag:
         """Upstream's answer now, whatever is remembered."""
@@ -298,7 +378,10 @@ class ProxiedRepository:
             # nothing that upstream has said: older than any such record
             record = TagRecord(tag, freeze.digest, freeze.media_type, freeze.size, 0.0)
             return HotTag(record, Outcome.HIT, now, now + _LOOK_EVERY, Kept.FROZEN)
-        said = await ask(tag)
+        return await self._aged(tag, await ask(tag))
+
+    async def _aged(self, tag: str, said: HotTag) -> HotTag:
+        """What the minimum age leaves of it."""
         return await self._hold_back(tag, said) if self._rule.age.minimum else said
 
     async def _hold_back(self, tag: str, said: HotTag) -> HotTag:
@@ -367,13 +450,7 @@ class ProxiedRepository:
             raise ManifestUnknown(f"{self.repo} has no tag {tag}") from error
         except (UpstreamUnavailable, UpstreamThrottled, UpstreamInvalid) as error:
             if record and may_serve_stale(record.fetched_at, self._shelf.now(), self._rule.freshness):
-                telemetry.log.warning(
-                    "serving a stale tag",
-                    repository=str(self.repo),
-                    tag=tag,
-                    age=round(self._shelf.now() - record.fetched_at),
-                    reason=str(error),
-                )
+                self._log_stale(record, str(error))
                 return self._hot(record, Outcome.STALE)
             raise
         fresh = TagRecord(tag, found.digest, found.media_type, found.size, self._shelf.now())
@@ -386,7 +463,9 @@ class ProxiedRepository:
     async def _remember(self, record: TagRecord | None, fresh: TagRecord) -> Digest | None:
         """The other digest that the tag pointed to before."""
         try:
-            return await asyncio.to_thread(self._shelf.histories.put_tag, self.repo, record, fresh, self._rule.age)
+            was = await self._shelf.write(self._shelf.histories.put_tag, self.repo, record, fresh, self._rule.age)
+            self._shelf.settle()
+            return was
         except StoreError as error:
             self._shelf.went_uncached(error, f"{self.repo}:{fresh.tag}")
             return record.digest if record and record.digest != fresh.digest else None
@@ -426,7 +505,11 @@ class ProxiedRepository:
             except UpstreamNotKnown as error:
                 await self._shelf.memo.put(key, "unknown", _UNKNOWN_FOR)
                 raise ManifestUnknown(f"{self.repo} has no manifest {digest}") from error
-            await self._keep(manifest)
+            info = await self._keep(manifest)
+        # the others find it on the disk by now: what follows is no reason to keep them waiting
+        if info:
+            await self._shelf.landed(info)
+        await self._shelf.grants.give(self.repo, named_by(manifest))
         return manifest, Outcome.MISS
 
     async def _load_stored(self, digest: Digest) -> Manifest | None:
@@ -436,40 +519,22 @@ class ProxiedRepository:
             await self._shelf.grants.give(self.repo, named_by(stored))
         return stored
 
-    async def _keep(self, manifest: Manifest) -> None:
-        """Bytes first, then the link to them: a link without bytes would be a promise."""
+    async def _keep(self, manifest: Manifest) -> BlobInfo | None:
+        """Bytes first, then the link to them: a link without bytes would be a promise. None: the store cannot."""
         since = self._shelf.histories.clocks.later()
         record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), since)
         try:
-            info = await asyncio.to_thread(self._shelf.store.put, manifest.digest, manifest.content)
-            await asyncio.to_thread(self._shelf.catalog.put_manifest, self.repo, record)
-            await self._shelf.landed(info)
+            info = await self._shelf.write(self._shelf.store.put, manifest.digest, manifest.content)
+            await self._shelf.write(self._shelf.catalog.put_manifest, self.repo, record)
         except StoreError as error:
             self._shelf.went_uncached(error, manifest.digest)
-        await self._shelf.grants.give(self.repo, named_by(manifest))
+            return None
+        self._shelf.settle()
+        return info
 
     def _stored(self, digest: Digest) -> Manifest | None:
         """Blocking: the manifest, if this repository has it and its bytes are right."""
-        record = self._shelf.catalog.get_manifest(self.repo, digest)
-        content = self._content(digest) if record else None
-        if record is None or content is None:
-            return None
-        try:
-            return read_manifest(content, record.media_type, algorithm=digest.algorithm)
-        except ManifestMalformed:
-            return None
-
-    def _content(self, digest: Digest) -> bytes | None:
-        try:
-            if self._shelf.store.stat(digest).size > LARGEST:
-                # somebody asks for a layer as if it were a manifest
-                return None
-            return self._shelf.store.read(digest, LARGEST)
-        except BlobUnknown:
-            return None
-        except StoreError as error:
-            self._set_aside(digest, error)
-            return None
+        return stored_manifest(self._shelf.store, self._shelf.catalog, self.repo, digest)
 
     # --------------------------------------------------------------------------------------------- blobs
 
@@ -482,10 +547,10 @@ class ProxiedRepository:
             info, reader = self._shelf.store.open(digest)
         except (BlobUnknown, StoreError):
             return await self._fly(digest, granted)
-        if granted not in (-1, info.size) and not await self._is_sound(info):
+        if granted not in (-1, info.size) and not await self._shelf.is_sound(info):
             reader.close()
             damage = BlobDamaged(f"{info.size} bytes on disk, {granted} expected")
-            await asyncio.to_thread(self._set_aside, digest, damage)
+            await asyncio.to_thread(set_aside, self._shelf.store, digest, damage)
             return await self._fly(digest, granted)
         self._shelf.touch(digest)
         return StoredContent(digest, info.size, reader, self._passing(digest))
@@ -520,16 +585,7 @@ class ProxiedRepository:
 
     async def indexes_naming(self, digest: Digest) -> list[Digest]:
         """The indexes of this repository that are here and name this manifest."""
-        return await asyncio.to_thread(self._read_indexes_naming, digest)
-
-    def _read_indexes_naming(self, digest: Digest) -> list[Digest]:
-        """Blocking."""
-        found = []
-        for record in self._shelf.catalog.manifests(self.repo):
-            manifest = self._stored(record.digest) if record.media_type in INDEXES else None
-            if manifest and any(child.digest == digest for child in manifest.manifests):
-                found.append(record.digest)
-        return found
+        return await asyncio.to_thread(indexes_naming, self._shelf.store, self._shelf.catalog, self.repo, digest)
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """What HEAD tells. Starts no fill: a client that only looks must not cost a download."""
@@ -608,17 +664,6 @@ class ProxiedRepository:
         outcome = Outcome.HIT if flight.landed else Outcome.JOINED if joined else Outcome.MISS
         return FlyingContent(flight, self._passing(digest), outcome)
 
-    async def _is_sound(self, info: BlobInfo) -> bool:
-        """Who is wrong, the disk or the manifest? A manifest that lies about a size must not cost others their blob."""
-        if self._shelf.sound.get(info.digest) == info.size:
-            return True
-        matches = await self._shelf.once.run(
-            ("sound", info.digest, info.size), lambda: asyncio.to_thread(_is_right, self._shelf.store, info.digest)
-        )
-        if matches:
-            self._shelf.sound.put(info.digest, info.size)
-        return matches
-
     def _vouch(self, digest: Digest) -> Vouch:
         async def vouch(size: int | None) -> None:
             await self._upstream_has(digest, size)
@@ -667,11 +712,6 @@ class ProxiedRepository:
             return False
         return True
 
-    def _set_aside(self, digest: Digest, error: StoreError) -> None:
-        telemetry.log.error("damaged blob set aside", digest=str(digest), reason=str(error))
-        if isinstance(error, BlobDamaged):
-            self._shelf.store.set_aside(digest)
-
     # ------------------------------------------------------------------------------------ tags, referrers
 
     async def tags(self) -> Listing:
@@ -696,37 +736,9 @@ class ProxiedRepository:
         try:
             found = await self._shelf.memo.share(f"referrers {self.repo}@{digest}", ask, _LIST_FOR)
         except (UpstreamUnavailable, UpstreamThrottled):
-            kept = await asyncio.to_thread(self._kept_referrers, digest)
+            kept = await self._shelf.referring.to(self.repo, digest)
             if not kept:
                 # an empty list would say that there are none, such as no signatures
                 raise
             return Listing(tuple(kept), Outcome.STALE, self._upstream.name)
         return Listing(tuple(read_descriptor(item) for item in found), Outcome.NONE, self._upstream.name)
-
-    def _kept_referrers(self, digest: Digest) -> list[Descriptor]:
-        """Blocking: the descriptor of each manifest here that names `digest` as its subject."""
-        kept = []
-        for record in self._shelf.catalog.manifests(self.repo):
-            manifest = self._stored(record.digest)
-            if manifest and manifest.subject and manifest.subject.digest == digest:
-                kept.append(manifest.descriptor)
-        return kept
-
-
-def _is_right(store: BlobStore, digest: Digest) -> bool:
-    """Blocking: whether the blob's bytes are those that its digest names."""
-    try:
-        _, reader = store.open(digest)
-    except (BlobUnknown, StoreError):
-        return False
-    try:
-        hashing = hasher(digest)
-        offset = 0
-        while block := reader.pread(1 << 20, offset):
-            hashing.update(block)
-            offset += len(block)
-    except StoreError:
-        return False
-    finally:
-        reader.close()
-    return hashing.hexdigest() == digest.hex

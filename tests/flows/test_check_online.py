@@ -136,6 +136,14 @@ def test_without_online_nobody_is_asked(tmp_path: Path) -> None:
         assert not registry.requests
 
 
+def test_a_sealed_mirror_asks_nobody(tmp_path: Path) -> None:
+    """Where no registry may be contacted, a check does not do so either."""
+    with FakeRegistry() as registry:
+        code, said = run(tmp_path, [{"name": "a.test", "url": registry.url}], "--online", MIRROR__OFFLINE="true")
+        assert (code, "offline" in said) == (2, True)
+        assert not registry.requests
+
+
 @pytest.mark.parametrize(
     ("upstream", "mistake"),
     [

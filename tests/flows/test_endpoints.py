@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,7 +93,7 @@ def test_endpoints_of_a_wildcard(tmp_path: Path) -> None:
     """Each host below a domain is its own."""
     path = tmp_path / "mirror.toml"
     path.write_text('default_registry = ""\n[[upstream]]\nname = "*.pkg.dev"\nendpoints = ["https://x"]\n')
-    with pytest.raises(ConfigError, match="not possible for a wildcard"):
+    with pytest.raises(ConfigError, match="endpoints: not possible for a wildcard"):
         load(path)
 
 
@@ -121,6 +123,7 @@ password_file = "{tmp_path}/secret"
     assert "pw" not in repr(upstream)
 
 
+@pytest.mark.parametrize("place", ["", "endpoints"])
 @pytest.mark.parametrize(
     ("settings", "mistake"),
     [
@@ -129,8 +132,10 @@ password_file = "{tmp_path}/secret"
         ({"docker_config": "junk"}, "not a docker config.json"),
     ],
 )
-async def test_files_that_are_no_use_show_at_start(tmp_path: Path, settings: dict[str, str], mistake: str) -> None:
-    """Not with the first pull, which may be at three in the morning."""
+async def test_files_that_are_no_use_show_at_start(
+    tmp_path: Path, settings: dict[str, str], mistake: str, place: str
+) -> None:
+    """Not with the first pull, which may be at three in the morning: when it is checked, and when it begins."""
     mine, other = tmp_path / "mine", tmp_path / "other"
     for folder in (mine, other):
         folder.mkdir()
@@ -140,7 +145,15 @@ async def test_files_that_are_no_use_show_at_start(tmp_path: Path, settings: dic
         "junk": tmp_path / "junk",
     }
     files["junk"].write_text("junk")
-    upstream = {"url": "https://127.0.0.1:1", **{name: str(files[one]) for name, one in settings.items()}}
+    table: dict[str, Any] = {"url": "https://127.0.0.1:1", **{name: str(files[one]) for name, one in settings.items()}}
+    upstream = {"endpoints": [table]} if place else table
     with pytest.raises(ConfigError, match=mistake):
         async with live_mirror(tmp_path / "store", {"docker.io": upstream}):
             pass
+    lines = [f"{name} = {json.dumps(value)}" for name, value in table.items()]
+    heading = ["[[upstream.endpoints]]"] if place else []
+    path = tmp_path / "mirror.toml"
+    path.write_text("\n".join(["[[upstream]]", 'name = "docker.io"', *heading, *lines]))
+    with pytest.raises(ConfigError, match=mistake) as failure:
+        load(path)
+    assert f"upstream[1]{'.endpoints[1]' if place else ''}." in str(failure.value)
