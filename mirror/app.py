@@ -45,7 +45,7 @@ from mirror.store.recovery import sweep
 from mirror.upstream.credentials import Credentials, CredentialSource, DockerConfig, GivenCredentials
 from mirror.upstream.registry import RegistryUpstream
 
-__all__ = ["App", "Storage", "build", "open_storage"]
+__all__ = ["App", "Storage", "build", "open_storage", "routing_table"]
 
 #: Threads are made when they are needed; these are bounds. Each fill occupies one while it receives.
 _FILLING_THREADS = 256
@@ -170,6 +170,17 @@ async def build(config: Config) -> AsyncIterator[App]:
         yield App(front, readiness, router, shelf, storage)
 
 
+def routing_table(config: Config) -> RoutingTable:
+    """Which registries there are, and under which names."""
+    return RoutingTable.build(
+        (
+            Registry(entry.name, tuple(entry.aliases), tuple(entry.hosts), library=entry.name == "docker.io")
+            for entry in config.upstream
+        ),
+        config.default_registry or None,
+    )
+
+
 def _rule(route: RouteSettings) -> RouteRule:
     return RouteRule(FreshnessRule(route.tag_ttl, route.stale_while_down))
 
@@ -227,13 +238,7 @@ class _Upstreams:
         self._executor = executor
         self._memo = memo
         self._settings = {entry.name: entry for entry in config.upstream}
-        self.table = RoutingTable.build(
-            (
-                Registry(entry.name, tuple(entry.aliases), tuple(entry.hosts), library=entry.name == "docker.io")
-                for entry in config.upstream
-            ),
-            config.default_registry or None,
-        )
+        self.table = routing_table(config)
         self._made: dict[str, Upstream] = {}
 
     def named(self, name: str) -> Upstream:

@@ -351,18 +351,14 @@ class ProxiedRepository:
 
     async def _keep(self, manifest: Manifest) -> None:
         """Bytes first, then the link to them: a link without bytes would be a promise."""
+        record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), self._shelf.now())
         try:
-            await self._shelf.landed(await asyncio.to_thread(self._put_manifest, manifest))
+            info = await asyncio.to_thread(self._shelf.store.put, manifest.digest, manifest.content)
+            await asyncio.to_thread(self._shelf.catalog.put_manifest, self.repo, record)
+            await self._shelf.landed(info)
         except StoreError as error:
             self._shelf.went_uncached(error, manifest.digest)
         await self._shelf.grants.give(self.repo, named_by(manifest))
-
-    def _put_manifest(self, manifest: Manifest) -> BlobInfo:
-        """Blocking. Raises `StoreError`."""
-        record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), self._shelf.now())
-        info = self._shelf.store.put(manifest.digest, manifest.content)
-        self._shelf.catalog.put_manifest(self.repo, record)
-        return info
 
     def _stored(self, digest: Digest) -> Manifest | None:
         """Blocking: the manifest, if this repository has it and its bytes are right."""
@@ -445,6 +441,13 @@ class ProxiedRepository:
                 fresh = TagRecord(reference, answer.digest, answer.media_type, answer.size, self._shelf.now())
                 await asyncio.to_thread(self._shelf.catalog.put_tag, self.repo, known or fresh)
         return answer
+
+    def _put_manifest(self, manifest: Manifest) -> BlobInfo:
+        """Blocking. Raises `StoreError`."""
+        record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), self._shelf.now())
+        info = self._shelf.store.put(manifest.digest, manifest.content)
+        self._shelf.catalog.put_manifest(self.repo, record)
+        return info
 
     def holds(self, digest: Digest) -> bool:
         """Whether its bytes are here, for whichever repository. Quick enough for the event loop."""
