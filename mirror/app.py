@@ -28,6 +28,7 @@ from mirror.policy.routing import Registry, RoutingTable
 from mirror.policy.rules import RouteRule
 from mirror.policy.sizes import parse_capacity
 from mirror.ports import BlobInfo, ContentIndex, Upstream
+from mirror.repository.ahead import Ahead
 from mirror.repository.evictor import Evictor
 from mirror.repository.flights import Flights
 from mirror.repository.grants import Grants
@@ -149,6 +150,7 @@ async def build(config: Config) -> AsyncIterator[App]:
             executor=filling,
             exclusive=storage.locks.exclusive,
             touch=storage.evictor.touch,
+            ahead=Ahead(storage.evictor.limit, at_once=config.server.prefetch_blobs_at_once),
         )
         stack.push_async_callback(shelf.aclose)
 
@@ -182,7 +184,7 @@ def routing_table(config: Config) -> RoutingTable:
 
 
 def _rule(route: RouteSettings) -> RouteRule:
-    return RouteRule(FreshnessRule(route.tag_ttl, route.stale_while_down))
+    return RouteRule(FreshnessRule(route.tag_ttl, route.stale_while_down), prefetch=route.prefetch)
 
 
 def _open_index(config: Config, layout: Layout, store_id: str) -> ContentIndex:

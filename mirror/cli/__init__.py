@@ -3,7 +3,8 @@
 A module that is imported here adds its commands to the application; `--help` lists them in this order.
 """
 
-from mirror.cli import serving as serving  # the order is that of `--help`
+from mirror.cli import prefetch as prefetch  # the order is that of `--help`
+from mirror.cli import serving as serving
 from mirror.cli import storage as storage
 from mirror.cli.base import application, main
 

@@ -42,6 +42,7 @@ from mirror.policy.freshness import is_fresh, may_serve_stale
 from mirror.policy.records import ContentRecord, ManifestRecord, TagRecord
 from mirror.policy.rules import RouteRule
 from mirror.ports import BlobInfo, BlobStore, Body, Catalog, ContentIndex, Upstream
+from mirror.repository.ahead import Ahead
 from mirror.repository.content import (
     BlobContent,
     FlyingContent,
@@ -129,6 +130,7 @@ class Shelf:
     once: Once = field(default_factory=Once)
     telling: set[asyncio.Task[None]] = field(default_factory=set)
     uncached_since: float | None = None
+    ahead: Ahead | None = None
 
     def went_uncached(self, error: StoreError, what: object) -> None:
         """The store could not take something: said once, until it has taken something again."""
@@ -158,6 +160,8 @@ class Shelf:
 
     async def aclose(self) -> None:
         """Wait for what the index is still being told, end what is shared. Repeatable."""
+        if self.ahead:
+            await self.ahead.aclose()
         await asyncio.gather(*self.telling)
         await self.once.aclose()
 
@@ -173,18 +177,21 @@ class ProxiedRepository:
 
     # ----------------------------------------------------------------------------------------- manifests
 
-    async def manifest(self, reference: Reference) -> ManifestAnswer:
-        """The manifest itself. Raises `ManifestUnknown`, `UpstreamError`."""
+    async def manifest(self, reference: Reference, *, ahead: bool = True) -> ManifestAnswer:
+        """The manifest itself. Raises `ManifestUnknown`, `UpstreamError`.
+
+        `ahead`: if it had to be fetched, and the route says so, its blobs may be fetched before they are asked for.
+        """
         if isinstance(reference, Digest):
-            manifest, outcome = await self._manifest(reference)
+            manifest, outcome = await self._manifest(reference, ahead)
             return self._answer(manifest, outcome)
         tag = await self._tag(reference)
         try:
-            manifest, fetched = await self._manifest(tag.record.digest)
+            manifest, fetched = await self._manifest(tag.record.digest, ahead)
         except ManifestUnknown:
             # the tag moved on between the HEAD and the GET, or the record is of a digest that upstream has dropped
             tag = await self._ask_again(reference)
-            manifest, fetched = await self._manifest(tag.record.digest)
+            manifest, fetched = await self._manifest(tag.record.digest, ahead)
         if fetched is Outcome.MISS and tag.outcome is not Outcome.STALE:
             return self._answer(manifest, Outcome.MISS)
         return self._answer(manifest, tag.outcome)
@@ -312,7 +319,7 @@ class ProxiedRepository:
         same = record is not None and record.digest == fresh.digest
         return self._hot(fresh, Outcome.REVALIDATED if same else Outcome.MISS)
 
-    async def _manifest(self, digest: Digest) -> tuple[Manifest, Outcome]:
+    async def _manifest(self, digest: Digest, ahead: bool) -> tuple[Manifest, Outcome]:
         """By digest, from memory, disk or upstream."""
         self._shelf.touch(digest)
         hot = self._shelf.manifests.get((self.repo, digest))
@@ -320,7 +327,14 @@ class ProxiedRepository:
             return hot, Outcome.HIT
         loaded, outcome = await self._shelf.once.run(("manifest", self.repo, digest), lambda: self._load(digest))
         self._shelf.manifests.put((self.repo, digest), loaded)
+        if outcome is Outcome.MISS and ahead:
+            self._fetch_ahead(loaded)
         return loaded, outcome
+
+    def _fetch_ahead(self, manifest: Manifest) -> None:
+        """While the store takes nothing, each blob fetched ahead would be fetched twice."""
+        if self._rule.prefetch and self._shelf.ahead and self._shelf.uncached_since is None:
+            self._shelf.ahead.begin(self, manifest)
 
     async def _load(self, digest: Digest) -> tuple[Manifest, Outcome]:
         stored = await self._load_stored(digest)
@@ -429,7 +443,7 @@ class ProxiedRepository:
         """The manifest, on the disk when this returns, its tag too: an answer from memory may be all that is left of
         it, or all that could be had of it. Raises like `manifest`, and `StoreError` where the store cannot take it.
         """
-        answer = await self.manifest(reference)
+        answer = await self.manifest(reference, ahead=False)
         if not await asyncio.to_thread(self._stored, answer.digest):
             manifest = read_manifest(answer.content or b"", answer.media_type, algorithm=answer.digest.algorithm)
             await self._shelf.landed(await asyncio.to_thread(self._put_manifest, manifest))
@@ -452,6 +466,10 @@ class ProxiedRepository:
     def holds(self, digest: Digest) -> bool:
         """Whether its bytes are here, for whichever repository. Quick enough for the event loop."""
         return self._is_here(digest)
+
+    def awaits(self, digest: Digest) -> bool:
+        """Whether this process has it under way, for whichever repository."""
+        return self._shelf.flights.under_way(digest)
 
     def read(self, digest: Digest, limit: int) -> bytes:
         """Blocking: a small blob that is here. Raises `BlobUnknown`, `BlobDamaged` (also above `limit` bytes)."""

@@ -171,7 +171,8 @@ async def prefetch(
         tasks = {image: group.create_task(one(image)) for image in wanted}
     done = {image: task.result() for image, task in tasks.items()}
     for image, warmed in done.items():
-        await asyncio.to_thread(_look_again, source_for(image.repo), warmed)
+        if warmed.moved:
+            await asyncio.to_thread(_look_again, source_for(image.repo), warmed)
     return Prefetched(done)
 
 
