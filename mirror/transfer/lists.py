@@ -19,7 +19,7 @@ from typing import Any, Final
 import yaml
 
 from mirror.errors import MirrorError
-from mirror.policy.images import Image, parse_image
+from mirror.policy.images import Image, looks_like_host, parse_image
 from mirror.policy.routing import RoutingTable
 
 __all__ = [
@@ -45,6 +45,7 @@ _MOST_VALUES: Final = 1_000_000
 
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+_HUB: Final = "docker.io"
 _CONTAINERS: Final = ("containers", "initContainers", "ephemeralContainers")
 _NULLS: Final = ("", "~", "null", "Null", "NULL")
 #: What templates and substitutions leave in a text that was not rendered.
@@ -63,10 +64,14 @@ class ListMalformed(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """An image as it is written, and where (`deploy.yaml:12`)."""
+    """An image as it is written, and where (`deploy.yaml:12`).
+
+    `hub`: a name without a registry is one of Docker Hub there, whatever the mirror's default registry is.
+    """
 
     text: str
     where: str
+    hub: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +91,18 @@ def resolve_images(named: Iterable[Named], table: RoutingTable) -> tuple[dict[Im
     mistakes: dict[str, None] = {}
     for one in named:
         try:
-            found.setdefault(parse_image(one.text, table), []).append(one.where)
+            found.setdefault(parse_image(_whole(one, table), table), []).append(one.where)
         except MirrorError as error:
             said = str(error) if one.text in str(error) else f"{one.text}: {error}"
             mistakes[f"{one.where}: {said}" if one.where else said] = None
     return found, list(mistakes)
+
+
+def _whole(named: Named, table: RoutingTable) -> str:
+    first, slash, _ = named.text.partition("/")
+    if named.hub and table.registry(_HUB) and not (slash and looks_like_host(first)):
+        return f"{_HUB}/{named.text}"
+    return named.text
 
 
 # --------------------------------------------------------------------------------------------------- plain lists
@@ -129,7 +141,7 @@ def read_kubernetes(text: str, name: str) -> Listed:
             if _TEMPLATE.search(image):
                 warnings.append(f"{where}: {image[:80]} is a template: render it first")
             else:
-                found.append(Named(str(image).strip(), where))
+                found.append(Named(str(image).strip(), where, hub=True))
     return Listed(tuple(found), tuple(warnings))
 
 
@@ -225,7 +237,7 @@ def _interpolated(image: str, where: str, environment: Mapping[str, str], warnin
         written = interpolate(image, environment, unset)
     except ValueError as error:
         raise ListMalformed(where, 0, str(error)) from error
-    return [Named(written.strip(), where)] if written.strip() else []
+    return [Named(written.strip(), where, hub=True)] if written.strip() else []
 
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

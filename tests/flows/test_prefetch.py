@@ -447,8 +447,32 @@ async def test_upstream_is_down_or_throttles(registry: FakeRegistry, mirror: Liv
     assert [str(failure.image) for failure in done.failures] == ["docker.io/library/app:v2"]
     assert "503" in _reasons(done)[0]
     registry.heal()
-    registry.fail("manifests", throttle(7))
+    registry.fail("manifests", throttle(3600))
     assert "429" in _reasons(await _prefetch(mirror, "v3"))[0]
+
+
+@pytest.mark.parametrize("kind", ["manifests", "blobs", "referrers"])
+async def test_an_upstream_that_asks_for_a_little_patience(
+    registry: FakeRegistry, mirror: LiveMirror, kind: str
+) -> None:
+    """It is left alone for as long as it says, and then everything comes; but not for ever."""
+    registry.add_image(_APP.name, "v1", [b"layer"])
+    registry.fail(kind, throttle(7), times=2)
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        mirror.clock.forward(seconds)
+
+    done = await _prefetch(mirror, "v1", referrers=True, blobs_at_once=1, sleep=sleep)
+    assert done.ok, done.failures
+    assert slept
+    assert max(slept) <= 7.001
+    assert mirror.events("upstream throttles")[0]["upstream"] == "docker.io"
+    mirror.clock.forward(1000)
+    registry.fail(kind, throttle(7), times=100)
+    registry.add_image(_APP.name, "v2", [b"another"], config=b"2")
+    assert "429" in _reasons(await _prefetch(mirror, "v2", referrers=True, sleep=sleep))[0]
 
 
 async def test_a_mistake_of_ours_costs_one_image(

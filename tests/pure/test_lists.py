@@ -69,6 +69,32 @@ def test_what_images_mean() -> None:
     ]
 
 
+def test_names_without_a_registry() -> None:
+    """In manifests and Compose files they are Docker Hub's, elsewhere the mirror's default registry's; where the mirror
+    has no Docker Hub its default stands for it.
+    """
+    registries = [Registry("docker.io", library=True), Registry("ghcr.io")]
+    named = [
+        Named("app", "", hub=True),
+        Named("a/b:1", "", hub=True),
+        Named("ghcr.io/a/b", "", hub=True),
+        Named("a/b", ""),
+    ]
+
+    def means(table: RoutingTable) -> list[str]:
+        found, mistakes = resolve_images(named, table)
+        return [*map(str, found), *mistakes]
+
+    whole = ["docker.io/library/app:latest", "docker.io/a/b:1", "ghcr.io/a/b:latest"]
+    assert means(RoutingTable.build(registries, "docker.io")) == [*whole, "docker.io/a/b:latest"]
+    assert means(RoutingTable.build(registries, "ghcr.io")) == whole
+    assert means(RoutingTable.build(registries, None)) == [
+        *whole,
+        "a/b: no registry is named, and there is no default one",
+    ]
+    assert means(RoutingTable.build(registries[1:], "ghcr.io"))[:2] == ["ghcr.io/app:latest", "ghcr.io/a/b:1"]
+
+
 # ---------------------------------------------------------------------------------------------------- Kubernetes
 
 _POD_SPEC = {
@@ -143,9 +169,9 @@ spec:
 ...
 """
     assert read_kubernetes(text, "x.yaml").images == (
-        Named("a:1", "x.yaml:9"),
-        Named("folded:1", "x.yaml:19"),
-        Named("b@sha256:00", "x.yaml:21"),
+        Named("a:1", "x.yaml:9", hub=True),
+        Named("folded:1", "x.yaml:19", hub=True),
+        Named("b@sha256:00", "x.yaml:21", hub=True),
     )
 
 
@@ -310,10 +336,10 @@ services:
     volumes: ["a:/b", {type: image, source: files:1, target: /c}, {type: volume, source: v}]
 """
     assert read_compose(text, "c.yaml", {"TAG": "7"}).images == (
-        Named("common:1", "c.yaml:2"),
-        Named("db:7", "c.yaml:7"),
-        Named("data:1", "c.yaml:14"),
-        Named("files:1", "c.yaml:15"),
+        Named("common:1", "c.yaml:2", hub=True),
+        Named("db:7", "c.yaml:7", hub=True),
+        Named("data:1", "c.yaml:14", hub=True),
+        Named("files:1", "c.yaml:15", hub=True),
     )
 
 
