@@ -241,8 +241,9 @@ class _Warming:
         children = wanted_children(manifest.manifests, self._platforms)
         if not self._platforms or not manifest.is_index:
             return children
-        if manifest.digest == self.result.root and all(child.platform for child in manifest.manifests):
-            self._miss_platforms([child.platform for child in manifest.manifests])
+        there = [child.platform for child in manifest.manifests if child.platform]
+        if manifest.digest == self.result.root and (there or not manifest.manifests):
+            self._miss_platforms(there)
         if self._referrers:
             chosen = {str(child.digest) for child in children}
             children += [child for child in manifest.manifests if child.annotations.get(_ATTESTED) in chosen]

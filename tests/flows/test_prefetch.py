@@ -148,6 +148,24 @@ async def test_a_platform_that_is_not_there(registry: FakeRegistry, mirror: Live
     await _expect_offline(registry, mirror, made["arm64"])
 
 
+async def test_children_that_say_no_platform(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """They belong to every choice; beside others they do not stand in for the platform that is missing. An index of
+    nothing is for nobody.
+    """
+    one, two = (registry.add_image(_APP.name, None, [name.encode()], config=name.encode()) for name in ("one", "two"))
+    _add_index(registry, "artifacts", [(one, {}), (two, {})])
+    assert (await _prefetch(mirror, "artifacts", platforms="linux/arm64")).ok
+    _add_index(registry, "mixed", [(one, {"platform": _AMD64}), (two, {})])
+    done = await _prefetch(mirror, "mixed", platforms="linux/arm64")
+    assert _reasons(done) == ["not for linux/arm64; it is for linux/amd64"]
+    assert two in next(iter(done.images.values())).moved
+    _add_index(registry, "empty", [])
+    done = await _prefetch(mirror, "empty", platforms="linux/arm64")
+    assert _reasons(done) == ["not for linux/arm64; it is for no platform"]
+    _add_index(registry, "nested", [(next(iter((await _prefetch(mirror, "mixed")).images.values())).root or one, {})])
+    assert (await _prefetch(mirror, "nested", platforms="linux/amd64")).ok
+
+
 async def test_an_image_without_an_index(registry: FakeRegistry, mirror: LiveMirror) -> None:
     """Its config says what it is for: it is brought in if that is asked for, and left, with a word, if it is not."""
     registry.add_image(_APP.name, "v1", [noise(1000, 1)], config=_config(_AMD64))
