@@ -69,6 +69,9 @@ _PATIENCE: Final = 0.25
 _LOOK_EVERY: Final = 2.0
 #: Seconds by which a clock may have been put back before what was remembered under the later time counts for nothing.
 _CLOCK_SLACK: Final = 60.0
+#: Seconds between two looks at whether another process has published what it has filled, and how many there are.
+_LOOK_AGAIN: Final = 0.1
+_PUBLISHING: Final = 1200
 #: Seconds that a list of tags or referrers is believed.
 _LIST_FOR: Final = 60.0
 
@@ -432,12 +435,29 @@ class ProxiedRepository:
                 position = limit
                 progress(position, content.size)
             if isinstance(content, FlyingContent):
-                await content.settled()
-                if not self._is_here(digest):
-                    raise StoreError(f"{digest} could not be stored")
+                await self._stored_by_flight(content)
             return content.outcome is not Outcome.HIT
         finally:
             content.close()
+
+    async def _stored_by_flight(self, content: FlyingContent) -> None:
+        """Returns once it has its name in the store. Raises `StoreError` where it will not have one."""
+        filled_here = await content.settled()
+        for _ in range(_PUBLISHING):
+            if self._is_here(content.digest):
+                return
+            if filled_here:
+                raise StoreError(f"{content.digest} could not be stored")
+            # another process has filled it and makes it durable; should that process end first, this one goes on
+            await asyncio.sleep(_LOOK_AGAIN)
+            again = await self.blob(content.digest)
+            try:
+                if isinstance(again, PassingContent):
+                    raise StoreFull(f"the store cannot take {content.digest}")
+                filled_here = isinstance(again, FlyingContent) and await again.settled()
+            finally:
+                again.close()
+        raise StoreError(f"the process that has filled {content.digest} does not publish it")
 
     async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
         """The manifest, on the disk when this returns, its tag too: an answer from memory may be all that is left of

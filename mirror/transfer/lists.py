@@ -36,8 +36,9 @@ __all__ = [
 ]
 
 
-#: Bytes of a file that is still read. The largest manifests that projects publish have a few megabytes.
-LARGEST: Final = 16 * 1024 * 1024
+#: Bytes of a file that is still read. The largest manifests that projects publish have a few megabytes, a list of all
+#: pods of a cluster may have more.
+LARGEST: Final = 32 * 1024 * 1024
 
 #: Levels and values of one file.
 _DEEPEST: Final = 100
@@ -368,6 +369,15 @@ def _documents(text: str, name: str) -> Iterator[Any]:
     if name.lower().endswith(".json"):
         yield _read_json(text, name)
         return
+    if text.lstrip().startswith("{"):
+        # what kubectl prints as JSON may be large, and is read faster as that
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            yield value
+            return
     try:
         yield from _read_yaml(text, name)
     except yaml.MarkedYAMLError as error:

@@ -9,21 +9,25 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from mirror.cli.prefetch import prefetch
 from mirror.errors import ConfigError
-from tests.clients.conftest import Site
+from tests.clients.conftest import Library, Site
 from tests.support.gated_registry import GatedRegistry
 from tests.support.images import NATIVE
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.process import PATIENCE, ProgramProcess, eventually
 from tests.support.pulls import expect_each_once, wanted_blobs
+from tests.support.redis_server import RedisServer
+from tests.support.registry_process import RegistryProcess
 from tests.support.skopeo import Skopeo, compare_directory
 
 _TREE = Path(__file__).resolve().parents[2]
@@ -131,6 +135,24 @@ def test_a_failure(site: Site, config: Path) -> None:
     assert "failed: docker.io/library/never-was:v1: docker.io/library/never-was has no tag v1\n" in done.stdout
     assert done.stdout.endswith("already here, 1 failure\n")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["embedded", "redis"])
+def test_several_at_once(library: Library, directory: Path, shared: bool) -> None:
+    """Three of them on one store, without a server: each blob is asked of upstream once, and each says that all is
+    here.
+    """
+    images = [library.images[name] for name in ("oci", "index", "many")]
+    with RegistryProcess(library.docker_root, read_only=True) as upstream, ExitStack() as stack:
+        index = stack.enter_context(RedisServer()).url if shared else ""
+        config = write_config(directory, {"docker.io": upstream.url}, index=index)
+        with ThreadPoolExecutor(3) as pool:
+            names = [image.name for image in images]
+            done = list(pool.map(lambda _: _run(*names, "-c", config, "--json"), range(3)))
+        assert [one.returncode for one in done] == [0, 0, 0], [one.stdout + one.stderr for one in done]
+        fetched = Counter(request.path.rpartition("/")[2] for request in upstream.blob_gets())
+        expect_each_once(fetched, {digest for image in images for digest in image.blobs})
+        assert _run(*names, "-c", config, "--json").returncode == 0
 
 
 # ----------------------------------------------------------------------------------------------------- interrupted

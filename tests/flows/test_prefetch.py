@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import Any
 
 import pytest
 
+from mirror.errors import StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.images import Image
 from mirror.policy.platforms import parse_platforms
+from mirror.ports import BlobInfo
 from mirror.repository.closure import Role
+from mirror.store.local import LocalIngest
 from mirror.transfer.prefetch import Prefetched, prefetch
 from mirror.transfer.warm import Progress, State, platform_of
 from tests.support.fake_registry import FakeRegistry, cut, stall, status, throttle
@@ -571,6 +575,50 @@ async def test_a_client_pulls_meanwhile(registry: FakeRegistry, mirror: LiveMirr
     gate.release()
     assert "collapsed" in (await client).cache
     assert (await task).ok
+    assert _gets(registry)[str(Digest.of(layer))] == 1
+
+
+@pytest.mark.parametrize("publishes", [True, False])
+async def test_another_process_has_filled_it(
+    registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, publishes: bool
+) -> None:
+    """What it has filled is here once it is published, not before; if it never comes to that, we publish it. Upstream
+    is asked once either way.
+    """
+    layer = noise(1 << 20, 11)
+    registry.add_image(_APP.name, "v1", [layer], config=b"1")
+    commit, committing, go = LocalIngest.commit, threading.Event(), threading.Event()
+
+    def slow(ingest: LocalIngest) -> BlobInfo:
+        if ingest.digest == Digest.of(layer) and not committing.is_set():
+            committing.set()
+            go.wait(60)
+            if not publishes:
+                raise StoreError("on purpose")
+        return commit(ingest)
+
+    monkeypatch.setattr(LocalIngest, "commit", slow)
+    upstreams = {"docker.io": registry.url}
+    whole = asyncio.Event()
+
+    def look(_image: Image, progress: Progress) -> None:
+        if progress.digest == Digest.of(layer) and progress.received == len(layer):
+            whole.set()
+
+    async with (
+        live_mirror(tmp_path / "store", upstreams) as filler,
+        live_mirror(tmp_path / "store", upstreams) as other,
+    ):
+        first = asyncio.create_task(_prefetch(filler, "v1"))
+        assert await asyncio.to_thread(committing.wait, 60)
+        second = asyncio.create_task(_prefetch(other, "v1", report=look))
+        await whole.wait()
+        assert not other.blob_file(Digest.of(layer)).exists()
+        assert not second.done()
+        go.set()
+        assert (await second).ok
+        assert (await first).ok or not publishes
+        assert other.blob_file(Digest.of(layer)).read_bytes() == layer
     assert _gets(registry)[str(Digest.of(layer))] == 1
 
 

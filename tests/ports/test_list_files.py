@@ -47,7 +47,7 @@ def test_templates_and_huge_files_in_a_folder(tmp_path: Path) -> None:
     found = kubernetes(tmp_path)
     assert [one.text for one in found.images] == ["b:1"]
     assert [Path(warning.partition(":")[0]).name for warning in found.warnings] == ["a.yaml", "c.json"]
-    with pytest.raises(ListMalformed, match=r"c\.json: more than 16 MiB"):
+    with pytest.raises(ListMalformed, match=r"c\.json: more than 32 MiB"):
         kubernetes(huge)
 
 

@@ -279,6 +279,14 @@ def test_a_deep_json_is_walked() -> None:
     assert _texts(read_kubernetes(text, "x.json")) == ["deep:1"]
 
 
+def test_what_kubectl_prints_as_json() -> None:
+    """JSON is known without a file's name, too, and may have more values than YAML. What only begins so is YAML."""
+    pods = [{"spec": {"containers": [{"image": f"app:{n}"}], "x": [0] * 300}} for n in range(4000)]
+    text = json.dumps({"kind": "List", "items": pods})
+    assert _texts(read_kubernetes(text, "standard input")) == [f"app:{n}" for n in range(4000)]
+    assert _texts(read_kubernetes(" {kind: Pod, containers: [{image: x}]}", "standard input")) == ["x"]
+
+
 def test_a_chart_that_is_not_rendered() -> None:
     """What is no YAML because it is a template, and an image that is one, are warnings that name the file."""
     template = "kind: Pod\n{{- if .Values.x }}\nspec: {}\n{{- end }}\n"
