@@ -3,7 +3,7 @@
     MirrorError
     ├── RequestError             the client's doing
     │   ├── NameInvalid · DigestInvalid · TagInvalid · RangeInvalid · PageInvalid
-    │   ├── Unauthorized · Denied · Unsupported · NotServed
+    │   ├── Unauthorized · Denied · Unsupported · NotServed · HeldBack
     │   └── NotKnown → NameUnknown · ManifestUnknown · BlobUnknown
     ├── UpstreamError            the other registry's doing; carries .upstream and .status
     │   ├── UpstreamUnavailable → UpstreamTimeout     no usable answer: dial, DNS, TLS, 5xx, a broken body
@@ -14,6 +14,7 @@
     ├── StoreError               ours
     │   ├── StoreFull                                 no space, no inodes, quota, or pins leave nothing to drop
     │   └── BlobDamaged                               what is on disk is not what its name says
+    ├── AccessUnavailable        who is calling cannot be told now: an issuer of tokens does not answer
     ├── IndexUnavailable         the index did not answer in its budget; the disk still can
     └── ConfigError              start-up only; carries every mistake at once
 
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "ANSWERS",
+    "AccessUnavailable",
     "Answer",
     "BlobDamaged",
     "BlobUnknown",
@@ -35,6 +37,7 @@ __all__ = [
     "Denied",
     "DigestInvalid",
     "DigestMismatch",
+    "HeldBack",
     "IndexUnavailable",
     "ManifestUnknown",
     "MirrorError",
@@ -94,7 +97,11 @@ class RangeInvalid(RequestError):
 
 
 class Unauthorized(RequestError):
-    """The caller must say who they are."""
+    """The caller must say who they are, or did so wrongly. `challenge` is a `WWW-Authenticate` that says how."""
+
+    def __init__(self, message: str, challenge: str | None = None) -> None:
+        super().__init__(message)
+        self.challenge = challenge
 
 
 class Denied(RequestError):
@@ -107,6 +114,10 @@ class Unsupported(RequestError):
 
 class NotServed(RequestError):
     """A path outside the API."""
+
+
+class HeldBack(RequestError):
+    """All that a tag has pointed to is newer than the route's `minimum_age`."""
 
 
 class NotKnown(RequestError):
@@ -182,6 +193,10 @@ class IndexUnavailable(MirrorError):
     """The index did not answer within its budget. The disk still can."""
 
 
+class AccessUnavailable(MirrorError):
+    """Who is calling cannot be told now, because an issuer of tokens does not answer."""
+
+
 class ConfigError(MirrorError):
     """The configuration is unusable. `mistakes` names every setting that is wrong, one line each."""
 
@@ -210,6 +225,7 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     Denied: Answer(403, "DENIED"),
     Unsupported: Answer(405, "UNSUPPORTED"),
     NotServed: Answer(404, "UNSUPPORTED"),
+    HeldBack: Answer(403, "DENIED"),
     NotKnown: Answer(404, "NAME_UNKNOWN"),
     NameUnknown: Answer(404, "NAME_UNKNOWN"),
     ManifestUnknown: Answer(404, "MANIFEST_UNKNOWN"),
@@ -226,6 +242,7 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     StoreFull: Answer(503, "UNAVAILABLE"),
     BlobDamaged: Answer(503, "UNAVAILABLE"),
     IndexUnavailable: Answer(503, "UNAVAILABLE"),
+    AccessUnavailable: Answer(503, "UNAVAILABLE"),
     ConfigError: Answer(500, "UNKNOWN"),
 }
 

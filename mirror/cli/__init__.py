@@ -6,6 +6,7 @@ A module that is imported here adds its commands to the application; `--help` li
 from mirror.cli import prefetch as prefetch  # the order is that of `--help`
 from mirror.cli import serving as serving
 from mirror.cli import storage as storage
+from mirror.cli import tags as tags
 from mirror.cli.base import application, main
 
 __all__ = ["application", "main"]

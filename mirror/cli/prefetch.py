@@ -170,7 +170,7 @@ async def _bring_in(
 
     async with build(loaded) as app:
         return await bring_in(
-            app.router.repository,
+            app.router.guarded,
             images,
             platforms=platforms,
             referrers=referrers,

@@ -28,7 +28,7 @@ _MOST_WAITING: Final = 200
 
 
 class Fetching(Protocol):
-    """What is needed of a repository (`ProxiedRepository`)."""
+    """What is needed of a repository (`ProxiedRepository`, `GuardedRepository`)."""
 
     def holds(self, digest: Digest) -> bool:
         """Whether its bytes are here."""

@@ -19,6 +19,7 @@ from mirror.errors import BlobDamaged, DigestMismatch
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.span import Span
 from mirror.policy.filling import HELD_BACK
+from mirror.policy.history import Kept
 from mirror.ports import BlobReader, Body
 from mirror.repository.flights import Flight
 
@@ -41,7 +42,10 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ManifestAnswer:
-    """A manifest, or for HEAD perhaps only what points to it. `size` in bytes; `content` None where not fetched."""
+    """A manifest, or for HEAD perhaps only what points to it. `size` in bytes; `content` None where not fetched.
+
+    `kept` says why a tag answers another digest than upstream would.
+    """
 
     digest: Digest
     media_type: str
@@ -49,6 +53,7 @@ class ManifestAnswer:
     content: bytes | None
     outcome: Outcome
     upstream: str
+    kept: Kept | None = None
 
 
 class BlobContent(Protocol):

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from mirror import telemetry
-from mirror.errors import ManifestUnknown, MirrorError, UpstreamThrottled
+from mirror.errors import Denied, ManifestUnknown, MirrorError, UpstreamThrottled
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest, read_manifest
 from mirror.oci.reference import Reference
@@ -112,7 +112,7 @@ class Warmed:
 
 
 class Source(Protocol):
-    """What is needed of a repository (`ProxiedRepository`)."""
+    """What is needed of a repository (`ProxiedRepository`, `GuardedRepository`)."""
 
     async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
         """On the disk when this returns, its tag too. Raises `ManifestUnknown`, `UpstreamError`, `StoreError`."""
@@ -126,8 +126,8 @@ class Source(Protocol):
     def holds(self, digest: Digest) -> bool:
         """Whether its bytes are here. Quick enough for the event loop."""
 
-    def read(self, digest: Digest, limit: int) -> bytes:
-        """Blocking: a small blob that is here. Raises `BlobUnknown`, `StoreError`."""
+    async def read(self, digest: Digest, limit: int) -> bytes:
+        """A small blob whole. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
 
 
 async def warm(
@@ -200,7 +200,7 @@ class _Warming:
         if self.result.moved[config.digest].state is State.FAILED:
             return True
         try:
-            content = await asyncio.to_thread(self._source.read, config.digest, _LARGEST_CONFIG)
+            content = await self._source.read(config.digest, _LARGEST_CONFIG)
             platform = platform_of(content)
         except (MirrorError, ValueError):
             # whoever pulls it will see what it is
@@ -274,7 +274,8 @@ class _Warming:
         try:
             answer = await self._patiently(lambda: self._source.fetch_manifest(tag))
             manifest = _parsed(answer)
-        except ManifestUnknown:
+        except (ManifestUnknown, Denied):
+            # where rules here forbid it nobody could pull it either
             return
         except (MirrorError, ValueError) as error:
             self.result.troubles.append(f"{tag}: {error}")

@@ -18,6 +18,25 @@ from mirror.errors import ANSWERS, ConfigError, MirrorError, answer_for
 ROOT = Path(__file__).parents[2]
 
 
+#: Settings that have no default, and need others or files beside them.
+_ALONE = {
+    "tls_certificate",
+    "tls_key",
+    "username",
+    "password",
+    "password_file",
+    "docker_config",
+    "ca_file",
+    "url_file",
+    "htpasswd",
+    "groups",
+    "client_ca",
+    "token_key_file",
+    "realm",
+    "audit_log",
+}
+
+
 def settings(model: type[BaseModel]) -> set[str]:
     """Names of all settings, also within sections."""
     found: set[str] = set()
@@ -49,19 +68,11 @@ def test_the_example_configuration_is_good(tmp_path: Path) -> None:
     """As it stands, and with every commented default switched on that can stand alone."""
     assert load(ROOT / "config/mirror.toml").server.workers == 2
     text = (ROOT / "config/mirror.toml").read_text()
-    alone = {
-        "tls_certificate",
-        "tls_key",
-        "username",
-        "password",
-        "password_file",
-        "docker_config",
-        "ca_file",
-        "url_file",
-    }
+    # examples of whole tables are commented out together with their headings
+    paragraphs = [one for one in text.split("\n\n") if not re.search(r"^#\[\[", one, re.MULTILINE)]
     lines = [
-        line[1:] if (found := re.match(r"#(\w+) = ", line)) and found[1] not in alone else line
-        for line in text.splitlines()
+        line[1:] if (found := re.match(r"#(\w+) = ", line)) and found[1] not in _ALONE else line
+        for line in "\n\n".join(paragraphs).splitlines()
     ]
     path = tmp_path / "mirror.toml"
     path.write_text("\n".join(lines))
@@ -75,8 +86,14 @@ def test_defaults_in_the_example_are_the_defaults(tmp_path: Path) -> None:
     sections = re.split(r"^(?=\[)", text, flags=re.MULTILINE)
     for section in sections:
         name = re.match(r"\[(\w+)\]", section)
-        if name and name[1] in ("server", "store", "log"):
-            shown = [line[1:] for line in section.splitlines() if re.match(r"#(?!tls_)\w+ = ", line)]
+        if name and name[1] in ("server", "store", "log", "access"):
+            # without those that have no default, and without examples of tables
+            section = re.split(r"^#\[\[", section, maxsplit=1, flags=re.MULTILINE)[0]
+            shown = [
+                line[1:]
+                for line in section.splitlines()
+                if (found := re.match(r"#(\w+) = ", line)) and found[1] not in _ALONE
+            ]
             path.write_text(f"[{name[1]}]\n" + "\n".join(shown))
             assert getattr(load(path), name[1]) == getattr(load(None), name[1])
 

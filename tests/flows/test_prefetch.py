@@ -18,6 +18,7 @@ from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.images import Image
 from mirror.policy.platforms import parse_platforms
+from mirror.policy.records import Freeze
 from mirror.ports import BlobInfo
 from mirror.repository.closure import Role
 from mirror.store.local import LocalIngest
@@ -70,7 +71,7 @@ async def _prefetch(mirror: LiveMirror, *references: str | Digest | Image, **mor
         for one in references
     ]
     platforms = parse_platforms([more.pop("platforms", "")])
-    return await prefetch(mirror.app.router.repository, images, platforms=platforms, **more)
+    return await prefetch(mirror.app.router.guarded, images, platforms=platforms, **more)
 
 
 async def _expect_offline(registry: FakeRegistry, mirror: LiveMirror, reference: str | Digest) -> None:
@@ -502,7 +503,7 @@ async def test_a_mistake_of_ours_costs_one_image(
 ) -> None:
     """An unexpected exception is told as a failure of that image; the others come."""
     registry.add_image(_APP.name, "v1", [b"layer"])
-    made = mirror.app.router.repository
+    made = mirror.app.router.guarded
 
     def source_for(repo: Repo) -> Any:
         if repo.name == "broken":
@@ -620,6 +621,53 @@ async def test_another_process_has_filled_it(
         assert (await first).ok or not publishes
         assert other.blob_file(Digest.of(layer)).read_bytes() == layer
     assert _gets(registry)[str(Digest.of(layer))] == 1
+
+
+# ----------------------------------------------------------------------------------------------------------- rules
+
+
+async def test_what_may_not_be_pulled_is_not_prefetched(registry: FakeRegistry, tmp_path: Path) -> None:
+    """Rules about content hold here as for clients: it fails with their reason, and no layer is fetched."""
+    denied = registry.add_image(_APP.name, "denied", [b"denied"], config=b"1")
+    registry.add_image(_APP.name, "large", [noise(100_000)], config=b"2")
+    registry.add_image(_APP.name, "fine", [b"fine"], config=b"3")
+    rules: dict[str, Any] = {
+        "content": {"deny": [f"{_APP}@{denied}"]},
+        "route": [{"match": "**", "max_size": "50kB"}],
+    }
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, **rules) as mirror:
+        done = await _prefetch(mirror, "denied", "large", "fine", referrers=True)
+        assert {failure.image.tag for failure in done.failures} == {"denied", "large"}
+        assert set(_gets(registry)) == {str(Digest.of(b"fine")), str(Digest.of(b"3"))}
+
+
+async def test_only_digests_may_be_pulled(registry: FakeRegistry, tmp_path: Path) -> None:
+    """Where a rule wants digests, a tag fails; cosign's tags, which nobody could pull, are passed over."""
+    root = registry.add_image(_APP.name, "v1", [b"layer"])
+    route = [{"match": "**", "require_digest": True}]
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=route) as mirror:
+        assert not (await _prefetch(mirror, "v1")).ok
+        assert (await _prefetch(mirror, root, referrers=True)).ok
+
+
+async def test_a_frozen_tag(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """What the freeze says is brought in, and what upstream has said is not written over by it."""
+    first = registry.add_image(_APP.name, "v1", [b"first"], config=b"1")
+    await _prefetch(mirror, "v1")
+    second = registry.add_image(_APP.name, "v1", [b"second"], config=b"2")
+    mirror.clock.forward(1000)
+    await _prefetch(mirror, "v1")
+    size = len(registry.manifest(_APP.name, first))
+    mirror.app.storage.freezes.put(Freeze(_APP, "v1", first, OCI_MANIFEST, size, "", mirror.clock()))
+    mirror.clock.forward(10)
+    mirror.app.storage.catalog.drop_manifest(_APP, first)
+    done = await _prefetch(mirror, "v1")
+    assert [warmed.root for warmed in done.images.values()] == [first]
+    assert done.ok
+    assert mirror.app.storage.catalog.get_manifest(_APP, first)
+    record = mirror.app.storage.catalog.get_tag(_APP, "v1")
+    assert record
+    assert record.digest == second
 
 
 # ---------------------------------------------------------------------------------------------------- what is told
