@@ -74,4 +74,5 @@ def worker(
 def check(config: ConfigFile = None) -> None:
     """Check a configuration and name every mistake in it."""
     loaded = settings.load(config)
-    print(f"{config or 'defaults'}: good: {len(loaded.upstream)} upstreams, store at {loaded.store.root}")
+    sealed = ", none of which is contacted" if loaded.offline else ""
+    print(f"{config or 'defaults'}: good: {len(loaded.upstream)} upstreams{sealed}, store at {loaded.store.root}")
