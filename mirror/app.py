@@ -43,6 +43,7 @@ from mirror.policy.routing import Registry, RoutingTable, compile_pattern
 from mirror.policy.rules import RouteRule
 from mirror.policy.sizes import parse_capacity, parse_size
 from mirror.ports import Authenticator, BlobInfo, ContentIndex
+from mirror.repository.ahead import Ahead
 from mirror.repository.cosign import read_key
 from mirror.repository.evictor import Evictor
 from mirror.repository.flights import Flights
@@ -233,6 +234,7 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
             touch=storage.evictor.touch,
             histories=TagHistories(storage.catalog, storage.freezes),
             label=upstreams.label,
+            ahead=Ahead(storage.evictor.limit, at_once=config.server.prefetch_blobs_at_once),
             misses=misses,
         )
         stack.push_async_callback(shelf.aclose)
@@ -357,6 +359,7 @@ def _rule(route: RouteSettings, config: Config) -> RouteRule:
             None if route.max_size is None else parse_size(route.max_size),
             tuple(str(path) for path in route.signed_by),
         ),
+        prefetch=route.prefetch,
     )
 
 

@@ -179,6 +179,9 @@ class ServerSettings(_Section):
     client_stall: Seconds = Field(300.0, description="A client that takes no byte for so long is dropped.")
     idle: Seconds = Field(75.0, description="A connection without a request is closed after this time.")
     access_log: bool = Field(True, description="One log line per request.")
+    prefetch_blobs_at_once: int = Field(
+        4, ge=1, le=100, description="Blobs fetched before they are asked for, at most, per worker (see `prefetch`)."
+    )
 
     @model_validator(mode="after")
     def _pair(self) -> ServerSettings:
@@ -468,6 +471,9 @@ class RouteSettings(_Section):
     )
     tag_ttl: Seconds = Field(300.0, description="So long a tag's answer is believed without asking upstream.")
     stale_while_down: Seconds = Field(604800.0, description="So old a tag's answer may be while upstream is down.")
+    prefetch: bool = Field(
+        False, description="Fetch the blobs of an image once its manifest had to be fetched, before clients ask."
+    )
     offline: bool = Field(False, description="Sealed: upstream is never contacted, what is here is served.")
     minimum_age: Seconds = Field(
         0.0, description="Serve the newest digest of a tag that was first seen at least so long ago; 0: the newest."

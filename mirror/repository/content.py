@@ -191,9 +191,13 @@ class FlyingContent:
     async def beyond(self, position: int) -> int:
         return await self._flight.beyond(position)
 
-    async def settled(self) -> None:
-        """Returns once its fill is over in every respect: the blob is stored, or the store does without it."""
+    async def settled(self) -> bool:
+        """Returns once the flight is over in every respect; whether this process has filled it.
+
+        If so the blob is stored by now, or the store does without it; if not, another process may still be at it.
+        """
         await self._flight.over.wait()
+        return self._flight.filled_here
 
     def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
         return self._passing.stream(span, sent, self.reader)

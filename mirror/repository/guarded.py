@@ -123,6 +123,34 @@ class GuardedRepository:
         self._lists.check_blob(self.repo, digest)
         return await self._inner.fetch(digest, progress)
 
+    async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
+        """Raises like `manifest`, and `StoreError`."""
+        tag = self._check_reference(reference)
+        answer = await self._inner.fetch_manifest(reference)
+        await self._check_answer(answer, tag)
+        return answer
+
+    async def read(self, digest: Digest, limit: int) -> bytes:
+        """Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
+        self._lists.check_blob(self.repo, digest)
+        return await self._inner.read(digest, limit)
+
+    def fetch_ahead(self, answer: ManifestAnswer) -> None:
+        """As `ProxiedRepository.fetch_ahead`; what may not be pulled is not fetched."""
+        self._inner.fetch_ahead(answer, self)
+
+    async def settled(self) -> None:
+        """Raises `StoreError`."""
+        await self._inner.settled()
+
+    def holds(self, digest: Digest) -> bool:
+        """As `ProxiedRepository.holds`."""
+        return self._inner.holds(digest)
+
+    def awaits(self, digest: Digest) -> bool:
+        """As `ProxiedRepository.awaits`."""
+        return self._inner.awaits(digest)
+
     async def tags(self) -> Listing:
         """Raises what `PlainRepository.tags` raises. A list says nothing that would have to be denied."""
         return await self._inner.tags()

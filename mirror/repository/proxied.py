@@ -40,7 +40,7 @@ from mirror.errors import (
 )
 from mirror.memo import MISSING, Memo
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Descriptor, Manifest, read_descriptor
+from mirror.oci.manifest import Descriptor, Manifest, read_descriptor, read_manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.once import Once
 from mirror.policy.freshness import FreshnessRule, is_fresh, may_serve_stale
@@ -50,6 +50,7 @@ from mirror.policy.records import ContentRecord, ManifestRecord, TagRecord
 from mirror.policy.rules import RouteRule
 from mirror.policy.versions import looks_like_version
 from mirror.ports import BlobInfo, BlobStore, Body, Catalog, ContentIndex, Upstream
+from mirror.repository.ahead import Ahead, Fetching
 from mirror.repository.content import (
     BlobContent,
     FlyingContent,
@@ -86,6 +87,9 @@ _PATIENCE: Final = 0.25
 _LOOK_EVERY: Final = 2.0
 #: Seconds by which a clock may have been put back before what was remembered under the later time counts for nothing.
 _CLOCK_SLACK: Final = 60.0
+#: Seconds between two looks at whether another process has published what it has filled, and how many there are.
+_LOOK_AGAIN: Final = 0.1
+_PUBLISHING: Final = 1200
 #: Seconds that a list of tags or referrers is believed.
 _LIST_FOR: Final = 60.0
 
@@ -157,6 +161,7 @@ class Shelf:
     telling: set[asyncio.Task[None]] = field(default_factory=set)
     settling: asyncio.Lock = field(default_factory=asyncio.Lock)
     uncached_since: float | None = None
+    ahead: Ahead | None = None
     referring: Referring = field(init=False)
 
     def __post_init__(self) -> None:
@@ -208,13 +213,17 @@ class Shelf:
         return task
 
     async def _settle(self) -> None:
+        try:
+            await self.settled()
+        except StoreError as error:
+            self.went_uncached(error, "names of blobs, tags and manifests")
+
+    async def settled(self) -> None:
+        """What was put so far outlives a power cut when this returns. Raises `StoreError`."""
         # one at a time, which sees to all that was put meanwhile
         async with self.settling:
-            try:
-                await self.write(self.store.settle)
-                await self.write(self.catalog.settle)
-            except StoreError as error:
-                self.went_uncached(error, "names of blobs, tags and manifests")
+            await self.write(self.store.settle)
+            await self.write(self.catalog.settle)
 
     async def _tell_index(self, info: BlobInfo) -> None:
         # without it the blob is found when index and disk are compared
@@ -223,6 +232,8 @@ class Shelf:
 
     async def aclose(self) -> None:
         """Wait for what index and disk are still being told, end what is shared. Repeatable."""
+        if self.ahead:
+            await self.ahead.aclose()
         await asyncio.gather(*self.telling)
         await self.once.aclose()
 
@@ -571,12 +582,81 @@ class ProxiedRepository:
                 position = limit
                 progress(position, content.size)
             if isinstance(content, FlyingContent):
-                await content.settled()
-                if not self._is_here(digest):
-                    raise StoreError(f"{digest} could not be stored")
+                await self._stored_by_flight(content)
             return content.outcome is not Outcome.HIT
         finally:
             content.close()
+
+    async def _stored_by_flight(self, content: FlyingContent) -> None:
+        """Returns once it has its name in the store. Raises `StoreError` where it will not have one."""
+        filled_here = await content.settled()
+        for _ in range(_PUBLISHING):
+            if self._is_here(content.digest):
+                return
+            if filled_here:
+                raise StoreError(f"{content.digest} could not be stored")
+            # another process has filled it and makes it durable; should that process end first, this one goes on
+            await asyncio.sleep(_LOOK_AGAIN)
+            again = await self.blob(content.digest)
+            try:
+                if isinstance(again, PassingContent):
+                    raise StoreFull(f"the store cannot take {content.digest}")
+                filled_here = isinstance(again, FlyingContent) and await again.settled()
+            finally:
+                again.close()
+        raise StoreError(f"the process that has filled {content.digest} does not publish it")
+
+    async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
+        """The manifest, on the disk when this returns, its tag too (durable after `settled`): an answer from memory may
+        be all that is left of it, or all that could be had of it. Raises like `manifest`, and `StoreError` where the
+        store cannot take it.
+        """
+        answer = await self.manifest(reference)
+        if not await asyncio.to_thread(self._stored, answer.digest):
+            manifest = read_manifest(answer.content or b"", answer.media_type, algorithm=answer.digest.algorithm)
+            await self._shelf.landed(await self._shelf.write(self._put_manifest, manifest))
+        # what a freeze or the minimum age says is on the disk, and is nothing that upstream has said
+        if isinstance(reference, str) and answer.kept is None:
+            hot = self._shelf.tags.get((self.repo, reference))
+            await self._shelf.write(self._put_tag, reference, answer, hot.record if hot and not hot.kept else None)
+        return answer
+
+    def _put_manifest(self, manifest: Manifest) -> BlobInfo:
+        """Blocking. Raises `StoreError`."""
+        since = self._shelf.histories.clocks.later()
+        info = self._shelf.store.put(manifest.digest, manifest.content)
+        record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), since)
+        self._shelf.catalog.put_manifest(self.repo, record)
+        return info
+
+    def _put_tag(self, tag: str, answer: ManifestAnswer, known: TagRecord | None) -> None:
+        """Blocking: if the disk has no record of the tag, or an older one than is `known`. Raises `StoreError`."""
+        kept = self._shelf.catalog.get_tag(self.repo, tag)
+        if kept is None or (known and known.fetched_at > kept.fetched_at):
+            fresh = TagRecord(tag, answer.digest, answer.media_type, answer.size, self._shelf.now())
+            self._shelf.histories.put_tag(self.repo, kept, known or fresh, self._rule.age)
+
+    def fetch_ahead(self, answer: ManifestAnswer, by: Fetching | None = None) -> None:
+        """A client was given this: if it had to be fetched, and the route says so, begin with its blobs, before they
+        are asked for; through `by`, where something stands before this repository. Returns at once.
+        """
+        # while the store takes nothing, each blob fetched ahead would be fetched twice
+        if answer.outcome is Outcome.MISS and self._rule.prefetch and self._shelf.uncached_since is None:
+            manifest = self._shelf.manifests.get((self.repo, answer.digest))
+            if manifest and self._shelf.ahead:
+                self._shelf.ahead.begin(by or self, manifest)
+
+    async def settled(self) -> None:
+        """What was fetched so far outlives a power cut when this returns. Raises `StoreError`."""
+        await self._shelf.settled()
+
+    def holds(self, digest: Digest) -> bool:
+        """Whether its bytes are here, for whichever repository. Quick enough for the event loop."""
+        return self._is_here(digest)
+
+    def awaits(self, digest: Digest) -> bool:
+        """Whether this process has it under way, for whichever repository."""
+        return self._shelf.flights.under_way(digest)
 
     async def read(self, digest: Digest, limit: int) -> bytes:
         """A small blob whole. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""

@@ -24,6 +24,7 @@ from mirror.oci.reference import Reference, Repo
 from mirror.policy.history import Kept
 from mirror.policy.records import TagRecord
 from mirror.ports import BlobInfo, BlobReader, Body
+from mirror.repository.ahead import Fetching
 from mirror.repository.content import ManifestAnswer, Outcome, Passing, StoredContent
 from mirror.repository.grants import named_by
 from mirror.repository.proxied import BlobStat, HotTag, Listing, Shelf
@@ -104,7 +105,34 @@ class SealedRepository:
             await self._shelf.grants.give(self.repo, named_by(stored))
         return stored
 
+    async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
+        """Nothing is ever fetched: what memory alone has left of it is not here. Raises like `manifest`."""
+        answer = await self.manifest(reference)
+        if await self._load(answer.digest) is None:
+            self._shelf.manifests.drop((self.repo, answer.digest))
+            return await self.manifest(reference)
+        return answer
+
+    def fetch_ahead(self, answer: ManifestAnswer, by: Fetching | None = None) -> None:
+        """Nothing is ever fetched."""
+
+    async def settled(self) -> None:
+        """Raises `StoreError`."""
+        await self._shelf.settled()
+
     # --------------------------------------------------------------------------------------------- blobs
+
+    def holds(self, digest: Digest) -> bool:
+        """As `ProxiedRepository.holds`."""
+        try:
+            self._shelf.store.stat(digest)
+        except BlobUnknown:
+            return False
+        return True
+
+    def awaits(self, digest: Digest) -> bool:
+        """Nothing is ever fetched."""
+        return False
 
     async def blob(self, digest: Digest) -> StoredContent:
         """The blob. The caller closes it. Raises `BlobUnknown`, `StoreError`."""

@@ -61,6 +61,8 @@ async def manifest(
         raise TypeError("a manifest request without a reference")
     head = request.method == "HEAD"
     answer = await (repository.resolve if head else repository.manifest)(wanted.reference)
+    if not head:
+        repository.fetch_ahead(answer)
     told.outcome, told.upstream = answer.outcome, answer.upstream
     if answer.kept is not None:
         told.notes["tag"] = answer.kept.value
