@@ -4,9 +4,10 @@
                                       └── another key, altered, or its time over ──> nobody
 
 A token is encrypted as a whole (Fernet: AES-CBC with an HMAC, versioned and dated), so what is inside, which may be
-somebody's credentials for an upstream, is nobody's business, and any process that has the key can read it: nothing is remembered on our side. The key is a file beside the
-store, made at the first start; replicas share one by configuration. Of several keys in it the first one issues and all
-are accepted, so that a key can be changed without sending anybody away.
+somebody's credentials for an upstream, is nobody's business, and any process that has the key can read it: nothing is
+remembered on our side. The key is a file beside the store, made at the first start; replicas share one by
+configuration. Of several keys in it the first one issues and all are accepted, so that a key can be changed without
+sending anybody away.
 """
 
 from __future__ import annotations

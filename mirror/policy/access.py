@@ -81,7 +81,8 @@ def check_who(text: str) -> str:
     """One entry of a rule's `who`. Raises `ValueError`."""
     if not _WHO.fullmatch(text):
         raise ValueError(
-            f"{text!r} is none of *, anonymous, authenticated, user:…, token:…, subject:…, certificate:…, upstream:…, group:…"
+            f"{text!r} is none of *, anonymous, authenticated, and user, token, subject, certificate, upstream or group"
+            " with a colon and a name"
         )
     return text
 
