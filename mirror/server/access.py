@@ -28,8 +28,7 @@ from mirror.oci.authorization import Presented
 from mirror.oci.reference import Repo
 from mirror.oci.request import Kind, RegistryRequest
 from mirror.policy.access import ANONYMOUS, Action, Identity, Means, Policy
-from mirror.repository.guarded import GuardedRepository
-from mirror.repository.proxied import ProxiedRepository
+from mirror.repository.shape import Repository
 from mirror.repository.verified import Verifier
 from mirror.server.answers import API_VERSION
 from mirror.server.pull import Told
@@ -90,7 +89,7 @@ class Gate:
     async def admit(
         self,
         identity: Identity,
-        repository: ProxiedRepository | GuardedRepository,
+        repository: Repository,
         request: web.BaseRequest,
         wanted: RegistryRequest,
     ) -> AbstractContextManager[None]:

@@ -23,9 +23,8 @@ from mirror.errors import MirrorError, NotServed, RequestError, Unsupported, Ups
 from mirror.oci.request import Kind, RegistryRequest, parse_request
 from mirror.policy.access import ANONYMOUS
 from mirror.repository.content import Outcome
-from mirror.repository.guarded import GuardedRepository
-from mirror.repository.proxied import ProxiedRepository
 from mirror.repository.router import Router
+from mirror.repository.shape import Repository
 from mirror.server import pull
 from mirror.server.access import TOKEN_PATH, Gate
 from mirror.server.answers import error_response
@@ -127,7 +126,7 @@ class Front:
         self,
         request: web.BaseRequest,
         wanted: RegistryRequest,
-        repository: ProxiedRepository | GuardedRepository,
+        repository: Repository,
         told: Told,
     ) -> web.StreamResponse:
         match wanted.kind:
