@@ -73,6 +73,7 @@ _KINDS: Final = {
     Means.TOKEN: "token",
     Means.ISSUER: "subject",
     Means.CERTIFICATE: "certificate",
+    Means.UPSTREAM: "upstream",
 }
 _WHO: Final = re.compile(r"\*|anonymous|authenticated|(?:user|token|subject|certificate|upstream|group):\S(?:.*\S)?")
 

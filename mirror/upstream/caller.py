@@ -1,6 +1,6 @@
 """Credentials of whoever we act for, instead of our own.
 
-    a request ── acting_for(theirs) ──> everything asked of upstream inside it, and all tasks begun there, go with theirs
+    a request ── acting_for(theirs) ──> what is asked of upstream inside it, also by tasks begun there, goes with theirs
     nobody    ── (a sync, the command line) ──> our own
 
 The tokens that upstream gives for them are remembered under a fingerprint of the credentials, so no caller is ever
