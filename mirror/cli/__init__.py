@@ -14,4 +14,7 @@ from mirror.cli import site as site
 # isort: on
 from mirror.cli.base import application, main
 
+# isort: split
+from mirror.cli import bundles as bundles
+
 __all__ = ["application", "main"]
