@@ -406,7 +406,9 @@ class _Admitting:
         if not _is_sound(site.store, digest):
             site.store.put(digest, content)
             self.result.written[digest] = len(content)
-            self._told(len(content))
+        elif digest not in self.result.written:
+            self.result.here[digest] = len(content)
+        self._told(len(content))
         record = site.catalog.get_manifest(repo, digest)
         if record is None or record.media_type != manifest.media_type:
             site.catalog.put_manifest(repo, ManifestRecord(digest, manifest.media_type, len(content), site.now()))
