@@ -212,7 +212,7 @@ def _read_pax(content: bytes) -> dict[str, str]:
         length = _number(digits.decode("latin-1"))
         record, content = content[len(digits) + 1 : length], content[length:]
         key, equals, value = record.partition(b"=")
-        if not space or not equals or not value.endswith(b"\n"):
+        if not space or len(digits) + 1 + len(record) != length or not equals or not value.endswith(b"\n"):
             raise BundleError("a damaged extended header")
         if key.startswith(b"GNU.sparse"):
             raise BundleError("a sparse file")

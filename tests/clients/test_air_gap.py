@@ -84,7 +84,17 @@ def test_skopeo_reads_a_bundle_of_one_docker_image(bundle: Bundled, directory: P
 def test_skopeo_copies_the_exported_platform_of_a_sparse_index(bundle: Bundled, directory: Path) -> None:
     """The index is in the bundle byte for byte, of its images only the chosen one, and that can be copied."""
     image = bundle.images["index"]
-    words = ["export", image.name, "--platform", NATIVE, "-o", directory / "one.tar", "-c", bundle.config, "--json"]
+    words: list[str | Path] = [
+        "export",
+        image.name,
+        "--platform",
+        NATIVE,
+        "-o",
+        directory / "one.tar",
+        "-c",
+        bundle.config,
+        "--json",
+    ]
     done = mirror(*words)
     assert (done.status, done.json["blobs"]) == (0, 2 + len(image.native.blobs)), done
     _copy_out(f"oci-archive:{directory / 'one.tar'}:{image.name}", directory / "out")

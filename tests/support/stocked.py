@@ -37,16 +37,16 @@ def write_settings(root: Path, *, capacity: str = "10GB", more: str = "") -> Pat
     return file
 
 
-def tree(root: Path, *, without: Sequence[str] = ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm")) -> Any:
-    """Every path below a folder with its kind, mode and content: what «unchanged» means.
+def tree(root: Path) -> dict[str, tuple[int, str]]:
+    """Every path below a folder with its mode and a digest of its content: what «unchanged» means.
 
-    The index is left out: opening it is enough to change its bytes.
+    The index is left out, opening it is enough to change its bytes; so are locks, which are empty files.
     """
     found = {}
     for folder, folders, files in os.walk(root):
         for name in (*folders, *files):
             path = Path(folder, name)
-            if name in without or path.parent.name == "locks":
+            if name.startswith("index.sqlite") or path.parent.name == "locks":
                 continue
             content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
             found[str(path.relative_to(root))] = (path.lstat().st_mode, content)
@@ -120,3 +120,10 @@ class Stocked:
         """Whether these bytes are here, under their digest."""
         path = Path(self.layout.blob(Digest.of(content)))
         return path.exists() and path.read_bytes() == content
+
+    def plant(self, digest: Digest, content: bytes) -> None:
+        """Bytes that are not what the digest names, where it says that they are."""
+        place = Path(self.layout.blob(digest))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        place.write_bytes(content)
