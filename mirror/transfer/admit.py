@@ -115,7 +115,7 @@ class Plan:
 @dataclass(slots=True)
 class Admitted:
     """What became of a plan: images by name, blobs and manifests written and their bytes, blobs that were `here`
-    already. `damaged` are blobs that are wrong, or cannot be read, in the source, and why; their images go without them.
+    already. `damaged` are blobs that are wrong in the source, or cannot be read, and why; their images go without.
     """
 
     images: list[str] = field(default_factory=list)
@@ -249,8 +249,8 @@ def _size_here(store: BlobStore, digest: Digest) -> int | None:
 async def admit(plan: Plan, site: Site, *, told: Told = lambda _: None, pass_over_damaged: bool = False) -> Admitted:
     """Take the planned images in. `told` counts bytes that need not be read, too.
 
-    `pass_over_damaged`: an image whose blob is wrong or unreadable in the source is taken without it, which a pulled-through image
-    may be. Raises `BundleError`, `StoreFull`, `StoreError`; images that were done before stay.
+    `pass_over_damaged`: an image whose blob is wrong or unreadable in the source is taken without it, which is allowed
+    of one that is pulled through. Raises `BundleError`, `StoreFull`, `StoreError`; images that were done before stay.
     """
     admitting = _Admitting(plan, site, told, pass_over_damaged)
     reservation = await admitting.reserve()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import random
 import shutil
+import signal
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -17,12 +20,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mirror.errors import BundleError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
+from mirror.policy.images import Image
 from mirror.transfer import tar_members
+from mirror.transfer.export import export, select
+from mirror.transfer.layout_target import create_layout
 from tests.support.command import Done, mirror
 from tests.support.layouts import Members, blob_path, entry, foreign_layout, read_members, write_members
+from tests.support.process import ProgramProcess, eventually
 from tests.support.stocked import Stocked, tree, write_settings
 
 _APP = "docker.io/library/app:v1"
@@ -618,3 +626,51 @@ def test_a_store_that_is_too_small(gap: Gap) -> None:
     done = mirror("import", gap.bundle, "-c", config)
     assert (done.status, "no room for the" in done.err) == (1, True), done
     assert tree(small.root) == before
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_import_that_is_ended(gap: Gap, how: signal.Signals) -> None:
+    """In the middle, by whatever signal: the image is not there, and the next import brings it."""
+    layers = [random.Random(number).randbytes(8 << 20) for number in range(3)]
+    gap.connected.tag("library/big", "v1", gap.connected.image("library/big", layers))
+    assert gap.export("big:v1").status == 0
+    command: list[str | Path] = [sys.executable, "-m", "mirror", "import", gap.bundle, "-c", gap.isolated_config]
+    layout = gap.isolated.layout
+    begun = [layout.ingest(Digest.of(layers[0])), Path(layout.blob(Digest.of(layers[0])))]
+    # as long as we fill the last layer it waits for us, and cannot come to its end
+    ours = gap.isolated.store.ingest(Digest.of(layers[2]))
+    assert ours.try_lock()
+    with ProgramProcess(command, env={"PYTHONPATH": str(Path(__file__).parents[2])}) as process:
+        eventually(lambda: any(path.exists() for path in begun), "a blob grows")
+        process.signal(how)
+        assert process.wait() != 0, process.tail()
+        assert not [line for line in process.lines if "Traceback" in line], process.tail()
+    ours.close()
+    assert gap.isolated.tagged("library/big") is None
+    assert gap.take(gap.bundle).status == 0
+    assert gap.isolated.tagged("library/big") == gap.connected.tagged("library/big")
+    assert all(gap.isolated.has(layer) for layer in layers)
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_an_export_that_is_ended(gap: Gap, as_folder: bool) -> None:
+    """Wherever: nothing is left, and what stood there before still does."""
+    images = [Image(Repo("docker.io", "library/app"), "v1")]
+    selection = select(gap.connected.store, gap.connected.catalog, images)
+    out = gap.folder / "out"
+    out.mkdir()
+    place = out / "bundle"
+    if not as_folder:
+        place.write_text("the one before")
+    for limit in range(0, selection.inventory().size, 300):
+        left = limit
+
+        def told(count: int) -> None:
+            nonlocal left
+            left -= count
+            if left < 0:
+                raise BundleError("interrupted")
+
+        with pytest.raises(BundleError, match="interrupted"):
+            export(selection, gap.connected.store, create_layout(place, folder=as_folder), told=told)
+        assert [path.read_text() for path in out.iterdir()] == ([] if as_folder else ["the one before"])

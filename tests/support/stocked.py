@@ -89,7 +89,10 @@ class Stocked:
         here: bool = True,
     ) -> Descriptor:
         """An image; layers in `missing` are named and not here."""
-        config = {**self.blob(f"config of {name} {layers}".encode(), here=here), "mediaType": "application/json"}
+        config = {
+            **self.blob(f"config of {name} {[str(Digest.of(layer)) for layer in layers]}".encode(), here=here),
+            "mediaType": "application/json",
+        }
         listed = [self.blob(layer, here=here and layer not in missing) for layer in layers]
         body: dict[str, Any] = {"config": config, "layers": listed}
         if subject:
