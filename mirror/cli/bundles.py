@@ -296,7 +296,7 @@ def _summary(path: Path, plan: Plan, admitted: Admitted, dry_run: bool) -> dict[
 
 
 def _origin(bundle: Bundle) -> dict[str, Any]:
-    return {"signed": bundle.signed, "hasInventory": bundle.inventory is not None}
+    return {"verified": bundle.verified, "hasInventory": bundle.inventory is not None}
 
 
 def _tell(done: dict[str, Any]) -> None:

@@ -257,6 +257,9 @@ async def admit(plan: Plan, site: Site, *, told: Told = lambda _: None, pass_ove
     try:
         for planned in plan.images:
             await admitting.image(planned)
+    except (BundleError, StoreError) as error:
+        done = len(admitting.result.images)
+        raise type(error)(f"{error}; {done} of {len(plan.images)} images are in, another run goes on") from error
     finally:
         reservation.release()
     return admitting.result

@@ -45,12 +45,12 @@ _LARGEST_MARKER: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A layout whose structure is good. `inventory` None: another tool made it."""
+    """A layout whose structure is good. `inventory` None: another tool made it. `verified`: it is signed as wished."""
 
     source: LayoutSource
     images: tuple[ListedImage, ...]
     inventory: Inventory | None
-    signed: bool
+    verified: bool
 
 
 def read_bundle(
@@ -68,12 +68,12 @@ def read_bundle(
     inventory = _inventory(source, bound, key)
     if not descriptors:
         raise BundleError(f"{INDEX} names no image")
-    if inventory is not None and name is not None:
-        raise BundleError("it says the names of its images itself; --name is for layouts that do not")
-    images = tuple(_images(descriptors, table, name))
     if inventory is not None:
-        _expect_the_same(images, descriptors, inventory)
-    return Bundle(source, images, inventory, signed=key is not None)
+        if name is not None:
+            raise BundleError("it says the names of its images itself; --name is for layouts that do not")
+        _expect_the_same(descriptors, inventory)
+    images = tuple(_images(descriptors, table, name))
+    return Bundle(source, images, inventory, verified=key is not None)
 
 
 def read_bundled_inventory(source: LayoutSource) -> bytes | None:
@@ -118,11 +118,10 @@ def _inventory(source: LayoutSource, bound: Digest | None, key: Ed25519PublicKey
     return inventory
 
 
-def _expect_the_same(
-    images: tuple[ListedImage, ...], descriptors: tuple[Descriptor, ...], inventory: Inventory
-) -> None:
+def _expect_the_same(descriptors: tuple[Descriptor, ...], inventory: Inventory) -> None:
+    """By the names as they are written: this mirror may know a registry by another one."""
     listed = {image.key for image in inventory.images}
-    named = {image.key for image in images}
+    named = {(one.annotations.get(FULL_NAME, ""), one.digest, one.media_type, one.size) for one in descriptors}
     if different := listed ^ named:
         raise BundleError(f"{INDEX} and its inventory do not say the same of {min(name for name, *_ in different)}")
     if any(one.annotations.get(REF_NAME) != one.annotations.get(FULL_NAME) for one in descriptors):

@@ -99,7 +99,7 @@ def gap(tmp_path: Path) -> Gap:
 def test_everything_arrives(gap: Gap) -> None:
     """Tags, both platforms, the signature and every layer, filed where a pull would have filed them."""
     done = gap.take(gap.bundle, "--verify", gap.public_key, "--json")
-    assert (done.status, done.json["signed"], done.json["here"]["blobs"]) == (0, True, 0), done
+    assert (done.status, done.json["verified"], done.json["here"]["blobs"]) == (0, True, 0), done
     before, after = (
         json.loads(mirror("inventory", "--json", "-c", one).out) for one in (gap.config, gap.isolated_config)
     )
@@ -494,6 +494,19 @@ def test_a_signed_bundle_binds_its_names(gap: Gap) -> None:
     gap.expect_refused(
         write_members(gap.folder / "fewer.tar", changed), "--verify", gap.public_key, why="do not say the same"
     )
+
+
+def test_a_registry_that_has_another_name_here(gap: Gap) -> None:
+    """What this mirror has as an alias is filed under the name that it has here, signed or not."""
+    other = Stocked(gap.folder / "other")
+    config = write_settings(other.root)
+    config.write_text(
+        config.read_text().replace('name = "docker.io"', 'name = "hub.internal"\naliases = ["docker.io"]')
+    )
+    done = mirror("import", gap.bundle, "--verify", gap.public_key, "--json", "-c", config)
+    assert done.status == 0, done
+    assert "hub.internal/library/app:v1" in done.json["images"]
+    assert other.catalog.tags(Repo("hub.internal", "library/app")) == ["v1"]
 
 
 # ------------------------------------------------------------------------------------------------------- export
