@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,10 +23,13 @@ from mirror import telemetry
 from mirror.cli.base import ConfigFile, application, table_console
 from mirror.errors import BundleError, ConfigError, RequestError
 from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
 from mirror.policy.images import Image, parse_image
 from mirror.policy.platforms import parse_platforms
 from mirror.policy.routing import RoutingTable
 from mirror.policy.sizes import format_size
+from mirror.repository.tag_history import TagHistories
+from mirror.repository.tag_standing import read_standing
 from mirror.transfer.admit import Admitted, Plan, Site, Told, admit, plan_images
 from mirror.transfer.bundle import Bundle, read_bundle, verify_bytes
 from mirror.transfer.export import export, select
@@ -88,6 +92,7 @@ def export_images(
                         storage.store,
                         storage.catalog,
                         chosen,
+                        answers=_answers(loaded, storage),
                         platforms=platforms,
                         referrers=referrers,
                         partial=partial,
@@ -122,6 +127,17 @@ def export_images(
         print(f"left out, because the other side has them: {len(written.left_out)} blobs, {size}")
     if written.missing:
         print(f"missing: {len(written.missing)} blobs")
+
+
+def _answers(loaded: settings.Config, storage: Any) -> Callable[[Repo, str], Digest | None]:
+    """What a tag answers now, as for a client."""
+    from mirror.app import age_rule
+
+    def answers(repo: Repo, tag: str) -> Digest | None:
+        rule = age_rule(loaded, repo)
+        return read_standing(storage.store, storage.catalog, storage.freezes, repo, tag, rule, time.time()).answers
+
+    return answers
 
 
 def _listed(images: list[str], files: list[Path]) -> list[str]:
@@ -232,7 +248,7 @@ class _Import:
                     plan.expect_whole(partial=self._partial)
                     told = begin("checking", sum(plan.contents().values()))
                     await _in_thread(lambda stoppable: verify_bytes(layout, plan, stoppable(told)))
-                    admitted = await self._admit(plan, _site(storage), begin)
+                    admitted = await self._admit(plan, _site(self._loaded, storage), begin)
             except BundleError as error:
                 raise BundleError(f"{path}: {error}") from error
         return {**_summary(path, plan, admitted, self._dry_run), **_origin(bundle)}
@@ -250,7 +266,7 @@ class _Import:
             with _progress() as begin:
                 data = RegistryData(path)
                 plan = await _in_thread(lambda _: _plan_registry(data, filed_under, table, storage.store))
-                admitted = await self._admit(plan, _site(storage), begin, pass_over_damaged=True)
+                admitted = await self._admit(plan, _site(self._loaded, storage), begin, pass_over_damaged=True)
         return _summary(path, plan, admitted, self._dry_run)
 
     async def _admit(
@@ -277,8 +293,19 @@ def _plan_registry(data: RegistryData, registry: str, table: RoutingTable, store
     return plan
 
 
-def _site(storage: Any) -> Site:
-    return Site(storage.store, storage.catalog, storage.index, storage.evictor, storage.evictor.touch)
+def _site(loaded: settings.Config, storage: Any) -> Site:
+    from mirror.app import age_rule
+
+    return Site(
+        store=storage.store,
+        catalog=storage.catalog,
+        index=storage.index,
+        room=storage.evictor,
+        histories=TagHistories(storage.catalog, storage.freezes),
+        touch=storage.evictor.touch,
+        exclusive=storage.locks.exclusive,
+        age=lambda repo: age_rule(loaded, repo),
+    )
 
 
 def _summary(path: Path, plan: Plan, admitted: Admitted, dry_run: bool) -> dict[str, Any]:
@@ -291,6 +318,7 @@ def _summary(path: Path, plan: Plan, admitted: Admitted, dry_run: bool) -> dict[
         "absent": {str(digest): image for digest, image in plan.absent.items()},
         "damaged": {str(digest): reason for digest, reason in admitted.damaged.items()},
         "refused": plan.refused,
+        "moved": {name: str(digest) for name, digest in admitted.moved.items()},
         "indexTold": admitted.index_told,
     }
 
@@ -308,6 +336,8 @@ def _tell(done: dict[str, Any]) -> None:
             f"{done['source']}: {count} images taken in, {written['blobs']} blobs written ({_size(written)}), ", end=""
         )
         print(f"{here['blobs']} here already ({_size(here)})")
+    for image, was in done["moved"].items():
+        print(f"moved: {image} was {was}")
     for digest, image in done["absent"].items():
         print(f"missing: {digest} of {image}", file=sys.stderr)
     for digest, reason in done["damaged"].items():

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -21,11 +21,14 @@ from mirror import telemetry
 from mirror.errors import BlobDamaged, BlobUnknown, BundleError, IndexUnavailable, StoreError, StoreFull
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_manifest
+from mirror.oci.reference import Repo
+from mirror.policy.history import AgeRule
 from mirror.policy.records import ContentRecord, ManifestRecord, TagRecord
 from mirror.policy.sizes import format_size
 from mirror.ports import BlobStore, Catalog, ContentIndex, Ingest
 from mirror.repository.flights import Reservation, Room
 from mirror.repository.grants import named_by
+from mirror.repository.tag_history import TagHistories
 from mirror.transfer.inventory import ListedImage
 from mirror.transfer.layout_source import FileBody
 
@@ -60,13 +63,18 @@ class Source(Protocol):
 
 @dataclass(slots=True)
 class Site:
-    """Where images are taken in. `touch` notes the use of a blob."""
+    """Where images are taken in. `touch` notes the use of a blob, `exclusive` holds a lock over all processes of the
+    store, `age` is what a repository's route says of its tags.
+    """
 
     store: BlobStore
     catalog: Catalog
     index: ContentIndex
     room: Room
+    histories: TagHistories
     touch: Callable[[Digest], None]
+    exclusive: Callable[[str], AbstractAsyncContextManager[None]]
+    age: Callable[[Repo], AgeRule]
     now: Callable[[], float] = time.time
 
 
@@ -122,6 +130,8 @@ class Admitted:
     written: dict[Digest, int] = field(default_factory=dict)
     here: dict[Digest, int] = field(default_factory=dict)
     damaged: dict[Digest, str] = field(default_factory=dict)
+    #: Tags that pointed to another digest before, by the image's name.
+    moved: dict[str, Digest] = field(default_factory=dict)
     #: Whether the index was told of everything; if not it finds out when it is compared with the disk.
     index_told: bool = True
 
@@ -298,7 +308,9 @@ class _Admitting:
             await self._blob(planned.source, digest)
         manifests = [await asyncio.to_thread(self._manifest, planned, one) for one in planned.manifests]
         await self._tell_index(planned, manifests)
-        await asyncio.to_thread(self._name, planned)
+        await asyncio.to_thread(self._expect_whole, planned)
+        if planned.image.tag is not None:
+            await self._tag(planned.image, planned.image.tag)
         self.result.images.append(planned.image.name)
 
     def _told(self, count: int) -> None:
@@ -434,16 +446,23 @@ class _Admitting:
         except IndexUnavailable:
             self.result.index_told = False
 
-    def _name(self, planned: PlannedImage) -> None:
-        """Blocking: the tag, once everything that it leads to is seen to be here."""
-        site, image = self._site, planned.image
+    def _expect_whole(self, planned: PlannedImage) -> None:
+        """Blocking: before its tag is written, everything that an image leads to is seen to be here."""
         for digest in planned.blobs:
             expected = digest not in self._plan.absent and digest not in self.result.damaged
-            if expected and _size_here(site.store, digest) is None:
-                raise StoreFull(f"{digest} of {image.name} was dropped while it was taken in: the store is too small")
-        if image.tag is not None:
-            record = TagRecord(image.tag, image.root.digest, image.root.media_type, image.root.size, site.now())
-            site.catalog.put_tag(image.repo, record)
+            if expected and _size_here(self._site.store, digest) is None:
+                name = planned.image.name
+                raise StoreFull(f"{digest} of {name} was dropped while it was taken in: the store is too small")
+
+    async def _tag(self, image: ListedImage, tag: str) -> None:
+        """As if upstream had said it now: under the lock that pulls of this tag take, its history first."""
+        site, repo, root = self._site, image.repo, image.root
+        async with site.exclusive(f"tag {repo}:{tag}"):
+            was = await asyncio.to_thread(site.catalog.get_tag, repo, tag)
+            said = TagRecord(tag, root.digest, root.media_type, root.size, site.now())
+            before = await asyncio.to_thread(site.histories.put_tag, repo, was, said, site.age(repo))
+        if before is not None:
+            self.result.moved[image.name] = before
 
 
 def _is_sound(store: BlobStore, digest: Digest) -> bool:

@@ -8,7 +8,7 @@ Manifests are always in it, so that a difference says for itself what its images
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -63,17 +63,19 @@ def select(
     catalog: Catalog,
     images: Iterable[Image],
     *,
+    answers: Callable[[Repo, str], Digest | None],
     platforms: Iterable[Platform] = (),
     referrers: bool = False,
     partial: bool = False,
     since: Inventory | None = None,
 ) -> Selection:
-    """Blocking: everything below these images. `platforms`: none means what is here of each; `referrers`: signatures
-    and the like too; `since`: what the other side has need not be here.
+    """Blocking: everything below these images. `answers` is what a tag answers now, which a freeze or the minimum age may
+    make another digest than upstream's. `platforms`: none means what is here of each; `referrers`: signatures and the
+    like too; `since`: what the other side has need not be here.
 
     Raises `BundleError`, with all that is missing, unless `partial`; an image without a manifest is always an error.
     """
-    selecting = _Selecting(store, catalog, tuple(platforms), since)
+    selecting = _Selecting(store, catalog, answers, tuple(platforms), since)
     for image in dict.fromkeys(images):
         selecting.image(image, referrers=referrers)
     if selecting.unknown or (selecting.lacking and not partial):
@@ -83,13 +85,19 @@ def select(
 
 class _Selecting:
     def __init__(
-        self, store: BlobStore, catalog: Catalog, platforms: tuple[Platform, ...], since: Inventory | None
+        self,
+        store: BlobStore,
+        catalog: Catalog,
+        answers: Callable[[Repo, str], Digest | None],
+        platforms: tuple[Platform, ...],
+        since: Inventory | None,
     ) -> None:
         self.selection = Selection()
         self.unknown: list[str] = []
         self.lacking: list[str] = []
         self._store = store
         self._catalog = catalog
+        self._answers = answers
         self._platforms = platforms
         self._there = since.held if since else {}
         self._added: set[str] = set()
@@ -98,7 +106,7 @@ class _Selecting:
     def image(self, image: Image, *, referrers: bool) -> None:
         root = self._root(image)
         if root is None:
-            self.unknown.append(f"{image} is not here: pull or prefetch it first")
+            self.unknown.append(f"{image} is not here, or not answered yet (minimum_age): pull or prefetch it first")
             return
         closure = self._add(ListedImage(image.repo, image.tag, root), self._platforms)
         if referrers:
@@ -108,10 +116,7 @@ class _Selecting:
 
     def _root(self, image: Image) -> Descriptor | None:
         """What the image names here; None where its manifest is not here."""
-        digest = image.digest
-        if digest is None:
-            record = self._catalog.get_tag(image.repo, image.tag or "latest")
-            digest = record.digest if record else None
+        digest = image.digest or self._answers(image.repo, image.tag or "latest")
         manifest = read_stored_manifest(self._store, self._catalog, image.repo, digest) if digest else None
         return Descriptor(manifest.media_type, manifest.digest, len(manifest.content)) if manifest else None
 

@@ -552,6 +552,19 @@ def test_platforms(gap: Gap) -> None:
     assert (done.status, "no image for linux/s390x" in done.err) == (1, True), done
 
 
+def test_a_tag_is_exported_as_it_is_answered(gap: Gap) -> None:
+    """A frozen tag is the digest that it was frozen at, one that is too new is the older one, or an error."""
+    frozen = gap.connected.image("library/app", [b"the good one"])
+    assert mirror("freeze", _APP, "--at", str(frozen.digest), "-c", gap.config).status == 0
+    assert gap.export(_APP, out=gap.folder / "1.tar").status == 0
+    assert gap.take(gap.folder / "1.tar").status == 0
+    assert gap.isolated.tagged("library/app") == frozen.digest
+    assert mirror("unfreeze", _APP, "-c", gap.config).status == 0
+    gap.config.write_text(gap.config.read_text() + '[[route]]\nmatch = "**"\nminimum_age = "36500d"\n')
+    done = gap.export(_APP, out=gap.folder / "2.tar")
+    assert (done.status, "minimum_age" in done.err) == (1, True), done
+
+
 def test_a_damaged_blob_is_not_exported(gap: Gap) -> None:
     """It is found while it is written, named, set aside to be fetched again, and no file is left."""
     place = Path(gap.connected.layout.blob(Digest.of(b"amd64's own" * 50)))
@@ -669,7 +682,9 @@ def test_an_import_that_is_ended(gap: Gap, how: signal.Signals) -> None:
 def test_an_export_that_is_ended(gap: Gap, as_folder: bool) -> None:
     """Wherever: nothing is left, and what stood there before still does."""
     images = [Image(Repo("docker.io", "library/app"), "v1")]
-    selection = select(gap.connected.store, gap.connected.catalog, images)
+    selection = select(
+        gap.connected.store, gap.connected.catalog, images, answers=lambda *_: gap.connected.tagged("library/app")
+    )
     out = gap.folder / "out"
     out.mkdir()
     place = out / "bundle"

@@ -14,7 +14,11 @@ from mirror.errors import BundleError, IndexUnavailable, StoreFull
 from mirror.index.memory import MemoryIndex
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
+from mirror.policy.history import AgeRule
 from mirror.ports import Body
+from mirror.repository.tag_history import TagHistories, TwoClocks
+from mirror.store.freezes import LocalFreezes
+from mirror.store.locks import Locks
 from mirror.transfer.admit import Admitted, Plan, Site, admit, plan_images
 from mirror.transfer.inventory import Inventory, ListedImage, read_inventory, take_inventory
 from mirror.transfer.layout_source import FileBody
@@ -81,7 +85,19 @@ class _Target:
     @property
     def site(self) -> Site:
         return Site(
-            self.stocked.store, self.stocked.catalog, self.index, self.room, self.touched.append, now=lambda: _NOW
+            store=self.stocked.store,
+            catalog=self.stocked.catalog,
+            index=self.index,
+            room=self.room,
+            histories=TagHistories(
+                self.stocked.catalog,
+                LocalFreezes(self.stocked.layout),
+                TwoClocks(lambda: _NOW, steady=lambda: 0.0),
+            ),
+            touch=self.touched.append,
+            exclusive=Locks(self.stocked.layout).exclusive,
+            age=lambda _: AgeRule(),
+            now=lambda: _NOW,
         )
 
     def plan(self, source: Stocked, *, damaged: bytes = b"") -> Plan:
@@ -255,6 +271,16 @@ async def test_cancelled_it_ends_and_can_go_on(source: Stocked, target: _Target)
     assert target.room.released == 1
     await target.take(source)
     assert _images(target.stocked) == _images(source)
+
+
+async def test_a_tag_that_moves(source: Stocked, target: _Target) -> None:
+    """Its history has both digests, and the import tells."""
+    old = target.stocked.image("b/two", [b"older"])
+    target.stocked.tag("b/two", "v1", old)
+    admitted = await target.take(source)
+    assert admitted.moved == {"docker.io/b/two:v1": old.digest}
+    history = target.stocked.catalog.get_history(Repo("docker.io", "b/two"), "v1")
+    assert [one.digest for one in history] == [old.digest, source.tagged("b/two")]
 
 
 async def test_a_blob_here_with_other_bytes_is_replaced(source: Stocked, target: _Target) -> None:
