@@ -69,9 +69,9 @@ def select(
     partial: bool = False,
     since: Inventory | None = None,
 ) -> Selection:
-    """Blocking: everything below these images. `answers` is what a tag answers now, which a freeze or the minimum age may
-    make another digest than upstream's. `platforms`: none means what is here of each; `referrers`: signatures and the
-    like too; `since`: what the other side has need not be here.
+    """Blocking: everything below these images. `answers` is what a tag answers now, which a freeze or the minimum age
+    may make another digest than upstream's. `platforms`: none means what is here of each; `referrers`: signatures and
+    the like too; `since`: what the other side has need not be here.
 
     Raises `BundleError`, with all that is missing, unless `partial`; an image without a manifest is always an error.
     """

@@ -11,6 +11,7 @@ import signal
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.images import Image
+from mirror.policy.records import ManifestRecord
 from mirror.transfer import tar_members
 from mirror.transfer.export import export, select
 from mirror.transfer.layout_target import create_layout
@@ -553,14 +555,19 @@ def test_platforms(gap: Gap) -> None:
 
 
 def test_a_tag_is_exported_as_it_is_answered(gap: Gap) -> None:
-    """A frozen tag is the digest that it was frozen at, one that is too new is the older one, or an error."""
+    """A frozen tag is the digest that it was frozen at, one that is too new is an error."""
     frozen = gap.connected.image("library/app", [b"the good one"])
     assert mirror("freeze", _APP, "--at", str(frozen.digest), "-c", gap.config).status == 0
     assert gap.export(_APP, out=gap.folder / "1.tar").status == 0
     assert gap.take(gap.folder / "1.tar").status == 0
     assert gap.isolated.tagged("library/app") == frozen.digest
     assert mirror("unfreeze", _APP, "-c", gap.config).status == 0
-    gap.config.write_text(gap.config.read_text() + '[[route]]\nmatch = "**"\nminimum_age = "36500d"\n')
+    new = gap.connected.image("library/app", [b"perhaps a poisoned one"])
+    gap.connected.catalog.put_manifest(
+        Repo("docker.io", "library/app"), ManifestRecord(new.digest, new.media_type, new.size, time.time())
+    )
+    gap.connected.tag("library/app", "v1", new)
+    gap.config.write_text(gap.config.read_text() + '[[route]]\nmatch = "**"\nminimum_age = "9000d"\n')
     done = gap.export(_APP, out=gap.folder / "2.tar")
     assert (done.status, "minimum_age" in done.err) == (1, True), done
 
