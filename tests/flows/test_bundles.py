@@ -32,7 +32,7 @@ from mirror.transfer.export import export, select
 from mirror.transfer.layout_target import create_layout
 from tests.support.command import Done, mirror
 from tests.support.layouts import Members, blob_path, entry, foreign_layout, read_members, write_members
-from tests.support.process import ProgramProcess, eventually
+from tests.support.process import ProgramProcess, eventually, run
 from tests.support.stocked import Stocked, tree, write_settings
 
 _APP = "docker.io/library/app:v1"
@@ -454,6 +454,21 @@ def test_names_of_layouts(gap: Gap, said: str, name: str | None, filed: tuple[st
     assert gap.isolated.tagged(*filed) == Digest.of(_manifest())
 
 
+def test_a_layout_as_docker_saves_it(gap: Gap) -> None:
+    """With a bare tag, the full name in containerd's annotation, and files of its own."""
+    members = foreign_layout({"": _manifest(b"layer")}, [b"{}", b"layer"])
+    index = json.loads(members[1][1])
+    index["manifests"][0]["annotations"] = {
+        "io.containerd.image.name": "docker.io/library/saved:1.0",
+        "org.opencontainers.image.ref.name": "1.0",
+    }
+    members[1] = (members[1][0], json.dumps(index).encode())
+    members += [(entry("manifest.json"), b"[]"), (entry("repositories"), b"{}")]
+    done = gap.take(write_members(gap.folder / "saved.tar", members))
+    assert done.status == 0, done
+    assert gap.isolated.tagged("library/saved", "1.0") == Digest.of(_manifest(b"layer"))
+
+
 def test_a_layout_without_any_tag_is_filed_by_digest(gap: Gap) -> None:
     """`--name` says the repository; no tag is made up."""
     path = write_members(gap.folder / "foreign.tar", foreign_layout({"": _manifest()}, [b"{}"]))
@@ -479,6 +494,38 @@ def test_signatures(gap: Gap) -> None:
     foreign = write_members(gap.folder / "3.tar", foreign_layout({_FULL: _manifest()}, [b"{}"]))
     gap.expect_refused(foreign, *verify, why="no inventory")
     assert gap.take(gap.bundle, *verify, "--require-signature").status == 0
+
+
+def test_others_can_check_a_signature(gap: Gap) -> None:
+    """openssl verifies it, and makes keys that sign here."""
+    files = {one.name: content for one, content in read_members(gap.bundle)}
+    for name in ("mirror-inventory.json", "mirror-inventory.json.sig"):
+        (gap.folder / name).write_bytes(files[name])
+    check = ["openssl", "pkeyutl", "-verify", "-rawin", "-pubin", "-inkey", gap.public_key]
+    inventory = gap.folder / "mirror-inventory.json"
+    said = run([*check, "-in", inventory, "-sigfile", f"{inventory}.sig"])
+    assert b"Verified Successfully" in said
+    run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", gap.folder / "theirs.key"])
+    run(["openssl", "pkey", "-in", gap.folder / "theirs.key", "-pubout", "-out", gap.folder / "theirs.pub"])
+    assert gap.export(_APP, "--sign", gap.folder / "theirs.key").status == 0
+    assert gap.take(gap.bundle, "--verify", gap.folder / "theirs.pub").status == 0
+
+
+@pytest.mark.parametrize("kind", ["rsa", "nonsense", "the other half"])
+def test_keys_of_another_kind(gap: Gap, kind: str) -> None:
+    """Are told as such, whichever they are for."""
+    wrong = gap.folder / "wrong.pem"
+    if kind == "rsa":
+        run(["openssl", "genpkey", "-algorithm", "rsa", "-out", wrong])
+    else:
+        wrong.write_bytes(b"nonsense" if kind == "nonsense" else gap.public_key.read_bytes())
+    done = gap.export(_APP, "--sign", wrong, out=gap.folder / "x.tar")
+    assert (done.status, "the key to sign with is not" in done.err) == (1, True), done
+    if kind == "the other half":
+        wrong.write_bytes((gap.folder / "site.key").read_bytes())
+    done = gap.take(gap.bundle, "--verify", wrong)
+    assert (done.status, "the key to verify with is not" in done.err) == (1, True), done
+    assert "PRIVATE KEY" not in done.err
 
 
 def test_a_signed_bundle_binds_its_names(gap: Gap) -> None:
