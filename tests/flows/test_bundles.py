@@ -501,7 +501,7 @@ def test_others_can_check_a_signature(gap: Gap) -> None:
     files = {one.name: content for one, content in read_members(gap.bundle)}
     for name in ("mirror-inventory.json", "mirror-inventory.json.sig"):
         (gap.folder / name).write_bytes(files[name])
-    check = ["openssl", "pkeyutl", "-verify", "-rawin", "-pubin", "-inkey", gap.public_key]
+    check: list[str | Path] = ["openssl", "pkeyutl", "-verify", "-rawin", "-pubin", "-inkey", gap.public_key]
     inventory = gap.folder / "mirror-inventory.json"
     said = run([*check, "-in", inventory, "-sigfile", f"{inventory}.sig"])
     assert b"Verified Successfully" in said
