@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,14 +28,13 @@ from mirror.policy.platforms import parse_platforms
 from mirror.policy.routing import RoutingTable
 from mirror.policy.sizes import format_size
 from mirror.repository.tag_history import TagHistories
-from mirror.repository.tag_standing import read_standing
 from mirror.transfer.admit import Admitted, Plan, Site, Told, admit, plan_images
 from mirror.transfer.bundle import Bundle, read_bundle, verify_bytes
 from mirror.transfer.export import export, select
-from mirror.transfer.inventory import Inventory, read_inventory, take_inventory
+from mirror.transfer.inventory import Inventory, ListedImage, read_inventory, take_inventory
 from mirror.transfer.layout_source import open_layout
 from mirror.transfer.layout_target import create_layout
-from mirror.transfer.registry_data import RegistryData
+from mirror.transfer.registry_data import RegistryData, RegistryRepository
 from mirror.transfer.signing import make_key_pair, read_private_key, read_public_key
 
 __all__ = ["export_images", "import_images", "inventory", "keygen"]
@@ -133,9 +131,10 @@ def _answers(loaded: settings.Config, storage: Any) -> Callable[[Repo, str], Dig
     """What a tag answers now, as for a client."""
     from mirror.app import age_rule
 
+    histories = TagHistories(storage.catalog, storage.freezes)
+
     def answers(repo: Repo, tag: str) -> Digest | None:
-        rule = age_rule(loaded, repo)
-        return read_standing(storage.store, storage.catalog, storage.freezes, repo, tag, rule, time.time()).answers
+        return histories.answer(repo, tag, age_rule(loaded, repo))
 
     return answers
 
@@ -280,14 +279,16 @@ class _Import:
 
 def _plan_registry(data: RegistryData, registry: str, table: RoutingTable, store: Any) -> Plan:
     """Blocking."""
-    images, refused = [], {}
+    images: list[tuple[ListedImage, RegistryRepository]] = []
+    refused: dict[str, str] = {}
     for repository in data.repositories():
         try:
-            images += [(image, repository) for image in repository.images(registry, table)]
+            found, lost = repository.images(registry, table)
         except RequestError as error:
             refused[repository.name] = str(error)
             continue
-        refused |= {f"{repository.name}:{tag}": "its manifest is gone or damaged" for tag in repository.lost_tags()}
+        images += [(image, repository) for image in found]
+        refused |= {f"{repository.name}:{tag}": "its manifest is gone or damaged" for tag in lost}
     plan = plan_images(images, store, pass_over_damaged=True)
     plan.refused |= refused
     return plan

@@ -286,21 +286,24 @@ class _Admitting:
 
     async def reserve(self) -> Reservation:
         """Room for everything that is to be written, at once: an import must not push out its own beginning."""
-        needed = await asyncio.to_thread(self._needed)
+        needed, here = await asyncio.to_thread(self._needed)
+        for digest in here:
+            # noted as used, so that it is not what has to go
+            self._site.touch(digest)
         try:
             return await self._site.room.reserve(needed)
         except StoreFull as error:
             raise StoreFull(f"no room for the {format_size(needed)} to take in: {error}") from error
 
-    def _needed(self) -> int:
-        """Blocking: bytes that are not here. What is here is noted as used, so that it is not what has to go."""
-        needed = 0
+    def _needed(self) -> tuple[int, list[Digest]]:
+        """Blocking: bytes that are not here, and what is."""
+        needed, here = 0, []
         for digest, size in self._plan.contents().items():
             if _size_here(self._site.store, digest) is None:
                 needed += size
             else:
-                self._site.touch(digest)
-        return needed
+                here.append(digest)
+        return needed, here
 
     async def image(self, planned: PlannedImage) -> None:
         """Blobs, manifests, links, the index, and the tag last."""

@@ -76,7 +76,8 @@ class LayoutSource:
         """Raises `BundleError` for whatever a layout does not hold."""
         self._path = path
         with reading(f"opening {path}"):
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # not waiting for whoever may write to a pipe; of a file it changes nothing
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             kind = os.fstat(self._descriptor).st_mode
             self._is_folder = stat.S_ISDIR(kind)

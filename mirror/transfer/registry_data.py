@@ -22,6 +22,7 @@ from typing import Final
 from mirror.errors import BundleError, DigestInvalid, RequestError
 from mirror.oci.digest import HEX_LENGTHS, Digest
 from mirror.oci.manifest import LARGEST, Descriptor, ManifestMalformed, read_manifest
+from mirror.oci.reference import check_tag
 from mirror.policy.images import parse_image
 from mirror.policy.routing import RoutingTable
 from mirror.transfer.inventory import ListedImage
@@ -72,25 +73,24 @@ class RegistryRepository:
 
     # ---------------------------------------------------------------------------------------- what there is
 
-    def images(self, registry: str, table: RoutingTable) -> Iterator[ListedImage]:
-        """Its tags, and the manifests that neither a tag nor an index names, filed under a registry of this mirror.
+    def images(self, registry: str, table: RoutingTable) -> tuple[list[ListedImage], list[str]]:
+        """Its tags, and the manifests that neither a tag nor an index names, filed under a registry of this mirror; and
+        the tags whose manifest is gone or damaged.
 
         Raises `RequestError` for a name outside the grammar.
         """
         repo = parse_image(f"{registry}/{self.name}", table).repo
         revisions = {digest: root for digest in self._revisions() if (root := self._root(digest))}
         named = {child for _, children in revisions.values() for child in children}
+        found, lost = [], []
         for tag, digest in self._tags():
             named.add(digest)
             if digest in revisions:
-                image = parse_image(f"{registry}/{self.name}:{tag}", table)
-                yield ListedImage(repo, image.tag, revisions[digest][0])
-        for digest in sorted(revisions.keys() - named):
-            yield ListedImage(repo, None, revisions[digest][0])
-
-    def lost_tags(self) -> list[str]:
-        """Tags whose manifest is gone or damaged."""
-        return [tag for tag, digest in self._tags() if self._root(digest) is None]
+                found.append(ListedImage(repo, check_tag(tag), revisions[digest][0]))
+            else:
+                lost.append(tag)
+        found += [ListedImage(repo, None, revisions[digest][0]) for digest in sorted(revisions.keys() - named)]
+        return found, lost
 
     def _root(self, digest: Digest) -> tuple[Descriptor, list[Digest]] | None:
         """A manifest's descriptor and the manifests that it names; None where it is not here, or wrong."""

@@ -697,6 +697,28 @@ def test_keys_are_not_overwritten(gap: Gap) -> None:
     assert (gap.folder / "site.key").read_bytes() == before
 
 
+def test_room_is_made_for_all_of_it_at_once(gap: Gap) -> None:
+    """Older images go, what the bundle needs and is here already stays, and the bundle's own beginning too."""
+    layers = [random.Random(number).randbytes(100_000) for number in range(5)]
+    gap.connected.tag("library/big", "v1", gap.connected.image("library/big", layers))
+    assert gap.export("big:v1").status == 0
+    small = Stocked(gap.folder / "small")
+    config = write_settings(small.root, capacity="700kB")
+    small.blob(layers[0])
+    small.tag("library/old", "v1", small.image("library/old", [random.Random(9).randbytes(300_000)]))
+    os.utime(small.layout.blob(Digest.of(layers[0])), (1_000_000, 1_000_000))  # the coldest of all
+    done = mirror("import", gap.bundle, "-c", config, "--json")
+    assert (done.status, done.json["here"]["blobs"]) == (0, 1), done
+    assert all(small.has(layer) for layer in layers)
+    assert not small.has(random.Random(9).randbytes(300_000))
+
+
+def test_a_pipe_is_refused(gap: Gap) -> None:
+    """At once, whether anybody writes to it or not."""
+    os.mkfifo(gap.folder / "pipe")
+    gap.expect_refused(gap.folder / "pipe", why="not a file or folder")
+
+
 def test_a_store_that_is_too_small(gap: Gap) -> None:
     """Is said before anything is written."""
     small = Stocked(gap.folder / "small")
