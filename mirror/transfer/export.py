@@ -35,6 +35,10 @@ __all__ = ["Selection", "export", "select"]
 _CHUNK: Final = 1 << 20
 #: Missing digests that are named of one image.
 _SHOWN: Final = 5
+#: Build tools put attestations into the index itself, and say by this annotation whose they are.
+_ATTESTED: Final = "vnd.docker.reference.digest"
+#: Endings of the tags under which cosign keeps what belongs to a digest; without one it is the fallback of referrers.
+_BY_TAG: Final = ("", ".sig", ".att", ".sbom")
 
 
 @dataclass(slots=True)
@@ -100,7 +104,7 @@ class _Selecting:
         self._answers = answers
         self._platforms = platforms
         self._there = since.held if since else {}
-        self._added: set[str] = set()
+        self._added: dict[str, Digest] = {}
         self._referring: dict[Repo, dict[Digest, list[Descriptor]]] = {}
 
     def image(self, image: Image, *, referrers: bool) -> None:
@@ -108,10 +112,15 @@ class _Selecting:
         if root is None:
             self.unknown.append(f"{image} is not here, or not answered yet (minimum_age): pull or prefetch it first")
             return
-        closure = self._add(ListedImage(image.repo, image.tag, root), self._platforms)
+        listed = ListedImage(image.repo, image.tag, root)
+        if self._added.get(listed.name, root.digest) != root.digest:
+            self.unknown.append(f"{listed.name} is asked for as {root.digest} and as {self._added[listed.name]}")
+            return
+        closure = self._add(listed, self._platforms)
         if referrers:
             for node in closure.nodes:
-                if node.present and node.role in (Role.INDEX, Role.MANIFEST):
+                if node.present and _is_manifest(node):
+                    self._add_attestations(image.repo, node.digest, {one.digest for one in closure.nodes})
                     self._add_referrers(image.repo, node.digest)
 
     def _root(self, image: Image) -> Descriptor | None:
@@ -124,19 +133,25 @@ class _Selecting:
         closure = read_closure(self._store, self._catalog, image.repo, image.root, platforms)
         if image.name in self._added:
             return closure
-        self._added.add(image.name)
+        self._added[image.name] = image.root.digest
         self.selection.images.append(image)
-        lacking = self._lacking(closure, platforms)
         for node in closure.nodes:
             self._add_node(node)
-        if lacking:
+        if lacking := self._lacking(closure, platforms):
             shown = ", ".join(_describe(node) for node in lacking[:_SHOWN])
             more = f" and {len(lacking) - _SHOWN} more" if len(lacking) > _SHOWN else ""
             self.lacking.append(f"{image.name} lacks {shown}{more}")
-        elif not any(node.present and node.role is Role.MANIFEST for node in closure.nodes):
-            of = " or ".join(map(str, platforms)) or "any platform"
-            self.lacking.append(f"{image.name} has no image for {of} here")
+        for platform in self._not_for(image, platforms):
+            self.lacking.append(f"{image.name} is not for {platform}")
+        if not any(node.present and node.role is Role.MANIFEST for node in closure.nodes):
+            self.lacking.append(f"{image.name} has no image here of those that its index names")
         return closure
+
+    def _not_for(self, image: ListedImage, platforms: tuple[Platform, ...]) -> list[Platform]:
+        """The chosen platforms that an index does not name; one that says no platforms is for all."""
+        manifest = read_stored_manifest(self._store, self._catalog, image.repo, image.root.digest)
+        said = [child.platform for child in manifest.manifests if child.platform] if manifest else []
+        return [one for one in platforms if said and not any(one.matches(other) for other in said)]
 
     def _lacking(self, closure: Closure, platforms: tuple[Platform, ...]) -> list[Node]:
         """Platforms that nobody pulled are missed where they were asked for."""
@@ -158,6 +173,17 @@ class _Selecting:
             raise BundleError(f"{digest} was dropped while it was looked at") from error
         (self.selection.manifests if _is_manifest(node) else self.selection.blobs)[digest] = held
 
+    def _add_attestations(self, repo: Repo, index: Digest, chosen: set[Digest]) -> None:
+        """Those in the index that are about something chosen, as far as they are here."""
+        manifest = read_stored_manifest(self._store, self._catalog, repo, index)
+        about = {str(digest) for digest in chosen}
+        for child in manifest.manifests if manifest else ():
+            if child.annotations.get(_ATTESTED) in about:
+                closure = read_closure(self._store, self._catalog, repo, child)
+                if closure.complete:
+                    for node in closure.nodes:
+                        self._add_node(node)
+
     def _add_referrers(self, repo: Repo, subject: Digest) -> None:
         """Manifests of the repository that name the subject, theirs too, and tags that by custom belong to it."""
         for root in self._referrers(repo).pop(subject, []):
@@ -165,8 +191,8 @@ class _Selecting:
             for node in closure.nodes:
                 if node.present and _is_manifest(node):
                     self._add_referrers(repo, node.digest)
-        stem = f"{subject.algorithm}-{subject.hex}"
-        for tag in (stem, *(f"{stem}.{kind}" for kind in ("sig", "att", "sbom"))):
+        for ending in _BY_TAG:
+            tag = f"{subject.algorithm}-{subject.hex}{ending}"
             custom = self._root(Image(repo, tag)) if self._catalog.get_tag(repo, tag) else None
             if custom is not None:
                 self._add(ListedImage(repo, tag, custom), ())

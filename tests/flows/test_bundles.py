@@ -26,7 +26,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.images import Image
-from mirror.policy.records import ManifestRecord
+from mirror.policy.records import ManifestRecord, Sighting
 from mirror.transfer import tar_members
 from mirror.transfer.export import export, select
 from mirror.transfer.layout_target import create_layout
@@ -93,6 +93,12 @@ def gap(tmp_path: Path) -> Gap:
     done = made.export(_APP, "team/deep/tool:1.0", "--referrers", "--sign", tmp_path / "site.key")
     assert done.status == 0, done
     return made
+
+
+def read_inventory_of(bundle: Path) -> Any:
+    """Its images."""
+    [content] = [content for one, content in read_members(bundle) if one.name == "mirror-inventory.json"]
+    return json.loads(content)["images"]
 
 
 # -------------------------------------------------------------------------------------------- what is taken in
@@ -598,11 +604,11 @@ def test_platforms(gap: Gap) -> None:
     done = mirror(*words, "--platform", "linux/amd64")
     assert (done.status, "manifest for linux/amd64" in done.err) == (1, True), done
     done = mirror(*words, "--platform", "linux/s390x")
-    assert (done.status, "no image for linux/s390x" in done.err) == (1, True), done
+    assert (done.status, "is not for linux/s390x" in done.err) == (1, True), done
 
 
 def test_a_tag_is_exported_as_it_is_answered(gap: Gap) -> None:
-    """A frozen tag is the digest that it was frozen at, one that is too new is an error."""
+    """A frozen tag is the digest that it was frozen at, one that is too new is the older one, or an error."""
     frozen = gap.connected.image("library/app", [b"the good one"])
     assert mirror("freeze", _APP, "--at", str(frozen.digest), "-c", gap.config).status == 0
     assert gap.export(_APP, out=gap.folder / "1.tar").status == 0
@@ -614,9 +620,14 @@ def test_a_tag_is_exported_as_it_is_answered(gap: Gap) -> None:
         Repo("docker.io", "library/app"), ManifestRecord(new.digest, new.media_type, new.size, time.time())
     )
     gap.connected.tag("library/app", "v1", new)
+    older = Sighting(frozen.digest, frozen.media_type, frozen.size, 1_000_000_000.0, 1_000_000_001.0)
+    newest = Sighting(new.digest, new.media_type, new.size, 1_700_000_000.0, 1_700_000_000.0)
     gap.config.write_text(gap.config.read_text() + '[[route]]\nmatch = "**"\nminimum_age = "9000d"\n')
     done = gap.export(_APP, out=gap.folder / "2.tar")
     assert (done.status, "minimum_age" in done.err) == (1, True), done
+    gap.connected.catalog.put_history(Repo("docker.io", "library/app"), "v1", (older, newest))
+    done = gap.export(_APP, out=gap.folder / "2.tar")
+    assert [image["digest"] for image in read_inventory_of(gap.folder / "2.tar")] == [str(frozen.digest)], done
 
 
 def test_a_damaged_blob_is_not_exported(gap: Gap) -> None:
@@ -646,6 +657,38 @@ def test_signatures_by_tag_are_referrers_too(gap: Gap) -> None:
     gap.connected.tag("library/app", name, gap.connected.image("library/app", [b"of cosign"]))
     done = gap.export(_APP, "--referrers", "--json")
     assert f"docker.io/library/app:{name}" in done.json["images"]
+
+
+def test_attestations_in_an_index_are_referrers_too(gap: Gap) -> None:
+    """Of the chosen platform, where they are asked for."""
+    one, two = (gap.connected.image("org/built", [name]) for name in (b"for amd64", b"for arm64"))
+    about = {
+        one.digest: gap.connected.image("org/built", [b"on amd64"]),
+        two.digest: gap.connected.image("org/built", [b"on arm64"]),
+    }
+    gap.connected.tag("org/built", "v1", gap.connected.index("org/built", {"amd64": one, "arm64": two}, attested=about))
+    words = ["org/built:v1", "--platform", "linux/amd64"]
+    assert gap.export(*words).status == 0
+    assert gap.take(gap.bundle).status == 0
+    assert not gap.isolated.has(b"on amd64")
+    assert gap.export(*words, "--referrers").status == 0
+    assert gap.take(gap.bundle).status == 0
+    assert [gap.isolated.has(layer) for layer in (b"for amd64", b"on amd64", b"for arm64", b"on arm64")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_one_name_for_two_digests(gap: Gap) -> None:
+    """A tag, and the same tag with another digest, cannot both be in a bundle."""
+    other = gap.connected.image("library/app", [b"another"])
+    done = gap.export(_APP, f"{_APP}@{other.digest}", out=gap.folder / "x.tar")
+    assert (done.status, "is asked for as" in done.err) == (1, True), done
+    assert gap.export(f"{_APP}@{other.digest}").status == 0
+    assert gap.take(gap.bundle).status == 0
+    assert gap.isolated.tagged("library/app") == other.digest
 
 
 def test_a_folder_with_something_in_it_is_left_alone(gap: Gap) -> None:

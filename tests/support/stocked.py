@@ -99,11 +99,26 @@ class Stocked:
             body["subject"] = subject.to_json()
         return self.manifest(name, body, kind, here=here)
 
-    def index(self, name: str, children: Mapping[str, Descriptor], *, kind: str = OCI_INDEX) -> Descriptor:
-        """An index by architecture."""
-        listed = [
+    def index(
+        self,
+        name: str,
+        children: Mapping[str, Descriptor],
+        *,
+        kind: str = OCI_INDEX,
+        attested: Mapping[Digest, Descriptor] | None = None,
+    ) -> Descriptor:
+        """An index by architecture, with attestations by what they are about, as build tools write them."""
+        listed: list[dict[str, Any]] = [
             {**child.to_json(), "platform": {"os": "linux", "architecture": architecture}}
             for architecture, child in children.items()
+        ]
+        listed += [
+            {
+                **child.to_json(),
+                "platform": {"os": "unknown", "architecture": "unknown"},
+                "annotations": {"vnd.docker.reference.digest": str(about)},
+            }
+            for about, child in (attested or {}).items()
         ]
         return self.manifest(name, {"manifests": listed}, kind)
 
