@@ -32,7 +32,7 @@ from mirror.transfer.admit import Admitted, Plan, Site, Told, admit, plan_images
 from mirror.transfer.bundle import Bundle, read_bundle, verify_bytes
 from mirror.transfer.export import export, select
 from mirror.transfer.inventory import Inventory, ListedImage, read_inventory, take_inventory
-from mirror.transfer.layout_source import open_layout
+from mirror.transfer.layout_source import LayoutSource
 from mirror.transfer.layout_target import create_layout
 from mirror.transfer.registry_data import RegistryData, RegistryRepository
 from mirror.transfer.signing import make_key_pair, read_private_key, read_public_key
@@ -240,7 +240,7 @@ class _Import:
         table = routing_table(self._loaded)
         async with open_storage(self._loaded) as storage:
             try:
-                with open_layout(path) as layout, _progress() as begin:
+                with LayoutSource(path) as layout, _progress() as begin:
                     bundle = await _in_thread(lambda _: read_bundle(layout, table, name=name, key=key))
                     images = [(image, layout) for image in bundle.images]
                     plan = await _in_thread(lambda _: plan_images(images, storage.store))

@@ -117,7 +117,7 @@ class Plan:
             ]
         if problems:
             more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-            raise BundleError("; ".join([*problems[:_SHOWN], *more]))
+            raise BundleError("\n  ".join([*problems[:_SHOWN], *more]))
 
 
 @dataclass(slots=True)

@@ -37,7 +37,7 @@ from mirror.transfer.oci_layout import (
 )
 from mirror.transfer.signing import SIGNATURE_BYTES, check_signature
 
-__all__ = ["Bundle", "read_bundle", "read_bundled_inventory", "verify_bytes"]
+__all__ = ["Bundle", "read_bundle", "verify_bytes"]
 
 _OURS: Final = frozenset({MARKER, INDEX, INVENTORY, SIGNATURE})
 _LARGEST_MARKER: Final = 4096
@@ -47,7 +47,6 @@ _LARGEST_MARKER: Final = 4096
 class Bundle:
     """A layout whose structure is good. `inventory` None: another tool made it. `verified`: it is signed as wished."""
 
-    source: LayoutSource
     images: tuple[ListedImage, ...]
     inventory: Inventory | None
     verified: bool
@@ -73,12 +72,7 @@ def read_bundle(
             raise BundleError("it says the names of its images itself; --name is for layouts that do not")
         _expect_the_same(descriptors, inventory)
     images = tuple(_images(descriptors, table, name))
-    return Bundle(source, images, inventory, verified=key is not None)
-
-
-def read_bundled_inventory(source: LayoutSource) -> bytes | None:
-    """The inventory's bytes, if there is one. Raises `BundleError`."""
-    return source.read(INVENTORY, LARGEST_INVENTORY)
+    return Bundle(images, inventory, verified=key is not None)
 
 
 def verify_bytes(source: LayoutSource, plan: Plan, told: Told) -> None:
@@ -91,7 +85,7 @@ def verify_bytes(source: LayoutSource, plan: Plan, told: Told) -> None:
 
 
 def _inventory(source: LayoutSource, bound: Digest | None, key: Ed25519PublicKey | None) -> Inventory | None:
-    content = read_bundled_inventory(source)
+    content = source.read(INVENTORY, LARGEST_INVENTORY)
     if content is None:
         if key is not None:
             raise BundleError("it has no inventory, so nobody can have signed it")

@@ -83,7 +83,7 @@ def select(
     for image in dict.fromkeys(images):
         selecting.image(image, referrers=referrers)
     if selecting.unknown or (selecting.lacking and not partial):
-        raise BundleError("; ".join([*selecting.unknown, *([] if partial else selecting.lacking)]))
+        raise BundleError("\n  ".join([*selecting.unknown, *([] if partial else selecting.lacking)]))
     return selecting.selection
 
 

@@ -1,7 +1,7 @@
 """An image layout opened for reading, be it a tar or a folder. Nothing is believed: names, kinds and sizes are checked
 when it is opened, digests by `verify` or by whoever takes a blob in.
 
-    open_layout(path) ──> files known by name and size ── read, body ──> bytes ── close
+    LayoutSource(path) ──> files known by name and size ── read, body ──> bytes ── close
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Final
 from mirror.errors import BundleError, DigestInvalid
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import LARGEST
-from mirror.transfer.oci_layout import BLOBS
+from mirror.transfer.oci_layout import BLOBS, blob_name
 from mirror.transfer.tar_members import MOST_MEMBERS, Member, check_path, scan
 
-__all__ = ["FileBody", "LayoutSource", "open_layout", "reading"]
+__all__ = ["FileBody", "LayoutSource", "file_errors"]
 
 _CHUNK: Final = 1 << 20
 
@@ -61,7 +61,7 @@ class FileBody:
 
 
 @contextmanager
-def reading(what: str) -> Iterator[None]:
+def file_errors(what: str) -> Iterator[None]:
     """`OSError` becomes `BundleError`."""
     try:
         yield
@@ -73,9 +73,9 @@ class LayoutSource:
     """An open layout. `blobs` are the sizes in bytes of all files below `blobs/`, `others` the names of the rest."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `BundleError` for whatever a layout does not hold."""
+        """A tar or a folder. Raises `BundleError` for whatever a layout does not hold."""
         self._path = path
-        with reading(f"opening {path}"):
+        with file_errors(f"opening {path}"):
             # not waiting for whoever may write to a pipe; of a file it changes nothing
             self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -83,7 +83,7 @@ class LayoutSource:
             self._is_folder = stat.S_ISDIR(kind)
             if not self._is_folder and not stat.S_ISREG(kind):
                 raise BundleError("not a file or folder: what was checked must stay to be read")
-            with reading(f"reading {path}"):
+            with file_errors(f"reading {path}"):
                 self._files = _walk(self._descriptor) if self._is_folder else scan(self._descriptor)
             self.blobs: Mapping[Digest, int] = dict(self._find_blobs())
         except BaseException:
@@ -110,7 +110,7 @@ class LayoutSource:
             return None
         if member.size > limit:
             raise BundleError(f"{name} has {member.size} bytes, more than the {limit} allowed")
-        with reading(f"reading {name}"), self._opened(member) as (descriptor, place):
+        with file_errors(f"reading {name}"), self._opened(member) as (descriptor, place):
             content = os.pread(descriptor, member.size, place)
         if len(content) != member.size:
             raise BundleError(f"{name} became shorter while it was read")
@@ -122,16 +122,16 @@ class LayoutSource:
 
     def manifest(self, digest: Digest) -> bytes | None:
         """A small blob, verified; None where it is not in here. Raises `BundleError` for wrong bytes, or too many."""
-        content = self.read(_file(digest), LARGEST)
+        content = self.read(blob_name(digest), LARGEST)
         if content is not None and not digest.matches(content):
-            raise BundleError(f"{_file(digest)} is not what its name says")
+            raise BundleError(f"{blob_name(digest)} is not what its name says")
         return content
 
     @contextmanager
     def body(self, digest: Digest, start: int, told: Callable[[int], None] = lambda _: None) -> Iterator[FileBody]:
         """The blob's bytes from `start` on. Raises `BundleError`."""
-        member = self._files[_file(digest)]
-        with reading(f"reading {member.name}"), self._opened(member) as (descriptor, place):
+        member = self._files[blob_name(digest)]
+        with file_errors(f"reading {member.name}"), self._opened(member) as (descriptor, place):
             yield FileBody(descriptor, place, member.size, start, told)
 
     def verify(self, digest: Digest, told: Callable[[int], None]) -> None:
@@ -142,7 +142,7 @@ class LayoutSource:
             while read := body.readinto(buffer):
                 hashing.update(buffer[:read])
         if hashing.hexdigest() != digest.hex:
-            raise BundleError(f"{_file(digest)} is not what its name says")
+            raise BundleError(f"{blob_name(digest)} is not what its name says")
 
     @contextmanager
     def _opened(self, member: Member) -> Iterator[tuple[int, int]]:
@@ -169,15 +169,6 @@ class LayoutSource:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def open_layout(path: Path) -> LayoutSource:
-    """A tar or a folder. Raises `BundleError`."""
-    return LayoutSource(path)
-
-
-def _file(digest: Digest) -> str:
-    return f"{BLOBS}/{digest.algorithm}/{digest.hex}"
 
 
 def _walk(root: int) -> dict[str, Member]:

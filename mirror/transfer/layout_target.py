@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mirror.errors import BundleError
-from mirror.transfer.layout_source import reading
+from mirror.transfer.layout_source import file_errors
 from mirror.transfer.tar_members import END, file_header, folder_header, padding
 
 __all__ = ["FolderTarget", "LayoutTarget", "TarTarget", "create_layout"]
@@ -50,11 +50,11 @@ class TarTarget:
         self._path = path
         self._temporary = _beside(path)
         self._folders: set[str] = set()
-        with reading(f"writing {path}"):
+        with file_errors(f"writing {path}"):
             self._file = self._temporary.open("xb", buffering=1 << 20)
 
     def add(self, name: str, size: int, chunks: Iterable[bytes]) -> None:
-        with reading(f"writing {self._path}"):
+        with file_errors(f"writing {self._path}"):
             for folder in _parents(name):
                 if folder not in self._folders:
                     self._folders.add(folder)
@@ -62,15 +62,15 @@ class TarTarget:
             self._file.write(file_header(name, size))
         written = 0
         for chunk in chunks:
-            with reading(f"writing {self._path}"):
+            with file_errors(f"writing {self._path}"):
                 self._file.write(chunk)
             written += len(chunk)
         _expect_size(name, size, written)
-        with reading(f"writing {self._path}"):
+        with file_errors(f"writing {self._path}"):
             self._file.write(padding(size))
 
     def finish(self) -> None:
-        with reading(f"writing {self._path}"):
+        with file_errors(f"writing {self._path}"):
             self._file.write(END)
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -91,24 +91,24 @@ class FolderTarget:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._temporary = _beside(path)
-        with reading(f"writing {path}"):
+        with file_errors(f"writing {path}"):
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise BundleError(f"{path} is there already, and not empty")
             self._temporary.mkdir()
 
     def add(self, name: str, size: int, chunks: Iterable[bytes]) -> None:
         place = self._temporary / name
-        with reading(f"writing {self._path}"):
+        with file_errors(f"writing {self._path}"):
             place.parent.mkdir(parents=True, exist_ok=True)
             file = place.open("xb", buffering=1 << 20)
         written = 0
         try:
             for chunk in chunks:
-                with reading(f"writing {self._path}"):
+                with file_errors(f"writing {self._path}"):
                     file.write(chunk)
                 written += len(chunk)
             _expect_size(name, size, written)
-            with reading(f"writing {self._path}"):
+            with file_errors(f"writing {self._path}"):
                 file.flush()
                 os.fsync(file.fileno())
         finally:
@@ -116,7 +116,7 @@ class FolderTarget:
                 file.close()
 
     def finish(self) -> None:
-        with reading(f"writing {self._path}"):
+        with file_errors(f"writing {self._path}"):
             for folder, _folders, _files in os.walk(self._temporary):
                 _sync_folder(Path(folder))
             self._temporary.rename(self._path)

@@ -26,7 +26,7 @@ from mirror.oci.reference import check_tag
 from mirror.policy.images import parse_image
 from mirror.policy.routing import RoutingTable
 from mirror.transfer.inventory import ListedImage
-from mirror.transfer.layout_source import FileBody, reading
+from mirror.transfer.layout_source import FileBody, file_errors
 
 __all__ = ["RegistryData", "RegistryRepository"]
 
@@ -52,7 +52,7 @@ class RegistryData:
             raise error
 
         root = self.place / "repositories"
-        with reading(f"reading {root}"):
+        with file_errors(f"reading {root}"):
             for folder, below, _files in os.walk(root, onerror=fail):
                 if "_manifests" in below:
                     yield RegistryRepository(self, os.path.relpath(folder, root))
@@ -143,7 +143,7 @@ class RegistryRepository:
 
     @contextmanager
     def body(self, digest: Digest, start: int, told: Callable[[int], None] = lambda _: None) -> Iterator[FileBody]:
-        with reading(f"reading {digest}"):
+        with file_errors(f"reading {digest}"):
             descriptor = os.open(self._data.blob(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             yield FileBody(descriptor, 0, os.fstat(descriptor).st_size, start, told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tests.support.images import NATIVE, Published, sha256
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.process import run
 from tests.support.pulls import OFFLINE
+from tests.support.redis_server import RedisServer
 from tests.support.registry_process import RegistryProcess
 from tests.support.skopeo import Skopeo, compare_directory
 
@@ -145,22 +147,28 @@ def test_containerd_pulls_what_was_imported(bundle: Bundled, isolated: Path, dir
                 containerd.compare(image, (image.native,))
 
 
-def test_an_import_ends_a_remembered_404(bundle: Bundled, directory: Path) -> None:
-    """A tag and a blob that upstream did not know a moment ago are served as soon as they are imported."""
+@pytest.mark.parametrize("with_redis", [False, True])
+def test_an_import_ends_a_remembered_404(bundle: Bundled, directory: Path, with_redis: bool) -> None:
+    """A tag and a blob that upstream did not know a moment ago are served as soon as they are imported.
+
+    With Redis all workers remember what upstream did not know.
+    """
     image = bundle.images["oci"]
-    with RegistryProcess(directory / "empty") as empty:
-        config = write_config(directory, {"docker.io": empty.url, "ghcr.io": _NOWHERE})
-        with MirrorProcess(config) as running:
-            tag = f"/v2/{image.repository}/manifests/{image.tag}"
-            blobs = [f"/v2/{image.repository}/blobs/{digest}" for digest in image.blobs]
-            for path in (tag, *blobs):
-                assert running.get(path)[0] == 404
-            assert mirror("import", bundle.path, "--config", config).status == 0
-            status, _, body = running.get(tag)
-            assert (status, sha256(body)) == (200, image.digest)
-            for path in blobs:
-                status, _, body = running.get(path)
-                assert (status, sha256(body)) == (200, path.rpartition("/")[2])
+    with contextlib.ExitStack() as stack:
+        empty = stack.enter_context(RegistryProcess(directory / "empty"))
+        index = stack.enter_context(RedisServer()).url if with_redis else ""
+        config = write_config(directory, {"docker.io": empty.url, "ghcr.io": _NOWHERE}, index=index)
+        running = stack.enter_context(MirrorProcess(config))
+        tag = f"/v2/{image.repository}/manifests/{image.tag}"
+        blobs = [f"/v2/{image.repository}/blobs/{digest}" for digest in image.blobs]
+        for path in (tag, *blobs):
+            assert running.get(path)[0] == 404
+        assert mirror("import", bundle.path, "--config", config).status == 0
+        status, _, body = running.get(tag)
+        assert (status, sha256(body)) == (200, image.digest)
+        for path in blobs:
+            status, _, body = running.get(path)
+            assert (status, sha256(body)) == (200, path.rpartition("/")[2])
 
 
 def test_a_difference_is_enough_for_a_site_that_has_the_rest(bundle: Bundled, isolated: Path, directory: Path) -> None:
