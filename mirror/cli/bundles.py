@@ -76,9 +76,12 @@ def export_images(
     from mirror.app import open_storage, routing_table
 
     chosen = _parse(_listed(images or [], from_file or []), routing_table(loaded))
-    platforms = _usable(lambda: parse_platforms(platform or []))
-    key = read_private_key(_read_file(sign)) if sign else None
-    there = read_inventory(_read_file(since)) if since else None
+    try:
+        platforms = parse_platforms(platform or [])
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    key = _from_file(read_private_key, sign)
+    there = _from_file(read_inventory, since)
     place = Path(output)
     is_folder = output.endswith("/") or place.is_dir()
 
@@ -197,7 +200,7 @@ def import_images(
     if from_registry is not None:
         done = asyncio.run(importing.of_registry(from_registry, as_registry))
     elif source is not None:
-        key = read_public_key(_read_file(verify)) if verify else None
+        key = _from_file(read_public_key, verify)
         done = asyncio.run(importing.of_layout(source, name, key))
     if as_json:
         print(json.dumps(done, indent=1))
@@ -425,11 +428,14 @@ def _fail(path: Path, error: OSError) -> NoReturn:
     raise ConfigError([f"{path}: {error.strerror or error}"]) from error
 
 
-def _usable(read: Callable[[], _T]) -> _T:
+def _from_file(read: Callable[[bytes], _T], path: Path | None) -> _T | None:
+    """A key or an inventory that was given; a file that holds none is an unusable argument."""
+    if path is None:
+        return None
     try:
-        return read()
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
+        return read(_read_file(path))
+    except BundleError as error:
+        raise ConfigError([f"{path}: {error}"]) from error
 
 
 async def _in_thread(work: Callable[[Callable[[Told], Told]], _T]) -> _T:

@@ -526,11 +526,11 @@ def test_keys_of_another_kind(gap: Gap, kind: str) -> None:
     else:
         wrong.write_bytes(b"nonsense" if kind == "nonsense" else gap.public_key.read_bytes())
     done = gap.export(_APP, "--sign", wrong, out=gap.folder / "x.tar")
-    assert (done.status, "the key to sign with is not" in done.err) == (1, True), done
+    assert (done.status, "wrong.pem: the key to sign with is not" in done.err) == (2, True), done
     if kind == "the other half":
         wrong.write_bytes((gap.folder / "site.key").read_bytes())
     done = gap.take(gap.bundle, "--verify", wrong)
-    assert (done.status, "the key to verify with is not" in done.err) == (1, True), done
+    assert (done.status, "wrong.pem: the key to verify with is not" in done.err) == (2, True), done
     assert "PRIVATE KEY" not in done.err
 
 
@@ -712,6 +712,7 @@ def test_a_folder_with_something_in_it_is_left_alone(gap: Gap) -> None:
         (["export", "quay.io/a/b:v1", "-o", "x.tar"], "quay.io is not configured"),
         (["export", "app:v1", "-o", "x.tar", "--platform", "linux"], "not a platform"),
         (["export", "app:v1", "-o", "x.tar", "--sign", "no-such.key"], "no-such.key: No such file"),
+        (["export", "app:v1", "-o", "x.tar", "--since", __file__], "not an inventory of a mirror"),
         (["export", "--from-file", "no-such.txt", "-o", "x.tar"], "no-such.txt: No such file"),
         (["import"], "either a bundle or --from-registry"),
         (["import", "x.tar", "--from-registry", "."], "either a bundle or --from-registry"),
