@@ -16,5 +16,6 @@ from mirror.cli.base import application, main
 
 # isort: split
 from mirror.cli import bundles as bundles
+from mirror.cli import imports as imports
 
 __all__ = ["application", "main"]
