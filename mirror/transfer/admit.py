@@ -2,7 +2,7 @@
 
     source ── plan: manifests read, sizes compared, what is missing named ──> plan        nothing is written yet
     plan ── admit, image by image:
-              blobs ──> manifests, children first ──> links to them ──> the index is told ──> tag
+              blobs ──> manifests, children first ──> links to them ──> the index is told ──> all synced ──> tag, synced
 
 A tag is the last that is written, so an image is either as it was or whole. What is here already is passed over; that
 is how an interrupted import goes on. A running mirror may fill the same blobs meanwhile: the store's lock decides who.
@@ -450,12 +450,15 @@ class _Admitting:
             self.result.index_told = False
 
     def _expect_whole(self, planned: PlannedImage) -> None:
-        """Blocking: before its tag is written, everything that an image leads to is seen to be here."""
+        """Blocking: before its tag is written, everything that an image leads to is seen to be here, and durable."""
         for digest in planned.blobs:
             expected = digest not in self._plan.absent and digest not in self.result.damaged
             if expected and _size_here(self._site.store, digest) is None:
                 name = planned.image.name
                 raise StoreFull(f"{digest} of {name} was dropped while it was taken in: the store is too small")
+        # a tag must not outlive a power cut that what it leads to does not: here nobody can be asked for it again
+        self._site.store.settle()
+        self._site.catalog.settle()
 
     async def _tag(self, image: ListedImage, tag: str) -> None:
         """As if upstream had said it now: under the lock that pulls of this tag take, its history first."""
@@ -464,6 +467,7 @@ class _Admitting:
             was = await asyncio.to_thread(site.catalog.get_tag, repo, tag)
             said = TagRecord(tag, root.digest, root.media_type, root.size, site.now())
             before = await asyncio.to_thread(site.histories.put_tag, repo, was, said, site.age(repo))
+        await asyncio.to_thread(site.catalog.settle)
         if before is not None:
             self.result.moved[image.name] = before
 

@@ -134,9 +134,9 @@ def test_skopeo_pulls_what_was_imported(bundle: Bundled, isolated: Path, directo
 
 
 def test_containerd_pulls_what_was_imported(bundle: Bundled, isolated: Path, directory: Path) -> None:
-    """containerd, which says `?ns=`, has complete images from a mirror that was filled by a bundle alone."""
+    """containerd, which says `?ns=`, has complete images from a sealed mirror that was filled by a bundle alone."""
     assert mirror("import", bundle.path, "--config", isolated).status == 0
-    with MirrorProcess(isolated) as running:
+    with MirrorProcess(isolated, env={"MIRROR__OFFLINE": "true"}) as running:
         section = f'[host."{running.url}"]{PULLS}'
         hosts = write_hosts(directory / "hosts", {"docker.io": section, "ghcr.io": section})
         with ContainerdProcess(directory / "c", hosts=hosts) as containerd:

@@ -608,7 +608,7 @@ def test_platforms(gap: Gap) -> None:
 
 
 def test_a_tag_is_exported_as_it_is_answered(gap: Gap) -> None:
-    """A frozen tag is the digest that it was frozen at, one that is too new is the older one, or an error."""
+    """A frozen tag as it was frozen; one that is too new as the older one or not at all, unless sealed."""
     frozen = gap.connected.image("library/app", [b"the good one"])
     assert mirror("freeze", _APP, "--at", str(frozen.digest), "-c", gap.config).status == 0
     assert gap.export(_APP, out=gap.folder / "1.tar").status == 0
@@ -625,6 +625,10 @@ def test_a_tag_is_exported_as_it_is_answered(gap: Gap) -> None:
     gap.config.write_text(gap.config.read_text() + '[[route]]\nmatch = "**"\nminimum_age = "9000d"\n')
     done = gap.export(_APP, out=gap.folder / "2.tar")
     assert (done.status, "minimum_age" in done.err) == (1, True), done
+    sealed = gap.folder / "sealed.toml"
+    sealed.write_text("offline = true\n" + gap.config.read_text())
+    done = mirror("export", _APP, "-o", gap.folder / "2.tar", "-c", sealed)
+    assert [image["digest"] for image in read_inventory_of(gap.folder / "2.tar")] == [str(new.digest)], done
     gap.connected.catalog.put_history(Repo("docker.io", "library/app"), "v1", (older, newest))
     done = gap.export(_APP, out=gap.folder / "2.tar")
     assert [image["digest"] for image in read_inventory_of(gap.folder / "2.tar")] == [str(frozen.digest)], done

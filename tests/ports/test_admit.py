@@ -273,6 +273,30 @@ async def test_cancelled_it_ends_and_can_go_on(source: Stocked, target: _Target)
     assert _images(target.stocked) == _images(source)
 
 
+async def test_a_tag_is_written_when_all_below_it_is_durable(
+    source: Stocked, target: _Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names are synced before the tag, and the tag before the next image."""
+    steps: list[str] = []
+
+    def watch(owner: Any, name: str) -> None:
+        work = getattr(owner, name)
+
+        def watched(*arguments: Any) -> Any:
+            steps.append(f"{type(owner).__name__}.{name}")
+            return work(*arguments)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(target.stocked.store, "settle")
+    for name in ("settle", "put_manifest", "put_tag"):
+        watch(target.stocked.catalog, name)
+    await target.take(source)
+    link, tag, settle = "LocalCatalog.put_manifest", "LocalCatalog.put_tag", "LocalCatalog.settle"
+    end = ["LocalStore.settle", settle, tag, settle]
+    assert steps == [link, link, link, *end, link, *end]
+
+
 async def test_a_tag_that_moves(source: Stocked, target: _Target) -> None:
     """Its history has both digests, and the import tells."""
     old = target.stocked.image("b/two", [b"older"])
