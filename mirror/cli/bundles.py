@@ -15,18 +15,20 @@ from rich.table import Table
 
 from mirror import config as settings
 from mirror.cli.base import ConfigFile, application, table_console
-from mirror.cli.working import Json, fail, from_file, in_thread, load, progress, read_file
-from mirror.errors import ConfigError, RequestError
+from mirror.cli.working import Json, fail, from_file, in_thread, load, progress
+from mirror.errors import ConfigError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.images import Image, parse_image
+from mirror.policy.images import Image
 from mirror.policy.platforms import parse_platforms
 from mirror.policy.routing import RoutingTable
 from mirror.policy.sizes import format_size
 from mirror.repository.tag_history import TagHistories
 from mirror.transfer.export import export, select
+from mirror.transfer.files import plain_file
 from mirror.transfer.inventory import Inventory, read_inventory, take_inventory
 from mirror.transfer.layout_target import create_layout
+from mirror.transfer.lists import Listed, ListMalformed, Named, resolve_images
 from mirror.transfer.signing import make_key_pair, read_private_key
 
 __all__ = ["export_images", "inventory", "keygen"]
@@ -60,7 +62,7 @@ def export_images(
         raise ConfigError(["export: say with --output where to write"])
     from mirror.app import open_storage, routing_table
 
-    chosen = _parse(_listed(images or [], lists or []), routing_table(loaded))
+    chosen = _chosen(images or [], lists or [], routing_table(loaded))
     try:
         platforms = parse_platforms(platform or [])
     except ValueError as error:
@@ -131,27 +133,21 @@ def _answers(loaded: settings.Config, storage: Any) -> Callable[[Repo, str], Dig
     return answers
 
 
-def _listed(images: list[str], files: list[Path]) -> list[str]:
-    """Those on the command line, then those of lists: a line each, `#` begins a comment."""
-    found = list(images)
+def _chosen(images: list[str], files: list[Path], table: RoutingTable) -> list[Image]:
+    """Those on the command line, then those of lists. Raises `ConfigError` with all that is wrong with them."""
+    listed = Listed(tuple(Named(image, "") for image in images))
+    mistakes = []
     for path in files:
-        lines = (sys.stdin.buffer.read() if str(path) == "-" else read_file(path)).decode(errors="replace").splitlines()
-        found += [text for line in lines if (text := line.partition("#")[0].strip())]
-    if not found:
-        raise ConfigError(["export: no image is named"])
-    return found
-
-
-def _parse(images: list[str], table: RoutingTable) -> list[Image]:
-    parsed, mistakes = [], []
-    for text in images:
         try:
-            parsed.append(parse_image(text, table))
-        except RequestError as error:
+            listed += plain_file(path)
+        except ListMalformed as error:
             mistakes.append(str(error))
-    if mistakes:
-        raise ConfigError(mistakes)
-    return parsed
+    chosen, more = resolve_images(listed.images, table)
+    if mistakes or more:
+        raise ConfigError([*mistakes, *more])
+    if not chosen:
+        raise ConfigError(["export: no image is named, here or in a list"])
+    return list(chosen)
 
 
 # -------------------------------------------------------------------------------------------- inventory, keygen

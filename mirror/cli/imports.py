@@ -13,7 +13,7 @@ import typer
 
 from mirror import config as settings
 from mirror.cli.base import ConfigFile, application
-from mirror.cli.working import Json, from_file, in_thread, load, progress
+from mirror.cli.working import Json, check_owner, from_file, in_thread, load, progress
 from mirror.errors import BundleError, ConfigError, RequestError
 from mirror.policy.routing import RoutingTable
 from mirror.policy.sizes import format_size
@@ -54,6 +54,7 @@ def import_images(
     """Take images in, so that they are served like pulled ones. Safe beside a running server."""
     loaded = load(config)
     _check_import(source, from_registry, as_registry, name, verify, require_signature)
+    check_owner(loaded, "takes in")
     importing = _Import(loaded, partial=partial, dry_run=dry_run)
     if from_registry is not None:
         done = asyncio.run(importing.of_registry(from_registry, as_registry))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -17,9 +18,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from mirror import config as settings
 from mirror import telemetry
 from mirror.errors import BundleError, ConfigError
+from mirror.store.layout import Layout
 from mirror.transfer.admit import Told
 
-__all__ = ["Json", "fail", "from_file", "in_thread", "load", "progress", "read_file"]
+__all__ = ["Json", "check_owner", "fail", "from_file", "in_thread", "load", "progress", "read_file"]
 
 _T = TypeVar("_T")
 
@@ -31,6 +33,24 @@ def load(config: Path | None) -> settings.Config:
     loaded = settings.load(config)
     telemetry.set_up_logging("warning")
     return loaded
+
+
+def check_owner(loaded: settings.Config, does: str) -> None:
+    """Files of the store are readable for their owner alone: what root writes, a server of another user cannot read.
+
+    `does` is what the command does with them. Raises `ConfigError`.
+    """
+    try:
+        owner = Layout(loaded.store.root).marker.stat().st_uid
+    except OSError:
+        return
+    if owner != os.geteuid():
+        raise ConfigError(
+            [
+                f"the store at {loaded.store.root} is user {owner}'s, and this is user {os.geteuid()}: what it "
+                f"{does} the server could not read; run it as that user, such as with sudo -u '#{owner}'"
+            ]
+        )
 
 
 def read_file(path: Path) -> bytes:
