@@ -761,6 +761,15 @@ def test_room_is_made_for_all_of_it_at_once(gap: Gap) -> None:
     assert not small.has(random.Random(9).randbytes(300_000))
 
 
+def test_a_store_of_another_user(gap: Gap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this user would take in its server could not read."""
+    before = tree(gap.isolated.root)
+    monkeypatch.setattr(os, "geteuid", lambda: gap.isolated.root.stat().st_uid + 1)
+    done = gap.take(gap.bundle)
+    assert (done.status, "run it as that user" in done.err) == (2, True), done
+    assert tree(gap.isolated.root) == before
+
+
 def test_a_pipe_is_refused(gap: Gap) -> None:
     """At once, whether anybody writes to it or not."""
     os.mkfifo(gap.folder / "pipe")
