@@ -375,9 +375,10 @@ def _rule(route: RouteSettings, config: Config) -> RouteRule:
 
 
 def age_rule(config: Config, repo: Repo) -> AgeRule:
-    """What the first route that fits says of a repository, for the command line."""
+    """What the first route that fits says of a repository, for the command line; a sealed one has no minimum age."""
     fitting = (route for route in config.route if compile_pattern(route.match).fullmatch(str(repo)))
-    return next((_rule(route, config) for route in fitting), RouteRule()).age
+    rule = next((_rule(route, config) for route in fitting), RouteRule(offline=config.offline))
+    return AgeRule() if rule.offline else rule.age
 
 
 def routing_table(config: Config) -> RoutingTable:

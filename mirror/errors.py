@@ -15,6 +15,7 @@
     │   ├── StoreFull                                 no space, no inodes, quota, or pins leave nothing to drop
     │   └── BlobDamaged                               what is on disk is not what its name says
     ├── AccessUnavailable        who is calling cannot be told now: an issuer of tokens does not answer
+    ├── BundleError              a bundle, or the data of another registry, that cannot be taken in or written
     ├── IndexUnavailable         the index did not answer in its budget; the disk still can
     └── ConfigError              start-up only; carries every mistake at once
 
@@ -33,6 +34,7 @@ __all__ = [
     "Answer",
     "BlobDamaged",
     "BlobUnknown",
+    "BundleError",
     "ConfigError",
     "Denied",
     "DigestInvalid",
@@ -189,6 +191,10 @@ class BlobDamaged(StoreError):
     """A file whose bytes or size are not what its name says."""
 
 
+class BundleError(MirrorError):
+    """A bundle that must not be taken in, or cannot be written. Only the command line meets it."""
+
+
 class IndexUnavailable(MirrorError):
     """The index did not answer within its budget. The disk still can."""
 
@@ -241,6 +247,7 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     StoreError: Answer(503, "UNAVAILABLE"),
     StoreFull: Answer(503, "UNAVAILABLE"),
     BlobDamaged: Answer(503, "UNAVAILABLE"),
+    BundleError: Answer(400, "UNSUPPORTED"),
     IndexUnavailable: Answer(503, "UNAVAILABLE"),
     AccessUnavailable: Answer(503, "UNAVAILABLE"),
     ConfigError: Answer(500, "UNKNOWN"),

@@ -10,6 +10,8 @@ from mirror.cli import storage as storage
 from mirror.cli import tags as tags
 from mirror.cli import pins as pins
 from mirror.cli import site as site
+from mirror.cli import bundles as bundles
+from mirror.cli import imports as imports
 
 # isort: on
 from mirror.cli.base import application, main

@@ -29,13 +29,13 @@ from rich.table import Column, Table
 from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.base import ConfigFile, application, table_console
+from mirror.cli.working import check_owner
 from mirror.errors import ConfigError
 from mirror.oci.digest import Digest
 from mirror.policy.images import Image
 from mirror.policy.platforms import Platform, parse_platforms
 from mirror.policy.sizes import format_size
 from mirror.repository.closure import Role
-from mirror.store.layout import Layout
 from mirror.transfer import warm
 from mirror.transfer.files import compose_file, kubernetes, plain_file
 from mirror.transfer.lists import Listed, ListMalformed, Named, resolve_images
@@ -86,7 +86,7 @@ def prefetch(
     if dry_run:
         _print_list(wanted, listed, as_json)
         return
-    _check_owner(loaded)
+    check_owner(loaded, "downloads")
     with _display() as report:
         done = _interruptible(lambda: _bring_in(loaded, list(wanted), chosen, referrers, jobs, report))
     if as_json:
@@ -125,21 +125,6 @@ def _listed(images: list[str], files: list[Path], manifests: list[Path], compose
     if mistakes:
         raise ConfigError(mistakes)
     return found
-
-
-def _check_owner(loaded: settings.Config) -> None:
-    """Files of the store are readable for their owner alone: what root writes, a server of another user cannot read."""
-    try:
-        owner = Layout(loaded.store.root).marker.stat().st_uid
-    except OSError:
-        return
-    if owner != os.geteuid():
-        raise ConfigError(
-            [
-                f"the store at {loaded.store.root} is user {owner}'s, and this is user {os.geteuid()}: what it "
-                f"downloads the server could not read; run it as that user, such as with sudo -u '#{owner}'"
-            ]
-        )
 
 
 def _print_list(wanted: dict[Image, list[str]], listed: Listed, as_json: bool) -> None:

@@ -417,11 +417,12 @@ class ProxiedRepository:
     async def _refresh(self, tag: str) -> HotTag:
         """One process at a time asks upstream for a tag; the others find its answer on the disk."""
         key = f"tag {self.repo}:{tag}"
-        if await self._shelf.memo.get(key) is not MISSING:
-            raise ManifestUnknown(f"{self.repo} has no tag {tag}")
         record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
         if record and self._is_fresh(record):
             return self._hot(record, Outcome.HIT)
+        # a «not known» has dropped the record: if there is one, an import has brought the tag since
+        if record is None and await self._shelf.memo.get(key) is not MISSING:
+            raise ManifestUnknown(f"{self.repo} has no tag {tag}")
         async with self._alone(key):
             record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
             if record and self._is_fresh(record):

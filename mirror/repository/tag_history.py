@@ -100,6 +100,16 @@ class TagHistories:
         now = self.clocks.earlier()
         return self._choose(repo, recalled(self.catalog.get_history(repo, record.tag), record, now), rule, now)
 
+    def answer(self, repo: Repo, tag: str, rule: AgeRule) -> Digest | None:
+        """What the tag answers as far as it is known here, without asking upstream. Raises like `frozen`."""
+        if freeze := self.frozen(repo, tag):
+            return freeze.digest
+        record = self.catalog.get_tag(repo, tag)
+        if record is None or not rule.minimum:
+            return record.digest if record else None
+        served = self.choose(repo, record, rule).serve
+        return served.digest if served else None
+
     def _choose(self, repo: Repo, history: Sequence[Sighting], rule: AgeRule, now: float) -> Choice:
         return choose(history, rule, now, lambda digest: self._here_since(repo, digest))
 
