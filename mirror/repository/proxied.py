@@ -351,14 +351,18 @@ class ProxiedRepository:
 
     async def _keep(self, manifest: Manifest) -> None:
         """Bytes first, then the link to them: a link without bytes would be a promise."""
-        record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), self._shelf.now())
         try:
-            info = await asyncio.to_thread(self._shelf.store.put, manifest.digest, manifest.content)
-            await asyncio.to_thread(self._shelf.catalog.put_manifest, self.repo, record)
-            await self._shelf.landed(info)
+            await self._shelf.landed(await asyncio.to_thread(self._put_manifest, manifest))
         except StoreError as error:
             self._shelf.went_uncached(error, manifest.digest)
         await self._shelf.grants.give(self.repo, named_by(manifest))
+
+    def _put_manifest(self, manifest: Manifest) -> BlobInfo:
+        """Blocking. Raises `StoreError`."""
+        record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), self._shelf.now())
+        info = self._shelf.store.put(manifest.digest, manifest.content)
+        self._shelf.catalog.put_manifest(self.repo, record)
+        return info
 
     def _stored(self, digest: Digest) -> Manifest | None:
         """Blocking: the manifest, if this repository has it and its bytes are right."""
@@ -424,6 +428,31 @@ class ProxiedRepository:
             return content.outcome is not Outcome.HIT
         finally:
             content.close()
+
+    async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
+        """The manifest, on the disk when this returns, its tag too: an answer from memory may be all that is left of
+        it, or all that could be had of it. Raises like `manifest`, and `StoreError` where the store cannot take it.
+        """
+        answer = await self.manifest(reference)
+        if not await asyncio.to_thread(self._stored, answer.digest):
+            manifest = read_manifest(answer.content or b"", answer.media_type, algorithm=answer.digest.algorithm)
+            await self._shelf.landed(await asyncio.to_thread(self._put_manifest, manifest))
+        if isinstance(reference, str):
+            hot = self._shelf.tags.get((self.repo, reference))
+            known = hot.record if hot else None
+            kept = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, reference)
+            if kept is None or (known and known.fetched_at > kept.fetched_at):
+                fresh = TagRecord(reference, answer.digest, answer.media_type, answer.size, self._shelf.now())
+                await asyncio.to_thread(self._shelf.catalog.put_tag, self.repo, known or fresh)
+        return answer
+
+    def holds(self, digest: Digest) -> bool:
+        """Whether its bytes are here, for whichever repository. Quick enough for the event loop."""
+        return self._is_here(digest)
+
+    def read(self, digest: Digest, limit: int) -> bytes:
+        """Blocking: a small blob that is here. Raises `BlobUnknown`, `BlobDamaged` (also above `limit` bytes)."""
+        return self._shelf.store.read(digest, limit)
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """What HEAD tells. Starts no fill: a client that only looks must not cost a download."""
