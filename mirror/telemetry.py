@@ -32,6 +32,8 @@ __all__ = [
     "STORE_BLOBS",
     "STORE_BYTES",
     "STORE_LIMIT",
+    "SYNC_RUNS",
+    "SYNC_SUCCESS",
     "UNCACHED",
     "UPSTREAM_BYTES",
     "UPSTREAM_REQUESTS",
@@ -79,6 +81,14 @@ STORE_LIMIT: Final = Gauge(
     "mirror_store_limit_bytes", "Bytes that blobs may take before eviction", multiprocess_mode="mostrecent"
 )
 INDEX_FAILURES: Final = Counter("mirror_index_failures", "Operations that the index did not answer in its budget")
+
+SYNC_RUNS: Final = Counter("mirror_sync_runs", "Runs of sync rules that ended here", ["rule", "result"])
+SYNC_SUCCESS: Final = Gauge(
+    "mirror_sync_last_success_timestamp",
+    "When a sync rule last succeeded here, in epoch seconds",
+    ["rule"],
+    multiprocess_mode="mostrecent",
+)
 
 
 def render_metrics() -> bytes:

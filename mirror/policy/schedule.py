@@ -4,8 +4,9 @@
                      └──> failed ── sooner, later each time ──> …
                      └──> interrupted ── soon ──> …
 
-What was missed while the mirror was off is made up for once. Nothing here reads a clock: the time is an argument. A last
-run that lies in the future (a clock was set back) counts for nothing, so that no rule waits for a time to come again.
+What was missed while the mirror was off is made up for once. Nothing here reads a clock: the time is an argument. A
+last run that lies in the future (a clock was set back) counts for nothing, so that no rule waits for a time to come
+again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
-__all__ = ["Cron", "Every", "Last", "Plan", "next_run", "period_end"]
+__all__ = ["Cron", "Every", "Last", "Lease", "Plan", "next_run", "period_end"]
 
 #: Seconds. Runs are spread over the first part of their period, and over no more than this.
 _LONGEST_SPREAD: Final = 300.0
@@ -45,8 +46,8 @@ class Every:
 class Cron:
     """Debian's cron: minute, hour, day of month, month, day of week; or six fields, seconds first.
 
-    Where clocks are put forward, a time that does not exist is moved to the next that does; where they are put back, a
-    time that comes twice counts once, unless the minute or the hour is `*`. Raises `ValueError` that says what is wrong.
+    Where clocks are put forward, a time that does not exist is moved to the next that does; where they are put back,
+    one that comes twice counts once, unless the minute or the hour is `*`. Raises `ValueError` that says what is wrong.
     """
 
     expression: str
@@ -91,6 +92,14 @@ class Last:
     def interrupted(self) -> bool:
         """Begun and not ended; whether it still runs is for the caller to know."""
         return self.start is not None and self.end is None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """That another replica has a run for `seconds` yet; `done`: it has done it already."""
+
+    seconds: float
+    done: bool
 
 
 def next_run(plan: Plan, last: Last, now: float, jitter: float) -> float:

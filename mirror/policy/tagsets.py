@@ -8,8 +8,8 @@ Tags are read as versions leniently, for registries know no grammar of them:
     1.2.3_amd64        built from it (a tag may not hold `+`; others write `_` for it too)
     1.2.3.4            a version with more parts: it has an order, but fits no range
 
-A version range (npm's notation) means releases alone, unless prereleases are asked for or it names one itself. A glob or a regular expression
-means what it says.
+A version range (npm's notation) means releases alone, unless prereleases are asked for or it names one itself. A glob
+or a regular expression means what it says.
 """
 
 from __future__ import annotations
