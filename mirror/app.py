@@ -9,22 +9,27 @@ import asyncio
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from mirror import __version__, telemetry
-from mirror.config import Config, RouteSettings, UpstreamSettings
+from mirror.config import Config, RouteSettings, SyncSettings, UpstreamSettings, routing_table
 from mirror.errors import ConfigError, IndexUnavailable, StoreError
 from mirror.index.embedded import EmbeddedIndex
+from mirror.index.leases import RedisLeases
 from mirror.index.redis import RedisIndex, parse_redis_url
 from mirror.memo import Memo, redis_cache
 from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
 from mirror.once import end
 from mirror.policy.eviction import Water
 from mirror.policy.freshness import FreshnessRule
-from mirror.policy.routing import Registry, RoutingTable
+from mirror.policy.images import Image, parse_image
+from mirror.policy.platforms import parse_platforms
+from mirror.policy.routing import RoutingTable
 from mirror.policy.rules import RouteRule
 from mirror.policy.sizes import parse_capacity
 from mirror.ports import BlobInfo, ContentIndex, Upstream
@@ -34,6 +39,7 @@ from mirror.repository.grants import Grants
 from mirror.repository.proxied import Shelf
 from mirror.repository.reconcile import ensure, reconcile
 from mirror.repository.router import Router
+from mirror.server.admin import Admin
 from mirror.server.front import Front
 from mirror.server.health import Readiness, health_pages
 from mirror.server.sending import Sender
@@ -41,11 +47,14 @@ from mirror.store.catalog import LocalCatalog
 from mirror.store.layout import Layout
 from mirror.store.local import LocalStore
 from mirror.store.locks import Locks
+from mirror.store.notes import Notes
 from mirror.store.recovery import sweep
+from mirror.transfer.jobs import Jobs, prefetching
+from mirror.transfer.schedule import Leases, Sync, SyncRule, SyncSource
 from mirror.upstream.credentials import Credentials, CredentialSource, DockerConfig, GivenCredentials
 from mirror.upstream.registry import RegistryUpstream
 
-__all__ = ["App", "Storage", "build", "open_storage"]
+__all__ = ["App", "Storage", "build", "make_sync", "open_storage"]
 
 #: Threads are made when they are needed; these are bounds. Each fill occupies one while it receives.
 _FILLING_THREADS = 256
@@ -55,6 +64,8 @@ _SWEEP_EVERY = 3600.0
 _COMPARE_EVERY = 86400.0
 #: Seconds until the work of a dead worker is taken over.
 _SUCCEED_AFTER = 30.0
+#: Seconds that Redis may take for a lease at the least.
+_LEASE_BUDGET = 1.0
 #: Seconds after which a partial without a filler may go, where there is no other room.
 _IDLE = 60.0
 
@@ -80,6 +91,9 @@ class App:
     router: Router
     shelf: Shelf
     storage: Storage
+    sync: Sync
+    jobs: Jobs
+    admin: Admin
 
 
 class _InFlight:
@@ -167,11 +181,81 @@ async def build(config: Config) -> AsyncIterator[App]:
         )
         sender = Sender(sending, stall=config.server.client_stall)
         front = Front(router, sender, health_pages(readiness), log_requests=config.server.access_log)
-        yield App(front, readiness, router, shelf, storage)
+
+        sync = make_sync(config, storage, router.repository, _open_leases(config, storage, stack))
+
+        def parse(text: str) -> Image:
+            return parse_image(text, upstreams.table)
+
+        jobs = Jobs(
+            *(Notes(storage.layout, kind) for kind in ("jobs", "job-queue", "job-cancels")),
+            hold=storage.locks.try_hold,
+            alone=storage.locks.named,
+            work={"prefetch": prefetching(router.repository, parse), "sync": sync.job},
+        )
+        admin = Admin(jobs, sync, parse_image=parse, status=_Status(storage, flights))
+        yield App(front, readiness, router, shelf, storage, sync, jobs, admin)
 
 
 def _rule(route: RouteSettings) -> RouteRule:
     return RouteRule(FreshnessRule(route.tag_ttl, route.stale_while_down))
+
+
+def make_sync(
+    config: Config, storage: Storage, source_for: Callable[[Repo], SyncSource], leases: Leases | None = None
+) -> Sync:
+    """The sync rules of the configuration, with what is on disk about them."""
+    table = routing_table(config)
+    return Sync(
+        [_sync_rule(rule, table) for rule in config.sync],
+        source_for,
+        Notes(storage.layout, "sync"),
+        hold=storage.locks.try_hold,
+        leases=leases,
+        seed=storage.store.id,
+    )
+
+
+def _sync_rule(settings: SyncSettings, table: RoutingTable) -> SyncRule:
+    return SyncRule(
+        settings.title,
+        settings.repository(table),
+        settings.tag_set,
+        settings.plan,
+        parse_platforms(settings.platforms),
+        settings.referrers,
+        settings.every_replica,
+    )
+
+
+def _open_leases(config: Config, storage: Storage, stack: AsyncExitStack) -> RedisLeases | None:
+    """Where replicas that share a Redis agree who syncs; not on the path of any request, so it may take its time."""
+    url = config.index.url.get_secret_value()
+    if not url or not config.sync:
+        return None
+    budget = max(_LEASE_BUDGET, config.index.timeout)
+    leases = RedisLeases(parse_redis_url(url), owner=storage.store.id, budget=budget)
+    stack.push_async_callback(leases.aclose)
+    return leases
+
+
+class _Status:
+    """What the admin API tells of this process and the store."""
+
+    def __init__(self, storage: Storage, flights: Flights) -> None:
+        self._storage = storage
+        self._flights = flights
+        self._began = time.monotonic()
+
+    async def __call__(self) -> dict[str, Any]:
+        held, limit = await self._storage.evictor.fullness()
+        return {
+            "version": __version__,
+            "worker": os.getpid(),
+            "uptime": round(time.monotonic() - self._began, 1),
+            "store": {"root": str(self._storage.layout.root), "bytes": held, "limit": limit},
+            "flights": len(self._flights.active()),
+        }
 
 
 def _open_index(config: Config, layout: Layout, store_id: str) -> ContentIndex:
@@ -227,13 +311,7 @@ class _Upstreams:
         self._executor = executor
         self._memo = memo
         self._settings = {entry.name: entry for entry in config.upstream}
-        self.table = RoutingTable.build(
-            (
-                Registry(entry.name, tuple(entry.aliases), tuple(entry.hosts), library=entry.name == "docker.io")
-                for entry in config.upstream
-            ),
-            config.default_registry or None,
-        )
+        self.table = routing_table(config)
         self._made: dict[str, Upstream] = {}
 
     def named(self, name: str) -> Upstream:

@@ -12,6 +12,8 @@
     │   └── <algorithm>-<hex>            a blob whose bytes were found to be wrong, kept for whoever looks into it
     ├── locks/                           files for flock only; empty
     ├── pins/<hash>.json                 images that must stay (see `notes.py` for folders of this kind)
+    ├── sync/, jobs/, job-queue/, job-cancels/   likewise: what syncs did last, and what was asked for
+    ├── admin.sock                       the admin API's socket, unless it is elsewhere
     └── repositories/
         └── <registry>/<name…>/
             ├── _tags/<tag>              JSON: digest, media type, size, fetched at

@@ -30,10 +30,15 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from mirror import telemetry
 from mirror.errors import JobUnknown, MirrorError, StoreError, TooManyJobs
+from mirror.oci.reference import Repo
 from mirror.once import end
+from mirror.policy.images import Image
+from mirror.policy.platforms import parse_platforms
 from mirror.transfer.meter import Meter
+from mirror.transfer.prefetch import prefetch
+from mirror.transfer.warm import Source
 
-__all__ = ["Ended", "JobState", "Jobs", "Records", "Work", "moment"]
+__all__ = ["Ended", "JobState", "Jobs", "Records", "Work", "moment", "prefetching"]
 
 #: Seconds between two looks at the queue, and between two notes of progress.
 _LOOK_EVERY: Final = 1.0
@@ -90,6 +95,24 @@ Work: TypeAlias = Callable[[Mapping[str, Any], Meter], Awaitable[Ended]]
 def moment(seconds: float | None) -> str | None:
     """A time of ours (epoch seconds) as others read it: `2026-01-31T03:00:00Z`."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def prefetching(source_for: Callable[[Repo], Source], parse_image: Callable[[str], Image]) -> Work:
+    """Work of the kind `prefetch`: `images`, `platforms` and `referrers`, checked already."""
+
+    async def work(arguments: Mapping[str, Any], meter: Meter) -> Ended:
+        images = [parse_image(str(text)) for text in arguments["images"]]
+        meter.expect(len(images))
+        done = await prefetch(
+            source_for,
+            images,
+            platforms=parse_platforms(arguments["platforms"]),
+            referrers=bool(arguments["referrers"]),
+            report=meter.note,
+        )
+        return Ended(done.ok, done.to_json())
+
+    return work
 
 
 class Jobs:

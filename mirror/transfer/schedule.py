@@ -288,6 +288,10 @@ class Sync:
         finally:
             os.close(held)
 
+    async def job(self, arguments: Mapping[str, Any], meter: Meter) -> Ended:
+        """The same as work of the kind `sync`, asked for with `rule`."""
+        return await self.run_rule(str(arguments["rule"]), meter, by="job")
+
     async def _carry(self, rule: SyncRule, meter: Meter, by: str) -> Ended:
         """The rule's lock is held. What happens is on disk, from the begin to the end."""
         begun = {

@@ -24,7 +24,7 @@ def settings(model: type[BaseModel]) -> set[str]:
     for name, field in model.model_fields.items():
         inner = [one for one in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(one, type)]
         sections = [one for one in inner if issubclass(one, BaseModel)]
-        found |= {name} if not sections else set()
+        found |= {field.alias or name} if not sections else set()
         for section in sections:
             found |= settings(section)
     return found
