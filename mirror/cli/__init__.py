@@ -6,7 +6,7 @@ A module that is imported here adds its commands to the application; `--help` li
 from mirror.cli import serving as serving  # the order is that of `--help`
 from mirror.cli import storage as storage
 from mirror.cli import sync as sync
-from mirror.cli import jobs as jobs  # isort: skip
+from mirror.cli import tasks as tasks
 from mirror.cli.base import application, main
 
 __all__ = ["application", "main"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -77,6 +78,7 @@ async def _run(loaded: settings.Config, name: str) -> Ended:
             TransferSpeedColumn(),
             console=Console(stderr=True),
             transient=True,
+            disable=not sys.stderr.isatty(),
         ) as progress:
             bar = progress.add_task(name, total=None)
             try:

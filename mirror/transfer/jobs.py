@@ -191,7 +191,7 @@ class Jobs:
         if note["state"] == JobState.QUEUED.value:
             self._queue.drop(name)
             return self._end(note, JobState.CANCELLED)
-        if note["state"] == JobState.RUNNING.value:
+        if note["state"] == JobState.RUNNING.value and not note.get("cancelling"):
             self._cancels.write(name, {"asked": self.now()})
             return {**note, "cancelling": True}
         return note
@@ -200,7 +200,10 @@ class Jobs:
         note = self._jobs.read(name)
         if note is None or not _is_whole(note):
             raise JobUnknown(f"no job {name[:80]!r}")
-        return self._checked(note)
+        checked = self._checked(note)
+        if checked["state"] == JobState.RUNNING.value and self._cancels.read(name) is not None:
+            return {**checked, "cancelling": True}
+        return checked
 
     def _checked(self, note: dict[str, Any]) -> dict[str, Any]:
         """The same, or that it was interrupted: it says that it runs, but nobody holds its slot."""
@@ -354,7 +357,8 @@ class Jobs:
             ended = task.result()
             state, result = (JobState.DONE if ended.ok else JobState.FAILED), dict(ended.result)
         self._end(told, state, result)
-        telemetry.log.info("job ended", job=note["id"], kind=note["kind"], state=state.value, error=result.get("error"))
+        why = {"error": result["error"]} if "error" in result else {}
+        telemetry.log.info("job ended", job=note["id"], kind=note["kind"], state=state.value, **why)
 
 
 def _lock(slot: object) -> str:

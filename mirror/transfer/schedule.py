@@ -153,7 +153,7 @@ class Sync:
             "ended": moment(last.end),
             "by": note.get("by"),
             "result": note.get("result"),
-            "failures": last.failures,
+            "failed_in_a_row": last.failures,
             "succeeded": moment(note.get("succeeded")),
             "next": None if busy else moment(max(due, self.now())),
         }
@@ -217,9 +217,8 @@ class Sync:
 
     def _is_due(self, rule: SyncRule) -> bool:
         note = self._note(rule)
-        if "since" not in note or note.get("what") != rule.what:
-            # seen for the first time, or changed: what an older one under this name did counts for nothing
-            note = {"since": self.now(), "what": rule.what}
+        if "key" not in note:
+            # not on disk yet; since when it is known must not begin anew with each look
             self._notes.write(rule.name, note)
         due = next_run(rule.plan, _last(note), self.now(), self._jitter(rule))
         return self.now() >= max(due, self._not_before.get(rule.name, due))
@@ -299,11 +298,9 @@ class Sync:
             "start": self.now(),
             "end": None,
             "by": by,
-            "what": rule.what,
             "worker": os.getpid(),
         }
         begun.pop("progress", None)
-        begun.setdefault("since", begun["start"])
         await asyncio.to_thread(self._notes.write, rule.name, begun)
         telemetry.log.info("sync started", rule=rule.name, by=by)
         task = asyncio.ensure_future(self._move(rule, meter))
@@ -389,7 +386,11 @@ class Sync:
                 await self.leases.give_back(_lease(rule))
 
     def _note(self, rule: SyncRule) -> dict[str, Any]:
-        return self._notes.read(rule.name) or {}
+        """What is known; of a new rule, or a changed one under an old name, that it begins now."""
+        note = self._notes.read(rule.name) or {}
+        if note.get("what") == rule.what and _seconds(note.get("since")) is not None:
+            return note
+        return {"since": self.now(), "what": rule.what}
 
     def _jitter(self, rule: SyncRule) -> float:
         """Within 0 to 1, always the same for this rule in this store."""
