@@ -247,6 +247,7 @@ def _set_clock(app: App, clock: Clock) -> None:
     """Time passes only when the test says so, and waits between two tries at an upstream take none."""
     app.shelf.now = clock
     app.shelf.memo._now = clock
+    app.sync.now = app.jobs.now = clock
     make = app.router._upstream_for
 
     def upstream_for(name: str) -> Upstream:
