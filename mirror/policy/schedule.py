@@ -27,7 +27,7 @@ _SPREAD: Final = 0.1
 _FIRST_RETRY: Final = 300.0
 _LONGEST_RETRY: Final = 3600.0
 #: Seconds after a start within which an interrupted run begins anew.
-_SOON: Final = 60.0
+_SOON: Final = 15.0
 #: Seconds by which clocks of the same machine may differ from themselves.
 _CLOCK_SLACK: Final = 60.0
 

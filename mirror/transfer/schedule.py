@@ -42,7 +42,7 @@ __all__ = ["Leases", "Sync", "SyncRule", "SyncSource"]
 
 #: Seconds between two looks for what is due; until a dead process's work is taken over; between two notes of progress.
 _LOOK_EVERY: Final = 5.0
-_SUCCEED_AFTER: Final = 10.0
+_SUCCEED_AFTER: Final = 5.0
 _TELL_EVERY: Final = 1.0
 #: Seconds that a lease lasts unless it is renewed, and between two renewals.
 _LEASE: Final = 120.0

@@ -100,7 +100,7 @@ def test_a_run_is_never_due_again_for_the_same_time() -> None:
         (_DAILY, Last(0, _NOW, _NOW), 300.0),
         (Cron("* * * * *"), Last(0, _NOW, _NOW), 6.0),
         (_EVERY, Last(0, _NOW, _NOW, 1), 30.0),
-        (_EVERY, Last(0, _NOW), 60.0),
+        (_EVERY, Last(0, _NOW), 15.0),
         (_EVERY, Last(0, _NOW, _NOW), 0.0),
     ],
 )
