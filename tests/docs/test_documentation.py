@@ -58,9 +58,12 @@ def test_the_example_configuration_is_good(tmp_path: Path) -> None:
         "docker_config",
         "ca_file",
         "url_file",
+        "tags",
+        "tags_regex",
+        "cron",
     }
     lines = [
-        line[1:] if (found := re.match(r"#(\w+) = ", line)) and found[1] not in alone else line
+        line[1:] if (found := re.match(r"#(?:\[\[sync\]\]|(\w+) = )", line)) and found[1] not in alone else line
         for line in text.splitlines()
     ]
     path = tmp_path / "mirror.toml"
