@@ -50,9 +50,9 @@ def _show(found: list[dict[str, Any]]) -> None:
     table = Table("job", "kind", "what", "state", "created", "progress")
     for job in found:
         arguments = job.get("arguments", {})
-        images = arguments.get("images", [])
+        images, more = arguments.get("images", []), arguments.get("more", 0)
         what = arguments.get("rule") or (
-            f"{images[0]} and {len(images) - 1} more" if len(images) > 1 else "".join(images)
+            f"{images[0]} and {len(images) - 1 + more} more" if len(images) > 1 else "".join(images)
         )
         table.add_row(job["id"], job["kind"], what, job["state"], job["created"] or "", _progress(job))
     if found:

@@ -152,7 +152,7 @@ class Admin:
         return _Reply({"rules": await self._sync.status()})
 
     async def _run(self, name: str) -> _Reply:
-        if self._sync.busy(name):
+        if await asyncio.to_thread(self._sync.busy, name):
             raise AlreadyRunning(f"{name} is being synced already")
         return await self._submitted("sync", {"rule": name})
 

@@ -40,14 +40,18 @@ from mirror.transfer.warm import Source
 
 __all__ = ["Ended", "JobState", "Jobs", "Records", "Work", "moment", "prefetching"]
 
-#: Seconds between two looks at the queue, and between two notes of progress.
+#: Seconds between two looks at the queue; the same after the disk failed us; and between two notes of progress.
 _LOOK_EVERY: Final = 1.0
+_AFTER_TROUBLE: Final = 30.0
 _TELL_EVERY: Final = 1.0
 #: Jobs at once, waiting, and kept when ended; and for how many seconds those are kept.
 _AT_ONCE: Final = 2
 _MOST_QUEUED: Final = 100
 _MOST_KEPT: Final = 200
 _KEPT_FOR: Final = 7 * 86400.0
+#: Images that a result tells one by one, unless more have failed; and that a list of jobs names of each.
+_MOST_TOLD: Final = 200
+_FEW_NAMED: Final = 10
 
 
 class Records(Protocol):
@@ -110,9 +114,17 @@ def prefetching(source_for: Callable[[Repo], Source], parse_image: Callable[[str
             referrers=bool(arguments["referrers"]),
             report=meter.note,
         )
-        return Ended(done.ok, done.to_json())
+        return Ended(done.ok, _shortened(done.to_json()))
 
     return work
+
+
+def _shortened(result: dict[str, Any]) -> dict[str, Any]:
+    """What failed is told whole; of what is here, as much as people read."""
+    images = result["images"]
+    told = [image for image in images if not image["ok"]]
+    told += [image for image in images if image["ok"]][: max(0, _MOST_TOLD - len(told))]
+    return {**result, "images": told, "more": len(images) - len(told)}
 
 
 class Jobs:
@@ -247,15 +259,18 @@ class Jobs:
         try:
             while True:
                 self._poked.clear()
+                pause = _LOOK_EVERY
                 try:
                     await self._take_up()
                 except StoreError as error:
                     telemetry.log.warning("taking up jobs failed", reason=str(error))
+                    pause = _AFTER_TROUBLE
                 except Exception:
                     # whatever it was: without this task no job is ever run again
                     telemetry.log.exception("taking up jobs crashed")
+                    pause = _AFTER_TROUBLE
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_EVERY):
+                    async with asyncio.timeout(pause):
                         await self._poked.wait()
         finally:
             await end(*self._running.values())
@@ -384,8 +399,11 @@ def _told(note: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _brief(job: dict[str, Any]) -> dict[str, Any]:
-    """For lists: a result can be as long as its list of images."""
+    """For lists: a result can be as long as its list of images, and that can be long."""
     brief = {name: value for name, value in job.items() if name not in ("result", "progress")}
+    arguments = dict(job.get("arguments") or {})
+    if isinstance(images := arguments.get("images"), list):
+        brief["arguments"] = {**arguments, "images": images[:_FEW_NAMED], "more": len(images[_FEW_NAMED:])}
     for part in ("result", "progress"):
         if isinstance(job.get(part), dict):
             brief[part] = {name: value for name, value in job[part].items() if not isinstance(value, list)}

@@ -40,9 +40,10 @@ from mirror.transfer.warm import Source, State
 
 __all__ = ["Leases", "Sync", "SyncRule", "SyncSource"]
 
-#: Seconds between two looks for what is due; until a dead process's work is taken over; between two notes of progress.
+#: Seconds between two looks for what is due, or whether the process that does so has died; the same after the disk
+#: failed us; and between two notes of progress.
 _LOOK_EVERY: Final = 5.0
-_SUCCEED_AFTER: Final = 5.0
+_AFTER_TROUBLE: Final = 60.0
 _TELL_EVERY: Final = 1.0
 #: Seconds that a lease lasts unless it is renewed, and between two renewals.
 _LEASE: Final = 120.0
@@ -159,8 +160,9 @@ class Sync:
         }
 
     def busy(self, name: str) -> bool:
-        """Whether it runs, in whichever process. Raises `RuleUnknown`, `StoreError`."""
-        return self._is_held(self.rule(name))
+        """Blocking: whether it runs, in whichever process. Raises `RuleUnknown`, `StoreError`."""
+        rule = self.rule(name)
+        return _last(self._note(rule)).interrupted and self._is_held(rule)
 
     def _is_held(self, rule: SyncRule) -> bool:
         held = self._hold(_lock(rule))
@@ -176,6 +178,7 @@ class Sync:
         held = None
         try:
             while self.rules:
+                pause = _LOOK_EVERY
                 try:
                     if held is None:
                         held = await self._succeed()
@@ -183,10 +186,12 @@ class Sync:
                         await self.tick()
                 except (StoreError, IndexUnavailable) as error:
                     telemetry.log.warning("looking for due syncs failed", reason=str(error))
+                    pause = _AFTER_TROUBLE
                 except Exception:
                     # whatever it was: without this task nothing is ever synced again
                     telemetry.log.exception("looking for due syncs crashed")
-                await self._sleep(_LOOK_EVERY if held is not None else _SUCCEED_AFTER)
+                    pause = _AFTER_TROUBLE
+                await self._sleep(pause)
         finally:
             await end(*self._running.values())
             if held is not None:
@@ -245,6 +250,7 @@ class Sync:
             await self._carry(rule, Meter(), "schedule")
         except MirrorError as error:
             telemetry.log.error("a sync's note cannot be written", rule=rule.name, reason=str(error))
+            self._not_before[rule.name] = self.now() + _AFTER_TROUBLE
         except Exception:
             telemetry.log.exception("sync crashed", rule=rule.name)
         finally:

@@ -123,8 +123,8 @@ def test_a_job_that_fails_says_why(mirror: MirrorProcess, socket: Path) -> None:
     """What is not there is named, and the rest is brought in."""
     job = _begin(socket, {"images": ["app:v1", "app:nope"]})
     failed = _wait(socket, job, "failed")
-    assert [image["ok"] for image in failed["result"]["images"]] == [True, False]
-    assert failed["result"]["images"][1]["failures"][0]["reason"]
+    assert [image["ok"] for image in failed["result"]["images"]] == [False, True]
+    assert failed["result"]["images"][0]["failures"][0]["reason"]
     mirror.wait_for_event("job ended", job=job, state="failed")
 
 

@@ -33,7 +33,8 @@ def registry() -> Any:
     """Two releases, a prerelease, and a tag that is none."""
     with FakeRegistry() as running:
         for number, tag in enumerate(["1.0", "1.1", "1.2-rc1", "latest"]):
-            running.add_image("library/app", tag, [noise(4096, number)])
+            # nothing is shared: what fails, fails for one of them
+            running.add_image("library/app", tag, [noise(4096, number)], config=b'{"n":%d}' % number)
         yield running
 
 
