@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mirror import __version__, telemetry
-from mirror.config import Config, RouteSettings, SyncSettings, UpstreamSettings, routing_table
+from mirror.access import issuer as issuer_of
+from mirror.access.audit import AuditLog
+from mirror.access.authentication import Authentication
+from mirror.access.given import GivenToken, GivenTokens
+from mirror.access.htpasswd import Htpasswd
+from mirror.access.issued import IssuedTokens, read_keys
+from mirror.access.issuer import Issuer
+from mirror.config import Config, IssuerSettings, RouteSettings, SyncSettings, UpstreamSettings, routing_table
 from mirror.errors import ConfigError, IndexUnavailable, StoreError
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.leases import RedisLeases
@@ -25,25 +32,33 @@ from mirror.memo import Memo, redis_cache
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.once import end
+from mirror.policy.access import Policy, Rule, actions
+from mirror.policy.content import ContentLists, ContentRule, patterns
 from mirror.policy.eviction import Water
 from mirror.policy.freshness import FreshnessRule
+from mirror.policy.history import AgeRule
 from mirror.policy.images import Image, parse_image
 from mirror.policy.platforms import parse_platforms
-from mirror.policy.routing import RoutingTable
+from mirror.policy.routing import RoutingTable, compile_pattern
 from mirror.policy.rules import RouteRule
-from mirror.policy.sizes import parse_capacity
-from mirror.ports import BlobInfo, ContentIndex, Upstream
+from mirror.policy.sizes import parse_capacity, parse_size
+from mirror.ports import Authenticator, BlobInfo, ContentIndex, Upstream
+from mirror.repository.ahead import Ahead
+from mirror.repository.cosign import read_key
 from mirror.repository.evictor import Evictor
 from mirror.repository.flights import Flights
 from mirror.repository.grants import Grants
 from mirror.repository.proxied import Shelf
 from mirror.repository.reconcile import ensure, reconcile
 from mirror.repository.router import Router
+from mirror.repository.tag_history import TagHistories
+from mirror.server.access import Gate
 from mirror.server.admin import Admin
 from mirror.server.front import Front
 from mirror.server.health import Readiness, health_pages
 from mirror.server.sending import Sender
 from mirror.store.catalog import LocalCatalog
+from mirror.store.freezes import LocalFreezes
 from mirror.store.layout import Layout
 from mirror.store.local import LocalStore
 from mirror.store.locks import Locks
@@ -54,11 +69,13 @@ from mirror.transfer.schedule import Leases, Sync, SyncRule, SyncSource
 from mirror.upstream.credentials import Credentials, CredentialSource, DockerConfig, GivenCredentials
 from mirror.upstream.registry import RegistryUpstream
 
-__all__ = ["App", "Storage", "build", "make_sync", "open_storage"]
+__all__ = ["App", "Storage", "age_rule", "build", "make_sync", "open_storage", "routing_table"]
 
 #: Threads are made when they are needed; these are bounds. Each fill occupies one while it receives.
 _FILLING_THREADS = 256
 _SENDING_THREADS = 16
+#: Passwords checked at once, a tenth of a second of a core each: guessing must not take the machine.
+_CHECKING_THREADS = 2
 #: Seconds between two looks at what crashes have left.
 _SWEEP_EVERY = 3600.0
 _COMPARE_EVERY = 86400.0
@@ -77,6 +94,7 @@ class Storage:
     layout: Layout
     store: LocalStore
     catalog: LocalCatalog
+    freezes: LocalFreezes
     index: ContentIndex
     locks: Locks
     evictor: Evictor
@@ -126,7 +144,7 @@ async def open_storage(config: Config, in_flight: _InFlight | None = None) -> As
             rebuild=lambda: ensure(store, catalog, index, exclusive=lambda: locks.named("rebuild")),
             reclaim=lambda: sweep(layout, keep=_IDLE, now=time.time).bytes,
         )
-        yield Storage(layout, store, catalog, index, locks, evictor)
+        yield Storage(layout, store, catalog, LocalFreezes(layout), index, locks, evictor)
 
 
 @asynccontextmanager
@@ -163,6 +181,9 @@ async def build(config: Config) -> AsyncIterator[App]:
             executor=filling,
             exclusive=storage.locks.exclusive,
             touch=storage.evictor.touch,
+            histories=TagHistories(storage.catalog, storage.freezes),
+            label=upstreams.label,
+            ahead=Ahead(storage.evictor.limit, at_once=config.server.prefetch_blobs_at_once),
         )
         stack.push_async_callback(shelf.aclose)
 
@@ -178,11 +199,26 @@ async def build(config: Config) -> AsyncIterator[App]:
             RouteRule(),
             upstreams.named,
             shelf,
+            lists=ContentLists(patterns(config.content.allow), patterns(config.content.deny)),
+            keys={str(path): read_key(path) for route in config.route for path in route.signed_by},
         )
+        stack.push_async_callback(router.aclose)
         sender = Sender(sending, stall=config.server.client_stall)
-        front = Front(router, sender, health_pages(readiness), log_requests=config.server.access_log)
+        gate = await _open_gate(config, storage.layout, stack)
+        audit = None
+        if config.access.audit_log is not None:
+            audit = AuditLog(config.access.audit_log)
+            stack.callback(audit.close)
+        front = Front(
+            router,
+            sender,
+            health_pages(readiness),
+            log_requests=config.server.access_log,
+            gate=gate,
+            audit=audit,
+        )
 
-        sync = make_sync(config, storage, router.repository, _open_leases(config, storage, stack))
+        sync = make_sync(config, storage, router.guarded, _open_leases(config, storage, stack))
 
         def parse(text: str) -> Image:
             return parse_image(text, upstreams.table)
@@ -191,14 +227,83 @@ async def build(config: Config) -> AsyncIterator[App]:
             *(Notes(storage.layout, kind) for kind in ("jobs", "job-queue", "job-cancels")),
             hold=storage.locks.try_hold,
             alone=storage.locks.named,
-            work={"prefetch": prefetching(router.repository, parse), "sync": sync.job},
+            work={"prefetch": prefetching(router.guarded, parse), "sync": sync.job},
         )
         admin = Admin(jobs, sync, parse_image=parse, status=_Status(storage, flights))
         yield App(front, readiness, router, shelf, storage, sync, jobs, admin)
 
 
+async def _open_gate(config: Config, layout: Layout, stack: AsyncExitStack) -> Gate | None:
+    """None where nobody has to be asked who they are."""
+    access = config.access
+    if access.is_open:
+        return None
+    key_file = access.token_key_file or layout.root / "token.key"
+    keys = await asyncio.to_thread(read_keys, key_file, make=access.token_key_file is None)
+    issued = IssuedTokens(keys, lifetime=access.token_lifetime)
+    ways: list[Authenticator] = [issued]
+    if access.token:
+        ways.append(
+            GivenTokens(
+                GivenToken(one.name, one.token.get_secret_value(), frozenset(one.groups))
+                for one in access.token
+                if one.token is not None
+            )
+        )
+    for one in access.issuer:
+        issuer = Issuer(_issuer(one))
+        stack.push_async_callback(issuer.aclose)
+        ways.append(issuer)
+    if access.htpasswd is not None:
+        checking = ThreadPoolExecutor(_CHECKING_THREADS, "check")
+        stack.callback(checking.shutdown, wait=False, cancel_futures=True)
+        members = {name for listed in access.groups.values() for name in listed}
+        groups = {
+            name: frozenset(group for group, listed in access.groups.items() if name in listed) for name in members
+        }
+        accounts = Htpasswd(access.htpasswd, checking, groups)
+        await asyncio.to_thread(accounts.load)
+        ways.append(accounts)
+    authentication = Authentication(ways)
+    stack.push_async_callback(authentication.aclose)
+    rules = tuple(
+        Rule(rule.effect == "allow", tuple(rule.who), actions(rule.actions), tuple(rule.repositories))
+        for rule in access.rule
+    )
+    return Gate(authentication, Policy(rules, anonymous=access.anonymous), issued, realm=access.realm)
+
+
+def _issuer(one: IssuerSettings) -> issuer_of.IssuerSettings:
+    return issuer_of.IssuerSettings(
+        one.issuer,
+        one.audience,
+        one.keys_url,
+        one.keys_file,
+        one.issuer_ca_file,
+        one.bearer_file,
+        one.name_claim,
+        one.groups_claim,
+        one.prefix,
+    )
+
+
 def _rule(route: RouteSettings) -> RouteRule:
-    return RouteRule(FreshnessRule(route.tag_ttl, route.stale_while_down))
+    return RouteRule(
+        FreshnessRule(route.tag_ttl, route.stale_while_down),
+        age=AgeRule(route.minimum_age, serve_new=route.minimum_age_new == "serve"),
+        content=ContentRule(
+            route.require_digest,
+            None if route.max_size is None else parse_size(route.max_size),
+            tuple(str(path) for path in route.signed_by),
+        ),
+        prefetch=route.prefetch,
+    )
+
+
+def age_rule(config: Config, repo: Repo) -> AgeRule:
+    """What the first route that fits says of a repository, for the command line."""
+    fitting = (route for route in config.route if compile_pattern(route.match).fullmatch(str(repo)))
+    return next((_rule(route) for route in fitting), RouteRule()).age
 
 
 def make_sync(
@@ -323,6 +428,11 @@ class _Upstreams:
                 raise KeyError(name)
             found = self._made[name] = self._make(name, self._settings[known[1].name])
         return found
+
+    def label(self, name: str) -> str:
+        """The entry that a registry falls under: bounded by the configuration, where names under a wildcard are not."""
+        known = self.table.registry(name)
+        return known[1].name if known else ""
 
     def _make(self, name: str, settings: UpstreamSettings) -> Upstream:
         label = settings.name  # bounded by the configuration, where names under a wildcard are not

@@ -30,16 +30,21 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from mirror.access.htpasswd import check_htpasswd
+from mirror.access.issued import check_keys
 from mirror.errors import ConfigError, RequestError
 from mirror.index.redis import parse_redis_url
 from mirror.oci.reference import Repo, check_registry
+from mirror.policy.access import check_who
+from mirror.policy.content import ImagePattern
 from mirror.policy.durations import parse_duration
 from mirror.policy.images import parse_image
 from mirror.policy.platforms import parse_platform
 from mirror.policy.routing import Registry, RoutingTable
 from mirror.policy.schedule import Cron, Every, Plan
-from mirror.policy.sizes import parse_capacity
+from mirror.policy.sizes import parse_capacity, parse_size
 from mirror.policy.tagsets import TagSet
+from mirror.repository.cosign import read_key
 
 __all__ = ["PUBLIC", "Config", "RouteSettings", "SyncSettings", "UpstreamSettings", "load", "routing_table"]
 
@@ -84,6 +89,16 @@ def _capacity(text: str) -> str:
     return text
 
 
+def _size(text: str) -> str:
+    parse_size(text)
+    return text
+
+
+def _image_pattern(text: str) -> str:
+    ImagePattern(text)
+    return text
+
+
 def _registry(name: str) -> str:
     try:
         check_registry(name.removeprefix("*."))
@@ -123,6 +138,9 @@ class ServerSettings(_Section):
     client_stall: Seconds = Field(300.0, description="A client that takes no byte for so long is dropped.")
     idle: Seconds = Field(75.0, description="A connection without a request is closed after this time.")
     access_log: bool = Field(True, description="One log line per request.")
+    prefetch_blobs_at_once: int = Field(
+        4, ge=1, le=100, description="Blobs fetched before they are asked for, at most, per worker (see `prefetch`)."
+    )
 
     @model_validator(mode="after")
     def _pair(self) -> ServerSettings:
@@ -212,6 +230,80 @@ class UpstreamSettings(_Section):
         return self
 
 
+class TokenSettings(_Section):
+    """`[[access.token]]`: a token that lets its bearer in."""
+
+    name: str = Field(min_length=1, max_length=200, description="How it is called in rules and logs.")
+    token: SecretStr | None = Field(None, description="The token itself.")
+    token_file: Path | None = Field(None, description="File that holds the token.")
+    groups: list[str] = Field([], description="Groups that it belongs to, for rules.")
+
+    @model_validator(mode="after")
+    def _one(self) -> TokenSettings:
+        if (self.token is None) == (self.token_file is None):
+            raise ValueError("needs one of token and token_file")
+        return self
+
+
+class IssuerSettings(_Section):
+    """`[[access.issuer]]`: an OpenID Connect issuer, whose JSON web tokens let their bearer in."""
+
+    issuer: Annotated[str, AfterValidator(_url)] = Field(description="The `iss` of its tokens.")
+    audience: str = Field(min_length=1, description="The `aud` that tokens for this mirror have.")
+    keys_url: Annotated[str, AfterValidator(_url)] | None = Field(
+        None, description="Where its keys are (JWKS); found by its discovery document if not set."
+    )
+    keys_file: Path | None = Field(None, description="File with its keys instead.")
+    issuer_ca_file: Path | None = Field(None, description="PEM file of the authorities to trust at the issuer.")
+    bearer_file: Path | None = Field(None, description="File with a token that is sent when keys are fetched.")
+    name_claim: str = Field("sub", description="Claim that holds the name.")
+    groups_claim: str = Field("groups", description="Claim that holds the groups.")
+    prefix: str = Field("", description="Put before names and groups, to keep issuers apart.")
+
+
+class RuleSettings(_Section):
+    """`[[access.rule]]`: who may do what; a rule that denies goes before all that allow."""
+
+    effect: Literal["allow", "deny"] = Field(description="What it does.")
+    who: list[Annotated[str, AfterValidator(check_who)]] = Field(
+        min_length=1, description="*, anonymous, authenticated, user:…, token:…, subject:…, certificate:…, group:…"
+    )
+    actions: list[Literal["pull", "push", "admin"]] = Field(["pull"], min_length=1, description="What it is about.")
+    repositories: list[str] = Field([], description="Patterns as routes have them; none means all.")
+
+
+class AccessSettings(_Section):
+    """`[access]`: who may come in."""
+
+    anonymous: bool = Field(True, description="Whether those who do not log in are let in.")
+    htpasswd: Path | None = Field(None, description="Accounts: an htpasswd file with bcrypt hashes.")
+    groups: dict[str, list[str]] = Field({}, description='Groups of accounts, for rules: ops = ["alice"].')
+    client_ca: Path | None = Field(
+        None, description="PEM file; client certificates of these authorities let their holders in."
+    )
+    realm: Annotated[str, AfterValidator(_url)] | None = Field(
+        None, description="URL of the token endpoint as clients reach it; found by the Host header if not set."
+    )
+    token_lifetime: Seconds = Field(300.0, ge=60, description="How long a token of ours is good.")
+    token_key_file: Path | None = Field(
+        None, description="File with the key of our tokens, for replicas to share; made beside the store if not set."
+    )
+    audit_log: Path | None = Field(None, description="File that gets a JSON line for each access and each refusal.")
+    token: list[TokenSettings] = []
+    issuer: list[IssuerSettings] = []
+    rule: list[RuleSettings] = []
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether there is no way to say who one is."""
+        return self.htpasswd is None and self.client_ca is None and not self.token and not self.issuer
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody may pull anything, and nobody has to be asked who they are."""
+        return self.is_shut and self.anonymous and not self.rule
+
+
 class RouteSettings(_Section):
     """`[[route]]`: how repositories are treated; the first whose pattern fits counts."""
 
@@ -220,6 +312,33 @@ class RouteSettings(_Section):
     )
     tag_ttl: Seconds = Field(300.0, description="So long a tag's answer is believed without asking upstream.")
     stale_while_down: Seconds = Field(604800.0, description="So old a tag's answer may be while upstream is down.")
+    prefetch: bool = Field(
+        False, description="Fetch the blobs of an image once its manifest had to be fetched, before clients ask."
+    )
+    minimum_age: Seconds = Field(
+        0.0, description="Serve the newest digest of a tag that was first seen at least so long ago; 0: the newest."
+    )
+    minimum_age_new: Literal["refuse", "serve"] = Field(
+        "refuse", description="What is done about a tag that was never seen before, until it is old enough."
+    )
+    require_digest: bool = Field(False, description="Refuse pulls by tag.")
+    max_size: Annotated[str, AfterValidator(_size)] | None = Field(
+        None, description="Refuse images whose config and layers have more bytes (20GB)."
+    )
+    signed_by: list[Path] = Field(
+        [], description="PEM files; refuse images without a cosign signature by one of these public keys."
+    )
+
+
+class ContentSettings(_Section):
+    """`[content]`: what may be pulled through here at all."""
+
+    deny: list[Annotated[str, AfterValidator(_image_pattern)]] = Field(
+        [], description="registry/name, registry/name:tag (with * and **) or registry/name@digest; goes before allow."
+    )
+    allow: list[Annotated[str, AfterValidator(_image_pattern)]] = Field(
+        [], description="The same; if there are any, nothing else may be pulled."
+    )
 
 
 class AdminSettings(_Section):
@@ -328,6 +447,8 @@ class Config(BaseSettings):
     store: StoreSettings = Field(default_factory=lambda: StoreSettings.model_validate({}))
     index: IndexSettings = IndexSettings.model_validate({})
     log: LogSettings = LogSettings.model_validate({})
+    access: AccessSettings = AccessSettings.model_validate({})
+    content: ContentSettings = ContentSettings.model_validate({})
     upstream: list[UpstreamSettings] = Field(
         default_factory=lambda: [UpstreamSettings.model_validate(entry) for entry in PUBLIC]
     )
@@ -414,7 +535,14 @@ def _with_secrets(config: Config) -> tuple[Config, list[str]]:
             text = _read_secret(f"upstream[{number}].password_file", upstream.password_file, mistakes)
             upstream = upstream.model_copy(update={"password": SecretStr(text)})
         upstreams.append(upstream)
-    return config.model_copy(update={"index": index, "upstream": upstreams}), mistakes
+    tokens = []
+    for number, token in enumerate(config.access.token, 1):
+        if token.token_file is not None:
+            text = _read_secret(f"access.token[{number}].token_file", token.token_file, mistakes)
+            token = token.model_copy(update={"token": SecretStr(text)})
+        tokens.append(token)
+    access = config.access.model_copy(update={"token": tokens})
+    return config.model_copy(update={"index": index, "upstream": upstreams, "access": access}), mistakes
 
 
 def _read_secret(setting: str, path: Path, mistakes: list[str]) -> str:
@@ -446,6 +574,13 @@ def _cross_check(config: Config) -> list[str]:
         path = getattr(config.server, setting)
         if path is not None and not os.access(path, os.R_OK):
             mistakes.append(f"server.{setting}: {path} cannot be read")
+    mistakes += _check_access(config)
+    for number, route in enumerate(config.route, 1):
+        for key in route.signed_by:
+            try:
+                read_key(key)
+            except ConfigError as error:
+                mistakes += [f"route[{number}].{mistake}" for mistake in error.mistakes]
     if config.default_registry and config.default_registry not in names:
         mistakes.append(f"default_registry: {config.default_registry} is not the name of an upstream")
     mistakes += _check_syncs(config)
@@ -454,6 +589,45 @@ def _cross_check(config: Config) -> list[str]:
             parse_redis_url(url)
         except ConfigError as error:
             mistakes += [f"index.url: {mistake}" for mistake in error.mistakes]
+    return mistakes
+
+
+def _check_access(config: Config) -> list[str]:
+    access = config.access
+    named = {"htpasswd": access.htpasswd, "client_ca": access.client_ca, "token_key_file": access.token_key_file}
+    for number, issuer in enumerate(access.issuer, 1):
+        named |= {
+            f"issuer[{number}].{setting}": getattr(issuer, setting)
+            for setting in ("keys_file", "issuer_ca_file", "bearer_file")
+        }
+    mistakes = [
+        f"access.{setting}: {path} cannot be read"
+        for setting, path in named.items()
+        if path is not None and not os.access(path, os.R_OK)
+    ]
+    mistakes += _unusable_secrets(access)
+    if access.client_ca is not None and config.server.tls_certificate is None:
+        mistakes.append("access.client_ca: needs server.tls_certificate: certificates come with TLS")
+    if not access.anonymous and access.is_shut:
+        mistakes.append("access: nobody could come in: anonymous is false, and there is no way to log in")
+    if access.groups and access.htpasswd is None:
+        mistakes.append("access.groups: are of accounts; needs access.htpasswd")
+    names = [token.name for token in access.token]
+    mistakes += [
+        f"access.token: {name!r} stands there twice" for name in sorted({n for n in names if names.count(n) > 1})
+    ]
+    return mistakes
+
+
+def _unusable_secrets(access: AccessSettings) -> list[str]:
+    """What is wrong inside the files that are there."""
+    mistakes: list[str] = []
+    for path, check in ((access.htpasswd, check_htpasswd), (access.token_key_file, check_keys)):
+        if path is not None and os.access(path, os.R_OK):
+            try:
+                check(path)
+            except ConfigError as error:
+                mistakes += error.mistakes
     return mistakes
 
 

@@ -3,7 +3,7 @@
     MirrorError
     ├── RequestError             the client's doing
     │   ├── NameInvalid · DigestInvalid · TagInvalid · RangeInvalid · PageInvalid
-    │   ├── Unauthorized · Denied · Unsupported · NotServed
+    │   ├── Unauthorized · Denied · Unsupported · NotServed · HeldBack
     │   ├── BodyInvalid → BodyTooLarge · AlreadyRunning · TooManyJobs          of the admin API alone
     │   └── NotKnown → NameUnknown · ManifestUnknown · BlobUnknown · JobUnknown · RuleUnknown
     ├── UpstreamError            the other registry's doing; carries .upstream and .status
@@ -15,6 +15,7 @@
     ├── StoreError               ours
     │   ├── StoreFull                                 no space, no inodes, quota, or pins leave nothing to drop
     │   └── BlobDamaged                               what is on disk is not what its name says
+    ├── AccessUnavailable        who is calling cannot be told now: an issuer of tokens does not answer
     ├── IndexUnavailable         the index did not answer in its budget; the disk still can
     └── ConfigError              start-up only; carries every mistake at once
 
@@ -29,6 +30,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "ANSWERS",
+    "AccessUnavailable",
     "AlreadyRunning",
     "Answer",
     "BlobDamaged",
@@ -39,6 +41,7 @@ __all__ = [
     "Denied",
     "DigestInvalid",
     "DigestMismatch",
+    "HeldBack",
     "IndexUnavailable",
     "JobUnknown",
     "ManifestUnknown",
@@ -101,7 +104,11 @@ class RangeInvalid(RequestError):
 
 
 class Unauthorized(RequestError):
-    """The caller must say who they are."""
+    """The caller must say who they are, or did so wrongly. `challenge` is a `WWW-Authenticate` that says how."""
+
+    def __init__(self, message: str, challenge: str | None = None) -> None:
+        super().__init__(message)
+        self.challenge = challenge
 
 
 class Denied(RequestError):
@@ -130,6 +137,10 @@ class AlreadyRunning(RequestError):
 
 class TooManyJobs(RequestError):
     """So many jobs wait that no more are taken."""
+
+
+class HeldBack(RequestError):
+    """All that a tag has pointed to is newer than the route's `minimum_age`."""
 
 
 class NotKnown(RequestError):
@@ -213,6 +224,10 @@ class IndexUnavailable(MirrorError):
     """The index did not answer within its budget. The disk still can."""
 
 
+class AccessUnavailable(MirrorError):
+    """Who is calling cannot be told now, because an issuer of tokens does not answer."""
+
+
 class ConfigError(MirrorError):
     """The configuration is unusable. `mistakes` names every setting that is wrong, one line each."""
 
@@ -245,6 +260,7 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     BodyTooLarge: Answer(413, "BODY_INVALID"),
     AlreadyRunning: Answer(409, "ALREADY_RUNNING"),
     TooManyJobs: Answer(429, "TOOMANYREQUESTS"),
+    HeldBack: Answer(403, "DENIED"),
     NotKnown: Answer(404, "NAME_UNKNOWN"),
     JobUnknown: Answer(404, "JOB_UNKNOWN"),
     RuleUnknown: Answer(404, "RULE_UNKNOWN"),
@@ -263,6 +279,7 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     StoreFull: Answer(503, "UNAVAILABLE"),
     BlobDamaged: Answer(503, "UNAVAILABLE"),
     IndexUnavailable: Answer(503, "UNAVAILABLE"),
+    AccessUnavailable: Answer(503, "UNAVAILABLE"),
     ConfigError: Answer(500, "UNKNOWN"),
 }
 

@@ -9,7 +9,9 @@ The ports; all but the smallest have two or more implementations:
     BlobStore      content by digest              store/local.py      store/memory.py
     Catalog        tags and manifest links        store/catalog.py    store/memory.py
     Pins           which images must stay         store/pins.py
+    Freezes        tags that must not move        store/freezes.py
     ContentIndex   sizes, last use, links, pins   index/embedded.py   index/redis.py     index/memory.py
+    Authenticator  who a caller is                access/*.py
     Upstream       one remote registry            upstream/registry.py
     Body           bytes that arrive in a thread  upstream/transfer.py
 
@@ -33,18 +35,22 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from mirror.oci.authorization import Presented
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
-from mirror.policy.records import ContentRecord, ManifestRecord, Pin, TagRecord, Usage
+from mirror.policy.access import Identity
+from mirror.policy.records import ContentRecord, Freeze, ManifestRecord, Pin, Sighting, TagRecord, Usage
 
 __all__ = [
+    "Authenticator",
     "BlobInfo",
     "BlobReader",
     "BlobStore",
     "Body",
     "Catalog",
     "ContentIndex",
+    "Freezes",
     "Ingest",
     "Pins",
     "SupportsFileno",
@@ -233,10 +239,16 @@ class Catalog(Protocol):
         """Replace it at once for every reader. Raises `StoreError`, `StoreFull`."""
 
     def drop_tag(self, repo: Repo, tag: str) -> None:
-        """Repeatable."""
+        """Its history stays. Repeatable."""
 
     def tags(self, repo: Repo) -> list[str]:
         """Sorted."""
+
+    def get_history(self, repo: Repo, tag: str) -> tuple[Sighting, ...]:
+        """What the tag has pointed to, oldest first; also of a tag that is no more."""
+
+    def put_history(self, repo: Repo, tag: str, sightings: Sequence[Sighting]) -> None:
+        """Replace all of it at once for every reader. Raises `StoreError`, `StoreFull`."""
 
     def get_manifest(self, repo: Repo, digest: Digest) -> ManifestRecord | None:
         """Whether this repository may serve it, and as what."""
@@ -267,6 +279,22 @@ class Pins(Protocol):
         """Replaces one of the same image. Raises `StoreError`, `StoreFull`."""
 
     def drop(self, repo: Repo, reference: Reference) -> bool:
+        """Whether there was one. Repeatable."""
+
+
+class Freezes(Protocol):
+    """Tags that answer one digest until further notice, on disk. All calls block shortly."""
+
+    def all(self) -> Iterable[Freeze]:
+        """In no order."""
+
+    def get(self, repo: Repo, tag: str) -> Freeze | None:
+        """None: the tag is free to move. Raises `StoreError` where that cannot be told."""
+
+    def put(self, freeze: Freeze) -> None:
+        """Replaces one of the same tag. Raises `StoreError`, `StoreFull`."""
+
+    def drop(self, repo: Repo, tag: str) -> bool:
         """Whether there was one. Repeatable."""
 
 
@@ -356,3 +384,16 @@ class Upstream(Protocol):
 
     async def aclose(self) -> None:
         """Repeatable."""
+
+
+# ------------------------------------------------------------------------------------------- 6. who is calling
+
+
+class Authenticator(Protocol):
+    """One way in which callers say who they are."""
+
+    async def identify(self, presented: Presented) -> Identity | None:
+        """Who presents this; None: nobody that this way knows. Must take as long for a wrong secret as for a right one.
+
+        Raises `AccessUnavailable` where it cannot be told now.
+        """

@@ -38,6 +38,7 @@ __all__ = [
     "UPSTREAM_BYTES",
     "UPSTREAM_REQUESTS",
     "UPSTREAM_SECONDS",
+    "VERSION_TAGS_MOVED",
     "log",
     "render_metrics",
     "set_up_logging",
@@ -72,6 +73,10 @@ FILL_SECONDS: Final = Histogram(
     "mirror_fill_seconds", "From a fill's begin to its commit", ["upstream"], buckets=_TIMES
 )
 UNCACHED: Final = Counter("mirror_uncached", "Answers passed through because the store could not take them")
+
+VERSION_TAGS_MOVED: Final = Counter(
+    "mirror_version_tags_moved", "Tags that look like a version and were moved, by configured upstream", ["upstream"]
+)
 
 EVICTED: Final = Counter("mirror_evicted", "Blobs dropped to make room")
 EVICTED_BYTES: Final = Counter("mirror_evicted_bytes", "Bytes of blobs dropped to make room")

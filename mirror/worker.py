@@ -14,6 +14,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 import uvloop
@@ -62,7 +63,7 @@ async def _serve(
     loop.add_signal_handler(signal.SIGHUP, telemetry.log.info, "SIGHUP ignored")
     if parent is not None:
         loop.add_reader(parent, stop.set)
-    tls = _tls(config.server)
+    tls = _tls(config.server, config.access.client_ca)
     async with build(config) as app:
         runner = _Runner(app.front, config.server)
         await runner.setup()
@@ -112,7 +113,7 @@ class _Runner(web.BaseRunner):
         """The server has no resources of its own."""
 
 
-def _tls(settings: ServerSettings) -> ssl.SSLContext | None:
+def _tls(settings: ServerSettings, client_ca: Path | None) -> ssl.SSLContext | None:
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -123,4 +124,11 @@ def _tls(settings: ServerSettings) -> ssl.SSLContext | None:
         raise ConfigError(
             [f"server.tls_certificate, tls_key: {settings.tls_certificate} and {settings.tls_key} are no matching pair"]
         ) from error
+    if client_ca is not None:
+        try:
+            context.load_verify_locations(client_ca)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError([f"access.client_ca: {client_ca} holds no certificate"]) from error
+        # who has none may still log in, or stay anonymous
+        context.verify_mode = ssl.CERT_OPTIONAL
     return context

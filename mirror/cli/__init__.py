@@ -3,9 +3,11 @@
 A module that is imported here adds its commands to the application; `--help` lists them in this order.
 """
 
-from mirror.cli import serving as serving  # the order is that of `--help`
+from mirror.cli import prefetch as prefetch  # the order is that of `--help`
+from mirror.cli import serving as serving
 from mirror.cli import storage as storage
 from mirror.cli import sync as sync
+from mirror.cli import tags as tags
 from mirror.cli import tasks as tasks
 from mirror.cli.base import application, main
 

@@ -189,6 +189,10 @@ class Evictor:
         if wanted > limit:
             raise StoreFull(f"a blob of {format_size(wanted)} is more than the {format_size(limit)} that the store has")
 
+    async def limit(self) -> int:
+        """The most bytes that the store may hold now. Raises `StoreError`."""
+        return self._water.limit(await self._measure(patient=False))
+
     async def make_room(self, size: int) -> None:
         """The disk was full in mid-write, whatever we counted: drop at least `size` bytes. Raises `StoreFull`."""
         await self._evict(lambda _: (size, size), on_disk=True)

@@ -7,6 +7,9 @@ A tag, in four cases:
     not fresh, upstream down   the old answer, marked stale, for as long as the route allows
     unknown                    upstream is asked, by HEAD, which costs nothing on Docker Hub
 
+Before these comes a freeze: then upstream is not asked. After them comes the route's minimum age: what upstream says
+may be too new to be served (`tag_history.py`).
+
 A manifest is only fetched by digest, after its tag was resolved, and never if this repository has it already.
 """
 
@@ -14,16 +17,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from mirror import telemetry
 from mirror.errors import (
     BlobDamaged,
     BlobUnknown,
+    HeldBack,
     IndexUnavailable,
     ManifestUnknown,
     StoreError,
@@ -35,13 +39,25 @@ from mirror.errors import (
 )
 from mirror.memo import MISSING, Memo
 from mirror.oci.digest import Digest, hasher
-from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_descriptor, read_manifest
+from mirror.oci.manifest import (
+    INDEXES,
+    LARGEST,
+    Descriptor,
+    Manifest,
+    ManifestMalformed,
+    read_descriptor,
+    read_manifest,
+)
 from mirror.oci.reference import Reference, Repo
 from mirror.once import Once
 from mirror.policy.freshness import is_fresh, may_serve_stale
+from mirror.policy.history import Kept
+from mirror.policy.moments import format_moment
 from mirror.policy.records import ContentRecord, ManifestRecord, TagRecord
 from mirror.policy.rules import RouteRule
+from mirror.policy.versions import looks_like_version
 from mirror.ports import BlobInfo, BlobStore, Body, Catalog, ContentIndex, Upstream
+from mirror.repository.ahead import Ahead, Fetching
 from mirror.repository.content import (
     BlobContent,
     FlyingContent,
@@ -54,6 +70,7 @@ from mirror.repository.content import (
 from mirror.repository.flights import Flights, Vouch
 from mirror.repository.grants import Grants, named_by
 from mirror.repository.hot import Hot
+from mirror.repository.tag_history import TagHistories
 
 __all__ = ["BlobStat", "Listing", "ProxiedRepository", "Shelf"]
 
@@ -68,6 +85,9 @@ _PATIENCE: Final = 0.25
 _LOOK_EVERY: Final = 2.0
 #: Seconds by which a clock may have been put back before what was remembered under the later time counts for nothing.
 _CLOCK_SLACK: Final = 60.0
+#: Seconds between two looks at whether another process has published what it has filled, and how many there are.
+_LOOK_AGAIN: Final = 0.1
+_PUBLISHING: Final = 1200
 #: Seconds that a list of tags or referrers is believed.
 _LIST_FOR: Final = 60.0
 
@@ -80,12 +100,16 @@ class Exclusive(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HotTag:
-    """What a tag points to, how that was learnt, and from when until when (epoch seconds) it is believed."""
+    """What a tag points to, how that was learnt, and from when until when (epoch seconds) it is believed.
+
+    `kept` says why this is not what upstream would say.
+    """
 
     record: TagRecord
     outcome: Outcome
     since: float
     until: float
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +143,9 @@ class Shelf:
     executor: Executor
     exclusive: Exclusive
     touch: Callable[[Digest], None]
+    histories: TagHistories
+    #: The configured upstream that a registry's name falls under: names below a wildcard are no labels of metrics.
+    label: Callable[[str], str] = str
     now: Callable[[], float] = time.time
     tags: Hot[tuple[Repo, str], HotTag] = field(default_factory=lambda: Hot(16 << 20, lambda _: 512))
     manifests: Hot[tuple[Repo, Digest], Manifest] = field(
@@ -129,6 +156,7 @@ class Shelf:
     once: Once = field(default_factory=Once)
     telling: set[asyncio.Task[None]] = field(default_factory=set)
     uncached_since: float | None = None
+    ahead: Ahead | None = None
 
     def went_uncached(self, error: StoreError, what: object) -> None:
         """The store could not take something: said once, until it has taken something again."""
@@ -158,6 +186,8 @@ class Shelf:
 
     async def aclose(self) -> None:
         """Wait for what the index is still being told, end what is shared. Repeatable."""
+        if self.ahead:
+            await self.ahead.aclose()
         await asyncio.gather(*self.telling)
         await self.once.aclose()
 
@@ -181,22 +211,41 @@ class ProxiedRepository:
         tag = await self._tag(reference)
         try:
             manifest, fetched = await self._manifest(tag.record.digest)
-        except ManifestUnknown:
+        except ManifestUnknown as error:
+            if tag.kept:
+                raise self._kept_but_gone(reference, tag, error) from error
             # the tag moved on between the HEAD and the GET, or the record is of a digest that upstream has dropped
             tag = await self._ask_again(reference)
             manifest, fetched = await self._manifest(tag.record.digest)
         if fetched is Outcome.MISS and tag.outcome is not Outcome.STALE:
-            return self._answer(manifest, Outcome.MISS)
-        return self._answer(manifest, tag.outcome)
+            return self._answer(manifest, Outcome.MISS, tag.kept)
+        return self._answer(manifest, tag.outcome, tag.kept)
 
     async def resolve(self, reference: Reference) -> ManifestAnswer:
         """What HEAD of a manifest tells; upstream is asked for no more than that. Raises like `manifest`."""
         if isinstance(reference, Digest):
             return await self._resolve_digest(reference)
         tag = await self._tag(reference)
+        if tag.kept:
+            return await self._resolve_kept(reference, tag)
         record = tag.record
         self._shelf.touch(record.digest)
         return ManifestAnswer(record.digest, record.media_type, record.size, None, tag.outcome, self._upstream.name)
+
+    async def _resolve_kept(self, reference: str, tag: HotTag) -> ManifestAnswer:
+        """An older digest may be gone here and upstream: HEAD says what GET would."""
+        try:
+            found = await self._resolve_digest(tag.record.digest)
+        except ManifestUnknown as error:
+            raise self._kept_but_gone(reference, tag, error) from error
+        return replace(found, outcome=tag.outcome if found.outcome is Outcome.HIT else found.outcome, kept=tag.kept)
+
+    def _kept_but_gone(self, reference: str, tag: HotTag, error: ManifestUnknown) -> ManifestUnknown:
+        why = "frozen at" if tag.kept is Kept.FROZEN else "held back by minimum_age at"
+        return ManifestUnknown(
+            f"{self.repo}:{reference} is {why} {tag.record.digest}, which is not here and cannot be fetched any more:"
+            f" {error}"
+        )
 
     async def _resolve_digest(self, digest: Digest) -> ManifestAnswer:
         manifest = self._shelf.manifests.get((self.repo, digest)) or await asyncio.to_thread(self._stored, digest)
@@ -217,32 +266,62 @@ class ProxiedRepository:
             await self._shelf.memo.put(key, "unknown", _UNKNOWN_FOR)
             raise ManifestUnknown(f"{self.repo} has no manifest {digest}") from error
 
-    def _answer(self, manifest: Manifest, outcome: Outcome) -> ManifestAnswer:
-        content = manifest.content
-        return ManifestAnswer(manifest.digest, manifest.media_type, len(content), content, outcome, self._upstream.name)
+    def _answer(self, manifest: Manifest, outcome: Outcome, kept: Kept | None = None) -> ManifestAnswer:
+        content, upstream = manifest.content, self._upstream.name
+        return ManifestAnswer(manifest.digest, manifest.media_type, len(content), content, outcome, upstream, kept)
 
     async def _tag(self, tag: str) -> HotTag:
         hot = self._shelf.tags.get((self.repo, tag))
         if hot and hot.since - _CLOCK_SLACK <= self._shelf.now() < hot.until:
             return hot
-        found = await self._shelf.once.run(("tag", self.repo, tag), lambda: self._refresh(tag))
+        found = await self._shelf.once.run(("tag", self.repo, tag), lambda: self._decide(tag, self._refresh))
         # to those who come later a new answer is a plain hit, a stale one stays stale
         if found.outcome is Outcome.STALE:
             later, until = Outcome.STALE, found.until
         else:
             # other processes, the command line among them, change what is on the disk
             later, until = Outcome.HIT, min(found.until, self._shelf.now() + _LOOK_EVERY)
-        self._shelf.tags.put((self.repo, tag), HotTag(found.record, later, found.since, until))
+        self._shelf.tags.put((self.repo, tag), HotTag(found.record, later, found.since, until, found.kept))
         return found
 
     async def _ask_again(self, tag: str) -> HotTag:
         """Upstream's answer now, whatever is remembered."""
         self._shelf.tags.drop((self.repo, tag))
-        return await self._shelf.once.run(("tag again", self.repo, tag), lambda: self._revalidate_now(tag))
+        return await self._shelf.once.run(
+            ("tag again", self.repo, tag), lambda: self._decide(tag, self._revalidate_now)
+        )
 
     async def _revalidate_now(self, tag: str) -> HotTag:
-        record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
-        return await self._revalidate(tag, record, f"tag {self.repo}:{tag}")
+        key = f"tag {self.repo}:{tag}"
+        async with self._alone(key):
+            record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
+            return await self._revalidate(tag, record, key)
+
+    async def _decide(self, tag: str, ask: Callable[[str], Awaitable[HotTag]]) -> HotTag:
+        """What the tag answers: a freeze goes before what `ask` learns, the minimum age after it."""
+        freeze = await asyncio.to_thread(self._shelf.histories.frozen, self.repo, tag)
+        if freeze:
+            now = self._shelf.now()
+            # nothing that upstream has said: older than any such record
+            record = TagRecord(tag, freeze.digest, freeze.media_type, freeze.size, 0.0)
+            return HotTag(record, Outcome.HIT, now, now + _LOOK_EVERY, Kept.FROZEN)
+        said = await ask(tag)
+        return await self._hold_back(tag, said) if self._rule.age.minimum else said
+
+    async def _hold_back(self, tag: str, said: HotTag) -> HotTag:
+        choice = await asyncio.to_thread(self._shelf.histories.choose, self.repo, said.record, self._rule.age)
+        if choice.serve is None:
+            raise HeldBack(
+                f"{self.repo}:{tag} points to {choice.newest.digest}, which this mirror has not known for long enough"
+                f" (minimum_age); the tag is served from {format_moment(choice.any_from)} on"
+            )
+        if not choice.held_back:
+            return said
+        older = choice.serve
+        record = TagRecord(tag, older.digest, older.media_type, older.size, said.record.fetched_at)
+        # upstream was asked, and what is answered is what is here
+        outcome = Outcome.REVALIDATED if said.outcome is Outcome.MISS else said.outcome
+        return replace(said, record=record, outcome=outcome, kept=Kept.TOO_NEW)
 
     async def _refresh(self, tag: str) -> HotTag:
         """One process at a time asks upstream for a tag; the others find its answer on the disk."""
@@ -301,16 +380,27 @@ class ProxiedRepository:
                 return self._hot(record, Outcome.STALE)
             raise
         fresh = TagRecord(tag, found.digest, found.media_type, found.size, self._shelf.now())
-        try:
-            await asyncio.to_thread(self._shelf.catalog.put_tag, self.repo, fresh)
-        except StoreError as error:
-            self._shelf.went_uncached(error, f"{self.repo}:{tag}")
-        if record and record.digest != fresh.digest:
-            telemetry.log.info(
-                "tag moved", repository=str(self.repo), tag=tag, was=str(record.digest), now=str(fresh.digest)
-            )
+        was = await self._remember(record, fresh)
+        if was:
+            self._tell_of_move(tag, was, fresh.digest)
         same = record is not None and record.digest == fresh.digest
         return self._hot(fresh, Outcome.REVALIDATED if same else Outcome.MISS)
+
+    async def _remember(self, record: TagRecord | None, fresh: TagRecord) -> Digest | None:
+        """The other digest that the tag pointed to before."""
+        try:
+            return await asyncio.to_thread(self._shelf.histories.put_tag, self.repo, record, fresh, self._rule.age)
+        except StoreError as error:
+            self._shelf.went_uncached(error, f"{self.repo}:{fresh.tag}")
+            return record.digest if record and record.digest != fresh.digest else None
+
+    def _tell_of_move(self, tag: str, was: Digest, now: Digest) -> None:
+        told = {"repository": str(self.repo), "tag": tag, "was": str(was), "now": str(now)}
+        if looks_like_version(tag):
+            telemetry.VERSION_TAGS_MOVED.labels(self._shelf.label(self.repo.registry)).inc()
+            telemetry.log.warning("version tag moved", **told)
+        else:
+            telemetry.log.info("tag moved", **told)
 
     async def _manifest(self, digest: Digest) -> tuple[Manifest, Outcome]:
         """By digest, from memory, disk or upstream."""
@@ -351,18 +441,15 @@ class ProxiedRepository:
 
     async def _keep(self, manifest: Manifest) -> None:
         """Bytes first, then the link to them: a link without bytes would be a promise."""
+        since = self._shelf.histories.clocks.later()
+        record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), since)
         try:
-            await self._shelf.landed(await asyncio.to_thread(self._put_manifest, manifest))
+            info = await asyncio.to_thread(self._shelf.store.put, manifest.digest, manifest.content)
+            await asyncio.to_thread(self._shelf.catalog.put_manifest, self.repo, record)
+            await self._shelf.landed(info)
         except StoreError as error:
             self._shelf.went_uncached(error, manifest.digest)
         await self._shelf.grants.give(self.repo, named_by(manifest))
-
-    def _put_manifest(self, manifest: Manifest) -> BlobInfo:
-        """Blocking. Raises `StoreError`."""
-        record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), self._shelf.now())
-        info = self._shelf.store.put(manifest.digest, manifest.content)
-        self._shelf.catalog.put_manifest(self.repo, record)
-        return info
 
     def _stored(self, digest: Digest) -> Manifest | None:
         """Blocking: the manifest, if this repository has it and its bytes are right."""
@@ -422,12 +509,29 @@ class ProxiedRepository:
                 position = limit
                 progress(position, content.size)
             if isinstance(content, FlyingContent):
-                await content.settled()
-                if not self._is_here(digest):
-                    raise StoreError(f"{digest} could not be stored")
+                await self._stored_by_flight(content)
             return content.outcome is not Outcome.HIT
         finally:
             content.close()
+
+    async def _stored_by_flight(self, content: FlyingContent) -> None:
+        """Returns once it has its name in the store. Raises `StoreError` where it will not have one."""
+        filled_here = await content.settled()
+        for _ in range(_PUBLISHING):
+            if self._is_here(content.digest):
+                return
+            if filled_here:
+                raise StoreError(f"{content.digest} could not be stored")
+            # another process has filled it and makes it durable; should that process end first, this one goes on
+            await asyncio.sleep(_LOOK_AGAIN)
+            again = await self.blob(content.digest)
+            try:
+                if isinstance(again, PassingContent):
+                    raise StoreFull(f"the store cannot take {content.digest}")
+                filled_here = isinstance(again, FlyingContent) and await again.settled()
+            finally:
+                again.close()
+        raise StoreError(f"the process that has filled {content.digest} does not publish it")
 
     async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
         """The manifest, on the disk when this returns, its tag too: an answer from memory may be all that is left of
@@ -437,22 +541,62 @@ class ProxiedRepository:
         if not await asyncio.to_thread(self._stored, answer.digest):
             manifest = read_manifest(answer.content or b"", answer.media_type, algorithm=answer.digest.algorithm)
             await self._shelf.landed(await asyncio.to_thread(self._put_manifest, manifest))
-        if isinstance(reference, str):
+        # what a freeze or the minimum age says is on the disk, and is nothing that upstream has said
+        if isinstance(reference, str) and answer.kept is None:
             hot = self._shelf.tags.get((self.repo, reference))
-            known = hot.record if hot else None
-            kept = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, reference)
-            if kept is None or (known and known.fetched_at > kept.fetched_at):
-                fresh = TagRecord(reference, answer.digest, answer.media_type, answer.size, self._shelf.now())
-                await asyncio.to_thread(self._shelf.catalog.put_tag, self.repo, known or fresh)
+            await asyncio.to_thread(self._put_tag, reference, answer, hot.record if hot and not hot.kept else None)
         return answer
+
+    def _put_manifest(self, manifest: Manifest) -> BlobInfo:
+        """Blocking. Raises `StoreError`."""
+        since = self._shelf.histories.clocks.later()
+        info = self._shelf.store.put(manifest.digest, manifest.content)
+        record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), since)
+        self._shelf.catalog.put_manifest(self.repo, record)
+        return info
+
+    def _put_tag(self, tag: str, answer: ManifestAnswer, known: TagRecord | None) -> None:
+        """Blocking: if the disk has no record of the tag, or an older one than is `known`. Raises `StoreError`."""
+        kept = self._shelf.catalog.get_tag(self.repo, tag)
+        if kept is None or (known and known.fetched_at > kept.fetched_at):
+            fresh = TagRecord(tag, answer.digest, answer.media_type, answer.size, self._shelf.now())
+            self._shelf.histories.put_tag(self.repo, kept, known or fresh, self._rule.age)
+
+    def fetch_ahead(self, answer: ManifestAnswer, by: Fetching | None = None) -> None:
+        """A client was given this: if it had to be fetched, and the route says so, begin with its blobs, before they
+        are asked for; through `by`, where something stands before this repository. Returns at once.
+        """
+        # while the store takes nothing, each blob fetched ahead would be fetched twice
+        if answer.outcome is Outcome.MISS and self._rule.prefetch and self._shelf.uncached_since is None:
+            manifest = self._shelf.manifests.get((self.repo, answer.digest))
+            if manifest and self._shelf.ahead:
+                self._shelf.ahead.begin(by or self, manifest)
 
     def holds(self, digest: Digest) -> bool:
         """Whether its bytes are here, for whichever repository. Quick enough for the event loop."""
         return self._is_here(digest)
 
-    def read(self, digest: Digest, limit: int) -> bytes:
-        """Blocking: a small blob that is here. Raises `BlobUnknown`, `BlobDamaged` (also above `limit` bytes)."""
-        return self._shelf.store.read(digest, limit)
+    def awaits(self, digest: Digest) -> bool:
+        """Whether this process has it under way, for whichever repository."""
+        return self._shelf.flights.under_way(digest)
+
+    async def read(self, digest: Digest, limit: int) -> bytes:
+        """A small blob whole. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
+        await self.fetch(digest, lambda received, size: None)
+        return await asyncio.to_thread(self._shelf.store.read, digest, limit)
+
+    async def indexes_naming(self, digest: Digest) -> list[Digest]:
+        """The indexes of this repository that are here and name this manifest."""
+        return await asyncio.to_thread(self._read_indexes_naming, digest)
+
+    def _read_indexes_naming(self, digest: Digest) -> list[Digest]:
+        """Blocking."""
+        found = []
+        for record in self._shelf.catalog.manifests(self.repo):
+            manifest = self._stored(record.digest) if record.media_type in INDEXES else None
+            if manifest and any(child.digest == digest for child in manifest.manifests):
+                found.append(record.digest)
+        return found
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """What HEAD tells. Starts no fill: a client that only looks must not cost a download."""

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from mirror.errors import MirrorError, RangeInvalid, UpstreamThrottled, answer_for
+from mirror.errors import MirrorError, RangeInvalid, Unauthorized, UpstreamThrottled, answer_for
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span
 from mirror.repository.content import ManifestAnswer, Outcome
@@ -74,6 +74,8 @@ def manifest_headers(answer: ManifestAnswer) -> dict[str, str]:
     }
     if answer.outcome is Outcome.STALE:
         headers["Warning"] = _STALE_WARNING
+    elif answer.kept is not None:
+        headers["Cache-Status"] += f"; detail={answer.kept.value}"
     return headers
 
 
@@ -122,6 +124,8 @@ def error_response(error: MirrorError, request_id: str, *, head: bool = False) -
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     elif status == 503:
         headers["Retry-After"] = str(_RETRY_AFTER)
+    if isinstance(error, Unauthorized) and error.challenge is not None:
+        headers["WWW-Authenticate"] = error.challenge
     if isinstance(error, RangeInvalid):
         headers["Content-Range"] = f"bytes */{error.size}"
     if status == 405:

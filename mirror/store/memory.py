@@ -8,14 +8,14 @@ is no longer `in_place`; who holds it open reads on.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from mirror.errors import BlobDamaged, BlobUnknown, StoreError, StoreFull
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.reference import Repo
-from mirror.policy.records import ManifestRecord, TagRecord
+from mirror.policy.records import ManifestRecord, Sighting, TagRecord
 from mirror.ports import BlobInfo, Body
 
 __all__ = ["MemoryCatalog", "MemoryIngest", "MemoryReader", "MemoryStore"]
@@ -320,6 +320,7 @@ class MemoryCatalog:
     def __init__(self) -> None:
         self._tags: dict[Repo, dict[str, TagRecord]] = {}
         self._manifests: dict[Repo, dict[Digest, ManifestRecord]] = {}
+        self._histories: dict[tuple[Repo, str], tuple[Sighting, ...]] = {}
 
     def get_tag(self, repo: Repo, tag: str) -> TagRecord | None:
         return self._tags.get(repo, {}).get(tag)
@@ -332,6 +333,12 @@ class MemoryCatalog:
 
     def tags(self, repo: Repo) -> list[str]:
         return sorted(self._tags.get(repo, {}))
+
+    def get_history(self, repo: Repo, tag: str) -> tuple[Sighting, ...]:
+        return self._histories.get((repo, tag), ())
+
+    def put_history(self, repo: Repo, tag: str, sightings: Sequence[Sighting]) -> None:
+        self._histories[repo, tag] = tuple(sightings)
 
     def get_manifest(self, repo: Repo, digest: Digest) -> ManifestRecord | None:
         return self._manifests.get(repo, {}).get(digest)

@@ -23,7 +23,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
@@ -33,6 +32,7 @@ from mirror.errors import JobUnknown, MirrorError, StoreError, TooManyJobs
 from mirror.oci.reference import Repo
 from mirror.once import end
 from mirror.policy.images import Image
+from mirror.policy.moments import format_moment
 from mirror.policy.platforms import parse_platforms
 from mirror.transfer.meter import Meter
 from mirror.transfer.prefetch import prefetch
@@ -98,7 +98,7 @@ Work: TypeAlias = Callable[[Mapping[str, Any], Meter], Awaitable[Ended]]
 
 def moment(seconds: float | None) -> str | None:
     """A time of ours (epoch seconds) as others read it: `2026-01-31T03:00:00Z`."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return None if seconds is None else format_moment(seconds)
 
 
 def prefetching(source_for: Callable[[Repo], Source], parse_image: Callable[[str], Image]) -> Work:

@@ -11,7 +11,7 @@ small for the list drops the first images to make room for the last ones: that m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -140,11 +140,12 @@ async def prefetch(
     blobs_at_once: int = 8,
     images_at_once: int = 4,
     report: Callable[[Image, Progress], None] = lambda _image, _progress: None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Prefetched:
     """Bring images in. `platforms`: none means all of an index; `referrers`: signatures, SBOMs and the like too.
 
     `report` is called on the loop, often: it must be cheap. Raises nothing but cancellation; interrupted blobs stay as
-    partials, and doing it again goes on with them.
+    partials, and doing it again goes on with them. `sleep` is for waits that an upstream asks for.
     """
     chosen = tuple(platforms)
     wanted = list(dict.fromkeys(images))
@@ -161,6 +162,7 @@ async def prefetch(
                     referrers=referrers,
                     gate=gate,
                     report=partial(report, image),
+                    sleep=sleep,
                 )
             except Exception as error:
                 # a mistake of ours with one image must not cost the others
@@ -171,7 +173,8 @@ async def prefetch(
         tasks = {image: group.create_task(one(image)) for image in wanted}
     done = {image: task.result() for image, task in tasks.items()}
     for image, warmed in done.items():
-        await asyncio.to_thread(_look_again, source_for(image.repo), warmed)
+        if warmed.moved:
+            await asyncio.to_thread(_look_again, source_for(image.repo), warmed)
     return Prefetched(done)
 
 

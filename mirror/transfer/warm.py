@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
-from mirror.errors import ManifestUnknown, MirrorError
+from mirror import telemetry
+from mirror.errors import Denied, ManifestUnknown, MirrorError, UpstreamThrottled
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest, read_manifest
 from mirror.oci.reference import Reference
@@ -28,11 +29,17 @@ from mirror.repository.proxied import Listing
 
 __all__ = ["Moved", "Progress", "Source", "State", "Warmed", "platform_of", "warm"]
 
+T = TypeVar("T")
+
 #: Levels of manifests below an image, referrers of referrers included, and manifests of one image in all. Real ones
 #: have three or four levels; a registry that makes referrers up must come to an end.
 _DEEPEST: Final = 12
 _MOST_MANIFESTS: Final = 5000
 _TOO_MUCH: Final = f"not followed: more than {_DEEPEST} levels or {_MOST_MANIFESTS} manifests"
+
+#: Seconds that an upstream may ask us to wait, and how often.
+_LONGEST_WAIT: Final = 60.0
+_WAITS: Final = 5
 
 _IMAGE_CONFIGS: Final = (
     "application/vnd.oci.image.config.v1+json",
@@ -105,7 +112,7 @@ class Warmed:
 
 
 class Source(Protocol):
-    """What is needed of a repository (`ProxiedRepository`)."""
+    """What is needed of a repository (`ProxiedRepository`, `GuardedRepository`)."""
 
     async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
         """On the disk when this returns, its tag too. Raises `ManifestUnknown`, `UpstreamError`, `StoreError`."""
@@ -119,8 +126,8 @@ class Source(Protocol):
     def holds(self, digest: Digest) -> bool:
         """Whether its bytes are here. Quick enough for the event loop."""
 
-    def read(self, digest: Digest, limit: int) -> bytes:
-        """Blocking: a small blob that is here. Raises `BlobUnknown`, `StoreError`."""
+    async def read(self, digest: Digest, limit: int) -> bytes:
+        """A small blob whole. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
 
 
 async def warm(
@@ -131,13 +138,15 @@ async def warm(
     referrers: bool = False,
     gate: asyncio.Semaphore,
     report: Callable[[Progress], None] = lambda _: None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Warmed:
     """Bring an image in. `platforms`: none means all of an index; `referrers`: signatures, SBOMs and the like too.
 
     `gate` bounds the blobs under way at once, over all images that share it. A platform that the image is not for is a
-    trouble; what it has of the others is brought in all the same. Raises nothing but cancellation.
+    trouble; what it has of the others is brought in all the same. An upstream that asks to be left alone for a short
+    while is. Raises nothing but cancellation.
     """
-    warming = _Warming(source, tuple(platforms), referrers, gate, report)
+    warming = _Warming(source, tuple(platforms), referrers, gate, report, sleep)
     await warming.image(reference)
     return warming.result
 
@@ -150,6 +159,7 @@ class _Warming:
         referrers: bool,
         gate: asyncio.Semaphore,
         report: Callable[[Progress], None],
+        sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self.result = Warmed()
         self._source = source
@@ -157,6 +167,7 @@ class _Warming:
         self._referrers = referrers
         self._gate = gate
         self._report = report
+        self._sleep = sleep
         self._seen: set[Digest] = set()
         self._manifests = 0
         self._received: dict[Digest, int] = {}
@@ -166,7 +177,7 @@ class _Warming:
     async def image(self, reference: Reference) -> None:
         """The root, and everything below it."""
         try:
-            answer = await self._source.fetch_manifest(reference)
+            answer = await self._patiently(lambda: self._source.fetch_manifest(reference))
             manifest = _parsed(answer)
         except (MirrorError, ValueError) as error:
             self.result.error = str(error)
@@ -189,7 +200,7 @@ class _Warming:
         if self.result.moved[config.digest].state is State.FAILED:
             return True
         try:
-            content = await asyncio.to_thread(self._source.read, config.digest, _LARGEST_CONFIG)
+            content = await self._source.read(config.digest, _LARGEST_CONFIG)
             platform = platform_of(content)
         except (MirrorError, ValueError):
             # whoever pulls it will see what it is
@@ -206,7 +217,7 @@ class _Warming:
             self._end(descriptor.digest, Moved(Role.MANIFEST, descriptor.size, State.FAILED, _TOO_MUCH))
             return
         try:
-            answer = await self._source.fetch_manifest(descriptor.digest)
+            answer = await self._patiently(lambda: self._source.fetch_manifest(descriptor.digest))
             manifest = _parsed(answer)
         except (MirrorError, ValueError) as error:
             self._end(descriptor.digest, Moved(Role.MANIFEST, descriptor.size, State.FAILED, str(error)))
@@ -230,8 +241,9 @@ class _Warming:
         children = wanted_children(manifest.manifests, self._platforms)
         if not self._platforms or not manifest.is_index:
             return children
-        if manifest.digest == self.result.root and all(child.platform for child in manifest.manifests):
-            self._miss_platforms([child.platform for child in manifest.manifests])
+        there = [child.platform for child in manifest.manifests if child.platform]
+        if manifest.digest == self.result.root and (there or not manifest.manifests):
+            self._miss_platforms(there)
         if self._referrers:
             chosen = {str(child.digest) for child in children}
             children += [child for child in manifest.manifests if child.annotations.get(_ATTESTED) in chosen]
@@ -250,7 +262,7 @@ class _Warming:
     async def _referring(self, digest: Digest, depth: int) -> None:
         """What names this manifest as its subject: signatures, SBOMs, and what refers to these in turn."""
         try:
-            listing = await self._source.referrers(digest)
+            listing = await self._patiently(lambda: self._source.referrers(digest))
         except MirrorError as error:
             self.result.troubles.append(f"the referrers of {digest} could not be listed: {error}")
             return
@@ -260,9 +272,10 @@ class _Warming:
         """What cosign keeps by tag, beside the image, in registries that know no referrers."""
         tag = f"{digest.algorithm}-{digest.hex}.{suffix}"
         try:
-            answer = await self._source.fetch_manifest(tag)
+            answer = await self._patiently(lambda: self._source.fetch_manifest(tag))
             manifest = _parsed(answer)
-        except ManifestUnknown:
+        except (ManifestUnknown, Denied):
+            # where rules here forbid it nobody could pull it either
             return
         except (MirrorError, ValueError) as error:
             self.result.troubles.append(f"{tag}: {error}")
@@ -280,7 +293,8 @@ class _Warming:
         self._report(Progress(digest, role, 0, descriptor.size if descriptor.size >= 0 else None))
         async with self._gate:
             try:
-                fetched = await self._source.fetch(digest, partial(self._moving, digest, role))
+                moving = partial(self._moving, digest, role)
+                fetched = await self._patiently(lambda: self._source.fetch(digest, moving))
             except MirrorError as error:
                 self._end(digest, Moved(role, descriptor.size, State.FAILED, str(error)))
                 return
@@ -290,6 +304,18 @@ class _Warming:
     def _moving(self, digest: Digest, role: Role, received: int, size: int | None) -> None:
         self._received[digest] = received
         self._report(Progress(digest, role, received, size))
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """A list of images is more at once than some registries like: they say how long to wait."""
+        for _ in range(_WAITS):
+            try:
+                return await ask()
+            except UpstreamThrottled as error:
+                if error.retry_after > _LONGEST_WAIT:
+                    raise
+                telemetry.log.warning("upstream throttles", upstream=error.upstream, wait=error.retry_after)
+                await self._sleep(error.retry_after)
+        return await ask()
 
     # ----------------------------------------------------------------------------------------------- bookkeeping
 

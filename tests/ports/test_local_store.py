@@ -335,6 +335,10 @@ def test_records_that_were_cut_count_as_absent(store: LocalStore) -> None:
     for name, text in (("cut", b'{"digest": "sha'), ("empty", b""), ("list", b"[]"), ("wrong", b'{"digest": 1}')):
         (folder / name).write_bytes(text)
         assert catalog.get_tag(repo, name) is None
+        history = store.layout.history(repo) / name
+        history.parent.mkdir(exist_ok=True)
+        history.write_bytes(text)
+        assert catalog.get_history(repo, name) == ()
 
 
 def test_quarantined_bytes_stay_for_the_curious(store: LocalStore) -> None:

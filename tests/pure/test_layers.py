@@ -29,10 +29,11 @@ _MAY_IMPORT: Final = {
     "store": {"errors", "oci", "policy", "ports", "telemetry", "once"},
     "index": {"errors", "oci", "policy", "ports", "telemetry", "once"},
     "upstream": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once"},
+    "access": {"errors", "oci", "policy", "ports", "telemetry", "once"},
     # what the product does, and HTTP in front of it
     "repository": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once"},
     "transfer": {"errors", "oci", "policy", "ports", "telemetry", "once", "repository"},
-    "server": {"errors", "oci", "policy", "ports", "telemetry", "repository", "transfer"},
+    "server": {"errors", "oci", "policy", "ports", "telemetry", "repository", "transfer", "access"},
     # processes
     "listen": {"errors"},
     "supervisor": {"errors", "telemetry", "listen"},
@@ -40,7 +41,7 @@ _MAY_IMPORT: Final = {
 
 #: Libraries that only some parts may know.
 _ONLY_IN: Final = {
-    "aiohttp": {"server", "upstream", "worker"},
+    "aiohttp": {"server", "upstream", "access", "worker"},
     "aiohttp.web": {"server", "worker"},
     "aiocache": {"memo"},
     "aiosqlite": {"index"},
@@ -49,7 +50,9 @@ _ONLY_IN: Final = {
     "prometheus_client": {"telemetry", "server"},
     "structlog": {"telemetry"},
     "yaml": {"transfer"},
-    "cryptography": {"transfer"},
+    "cryptography": {"transfer", "access", "repository"},
+    "bcrypt": {"access"},
+    "jwt": {"access"},
     "cronsim": {"policy"},
     "semantic_version": {"policy"},
     "pydantic": {"config"},
