@@ -10,10 +10,13 @@ Only `app.py` and `cli/` know this module: everything below takes ordinary argum
 
 from __future__ import annotations
 
+import copy
 import ipaddress
 import os
 import re
+import ssl
 import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -28,7 +31,8 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from mirror.access.htpasswd import check_htpasswd
 from mirror.access.issued import check_keys
@@ -40,11 +44,13 @@ from mirror.policy.content import ImagePattern
 from mirror.policy.durations import parse_duration
 from mirror.policy.images import parse_image
 from mirror.policy.platforms import parse_platform
+from mirror.policy.realms import UrlRefused, parse_url
 from mirror.policy.routing import Registry, RoutingTable
 from mirror.policy.schedule import Cron, Every, Plan
 from mirror.policy.sizes import parse_capacity, parse_size
 from mirror.policy.tagsets import TagSet
 from mirror.repository.cosign import read_key
+from mirror.upstream.credentials import DockerConfig
 
 __all__ = ["PUBLIC", "Config", "RouteSettings", "SyncSettings", "UpstreamSettings", "load", "routing_table"]
 
@@ -68,6 +74,11 @@ def _listen(text: str) -> str:
     if not colon or not host or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"not host:port or unix:/path: {text!r}")
     return text
+
+
+def _split(given: object) -> object:
+    """A list of the environment, where `a,b` is easier to write than JSON."""
+    return [part.strip() for part in given.split(",")] if isinstance(given, str) else given
 
 
 def _admin_listen(text: str) -> str:
@@ -100,11 +111,35 @@ def _image_pattern(text: str) -> str:
 
 
 def _registry(name: str) -> str:
+    return ("*." if name.startswith("*.") else "") + _alias(name.removeprefix("*."))
+
+
+def _alias(name: str) -> str:
     try:
-        check_registry(name.removeprefix("*."))
+        return check_registry(name)
     except RequestError as error:
         raise ValueError(str(error)) from error
+
+
+def _host(name: str) -> str:
+    """What stands in a `Host` header, where case does not matter and an address may be in brackets."""
+    try:
+        check_registry(re.sub(r"\A\[[0-9a-f:.]+\]", "address", name.lower()))
+    except RequestError as error:
+        raise ValueError(f"not a host name, with or without port: {name[:80]!r}") from error
     return name
+
+
+def _token_host(name: str) -> str:
+    """As `policy.realms` compares them: a host, host:port or an origin."""
+    _host(re.sub(r"\Ahttps?://", "", name.lower()).rstrip("/"))
+    return name
+
+
+def _pattern(text: str) -> str:
+    if "/" not in text and "**" not in text:
+        raise ValueError(f"{text!r} fits nothing: a pattern is registry/name, where ** is any parts, * within one part")
+    return text
 
 
 def _url(text: str) -> str:
@@ -115,6 +150,10 @@ def _url(text: str) -> str:
         raise ValueError("holds a user or password; use username and password_file")
     if parts.query or parts.fragment:
         raise ValueError("holds a query or fragment")
+    try:
+        parse_url(text)
+    except UrlRefused as error:
+        raise ValueError(f"not an http or https URL: {error}") from error
     return text.rstrip("/")
 
 
@@ -125,8 +164,9 @@ class _Section(BaseModel):
 class ServerSettings(_Section):
     """`[server]`"""
 
-    listen: list[Annotated[str, AfterValidator(_listen)]] = Field(
+    listen: Annotated[list[Annotated[str, AfterValidator(_listen)]], BeforeValidator(_split)] = Field(
         ["127.0.0.1:5000"],
+        min_length=1,
         description="Where to listen: host:port, [::1]:port, or unix:/path. Port 0 takes a free one.",
     )
     workers: int = Field(1, ge=1, le=64, description="Processes that serve; they share one store.")
@@ -157,7 +197,7 @@ class StoreSettings(_Section):
         "80%", description="What blobs may take: bytes (500GB, 2TiB) or a part of the disk (80%)."
     )
     high_water: float = Field(0.95, gt=0, le=1, description="Eviction begins above this part of the capacity.")
-    low_water: float = Field(0.85, ge=0, le=1, description="Eviction ends below this part of the capacity.")
+    low_water: float = Field(0.85, gt=0, le=1, description="Eviction ends below this part of the capacity.")
     keep_partials: Seconds = Field(
         86400.0, description="An interrupted download that nobody resumes is dropped after this."
     )
@@ -196,17 +236,17 @@ class UpstreamSettings(_Section):
     url: Annotated[str, AfterValidator(_url)] | None = Field(
         None, description="Where it is; https://<name> if not set."
     )
-    aliases: list[Annotated[str, AfterValidator(_registry)]] = Field(
-        [], description="Other names for the same registry."
+    aliases: list[Annotated[str, AfterValidator(_alias)]] = Field([], description="Other names for the same registry.")
+    hosts: list[Annotated[str, AfterValidator(_host)]] = Field(
+        [], description="Requests with these Host headers mean this registry."
     )
-    hosts: list[str] = Field([], description="Requests with these Host headers mean this registry.")
     username: str | None = Field(None, description="User name at the registry.")
     password: SecretStr | None = Field(None, description="Password or access token.")
     password_file: Path | None = Field(None, description="File that holds the password.")
     docker_config: Path | None = Field(
         None, description="Docker config.json with the credentials; read again when it changes."
     )
-    token_hosts: list[str] = Field(
+    token_hosts: list[Annotated[str, AfterValidator(_token_host)]] = Field(
         [], description="Hosts of other domains that may be sent these credentials for a token."
     )
     ca_file: Path | None = Field(
@@ -225,8 +265,10 @@ class UpstreamSettings(_Section):
             raise ValueError("username and password (or password_file) belong together")
         if self.username is not None and self.docker_config is not None:
             raise ValueError("username and docker_config exclude each other")
-        if self.name.startswith("*.") and self.url is not None:
-            raise ValueError("url is not possible for a wildcard: each host is its own")
+        if self.name.startswith("*."):
+            given = [setting for setting in ("url", "aliases", "hosts") if getattr(self, setting)]
+            if given:
+                raise ValueError(f"{', '.join(given)}: not possible for a wildcard, each host is its own")
         return self
 
 
@@ -307,7 +349,7 @@ class AccessSettings(_Section):
 class RouteSettings(_Section):
     """`[[route]]`: how repositories are treated; the first whose pattern fits counts."""
 
-    match: str = Field(
+    match: Annotated[str, AfterValidator(_pattern)] = Field(
         description="registry/name; * within one part, ** for any parts: docker.io/library/*, ghcr.io/**"
     )
     tag_ttl: Seconds = Field(300.0, description="So long a tag's answer is believed without asking upstream.")
@@ -470,8 +512,8 @@ class Config(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment goes before the file, whose content comes as arguments."""
-        return env_settings, init_settings
+        """Arguments alone: `load` lays the environment over the file, so that a mistake in either can be left out."""
+        return (init_settings,)
 
 
 def load(path: Path | None, overrides: dict[str, Any] | None = None) -> Config:
@@ -487,28 +529,99 @@ def load(path: Path | None, overrides: dict[str, Any] | None = None) -> Config:
             raise ConfigError([f"{path}: {error.strerror}"]) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError([f"{path}: not TOML: {error}"]) from error
-    try:
-        config = Config(**content)
-    except ValidationError as error:
-        raise ConfigError([_mistake(one) for one in error.errors(include_url=False, include_input=False)]) from error
+    config, mistakes = _validated(_with_environment(content))
+    mistakes += _unknown_in_environment()
     for section, values in (overrides or {}).items():
         given = {name: value for name, value in values.items() if value is not None}
         if given:
-            config = _override(config, section, given)
-    config, mistakes = _with_secrets(config)
-    mistakes += _cross_check(config)
+            config, more = _override(config, section, given)
+            mistakes += more
+    config, more = _with_secrets(config)
+    mistakes += [*more, *_cross_check(config)]
     if mistakes:
         raise ConfigError(mistakes)
     return config
 
 
-def _override(config: Config, section: str, given: dict[str, Any]) -> Config:
+class _Environment(EnvSettingsSource):
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """What is no JSON is taken as it is written: its own setting says whether it is right."""
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+
+
+def _with_environment(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's settings, over which those of the environment go."""
+    merged = dict(content)
+    for name, value in _Environment(Config)().items():
+        below = merged.get(name)
+        merged[name] = {**below, **value} if isinstance(value, dict) and isinstance(below, dict) else value
+    return merged
+
+
+def _unknown_in_environment() -> list[str]:
+    """Variables whose first word is no section and no setting: pydantic never looks at those."""
+    prefix = str(Config.model_config["env_prefix"])
+    names = [name for name in os.environ if name.upper().startswith(prefix)]
+    known = Config.model_fields
+    return [f"{name}: no such setting" for name in sorted(names) if name.lower().split("__")[1] not in known]
+
+
+def _validated(content: dict[str, Any]) -> tuple[Config, list[str]]:
+    """What can be made of the settings, and every mistake in them.
+
+    Wrong settings are left out and the rest is looked at again: what only shows once each setting is right by itself
+    must not wait for the next try. What is said about a section for want of a setting that was left out is not told.
+    """
+    content = copy.deepcopy(content)
+    mistakes: list[str] = []
+    left_out: set[str] = set()
+    while True:
+        try:
+            return Config.model_validate(content), mistakes
+        except ValidationError as error:
+            for one in error.errors(include_url=False, include_input=False):
+                text = _mistake(one)
+                of_our_making = one["type"] == "value_error" and any(
+                    name in text.partition(": ")[2] for name in left_out
+                )
+                if not (of_our_making or (left_out and one["type"] == "missing")):
+                    mistakes.append(text)
+            # from behind, so that places in a list stay what they are
+            for where in sorted({one["loc"] for one in error.errors()}, key=str, reverse=True):
+                left_out |= _leave_out(content, where)
+
+
+def _leave_out(content: dict[str, Any], where: tuple[int | str, ...]) -> set[str]:
+    """Take one place out of the settings; returns the names of those that are gone."""
+    match where:
+        case ("upstream", int(number), *inner) if isinstance(content["upstream"], list):
+            entry = content["upstream"][number]
+            if inner and isinstance(entry, dict) and inner[0] in entry and inner[0] != "name":
+                del entry[inner[0]]
+                return {str(inner[0])}
+            # it keeps its number, and as much of its name as there is
+            name = entry.get("name") if isinstance(entry, dict) and (not inner or inner[0] != "name") else None
+            content["upstream"][number] = {"name": name or f"left-out-{number}.invalid"}
+            return {str(key) for key in entry} if isinstance(entry, dict) else set()
+        case (str(section), str(setting), *_) if isinstance(content.get(section), dict):
+            gone = content[section].pop(setting, None) is not None
+            return {setting} if gone else set()
+        case (str(section), *_):
+            gone_section = content.pop(section, None)
+            return {section, *(gone_section if isinstance(gone_section, dict) else ())}
+    raise AssertionError(where)
+
+
+def _override(config: Config, section: str, given: dict[str, Any]) -> tuple[Config, list[str]]:
     current: BaseModel = getattr(config, section)
     try:
         changed = type(current).model_validate({**current.model_dump(), **given})
     except ValidationError as error:
-        raise ConfigError([_mistake(one, section) for one in error.errors(include_input=False)]) from error
-    return config.model_copy(update={section: changed})
+        return config, [_mistake(one, section) for one in error.errors(include_input=False)]
+    return config.model_copy(update={section: changed}), []
 
 
 def _mistake(error: Any, *before: str) -> str:
@@ -557,30 +670,12 @@ def _read_secret(setting: str, path: Path, mistakes: list[str]) -> str:
 
 
 def _cross_check(config: Config) -> list[str]:
-    """What no single setting can tell."""
-    mistakes: list[str] = []
-    names: dict[str, int] = {}
-    for number, upstream in enumerate(config.upstream, 1):
-        mistakes += [
-            f"upstream[{number}]: {name} is the name of upstream[{names[name]}] already"
-            for name in (upstream.name, *upstream.aliases)
-            if names.setdefault(name, number) != number
-        ]
-        for setting in ("docker_config", "ca_file"):
-            path: Path | None = getattr(upstream, setting)
-            if path is not None and not os.access(path, os.R_OK):
-                mistakes.append(f"upstream[{number}].{setting}: {path} cannot be read")
-    for setting in ("tls_certificate", "tls_key"):
-        path = getattr(config.server, setting)
-        if path is not None and not os.access(path, os.R_OK):
-            mistakes.append(f"server.{setting}: {path} cannot be read")
-    mistakes += _check_access(config)
-    for number, route in enumerate(config.route, 1):
-        for key in route.signed_by:
-            try:
-                read_key(key)
-            except ConfigError as error:
-                mistakes += [f"route[{number}].{mistake}" for mistake in error.mistakes]
+    """What no single setting can tell, and what only the files that are named can."""
+    mistakes = [*_check_server(config.server), *_check_upstreams(config.upstream)]
+    if config.store.root.exists() and not config.store.root.is_dir():
+        mistakes.append(f"store.root: {config.store.root} is not a folder")
+    names = {name for upstream in config.upstream for name in (upstream.name, *upstream.aliases)}
+    mistakes += [*_check_access(config), *_check_routes(config.route)]
     if config.default_registry and config.default_registry not in names:
         mistakes.append(f"default_registry: {config.default_registry} is not the name of an upstream")
     mistakes += _check_syncs(config)
@@ -629,6 +724,79 @@ def _unusable_secrets(access: AccessSettings) -> list[str]:
             except ConfigError as error:
                 mistakes += error.mistakes
     return mistakes
+
+
+def _check_routes(routes: Iterable[RouteSettings]) -> list[str]:
+    mistakes: list[str] = []
+    for number, route in enumerate(routes, 1):
+        for key in route.signed_by:
+            try:
+                read_key(key)
+            except ConfigError as error:
+                mistakes += [f"route[{number}].{mistake}" for mistake in error.mistakes]
+    return mistakes
+
+
+def _check_server(server: ServerSettings) -> list[str]:
+    fixed = [one for one in server.listen if not one.endswith(":0")]
+    mistakes = [f"server.listen: {one} is given more than once" for one in sorted(_repeated(fixed))]
+    unreadable = [
+        f"server.{setting}: {path} cannot be read"
+        for setting in ("tls_certificate", "tls_key")
+        if (path := getattr(server, setting)) is not None and not os.access(path, os.R_OK)
+    ]
+    if server.tls_certificate and server.tls_key and not unreadable:
+        try:
+            # a key with a passphrase must not make a server ask for it on a terminal
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                server.tls_certificate, server.tls_key, password=lambda: ""
+            )
+        except (OSError, ssl.SSLError):
+            mistakes.append(
+                f"server.tls_certificate, tls_key: {server.tls_certificate} and {server.tls_key} are no matching pair "
+                "of PEM files, or the key has a passphrase"
+            )
+    return mistakes + unreadable
+
+
+def _check_upstreams(upstreams: Iterable[UpstreamSettings]) -> list[str]:
+    mistakes: list[str] = []
+    names: dict[str, int] = {}
+    hosts: dict[str, int] = {}
+    for number, upstream in enumerate(upstreams, 1):
+        where = f"upstream[{number}]"
+        mistakes += [
+            f"{where}: {name} is the name of upstream[{names[name]}] already"
+            for name in (upstream.name, *upstream.aliases)
+            if names.setdefault(name, number) != number
+        ]
+        mistakes += [
+            f"{where}.hosts: {host} means upstream[{hosts[host.lower()]}] already"
+            for host in upstream.hosts
+            if hosts.setdefault(host.lower(), number) != number
+        ]
+        for setting in ("docker_config", "ca_file"):
+            path: Path | None = getattr(upstream, setting)
+            if path is None:
+                continue
+            if not os.access(path, os.R_OK):
+                mistakes.append(f"{where}.{setting}: {path} cannot be read")
+            elif setting == "ca_file":
+                try:
+                    ssl.create_default_context(cafile=path)
+                except (OSError, ssl.SSLError):
+                    mistakes.append(f"{where}.ca_file: {path} holds no certificate")
+            else:
+                try:
+                    DockerConfig(path, [upstream.name]).check()
+                except ConfigError as error:
+                    mistakes += [f"{where}.docker_config: {mistake}" for mistake in error.mistakes]
+    return mistakes
+
+
+def _repeated(names: Iterable[str]) -> set[str]:
+    seen: set[str] = set()
+    return {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
 
 
 def _check_syncs(config: Config) -> list[str]:

@@ -202,7 +202,12 @@ class BlobStore(Protocol):
         """Blocking: a small blob whole, verified. Raises `BlobUnknown`, `BlobDamaged` (also above `limit` bytes)."""
 
     def put(self, digest: Digest, content: bytes) -> BlobInfo:
-        """Blocking: a small blob whole, durable when it returns. Raises `BlobDamaged` for wrong bytes, `StoreFull`."""
+        """Blocking: a small blob whole, there for every process when it returns, durable once `settle` has. Raises
+        `BlobDamaged` for wrong bytes, `StoreFull`, `StoreError`.
+        """
+
+    def settle(self) -> None:
+        """Blocking: what this process has `put` so far outlives a power cut when it returns. Raises `StoreError`."""
 
     def ingest(self, digest: Digest) -> Ingest:
         """Join or begin a growing blob. Raises `StoreFull`, `StoreError`."""
@@ -236,7 +241,7 @@ class Catalog(Protocol):
         """What the tag pointed to when last asked."""
 
     def put_tag(self, repo: Repo, record: TagRecord) -> None:
-        """Replace it at once for every reader. Raises `StoreError`, `StoreFull`."""
+        """Replace it at once for every reader, durable once `settle` has returned. Raises `StoreError`, `StoreFull`."""
 
     def drop_tag(self, repo: Repo, tag: str) -> None:
         """Its history stays. Repeatable."""
@@ -254,7 +259,7 @@ class Catalog(Protocol):
         """Whether this repository may serve it, and as what."""
 
     def put_manifest(self, repo: Repo, record: ManifestRecord) -> None:
-        """This repository may serve it from now on. Raises `StoreError`, `StoreFull`."""
+        """This repository may serve it from now on; durable like a tag. Raises `StoreError`, `StoreFull`."""
 
     def drop_manifest(self, repo: Repo, digest: Digest) -> None:
         """Repeatable."""
@@ -264,6 +269,9 @@ class Catalog(Protocol):
 
     def repositories(self) -> Iterable[Repo]:
         """Every repository that has a tag or a manifest."""
+
+    def settle(self) -> None:
+        """What this process has put so far outlives a power cut when it returns. Raises `StoreError`."""
 
 
 class Pins(Protocol):

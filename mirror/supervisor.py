@@ -10,6 +10,7 @@ by the end of a pipe, so that none is left behind.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import signal
@@ -17,8 +18,8 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ _YOUNG = 10.0
 _LONGEST_PAUSE = 30.0
 #: Seconds beyond the drain before a worker is killed.
 _GRACE = 10.0
+_MEMORY = "/dev/shm"  # noqa: S108 - the folder's name cannot be guessed, and it is ours alone
+_METRICS = "mirror-metrics-"
 
 
 async def supervise(
@@ -48,11 +51,43 @@ async def supervise(
     `admin` has one more socket for each. `arguments` are those of the worker's command. Raises `ConfigError` where a
     worker cannot even start.
     """
-    metrics = tempfile.mkdtemp(prefix="mirror-metrics-")
-    try:
+    with _metrics_folder() as metrics:
         await _Supervisor(arguments, listeners, drain, metrics, tls, admin).run()
+
+
+@contextmanager
+def _metrics_folder() -> Iterator[str]:
+    """A folder for what the workers count, in memory where that is possible: they map its files, and a process that
+    writes to a mapped file on a full disk is killed by the kernel. What killed mirrors have left there is removed.
+    """
+    memory = None if "TMPDIR" in os.environ or not os.access(_MEMORY, os.W_OK) else _MEMORY
+    for leftover in Path(memory or tempfile.gettempdir()).glob(f"{_METRICS}*"):
+        with suppress(OSError):
+            if (held := _try_hold(leftover)) is not None:
+                shutil.rmtree(leftover, ignore_errors=True)
+                os.close(held)
+    held = None
+    while held is None:
+        folder = tempfile.mkdtemp(prefix=_METRICS, dir=memory)
+        # another mirror that starts now may have taken it for a leftover
+        with suppress(FileNotFoundError):
+            held = _try_hold(folder)
+    try:
+        yield folder
     finally:
-        shutil.rmtree(metrics, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+def _try_hold(folder: str | Path) -> int | None:
+    """Lock a folder for as long as this process lives; None: another one has it. Raises `OSError`."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 class _Supervisor:

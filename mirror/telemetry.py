@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import MutableMapping
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, cast
 
 import structlog
 from prometheus_client import REGISTRY as _REGISTRY
@@ -86,6 +86,7 @@ STORE_LIMIT: Final = Gauge(
     "mirror_store_limit_bytes", "Bytes that blobs may take before eviction", multiprocess_mode="mostrecent"
 )
 INDEX_FAILURES: Final = Counter("mirror_index_failures", "Operations that the index did not answer in its budget")
+LOG_LOST: Final = Counter("mirror_log_lost", "Log lines that could not be written")
 
 SYNC_RUNS: Final = Counter("mirror_sync_runs", "Runs of sync rules that ended here", ["rule", "result"])
 SYNC_SUCCESS: Final = Gauge(
@@ -140,6 +141,25 @@ def _redact_event(_logger: object, _method: str, event: MutableMapping[str, Any]
     return event
 
 
+class _Output:
+    """Where lines go. One that cannot be written is counted and lost, it costs nobody an answer: the disk that the log
+    is written to fills up as well, and whoever reads a pipe may go.
+    """
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+
+    def write(self, line: str) -> None:
+        try:
+            self._output.write(line)
+            self._output.flush()
+        except (OSError, ValueError):
+            LOG_LOST.inc()
+
+    def flush(self) -> None:
+        """Each line is, when it is written."""
+
+
 def set_up_logging(level: str = "info", output: TextIO | None = None) -> None:
     """JSON lines on standard error (or `output`), one event each. Control characters are escaped by JSON."""
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -152,7 +172,7 @@ def set_up_logging(level: str = "info", output: TextIO | None = None) -> None:
             structlog.processors.JSONRenderer(ensure_ascii=True, separators=(",", ":")),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(output or sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Output(output or sys.stderr))),
         cache_logger_on_first_use=False,
     )
     # libraries log through the standard module; what they say reaches the same place in the same shape

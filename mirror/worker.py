@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -45,7 +47,19 @@ def run_worker(
     end-of-file when the parent process is gone; `admin` is the listener of the admin API. Raises `StoreError`,
     `ConfigError`.
     """
+    _raise_descriptor_limit()
     uvloop.run(_serve(config, listeners, ready, parent, admin))
+
+
+def _raise_descriptor_limit() -> None:
+    """As many descriptors as we may have: a client takes two, and the usual soft limit of 1024 is for programs that
+    still use select().
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        # a hard limit without end may be more than the kernel allows one process
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(
@@ -119,7 +133,8 @@ def _tls(settings: ServerSettings, client_ca: Path | None) -> ssl.SSLContext | N
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+        # without an answer to its question a key with a passphrase would be asked about on a terminal
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key, password=lambda: "")
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             [f"server.tls_certificate, tls_key: {settings.tls_certificate} and {settings.tls_key} are no matching pair"]

@@ -138,6 +138,10 @@ class GuardedRepository:
         """As `ProxiedRepository.fetch_ahead`; what may not be pulled is not fetched."""
         self._inner.fetch_ahead(answer, self)
 
+    async def settled(self) -> None:
+        """Raises `StoreError`."""
+        await self._inner.settled()
+
     def holds(self, digest: Digest) -> bool:
         """As `ProxiedRepository.holds`."""
         return self._inner.holds(digest)

@@ -5,6 +5,7 @@ A tag, in four cases:
     fresh                      its answer stands, upstream is not asked
     not fresh, upstream says   the same digest: the clock begins anew; another: the tag moves at once
     not fresh, upstream down   the old answer, marked stale, for as long as the route allows
+    not fresh, upstream slow   likewise, after some seconds; upstream's answer is for those who come later
     unknown                    upstream is asked, by HEAD, which costs nothing on Docker Hub
 
 Before these comes a freeze: then upstream is not asked. After them comes the route's minimum age: what upstream says
@@ -17,11 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from mirror import telemetry
 from mirror.errors import (
@@ -74,11 +75,17 @@ from mirror.repository.tag_history import TagHistories
 
 __all__ = ["BlobStat", "Listing", "ProxiedRepository", "Shelf"]
 
+T = TypeVar("T")
+
 #: Seconds. How long upstream is not asked again after it said «not known», and after it was down and we said «stale».
 _UNKNOWN_FOR: Final = 10.0
 _STALE_FOR: Final = 5.0
-#: Seconds that another process may keep us from asking upstream ourselves. It costs a second question at the most.
-_ALONE_FOR: Final = 5.0
+#: Seconds that an answer waits for upstream where there is an older one to give: one that hangs would hold up every
+#: pull until its time-out, which is longer than clients are patient.
+_SLOW_AFTER: Final = 5.0
+#: Seconds that another process may keep us from asking upstream ourselves. After that each process asks for itself.
+#: Containerd gives up without headers after 30 s, so both waits of a pull by tag (tag, manifest) stay well below that.
+_ALONE_FOR: Final = 10.0
 #: Seconds that an answer waits for the index to take note of a blob.
 _PATIENCE: Final = 0.25
 #: Seconds until the disk is looked at again for what a tag points to.
@@ -155,6 +162,7 @@ class Shelf:
     sound: Hot[Digest, int] = field(default_factory=lambda: Hot(1 << 20, lambda _: 256))
     once: Once = field(default_factory=Once)
     telling: set[asyncio.Task[None]] = field(default_factory=set)
+    settling: asyncio.Lock = field(default_factory=asyncio.Lock)
     uncached_since: float | None = None
     ahead: Ahead | None = None
 
@@ -174,10 +182,36 @@ class Shelf:
     async def landed(self, info: BlobInfo) -> None:
         """A blob was published: remember it."""
         self.went_cached()
-        telling = asyncio.create_task(self._tell_index(info))
-        self.telling.add(telling)
-        telling.add_done_callback(self.telling.discard)
-        await asyncio.wait({telling}, timeout=_PATIENCE)
+        await asyncio.wait({self._behind(self._tell_index(info))}, timeout=_PATIENCE)
+
+    def settle(self) -> None:
+        """Make durable what was put, behind the answer: a busy disk takes seconds for it, and a power cut before its
+        end costs no more than asking upstream again.
+        """
+        self._behind(self._settle())
+
+    async def write(self, work: Callable[..., T], *arguments: object) -> T:
+        """Blocking work that syncs. Not in the threads that read: they are few, and a busy disk would hold them all."""
+        return await asyncio.get_running_loop().run_in_executor(self.executor, work, *arguments)
+
+    def _behind(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self.telling.add(task)
+        task.add_done_callback(self.telling.discard)
+        return task
+
+    async def _settle(self) -> None:
+        try:
+            await self.settled()
+        except StoreError as error:
+            self.went_uncached(error, "names of blobs, tags and manifests")
+
+    async def settled(self) -> None:
+        """What was put so far outlives a power cut when this returns. Raises `StoreError`."""
+        # one at a time, which sees to all that was put meanwhile
+        async with self.settling:
+            await self.write(self.store.settle)
+            await self.write(self.catalog.settle)
 
     async def _tell_index(self, info: BlobInfo) -> None:
         # without it the blob is found when index and disk are compared
@@ -185,7 +219,7 @@ class Shelf:
             await self.index.put([ContentRecord(info.digest, info.size, self.now())])
 
     async def aclose(self) -> None:
-        """Wait for what the index is still being told, end what is shared. Repeatable."""
+        """Wait for what index and disk are still being told, end what is shared. Repeatable."""
         if self.ahead:
             await self.ahead.aclose()
         await asyncio.gather(*self.telling)
@@ -274,7 +308,23 @@ class ProxiedRepository:
         hot = self._shelf.tags.get((self.repo, tag))
         if hot and hot.since - _CLOCK_SLACK <= self._shelf.now() < hot.until:
             return hot
-        found = await self._shelf.once.run(("tag", self.repo, tag), lambda: self._decide(tag, self._refresh))
+        try:
+            async with asyncio.timeout(_SLOW_AFTER):
+                return await self._refreshed(tag)
+        except TimeoutError:
+            return await self._meanwhile(tag) or await self._refreshed(tag)
+
+    async def _refreshed(self, tag: str) -> HotTag:
+        """Goes on for those who come later when nobody waits for it any more."""
+
+        async def refresh() -> HotTag:
+            found = await self._decide(tag, self._refresh)
+            self._keep_hot(tag, found)
+            return found
+
+        return await self._shelf.once.run(("tag", self.repo, tag), refresh)
+
+    def _keep_hot(self, tag: str, found: HotTag) -> None:
         # to those who come later a new answer is a plain hit, a stale one stays stale
         if found.outcome is Outcome.STALE:
             later, until = Outcome.STALE, found.until
@@ -282,7 +332,29 @@ class ProxiedRepository:
             # other processes, the command line among them, change what is on the disk
             later, until = Outcome.HIT, min(found.until, self._shelf.now() + _LOOK_EVERY)
         self._shelf.tags.put((self.repo, tag), HotTag(found.record, later, found.since, until, found.kept))
+
+    async def _meanwhile(self, tag: str) -> HotTag | None:
+        """What can be said while upstream takes its time; None: nothing. Too new an answer is held back here, too."""
+        record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
+        if record is None:
+            return None
+        if self._is_fresh(record):
+            return await self._aged(tag, self._hot(record, Outcome.HIT))
+        if not may_serve_stale(record.fetched_at, self._shelf.now(), self._rule.freshness):
+            return None
+        self._log_stale(record, f"no answer for {_SLOW_AFTER:g} s")
+        found = await self._aged(tag, self._hot(record, Outcome.STALE))
+        self._keep_hot(tag, found)
         return found
+
+    def _log_stale(self, record: TagRecord, reason: str) -> None:
+        telemetry.log.warning(
+            "serving a stale tag",
+            repository=str(self.repo),
+            tag=record.tag,
+            age=round(self._shelf.now() - record.fetched_at),
+            reason=reason,
+        )
 
     async def _ask_again(self, tag: str) -> HotTag:
         """Upstream's answer now, whatever is remembered."""
@@ -305,7 +377,10 @@ class ProxiedRepository:
             # nothing that upstream has said: older than any such record
             record = TagRecord(tag, freeze.digest, freeze.media_type, freeze.size, 0.0)
             return HotTag(record, Outcome.HIT, now, now + _LOOK_EVERY, Kept.FROZEN)
-        said = await ask(tag)
+        return await self._aged(tag, await ask(tag))
+
+    async def _aged(self, tag: str, said: HotTag) -> HotTag:
+        """What the minimum age leaves of it."""
         return await self._hold_back(tag, said) if self._rule.age.minimum else said
 
     async def _hold_back(self, tag: str, said: HotTag) -> HotTag:
@@ -370,13 +445,7 @@ class ProxiedRepository:
             raise ManifestUnknown(f"{self.repo} has no tag {tag}") from error
         except (UpstreamUnavailable, UpstreamThrottled, UpstreamInvalid) as error:
             if record and may_serve_stale(record.fetched_at, self._shelf.now(), self._rule.freshness):
-                telemetry.log.warning(
-                    "serving a stale tag",
-                    repository=str(self.repo),
-                    tag=tag,
-                    age=round(self._shelf.now() - record.fetched_at),
-                    reason=str(error),
-                )
+                self._log_stale(record, str(error))
                 return self._hot(record, Outcome.STALE)
             raise
         fresh = TagRecord(tag, found.digest, found.media_type, found.size, self._shelf.now())
@@ -389,7 +458,9 @@ class ProxiedRepository:
     async def _remember(self, record: TagRecord | None, fresh: TagRecord) -> Digest | None:
         """The other digest that the tag pointed to before."""
         try:
-            return await asyncio.to_thread(self._shelf.histories.put_tag, self.repo, record, fresh, self._rule.age)
+            was = await self._shelf.write(self._shelf.histories.put_tag, self.repo, record, fresh, self._rule.age)
+            self._shelf.settle()
+            return was
         except StoreError as error:
             self._shelf.went_uncached(error, f"{self.repo}:{fresh.tag}")
             return record.digest if record and record.digest != fresh.digest else None
@@ -429,7 +500,11 @@ class ProxiedRepository:
             except UpstreamNotKnown as error:
                 await self._shelf.memo.put(key, "unknown", _UNKNOWN_FOR)
                 raise ManifestUnknown(f"{self.repo} has no manifest {digest}") from error
-            await self._keep(manifest)
+            info = await self._keep(manifest)
+        # the others find it on the disk by now: what follows is no reason to keep them waiting
+        if info:
+            await self._shelf.landed(info)
+        await self._shelf.grants.give(self.repo, named_by(manifest))
         return manifest, Outcome.MISS
 
     async def _load_stored(self, digest: Digest) -> Manifest | None:
@@ -439,17 +514,18 @@ class ProxiedRepository:
             await self._shelf.grants.give(self.repo, named_by(stored))
         return stored
 
-    async def _keep(self, manifest: Manifest) -> None:
-        """Bytes first, then the link to them: a link without bytes would be a promise."""
+    async def _keep(self, manifest: Manifest) -> BlobInfo | None:
+        """Bytes first, then the link to them: a link without bytes would be a promise. None: the store cannot."""
         since = self._shelf.histories.clocks.later()
         record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), since)
         try:
-            info = await asyncio.to_thread(self._shelf.store.put, manifest.digest, manifest.content)
-            await asyncio.to_thread(self._shelf.catalog.put_manifest, self.repo, record)
-            await self._shelf.landed(info)
+            info = await self._shelf.write(self._shelf.store.put, manifest.digest, manifest.content)
+            await self._shelf.write(self._shelf.catalog.put_manifest, self.repo, record)
         except StoreError as error:
             self._shelf.went_uncached(error, manifest.digest)
-        await self._shelf.grants.give(self.repo, named_by(manifest))
+            return None
+        self._shelf.settle()
+        return info
 
     def _stored(self, digest: Digest) -> Manifest | None:
         """Blocking: the manifest, if this repository has it and its bytes are right."""
@@ -534,17 +610,18 @@ class ProxiedRepository:
         raise StoreError(f"the process that has filled {content.digest} does not publish it")
 
     async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
-        """The manifest, on the disk when this returns, its tag too: an answer from memory may be all that is left of
-        it, or all that could be had of it. Raises like `manifest`, and `StoreError` where the store cannot take it.
+        """The manifest, on the disk when this returns, its tag too (durable after `settled`): an answer from memory may
+        be all that is left of it, or all that could be had of it. Raises like `manifest`, and `StoreError` where the
+        store cannot take it.
         """
         answer = await self.manifest(reference)
         if not await asyncio.to_thread(self._stored, answer.digest):
             manifest = read_manifest(answer.content or b"", answer.media_type, algorithm=answer.digest.algorithm)
-            await self._shelf.landed(await asyncio.to_thread(self._put_manifest, manifest))
+            await self._shelf.landed(await self._shelf.write(self._put_manifest, manifest))
         # what a freeze or the minimum age says is on the disk, and is nothing that upstream has said
         if isinstance(reference, str) and answer.kept is None:
             hot = self._shelf.tags.get((self.repo, reference))
-            await asyncio.to_thread(self._put_tag, reference, answer, hot.record if hot and not hot.kept else None)
+            await self._shelf.write(self._put_tag, reference, answer, hot.record if hot and not hot.kept else None)
         return answer
 
     def _put_manifest(self, manifest: Manifest) -> BlobInfo:
@@ -571,6 +648,10 @@ class ProxiedRepository:
             manifest = self._shelf.manifests.get((self.repo, answer.digest))
             if manifest and self._shelf.ahead:
                 self._shelf.ahead.begin(by or self, manifest)
+
+    async def settled(self) -> None:
+        """What was fetched so far outlives a power cut when this returns. Raises `StoreError`."""
+        await self._shelf.settled()
 
     def holds(self, digest: Digest) -> bool:
         """Whether its bytes are here, for whichever repository. Quick enough for the event loop."""

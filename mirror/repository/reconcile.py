@@ -1,12 +1,15 @@
 """Makes the index agree with the disk, which is the truth. No upstream is asked.
 
-    absent or lost ── every blob put ── links put ── records without a file dropped ── MARK ──> whole
+    absent or lost ── every blob put ── records without a file dropped ── links put ── MARK ──> whole
           ^                                                                                      │
           └─────────────── FLUSHALL, a file begun anew, or found to lack blobs: no MARK <────────┘
 
 Everything is repeatable and may run while the mirror works: what is put again counts once, the later time of use
 stays, and a record is only dropped after a second look at the disk. Interrupted, it has set no mark and is done again.
 Done twice, it changes nothing.
+
+One thing is put right on the disk as well: what a repository notes of a manifest stays when the manifest is evicted,
+and says nothing any more. Without an end to it, images that nobody pulls again would cost a file each for ever.
 
 Known limit: the index lists only blobs without a pin, so the record of a pinned blob whose file is gone stays. It
 keeps the pin for when the blob is fetched again.
@@ -15,6 +18,7 @@ keeps the pin for when the blob is fetched again.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -44,6 +48,9 @@ _BATCH: Final = 1000
 #: Seconds to wait before asking an index again that did not answer: among thousands of calls one may be late, and the
 #: whole is not given up for that.
 _WAITS: Final = (1.0, 2.0, 4.0, 8.0)
+
+#: Seconds after which a manifest that was noted and is gone is forgotten: one that is being written is left alone.
+_FORGET_AFTER: Final = 86400.0
 
 #: How a manifest is read: bytes, media type, and the algorithm that it is named by. Raises `ManifestMalformed`.
 ManifestReader = Callable[[bytes, str, str], Manifest]
@@ -172,7 +179,7 @@ async def _link(
         repo = batch[0]
         repositories += 1
         async for records in _in_thread(catalog.manifests(repo), 50):
-            named, failed = await asyncio.to_thread(_named, store, repo, records, manifests)
+            named, failed = await asyncio.to_thread(_named, store, catalog, repo, records, manifests)
             await call(partial(index.link, repo, named))
             read += len(records) - failed
             skipped += failed
@@ -181,7 +188,7 @@ async def _link(
 
 
 def _named(
-    store: BlobStore, repo: Repo, records: Iterable[ManifestRecord], manifests: ManifestReader
+    store: BlobStore, catalog: Catalog, repo: Repo, records: Iterable[ManifestRecord], manifests: ManifestReader
 ) -> tuple[dict[Digest, int], int]:
     """Blocking: what some manifests of a repository name, with sizes in bytes, and how many could not be read."""
     named: dict[Digest, int] = {}
@@ -190,7 +197,12 @@ def _named(
         try:
             content = store.read(record.digest, LARGEST)
             manifest = manifests(content, record.media_type, record.digest.algorithm)
-        except (BlobUnknown, StoreError, ManifestMalformed) as error:
+        except BlobUnknown:
+            # evicted, which is nothing to be told of
+            skipped += 1
+            _forget(store, catalog, repo, record)
+            continue
+        except (StoreError, ManifestMalformed) as error:
             skipped += 1
             telemetry.log.warning(
                 "reconcile.skipped", repository=str(repo), digest=str(record.digest), reason=str(error)
@@ -199,6 +211,15 @@ def _named(
         for digest, size in named_by(manifest).items():
             named[digest] = max(size, named.get(digest, -1))
     return named, skipped
+
+
+def _forget(store: BlobStore, catalog: Catalog, repo: Repo, record: ManifestRecord) -> None:
+    """Blocking: drop the note of a manifest that is gone, unless it has come back meanwhile."""
+    age = time.time() - record.fetched_at
+    if age < _FORGET_AFTER or catalog.get_manifest(repo, record.digest) != record:
+        return
+    if _absent(store, [record.digest]):
+        catalog.drop_manifest(repo, record.digest)
 
 
 async def _in_thread(items: Iterable[_Item], size: int) -> AsyncIterator[list[_Item]]:

@@ -20,6 +20,7 @@ from mirror.repository.content import ManifestAnswer, Outcome
 
 __all__ = [
     "API_VERSION",
+    "SERVER",
     "blob_headers",
     "cache_status",
     "error_body",
@@ -30,9 +31,11 @@ __all__ = [
     "stale_warning",
 ]
 
-#: On every answer. Docker's clients take the version as the sign of a registry; the server's own versions are nobody's
-#: business.
-API_VERSION: Final = {"Docker-Distribution-API-Version": "registry/2.0", "Server": "mirror"}
+#: On every answer: aiohttp would tell its own version and Python's, which are nobody's business.
+SERVER: Final = {"Server": "mirror"}
+
+#: On every answer of the API. Docker's clients take the version as the sign of a registry.
+API_VERSION: Final = {"Docker-Distribution-API-Version": "registry/2.0", **SERVER}
 
 _STALE_WARNING: Final = '299 - "upstream is unavailable, this answer is an older one"'
 

@@ -32,7 +32,7 @@ from mirror.server.sending import Sender
 
 __all__ = ["Audit", "Front", "FrontServer"]
 
-#: Pages beside the API: `/readyz` and the like.
+#: Pages beside the API: `/readyz` and the like, by their path; probes and scrapers may add a query.
 Page = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -69,8 +69,7 @@ class Front:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         target: str = request._message.path  # the target as it came: aiohttp's URL is already decoded
-        page = self._pages.get(target)
-        if page is not None:
+        if not target.startswith("/v2") and (page := self._pages.get(target.partition("?")[0])):
             return await page(request)
         began = time.perf_counter()
         told = Told()

@@ -88,6 +88,8 @@ async def blob(
     if request.method == "HEAD":
         found = await repository.stat_blob(wanted.digest)
         told.outcome, told.upstream = found.outcome, found.upstream
+        if is_unchanged(request.headers.get("If-None-Match"), wanted.digest):
+            return web.Response(status=304, headers=blob_headers(wanted.digest, None, found.outcome))
         return web.Response(headers=blob_headers(wanted.digest, found.size, found.outcome))
     content = await repository.blob(wanted.digest)
     try:

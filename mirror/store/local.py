@@ -34,7 +34,7 @@ from typing import Final
 from mirror.errors import BlobDamaged, BlobUnknown, StoreError
 from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
 from mirror.ports import BlobInfo, Body
-from mirror.store.files import make_folder, store_errors, sync_folder, write_whole
+from mirror.store.files import Unsynced, make_folder, store_errors, sync_folder, write_whole
 from mirror.store.layout import LAYOUT, Layout, digest_from
 from mirror.store.pump import pump
 from mirror.store.state import GrowthState, boot_id, read_state, write_state
@@ -72,6 +72,7 @@ class LocalStore:
     def __init__(self, layout: Layout) -> None:
         """Raises `StoreError` where the root cannot be used or is of another layout."""
         self.layout = layout
+        self._unsynced = Unsynced()
         with store_errors(f"opening the store at {layout.root}"):
             layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (layout.blobs, layout.ingests, layout.quarantine, layout.locks, layout.repositories):
@@ -137,9 +138,13 @@ class LocalStore:
             raise BlobDamaged(f"{len(content)} bytes that are not {digest}")
         path = Path(self.layout.blob(digest))
         with store_errors(f"writing {digest}"):
-            make_folder(path.parent, below=self.layout.blobs)
-            write_whole(path, content, through=self.layout.ingests, mode=0o400)
+            make_folder(path.parent, below=self.layout.blobs, sync=self._unsynced.add)
+            write_whole(path, content, through=self.layout.ingests, mode=0o400, sync=self._unsynced.add)
         return BlobInfo(digest, len(content))
+
+    def settle(self) -> None:
+        with store_errors("making names of blobs durable"):
+            self._unsynced.sync()
 
     def ingest(self, digest: Digest) -> LocalIngest:
         return LocalIngest(self.layout, digest)

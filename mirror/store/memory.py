@@ -91,6 +91,9 @@ class MemoryStore:
                 self._present[digest] = _Blob(bytearray(content), len(content), announced=True, verified=True)
         return BlobInfo(digest, len(content))
 
+    def settle(self) -> None:
+        """Nothing here outlives the process."""
+
     def ingest(self, digest: Digest) -> MemoryIngest:
         return MemoryIngest(self, digest)
 
@@ -351,6 +354,9 @@ class MemoryCatalog:
 
     def manifests(self, repo: Repo) -> Iterable[ManifestRecord]:
         return list(self._manifests.get(repo, {}).values())
+
+    def settle(self) -> None:
+        """Nothing here outlives the process."""
 
     def repositories(self) -> Iterable[Repo]:
         return [repo for repo in {**self._tags, **self._manifests} if self._tags.get(repo) or self._manifests.get(repo)]

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from mirror import telemetry
-from mirror.errors import Denied, ManifestUnknown, MirrorError, UpstreamThrottled
+from mirror.errors import Denied, ManifestUnknown, MirrorError, StoreError, UpstreamThrottled
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest, read_manifest
 from mirror.oci.reference import Reference
@@ -117,6 +117,9 @@ class Source(Protocol):
     async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
         """On the disk when this returns, its tag too. Raises `ManifestUnknown`, `UpstreamError`, `StoreError`."""
 
+    async def settled(self) -> None:
+        """What was fetched so far outlives a power cut when this returns. Raises `StoreError`."""
+
     async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
         """Raises `BlobUnknown`, `UpstreamError`, `StoreError`."""
 
@@ -148,6 +151,10 @@ async def warm(
     """
     warming = _Warming(source, tuple(platforms), referrers, gate, report, sleep)
     await warming.image(reference)
+    try:
+        await source.settled()
+    except StoreError as error:
+        warming.result.troubles.append(f"here, but not safely on the disk: {error}")
     return warming.result
 
 

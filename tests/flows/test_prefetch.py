@@ -537,6 +537,19 @@ async def test_what_only_memory_has_is_put_back(registry: FakeRegistry, mirror: 
     assert mirror.app.storage.catalog.get_manifest(_APP, root)
 
 
+async def test_a_disk_that_does_not_sync(
+    registry: FakeRegistry, mirror: LiveMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut would take away again is told as a failure."""
+    registry.add_image(_APP.name, "v1", [b"layer"])
+
+    def refuse() -> None:
+        raise StoreError("on purpose")
+
+    monkeypatch.setattr(mirror.app.storage.catalog, "settle", refuse)
+    assert _reasons(await _prefetch(mirror, "v1")) == ["here, but not safely on the disk: on purpose"]
+
+
 async def test_a_store_that_is_too_small(registry: FakeRegistry, tmp_path: Path) -> None:
     """What was dropped again to make room for later images is a failure, for it is not here."""
     for number in range(6):
