@@ -38,6 +38,7 @@ from mirror.policy.eviction import Water
 from mirror.policy.freshness import FreshnessRule
 from mirror.policy.history import AgeRule
 from mirror.policy.images import Image, parse_image
+from mirror.policy.pins import PinRule
 from mirror.policy.platforms import parse_platforms
 from mirror.policy.routing import RoutingTable, compile_pattern
 from mirror.policy.rules import RouteRule
@@ -48,9 +49,11 @@ from mirror.repository.cosign import read_key
 from mirror.repository.evictor import Evictor
 from mirror.repository.flights import Flights
 from mirror.repository.grants import Grants
+from mirror.repository.misses import Misses
 from mirror.repository.proxied import Shelf
 from mirror.repository.reconcile import ensure, reconcile
 from mirror.repository.router import Router
+from mirror.repository.scrub import Scrub, fetching_through, scrub_when_due
 from mirror.repository.tag_history import TagHistories
 from mirror.server.access import Gate
 from mirror.server.admin import Admin
@@ -62,14 +65,35 @@ from mirror.store.freezes import LocalFreezes
 from mirror.store.layout import Layout
 from mirror.store.local import LocalStore
 from mirror.store.locks import Locks
+from mirror.store.misses import LocalMisses
 from mirror.store.notes import Notes
+from mirror.store.pins import LocalPins
 from mirror.store.recovery import sweep
 from mirror.transfer.jobs import Jobs, prefetching
 from mirror.transfer.schedule import Leases, Sync, SyncRule, SyncSource
 from mirror.upstream.credentials import Credentials, CredentialSource, DockerConfig, GivenCredentials
 from mirror.upstream.registry import RegistryUpstream
 
-__all__ = ["App", "Storage", "age_rule", "build", "make_sync", "open_storage", "routing_table"]
+__all__ = [
+    "MISSES_LOCK",
+    "SCRUB_LOCK",
+    "App",
+    "Disk",
+    "Storage",
+    "age_rule",
+    "build",
+    "make_sync",
+    "open_disk",
+    "open_storage",
+    "pin_rules",
+    "routing_table",
+    "scrub_notes",
+    "scrub_of",
+]
+
+#: Locks over all processes of a store that commands take too.
+MISSES_LOCK = "misses"
+SCRUB_LOCK = "scrub"
 
 #: Threads are made when they are needed; these are bounds. Each fill occupies one while it receives.
 _FILLING_THREADS = 256
@@ -87,6 +111,16 @@ _LEASE_BUDGET = 1.0
 _IDLE = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The truth alone: enough for the command line to look at what is here, and to say what must stay."""
+
+    layout: Layout
+    store: LocalStore
+    catalog: LocalCatalog
+    pins: LocalPins
+
+
 @dataclass(slots=True)
 class Storage:
     """Disk and index, and what keeps them in order: enough for the command line without a server."""
@@ -95,6 +129,7 @@ class Storage:
     store: LocalStore
     catalog: LocalCatalog
     freezes: LocalFreezes
+    pins: LocalPins
     index: ContentIndex
     locks: Locks
     evictor: Evictor
@@ -124,14 +159,19 @@ class _InFlight:
         return frozenset(self.flights.digests()) if self.flights else ()
 
 
+def open_disk(config: Config) -> Disk:
+    """Blocking; nothing is to be closed. Raises `StoreError`."""
+    layout = Layout(config.store.root)
+    return Disk(layout, LocalStore(layout), LocalCatalog(layout), LocalPins(layout))
+
+
 @asynccontextmanager
 async def open_storage(config: Config, in_flight: _InFlight | None = None) -> AsyncIterator[Storage]:
     """Open disk and index. Raises `StoreError`, `ConfigError`."""
     in_flight = in_flight or _InFlight()
     async with AsyncExitStack() as stack:
-        layout = Layout(config.store.root)
-        store = await asyncio.to_thread(LocalStore, layout)
-        catalog = LocalCatalog(layout)
+        disk = await asyncio.to_thread(open_disk, config)
+        layout, store, catalog, pins = disk.layout, disk.store, disk.catalog, disk.pins
         locks = Locks(layout, secret=store.id)
         index = _open_index(config, layout, store.id)
         stack.push_async_callback(index.aclose)
@@ -144,15 +184,20 @@ async def open_storage(config: Config, in_flight: _InFlight | None = None) -> As
             rebuild=lambda: ensure(store, catalog, index, exclusive=lambda: locks.named("rebuild")),
             reclaim=lambda: sweep(layout, keep=_IDLE, now=time.time).bytes,
         )
-        yield Storage(layout, store, catalog, LocalFreezes(layout), index, locks, evictor)
+        yield Storage(layout, store, catalog, LocalFreezes(layout), pins, index, locks, evictor)
 
 
 @asynccontextmanager
-async def build(config: Config) -> AsyncIterator[App]:
-    """Everything that one worker needs, opened. Raises `StoreError`, `ConfigError`."""
+async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]:
+    """Everything that one worker needs, opened; a command does without the `housework` of a server.
+
+    Raises `StoreError`, `ConfigError`.
+    """
     async with AsyncExitStack() as stack:
         in_flight = _InFlight()
         storage = await stack.enter_async_context(open_storage(config, in_flight))
+        if config.offline:
+            telemetry.log.info("sealed: no upstream is contacted")
         filling = ThreadPoolExecutor(_FILLING_THREADS, "fill")
         stack.callback(filling.shutdown, wait=False, cancel_futures=True)
         sending = ThreadPoolExecutor(_SENDING_THREADS, "send")
@@ -169,6 +214,16 @@ async def build(config: Config) -> AsyncIterator[App]:
         flights = Flights(storage.store, storage.evictor, filling, landed=landed)
         stack.push_async_callback(flights.aclose)
         in_flight.flights = flights
+        misses = Misses(
+            LocalMisses(storage.layout),
+            storage.store,
+            storage.catalog,
+            exclusive=lambda: storage.locks.named(MISSES_LOCK),
+            now=lambda: shelf.now(),
+        )
+        noting = asyncio.create_task(misses.run())
+        stack.push_async_callback(end, noting)
+        stack.push_async_callback(misses.aclose)
         grants = Grants(storage.index, storage.catalog, storage.store)
         stack.push_async_callback(grants.aclose)
         shelf = Shelf(
@@ -184,19 +239,15 @@ async def build(config: Config) -> AsyncIterator[App]:
             histories=TagHistories(storage.catalog, storage.freezes),
             label=upstreams.label,
             ahead=Ahead(storage.evictor.limit, at_once=config.server.prefetch_blobs_at_once),
+            misses=misses,
         )
         stack.push_async_callback(shelf.aclose)
-
-        for work in (storage.evictor.run(), _keep_house(config, storage)):
-            task = asyncio.create_task(work)
-            stack.push_async_callback(end, task)
-        stack.push_async_callback(storage.evictor.flush)
 
         readiness = Readiness()
         router = Router(
             upstreams.table,
-            [(route.match, _rule(route)) for route in config.route],
-            RouteRule(),
+            [(route.match, _rule(route, config)) for route in config.route],
+            RouteRule(offline=config.offline),
             upstreams.named,
             shelf,
             lists=ContentLists(patterns(config.content.allow), patterns(config.content.deny)),
@@ -230,7 +281,14 @@ async def build(config: Config) -> AsyncIterator[App]:
             work={"prefetch": prefetching(router.guarded, parse), "sync": sync.job},
         )
         admin = Admin(jobs, sync, parse_image=parse, status=_Status(storage, flights))
-        yield App(front, readiness, router, shelf, storage, sync, jobs, admin)
+        app = App(front, readiness, router, shelf, storage, sync, jobs, admin)
+
+        if housework:
+            for work in (storage.evictor.run(), _keep_house(config, storage), _keep_scrubbing(config, app)):
+                task = asyncio.create_task(work)
+                stack.push_async_callback(end, task)
+        stack.push_async_callback(storage.evictor.flush)
+        yield app
 
 
 async def _open_gate(config: Config, layout: Layout, stack: AsyncExitStack) -> Gate | None:
@@ -287,9 +345,15 @@ def _issuer(one: IssuerSettings) -> issuer_of.IssuerSettings:
     )
 
 
-def _rule(route: RouteSettings) -> RouteRule:
+def pin_rules(config: Config) -> list[PinRule]:
+    """Which images stay because the configuration says so."""
+    return [PinRule(pin.match, pin.reason) for pin in config.pin]
+
+
+def _rule(route: RouteSettings, config: Config) -> RouteRule:
     return RouteRule(
         FreshnessRule(route.tag_ttl, route.stale_while_down),
+        offline=config.offline or route.offline,
         age=AgeRule(route.minimum_age, serve_new=route.minimum_age_new == "serve"),
         content=ContentRule(
             route.require_digest,
@@ -302,8 +366,12 @@ def _rule(route: RouteSettings) -> RouteRule:
 
 def age_rule(config: Config, repo: Repo) -> AgeRule:
     """What the first route that fits says of a repository, for the command line."""
+    return _route_rule(config, repo).age
+
+
+def _route_rule(config: Config, repo: Repo) -> RouteRule:
     fitting = (route for route in config.route if compile_pattern(route.match).fullmatch(str(repo)))
-    return next((_rule(route) for route in fitting), RouteRule()).age
+    return next((_rule(route, config) for route in fitting), RouteRule(offline=config.offline))
 
 
 def make_sync(
@@ -312,7 +380,7 @@ def make_sync(
     """The sync rules of the configuration, with what is on disk about them."""
     table = routing_table(config)
     return Sync(
-        [_sync_rule(rule, table) for rule in config.sync],
+        [_sync_rule(rule, table, config) for rule in config.sync],
         source_for,
         Notes(storage.layout, "sync"),
         hold=storage.locks.try_hold,
@@ -321,15 +389,17 @@ def make_sync(
     )
 
 
-def _sync_rule(settings: SyncSettings, table: RoutingTable) -> SyncRule:
+def _sync_rule(settings: SyncSettings, table: RoutingTable, config: Config) -> SyncRule:
+    repo = settings.repository(table)
     return SyncRule(
         settings.title,
-        settings.repository(table),
+        repo,
         settings.tag_set,
         settings.plan,
         parse_platforms(settings.platforms),
         settings.referrers,
         settings.every_replica,
+        _route_rule(config, repo).offline,
     )
 
 
@@ -361,6 +431,25 @@ class _Status:
             "store": {"root": str(self._storage.layout.root), "bytes": held, "limit": limit},
             "flights": len(self._flights.active()),
         }
+
+
+def scrub_of(
+    app: App, *, rate: float | None, repair: bool = True, read: Callable[[int], None] = lambda _: None
+) -> Scrub:
+    """What hashes blobs, at most `rate` bytes per second, and fetches damaged ones again; `read` is told of bytes."""
+    return Scrub(
+        app.storage.store,
+        app.storage.catalog,
+        rate=rate,
+        fetch_again=fetching_through(app.router, app.shelf) if repair else None,
+        may_fetch=lambda repo: not app.router.rule_for(repo).offline,
+        read=read,
+    )
+
+
+def scrub_notes(layout: Layout) -> Notes:
+    """How far the scrub of everything is."""
+    return Notes(layout, "scrub")
 
 
 def _open_index(config: Config, layout: Layout, store_id: str) -> ContentIndex:
@@ -405,6 +494,21 @@ async def _keep_house(config: Config, storage: Storage) -> None:
     finally:
         if held:
             os.close(held)
+
+
+async def _keep_scrubbing(config: Config, app: App) -> None:
+    """Every blob is hashed once a while; the first time so long after the store was made."""
+    if not config.scrub.every:
+        return
+    layout = app.storage.layout
+    await scrub_when_due(
+        scrub_of(app, rate=parse_size(config.scrub.rate)),
+        app.storage.store,
+        scrub_notes(layout),
+        every=config.scrub.every,
+        since=layout.marker.stat().st_mtime,
+        try_hold=lambda: app.storage.locks.try_hold(SCRUB_LOCK),
+    )
 
 
 class _Upstreams:

@@ -43,6 +43,7 @@ from mirror.policy.access import check_who
 from mirror.policy.content import ImagePattern
 from mirror.policy.durations import parse_duration
 from mirror.policy.images import parse_image
+from mirror.policy.pins import PinRule
 from mirror.policy.platforms import parse_platform
 from mirror.policy.realms import UrlRefused, parse_url
 from mirror.policy.routing import Registry, RoutingTable
@@ -52,7 +53,17 @@ from mirror.policy.tagsets import TagSet
 from mirror.repository.cosign import read_key
 from mirror.upstream.credentials import DockerConfig
 
-__all__ = ["PUBLIC", "Config", "RouteSettings", "SyncSettings", "UpstreamSettings", "load", "routing_table"]
+__all__ = [
+    "PUBLIC",
+    "Config",
+    "PinSettings",
+    "RouteSettings",
+    "ScrubSettings",
+    "SyncSettings",
+    "UpstreamSettings",
+    "load",
+    "routing_table",
+]
 
 Seconds = Annotated[float, BeforeValidator(parse_duration)]
 
@@ -219,6 +230,21 @@ class IndexSettings(_Section):
     timeout: Seconds = Field(0.1, gt=0, description="So long Redis may take to answer before it is done without.")
 
 
+def _rate(text: str) -> str:
+    if not parse_size(text):
+        raise ValueError("a rate of nothing: write for example 20MB")
+    return text
+
+
+class ScrubSettings(_Section):
+    """`[scrub]`"""
+
+    every: Seconds = Field(
+        2592000.0, description="So often every blob is read again and its digest is checked; 0: never."
+    )
+    rate: Annotated[str, AfterValidator(_rate)] = Field("20MB", description="Bytes per second that it may read.")
+
+
 class LogSettings(_Section):
     """`[log]`"""
 
@@ -357,6 +383,7 @@ class RouteSettings(_Section):
     prefetch: bool = Field(
         False, description="Fetch the blobs of an image once its manifest had to be fetched, before clients ask."
     )
+    offline: bool = Field(False, description="Sealed: upstream is never contacted, what is here is served.")
     minimum_age: Seconds = Field(
         0.0, description="Serve the newest digest of a tag that was first seen at least so long ago; 0: the newest."
     )
@@ -381,6 +408,20 @@ class ContentSettings(_Section):
     allow: list[Annotated[str, AfterValidator(_image_pattern)]] = Field(
         [], description="The same; if there are any, nothing else may be pulled."
     )
+
+
+def _pin_pattern(text: str) -> str:
+    PinRule(text)
+    return text
+
+
+class PinSettings(_Section):
+    """`[[pin]]`: images that are never evicted."""
+
+    match: Annotated[str, AfterValidator(_pin_pattern)] = Field(
+        description="registry/name:tag, each with * and ? (** in names): docker.io/library/*:3.1*"
+    )
+    reason: str = Field("", description="Why, for whoever asks `mirror pins`.")
 
 
 class AdminSettings(_Section):
@@ -485,9 +526,13 @@ class Config(BaseSettings):
     default_registry: Annotated[str, AfterValidator(lambda name: _registry(name) if name else name)] = Field(
         "docker.io", description="What a request without Host, ns or prefix means; empty: such requests are refused."
     )
+    offline: bool = Field(
+        False, description="The whole mirror is sealed: no upstream is ever contacted, what is here is served."
+    )
     server: ServerSettings = ServerSettings.model_validate({})
     store: StoreSettings = Field(default_factory=lambda: StoreSettings.model_validate({}))
     index: IndexSettings = IndexSettings.model_validate({})
+    scrub: ScrubSettings = ScrubSettings.model_validate({})
     log: LogSettings = LogSettings.model_validate({})
     access: AccessSettings = AccessSettings.model_validate({})
     content: ContentSettings = ContentSettings.model_validate({})
@@ -495,6 +540,7 @@ class Config(BaseSettings):
         default_factory=lambda: [UpstreamSettings.model_validate(entry) for entry in PUBLIC]
     )
     route: list[RouteSettings] = []
+    pin: list[PinSettings] = []
     admin: AdminSettings = AdminSettings.model_validate({})
     sync: list[SyncSettings] = []
 

@@ -54,6 +54,7 @@ __all__ = [
     "Ingest",
     "Pins",
     "SupportsFileno",
+    "SupportsReadOnce",
     "SupportsSplice",
     "Upstream",
 ]
@@ -126,6 +127,16 @@ class SupportsFileno(Protocol):
 
     def fileno(self) -> int:
         """The descriptor; stays the reader's own."""
+
+
+@runtime_checkable
+class SupportsReadOnce(Protocol):
+    """A reader for whoever reads everything and must not push out of memory what others will want again."""
+
+    def pread_once(self, size: int, offset: int) -> bytes:
+        """Like `pread`, but what was not in the page cache before is not there afterwards. May return less than asked
+        for before the end.
+        """
 
 
 class Ingest(Protocol):
@@ -225,7 +236,7 @@ class BlobStore(Protocol):
         """Blocking: note times of last use beside the blobs, so that they outlive the index. Skips unknown ones."""
 
     def walk(self) -> Iterable[BlobInfo]:
-        """Blocking: every blob present. Foreign files are passed over."""
+        """Blocking: every blob present, sorted by digest. Foreign files are passed over."""
 
     def free(self) -> tuple[int, int]:
         """Blocking: bytes free for us on this disk, and the disk's size."""

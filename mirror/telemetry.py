@@ -28,6 +28,10 @@ __all__ = [
     "INDEX_FAILURES",
     "REQUESTS",
     "REQUEST_SECONDS",
+    "SCRUBBED_BYTES",
+    "SCRUB_COMPLETE",
+    "SCRUB_DAMAGED",
+    "SEALED_MISSES",
     "SENT_BYTES",
     "STORE_BLOBS",
     "STORE_BYTES",
@@ -84,6 +88,16 @@ STORE_BYTES: Final = Gauge("mirror_store_bytes", "Bytes of blobs held", multipro
 STORE_BLOBS: Final = Gauge("mirror_store_blobs", "Blobs held", multiprocess_mode="mostrecent")
 STORE_LIMIT: Final = Gauge(
     "mirror_store_limit_bytes", "Bytes that blobs may take before eviction", multiprocess_mode="mostrecent"
+)
+SEALED_MISSES: Final = Counter(
+    "mirror_sealed_misses", "Requests for what is not here in a sealed repository, by kind of resource", ["kind"]
+)
+SCRUBBED_BYTES: Final = Counter("mirror_scrubbed_bytes", "Bytes of blobs read again and hashed")
+SCRUB_DAMAGED: Final = Counter("mirror_scrub_damaged", "Blobs found not to be what their digests name")
+SCRUB_COMPLETE: Final = Gauge(
+    "mirror_scrub_last_complete_timestamp",
+    "When every blob had been hashed (epoch seconds); 0: never",
+    multiprocess_mode="mostrecent",
 )
 INDEX_FAILURES: Final = Counter("mirror_index_failures", "Operations that the index did not answer in its budget")
 LOG_LOST: Final = Counter("mirror_log_lost", "Log lines that could not be written")

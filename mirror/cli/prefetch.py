@@ -168,7 +168,7 @@ async def _bring_in(
 ) -> Prefetched:
     from mirror.app import build
 
-    async with build(loaded) as app:
+    async with build(loaded, housework=False) as app:
         return await bring_in(
             app.router.guarded,
             images,

@@ -95,4 +95,6 @@ def check(config: ConfigFile = None) -> None:
     """Check a configuration and name every mistake in it."""
     loaded = settings.load(config)
     syncs = f", {len(loaded.sync)} sync rules" if loaded.sync else ""
-    print(f"{config or 'defaults'}: good: {len(loaded.upstream)} upstreams{syncs}, store at {loaded.store.root}")
+    sealed = ", none of which is contacted" if loaded.offline else ""
+    counted = f"{len(loaded.upstream)} upstreams{sealed}{syncs}"
+    print(f"{config or 'defaults'}: good: {counted}, store at {loaded.store.root}")

@@ -69,7 +69,7 @@ async def _run(loaded: settings.Config, name: str) -> Ended:
     meter = Meter()
     # who stops the command means it: the rule then waits for its next time
     meter.called_off = True
-    async with build(loaded) as app:
+    async with build(loaded, housework=False) as app:
         task = asyncio.ensure_future(app.sync.run_rule(name, meter, by="hand"))
         with Progress(
             TextColumn("{task.description}"),

@@ -9,17 +9,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 
 from mirror.errors import RequestError
 from mirror.oci.digest import Digest
+from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Reference, Repo
 
 __all__ = [
     "ContentRecord",
     "Freeze",
+    "ManifestNames",
     "ManifestRecord",
+    "NamedContent",
     "Pin",
     "Sighting",
+    "Standing",
     "TagRecord",
     "Usage",
     "read_history",
@@ -136,12 +141,50 @@ class ManifestRecord:
 
 @dataclass(frozen=True, slots=True)
 class ContentRecord:
-    """A blob that the store holds: `size` in bytes, `last_used` in seconds since the epoch, `pin` a reason or None."""
+    """A blob that the store holds: `size` in bytes, `last_used` in seconds since the epoch."""
 
     digest: Digest
     size: int
     last_used: float
     pin: str | None = None
+
+
+class Standing(Enum):
+    """How a blob stands among images, and so in which order it may go."""
+
+    #: No manifest, and no remembered manifest names it: nobody misses it soon.
+    LOOSE = "loose"
+    #: A manifest or index that no other names: with it goes an image.
+    ROOT = "root"
+    #: Some remembered manifest names it: it stays for as long as that one does.
+    NAMED = "named"
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestNames:
+    """What a manifest names: `manifests` where it is an index, `blobs` (config and layers) where it is an image."""
+
+    digest: Digest
+    manifests: tuple[Digest, ...] = ()
+    blobs: tuple[Digest, ...] = ()
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> ManifestNames:
+        """Each digest once."""
+        return cls(
+            manifest.digest,
+            tuple(dict.fromkeys(child.digest for child in manifest.manifests)),
+            tuple(dict.fromkeys(child.digest for child in manifest.blobs)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NamedContent:
+    """A blob that `parents` remembered manifests name; `is_manifest`: it is one of them itself."""
+
+    record: ContentRecord
+    parents: int
+    is_manifest: bool = False
 
 
 @dataclass(frozen=True, slots=True)

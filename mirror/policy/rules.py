@@ -20,3 +20,5 @@ class RouteRule:
     prefetch: bool = False
     age: AgeRule = field(default_factory=AgeRule)
     content: ContentRule = field(default_factory=ContentRule)
+    #: Sealed: upstream is never contacted.
+    offline: bool = False

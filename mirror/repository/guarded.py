@@ -24,7 +24,8 @@ from mirror.once import Once
 from mirror.policy.content import ContentLists, ContentRule, check_size
 from mirror.repository.content import BlobContent, ManifestAnswer
 from mirror.repository.cosign import LARGEST, PublicKey, is_signature, is_signed, signature_tag, signed_layers
-from mirror.repository.proxied import BlobStat, Listing, ProxiedRepository
+from mirror.repository.proxied import BlobStat, Listing
+from mirror.repository.shape import PlainRepository
 
 __all__ = ["GuardedRepository", "Signatures"]
 
@@ -40,11 +41,11 @@ _MOST_LAYERS: Final = 50
 
 
 class GuardedRepository:
-    """What `ProxiedRepository` offers to clients, and `Source` to whoever warms the cache. Cheap to make."""
+    """What a plain repository offers, less what rules refuse. Cheap to make."""
 
     def __init__(
         self,
-        inner: ProxiedRepository,
+        inner: PlainRepository,
         lists: ContentLists,
         rule: ContentRule,
         keys: Sequence[PublicKey],
@@ -59,7 +60,7 @@ class GuardedRepository:
         self._signatures = signatures
 
     async def manifest(self, reference: Reference) -> ManifestAnswer:
-        """Raises `Denied`, and what `ProxiedRepository.manifest` raises."""
+        """Raises `Denied`, and what `PlainRepository.manifest` raises."""
         tag = self._check_reference(reference)
         answer = await self._inner.manifest(reference)
         await self._check_answer(answer, tag)
@@ -108,7 +109,7 @@ class GuardedRepository:
         return False
 
     async def blob(self, digest: Digest) -> BlobContent:
-        """Raises `Denied`, and what `ProxiedRepository.blob` raises."""
+        """Raises `Denied`, and what `PlainRepository.blob` raises."""
         self._lists.check_blob(self.repo, digest)
         return await self._inner.blob(digest)
 
@@ -151,11 +152,11 @@ class GuardedRepository:
         return self._inner.awaits(digest)
 
     async def tags(self) -> Listing:
-        """Raises what `ProxiedRepository.tags` raises. A list says nothing that would have to be denied."""
+        """Raises what `PlainRepository.tags` raises. A list says nothing that would have to be denied."""
         return await self._inner.tags()
 
     async def referrers(self, digest: Digest) -> Listing:
-        """Raises `Denied`, and what `ProxiedRepository.referrers` raises."""
+        """Raises `Denied`, and what `PlainRepository.referrers` raises."""
         self._lists.check_blob(self.repo, digest)
         return await self._inner.referrers(digest)
 
@@ -170,7 +171,7 @@ class Signatures:
         self._once = Once()
 
     async def is_signed(
-        self, repository: ProxiedRepository, digest: Digest, names: tuple[str, ...], keys: Sequence[PublicKey]
+        self, repository: PlainRepository, digest: Digest, names: tuple[str, ...], keys: Sequence[PublicKey]
     ) -> bool:
         """Raises `UpstreamError` where it cannot be told now. `names` stand for the keys."""
         key = repository.repo, digest, names
@@ -202,7 +203,7 @@ def _keep(known: OrderedDict[K, V], key: K, value: V) -> None:
         known.popitem(last=False)
 
 
-async def _find_signature(repository: ProxiedRepository, digest: Digest, keys: Sequence[PublicKey]) -> bool:
+async def _find_signature(repository: PlainRepository, digest: Digest, keys: Sequence[PublicKey]) -> bool:
     """By cosign's tag first, which most registries have, then among the referrers."""
     references: list[Reference] = [signature_tag(digest)]
     for looked in range(2):
@@ -220,7 +221,7 @@ async def _find_signature(repository: ProxiedRepository, digest: Digest, keys: S
 
 
 async def _holds_signature(
-    repository: ProxiedRepository, manifest: Manifest, digest: Digest, keys: Sequence[PublicKey]
+    repository: PlainRepository, manifest: Manifest, digest: Digest, keys: Sequence[PublicKey]
 ) -> bool:
     for layer in signed_layers(manifest)[:_MOST_LAYERS]:
         try:

@@ -39,16 +39,8 @@ from mirror.errors import (
     UpstreamUnavailable,
 )
 from mirror.memo import MISSING, Memo
-from mirror.oci.digest import Digest, hasher
-from mirror.oci.manifest import (
-    INDEXES,
-    LARGEST,
-    Descriptor,
-    Manifest,
-    ManifestMalformed,
-    read_descriptor,
-    read_manifest,
-)
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor, Manifest, read_descriptor, read_manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.once import Once
 from mirror.policy.freshness import is_fresh, may_serve_stale
@@ -71,6 +63,9 @@ from mirror.repository.content import (
 from mirror.repository.flights import Flights, Vouch
 from mirror.repository.grants import Grants, named_by
 from mirror.repository.hot import Hot
+from mirror.repository.misses import Misses
+from mirror.repository.referring import Referring
+from mirror.repository.stored import indexes_naming, is_right, set_aside, stored_manifest
 from mirror.repository.tag_history import TagHistories
 
 __all__ = ["BlobStat", "Listing", "ProxiedRepository", "Shelf"]
@@ -151,6 +146,8 @@ class Shelf:
     exclusive: Exclusive
     touch: Callable[[Digest], None]
     histories: TagHistories
+    #: What was not here in a sealed repository.
+    misses: Misses
     #: The configured upstream that a registry's name falls under: names below a wildcard are no labels of metrics.
     label: Callable[[str], str] = str
     now: Callable[[], float] = time.time
@@ -165,6 +162,10 @@ class Shelf:
     settling: asyncio.Lock = field(default_factory=asyncio.Lock)
     uncached_since: float | None = None
     ahead: Ahead | None = None
+    referring: Referring = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.referring = Referring(self.store, self.catalog, self.once, lambda: self.now())
 
     def went_uncached(self, error: StoreError, what: object) -> None:
         """The store could not take something: said once, until it has taken something again."""
@@ -178,6 +179,17 @@ class Shelf:
         if self.uncached_since is not None:
             telemetry.log.info("the store takes content again", uncached_since=self.uncached_since)
             self.uncached_since = None
+
+    async def is_sound(self, info: BlobInfo) -> bool:
+        """Who is wrong, the disk or the manifest? A manifest that lies about a size must not cost others their blob."""
+        if self.sound.get(info.digest) == info.size:
+            return True
+        matches = await self.once.run(
+            ("sound", info.digest, info.size), lambda: asyncio.to_thread(is_right, self.store, info.digest)
+        )
+        if matches:
+            self.sound.put(info.digest, info.size)
+        return matches
 
     async def landed(self, info: BlobInfo) -> None:
         """A blob was published: remember it."""
@@ -529,26 +541,7 @@ class ProxiedRepository:
 
     def _stored(self, digest: Digest) -> Manifest | None:
         """Blocking: the manifest, if this repository has it and its bytes are right."""
-        record = self._shelf.catalog.get_manifest(self.repo, digest)
-        content = self._content(digest) if record else None
-        if record is None or content is None:
-            return None
-        try:
-            return read_manifest(content, record.media_type, algorithm=digest.algorithm)
-        except ManifestMalformed:
-            return None
-
-    def _content(self, digest: Digest) -> bytes | None:
-        try:
-            if self._shelf.store.stat(digest).size > LARGEST:
-                # somebody asks for a layer as if it were a manifest
-                return None
-            return self._shelf.store.read(digest, LARGEST)
-        except BlobUnknown:
-            return None
-        except StoreError as error:
-            self._set_aside(digest, error)
-            return None
+        return stored_manifest(self._shelf.store, self._shelf.catalog, self.repo, digest)
 
     # --------------------------------------------------------------------------------------------- blobs
 
@@ -561,10 +554,10 @@ class ProxiedRepository:
             info, reader = self._shelf.store.open(digest)
         except (BlobUnknown, StoreError):
             return await self._fly(digest, granted)
-        if granted not in (-1, info.size) and not await self._is_sound(info):
+        if granted not in (-1, info.size) and not await self._shelf.is_sound(info):
             reader.close()
             damage = BlobDamaged(f"{info.size} bytes on disk, {granted} expected")
-            await asyncio.to_thread(self._set_aside, digest, damage)
+            await asyncio.to_thread(set_aside, self._shelf.store, digest, damage)
             return await self._fly(digest, granted)
         self._shelf.touch(digest)
         return StoredContent(digest, info.size, reader, self._passing(digest))
@@ -668,16 +661,7 @@ class ProxiedRepository:
 
     async def indexes_naming(self, digest: Digest) -> list[Digest]:
         """The indexes of this repository that are here and name this manifest."""
-        return await asyncio.to_thread(self._read_indexes_naming, digest)
-
-    def _read_indexes_naming(self, digest: Digest) -> list[Digest]:
-        """Blocking."""
-        found = []
-        for record in self._shelf.catalog.manifests(self.repo):
-            manifest = self._stored(record.digest) if record.media_type in INDEXES else None
-            if manifest and any(child.digest == digest for child in manifest.manifests):
-                found.append(record.digest)
-        return found
+        return await asyncio.to_thread(indexes_naming, self._shelf.store, self._shelf.catalog, self.repo, digest)
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """What HEAD tells. Starts no fill: a client that only looks must not cost a download."""
@@ -756,17 +740,6 @@ class ProxiedRepository:
         outcome = Outcome.HIT if flight.landed else Outcome.JOINED if joined else Outcome.MISS
         return FlyingContent(flight, self._passing(digest), outcome)
 
-    async def _is_sound(self, info: BlobInfo) -> bool:
-        """Who is wrong, the disk or the manifest? A manifest that lies about a size must not cost others their blob."""
-        if self._shelf.sound.get(info.digest) == info.size:
-            return True
-        matches = await self._shelf.once.run(
-            ("sound", info.digest, info.size), lambda: asyncio.to_thread(_is_right, self._shelf.store, info.digest)
-        )
-        if matches:
-            self._shelf.sound.put(info.digest, info.size)
-        return matches
-
     def _vouch(self, digest: Digest) -> Vouch:
         async def vouch(size: int | None) -> None:
             await self._upstream_has(digest, size)
@@ -815,11 +788,6 @@ class ProxiedRepository:
             return False
         return True
 
-    def _set_aside(self, digest: Digest, error: StoreError) -> None:
-        telemetry.log.error("damaged blob set aside", digest=str(digest), reason=str(error))
-        if isinstance(error, BlobDamaged):
-            self._shelf.store.set_aside(digest)
-
     # ------------------------------------------------------------------------------------ tags, referrers
 
     async def tags(self) -> Listing:
@@ -844,37 +812,9 @@ class ProxiedRepository:
         try:
             found = await self._shelf.memo.share(f"referrers {self.repo}@{digest}", ask, _LIST_FOR)
         except (UpstreamUnavailable, UpstreamThrottled):
-            kept = await asyncio.to_thread(self._kept_referrers, digest)
+            kept = await self._shelf.referring.to(self.repo, digest)
             if not kept:
                 # an empty list would say that there are none, such as no signatures
                 raise
             return Listing(tuple(kept), Outcome.STALE, self._upstream.name)
         return Listing(tuple(read_descriptor(item) for item in found), Outcome.NONE, self._upstream.name)
-
-    def _kept_referrers(self, digest: Digest) -> list[Descriptor]:
-        """Blocking: the descriptor of each manifest here that names `digest` as its subject."""
-        kept = []
-        for record in self._shelf.catalog.manifests(self.repo):
-            manifest = self._stored(record.digest)
-            if manifest and manifest.subject and manifest.subject.digest == digest:
-                kept.append(manifest.descriptor)
-        return kept
-
-
-def _is_right(store: BlobStore, digest: Digest) -> bool:
-    """Blocking: whether the blob's bytes are those that its digest names."""
-    try:
-        _, reader = store.open(digest)
-    except (BlobUnknown, StoreError):
-        return False
-    try:
-        hashing = hasher(digest)
-        offset = 0
-        while block := reader.pread(1 << 20, offset):
-            hashing.update(block)
-            offset += len(block)
-    except StoreError:
-        return False
-    finally:
-        reader.close()
-    return hashing.hexdigest() == digest.hex

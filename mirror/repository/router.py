@@ -1,4 +1,4 @@
-"""From a request to the repository that it means."""
+"""From a request to the repository that it means, proxied or sealed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from mirror.ports import Upstream
 from mirror.repository.cosign import PublicKey
 from mirror.repository.guarded import GuardedRepository, Signatures
 from mirror.repository.proxied import ProxiedRepository, Shelf
+from mirror.repository.sealed import SealedRepository
+from mirror.repository.shape import PlainRepository, Repository
 
 __all__ = ["Router"]
 
@@ -20,7 +22,9 @@ _MOST: int = 10_000
 
 
 class Router:
-    """Makes repositories out of names; upstreams are made by `upstream_for` when they are first needed."""
+    """Makes repositories out of names; upstreams are made by `upstream_for` when they are first needed, and none is
+    ever made for a sealed repository.
+    """
 
     def __init__(
         self,
@@ -42,10 +46,10 @@ class Router:
         self._lists = lists or ContentLists()
         self._keys = keys or {}
         self._signatures = Signatures()
-        self._made: dict[Repo, ProxiedRepository] = {}
-        self._routed: dict[tuple[str, str | None, str | None], ProxiedRepository | GuardedRepository] = {}
+        self._made: dict[Repo, PlainRepository] = {}
+        self._routed: dict[tuple[str, str | None, str | None], Repository] = {}
 
-    def resolve(self, name: str, *, host: str | None, ns: str | None) -> ProxiedRepository | GuardedRepository:
+    def resolve(self, name: str, *, host: str | None, ns: str | None) -> Repository:
         """The repository that is meant, as clients may see it. Raises `NameInvalid`, `NameUnknown`."""
         key = (name, host, ns)
         found = self._routed.get(key)
@@ -56,7 +60,7 @@ class Router:
             self._routed[key] = found
         return found
 
-    def guarded(self, repo: Repo) -> ProxiedRepository | GuardedRepository:
+    def guarded(self, repo: Repo) -> Repository:
         """The repository of a checked name, with the rules about its content before it where there are any."""
         inner, rule = self.repository(repo), self.rule_for(repo).content
         if rule == ContentRule() and self._lists == ContentLists():
@@ -65,15 +69,20 @@ class Router:
             inner, self._lists, rule, [self._keys[name] for name in rule.signed_by], self._signatures
         )
 
-    def repository(self, repo: Repo) -> ProxiedRepository:
+    def repository(self, repo: Repo) -> PlainRepository:
         """The repository of a checked name."""
         found = self._made.get(repo)
         if found is None:
             if len(self._made) >= _MOST:
                 self._made.clear()
-            found = ProxiedRepository(repo, self._upstream_for(repo.registry), self.rule_for(repo), self._shelf)
-            self._made[repo] = found
+            found = self._made[repo] = self._make(repo)
         return found
+
+    def _make(self, repo: Repo) -> PlainRepository:
+        rule = self.rule_for(repo)
+        if rule.offline:
+            return SealedRepository(repo, self._shelf)
+        return ProxiedRepository(repo, self._upstream_for(repo.registry), rule, self._shelf)
 
     def rule_for(self, repo: Repo) -> RouteRule:
         """How this repository is treated."""

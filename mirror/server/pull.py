@@ -15,8 +15,7 @@ from mirror.oci.request import RegistryRequest, parse_page
 from mirror.oci.span import Span, parse_range
 from mirror.policy.filling import HELD_BACK
 from mirror.repository.content import BlobContent, Outcome
-from mirror.repository.guarded import GuardedRepository
-from mirror.repository.proxied import ProxiedRepository
+from mirror.repository.shape import Repository
 from mirror.server.answers import (
     API_VERSION,
     blob_headers,
@@ -55,7 +54,7 @@ def base() -> web.Response:
 
 
 async def manifest(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: ProxiedRepository | GuardedRepository, told: Told
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: Told
 ) -> web.StreamResponse:
     """A manifest or index, byte for byte as upstream has it. HEAD asks upstream for no more than a HEAD."""
     if wanted.reference is None:
@@ -78,11 +77,7 @@ async def manifest(
 
 
 async def blob(
-    request: web.BaseRequest,
-    wanted: RegistryRequest,
-    repository: ProxiedRepository | GuardedRepository,
-    told: Told,
-    sender: Sender,
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: Told, sender: Sender
 ) -> web.StreamResponse:
     """A blob or a part of it. Once the headers are out, trouble breaks the connection: never a clean short body."""
     if request.method == "HEAD":
@@ -177,7 +172,7 @@ def _break(request: web.BaseRequest) -> None:
 
 
 async def tags(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: ProxiedRepository | GuardedRepository, told: Told
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: Told
 ) -> web.StreamResponse:
     """The tag list, a page of it with `n` and `last` (distribution-spec, "Listing Tags")."""
     count, last = parse_page(wanted.query, most=_MOST_TAGS)
@@ -194,7 +189,7 @@ async def tags(
 
 
 async def referrers(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: ProxiedRepository | GuardedRepository, told: Told
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: Told
 ) -> web.StreamResponse:
     """An index of what refers to a digest; an empty one where nothing does (distribution-spec, "Listing Referrers")."""
     listing = await repository.referrers(wanted.digest)

@@ -68,7 +68,7 @@ class LocalCatalog:
 
     def repositories(self) -> Iterable[Repo]:
         root = self._layout.repositories
-        for folder, below, _files in os.walk(root):
+        for folder, below, _files in os.walk(root, onerror=_must_be_absent):
             if "_tags" in below or "_manifests" in below:
                 registry, _, name = os.path.relpath(folder, root).partition("/")
                 with suppress(RequestError):
@@ -98,10 +98,19 @@ def _drop(path: Path) -> None:
         path.unlink()
 
 
+def _must_be_absent(error: OSError) -> None:
+    """A folder that goes away meanwhile is as good as empty. Raises `StoreError` for one that the disk does not give:
+    whoever lists would take a part for the whole.
+    """
+    with store_errors("listing records of the catalog"), suppress(FileNotFoundError, NotADirectoryError):
+        raise error
+
+
 def _names(folder: Path) -> Iterator[str]:
     try:
         found = os.listdir(folder)
-    except OSError:
+    except OSError as error:
+        _must_be_absent(error)
         return
     for name in found:
         if digest_from(name):

@@ -11,6 +11,8 @@
     ├── quarantine/
     │   └── <algorithm>-<hex>            a blob whose bytes were found to be wrong, kept for whoever looks into it
     ├── locks/                           files for flock only; empty
+    ├── misses.json                      what was asked for in vain of a sealed mirror (see `misses.py`)
+    ├── scrub/<hash>.json                how far the hashing of everything is
     ├── pins/<hash>.json                 images that must stay (see `notes.py` for folders of this kind)
     ├── freezes/<hash>.json              tags that answer one digest, whatever upstream says
     ├── sync/, jobs/, job-queue/, job-cancels/   likewise: what syncs did last, and what was asked for
@@ -71,6 +73,10 @@ class Layout:
     @property
     def repositories(self) -> Path:
         return self.root / "repositories"
+
+    @property
+    def misses(self) -> Path:
+        return self.root / "misses.json"
 
     def notes(self, kind: str) -> Path:
         return self.root / kind

@@ -43,6 +43,9 @@ __all__ = ["LocalIngest", "LocalReader", "LocalStore"]
 
 _BLOCK: Final = 1 << 20
 
+#: Not every C library has preadv2.
+_NOWAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
+
 
 class LocalReader:
     """A blob's open file. Several senders may share it: every read says its offset."""
@@ -57,6 +60,17 @@ class LocalReader:
         with store_errors("reading a blob"):
             return os.pread(self._descriptor, size, offset)
 
+    def pread_once(self, size: int, offset: int) -> bytes:
+        with store_errors("reading a blob"):
+            # no reading ahead: what that brings in would look as if others had wanted it
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+            cached = _pread_cached(self._descriptor, size, offset)
+            if cached:
+                return cached
+            piece = os.pread(self._descriptor, size, offset)
+            os.posix_fadvise(self._descriptor, offset, len(piece), os.POSIX_FADV_DONTNEED)
+        return piece
+
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
@@ -64,6 +78,19 @@ class LocalReader:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _pread_cached(descriptor: int, size: int, offset: int) -> bytes:
+    """What the page cache has from there on; empty where it has nothing or cannot be asked (preadv2(2))."""
+    if not _NOWAIT:
+        return b""
+    buffer = bytearray(size)
+    try:
+        return bytes(memoryview(buffer)[: os.preadv(descriptor, [buffer], offset, _NOWAIT)])
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+            return b""
+        raise
 
 
 class LocalStore:
@@ -197,9 +224,9 @@ class LocalStore:
 
     def walk(self) -> Iterator[BlobInfo]:
         for algorithm, length in HEX_LENGTHS.items():
-            for folder in _folders(self.layout.blobs / algorithm):
+            for folder in sorted(_folders(self.layout.blobs / algorithm), key=lambda entry: entry.name):
                 with store_errors("listing blobs"):
-                    entries = list(os.scandir(folder))
+                    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
                 for entry in entries:
                     digest = digest_from(f"{algorithm}-{entry.name}") if len(entry.name) == length else None
                     if digest is None or digest.hex[:2] != folder.name:

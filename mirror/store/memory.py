@@ -1,4 +1,4 @@
-"""A `BlobStore` and a `Catalog` in dicts: the simplest correct ones. They live and die with their process.
+"""A `BlobStore`, a `Catalog` and `Pins` in dicts: the simplest correct ones. They live and die with their process.
 
 One `MemoryStore` stands for a disk. What other processes are to `LocalStore`, several ingests of one digest are here:
 they share one growing blob, and one of them at a time is its filler. A growing blob that was committed or begun anew
@@ -14,11 +14,11 @@ from typing import Final
 
 from mirror.errors import BlobDamaged, BlobUnknown, StoreError, StoreFull
 from mirror.oci.digest import Digest, hasher
-from mirror.oci.reference import Repo
-from mirror.policy.records import ManifestRecord, Sighting, TagRecord
+from mirror.oci.reference import Reference, Repo
+from mirror.policy.records import ManifestRecord, Pin, Sighting, TagRecord
 from mirror.ports import BlobInfo, Body
 
-__all__ = ["MemoryCatalog", "MemoryIngest", "MemoryReader", "MemoryStore"]
+__all__ = ["MemoryCatalog", "MemoryIngest", "MemoryPins", "MemoryReader", "MemoryStore"]
 
 #: Received at once, in bytes.
 _RECEIVE: Final = 256 * 1024
@@ -123,7 +123,7 @@ class MemoryStore:
 
     def walk(self) -> Iterator[BlobInfo]:
         with self.changed:
-            digests = list(self._present)
+            digests = sorted(self._present)
         for digest in digests:
             try:
                 yield self.stat(digest)
@@ -360,3 +360,22 @@ class MemoryCatalog:
 
     def repositories(self) -> Iterable[Repo]:
         return [repo for repo in {**self._tags, **self._manifests} if self._tags.get(repo) or self._manifests.get(repo)]
+
+
+class MemoryPins:
+    """See `mirror.ports.Pins`. May be used from any thread."""
+
+    def __init__(self) -> None:
+        self._pins: dict[tuple[Repo, Reference], Pin] = {}
+
+    def all(self) -> Iterable[Pin]:
+        return list(self._pins.values())
+
+    def get(self, repo: Repo, reference: Reference) -> Pin | None:
+        return self._pins.get((repo, reference))
+
+    def put(self, pin: Pin) -> None:
+        self._pins[pin.repo, pin.reference] = pin
+
+    def drop(self, repo: Repo, reference: Reference) -> bool:
+        return self._pins.pop((repo, reference), None) is not None

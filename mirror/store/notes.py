@@ -4,7 +4,8 @@
                              └── drop() ──> absent
 
 A file's name is a hash of its key, because keys hold what file names may not. A note that does not parse, cut by an old
-crash or foreign, counts as absent.
+crash or foreign, counts as absent. One that the disk does not give does not: a pin that cannot be read for want of a
+descriptor would be a pin that does not hold.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Notes:
         self._folder = layout.notes(kind)
 
     def read(self, key: str) -> dict[str, Any] | None:
-        """What was written last; None where there is nothing that can be read."""
+        """What was written last; None where there is nothing that makes sense. Raises `StoreError`."""
         return _parsed(self._path(key))
 
     def holds(self, key: str) -> bool:
@@ -61,9 +62,9 @@ class Notes:
         return True
 
     def all(self) -> Iterator[dict[str, Any]]:
-        """In no order; each holds its `key`. What cannot be read is passed over."""
+        """In no order; each holds its `key`. What makes no sense is passed over. Raises `StoreError`."""
         names: list[str] = []
-        with suppress(OSError):
+        with store_errors("listing notes"), suppress(FileNotFoundError, NotADirectoryError):
             names = os.listdir(self._folder)
         for name in names:
             note = _parsed(self._folder / name) if name.endswith(".json") else None
@@ -76,7 +77,9 @@ class Notes:
 
 def _parsed(path: Path) -> dict[str, Any] | None:
     try:
-        note = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        with store_errors("reading a note"), suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            note = json.loads(path.read_bytes())
+            return note if isinstance(note, dict) else None
+    except (ValueError, RecursionError):
         return None
-    return note if isinstance(note, dict) else None
+    return None

@@ -74,7 +74,9 @@ class Leases(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SyncRule:
-    """`[[sync]]`. `platforms`: none means all; `every_replica`: each one with a disk of its own, not one for all."""
+    """`[[sync]]`. `platforms`: none means all; `every_replica`: each one with a disk of its own, not one for all;
+    `sealed`: its upstream is never contacted, so it never runs.
+    """
 
     name: str
     repo: Repo
@@ -83,6 +85,7 @@ class SyncRule:
     platforms: tuple[Platform, ...] = ()
     referrers: bool = False
     every_replica: bool = False
+    sealed: bool = False
 
     @property
     def what(self) -> str:
@@ -148,7 +151,7 @@ class Sync:
             "platforms": [str(one) for one in rule.platforms],
             "referrers": rule.referrers,
             "every_replica": rule.every_replica,
-            "state": _state(last, note, busy=busy),
+            "state": "sealed" if rule.sealed else _state(last, note, busy=busy),
             "progress": note.get("progress") if busy else None,
             "started": moment(last.start),
             "ended": moment(last.end),
@@ -156,7 +159,7 @@ class Sync:
             "result": note.get("result"),
             "failed_in_a_row": last.failures,
             "succeeded": moment(note.get("succeeded")),
-            "next": None if busy else moment(max(due, self.now())),
+            "next": None if busy or rule.sealed else moment(max(due, self.now())),
         }
 
     def busy(self, name: str) -> bool:
@@ -212,7 +215,7 @@ class Sync:
         for rule in self.rules.values():
             if len(self._running) >= _AT_ONCE:
                 return
-            if rule.name not in self._running and await asyncio.to_thread(self._is_due, rule):
+            if not rule.sealed and rule.name not in self._running and await asyncio.to_thread(self._is_due, rule):
                 await self._start(rule)
 
     async def idle(self) -> None:
@@ -341,6 +344,8 @@ class Sync:
                     await self.leases.take(_lease(rule), _LEASE)
 
     async def _move(self, rule: SyncRule, meter: Meter) -> Ended:
+        if rule.sealed:
+            return Ended(False, {"error": f"{rule.repo} is sealed: its upstream is never contacted"})
         try:
             listing = await self._source_for(rule.repo).tags()
         except MirrorError as error:

@@ -154,6 +154,23 @@ async def test_a_pattern_that_fits_nothing_is_a_failure(registry: FakeRegistry, 
         assert (await _told(mirror))["result"] == {"error": "none of its 4 tags is meant by semver >=9"}
 
 
+@pytest.mark.parametrize(
+    "sealed",
+    [{"offline": True}, {"route": [{"match": "docker.io/library/*", "offline": True}]}],
+    ids=["whole", "route"],
+)
+async def test_what_is_sealed_is_not_synced(registry: FakeRegistry, tmp_path: Path, sealed: dict[str, Any]) -> None:
+    """No run is due, one by hand says why it cannot be, and upstream is never asked."""
+    async with _syncing(registry, tmp_path / "store", **sealed) as mirror:
+        await _first(mirror)
+        told = await _told(mirror)
+        assert (told["state"], told["next"], told["result"]) == ("sealed", None, None)
+        ended = await mirror.app.sync.run_rule(_NAME, Meter(), by="hand")
+        assert not ended.ok
+        assert "sealed" in ended.result["error"]
+        assert registry.requests == []
+
+
 # ----------------------------------------------------------------------------------------------------- when again
 
 

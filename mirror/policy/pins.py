@@ -1,0 +1,66 @@
+"""Which images the configuration says must stay, and until when a pin holds. Pure.
+
+A rule names images as a route names repositories, with a pattern for the tag behind the last colon:
+
+    docker.io/library/*:3.1*     registry.k8s.io/**:v1.29.?     ghcr.io/owner/app:*
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from mirror.oci.reference import Repo
+from mirror.policy.durations import parse_duration
+from mirror.policy.routing import compile_pattern
+
+__all__ = ["PinRule", "parse_until", "rule_for"]
+
+
+@dataclass(frozen=True, slots=True)
+class PinRule:
+    """Images that stay. `match` is `registry/name:tag` with `*`, `**` and `?` as in routes. Raises `ValueError`."""
+
+    match: str
+    reason: str = ""
+    _repository: re.Pattern[str] = field(init=False, repr=False, compare=False)
+    _tag: re.Pattern[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        head, slash, last = self.match.rpartition("/")
+        name, colon, tag = last.partition(":")
+        if not head or not slash or not name or not colon or not tag:
+            raise ValueError(
+                f"not registry/name:tag pattern: {self.match[:200]!r} (write docker.io/library/app:* for every tag)"
+            )
+        object.__setattr__(self, "_repository", compile_pattern(f"{head}/{name}"))
+        object.__setattr__(self, "_tag", compile_pattern(tag))
+
+    def fits(self, repo: Repo, tag: str) -> bool:
+        """Whether an image of this name must stay."""
+        return self._tag.fullmatch(tag) is not None and self._repository.fullmatch(str(repo)) is not None
+
+
+def rule_for(rules: Iterable[PinRule], repo: Repo, tag: str) -> PinRule | None:
+    """The first that fits."""
+    return next((rule for rule in rules if rule.fits(repo, tag)), None)
+
+
+def parse_until(text: str, now: float) -> float:
+    """Epoch seconds out of a date (`2026-03-01`, its beginning in UTC), a time (`2026-03-01T12:00+01:00`; UTC where it
+    says no zone) or a duration from now (`30d`). Raises `ValueError`, also for what is over already.
+    """
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        try:
+            until = now + parse_duration(text)
+        except ValueError as error:
+            raise ValueError(f"not a date, time or duration: {text[:40]!r} (write 2026-03-01 or 30d)") from error
+    else:
+        until = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if until <= now:
+        raise ValueError(f"over already: {text[:40]!r}")
+    return until

@@ -1,0 +1,124 @@
+"""Which images are pinned, and which content stays for that. Read from the disk; the index has no say in it.
+
+    pins on disk ─────┐
+                      ├──> images ── tag record ──> digest ──> what its manifests name, present or not: it stays
+    rules, over tags ─┘
+
+A pinned tag protects what it points to now. What is named but absent counts too, so that a blob that comes later is
+safe from its first moment on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor
+from mirror.oci.reference import Reference, Repo
+from mirror.policy.pins import PinRule, rule_for
+from mirror.ports import BlobStore, Catalog, Pins
+from mirror.repository.names import NamesOnDisk
+
+__all__ = ["PinnedContent", "PinnedImage", "pinned_images", "why_pinned"]
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedImage:
+    """An image that must stay, and why.
+
+    `root` is what it points to now; None: that is not known here, because nobody pulled it yet. `since` and `until` are
+    epoch seconds. `rule` is the pattern of the configuration that says it; None: it was pinned by hand.
+    """
+
+    repo: Repo
+    reference: Reference
+    root: Descriptor | None
+    reason: str
+    since: float | None = None
+    until: float | None = None
+    rule: str | None = None
+
+
+def pinned_images(pins: Pins, rules: Sequence[PinRule], catalog: Catalog, now: float) -> list[PinnedImage]:
+    """Blocking: every pin that is in force, then what rules add to them. Raises `StoreError`."""
+    found = [
+        PinnedImage(pin.repo, pin.reference, _root(catalog, pin.repo, pin.reference), pin.reason, pin.since, pin.until)
+        for pin in pins.all()
+        if pin.holds(now)
+    ]
+    known = {(image.repo, image.reference) for image in found}
+    for repo in catalog.repositories() if rules else ():
+        for tag in catalog.tags(repo):
+            rule = rule_for(rules, repo, tag)
+            if rule is not None and (repo, tag) not in known:
+                found.append(PinnedImage(repo, tag, _root(catalog, repo, tag), rule.reason, rule=rule.match))
+    return found
+
+
+def why_pinned(
+    pinned: Iterable[PinnedImage], repo: Repo, *, tag: str | None = None, digest: Digest | None = None
+) -> list[PinnedImage]:
+    """Those of `pinned` because of which an image stays: by its tag, or as what its digest is pinned as."""
+    return [
+        image
+        for image in pinned
+        if image.repo == repo
+        and (
+            (tag is not None and image.reference == tag)
+            or (digest is not None and (image.reference == digest or (image.root and image.root.digest == digest)))
+        )
+    ]
+
+
+def _root(catalog: Catalog, repo: Repo, reference: Reference) -> Descriptor | None:
+    if isinstance(reference, Digest):
+        manifest = catalog.get_manifest(repo, reference)
+        return Descriptor(manifest.media_type, reference, manifest.size) if manifest else None
+    tag = catalog.get_tag(repo, reference)
+    return Descriptor(tag.media_type, tag.digest, tag.size) if tag else None
+
+
+class PinnedContent:
+    """The digests that stay because of pins. May be asked from any thread."""
+
+    def __init__(
+        self, store: BlobStore, catalog: Catalog, pins: Pins, rules: Sequence[PinRule], names: NamesOnDisk
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._pins = pins
+        self._rules = tuple(rules)
+        self._names = names
+        self._lock = threading.Lock()
+        #: What each pinned tag pointed to when last read: a record that cannot be read at the moment unpins nothing.
+        self._roots: dict[tuple[Repo, Reference], Digest] = {}
+
+    def digests(self, now: float) -> Collection[Digest]:
+        """Blocking, some 0.1 ms for each pinned image. Raises `StoreError` where pins cannot be read: then nobody knows
+        what must stay, and nothing may go.
+        """
+        with self._lock:
+            roots: dict[tuple[Repo, Reference], Digest] = {}
+            for image in pinned_images(self._pins, self._rules, self._catalog, now):
+                key = image.repo, image.reference
+                if isinstance(image.reference, Digest):
+                    roots[key] = image.reference
+                elif image.root is not None:
+                    roots[key] = image.root.digest
+                elif key in self._roots:
+                    roots[key] = self._roots[key]
+            self._roots = roots
+            return self._below(set(roots.values()))
+
+    def _below(self, roots: set[Digest]) -> set[Digest]:
+        """These, and all that they and the manifests below them name."""
+        kept, left = set(roots), list(roots)
+        while left:
+            names = self._names.of(left.pop())
+            if names is None:
+                continue
+            left += [digest for digest in names.manifests if digest not in kept]
+            kept.update(names.manifests, names.blobs)
+        return kept
