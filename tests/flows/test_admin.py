@@ -129,7 +129,7 @@ def test_a_job_that_fails_says_why(mirror: MirrorProcess, socket: Path) -> None:
 
 
 def test_a_job_is_cancelled_by_whoever_is_asked(mirror: MirrorProcess, registry: FakeRegistry, socket: Path) -> None:
-    """Also by the worker that does not run it; cancelling again changes nothing. What has come stays as a partial."""
+    """Also by the worker that does not run it; cancelling again changes nothing, and asking again is possible."""
     gate = Stall()
     registry.fail("blobs", stall(gate, after=1000), times=2)
     job = _begin(socket)
