@@ -231,8 +231,8 @@ class Jobs:
         finally:
             os.close(held)
 
-    def _interrupted(self, note: dict[str, Any], why: str = "its process died") -> dict[str, Any]:
-        return self._end(note, JobState.INTERRUPTED, {"error": why})
+    def _interrupted(self, note: dict[str, Any]) -> dict[str, Any]:
+        return self._end(note, JobState.INTERRUPTED, {"error": "its process ended before it was done"})
 
     def _end(self, note: dict[str, Any], state: JobState, result: Mapping[str, Any] | None = None) -> dict[str, Any]:
         ended = {**note, "state": state.value, "ended": self.now(), "result": dict(result or {})}
@@ -290,11 +290,13 @@ class Jobs:
                 if note is None:
                     os.close(held)
             if note is not None:
-                task = asyncio.create_task(self._carry(note, held))
+                task = asyncio.create_task(self._carry(note))
                 self._running[note["id"]] = task
-                task.add_done_callback(partial(self._let_go, note["id"]))
+                # not by the task itself: one that is cancelled before it begins ends nothing
+                task.add_done_callback(partial(self._let_go, note["id"], held))
 
-    def _let_go(self, name: str, _task: asyncio.Task[None]) -> None:
+    def _let_go(self, name: str, held: int, _task: asyncio.Task[None]) -> None:
+        os.close(held)
         del self._running[name]
         self._poked.set()
 
@@ -322,7 +324,7 @@ class Jobs:
         self._queue.drop(name)
         return taken
 
-    async def _carry(self, note: dict[str, Any], held: int) -> None:
+    async def _carry(self, note: dict[str, Any]) -> None:
         """One job, from here to its end."""
         telemetry.log.info("job started", job=note["id"], kind=note["kind"])
         meter = Meter()
@@ -337,14 +339,13 @@ class Jobs:
         except asyncio.CancelledError:
             await end(task)
             with suppress(StoreError):
-                self._interrupted({**note, "progress": meter.to_json()}, "the mirror was stopped")
+                self._interrupted({**note, "progress": meter.to_json()})
             raise
         except StoreError as error:
             # nobody can be told; that it is over shows by its slot
             telemetry.log.error("a job's note cannot be written", job=note["id"], reason=str(error))
         finally:
             await end(task)
-            os.close(held)
 
     async def _begin(self, note: dict[str, Any], meter: Meter) -> Ended:
         work = self._work.get(note["kind"])

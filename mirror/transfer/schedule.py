@@ -21,6 +21,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Protocol
 
 from mirror import telemetry
@@ -244,11 +245,16 @@ class Sync:
         if not begins:
             os.close(held)
             return
-        task = asyncio.create_task(self._scheduled(rule, held))
+        task = asyncio.create_task(self._scheduled(rule))
         self._running[rule.name] = task
-        task.add_done_callback(lambda _: self._running.pop(rule.name, None))
+        # not by the task itself: one that is cancelled before it begins ends nothing
+        task.add_done_callback(partial(self._let_go, rule.name, held))
 
-    async def _scheduled(self, rule: SyncRule, held: int) -> None:
+    def _let_go(self, name: str, held: int, _task: asyncio.Task[None]) -> None:
+        os.close(held)
+        del self._running[name]
+
+    async def _scheduled(self, rule: SyncRule) -> None:
         try:
             await self._carry(rule, Meter(), "schedule")
         except MirrorError as error:
@@ -256,8 +262,6 @@ class Sync:
             self._not_before[rule.name] = self.now() + _AFTER_TROUBLE
         except Exception:
             telemetry.log.exception("sync crashed", rule=rule.name)
-        finally:
-            os.close(held)
 
     async def _is_ours(self, rule: SyncRule) -> bool:
         """Whether no other replica has this run."""

@@ -170,7 +170,7 @@ def test_a_job_of_a_killed_worker_is_interrupted(mirror: MirrorProcess, registry
     mirror.kill_worker(running["worker"])
     mirror.wait_for_event("worker died")
     interrupted = _wait(socket, job, "interrupted")
-    assert interrupted["result"] == {"error": "its process died"}
+    assert interrupted["result"] == {"error": "its process ended before it was done"}
     gate.release()
     _wait(socket, _begin(socket), "done")
 

@@ -179,7 +179,7 @@ async def test_the_end_of_the_process_interrupts(layout: Layout) -> None:
     name = (await jobs.submit("good", {}))["id"]
     async with _running(jobs):
         await _state(jobs, name, "running")
-    assert (await jobs.get(name))["result"] == {"error": "the mirror was stopped"}
+    assert (await jobs.get(name))["result"] == {"error": "its process ended before it was done"}
     held = Locks(layout).try_hold("job-0")
     assert held is not None
     os.close(held)
