@@ -9,11 +9,12 @@ import asyncio
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from mirror import __version__, telemetry
 from mirror.access import issuer as issuer_of
@@ -23,7 +24,15 @@ from mirror.access.given import GivenToken, GivenTokens
 from mirror.access.htpasswd import Htpasswd
 from mirror.access.issued import IssuedTokens, read_keys
 from mirror.access.issuer import Issuer
-from mirror.config import Config, IssuerSettings, RouteSettings, SyncSettings, UpstreamSettings, routing_table
+from mirror.config import (
+    Config,
+    IssuerSettings,
+    ReachSettings,
+    RouteSettings,
+    SyncSettings,
+    UpstreamSettings,
+    routing_table,
+)
 from mirror.errors import ConfigError, IndexUnavailable, StoreError
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.leases import RedisLeases
@@ -33,6 +42,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.once import end
 from mirror.policy.access import Policy, Rule, actions
+from mirror.policy.budget import Budget
 from mirror.policy.content import ContentLists, ContentRule, patterns
 from mirror.policy.eviction import Water
 from mirror.policy.freshness import FreshnessRule
@@ -43,7 +53,7 @@ from mirror.policy.platforms import parse_platforms
 from mirror.policy.routing import RoutingTable, compile_pattern
 from mirror.policy.rules import RouteRule
 from mirror.policy.sizes import parse_capacity, parse_size
-from mirror.ports import Authenticator, BlobInfo, ContentIndex, Upstream
+from mirror.ports import Authenticator, BlobInfo, ContentIndex
 from mirror.repository.ahead import Ahead
 from mirror.repository.cosign import read_key
 from mirror.repository.evictor import Evictor
@@ -71,8 +81,12 @@ from mirror.store.pins import LocalPins
 from mirror.store.recovery import sweep
 from mirror.transfer.jobs import Jobs, prefetching
 from mirror.transfer.schedule import Leases, Sync, SyncRule, SyncSource
-from mirror.upstream.credentials import Credentials, CredentialSource, DockerConfig, GivenCredentials
-from mirror.upstream.registry import RegistryUpstream
+from mirror.upstream.credentials import Credentials, CredentialSource, GivenCredentials
+from mirror.upstream.docker_config import DockerConfig
+from mirror.upstream.endpoints import EndpointsUpstream
+from mirror.upstream.providers import ProviderOptions, open_provider
+from mirror.upstream.proxies import Proxies
+from mirror.upstream.registry import RegistryUpstream, unverified
 
 __all__ = [
     "MISSES_LOCK",
@@ -84,6 +98,7 @@ __all__ = [
     "build",
     "make_sync",
     "open_disk",
+    "open_registries",
     "open_storage",
     "pin_rules",
     "routing_table",
@@ -207,6 +222,7 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
         stack.push_async_callback(memo.aclose)
         upstreams = _Upstreams(config, filling, memo)
         stack.push_async_callback(upstreams.aclose)
+        upstreams.open()
 
         async def landed(info: BlobInfo) -> None:
             await shelf.landed(info)
@@ -348,6 +364,22 @@ def _issuer(one: IssuerSettings) -> issuer_of.IssuerSettings:
 def pin_rules(config: Config) -> list[PinRule]:
     """Which images stay because the configuration says so."""
     return [PinRule(pin.match, pin.reason) for pin in config.pin]
+
+
+@asynccontextmanager
+async def open_registries(config: Config) -> AsyncIterator[list[RegistryUpstream]]:
+    """Every configured registry at each of its addresses, to be checked; those with a wildcard are none yet.
+
+    Raises `ConfigError`.
+    """
+    async with AsyncExitStack() as stack:
+        executor = ThreadPoolExecutor(2, "check")
+        stack.callback(executor.shutdown, wait=False, cancel_futures=True)
+        memo = Memo()
+        stack.push_async_callback(memo.aclose)
+        upstreams = _Upstreams(config, executor, memo)
+        stack.push_async_callback(upstreams.aclose)
+        yield upstreams.open()
 
 
 def _rule(route: RouteSettings, config: Config) -> RouteRule:
@@ -521,9 +553,21 @@ class _Upstreams:
         self._memo = memo
         self._settings = {entry.name: entry for entry in config.upstream}
         self.table = routing_table(config)
-        self._made: dict[str, Upstream] = {}
+        self._made: dict[str, RegistryUpstream | EndpointsUpstream] = {}
 
-    def named(self, name: str) -> Upstream:
+    def open(self) -> list[RegistryUpstream]:
+        """Make every registry that has no wildcard, so that mistakes show at start; each address of each.
+
+        Nobody is contacted. Raises `ConfigError`.
+        """
+        opened: list[RegistryUpstream] = []
+        for name in self._settings:
+            if not name.startswith("*."):
+                upstream = self.named(name)
+                opened += upstream.members if isinstance(upstream, EndpointsUpstream) else [upstream]
+        return opened
+
+    def named(self, name: str) -> RegistryUpstream | EndpointsUpstream:
         """The upstream of a registry that the table knows."""
         found = self._made.get(name)
         if found is None:
@@ -538,47 +582,105 @@ class _Upstreams:
         known = self.table.registry(name)
         return known[1].name if known else ""
 
-    def _make(self, name: str, settings: UpstreamSettings) -> Upstream:
+    def _make(self, name: str, settings: UpstreamSettings) -> RegistryUpstream | EndpointsUpstream:
         label = settings.name  # bounded by the configuration, where names under a wildcard are not
 
         def observe(event: str, status: int | None, seconds: float) -> None:
             telemetry.UPSTREAM_REQUESTS.labels(label, event, status or 0).inc()
             telemetry.UPSTREAM_SECONDS.labels(label, event).observe(seconds)
 
-        return RegistryUpstream(
-            name,
-            settings.url or f"https://{name}",
-            executor=self._executor,
-            memo=self._memo,
-            credentials=_credentials(name, settings),
-            allowed=settings.token_hosts,
-            verify=_tls(settings),
-            connect_timeout=settings.connect_timeout,
-            read_timeout=settings.read_timeout,
-            blobs_at_once=settings.blobs_at_once,
-            user_agent=f"registry-mirror/{__version__}",
-            observe=observe,
-        )
+        def on_budget(budget: Budget) -> None:
+            telemetry.BUDGET_LIMIT.labels(label).set(budget.limit)
+            telemetry.BUDGET_REMAINING.labels(label).set(budget.remaining)
+
+        def at(url: str, reach: ReachSettings, names: Sequence[str], **more: Any) -> RegistryUpstream:
+            tls, identity = _tls(name, reach)
+            proxies = _proxies(reach)
+            return RegistryUpstream(
+                name,
+                url,
+                executor=self._executor,
+                memo=self._memo,
+                credentials=_credentials(name, url, reach, names, identity or tls, proxies),
+                allowed=reach.token_hosts,
+                verify=tls,
+                identity=identity,
+                proxies=proxies,
+                connect_timeout=settings.connect_timeout,
+                read_timeout=settings.read_timeout,
+                blobs_at_once=settings.blobs_at_once,
+                user_agent=f"registry-mirror/{__version__}",
+                observe=observe,
+                **more,
+            )
+
+        own = at(settings.url or f"https://{name}", settings, [name, *settings.aliases], on_budget=on_budget)
+        # where there is another endpoint to go to, nothing is gained by trying the same one again
+        mirrors = [at(one.url, one, [urlsplit(one.url).netloc], retries=0) for one in settings.endpoints]
+        return EndpointsUpstream([*mirrors, own], hedge_after=settings.hedge_after) if mirrors else own
 
     async def aclose(self) -> None:
         for upstream in self._made.values():
             await upstream.aclose()
 
 
-def _credentials(name: str, settings: UpstreamSettings) -> CredentialSource:
-    if settings.docker_config is not None:
-        source = DockerConfig(settings.docker_config, [name, *settings.aliases])
+def _credentials(
+    name: str,
+    url: str,
+    reach: ReachSettings,
+    names: Sequence[str],
+    tls: bool | ssl.SSLContext,
+    proxies: Proxies,
+) -> CredentialSource:
+    if reach.docker_config is not None:
+        source = DockerConfig(reach.docker_config, names, upstream=name)
         source.check()
         return source
-    if settings.username is not None and settings.password is not None:
-        return GivenCredentials(Credentials(settings.username, settings.password.get_secret_value()))
+    if reach.provider is not None:
+        context = tls if isinstance(tls, ssl.SSLContext) else None if tls else unverified()
+        proxy = reach.proxy.get_secret_value() if reach.proxy else None
+        proxy = None if proxy == "env" else proxy
+        options = _provider_options(reach)
+        return open_provider(name, reach.provider, url, options, tls=context, proxy=proxy, proxies=proxies)
+    if reach.username is not None and reach.password is not None:
+        return GivenCredentials(Credentials(reach.username, reach.password.get_secret_value()))
     return GivenCredentials()
 
 
-def _tls(settings: UpstreamSettings) -> bool | ssl.SSLContext:
-    if settings.ca_file is not None and settings.verify_tls:
-        try:
-            return ssl.create_default_context(cafile=settings.ca_file)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError([f"upstream {settings.name}: ca_file {settings.ca_file} holds no certificate"]) from error
-    return settings.verify_tls
+def _proxies(reach: ReachSettings) -> Proxies:
+    return Proxies.given(reach.proxy.get_secret_value() if reach.proxy else None)
+
+
+def _provider_options(settings: ReachSettings) -> ProviderOptions:
+    return ProviderOptions(
+        key_file=settings.key_file,
+        region=settings.region,
+        role_arn=settings.role_arn,
+        tenant=settings.tenant_id,
+        client_id=settings.client_id,
+        client_secret=settings.client_secret.get_secret_value() if settings.client_secret else None,
+        token_file=settings.token_file,
+        provider_url=settings.provider_url,
+        sts_url=settings.sts_url,
+        metadata_url=settings.metadata_url,
+    )
+
+
+def _tls(name: str, reach: ReachSettings) -> tuple[bool | ssl.SSLContext, ssl.SSLContext | None]:
+    """How certificates are checked, and the context that shows ours to the registry itself."""
+    verify: bool | ssl.SSLContext = reach.verify_tls
+    try:
+        if reach.ca_file is not None and reach.verify_tls:
+            verify = ssl.create_default_context(cafile=reach.ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError([f"upstream {name}: ca_file {reach.ca_file} holds no certificate"]) from error
+    if reach.client_certificate is None or reach.client_key is None:
+        return verify, None
+    identity = ssl.create_default_context(cafile=reach.ca_file) if reach.verify_tls else unverified()
+    identity.set_alpn_protocols(["http/1.1"])
+    try:
+        identity.load_cert_chain(reach.client_certificate, reach.client_key)
+    except (OSError, ssl.SSLError) as error:
+        pair = f"{reach.client_certificate} and {reach.client_key}"
+        raise ConfigError([f"upstream {name}: client_certificate, client_key: {pair} are no matching pair"]) from error
+    return verify, identity

@@ -18,7 +18,7 @@ import ssl
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -40,6 +40,7 @@ from mirror.errors import ConfigError, RequestError
 from mirror.index.redis import parse_redis_url
 from mirror.oci.reference import Repo, check_registry
 from mirror.policy.access import check_who
+from mirror.policy.clouds import ecr_region
 from mirror.policy.content import ImagePattern
 from mirror.policy.durations import parse_duration
 from mirror.policy.images import parse_image
@@ -51,12 +52,15 @@ from mirror.policy.schedule import Cron, Every, Plan
 from mirror.policy.sizes import parse_capacity, parse_size
 from mirror.policy.tagsets import TagSet
 from mirror.repository.cosign import read_key
-from mirror.upstream.credentials import DockerConfig
+from mirror.upstream.docker_config import DockerConfig
+from mirror.upstream.providers import missing_library
+from mirror.upstream.proxies import Proxies
 
 __all__ = [
     "PUBLIC",
     "Config",
     "PinSettings",
+    "ReachSettings",
     "RouteSettings",
     "ScrubSettings",
     "SyncSettings",
@@ -168,6 +172,14 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _proxy(text: str) -> str:
+    try:
+        Proxies.given(text)
+    except (UrlRefused, ValueError) as error:
+        raise ValueError("proxy is not http://host:port, and not env") from error
+    return text
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -253,7 +265,98 @@ class LogSettings(_Section):
     )
 
 
-class UpstreamSettings(_Section):
+class ReachSettings(_Section):
+    """How one address is reached, and as whom: the upstream's own, or that of one of its mirrors."""
+
+    username: str | None = Field(None, description="User name at the registry.")
+    password: SecretStr | None = Field(None, description="Password or access token.")
+    password_file: Path | None = Field(None, description="File that holds the password.")
+    docker_config: Path | None = Field(
+        None, description="Docker config.json with the credentials; read again when it changes."
+    )
+    provider: Literal["google", "ecr", "ecr-public", "acr"] | None = Field(
+        None, description="The cloud that issues credentials for this registry, instead of a password."
+    )
+    key_file: Path | None = Field(
+        None, description="google: key of a service account; without it, application default credentials."
+    )
+    region: str | None = Field(None, description="ecr: the region, where the name does not tell it.")
+    role_arn: str | None = Field(None, description="ecr, ecr-public: a role to take on first.")
+    tenant_id: str | None = Field(None, description="acr: the tenant of a service principal or workload identity.")
+    client_id: str | None = Field(None, description="acr: the service principal, or the one of several identities.")
+    client_secret: SecretStr | None = Field(None, description="acr: the secret of a service principal.")
+    client_secret_file: Path | None = Field(None, description="File that holds the client secret.")
+    token_file: Path | None = Field(None, description="acr: file with the token of a workload identity.")
+    provider_url: Annotated[str, AfterValidator(_url)] | None = Field(
+        None, description="ecr, ecr-public: another address of its API; acr: another authority."
+    )
+    sts_url: Annotated[str, AfterValidator(_url)] | None = Field(
+        None, description="ecr, ecr-public: another address of STS, for role_arn."
+    )
+    metadata_url: Annotated[str, AfterValidator(_url)] | None = Field(
+        None, description="Another address of the cloud's metadata server."
+    )
+    token_hosts: list[Annotated[str, AfterValidator(_token_host)]] = Field(
+        [], description="Hosts of other domains that may be sent these credentials for a token."
+    )
+    ca_file: Path | None = Field(
+        None, description="PEM file with the certificate authorities to trust instead of the system's."
+    )
+    verify_tls: bool = Field(True, description="Check the registry's certificate.")
+    client_certificate: Path | None = Field(None, description="PEM file of a certificate shown to the registry.")
+    client_key: Path | None = Field(None, description="PEM file with its private key.")
+    proxy: SecretStr | None = Field(
+        None, description="http://host:port of a proxy; env: as HTTPS_PROXY and NO_PROXY say."
+    )
+    proxy_file: Path | None = Field(None, description="File that holds the proxy's URL, with user and password.")
+
+    @model_validator(mode="after")
+    def _credentials(self) -> Self:
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("password and password_file exclude each other")
+        if (self.username is None) != (self.password is None and self.password_file is None):
+            raise ValueError("username and password (or password_file) belong together")
+        ways = {"username": self.username, "docker_config": self.docker_config, "provider": self.provider}
+        given = [name for name, way in ways.items() if way is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other")
+        return self
+
+    @model_validator(mode="after")
+    def _connection(self) -> Self:
+        if (self.client_certificate is None) != (self.client_key is None):
+            raise ValueError("client_certificate and client_key belong together")
+        if self.proxy is not None and self.proxy_file is not None:
+            raise ValueError("proxy and proxy_file exclude each other")
+        if self.proxy is not None:
+            _proxy(self.proxy.get_secret_value())
+        return self
+
+    @model_validator(mode="after")
+    def _provider_options(self) -> Self:
+        for option, providers in _PROVIDER_OPTIONS.items():
+            if getattr(self, option) is not None and self.provider not in providers:
+                raise ValueError(f"{option} is for provider {' or '.join(providers)}")
+        if self.client_secret is not None and self.client_secret_file is not None:
+            raise ValueError("client_secret and client_secret_file exclude each other")
+        if (self.client_secret or self.client_secret_file) and not (self.tenant_id and self.client_id):
+            raise ValueError("a client secret needs tenant_id and client_id")
+        if (self.client_secret or self.client_secret_file) and self.token_file:
+            raise ValueError("a client secret and token_file exclude each other")
+        return self
+
+
+class EndpointSettings(ReachSettings):
+    """`[[upstream.endpoints]]`: a mirror of the upstream; the URL alone may stand for it."""
+
+    url: Annotated[str, AfterValidator(_url)] = Field(description="Where it is.")
+
+
+def _endpoint(given: Any) -> Any:
+    return {"url": given} if isinstance(given, str) else given
+
+
+class UpstreamSettings(ReachSettings):
     """`[[upstream]]`: a registry that may be pulled from."""
 
     name: Annotated[str, AfterValidator(_registry)] = Field(
@@ -266,36 +369,46 @@ class UpstreamSettings(_Section):
     hosts: list[Annotated[str, AfterValidator(_host)]] = Field(
         [], description="Requests with these Host headers mean this registry."
     )
-    username: str | None = Field(None, description="User name at the registry.")
-    password: SecretStr | None = Field(None, description="Password or access token.")
-    password_file: Path | None = Field(None, description="File that holds the password.")
-    docker_config: Path | None = Field(
-        None, description="Docker config.json with the credentials; read again when it changes."
+    endpoints: list[Annotated[EndpointSettings, BeforeValidator(_endpoint)]] = Field(
+        [], description="Mirrors of it, tried in this order before the registry itself."
     )
-    token_hosts: list[Annotated[str, AfterValidator(_token_host)]] = Field(
-        [], description="Hosts of other domains that may be sent these credentials for a token."
+    hedge_after: Seconds | None = Field(
+        None, gt=0, description="An endpoint that has not answered by then is raced by the next; not set: never."
     )
-    ca_file: Path | None = Field(
-        None, description="PEM file with the certificate authorities to trust instead of the system's."
-    )
-    verify_tls: bool = Field(True, description="Check the registry's certificate.")
     blobs_at_once: int = Field(32, ge=1, le=1000, description="Downloads under way at most, per worker.")
     connect_timeout: Seconds = Field(5.0, description="For a connection, with TLS.")
     read_timeout: Seconds = Field(30.0, description="Without a byte for so long a download is resumed anew.")
 
     @model_validator(mode="after")
-    def _credentials(self) -> UpstreamSettings:
-        if self.password is not None and self.password_file is not None:
-            raise ValueError("password and password_file exclude each other")
-        if (self.username is None) != (self.password is None and self.password_file is None):
-            raise ValueError("username and password (or password_file) belong together")
-        if self.username is not None and self.docker_config is not None:
-            raise ValueError("username and docker_config exclude each other")
+    def _wildcard(self) -> UpstreamSettings:
         if self.name.startswith("*."):
-            given = [setting for setting in ("url", "aliases", "hosts") if getattr(self, setting)]
+            given = [setting for setting in ("url", "aliases", "hosts", "endpoints") if getattr(self, setting)]
             if given:
                 raise ValueError(f"{', '.join(given)}: not possible for a wildcard, each host is its own")
+        if self.provider == "ecr" and not self.name.startswith("*.") and not (self.region or ecr_region(self.name)):
+            raise ValueError("region must be set: the name of the registry does not tell it")
         return self
+
+    @property
+    def addresses(self) -> list[tuple[str, ReachSettings]]:
+        """Each setting that says how an address is reached, under its name in this table; this one's own first."""
+        return [("", self), *((f".endpoints[{number}]", one) for number, one in enumerate(self.endpoints, 1))]
+
+
+#: Which provider may be told what.
+_PROVIDER_OPTIONS: Final = {
+    "key_file": ("google",),
+    "region": ("ecr",),
+    "role_arn": ("ecr", "ecr-public"),
+    "tenant_id": ("acr",),
+    "client_id": ("acr",),
+    "client_secret": ("acr",),
+    "client_secret_file": ("acr",),
+    "token_file": ("acr",),
+    "provider_url": ("ecr", "ecr-public", "acr"),
+    "sts_url": ("ecr", "ecr-public"),
+    "metadata_url": ("google", "ecr", "ecr-public", "acr"),
+}
 
 
 class TokenSettings(_Section):
@@ -690,10 +803,13 @@ def _with_secrets(config: Config) -> tuple[Config, list[str]]:
         index = index.model_copy(update={"url": SecretStr(text)})
     upstreams = []
     for number, upstream in enumerate(config.upstream, 1):
-        if upstream.password_file is not None:
-            text = _read_secret(f"upstream[{number}].password_file", upstream.password_file, mistakes)
-            upstream = upstream.model_copy(update={"password": SecretStr(text)})
-        upstreams.append(upstream)
+        where = f"upstream[{number}]"
+        endpoints = [
+            _with_reach_secrets(one, f"{where}.endpoints[{position}]", mistakes)
+            for position, one in enumerate(upstream.endpoints, 1)
+        ]
+        read = _with_reach_secrets(upstream, where, mistakes)
+        upstreams.append(read.model_copy(update={"endpoints": endpoints}))
     tokens = []
     for number, token in enumerate(config.access.token, 1):
         if token.token_file is not None:
@@ -702,6 +818,24 @@ def _with_secrets(config: Config) -> tuple[Config, list[str]]:
         tokens.append(token)
     access = config.access.model_copy(update={"token": tokens})
     return config.model_copy(update={"index": index, "upstream": upstreams, "access": access}), mistakes
+
+
+R = TypeVar("R", bound=ReachSettings)
+
+
+def _with_reach_secrets(reach: R, where: str, mistakes: list[str]) -> R:
+    for secret in ("password", "client_secret", "proxy"):
+        file: Path | None = getattr(reach, f"{secret}_file")
+        if file is not None:
+            text = _read_secret(f"{where}.{secret}_file", file, mistakes)
+            if secret == "proxy" and text:  # noqa: S105 - the name of a setting
+                try:
+                    _proxy(text)
+                except ValueError:
+                    mistakes.append(f"{where}.proxy_file: {file} holds no http://host:port")
+                    continue
+            reach = reach.model_copy(update={secret: SecretStr(text)})
+    return reach
 
 
 def _read_secret(setting: str, path: Path, mistakes: list[str]) -> str:
@@ -713,6 +847,42 @@ def _read_secret(setting: str, path: Path, mistakes: list[str]) -> str:
     if not text:
         mistakes.append(f"{setting}: {path} is empty")
     return text
+
+
+_FILES: Final = ("docker_config", "ca_file", "key_file", "token_file", "client_certificate", "client_key")
+
+
+def _check_reach(reach: ReachSettings, name: str) -> list[str]:
+    mistakes = []
+    if reach.provider and (missing := missing_library(reach.provider)):
+        mistakes.append(f"provider: {reach.provider} {missing}")
+    for setting in _FILES:
+        path: Path | None = getattr(reach, setting)
+        if path is not None and not os.access(path, os.R_OK):
+            mistakes.append(f"{setting}: {path} cannot be read")
+    return mistakes or _check_contents(reach, name)
+
+
+def _check_contents(reach: ReachSettings, name: str) -> list[str]:
+    """What is wrong inside the files that are there."""
+    mistakes = []
+    if reach.ca_file is not None:
+        try:
+            ssl.create_default_context(cafile=reach.ca_file)
+        except (OSError, ssl.SSLError):
+            mistakes.append(f"ca_file: {reach.ca_file} holds no certificate")
+    if reach.client_certificate is not None and reach.client_key is not None:
+        pair = reach.client_certificate, reach.client_key
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(*pair, password=lambda: "")
+        except (OSError, ssl.SSLError):
+            mistakes.append(f"client_certificate, client_key: {pair[0]} and {pair[1]} are no matching pair")
+    if reach.docker_config is not None:
+        try:
+            DockerConfig(reach.docker_config, [name]).check()
+        except ConfigError as error:
+            mistakes += [f"docker_config: {mistake}" for mistake in error.mistakes]
+    return mistakes
 
 
 def _cross_check(config: Config) -> list[str]:
@@ -821,22 +991,8 @@ def _check_upstreams(upstreams: Iterable[UpstreamSettings]) -> list[str]:
             for host in upstream.hosts
             if hosts.setdefault(host.lower(), number) != number
         ]
-        for setting in ("docker_config", "ca_file"):
-            path: Path | None = getattr(upstream, setting)
-            if path is None:
-                continue
-            if not os.access(path, os.R_OK):
-                mistakes.append(f"{where}.{setting}: {path} cannot be read")
-            elif setting == "ca_file":
-                try:
-                    ssl.create_default_context(cafile=path)
-                except (OSError, ssl.SSLError):
-                    mistakes.append(f"{where}.ca_file: {path} holds no certificate")
-            else:
-                try:
-                    DockerConfig(path, [upstream.name]).check()
-                except ConfigError as error:
-                    mistakes += [f"{where}.docker_config: {mistake}" for mistake in error.mistakes]
+        for inner, reach in upstream.addresses:
+            mistakes += [f"{where}{inner}.{mistake}" for mistake in _check_reach(reach, upstream.name)]
     return mistakes
 
 

@@ -12,7 +12,7 @@ The ports; all but the smallest have two or more implementations:
     Freezes        tags that must not move        store/freezes.py
     ContentIndex   sizes, last use, links, pins   index/embedded.py   index/redis.py     index/memory.py
     Authenticator  who a caller is                access/*.py
-    Upstream       one remote registry            upstream/registry.py
+    Upstream       one remote registry            upstream/registry.py    upstream/endpoints.py
     Body           bytes that arrive in a thread  upstream/transfer.py
 
 The life of a blob in a store:
@@ -382,6 +382,10 @@ class Upstream(Protocol):
     @property
     def name(self) -> str:
         """As clients say it: `docker.io`."""
+
+    @property
+    def patience(self) -> float:
+        """By which factor, at least 1, tags may be believed longer, because upstream has little left to give."""
 
     async def resolve(self, repo: str, reference: Reference) -> Descriptor:
         """What a reference points to, by HEAD; by GET only where upstream's HEAD does not say it."""

@@ -19,7 +19,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 __all__ = [
+    "BUDGET_LIMIT",
+    "BUDGET_REMAINING",
     "CONTENT_TYPE",
+    "ENDPOINT_FAILURES",
     "EVICTED",
     "EVICTED_BYTES",
     "FILLED",
@@ -70,6 +73,23 @@ UPSTREAM_SECONDS: Final = Histogram(
     "mirror_upstream_seconds", "Time until upstream's response headers", ["upstream", "event"], buckets=_TIMES
 )
 UPSTREAM_BYTES: Final = Counter("mirror_upstream_bytes", "Bytes of blobs received from upstream", ["upstream"])
+BUDGET_LIMIT: Final = Gauge(
+    "mirror_upstream_budget_limit",
+    "Pulls that a registry allows in its window, where it says so",
+    ["upstream"],
+    multiprocess_mode="mostrecent",
+)
+BUDGET_REMAINING: Final = Gauge(
+    "mirror_upstream_budget_remaining",
+    "Pulls that are left of them, as it last said",
+    ["upstream"],
+    multiprocess_mode="mostrecent",
+)
+ENDPOINT_FAILURES: Final = Counter(
+    "mirror_endpoint_failures",
+    "Calls that one of several endpoints of an upstream did not answer as wanted, by kind of error",
+    ["upstream", "endpoint", "error"],
+)
 
 FLIGHTS: Final = Gauge("mirror_flights", "Blobs being filled now", multiprocess_mode="livesum")
 FILLED: Final = Counter("mirror_fills", "Blob fills that ended, by result", ["upstream", "result"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 
@@ -91,10 +93,36 @@ def worker(
 
 
 @application.command()
-def check(config: ConfigFile = None) -> None:
+def check(
+    config: ConfigFile = None,
+    online: Annotated[bool, typer.Option("--online", help="Ask each registry, with its credentials, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
     """Check a configuration and name every mistake in it."""
     loaded = settings.load(config)
-    syncs = f", {len(loaded.sync)} sync rules" if loaded.sync else ""
-    sealed = ", none of which is contacted" if loaded.offline else ""
-    counted = f"{len(loaded.upstream)} upstreams{sealed}{syncs}"
-    print(f"{config or 'defaults'}: good: {counted}, store at {loaded.store.root}")
+    telemetry.set_up_logging("error")
+    if online and loaded.offline:
+        raise ConfigError(["--online: offline is set, no registry is contacted"])
+    found = asyncio.run(_ask_registries(loaded)) if online else []
+    if as_json:
+        summary = {"upstreams": len(loaded.upstream), "store": str(loaded.store.root)}
+        print(json.dumps({**summary, **({"online": [asdict(one) for one in found]} if online else {})}, indent=1))
+    else:
+        sealed = ", none of which is contacted" if loaded.offline else ""
+        syncs = f", {len(loaded.sync)} sync rules" if loaded.sync else ""
+        counted = f"{len(loaded.upstream)} upstreams{sealed}{syncs}"
+        print(f"{config or 'defaults'}: good: {counted}, store at {loaded.store.root}")
+        for one in found:
+            print(f"{'ok    ' if one.ok else 'FAILED'} {one.upstream} ({one.url}): {one.detail}")
+            if one.advice:
+                print(f"       {one.advice}")
+    if not all(one.ok for one in found):
+        raise typer.Exit(1)
+
+
+async def _ask_registries(loaded: settings.Config) -> list[Any]:
+    from mirror.app import open_registries
+    from mirror.upstream.checking import check_all
+
+    async with open_registries(loaded) as registries:
+        return await check_all(registries)

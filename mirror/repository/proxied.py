@@ -43,7 +43,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest, read_descriptor, read_manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.once import Once
-from mirror.policy.freshness import is_fresh, may_serve_stale
+from mirror.policy.freshness import FreshnessRule, is_fresh, may_serve_stale
 from mirror.policy.history import Kept
 from mirror.policy.moments import format_moment
 from mirror.policy.records import ContentRecord, ManifestRecord, TagRecord
@@ -440,12 +440,16 @@ class ProxiedRepository:
             yield
 
     def _is_fresh(self, record: TagRecord) -> bool:
-        return is_fresh(record.fetched_at, self._shelf.now(), self._rule.freshness)
+        return is_fresh(record.fetched_at, self._shelf.now(), self._freshness)
+
+    @property
+    def _freshness(self) -> FreshnessRule:
+        return self._rule.freshness.stretched(self._upstream.patience)
 
     def _hot(self, record: TagRecord, outcome: Outcome) -> HotTag:
         if outcome is Outcome.STALE:
             return HotTag(record, outcome, self._shelf.now(), self._shelf.now() + _STALE_FOR)
-        return HotTag(record, outcome, record.fetched_at, record.fetched_at + self._rule.freshness.tag_ttl)
+        return HotTag(record, outcome, record.fetched_at, record.fetched_at + self._freshness.tag_ttl)
 
     async def _revalidate(self, tag: str, record: TagRecord | None, key: str) -> HotTag:
         try:

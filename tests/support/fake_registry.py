@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
@@ -150,6 +150,7 @@ class FakeRegistry:
         referrers: bool = True,
         page: int = 100,
         tls: ssl.SSLContext | None = None,
+        address: str = "127.0.0.1",
     ) -> None:
         self.tokens = tokens
         self.users = dict(users or {})
@@ -160,7 +161,10 @@ class FakeRegistry:
         self.realm: str | None = None
         self.head_says = True
         self.cdn_uses = 1000
-        self._front = Scripted(tls=tls)
+        #: Pulls allowed and left, as Docker Hub counts them: by GET of a manifest. None: not counted.
+        self.budget: tuple[int, int] | None = None
+        self.window = 21600
+        self._front = Scripted(tls=tls, host=address)
         self._cdn = Scripted(tls=tls) if cdn else None
         self._front.on("*", self._route)
         if self._cdn:
@@ -288,7 +292,7 @@ class FakeRegistry:
     @property
     def host(self) -> str:
         """`127.0.0.1:port`."""
-        return f"{self._front.host}:{self._front.port}"
+        return self._front.url.partition("://")[2]
 
     def start(self) -> FakeRegistry:
         """Begin to accept."""
@@ -303,8 +307,9 @@ class FakeRegistry:
         if self._cdn:
             self._cdn.stop()
 
-    def __enter__(self) -> FakeRegistry:
-        return self.start()
+    def __enter__(self) -> Self:
+        self.start()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -354,9 +359,25 @@ class FakeRegistry:
             return _error(404, "MANIFEST_UNKNOWN", reference, body=request.method == "GET")
         media_type, content = known
         headers = {"Content-Type": media_type, "Docker-Content-Digest": str(digest)}
+        with self._lock:
+            if self.budget:
+                limit, left = self.budget
+                if request.method == "GET" and not left:
+                    return _error(429, "TOOMANYREQUESTS", "You have reached your pull rate limit", self._counted())
+                if request.method == "GET":
+                    self.budget = limit, left - 1
+                headers |= self._counted()
         if request.method == "HEAD":
             return [head(200, {**headers, "Content-Length": str(len(content))} if self.head_says else {})]
         return reply(200, content, headers)
+
+    def _counted(self) -> dict[str, str]:
+        limit, left = self.budget or (0, 0)
+        return {
+            "ratelimit-limit": f"{limit};w={self.window}",
+            "ratelimit-remaining": f"{left};w={self.window}",
+            "docker-ratelimit-source": "192.0.2.1",
+        }
 
     def _blob(self, request: Request, repository: _Repository, digest: str) -> Script:
         content = repository.blobs.get(Digest.parse(digest))

@@ -264,8 +264,9 @@ def _set_clock(app: App, clock: Clock) -> None:
 
     def upstream_for(name: str) -> Upstream:
         upstream = make(name)
-        upstream._sleep = _no_sleep  # type: ignore[attr-defined]  # of the one class that is built
-        upstream._clock = clock  # type: ignore[attr-defined]
+        for one in (upstream, *getattr(upstream, "members", ())):
+            one._sleep = _no_sleep
+            one._clock = one._now = clock
         return upstream
 
     app.router._upstream_for = upstream_for
