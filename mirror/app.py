@@ -65,6 +65,7 @@ from mirror.repository.reconcile import ensure, reconcile
 from mirror.repository.router import Router
 from mirror.repository.scrub import Scrub, fetching_through, scrub_when_due
 from mirror.repository.tag_history import TagHistories
+from mirror.repository.verified import Verifier
 from mirror.server.access import Gate
 from mirror.server.admin import Admin
 from mirror.server.front import Front
@@ -81,6 +82,7 @@ from mirror.store.pins import LocalPins
 from mirror.store.recovery import sweep
 from mirror.transfer.jobs import Jobs, prefetching
 from mirror.transfer.schedule import Leases, Sync, SyncRule, SyncSource
+from mirror.upstream.caller import CallersCredentials, acting_for
 from mirror.upstream.credentials import Credentials, CredentialSource, GivenCredentials
 from mirror.upstream.docker_config import DockerConfig
 from mirror.upstream.endpoints import EndpointsUpstream
@@ -271,7 +273,7 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
         )
         stack.push_async_callback(router.aclose)
         sender = Sender(sending, stall=config.server.client_stall)
-        gate = await _open_gate(config, storage.layout, stack)
+        gate = await _open_gate(config, storage.layout, upstreams.label, stack)
         audit = None
         if config.access.audit_log is not None:
             audit = AuditLog(config.access.audit_log)
@@ -307,10 +309,11 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
         yield app
 
 
-async def _open_gate(config: Config, layout: Layout, stack: AsyncExitStack) -> Gate | None:
-    """None where nobody has to be asked who they are."""
+async def _open_gate(config: Config, layout: Layout, label: Callable[[str], str], stack: AsyncExitStack) -> Gate | None:
+    """None where nobody has to be asked who they are. `label` gives the entry that a registry falls under."""
     access = config.access
-    if access.is_open:
+    verified = {entry.name for entry in config.upstream if entry.access == "verify"}
+    if access.is_open and not verified:
         return None
     key_file = access.token_key_file or layout.root / "token.key"
     keys = await asyncio.to_thread(read_keys, key_file, make=access.token_key_file is None)
@@ -338,13 +341,21 @@ async def _open_gate(config: Config, layout: Layout, stack: AsyncExitStack) -> G
         accounts = Htpasswd(access.htpasswd, checking, groups)
         await asyncio.to_thread(accounts.load)
         ways.append(accounts)
-    authentication = Authentication(ways)
+    authentication = Authentication(ways, foreign=bool(verified))
     stack.push_async_callback(authentication.aclose)
     rules = tuple(
         Rule(rule.effect == "allow", tuple(rule.who), actions(rule.actions), tuple(rule.repositories))
         for rule in access.rule
     )
-    return Gate(authentication, Policy(rules, anonymous=access.anonymous), issued, realm=access.realm)
+    verifier = Verifier(acting_for, keep=access.verified_for, keep_while_down=access.verified_while_down)
+    stack.push_async_callback(verifier.aclose)
+    return Gate(
+        authentication,
+        Policy(rules, anonymous=access.anonymous),
+        issued,
+        verifier_of=lambda registry: verifier if label(registry) in verified else None,
+        realm=access.realm,
+    )
 
 
 def _issuer(one: IssuerSettings) -> issuer_of.IssuerSettings:
@@ -601,7 +612,7 @@ class _Upstreams:
                 url,
                 executor=self._executor,
                 memo=self._memo,
-                credentials=_credentials(name, url, reach, names, identity or tls, proxies),
+                credentials=_for_callers(settings, _credentials(name, url, reach, names, identity or tls, proxies)),
                 allowed=reach.token_hosts,
                 verify=tls,
                 identity=identity,
@@ -622,6 +633,10 @@ class _Upstreams:
     async def aclose(self) -> None:
         for upstream in self._made.values():
             await upstream.aclose()
+
+
+def _for_callers(settings: UpstreamSettings, own: CredentialSource) -> CredentialSource:
+    return CallersCredentials(own) if settings.access == "verify" else own
 
 
 def _credentials(

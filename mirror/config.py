@@ -372,6 +372,10 @@ class UpstreamSettings(ReachSettings):
     endpoints: list[Annotated[EndpointSettings, BeforeValidator(_endpoint)]] = Field(
         [], description="Mirrors of it, tried in this order before the registry itself."
     )
+    access: Literal["shared", "verify"] = Field(
+        "shared",
+        description="shared: our credentials, our rules. verify: each caller's own credentials must open it, too.",
+    )
     hedge_after: Seconds | None = Field(
         None, gt=0, description="An endpoint that has not answered by then is raced by the next; not set: never."
     )
@@ -387,6 +391,12 @@ class UpstreamSettings(ReachSettings):
                 raise ValueError(f"{', '.join(given)}: not possible for a wildcard, each host is its own")
         if self.provider == "ecr" and not self.name.startswith("*.") and not (self.region or ecr_region(self.name)):
             raise ValueError("region must be set: the name of the registry does not tell it")
+        return self
+
+    @model_validator(mode="after")
+    def _verified(self) -> UpstreamSettings:
+        if self.access == "verify" and self.endpoints:
+            raise ValueError("endpoints: not possible with access = verify, they would be asked with our credentials")
         return self
 
     @property
@@ -469,6 +479,10 @@ class AccessSettings(_Section):
     token_key_file: Path | None = Field(
         None, description="File with the key of our tokens, for replicas to share; made beside the store if not set."
     )
+    verified_for: Seconds = Field(
+        300.0, gt=0, description='So long upstream\'s word about a caller counts, where access = "verify".'
+    )
+    verified_while_down: Seconds = Field(3600.0, description="The same while upstream is down.")
     audit_log: Path | None = Field(None, description="File that gets a JSON line for each access and each refusal.")
     token: list[TokenSettings] = []
     issuer: list[IssuerSettings] = []
@@ -892,6 +906,9 @@ def _cross_check(config: Config) -> list[str]:
         mistakes.append(f"store.root: {config.store.root} is not a folder")
     names = {name for upstream in config.upstream for name in (upstream.name, *upstream.aliases)}
     mistakes += [*_check_access(config), *_check_routes(config.route)]
+    verified = [entry.name for entry in config.upstream if entry.access == "verify"]
+    if verified and config.offline:
+        mistakes.append(f"offline: {', '.join(verified)} with access = verify must be asked about each caller")
     if config.default_registry and config.default_registry not in names:
         mistakes.append(f"default_registry: {config.default_registry} is not the name of an upstream")
     mistakes += _check_syncs(config)

@@ -20,7 +20,7 @@ from typing import Final
 from mirror.errors import Unauthorized
 from mirror.oci.authorization import Presented, read_authorization
 from mirror.once import Once
-from mirror.policy.access import ANONYMOUS, Identity
+from mirror.policy.access import ANONYMOUS, Identity, Means
 from mirror.ports import Authenticator
 
 __all__ = ["Authentication"]
@@ -32,10 +32,15 @@ _MOST: Final = 10_000
 
 
 class Authentication:
-    """`now` is monotonic."""
+    """`foreign` says that names and passwords which nobody here knows may be somebody's at an upstream, which will be
+    asked. `now` is monotonic.
+    """
 
-    def __init__(self, ways: Sequence[Authenticator], *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, ways: Sequence[Authenticator], *, foreign: bool = False, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._ways = tuple(ways)
+        self._foreign = foreign
         self._now = now
         self._key = secrets.token_bytes(32)
         self._seen: OrderedDict[bytes, tuple[Identity | None, float]] = OrderedDict()
@@ -67,6 +72,8 @@ class Authentication:
         for way in self._ways:
             if identity := await way.identify(presented):
                 return identity
+        if self._foreign and presented.username and presented.password:
+            return Identity(presented.username, Means.UPSTREAM, own=presented)
         return None
 
     def _remember(self, key: bytes, known: tuple[Identity | None, float]) -> None:

@@ -3,10 +3,11 @@
     identity ── issue() ──> token, encrypted, good for minutes ── identify() ──> the same identity
                                       └── another key, altered, or its time over ──> nobody
 
-A token is encrypted as a whole (Fernet: AES-CBC with an HMAC, versioned and dated), so what is inside is nobody's
-business, and any process that has the key can read it: nothing is remembered on our side. The key is a file beside the
-store, made at the first start; replicas share one by configuration. Of several keys in it the first one issues and all
-are accepted, so that a key can be changed without sending anybody away.
+A token is encrypted as a whole (Fernet: AES-CBC with an HMAC, versioned and dated), so what is inside, which may be
+somebody's credentials for an upstream, is nobody's business, and any process that has the key can read it: nothing is
+remembered on our side. The key is a file beside the store, made at the first start; replicas share one by
+configuration. Of several keys in it the first one issues and all are accepted, so that a key can be changed without
+sending anybody away.
 """
 
 from __future__ import annotations
@@ -87,7 +88,13 @@ class IssuedTokens:
 
     def issue(self, identity: Identity) -> str:
         """A token that says who this is."""
-        inside = {"name": identity.name, "means": identity.means.value, "groups": sorted(identity.groups)}
+        inside: dict[str, Any] = {
+            "name": identity.name,
+            "means": identity.means.value,
+            "groups": sorted(identity.groups),
+        }
+        if identity.own is not None:
+            inside["own"] = [identity.own.username, identity.own.password]
         encrypted = self._keys.encrypt_at_time(json.dumps(inside).encode(), int(self._now()))
         return _PREFIX + encrypted.decode()
 
@@ -107,4 +114,5 @@ class IssuedTokens:
 
 def _read(inside: Any) -> Identity:
     """What we have encrypted ourselves."""
-    return Identity(inside["name"], Means(inside["means"]), frozenset(inside["groups"]))
+    own = Presented(*inside["own"]) if "own" in inside else None
+    return Identity(inside["name"], Means(inside["means"]), frozenset(inside["groups"]), own)

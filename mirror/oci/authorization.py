@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,6 +24,12 @@ class Presented:
     username: str = ""
     password: str = field(default="", repr=False)
     bearer: str = field(default="", repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells credentials apart without giving them away: 32 hex digits."""
+        parts = "\0".join((self.username, self.password, self.bearer))
+        return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
     @property
     def secret(self) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from mirror.oci.authorization import Presented
 from mirror.oci.reference import Repo
 from mirror.policy.routing import compile_pattern
 
@@ -41,6 +42,8 @@ class Means(Enum):
     TOKEN = "token"  # noqa: S105  # likewise
     ISSUER = "issuer"
     CERTIFICATE = "certificate"
+    #: With credentials of their own for an upstream, which only that upstream can judge.
+    UPSTREAM = "upstream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ class Identity:
     name: str
     means: Means
     groups: frozenset[str] = frozenset()
+    #: The credentials for an upstream, of those who came with such; never shown.
+    own: Presented | None = field(default=None, repr=False)
 
     @property
     def is_anonymous(self) -> bool:
@@ -68,15 +73,17 @@ _KINDS: Final = {
     Means.TOKEN: "token",
     Means.ISSUER: "subject",
     Means.CERTIFICATE: "certificate",
+    Means.UPSTREAM: "upstream",
 }
-_WHO: Final = re.compile(r"\*|anonymous|authenticated|(?:user|token|subject|certificate|group):\S(?:.*\S)?")
+_WHO: Final = re.compile(r"\*|anonymous|authenticated|(?:user|token|subject|certificate|upstream|group):\S(?:.*\S)?")
 
 
 def check_who(text: str) -> str:
     """One entry of a rule's `who`. Raises `ValueError`."""
     if not _WHO.fullmatch(text):
         raise ValueError(
-            f"{text!r} is none of *, anonymous, authenticated, user:…, token:…, subject:…, certificate:…, group:…"
+            f"{text!r} is none of *, anonymous, authenticated, and user, token, subject, certificate, upstream or group"
+            " with a colon and a name"
         )
     return text
 

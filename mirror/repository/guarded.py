@@ -20,6 +20,7 @@ from mirror.errors import BlobUnknown, Denied, NotKnown
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest, read_manifest
 from mirror.oci.reference import Reference, Repo
+from mirror.oci.request import Kind
 from mirror.once import Once
 from mirror.policy.content import ContentLists, ContentRule, check_size
 from mirror.repository.content import BlobContent, ManifestAnswer
@@ -150,6 +151,10 @@ class GuardedRepository:
     def awaits(self, digest: Digest) -> bool:
         """As `ProxiedRepository.awaits`."""
         return self._inner.awaits(digest)
+
+    async def prove(self, kind: Kind, reference: Reference | None) -> None:
+        """Raises what `ProxiedRepository.prove` raises: whether upstream gives it is another question than ours."""
+        await self._inner.prove(kind, reference)
 
     async def tags(self) -> Listing:
         """Raises what `PlainRepository.tags` raises. A list says nothing that would have to be denied."""

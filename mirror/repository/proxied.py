@@ -17,6 +17,7 @@ A manifest is only fetched by digest, after its tag was resolved, and never if t
 from __future__ import annotations
 
 import asyncio
+import heapq
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
@@ -42,6 +43,7 @@ from mirror.memo import MISSING, Memo
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest, read_descriptor, read_manifest
 from mirror.oci.reference import Reference, Repo
+from mirror.oci.request import Kind
 from mirror.once import Once
 from mirror.policy.freshness import FreshnessRule, is_fresh, may_serve_stale
 from mirror.policy.history import Kept
@@ -90,6 +92,8 @@ _CLOCK_SLACK: Final = 60.0
 #: Seconds between two looks at whether another process has published what it has filled, and how many there are.
 _LOOK_AGAIN: Final = 0.1
 _PUBLISHING: Final = 1200
+#: Manifests that upstream is asked for, one after the other, until it knows one.
+_PROOFS: Final = 3
 #: Seconds that a list of tags or referrers is believed.
 _LIST_FOR: Final = 60.0
 
@@ -546,6 +550,34 @@ class ProxiedRepository:
     def _stored(self, digest: Digest) -> Manifest | None:
         """Blocking: the manifest, if this repository has it and its bytes are right."""
         return stored_manifest(self._shelf.store, self._shelf.catalog, self.repo, digest)
+
+    async def prove(self, kind: Kind, reference: Reference | None) -> None:
+        """Returns where upstream, asked now, gives what is meant to whoever we act for; nothing remembered counts.
+
+        Raises `UpstreamDenied`, `ManifestUnknown`, `BlobUnknown`, `UpstreamError`.
+        """
+        name = self.repo.name
+        try:
+            if kind is Kind.MANIFEST and reference is not None:
+                await self._upstream.resolve(name, reference)
+                return
+            for record in await asyncio.to_thread(self._some_manifests):
+                with suppress(UpstreamNotKnown):
+                    # by HEAD, which costs nothing; who may have this may have all of the repository
+                    await self._upstream.resolve(name, record.digest)
+                    return
+            if kind is Kind.BLOB and isinstance(reference, Digest):
+                await self._upstream.blob_size(name, reference)
+            else:
+                await self._upstream.tags(name)
+        except UpstreamNotKnown as error:
+            unknown = BlobUnknown if kind is Kind.BLOB else ManifestUnknown
+            raise unknown(f"{self.repo} has no {reference}") from error
+
+    def _some_manifests(self) -> list[ManifestRecord]:
+        """Blocking: the latest that are here."""
+        records = self._shelf.catalog.manifests(self.repo)
+        return heapq.nlargest(_PROOFS, records, key=lambda record: record.fetched_at)
 
     # --------------------------------------------------------------------------------------------- blobs
 

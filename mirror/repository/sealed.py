@@ -17,10 +17,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from mirror.errors import BlobDamaged, BlobUnknown, ManifestUnknown, NameUnknown, StoreError
+from mirror.errors import BlobDamaged, BlobUnknown, ManifestUnknown, NameUnknown, StoreError, UpstreamDenied
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Reference, Repo
+from mirror.oci.request import Kind
 from mirror.policy.history import Kept
 from mirror.policy.records import TagRecord
 from mirror.ports import BlobInfo, BlobReader, Body
@@ -42,6 +43,10 @@ class SealedRepository:
     def __init__(self, repo: Repo, shelf: Shelf) -> None:
         self.repo = repo
         self._shelf = shelf
+
+    async def prove(self, kind: Kind, reference: Reference | None) -> None:
+        """Raises `UpstreamDenied`: nobody can be asked, so nobody's own rights can be proven."""
+        raise UpstreamDenied(f"{self.repo} is sealed: no caller's rights can be verified", upstream=self.repo.registry)
 
     # ----------------------------------------------------------------------------------------- manifests
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
+from mirror.oci.request import Kind
 from mirror.repository.ahead import Fetching
 from mirror.repository.content import BlobContent, ManifestAnswer
 from mirror.repository.proxied import BlobStat, Listing
@@ -54,6 +55,12 @@ class Repository(Protocol):
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """What HEAD of a blob tells. Raises like `blob`."""
+
+    async def prove(self, kind: Kind, reference: Reference | None) -> None:
+        """Returns where upstream, asked now, gives what is meant to whoever we act for; nothing remembered counts.
+
+        Raises `UpstreamDenied`, `ManifestUnknown`, `BlobUnknown`, `UpstreamError`.
+        """
 
     async def tags(self) -> Listing:
         """Sorted. Raises `NameUnknown`, `UpstreamError`."""

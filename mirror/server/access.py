@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import parse_qsl
@@ -25,7 +27,9 @@ from mirror.errors import NameUnknown, RequestError, Unauthorized
 from mirror.oci.authorization import Presented
 from mirror.oci.reference import Repo
 from mirror.oci.request import Kind, RegistryRequest
-from mirror.policy.access import Action, Identity, Policy
+from mirror.policy.access import ANONYMOUS, Action, Identity, Means, Policy
+from mirror.repository.shape import Repository
+from mirror.repository.verified import Verifier
 from mirror.server.answers import API_VERSION
 from mirror.server.pull import Told
 
@@ -48,9 +52,12 @@ class Gate:
         policy: Policy,
         issued: IssuedTokens,
         *,
+        verifier_of: Callable[[str], Verifier | None] = lambda registry: None,
         realm: str | None = None,
         service: str = "mirror",
     ) -> None:
+        """`verifier_of` gives the verifier of a registry that is asked about every caller."""
+        self._verifier_of = verifier_of
         self._authentication = authentication
         self._policy = policy
         self._issued = issued
@@ -78,6 +85,34 @@ class Gate:
             if certified is not None:
                 return certified
         return await self._authentication.identify(lines)
+
+    async def admit(
+        self,
+        identity: Identity,
+        repository: Repository,
+        request: web.BaseRequest,
+        wanted: RegistryRequest,
+    ) -> AbstractContextManager[None]:
+        """Returns where they may pull from it; within what is returned, upstream is asked on their behalf.
+
+        Raises `Unauthorized` for who has not said who they are, `NameUnknown` for others, and what asking upstream
+        raises.
+        """
+        repo = repository.repo
+        verifier = self._verifier_of(repo.registry)
+        if verifier is None:
+            # credentials of an upstream that nobody has asked say nothing
+            identity = ANONYMOUS if identity.means is Means.UPSTREAM else identity
+            self.require(identity, Action.PULL, repo, request, wanted)
+            return nullcontext()
+        self.require(identity, Action.PULL, repo, request, wanted)
+        with verifier.acting_for(identity.own):
+            allowed = await verifier.may_pull(repository, identity.own, wanted)
+        if allowed:
+            return verifier.acting_for(identity.own)
+        if identity.is_anonymous:
+            raise self._unknown_caller(request, wanted)
+        raise NameUnknown("no such repository")
 
     def require(
         self, identity: Identity, action: Action, repo: Repo, request: web.BaseRequest, wanted: RegistryRequest

@@ -21,9 +21,10 @@ from prometheus_client import Counter, Histogram
 from mirror import telemetry
 from mirror.errors import MirrorError, NotServed, RequestError, Unsupported, UpstreamError
 from mirror.oci.request import Kind, RegistryRequest, parse_request
-from mirror.policy.access import ANONYMOUS, Action
+from mirror.policy.access import ANONYMOUS
 from mirror.repository.content import Outcome
 from mirror.repository.router import Router
+from mirror.repository.shape import Repository
 from mirror.server import pull
 from mirror.server.access import TOKEN_PATH, Gate
 from mirror.server.answers import error_response
@@ -116,8 +117,18 @@ class Front:
             told.reference = str(wanted.reference)
         repository = self._router.resolve(wanted.name, host=request.headers.get("Host"), ns=wanted.query.get("ns"))
         told.repository = str(repository.repo)
-        if gate is not None:
-            gate.require(identity, Action.PULL, repository.repo, request, wanted)
+        if gate is None:
+            return await self._give(request, wanted, repository, told)
+        with await gate.admit(identity, repository, request, wanted):
+            return await self._give(request, wanted, repository, told)
+
+    async def _give(
+        self,
+        request: web.BaseRequest,
+        wanted: RegistryRequest,
+        repository: Repository,
+        told: Told,
+    ) -> web.StreamResponse:
         match wanted.kind:
             case Kind.MANIFEST:
                 return await pull.manifest(request, wanted, repository, told)

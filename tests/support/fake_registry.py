@@ -136,8 +136,9 @@ class _Repository:
 class FakeRegistry:
     """The registry. A context manager; every knob may be turned while it runs.
 
-    `tokens`: Bearer challenges, a token service on the same port. `users`: names and passwords; with some, `private`
-    repositories (all, if None) are for them alone: by token if `tokens`, else by Basic. `cdn`: blobs are redirected to
+    `tokens`: Bearer challenges, a token service on the same port. `users`: names and passwords; with some, repositories
+    are for them alone: by token if `tokens`, else by Basic. `rights`: which repositories each user may pull, "" being
+    whoever has not logged in; None: every user everything. `cdn`: blobs are redirected to
     signed URLs on a second port, each good for `cdn_uses` requests. `referrers`: whether that API is there.
     """
 
@@ -156,6 +157,7 @@ class FakeRegistry:
         self.users = dict(users or {})
         self.referrers = referrers
         self.page = page
+        self.rights: dict[str, set[str]] | None = None
         self.expires_in: Any = 300
         self.token_field = "token"
         self.realm: str | None = None
@@ -436,12 +438,15 @@ class FakeRegistry:
             realm = self.realm or f"{self.url}/token"
             challenge = f'Bearer realm="{realm}",service="fake"' + (f',scope="{scope}"' if scope else "")
         elif self.users:
-            if self._is_user(given):
+            if self._is_user(given) and self._may(_user(given), scope):
                 return None
             challenge = 'Basic realm="fake"'
         else:
             return None
         return _error(401, "UNAUTHORIZED", "", {"WWW-Authenticate": challenge}, body=request.method != "HEAD")
+
+    def _may(self, user: str, scope: str) -> bool:
+        return self.rights is None or not scope or scope.split(":")[1] in self.rights.get(user, set())
 
     def _is_user(self, authorization: str) -> bool:
         given = base64.b64decode(authorization.removeprefix("Basic ")).decode()
@@ -453,12 +458,15 @@ class FakeRegistry:
             query = Request("GET", f"?{request.body.decode()}", "", (), b"", 0).query
             if query.get("refresh_token", [""])[0] not in self.users.values():
                 return _error(401, "UNAUTHORIZED", "")
-        elif self.users and not self._is_user(request.header("Authorization") or ""):
+        given = request.header("Authorization") or ""
+        if request.method == "GET" and self.users and not self._is_user(given) and (given or self.rights is None):
             return _error(401, "UNAUTHORIZED", "")
         with self._lock:
             self._issued += 1
             token = f"token-{self._issued}"
-            self._good_tokens[token] = " ".join(query.get("scope", []))
+            # who lacks a right gets a token all the same, without it
+            granted = [scope for scope in query.get("scope", []) if self._may(_user(given), scope)]
+            self._good_tokens[token] = " ".join(granted)
         body = {self.token_field: token, "expires_in": self.expires_in}
         return reply_json(200, {name: value for name, value in body.items() if value is not None})
 
@@ -466,6 +474,10 @@ class FakeRegistry:
 def _kind(request: Request) -> str:
     found = _PATH.fullmatch(request.path)
     return found["kind"] if found else "token" if request.path.startswith("/token") else "ping"
+
+
+def _user(authorization: str) -> str:
+    return base64.b64decode(authorization.removeprefix("Basic ")).decode().partition(":")[0]
 
 
 def _part(request: Request, content: bytes) -> Script:
