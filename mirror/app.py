@@ -24,9 +24,18 @@ from mirror.access.given import GivenToken, GivenTokens
 from mirror.access.htpasswd import Htpasswd
 from mirror.access.issued import IssuedTokens, read_keys
 from mirror.access.issuer import Issuer
-from mirror.config import Config, IssuerSettings, ReachSettings, RouteSettings, UpstreamSettings
+from mirror.config import (
+    Config,
+    IssuerSettings,
+    ReachSettings,
+    RouteSettings,
+    SyncSettings,
+    UpstreamSettings,
+    routing_table,
+)
 from mirror.errors import ConfigError, IndexUnavailable, StoreError
 from mirror.index.embedded import EmbeddedIndex
+from mirror.index.leases import RedisLeases
 from mirror.index.redis import RedisIndex, parse_redis_url
 from mirror.memo import Memo, redis_cache
 from mirror.oci.digest import Digest
@@ -38,8 +47,10 @@ from mirror.policy.content import ContentLists, ContentRule, patterns
 from mirror.policy.eviction import Water
 from mirror.policy.freshness import FreshnessRule
 from mirror.policy.history import AgeRule
+from mirror.policy.images import Image, parse_image
 from mirror.policy.pins import PinRule
-from mirror.policy.routing import Registry, RoutingTable, compile_pattern
+from mirror.policy.platforms import parse_platforms
+from mirror.policy.routing import RoutingTable, compile_pattern
 from mirror.policy.rules import RouteRule
 from mirror.policy.sizes import parse_capacity, parse_size
 from mirror.ports import Authenticator, BlobInfo, ContentIndex
@@ -56,6 +67,7 @@ from mirror.repository.scrub import Scrub, fetching_through, scrub_when_due
 from mirror.repository.tag_history import TagHistories
 from mirror.repository.verified import Verifier
 from mirror.server.access import Gate
+from mirror.server.admin import Admin
 from mirror.server.front import Front
 from mirror.server.health import Readiness, health_pages
 from mirror.server.sending import Sender
@@ -68,6 +80,8 @@ from mirror.store.misses import LocalMisses
 from mirror.store.notes import Notes
 from mirror.store.pins import LocalPins
 from mirror.store.recovery import sweep
+from mirror.transfer.jobs import Jobs, prefetching
+from mirror.transfer.schedule import Leases, Sync, SyncRule, SyncSource
 from mirror.upstream.caller import CallersCredentials, acting_for
 from mirror.upstream.credentials import Credentials, CredentialSource, GivenCredentials
 from mirror.upstream.docker_config import DockerConfig
@@ -84,6 +98,7 @@ __all__ = [
     "Storage",
     "age_rule",
     "build",
+    "make_sync",
     "open_disk",
     "open_registries",
     "open_storage",
@@ -107,6 +122,8 @@ _SWEEP_EVERY = 3600.0
 _COMPARE_EVERY = 86400.0
 #: Seconds until the work of a dead worker is taken over.
 _SUCCEED_AFTER = 30.0
+#: Seconds that Redis may take for a lease at the least.
+_LEASE_BUDGET = 1.0
 #: Seconds after which a partial without a filler may go, where there is no other room.
 _IDLE = 60.0
 
@@ -144,6 +161,9 @@ class App:
     router: Router
     shelf: Shelf
     storage: Storage
+    sync: Sync
+    jobs: Jobs
+    admin: Admin
 
 
 class _InFlight:
@@ -266,7 +286,20 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
             gate=gate,
             audit=audit,
         )
-        app = App(front, readiness, router, shelf, storage)
+
+        sync = make_sync(config, storage, router.guarded, _open_leases(config, storage, stack))
+
+        def parse(text: str) -> Image:
+            return parse_image(text, upstreams.table)
+
+        jobs = Jobs(
+            *(Notes(storage.layout, kind) for kind in ("jobs", "job-queue", "job-cancels")),
+            hold=storage.locks.try_hold,
+            alone=storage.locks.named,
+            work={"prefetch": prefetching(router.guarded, parse), "sync": sync.job},
+        )
+        admin = Admin(jobs, sync, parse_image=parse, status=_Status(storage, flights))
+        app = App(front, readiness, router, shelf, storage, sync, jobs, admin)
 
         if housework:
             for work in (storage.evictor.run(), _keep_house(config, storage), _keep_scrubbing(config, app)):
@@ -376,20 +409,72 @@ def _rule(route: RouteSettings, config: Config) -> RouteRule:
 
 def age_rule(config: Config, repo: Repo) -> AgeRule:
     """What the first route that fits says of a repository, for the command line; a sealed one has no minimum age."""
-    fitting = (route for route in config.route if compile_pattern(route.match).fullmatch(str(repo)))
-    rule = next((_rule(route, config) for route in fitting), RouteRule(offline=config.offline))
+    rule = _route_rule(config, repo)
     return AgeRule() if rule.offline else rule.age
 
 
-def routing_table(config: Config) -> RoutingTable:
-    """Which registries there are."""
-    return RoutingTable.build(
-        (
-            Registry(entry.name, tuple(entry.aliases), tuple(entry.hosts), library=entry.name == "docker.io")
-            for entry in config.upstream
-        ),
-        config.default_registry or None,
+def _route_rule(config: Config, repo: Repo) -> RouteRule:
+    fitting = (route for route in config.route if compile_pattern(route.match).fullmatch(str(repo)))
+    return next((_rule(route, config) for route in fitting), RouteRule(offline=config.offline))
+
+
+def make_sync(
+    config: Config, storage: Storage, source_for: Callable[[Repo], SyncSource], leases: Leases | None = None
+) -> Sync:
+    """The sync rules of the configuration, with what is on disk about them."""
+    table = routing_table(config)
+    return Sync(
+        [_sync_rule(rule, table, config) for rule in config.sync],
+        source_for,
+        Notes(storage.layout, "sync"),
+        hold=storage.locks.try_hold,
+        leases=leases,
+        seed=storage.store.id,
     )
+
+
+def _sync_rule(settings: SyncSettings, table: RoutingTable, config: Config) -> SyncRule:
+    repo = settings.repository(table)
+    return SyncRule(
+        settings.title,
+        repo,
+        settings.tag_set,
+        settings.plan,
+        parse_platforms(settings.platforms),
+        settings.referrers,
+        settings.every_replica,
+        _route_rule(config, repo).offline,
+    )
+
+
+def _open_leases(config: Config, storage: Storage, stack: AsyncExitStack) -> RedisLeases | None:
+    """Where replicas that share a Redis agree who syncs; not on the path of any request, so it may take its time."""
+    url = config.index.url.get_secret_value()
+    if not url or not config.sync:
+        return None
+    budget = max(_LEASE_BUDGET, config.index.timeout)
+    leases = RedisLeases(parse_redis_url(url), owner=storage.store.id, budget=budget)
+    stack.push_async_callback(leases.aclose)
+    return leases
+
+
+class _Status:
+    """What the admin API tells of this process and the store."""
+
+    def __init__(self, storage: Storage, flights: Flights) -> None:
+        self._storage = storage
+        self._flights = flights
+        self._began = time.monotonic()
+
+    async def __call__(self) -> dict[str, Any]:
+        held, limit = await self._storage.evictor.fullness()
+        return {
+            "version": __version__,
+            "worker": os.getpid(),
+            "uptime": round(time.monotonic() - self._began, 1),
+            "store": {"root": str(self._storage.layout.root), "bytes": held, "limit": limit},
+            "flights": len(self._flights.active()),
+        }
 
 
 def scrub_of(

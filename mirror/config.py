@@ -11,6 +11,7 @@ Only `app.py` and `cli/` know this module: everything below takes ordinary argum
 from __future__ import annotations
 
 import copy
+import ipaddress
 import os
 import re
 import ssl
@@ -37,14 +38,19 @@ from mirror.access.htpasswd import check_htpasswd
 from mirror.access.issued import check_keys
 from mirror.errors import ConfigError, RequestError
 from mirror.index.redis import parse_redis_url
-from mirror.oci.reference import check_registry
+from mirror.oci.reference import Repo, check_registry
 from mirror.policy.access import check_who
 from mirror.policy.clouds import ecr_region
 from mirror.policy.content import ImagePattern
 from mirror.policy.durations import parse_duration
+from mirror.policy.images import parse_image
 from mirror.policy.pins import PinRule
+from mirror.policy.platforms import parse_platform
 from mirror.policy.realms import UrlRefused, parse_url
+from mirror.policy.routing import Registry, RoutingTable
+from mirror.policy.schedule import Cron, Every, Plan
 from mirror.policy.sizes import parse_capacity, parse_size
+from mirror.policy.tagsets import TagSet
 from mirror.repository.cosign import read_key
 from mirror.upstream.docker_config import DockerConfig
 from mirror.upstream.providers import missing_library
@@ -57,8 +63,10 @@ __all__ = [
     "ReachSettings",
     "RouteSettings",
     "ScrubSettings",
+    "SyncSettings",
     "UpstreamSettings",
     "load",
+    "routing_table",
 ]
 
 Seconds = Annotated[float, BeforeValidator(parse_duration)]
@@ -86,6 +94,20 @@ def _listen(text: str) -> str:
 def _split(given: object) -> object:
     """A list of the environment, where `a,b` is easier to write than JSON."""
     return [part.strip() for part in given.split(",")] if isinstance(given, str) else given
+
+
+def _admin_listen(text: str) -> str:
+    """There is no authentication yet: who can connect may do everything."""
+    if not text or _listen(text).startswith("unix:"):
+        return text
+    host = text.rpartition(":")[0].strip("[]")
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ValueError(f"only a loopback address or unix:/path, for the admin API knows no passwords: {text!r}")
+    return text
 
 
 def _capacity(text: str) -> str:
@@ -529,6 +551,80 @@ class PinSettings(_Section):
     reason: str = Field("", description="Why, for whoever asks `mirror pins`.")
 
 
+class AdminSettings(_Section):
+    """`[admin]`"""
+
+    listen: Annotated[str, AfterValidator(_admin_listen)] | None = Field(
+        None,
+        description="Where the admin API listens: unix:/path, or host:port on loopback; not set: admin.sock in the "
+        "store's root; empty: nowhere.",
+    )
+
+
+class SyncSettings(_Section):
+    """`[[sync]]`: tags of a repository that are brought in by themselves, again and again."""
+
+    name: str = Field("", description="What the rule is called in commands, logs and metrics; its `from` if not set.")
+    from_: str = Field(alias="from", description="The repository: docker.io/library/python.")
+    tags: str | None = Field(None, description="Which tags, as a glob: 3.1*; all of them if nothing is said.")
+    tags_regex: str | None = Field(None, description="Which tags, as a regular expression that fits the whole tag.")
+    tags_semver: str | None = Field(None, description="Which tags, as a version range in npm's notation: >=1.2 <2.")
+    prereleases: bool = Field(False, description="Whether a version range means prereleases too.")
+    newest: int | None = Field(None, ge=1, description="Of the tags that fit only so many, the newest.")
+    platforms: list[str] = Field([], description="linux/amd64 and the like; empty: all platforms.")
+    referrers: bool = Field(False, description="Signatures, SBOMs and other referrers too.")
+    every: Seconds | None = Field(None, ge=60, description="How often, from start to start; at least a minute.")
+    cron: str | None = Field(None, description="When, as a cron expression: 0 3 * * *.")
+    timezone: str = Field("UTC", description="In which time zone the cron expression is meant.")
+    every_replica: bool = Field(
+        False, description="Every replica with a disk of its own runs it; otherwise one for all that share a Redis."
+    )
+
+    @property
+    def title(self) -> str:
+        """Its name, whether given or not."""
+        return self.name or self.from_
+
+    @property
+    def tag_set(self) -> TagSet:
+        """Raises `ValueError`."""
+        return TagSet(self.tags, self.tags_regex, self.tags_semver, self.prereleases, self.newest)
+
+    @property
+    def plan(self) -> Plan:
+        """Raises `ValueError`."""
+        if (self.every is None) == (self.cron is None):
+            raise ValueError("needs one of every and cron")
+        if self.every is not None:
+            if self.timezone != "UTC":
+                raise ValueError("timezone belongs to cron")
+            return Every(self.every)
+        return Cron(self.cron or "", self.timezone)
+
+    @model_validator(mode="after")
+    def _parts(self) -> SyncSettings:
+        mistakes = []
+        if self.name and not _RULE_NAME.fullmatch(self.name):
+            mistakes.append("name has 1 to 100 letters, digits and any of . _ - / :")
+        for part in (lambda: self.tag_set, lambda: self.plan, lambda: [parse_platform(one) for one in self.platforms]):
+            try:
+                part()
+            except ValueError as error:
+                mistakes.append(str(error))
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+    def repository(self, table: RoutingTable) -> Repo:
+        """The repository that `from` means. Raises `RequestError`."""
+        last = self.from_.rpartition("/")[2]
+        if "@" in last or ":" in last:
+            raise RequestError(f"names a repository, without tag or digest: {self.from_!r}")
+        return parse_image(self.from_, table).repo
+
+
+_RULE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,99}")
+
 #: What is served without any `[[upstream]]`. Only these names are ever contacted then.
 PUBLIC: Final = (
     {
@@ -572,6 +668,13 @@ class Config(BaseSettings):
     )
     route: list[RouteSettings] = []
     pin: list[PinSettings] = []
+    admin: AdminSettings = AdminSettings.model_validate({})
+    sync: list[SyncSettings] = []
+
+    @property
+    def admin_address(self) -> str:
+        """Where the admin API listens; empty: nowhere."""
+        return f"unix:{self.store.root.absolute()}/admin.sock" if self.admin.listen is None else self.admin.listen
 
     @classmethod
     def settings_customise_sources(
@@ -808,6 +911,7 @@ def _cross_check(config: Config) -> list[str]:
         mistakes.append(f"offline: {', '.join(verified)} with access = verify must be asked about each caller")
     if config.default_registry and config.default_registry not in names:
         mistakes.append(f"default_registry: {config.default_registry} is not the name of an upstream")
+    mistakes += _check_syncs(config)
     if url := config.index.url.get_secret_value():
         try:
             parse_redis_url(url)
@@ -912,3 +1016,28 @@ def _check_upstreams(upstreams: Iterable[UpstreamSettings]) -> list[str]:
 def _repeated(names: Iterable[str]) -> set[str]:
     seen: set[str] = set()
     return {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
+
+
+def _check_syncs(config: Config) -> list[str]:
+    mistakes: list[str] = []
+    table = routing_table(config)
+    titles: dict[str, int] = {}
+    for number, rule in enumerate(config.sync, 1):
+        if titles.setdefault(rule.title, number) != number:
+            mistakes.append(f"sync[{number}]: {rule.title} is the name of sync[{titles[rule.title]}] already; set name")
+        try:
+            rule.repository(table)
+        except RequestError as error:
+            mistakes.append(f"sync[{number}].from: {error}")
+    return mistakes
+
+
+def routing_table(config: Config) -> RoutingTable:
+    """Which registry a name means."""
+    return RoutingTable.build(
+        (
+            Registry(entry.name, tuple(entry.aliases), tuple(entry.hosts), library=entry.name == "docker.io")
+            for entry in config.upstream
+        ),
+        config.default_registry or None,
+    )

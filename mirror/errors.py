@@ -4,7 +4,8 @@
     ├── RequestError             the client's doing
     │   ├── NameInvalid · DigestInvalid · TagInvalid · RangeInvalid · PageInvalid
     │   ├── Unauthorized · Denied · Unsupported · NotServed · HeldBack
-    │   └── NotKnown → NameUnknown · ManifestUnknown · BlobUnknown
+    │   ├── BodyInvalid → BodyTooLarge · AlreadyRunning · TooManyJobs          of the admin API alone
+    │   └── NotKnown → NameUnknown · ManifestUnknown · BlobUnknown · JobUnknown · RuleUnknown
     ├── UpstreamError            the other registry's doing; carries .upstream and .status
     │   ├── UpstreamUnavailable → UpstreamTimeout     no usable answer: dial, DNS, TLS, 5xx, a broken body
     │   ├── UpstreamDenied                            401 or 403 after every credential was tried
@@ -31,9 +32,12 @@ from dataclasses import dataclass
 __all__ = [
     "ANSWERS",
     "AccessUnavailable",
+    "AlreadyRunning",
     "Answer",
     "BlobDamaged",
     "BlobUnknown",
+    "BodyInvalid",
+    "BodyTooLarge",
     "BundleError",
     "ConfigError",
     "Denied",
@@ -41,6 +45,7 @@ __all__ = [
     "DigestMismatch",
     "HeldBack",
     "IndexUnavailable",
+    "JobUnknown",
     "ManifestUnknown",
     "MirrorError",
     "NameInvalid",
@@ -50,9 +55,11 @@ __all__ = [
     "PageInvalid",
     "RangeInvalid",
     "RequestError",
+    "RuleUnknown",
     "StoreError",
     "StoreFull",
     "TagInvalid",
+    "TooManyJobs",
     "Unauthorized",
     "Unsupported",
     "UpstreamDenied",
@@ -118,6 +125,22 @@ class NotServed(RequestError):
     """A path outside the API."""
 
 
+class BodyInvalid(RequestError):
+    """The body of a request to the admin API is not what that path takes."""
+
+
+class BodyTooLarge(BodyInvalid):
+    """It is larger than anything that makes sense."""
+
+
+class AlreadyRunning(RequestError):
+    """What was asked for is being done already."""
+
+
+class TooManyJobs(RequestError):
+    """So many jobs wait that no more are taken."""
+
+
 class HeldBack(RequestError):
     """All that a tag has pointed to is newer than the route's `minimum_age`."""
 
@@ -136,6 +159,14 @@ class ManifestUnknown(NotKnown):
 
 class BlobUnknown(NotKnown):
     """No such blob in this repository, or not in the store."""
+
+
+class JobUnknown(NotKnown):
+    """No job of this name, or not any more."""
+
+
+class RuleUnknown(NotKnown):
+    """No `[[sync]]` rule of this name."""
 
 
 class UpstreamError(MirrorError):
@@ -231,8 +262,14 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     Denied: Answer(403, "DENIED"),
     Unsupported: Answer(405, "UNSUPPORTED"),
     NotServed: Answer(404, "UNSUPPORTED"),
+    BodyInvalid: Answer(400, "BODY_INVALID"),
+    BodyTooLarge: Answer(413, "BODY_INVALID"),
+    AlreadyRunning: Answer(409, "ALREADY_RUNNING"),
+    TooManyJobs: Answer(429, "TOOMANYREQUESTS"),
     HeldBack: Answer(403, "DENIED"),
     NotKnown: Answer(404, "NAME_UNKNOWN"),
+    JobUnknown: Answer(404, "JOB_UNKNOWN"),
+    RuleUnknown: Answer(404, "RULE_UNKNOWN"),
     NameUnknown: Answer(404, "NAME_UNKNOWN"),
     ManifestUnknown: Answer(404, "MANIFEST_UNKNOWN"),
     BlobUnknown: Answer(404, "BLOB_UNKNOWN"),

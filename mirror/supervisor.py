@@ -25,7 +25,7 @@ from typing import Any
 
 from mirror import telemetry
 from mirror.errors import ConfigError
-from mirror.listen import address_of
+from mirror.listen import AdminListener, address_of
 
 __all__ = ["supervise"]
 
@@ -39,14 +39,20 @@ _METRICS = "mirror-metrics-"
 
 
 async def supervise(
-    arguments: Sequence[str], listeners: Sequence[Sequence[socket.socket]], *, drain: float, tls: bool
+    arguments: Sequence[str],
+    listeners: Sequence[Sequence[socket.socket]],
+    *,
+    drain: float,
+    tls: bool,
+    admin: AdminListener | None = None,
 ) -> None:
     """Run one worker for each element of `listeners`, which are its sockets, until SIGTERM or SIGINT.
 
-    `arguments` are those of the worker's command. Raises `ConfigError` where a worker cannot even start.
+    `admin` has one more socket for each. `arguments` are those of the worker's command. Raises `ConfigError` where a
+    worker cannot even start.
     """
     with _metrics_folder() as metrics:
-        await _Supervisor(arguments, listeners, drain, metrics, tls).run()
+        await _Supervisor(arguments, listeners, drain, metrics, tls, admin).run()
 
 
 @contextmanager
@@ -92,7 +98,9 @@ class _Supervisor:
         drain: float,
         metrics: str,
         tls: bool,
+        admin: AdminListener | None,
     ) -> None:
+        self._admin = admin
         self._arguments = list(arguments)
         self._listeners = listeners
         self._drain = drain
@@ -121,6 +129,8 @@ class _Supervisor:
                     telemetry.log.info(
                         "listening", address=address_of(listener), tls=self._tls, workers=len(self._listeners)
                     )
+                if self._admin:
+                    telemetry.log.info("admin listening", address=self._admin.address)
                 await stopping
             else:
                 starting.cancel()
@@ -156,6 +166,9 @@ class _Supervisor:
         descriptors = [one.fileno() for one in sockets]
         command = [sys.executable, "-m", "mirror", "worker", *self._arguments]
         command += ["--sockets", ",".join(map(str, descriptors)), "--ready", str(tell), "--parent", str(self._alive)]
+        if self._admin:
+            descriptors.append(self._admin.sockets[slot].fileno())
+            command += ["--admin", str(descriptors[-1])]
         try:
             process = await asyncio.create_subprocess_exec(
                 *command, pass_fds=[*descriptors, tell, self._alive], env=self._environment, start_new_session=True
@@ -183,7 +196,7 @@ class _Supervisor:
 
     async def _end(self) -> None:
         """Stop listening, then ask every worker to drain, then insist."""
-        for sockets in self._listeners:
+        for sockets in (*self._listeners, self._admin.sockets if self._admin else ()):
             for one in sockets:
                 one.close()
         running = list(self._processes.values())

@@ -39,6 +39,8 @@ __all__ = [
     "STORE_BLOBS",
     "STORE_BYTES",
     "STORE_LIMIT",
+    "SYNC_RUNS",
+    "SYNC_SUCCESS",
     "UNCACHED",
     "UPSTREAM_BYTES",
     "UPSTREAM_REQUESTS",
@@ -119,6 +121,14 @@ SCRUB_COMPLETE: Final = Gauge(
 )
 INDEX_FAILURES: Final = Counter("mirror_index_failures", "Operations that the index did not answer in its budget")
 LOG_LOST: Final = Counter("mirror_log_lost", "Log lines that could not be written")
+
+SYNC_RUNS: Final = Counter("mirror_sync_runs", "Runs of sync rules that ended here", ["rule", "result"])
+SYNC_SUCCESS: Final = Gauge(
+    "mirror_sync_last_success_timestamp",
+    "When a sync rule last succeeded here, in epoch seconds",
+    ["rule"],
+    multiprocess_mode="mostrecent",
+)
 
 
 def render_metrics() -> bytes:

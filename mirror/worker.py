@@ -14,30 +14,41 @@ import resource
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
 
 import uvloop
 from aiohttp import web
 
 from mirror import telemetry
-from mirror.app import App, build
+from mirror.app import build
 from mirror.config import Config, ServerSettings
 from mirror.errors import ConfigError
+from mirror.once import end
 from mirror.server.front import FrontServer
 
 __all__ = ["run_worker"]
 
+#: What is behind a listener: `Front`, `Admin`.
+Answers: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
 
 def run_worker(
-    config: Config, listeners: Sequence[socket.socket], *, ready: Callable[[], None], parent: int | None = None
+    config: Config,
+    listeners: Sequence[socket.socket],
+    *,
+    ready: Callable[[], None],
+    parent: int | None = None,
+    admin: socket.socket | None = None,
 ) -> None:
     """Serve until told to stop. `ready` is called once requests are answered; `parent` is a descriptor that reports
-    end-of-file when the parent process is gone. Raises `StoreError`, `ConfigError`.
+    end-of-file when the parent process is gone; `admin` is the listener of the admin API. Raises `StoreError`,
+    `ConfigError`.
     """
     _raise_descriptor_limit()
-    uvloop.run(_serve(config, listeners, ready, parent))
+    uvloop.run(_serve(config, listeners, ready, parent, admin))
 
 
 def _raise_descriptor_limit() -> None:
@@ -52,7 +63,11 @@ def _raise_descriptor_limit() -> None:
 
 
 async def _serve(
-    config: Config, listeners: Sequence[socket.socket], ready: Callable[[], None], parent: int | None
+    config: Config,
+    listeners: Sequence[socket.socket],
+    ready: Callable[[], None],
+    parent: int | None,
+    admin: socket.socket | None,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -64,18 +79,26 @@ async def _serve(
         loop.add_reader(parent, stop.set)
     tls = _tls(config.server, config.access.client_ca)
     async with build(config) as app:
-        runner = _Runner(app, config.server)
+        runner = _Runner(app.front, config.server)
         await runner.setup()
         sites = [web.SockSite(runner, one, ssl_context=tls, backlog=4096) for one in listeners]
+        asked = _Runner(app.admin, config.server)
+        await asked.setup()
+        if admin is not None:
+            sites.append(web.SockSite(asked, admin))
         for site in sites:
             await site.start()
+        working = [asyncio.create_task(work) for work in (app.sync.run(), app.jobs.run())]
         ready()
         await stop.wait()
         telemetry.log.info("draining", worker=os.getpid())
         app.readiness.drain()
         if parent is not None:
             loop.remove_reader(parent)
+        # what nobody waits for is interrupted; it is begun again, or told to be so
+        await end(*working)
         # stops listening, lets answers under way finish, closes idle connections
+        await asked.cleanup()
         await runner.cleanup()
     telemetry.log.info("stopped", worker=os.getpid())
 
@@ -83,9 +106,9 @@ async def _serve(
 class _Runner(web.BaseRunner):
     """aiohttp's runner for our own server class."""
 
-    def __init__(self, app: App, settings: ServerSettings) -> None:
+    def __init__(self, answers: Answers, settings: ServerSettings) -> None:
         super().__init__(shutdown_timeout=settings.drain)
-        self._front = app.front
+        self._answers = answers
         self._settings = settings
 
     async def shutdown(self) -> None:
@@ -93,7 +116,11 @@ class _Runner(web.BaseRunner):
 
     async def _make_server(self) -> FrontServer:
         return FrontServer(
-            self._front, access_log=None, keepalive_timeout=self._settings.idle, lingering_time=2.0, tcp_keepalive=True
+            self._answers,
+            access_log=None,
+            keepalive_timeout=self._settings.idle,
+            lingering_time=2.0,
+            tcp_keepalive=True,
         )
 
     async def _cleanup_server(self) -> None:

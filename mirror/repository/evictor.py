@@ -241,6 +241,11 @@ class Evictor:
         if self._water.excess(measure):
             await self._evict(lambda then: (self._water.excess(then), 0))
 
+    async def fullness(self) -> tuple[int, int]:
+        """Bytes that blobs take, and that they may take. Raises `StoreError`."""
+        measure = await self._measure(patient=False)
+        return measure.held, self._water.limit(measure)
+
     # --------------------------------------------------------------------------------------------- measuring
 
     async def _measure(self, *, patient: bool = True) -> Measure:

@@ -15,6 +15,8 @@
     ├── scrub/<hash>.json                how far the hashing of everything is
     ├── pins/<hash>.json                 images that must stay (see `notes.py` for folders of this kind)
     ├── freezes/<hash>.json              tags that answer one digest, whatever upstream says
+    ├── sync/, jobs/, job-queue/, job-cancels/   likewise: what syncs did last, and what was asked for
+    ├── admin.sock                       the admin API's socket, unless it is elsewhere
     └── repositories/
         └── <registry>/<name…>/
             ├── _tags/<tag>              JSON: digest, media type, size, fetched at

@@ -58,7 +58,7 @@ def settings(model: type[BaseModel]) -> set[str]:
     for name, field in model.model_fields.items():
         inner = [one for one in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(one, type)]
         sections = [one for one in inner if issubclass(one, BaseModel)]
-        found |= {name} if not sections else set()
+        found |= {field.alias or name} if not sections else set()
         for section in sections:
             found |= settings(section)
     return found
@@ -92,6 +92,24 @@ def test_the_example_configuration_is_good(tmp_path: Path) -> None:
     path = tmp_path / "mirror.toml"
     path.write_text("\n".join(lines))
     assert load(path).store.keep_partials == 86400
+
+
+def test_the_examples_of_sync_rules_are_good(tmp_path: Path) -> None:
+    """The page's as they stand; the example file's with its heading, in each of the three ways to say which tags."""
+    path = tmp_path / "mirror.toml"
+    page = (ROOT / "docs/sync.md").read_text()
+    [text] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    path.write_text(text)
+    assert [rule.title for rule in load(path).sync] == ["docker.io/library/python", "nightly-tools"]
+    [example] = [
+        part for part in (ROOT / "config/mirror.toml").read_text().split("\n\n") if "#[[sync]]" in part.splitlines()
+    ]
+    ways = {"tags", "tags_regex", "tags_semver"}
+    for way in ways:
+        others = "|".join([*(ways - {way}), "cron", *(["prereleases"] if way != "tags_semver" else [])])
+        lines = [line for line in example.splitlines() if not re.match(rf"#(?:{others}) = ", line)]
+        path.write_text("\n".join(re.sub(r"^#(?=\[\[|\w+ = )", "", line) for line in lines))
+        assert load(path).sync[0].title == "python"
 
 
 def test_defaults_in_the_example_are_the_defaults(tmp_path: Path) -> None:

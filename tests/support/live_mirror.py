@@ -258,6 +258,7 @@ def _set_clock(app: App, clock: Clock) -> None:
     """Time passes only when the test says so, and waits between two tries at an upstream take none."""
     app.shelf.now = clock
     app.shelf.memo._now = clock
+    app.sync.now = app.jobs.now = clock
     app.shelf.histories.clocks = TwoClocks(clock, clock.steady)
     make = app.router._upstream_for
 
