@@ -63,7 +63,7 @@ _ONLY_IN: Final = {
     "typer": {"cli"},
     "rich": {"cli"},
     "uvloop": {"worker"},
-    "mirror.config": {"app", "cli", "worker"},
+    "mirror.config": {"app", "cli", "config", "worker"},
     "mirror.app": {"cli", "worker"},
 }
 
