@@ -3,8 +3,9 @@
     MirrorError
     ├── RequestError             the client's doing
     │   ├── NameInvalid · DigestInvalid · TagInvalid · RangeInvalid · PageInvalid
-    │   ├── Unauthorized · Denied · Unsupported · NotServed
-    │   └── NotKnown → NameUnknown · ManifestUnknown · BlobUnknown
+    │   ├── Unauthorized · Denied · Unsupported · NotServed · HeldBack
+    │   ├── BodyInvalid → BodyTooLarge · AlreadyRunning · TooManyJobs          of the admin API alone
+    │   └── NotKnown → NameUnknown · ManifestUnknown · BlobUnknown · JobUnknown · RuleUnknown
     ├── UpstreamError            the other registry's doing; carries .upstream and .status
     │   ├── UpstreamUnavailable → UpstreamTimeout     no usable answer: dial, DNS, TLS, 5xx, a broken body
     │   ├── UpstreamDenied                            401 or 403 after every credential was tried
@@ -14,6 +15,8 @@
     ├── StoreError               ours
     │   ├── StoreFull                                 no space, no inodes, quota, or pins leave nothing to drop
     │   └── BlobDamaged                               what is on disk is not what its name says
+    ├── AccessUnavailable        who is calling cannot be told now: an issuer of tokens does not answer
+    ├── BundleError              a bundle, or the data of another registry, that cannot be taken in or written
     ├── IndexUnavailable         the index did not answer in its budget; the disk still can
     └── ConfigError              start-up only; carries every mistake at once
 
@@ -28,14 +31,21 @@ from dataclasses import dataclass
 
 __all__ = [
     "ANSWERS",
+    "AccessUnavailable",
+    "AlreadyRunning",
     "Answer",
     "BlobDamaged",
     "BlobUnknown",
+    "BodyInvalid",
+    "BodyTooLarge",
+    "BundleError",
     "ConfigError",
     "Denied",
     "DigestInvalid",
     "DigestMismatch",
+    "HeldBack",
     "IndexUnavailable",
+    "JobUnknown",
     "ManifestUnknown",
     "MirrorError",
     "NameInvalid",
@@ -45,9 +55,11 @@ __all__ = [
     "PageInvalid",
     "RangeInvalid",
     "RequestError",
+    "RuleUnknown",
     "StoreError",
     "StoreFull",
     "TagInvalid",
+    "TooManyJobs",
     "Unauthorized",
     "Unsupported",
     "UpstreamDenied",
@@ -94,7 +106,11 @@ class RangeInvalid(RequestError):
 
 
 class Unauthorized(RequestError):
-    """The caller must say who they are."""
+    """The caller must say who they are, or did so wrongly. `challenge` is a `WWW-Authenticate` that says how."""
+
+    def __init__(self, message: str, challenge: str | None = None) -> None:
+        super().__init__(message)
+        self.challenge = challenge
 
 
 class Denied(RequestError):
@@ -107,6 +123,26 @@ class Unsupported(RequestError):
 
 class NotServed(RequestError):
     """A path outside the API."""
+
+
+class BodyInvalid(RequestError):
+    """The body of a request to the admin API is not what that path takes."""
+
+
+class BodyTooLarge(BodyInvalid):
+    """It is larger than anything that makes sense."""
+
+
+class AlreadyRunning(RequestError):
+    """What was asked for is being done already."""
+
+
+class TooManyJobs(RequestError):
+    """So many jobs wait that no more are taken."""
+
+
+class HeldBack(RequestError):
+    """All that a tag has pointed to is newer than the route's `minimum_age`."""
 
 
 class NotKnown(RequestError):
@@ -123,6 +159,14 @@ class ManifestUnknown(NotKnown):
 
 class BlobUnknown(NotKnown):
     """No such blob in this repository, or not in the store."""
+
+
+class JobUnknown(NotKnown):
+    """No job of this name, or not any more."""
+
+
+class RuleUnknown(NotKnown):
+    """No `[[sync]]` rule of this name."""
 
 
 class UpstreamError(MirrorError):
@@ -178,8 +222,16 @@ class BlobDamaged(StoreError):
     """A file whose bytes or size are not what its name says."""
 
 
+class BundleError(MirrorError):
+    """A bundle that must not be taken in, or cannot be written. Only the command line meets it."""
+
+
 class IndexUnavailable(MirrorError):
     """The index did not answer within its budget. The disk still can."""
+
+
+class AccessUnavailable(MirrorError):
+    """Who is calling cannot be told now, because an issuer of tokens does not answer."""
 
 
 class ConfigError(MirrorError):
@@ -210,7 +262,14 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     Denied: Answer(403, "DENIED"),
     Unsupported: Answer(405, "UNSUPPORTED"),
     NotServed: Answer(404, "UNSUPPORTED"),
+    BodyInvalid: Answer(400, "BODY_INVALID"),
+    BodyTooLarge: Answer(413, "BODY_INVALID"),
+    AlreadyRunning: Answer(409, "ALREADY_RUNNING"),
+    TooManyJobs: Answer(429, "TOOMANYREQUESTS"),
+    HeldBack: Answer(403, "DENIED"),
     NotKnown: Answer(404, "NAME_UNKNOWN"),
+    JobUnknown: Answer(404, "JOB_UNKNOWN"),
+    RuleUnknown: Answer(404, "RULE_UNKNOWN"),
     NameUnknown: Answer(404, "NAME_UNKNOWN"),
     ManifestUnknown: Answer(404, "MANIFEST_UNKNOWN"),
     BlobUnknown: Answer(404, "BLOB_UNKNOWN"),
@@ -225,7 +284,9 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     StoreError: Answer(503, "UNAVAILABLE"),
     StoreFull: Answer(503, "UNAVAILABLE"),
     BlobDamaged: Answer(503, "UNAVAILABLE"),
+    BundleError: Answer(400, "UNSUPPORTED"),
     IndexUnavailable: Answer(503, "UNAVAILABLE"),
+    AccessUnavailable: Answer(503, "UNAVAILABLE"),
     ConfigError: Answer(500, "UNKNOWN"),
 }
 

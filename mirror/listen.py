@@ -7,13 +7,17 @@ The parent keeps all of them open: what waits in the queue of a worker that died
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 from mirror.errors import ConfigError
 
-__all__ = ["address_of", "open_listeners"]
+__all__ = ["AdminListener", "address_of", "connect_unix", "open_admin", "open_listeners"]
 
 _BACKLOG = 4096
 
@@ -78,6 +82,75 @@ def _unix(path: str) -> socket.socket:
         made.close()
         raise
     return made
+
+
+@dataclass(frozen=True, slots=True)
+class AdminListener:
+    """Where the admin API is heard, as a client would write it, and a socket for each worker."""
+
+    address: str
+    sockets: list[socket.socket]
+
+
+def open_admin(listen: str, workers: int) -> AdminListener:
+    """Raises `ConfigError` naming the address. A unix socket is for this user alone (0600).
+
+    It replaces the socket of another mirror in the same place, dead or alive: while one process takes over from
+    another, the newer one is spoken to. Either could answer, for they share what they know.
+    """
+    try:
+        if listen.startswith("unix:"):
+            return AdminListener(listen, [_private_unix(Path(listen.removeprefix("unix:")))] * workers)
+        host, _, port = listen.rpartition(":")
+        sockets = _tcp(host.strip("[]"), int(port), workers)
+        return AdminListener(address_of(sockets[0]), sockets)
+    except OSError as error:
+        raise ConfigError([f"admin.listen: {listen}: {error.strerror or error}"]) from error
+
+
+def _private_unix(path: Path) -> socket.socket:
+    if path.exists() and not path.is_socket():
+        raise FileExistsError(0, "a file that is no socket is there")
+    made = socket.socket(socket.AF_UNIX)
+    temporary = f".{secrets.token_hex(8)}"
+    try:
+        with _short(path.parent) as folder:
+            made.bind(f"{folder}/{temporary}")
+            try:
+                # before anybody can find it
+                os.chmod(f"{folder}/{temporary}", 0o600)
+                made.listen(_BACKLOG)
+                os.rename(f"{folder}/{temporary}", path)
+            except OSError:
+                os.unlink(f"{folder}/{temporary}")
+                raise
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def connect_unix(path: Path, *, timeout: float) -> socket.socket:
+    """A connection to a unix socket, however long its path is. Raises `OSError`."""
+    made = socket.socket(socket.AF_UNIX)
+    try:
+        made.settimeout(timeout)
+        with _short(path.parent) as folder:
+            made.connect(f"{folder}/{path.name}")
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+@contextmanager
+def _short(folder: Path) -> Iterator[str]:
+    """Another name of a folder, for the kernel takes no more than 107 bytes for a unix socket's path (unix(7))."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 def address_of(listener: socket.socket) -> str:

@@ -9,8 +9,10 @@ The ports; all but the smallest have two or more implementations:
     BlobStore      content by digest              store/local.py      store/memory.py
     Catalog        tags and manifest links        store/catalog.py    store/memory.py
     Pins           which images must stay         store/pins.py
+    Freezes        tags that must not move        store/freezes.py
     ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py     index/memory.py
-    Upstream       one remote registry            upstream/registry.py
+    Authenticator  who a caller is                access/*.py
+    Upstream       one remote registry            upstream/registry.py    upstream/endpoints.py
     Body           bytes that arrive in a thread  upstream/transfer.py
 
 The life of a blob in a store:
@@ -33,30 +35,37 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from mirror.oci.authorization import Presented
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
+from mirror.policy.access import Identity
 from mirror.policy.records import (
     ContentRecord,
+    Freeze,
     ManifestNames,
     ManifestRecord,
     NamedContent,
     Pin,
+    Sighting,
     Standing,
     TagRecord,
     Usage,
 )
 
 __all__ = [
+    "Authenticator",
     "BlobInfo",
     "BlobReader",
     "BlobStore",
     "Body",
     "Catalog",
     "ContentIndex",
+    "Freezes",
     "Ingest",
     "Pins",
     "SupportsFileno",
+    "SupportsReadOnce",
     "SupportsSplice",
     "Upstream",
 ]
@@ -129,6 +138,16 @@ class SupportsFileno(Protocol):
 
     def fileno(self) -> int:
         """The descriptor; stays the reader's own."""
+
+
+@runtime_checkable
+class SupportsReadOnce(Protocol):
+    """A reader for whoever reads everything and must not push out of memory what others will want again."""
+
+    def pread_once(self, size: int, offset: int) -> bytes:
+        """Like `pread`, but what was not in the page cache before is not there afterwards. May return less than asked
+        for before the end.
+        """
 
 
 class Ingest(Protocol):
@@ -205,7 +224,12 @@ class BlobStore(Protocol):
         """Blocking: a small blob whole, verified. Raises `BlobUnknown`, `BlobDamaged` (also above `limit` bytes)."""
 
     def put(self, digest: Digest, content: bytes) -> BlobInfo:
-        """Blocking: a small blob whole, durable when it returns. Raises `BlobDamaged` for wrong bytes, `StoreFull`."""
+        """Blocking: a small blob whole, there for every process when it returns, durable once `settle` has. Raises
+        `BlobDamaged` for wrong bytes, `StoreFull`, `StoreError`.
+        """
+
+    def settle(self) -> None:
+        """Blocking: what this process has `put` so far outlives a power cut when it returns. Raises `StoreError`."""
 
     def ingest(self, digest: Digest) -> Ingest:
         """Join or begin a growing blob. Raises `StoreFull`, `StoreError`."""
@@ -223,7 +247,7 @@ class BlobStore(Protocol):
         """Blocking: note times of last use beside the blobs, so that they outlive the index. Skips unknown ones."""
 
     def walk(self) -> Iterable[BlobInfo]:
-        """Blocking: every blob present. Foreign files are passed over."""
+        """Blocking: every blob present, sorted by digest. Foreign files are passed over."""
 
     def free(self) -> tuple[int, int]:
         """Blocking: bytes free for us on this disk, and the disk's size."""
@@ -239,19 +263,25 @@ class Catalog(Protocol):
         """What the tag pointed to when last asked."""
 
     def put_tag(self, repo: Repo, record: TagRecord) -> None:
-        """Replace it at once for every reader. Raises `StoreError`, `StoreFull`."""
+        """Replace it at once for every reader, durable once `settle` has returned. Raises `StoreError`, `StoreFull`."""
 
     def drop_tag(self, repo: Repo, tag: str) -> None:
-        """Repeatable."""
+        """Its history stays. Repeatable."""
 
     def tags(self, repo: Repo) -> list[str]:
         """Sorted."""
+
+    def get_history(self, repo: Repo, tag: str) -> tuple[Sighting, ...]:
+        """What the tag has pointed to, oldest first; also of a tag that is no more."""
+
+    def put_history(self, repo: Repo, tag: str, sightings: Sequence[Sighting]) -> None:
+        """Replace all of it at once for every reader. Raises `StoreError`, `StoreFull`."""
 
     def get_manifest(self, repo: Repo, digest: Digest) -> ManifestRecord | None:
         """Whether this repository may serve it, and as what."""
 
     def put_manifest(self, repo: Repo, record: ManifestRecord) -> None:
-        """This repository may serve it from now on. Raises `StoreError`, `StoreFull`."""
+        """This repository may serve it from now on; durable like a tag. Raises `StoreError`, `StoreFull`."""
 
     def drop_manifest(self, repo: Repo, digest: Digest) -> None:
         """Repeatable."""
@@ -261,6 +291,9 @@ class Catalog(Protocol):
 
     def repositories(self) -> Iterable[Repo]:
         """Every repository that has a tag or a manifest."""
+
+    def settle(self) -> None:
+        """What this process has put so far outlives a power cut when it returns. Raises `StoreError`."""
 
 
 class Pins(Protocol):
@@ -276,6 +309,22 @@ class Pins(Protocol):
         """Replaces one of the same image. Raises `StoreError`, `StoreFull`."""
 
     def drop(self, repo: Repo, reference: Reference) -> bool:
+        """Whether there was one. Repeatable."""
+
+
+class Freezes(Protocol):
+    """Tags that answer one digest until further notice, on disk. All calls block shortly."""
+
+    def all(self) -> Iterable[Freeze]:
+        """In no order."""
+
+    def get(self, repo: Repo, tag: str) -> Freeze | None:
+        """None: the tag is free to move. Raises `StoreError` where that cannot be told."""
+
+    def put(self, freeze: Freeze) -> None:
+        """Replaces one of the same tag. Raises `StoreError`, `StoreFull`."""
+
+    def drop(self, repo: Repo, tag: str) -> bool:
         """Whether there was one. Repeatable."""
 
 
@@ -360,6 +409,10 @@ class Upstream(Protocol):
     def name(self) -> str:
         """As clients say it: `docker.io`."""
 
+    @property
+    def patience(self) -> float:
+        """By which factor, at least 1, tags may be believed longer, because upstream has little left to give."""
+
     async def resolve(self, repo: str, reference: Reference) -> Descriptor:
         """What a reference points to, by HEAD; by GET only where upstream's HEAD does not say it."""
 
@@ -380,3 +433,16 @@ class Upstream(Protocol):
 
     async def aclose(self) -> None:
         """Repeatable."""
+
+
+# ------------------------------------------------------------------------------------------- 6. who is calling
+
+
+class Authenticator(Protocol):
+    """One way in which callers say who they are."""
+
+    async def identify(self, presented: Presented) -> Identity | None:
+        """Who presents this; None: nobody that this way knows. Must take as long for a wrong secret as for a right one.
+
+        Raises `AccessUnavailable` where it cannot be told now.
+        """

@@ -10,6 +10,7 @@ by the end of a pipe, so that none is left behind.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import signal
@@ -17,14 +18,14 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mirror import telemetry
 from mirror.errors import ConfigError
-from mirror.listen import address_of
+from mirror.listen import AdminListener, address_of
 
 __all__ = ["supervise"]
 
@@ -33,20 +34,60 @@ _YOUNG = 10.0
 _LONGEST_PAUSE = 30.0
 #: Seconds beyond the drain before a worker is killed.
 _GRACE = 10.0
+_MEMORY = "/dev/shm"  # noqa: S108 - the folder's name cannot be guessed, and it is ours alone
+_METRICS = "mirror-metrics-"
 
 
 async def supervise(
-    arguments: Sequence[str], listeners: Sequence[Sequence[socket.socket]], *, drain: float, tls: bool
+    arguments: Sequence[str],
+    listeners: Sequence[Sequence[socket.socket]],
+    *,
+    drain: float,
+    tls: bool,
+    admin: AdminListener | None = None,
 ) -> None:
     """Run one worker for each element of `listeners`, which are its sockets, until SIGTERM or SIGINT.
 
-    `arguments` are those of the worker's command. Raises `ConfigError` where a worker cannot even start.
+    `admin` has one more socket for each. `arguments` are those of the worker's command. Raises `ConfigError` where a
+    worker cannot even start.
     """
-    metrics = tempfile.mkdtemp(prefix="mirror-metrics-")
+    with _metrics_folder() as metrics:
+        await _Supervisor(arguments, listeners, drain, metrics, tls, admin).run()
+
+
+@contextmanager
+def _metrics_folder() -> Iterator[str]:
+    """A folder for what the workers count, in memory where that is possible: they map its files, and a process that
+    writes to a mapped file on a full disk is killed by the kernel. What killed mirrors have left there is removed.
+    """
+    memory = None if "TMPDIR" in os.environ or not os.access(_MEMORY, os.W_OK) else _MEMORY
+    for leftover in Path(memory or tempfile.gettempdir()).glob(f"{_METRICS}*"):
+        with suppress(OSError):
+            if (held := _try_hold(leftover)) is not None:
+                shutil.rmtree(leftover, ignore_errors=True)
+                os.close(held)
+    held = None
+    while held is None:
+        folder = tempfile.mkdtemp(prefix=_METRICS, dir=memory)
+        # another mirror that starts now may have taken it for a leftover
+        with suppress(FileNotFoundError):
+            held = _try_hold(folder)
     try:
-        await _Supervisor(arguments, listeners, drain, metrics, tls).run()
+        yield folder
     finally:
-        shutil.rmtree(metrics, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+def _try_hold(folder: str | Path) -> int | None:
+    """Lock a folder for as long as this process lives; None: another one has it. Raises `OSError`."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 class _Supervisor:
@@ -57,7 +98,9 @@ class _Supervisor:
         drain: float,
         metrics: str,
         tls: bool,
+        admin: AdminListener | None,
     ) -> None:
+        self._admin = admin
         self._arguments = list(arguments)
         self._listeners = listeners
         self._drain = drain
@@ -86,6 +129,8 @@ class _Supervisor:
                     telemetry.log.info(
                         "listening", address=address_of(listener), tls=self._tls, workers=len(self._listeners)
                     )
+                if self._admin:
+                    telemetry.log.info("admin listening", address=self._admin.address)
                 await stopping
             else:
                 starting.cancel()
@@ -121,6 +166,9 @@ class _Supervisor:
         descriptors = [one.fileno() for one in sockets]
         command = [sys.executable, "-m", "mirror", "worker", *self._arguments]
         command += ["--sockets", ",".join(map(str, descriptors)), "--ready", str(tell), "--parent", str(self._alive)]
+        if self._admin:
+            descriptors.append(self._admin.sockets[slot].fileno())
+            command += ["--admin", str(descriptors[-1])]
         try:
             process = await asyncio.create_subprocess_exec(
                 *command, pass_fds=[*descriptors, tell, self._alive], env=self._environment, start_new_session=True
@@ -148,7 +196,7 @@ class _Supervisor:
 
     async def _end(self) -> None:
         """Stop listening, then ask every worker to drain, then insist."""
-        for sockets in self._listeners:
+        for sockets in (*self._listeners, self._admin.sockets if self._admin else ()):
             for one in sockets:
                 one.close()
         running = list(self._processes.values())

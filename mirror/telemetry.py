@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import MutableMapping
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, cast
 
 import structlog
 from prometheus_client import REGISTRY as _REGISTRY
@@ -19,7 +19,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 __all__ = [
+    "BUDGET_LIMIT",
+    "BUDGET_REMAINING",
     "CONTENT_TYPE",
+    "ENDPOINT_FAILURES",
     "EVICTED",
     "EVICTED_BYTES",
     "FILLED",
@@ -28,14 +31,21 @@ __all__ = [
     "INDEX_FAILURES",
     "REQUESTS",
     "REQUEST_SECONDS",
+    "SCRUBBED_BYTES",
+    "SCRUB_COMPLETE",
+    "SCRUB_DAMAGED",
+    "SEALED_MISSES",
     "SENT_BYTES",
     "STORE_BLOBS",
     "STORE_BYTES",
     "STORE_LIMIT",
+    "SYNC_RUNS",
+    "SYNC_SUCCESS",
     "UNCACHED",
     "UPSTREAM_BYTES",
     "UPSTREAM_REQUESTS",
     "UPSTREAM_SECONDS",
+    "VERSION_TAGS_MOVED",
     "log",
     "render_metrics",
     "set_up_logging",
@@ -63,6 +73,23 @@ UPSTREAM_SECONDS: Final = Histogram(
     "mirror_upstream_seconds", "Time until upstream's response headers", ["upstream", "event"], buckets=_TIMES
 )
 UPSTREAM_BYTES: Final = Counter("mirror_upstream_bytes", "Bytes of blobs received from upstream", ["upstream"])
+BUDGET_LIMIT: Final = Gauge(
+    "mirror_upstream_budget_limit",
+    "Pulls that a registry allows in its window, where it says so",
+    ["upstream"],
+    multiprocess_mode="mostrecent",
+)
+BUDGET_REMAINING: Final = Gauge(
+    "mirror_upstream_budget_remaining",
+    "Pulls that are left of them, as it last said",
+    ["upstream"],
+    multiprocess_mode="mostrecent",
+)
+ENDPOINT_FAILURES: Final = Counter(
+    "mirror_endpoint_failures",
+    "Calls that one of several endpoints of an upstream did not answer as wanted, by kind of error",
+    ["upstream", "endpoint", "error"],
+)
 
 FLIGHTS: Final = Gauge("mirror_flights", "Blobs being filled now", multiprocess_mode="livesum")
 FILLED: Final = Counter("mirror_fills", "Blob fills that ended, by result", ["upstream", "result"])
@@ -71,6 +98,10 @@ FILL_SECONDS: Final = Histogram(
 )
 UNCACHED: Final = Counter("mirror_uncached", "Answers passed through because the store could not take them")
 
+VERSION_TAGS_MOVED: Final = Counter(
+    "mirror_version_tags_moved", "Tags that look like a version and were moved, by configured upstream", ["upstream"]
+)
+
 EVICTED: Final = Counter("mirror_evicted", "Blobs dropped to make room")
 EVICTED_BYTES: Final = Counter("mirror_evicted_bytes", "Bytes of blobs dropped to make room")
 STORE_BYTES: Final = Gauge("mirror_store_bytes", "Bytes of blobs held", multiprocess_mode="mostrecent")
@@ -78,7 +109,26 @@ STORE_BLOBS: Final = Gauge("mirror_store_blobs", "Blobs held", multiprocess_mode
 STORE_LIMIT: Final = Gauge(
     "mirror_store_limit_bytes", "Bytes that blobs may take before eviction", multiprocess_mode="mostrecent"
 )
+SEALED_MISSES: Final = Counter(
+    "mirror_sealed_misses", "Requests for what is not here in a sealed repository, by kind of resource", ["kind"]
+)
+SCRUBBED_BYTES: Final = Counter("mirror_scrubbed_bytes", "Bytes of blobs read again and hashed")
+SCRUB_DAMAGED: Final = Counter("mirror_scrub_damaged", "Blobs found not to be what their digests name")
+SCRUB_COMPLETE: Final = Gauge(
+    "mirror_scrub_last_complete_timestamp",
+    "When every blob had been hashed (epoch seconds); 0: never",
+    multiprocess_mode="mostrecent",
+)
 INDEX_FAILURES: Final = Counter("mirror_index_failures", "Operations that the index did not answer in its budget")
+LOG_LOST: Final = Counter("mirror_log_lost", "Log lines that could not be written")
+
+SYNC_RUNS: Final = Counter("mirror_sync_runs", "Runs of sync rules that ended here", ["rule", "result"])
+SYNC_SUCCESS: Final = Gauge(
+    "mirror_sync_last_success_timestamp",
+    "When a sync rule last succeeded here, in epoch seconds",
+    ["rule"],
+    multiprocess_mode="mostrecent",
+)
 
 
 def render_metrics() -> bytes:
@@ -125,6 +175,25 @@ def _redact_event(_logger: object, _method: str, event: MutableMapping[str, Any]
     return event
 
 
+class _Output:
+    """Where lines go. One that cannot be written is counted and lost, it costs nobody an answer: the disk that the log
+    is written to fills up as well, and whoever reads a pipe may go.
+    """
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+
+    def write(self, line: str) -> None:
+        try:
+            self._output.write(line)
+            self._output.flush()
+        except (OSError, ValueError):
+            LOG_LOST.inc()
+
+    def flush(self) -> None:
+        """Each line is, when it is written."""
+
+
 def set_up_logging(level: str = "info", output: TextIO | None = None) -> None:
     """JSON lines on standard error (or `output`), one event each. Control characters are escaped by JSON."""
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -137,7 +206,7 @@ def set_up_logging(level: str = "info", output: TextIO | None = None) -> None:
             structlog.processors.JSONRenderer(ensure_ascii=True, separators=(",", ":")),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(output or sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Output(output or sys.stderr))),
         cache_logger_on_first_use=False,
     )
     # libraries log through the standard module; what they say reaches the same place in the same shape

@@ -10,34 +10,64 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeAlias
 
 import uvloop
 from aiohttp import web
 
 from mirror import telemetry
-from mirror.app import App, build
+from mirror.app import build
 from mirror.config import Config, ServerSettings
 from mirror.errors import ConfigError
+from mirror.once import end
 from mirror.server.front import FrontServer
 
 __all__ = ["run_worker"]
 
+#: What is behind a listener: `Front`, `Admin`.
+Answers: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
 
 def run_worker(
-    config: Config, listeners: Sequence[socket.socket], *, ready: Callable[[], None], parent: int | None = None
+    config: Config,
+    listeners: Sequence[socket.socket],
+    *,
+    ready: Callable[[], None],
+    parent: int | None = None,
+    admin: socket.socket | None = None,
 ) -> None:
     """Serve until told to stop. `ready` is called once requests are answered; `parent` is a descriptor that reports
-    end-of-file when the parent process is gone. Raises `StoreError`, `ConfigError`.
+    end-of-file when the parent process is gone; `admin` is the listener of the admin API. Raises `StoreError`,
+    `ConfigError`.
     """
-    uvloop.run(_serve(config, listeners, ready, parent))
+    _raise_descriptor_limit()
+    uvloop.run(_serve(config, listeners, ready, parent, admin))
+
+
+def _raise_descriptor_limit() -> None:
+    """As many descriptors as we may have: a client takes two, and the usual soft limit of 1024 is for programs that
+    still use select().
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        # a hard limit without end may be more than the kernel allows one process
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(
-    config: Config, listeners: Sequence[socket.socket], ready: Callable[[], None], parent: int | None
+    config: Config,
+    listeners: Sequence[socket.socket],
+    ready: Callable[[], None],
+    parent: int | None,
+    admin: socket.socket | None,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -47,20 +77,28 @@ async def _serve(
     loop.add_signal_handler(signal.SIGHUP, telemetry.log.info, "SIGHUP ignored")
     if parent is not None:
         loop.add_reader(parent, stop.set)
-    tls = _tls(config.server)
+    tls = _tls(config.server, config.access.client_ca)
     async with build(config) as app:
-        runner = _Runner(app, config.server)
+        runner = _Runner(app.front, config.server)
         await runner.setup()
         sites = [web.SockSite(runner, one, ssl_context=tls, backlog=4096) for one in listeners]
+        asked = _Runner(app.admin, config.server)
+        await asked.setup()
+        if admin is not None:
+            sites.append(web.SockSite(asked, admin))
         for site in sites:
             await site.start()
+        working = [asyncio.create_task(work) for work in (app.sync.run(), app.jobs.run())]
         ready()
         await stop.wait()
         telemetry.log.info("draining", worker=os.getpid())
         app.readiness.drain()
         if parent is not None:
             loop.remove_reader(parent)
+        # what nobody waits for is interrupted; it is begun again, or told to be so
+        await end(*working)
         # stops listening, lets answers under way finish, closes idle connections
+        await asked.cleanup()
         await runner.cleanup()
     telemetry.log.info("stopped", worker=os.getpid())
 
@@ -68,9 +106,9 @@ async def _serve(
 class _Runner(web.BaseRunner):
     """aiohttp's runner for our own server class."""
 
-    def __init__(self, app: App, settings: ServerSettings) -> None:
+    def __init__(self, answers: Answers, settings: ServerSettings) -> None:
         super().__init__(shutdown_timeout=settings.drain)
-        self._front = app.front
+        self._answers = answers
         self._settings = settings
 
     async def shutdown(self) -> None:
@@ -78,22 +116,34 @@ class _Runner(web.BaseRunner):
 
     async def _make_server(self) -> FrontServer:
         return FrontServer(
-            self._front, access_log=None, keepalive_timeout=self._settings.idle, lingering_time=2.0, tcp_keepalive=True
+            self._answers,
+            access_log=None,
+            keepalive_timeout=self._settings.idle,
+            lingering_time=2.0,
+            tcp_keepalive=True,
         )
 
     async def _cleanup_server(self) -> None:
         """The server has no resources of its own."""
 
 
-def _tls(settings: ServerSettings) -> ssl.SSLContext | None:
+def _tls(settings: ServerSettings, client_ca: Path | None) -> ssl.SSLContext | None:
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+        # without an answer to its question a key with a passphrase would be asked about on a terminal
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key, password=lambda: "")
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             [f"server.tls_certificate, tls_key: {settings.tls_certificate} and {settings.tls_key} are no matching pair"]
         ) from error
+    if client_ca is not None:
+        try:
+            context.load_verify_locations(client_ca)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError([f"access.client_ca: {client_ca} holds no certificate"]) from error
+        # who has none may still log in, or stay anonymous
+        context.verify_mode = ssl.CERT_OPTIONAL
     return context

@@ -6,7 +6,14 @@ A module that is imported here adds its commands to the application; `--help` li
 # isort: off
 from mirror.cli import serving as serving
 from mirror.cli import storage as storage
+from mirror.cli import prefetch as prefetch
+from mirror.cli import sync as sync
+from mirror.cli import tasks as tasks
+from mirror.cli import tags as tags
 from mirror.cli import pins as pins
+from mirror.cli import site as site
+from mirror.cli import bundles as bundles
+from mirror.cli import imports as imports
 
 # isort: on
 from mirror.cli.base import application, main

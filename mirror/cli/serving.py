@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 
 from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.base import ConfigFile, application
-from mirror.listen import address_of, open_listeners
+from mirror.errors import ConfigError
+from mirror.listen import AdminListener, address_of, open_admin, open_listeners
 
 __all__ = ["check", "serve"]
 
@@ -30,13 +33,14 @@ def serve(
     telemetry.set_up_logging(loaded.log.level)
     count = loaded.server.workers
     opened = [open_listeners(address, count) for address in loaded.server.listen]
+    admin = _open_admin(loaded, count)
     tls = loaded.server.tls_certificate is not None
     if count > 1:
         from mirror.supervisor import supervise
 
         arguments = ["--config", str(config.absolute())] if config else []
         by_worker = [[sockets[number] for sockets in opened] for number in range(count)]
-        asyncio.run(supervise(arguments, by_worker, drain=loaded.server.drain, tls=tls))
+        asyncio.run(supervise(arguments, by_worker, drain=loaded.server.drain, tls=tls, admin=admin))
         return
     from mirror.worker import run_worker
 
@@ -45,8 +49,24 @@ def serve(
     def ready() -> None:
         for listener in listeners:
             telemetry.log.info("listening", address=address_of(listener), tls=tls, workers=1)
+        if admin:
+            telemetry.log.info("admin listening", address=admin.address)
 
-    run_worker(loaded, listeners, ready=ready)
+    run_worker(loaded, listeners, ready=ready, admin=admin.sockets[0] if admin else None)
+
+
+def _open_admin(loaded: settings.Config, workers: int) -> AdminListener | None:
+    """Where nobody has asked for it, pulls are served without it too."""
+    if not loaded.admin_address:
+        return None
+    if loaded.admin.listen is not None:
+        return open_admin(loaded.admin_address, workers)
+    try:
+        loaded.store.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return open_admin(loaded.admin_address, workers)
+    except (ConfigError, OSError) as error:
+        telemetry.log.warning("no admin API", reason=str(error))
+        return None
 
 
 @application.command(hidden=True)
@@ -54,6 +74,7 @@ def worker(
     sockets: Annotated[str, typer.Option()],
     ready: Annotated[int, typer.Option()],
     parent: Annotated[int, typer.Option()],
+    admin: Annotated[int | None, typer.Option()] = None,
     config: ConfigFile = None,
 ) -> None:
     """One of several serving processes; started by `serve`."""
@@ -67,11 +88,41 @@ def worker(
         os.close(ready)
 
     listeners = [socket.socket(fileno=int(number)) for number in sockets.split(",")]
-    run_worker(loaded, listeners, ready=tell, parent=parent)
+    asked = socket.socket(fileno=admin) if admin is not None else None
+    run_worker(loaded, listeners, ready=tell, parent=parent, admin=asked)
 
 
 @application.command()
-def check(config: ConfigFile = None) -> None:
+def check(
+    config: ConfigFile = None,
+    online: Annotated[bool, typer.Option("--online", help="Ask each registry, with its credentials, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
     """Check a configuration and name every mistake in it."""
     loaded = settings.load(config)
-    print(f"{config or 'defaults'}: good: {len(loaded.upstream)} upstreams, store at {loaded.store.root}")
+    telemetry.set_up_logging("error")
+    if online and loaded.offline:
+        raise ConfigError(["--online: offline is set, no registry is contacted"])
+    found = asyncio.run(_ask_registries(loaded)) if online else []
+    if as_json:
+        summary = {"upstreams": len(loaded.upstream), "store": str(loaded.store.root)}
+        print(json.dumps({**summary, **({"online": [asdict(one) for one in found]} if online else {})}, indent=1))
+    else:
+        sealed = ", none of which is contacted" if loaded.offline else ""
+        syncs = f", {len(loaded.sync)} sync rules" if loaded.sync else ""
+        counted = f"{len(loaded.upstream)} upstreams{sealed}{syncs}"
+        print(f"{config or 'defaults'}: good: {counted}, store at {loaded.store.root}")
+        for one in found:
+            print(f"{'ok    ' if one.ok else 'FAILED'} {one.upstream} ({one.url}): {one.detail}")
+            if one.advice:
+                print(f"       {one.advice}")
+    if not all(one.ok for one in found):
+        raise typer.Exit(1)
+
+
+async def _ask_registries(loaded: settings.Config) -> list[Any]:
+    from mirror.app import open_registries
+    from mirror.upstream.checking import check_all
+
+    async with open_registries(loaded) as registries:
+        return await check_all(registries)

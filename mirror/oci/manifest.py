@@ -17,6 +17,7 @@ __all__ = [
     "ACCEPT",
     "DOCKER_LIST",
     "DOCKER_MANIFEST",
+    "INDEXES",
     "LARGEST",
     "OCI_INDEX",
     "OCI_MANIFEST",
@@ -44,7 +45,8 @@ ACCEPT: Final = (OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST, _ARTIFAC
 #: The largest manifest that is accepted, in bytes (distribution-spec, "Pushing Manifests", asks for at least this).
 LARGEST: Final = 4 * 1024 * 1024
 
-_INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
+#: Media types of what names manifests.
+INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 _IMAGES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 
 
@@ -99,7 +101,7 @@ class Manifest:
     @property
     def is_index(self) -> bool:
         """Whether this names manifests rather than layers."""
-        return self.media_type in _INDEXES
+        return self.media_type in INDEXES
 
 
 def read_manifest(content: bytes, media_type: str | None = None, *, algorithm: str = "sha256") -> Manifest:
@@ -120,7 +122,7 @@ def read_manifest(content: bytes, media_type: str | None = None, *, algorithm: s
     if "manifests" in body and ("layers" in body or "fsLayers" in body or "config" in body):
         raise ManifestMalformed("names both manifests and layers")
     kind = _media_type(body, media_type)
-    if kind in _INDEXES and ("layers" in body or "manifests" not in body):
+    if kind in INDEXES and ("layers" in body or "manifests" not in body):
         raise ManifestMalformed(f"says it is {kind} but names no manifests")
     if kind in _IMAGES and "manifests" in body:
         raise ManifestMalformed(f"says it is {kind} but names manifests")

@@ -18,6 +18,10 @@ class FreshnessRule:
     tag_ttl: float
     stale_while_down: float
 
+    def stretched(self, factor: float) -> FreshnessRule:
+        """With a longer `tag_ttl`."""
+        return self if factor == 1 else FreshnessRule(self.tag_ttl * factor, self.stale_while_down)
+
 
 def is_fresh(fetched_at: float, now: float, rule: FreshnessRule) -> bool:
     """Whether an answer of `fetched_at` may be given at `now` without asking upstream."""

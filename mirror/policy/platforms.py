@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from mirror.oci.manifest import Descriptor
 
-__all__ = ["Platform", "parse_platform", "parse_platforms", "wanted_children"]
+__all__ = ["Platform", "parse_platform", "parse_platforms", "read_platform", "wanted_children"]
 
 _PART: Final = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 #: Other names that people use (the same that container runtimes take).
@@ -31,13 +31,14 @@ class Platform:
 
     def matches(self, other: Mapping[str, Any]) -> bool:
         """Whether a descriptor's `platform` is this one."""
-        return self._whole() == _read(other)._whole()
+        return self._whole() == read_platform(other)._whole()
 
     def _whole(self) -> tuple[str, str, str]:
         return self.os, self.architecture, self.variant or _VARIANTS.get(self.architecture, "")
 
 
-def _read(platform: Mapping[str, Any]) -> Platform:
+def read_platform(platform: Mapping[str, Any]) -> Platform:
+    """A descriptor's `platform`, in the names that are usual."""
     architecture = str(platform.get("architecture", "")).lower()
     return Platform(
         str(platform.get("os", "")).lower(),
@@ -51,7 +52,7 @@ def parse_platform(text: str) -> Platform:
     parts = text.strip().lower().split("/")
     if len(parts) not in (2, 3) or not all(_PART.fullmatch(part) for part in parts):
         raise ValueError(f"not a platform such as linux/amd64: {text!r}")
-    return _read(dict(zip(("os", "architecture", "variant"), parts, strict=False)))
+    return read_platform(dict(zip(("os", "architecture", "variant"), parts, strict=False)))
 
 
 def parse_platforms(texts: Iterable[str]) -> tuple[Platform, ...]:

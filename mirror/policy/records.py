@@ -7,6 +7,7 @@ is as good as none (`None`), because everything here can be asked for again.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -17,13 +18,17 @@ from mirror.oci.reference import Reference, Repo
 
 __all__ = [
     "ContentRecord",
+    "Freeze",
     "ManifestNames",
     "ManifestRecord",
     "NamedContent",
     "Pin",
+    "Sighting",
     "Standing",
     "TagRecord",
     "Usage",
+    "read_history",
+    "write_history",
 ]
 
 
@@ -62,6 +67,53 @@ class TagRecord:
             )
         except (ValueError, KeyError, TypeError, RequestError):
             return None
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """That a tag pointed to a digest, from when until when (epoch seconds). `size` in bytes.
+
+    A tag's history is a tuple of them, oldest first; a tag that moved back has two of one digest. How long the newest
+    has been confirmed says the tag's own record, not this.
+    """
+
+    digest: Digest
+    media_type: str
+    size: int
+    first_seen: float
+    last_seen: float
+
+
+def write_history(sightings: Iterable[Sighting]) -> bytes:
+    """The contents of a history's file."""
+    entries = [
+        {
+            "digest": str(one.digest),
+            "mediaType": one.media_type,
+            "size": one.size,
+            "firstSeen": one.first_seen,
+            "lastSeen": one.last_seen,
+        }
+        for one in sightings
+    ]
+    return json.dumps({"sightings": entries}, indent=1).encode()
+
+
+def read_history(text: bytes) -> tuple[Sighting, ...]:
+    """Read it back; nothing if it is not whole."""
+    try:
+        return tuple(
+            Sighting(
+                Digest.parse(str(one["digest"])),
+                str(one["mediaType"]),
+                int(one["size"]),
+                float(one["firstSeen"]),
+                float(one["lastSeen"]),
+            )
+            for one in json.loads(text)["sightings"]
+        )
+    except (ValueError, KeyError, TypeError, RecursionError, RequestError):
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +202,19 @@ class Pin:
     def holds(self, now: float) -> bool:
         """Whether it is still in force."""
         return self.until is None or now < self.until
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """That a tag answers one digest, whatever upstream says. `size` in bytes, `since` in epoch seconds."""
+
+    repo: Repo
+    tag: str
+    digest: Digest
+    media_type: str
+    size: int
+    reason: str
+    since: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ missing from each platform is told one by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from mirror.errors import BlobDamaged, BlobUnknown, StoreError
@@ -60,6 +60,8 @@ class Closure:
 
     root: Digest
     nodes: tuple[Node, ...]
+    #: What each present manifest names, also where another one names it too.
+    named: Mapping[Digest, tuple[Digest, ...]] = field(default_factory=dict)
 
     @property
     def present(self) -> list[Node]:
@@ -97,8 +99,9 @@ class Closure:
         return [node for node in self.nodes if node.role is Role.MANIFEST]
 
     def below(self, digest: Digest) -> list[Node]:
-        """The nodes whose parent is `digest`."""
-        return [node for node in self.nodes if node.parent == digest]
+        """What the manifest `digest` names; of an index the manifests alone."""
+        named = set(self.named.get(digest, ()))
+        return [node for node in self.nodes if node.digest in named]
 
     def _is_unpulled_platform(self, node: Node) -> bool:
         return node.role in (Role.MANIFEST, Role.INDEX) and node.parent is not None
@@ -125,6 +128,7 @@ def read_closure(
     """
     chosen = tuple(platforms)
     nodes: dict[Digest, Node] = {}
+    named: dict[Digest, tuple[Digest, ...]] = {}
 
     def visit(descriptor: Descriptor, parent: Digest | None) -> None:
         if descriptor.digest in nodes:
@@ -135,14 +139,17 @@ def read_closure(
             return
         role = Role.INDEX if manifest.is_index else Role.MANIFEST
         nodes[descriptor.digest] = Node(descriptor, role, True, parent)
-        for child in wanted_children(manifest.manifests, chosen):
+        children = wanted_children(manifest.manifests, chosen)
+        blobs = [(child, below) for child, below in _blobs(manifest) if not child.foreign]
+        named[descriptor.digest] = tuple(child.digest for child in (*children, *(child for child, _ in blobs)))
+        for child in children:
             visit(child, descriptor.digest)
-        for child, below in _blobs(manifest):
-            if not child.foreign and child.digest not in nodes:
+        for child, below in blobs:
+            if child.digest not in nodes:
                 nodes[child.digest] = Node(child, below, _is_here(store, child), descriptor.digest)
 
     visit(root, None)
-    return Closure(root.digest, tuple(nodes.values()))
+    return Closure(root.digest, tuple(nodes.values()), named)
 
 
 def _role(descriptor: Descriptor) -> Role:

@@ -19,6 +19,7 @@ from mirror.errors import BlobDamaged, DigestMismatch
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.span import Span
 from mirror.policy.filling import HELD_BACK
+from mirror.policy.history import Kept
 from mirror.ports import BlobReader, Body
 from mirror.repository.flights import Flight
 
@@ -41,7 +42,10 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ManifestAnswer:
-    """A manifest, or for HEAD perhaps only what points to it. `size` in bytes; `content` None where not fetched."""
+    """A manifest, or for HEAD perhaps only what points to it. `size` in bytes; `content` None where not fetched.
+
+    `kept` says why a tag answers another digest than upstream would.
+    """
 
     digest: Digest
     media_type: str
@@ -49,6 +53,7 @@ class ManifestAnswer:
     content: bytes | None
     outcome: Outcome
     upstream: str
+    kept: Kept | None = None
 
 
 class BlobContent(Protocol):
@@ -186,9 +191,13 @@ class FlyingContent:
     async def beyond(self, position: int) -> int:
         return await self._flight.beyond(position)
 
-    async def settled(self) -> None:
-        """Returns once its fill is over in every respect: the blob is stored, or the store does without it."""
+    async def settled(self) -> bool:
+        """Returns once the flight is over in every respect; whether this process has filled it.
+
+        If so the blob is stored by now, or the store does without it; if not, another process may still be at it.
+        """
         await self._flight.over.wait()
+        return self._flight.filled_here
 
     def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
         return self._passing.stream(span, sent, self.reader)

@@ -226,6 +226,10 @@ class Evictor:
         if wanted > limit:
             raise StoreFull(f"a blob of {format_size(wanted)} is more than the {format_size(limit)} that the store has")
 
+    async def limit(self) -> int:
+        """The most bytes that the store may hold now. Raises `StoreError`."""
+        return self._water.limit(await self._measure(patient=False))
+
     async def make_room(self, size: int) -> None:
         """The disk was full in mid-write, whatever we counted: drop at least `size` bytes. Raises `StoreFull`."""
         await self._evict(lambda _: (size, size), on_disk=True)
@@ -273,6 +277,11 @@ class Evictor:
         telemetry.STORE_LIMIT.set(self._water.limit(measure))
         if self._water.excess(measure):
             await self._evict(lambda then: (self._water.excess(then), 0))
+
+    async def fullness(self) -> tuple[int, int]:
+        """Bytes that blobs take, and that they may take. Raises `StoreError`."""
+        measure = await self._measure(patient=False)
+        return measure.held, self._water.limit(measure)
 
     # --------------------------------------------------------------------------------------------- measuring
 

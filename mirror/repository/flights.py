@@ -102,6 +102,8 @@ class Flight:
         self.sendable = 0
         self.received = 0
         self.landed = False
+        #: Whether this process fills it; another one may still be publishing what has landed here.
+        self.filled_here = False
         self.error: MirrorError | None = None
         self.followers = 0
         self.known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -395,6 +397,7 @@ class Flights:
     async def _fill(self, flight: Flight, ingest: Ingest, pull: Pull, vouch: Vouch | None) -> None:
         began = time.monotonic()
         result = "failed"
+        flight.filled_here = True
         telemetry.FLIGHTS.inc()
         try:
             await self._in_thread(ingest.resume)

@@ -5,7 +5,11 @@ A tag, in four cases:
     fresh                      its answer stands, upstream is not asked
     not fresh, upstream says   the same digest: the clock begins anew; another: the tag moves at once
     not fresh, upstream down   the old answer, marked stale, for as long as the route allows
+    not fresh, upstream slow   likewise, after some seconds; upstream's answer is for those who come later
     unknown                    upstream is asked, by HEAD, which costs nothing on Docker Hub
+
+Before these comes a freeze: then upstream is not asked. After them comes the route's minimum age: what upstream says
+may be too new to be served (`tag_history.py`).
 
 A manifest is only fetched by digest, after its tag was resolved, and never if this repository has it already.
 """
@@ -13,17 +17,19 @@ A manifest is only fetched by digest, after its tag was resolved, and never if t
 from __future__ import annotations
 
 import asyncio
+import heapq
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol, TypeVar
 
 from mirror import telemetry
 from mirror.errors import (
     BlobDamaged,
     BlobUnknown,
+    HeldBack,
     IndexUnavailable,
     ManifestUnknown,
     StoreError,
@@ -34,14 +40,19 @@ from mirror.errors import (
     UpstreamUnavailable,
 )
 from mirror.memo import MISSING, Memo
-from mirror.oci.digest import Digest, hasher
-from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_descriptor, read_manifest
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor, Manifest, read_descriptor, read_manifest
 from mirror.oci.reference import Reference, Repo
+from mirror.oci.request import Kind
 from mirror.once import Once
-from mirror.policy.freshness import is_fresh, may_serve_stale
+from mirror.policy.freshness import FreshnessRule, is_fresh, may_serve_stale
+from mirror.policy.history import Kept
+from mirror.policy.moments import format_moment
 from mirror.policy.records import ContentRecord, ManifestNames, ManifestRecord, TagRecord
 from mirror.policy.rules import RouteRule
+from mirror.policy.versions import looks_like_version
 from mirror.ports import BlobInfo, BlobStore, Body, Catalog, ContentIndex, Upstream
+from mirror.repository.ahead import Ahead, Fetching
 from mirror.repository.content import (
     BlobContent,
     FlyingContent,
@@ -54,20 +65,35 @@ from mirror.repository.content import (
 from mirror.repository.flights import Flights, Vouch
 from mirror.repository.grants import Grants, named_by
 from mirror.repository.hot import Hot
+from mirror.repository.misses import Misses
+from mirror.repository.referring import Referring
+from mirror.repository.stored import indexes_naming, is_right, set_aside, stored_manifest
+from mirror.repository.tag_history import TagHistories
 
 __all__ = ["BlobStat", "Listing", "ProxiedRepository", "Shelf"]
+
+T = TypeVar("T")
 
 #: Seconds. How long upstream is not asked again after it said «not known», and after it was down and we said «stale».
 _UNKNOWN_FOR: Final = 10.0
 _STALE_FOR: Final = 5.0
-#: Seconds that another process may keep us from asking upstream ourselves. It costs a second question at the most.
-_ALONE_FOR: Final = 5.0
+#: Seconds that an answer waits for upstream where there is an older one to give: one that hangs would hold up every
+#: pull until its time-out, which is longer than clients are patient.
+_SLOW_AFTER: Final = 5.0
+#: Seconds that another process may keep us from asking upstream ourselves. After that each process asks for itself.
+#: Containerd gives up without headers after 30 s, so both waits of a pull by tag (tag, manifest) stay well below that.
+_ALONE_FOR: Final = 10.0
 #: Seconds that an answer waits for the index to take note of a blob.
 _PATIENCE: Final = 0.25
 #: Seconds until the disk is looked at again for what a tag points to, and for a manifest that is in memory.
 _LOOK_EVERY: Final = 2.0
 #: Seconds by which a clock may have been put back before what was remembered under the later time counts for nothing.
 _CLOCK_SLACK: Final = 60.0
+#: Seconds between two looks at whether another process has published what it has filled, and how many there are.
+_LOOK_AGAIN: Final = 0.1
+_PUBLISHING: Final = 1200
+#: Manifests that upstream is asked for, one after the other, until it knows one.
+_PROOFS: Final = 3
 #: Seconds that a list of tags or referrers is believed.
 _LIST_FOR: Final = 60.0
 
@@ -80,12 +106,16 @@ class Exclusive(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HotTag:
-    """What a tag points to, how that was learnt, and from when until when (epoch seconds) it is believed."""
+    """What a tag points to, how that was learnt, and from when until when (epoch seconds) it is believed.
+
+    `kept` says why this is not what upstream would say.
+    """
 
     record: TagRecord
     outcome: Outcome
     since: float
     until: float
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +150,11 @@ class Shelf:
     exclusive: Exclusive
     touch: Callable[[Digest], None]
     name: Callable[[ManifestNames, int], Coroutine[Any, Any, None]]
+    histories: TagHistories
+    #: What was not here in a sealed repository.
+    misses: Misses
+    #: The configured upstream that a registry's name falls under: names below a wildcard are no labels of metrics.
+    label: Callable[[str], str] = str
     now: Callable[[], float] = time.time
     tags: Hot[tuple[Repo, str], HotTag] = field(default_factory=lambda: Hot(16 << 20, lambda _: 512))
     manifests: Hot[tuple[Repo, Digest], Manifest] = field(
@@ -131,7 +166,13 @@ class Shelf:
     sound: Hot[Digest, int] = field(default_factory=lambda: Hot(1 << 20, lambda _: 256))
     once: Once = field(default_factory=Once)
     telling: set[asyncio.Task[None]] = field(default_factory=set)
+    settling: asyncio.Lock = field(default_factory=asyncio.Lock)
     uncached_since: float | None = None
+    ahead: Ahead | None = None
+    referring: Referring = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.referring = Referring(self.store, self.catalog, self.once, lambda: self.now())
 
     def went_uncached(self, error: StoreError, what: object) -> None:
         """The store could not take something: said once, until it has taken something again."""
@@ -146,21 +187,55 @@ class Shelf:
             telemetry.log.info("the store takes content again", uncached_since=self.uncached_since)
             self.uncached_since = None
 
+    async def is_sound(self, info: BlobInfo) -> bool:
+        """Who is wrong, the disk or the manifest? A manifest that lies about a size must not cost others their blob."""
+        if self.sound.get(info.digest) == info.size:
+            return True
+        matches = await self.once.run(
+            ("sound", info.digest, info.size), lambda: asyncio.to_thread(is_right, self.store, info.digest)
+        )
+        if matches:
+            self.sound.put(info.digest, info.size)
+        return matches
+
     async def landed(self, info: BlobInfo) -> None:
         """A blob was published: remember it."""
         self.went_cached()
-        await self._tell(self._tell_index(info))
+        await asyncio.wait({self._behind(self._tell_index(info))}, timeout=_PATIENCE)
 
     async def named(self, manifest: Manifest) -> None:
         """A manifest is here: what it names only goes together with it."""
-        await self._tell(self.name(ManifestNames.of(manifest), len(manifest.content)))
-
-    async def _tell(self, what: Coroutine[Any, Any, None]) -> None:
-        """For a moment; then it goes on without us."""
-        telling = asyncio.create_task(what)
-        self.telling.add(telling)
-        telling.add_done_callback(self.telling.discard)
+        telling = self._behind(self.name(ManifestNames.of(manifest), len(manifest.content)))
         await asyncio.wait({telling}, timeout=_PATIENCE)
+
+    def settle(self) -> None:
+        """Make durable what was put, behind the answer: a busy disk takes seconds for it, and a power cut before its
+        end costs no more than asking upstream again.
+        """
+        self._behind(self._settle())
+
+    async def write(self, work: Callable[..., T], *arguments: object) -> T:
+        """Blocking work that syncs. Not in the threads that read: they are few, and a busy disk would hold them all."""
+        return await asyncio.get_running_loop().run_in_executor(self.executor, work, *arguments)
+
+    def _behind(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self.telling.add(task)
+        task.add_done_callback(self.telling.discard)
+        return task
+
+    async def _settle(self) -> None:
+        try:
+            await self.settled()
+        except StoreError as error:
+            self.went_uncached(error, "names of blobs, tags and manifests")
+
+    async def settled(self) -> None:
+        """What was put so far outlives a power cut when this returns. Raises `StoreError`."""
+        # one at a time, which sees to all that was put meanwhile
+        async with self.settling:
+            await self.write(self.store.settle)
+            await self.write(self.catalog.settle)
 
     async def _tell_index(self, info: BlobInfo) -> None:
         # without it the blob is found when index and disk are compared
@@ -168,7 +243,9 @@ class Shelf:
             await self.index.put([ContentRecord(info.digest, info.size, self.now())])
 
     async def aclose(self) -> None:
-        """Wait for what the index is still being told, end what is shared. Repeatable."""
+        """Wait for what index and disk are still being told, end what is shared. Repeatable."""
+        if self.ahead:
+            await self.ahead.aclose()
         await asyncio.gather(*self.telling)
         await self.once.aclose()
 
@@ -192,22 +269,41 @@ class ProxiedRepository:
         tag = await self._tag(reference)
         try:
             manifest, fetched = await self._manifest(tag.record.digest)
-        except ManifestUnknown:
+        except ManifestUnknown as error:
+            if tag.kept:
+                raise self._kept_but_gone(reference, tag, error) from error
             # the tag moved on between the HEAD and the GET, or the record is of a digest that upstream has dropped
             tag = await self._ask_again(reference)
             manifest, fetched = await self._manifest(tag.record.digest)
         if fetched is Outcome.MISS and tag.outcome is not Outcome.STALE:
-            return self._answer(manifest, Outcome.MISS)
-        return self._answer(manifest, tag.outcome)
+            return self._answer(manifest, Outcome.MISS, tag.kept)
+        return self._answer(manifest, tag.outcome, tag.kept)
 
     async def resolve(self, reference: Reference) -> ManifestAnswer:
         """What HEAD of a manifest tells; upstream is asked for no more than that. Raises like `manifest`."""
         if isinstance(reference, Digest):
             return await self._resolve_digest(reference)
         tag = await self._tag(reference)
+        if tag.kept:
+            return await self._resolve_kept(reference, tag)
         record = tag.record
         self._shelf.touch(record.digest)
         return ManifestAnswer(record.digest, record.media_type, record.size, None, tag.outcome, self._upstream.name)
+
+    async def _resolve_kept(self, reference: str, tag: HotTag) -> ManifestAnswer:
+        """An older digest may be gone here and upstream: HEAD says what GET would."""
+        try:
+            found = await self._resolve_digest(tag.record.digest)
+        except ManifestUnknown as error:
+            raise self._kept_but_gone(reference, tag, error) from error
+        return replace(found, outcome=tag.outcome if found.outcome is Outcome.HIT else found.outcome, kept=tag.kept)
+
+    def _kept_but_gone(self, reference: str, tag: HotTag, error: ManifestUnknown) -> ManifestUnknown:
+        why = "frozen at" if tag.kept is Kept.FROZEN else "held back by minimum_age at"
+        return ManifestUnknown(
+            f"{self.repo}:{reference} is {why} {tag.record.digest}, which is not here and cannot be fetched any more:"
+            f" {error}"
+        )
 
     async def _resolve_digest(self, digest: Digest) -> ManifestAnswer:
         manifest = self._shelf.manifests.get((self.repo, digest)) or await asyncio.to_thread(self._stored, digest)
@@ -228,41 +324,113 @@ class ProxiedRepository:
             await self._shelf.memo.put(key, "unknown", _UNKNOWN_FOR)
             raise ManifestUnknown(f"{self.repo} has no manifest {digest}") from error
 
-    def _answer(self, manifest: Manifest, outcome: Outcome) -> ManifestAnswer:
-        content = manifest.content
-        return ManifestAnswer(manifest.digest, manifest.media_type, len(content), content, outcome, self._upstream.name)
+    def _answer(self, manifest: Manifest, outcome: Outcome, kept: Kept | None = None) -> ManifestAnswer:
+        content, upstream = manifest.content, self._upstream.name
+        return ManifestAnswer(manifest.digest, manifest.media_type, len(content), content, outcome, upstream, kept)
 
     async def _tag(self, tag: str) -> HotTag:
         hot = self._shelf.tags.get((self.repo, tag))
         if hot and hot.since - _CLOCK_SLACK <= self._shelf.now() < hot.until:
             return hot
-        found = await self._shelf.once.run(("tag", self.repo, tag), lambda: self._refresh(tag))
+        try:
+            async with asyncio.timeout(_SLOW_AFTER):
+                return await self._refreshed(tag)
+        except TimeoutError:
+            return await self._meanwhile(tag) or await self._refreshed(tag)
+
+    async def _refreshed(self, tag: str) -> HotTag:
+        """Goes on for those who come later when nobody waits for it any more."""
+
+        async def refresh() -> HotTag:
+            found = await self._decide(tag, self._refresh)
+            self._keep_hot(tag, found)
+            return found
+
+        return await self._shelf.once.run(("tag", self.repo, tag), refresh)
+
+    def _keep_hot(self, tag: str, found: HotTag) -> None:
         # to those who come later a new answer is a plain hit, a stale one stays stale
         if found.outcome is Outcome.STALE:
             later, until = Outcome.STALE, found.until
         else:
             # other processes, the command line among them, change what is on the disk
             later, until = Outcome.HIT, min(found.until, self._shelf.now() + _LOOK_EVERY)
-        self._shelf.tags.put((self.repo, tag), HotTag(found.record, later, found.since, until))
+        self._shelf.tags.put((self.repo, tag), HotTag(found.record, later, found.since, until, found.kept))
+
+    async def _meanwhile(self, tag: str) -> HotTag | None:
+        """What can be said while upstream takes its time; None: nothing. Too new an answer is held back here, too."""
+        record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
+        if record is None:
+            return None
+        if self._is_fresh(record):
+            return await self._aged(tag, self._hot(record, Outcome.HIT))
+        if not may_serve_stale(record.fetched_at, self._shelf.now(), self._rule.freshness):
+            return None
+        self._log_stale(record, f"no answer for {_SLOW_AFTER:g} s")
+        found = await self._aged(tag, self._hot(record, Outcome.STALE))
+        self._keep_hot(tag, found)
         return found
+
+    def _log_stale(self, record: TagRecord, reason: str) -> None:
+        telemetry.log.warning(
+            "serving a stale tag",
+            repository=str(self.repo),
+            tag=record.tag,
+            age=round(self._shelf.now() - record.fetched_at),
+            reason=reason,
+        )
 
     async def _ask_again(self, tag: str) -> HotTag:
         """Upstream's answer now, whatever is remembered."""
         self._shelf.tags.drop((self.repo, tag))
-        return await self._shelf.once.run(("tag again", self.repo, tag), lambda: self._revalidate_now(tag))
+        return await self._shelf.once.run(
+            ("tag again", self.repo, tag), lambda: self._decide(tag, self._revalidate_now)
+        )
 
     async def _revalidate_now(self, tag: str) -> HotTag:
-        record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
-        return await self._revalidate(tag, record, f"tag {self.repo}:{tag}")
+        key = f"tag {self.repo}:{tag}"
+        async with self._alone(key):
+            record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
+            return await self._revalidate(tag, record, key)
+
+    async def _decide(self, tag: str, ask: Callable[[str], Awaitable[HotTag]]) -> HotTag:
+        """What the tag answers: a freeze goes before what `ask` learns, the minimum age after it."""
+        freeze = await asyncio.to_thread(self._shelf.histories.frozen, self.repo, tag)
+        if freeze:
+            now = self._shelf.now()
+            # nothing that upstream has said: older than any such record
+            record = TagRecord(tag, freeze.digest, freeze.media_type, freeze.size, 0.0)
+            return HotTag(record, Outcome.HIT, now, now + _LOOK_EVERY, Kept.FROZEN)
+        return await self._aged(tag, await ask(tag))
+
+    async def _aged(self, tag: str, said: HotTag) -> HotTag:
+        """What the minimum age leaves of it."""
+        return await self._hold_back(tag, said) if self._rule.age.minimum else said
+
+    async def _hold_back(self, tag: str, said: HotTag) -> HotTag:
+        choice = await asyncio.to_thread(self._shelf.histories.choose, self.repo, said.record, self._rule.age)
+        if choice.serve is None:
+            raise HeldBack(
+                f"{self.repo}:{tag} points to {choice.newest.digest}, which this mirror has not known for long enough"
+                f" (minimum_age); the tag is served from {format_moment(choice.any_from)} on"
+            )
+        if not choice.held_back:
+            return said
+        older = choice.serve
+        record = TagRecord(tag, older.digest, older.media_type, older.size, said.record.fetched_at)
+        # upstream was asked, and what is answered is what is here
+        outcome = Outcome.REVALIDATED if said.outcome is Outcome.MISS else said.outcome
+        return replace(said, record=record, outcome=outcome, kept=Kept.TOO_NEW)
 
     async def _refresh(self, tag: str) -> HotTag:
         """One process at a time asks upstream for a tag; the others find its answer on the disk."""
         key = f"tag {self.repo}:{tag}"
-        if await self._shelf.memo.get(key) is not MISSING:
-            raise ManifestUnknown(f"{self.repo} has no tag {tag}")
         record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
         if record and self._is_fresh(record):
             return self._hot(record, Outcome.HIT)
+        # a «not known» has dropped the record: if there is one, an import has brought the tag since
+        if record is None and await self._shelf.memo.get(key) is not MISSING:
+            raise ManifestUnknown(f"{self.repo} has no tag {tag}")
         async with self._alone(key):
             record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
             if record and self._is_fresh(record):
@@ -285,12 +453,16 @@ class ProxiedRepository:
             yield
 
     def _is_fresh(self, record: TagRecord) -> bool:
-        return is_fresh(record.fetched_at, self._shelf.now(), self._rule.freshness)
+        return is_fresh(record.fetched_at, self._shelf.now(), self._freshness)
+
+    @property
+    def _freshness(self) -> FreshnessRule:
+        return self._rule.freshness.stretched(self._upstream.patience)
 
     def _hot(self, record: TagRecord, outcome: Outcome) -> HotTag:
         if outcome is Outcome.STALE:
             return HotTag(record, outcome, self._shelf.now(), self._shelf.now() + _STALE_FOR)
-        return HotTag(record, outcome, record.fetched_at, record.fetched_at + self._rule.freshness.tag_ttl)
+        return HotTag(record, outcome, record.fetched_at, record.fetched_at + self._freshness.tag_ttl)
 
     async def _revalidate(self, tag: str, record: TagRecord | None, key: str) -> HotTag:
         try:
@@ -302,26 +474,33 @@ class ProxiedRepository:
             raise ManifestUnknown(f"{self.repo} has no tag {tag}") from error
         except (UpstreamUnavailable, UpstreamThrottled, UpstreamInvalid) as error:
             if record and may_serve_stale(record.fetched_at, self._shelf.now(), self._rule.freshness):
-                telemetry.log.warning(
-                    "serving a stale tag",
-                    repository=str(self.repo),
-                    tag=tag,
-                    age=round(self._shelf.now() - record.fetched_at),
-                    reason=str(error),
-                )
+                self._log_stale(record, str(error))
                 return self._hot(record, Outcome.STALE)
             raise
         fresh = TagRecord(tag, found.digest, found.media_type, found.size, self._shelf.now())
-        try:
-            await asyncio.to_thread(self._shelf.catalog.put_tag, self.repo, fresh)
-        except StoreError as error:
-            self._shelf.went_uncached(error, f"{self.repo}:{tag}")
-        if record and record.digest != fresh.digest:
-            telemetry.log.info(
-                "tag moved", repository=str(self.repo), tag=tag, was=str(record.digest), now=str(fresh.digest)
-            )
+        was = await self._remember(record, fresh)
+        if was:
+            self._tell_of_move(tag, was, fresh.digest)
         same = record is not None and record.digest == fresh.digest
         return self._hot(fresh, Outcome.REVALIDATED if same else Outcome.MISS)
+
+    async def _remember(self, record: TagRecord | None, fresh: TagRecord) -> Digest | None:
+        """The other digest that the tag pointed to before."""
+        try:
+            was = await self._shelf.write(self._shelf.histories.put_tag, self.repo, record, fresh, self._rule.age)
+            self._shelf.settle()
+            return was
+        except StoreError as error:
+            self._shelf.went_uncached(error, f"{self.repo}:{fresh.tag}")
+            return record.digest if record and record.digest != fresh.digest else None
+
+    def _tell_of_move(self, tag: str, was: Digest, now: Digest) -> None:
+        told = {"repository": str(self.repo), "tag": tag, "was": str(was), "now": str(now)}
+        if looks_like_version(tag):
+            telemetry.VERSION_TAGS_MOVED.labels(self._shelf.label(self.repo.registry)).inc()
+            telemetry.log.warning("version tag moved", **told)
+        else:
+            telemetry.log.info("tag moved", **told)
 
     async def _manifest(self, digest: Digest) -> tuple[Manifest, Outcome]:
         """By digest, from memory, disk or upstream."""
@@ -342,7 +521,12 @@ class ProxiedRepository:
             return
         self._shelf.looked.put(manifest.digest, now)
         if not self._is_here(manifest.digest):
-            await self._shelf.once.run(("put back", self.repo, manifest.digest), lambda: self._keep(manifest))
+            await self._shelf.once.run(("put back", self.repo, manifest.digest), lambda: self._place(manifest))
+
+    async def _place(self, manifest: Manifest) -> None:
+        if info := await self._keep(manifest):
+            await self._shelf.landed(info)
+            await self._shelf.named(manifest)
 
     async def _load(self, digest: Digest) -> tuple[Manifest, Outcome]:
         stored = await self._load_stored(digest)
@@ -361,7 +545,12 @@ class ProxiedRepository:
             except UpstreamNotKnown as error:
                 await self._shelf.memo.put(key, "unknown", _UNKNOWN_FOR)
                 raise ManifestUnknown(f"{self.repo} has no manifest {digest}") from error
-            await self._keep(manifest)
+            info = await self._keep(manifest)
+        # the others find it on the disk by now: what follows is no reason to keep them waiting
+        if info:
+            await self._shelf.landed(info)
+            await self._shelf.named(manifest)
+        await self._shelf.grants.give(self.repo, named_by(manifest))
         return manifest, Outcome.MISS
 
     async def _load_stored(self, digest: Digest) -> Manifest | None:
@@ -372,40 +561,50 @@ class ProxiedRepository:
             await self._shelf.named(stored)
         return stored
 
-    async def _keep(self, manifest: Manifest) -> None:
-        """Bytes first, then the link to them: a link without bytes would be a promise."""
-        record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), self._shelf.now())
+    async def _keep(self, manifest: Manifest) -> BlobInfo | None:
+        """Bytes first, then the link to them: a link without bytes would be a promise. None: the store cannot."""
+        since = self._shelf.histories.clocks.later()
+        record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), since)
         try:
-            info = await asyncio.to_thread(self._shelf.store.put, manifest.digest, manifest.content)
-            await asyncio.to_thread(self._shelf.catalog.put_manifest, self.repo, record)
-            await self._shelf.landed(info)
-            await self._shelf.named(manifest)
+            info = await self._shelf.write(self._shelf.store.put, manifest.digest, manifest.content)
+            await self._shelf.write(self._shelf.catalog.put_manifest, self.repo, record)
         except StoreError as error:
             self._shelf.went_uncached(error, manifest.digest)
-        await self._shelf.grants.give(self.repo, named_by(manifest))
+            return None
+        self._shelf.settle()
+        return info
 
     def _stored(self, digest: Digest) -> Manifest | None:
         """Blocking: the manifest, if this repository has it and its bytes are right."""
-        record = self._shelf.catalog.get_manifest(self.repo, digest)
-        content = self._content(digest) if record else None
-        if record is None or content is None:
-            return None
-        try:
-            return read_manifest(content, record.media_type, algorithm=digest.algorithm)
-        except ManifestMalformed:
-            return None
+        return stored_manifest(self._shelf.store, self._shelf.catalog, self.repo, digest)
 
-    def _content(self, digest: Digest) -> bytes | None:
+    async def prove(self, kind: Kind, reference: Reference | None) -> None:
+        """Returns where upstream, asked now, gives what is meant to whoever we act for; nothing remembered counts.
+
+        Raises `UpstreamDenied`, `ManifestUnknown`, `BlobUnknown`, `UpstreamError`.
+        """
+        name = self.repo.name
         try:
-            if self._shelf.store.stat(digest).size > LARGEST:
-                # somebody asks for a layer as if it were a manifest
-                return None
-            return self._shelf.store.read(digest, LARGEST)
-        except BlobUnknown:
-            return None
-        except StoreError as error:
-            self._set_aside(digest, error)
-            return None
+            if kind is Kind.MANIFEST and reference is not None:
+                await self._upstream.resolve(name, reference)
+                return
+            for record in await asyncio.to_thread(self._some_manifests):
+                with suppress(UpstreamNotKnown):
+                    # by HEAD, which costs nothing; who may have this may have all of the repository
+                    await self._upstream.resolve(name, record.digest)
+                    return
+            if kind is Kind.BLOB and isinstance(reference, Digest):
+                await self._upstream.blob_size(name, reference)
+            else:
+                await self._upstream.tags(name)
+        except UpstreamNotKnown as error:
+            unknown = BlobUnknown if kind is Kind.BLOB else ManifestUnknown
+            raise unknown(f"{self.repo} has no {reference}") from error
+
+    def _some_manifests(self) -> list[ManifestRecord]:
+        """Blocking: the latest that are here."""
+        records = self._shelf.catalog.manifests(self.repo)
+        return heapq.nlargest(_PROOFS, records, key=lambda record: record.fetched_at)
 
     # --------------------------------------------------------------------------------------------- blobs
 
@@ -418,10 +617,10 @@ class ProxiedRepository:
             info, reader = self._shelf.store.open(digest)
         except (BlobUnknown, StoreError):
             return await self._fly(digest, granted)
-        if granted not in (-1, info.size) and not await self._is_sound(info):
+        if granted not in (-1, info.size) and not await self._shelf.is_sound(info):
             reader.close()
             damage = BlobDamaged(f"{info.size} bytes on disk, {granted} expected")
-            await asyncio.to_thread(self._set_aside, digest, damage)
+            await asyncio.to_thread(set_aside, self._shelf.store, digest, damage)
             return await self._fly(digest, granted)
         self._shelf.touch(digest)
         return StoredContent(digest, info.size, reader, self._passing(digest))
@@ -442,12 +641,91 @@ class ProxiedRepository:
                 position = limit
                 progress(position, content.size)
             if isinstance(content, FlyingContent):
-                await content.settled()
-                if not self._is_here(digest):
-                    raise StoreError(f"{digest} could not be stored")
+                await self._stored_by_flight(content)
             return content.outcome is not Outcome.HIT
         finally:
             content.close()
+
+    async def _stored_by_flight(self, content: FlyingContent) -> None:
+        """Returns once it has its name in the store. Raises `StoreError` where it will not have one."""
+        filled_here = await content.settled()
+        for _ in range(_PUBLISHING):
+            if self._is_here(content.digest):
+                return
+            if filled_here:
+                raise StoreError(f"{content.digest} could not be stored")
+            # another process has filled it and makes it durable; should that process end first, this one goes on
+            await asyncio.sleep(_LOOK_AGAIN)
+            again = await self.blob(content.digest)
+            try:
+                if isinstance(again, PassingContent):
+                    raise StoreFull(f"the store cannot take {content.digest}")
+                filled_here = isinstance(again, FlyingContent) and await again.settled()
+            finally:
+                again.close()
+        raise StoreError(f"the process that has filled {content.digest} does not publish it")
+
+    async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
+        """The manifest, on the disk when this returns, its tag too (durable after `settled`): an answer from memory may
+        be all that is left of it, or all that could be had of it. Raises like `manifest`, and `StoreError` where the
+        store cannot take it.
+        """
+        answer = await self.manifest(reference)
+        if not await asyncio.to_thread(self._stored, answer.digest):
+            manifest = read_manifest(answer.content or b"", answer.media_type, algorithm=answer.digest.algorithm)
+            await self._shelf.landed(await self._shelf.write(self._put_manifest, manifest))
+            await self._shelf.named(manifest)
+        # what a freeze or the minimum age says is on the disk, and is nothing that upstream has said
+        if isinstance(reference, str) and answer.kept is None:
+            hot = self._shelf.tags.get((self.repo, reference))
+            await self._shelf.write(self._put_tag, reference, answer, hot.record if hot and not hot.kept else None)
+        return answer
+
+    def _put_manifest(self, manifest: Manifest) -> BlobInfo:
+        """Blocking. Raises `StoreError`."""
+        since = self._shelf.histories.clocks.later()
+        info = self._shelf.store.put(manifest.digest, manifest.content)
+        record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), since)
+        self._shelf.catalog.put_manifest(self.repo, record)
+        return info
+
+    def _put_tag(self, tag: str, answer: ManifestAnswer, known: TagRecord | None) -> None:
+        """Blocking: if the disk has no record of the tag, or an older one than is `known`. Raises `StoreError`."""
+        kept = self._shelf.catalog.get_tag(self.repo, tag)
+        if kept is None or (known and known.fetched_at > kept.fetched_at):
+            fresh = TagRecord(tag, answer.digest, answer.media_type, answer.size, self._shelf.now())
+            self._shelf.histories.put_tag(self.repo, kept, known or fresh, self._rule.age)
+
+    def fetch_ahead(self, answer: ManifestAnswer, by: Fetching | None = None) -> None:
+        """A client was given this: if it had to be fetched, and the route says so, begin with its blobs, before they
+        are asked for; through `by`, where something stands before this repository. Returns at once.
+        """
+        # while the store takes nothing, each blob fetched ahead would be fetched twice
+        if answer.outcome is Outcome.MISS and self._rule.prefetch and self._shelf.uncached_since is None:
+            manifest = self._shelf.manifests.get((self.repo, answer.digest))
+            if manifest and self._shelf.ahead:
+                self._shelf.ahead.begin(by or self, manifest)
+
+    async def settled(self) -> None:
+        """What was fetched so far outlives a power cut when this returns. Raises `StoreError`."""
+        await self._shelf.settled()
+
+    def holds(self, digest: Digest) -> bool:
+        """Whether its bytes are here, for whichever repository. Quick enough for the event loop."""
+        return self._is_here(digest)
+
+    def awaits(self, digest: Digest) -> bool:
+        """Whether this process has it under way, for whichever repository."""
+        return self._shelf.flights.under_way(digest)
+
+    async def read(self, digest: Digest, limit: int) -> bytes:
+        """A small blob whole. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
+        await self.fetch(digest, lambda received, size: None)
+        return await asyncio.to_thread(self._shelf.store.read, digest, limit)
+
+    async def indexes_naming(self, digest: Digest) -> list[Digest]:
+        """The indexes of this repository that are here and name this manifest."""
+        return await asyncio.to_thread(indexes_naming, self._shelf.store, self._shelf.catalog, self.repo, digest)
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """What HEAD tells. Starts no fill: a client that only looks must not cost a download."""
@@ -526,17 +804,6 @@ class ProxiedRepository:
         outcome = Outcome.HIT if flight.landed else Outcome.JOINED if joined else Outcome.MISS
         return FlyingContent(flight, self._passing(digest), outcome)
 
-    async def _is_sound(self, info: BlobInfo) -> bool:
-        """Who is wrong, the disk or the manifest? A manifest that lies about a size must not cost others their blob."""
-        if self._shelf.sound.get(info.digest) == info.size:
-            return True
-        matches = await self._shelf.once.run(
-            ("sound", info.digest, info.size), lambda: asyncio.to_thread(_is_right, self._shelf.store, info.digest)
-        )
-        if matches:
-            self._shelf.sound.put(info.digest, info.size)
-        return matches
-
     def _vouch(self, digest: Digest) -> Vouch:
         async def vouch(size: int | None) -> None:
             await self._upstream_has(digest, size)
@@ -585,11 +852,6 @@ class ProxiedRepository:
             return False
         return True
 
-    def _set_aside(self, digest: Digest, error: StoreError) -> None:
-        telemetry.log.error("damaged blob set aside", digest=str(digest), reason=str(error))
-        if isinstance(error, BlobDamaged):
-            self._shelf.store.set_aside(digest)
-
     # ------------------------------------------------------------------------------------ tags, referrers
 
     async def tags(self) -> Listing:
@@ -614,37 +876,9 @@ class ProxiedRepository:
         try:
             found = await self._shelf.memo.share(f"referrers {self.repo}@{digest}", ask, _LIST_FOR)
         except (UpstreamUnavailable, UpstreamThrottled):
-            kept = await asyncio.to_thread(self._kept_referrers, digest)
+            kept = await self._shelf.referring.to(self.repo, digest)
             if not kept:
                 # an empty list would say that there are none, such as no signatures
                 raise
             return Listing(tuple(kept), Outcome.STALE, self._upstream.name)
         return Listing(tuple(read_descriptor(item) for item in found), Outcome.NONE, self._upstream.name)
-
-    def _kept_referrers(self, digest: Digest) -> list[Descriptor]:
-        """Blocking: the descriptor of each manifest here that names `digest` as its subject."""
-        kept = []
-        for record in self._shelf.catalog.manifests(self.repo):
-            manifest = self._stored(record.digest)
-            if manifest and manifest.subject and manifest.subject.digest == digest:
-                kept.append(manifest.descriptor)
-        return kept
-
-
-def _is_right(store: BlobStore, digest: Digest) -> bool:
-    """Blocking: whether the blob's bytes are those that its digest names."""
-    try:
-        _, reader = store.open(digest)
-    except (BlobUnknown, StoreError):
-        return False
-    try:
-        hashing = hasher(digest)
-        offset = 0
-        while block := reader.pread(1 << 20, offset):
-            hashing.update(block)
-            offset += len(block)
-    except StoreError:
-        return False
-    finally:
-        reader.close()
-    return hashing.hexdigest() == digest.hex

@@ -7,11 +7,15 @@
 Everything is repeatable and may run while the mirror works: what is put again counts once, the later time of use
 stays, and a record is only dropped after a second look at the disk. Interrupted, it has set no mark and is done again.
 Done twice, it changes nothing.
+
+One thing is put right on the disk as well: what a repository notes of a manifest stays when the manifest is evicted,
+and says nothing any more. Without an end to it, images that nobody pulls again would cost a file each for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -41,6 +45,9 @@ _BATCH: Final = 1000
 #: Seconds to wait before asking an index again that did not answer: among thousands of calls one may be late, and the
 #: whole is not given up for that.
 _WAITS: Final = (1.0, 2.0, 4.0, 8.0)
+
+#: Seconds after which a manifest that was noted and is gone is forgotten: one that is being written is left alone.
+_FORGET_AFTER: Final = 86400.0
 
 #: How a manifest is read: bytes, media type, and the algorithm that it is named by. Raises `ManifestMalformed`.
 ManifestReader = Callable[[bytes, str, str], Manifest]
@@ -176,7 +183,7 @@ async def _link(
         repositories += 1
         used: dict[Digest, float] = {}
         async for records in _in_thread(catalog.manifests(repo), 50):
-            found = await asyncio.to_thread(_named, store, repo, records, manifests)
+            found = await asyncio.to_thread(_named, store, catalog, repo, records, manifests)
             await call(partial(index.link, repo, found.named))
             await call(partial(index.name, found.names))
             used |= found.used
@@ -197,7 +204,9 @@ class _Found:
     used: dict[Digest, float] = field(default_factory=dict)
 
 
-def _named(store: BlobStore, repo: Repo, records: Iterable[ManifestRecord], manifests: ManifestReader) -> _Found:
+def _named(
+    store: BlobStore, catalog: Catalog, repo: Repo, records: Iterable[ManifestRecord], manifests: ManifestReader
+) -> _Found:
     """Blocking. Those that cannot be read are left out."""
     found = _Found()
     for record in records:
@@ -205,7 +214,11 @@ def _named(store: BlobStore, repo: Repo, records: Iterable[ManifestRecord], mani
             used_at = store.stat(record.digest).used_at
             content = store.read(record.digest, LARGEST)
             manifest = manifests(content, record.media_type, record.digest.algorithm)
-        except (BlobUnknown, StoreError, ManifestMalformed) as error:
+        except BlobUnknown:
+            # evicted, which is nothing to be told of
+            _forget(store, catalog, repo, record)
+            continue
+        except (StoreError, ManifestMalformed) as error:
             telemetry.log.warning(
                 "reconcile.skipped", repository=str(repo), digest=str(record.digest), reason=str(error)
             )
@@ -215,6 +228,15 @@ def _named(store: BlobStore, repo: Repo, records: Iterable[ManifestRecord], mani
         for digest, size in named_by(manifest).items():
             found.named[digest] = max(size, found.named.get(digest, -1))
     return found
+
+
+def _forget(store: BlobStore, catalog: Catalog, repo: Repo, record: ManifestRecord) -> None:
+    """Blocking: drop the note of a manifest that is gone, unless it has come back meanwhile."""
+    age = time.time() - record.fetched_at
+    if age < _FORGET_AFTER or catalog.get_manifest(repo, record.digest) != record:
+        return
+    if _absent(store, [record.digest]):
+        catalog.drop_manifest(repo, record.digest)
 
 
 async def _in_thread(items: Iterable[_Item], size: int) -> AsyncIterator[list[_Item]]:

@@ -1,14 +1,19 @@
-"""From a request to the repository that it means."""
+"""From a request to the repository that it means, proxied or sealed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mirror.oci.reference import Repo
+from mirror.policy.content import ContentLists, ContentRule
 from mirror.policy.routing import RoutingTable, compile_pattern
 from mirror.policy.rules import RouteRule
 from mirror.ports import Upstream
+from mirror.repository.cosign import PublicKey
+from mirror.repository.guarded import GuardedRepository, Signatures
 from mirror.repository.proxied import ProxiedRepository, Shelf
+from mirror.repository.sealed import SealedRepository
+from mirror.repository.shape import PlainRepository, Repository
 
 __all__ = ["Router"]
 
@@ -17,7 +22,9 @@ _MOST: int = 10_000
 
 
 class Router:
-    """Makes repositories out of names; upstreams are made by `upstream_for` when they are first needed."""
+    """Makes repositories out of names; upstreams are made by `upstream_for` when they are first needed, and none is
+    ever made for a sealed repository.
+    """
 
     def __init__(
         self,
@@ -26,38 +33,62 @@ class Router:
         default_rule: RouteRule,
         upstream_for: Callable[[str], Upstream],
         shelf: Shelf,
+        *,
+        lists: ContentLists | None = None,
+        keys: Mapping[str, PublicKey] | None = None,
     ) -> None:
-        """`rules` are (pattern, rule) pairs; the first that fits counts."""
+        """`rules` are (pattern, rule) pairs; the first that fits counts. `keys` are those that rules name, by name."""
         self._table = table
         self._rules = [(compile_pattern(pattern), rule) for pattern, rule in rules]
         self._default_rule = default_rule
         self._upstream_for = upstream_for
         self._shelf = shelf
-        self._made: dict[Repo, ProxiedRepository] = {}
-        self._routed: dict[tuple[str, str | None, str | None], ProxiedRepository] = {}
+        self._lists = lists or ContentLists()
+        self._keys = keys or {}
+        self._signatures = Signatures()
+        self._made: dict[Repo, PlainRepository] = {}
+        self._routed: dict[tuple[str, str | None, str | None], Repository] = {}
 
-    def resolve(self, name: str, *, host: str | None, ns: str | None) -> ProxiedRepository:
-        """The repository that is meant. Raises `NameInvalid`, `NameUnknown`."""
+    def resolve(self, name: str, *, host: str | None, ns: str | None) -> Repository:
+        """The repository that is meant, as clients may see it. Raises `NameInvalid`, `NameUnknown`."""
         key = (name, host, ns)
         found = self._routed.get(key)
         if found is None:
-            found = self.repository(self._table.route(name, host=host, ns=ns))
+            found = self.guarded(self._table.route(name, host=host, ns=ns))
             if len(self._routed) >= _MOST:
                 self._routed.clear()
             self._routed[key] = found
         return found
 
-    def repository(self, repo: Repo) -> ProxiedRepository:
+    def guarded(self, repo: Repo) -> Repository:
+        """The repository of a checked name, with the rules about its content before it where there are any."""
+        inner, rule = self.repository(repo), self.rule_for(repo).content
+        if rule == ContentRule() and self._lists == ContentLists():
+            return inner
+        return GuardedRepository(
+            inner, self._lists, rule, [self._keys[name] for name in rule.signed_by], self._signatures
+        )
+
+    def repository(self, repo: Repo) -> PlainRepository:
         """The repository of a checked name."""
         found = self._made.get(repo)
         if found is None:
             if len(self._made) >= _MOST:
                 self._made.clear()
-            found = ProxiedRepository(repo, self._upstream_for(repo.registry), self.rule_for(repo), self._shelf)
-            self._made[repo] = found
+            found = self._made[repo] = self._make(repo)
         return found
+
+    def _make(self, repo: Repo) -> PlainRepository:
+        rule = self.rule_for(repo)
+        if rule.offline:
+            return SealedRepository(repo, self._shelf)
+        return ProxiedRepository(repo, self._upstream_for(repo.registry), rule, self._shelf)
 
     def rule_for(self, repo: Repo) -> RouteRule:
         """How this repository is treated."""
         text = str(repo)
         return next((rule for pattern, rule in self._rules if pattern.fullmatch(text)), self._default_rule)
+
+    async def aclose(self) -> None:
+        """Repeatable."""
+        await self._signatures.aclose()

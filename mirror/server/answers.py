@@ -13,13 +13,14 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from mirror.errors import MirrorError, RangeInvalid, UpstreamThrottled, answer_for
+from mirror.errors import MirrorError, RangeInvalid, Unauthorized, UpstreamThrottled, answer_for
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span
 from mirror.repository.content import ManifestAnswer, Outcome
 
 __all__ = [
     "API_VERSION",
+    "SERVER",
     "blob_headers",
     "cache_status",
     "error_body",
@@ -30,9 +31,11 @@ __all__ = [
     "stale_warning",
 ]
 
-#: On every answer. Docker's clients take the version as the sign of a registry; the server's own versions are nobody's
-#: business.
-API_VERSION: Final = {"Docker-Distribution-API-Version": "registry/2.0", "Server": "mirror"}
+#: On every answer: aiohttp would tell its own version and Python's, which are nobody's business.
+SERVER: Final = {"Server": "mirror"}
+
+#: On every answer of the API. Docker's clients take the version as the sign of a registry.
+API_VERSION: Final = {"Docker-Distribution-API-Version": "registry/2.0", **SERVER}
 
 _STALE_WARNING: Final = '299 - "upstream is unavailable, this answer is an older one"'
 
@@ -74,6 +77,8 @@ def manifest_headers(answer: ManifestAnswer) -> dict[str, str]:
     }
     if answer.outcome is Outcome.STALE:
         headers["Warning"] = _STALE_WARNING
+    elif answer.kept is not None:
+        headers["Cache-Status"] += f"; detail={answer.kept.value}"
     return headers
 
 
@@ -122,6 +127,8 @@ def error_response(error: MirrorError, request_id: str, *, head: bool = False) -
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     elif status == 503:
         headers["Retry-After"] = str(_RETRY_AFTER)
+    if isinstance(error, Unauthorized) and error.challenge is not None:
+        headers["WWW-Authenticate"] = error.challenge
     if isinstance(error, RangeInvalid):
         headers["Content-Range"] = f"bytes */{error.size}"
     if status == 405:

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache, lru_cache
-from typing import Final
+from typing import Final, Protocol
 
 from aiohttp import HttpVersion10, web
 from aiohttp.web_protocol import RequestHandler
@@ -21,35 +21,56 @@ from prometheus_client import Counter, Histogram
 from mirror import telemetry
 from mirror.errors import MirrorError, NotServed, RequestError, Unsupported, UpstreamError
 from mirror.oci.request import Kind, RegistryRequest, parse_request
+from mirror.policy.access import ANONYMOUS
 from mirror.repository.content import Outcome
 from mirror.repository.router import Router
+from mirror.repository.shape import Repository
 from mirror.server import pull
+from mirror.server.access import TOKEN_PATH, Gate
 from mirror.server.answers import error_response
 from mirror.server.pull import Told
 from mirror.server.sending import Sender
 
-__all__ = ["Front", "FrontServer"]
+__all__ = ["Audit", "Front", "FrontServer"]
 
-#: Pages beside the API: `/readyz` and the like.
+#: Pages beside the API: `/readyz` and the like, by their path; probes and scrapers may add a query.
 Page = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Audit(Protocol):
+    """Where accesses are written down."""
+
+    def record(self, **what: object) -> None:
+        """Raises nothing."""
 
 
 class Front:
     """Answers requests. `pages` are served beside the API by their exact path."""
 
-    def __init__(self, router: Router, sender: Sender, pages: Mapping[str, Page], *, log_requests: bool) -> None:
+    def __init__(
+        self,
+        router: Router,
+        sender: Sender,
+        pages: Mapping[str, Page],
+        *,
+        log_requests: bool,
+        gate: Gate | None = None,
+        audit: Audit | None = None,
+    ) -> None:
+        """`gate` None: whoever reaches the mirror may pull everything. `audit` is told of each access and refusal."""
         self._router = router
         self._sender = sender
         self._pages = pages
         self._log_requests = log_requests
+        self._gate = gate
+        self._audit = audit
         #: Requests are numbered; most numbers are never written down, so they are made into names only then.
         self._numbers = itertools.count(time.time_ns() // 1_000_000)
         self._name = f"{os.getpid():x}"
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         target: str = request._message.path  # the target as it came: aiohttp's URL is already decoded
-        page = self._pages.get(target)
-        if page is not None:
+        if not target.startswith("/v2") and (page := self._pages.get(target.partition("?")[0])):
             return await page(request)
         began = time.perf_counter()
         told = Told()
@@ -59,9 +80,13 @@ class Front:
         try:
             if request.version < HttpVersion10:
                 raise RequestError("not a request of HTTP/1.0 or later")
-            wanted = _parse(target)
-            kind = wanted.kind.value
-            response = await self._answer(request, wanted, told)
+            if self._gate is not None and target.partition("?")[0] == TOKEN_PATH:
+                kind = "token"
+                response = await self._gate.token(request, told)
+            else:
+                wanted = _parse(target)
+                kind = wanted.kind.value
+                response = await self._answer(request, wanted, told)
         except MirrorError as error:
             told.trouble = f"{type(error).__name__}: {error}"
             if isinstance(error, UpstreamError):
@@ -82,11 +107,28 @@ class Front:
         return f"{self._name}-{number:x}"
 
     async def _answer(self, request: web.BaseRequest, wanted: RegistryRequest, told: Told) -> web.StreamResponse:
+        gate = self._gate
+        identity = await gate.enter(request, wanted, told) if gate is not None else ANONYMOUS
         if request.method not in ("GET", "HEAD") or wanted.kind is Kind.UPLOAD:
             raise Unsupported("this is a mirror: push to the registry itself")
         if wanted.kind is Kind.BASE:
             return pull.base()
+        if wanted.reference is not None:
+            told.reference = str(wanted.reference)
         repository = self._router.resolve(wanted.name, host=request.headers.get("Host"), ns=wanted.query.get("ns"))
+        told.repository = str(repository.repo)
+        if gate is None:
+            return await self._give(request, wanted, repository, told)
+        with await gate.admit(identity, repository, request, wanted):
+            return await self._give(request, wanted, repository, told)
+
+    async def _give(
+        self,
+        request: web.BaseRequest,
+        wanted: RegistryRequest,
+        repository: Repository,
+        told: Told,
+    ) -> web.StreamResponse:
         match wanted.kind:
             case Kind.MANIFEST:
                 return await pull.manifest(request, wanted, repository, told)
@@ -114,6 +156,20 @@ class Front:
         _seconds(kind, outcome).observe(seconds)
         if told.sent:
             _sent(outcome).inc(told.sent)
+        if self._audit is not None and (told.repository is not None or told.who is not None or status in (401, 403)):
+            self._audit.record(
+                id=self._id(number),
+                who=told.who,
+                client=_client(request),
+                action="login" if kind == "token" else "pull",
+                kind=kind,
+                method=request.method,
+                repository=told.repository,
+                reference=told.reference,
+                status=status,
+                bytes=told.sent,
+                reason=told.trouble,
+            )
         if not self._log_requests:
             return
         line: dict[str, object] = {
@@ -128,6 +184,8 @@ class Front:
             "duration": round(seconds, 6),
             **told.notes,
         }
+        if told.who is not None:
+            line["who"] = told.who
         if told.trouble:
             line["trouble"] = told.trouble
         telemetry.log.info("request", **line)

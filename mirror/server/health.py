@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from mirror import telemetry
+from mirror.server.answers import SERVER
 
 __all__ = ["Readiness", "health_pages"]
 
@@ -27,14 +28,14 @@ def health_pages(readiness: Readiness) -> dict[str, Callable[[web.BaseRequest], 
     """`/livez`: the event loop turns. `/readyz`: 200, or 503 while draining. `/metrics`: Prometheus text."""
 
     async def livez(_request: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(text="ok\n")
+        return web.Response(text="ok\n", headers=SERVER)
 
     async def readyz(_request: web.BaseRequest) -> web.StreamResponse:
         if readiness.accepting:
-            return web.Response(text="ready\n")
-        return web.Response(status=503, text="draining\n")
+            return web.Response(text="ready\n", headers=SERVER)
+        return web.Response(status=503, text="draining\n", headers=SERVER)
 
     async def metrics(_request: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(body=telemetry.render_metrics(), headers={"Content-Type": telemetry.CONTENT_TYPE})
+        return web.Response(body=telemetry.render_metrics(), headers={**SERVER, "Content-Type": telemetry.CONTENT_TYPE})
 
     return {"/livez": livez, "/readyz": readyz, "/metrics": metrics}

@@ -15,7 +15,7 @@ from mirror.oci.request import RegistryRequest, parse_page
 from mirror.oci.span import Span, parse_range
 from mirror.policy.filling import HELD_BACK
 from mirror.repository.content import BlobContent, Outcome
-from mirror.repository.proxied import ProxiedRepository
+from mirror.repository.shape import Repository
 from mirror.server.answers import (
     API_VERSION,
     blob_headers,
@@ -41,6 +41,10 @@ class Told:
     upstream: str | None = None
     sent: int = 0
     trouble: str | None = None
+    #: Who asked, where that is asked; which repository and what of it they meant, once that is known.
+    who: str | None = None
+    repository: str | None = None
+    reference: str | None = None
     notes: dict[str, object] = field(default_factory=dict)
 
 
@@ -50,14 +54,18 @@ def base() -> web.Response:
 
 
 async def manifest(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: ProxiedRepository, told: Told
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: Told
 ) -> web.StreamResponse:
     """A manifest or index, byte for byte as upstream has it. HEAD asks upstream for no more than a HEAD."""
     if wanted.reference is None:
         raise TypeError("a manifest request without a reference")
     head = request.method == "HEAD"
     answer = await (repository.resolve if head else repository.manifest)(wanted.reference)
+    if not head:
+        repository.fetch_ahead(answer)
     told.outcome, told.upstream = answer.outcome, answer.upstream
+    if answer.kept is not None:
+        told.notes["tag"] = answer.kept.value
     headers = manifest_headers(answer)
     if is_unchanged(request.headers.get("If-None-Match"), answer.digest):
         del headers["Content-Length"]
@@ -69,12 +77,14 @@ async def manifest(
 
 
 async def blob(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: ProxiedRepository, told: Told, sender: Sender
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: Told, sender: Sender
 ) -> web.StreamResponse:
     """A blob or a part of it. Once the headers are out, trouble breaks the connection: never a clean short body."""
     if request.method == "HEAD":
         found = await repository.stat_blob(wanted.digest)
         told.outcome, told.upstream = found.outcome, found.upstream
+        if is_unchanged(request.headers.get("If-None-Match"), wanted.digest):
+            return web.Response(status=304, headers=blob_headers(wanted.digest, None, found.outcome))
         return web.Response(headers=blob_headers(wanted.digest, found.size, found.outcome))
     content = await repository.blob(wanted.digest)
     try:
@@ -162,7 +172,7 @@ def _break(request: web.BaseRequest) -> None:
 
 
 async def tags(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: ProxiedRepository, told: Told
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: Told
 ) -> web.StreamResponse:
     """The tag list, a page of it with `n` and `last` (distribution-spec, "Listing Tags")."""
     count, last = parse_page(wanted.query, most=_MOST_TAGS)
@@ -179,7 +189,7 @@ async def tags(
 
 
 async def referrers(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: ProxiedRepository, told: Told
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: Told
 ) -> web.StreamResponse:
     """An index of what refers to a digest; an empty one where nothing does (distribution-spec, "Listing Referrers")."""
     listing = await repository.referrers(wanted.digest)

@@ -69,10 +69,19 @@ class Sender:
             raise ClientGone("gone before the answer")
         socket = transport.get_extra_info("socket")
         if stop is not None and socket is not None and isinstance(reader, SupportsFileno) and not _is_tls(transport):
-            await self._flush(request, transport)
-            await self._send_file(socket.fileno(), reader, start, stop, beyond, sent)
-        else:
-            await self._send_pieces(response, reader, start, stop, beyond, sent)
+            try:
+                out = os.dup(socket.fileno())
+            except OSError:
+                # no descriptor is left for it; in pieces none is needed
+                out = -1
+            if out >= 0:
+                try:
+                    await self._flush(request, transport)
+                    await self._send_file(out, reader, start, stop, beyond, sent)
+                finally:
+                    os.close(out)
+                return
+        await self._send_pieces(response, reader, start, stop, beyond, sent)
 
     async def _flush(self, request: web.BaseRequest, transport: asyncio.WriteTransport) -> None:
         """Wait until the headers have left the transport: what goes past it must not overtake them."""
@@ -89,39 +98,44 @@ class Sender:
             raise ClientGone("took nothing for too long") from error
 
     async def _send_file(
-        self, socket: int, reader: SupportsFileno, position: int, stop: int, beyond: Beyond, sent: Callable[[int], None]
+        self, out: int, reader: SupportsFileno, position: int, stop: int, beyond: Beyond, sent: Callable[[int], None]
     ) -> None:
         loop = asyncio.get_running_loop()
-        out = os.dup(socket)
         most = _FIRST
+        while position < stop:
+            limit = min(stop, await beyond(position))
+            if limit <= position:
+                raise BlobDamaged(f"the blob ends at {position}, {stop} bytes were announced")
+            while position < limit:
+                count = min(limit - position, most)
+                try:
+                    if _is_cached(reader.fileno(), position, count):
+                        moved = os.sendfile(out, reader.fileno(), position, count)
+                    else:
+                        moved = await self._send_in_thread(loop, out, reader.fileno(), position, count)
+                except BlockingIOError:
+                    await self._writable(loop, out)
+                    continue
+                except OSError as error:
+                    raise _translated(error) from error
+                if not moved:
+                    raise BlobDamaged(f"the file ends at {position}, {stop} bytes were announced")
+                position += moved
+                sent(moved)
+                most = _SENDFILE
+                # others have their turn even if this client takes everything at once
+                await asyncio.sleep(0)
+
+    async def _send_in_thread(
+        self, loop: asyncio.AbstractEventLoop, out: int, file: int, position: int, count: int
+    ) -> int:
+        """Waits for the thread even when cancelled: the numbers of both descriptors are free for others after that."""
+        running = loop.run_in_executor(self._executor, os.sendfile, out, file, position, count)
         try:
-            while position < stop:
-                limit = min(stop, await beyond(position))
-                if limit <= position:
-                    raise BlobDamaged(f"the blob ends at {position}, {stop} bytes were announced")
-                while position < limit:
-                    count = min(limit - position, most)
-                    try:
-                        if _is_cached(reader.fileno(), position, count):
-                            moved = os.sendfile(out, reader.fileno(), position, count)
-                        else:
-                            moved = await loop.run_in_executor(
-                                self._executor, os.sendfile, out, reader.fileno(), position, count
-                            )
-                    except BlockingIOError:
-                        await self._writable(loop, out)
-                        continue
-                    except OSError as error:
-                        raise _translated(error) from error
-                    if not moved:
-                        raise BlobDamaged(f"the file ends at {position}, {stop} bytes were announced")
-                    position += moved
-                    sent(moved)
-                    most = _SENDFILE
-                    # others have their turn even if this client takes everything at once
-                    await asyncio.sleep(0)
-        finally:
-            os.close(out)
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait({running})
+            raise
 
     async def _writable(self, loop: asyncio.AbstractEventLoop, out: int) -> None:
         ready = loop.create_future()

@@ -1,4 +1,4 @@
-"""Tags and manifest links as small files beside the blobs: the truth about what each repository has.
+"""Tags, their histories and manifest links as small files beside the blobs: the truth about what each repository has.
 
 A record is replaced by a rename, so a reader sees the old or the new one. Readers need no lock. A file that does not
 parse (cut by an old crash, or foreign) counts as absent.
@@ -7,15 +7,15 @@ parse (cut by an old crash, or foreign) counts as absent.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from mirror.errors import RequestError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, check_name, check_registry, check_tag
-from mirror.policy.records import ManifestRecord, TagRecord
-from mirror.store.files import make_folder, store_errors, write_whole
+from mirror.policy.records import ManifestRecord, Sighting, TagRecord, read_history, write_history
+from mirror.store.files import Unsynced, make_folder, store_errors, write_whole
 from mirror.store.layout import Layout, digest_from
 
 __all__ = ["LocalCatalog"]
@@ -26,6 +26,7 @@ class LocalCatalog:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
+        self._unsynced = Unsynced()
 
     def get_tag(self, repo: Repo, tag: str) -> TagRecord | None:
         text = _read(self._layout.tags(repo) / tag)
@@ -39,6 +40,13 @@ class LocalCatalog:
 
     def tags(self, repo: Repo) -> list[str]:
         return sorted(_names(self._layout.tags(repo)))
+
+    def get_history(self, repo: Repo, tag: str) -> tuple[Sighting, ...]:
+        text = _read(self._layout.history(repo) / tag)
+        return () if text is None else read_history(text)
+
+    def put_history(self, repo: Repo, tag: str, sightings: Sequence[Sighting]) -> None:
+        self._write(self._layout.history(repo), tag, write_history(sightings))
 
     def get_manifest(self, repo: Repo, digest: Digest) -> ManifestRecord | None:
         text = _read(self._layout.manifests(repo) / f"{digest.algorithm}-{digest.hex}")
@@ -67,10 +75,14 @@ class LocalCatalog:
                     yield Repo(check_registry(registry), check_name(name))
             below[:] = [name for name in below if not name.startswith("_")]
 
+    def settle(self) -> None:
+        with store_errors("making names of the catalog durable"):
+            self._unsynced.sync()
+
     def _write(self, folder: Path, name: str, content: bytes) -> None:
         with store_errors("writing a record of the catalog"):
-            make_folder(folder, below=self._layout.repositories)
-            write_whole(folder / name, content, through=self._layout.ingests)
+            make_folder(folder, below=self._layout.repositories, sync=self._unsynced.add)
+            write_whole(folder / name, content, through=self._layout.ingests, sync=self._unsynced.add)
 
 
 def _read(path: Path) -> bytes | None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from mirror.errors import StoreError, StoreFull
 
-__all__ = ["make_folder", "store_errors", "sync_folder", "write_all", "write_whole"]
+__all__ = ["Unsynced", "make_folder", "store_errors", "sync_folder", "write_all", "write_whole"]
+
+#: Makes the names in a folder durable, now or later.
+Sync = Callable[[Path], None]
 
 #: The disk, a quota, or the file system's own limits: eviction may help, and the pull goes on without the store.
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
@@ -28,7 +32,39 @@ def store_errors(what: str) -> Iterator[None]:
         raise kind(f"{what}: {os.strerror(error.errno) if error.errno else error}") from error
 
 
-def make_folder(path: Path, *, below: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder durable. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Unsynced:
+    """Folders with names in them that a power cut could still lose. May be used from any thread."""
+
+    def __init__(self) -> None:
+        self._folders: set[Path] = set()
+        self._changing = threading.Lock()
+        self._syncing = threading.Lock()
+
+    def add(self, path: Path) -> None:
+        """There is a new name in this folder."""
+        with self._changing:
+            self._folders.add(path)
+
+    def sync(self) -> None:
+        """Blocking: whatever was added before the call is durable when it returns. Raises `OSError`."""
+        # one at a time: what another call has taken from the set is only durable when that call has ended
+        with self._syncing:
+            with self._changing:
+                folders, self._folders = self._folders, set()
+            for folder in folders:
+                sync_folder(folder)
+
+
+def make_folder(path: Path, *, below: Path, sync: Sync = sync_folder) -> None:
     """Make a folder (0700: cached content may be private) and sync its parents up to `below`, which exists.
 
     Without the sync a power cut can lose the folder together with the synced file in it.
@@ -40,16 +76,7 @@ def make_folder(path: Path, *, below: Path) -> None:
         step = step.parent
     for folder in reversed(missing):
         folder.mkdir(mode=0o700, exist_ok=True)
-        sync_folder(folder.parent)
-
-
-def sync_folder(path: str | Path) -> None:
-    """Make renames in a folder durable. Raises `OSError`."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(folder.parent)
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
@@ -59,9 +86,10 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def write_whole(path: Path, content: bytes, *, through: Path, mode: int = 0o600) -> None:
-    """Put a small file in its place, whole or not at all, durable on return. `through` is a folder for the temporary
-    name on the same filesystem. Raises `OSError`; nothing is left behind then.
+def write_whole(path: Path, content: bytes, *, through: Path, mode: int = 0o600, sync: Sync = sync_folder) -> None:
+    """Put a small file in its place, whole or not at all, even after a power cut; its name is durable once `sync` has
+    seen to its folder. `through` is a folder for the temporary name on the same filesystem. Raises `OSError`; nothing
+    is left behind then.
     """
     temporary = through / f"tmp-{secrets.token_hex(16)}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -76,4 +104,4 @@ def write_whole(path: Path, content: bytes, *, through: Path, mode: int = 0o600)
         with suppress(OSError):
             temporary.unlink()
         raise
-    sync_folder(path.parent)
+    sync(path.parent)

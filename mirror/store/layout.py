@@ -11,14 +11,20 @@
     ├── quarantine/
     │   └── <algorithm>-<hex>            a blob whose bytes were found to be wrong, kept for whoever looks into it
     ├── locks/                           files for flock only; empty
+    ├── misses.json                      what was asked for in vain of a sealed mirror (see `misses.py`)
+    ├── scrub/<hash>.json                how far the hashing of everything is
     ├── pins/<hash>.json                 images that must stay (see `notes.py` for folders of this kind)
+    ├── freezes/<hash>.json              tags that answer one digest, whatever upstream says
+    ├── sync/, jobs/, job-queue/, job-cancels/   likewise: what syncs did last, and what was asked for
+    ├── admin.sock                       the admin API's socket, unless it is elsewhere
     └── repositories/
         └── <registry>/<name…>/
             ├── _tags/<tag>              JSON: digest, media type, size, fetched at
+            ├── _history/<tag>           JSON: what it has pointed to, and when; written when it moves, never dropped
             └── _manifests/<algorithm>-<hex>   JSON: media type, size, fetched at
 
 Repository names have several parts and may hold the words `tags` and `manifests`, but no part of a name begins with an
-underscore (distribution-spec, "Pulling manifests"), so the two folders cannot be mistaken for a part of it.
+underscore (distribution-spec, "Pulling manifests"), so these folders cannot be mistaken for a part of it.
 
 `blobs` and `ingest` are on one filesystem, because a blob is published by a rename.
 """
@@ -68,6 +74,10 @@ class Layout:
     def repositories(self) -> Path:
         return self.root / "repositories"
 
+    @property
+    def misses(self) -> Path:
+        return self.root / "misses.json"
+
     def notes(self, kind: str) -> Path:
         return self.root / kind
 
@@ -86,6 +96,9 @@ class Layout:
 
     def tags(self, repo: Repo) -> Path:
         return self.repository(repo) / "_tags"
+
+    def history(self, repo: Repo) -> Path:
+        return self.repository(repo) / "_history"
 
     def manifests(self, repo: Repo) -> Path:
         return self.repository(repo) / "_manifests"

@@ -34,7 +34,7 @@ from typing import Final
 from mirror.errors import BlobDamaged, BlobUnknown, StoreError
 from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
 from mirror.ports import BlobInfo, Body
-from mirror.store.files import make_folder, store_errors, sync_folder, write_whole
+from mirror.store.files import Unsynced, make_folder, store_errors, sync_folder, write_whole
 from mirror.store.layout import LAYOUT, Layout, digest_from
 from mirror.store.pump import pump
 from mirror.store.state import GrowthState, boot_id, read_state, write_state
@@ -42,6 +42,9 @@ from mirror.store.state import GrowthState, boot_id, read_state, write_state
 __all__ = ["LocalIngest", "LocalReader", "LocalStore"]
 
 _BLOCK: Final = 1 << 20
+
+#: Not every C library has preadv2.
+_NOWAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
 
 
 class LocalReader:
@@ -57,6 +60,17 @@ class LocalReader:
         with store_errors("reading a blob"):
             return os.pread(self._descriptor, size, offset)
 
+    def pread_once(self, size: int, offset: int) -> bytes:
+        with store_errors("reading a blob"):
+            # no reading ahead: what that brings in would look as if others had wanted it
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+            cached = _pread_cached(self._descriptor, size, offset)
+            if cached:
+                return cached
+            piece = os.pread(self._descriptor, size, offset)
+            os.posix_fadvise(self._descriptor, offset, len(piece), os.POSIX_FADV_DONTNEED)
+        return piece
+
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
@@ -66,12 +80,26 @@ class LocalReader:
         self.close()
 
 
+def _pread_cached(descriptor: int, size: int, offset: int) -> bytes:
+    """What the page cache has from there on; empty where it has nothing or cannot be asked (preadv2(2))."""
+    if not _NOWAIT:
+        return b""
+    buffer = bytearray(size)
+    try:
+        return bytes(memoryview(buffer)[: os.preadv(descriptor, [buffer], offset, _NOWAIT)])
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+            return b""
+        raise
+
+
 class LocalStore:
     """`BlobStore` on one directory, shared by any number of processes."""
 
     def __init__(self, layout: Layout) -> None:
         """Raises `StoreError` where the root cannot be used or is of another layout."""
         self.layout = layout
+        self._unsynced = Unsynced()
         with store_errors(f"opening the store at {layout.root}"):
             layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (layout.blobs, layout.ingests, layout.quarantine, layout.locks, layout.repositories):
@@ -136,9 +164,13 @@ class LocalStore:
             raise BlobDamaged(f"{len(content)} bytes that are not {digest}")
         path = Path(self.layout.blob(digest))
         with store_errors(f"writing {digest}"):
-            make_folder(path.parent, below=self.layout.blobs)
-            write_whole(path, content, through=self.layout.ingests, mode=0o400)
+            make_folder(path.parent, below=self.layout.blobs, sync=self._unsynced.add)
+            write_whole(path, content, through=self.layout.ingests, mode=0o400, sync=self._unsynced.add)
         return BlobInfo(digest, len(content))
+
+    def settle(self) -> None:
+        with store_errors("making names of blobs durable"):
+            self._unsynced.sync()
 
     def ingest(self, digest: Digest) -> LocalIngest:
         return LocalIngest(self.layout, digest)
@@ -191,9 +223,9 @@ class LocalStore:
 
     def walk(self) -> Iterator[BlobInfo]:
         for algorithm, length in HEX_LENGTHS.items():
-            for folder in _folders(self.layout.blobs / algorithm):
+            for folder in sorted(_folders(self.layout.blobs / algorithm), key=lambda entry: entry.name):
                 with store_errors("listing blobs"):
-                    entries = list(os.scandir(folder))
+                    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
                 for entry in entries:
                     digest = digest_from(f"{algorithm}-{entry.name}") if len(entry.name) == length else None
                     if digest is None or digest.hex[:2] != folder.name:

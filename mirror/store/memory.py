@@ -8,14 +8,14 @@ is no longer `in_place`; who holds it open reads on.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from mirror.errors import BlobDamaged, BlobUnknown, StoreError, StoreFull
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.reference import Reference, Repo
-from mirror.policy.records import ManifestRecord, Pin, TagRecord
+from mirror.policy.records import ManifestRecord, Pin, Sighting, TagRecord
 from mirror.ports import BlobInfo, Body
 
 __all__ = ["MemoryCatalog", "MemoryIngest", "MemoryPins", "MemoryReader", "MemoryStore"]
@@ -91,6 +91,9 @@ class MemoryStore:
                 self._present[digest] = _Blob(bytearray(content), len(content), announced=True, verified=True)
         return BlobInfo(digest, len(content))
 
+    def settle(self) -> None:
+        """Nothing here outlives the process."""
+
     def ingest(self, digest: Digest) -> MemoryIngest:
         return MemoryIngest(self, digest)
 
@@ -120,7 +123,7 @@ class MemoryStore:
 
     def walk(self) -> Iterator[BlobInfo]:
         with self.changed:
-            digests = list(self._present)
+            digests = sorted(self._present)
         for digest in digests:
             try:
                 yield self.stat(digest)
@@ -320,6 +323,7 @@ class MemoryCatalog:
     def __init__(self) -> None:
         self._tags: dict[Repo, dict[str, TagRecord]] = {}
         self._manifests: dict[Repo, dict[Digest, ManifestRecord]] = {}
+        self._histories: dict[tuple[Repo, str], tuple[Sighting, ...]] = {}
 
     def get_tag(self, repo: Repo, tag: str) -> TagRecord | None:
         return self._tags.get(repo, {}).get(tag)
@@ -333,6 +337,12 @@ class MemoryCatalog:
     def tags(self, repo: Repo) -> list[str]:
         return sorted(self._tags.get(repo, {}))
 
+    def get_history(self, repo: Repo, tag: str) -> tuple[Sighting, ...]:
+        return self._histories.get((repo, tag), ())
+
+    def put_history(self, repo: Repo, tag: str, sightings: Sequence[Sighting]) -> None:
+        self._histories[repo, tag] = tuple(sightings)
+
     def get_manifest(self, repo: Repo, digest: Digest) -> ManifestRecord | None:
         return self._manifests.get(repo, {}).get(digest)
 
@@ -344,6 +354,9 @@ class MemoryCatalog:
 
     def manifests(self, repo: Repo) -> Iterable[ManifestRecord]:
         return list(self._manifests.get(repo, {}).values())
+
+    def settle(self) -> None:
+        """Nothing here outlives the process."""
 
     def repositories(self) -> Iterable[Repo]:
         return [repo for repo in {**self._tags, **self._manifests} if self._tags.get(repo) or self._manifests.get(repo)]

@@ -35,6 +35,16 @@ class Notes:
         """What was written last; None where there is nothing that makes sense. Raises `StoreError`."""
         return _parsed(self._path(key))
 
+    def holds(self, key: str) -> bool:
+        """Whether there is one, be it that it cannot be read."""
+        try:
+            self._path(key).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return True
+
     def write(self, key: str, note: Mapping[str, Any]) -> None:
         """Durable on return. Raises `StoreError`, `StoreFull`."""
         with store_errors("writing a note"):

@@ -10,22 +10,48 @@ blob goes on where it stopped. One failure ends nothing; the summary names it. D
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+import json
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import Protocol
+from typing import Any, Final, Protocol, TypeVar
 
-from mirror.errors import MirrorError
+from mirror import telemetry
+from mirror.errors import Denied, ManifestUnknown, MirrorError, StoreError, UpstreamThrottled
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest, read_manifest
 from mirror.oci.reference import Reference
-from mirror.policy.platforms import Platform, wanted_children
+from mirror.policy.platforms import Platform, read_platform, wanted_children
 from mirror.repository.closure import Role
 from mirror.repository.content import ManifestAnswer, Outcome
 from mirror.repository.proxied import Listing
 
-__all__ = ["Moved", "Progress", "Source", "State", "Warmed", "warm"]
+__all__ = ["Moved", "Progress", "Source", "State", "Warmed", "platform_of", "warm"]
+
+T = TypeVar("T")
+
+#: Levels of manifests below an image, referrers of referrers included, and manifests of one image in all. Real ones
+#: have three or four levels; a registry that makes referrers up must come to an end.
+_DEEPEST: Final = 12
+_MOST_MANIFESTS: Final = 5000
+_TOO_MUCH: Final = f"not followed: more than {_DEEPEST} levels or {_MOST_MANIFESTS} manifests"
+
+#: Seconds that an upstream may ask us to wait, and how often.
+_LONGEST_WAIT: Final = 60.0
+_WAITS: Final = 5
+
+_IMAGE_CONFIGS: Final = (
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+)
+#: In bytes; configs are read for their platform only up to this size.
+_LARGEST_CONFIG: Final = 4 << 20
+
+#: Endings of the tags under which cosign keeps signatures, attestations and SBOMs of a digest.
+_COSIGN: Final = ("sig", "att", "sbom")
+#: Build tools put attestations into the index itself and say by this annotation whose they are.
+_ATTESTED: Final = "vnd.docker.reference.digest"
 
 
 class State(Enum):
@@ -59,16 +85,22 @@ class Moved:
 
 @dataclass(slots=True)
 class Warmed:
-    """What became of an image. `root` is its digest; None where not even that could be learnt (`error` says why)."""
+    """What became of an image. `root` is its digest; None where not even that could be learnt (`error` says why).
+
+    `troubles` are what went wrong beside single digests, for people: a platform that the image is not for, referrers
+    that could not be listed. `stale`: upstream did not answer for the tag; the image is here as it was.
+    """
 
     root: Digest | None = None
     error: str | None = None
     moved: dict[Digest, Moved] = field(default_factory=dict)
+    troubles: list[str] = field(default_factory=list)
+    stale: bool = False
 
     @property
     def ok(self) -> bool:
         """Whether all of it is here."""
-        return self.error is None and not self.of(State.FAILED)
+        return self.error is None and not self.troubles and not self.of(State.FAILED)
 
     def of(self, state: State) -> list[Digest]:
         """The digests that ended so."""
@@ -76,20 +108,29 @@ class Warmed:
 
     def bytes_of(self, state: State) -> int:
         """Their bytes."""
-        return sum(moved.size for moved in self.moved.values() if moved.state is state)
+        return sum(max(0, moved.size) for moved in self.moved.values() if moved.state is state)
 
 
 class Source(Protocol):
-    """What is needed of a repository (`ProxiedRepository`)."""
+    """What is needed of a repository (`ProxiedRepository`, `GuardedRepository`)."""
 
-    async def manifest(self, reference: Reference) -> ManifestAnswer:
-        """Raises `ManifestUnknown`, `UpstreamError`."""
+    async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
+        """On the disk when this returns, its tag too. Raises `ManifestUnknown`, `UpstreamError`, `StoreError`."""
+
+    async def settled(self) -> None:
+        """What was fetched so far outlives a power cut when this returns. Raises `StoreError`."""
 
     async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
         """Raises `BlobUnknown`, `UpstreamError`, `StoreError`."""
 
     async def referrers(self, digest: Digest) -> Listing:
         """Raises `UpstreamError`."""
+
+    def holds(self, digest: Digest) -> bool:
+        """Whether its bytes are here. Quick enough for the event loop."""
+
+    async def read(self, digest: Digest, limit: int) -> bytes:
+        """A small blob whole. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
 
 
 async def warm(
@@ -100,13 +141,20 @@ async def warm(
     referrers: bool = False,
     gate: asyncio.Semaphore,
     report: Callable[[Progress], None] = lambda _: None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Warmed:
     """Bring an image in. `platforms`: none means all of an index; `referrers`: signatures, SBOMs and the like too.
 
-    `gate` bounds the blobs under way at once, over all images that share it. Raises nothing but cancellation.
+    `gate` bounds the blobs under way at once, over all images that share it. A platform that the image is not for is a
+    trouble; what it has of the others is brought in all the same. An upstream that asks to be left alone for a short
+    while is. Raises nothing but cancellation.
     """
-    warming = _Warming(source, tuple(platforms), referrers, gate, report)
+    warming = _Warming(source, tuple(platforms), referrers, gate, report, sleep)
     await warming.image(reference)
+    try:
+        await source.settled()
+    except StoreError as error:
+        warming.result.troubles.append(f"here, but not safely on the disk: {error}")
     return warming.result
 
 
@@ -118,6 +166,7 @@ class _Warming:
         referrers: bool,
         gate: asyncio.Semaphore,
         report: Callable[[Progress], None],
+        sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self.result = Warmed()
         self._source = source
@@ -125,62 +174,157 @@ class _Warming:
         self._referrers = referrers
         self._gate = gate
         self._report = report
+        self._sleep = sleep
         self._seen: set[Digest] = set()
+        self._manifests = 0
         self._received: dict[Digest, int] = {}
 
+    # ------------------------------------------------------------------------------------------------ manifests
+
     async def image(self, reference: Reference) -> None:
+        """The root, and everything below it."""
         try:
-            answer = await self._source.manifest(reference)
+            answer = await self._patiently(lambda: self._source.fetch_manifest(reference))
             manifest = _parsed(answer)
         except (MirrorError, ValueError) as error:
             self.result.error = str(error)
             return
         self.result.root = manifest.digest
+        self.result.stale = answer.outcome is Outcome.STALE
         self._seen.add(manifest.digest)
         self._note_manifest(manifest, answer)
-        await self._below(manifest)
+        if self._platforms and not manifest.is_index and not await self._is_wanted(manifest):
+            return
+        await self._below(manifest, _DEEPEST)
 
-    async def _manifest(self, descriptor: Descriptor) -> None:
+    async def _is_wanted(self, manifest: Manifest) -> bool:
+        """Whether an image without an index is for one of the platforms: only its config says what it is for."""
+        config = manifest.blobs[0] if manifest.has_config else None
+        if config is None or config.media_type not in _IMAGE_CONFIGS:
+            return True
+        self._seen.add(config.digest)
+        await self._blob(config, Role.CONFIG)
+        if self.result.moved[config.digest].state is State.FAILED:
+            return True
         try:
-            answer = await self._source.manifest(descriptor.digest)
+            content = await self._source.read(config.digest, _LARGEST_CONFIG)
+            platform = platform_of(content)
+        except (MirrorError, ValueError):
+            # whoever pulls it will see what it is
+            return True
+        if not platform:
+            return True
+        self._miss_platforms([platform])
+        return any(one.matches(platform) for one in self._platforms)
+
+    async def _manifest(self, descriptor: Descriptor, depth: int, *, signed: bool) -> None:
+        """One that another names. `depth` levels more may come below it; `signed`: cosign may have signed it."""
+        self._manifests += 1
+        if depth <= 0 or self._manifests > _MOST_MANIFESTS:
+            self._end(descriptor.digest, Moved(Role.MANIFEST, descriptor.size, State.FAILED, _TOO_MUCH))
+            return
+        try:
+            answer = await self._patiently(lambda: self._source.fetch_manifest(descriptor.digest))
             manifest = _parsed(answer)
         except (MirrorError, ValueError) as error:
             self._end(descriptor.digest, Moved(Role.MANIFEST, descriptor.size, State.FAILED, str(error)))
             return
         self._note_manifest(manifest, answer)
-        await self._below(manifest)
+        await self._below(manifest, depth, signed=signed)
 
-    async def _below(self, manifest: Manifest) -> None:
-        work = [self._manifest(child) for child in self._fresh(wanted_children(manifest.manifests, self._platforms))]
+    async def _below(self, manifest: Manifest, depth: int, *, signed: bool = True) -> None:
+        work = [self._manifest(child, depth - 1, signed=signed) for child in self._fresh(self._children(manifest))]
         for number, blob in enumerate(manifest.blobs):
             role = Role.CONFIG if number == 0 and manifest.has_config else Role.LAYER
             work += [self._blob(one, role) for one in self._fresh([blob]) if not one.foreign]
         if self._referrers:
-            work.append(self._referring(manifest.digest))
+            work.append(self._referring(manifest.digest, depth))
+            if signed and manifest.digest.algorithm == "sha256":
+                work += [self._cosigned(manifest.digest, suffix, depth) for suffix in _COSIGN]
         await _all(work)
 
-    async def _referring(self, digest: Digest) -> None:
+    def _children(self, manifest: Manifest) -> list[Descriptor]:
+        """Those of an index that are wanted."""
+        children = wanted_children(manifest.manifests, self._platforms)
+        if not self._platforms or not manifest.is_index:
+            return children
+        there = [child.platform for child in manifest.manifests if child.platform]
+        if manifest.digest == self.result.root and (there or not manifest.manifests):
+            self._miss_platforms(there)
+        if self._referrers:
+            chosen = {str(child.digest) for child in children}
+            children += [child for child in manifest.manifests if child.annotations.get(_ATTESTED) in chosen]
+        return children
+
+    def _miss_platforms(self, there: Sequence[Mapping[str, Any]]) -> None:
+        """Note the platforms that are asked for and not among those `there`."""
+        missing = [one for one in self._platforms if not any(one.matches(other) for other in there)]
+        if missing:
+            known = sorted({str(platform) for platform in map(read_platform, there) if platform.os != "unknown"})
+            names = ", ".join(map(str, missing))
+            self.result.troubles.append(f"not for {names}; it is for {', '.join(known) or 'no platform'}")
+
+    # ------------------------------------------------------------------------------------------------ referrers
+
+    async def _referring(self, digest: Digest, depth: int) -> None:
+        """What names this manifest as its subject: signatures, SBOMs, and what refers to these in turn."""
         try:
-            listing = await self._source.referrers(digest)
+            listing = await self._patiently(lambda: self._source.referrers(digest))
         except MirrorError as error:
-            self._end(digest, Moved(Role.MANIFEST, 0, State.FAILED, f"its referrers: {error}"))
+            self.result.troubles.append(f"the referrers of {digest} could not be listed: {error}")
             return
-        await _all([self._manifest(one) for one in self._fresh(listing.items)])
+        await _all(self._manifest(one, depth - 1, signed=False) for one in self._fresh(listing.items))
+
+    async def _cosigned(self, digest: Digest, suffix: str, depth: int) -> None:
+        """What cosign keeps by tag, beside the image, in registries that know no referrers."""
+        tag = f"{digest.algorithm}-{digest.hex}.{suffix}"
+        try:
+            answer = await self._patiently(lambda: self._source.fetch_manifest(tag))
+            manifest = _parsed(answer)
+        except (ManifestUnknown, Denied):
+            # where rules here forbid it nobody could pull it either
+            return
+        except (MirrorError, ValueError) as error:
+            self.result.troubles.append(f"{tag}: {error}")
+            return
+        if manifest.digest not in self._seen:
+            self._seen.add(manifest.digest)
+            self._note_manifest(manifest, answer)
+            await self._below(manifest, depth - 1, signed=False)
+
+    # ---------------------------------------------------------------------------------------------------- blobs
 
     async def _blob(self, descriptor: Descriptor, role: Role) -> None:
         digest = descriptor.digest
+        # before its turn comes, so that the whole is known early
+        self._report(Progress(digest, role, 0, descriptor.size if descriptor.size >= 0 else None))
         async with self._gate:
             try:
-                fetched = await self._source.fetch(digest, partial(self._moving, digest, role))
+                moving = partial(self._moving, digest, role)
+                fetched = await self._patiently(lambda: self._source.fetch(digest, moving))
             except MirrorError as error:
-                self._end(digest, Moved(role, max(0, descriptor.size), State.FAILED, str(error)))
+                self._end(digest, Moved(role, descriptor.size, State.FAILED, str(error)))
                 return
-        size = max(descriptor.size, self._received.pop(digest, 0))
+        size = self._received.pop(digest, descriptor.size)
         self._end(digest, Moved(role, size, State.FETCHED if fetched else State.HERE))
 
     def _moving(self, digest: Digest, role: Role, received: int, size: int | None) -> None:
         self._received[digest] = received
         self._report(Progress(digest, role, received, size))
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """A list of images is more at once than some registries like: they say how long to wait."""
+        for _ in range(_WAITS):
+            try:
+                return await ask()
+            except UpstreamThrottled as error:
+                if error.retry_after > _LONGEST_WAIT:
+                    raise
+                telemetry.log.warning("upstream throttles", upstream=error.upstream, wait=error.retry_after)
+                await self._sleep(error.retry_after)
+        return await ask()
+
+    # ----------------------------------------------------------------------------------------------- bookkeeping
 
     def _note_manifest(self, manifest: Manifest, answer: ManifestAnswer) -> None:
         role = Role.INDEX if manifest.is_index else Role.MANIFEST
@@ -190,7 +334,7 @@ class _Warming:
     def _end(self, digest: Digest, moved: Moved) -> None:
         self.result.moved[digest] = moved
         received = 0 if moved.state is State.FAILED else moved.size
-        self._report(Progress(digest, moved.role, received, moved.size, moved.state))
+        self._report(Progress(digest, moved.role, received, moved.size if moved.size >= 0 else None, moved.state))
 
     def _fresh(self, descriptors: Iterable[Descriptor]) -> Iterator[Descriptor]:
         for descriptor in descriptors:
@@ -202,6 +346,18 @@ class _Warming:
 def _parsed(answer: ManifestAnswer) -> Manifest:
     """Raises `ValueError` where it is no manifest."""
     return read_manifest(answer.content or b"", answer.media_type, algorithm=answer.digest.algorithm)
+
+
+def platform_of(config: bytes) -> dict[str, Any]:
+    """What an image's config says that it is for (image-spec, config.md); empty where it does not.
+
+    Raises `ValueError` where it is no JSON object.
+    """
+    body = json.loads(config)
+    if not isinstance(body, dict):
+        raise ValueError("not a JSON object")
+    said = {name: body.get(name) for name in ("os", "architecture", "variant")}
+    return {name: value for name, value in said.items() if isinstance(value, str) and value}
 
 
 async def _all(work: Iterable[Coroutine[None, None, None]]) -> None:

@@ -30,10 +30,21 @@ def check_literal(bounds: Bounds, host: str) -> None:
 
 
 class BoundedResolver(AbstractResolver):
-    """The system's resolver (in a thread), less the addresses that are forbidden."""
+    """The system's resolver (in a thread), less the addresses that are forbidden.
 
-    def __init__(self, bounds: Bounds, inner: AbstractResolver | None = None, *, timeout: float = 5.0) -> None:
+    `proxy_at` gives the rules for a host that is a proxy of ours, None for any other.
+    """
+
+    def __init__(
+        self,
+        bounds: Bounds,
+        inner: AbstractResolver | None = None,
+        *,
+        timeout: float = 5.0,
+        proxy_at: Callable[[str], Bounds | None] = lambda host: None,
+    ) -> None:
         self._bounds = bounds
+        self._proxy_at = proxy_at
         self._inner = inner or ThreadedResolver()
         self._timeout = timeout
 
@@ -43,7 +54,8 @@ class BoundedResolver(AbstractResolver):
         """Within `timeout` seconds. Raises `OSError`; `AddressRefused` where every address is forbidden."""
         async with asyncio.timeout(self._timeout):
             found = await self._inner.resolve(host, port, family)
-        permitted = [one for one in found if self._bounds.permits(host, one["host"])]
+        bounds = self._proxy_at(host) or self._bounds
+        permitted = [one for one in found if bounds.permits(host, one["host"])]
         if found and not permitted:
             raise AddressRefused(f"{host} leads to an address that this upstream may not lead to")
         return permitted

@@ -14,6 +14,7 @@ import aiohttp
 from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from mirror.policy.realms import Bounds
 from mirror.upstream.addresses import AddressRefused, BoundedResolver
+from mirror.upstream.proxies import DIRECT, Proxies
 from mirror.upstream.transfer import DialFailed, DialTimedOut
 
 __all__ = ["Observe", "open_session", "read_limited", "translated"]
@@ -26,16 +27,25 @@ _LONGEST_FIELD = 32 * 1024
 
 
 def open_session(
-    bounds: Bounds, tls: ssl.SSLContext | None, *, connect_timeout: float, read_timeout: float
+    bounds: Bounds,
+    tls: ssl.SSLContext | None,
+    *,
+    connect_timeout: float,
+    read_timeout: float,
+    proxies: Proxies = DIRECT,
 ) -> aiohttp.ClientSession:
     """A session of one upstream; to be called where the event loop runs.
 
-    No cookies, no inflating (the digest names the bytes as they are), no re-quoting, no proxies from the environment.
-    Redirects are on by default in each request: callers turn them off.
+    No cookies, no inflating (the digest names the bytes as they are), no re-quoting, no proxies but those that each
+    request is given (`Proxies.options`; `proxies` here says where they may be). Redirects are on by default in each
+    request: callers turn them off.
     """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
-            resolver=BoundedResolver(bounds, timeout=connect_timeout), ssl=tls or True, limit=0, keepalive_timeout=20
+            resolver=BoundedResolver(bounds, timeout=connect_timeout, proxy_at=proxies.at),
+            ssl=tls or True,
+            limit=0,
+            keepalive_timeout=20,
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
@@ -78,6 +88,8 @@ async def translated(upstream: str, whom: str) -> AsyncIterator[None]:
             raise UpstreamInvalid(str(error.os_error), upstream=upstream) from error
         why = error.os_error.strerror or type(error.os_error).__name__
         raise DialFailed(f"no connection to {whom}: {why}", upstream=upstream) from error
+    except aiohttp.ClientHttpProxyError as error:
+        raise DialFailed(f"the proxy answers {error.status}", upstream=upstream) from error
     except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
         raise UpstreamInvalid(f"{whom} does not answer in HTTP", upstream=upstream) from error
     except (aiohttp.ClientError, OSError) as error:

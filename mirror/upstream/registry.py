@@ -41,7 +41,7 @@ from mirror.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from mirror.memo import Memo
+from mirror.memo import MISSING, Memo
 from mirror.oci.challenge import Scope, parse_challenges
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import (
@@ -55,6 +55,7 @@ from mirror.oci.manifest import (
     read_manifest,
 )
 from mirror.oci.reference import Reference, check_tag
+from mirror.policy.budget import LOOK_AGAIN, Budget, is_spent, newer, parse_budget, patience, resets_in
 from mirror.policy.realms import Bounds, Url, UrlRefused, parse_url, surviving_headers
 from mirror.policy.retrying import (
     CLOSED,
@@ -68,11 +69,12 @@ from mirror.ports import Body
 from mirror.upstream.addresses import check_literal
 from mirror.upstream.body import Fields, HttpBody
 from mirror.upstream.client import Observe, open_session, read_limited, translated
-from mirror.upstream.credentials import CredentialSource, GivenCredentials
+from mirror.upstream.credentials import CredentialSource, CredentialsUnavailable, GivenCredentials
+from mirror.upstream.proxies import DIRECT, Proxies
 from mirror.upstream.tokens import TokenSource
-from mirror.upstream.transfer import LARGEST_ERROR, REDIRECTS, DialFailed, DialTimedOut, Transfer
+from mirror.upstream.transfer import LARGEST_ERROR, REDIRECTS, DialFailed, DialTimedOut, Hangup, Transfer
 
-__all__ = ["RegistryUpstream"]
+__all__ = ["RegistryUpstream", "unverified"]
 
 _ACCEPT: Final = ", ".join(ACCEPT)
 _RETRIES: Final = 2
@@ -101,11 +103,14 @@ class RegistryUpstream:
     """An `Upstream` behind a URL, which may have a path before `/v2/`.
 
     `allowed` are hosts that tokens may be had from besides the registry's own site. `verify` is a TLS context, or
-    whether to check certificates at all. `internal` says that this upstream, and what it points to, may be on a private
+    whether to check certificates at all; `identity` is a context that shows a certificate of ours, to the registry
+    itself alone. `proxies` says what is reached through which proxy. `retries` bounds further tries of one call where
+    upstream answers 5xx or breaks off. `internal` says that this upstream, and what it points to, may be on a private
     network; None: judged by its URL. Times in seconds: `connect_timeout` per dial, `answer_timeout` for the whole of a
     small answer and the headers of a blob, `read_timeout` between two bytes of a blob; a blob slower than `lowest_rate`
     bytes a second over `rate_window` is given up. `blobs_at_once` and `calls_at_once` bound what is under way. `now`
-    is epoch seconds, `clock` any seconds, `sleep` and `jitter` are for the waits between tries.
+    is epoch seconds, `clock` any seconds, `sleep` and `jitter` are for the waits between tries. `on_budget` is told
+    what upstream says is left to be pulled.
 
     Raises `UrlRefused` (a `ValueError`) for a URL that is none.
     """
@@ -121,6 +126,9 @@ class RegistryUpstream:
         allowed: Iterable[str] = (),
         internal: bool | None = None,
         verify: bool | ssl.SSLContext = True,
+        identity: ssl.SSLContext | None = None,
+        proxies: Proxies = DIRECT,
+        retries: int = _RETRIES,
         connect_timeout: float = 5.0,
         answer_timeout: float = 25.0,
         read_timeout: float = 30.0,
@@ -134,13 +142,20 @@ class RegistryUpstream:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
         observe: Observe | None = None,
+        on_budget: Callable[[Budget], None] = lambda budget: None,
     ) -> None:
         self._name = name
         self._base = url.rstrip("/")
         self._bounds = Bounds.of(self._base, allowed, internal=internal)
+        where = self._bounds.base.authority
+        #: For messages: which of several addresses it is, where the name does not say it.
+        self._whom = name if where == name else f"{name} ({where})"
         self._executor = executor
         self._verify = verify
         self._context: ssl.SSLContext | None = verify if isinstance(verify, ssl.SSLContext) else None
+        self._identity = identity
+        self._proxies = proxies
+        self._retries = retries
         self._connect_timeout = connect_timeout
         self._answer_timeout = answer_timeout
         self._agent = user_agent
@@ -152,13 +167,15 @@ class RegistryUpstream:
         self._blobs = asyncio.Semaphore(blobs_at_once)
         self._calls = asyncio.Semaphore(calls_at_once)
         self._opened: aiohttp.ClientSession | None = None
+        self._credentials = credentials or GivenCredentials()
         self._tokens = TokenSource(
             name,
             self._bounds,
             self._session,
-            credentials or GivenCredentials(),
+            self._credentials,
             memo,
             timeout=answer_timeout,
+            proxies=proxies,
             now=now,
             clock=clock,
             observe=observe,
@@ -167,6 +184,8 @@ class RegistryUpstream:
             name,
             self._bounds,
             tls=self._tls,
+            identity=identity,
+            proxies=proxies,
             connect_timeout=connect_timeout,
             answer_timeout=answer_timeout,
             read_timeout=read_timeout,
@@ -174,6 +193,10 @@ class RegistryUpstream:
             rate_window=rate_window,
             clock=clock,
         )
+        self._memo = memo
+        self._on_budget = on_budget
+        self._budget: Budget | None = None
+        self._looked_at = 0.0
         self._held_until = 0.0
         self._strikes = 0
         self._circuit = CLOSED
@@ -184,16 +207,40 @@ class RegistryUpstream:
         """As clients say it."""
         return self._name
 
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return self._base
+
+    @property
+    def budget(self) -> Budget | None:
+        """What upstream has last said is left to be pulled; None where it does not say."""
+        return self._budget
+
+    @property
+    def patience(self) -> float:
+        """See `Upstream`."""
+        return patience(self._budget, self._now())
+
     async def resolve(self, repo: str, reference: Reference) -> Descriptor:
-        """By HEAD, which costs nothing where pulls are counted; by GET where that does not say all (see `Upstream`)."""
+        """By HEAD, which costs nothing where pulls are counted; by GET where that does not say all (see `Upstream`).
+
+        Where nothing is left to be pulled, no tag is resolved: what it points to now could not be had.
+        """
+        by_tag = not isinstance(reference, Digest)
+        if by_tag:
+            await self._within_budget()
         reply = await self._ask("resolve", repo, f"manifests/{reference}", method="HEAD", known={404, 405})
         if reply.status == 404:
             raise self._unknown(reply)
+        if by_tag and is_spent(self._budget, self._now()):
+            raise self._spent()
         described = self._describe(reply, reference) if reply.status == 200 else None
         return described or (await self.manifest(repo, reference)).descriptor
 
     async def manifest(self, repo: str, reference: Reference) -> Manifest:
-        """At most 4 MiB, hashed before it is parsed (see `Upstream`)."""
+        """At most 4 MiB, hashed before it is parsed (see `Upstream`). This is what counts as a pull."""
+        await self._within_budget()
         reply = await self._ask("manifest", repo, f"manifests/{reference}", limit=LARGEST)
         return self._read_manifest(reply, reference)
 
@@ -256,12 +303,40 @@ class RegistryUpstream:
         except UpstreamNotKnown:
             return []
 
+    async def check(self) -> str:
+        """Whether we are let in, by GET of `/v2/`; returns how, for people. Raises like every call.
+
+        Credentials are had even where they are not asked for, so that an issuer that fails shows.
+        """
+        credentials = await self._credentials.credentials()
+        url, asked = f"{self._base}/v2/", False
+
+        async def send(authorization: str | None) -> _Reply:
+            nonlocal asked
+            asked = asked or authorization is not None
+            headers = {"Accept-Encoding": "identity", "User-Agent": self._agent}
+            if authorization:
+                headers["Authorization"] = authorization
+            async with self._calls, translated(self._name, self._whom), asyncio.timeout(self._answer_timeout):
+                return await self._fetch("GET", url, headers, LARGEST_ERROR)
+
+        try:
+            await self._call("check", Scope(), send, {200})
+        except UpstreamDenied:
+            if credentials is not None:
+                raise
+            return "answers; anonymous, so only what it shows to everybody"
+        if credentials is None:
+            return "answers; anonymous"
+        return "answers; lets us in with our credentials" if asked else "answers; did not ask for our credentials"
+
     async def aclose(self) -> None:
         """Repeatable. Blobs that are being read stay open until their contexts are left."""
         opened, self._opened = self._opened, None
         if opened is not None:
             await opened.close()
         self._transfer.close()
+        await self._credentials.aclose()
 
     # ---------------------------------------------------------------------------------------------- small answers
 
@@ -318,10 +393,10 @@ class RegistryUpstream:
             if authorization and parse_url(url).origin == self._bounds.base.origin:
                 # a later page may be where the first was redirected to
                 headers["Authorization"] = authorization
-            async with self._calls, translated(self._name, self._name), asyncio.timeout(self._answer_timeout):
+            async with self._calls, translated(self._name, self._whom), asyncio.timeout(self._answer_timeout):
                 return await self._fetch(method, url, headers, limit)
 
-        return await self._call(event, repo, send, {200, *known})
+        return await self._call(event, Scope.pull(repo), send, {200, *known})
 
     async def _fetch(self, method: _Method, text: str, headers: Mapping[str, str], limit: int) -> _Reply:
         """With redirects, by hand."""
@@ -330,8 +405,15 @@ class RegistryUpstream:
             url = parse_url(text)
             while True:
                 check_literal(self._bounds, url.host)
+                more = self._proxies.options(url)
+                if self._identity and url.origin == self._bounds.base.origin:
+                    more["ssl"] = self._identity
                 async with self._session().request(
-                    method, URL(str(url), encoded=True), headers=headers, allow_redirects=False
+                    method,
+                    URL(str(url), encoded=True),
+                    headers={**headers, **self._proxies.headers(url)},
+                    allow_redirects=False,
+                    **more,
                 ) as response:
                     fields = Fields(response.headers.items())
                     if response.status not in REDIRECTS:
@@ -391,27 +473,29 @@ class RegistryUpstream:
             if authorization:
                 headers["Authorization"] = authorization
 
+            hangup = Hangup()
+
             def get() -> _Reply:
-                answer = self._transfer.get(url, headers, start=start, only=only)
+                answer = self._transfer.get(url, headers, start=start, only=only, hangup=hangup)
                 return _Reply(answer.status, answer.fields, answer.url, answer.content, answer.body)
 
-            return await self._in_thread(get)
+            return await self._in_thread(get, hangup)
 
-        return await self._call(event, repo, send, {200, 206})
+        return await self._call(event, Scope.pull(repo), send, {200, 206})
 
-    async def _in_thread(self, get: Callable[[], _Reply]) -> _Reply:
-        """A blocking call; if nobody waits for it any more, what it brings is closed.
+    async def _in_thread(self, get: Callable[[], _Reply], hangup: Hangup) -> _Reply:
+        """A blocking call; if nobody waits for it any more, it is ended, and what it brings is closed.
 
         Its own time-outs bound it but for the system's resolver, which cannot be ended: that is not waited for.
         """
         running = asyncio.get_running_loop().run_in_executor(self._executor, get)
         longest = 6 * (self._connect_timeout + self._answer_timeout)
-        done, _ = await self._wait(running, longest)
+        done, _ = await self._wait(running, longest, hangup)
         if not done:
             raise UpstreamTimeout("upstream did not answer in time", upstream=self._name)
         return running.result()
 
-    async def _wait(self, running: asyncio.Future[_Reply], longest: float) -> tuple[set[Any], set[Any]]:
+    async def _wait(self, running: asyncio.Future[_Reply], longest: float, hangup: Hangup) -> tuple[set[Any], set[Any]]:
         finished = False
         try:
             done, pending = await asyncio.wait({running}, timeout=longest)
@@ -419,16 +503,16 @@ class RegistryUpstream:
             return done, pending
         finally:
             if not finished:
+                hangup.now()
                 running.add_done_callback(_close_unwanted)
 
     # ------------------------------------------------------------------------------------- what every call goes through
 
     async def _call(
-        self, event: str, repo: str, send: Callable[[str | None], Awaitable[_Reply]], fine: set[int]
+        self, event: str, scope: Scope, send: Callable[[str | None], Awaitable[_Reply]], fine: set[int]
     ) -> _Reply:
         """Admission, authorisation, retries, back-off. The drawing is at the top of the file."""
-        scope = Scope.pull(repo)
-        retries = _RETRIES
+        retries = self._retries
         authenticated = False
         while True:
             probing = self._admit()
@@ -438,9 +522,10 @@ class RegistryUpstream:
             except UpstreamUnavailable as error:
                 self._note_failure(error)
                 down = self._circuit.verdict(self._clock()).wait > 0
-                if retries and not down and not isinstance(error, UpstreamTimeout) and is_worth_retrying(error.status):
+                late = isinstance(error, UpstreamTimeout | CredentialsUnavailable)
+                if retries and not down and not late and is_worth_retrying(error.status):
                     retries -= 1
-                    await self._pause(_RETRIES - retries)
+                    await self._pause(self._retries - retries)
                     continue
                 raise
             except UpstreamThrottled as error:
@@ -449,6 +534,7 @@ class RegistryUpstream:
             finally:
                 self._probing = self._probing and not probing
             self._circuit = CLOSED
+            await self._note_budget(reply)
             if reply.status in fine:
                 self._strikes = 0
                 return reply
@@ -458,7 +544,7 @@ class RegistryUpstream:
             failure = self._failure(reply, authorization)
             if retries and isinstance(failure, UpstreamUnavailable) and is_worth_retrying(failure.status):
                 retries -= 1
-                await self._pause(_RETRIES - retries)
+                await self._pause(self._retries - retries)
                 continue
             raise failure
 
@@ -473,6 +559,43 @@ class RegistryUpstream:
         finally:
             self._observe(event, status, self._clock() - began)
 
+    async def _within_budget(self) -> None:
+        """Raises `UpstreamThrottled` while nothing is left to be pulled; one call a minute goes out to see."""
+        shared = await self._memo.get(self._budget_key)
+        self._budget = newer(self._budget, None if shared is MISSING else Budget.from_json(shared))
+        now, budget = self._now(), self._budget
+        if budget is None or not is_spent(budget, now):
+            return
+        if now - max(budget.seen_at, self._looked_at) < LOOK_AGAIN:
+            raise self._spent()
+        self._looked_at = now
+
+    async def _note_budget(self, reply: _Reply) -> None:
+        limit, remaining = reply.fields.get("RateLimit-Limit"), reply.fields.get("RateLimit-Remaining")
+        budget = parse_budget(limit, remaining, self._now())
+        if budget is None or reply.url.origin != self._bounds.base.origin:
+            return
+        self._budget = budget
+        self._on_budget(budget)
+        # for other processes; each of them has news of its own soon enough
+        await self._memo.put(self._budget_key, budget.to_json(), LOOK_AGAIN)
+
+    @property
+    def _budget_key(self) -> str:
+        return f"budget {self._name} {self._bounds.base.public}"
+
+    def _spent(self) -> UpstreamThrottled:
+        budget, wait = self._budget, LOOK_AGAIN
+        if budget is not None:
+            wait = resets_in(budget, self._now())
+        of = "" if budget is None else f" of {budget.limit} in {budget.window:.0f} s"
+        return UpstreamThrottled(
+            f"{self._name} allows no more pulls{of}; it may be {wait:.0f} s until it does",
+            upstream=self._name,
+            status=429,
+            retry_after=wait,
+        )
+
     async def _pause(self, attempt: int) -> None:
         await self._sleep(back_off(attempt, self._jitter()))
 
@@ -481,11 +604,11 @@ class RegistryUpstream:
         held = self._held_until - self._clock()
         if held > 0:
             raise UpstreamThrottled(
-                f"{self._name} asked to be left alone for {held:.0f} s more", upstream=self._name, retry_after=held
+                f"{self._whom} asked to be left alone for {held:.0f} s more", upstream=self._name, retry_after=held
             )
         verdict = self._circuit.verdict(self._clock())
         if verdict.wait or (verdict.probe and self._probing):
-            raise UpstreamUnavailable(f"{self._name} did not answer lately", upstream=self._name)
+            raise UpstreamUnavailable(f"{self._whom} did not answer lately", upstream=self._name)
         self._probing = self._probing or verdict.probe
         return verdict.probe
 
@@ -503,7 +626,9 @@ class RegistryUpstream:
         if authorization:
             await self._tokens.reject(scope, authorization)
         learnt = await self._tokens.learn(parse_challenges(reply.fields.get_all("WWW-Authenticate")), scope)
-        return learnt and not (authorization or "").startswith("Basic ")
+        if learnt and (authorization or "").startswith("Basic "):
+            return await self._tokens.authorization(scope) not in (None, authorization)
+        return learnt
 
     def _failure(self, reply: _Reply, authorization: str | None) -> Exception:
         """The error that a status means."""
@@ -536,23 +661,31 @@ class RegistryUpstream:
         if self._opened is None:
             tls = self._tls() if self._bounds.base.scheme == "https" else self._context
             self._opened = open_session(
-                self._bounds, tls, connect_timeout=self._connect_timeout, read_timeout=self._answer_timeout
+                self._bounds,
+                tls,
+                connect_timeout=self._connect_timeout,
+                read_timeout=self._answer_timeout,
+                proxies=self._proxies,
             )
         return self._opened
 
     def _tls(self) -> ssl.SSLContext:
         """One context for all connections, made when the first needs it."""
         if self._context is None:
-            context = ssl.create_default_context()
-            context.set_alpn_protocols(["http/1.1"])
-            if not self._verify:
-                context.check_hostname = False
-                context.verify_mode = ssl.CERT_NONE
-            self._context = context
+            self._context = ssl.create_default_context() if self._verify else unverified()
+            self._context.set_alpn_protocols(["http/1.1"])
         return self._context
 
     def __repr__(self) -> str:
         return f"<RegistryUpstream {self._name} at {self._bounds.base.public}>"
+
+
+def unverified() -> ssl.SSLContext:
+    """For a registry whose certificate is not checked, because its configuration says so."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _close_unwanted(done: asyncio.Future[_Reply]) -> None:

@@ -26,31 +26,20 @@ from yarl import URL
 from mirror.errors import UpstreamDenied, UpstreamInvalid, UpstreamThrottled, UpstreamUnavailable
 from mirror.memo import MISSING, Memo
 from mirror.oci.challenge import Challenge, Scope
-from mirror.policy.realms import Bounds, UrlRefused
+from mirror.policy.lifetimes import usable_seconds
+from mirror.policy.realms import Bounds, UrlRefused, parse_url
 from mirror.policy.retrying import hold_for, is_throttling, parse_retry_after
 from mirror.upstream.addresses import AddressRefused, check_literal
 from mirror.upstream.client import Observe, read_limited, translated
 from mirror.upstream.credentials import Credentials, CredentialSource
+from mirror.upstream.proxies import DIRECT, Proxies
 
-__all__ = ["TokenSource", "usable_seconds"]
+__all__ = ["TokenSource"]
 
 _LARGEST_ANSWER: Final = 64 * 1024
-_LIFETIME: Final = 60.0
-_LONGEST_LIFETIME: Final = 31 * 24 * 3600.0
 _CHALLENGE_KNOWN_FOR: Final = 3600.0
 _CLIENT: Final = "registry-mirror"
 _TOKEN: Final = re.compile(r"[!-~]{1,32768}")
-
-
-def usable_seconds(expires_in: object) -> float:
-    """For how long a token is used: what `expires_in` says less a margin; an absent or absurd one counts as 60 s.
-
-    The margin, a tenth but at least 5 s and at most half, is for the clock of the other side and the way there.
-    """
-    lifetime = _LIFETIME
-    if isinstance(expires_in, int | float) and not isinstance(expires_in, bool) and 0 < expires_in <= _LONGEST_LIFETIME:
-        lifetime = float(expires_in)
-    return lifetime - min(lifetime / 2, max(5.0, lifetime / 10))
 
 
 class TokenSource:
@@ -68,6 +57,7 @@ class TokenSource:
         credentials: CredentialSource,
         memo: Memo,
         *,
+        proxies: Proxies = DIRECT,
         timeout: float = 20.0,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
@@ -78,6 +68,7 @@ class TokenSource:
         self._session = session
         self._credentials = credentials
         self._memo = memo
+        self._proxies = proxies
         self._timeout = timeout
         self._now = now
         self._clock = clock
@@ -94,9 +85,18 @@ class TokenSource:
         challenge: Mapping[str, str] | None = self._last if known is MISSING else known
         if challenge is None:
             return None
-        credentials = self._credentials.credentials()
+        credentials = await self._credentials.credentials()
         if challenge["scheme"] == "basic":
             return credentials.basic if credentials and credentials.username else None
+        try:
+            return await self._bearer(challenge, scope, credentials)
+        except UpstreamDenied:
+            renewed = await self._renewed(credentials)
+            if renewed is None:
+                raise
+        return await self._bearer(challenge, scope, renewed)
+
+    async def _bearer(self, challenge: Mapping[str, str], scope: Scope, credentials: Credentials | None) -> str:
         token = await self._memo.share(
             self._token_key(challenge, scope, credentials),
             lambda: self._exchange(challenge, scope, credentials),
@@ -104,6 +104,14 @@ class TokenSource:
             private=True,
         )
         return f"Bearer {token['token']}"
+
+    async def _renewed(self, refused: Credentials | None) -> Credentials | None:
+        """Other credentials than those refused, if there are any."""
+        if refused is None:
+            return None
+        await self._credentials.reject(refused)
+        found = await self._credentials.credentials()
+        return None if found == refused else found
 
     async def learn(self, challenges: Sequence[Challenge], scope: Scope) -> bool:
         """Remember how upstream wants to be asked. False: by no way that we know. Raises `UpstreamInvalid`."""
@@ -123,12 +131,20 @@ class TokenSource:
         return True
 
     async def reject(self, scope: Scope, authorization: str) -> None:
-        """Upstream refused this: drop it, unless a newer one has already taken its place."""
+        """Upstream refused this: drop it, unless a newer one has already taken its place.
+
+        Where the credentials themselves were sent (Basic), they are rejected.
+        """
         known = await self._memo.get(self._challenge_key(scope), private=True)
         challenge: Mapping[str, str] | None = self._last if known is MISSING else known
-        if challenge is None or challenge["scheme"] == "basic":
+        if challenge is None:
             return
-        key = self._token_key(challenge, scope, self._credentials.credentials())
+        credentials = await self._credentials.credentials()
+        if challenge["scheme"] == "basic":
+            if credentials and credentials.basic == authorization:
+                await self._credentials.reject(credentials)
+            return
+        key = self._token_key(challenge, scope, credentials)
         token = await self._memo.get(key, private=True)
         if token is not MISSING and f"Bearer {token['token']}" == authorization:
             await self._memo.forget(key, private=True)
@@ -138,8 +154,14 @@ class TokenSource:
     ) -> dict[str, Any]:
         wanted = _wanted(challenge, scope)
         url = self._check(challenge["realm"])
+        more: dict[str, Any] = {"allow_redirects": False, **self._proxies.options(parse_url(url))}
         began, status = self._clock(), None
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            **self._proxies.headers(parse_url(url)),
+        }
+        more["headers"] = headers
         async with translated(self._upstream, "the token service"):
             if credentials and credentials.identity_token:
                 form = {
@@ -149,13 +171,13 @@ class TokenSource:
                     "scope": str(wanted),
                     "refresh_token": credentials.identity_token,
                 }
-                asking = self._session().post(URL(url, encoded=True), data=form, headers=headers, allow_redirects=False)
+                asking = self._session().post(URL(url, encoded=True), data=form, **more)
             else:
                 if credentials and credentials.username:
                     headers["Authorization"] = credentials.basic
                 query = urlencode([("service", challenge["service"]), *(("scope", one) for one in wanted.entries)])
                 asked = f"{url}{'&' if '?' in url else '?'}{query}"
-                asking = self._session().get(URL(asked, encoded=True), headers=headers, allow_redirects=False)
+                asking = self._session().get(URL(asked, encoded=True), **more)
             try:
                 async with asyncio.timeout(self._timeout), asking as response:
                     status = response.status

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,11 +25,12 @@ from typing import Final
 from mirror.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from mirror.oci.span import parse_content_range
 from mirror.policy.realms import Bounds, Url, UrlRefused, parse_url, surviving_headers
-from mirror.upstream.addresses import AddressRefused, dial
+from mirror.upstream.addresses import AddressRefused, check_literal, dial
 from mirror.upstream.body import Fields, Framing, HttpBody, Pace, describe
 from mirror.upstream.connection import IdleConnections, Wire
+from mirror.upstream.proxies import DIRECT, Proxies, Proxy, open_tunnel
 
-__all__ = ["LARGEST_ERROR", "REDIRECTS", "Answer", "DialFailed", "DialTimedOut", "Transfer"]
+__all__ = ["LARGEST_ERROR", "REDIRECTS", "Answer", "DialFailed", "DialTimedOut", "Hangup", "Transfer"]
 
 #: Bytes of an error's text that are read; the rest is nobody's concern.
 LARGEST_ERROR: Final = 64 * 1024
@@ -63,13 +66,38 @@ class Answer:
     body: HttpBody | None = None
 
 
+class Hangup:
+    """Ends an exchange that nobody waits for any more. `on` by the thread that makes it, `now` by any, once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wire: Wire | None = None
+        self._over = False
+
+    def on(self, wire: Wire | None) -> None:
+        """The connection in use from now on. Raises `EOFError` where it is over already."""
+        with self._lock:
+            self._wire = wire
+            if self._over and wire is not None:
+                raise EOFError("given up")
+
+    def now(self) -> None:
+        """Makes a blocked read fail soon."""
+        with self._lock:
+            self._over = True
+            if self._wire is not None:
+                self._wire.shut_down()
+
+
 class Transfer:
     """Blob exchanges with one upstream and with wherever it redirects to.
 
-    `tls` makes the context for https. Times in seconds: `connect_timeout` for TCP and TLS together, `answer_timeout`
-    from the request to the end of the headers, `read_timeout` for any wait between two bytes of a body. A body is
-    given up if it brings fewer than `lowest_rate` bytes a second, averaged over `rate_window` seconds of waiting;
-    its total time is not limited. `clock` counts seconds.
+    `tls` makes the context for https, `identity` is the one for the upstream itself where we show it a certificate:
+    where it redirects to sees none. `proxies` says what is reached through which proxy. Times in seconds:
+    `connect_timeout` for TCP and TLS together, `answer_timeout` from the request to the end of the headers,
+    `read_timeout` for any wait between two bytes of a body. A body is given up if it brings fewer than `lowest_rate`
+    bytes a second, averaged over `rate_window` seconds of waiting; its total time is not limited. `clock` counts
+    seconds.
     """
 
     def __init__(
@@ -78,6 +106,8 @@ class Transfer:
         bounds: Bounds,
         *,
         tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
+        identity: ssl.SSLContext | None = None,
+        proxies: Proxies = DIRECT,
         connect_timeout: float = 5.0,
         answer_timeout: float = 30.0,
         read_timeout: float = 30.0,
@@ -90,6 +120,8 @@ class Transfer:
         self._upstream = upstream
         self._bounds = bounds
         self._tls = tls
+        self._identity = identity
+        self._proxies = proxies
         self._connect_timeout = connect_timeout
         self._answer_timeout = answer_timeout
         self._read_timeout = read_timeout
@@ -99,13 +131,20 @@ class Transfer:
         self._idle = IdleConnections(most_idle, longest_idle, clock)
 
     def get(
-        self, url: str, headers: Mapping[str, str], *, start: int = 0, only: int | None = None, attempts: int = 2
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        start: int = 0,
+        only: int | None = None,
+        attempts: int = 2,
+        hangup: Hangup | None = None,
     ) -> Answer:
         """Blocking: GET of a URL from byte `start` on (with `only`, that many bytes), redirects followed.
 
         With 200, 206, and 416 to a range that begins where the blob ends, the answer has a body; its `start` is 0 where
         upstream ignored the range. A 206 that lies about where it begins, and a range refused for any other reason, are
-        asked for again without a range. Raises
+        asked for again without a range. `hangup` ends it from another thread while there is no answer yet. Raises
         `DialFailed`, `DialTimedOut`, `UpstreamUnavailable`, `UpstreamTimeout`, `UpstreamInvalid`.
         """
         wanted = dict(headers)
@@ -113,24 +152,25 @@ class Transfer:
         if ranged:
             wanted["Range"] = f"bytes={start}-{'' if only is None else start + only - 1}"
         wanted["Accept-Encoding"] = "identity"
-        answer = self._follow(url, wanted, start if ranged else None)
+        hangup = hangup or Hangup()
+        answer = self._follow(url, wanted, start if ranged else None, hangup)
         if answer is not None and not (answer.status == 416 and start):
             return answer
         if not ranged or attempts <= 1:
             raise self._invalid("an answer with a Content-Range that was not asked for")
-        return self.get(url, headers, attempts=attempts - 1)
+        return self.get(url, headers, attempts=attempts - 1, hangup=hangup)
 
     def close(self) -> None:
         """Close the idle connections. Bodies that are being read stay. Repeatable."""
         self._idle.close()
 
-    def _follow(self, text: str, headers: dict[str, str], start: int | None) -> Answer | None:
+    def _follow(self, text: str, headers: dict[str, str], start: int | None, hangup: Hangup) -> Answer | None:
         """The last answer of a chain of redirects; None: its range is not the one that was asked for."""
         hops = 0
         with self._translated():
             url = parse_url(text)
             while True:
-                wire, status, fields, minor = self._exchange(url, headers)
+                wire, status, fields, minor = self._exchange(url, headers, hangup)
                 framing = Framing.read(status, fields, minor)
                 if framing is None:
                     wire.close()
@@ -170,26 +210,29 @@ class Transfer:
             raise
         return Answer(status, fields, url, body=self._body(wire, framing, url, begin, size))
 
-    def _exchange(self, url: Url, headers: Mapping[str, str]) -> tuple[Wire, int, Fields, int]:
+    def _exchange(self, url: Url, headers: Mapping[str, str], hangup: Hangup) -> tuple[Wire, int, Fields, int]:
         """Send one request and read the head of its answer."""
-        request = _request(url, headers)
+        proxy = self._proxies.for_url(url)
+        relayed = proxy is not None and url.scheme == "http"
+        request = _request(url, {**headers, **self._proxies.headers(url)}, relayed=relayed)
         while idle := self._idle.take(url.origin):
             # it may have been closed at the other end in this very moment; a GET can be sent again
             try:
-                return self._converse(idle, request)
+                return self._converse(idle, request, hangup)
             except TimeoutError:
                 raise
             except (OSError, EOFError):
                 continue
-        return self._converse(self._connect(url), request)
+        return self._converse(self._connect(url, proxy), request, hangup)
 
-    def _connect(self, url: Url) -> Wire:
+    def _connect(self, url: Url, proxy: Proxy | None) -> Wire:
         try:
-            connection = dial(self._bounds, url.host, url.port, self._connect_timeout, self._clock)
+            connection = self._dial(url, proxy)
             if url.scheme == "https":
                 connection.settimeout(self._connect_timeout)  # again: what is left after TCP is less than TLS may need
+                tls = self._identity if self._identity and url.origin == self._bounds.base.origin else self._tls()
                 try:
-                    connection = self._tls().wrap_socket(connection, server_hostname=url.host)
+                    connection = tls.wrap_socket(connection, server_hostname=url.host)
                 except BaseException:
                     connection.close()
                     raise
@@ -201,8 +244,17 @@ class Transfer:
             raise DialFailed(f"no connection to {url.authority}: {describe(error)}", upstream=self._upstream) from error
         return Wire(connection, url.origin, self._read_timeout, self._clock)
 
-    def _converse(self, wire: Wire, request: bytes) -> tuple[Wire, int, Fields, int]:
+    def _dial(self, url: Url, proxy: Proxy | None) -> socket.socket:
+        if proxy is None:
+            return dial(self._bounds, url.host, url.port, self._connect_timeout, self._clock)
+        check_literal(self._bounds, url.host)
+        if url.scheme == "https":
+            return open_tunnel(proxy, url.host, url.port, self._connect_timeout, self._clock)
+        return dial(proxy.bounds, proxy.url.host, proxy.url.port, self._connect_timeout, self._clock)
+
+    def _converse(self, wire: Wire, request: bytes, hangup: Hangup) -> tuple[Wire, int, Fields, int]:
         try:
+            hangup.on(wire)
             wire.begin(self._answer_timeout)
             wire.send(request)
             for _ in range(_MOST_INTERIM):
@@ -221,6 +273,9 @@ class Transfer:
         except BaseException:
             wire.close()
             raise
+        finally:
+            # from here on the connection may be another's
+            hangup.on(None)
 
     def _fields(self, wire: Wire) -> Fields:
         """Header lines up to the empty one (RFC 9112, 5). Half of a head is no head: a cut length is another length."""
@@ -292,8 +347,8 @@ class Transfer:
             raise UpstreamUnavailable(f"the connection broke: {describe(error)}", upstream=self._upstream) from error
 
 
-def _request(url: Url, headers: Mapping[str, str]) -> bytes:
-    lines = [f"GET {url.target} HTTP/1.1", f"Host: {url.authority}"]
+def _request(url: Url, headers: Mapping[str, str], *, relayed: bool) -> bytes:
+    lines = [f"GET {url if relayed else url.target} HTTP/1.1", f"Host: {url.authority}"]
     for name, value in headers.items():
         if not _FIELD_VALUE.fullmatch(value):
             raise UrlRefused(f"a header {name} that cannot be sent")

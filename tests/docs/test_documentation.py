@@ -18,13 +18,47 @@ from mirror.errors import ANSWERS, ConfigError, MirrorError, answer_for
 ROOT = Path(__file__).parents[2]
 
 
+#: Settings that have no default, and need others or files beside them.
+_ALONE = {
+    "tls_certificate",
+    "tls_key",
+    "username",
+    "password",
+    "password_file",
+    "docker_config",
+    "provider",
+    "key_file",
+    "region",
+    "role_arn",
+    "tenant_id",
+    "client_id",
+    "client_secret",
+    "client_secret_file",
+    "token_file",
+    "provider_url",
+    "sts_url",
+    "metadata_url",
+    "ca_file",
+    "client_certificate",
+    "client_key",
+    "proxy_file",
+    "url_file",
+    "htpasswd",
+    "groups",
+    "client_ca",
+    "token_key_file",
+    "realm",
+    "audit_log",
+}
+
+
 def settings(model: type[BaseModel]) -> set[str]:
     """Names of all settings, also within sections."""
     found: set[str] = set()
     for name, field in model.model_fields.items():
         inner = [one for one in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(one, type)]
         sections = [one for one in inner if issubclass(one, BaseModel)]
-        found |= {name} if not sections else set()
+        found |= {field.alias or name} if not sections else set()
         for section in sections:
             found |= settings(section)
     return found
@@ -49,23 +83,33 @@ def test_the_example_configuration_is_good(tmp_path: Path) -> None:
     """As it stands, and with every commented default switched on that can stand alone."""
     assert load(ROOT / "config/mirror.toml").server.workers == 2
     text = (ROOT / "config/mirror.toml").read_text()
-    alone = {
-        "tls_certificate",
-        "tls_key",
-        "username",
-        "password",
-        "password_file",
-        "docker_config",
-        "ca_file",
-        "url_file",
-    }
+    # examples of whole tables are commented out together with their headings
+    paragraphs = [one for one in text.split("\n\n") if not re.search(r"^#\[\[", one, re.MULTILINE)]
     lines = [
-        line[1:] if (found := re.match(r"#(\w+) = ", line)) and found[1] not in alone else line
-        for line in text.splitlines()
+        line[1:] if (found := re.match(r"#(\w+) = ", line)) and found[1] not in _ALONE else line
+        for line in "\n\n".join(paragraphs).splitlines()
     ]
     path = tmp_path / "mirror.toml"
     path.write_text("\n".join(lines))
     assert load(path).store.keep_partials == 86400
+
+
+def test_the_examples_of_sync_rules_are_good(tmp_path: Path) -> None:
+    """The page's as they stand; the example file's with its heading, in each of the three ways to say which tags."""
+    path = tmp_path / "mirror.toml"
+    page = (ROOT / "docs/sync.md").read_text()
+    [text] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    path.write_text(text)
+    assert [rule.title for rule in load(path).sync] == ["docker.io/library/python", "nightly-tools"]
+    [example] = [
+        part for part in (ROOT / "config/mirror.toml").read_text().split("\n\n") if "#[[sync]]" in part.splitlines()
+    ]
+    ways = {"tags", "tags_regex", "tags_semver"}
+    for way in ways:
+        others = "|".join([*(ways - {way}), "cron", *(["prereleases"] if way != "tags_semver" else [])])
+        lines = [line for line in example.splitlines() if not re.match(rf"#(?:{others}) = ", line)]
+        path.write_text("\n".join(re.sub(r"^#(?=\[\[|\w+ = )", "", line) for line in lines))
+        assert load(path).sync[0].title == "python"
 
 
 def test_defaults_in_the_example_are_the_defaults(tmp_path: Path) -> None:
@@ -75,8 +119,14 @@ def test_defaults_in_the_example_are_the_defaults(tmp_path: Path) -> None:
     sections = re.split(r"^(?=\[)", text, flags=re.MULTILINE)
     for section in sections:
         name = re.match(r"\[(\w+)\]", section)
-        if name and name[1] in ("server", "store", "log"):
-            shown = [line[1:] for line in section.splitlines() if re.match(r"#(?!tls_)\w+ = ", line)]
+        if name and name[1] in ("server", "store", "log", "access"):
+            # without those that have no default, and without examples of tables
+            section = re.split(r"^#\[\[", section, maxsplit=1, flags=re.MULTILINE)[0]
+            shown = [
+                line[1:]
+                for line in section.splitlines()
+                if (found := re.match(r"#(\w+) = ", line)) and found[1] not in _ALONE
+            ]
             path.write_text(f"[{name[1]}]\n" + "\n".join(shown))
             assert getattr(load(path), name[1]) == getattr(load(None), name[1])
 
@@ -101,7 +151,7 @@ def test_every_command_is_documented() -> None:
     for name, command in commands.items():
         assert f"`mirror {name}`" in page
         for option in command.params:
-            if option.param_type_name == "option" and option.name not in ("help", "config"):
+            if option.name not in ("help", "config"):
                 assert any(f"`{flag}`" in page for flag in option.opts), (name, option.name)
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import re
+import threading
+from contextlib import suppress
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from mirror.oci.digest import Digest
+from mirror.server import sending
 from tests.support.fake_registry import FakeRegistry, stall
-from tests.support.live_mirror import LiveMirror, live_mirror, noise, reached, until
+from tests.support.live_mirror import PATIENCE, LiveMirror, live_mirror, noise, reached, until
 from tests.support.scripted import Stall
 
 _LAYER = noise(1 << 20)
@@ -86,6 +92,62 @@ async def test_if_none_match(mirror: LiveMirror, layer: Digest) -> None:
     await _warm(mirror, layer)
     answer = await mirror.ask(_at(layer), headers={"If-None-Match": f'"{layer}"'})
     assert (answer.status, answer.body) == (304, b"")
+
+
+async def test_if_none_match_of_head(mirror: LiveMirror, layer: Digest) -> None:
+    """HEAD is answered like GET (RFC 9110, 13.1.2), and the connection goes on."""
+    await _warm(mirror, layer)
+    answer = await mirror.ask(_at(layer), method="HEAD", headers={"If-None-Match": f'"{layer}"'})
+    assert (answer.status, answer.headers["ETag"]) == (304, f'"{layer}"')
+    answer = await mirror.ask(_at(layer), method="HEAD", headers={"If-None-Match": f'"{Digest.of(b"other")}"'})
+    assert (answer.status, answer.headers["Content-Length"]) == (200, str(_SIZE))
+
+
+@pytest.mark.parametrize("header", [{}, {"Range": "bytes=10-600000"}])
+async def test_37_no_descriptor_is_left_for_an_answer(
+    mirror: LiveMirror, layer: Digest, monkeypatch: pytest.MonkeyPatch, header: dict[str, str]
+) -> None:
+    """Row 37: what would be sent past the event loop goes through it where there is no descriptor for that."""
+    await _warm(mirror, layer)
+
+    def none_left(_descriptor: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "dup", none_left)
+    answer = await mirror.ask(_at(layer), headers=header)
+    monkeypatch.undo()
+    assert answer.whole
+    assert answer.body == (_LAYER[10:600001] if header else _LAYER)
+
+
+async def test_a_cancelled_answer_keeps_its_descriptors_until_its_thread_is_done(
+    mirror: LiveMirror, layer: Digest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number that is given back too early is the next socket's or file's, and bytes of this blob would go there."""
+    await _warm(mirror, layer)
+    sendfile, begun, go_on = os.sendfile, threading.Event(), threading.Event()
+    used: list[int] = []
+
+    def slow(out: int, file: int, position: int, count: int) -> int:
+        used.extend((out, file))
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        return sendfile(out, file, position, count)
+
+    monkeypatch.setattr(sending, "_is_cached", lambda *_: False)
+    monkeypatch.setattr(os, "sendfile", slow)
+    asking = asyncio.create_task(mirror.ask(_at(layer)))
+    assert await asyncio.to_thread(begun.wait, PATIENCE)
+    before = [os.readlink(f"/proc/self/fd/{number}") for number in used]
+    for task in asyncio.all_tasks():
+        if "RequestHandler.start" in str(task.get_coro()):
+            task.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert [os.readlink(f"/proc/self/fd/{number}") for number in used] == before
+    go_on.set()
+    with suppress(aiohttp.ClientError):
+        assert not (await asking).whole
 
 
 async def test_unknown_blob(registry: FakeRegistry, mirror: LiveMirror, layer: Digest) -> None:

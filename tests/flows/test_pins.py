@@ -16,7 +16,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.pins import PinRule
-from mirror.policy.records import ManifestRecord, Pin, TagRecord
+from mirror.policy.records import Freeze, ManifestRecord, Pin, TagRecord
 from mirror.repository.names import NamesOnDisk, called
 from mirror.repository.pins import PinnedContent, pinned_images, why_pinned
 from mirror.store.layout import Layout
@@ -136,6 +136,23 @@ async def test_a_pinned_tag_that_moves(registry: FakeRegistry, tmp_path: Path) -
         await pressure(mirror, registry, 6)
         assert present(mirror, new) == new
         assert not present(mirror, old)
+
+
+async def test_a_frozen_tag_that_is_pinned(registry: FakeRegistry, tmp_path: Path) -> None:
+    """What a pinned tag answers because it is frozen stays, whatever upstream has said of it last."""
+    registry.add_image("library/app", "v1", [layer(1), layer(2)])
+    async with running(registry, tmp_path / "store") as mirror:
+        old = await pull(mirror, "v1")
+        pin(mirror, "v1")
+        record = mirror.app.storage.catalog.get_tag(APP, "v1")
+        assert record
+        freeze = Freeze(APP, "v1", record.digest, record.media_type, record.size, "", mirror.clock())
+        registry.add_image("library/app", "v1", [layer(3)], config=b'{"new": 1}')
+        mirror.clock.forward(301)
+        await pull(mirror, "v1")
+        mirror.app.storage.freezes.put(freeze)
+        await pressure(mirror, registry, 6)
+        assert present(mirror, old) == old
 
 
 async def test_a_pin_that_comes_before_the_pull(registry: FakeRegistry, tmp_path: Path) -> None:
@@ -274,10 +291,11 @@ class Site:
     def __init__(self) -> None:
         self.store, self.catalog, self.pins = MemoryStore(), MemoryCatalog(), MemoryPins()
         self.names = NamesOnDisk(self.store, self.catalog)
+        self.answers: dict[str, Digest] = {}
 
     def content(self, rules: Sequence[PinRule] = ()) -> PinnedContent:
         """What stays."""
-        return PinnedContent(self.catalog, self.pins, rules, self.names)
+        return PinnedContent(self.catalog, self.pins, rules, self.names, answer=lambda _, tag: self.answers.get(tag))
 
 
 def tagged(site: Site, tag: str, *layers: bytes) -> Digest:
@@ -325,6 +343,15 @@ def test_what_stays_for_a_pin() -> None:
     assert content.digests(0.0) == {root, Digest.of(b"here"), Digest.of(b"absent")}
     site.pins.put(Pin(APP, Digest.of(b"never seen"), "", 1.0))
     assert Digest.of(b"never seen") in content.digests(0.0)
+
+
+def test_a_pinned_tag_that_answers_something_else() -> None:
+    """Frozen or held back, a tag keeps what it answers as well as what it points to upstream."""
+    site = Site()
+    old, new = tagged(site, "v1", b"old"), tagged(site, "v1", b"new")
+    site.pins.put(Pin(APP, "v1", "", 1.0))
+    site.answers["v1"] = old
+    assert site.content().digests(0.0) == {old, Digest.of(b"old"), new, Digest.of(b"new")}
 
 
 def test_a_tag_that_cannot_be_read_at_the_moment_unpins_nothing() -> None:

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import socket
 import stat
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from mirror import supervisor
 from mirror.config import load
 from mirror.errors import ConfigError
 from mirror.oci.digest import Digest
@@ -28,6 +30,7 @@ from tests.support.scripted import Stall
 
 _LAYER = noise(1 << 20)
 _SIZE = len(_LAYER)
+_real_memory = supervisor._MEMORY
 _DIGEST = Digest.of(_LAYER)
 _AT = f"/v2/library/app/blobs/{_DIGEST}"
 _TAG = "/v2/library/app/manifests/v1"
@@ -86,6 +89,15 @@ async def test_69_health(registry: FakeRegistry, mirror: LiveMirror) -> None:
         assert response.status == 503
     assert (await mirror.ask("/livez")).status == 200
     assert (await mirror.ask("/v2/")).status == 200
+
+
+@pytest.mark.parametrize("page", ["/livez", "/readyz", "/metrics"])
+async def test_pages_for_probes(mirror: LiveMirror, page: str) -> None:
+    """Probes and scrapers may add a query; no page tells which versions serve it."""
+    for target in (page, f"{page}?verbose=1"):
+        answer = await mirror.ask(target)
+        assert answer.status == 200
+        assert answer.headers["Server"] == "mirror"
 
 
 async def test_metrics(registry: FakeRegistry, mirror: LiveMirror) -> None:
@@ -208,6 +220,18 @@ def test_sigterm_while_idle(config: Path) -> None:
 # --------------------------------------------------------------------------------------------------- listeners
 
 
+def test_37_descriptors(config: Path) -> None:
+    """Row 37: workers take as many descriptors as they may have, whatever soft limit they are started with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard - 1, hard))
+    try:
+        with MirrorProcess(config, "--workers", "2") as mirror:
+            for pid in mirror.wait_for_workers(2):
+                assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_tls(config: Path, tmp_path: Path) -> None:
     """Over TLS the same bytes, cold, warm and in parts, and the connection serves on."""
     certificate = Certificate(tmp_path)
@@ -275,6 +299,23 @@ def test_port_in_use(config: Path) -> None:
         for workers in ("1", "2"):
             with pytest.raises(CommandFailed, match=rf"exit code 2\nmirror: server.listen: {address}: .*in use"):
                 _mirror("serve", "--config", str(config), "--listen", address, "--workers", workers)
+
+
+def test_34_metrics_need_no_disk(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 34: a worker that writes to a mapped file on a full disk is killed by the kernel (SIGBUS). What the workers
+    count is therefore in memory; what a killed mirror has left there goes, what a living one has stays.
+    """
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    monkeypatch.setattr(supervisor, "_MEMORY", str(memory))
+    monkeypatch.delenv("TMPDIR", raising=False)
+    (memory / "foreign").mkdir()
+    (memory / "mirror-metrics-left").mkdir()
+    with supervisor._metrics_folder() as one, supervisor._metrics_folder() as two:
+        assert {Path(one).parent, Path(two).parent} == {memory}
+        assert {entry.name for entry in memory.iterdir()} == {"foreign", Path(one).name, Path(two).name}
+    assert [entry.name for entry in memory.iterdir()] == ["foreign"]
+    assert os.access(_real_memory, os.W_OK)
 
 
 def test_access_log_can_be_turned_off(config: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from mirror.errors import IndexUnavailable
 from mirror.index.embedded import EmbeddedIndex
@@ -210,6 +212,22 @@ async def test_manifests_that_cannot_be_read_are_skipped(index: ContentIndex, di
     assert await index.linked(ALPINE, disk.list) is not None
     assert await index.linked(ALPINE, Digest.of(LAYER)) is None
     assert await index.marker() == MARK
+
+
+async def test_manifests_that_were_evicted_are_forgotten(index: ContentIndex, disk: Disk) -> None:
+    """What was noted of one a day ago or earlier goes, without a word in the log; of a later one it stays: the manifest
+    may be on its way. Those that are there, or damaged, stay noted.
+    """
+    disk.store.delete(disk.other)
+    late = Digest.of(b"on its way")
+    disk.catalog.put_manifest(OTHER, ManifestRecord(late, OCI_MANIFEST, 10, time.time()))
+    disk.store.damage(disk.image, b"rubbish")
+    with structlog.testing.capture_logs() as lines:
+        await reconcile(disk.store, disk.catalog, index)
+    assert [record.digest for record in disk.catalog.manifests(OTHER)] == [late]
+    assert {record.digest for record in disk.catalog.manifests(ALPINE)} == {disk.list, disk.image}
+    assert [line["digest"] for line in lines if line["event"] == "reconcile.skipped"] == [str(disk.image)]
+    assert (await reconcile(disk.store, disk.catalog, index)).skipped == 2
 
 
 async def test_many_blobs(index: ContentIndex, disk: Disk) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from mirror.oci.digest import Digest
 from tests.support.fake_registry import FakeRegistry, stall, wrong_bytes
-from tests.support.live_mirror import Got, LiveMirror, live_mirror, noise, reached, until
+from tests.support.live_mirror import PATIENCE, Got, LiveMirror, live_mirror, noise, reached, until
 from tests.support.scripted import Close, Script, Stall, chunked, head
 from tests.support.tmpfs import tmpfs
 
@@ -43,6 +45,67 @@ async def _pull(mirror: LiveMirror, *, by_manifest: bool = True) -> None:
 def _writable(file: Path) -> Path:
     file.chmod(0o644)
     return file
+
+
+# ------------------------------------------------------------------------------------------- a busy disk
+
+
+async def test_other_workers_do_not_wait_for_the_disk(
+    registry: FakeRegistry, mirror: LiveMirror, image: Digest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that takes its time to make new names durable keeps nobody waiting: not the worker that asks upstream, and
+    not another on the same store, which finds the tag and the manifest there instead of asking upstream as well.
+    """
+    fsync, done, begun = os.fsync, threading.Event(), threading.Event()
+
+    def slow(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            begun.set()
+            assert done.wait(PATIENCE), "the disk was never let go"
+        fsync(descriptor)
+
+    async with live_mirror(mirror.root, {"docker.io": registry.url}) as another:
+        monkeypatch.setattr(os, "fsync", slow)
+        try:
+            asked = [asyncio.create_task(mirror.ask(_TAG))]
+            assert await asyncio.to_thread(begun.wait, PATIENCE)
+            asked.append(asyncio.create_task(another.ask(_TAG)))
+            answers = await asyncio.gather(*asked)
+        finally:
+            done.set()
+    assert [answer.status for answer in answers] == [200, 200]
+    assert [request.method for request in registry.of_kind("manifests")] == ["HEAD", "GET"]
+    assert not [line for line in (*mirror.log, *another.log) if line["event"] == "a lock was not to be had"]
+
+
+async def test_those_who_read_do_not_wait_for_those_who_write(
+    registry: FakeRegistry, mirror: LiveMirror, image: Digest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many tags a busy disk has to take note of, what is on it already is served meanwhile."""
+    await _pull(mirror)
+    for number in range(40):
+        registry.add_image("library/app", f"t{number}", [b"%d" % number])
+    fsync, done = os.fsync, threading.Event()
+    syncing = threading.Semaphore(0)
+
+    def slow(descriptor: int) -> None:
+        syncing.release()
+        assert done.wait(PATIENCE), "the disk was never let go"
+        fsync(descriptor)
+
+    async with live_mirror(mirror.root, {"docker.io": registry.url}) as another:
+        await another.rebuilt()
+        monkeypatch.setattr(os, "fsync", slow)
+        tags = [f"/v2/library/app/manifests/t{number}" for number in range(40)]
+        asked = [asyncio.create_task(another.ask(tag, method="HEAD")) for tag in tags]
+        try:
+            assert await asyncio.to_thread(syncing.acquire, timeout=PATIENCE)
+            assert (await another.ask(f"/v2/library/app/manifests/{image}")).cache == "hit"
+            assert (await another.ask(_TAG)).cache == "hit"
+            _is_whole(await another.ask(_AT))
+        finally:
+            done.set()
+        assert {answer.status for answer in await asyncio.gather(*asked)} == {200}
 
 
 # -------------------------------------------------------------------------------- files changed beneath us

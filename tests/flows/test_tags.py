@@ -10,7 +10,9 @@ from typing import TypeVar
 import pytest
 
 from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
 from mirror.once import Once
+from mirror.repository import proxied
 from tests.support.fake_registry import FakeRegistry, stall, status, throttle
 from tests.support.live_mirror import Clock, Got, LiveMirror, live_mirror, reached, until
 from tests.support.scripted import Stall
@@ -18,6 +20,7 @@ from tests.support.scripted import Stall
 T = TypeVar("T")
 
 _TAG = "/v2/library/app/manifests/v1"
+_REPO = Repo("docker.io", "library/app")
 #: Seconds, as configured below.
 _TTL, _STALE = 100, 1000
 
@@ -209,6 +212,47 @@ async def test_stale_while_down(
     answer = await mirror.ask(f"/v2/library/app/manifests/{image}")
     assert _digest(answer) == str(image)
     assert "Warning" not in answer.headers
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_upstream_that_hangs(
+    registry: FakeRegistry, mirror: LiveMirror, image: Digest, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """While upstream takes its time the old answer is given, marked stale; the new one is for those who come later."""
+    await mirror.ask(_TAG)
+    second = registry.add_image("library/app", "v1", [b"second"])
+    mirror.clock.forward(_TTL + 1)
+    monkeypatch.setattr(proxied, "_SLOW_AFTER", 0.0)
+    gate = Stall()
+    registry.fail("manifests", lambda request, answer: [gate, *answer(request)])
+    answer = await mirror.ask(_TAG, method=method)
+    assert _digest(answer) == str(image)
+    assert answer.headers["Warning"].startswith("299 - ")
+    assert answer.cache == "hit; detail=upstream-unavailable"
+    await reached(gate)
+    gate.release()
+    # it takes the place of the stale one as soon as it is there
+    await until(lambda: (hot := mirror.app.shelf.tags.get((_REPO, "v1"))) and hot.record.digest == second)
+    answer = await mirror.ask(_TAG)
+    assert _digest(answer) == str(second)
+    assert "Warning" not in answer.headers
+
+
+async def test_cold_tag_of_an_upstream_that_hangs(
+    registry: FakeRegistry, mirror: LiveMirror, image: Digest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no old answer, or it is too old, upstream's is waited for."""
+    monkeypatch.setattr(proxied, "_SLOW_AFTER", 0.0)
+    for _ in range(2):
+        gate = Stall()
+        registry.fail("manifests", lambda request, answer, gate=gate: [gate, *answer(request)])  # type: ignore[misc]
+        asking = asyncio.create_task(mirror.ask(_TAG))
+        await reached(gate)
+        gate.release()
+        answer = await asking
+        assert _digest(answer) == str(image)
+        assert "Warning" not in answer.headers
+        mirror.clock.forward(_STALE + 1)
 
 
 async def test_upstream_that_is_down_is_left_alone(registry: FakeRegistry, mirror: LiveMirror, image: Digest) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import random
 import re
 import socket
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from mirror import telemetry
 from mirror.oci.digest import Digest
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, noise, until
@@ -354,6 +358,22 @@ async def test_fields_of_the_access_log(mirror: LiveMirror) -> None:
     assert [line["upstream"] for line in lines] == ["docker.io"] * 3 + [None]
     assert lines[3]["trouble"].startswith("DigestInvalid: ")
     assert len({line["id"] for line in lines}) == 4
+
+
+async def test_a_log_that_cannot_be_written(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """Its disk is full, or nobody reads its pipe: lines are lost and counted, and everybody gets their answer."""
+
+    class Full(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    registry.add_image("library/app", "v1", [b"layer"])
+    telemetry.set_up_logging("info", Full())
+    for target, status in (("/v2/library/app/manifests/v1", 200), ("/v2/library/app/manifests/none", 404)):
+        assert (await mirror.ask(target)).status == status
+    lost = re.search(rb"^mirror_log_lost_total (\S+)$", (await mirror.ask("/metrics")).body, re.MULTILINE)
+    assert lost
+    assert float(lost[1]) >= 2
 
 
 async def test_error_names_its_log_line(mirror: LiveMirror) -> None:

@@ -14,7 +14,9 @@ import pytest
 
 from mirror.errors import BlobDamaged, BlobUnknown, StoreError, StoreFull
 from mirror.oci.digest import Digest
+from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
+from mirror.policy.records import TagRecord
 from mirror.ports import BlobStore, Catalog
 from mirror.store import local
 from mirror.store.catalog import LocalCatalog
@@ -341,6 +343,36 @@ def test_a_failed_fsync_discards_the_file(store: LocalStore, monkeypatch: pytest
     assert store.growing() == {}
 
 
+def test_settling_makes_every_new_name_durable(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is put is there at once, its bytes synced; the names of it and of new folders by `settle`, once."""
+    catalog = LocalCatalog(store.layout)
+    repo, digest = Repo("ghcr.io", "owner/app"), DIGEST
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}").removeprefix(f"{store.layout.root}/"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    store.put(digest, CONTENT)
+    catalog.put_tag(repo, TagRecord("v1", digest, OCI_MANIFEST, len(CONTENT), 1.0))
+    assert catalog.get_tag(repo, "v1")
+    assert store.read(digest, len(CONTENT)) == CONTENT
+    assert [name.rpartition("/")[0] for name in synced] == ["ingest", "ingest"]
+    synced.clear()
+    store.settle()
+    assert sorted(synced) == ["blobs/sha256", f"blobs/sha256/{digest.hex[:2]}"]
+    synced.clear()
+    catalog.settle()
+    folders = ["repositories", "repositories/ghcr.io", "repositories/ghcr.io/owner", "repositories/ghcr.io/owner/app"]
+    assert sorted(synced) == [*folders, "repositories/ghcr.io/owner/app/_tags"]
+    synced.clear()
+    store.settle()
+    catalog.settle()
+    assert synced == []
+
+
 def test_records_that_were_cut_count_as_absent(store: LocalStore) -> None:
     """A tag's file that does not parse is asked for again, not served (row 54)."""
     catalog = LocalCatalog(store.layout)
@@ -350,6 +382,10 @@ def test_records_that_were_cut_count_as_absent(store: LocalStore) -> None:
     for name, text in (("cut", b'{"digest": "sha'), ("empty", b""), ("list", b"[]"), ("wrong", b'{"digest": 1}')):
         (folder / name).write_bytes(text)
         assert catalog.get_tag(repo, name) is None
+        history = store.layout.history(repo) / name
+        history.parent.mkdir(exist_ok=True)
+        history.write_bytes(text)
+        assert catalog.get_history(repo, name) == ()
 
 
 def test_quarantined_bytes_stay_for_the_curious(store: LocalStore) -> None:

@@ -30,7 +30,6 @@ from mirror.oci.manifest import ACCEPT, DOCKER_MANIFEST, LARGEST, OCI_INDEX, OCI
 from mirror.ports import Body, Upstream
 from mirror.upstream.credentials import Credentials, GivenCredentials
 from mirror.upstream.registry import RegistryUpstream
-from mirror.upstream.sealed import SealedUpstream
 from tests.support.certificates import Certificate
 from tests.support.fake_registry import (
     FakeRegistry,
@@ -123,14 +122,13 @@ async def pull(upstream: Upstream, digest: Digest, start: int = 0) -> tuple[int,
 
 
 def test_it_is_an_upstream() -> None:
-    """Both adapters have the port's shape."""
+    """The adapter has the port's shape."""
     with ThreadPoolExecutor(1) as executor:
-        upstreams: list[Upstream] = [
-            RegistryUpstream("docker.io", "https://registry-1.docker.io/", executor=executor, memo=Memo()),
-            SealedUpstream("docker.io"),
-        ]
-    assert [upstream.name for upstream in upstreams] == ["docker.io", "docker.io"]
-    assert repr(upstreams[0]) == "<RegistryUpstream docker.io at https://registry-1.docker.io/>"
+        upstream: Upstream = RegistryUpstream(
+            "docker.io", "https://registry-1.docker.io/", executor=executor, memo=Memo()
+        )
+    assert upstream.name == "docker.io"
+    assert repr(upstream) == "<RegistryUpstream docker.io at https://registry-1.docker.io/>"
 
 
 # ---------------------------------------------------------------------------------------------------- manifests
@@ -881,23 +879,6 @@ async def test_referrers_that_are_none(registry: FakeRegistry, build: Build) -> 
 
 
 # ------------------------------------------------------------------------------------------------------ the rest
-
-
-async def test_sealed() -> None:
-    """The air gap answers every call with the same error, at once."""
-    sealed, digest = SealedUpstream("docker.io"), Digest.of(b"x")
-    calls: list[Callable[[], Any]] = [
-        lambda: sealed.resolve(NAME, "v1"),
-        lambda: sealed.manifest(NAME, digest),
-        lambda: pull(sealed, digest),
-        lambda: sealed.blob_size(NAME, digest),
-        lambda: sealed.tags(NAME),
-        lambda: sealed.referrers(NAME, digest),
-    ]
-    for call in calls:
-        with pytest.raises(UpstreamUnavailable, match="sealed"):
-            await call()
-    await sealed.aclose()
 
 
 async def test_large_blobs_at_once(build: Build) -> None:

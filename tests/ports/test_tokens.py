@@ -23,10 +23,12 @@ from mirror.errors import (
 )
 from mirror.memo import Memo, redis_cache
 from mirror.oci.challenge import Challenge, Scope
+from mirror.policy.lifetimes import usable_seconds
 from mirror.policy.realms import Bounds
 from mirror.upstream.client import open_session
-from mirror.upstream.credentials import Credentials, CredentialSource, DockerConfig, GivenCredentials
-from mirror.upstream.tokens import TokenSource, usable_seconds
+from mirror.upstream.credentials import Credentials, CredentialSource, GivenCredentials
+from mirror.upstream.docker_config import DockerConfig
+from mirror.upstream.tokens import TokenSource
 from tests.support.fake_registry import FakeRegistry, html, status, throttle
 from tests.support.redis_server import RedisServer
 from tests.support.scripted import Scripted, Stall, reply, reply_json
@@ -400,30 +402,30 @@ def auth(username: str, password: str) -> str:
         ("a.io", {}, None),
     ],
 )
-def test_docker_config(tmp_path: Path, registry: str, entries: Any, expected: Credentials | None) -> None:
+async def test_docker_config(tmp_path: Path, registry: str, entries: Any, expected: Credentials | None) -> None:
     """The spellings that docker and podman write."""
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"auths": entries, "credsStore": "ignored"}))
+    path.write_text(json.dumps({"auths": entries, "credHelpers": {"other.io": "other"}}))
     config = DockerConfig(path, [registry])
     config.check()
-    assert config.credentials() == expected
+    assert await config.credentials() == expected
 
 
-def test_docker_config_is_read_again_when_it_changes(tmp_path: Path) -> None:
+async def test_docker_config_is_read_again_when_it_changes(tmp_path: Path) -> None:
     """Rotated secrets take effect; a file half written or gone counts as what it last was."""
     path = tmp_path / "config.json"
     config = DockerConfig(path, ["a.io"])
-    assert config.credentials() is None
+    assert await config.credentials() is None
     path.write_text(json.dumps({"auths": {"a.io": {"auth": auth("u", "one")}}}))
-    assert config.credentials() == Credentials("u", "one")
+    assert await config.credentials() == Credentials("u", "one")
     path.write_text('{"auths": {"a.io"')
-    assert config.credentials() == Credentials("u", "one")
+    assert await config.credentials() == Credentials("u", "one")
     path.unlink()
-    assert config.credentials() == Credentials("u", "one")
+    assert await config.credentials() == Credentials("u", "one")
     fresh = tmp_path / "fresh.json"
     fresh.write_text(json.dumps({"auths": {"a.io": {"auth": auth("u", "two")}}}))
     os.replace(fresh, path)
-    assert config.credentials() == Credentials("u", "two")
+    assert await config.credentials() == Credentials("u", "two")
 
 
 @pytest.mark.parametrize("text", ["", "canary", "[]", '{"auths": []}', '{"auths": {"a.io": {"auth": "canary!"}}}'])

@@ -29,10 +29,11 @@ _MAY_IMPORT: Final = {
     "store": {"errors", "oci", "policy", "ports", "telemetry", "once"},
     "index": {"errors", "oci", "policy", "ports", "telemetry", "once"},
     "upstream": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once"},
+    "access": {"errors", "oci", "policy", "ports", "telemetry", "once"},
     # what the product does, and HTTP in front of it
     "repository": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once"},
     "transfer": {"errors", "oci", "policy", "ports", "telemetry", "once", "repository"},
-    "server": {"errors", "oci", "policy", "ports", "telemetry", "repository", "transfer"},
+    "server": {"errors", "oci", "policy", "ports", "telemetry", "repository", "transfer", "access"},
     # processes
     "listen": {"errors"},
     "supervisor": {"errors", "telemetry", "listen"},
@@ -40,16 +41,21 @@ _MAY_IMPORT: Final = {
 
 #: Libraries that only some parts may know.
 _ONLY_IN: Final = {
-    "aiohttp": {"server", "upstream", "worker"},
+    "aiohttp": {"server", "upstream", "access", "worker"},
     "aiohttp.web": {"server", "worker"},
     "aiocache": {"memo"},
     "aiosqlite": {"index"},
     "sqlite3": {"index"},
     "redis": {"index", "memo"},
+    "google": {"upstream"},
+    "botocore": {"upstream"},
+    "requests": {"upstream"},
     "prometheus_client": {"telemetry", "server"},
     "structlog": {"telemetry"},
     "yaml": {"transfer"},
-    "cryptography": {"transfer"},
+    "cryptography": {"transfer", "access", "repository"},
+    "bcrypt": {"access"},
+    "jwt": {"access"},
     "cronsim": {"policy"},
     "semantic_version": {"policy"},
     "pydantic": {"config"},
@@ -57,7 +63,7 @@ _ONLY_IN: Final = {
     "typer": {"cli"},
     "rich": {"cli"},
     "uvloop": {"worker"},
-    "mirror.config": {"app", "cli", "worker"},
+    "mirror.config": {"app", "cli", "config", "worker"},
     "mirror.app": {"cli", "worker"},
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
-from mirror.policy.records import ManifestRecord, TagRecord
+from mirror.policy.records import ManifestRecord, Sighting, TagRecord
 from mirror.ports import Catalog
 
 __all__ = ["CatalogSuite"]
@@ -36,6 +36,7 @@ class CatalogSuite:
         assert catalog.get_tag(ALPINE, "latest") is None
         assert catalog.get_manifest(ALPINE, ONE) is None
         assert catalog.tags(ALPINE) == []
+        assert catalog.get_history(ALPINE, "latest") == ()
         assert list(catalog.manifests(ALPINE)) == []
         assert list(catalog.repositories()) == []
         catalog.drop_tag(ALPINE, "latest")
@@ -67,6 +68,31 @@ class CatalogSuite:
             another.drop_tag(ALPINE, "one")
             assert catalog.get_tag(ALPINE, "one") is None
             assert catalog.tags(ALPINE) == ["two"]
+
+    def test_a_history_comes_back_as_it_was_put(self, catalog: Catalog, another: Catalog) -> None:
+        """In its order, with a digest twice; for everyone, of its tag and repository only; put again it is replaced."""
+        seen = tuple(
+            Sighting(digest, OCI_INDEX, 1234, time, time + 0.25)
+            for time, digest in ((1732419199.25, ONE), (1732419300.0, TWO), (1732419400.5, ONE))
+        )
+        catalog.put_history(ALPINE, "1.0", seen)
+        assert another.get_history(ALPINE, "1.0") == seen
+        assert another.get_history(ALPINE, "1.1") == ()
+        assert another.get_history(Repo("docker.io", "library/busybox"), "1.0") == ()
+        another.put_history(ALPINE, "1.0", seen[1:])
+        assert catalog.get_history(ALPINE, "1.0") == seen[1:]
+
+    def test_a_history_outlives_its_tag(self, catalog: Catalog, another: Catalog) -> None:
+        """A dropped tag leaves what it has pointed to; a history alone is neither a tag nor a repository."""
+        seen = (Sighting(ONE, OCI_INDEX, 1234, 1.0, 2.0),)
+        catalog.put_tag(ALPINE, tag("1.0"))
+        catalog.put_history(ALPINE, "1.0", seen)
+        another.drop_tag(ALPINE, "1.0")
+        assert catalog.get_history(ALPINE, "1.0") == seen
+        assert catalog.get_tag(ALPINE, "1.0") is None
+        assert catalog.tags(ALPINE) == []
+        catalog.put_history(Repo("docker.io", "library/busybox"), "1.0", seen)
+        assert Repo("docker.io", "library/busybox") not in another.repositories()
 
     def test_a_manifest_belongs_to_its_repository(self, catalog: Catalog, another: Catalog) -> None:
         """Linked in one repository, a manifest is not in another; both algorithms work; put again it is replaced."""

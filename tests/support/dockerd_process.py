@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -69,10 +70,15 @@ class DockerdProcess:
             raise
 
     @contextlib.contextmanager
-    def _ask(self, method: str, target: str) -> Iterator[http.client.HTTPResponse]:
+    def _ask(
+        self, method: str, target: str, body: object = None, headers: Mapping[str, str] | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
         connection = _UnixConnection(self.socket)
+        content = None if body is None else json.dumps(body)
         try:
-            connection.request(method, target, headers={"Host": "docker"})
+            connection.request(
+                method, target, content, {"Host": "docker", "Content-Type": "application/json", **(headers or {})}
+            )
             answer = connection.getresponse()
             if answer.status >= 400:
                 raise PullFailed(f"{method} {target}: {answer.status} {answer.read()[:2000]!r}\n{self._process.tail()}")
@@ -80,10 +86,20 @@ class DockerdProcess:
         finally:
             connection.close()
 
-    def pull(self, name: str, *, platform: str = "") -> None:
-        """`docker pull`. Raises `PullFailed`."""
+    def log_in(self, server: str, username: str, password: str) -> None:
+        """`docker login`. Raises `PullFailed` where the server refuses."""
+        account = {"username": username, "password": password, "serveraddress": server}
+        with self._ask("POST", "/auth", account) as answer:
+            answer.read()
+
+    def pull(self, name: str, *, platform: str = "", account: tuple[str, str] | None = None) -> None:
+        """`docker pull`, as a user name with a password where one is given. Raises `PullFailed`."""
         words = {"fromImage": name, **({"platform": platform} if platform else {})}
-        with self._ask("POST", "/images/create?" + urlencode(words)) as answer:
+        headers = {}
+        if account is not None:
+            written = json.dumps({"username": account[0], "password": account[1]}).encode()
+            headers["X-Registry-Auth"] = base64.urlsafe_b64encode(written).decode()
+        with self._ask("POST", "/images/create?" + urlencode(words), headers=headers) as answer:
             said = [json.loads(line) for line in answer.read().splitlines() if line.strip()]
         for line in said:
             if "error" in line:

@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
@@ -136,8 +136,9 @@ class _Repository:
 class FakeRegistry:
     """The registry. A context manager; every knob may be turned while it runs.
 
-    `tokens`: Bearer challenges, a token service on the same port. `users`: names and passwords; with some, `private`
-    repositories (all, if None) are for them alone: by token if `tokens`, else by Basic. `cdn`: blobs are redirected to
+    `tokens`: Bearer challenges, a token service on the same port. `users`: names and passwords; with some, repositories
+    are for them alone: by token if `tokens`, else by Basic. `rights`: which repositories each user may pull, "" being
+    whoever has not logged in; None: every user everything. `cdn`: blobs are redirected to
     signed URLs on a second port, each good for `cdn_uses` requests. `referrers`: whether that API is there.
     """
 
@@ -150,17 +151,22 @@ class FakeRegistry:
         referrers: bool = True,
         page: int = 100,
         tls: ssl.SSLContext | None = None,
+        address: str = "127.0.0.1",
     ) -> None:
         self.tokens = tokens
         self.users = dict(users or {})
         self.referrers = referrers
         self.page = page
+        self.rights: dict[str, set[str]] | None = None
         self.expires_in: Any = 300
         self.token_field = "token"
         self.realm: str | None = None
         self.head_says = True
         self.cdn_uses = 1000
-        self._front = Scripted(tls=tls)
+        #: Pulls allowed and left, as Docker Hub counts them: by GET of a manifest. None: not counted.
+        self.budget: tuple[int, int] | None = None
+        self.window = 21600
+        self._front = Scripted(tls=tls, host=address)
         self._cdn = Scripted(tls=tls) if cdn else None
         self._front.on("*", self._route)
         if self._cdn:
@@ -288,7 +294,7 @@ class FakeRegistry:
     @property
     def host(self) -> str:
         """`127.0.0.1:port`."""
-        return f"{self._front.host}:{self._front.port}"
+        return self._front.url.partition("://")[2]
 
     def start(self) -> FakeRegistry:
         """Begin to accept."""
@@ -303,8 +309,9 @@ class FakeRegistry:
         if self._cdn:
             self._cdn.stop()
 
-    def __enter__(self) -> FakeRegistry:
-        return self.start()
+    def __enter__(self) -> Self:
+        self.start()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -354,9 +361,25 @@ class FakeRegistry:
             return _error(404, "MANIFEST_UNKNOWN", reference, body=request.method == "GET")
         media_type, content = known
         headers = {"Content-Type": media_type, "Docker-Content-Digest": str(digest)}
+        with self._lock:
+            if self.budget:
+                limit, left = self.budget
+                if request.method == "GET" and not left:
+                    return _error(429, "TOOMANYREQUESTS", "You have reached your pull rate limit", self._counted())
+                if request.method == "GET":
+                    self.budget = limit, left - 1
+                headers |= self._counted()
         if request.method == "HEAD":
             return [head(200, {**headers, "Content-Length": str(len(content))} if self.head_says else {})]
         return reply(200, content, headers)
+
+    def _counted(self) -> dict[str, str]:
+        limit, left = self.budget or (0, 0)
+        return {
+            "ratelimit-limit": f"{limit};w={self.window}",
+            "ratelimit-remaining": f"{left};w={self.window}",
+            "docker-ratelimit-source": "192.0.2.1",
+        }
 
     def _blob(self, request: Request, repository: _Repository, digest: str) -> Script:
         content = repository.blobs.get(Digest.parse(digest))
@@ -415,12 +438,15 @@ class FakeRegistry:
             realm = self.realm or f"{self.url}/token"
             challenge = f'Bearer realm="{realm}",service="fake"' + (f',scope="{scope}"' if scope else "")
         elif self.users:
-            if self._is_user(given):
+            if self._is_user(given) and self._may(_user(given), scope):
                 return None
             challenge = 'Basic realm="fake"'
         else:
             return None
         return _error(401, "UNAUTHORIZED", "", {"WWW-Authenticate": challenge}, body=request.method != "HEAD")
+
+    def _may(self, user: str, scope: str) -> bool:
+        return self.rights is None or not scope or scope.split(":")[1] in self.rights.get(user, set())
 
     def _is_user(self, authorization: str) -> bool:
         given = base64.b64decode(authorization.removeprefix("Basic ")).decode()
@@ -432,12 +458,15 @@ class FakeRegistry:
             query = Request("GET", f"?{request.body.decode()}", "", (), b"", 0).query
             if query.get("refresh_token", [""])[0] not in self.users.values():
                 return _error(401, "UNAUTHORIZED", "")
-        elif self.users and not self._is_user(request.header("Authorization") or ""):
+        given = request.header("Authorization") or ""
+        if request.method == "GET" and self.users and not self._is_user(given) and (given or self.rights is None):
             return _error(401, "UNAUTHORIZED", "")
         with self._lock:
             self._issued += 1
             token = f"token-{self._issued}"
-            self._good_tokens[token] = " ".join(query.get("scope", []))
+            # who lacks a right gets a token all the same, without it
+            granted = [scope for scope in query.get("scope", []) if self._may(_user(given), scope)]
+            self._good_tokens[token] = " ".join(granted)
         body = {self.token_field: token, "expires_in": self.expires_in}
         return reply_json(200, {name: value for name, value in body.items() if value is not None})
 
@@ -445,6 +474,10 @@ class FakeRegistry:
 def _kind(request: Request) -> str:
     found = _PATH.fullmatch(request.path)
     return found["kind"] if found else "token" if request.path.startswith("/token") else "ping"
+
+
+def _user(authorization: str) -> str:
+    return base64.b64decode(authorization.removeprefix("Basic ")).decode().partition(":")[0]
 
 
 def _part(request: Request, content: bytes) -> Script:

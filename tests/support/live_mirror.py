@@ -36,6 +36,7 @@ from mirror.config import Config
 from mirror.oci.digest import Digest
 from mirror.ports import Upstream
 from mirror.repository.reconcile import is_whole
+from mirror.repository.tag_history import TwoClocks
 from mirror.server.front import FrontServer
 from tests.support.scripted import Stall
 
@@ -55,6 +56,7 @@ class Clock:
 
     def __init__(self) -> None:
         self._now = time.time()
+        self._passed = 0.0
 
     def __call__(self) -> float:
         return self._now
@@ -62,6 +64,15 @@ class Clock:
     def forward(self, seconds: float) -> None:
         """Let time pass."""
         self._now += seconds
+        self._passed += seconds
+
+    def set(self, seconds: float) -> None:
+        """Set the clock so far ahead, or back, while no time passes."""
+        self._now += seconds
+
+    def steady(self) -> float:
+        """Seconds that have passed, whatever the clock was set to."""
+        return self._passed
 
 
 @dataclass(frozen=True)
@@ -247,12 +258,15 @@ def _set_clock(app: App, clock: Clock) -> None:
     """Time passes only when the test says so, and waits between two tries at an upstream take none."""
     app.shelf.now = clock
     app.shelf.memo._now = clock
+    app.sync.now = app.jobs.now = clock
+    app.shelf.histories.clocks = TwoClocks(clock, clock.steady)
     make = app.router._upstream_for
 
     def upstream_for(name: str) -> Upstream:
         upstream = make(name)
-        upstream._sleep = _no_sleep  # type: ignore[attr-defined]  # of the one class that is built
-        upstream._clock = clock  # type: ignore[attr-defined]
+        for one in (upstream, *getattr(upstream, "members", ())):
+            one._sleep = _no_sleep
+            one._clock = one._now = clock
         return upstream
 
     app.router._upstream_for = upstream_for

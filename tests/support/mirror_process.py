@@ -27,6 +27,8 @@ __all__ = ["MirrorProcess", "holder_of_lock", "write_config"]
 
 #: The directory that the package lies in, so that `-m mirror` finds it wherever the tests are started from.
 _TREE: Final = Path(__file__).resolve().parents[2]
+#: Lines of trouble that are shown when a test fails.
+_COMPLAINTS: Final = 50
 
 
 def write_config(
@@ -233,6 +235,10 @@ class MirrorProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         killed = not self.running
+        if error is not None:
+            # pytest shows it beside the failure: what the mirror complained of, wherever in its log, and its last lines
+            complaints = [line for line in self._process.lines if _entry(line).get("level") in ("warning", "error")]
+            print("--- mirror, warnings and errors ---", *complaints[-_COMPLAINTS:], self.tail(), sep="\n")
         try:
             code = self.stop()
         finally:

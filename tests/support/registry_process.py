@@ -51,10 +51,12 @@ class Request:
 class RegistryProcess:
     """A registry on a port of its own and a directory of the caller's. Two may share a directory if one only reads."""
 
-    def __init__(self, root: Path, *, read_only: bool = False) -> None:
+    def __init__(self, root: Path, *, read_only: bool = False, proxy: str | None = None) -> None:
+        """`proxy` is the root URL of the registry that it pulls through."""
         root.mkdir(parents=True, exist_ok=True)
         self.root = root
         self._read_only = read_only
+        self._proxy = proxy
         self._process: ProgramProcess | None = None
         self._port = 0
         self._past: list[str] = []
@@ -71,6 +73,8 @@ class RegistryProcess:
             },
             "http": {"addr": f"127.0.0.1:{self._port}", "secret": "of the tests"},
         }
+        if self._proxy is not None:
+            settings["proxy"] = {"remoteurl": self._proxy}
         # several processes may share the directory, each with its own settings
         file = self.root / f"registry-{next(_markers)}.yml"
         file.write_text(json.dumps(settings))  # JSON is YAML too

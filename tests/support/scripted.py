@@ -132,13 +132,15 @@ class Scripted:
         self._stopping = False
         self.requests: list[Request] = []
         self.connections = 0
-        self._listener = socket.create_server((host, 0), backlog=512)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family, backlog=512)
         self.host, self.port = host, int(self._listener.getsockname()[1])
 
     @property
     def url(self) -> str:
         """`http://127.0.0.1:port`."""
-        return f"{'https' if self._tls else 'http'}://{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self._tls else 'http'}://{host}:{self.port}"
 
     def on(self, path: str, *script: Script | Step | Answering) -> None:
         """Every request for this path (without query); `*` is for what has no script of its own."""

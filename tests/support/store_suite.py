@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mirror.errors import BlobDamaged, BlobUnknown, UpstreamUnavailable
-from mirror.oci.digest import Digest
+from mirror.oci.digest import HEX_LENGTHS, Digest
 from mirror.ports import BlobInfo, BlobStore, Ingest
 
 __all__ = ["Pieces", "StoreSuite", "filled", "quiet"]
@@ -168,6 +168,14 @@ class StoreSuite:
             DIGEST: True,
             Digest.of(b"other"): False,
         }
+
+    def test_walk_in_order(self, store: BlobStore) -> None:
+        """Sorted by digest, so that whoever was interrupted knows where to go on."""
+        digests = {Digest.of(bytes([number]), algorithm) for number in range(40) for algorithm in HEX_LENGTHS}
+        for number in range(40):
+            for algorithm in HEX_LENGTHS:
+                store.put(Digest.of(bytes([number]), algorithm), bytes([number]))
+        assert [info.digest for info in store.walk()] == sorted(digests)
 
     def test_walk_while_blobs_go(self, store: BlobStore) -> None:
         """Blobs deleted during a walk are not an error."""

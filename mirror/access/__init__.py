@@ -1,0 +1,1 @@
+"""How callers say who they are: adapters of `Authenticator`."""

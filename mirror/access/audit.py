@@ -1,0 +1,73 @@
+"""Who did what, when, from where, with which result: JSON lines in a file of their own.
+
+    closed ── first record ──> open ── the file was moved away (by a rotation) ──> closed, and opened anew
+                                 └── cannot be written ──> said once in the log; the next record tries again
+
+A line is one `write` to a file opened for appending, so that several processes share it without tearing lines. An audit
+that cannot be written never fails a pull.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mirror import telemetry
+
+__all__ = ["AuditLog"]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class AuditLog:
+    """Opened by the first record. The file is made with mode 0600."""
+
+    def __init__(self, path: Path, *, now: Callable[[], datetime] = _now) -> None:
+        self._path = path
+        self._now = now
+        self._descriptor = -1
+        self._inode = -1
+        self._failing = False
+
+    def record(self, **what: object) -> None:
+        """One line; what is None is left out. Raises nothing."""
+        line = {"time": self._now().isoformat(timespec="milliseconds").replace("+00:00", "Z")}
+        line |= {key: value for key, value in what.items() if value is not None}  # type: ignore[misc]  # JSON's own types
+        try:
+            self._open_if_needed()
+            os.write(self._descriptor, json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        except OSError as error:
+            if not self._failing:
+                telemetry.log.error("the audit log cannot be written", path=str(self._path), reason=error.strerror)
+            self._failing = True
+            self.close()
+        else:
+            self._failing = False
+
+    def _open_if_needed(self) -> None:
+        if self._descriptor >= 0 and self._inode == _inode(self._path):
+            return
+        self.close()
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        self._descriptor = os.open(self._path, flags, 0o600)
+        self._inode = os.fstat(self._descriptor).st_ino
+
+    def close(self) -> None:
+        """Repeatable."""
+        if self._descriptor >= 0:
+            with suppress(OSError):
+                os.close(self._descriptor)
+            self._descriptor = self._inode = -1
+
+
+def _inode(path: Path) -> int:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return -2

@@ -1,0 +1,87 @@
+"""All the ways in which callers say who they are, tried one after the other, and what was found remembered for a while.
+
+    presented ── seen lately ──> the same identity, or refused again
+        └── not seen ──> each way in turn ── one knows it ──> identity, remembered for a minute
+                                └── none does ──> refused, remembered for some seconds
+
+What is remembered is a keyed hash of what was presented, nothing of it. Checking a password takes a tenth of a second
+by design; without this each of a pull's requests would pay for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from mirror.errors import Unauthorized
+from mirror.oci.authorization import Presented, read_authorization
+from mirror.once import Once
+from mirror.policy.access import ANONYMOUS, Identity, Means
+from mirror.ports import Authenticator
+
+__all__ = ["Authentication"]
+
+#: Seconds that an identity and a refusal stand.
+_KNOWN_FOR: Final = 60.0
+_REFUSED_FOR: Final = 10.0
+_MOST: Final = 10_000
+
+
+class Authentication:
+    """`foreign` says that names and passwords which nobody here knows may be somebody's at an upstream, which will be
+    asked. `now` is monotonic.
+    """
+
+    def __init__(
+        self, ways: Sequence[Authenticator], *, foreign: bool = False, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._ways = tuple(ways)
+        self._foreign = foreign
+        self._now = now
+        self._key = secrets.token_bytes(32)
+        self._seen: OrderedDict[bytes, tuple[Identity | None, float]] = OrderedDict()
+        self._once = Once()
+
+    async def identify(self, lines: Sequence[str]) -> Identity:
+        """Who sends these `Authorization` lines; nobody in particular where there are none.
+
+        Raises `Unauthorized` where what is presented is wrong, malformed or nobody's, `AccessUnavailable`.
+        """
+        presented = read_authorization(lines)
+        return ANONYMOUS if presented is None else await self.ask(presented)
+
+    async def ask(self, presented: Presented) -> Identity:
+        """Who presents this. Raises `Unauthorized`, `AccessUnavailable`."""
+        presented_as = "\0".join((presented.username, presented.password, presented.bearer))
+        key = hashlib.blake2b(presented_as.encode(), key=self._key, digest_size=16).digest()
+        known = self._seen.get(key)
+        if known is None or self._now() >= known[1]:
+            found = await self._once.run(key, lambda: self._find(presented))
+            known = found, self._now() + (_KNOWN_FOR if found else _REFUSED_FOR)
+            self._remember(key, known)
+        identity = known[0]
+        if identity is None:
+            raise Unauthorized("these credentials are nobody's here")
+        return identity
+
+    async def _find(self, presented: Presented) -> Identity | None:
+        for way in self._ways:
+            if identity := await way.identify(presented):
+                return identity
+        if self._foreign and presented.username and presented.password:
+            return Identity(presented.username, Means.UPSTREAM, own=presented)
+        return None
+
+    def _remember(self, key: bytes, known: tuple[Identity | None, float]) -> None:
+        self._seen[key] = known
+        self._seen.move_to_end(key)
+        while len(self._seen) > _MOST:
+            self._seen.popitem(last=False)
+
+    async def aclose(self) -> None:
+        """Repeatable."""
+        await self._once.aclose()

@@ -1,0 +1,122 @@
+"""Accounts with passwords in an htpasswd file, bcrypt only.
+
+The file is read again when it changes. A file that has become unusable, or is gone, leaves the accounts as they were
+last: a mistake in an editor must not lock a cluster out, and the log says what is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Final
+
+import bcrypt
+
+from mirror import telemetry
+from mirror.errors import ConfigError
+from mirror.oci.authorization import Presented
+from mirror.policy.access import Identity, Means
+
+__all__ = ["Htpasswd", "check_htpasswd", "parse_htpasswd"]
+
+_HASH: Final = re.compile(r"\$2[aby]\$\d\d\$[./A-Za-z0-9]{53}")
+#: bcrypt looks at no more bytes of a password; two that differ only behind them would be the same.
+_LONGEST: Final = 72
+#: Compared with where there is no such account, so that the answer takes as long. Nobody knows its password.
+_NOBODY: Final = "$2b$10$CwTycUXWue0Thq9StjUM0uJ8n1Z1Cw1Z1Cw1Z1Cw1Z1Cw1Z1Cw1Z"
+
+
+def parse_htpasswd(text: str) -> dict[str, str]:
+    """Hashes by name. Raises `ValueError` naming the line, never what it holds."""
+    accounts: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, colon, hashed = line.strip().partition(":")
+        if not colon or not name:
+            raise ValueError(f"line {number} is not name:hash")
+        if not _HASH.fullmatch(hashed):
+            raise ValueError(f"line {number}: the hash of {name!r} is not bcrypt (htpasswd -B makes such)")
+        if name in accounts:
+            raise ValueError(f"line {number}: {name!r} stands there twice")
+        accounts[name] = hashed
+    return accounts
+
+
+def check_htpasswd(path: Path) -> dict[str, str]:
+    """Blocking: hashes by name. Raises `ConfigError` naming file and line."""
+    try:
+        return parse_htpasswd(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise ConfigError([f"access.htpasswd: {path}: {reason}"]) from error
+    except ValueError as error:
+        raise ConfigError([f"access.htpasswd: {path}: {error}"]) from error
+
+
+class Htpasswd:
+    """See `mirror.ports.Authenticator`. `groups` are of names."""
+
+    def __init__(self, path: Path, executor: Executor, groups: Mapping[str, frozenset[str]] | None = None) -> None:
+        """`executor` runs bcrypt, a tenth of a second each: its few threads bound what guessing costs us."""
+        self._path = path
+        self._executor = executor
+        self._groups = groups or {}
+        self._accounts: dict[str, str] = {}
+        self._seen: tuple[int, ...] | None = None
+
+    def load(self) -> None:
+        """Blocking. Raises `ConfigError` where the file cannot be used."""
+        seen = _stamp(self._path)
+        self._accounts = check_htpasswd(self._path)
+        self._seen = seen
+
+    async def identify(self, presented: Presented) -> Identity | None:
+        """By name and password."""
+        if not presented.username:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._check, presented)
+
+    def _check(self, presented: Presented) -> Identity | None:
+        self._refresh()
+        hashed = self._accounts.get(presented.username)
+        password = presented.password.encode()
+        right = _matches(password[:_LONGEST], hashed or self._nobody())
+        if hashed is None or not right or len(password) > _LONGEST:
+            return None
+        return Identity(presented.username, Means.PASSWORD, self._groups.get(presented.username, frozenset()))
+
+    def _nobody(self) -> str:
+        """A hash that costs what the accounts' do."""
+        cost = next(iter(self._accounts.values()), _NOBODY)[4:6]
+        return f"{_NOBODY[:4]}{cost}{_NOBODY[6:]}"
+
+    def _refresh(self) -> None:
+        stamp = _stamp(self._path)
+        if stamp == self._seen:
+            return
+        try:
+            self.load()
+        except ConfigError as error:
+            telemetry.log.error("accounts stay as they were", reason=str(error))
+        # a bad file is complained of once, not at each request
+        self._seen = stamp
+
+
+def _matches(password: bytes, hashed: str) -> bool:
+    try:
+        return bcrypt.checkpw(password, hashed.encode())
+    except ValueError:
+        return False
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,0 +1,215 @@
+"""`import`: images out of a bundle, out of any OCI image layout, or out of another registry's data."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mirror import config as settings
+from mirror.cli.base import ConfigFile, application
+from mirror.cli.working import Json, check_owner, from_file, in_thread, load, progress
+from mirror.errors import BundleError, ConfigError, RequestError
+from mirror.policy.routing import RoutingTable
+from mirror.policy.sizes import format_size
+from mirror.repository.tag_history import TagHistories
+from mirror.transfer.admit import Admitted, Plan, Site, Told, admit, plan_images
+from mirror.transfer.bundle import Bundle, read_bundle, verify_bytes
+from mirror.transfer.inventory import ListedImage
+from mirror.transfer.layout_source import LayoutSource
+from mirror.transfer.registry_data import RegistryData, RegistryRepository
+from mirror.transfer.signing import read_public_key
+
+__all__ = ["import_images"]
+
+
+@application.command("import")
+def import_images(
+    source: Annotated[Path | None, typer.Argument(help="A bundle, or any OCI image layout: a tar or a folder.")] = None,
+    from_registry: Annotated[
+        Path | None, typer.Option("--from-registry", help="Data directory of a docker-registry instead.")
+    ] = None,
+    as_registry: Annotated[
+        str | None, typer.Option("--as", help="The registry that its images are filed under; else the default one.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="What the image is called, where the layout does not say it.")
+    ] = None,
+    verify: Annotated[
+        Path | None, typer.Option("--verify", help="PEM file with the public key of who must have signed.")
+    ] = None,
+    require_signature: Annotated[
+        bool, typer.Option("--require-signature", help="Refuse to run without --verify.")
+    ] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Also images that would lack something.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check everything.")] = False,
+    as_json: Json = False,
+    config: ConfigFile = None,
+) -> None:
+    """Take images in, so that they are served like pulled ones. Safe beside a running server."""
+    loaded = load(config)
+    _check_import(source, from_registry, as_registry, name, verify, require_signature)
+    check_owner(loaded, "takes in")
+    importing = _Import(loaded, partial=partial, dry_run=dry_run)
+    if from_registry is not None:
+        done = asyncio.run(importing.of_registry(from_registry, as_registry))
+    elif source is not None:
+        key = from_file(read_public_key, verify)
+        done = asyncio.run(importing.of_layout(source, name, key))
+    if as_json:
+        print(json.dumps(done, indent=1))
+    else:
+        _tell(done)
+    if done["refused"] or done["damaged"]:
+        raise typer.Exit(1)
+
+
+def _check_import(
+    source: Path | None,
+    from_registry: Path | None,
+    as_registry: str | None,
+    name: str | None,
+    verify: Path | None,
+    require_signature: bool,
+) -> None:
+    mistakes = []
+    if (source is None) == (from_registry is None):
+        mistakes.append("import: say either a bundle or --from-registry")
+    if from_registry is not None and (name or verify or require_signature):
+        mistakes.append("import: --name, --verify and --require-signature are for bundles; a registry's data has none")
+    if as_registry is not None and from_registry is None:
+        mistakes.append("import: --as belongs to --from-registry")
+    if require_signature and verify is None:
+        mistakes.append("import: --require-signature needs --verify with the key of who must have signed")
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+class _Import:
+    def __init__(self, loaded: settings.Config, *, partial: bool, dry_run: bool) -> None:
+        self._loaded = loaded
+        self._partial = partial
+        self._dry_run = dry_run
+
+    async def of_layout(self, path: Path, name: str | None, key: Any) -> dict[str, Any]:
+        from mirror.app import open_storage, routing_table
+
+        table = routing_table(self._loaded)
+        async with open_storage(self._loaded) as storage:
+            try:
+                with LayoutSource(path) as layout, progress() as begin:
+                    bundle = await in_thread(lambda _: read_bundle(layout, table, name=name, key=key))
+                    images = [(image, layout) for image in bundle.images]
+                    plan = await in_thread(lambda _: plan_images(images, storage.store))
+                    plan.expect_whole(partial=self._partial)
+                    told = begin("checking", sum(plan.contents().values()))
+                    await in_thread(lambda stoppable: verify_bytes(layout, plan, stoppable(told)))
+                    admitted = await self._admit(plan, _site(self._loaded, storage), begin)
+            except BundleError as error:
+                raise BundleError(f"{path}: {error}") from error
+        return {**_summary(path, plan, admitted, self._dry_run), **_origin(bundle)}
+
+    async def of_registry(self, path: Path, registry: str | None) -> dict[str, Any]:
+        from mirror.app import open_storage, routing_table
+
+        table = routing_table(self._loaded)
+        filed_under = registry or self._loaded.default_registry
+        if not filed_under or table.registry(filed_under) is None:
+            raise ConfigError(
+                [f"import: {filed_under!r} is not a registry of this mirror; say with --as which one the images are of"]
+            )
+        async with open_storage(self._loaded) as storage:
+            with progress() as begin:
+                data = RegistryData(path)
+                plan = await in_thread(lambda _: _plan_registry(data, filed_under, table, storage.store))
+                admitted = await self._admit(plan, _site(self._loaded, storage), begin, pass_over_damaged=True)
+        return _summary(path, plan, admitted, self._dry_run)
+
+    async def _admit(
+        self, plan: Plan, site: Site, begin: Callable[[str, int], Told], *, pass_over_damaged: bool = False
+    ) -> Admitted:
+        if self._dry_run:
+            return Admitted()
+        told = begin("taking in", sum(plan.contents().values()))
+        return await admit(plan, site, told=told, pass_over_damaged=pass_over_damaged)
+
+
+def _plan_registry(data: RegistryData, registry: str, table: RoutingTable, store: Any) -> Plan:
+    """Blocking."""
+    images: list[tuple[ListedImage, RegistryRepository]] = []
+    refused: dict[str, str] = {}
+    for repository in data.repositories():
+        try:
+            found, lost = repository.images(registry, table)
+        except RequestError as error:
+            refused[repository.name] = str(error)
+            continue
+        images += [(image, repository) for image in found]
+        refused |= {f"{repository.name}:{tag}": "its manifest is gone or damaged" for tag in lost}
+    plan = plan_images(images, store, pass_over_damaged=True)
+    plan.refused |= refused
+    return plan
+
+
+def _site(loaded: settings.Config, storage: Any) -> Site:
+    from mirror.app import age_rule
+
+    return Site(
+        store=storage.store,
+        catalog=storage.catalog,
+        index=storage.index,
+        room=storage.evictor,
+        histories=TagHistories(storage.catalog, storage.freezes),
+        touch=storage.evictor.touch,
+        exclusive=storage.locks.exclusive,
+        age=lambda repo: age_rule(loaded, repo),
+    )
+
+
+def _summary(path: Path, plan: Plan, admitted: Admitted, dry_run: bool) -> dict[str, Any]:
+    return {
+        "source": str(path),
+        "dryRun": dry_run,
+        "images": [planned.image.name for planned in plan.images],
+        "written": {"blobs": len(admitted.written), "bytes": sum(admitted.written.values())},
+        "here": {"blobs": len(admitted.here), "bytes": sum(admitted.here.values())},
+        "absent": {str(digest): image for digest, image in plan.absent.items()},
+        "damaged": {str(digest): reason for digest, reason in admitted.damaged.items()},
+        "refused": plan.refused,
+        "moved": {name: str(digest) for name, digest in admitted.moved.items()},
+        "indexTold": admitted.index_told,
+    }
+
+
+def _origin(bundle: Bundle) -> dict[str, Any]:
+    return {"verified": bundle.verified, "hasInventory": bundle.inventory is not None}
+
+
+def _tell(done: dict[str, Any]) -> None:
+    count, written, here = len(done["images"]), done["written"], done["here"]
+    if done["dryRun"]:
+        print(f"{done['source']}: good: {count} images; nothing was taken in")
+    else:
+        print(
+            f"{done['source']}: {count} images taken in, {written['blobs']} blobs written ({_size(written)}), ", end=""
+        )
+        print(f"{here['blobs']} here already ({_size(here)})")
+    for image, was in done["moved"].items():
+        print(f"moved: {image} was {was}")
+    for digest, image in done["absent"].items():
+        print(f"missing: {digest} of {image}", file=sys.stderr)
+    for digest, reason in done["damaged"].items():
+        print(f"damaged: {digest}: {reason}", file=sys.stderr)
+    for image, reason in done["refused"].items():
+        print(f"not taken in: {image}: {reason}", file=sys.stderr)
+    if not done["indexTold"]:
+        print("the index did not answer; it takes note when it is compared with the disk", file=sys.stderr)
+
+
+def _size(counted: dict[str, int]) -> str:
+    return format_size(counted["bytes"])

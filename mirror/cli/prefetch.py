@@ -1,0 +1,290 @@
+"""`prefetch`: bring images in before anybody asks for them, in a process of its own on the store of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Column, Table
+
+from mirror import config as settings
+from mirror import telemetry
+from mirror.cli.base import ConfigFile, application, table_console
+from mirror.cli.working import check_owner
+from mirror.errors import ConfigError
+from mirror.oci.digest import Digest
+from mirror.policy.images import Image
+from mirror.policy.platforms import Platform, parse_platforms
+from mirror.policy.sizes import format_size
+from mirror.repository.closure import Role
+from mirror.transfer import warm
+from mirror.transfer.files import compose_file, kubernetes, plain_file
+from mirror.transfer.lists import Listed, ListMalformed, Named, resolve_images
+from mirror.transfer.prefetch import Prefetched, Tally
+from mirror.transfer.prefetch import prefetch as bring_in
+
+__all__ = ["prefetch"]
+
+T = TypeVar("T")
+
+_Report = Callable[[Image, warm.Progress], None]
+
+
+@application.command()
+def prefetch(
+    images: Annotated[
+        list[str] | None, typer.Argument(help="alpine, quay.io/org/app:1.2, ghcr.io/owner/app@sha256:…")
+    ] = None,
+    config: ConfigFile = None,
+    platform: Annotated[
+        list[str] | None, typer.Option(help="Only these, such as linux/amd64,linux/arm64. Without it, all.")
+    ] = None,
+    from_file: Annotated[
+        list[Path] | None, typer.Option(help="A list, one image a line. - is standard input. May be given again.")
+    ] = None,
+    from_k8s: Annotated[
+        list[Path] | None, typer.Option(help="A file or folder of Kubernetes manifests, or -. May be given again.")
+    ] = None,
+    from_compose: Annotated[list[Path] | None, typer.Option(help="A Compose file, or -. May be given again.")] = None,
+    referrers: Annotated[bool, typer.Option("--referrers", help="Signatures, SBOMs and attestations too.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Blobs that are downloaded at once.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Nothing but JSON on standard output.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the images that are meant.")] = False,
+) -> None:
+    """Download images into the cache. Again is how it is resumed; safe beside a running server."""
+    loaded = settings.load(config)
+    chosen = _platforms(platform or [])
+    listed = _listed(images or [], from_file or [], from_k8s or [], from_compose or [])
+    from mirror.app import routing_table
+
+    wanted, mistakes = resolve_images(listed.images, routing_table(loaded))
+    if mistakes:
+        raise ConfigError(mistakes)
+    for warning in listed.warnings:
+        print(f"mirror: warning: {warning}", file=sys.stderr)
+    if not wanted:
+        raise ConfigError(["no image is named, here or in a list"])
+    if dry_run:
+        _print_list(wanted, listed, as_json)
+        return
+    check_owner(loaded, "downloads")
+    with _display() as report:
+        done = _interruptible(lambda: _bring_in(loaded, list(wanted), chosen, referrers, jobs, report))
+    if as_json:
+        print(json.dumps({**done.to_json(), "warnings": list(listed.warnings)}, indent=2))
+    else:
+        _print_summary(done)
+    if not done.ok:
+        raise typer.Exit(1)
+
+
+# ---------------------------------------------------------------------------------------------------- arguments
+
+
+def _platforms(texts: list[str]) -> tuple[Platform, ...]:
+    try:
+        return parse_platforms(texts)
+    except ValueError as error:
+        raise ConfigError([f"--platform: {error}"]) from error
+
+
+def _listed(images: list[str], files: list[Path], manifests: list[Path], compose: list[Path]) -> Listed:
+    """All that is named. Raises `ConfigError` with every list that cannot be read."""
+    found = Listed(tuple(Named(image, "") for image in images))
+    mistakes = []
+    readings: list[tuple[Callable[[Path], Listed], list[Path]]] = [
+        (plain_file, files),
+        (kubernetes, manifests),
+        (lambda path: compose_file(path, os.environ), compose),
+    ]
+    for read, paths in readings:
+        for path in paths:
+            try:
+                found += read(path)
+            except ListMalformed as error:
+                mistakes.append(str(error))
+    if mistakes:
+        raise ConfigError(mistakes)
+    return found
+
+
+def _print_list(wanted: dict[Image, list[str]], listed: Listed, as_json: bool) -> None:
+    """In a form that `--from-file` reads."""
+    if as_json:
+        items = [
+            {"image": str(image), "from": [place for place in places if place]} for image, places in wanted.items()
+        ]
+        print(json.dumps({"images": items, "warnings": list(listed.warnings)}, indent=2))
+        return
+    for image, places in wanted.items():
+        named = ", ".join(place for place in places if place)
+        print(f"{image}  # {named}" if named else image)
+
+
+# --------------------------------------------------------------------------------------------------- the work
+
+
+async def _bring_in(
+    loaded: settings.Config,
+    images: list[Image],
+    platforms: tuple[Platform, ...],
+    referrers: bool,
+    jobs: int,
+    report: _Report,
+) -> Prefetched:
+    from mirror.app import build
+
+    async with build(loaded, housework=False) as app:
+        return await bring_in(
+            app.router.guarded,
+            images,
+            platforms=platforms,
+            referrers=referrers,
+            blobs_at_once=jobs,
+            report=report,
+        )
+
+
+def _interruptible(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run it; SIGINT and SIGTERM end it in order, so that what has come stays as partials."""
+
+    async def run() -> T:
+        task = asyncio.current_task()
+        if task is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work()
+
+    try:
+        return asyncio.run(run())
+    except (KeyboardInterrupt, asyncio.CancelledError) as error:
+        print("mirror: interrupted; what has come is kept, and the same command goes on with it", file=sys.stderr)
+        number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
+        raise typer.Exit(128 + number) from error
+
+
+# ------------------------------------------------------------------------------------------------- the display
+
+
+@contextmanager
+def _display() -> Iterator[_Report]:
+    """Bars on a terminal, lines elsewhere; always on standard error."""
+    console = Console(stderr=True)
+    if not console.is_terminal or console.is_dumb_terminal:
+        telemetry.set_up_logging("warning")
+        yield _Lines()
+        return
+    columns = (
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1)),
+        BarColumn(bar_width=24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, expand=True) as progress:
+        # standard error is the display's meanwhile: log lines go above the bars
+        telemetry.set_up_logging("warning")
+        yield _Bars(progress)
+    telemetry.set_up_logging("warning")
+
+
+class _Lines:
+    """One line for each digest that came, or did not."""
+
+    def __call__(self, image: Image, progress: warm.Progress) -> None:
+        if progress.state in (warm.State.FETCHED, warm.State.FAILED):
+            size = f" ({format_size(progress.size)})" if progress.size is not None else ""
+            print(
+                f"{image}: {progress.role.value} {progress.digest} {progress.state.value}{size}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+class _Bars:
+    """One bar for each blob under way, and one for everything that is to come.
+
+    A blob is known from its manifest on, so that the whole is known early; what turns out to be here is taken off.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._whole = progress.add_task("in total", total=None)
+        self._bars: dict[Digest, TaskID] = {}
+        self._known: dict[Digest, tuple[int, int]] = {}
+        self._ended: set[Digest] = set()
+        self._received = self._total = 0
+
+    def __call__(self, image: Image, progress: warm.Progress) -> None:
+        if progress.role not in (Role.CONFIG, Role.LAYER) or progress.digest in self._ended:
+            return
+        if progress.state in (warm.State.HERE, warm.State.FAILED):
+            self._count(progress.digest, 0, 0)
+        else:
+            self._count(progress.digest, progress.received, progress.size or progress.received)
+        if progress.state is not None:
+            self._ended.add(progress.digest)
+            with suppress(KeyError):
+                self._progress.remove_task(self._bars.pop(progress.digest))
+        elif progress.received:
+            bar = self._bars.get(progress.digest)
+            if bar is None:
+                description = f"{progress.digest.hex[:12]} {image}"
+                bar = self._bars[progress.digest] = self._progress.add_task(description, total=progress.size)
+            self._progress.update(bar, completed=progress.received, total=progress.size)
+        self._progress.update(self._whole, completed=self._received, total=self._total)
+
+    def _count(self, digest: Digest, received: int, size: int) -> None:
+        had, of = self._known.get(digest, (0, 0))
+        self._known[digest] = received, size
+        self._received += received - had
+        self._total += size - of
+
+
+def _print_summary(done: Prefetched) -> None:
+    failures = done.failures
+    failed = Counter(failure.image for failure in failures)
+    table = Table("image", "new", "already here", "failed")
+    for image, warmed in done.images.items():
+        moved = warmed.moved.values()
+        table.add_row(
+            str(image),
+            _told(Tally.of(one for one in moved if one.state is warm.State.FETCHED)),
+            _told(Tally.of(one for one in moved if one.state is warm.State.HERE)),
+            str(failed[image] or ""),
+        )
+    table_console().print(table)
+    for image in done.stale:
+        print(f"{image}: upstream did not answer for the tag; it is here as it was")
+    for failure in failures:
+        print(f"failed: {failure}")
+    print(
+        f"{_counted(len(done.images), 'image')}: {_told(done.fetched) or 'nothing'} new, "
+        f"{_told(done.here) or 'nothing'} already here, {_counted(len(failures), 'failure')}"
+    )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _told(tally: Tally) -> str:
+    return f"{tally.count} ({format_size(tally.bytes)})" if tally.count else ""

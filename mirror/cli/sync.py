@@ -1,0 +1,133 @@
+"""`sync`: what the sync rules did last and will do next, and one of them at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from mirror import config as settings
+from mirror import telemetry
+from mirror.cli.base import ConfigFile, application, table_console
+from mirror.errors import ConfigError
+from mirror.oci.reference import Repo
+from mirror.policy.sizes import format_size
+from mirror.transfer.jobs import Ended
+from mirror.transfer.meter import Meter
+from mirror.transfer.schedule import SyncSource
+
+__all__ = ["sync"]
+
+#: Seconds between two drawings of the progress bar.
+_DRAW_EVERY = 0.2
+
+
+@application.command()
+def sync(
+    config: ConfigFile = None,
+    now: Annotated[
+        str | None, typer.Option("--now", metavar="NAME", help="Run this rule now, and wait for it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")] = False,
+) -> None:
+    """List the sync rules with their last result and next run, or run one now. Works beside a server, and without."""
+    loaded = settings.load(config)
+    telemetry.set_up_logging("error")
+    if now is None:
+        rules = asyncio.run(_rules(loaded))
+        print(json.dumps(rules, indent=1)) if as_json else _show(rules)
+        return
+    titles = [rule.title for rule in loaded.sync]
+    if now not in titles:
+        raise ConfigError([f"--now: no sync rule {now!r} (there is {', '.join(titles) or 'none'})"])
+    ended = asyncio.run(_run(loaded, now))
+    print(json.dumps({"rule": now, "ok": ended.ok, **ended.result}, indent=1) if as_json else _summary(now, ended))
+    if not ended.ok:
+        raise typer.Exit(1)
+
+
+async def _rules(loaded: settings.Config) -> list[dict[str, Any]]:
+    from mirror.app import make_sync, open_storage
+
+    def nowhere(repo: Repo) -> SyncSource:
+        raise NotImplementedError(f"only told, never run: {repo}")
+
+    async with open_storage(loaded) as storage:
+        return await make_sync(loaded, storage, nowhere).status()
+
+
+async def _run(loaded: settings.Config, name: str) -> Ended:
+    from mirror.app import build
+
+    meter = Meter()
+    # who stops the command means it: the rule then waits for its next time
+    meter.called_off = True
+    async with build(loaded, housework=False) as app:
+        task = asyncio.ensure_future(app.sync.run_rule(name, meter, by="hand"))
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        ) as progress:
+            bar = progress.add_task(name, total=None)
+            try:
+                while not task.done():
+                    await asyncio.wait({task}, timeout=_DRAW_EVERY)
+                    progress.update(bar, completed=meter.received, total=meter.size or None)
+            finally:
+                if not task.done():
+                    task.cancel()
+                    await asyncio.wait({task})
+        return task.result()
+
+
+def _show(rules: list[dict[str, Any]]) -> None:
+    if not rules:
+        print("no [[sync]] rules in the configuration")
+        return
+    table = Table("rule", "tags", "when", "state", "last run", "result", "next run")
+    for rule in rules:
+        table.add_row(
+            rule["name"],
+            rule["tags"],
+            rule["when"],
+            rule["state"],
+            rule["ended"] or rule["started"] or "",
+            _words(rule["progress"] or rule["result"] or {}, rule["by"]),
+            rule["next"] or "",
+        )
+    table_console().print(table)
+
+
+def _words(result: Mapping[str, Any], by: str | None) -> str:
+    """A result, or the progress of what runs, in a few words."""
+    if "error" in result:
+        return str(result["error"])
+    if "received" in result:
+        return f"{result['images']} tags, {format_size(result['received'])} of {format_size(result['size'])}"
+    if "tags" not in result:
+        return f"by {by}" if by else ""
+    words = f"{result['tags']} tags, {result['new_images']} new, {format_size(result['bytes'])}"
+    if result["failures"]:
+        words += f", {len(result['failures'])} failures"
+    return words + (f", {len(result['stale'])} stale" if result["stale"] else "")
+
+
+def _summary(name: str, ended: Ended) -> str:
+    result = ended.result
+    if "error" in result:
+        return f"{name}: {result['error']}"
+    lines = [f"{name}: {_words(result, None)}", *(f"  new: {image}" for image in result["new"])]
+    lines += [f"  failed: {failure}" for failure in result["failures"]]
+    return "\n".join(lines + [f"  upstream did not answer for {image}" for image in result["stale"]])

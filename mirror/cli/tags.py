@@ -1,0 +1,282 @@
+"""`history`, `freeze`, `unfreeze`, `freezes`: what tags have pointed to, and tags that must not move."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from mirror import config as settings
+from mirror import telemetry
+from mirror.cli.base import ConfigFile, application, table_console
+from mirror.errors import ConfigError, MirrorError, NotKnown, RequestError
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor
+from mirror.oci.reference import Reference, Repo
+from mirror.policy.history import pointed_to, recalled
+from mirror.policy.images import Image, parse_image
+from mirror.policy.moments import format_moment, parse_moment
+from mirror.policy.records import Freeze, Sighting
+from mirror.repository.closure import read_closure
+from mirror.repository.tag_standing import Standing, StandingTag, read_standing
+
+__all__ = ["freeze", "freezes", "history", "unfreeze"]
+
+TagArgument = Annotated[str, typer.Argument(metavar="IMAGE:TAG", help="An image by tag: alpine, quay.io/org/app:1.2")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
+
+
+@application.command()
+def history(image: TagArgument, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """What a tag has pointed to, newest first, and which of it the mirror answers now."""
+    loaded = settings.load(config)
+    telemetry.set_up_logging("warning")
+    wanted = _tag(image, loaded)
+    found = asyncio.run(_standing(loaded, wanted.repo, str(wanted.tag)))
+    if not found.standings and not found.freeze:
+        raise MirrorError(f"{wanted}: this mirror has never seen such a tag")
+    if as_json:
+        print(json.dumps(_written(found), indent=2))
+        return
+    table = Table("digest", "first seen", "last seen", "content", "now")
+    for one in found.standings:
+        seen = one.sighting
+        table.add_row(
+            str(seen.digest),
+            format_moment(seen.first_seen),
+            format_moment(seen.last_seen),
+            _content(one),
+            ", ".join(_words(one)),
+        )
+    table_console().print(table)
+    print(_summary(found))
+
+
+@application.command()
+def freeze(
+    image: TagArgument,
+    config: ConfigFile = None,
+    at: Annotated[
+        str | None,
+        typer.Option(help="A digest, or a date (2025-01-31, 2025-01-31T12:30, UTC): what the tag pointed to then."),
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why, for whoever finds it.")] = "",
+) -> None:
+    """Have a tag answer one digest until it is unfrozen: the one that it points to now, or another."""
+    loaded = settings.load(config)
+    telemetry.set_up_logging("warning")
+    wanted = _tag(image, loaded, digest=at is None)
+    where = _where(at) if at is not None else wanted.digest
+    made, missing = asyncio.run(_freeze(loaded, wanted.repo, str(wanted.tag), where, reason))
+    print(f"{made.repo}:{made.tag} answers {made.digest} until it is unfrozen")
+    if missing:
+        print(f"not all of it is here ({missing} missing): the rest is fetched, by digest, when somebody pulls it")
+
+
+@application.command()
+def unfreeze(image: TagArgument, config: ConfigFile = None) -> None:
+    """Let a tag follow upstream again."""
+    loaded = settings.load(config)
+    telemetry.set_up_logging("warning")
+    wanted = _tag(image, loaded)
+    if not asyncio.run(_unfreeze(loaded, wanted.repo, str(wanted.tag))):
+        raise MirrorError(f"{wanted} is not frozen")
+    print(f"{wanted} follows upstream again")
+
+
+@application.command()
+def freezes(config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """The tags that are frozen."""
+    loaded = settings.load(config)
+    telemetry.set_up_logging("warning")
+    found = sorted(asyncio.run(_freezes(loaded)), key=lambda one: (one.repo, one.tag))
+    if as_json:
+        print(json.dumps([{"image": f"{one.repo}:{one.tag}", **_written_freeze(one)} for one in found], indent=2))
+        return
+    table = Table("image", "digest", "since", "reason")
+    for one in found:
+        table.add_row(f"{one.repo}:{one.tag}", str(one.digest), format_moment(one.since), one.reason)
+    if found:
+        table_console().print(table)
+    print(f"frozen tags: {len(found)}")
+
+
+# ---------------------------------------------------------------------------------------------------- arguments
+
+
+def _tag(text: str, loaded: settings.Config, *, digest: bool = False) -> Image:
+    """An image with a tag; with a digest besides only where one makes sense. Raises `ConfigError`."""
+    from mirror.app import routing_table
+
+    try:
+        image = parse_image(text, routing_table(loaded))
+    except RequestError as error:
+        raise ConfigError([str(error)]) from error
+    if image.tag is None:
+        raise ConfigError([f"{text}: a digest never moves; name a tag"])
+    if image.digest is not None and not digest:
+        raise ConfigError([f"{text}: name the tag alone"])
+    return image
+
+
+def _where(at: str) -> Digest | float:
+    """Raises `ConfigError`."""
+    try:
+        if at.startswith(("sha256:", "sha512:")):
+            return Digest.parse(at)
+        when = parse_moment(at)
+    except (ValueError, RequestError) as error:
+        raise ConfigError([f"--at: {error}"]) from error
+    if when > time.time():
+        raise ConfigError([f"--at: {at} is in the future"])
+    return when
+
+
+# ------------------------------------------------------------------------------------------------------ actions
+
+
+async def _standing(loaded: settings.Config, repo: Repo, tag: str) -> StandingTag:
+    from mirror.app import age_rule, open_storage
+
+    async with open_storage(loaded) as storage:
+        rule = age_rule(loaded, repo)
+        return await asyncio.to_thread(
+            read_standing, storage.store, storage.catalog, storage.freezes, repo, tag, rule, time.time()
+        )
+
+
+async def _freeze(
+    loaded: settings.Config, repo: Repo, tag: str, where: Digest | float | None, reason: str
+) -> tuple[Freeze, int]:
+    """The freeze, and how many parts of the image are not here."""
+    from mirror.app import age_rule, open_storage
+
+    async with open_storage(loaded) as storage:
+        rule = age_rule(loaded, repo)
+
+        def known() -> Descriptor | None:
+            if where is None:
+                if frozen := storage.freezes.get(repo, tag):
+                    return Descriptor(frozen.media_type, frozen.digest, frozen.size)
+                at = read_standing(storage.store, storage.catalog, storage.freezes, repo, tag, rule, time.time())
+                return next((_descriptor(one.sighting) for one in at.standings if one.answers), None)
+            seen = recalled(storage.catalog.get_history(repo, tag), storage.catalog.get_tag(repo, tag), time.time())
+            if isinstance(where, float):
+                return _descriptor(_then(repo, tag, seen, where))
+            if same := [one for one in seen if one.digest == where]:
+                return _descriptor(same[-1])
+            link = storage.catalog.get_manifest(repo, where)
+            return Descriptor(link.media_type, where, link.size) if link else None
+
+        target = await asyncio.to_thread(known)
+        if target is None:
+            target = await _ask(loaded, repo, where if isinstance(where, Digest) else tag)
+        made = Freeze(repo, tag, target.digest, target.media_type, target.size, reason, time.time())
+        await asyncio.to_thread(storage.freezes.put, made)
+        closure = await asyncio.to_thread(read_closure, storage.store, storage.catalog, repo, target)
+        return made, len(closure.missing)
+
+
+def _then(repo: Repo, tag: str, seen: tuple[Sighting, ...], when: float) -> Sighting:
+    found = pointed_to(seen, when)
+    if found is None:
+        begins = f"its history begins at {format_moment(seen[0].first_seen)}" if seen else "it has no history here"
+        raise MirrorError(f"{repo}:{tag}: nothing is known of {format_moment(when)}: {begins}")
+    return found
+
+
+def _descriptor(seen: Sighting) -> Descriptor:
+    return Descriptor(seen.media_type, seen.digest, seen.size)
+
+
+async def _ask(loaded: settings.Config, repo: Repo, reference: Reference) -> Descriptor:
+    """What is not known here: upstream's word, by HEAD. Raises `MirrorError`."""
+    from mirror.app import build
+
+    async with build(loaded) as app:
+        try:
+            found = await app.router.repository(repo).resolve(reference)
+        except NotKnown as error:
+            raise MirrorError(f"{repo}: neither this mirror nor upstream has {reference}") from error
+    return Descriptor(found.media_type, found.digest, found.size)
+
+
+async def _unfreeze(loaded: settings.Config, repo: Repo, tag: str) -> bool:
+    from mirror.app import open_storage
+
+    async with open_storage(loaded) as storage:
+        return await asyncio.to_thread(storage.freezes.drop, repo, tag)
+
+
+async def _freezes(loaded: settings.Config) -> list[Freeze]:
+    from mirror.app import open_storage
+
+    async with open_storage(loaded) as storage:
+        return await asyncio.to_thread(lambda: list(storage.freezes.all()))
+
+
+# ------------------------------------------------------------------------------------------------------- output
+
+
+def _content(one: Standing) -> str:
+    if one.closure.complete:
+        return "complete"
+    return f"{len(one.closure.missing)} missing" if one.here else "not here"
+
+
+def _words(one: Standing) -> Iterable[str]:
+    if one.answers:
+        yield "frozen" if one.frozen else "answers"
+    if one.held_back:
+        yield "held back by minimum_age"
+
+
+def _summary(found: StandingTag) -> str:
+    name = f"{found.repo}:{found.tag}"
+    if found.freeze:
+        since = format_moment(found.freeze.since)
+        reason = f" ({found.freeze.reason})" if found.freeze.reason else ""
+        return f"{name} is frozen at {found.freeze.digest} since {since}{reason}"
+    if found.dropped:
+        return f"{name} is not on the disk: upstream had no such tag when it was last asked"
+    if found.choice and found.choice.held_back:
+        what = f"answers {found.answers}" if found.answers else "is refused"
+        return f"{name} {what}: the newest digest is too new (minimum_age), and is served from {_from(found)} on"
+    return f"{name} answers {found.answers}"
+
+
+def _from(found: StandingTag) -> str:
+    return format_moment(found.choice.newest_from) if found.choice else ""
+
+
+def _written_freeze(one: Freeze) -> dict[str, Any]:
+    return {"digest": str(one.digest), "since": format_moment(one.since), "reason": one.reason}
+
+
+def _written(found: StandingTag) -> dict[str, Any]:
+    return {
+        "image": f"{found.repo}:{found.tag}",
+        "answers": None if found.answers is None else str(found.answers),
+        "frozen": _written_freeze(found.freeze) if found.freeze else None,
+        "newestServedFrom": _from(found) if found.choice and found.choice.held_back else None,
+        "sightings": [
+            {
+                "digest": str(one.sighting.digest),
+                "mediaType": one.sighting.media_type,
+                "size": one.sighting.size,
+                "firstSeen": format_moment(one.sighting.first_seen),
+                "lastSeen": format_moment(one.sighting.last_seen),
+                "here": one.here,
+                "complete": one.closure.complete,
+                "answers": one.answers,
+                "frozen": one.frozen,
+                "heldBack": one.held_back,
+            }
+            for one in found.standings
+        ],
+    }

@@ -1,0 +1,196 @@
+"""What no single setting can tell, and what only the files that are named can."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from mirror.access.htpasswd import check_htpasswd
+from mirror.access.issued import check_keys
+from mirror.config.settings import (
+    AccessSettings,
+    Config,
+    ReachSettings,
+    RouteSettings,
+    ServerSettings,
+    UpstreamSettings,
+)
+from mirror.config.tables import routing_table
+from mirror.errors import ConfigError, RequestError
+from mirror.index.redis import parse_redis_url
+from mirror.repository.cosign import read_key
+from mirror.upstream.docker_config import DockerConfig
+from mirror.upstream.providers import missing_library
+
+__all__ = ["cross_check"]
+
+_FILES: Final = ("docker_config", "ca_file", "key_file", "token_file", "client_certificate", "client_key")
+
+
+def _check_reach(reach: ReachSettings, name: str) -> list[str]:
+    mistakes = []
+    if reach.provider and (missing := missing_library(reach.provider)):
+        mistakes.append(f"provider: {reach.provider} {missing}")
+    for setting in _FILES:
+        path: Path | None = getattr(reach, setting)
+        if path is not None and not os.access(path, os.R_OK):
+            mistakes.append(f"{setting}: {path} cannot be read")
+    return mistakes or _check_contents(reach, name)
+
+
+def _check_contents(reach: ReachSettings, name: str) -> list[str]:
+    """What is wrong inside the files that are there."""
+    mistakes = []
+    if reach.ca_file is not None:
+        try:
+            ssl.create_default_context(cafile=reach.ca_file)
+        except (OSError, ssl.SSLError):
+            mistakes.append(f"ca_file: {reach.ca_file} holds no certificate")
+    if reach.client_certificate is not None and reach.client_key is not None:
+        pair = reach.client_certificate, reach.client_key
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(*pair, password=lambda: "")
+        except (OSError, ssl.SSLError):
+            mistakes.append(f"client_certificate, client_key: {pair[0]} and {pair[1]} are no matching pair")
+    if reach.docker_config is not None:
+        try:
+            DockerConfig(reach.docker_config, [name]).check()
+        except ConfigError as error:
+            mistakes += [f"docker_config: {mistake}" for mistake in error.mistakes]
+    return mistakes
+
+
+def cross_check(config: Config) -> list[str]:
+    """What no single setting can tell, and what only the files that are named can."""
+    mistakes = [*_check_server(config.server), *_check_upstreams(config.upstream)]
+    if config.store.root.exists() and not config.store.root.is_dir():
+        mistakes.append(f"store.root: {config.store.root} is not a folder")
+    names = {name for upstream in config.upstream for name in (upstream.name, *upstream.aliases)}
+    mistakes += [*_check_access(config), *_check_routes(config.route)]
+    verified = [entry.name for entry in config.upstream if entry.access == "verify"]
+    if verified and config.offline:
+        mistakes.append(f"offline: {', '.join(verified)} with access = verify must be asked about each caller")
+    if config.default_registry and config.default_registry not in names:
+        mistakes.append(f"default_registry: {config.default_registry} is not the name of an upstream")
+    mistakes += _check_syncs(config)
+    if url := config.index.url.get_secret_value():
+        try:
+            parse_redis_url(url)
+        except ConfigError as error:
+            mistakes += [f"index.url: {mistake}" for mistake in error.mistakes]
+    return mistakes
+
+
+def _check_access(config: Config) -> list[str]:
+    access = config.access
+    named = {"htpasswd": access.htpasswd, "client_ca": access.client_ca, "token_key_file": access.token_key_file}
+    for number, issuer in enumerate(access.issuer, 1):
+        named |= {
+            f"issuer[{number}].{setting}": getattr(issuer, setting)
+            for setting in ("keys_file", "issuer_ca_file", "bearer_file")
+        }
+    mistakes = [
+        f"access.{setting}: {path} cannot be read"
+        for setting, path in named.items()
+        if path is not None and not os.access(path, os.R_OK)
+    ]
+    mistakes += _unusable_secrets(access)
+    if access.client_ca is not None and config.server.tls_certificate is None:
+        mistakes.append("access.client_ca: needs server.tls_certificate: certificates come with TLS")
+    if not access.anonymous and access.is_shut:
+        mistakes.append("access: nobody could come in: anonymous is false, and there is no way to log in")
+    if access.groups and access.htpasswd is None:
+        mistakes.append("access.groups: are of accounts; needs access.htpasswd")
+    names = [token.name for token in access.token]
+    mistakes += [
+        f"access.token: {name!r} stands there twice" for name in sorted({n for n in names if names.count(n) > 1})
+    ]
+    return mistakes
+
+
+def _unusable_secrets(access: AccessSettings) -> list[str]:
+    """What is wrong inside the files that are there."""
+    mistakes: list[str] = []
+    for path, check in ((access.htpasswd, check_htpasswd), (access.token_key_file, check_keys)):
+        if path is not None and os.access(path, os.R_OK):
+            try:
+                check(path)
+            except ConfigError as error:
+                mistakes += error.mistakes
+    return mistakes
+
+
+def _check_routes(routes: Iterable[RouteSettings]) -> list[str]:
+    mistakes: list[str] = []
+    for number, route in enumerate(routes, 1):
+        for key in route.signed_by:
+            try:
+                read_key(key)
+            except ConfigError as error:
+                mistakes += [f"route[{number}].{mistake}" for mistake in error.mistakes]
+    return mistakes
+
+
+def _check_server(server: ServerSettings) -> list[str]:
+    fixed = [one for one in server.listen if not one.endswith(":0")]
+    mistakes = [f"server.listen: {one} is given more than once" for one in sorted(_repeated(fixed))]
+    unreadable = [
+        f"server.{setting}: {path} cannot be read"
+        for setting in ("tls_certificate", "tls_key")
+        if (path := getattr(server, setting)) is not None and not os.access(path, os.R_OK)
+    ]
+    if server.tls_certificate and server.tls_key and not unreadable:
+        try:
+            # a key with a passphrase must not make a server ask for it on a terminal
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                server.tls_certificate, server.tls_key, password=lambda: ""
+            )
+        except (OSError, ssl.SSLError):
+            mistakes.append(
+                f"server.tls_certificate, tls_key: {server.tls_certificate} and {server.tls_key} are no matching pair "
+                "of PEM files, or the key has a passphrase"
+            )
+    return mistakes + unreadable
+
+
+def _check_upstreams(upstreams: Iterable[UpstreamSettings]) -> list[str]:
+    mistakes: list[str] = []
+    names: dict[str, int] = {}
+    hosts: dict[str, int] = {}
+    for number, upstream in enumerate(upstreams, 1):
+        where = f"upstream[{number}]"
+        mistakes += [
+            f"{where}: {name} is the name of upstream[{names[name]}] already"
+            for name in (upstream.name, *upstream.aliases)
+            if names.setdefault(name, number) != number
+        ]
+        mistakes += [
+            f"{where}.hosts: {host} means upstream[{hosts[host.lower()]}] already"
+            for host in upstream.hosts
+            if hosts.setdefault(host.lower(), number) != number
+        ]
+        for inner, reach in upstream.addresses:
+            mistakes += [f"{where}{inner}.{mistake}" for mistake in _check_reach(reach, upstream.name)]
+    return mistakes
+
+
+def _repeated(names: Iterable[str]) -> set[str]:
+    seen: set[str] = set()
+    return {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
+
+
+def _check_syncs(config: Config) -> list[str]:
+    mistakes: list[str] = []
+    table = routing_table(config)
+    titles: dict[str, int] = {}
+    for number, rule in enumerate(config.sync, 1):
+        if titles.setdefault(rule.title, number) != number:
+            mistakes.append(f"sync[{number}]: {rule.title} is the name of sync[{titles[rule.title]}] already; set name")
+        try:
+            rule.repository(table)
+        except RequestError as error:
+            mistakes.append(f"sync[{number}].from: {error}")
+    return mistakes

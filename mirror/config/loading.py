@@ -1,0 +1,206 @@
+"""From a file and the environment to checked settings, with every mistake at once.
+
+TOML ──> the environment goes over it ──> each setting by itself ──> the command line ──> secrets out of their files
+     ──> what settings say together, and what lies in the files that they name
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import (
+    BaseModel,
+    SecretStr,
+    ValidationError,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import EnvSettingsSource
+
+from mirror.config import values
+from mirror.config.checks import cross_check
+from mirror.config.settings import (
+    Config,
+    ReachSettings,
+)
+from mirror.errors import ConfigError
+
+__all__ = ["load"]
+
+
+def load(path: Path | None, overrides: dict[str, Any] | None = None) -> Config:
+    """Read and check everything. Raises `ConfigError` with every mistake, none of which shows a secret.
+
+    `overrides` are settings of the command line, by section; they go before everything.
+    """
+    content: dict[str, Any] = {}
+    if path is not None:
+        try:
+            content = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ConfigError([f"{path}: {error.strerror}"]) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError([f"{path}: not TOML: {error}"]) from error
+    config, mistakes = _validated(_with_environment(content))
+    mistakes += _unknown_in_environment()
+    for section, wanted in (overrides or {}).items():
+        given = {name: value for name, value in wanted.items() if value is not None}
+        if given:
+            config, more = _override(config, section, given)
+            mistakes += more
+    config, more = _with_secrets(config)
+    mistakes += [*more, *cross_check(config)]
+    if mistakes:
+        raise ConfigError(mistakes)
+    return config
+
+
+class _Environment(EnvSettingsSource):
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """What is no JSON is taken as it is written: its own setting says whether it is right."""
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+
+
+def _with_environment(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's settings, over which those of the environment go."""
+    merged = dict(content)
+    for name, value in _Environment(Config)().items():
+        below = merged.get(name)
+        merged[name] = {**below, **value} if isinstance(value, dict) and isinstance(below, dict) else value
+    return merged
+
+
+def _unknown_in_environment() -> list[str]:
+    """Variables whose first word is no section and no setting: pydantic never looks at those."""
+    prefix = str(Config.model_config["env_prefix"])
+    names = [name for name in os.environ if name.upper().startswith(prefix)]
+    known = Config.model_fields
+    return [f"{name}: no such setting" for name in sorted(names) if name.lower().split("__")[1] not in known]
+
+
+def _validated(content: dict[str, Any]) -> tuple[Config, list[str]]:
+    """What can be made of the settings, and every mistake in them.
+
+    Wrong settings are left out and the rest is looked at again: what only shows once each setting is right by itself
+    must not wait for the next try. What is said about a section for want of a setting that was left out is not told.
+    """
+    content = copy.deepcopy(content)
+    mistakes: list[str] = []
+    left_out: set[str] = set()
+    while True:
+        try:
+            return Config.model_validate(content), mistakes
+        except ValidationError as error:
+            for one in error.errors(include_url=False, include_input=False):
+                text = _mistake(one)
+                of_our_making = one["type"] == "value_error" and any(
+                    name in text.partition(": ")[2] for name in left_out
+                )
+                if not (of_our_making or (left_out and one["type"] == "missing")):
+                    mistakes.append(text)
+            # from behind, so that places in a list stay what they are
+            for where in sorted({one["loc"] for one in error.errors()}, key=str, reverse=True):
+                left_out |= _leave_out(content, where)
+
+
+def _leave_out(content: dict[str, Any], where: tuple[int | str, ...]) -> set[str]:
+    """Take one place out of the settings; returns the names of those that are gone."""
+    match where:
+        case ("upstream", int(number), *inner) if isinstance(content["upstream"], list):
+            entry = content["upstream"][number]
+            if inner and isinstance(entry, dict) and inner[0] in entry and inner[0] != "name":
+                del entry[inner[0]]
+                return {str(inner[0])}
+            # it keeps its number, and as much of its name as there is
+            name = entry.get("name") if isinstance(entry, dict) and (not inner or inner[0] != "name") else None
+            content["upstream"][number] = {"name": name or f"left-out-{number}.invalid"}
+            return {str(key) for key in entry} if isinstance(entry, dict) else set()
+        case (str(section), str(setting), *_) if isinstance(content.get(section), dict):
+            gone = content[section].pop(setting, None) is not None
+            return {setting} if gone else set()
+        case (str(section), *_):
+            gone_section = content.pop(section, None)
+            return {section, *(gone_section if isinstance(gone_section, dict) else ())}
+    raise AssertionError(where)
+
+
+def _override(config: Config, section: str, given: dict[str, Any]) -> tuple[Config, list[str]]:
+    current: BaseModel = getattr(config, section)
+    try:
+        changed = type(current).model_validate({**current.model_dump(), **given})
+    except ValidationError as error:
+        return config, [_mistake(one, section) for one in error.errors(include_input=False)]
+    return config.model_copy(update={section: changed}), []
+
+
+def _mistake(error: Any, *before: str) -> str:
+    """One line: which setting, and what is wrong with it."""
+    where = ""
+    for part in (*before, *error["loc"]):
+        where += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if where else str(part)
+    message = {"extra_forbidden": "no such setting", "missing": "must be set"}.get(error["type"], error["msg"])
+    return f"{where or 'configuration'}: {message.removeprefix('Value error, ')}"
+
+
+def _with_secrets(config: Config) -> tuple[Config, list[str]]:
+    """Replace every `…_file` by what the file holds."""
+    mistakes: list[str] = []
+    index = config.index
+    if index.url_file is not None:
+        if index.url.get_secret_value():
+            mistakes.append("index: url and url_file exclude each other")
+        text = _read_secret("index.url_file", index.url_file, mistakes)
+        index = index.model_copy(update={"url": SecretStr(text)})
+    upstreams = []
+    for number, upstream in enumerate(config.upstream, 1):
+        where = f"upstream[{number}]"
+        endpoints = [
+            _with_reach_secrets(one, f"{where}.endpoints[{position}]", mistakes)
+            for position, one in enumerate(upstream.endpoints, 1)
+        ]
+        read = _with_reach_secrets(upstream, where, mistakes)
+        upstreams.append(read.model_copy(update={"endpoints": endpoints}))
+    tokens = []
+    for number, token in enumerate(config.access.token, 1):
+        if token.token_file is not None:
+            text = _read_secret(f"access.token[{number}].token_file", token.token_file, mistakes)
+            token = token.model_copy(update={"token": SecretStr(text)})
+        tokens.append(token)
+    access = config.access.model_copy(update={"token": tokens})
+    return config.model_copy(update={"index": index, "upstream": upstreams, "access": access}), mistakes
+
+
+R = TypeVar("R", bound=ReachSettings)
+
+
+def _with_reach_secrets(reach: R, where: str, mistakes: list[str]) -> R:
+    for secret in ("password", "client_secret", "proxy"):
+        file: Path | None = getattr(reach, f"{secret}_file")
+        if file is not None:
+            text = _read_secret(f"{where}.{secret}_file", file, mistakes)
+            if secret == "proxy" and text:  # noqa: S105 - the name of a setting
+                try:
+                    values.proxy(text)
+                except ValueError:
+                    mistakes.append(f"{where}.proxy_file: {file} holds no http://host:port")
+                    continue
+            reach = reach.model_copy(update={secret: SecretStr(text)})
+    return reach
+
+
+def _read_secret(setting: str, path: Path, mistakes: list[str]) -> str:
+    try:
+        text = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        mistakes.append(f"{setting}: {path}: {error.strerror if isinstance(error, OSError) else 'not text'}")
+        return ""
+    if not text:
+        mistakes.append(f"{setting}: {path} is empty")
+    return text

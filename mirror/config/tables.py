@@ -1,0 +1,21 @@
+"""What the settings mean, for those who ask before anything is built."""
+
+from __future__ import annotations
+
+from mirror.config.settings import (
+    Config,
+)
+from mirror.policy.routing import Registry, RoutingTable
+
+__all__ = ["routing_table"]
+
+
+def routing_table(config: Config) -> RoutingTable:
+    """Which registry a name means."""
+    return RoutingTable.build(
+        (
+            Registry(entry.name, tuple(entry.aliases), tuple(entry.hosts), library=entry.name == "docker.io")
+            for entry in config.upstream
+        ),
+        config.default_registry or None,
+    )

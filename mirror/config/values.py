@@ -1,0 +1,164 @@
+"""What single settings may be: each function takes one as it is written and gives it back, or raises `ValueError`."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BeforeValidator,
+)
+
+from mirror.errors import RequestError
+from mirror.oci.reference import check_registry
+from mirror.policy.content import ImagePattern
+from mirror.policy.durations import parse_duration
+from mirror.policy.pins import PinRule
+from mirror.policy.realms import UrlRefused, parse_url
+from mirror.policy.sizes import parse_capacity, parse_size
+from mirror.upstream.proxies import Proxies
+
+__all__ = [
+    "Seconds",
+    "admin_listen",
+    "alias",
+    "capacity",
+    "default_root",
+    "host",
+    "image_pattern",
+    "listen",
+    "pin_pattern",
+    "proxy",
+    "rate",
+    "registry",
+    "route_pattern",
+    "size",
+    "split",
+    "token_host",
+    "url",
+]
+
+Seconds = Annotated[float, BeforeValidator(parse_duration)]
+
+
+def default_root() -> Path:
+    """`/var/lib/mirror` where this process may write there, else the user's own data folder."""
+    system = Path("/var/lib/mirror")
+    if os.access(system if system.exists() else system.parent, os.W_OK):
+        return system
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "mirror"
+
+
+def listen(text: str) -> str:
+    if text.startswith("unix:"):
+        if not text.removeprefix("unix:").startswith("/"):
+            raise ValueError(f"a unix listener has an absolute path: {text!r}")
+        return text
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"not host:port or unix:/path: {text!r}")
+    return text
+
+
+def split(given: object) -> object:
+    """A list of the environment, where `a,b` is easier to write than JSON."""
+    return [part.strip() for part in given.split(",")] if isinstance(given, str) else given
+
+
+def admin_listen(text: str) -> str:
+    """There is no authentication yet: who can connect may do everything."""
+    if not text or listen(text).startswith("unix:"):
+        return text
+    host = text.rpartition(":")[0].strip("[]")
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ValueError(f"only a loopback address or unix:/path, for the admin API knows no passwords: {text!r}")
+    return text
+
+
+def capacity(text: str) -> str:
+    parse_capacity(text)
+    return text
+
+
+def size(text: str) -> str:
+    parse_size(text)
+    return text
+
+
+def image_pattern(text: str) -> str:
+    ImagePattern(text)
+    return text
+
+
+def registry(name: str) -> str:
+    return ("*." if name.startswith("*.") else "") + alias(name.removeprefix("*."))
+
+
+def alias(name: str) -> str:
+    try:
+        return check_registry(name)
+    except RequestError as error:
+        raise ValueError(str(error)) from error
+
+
+def host(name: str) -> str:
+    """What stands in a `Host` header, where case does not matter and an address may be in brackets."""
+    try:
+        check_registry(re.sub(r"\A\[[0-9a-f:.]+\]", "address", name.lower()))
+    except RequestError as error:
+        raise ValueError(f"not a host name, with or without port: {name[:80]!r}") from error
+    return name
+
+
+def token_host(name: str) -> str:
+    """As `policy.realms` compares them: a host, host:port or an origin."""
+    host(re.sub(r"\Ahttps?://", "", name.lower()).rstrip("/"))
+    return name
+
+
+def route_pattern(text: str) -> str:
+    if "/" not in text and "**" not in text:
+        raise ValueError(f"{text!r} fits nothing: a pattern is registry/name, where ** is any parts, * within one part")
+    return text
+
+
+def url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("not an http or https URL")
+    if parts.username or parts.password:
+        raise ValueError("holds a user or password; use username and password_file")
+    if parts.query or parts.fragment:
+        raise ValueError("holds a query or fragment")
+    try:
+        parse_url(text)
+    except UrlRefused as error:
+        raise ValueError(f"not an http or https URL: {error}") from error
+    return text.rstrip("/")
+
+
+def proxy(text: str) -> str:
+    try:
+        Proxies.given(text)
+    except (UrlRefused, ValueError) as error:
+        raise ValueError("proxy is not http://host:port, and not env") from error
+    return text
+
+
+def rate(text: str) -> str:
+    if not parse_size(text):
+        raise ValueError("a rate of nothing: write for example 20MB")
+    return text
+
+
+def pin_pattern(text: str) -> str:
+    PinRule(text)
+    return text

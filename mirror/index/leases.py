@@ -1,0 +1,75 @@
+"""Leases in Redis: replicas with disks of their own agree who does what.
+
+    free ── take() ──> ours ── take() again ──> ours for longer ── take(done) ──> done, until the next time ──> free
+                         ├── give_back() ──> free
+                         └── not renewed: it expires ──> free
+
+One key for each lease, `mirror:<schema>:lease:<hash of its name>`, the same for all replicas; its value says whose it
+is and whether the work is done. A lease is advice: whoever cannot ask works without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+from typing import Final
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from mirror.errors import IndexUnavailable
+from mirror.index.redis import SCHEMA, RedisAddress
+from mirror.policy.schedule import Lease
+
+__all__ = ["RedisLeases"]
+
+# Answers nothing where the lease is ours now, else what stands there and how long it will.
+_TAKE: Final = """
+local found = redis.call('GET', KEYS[1])
+if found and string.sub(found, 2) ~= ARGV[1] then return {found, redis.call('PTTL', KEYS[1])} end
+redis.call('SET', KEYS[1], ARGV[2] .. ARGV[1], 'PX', ARGV[3])
+return false
+"""
+_GIVE_BACK: Final = """
+local found = redis.call('GET', KEYS[1])
+if found and string.sub(found, 2) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+_RUNS: Final = "-"
+_DONE: Final = "+"
+
+
+class RedisLeases:
+    """See `mirror.transfer.schedule.Leases`. Belongs to one event loop; connects when first asked."""
+
+    def __init__(self, address: RedisAddress, *, owner: str, budget: float = 1.0) -> None:
+        """`owner` differs between replicas and stays the same over restarts; `budget` in seconds for each call."""
+        self._owner = owner
+        self._budget = budget
+        self._client = Redis(connection_pool=address.pool(connections=2, budget=budget))
+
+    async def take(self, name: str, seconds: float, *, done: bool = False) -> Lease | None:
+        """Have it for so long from now; None: it is ours. Raises `IndexUnavailable`."""
+        milliseconds = max(1, math.ceil(seconds * 1000))
+        found = await self._call(_TAKE, name, self._owner, _DONE if done else _RUNS, milliseconds)
+        if not isinstance(found, list):
+            return None
+        value, left = found
+        return Lease(max(0, int(left)) / 1000, done=bytes(value).startswith(_DONE.encode()))
+
+    async def give_back(self, name: str) -> None:
+        """If it is ours. Repeatable. Raises `IndexUnavailable`."""
+        await self._call(_GIVE_BACK, name, self._owner)
+
+    async def aclose(self) -> None:
+        """Repeatable. Leases stay until they expire."""
+        await self._client.aclose(close_connection_pool=True)
+
+    async def _call(self, script: str, name: str, *arguments: str | int) -> object:
+        key = f"mirror:{SCHEMA}:lease:{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
+        try:
+            async with asyncio.timeout(self._budget):
+                answer: object = await self._client.register_script(script)(keys=[key], args=list(arguments))
+        except (RedisError, OSError, TimeoutError) as error:
+            raise IndexUnavailable(f"Redis has no leases for us: {type(error).__name__}") from error
+        return answer

@@ -1,0 +1,70 @@
+"""What a caller presents to be let in: the `Authorization` header (RFC 7617 Basic, RFC 6750 Bearer)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from mirror.errors import Unauthorized
+
+__all__ = ["Presented", "read_authorization"]
+
+#: Characters of a header that are looked at: tokens of identity providers have a few kilobytes.
+_LONGEST: Final = 32 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """A user name with a password, or a bearer token. No `repr` shows a secret."""
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    bearer: str = field(default="", repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells credentials apart without giving them away: 32 hex digits."""
+        parts = "\0".join((self.username, self.password, self.bearer))
+        return hashlib.sha256(parts.encode()).hexdigest()[:32]
+
+    @property
+    def secret(self) -> str:
+        """The token, or the password, which may hold a token: clients that know only passwords send it so."""
+        return self.bearer or self.password
+
+
+def read_authorization(lines: Sequence[str]) -> Presented | None:
+    """The header's lines as they came; None where there is none, or an empty one. Raises `Unauthorized`."""
+    if not lines:
+        return None
+    if len(lines) > 1:
+        raise Unauthorized("more than one Authorization header")
+    if len(lines[0]) > _LONGEST:
+        raise Unauthorized("the Authorization header is too long")
+    scheme, _, value = lines[0].strip().partition(" ")
+    value = value.strip()
+    if not scheme:
+        return None
+    match scheme.lower():
+        case "basic":
+            return _basic(value)
+        case "bearer":
+            if not value or not value.isascii() or not value.isprintable() or " " in value:
+                raise Unauthorized("not a bearer token")
+            return Presented(bearer=value)
+    raise Unauthorized("an Authorization that is neither Basic nor Bearer")
+
+
+def _basic(value: str) -> Presented | None:
+    try:
+        username, colon, password = base64.b64decode(value, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError, ValueError) as error:
+        raise Unauthorized("not the user:password of a Basic authorization") from error
+    if not colon:
+        raise Unauthorized("not the user:password of a Basic authorization")
+    # some clients send empty credentials when they have none
+    return Presented(username, password) if username or password else None

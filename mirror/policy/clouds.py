@@ -1,0 +1,20 @@
+"""What the host names of the clouds' registries say."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["ecr_region"]
+
+#: As AWS writes them: <account>.dkr.ecr[-fips].<region>.amazonaws.com[.cn], and for both IP versions
+#: <account>.dkr-ecr[-fips].<region>.on.aws (Amazon ECR User Guide, "Registry endpoints").
+_ECR: Final = re.compile(
+    r"[0-9]{12}\.dkr[.-]ecr(?:-fips)?\.(?P<region>[a-z]{2,4}(?:-[a-z]+)+-[0-9]+)\.(?:[a-z0-9-]+\.)*[a-z0-9-]+"
+)
+
+
+def ecr_region(host: str) -> str | None:
+    """The region of a private ECR registry; None where the name does not tell it."""
+    found = _ECR.fullmatch(host.lower())
+    return found["region"] if found else None

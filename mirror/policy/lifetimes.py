@@ -1,0 +1,28 @@
+"""How long what was issued to us is used, and how long an issuer that failed is left alone. Seconds throughout."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["pause_after", "usable_seconds"]
+
+_LIFETIME: Final = 60.0
+_LONGEST_LIFETIME: Final = 31 * 24 * 3600.0
+_FIRST_PAUSE: Final = 2.0
+_LONGEST_PAUSE: Final = 60.0
+
+
+def usable_seconds(expires_in: object) -> float:
+    """For how long a token is used: what `expires_in` says less a margin; an absent or absurd one counts as 60 s.
+
+    The margin, a tenth but at least 5 s and at most half, is for the clock of the other side and the way there.
+    """
+    lifetime = _LIFETIME
+    if isinstance(expires_in, int | float) and not isinstance(expires_in, bool) and 0 < expires_in <= _LONGEST_LIFETIME:
+        lifetime = float(expires_in)
+    return lifetime - min(lifetime / 2, max(5.0, lifetime / 10))
+
+
+def pause_after(failures: int) -> float:
+    """How long nobody asks an issuer again that has failed so many times in a row (from 1): 2 s, 4 s … a minute."""
+    return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(failures - 1, 10))

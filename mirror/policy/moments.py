@@ -1,0 +1,27 @@
+"""Points in time as people write and read them: ISO 8601, in UTC where they do not say otherwise."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+__all__ = ["format_moment", "parse_moment"]
+
+
+def parse_moment(text: str) -> float:
+    """Epoch seconds out of `2025-01-31` (its beginning), `2025-01-31T12:30`, `2025-01-31 12:30:05+02:00`.
+
+    Raises `ValueError` that says what is wrong.
+    """
+    try:
+        moment = datetime.fromisoformat(text.strip())
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"not a date: {text[:80]!r} (write 2025-01-31 or 2025-01-31T12:30; UTC)") from error
+
+
+def format_moment(seconds: float) -> str:
+    """`2025-01-31T12:30:05Z`; seconds beyond the calendar as a number."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds:.0f}"

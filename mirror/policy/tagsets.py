@@ -1,0 +1,177 @@
+"""Which tags of a repository are meant: by glob, regular expression or version range, and of those the newest.
+
+Tags are read as versions leniently, for registries know no grammar of them:
+
+    1.2.3  v1.2.3      major, minor, patch
+    1.2  v1            what is missing is 0
+    1.2.3-rc1  3.14b2  before the version itself; a variant such as 1.2.3-alpine cannot be told from a prerelease
+    1.2.3_amd64        built from it (a tag may not hold `+`; others write `_` for it too)
+    1.2.3.4            a version with more parts: it has an order, but fits no range
+
+A version range (npm's notation) means releases alone, unless prereleases are asked for or it names one itself. A glob
+or a regular expression means what it says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import translate
+from functools import cache
+from typing import Any, Final
+
+from semantic_version import NpmSpec, Version
+
+__all__ = ["TagSet", "TagVersion", "choose_tags", "read_version"]
+
+_VERSION: Final = re.compile(
+    r"[vV]?(?P<numbers>[0-9]{1,18}(?:\.[0-9]{1,18}){0,7})"
+    r"(?:(?P<pre>-[a-zA-Z0-9.-]+)|(?P<glued>(?:a|b|c|rc|alpha|beta|pre|dev)[.]?[0-9]*(?:-[a-zA-Z0-9.-]+)?))?"
+    r"(?P<build>_[a-zA-Z0-9._-]*)?"
+)
+_OPERATOR: Final = re.compile(r"([<>=~^]) ")
+_DIGITS: Final = re.compile(r"([0-9]+)")
+
+#: A piece of text for comparison: numbers in it count by value.
+_Natural = tuple[tuple[int, int, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TagVersion:
+    """A tag as a version. `numbers` has one to eight; `pre` and `build` are empty for a plain release."""
+
+    numbers: tuple[int, ...]
+    pre: str = ""
+    build: str = ""
+
+    @property
+    def release(self) -> tuple[int, int, int] | None:
+        """Major, minor, patch; None where there are more numbers than that."""
+        if len(self.numbers) > 3:
+            return None
+        major, minor, patch = (*self.numbers, 0, 0)[:3]
+        return major, minor, patch
+
+    def order(self) -> tuple[tuple[int, ...], bool, _Natural, _Natural]:
+        """The older comes first; `rc2` before `rc10`, both before the release."""
+        numbers = self.numbers
+        while len(numbers) > 1 and not numbers[-1]:
+            numbers = numbers[:-1]
+        return numbers, not self.pre, _natural(self.pre), _natural(self.build)
+
+
+def read_version(tag: str) -> TagVersion | None:
+    """None where it is no version: `latest`, `bookworm`, a commit."""
+    found = _VERSION.fullmatch(tag)
+    if found is None:
+        return None
+    numbers = tuple(map(int, found["numbers"].split(".")))
+    return TagVersion(numbers, (found["pre"] or found["glued"] or "").lstrip("-"), (found["build"] or "")[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class TagSet:
+    """At most one of `glob`, `regex` and `semver`; without any all tags. `newest`: only so many of them.
+
+    Raises `ValueError` that says what is wrong with it.
+    """
+
+    glob: str | None = None
+    regex: str | None = None
+    semver: str | None = None
+    prereleases: bool = False
+    newest: int | None = None
+
+    def __post_init__(self) -> None:
+        if sum(one is not None for one in (self.glob, self.regex, self.semver)) > 1:
+            raise ValueError("tags, tags_regex and tags_semver exclude each other")
+        if self.prereleases and self.semver is None:
+            raise ValueError("prereleases belongs to tags_semver")
+        if self.newest is not None and self.newest < 1:
+            raise ValueError("newest is at least 1")
+        if self.glob is not None and not self.glob:
+            raise ValueError("tags is empty; write * for all tags")
+        if self.regex is not None:
+            _compiled(self.regex)
+        if self.semver is not None:
+            _range(self.semver)
+
+    def __str__(self) -> str:
+        if self.semver is not None:
+            said = f"semver {self.semver}"
+        elif self.regex is not None:
+            said = f"regex {self.regex}"
+        else:
+            said = self.glob or "*"
+        return f"{said}, newest {self.newest}" if self.newest else said
+
+
+def choose_tags(tags: Iterable[str], wanted: TagSet) -> list[str]:
+    """The tags that are meant, newest first: by version; then, by name, those that are no versions.
+
+    Names are compared with the numbers in them by value (`build-9` before `build-10`); of names the last is the newest.
+    """
+    chosen = sorted({tag for tag in tags if _fits(tag, wanted)}, key=_age, reverse=True)
+    return chosen if wanted.newest is None else chosen[: wanted.newest]
+
+
+def _fits(tag: str, wanted: TagSet) -> bool:
+    if wanted.glob is not None:
+        return re.fullmatch(translate(wanted.glob), tag) is not None
+    if wanted.regex is not None:
+        return _compiled(wanted.regex).fullmatch(tag) is not None
+    if wanted.semver is not None:
+        return _within(tag, wanted.semver, prereleases=wanted.prereleases)
+    return True
+
+
+def _within(tag: str, wanted: str, *, prereleases: bool) -> bool:
+    """With `prereleases` one is within a range where its release is: `>=1.2 <2` has 1.2.0-rc1, and has not 2.0.0-rc1.
+
+    Without, only where the range itself names a prerelease of the same version, as `>=1.2.0-rc2` does (npm's rule).
+    """
+    version = read_version(tag)
+    if version is None or version.release is None:
+        return False
+    text = "{}.{}.{}".format(*version.release)
+    if version.pre and not prereleases:
+        text += f"-{version.pre}"
+    try:
+        return bool(_range(wanted).match(Version(text)))
+    except ValueError:
+        # no prerelease in the eyes of semver, such as 1.2.3-a..b
+        return False
+
+
+def _age(tag: str) -> tuple[bool, Any, _Natural]:
+    version = read_version(tag)
+    return version is not None, version.order() if version else (), _natural(tag)
+
+
+def _natural(text: str) -> _Natural:
+    """Pieces that compare: numbers before words, as in semver 2.0, section 11."""
+    pieces = (piece for piece in _DIGITS.split(text) if piece)
+    return tuple((0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces)
+
+
+@cache
+def _compiled(regex: str) -> re.Pattern[str]:
+    try:
+        return re.compile(regex)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {regex!r}: {error}") from error
+    except (OverflowError, RecursionError) as error:
+        raise ValueError(f"not a regular expression: {regex!r}") from error
+
+
+@cache
+def _range(text: str) -> Any:
+    """npm's notation; commas may stand between the parts, and blanks behind an operator: `>= 1.2, < 2`."""
+    written = _OPERATOR.sub(r"\1", " ".join(text.replace(",", " ").split()))
+    try:
+        if not written:
+            raise ValueError(text)
+        return NpmSpec(written)
+    except ValueError as error:
+        raise ValueError(f"not a version range: {text!r} (write for example >=1.2 <2, ^1.4, 1.x || 3)") from error

@@ -1,0 +1,242 @@
+"""A repository with rules about its content before it: what they refuse is 403 with the reason.
+
+    by tag      lists, `require_digest` ──> the manifest ──> lists by its digest, size, signature ──> given
+    by digest   lists ───────────────────────────^
+    blob        lists by repository and digest
+
+A manifest is given if it is signed itself, or if an index of this repository that is signed names it: cosign signs what
+is pulled, and clients go on from an index by the digests in it. That a digest is signed never changes, so it is
+remembered; that it is not may change any moment, so that is asked again after a while.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+from mirror.errors import BlobUnknown, Denied, NotKnown
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Manifest, read_manifest
+from mirror.oci.reference import Reference, Repo
+from mirror.oci.request import Kind
+from mirror.once import Once
+from mirror.policy.content import ContentLists, ContentRule, check_size
+from mirror.repository.content import BlobContent, ManifestAnswer
+from mirror.repository.cosign import LARGEST, PublicKey, is_signature, is_signed, signature_tag, signed_layers
+from mirror.repository.proxied import BlobStat, Listing
+from mirror.repository.shape import PlainRepository
+
+__all__ = ["GuardedRepository", "Signatures"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_MOST: Final = 100_000
+#: Seconds that «not signed» stands.
+_UNSIGNED_FOR: Final = 30.0
+#: Referrers and signatures of one image that are looked at: anybody who may push there can make more.
+_MOST_REFERRERS: Final = 50
+_MOST_LAYERS: Final = 50
+
+
+class GuardedRepository:
+    """What a plain repository offers, less what rules refuse. Cheap to make."""
+
+    def __init__(
+        self,
+        inner: PlainRepository,
+        lists: ContentLists,
+        rule: ContentRule,
+        keys: Sequence[PublicKey],
+        signatures: Signatures,
+    ) -> None:
+        """`keys` are those of `rule.signed_by`."""
+        self.repo = inner.repo
+        self._inner = inner
+        self._lists = lists
+        self._rule = rule
+        self._keys = keys
+        self._signatures = signatures
+
+    async def manifest(self, reference: Reference) -> ManifestAnswer:
+        """Raises `Denied`, and what `PlainRepository.manifest` raises."""
+        tag = self._check_reference(reference)
+        answer = await self._inner.manifest(reference)
+        await self._check_answer(answer, tag)
+        return answer
+
+    async def resolve(self, reference: Reference) -> ManifestAnswer:
+        """Raises like `manifest`: what GET would refuse, HEAD refuses too, as far as can be told without the bytes."""
+        tag = self._check_reference(reference)
+        answer = await self._inner.resolve(reference)
+        await self._check_answer(answer, tag)
+        return answer
+
+    def _check_reference(self, reference: Reference) -> str | None:
+        self._rule.check_reference(self.repo, reference)
+        tag, digest = (None, reference) if isinstance(reference, Digest) else (reference, None)
+        self._lists.check(self.repo, tag, digest)
+        return tag
+
+    async def _check_answer(self, answer: ManifestAnswer, tag: str | None) -> None:
+        self._lists.check(self.repo, tag, answer.digest)
+        manifest = None
+        if answer.content is not None:
+            manifest = _parsed(answer)
+            check_size(self._rule, self.repo, manifest)
+        if self._rule.signed_by:
+            await self._check_signature(answer.digest, manifest)
+
+    async def _check_signature(self, digest: Digest, manifest: Manifest | None) -> None:
+        names = self._rule.signed_by
+        if not await self._is_signed(digest):
+            manifest = manifest or _parsed(await self._inner.manifest(digest))
+            if not is_signature(manifest):
+                raise Denied(f"{self.repo}@{digest} has no signature by {' or '.join(names)}")
+        elif manifest is not None:
+            for child in manifest.manifests:
+                self._signatures.remember(self.repo, child.digest, names)
+
+    async def _is_signed(self, digest: Digest) -> bool:
+        names = self._rule.signed_by
+        if await self._signatures.is_signed(self._inner, digest, names, self._keys):
+            return True
+        for index in await self._inner.indexes_naming(digest):
+            if await self._signatures.is_signed(self._inner, index, names, self._keys):
+                self._signatures.remember(self.repo, digest, names)
+                return True
+        return False
+
+    async def blob(self, digest: Digest) -> BlobContent:
+        """Raises `Denied`, and what `PlainRepository.blob` raises."""
+        self._lists.check_blob(self.repo, digest)
+        return await self._inner.blob(digest)
+
+    async def stat_blob(self, digest: Digest) -> BlobStat:
+        """Raises like `blob`."""
+        self._lists.check_blob(self.repo, digest)
+        return await self._inner.stat_blob(digest)
+
+    async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
+        """Raises like `blob`, and `StoreError`."""
+        self._lists.check_blob(self.repo, digest)
+        return await self._inner.fetch(digest, progress)
+
+    async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
+        """Raises like `manifest`, and `StoreError`."""
+        tag = self._check_reference(reference)
+        answer = await self._inner.fetch_manifest(reference)
+        await self._check_answer(answer, tag)
+        return answer
+
+    async def read(self, digest: Digest, limit: int) -> bytes:
+        """Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
+        self._lists.check_blob(self.repo, digest)
+        return await self._inner.read(digest, limit)
+
+    def fetch_ahead(self, answer: ManifestAnswer) -> None:
+        """As `ProxiedRepository.fetch_ahead`; what may not be pulled is not fetched."""
+        self._inner.fetch_ahead(answer, self)
+
+    async def settled(self) -> None:
+        """Raises `StoreError`."""
+        await self._inner.settled()
+
+    def holds(self, digest: Digest) -> bool:
+        """As `ProxiedRepository.holds`."""
+        return self._inner.holds(digest)
+
+    def awaits(self, digest: Digest) -> bool:
+        """As `ProxiedRepository.awaits`."""
+        return self._inner.awaits(digest)
+
+    async def prove(self, kind: Kind, reference: Reference | None) -> None:
+        """Raises what `ProxiedRepository.prove` raises: whether upstream gives it is another question than ours."""
+        await self._inner.prove(kind, reference)
+
+    async def tags(self) -> Listing:
+        """Raises what `PlainRepository.tags` raises. A list says nothing that would have to be denied."""
+        return await self._inner.tags()
+
+    async def referrers(self, digest: Digest) -> Listing:
+        """Raises `Denied`, and what `PlainRepository.referrers` raises."""
+        self._lists.check_blob(self.repo, digest)
+        return await self._inner.referrers(digest)
+
+
+class Signatures:
+    """Which digests of which repositories are signed, as this process knows it. `now` is monotonic."""
+
+    def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._signed: OrderedDict[tuple[Repo, Digest, tuple[str, ...]], None] = OrderedDict()
+        self._unsigned: OrderedDict[tuple[Repo, Digest, tuple[str, ...]], float] = OrderedDict()
+        self._once = Once()
+
+    async def is_signed(
+        self, repository: PlainRepository, digest: Digest, names: tuple[str, ...], keys: Sequence[PublicKey]
+    ) -> bool:
+        """Raises `UpstreamError` where it cannot be told now. `names` stand for the keys."""
+        key = repository.repo, digest, names
+        if key in self._signed:
+            self._signed.move_to_end(key)
+            return True
+        if self._now() < self._unsigned.get(key, 0.0):
+            return False
+        found = await self._once.run(key, lambda: _find_signature(repository, digest, keys))
+        if found:
+            self.remember(repository.repo, digest, names)
+        else:
+            _keep(self._unsigned, key, self._now() + _UNSIGNED_FOR)
+        return found
+
+    def remember(self, repo: Repo, digest: Digest, names: tuple[str, ...]) -> None:
+        """It is signed, or named by something that is."""
+        _keep(self._signed, (repo, digest, names), None)
+
+    async def aclose(self) -> None:
+        """Repeatable."""
+        await self._once.aclose()
+
+
+def _keep(known: OrderedDict[K, V], key: K, value: V) -> None:
+    known[key] = value
+    known.move_to_end(key)
+    while len(known) > _MOST:
+        known.popitem(last=False)
+
+
+async def _find_signature(repository: PlainRepository, digest: Digest, keys: Sequence[PublicKey]) -> bool:
+    """By cosign's tag first, which most registries have, then among the referrers."""
+    references: list[Reference] = [signature_tag(digest)]
+    for looked in range(2):
+        for reference in references:
+            try:
+                answer = await repository.manifest(reference)
+                if await _holds_signature(repository, _parsed(answer), digest, keys):
+                    return True
+            except (NotKnown, ValueError):
+                continue
+        if looked == 0:
+            listing = await repository.referrers(digest)
+            references = [one.digest for one in listing.items[:_MOST_REFERRERS]]
+    return False
+
+
+async def _holds_signature(
+    repository: PlainRepository, manifest: Manifest, digest: Digest, keys: Sequence[PublicKey]
+) -> bool:
+    for layer in signed_layers(manifest)[:_MOST_LAYERS]:
+        try:
+            content = await repository.read(layer.digest, LARGEST)
+        except BlobUnknown:
+            continue
+        if is_signed(layer, content, digest, keys):
+            return True
+    return False
+
+
+def _parsed(answer: ManifestAnswer) -> Manifest:
+    return read_manifest(answer.content or b"", answer.media_type, algorithm=answer.digest.algorithm)

@@ -1,0 +1,307 @@
+"""Which images are here and whether they are whole. From the disk; the index only says when they were used last.
+
+A listing goes repository by repository and keeps nothing of the one before, so that its first lines come at once and
+its memory does not grow. Each manifest is read once: the closures of tags and of what has no tag are kept for as long
+as their repository is looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, StoreError
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import LARGEST, Descriptor
+from mirror.oci.reference import Reference, Repo
+from mirror.policy.images import Image
+from mirror.policy.records import Freeze
+from mirror.policy.selection import Selection
+from mirror.ports import BlobStore, Catalog, ContentIndex
+from mirror.repository.closure import Closure, Node, Role, read_closure, read_stored_manifest
+from mirror.repository.pins import PinnedImage, why_pinned
+
+__all__ = ["ImageHere", "Overview", "PlatformHere", "Whole"]
+
+#: A config is small; what is not is not read for its platform.
+_LARGEST_CONFIG = LARGEST
+_CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformHere:
+    """One image manifest of an image. `name` is `linux/amd64`, or empty where nothing says it (artifacts).
+
+    `size` in bytes, of all that is known to belong to it. `pulled` False: its manifest is not here, so that nobody
+    knows what it consists of.
+    """
+
+    name: str
+    digest: Digest
+    size: int
+    pulled: bool
+    missing: tuple[Node, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether it can be pulled without an upstream."""
+        return self.pulled and not self.missing
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHere:
+    """An image, by tag or (`tag` None) by digest alone. Times are epoch seconds; `used_at` 0: not known."""
+
+    repo: Repo
+    tag: str | None
+    root: Descriptor
+    closure: Closure
+    platforms: tuple[PlatformHere, ...]
+    used_at: float
+    pinned: tuple[PinnedImage, ...]
+
+    @property
+    def name(self) -> str:
+        """As people write it."""
+        return str(Image(self.repo, self.tag) if self.tag else Image(self.repo, digest=self.root.digest))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was begun is whole, and there is something to pull."""
+        return self.closure.complete
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """An image in full. `shared` are bytes here that other images need too; times are epoch seconds, None: not known.
+
+    `subject` is what it refers to, `referrers` is what refers to it or to one of its platforms.
+    """
+
+    image: ImageHere
+    fetched_at: float | None
+    checked_at: float | None
+    shared: int
+    other_tags: tuple[str, ...]
+    subject: Digest | None
+    referrers: tuple[Descriptor, ...] = ()
+    frozen: Freeze | None = None
+
+
+class Overview:
+    """Of one store. `pinned` are the images that stay (`pinned_images`), `freezes` the tags that do not move."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        catalog: Catalog,
+        index: ContentIndex,
+        pinned: Iterable[PinnedImage] = (),
+        freezes: Iterable[Freeze] = (),
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._index: ContentIndex | None = index
+        self._freezes = {(freeze.repo, freeze.tag): freeze for freeze in freezes}
+        self._pinned: dict[Repo, list[PinnedImage]] = {}
+        for image in pinned:
+            self._pinned.setdefault(image.repo, []).append(image)
+
+    # ------------------------------------------------------------------------------------------------- listing
+
+    async def images(self, selection: Selection | None = None) -> AsyncIterator[ImageHere]:
+        """Every image here, by repository, tags first, then what has no tag and is in no index that is here.
+
+        Raises `StoreError`.
+        """
+        repos = await asyncio.to_thread(lambda: sorted(self._catalog.repositories()))
+        for repo in repos:
+            if selection is not None and not selection.has(repo):
+                continue
+            work = self._of_repository(repo, selection)
+            while batch := await asyncio.to_thread(_some, work):
+                for tag, root, closure, platforms in batch:
+                    yield ImageHere(
+                        repo,
+                        tag,
+                        root,
+                        closure,
+                        platforms,
+                        await self._used_at(root.digest),
+                        self._why(repo, tag, root.digest),
+                    )
+
+    def _of_repository(self, repo: Repo, selection: Selection | None) -> Iterator[_Found]:
+        """Blocking."""
+        closures: dict[Digest, tuple[Closure, tuple[PlatformHere, ...]]] = {}
+        for tag in self._catalog.tags(repo):
+            root = self._root(repo, tag) if selection is None or selection.has_tag(tag) else None
+            if root is None:
+                continue
+            if root.digest not in closures:
+                closures[root.digest] = self._look_into(repo, root)
+            yield tag, root, *closures[root.digest]
+        if selection is None or selection.has_tag(None):
+            yield from self._untagged(repo, closures)
+
+    def _untagged(
+        self, repo: Repo, closures: dict[Digest, tuple[Closure, tuple[PlatformHere, ...]]]
+    ) -> Iterator[_Found]:
+        below = {node.digest for closure, _ in closures.values() for node in closure.nodes if node.parent}
+        roots: dict[Digest, _Found] = {}
+        for record in self._catalog.manifests(repo):
+            if record.digest in closures or record.digest in below:
+                continue
+            root = Descriptor(record.media_type, record.digest, record.size)
+            closure, platforms = self._look_into(repo, root)
+            below.update(node.digest for node in closure.nodes if node.parent)
+            roots[record.digest] = None, root, closure, platforms
+        for digest in sorted(roots):
+            if digest not in below:
+                yield roots[digest]
+
+    def _look_into(self, repo: Repo, root: Descriptor) -> tuple[Closure, tuple[PlatformHere, ...]]:
+        closure = read_closure(self._store, self._catalog, repo, root)
+        return closure, tuple(self._platforms(closure))
+
+    def _platforms(self, closure: Closure) -> Iterator[PlatformHere]:
+        nodes = {node.digest: node for node in closure.nodes}
+        for node in closure.manifests:
+            below = [nodes[digest] for digest in closure.named.get(node.digest, ()) if digest in nodes]
+            missing = tuple(one for one in below if not one.present)
+            size = sum(max(0, one.descriptor.size) for one in (node, *below))
+            yield PlatformHere(self._platform_of(node, below), node.digest, size, node.present, missing)
+
+    def _platform_of(self, node: Node, below: list[Node]) -> str:
+        if node.descriptor.platform:
+            return _platform(node.descriptor.platform)
+        config = next((one for one in below if one.role is Role.CONFIG), None)
+        if config is None or not config.present or config.descriptor.media_type not in _CONFIGS:
+            return ""
+        try:
+            said = json.loads(self._store.read(config.digest, _LARGEST_CONFIG))
+        except (BlobUnknown, BlobDamaged, StoreError, ValueError, RecursionError):
+            return ""
+        return _platform(said) if isinstance(said, dict) else ""
+
+    def _why(self, repo: Repo, tag: str | None, digest: Digest) -> tuple[PinnedImage, ...]:
+        pinned = self._pinned.get(repo)
+        return tuple(why_pinned(pinned, repo, tag=tag, digest=digest)) if pinned else ()
+
+    async def _used_at(self, digest: Digest) -> float:
+        """As the index remembers it, or the disk, which is told of uses more coarsely."""
+        record = None
+        if self._index is not None:
+            try:
+                record = await self._index.get(digest)
+            except IndexUnavailable:
+                # asked a hundred thousand times it would take a tenth of a second each time
+                self._index = None
+        if record is not None:
+            return record.last_used
+        try:
+            return self._store.stat(digest).used_at
+        except BlobUnknown:
+            return 0.0
+
+    # --------------------------------------------------------------------------------------------- one image
+
+    async def image(self, repo: Repo, reference: Reference) -> ImageHere | None:
+        """One image; None: it is not here. Raises `StoreError`."""
+        tag = None if isinstance(reference, Digest) else reference
+        root = await asyncio.to_thread(self._root, repo, reference)
+        if root is None:
+            return None
+        closure, platforms = await asyncio.to_thread(self._look_into, repo, root)
+        used_at = await self._used_at(root.digest)
+        return ImageHere(repo, tag, root, closure, platforms, used_at, self._why(repo, tag, root.digest))
+
+    def _root(self, repo: Repo, reference: Reference) -> Descriptor | None:
+        if isinstance(reference, Digest):
+            manifest = self._catalog.get_manifest(repo, reference)
+            return Descriptor(manifest.media_type, reference, manifest.size) if manifest else None
+        # what the tag answers
+        tag = self._freezes.get((repo, reference)) or self._catalog.get_tag(repo, reference)
+        return Descriptor(tag.media_type, tag.digest, tag.size) if tag else None
+
+    async def whole(self, image: ImageHere) -> Whole:
+        """Everything about an image. Reads every manifest that is here, to know what is shared. Raises `StoreError`."""
+        return await asyncio.to_thread(self._whole, image)
+
+    def _whole(self, image: ImageHere) -> Whole:
+        repo, root = image.repo, image.root
+        record = self._catalog.get_manifest(repo, root.digest)
+        tag = self._catalog.get_tag(repo, image.tag) if image.tag else None
+        manifest = read_stored_manifest(self._store, self._catalog, repo, root.digest)
+        others = [
+            other
+            for other in self._catalog.tags(repo)
+            if other != image.tag and (found := self._root(repo, other)) and found.digest == root.digest
+        ]
+        return Whole(
+            image,
+            record.fetched_at if record else None,
+            tag.fetched_at if tag else None,
+            self._shared(image),
+            tuple(others),
+            manifest.subject.digest if manifest and manifest.subject else None,
+            tuple(self._referrers(image)),
+            self._freezes.get((repo, image.tag)) if image.tag else None,
+        )
+
+    def _shared(self, image: ImageHere) -> int:
+        """Bytes that are here and that another image names: another manifest, or the same one in another repository."""
+        sizes = {node.digest: max(0, node.descriptor.size) for node in image.closure.present}
+        own = set(image.closure.named)
+        shared: set[Digest] = set()
+        for repo in self._catalog.repositories():
+            for record in self._catalog.manifests(repo):
+                if repo == image.repo and record.digest in own:
+                    continue
+                manifest = read_stored_manifest(self._store, self._catalog, repo, record.digest)
+                if manifest is not None:
+                    named = (manifest.digest, *(child.digest for child in (*manifest.manifests, *manifest.blobs)))
+                    shared.update(digest for digest in named if digest in sizes)
+        # an index that names one of our manifests needs all that this one names
+        for digest in list(shared):
+            shared.update(_below(image.closure, digest))
+        return sum(size for digest, size in sizes.items() if digest in shared)
+
+    def _referrers(self, image: ImageHere) -> Iterator[Descriptor]:
+        subjects = {node.digest for node in image.closure.nodes if node.role in (Role.INDEX, Role.MANIFEST)}
+        for record in self._catalog.manifests(image.repo):
+            manifest = read_stored_manifest(self._store, self._catalog, image.repo, record.digest)
+            if manifest and manifest.subject and manifest.subject.digest in subjects:
+                yield manifest.descriptor
+
+
+_Found = tuple[str | None, Descriptor, Closure, tuple[PlatformHere, ...]]
+
+
+def _some(work: Iterator[_Found], seconds: float = 0.05, now: Callable[[], float] = time.monotonic) -> list[_Found]:
+    """As many as come in a short while, at least one; empty at the end."""
+    found: list[_Found] = []
+    until = now() + seconds
+    for one in work:
+        found.append(one)
+        if now() >= until:
+            break
+    return found
+
+
+def _below(closure: Closure, digest: Digest) -> Iterator[Digest]:
+    for child in closure.named.get(digest, ()):
+        yield child
+        yield from _below(closure, child)
+
+
+def _platform(said: object) -> str:
+    """`linux/arm/v7` out of a descriptor's `platform` or an image's config."""
+    if not isinstance(said, dict):
+        return ""
+    parts = [said.get(name) for name in ("os", "architecture", "variant")]
+    text = "/".join(part for part in parts if isinstance(part, str) and part)
+    return "" if text == "unknown/unknown" else text

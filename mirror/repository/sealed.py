@@ -1,0 +1,222 @@
+"""A repository without an upstream: what is here is served whatever its age, the rest is «not in this sealed mirror».
+
+    manifest by tag      the tag's record on disk, believed for two seconds ──> by digest
+    manifest by digest   memory ──> disk
+    blob                 the bytes, if a manifest of this repository names them
+    tags, referrers      what the catalog has
+
+Another class than the proxied one, rather than an upstream that always fails: there, an upstream that is down means
+stale answers, limits to their age, and 503. Here a miss is final and told at once, to the client and to the report of
+misses. What is absent is never remembered: another process may import it in the next moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from mirror.errors import BlobDamaged, BlobUnknown, ManifestUnknown, NameUnknown, StoreError, UpstreamDenied
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Manifest
+from mirror.oci.reference import Reference, Repo
+from mirror.oci.request import Kind
+from mirror.policy.history import Kept
+from mirror.policy.records import TagRecord
+from mirror.ports import BlobInfo, BlobReader, Body
+from mirror.repository.ahead import Fetching
+from mirror.repository.content import ManifestAnswer, Outcome, Passing, StoredContent
+from mirror.repository.grants import named_by
+from mirror.repository.proxied import BlobStat, HotTag, Listing, Shelf
+from mirror.repository.stored import indexes_naming, set_aside, stored_manifest
+
+__all__ = ["SealedRepository"]
+
+#: Seconds until the disk is looked at again for what a tag points to: other processes import, pin and freeze.
+_LOOK_EVERY: Final = 2.0
+
+
+class SealedRepository:
+    """One repository, from the store alone. Cheap to make; everything that lasts is on the shelf."""
+
+    def __init__(self, repo: Repo, shelf: Shelf) -> None:
+        self.repo = repo
+        self._shelf = shelf
+
+    async def prove(self, kind: Kind, reference: Reference | None) -> None:
+        """Raises `UpstreamDenied`: nobody can be asked, so nobody's own rights can be proven."""
+        raise UpstreamDenied(f"{self.repo} is sealed: no caller's rights can be verified", upstream=self.repo.registry)
+
+    # ----------------------------------------------------------------------------------------- manifests
+
+    async def manifest(self, reference: Reference) -> ManifestAnswer:
+        """The manifest itself. Raises `ManifestUnknown`, `StoreError`."""
+        tag = None if isinstance(reference, Digest) else await self._tag(reference)
+        digest = reference if isinstance(reference, Digest) else tag.record.digest if tag else None
+        found = await self._manifest(digest) if digest else None
+        if found is None:
+            if isinstance(reference, str):
+                # the tag may have moved to what is here: the next one to ask looks again
+                self._shelf.tags.drop((self.repo, reference))
+            self._shelf.misses.manifest(self.repo, reference)
+            joint = "@" if isinstance(reference, Digest) else ":"
+            raise ManifestUnknown(f"{self.repo}{joint}{reference} is not in this sealed mirror")
+        content, kept = found.content, tag.kept if tag else None
+        return ManifestAnswer(
+            found.digest, found.media_type, len(content), content, Outcome.HIT, self.repo.registry, kept
+        )
+
+    async def resolve(self, reference: Reference) -> ManifestAnswer:
+        """What HEAD tells: only what GET would have too. Raises like `manifest`."""
+        return await self.manifest(reference)
+
+    async def _tag(self, tag: str) -> HotTag | None:
+        hot = self._shelf.tags.get((self.repo, tag))
+        if hot and hot.since <= self._shelf.now() < hot.until:
+            return hot
+        found = await self._shelf.once.run(("tag", self.repo, tag), lambda: asyncio.to_thread(self._look, tag))
+        if found:
+            self._shelf.tags.put((self.repo, tag), found)
+        return found
+
+    def _look(self, tag: str) -> HotTag | None:
+        """Blocking: what the tag answers, however old that is; a freeze goes before what it was known to point to.
+
+        Minimum ages count for nothing: whoever imports has said what is to be served.
+        """
+        now = self._shelf.now()
+        freeze = self._shelf.histories.frozen(self.repo, tag)
+        if freeze:
+            record = TagRecord(tag, freeze.digest, freeze.media_type, freeze.size, 0.0)
+            return HotTag(record, Outcome.HIT, now, now + _LOOK_EVERY, Kept.FROZEN)
+        known = self._shelf.catalog.get_tag(self.repo, tag)
+        return HotTag(known, Outcome.HIT, now, now + _LOOK_EVERY) if known else None
+
+    async def _manifest(self, digest: Digest) -> Manifest | None:
+        found = self._shelf.manifests.get((self.repo, digest))
+        if found is None:
+            found = await self._shelf.once.run(("manifest", self.repo, digest), lambda: self._load(digest))
+            if found is None:
+                return None
+            self._shelf.manifests.put((self.repo, digest), found)
+        self._shelf.touch(digest)
+        return found
+
+    async def _load(self, digest: Digest) -> Manifest | None:
+        stored = await asyncio.to_thread(stored_manifest, self._shelf.store, self._shelf.catalog, self.repo, digest)
+        if stored:
+            # whoever has the manifest may have its blobs: other processes may not know that yet
+            await self._shelf.grants.give(self.repo, named_by(stored))
+            await self._shelf.named(stored)
+        return stored
+
+    async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
+        """Nothing is ever fetched: what memory alone has left of it is not here. Raises like `manifest`."""
+        answer = await self.manifest(reference)
+        if await self._load(answer.digest) is None:
+            self._shelf.manifests.drop((self.repo, answer.digest))
+            return await self.manifest(reference)
+        return answer
+
+    def fetch_ahead(self, answer: ManifestAnswer, by: Fetching | None = None) -> None:
+        """Nothing is ever fetched."""
+
+    async def settled(self) -> None:
+        """Raises `StoreError`."""
+        await self._shelf.settled()
+
+    # --------------------------------------------------------------------------------------------- blobs
+
+    def holds(self, digest: Digest) -> bool:
+        """As `ProxiedRepository.holds`."""
+        try:
+            self._shelf.store.stat(digest)
+        except BlobUnknown:
+            return False
+        return True
+
+    def awaits(self, digest: Digest) -> bool:
+        """Nothing is ever fetched."""
+        return False
+
+    async def blob(self, digest: Digest) -> StoredContent:
+        """The blob. The caller closes it. Raises `BlobUnknown`, `StoreError`."""
+        info, reader = await self._open(digest)
+        return StoredContent(digest, info.size, reader, self._passing(digest))
+
+    async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
+        """Nothing is ever fetched: False, for it is here, or `BlobUnknown`."""
+        info, reader = await self._open(digest)
+        reader.close()
+        progress(info.size, info.size)
+        return False
+
+    async def read(self, digest: Digest, limit: int) -> bytes:
+        """A small blob whole. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
+        await self.fetch(digest, lambda received, size: None)
+        return await asyncio.to_thread(self._shelf.store.read, digest, limit)
+
+    async def indexes_naming(self, digest: Digest) -> list[Digest]:
+        """The indexes of this repository that are here and name this manifest. Raises `StoreError`."""
+        return await asyncio.to_thread(indexes_naming, self._shelf.store, self._shelf.catalog, self.repo, digest)
+
+    async def stat_blob(self, digest: Digest) -> BlobStat:
+        """What HEAD tells: only what GET would have too. Raises like `blob`."""
+        info, reader = await self._open(digest)
+        reader.close()
+        return BlobStat(info.size, Outcome.HIT, self.repo.registry)
+
+    async def _open(self, digest: Digest) -> tuple[BlobInfo, BlobReader]:
+        granted = await self._shelf.grants.size(self.repo, digest)
+        if granted is None:
+            raise self._missed(digest, named=False)
+        try:
+            info, reader = self._shelf.store.open(digest)
+        except BlobUnknown:
+            raise self._missed(digest, named=True) from None
+        if granted not in (-1, info.size) and not await self._shelf.is_sound(info):
+            reader.close()
+            damage = BlobDamaged(f"{info.size} bytes on disk, {granted} expected")
+            await asyncio.to_thread(set_aside, self._shelf.store, digest, damage)
+            raise self._missed(digest, named=True)
+        self._shelf.touch(digest)
+        return info, reader
+
+    def _missed(self, digest: Digest, *, named: bool) -> BlobUnknown:
+        self._shelf.misses.blob(self.repo, digest, named=named)
+        return BlobUnknown(f"blob {digest} of {self.repo} is not in this sealed mirror")
+
+    def _passing(self, digest: Digest) -> Passing:
+        """For when the disk fails in mid-body: there is nowhere else to go."""
+
+        @asynccontextmanager
+        async def nowhere(_start: int) -> AsyncIterator[Body]:
+            raise StoreError(f"{digest} cannot be read, and a sealed mirror has no upstream")
+            yield
+
+        return Passing(digest, self.repo.registry, nowhere, self._shelf.executor)
+
+    # ------------------------------------------------------------------------------------ tags, referrers
+
+    async def tags(self) -> Listing:
+        """All tags that are here, sorted. Raises `NameUnknown` where nothing of the repository is."""
+        kept = await asyncio.to_thread(self._shelf.catalog.tags, self.repo)
+        if not kept and not await asyncio.to_thread(self._has_manifests):
+            raise self._unknown()
+        return Listing(tuple(kept), Outcome.HIT, self.repo.registry)
+
+    async def referrers(self, digest: Digest) -> Listing:
+        """Descriptors of the manifests here whose subject is `digest`. Raises `NameUnknown` like `tags`."""
+        found = await self._shelf.referring.to(self.repo, digest)
+        if found is None and not await asyncio.to_thread(self._shelf.catalog.tags, self.repo):
+            raise self._unknown()
+        return Listing(tuple(found or ()), Outcome.HIT, self.repo.registry)
+
+    def _has_manifests(self) -> bool:
+        """Blocking."""
+        return any(True for _ in self._shelf.catalog.manifests(self.repo))
+
+    def _unknown(self) -> NameUnknown:
+        self._shelf.misses.repository()
+        return NameUnknown(f"{self.repo} is not in this sealed mirror")

@@ -1,0 +1,110 @@
+"""Private images in a shared cache: what is cached for one is given to another only if upstream would give it to them.
+
+Of one repository and one caller's own credentials:
+
+    unknown ── upstream is asked, with those credentials ──> allowed ── `keep` over ──> asked again
+                    │                                           └── upstream down ──> allowed, up to `keep_while_down`
+                    └── refused ──> refused for some seconds
+
+Upstream is asked for what the caller asks for, or, where that would be costly, for a manifest of the repository that
+is here: by HEAD, which costs nothing. Bytes are shared between callers, the right to them is not. What is remembered
+is a fingerprint of the credentials, never they.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from mirror import telemetry
+from mirror.errors import UpstreamDenied, UpstreamThrottled, UpstreamUnavailable
+from mirror.oci.authorization import Presented
+from mirror.oci.reference import Reference, Repo
+from mirror.oci.request import Kind, RegistryRequest
+from mirror.once import Once
+
+__all__ = ["Provable", "Verifier"]
+
+#: Seconds that a refusal stands.
+_REFUSED_FOR: Final = 15.0
+_MOST: Final = 50_000
+
+
+class Provable(Protocol):
+    """What is needed of a repository (`ProxiedRepository`, `GuardedRepository`)."""
+
+    repo: Repo
+
+    async def prove(self, kind: Kind, reference: Reference | None) -> None:
+        """Raises `UpstreamDenied`, `NotKnown`, `UpstreamError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    allowed: bool
+    at: float
+
+
+class Verifier:
+    """`keep` and `keep_while_down` in seconds; `now` is monotonic.
+
+    `acting_for` makes what is asked of upstreams inside it go out with these credentials (None: with none at all).
+    """
+
+    def __init__(
+        self,
+        acting_for: Callable[[Presented | None], AbstractContextManager[None]],
+        *,
+        keep: float = 300.0,
+        keep_while_down: float = 3600.0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.acting_for = acting_for
+        self._keep = keep
+        self._keep_while_down = keep_while_down
+        self._now = now
+        self._verdicts: OrderedDict[tuple[Repo, str], _Verdict] = OrderedDict()
+        self._once = Once()
+
+    async def may_pull(self, repository: Provable, own: Presented | None, wanted: RegistryRequest) -> bool:
+        """Whether upstream lets the holder of these credentials have it. Call it inside `acting_for`.
+
+        Raises `ManifestUnknown`, `BlobUnknown` where upstream does not know what is wanted, `UpstreamError` where it
+        cannot be told now and was not told lately.
+        """
+        key = repository.repo, own.fingerprint if own else ""
+        verdict = self._verdicts.get(key)
+        if verdict is not None:
+            age = self._now() - verdict.at
+            if age < (self._keep if verdict.allowed else _REFUSED_FOR):
+                return verdict.allowed
+        try:
+            allowed = await self._once.run((*key, wanted.kind, wanted.reference), lambda: self._ask(repository, wanted))
+        except (UpstreamUnavailable, UpstreamThrottled) as error:
+            if verdict is not None and verdict.allowed and self._now() - verdict.at < self._keep_while_down:
+                telemetry.log.warning("access is not verified anew", repository=str(repository.repo), reason=str(error))
+                return True
+            raise
+        self._remember(key, _Verdict(allowed, self._now()))
+        return allowed
+
+    async def _ask(self, repository: Provable, wanted: RegistryRequest) -> bool:
+        try:
+            await repository.prove(wanted.kind, wanted.reference)
+        except UpstreamDenied:
+            return False
+        return True
+
+    def _remember(self, key: tuple[Repo, str], verdict: _Verdict) -> None:
+        self._verdicts[key] = verdict
+        self._verdicts.move_to_end(key)
+        while len(self._verdicts) > _MOST:
+            self._verdicts.popitem(last=False)
+
+    async def aclose(self) -> None:
+        """Repeatable."""
+        await self._once.aclose()

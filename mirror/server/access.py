@@ -1,0 +1,198 @@
+"""The one gate before everything: who is calling, what they may, and the token endpoint that clients log in at.
+
+    request ── certificate or Authorization ──> identity ── policy ──> allowed
+                         │                                    └── refused ── anonymous ──> 401, with the way to `/token`
+                         └── wrong ──> 401                                └── somebody ──> 404, as for an unknown name
+
+Docker, podman and containerd ask `/token` with name and password (distribution's token specification: GET, and the
+OAuth2 form of POST), and then send what they get as a bearer. Tools that send Basic with each request are let in, too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
+from typing import Final
+from urllib.parse import parse_qsl
+
+from aiohttp import web
+
+from mirror.access.authentication import Authentication
+from mirror.access.certificate import identity_of
+from mirror.access.issued import IssuedTokens
+from mirror.errors import NameUnknown, RequestError, Unauthorized
+from mirror.oci.authorization import Presented
+from mirror.oci.reference import Repo
+from mirror.oci.request import Kind, RegistryRequest
+from mirror.policy.access import ANONYMOUS, Action, Identity, Means, Policy
+from mirror.repository.shape import Repository
+from mirror.repository.verified import Verifier
+from mirror.server.answers import API_VERSION
+from mirror.server.pull import Told
+
+__all__ = ["TOKEN_PATH", "Gate"]
+
+TOKEN_PATH: Final = "/token"  # noqa: S105  # a path
+
+_HOST: Final = re.compile(r"[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?")
+_LARGEST_FORM: Final = 64 * 1024
+#: Verdicts that are kept; rules are the same as long as the process lives.
+_MOST: Final = 20_000
+
+
+class Gate:
+    """`realm` is the token endpoint's URL as clients reach it; None: as they have reached us."""
+
+    def __init__(
+        self,
+        authentication: Authentication,
+        policy: Policy,
+        issued: IssuedTokens,
+        *,
+        verifier_of: Callable[[str], Verifier | None] = lambda registry: None,
+        realm: str | None = None,
+        service: str = "mirror",
+    ) -> None:
+        """`verifier_of` gives the verifier of a registry that is asked about every caller."""
+        self._verifier_of = verifier_of
+        self._authentication = authentication
+        self._policy = policy
+        self._issued = issued
+        self._realm = realm
+        self._service = service
+        self._verdicts: dict[tuple[Identity, Action, Repo | None], bool] = {}
+
+    async def enter(self, request: web.BaseRequest, wanted: RegistryRequest, told: Told) -> Identity:
+        """Who is calling. Raises `Unauthorized` with a challenge, `AccessUnavailable`."""
+        try:
+            identity = await self._identity(request)
+        except Unauthorized as error:
+            raise Unauthorized(str(error), self._challenge(request, wanted)) from error
+        told.who = str(identity)
+        # `GET /v2/` is how clients learn that there is something to log in to
+        asking_how = wanted.kind is Kind.BASE and "Authorization" not in request.headers
+        if identity.is_anonymous and (asking_how or not self._policy.anonymous):
+            raise self._unknown_caller(request, wanted)
+        return identity
+
+    async def _identity(self, request: web.BaseRequest) -> Identity:
+        lines = request.headers.getall("Authorization", [])
+        if not lines and request.transport is not None:
+            certified = identity_of(request.transport.get_extra_info("peercert"))
+            if certified is not None:
+                return certified
+        return await self._authentication.identify(lines)
+
+    async def admit(
+        self,
+        identity: Identity,
+        repository: Repository,
+        request: web.BaseRequest,
+        wanted: RegistryRequest,
+    ) -> AbstractContextManager[None]:
+        """Returns where they may pull from it; within what is returned, upstream is asked on their behalf.
+
+        Raises `Unauthorized` for who has not said who they are, `NameUnknown` for others, and what asking upstream
+        raises.
+        """
+        repo = repository.repo
+        verifier = self._verifier_of(repo.registry)
+        if verifier is None:
+            # credentials of an upstream that nobody has asked say nothing
+            identity = ANONYMOUS if identity.means is Means.UPSTREAM else identity
+            self.require(identity, Action.PULL, repo, request, wanted)
+            return nullcontext()
+        self.require(identity, Action.PULL, repo, request, wanted)
+        with verifier.acting_for(identity.own):
+            allowed = await verifier.may_pull(repository, identity.own, wanted)
+        if allowed:
+            return verifier.acting_for(identity.own)
+        if identity.is_anonymous:
+            raise self._unknown_caller(request, wanted)
+        raise NameUnknown("no such repository")
+
+    def require(
+        self, identity: Identity, action: Action, repo: Repo, request: web.BaseRequest, wanted: RegistryRequest
+    ) -> None:
+        """Returns where they may. Raises `Unauthorized` for who has not said who they are, `NameUnknown` for others."""
+        if self.allows(identity, action, repo):
+            return
+        if identity.is_anonymous:
+            raise self._unknown_caller(request, wanted)
+        raise NameUnknown("no such repository")
+
+    def _unknown_caller(self, request: web.BaseRequest, wanted: RegistryRequest) -> Unauthorized:
+        return Unauthorized("who is asking?", self._challenge(request, wanted))
+
+    def allows(self, identity: Identity, action: Action, repo: Repo | None) -> bool:
+        """The policy's verdict."""
+        key = (identity, action, repo)
+        verdict = self._verdicts.get(key)
+        if verdict is None:
+            if len(self._verdicts) >= _MOST:
+                self._verdicts.clear()
+            verdict = self._verdicts[key] = self._policy.allows(identity, action, repo)
+        return verdict
+
+    # --------------------------------------------------------------------------------- the token endpoint
+
+    async def token(self, request: web.BaseRequest, told: Told) -> web.Response:
+        """`GET` with Basic, or an OAuth2 form by `POST`; the token says who it is for, rules say what they may.
+
+        Raises `Unauthorized`, `RequestError`, `AccessUnavailable`.
+        """
+        if request.method == "POST":
+            identity = await self._authentication.ask(await _read_form(request))
+        elif request.method == "GET":
+            identity = await self._identity(request)
+        else:
+            raise RequestError("the token endpoint takes GET and POST")
+        told.who = str(identity)
+        if identity.is_anonymous and not self._policy.anonymous:
+            raise Unauthorized("who is asking?", f'Basic realm="{self._service}"')
+        token = self._issued.issue(identity)
+        issued_at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        body = {
+            "token": token,
+            "access_token": token,
+            "expires_in": int(self._issued.lifetime),
+            "issued_at": issued_at,
+        }
+        headers = {**API_VERSION, "Content-Type": "application/json", "Cache-Control": "no-store"}
+        return web.Response(body=json.dumps(body).encode(), headers=headers)
+
+    def _challenge(self, request: web.BaseRequest, wanted: RegistryRequest) -> str:
+        """distribution's token specification: where to ask, and for what."""
+        scope = f',scope="repository:{wanted.name}:pull"' if wanted.name else ""
+        return f'Bearer realm="{self._realm or _reached_at(request)}",service="{self._service}"{scope}'
+
+
+def _reached_at(request: web.BaseRequest) -> str:
+    """Only ever told to the one who said it."""
+    host = request.headers.get("Host", "")
+    if not _HOST.fullmatch(host):
+        raise RequestError("no usable Host header, and no access.realm is set")
+    secure = request.secure or request.headers.get("X-Forwarded-Proto", "").lower() == "https"
+    return f"{'https' if secure else 'http'}://{host}{TOKEN_PATH}"
+
+
+async def _read_form(request: web.BaseRequest) -> Presented:
+    """OAuth2 (RFC 6749, 4.3 and 6) as containerd and Docker send it."""
+    content = await request.content.read(_LARGEST_FORM + 1)
+    while len(content) <= _LARGEST_FORM and (more := await request.content.read(_LARGEST_FORM)):
+        content += more
+    if len(content) > _LARGEST_FORM:
+        raise RequestError("the form is too large")
+    try:
+        form = dict(parse_qsl(content.decode(), max_num_fields=32))
+    except ValueError as error:
+        raise RequestError("not a form") from error
+    match form.get("grant_type"):
+        case "password":
+            return Presented(form.get("username", ""), form.get("password", ""))
+        case "refresh_token":
+            return Presented(bearer=form.get("refresh_token", ""))
+    raise RequestError("grant_type is neither password nor refresh_token")

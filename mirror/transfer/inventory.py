@@ -1,0 +1,177 @@
+"""Inventories: which images and blobs a site, or a bundle, has.
+
+The connected side reads the isolated side's inventory to leave out what is there already; a bundle carries one of its
+own, which names every file in it by digest, so that a signature over the inventory is one over the whole bundle.
+
+The same content always gives the same bytes: sorted, without times or names of machines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from mirror.errors import BundleError, RequestError
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor
+from mirror.oci.reference import Repo, check_name, check_registry, check_tag
+from mirror.ports import BlobStore, Catalog
+from mirror.repository.closure import read_stored_manifest
+
+__all__ = ["LARGEST_INVENTORY", "Inventory", "ListedImage", "read_inventory", "take_inventory"]
+
+_VERSION: Final = 1
+
+#: The largest inventory that is read, in bytes: half a million blobs.
+LARGEST_INVENTORY: Final = 128 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ListedImage:
+    """An image of a site or bundle. `tag` None: known by its digest alone, as referrers are. `root` is its manifest or
+    index.
+    """
+
+    repo: Repo
+    tag: str | None
+    root: Descriptor
+
+    @property
+    def name(self) -> str:
+        """`docker.io/library/app:v1`, or `docker.io/library/app@sha256:…`."""
+        return f"{self.repo}:{self.tag}" if self.tag else f"{self.repo}@{self.root.digest}"
+
+    @property
+    def order(self) -> tuple[Repo, str, Digest]:
+        """By which images are sorted."""
+        return self.repo, self.tag or "", self.root.digest
+
+    @property
+    def key(self) -> tuple[str, Digest, str, int]:
+        """All that an inventory says of it."""
+        return self.name, self.root.digest, self.root.media_type, self.root.size
+
+    def to_json(self) -> dict[str, Any]:
+        """Its entry; `size` is that of the manifest or index in bytes."""
+        return {
+            "registry": self.repo.registry,
+            "repository": self.repo.name,
+            "tag": self.tag,
+            "digest": str(self.root.digest),
+            "mediaType": self.root.media_type,
+            "size": self.root.size,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """`blobs` are here, with their sizes in bytes. Of a bundle besides: `left_out` are blobs of its images that the
+    other side has by its own inventory, `missing` those that the exporting side did not have (size -1: unknown).
+    """
+
+    images: tuple[ListedImage, ...]
+    blobs: Mapping[Digest, int]
+    left_out: Mapping[Digest, int] = field(default_factory=dict)
+    missing: Mapping[Digest, int] = field(default_factory=dict)
+
+    @property
+    def held(self) -> Mapping[Digest, int]:
+        """What a site has that has taken this in."""
+        return {**self.left_out, **self.blobs}
+
+    @property
+    def size(self) -> int:
+        """Bytes of all blobs."""
+        return sum(self.blobs.values())
+
+    def to_bytes(self) -> bytes:
+        """The file: JSON, one line for each image and blob."""
+        lists = {
+            "images": [image.to_json() for image in sorted(self.images, key=lambda image: image.order)],
+            "blobs": _entries(self.blobs),
+            "leftOut": _entries(self.left_out),
+            "missing": _entries(self.missing),
+        }
+        written = ",\n".join(f'"{name}": {_lines(entries)}' for name, entries in lists.items())
+        return f'{{\n"mirrorInventory": {_VERSION},\n{written}\n}}\n'.encode()
+
+
+def _entries(blobs: Mapping[Digest, int]) -> list[dict[str, Any]]:
+    return [{"digest": str(digest), "size": size} for digest, size in sorted(blobs.items())]
+
+
+def _lines(entries: list[dict[str, Any]]) -> str:
+    return "[" + ",".join(f"\n {json.dumps(entry)}" for entry in entries) + ("\n]" if entries else "]")
+
+
+def read_inventory(content: bytes) -> Inventory:
+    """Read it back; unknown fields are passed over. Raises `BundleError` where it is none, or not whole."""
+    try:
+        body = json.loads(content)
+        version = body["mirrorInventory"]
+        if version != _VERSION:
+            raise BundleError(f"the inventory is of version {version!r}; this mirror knows version {_VERSION}")
+        images = tuple(_read_image(entry) for entry in body["images"])
+        if len({image.name for image in images}) != len(images):
+            raise BundleError("the inventory names an image twice")
+        lists = [_read_blobs(body.get(name, [])) for name in ("blobs", "leftOut", "missing")]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RequestError) as error:
+        raise BundleError(f"not an inventory of a mirror: {type(error).__name__}: {error}") from error
+    return Inventory(images, *lists)
+
+
+def _read_image(entry: dict[str, Any]) -> ListedImage:
+    repo = Repo(check_registry(entry["registry"]), check_name(entry["repository"]))
+    tag = entry["tag"]
+    root = Descriptor(str(entry["mediaType"]), Digest.parse(entry["digest"]), _size(entry))
+    return ListedImage(repo, None if tag is None else check_tag(tag), root)
+
+
+def _read_blobs(entries: list[dict[str, Any]]) -> dict[Digest, int]:
+    found = {Digest.parse(entry["digest"]): _size(entry) for entry in entries}
+    if len(found) != len(entries):
+        raise BundleError("the inventory names a blob twice")
+    return found
+
+
+def _size(entry: dict[str, Any]) -> int:
+    size = entry["size"]
+    if not isinstance(size, int) or isinstance(size, bool) or size < -1:
+        raise ValueError(f"not a size: {size!r}")
+    return size
+
+
+def take_inventory(store: BlobStore, catalog: Catalog) -> Inventory:
+    """Blocking: what this site has, from the disk. An image counts if its manifest or index is here; one that has no
+    tag counts if no index here names it. Raises `StoreError`.
+    """
+    images: list[ListedImage] = []
+    for repo in catalog.repositories():
+        images += _images_of(store, catalog, repo)
+    return Inventory(tuple(images), {info.digest: info.size for info in store.walk()})
+
+
+def _images_of(store: BlobStore, catalog: Catalog, repo: Repo) -> Iterator[ListedImage]:
+    present: dict[Digest, Descriptor] = {}
+    below: set[Digest] = set()
+    for record in catalog.manifests(repo):
+        manifest = read_stored_manifest(store, catalog, repo, record.digest)
+        if manifest is not None:
+            present[record.digest] = Descriptor(manifest.media_type, record.digest, len(manifest.content))
+            below.update(child.digest for child in manifest.manifests)
+    tagged = set()
+    for tag, digest in _tags(catalog, repo):
+        if digest in present:
+            tagged.add(digest)
+            yield ListedImage(repo, tag, present[digest])
+    for digest in present.keys() - tagged - below:
+        yield ListedImage(repo, None, present[digest])
+
+
+def _tags(catalog: Catalog, repo: Repo) -> Iterable[tuple[str, Digest]]:
+    for tag in catalog.tags(repo):
+        record = catalog.get_tag(repo, tag)
+        if record is not None:
+            yield tag, record.digest

@@ -1,0 +1,51 @@
+"""Are the registries there, and do they let us in? What `mirror check --online` asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mirror.errors import MirrorError, UpstreamDenied, UpstreamInvalid, UpstreamThrottled, UpstreamUnavailable
+from mirror.upstream.credentials import CredentialsUnavailable
+from mirror.upstream.registry import RegistryUpstream
+
+__all__ = ["Finding", "advice_for", "check_all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Of one address of one registry: `detail` says how it stands, `advice` what to do where that is bad."""
+
+    upstream: str
+    url: str
+    ok: bool
+    detail: str
+    advice: str = ""
+
+
+async def check_all(registries: Iterable[RegistryUpstream]) -> list[Finding]:
+    """All at once, in the order given."""
+    return list(await asyncio.gather(*map(_check, registries)))
+
+
+async def _check(registry: RegistryUpstream) -> Finding:
+    try:
+        return Finding(registry.name, registry.url, True, await registry.check())
+    except MirrorError as error:
+        return Finding(registry.name, registry.url, False, str(error), advice_for(error))
+
+
+def advice_for(error: MirrorError) -> str:
+    """What to look at first."""
+    if isinstance(error, CredentialsUnavailable):
+        return "the credentials' issuer is at fault, not the registry; mend it as the message says"
+    if isinstance(error, UpstreamDenied):
+        return "check the credentials: are they right, not expired, and allowed to pull?"
+    if isinstance(error, UpstreamThrottled):
+        return f"wait {error.retry_after:.0f} s; with credentials there may be more to spend"
+    if isinstance(error, UpstreamUnavailable):
+        return "check url, network, proxy and, with a private certificate authority, ca_file"
+    if isinstance(error, UpstreamInvalid):
+        return "is url that of a registry? A token server of another domain must stand in token_hosts"
+    return "mend the configuration"

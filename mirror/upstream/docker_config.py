@@ -1,0 +1,175 @@
+"""Docker's `config.json`: the credentials in it, or the helper program that it names.
+
+For one registry, in this order: the program under `credHelpers` for it; what stands under `auths`; the program under
+`credsStore`. (Docker itself looks into `credsStore` before `auths`, which it empties then; here a secret that somebody
+wrote into the file goes before a program that may not even be installed.)
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from mirror.errors import ConfigError
+from mirror.upstream.credentials import NO_USER, Credentials, CredentialSource, GivenCredentials
+from mirror.upstream.helpers import CredentialHelper
+from mirror.upstream.renewal import Renewed
+
+__all__ = ["DockerConfig"]
+
+#: The key that docker writes for Docker Hub, whatever its registry's host is called.
+_HUB_KEY: Final = "https://index.docker.io/v1/"
+_HUB_HOSTS: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Helped:
+    """That a helper is to be asked: its name, and what it is to be told is the server."""
+
+    helper: str
+    server: str
+
+
+class DockerConfig:
+    """The entry for one registry in a docker `config.json`, read again when the file changes.
+
+    `registries` are the names under which it may stand, best first: host names, with or without port. A file that is
+    missing, has no such entry, or is being rewritten badly counts as what it last was (at first: anonymous).
+    `environment` is for helpers, instead of ours; `clock` counts seconds.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        registries: Iterable[str],
+        *,
+        upstream: str = "",
+        environment: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path = path
+        self._registries = tuple(registries)
+        self._upstream = upstream or self._registries[0]
+        self._environment = environment
+        self._clock = clock
+        self._seen: tuple[int, ...] | None = None
+        self._found: Credentials | _Helped | None = None
+        self._source: CredentialSource = GivenCredentials()
+
+    def check(self) -> None:
+        """Read it now. Raises `ConfigError` where the file is missing or unusable."""
+        try:
+            found = _find(json.loads(self._path.read_bytes()), self._registries)
+        except OSError as error:
+            raise ConfigError([f"{self._path}: {error.strerror}"]) from error
+        except _BadHelper as error:
+            raise ConfigError([f"{self._path}: {error}"]) from error
+        except (ValueError, TypeError) as error:
+            # without the cause's text: it may quote what is in the file
+            raise ConfigError([f"{self._path}: not a docker config.json"]) from error
+        if found != self._found:
+            self._found, self._source = found, self._open(found)
+
+    async def credentials(self) -> Credentials | None:
+        """What the file says now, or its helper."""
+        self._look()
+        return await self._source.credentials()
+
+    async def reject(self, credentials: Credentials) -> None:
+        """Ask the helper again; what stands in the file is all that there is."""
+        await self._source.reject(credentials)
+
+    async def aclose(self) -> None:
+        """Repeatable."""
+        await self._source.aclose()
+
+    def _look(self) -> None:
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return
+        seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+        if seen != self._seen:
+            try:
+                self.check()
+            except ConfigError:
+                return
+            self._seen = seen
+
+    def _open(self, found: Credentials | _Helped | None) -> CredentialSource:
+        if not isinstance(found, _Helped):
+            return GivenCredentials(found)
+        helper = CredentialHelper(self._upstream, found.helper, found.server, environment=self._environment)
+        return Renewed(self._upstream, helper.program, helper.obtain, clock=self._clock)
+
+
+class _BadHelper(ValueError):
+    """What is no name of a helper. Names are no secrets, but what stands in their place by mistake may be one."""
+
+
+def _find(config: Any, registries: tuple[str, ...]) -> Credentials | _Helped | None:
+    if not isinstance(config, dict):
+        raise ValueError("not an object")
+    helpers, auths = (_object(config, name) for name in ("credHelpers", "auths"))
+    keys = [(registry, key) for registry in registries for key in _keys(registry)]
+    for _, key in keys:
+        if helper := helpers.get(key):
+            return _Helped(_checked(helper, "credHelpers"), key)
+    for _, key in keys:
+        entry = auths.get(key)
+        if isinstance(entry, dict) and (found := _read(entry)):
+            return found
+    if store := config.get("credsStore"):
+        registry = registries[0]
+        return _Helped(_checked(store, "credsStore"), _HUB_KEY if registry in _HUB_HOSTS else registry)
+    return None
+
+
+def _object(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = config.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} is not an object")
+    return value or {}
+
+
+def _checked(name: object, setting: str) -> str:
+    if not isinstance(name, str) or not CredentialHelper.is_name(name):
+        raise _BadHelper(f"{setting} names a helper with other characters than letters, digits, - _ and .")
+    return name
+
+
+def _keys(registry: str) -> Iterator[str]:
+    """The spellings under which docker, podman and old tools write an entry."""
+    if registry in _HUB_HOSTS:
+        yield _HUB_KEY
+        yield "docker.io"
+    for scheme in ("", "https://", "http://"):
+        for path in ("", "/", "/v1/", "/v2/", "/v1", "/v2"):
+            yield f"{scheme}{registry}{path}"
+
+
+def _read(entry: Mapping[str, Any]) -> Credentials | None:
+    def text(name: str) -> str:
+        value = entry.get(name)
+        return value if isinstance(value, str) else ""
+
+    username, password = text("username"), text("password")
+    if encoded := text("auth"):
+        try:
+            username, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError) as error:
+            raise ValueError("auth is not base64") from error
+        password = password.rstrip("\0")
+    token = text("identitytoken")
+    if username == NO_USER:
+        return Credentials(identity_token=token or password) if token or password else None
+    if not username and not token:
+        return None
+    return Credentials(username, password, token)

@@ -1,0 +1,242 @@
+"""Several addresses of one upstream: mirrors of it, tried in order, and last the registry itself.
+
+A call:
+
+    order ── ask the first ──┬── answer ───────────────────────────────────────> given up to the caller
+      ^                      ├── any error, a 404 too: ask the next at once          (of a blob, its body then
+      │                      └── slow: after `hedge_after`, ask the next too          comes from this one)
+      │                              the first answer counts, the others are cancelled
+      └── down endpoints come last; so does the one that a blob was had from just now: it is asked for again
+          because it broke off, or was not what its digest names
+
+The last endpoint is the registry itself: where every one fails, its error is the one that counts. A mirror that does
+not know something proves nothing. Each endpoint has connections, credentials and back-off of its own: nothing that
+belongs to one is sent to another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final, Generic, TypeVar
+
+from mirror import telemetry
+from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamNotKnown, UpstreamUnavailable
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor, Manifest
+from mirror.oci.reference import Reference
+from mirror.once import end
+from mirror.policy.endpoints import in_order
+from mirror.policy.retrying import CLOSED, Circuit
+from mirror.ports import Body
+from mirror.upstream.registry import RegistryUpstream
+
+__all__ = ["EndpointsUpstream"]
+
+T = TypeVar("T")
+
+#: How long, in seconds, and of how many blobs it is remembered where they came from.
+_AVOID_FOR: Final = 60.0
+_MOST_REMEMBERED: Final = 4096
+
+
+class EndpointsUpstream:
+    """An `Upstream` over several. `hedge_after` in seconds; None: wait for an answer, however slow."""
+
+    def __init__(
+        self,
+        members: Sequence[RegistryUpstream],
+        *,
+        hedge_after: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`members` in the order in which they are tried, the registry itself last."""
+        self.members = tuple(members)
+        self._hedge_after = hedge_after
+        self._clock = clock
+        self._circuits: list[Circuit] = [CLOSED] * len(self.members)
+        self._probing: set[int] = set()
+        self._given: OrderedDict[Digest, tuple[int, float]] = OrderedDict()
+
+    @property
+    def name(self) -> str:
+        """As clients say it."""
+        return self.members[-1].name
+
+    @property
+    def patience(self) -> float:
+        """As the registry itself has it: its mirrors are there to be asked."""
+        return self.members[-1].patience
+
+    async def resolve(self, repo: str, reference: Reference) -> Descriptor:
+        """See `Upstream`."""
+        return await self._first(lambda member: member.resolve(repo, reference))
+
+    async def manifest(self, repo: str, reference: Reference) -> Manifest:
+        """See `Upstream`."""
+        return await self._first(lambda member: member.manifest(repo, reference))
+
+    @asynccontextmanager
+    async def blob(self, repo: str, digest: Digest, start: int = 0) -> AsyncIterator[Body]:
+        """See `Upstream`. Asked for again soon, it comes from another endpoint, from `start` on."""
+
+        async def enter(member: RegistryUpstream) -> tuple[AsyncExitStack, Body]:
+            async with AsyncExitStack() as stack:
+                body = await stack.enter_async_context(member.blob(repo, digest, start))
+                return stack.pop_all(), body
+            raise AssertionError("unreachable")
+
+        async def leave(entered: tuple[AsyncExitStack, Body]) -> None:
+            await entered[0].aclose()
+
+        race = _Race(self._order(digest), self.members, enter, leave, self._hedge_after, self._failed)
+        number, (stack, body) = await self._run(race)
+        self._remember(digest, number)
+        async with stack:
+            try:
+                yield body
+            except (UpstreamUnavailable, UpstreamInvalid) as error:
+                self._failed(number, error)
+                raise
+        self._circuits[number] = CLOSED
+
+    async def blob_size(self, repo: str, digest: Digest) -> int | None:
+        """See `Upstream`."""
+        return await self._first(lambda member: member.blob_size(repo, digest))
+
+    async def tags(self, repo: str) -> list[str]:
+        """See `Upstream`. A mirror's list counts as the whole one."""
+        return await self._first(lambda member: member.tags(repo))
+
+    async def referrers(self, repo: str, digest: Digest) -> list[Descriptor]:
+        """See `Upstream`. That there are none is believed of the registry itself only."""
+        last = self.members[-1]
+
+        async def ask(member: RegistryUpstream) -> list[Descriptor]:
+            found = await member.referrers(repo, digest)
+            if not found and member is not last:
+                raise UpstreamNotKnown(f"{member.url} has no referrers of {digest}", upstream=self.name, status=404)
+            return found
+
+        return await self._first(ask)
+
+    async def aclose(self) -> None:
+        """Repeatable."""
+        for member in self.members:
+            await member.aclose()
+
+    async def _first(self, ask: Callable[[RegistryUpstream], Awaitable[T]]) -> T:
+        race = _Race(self._order(), self.members, ask, _forget, self._hedge_after, self._failed)
+        number, answer = await self._run(race)
+        self._circuits[number] = CLOSED
+        return answer
+
+    async def _run(self, race: _Race[T]) -> tuple[int, T]:
+        now = self._clock()
+        probes = {n for n in race.order if self._circuits[n].verdict(now).probe and n not in self._probing}
+        self._probing |= probes
+        try:
+            return await race.run()
+        finally:
+            self._probing -= probes
+
+    def _order(self, digest: Digest | None = None) -> list[int]:
+        now = self._clock()
+        number, since = self._given.get(digest, (None, now)) if digest else (None, now)
+        avoid = number if now - since < _AVOID_FOR else None
+        return in_order(self._circuits, now, probing=self._probing, avoid=avoid)
+
+    def _remember(self, digest: Digest, number: int) -> None:
+        self._given[digest] = number, self._clock()
+        self._given.move_to_end(digest)
+        while len(self._given) > _MOST_REMEMBERED:
+            self._given.popitem(last=False)
+
+    def _failed(self, number: int, error: UpstreamError) -> None:
+        url = self.members[number].url
+        telemetry.ENDPOINT_FAILURES.labels(self.name, url, type(error).__name__).inc()
+        if not isinstance(error, UpstreamUnavailable | UpstreamInvalid):
+            return  # it answered: not known, not allowed, not now
+        before = self._circuits[number]
+        self._circuits[number] = before.failed(self._clock())
+        if self._circuits[number].delay and not before.delay:
+            telemetry.log.warning("endpoint left alone", upstream=self.name, endpoint=url, reason=str(error))
+
+    def __repr__(self) -> str:
+        return f"<EndpointsUpstream {self.name} at {', '.join(member.url for member in self.members)}>"
+
+
+class _Race(Generic[T]):
+    """One call to one endpoint after another, or beside it; the first answer wins."""
+
+    def __init__(
+        self,
+        order: Sequence[int],
+        members: Sequence[RegistryUpstream],
+        ask: Callable[[RegistryUpstream], Awaitable[T]],
+        discard: Callable[[T], Awaitable[None]],
+        hedge_after: float | None,
+        failed: Callable[[int, UpstreamError], None],
+    ) -> None:
+        self.order = order
+        self._waiting = list(order)
+        self._members = members
+        self._ask = ask
+        self._discard = discard
+        self._hedge_after = hedge_after
+        self._failed = failed
+        self._running: dict[asyncio.Task[T], int] = {}
+        self._errors: dict[int, UpstreamError] = {}
+
+    async def run(self) -> tuple[int, T]:
+        """The winner's number and answer. Raises the error of the last endpoint where all fail."""
+        try:
+            while self._start():
+                patience = self._hedge_after if self._waiting else None
+                done, _ = await asyncio.wait(self._running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                for task in sorted(done, key=self._running.__getitem__):
+                    if not self._lost(task):
+                        return self._running.pop(task), task.result()
+                if not done:
+                    self._begin()
+        finally:
+            await self._cancel()
+        raise self._errors[len(self._members) - 1]
+
+    def _start(self) -> bool:
+        if not self._running and self._waiting:
+            self._begin()
+        return bool(self._running)
+
+    def _begin(self) -> None:
+        number = self._waiting.pop(0)
+        self._running[asyncio.ensure_future(_as_coroutine(self._ask(self._members[number])))] = number
+
+    def _lost(self, task: asyncio.Task[T]) -> bool:
+        error = task.exception()
+        if error is None:
+            return False
+        number = self._running.pop(task)
+        if not isinstance(error, UpstreamError):
+            raise error
+        self._errors[number] = error
+        self._failed(number, error)
+        return True
+
+    async def _cancel(self) -> None:
+        losers, self._running = list(self._running), {}
+        await end(*losers)
+        for task in losers:
+            if not task.cancelled() and task.exception() is None:
+                await self._discard(task.result())
+
+
+async def _as_coroutine(asking: Awaitable[T]) -> T:
+    return await asking
+
+
+async def _forget(_answer: object) -> None:
+    """An answer that holds nothing."""

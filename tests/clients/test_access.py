@@ -1,0 +1,232 @@
+"""Real clients log in at the mirror, with two accounts of different rights, and with a client certificate."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import shutil
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import bcrypt
+import grpc
+import pytest
+
+from tests.clients.conftest import Library, short_directory
+from tests.support.certificates import Certificate
+from tests.support.containerd_process import CRI_NAMESPACE, PULLS, ContainerdProcess, Cri, write_hosts
+from tests.support.dockerd_process import DockerdProcess, PullFailed
+from tests.support.images import Published
+from tests.support.mirror_process import MirrorProcess, write_config
+from tests.support.mounts import unmount_below
+from tests.support.process import CommandFailed, run
+from tests.support.pulls import OFFLINE
+from tests.support.registry_process import RegistryProcess
+from tests.support.skopeo import compare_directory
+
+_ALICE, _BOB = ("alice", "alices-word"), ("bob", "bobs-word")
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """A mirror that asks: alice may pull everything, bob nothing of docker.io, others nothing at all."""
+
+    mirror: MirrorProcess
+    docker: Published
+    ghcr: Published
+    directory: Path
+
+    def called(self, image: Published) -> str:
+        """The image by the mirror's own name."""
+        return f"{self.mirror.address}/{image.registry}/{image.repository}:{image.tag}"
+
+
+def _access(directory: Path) -> str:
+    hashed = {name: bcrypt.hashpw(word.encode(), bcrypt.gensalt(5)).decode() for name, word in (_ALICE, _BOB)}
+    (directory / "htpasswd").write_text("".join(f"{name}:{one}\n" for name, one in hashed.items()))
+    return f"""
+        [access]
+        anonymous = false
+        htpasswd = "{directory}/htpasswd"
+        audit_log = "{directory}/audit.jsonl"
+        [[access.rule]]
+        effect = "allow"
+        who = ["user:alice", "certificate:node-*"]
+        [[access.rule]]
+        effect = "allow"
+        who = ["user:bob"]
+        repositories = ["ghcr.io/**"]
+    """
+
+
+@pytest.fixture(scope="module")
+def guarded(library: Library) -> Iterator[Guarded]:
+    """With two registries behind it, and two workers, which must take each other's tokens."""
+    directory = short_directory()
+    try:
+        with (
+            RegistryProcess(library.docker_root, read_only=True) as docker,
+            RegistryProcess(library.ghcr_root, read_only=True) as ghcr,
+            MirrorProcess(
+                write_config(directory, {"docker.io": docker.url, "ghcr.io": ghcr.url}, more=_access(directory))
+            ) as mirror,
+        ):
+            yield Guarded(mirror, library.images["oci"], library.foreign["skopeo"], directory)
+    finally:
+        shutil.rmtree(directory)
+
+
+def _refused(error: BaseException) -> bool:
+    text = str(error).lower()
+    return any(word in text for word in ("unauthorized", "name unknown", "name_unknown", "not found", "401", "404"))
+
+
+def test_skopeo(guarded: Guarded) -> None:
+    """`--src-creds`: alice has what bob is told does not exist; without credentials there is nothing."""
+
+    def copy(image: Published, account: tuple[str, str] | None) -> Path:
+        target = guarded.directory / "skopeo"
+        shutil.rmtree(target, ignore_errors=True)
+        options = [f"--src-creds={':'.join(account)}"] if account else ["--src-no-creds"]
+        words = ["skopeo", "--insecure-policy", "copy", "--all", "--src-tls-verify=false", *options]
+        run([*words, f"docker://{guarded.called(image)}", f"dir:{target}"], env=OFFLINE)
+        return target
+
+    compare_directory(copy(guarded.docker, _ALICE), guarded.docker, every_platform=True)
+    compare_directory(copy(guarded.ghcr, _BOB), guarded.ghcr, every_platform=True)
+    for image, account in [(guarded.docker, _BOB), (guarded.ghcr, ("bob", "wrong")), (guarded.ghcr, None)]:
+        with pytest.raises(CommandFailed) as caught:
+            copy(image, account)
+        assert _refused(caught.value)
+
+
+def test_podman_logs_in(guarded: Guarded) -> None:
+    """`podman login` refuses a wrong password, keeps a right one, and pulls with it."""
+    place = guarded.directory / "podman"
+    place.mkdir()
+    accounts = place / "auth.json"
+    (place / "registries.conf").write_text(f'[[registry]]\nlocation = "{guarded.mirror.address}"\ninsecure = true\n')
+
+    def podman(*words: str) -> bytes:
+        options = [f"--root={place}/root", f"--runroot={place}/run", "--storage-driver=vfs", "--events-backend=none"]
+        settings = {"CONTAINERS_REGISTRIES_CONF": str(place / "registries.conf"), "REGISTRY_AUTH_FILE": str(accounts)}
+        return run(["podman", *options, *words], env={**OFFLINE, **settings})
+
+    def log_in(name: str, word: str) -> None:
+        podman("login", "--tls-verify=false", f"--username={name}", f"--password={word}", guarded.mirror.address)
+
+    try:
+        with pytest.raises(CommandFailed):
+            log_in("alice", "wrong")
+        log_in(*_BOB)
+        podman("pull", "--quiet", guarded.called(guarded.ghcr))
+        with pytest.raises(CommandFailed) as caught:
+            podman("pull", "--quiet", guarded.called(guarded.docker))
+        assert _refused(caught.value)
+        log_in(*_ALICE)
+        pulled = podman("pull", "--quiet", guarded.called(guarded.docker)).decode().strip()
+        assert pulled == guarded.docker.native.config.digest.partition(":")[2]
+    finally:
+        unmount_below(place)
+
+
+def test_containerd(guarded: Guarded) -> None:
+    """`ctr --user`, and a header in `hosts.toml`, which is how nodes are given an account of their own."""
+    encoded = base64.b64encode(":".join(_ALICE).encode()).decode()
+    section = f'[host."{guarded.mirror.url}"]{PULLS}'
+    with_header = f'{section}  [host."{guarded.mirror.url}".header]\n    Authorization = "Basic {encoded}"\n'
+    hosts = write_hosts(guarded.directory / "hosts", {"docker.io": section, "ghcr.io": with_header})
+    with ContainerdProcess(guarded.directory / "c", hosts=hosts) as containerd:
+        pull = ("images", "pull", "--hosts-dir", str(hosts), "--snapshotter", containerd.snapshotter)
+        with pytest.raises(CommandFailed):
+            containerd.ctr(*pull, "--user", ":".join(_BOB), guarded.docker.name)
+        containerd.ctr(*pull, "--user", ":".join(_ALICE), guarded.docker.name)
+        containerd.compare(guarded.docker, [guarded.docker.native])
+        cri = Cri(containerd.socket)
+        try:
+            with pytest.raises(grpc.RpcError):
+                cri.pull(guarded.docker.name)
+            cri.pull(guarded.ghcr.name)
+        finally:
+            cri.close()
+        containerd.compare(guarded.ghcr, [guarded.ghcr.native], CRI_NAMESPACE)
+
+
+def test_docker_logs_in(guarded: Guarded) -> None:
+    """`docker login` is told of a wrong password; pulls by the mirror's name use the account."""
+    with DockerdProcess(guarded.directory / "d", mirror=guarded.mirror.url) as dockerd:
+        with pytest.raises(PullFailed):
+            dockerd.log_in(guarded.mirror.address, "alice", "wrong")
+        dockerd.log_in(guarded.mirror.address, *_ALICE)
+        for image, account in [(guarded.docker, _BOB), (guarded.docker, None), (guarded.ghcr, ("bob", "wrong"))]:
+            with pytest.raises(PullFailed):
+                dockerd.pull(guarded.called(image), account=account)
+        dockerd.pull(guarded.called(guarded.docker), account=_ALICE)
+        assert dockerd.inspect(guarded.called(guarded.docker))["Id"] == guarded.docker.native.config.digest
+        dockerd.pull(guarded.called(guarded.ghcr), account=_BOB)
+
+
+def test_what_the_audit_says(guarded: Guarded) -> None:
+    """Of one answered and one refused pull: who, what, from where; and no password, here or in the log."""
+    target = f"/v2/{guarded.docker.registry}/{guarded.docker.repository}/manifests/{guarded.docker.tag}"
+    for (name, word), status in [(_ALICE, 200), (_BOB, 404)]:
+        encoded = base64.b64encode(f"{name}:{word}".encode()).decode()
+        assert guarded.mirror.get(target, {"Authorization": f"Basic {encoded}"})[0] == status
+    text = (guarded.directory / "audit.jsonl").read_text()
+    said = [json.loads(line) for line in text.splitlines()][-2:]
+    assert [(line["who"], line["status"], line["reference"]) for line in said] == [
+        ("user:alice", 200, guarded.docker.tag),
+        ("user:bob", 404, guarded.docker.tag),
+    ]
+    everything = text + guarded.mirror.tail() + "\n".join(map(str, guarded.mirror.log))
+    assert not [word for _, word in (_ALICE, _BOB) if word in everything]
+
+
+def test_client_certificates(library: Library) -> None:
+    """containerd's `client` and a plain TLS client are let in by their certificate; who has none is asked."""
+    directory = short_directory()
+    server = Certificate(directory / "server")
+    node = Certificate(directory / "node", "/O=nodes/CN=node-7")
+    stranger = Certificate(directory / "stranger", "/CN=node-8")
+    try:
+        with RegistryProcess(library.docker_root, read_only=True) as docker:
+            config = write_config(directory, {"docker.io": docker.url})
+            text = config.read_text()
+            tls = f'[server]\ntls_certificate = "{server.certificate}"\ntls_key = "{server.key}"\n'
+            text = text.replace("[server]\n", tls, 1)
+            guard = _access(directory).replace("[access]", f'[access]\nclient_ca = "{node.certificate}"')
+            config.write_text(f"{text}\n{guard}")
+            image = library.images["oci"]
+            with MirrorProcess(config) as mirror:
+
+                def status(shown: Certificate | None) -> int:
+                    context = ssl.create_default_context(cafile=str(server.certificate))
+                    if shown is not None:
+                        context.load_cert_chain(shown.certificate, shown.key)
+                    connection = http.client.HTTPSConnection("127.0.0.1", mirror.port, context=context, timeout=60)
+                    try:
+                        connection.request("GET", f"/v2/{image.repository}/manifests/{image.tag}")
+                        return connection.getresponse().status
+                    finally:
+                        connection.close()
+
+                assert status(node) == 200
+                assert status(None) == 401
+                with pytest.raises((ssl.SSLError, ConnectionError, http.client.HTTPException)):
+                    status(stranger)
+                url = f"https://{mirror.address}"
+                section = (
+                    f'[host."{url}"]{PULLS}  ca = "{server.certificate}"\n'
+                    f'  client = [["{node.certificate}", "{node.key}"]]\n'
+                )
+                hosts = write_hosts(directory / "hosts", {"docker.io": section})
+                with ContainerdProcess(directory / "c", hosts=hosts) as containerd:
+                    pull = ("images", "pull", "--hosts-dir", str(hosts), "--snapshotter", containerd.snapshotter)
+                    containerd.ctr(*pull, image.name)
+                    containerd.compare(image, [image.native])
+                assert {line.get("who") for line in mirror.requests(path="/blobs/")} == {"certificate:node-7"}
+    finally:
+        shutil.rmtree(directory)

@@ -1,0 +1,188 @@
+"""A configuration with mistakes: all of them are named, each by its setting, before anything is started."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from mirror.config import load
+from mirror.errors import ConfigError
+from tests.support.certificates import Certificate
+
+_DOCKER = '[[upstream]]\nname = "docker.io"\n'
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Free of settings."""
+    for name in os.environ:
+        if name.upper().startswith("MIRROR__"):
+            monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def _mistakes(directory: Path, text: str) -> list[str]:
+    file = directory / "mirror.toml"
+    file.write_text(text)
+    try:
+        load(file)
+    except ConfigError as error:
+        return list(error.mistakes)
+    return []
+
+
+def _expect(mistakes: list[str], *beginnings: str) -> None:
+    """Each of these, and no other."""
+    assert len(mistakes) == len(beginnings), mistakes
+    for beginning in beginnings:
+        assert [one for one in mistakes if one.startswith(beginning)], (beginning, mistakes)
+
+
+def test_a_wrong_setting_hides_no_other_mistake(tmp_path: Path) -> None:
+    """What is wrong by itself, what does not go together, and what only files can tell: at once."""
+    _expect(
+        _mistakes(
+            tmp_path,
+            f"""
+            default_registry = "nowhere.example"
+            unknown = 1
+            [server]
+            drain = "soon"
+            tls_key = "{tmp_path}/key.pem"
+            [store]
+            capacity = "lots"
+            low_water = 0.99
+            [index]
+            url = "redis+sentinel://redis/"
+            timeout = "never"
+            [[upstream]]
+            name = "docker.io"
+            username = "user"
+            blobs_at_once = 0
+            [[upstream]]
+            name = "ghcr.io"
+            aliases = ["docker.io"]
+            ca_file = "{tmp_path}/none.pem"
+            [[route]]
+            match = "**"
+            tag_ttl = "soon"
+            """,
+        ),
+        "default_registry: nowhere.example",
+        "unknown: no such setting",
+        "server.drain: ",
+        "server: tls_certificate and tls_key belong together",
+        "store.capacity: ",
+        "store: low_water (0.99) is above",
+        "index.url: ",
+        "index.timeout: ",
+        "upstream[1]: username and password",
+        "upstream[1].blobs_at_once: ",
+        "upstream[2]: docker.io is the name of upstream[1] already",
+        "upstream[2].ca_file: ",
+        "route[1].tag_ttl: ",
+    )
+
+
+def test_no_mistake_is_made_up(tmp_path: Path) -> None:
+    """A setting that is wrong by itself is not said to be missing as well."""
+    _expect(_mistakes(tmp_path, '[server]\ntls_key = "/nowhere"\ntls_certificate = 5'), "server.tls_certificate: ")
+    _expect(_mistakes(tmp_path, "[store]\nlow_water = 0.9\nhigh_water = 5"), "store.high_water: ")
+    _expect(
+        _mistakes(tmp_path, f'{_DOCKER}username = "me"\npassword_file = 5\n[[upstream]]\nurl = "http://x"'),
+        "upstream[1].password_file: ",
+        "upstream[2].name: must be set",
+    )
+
+
+@pytest.mark.parametrize("text", ["server = 5", "store = []", 'upstream = "x"', "upstream = [5]", "route = [5]"])
+def test_of_another_shape(tmp_path: Path, text: str) -> None:
+    """What is no section at all is one mistake."""
+    name = text.partition(" ")[0]
+    assert [one for one in _mistakes(tmp_path, text) if one.startswith(name)]
+
+
+def test_what_would_only_show_later(tmp_path: Path, environment: pytest.MonkeyPatch) -> None:
+    """What is well written and would fail at start, or at the first pull of an upstream."""
+    plain = tmp_path / "plain"
+    plain.write_text("neither JSON nor PEM")
+    _expect(
+        _mistakes(
+            tmp_path,
+            f"""
+            [server]
+            listen = ["127.0.0.1:5000", "127.0.0.1:0", "127.0.0.1:5000", "127.0.0.1:0"]
+            tls_certificate = "{plain}"
+            tls_key = "{plain}"
+            [store]
+            root = "{plain}"
+            low_water = 0
+            [[upstream]]
+            name = "docker.io"
+            url = "https://registry.example:99999"
+            hosts = ["Hub.example:5000", "[::1]:5000", "a host", ""]
+            [[upstream]]
+            name = "ghcr.io"
+            hosts = ["hub.example:5000"]
+            docker_config = "{plain}"
+            ca_file = "{plain}"
+            token_hosts = ["https://tokens.example", "tokens.example:444", "of whom?"]
+            [[upstream]]
+            name = "*.gcr.io"
+            hosts = ["gcr.example"]
+            [[route]]
+            match = "docker.io"
+            """,
+        ),
+        "server.listen: 127.0.0.1:5000 is given more than once",
+        "server.tls_certificate, tls_key: ",
+        f"store.root: {plain} is not a folder",
+        "store.low_water: ",
+        "upstream[1].url: ",
+        "upstream[1].hosts[3]: ",
+        "upstream[1].hosts[4]: ",
+        f"upstream[2].docker_config: {plain}: not a docker config.json",
+        f"upstream[2].ca_file: {plain} holds no certificate",
+        "upstream[2].token_hosts[3]: ",
+        "upstream[3]: hosts: not possible for a wildcard",
+        "route[1].match: 'docker.io' fits nothing",
+    )
+    hosts = '[[upstream]]\nname = "{}"\nhosts = ["hub.example"]\n'
+    _expect(
+        _mistakes(tmp_path, hosts.format("docker.io") + hosts.format("ghcr.io").replace("hub", "Hub")),
+        "upstream[2].hosts: Hub.example means upstream[1] already",
+    )
+    _expect(_mistakes(tmp_path, "[server]\nlisten = []"), "server.listen: ")
+
+
+def test_good_files(tmp_path: Path) -> None:
+    """A certificate with its key, and a docker `config.json`."""
+    certificate = Certificate(tmp_path)
+    docker = tmp_path / "config.json"
+    docker.write_text(json.dumps({"auths": {"https://index.docker.io/v1/": {"auth": "dTpw"}}}))
+    text = f'[server]\ntls_certificate = "{certificate.certificate}"\ntls_key = "{certificate.key}"\n'
+    text += f'{_DOCKER}docker_config = "{docker}"\nca_file = "{certificate.certificate}"'
+    assert _mistakes(tmp_path, text) == []
+
+
+def test_environment(tmp_path: Path, environment: pytest.MonkeyPatch) -> None:
+    """A list may be written without JSON; a name that means nothing is a mistake, like one in the file."""
+    environment.setenv("MIRROR__SERVER__LISTEN", "127.0.0.1:7000, unix:/run/mirror.sock")
+    assert load(None).server.listen == ["127.0.0.1:7000", "unix:/run/mirror.sock"]
+    environment.setenv("MIRROR__SERVER__LISTEN", '["127.0.0.1:7000"]')
+    assert load(None).server.listen == ["127.0.0.1:7000"]
+    environment.setenv("MIRROR__SERVER__LISTEN", "7000")
+    environment.setenv("MIRROR__STOR__CAPACITY", "5GB")
+    environment.setenv("MIRROR__STORE__CAPACTY", "5GB")
+    environment.setenv("MIRROR__UPSTREAM", "docker.io")
+    _expect(
+        _mistakes(tmp_path, "[store]\nlow_water = 7"),
+        "server.listen",
+        "MIRROR__STOR__CAPACITY: no such setting",
+        "store.capacty: no such setting",
+        "upstream: ",
+        "store.low_water: ",
+    )

@@ -1,0 +1,232 @@
+"""What is listed as being here, and what is told of one image."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mirror.errors import IndexUnavailable
+from mirror.index.memory import MemoryIndex
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor
+from mirror.oci.reference import Repo
+from mirror.policy.records import ContentRecord, Freeze, Pin
+from mirror.policy.routing import Registry, RoutingTable
+from mirror.policy.selection import Selection, select
+from mirror.repository.overview import ImageHere, Overview
+from mirror.repository.pins import pinned_images
+from mirror.store.memory import MemoryCatalog, MemoryPins, MemoryStore
+from tests.support.here import APP, Here
+
+_TABLE = RoutingTable.build([Registry("docker.io", library=True), Registry("ghcr.io")], "docker.io")
+_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+
+
+@pytest.fixture
+def here() -> Here:
+    """Empty."""
+    return Here(MemoryStore(), MemoryCatalog())
+
+
+def _overview(here: Here, index: MemoryIndex | None = None, pins: MemoryPins | None = None) -> Overview:
+    pinned = pinned_images(pins or MemoryPins(), (), here.catalog, 0.0)
+    return Overview(here.store, here.catalog, index or MemoryIndex(), pinned)
+
+
+async def _list(here: Here, pattern: str = "**") -> dict[str, ImageHere]:
+    selection: Selection = select(pattern, _TABLE)
+    return {image.name: image async for image in _overview(here).images(selection)}
+
+
+async def _get(here: Here, tag: str | Digest) -> ImageHere:
+    found = await _overview(here).image(APP, tag)
+    assert found
+    return found
+
+
+def _gone(here: Here, content: bytes) -> Digest:
+    digest = Digest.of(content)
+    here.store.delete(digest)
+    return digest
+
+
+# ------------------------------------------------------------------------------------------------------- listing
+
+
+async def test_tags_and_what_has_none(here: Here) -> None:
+    """Each tag, then manifests that no index here names; children of an index are not listed, unless tagged."""
+    child = here.image([b"amd64"])
+    tagged_child = here.image([b"arm64"], config={"os": "linux", "architecture": "arm64"}, tag="arm")
+    here.index({"linux/amd64": child, "linux/arm64": tagged_child}, tag="v1")
+    old_child = here.image([b"old"])
+    old = here.index({"linux/amd64": old_child})
+    alone = here.image([b"alone"])
+    found = await _list(here)
+    assert list(found) == [f"{APP}:arm", f"{APP}:v1", *sorted(f"{APP}@{one.digest}" for one in (old, alone))]
+    assert all(image.complete for image in found.values())
+    assert [one.name for one in found[f"{APP}:v1"].platforms] == ["linux/amd64", "linux/arm64"]
+    assert [one.name for one in found[f"{APP}:arm"].platforms] == ["linux/arm64"]
+
+
+async def test_patterns(here: Here) -> None:
+    """By repository and by tag; what has no tag is left out where tags are asked for."""
+    other = Repo("ghcr.io", "owner/app")
+    here.image([b"1"], tag="v1")
+    here.image([b"2"], tag="edge")
+    here.image([b"3"])
+    here.image([b"4"], repo=other, tag="v1")
+    assert len(await _list(here)) == 4
+    assert len(await _list(here, "app")) == 3
+    assert list(await _list(here, "app:v*")) == [f"{APP}:v1"]
+    assert list(await _list(here, "**:v1")) == [f"{APP}:v1", f"{other}:v1"]
+    assert list(await _list(here, "ghcr.io/**")) == [f"{other}:v1"]
+
+
+async def test_a_sparse_index(here: Here) -> None:
+    """Platforms that nobody pulled are told apart from those that lack something."""
+    whole = here.image([b"whole"])
+    lacking = here.image([b"lacking", b"also"])
+    never = Descriptor(whole.media_type, Digest.of(b"never"), 700)
+    here.index({"linux/amd64": whole, "linux/arm/v7": lacking, "linux/s390x": never}, tag="v1")
+    gone = _gone(here, b"lacking")
+    image = (await _list(here))[f"{APP}:v1"]
+    states = {one.name: (one.pulled, one.complete, [node.digest for node in one.missing]) for one in image.platforms}
+    assert states == {
+        "linux/amd64": (True, True, []),
+        "linux/arm/v7": (True, False, [gone]),
+        "linux/s390x": (False, False, []),
+    }
+    assert not image.complete
+    here.store.put(gone, b"lacking")
+    assert (await _get(here, "v1")).complete
+
+
+async def test_a_blob_that_platforms_share(here: Here) -> None:
+    """Missing, it is missing from each of them."""
+    one = here.image([b"base", b"1"])
+    two = here.image([b"base", b"2"], config={"os": "linux", "architecture": "arm64"})
+    here.index({"linux/amd64": one, "linux/arm64": two}, tag="v1")
+    gone = _gone(here, b"base")
+    image = await _get(here, "v1")
+    assert [[node.digest for node in each.missing] for each in image.platforms] == [[gone], [gone]]
+    assert len(image.closure.missing) == 1
+
+
+async def test_schema_1(here: Here) -> None:
+    """Layers without sizes: there or not, nothing more is known."""
+    body = {
+        "schemaVersion": 1,
+        "name": "library/app",
+        "architecture": "amd64",
+        "fsLayers": [{"blobSum": str(Digest.of(b"a"))}, {"blobSum": str(Digest.of(b"b"))}],
+        "history": [],
+    }
+    here.raw(json.dumps(body).encode(), _SCHEMA_1, tag="v1")
+    here.blob(b"a")
+    image = await _get(here, "v1")
+    assert [node.digest for node in image.closure.missing] == [Digest.of(b"b")]
+    here.blob(b"b")
+    image = await _get(here, "v1")
+    assert image.complete
+    assert [one.complete for one in image.platforms] == [True]
+
+
+async def test_last_pull_and_pins(here: Here) -> None:
+    """As the index has it; while that is down, as the disk has it. A pin by tag or by digest tells why."""
+    root = here.image([b"1"], tag="v1")
+    here.store.mark_used({root.digest: 50.0})
+    index, pins = MemoryIndex(), MemoryPins()
+    await index.put([ContentRecord(root.digest, 1, 99.0)])
+    pins.put(Pin(APP, "v1", "the release", 0.0))
+    image = await _overview(here, index, pins).image(APP, "v1")
+    assert image
+    assert image.used_at == 99.0
+    assert [pin.reason for pin in image.pinned] == ["the release"]
+    by_digest = await _overview(here, index, pins).image(APP, root.digest)
+    assert by_digest
+    assert [pin.reason for pin in by_digest.pinned] == ["the release"]
+
+    class Down(MemoryIndex):
+        asked = 0
+
+        async def get(self, digest: Digest) -> ContentRecord | None:
+            self.asked += 1
+            raise IndexUnavailable("down")
+
+    down = Down()
+    overview = _overview(here, down)
+    assert [image.used_at async for image in overview.images()] == [50.0]
+    assert [image.used_at async for image in overview.images()] == [50.0]
+    assert down.asked == 1
+
+
+async def test_a_tag_without_its_manifest(here: Here) -> None:
+    """It is listed, for clients ask for it, and it is not complete."""
+    root = here.image([b"1"], tag="v1")
+    here.store.delete(root.digest)
+    image = (await _list(here))[f"{APP}:v1"]
+    assert not image.complete
+    assert [node.digest for node in image.closure.missing] == [root.digest]
+
+
+# ----------------------------------------------------------------------------------------------------- one image
+
+
+async def test_what_is_shared(here: Here) -> None:
+    """Bytes that another image names too, in any repository, and all of a child that two indexes name."""
+    overview = _overview(here)
+    here.image([b"base" * 100, b"own"], config={"only": 1}, tag="v1")
+    image = await _get(here, "v1")
+    assert (await overview.whole(image)).shared == 0
+    here.image([b"base" * 100, b"theirs"], config={"only": 2}, repo=Repo("ghcr.io", "owner/app"))
+    assert (await overview.whole(image)).shared == 400
+
+    child = here.image([b"child"], config={"only": 3})
+    here.index({"linux/amd64": child}, tag="new")
+    image = await _get(here, "new")
+    assert (await overview.whole(image)).shared == 0
+    here.index({"linux/amd64": child, "linux/arm64": here.image([b"arm"], config={"only": 4})}, tag="old")
+    below = sum(node.descriptor.size for node in image.closure.nodes) - image.root.size
+    assert (await overview.whole(image)).shared == below
+
+
+async def test_everything_about_one(here: Here) -> None:
+    """Times, other tags, what refers to it and what it refers to."""
+    child = here.image([b"layer"])
+    root = here.index({"linux/amd64": child}, tag="v1")
+    here.index({"linux/amd64": child}, tag="latest")
+    here.image([b"other"], tag="v2")
+    signature = here.image([b"sig"], subject=root.to_json(), artifactType="application/x.sig", tag="sig")
+    sbom = here.image([b"sbom"], subject=child.to_json())
+    here.image([b"of another"], subject=signature.to_json())
+    overview = _overview(here)
+    whole = await overview.whole(await _get(here, "v1"))
+    assert (whole.fetched_at, whole.checked_at) == (1000.0, 2000.0)
+    assert whole.other_tags == ("latest",)
+    assert whole.subject is None
+    assert {one.digest for one in whole.referrers} == {signature.digest, sbom.digest}
+    artifact = await _get(here, "sig")
+    assert artifact.complete
+    assert (await overview.whole(artifact)).subject == root.digest
+
+
+async def test_a_frozen_tag(here: Here) -> None:
+    """What it answers counts, not what it was last known to point to."""
+    old = here.image([b"old"], config={"only": 1})
+    new = here.image([b"new"], config={"only": 2}, tag="v1")
+    here.store.delete(new.digest)
+    freeze = Freeze(APP, "v1", old.digest, old.media_type, old.size, "why", 5.0)
+    overview = Overview(here.store, here.catalog, MemoryIndex(), freezes=[freeze])
+    image = await overview.image(APP, "v1")
+    assert image
+    assert (image.root.digest, image.complete) == (old.digest, True)
+    assert (await overview.whole(image)).frozen == freeze
+    assert [one.root.digest async for one in overview.images() if one.tag] == [old.digest]
+
+
+async def test_what_is_not_here(here: Here) -> None:
+    """Neither by tag nor by digest, nor as bytes that only another repository may serve."""
+    root = here.image([b"1"], repo=Repo("ghcr.io", "owner/app"), tag="v1")
+    assert await _overview(here).image(APP, "v1") is None
+    assert await _overview(here).image(APP, root.digest) is None

@@ -1,0 +1,438 @@
+"""Taking images in: in which order, what an interruption leaves, and that it goes on, on a store on disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror.errors import BundleError, IndexUnavailable, StoreFull
+from mirror.index.memory import MemoryIndex
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.policy.history import AgeRule
+from mirror.ports import Body
+from mirror.repository.tag_history import TagHistories, TwoClocks
+from mirror.store.freezes import LocalFreezes
+from mirror.store.locks import Locks
+from mirror.transfer.admit import Admitted, Plan, Site, admit, plan_images
+from mirror.transfer.inventory import Inventory, ListedImage, read_inventory, take_inventory
+from mirror.transfer.layout_source import FileBody
+from tests.support.stocked import Stocked
+
+_NOW = 1_800_000_000.0
+
+
+class _Of:
+    """Another site's store as a source."""
+
+    def __init__(self, site: Stocked, damaged: bytes = b"") -> None:
+        self._site = site
+        self._damaged = Digest.of(damaged)
+
+    def size(self, digest: Digest) -> int | None:
+        path = Path(self._site.layout.blob(digest))
+        return path.stat().st_size if path.exists() else None
+
+    def manifest(self, digest: Digest) -> bytes | None:
+        path = Path(self._site.layout.blob(digest))
+        return path.read_bytes() if path.exists() else None
+
+    @contextmanager
+    def body(self, digest: Digest, start: int, told: Callable[[int], None]) -> Iterator[FileBody]:
+        path = Path(self._site.layout.blob(digest))
+        if digest == self._damaged:
+            path = path.with_suffix(".damaged")
+            path.write_bytes(bytes(self.size(digest) or 0))
+        with path.open("rb") as file:
+            yield FileBody(file.fileno(), 0, path.stat().st_size, start, told)
+
+
+class _Room:
+    """Remembers what was asked for."""
+
+    def __init__(self) -> None:
+        self.reserved: list[int | None] = []
+        self.released = 0
+        self.full = False
+        self.asked = asyncio.Event()
+
+    async def reserve(self, size: int | None) -> _Room:
+        if self.full:
+            raise StoreFull("pinned")
+        self.reserved.append(size)
+        self.asked.set()
+        return self
+
+    async def make_room(self, size: int) -> None:
+        raise AssertionError
+
+    def release(self) -> None:
+        self.released += 1
+
+
+class _Target:
+    def __init__(self, root: Path) -> None:
+        self.stocked = Stocked(root)
+        self.index = MemoryIndex()
+        self.room = _Room()
+        self.touched: list[Digest] = []
+
+    @property
+    def site(self) -> Site:
+        return Site(
+            store=self.stocked.store,
+            catalog=self.stocked.catalog,
+            index=self.index,
+            room=self.room,
+            histories=TagHistories(
+                self.stocked.catalog,
+                LocalFreezes(self.stocked.layout),
+                TwoClocks(lambda: _NOW, steady=lambda: 0.0),
+            ),
+            touch=self.touched.append,
+            exclusive=Locks(self.stocked.layout).exclusive,
+            age=lambda _: AgeRule(),
+            now=lambda: _NOW,
+        )
+
+    def plan(self, source: Stocked, *, damaged: bytes = b"") -> Plan:
+        images = take_inventory(source.store, source.catalog).images
+        of = _Of(source, damaged)
+        ordered = sorted(images, key=lambda image: image.order)
+        return plan_images([(image, of) for image in ordered], self.stocked.store, pass_over_damaged=bool(damaged))
+
+    async def take(self, source: Stocked, told: Callable[[int], None] = lambda _: None) -> Admitted:
+        return await admit(self.plan(source), self.site, told=told)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Stocked:
+    """Two images that share a layer, one of them of two platforms."""
+    made = Stocked(tmp_path / "source")
+    one = made.image("a/one", [b"shared" * 300_000, b"own of one"])
+    made.tag("a/one", "v1", made.index("a/one", {"amd64": one, "arm64": made.image("a/one", [b"of arm64" * 100_000])}))
+    made.tag("b/two", "v1", made.image("b/two", [b"shared" * 300_000, b"own of two"]))
+    return made
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> _Target:
+    """Empty."""
+    return _Target(tmp_path / "target")
+
+
+def _images(stocked: Stocked) -> Inventory:
+    return take_inventory(stocked.store, stocked.catalog)
+
+
+async def test_all_of_it_and_what_is_remembered(source: Stocked, target: _Target) -> None:
+    """The same images and blobs; the index knows sizes, last use and who may serve what; tags are fresh."""
+    admitted = await target.take(source)
+    assert _images(target.stocked) == _images(source)
+    assert admitted.written == _images(source).blobs
+    assert not admitted.here
+    assert target.room.reserved == [_images(source).size]
+    assert target.room.released == 1
+    for digest, size in admitted.written.items():
+        record = await target.index.get(digest)
+        assert record is not None
+        assert (record.size, record.last_used) == (size, _NOW)
+    assert await target.index.linked(Repo("docker.io", "b/two"), Digest.of(b"own of two")) == len(b"own of two")
+    assert await target.index.linked(Repo("docker.io", "b/two"), Digest.of(b"own of one")) is None
+    tag = target.stocked.catalog.get_tag(Repo("docker.io", "a/one"), "v1")
+    assert tag is not None
+    assert tag.fetched_at == _NOW
+
+
+async def test_an_interruption_at_any_place_leaves_whole_images(source: Stocked, tmp_path: Path) -> None:
+    """A tag is there with everything below it or not at all, and the next import brings the rest."""
+    total = _images(source).size
+    for number, limit in enumerate(range(0, total, total // 12)):
+        target = _Target(tmp_path / f"target {number}")
+        left = limit
+
+        def told(count: int) -> None:
+            nonlocal left
+            left -= count
+            if left < 0:
+                raise BundleError("interrupted")
+
+        with pytest.raises(BundleError, match="interrupted"):
+            await target.take(source, told)
+        assert target.room.released == 1
+        taken = _images(target.stocked)
+        for image in taken.images:
+            if image.tag:
+                plan = plan_images([(image, _Of(target.stocked))], target.stocked.store)
+                plan.expect_whole(partial=False)
+        again = await target.take(source)
+        assert _images(target.stocked) == _images(source)
+        assert not again.written.keys() & taken.blobs.keys()
+
+
+async def test_an_interrupted_blob_goes_on_where_it_stopped(source: Stocked, target: _Target) -> None:
+    """What came of it is hashed again, not read again from the source."""
+    big = Digest.of(b"shared" * 300_000)
+    place = target.stocked.layout.ingest(big)
+
+    def told(_: int) -> None:
+        if place.exists() and place.stat().st_size > 1_000_000:
+            raise BundleError("interrupted")
+
+    with pytest.raises(BundleError, match="interrupted"):
+        await target.take(source, told)
+    kept = target.stocked.store.growing()[big]
+    assert kept > 1_000_000
+    starts: dict[Digest, int] = {}
+    plan = target.plan(source)
+
+    class Watching(_Of):
+        @contextmanager
+        def body(self, digest: Digest, start: int, told: Callable[[int], None]) -> Iterator[FileBody]:
+            starts[digest] = start
+            with super().body(digest, start, told) as body:
+                yield body
+
+    of = Watching(source)
+    await admit(plan_images([(one.image, of) for one in plan.images], target.stocked.store), target.site)
+    assert starts[big] == kept
+    assert _images(target.stocked) == _images(source)
+
+
+async def test_wrong_bytes_of_another_fill_do_no_harm(source: Stocked, target: _Target) -> None:
+    """A partial that a broken upstream left is begun anew when it turns out to be wrong."""
+    big = Digest.of(b"shared" * 300_000)
+    ingest = target.stocked.store.ingest(big)
+    assert ingest.try_lock()
+    ingest.expect(1_800_000)
+    body: Any = _Bytes(b"wrong" * 1000)
+    ingest.fill(body, lambda: None)
+    ingest.close()
+    assert target.stocked.store.growing()[big] == 5000
+    await target.take(source)
+    assert _images(target.stocked) == _images(source)
+
+
+class _Bytes:
+    """A body out of memory."""
+
+    start = 0
+    size: int | None = None
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def readinto(self, buffer: memoryview) -> int:
+        read = min(len(buffer), len(self._content))
+        buffer[:read], self._content = self._content[:read], self._content[read:]
+        return read
+
+    def abort(self) -> None:
+        """Never asked."""
+
+
+async def test_beside_another_process_that_fills_the_same_blob(source: Stocked, target: _Target) -> None:
+    """It is waited for, and what it has published is not written again."""
+    content = b"shared" * 300_000
+    digest = Digest.of(content)
+    ingest = target.stocked.store.ingest(digest)
+    assert ingest.try_lock()
+    taking = asyncio.create_task(target.take(source))
+    await target.room.asked.wait()
+    body: Body = _Bytes(content)
+    await asyncio.to_thread(ingest.fill, body, lambda: None)
+    assert not taking.done()
+    ingest.verify()
+    ingest.commit()
+    ingest.close()
+    admitted = await taking
+    assert digest in admitted.here
+    assert _images(target.stocked) == _images(source)
+
+
+async def test_cancelled_it_ends_and_can_go_on(source: Stocked, target: _Target) -> None:
+    """Nothing runs on in a thread, no file stays locked."""
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def told(_: int) -> None:
+        loop.call_soon_threadsafe(begun.set)
+
+    taking = asyncio.create_task(target.take(source, told))
+    await begun.wait()
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    assert target.room.released == 1
+    await target.take(source)
+    assert _images(target.stocked) == _images(source)
+
+
+async def test_a_tag_is_written_when_all_below_it_is_durable(
+    source: Stocked, target: _Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names are synced before the tag, and the tag before the next image."""
+    steps: list[str] = []
+
+    def watch(owner: Any, name: str) -> None:
+        work = getattr(owner, name)
+
+        def watched(*arguments: Any) -> Any:
+            steps.append(f"{type(owner).__name__}.{name}")
+            return work(*arguments)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(target.stocked.store, "settle")
+    for name in ("settle", "put_manifest", "put_tag"):
+        watch(target.stocked.catalog, name)
+    await target.take(source)
+    link, tag, settle = "LocalCatalog.put_manifest", "LocalCatalog.put_tag", "LocalCatalog.settle"
+    end = ["LocalStore.settle", settle, tag, settle]
+    assert steps == [link, link, link, *end, link, *end]
+
+
+async def test_a_tag_that_moves(source: Stocked, target: _Target) -> None:
+    """Its history has both digests, and the import tells."""
+    old = target.stocked.image("b/two", [b"older"])
+    target.stocked.tag("b/two", "v1", old)
+    admitted = await target.take(source)
+    assert admitted.moved == {"docker.io/b/two:v1": old.digest}
+    history = target.stocked.catalog.get_history(Repo("docker.io", "b/two"), "v1")
+    assert [one.digest for one in history] == [old.digest, source.tagged("b/two")]
+
+
+async def test_a_blob_here_with_other_bytes_is_replaced(source: Stocked, target: _Target) -> None:
+    """It is told by its size, set aside, and taken from the source."""
+    target.stocked.plant(Digest.of(b"own of two"), b"rubbish of another size")
+    await target.take(source)
+    assert target.stocked.has(b"own of two")
+    assert len(list(target.stocked.layout.quarantine.iterdir())) == 1
+
+
+async def test_a_damaged_manifest_here_is_replaced(source: Stocked, target: _Target) -> None:
+    """Manifests are small enough to be hashed each time."""
+    root = source.tagged("b/two")
+    assert root
+    target.stocked.plant(root, b"{}")
+    await target.take(source)
+    assert _images(target.stocked) == _images(source)
+
+
+async def test_a_damaged_blob_by_wish(source: Stocked, target: _Target) -> None:
+    """Passed over, it is named and its image goes without; otherwise it ends the import, before the image's tag."""
+    wrong = b"own of two"
+    admitted = await admit(target.plan(source, damaged=wrong), target.site, pass_over_damaged=True)
+    assert list(admitted.damaged) == [Digest.of(wrong)]
+    assert target.stocked.tagged("b/two") == source.tagged("b/two")
+    assert not target.stocked.has(wrong)
+    assert not target.stocked.store.growing()
+    strict = _Target(target.stocked.root.with_name("strict"))
+    with pytest.raises(BundleError, match=f"{Digest.of(wrong)}.*; 1 of 2 images are in"):
+        await admit(strict.plan(source, damaged=wrong), strict.site)
+    assert strict.stocked.tagged("b/two") is None
+    assert strict.stocked.tagged("a/one") == source.tagged("a/one")
+
+
+async def test_what_goes_missing_meanwhile_is_noticed(source: Stocked, target: _Target) -> None:
+    """A blob that was evicted before its image was whole keeps the tag from being written."""
+    target.stocked.blob(b"own of two")
+    plan = target.plan(source)
+
+    def told(_: int) -> None:
+        target.stocked.store.delete(Digest.of(b"own of two"))
+
+    class Without(_Of):
+        def size(self, digest: Digest) -> int | None:
+            return None if digest == Digest.of(b"own of two") else super().size(digest)
+
+    of = Without(source)
+    plan = plan_images([(one.image, of) for one in plan.images], target.stocked.store)
+    plan.expect_whole(partial=False)
+    with pytest.raises(StoreFull, match="was dropped while it was taken in"):
+        await admit(plan, target.site, told=told)
+    assert target.stocked.tagged("b/two") is None
+
+
+async def test_no_room(source: Stocked, target: _Target) -> None:
+    """Says how much is needed, and writes nothing."""
+    target.room.full = True
+    with pytest.raises(StoreFull, match=r"no room for the 2\.6 MB to take in: pinned"):
+        await target.take(source)
+    assert not _images(target.stocked).blobs
+
+
+async def test_what_is_here_is_noted_as_used(source: Stocked, target: _Target) -> None:
+    """Before room is made, so that it is not what goes."""
+    await target.take(source)
+    assert not target.touched
+    await target.take(source)
+    assert set(target.touched) == set(_images(source).blobs)
+    assert target.room.reserved[1] == 0
+
+
+async def test_without_an_index(source: Stocked, target: _Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is the truth: everything is taken, and it is told that the index was not."""
+
+    async def down(*_: object) -> None:
+        raise IndexUnavailable("down")
+
+    monkeypatch.setattr(target.index, "put", down)
+    admitted = await target.take(source)
+    assert not admitted.index_told
+    assert _images(target.stocked) == _images(source)
+
+
+async def test_indexes_within_indexes_end_somewhere(source: Stocked, target: _Target) -> None:
+    """A chain of twenty is made to hurt."""
+    root = source.image("c/deep", [b"x"])
+    for _ in range(20):
+        root = source.index("c/deep", {"amd64": root})
+    source.tag("c/deep", "v1", root)
+    image = ListedImage(Repo("docker.io", "c/deep"), "v1", root)
+    plan = plan_images([(image, _Of(source))], target.stocked.store)
+    assert list(plan.refused) == ["docker.io/c/deep:v1"]
+
+
+def test_inventories_read_back(source: Stocked) -> None:
+    """An inventory's bytes are always the same, and say all of it."""
+    taken = _images(source)
+    assert read_inventory(taken.to_bytes()) == Inventory(
+        tuple(sorted(taken.images, key=lambda image: image.order)), taken.blobs
+    )
+    assert read_inventory(taken.to_bytes()).to_bytes() == taken.to_bytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"mirrorInventory": 2}',
+        b'{"mirrorInventory": 1, "images": [], "blobs": [{"digest": "sha256:x", "size": 1}]}',
+        b'{"mirrorInventory": 1, "images": [], "blobs": [{"digest": "sha256:' + b"a" * 64 + b'", "size": "1"}]}',
+        b'{"mirrorInventory": 1, "images": [{"registry": "../..", "repository": "a", "tag": "b"}], "blobs": []}',
+        b'{"mirrorInventory": 1, "images": 7, "blobs": []}',
+        b'{"mirrorInventory": 1, "images": [], "blobs": [7]}',
+        b"[" * 100_000,
+    ],
+)
+def test_what_is_no_inventory(content: bytes) -> None:
+    """Is told as such, whatever it is."""
+    with pytest.raises(BundleError, match="inventory"):
+        read_inventory(content)
+
+
+def test_an_inventory_says_nothing_twice(source: Stocked) -> None:
+    """Two entries of one blob or image could be understood differently."""
+    text = _images(source).to_bytes().decode()
+    for start in (' {"registry"', ' {"digest"'):
+        line = next(line for line in text.splitlines() if line.startswith(start)).removesuffix(",")
+        with pytest.raises(BundleError, match="twice"):
+            read_inventory(text.replace(line, f"{line},\n{line}", 1).encode())

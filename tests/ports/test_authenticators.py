@@ -1,0 +1,460 @@
+"""The ways in which callers say who they are, each against what a real client or provider sends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import jwt
+import pytest
+from aiohttp import web
+from cryptography.fernet import Fernet, MultiFernet
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+from mirror.access.audit import AuditLog
+from mirror.access.authentication import Authentication
+from mirror.access.certificate import identity_of
+from mirror.access.given import GivenToken, GivenTokens
+from mirror.access.htpasswd import Htpasswd, parse_htpasswd
+from mirror.access.issued import IssuedTokens, read_keys
+from mirror.access.issuer import Issuer, IssuerSettings
+from mirror.errors import AccessUnavailable, ConfigError, Unauthorized
+from mirror.oci.authorization import Presented
+from mirror.policy.access import ANONYMOUS, Identity, Means
+
+
+class _Clock:
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _hashed(password: str, kind: str = "2y") -> str:
+    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode().replace("$2b$", f"${kind}$", 1)
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """For bcrypt."""
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+# -------------------------------------------------------------------------------------------------- htpasswd
+
+
+async def test_accounts(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    """The right password of the right name, with the account's groups; nothing else."""
+    path = tmp_path / "htpasswd"
+    path.write_text(f"# people\n\nalice:{_hashed('one')}\nbob:{_hashed('two', '2b')}\n")
+    accounts = Htpasswd(path, threads, {"alice": frozenset({"ops"})})
+    accounts.load()
+    assert await accounts.identify(Presented("alice", "one")) == Identity("alice", Means.PASSWORD, frozenset({"ops"}))
+    assert await accounts.identify(Presented("bob", "two")) == Identity("bob", Means.PASSWORD)
+    for name, password in [("alice", "two"), ("carol", "one"), ("alice", ""), ("", "one"), ("alice", "one" * 100)]:
+        assert await accounts.identify(Presented(name, password)) is None
+    assert await accounts.identify(Presented(bearer="one")) is None
+
+
+async def test_accounts_follow_their_file(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    """A changed file counts at once; one that is spoiled or gone leaves the accounts as they were."""
+    path = tmp_path / "htpasswd"
+    path.write_text(f"alice:{_hashed('one')}\n")
+    accounts = Htpasswd(path, threads)
+    accounts.load()
+    path.write_text(f"alice:{_hashed('changed')}\n\n")
+    assert await accounts.identify(Presented("alice", "one")) is None
+    assert await accounts.identify(Presented("alice", "changed")) is not None
+    path.write_text("alice:plain\n")
+    assert await accounts.identify(Presented("alice", "changed")) is not None
+    path.unlink()
+    assert await accounts.identify(Presented("alice", "changed")) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("alice", "line 1"),
+        (":x", "line 1"),
+        ("\nalice:{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=", "line 2: the hash of 'alice' is not bcrypt"),
+        ("alice:$apr1$abc$def", "not bcrypt"),
+        (f"a:{_hashed('x')}\na:{_hashed('x')}", "twice"),
+    ],
+)
+def test_an_unusable_file_of_accounts(text: str, says: str, tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    """It is refused at the start, with the line and without the hash."""
+    with pytest.raises(ValueError, match="line") as caught:
+        parse_htpasswd(text)
+    assert says in str(caught.value)
+    assert "W6ph5" not in str(caught.value)
+    (tmp_path / "htpasswd").write_text(text)
+    with pytest.raises(ConfigError, match=r"access\.htpasswd"):
+        Htpasswd(tmp_path / "htpasswd", threads).load()
+
+
+def test_a_missing_file_of_accounts(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    """It is named."""
+    with pytest.raises(ConfigError, match="nowhere"):
+        Htpasswd(tmp_path / "nowhere", threads).load()
+
+
+# ---------------------------------------------------------------------------------------------- given tokens
+
+
+async def test_given_tokens() -> None:
+    """As a bearer, or as anybody's password; never by name."""
+    given = GivenTokens([GivenToken("ci", "s3cret", frozenset({"robots"})), GivenToken("other", "else")])
+    ci = Identity("ci", Means.TOKEN, frozenset({"robots"}))
+    assert await given.identify(Presented(bearer="s3cret")) == ci
+    assert await given.identify(Presented("whoever", "s3cret")) == ci
+    for presented in (Presented(bearer="s3cre"), Presented("ci", ""), Presented("ci", "ci"), Presented()):
+        assert await given.identify(presented) is None
+    assert "s3cret" not in repr(GivenToken("ci", "s3cret"))
+
+
+# --------------------------------------------------------------------------------------------- issued tokens
+
+
+async def test_issued_tokens() -> None:
+    """They say who it is until their time is over; one more second is too much."""
+    clock = _Clock()
+    issued = IssuedTokens(MultiFernet([Fernet(Fernet.generate_key())]), lifetime=300, now=clock)
+    identity = Identity("alice", Means.PASSWORD, frozenset({"b", "a"}))
+    token = issued.issue(identity)
+    assert "alice" not in token
+    for seconds, good in [(0, True), (299, True), (300, False), (1e9, False), (-3600, False)]:
+        clock.now = 1_800_000_000 + seconds
+        assert (await issued.identify(Presented(bearer=token)) == identity) is good
+    clock.now = 1_800_000_000
+    assert await issued.identify(Presented("alice", token)) == identity
+    for wrong in (token[:-2] + "AA", token[:40], "mirror-1.", token.removeprefix("mirror-1."), ""):
+        assert await issued.identify(Presented(bearer=wrong)) is None
+
+
+async def test_keys_of_issued_tokens(tmp_path: Path) -> None:
+    """Made once whoever comes first, for this user alone; a second key may take over without sending anybody away."""
+    path = tmp_path / "token.key"
+    first = IssuedTokens(read_keys(path, make=True), lifetime=300)
+    again = IssuedTokens(read_keys(path, make=True), lifetime=300)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == ["token.key"]
+    token = first.issue(ANONYMOUS)
+    assert await again.identify(Presented(bearer=token)) == ANONYMOUS
+    path.write_text(f"{Fernet.generate_key().decode()}\n{path.read_text()}")
+    rotated = IssuedTokens(read_keys(path, make=False), lifetime=300)
+    assert await rotated.identify(Presented(bearer=token)) == ANONYMOUS
+    assert await first.identify(Presented(bearer=rotated.issue(ANONYMOUS))) is None
+
+
+def test_unusable_keys(tmp_path: Path) -> None:
+    """Named, not shown."""
+    (tmp_path / "short").write_text("c2VjcmV0")
+    with pytest.raises(ConfigError, match="short: not one or more keys") as caught:
+        read_keys(tmp_path / "short", make=False)
+    assert "c2VjcmV0" not in str(caught.value)
+    with pytest.raises(ConfigError, match="none"):
+        read_keys(tmp_path / "none", make=False)
+    with pytest.raises(ConfigError, match="cannot be made"):
+        read_keys(tmp_path / "no" / "folder", make=True)
+
+
+# --------------------------------------------------------------------------------------- identity providers
+
+
+@dataclass
+class _Provider:
+    """An OpenID Connect issuer: a discovery document and keys, both counted."""
+
+    url: str = ""
+    keys: list[dict[str, Any]] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    status: int = 200
+    wants: str | None = None
+    body: bytes | None = None
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.asked.append(request.path)
+        if self.wants and request.headers.get("Authorization") != f"Bearer {self.wants}":
+            return web.Response(status=401)
+        if self.body is not None:
+            return web.Response(body=self.body)
+        content: Any = {"keys": self.keys}
+        if request.path == "/.well-known/openid-configuration":
+            content = {"issuer": self.url, "jwks_uri": f"{self.url}/keys"}
+        return web.Response(status=self.status, text=json.dumps(content))
+
+
+@asynccontextmanager
+async def _serving(provider: _Provider) -> AsyncIterator[_Provider]:
+    runner = web.ServerRunner(web.Server(provider))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    provider.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield provider
+    finally:
+        await runner.cleanup()
+
+
+_RSA = rsa.generate_private_key(65537, 2048)
+_EC = ec.generate_private_key(ec.SECP256R1())
+_ED = ed25519.Ed25519PrivateKey.generate()
+
+
+def _public(kind: str, name: str | None) -> dict[str, Any]:
+    made = {
+        "rsa": lambda: RSAAlgorithm.to_jwk(_RSA.public_key(), as_dict=True),
+        "ec": lambda: ECAlgorithm.to_jwk(_EC.public_key(), as_dict=True),
+        "ed": lambda: OKPAlgorithm.to_jwk(_ED.public_key(), as_dict=True),
+    }[kind]()
+    return {**made, **({"kid": name} if name else {}), "use": "sig"}
+
+
+def _token(
+    provider: _Provider, clock: _Clock, key: Any = _RSA, algorithm: str = "RS256", kid: str | None = "k", **more: Any
+) -> str:
+    claims = {
+        "iss": provider.url,
+        "aud": "mirror",
+        "sub": "system:serviceaccount:shop:web",
+        "exp": clock.now + 600,
+        "nbf": clock.now,
+        **more,
+    }
+    claims = {name: value for name, value in claims.items() if value is not None}
+    return jwt.encode(claims, key, algorithm, headers={"kid": kid} if kid else {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "algorithm"),
+    [("rsa", _RSA, "RS256"), ("rsa", _RSA, "PS256"), ("ec", _EC, "ES256"), ("ed", _ED, "EdDSA")],
+)
+async def test_tokens_of_an_issuer(kind: str, key: Any, algorithm: str) -> None:
+    """Found by the discovery document, whatever the key; the keys are fetched once."""
+    clock = _Clock()
+    async with _serving(_Provider(keys=[_public(kind, "k")])) as provider:
+        issuer = Issuer(IssuerSettings(provider.url, "mirror"), now=clock)
+        token = _token(provider, clock, key, algorithm, groups=["devs"])
+        expected = Identity("system:serviceaccount:shop:web", Means.ISSUER, frozenset({"devs"}))
+        found = await asyncio.gather(*[issuer.identify(Presented(bearer=token)) for _ in range(10)])
+        assert found == [expected] * 10
+        assert await issuer.identify(Presented("oauth", token)) == expected
+        assert provider.asked == ["/.well-known/openid-configuration", "/keys"]
+
+
+async def test_tokens_that_are_not_good() -> None:
+    """Another issuer, audience or key; expired, not yet good, or without an end; unsigned; signed by the public key."""
+    clock = _Clock()
+    async with _serving(_Provider(keys=[_public("rsa", "k")])) as provider:
+        issuer = Issuer(IssuerSettings(provider.url, "mirror"), now=clock)
+        other = rsa.generate_private_key(65537, 2048)
+        unsigned = jwt.encode({"iss": provider.url, "aud": "mirror", "sub": "x", "exp": clock.now + 9}, "", "none")
+        symmetric = jwt.encode(
+            {"iss": provider.url, "aud": "mirror", "sub": "x", "exp": clock.now + 9}, "k" * 64, "HS256"
+        )
+        bad = [
+            _token(provider, clock, iss="https://evil.example"),
+            _token(provider, clock, aud="other"),
+            _token(provider, clock, aud=None),
+            _token(provider, clock, exp=clock.now - 1),
+            _token(provider, clock, exp=None),
+            _token(provider, clock, exp="soon"),
+            _token(provider, clock, nbf=clock.now + 3600),
+            _token(provider, clock, sub=None),
+            _token(provider, clock, other),
+            unsigned,
+            symmetric,
+            "a.b.c",
+            "",
+        ]
+        for token in bad:
+            assert await issuer.identify(Presented(bearer=token)) is None, token
+        assert await issuer.identify(Presented(bearer=_token(provider, clock))) is not None
+
+
+async def test_keys_that_change() -> None:
+    """An unknown key makes the keys be fetched again, but not more often than once a minute."""
+    clock = _Clock()
+    async with _serving(_Provider(keys=[_public("rsa", "old")])) as provider:
+        issuer = Issuer(IssuerSettings(provider.url, "mirror", keys_url=f"{provider.url}/keys"), now=clock)
+        assert await issuer.identify(Presented(bearer=_token(provider, clock, kid="old")))
+        provider.keys = [_public("ec", "new")]
+        token = _token(provider, clock, _EC, "ES256", "new")
+        for _ in range(5):
+            assert await issuer.identify(Presented(bearer=token)) is None
+        assert provider.asked == ["/keys"]
+        clock.now += 61
+        assert await issuer.identify(Presented(bearer=token))
+        assert provider.asked == ["/keys"] * 2
+
+
+async def test_an_issuer_that_is_down() -> None:
+    """Without keys nobody can be told, which is no refusal; with keys of before, those stay."""
+    clock = _Clock()
+    async with _serving(_Provider(keys=[_public("rsa", "k")], status=500)) as provider:
+        issuer = Issuer(IssuerSettings(provider.url, "mirror"), now=clock)
+        token = _token(provider, clock, exp=clock.now + 90_000)
+        for _ in range(3):
+            with pytest.raises(AccessUnavailable):
+                await issuer.identify(Presented(bearer=token))
+        assert len(provider.asked) == 1
+        provider.status = 200
+        clock.now += 61
+        assert await issuer.identify(Presented(bearer=token))
+    clock.now += 7200
+    assert await issuer.identify(Presented(bearer=token))
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>", b"[]", b'{"keys": []}', b'{"keys": [{"kty": "oct", "k": "AAAA"}]}', b"x" * (2 << 20)]
+)
+async def test_an_issuer_that_talks_nonsense(body: bytes) -> None:
+    """It has no keys, and no symmetric ones above all."""
+    clock = _Clock()
+    async with _serving(_Provider(body=body)) as provider:
+        issuer = Issuer(IssuerSettings(provider.url, "mirror", keys_url=f"{provider.url}/keys"), now=clock)
+        with pytest.raises(AccessUnavailable):
+            await issuer.identify(Presented(bearer=_token(provider, clock)))
+
+
+async def test_keys_of_a_cluster(tmp_path: Path) -> None:
+    """A cluster wants a token for its keys; keys may also lie in a file, claims elsewhere, and names get a prefix."""
+    clock = _Clock()
+    (tmp_path / "token").write_text("let-me\n")
+    async with _serving(_Provider(keys=[_public("rsa", "k")], wants="let-me")) as provider:
+        settings = IssuerSettings(provider.url, "mirror", bearer_file=tmp_path / "token", prefix="prod:")
+        found = await Issuer(settings, now=clock).identify(Presented(bearer=_token(provider, clock)))
+        assert found == Identity("prod:system:serviceaccount:shop:web", Means.ISSUER)
+        (tmp_path / "keys").write_text(json.dumps({"keys": [_public("rsa", None)]}))
+        settings = IssuerSettings(
+            provider.url, "mirror", keys_file=tmp_path / "keys", name_claim="email", groups_claim="role"
+        )
+        token = _token(provider, clock, kid=None, email="a@example.com", role="dev")
+        found = await Issuer(settings, now=clock).identify(Presented(bearer=token))
+        assert found == Identity("a@example.com", Means.ISSUER, frozenset({"dev"}))
+
+
+# ------------------------------------------------------------------------------------------ all of them
+
+
+async def test_all_ways_together() -> None:
+    """The first way that knows it counts; nothing presented is nobody; what none knows is refused."""
+    authentication = Authentication(
+        [GivenTokens([GivenToken("a", "1")]), GivenTokens([GivenToken("b", "1"), GivenToken("c", "2")])]
+    )
+    assert await authentication.identify([]) == ANONYMOUS
+    assert (await authentication.identify(["Bearer 1"])).name == "a"
+    assert (await authentication.identify(["Bearer 2"])).name == "c"
+    for _ in range(2):
+        with pytest.raises(Unauthorized, match="nobody's here"):
+            await authentication.identify(["Bearer 3"])
+
+
+class _Counting:
+    def __init__(self, answer: Callable[[Presented], Identity | None]) -> None:
+        self.asked = 0
+        self._answer = answer
+
+    async def identify(self, presented: Presented) -> Identity | None:
+        self.asked += 1
+        await asyncio.sleep(0)
+        return self._answer(presented)
+
+
+async def test_what_was_found_is_remembered() -> None:
+    """Once however many ask, for a minute; a refusal for ten seconds; an error not at all."""
+    clock = _Clock(0.0)
+    right = Identity("alice", Means.PASSWORD)
+    way = _Counting(lambda presented: right if presented.password == "right" else None)
+    authentication = Authentication([way], now=clock)
+    good = Presented("alice", "right")
+    assert await asyncio.gather(*[authentication.ask(good) for _ in range(50)]) == [right] * 50
+    assert way.asked == 1
+    clock.now = 59.9
+    await authentication.ask(good)
+    assert way.asked == 1
+    clock.now = 60.0
+    await authentication.ask(good)
+    assert way.asked == 2
+    for at, asked in [(70.0, 3), (79.9, 3), (80.0, 4)]:
+        clock.now = at
+        with pytest.raises(Unauthorized):
+            await authentication.ask(Presented("alice", "wrong"))
+        assert way.asked == asked
+
+    def down(_presented: Presented) -> Identity | None:
+        raise AccessUnavailable("down")
+
+    broken = _Counting(down)
+    for asked in (1, 2):
+        with pytest.raises(AccessUnavailable):
+            await Authentication([broken]).ask(good)
+        assert broken.asked == asked
+    await authentication.aclose()
+
+
+@pytest.mark.parametrize(
+    ("subject", "identity"),
+    [
+        (
+            ((("organizationName", "system:nodes"),), (("commonName", "system:node:n1"),)),
+            Identity("system:node:n1", Means.CERTIFICATE, frozenset({"system:nodes"})),
+        ),
+        (((("commonName", "n1"),),), Identity("n1", Means.CERTIFICATE)),
+        (((("organizationName", "o"),),), None),
+        (((("commonName", "a"), ("commonName", "b")),), None),
+        ((), None),
+    ],
+)
+def test_who_a_certificate_is(subject: tuple[Any, ...], identity: Identity | None) -> None:
+    """Common name and organisations, as in Kubernetes; what is ambiguous is nobody."""
+    assert identity_of({"subject": subject}) == identity
+    assert identity_of(None) is None
+    assert identity_of({}) is None
+
+
+# ------------------------------------------------------------------------------------------------- audit
+
+
+def test_the_audit_log(tmp_path: Path) -> None:
+    """A line each, for this user alone; a file that is moved away is opened anew; control characters are escaped."""
+    path = tmp_path / "audit"
+    log = AuditLog(path, now=lambda: datetime(2026, 1, 2, tzinfo=UTC))
+    log.record(who="alice", status=200, reason=None)
+    path.rename(tmp_path / "audit.1")
+    log.record(who="bob\n{}", status=404)
+    assert json.loads((tmp_path / "audit.1").read_text()) == {
+        "time": "2026-01-02T00:00:00.000Z",
+        "who": "alice",
+        "status": 200,
+    }
+    [line] = path.read_text().splitlines()
+    assert json.loads(line)["who"] == "bob\n{}"
+    assert path.stat().st_mode & 0o777 == 0o600
+    log.close()
+    log.close()
+
+
+def test_an_audit_log_that_cannot_be_written(tmp_path: Path) -> None:
+    """It fails nothing, and goes on when it can."""
+    path = tmp_path / "folder" / "audit"
+    log = AuditLog(path)
+    log.record(who="lost")
+    path.parent.mkdir()
+    log.record(who="kept")
+    assert json.loads(path.read_text())["who"] == "kept"
+    log.close()
+    assert os.listdir(path.parent) == ["audit"]

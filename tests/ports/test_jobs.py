@@ -1,0 +1,185 @@
+"""Jobs on disk: what is left of them by crashes, mistakes and crowds. Their ordinary life is tested with processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror.errors import JobUnknown, NameUnknown, TooManyJobs
+from mirror.once import end
+from mirror.store.layout import Layout
+from mirror.store.local import LocalStore
+from mirror.store.locks import Locks
+from mirror.store.notes import Notes
+from mirror.transfer.jobs import Ended, Jobs
+from mirror.transfer.meter import Meter
+from tests.support.live_mirror import until
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """Of a store that exists."""
+    layout = Layout(tmp_path / "store")
+    LocalStore(layout)
+    return layout
+
+
+class Bench:
+    """Work of several kinds, and how often each was begun."""
+
+    def __init__(self) -> None:
+        self.begun: list[Mapping[str, Any]] = []
+        self.gate = asyncio.Event()
+
+    async def good(self, arguments: Mapping[str, Any], meter: Meter) -> Ended:
+        """Waits for the gate."""
+        self.begun.append(arguments)
+        await self.gate.wait()
+        return Ended(True, {"images": 1})
+
+    async def wrong(self, _arguments: Mapping[str, Any], _meter: Meter) -> Ended:
+        """Fails as expected."""
+        raise NameUnknown("no such rule")
+
+    async def crash(self, _arguments: Mapping[str, Any], _meter: Meter) -> Ended:
+        """Has a mistake."""
+        raise ZeroDivisionError
+
+
+def _jobs(layout: Layout, bench: Bench, *, at_once: int = 2) -> Jobs:
+    locks = Locks(layout)
+    return Jobs(
+        *(Notes(layout, kind) for kind in ("jobs", "job-queue", "job-cancels")),
+        hold=locks.try_hold,
+        alone=locks.named,
+        work={"good": bench.good, "wrong": bench.wrong, "crash": bench.crash},
+        at_once=at_once,
+        tell_every=0.01,
+    )
+
+
+@asynccontextmanager
+async def _running(*all_jobs: Jobs) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(jobs.run()) for jobs in all_jobs]
+    try:
+        yield
+    finally:
+        await end(*tasks)
+
+
+async def _state(jobs: Jobs, name: str, *states: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    while found.get("state") not in states:
+        found = await jobs.get(name)
+        await asyncio.sleep(0.005)
+    return found
+
+
+async def test_several_processes_run_each_job_once(layout: Layout) -> None:
+    """However many look at the queue, and never more at once than there are slots."""
+    bench = Bench()
+    crowd = [_jobs(layout, bench) for _ in range(4)]
+    names = [(await crowd[0].submit("good", {"n": number}))["id"] for number in range(6)]
+    async with _running(*crowd):
+        await until(lambda: len(bench.begun) == 2)
+        states = [job["state"] for job in await crowd[1].all()]
+        assert sorted(states) == ["queued"] * 4 + ["running"] * 2
+        bench.gate.set()
+        for name in names:
+            await _state(crowd[2], name, "done")
+    assert sorted(arguments["n"] for arguments in bench.begun) == [0, 1, 2, 3, 4, 5]
+    assert [job["arguments"]["n"] for job in await crowd[3].all()] == [5, 4, 3, 2, 1, 0]
+
+
+async def test_failures_and_mistakes_end_the_job_only(layout: Layout) -> None:
+    """One that fails says why, one that crashes says no more than that, one of a kind that is not known is refused;
+    those behind them come to their turn.
+    """
+    bench = Bench()
+    bench.gate.set()
+    jobs = _jobs(layout, bench, at_once=1)
+    async with _running(jobs):
+        names = {kind: (await jobs.submit(kind, {}))["id"] for kind in ("wrong", "crash", "strange", "good")}
+        ended = {kind: await _state(jobs, name, "done", "failed") for kind, name in names.items()}
+    assert {kind: one["state"] for kind, one in ended.items()} == {
+        "wrong": "failed",
+        "crash": "failed",
+        "strange": "failed",
+        "good": "done",
+    }
+    assert ended["wrong"]["result"] == {"error": "no such rule"}
+    assert ended["crash"]["result"] == {"error": "unexpected ZeroDivisionError; the log has more"}
+    assert "no job of kind 'strange'" in ended["strange"]["result"]["error"]
+
+
+async def test_too_many_jobs_are_refused(layout: Layout) -> None:
+    """Nobody fills the disk with what waits; what was taken stays taken."""
+    jobs = _jobs(layout, Bench())
+    for number in range(100):
+        await jobs.submit("good", {"n": number})
+    with pytest.raises(TooManyJobs):
+        await jobs.submit("good", {})
+    [first, *_] = await jobs.all()
+    await jobs.cancel(first["id"])
+    await jobs.submit("good", {})
+
+
+async def test_what_crashes_leave(layout: Layout) -> None:
+    """At each step of taking a job up: it is interrupted or still waits, and is never run twice or lost."""
+    bench = Bench()
+    bench.gate.set()
+    jobs = _jobs(layout, bench, at_once=1)
+    notes, queue = Notes(layout, "jobs"), Notes(layout, "job-queue")
+    taken, waiting, ended, unannounced = [(await jobs.submit("good", {"n": number}))["id"] for number in range(4)]
+    # taken, and dead before it was dropped from the queue
+    notes.write(taken, {**(notes.read(taken) or {}), "state": "running", "slot": 0})
+    # ended, and called off in the same moment
+    async with _running(jobs):
+        await _state(jobs, waiting, "done")
+        await _state(jobs, ended, "done")
+        await _state(jobs, unannounced, "done")
+    Notes(layout, "job-cancels").write(ended, {})
+    # in the queue, and nowhere else
+    queue.write("lost", {"created": 0})
+    async with _running(jobs):
+        last = (await jobs.submit("good", {"n": 9}))["id"]
+        await _state(jobs, last, "done")
+    assert (await jobs.get(taken))["state"] == "interrupted"
+    assert sorted(arguments["n"] for arguments in bench.begun) == [1, 2, 3, 9]
+    assert list(queue.all()) == []
+    assert list(Notes(layout, "job-cancels").all()) == []
+    with pytest.raises(JobUnknown):
+        await jobs.get("lost")
+
+
+async def test_a_slot_that_another_process_holds_is_believed(layout: Layout) -> None:
+    """A job is interrupted when the lock of its slot is free, and not before."""
+    jobs = _jobs(layout, Bench())
+    name = (await jobs.submit("good", {}))["id"]
+    notes = Notes(layout, "jobs")
+    notes.write(name, {**(notes.read(name) or {}), "state": "running", "slot": 1})
+    held = Locks(layout).try_hold("job-1")
+    assert held is not None
+    assert (await jobs.get(name))["state"] == "running"
+    os.close(held)
+    assert (await jobs.get(name))["state"] == "interrupted"
+    assert [job["state"] for job in await jobs.all()] == ["interrupted"]
+
+
+async def test_the_end_of_the_process_interrupts(layout: Layout) -> None:
+    """What runs is told to be interrupted, and its slot is free."""
+    bench = Bench()
+    jobs = _jobs(layout, bench)
+    name = (await jobs.submit("good", {}))["id"]
+    async with _running(jobs):
+        await _state(jobs, name, "running")
+    assert (await jobs.get(name))["result"] == {"error": "its process ended before it was done"}
+    held = Locks(layout).try_hold("job-0")
+    assert held is not None
+    os.close(held)

@@ -1,0 +1,154 @@
+"""Who may do what: rules, identities and what callers present."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+
+import pytest
+
+from mirror.errors import Unauthorized
+from mirror.oci.authorization import Presented, read_authorization
+from mirror.oci.reference import Repo
+from mirror.policy.access import ANONYMOUS, Action, Identity, Means, Policy, Rule, check_who
+
+_ALICE = Identity("alice", Means.PASSWORD, frozenset({"ops"}))
+_BOB = Identity("bob", Means.PASSWORD)
+_POD = Identity("system:serviceaccount:shop:web", Means.ISSUER)
+_CI = Identity("ci", Means.TOKEN)
+_NODE = Identity("system:node:n1", Means.CERTIFICATE, frozenset({"system:nodes"}))
+_APP = Repo("ghcr.io", "acme/app")
+_ALPINE = Repo("docker.io", "library/alpine")
+
+
+def _rule(effect: str, who: Iterable[str], *match: str, actions: Iterable[Action] = (Action.PULL,)) -> Rule:
+    return Rule(effect == "allow", tuple(who), frozenset(actions), match)
+
+
+@pytest.mark.parametrize(
+    ("who", "identities"),
+    [
+        ("*", [ANONYMOUS, _ALICE, _BOB, _POD, _CI, _NODE]),
+        ("anonymous", [ANONYMOUS]),
+        ("authenticated", [_ALICE, _BOB, _POD, _CI, _NODE]),
+        ("user:alice", [_ALICE]),
+        ("user:*", [_ALICE, _BOB]),
+        ("user:ali", []),
+        ("group:ops", [_ALICE]),
+        ("group:system:*", [_NODE]),
+        ("token:ci", [_CI]),
+        ("subject:system:serviceaccount:shop:*", [_POD]),
+        ("certificate:system:node:*", [_NODE]),
+    ],
+)
+def test_whom_a_rule_is_about(who: str, identities: list[Identity]) -> None:
+    """By kind and name; an account is no token of the same name."""
+    rule = _rule("allow", [who])
+    everyone = [ANONYMOUS, _ALICE, _BOB, _POD, _CI, _NODE]
+    assert [one for one in everyone if rule.fits(one, Action.PULL, _APP)] == identities
+
+
+@pytest.mark.parametrize("text", ["", "alice", "user:", "user: ", "admin:x", "group:", "*:x", "users:x"])
+def test_what_names_nobody(text: str) -> None:
+    """A mistake in a rule must not make it fit nobody, or everybody."""
+    with pytest.raises(ValueError, match="is none of"):
+        check_who(text)
+
+
+def test_without_rules() -> None:
+    """Whoever is let in may pull, nobody may push or administer."""
+    for anonymous in (True, False):
+        policy = Policy(anonymous=anonymous)
+        assert policy.allows(ANONYMOUS, Action.PULL, _APP) is anonymous
+        assert policy.allows(_BOB, Action.PULL, _APP)
+        for action in (Action.PUSH, Action.ADMIN):
+            assert not policy.allows(_ALICE, action, _APP)
+            assert not policy.allows(_ALICE, action, None)
+
+
+def test_denying_goes_first() -> None:
+    """Whatever order the rules stand in."""
+    allow, deny = _rule("allow", ["*"], "ghcr.io/**"), _rule("deny", ["user:bob"], "ghcr.io/acme/*")
+    for rules in ((allow, deny), (deny, allow)):
+        policy = Policy(rules)
+        assert policy.allows(_ALICE, Action.PULL, _APP)
+        assert not policy.allows(_BOB, Action.PULL, _APP)
+        assert policy.allows(_BOB, Action.PULL, Repo("ghcr.io", "other/app"))
+        assert not policy.allows(_ALICE, Action.PULL, _ALPINE)
+
+
+def test_rules_that_only_deny() -> None:
+    """They take away from what everybody has."""
+    policy = Policy((_rule("deny", ["anonymous"], "ghcr.io/**"),))
+    assert not policy.allows(ANONYMOUS, Action.PULL, _APP)
+    assert policy.allows(ANONYMOUS, Action.PULL, _ALPINE)
+    assert policy.allows(_BOB, Action.PULL, _APP)
+
+
+def test_rules_of_other_actions_do_not_count() -> None:
+    """A rule about administration says nothing about pulls."""
+    policy = Policy((_rule("allow", ["group:ops"], actions=[Action.ADMIN]),))
+    assert policy.allows(_BOB, Action.PULL, _APP)
+    assert policy.allows(_ALICE, Action.ADMIN, None)
+    assert not policy.allows(_BOB, Action.ADMIN, None)
+
+
+def test_a_rule_of_repositories_is_not_about_the_whole_mirror() -> None:
+    """Who administers some repositories does not administer all."""
+    policy = Policy((_rule("allow", ["group:ops"], "ghcr.io/**", actions=[Action.ADMIN]),))
+    assert policy.allows(_ALICE, Action.ADMIN, _APP)
+    assert not policy.allows(_ALICE, Action.ADMIN, None)
+
+
+def test_anonymous_is_shut_out_whatever_rules_say() -> None:
+    """`anonymous = false` is the last word."""
+    assert not Policy((_rule("allow", ["*"]),), anonymous=False).allows(ANONYMOUS, Action.PULL, _APP)
+
+
+def _basic(text: str) -> str:
+    return "Basic " + base64.b64encode(text.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("lines", "presented"),
+    [
+        ([], None),
+        ([""], None),
+        ([_basic(":")], None),
+        ([_basic("alice:s3:cret")], Presented("alice", "s3:cret")),
+        ([_basic("alice:").replace("Basic", "bAsIc ")], Presented("alice")),
+        ([_basic("é:ü")], Presented("é", "ü")),
+        (["Bearer abc.def"], Presented(bearer="abc.def")),
+        (["bearer   abc"], Presented(bearer="abc")),
+    ],
+)
+def test_what_is_presented(lines: list[str], presented: Presented | None) -> None:
+    """Basic and Bearer, in any case; empty credentials are none."""
+    assert read_authorization(lines) == presented
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Basic"],
+        ["Basic !!!"],
+        ["Basic " + base64.b64encode(b"nocolon").decode()],
+        ["Basic " + base64.b64encode(b"\xff:\xff").decode()],
+        ["Bearer"],
+        ["Bearer a b"],
+        ["Bearer \xe9"],
+        ["Digest x"],
+        ["Bearer a", "Bearer b"],
+        ["Bearer " + "a" * 40_000],
+    ],
+)
+def test_what_cannot_be_read(lines: list[str]) -> None:
+    """It is refused, and no message quotes it."""
+    with pytest.raises(Unauthorized) as caught:
+        read_authorization(lines)
+    assert "nocolon" not in str(caught.value)
+
+
+def test_secrets_are_not_shown() -> None:
+    """In no text form."""
+    assert "hunter2" not in repr(Presented("alice", "hunter2", "hunter2"))
