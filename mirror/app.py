@@ -60,6 +60,8 @@ from mirror.repository.evictor import Evictor
 from mirror.repository.flights import Flights
 from mirror.repository.grants import Grants
 from mirror.repository.misses import Misses
+from mirror.repository.names import NamesOnDisk
+from mirror.repository.pins import PinnedContent
 from mirror.repository.proxied import Shelf
 from mirror.repository.reconcile import ensure, reconcile
 from mirror.repository.router import Router
@@ -192,16 +194,27 @@ async def open_storage(config: Config, in_flight: _InFlight | None = None) -> As
         locks = Locks(layout, secret=store.id)
         index = _open_index(config, layout, store.id)
         stack.push_async_callback(index.aclose)
+        names = NamesOnDisk(store, catalog)
+        freezes = LocalFreezes(layout)
+        histories = TagHistories(catalog, freezes)
         evictor = Evictor(
             store,
             index,
             water=Water(parse_capacity(config.store.capacity), config.store.high_water, config.store.low_water),
+            names=names,
             protected=in_flight.digests,
+            pinned=PinnedContent(
+                catalog,
+                pins,
+                pin_rules(config),
+                names,
+                answer=lambda repo, tag: histories.answer(repo, tag, age_rule(config, repo)),
+            ).digests,
             exclusive=lambda: locks.named("evict"),
             rebuild=lambda: ensure(store, catalog, index, exclusive=lambda: locks.named("rebuild")),
             reclaim=lambda: sweep(layout, keep=_IDLE, now=time.time).bytes,
         )
-        yield Storage(layout, store, catalog, LocalFreezes(layout), pins, index, locks, evictor)
+        yield Storage(layout, store, catalog, freezes, pins, index, locks, evictor)
 
 
 @asynccontextmanager
@@ -254,6 +267,7 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
             executor=filling,
             exclusive=storage.locks.exclusive,
             touch=storage.evictor.touch,
+            name=storage.evictor.name,
             histories=TagHistories(storage.catalog, storage.freezes),
             label=upstreams.label,
             ahead=Ahead(storage.evictor.limit, at_once=config.server.prefetch_blobs_at_once),

@@ -10,7 +10,7 @@ The ports; all but the smallest have two or more implementations:
     Catalog        tags and manifest links        store/catalog.py    store/memory.py
     Pins           which images must stay         store/pins.py
     Freezes        tags that must not move        store/freezes.py
-    ContentIndex   sizes, last use, links, pins   index/embedded.py   index/redis.py     index/memory.py
+    ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py     index/memory.py
     Authenticator  who a caller is                access/*.py
     Upstream       one remote registry            upstream/registry.py    upstream/endpoints.py
     Body           bytes that arrive in a thread  upstream/transfer.py
@@ -30,7 +30,7 @@ The kernel frees that lock when the filler dies, and a follower takes over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -40,7 +40,18 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.access import Identity
-from mirror.policy.records import ContentRecord, Freeze, ManifestRecord, Pin, Sighting, TagRecord, Usage
+from mirror.policy.records import (
+    ContentRecord,
+    Freeze,
+    ManifestNames,
+    ManifestRecord,
+    NamedContent,
+    Pin,
+    Sighting,
+    Standing,
+    TagRecord,
+    Usage,
+)
 
 __all__ = [
     "Authenticator",
@@ -321,28 +332,43 @@ class Freezes(Protocol):
 
 
 class ContentIndex(Protocol):
-    """The least-recently-used order, sizes, links and pins. Every method may raise `IndexUnavailable`.
+    """The least-recently-used order of images, sizes and links. Every method may raise `IndexUnavailable`.
 
     Nothing here is asked on the path of a hit that this process has seen before.
     """
 
     async def put(self, records: Sequence[ContentRecord]) -> None:
-        """Remember blobs. Repeatable: the later time of last use stays, and a pin is only replaced by another."""
+        """Remember blobs. Repeatable: the later time of last use stays."""
 
     async def get(self, digest: Digest) -> ContentRecord | None:
         """What is remembered."""
 
     async def drop(self, digests: Sequence[Digest]) -> None:
-        """Forget blobs, their pins too; links stay. Repeatable."""
+        """Forget blobs, and what those among them that are manifests named; links stay. Repeatable."""
 
     async def touch(self, seen: Mapping[Digest, float]) -> None:
-        """Later times of last use; digests that are not remembered are not added."""
+        """Later times of last use; digests that are not remembered are not added.
 
-    async def set_pin(self, digest: Digest, reason: str | None) -> None:
-        """Pin, or unpin with None. A digest that is not remembered is left alone."""
+        The use of a manifest is one of every index above it as well. It need not be one of what is below it: what a
+        manifest names stays for as long as the manifest does.
+        """
 
-    async def coldest(self, limit: int) -> list[ContentRecord]:
-        """Up to `limit` blobs without a pin, least recently used first (ties by digest)."""
+    async def name(self, manifests: Sequence[ManifestNames]) -> None:
+        """What these manifests name, whether that is remembered or not. Repeatable.
+
+        A manifest whose blob is not remembered is left alone, or what it names would stay for ever.
+        """
+
+    async def coldest(self, standing: Standing, limit: int) -> list[ContentRecord]:
+        """Up to `limit` blobs of this standing, least recently used first (ties by digest)."""
+
+    async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[NamedContent]]:
+        """Of each of these that is a remembered manifest: the remembered blobs that it names, in no order."""
+
+    def recorded(self) -> AsyncIterator[list[Digest]]:
+        """Every blob that is remembered, in batches and no order. What comes or goes meanwhile may be missing, and one
+        may come twice.
+        """
 
     async def usage(self) -> Usage:
         """Counted as records come and go, not summed up."""

@@ -16,6 +16,7 @@ from rich.table import Table
 from mirror import config as settings
 from mirror.app import Disk, open_disk, pin_rules, routing_table
 from mirror.cli.base import ConfigFile, application, table_console
+from mirror.cli.working import check_owner
 from mirror.errors import ConfigError, MirrorError, RequestError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
@@ -39,6 +40,7 @@ def pin(
 ) -> None:
     """Never evict these images: by tag whatever it points to at the time, by digest that one."""
     loaded = settings.load(config)
+    check_owner(loaded, "pins")
     images = _parse(image, loaded)
     now = time.time()
     end = _parse_end(until, now)
@@ -55,6 +57,7 @@ def pin(
 def unpin(image: Images, config: ConfigFile = None) -> None:
     """Let these images be evicted again, when they are the least recently used."""
     loaded = settings.load(config)
+    check_owner(loaded, "pins")
     images = _parse(image, loaded)
     disk = open_disk(loaded)
     strangers = [one for one in images if not disk.pins.drop(one.repo, one.reference)]
@@ -93,7 +96,8 @@ def pins(
         table.add_row(name_of(image.repo, image.reference), image.reason, since, _date(image.until), state.words)
     if rows:
         table_console().print(table)
-    print(f"{len(rows) - len(over)} images are pinned")
+    count = len(rows) - len(over)
+    print(f"{count} pinned image{'' if count == 1 else 's'}")
 
 
 def name_of(repo: Repo, reference: Reference) -> str:

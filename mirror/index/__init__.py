@@ -1,1 +1,1 @@
-"""What is remembered about the content on disk: sizes, last use, links, pins. Losing it loses nothing."""
+"""What is remembered about the content on disk: sizes, last use, names, links. Losing it loses nothing."""

@@ -24,7 +24,7 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +36,13 @@ from mirror.errors import IndexUnavailable, MirrorError
 from mirror.index.batches import batches
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.records import ContentRecord, Usage
+from mirror.policy.records import ContentRecord, ManifestNames, NamedContent, Standing, Usage
 from mirror.telemetry import INDEX_FAILURES, log
 
 __all__ = ["SCHEMA", "EmbeddedIndex"]
 
 #: Written to `PRAGMA user_version`. A file of any other is begun anew.
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 #: Records per statement: about 10 ms of the write lock, so that other workers get their turn.
 _BATCH: Final = 250
@@ -53,10 +53,20 @@ CREATE TABLE content (
     digest    TEXT PRIMARY KEY,
     size      INTEGER NOT NULL,
     last_used REAL NOT NULL,
-    pin       TEXT
+    parents   INTEGER NOT NULL DEFAULT 0, -- how many rows of `edges` have it as their child
+    manifest  INTEGER NOT NULL DEFAULT 0, -- whether it is one, and so has names
+    names     TEXT                        -- of a manifest: [[child, whether it is a manifest], …]
 ) WITHOUT ROWID;
--- holds all that `coldest` gives, so that choosing victims reads one run of pages
-CREATE INDEX coldest ON content (last_used, digest, size, pin) WHERE pin IS NULL;
+-- each holds all that `coldest` gives, so that choosing victims reads one run of pages
+CREATE INDEX loose ON content (last_used, digest, size, parents, manifest) WHERE parents = 0 AND manifest = 0;
+CREATE INDEX root ON content (last_used, digest, size, parents, manifest) WHERE parents = 0 AND manifest = 1;
+-- what remembered manifests name; `manifest` is 1 where an index names a manifest
+CREATE TABLE edges (
+    child    TEXT NOT NULL,
+    parent   TEXT NOT NULL,
+    manifest INTEGER NOT NULL,
+    PRIMARY KEY (child, parent)
+) WITHOUT ROWID;
 CREATE TABLE links (
     repo   TEXT NOT NULL,
     digest TEXT NOT NULL,
@@ -68,9 +78,23 @@ INSERT INTO usage VALUES (0, 0);
 CREATE TABLE marker (mark TEXT NOT NULL);
 CREATE TRIGGER content_added AFTER INSERT ON content BEGIN
     UPDATE usage SET blobs = blobs + 1, bytes = bytes + new.size;
+    UPDATE content SET parents = (SELECT count(*) FROM edges WHERE child = new.digest)
+    WHERE digest = new.digest AND EXISTS (SELECT 1 FROM edges WHERE child = new.digest);
 END;
 CREATE TRIGGER content_dropped AFTER DELETE ON content BEGIN
     UPDATE usage SET blobs = blobs - 1, bytes = bytes - old.size;
+    DELETE FROM edges
+    WHERE parent = old.digest AND child IN (SELECT json_extract(value, '$[0]') FROM json_each(old.names));
+END;
+CREATE TRIGGER content_named AFTER UPDATE OF names ON content WHEN old.manifest = 0 BEGIN
+    INSERT OR IGNORE INTO edges (child, parent, manifest)
+    SELECT json_extract(value, '$[0]'), new.digest, json_extract(value, '$[1]') FROM json_each(new.names);
+END;
+CREATE TRIGGER edge_added AFTER INSERT ON edges BEGIN
+    UPDATE content SET parents = parents + 1 WHERE digest = new.child;
+END;
+CREATE TRIGGER edge_dropped AFTER DELETE ON edges BEGIN
+    UPDATE content SET parents = parents - 1 WHERE digest = old.child;
 END;
 CREATE TRIGGER content_resized AFTER UPDATE OF size ON content WHEN new.size <> old.size BEGIN
     UPDATE usage SET bytes = bytes + new.size - old.size;
@@ -80,23 +104,44 @@ COMMIT;
 """  # noqa: S608  # the one value put in is our own number
 
 _PUT: Final = """
-INSERT INTO content (digest, size, last_used, pin)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'),
-       json_extract(value, '$[2]'), json_extract(value, '$[3]')
+INSERT INTO content (digest, size, last_used)
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]')
 FROM json_each(?) WHERE true
 ON CONFLICT (digest) DO UPDATE SET
     size = excluded.size,
-    last_used = max(last_used, excluded.last_used),
-    pin = coalesce(excluded.pin, pin)
-WHERE size <> excluded.size OR last_used < excluded.last_used OR excluded.pin IS NOT NULL
+    last_used = max(last_used, excluded.last_used)
+WHERE size <> excluded.size OR last_used < excluded.last_used
 """
+# Upwards from a manifest to every index above it.
 _TOUCH: Final = """
-UPDATE content SET last_used = seen.value FROM json_each(?) AS seen
-WHERE content.digest = seen.key AND content.last_used < seen.value
-"""
-_COLDEST: Final = (
-    "SELECT digest, size, last_used, NULL FROM content WHERE pin IS NULL ORDER BY last_used, digest LIMIT ?"
+WITH RECURSIVE seen (digest, at) AS (
+    SELECT key, value FROM json_each(?)
+    UNION
+    SELECT edges.parent, seen.at FROM seen JOIN edges ON edges.child = seen.digest AND edges.manifest = 1
 )
+UPDATE content SET last_used = latest.at FROM (SELECT digest, max(at) AS at FROM seen GROUP BY digest) AS latest
+WHERE content.digest = latest.digest AND content.last_used < latest.at
+"""
+_NAME: Final = """
+UPDATE content SET names = told.value, manifest = 1 FROM json_each(?) AS told
+WHERE content.digest = told.key AND content.manifest = 0
+"""
+_COLDEST: Final = {
+    Standing.LOOSE: "SELECT digest, size, last_used FROM content WHERE parents = 0 AND manifest = 0"
+    " ORDER BY last_used, digest LIMIT ?",
+    Standing.ROOT: "SELECT digest, size, last_used FROM content WHERE parents = 0 AND manifest = 1"
+    " ORDER BY last_used, digest LIMIT ?",
+    # asked for by tests alone, so it has no index of its own
+    Standing.NAMED: "SELECT digest, size, last_used FROM content WHERE parents > 0 ORDER BY last_used, digest LIMIT ?",
+}
+_BELOW: Final = """
+SELECT above.digest, child.digest, child.size, child.last_used, child.parents, child.manifest
+FROM json_each(?) AS asked
+JOIN content AS above ON above.digest = asked.value AND above.manifest = 1
+LEFT JOIN json_each(above.names) AS named
+LEFT JOIN content AS child ON child.digest = json_extract(named.value, '$[0]')
+"""
+_RECORDED: Final = "SELECT digest FROM content WHERE digest > ? ORDER BY digest LIMIT ?"
 _LINK: Final = """
 INSERT INTO links (repo, digest, size) SELECT ?, key, value FROM json_each(?) WHERE true
 ON CONFLICT (repo, digest) DO UPDATE SET size = excluded.size WHERE excluded.size >= 0
@@ -105,6 +150,11 @@ _UNLINK: Final = "DELETE FROM links WHERE repo = ? AND digest IN (SELECT value F
 
 #: Digests are random, so writes go all over the file: with SQLite's own 2 MB each of them would be a read as well.
 _CACHE: Final = "PRAGMA cache_size = -32000"
+#: Manifests per statement, for each brings dozens of rows.
+_NAMING: Final = 20
+#: Digests per page of `recorded`.
+_PAGE: Final = 1000
+
 #: In pages of 4 KiB. Fewer, larger checkpoints: each ends in an fsync.
 _CHECKPOINT: Final = "PRAGMA wal_autocheckpoint = 4000"
 #: Rows above which they are made into records in a thread, about 10 µs each.
@@ -134,14 +184,14 @@ class EmbeddedIndex:
         self._closed = False
 
     async def put(self, records: Sequence[ContentRecord]) -> None:
-        """Keeps the later time of last use, and a pin unless the record brings another."""
+        """Keeps the later time of last use."""
         for batch in batches(records, _BATCH):
-            rows = [(str(record.digest), record.size, record.last_used, record.pin) for record in batch]
+            rows = [(str(record.digest), record.size, record.last_used) for record in batch]
             await self._write(_PUT, json.dumps(rows))
 
     async def get(self, digest: Digest) -> ContentRecord | None:
         """What is remembered."""
-        rows = await self._read("SELECT digest, size, last_used, pin FROM content WHERE digest = ?", str(digest))
+        rows = await self._read("SELECT digest, size, last_used FROM content WHERE digest = ?", str(digest))
         return next(_records(rows), None)
 
     async def drop(self, digests: Sequence[Digest]) -> None:
@@ -156,16 +206,32 @@ class EmbeddedIndex:
         for batch in batches(seen.items(), _BATCH):
             await self._write(_TOUCH, json.dumps({str(digest): last_used for digest, last_used in batch}))
 
-    async def set_pin(self, digest: Digest, reason: str | None) -> None:
-        """Skips what is not remembered."""
-        await self._write("UPDATE content SET pin = ? WHERE digest = ?", reason, str(digest))
+    async def name(self, manifests: Sequence[ManifestNames]) -> None:
+        """Skips manifests that are not remembered."""
+        for batch in batches(manifests, _NAMING):
+            await self._write(_NAME, json.dumps({str(names.digest): _written(names) for names in batch}))
 
-    async def coldest(self, limit: int) -> list[ContentRecord]:
+    async def coldest(self, standing: Standing, limit: int) -> list[ContentRecord]:
         """Reads exactly `limit` entries of an ordered index, however many blobs there are."""
-        rows = await self._read(_COLDEST, limit)
+        rows = await self._read(_COLDEST[standing], limit)
         if len(rows) > _MANY:
             return await asyncio.to_thread(lambda: list(_records(rows)))
         return list(_records(rows))
+
+    async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[NamedContent]]:
+        """A look-up for each blob that they name."""
+        found: dict[Digest, list[NamedContent]] = {}
+        for batch in batches(manifests, _BATCH):
+            rows = await self._read(_BELOW, json.dumps([*map(str, batch)]))
+            found |= await asyncio.to_thread(_by_parent, rows)
+        return found
+
+    async def recorded(self) -> AsyncIterator[list[Digest]]:
+        """In the order of digests."""
+        last = ""
+        while rows := await self._read(_RECORDED, last, _PAGE):
+            last = str(rows[-1][0])
+            yield [digest for (text,) in rows if (digest := _digest(text))]
 
     async def usage(self) -> Usage:
         """Blobs and bytes."""
@@ -327,6 +393,7 @@ def _is_current(path: Path, busy_timeout: float) -> bool:
                 return False
             found = connection.execute("SELECT count(*) FROM usage").fetchone()
             connection.execute("SELECT digest FROM content LIMIT 1").fetchone()
+            connection.execute("SELECT child FROM edges LIMIT 1").fetchone()
             connection.execute("SELECT digest FROM links LIMIT 1").fetchone()
             connection.execute("SELECT mark FROM marker LIMIT 1").fetchone()
             return bool(found == (1,))
@@ -390,10 +457,37 @@ def _unavailable(error: Exception) -> IndexUnavailable:
     return IndexUnavailable(f"the embedded index failed: {error}")
 
 
+def _written(names: ManifestNames) -> str:
+    """The column `names`."""
+    children = {str(child): 0 for child in names.blobs} | {str(child): 1 for child in names.manifests}
+    return json.dumps([*children.items()])
+
+
+def _by_parent(rows: Iterable[Any]) -> dict[Digest, list[NamedContent]]:
+    """Rows that make no sense are passed over; a manifest of which nothing is remembered has one of NULLs."""
+    found: dict[Digest, list[NamedContent]] = {}
+    for above, digest, size, last_used, parents, is_manifest in rows:
+        parent = _digest(above)
+        if parent is None:
+            continue
+        children = found.setdefault(parent, [])
+        for record in _records([(digest, size, last_used)]):
+            children.append(NamedContent(record, int(parents), bool(is_manifest)))
+    return found
+
+
+def _digest(text: object) -> Digest | None:
+    """None where it makes no sense."""
+    try:
+        return Digest.parse(str(text))
+    except MirrorError:
+        return None
+
+
 def _records(rows: Iterable[Any]) -> Iterator[ContentRecord]:
     """Rows that make no sense are passed over: as good as not remembered."""
-    for digest, size, last_used, pin in rows:
+    for digest, size, last_used in rows:
         try:
-            yield ContentRecord(Digest.parse(digest), int(size), float(last_used), pin)
+            yield ContentRecord(Digest.parse(digest), int(size), float(last_used))
         except (MirrorError, ValueError, TypeError, AttributeError):
             continue

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.records import ContentRecord, Usage
+from mirror.policy.records import ContentRecord, ManifestNames, NamedContent, Standing, Usage
 
 __all__ = ["MemoryIndex"]
 
@@ -18,21 +18,19 @@ class MemoryIndex:
 
     def __init__(self) -> None:
         self._records: dict[Digest, ContentRecord] = {}
+        self._names: dict[Digest, ManifestNames] = {}
+        self._parents: dict[Digest, set[Digest]] = {}
         self._links: dict[Repo, dict[Digest, int]] = {}
         self._bytes = 0
         self._marker: str | None = None
 
     async def put(self, records: Sequence[ContentRecord]) -> None:
-        """Keeps the later time of last use, and a pin unless the record brings another."""
+        """Keeps the later time of last use."""
         for record in records:
             known = self._records.get(record.digest)
             if known is not None:
                 self._bytes -= known.size
-                record = replace(
-                    record,
-                    last_used=max(record.last_used, known.last_used),
-                    pin=known.pin if record.pin is None else record.pin,
-                )
+                record = replace(record, last_used=max(record.last_used, known.last_used))
             self._bytes += record.size
             self._records[record.digest] = record
 
@@ -46,24 +44,59 @@ class MemoryIndex:
             known = self._records.pop(digest, None)
             if known is not None:
                 self._bytes -= known.size
+            names = self._names.pop(digest, None)
+            for child in _children(names):
+                self._parents[child].discard(digest)
+                if not self._parents[child]:
+                    del self._parents[child]
 
     async def touch(self, seen: Mapping[Digest, float]) -> None:
         """Skips what is not remembered."""
         for digest, last_used in seen.items():
-            known = self._records.get(digest)
-            if known is not None and last_used > known.last_used:
-                self._records[digest] = replace(known, last_used=last_used)
+            self._touch(digest, last_used)
 
-    async def set_pin(self, digest: Digest, reason: str | None) -> None:
-        """Skips what is not remembered."""
+    def _touch(self, digest: Digest, last_used: float) -> None:
         known = self._records.get(digest)
-        if known is not None:
-            self._records[digest] = replace(known, pin=reason)
+        if known is not None and last_used > known.last_used:
+            self._records[digest] = replace(known, last_used=last_used)
+        for parent in self._parents.get(digest, ()):
+            if digest in self._names[parent].manifests:
+                self._touch(parent, last_used)
 
-    async def coldest(self, limit: int) -> list[ContentRecord]:
+    async def name(self, manifests: Sequence[ManifestNames]) -> None:
+        """Skips manifests that are not remembered."""
+        for names in manifests:
+            if names.digest in self._records and names.digest not in self._names:
+                self._names[names.digest] = names
+                for child in _children(names):
+                    self._parents.setdefault(child, set()).add(names.digest)
+
+    async def coldest(self, standing: Standing, limit: int) -> list[ContentRecord]:
         """Looks at every record: good for thousands, not for millions."""
-        unpinned = (record for record in self._records.values() if record.pin is None)
-        return heapq.nsmallest(limit, unpinned, key=lambda record: (record.last_used, record.digest))
+        found = (record for record in self._records.values() if self._standing(record.digest) is standing)
+        return heapq.nsmallest(limit, found, key=lambda record: (record.last_used, record.digest))
+
+    def _standing(self, digest: Digest) -> Standing:
+        if digest in self._parents:
+            return Standing.NAMED
+        return Standing.ROOT if digest in self._names else Standing.LOOSE
+
+    async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[NamedContent]]:
+        """Of those that are remembered."""
+        return {
+            digest: [
+                NamedContent(self._records[child], len(self._parents[child]), child in self._names)
+                for child in _children(self._names[digest])
+                if child in self._records
+            ]
+            for digest in manifests
+            if digest in self._names
+        }
+
+    async def recorded(self) -> AsyncIterator[list[Digest]]:
+        """In one batch."""
+        if self._records:
+            yield list(self._records)
 
     async def usage(self) -> Usage:
         """Blobs and bytes."""
@@ -96,9 +129,16 @@ class MemoryIndex:
     async def clear(self) -> None:
         """Forget everything."""
         self._records.clear()
+        self._names.clear()
+        self._parents.clear()
         self._links.clear()
         self._bytes = 0
         self._marker = None
 
     async def aclose(self) -> None:
         """Repeatable."""
+
+
+def _children(names: ManifestNames | None) -> frozenset[Digest]:
+    """Everything that a manifest names, each digest once."""
+    return frozenset((*names.manifests, *names.blobs)) if names else frozenset()

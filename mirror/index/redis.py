@@ -2,10 +2,13 @@
 
 Every key stands under `mirror:<schema>:<store id>:`, for replicas with disks of their own share one Redis:
 
-    used      sorted set   digest by time of last use, of blobs without a pin: the least-recently-used order
-    pinned    sorted set   the same of blobs with a pin
+    loose     sorted set   digest by time of last use, of blobs that no remembered manifest names
+    root      sorted set   the same of manifests that no other names: the least-recently-used order of images
+    named     sorted set   the same of blobs that remembered manifests name
     sizes     hash         digest to bytes; its length is the number of blobs
-    pins      hash         digest to reason
+    names     hash         manifest to the digests that it names, a space between them
+    parents   hash         digest to how many remembered manifests name it, whether it is remembered itself or not
+    indexes   hash         manifest to the remembered indexes that name it, a space between them
     bytes     counter      the sum of `sizes`
     marker    string       the mark of the last complete rebuild
     repos     set          names of the repositories that have links, so that `clear` finds them
@@ -25,7 +28,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
@@ -42,105 +45,172 @@ from mirror.index.batches import batches
 from mirror.index.breaker import Breaker
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.records import ContentRecord, Usage
+from mirror.policy.records import ContentRecord, ManifestNames, NamedContent, Standing, Usage
 from mirror.telemetry import INDEX_FAILURES, log
 
 __all__ = ["SCHEMA", "Keys", "RedisAddress", "RedisIndex", "parse_redis_url"]
 
 #: Part of every key. Records of another schema are left alone, and are never found.
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 #: Records per script: 1 to 2 ms of Redis' one thread, so that the budget holds on a busy machine too.
 _BATCH: Final = 100
-#: Records per page of `coldest`.
+#: Manifests per script, for each names dozens of blobs.
+_NAMING: Final = 10
+#: Records per page of `coldest` and `recorded`.
 _PAGE: Final = 1000
 
-_LOCALS: Final = "local used, pinned, sizes, pins, bytes, marker, repos, links = unpack(KEYS)\n"
-
-# A pin travels as `+reason`, no pin as `-`, for Lua's arguments know no null.
-_PUT: Final = (
+_LOCALS: Final = """
+local loose, root, named, sizes, names, parents, indexes, bytes, marker, repos, links = unpack(KEYS)
+"""
+# A blob stands in exactly one of three orders; which one is told by `parents` and `names` alone.
+_STANDING: Final = (
     _LOCALS
     + """
-local grown = 0
-for i = 1, #ARGV, 4 do
-    local digest, size, seen, pin = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
-    grown = grown + tonumber(size) - (tonumber(redis.call('HGET', sizes, digest) or 0) or 0)
-    redis.call('HSET', sizes, digest, size)
-    if pin ~= '-' then
-        redis.call('HSET', pins, digest, string.sub(pin, 2))
-        local score = redis.call('ZSCORE', used, digest)
-        if score then
-            redis.call('ZREM', used, digest)
-            redis.call('ZADD', pinned, 'GT', score, digest)
+local function order_of(digest)
+    if redis.call('HEXISTS', parents, digest) == 1 then return named end
+    return redis.call('HEXISTS', names, digest) == 1 and root or loose
+end
+local function settle(digest)
+    local order = order_of(digest)
+    for _, other in ipairs({loose, root, named}) do
+        local seen = other ~= order and redis.call('ZSCORE', other, digest)
+        if seen then
+            redis.call('ZREM', other, digest)
+            redis.call('ZADD', order, 'GT', seen, digest)
         end
     end
-    local order = redis.call('HEXISTS', pins, digest) == 1 and pinned or used
-    redis.call('ZADD', order, 'GT', seen, digest)
+end
+"""
+)
+
+_PUT: Final = (
+    _STANDING
+    + """
+local grown = 0
+for i = 1, #ARGV, 3 do
+    local digest, size, seen = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+    grown = grown + tonumber(size) - (tonumber(redis.call('HGET', sizes, digest) or 0) or 0)
+    redis.call('HSET', sizes, digest, size)
+    redis.call('ZADD', order_of(digest), 'GT', seen, digest)
 end
 redis.call('INCRBY', bytes, string.format('%.0f', grown))
 """
 )
 _GET: Final = (
-    _LOCALS
+    _STANDING
     + """
-local digest = ARGV[1]
-return {
-    redis.call('HGET', sizes, digest),
-    redis.call('ZSCORE', used, digest) or redis.call('ZSCORE', pinned, digest),
-    redis.call('HGET', pins, digest),
-}
+return {redis.call('HGET', sizes, ARGV[1]), redis.call('ZSCORE', order_of(ARGV[1]), ARGV[1])}
 """
 )
 # Works in a Redis that is out of memory, or eviction would meet the same records again and again.
 _DROP: Final = (
     "#!lua flags=allow-oom\n"
-    + _LOCALS
+    + _STANDING
     + """
 local shrunk = 0
 for _, digest in ipairs(ARGV) do
     shrunk = shrunk + (tonumber(redis.call('HGET', sizes, digest) or 0) or 0)
     redis.call('HDEL', sizes, digest)
-    redis.call('HDEL', pins, digest)
-    redis.call('ZREM', used, digest)
-    redis.call('ZREM', pinned, digest)
+    for _, order in ipairs({loose, root, named}) do redis.call('ZREM', order, digest) end
+    local below = redis.call('HGET', names, digest)
+    redis.call('HDEL', names, digest)
+    for child in string.gmatch(below or '', '%S+') do
+        if redis.call('HINCRBY', parents, child, -1) <= 0 then redis.call('HDEL', parents, child) end
+        local above, rest = redis.call('HGET', indexes, child), {}
+        if above then
+            for index in string.gmatch(above, '%S+') do
+                if index ~= digest then rest[#rest + 1] = index end
+            end
+            if #rest == 0 then
+                redis.call('HDEL', indexes, child)
+            else
+                redis.call('HSET', indexes, child, table.concat(rest, ' '))
+            end
+        end
+        settle(child)
+    end
 end
 if shrunk ~= 0 then redis.call('DECRBY', bytes, string.format('%.0f', shrunk)) end
 """
 )
+# Upwards from a manifest to every index above it.
 _TOUCH: Final = (
     _LOCALS
     + """
-redis.call('ZADD', used, 'XX', 'GT', unpack(ARGV))
-redis.call('ZADD', pinned, 'XX', 'GT', unpack(ARGV))
+local function touch(seen, digest)
+    for _, order in ipairs({named, root, loose}) do redis.call('ZADD', order, 'XX', 'GT', seen, digest) end
+    for index in string.gmatch(redis.call('HGET', indexes, digest) or '', '%S+') do touch(seen, index) end
+end
+for i = 1, #ARGV, 2 do touch(ARGV[i], ARGV[i + 1]) end
 """
 )
-_SET_PIN: Final = (
-    _LOCALS
+# A manifest, how many manifests it names, how many digests it names, these digests; and the next one.
+_NAME: Final = (
+    _STANDING
     + """
-local digest, pin = ARGV[1], ARGV[2]
-if redis.call('HEXISTS', sizes, digest) == 0 then return end
-local from, to = used, pinned
-if pin == '-' then
-    from, to = pinned, used
-    redis.call('HDEL', pins, digest)
-else
-    redis.call('HSET', pins, digest, string.sub(pin, 2))
-end
-local score = redis.call('ZSCORE', from, digest)
-if score then
-    redis.call('ZREM', from, digest)
-    redis.call('ZADD', to, score, digest)
+local i = 1
+while i <= #ARGV do
+    local digest, manifests, count = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
+    local first, last = i + 3, i + 2 + count
+    if redis.call('HEXISTS', sizes, digest) == 1 and redis.call('HEXISTS', names, digest) == 0 then
+        redis.call('HSET', names, digest, table.concat(ARGV, ' ', first, last))
+        settle(digest)
+        for j = first, last do
+            local child = ARGV[j]
+            redis.call('HINCRBY', parents, child, 1)
+            if j < first + manifests then
+                local above = redis.call('HGET', indexes, child)
+                redis.call('HSET', indexes, child, above and above .. ' ' .. digest or digest)
+            end
+            settle(child)
+        end
+    end
+    i = last + 1
 end
 """
 )
 _COLDEST: Final = (
     _LOCALS
     + """
-local found, page = redis.call('ZRANGE', used, ARGV[1], ARGV[2], 'WITHSCORES'), {}
+local order = ({loose = loose, root = root, named = named})[ARGV[1]]
+local found, page = redis.call('ZRANGE', order, ARGV[2], ARGV[3], 'WITHSCORES'), {}
 for i = 1, #found, 2 do
     page[#page + 1] = {found[i], redis.call('HGET', sizes, found[i]), found[i + 1]}
 end
 return page
+"""
+)
+_BELOW: Final = (
+    _STANDING
+    + """
+local found = {}
+for _, digest in ipairs(ARGV) do
+    local below = redis.call('HGET', names, digest)
+    if below then
+        local children = {}
+        for child in string.gmatch(below, '%S+') do
+            local size = redis.call('HGET', sizes, child)
+            if size then
+                children[#children + 1] = {
+                    child, size, redis.call('ZSCORE', order_of(child), child),
+                    redis.call('HGET', parents, child), redis.call('HEXISTS', names, child),
+                }
+            end
+        end
+        found[#found + 1] = {digest, children}
+    end
+end
+return found
+"""
+)
+_RECORDED: Final = (
+    _LOCALS
+    + """
+local cursor, found = unpack(redis.call('HSCAN', sizes, ARGV[1], 'COUNT', ARGV[2]))
+local digests = {}
+for i = 1, #found, 2 do digests[#digests + 1] = found[i] end
+return {cursor, digests}
 """
 )
 _USAGE: Final = (
@@ -172,14 +242,17 @@ redis.call('HDEL', links, unpack(ARGV, 2))
 if redis.call('EXISTS', links) == 0 then redis.call('SREM', repos, ARGV[1]) end
 """
 )
-_FORGET_RECORDS: Final = "redis.call('UNLINK', marker, used, pinned, sizes, bytes)\n"
+_FORGET_RECORDS: Final = "redis.call('UNLINK', marker, loose, root, named, sizes, names, parents, indexes, bytes)\n"
 # A rebuild only adds, so records that do not agree with one another must go before it.
 _MARKER: Final = (
     _LOCALS
     + f"""
 local blobs = redis.call('HLEN', sizes)
-if blobs == redis.call('ZCARD', used) + redis.call('ZCARD', pinned)
+local roots, held = redis.call('ZCARD', root), redis.call('ZCARD', named)
+if blobs == redis.call('ZCARD', loose) + roots + held
     and (blobs == 0 or redis.call('EXISTS', bytes) == 1)
+    and redis.call('HLEN', names) >= roots
+    and redis.call('HLEN', parents) >= held
 then
     return redis.call('GET', marker)
 end
@@ -193,12 +266,10 @@ _SET_MARKER: Final = (
 redis.call('SET', marker, ARGV[1])
 """
 )
-# Pins are kept where they can be read: they are nowhere else.
 _MEND: Final = (
     _LOCALS
     + _FORGET_RECORDS
     + """
-if redis.call('TYPE', pins).ok ~= 'hash' then redis.call('UNLINK', pins) end
 if redis.call('TYPE', repos).ok ~= 'set' then redis.call('UNLINK', repos) end
 if links and redis.call('TYPE', links).ok ~= 'hash' then redis.call('UNLINK', links) end
 """
@@ -207,7 +278,6 @@ _CLEAR: Final = (
     _LOCALS
     + _FORGET_RECORDS
     + """
-redis.call('UNLINK', pins)
 return redis.call('SRANDMEMBER', repos, ARGV[1])
 """
 )
@@ -223,15 +293,18 @@ redis.call('SREM', repos, ARGV[1])
 class Keys:
     """The names of one store's keys."""
 
+    #: In the order in which the scripts know them.
+    NAMES: Final = (
+        *("loose", "root", "named", "sizes", "names", "parents", "indexes"),
+        *("bytes", "marker", "repos"),
+    )
+
     def __init__(self, store_id: str) -> None:
         """`store_id`: 1 to 128 letters, digits, `.`, `_` and `-`; replicas with disks of their own have their own."""
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", store_id):
             raise ValueError(f"a store id has 1 to 128 letters, digits, '.', '_' and '-': {store_id[:160]!r}")
         self._prefix = f"mirror:{SCHEMA}:{store_id}:"
-        #: In the order in which the scripts know them.
-        self.fixed: Final = tuple(
-            self._prefix + name for name in ("used", "pinned", "sizes", "pins", "bytes", "marker", "repos")
-        )
+        self.fixed: Final = tuple(self._prefix + name for name in self.NAMES)
 
     def links(self, repo: str) -> str:
         """Of one repository, named `registry/name`."""
@@ -371,17 +444,17 @@ class RedisIndex:
         self._closed = False
 
     async def put(self, records: Sequence[ContentRecord]) -> None:
-        """Keeps the later time of last use, and a pin unless the record brings another."""
+        """Keeps the later time of last use."""
         for batch in batches(records, _BATCH):
             arguments: list[str | int] = []
             for record in batch:
-                arguments += (str(record.digest), record.size, repr(record.last_used), _pin(record.pin))
+                arguments += (str(record.digest), record.size, repr(record.last_used))
             await self._run(_PUT, arguments)
 
     async def get(self, digest: Digest) -> ContentRecord | None:
         """What is remembered."""
-        size, last_used, pin = await self._run(_GET, [str(digest)])
-        return _record(str(digest), size, last_used, pin)
+        size, last_used = await self._run(_GET, [str(digest)])
+        return _record(str(digest), size, last_used)
 
     async def drop(self, digests: Sequence[Digest]) -> None:
         """Repeatable."""
@@ -396,24 +469,51 @@ class RedisIndex:
                 arguments += (repr(last_used), str(digest))
             await self._run(_TOUCH, arguments)
 
-    async def set_pin(self, digest: Digest, reason: str | None) -> None:
-        """Skips what is not remembered."""
-        await self._run(_SET_PIN, [str(digest), _pin(reason)])
+    async def name(self, manifests: Sequence[ManifestNames]) -> None:
+        """Skips manifests that are not remembered."""
+        for batch in batches(manifests, _NAMING):
+            arguments: list[str | int] = []
+            for names in batch:
+                children = list(dict.fromkeys((*names.manifests, *names.blobs)))
+                arguments += (str(names.digest), len(set(names.manifests)), len(children), *map(str, children))
+            await self._run(_NAME, arguments)
 
-    async def coldest(self, limit: int) -> list[ContentRecord]:
+    async def coldest(self, standing: Standing, limit: int) -> list[ContentRecord]:
         """Reads about `limit` members of a sorted set, in pages, however many blobs there are."""
         found: dict[Digest, ContentRecord] = {}
         start = 0
         while len(found) < limit:
             wanted = min(limit - len(found), _PAGE)
-            page = await self._run(_COLDEST, [start, start + wanted - 1])
+            page = await self._run(_COLDEST, [standing.value, start, start + wanted - 1])
             for digest, size, last_used in page:
-                if record := _record(digest, size, last_used, None):
+                if record := _record(digest, size, last_used):
                     found[record.digest] = record
             if len(page) < wanted:
                 break
             start += wanted
         return list(found.values())
+
+    async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[NamedContent]]:
+        """A few look-ups for each blob that they name."""
+        found: dict[Digest, list[NamedContent]] = {}
+        for batch in batches(manifests, _NAMING):
+            for digest, children in await self._run(_BELOW, [*map(str, batch)]):
+                found[Digest.parse(_text(digest))] = [
+                    NamedContent(record, _integer(parents) or 1, bool(is_manifest))
+                    for child, size, last_used, parents, is_manifest in children
+                    if (record := _record(child, size, last_used))
+                ]
+        return found
+
+    async def recorded(self) -> AsyncIterator[list[Digest]]:
+        """In the order of the hash table."""
+        cursor: object = "0"
+        while True:
+            cursor, digests = await self._run(_RECORDED, [_text(cursor), _PAGE])
+            if found := [digest for text in digests if (digest := _digest(text))]:
+                yield found
+            if _text(cursor) == "0":
+                break
 
     async def usage(self) -> Usage:
         """Blobs and bytes."""
@@ -524,8 +624,10 @@ def _only_refuses_writes(error: Exception) -> bool:
 
 def _explain(error: Exception) -> str:
     """What went wrong, in words of our own: Redis' own may quote what was sent."""
-    # what happens while connecting comes wrapped in a plain ConnectionError
-    if isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError):
+    # what happens while connecting comes wrapped in a plain ConnectionError; who has not said a password may not even
+    # send ten words: «Protocol error: unauthenticated multibulk length»
+    refused = isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError)
+    if refused or "unauthenticated" in str(error):
         return "Redis refused the user name or password"
     if isinstance(error, OutOfMemoryError) or "OOM " in str(error):
         return "Redis is out of memory (maxmemory)"
@@ -536,10 +638,6 @@ def _explain(error: Exception) -> str:
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return "Redis did not answer in time"
     return f"Redis failed: {type(error).__name__}"
-
-
-def _pin(reason: str | None) -> str:
-    return "-" if reason is None else f"+{reason}"
 
 
 def _text(raw: object) -> str:
@@ -554,14 +652,20 @@ def _integer(raw: object) -> int | None:
         return None
 
 
-def _record(digest: object, size: object, last_used: object, pin: object) -> ContentRecord | None:
+def _digest(raw: object) -> Digest | None:
+    """None where it makes no sense."""
+    try:
+        return Digest.parse(_text(raw))
+    except MirrorError:
+        return None
+
+
+def _record(digest: object, size: object, last_used: object) -> ContentRecord | None:
     """None where it makes no sense: as good as not remembered."""
     known = _integer(size)
     if known is None or known < 0 or last_used is None:
         return None
     try:
-        return ContentRecord(
-            Digest.parse(_text(digest)), known, float(_text(last_used)), None if pin is None else _text(pin)
-        )
+        return ContentRecord(Digest.parse(_text(digest)), known, float(_text(last_used)))
     except (MirrorError, ValueError):
         return None

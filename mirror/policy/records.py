@@ -146,7 +146,6 @@ class ContentRecord:
     digest: Digest
     size: int
     last_used: float
-    pin: str | None = None
 
 
 class Standing(Enum):

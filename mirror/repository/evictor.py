@@ -1,16 +1,22 @@
-"""Keeps the store within its capacity, least recently used first.
+"""Keeps the store within its capacity: first what no cached manifest names, then the coldest images, each whole.
 
 What happens to one blob here:
 
     used ── touch() ──> in memory ── flush(), each second ──> index (order) and, hourly, the disk (used_at)
-    coldest in the index ── plan ──> victim ── 1 store.delete ──> 2 index.drop ──> gone
-                                                     │
+    loose, or below the coldest image ── plan ──> victim ── 1 store.delete ──> 2 index.drop ──> gone
+                                                                │
                       a crash here leaves a record without a file: dropped when it is next chosen
 
+    manifest fetched ── name() ──> index: what it names is not loose, and only goes with the last that names it
+
+The index counts how many remembered manifests name each blob. So what is used is the manifest alone, and nothing below
+it has to be touched: a blob that is named is no candidate, and the order of images is the order of their manifests.
+Choosing among a million blobs reads the ends of two ordered lists, and what is below the victims.
+
 The order of use comes from the index. Where the index is down, or empty because it was lost, the disk is walked
-instead, with the times of use noted there: a dead Redis must not let the disk fill up, and an empty index says nothing
-about what may go. While the index is down the disk alone does not know pins: what must stay then has to be in
-`protected`.
+instead, with the times of use noted there and the manifests read: a dead Redis must not let the disk fill up, and an
+empty index says nothing about what may go. Pins are read from the disk in either case, each time before anything is
+dropped; where they cannot be read nothing is.
 
 Room is reserved before a fill begins. Several workers may reserve at the same moment without knowing of each other;
 the gap between high water and limit is for that, and the next round, a second later, brings them back.
@@ -30,10 +36,12 @@ from mirror import telemetry
 from mirror.errors import BlobUnknown, IndexUnavailable, StoreError, StoreFull
 from mirror.oci.digest import Digest
 from mirror.once import end
-from mirror.policy.eviction import Measure, Victim, Water, coldest_enough, plan
-from mirror.policy.records import ContentRecord
+from mirror.policy.eviction import Measure, Victim, Water
+from mirror.policy.records import ContentRecord, ManifestNames
 from mirror.policy.sizes import format_size
 from mirror.ports import BlobStore, ContentIndex
+from mirror.repository import victims as finding
+from mirror.repository.names import NamesOnDisk
 from mirror.repository.reconcile import INCOMPLETE, is_whole
 
 __all__ = ["Evictor", "Reservation"]
@@ -42,9 +50,8 @@ __all__ = ["Evictor", "Reservation"]
 _MOST_TOUCHES: Final = 100_000
 #: Seconds between two notes of a blob's use on disk.
 _COARSE: Final = 3600.0
-#: Candidates asked for at first, and how much more each time while they are not enough.
-_FIRST_CANDIDATES: Final = 64
-_MORE: Final = 4
+#: Manifests whose names wait for the index.
+_MOST_UNNAMED: Final = 10_000
 #: Candidates looked at in one go while evicting: thousands more would hold up the event loop, and there is a next go.
 _MOST_CANDIDATES: Final = 4096
 #: Seconds to wait for one's turn to evict. The pull that waits for it then goes through uncached.
@@ -83,7 +90,9 @@ class Evictor:
         index: ContentIndex,
         *,
         water: Water,
+        names: NamesOnDisk,
         protected: Callable[[], Collection[Digest]],
+        pinned: Callable[[float], Collection[Digest]],
         exclusive: Callable[[], AbstractAsyncContextManager[object]],
         rebuild: Callable[[], Awaitable[object]] | None = None,
         reclaim: Callable[[], int] | None = None,
@@ -91,15 +100,19 @@ class Evictor:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         interval: float = 1.0,
     ) -> None:
-        """`protected` are digests never to be dropped, such as those in flight here. `exclusive` holds a lock over
-        all processes of this store. `rebuild` is started when the index answers but is not whole; it sees to it that
-        one process at a time does it, under another lock (`reconcile.ensure`). `reclaim`, blocking, drops what else
-        can be done without, and returns its bytes: asked before anyone is refused. `interval` is in seconds.
+        """`names` are asked where the index cannot be. `protected` are digests never to be dropped, such as those in
+        flight here; `pinned` those that must stay at a time (epoch seconds), blocking, and `StoreError` where nobody
+        knows. `exclusive` holds a lock over all processes of this store. `rebuild` is started when the index answers
+        but is not whole; it sees to it that one process at a time does it, under another lock (`reconcile.ensure`).
+        `reclaim`, blocking, drops what else can be done without, and returns its bytes: asked before anyone is refused.
+        `interval` is in seconds.
         """
         self._store = store
         self._index = index
         self._water = water
+        self._names = names
         self._protected = protected
+        self._pinned = pinned
         self._exclusive = exclusive
         self._rebuild = rebuild
         self._reclaim = reclaim
@@ -109,6 +122,7 @@ class Evictor:
         self._touches: dict[Digest, float] = {}
         self._unmarked: dict[Digest, float] = {}
         self._marked: dict[Digest, float] = {}
+        self._unnamed: dict[Digest, tuple[ManifestNames, ContentRecord]] = {}
         self._reserved = 0
         self._evicting = asyncio.Lock()
         self._index_up = True
@@ -127,9 +141,32 @@ class Evictor:
             _remember(self._marked, digest, now)
             _remember(self._unmarked, digest, now)
 
+    async def name(self, names: ManifestNames, size: int) -> None:
+        """A manifest of `size` bytes is here. What the index cannot take now is told with the next flush."""
+        self._unnamed[names.digest] = names, ContentRecord(names.digest, size, self._now())
+        if len(self._unnamed) > _MOST_UNNAMED:
+            # the daily comparison with the disk finds it
+            del self._unnamed[next(iter(self._unnamed))]
+        await self._flush_names()
+
+    async def _flush_names(self) -> None:
+        unnamed, self._unnamed = self._unnamed, {}
+        if not unnamed:
+            return
+        try:
+            # the blob too: of one that it does not know, the index takes no names
+            await self._index.put([record for _, record in unnamed.values()])
+            await self._index.name([names for names, _ in unnamed.values()])
+        except BaseException as error:
+            self._unnamed = {**unnamed, **self._unnamed}
+            if not isinstance(error, IndexUnavailable):
+                raise
+            self._note_down(error)
+
     async def flush(self) -> None:
         """Tell index and disk of the uses since. What the index cannot take now is kept for the next time."""
         await self._flush_to_disk()
+        await self._flush_names()
         touches, self._touches = self._touches, {}
         if not touches:
             return
@@ -352,69 +389,30 @@ class Evictor:
         """
         if size <= 0:
             return [], False
-        spared = {*self._protected(), *tried}
+        spared = {*await self._staying(), *tried}
         if await self._index_is_whole():
             try:
-                return await self._choose_from_index(size, spared, None if most is None else most + len(spared))
+                most = None if most is None else most + len(spared)
+                return await finding.from_index(self._index, size, spared, self._now(), most)
             except IndexUnavailable as error:
                 self._note_down(error)
-        return await self._choose_from_disk(size, spared)
-
-    async def _choose_from_disk(self, size: int, spared: set[Digest]) -> tuple[list[Victim], bool]:
-        """By a walk over every blob. An index that is not whole is still asked for pins."""
-        wanted = size
-        while True:
-            coldest = await asyncio.to_thread(self._coldest_on_disk, wanted, spared, dict(self._touches))
-            seen = sum(record.size for record in coldest)
-            spared |= await self._pinned(coldest)
-            victims = plan(coldest, size, spared, self._now())
-            if seen < wanted or sum(victim.size for victim in victims) >= size:
-                return victims, seen < wanted
-            wanted *= _MORE
-
-    async def _pinned(self, records: list[ContentRecord]) -> set[Digest]:
-        """Which of them the index knows to be pinned; nobody knows while it is down."""
-        found: set[Digest] = set()
-        for record in records:
-            try:
-                known = await self._index.get(record.digest)
-            except IndexUnavailable as error:
-                self._note_down(error)
-                break
-            if known is not None and known.pin is not None:
-                found.add(record.digest)
-        return found
-
-    async def _choose_from_index(
-        self, size: int, spared: Collection[Digest], most: int | None
-    ) -> tuple[list[Victim], bool]:
-        limit = _FIRST_CANDIDATES
-        while True:
-            candidates = await self._index.coldest(limit)
-            victims = plan(candidates, size, spared, self._now())
-            these_are_all = len(candidates) < limit
-            if these_are_all or sum(victim.size for victim in victims) >= size or limit == most:
-                return victims, these_are_all
-            limit = limit * _MORE if most is None else min(limit * _MORE, most)
-
-    def _coldest_on_disk(
-        self, size: int, spared: Collection[Digest], touches: Mapping[Digest, float]
-    ) -> list[ContentRecord]:
-        """Blocking: a walk over every blob, for want of an index."""
-        found = (
-            ContentRecord(info.digest, info.size, max(info.used_at, touches.get(info.digest, 0.0)))
-            for info in self._store.walk()
+        return await asyncio.to_thread(
+            finding.from_disk, self._store, self._names, size, spared, dict(self._touches), self._now()
         )
-        return coldest_enough(found, size, spared)
+
+    async def _staying(self) -> set[Digest]:
+        """What must not be dropped at this moment. Raises `StoreError` where nobody knows."""
+        pinned = await asyncio.to_thread(self._pinned, self._now())
+        return {*pinned, *self._protected()}
 
     async def _drop(self, victims: list[Victim]) -> tuple[list[Victim], int]:
         """The files first, then the records; those whose file was there, and the bytes recorded for the others."""
         dropped: list[Victim] = []
         without_file = 0
         for cut in _cut(victims, _BATCH):
-            # asked again at the last moment: a flight may have begun since they were chosen
-            protected = self._protected()
-            batch = [victim for victim in cut if victim.digest not in protected]
+            # asked again at the last moment: a flight may have begun since they were chosen, or something was pinned
+            staying = await self._staying()
+            batch = [victim for victim in cut if victim.digest not in staying]
             deleted = await asyncio.to_thread(self._delete, batch)
             freed = [victim for victim, size in deleted if size]
             dropped += freed

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from mirror.errors import BlobDamaged, BlobUnknown
@@ -16,7 +16,7 @@ from mirror.oci.manifest import LARGEST, ManifestMalformed, read_manifest
 from mirror.policy.records import ManifestNames
 from mirror.ports import BlobStore, Catalog
 
-__all__ = ["NamesOnDisk"]
+__all__ = ["NamesOnDisk", "called"]
 
 #: Manifests kept in mind, some 5 KiB each.
 _MOST: Final = 20_000
@@ -72,3 +72,22 @@ class NamesOnDisk:
         except BlobUnknown:
             return False
         return True
+
+
+def called(catalog: Catalog, manifests: Collection[Digest]) -> dict[Digest, list[str]]:
+    """Blocking: what people call each of these, `docker.io/library/app:1.0`; where no tag points to it, its repository.
+
+    Reads every tag that is known here. Sorted; empty for a manifest that no repository has.
+    """
+    found: dict[Digest, list[str]] = {digest: [] for digest in manifests}
+    for repo in catalog.repositories() if found else ():
+        tagged = set()
+        for tag in catalog.tags(repo):
+            record = catalog.get_tag(repo, tag)
+            if record is not None and record.digest in found:
+                found[record.digest].append(f"{repo}:{tag}")
+                tagged.add(record.digest)
+        for digest in found.keys() - tagged:
+            if catalog.get_manifest(repo, digest) is not None:
+                found[digest].append(str(repo))
+    return {digest: sorted(names) for digest, names in found.items()}

@@ -4,21 +4,22 @@
                       ├──> images ── tag record ──> digest ──> what its manifests name, present or not: it stays
     rules, over tags ─┘
 
-A pinned tag protects what it points to now. What is named but absent counts too, so that a blob that comes later is
+A pinned tag protects what it points to now, and what it answers now where that is another digest: because it is frozen,
+or because the newest one is not old enough yet. What is named but absent counts too, so that a blob that comes later is
 safe from its first moment on.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.pins import PinRule, rule_for
-from mirror.ports import BlobStore, Catalog, Pins
+from mirror.ports import Catalog, Pins
 from mirror.repository.names import NamesOnDisk
 
 __all__ = ["PinnedContent", "PinnedImage", "pinned_images", "why_pinned"]
@@ -84,33 +85,42 @@ class PinnedContent:
     """The digests that stay because of pins. May be asked from any thread."""
 
     def __init__(
-        self, store: BlobStore, catalog: Catalog, pins: Pins, rules: Sequence[PinRule], names: NamesOnDisk
+        self,
+        catalog: Catalog,
+        pins: Pins,
+        rules: Sequence[PinRule],
+        names: NamesOnDisk,
+        *,
+        answer: Callable[[Repo, str], Digest | None],
     ) -> None:
-        self._store = store
+        """`answer` is what a tag answers as far as it is known here; `StoreError` where that cannot be told."""
+        self._answer = answer
         self._catalog = catalog
         self._pins = pins
         self._rules = tuple(rules)
         self._names = names
         self._lock = threading.Lock()
         #: What each pinned tag pointed to when last read: a record that cannot be read at the moment unpins nothing.
-        self._roots: dict[tuple[Repo, Reference], Digest] = {}
+        self._roots: dict[tuple[Repo, Reference], set[Digest]] = {}
 
     def digests(self, now: float) -> Collection[Digest]:
         """Blocking, some 0.1 ms for each pinned image. Raises `StoreError` where pins cannot be read: then nobody knows
         what must stay, and nothing may go.
         """
         with self._lock:
-            roots: dict[tuple[Repo, Reference], Digest] = {}
+            roots: dict[tuple[Repo, Reference], set[Digest]] = {}
             for image in pinned_images(self._pins, self._rules, self._catalog, now):
                 key = image.repo, image.reference
-                if isinstance(image.reference, Digest):
-                    roots[key] = image.reference
-                elif image.root is not None:
-                    roots[key] = image.root.digest
-                elif key in self._roots:
-                    roots[key] = self._roots[key]
+                roots[key] = self._roots_of(image) or self._roots.get(key, set())
             self._roots = roots
-            return self._below(set(roots.values()))
+            return self._below(set().union(*roots.values()))
+
+    def _roots_of(self, image: PinnedImage) -> set[Digest]:
+        """Empty where a tag is not known."""
+        if isinstance(image.reference, Digest):
+            return {image.reference}
+        now = self._answer(image.repo, image.reference)
+        return {digest for digest in (now, image.root.digest if image.root else None) if digest}
 
     def _below(self, roots: set[Digest]) -> set[Digest]:
         """These, and all that they and the manifests below them name."""

@@ -48,7 +48,7 @@ from mirror.once import Once
 from mirror.policy.freshness import FreshnessRule, is_fresh, may_serve_stale
 from mirror.policy.history import Kept
 from mirror.policy.moments import format_moment
-from mirror.policy.records import ContentRecord, ManifestRecord, TagRecord
+from mirror.policy.records import ContentRecord, ManifestNames, ManifestRecord, TagRecord
 from mirror.policy.rules import RouteRule
 from mirror.policy.versions import looks_like_version
 from mirror.ports import BlobInfo, BlobStore, Body, Catalog, ContentIndex, Upstream
@@ -85,7 +85,7 @@ _SLOW_AFTER: Final = 5.0
 _ALONE_FOR: Final = 10.0
 #: Seconds that an answer waits for the index to take note of a blob.
 _PATIENCE: Final = 0.25
-#: Seconds until the disk is looked at again for what a tag points to.
+#: Seconds until the disk is looked at again for what a tag points to, and for a manifest that is in memory.
 _LOOK_EVERY: Final = 2.0
 #: Seconds by which a clock may have been put back before what was remembered under the later time counts for nothing.
 _CLOCK_SLACK: Final = 60.0
@@ -149,6 +149,7 @@ class Shelf:
     executor: Executor
     exclusive: Exclusive
     touch: Callable[[Digest], None]
+    name: Callable[[ManifestNames, int], Coroutine[Any, Any, None]]
     histories: TagHistories
     #: What was not here in a sealed repository.
     misses: Misses
@@ -159,6 +160,8 @@ class Shelf:
     manifests: Hot[tuple[Repo, Digest], Manifest] = field(
         default_factory=lambda: Hot(64 << 20, lambda manifest: len(manifest.content) * 3 + 1024)
     )
+    #: When the disk was last looked at for a manifest that is in memory (epoch seconds).
+    looked: Hot[Digest, float] = field(default_factory=lambda: Hot(4 << 20, lambda _: 256))
     #: Sizes in bytes of blobs that were hashed here because a manifest says another size.
     sound: Hot[Digest, int] = field(default_factory=lambda: Hot(1 << 20, lambda _: 256))
     once: Once = field(default_factory=Once)
@@ -199,6 +202,11 @@ class Shelf:
         """A blob was published: remember it."""
         self.went_cached()
         await asyncio.wait({self._behind(self._tell_index(info))}, timeout=_PATIENCE)
+
+    async def named(self, manifest: Manifest) -> None:
+        """A manifest is here: what it names only goes together with it."""
+        telling = self._behind(self.name(ManifestNames.of(manifest), len(manifest.content)))
+        await asyncio.wait({telling}, timeout=_PATIENCE)
 
     def settle(self) -> None:
         """Make durable what was put, behind the answer: a busy disk takes seconds for it, and a power cut before its
@@ -499,10 +507,26 @@ class ProxiedRepository:
         self._shelf.touch(digest)
         hot = self._shelf.manifests.get((self.repo, digest))
         if hot:
+            await self._put_back(hot)
             return hot, Outcome.HIT
         loaded, outcome = await self._shelf.once.run(("manifest", self.repo, digest), lambda: self._load(digest))
         self._shelf.manifests.put((self.repo, digest), loaded)
         return loaded, outcome
+
+    async def _put_back(self, manifest: Manifest) -> None:
+        """What was evicted but is in memory gets its place on the disk again: else what it names would be nobody's."""
+        now = self._shelf.now()
+        looked = self._shelf.looked.get(manifest.digest)
+        if looked is not None and 0 <= now - looked < _LOOK_EVERY:
+            return
+        self._shelf.looked.put(manifest.digest, now)
+        if not self._is_here(manifest.digest):
+            await self._shelf.once.run(("put back", self.repo, manifest.digest), lambda: self._place(manifest))
+
+    async def _place(self, manifest: Manifest) -> None:
+        if info := await self._keep(manifest):
+            await self._shelf.landed(info)
+            await self._shelf.named(manifest)
 
     async def _load(self, digest: Digest) -> tuple[Manifest, Outcome]:
         stored = await self._load_stored(digest)
@@ -525,6 +549,7 @@ class ProxiedRepository:
         # the others find it on the disk by now: what follows is no reason to keep them waiting
         if info:
             await self._shelf.landed(info)
+            await self._shelf.named(manifest)
         await self._shelf.grants.give(self.repo, named_by(manifest))
         return manifest, Outcome.MISS
 
@@ -533,6 +558,7 @@ class ProxiedRepository:
         if stored:
             # whoever has the manifest may have its blobs: other processes may not know that yet
             await self._shelf.grants.give(self.repo, named_by(stored))
+            await self._shelf.named(stored)
         return stored
 
     async def _keep(self, manifest: Manifest) -> BlobInfo | None:
@@ -648,6 +674,7 @@ class ProxiedRepository:
         if not await asyncio.to_thread(self._stored, answer.digest):
             manifest = read_manifest(answer.content or b"", answer.media_type, algorithm=answer.digest.algorithm)
             await self._shelf.landed(await self._shelf.write(self._put_manifest, manifest))
+            await self._shelf.named(manifest)
         # what a freeze or the minimum age says is on the disk, and is nothing that upstream has said
         if isinstance(reference, str) and answer.kept is None:
             hot = self._shelf.tags.get((self.repo, reference))

@@ -1,8 +1,8 @@
 """Makes the index agree with the disk, which is the truth. No upstream is asked.
 
-    absent or lost ── every blob put ── records without a file dropped ── links put ── MARK ──> whole
-          ^                                                                                      │
-          └─────────────── FLUSHALL, a file begun anew, or found to lack blobs: no MARK <────────┘
+    absent or lost ── every blob put ── records without a file dropped ── links and names put ── MARK ──> whole
+          ^                                                                                                │
+          └─────────────────── FLUSHALL, a file begun anew, or found to lack blobs: no MARK <──────────────┘
 
 Everything is repeatable and may run while the mirror works: what is put again counts once, the later time of use
 stays, and a record is only dropped after a second look at the disk. Interrupted, it has set no mark and is done again.
@@ -10,9 +10,6 @@ Done twice, it changes nothing.
 
 One thing is put right on the disk as well: what a repository notes of a manifest stays when the manifest is evicted,
 and says nothing any more. Without an end to it, images that nobody pulls again would cost a file each for ever.
-
-Known limit: the index lists only blobs without a pin, so the record of a pinned blob whose file is gone stays. It
-keeps the pin for when the blob is fetched again.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Final, TypeVar
@@ -31,14 +28,14 @@ from mirror.errors import BlobUnknown, IndexUnavailable, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Manifest, ManifestMalformed, read_manifest
 from mirror.oci.reference import Repo
-from mirror.policy.records import ContentRecord, ManifestRecord
+from mirror.policy.records import ContentRecord, ManifestNames, ManifestRecord
 from mirror.ports import BlobStore, Catalog, ContentIndex
 from mirror.repository.grants import named_by
 
 __all__ = ["INCOMPLETE", "MARK", "Reconciled", "ensure", "is_whole", "reconcile"]
 
 #: The marker of an index that this code has rebuilt; another one means that it was rebuilt to other rules.
-MARK: Final = "1"
+MARK: Final = "2"
 #: The marker of an index that is known to lack something.
 INCOMPLETE: Final = "incomplete"
 
@@ -150,13 +147,17 @@ class _Patient:
 async def _drop_strays(store: BlobStore, index: ContentIndex, call: _Patient) -> int:
     """Drop the records whose file is gone."""
     dropped = 0
-    recorded = (await call(index.usage)).blobs
-    known = await call(partial(index.coldest, recorded))
-    for batch in _cut(known, _BATCH):
-        strays = await asyncio.to_thread(_absent, store, [record.digest for record in batch])
+    recorded = await call(partial(_all_recorded, index))
+    for batch in _cut(recorded, _BATCH):
+        strays = await asyncio.to_thread(_absent, store, batch)
         await call(partial(index.drop, strays))
         dropped += len(strays)
     return dropped
+
+
+async def _all_recorded(index: ContentIndex) -> list[Digest]:
+    """Each once."""
+    return list({digest: None async for batch in index.recorded() for digest in batch})
 
 
 def _absent(store: BlobStore, digests: Iterable[Digest]) -> list[Digest]:
@@ -173,44 +174,60 @@ def _absent(store: BlobStore, digests: Iterable[Digest]) -> list[Digest]:
 async def _link(
     store: BlobStore, catalog: Catalog, index: ContentIndex, manifests: ManifestReader, call: _Patient
 ) -> tuple[int, int, int, int]:
-    """Link to each repository what its manifests name; repositories, manifests, links and manifests skipped."""
+    """Link to each repository what its manifests name, and tell what that is; repositories, manifests, links and
+    manifests skipped.
+    """
     repositories = read = links = skipped = 0
     async for batch in _in_thread(catalog.repositories(), 1):
         repo = batch[0]
         repositories += 1
+        used: dict[Digest, float] = {}
         async for records in _in_thread(catalog.manifests(repo), 50):
-            named, failed = await asyncio.to_thread(_named, store, catalog, repo, records, manifests)
-            await call(partial(index.link, repo, named))
-            read += len(records) - failed
-            skipped += failed
-            links += len(named)
+            found = await asyncio.to_thread(_named, store, catalog, repo, records, manifests)
+            await call(partial(index.link, repo, found.named))
+            await call(partial(index.name, found.names))
+            used |= found.used
+            read += len(found.names)
+            skipped += len(records) - len(found.names)
+            links += len(found.named)
+        # once all are named: the disk notes the use of a manifest, not that this was one of its index
+        await call(partial(index.touch, used))
     return repositories, read, links, skipped
+
+
+@dataclass(slots=True)
+class _Found:
+    """What some manifests of a repository let it serve, with sizes in bytes; what each names, and when it was used."""
+
+    named: dict[Digest, int] = field(default_factory=dict)
+    names: list[ManifestNames] = field(default_factory=list)
+    used: dict[Digest, float] = field(default_factory=dict)
 
 
 def _named(
     store: BlobStore, catalog: Catalog, repo: Repo, records: Iterable[ManifestRecord], manifests: ManifestReader
-) -> tuple[dict[Digest, int], int]:
-    """Blocking: what some manifests of a repository name, with sizes in bytes, and how many could not be read."""
-    named: dict[Digest, int] = {}
-    skipped = 0
+) -> _Found:
+    """Blocking. Those that cannot be read are left out."""
+    found = _Found()
     for record in records:
         try:
+            used_at = store.stat(record.digest).used_at
             content = store.read(record.digest, LARGEST)
             manifest = manifests(content, record.media_type, record.digest.algorithm)
         except BlobUnknown:
             # evicted, which is nothing to be told of
-            skipped += 1
             _forget(store, catalog, repo, record)
             continue
         except (StoreError, ManifestMalformed) as error:
-            skipped += 1
             telemetry.log.warning(
                 "reconcile.skipped", repository=str(repo), digest=str(record.digest), reason=str(error)
             )
             continue
+        found.names.append(ManifestNames.of(manifest))
+        found.used[record.digest] = used_at
         for digest, size in named_by(manifest).items():
-            named[digest] = max(size, named.get(digest, -1))
-    return named, skipped
+            found.named[digest] = max(size, found.named.get(digest, -1))
+    return found
 
 
 def _forget(store: BlobStore, catalog: Catalog, repo: Repo, record: ManifestRecord) -> None:

@@ -108,6 +108,7 @@ class SealedRepository:
         if stored:
             # whoever has the manifest may have its blobs: other processes may not know that yet
             await self._shelf.grants.give(self.repo, named_by(stored))
+            await self._shelf.named(stored)
         return stored
 
     async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:

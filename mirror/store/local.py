@@ -135,8 +135,7 @@ class LocalStore:
 
     def open(self, digest: Digest) -> tuple[BlobInfo, LocalReader]:
         try:
-            # O_NOFOLLOW: a link planted in the cache must not make us serve another file
-            descriptor = os.open(self.layout.blob(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = _open_quietly(self.layout.blob(digest))
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.EIO):
                 raise StoreError(f"opening {digest}: {os.strerror(error.errno)}") from error
@@ -240,6 +239,19 @@ class LocalStore:
         with store_errors("asking for free space"):
             disk = os.statvfs(self.layout.root)
         return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+
+
+def _open_quietly(path: str) -> int:
+    """For reading, without its time of use: that is written by `mark_used` alone, or whoever only looks at a manifest
+    would make it the last to be evicted.
+    """
+    # O_NOFOLLOW: a link planted in the cache must not make us serve another file
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_NOATIME)
+    except PermissionError:
+        # a file that is not our own (open(2)): its time of use is then as good as the file system's
+        return os.open(path, flags)
 
 
 def _is_locked(path: str) -> bool:

@@ -23,7 +23,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_manifest
 from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule
-from mirror.policy.records import ContentRecord, ManifestRecord, TagRecord
+from mirror.policy.records import ContentRecord, ManifestNames, ManifestRecord, TagRecord
 from mirror.policy.sizes import format_size
 from mirror.ports import BlobStore, Catalog, ContentIndex, Ingest
 from mirror.repository.flights import Reservation, Room
@@ -445,6 +445,7 @@ class _Admitting:
         now = self._site.now()
         try:
             await self._site.index.put([ContentRecord(digest, size, now) for digest, size in here.items()])
+            await self._site.index.name([ManifestNames.of(manifest) for manifest in manifests])
             await self._site.index.link(planned.image.repo, granted)
         except IndexUnavailable:
             self.result.index_told = False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -16,17 +17,21 @@ from mirror.index.embedded import EmbeddedIndex
 from mirror.index.memory import MemoryIndex
 from mirror.index.redis import RedisIndex
 from mirror.oci.digest import Digest
+from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from mirror.oci.reference import Repo
 from mirror.policy.eviction import Water
-from mirror.policy.records import ContentRecord, Usage
+from mirror.policy.records import ContentRecord, ManifestNames, ManifestRecord, Usage
 from mirror.policy.sizes import Capacity
 from mirror.ports import ContentIndex
 from mirror.repository.evictor import Evictor
+from mirror.repository.names import NamesOnDisk
 from mirror.repository.reconcile import INCOMPLETE, MARK, ensure
 from mirror.store.memory import MemoryCatalog, MemoryIngest, MemoryStore
 from tests.support.redis_server import RedisServer
 from tests.support.store_suite import filled
 
 START = 1_000_000.0
+REPO = Repo("docker.io", "library/app")
 
 
 class Clock:
@@ -60,6 +65,8 @@ class Watched:
             answer = await method(*arguments)
             if name == "coldest":
                 self.records_read += len(answer)
+            if name == "below":
+                self.records_read += sum(map(len, answer.values()))
             return answer
 
         return call
@@ -102,10 +109,13 @@ class World:
         self.index = Watched(index or MemoryIndex())
         self.clock = Clock()
         self.flying: set[Digest] = set()
+        self.pinned: set[Digest] = set()
+        self.catalog = MemoryCatalog()
         self.lock = asyncio.Lock()
         self.rebuilds = 0
         self.water = Water(Capacity(bytes=capacity), 0.9, 0.8, reserve=0)
         self.evictor = self.another()
+        self.settle: Callable[[], Awaitable[None]]
 
     @property
     def port(self) -> ContentIndex:
@@ -118,7 +128,9 @@ class World:
             self.store,
             self.port,
             water=self.water,
+            names=NamesOnDisk(self.store, self.catalog),
             protected=protected or (lambda: self.flying),
+            pinned=lambda _: self.pinned,
             exclusive=self.exclusive,
             rebuild=self.rebuild,
             now=self.clock,
@@ -131,16 +143,32 @@ class World:
     async def rebuild(self) -> None:
         """As `ensure` does it."""
         self.rebuilds += 1
-        await ensure(self.store, MemoryCatalog(), self.port, exclusive=lambda: held(asyncio.Lock()))
+        await ensure(self.store, self.catalog, self.port, exclusive=lambda: held(asyncio.Lock()))
 
-    async def add(self, number: int, size: int = 100, *, used: float | None = None, pin: str | None = None) -> Digest:
+    async def add(self, number: int, size: int = 100, *, used: float | None = None, pin: bool = False) -> Digest:
         """A blob in store and index; `used` in seconds after the start, by default its number."""
         content = f"{number:08}".encode().ljust(size, b".")
         digest = Digest.of(content)
         at = START - 1000 + (number if used is None else used)
         self.store.put(digest, content)
         MemoryStore.mark_used(self.store, {digest: at})
-        await self.index.index.put([ContentRecord(digest, len(content), at, pin)])
+        await self.index.index.put([ContentRecord(digest, len(content), at)])
+        if pin:
+            self.pinned.add(digest)
+        return digest
+
+    async def image(self, used: float, *blobs: Digest, manifests: Sequence[Digest] = (), repo: Repo = REPO) -> Digest:
+        """A manifest of 600 bytes that names these, or an index; `used` in seconds after the start."""
+        listed = [{"mediaType": "x/y", "digest": str(digest), "size": 100} for digest in (*manifests, *blobs)]
+        kind, field = (OCI_INDEX, "manifests") if manifests else (OCI_MANIFEST, "layers")
+        body = {"schemaVersion": 2, "mediaType": kind, field: listed}
+        content = json.dumps(body).encode().ljust(600)
+        digest = Digest.of(content)
+        self.store.put(digest, content)
+        self.catalog.put_manifest(repo, ManifestRecord(digest, kind, len(content), 0.0))
+        MemoryStore.mark_used(self.store, {digest: START - 1000 + used})
+        await self.index.index.put([ContentRecord(digest, len(content), START - 1000 + used)])
+        await self.index.index.name([ManifestNames(digest, tuple(manifests), blobs)])
         return digest
 
     def present(self) -> set[Digest]:
@@ -200,14 +228,14 @@ async def test_a_use_saves_a_blob(world: World) -> None:
 
 async def test_pinned_blobs_stay(world: World) -> None:
     """However cold."""
-    digests = [await world.add(number, pin="kept" if number < 3 else None) for number in range(9)]
+    digests = [await world.add(number, pin=number < 3) for number in range(9)]
     await world.evictor.reserve(100)
     assert world.present() == {*digests[:3], *digests[5:]}
 
 
 async def test_pins_that_leave_no_room(world: World) -> None:
     """Where even all that may go is too little, `StoreFull`, and nothing is dropped in vain."""
-    digests = [await world.add(number, pin="kept" if number < 8 else None) for number in range(9)]
+    digests = [await world.add(number, pin=number < 8) for number in range(9)]
     with pytest.raises(StoreFull, match="pinned or in use"):
         await world.evictor.reserve(300)
     assert world.present() == set(digests)
@@ -241,7 +269,7 @@ async def test_interrupted_downloads_go_before_anyone_is_refused() -> None:
     """Where blobs that may go are not enough, partials that nobody fills are asked for, once."""
     world = World()
     await world.index.index.set_marker(MARK)
-    await world.add(1, 300, pin="needed")
+    await world.add(1, 300, pin=True)
     content = b"left behind".ljust(600, b".")
     filled(world.store, content, upto=300).close()
     asked: list[int] = []
@@ -258,7 +286,9 @@ async def test_interrupted_downloads_go_before_anyone_is_refused() -> None:
         world.store,
         world.port,
         water=world.water,
+        names=NamesOnDisk(world.store, world.catalog),
         protected=lambda: (),
+        pinned=lambda _: world.pinned,
         exclusive=world.exclusive,
         reclaim=reclaim,
         now=world.clock,
@@ -380,8 +410,8 @@ async def test_a_dry_run_lists_each_victim_and_why(world: World) -> None:
     digests = [await world.add(number, used=1000 - 86400 * (10 - number)) for number in range(10)]
     for victims in (await world.evictor.plan(), await world.evictor.collect(dry_run=True)):
         assert [(each.digest, each.size, each.reason) for each in victims] == [
-            (digests[0], 100, "least recently used: last used 10 days ago"),
-            (digests[1], 100, "least recently used: last used 9 days ago"),
+            (digests[0], 100, "no cached manifest names it: last used 10 days ago"),
+            (digests[1], 100, "no cached manifest names it: last used 9 days ago"),
         ]
     assert [each.digest for each in await world.evictor.plan(250)] == digests[:3]
     assert world.present() == set(digests)
@@ -393,6 +423,119 @@ async def test_collecting_by_hand(world: World) -> None:
     assert [each.digest for each in await world.evictor.collect()] == digests[:1]
     assert world.present() == set(digests[1:])
     assert await world.evictor.collect() == []
+
+
+# ---------------------------------------------------------------------------------------------------- images
+
+
+@pytest.fixture(params=["index", "index down", "index flushed"])
+async def images(request: pytest.FixtureRequest) -> World:
+    """A large store, whose index is asked in one case and the disk in the others; `settle` it once it is filled."""
+    world = World(capacity=100_000)
+    await world.index.index.set_marker(MARK)
+
+    async def settle() -> None:
+        if request.param == "index flushed":
+            await world.port.clear()
+        world.index.down = request.param == "index down"
+
+    world.settle = settle
+    return world
+
+
+async def test_loose_blobs_go_before_images(images: World) -> None:
+    """What no cached manifest names goes first, however warm, and only then the coldest image."""
+    layer = await images.add(1, used=-5000)
+    cold = await images.image(-4000, layer)
+    loose = [await images.add(number, used=number) for number in range(2, 5)]
+    await images.settle()
+    await images.evictor.make_room(200)
+    assert images.present() == {layer, cold, loose[2]}
+    await images.evictor.make_room(101)
+    assert images.present() == set()
+
+
+async def test_images_go_whole(images: World) -> None:
+    """The coldest image goes with all its layers, though fewer would do and other images have colder ones."""
+    layers = [await images.add(number, used=-number) for number in range(6)]
+    warm = await images.image(50, *layers[3:])
+    cold = await images.image(40, *layers[:3])
+    await images.settle()
+    victims = await images.evictor.collect() or await images.evictor.plan(1)
+    assert {victim.digest for victim in victims} == {cold, *layers[:3]}
+    assert {victim.images for victim in victims} == {(cold,)}
+    await images.evictor.make_room(1)
+    assert images.present() == {warm, *layers[3:]}
+
+
+async def test_shared_layers_stay_with_the_warm_image(images: World) -> None:
+    """A layer that a warmer image names too stays until that one goes."""
+    own, shared, other = [await images.add(number) for number in range(3)]
+    await images.image(10, own, shared)
+    warm = await images.image(20, shared, other)
+    await images.settle()
+    await images.evictor.make_room(1)
+    assert images.present() == {warm, shared, other}
+    await images.evictor.make_room(1)
+    assert images.present() == set()
+
+
+async def test_the_use_of_a_manifest_alone_keeps_its_image(images: World) -> None:
+    """A client that has all layers asks for the manifest, or by its digest for that of one platform."""
+    layers = [await images.add(number) for number in range(3)]
+    platforms = [await images.image(10, layers[0]), await images.image(11, layers[1])]
+    index = await images.image(12, manifests=platforms)
+    other = await images.image(500, layers[2])
+    await images.settle()
+    images.evictor.touch(platforms[0])
+    await images.evictor.make_room(1)
+    assert images.present() == {index, *platforms, *layers[:2]}
+    images.evictor.touch(index)
+    await images.evictor.make_room(1)
+    assert images.present() == set()
+    assert other not in images.present()
+
+
+async def test_a_pinned_platform_of_a_cold_index(images: World) -> None:
+    """The index goes with the other platform; what is pinned stays whole."""
+    layers = [await images.add(number) for number in range(2)]
+    platforms = [await images.image(10, layers[0]), await images.image(11, layers[1])]
+    await images.image(12, manifests=platforms)
+    images.pinned |= {platforms[0], layers[0]}
+    await images.settle()
+    await images.evictor.make_room(1)
+    assert images.present() == {platforms[0], layers[0]}
+    with pytest.raises(StoreFull, match="pinned"):
+        await images.evictor.make_room(1)
+
+
+async def test_what_has_just_come_is_not_dropped_first(images: World) -> None:
+    """A blob without a manifest that was used a moment ago goes after images that are colder, and before others."""
+    layers = [await images.add(number) for number in range(2)]
+    await images.image(10, layers[0])
+    warm = await images.image(990, layers[1])
+    young = await images.add(7, used=700)
+    await images.settle()
+    await images.evictor.make_room(1)
+    assert images.present() == {young, warm, layers[1]}
+    await images.evictor.make_room(1)
+    assert images.present() == {warm, layers[1]}
+
+
+async def test_names_wait_for_the_index(world: World) -> None:
+    """What a manifest names is told with the next flush that gets through, with the manifest itself."""
+    manifest, layer = Digest.of(b"manifest"), await world.add(1)
+    world.index.down = True
+    await world.evictor.name(ManifestNames(manifest, (), (layer,)), 600)
+    await world.evictor.flush()
+    world.index.down = False
+    await world.evictor.flush()
+    assert {
+        above: [each.record.digest for each in found] for above, found in (await world.port.below([manifest])).items()
+    } == {manifest: [layer]}
+    world.index.calls.clear()
+    await world.evictor.flush()
+    assert "name" not in world.index.calls
 
 
 # --------------------------------------------------------------------------------------- disk and index differ
@@ -468,12 +611,39 @@ async def test_an_index_lost_while_the_store_is_full(world: World) -> None:
     assert world.present() == set(digests[2:])
 
 
-async def test_pins_are_asked_for_while_the_index_is_not_whole(world: World) -> None:
-    """An index that has not been rebuilt yet may know pins, and they count."""
-    digests = [await world.add(number, pin="kept" if number < 2 else None) for number in range(9)]
+async def test_pins_hold_without_a_whole_index(world: World) -> None:
+    """Pins are on the disk: an index that is not whole, is empty or is down makes no difference to them."""
+    digests = [await world.add(number, pin=number < 2) for number in range(9)]
     await world.port.set_marker(INCOMPLETE)
     await world.evictor.reserve(100)
     assert world.present() == {*digests[:2], *digests[4:]}
+    await world.port.clear()
+    await world.evictor.make_room(200)
+    assert world.present() == {*digests[:2], *digests[6:]}
+    world.index.down = True
+    await world.evictor.make_room(200)
+    assert world.present() == {*digests[:2], digests[8]}
+
+
+async def test_pins_that_cannot_be_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows what must stay, so nothing goes; the pull that wanted room is told."""
+    digests = [await world.add(number) for number in range(9)]
+
+    def fail(_: float) -> Collection[Digest]:
+        raise StoreError("no descriptor left")
+
+    monkeypatch.setattr(world.evictor, "_pinned", fail)
+    with pytest.raises(StoreError, match="descriptor"):
+        await world.evictor.reserve(100)
+    assert world.present() == set(digests)
+
+
+async def test_what_is_pinned_after_it_was_chosen(world: World) -> None:
+    """Pins are read once more before each deletion."""
+    digests = [await world.add(number) for number in range(9)]
+    world.index.before["coldest"] = lambda: world.pinned.add(digests[0])
+    await world.evictor.reserve(100)
+    assert digests[0] in world.present()
 
 
 async def test_blobs_that_the_index_missed(world: World) -> None:
@@ -492,7 +662,7 @@ async def test_blobs_that_the_index_missed(world: World) -> None:
 async def test_pins_alone_do_not_cause_walks_again_and_again(world: World) -> None:
     """A store that pins have filled is walked once, not for every pull that finds no room."""
     for number in range(10):
-        await world.add(number, pin="kept")
+        await world.add(number, pin=True)
     for _ in range(5):
         with pytest.raises(StoreFull):
             await world.evictor.reserve(100)
@@ -619,7 +789,9 @@ async def test_it_runs_in_rounds(world: World) -> None:
         world.store,
         world.port,
         water=world.water,
+        names=NamesOnDisk(world.store, world.catalog),
         protected=lambda: (),
+        pinned=lambda _: world.pinned,
         exclusive=world.exclusive,
         now=world.clock,
         sleep=turns,
@@ -668,7 +840,9 @@ async def test_stopping_stops_a_rebuild(world: World) -> None:
         world.store,
         world.port,
         water=world.water,
+        names=NamesOnDisk(world.store, world.catalog),
         protected=lambda: (),
+        pinned=lambda _: world.pinned,
         exclusive=world.exclusive,
         rebuild=rebuild,
         now=world.clock,
@@ -726,12 +900,7 @@ async def test_choosing_among_many_reads_few(kind: str, tmp_path: Path) -> None:
         else EmbeddedIndex(tmp_path / "index.sqlite3")
     )
     try:
-        await index.put(
-            [
-                ContentRecord(digest, 1000, START - 1e6 + number, "kept" if number < 300 else None)
-                for number, digest in enumerate(digests)
-            ]
-        )
+        await index.put([ContentRecord(digest, 1000, START - 1e6 + number) for number, digest in enumerate(digests)])
         await index.set_marker(MARK)
         watched = Watched(index)
         store = Counted(digests)
@@ -739,12 +908,14 @@ async def test_choosing_among_many_reads_few(kind: str, tmp_path: Path) -> None:
             cast(Any, store),
             cast(ContentIndex, watched),
             water=Water(Capacity(bytes=101_000_000), 1.0, 0.99, reserve=0),
+            names=NamesOnDisk(cast(Any, store), MemoryCatalog()),
             protected=lambda: set(digests[300:310]),
+            pinned=lambda _: set(digests[:300]),
             exclusive=lambda: held(asyncio.Lock()),
             now=Clock(),
         )
         assert [each.digest for each in await evictor.plan(5000)] == digests[310:315]
-        assert watched.records_read <= 64
+        assert watched.records_read <= 64 + 4 * 310 * 2
         watched.records_read = 0
         await evictor.reserve(1_500_000)
         assert store.deleted == digests[310 : 310 + 1510]
@@ -755,6 +926,43 @@ async def test_choosing_among_many_reads_few(kind: str, tmp_path: Path) -> None:
         await evictor.make_room(10_000_000)
         assert store.deleted == digests[310 : 310 + 11_510]
         assert watched.records_read <= 4 * 10_000
+    finally:
+        await index.aclose()
+        if server:
+            server.kill()
+
+
+@pytest.mark.parametrize("kind", ["embedded", "redis"])
+async def test_choosing_among_many_images_reads_few(kind: str, tmp_path: Path) -> None:
+    """Among 20,000 blobs of 1,000 images, choosing reads some cold manifests and what is below the victims."""
+    digests = [Digest.of(str(number).encode()) for number in range(20_000)]
+    server = RedisServer() if kind == "redis" else None
+    if server:
+        server.start()
+    index: ContentIndex = (
+        RedisIndex(server.address, store_id="many", budget=60.0, now=Clock())
+        if server
+        else EmbeddedIndex(tmp_path / "index.sqlite3")
+    )
+    try:
+        await index.put([ContentRecord(digest, 1000, START - 1e6 + n) for n, digest in enumerate(digests)])
+        await index.name([ManifestNames(digests[n], (), tuple(digests[n + 1 : n + 20])) for n in range(0, 20_000, 20)])
+        await index.set_marker(MARK)
+        watched = Watched(index)
+        store = Counted(digests)
+        evictor = Evictor(
+            cast(Any, store),
+            cast(ContentIndex, watched),
+            water=Water(Capacity(bytes=1 << 30), 1.0, 0.99, reserve=0),
+            names=NamesOnDisk(cast(Any, store), MemoryCatalog()),
+            protected=lambda: (),
+            pinned=lambda _: digests[20:40],
+            exclusive=lambda: held(asyncio.Lock()),
+            now=Clock(),
+        )
+        await evictor.make_room(35_000)
+        assert set(store.deleted) == {*digests[:20], *digests[40:60]}
+        assert watched.records_read <= 64 + 16 * 19
     finally:
         await index.aclose()
         if server:

@@ -20,7 +20,7 @@ from mirror.index.redis import RedisIndex
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
-from mirror.policy.records import ContentRecord, ManifestRecord, TagRecord, Usage
+from mirror.policy.records import ContentRecord, ManifestRecord, Standing, TagRecord, Usage
 from mirror.ports import ContentIndex
 from mirror.repository.reconcile import MARK, Reconciled, ensure, reconcile
 from mirror.store.memory import MemoryCatalog, MemoryStore
@@ -109,7 +109,8 @@ async def everything(index: ContentIndex, disk: Disk) -> tuple[Any, ...]:
     digests = [info.digest for info in disk.store.walk()]
     return (
         await index.usage(),
-        await index.coldest(1000),
+        *[await index.coldest(standing, 1000) for standing in Standing],
+        await index.below(digests),
         await index.marker(),
         [await index.get(digest) for digest in digests],
         [await index.linked(repo, digest) for digest in digests for repo in (ALPINE, OTHER)],
@@ -131,7 +132,18 @@ async def test_an_empty_index_learns_everything(index: ContentIndex, disk: Disk)
     )
     assert await index.usage() == disk.usage
     assert await index.get(Digest.of(LAYER)) == ContentRecord(Digest.of(LAYER), len(LAYER), 1001.0)
-    assert [each.last_used for each in await index.coldest(10)] == [500.0] * 3 + [1000.0, 1001.0, 1002.0, 1003.0]
+    assert {each.digest for each in await index.coldest(Standing.ROOT, 10)} == {disk.list, disk.other}
+    assert [each.last_used for each in await index.coldest(Standing.NAMED, 10)] == [500.0, *range(1000, 1004)]
+    assert await index.coldest(Standing.LOOSE, 10) == []
+    below = await index.below([disk.list, disk.image])
+    assert {each.record.digest: (each.parents, each.is_manifest) for each in below[disk.list]} == {
+        disk.image: (1, True)
+    }
+    assert {each.record.digest: each.parents for each in below[disk.image]} == {
+        Digest.of(CONFIG): 1,
+        Digest.of(LAYER): 1,
+        Digest.of(SHARED): 2,
+    }
     for repo, digest, size in (
         (ALPINE, disk.list, disk.store.stat(disk.list).size),
         (ALPINE, disk.image, disk.store.stat(disk.image).size),
@@ -166,17 +178,27 @@ async def test_the_disk_wins(index: ContentIndex, disk: Disk) -> None:
     result = await reconcile(disk.store, disk.catalog, index)
     assert (result.added, result.dropped) == (1, 3)
     assert await index.usage() == disk.usage
-    assert {each.digest for each in await index.coldest(100)} == {info.digest for info in disk.store.walk()}
+    recorded = {digest async for batch in index.recorded() for digest in batch}
+    assert recorded == {info.digest for info in disk.store.walk()}
     shared = await index.get(Digest.of(SHARED))
     assert shared == ContentRecord(Digest.of(SHARED), len(SHARED), 1002.0)
 
 
 async def test_what_the_index_knows_better_stays(index: ContentIndex, disk: Disk) -> None:
-    """Later uses and pins are not on disk yet, and a rebuild leaves them."""
-    await index.put([ContentRecord(Digest.of(LAYER), len(LAYER), 5000.0, "kept")])
+    """Later uses are not on disk yet, and a rebuild leaves them."""
+    await index.put([ContentRecord(Digest.of(LAYER), len(LAYER), 5000.0)])
     await reconcile(disk.store, disk.catalog, index)
-    assert await index.get(Digest.of(LAYER)) == ContentRecord(Digest.of(LAYER), len(LAYER), 5000.0, "kept")
+    assert await index.get(Digest.of(LAYER)) == ContentRecord(Digest.of(LAYER), len(LAYER), 5000.0)
     assert await index.usage() == disk.usage
+
+
+async def test_the_use_of_a_manifest_is_one_of_its_index(index: ContentIndex, disk: Disk) -> None:
+    """The disk notes that a platform's manifest was used; its index must not be colder for that."""
+    disk.store.mark_used({disk.image: 7000.0})
+    await reconcile(disk.store, disk.catalog, index)
+    found = await index.get(disk.list)
+    assert found is not None
+    assert found.last_used == 7000.0
 
 
 async def test_manifests_that_cannot_be_read_are_skipped(index: ContentIndex, disk: Disk) -> None:
@@ -250,7 +272,7 @@ async def test_several_workers_rebuild_once(disk: Disk) -> None:
     assert sum(result is not None for result in results) == 1
 
 
-@pytest.mark.parametrize("failing", ["put", "link", "set_marker"])
+@pytest.mark.parametrize("failing", ["put", "link", "name", "set_marker"])
 async def test_an_interrupted_rebuild_shows(disk: Disk, failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows 49, 53: wherever the index goes away there is no marker, and the next run completes it."""
     index = MemoryIndex()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sqlite3
 import sys
@@ -18,9 +19,9 @@ import pytest
 from mirror.errors import IndexUnavailable
 from mirror.index import embedded
 from mirror.index.embedded import SCHEMA, EmbeddedIndex
-from mirror.policy.records import Usage
+from mirror.policy.records import ContentRecord, Standing, Usage
 from mirror.ports import ContentIndex
-from tests.support.index_suite import IndexSuite, digest, record
+from tests.support.index_suite import IndexSuite, coldest, digest, record
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ async def test_damage_that_shows_while_running(index: EmbeddedIndex, another: Em
         for each in (index, another):
             try:
                 await each.put([record(number) for number in range(3000, 3100)])
-                assert len(await each.coldest(5000)) in (0, 100)
+                assert len(await coldest(each, 5000)) in (0, 100)
             except IndexUnavailable:
                 seen.add(each)
     assert seen, "the damage showed to nobody"
@@ -198,32 +199,47 @@ async def test_rows_that_make_no_sense_are_a_miss(index: EmbeddedIndex, path: Pa
     """Junk in the file is passed over."""
     await index.put([record(1)])
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("INSERT INTO content VALUES ('nonsense', 1, 1, NULL), (?, 'x', 1, NULL)", [str(digest(2))])
+        connection.execute(
+            "INSERT INTO content VALUES ('nonsense', 1, 1, 0, 0, NULL), (?, 'x', 1, 0, 0, NULL)", [str(digest(2))]
+        )
+        connection.execute("UPDATE content SET manifest = 1, names = '[[\"x\", 0]]' WHERE digest = 'nonsense'")
         connection.execute("INSERT INTO links VALUES ('r', ?, 'x')", [str(digest(2))])
         connection.commit()
-    assert await index.coldest(10) == [record(1)]
+    assert await coldest(index, 10) == [record(1)]
     assert await index.get(digest(2)) is None
 
 
-async def test_coldest_reads_an_index_in_order(index: EmbeddedIndex, path: Path) -> None:
+@pytest.mark.parametrize("standing", [Standing.LOOSE, Standing.ROOT])
+async def test_coldest_reads_an_index_in_order(index: EmbeddedIndex, path: Path, standing: Standing) -> None:
     """The coldest are read from an ordered index alone: no scan of all blobs, no sorting."""
     await index.put([record(1)])
     with closing(sqlite3.connect(path)) as connection:
-        steps = connection.execute(f"EXPLAIN QUERY PLAN {embedded._COLDEST}", [10]).fetchall()
-    assert [step[3] for step in steps] == ["SCAN content USING COVERING INDEX coldest"]
+        steps = connection.execute(f"EXPLAIN QUERY PLAN {embedded._COLDEST[standing]}", [10]).fetchall()
+    assert [step[3] for step in steps] == [f"SCAN content USING COVERING INDEX {standing.value}"]
+
+
+@pytest.mark.parametrize("statement", [embedded._BELOW, embedded._NAME, embedded._TOUCH, embedded._RECORDED])
+async def test_nothing_scans_all_blobs(index: EmbeddedIndex, path: Path, statement: str) -> None:
+    """What is asked about some blobs looks up these and no others."""
+    await index.put([record(1)])
+    with closing(sqlite3.connect(path)) as connection:
+        parameters: list[Any] = ["", 1] if statement is embedded._RECORDED else ["{}"]
+        steps = [step[3] for step in connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    assert not [step for step in steps if re.match(r"SCAN (content|above|child|edges)\b", step)], steps
 
 
 _WRITER = """
 import asyncio, sys
 from pathlib import Path
 from mirror.index.embedded import EmbeddedIndex
-from tests.support.index_suite import digest, record
+from tests.support.index_suite import digest, names, record
 
 async def main():
     path, first, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     index = EmbeddedIndex(path, busy_timeout=60)
     for turn in range(rounds):
         await index.put([record(n, size=n) for n in range(first, first + 400)])
+        await index.name([names(n, n + 1, 700) for n in range(first, first + 400, 4)])
         await index.touch({digest(n): 200.0 + turn for n in range(first, first + 400)})
         await index.drop([digest(n) for n in range(first, first + 100)])
         print(turn, flush=True)
@@ -231,6 +247,20 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+async def everything(index: EmbeddedIndex) -> list[ContentRecord]:
+    """Of every standing."""
+    return [found for standing in Standing for found in await index.coldest(standing, 10_000)]
+
+
+async def counted_right(path: Path) -> None:
+    """Each blob knows how many manifests name it, and no edge has lost its manifest."""
+    with closing(sqlite3.connect(path)) as connection:
+        wrong = "SELECT * FROM content WHERE parents <> (SELECT count(*) FROM edges WHERE child = content.digest)"
+        assert connection.execute(wrong).fetchall() == []
+        lost = "SELECT * FROM edges WHERE parent NOT IN (SELECT digest FROM content WHERE manifest = 1)"
+        assert connection.execute(lost).fetchall() == []
 
 
 async def _writer(path: Path, first: int, rounds: int) -> asyncio.subprocess.Process:
@@ -245,7 +275,7 @@ async def test_processes_write_at_once(index: EmbeddedIndex, path: Path) -> None
     for writer in writers:
         await writer.communicate()
         assert writer.returncode == 0
-    found = await index.coldest(10_000)
+    found = await everything(index)
     assert await index.usage() == Usage(len(found), sum(each.size for each in found))
     # the last of the four ranges but its first hundred is dropped by nobody
     assert {digest(number) for number in range(700, 1000)} <= {each.digest for each in found}
@@ -260,8 +290,9 @@ async def test_a_writer_that_is_killed(index: EmbeddedIndex, path: Path) -> None
         writer.send_signal(signal.SIGKILL)
         await writer.communicate()
         await index.put([record(5000 + attempt)])
-        found = await index.coldest(10_000)
+        found = await everything(index)
         assert await index.usage() == Usage(len(found), sum(each.size for each in found))
+        await counted_right(path)
 
 
 def test_it_is_a_content_index(path: Path) -> None:

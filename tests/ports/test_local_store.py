@@ -100,6 +100,21 @@ def test_the_store_keeps_its_identity(layout: Layout) -> None:
     assert LocalStore(layout).id == LocalStore(layout).id
 
 
+def test_looking_is_no_use(store: LocalStore) -> None:
+    """Reading a blob leaves its time of use alone: only `mark_used` says that somebody wanted it."""
+    store.put(DIGEST, CONTENT)
+    path = Path(store.layout.blob(DIGEST))
+    os.utime(path, (1000.0, 1000.0))
+    store.read(DIGEST, len(CONTENT))
+    _, reader = store.open(DIGEST)
+    reader.pread(10, 0)
+    reader.close()
+    assert store.stat(DIGEST).used_at == 1000.0
+    store.mark_used({DIGEST: 2000.0})
+    store.read(DIGEST, len(CONTENT))
+    assert store.stat(DIGEST).used_at == 2000.0
+
+
 def test_a_link_in_the_cache_is_not_followed(store: LocalStore, tmp_path: Path) -> None:
     """A symbolic link under a blob's name is not a blob, for reading or listing (row 78)."""
     secret = tmp_path / "secret"

@@ -13,9 +13,9 @@ import structlog
 from mirror.errors import ConfigError, IndexUnavailable
 from mirror.index.redis import Keys, RedisAddress, RedisIndex, parse_redis_url
 from mirror.oci.reference import Repo
-from mirror.policy.records import Usage
+from mirror.policy.records import Standing, Usage
 from mirror.ports import ContentIndex
-from tests.support.index_suite import IndexSuite, digest, record
+from tests.support.index_suite import IndexSuite, coldest, digest, names, record
 from tests.support.redis_server import RedisServer
 
 REPO = Repo("docker.io", "library/alpine")
@@ -88,7 +88,8 @@ async def test_stores_that_share_a_redis(index: RedisIndex, redis_server: RedisS
 
 async def test_clear_leaves_no_key_behind(index: RedisIndex, redis_server: RedisServer) -> None:
     """After `clear`, or after everything was dropped and unlinked but for a counter, nothing takes memory."""
-    await index.put([record(1), record(2, pin="x")])
+    await index.put([record(1), record(2), record(3)])
+    await index.name([names(1, 2, manifests=[3, 4])])
     await index.link(REPO, {digest(1): 1})
     await index.set_marker("x")
     redis_server.command("SET", "foreign", "1")
@@ -96,6 +97,10 @@ async def test_clear_leaves_no_key_behind(index: RedisIndex, redis_server: Redis
     assert redis_server.command("KEYS", "*") == b"*1\r\n$7\r\nforeign\r\n"
     await index.link(REPO, {digest(1): 1})
     await index.unlink(REPO, [digest(1)])
+    await index.put([record(1), record(2)])
+    await index.name([names(1, 2, manifests=[3, 4])])
+    await index.drop([digest(2), digest(1)])
+    redis_server.command("DEL", *[key for key in Keys("test").fixed if key.endswith(":bytes")])
     assert redis_server.command("KEYS", "*") == b"*1\r\n$7\r\nforeign\r\n"
 
 
@@ -200,7 +205,7 @@ async def test_flushall_shows_in_the_marker(index: RedisIndex, redis_server: Red
     await index.set_marker("whole")
     redis_server.command("FLUSHALL")
     assert await index.marker() is None
-    assert await index.coldest(10) == []
+    assert await coldest(index, 10) == []
     await index.drop([digest(1)])
     await index.put([record(2)])
     assert await index.usage() == Usage(1, 10)
@@ -255,39 +260,44 @@ async def test_a_wrong_password_is_told_without_it(redis_server: RedisServer) ->
         assert await index.usage() == Usage(0, 0)
 
 
-@pytest.mark.parametrize("name", ["used", "pinned", "sizes", "pins", "bytes", "marker", "repos", "links"])
+@pytest.mark.parametrize("name", [*Keys.NAMES, "links"])
 @pytest.mark.parametrize("kind", ["string", "list"])
 async def test_keys_of_a_wrong_type_are_a_loss(
     index: RedisIndex, redis_server: RedisServer, name: str, kind: str
 ) -> None:
     """Row 54: junk under any of our keys raises nothing; where records are lost the marker is, and puts count again."""
     keys = Keys("test")
-    key = dict(zip(("used", "pinned", "sizes", "pins", "bytes", "marker", "repos"), keys.fixed, strict=True)).get(
-        name, keys.links(str(REPO))
-    )
-    records = [record(1, pin="x"), record(2)]
+    key = dict(zip(Keys.NAMES, keys.fixed, strict=True)).get(name, keys.links(str(REPO)))
+    records = [record(number) for number in range(1, 6)]
+    told = [names(1, 2, manifests=[3]), names(4)]
     await index.put(records)
+    await index.name(told)
     await index.link(REPO, {digest(1): 10})
     await index.set_marker("whole")
     redis_server.command("DEL", key)
     redis_server.command(*(("SET", key, "junk") if kind == "string" else ("RPUSH", key, "junk")))
 
     await index.get(digest(1))
-    await index.coldest(10)
+    for standing in Standing:
+        await index.coldest(standing, 10)
+    await index.below([digest(1)])
+    [_ async for _ in index.recorded()]
     await index.usage()
     await index.linked(REPO, digest(1))
     await index.touch({digest(1): 300.0})
     await index.put(records)
+    await index.name(told)
     await index.link(REPO, {digest(1): 10})
-    await index.set_pin(digest(1), "x")
     assert await index.linked(REPO, digest(1)) == 10
     if (name, kind) == ("marker", "string"):
         assert await index.marker() == "junk"
     elif name not in ("repos", "links"):
         assert await index.marker() is None
     await index.put(records)
-    assert await index.usage() == Usage(2, 20)
-    assert [each.digest for each in await index.coldest(10)] == [digest(2)]
+    await index.name(told)
+    assert await index.usage() == Usage(5, 50)
+    assert [each.digest for each in await coldest(index, 10)] == [digest(5)]
+    assert {each.digest for each in await index.coldest(Standing.ROOT, 10)} == {digest(1), digest(4)}
     await index.clear()
     assert await index.usage() == Usage(0, 0)
 
@@ -295,31 +305,34 @@ async def test_keys_of_a_wrong_type_are_a_loss(
 async def test_values_that_make_no_sense_are_a_miss(index: RedisIndex, redis_server: RedisServer) -> None:
     """Row 54: junk values among good ones are passed over, the good ones are found."""
     await index.put([record(1), record(2)])
-    used, _, sizes, *_ = Keys("test").fixed
+    used, _, _, sizes, *_ = Keys("test").fixed
     redis_server.command("ZADD", used, "-5", "nonsense", "-4", str(digest(8)))
     redis_server.command("HSET", sizes, "nonsense", "1", str(digest(2)), "ten", str(digest(9)), "-3")
     redis_server.command("HSET", Keys("test").links(str(REPO)), str(digest(1)), "many")
-    assert await index.coldest(10) == [record(1)]
-    assert await index.coldest(1) == [record(1)]
+    assert await coldest(index, 10) == [record(1)]
+    assert await coldest(index, 1) == [record(1)]
     assert await index.get(digest(2)) is None
     assert await index.get(digest(8)) is None
     assert await index.get(digest(9)) is None
     assert await index.linked(REPO, digest(1)) is None
 
 
-@pytest.mark.parametrize("lost", ["used", "pinned", "sizes", "bytes"])
+@pytest.mark.parametrize("lost", ["loose", "root", "named", "sizes", "names", "parents", "bytes"])
 async def test_a_redis_that_evicts_keys(index: RedisIndex, redis_server: RedisServer, lost: str) -> None:
     """A key that Redis dropped on its own makes the marker go, so that a rebuild follows and counts exactly."""
-    records = [record(1, pin="x"), record(2)]
+    records = [record(1), record(2), record(3)]
     await index.put(records)
+    await index.name([names(1, 2)])
     await index.set_marker("whole")
     assert await index.marker() == "whole"
-    names = ("used", "pinned", "sizes", "pins", "bytes", "marker", "repos")
-    redis_server.command("DEL", dict(zip(names, Keys("test").fixed, strict=True))[lost])
+    redis_server.command("DEL", dict(zip(Keys.NAMES, Keys("test").fixed, strict=True))[lost])
     assert await index.marker() is None
-    await index.put([record(1), record(2)])
-    assert await index.usage() == Usage(2, 20)
-    assert await index.get(digest(1)) == records[0]
+    await index.put(records)
+    await index.name([names(1, 2)])
+    assert await index.usage() == Usage(3, 30)
+    assert await index.coldest(Standing.ROOT, 9) == [record(1)]
+    assert await index.coldest(Standing.NAMED, 9) == [record(2)]
+    assert await index.coldest(Standing.LOOSE, 9) == [record(3)]
 
 
 async def test_times_and_sizes_are_exact(index: RedisIndex) -> None:
@@ -329,9 +342,10 @@ async def test_times_and_sizes_are_exact(index: RedisIndex) -> None:
     assert await index.get(digest(1)) == exact
     assert await index.usage() == Usage(2, 2**52 + 2)
     await index.touch({digest(1): 1732419199.1234569})
-    assert await index.coldest(1) == [record(2, size=1)]
-    await index.set_pin(digest(1), "x")
-    await index.set_pin(digest(1), None)
+    assert await coldest(index, 1) == [record(2, size=1)]
+    await index.put([record(3)])
+    await index.name([names(3, 1)])
+    await index.drop([digest(3)])
     assert await index.get(digest(1)) == record(1, size=2**52 + 1, last_used=1732419199.1234569)
 
 

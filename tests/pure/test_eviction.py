@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.oci.digest import Digest
-from mirror.policy.eviction import Measure, Victim, Water, coldest_enough, plan
-from mirror.policy.records import ContentRecord
+from mirror.policy.eviction import Measure, Plan, Victim, Water, coldest_enough, in_order, is_stale
+from mirror.policy.records import ContentRecord, NamedContent
 from mirror.policy.sizes import Capacity
 
 DIGESTS = [Digest.of(str(number).encode()) for number in range(30)]
 
 
-def record(number: int, *, size: int = 10, last_used: float = 0.0, pin: str | None = None) -> ContentRecord:
+def record(number: int, *, size: int = 10, last_used: float = 0.0) -> ContentRecord:
     """A record of the digest of that number."""
-    return ContentRecord(DIGESTS[number], size, last_used, pin)
+    return ContentRecord(DIGESTS[number], size, last_used)
+
+
+def child(number: int, parents: int = 1, *, manifest: bool = False) -> NamedContent:
+    """A blob that so many manifests name."""
+    return NamedContent(record(number), parents, manifest)
+
+
+def plan(
+    candidates: Iterable[ContentRecord], bytes_to_free: int, protected: Collection[Digest], now: float
+) -> list[Victim]:
+    """Of loose blobs alone."""
+    chosen = Plan(bytes_to_free, protected, now)
+    for candidate in candidates:
+        if chosen.enough:
+            break
+        chosen.take_loose(candidate)
+    return chosen.victims
 
 
 def chosen(victims: list[Victim]) -> list[int]:
@@ -33,7 +50,6 @@ RECORDS = st.lists(
         st.integers(0, 29),
         size=st.integers(0, 50),
         last_used=st.integers(0, 20).map(float),
-        pin=st.sampled_from([None, None, None, "kept"]),
     ),
     unique_by=lambda each: each.digest,
 )
@@ -50,10 +66,80 @@ def test_enough_and_no_more() -> None:
     assert plan(candidates, -5, (), 0) == []
 
 
-def test_pinned_and_protected_stay() -> None:
-    """Never a pinned one, never one in flight, and others take their place."""
-    candidates = [record(0, pin="base"), record(1), record(2), record(3, pin=""), record(4)]
-    assert chosen(plan(candidates, 100, {DIGESTS[1]}, 0)) == [2, 4]
+def test_protected_ones_stay() -> None:
+    """Never one that is pinned or in flight, and others take their place."""
+    candidates = [record(number) for number in range(5)]
+    assert chosen(plan(candidates, 100, {DIGESTS[0], DIGESTS[1], DIGESTS[3]}, 0)) == [2, 4]
+
+
+def test_an_image_goes_whole() -> None:
+    """A manifest with all that nothing else names, though less would be enough; then nothing more goes."""
+    plan = Plan(1, (), 100.0)
+    plan.take_image(record(0), {DIGESTS[0]: [child(1), child(2), child(3, parents=2)]})
+    plan.take_image(record(4), {DIGESTS[4]: [child(5)]})
+    assert chosen(plan.victims) == [0, 1, 2]
+    assert plan.enough
+
+
+def test_an_index_goes_with_its_manifests_and_their_layers() -> None:
+    """Down to the last; a layer that two of its manifests name goes once."""
+    below = {
+        DIGESTS[0]: [child(1, manifest=True), child(2, manifest=True), child(9, manifest=True, parents=2)],
+        DIGESTS[1]: [child(3), child(4, parents=2)],
+        DIGESTS[2]: [child(4, parents=2), child(5)],
+        DIGESTS[9]: [child(6)],
+    }
+    plan = Plan(1, (), 100.0)
+    plan.take_image(record(0), below)
+    assert sorted(chosen(plan.victims)) == [0, 1, 2, 3, 4, 5]
+    assert {victim.images for victim in plan.victims} == {(DIGESTS[0],)}
+
+
+def test_a_shared_layer_goes_with_the_last_image() -> None:
+    """Not with the first, and both are named as what it belonged to."""
+    plan = Plan(1000, (), 100.0)
+    for number in (0, 1):
+        plan.take_image(record(number, last_used=number), {DIGESTS[number]: [child(2, parents=2)]})
+    assert chosen(plan.victims) == [0, 1, 2]
+    assert plan.victims[-1].images == (DIGESTS[0], DIGESTS[1])
+    assert plan.victims[-1].image_used == 1.0
+
+
+def test_what_is_pinned_below_an_image_that_is_not() -> None:
+    """A platform's manifest that is pinned stays with its layers when its index goes; a pinned root stays whole."""
+    below = {DIGESTS[0]: [child(1, manifest=True), child(2, manifest=True)], DIGESTS[1]: [child(3)], DIGESTS[2]: []}
+    plan = Plan(1000, {DIGESTS[1], DIGESTS[3]}, 100.0)
+    plan.take_image(record(0), below)
+    assert chosen(plan.victims) == [0, 2]
+    plan = Plan(1000, {DIGESTS[0]}, 100.0)
+    plan.take_image(record(0), below)
+    assert plan.victims == []
+
+
+def test_why_a_layer_goes() -> None:
+    """Because its image is cold, whenever it was used itself."""
+    plan = Plan(1000, (), 1e6)
+    plan.take_image(record(0, last_used=1e6 - 7200), {DIGESTS[0]: [NamedContent(record(1, last_used=1e6 - 5), 1)]})
+    assert {victim.reason for victim in plan.victims} == {
+        "its image was the least recently used: last used 2 hours ago"
+    }
+
+
+def test_what_is_loose_and_young_waits_its_turn() -> None:
+    """A loose blob goes before every image once it was not used for ten minutes; before, in its place among them."""
+    assert is_stale(record(0, last_used=0.0), 600.0)
+    assert not is_stale(record(0, last_used=0.0), 599.0)
+    loose = [record(number, last_used=number) for number in (1, 4, 6)]
+    roots = [record(number, last_used=number) for number in (2, 3, 5)]
+    assert [(DIGESTS.index(each.digest), image) for each, image in in_order(loose, roots)] == [
+        (1, False),
+        (2, True),
+        (3, True),
+        (4, False),
+        (5, True),
+        (6, False),
+    ]
+    assert [DIGESTS.index(each.digest) for each, _ in in_order(loose, roots, 4.0)] == [1, 2, 3, 4]
 
 
 def test_no_candidate_is_read_that_is_not_needed() -> None:
@@ -85,7 +171,7 @@ def test_no_candidate_is_read_that_is_not_needed() -> None:
 def test_the_reason_is_said_for_people(age: float, words: str) -> None:
     """Each victim says why, with the time since its last use in the largest unit."""
     (victim,) = plan([record(0, last_used=1e9)], 1, (), 1e9 + age)
-    assert victim.reason == f"least recently used: {words}"
+    assert victim.reason == f"no cached manifest names it: {words}"
 
 
 @given(RECORDS, st.integers(0, 400), st.sets(st.sampled_from(DIGESTS)))
@@ -95,7 +181,7 @@ def test_a_plan_is_the_shortest_run_of_the_coldest(
     """For any records: nothing that must stay, enough if there is enough, and not one more at the end."""
     candidates = sorted(records, key=lambda each: each.last_used)
     victims = plan(candidates, wanted, protected, 100.0)
-    allowed = [each for each in candidates if each.pin is None and each.digest not in protected]
+    allowed = [each for each in candidates if each.digest not in protected]
     assert [victim.digest for victim in victims] == [each.digest for each in allowed[: len(victims)]]
     total = sum(victim.size for victim in victims)
     assert total >= min(wanted, sum(each.size for each in allowed))
@@ -110,7 +196,7 @@ def test_the_coldest_of_an_unordered_walk(
     chance.shuffle(records)
     coldest = coldest_enough(records, wanted, protected)
     assert coldest == sorted(coldest, key=lambda each: (each.last_used, each.digest))
-    allowed = [each for each in records if each.pin is None and each.digest not in protected]
+    allowed = [each for each in records if each.digest not in protected]
     assert set(coldest) <= set(allowed)
     assert sum(each.size for each in coldest) >= min(wanted, sum(each.size for each in allowed))
     if coldest:

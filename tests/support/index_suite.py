@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterable, Sequence
 
 from mirror.index.memory import MemoryIndex
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.records import ContentRecord, Usage
+from mirror.policy.records import ContentRecord, ManifestNames, NamedContent, Standing, Usage
 from mirror.ports import ContentIndex
 
-__all__ = ["IndexSuite", "digest", "record"]
+__all__ = ["IndexSuite", "coldest", "digest", "names", "record"]
 
 ALPINE = Repo("docker.io", "library/alpine")
 PAUSE = Repo("localhost:5000", "pause")
@@ -22,28 +23,61 @@ def digest(number: int) -> Digest:
     return Digest.of(str(number).encode())
 
 
-def record(number: int, *, size: int = 10, last_used: float = 100.0, pin: str | None = None) -> ContentRecord:
+def record(number: int, *, size: int = 10, last_used: float = 100.0) -> ContentRecord:
     """A record of `digest(number)`."""
-    return ContentRecord(digest(number), size, last_used, pin)
+    return ContentRecord(digest(number), size, last_used)
+
+
+def names(number: int, *blobs: int, manifests: Sequence[int] = ()) -> ManifestNames:
+    """What the manifest `digest(number)` names."""
+    return ManifestNames(digest(number), tuple(map(digest, manifests)), tuple(map(digest, blobs)))
+
+
+async def coldest(index: ContentIndex, limit: int) -> list[ContentRecord]:
+    """Of blobs that no manifest names, where there are no manifests: of all."""
+    return await index.coldest(Standing.LOOSE, limit)
+
+
+async def standings(index: ContentIndex, limit: int = 100) -> dict[Standing, list[ContentRecord]]:
+    """The order within each standing."""
+    return {standing: await index.coldest(standing, limit) for standing in Standing}
+
+
+async def numbers(index: ContentIndex, standing: Standing) -> list[int]:
+    """Of digests, coldest first."""
+    known = {digest(number): number for number in range(100)}
+    return [known[found.digest] for found in await index.coldest(standing, 100)]
+
+
+async def recorded(index: ContentIndex) -> set[Digest]:
+    """All that it lists."""
+    return {found async for batch in index.recorded() for found in batch}
+
+
+async def below(index: ContentIndex, asked: Iterable[int]) -> dict[Digest, set[NamedContent]]:
+    """In no order."""
+    return {above: set(found) for above, found in (await index.below([*map(digest, asked)])).items()}
 
 
 class IndexSuite:
     """Fixtures to supply: `index`, empty, and `another`, a second one on the same data."""
 
     async def test_remembers_what_was_put(self, index: ContentIndex) -> None:
-        """A record comes back as it was put, of either algorithm, with its pin."""
+        """A record comes back as it was put, of either algorithm."""
         plain = ContentRecord(Digest.of(b"a"), 0, 1732419199.125)
-        pinned = ContentRecord(Digest.of(b"b", "sha512"), 2**45 + 1, 1732419200.5, "base image: 'späť'\n+1")
-        await index.put([plain, pinned])
+        large = ContentRecord(Digest.of(b"b", "sha512"), 2**45 + 1, 1732419200.5)
+        await index.put([plain, large])
         assert await index.get(plain.digest) == plain
-        assert await index.get(pinned.digest) == pinned
+        assert await index.get(large.digest) == large
 
     async def test_the_unknown_is_none(self, index: ContentIndex) -> None:
         """A digest that was never put is not remembered, nor linked, and an empty index has no marker."""
         assert await index.get(digest(1)) is None
         assert await index.linked(ALPINE, digest(1)) is None
         assert await index.marker() is None
-        assert await index.coldest(10) == []
+        assert await standings(index) == {standing: [] for standing in Standing}
+        assert await index.below([digest(1)]) == {}
+        assert await recorded(index) == set()
         assert await index.usage() == Usage(0, 0)
 
     async def test_putting_nothing_is_nothing(self, index: ContentIndex) -> None:
@@ -51,6 +85,8 @@ class IndexSuite:
         await index.put([])
         await index.touch({})
         await index.drop([])
+        await index.name([])
+        assert await index.below([]) == {}
         await index.link(ALPINE, {})
         await index.unlink(ALPINE, [])
         assert await index.usage() == Usage(0, 0)
@@ -66,7 +102,7 @@ class IndexSuite:
         await index.put([record(1, size=10)])
         await index.put([record(1, size=3)])
         assert await index.usage() == Usage(1, 3)
-        assert await index.coldest(1) == [record(1, size=3)]
+        assert await coldest(index, 1) == [record(1, size=3)]
 
     async def test_the_later_use_stays(self, index: ContentIndex) -> None:
         """Putting an earlier time of last use does not make a blob older, a later one makes it younger."""
@@ -76,19 +112,9 @@ class IndexSuite:
         await index.put([record(1, last_used=300)])
         assert await index.get(digest(1)) == record(1, last_used=300)
 
-    async def test_a_pin_is_only_replaced_by_another(self, index: ContentIndex) -> None:
-        """Putting a record without a pin leaves the pin; with another, replaces it; and it may pin afresh."""
-        await index.put([record(1, pin="first"), record(2, last_used=500)])
-        await index.put([record(1, last_used=150)])
-        assert await index.get(digest(1)) == record(1, last_used=150, pin="first")
-        await index.put([record(1, pin="second"), record(2, pin="third")])
-        assert await index.get(digest(1)) == record(1, last_used=150, pin="second")
-        assert await index.get(digest(2)) == record(2, last_used=500, pin="third")
-        assert await index.coldest(10) == []
-
-    async def test_drop_forgets_blob_and_pin_but_not_links(self, index: ContentIndex) -> None:
-        """What is dropped is not counted any more, its pin does not come back, its links stay; again is harmless."""
-        await index.put([record(1, pin="x"), record(2), record(3)])
+    async def test_drop_forgets_blobs_but_not_links(self, index: ContentIndex) -> None:
+        """What is dropped is not counted any more, its links stay; again is harmless."""
+        await index.put([record(1), record(2), record(3)])
         await index.link(ALPINE, {digest(1): 10})
         for _ in range(2):
             await index.drop([digest(1), digest(2), digest(9)])
@@ -99,35 +125,15 @@ class IndexSuite:
         assert await index.get(digest(1)) == record(1)
 
     async def test_touch_moves_forward_only_and_adds_nothing(self, index: ContentIndex) -> None:
-        """Later times are taken, for pinned blobs too; earlier ones and unknown digests are not."""
-        await index.put([record(1), record(2), record(3, pin="x")])
+        """Later times are taken; earlier ones and unknown digests are not."""
+        await index.put([record(1), record(2), record(3)])
         await index.touch({digest(1): 300.5, digest(2): 50.0, digest(3): 400.0, digest(4): 500.0})
         assert await index.get(digest(1)) == record(1, last_used=300.5)
         assert await index.get(digest(2)) == record(2)
-        assert await index.get(digest(3)) == record(3, last_used=400, pin="x")
+        assert await index.get(digest(3)) == record(3, last_used=400)
         assert await index.get(digest(4)) is None
         assert await index.usage() == Usage(3, 30)
-        assert await index.coldest(9) == [record(2), record(1, last_used=300.5)]
-
-    async def test_pins_come_and_go(self, index: ContentIndex) -> None:
-        """A pinned blob is not among the coldest; unpinned it is back in its place; a reason may be replaced."""
-        await index.put([record(1, last_used=1), record(2, last_used=2), record(3, last_used=3)])
-        await index.set_pin(digest(2), "why")
-        await index.set_pin(digest(2), "")
-        assert await index.get(digest(2)) == record(2, last_used=2, pin="")
-        assert await index.coldest(9) == [record(1, last_used=1), record(3, last_used=3)]
-        assert await index.usage() == Usage(3, 30)
-        for _ in range(2):
-            await index.set_pin(digest(2), None)
-            assert [found.digest for found in await index.coldest(9)] == [digest(1), digest(2), digest(3)]
-
-    async def test_the_unknown_is_not_pinned(self, index: ContentIndex) -> None:
-        """A digest that is not remembered is left alone, also when it is put later."""
-        await index.set_pin(digest(1), "why")
-        await index.set_pin(digest(2), None)
-        assert await index.usage() == Usage(0, 0)
-        await index.put([record(1)])
-        assert await index.get(digest(1)) == record(1)
+        assert await coldest(index, 9) == [record(2), record(1, last_used=300.5), record(3, last_used=400)]
 
     async def test_coldest_is_in_order_and_bounded(self, index: ContentIndex) -> None:
         """Least recently used first, ties by digest, never more than asked for."""
@@ -136,24 +142,131 @@ class IndexSuite:
         random.Random(1).shuffle(records)
         await index.put(records)
         expected = sorted(records, key=lambda each: (each.last_used, each.digest))
-        assert await index.coldest(100) == expected
-        assert await index.coldest(20) == expected[:20]
-        assert await index.coldest(0) == []
+        assert await coldest(index, 100) == expected
+        assert await coldest(index, 20) == expected[:20]
+        assert await coldest(index, 0) == []
 
     async def test_many_records(self, index: ContentIndex) -> None:
         """Thousands of records in one call are all there, are touched, listed and dropped."""
         records = [record(number, last_used=number) for number in range(2600)]
         await index.put(records)
         assert await index.usage() == Usage(2600, 26000)
-        assert await index.coldest(5000) == records
+        assert await coldest(index, 5000) == records
         await index.touch({each.digest: each.last_used + 10_000 for each in records[:1300]})
-        assert [found.digest for found in await index.coldest(1300)] == [each.digest for each in records[1300:]]
+        assert [found.digest for found in await coldest(index, 1300)] == [each.digest for each in records[1300:]]
         await index.link(ALPINE, {each.digest: 1 for each in records})
         await index.unlink(ALPINE, [each.digest for each in records[1:]])
         assert await index.linked(ALPINE, digest(0)) == 1
         assert await index.linked(ALPINE, digest(2599)) is None
         await index.drop([each.digest for each in records[1:]])
         assert await index.usage() == Usage(1, 10)
+
+    # ------------------------------------------------------------------------------ what manifests name
+
+    async def test_three_standings(self, index: ContentIndex) -> None:
+        """What no manifest names is loose, a manifest that no index names is a root, and each has its own order."""
+        await index.put([record(number, last_used=number) for number in range(8)])
+        await index.name([names(0, manifests=[1, 2]), names(2, 4, 3), names(1, 4), names(5)])
+        assert await numbers(index, Standing.ROOT) == [0, 5]
+        assert await numbers(index, Standing.NAMED) == [1, 2, 3, 4]
+        assert await numbers(index, Standing.LOOSE) == [6, 7]
+        assert await index.usage() == Usage(8, 80)
+
+    async def test_a_manifest_may_come_before_what_it_names(self, index: ContentIndex) -> None:
+        """As in every pull: the blob that comes later is named from its first moment on."""
+        await index.put([record(1)])
+        await index.name([names(1, 2, 3)])
+        await index.put([record(2)])
+        assert await numbers(index, Standing.NAMED) == [2]
+        assert await index.below([digest(1)]) == {digest(1): [NamedContent(record(2), 1)]}
+        await index.drop([digest(2)])
+        await index.put([record(2)])
+        assert await numbers(index, Standing.NAMED) == [2]
+
+    async def test_what_is_shared_stays_with_the_last(self, index: ContentIndex) -> None:
+        """A layer that two images name is named until both are dropped, then loose with its own time of use."""
+        await index.put([record(number, last_used=number) for number in range(1, 4)])
+        await index.name([names(1, 3), names(2, 3)])
+        assert await index.below([digest(1)]) == {digest(1): [NamedContent(record(3, last_used=3), 2)]}
+        await index.drop([digest(1)])
+        await index.drop([digest(1)])
+        assert await numbers(index, Standing.NAMED) == [3]
+        await index.touch({digest(3): 50})
+        await index.drop([digest(2)])
+        assert await coldest(index, 9) == [record(3, last_used=50)]
+
+    async def test_an_index_dropped_leaves_its_manifests_as_roots(self, index: ContentIndex) -> None:
+        """A manifest that an index named is an image of its own without it."""
+        await index.put([record(number) for number in range(3)])
+        await index.name([names(0, manifests=[1]), names(1, 2)])
+        await index.drop([digest(0)])
+        assert await numbers(index, Standing.ROOT) == [1]
+        assert await index.below([digest(0), digest(1)]) == {digest(1): [NamedContent(record(2), 1)]}
+
+    async def test_below_an_index_are_manifests(self, index: ContentIndex) -> None:
+        """Which of them are known as manifests is told; one that names nothing has an empty list."""
+        await index.put([record(number) for number in range(4)])
+        await index.name([names(0, manifests=[1, 2, 9]), names(1)])
+        found = await index.below([digest(0), digest(1), digest(3), digest(77)])
+        assert found.keys() == {digest(0), digest(1)}
+        assert found[digest(1)] == []
+        assert {each.record.digest: each.is_manifest for each in found[digest(0)]} == {
+            digest(1): True,
+            digest(2): False,
+        }
+
+    async def test_the_unknown_names_nothing(self, index: ContentIndex) -> None:
+        """A manifest that is not remembered is left alone, also when it is put later."""
+        await index.put([record(2)])
+        await index.name([names(1, 2)])
+        await index.put([record(1)])
+        assert await numbers(index, Standing.LOOSE) == sorted([1, 2], key=digest)
+        assert await index.below([digest(1)]) == {}
+
+    async def test_named_twice_counts_once(self, index: ContentIndex) -> None:
+        """A manifest told again, or naming a blob twice, names each blob once."""
+        await index.put([record(1), record(2)])
+        for _ in range(2):
+            await index.name([names(1, 2, 2), names(1, 2)])
+        assert await index.below([digest(1)]) == {digest(1): [NamedContent(record(2), 1)]}
+        await index.drop([digest(1)])
+        assert await numbers(index, Standing.LOOSE) == [2]
+
+    async def test_the_use_of_a_manifest_is_one_of_its_indexes(self, index: ContentIndex) -> None:
+        """Upwards through every index, not downwards, and the use of a layer counts for no image."""
+        await index.put([record(number) for number in range(6)])
+        await index.name([names(0, manifests=[1]), names(1, manifests=[2, 3]), names(2, 4), names(3, 4)])
+        await index.touch({digest(2): 200, digest(4): 300})
+        assert {number: found.last_used for number in range(6) if (found := await index.get(digest(number)))} == {
+            0: 200,
+            1: 200,
+            2: 200,
+            3: 100,
+            4: 300,
+            5: 100,
+        }
+        await index.drop([digest(1)])
+        await index.touch({digest(2): 400})
+        assert await index.get(digest(0)) == record(0, last_used=200)
+
+    async def test_many_images(self, index: ContentIndex) -> None:
+        """Hundreds of manifests in one call, all of which share a layer, come and go."""
+        count = 300
+        await index.put([record(number, last_used=number) for number in range(2 * count + 1)])
+        await index.name([names(number, number + count, 2 * count) for number in range(count)])
+        found = await index.below([digest(number) for number in range(count)])
+        assert {len(each) for each in found.values()} == {2}
+        assert len(found) == len(await index.coldest(Standing.ROOT, 1000)) == count
+        await index.drop([digest(number) for number in range(count - 1)])
+        assert len(await index.coldest(Standing.LOOSE, 1000)) == count - 1
+        assert [each.parents for each in (await index.below([digest(count - 1)]))[digest(count - 1)]] == [1, 1]
+
+    async def test_every_blob_is_listed(self, index: ContentIndex) -> None:
+        """Of every standing, thousands of them, in batches."""
+        records = [record(number) for number in range(2500)]
+        await index.put(records)
+        await index.name([names(1, 2, 3)])
+        assert await recorded(index) == {each.digest for each in records}
 
     async def test_links_belong_to_one_repository(self, index: ContentIndex) -> None:
         """A blob linked to one repository is not linked to another, and unlinked only where said."""
@@ -186,8 +299,9 @@ class IndexSuite:
         assert await index.marker() == "2"
 
     async def test_clear_forgets_everything(self, index: ContentIndex) -> None:
-        """Records, pins, links, counters and marker are gone, and it can be filled again."""
-        await index.put([record(number, pin="x" if number % 2 else None) for number in range(1200)])
+        """Records, names, links, counters and marker are gone, and it can be filled again."""
+        await index.put([record(number) for number in range(1200)])
+        await index.name([names(0, 1, manifests=[2])])
         await index.link(ALPINE, {digest(1): 10})
         await index.link(PAUSE, {digest(1): 10})
         await index.set_marker("mark")
@@ -198,34 +312,35 @@ class IndexSuite:
             assert await index.get(digest(1)) is None
             assert await index.linked(ALPINE, digest(1)) is None
             assert await index.linked(PAUSE, digest(1)) is None
-        await index.put([record(1)])
+        await index.put([record(0), record(1)])
         assert await index.get(digest(1)) == record(1)
-        assert await index.usage() == Usage(1, 10)
+        assert await numbers(index, Standing.LOOSE) == sorted([0, 1], key=digest)
+        assert await index.usage() == Usage(2, 20)
 
     async def test_agrees_with_the_simplest_one(self, index: ContentIndex) -> None:
         """After any sequence of changes it says the same as dicts do."""
         chance = random.Random(20)
         model = MemoryIndex()
-        for step in range(400):
-            numbers = [chance.randrange(12) for _ in range(chance.randrange(4))]
+        # numbers below 3 are indexes, below 7 images, the others blobs; what a manifest names never changes
+        every = [names(n, manifests=[3 + n, 4 + n, 6]) for n in range(3)]
+        every += [names(n, n + 4, n + 5, 11) for n in range(3, 7)]
+        for step in range(500):
+            some = [chance.randrange(12) for _ in range(chance.randrange(4))]
             at = float(chance.randrange(50))
             for each in (index, model):
                 match step % 5:
                     case 0 | 1:
-                        await each.put(
-                            [
-                                record(n, size=n + step % 3, last_used=at, pin="p" if n % 5 == at % 5 else None)
-                                for n in numbers
-                            ]
-                        )
+                        await each.put([record(n, size=n + step % 3, last_used=at) for n in some])
                     case 2:
-                        await each.touch({digest(n): at for n in numbers})
+                        await each.touch({digest(n): at for n in some})
                     case 3:
-                        await each.drop([digest(n) for n in numbers[:1]])
+                        await each.drop([digest(n) for n in some[:1]])
                     case _:
-                        await each.set_pin(digest(int(at) % 12), None if at % 2 else f"pin {step}")
-            assert await index.coldest(20) == await model.coldest(20), f"step {step}"
+                        await each.name([every[n] for n in some if n < len(every)])
+            assert await standings(index) == await standings(model), f"step {step}"
             assert await index.usage() == await model.usage(), f"step {step}"
+            assert await below(index, range(12)) == await below(model, range(12)), f"step {step}"
+        assert await recorded(index) == await recorded(model)
         for number in range(12):
             assert await index.get(digest(number)) == await model.get(digest(number))
 
@@ -256,7 +371,7 @@ class IndexSuite:
             await asyncio.gather(task, return_exceptions=True)
             assert await index.get(digest(10_000)) is None
         usage = await index.usage()
-        assert usage == Usage(len(found := await index.coldest(1000)), 10 * len(found))
+        assert usage == Usage(len(found := await coldest(index, 1000)), 10 * len(found))
         await index.put(records)
         assert await index.usage() == Usage(600, 6000)
 
