@@ -15,6 +15,7 @@ from mirror.index.memory import MemoryIndex
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule
+from mirror.policy.records import Standing
 from mirror.ports import Body
 from mirror.repository.tag_history import TagHistories, TwoClocks
 from mirror.store.freezes import LocalFreezes
@@ -144,6 +145,11 @@ async def test_all_of_it_and_what_is_remembered(source: Stocked, target: _Target
         assert (record.size, record.last_used) == (size, _NOW)
     assert await target.index.linked(Repo("docker.io", "b/two"), Digest.of(b"own of two")) == len(b"own of two")
     assert await target.index.linked(Repo("docker.io", "b/two"), Digest.of(b"own of one")) is None
+    # what an image names goes together with it, never on its own: nothing that was taken in is loose
+    assert await target.index.coldest(Standing.LOOSE, 100) == []
+    assert len(await target.index.coldest(Standing.ROOT, 100)) == len(
+        take_inventory(source.store, source.catalog).images
+    )
     tag = target.stocked.catalog.get_tag(Repo("docker.io", "a/one"), "v1")
     assert tag is not None
     assert tag.fetched_at == _NOW
