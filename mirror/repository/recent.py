@@ -120,7 +120,7 @@ class Recent:
             except StoreError as error:
                 if not self._failed:
                     telemetry.log.warning("recent answers cannot be written down", reason=str(error))
-                self._failed = True
+                self._failed = self._new = True
             else:
                 self._failed = False
 
