@@ -16,9 +16,12 @@ goes no further: upstreams are foreign hosts, and need not know who asks for wha
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -26,8 +29,8 @@ from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -35,8 +38,10 @@ from mirror import telemetry
 
 __all__ = ["start"]
 
-#: Seconds that a collector may take, also at the end, when the worker waits for it.
+#: Seconds that a collector may take for a batch.
 _PATIENCE: Final = 5
+#: Seconds that a worker waits at its end for what is left to be sent.
+_AT_THE_END: Final = 10
 #: Characters of an error.
 _LONGEST: Final = 500
 #: As many as the library's own exporters send.
@@ -61,15 +66,66 @@ def start(endpoint: str, sample: float, *, version: str) -> Callable[[], Awaitab
         ),
         shutdown_on_exit=False,
     )
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url, timeout=_PATIENCE)))
+    provider.add_span_processor(BatchSpanProcessor(_Exporter(OTLPSpanExporter(endpoint=url, timeout=_PATIENCE), url)))
     telemetry.set_tracing(_Tracing(provider.get_tracer("mirror", version)))
     telemetry.log.info("tracing", endpoint=url, sample=sample)
 
     async def stop() -> None:
         telemetry.set_tracing(None)
-        await asyncio.to_thread(provider.shutdown)
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def shut_down() -> None:
+            provider.shutdown()
+            with suppress(RuntimeError):  # the loop is gone: it was not waited for any longer
+                loop.call_soon_threadsafe(ended.set)
+
+        # a daemon, so that a collector that hangs keeps no process from its end
+        threading.Thread(target=shut_down, daemon=True).start()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_AT_THE_END):
+                await ended.wait()
 
     return stop
+
+
+class _Exporter(SpanExporter):
+    """Says once that the collector takes nothing, and once that it does again, in place of a line for each try."""
+
+    def __init__(self, inner: OTLPSpanExporter, url: str) -> None:
+        self._inner = inner
+        self._url = url
+        self._failed = False
+        self._said = _LastWords()
+        logger = logging.getLogger("opentelemetry.exporter")
+        logger.handlers[:] = [self._said]
+        logger.propagate = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """In a thread of the library's."""
+        result = self._inner.export(spans)
+        failed = result is not SpanExportResult.SUCCESS
+        if failed and not self._failed:
+            telemetry.log.warning("traces are not taken", endpoint=self._url, reason=self._said.text)
+        elif self._failed and not failed:
+            telemetry.log.info("traces are taken again", endpoint=self._url)
+        self._failed = failed
+        return result
+
+    def shutdown(self) -> None:
+        self._inner.shutdown()  # type: ignore[no-untyped-call]  # the library leaves it untyped
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return self._inner.force_flush(timeout_millis)
+
+
+class _LastWords(logging.Handler):
+    """What the library logged last."""
+
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = record.getMessage()
 
 
 class _Tracing:
