@@ -105,6 +105,7 @@ __all__ = [
     "Storage",
     "age_rule",
     "build",
+    "content_lists",
     "make_sync",
     "open_disk",
     "open_registries",
@@ -114,6 +115,7 @@ __all__ = [
     "routing_table",
     "scrub_notes",
     "scrub_of",
+    "upstream_urls",
 ]
 
 #: Locks over all processes of a store that commands take too.
@@ -291,7 +293,7 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
             RouteRule(offline=config.offline),
             upstreams.named,
             shelf,
-            lists=ContentLists(patterns(config.content.allow), patterns(config.content.deny)),
+            lists=content_lists(config),
             keys={str(path): read_key(path) for route in config.route for path in route.signed_by},
         )
         stack.push_async_callback(router.aclose)
@@ -459,6 +461,20 @@ def route_of(config: Config, repo: Repo) -> tuple[str | None, RouteRule]:
     """How a repository is treated, for the command line, and the pattern of the route that says so (None: none)."""
     fitting = (route for route in config.route if compile_pattern(route.match).fullmatch(str(repo)))
     return next(((route.match, _rule(route, config)) for route in fitting), (None, RouteRule(offline=config.offline)))
+
+
+def content_lists(config: Config) -> ContentLists:
+    """What is allowed and denied wherever it comes from."""
+    return ContentLists(patterns(config.content.allow), patterns(config.content.deny))
+
+
+def upstream_urls(config: Config, registry: str) -> list[str]:
+    """Where a registry that the table knows is asked, in this order; without credentials."""
+    known = routing_table(config).registry(registry)
+    found = [one for one in config.upstream if known and one.name == known[1].name]
+    return [
+        url for one in found for url in (*(mirror.url for mirror in one.endpoints), one.url or f"https://{registry}")
+    ]
 
 
 def _route_rule(config: Config, repo: Repo) -> RouteRule:

@@ -45,10 +45,11 @@ def why(
     now = time.time()
     found = asyncio.run(_look(loaded, _parse(image, loaded), now))
     if as_json:
-        print(json.dumps([_written(one) for one in found], ensure_ascii=False, indent=1))
+        print(json.dumps([_written(one, loaded) for one in found], ensure_ascii=False, indent=1))
         return
     for number, one in enumerate(found):
-        print("\n".join(["", *_told(one, now)] if number else _told(one, now)))
+        told = _told(one, loaded, now)
+        print("\n".join(["", *told] if number else told))
 
 
 def _parse(text: str, loaded: settings.Config) -> Image | Digest:
@@ -62,7 +63,7 @@ def _parse(text: str, loaded: settings.Config) -> Image | Digest:
 
 
 async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> list[Found]:
-    from mirror.app import open_storage, pin_rules, route_of
+    from mirror.app import content_lists, open_storage, pin_rules, route_of
     from mirror.store.recent import read_recent
 
     async with open_storage(loaded) as storage:
@@ -74,6 +75,7 @@ async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> 
             Overview(storage.store, storage.catalog, storage.index, pinned, storage.freezes.all()),
             await asyncio.to_thread(read_recent, storage.layout),
             lambda repo: route_of(loaded, repo),
+            content_lists(loaded),
         )
         if isinstance(wanted, Digest):
             repos = await reasons.repositories(wanted)
@@ -83,7 +85,8 @@ async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> 
         found = await reasons.image(wanted.repo, reference, now)
         if isinstance(reference, Digest) and found.image is None:
             blob = await reasons.blob(reference, [wanted.repo])
-            if blob.here.size is not None or blob.here.growing is not None or blob.images:
+            asked = any(one.kind == "blob" for one in blob.answers)
+            if blob.here.size is not None or blob.here.growing is not None or blob.images or asked:
                 return [blob]
         return [found]
 
@@ -91,11 +94,11 @@ async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> 
 # -------------------------------------------------------------------------------------------------------- in words
 
 
-def _told(found: Found, now: float) -> list[str]:
-    return _told_image(found, now) if isinstance(found, WhyImage) else _told_blob(found, now)
+def _told(found: Found, loaded: settings.Config, now: float) -> list[str]:
+    return _told_image(found, loaded, now) if isinstance(found, WhyImage) else _told_blob(found, now)
 
 
-def _told_image(found: WhyImage, now: float) -> list[str]:
+def _told_image(found: WhyImage, loaded: settings.Config, now: float) -> list[str]:
     return [
         name_of(found.repo, found.reference),
         *_told_answers(found.answers, now),
@@ -103,6 +106,7 @@ def _told_image(found: WhyImage, now: float) -> list[str]:
         *(f"  {line}" for line in _here(found, now)),
         "route:",
         f"  {_route(found.route, found.rule)}",
+        f"  upstream {found.repo.registry} at {', '.join(_urls(found, loaded)) or 'no address: sealed'}",
         "the next pull:",
         *(f"  {line}" for line in found.next),
     ]
@@ -166,7 +170,7 @@ def _content(image: ImageHere) -> str:
         return "its manifest is not here"
     if image.complete:
         return "complete"
-    return f"{len(image.closure.missing)} parts missing" if image.closure.missing else "no platform was pulled"
+    return f"incomplete, {len(image.closure.missing)} missing" if image.closure.missing else "no platform was pulled"
 
 
 def _pin(pinned: PinnedImage) -> str:
@@ -182,7 +186,21 @@ def _route(route: str | None, rule: RouteRule) -> str:
     said.append(f"stale_while_down {format_duration(rule.freshness.stale_while_down)}")
     if rule.age.minimum:
         said.append(f"minimum_age {format_duration(rule.age.minimum)}")
+    if rule.content.require_digest:
+        said.append("require_digest")
+    if rule.content.largest is not None:
+        said.append(f"max_size {format_size(rule.content.largest)}")
+    if rule.content.signed_by:
+        said.append(f"signed_by {len(rule.content.signed_by)} keys")
+    if rule.prefetch:
+        said.append("prefetch")
     return ", ".join(said)
+
+
+def _urls(found: WhyImage, loaded: settings.Config) -> list[str]:
+    from mirror.app import upstream_urls
+
+    return [] if found.rule.offline else upstream_urls(loaded, found.repo.registry)
 
 
 def _ago(at: float, now: float) -> str:
@@ -192,7 +210,7 @@ def _ago(at: float, now: float) -> str:
 # --------------------------------------------------------------------------------------------------------- as JSON
 
 
-def _written(found: Found) -> dict[str, Any]:
+def _written(found: Found, loaded: settings.Config) -> dict[str, Any]:
     if isinstance(found, WhyBlob):
         return {
             "digest": str(found.digest),
@@ -221,10 +239,14 @@ def _written(found: Found) -> dict[str, Any]:
         "route": {
             "match": found.route,
             "registry": found.repo.registry,
+            "urls": _urls(found, loaded),
             "tagTtl": found.rule.freshness.tag_ttl,
             "staleWhileDown": found.rule.freshness.stale_while_down,
             "minimumAge": found.rule.age.minimum,
             "offline": found.rule.offline,
+            "requireDigest": found.rule.content.require_digest,
+            "maxSize": found.rule.content.largest,
+            "signedBy": len(found.rule.content.signed_by),
         },
         "next": list(found.next),
     }

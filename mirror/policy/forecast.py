@@ -18,7 +18,8 @@ __all__ = ["Facts", "blob_forecast", "forecast"]
 @dataclass(frozen=True, slots=True)
 class Facts:
     """About one image. `tag` empty: by digest. `registry` is its upstream; `here`: the manifest that is answered is on
-    the disk; `missing` blobs or manifests of it are not, and `unpulled` platforms were never asked for.
+    the disk; `missing` blobs or manifests of it are not, and `unpulled` platforms were never asked for. `denied` is
+    what the lists of content say against it.
     """
 
     registry: str
@@ -30,12 +31,15 @@ class Facts:
     here: bool = False
     missing: int = 0
     unpulled: int = 0
+    denied: str = ""
 
 
 def forecast(facts: Facts, now: float) -> list[str]:
     """A sentence for each step, in their order. `now` in epoch seconds."""
     if facts.tag and facts.rule.content.require_digest:
         return ["refused (403): the route takes digests only (require_digest)"]
+    if facts.denied:
+        return [f"refused (403): {facts.denied}"]
     if facts.rule.offline:
         return list(_sealed(facts))
     said = list(_of_tag(facts, now)) if facts.tag else []
@@ -60,7 +64,7 @@ def _sealed(facts: Facts) -> Iterator[str]:
         return
     yield f"served from here whatever its age: the repository is sealed (offline), {facts.registry} is never asked"
     if facts.missing:
-        yield f"404 for the {facts.missing} parts that are not here"
+        yield f"404 for {_parts(facts.missing)} not here"
 
 
 def _of_tag(facts: Facts, now: float) -> Iterator[str]:
@@ -118,8 +122,12 @@ def _of_content(facts: Facts) -> Iterator[str]:
         return
     same = "if the tag has not moved: " if facts.tag and not facts.freeze else ""
     if facts.missing:
-        yield f"{same}the manifest from here, GET of {facts.missing} missing parts from {registry}"
+        yield f"{same}the manifest from here, GET of {_parts(facts.missing)} not here from {registry}"
     else:
         yield f"{same}everything from here"
     if facts.unpulled:
-        yield f"GET from {registry} for those of the {facts.unpulled} platforms that nobody has pulled yet"
+        yield f"GET from {registry} of platforms that nobody has pulled yet ({facts.unpulled})"
+
+
+def _parts(count: int) -> str:
+    return "one part that is" if count == 1 else f"{count} parts that are"

@@ -9,9 +9,10 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from mirror.errors import BlobUnknown
+from mirror.errors import BlobUnknown, Denied
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
+from mirror.policy.content import ContentLists
 from mirror.policy.forecast import Facts, blob_forecast, forecast
 from mirror.policy.history import Choice, choose, recalled
 from mirror.policy.recent import LastAnswer
@@ -76,6 +77,7 @@ class Reasons:
         overview: Overview,
         answers: Sequence[LastAnswer],
         route_of: RouteOf,
+        lists: ContentLists | None = None,
     ) -> None:
         self._store = store
         self._catalog = catalog
@@ -83,6 +85,7 @@ class Reasons:
         self._overview = overview
         self._answers = answers
         self._route_of = route_of
+        self._lists = lists or ContentLists()
 
     async def image(self, repo: Repo, reference: Reference, now: float) -> WhyImage:
         """Also of one that is not here. Raises `StoreError`."""
@@ -123,6 +126,7 @@ class Reasons:
             here=here,
             missing=len(closure.missing) if closure else 0,
             unpulled=len(closure.unpulled) if closure else 0,
+            denied=self._denied(repo, tag or None, root or (reference if isinstance(reference, Digest) else None)),
         )
         tags = [
             other
@@ -145,6 +149,13 @@ class Reasons:
             answers=tuple(answers),
             next=tuple(forecast(facts, now)),
         )
+
+    def _denied(self, repo: Repo, tag: str | None, digest: Digest | None) -> str:
+        try:
+            self._lists.check(repo, tag, digest)
+        except Denied as error:
+            return str(error)
+        return ""
 
     def _choice(self, repo: Repo, reference: Reference, now: float) -> Choice | None:
         """The minimum age's, where it is asked: a freeze goes before it, and a sealed repository has none."""

@@ -74,7 +74,7 @@ def test_of_an_image(site: _Site, mirror: MirrorProcess) -> None:
     _pull(site, mirror)
     found = site.why_when("app:v1", lambda found: _outcomes(found) == {("GET", "miss")})
     assert (found["image"], found["complete"], found["tags"]) == (_IMAGE, True, ["v1"])
-    assert found["route"]["match"] == "docker.io/**"
+    assert (found["route"]["match"], found["route"]["urls"]) == ("docker.io/**", [site.registry.url])
     assert "docker.io was asked" in found["answers"][0]["why"]
     assert found["answers"][0]["digest"] == found["digest"]
     [request] = mirror.requests(path="manifests/v1")
@@ -125,7 +125,7 @@ def test_of_a_digest(site: _Site, mirror: MirrorProcess) -> None:
     assert "nothing" in site.cli("why", unknown)
     site.blob(_LAYER).unlink()
     assert site.why(layer)["next"][0]["what"].startswith("GET from docker.io")
-    assert "GET of 1 missing parts" in site.why("app:v1")["next"][-1]
+    assert "GET of one part that is not here" in site.why("app:v1")["next"][-1]
 
 
 def test_of_what_must_stay_or_must_not_move(site: _Site, mirror: MirrorProcess) -> None:
@@ -150,6 +150,13 @@ def test_of_a_failure(site: _Site, mirror: MirrorProcess) -> None:
     assert found["answers"][0]["why"].startswith("an error: UpstreamUnavailable")
     assert found["next"][0].startswith("HEAD to docker.io, because no answer")
     assert mirror.metrics()['mirror_upstream_errors_total{error="UpstreamUnavailable",upstream="docker.io"}'] >= 1
+
+
+def test_of_what_is_denied(site: _Site) -> None:
+    """Lists of content are looked at before anybody has pulled, without a mirror that runs."""
+    site.config.write_text(site.config.read_text() + '[content]\ndeny = ["docker.io/library/app:v1"]\n')
+    assert site.why("app:v1")["next"] == ["refused (403): docker.io/library/app:v1 is denied here by " + _IMAGE]
+    assert site.why("app:v2")["next"][0].startswith("HEAD to docker.io")
 
 
 def test_what_it_refuses(site: _Site) -> None:

@@ -121,8 +121,8 @@ def test_a_tag_that_is_too_old() -> None:
     said = forecast(_facts(420, missing=2, unpulled=1), _NOW)
     assert said[0] == "HEAD to docker.io, because the tag's answer is 7m old and the route says 5m"
     assert "marked stale, until" in said[1]
-    assert "GET of 2 missing parts" in said[2]
-    assert "1 platforms" in said[3]
+    assert "GET of 2 parts that are not here from docker.io" in said[2]
+    assert "(1)" in said[3]
     assert "an error" in forecast(_facts(4000), _NOW)[1]
 
 
@@ -151,7 +151,7 @@ def test_a_sealed_repository() -> None:
     """Nothing goes out; what is missing is told."""
     rule = replace(_RULE, offline=True)
     assert "never asked" in forecast(_facts(9999, rule=rule), _NOW)[0]
-    assert forecast(_facts(rule=rule, missing=3), _NOW)[1] == "404 for the 3 parts that are not here"
+    assert forecast(_facts(rule=rule, missing=3), _NOW)[1] == "404 for 3 parts that are not here"
     assert forecast(_facts(None, rule=rule, here=False), _NOW)[0].startswith("404")
 
 
@@ -160,6 +160,11 @@ def test_a_route_for_digests_only() -> None:
     rule = replace(_RULE, content=ContentRule(True, None, ()))
     assert forecast(_facts(rule=rule), _NOW) == ["refused (403): the route takes digests only (require_digest)"]
     assert forecast(_facts(None, rule=rule, tag=""), _NOW) == ["everything from here"]
+
+
+def test_what_is_denied() -> None:
+    """The list's own words, and nothing else."""
+    assert forecast(_facts(denied="on no list"), _NOW) == ["refused (403): on no list"]
 
 
 def test_the_minimum_age() -> None:
