@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -30,10 +31,11 @@ from mirror.config import (
     ReachSettings,
     RouteSettings,
     SyncSettings,
+    TraceSettings,
     UpstreamSettings,
     routing_table,
 )
-from mirror.errors import ConfigError, IndexUnavailable, StoreError
+from mirror.errors import ConfigError, IndexUnavailable, StoreError, UpstreamError
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.leases import RedisLeases
 from mirror.index.redis import RedisIndex, parse_redis_url
@@ -63,6 +65,7 @@ from mirror.repository.misses import Misses
 from mirror.repository.names import NamesOnDisk
 from mirror.repository.pins import PinnedContent
 from mirror.repository.proxied import Shelf
+from mirror.repository.recent import Recent
 from mirror.repository.reconcile import ensure, reconcile
 from mirror.repository.router import Router
 from mirror.repository.scrub import Scrub, fetching_through, scrub_when_due
@@ -72,6 +75,7 @@ from mirror.server.access import Gate
 from mirror.server.admin import Admin
 from mirror.server.front import Front
 from mirror.server.health import Readiness, health_pages
+from mirror.server.pulse import keep_pulse
 from mirror.server.sending import Sender
 from mirror.store.catalog import LocalCatalog
 from mirror.store.freezes import LocalFreezes
@@ -81,6 +85,7 @@ from mirror.store.locks import Locks
 from mirror.store.misses import LocalMisses
 from mirror.store.notes import Notes
 from mirror.store.pins import LocalPins
+from mirror.store.recent import LocalRecent
 from mirror.store.recovery import sweep
 from mirror.transfer.jobs import Jobs, prefetching
 from mirror.transfer.schedule import Leases, Sync, SyncRule, SyncSource
@@ -100,14 +105,17 @@ __all__ = [
     "Storage",
     "age_rule",
     "build",
+    "content_lists",
     "make_sync",
     "open_disk",
     "open_registries",
     "open_storage",
     "pin_rules",
+    "route_of",
     "routing_table",
     "scrub_notes",
     "scrub_of",
+    "upstream_urls",
 ]
 
 #: Locks over all processes of a store that commands take too.
@@ -239,10 +247,13 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
         stack.push_async_callback(upstreams.aclose)
         upstreams.open()
 
+        if housework and config.trace.endpoint:
+            stack.push_async_callback(await asyncio.to_thread(_start_tracing, config.trace))
+
         async def landed(info: BlobInfo) -> None:
             await shelf.landed(info)
 
-        flights = Flights(storage.store, storage.evictor, filling, landed=landed)
+        flights = Flights(storage.store, storage.evictor, filling, landed=landed, label=upstreams.label)
         stack.push_async_callback(flights.aclose)
         in_flight.flights = flights
         misses = Misses(
@@ -282,10 +293,13 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
             RouteRule(offline=config.offline),
             upstreams.named,
             shelf,
-            lists=ContentLists(patterns(config.content.allow), patterns(config.content.deny)),
+            lists=content_lists(config),
             keys={str(path): read_key(path) for route in config.route for path in route.signed_by},
         )
         stack.push_async_callback(router.aclose)
+        kept = LocalRecent(storage.layout, hold=storage.locks.try_hold)
+        stack.callback(kept.close)
+        recent = Recent(kept if housework else None, now=lambda: shelf.now())
         sender = Sender(sending, stall=config.server.client_stall)
         gate = await _open_gate(config, storage.layout, upstreams.label, stack)
         audit = None
@@ -299,6 +313,7 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
             log_requests=config.server.access_log,
             gate=gate,
             audit=audit,
+            recent=recent,
         )
 
         sync = make_sync(config, storage, router.guarded, _open_leases(config, storage, stack))
@@ -316,10 +331,18 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
         app = App(front, readiness, router, shelf, storage, sync, jobs, admin)
 
         if housework:
-            for work in (storage.evictor.run(), _keep_house(config, storage), _keep_scrubbing(config, app)):
+            telemetry.BUILD.labels(__version__, platform.python_version()).set(1)
+            for work in (
+                storage.evictor.run(),
+                _keep_house(config, storage),
+                _keep_scrubbing(config, app),
+                keep_pulse(),
+                recent.run(),
+            ):
                 task = asyncio.create_task(work)
                 stack.push_async_callback(end, task)
         stack.push_async_callback(storage.evictor.flush)
+        stack.push_async_callback(recent.flush)
         yield app
 
 
@@ -386,6 +409,13 @@ def _issuer(one: IssuerSettings) -> issuer_of.IssuerSettings:
     )
 
 
+def _start_tracing(settings: TraceSettings) -> Callable[[], Awaitable[None]]:
+    """Blocking: the library takes its time to be imported, and is only where tracing is wanted. What ends it."""
+    from mirror.tracing import start
+
+    return start(settings.endpoint, settings.sample, version=__version__)
+
+
 def pin_rules(config: Config) -> list[PinRule]:
     """Which images stay because the configuration says so."""
     return [PinRule(pin.match, pin.reason) for pin in config.pin]
@@ -427,9 +457,28 @@ def age_rule(config: Config, repo: Repo) -> AgeRule:
     return AgeRule() if rule.offline else rule.age
 
 
-def _route_rule(config: Config, repo: Repo) -> RouteRule:
+def route_of(config: Config, repo: Repo) -> tuple[str | None, RouteRule]:
+    """How a repository is treated, for the command line, and the pattern of the route that says so (None: none)."""
     fitting = (route for route in config.route if compile_pattern(route.match).fullmatch(str(repo)))
-    return next((_rule(route, config) for route in fitting), RouteRule(offline=config.offline))
+    return next(((route.match, _rule(route, config)) for route in fitting), (None, RouteRule(offline=config.offline)))
+
+
+def content_lists(config: Config) -> ContentLists:
+    """What is allowed and denied wherever it comes from."""
+    return ContentLists(patterns(config.content.allow), patterns(config.content.deny))
+
+
+def upstream_urls(config: Config, registry: str) -> list[str]:
+    """Where a registry that the table knows is asked, in this order; without credentials."""
+    known = routing_table(config).registry(registry)
+    found = [one for one in config.upstream if known and one.name == known[1].name]
+    return [
+        url for one in found for url in (*(mirror.url for mirror in one.endpoints), one.url or f"https://{registry}")
+    ]
+
+
+def _route_rule(config: Config, repo: Repo) -> RouteRule:
+    return route_of(config, repo)[1]
 
 
 def make_sync(
@@ -619,6 +668,9 @@ class _Upstreams:
             telemetry.BUDGET_LIMIT.labels(label).set(budget.limit)
             telemetry.BUDGET_REMAINING.labels(label).set(budget.remaining)
 
+        def on_failure(error: UpstreamError) -> None:
+            telemetry.UPSTREAM_ERRORS.labels(label, type(error).__name__).inc()
+
         def at(url: str, reach: ReachSettings, names: Sequence[str], **more: Any) -> RegistryUpstream:
             tls, identity = _tls(name, reach)
             proxies = _proxies(reach)
@@ -637,6 +689,7 @@ class _Upstreams:
                 blobs_at_once=settings.blobs_at_once,
                 user_agent=f"registry-mirror/{__version__}",
                 observe=observe,
+                on_failure=on_failure,
                 **more,
             )
 

@@ -10,8 +10,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import MutableMapping
-from typing import Any, Final, TextIO, cast
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final, Protocol, TextIO, cast
 
 import structlog
 from prometheus_client import REGISTRY as _REGISTRY
@@ -19,18 +19,29 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 __all__ = [
+    "AHEAD",
+    "BREAKER",
     "BUDGET_LIMIT",
     "BUDGET_REMAINING",
+    "BUILD",
+    "CONNECTIONS",
     "CONTENT_TYPE",
+    "CPU_SECONDS",
+    "DESCRIPTORS",
+    "DESCRIPTORS_LIMIT",
     "ENDPOINT_FAILURES",
     "EVICTED",
     "EVICTED_BYTES",
     "FILLED",
     "FILL_SECONDS",
     "FLIGHTS",
+    "FOLLOWERS",
     "INDEX_FAILURES",
+    "LOOP_LAG",
+    "PARTIAL_BYTES",
     "REQUESTS",
     "REQUEST_SECONDS",
+    "RESIDENT_BYTES",
     "SCRUBBED_BYTES",
     "SCRUB_COMPLETE",
     "SCRUB_DAMAGED",
@@ -43,12 +54,21 @@ __all__ = [
     "SYNC_SUCCESS",
     "UNCACHED",
     "UPSTREAM_BYTES",
+    "UPSTREAM_ERRORS",
     "UPSTREAM_REQUESTS",
     "UPSTREAM_SECONDS",
     "VERSION_TAGS_MOVED",
+    "WORKERS",
+    "WORKER_STARTS",
+    "Span",
+    "Tracing",
+    "client_span",
     "log",
     "render_metrics",
+    "request_span",
+    "set_tracing",
     "set_up_logging",
+    "span",
     "worker_ended",
 ]
 
@@ -63,6 +83,7 @@ REQUEST_SECONDS: Final = Histogram(
     "mirror_request_seconds", "From the request to the last byte of its answer", ["kind", "cache"], buckets=_TIMES
 )
 SENT_BYTES: Final = Counter("mirror_sent_bytes", "Bytes of bodies sent to clients", ["cache"])
+CONNECTIONS: Final = Gauge("mirror_connections", "Open connections of clients", multiprocess_mode="livesum")
 
 UPSTREAM_REQUESTS: Final = Counter(
     "mirror_upstream_requests",
@@ -71,6 +92,11 @@ UPSTREAM_REQUESTS: Final = Counter(
 )
 UPSTREAM_SECONDS: Final = Histogram(
     "mirror_upstream_seconds", "Time until upstream's response headers", ["upstream", "event"], buckets=_TIMES
+)
+UPSTREAM_ERRORS: Final = Counter(
+    "mirror_upstream_errors",
+    "Calls to upstream, and bodies of it, that failed, by the name of the error; what is not known there is none",
+    ["upstream", "error"],
 )
 UPSTREAM_BYTES: Final = Counter("mirror_upstream_bytes", "Bytes of blobs received from upstream", ["upstream"])
 BUDGET_LIMIT: Final = Gauge(
@@ -92,6 +118,14 @@ ENDPOINT_FAILURES: Final = Counter(
 )
 
 FLIGHTS: Final = Gauge("mirror_flights", "Blobs being filled now", multiprocess_mode="livesum")
+FOLLOWERS: Final = Gauge(
+    "mirror_followers", "Readers of blobs that were not here when they were asked for", multiprocess_mode="livesum"
+)
+AHEAD: Final = Gauge(
+    "mirror_prefetch_ahead_manifests",
+    "Manifests whose blobs are being fetched before they are asked for, or wait for that",
+    multiprocess_mode="livesum",
+)
 FILLED: Final = Counter("mirror_fills", "Blob fills that ended, by result", ["upstream", "result"])
 FILL_SECONDS: Final = Histogram(
     "mirror_fill_seconds", "From a fill's begin to its commit", ["upstream"], buckets=_TIMES
@@ -109,6 +143,9 @@ STORE_BLOBS: Final = Gauge("mirror_store_blobs", "Blobs held", multiprocess_mode
 STORE_LIMIT: Final = Gauge(
     "mirror_store_limit_bytes", "Bytes that blobs may take before eviction", multiprocess_mode="mostrecent"
 )
+PARTIAL_BYTES: Final = Gauge(
+    "mirror_store_partial_bytes", "Bytes of blobs that are not whole yet", multiprocess_mode="mostrecent"
+)
 SEALED_MISSES: Final = Counter(
     "mirror_sealed_misses", "Requests for what is not here in a sealed repository, by kind of resource", ["kind"]
 )
@@ -120,6 +157,9 @@ SCRUB_COMPLETE: Final = Gauge(
     multiprocess_mode="mostrecent",
 )
 INDEX_FAILURES: Final = Counter("mirror_index_failures", "Operations that the index did not answer in its budget")
+BREAKER: Final = Gauge(
+    "mirror_index_breaker_open", "Workers that leave Redis alone, because it has failed", multiprocess_mode="livesum"
+)
 LOG_LOST: Final = Counter("mirror_log_lost", "Log lines that could not be written")
 
 SYNC_RUNS: Final = Counter("mirror_sync_runs", "Runs of sync rules that ended here", ["rule", "result"])
@@ -128,6 +168,28 @@ SYNC_SUCCESS: Final = Gauge(
     "When a sync rule last succeeded here, in epoch seconds",
     ["rule"],
     multiprocess_mode="mostrecent",
+)
+
+BUILD: Final = Gauge("mirror_build_info", "1; what runs, as labels", ["version", "python"], multiprocess_mode="livemax")
+WORKERS: Final = Gauge("mirror_workers", "Workers that serve", multiprocess_mode="livesum")
+WORKER_STARTS: Final = Counter("mirror_worker_starts", "Workers that began to serve")
+LOOP_LAG: Final = Histogram(
+    "mirror_loop_lag_seconds",
+    "How much later than it should a timer of 100 ms rings: what every request waits as well",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
+)
+# The library has such metrics for one process alone.
+CPU_SECONDS: Final = Counter("mirror_process_cpu_seconds", "CPU time of all workers, user and system")
+RESIDENT_BYTES: Final = Gauge(
+    "mirror_process_resident_bytes",
+    "Memory of all workers; pages that they share count for each",
+    multiprocess_mode="livesum",
+)
+DESCRIPTORS: Final = Gauge(
+    "mirror_process_open_descriptors", "Open descriptors of the worker that has most", multiprocess_mode="livemax"
+)
+DESCRIPTORS_LIMIT: Final = Gauge(
+    "mirror_process_descriptors_limit", "Descriptors that one worker may have", multiprocess_mode="livemin"
 )
 
 
@@ -144,6 +206,67 @@ def worker_ended(pid: int) -> None:
     """Forget the gauges of a worker that is gone; its counters stay."""
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         mark_process_dead(pid)  # type: ignore[no-untyped-call]  # likewise
+
+
+class Span(Protocol):
+    """Something that takes time, entered and left; an exception that leaves it is noted."""
+
+    def __enter__(self) -> Span: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None: ...
+
+    def note(self, **attributes: str | int | float | None) -> None:
+        """More about it; dots of names are written `__`. None is left out."""
+
+
+class Tracing(Protocol):
+    """What makes spans (`mirror/tracing.py`)."""
+
+    def span(self, name: str, attributes: Mapping[str, str | int | float | None], *, client: bool = False) -> Span:
+        """A child of the span that is current here, which it is itself while it is entered."""
+
+    def request(self, method: str, path: str, headers: Mapping[str, str]) -> Span:
+        """A client's request; its `traceparent` counts (W3C Trace Context)."""
+
+
+class _NoSpan:
+    """All spans while there is no tracing."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> Span:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def note(self, **_: str | int | float | None) -> None:
+        pass
+
+
+_NO_SPAN: Final = _NoSpan()
+_tracing: Tracing | None = None
+
+
+def set_tracing(tracing: Tracing | None) -> None:
+    """From now on spans are made by this; None: there are none."""
+    global _tracing
+    _tracing = tracing
+
+
+def span(name: str, **attributes: str | int | float | None) -> Span:
+    """A span for a `with`; dots in names of attributes are written `__`."""
+    return _NO_SPAN if _tracing is None else _tracing.span(name, attributes)
+
+
+def client_span(name: str, **attributes: str | int | float | None) -> Span:
+    """The same for a request of ours to another host."""
+    return _NO_SPAN if _tracing is None else _tracing.span(name, attributes, client=True)
+
+
+def request_span(method: str, path: str, headers: Mapping[str, str]) -> Span | None:
+    """The span of a client's request; None while there is no tracing."""
+    return None if _tracing is None else _tracing.request(method, path, headers)
 
 
 log: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()

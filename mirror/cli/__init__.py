@@ -12,6 +12,7 @@ from mirror.cli import tasks as tasks
 from mirror.cli import tags as tags
 from mirror.cli import pins as pins
 from mirror.cli import site as site
+from mirror.cli import why as why
 from mirror.cli import bundles as bundles
 from mirror.cli import imports as imports
 

@@ -25,6 +25,7 @@ from mirror.config.settings import (
     ScrubSettings,
     ServerSettings,
     SyncSettings,
+    TraceSettings,
     UpstreamSettings,
 )
 from mirror.config.tables import routing_table
@@ -39,6 +40,7 @@ __all__ = [
     "ScrubSettings",
     "ServerSettings",
     "SyncSettings",
+    "TraceSettings",
     "UpstreamSettings",
     "load",
     "routing_table",

@@ -131,6 +131,15 @@ class LogSettings(_Section):
     )
 
 
+class TraceSettings(_Section):
+    """`[trace]`"""
+
+    endpoint: Annotated[str, AfterValidator(values.collector)] = Field(
+        "", description="URL of a collector that takes OTLP over HTTP; empty: nothing is traced."
+    )
+    sample: float = Field(0.01, ge=0, le=1, description="Part of the requests without a traceparent that are traced.")
+
+
 class ReachSettings(_Section):
     """How one address is reached, and as whom: the upstream's own, or that of one of its mirrors."""
 
@@ -524,6 +533,7 @@ class Config(BaseSettings):
     index: IndexSettings = IndexSettings.model_validate({})
     scrub: ScrubSettings = ScrubSettings.model_validate({})
     log: LogSettings = LogSettings.model_validate({})
+    trace: TraceSettings = TraceSettings.model_validate({})
     access: AccessSettings = AccessSettings.model_validate({})
     content: ContentSettings = ContentSettings.model_validate({})
     upstream: list[UpstreamSettings] = Field(

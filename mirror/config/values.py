@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -143,6 +144,14 @@ def url(text: str) -> str:
     except UrlRefused as error:
         raise ValueError(f"not an http or https URL: {error}") from error
     return text.rstrip("/")
+
+
+def collector(text: str) -> str:
+    if not text:
+        return text
+    if find_spec("opentelemetry") is None or find_spec("opentelemetry.exporter") is None:
+        raise ValueError("needs libraries that are not installed: pip install 'registry-mirror[otel]'")
+    return url(text)
 
 
 def proxy(text: str) -> str:

@@ -46,7 +46,7 @@ from mirror.index.breaker import Breaker
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import ContentRecord, ManifestNames, NamedContent, Standing, Usage
-from mirror.telemetry import INDEX_FAILURES, log
+from mirror.telemetry import BREAKER, INDEX_FAILURES, log
 
 __all__ = ["SCHEMA", "Keys", "RedisAddress", "RedisIndex", "parse_redis_url"]
 
@@ -439,6 +439,7 @@ class RedisIndex:
         self._keys = Keys(store_id)
         self._budget = budget
         self._breaker = Breaker(now)
+        self._told_open = False
         self._pool = address.pool(connections=connections, budget=budget)
         self._client = Redis(connection_pool=self._pool)
         self._closed = False
@@ -555,6 +556,7 @@ class RedisIndex:
     async def aclose(self) -> None:
         """Repeatable."""
         self._closed = True
+        self._tell_breaker(open=False)
         await self._client.aclose(close_connection_pool=True)
 
     async def _run(self, script: str, arguments: Sequence[str | int] = (), *, repo: str | None = None) -> Any:
@@ -592,6 +594,7 @@ class RedisIndex:
 
     def _succeeded(self, ticket: int) -> None:
         if self._breaker.succeed(ticket):
+            self._tell_breaker(open=False)
             log.info("index.back", redis=str(self._address))
 
     def _failed(self, ticket: int, error: Exception) -> None:
@@ -603,7 +606,14 @@ class RedisIndex:
         if _only_refuses_writes(error):
             self._succeeded(ticket)
         elif self._breaker.fail(ticket):
+            self._tell_breaker(open=True)
             log.warning("index.unavailable", redis=str(self._address), reason=_explain(error))
+
+    def _tell_breaker(self, *, open: bool) -> None:
+        """Counted once for each of us that leaves Redis alone."""
+        if open != self._told_open:
+            self._told_open = open
+            BREAKER.inc(1 if open else -1)
 
 
 class _Junk(IndexUnavailable):

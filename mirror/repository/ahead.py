@@ -60,14 +60,19 @@ class Ahead:
         if self._closed or full or manifest.is_index or manifest.digest in self._manifests:
             return
         self._manifests.add(manifest.digest)
+        telemetry.AHEAD.inc()
         task = self._start(partial(self._all, repository, manifest))
-        task.add_done_callback(lambda _: self._manifests.discard(manifest.digest))
+        task.add_done_callback(lambda _: self._ended(manifest.digest))
 
     async def aclose(self) -> None:
         """End it all; what was under way stays as partials. Repeatable."""
         self._closed = True
         while self._tasks:
             await end(*self._tasks)
+
+    def _ended(self, digest: Digest) -> None:
+        self._manifests.discard(digest)
+        telemetry.AHEAD.dec()
 
     def _start(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(_logged(work))

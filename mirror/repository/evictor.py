@@ -275,6 +275,7 @@ class Evictor:
         measure = await self._measure()
         telemetry.STORE_BYTES.set(measure.held)
         telemetry.STORE_LIMIT.set(self._water.limit(measure))
+        telemetry.PARTIAL_BYTES.set(measure.growing)
         if self._water.excess(measure):
             await self._evict(lambda then: (self._water.excess(then), 0))
 
@@ -341,6 +342,18 @@ class Evictor:
         """
         dropped: list[Victim] = []
         tried: set[Digest] = set()
+        with telemetry.span("evict") as span:
+            await self._evict_into(dropped, tried, need, on_disk)
+            span.note(mirror__blobs=len(dropped), mirror__bytes=sum(victim.size for victim in dropped))
+        return dropped
+
+    async def _evict_into(
+        self,
+        dropped: list[Victim],
+        tried: set[Digest],
+        need: Callable[[Measure], tuple[int, int]],
+        on_disk: bool,
+    ) -> None:
         async with self._in_turn():
             await self.flush()
             should, must = need(await self._measure())
@@ -368,7 +381,6 @@ class Evictor:
                 dropped += freed
                 gone = sum(victim.size for victim in freed) + (0 if on_disk else without_file)
                 should, must = should - gone, must - gone
-        return dropped
 
     @asynccontextmanager
     async def _in_turn(self) -> AsyncIterator[None]:

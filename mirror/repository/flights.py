@@ -144,9 +144,15 @@ class Flight:
             await self._pulse.wait()
         return self.sendable
 
+    def follow(self) -> None:
+        """A follower comes; it must `leave`."""
+        self.followers += 1
+        telemetry.FOLLOWERS.inc()
+
     def leave(self) -> None:
         """A follower goes. The last one out after the end closes the file."""
         self.followers -= 1
+        telemetry.FOLLOWERS.dec()
         self._let_go()
 
     # ------------------------------------------------------------ by the task that carries the flight
@@ -225,17 +231,20 @@ class Flights:
         executor: Executor,
         *,
         landed: Callable[[BlobInfo], Awaitable[None]],
+        label: Callable[[str], str] = str,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """`executor` gives the threads that receive; a fill occupies one from its headers to its end.
 
-        `landed` is told of each blob that this process has published.
+        `landed` is told of each blob that this process has published. `label` gives the configured upstream that a
+        registry falls under, for the metrics.
         """
         self._store = store
         self._room = room
         self._executor = executor
         self._landed = landed
+        self._label = label
         self._sleep = sleep
         self._jitter = jitter
         self._flights: dict[Digest, Flight] = {}
@@ -273,7 +282,7 @@ class Flights:
             flight = self._flights.get(digest)
             if flight is None:
                 flight = self._begin(digest, pull, upstream, size, vouch, on_behalf)
-            flight.followers += 1
+            flight.follow()
             try:
                 await asyncio.shield(flight.known)
             except UpstreamError as error:
@@ -309,7 +318,9 @@ class Flights:
 
     async def _carry(self, flight: Flight, pull: Pull, vouch: Vouch | None) -> None:
         try:
-            await self._fly(flight, pull, vouch)
+            with telemetry.span("flight", mirror__upstream=flight.upstream, mirror__digest=str(flight.digest)) as span:
+                await self._fly(flight, pull, vouch)
+                span.note(mirror__bytes=flight.size, mirror__filled_here=int(flight.filled_here))
         except MirrorError as error:
             flight._fail(error)
         except asyncio.CancelledError:
@@ -411,6 +422,7 @@ class Flights:
         except BlobDamaged as error:
             # every byte may be wrong: none is kept, and the client's connection breaks before the last of them
             ingest.abort(keep=False)
+            telemetry.UPSTREAM_ERRORS.labels(self._label(flight.upstream), DigestMismatch.__name__).inc()
             raise DigestMismatch(str(error), upstream=flight.upstream) from error
         except UpstreamInvalid:
             ingest.abort(keep=False)
@@ -423,8 +435,8 @@ class Flights:
         finally:
             flight._ingest = None
             telemetry.FLIGHTS.dec()
-            telemetry.FILLED.labels(flight.upstream, result).inc()
-            telemetry.FILL_SECONDS.labels(flight.upstream).observe(time.monotonic() - began)
+            telemetry.FILLED.labels(self._label(flight.upstream), result).inc()
+            telemetry.FILL_SECONDS.labels(self._label(flight.upstream)).observe(time.monotonic() - began)
 
     async def _receive(self, flight: Flight, ingest: Ingest, pull: Pull, vouch: Vouch | None) -> None:
         """Until every byte is there, over as many upstream answers as it takes."""
@@ -449,7 +461,7 @@ class Flights:
                         flight._announce(ingest.reader)
                         flight._ingest = ingest
                         progress = flight.progress_from(asyncio.get_running_loop())
-                        await self._in_thread(ingest.fill, body, progress, stop=body.abort)
+                        await self._take(flight, ingest, body, progress)
                     return
                 except (UpstreamUnavailable, UpstreamThrottled) as error:
                     if not flight.known.done():
@@ -475,10 +487,20 @@ class Flights:
                     # what was reserved went to someone else's files; without more room the followers go on uncached
                     await self._room.make_room(_NOTICE_BYTES if flight.size is None else flight.size - ingest.offset)
                 finally:
-                    telemetry.UPSTREAM_BYTES.labels(flight.upstream).inc(max(0, ingest.offset - before))
+                    received = max(0, ingest.offset - before)
+                    telemetry.UPSTREAM_BYTES.labels(self._label(flight.upstream)).inc(received)
         finally:
             if reservation:
                 reservation.release()
+
+    async def _take(self, flight: Flight, ingest: Ingest, body: Body, progress: Callable[[], None]) -> None:
+        """One body to its end."""
+        with telemetry.span("fill", mirror__upstream=flight.upstream, mirror__offset=ingest.offset):
+            try:
+                await self._in_thread(ingest.fill, body, progress, stop=body.abort)
+            except UpstreamError as error:
+                telemetry.UPSTREAM_ERRORS.labels(self._label(flight.upstream), type(error).__name__).inc()
+                raise
 
     def _agree(self, flight: Flight, said: int | None) -> int | None:
         """The size of the whole, of which manifest and upstream must say the same."""

@@ -342,7 +342,9 @@ class ProxiedRepository:
         """Goes on for those who come later when nobody waits for it any more."""
 
         async def refresh() -> HotTag:
-            found = await self._decide(tag, self._refresh)
+            with telemetry.span("tag", mirror__repository=str(self.repo), mirror__tag=tag) as span:
+                found = await self._decide(tag, self._refresh)
+                span.note(mirror__digest=str(found.record.digest), mirror__cache=found.outcome.value)
             self._keep_hot(tag, found)
             return found
 
@@ -509,7 +511,14 @@ class ProxiedRepository:
         if hot:
             await self._put_back(hot)
             return hot, Outcome.HIT
-        loaded, outcome = await self._shelf.once.run(("manifest", self.repo, digest), lambda: self._load(digest))
+
+        async def load() -> tuple[Manifest, Outcome]:
+            with telemetry.span("manifest", mirror__repository=str(self.repo), mirror__digest=str(digest)) as span:
+                loaded, outcome = await self._load(digest)
+                span.note(mirror__cache=outcome.value)
+                return loaded, outcome
+
+        loaded, outcome = await self._shelf.once.run(("manifest", self.repo, digest), load)
         self._shelf.manifests.put((self.repo, digest), loaded)
         return loaded, outcome
 

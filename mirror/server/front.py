@@ -23,6 +23,7 @@ from mirror.errors import MirrorError, NotServed, RequestError, Unsupported, Ups
 from mirror.oci.request import Kind, RegistryRequest, parse_request
 from mirror.policy.access import ANONYMOUS
 from mirror.repository.content import Outcome
+from mirror.repository.recent import Recent
 from mirror.repository.router import Router
 from mirror.repository.shape import Repository
 from mirror.server import pull
@@ -56,14 +57,18 @@ class Front:
         log_requests: bool,
         gate: Gate | None = None,
         audit: Audit | None = None,
+        recent: Recent | None = None,
     ) -> None:
-        """`gate` None: whoever reaches the mirror may pull everything. `audit` is told of each access and refusal."""
+        """`gate` None: whoever reaches the mirror may pull everything. `audit` is told of each access and refusal,
+        `recent` of each answer about a repository.
+        """
         self._router = router
         self._sender = sender
         self._pages = pages
         self._log_requests = log_requests
         self._gate = gate
         self._audit = audit
+        self._recent = recent
         #: Requests are numbered; most numbers are never written down, so they are made into names only then.
         self._numbers = itertools.count(time.time_ns() // 1_000_000)
         self._name = f"{os.getpid():x}"
@@ -72,10 +77,18 @@ class Front:
         target: str = request._message.path  # the target as it came: aiohttp's URL is already decoded
         if not target.startswith("/v2") and (page := self._pages.get(target.partition("?")[0])):
             return await page(request)
+        number = next(self._numbers)
+        if (span := telemetry.request_span(request.method, target.partition("?")[0], request.headers)) is None:
+            return await self._respond(request, target, number)
+        with span:
+            return await self._respond(request, target, number, span)
+
+    async def _respond(
+        self, request: web.BaseRequest, target: str, number: int, span: telemetry.Span | None = None
+    ) -> web.StreamResponse:
         began = time.perf_counter()
         told = Told()
         kind = "other"
-        number = next(self._numbers)
         response: web.StreamResponse | None = None
         try:
             if request.version < HttpVersion10:
@@ -101,6 +114,8 @@ class Front:
             response = error_response(MirrorError("an unexpected error; the log has more"), self._id(number))
         finally:
             self._tell(request, target, kind, response, told, time.perf_counter() - began, number)
+            if span is not None:
+                _note(span, kind, response, told, self._id(number))
         return response
 
     def _id(self, number: int) -> str:
@@ -156,6 +171,8 @@ class Front:
         _seconds(kind, outcome).observe(seconds)
         if told.sent:
             _sent(outcome).inc(told.sent)
+        if self._recent is not None and told.repository is not None:
+            self._recent.note(kind, request.method, status, told, seconds, self._id(number))
         if self._audit is not None and (told.repository is not None or told.who is not None or status in (401, 403)):
             self._audit.record(
                 id=self._id(number),
@@ -189,6 +206,20 @@ class Front:
         if told.trouble:
             line["trouble"] = told.trouble
         telemetry.log.info("request", **line)
+
+
+def _note(span: telemetry.Span, kind: str, response: web.StreamResponse | None, told: Told, number: str) -> None:
+    span.note(
+        http__response__status_code=response.status if response is not None else 499,
+        mirror__kind=kind,
+        mirror__cache=told.outcome.value,
+        mirror__repository=told.repository,
+        mirror__reference=told.reference,
+        mirror__upstream=told.upstream,
+        mirror__bytes=told.sent,
+        mirror__trouble=told.trouble,
+        mirror__request=number,
+    )
 
 
 def _parse(target: str) -> RegistryRequest:
@@ -245,6 +276,14 @@ class FrontServer(web.Server):
 
 class _Connection(RequestHandler):
     __slots__ = ()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        telemetry.CONNECTIONS.inc()
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        telemetry.CONNECTIONS.dec()
+        super().connection_lost(exc)
 
     def handle_error(
         self,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from aiohttp import HttpVersion11, web
 
 from mirror.errors import MirrorError, StoreError
+from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.request import RegistryRequest, parse_page
 from mirror.oci.span import Span, parse_range
@@ -45,6 +46,9 @@ class Told:
     who: str | None = None
     repository: str | None = None
     reference: str | None = None
+    #: What a tag answered, and why it is not what upstream says.
+    digest: Digest | None = None
+    kept: str | None = None
     notes: dict[str, object] = field(default_factory=dict)
 
 
@@ -63,9 +67,9 @@ async def manifest(
     answer = await (repository.resolve if head else repository.manifest)(wanted.reference)
     if not head:
         repository.fetch_ahead(answer)
-    told.outcome, told.upstream = answer.outcome, answer.upstream
+    told.outcome, told.upstream, told.digest = answer.outcome, answer.upstream, answer.digest
     if answer.kept is not None:
-        told.notes["tag"] = answer.kept.value
+        told.kept = told.notes["tag"] = answer.kept.value
     headers = manifest_headers(answer)
     if is_unchanged(request.headers.get("If-None-Match"), answer.digest):
         del headers["Content-Length"]

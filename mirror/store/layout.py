@@ -12,6 +12,7 @@
     │   └── <algorithm>-<hex>            a blob whose bytes were found to be wrong, kept for whoever looks into it
     ├── locks/                           files for flock only; empty
     ├── misses.json                      what was asked for in vain of a sealed mirror (see `misses.py`)
+    ├── recent/<worker>.json             what clients were answered last (see `recent.py`)
     ├── scrub/<hash>.json                how far the hashing of everything is
     ├── pins/<hash>.json                 images that must stay (see `notes.py` for folders of this kind)
     ├── freezes/<hash>.json              tags that answer one digest, whatever upstream says

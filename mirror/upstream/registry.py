@@ -30,11 +30,13 @@ from typing import Any, Final, Literal
 import aiohttp
 from yarl import URL
 
+from mirror import telemetry
 from mirror.errors import (
     DigestInvalid,
     DigestMismatch,
     RequestError,
     UpstreamDenied,
+    UpstreamError,
     UpstreamInvalid,
     UpstreamNotKnown,
     UpstreamThrottled,
@@ -110,7 +112,7 @@ class RegistryUpstream:
     small answer and the headers of a blob, `read_timeout` between two bytes of a blob; a blob slower than `lowest_rate`
     bytes a second over `rate_window` is given up. `blobs_at_once` and `calls_at_once` bound what is under way. `now`
     is epoch seconds, `clock` any seconds, `sleep` and `jitter` are for the waits between tries. `on_budget` is told
-    what upstream says is left to be pulled.
+    what upstream says is left to be pulled, `on_failure` of each call that failed in the end.
 
     Raises `UrlRefused` (a `ValueError`) for a URL that is none.
     """
@@ -143,6 +145,7 @@ class RegistryUpstream:
         jitter: Callable[[], float] = random.random,
         observe: Observe | None = None,
         on_budget: Callable[[Budget], None] = lambda budget: None,
+        on_failure: Callable[[UpstreamError], None] = lambda error: None,
     ) -> None:
         self._name = name
         self._base = url.rstrip("/")
@@ -195,6 +198,7 @@ class RegistryUpstream:
         )
         self._memo = memo
         self._on_budget = on_budget
+        self._on_failure = on_failure
         self._budget: Budget | None = None
         self._looked_at = 0.0
         self._held_until = 0.0
@@ -449,7 +453,11 @@ class RegistryUpstream:
         algorithm = "sha256"
         if isinstance(reference, Digest):
             if not reference.matches(reply.content):
-                raise DigestMismatch(f"the manifest {reference} came as other bytes", upstream=self._name, status=200)
+                mismatch = DigestMismatch(
+                    f"the manifest {reference} came as other bytes", upstream=self._name, status=200
+                )
+                self._on_failure(mismatch)
+                raise mismatch
             algorithm = reference.algorithm
         else:
             with suppress(DigestInvalid):
@@ -459,7 +467,9 @@ class RegistryUpstream:
         try:
             return read_manifest(reply.content, reply.fields.get("Content-Type"), algorithm=algorithm)
         except ManifestMalformed as error:
-            raise self._invalid(f"a manifest that is none: {error}", 200) from error
+            invalid = self._invalid(f"a manifest that is none: {error}", 200)
+            self._on_failure(invalid)
+            raise invalid from error
 
     # -------------------------------------------------------------------------------------------------- blobs
 
@@ -511,6 +521,17 @@ class RegistryUpstream:
     async def _call(
         self, event: str, scope: Scope, send: Callable[[str | None], Awaitable[_Reply]], fine: set[int]
     ) -> _Reply:
+        try:
+            return await self._call_at_last(event, scope, send, fine)
+        except UpstreamNotKnown:
+            raise
+        except UpstreamError as error:
+            self._on_failure(error)
+            raise
+
+    async def _call_at_last(
+        self, event: str, scope: Scope, send: Callable[[str | None], Awaitable[_Reply]], fine: set[int]
+    ) -> _Reply:
         """Admission, authorisation, retries, back-off. The drawing is at the top of the file."""
         retries = self._retries
         authenticated = False
@@ -553,8 +574,10 @@ class RegistryUpstream:
     ) -> _Reply:
         began, status = self._clock(), None
         try:
-            reply = await send(authorization)
-            status = reply.status
+            with telemetry.client_span(f"upstream {event}", mirror__upstream=self._name) as span:
+                reply = await send(authorization)
+                status = reply.status
+                span.note(http__response__status_code=status, server__address=reply.url.host)
             return reply
         finally:
             self._observe(event, status, self._clock() - began)

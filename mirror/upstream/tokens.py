@@ -23,6 +23,7 @@ from urllib.parse import urlencode
 import aiohttp
 from yarl import URL
 
+from mirror import telemetry
 from mirror.errors import UpstreamDenied, UpstreamInvalid, UpstreamThrottled, UpstreamUnavailable
 from mirror.memo import MISSING, Memo
 from mirror.oci.challenge import Challenge, Scope
@@ -150,6 +151,12 @@ class TokenSource:
             await self._memo.forget(key, private=True)
 
     async def _exchange(
+        self, challenge: Mapping[str, str], scope: Scope, credentials: Credentials | None
+    ) -> dict[str, Any]:
+        with telemetry.client_span("upstream token", mirror__upstream=self._upstream):
+            return await self._exchanged(challenge, scope, credentials)
+
+    async def _exchanged(
         self, challenge: Mapping[str, str], scope: Scope, credentials: Credentials | None
     ) -> dict[str, Any]:
         wanted = _wanted(challenge, scope)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mirror.policy.durations import parse_duration
+from mirror.policy.durations import format_duration, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,12 @@ def test_no_durations(text: Any) -> None:
     """What is none is refused with an example of what would be; a number in quotes lacks its unit."""
     with pytest.raises(ValueError, match="duration"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (0.9, "0s"), (59, "59s"), (300, "5m"), (330, "5m30s"), (3600, "1h"), (3605, "1h"), (90061, "1d1h")],
+)
+def test_written_by_two_units(seconds: float, text: str) -> None:
+    """The two largest units, rounded down."""
+    assert format_duration(seconds) == text

@@ -20,6 +20,7 @@ _MAY_IMPORT: Final = {
     "errors": set[str](),
     "once": set(),
     "telemetry": set(),
+    "tracing": {"telemetry"},
     "memo": {"once"},
     # pure
     "oci": {"errors"},
@@ -52,6 +53,7 @@ _ONLY_IN: Final = {
     "requests": {"upstream"},
     "prometheus_client": {"telemetry", "server"},
     "structlog": {"telemetry"},
+    "opentelemetry": {"tracing"},
     "yaml": {"transfer"},
     "cryptography": {"transfer", "access", "repository"},
     "bcrypt": {"access"},
@@ -65,6 +67,7 @@ _ONLY_IN: Final = {
     "uvloop": {"worker"},
     "mirror.config": {"app", "cli", "config", "worker"},
     "mirror.app": {"cli", "worker"},
+    "mirror.tracing": {"app"},
 }
 
 

@@ -1,0 +1,264 @@
+"""`why`: what the last answer was and why, what is here, and what the next pull will do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from mirror import config as settings
+from mirror import telemetry
+from mirror.cli.base import ConfigFile, application
+from mirror.cli.pins import name_of
+from mirror.errors import ConfigError, RequestError
+from mirror.oci.digest import Digest
+from mirror.policy.durations import format_duration
+from mirror.policy.images import Image, parse_image
+from mirror.policy.moments import format_moment
+from mirror.policy.recent import LastAnswer, explain
+from mirror.policy.rules import RouteRule
+from mirror.policy.sizes import format_size
+from mirror.repository.overview import ImageHere, Overview
+from mirror.repository.pins import PinnedImage, pinned_images
+from mirror.repository.why import Reasons, WhyBlob, WhyImage
+
+__all__ = ["why"]
+
+Found = WhyImage | WhyBlob
+
+
+@application.command()
+def why(
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE|DIGEST", help="alpine:3.20, an image by digest, or a digest alone.")
+    ],
+    config: ConfigFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Tell why the last answer was a hit, a miss, stale or an error, and what the next pull will do."""
+    loaded = settings.load(config)
+    telemetry.set_up_logging("error")
+    now = time.time()
+    found = asyncio.run(_look(loaded, _parse(image, loaded), now))
+    if as_json:
+        print(json.dumps([_written(one, loaded) for one in found], ensure_ascii=False, indent=1))
+        return
+    for number, one in enumerate(found):
+        told = _told(one, loaded, now)
+        print("\n".join(["", *told] if number else told))
+
+
+def _parse(text: str, loaded: settings.Config) -> Image | Digest:
+    """Raises `ConfigError`."""
+    try:
+        if text.startswith(("sha256:", "sha512:")):
+            return Digest.parse(text)
+        return parse_image(text, settings.routing_table(loaded))
+    except RequestError as error:
+        raise ConfigError([str(error)]) from error
+
+
+async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> list[Found]:
+    from mirror.app import content_lists, open_storage, pin_rules, route_of
+    from mirror.store.recent import read_recent
+
+    async with open_storage(loaded) as storage:
+        pinned = pinned_images(storage.pins, pin_rules(loaded), storage.catalog, now)
+        reasons = Reasons(
+            storage.store,
+            storage.catalog,
+            storage.freezes,
+            Overview(storage.store, storage.catalog, storage.index, pinned, storage.freezes.all()),
+            await asyncio.to_thread(read_recent, storage.layout),
+            lambda repo: route_of(loaded, repo),
+            content_lists(loaded),
+        )
+        if isinstance(wanted, Digest):
+            repos = await reasons.repositories(wanted)
+            images: list[Found] = [await reasons.image(repo, wanted, now) for repo in repos]
+            return images or [await reasons.blob(wanted)]
+        reference = wanted.reference
+        found = await reasons.image(wanted.repo, reference, now)
+        if isinstance(reference, Digest) and found.image is None:
+            blob = await reasons.blob(reference, [wanted.repo])
+            asked = any(one.kind == "blob" for one in blob.answers)
+            if blob.here.size is not None or blob.here.growing is not None or blob.images or asked:
+                return [blob]
+        return [found]
+
+
+# -------------------------------------------------------------------------------------------------------- in words
+
+
+def _told(found: Found, loaded: settings.Config, now: float) -> list[str]:
+    return _told_image(found, loaded, now) if isinstance(found, WhyImage) else _told_blob(found, now)
+
+
+def _told_image(found: WhyImage, loaded: settings.Config, now: float) -> list[str]:
+    return [
+        name_of(found.repo, found.reference),
+        *_told_answers(found.answers, now),
+        "here:",
+        *(f"  {line}" for line in _here(found, now)),
+        "route:",
+        f"  {_route(found.route, found.rule)}",
+        f"  upstream {found.repo.registry} at {', '.join(_urls(found, loaded)) or 'no address: sealed'}",
+        "the next pull:",
+        *(f"  {line}" for line in found.next),
+    ]
+
+
+def _told_blob(found: WhyBlob, now: float) -> list[str]:
+    here = found.here
+    lines = [str(found.digest), *_told_answers(found.answers, now), "here:"]
+    if here.size is not None:
+        used = f", last used {_ago(here.used_at, now)}" if here.used_at else ""
+        lines.append(f"  a blob of {format_size(here.size)}{used}")
+    elif here.growing is not None:
+        lines.append(
+            f"  a download that has not ended: {format_size(here.growing)} of it are on the disk or on their way"
+        )
+    else:
+        lines.append("  nothing")
+    lines += [f"  part of {name_of(repo, reference)}" for repo, reference in found.images]
+    if found.next:
+        lines.append("the next pull:")
+    return [*lines, *(f"  of {repo}: {line}" for repo, line in found.next)]
+
+
+def _told_answers(answers: Sequence[LastAnswer], now: float) -> Iterable[str]:
+    if not answers:
+        yield "last answer:"
+        yield "  none is remembered (the last 500 of each kind and worker are)"
+    for answer in answers:
+        yield "last answer:" if answer is answers[0] else "before that:"
+        asked = f"{answer.method} {answer.reference or answer.kind}"
+        took = f"{answer.seconds:.3f} s, request {answer.request}"
+        yield f"  {_ago(answer.at, now)}: {asked}: {answer.status}, {answer.outcome}, {took}"
+        yield f"  {explain(answer)}"
+        if answer.digest and answer.digest != answer.reference:
+            yield f"  it said {answer.digest}"
+
+
+def _here(found: WhyImage, now: float) -> Iterable[str]:
+    image = found.image
+    if image is None:
+        yield "nothing"
+    else:
+        yield f"{image.root.digest}: {_content(image)}, {format_size(image.closure.held)}"
+        if image.used_at:
+            yield f"last used {_ago(image.used_at, now)}"
+    if found.fetched_at:
+        yield f"manifest fetched {_ago(found.fetched_at, now)}"
+    if found.record:
+        yield f"tag confirmed by upstream {_ago(found.record.fetched_at, now)}"
+    if found.tags:
+        yield f"tags that point to it: {', '.join(found.tags)}"
+    if found.freeze:
+        reason = f" ({found.freeze.reason})" if found.freeze.reason else ""
+        yield f"frozen since {format_moment(found.freeze.since)}{reason}"
+    for pinned in image.pinned if image else ():
+        yield f"pinned {_pin(pinned)}"
+
+
+def _content(image: ImageHere) -> str:
+    if not any(node.present for node in image.closure.nodes):
+        return "its manifest is not here"
+    if image.complete:
+        return "complete"
+    return f"incomplete, {len(image.closure.missing)} missing" if image.closure.missing else "no platform was pulled"
+
+
+def _pin(pinned: PinnedImage) -> str:
+    by = f"by the rule {pinned.rule}" if pinned.rule else f"as {name_of(pinned.repo, pinned.reference)}"
+    return f"{by}{f', {pinned.reason}' if pinned.reason else ''}"
+
+
+def _route(route: str | None, rule: RouteRule) -> str:
+    said = [f'match = "{route}"' if route else "none fits, the defaults hold"]
+    if rule.offline:
+        return f"{said[0]}, offline"
+    said.append(f"tag_ttl {format_duration(rule.freshness.tag_ttl)}")
+    said.append(f"stale_while_down {format_duration(rule.freshness.stale_while_down)}")
+    if rule.age.minimum:
+        said.append(f"minimum_age {format_duration(rule.age.minimum)}")
+    if rule.content.require_digest:
+        said.append("require_digest")
+    if rule.content.largest is not None:
+        said.append(f"max_size {format_size(rule.content.largest)}")
+    if rule.content.signed_by:
+        said.append(f"signed_by {len(rule.content.signed_by)} keys")
+    if rule.prefetch:
+        said.append("prefetch")
+    return ", ".join(said)
+
+
+def _urls(found: WhyImage, loaded: settings.Config) -> list[str]:
+    from mirror.app import upstream_urls
+
+    return [] if found.rule.offline else upstream_urls(loaded, found.repo.registry)
+
+
+def _ago(at: float, now: float) -> str:
+    return f"{format_moment(at)} ({format_duration(max(0.0, now - at))} ago)"
+
+
+# --------------------------------------------------------------------------------------------------------- as JSON
+
+
+def _written(found: Found, loaded: settings.Config) -> dict[str, Any]:
+    if isinstance(found, WhyBlob):
+        return {
+            "digest": str(found.digest),
+            "answers": [_written_answer(one) for one in found.answers],
+            "size": found.here.size,
+            "growing": found.here.growing,
+            "lastUsed": _moment(found.here.used_at),
+            "images": [name_of(repo, reference) for repo, reference in found.images],
+            "next": [{"repository": str(repo), "what": what} for repo, what in found.next],
+        }
+    image = found.image
+    return {
+        "image": name_of(found.repo, found.reference),
+        "answers": [_written_answer(one) for one in found.answers],
+        "digest": str(image.root.digest) if image else None,
+        "complete": bool(image and image.complete),
+        "missing": [str(node.digest) for node in image.closure.missing] if image else [],
+        "size": image.closure.held if image else 0,
+        "lastUsed": _moment(image.used_at) if image else None,
+        "fetched": _moment(found.fetched_at),
+        "tagConfirmed": _moment(found.record.fetched_at if found.record else None),
+        "freshUntil": _fresh_until(found),
+        "tags": list(found.tags),
+        "frozen": str(found.freeze.digest) if found.freeze else None,
+        "pinned": [_pin(one) for one in image.pinned] if image else [],
+        "route": {
+            "match": found.route,
+            "registry": found.repo.registry,
+            "urls": _urls(found, loaded),
+            "tagTtl": found.rule.freshness.tag_ttl,
+            "staleWhileDown": found.rule.freshness.stale_while_down,
+            "minimumAge": found.rule.age.minimum,
+            "offline": found.rule.offline,
+            "requireDigest": found.rule.content.require_digest,
+            "maxSize": found.rule.content.largest,
+            "signedBy": len(found.rule.content.signed_by),
+        },
+        "next": list(found.next),
+    }
+
+
+def _fresh_until(found: WhyImage) -> str | None:
+    return _moment(found.record.fetched_at + found.rule.freshness.tag_ttl) if found.record else None
+
+
+def _written_answer(answer: LastAnswer) -> dict[str, Any]:
+    return {**answer.to_json(), "at": format_moment(answer.at), "why": explain(answer)}
+
+
+def _moment(at: float | None) -> str | None:
+    return format_moment(at) if at else None

@@ -1,0 +1,133 @@
+"""What the next pull will do, in words: the decisions of `repository/proxied.py`, told before they are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mirror.policy.durations import format_duration
+from mirror.policy.freshness import is_fresh, may_serve_stale
+from mirror.policy.history import Choice
+from mirror.policy.moments import format_moment
+from mirror.policy.records import Freeze, TagRecord
+from mirror.policy.rules import RouteRule
+
+__all__ = ["Facts", "blob_forecast", "forecast"]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """About one image. `tag` empty: by digest. `registry` is its upstream; `here`: the manifest that is answered is on
+    the disk; `missing` blobs or manifests of it are not, and `unpulled` platforms were never asked for. `denied` is
+    what the lists of content say against it.
+    """
+
+    registry: str
+    rule: RouteRule
+    tag: str = ""
+    record: TagRecord | None = None
+    freeze: Freeze | None = None
+    choice: Choice | None = None
+    here: bool = False
+    missing: int = 0
+    unpulled: int = 0
+    denied: str = ""
+
+
+def forecast(facts: Facts, now: float) -> list[str]:
+    """A sentence for each step, in their order. `now` in epoch seconds."""
+    if facts.tag and facts.rule.content.require_digest:
+        return ["refused (403): the route takes digests only (require_digest)"]
+    if facts.denied:
+        return [f"refused (403): {facts.denied}"]
+    if facts.rule.offline:
+        return list(_sealed(facts))
+    said = list(_of_tag(facts, now)) if facts.tag else []
+    if _is_refused(facts):
+        return said
+    return [*said, *_of_content(facts)]
+
+
+def blob_forecast(registry: str, rule: RouteRule, *, here: bool, growing: int | None) -> str:
+    """For a blob; `growing` are the bytes of an unfinished download."""
+    if here:
+        return f"served from here; {registry} is not asked"
+    if rule.offline:
+        return "404: the repository is sealed (offline), and it is not here"
+    begun = f", from byte {growing} on" if growing else ""
+    return f"GET from {registry}{begun}, stored on its way"
+
+
+def _sealed(facts: Facts) -> Iterator[str]:
+    if not facts.here:
+        yield "404, noted for `mirror misses`: the repository is sealed (offline), and the image is not here"
+        return
+    yield f"served from here whatever its age: the repository is sealed (offline), {facts.registry} is never asked"
+    if facts.missing:
+        yield f"404 for {_parts(facts.missing)} not here"
+
+
+def _of_tag(facts: Facts, now: float) -> Iterator[str]:
+    freeze, record, registry, rule = facts.freeze, facts.record, facts.registry, facts.rule.freshness
+    if freeze:
+        yield f"no question to {registry}: the tag is frozen at {freeze.digest} since {format_moment(freeze.since)}"
+        return
+    if record is None:
+        yield f"HEAD to {registry}, because no answer about this tag is kept here"
+        return
+    age, ttl = now - record.fetched_at, format_duration(rule.tag_ttl)
+    if is_fresh(record.fetched_at, now, rule):
+        until = format_moment(record.fetched_at + rule.tag_ttl)
+        old = format_duration(max(0.0, age))
+        yield f"no question to {registry}: the tag's answer is {old} old, and is believed for {ttl}, until {until}"
+    elif age < 0:
+        yield f"HEAD to {registry}, because the tag's answer is from the future: a clock was wrong"
+    else:
+        yield f"HEAD to {registry}, because the tag's answer is {format_duration(age)} old and the route says {ttl}"
+        yield _when_down(facts, record, now)
+    yield from _of_age(facts)
+
+
+def _when_down(facts: Facts, record: TagRecord, now: float) -> str:
+    rule = facts.rule.freshness
+    longest = max(rule.tag_ttl, rule.stale_while_down)
+    if may_serve_stale(record.fetched_at, now, rule):
+        until = format_moment(record.fetched_at + longest)
+        return f"should {facts.registry} not answer: the old answer, marked stale, until {until}"
+    kept = format_duration(longest)
+    return f"should {facts.registry} not answer: an error, for the old answer is older than {kept} (stale_while_down)"
+
+
+def _of_age(facts: Facts) -> Iterator[str]:
+    choice = facts.choice
+    if choice is None or not choice.held_back:
+        return
+    if choice.serve is None:
+        yield f"refused (403) until {format_moment(choice.any_from)}: too new (minimum_age)"
+        return
+    yield (
+        f"unless the tag has moved: {choice.serve.digest} is answered, not {choice.newest.digest}, which is too new"
+        f" until {format_moment(choice.newest_from)} (minimum_age)"
+    )
+
+
+def _is_refused(facts: Facts) -> bool:
+    return not facts.freeze and facts.choice is not None and facts.choice.held_back and facts.choice.serve is None
+
+
+def _of_content(facts: Facts) -> Iterator[str]:
+    registry = facts.registry
+    if not facts.here:
+        yield f"GET of the manifest from {registry}, because it is not here; then of what it names and is not here"
+        return
+    same = "if the tag has not moved: " if facts.tag and not facts.freeze else ""
+    if facts.missing:
+        yield f"{same}the manifest from here, GET of {_parts(facts.missing)} not here from {registry}"
+    else:
+        yield f"{same}everything from here"
+    if facts.unpulled:
+        yield f"GET from {registry} of platforms that nobody has pulled yet ({facts.unpulled})"
+
+
+def _parts(count: int) -> str:
+    return "one part that is" if count == 1 else f"{count} parts that are"

@@ -1,0 +1,133 @@
+"""What a client was answered last about one thing, and what that means in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mirror.oci.request import Kind
+from mirror.policy.history import Kept
+
+__all__ = ["LONGEST", "LastAnswer", "explain", "latest"]
+
+#: Characters of what went wrong.
+LONGEST: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class LastAnswer:
+    """`kind` of resource, `reference` a tag or digest, empty for lists; `at` epoch seconds of its end, `seconds` it
+    took, `sent` bytes of its body. `outcome` is that of the metrics, `digest` what a tag answered, `kept` why that is
+    not what upstream says, `request` the number that the log and error answers tell.
+    """
+
+    repository: str
+    kind: str
+    reference: str
+    at: float
+    method: str
+    status: int
+    outcome: str
+    upstream: str
+    digest: str
+    kept: str
+    trouble: str
+    sent: int
+    seconds: float
+    request: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is kept on disk; what is empty is left out."""
+        return {name: value for name in self.__slots__ if (value := getattr(self, name)) != ""}
+
+    @classmethod
+    def from_json(cls, written: object) -> LastAnswer | None:
+        """Read it back; None if it makes no sense."""
+        if not isinstance(written, Mapping):
+            return None
+        try:
+            texts = {name: str(written.get(name, "")) for name in _TEXTS}
+            return cls(
+                **texts,
+                at=float(written["at"]),
+                status=int(written["status"]),
+                sent=int(written["sent"]),
+                seconds=float(written["seconds"]),
+            )
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return None
+
+
+_TEXTS: Final = (
+    "repository",
+    "kind",
+    "reference",
+    "method",
+    "outcome",
+    "upstream",
+    "digest",
+    "kept",
+    "trouble",
+    "request",
+)
+
+
+def latest(answers: Iterable[LastAnswer]) -> list[LastAnswer]:
+    """The last one about each thing by each method, newest first: clients ask by HEAD before they ask by GET."""
+    found: dict[tuple[str, str, str, str], LastAnswer] = {}
+    for one in answers:
+        key = (one.repository, one.kind, one.reference, one.method)
+        if key not in found or found[key].at < one.at:
+            found[key] = one
+    return sorted(found.values(), key=lambda one: -one.at)
+
+
+_KEPT: Final = {
+    Kept.FROZEN.value: "the tag is frozen: it answers this digest whatever upstream says",
+    Kept.TOO_NEW.value: "upstream has a newer digest, which the route's minimum_age holds back",
+}
+
+_TAG: Final = {
+    "hit": "the tag's answer was fresh enough to be believed without asking upstream, and the manifest was here",
+    "miss": "the tag was not known here or had moved, or its manifest was not here: {upstream} was asked",
+    "revalidated": "the tag's answer was too old to be believed; {upstream} was asked and confirmed it",
+    "stale": "the tag's answer was too old, and {upstream} gave none in time or at all: the last known one was given",
+}
+_MANIFEST: Final = {
+    "hit": "the manifest was here; what a digest names never changes, so upstream was not asked",
+    "miss": "the manifest was not here and came from {upstream}",
+}
+_BLOB: Final = {
+    "hit": "the blob was here; what a digest names never changes, so upstream was not asked",
+    "miss": "the blob was not here and came from {upstream}; it was stored on its way",
+    "joined": "the blob was not here, but on its way for another client: this one followed the same download",
+    "bypass": "the store could not take the blob (full, broken, or the blob too large): it went through uncached",
+}
+_LIST: Final = {
+    "none": "lists come from {upstream}, at most a minute old; they are not cached beyond that",
+    "stale": "{upstream} did not answer: the list is of what was pulled through this mirror",
+}
+
+
+def explain(answer: LastAnswer) -> str:
+    """Why it was what it was, in one sentence."""
+    if answer.status == 499:
+        return "the client went away, or the mirror was stopping, before there was an answer"
+    if answer.status >= 400:
+        return _refusal(answer)
+    if answer.kept in _KEPT:
+        return _KEPT[answer.kept]
+    digest = ":" in answer.reference
+    known = {
+        Kind.MANIFEST.value: _MANIFEST if digest else _TAG,
+        Kind.BLOB.value: _BLOB,
+    }.get(answer.kind, _LIST)
+    said = known.get(answer.outcome, "the answer was made without cache or upstream")
+    said = said.format(upstream=answer.upstream or "upstream")
+    return f"{said}; then: {answer.trouble}" if answer.trouble else said
+
+
+def _refusal(answer: LastAnswer) -> str:
+    kind = "refused" if answer.status in (401, 403, 429) else "not found" if answer.status == 404 else "an error"
+    return f"{kind}: {answer.trouble or f'status {answer.status}'}"

@@ -1,0 +1,151 @@
+"""Traces, as a collector has them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror import telemetry
+from mirror.oci.digest import Digest
+from tests.support.collector import Collector, Received
+from tests.support.fake_registry import FakeRegistry, status
+from tests.support.live_mirror import live_mirror, noise
+
+_LAYER = noise(1 << 20)
+_MANIFEST = "/v2/library/app/manifests/v1"
+_BLOB = f"/v2/library/app/blobs/{Digest.of(_LAYER)}"
+_TRACE, _PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+def _parent(flags: str) -> dict[str, str]:
+    return {"traceparent": f"00-{_TRACE}-{_PARENT}-{flags}"}
+
+
+def _trace(collector: Collector, sample: float = 1.0) -> dict[str, Any]:
+    return {"trace": {"endpoint": collector.url, "sample": sample}}
+
+
+def _below(collector: Collector, span: Received) -> list[str]:
+    """The names of its children."""
+    return sorted(one.name for one in collector.spans if one.parent == span.span)
+
+
+async def test_a_cold_pull(tmp_path: Path) -> None:
+    """The request is the root; tag, manifest, flight and what they ask of upstream are below it, in one trace each."""
+    with Collector() as collector, FakeRegistry(tokens=True) as registry:
+        registry.add_image("library/app", "v1", [_LAYER])
+        async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, **_trace(collector)) as mirror:
+            assert (await mirror.ask(_MANIFEST)).status == 200
+            assert (await mirror.ask(_BLOB)).body == _LAYER
+            await mirror.idle()
+            assert (await mirror.ask("/metrics")).status == 200
+            registry_saw = [dict(request.headers) for request in registry.requests]
+    assert set(collector.paths) == {"/v1/traces"}
+    assert collector.resources[0]["service.name"] == "mirror"
+    manifest, blob = collector.named("request")
+    assert (manifest.kind, manifest.parent, manifest.failed) == ("SERVER", "", None)
+    assert manifest.attributes["url.path"] == _MANIFEST
+    assert manifest.attributes["http.response.status_code"] == 200
+    assert manifest.attributes["mirror.cache"] == blob.attributes["mirror.cache"] == "miss"
+    assert _below(collector, manifest) == ["manifest", "tag"]
+    [tag] = collector.named("tag")
+    assert "upstream resolve" in _below(collector, tag)
+    assert "upstream token" in _below(collector, tag)
+    assert _below(collector, blob) == ["flight"]
+    [flight] = collector.named("flight")
+    assert flight.attributes["mirror.digest"] == str(Digest.of(_LAYER))
+    assert {"fill", "upstream blob"} <= set(_below(collector, flight))
+    asked = [one for one in collector.spans if one.name.startswith("upstream")]
+    assert {one.kind for one in asked} == {"CLIENT"}
+    assert {one.trace for one in collector.spans} == {manifest.trace, blob.trace}
+    # upstream is a foreign host: it learns nothing of it
+    assert registry_saw
+    assert not [one for one in registry_saw if {name.lower() for name in one} & {"traceparent", "tracestate"}]
+    assert telemetry.span("after") is telemetry.span("the end")
+
+
+async def test_a_clients_trace_is_continued(registry: FakeRegistry, tmp_path: Path) -> None:
+    """Its sampled flag decides, whatever part of the others is traced."""
+    registry.add_image("library/app", "v1", [_LAYER])
+    with Collector() as collector:
+        async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, **_trace(collector, 0)) as mirror:
+            await mirror.ask(_MANIFEST)
+            await mirror.ask(_MANIFEST, headers=_parent("00"))
+            await mirror.ask(_MANIFEST, headers=_parent("01"))
+            await mirror.ask(_MANIFEST, headers={"traceparent": "nonsense"})
+    [request] = collector.spans
+    assert (request.trace, request.parent) == (_TRACE, _PARENT)
+    # a hit out of memory has nothing below it
+    assert request.attributes["mirror.cache"] == "hit"
+
+
+async def test_failures_are_told_without_secrets(registry: FakeRegistry, tmp_path: Path) -> None:
+    """What failed is marked with the error's name; queries and credentials of the request are nowhere."""
+    registry.fail("manifests", status(502), times=100)
+    headers = {"Authorization": "Bearer geheimgeheim", "Cookie": "geheim=geheim"}
+    with Collector() as collector:
+        async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, **_trace(collector)) as mirror:
+            assert (await mirror.ask(f"{_MANIFEST}?key=geheim", headers=headers)).status >= 500
+    [request] = collector.named("request")
+    assert request.failed is not None
+    assert str(request.attributes["mirror.trouble"]).startswith("UpstreamUnavailable")
+    [tag] = collector.named("tag")
+    assert str(tag.failed).startswith("UpstreamUnavailable: ")
+    assert b"geheim" not in collector.raw
+
+
+@pytest.mark.parametrize("answer", [400, 503])
+async def test_a_collector_that_fails(answer: int, registry: FakeRegistry, tmp_path: Path) -> None:
+    """Clients notice nothing; it is said once."""
+    digest = registry.add_image("library/app", "v1", [_LAYER])
+    with Collector(answer) as collector:
+        async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, **_trace(collector)) as mirror:
+            got = await mirror.ask(_MANIFEST)
+            assert got.headers["Docker-Content-Digest"] == str(digest)
+    assert len(mirror.events("traces are not taken")) == 1
+    assert collector.paths
+
+
+async def test_evicting_is_traced(registry: FakeRegistry, tmp_path: Path) -> None:
+    """A pull that must wait for room shows it."""
+    for name in ("one", "two"):
+        registry.add_image(f"library/{name}", "v1", [noise(1 << 20, seed=len(name) + ord(name[0]))])
+    store = {"capacity": "1500kB", "high_water": 1.0, "low_water": 0.9}
+    with Collector() as collector:
+        async with live_mirror(
+            tmp_path / "store", {"docker.io": registry.url}, store=store, **_trace(collector)
+        ) as mirror:
+            await mirror.rebuilt()
+            for name in ("one", "two"):
+                digest = Digest.of(noise(1 << 20, seed=len(name) + ord(name[0])))
+                await mirror.ask(f"/v2/library/{name}/manifests/v1")
+                await mirror.ask(f"/v2/library/{name}/blobs/{digest}")
+                await mirror.idle()
+    dropped = [one for one in collector.named("evict") if one.attributes["mirror.blobs"]]
+    assert dropped
+    flights = {one.span for one in collector.named("flight")}
+    assert {one.parent for one in dropped} <= flights | {""}
+
+
+def test_nothing_is_loaded_without_it(tmp_path: Path) -> None:
+    """The library is imported where tracing is on, and nowhere else; spans are one object that does nothing."""
+    program = (
+        "import sys, mirror.worker, mirror.cli; from mirror import telemetry\n"
+        "assert telemetry.span('a', b=1) is telemetry.client_span('c')\n"
+        "assert telemetry.request_span('GET', '/', {}) is None\n"
+        "with telemetry.span('a') as span: span.note(b=1)\n"
+        # libraries of ours look for others of OpenTelemetry's themselves
+        "assert not {'mirror.tracing', 'opentelemetry.sdk.trace', 'opentelemetry.exporter'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

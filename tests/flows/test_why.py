@@ -1,0 +1,184 @@
+"""`mirror why` beside a running mirror of two workers, after its end, and what its metrics say meanwhile."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror.oci.digest import Digest
+from mirror.store.layout import Layout
+from tests.support.fake_registry import FakeRegistry, status
+from tests.support.live_mirror import noise
+from tests.support.mirror_process import MirrorProcess, write_config
+from tests.support.process import CommandFailed, eventually, run
+
+_LAYER = noise(1 << 18)
+_IMAGE = "docker.io/library/app:v1"
+_MANIFEST = "/v2/library/app/manifests/v1"
+
+
+class _Site:
+    def __init__(self, config: Path, registry: FakeRegistry) -> None:
+        self.config = config
+        self.registry = registry
+        self.layout = Layout(config.parent / "store")
+
+    def cli(self, command: str, *words: str) -> str:
+        return run([sys.executable, "-m", "mirror", command, "--config", self.config, *words]).decode()
+
+    def why(self, what: str) -> dict[str, Any]:
+        [found] = json.loads(self.cli("why", what, "--json"))
+        assert isinstance(found, dict)
+        return found
+
+    def why_when(self, what: str, question: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """What is written about once a second is there soon."""
+        return eventually(lambda: found if question(found := self.why(what)) else None, f"why {what}")
+
+    def blob(self, content: bytes) -> Path:
+        return Path(self.layout.blob(Digest.of(content)))
+
+
+@pytest.fixture
+def site(registry: FakeRegistry, tmp_path: Path) -> _Site:
+    """Of two workers; v1 is one layer."""
+    registry.add_image("library/app", "v1", [_LAYER])
+    return _Site(write_config(tmp_path, {"docker.io": registry.url}), registry)
+
+
+@pytest.fixture
+def mirror(site: _Site) -> Iterator[MirrorProcess]:
+    """Running."""
+    with MirrorProcess(site.config) as running:
+        yield running
+
+
+def _pull(site: _Site, mirror: MirrorProcess) -> None:
+    assert mirror.get(_MANIFEST)[0] == 200
+    for content in (_LAYER, b"{}"):
+        assert mirror.get(f"/v2/library/app/blobs/{Digest.of(content)}")[2] == content
+        eventually(site.blob(content).exists, "it is stored")
+
+
+def _outcomes(found: dict[str, Any]) -> set[tuple[str, str]]:
+    return {(one["method"], one["outcome"]) for one in found["answers"]}
+
+
+def test_of_an_image(site: _Site, mirror: MirrorProcess) -> None:
+    """A miss is told as one, then a hit; what is here and what comes next, without a question to upstream."""
+    _pull(site, mirror)
+    found = site.why_when("app:v1", lambda found: _outcomes(found) == {("GET", "miss")})
+    assert (found["image"], found["complete"], found["tags"]) == (_IMAGE, True, ["v1"])
+    assert (found["route"]["match"], found["route"]["urls"]) == ("docker.io/**", [site.registry.url])
+    assert "docker.io was asked" in found["answers"][0]["why"]
+    assert found["answers"][0]["digest"] == found["digest"]
+    [request] = mirror.requests(path="manifests/v1")
+    assert found["answers"][0]["request"] == request["id"]
+    assert found["next"][0].startswith("no question to docker.io")
+    site.registry.forget()
+    assert mirror.get(_MANIFEST)[0] == 200
+    assert mirror.get(_MANIFEST, method="HEAD")[0] == 200
+    site.why_when("app:v1", lambda found: _outcomes(found) == {("GET", "hit"), ("HEAD", "hit")})
+    text = site.cli("why", "app:v1")
+    assert "fresh enough" in text
+    assert "the next pull:\n  no question to docker.io" in text
+    assert not site.registry.requests
+
+
+def test_after_the_end_and_of_the_next_mirror(site: _Site) -> None:
+    """What was answered is still known when the mirror has stopped, and when another one runs and has answered more."""
+    with MirrorProcess(site.config) as mirror:
+        _pull(site, mirror)
+        mirror.stop()
+    assert _outcomes(site.why("app:v1")) == {("GET", "miss")}
+    with MirrorProcess(site.config) as mirror:
+        for _ in range(8):
+            assert mirror.get("/v2/library/app/manifests/none")[0] == 404
+        site.why_when("app:none", lambda found: bool(found["answers"]))
+        mirror.stop()
+    assert _outcomes(site.why("app:v1")) == {("GET", "miss")}
+    missing = site.why("app:none")
+    assert missing["answers"][0]["why"].startswith("not found: ManifestUnknown")
+    assert missing["digest"] is None
+
+
+def test_of_a_digest(site: _Site, mirror: MirrorProcess) -> None:
+    """A manifest is found in its repository, a blob with the image that needs it; unknown ones are told as such."""
+    _pull(site, mirror)
+    image = site.why("app:v1")
+    assert site.why(image["digest"])["image"] == f"docker.io/library/app@{image['digest']}"
+    layer = str(Digest.of(_LAYER))
+    found = site.why_when(layer, lambda found: bool(found["answers"]))
+    assert (found["size"], found["images"]) == (len(_LAYER), [_IMAGE])
+    assert _outcomes(found) == {("GET", "miss")}
+    assert found["next"] == [
+        {"repository": "docker.io/library/app", "what": "served from here; docker.io is not asked"}
+    ]
+    assert site.why(f"app@{layer}")["images"] == [_IMAGE]
+    unknown = str(Digest.of(b"never"))
+    assert site.why(unknown)["size"] is None
+    assert "nothing" in site.cli("why", unknown)
+    site.blob(_LAYER).unlink()
+    assert site.why(layer)["next"][0]["what"].startswith("GET from docker.io")
+    assert "GET of one part that is not here" in site.why("app:v1")["next"][-1]
+
+
+def test_of_what_must_stay_or_must_not_move(site: _Site, mirror: MirrorProcess) -> None:
+    """A freeze and a pin are told, and what the freeze means for the next pull."""
+    _pull(site, mirror)
+    site.cli("freeze", "app:v1", "--reason", "incident")
+    site.cli("pin", "app:v1", "--reason", "ours")
+    found = site.why("app:v1")
+    assert found["frozen"] == found["digest"]
+    assert "ours" in found["pinned"][0]
+    assert "the tag is frozen at" in found["next"][0]
+    text = site.cli("why", "app:v1")
+    assert "(incident)" in text
+    assert "pinned" in text
+
+
+def test_of_a_failure(site: _Site, mirror: MirrorProcess) -> None:
+    """An error of upstream is told with what it was, and counted by its name."""
+    site.registry.fail("manifests", status(502), times=100)
+    assert mirror.get(_MANIFEST)[0] >= 500
+    found = site.why_when("app:v1", lambda found: bool(found["answers"]))
+    assert found["answers"][0]["why"].startswith("an error: UpstreamUnavailable")
+    assert found["next"][0].startswith("HEAD to docker.io, because no answer")
+    assert mirror.metrics()['mirror_upstream_errors_total{error="UpstreamUnavailable",upstream="docker.io"}'] >= 1
+
+
+def test_of_what_is_denied(site: _Site) -> None:
+    """Lists of content are looked at before anybody has pulled, without a mirror that runs."""
+    site.config.write_text(site.config.read_text() + '[content]\ndeny = ["docker.io/library/app:v1"]\n')
+    assert site.why("app:v1")["next"] == ["refused (403): docker.io/library/app:v1 is denied here by " + _IMAGE]
+    assert site.why("app:v2")["next"][0].startswith("HEAD to docker.io")
+
+
+def test_what_it_refuses(site: _Site) -> None:
+    """What is neither an image of a configured registry nor a digest ends with exit status 2."""
+    for word in ("A B", "elsewhere.example/app", "sha256:12"):
+        with pytest.raises(CommandFailed, match="exit code 2\n"):
+            site.cli("why", word)
+
+
+def test_metrics_of_the_workers(site: _Site, mirror: MirrorProcess) -> None:
+    """They are of all workers together, and a worker that is killed is no longer counted, its successor is."""
+    _pull(site, mirror)
+    pids = mirror.wait_for_workers(2)
+    eventually(lambda: mirror.metrics()["mirror_workers"] == 2, "both serve")
+    counted = mirror.metrics()
+    assert counted["mirror_worker_starts_total"] == 2
+    assert counted["mirror_loop_lag_seconds_count"] >= 0
+    assert counted["mirror_process_resident_bytes"] > 20 << 20
+    assert 0 < counted["mirror_process_open_descriptors"] < counted["mirror_process_descriptors_limit"]
+    assert counted["mirror_connections"] >= 1
+    assert counted["mirror_followers"] == counted["mirror_prefetch_ahead_manifests"] == 0
+    assert [value for name, value in counted.items() if name.startswith("mirror_build_info")] == [1.0]
+    mirror.kill_worker(pids[0])
+    eventually(lambda: mirror.metrics()["mirror_worker_starts_total"] == 3, "it was replaced")
+    assert mirror.metrics()["mirror_workers"] == 2
