@@ -64,11 +64,11 @@ from mirror.repository.grants import Grants
 from mirror.repository.misses import Misses
 from mirror.repository.names import NamesOnDisk
 from mirror.repository.pins import PinnedContent
-from mirror.repository.proxied import Shelf
 from mirror.repository.recent import Recent
 from mirror.repository.reconcile import ensure, reconcile
 from mirror.repository.router import Router
 from mirror.repository.scrub import Scrub, fetching_through, scrub_when_due
+from mirror.repository.shelf import Shelf
 from mirror.repository.tag_history import TagHistories
 from mirror.repository.verified import Verifier
 from mirror.server.access import Gate

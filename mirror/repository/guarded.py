@@ -25,8 +25,8 @@ from mirror.once import Once
 from mirror.policy.content import ContentLists, ContentRule, check_size
 from mirror.repository.content import BlobContent, ManifestAnswer
 from mirror.repository.cosign import LARGEST, PublicKey, is_signature, is_signed, signature_tag, signed_layers
-from mirror.repository.proxied import BlobStat, Listing
 from mirror.repository.shape import PlainRepository
+from mirror.repository.shelf import BlobStat, Listing
 
 __all__ = ["GuardedRepository", "Signatures"]
 

@@ -1,58 +1,40 @@
 """A repository of another registry, seen through the store: what is here is served from here, the rest is fetched.
 
-A tag, in four cases:
-
-    fresh                      its answer stands, upstream is not asked
-    not fresh, upstream says   the same digest: the clock begins anew; another: the tag moves at once
-    not fresh, upstream down   the old answer, marked stale, for as long as the route allows
-    not fresh, upstream slow   likewise, after some seconds; upstream's answer is for those who come later
-    unknown                    upstream is asked, by HEAD, which costs nothing on Docker Hub
-
-Before these comes a freeze: then upstream is not asked. After them comes the route's minimum age: what upstream says
-may be too new to be served (`tag_history.py`).
-
-A manifest is only fetched by digest, after its tag was resolved, and never if this repository has it already.
+A manifest is only fetched by digest, after its tag was resolved (`tag_answers.py`), and never if this repository has it
+already. A blob is served if this repository may have it (`grants.py`), from the store or from its flight.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import replace
+from typing import Any, Final
 
 from mirror import telemetry
 from mirror.errors import (
     BlobDamaged,
     BlobUnknown,
-    HeldBack,
     IndexUnavailable,
     ManifestUnknown,
     StoreError,
     StoreFull,
-    UpstreamInvalid,
     UpstreamNotKnown,
     UpstreamThrottled,
     UpstreamUnavailable,
 )
-from mirror.memo import MISSING, Memo
+from mirror.memo import MISSING
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest, read_descriptor, read_manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind
-from mirror.once import Once
-from mirror.policy.freshness import FreshnessRule, is_fresh, may_serve_stale
 from mirror.policy.history import Kept
-from mirror.policy.moments import format_moment
-from mirror.policy.records import ContentRecord, ManifestNames, ManifestRecord, TagRecord
+from mirror.policy.records import ManifestRecord, TagRecord
 from mirror.policy.rules import RouteRule
-from mirror.policy.versions import looks_like_version
-from mirror.ports import BlobInfo, BlobStore, Body, Catalog, ContentIndex, Upstream
-from mirror.repository.ahead import Ahead, Fetching
+from mirror.ports import BlobInfo, Body, Upstream
+from mirror.repository.ahead import Fetching
 from mirror.repository.content import (
     BlobContent,
     FlyingContent,
@@ -62,33 +44,18 @@ from mirror.repository.content import (
     PassingContent,
     StoredContent,
 )
-from mirror.repository.flights import Flights, Vouch
-from mirror.repository.grants import Grants, named_by
-from mirror.repository.hot import Hot
-from mirror.repository.misses import Misses
-from mirror.repository.referring import Referring
-from mirror.repository.stored import indexes_naming, is_right, set_aside, stored_manifest
-from mirror.repository.tag_history import TagHistories
+from mirror.repository.flights import Vouch
+from mirror.repository.grants import named_by
+from mirror.repository.shelf import BlobStat, HotTag, Listing, Shelf
+from mirror.repository.stored import indexes_naming, set_aside, stored_manifest
+from mirror.repository.tag_answers import TagAnswers
 
-__all__ = ["BlobStat", "Listing", "ProxiedRepository", "Shelf"]
-
-T = TypeVar("T")
+__all__ = ["ProxiedRepository"]
 
 #: Seconds. How long upstream is not asked again after it said «not known», and after it was down and we said «stale».
 _UNKNOWN_FOR: Final = 10.0
-_STALE_FOR: Final = 5.0
-#: Seconds that an answer waits for upstream where there is an older one to give: one that hangs would hold up every
-#: pull until its time-out, which is longer than clients are patient.
-_SLOW_AFTER: Final = 5.0
-#: Seconds that another process may keep us from asking upstream ourselves. After that each process asks for itself.
-#: Containerd gives up without headers after 30 s, so both waits of a pull by tag (tag, manifest) stay well below that.
-_ALONE_FOR: Final = 10.0
-#: Seconds that an answer waits for the index to take note of a blob.
-_PATIENCE: Final = 0.25
 #: Seconds until the disk is looked at again for what a tag points to, and for a manifest that is in memory.
 _LOOK_EVERY: Final = 2.0
-#: Seconds by which a clock may have been put back before what was remembered under the later time counts for nothing.
-_CLOCK_SLACK: Final = 60.0
 #: Seconds between two looks at whether another process has published what it has filled, and how many there are.
 _LOOK_AGAIN: Final = 0.1
 _PUBLISHING: Final = 1200
@@ -96,158 +63,6 @@ _PUBLISHING: Final = 1200
 _PROOFS: Final = 3
 #: Seconds that a list of tags or referrers is believed.
 _LIST_FOR: Final = 60.0
-
-
-class Exclusive(Protocol):
-    """A lock over all processes on one store."""
-
-    def __call__(self, key: str) -> AbstractAsyncContextManager[None]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class HotTag:
-    """What a tag points to, how that was learnt, and from when until when (epoch seconds) it is believed.
-
-    `kept` says why this is not what upstream would say.
-    """
-
-    record: TagRecord
-    outcome: Outcome
-    since: float
-    until: float
-    kept: Kept | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BlobStat:
-    """What HEAD of a blob tells: `size` in bytes, None where upstream does not say it."""
-
-    size: int | None
-    outcome: Outcome
-    upstream: str
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """Tags, or referrers, and how the list came about."""
-
-    items: tuple[Any, ...]
-    outcome: Outcome
-    upstream: str
-
-
-@dataclass(slots=True)
-class Shelf:
-    """What all repositories share."""
-
-    store: BlobStore
-    catalog: Catalog
-    index: ContentIndex
-    grants: Grants
-    flights: Flights
-    memo: Memo
-    executor: Executor
-    exclusive: Exclusive
-    touch: Callable[[Digest], None]
-    name: Callable[[ManifestNames, int], Coroutine[Any, Any, None]]
-    histories: TagHistories
-    #: What was not here in a sealed repository.
-    misses: Misses
-    #: The configured upstream that a registry's name falls under: names below a wildcard are no labels of metrics.
-    label: Callable[[str], str] = str
-    now: Callable[[], float] = time.time
-    tags: Hot[tuple[Repo, str], HotTag] = field(default_factory=lambda: Hot(16 << 20, lambda _: 512))
-    manifests: Hot[tuple[Repo, Digest], Manifest] = field(
-        default_factory=lambda: Hot(64 << 20, lambda manifest: len(manifest.content) * 3 + 1024)
-    )
-    #: When the disk was last looked at for a manifest that is in memory (epoch seconds).
-    looked: Hot[Digest, float] = field(default_factory=lambda: Hot(4 << 20, lambda _: 256))
-    #: Sizes in bytes of blobs that were hashed here because a manifest says another size.
-    sound: Hot[Digest, int] = field(default_factory=lambda: Hot(1 << 20, lambda _: 256))
-    once: Once = field(default_factory=Once)
-    telling: set[asyncio.Task[None]] = field(default_factory=set)
-    settling: asyncio.Lock = field(default_factory=asyncio.Lock)
-    uncached_since: float | None = None
-    ahead: Ahead | None = None
-    referring: Referring = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.referring = Referring(self.store, self.catalog, self.once, lambda: self.now())
-
-    def went_uncached(self, error: StoreError, what: object) -> None:
-        """The store could not take something: said once, until it has taken something again."""
-        telemetry.UNCACHED.inc()
-        if self.uncached_since is None:
-            self.uncached_since = self.now()
-            telemetry.log.error("the store is failing; pulls go through uncached", first=str(what), reason=str(error))
-
-    def went_cached(self) -> None:
-        """The store has taken something."""
-        if self.uncached_since is not None:
-            telemetry.log.info("the store takes content again", uncached_since=self.uncached_since)
-            self.uncached_since = None
-
-    async def is_sound(self, info: BlobInfo) -> bool:
-        """Who is wrong, the disk or the manifest? A manifest that lies about a size must not cost others their blob."""
-        if self.sound.get(info.digest) == info.size:
-            return True
-        matches = await self.once.run(
-            ("sound", info.digest, info.size), lambda: asyncio.to_thread(is_right, self.store, info.digest)
-        )
-        if matches:
-            self.sound.put(info.digest, info.size)
-        return matches
-
-    async def landed(self, info: BlobInfo) -> None:
-        """A blob was published: remember it."""
-        self.went_cached()
-        await asyncio.wait({self._behind(self._tell_index(info))}, timeout=_PATIENCE)
-
-    async def named(self, manifest: Manifest) -> None:
-        """A manifest is here: what it names only goes together with it."""
-        telling = self._behind(self.name(ManifestNames.of(manifest), len(manifest.content)))
-        await asyncio.wait({telling}, timeout=_PATIENCE)
-
-    def settle(self) -> None:
-        """Make durable what was put, behind the answer: a busy disk takes seconds for it, and a power cut before its
-        end costs no more than asking upstream again.
-        """
-        self._behind(self._settle())
-
-    async def write(self, work: Callable[..., T], *arguments: object) -> T:
-        """Blocking work that syncs. Not in the threads that read: they are few, and a busy disk would hold them all."""
-        return await asyncio.get_running_loop().run_in_executor(self.executor, work, *arguments)
-
-    def _behind(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self.telling.add(task)
-        task.add_done_callback(self.telling.discard)
-        return task
-
-    async def _settle(self) -> None:
-        try:
-            await self.settled()
-        except StoreError as error:
-            self.went_uncached(error, "names of blobs, tags and manifests")
-
-    async def settled(self) -> None:
-        """What was put so far outlives a power cut when this returns. Raises `StoreError`."""
-        # one at a time, which sees to all that was put meanwhile
-        async with self.settling:
-            await self.write(self.store.settle)
-            await self.write(self.catalog.settle)
-
-    async def _tell_index(self, info: BlobInfo) -> None:
-        # without it the blob is found when index and disk are compared
-        with suppress(IndexUnavailable):
-            await self.index.put([ContentRecord(info.digest, info.size, self.now())])
-
-    async def aclose(self) -> None:
-        """Wait for what index and disk are still being told, end what is shared. Repeatable."""
-        if self.ahead:
-            await self.ahead.aclose()
-        await asyncio.gather(*self.telling)
-        await self.once.aclose()
 
 
 class ProxiedRepository:
@@ -258,6 +73,7 @@ class ProxiedRepository:
         self._upstream = upstream
         self._rule = rule
         self._shelf = shelf
+        self._tags = TagAnswers(repo, upstream, rule, shelf)
 
     # ----------------------------------------------------------------------------------------- manifests
 
@@ -266,14 +82,14 @@ class ProxiedRepository:
         if isinstance(reference, Digest):
             manifest, outcome = await self._manifest(reference)
             return self._answer(manifest, outcome)
-        tag = await self._tag(reference)
+        tag = await self._tags.answer(reference)
         try:
             manifest, fetched = await self._manifest(tag.record.digest)
         except ManifestUnknown as error:
             if tag.kept:
                 raise self._kept_but_gone(reference, tag, error) from error
             # the tag moved on between the HEAD and the GET, or the record is of a digest that upstream has dropped
-            tag = await self._ask_again(reference)
+            tag = await self._tags.ask_again(reference)
             manifest, fetched = await self._manifest(tag.record.digest)
         if fetched is Outcome.MISS and tag.outcome is not Outcome.STALE:
             return self._answer(manifest, Outcome.MISS, tag.kept)
@@ -283,7 +99,7 @@ class ProxiedRepository:
         """What HEAD of a manifest tells; upstream is asked for no more than that. Raises like `manifest`."""
         if isinstance(reference, Digest):
             return await self._resolve_digest(reference)
-        tag = await self._tag(reference)
+        tag = await self._tags.answer(reference)
         if tag.kept:
             return await self._resolve_kept(reference, tag)
         record = tag.record
@@ -328,182 +144,6 @@ class ProxiedRepository:
         content, upstream = manifest.content, self._upstream.name
         return ManifestAnswer(manifest.digest, manifest.media_type, len(content), content, outcome, upstream, kept)
 
-    async def _tag(self, tag: str) -> HotTag:
-        hot = self._shelf.tags.get((self.repo, tag))
-        if hot and hot.since - _CLOCK_SLACK <= self._shelf.now() < hot.until:
-            return hot
-        try:
-            async with asyncio.timeout(_SLOW_AFTER):
-                return await self._refreshed(tag)
-        except TimeoutError:
-            return await self._meanwhile(tag) or await self._refreshed(tag)
-
-    async def _refreshed(self, tag: str) -> HotTag:
-        """Goes on for those who come later when nobody waits for it any more."""
-
-        async def refresh() -> HotTag:
-            with telemetry.span("tag", mirror__repository=str(self.repo), mirror__tag=tag) as span:
-                found = await self._decide(tag, self._refresh)
-                span.note(mirror__digest=str(found.record.digest), mirror__cache=found.outcome.value)
-            self._keep_hot(tag, found)
-            return found
-
-        return await self._shelf.once.run(("tag", self.repo, tag), refresh)
-
-    def _keep_hot(self, tag: str, found: HotTag) -> None:
-        # to those who come later a new answer is a plain hit, a stale one stays stale
-        if found.outcome is Outcome.STALE:
-            later, until = Outcome.STALE, found.until
-        else:
-            # other processes, the command line among them, change what is on the disk
-            later, until = Outcome.HIT, min(found.until, self._shelf.now() + _LOOK_EVERY)
-        self._shelf.tags.put((self.repo, tag), HotTag(found.record, later, found.since, until, found.kept))
-
-    async def _meanwhile(self, tag: str) -> HotTag | None:
-        """What can be said while upstream takes its time; None: nothing. Too new an answer is held back here, too."""
-        record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
-        if record is None:
-            return None
-        if self._is_fresh(record):
-            return await self._aged(tag, self._hot(record, Outcome.HIT))
-        if not may_serve_stale(record.fetched_at, self._shelf.now(), self._rule.freshness):
-            return None
-        self._log_stale(record, f"no answer for {_SLOW_AFTER:g} s")
-        found = await self._aged(tag, self._hot(record, Outcome.STALE))
-        self._keep_hot(tag, found)
-        return found
-
-    def _log_stale(self, record: TagRecord, reason: str) -> None:
-        telemetry.log.warning(
-            "serving a stale tag",
-            repository=str(self.repo),
-            tag=record.tag,
-            age=round(self._shelf.now() - record.fetched_at),
-            reason=reason,
-        )
-
-    async def _ask_again(self, tag: str) -> HotTag:
-        """Upstream's answer now, whatever is remembered."""
-        self._shelf.tags.drop((self.repo, tag))
-        return await self._shelf.once.run(
-            ("tag again", self.repo, tag), lambda: self._decide(tag, self._revalidate_now)
-        )
-
-    async def _revalidate_now(self, tag: str) -> HotTag:
-        key = f"tag {self.repo}:{tag}"
-        async with self._alone(key):
-            record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
-            return await self._revalidate(tag, record, key)
-
-    async def _decide(self, tag: str, ask: Callable[[str], Awaitable[HotTag]]) -> HotTag:
-        """What the tag answers: a freeze goes before what `ask` learns, the minimum age after it."""
-        freeze = await asyncio.to_thread(self._shelf.histories.frozen, self.repo, tag)
-        if freeze:
-            now = self._shelf.now()
-            # nothing that upstream has said: older than any such record
-            record = TagRecord(tag, freeze.digest, freeze.media_type, freeze.size, 0.0)
-            return HotTag(record, Outcome.HIT, now, now + _LOOK_EVERY, Kept.FROZEN)
-        return await self._aged(tag, await ask(tag))
-
-    async def _aged(self, tag: str, said: HotTag) -> HotTag:
-        """What the minimum age leaves of it."""
-        return await self._hold_back(tag, said) if self._rule.age.minimum else said
-
-    async def _hold_back(self, tag: str, said: HotTag) -> HotTag:
-        choice = await asyncio.to_thread(self._shelf.histories.choose, self.repo, said.record, self._rule.age)
-        if choice.serve is None:
-            raise HeldBack(
-                f"{self.repo}:{tag} points to {choice.newest.digest}, which this mirror has not known for long enough"
-                f" (minimum_age); the tag is served from {format_moment(choice.any_from)} on"
-            )
-        if not choice.held_back:
-            return said
-        older = choice.serve
-        record = TagRecord(tag, older.digest, older.media_type, older.size, said.record.fetched_at)
-        # upstream was asked, and what is answered is what is here
-        outcome = Outcome.REVALIDATED if said.outcome is Outcome.MISS else said.outcome
-        return replace(said, record=record, outcome=outcome, kept=Kept.TOO_NEW)
-
-    async def _refresh(self, tag: str) -> HotTag:
-        """One process at a time asks upstream for a tag; the others find its answer on the disk."""
-        key = f"tag {self.repo}:{tag}"
-        record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
-        if record and self._is_fresh(record):
-            return self._hot(record, Outcome.HIT)
-        # a «not known» has dropped the record: if there is one, an import has brought the tag since
-        if record is None and await self._shelf.memo.get(key) is not MISSING:
-            raise ManifestUnknown(f"{self.repo} has no tag {tag}")
-        async with self._alone(key):
-            record = await asyncio.to_thread(self._shelf.catalog.get_tag, self.repo, tag)
-            if record and self._is_fresh(record):
-                return self._hot(record, Outcome.HIT)
-            return await self._revalidate(tag, record, key)
-
-    @asynccontextmanager
-    async def _alone(self, key: str) -> AsyncIterator[None]:
-        """One process at a time, so that upstream is asked once. A help, not a condition: a lock that cannot be had, or
-        whose holder has stopped in its tracks, keeps nobody from an answer.
-        """
-        async with AsyncExitStack() as stack:
-            try:
-                async with asyncio.timeout(_ALONE_FOR):
-                    await stack.enter_async_context(self._shelf.exclusive(key))
-            except StoreError as error:
-                self._shelf.went_uncached(error, key)
-            except TimeoutError:
-                telemetry.log.warning("a lock was not to be had", key=key, waited=_ALONE_FOR)
-            yield
-
-    def _is_fresh(self, record: TagRecord) -> bool:
-        return is_fresh(record.fetched_at, self._shelf.now(), self._freshness)
-
-    @property
-    def _freshness(self) -> FreshnessRule:
-        return self._rule.freshness.stretched(self._upstream.patience)
-
-    def _hot(self, record: TagRecord, outcome: Outcome) -> HotTag:
-        if outcome is Outcome.STALE:
-            return HotTag(record, outcome, self._shelf.now(), self._shelf.now() + _STALE_FOR)
-        return HotTag(record, outcome, record.fetched_at, record.fetched_at + self._freshness.tag_ttl)
-
-    async def _revalidate(self, tag: str, record: TagRecord | None, key: str) -> HotTag:
-        try:
-            found = await self._upstream.resolve(self.repo.name, tag)
-        except UpstreamNotKnown as error:
-            await self._shelf.memo.put(key, "unknown", _UNKNOWN_FOR)
-            if record:
-                await asyncio.to_thread(self._shelf.catalog.drop_tag, self.repo, tag)
-            raise ManifestUnknown(f"{self.repo} has no tag {tag}") from error
-        except (UpstreamUnavailable, UpstreamThrottled, UpstreamInvalid) as error:
-            if record and may_serve_stale(record.fetched_at, self._shelf.now(), self._rule.freshness):
-                self._log_stale(record, str(error))
-                return self._hot(record, Outcome.STALE)
-            raise
-        fresh = TagRecord(tag, found.digest, found.media_type, found.size, self._shelf.now())
-        was = await self._remember(record, fresh)
-        if was:
-            self._tell_of_move(tag, was, fresh.digest)
-        same = record is not None and record.digest == fresh.digest
-        return self._hot(fresh, Outcome.REVALIDATED if same else Outcome.MISS)
-
-    async def _remember(self, record: TagRecord | None, fresh: TagRecord) -> Digest | None:
-        """The other digest that the tag pointed to before."""
-        try:
-            was = await self._shelf.write(self._shelf.histories.put_tag, self.repo, record, fresh, self._rule.age)
-            self._shelf.settle()
-            return was
-        except StoreError as error:
-            self._shelf.went_uncached(error, f"{self.repo}:{fresh.tag}")
-            return record.digest if record and record.digest != fresh.digest else None
-
-    def _tell_of_move(self, tag: str, was: Digest, now: Digest) -> None:
-        told = {"repository": str(self.repo), "tag": tag, "was": str(was), "now": str(now)}
-        if looks_like_version(tag):
-            telemetry.VERSION_TAGS_MOVED.labels(self._shelf.label(self.repo.registry)).inc()
-            telemetry.log.warning("version tag moved", **told)
-        else:
-            telemetry.log.info("tag moved", **told)
-
     async def _manifest(self, digest: Digest) -> tuple[Manifest, Outcome]:
         """By digest, from memory, disk or upstream."""
         self._shelf.touch(digest)
@@ -544,7 +184,7 @@ class ProxiedRepository:
         key = f"manifest {self.repo}@{digest}"
         if await self._shelf.memo.get(key) is not MISSING:
             raise ManifestUnknown(f"{self.repo} has no manifest {digest}")
-        async with self._alone(key):
+        async with self._shelf.alone(key):
             stored = await self._load_stored(digest)
             if stored:
                 return stored, Outcome.HIT

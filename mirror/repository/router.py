@@ -11,9 +11,10 @@ from mirror.policy.rules import RouteRule
 from mirror.ports import Upstream
 from mirror.repository.cosign import PublicKey
 from mirror.repository.guarded import GuardedRepository, Signatures
-from mirror.repository.proxied import ProxiedRepository, Shelf
+from mirror.repository.proxied import ProxiedRepository
 from mirror.repository.sealed import SealedRepository
 from mirror.repository.shape import PlainRepository, Repository
+from mirror.repository.shelf import Shelf
 
 __all__ = ["Router"]
 

@@ -34,8 +34,8 @@ from mirror.oci.reference import Repo
 from mirror.policy.pacing import Pace
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog, SupportsFileno, SupportsReadOnce
 from mirror.repository.closure import Node, Role, read_closure, read_stored_manifest
-from mirror.repository.proxied import Shelf
 from mirror.repository.router import Router
+from mirror.repository.shelf import Shelf
 
 __all__ = [
     "Notebook",

@@ -28,7 +28,7 @@ from mirror.ports import BlobInfo, BlobReader, Body
 from mirror.repository.ahead import Fetching
 from mirror.repository.content import ManifestAnswer, Outcome, Passing, StoredContent
 from mirror.repository.grants import named_by
-from mirror.repository.proxied import BlobStat, HotTag, Listing, Shelf
+from mirror.repository.shelf import BlobStat, HotTag, Listing, Shelf
 from mirror.repository.stored import indexes_naming, set_aside, stored_manifest
 
 __all__ = ["SealedRepository"]

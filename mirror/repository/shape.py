@@ -10,7 +10,7 @@ from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind
 from mirror.repository.ahead import Fetching
 from mirror.repository.content import BlobContent, ManifestAnswer
-from mirror.repository.proxied import BlobStat, Listing
+from mirror.repository.shelf import BlobStat, Listing
 
 __all__ = ["PlainRepository", "Repository"]
 

@@ -33,7 +33,7 @@ from mirror.policy.platforms import Platform
 from mirror.policy.schedule import Last, Lease, Plan, next_run, period_end
 from mirror.policy.tagsets import TagSet, choose_tags
 from mirror.repository.content import Outcome
-from mirror.repository.proxied import Listing
+from mirror.repository.shelf import Listing
 from mirror.transfer.jobs import Ended, Records, moment
 from mirror.transfer.meter import Meter
 from mirror.transfer.prefetch import Prefetched, prefetch

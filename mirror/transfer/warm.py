@@ -25,7 +25,7 @@ from mirror.oci.reference import Reference
 from mirror.policy.platforms import Platform, read_platform, wanted_children
 from mirror.repository.closure import Role
 from mirror.repository.content import ManifestAnswer, Outcome
-from mirror.repository.proxied import Listing
+from mirror.repository.shelf import Listing
 
 __all__ = ["Moved", "Progress", "Source", "State", "Warmed", "platform_of", "warm"]
 

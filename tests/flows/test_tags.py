@@ -12,7 +12,7 @@ import pytest
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.once import Once
-from mirror.repository import proxied
+from mirror.repository import tag_answers
 from tests.support.fake_registry import FakeRegistry, stall, status, throttle
 from tests.support.live_mirror import Clock, Got, LiveMirror, live_mirror, reached, until
 from tests.support.scripted import Stall
@@ -222,7 +222,7 @@ async def test_upstream_that_hangs(
     await mirror.ask(_TAG)
     second = registry.add_image("library/app", "v1", [b"second"])
     mirror.clock.forward(_TTL + 1)
-    monkeypatch.setattr(proxied, "_SLOW_AFTER", 0.0)
+    monkeypatch.setattr(tag_answers, "_SLOW_AFTER", 0.0)
     gate = Stall()
     registry.fail("manifests", lambda request, answer: [gate, *answer(request)])
     answer = await mirror.ask(_TAG, method=method)
@@ -242,7 +242,7 @@ async def test_cold_tag_of_an_upstream_that_hangs(
     registry: FakeRegistry, mirror: LiveMirror, image: Digest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where there is no old answer, or it is too old, upstream's is waited for."""
-    monkeypatch.setattr(proxied, "_SLOW_AFTER", 0.0)
+    monkeypatch.setattr(tag_answers, "_SLOW_AFTER", 0.0)
     for _ in range(2):
         gate = Stall()
         registry.fail("manifests", lambda request, answer, gate=gate: [gate, *answer(request)])  # type: ignore[misc]

@@ -1,0 +1,212 @@
+"""What all repositories share: store, catalog, index, flights, and what is kept in memory of them.
+
+How something gets from an answer to the disk: `write` puts it there, visible to all; `settle` makes its name durable
+behind the answer. Telling the index comes last, and may fail: it is a memory of the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, TypeVar
+
+from mirror import telemetry
+from mirror.errors import IndexUnavailable, StoreError
+from mirror.memo import Memo
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Manifest
+from mirror.oci.reference import Repo
+from mirror.once import Once
+from mirror.policy.history import Kept
+from mirror.policy.records import ContentRecord, ManifestNames, TagRecord
+from mirror.ports import BlobInfo, BlobStore, Catalog, ContentIndex
+from mirror.repository.ahead import Ahead
+from mirror.repository.content import Outcome
+from mirror.repository.flights import Flights
+from mirror.repository.grants import Grants
+from mirror.repository.hot import Hot
+from mirror.repository.misses import Misses
+from mirror.repository.referring import Referring
+from mirror.repository.stored import is_right
+from mirror.repository.tag_history import TagHistories
+
+__all__ = ["BlobStat", "Exclusive", "HotTag", "Listing", "Shelf"]
+
+T = TypeVar("T")
+
+#: Seconds that another process may keep us from asking upstream ourselves. After that each process asks for itself.
+#: Containerd gives up without headers after 30 s, so both waits of a pull by tag (tag, manifest) stay well below that.
+_ALONE_FOR: Final = 10.0
+#: Seconds that an answer waits for the index to take note of a blob.
+_PATIENCE: Final = 0.25
+
+
+class Exclusive(Protocol):
+    """A lock over all processes on one store."""
+
+    def __call__(self, key: str) -> AbstractAsyncContextManager[None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class HotTag:
+    """What a tag points to, how that was learnt, and from when until when (epoch seconds) it is believed.
+
+    `kept` says why this is not what upstream would say.
+    """
+
+    record: TagRecord
+    outcome: Outcome
+    since: float
+    until: float
+    kept: Kept | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlobStat:
+    """What HEAD of a blob tells: `size` in bytes, None where upstream does not say it."""
+
+    size: int | None
+    outcome: Outcome
+    upstream: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Tags, or referrers, and how the list came about."""
+
+    items: tuple[Any, ...]
+    outcome: Outcome
+    upstream: str
+
+
+@dataclass(slots=True)
+class Shelf:
+    """What all repositories share."""
+
+    store: BlobStore
+    catalog: Catalog
+    index: ContentIndex
+    grants: Grants
+    flights: Flights
+    memo: Memo
+    executor: Executor
+    exclusive: Exclusive
+    touch: Callable[[Digest], None]
+    name: Callable[[ManifestNames, int], Coroutine[Any, Any, None]]
+    histories: TagHistories
+    #: What was not here in a sealed repository.
+    misses: Misses
+    #: The configured upstream that a registry's name falls under: names below a wildcard are no labels of metrics.
+    label: Callable[[str], str] = str
+    now: Callable[[], float] = time.time
+    tags: Hot[tuple[Repo, str], HotTag] = field(default_factory=lambda: Hot(16 << 20, lambda _: 512))
+    manifests: Hot[tuple[Repo, Digest], Manifest] = field(
+        default_factory=lambda: Hot(64 << 20, lambda manifest: len(manifest.content) * 3 + 1024)
+    )
+    #: When the disk was last looked at for a manifest that is in memory (epoch seconds).
+    looked: Hot[Digest, float] = field(default_factory=lambda: Hot(4 << 20, lambda _: 256))
+    #: Sizes in bytes of blobs that were hashed here because a manifest says another size.
+    sound: Hot[Digest, int] = field(default_factory=lambda: Hot(1 << 20, lambda _: 256))
+    once: Once = field(default_factory=Once)
+    telling: set[asyncio.Task[None]] = field(default_factory=set)
+    settling: asyncio.Lock = field(default_factory=asyncio.Lock)
+    uncached_since: float | None = None
+    ahead: Ahead | None = None
+    referring: Referring = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.referring = Referring(self.store, self.catalog, self.once, lambda: self.now())
+
+    def went_uncached(self, error: StoreError, what: object) -> None:
+        """The store could not take something: said once, until it has taken something again."""
+        telemetry.UNCACHED.inc()
+        if self.uncached_since is None:
+            self.uncached_since = self.now()
+            telemetry.log.error("the store is failing; pulls go through uncached", first=str(what), reason=str(error))
+
+    def went_cached(self) -> None:
+        """The store has taken something."""
+        if self.uncached_since is not None:
+            telemetry.log.info("the store takes content again", uncached_since=self.uncached_since)
+            self.uncached_since = None
+
+    async def is_sound(self, info: BlobInfo) -> bool:
+        """Who is wrong, the disk or the manifest? A manifest that lies about a size must not cost others their blob."""
+        if self.sound.get(info.digest) == info.size:
+            return True
+        matches = await self.once.run(
+            ("sound", info.digest, info.size), lambda: asyncio.to_thread(is_right, self.store, info.digest)
+        )
+        if matches:
+            self.sound.put(info.digest, info.size)
+        return matches
+
+    async def landed(self, info: BlobInfo) -> None:
+        """A blob was published: remember it."""
+        self.went_cached()
+        await asyncio.wait({self._behind(self._tell_index(info))}, timeout=_PATIENCE)
+
+    async def named(self, manifest: Manifest) -> None:
+        """A manifest is here: what it names only goes together with it."""
+        telling = self._behind(self.name(ManifestNames.of(manifest), len(manifest.content)))
+        await asyncio.wait({telling}, timeout=_PATIENCE)
+
+    @asynccontextmanager
+    async def alone(self, key: str) -> AsyncIterator[None]:
+        """One process at a time, so that upstream is asked once. A help, not a condition: a lock that cannot be had, or
+        whose holder has stopped in its tracks, keeps nobody from an answer.
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(_ALONE_FOR):
+                    await stack.enter_async_context(self.exclusive(key))
+            except StoreError as error:
+                self.went_uncached(error, key)
+            except TimeoutError:
+                telemetry.log.warning("a lock was not to be had", key=key, waited=_ALONE_FOR)
+            yield
+
+    def settle(self) -> None:
+        """Make durable what was put, behind the answer: a busy disk takes seconds for it, and a power cut before its
+        end costs no more than asking upstream again.
+        """
+        self._behind(self._settle())
+
+    async def write(self, work: Callable[..., T], *arguments: object) -> T:
+        """Blocking work that syncs. Not in the threads that read: they are few, and a busy disk would hold them all."""
+        return await asyncio.get_running_loop().run_in_executor(self.executor, work, *arguments)
+
+    def _behind(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self.telling.add(task)
+        task.add_done_callback(self.telling.discard)
+        return task
+
+    async def _settle(self) -> None:
+        try:
+            await self.settled()
+        except StoreError as error:
+            self.went_uncached(error, "names of blobs, tags and manifests")
+
+    async def settled(self) -> None:
+        """What was put so far outlives a power cut when this returns. Raises `StoreError`."""
+        # one at a time, which sees to all that was put meanwhile
+        async with self.settling:
+            await self.write(self.store.settle)
+            await self.write(self.catalog.settle)
+
+    async def _tell_index(self, info: BlobInfo) -> None:
+        # without it the blob is found when index and disk are compared
+        with suppress(IndexUnavailable):
+            await self.index.put([ContentRecord(info.digest, info.size, self.now())])
+
+    async def aclose(self) -> None:
+        """Wait for what index and disk are still being told, end what is shared. Repeatable."""
+        if self.ahead:
+            await self.ahead.aclose()
+        await asyncio.gather(*self.telling)
+        await self.once.aclose()

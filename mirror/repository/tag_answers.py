@@ -1,0 +1,226 @@
+"""What the tags of a repository of another registry answer.
+
+    fresh                      its answer stands, upstream is not asked
+    not fresh, upstream says   the same digest: the clock begins anew; another: the tag moves at once
+    not fresh, upstream down   the old answer, marked stale, for as long as the route allows
+    not fresh, upstream slow   likewise, after some seconds; upstream's answer is for those who come later
+    unknown                    upstream is asked, by HEAD, which costs nothing on Docker Hub
+
+Before these comes a freeze: then upstream is not asked. After them comes the route's minimum age: what upstream says
+may be too new to be served (`tag_history.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Final
+
+from mirror import telemetry
+from mirror.errors import (
+    HeldBack,
+    ManifestUnknown,
+    StoreError,
+    UpstreamInvalid,
+    UpstreamNotKnown,
+    UpstreamThrottled,
+    UpstreamUnavailable,
+)
+from mirror.memo import MISSING
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.policy.freshness import FreshnessRule, is_fresh, may_serve_stale
+from mirror.policy.history import Kept
+from mirror.policy.moments import format_moment
+from mirror.policy.records import TagRecord
+from mirror.policy.rules import RouteRule
+from mirror.policy.versions import looks_like_version
+from mirror.ports import Upstream
+from mirror.repository.content import Outcome
+from mirror.repository.shelf import HotTag, Shelf
+
+__all__ = ["TagAnswers"]
+
+#: Seconds. How long upstream is not asked again after it said «not known», and after it was down and we said «stale».
+_UNKNOWN_FOR: Final = 10.0
+_STALE_FOR: Final = 5.0
+#: Seconds that an answer waits for upstream where there is an older one to give: one that hangs would hold up every
+#: pull until its time-out, which is longer than clients are patient.
+_SLOW_AFTER: Final = 5.0
+#: Seconds until the disk is looked at again for what a tag points to, and for a manifest that is in memory.
+_LOOK_EVERY: Final = 2.0
+#: Seconds by which a clock may have been put back before what was remembered under the later time counts for nothing.
+_CLOCK_SLACK: Final = 60.0
+
+
+class TagAnswers:
+    """Of one repository. Cheap to make; everything that lasts is on the shelf."""
+
+    def __init__(self, repo: Repo, upstream: Upstream, rule: RouteRule, shelf: Shelf) -> None:
+        self._repo = repo
+        self._upstream = upstream
+        self._rule = rule
+        self._shelf = shelf
+
+    async def answer(self, tag: str) -> HotTag:
+        """What it points to, as this repository serves it. Raises `ManifestUnknown`, `HeldBack`, `UpstreamError`."""
+        hot = self._shelf.tags.get((self._repo, tag))
+        if hot and hot.since - _CLOCK_SLACK <= self._shelf.now() < hot.until:
+            return hot
+        try:
+            async with asyncio.timeout(_SLOW_AFTER):
+                return await self._refreshed(tag)
+        except TimeoutError:
+            return await self._meanwhile(tag) or await self._refreshed(tag)
+
+    async def _refreshed(self, tag: str) -> HotTag:
+        """Goes on for those who come later when nobody waits for it any more."""
+
+        async def refresh() -> HotTag:
+            with telemetry.span("tag", mirror__repository=str(self._repo), mirror__tag=tag) as span:
+                found = await self._decide(tag, self._refresh)
+                span.note(mirror__digest=str(found.record.digest), mirror__cache=found.outcome.value)
+            self._keep_hot(tag, found)
+            return found
+
+        return await self._shelf.once.run(("tag", self._repo, tag), refresh)
+
+    def _keep_hot(self, tag: str, found: HotTag) -> None:
+        # to those who come later a new answer is a plain hit, a stale one stays stale
+        if found.outcome is Outcome.STALE:
+            later, until = Outcome.STALE, found.until
+        else:
+            # other processes, the command line among them, change what is on the disk
+            later, until = Outcome.HIT, min(found.until, self._shelf.now() + _LOOK_EVERY)
+        self._shelf.tags.put((self._repo, tag), HotTag(found.record, later, found.since, until, found.kept))
+
+    async def _meanwhile(self, tag: str) -> HotTag | None:
+        """What can be said while upstream takes its time; None: nothing. Too new an answer is held back here, too."""
+        record = await asyncio.to_thread(self._shelf.catalog.get_tag, self._repo, tag)
+        if record is None:
+            return None
+        if self._is_fresh(record):
+            return await self._aged(tag, self._hot(record, Outcome.HIT))
+        if not may_serve_stale(record.fetched_at, self._shelf.now(), self._rule.freshness):
+            return None
+        self._log_stale(record, f"no answer for {_SLOW_AFTER:g} s")
+        found = await self._aged(tag, self._hot(record, Outcome.STALE))
+        self._keep_hot(tag, found)
+        return found
+
+    def _log_stale(self, record: TagRecord, reason: str) -> None:
+        telemetry.log.warning(
+            "serving a stale tag",
+            repository=str(self._repo),
+            tag=record.tag,
+            age=round(self._shelf.now() - record.fetched_at),
+            reason=reason,
+        )
+
+    async def ask_again(self, tag: str) -> HotTag:
+        """Upstream's answer now, whatever is remembered."""
+        self._shelf.tags.drop((self._repo, tag))
+        return await self._shelf.once.run(
+            ("tag again", self._repo, tag), lambda: self._decide(tag, self._revalidate_now)
+        )
+
+    async def _revalidate_now(self, tag: str) -> HotTag:
+        key = f"tag {self._repo}:{tag}"
+        async with self._shelf.alone(key):
+            record = await asyncio.to_thread(self._shelf.catalog.get_tag, self._repo, tag)
+            return await self._revalidate(tag, record, key)
+
+    async def _decide(self, tag: str, ask: Callable[[str], Awaitable[HotTag]]) -> HotTag:
+        """What the tag answers: a freeze goes before what `ask` learns, the minimum age after it."""
+        freeze = await asyncio.to_thread(self._shelf.histories.frozen, self._repo, tag)
+        if freeze:
+            now = self._shelf.now()
+            # nothing that upstream has said: older than any such record
+            record = TagRecord(tag, freeze.digest, freeze.media_type, freeze.size, 0.0)
+            return HotTag(record, Outcome.HIT, now, now + _LOOK_EVERY, Kept.FROZEN)
+        return await self._aged(tag, await ask(tag))
+
+    async def _aged(self, tag: str, said: HotTag) -> HotTag:
+        """What the minimum age leaves of it."""
+        return await self._hold_back(tag, said) if self._rule.age.minimum else said
+
+    async def _hold_back(self, tag: str, said: HotTag) -> HotTag:
+        choice = await asyncio.to_thread(self._shelf.histories.choose, self._repo, said.record, self._rule.age)
+        if choice.serve is None:
+            raise HeldBack(
+                f"{self._repo}:{tag} points to {choice.newest.digest}, which this mirror has not known for long enough"
+                f" (minimum_age); the tag is served from {format_moment(choice.any_from)} on"
+            )
+        if not choice.held_back:
+            return said
+        older = choice.serve
+        record = TagRecord(tag, older.digest, older.media_type, older.size, said.record.fetched_at)
+        # upstream was asked, and what is answered is what is here
+        outcome = Outcome.REVALIDATED if said.outcome is Outcome.MISS else said.outcome
+        return replace(said, record=record, outcome=outcome, kept=Kept.TOO_NEW)
+
+    async def _refresh(self, tag: str) -> HotTag:
+        """One process at a time asks upstream for a tag; the others find its answer on the disk."""
+        key = f"tag {self._repo}:{tag}"
+        record = await asyncio.to_thread(self._shelf.catalog.get_tag, self._repo, tag)
+        if record and self._is_fresh(record):
+            return self._hot(record, Outcome.HIT)
+        # a «not known» has dropped the record: if there is one, an import has brought the tag since
+        if record is None and await self._shelf.memo.get(key) is not MISSING:
+            raise ManifestUnknown(f"{self._repo} has no tag {tag}")
+        async with self._shelf.alone(key):
+            record = await asyncio.to_thread(self._shelf.catalog.get_tag, self._repo, tag)
+            if record and self._is_fresh(record):
+                return self._hot(record, Outcome.HIT)
+            return await self._revalidate(tag, record, key)
+
+    def _is_fresh(self, record: TagRecord) -> bool:
+        return is_fresh(record.fetched_at, self._shelf.now(), self._freshness)
+
+    @property
+    def _freshness(self) -> FreshnessRule:
+        return self._rule.freshness.stretched(self._upstream.patience)
+
+    def _hot(self, record: TagRecord, outcome: Outcome) -> HotTag:
+        if outcome is Outcome.STALE:
+            return HotTag(record, outcome, self._shelf.now(), self._shelf.now() + _STALE_FOR)
+        return HotTag(record, outcome, record.fetched_at, record.fetched_at + self._freshness.tag_ttl)
+
+    async def _revalidate(self, tag: str, record: TagRecord | None, key: str) -> HotTag:
+        try:
+            found = await self._upstream.resolve(self._repo.name, tag)
+        except UpstreamNotKnown as error:
+            await self._shelf.memo.put(key, "unknown", _UNKNOWN_FOR)
+            if record:
+                await asyncio.to_thread(self._shelf.catalog.drop_tag, self._repo, tag)
+            raise ManifestUnknown(f"{self._repo} has no tag {tag}") from error
+        except (UpstreamUnavailable, UpstreamThrottled, UpstreamInvalid) as error:
+            if record and may_serve_stale(record.fetched_at, self._shelf.now(), self._rule.freshness):
+                self._log_stale(record, str(error))
+                return self._hot(record, Outcome.STALE)
+            raise
+        fresh = TagRecord(tag, found.digest, found.media_type, found.size, self._shelf.now())
+        was = await self._remember(record, fresh)
+        if was:
+            self._tell_of_move(tag, was, fresh.digest)
+        same = record is not None and record.digest == fresh.digest
+        return self._hot(fresh, Outcome.REVALIDATED if same else Outcome.MISS)
+
+    async def _remember(self, record: TagRecord | None, fresh: TagRecord) -> Digest | None:
+        """The other digest that the tag pointed to before."""
+        try:
+            was = await self._shelf.write(self._shelf.histories.put_tag, self._repo, record, fresh, self._rule.age)
+            self._shelf.settle()
+            return was
+        except StoreError as error:
+            self._shelf.went_uncached(error, f"{self._repo}:{fresh.tag}")
+            return record.digest if record and record.digest != fresh.digest else None
+
+    def _tell_of_move(self, tag: str, was: Digest, now: Digest) -> None:
+        told = {"repository": str(self._repo), "tag": tag, "was": str(was), "now": str(now)}
+        if looks_like_version(tag):
+            telemetry.VERSION_TAGS_MOVED.labels(self._shelf.label(self._repo.registry)).inc()
+            telemetry.log.warning("version tag moved", **told)
+        else:
+            telemetry.log.info("tag moved", **told)
