@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from mirror import telemetry
+from mirror.config import load
+from mirror.errors import ConfigError
 from mirror.oci.digest import Digest
 from tests.support.collector import Collector, Received
 from tests.support.fake_registry import FakeRegistry, status
 from tests.support.live_mirror import live_mirror, noise
+from tests.support.mirror_process import MirrorProcess, write_config
 
 _LAYER = noise(1 << 20)
 _MANIFEST = "/v2/library/app/manifests/v1"
@@ -129,6 +132,29 @@ async def test_evicting_is_traced(registry: FakeRegistry, tmp_path: Path) -> Non
     assert dropped
     flights = {one.span for one in collector.named("flight")}
     assert {one.parent for one in dropped} <= flights | {""}
+
+
+def test_workers_send_what_is_left_when_they_stop(registry: FakeRegistry, tmp_path: Path) -> None:
+    """Each of several processes sends its own spans, the last ones before it ends."""
+    registry.add_image("library/app", "v1", [_LAYER])
+    with Collector() as collector:
+        more = f'[trace]\nendpoint = "{collector.url}/v1/traces"\nsample = 1.0'
+        with MirrorProcess(write_config(tmp_path, {"docker.io": registry.url}, more=more)) as mirror:
+            for _ in range(8):
+                assert mirror.get(_MANIFEST)[0] == 200
+            assert mirror.stop() == 0
+    assert len(collector.named("request")) == 8
+    workers = {str(one["service.instance.id"]).rpartition("-")[2] for one in collector.resources}
+    assert workers <= {str(entry["worker"]) for entry in mirror.log if entry["event"] == "worker started"}
+
+
+def test_a_bad_endpoint_is_refused(tmp_path: Path) -> None:
+    """By `mirror check` and everything else, with the setting's name."""
+    path = tmp_path / "mirror.toml"
+    for endpoint in ("collector:4317", "grpc://collector", "http://me:secret@collector"):
+        path.write_text(f'[trace]\nendpoint = "{endpoint}"\n')
+        with pytest.raises(ConfigError, match=r"trace\.endpoint: "):
+            load(path)
 
 
 def test_nothing_is_loaded_without_it(tmp_path: Path) -> None:
