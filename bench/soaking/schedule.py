@@ -18,8 +18,11 @@ REDIS: Final = ("redis-kill", "redis-stop", "redis-flush")
 _WORKERS: Final = ("worker-kill", "worker-kill", "worker-kill")
 _MIRROR: Final = ("restart",)
 
-#: Seconds between two faults, at most: a long run has many, not long pauses.
+#: Seconds between two faults, at most: a long run has many, not long pauses. And by how much of it they come sooner or
+#: later; in a short run by less, so that all of them come.
 _LONGEST_GAP: Final = 9.0
+_JITTER: Final = 0.5
+_LITTLE_JITTER: Final = 0.2
 #: A run at least so long (seconds) leaves the mirror and one worker alone in its last part, to see how memory grows.
 _LONG: Final = 300.0
 _LAST_RESTART: Final = 0.5
@@ -44,17 +47,19 @@ def draw_schedule(seed: int, seconds: float, *, redis: bool) -> list[Event]:
     """The faults of a run of `seconds`; the last tenth is left in peace."""
     draw = random.Random(f"schedule {seed}")
     deck = [*UPSTREAM, *_WORKERS, *_MIRROR, *(REDIS if redis else ())]
-    end = seconds * 0.9
-    gap = min(_LONGEST_GAP, end * 0.9 / len(deck))
+    at, end = seconds * 0.04, seconds * 0.9
+    gap, jitter = _LONGEST_GAP, _JITTER
+    if gap * len(deck) > end - at:
+        gap, jitter = (end - at) / len(deck) / (1 + _LITTLE_JITTER), _LITTLE_JITTER
     events: list[Event] = []
-    at, cards = seconds * 0.04, list[str]()
+    cards: list[str] = []
     while at < end:
         cards = cards or _shuffled(draw, deck)
         kind = cards.pop()
         if kind == "restart" and seconds >= _LONG and at > seconds * _LAST_RESTART:
             kind = "worker-kill"
         events.append(_event(draw, at, kind, min(end - at, gap * 2)))
-        at += gap * draw.uniform(0.5, 1.5)
+        at += gap * draw.uniform(1 - jitter, 1 + jitter)
     return events
 
 

@@ -53,6 +53,13 @@ def test_the_schedule_is_the_seeds() -> None:
     assert not {event.kind for event in draw_schedule(7, 1800, redis=False)} & set(REDIS)
 
 
+@pytest.mark.parametrize("seed", range(50))
+def test_a_short_run_has_every_fault(seed: int) -> None:
+    """Whatever the seed, 20 seconds are enough for each kind."""
+    kinds = {event.kind for event in draw_schedule(seed, 20, redis=True)}
+    assert kinds == {*UPSTREAM, *REDIS, "worker-kill", "restart"}
+
+
 async def _through(fault: str | None, span: tuple[int, int | None] | None = None) -> Answer:
     """One request through the proxy, with this fault for certain."""
     with Scripted() as upstream:
