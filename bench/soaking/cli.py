@@ -8,15 +8,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from bench.machine import facts
 from bench.process import BenchFailed
@@ -67,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         with _directory(options.keep, options.dir) as directory:
-            report = asyncio.run(soak(directory, options.seconds, options.seed, redis=options.index == "redis"))
+            report = asyncio.run(
+                _interruptible(soak(directory, options.seconds, options.seed, redis=options.index == "redis"))
+            )
             print(report.text())
             print("; ".join(f"{name}: {value}" for name, value in facts(directory).items()))
             if options.json:
@@ -75,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 options.json.write_text(json.dumps(found, indent=1) + "\n")
     except BenchFailed as error:
         print(f"soak: {error}", file=sys.stderr)
+        return 2
+    except asyncio.CancelledError:
+        print("soak: interrupted", file=sys.stderr)
         return 2
     return 1 if report.problems else 0
 
@@ -98,6 +104,14 @@ def _directory(keep: Path | None, place: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="mirror-soak-", dir=place) as name:
         yield Path(name)
+
+
+async def _interruptible(work: Coroutine[Any, Any, Report]) -> Report:
+    """SIGTERM and SIGINT cancel it, so that everything that was started is ended."""
+    task = asyncio.ensure_future(work)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    return await task
 
 
 def _say(text: str) -> None:
@@ -171,6 +185,7 @@ class _Run:
         finally:
             asking.stop()
             watching.cancel()
+            await asyncio.wait({watching})
         await self._rest(report, idle)
         await asyncio.to_thread(self.mirror.stop)
         _say("checking")
@@ -216,8 +231,9 @@ class _Run:
         finally:
             for task in (harming, *working):
                 task.cancel()
-        for task in working:
-            if not task.cancelled() and task.done() and (error := task.exception()) is not None:
+            ended = await asyncio.gather(harming, *working, return_exceptions=True)
+        for error in ended:
+            if isinstance(error, Exception):
                 raise error
 
     # ----------------------------------------------------------------------------------- at rest, and after

@@ -53,7 +53,7 @@ class Harm:
         elif event.kind == "restart":
             async with self._mirror_turn:
                 self.disturbed.append(time.monotonic() - began)
-                await asyncio.to_thread(self._mirror.restart)
+                await _to_its_end(self._mirror.restart)
             self.disturbed.append(time.monotonic() - began)
         elif self._redis is not None:
             # one after the other: a server that is stopped cannot be asked to forget
@@ -68,14 +68,24 @@ class Harm:
 
     async def _harm_redis(self, redis: RedisServer, event: Event) -> None:
         if event.kind == "redis-flush":
-            await asyncio.to_thread(redis.command, "FLUSHALL")
+            await _to_its_end(lambda: redis.command("FLUSHALL"))
             return
         harm, mend = _HARM[event.kind]
-        await asyncio.to_thread(harm, redis)
         try:
+            await _to_its_end(lambda: harm(redis))
             await asyncio.sleep(event.seconds)
         finally:
-            await asyncio.shield(asyncio.to_thread(mend, redis))
+            await _to_its_end(lambda: mend(redis))
+
+
+async def _to_its_end(work: Callable[[], object]) -> None:
+    """In a thread, and waited for even when cancelled: a program must not be started behind the back of who ends it."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
 
 
 _HARM: dict[str, tuple[Callable[[RedisServer], None], Callable[[RedisServer], None]]] = {
