@@ -6,7 +6,7 @@ from typing import Final
 
 from mirror.errors import UpstreamError, UpstreamThrottled, UpstreamUnavailable
 
-__all__ = ["HELD_BACK", "may_send", "next_try"]
+__all__ = ["HELD_BACK", "may_send", "may_send_of_part", "next_try"]
 
 #: Bytes at the end of a blob that wait for its digest. Enough that no client could mistake the rest for the whole.
 HELD_BACK: Final = 64 * 1024
@@ -21,6 +21,13 @@ def may_send(received: int, size: int | None, *, verified: bool) -> int:
         return received
     end = received if size is None else size
     return max(0, min(received, end - HELD_BACK))
+
+
+def may_send_of_part(limit: int, stop: int, size: int) -> int:
+    """How many bytes from the start may leave for a part that ends before `stop`, of the `limit` that may for the whole
+    of `size`: its own last bytes wait as well, until all of the whole may be sent.
+    """
+    return limit if limit >= size else min(limit, stop - HELD_BACK)
 
 
 def next_try(error: UpstreamError, failures: int, jitter: float) -> float | None:

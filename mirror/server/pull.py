@@ -14,7 +14,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.request import RegistryRequest, parse_page
 from mirror.oci.span import Span, parse_range
-from mirror.policy.filling import HELD_BACK
+from mirror.policy.filling import HELD_BACK, may_send_of_part
 from mirror.repository.content import BlobContent, Outcome
 from mirror.repository.shape import Repository
 from mirror.server.answers import (
@@ -26,7 +26,7 @@ from mirror.server.answers import (
     manifest_headers,
     stale_warning,
 )
-from mirror.server.sending import ClientGone, Sender
+from mirror.server.sending import Beyond, ClientGone, Sender
 
 __all__ = ["Told", "base", "blob", "manifest", "referrers", "tags"]
 
@@ -154,7 +154,8 @@ async def _send(
     try:
         reader = content.reader
         if reader is not None:
-            await sender.send(request, response, reader, start, stop, content.beyond, sent)
+            beyond = _guarded(content, span, size) if span is not None and size is not None else content.beyond
+            await sender.send(request, response, reader, start, stop, beyond, sent)
             return
     except StoreError as error:
         # the store gave up in mid-body; the rest comes from upstream, verified, without it
@@ -167,6 +168,19 @@ async def _send(
         sent(len(piece))
     if stop is not None and start + told.sent != stop:
         raise StoreError(f"{start + told.sent} bytes sent, {stop} were announced")
+
+
+def _guarded(content: BlobContent, span: Span, size: int) -> Beyond:
+    """`beyond` of a part of a blob that grows: the last bytes of the part, too, wait for the digest of the whole. Else
+    a part from the middle would be a complete answer whose bytes nobody has verified.
+    """
+
+    async def beyond(position: int) -> int:
+        limit = may_send_of_part(await content.beyond(position), span.stop, size)
+        # all of the whole may be sent once it is verified, and not before
+        return limit if limit > position else await content.beyond(size - 1)
+
+    return beyond
 
 
 def _break(request: web.BaseRequest) -> None:

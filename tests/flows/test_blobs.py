@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from mirror.oci.digest import Digest
+from mirror.policy.filling import HELD_BACK
 from mirror.server import sending
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.live_mirror import PATIENCE, LiveMirror, live_mirror, noise, reached, until
@@ -317,7 +318,8 @@ async def test_range_of_a_cold_blob(
 
 async def test_ranges_of_a_growing_blob(registry: FakeRegistry, mirror: LiveMirror, layer: Digest) -> None:
     """containerd's dozens of open-ended ranges, each hung up after its share, are served while the blob grows: those
-    that are here at once, those beyond when they come, from one download.
+    that are here at once, those beyond when they come, from one download. Of one with an end, that end waits for the
+    digest.
     """
     gate = Stall()
     registry.fail("blobs", stall(gate, after=_SIZE // 2))
@@ -328,15 +330,19 @@ async def test_ranges_of_a_growing_blob(registry: FakeRegistry, mirror: LiveMirr
             assert response.status == 206
             assert await response.content.readexactly(20_000) == _LAYER[start : start + 20_000]
             response.close()
-    answer = await mirror.ask(_at(layer), headers={"Range": "bytes=1000-200000"})
-    assert answer.body == _LAYER[1000:200001]
+    async with mirror.open(_at(layer), headers={"Range": "bytes=1000-200000"}) as response:
+        assert await response.content.readexactly(199_001 - HELD_BACK) == _LAYER[1000 : 200_001 - HELD_BACK]
+        response.close()
+    part = asyncio.create_task(mirror.ask(_at(layer), headers={"Range": "bytes=1000-200000"}))
     beyond = [
         asyncio.create_task(mirror.ask(_at(layer), headers={"Range": f"bytes={start}-"}))
         for start in range(_SIZE // 2, _SIZE, 50_000)
     ]
     tail = asyncio.create_task(mirror.ask(_at(layer), headers={"Range": "bytes=-10"}))
     assert not whole.done()
+    assert not part.done()
     gate.release()
+    assert (await part).body == _LAYER[1000:200001]
     for number, answer in enumerate(await asyncio.gather(*beyond)):
         assert answer.whole
         assert answer.body == _LAYER[_SIZE // 2 + number * 50_000 :]

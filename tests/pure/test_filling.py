@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.errors import UpstreamDenied, UpstreamInvalid, UpstreamThrottled, UpstreamTimeout, UpstreamUnavailable
-from mirror.policy.filling import HELD_BACK, may_send, next_try
+from mirror.policy.filling import HELD_BACK, may_send, may_send_of_part, next_try
 
 
 @given(st.integers(0, 1 << 40), st.none() | st.integers(0, 1 << 40))
@@ -31,6 +31,17 @@ def test_what_may_be_sent_only_grows(one: int, two: int, size: int | None) -> No
     """More received never means less to send."""
     first, second = sorted((one, two))
     assert may_send(first, size, verified=False) <= may_send(second, size, verified=False)
+
+
+@given(st.integers(0, 1 << 30), st.integers(1, 1 << 30), st.integers(1, 1 << 30))
+def test_4_the_end_of_a_part_is_held_back(received: int, stop: int, size: int) -> None:
+    """Row 4: no part of a blob is complete before the digest of the whole is verified; then all of it may leave."""
+    received, stop = min(received, size), min(stop, size)
+    assert may_send_of_part(may_send(received, size, verified=False), stop, size) < stop
+    assert may_send_of_part(may_send(size, size, verified=True), stop, size) == size
+    # and no more is held back than of the whole
+    limit = may_send(received, size, verified=False)
+    assert may_send_of_part(limit, stop, size) == min(limit, stop - HELD_BACK)
 
 
 def _unavailable() -> UpstreamUnavailable:
