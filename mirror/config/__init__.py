@@ -11,7 +11,7 @@ A setting comes from the TOML file given with `--config`; an environment variabl
 file nor environment the mirror serves the public registries. A secret can be read from a file: `password_file`,
 `url_file`.
 
-Only `app.py` and `cli/` know this module: everything below takes ordinary arguments.
+Only `app/` and `cli/` know this module: everything below takes ordinary arguments.
 """
 
 from mirror.config.loading import load

@@ -66,7 +66,7 @@ _ONLY_IN: Final = {
     "rich": {"cli"},
     "uvloop": {"worker"},
     "mirror.config": {"app", "cli", "config", "worker"},
-    "mirror.app": {"cli", "worker"},
+    "mirror.app": {"app", "cli", "worker"},
     "mirror.tracing": {"app"},
 }
 

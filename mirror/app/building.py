@@ -1,0 +1,210 @@
+"""A worker's part of the mirror, put together.
+
+Read `build` from top to bottom for what is opened in which order; closing is the same list read upwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from mirror import __version__, telemetry
+from mirror.access.audit import AuditLog
+from mirror.app.gate import open_gate
+from mirror.app.house import keep_house, keep_scrubbing
+from mirror.app.parts import App, Storage
+from mirror.app.routes import content_lists, route_rule
+from mirror.app.storage import MISSES_LOCK, InFlight, open_storage
+from mirror.app.syncing import make_sync, open_leases
+from mirror.app.upstreams import Upstreams
+from mirror.config import (
+    Config,
+    TraceSettings,
+)
+from mirror.memo import Memo, redis_cache
+from mirror.once import end
+from mirror.policy.images import Image, parse_image
+from mirror.policy.rules import RouteRule
+from mirror.ports import BlobInfo
+from mirror.repository.ahead import Ahead
+from mirror.repository.cosign import read_key
+from mirror.repository.flights import Flights
+from mirror.repository.grants import Grants
+from mirror.repository.misses import Misses
+from mirror.repository.recent import Recent
+from mirror.repository.router import Router
+from mirror.repository.shelf import Shelf
+from mirror.repository.tag_history import TagHistories
+from mirror.server.admin import Admin
+from mirror.server.front import Front
+from mirror.server.health import Readiness, health_pages
+from mirror.server.pulse import keep_pulse
+from mirror.server.sending import Sender
+from mirror.store.misses import LocalMisses
+from mirror.store.notes import Notes
+from mirror.store.recent import LocalRecent
+from mirror.transfer.jobs import Jobs, prefetching
+
+__all__ = ["build"]
+
+#: Threads are made when they are needed; these are bounds. Each fill occupies one while it receives.
+_FILLING_THREADS = 256
+_SENDING_THREADS = 16
+
+
+@asynccontextmanager
+async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]:
+    """Everything that one worker needs, opened; a command does without the `housework` of a server.
+
+    Raises `StoreError`, `ConfigError`.
+    """
+    async with AsyncExitStack() as stack:
+        in_flight = InFlight()
+        storage = await stack.enter_async_context(open_storage(config, in_flight))
+        if config.offline:
+            telemetry.log.info("sealed: no upstream is contacted")
+        filling = ThreadPoolExecutor(_FILLING_THREADS, "fill")
+        stack.callback(filling.shutdown, wait=False, cancel_futures=True)
+        sending = ThreadPoolExecutor(_SENDING_THREADS, "send")
+        stack.callback(sending.shutdown, wait=False, cancel_futures=True)
+
+        memo = _open_memo(config)
+        stack.push_async_callback(memo.aclose)
+        upstreams = Upstreams(config, filling, memo)
+        stack.push_async_callback(upstreams.aclose)
+        upstreams.open()
+
+        if housework and config.trace.endpoint:
+            stack.push_async_callback(await asyncio.to_thread(_start_tracing, config.trace))
+
+        async def landed(info: BlobInfo) -> None:
+            await shelf.landed(info)
+
+        flights = Flights(storage.store, storage.evictor, filling, landed=landed, label=upstreams.label)
+        stack.push_async_callback(flights.aclose)
+        in_flight.flights = flights
+        misses = Misses(
+            LocalMisses(storage.layout),
+            storage.store,
+            storage.catalog,
+            exclusive=lambda: storage.locks.named(MISSES_LOCK),
+            now=lambda: shelf.now(),
+        )
+        noting = asyncio.create_task(misses.run())
+        stack.push_async_callback(end, noting)
+        stack.push_async_callback(misses.aclose)
+        grants = Grants(storage.index, storage.catalog, storage.store)
+        stack.push_async_callback(grants.aclose)
+        shelf = Shelf(
+            flights=flights,
+            store=storage.store,
+            catalog=storage.catalog,
+            index=storage.index,
+            grants=grants,
+            memo=memo,
+            executor=filling,
+            exclusive=storage.locks.exclusive,
+            touch=storage.evictor.touch,
+            name=storage.evictor.name,
+            histories=TagHistories(storage.catalog, storage.freezes),
+            label=upstreams.label,
+            ahead=Ahead(storage.evictor.limit, at_once=config.server.prefetch_blobs_at_once),
+            misses=misses,
+        )
+        stack.push_async_callback(shelf.aclose)
+
+        readiness = Readiness()
+        router = Router(
+            upstreams.table,
+            [(route.match, route_rule(route, config)) for route in config.route],
+            RouteRule(offline=config.offline),
+            upstreams.named,
+            shelf,
+            lists=content_lists(config),
+            keys={str(path): read_key(path) for route in config.route for path in route.signed_by},
+        )
+        stack.push_async_callback(router.aclose)
+        kept = LocalRecent(storage.layout, hold=storage.locks.try_hold)
+        stack.callback(kept.close)
+        recent = Recent(kept if housework else None, now=lambda: shelf.now())
+        sender = Sender(sending, stall=config.server.client_stall)
+        gate = await open_gate(config, storage.layout, upstreams.label, stack)
+        audit = None
+        if config.access.audit_log is not None:
+            audit = AuditLog(config.access.audit_log)
+            stack.callback(audit.close)
+        front = Front(
+            router,
+            sender,
+            health_pages(readiness),
+            log_requests=config.server.access_log,
+            gate=gate,
+            audit=audit,
+            recent=recent,
+        )
+
+        sync = make_sync(config, storage, router.guarded, open_leases(config, storage, stack))
+
+        def parse(text: str) -> Image:
+            return parse_image(text, upstreams.table)
+
+        jobs = Jobs(
+            *(Notes(storage.layout, kind) for kind in ("jobs", "job-queue", "job-cancels")),
+            hold=storage.locks.try_hold,
+            alone=storage.locks.named,
+            work={"prefetch": prefetching(router.guarded, parse), "sync": sync.job},
+        )
+        admin = Admin(jobs, sync, parse_image=parse, status=_Status(storage, flights))
+        app = App(front, readiness, router, shelf, storage, sync, jobs, admin)
+
+        if housework:
+            telemetry.BUILD.labels(__version__, platform.python_version()).set(1)
+            for work in (
+                storage.evictor.run(),
+                keep_house(config, storage),
+                keep_scrubbing(config, app),
+                keep_pulse(),
+                recent.run(),
+            ):
+                task = asyncio.create_task(work)
+                stack.push_async_callback(end, task)
+        stack.push_async_callback(storage.evictor.flush)
+        stack.push_async_callback(recent.flush)
+        yield app
+
+
+class _Status:
+    """What the admin API tells of this process and the store."""
+
+    def __init__(self, storage: Storage, flights: Flights) -> None:
+        self._storage = storage
+        self._flights = flights
+        self._began = time.monotonic()
+
+    async def __call__(self) -> dict[str, Any]:
+        held, limit = await self._storage.evictor.fullness()
+        return {
+            "version": __version__,
+            "worker": os.getpid(),
+            "uptime": round(time.monotonic() - self._began, 1),
+            "store": {"root": str(self._storage.layout.root), "bytes": held, "limit": limit},
+            "flights": len(self._flights.active()),
+        }
+
+
+def _start_tracing(settings: TraceSettings) -> Callable[[], Awaitable[None]]:
+    """Blocking: the library takes its time to be imported, and is only where tracing is wanted. What ends it."""
+    from mirror.tracing import start
+
+    return start(settings.endpoint, settings.sample, version=__version__)
+
+
+def _open_memo(config: Config) -> Memo:
+    url = config.index.url.get_secret_value()
+    return Memo(shared=redis_cache(url, budget=config.index.timeout) if url else None, budget=config.index.timeout)

@@ -1,0 +1,108 @@
+"""Disk and index: enough for the command line without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from mirror.app.parts import Disk, Storage
+from mirror.app.routes import age_rule
+from mirror.config import (
+    Config,
+)
+from mirror.index.embedded import EmbeddedIndex
+from mirror.index.redis import RedisIndex, parse_redis_url
+from mirror.oci.digest import Digest
+from mirror.policy.eviction import Water
+from mirror.policy.pins import PinRule
+from mirror.policy.sizes import parse_capacity
+from mirror.ports import ContentIndex
+from mirror.repository.evictor import Evictor
+from mirror.repository.flights import Flights
+from mirror.repository.names import NamesOnDisk
+from mirror.repository.pins import PinnedContent
+from mirror.repository.reconcile import ensure
+from mirror.repository.tag_history import TagHistories
+from mirror.store.catalog import LocalCatalog
+from mirror.store.freezes import LocalFreezes
+from mirror.store.layout import Layout
+from mirror.store.local import LocalStore
+from mirror.store.locks import Locks
+from mirror.store.notes import Notes
+from mirror.store.pins import LocalPins
+from mirror.store.recovery import sweep
+
+__all__ = ["MISSES_LOCK", "SCRUB_LOCK", "InFlight", "open_disk", "open_storage", "pin_rules", "scrub_notes"]
+
+#: Locks over all processes of a store that commands take too.
+MISSES_LOCK = "misses"
+SCRUB_LOCK = "scrub"
+#: Seconds after which a partial without a filler may go, where there is no other room.
+_IDLE = 60.0
+
+
+class InFlight:
+    """The evictor comes before the flights that it must spare: they are told to it once they exist."""
+
+    def __init__(self) -> None:
+        self.flights: Flights | None = None
+
+    def digests(self) -> Collection[Digest]:
+        return frozenset(self.flights.digests()) if self.flights else ()
+
+
+def open_disk(config: Config) -> Disk:
+    """Blocking; nothing is to be closed. Raises `StoreError`."""
+    layout = Layout(config.store.root)
+    return Disk(layout, LocalStore(layout), LocalCatalog(layout), LocalPins(layout))
+
+
+@asynccontextmanager
+async def open_storage(config: Config, in_flight: InFlight | None = None) -> AsyncIterator[Storage]:
+    """Open disk and index. Raises `StoreError`, `ConfigError`."""
+    in_flight = in_flight or InFlight()
+    async with AsyncExitStack() as stack:
+        disk = await asyncio.to_thread(open_disk, config)
+        layout, store, catalog, pins = disk.layout, disk.store, disk.catalog, disk.pins
+        locks = Locks(layout, secret=store.id)
+        index = _open_index(config, layout, store.id)
+        stack.push_async_callback(index.aclose)
+        names = NamesOnDisk(store, catalog)
+        freezes = LocalFreezes(layout)
+        histories = TagHistories(catalog, freezes)
+        evictor = Evictor(
+            store,
+            index,
+            water=Water(parse_capacity(config.store.capacity), config.store.high_water, config.store.low_water),
+            names=names,
+            protected=in_flight.digests,
+            pinned=PinnedContent(
+                catalog,
+                pins,
+                pin_rules(config),
+                names,
+                answer=lambda repo, tag: histories.answer(repo, tag, age_rule(config, repo)),
+            ).digests,
+            exclusive=lambda: locks.named("evict"),
+            rebuild=lambda: ensure(store, catalog, index, exclusive=lambda: locks.named("rebuild")),
+            reclaim=lambda: sweep(layout, keep=_IDLE, now=time.time).bytes,
+        )
+        yield Storage(layout, store, catalog, freezes, pins, index, locks, evictor)
+
+
+def _open_index(config: Config, layout: Layout, store_id: str) -> ContentIndex:
+    if url := config.index.url.get_secret_value():
+        return RedisIndex(parse_redis_url(url), store_id=store_id, budget=config.index.timeout)
+    return EmbeddedIndex(layout.root / "index.sqlite")
+
+
+def pin_rules(config: Config) -> list[PinRule]:
+    """Which images stay because the configuration says so."""
+    return [PinRule(pin.match, pin.reason) for pin in config.pin]
+
+
+def scrub_notes(layout: Layout) -> Notes:
+    """How far the scrub of everything is."""
+    return Notes(layout, "scrub")

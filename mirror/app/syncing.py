@@ -1,0 +1,66 @@
+"""The sync rules of the configuration, and who may run them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from mirror.app.parts import Storage
+from mirror.app.routes import route_of
+from mirror.config import (
+    Config,
+    SyncSettings,
+    routing_table,
+)
+from mirror.index.leases import RedisLeases
+from mirror.index.redis import parse_redis_url
+from mirror.oci.reference import Repo
+from mirror.policy.platforms import parse_platforms
+from mirror.policy.routing import RoutingTable
+from mirror.store.notes import Notes
+from mirror.transfer.schedule import Leases, Sync, SyncRule, SyncSource
+
+__all__ = ["make_sync", "open_leases"]
+
+#: Seconds that Redis may take for a lease at the least.
+_LEASE_BUDGET = 1.0
+
+
+def make_sync(
+    config: Config, storage: Storage, source_for: Callable[[Repo], SyncSource], leases: Leases | None = None
+) -> Sync:
+    """The sync rules of the configuration, with what is on disk about them."""
+    table = routing_table(config)
+    return Sync(
+        [_sync_rule(rule, table, config) for rule in config.sync],
+        source_for,
+        Notes(storage.layout, "sync"),
+        hold=storage.locks.try_hold,
+        leases=leases,
+        seed=storage.store.id,
+    )
+
+
+def _sync_rule(settings: SyncSettings, table: RoutingTable, config: Config) -> SyncRule:
+    repo = settings.repository(table)
+    return SyncRule(
+        settings.title,
+        repo,
+        settings.tag_set,
+        settings.plan,
+        parse_platforms(settings.platforms),
+        settings.referrers,
+        settings.every_replica,
+        route_of(config, repo)[1].offline,
+    )
+
+
+def open_leases(config: Config, storage: Storage, stack: AsyncExitStack) -> RedisLeases | None:
+    """Where replicas that share a Redis agree who syncs; not on the path of any request, so it may take its time."""
+    url = config.index.url.get_secret_value()
+    if not url or not config.sync:
+        return None
+    budget = max(_LEASE_BUDGET, config.index.timeout)
+    leases = RedisLeases(parse_redis_url(url), owner=storage.store.id, budget=budget)
+    stack.push_async_callback(leases.aclose)
+    return leases

@@ -1,0 +1,206 @@
+"""The registries that may be asked: one upstream for each name, with connections and credentials of its own."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from mirror import __version__, telemetry
+from mirror.config import (
+    Config,
+    ReachSettings,
+    UpstreamSettings,
+    routing_table,
+)
+from mirror.errors import ConfigError, UpstreamError
+from mirror.memo import Memo
+from mirror.policy.budget import Budget
+from mirror.upstream.caller import CallersCredentials
+from mirror.upstream.credentials import Credentials, CredentialSource, GivenCredentials
+from mirror.upstream.docker_config import DockerConfig
+from mirror.upstream.endpoints import EndpointsUpstream
+from mirror.upstream.providers import ProviderOptions, open_provider
+from mirror.upstream.proxies import Proxies
+from mirror.upstream.registry import RegistryUpstream, unverified
+
+__all__ = ["Upstreams", "open_registries", "upstream_urls"]
+
+
+class Upstreams:
+    """Upstreams by the name that content is filed under, made when first needed. One entry with a wildcard makes one
+    for each host: credentials and connections of one are never used for another.
+    """
+
+    def __init__(self, config: Config, executor: Executor, memo: Memo) -> None:
+        self._executor = executor
+        self._memo = memo
+        self._settings = {entry.name: entry for entry in config.upstream}
+        self.table = routing_table(config)
+        self._made: dict[str, RegistryUpstream | EndpointsUpstream] = {}
+
+    def open(self) -> list[RegistryUpstream]:
+        """Make every registry that has no wildcard, so that mistakes show at start; each address of each.
+
+        Nobody is contacted. Raises `ConfigError`.
+        """
+        opened: list[RegistryUpstream] = []
+        for name in self._settings:
+            if not name.startswith("*."):
+                upstream = self.named(name)
+                opened += upstream.members if isinstance(upstream, EndpointsUpstream) else [upstream]
+        return opened
+
+    def named(self, name: str) -> RegistryUpstream | EndpointsUpstream:
+        """The upstream of a registry that the table knows."""
+        found = self._made.get(name)
+        if found is None:
+            known = self.table.registry(name)
+            if known is None:
+                raise KeyError(name)
+            found = self._made[name] = self._make(name, self._settings[known[1].name])
+        return found
+
+    def label(self, name: str) -> str:
+        """The entry that a registry falls under: bounded by the configuration, where names under a wildcard are not."""
+        known = self.table.registry(name)
+        return known[1].name if known else ""
+
+    def _make(self, name: str, settings: UpstreamSettings) -> RegistryUpstream | EndpointsUpstream:
+        label = settings.name  # bounded by the configuration, where names under a wildcard are not
+
+        def observe(event: str, status: int | None, seconds: float) -> None:
+            telemetry.UPSTREAM_REQUESTS.labels(label, event, status or 0).inc()
+            telemetry.UPSTREAM_SECONDS.labels(label, event).observe(seconds)
+
+        def on_budget(budget: Budget) -> None:
+            telemetry.BUDGET_LIMIT.labels(label).set(budget.limit)
+            telemetry.BUDGET_REMAINING.labels(label).set(budget.remaining)
+
+        def on_failure(error: UpstreamError) -> None:
+            telemetry.UPSTREAM_ERRORS.labels(label, type(error).__name__).inc()
+
+        def at(url: str, reach: ReachSettings, names: Sequence[str], **more: Any) -> RegistryUpstream:
+            tls, identity = _tls(name, reach)
+            proxies = _proxies(reach)
+            return RegistryUpstream(
+                name,
+                url,
+                executor=self._executor,
+                memo=self._memo,
+                credentials=_for_callers(settings, _credentials(name, url, reach, names, identity or tls, proxies)),
+                allowed=reach.token_hosts,
+                verify=tls,
+                identity=identity,
+                proxies=proxies,
+                connect_timeout=settings.connect_timeout,
+                read_timeout=settings.read_timeout,
+                blobs_at_once=settings.blobs_at_once,
+                user_agent=f"registry-mirror/{__version__}",
+                observe=observe,
+                on_failure=on_failure,
+                **more,
+            )
+
+        own = at(settings.url or f"https://{name}", settings, [name, *settings.aliases], on_budget=on_budget)
+        # where there is another endpoint to go to, nothing is gained by trying the same one again
+        mirrors = [at(one.url, one, [urlsplit(one.url).netloc], retries=0) for one in settings.endpoints]
+        return EndpointsUpstream([*mirrors, own], hedge_after=settings.hedge_after) if mirrors else own
+
+    async def aclose(self) -> None:
+        for upstream in self._made.values():
+            await upstream.aclose()
+
+
+@asynccontextmanager
+async def open_registries(config: Config) -> AsyncIterator[list[RegistryUpstream]]:
+    """Every configured registry at each of its addresses, to be checked; those with a wildcard are none yet.
+
+    Raises `ConfigError`.
+    """
+    async with AsyncExitStack() as stack:
+        executor = ThreadPoolExecutor(2, "check")
+        stack.callback(executor.shutdown, wait=False, cancel_futures=True)
+        memo = Memo()
+        stack.push_async_callback(memo.aclose)
+        upstreams = Upstreams(config, executor, memo)
+        stack.push_async_callback(upstreams.aclose)
+        yield upstreams.open()
+
+
+def upstream_urls(config: Config, registry: str) -> list[str]:
+    """Where a registry that the table knows is asked, in this order; without credentials."""
+    known = routing_table(config).registry(registry)
+    found = [one for one in config.upstream if known and one.name == known[1].name]
+    return [
+        url for one in found for url in (*(mirror.url for mirror in one.endpoints), one.url or f"https://{registry}")
+    ]
+
+
+def _for_callers(settings: UpstreamSettings, own: CredentialSource) -> CredentialSource:
+    return CallersCredentials(own) if settings.access == "verify" else own
+
+
+def _credentials(
+    name: str,
+    url: str,
+    reach: ReachSettings,
+    names: Sequence[str],
+    tls: bool | ssl.SSLContext,
+    proxies: Proxies,
+) -> CredentialSource:
+    if reach.docker_config is not None:
+        source = DockerConfig(reach.docker_config, names, upstream=name)
+        source.check()
+        return source
+    if reach.provider is not None:
+        context = tls if isinstance(tls, ssl.SSLContext) else None if tls else unverified()
+        proxy = reach.proxy.get_secret_value() if reach.proxy else None
+        proxy = None if proxy == "env" else proxy
+        options = _provider_options(reach)
+        return open_provider(name, reach.provider, url, options, tls=context, proxy=proxy, proxies=proxies)
+    if reach.username is not None and reach.password is not None:
+        return GivenCredentials(Credentials(reach.username, reach.password.get_secret_value()))
+    return GivenCredentials()
+
+
+def _proxies(reach: ReachSettings) -> Proxies:
+    return Proxies.given(reach.proxy.get_secret_value() if reach.proxy else None)
+
+
+def _provider_options(settings: ReachSettings) -> ProviderOptions:
+    return ProviderOptions(
+        key_file=settings.key_file,
+        region=settings.region,
+        role_arn=settings.role_arn,
+        tenant=settings.tenant_id,
+        client_id=settings.client_id,
+        client_secret=settings.client_secret.get_secret_value() if settings.client_secret else None,
+        token_file=settings.token_file,
+        provider_url=settings.provider_url,
+        sts_url=settings.sts_url,
+        metadata_url=settings.metadata_url,
+    )
+
+
+def _tls(name: str, reach: ReachSettings) -> tuple[bool | ssl.SSLContext, ssl.SSLContext | None]:
+    """How certificates are checked, and the context that shows ours to the registry itself."""
+    verify: bool | ssl.SSLContext = reach.verify_tls
+    try:
+        if reach.ca_file is not None and reach.verify_tls:
+            verify = ssl.create_default_context(cafile=reach.ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError([f"upstream {name}: ca_file {reach.ca_file} holds no certificate"]) from error
+    if reach.client_certificate is None or reach.client_key is None:
+        return verify, None
+    identity = ssl.create_default_context(cafile=reach.ca_file) if reach.verify_tls else unverified()
+    identity.set_alpn_protocols(["http/1.1"])
+    try:
+        identity.load_cert_chain(reach.client_certificate, reach.client_key)
+    except (OSError, ssl.SSLError) as error:
+        pair = f"{reach.client_certificate} and {reach.client_key}"
+        raise ConfigError([f"upstream {name}: client_certificate, client_key: {pair} are no matching pair"]) from error
+    return verify, identity
