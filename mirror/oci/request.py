@@ -27,6 +27,8 @@ class Kind(Enum):
     TAGS = "tags"
     REFERRERS = "referrers"
     UPLOAD = "upload"
+    #: Docker registry API: not in the OCI specification.
+    CATALOG = "catalog"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ def parse_request(target: str) -> RegistryRequest:
     query = dict(reversed(_fields(raw_query))) if raw_query else {}
     if path in ("/v2", "/v2/"):
         return RegistryRequest(Kind.BASE, query=query)
+    if path == "/v2/_catalog":
+        return RegistryRequest(Kind.CATALOG, query=query)
     if not path.startswith("/v2/"):
         raise NotServed(f"not a path of this API: {path[:120]!r}")
     name, _, last = path[4:].rpartition("/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 from mirror.oci.reference import Repo
@@ -18,6 +19,8 @@ from mirror.repository.shelf import Shelf
 
 __all__ = ["Router"]
 
+#: Seconds that a list of all repositories is believed.
+_LIST_EVERY: float = 10.0
 #: Repositories that are kept made; names come from clients, so there is no end of them.
 _MOST: int = 10_000
 
@@ -47,6 +50,8 @@ class Router:
         self._lists = lists or ContentLists()
         self._keys = keys or {}
         self._signatures = Signatures()
+        self._listed: tuple[Repo, ...] = ()
+        self._listed_at = float("-inf")
         self._made: dict[Repo, PlainRepository] = {}
         self._routed: dict[tuple[str, str | None, str | None], Repository] = {}
 
@@ -89,6 +94,21 @@ class Router:
         """How this repository is treated."""
         text = str(repo)
         return next((rule for pattern, rule in self._rules if pattern.fullmatch(text)), self._default_rule)
+
+    async def repositories(self) -> Sequence[Repo]:
+        """Those that something is here of, sorted; the disk is looked at every few seconds at most."""
+        now = self._shelf.now()
+        if not 0 <= now - self._listed_at < _LIST_EVERY:
+            self._listed = await self._shelf.once.run(
+                "repositories", lambda: asyncio.to_thread(self._read_repositories)
+            )
+            self._listed_at = now
+        return self._listed
+
+    def _read_repositories(self) -> tuple[Repo, ...]:
+        """Blocking: of registries that are configured still."""
+        found = self._shelf.catalog.repositories()
+        return tuple(sorted(repo for repo in found if self._table.registry(repo.registry) is not None))
 
     async def aclose(self) -> None:
         """Repeatable."""

@@ -127,6 +127,12 @@ class Gate:
     def _unknown_caller(self, request: web.BaseRequest, wanted: RegistryRequest) -> Unauthorized:
         return Unauthorized("who is asking?", self._challenge(request, wanted))
 
+    def may_see(self, identity: Identity, repo: Repo) -> bool:
+        """Whether a list may name this repository. One that upstream is asked about for every caller is on no list."""
+        if self._verifier_of(repo.registry) is not None:
+            return False
+        return self.allows(ANONYMOUS if identity.means is Means.UPSTREAM else identity, Action.PULL, repo)
+
     def allows(self, identity: Identity, action: Action, repo: Repo | None) -> bool:
         """The policy's verdict."""
         key = (identity, action, repo)

@@ -128,6 +128,10 @@ class Front:
             raise Unsupported("this is a mirror: push to the registry itself")
         if wanted.kind is Kind.BASE:
             return pull.base()
+        if wanted.kind is Kind.CATALOG:
+            every = await self._router.repositories()
+            seen = every if gate is None else [repo for repo in every if gate.may_see(identity, repo)]
+            return await pull.catalog(request, wanted, seen, told)
         if wanted.reference is not None:
             told.reference = str(wanted.reference)
         repository = self._router.resolve(wanted.name, host=request.headers.get("Host"), ns=wanted.query.get("ns"))

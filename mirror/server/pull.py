@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 from aiohttp import HttpVersion11, web
 
 from mirror.errors import MirrorError, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX
+from mirror.oci.reference import Repo
 from mirror.oci.request import RegistryRequest, parse_page
 from mirror.oci.span import Span, parse_range
 from mirror.policy.filling import HELD_BACK, may_send_of_part
@@ -28,7 +31,7 @@ from mirror.server.answers import (
 )
 from mirror.server.sending import Beyond, ClientGone, Sender
 
-__all__ = ["Told", "base", "blob", "manifest", "referrers", "tags"]
+__all__ = ["Told", "base", "blob", "catalog", "manifest", "referrers", "tags"]
 
 #: Tags in one page at the most (CVE-2023-2253: an `n` of any size was an allocation of any size).
 _MOST_TAGS = 10_000
@@ -204,6 +207,19 @@ async def tags(
     if page and len(following) > count:
         headers["Link"] = link_to_next(wanted.name, count, page[-1], wanted.query)
     return _json({"name": repository.repo.name, "tags": page}, headers, request, told)
+
+
+async def catalog(
+    request: web.BaseRequest, wanted: RegistryRequest, repositories: Iterable[Repo], told: Told
+) -> web.StreamResponse:
+    """What is here, not what upstreams have, by names that can be pulled from this mirror (Docker registry API)."""
+    count, last = parse_page(wanted.query, most=_MOST_TAGS)
+    following = [name for name in map(str, repositories) if name > last]
+    page = following[:count]
+    headers = {**API_VERSION, "Content-Type": "application/json"}
+    if page and len(following) > count:
+        headers["Link"] = f'</v2/_catalog?n={count}&last={quote(page[-1], safe="")}>; rel="next"'
+    return _json({"repositories": page}, headers, request, told)
 
 
 async def referrers(

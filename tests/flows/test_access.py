@@ -304,3 +304,28 @@ def test_one_mistake(text: str, mistake: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(file)
     assert any(one.startswith(mistake) for one in caught.value.mistakes), caught.value.mistakes
+
+
+async def test_the_catalog(registry: FakeRegistry, tmp_path: Path, access: dict[str, Any]) -> None:
+    """What is here, sorted and by pages, by names that can be pulled; only what the caller may see."""
+    names = ["open/b", "open/a", "secret/app"]
+    targets = [_targets(registry, name)[0] for name in names]
+    alice, bob = _basic("alice", "alice-pw"), _basic("bob", "bob-pw")
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, access=access) as mirror:
+        assert (await mirror.ask("/v2/_catalog", headers=alice)).json == {"repositories": []}
+        for target in targets:
+            assert (await mirror.ask(target, headers=alice)).status == 200
+        mirror.clock.forward(11)
+        everything = ["docker.io/open/a", "docker.io/open/b", "docker.io/secret/app"]
+        assert (await mirror.ask("/v2/_catalog", headers=alice)).json == {"repositories": everything}
+        assert (await mirror.ask("/v2/_catalog", headers=bob)).json == {"repositories": everything[:2]}
+        assert (await mirror.ask("/v2/_catalog")).status == 401
+        first = await mirror.ask("/v2/_catalog?n=1", headers=bob)
+        assert first.json == {"repositories": everything[:1]}
+        following = first.headers["Link"].partition(">")[0].removeprefix("<")
+        last = await mirror.ask(following, headers=bob)
+        assert (last.json, "Link" in last.headers) == ({"repositories": everything[1:2]}, False)
+        assert (await mirror.ask(f"/v2/{everything[0]}/manifests/1.0", headers=bob)).status == 200
+        assert (await mirror.ask("/v2/_catalog?n=x", headers=bob)).status == 400
+        head = await mirror.ask("/v2/_catalog", headers=bob, method="HEAD")
+        assert (head.status, head.body) == (200, b"")

@@ -54,7 +54,6 @@ def test_targets(target: str, wanted: RegistryRequest) -> None:
         ("/v20/", NotServed),
         ("/v2/a", NotServed),
         ("/v2/a/b", NotServed),
-        ("/v2/_catalog", NotServed),
         ("/v2/a/tags/other", NotServed),
         ("/V2/a/manifests/v1", NotServed),
         ("/v2/a/tags/list?" + "a=1&" * 65, NotServed),
@@ -125,3 +124,10 @@ def test_a_request_without_digest_has_none() -> None:
     """Asking a tag for its digest is a mistake of ours, and loud."""
     with pytest.raises(TypeError):
         _ = parse_request("/v2/a/manifests/v1").digest
+
+
+def test_the_catalog() -> None:
+    """By its own path alone."""
+    assert parse_request("/v2/_catalog?n=5") == RegistryRequest(Kind.CATALOG, query={"n": "5"})
+    with pytest.raises(NotServed):
+        parse_request("/v2/_catalog/x")
