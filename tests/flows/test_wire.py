@@ -167,7 +167,7 @@ async def test_30_long_but_allowed(mirror: LiveMirror) -> None:
         ("/", 404, "UNSUPPORTED"),
         ("/v1/", 404, "UNSUPPORTED"),
         ("/v2x", 404, "UNSUPPORTED"),
-        ("/v2/_catalog", 404, "UNSUPPORTED"),
+        ("/v2/_catalog/", 404, "UNSUPPORTED"),
         ("/v2/library/app", 404, "UNSUPPORTED"),
         ("/v2/library/app/nothing/v1", 404, "UNSUPPORTED"),
         ("/favicon.ico", 404, "UNSUPPORTED"),
