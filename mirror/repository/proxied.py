@@ -48,7 +48,7 @@ from mirror.once import Once
 from mirror.policy.freshness import FreshnessRule, is_fresh, may_serve_stale
 from mirror.policy.history import Kept
 from mirror.policy.moments import format_moment
-from mirror.policy.records import ContentRecord, ManifestNames, ManifestRecord, TagRecord
+from mirror.policy.records import ManifestNames, ManifestRecord, TagRecord
 from mirror.policy.rules import RouteRule
 from mirror.policy.versions import looks_like_version
 from mirror.ports import BlobInfo, BlobStore, Body, Catalog, ContentIndex, Upstream
@@ -149,6 +149,7 @@ class Shelf:
     executor: Executor
     exclusive: Exclusive
     touch: Callable[[Digest], None]
+    arrived: Callable[[BlobInfo], Coroutine[Any, Any, None]]
     name: Callable[[ManifestNames, int], Coroutine[Any, Any, None]]
     histories: TagHistories
     #: What was not here in a sealed repository.
@@ -201,7 +202,7 @@ class Shelf:
     async def landed(self, info: BlobInfo) -> None:
         """A blob was published: remember it."""
         self.went_cached()
-        await asyncio.wait({self._behind(self._tell_index(info))}, timeout=_PATIENCE)
+        await asyncio.wait({self._behind(self.arrived(info))}, timeout=_PATIENCE)
 
     async def named(self, manifest: Manifest) -> None:
         """A manifest is here: what it names only goes together with it."""
@@ -236,11 +237,6 @@ class Shelf:
         async with self.settling:
             await self.write(self.store.settle)
             await self.write(self.catalog.settle)
-
-    async def _tell_index(self, info: BlobInfo) -> None:
-        # without it the blob is found when index and disk are compared
-        with suppress(IndexUnavailable):
-            await self.index.put([ContentRecord(info.digest, info.size, self.now())])
 
     async def aclose(self) -> None:
         """Wait for what index and disk are still being told, end what is shared. Repeatable."""
