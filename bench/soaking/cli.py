@@ -271,6 +271,9 @@ class _Run:
             f"at most {watch.most / watch.limit:.1%} of the limit (at {watch.most_at:.0f} s), "
             f"above it in {watch.above} of {watch.looks} looks"
         )
+        report.figures["disk, most in each minute, % of the limit"] = " ".join(
+            f"{most / watch.limit * 100:.0f}" for most in watch.minutes.values()
+        )
         if self.scale.judges_disk:
             report.expect(watch.most <= watch.limit, f"the disk held {watch.most} bytes, the limit is {watch.limit}")
         report.figures["most of one worker"] = (
