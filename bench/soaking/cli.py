@@ -167,7 +167,7 @@ class _Run:
             f"index: {'Redis' if self.redis else 'embedded'}, capacity {self.settings.capacity / _MIB:.0f} MiB "
             f"for {self.library.size / _MIB:.0f} MiB in {len(self.library.images)} images"
         )
-        idle = self._descriptors()
+        idle = self._held()
         asking = start_asking(self.mirror.port, self.directory / "livez")
         began, began_at = time.monotonic(), time.time()
         watch = Watch(self.mirror, self.settings.capacity, began)
@@ -240,11 +240,12 @@ class _Run:
 
     # ----------------------------------------------------------------------------------- at rest, and after
 
-    def _descriptors(self) -> list[int]:
+    def _held(self) -> str:
+        """Descriptors and threads of each worker."""
         taken = [sample(pid, 0.0) for pid in self.mirror.workers()]
-        return [one.descriptors for one in taken if one is not None]
+        return " ".join(f"{one.descriptors}/{one.threads}" for one in taken if one is not None)
 
-    async def _rest(self, report: Report, idle: list[int]) -> None:
+    async def _rest(self, report: Report, idle: str) -> None:
         """Nobody asks any more: what is still held was forgotten."""
         _say("waiting for rest")
         deadline = time.monotonic() + _REST
@@ -263,13 +264,16 @@ class _Run:
             f"{partials} partials, {len(states - set(names))} notes without one, "
             f"{sum(name.startswith('tmp-') for name in names)} unfinished small files"
         )
-        report.figures["descriptors of each worker, idle"] = f"before {idle}, after {self._descriptors()}"
+        report.figures["descriptors/threads of each worker"] = f"before {idle}, after {self._held()}"
         report.expect(not files and not flights and not locks, "something is still held long after the last client")
 
     def _report_watch(self, report: Report, watch: Watch) -> None:
         report.figures["disk"] = (
             f"at most {watch.most / watch.limit:.1%} of the limit (at {watch.most_at:.0f} s), "
             f"above it in {watch.above} of {watch.looks} looks"
+        )
+        report.figures["disk, most in each minute, % of the limit"] = " ".join(
+            f"{most / watch.limit * 100:.0f}" for most in watch.minutes.values()
         )
         if self.scale.judges_disk:
             report.expect(watch.most <= watch.limit, f"the disk held {watch.most} bytes, the limit is {watch.limit}")

@@ -43,6 +43,8 @@ class Watch:
     workers: defaultdict[int, list[Sample]] = field(default_factory=lambda: defaultdict(list))
     most: int = 0
     most_at: float = 0.0
+    #: The most in each minute.
+    minutes: dict[int, int] = field(default_factory=dict)
     #: Samples of the disk, and how many of them were above the limit.
     looks: int = 0
     above: int = 0
@@ -57,6 +59,7 @@ class Watch:
                 used = min(used, await asyncio.to_thread(disk_use, self.mirror.store))
             self.looks += 1
             self.above += used > self.limit
+            self.minutes[int(at / 60)] = max(used, self.minutes.get(int(at / 60), 0))
             if used > self.most:
                 self.most, self.most_at = used, at
             if self.looks % int(_WORKERS_EVERY / _DISK_EVERY) == 0:

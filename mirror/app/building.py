@@ -111,6 +111,7 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
             executor=filling,
             exclusive=storage.locks.exclusive,
             touch=storage.evictor.touch,
+            arrived=storage.evictor.arrived,
             name=storage.evictor.name,
             histories=TagHistories(storage.catalog, storage.freezes),
             label=upstreams.label,

@@ -39,7 +39,7 @@ from mirror.once import end
 from mirror.policy.eviction import Measure, Victim, Water
 from mirror.policy.records import ContentRecord, ManifestNames
 from mirror.policy.sizes import format_size
-from mirror.ports import BlobStore, ContentIndex
+from mirror.ports import BlobInfo, BlobStore, ContentIndex
 from mirror.repository import victims as finding
 from mirror.repository.names import NamesOnDisk
 from mirror.repository.reconcile import INCOMPLETE, is_whole
@@ -50,8 +50,9 @@ __all__ = ["Evictor", "Reservation"]
 _MOST_TOUCHES: Final = 100_000
 #: Seconds between two notes of a blob's use on disk.
 _COARSE: Final = 3600.0
-#: Manifests whose names wait for the index.
+#: Manifests whose names wait for the index, and blobs that do.
 _MOST_UNNAMED: Final = 10_000
+_MOST_UNTOLD: Final = 100_000
 #: Candidates looked at in one go while evicting: thousands more would hold up the event loop, and there is a next go.
 _MOST_CANDIDATES: Final = 4096
 #: Seconds to wait for one's turn to evict. The pull that waits for it then goes through uncached.
@@ -123,6 +124,8 @@ class Evictor:
         self._unmarked: dict[Digest, float] = {}
         self._marked: dict[Digest, float] = {}
         self._unnamed: dict[Digest, tuple[ManifestNames, ContentRecord]] = {}
+        #: Blobs that came while the index did not answer; in order of arrival, the values say nothing.
+        self._untold: dict[Digest, None] = {}
         self._reserved = 0
         self._evicting = asyncio.Lock()
         self._index_up = True
@@ -140,6 +143,34 @@ class Evictor:
         if now - self._marked.get(digest, float("-inf")) >= _COARSE:
             _remember(self._marked, digest, now)
             _remember(self._unmarked, digest, now)
+
+    async def arrived(self, info: BlobInfo) -> None:
+        """A blob is here. What the index cannot take now is told once it answers again: a blob that it does not know is
+        neither counted nor ever dropped.
+        """
+        try:
+            await self._index.put([ContentRecord(info.digest, info.size, self._now())])
+        except BaseException as error:
+            self._untold[info.digest] = None
+            if len(self._untold) > _MOST_UNTOLD:
+                # the daily comparison with the disk finds it
+                del self._untold[next(iter(self._untold))]
+            if not isinstance(error, IndexUnavailable):
+                raise
+            self._note_down(error)
+
+    async def _flush_untold(self) -> None:
+        if not self._untold or not self._index_up:
+            return
+        untold, self._untold = self._untold, {}
+        try:
+            # some may have been dropped meanwhile
+            await self._index.put(await asyncio.to_thread(self._present, list(untold)))
+        except BaseException as error:
+            self._untold = {**untold, **self._untold}
+            if not isinstance(error, IndexUnavailable):
+                raise
+            self._note_down(error)
 
     async def name(self, names: ManifestNames, size: int) -> None:
         """A manifest of `size` bytes is here. What the index cannot take now is told with the next flush."""
@@ -166,6 +197,7 @@ class Evictor:
     async def flush(self) -> None:
         """Tell index and disk of the uses since. What the index cannot take now is kept for the next time."""
         await self._flush_to_disk()
+        await self._flush_untold()
         await self._flush_names()
         touches, self._touches = self._touches, {}
         if not touches:
@@ -356,6 +388,8 @@ class Evictor:
     ) -> None:
         async with self._in_turn():
             await self.flush()
+            # who had the turn before may have dropped what is in our sum; without an index all is walked anyway
+            self._sum = None
             should, must = need(await self._measure())
             reclaimed = False
             while should > 0:

@@ -10,19 +10,19 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
 from mirror import telemetry
-from mirror.errors import IndexUnavailable, StoreError
+from mirror.errors import StoreError
 from mirror.memo import Memo
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
 from mirror.once import Once
 from mirror.policy.history import Kept
-from mirror.policy.records import ContentRecord, ManifestNames, TagRecord
+from mirror.policy.records import ManifestNames, TagRecord
 from mirror.ports import BlobInfo, BlobStore, Catalog, ContentIndex
 from mirror.repository.ahead import Ahead
 from mirror.repository.content import Outcome
@@ -96,6 +96,7 @@ class Shelf:
     executor: Executor
     exclusive: Exclusive
     touch: Callable[[Digest], None]
+    arrived: Callable[[BlobInfo], Coroutine[Any, Any, None]]
     name: Callable[[ManifestNames, int], Coroutine[Any, Any, None]]
     histories: TagHistories
     #: What was not here in a sealed repository.
@@ -148,7 +149,7 @@ class Shelf:
     async def landed(self, info: BlobInfo) -> None:
         """A blob was published: remember it."""
         self.went_cached()
-        await asyncio.wait({self._behind(self._tell_index(info))}, timeout=_PATIENCE)
+        await asyncio.wait({self._behind(self.arrived(info))}, timeout=_PATIENCE)
 
     async def named(self, manifest: Manifest) -> None:
         """A manifest is here: what it names only goes together with it."""
@@ -198,11 +199,6 @@ class Shelf:
         async with self.settling:
             await self.write(self.store.settle)
             await self.write(self.catalog.settle)
-
-    async def _tell_index(self, info: BlobInfo) -> None:
-        # without it the blob is found when index and disk are compared
-        with suppress(IndexUnavailable):
-            await self.index.put([ContentRecord(info.digest, info.size, self.now())])
 
     async def aclose(self) -> None:
         """Wait for what index and disk are still being told, end what is shared. Repeatable."""

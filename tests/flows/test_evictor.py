@@ -22,7 +22,8 @@ from mirror.oci.reference import Repo
 from mirror.policy.eviction import Water
 from mirror.policy.records import ContentRecord, ManifestNames, ManifestRecord, Usage
 from mirror.policy.sizes import Capacity
-from mirror.ports import ContentIndex
+from mirror.ports import BlobInfo, ContentIndex
+from mirror.repository import evictor
 from mirror.repository.evictor import Evictor
 from mirror.repository.names import NamesOnDisk
 from mirror.repository.reconcile import INCOMPLETE, MARK, ensure
@@ -144,6 +145,14 @@ class World:
         """As `ensure` does it."""
         self.rebuilds += 1
         await ensure(self.store, self.catalog, self.port, exclusive=lambda: held(asyncio.Lock()))
+
+    async def come(self, number: int) -> BlobInfo:
+        """A blob that was just published; the index is told of it if it answers."""
+        content = f"{number:08}".encode().ljust(100, b".")
+        self.store.put(digest := Digest.of(content), content)
+        info = self.store.stat(digest)
+        await self.evictor.arrived(info)
+        return info
 
     async def add(self, number: int, size: int = 100, *, used: float | None = None, pin: bool = False) -> Digest:
         """A blob in store and index; `used` in seconds after the start, by default its number."""
@@ -536,6 +545,48 @@ async def test_names_wait_for_the_index(world: World) -> None:
     world.index.calls.clear()
     await world.evictor.flush()
     assert "name" not in world.index.calls
+
+
+async def test_blobs_wait_for_the_index(world: World) -> None:
+    """Row 47: what comes while the index is away is counted, and dropped in its turn, once it is back; what has gone by
+    then is not.
+    """
+    world.index.down = True
+    came = [await world.come(number) for number in range(3)]
+    world.store.delete(came[0].digest)
+    await world.evictor.flush()
+    world.index.down = False
+    await world.evictor.tick()
+    await world.evictor.tick()
+    assert await world.port.usage() == Usage(2, 200)
+    world.index.calls.clear()
+    await world.evictor.flush()
+    assert "put" not in world.index.calls
+
+
+async def test_blobs_wait_without_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many are remembered and no more; the rest is left to the comparison with the disk."""
+    monkeypatch.setattr(evictor, "_MOST_UNTOLD", 2)
+    world.index.down = True
+    for number in range(3):
+        await world.come(number)
+    world.index.down = False
+    await world.evictor.tick()
+    await world.evictor.tick()
+    assert await world.port.usage() == Usage(2, 200)
+
+
+async def test_without_an_index_nobody_evicts_twice(world: World) -> None:
+    """Row 47: what another process has dropped is not dropped once more for a sum that is out of date."""
+    other = world.another()
+    for number in range(10):
+        await world.add(number)
+    world.index.down = True
+    for one in (world.evictor, other):
+        await one.fullness()
+    for one in (world.evictor, other):
+        await one.tick()
+    assert len(world.present()) == 8
 
 
 # --------------------------------------------------------------------------------------- disk and index differ
