@@ -6,6 +6,7 @@ Exit status: 0 done, 1 failed, 2 unusable arguments or configuration.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -13,9 +14,11 @@ import typer
 from rich.console import Console
 
 from mirror import __version__
-from mirror.errors import ConfigError, MirrorError
+from mirror import config as settings
+from mirror.errors import ConfigError, MirrorError, RequestError
+from mirror.policy.images import Image, parse_image
 
-__all__ = ["ConfigFile", "application", "main", "table_console"]
+__all__ = ["ConfigFile", "application", "main", "parse_images", "table_console"]
 
 application = typer.Typer(
     name="mirror",
@@ -45,6 +48,20 @@ def _refuse(error: ConfigError) -> NoReturn:
     for mistake in error.mistakes:
         print(f"mirror: {mistake}", file=sys.stderr)
     raise SystemExit(2) from error
+
+
+def parse_images(images: Sequence[str], config: settings.Config) -> list[Image]:
+    """Images as they are given on the command line. Raises `ConfigError` with every one that is none."""
+    table = settings.routing_table(config)
+    parsed, mistakes = [], []
+    for text in images:
+        try:
+            parsed.append(parse_image(text, table))
+        except RequestError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ConfigError(mistakes)
+    return parsed
 
 
 def table_console() -> Console:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -14,13 +13,13 @@ import typer
 from rich.table import Table
 
 from mirror import config as settings
-from mirror.app import Disk, open_disk, pin_rules, routing_table
-from mirror.cli.base import ConfigFile, application, table_console
+from mirror.app import Disk, open_disk, pin_rules
+from mirror.cli.base import ConfigFile, application, parse_images, table_console
 from mirror.cli.working import check_owner
-from mirror.errors import ConfigError, MirrorError, RequestError
+from mirror.errors import ConfigError, MirrorError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
-from mirror.policy.images import Image, parse_image
+from mirror.policy.images import Image
 from mirror.policy.pins import parse_until
 from mirror.policy.records import Pin
 from mirror.repository.closure import Closure, read_closure
@@ -41,7 +40,7 @@ def pin(
     """Never evict these images: by tag whatever it points to at the time, by digest that one."""
     loaded = settings.load(config)
     check_owner(loaded, "pins")
-    images = _parse(image, loaded)
+    images = parse_images(image, loaded)
     now = time.time()
     end = _parse_end(until, now)
     disk = open_disk(loaded)
@@ -58,7 +57,7 @@ def unpin(image: Images, config: ConfigFile = None) -> None:
     """Let these images be evicted again, when they are the least recently used."""
     loaded = settings.load(config)
     check_owner(loaded, "pins")
-    images = _parse(image, loaded)
+    images = parse_images(image, loaded)
     disk = open_disk(loaded)
     strangers = [one for one in images if not disk.pins.drop(one.repo, one.reference)]
     left = pinned_images(disk.pins, pin_rules(loaded), disk.catalog, time.time())
@@ -130,20 +129,6 @@ def _lacking(closure: Closure) -> str:
     if not count:
         return "no platform was pulled yet"
     return ", ".join(f"{number} {role}{'' if number == 1 else 's'}" for role, number in count.items()) + " missing"
-
-
-def _parse(images: Sequence[str], config: settings.Config) -> list[Image]:
-    """Raises `ConfigError` with every one that is none."""
-    table = routing_table(config)
-    parsed, mistakes = [], []
-    for text in images:
-        try:
-            parsed.append(parse_image(text, table))
-        except RequestError as error:
-            mistakes.append(str(error))
-    if mistakes:
-        raise ConfigError(mistakes)
-    return parsed
 
 
 def _parse_end(until: str | None, now: float) -> float | None:

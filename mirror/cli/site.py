@@ -34,11 +34,11 @@ from mirror.app import (
     scrub_notes,
     scrub_of,
 )
-from mirror.cli.base import ConfigFile, application, table_console
+from mirror.cli.base import ConfigFile, application, parse_images, table_console
 from mirror.cli.pins import name_of
-from mirror.errors import ConfigError, MirrorError, RequestError
+from mirror.errors import ConfigError, MirrorError
 from mirror.oci.manifest import Descriptor
-from mirror.policy.images import Image, parse_image
+from mirror.policy.images import Image
 from mirror.policy.misses import Miss
 from mirror.policy.selection import select
 from mirror.policy.sizes import format_size, parse_size
@@ -129,7 +129,7 @@ def show(
 ) -> None:
     """Tell everything about one image: what it consists of, what is missing, what it shares, why it stays."""
     loaded = _load(config)
-    [wanted] = _parse([image], loaded)
+    [wanted] = parse_images([image], loaded)
     whole = asyncio.run(_show(loaded, wanted))
     if as_json:
         print(json.dumps(_whole_json(whole), ensure_ascii=False, indent=1))
@@ -253,7 +253,7 @@ def verify(
     """Hash blobs again; set aside what is damaged and fetch it again; exit status 1 if something is not to be had."""
     loaded = _load(config)
     limit = _parse_rate(rate)
-    images = _parse(image or [], loaded)
+    images = parse_images(image or [], loaded)
     with _bar(quiet=as_json) as bar:
         report = asyncio.run(_verify(loaded, images, limit, repair, bar))
     if as_json:
@@ -472,20 +472,6 @@ def _load(config: Any) -> settings.Config:
 def _overview(loaded: settings.Config, storage: Storage) -> Overview:
     pinned = pinned_images(storage.pins, pin_rules(loaded), storage.catalog, time.time())
     return Overview(storage.store, storage.catalog, storage.index, pinned, storage.freezes.all())
-
-
-def _parse(images: Sequence[str], config: settings.Config) -> list[Image]:
-    """Raises `ConfigError` with every one that is none."""
-    table = routing_table(config)
-    parsed, mistakes = [], []
-    for text in images:
-        try:
-            parsed.append(parse_image(text, table))
-        except RequestError as error:
-            mistakes.append(str(error))
-    if mistakes:
-        raise ConfigError(mistakes)
-    return parsed
 
 
 def _yes(answer: bool) -> str:
