@@ -6,8 +6,8 @@
     freezes on disk ──────────────────────────────────────> digest ─┘
 
 A pinned tag protects what it points to now, and what it answers now where that is another digest: because it is frozen,
-or because the newest one is not old enough yet. A frozen tag protects what it answers, pinned or not. What is named but absent counts too, so that a blob that comes later is
-safe from its first moment on.
+or because the newest one is not old enough yet. A frozen tag protects what it answers, pinned or not. What is named but
+absent counts too, so that a blob that comes later is safe from its first moment on.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ class PinnedContent:
         frozen: Callable[[], Iterable[Freeze]],
         answer: Callable[[Repo, str], Digest | None],
     ) -> None:
-        """`frozen` are the tags that are; `answer` is what a tag answers as far as it is known here; `StoreError` where that cannot be told."""
+        """`frozen` are the tags that are; `answer` is what a tag answers as far as it is known here, and `StoreError`
+        where that cannot be told.
+        """
         self._frozen = frozen
         self._answer = answer
         self._catalog = catalog
@@ -108,8 +110,8 @@ class PinnedContent:
         self._roots: dict[tuple[Repo, Reference], set[Digest]] = {}
 
     def digests(self, now: float) -> Collection[Digest]:
-        """Blocking, some 0.1 ms for each pinned image. Raises `StoreError` where pins or freezes cannot be read: then nobody knows
-        what must stay, and nothing may go.
+        """Blocking, some 0.1 ms for each pinned image. Raises `StoreError` where pins or freezes cannot be read: then
+        nobody knows what must stay, and nothing may go.
         """
         with self._lock:
             roots: dict[tuple[Repo, Reference], set[Digest]] = {}
