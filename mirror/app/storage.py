@@ -83,6 +83,7 @@ async def open_storage(config: Config, in_flight: InFlight | None = None) -> Asy
                 pins,
                 pin_rules(config),
                 names,
+                frozen=freezes.all,
                 answer=lambda repo, tag: histories.answer(repo, tag, age_rule(config, repo)),
             ).digests,
             exclusive=lambda: locks.named("evict"),

@@ -2,11 +2,12 @@
 
     pins on disk ─────┐
                       ├──> images ── tag record ──> digest ──> what its manifests name, present or not: it stays
-    rules, over tags ─┘
+    rules, over tags ─┘                                             │
+    freezes on disk ──────────────────────────────────────> digest ─┘
 
 A pinned tag protects what it points to now, and what it answers now where that is another digest: because it is frozen,
-or because the newest one is not old enough yet. What is named but absent counts too, so that a blob that comes later is
-safe from its first moment on.
+or because the newest one is not old enough yet. A frozen tag protects what it answers, pinned or not. What is named but
+absent counts too, so that a blob that comes later is safe from its first moment on.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.pins import PinRule, rule_for
+from mirror.policy.records import Freeze
 from mirror.ports import Catalog, Pins
 from mirror.repository.names import NamesOnDisk
 
@@ -82,7 +84,7 @@ def _root(catalog: Catalog, repo: Repo, reference: Reference) -> Descriptor | No
 
 
 class PinnedContent:
-    """The digests that stay because of pins. May be asked from any thread."""
+    """The digests that stay because of pins and freezes. May be asked from any thread."""
 
     def __init__(
         self,
@@ -91,9 +93,13 @@ class PinnedContent:
         rules: Sequence[PinRule],
         names: NamesOnDisk,
         *,
+        frozen: Callable[[], Iterable[Freeze]],
         answer: Callable[[Repo, str], Digest | None],
     ) -> None:
-        """`answer` is what a tag answers as far as it is known here; `StoreError` where that cannot be told."""
+        """`frozen` are the tags that are; `answer` is what a tag answers as far as it is known here, and `StoreError`
+        where that cannot be told.
+        """
+        self._frozen = frozen
         self._answer = answer
         self._catalog = catalog
         self._pins = pins
@@ -104,8 +110,8 @@ class PinnedContent:
         self._roots: dict[tuple[Repo, Reference], set[Digest]] = {}
 
     def digests(self, now: float) -> Collection[Digest]:
-        """Blocking, some 0.1 ms for each pinned image. Raises `StoreError` where pins cannot be read: then nobody knows
-        what must stay, and nothing may go.
+        """Blocking, some 0.1 ms for each pinned image. Raises `StoreError` where pins or freezes cannot be read: then
+        nobody knows what must stay, and nothing may go.
         """
         with self._lock:
             roots: dict[tuple[Repo, Reference], set[Digest]] = {}
@@ -113,7 +119,8 @@ class PinnedContent:
                 key = image.repo, image.reference
                 roots[key] = self._roots_of(image) or self._roots.get(key, set())
             self._roots = roots
-            return self._below(set().union(*roots.values()))
+            frozen = {freeze.digest for freeze in self._frozen()}
+            return self._below(frozen.union(*roots.values()))
 
     def _roots_of(self, image: PinnedImage) -> set[Digest]:
         """Empty where a tag is not known."""

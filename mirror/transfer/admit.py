@@ -28,6 +28,7 @@ from mirror.policy.sizes import format_size
 from mirror.ports import BlobStore, Catalog, ContentIndex, Ingest
 from mirror.repository.flights import Reservation, Room
 from mirror.repository.grants import named_by
+from mirror.repository.names import NamesOnDisk
 from mirror.repository.tag_history import TagHistories
 from mirror.transfer.inventory import ListedImage
 from mirror.transfer.layout_source import FileBody
@@ -287,7 +288,7 @@ class _Admitting:
     async def reserve(self) -> Reservation:
         """Room for everything that is to be written, at once: an import must not push out its own beginning."""
         needed, here = await asyncio.to_thread(self._needed)
-        for digest in here:
+        for digest in (*here, *await asyncio.to_thread(self._naming, frozenset(here))):
             # noted as used, so that it is not what has to go
             self._site.touch(digest)
         try:
@@ -296,14 +297,22 @@ class _Admitting:
             raise StoreFull(f"no room for the {format_size(needed)} to take in: {error}") from error
 
     def _needed(self) -> tuple[int, list[Digest]]:
-        """Blocking: bytes that are not here, and what is."""
+        """Blocking: bytes that are not here, and what is, also of what a difference has left out."""
         needed, here = 0, []
-        for digest, size in self._plan.contents().items():
+        contents = self._plan.contents()
+        for digest in contents.keys() | {digest for planned in self._plan.images for digest in planned.blobs}:
             if _size_here(self._site.store, digest) is None:
-                needed += size
+                needed += contents.get(digest, 0)
             else:
                 here.append(digest)
         return needed, here
+
+    def _naming(self, here: frozenset[Digest]) -> list[Digest]:
+        """Blocking: the manifests because of which it is here. A blob that one names goes with its image, however
+        lately it was used itself.
+        """
+        names = NamesOnDisk(self._site.store, self._site.catalog).everywhere() if here else {}
+        return [each.digest for each in names.values() if each.digest not in here and not here.isdisjoint(each.blobs)]
 
     async def image(self, planned: PlannedImage) -> None:
         """Blobs, manifests, links, the index, and the tag last."""

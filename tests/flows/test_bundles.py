@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
@@ -21,12 +22,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mirror.app import open_storage
+from mirror.config import load
 from mirror.errors import BundleError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.images import Image
 from mirror.policy.records import ManifestRecord, Sighting
+from mirror.repository.reconcile import reconcile
 from mirror.transfer import tar_members
 from mirror.transfer.export import export, select
 from mirror.transfer.layout_target import create_layout
@@ -99,6 +103,16 @@ def read_inventory_of(bundle: Path) -> Any:
     """Its images."""
     [content] = [content for one, content in read_members(bundle) if one.name == "mirror-inventory.json"]
     return json.loads(content)["images"]
+
+
+def rebuild(config: Path) -> None:
+    """As a server does when it starts: its index knows the disk."""
+
+    async def work() -> None:
+        async with open_storage(load(config)) as storage:
+            await reconcile(storage.store, storage.catalog, storage.index)
+
+    asyncio.run(work())
 
 
 # -------------------------------------------------------------------------------------------- what is taken in
@@ -759,6 +773,31 @@ def test_room_is_made_for_all_of_it_at_once(gap: Gap) -> None:
     assert (done.status, done.json["here"]["blobs"]) == (0, 1), done
     assert all(small.has(layer) for layer in layers)
     assert not small.has(random.Random(9).randbytes(300_000))
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_what_another_image_has_brought_stays_when_room_is_made(gap: Gap, indexed: bool) -> None:
+    """A layer that the bundle's image shares with the coldest image here does not go with that one, by the index or by
+    the disk alone; also where the bundle is a difference that leaves it out.
+    """
+    shared, own = random.Random(1).randbytes(100_000), random.Random(2).randbytes(300_000)
+    small = Stocked(gap.folder / "small")
+    config = write_settings(small.root, capacity="700kB")
+    small.tag("library/base", "v1", small.image("library/base", [shared]))
+    inventory = gap.folder / "small.json"
+    inventory.write_text(mirror("inventory", "--json", "-c", config).out)
+    for file in (small.root / "blobs").rglob("*"):
+        if file.is_file():
+            os.utime(file, (1_000_000, 1_000_000))  # the coldest
+    warm = random.Random(3).randbytes(400_000)
+    small.tag("library/warm", "v1", small.image("library/warm", [warm]))
+    gap.connected.tag("library/big", "v1", gap.connected.image("library/big", [shared, own]))
+    assert gap.export("big:v1", "--since", inventory).status == 0
+    if indexed:
+        rebuild(config)
+    done = mirror("import", gap.bundle, "-c", config, "--json")
+    assert done.status == 0, done
+    assert [small.has(content) for content in (shared, own, warm)] == [True, True, False]
 
 
 def test_a_store_of_another_user(gap: Gap, monkeypatch: pytest.MonkeyPatch) -> None:

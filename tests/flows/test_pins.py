@@ -155,6 +155,26 @@ async def test_a_frozen_tag_that_is_pinned(registry: FakeRegistry, tmp_path: Pat
         assert present(mirror, old) == old
 
 
+async def test_what_a_frozen_tag_answers_stays(registry: FakeRegistry, tmp_path: Path) -> None:
+    """Whole, although nobody pinned it and upstream has moved the tag; after the freeze it goes."""
+    registry.add_image("library/app", "v1", [layer(1), layer(2)])
+    async with running(registry, tmp_path / "store") as mirror:
+        frozen = await pull(mirror, "v1")
+        record = mirror.app.storage.catalog.get_tag(APP, "v1")
+        assert record
+        freeze = Freeze(APP, "v1", record.digest, record.media_type, record.size, "", mirror.clock())
+        registry.add_image("library/app", "v1", [layer(3), layer(4)])
+        mirror.clock.forward(600)
+        await pull(mirror, "v1")
+        mirror.app.storage.freezes.put(freeze)
+        others = await pressure(mirror, registry, 12)
+        assert present(mirror, frozen) == frozen
+        assert not present(mirror, others[0])
+        mirror.app.storage.freezes.drop(APP, "v1")
+        await pressure(mirror, registry, 12, layers=4)
+        assert not present(mirror, frozen)
+
+
 async def test_a_pin_that_comes_before_the_pull(registry: FakeRegistry, tmp_path: Path) -> None:
     """A pinned image that is not here yet stays once it is, and each platform that is pulled later too."""
     children = [registry.add_image("library/app", None, [layer(n)], config=f'{{"n": {n}}}'.encode()) for n in (1, 2)]
@@ -295,7 +315,9 @@ class Site:
 
     def content(self, rules: Sequence[PinRule] = ()) -> PinnedContent:
         """What stays."""
-        return PinnedContent(self.catalog, self.pins, rules, self.names, answer=lambda _, tag: self.answers.get(tag))
+        return PinnedContent(
+            self.catalog, self.pins, rules, self.names, frozen=tuple, answer=lambda _, tag: self.answers.get(tag)
+        )
 
 
 def tagged(site: Site, tag: str, *layers: bytes) -> Digest:
