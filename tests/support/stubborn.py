@@ -138,9 +138,9 @@ class Stubborn:
             elif status == 206:
                 start = int(said["Content-Range"].split()[1].partition("-")[0])
                 came[start:] = body
-            tries = 0 if body and status in (200, 206) else tries + 1
-            if whole and status in (200, 206) and len(came) >= size:
+            if whole and status in (200, 206):
                 break
+            tries = 0 if body and status in (200, 206) else tries + 1
             if tries >= self._tries:
                 raise _GivenUp(f"{target}: {status} {body[:200]!r}")
             self._leaving.wait(self._pause)
