@@ -186,4 +186,8 @@ class Stubborn:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.leave()
+        if error is None:
+            self.leave()
+        else:
+            # whatever went wrong, nobody may be left to answer them
+            self._leaving.set()
