@@ -14,13 +14,11 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import subprocess
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from tests.support.process import program, run
+from tests.support.process import run
 
 __all__ = ["Ext4", "refusal"]
 
@@ -43,7 +41,8 @@ class Ext4:
     """`size` in bytes; the image is a sparse file in `directory`."""
 
     def __init__(self, directory: Path, *, size: int = 96 << 20) -> None:
-        self._image = directory / "disk.img"
+        self._directory = directory
+        self._number = 0
         self.mount_point = directory / "disk"
         self._size = size
 
@@ -56,19 +55,25 @@ class Ext4:
             os.close(descriptor)
 
     def remount(self) -> None:
-        """The power is back; nobody may use it any more by then."""
+        """The power is back. What was on the disk is mounted as a copy: a container that began meanwhile has the old
+        mount in its own namespace, and the kernel would give us that dead one again.
+        """
+        before = self._image
         self._unmount()
+        self._number += 1
+        run(["cp", "--sparse=always", before, self._image])
+        before.unlink()
         self._mount()
+
+    @property
+    def _image(self) -> Path:
+        return self._directory / f"disk-{self._number}.img"
 
     def _mount(self) -> None:
         run(["mount", "-o", "loop", self._image, self.mount_point])
 
     def _unmount(self) -> None:
-        deadline = time.monotonic() + 30
-        # the kernel lets go of a killed process's files a moment after its end
-        while subprocess.run([program("umount"), self.mount_point], capture_output=True, check=False).returncode:
-            assert time.monotonic() < deadline, "the disk is still in use"
-            time.sleep(0.01)
+        run(["umount", "--lazy", self.mount_point])
 
     def __enter__(self) -> Ext4:
         self.mount_point.mkdir()

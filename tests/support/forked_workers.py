@@ -145,7 +145,8 @@ def _pretend_boot(number: int) -> None:
     def boot_id() -> bytes:
         return number.to_bytes(16, "big")
 
-    local.boot_id = recovery.boot_id = boot_id
+    for module in (local, recovery):
+        vars(module)["boot_id"] = boot_id
 
 
 if __name__ == "__main__":
