@@ -1,10 +1,19 @@
-"""The parent of several workers: opens the listeners, starts the workers, replaces those that die, ends them all.
+"""The parent of the workers: starts them, replaces those that die, exchanges them for a new configuration, ends them.
 
     slot: starting ──> ready ──> ended ──(pause, longer each time it died young)──> starting
-                          └──(SIGTERM to the parent)──> draining ──> ended; killed if it takes too long
+                          ├──(SIGHUP: its successor is ready)──> draining ──> ended
+                          └──(SIGTERM to the parent)──────────> draining ──> ended; killed if it takes too long
+
+    SIGHUP ──> read the configuration ──┬─ bad ──────────────────────────────> every mistake is logged, nothing changes
+                                        └─ good ──> start one worker with it ──┬─ it ends ──> nothing changes either
+                                                                               └─ ready ──> one slot after the other
 
 Workers are new processes, not forks: each begins with clean threads and clean memory. They learn of the parent's death
-by the end of a pipe, so that none is left behind.
+by the end of a pipe, so that none is left behind. Worker and successor accept from the same sockets, so no connection
+is refused in between, and what the old one has accepted it answers.
+
+What the workers are told to read is a copy of the file that was found good, held by the parent: a worker that is
+replaced because it died must not meet a file that somebody is editing.
 """
 
 from __future__ import annotations
@@ -18,41 +27,62 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mirror import telemetry
-from mirror.errors import ConfigError
+from mirror.errors import ConfigError, MirrorError
 from mirror.listen import AdminListener, address_of
 
-__all__ = ["supervise"]
+__all__ = ["Plan", "supervise"]
 
 #: Seconds: a worker that dies sooner than this after its start is not replaced at once.
 _YOUNG = 10.0
 _LONGEST_PAUSE = 30.0
 #: Seconds beyond the drain before a worker is killed.
 _GRACE = 10.0
+#: Seconds that a worker of a new configuration has until it answers.
+_START = 60.0
+#: Exit status of commands whose configuration cannot be used.
+_UNUSABLE = 2
 _MEMORY = "/dev/shm"  # noqa: S108 - the folder's name cannot be guessed, and it is ours alone
 _METRICS = "mirror-metrics-"
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What workers are started with: `arguments` of their command, `descriptors` that they inherit, `drain` in seconds.
+
+    The descriptors are the plan's own.
+    """
+
+    arguments: Sequence[str]
+    drain: float
+    tls: bool = False
+    descriptors: Sequence[int] = ()
+
+    def close(self) -> None:
+        """Once no worker will be started with it any more."""
+        for one in self.descriptors:
+            os.close(one)
+
+
 async def supervise(
-    arguments: Sequence[str],
+    plan: Plan,
     listeners: Sequence[Sequence[socket.socket]],
     *,
-    drain: float,
-    tls: bool,
+    reread: Callable[[], Plan],
     admin: AdminListener | None = None,
 ) -> None:
     """Run one worker for each element of `listeners`, which are its sockets, until SIGTERM or SIGINT.
 
-    `admin` has one more socket for each. `arguments` are those of the worker's command. Raises `ConfigError` where a
-    worker cannot even start.
+    `admin` has one more socket for each. `reread` makes a new plan at SIGHUP and raises `ConfigError` with every
+    mistake. Raises `ConfigError`, `MirrorError` where a worker cannot even start.
     """
     with _metrics_folder() as metrics:
-        await _Supervisor(arguments, listeners, drain, metrics, tls, admin).run()
+        await _Supervisor(plan, listeners, reread, metrics, admin).run()
 
 
 @contextmanager
@@ -90,23 +120,37 @@ def _try_hold(folder: str | Path) -> int | None:
     return descriptor
 
 
+@dataclass(eq=False, slots=True)
+class _Worker:
+    """One process. `ready` is true once it answers, false when it ended before; `ended` gives its exit code."""
+
+    slot: int
+    process: asyncio.subprocess.Process
+    drain: float
+    ready: asyncio.Future[bool]
+    ended: asyncio.Task[int]
+
+
 class _Supervisor:
     def __init__(
         self,
-        arguments: Sequence[str],
+        plan: Plan,
         listeners: Sequence[Sequence[socket.socket]],
-        drain: float,
+        reread: Callable[[], Plan],
         metrics: str,
-        tls: bool,
         admin: AdminListener | None,
     ) -> None:
         self._admin = admin
-        self._arguments = list(arguments)
+        self._plan = plan
         self._listeners = listeners
-        self._drain = drain
-        self._tls = tls
+        self._reread = reread
         self._stop = asyncio.Event()
-        self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self._hung_up = asyncio.Event()
+        #: Every process that has not ended, those that drain included.
+        self._workers: set[_Worker] = set()
+        #: Whose slot it is.
+        self._current: dict[int, _Worker] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
         self._alive, self._life = os.pipe()
         self._environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": metrics}
 
@@ -114,79 +158,102 @@ class _Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        # a terminal that closes must not cut off every pull
-        loop.add_signal_handler(signal.SIGHUP, telemetry.log.info, "SIGHUP ignored")
-        first: list[asyncio.Future[None]] = [loop.create_future() for _ in self._listeners]
-        slots = [asyncio.create_task(self._keep(slot, first[slot])) for slot in range(len(first))]
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up.set)
+        stopping = asyncio.create_task(self._stop.wait())
+        working: list[asyncio.Task[None]] = []
         try:
-            starting = asyncio.ensure_future(asyncio.gather(*first))
-            stopping = asyncio.create_task(self._stop.wait())
-            waiting: list[asyncio.Future[Any]] = [starting, stopping]
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            starting = asyncio.create_task(self._begin())
+            working.append(starting)
+            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
-                for listener in self._listeners[0]:
-                    telemetry.log.info(
-                        "listening", address=address_of(listener), tls=self._tls, workers=len(self._listeners)
-                    )
-                if self._admin:
-                    telemetry.log.info("admin listening", address=self._admin.address)
+                self._say_listening()
+                working += [asyncio.create_task(self._keep(slot)) for slot in range(len(self._listeners))]
+                working.append(asyncio.create_task(self._heed_hang_ups()))
                 await stopping
-            else:
-                starting.cancel()
-            stopping.cancel()
         finally:
             self._stop.set()
-            await self._end()
-            for one in slots:
+            stopping.cancel()
+            for one in working:
                 one.cancel()
-            await asyncio.gather(*slots, return_exceptions=True)
+            await asyncio.gather(*working, return_exceptions=True)
+            await self._end()
+            self._plan.close()
             os.close(self._life)
             os.close(self._alive)
 
-    async def _keep(self, slot: int, first: asyncio.Future[None]) -> None:
+    def _say_listening(self) -> None:
+        for listener in self._listeners[0]:
+            telemetry.log.info(
+                "listening", address=address_of(listener), tls=self._plan.tls, workers=len(self._listeners)
+            )
+        if self._admin:
+            telemetry.log.info("admin listening", address=self._admin.address)
+
+    # ------------------------------------------------------------------------------------------- one slot
+
+    async def _begin(self) -> None:
+        """The first worker of every slot; returns once all answer."""
+        for slot in range(len(self._listeners)):
+            self._current[slot] = await self._start(slot, self._plan)
+        for worker in self._current.values():
+            if not await worker.ready:
+                code = await worker.ended
+                said = f"a worker ended with code {code} while it was starting"
+                raise ConfigError([said]) if code == _UNUSABLE else MirrorError(said)
+
+    async def _keep(self, slot: int) -> None:
         """Keep one worker running in this slot."""
         pause = 0.0
-        while not self._stop.is_set():
-            began = time.monotonic()
-            code = await self._run_worker(slot, first)
-            if self._stop.is_set():
-                return
-            if not first.done():
-                first.set_exception(ConfigError([f"a worker ended with code {code} while it was starting"]))
-                return
-            pause = min(max(1.0, pause * 2), _LONGEST_PAUSE) if time.monotonic() - began < _YOUNG else 0.0
-            telemetry.log.error("worker died", slot=slot, code=code, restart_in=pause)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), pause)
+        while True:
+            worker, began = self._current[slot], time.monotonic()
+            code = await asyncio.shield(worker.ended)
+            while self._current[slot] is worker:
+                pause = min(max(1.0, pause * 2), _LONGEST_PAUSE) if time.monotonic() - began < _YOUNG else 0.0
+                telemetry.log.error("worker died", slot=slot, code=code, restart_in=pause)
+                await asyncio.sleep(pause)
+                # a new configuration may have filled the slot meanwhile
+                if self._current[slot] is worker:
+                    self._current[slot] = await self._start(slot, self._plan)
 
-    async def _run_worker(self, slot: int, first: asyncio.Future[None]) -> int:
-        sockets = self._listeners[slot]
+    async def _start(self, slot: int, plan: Plan) -> _Worker:
+        loop = asyncio.get_running_loop()
         told, tell = os.pipe()
-        descriptors = [one.fileno() for one in sockets]
-        command = [sys.executable, "-m", "mirror", "worker", *self._arguments]
+        descriptors = [one.fileno() for one in self._listeners[slot]]
+        command = [sys.executable, "-m", "mirror", "worker", *plan.arguments]
         command += ["--sockets", ",".join(map(str, descriptors)), "--ready", str(tell), "--parent", str(self._alive)]
         if self._admin:
             descriptors.append(self._admin.sockets[slot].fileno())
             command += ["--admin", str(descriptors[-1])]
+        descriptors += [*plan.descriptors, tell, self._alive]
         try:
             process = await asyncio.create_subprocess_exec(
-                *command, pass_fds=[*descriptors, tell, self._alive], env=self._environment, start_new_session=True
+                *command, pass_fds=descriptors, env=self._environment, start_new_session=True
             )
+        except BaseException:
+            os.close(told)
+            raise
         finally:
             os.close(tell)
-        self._processes[slot] = process
-        telemetry.log.info("worker started", slot=slot, worker=process.pid)
-        waiting = asyncio.create_task(asyncio.to_thread(os.read, told, 1))
-        try:
-            if await waiting and not first.done():
-                first.set_result(None)
-            return await process.wait()
-        finally:
+        ready: asyncio.Future[bool] = loop.create_future()
+
+        def answered() -> None:
+            loop.remove_reader(told)
+            ready.set_result(bool(os.read(told, 1)))
             os.close(told)
-            telemetry.worker_ended(process.pid)
-            self._forget(process.pid)
-            self._processes.pop(slot, None)
+
+        loop.add_reader(told, answered)
+        worker = _Worker(slot, process, plan.drain, ready, asyncio.create_task(self._bury(process)))
+        self._workers.add(worker)
+        worker.ended.add_done_callback(lambda _: self._workers.discard(worker))
+        telemetry.log.info("worker started", slot=slot, worker=process.pid)
+        return worker
+
+    async def _bury(self, process: asyncio.subprocess.Process) -> int:
+        code = await process.wait()
+        telemetry.worker_ended(process.pid)
+        self._forget(process.pid)
+        return code
 
     def _forget(self, pid: int) -> None:
         """Live gauges of a dead worker must not be summed; counters stay."""
@@ -194,22 +261,78 @@ class _Supervisor:
             with suppress(OSError):
                 leftover.unlink()
 
+    # ------------------------------------------------------------------------------- another configuration
+
+    async def _heed_hang_ups(self) -> None:
+        while True:
+            await self._hung_up.wait()
+            self._hung_up.clear()
+            try:
+                await self._reload()
+            except Exception:
+                # whatever it was, the mirror serves on
+                telemetry.log.exception("reload crashed")
+
+    async def _reload(self) -> None:
+        try:
+            plan = await asyncio.to_thread(self._reread)
+        except ConfigError as error:
+            for mistake in error.mistakes:
+                telemetry.log.error("configuration refused", mistake=mistake)
+            telemetry.log.error("reload given up; the configuration in force stays", mistakes=len(error.mistakes))
+            return
+        late = 0
+        for slot in range(len(self._listeners)):
+            if await self._replace(slot, plan):
+                if self._plan is not plan:
+                    self._plan.close()
+                    self._plan = plan
+            elif slot == 0:
+                plan.close()
+                telemetry.log.error("reload given up; the configuration in force stays")
+                return
+            else:
+                late += 1
+        telemetry.log.info("reloaded", workers=len(self._listeners) - late, left=late)
+
+    async def _replace(self, slot: int, plan: Plan) -> bool:
+        """Put a worker with this plan into a slot, and let the one that is there drain. False: it did not start."""
+        fresh = await self._start(slot, plan)
+        try:
+            async with asyncio.timeout(_START):
+                ready = await asyncio.shield(fresh.ready)
+        except TimeoutError:
+            ready = False
+            _signal(fresh, signal.SIGKILL)
+        if not ready:
+            telemetry.log.error("a worker ended while it was starting", slot=slot, code=await fresh.ended)
+            return False
+        old, self._current[slot] = self._current[slot], fresh
+        task = asyncio.create_task(_drain(old))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+        return True
+
+    # ------------------------------------------------------------------------------------------- the end
+
     async def _end(self) -> None:
         """Stop listening, then ask every worker to drain, then insist."""
         for sockets in (*self._listeners, self._admin.sockets if self._admin else ()):
             for one in sockets:
                 one.close()
-        running = list(self._processes.values())
-        for process in running:
-            with suppress(ProcessLookupError):
-                process.terminate()
-        if running:
-            ended = [asyncio.create_task(process.wait()) for process in running]
-            _, late = await asyncio.wait(ended, timeout=self._drain + _GRACE)
-            if late:
-                for process in running:
-                    if process.returncode is None:
-                        telemetry.log.error("worker killed, it did not drain in time", worker=process.pid)
-                        with suppress(ProcessLookupError):
-                            process.kill()
-                await asyncio.wait(late)
+        await asyncio.gather(*(_drain(worker) for worker in tuple(self._workers)), *self._retiring)
+
+
+async def _drain(worker: _Worker) -> None:
+    """Returns when it has ended, one way or another."""
+    _signal(worker, signal.SIGTERM)
+    _, late = await asyncio.wait([worker.ended], timeout=worker.drain + _GRACE)
+    if late:
+        telemetry.log.error("worker killed, it did not drain in time", worker=worker.process.pid)
+        _signal(worker, signal.SIGKILL)
+        await asyncio.wait(late)
+
+
+def _signal(worker: _Worker, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        worker.process.send_signal(number)

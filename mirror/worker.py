@@ -4,6 +4,9 @@ build ──> listening ──(SIGTERM, SIGINT, or the parent is gone)──> dr
                                                                     │
     not ready, no new connections; answers under way finish, at most `server.drain` seconds; then what is still
     being filled is given up and stays as partials
+
+Before connections are closed the first time, those that have just been accepted get a moment to send their request, and
+all answers of that moment say `Connection: close`: a client that has sent a request gets an answer.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ from mirror.server.front import FrontServer
 
 __all__ = ["run_worker"]
 
+#: Seconds between the last accepted connection and the first that is closed.
+_MOMENT = 0.2
 #: What is behind a listener: `Front`, `Admin`.
 Answers: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -97,7 +102,12 @@ async def _serve(
             loop.remove_reader(parent)
         # what nobody waits for is interrupted; it is begun again, or told to be so
         await end(*working)
-        # stops listening, lets answers under way finish, closes idle connections
+        # others go on listening on the same sockets
+        for site in sites:
+            await site.stop()
+        runner.dismiss()
+        await asyncio.sleep(_MOMENT)
+        # lets answers under way finish, closes idle connections
         await asked.cleanup()
         await runner.cleanup()
     telemetry.log.info("stopped", worker=os.getpid())
@@ -110,18 +120,25 @@ class _Runner(web.BaseRunner):
         super().__init__(shutdown_timeout=settings.drain)
         self._answers = answers
         self._settings = settings
+        self._made: FrontServer | None = None
 
     async def shutdown(self) -> None:
         """Nothing to do before connections are closed."""
 
+    def dismiss(self) -> None:
+        """Every connection ends with its next answer."""
+        if self._made:
+            self._made.dismissing = True
+
     async def _make_server(self) -> FrontServer:
-        return FrontServer(
+        self._made = FrontServer(
             self._answers,
             access_log=None,
             keepalive_timeout=self._settings.idle,
             lingering_time=2.0,
             tcp_keepalive=True,
         )
+        return self._made
 
     async def _cleanup_server(self) -> None:
         """The server has no resources of its own."""

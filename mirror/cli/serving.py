@@ -15,7 +15,7 @@ from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.base import ConfigFile, application
 from mirror.errors import ConfigError
-from mirror.listen import AdminListener, address_of, open_admin, open_listeners
+from mirror.listen import AdminListener, open_admin, open_listeners
 
 __all__ = ["check", "serve"]
 
@@ -28,31 +28,44 @@ def serve(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that serve.")] = None,
 ) -> None:
-    """Serve pulls until SIGTERM."""
-    loaded = settings.load(config, {"server": {"listen": listen or None, "workers": workers}})
+    """Serve pulls until SIGTERM; SIGHUP reads the configuration again."""
+    from mirror.supervisor import Plan, supervise
+
+    overrides = {"server": {"listen": listen or None, "workers": workers}}
+    loaded = settings.load(config, overrides)
     telemetry.set_up_logging(loaded.log.level)
+
+    def plan(now: settings.Config) -> Plan:
+        tls, drain = now.server.tls_certificate is not None, now.server.drain
+        if config is None:
+            return Plan([], drain, tls)
+        copy = _in_memory(config.read_bytes())
+        return Plan(["--config", f"/proc/self/fd/{copy}"], drain, tls, [copy])
+
+    def reread() -> Plan:
+        now = settings.load(config, overrides)
+        telemetry.set_up_logging(now.log.level)
+        for name, was, wanted in (
+            ("server.listen", loaded.server.listen, now.server.listen),
+            ("server.workers", loaded.server.workers, now.server.workers),
+            ("admin.listen", loaded.admin_address, now.admin_address),
+        ):
+            if was != wanted:
+                telemetry.log.warning("a setting changed that takes a restart", setting=name)
+        return plan(now)
+
     count = loaded.server.workers
     opened = [open_listeners(address, count) for address in loaded.server.listen]
-    admin = _open_admin(loaded, count)
-    tls = loaded.server.tls_certificate is not None
-    if count > 1:
-        from mirror.supervisor import supervise
+    by_worker = [[sockets[number] for sockets in opened] for number in range(count)]
+    asyncio.run(supervise(plan(loaded), by_worker, reread=reread, admin=_open_admin(loaded, count)))
 
-        arguments = ["--config", str(config.absolute())] if config else []
-        by_worker = [[sockets[number] for sockets in opened] for number in range(count)]
-        asyncio.run(supervise(arguments, by_worker, drain=loaded.server.drain, tls=tls, admin=admin))
-        return
-    from mirror.worker import run_worker
 
-    listeners = [sockets[0] for sockets in opened]
-
-    def ready() -> None:
-        for listener in listeners:
-            telemetry.log.info("listening", address=address_of(listener), tls=tls, workers=1)
-        if admin:
-            telemetry.log.info("admin listening", address=admin.address)
-
-    run_worker(loaded, listeners, ready=ready, admin=admin.sockets[0] if admin else None)
+def _in_memory(content: bytes) -> int:
+    """A file without a name; its descriptor."""
+    descriptor = os.memfd_create("mirror.toml")
+    with os.fdopen(descriptor, "wb", closefd=False) as file:
+        file.write(content)
+    return descriptor
 
 
 def _open_admin(loaded: settings.Config, workers: int) -> AdminListener | None:
@@ -77,7 +90,7 @@ def worker(
     admin: Annotated[int | None, typer.Option()] = None,
     config: ConfigFile = None,
 ) -> None:
-    """One of several serving processes; started by `serve`."""
+    """One of the serving processes; started by `serve`."""
     from mirror.worker import run_worker
 
     loaded = settings.load(config)

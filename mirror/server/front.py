@@ -12,9 +12,10 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache, lru_cache
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from aiohttp import HttpVersion10, web
+from aiohttp.http import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 from prometheus_client import Counter, Histogram
 
@@ -272,10 +273,20 @@ def _sent(outcome: str) -> Counter:
 
 
 class FrontServer(web.Server):
-    """aiohttp's server, with requests that cannot be parsed answered like all others."""
+    """aiohttp's server, with requests that cannot be parsed answered like all others.
+
+    While it is `dismissing`, each connection ends with its next answer.
+    """
+
+    dismissing = False
 
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
+
+    def _make_request(self, message: RawRequestMessage, *others: Any) -> web.BaseRequest:
+        if self.dismissing:
+            message = message._replace(should_close=True)
+        return super()._make_request(message, *others)
 
 
 class _Connection(RequestHandler):

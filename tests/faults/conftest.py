@@ -1,0 +1,63 @@
+"""Faults: the invariant is looked at in every test, and loops say how often they tried.
+
+Loops are short in ordinary runs. `MIRROR_FAULTS_KILLS`, `MIRROR_FAULTS_CUTS`, `MIRROR_FAULTS_REQUESTS` and
+`MIRROR_FAULTS_RELOADS` make them longer: the figures of long runs stand in docs/operations.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from tests.flows.conftest import mirror as mirror
+from tests.flows.conftest import pytest_asyncio_loop_factories as pytest_asyncio_loop_factories
+from tests.flows.conftest import registry as registry
+
+Tally = Callable[..., None]
+
+_told: list[str] = []
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Tally:
+    """Say at the end of the run what was counted."""
+
+    def tell(**counted: Any) -> None:
+        _told.append(f"{request.node.name}: {', '.join(f'{name} {value}' for name, value in counted.items())}")
+
+    return tell
+
+
+@pytest.fixture
+def times(request: pytest.FixtureRequest) -> Callable[[str, int], int]:
+    """How often: a number of the environment, else the ordinary one."""
+
+    def read(name: str, ordinary: int) -> int:
+        return int(os.environ.get(f"MIRROR_FAULTS_{name}", ordinary))
+
+    return read
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> Iterator[None] | None:
+    """What the loops counted, and which faults could not be caused here."""
+    skipped = [one for one in terminalreporter.stats.get("skipped", []) if "tests/faults/" in one.nodeid]
+    if not _told and not skipped:
+        return None
+    terminalreporter.section("faults")
+    for line in _told:
+        terminalreporter.write_line(line)
+    terminalreporter.write_line(f"faults that could not be caused here: {len(skipped)}")
+    for one in skipped:
+        terminalreporter.write_line(f"  {one.nodeid}: {one.longrepr[2] if isinstance(one.longrepr, tuple) else ''}")
+    return None
+
+
+def pytest_report_header() -> list[str]:
+    """How long the loops are in this run."""
+    asked: Mapping[str, str] = {
+        name: os.environ[name] for name in sorted(os.environ) if name.startswith("MIRROR_FAULTS_")
+    }
+    return [f"faults: {', '.join(f'{name}={value}' for name, value in asked.items()) or 'short loops'}"]

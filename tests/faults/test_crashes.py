@@ -1,0 +1,143 @@
+"""`kill -9` and power cuts, again and again, in the middle of everything. What is left must be true, and what was
+finished must be there.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mirror.oci.digest import Digest
+from tests.faults.conftest import Tally
+from tests.support.ext4 import Ext4, refusal
+from tests.support.fake_registry import FakeRegistry
+from tests.support.forked_workers import ForkedWorkers
+from tests.support.live_mirror import noise
+from tests.support.mirror_process import write_config
+from tests.support.stubborn import Stubborn
+
+#: Sizes in bytes; manifests have others, and are written in another way.
+_LAYERS = (37, 70_000, 300_000, 800_000)
+_IMAGES = [(f"library/app-{number}", "v1") for number in range(8)]
+
+
+@pytest.fixture
+def library(registry: FakeRegistry) -> FakeRegistry:
+    """Eight images of four layers each, from a few bytes to 800 KB, one layer shared by all; about 9 MB."""
+    for number, (name, tag) in enumerate(_IMAGES):
+        layers = [noise(size, seed=number * 10 + n) for n, size in enumerate(_LAYERS)]
+        registry.add_image(name, tag, [*layers, noise(200_000, seed=999)], config=b'{"n":%d}' % number)
+    return registry
+
+
+def _final_names(root: Path) -> dict[Digest, Path]:
+    """What is published."""
+    found = {}
+    for file in (root / "blobs").glob("*/*/*"):
+        found[Digest.parse(f"{file.parent.parent.name}:{file.name}")] = file
+    return found
+
+
+def _corrupt(root: Path) -> list[str]:
+    """Published files whose bytes are not what their name says."""
+    return [str(digest) for digest, file in _final_names(root).items() if not digest.matches(file.read_bytes())]
+
+
+def _settled(root: Path) -> set[Digest]:
+    """Blobs whose commit is over: its last step drops the state file, so who has none by now had its folder synced."""
+    published = _final_names(root)
+    growing = {file.name.removesuffix(".state") for file in (root / "ingest").glob("*.state")}
+    layers = {digest for digest, file in published.items() if file.stat().st_size in _LAYERS}
+    return {digest for digest in layers if f"{digest.algorithm}-{digest.hex}" not in growing}
+
+
+def test_41_killed_again_and_again(
+    library: FakeRegistry, tmp_path: Path, times: Callable[[str, int], int], tally: Tally
+) -> None:
+    """Row 41, 58: however often the worker is killed while it fills, evicts, starts or writes its index: no client gets
+    a wrong byte, no published file is wrong, pulls go on by ordinary retry, and nothing is left over at the end.
+    """
+    kills = times("KILLS", 30)
+    # a third of the images fits: there is always something to fill and to evict
+    config = write_config(tmp_path, {"docker.io": library.url}, workers=1, capacity="4MB", tag_ttl="0s")
+    chance = random.Random(1)
+    corrupt: list[str] = []
+    with ForkedWorkers(config) as workers, Stubborn(workers.port, _IMAGES, tries=400, pause=0.01) as clients:
+        for number in range(kills):
+            # one in five dies while it starts
+            if chance.random() < 0.2:
+                workers.start(wait=False)
+                time.sleep(chance.uniform(0, 0.08))  # the moment of the fault, not a wait for anything
+            else:
+                workers.start()
+                time.sleep(chance.uniform(0, 0.15))
+            workers.kill()
+            if number % 10 == 0:
+                corrupt += _corrupt(tmp_path / "store")
+        workers.start()
+        clients.wait_for_pulls(5)
+        clients.leave()
+        workers.stop()
+        log = workers.log.read_text()
+    corrupt += _corrupt(tmp_path / "store")
+    tally(kills=kills, pulls=clients.pulled, requests=clients.requests, broken=clients.broken, corrupt=len(corrupt))
+    assert not clients.corrupt
+    assert not corrupt
+    assert not clients.failed
+    assert "Traceback" not in log, log[log.index("Traceback") - 500 :][:4000]
+    assert "crashed" not in log
+
+
+@pytest.mark.skipif(refusal() is not None, reason=f"power cannot be cut here: {refusal()}")
+def test_42_power_cuts(library: FakeRegistry, tmp_path: Path, times: Callable[[str, int], int], tally: Tally) -> None:
+    """Row 42: after a power cut at any moment every published file is what its name says, every blob whose fill was
+    over is still there, and the mirror serves on.
+    """
+    cuts = times("CUTS", 8)
+    chance = random.Random(2)
+    lost: list[str] = []
+    corrupt: list[str] = []
+    served_wrong: list[str] = []
+    failed: list[str] = []
+    pulls = kept = 0
+    with Ext4(tmp_path) as disk:
+        config = write_config(disk.mount_point, {"docker.io": library.url}, workers=1, capacity="60MB", tag_ttl="0s")
+        text = config.read_text()
+        config = tmp_path / "mirror.toml"
+        config.write_text(text)
+        root = disk.mount_point / "store"
+        with ForkedWorkers(config) as workers:
+            for number in range(cuts):
+                workers.start(boot=number + 1)
+                with Stubborn(workers.port, _IMAGES, clients=3, tries=400, pause=0.01, seed=number) as clients:
+                    time.sleep(chance.uniform(0.0, 0.3))  # the moment of the fault
+                    settled = _settled(root)
+                    disk.cut()
+                    workers.kill()
+                    disk.remount()
+                    corrupt += _corrupt(root)
+                    kept += len(settled)
+                    lost += [str(digest) for digest in settled if digest not in _final_names(root)]
+                    workers.start(boot=1000 + number)
+                    clients.wait_for_pulls(2)
+                    clients.leave()
+                    served_wrong += clients.corrupt
+                    failed += clients.failed
+                    pulls += clients.pulled
+                workers.kill()
+                if number % 4 == 3:
+                    # cold again
+                    for file in _final_names(root).values():
+                        file.unlink()
+            log = workers.log.read_text()
+    tally(cuts=cuts, pulls=pulls, kept=kept, corrupt=len(corrupt), lost=len(lost))
+    assert kept, "nothing was finished before any cut, so nothing was tried"
+    assert not served_wrong
+    assert not corrupt
+    assert not lost
+    assert not failed
+    assert "Traceback" not in log, log[log.index("Traceback") - 500 :][:4000]

@@ -1,0 +1,153 @@
+"""Workers that begin in a few milliseconds, to be killed by the thousand.
+
+    with ForkedWorkers(config) as workers:          # one process that has imported everything, and one listener
+        pid = workers.start()                       # its fork: the worker that `serve` starts, from `run_worker` on
+        ... ask 127.0.0.1:workers.port ...
+        workers.kill()                              # SIGKILL; what waits in the listener's queue waits on
+
+The process that forks runs nothing else: neither threads nor an event loop are copied into a worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from tests.support.process import PATIENCE
+
+__all__ = ["ForkedWorkers"]
+
+
+class ForkedWorkers:
+    """At most one worker at a time. `log` is the file that all of them write to."""
+
+    def __init__(self, config: Path) -> None:
+        self._config = config
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.port = int(self._listener.getsockname()[1])
+        self.log = config.parent / "workers.log"
+        self._pid = 0
+
+    def start(self, *, boot: int = 0, wait: bool = True) -> int:
+        """Begin a worker; returns once it answers, or at once if not `wait`. `boot` tells boots of the machine apart:
+        after a simulated power cut the kernel's own name of it is the same.
+        """
+        assert not self._pid, "it runs"
+        self._say(f"start {boot}")
+        self._pid = int(self._heard())
+        if wait:
+            self.wait_ready()
+        return self._pid
+
+    def wait_ready(self) -> None:
+        """Until the worker that was started answers."""
+        said = self._heard()
+        assert said == "ready", f"the worker said {said!r}:\n{self.log.read_text()[-4000:]}"
+
+    def kill(self) -> None:
+        """SIGKILL; returns when it is gone. Repeatable."""
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            self._ended()
+
+    def stop(self) -> None:
+        """SIGTERM; returns when it has drained."""
+        if self._pid:
+            os.kill(self._pid, signal.SIGTERM)
+            code = self._ended()
+            assert code == 0, f"exit status {code}:\n{self.log.read_text()[-4000:]}"
+
+    def _ended(self) -> int:
+        self._pid = 0
+        while True:
+            said = self._heard()
+            # it may have become ready in its last moment
+            if said.startswith("ended"):
+                return int(said.split()[1])
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(f"{line}\n".encode())
+        self._process.stdin.flush()
+
+    def _heard(self) -> str:
+        assert self._process.stdout
+        line = self._process.stdout.readline().decode().strip()
+        assert line, f"the forking process is gone:\n{self.log.read_text()[-4000:]}"
+        return line
+
+    def __enter__(self) -> ForkedWorkers:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.forked_workers", str(self._config), str(self._listener.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                pass_fds=[self._listener.fileno()],
+                cwd=Path(__file__).resolve().parents[2],
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.kill()
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.wait(PATIENCE)
+        self._process.stdout.close()
+        self._listener.close()
+
+
+def _main(config: Path, listener: int) -> None:
+    """The process that forks."""
+    from mirror import telemetry
+    from mirror.config import load
+    from mirror.worker import run_worker
+
+    loaded = load(config)
+    telemetry.set_up_logging(loaded.log.level)
+    print_to = os.dup(1)
+    os.dup2(2, 1)
+
+    def say(text: str) -> None:
+        os.write(print_to, f"{text}\n".encode())
+
+    for line in sys.stdin:
+        _, boot = line.split()
+        pid = os.fork()
+        if pid == 0:
+            _pretend_boot(int(boot))
+            code = 1
+            try:
+                # as an own descriptor: the loop closes it
+                mine = socket.socket(fileno=os.dup(listener))
+                run_worker(loaded, [mine], ready=lambda: say("ready"))
+                code = 0
+            finally:
+                os._exit(code)
+        say(str(pid))
+        _, status = os.waitpid(pid, 0)
+        say(f"ended {os.waitstatus_to_exitcode(status)}")
+
+
+def _pretend_boot(number: int) -> None:
+    from mirror.store import local, recovery
+
+    def boot_id() -> bytes:
+        return number.to_bytes(16, "big")
+
+    for module in (local, recovery):
+        vars(module)["boot_id"] = boot_id
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), int(sys.argv[2]))
