@@ -14,6 +14,8 @@ from mirror.cli import pins as pins
 from mirror.cli import site as site
 from mirror.cli import bundles as bundles
 from mirror.cli import imports as imports
+from mirror.cli import nodes as nodes
+from mirror.cli import doctor as doctor
 
 # isort: on
 from mirror.cli.base import application, main
