@@ -182,17 +182,22 @@ def _hosts(there: str | None, path: str, wanted: Wanted) -> tuple[str, str]:
 
 
 def _block(wanted: Wanted) -> str:
-    """As a host before the registry itself, or as the only server that there is."""
+    """As a host before the registry itself; without fallback as the registry's place, too.
+
+    Then the mirror stands there twice, for containerd 1.x takes no file without a host.
+    """
     settings = {"capabilities": ["pull", "resolve"], "dial_timeout": DIAL_TIMEOUT}
     if wanted.authority:
         settings["ca"] = _AUTHORITY  # beside this file
     header = f"Authorization = {literal(wanted.account.basic)}\n" if wanted.account else ""
     url = literal(str(wanted.mirror))
+    lines = [f"{key} = {literal(value)}\n" for key, value in settings.items()]
+    block = f"[host.{url}]\n" + "".join(f"  {line}" for line in lines)
+    block += f"  [host.{url}.header]\n    {header}" if header else ""
     if wanted.fallback:
-        lines = "".join(f"  {key} = {literal(value)}\n" for key, value in settings.items())
-        return f"[host.{url}]\n{lines}" + (f"  [host.{url}.header]\n    {header}" if header else "")
-    lines = "".join(f"{key} = {literal(value)}\n" for key, value in settings.items())
-    return f"server = {url}\n{lines}" + (f"[header]\n  {header}" if header else "")
+        return block
+    server = f"server = {url}\n" + "".join(lines) + (f"[header]\n  {header}" if header else "")
+    return f"{server}\n{block}"
 
 
 # ------------------------------------------------------------------------------------------------------------- asks
