@@ -69,15 +69,26 @@ class Disk:
             except (FileNotFoundError, NotADirectoryError):
                 return []
 
-    def write(self, path: str, content: str, *, secret: bool = False, like: str | None = None) -> list[str]:
-        """Put a file in its place, whole or not at all; the folders that had to be made, the outermost first.
+    def missing(self, path: str) -> list[str]:
+        """The folders that have to be made for a file, the outermost first. Raises `NodeRefused`."""
+        folders: list[str] = []
+        for folder in PurePosixPath(path).parents:
+            if self.real(str(folder)).is_dir():
+                break
+            folders.insert(0, str(folder))
+        return folders
+
+    def write(self, path: str, content: str, *, secret: bool = False, like: str | None = None) -> None:
+        """Put a file in its place, whole or not at all; folders are made where there are none.
 
         One that exists keeps its mode, owner and labels, or takes those of `like`; others can read a new one unless it
         is `secret`. Raises `NodeRefused`.
         """
         with _refusing(path):
             real = self.real(path)
-            made = self._make_folders(path)
+            for folder in self.missing(path):
+                self.real(folder).mkdir(mode=0o755)
+                _sync(self.real(folder).parent)
             temporary = real.with_name(f".{real.name}.{secrets.token_hex(8)}")
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
@@ -98,16 +109,20 @@ class Disk:
                     temporary.unlink()
                 raise
             _sync(real.parent)
-            return made
 
     def copy(self, path: str, name: str) -> str:
-        """A copy beside the file, called `name`, with mode and owner; its path. An older one is never replaced.
+        """A copy beside the file, called `name`, with mode and owner; its path. An older one is never replaced,
+        the new one is called `name.2` and so on then.
 
         Raises `NodeRefused`.
         """
         with _refusing(path):
             real = self.real(path)
             target = real.with_name(name)
+            number = 1
+            while target.exists():
+                number += 1
+                target = real.with_name(f"{name}.{number}")
             descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(real.read_bytes())
@@ -126,19 +141,6 @@ class Disk:
         """A folder, if it is empty."""
         with suppress(OSError):
             self.real(path).rmdir()
-
-    def _make_folders(self, path: str) -> list[str]:
-        missing = []
-        for folder in PurePosixPath(path).parents:
-            if self.real(str(folder)).is_dir():
-                break
-            missing.append(str(folder))
-        missing.reverse()
-        for one in missing:
-            real = self.real(one)
-            real.mkdir(mode=0o755)
-            _sync(real.parent)
-        return missing
 
 
 def _copy_manners(model: Path, descriptor: int, target: Path) -> None:

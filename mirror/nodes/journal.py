@@ -38,13 +38,12 @@ _SECRET: Final = re.compile(
 class _Entry:
     """One file. `backup` is what it was before us, None: there was none. `written` is what we may have left there.
 
-    `folders` were made for it. `edited`: somebody had changed it when we wrote again. `needs` as in `Change`.
+    `edited`: somebody had changed it when we wrote again. `needs` as in `Change`.
     """
 
     path: str
     backup: str | None
     written: tuple[str, ...]
-    folders: tuple[str, ...] = ()
     edited: bool = False
     needs: str = ""
 
@@ -90,7 +89,10 @@ class Journal:
         """Raises `NodeRefused` where the journal is there but cannot be read."""
         self._disk = disk
         self._path = f"{client.home}/{_NAME}"
-        self._entries = {entry.path: entry for entry in self._load()}
+        self._entries: dict[str, _Entry] = {}
+        #: Those that we made.
+        self._folders: set[str] = set()
+        self._load()
 
     # ------------------------------------------------------------------------------------------- Files
 
@@ -129,6 +131,7 @@ class Journal:
         backups: dict[str, str | None] = {}
         for one in differences:
             if one.path in by_path:
+                self._folders.update(self._disk.missing(one.path))
                 entry, backups[one.path] = self._prepare(one, stamp)
                 self._entries[one.path] = entry
         if differences:
@@ -138,12 +141,10 @@ class Journal:
                 self._restore(self._entries[one.path])
                 del self._entries[one.path]
                 continue
-            made = self._disk.write(one.path, change.content, secret=change.secret)
-            entry = self._entries[one.path]
-            self._entries[one.path] = replace(
-                entry, written=(change.content,), folders=tuple(dict.fromkeys((*entry.folders, *made)))
-            )
+            self._disk.write(one.path, change.content, secret=change.secret)
+            self._entries[one.path] = replace(self._entries[one.path], written=(change.content,))
         if differences:
+            self._remove_folders()
             self._save()
         return [Done(one, backups.get(one.path)) for one in differences]
 
@@ -167,13 +168,11 @@ class Journal:
     def undo(self) -> list[Done]:
         """Every file as it was before us, every one that we made gone. Raises `NodeRefused`; nothing is done then."""
         differences = self.undoing()
-        entries = list(self._entries.values())
-        for entry in entries:
+        for entry in self._entries.values():
             self._restore(entry)
         self._disk.remove(self._path)
-        for entry in entries:
-            self._remove_folders(entry)
-        self._entries = {}
+        self._remove_folders()
+        self._entries, self._folders = {}, set()
         return [Done(one, None) for one in differences]
 
     def _backwards(self, entries: list[_Entry]) -> list[Difference]:
@@ -207,10 +206,10 @@ class Journal:
             self._disk.write(entry.path, before, like=entry.backup)
         if entry.backup is not None:
             self._disk.remove(entry.backup)
-        self._remove_folders(entry)
 
-    def _remove_folders(self, entry: _Entry) -> None:
-        for folder in reversed(entry.folders):
+    def _remove_folders(self) -> None:
+        """Those that we made and that are empty, the innermost first."""
+        for folder in sorted(self._folders, key=len, reverse=True):
             self._disk.remove_folder(folder)
 
     # ---------------------------------------------------------------------------------------- the record
@@ -224,23 +223,17 @@ class Journal:
     def _before(self, entry: _Entry) -> str | None:
         return None if entry.backup is None else self._disk.text(entry.backup)
 
-    def _load(self) -> list[_Entry]:
+    def _load(self) -> None:
         text = self._disk.text(self._path)
         if text is None:
-            return []
+            return
         try:
-            entries: list[dict[str, Any]] = json.loads(text)["files"]
-            return [
-                _Entry(
-                    str(one["path"]),
-                    one["backup"],
-                    tuple(one["written"]),
-                    tuple(one["folders"]),
-                    bool(one["edited"]),
-                    str(one["needs"]),
-                )
-                for one in entries
-            ]
+            record: dict[str, Any] = json.loads(text)
+            for one in record["files"]:
+                path, written = str(one["path"]), tuple(map(str, one["written"]))
+                entry = _Entry(path, one["backup"], written, bool(one["edited"]), str(one["needs"]))
+                self._entries[path] = entry
+            self._folders = set(map(str, record["folders"]))
         except (ValueError, KeyError, TypeError) as error:
             raise NodeRefused(f"{self._path}: cannot be read; remove it if its changes shall stay for good") from error
 
@@ -248,12 +241,11 @@ class Journal:
         if not self._entries:
             self._disk.remove(self._path)
             return
-        files = [asdict(entry) for entry in self._entries.values()]
-        made = self._disk.write(self._path, json.dumps({"files": files}, indent=1) + "\n", secret=True)
-        if made:
-            # the first to need the folder has made it: it goes with the first file
-            first = next(iter(self._entries.values()))
-            self._entries[first.path] = replace(first, folders=tuple(made))
+        record = {
+            "files": [asdict(entry) for entry in self._entries.values()],
+            "folders": sorted(self._folders),
+        }
+        self._disk.write(self._path, json.dumps(record, indent=1) + "\n", secret=True)
 
 
 def needed(changes: Sequence[Change | Difference]) -> list[str]:

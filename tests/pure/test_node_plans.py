@@ -135,7 +135,8 @@ def test_containerd_without_fallback() -> None:
             ("plugins", "io.containerd.grpc.v1.cri", "registry"),
         ),
         (
-            'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry] # r\n    max = [\n  "a#b", # [\n    ]\n[grpc]\n',
+            'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry] # r\n'
+            '    max = [\n  "a#b", # [\n    ]\n[grpc]\n',
             ("plugins", "io.containerd.grpc.v1.cri", "registry"),
         ),
     ],
