@@ -164,6 +164,8 @@ def read_authority(path: Path | None, mirror: MirrorUrl) -> str | None:
         text = path.read_text()
         if "PRIVATE KEY" in text:
             raise ConfigError([f"--ca-file: {path} holds a private key; give the certificate alone"])
+        if "BEGIN CERTIFICATE" not in text:
+            raise ConfigError([f"--ca-file: {path} holds no certificate"])
         ssl.create_default_context(cadata=text)
     except ssl.SSLError:
         raise ConfigError([f"--ca-file: {path} holds no certificate"]) from None
