@@ -38,12 +38,13 @@ async def probe_redis(address: RedisAddress, *, patience: float = 5.0) -> RedisH
                 trips.append(perf_counter() - began)
         version = str(found.get("redis_version", "unknown"))
         return RedisHealth(version, min(trips), int(found.get("maxmemory", 0)), str(found.get("maxmemory_policy", "")))
-    except AuthenticationError as error:
-        raise IndexUnavailable(f"{address}: user name or password is wrong") from error
     except TimeoutError as error:
         raise IndexUnavailable(f"{address}: no answer within {patience:g} s") from error
     except (RedisError, OSError) as error:
-        raise IndexUnavailable(f"{address}: {type(error).__name__}") from error
+        # redis-py tells a wrong password by its words alone; a missing one has a class of its own
+        shut = isinstance(error, AuthenticationError) or "username or password" in str(error).lower()
+        why = "user name or password is missing or wrong" if shut else type(error).__name__
+        raise IndexUnavailable(f"{address}: {why}") from error
     finally:
         await client.aclose()
         await client.connection_pool.disconnect()
