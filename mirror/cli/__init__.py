@@ -15,6 +15,8 @@ from mirror.cli import site as site
 from mirror.cli import why as why
 from mirror.cli import bundles as bundles
 from mirror.cli import imports as imports
+from mirror.cli import nodes as nodes
+from mirror.cli import doctor as doctor
 
 # isort: on
 from mirror.cli.base import application, main

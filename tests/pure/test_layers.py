@@ -35,6 +35,8 @@ _MAY_IMPORT: Final = {
     "repository": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once"},
     "transfer": {"errors", "oci", "policy", "ports", "telemetry", "once", "repository"},
     "server": {"errors", "oci", "policy", "ports", "telemetry", "repository", "transfer", "access"},
+    # machines that pull
+    "nodes": {"errors", "oci", "policy"},
     # processes
     "listen": {"errors"},
     "supervisor": {"errors", "telemetry", "listen"},
@@ -56,6 +58,8 @@ _ONLY_IN: Final = {
     "opentelemetry": {"tracing"},
     "yaml": {"transfer"},
     "cryptography": {"transfer", "access", "repository"},
+    "yaml": {"transfer", "nodes"},
+    "cryptography": {"transfer", "access", "repository", "nodes"},
     "bcrypt": {"access"},
     "jwt": {"access"},
     "cronsim": {"policy"},

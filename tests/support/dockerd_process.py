@@ -38,13 +38,15 @@ class _UnixConnection(http.client.HTTPConnection):
 class DockerdProcess:
     """A running dockerd; it serves when the constructor returns. `directory` must have a short path."""
 
-    def __init__(self, directory: Path, *, mirror: str) -> None:
+    def __init__(self, directory: Path, *, mirror: str = "", settings: Path | None = None) -> None:
+        """`settings` is a `daemon.json` instead of one with `mirror`."""
         directory.mkdir()
         self.directory = directory
         self.socket = directory / "d.sock"
-        settings = directory / "daemon.json"
-        # without this file it would read the machine's own
-        settings.write_text(json.dumps({"registry-mirrors": [mirror], "max-download-attempts": 1}))
+        if settings is None:
+            settings = directory / "daemon.json"
+            # without this file it would read the machine's own
+            settings.write_text(json.dumps({"registry-mirrors": [mirror], "max-download-attempts": 1}))
         self._process = ProgramProcess(
             [
                 "dockerd",

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["tmpfs"]
+__all__ = ["remount_read_only", "tmpfs"]
 
 _MNT_DETACH = 2
+_MS_RDONLY = 1
+_MS_REMOUNT = 32
 
 
 @contextmanager
@@ -25,3 +27,10 @@ def tmpfs(parent: Path, options: str) -> Iterator[Path]:
         yield point
     finally:
         libc.umount2(bytes(point), _MNT_DETACH)
+
+
+def remount_read_only(point: Path) -> None:
+    """From now on nothing can be written there. Raises `OSError`."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(None, bytes(point), None, _MS_REMOUNT | _MS_RDONLY, None) != 0:
+        raise OSError(ctypes.get_errno(), f"cannot remount: {os.strerror(ctypes.get_errno())}")

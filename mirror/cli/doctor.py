@@ -1,0 +1,201 @@
+"""`doctor`: whether this machine pulls through the mirror, and whether the mirror's own machine is well."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from mirror import config as settings
+from mirror import telemetry
+from mirror.cli.base import ConfigFile, application
+from mirror.cli.nodes import (
+    AuthorityOption,
+    MirrorArgument,
+    PasswordOption,
+    RootOption,
+    UserOption,
+    read_account,
+    read_authority,
+)
+from mirror.config import PUBLIC, Config
+from mirror.errors import ConfigError, IndexUnavailable, MirrorError, RequestError
+from mirror.index.probing import probe_redis
+from mirror.index.redis import parse_redis_url
+from mirror.nodes.clients import CLIENTS
+from mirror.nodes.disk import Disk
+from mirror.nodes.findings import Finding, Level, judge_client, worst
+from mirror.nodes.machine import look_at_limits, look_at_store
+from mirror.nodes.plan import MirrorUrl, NodeRefused
+from mirror.nodes.visit import Visitor
+from mirror.policy.images import Image, looks_like_host, parse_image
+from mirror.policy.routing import Registry, RoutingTable
+from mirror.policy.sizes import parse_capacity
+
+__all__ = ["doctor"]
+
+#: Files that show that a client is on this machine.
+_SIGNS: Final = {
+    "docker": "/etc/docker/daemon.json",
+    "containerd": "/etc/containerd/config.toml",
+    "podman": "/etc/containers/registries.conf",
+    "buildkit": "/etc/buildkit/buildkitd.toml",
+    "k3s": "/etc/rancher/k3s/registries.yaml",
+    "rke2": "/etc/rancher/rke2/registries.yaml",
+}
+
+_LABEL: Final = {Level.OK: "ok     ", Level.WARNING: "WARNING", Level.PROBLEM: "PROBLEM"}
+
+
+@application.command()
+def doctor(
+    mirror_url: MirrorArgument = None,
+    config: ConfigFile = None,
+    image: Annotated[
+        str | None, typer.Option(help="Pull the manifest of this image through the mirror, as a trial.")
+    ] = None,
+    client: Annotated[str | None, typer.Option(help=f"This client must use it: {', '.join(CLIENTS)}.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list, for programs.")] = False,
+    root: RootOption = Path("/"),
+    ca_file: AuthorityOption = None,
+    username: UserOption = None,
+    password_file: PasswordOption = None,
+) -> None:
+    """Examine a node (MIRROR_URL), the mirror's own machine (--config), or both; say what is wrong and what to do."""
+    loaded = settings.load(config) if config is not None or mirror_url is None else None
+    telemetry.set_up_logging("error")
+    if client is not None and client not in CLIENTS:
+        raise ConfigError([f"--client: {client[:80]!r} is not known here: {', '.join(CLIENTS)}"])
+    account = read_account(username, password_file)
+    wanted = None if image is None else _image(image, loaded)
+    visitor = None
+    if mirror_url is not None:
+        mirror = MirrorUrl.parse(mirror_url)
+        visitor = Visitor(mirror, read_authority(ca_file, mirror), account)
+    elif loaded is not None and (own := _own_url(loaded)):
+        visitor = Visitor(own, _own_authority(loaded), account, own=True)
+    findings: list[Finding] = []
+    if visitor is not None:
+        findings += visitor.look()
+        if wanted is not None and not any(one.what == "reach" for one in findings):
+            findings += visitor.pull(wanted)
+    if mirror_url is not None:
+        findings += _clients(Disk(root), MirrorUrl.parse(mirror_url), client, wanted)
+    if loaded is not None:
+        findings += look_at_store(loaded.store.root, parse_capacity(loaded.store.capacity))
+        findings += asyncio.run(_services(loaded))
+        findings.append(look_at_limits())
+    _print(findings, as_json)
+    if worst(findings) is Level.PROBLEM:
+        raise typer.Exit(1)
+
+
+def _print(findings: Sequence[Finding], as_json: bool) -> None:
+    if as_json:
+        listed = [
+            {"what": one.what, "level": one.level.value, "text": one.text, "advice": one.advice} for one in findings
+        ]
+        print(json.dumps(listed, indent=1, ensure_ascii=False))
+        return
+    for one in findings:
+        print(f"{_LABEL[one.level]} {one.what}: {one.text}")
+        if one.advice:
+            print(f"        -> {one.advice}")
+    problems = sum(one.level is Level.PROBLEM for one in findings)
+    warnings = sum(one.level is Level.WARNING for one in findings)
+    print(f"{len(findings)} looked at: {problems} problems, {warnings} warnings")
+
+
+# ---------------------------------------------------------------------------------------------------- the node
+
+
+def _clients(disk: Disk, mirror: MirrorUrl, demanded: str | None, image: Image | None) -> Iterable[Finding]:
+    """Of the client that was named, else of those that are here."""
+    registry = image.repo.registry if image is not None else "docker.io"
+    names = [demanded] if demanded else [name for name, sign in _SIGNS.items() if disk.text(sign) is not None]
+    for name in names:
+        try:
+            asked = CLIENTS[name].asks(disk, registry)
+        except NodeRefused as error:
+            yield Finding(f"client {name}", Level.PROBLEM, str(error), "mend that file")
+            continue
+        yield judge_client(name, asked, registry, mirror, demanded=demanded is not None)
+
+
+def _image(text: str, loaded: Config | None) -> Image:
+    """Raises `ConfigError`. Without a configuration every registry may be one that the mirror knows."""
+    first = text.strip().removeprefix("docker://").partition("/")[0].lower()
+    if loaded is not None:
+        from mirror.app import routing_table
+
+        table = routing_table(loaded)
+    else:
+        known = [
+            Registry(str(one["name"]), tuple(one.get("aliases", ())), library=one["name"] == "docker.io")
+            for one in PUBLIC
+        ]
+        named = [Registry(first)] if "/" in text and looks_like_host(first) else []
+        table = RoutingTable.build([*known, *named], "docker.io")
+    try:
+        return parse_image(text, table)
+    except RequestError as error:
+        raise ConfigError([f"--image: {error}"]) from error
+
+
+# ------------------------------------------------------------------------------------------- the mirror's machine
+
+
+def _own_url(loaded: Config) -> MirrorUrl | None:
+    """Where the mirror of this configuration answers on its own machine; None where that is a socket alone."""
+    for listener in loaded.server.listen:
+        host, _, port = listener.rpartition(":")
+        if listener.startswith("unix:") or port == "0":
+            continue
+        host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104  only compared
+        return MirrorUrl("https" if loaded.server.tls_certificate else "http", host, int(port))
+    return None
+
+
+def _own_authority(loaded: Config) -> str | None:
+    certificate = loaded.server.tls_certificate
+    return None if certificate is None else certificate.read_text()
+
+
+async def _services(loaded: Config) -> list[Finding]:
+    findings = []
+    if url := loaded.index.url.get_secret_value():
+        findings.append(await _redis(url, loaded.index.timeout))
+    if loaded.offline:
+        findings.append(Finding("registries", Level.OK, "sealed: none is contacted"))
+        return findings
+    from mirror.app import open_registries
+    from mirror.upstream.checking import check_all
+
+    try:
+        async with open_registries(loaded) as registries:
+            for one in await check_all(registries):
+                level = Level.OK if one.ok else Level.PROBLEM
+                findings.append(Finding(f"registry {one.upstream}", level, f"{one.url}: {one.detail}", one.advice))
+    except MirrorError as error:
+        findings.append(Finding("registries", Level.PROBLEM, str(error), "mirror check names every mistake"))
+    return findings
+
+
+async def _redis(url: str, budget: float) -> Finding:
+    """Without Redis the mirror works from its disk, and slower: a warning would be overlooked, so it is a problem."""
+    try:
+        found = await probe_redis(parse_redis_url(url))
+    except IndexUnavailable as error:
+        return Finding("redis", Level.PROBLEM, str(error), "start it, or mend index.url; till then the disk is asked")
+    text = f"version {found.version}, {found.seconds * 1000:.1f} ms a round trip"
+    if not found.version.partition(".")[0].isdigit() or int(found.version.partition(".")[0]) < 7:
+        return Finding("redis", Level.PROBLEM, text, "the index needs Redis 7 or Valkey")
+    if found.seconds > budget / 4:
+        return Finding("redis", Level.WARNING, text, f"too slow for index.timeout ({budget:g} s): move it nearer")
+    if found.limit and found.policy != "noeviction":
+        return Finding("redis", Level.WARNING, f"{text}, {found.policy}", "set maxmemory-policy noeviction")
+    return Finding("redis", Level.OK, text)

@@ -1,0 +1,191 @@
+"""`configure`: the configuration of this machine's container clients, so that they pull through the mirror."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mirror.cli.base import application
+from mirror.config import PUBLIC
+from mirror.errors import ConfigError, MirrorError, RequestError
+from mirror.nodes.clients import CLIENTS
+from mirror.nodes.disk import Disk
+from mirror.nodes.journal import Difference, Done, Journal, needed
+from mirror.nodes.plan import Account, Client, MirrorUrl, Plan, Wanted
+from mirror.oci.reference import check_registry
+
+__all__ = ["configure", "read_account", "read_authority"]
+
+MirrorArgument = Annotated[str | None, typer.Argument(metavar="MIRROR_URL", help="http://mirror.internal:5000")]
+RootOption = Annotated[Path, typer.Option(help="Below this folder instead: an image, a chroot, a host's mount.")]
+AuthorityOption = Annotated[
+    Path | None, typer.Option("--ca-file", help="PEM file of the authority that the mirror's certificate is from.")
+]
+UserOption = Annotated[str | None, typer.Option(help="Log in at the mirror as this user.")]
+PasswordOption = Annotated[Path | None, typer.Option(help="File with that user's password.")]
+
+
+@application.command()
+def configure(
+    client: Annotated[str, typer.Argument(help=", ".join(CLIENTS))],
+    mirror_url: MirrorArgument = None,
+    registry: Annotated[
+        list[str] | None,
+        typer.Option(help="A registry to pull through the mirror; without it, all. May be given again."),
+    ] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Do it; without it, only show what would change.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change: the default.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Take back what was done; with --dry-run, show it.")] = False,
+    root: RootOption = Path("/"),
+    ca_file: AuthorityOption = None,
+    username: UserOption = None,
+    password_file: PasswordOption = None,
+    no_fallback: Annotated[
+        bool, typer.Option("--no-fallback", help="Never ask the registry itself, also when the mirror fails.")
+    ] = False,
+) -> None:
+    """Have a container client of this machine pull through the mirror. Never restarts anything."""
+    kind = _client(client)
+    if dry_run and apply:
+        raise ConfigError(["--dry-run and --apply exclude each other"])
+    if not root.is_dir():
+        raise ConfigError([f"--root: {root} is not a folder"])
+    journal = Journal(Disk(root), kind)
+    if undo:
+        _undo(journal, dry_run)
+        return
+    if mirror_url is None:
+        raise ConfigError(["MIRROR_URL is missing: where the clients reach the mirror"])
+    mirror = MirrorUrl.parse(mirror_url)
+    wanted = Wanted(
+        mirror,
+        _registries(registry or []),
+        tuple(str(one["name"]) for one in PUBLIC),
+        read_authority(ca_file, mirror),
+        read_account(username, password_file),
+        fallback=not no_fallback,
+    )
+    plan = kind.plan(journal, wanted)
+    _carry_out(journal, plan) if apply and not plan.conflicts else _show(journal, plan)
+
+
+def _show(journal: Journal, plan: Plan) -> None:
+    differences = journal.differences(plan)
+    _print_differences(differences)
+    _print_notes(plan)
+    if plan.conflicts:
+        raise MirrorError("\n  ".join(["nothing was changed, because of", *plan.conflicts]))
+    print("nothing was changed; --apply does it" if differences else "all of it is so already")
+    _print_needs(differences, plan, "then")
+
+
+def _carry_out(journal: Journal, plan: Plan) -> None:
+    done = journal.apply(plan, time.time())
+    _print_done(done)
+    _print_notes(plan)
+    if not done:
+        print("all of it is so already")
+    _print_needs([one.difference for one in done], plan, "now")
+
+
+def _undo(journal: Journal, dry_run: bool) -> None:
+    if dry_run:
+        differences = journal.undoing()
+        _print_differences(differences)
+        print("nothing was changed" if differences else "there is nothing to take back")
+        return
+    done = journal.undo()
+    _print_done(done)
+    for one in needed([each.difference for each in done]):
+        print(f"now: {one}")
+    if not done:
+        print("there is nothing to take back")
+
+
+def _print_differences(differences: Sequence[Difference]) -> None:
+    for one in differences:
+        print(one.unified() or f"{one.path}: only its line ends change")
+
+
+def _print_done(done: Sequence[Done]) -> None:
+    for one in done:
+        path, before, after = one.difference.path, one.difference.before, one.difference.after
+        what = "removed" if after is None else "written" if before is None else "changed"
+        print(f"{path}: {what}" + (f"; as it was: {one.backup}" if one.backup else ""))
+
+
+def _print_notes(plan: Plan) -> None:
+    for note in plan.notes:
+        print(f"note: {note}")
+
+
+def _print_needs(differences: Sequence[Difference], plan: Plan, when: str) -> None:
+    needs = needed(differences)
+    for one in needs:
+        print(f"{when}: {one}")
+    if differences and not needs:
+        print(f"nothing has to be reloaded: {plan.seen}")
+
+
+def _client(name: str) -> Client:
+    if (found := CLIENTS.get(name)) is None:
+        raise ConfigError([f"{name[:80]!r} is no client that is known here: {', '.join(CLIENTS)}"])
+    return found
+
+
+def _registries(given: Sequence[str]) -> tuple[str, ...]:
+    """By the names that clients have for them, each once."""
+    called = {alias: str(one["name"]) for one in PUBLIC for alias in one.get("aliases", [])}
+    names, mistakes = [], []
+    for text in given:
+        name = text.strip().lower()
+        try:
+            check_registry(name.removeprefix("*."))
+        except RequestError as error:
+            mistakes.append(f"--registry: {error}")
+        names.append(called.get(name, name))
+    if mistakes:
+        raise ConfigError(mistakes)
+    return tuple(dict.fromkeys(names))
+
+
+def read_authority(path: Path | None, mirror: MirrorUrl) -> str | None:
+    """The certificates of a PEM file. Raises `ConfigError`, also for a file that holds a key: copies are for all."""
+    if path is None:
+        return None
+    if mirror.is_plain:
+        raise ConfigError(["--ca-file: the mirror's URL is http://, there is no certificate to trust"])
+    try:
+        text = path.read_text()
+        if "PRIVATE KEY" in text:
+            raise ConfigError([f"--ca-file: {path} holds a private key; give the certificate alone"])
+        if "BEGIN CERTIFICATE" not in text:
+            raise ConfigError([f"--ca-file: {path} holds no certificate"])
+        ssl.create_default_context(cadata=text)
+    except ssl.SSLError:
+        raise ConfigError([f"--ca-file: {path} holds no certificate"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"--ca-file: {path}: {getattr(error, 'strerror', None) or 'not text'}"]) from error
+    return text
+
+
+def read_account(username: str | None, password_file: Path | None) -> Account | None:
+    """Raises `ConfigError`; it never shows the password."""
+    if (username is None) != (password_file is None):
+        raise ConfigError(["--username and --password-file belong together"])
+    if username is None or password_file is None:
+        return None
+    try:
+        password = password_file.read_text().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            [f"--password-file: {password_file}: {getattr(error, 'strerror', None) or 'not text'}"]
+        ) from error
+    if not password or not username or ":" in username:
+        raise ConfigError(["--username: empty, or with a colon; or the password is empty"])
+    return Account(username, password)

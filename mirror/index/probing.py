@@ -1,0 +1,50 @@
+"""Is Redis there, and how does it do? What `mirror doctor` asks."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from time import perf_counter
+
+from redis.asyncio import Redis
+from redis.exceptions import AuthenticationError, RedisError
+
+from mirror.errors import IndexUnavailable
+from mirror.index.redis import RedisAddress
+
+__all__ = ["RedisHealth", "probe_redis"]
+
+
+@dataclass(frozen=True, slots=True)
+class RedisHealth:
+    """`seconds` of the quickest of a few round trips; `policy` is `maxmemory-policy`, `limit` bytes, 0: none."""
+
+    version: str
+    seconds: float
+    limit: int
+    policy: str
+
+
+async def probe_redis(address: RedisAddress, *, patience: float = 5.0) -> RedisHealth:
+    """Raises `IndexUnavailable` after `patience` seconds; nothing in it is a secret."""
+    client: Redis = Redis(connection_pool=address.pool(connections=1, budget=patience))
+    try:
+        async with asyncio.timeout(patience):
+            found = await client.info()
+            trips = []
+            for _ in range(5):
+                began = perf_counter()
+                await client.ping()
+                trips.append(perf_counter() - began)
+        version = str(found.get("redis_version", "unknown"))
+        return RedisHealth(version, min(trips), int(found.get("maxmemory", 0)), str(found.get("maxmemory_policy", "")))
+    except TimeoutError as error:
+        raise IndexUnavailable(f"{address}: no answer within {patience:g} s") from error
+    except (RedisError, OSError) as error:
+        # redis-py tells a wrong password by its words alone; a missing one has a class of its own
+        shut = isinstance(error, AuthenticationError) or "username or password" in str(error).lower()
+        why = "user name or password is missing or wrong" if shut else type(error).__name__
+        raise IndexUnavailable(f"{address}: {why}") from error
+    finally:
+        await client.aclose()
+        await client.connection_pool.disconnect()

@@ -1,0 +1,228 @@
+"""containerd: a `hosts.toml` for every registry, or one for all, and `config_path` in `config.toml` that leads to it.
+
+    /etc/containerd/config.toml                     config_path = "/etc/containerd/certs.d"    restart
+    /etc/containerd/certs.d/_default/hosts.toml     whom to ask for all registries             read at each pull
+    /etc/containerd/certs.d/ghcr.io/hosts.toml      the same for one: goes before `_default`
+
+`config_path` is of the runtime interface of Kubernetes; `ctr --hosts-dir` and nerdctl read the folder by themselves.
+The settings of that plugin are called otherwise in each version of `config.toml`: 2 is containerd 1.x (and understood
+by 2.x), 3 is containerd 2.x.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any, Final
+
+from mirror.errors import ConfigError
+from mirror.nodes.plan import DIAL_TIMEOUT, Asked, Change, Client, Files, NodeRefused, Plan, Wanted, written_by
+from mirror.nodes.toml_text import insert_before_tables, literal, parse, set_keys, table_of
+
+__all__ = ["CONTAINERD"]
+
+_HOME: Final = "/etc/containerd"
+_CONFIG: Final = f"{_HOME}/config.toml"
+_FOLDER: Final = f"{_HOME}/certs.d"
+_ALL: Final = "_default"
+_AUTHORITY: Final = "mirror-ca.pem"
+
+#: Where the registries of the runtime interface are set, by the version of the file.
+_REGISTRY: Final = {
+    1: ("plugins", "cri", "registry"),
+    2: ("plugins", "io.containerd.grpc.v1.cri", "registry"),
+    3: ("plugins", "io.containerd.cri.v1.images", "registry"),
+}
+#: How `disabled_plugins` calls the runtime interface.
+_DISABLED: Final = {"cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"}
+
+_RESTART: Final = "systemctl restart containerd (containers go on running)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """One file of the daemon: its text, what it means, and the table with the registries."""
+
+    path: str
+    text: str
+    data: Mapping[str, Any]
+    table: tuple[str, ...]
+
+    @property
+    def registry(self) -> Mapping[str, Any]:
+        return table_of(self.data, self.table)
+
+
+def _settings(files: Files) -> list[_Settings]:
+    """`config.toml` and what it imports, in the order in which they are read."""
+    text = files.text(_CONFIG)
+    if text is None:
+        return []
+    data = parse(text, _CONFIG)
+    version = _version(data, 1)
+    found = [_Settings(_CONFIG, text, data, _REGISTRY[version])]
+    for path in _imported(files, data):
+        inner = files.text(path) or ""
+        meant = parse(inner, path)
+        found.append(_Settings(path, inner, meant, _REGISTRY[_version(meant, version)]))
+    return found
+
+
+def _version(data: Mapping[str, Any], otherwise: int) -> int:
+    version = data.get("version", otherwise)
+    if version not in _REGISTRY:
+        raise NodeRefused(f"{_CONFIG}: version {version!r} is not known here; 2 and 3 are")
+    return int(version)
+
+
+def _imported(files: Files, data: Mapping[str, Any]) -> Iterator[str]:
+    imports = data.get("imports", [])
+    for pattern in imports if isinstance(imports, list) else []:
+        folder, name = posixpath.split(posixpath.join(_HOME, str(pattern)))
+        for found in files.names(folder):
+            if fnmatch(found, name):
+                yield f"{folder}/{found}"
+
+
+def _folders(settings: list[_Settings]) -> tuple[str, ...]:
+    """Where it looks for `hosts.toml`; nothing where it is not told to."""
+    paths = [str(one.registry["config_path"]) for one in settings if one.registry.get("config_path")]
+    return tuple(filter(None, paths[-1].split(":"))) if paths else ()
+
+
+def _is_disabled(settings: list[_Settings]) -> bool:
+    return any(_DISABLED & set(one.data.get("disabled_plugins", [])) for one in settings)
+
+
+# ------------------------------------------------------------------------------------------------------------- plan
+
+
+def _plan(files: Files, wanted: Wanted) -> Plan:
+    """Raises `ConfigError` for what containerd cannot be told, `NodeRefused`."""
+    if wild := [name for name in wanted.registries if name.startswith("*.")]:
+        raise ConfigError(
+            [f"--registry {name}: containerd knows no wildcards; name hosts, or none for all" for name in wild]
+        )
+    settings = _settings(files)
+    changes, notes, conflicts = _config_path(settings)
+    folder = (_folders(settings) or (_FOLDER,))[0]
+    names = wanted.registries or (_ALL,)
+    for name in names:
+        path = f"{folder}/{name}/hosts.toml"
+        content, trouble = _hosts(files.text(path), path, wanted)
+        if trouble:
+            conflicts.append(trouble)
+            continue
+        changes.append(Change(path, content, secret=wanted.account is not None))
+        if wanted.authority:
+            changes.append(Change(f"{folder}/{name}/{_AUTHORITY}", wanted.authority))
+    if not wanted.registries:
+        own = [
+            one for one in files.names(folder) if one != _ALL and files.text(f"{folder}/{one}/hosts.toml") is not None
+        ]
+        notes += [f"{folder}/{name}/hosts.toml goes before {_ALL}: --registry {name} changes it" for name in own]
+    return Plan(tuple(changes), tuple(notes), tuple(conflicts), "containerd reads hosts.toml at each pull")
+
+
+def _config_path(settings: list[_Settings]) -> tuple[list[Change], list[str], list[str]]:
+    """What to do about `config_path`: changes, notes, conflicts."""
+    legacy = [one for one in settings if one.registry.get("mirrors") or one.registry.get("configs")]
+    if legacy:
+        where = ", ".join(one.path for one in legacy)
+        return (
+            [],
+            [],
+            [
+                f"{where}: registry.mirrors or registry.configs is set; containerd does not load the runtime interface "
+                "when config_path is set beside them. Move them into hosts.toml files first"
+            ],
+        )
+    if folders := _folders(settings):
+        several = "config_path names several folders, which some releases of containerd 2 do not understand: better one"
+        return [], [several] if len(folders) > 1 else [], []
+    if _is_disabled(settings):
+        note = f"{_CONFIG}: the runtime interface is disabled, so config_path is not needed; ctr takes --hosts-dir"
+        return [], [note], []
+    if not settings:
+        content = written_by("containerd") + "version = 2\n"
+        content = set_keys(content, _CONFIG, _REGISTRY[2], {"config_path": _FOLDER})
+        return [Change(_CONFIG, content, _RESTART)], [], []
+    # a plugin's settings in an imported file take the place of those before
+    holder = [one for one in settings if table_of(one.data, one.table[:2])] or settings[:1]
+    one = holder[-1]
+    if one.table == _REGISTRY[1]:
+        line = f'[plugins.cri.registry]\n  config_path = "{_FOLDER}"'
+        return (
+            [],
+            [],
+            [f"{one.path}: has no version, or 1, and is not changed here; make it 2, or add yourself:\n{line}"],
+        )
+    return [Change(one.path, set_keys(one.text, one.path, one.table, {"config_path": _FOLDER}), _RESTART)], [], []
+
+
+def _hosts(there: str | None, path: str, wanted: Wanted) -> tuple[str, str]:
+    """The text of a `hosts.toml`, and why there cannot be one."""
+    url = str(wanted.mirror)
+    if there is None or not there.strip("\ufeff \t\r\n"):
+        return written_by("containerd") + _block(wanted), ""
+    data = parse(there, path)
+    ours = parse(_block(wanted), path)
+    if not wanted.fallback:
+        if data == ours:
+            return there, ""
+        return there, f"{path}: asks others already, and with --no-fallback nobody else may be asked: remove it first"
+    known = data.get("host", {})
+    if url in known:
+        if known[url] == ours["host"][url]:
+            return there, ""
+        return there, f'{path}: has [host."{url}"] with other settings: remove that table first'
+    return insert_before_tables(there, path, _block(wanted), ours), ""
+
+
+def _block(wanted: Wanted) -> str:
+    """As a host before the registry itself; without fallback as the registry's place, too.
+
+    Then the mirror stands there twice, for containerd 1.x takes no file without a host.
+    """
+    settings = {"capabilities": ["pull", "resolve"], "dial_timeout": DIAL_TIMEOUT}
+    if wanted.authority:
+        settings["ca"] = _AUTHORITY  # beside this file
+    header = f"Authorization = {literal(wanted.account.basic)}\n" if wanted.account else ""
+    url = literal(str(wanted.mirror))
+    lines = [f"{key} = {literal(value)}\n" for key, value in settings.items()]
+    block = f"[host.{url}]\n" + "".join(f"  {line}" for line in lines)
+    block += f"  [host.{url}.header]\n    {header}" if header else ""
+    if wanted.fallback:
+        return block
+    server = f"server = {url}\n" + "".join(lines) + (f"[header]\n  {header}" if header else "")
+    return f"{server}\n{block}"
+
+
+# ------------------------------------------------------------------------------------------------------------- asks
+
+
+def _asks(files: Files, registry: str) -> Asked:
+    settings = _settings(files)
+    folders = _folders(settings)
+    trouble = []
+    if not folders and not _is_disabled(settings):
+        trouble.append(f"{_CONFIG}: config_path is not set: Kubernetes' pulls read no hosts.toml")
+    for folder in folders or (_FOLDER,):
+        for name in (registry, _ALL):
+            path = f"{folder}/{name}/hosts.toml"
+            if (text := files.text(path)) is None:
+                continue
+            data = parse(text, path)
+            hosts = [host for host, of in data.get("host", {}).items() if _pulls(of)]
+            server = [data["server"]] if isinstance(data.get("server"), str) else []
+            return Asked((*hosts, *server), path, tuple(trouble))
+    return Asked((), (folders or (_FOLDER,))[0], tuple(trouble))
+
+
+def _pulls(host: object) -> bool:
+    return isinstance(host, dict) and {"pull", "resolve"} <= set(host.get("capabilities", ("pull", "resolve")))
+
+
+CONTAINERD: Final = Client("containerd", _HOME, _plan, _asks)

@@ -1,0 +1,168 @@
+"""The machine's files below a root folder: read as text, written whole, with mode, owner and labels kept.
+
+Paths are as the client sees them. Links are followed within the root only, as a client that runs there would: with
+`--root /mnt/image` an absolute link leads into the image, never into this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from mirror.nodes.plan import NodeRefused
+
+__all__ = ["Disk"]
+
+#: As many links on one path as the kernel follows (path_resolution(7)).
+_MOST_LINKS: Final = 40
+
+
+class Disk:
+    """`Files`, and what changes them. Blocking."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root.absolute()
+
+    def real(self, path: str) -> Path:
+        """Where it is on this machine, links followed; there need not be anything. Raises `NodeRefused`."""
+        left = list(PurePosixPath(path).parts[1:])
+        at, links = self._root, 0
+        while left:
+            part = left.pop(0)
+            if part == "..":
+                at = at.parent if at != self._root else at
+                continue
+            step = at / part
+            if not step.is_symlink():
+                at = step
+                continue
+            links += 1
+            if links > _MOST_LINKS:
+                raise NodeRefused(f"{path}: too many links")
+            target = PurePosixPath(os.readlink(step))
+            if target.is_absolute():
+                at = self._root
+            left = [*(part for part in target.parts if part != "/"), *left]
+        return at
+
+    def text(self, path: str) -> str | None:
+        """None if there is none. Raises `NodeRefused`, also for what is not UTF-8."""
+        with _refusing(path):
+            try:
+                return self.real(path).read_bytes().decode()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            except UnicodeDecodeError as error:
+                raise NodeRefused(f"{path}: not UTF-8 (byte {error.start}); mend it first") from error
+
+    def names(self, folder: str) -> list[str]:
+        """What is in a folder, sorted; nothing if there is none. Raises `NodeRefused`."""
+        with _refusing(folder):
+            try:
+                return sorted(os.listdir(self.real(folder)))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+    def missing(self, path: str) -> list[str]:
+        """The folders that have to be made for a file, the outermost first. Raises `NodeRefused`."""
+        folders: list[str] = []
+        for folder in PurePosixPath(path).parents:
+            if self.real(str(folder)).is_dir():
+                break
+            folders.insert(0, str(folder))
+        return folders
+
+    def write(self, path: str, content: str, *, secret: bool = False, like: str | None = None) -> None:
+        """Put a file in its place, whole or not at all; folders are made where there are none.
+
+        One that exists keeps its mode, owner and labels, or takes those of `like`; others can read a new one unless it
+        is `secret`. Raises `NodeRefused`.
+        """
+        with _refusing(path):
+            real = self.real(path)
+            for folder in self.missing(path):
+                self.real(folder).mkdir(mode=0o755)
+                _sync(self.real(folder).parent)
+            temporary = real.with_name(f".{real.name}.{secrets.token_hex(8)}")
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(content.encode())
+                    model = real if like is None else self.real(like)
+                    if model.exists():
+                        _copy_manners(model, file.fileno(), temporary)
+                    else:
+                        os.fchmod(file.fileno(), 0o644)
+                    if secret:
+                        os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o600)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.rename(real)
+            except BaseException:
+                with suppress(OSError):
+                    temporary.unlink()
+                raise
+            _sync(real.parent)
+
+    def copy(self, path: str, name: str) -> str:
+        """A copy beside the file, called `name`, with mode and owner; its path. An older one is never replaced,
+        the new one is called `name.2` and so on then.
+
+        Raises `NodeRefused`.
+        """
+        with _refusing(path):
+            real = self.real(path)
+            target = real.with_name(name)
+            number = 1
+            while target.exists():
+                number += 1
+                target = real.with_name(f"{name}.{number}")
+            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(real.read_bytes())
+                _copy_manners(real, file.fileno(), target)
+                file.flush()
+                os.fsync(file.fileno())
+            _sync(target.parent)
+            return "/" + str(target.relative_to(self._root))
+
+    def remove(self, path: str) -> None:
+        """A file; repeatable. Raises `NodeRefused`."""
+        with _refusing(path):
+            self.real(path).unlink(missing_ok=True)
+
+    def remove_folder(self, path: str) -> None:
+        """A folder, if it is empty."""
+        with suppress(OSError):
+            self.real(path).rmdir()
+
+
+def _copy_manners(model: Path, descriptor: int, target: Path) -> None:
+    """Owner, mode and extended attributes (among them the labels of SELinux)."""
+    status = model.stat()
+    with suppress(PermissionError):  # not root: the file becomes ours, as with every editor
+        os.fchown(descriptor, status.st_uid, status.st_gid)
+    shutil.copystat(model, target)
+    os.utime(target)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _refusing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NodeRefused(f"{path}: {error.strerror or error}") from error

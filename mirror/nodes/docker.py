@@ -1,0 +1,180 @@
+"""Docker: `registry-mirrors` in `daemon.json`, which dockerd uses for Docker Hub's images and no others.
+
+JSON is changed as text: every other key, its order and its spelling stay. A reload is enough. What a registry's
+certificate is trusted by lies in `/etc/docker/certs.d/<host:port>/` and is read at each pull.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+from mirror.errors import ConfigError
+from mirror.nodes.plan import BOM, Asked, Change, Client, Files, MirrorUrl, NodeRefused, Plan, Wanted
+
+__all__ = ["DOCKER"]
+
+_HOME: Final = "/etc/docker"
+_FILE: Final = f"{_HOME}/daemon.json"
+_HUB: Final = "docker.io"
+_MIRRORS: Final = "registry-mirrors"
+_PLAIN: Final = "insecure-registries"
+
+_RELOAD: Final = "systemctl reload docker"
+
+#: dockerd does not start when a setting stands both in its file and on its command line.
+_COMMAND_LINES: Final = (
+    ("/etc/systemd/system/docker.service.d", "*"),
+    ("/etc/systemd/system", "docker.service"),
+    ("/usr/lib/systemd/system", "docker.service"),
+    ("/etc/default", "docker"),
+    ("/etc/sysconfig", "docker"),
+)
+
+
+def _plan(files: Files, wanted: Wanted) -> Plan:
+    """Raises `ConfigError` for what Docker cannot be told, `NodeRefused`."""
+    mistakes = [
+        f"--registry {name}: Docker uses mirrors for docker.io alone; pull {wanted.mirror.address}/{name}/... instead"
+        for name in wanted.registries
+        if name != _HUB
+    ]
+    if wanted.account:
+        mistakes.append(f"--username: daemon.json holds no passwords; use `docker login {wanted.mirror.address}`")
+    if not wanted.fallback:
+        mistakes.append("--no-fallback: Docker always asks Docker Hub itself when its mirrors fail")
+    if mistakes:
+        raise ConfigError(mistakes)
+    text = files.text(_FILE)
+    content = _merge(text or "", wanted.mirror)
+    changes = [Change(_FILE, content, _RELOAD)]
+    if wanted.authority:
+        changes.append(Change(f"{_HOME}/certs.d/{wanted.mirror.address}/ca.crt", wanted.authority))
+    notes = [
+        f"Docker uses mirrors for docker.io alone; others by name: docker pull {wanted.mirror.address}/ghcr.io/..."
+    ]
+    others = [one for one in _strings(_read(content), _MIRRORS) if not wanted.mirror.is_at(one)]
+    if others:
+        notes.append(f"{_FILE}: other mirrors stay behind this one: {', '.join(map(_without_user, others))}")
+    return Plan(
+        tuple(changes), tuple(notes), tuple(_on_command_line(files, content)), "dockerd reads certs.d at each pull"
+    )
+
+
+def _merge(text: str, mirror: MirrorUrl) -> str:
+    """Raises `NodeRefused`."""
+    data = _read(text)
+    mirrors = _strings(data, _MIRRORS)
+    if not mirrors or not mirror.is_at(mirrors[0]):
+        text = _set(text, _MIRRORS, [str(mirror), *(one for one in mirrors if not mirror.is_at(one))])
+    plain = _strings(data, _PLAIN)
+    # dockerd itself counts this machine among them
+    if mirror.is_plain and not mirror.is_loopback and mirror.address not in plain:
+        text = _set(text, _PLAIN, [*plain, mirror.address])
+    return text
+
+
+def _read(text: str) -> dict[str, Any]:
+    """Raises `NodeRefused` with the position of what is wrong."""
+    if not text.strip(f"{BOM} \t\r\n"):
+        return {}
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise NodeRefused(f"{_FILE}: {', '.join(twice)} stands there twice; dockerd takes one of them")
+        return dict(pairs)
+
+    try:
+        data = json.loads(text.removeprefix(BOM), object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise NodeRefused(
+            f"{_FILE}: not JSON: {error.msg} (line {error.lineno}, column {error.colno}); mend it first"
+        ) from error
+    if not isinstance(data, dict):
+        raise NodeRefused(f"{_FILE}: not a JSON object")
+    return data
+
+
+def _strings(data: dict[str, Any], key: str) -> list[str]:
+    value = data.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise NodeRefused(f"{_FILE}: {key} is not a list of strings; dockerd does not take it either")
+    return value
+
+
+def _set(text: str, key: str, values: Sequence[str]) -> str:
+    """Set one key of the object, all else as it is written. Raises `NodeRefused`."""
+    expected = {**_read(text), key: list(values)}
+    newline = "\r\n" if "\r\n" in text else "\n"
+    if not text.strip(f"{BOM} \t\r\n"):
+        text = "{}\n"
+    members, after = _members(text)
+    inner = re.match(r"\s*\n([ \t]+)", text[text.index("{") + 1 :])
+    indent = inner[1] if inner else "  "
+    written = json.dumps(list(values), ensure_ascii=False)
+    if key in members:
+        start, end = members[key]
+        changed = text[:start] + written + text[end:]
+    elif members:
+        comma = ", " if inner is None else f",{newline}{indent}"
+        changed = f'{text[:after]}{comma}"{key}": {written}{text[after:]}'
+    else:
+        brace = text.index("{") + 1
+        changed = f'{text[:brace]}{newline}{indent}"{key}": {written}{newline}{text[text.index("}", brace) :]}'
+    if _read(changed) != expected:
+        raise NodeRefused(f"{_FILE}: cannot be changed safely; set {key} to {written}")
+    return changed
+
+
+def _members(text: str) -> tuple[dict[str, tuple[int, int]], int]:
+    """Where each value of the object stands, and where the last one ends. The text is known to be JSON."""
+    decoder = json.JSONDecoder()
+    blank = re.compile(r"[ \t\r\n]*")
+    members: dict[str, tuple[int, int]] = {}
+    at = end = text.index("{") + 1
+
+    def skip(position: int) -> int:
+        found = blank.match(text, position)
+        return found.end() if found else position
+
+    while text[at := skip(at)] != "}":
+        at = skip(at + 1) if text[at] == "," else at
+        key, at = decoder.raw_decode(text, at)
+        at = skip(skip(at) + 1)
+        _, end = decoder.raw_decode(text, at)
+        members[key] = (at, end)
+        at = end
+    return members, end
+
+
+def _on_command_line(files: Files, content: str) -> list[str]:
+    found = []
+    data = _read(content)
+    for folder, name in _COMMAND_LINES:
+        for one in files.names(folder):
+            if name not in ("*", one):
+                continue
+            text = files.text(f"{folder}/{one}") or ""
+            for option, key in (("--registry-mirror", _MIRRORS), ("--insecure-registry", _PLAIN)):
+                if key in data and re.search(rf"^[^#\n]*{option}\b", text, re.MULTILINE):
+                    found.append(f"{folder}/{one}: has {option}; dockerd does not start with {key} in {_FILE} as well")
+    return found
+
+
+def _without_user(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", url)
+
+
+def _asks(files: Files, registry: str) -> Asked:
+    mirrors = _strings(_read(files.text(_FILE) or ""), _MIRRORS)
+    if registry != _HUB:
+        return Asked((), _FILE, (f"Docker uses mirrors for docker.io alone, not for {registry}",))
+    return Asked(tuple(map(_without_user, mirrors)), _FILE)
+
+
+DOCKER: Final = Client("docker", _HOME, _plan, _asks)

@@ -1,0 +1,123 @@
+"""k3s and RKE2: `registries.yaml`, from which they write containerd's `hosts.toml` when they start.
+
+`"*"` means every registry that has no entry of its own. The mirror is told the registry by `?ns=`, so names are not
+rewritten. YAML is read and written anew: comments do not survive, the backup has them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final
+
+import yaml
+
+from mirror.errors import ConfigError
+from mirror.nodes.plan import BOM, Asked, Change, Client, Files, NodeRefused, Plan, Wanted, written_by
+
+__all__ = ["K3S", "RKE2"]
+
+_ALL: Final = "*"
+
+_RESTART: Final = {
+    "k3s": "systemctl restart k3s (k3s-agent on an agent; containers go on running)",
+    "rke2": "systemctl restart rke2-server (rke2-agent on an agent; containers go on running)",
+}
+
+
+def _plan(client: str, files: Files, wanted: Wanted) -> Plan:
+    """Raises `ConfigError` for what they cannot be told, `NodeRefused`."""
+    if wild := [name for name in wanted.registries if name.startswith("*.")]:
+        raise ConfigError([f"--registry {name}: {client} knows hosts, or none for all" for name in wild])
+    home = f"/etc/rancher/{client}"
+    path = f"{home}/registries.yaml"
+    text = files.text(path) or ""
+    data, same = _read(text, path), _read(text, path)
+    mirrors = _mapping(data, "mirrors", path)
+    names = wanted.registries or (_ALL,)
+    conflicts, changes = [], []
+    for name in names:
+        entry = _mapping(mirrors, name, path)
+        endpoints = _endpoints(entry, path)
+        entry["endpoint"] = [str(wanted.mirror), *(one for one in endpoints if not wanted.mirror.is_at(one))]
+        if entry.get("rewrite"):
+            conflicts.append(
+                f"{path}: mirrors.{name}.rewrite changes names before the mirror sees them: remove it first"
+            )
+    secret = wanted.account is not None or bool(data.get("configs"))
+    if wanted.authority or wanted.account:
+        config = _mapping(_mapping(data, "configs", path), wanted.mirror.address, path)
+        if wanted.authority:
+            _mapping(config, "tls", path)["ca_file"] = f"{home}/mirror-ca.pem"
+            changes.append(Change(f"{home}/mirror-ca.pem", wanted.authority, _RESTART[client]))
+        if wanted.account:
+            _mapping(config, "auth", path).update(
+                {"username": wanted.account.username, "password": wanted.account.password}
+            )
+    content = text if data == same else _write(client, data, text)
+    changes.append(Change(path, content, _RESTART[client], secret=secret))
+    if not wanted.fallback:
+        setting = written_by(client) + "disable-default-registry-endpoint: true\n"
+        changes.append(Change(f"{home}/config.yaml.d/50-mirror.yaml", setting, _RESTART[client]))
+    notes = []
+    if content != text and re.search(r"(^|\s)#", text):
+        notes.append(f"{path}: its comments are lost; the backup has them")
+    if not wanted.registries and (own := [name for name in mirrors if name != _ALL]):
+        notes.append(
+            f"{path}: {', '.join(own)} have entries of their own, which go before {_ALL!r}: --registry changes them"
+        )
+    return Plan(tuple(changes), tuple(notes), tuple(conflicts))
+
+
+def _read(text: str, path: str) -> dict[str, Any]:
+    """Raises `NodeRefused` with the position of what is wrong."""
+    try:
+        data = yaml.safe_load(text.removeprefix(BOM))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise NodeRefused(f"{path}: not YAML: {error.problem}{where}; mend it first") from error
+    except yaml.YAMLError as error:
+        raise NodeRefused(f"{path}: not YAML; mend it first") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise NodeRefused(f"{path}: not a mapping")
+    return data
+
+
+def _write(client: str, data: Mapping[str, Any], before: str) -> str:
+    body = yaml.safe_dump(dict(data), sort_keys=False, default_flow_style=False, allow_unicode=True, width=1000)
+    marker = written_by(client) if not before.strip(f"{BOM} \t\r\n") else f"# Changed by `mirror configure {client}`.\n"
+    return marker + body
+
+
+def _mapping(of: dict[str, Any], key: str, path: str) -> dict[str, Any]:
+    """The mapping at a key, made where there is none."""
+    value = of.get(key)
+    if value is None:
+        value = of[key] = {}
+    if not isinstance(value, dict):
+        raise NodeRefused(f"{path}: {key} is not a mapping")
+    return value
+
+
+def _endpoints(entry: Mapping[str, Any], path: str) -> list[str]:
+    endpoints = entry.get("endpoint") or []
+    if not isinstance(endpoints, list) or not all(isinstance(one, str) for one in endpoints):
+        raise NodeRefused(f"{path}: an endpoint is not a list of strings")
+    return endpoints
+
+
+def _asks(client: str, files: Files, registry: str) -> Asked:
+    path = f"/etc/rancher/{client}/registries.yaml"
+    mirrors = _mapping(_read(files.text(path) or "", path), "mirrors", path)
+    for name in (registry, _ALL):
+        if name in mirrors:
+            return Asked(tuple(_endpoints(_mapping(mirrors, name, path), path)), path)
+    return Asked((), path)
+
+
+K3S: Final = Client("k3s", "/etc/rancher/k3s", partial(_plan, "k3s"), partial(_asks, "k3s"))
+RKE2: Final = Client("rke2", "/etc/rancher/rke2", partial(_plan, "rke2"), partial(_asks, "rke2"))

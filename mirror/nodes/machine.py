@@ -1,0 +1,71 @@
+"""A look at the mirror's own machine: the disk of its store, and its limits. Blocking."""
+
+from __future__ import annotations
+
+import os
+import resource
+import secrets
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from mirror.nodes.findings import Finding, Level, judge_files, judge_inodes, judge_room
+from mirror.policy.sizes import Capacity
+
+__all__ = ["look_at_limits", "look_at_store"]
+
+
+def look_at_store(root: Path, capacity: Capacity) -> Iterator[Finding]:
+    """Whether it is there and can be written to, and how much room there is. Leaves nothing behind."""
+    place = root
+    if not root.exists():
+        text = f"{root} is not there yet"
+        yield Finding("store", Level.WARNING, text, "`mirror serve` makes it; is this the machine of the mirror?")
+        place = next(parent for parent in root.parents if parent.exists())
+    elif trouble := _write(root):
+        yield Finding(
+            "store", Level.PROBLEM, f"{root}: {trouble}", "pulls go through uncached: mend the disk, or its rights"
+        )
+    else:
+        yield Finding("store", Level.OK, f"{root} can be written to")
+    try:
+        status = os.statvfs(place)
+    except OSError as error:
+        yield Finding("disk", Level.PROBLEM, f"{place}: {error.strerror}", "mend the disk")
+        return
+    unit = status.f_frsize
+    yield judge_room(status.f_blocks * unit, status.f_bavail * unit, _held(root), capacity)
+    yield judge_inodes(status.f_files, status.f_favail)
+
+
+def _write(root: Path) -> str:
+    """Why a file of 4 KiB cannot be written; empty: it can."""
+    trial = root / f".doctor-{secrets.token_hex(8)}"
+    try:
+        descriptor = os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, bytes(4096))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        with suppress(OSError):
+            trial.unlink()
+    return ""
+
+
+def _held(root: Path) -> int:
+    """Bytes of the blobs on disk."""
+    held = 0
+    for folder, _, names in os.walk(root / "blobs"):
+        for name in names:
+            with suppress(OSError):
+                held += os.stat(os.path.join(folder, name)).st_size
+    return held
+
+
+def look_at_limits() -> Finding:
+    """Of this process, which a mirror that is started likewise would have."""
+    return judge_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])

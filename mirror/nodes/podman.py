@@ -1,0 +1,111 @@
+"""podman, skopeo, buildah and CRI-O: a drop-in for `registries.conf` with a block for each registry.
+
+Files in `registries.conf.d` are read in the order of their names after `registries.conf`; a block takes the place of
+an earlier one with the same prefix (containers-registries.conf.d(5)). The mirror is told the registry by the path:
+`location = "mirror:5000/ghcr.io"`. A prefix with a wildcard (`*.pkg.dev`) stands for whole hosts, and a mirror's
+location takes the place of the host, so that its name is lost: such registries are configured host by host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from mirror.errors import ConfigError
+from mirror.nodes.plan import Asked, Change, Client, Files, Plan, Wanted, written_by
+from mirror.nodes.toml_text import literal, parse
+
+__all__ = ["CRIO", "PODMAN"]
+
+_HOME: Final = "/etc/containers"
+_MAIN: Final = f"{_HOME}/registries.conf"
+_DROP_INS: Final = f"{_HOME}/registries.conf.d"
+_NAME: Final = "50-mirror.conf"
+_FILE: Final = f"{_DROP_INS}/{_NAME}"
+
+
+def _plan(client: str, needs: str, seen: str, files: Files, wanted: Wanted) -> Plan:
+    """Raises `ConfigError` for what registries.conf cannot say, `NodeRefused`."""
+    mistakes = [f"--registry {name}: {_WILD}" for name in wanted.registries if name.startswith("*.")]
+    if wanted.account:
+        mistakes.append(f"--username: registries.conf holds no passwords; {_LOGIN[client]}")
+    if mistakes:
+        raise ConfigError([one.replace("ADDRESS", wanted.mirror.address) for one in mistakes])
+    names = wanted.registries or tuple(name for name in wanted.public if not name.startswith("*."))
+    # one file for both clients, so one marker
+    content = written_by("podman") + "".join(_block(name, wanted) for name in names)
+    changes = [Change(_FILE, content, needs)]
+    if wanted.authority:
+        changes.append(Change(f"{_HOME}/certs.d/{wanted.mirror.address}/ca.crt", wanted.authority))
+    notes, conflicts = _others(files, names)
+    if not wanted.registries and (wild := [name for name in wanted.public if name.startswith("*.")]):
+        notes.insert(0, f"left out: {', '.join(wild)}: {_WILD}")
+    return Plan(tuple(changes), tuple(notes), tuple(conflicts), seen)
+
+
+_WILD: Final = "a wildcard loses the host's name at a mirror; name each host: --registry us-docker.pkg.dev"
+_LOGIN: Final = {
+    "podman": "use `podman login ADDRESS`",
+    "crio": "put ADDRESS into the file that global_auth_file of crio.conf names",
+}
+
+
+def _block(name: str, wanted: Wanted) -> str:
+    place = literal(f"{wanted.mirror.address}/{name}")
+    insecure = "insecure = true\n" if wanted.mirror.is_plain else ""
+    # a location of its own is asked when mirrors fail; the mirror as location is asked alone
+    location = f"location = {literal(name)}\n[[registry.mirror]]\n" if wanted.fallback else ""
+    return f"\n[[registry]]\nprefix = {literal(name)}\n{location}location = {place}\n{insecure}"
+
+
+def _others(files: Files, names: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Blocks for the same prefix in other files: notes and conflicts."""
+    notes, conflicts = [], []
+    for path, block in _blocks(files):
+        prefix = block.get("prefix", block.get("location"))
+        if path == _FILE or prefix not in names:
+            continue
+        if path > _FILE and path != _MAIN:
+            conflicts.append(f"{path}: has a block for {prefix} that goes before ours: remove it first")
+        elif block.get("blocked"):
+            conflicts.append(f"{path}: blocks {prefix}; ours would undo that: remove that block first")
+        else:
+            notes.append(f"{path}: has a block for {prefix}; it counts no more, ours takes its place")
+    return notes, conflicts
+
+
+def _blocks(files: Files) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every `[[registry]]`, in the order in which they are read."""
+    paths = [_MAIN, *(f"{_DROP_INS}/{name}" for name in files.names(_DROP_INS) if name.endswith(".conf"))]
+    for path in paths:
+        data = parse(files.text(path) or "", path)
+        blocks = data.get("registry", [])
+        yield from ((path, block) for block in blocks if isinstance(block, dict))
+
+
+def _asks(files: Files, registry: str) -> Asked:
+    found: Asked | None = None
+    for path, block in _blocks(files):
+        prefix = str(block.get("prefix", block.get("location", "")))
+        if prefix != registry and not (prefix.startswith("*.") and registry.endswith(prefix[1:])):
+            continue
+        mirrors = [one for one in block.get("mirror", []) if isinstance(one, dict) and one.get("location")]
+        # without a scheme: with `insecure` both are tried
+        asked = [str(one["location"]) for one in mirrors]
+        location = str(block.get("location", ""))
+        if location and location.partition("/")[0] != registry:
+            asked.append(location)
+        found = Asked(tuple(asked), path, (f"{path}: {registry} is blocked",) if block.get("blocked") else ())
+    return found or Asked((), _DROP_INS)
+
+
+def _plan_podman(files: Files, wanted: Wanted) -> Plan:
+    return _plan("podman", "", "podman, skopeo and buildah read it at each start", files, wanted)
+
+
+def _plan_crio(files: Files, wanted: Wanted) -> Plan:
+    return _plan("crio", "systemctl reload crio", "certificates are read at each pull", files, wanted)
+
+
+PODMAN: Final = Client("podman", _HOME, _plan_podman, _asks)
+CRIO: Final = Client("crio", _HOME, _plan_crio, _asks)

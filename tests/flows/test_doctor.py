@@ -1,0 +1,283 @@
+"""`mirror doctor`: it finds what is wrong with a node or a mirror, says what to do, and nothing that is secret."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.support.certificates import Certificate
+from tests.support.fake_registry import FakeRegistry
+from tests.support.live_mirror import noise
+from tests.support.mirror_process import MirrorProcess, write_config
+from tests.support.process import run
+from tests.support.redis_server import RedisServer
+from tests.support.tmpfs import remount_read_only, tmpfs
+
+_IMAGE = ("--image", "library/app:v1")
+
+
+class Doctor:
+    """Findings by what was looked at: level, text and advice."""
+
+    def __init__(self, *words: str | Path) -> None:
+        command = [sys.executable, "-m", "mirror", "doctor", *map(str, words), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        self.code, self.said = done.returncode, done.stdout + done.stderr
+        listed = json.loads(done.stdout) if done.stdout else []
+        self.findings = {one["what"]: (one["level"], one["text"], one["advice"]) for one in listed}
+
+    def level(self, what: str) -> str:
+        """`ok`, `warning` or `problem`."""
+        return str(self.findings[what][0])
+
+
+@pytest.fixture
+def mirror(registry: FakeRegistry, tmp_path: Path) -> Iterator[MirrorProcess]:
+    """With an image that nobody has pulled yet."""
+    registry.add_image("library/app", "v1", [noise(1000)])
+    with MirrorProcess(write_config(tmp_path, {"docker.io": registry.url}, workers=1)) as process:
+        yield process
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The node's files."""
+    path = tmp_path / "root"
+    path.mkdir()
+    return path
+
+
+def _configure(root: Path, client: str, url: str) -> None:
+    run([sys.executable, "-m", "mirror", "configure", client, url, "--root", str(root), "--apply"])
+
+
+def test_a_node_that_is_well(mirror: MirrorProcess, root: Path) -> None:
+    """Every finding is good, the trial came through the mirror, exit status 0."""
+    for client in ("containerd", "docker"):
+        _configure(root, client, mirror.url)
+    found = Doctor(mirror.url, *_IMAGE, "--root", root)
+    assert found.code == 0, found.said
+    assert {level for level, _, _ in found.findings.values()} == {"ok"}
+    assert "mirror; fwd=uri-miss" in found.findings["HEAD docker.io/library/app:v1"][1]
+    assert "mirror; fwd=uri-miss; stored" in found.findings["GET docker.io/library/app:v1"][1]
+    assert {"/livez", "/readyz", "API", "clock", "client containerd", "client docker"} <= found.findings.keys()
+    assert mirror.requests(path="/manifests/v1?ns=docker.io")
+
+
+def test_for_people(mirror: MirrorProcess, root: Path) -> None:
+    """One line for each finding, what to do below it, a sum at the end."""
+    command = [sys.executable, "-m", "mirror", "doctor", mirror.url, "--client", "podman", "--root", str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert "ok      API: registry/2.0" in lines
+    [at] = [
+        number for number, line in enumerate(lines) if line.startswith("PROBLEM client podman: docker.io: goes around")
+    ]
+    assert lines[at + 1] == f"        -> mirror configure podman {mirror.url} --apply"
+    assert lines[-1].endswith("1 problems, 0 warnings")
+
+
+@pytest.mark.parametrize(
+    ("client", "file", "text"),
+    [
+        ("docker", "etc/docker/daemon.json", '{"registry-mirrors": ["https://old.internal"]}'),
+        (
+            "containerd",
+            "etc/containerd/certs.d/docker.io/hosts.toml",
+            'server = "https://registry-1.docker.io"\n[host."https://old.internal"]\n',
+        ),
+        (
+            "podman",
+            "etc/containers/registries.conf.d/90-x.conf",
+            '[[registry]]\nlocation = "docker.io"\n[[registry.mirror]]\nlocation = "old.internal/docker.io"\n',
+        ),
+    ],
+)
+def test_a_client_that_goes_around(mirror: MirrorProcess, root: Path, client: str, file: str, text: str) -> None:
+    """It asks another mirror, whatever `mirror configure` once wrote; the file is named."""
+    _configure(root, client, mirror.url)
+    (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / file).write_text(text)
+    found = Doctor(mirror.url, "--client", client, "--root", root)
+    level, said, advice = found.findings[f"client {client}"]
+    assert (found.code, level) == (1, "problem")
+    assert "old.internal" in said
+    assert Path(file).name in said or "hosts.toml" in said
+    assert "mirror configure" in advice
+
+
+def test_a_client_whose_file_cannot_be_read(mirror: MirrorProcess, root: Path) -> None:
+    """A problem among the others, not the end."""
+    file = root / "etc/docker/daemon.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{,}")
+    found = Doctor(mirror.url, "--root", root)
+    assert found.level("client docker") == "problem"
+    assert "line 1, column 2" in found.findings["client docker"][1]
+
+
+def test_a_registry_that_is_down(mirror: MirrorProcess, registry: FakeRegistry, root: Path, tmp_path: Path) -> None:
+    """A trial pull of what is not cached fails with the mirror's own words; its own machine names the registry."""
+    registry.stop()
+    found = Doctor(mirror.url, *_IMAGE, "--root", root, "--config", tmp_path / "mirror.toml")
+    assert found.code == 1
+    level, text, advice = found.findings["GET docker.io/library/app:v1"]
+    assert level == "problem"
+    assert "status 503" in text
+    assert "mirror check --online" in advice
+    assert found.level("registry docker.io") == "problem"
+    assert found.level("/readyz") == "ok"
+
+
+def test_nobody_there(root: Path) -> None:
+    """The trial pull is not tried."""
+    found = Doctor("http://127.0.0.1:9", *_IMAGE, "--root", root)
+    assert found.code == 1
+    assert list(found.findings) == ["reach"]
+    assert "refused" in found.findings["reach"][1]
+
+
+def test_something_else_there(registry: FakeRegistry, root: Path) -> None:
+    """A registry is no mirror: its answers lack our mark."""
+    registry.add_image("library/app", "v1", [noise(1000)])
+    found = Doctor(registry.url, *_IMAGE, "--root", root)
+    assert found.level("/livez") == "problem"
+    assert "not from the mirror" in found.findings["GET docker.io/library/app:v1"][1]
+
+
+def test_an_image_that_is_nowhere(mirror: MirrorProcess, root: Path) -> None:
+    """404, with the error's message."""
+    found = Doctor(mirror.url, "--image", "library/never:v1", "--root", root)
+    assert "status 404: " in found.findings["GET docker.io/library/never:v1"][1]
+
+
+# --------------------------------------------------------------------------------------------------------- TLS
+
+
+def _secure(registry: FakeRegistry, tmp_path: Path, certificate: Path, key: Path) -> Path:
+    config = write_config(tmp_path, {"docker.io": registry.url}, workers=1)
+    setting = f'[server]\ntls_certificate = "{certificate}"\ntls_key = "{key}"'
+    config.write_text(config.read_text().replace("[server]", setting))
+    return config
+
+
+def test_a_certificate_of_a_private_authority(registry: FakeRegistry, tmp_path: Path, root: Path) -> None:
+    """Not trusted without `--ca-file`; with it the names and the days left are told: few are a warning."""
+    made = Certificate(tmp_path / "tls")
+    with MirrorProcess(_secure(registry, tmp_path, made.certificate, made.key)) as mirror:
+        url = f"https://{mirror.address}"
+        found = Doctor(url, "--root", root)
+        assert (found.code, found.level("certificate")) == (1, "problem")
+        assert "not trusted" in found.findings["certificate"][1]
+        found = Doctor(url, "--root", root, "--ca-file", made.certificate)
+        assert (found.code, found.level("certificate")) == (0, "warning")
+        assert "localhost, 127.0.0.1" in found.findings["certificate"][1]
+
+
+def test_an_expired_certificate(registry: FakeRegistry, tmp_path: Path, root: Path) -> None:
+    """It is said for how long, whoever is trusted."""
+    certificate, key = _expired(tmp_path)
+    with MirrorProcess(_secure(registry, tmp_path, certificate, key)) as mirror:
+        found = Doctor(f"https://{mirror.address}", "--root", root, "--ca-file", certificate)
+    assert (found.code, found.level("certificate")) == (1, "problem")
+    assert "expired 3 days ago" in found.findings["certificate"][1]
+    assert "renew" in found.findings["certificate"][2]
+
+
+def _expired(directory: Path) -> tuple[Path, Path]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mirror.internal")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=9))
+        .not_valid_after(now - timedelta(days=3))
+        .sign(key, hashes.SHA256())
+    )
+    places = directory / "expired.pem", directory / "expired.key"
+    places[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    places[1].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return places
+
+
+def test_plain_where_tls_is_expected(mirror: MirrorProcess, root: Path) -> None:
+    """A handshake that fails is said to be one."""
+    found = Doctor(f"https://{mirror.address}", "--root", root)
+    assert "does it speak http://" in found.findings["certificate"][2]
+
+
+# ----------------------------------------------------------------------------------------------- its own machine
+
+
+def test_the_mirrors_own_machine(registry: FakeRegistry, tmp_path: Path) -> None:
+    """Disk, Redis, registries and limits are good."""
+    with RedisServer() as redis:
+        config = write_config(tmp_path, {"docker.io": registry.url}, index=redis.url, capacity="1MB")
+        (tmp_path / "store").mkdir()
+        found = Doctor("--config", config)
+    assert found.code == 0, found.said
+    assert {"store", "disk", "inodes", "open files", "redis", "registry docker.io"} == found.findings.keys()
+    assert "version" in found.findings["redis"][1]
+    assert not list((tmp_path / "store").iterdir())
+
+
+def test_a_dead_redis_and_its_password(registry: FakeRegistry, tmp_path: Path) -> None:
+    """Named without the password."""
+    index = "redis://me:s3cret-w0rd@127.0.0.1:9/0"
+    found = Doctor("--config", write_config(tmp_path, {"docker.io": registry.url}, index=index))
+    assert (found.code, found.level("redis")) == (1, "problem")
+    assert "redis://127.0.0.1:9/0" in found.findings["redis"][1]
+    assert "s3cret" not in found.said
+
+
+def test_a_full_disk(registry: FakeRegistry, tmp_path: Path) -> None:
+    """Not even the trial file of the doctor fits."""
+    config = write_config(tmp_path, {"docker.io": registry.url})
+    with tmpfs(tmp_path, "size=64k") as point:
+        (point / "all").write_bytes(bytes(64 * 1024))
+        config.write_text(config.read_text().replace(str(tmp_path / "store"), str(point)))
+        found = Doctor("--config", config)
+        assert [path.name for path in point.iterdir()] == ["all"]
+    assert found.code == 1
+    assert "No space left" in found.findings["store"][1]
+    assert found.level("disk") == "problem"
+
+
+def test_a_read_only_disk(registry: FakeRegistry, tmp_path: Path) -> None:
+    """As a kernel makes it after errors of the disk."""
+    config = write_config(tmp_path, {"docker.io": registry.url})
+    with tmpfs(tmp_path, "size=1m") as point:
+        remount_read_only(point)
+        config.write_text(config.read_text().replace(str(tmp_path / "store"), str(point)))
+        found = Doctor("--config", config)
+    assert (found.code, found.level("store")) == (1, "problem")
+    assert "Read-only" in found.findings["store"][1]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("http://mirror", "--client", "emacs"), "'emacs' is not known"),
+        (("http://mirror", "--image", "A B"), "--image"),
+        (("mirror",), "MIRROR_URL"),
+        (("--config", "/nonexistent"), "No such file"),
+    ],
+)
+def test_unusable_arguments(words: tuple[str, ...], reason: str) -> None:
+    """Exit status 2 and what is wrong."""
+    found = Doctor(*words)
+    assert found.code == 2
+    assert reason in found.said

@@ -1,0 +1,103 @@
+"""What the doctor makes of what it sees: limits between good, to be watched, and wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from mirror.nodes.findings import (
+    Level,
+    judge_certificate_age,
+    judge_client,
+    judge_clock,
+    judge_files,
+    judge_inodes,
+    judge_room,
+    worst,
+)
+from mirror.nodes.plan import Asked, MirrorUrl
+from mirror.policy.sizes import Capacity
+
+_DAY = 86400.0
+_MIRROR = MirrorUrl.parse("http://mirror:5000")
+_OK, _WARNING, _PROBLEM = Level.OK, Level.WARNING, Level.PROBLEM
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "level", "text"),
+    [
+        (0.0, 100 * _DAY, _OK, "another 90 days"),
+        (0.0, 20 * _DAY, _WARNING, "another 10 days"),
+        (0.0, 10.5 * _DAY, _WARNING, "another 12 hours"),
+        (0.0, 10 * _DAY, _PROBLEM, "expired"),
+        (0.0, 7 * _DAY, _PROBLEM, "expired 3 days ago"),
+        (11 * _DAY, 100 * _DAY, _PROBLEM, "not valid yet"),
+    ],
+)
+def test_certificates(begins: float, ends: float, level: Level, text: str) -> None:
+    """On day 10."""
+    found = judge_certificate_age("mirror", begins, ends, 10 * _DAY)
+    assert (found.level, text in found.text) == (level, True)
+    assert bool(found.advice) == (level is not _OK)
+
+
+@pytest.mark.parametrize(
+    ("skew", "level", "text"),
+    [
+        (0.4, _OK, "as the mirror's"),
+        (-3.0, _OK, "3 s behind"),
+        (5.0, _WARNING, "5 s ahead"),
+        (-60.0, _PROBLEM, "60 s behind"),
+    ],
+)
+def test_clocks(skew: float, level: Level, text: str) -> None:
+    """A second or two is the header's own precision."""
+    found = judge_clock(skew)
+    assert (found.level, text in found.text) == (level, True)
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "trouble", "demanded", "level"),
+    [
+        (("http://mirror:5000", "https://other"), (), True, _OK),
+        (("http://MIRROR:5000/",), (), True, _OK),
+        (("mirror:5000/docker.io",), (), True, _OK),
+        (("https://mirror:5000",), (), False, _PROBLEM),
+        (("http://mirror:50001",), (), False, _PROBLEM),
+        (("https://other", "http://mirror:5000"), (), True, _WARNING),
+        (("http://mirror:5000",), ("config_path is not set",), False, _PROBLEM),
+        ((), (), True, _PROBLEM),
+        ((), (), False, _WARNING),
+    ],
+)
+def test_clients(endpoints: tuple[str, ...], trouble: tuple[str, ...], demanded: bool, level: Level) -> None:
+    """The mirror has to be asked first; a client that nobody named may not be meant at all."""
+    found = judge_client("docker", Asked(endpoints, "file", trouble), "docker.io", _MIRROR, demanded=demanded)
+    assert found.level is level
+
+
+@pytest.mark.parametrize(
+    ("free", "held", "level"),
+    [(900, 0, _OK), (700, 0, _WARNING), (700, 100, _OK), (0, 800, _PROBLEM)],
+)
+def test_room(free: int, held: int, level: Level) -> None:
+    """Of 1000 GB, 80 % of which may be used: what is stored already counts as room."""
+    giga = 10**9
+    assert judge_room(1000 * giga, free * giga, held * giga, Capacity(percent=80.0)).level is level
+
+
+def test_inodes_and_files() -> None:
+    """File systems without a number of inodes have enough."""
+    assert [judge_inodes(*each).level for each in ((0, 0), (100, 50), (100, 4), (100, 0))] == [
+        _OK,
+        _OK,
+        _WARNING,
+        _PROBLEM,
+    ]
+    assert [judge_files(hard).level for hard in (1024, 65536)] == [_WARNING, _OK]
+
+
+def test_the_worst_counts() -> None:
+    """Nothing found is nothing wrong."""
+    few, many = judge_files(1024), judge_files(65536)
+    assert worst([]) is _OK
+    assert worst([many, few, many]) is _WARNING
