@@ -1,4 +1,4 @@
-"""The image: built by buildah from a base that comes through the mirror, then run as it will be, read-only and unprivileged."""
+"""The image: built by buildah from a base that comes through the mirror, then run read-only and unprivileged."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_the_base_came_through_the_mirror_once(built: Built) -> None:
 
 
 def test_what_the_image_says_about_itself(built: Built) -> None:
-    """A numeric user that is not root, a volume, a port, a stop signal, a health check, and commands without a shell."""
+    """A numeric user that is not root, a volume, a port, a stop signal, a health check, commands without a shell."""
     config = built.config
     assert config["User"] == _USER
     assert config["Volumes"] == {"/var/lib/mirror": {}}
@@ -134,8 +134,16 @@ def test_it_serves_read_only_without_root(built: Built) -> None:
     shutil.chown(store, 65532, 65532)
     text = (_ROOT / "config/container.toml").read_text().replace("0.0.0.0:5000", "127.0.0.1:0")
     settings.write_text(f'{text}\n[[upstream]]\nname = "docker.io"\nurl = "{built.registry.url}"\n')
-    inside = ["unshare", "--mount", "sh", "-c", _START, "sh", built.root, store, settings]
-    command = ["env", "-i", *built.config["Env"], program("chroot"), f"--userspec={_USER}", "--groups=", built.root]
+    inside: list[str | Path] = ["unshare", "--mount", "sh", "-c", _START, "sh", built.root, store, settings]
+    command: list[str | Path] = [
+        "env",
+        "-i",
+        *built.config["Env"],
+        program("chroot"),
+        f"--userspec={_USER}",
+        "--groups=",
+        built.root,
+    ]
     command += [*built.config["Entrypoint"], *built.config["Cmd"]]
     with ProgramProcess([*inside, *command]) as mirror:
         address = mirror.wait_for(_address, "it listens")
@@ -143,7 +151,7 @@ def test_it_serves_read_only_without_root(built: Built) -> None:
         skopeo.copy(built.small.name, built.directory / "pulled")
         compare_directory(built.directory / "pulled", built.small, every_platform=False)
 
-        check = [sys.executable, built.root / "opt/mirror/healthcheck.py"]
+        check: list[str | Path] = [sys.executable, built.root / "opt/mirror/healthcheck.py"]
         run(check, env={"HEALTH_URL": f"http://{address}/livez"})
         with pytest.raises(CommandFailed, match="status 404"):
             run(check, env={"HEALTH_URL": f"http://{address}/nothing"})

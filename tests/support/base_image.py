@@ -19,7 +19,16 @@ from tests.support.process import program, run
 __all__ = ["publish_python"]
 
 #: Parts of Python's library that no build needs.
-_UNWANTED: Final = {"__pycache__", "site-packages", "dist-packages", "test", "idlelib", "tkinter", "lib2to3", "turtledemo"}
+_UNWANTED: Final = {
+    "__pycache__",
+    "site-packages",
+    "dist-packages",
+    "test",
+    "idlelib",
+    "tkinter",
+    "lib2to3",
+    "turtledemo",
+}
 #: What a Dockerfile calls, and a hook of Kubernetes.
 _PROGRAMS: Final = ("sh", "install", "sleep")
 

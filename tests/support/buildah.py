@@ -36,13 +36,27 @@ class Buildah:
 
     def __call__(self, *words: str | Path, timeout: float = 240.0) -> bytes:
         """Run one command and return what it says."""
-        places = ["--root", self.directory / "root", "--runroot", self.directory / "run", "--storage-driver", self._driver]
-        settings = ["--registries-conf", self.directory / "registries.conf"]
+        places = [
+            "--root",
+            self.directory / "root",
+            "--runroot",
+            self.directory / "run",
+            "--storage-driver",
+            self._driver,
+        ]
+        settings: list[str | Path] = ["--registries-conf", self.directory / "registries.conf"]
         return run(["buildah", *places, *settings, *words], env=OFFLINE, timeout=timeout)
 
     def build(self, context: Path, name: str, *options: str | Path) -> None:
         """Build a Dockerfile. Docker's own form of an image: OCI's knows no HEALTHCHECK."""
-        ways = ["--isolation", "chroot", "--format", "docker", "--signature-policy", self.directory / "policy.json"]
+        ways: list[str | Path] = [
+            "--isolation",
+            "chroot",
+            "--format",
+            "docker",
+            "--signature-policy",
+            self.directory / "policy.json",
+        ]
         self("build", *ways, *options, "--tag", name, context)
 
     def config(self, name: str) -> dict[str, Any]:
@@ -53,7 +67,7 @@ class Buildah:
     @contextmanager
     def mounted(self, name: str) -> Iterator[Path]:
         """The root filesystem of a new container of an image."""
-        policy = ["--signature-policy", self.directory / "policy.json"]
+        policy: list[str | Path] = ["--signature-policy", self.directory / "policy.json"]
         container = self("from", "--pull-never", *policy, name).decode().strip()
         try:
             yield Path(self("mount", container).decode().strip())
