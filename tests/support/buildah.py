@@ -36,16 +36,9 @@ class Buildah:
 
     def __call__(self, *words: str | Path, timeout: float = 240.0) -> bytes:
         """Run one command and return what it says."""
-        places = [
-            "--root",
-            self.directory / "root",
-            "--runroot",
-            self.directory / "run",
-            "--storage-driver",
-            self._driver,
-        ]
-        settings: list[str | Path] = ["--registries-conf", self.directory / "registries.conf"]
-        return run(["buildah", *places, *settings, *words], env=OFFLINE, timeout=timeout)
+        command: list[str | Path] = ["buildah", "--root", self.directory / "root", "--runroot", self.directory / "run"]
+        command += ["--storage-driver", self._driver, "--registries-conf", self.directory / "registries.conf"]
+        return run([*command, *words], env=OFFLINE, timeout=timeout)
 
     def build(self, context: Path, name: str, *options: str | Path) -> None:
         """Build a Dockerfile. Docker's own form of an image: OCI's knows no HEALTHCHECK."""
