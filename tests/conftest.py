@@ -7,6 +7,7 @@ import subprocess
 
 #: Programs that the tests start, with what makes them say their version.
 _PROGRAMS = {
+    "buildah": "--version",
     "containerd": "--version",
     "docker-registry": "--version",
     "dockerd": "--version",

@@ -56,8 +56,6 @@ _ONLY_IN: Final = {
     "prometheus_client": {"telemetry", "server"},
     "structlog": {"telemetry"},
     "opentelemetry": {"tracing"},
-    "yaml": {"transfer"},
-    "cryptography": {"transfer", "access", "repository"},
     "yaml": {"transfer", "nodes"},
     "cryptography": {"transfer", "access", "repository", "nodes"},
     "bcrypt": {"access"},

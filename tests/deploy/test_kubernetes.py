@@ -1,0 +1,391 @@
+"""k8s/: every object is one that Kubernetes takes, and says what the documentation promises."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+import socket
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import kubernetes_validate
+import promql_parser
+import pytest
+import redis
+from prometheus_client.metrics import MetricWrapperBase
+from redis.exceptions import AuthenticationError
+
+from mirror import telemetry
+from mirror.config import Config, load
+from tests.support.kustomize import Object, only, render
+from tests.support.process import PATIENCE, ProgramProcess, eventually
+
+_ROOT: Final = Path(__file__).resolve().parents[2]
+_FOLDERS: Final = ("base", "single", "replicas", "monitoring", "nodes", "nodes-undo")
+_NGINX_INGRESS: Final = "nginx.ingress.kubernetes.io"
+#: Kinds that Kubernetes itself does not know; their shape is looked at here.
+_OPERATOR: Final = {"ServiceMonitor", "PrometheusRule"}
+
+
+@pytest.fixture(scope="module", params=_FOLDERS)
+def objects(request: pytest.FixtureRequest) -> list[Object]:
+    """What a folder renders to."""
+    return render(_ROOT / "k8s" / request.param)
+
+
+@pytest.fixture(scope="module")
+def single() -> list[Object]:
+    """One node."""
+    return render(_ROOT / "k8s/single")
+
+
+@pytest.fixture(scope="module")
+def replicas() -> list[Object]:
+    """Several."""
+    return render(_ROOT / "k8s/replicas")
+
+
+@pytest.fixture(scope="module")
+def monitoring() -> list[Object]:
+    """For the Prometheus operator."""
+    return render(_ROOT / "k8s/monitoring")
+
+
+def pods(objects: list[Object]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names of workloads, with their pods' specifications."""
+    for one in objects:
+        if one["kind"] in ("StatefulSet", "Deployment", "DaemonSet"):
+            yield one["metadata"]["name"], one["spec"]["template"]["spec"]
+
+
+# ----------------------------------------------------------------------------------------------- every object
+
+
+@pytest.mark.parametrize("version", ["1.30", "latest"])
+def test_every_object_is_valid(objects: list[Object], version: str) -> None:
+    """By Kubernetes' own schemas, strictly: a field that does not exist is a mistake."""
+    wanted = kubernetes_validate.latest_version() if version == "latest" else version
+    for one in objects:
+        if one["kind"] not in _OPERATOR:
+            kubernetes_validate.validate(one, wanted, strict=True)
+    assert objects
+
+
+def test_a_wrong_field_is_noticed(single: list[Object]) -> None:
+    """The check above is none that cannot fail."""
+    one = copy.deepcopy(only(single, "StatefulSet", "mirror"))
+    one["spec"]["template"]["spec"]["containers"][0]["redinessProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="redinessProbe"):
+        kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_every_reference_leads_somewhere(objects: list[Object]) -> None:
+    """ConfigMaps, services and accounts are there, in the same namespace; Secrets are documented ones."""
+    there = {(one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"]) for one in objects}
+    page = (_ROOT / "docs/cluster.md").read_text()
+    for one in objects:
+        namespace = one["metadata"].get("namespace")
+        if one["kind"] == "Ingress":
+            for rule in one["spec"]["rules"]:
+                for path in rule["http"]["paths"]:
+                    assert ("Service", namespace, path["backend"]["service"]["name"]) in there
+            assert f"secret tls {one['spec']['tls'][0]['secretName']}" in page
+        if one["kind"] == "StatefulSet":
+            assert ("Service", namespace, one["spec"]["serviceName"]) in there
+        if one["kind"] in ("StatefulSet", "Deployment", "DaemonSet"):
+            spec = one["spec"]["template"]["spec"]
+            if "serviceAccountName" in spec:
+                assert ("ServiceAccount", namespace, spec["serviceAccountName"]) in there
+            for volume in spec["volumes"]:
+                if "configMap" in volume:
+                    assert ("ConfigMap", namespace, volume["configMap"]["name"]) in there
+                if "secret" in volume:
+                    assert f"secret generic {volume['secret']['secretName']}" in page
+            mounted = {mount["name"] for mount in spec["containers"][0]["volumeMounts"]}
+            claims = {claim["metadata"]["name"] for claim in one["spec"].get("volumeClaimTemplates", [])}
+            assert mounted == {volume["name"] for volume in spec["volumes"]} | claims
+
+
+def test_every_selector_finds_its_pods(objects: list[Object]) -> None:
+    """Services, budgets and policies select labels that some pod of the same installation has."""
+    found = [*objects, *render(_ROOT / "k8s/single")]
+    labels = [one["spec"]["template"]["metadata"]["labels"] for one in found if "template" in one.get("spec", {})]
+    for one in objects:
+        spec = one.get("spec", {})
+        selector = spec.get("podSelector", spec.get("selector"))
+        if one["kind"] in _OPERATOR or selector is None:
+            continue
+        wanted = selector.get("matchLabels", selector)
+        assert any(wanted.items() <= has.items() for has in labels), one["metadata"]["name"]
+
+
+def test_every_container_is_confined(objects: list[Object]) -> None:
+    """A read-only root, no capability, no way to gain rights, seccomp, bounded memory; root only where the node's own
+    folder is written.
+    """
+    for name, spec in pods(objects):
+        assert spec["automountServiceAccountToken"] is False
+        assert "hostNetwork" not in spec
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            both = {**spec.get("securityContext", {}), **container["securityContext"]}
+            assert both["readOnlyRootFilesystem"] is True
+            assert both["allowPrivilegeEscalation"] is False
+            assert both["capabilities"] == {"drop": ["ALL"]}
+            assert both["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert "privileged" not in both
+            assert both.get("runAsNonRoot") is True or (name, both["runAsUser"]) == ("mirror-nodes", 0)
+            assert container["resources"]["limits"]["memory"]
+            assert set(container["resources"]["requests"]) >= {"cpu", "memory"}
+            assert container["readinessProbe"]
+        paths = {volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
+        assert paths <= {"/etc/containerd/certs.d"}
+        assert not paths or name == "mirror-nodes"
+
+
+# ------------------------------------------------------------------------------------------------- the mirror
+
+
+def configuration(objects: list[Object], directory: Path) -> Config:
+    """What the pods of an overlay are configured with; its secrets stand in `directory`."""
+    text = only(objects, "ConfigMap", "mirror-config")["data"]["mirror.toml"]
+    (directory / "url").write_text("redis://:secret@mirror-redis:6379/0\n")
+    file = directory / "mirror.toml"
+    file.write_text(text.replace("/run/secrets/redis/", f"{directory}/"))
+    return load(file)
+
+
+@pytest.mark.parametrize("overlay", ["single", "replicas"])
+def test_the_configuration_is_good_and_fits_the_pod(overlay: str, tmp_path: Path) -> None:
+    """`mirror check` accepts it; port, store and the time for draining are those that the pod is made for."""
+    objects = render(_ROOT / "k8s" / overlay)
+    config = configuration(objects, tmp_path)
+    spec = only(objects, "StatefulSet", "mirror")["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert config.server.listen == [f"0.0.0.0:{container['ports'][0]['containerPort']}"]
+    assert str(config.store.root) == mounts["store"]
+    assert container["args"][-1] == f"{mounts['config']}/mirror.toml"
+    assert config.index.url.get_secret_value() == (
+        "redis://:secret@mirror-redis:6379/0" if overlay == "replicas" else ""
+    )
+    before = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    # beyond the drain the parent waits ten seconds for its workers
+    assert spec["terminationGracePeriodSeconds"] > before + config.server.drain + 10
+    assert (container["startupProbe"]["httpGet"]["path"], container["livenessProbe"]["httpGet"]["path"]) == (
+        "/livez",
+        "/livez",
+    )
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
+def test_several_replicas_share_nothing_but_redis(replicas: list[Object]) -> None:
+    """Each has a claim of its own; they are spread over nodes and zones, and go one at a time."""
+    spec = only(replicas, "StatefulSet", "mirror")["spec"]
+    assert spec["replicas"] > 1
+    assert spec["volumeClaimTemplates"][0]["spec"]["accessModes"] == ["ReadWriteOnce"]
+    keys = {one["topologyKey"] for one in spec["template"]["spec"]["topologySpreadConstraints"]}
+    assert keys == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+    assert only(replicas, "PodDisruptionBudget", "mirror")["spec"]["maxUnavailable"] == 1
+
+
+def test_the_network_policies_let_through_what_is_needed(replicas: list[Object]) -> None:
+    """Out: names, 443 but no metadata service, Redis. In: 5000 from private addresses, Redis from the mirror."""
+    policies = {one["metadata"]["name"]: one["spec"] for one in replicas if one["kind"] == "NetworkPolicy"}
+    names, registries = policies["mirror"]["egress"]
+    assert {(port["protocol"], port["port"]) for port in names["ports"]} == {("UDP", 53), ("TCP", 53)}
+    assert registries["ports"] == [{"protocol": "TCP", "port": 443}]
+    assert registries["to"][0]["ipBlock"] == {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}
+    [rule] = policies["mirror"]["ingress"]
+    assert [port["port"] for port in rule["ports"]] == [5000]
+    assert all("ipBlock" in peer and peer["ipBlock"]["cidr"] != "0.0.0.0/0" for peer in rule["from"])
+    [redis] = policies["mirror-redis"]["ingress"]
+    assert redis["from"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "mirror"}}}]
+    assert policies["mirror-redis"].get("egress", []) == []
+
+
+def test_redis_takes_its_configuration(replicas: list[Object]) -> None:
+    """A real one starts with it, asks for the Secret's password, keeps nothing and never evicts a key by itself."""
+    text = only(replicas, "ConfigMap", "mirror-redis-config")["data"]["redis.conf"]
+    # not pytest's directory: the path of a unix socket is short
+    with tempfile.TemporaryDirectory(prefix="mt-") as name:
+        directory = Path(name)
+        (directory / "redis.conf").write_text("requirepass secret\n")
+        file = directory / "of-configmap.conf"
+        file.write_text(text.replace("/run/secrets/redis/", f"{directory}/"))
+        place = directory / "r.sock"
+        with ProgramProcess(["redis-server", file, "--port", "0", "--unixsocket", place]) as server:
+            server.wait_for(lambda line: "ready to accept connections" in line, "it is ready")
+            with redis.Redis(unix_socket_path=str(place)) as stranger, pytest.raises(AuthenticationError):
+                stranger.ping()
+            with redis.Redis(unix_socket_path=str(place), password="secret", decode_responses=True) as known:
+                assert known.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+                assert known.config_get("save") == {"save": ""}
+
+
+# ------------------------------------------------------------------------------------------------ the ingress
+
+#: As ingress-nginx does it: a location for each path that is a regular expression, without regard to case, the longest
+#: first; the key is evaluated when the backend is chosen.
+_NGINX: Final = """
+daemon off; pid {directory}/pid; error_log stderr; user root;
+events {{ }}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/f;
+    uwsgi_temp_path {directory}/u; scgi_temp_path {directory}/s;
+    {upstreams}
+    server {{ listen unix:{directory}/front; {locations} }}
+    {backends}
+}}
+"""
+
+
+def test_a_digest_always_goes_to_the_same_replica(replicas: list[Object]) -> None:
+    """Whatever the repository, the kind of resource and the query; tags go by their path; all replicas get some."""
+    with tempfile.TemporaryDirectory(prefix="mt-") as name:
+        directory = Path(name)
+        (directory / "nginx.conf").write_text(_nginx(replicas, directory))
+        with ProgramProcess(["nginx", "-p", directory, "-c", directory / "nginx.conf"]) as nginx:
+            eventually(lambda: (directory / "pid").exists() or not nginx.running, "nginx is up")
+            chosen: Counter[str] = Counter()
+            for number in range(30):
+                digest = "sha256:" + hashlib.sha256(str(number).encode()).hexdigest()
+                answers = {
+                    _ask(directory, path)
+                    for path in (
+                        f"/v2/library/alpine/blobs/{digest}",
+                        f"/v2/a/very/deep/name/blobs/{digest}?ns=ghcr.io",
+                        f"/v2/quay.io/org/app/manifests/{digest}",
+                    )
+                }
+                assert len(answers) == 1, (digest, answers)
+                chosen.update(answers)
+            assert {one.partition(" ")[0] for one in chosen} == {"mirror-by-digest"}
+            assert len(chosen) == 3
+            tags = {f"/v2/library/image-{number}/manifests/latest" for number in range(30)}
+            by_path = {path: {_ask(directory, path), _ask(directory, f"{path}?ns=docker.io")} for path in tags}
+            assert all(len(answers) == 1 for answers in by_path.values())
+            assert {next(iter(answers)).partition(" ")[0] for answers in by_path.values()} == {"mirror"}
+            assert len(set().union(*by_path.values())) == 3
+
+
+def _nginx(objects: list[Object], directory: Path) -> str:
+    paths = [
+        (path["path"], path["backend"]["service"]["name"], one["metadata"]["annotations"])
+        for one in objects
+        if one["kind"] == "Ingress"
+        for rule in one["spec"]["rules"]
+        for path in rule["http"]["paths"]
+    ]
+    assert all(said[f"{_NGINX_INGRESS}/use-regex"] == "true" for _, _, said in paths)
+    upstreams, locations, backends = [], [], []
+    for path, service, said in sorted(paths, key=lambda one: -len(one[0])):
+        sockets = [f"{directory}/{service}-{number}" for number in range(3)]
+        servers = " ".join(f"server unix:{socket};" for socket in sockets)
+        key = said[f"{_NGINX_INGRESS}/upstream-hash-by"]
+        upstreams.append(f"upstream {service} {{ hash {key} consistent; {servers} }}")
+        locations.append(f'location ~* "^{path}" {{ proxy_pass http://{service}; }}')
+        backends += [
+            f'server {{ listen unix:{socket}; location / {{ return 200 "{service} {number}"; }} }}'
+            for number, socket in enumerate(sockets)
+        ]
+    return _NGINX.format(
+        directory=directory, upstreams="\n".join(upstreams), locations=" ".join(locations), backends="\n".join(backends)
+    )
+
+
+def _ask(directory: Path, target: str) -> str:
+    """Service and replica that answered."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE)
+        connection.connect(str(directory / "front"))
+        connection.sendall(f"GET {target} HTTP/1.0\r\nHost: mirror.example.com\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    assert " 200 " in answer.splitlines()[0], answer
+    return answer.rpartition("\r\n")[2]
+
+
+# --------------------------------------------------------------------------------------------- the monitoring
+
+
+def alerts(objects: list[Object]) -> list[dict[str, Any]]:
+    """Every rule."""
+    return [rule for group in only(objects, "PrometheusRule", "mirror")["spec"]["groups"] for rule in group["rules"]]
+
+
+def selectors(expression: Any) -> list[Any]:
+    """Every metric that an expression asks for, with its matchers."""
+    found: list[Any] = []
+
+    def look(node: Any) -> bool:
+        if isinstance(node, promql_parser.VectorSelector):
+            found.append(node)
+        elif isinstance(node, promql_parser.MatrixSelector):
+            found.append(node.vector_selector)
+        return True
+
+    promql_parser.walk(expression, pre_visit=look)
+    return found
+
+
+def metrics() -> dict[str, set[str]]:
+    """Labels of each sample that the mirror tells, by the sample's name."""
+    found: dict[str, set[str]] = {}
+    for one in vars(telemetry).values():
+        if isinstance(one, MetricWrapperBase):
+            for family in one.describe():
+                endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
+                found |= {f"{family.name}{ending}": set(one._labelnames) for ending in endings}
+    return found
+
+
+def test_every_alert_asks_for_metrics_that_exist(monitoring: list[Object]) -> None:
+    """Each expression can be read, and names metrics of telemetry.py and labels that they have."""
+    known = metrics()
+    for rule in alerts(monitoring):
+        asked = selectors(promql_parser.parse(rule["expr"]))
+        assert asked, rule["alert"]
+        for one in asked:
+            if one.name == "up":
+                assert [(matcher.name, matcher.value) for matcher in one.matchers.matchers] == [("job", "mirror")]
+                continue
+            assert one.name in known, (rule["alert"], one.name)
+            assert {matcher.name for matcher in one.matchers.matchers} <= known[one.name], rule["alert"]
+        by = set(re.findall(r"by \((\w+)\)", rule["expr"]))
+        assert by <= {"pod"}.union(*(known.get(one.name, set()) for one in asked)), rule["alert"]
+
+
+def test_every_alert_says_what_to_do(monitoring: list[Object]) -> None:
+    """A name of its own, a severity, a summary and a description; its texts use labels that its expression keeps."""
+    rules = alerts(monitoring)
+    assert len({rule["alert"] for rule in rules}) == len(rules) > 10
+    for rule in rules:
+        assert rule["labels"]["severity"] in ("critical", "warning", "info")
+        assert set(rule["annotations"]) == {"summary", "description"}
+        used = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
+        kept = set(re.findall(r"by \((\w+)\)", rule["expr"]))
+        # without an aggregation, a target's labels are kept
+        assert used <= (kept or {"pod"}), rule["alert"]
+
+
+def test_the_service_monitor_finds_each_pod_once(monitoring: list[Object], replicas: list[Object]) -> None:
+    """It selects one service, in its own namespace, by a port that is there; the job is called as the alerts say."""
+    monitor = only(monitoring, "ServiceMonitor", "mirror")
+    assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
+    wanted = monitor["spec"]["selector"]["matchLabels"]
+    services = [
+        one
+        for one in replicas
+        if one["kind"] == "Service"
+        and wanted.items() <= one["metadata"]["labels"].items()
+        and one["metadata"]["namespace"] == monitor["metadata"]["namespace"]
+    ]
+    assert [one["metadata"]["name"] for one in services] == ["mirror-pods"]
+    [endpoint] = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in [port["name"] for port in services[0]["spec"]["ports"]]
+    assert endpoint["path"] == "/metrics"
+    assert services[0]["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "mirror"

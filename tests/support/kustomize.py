@@ -1,0 +1,28 @@
+"""Folders of Kubernetes objects, rendered as `kubectl apply -k` renders them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.support.process import run
+
+__all__ = ["Object", "only", "render"]
+
+Object = dict[str, Any]
+
+
+def render(folder: Path) -> list[Object]:
+    """Every object, by `kubectl kustomize`; no cluster is asked. Raises `CommandFailed`."""
+    # the test extra brings this kubectl, beside the interpreter
+    said = run([Path(sys.executable).with_name("kubectl"), "kustomize", folder])
+    return [one for one in yaml.safe_load_all(said) if one is not None]
+
+
+def only(objects: list[Object], kind: str, name: str) -> Object:
+    """The one object of this kind and name."""
+    [found] = [one for one in objects if one["kind"] == kind and one["metadata"]["name"].startswith(name)]
+    return found
