@@ -25,6 +25,7 @@ from mirror.policy.pins import parse_until
 from mirror.policy.records import Pin
 from mirror.repository.closure import Closure, read_closure
 from mirror.repository.pins import PinnedImage, pinned_images, why_pinned
+from mirror.repository.told import name_of
 
 __all__ = ["pin", "pins", "unpin"]
 
@@ -98,11 +99,6 @@ def pins(
         table_console().print(table)
     count = len(rows) - len(over)
     print(f"{count} pinned image{'' if count == 1 else 's'}")
-
-
-def name_of(repo: Repo, reference: Reference) -> str:
-    """As people write it."""
-    return str(Image(repo, digest=reference) if isinstance(reference, Digest) else Image(repo, reference))
 
 
 @dataclass(frozen=True, slots=True)

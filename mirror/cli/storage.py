@@ -17,6 +17,7 @@ from mirror.oci.digest import Digest
 from mirror.policy.eviction import Victim
 from mirror.policy.sizes import format_size
 from mirror.repository.names import called
+from mirror.repository.told import victims_by_image, victims_json
 
 __all__ = ["gc"]
 
@@ -31,9 +32,9 @@ def gc(
     loaded = settings.load(config)
     telemetry.set_up_logging("warning")
     victims, names = asyncio.run(_collect(loaded, dry_run))
-    groups = _by_image(victims)
+    groups = victims_by_image(victims)
     if as_json:
-        print(json.dumps(_as_json(groups, names, dry_run), indent=1))
+        print(json.dumps(victims_json(victims, names, dry_run=dry_run), indent=1))
         return
     table = Table("image", "digest", "size", "why")
     for image, group in groups.items():
@@ -63,14 +64,6 @@ async def _collect(loaded: settings.Config, dry_run: bool) -> tuple[list[Victim]
         return victims, await asyncio.to_thread(called, storage.catalog, images)
 
 
-def _by_image(victims: Sequence[Victim]) -> dict[Digest | None, list[Victim]]:
-    """With each image what goes together with it, loose blobs under None; in the order in which they go."""
-    groups: dict[Digest | None, list[Victim]] = {}
-    for victim in victims:
-        groups.setdefault(victim.images[-1] if victim.images else None, []).append(victim)
-    return groups
-
-
 def _title(image: Digest | None, names: Mapping[Digest, Sequence[str]]) -> str:
     return "no cached manifest names these" if image is None else ", ".join(names.get(image, ())) or str(image)
 
@@ -83,33 +76,3 @@ def _why(victim: Victim, names: Mapping[Digest, Sequence[str]]) -> str:
 
 def _bytes(victims: Sequence[Victim]) -> int:
     return sum(victim.size for victim in victims)
-
-
-def _as_json(
-    groups: Mapping[Digest | None, Sequence[Victim]], names: Mapping[Digest, Sequence[str]], dry_run: bool
-) -> dict[str, Any]:
-    every = [victim for group in groups.values() for victim in group]
-    return {
-        "dry_run": dry_run,
-        "blobs": len(every),
-        "bytes": _bytes(every),
-        "images": [
-            {
-                "digest": None if image is None else str(image),
-                "names": [] if image is None else list(names.get(image, ())),
-                "last_used": max(victim.image_used for victim in group),
-                "bytes": _bytes(group),
-                "blobs": [
-                    {
-                        "digest": str(victim.digest),
-                        "size": victim.size,
-                        "last_used": victim.last_used,
-                        "images": [str(each) for each in victim.images],
-                        "reason": victim.reason,
-                    }
-                    for victim in group
-                ],
-            }
-            for image, group in groups.items()
-        ],
-    }
