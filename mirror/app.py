@@ -31,6 +31,7 @@ from mirror.config import (
     RouteSettings,
     SyncSettings,
     UpstreamSettings,
+    masked,
     routing_table,
 )
 from mirror.errors import ConfigError, IndexUnavailable, StoreError
@@ -52,6 +53,7 @@ from mirror.policy.pins import PinRule
 from mirror.policy.platforms import parse_platforms
 from mirror.policy.routing import RoutingTable, compile_pattern
 from mirror.policy.rules import RouteRule
+from mirror.policy.selection import search
 from mirror.policy.sizes import parse_capacity, parse_size
 from mirror.ports import Authenticator, BlobInfo, ContentIndex
 from mirror.repository.ahead import Ahead
@@ -63,6 +65,7 @@ from mirror.repository.misses import Misses
 from mirror.repository.names import NamesOnDisk
 from mirror.repository.pins import PinnedContent
 from mirror.repository.proxied import Shelf
+from mirror.repository.purge import Purge
 from mirror.repository.reconcile import ensure, reconcile
 from mirror.repository.router import Router
 from mirror.repository.scrub import Scrub, fetching_through, scrub_when_due
@@ -72,7 +75,11 @@ from mirror.server.access import Gate
 from mirror.server.admin import Admin
 from mirror.server.front import Front
 from mirror.server.health import Readiness, health_pages
+from mirror.server.keeping import Keeping
 from mirror.server.sending import Sender
+from mirror.server.traffic import TrafficLog, total
+from mirror.server.workers import UpstreamState, Workers
+from mirror.store.board import Board
 from mirror.store.catalog import LocalCatalog
 from mirror.store.freezes import LocalFreezes
 from mirror.store.layout import Layout
@@ -81,6 +88,7 @@ from mirror.store.locks import Locks
 from mirror.store.misses import LocalMisses
 from mirror.store.notes import Notes
 from mirror.store.pins import LocalPins
+from mirror.store.purges import Purges
 from mirror.store.recovery import sweep
 from mirror.transfer.jobs import Jobs, prefetching
 from mirror.transfer.schedule import Leases, Sync, SyncRule, SyncSource
@@ -100,6 +108,7 @@ __all__ = [
     "Storage",
     "age_rule",
     "build",
+    "make_purge",
     "make_sync",
     "open_disk",
     "open_registries",
@@ -312,11 +321,36 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
             alone=storage.locks.named,
             work={"prefetch": prefetching(router.guarded, parse), "sync": sync.job},
         )
-        admin = Admin(jobs, sync, parse_image=parse, status=_Status(storage, flights))
+        workers = _make_workers(storage, shelf, flights, upstreams)
+        traffic = TrafficLog(Notes(storage.layout, "traffic"), hold=storage.locks.try_hold)
+        admin = Admin(
+            jobs,
+            sync,
+            Keeping(
+                storage.store,
+                storage.catalog,
+                storage.pins,
+                storage.freezes,
+                storage.index,
+                storage.evictor,
+                make_purge(config, storage, shelf),
+                rules=pin_rules(config),
+                search=lambda text: search(text, upstreams.table),
+            ),
+            workers,
+            traffic,
+            parse_image=parse,
+            status=_Status(config, storage, workers),
+            config=masked(config),
+            version=__version__,
+            gate=gate if config.access.has_admins else None,
+            audit=audit,
+        )
         app = App(front, readiness, router, shelf, storage, sync, jobs, admin)
 
         if housework:
-            for work in (storage.evictor.run(), _keep_house(config, storage), _keep_scrubbing(config, app)):
+            keeping = (storage.evictor.run(), _keep_house(config, storage), _keep_scrubbing(config, app))
+            for work in (*keeping, workers.run(), traffic.run()):
                 task = asyncio.create_task(work)
                 stack.push_async_callback(end, task)
         stack.push_async_callback(storage.evictor.flush)
@@ -473,22 +507,57 @@ def _open_leases(config: Config, storage: Storage, stack: AsyncExitStack) -> Red
 
 
 class _Status:
-    """What the admin API tells of this process and the store."""
+    """What the admin API tells of all workers and the store."""
 
-    def __init__(self, storage: Storage, flights: Flights) -> None:
+    def __init__(self, config: Config, storage: Storage, workers: Workers) -> None:
+        self._offline = config.offline
         self._storage = storage
-        self._flights = flights
-        self._began = time.monotonic()
+        self._workers = workers
 
     async def __call__(self) -> dict[str, Any]:
         held, limit = await self._storage.evictor.fullness()
+        workers = await self._workers.workers()
         return {
             "version": __version__,
             "worker": os.getpid(),
-            "uptime": round(time.monotonic() - self._began, 1),
+            "uptime": round(self._workers.uptime, 1),
+            "workers": workers,
             "store": {"root": str(self._storage.layout.root), "bytes": held, "limit": limit},
-            "flights": len(self._flights.active()),
+            "flights": len(await self._workers.flights()),
+            "traffic": (await asyncio.to_thread(total)).to_json(),
+            "offline": self._offline,
         }
+
+
+def _make_workers(storage: Storage, shelf: Shelf, flights: Flights, upstreams: _Upstreams) -> Workers:
+    purges = Purges(Notes(storage.layout, "purges"))
+
+    def look() -> None:
+        for repo, tags, digests in purges.new():
+            shelf.forget(repo, tags, digests)
+
+    return Workers(Board(storage.layout, hold=storage.locks.try_hold), flights, upstreams.states, look=look)
+
+
+def make_purge(config: Config, storage: Storage, shelf: Shelf | None = None) -> Purge:
+    """What drops an image: here, and from the memory of every process of this store."""
+    purges = Purges(Notes(storage.layout, "purges"))
+
+    def forget(repo: Repo, tags: Collection[str], digests: Collection[Digest]) -> None:
+        if shelf is not None:
+            shelf.forget(repo, tags, digests)
+        purges.tell(repo, tags, digests)
+
+    return Purge(
+        storage.store,
+        storage.catalog,
+        storage.pins,
+        pin_rules(config),
+        storage.freezes,
+        storage.index,
+        storage.evictor,
+        forget=forget,
+    )
 
 
 def scrub_of(
@@ -644,6 +713,33 @@ class _Upstreams:
         # where there is another endpoint to go to, nothing is gained by trying the same one again
         mirrors = [at(one.url, one, [urlsplit(one.url).netloc], retries=0) for one in settings.endpoints]
         return EndpointsUpstream([*mirrors, own], hedge_after=settings.hedge_after) if mirrors else own
+
+    def states(self) -> list[UpstreamState]:
+        """How each that is in use is doing; times are epoch seconds."""
+        return [self._state(name, upstream) for name, upstream in list(self._made.items())]
+
+    def _state(self, name: str, upstream: RegistryUpstream | EndpointsUpstream) -> UpstreamState:
+        budget = upstream.budget
+        return {
+            "name": name,
+            "endpoints": [
+                {
+                    "url": telemetry.redact(health.url),
+                    "state": health.state,
+                    "failures": health.failures,
+                    "retry_at": round(time.time() + health.retry_in) if health.retry_in else 0,
+                }
+                for health in upstream.health()
+            ],
+            "budget": None
+            if budget is None
+            else {
+                "limit": budget.limit,
+                "remaining": budget.remaining,
+                "window": budget.window,
+                "seen": budget.seen_at,
+            },
+        }
 
     async def aclose(self) -> None:
         for upstream in self._made.values():

@@ -44,12 +44,12 @@ async def supervise(
     *,
     drain: float,
     tls: bool,
-    admin: AdminListener | None = None,
+    admin: Sequence[AdminListener] = (),
 ) -> None:
     """Run one worker for each element of `listeners`, which are its sockets, until SIGTERM or SIGINT.
 
-    `admin` has one more socket for each. `arguments` are those of the worker's command. Raises `ConfigError` where a
-    worker cannot even start.
+    `admin` are more, each with a socket for each worker. `arguments` are those of the worker's command. Raises
+    `ConfigError` where a worker cannot even start.
     """
     with _metrics_folder() as metrics:
         await _Supervisor(arguments, listeners, drain, metrics, tls, admin).run()
@@ -98,7 +98,7 @@ class _Supervisor:
         drain: float,
         metrics: str,
         tls: bool,
-        admin: AdminListener | None,
+        admin: Sequence[AdminListener],
     ) -> None:
         self._admin = admin
         self._arguments = list(arguments)
@@ -129,8 +129,8 @@ class _Supervisor:
                     telemetry.log.info(
                         "listening", address=address_of(listener), tls=self._tls, workers=len(self._listeners)
                     )
-                if self._admin:
-                    telemetry.log.info("admin listening", address=self._admin.address)
+                for admin in self._admin:
+                    telemetry.log.info("admin listening", address=admin.address)
                 await stopping
             else:
                 starting.cancel()
@@ -167,8 +167,9 @@ class _Supervisor:
         command = [sys.executable, "-m", "mirror", "worker", *self._arguments]
         command += ["--sockets", ",".join(map(str, descriptors)), "--ready", str(tell), "--parent", str(self._alive)]
         if self._admin:
-            descriptors.append(self._admin.sockets[slot].fileno())
-            command += ["--admin", str(descriptors[-1])]
+            asked = [admin.sockets[slot].fileno() for admin in self._admin]
+            descriptors += asked
+            command += ["--admin", ",".join(map(str, asked))]
         try:
             process = await asyncio.create_subprocess_exec(
                 *command, pass_fds=[*descriptors, tell, self._alive], env=self._environment, start_new_session=True
@@ -196,7 +197,7 @@ class _Supervisor:
 
     async def _end(self) -> None:
         """Stop listening, then ask every worker to drain, then insist."""
-        for sockets in (*self._listeners, self._admin.sockets if self._admin else ()):
+        for sockets in (*self._listeners, *(admin.sockets for admin in self._admin)):
             for one in sockets:
                 one.close()
         running = list(self._processes.values())

@@ -46,6 +46,7 @@ __all__ = [
     "UPSTREAM_REQUESTS",
     "UPSTREAM_SECONDS",
     "VERSION_TAGS_MOVED",
+    "counted",
     "log",
     "render_metrics",
     "set_up_logging",
@@ -129,6 +130,21 @@ SYNC_SUCCESS: Final = Gauge(
     ["rule"],
     multiprocess_mode="mostrecent",
 )
+
+
+def counted(name: str) -> list[tuple[dict[str, str], float]]:
+    """The samples of one counter by their labels, of all workers where there are several. `name` without `_total`."""
+    registry: CollectorRegistry = _REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves its constructor untyped
+    return [
+        (sample.labels, sample.value)
+        for family in registry.collect()
+        if family.name == name
+        for sample in family.samples
+        if sample.name == f"{name}_total"
+    ]
 
 
 def render_metrics() -> bytes:

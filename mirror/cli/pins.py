@@ -19,7 +19,6 @@ from mirror.cli.base import ConfigFile, application, table_console
 from mirror.cli.working import check_owner
 from mirror.errors import ConfigError, MirrorError, RequestError
 from mirror.oci.digest import Digest
-from mirror.oci.reference import Reference, Repo
 from mirror.policy.images import Image, parse_image
 from mirror.policy.pins import parse_until
 from mirror.policy.records import Pin

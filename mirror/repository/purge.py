@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from mirror.errors import Kept, ManifestUnknown
+from mirror.errors import IndexUnavailable, Kept, ManifestUnknown
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Repo
@@ -26,7 +27,6 @@ from mirror.policy.pins import PinRule
 from mirror.ports import BlobStore, Catalog, ContentIndex, Freezes, Pins
 from mirror.repository.closure import Closure, read_closure, read_stored_manifest
 from mirror.repository.evictor import Evictor
-from mirror.repository.grants import named_by
 from mirror.repository.pins import pinned_images, why_pinned
 from mirror.repository.told import name_of
 
@@ -68,7 +68,7 @@ class Purge:
         index: ContentIndex,
         evictor: Evictor,
         *,
-        forget: Callable[[Repo, Iterable[str], Iterable[Digest]], None] = lambda repo, tags, digests: None,
+        forget: Callable[[Repo, Collection[str], Collection[Digest]], None] = lambda repo, tags, digests: None,
     ) -> None:
         self._store = store
         self._catalog = catalog
@@ -82,11 +82,13 @@ class Purge:
     async def __call__(self, image: Image) -> Purged:
         """Raises `ManifestUnknown` where it is not here, `Kept`, `StoreError`."""
         tags, manifests, candidates = await asyncio.to_thread(self._unname, image)
-        self._forget(image.repo, tags, manifests)
+        await asyncio.to_thread(self._forget, image.repo, tags, manifests)
         # asked for after the links are gone: what others name now stays
-        unnamed = candidates - await asyncio.to_thread(self._named)
-        blobs, size = await self._evictor.drop(unnamed)
-        await self._index.unlink(image.repo, sorted(unnamed))
+        by_repository = await asyncio.to_thread(self._named)
+        blobs, size = await self._evictor.drop(candidates.difference(*by_repository.values()))
+        with suppress(IndexUnavailable):
+            # without it the links are found to be wrong when index and disk are compared
+            await self._index.unlink(image.repo, sorted(candidates - by_repository.get(image.repo, set())))
         return Purged(name_of(image.repo, image.reference), image.repo, tags, manifests, blobs, size)
 
     def _unname(self, image: Image) -> tuple[tuple[str, ...], tuple[Digest, ...], set[Digest]]:
@@ -138,8 +140,8 @@ class Purge:
         kept |= {freeze.digest for freeze in self._freezes.all() if freeze.repo == repo}
         for record in self._catalog.manifests(repo):
             if record.digest not in ours:
-                manifest = read_stored_manifest(self._store, self._catalog, repo, record.digest)
-                kept.update(child.digest for child in manifest.manifests) if manifest else None
+                other = read_stored_manifest(self._store, self._catalog, repo, record.digest)
+                kept.update(child.digest for child in (other.manifests if other else ()))
         left = [digest for digest in ours if digest in kept]
         while left:
             below = [child for child in closure.named.get(left.pop(), ()) if child in ours and child not in kept]
@@ -147,14 +149,14 @@ class Purge:
             left += below
         return {digest for digest in ours - kept if self._catalog.get_manifest(repo, digest)}
 
-    def _named(self) -> set[Digest]:
-        """Blocking, a file or two for each manifest here: all that some manifest is, or names."""
-        named: set[Digest] = set()
+    def _named(self) -> dict[Repo, set[Digest]]:
+        """Blocking, a file or two for each manifest here: all that the manifests of each repository are, or name."""
+        named: dict[Repo, set[Digest]] = {}
         for repo in self._catalog.repositories():
+            found = named.setdefault(repo, set())
             for record in self._catalog.manifests(repo):
-                named.add(record.digest)
+                found.add(record.digest)
                 manifest = read_stored_manifest(self._store, self._catalog, repo, record.digest)
                 if manifest is not None:
-                    named.update(named_by(manifest))
-                    named.update(child.digest for child in manifest.manifests)
+                    found.update(child.digest for child in (*manifest.manifests, *manifest.blobs))
         return named

@@ -59,6 +59,7 @@ from mirror.policy.budget import LOOK_AGAIN, Budget, is_spent, newer, parse_budg
 from mirror.policy.realms import Bounds, Url, UrlRefused, parse_url, surviving_headers
 from mirror.policy.retrying import (
     CLOSED,
+    Circuit,
     back_off,
     hold_for,
     is_throttling,
