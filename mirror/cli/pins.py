@@ -15,6 +15,7 @@ from rich.table import Table
 
 from mirror import config as settings
 from mirror.app import Disk, open_disk, pin_rules, routing_table
+from mirror.cli.audit import audit
 from mirror.cli.base import ConfigFile, application, table_console
 from mirror.cli.working import check_owner
 from mirror.errors import ConfigError, MirrorError, RequestError
@@ -47,6 +48,7 @@ def pin(
     disk = open_disk(loaded)
     for one in images:
         disk.pins.put(Pin(one.repo, one.reference, reason, now, end))
+        audit(loaded, "pin", repository=str(one.repo), reference=str(one.reference), reason=reason or None)
     shown = pinned_images(disk.pins, (), disk.catalog, now)
     for one in images:
         [found] = [each for each in shown if (each.repo, each.reference) == (one.repo, one.reference)]
@@ -61,6 +63,9 @@ def unpin(image: Images, config: ConfigFile = None) -> None:
     images = _parse(image, loaded)
     disk = open_disk(loaded)
     strangers = [one for one in images if not disk.pins.drop(one.repo, one.reference)]
+    for one in images:
+        if one not in strangers:
+            audit(loaded, "unpin", repository=str(one.repo), reference=str(one.reference))
     left = pinned_images(disk.pins, pin_rules(loaded), disk.catalog, time.time())
     for one in images:
         name = name_of(one.repo, one.reference)

@@ -12,7 +12,9 @@ from rich.table import Table
 
 from mirror import config as settings
 from mirror import telemetry
+from mirror.cli.audit import audit
 from mirror.cli.base import ConfigFile, application, table_console
+from mirror.cli.running import ask_if_running
 from mirror.oci.digest import Digest
 from mirror.policy.eviction import Victim
 from mirror.policy.sizes import format_size
@@ -31,7 +33,13 @@ def gc(
     """Bring the store down to its low water: first what no cached manifest names, then the coldest images."""
     loaded = settings.load(config)
     telemetry.set_up_logging("warning")
+    told = None if dry_run else ask_if_running(loaded, "POST", "/admin/v1/gc", patience=None)
+    if told is not None:
+        _print_told(told, as_json)
+        return
     victims, names = asyncio.run(_collect(loaded, dry_run))
+    if not dry_run:
+        audit(loaded, "gc", bytes=_bytes(victims))
     groups = victims_by_image(victims)
     if as_json:
         print(json.dumps(victims_json(victims, names, dry_run=dry_run), indent=1))
@@ -48,6 +56,26 @@ def gc(
     total = format_size(_bytes(victims))
     verb = "would be" if dry_run else "were"
     print(f"{_count(victims, 'blob')}, {total}, {verb} dropped, with them {_count(images, 'image')}")
+
+
+def _print_told(told: dict[str, Any], as_json: bool) -> None:
+    """What the running mirror has done."""
+    if as_json:
+        print(json.dumps(told, indent=1))
+        return
+    table = Table("image", "digest", "size", "why")
+    for one in told["images"]:
+        title = ", ".join(one["names"]) or one["digest"] or "no cached manifest names these"
+        table.add_row(title, _count(one["blobs"], "blob"), format_size(one["bytes"]), "")
+        for blob in one["blobs"]:
+            table.add_row("", blob["digest"], format_size(blob["size"]), blob["reason"])
+        table.add_section()
+    if told["images"]:
+        table_console().print(table)
+    images = [one for one in told["images"] if one["digest"]]
+    count = len(images) + told["more"]
+    blobs = f"{told['blobs']} blob{'' if told['blobs'] == 1 else 's'}"
+    print(f"{blobs}, {format_size(told['bytes'])}, were dropped, with them {count} image{'' if count == 1 else 's'}")
 
 
 def _count(things: Sequence[object], noun: str) -> str:

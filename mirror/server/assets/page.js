@@ -190,7 +190,7 @@ function showHistory({ points }) {
 
 // ------------------------------------------------------------------------------------------------ images
 
-let shownSearch = "", shownNext = null, searching = 0;
+let shownSearch = "", shownNext = null, searching = 0, imagesLoaded = false;
 
 async function loadImages(more = false) {
   const turn = ++searching;
@@ -205,6 +205,7 @@ async function loadImages(more = false) {
     return;
   }
   if (turn !== searching) return; // somebody went on typing
+  imagesLoaded = true;
   shownSearch = search;
   shownNext = page.next;
   const rows = page.images.map(imageRow);
@@ -398,7 +399,9 @@ async function turn(number) {
     }
     heard(failed);
     if (!failed && !registries.length) await loadClients().catch(() => {});
-    if (!failed && number === 0) await loadImages();
+    // not under somebody's hands
+    const idle = !byId("images").contains(document.activeElement) && byId("image-rows").children.length <= 50;
+    if (!failed && (!imagesLoaded || (number % 5 === 0 && idle))) await loadImages();
   }
   setTimeout(turn, 1000, document.hidden ? number : number + 1);
 }
