@@ -4,8 +4,8 @@
     ├── RequestError             the client's doing
     │   ├── NameInvalid · DigestInvalid · TagInvalid · RangeInvalid · PageInvalid
     │   ├── Unauthorized · Denied · Unsupported · NotServed · HeldBack
-    │   ├── BodyInvalid → BodyTooLarge · AlreadyRunning · TooManyJobs          of the admin API alone
-    │   └── NotKnown → NameUnknown · ManifestUnknown · BlobUnknown · JobUnknown · RuleUnknown
+    │   ├── BodyInvalid → BodyTooLarge · AlreadyRunning · TooManyJobs · Kept   of the admin API alone
+    │   └── NotKnown → NameUnknown · ManifestUnknown · BlobUnknown · JobUnknown · RuleUnknown · PinUnknown
     ├── UpstreamError            the other registry's doing; carries .upstream and .status
     │   ├── UpstreamUnavailable → UpstreamTimeout     no usable answer: dial, DNS, TLS, 5xx, a broken body
     │   ├── UpstreamDenied                            401 or 403 after every credential was tried
@@ -46,6 +46,7 @@ __all__ = [
     "HeldBack",
     "IndexUnavailable",
     "JobUnknown",
+    "Kept",
     "ManifestUnknown",
     "MirrorError",
     "NameInvalid",
@@ -53,6 +54,7 @@ __all__ = [
     "NotKnown",
     "NotServed",
     "PageInvalid",
+    "PinUnknown",
     "RangeInvalid",
     "RequestError",
     "RuleUnknown",
@@ -141,6 +143,10 @@ class TooManyJobs(RequestError):
     """So many jobs wait that no more are taken."""
 
 
+class Kept(RequestError):
+    """An image that is to be purged is pinned, or its tag is frozen."""
+
+
 class HeldBack(RequestError):
     """All that a tag has pointed to is newer than the route's `minimum_age`."""
 
@@ -167,6 +173,10 @@ class JobUnknown(NotKnown):
 
 class RuleUnknown(NotKnown):
     """No `[[sync]]` rule of this name."""
+
+
+class PinUnknown(NotKnown):
+    """No pin of this image that was set by hand."""
 
 
 class UpstreamError(MirrorError):
@@ -265,10 +275,12 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     BodyInvalid: Answer(400, "BODY_INVALID"),
     BodyTooLarge: Answer(413, "BODY_INVALID"),
     AlreadyRunning: Answer(409, "ALREADY_RUNNING"),
+    Kept: Answer(409, "KEPT"),
     TooManyJobs: Answer(429, "TOOMANYREQUESTS"),
     HeldBack: Answer(403, "DENIED"),
     NotKnown: Answer(404, "NAME_UNKNOWN"),
     JobUnknown: Answer(404, "JOB_UNKNOWN"),
+    PinUnknown: Answer(404, "PIN_UNKNOWN"),
     RuleUnknown: Answer(404, "RULE_UNKNOWN"),
     NameUnknown: Answer(404, "NAME_UNKNOWN"),
     ManifestUnknown: Answer(404, "MANIFEST_UNKNOWN"),

@@ -6,6 +6,7 @@ The parent keeps all of them open: what waits in the queue of a worker that died
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import secrets
 import socket
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from mirror.errors import ConfigError
 
-__all__ = ["AdminListener", "address_of", "connect_unix", "open_admin", "open_listeners"]
+__all__ = ["AdminListener", "address_of", "connect_unix", "is_local", "open_admin", "open_listeners"]
 
 _BACKLOG = 4096
 
@@ -151,6 +152,11 @@ def _short(folder: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)
+
+
+def is_local(listener: socket.socket) -> bool:
+    """Whether only this machine reaches it."""
+    return listener.family == socket.AF_UNIX or ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 def address_of(listener: socket.socket) -> str:

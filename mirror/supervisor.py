@@ -74,12 +74,12 @@ async def supervise(
     listeners: Sequence[Sequence[socket.socket]],
     *,
     reread: Callable[[], Plan],
-    admin: AdminListener | None = None,
+    admin: Sequence[AdminListener] = (),
 ) -> None:
     """Run one worker for each element of `listeners`, which are its sockets, until SIGTERM or SIGINT.
 
-    `admin` has one more socket for each. `reread` makes a new plan at SIGHUP and raises `ConfigError` with every
-    mistake. Raises `ConfigError`, `MirrorError` where a worker cannot even start.
+    `admin` are more, each with a socket for each worker. `reread` makes a new plan at SIGHUP and raises `ConfigError`
+    with every mistake. Raises `ConfigError`, `MirrorError` where a worker cannot even start.
     """
     with _metrics_folder() as metrics:
         await _Supervisor(plan, listeners, reread, metrics, admin).run()
@@ -138,7 +138,7 @@ class _Supervisor:
         listeners: Sequence[Sequence[socket.socket]],
         reread: Callable[[], Plan],
         metrics: str,
-        admin: AdminListener | None,
+        admin: Sequence[AdminListener],
     ) -> None:
         self._admin = admin
         self._plan = plan
@@ -187,8 +187,8 @@ class _Supervisor:
             telemetry.log.info(
                 "listening", address=address_of(listener), tls=self._plan.tls, workers=len(self._listeners)
             )
-        if self._admin:
-            telemetry.log.info("admin listening", address=self._admin.address)
+        for admin in self._admin:
+            telemetry.log.info("admin listening", address=admin.address)
 
     # ------------------------------------------------------------------------------------------- one slot
 
@@ -223,8 +223,9 @@ class _Supervisor:
         command = [sys.executable, "-m", "mirror", "worker", *plan.arguments]
         command += ["--sockets", ",".join(map(str, descriptors)), "--ready", str(tell), "--parent", str(self._alive)]
         if self._admin:
-            descriptors.append(self._admin.sockets[slot].fileno())
-            command += ["--admin", str(descriptors[-1])]
+            asked = [admin.sockets[slot].fileno() for admin in self._admin]
+            descriptors += asked
+            command += ["--admin", ",".join(map(str, asked))]
         descriptors += [*plan.descriptors, tell, self._alive]
         try:
             process = await asyncio.create_subprocess_exec(
@@ -317,7 +318,7 @@ class _Supervisor:
 
     async def _end(self) -> None:
         """Stop listening, then ask every worker to drain, then insist."""
-        for sockets in (*self._listeners, self._admin.sockets if self._admin else ()):
+        for sockets in (*self._listeners, *(admin.sockets for admin in self._admin)):
             for one in sockets:
                 one.close()
         await asyncio.gather(*(_drain(worker) for worker in tuple(self._workers)), *self._retiring)

@@ -63,6 +63,7 @@ __all__ = [
     "Span",
     "Tracing",
     "client_span",
+    "counted",
     "log",
     "render_metrics",
     "request_span",
@@ -191,6 +192,21 @@ DESCRIPTORS: Final = Gauge(
 DESCRIPTORS_LIMIT: Final = Gauge(
     "mirror_process_descriptors_limit", "Descriptors that one worker may have", multiprocess_mode="livemin"
 )
+
+
+def counted(name: str) -> list[tuple[dict[str, str], float]]:
+    """The samples of one counter by their labels, of all workers where there are several. `name` without `_total`."""
+    registry: CollectorRegistry = _REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves its constructor untyped
+    return [
+        (sample.labels, sample.value)
+        for family in registry.collect()
+        if family.name == name
+        for sample in family.samples
+        if sample.name == f"{name}_total"
+    ]
 
 
 def render_metrics() -> bytes:

@@ -29,6 +29,7 @@ from mirror import telemetry
 from mirror.app import build
 from mirror.config import Config, ServerSettings
 from mirror.errors import ConfigError
+from mirror.listen import is_local
 from mirror.once import end
 from mirror.server.front import FrontServer
 
@@ -46,10 +47,10 @@ def run_worker(
     *,
     ready: Callable[[], None],
     parent: int | None = None,
-    admin: socket.socket | None = None,
+    admin: Sequence[socket.socket] = (),
 ) -> None:
     """Serve until told to stop. `ready` is called once requests are answered; `parent` is a descriptor that reports
-    end-of-file when the parent process is gone; `admin` is the listener of the admin API. Raises `StoreError`,
+    end-of-file when the parent process is gone; `admin` are the listeners of the admin API. Raises `StoreError`,
     `ConfigError`.
     """
     _raise_descriptor_limit()
@@ -72,7 +73,7 @@ async def _serve(
     listeners: Sequence[socket.socket],
     ready: Callable[[], None],
     parent: int | None,
-    admin: socket.socket | None,
+    admin: Sequence[socket.socket],
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -89,8 +90,8 @@ async def _serve(
         sites = [web.SockSite(runner, one, ssl_context=tls, backlog=4096) for one in listeners]
         asked = _Runner(app.admin, config.server)
         await asked.setup()
-        if admin is not None:
-            sites.append(web.SockSite(asked, admin))
+        # on loopback nobody listens in
+        sites += [web.SockSite(asked, one, ssl_context=None if is_local(one) else tls) for one in admin]
         for site in sites:
             await site.start()
         working = [asyncio.create_task(work) for work in (app.sync.run(), app.jobs.run())]

@@ -6,6 +6,7 @@ storage.py     disk and index, enough for most commands
 upstreams.py   the registries that may be asked
 gate.py        who is asked who they are
 routes.py      how repositories are treated
+purging.py     what drops an image on purpose
 syncing.py     sync rules
 house.py       what one worker does for all
 """
@@ -13,6 +14,7 @@ house.py       what one worker does for all
 from mirror.app.building import build
 from mirror.app.house import scrub_of
 from mirror.app.parts import App, Disk, Storage
+from mirror.app.purging import make_purge
 from mirror.app.routes import age_rule, content_lists, route_of
 from mirror.app.storage import MISSES_LOCK, SCRUB_LOCK, open_disk, open_storage, pin_rules, scrub_notes
 from mirror.app.syncing import make_sync
@@ -28,6 +30,7 @@ __all__ = [
     "age_rule",
     "build",
     "content_lists",
+    "make_purge",
     "make_sync",
     "open_disk",
     "open_registries",

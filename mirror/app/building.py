@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,18 +18,21 @@ from mirror.access.audit import AuditLog
 from mirror.app.gate import open_gate
 from mirror.app.house import keep_house, keep_scrubbing
 from mirror.app.parts import App, Storage
+from mirror.app.purging import make_purge
 from mirror.app.routes import content_lists, route_rule
-from mirror.app.storage import MISSES_LOCK, InFlight, open_storage
+from mirror.app.storage import MISSES_LOCK, InFlight, open_storage, pin_rules
 from mirror.app.syncing import make_sync, open_leases
 from mirror.app.upstreams import Upstreams
 from mirror.config import (
     Config,
     TraceSettings,
+    masked,
 )
 from mirror.memo import Memo, redis_cache
 from mirror.once import end
 from mirror.policy.images import Image, parse_image
 from mirror.policy.rules import RouteRule
+from mirror.policy.selection import search
 from mirror.ports import BlobInfo
 from mirror.repository.ahead import Ahead
 from mirror.repository.cosign import read_key
@@ -44,10 +46,15 @@ from mirror.repository.tag_history import TagHistories
 from mirror.server.admin import Admin
 from mirror.server.front import Front
 from mirror.server.health import Readiness, health_pages
+from mirror.server.keeping import Keeping
 from mirror.server.pulse import keep_pulse
 from mirror.server.sending import Sender
+from mirror.server.traffic import TrafficLog, total
+from mirror.server.workers import Workers
+from mirror.store.board import Board
 from mirror.store.misses import LocalMisses
 from mirror.store.notes import Notes
+from mirror.store.purges import Purges
 from mirror.store.recent import LocalRecent
 from mirror.transfer.jobs import Jobs, prefetching
 
@@ -161,7 +168,31 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
             alone=storage.locks.named,
             work={"prefetch": prefetching(router.guarded, parse), "sync": sync.job},
         )
-        admin = Admin(jobs, sync, parse_image=parse, status=_Status(storage, flights))
+        workers = _make_workers(storage, shelf, flights, upstreams)
+        traffic = TrafficLog(Notes(storage.layout, "traffic"), hold=storage.locks.try_hold)
+        admin = Admin(
+            jobs,
+            sync,
+            Keeping(
+                storage.store,
+                storage.catalog,
+                storage.pins,
+                storage.freezes,
+                storage.index,
+                storage.evictor,
+                make_purge(config, storage, shelf),
+                rules=pin_rules(config),
+                search=lambda text: search(text, upstreams.table),
+            ),
+            workers,
+            traffic,
+            parse_image=parse,
+            status=_Status(config, storage, workers),
+            config=masked(config),
+            version=__version__,
+            gate=gate if config.access.has_admins else None,
+            audit=audit,
+        )
         app = App(front, readiness, router, shelf, storage, sync, jobs, admin)
 
         if housework:
@@ -172,6 +203,8 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
                 keep_scrubbing(config, app),
                 keep_pulse(),
                 recent.run(),
+                workers.run(),
+                traffic.run(),
             ):
                 task = asyncio.create_task(work)
                 stack.push_async_callback(end, task)
@@ -181,22 +214,36 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
 
 
 class _Status:
-    """What the admin API tells of this process and the store."""
+    """What the admin API tells of all workers and the store."""
 
-    def __init__(self, storage: Storage, flights: Flights) -> None:
+    def __init__(self, config: Config, storage: Storage, workers: Workers) -> None:
+        self._offline = config.offline
         self._storage = storage
-        self._flights = flights
-        self._began = time.monotonic()
+        self._workers = workers
 
     async def __call__(self) -> dict[str, Any]:
         held, limit = await self._storage.evictor.fullness()
+        workers = await self._workers.workers()
         return {
             "version": __version__,
             "worker": os.getpid(),
-            "uptime": round(time.monotonic() - self._began, 1),
+            "uptime": round(self._workers.uptime, 1),
+            "workers": workers,
             "store": {"root": str(self._storage.layout.root), "bytes": held, "limit": limit},
-            "flights": len(self._flights.active()),
+            "flights": len(await self._workers.flights()),
+            "traffic": (await asyncio.to_thread(total)).to_json(),
+            "offline": self._offline,
         }
+
+
+def _make_workers(storage: Storage, shelf: Shelf, flights: Flights, upstreams: Upstreams) -> Workers:
+    purges = Purges(Notes(storage.layout, "purges"))
+
+    def look() -> None:
+        for repo, tags, digests in purges.new():
+            shelf.forget(repo, tags, digests)
+
+    return Workers(Board(storage.layout, hold=storage.locks.try_hold), flights, upstreams.states, look=look)
 
 
 def _start_tracing(settings: TraceSettings) -> Callable[[], Awaitable[None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,6 +20,7 @@ from mirror.config import (
 from mirror.errors import ConfigError, UpstreamError
 from mirror.memo import Memo
 from mirror.policy.budget import Budget
+from mirror.server.workers import UpstreamState
 from mirror.upstream.caller import CallersCredentials
 from mirror.upstream.credentials import Credentials, CredentialSource, GivenCredentials
 from mirror.upstream.docker_config import DockerConfig
@@ -109,6 +111,33 @@ class Upstreams:
         # where there is another endpoint to go to, nothing is gained by trying the same one again
         mirrors = [at(one.url, one, [urlsplit(one.url).netloc], retries=0) for one in settings.endpoints]
         return EndpointsUpstream([*mirrors, own], hedge_after=settings.hedge_after) if mirrors else own
+
+    def states(self) -> list[UpstreamState]:
+        """How each that is in use is doing; times are epoch seconds."""
+        return [self._state(name, upstream) for name, upstream in list(self._made.items())]
+
+    def _state(self, name: str, upstream: RegistryUpstream | EndpointsUpstream) -> UpstreamState:
+        budget = upstream.budget
+        return {
+            "name": name,
+            "endpoints": [
+                {
+                    "url": telemetry.redact(health.url),
+                    "state": health.state,
+                    "failures": health.failures,
+                    "retry_at": round(time.time() + health.retry_in) if health.retry_in else 0,
+                }
+                for health in upstream.health()
+            ],
+            "budget": None
+            if budget is None
+            else {
+                "limit": budget.limit,
+                "remaining": budget.remaining,
+                "window": budget.window,
+                "seen": budget.seen_at,
+            },
+        }
 
     async def aclose(self) -> None:
         for upstream in self._made.values():

@@ -5,6 +5,7 @@ A module that is imported here adds its commands to the application; `--help` li
 
 # isort: off
 from mirror.cli import serving as serving
+from mirror.cli import status as status
 from mirror.cli import storage as storage
 from mirror.cli import prefetch as prefetch
 from mirror.cli import sync as sync

@@ -14,16 +14,16 @@ from rich.table import Table
 
 from mirror import config as settings
 from mirror.app import Disk, open_disk, pin_rules
+from mirror.cli.audit import audit
 from mirror.cli.base import ConfigFile, application, parse_images, table_console
 from mirror.cli.working import check_owner
 from mirror.errors import ConfigError, MirrorError
 from mirror.oci.digest import Digest
-from mirror.oci.reference import Reference, Repo
-from mirror.policy.images import Image
 from mirror.policy.pins import parse_until
 from mirror.policy.records import Pin
 from mirror.repository.closure import Closure, read_closure
 from mirror.repository.pins import PinnedImage, pinned_images, why_pinned
+from mirror.repository.told import name_of
 
 __all__ = ["pin", "pins", "unpin"]
 
@@ -46,6 +46,7 @@ def pin(
     disk = open_disk(loaded)
     for one in images:
         disk.pins.put(Pin(one.repo, one.reference, reason, now, end))
+        audit(loaded, "pin", repository=str(one.repo), reference=str(one.reference), reason=reason or None)
     shown = pinned_images(disk.pins, (), disk.catalog, now)
     for one in images:
         [found] = [each for each in shown if (each.repo, each.reference) == (one.repo, one.reference)]
@@ -60,6 +61,9 @@ def unpin(image: Images, config: ConfigFile = None) -> None:
     images = parse_images(image, loaded)
     disk = open_disk(loaded)
     strangers = [one for one in images if not disk.pins.drop(one.repo, one.reference)]
+    for one in images:
+        if one not in strangers:
+            audit(loaded, "unpin", repository=str(one.repo), reference=str(one.reference))
     left = pinned_images(disk.pins, pin_rules(loaded), disk.catalog, time.time())
     for one in images:
         name = name_of(one.repo, one.reference)
@@ -97,11 +101,6 @@ def pins(
         table_console().print(table)
     count = len(rows) - len(over)
     print(f"{count} pinned image{'' if count == 1 else 's'}")
-
-
-def name_of(repo: Repo, reference: Reference) -> str:
-    """As people write it."""
-    return str(Image(repo, digest=reference) if isinstance(reference, Digest) else Image(repo, reference))
 
 
 @dataclass(frozen=True, slots=True)

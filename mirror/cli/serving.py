@@ -48,7 +48,7 @@ def serve(
         for name, was, wanted in (
             ("server.listen", loaded.server.listen, now.server.listen),
             ("server.workers", loaded.server.workers, now.server.workers),
-            ("admin.listen", loaded.admin_address, now.admin_address),
+            ("admin.listen", (loaded.admin_address, loaded.admin_tcp), (now.admin_address, now.admin_tcp)),
         ):
             if was != wanted:
                 telemetry.log.warning("a setting changed that takes a restart", setting=name)
@@ -68,18 +68,21 @@ def _in_memory(content: bytes) -> int:
     return descriptor
 
 
-def _open_admin(loaded: settings.Config, workers: int) -> AdminListener | None:
-    """Where nobody has asked for it, pulls are served without it too."""
+def _open_admin(loaded: settings.Config, workers: int) -> list[AdminListener]:
+    """Where nobody has asked for its socket, pulls are served without it too."""
+    opened = []
+    if loaded.admin_tcp:
+        opened.append(open_admin(loaded.admin_tcp, workers))
     if not loaded.admin_address:
-        return None
-    if loaded.admin.listen is not None:
-        return open_admin(loaded.admin_address, workers)
+        return opened
+    if loaded.admin_address == loaded.admin.listen:
+        return [*opened, open_admin(loaded.admin_address, workers)]
     try:
         loaded.store.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return open_admin(loaded.admin_address, workers)
+        return [open_admin(loaded.admin_address, workers), *opened]
     except (ConfigError, OSError) as error:
         telemetry.log.warning("no admin API", reason=str(error))
-        return None
+        return opened
 
 
 @application.command(hidden=True)
@@ -87,7 +90,7 @@ def worker(
     sockets: Annotated[str, typer.Option()],
     ready: Annotated[int, typer.Option()],
     parent: Annotated[int, typer.Option()],
-    admin: Annotated[int | None, typer.Option()] = None,
+    admin: Annotated[str, typer.Option()] = "",
     config: ConfigFile = None,
 ) -> None:
     """One of the serving processes; started by `serve`."""
@@ -101,7 +104,7 @@ def worker(
         os.close(ready)
 
     listeners = [socket.socket(fileno=int(number)) for number in sockets.split(",")]
-    asked = socket.socket(fileno=admin) if admin is not None else None
+    asked = [socket.socket(fileno=int(number)) for number in filter(None, admin.split(","))]
     run_worker(loaded, listeners, ready=tell, parent=parent, admin=asked)
 
 

@@ -35,7 +35,6 @@ from mirror.app import (
     scrub_of,
 )
 from mirror.cli.base import ConfigFile, application, parse_images, table_console
-from mirror.cli.pins import name_of
 from mirror.errors import ConfigError, MirrorError
 from mirror.oci.manifest import Descriptor
 from mirror.policy.images import Image
@@ -52,6 +51,7 @@ from mirror.repository.scrub import (
     scrub_all,
     scrub_image,
 )
+from mirror.repository.told import image_json, iso, name_of, whole_json
 from mirror.store.misses import LocalMisses
 
 __all__ = ["ls", "misses", "show", "verify"]
@@ -87,7 +87,7 @@ async def _list(loaded: settings.Config, pattern: str, as_json: bool, incomplete
         async for image in _overview(loaded, storage).images(selection):
             if incomplete and image.complete:
                 continue
-            print(json.dumps(_image_json(image), ensure_ascii=False) if as_json else _image_row(image))
+            print(json.dumps(image_json(image), ensure_ascii=False) if as_json else _image_row(image))
 
 
 def _image_row(image: ImageHere) -> str:
@@ -100,22 +100,6 @@ def _image_row(image: ImageHere) -> str:
         image.name,
         ",".join(one.name for one in image.platforms if one.name and one.complete),
     ).rstrip()
-
-
-def _image_json(image: ImageHere) -> dict[str, Any]:
-    return {
-        "image": image.name,
-        "repository": str(image.repo),
-        "tag": image.tag,
-        "digest": str(image.root.digest),
-        "mediaType": image.root.media_type,
-        "complete": image.complete,
-        "platforms": [one.name for one in image.platforms if one.name and one.complete],
-        "size": image.closure.held,
-        "missing": len(image.closure.missing),
-        "lastPull": _iso(image.used_at),
-        "pinned": bool(image.pinned),
-    }
 
 
 # ----------------------------------------------------------------------------------------------------------- show
@@ -132,7 +116,7 @@ def show(
     [wanted] = parse_images([image], loaded)
     whole = asyncio.run(_show(loaded, wanted))
     if as_json:
-        print(json.dumps(_whole_json(whole), ensure_ascii=False, indent=1))
+        print(json.dumps(whole_json(whole), ensure_ascii=False, indent=1))
     else:
         _print_whole(whole)
 
@@ -200,41 +184,6 @@ def _reason(pinned: PinnedImage) -> str:
 
 def _referrer(one: Descriptor) -> str:
     return f"{one.digest} ({one.artifact_type or one.media_type})"
-
-
-def _whole_json(whole: Whole) -> dict[str, Any]:
-    image = whole.image
-    return {
-        **_image_json(image),
-        "missing": [str(node.digest) for node in image.closure.missing],
-        "shared": whole.shared,
-        "fetched": _iso(whole.fetched_at),
-        "tagLookedUp": _iso(whole.checked_at),
-        "pinned": [
-            {
-                "as": name_of(one.repo, one.reference),
-                "reason": one.reason,
-                "rule": one.rule,
-                "until": _iso(one.until),
-            }
-            for one in image.pinned
-        ],
-        "frozen": _iso(whole.frozen.since) if whole.frozen else None,
-        "otherTags": list(whole.other_tags),
-        "subject": str(whole.subject) if whole.subject else None,
-        "referrers": [one.to_json() for one in whole.referrers],
-        "platforms": [
-            {
-                "platform": one.name or None,
-                "digest": str(one.digest),
-                "size": one.size,
-                "pulled": one.pulled,
-                "complete": one.complete,
-                "missing": [str(node.digest) for node in one.missing],
-            }
-            for one in image.platforms
-        ],
-    }
 
 
 # --------------------------------------------------------------------------------------------------------- verify
@@ -347,7 +296,7 @@ def _progress_json(progress: ScrubProgress) -> dict[str, Any]:
     shown = progress.to_json()
     for name in ("after", "waiting"):
         del shown[name]
-    return {**shown, "begunAt": _iso(progress.begun_at), "completeAt": _iso(progress.complete_at)}
+    return {**shown, "begunAt": iso(progress.begun_at), "completeAt": iso(progress.complete_at)}
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -450,8 +399,8 @@ def _print_misses_json(found: list[tuple[Miss, str]]) -> None:
             "repository": str(miss.repo),
             "reference": None if miss.reference is None else str(miss.reference),
             "requests": miss.count,
-            "first": _iso(miss.first),
-            "last": _iso(miss.last),
+            "first": iso(miss.first),
+            "last": iso(miss.last),
             "now": now,
             "blobs": [str(digest) for digest in miss.blobs],
         }
@@ -481,7 +430,3 @@ def _yes(answer: bool) -> str:
 def _date(at: float | None) -> str:
     """In UTC, to the minute."""
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}" if at else ""
-
-
-def _iso(at: float | None) -> str | None:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") if at else None

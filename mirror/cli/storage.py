@@ -12,11 +12,14 @@ from rich.table import Table
 
 from mirror import config as settings
 from mirror import telemetry
+from mirror.cli.audit import audit
 from mirror.cli.base import ConfigFile, application, table_console
+from mirror.cli.running import ask_if_running
 from mirror.oci.digest import Digest
 from mirror.policy.eviction import Victim
 from mirror.policy.sizes import format_size
 from mirror.repository.names import called
+from mirror.repository.told import victims_by_image, victims_json
 
 __all__ = ["gc"]
 
@@ -30,10 +33,16 @@ def gc(
     """Bring the store down to its low water: first what no cached manifest names, then the coldest images."""
     loaded = settings.load(config)
     telemetry.set_up_logging("warning")
+    told = None if dry_run else ask_if_running(loaded, "POST", "/admin/v1/gc", patience=None)
+    if told is not None:
+        _print_told(told, as_json)
+        return
     victims, names = asyncio.run(_collect(loaded, dry_run))
-    groups = _by_image(victims)
+    if not dry_run:
+        audit(loaded, "gc", bytes=_bytes(victims))
+    groups = victims_by_image(victims)
     if as_json:
-        print(json.dumps(_as_json(groups, names, dry_run), indent=1))
+        print(json.dumps(victims_json(victims, names, dry_run=dry_run), indent=1))
         return
     table = Table("image", "digest", "size", "why")
     for image, group in groups.items():
@@ -47,6 +56,26 @@ def gc(
     total = format_size(_bytes(victims))
     verb = "would be" if dry_run else "were"
     print(f"{_count(victims, 'blob')}, {total}, {verb} dropped, with them {_count(images, 'image')}")
+
+
+def _print_told(told: dict[str, Any], as_json: bool) -> None:
+    """What the running mirror has done."""
+    if as_json:
+        print(json.dumps(told, indent=1))
+        return
+    table = Table("image", "digest", "size", "why")
+    for one in told["images"]:
+        title = ", ".join(one["names"]) or one["digest"] or "no cached manifest names these"
+        table.add_row(title, _count(one["blobs"], "blob"), format_size(one["bytes"]), "")
+        for blob in one["blobs"]:
+            table.add_row("", blob["digest"], format_size(blob["size"]), blob["reason"])
+        table.add_section()
+    if told["images"]:
+        table_console().print(table)
+    images = [one for one in told["images"] if one["digest"]]
+    count = len(images) + told["more"]
+    blobs = f"{told['blobs']} blob{'' if told['blobs'] == 1 else 's'}"
+    print(f"{blobs}, {format_size(told['bytes'])}, were dropped, with them {count} image{'' if count == 1 else 's'}")
 
 
 def _count(things: Sequence[object], noun: str) -> str:
@@ -63,14 +92,6 @@ async def _collect(loaded: settings.Config, dry_run: bool) -> tuple[list[Victim]
         return victims, await asyncio.to_thread(called, storage.catalog, images)
 
 
-def _by_image(victims: Sequence[Victim]) -> dict[Digest | None, list[Victim]]:
-    """With each image what goes together with it, loose blobs under None; in the order in which they go."""
-    groups: dict[Digest | None, list[Victim]] = {}
-    for victim in victims:
-        groups.setdefault(victim.images[-1] if victim.images else None, []).append(victim)
-    return groups
-
-
 def _title(image: Digest | None, names: Mapping[Digest, Sequence[str]]) -> str:
     return "no cached manifest names these" if image is None else ", ".join(names.get(image, ())) or str(image)
 
@@ -83,33 +104,3 @@ def _why(victim: Victim, names: Mapping[Digest, Sequence[str]]) -> str:
 
 def _bytes(victims: Sequence[Victim]) -> int:
     return sum(victim.size for victim in victims)
-
-
-def _as_json(
-    groups: Mapping[Digest | None, Sequence[Victim]], names: Mapping[Digest, Sequence[str]], dry_run: bool
-) -> dict[str, Any]:
-    every = [victim for group in groups.values() for victim in group]
-    return {
-        "dry_run": dry_run,
-        "blobs": len(every),
-        "bytes": _bytes(every),
-        "images": [
-            {
-                "digest": None if image is None else str(image),
-                "names": [] if image is None else list(names.get(image, ())),
-                "last_used": max(victim.image_used for victim in group),
-                "bytes": _bytes(group),
-                "blobs": [
-                    {
-                        "digest": str(victim.digest),
-                        "size": victim.size,
-                        "last_used": victim.last_used,
-                        "images": [str(each) for each in victim.images],
-                        "reason": victim.reason,
-                    }
-                    for victim in group
-                ],
-            }
-            for image, group in groups.items()
-        ],
-    }

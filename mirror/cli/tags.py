@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mirror import config as settings
 from mirror import telemetry
+from mirror.cli.audit import audit
 from mirror.cli.base import ConfigFile, application, table_console
 from mirror.errors import ConfigError, MirrorError, NotKnown, RequestError
 from mirror.oci.digest import Digest
@@ -73,6 +74,8 @@ def freeze(
     wanted = _tag(image, loaded, digest=at is None)
     where = _where(at) if at is not None else wanted.digest
     made, missing = asyncio.run(_freeze(loaded, wanted.repo, str(wanted.tag), where, reason))
+    about = {"repository": str(made.repo), "reference": made.tag, "digest": str(made.digest)}
+    audit(loaded, "freeze", **about, reason=reason or None)
     print(f"{made.repo}:{made.tag} answers {made.digest} until it is unfrozen")
     if missing:
         print(f"not all of it is here ({missing} missing): the rest is fetched, by digest, when somebody pulls it")
@@ -86,6 +89,7 @@ def unfreeze(image: TagArgument, config: ConfigFile = None) -> None:
     wanted = _tag(image, loaded)
     if not asyncio.run(_unfreeze(loaded, wanted.repo, str(wanted.tag))):
         raise MirrorError(f"{wanted} is not frozen")
+    audit(loaded, "unfreeze", repository=str(wanted.repo), reference=str(wanted.tag))
     print(f"{wanted} follows upstream again")
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import socket
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -14,14 +11,11 @@ from rich.table import Table
 
 from mirror import config as settings
 from mirror.cli.base import ConfigFile, application, table_console
-from mirror.errors import ConfigError, MirrorError
-from mirror.listen import connect_unix
+from mirror.cli.running import ask
+from mirror.errors import ConfigError
 from mirror.policy.sizes import format_size
 
 __all__ = ["jobs"]
-
-#: Seconds until an answer.
-_PATIENCE = 30.0
 
 
 @application.command()
@@ -36,13 +30,13 @@ def jobs(
     if cancel and job is None:
         raise ConfigError(["--cancel: which job? Give its ID"])
     if job is not None:
-        answer = _ask(loaded, "DELETE" if cancel else "GET", f"/admin/v1/jobs/{quote(job, safe='')}")
+        answer = ask(loaded, "DELETE" if cancel else "GET", f"/admin/v1/jobs/{quote(job, safe='')}")
         if cancel and not as_json:
             print(f"job {job}: " + ("is being cancelled" if answer.get("cancelling") else f"is {answer['state']}"))
             return
         print(json.dumps(answer, indent=1))
         return
-    answer = _ask(loaded, "GET", "/admin/v1/jobs")
+    answer = ask(loaded, "GET", "/admin/v1/jobs")
     print(json.dumps(answer, indent=1)) if as_json else _show(answer["jobs"])
 
 
@@ -66,42 +60,3 @@ def _progress(job: dict[str, Any]) -> str:
     if "error" in result:
         return str(result["error"])
     return f"{format_size(progress['received'])} of {format_size(progress['size'])}" if progress else ""
-
-
-def _ask(loaded: settings.Config, method: str, target: str) -> dict[str, Any]:
-    """One request to the running mirror. Raises `MirrorError` that says what is wrong, or that none runs."""
-    address = loaded.admin_address
-    if not address:
-        raise ConfigError(["admin.listen is empty: this mirror has no admin API"])
-    connection = _Connection(address)
-    try:
-        connection.request(method, target)
-        reply = connection.getresponse()
-        body = json.loads(reply.read())
-    except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise MirrorError(f"no mirror is running: nobody listens at {address}") from error
-    except PermissionError as error:
-        raise MirrorError(f"{address} is another user's: run this as the user that the mirror runs as") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise MirrorError(f"{address} does not answer as a mirror does: {error or type(error).__name__}") from error
-    finally:
-        connection.close()
-    if reply.status >= 400:
-        raise MirrorError(str(body["errors"][0]["message"]))
-    return dict(body)
-
-
-class _Connection(http.client.HTTPConnection):
-    """To `unix:/path` or `host:port`."""
-
-    def __init__(self, address: str) -> None:
-        self._path = Path(address.removeprefix("unix:")) if address.startswith("unix:") else None
-        host, _, port = ("localhost", "", "80") if self._path else address.rpartition(":")
-        super().__init__(host.strip("[]"), int(port), timeout=_PATIENCE)
-
-    def connect(self) -> None:
-        """Likewise."""
-        if self._path is None:
-            super().connect()
-        else:
-            self.sock: socket.socket = connect_unix(self._path, timeout=_PATIENCE)

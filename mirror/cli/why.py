@@ -13,7 +13,6 @@ import typer
 from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.base import ConfigFile, application
-from mirror.cli.pins import name_of
 from mirror.errors import ConfigError, RequestError
 from mirror.oci.digest import Digest
 from mirror.policy.durations import format_duration
@@ -24,6 +23,7 @@ from mirror.policy.rules import RouteRule
 from mirror.policy.sizes import format_size
 from mirror.repository.overview import ImageHere, Overview
 from mirror.repository.pins import PinnedImage, pinned_images
+from mirror.repository.told import name_of
 from mirror.repository.why import Reasons, WhyBlob, WhyImage
 
 __all__ = ["why"]

@@ -4,6 +4,7 @@ settings.py   every setting, with its default and what it means
 values.py     what single settings may be
 loading.py    from file and environment to checked settings
 checks.py     what no single setting can tell
+masked.py     the same for whoever looks, without secrets
 tables.py     what they mean, for those who ask before anything is built
 
 A setting comes from the TOML file given with `--config`; an environment variable goes before it:
@@ -15,6 +16,7 @@ Only `app/` and `cli/` know this module: everything below takes ordinary argumen
 """
 
 from mirror.config.loading import load
+from mirror.config.masked import masked
 from mirror.config.settings import (
     PUBLIC,
     Config,
@@ -43,5 +45,6 @@ __all__ = [
     "TraceSettings",
     "UpstreamSettings",
     "load",
+    "masked",
     "routing_table",
 ]

@@ -10,6 +10,7 @@ from typing import Final
 
 from mirror.access.htpasswd import check_htpasswd
 from mirror.access.issued import check_keys
+from mirror.config import values
 from mirror.config.settings import (
     AccessSettings,
     Config,
@@ -69,7 +70,7 @@ def cross_check(config: Config) -> list[str]:
     if config.store.root.exists() and not config.store.root.is_dir():
         mistakes.append(f"store.root: {config.store.root} is not a folder")
     names = {name for upstream in config.upstream for name in (upstream.name, *upstream.aliases)}
-    mistakes += [*_check_access(config), *_check_routes(config.route)]
+    mistakes += [*_check_access(config), *_check_admin(config), *_check_routes(config.route)]
     verified = [entry.name for entry in config.upstream if entry.access == "verify"]
     if verified and config.offline:
         mistakes.append(f"offline: {', '.join(verified)} with access = verify must be asked about each caller")
@@ -82,6 +83,15 @@ def cross_check(config: Config) -> list[str]:
         except ConfigError as error:
             mistakes += [f"index.url: {mistake}" for mistake in error.mistakes]
     return mistakes
+
+
+def _check_admin(config: Config) -> list[str]:
+    """Who can connect may do everything, unless rules say who may."""
+    address, access = config.admin_tcp, config.access
+    if address is None or values.is_loopback(address) or (access.has_admins and not access.is_shut):
+        return []
+    lacking = "a way to log in" if access.is_shut else 'an [[access.rule]] that allows "admin" to somebody'
+    return [f"admin.listen: {address} is not a loopback address: that needs {lacking} (see docs/admin-api.md)"]
 
 
 def _check_access(config: Config) -> list[str]:

@@ -371,6 +371,17 @@ class AccessSettings(_Section):
         return self.htpasswd is None and self.client_ca is None and not self.token and not self.issuer
 
     @property
+    def has_admins(self) -> bool:
+        """Whether rules let somebody administer who can say who they are."""
+        return any(
+            rule.effect == "allow"
+            and "admin" in rule.actions
+            and not rule.repositories
+            and any(one != "anonymous" for one in rule.who)
+            for rule in self.rule
+        )
+
+    @property
     def is_open(self) -> bool:
         """Whether anybody may pull anything, and nobody has to be asked who they are."""
         return self.is_shut and self.anonymous and not self.rule
@@ -428,8 +439,8 @@ class AdminSettings(_Section):
 
     listen: Annotated[str, AfterValidator(values.admin_listen)] | None = Field(
         None,
-        description="Where the admin API listens: unix:/path, or host:port on loopback; not set: admin.sock in the "
-        "store's root; empty: nowhere.",
+        description="Where admin API and web page listen: unix:/path; host:port, then besides admin.sock in the "
+        "store's root; not set: that alone; empty: nowhere.",
     )
 
 
@@ -546,8 +557,16 @@ class Config(BaseSettings):
 
     @property
     def admin_address(self) -> str:
-        """Where the admin API listens; empty: nowhere."""
-        return f"unix:{self.store.root.absolute()}/admin.sock" if self.admin.listen is None else self.admin.listen
+        """Where the command line asks; empty: nowhere."""
+        listen = self.admin.listen
+        own_socket = f"unix:{self.store.root.absolute()}/admin.sock"
+        return listen if listen is not None and (not listen or listen.startswith("unix:")) else own_socket
+
+    @property
+    def admin_tcp(self) -> str | None:
+        """Where browsers do; None: they cannot."""
+        listen = self.admin.listen
+        return None if not listen or listen.startswith("unix:") else listen
 
     @classmethod
     def settings_customise_sources(

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mirror.oci.reference import Repo
 from mirror.policy.images import looks_like_host
 from mirror.policy.routing import RoutingTable, compile_pattern
 
-__all__ = ["Selection", "select"]
+__all__ = ["Selection", "search", "select"]
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Repositories by `registry/name`, and their tags; `tag` None: all of them, and what has no tag too."""
+    """Repositories by `registry/name`, and their tags; `tag` None: all of them, and what has no tag too.
+    `first`: the repository that the listing begins with.
+    """
 
     repository: re.Pattern[str]
     tag: re.Pattern[str] | None = None
+    first: Repo | None = None
 
     def has(self, repo: Repo) -> bool:
         """Whether images of this repository may be meant."""
-        return self.repository.fullmatch(str(repo)) is not None
+        return (self.first is None or repo >= self.first) and self.repository.fullmatch(str(repo)) is not None
+
+    def beginning_with(self, repo: Repo) -> Selection:
+        """The same without repositories that come before this one."""
+        return replace(self, first=repo)
 
     def has_tag(self, tag: str | None) -> bool:
         """Whether this tag is meant; None: an image without one."""
@@ -47,3 +54,17 @@ def select(pattern: str, table: RoutingTable) -> Selection:
             library = "library/" if entry and entry[1].library and not slash else ""
             name = f"{table.default}/{library}{name}"
     return Selection(compile_pattern(name), compile_pattern(tag) if colon else None)
+
+
+def search(text: str, table: RoutingTable) -> Selection:
+    """What somebody types who looks for an image: with a wildcard a pattern, else a part of the name, in any case;
+    behind a colon the beginning of the tag.
+    """
+    text = text.strip()
+    if "*" in text or "?" in text:
+        return select(text, table)
+    head, slash, last = text.rpartition("/")
+    last, colon, tag = last.partition(":")
+    end = "" if colon else ".*"
+    name = re.compile(f".*{re.escape(f'{head}{slash}{last}')}{end}", re.IGNORECASE)
+    return Selection(name, re.compile(f"{re.escape(tag)}.*") if tag else None)

@@ -279,6 +279,17 @@ class Evictor:
             return await self.plan()
         return await self._evict(lambda then: (_above_low(self._water, then), 0))
 
+    async def drop(self, digests: Collection[Digest]) -> tuple[int, int]:
+        """Drop these blobs, but for those that must stay; how many there were, and their bytes. Raises `StoreFull`
+        where another process does not stop evicting, `StoreError`.
+        """
+        victims = [Victim(digest, 0, 0.0, "purged") for digest in digests]
+        async with self._in_turn():
+            before = await asyncio.to_thread(self._present, list(digests))
+            dropped, _ = await self._drop(victims)
+        gone = {victim.digest for victim in dropped}
+        return len(gone), sum(record.size for record in before if record.digest in gone)
+
     async def run(self) -> None:
         """Flush and evict, every `interval`, until cancelled."""
         trouble: str | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -134,6 +134,13 @@ class Shelf:
         if self.uncached_since is not None:
             telemetry.log.info("the store takes content again", uncached_since=self.uncached_since)
             self.uncached_since = None
+
+    def forget(self, repo: Repo, tags: Iterable[str], digests: Iterable[Digest]) -> None:
+        """These were purged: they are not answered from memory."""
+        for tag in tags:
+            self.tags.drop((repo, tag))
+        for digest in digests:
+            self.manifests.drop((repo, digest))
 
     async def is_sound(self, info: BlobInfo) -> bool:
         """Who is wrong, the disk or the manifest? A manifest that lies about a size must not cost others their blob."""

@@ -23,7 +23,7 @@ from aiohttp import web
 from mirror.access.authentication import Authentication
 from mirror.access.certificate import identity_of
 from mirror.access.issued import IssuedTokens
-from mirror.errors import NameUnknown, RequestError, Unauthorized
+from mirror.errors import Denied, NameUnknown, RequestError, Unauthorized
 from mirror.oci.authorization import Presented
 from mirror.oci.reference import Repo
 from mirror.oci.request import Kind, RegistryRequest
@@ -76,6 +76,22 @@ class Gate:
         asking_how = wanted.kind is Kind.BASE and "Authorization" not in request.headers
         if identity.is_anonymous and (asking_how or not self._policy.anonymous):
             raise self._unknown_caller(request, wanted)
+        return identity
+
+    async def administrator(self, request: web.BaseRequest) -> Identity:
+        """Who is calling, if they may administer the mirror. Raises `Unauthorized` with a challenge, `Denied`,
+        `AccessUnavailable`.
+        """
+        challenge = f'Basic realm="{self._service} administration", charset="UTF-8"'
+        try:
+            identity = await self._identity(request)
+        except Unauthorized as error:
+            raise Unauthorized(str(error), challenge) from error
+        if identity.means in (Means.ANONYMOUS, Means.UPSTREAM):
+            # what somebody would show an upstream that nobody has asked says nothing
+            raise Unauthorized("who is asking?", challenge)
+        if not self.allows(identity, Action.ADMIN, None):
+            raise Denied(f"{identity} may not administer this mirror")
         return identity
 
     async def _identity(self, request: web.BaseRequest) -> Identity:

@@ -1,15 +1,13 @@
-"""The admin API: what is going on, and what shall be done. On a listener of its own, never on the public one.
+"""The admin API and the web page: what is going on, and what shall be done. On a listener of its own, never the public
+one. What can be asked is the table in `operations.py`.
 
-    GET    /admin/v1/status               version, worker, store, downloads under way
-    POST   /admin/v1/prefetch             {"images": […], "platforms": […], "referrers": false} -> 202 and a job
-    GET    /admin/v1/jobs                 all jobs, the newest first
-    GET    /admin/v1/jobs/<id>            one, with its progress and result
-    DELETE /admin/v1/jobs/<id>            cancel it; 202 while it ends, 200 once it is over
-    GET    /admin/v1/sync                 the sync rules, with last result and next run
-    POST   /admin/v1/sync/<name>/run      run one now -> 202 and a job
+    request ── from a page of another site? ──> 403
+       ├── unix socket: this user's file ──────────────────────────────────────────────> done, as `unix:<user>`
+       └── TCP ──┬─ rules say who may administer ── who is it? ── nobody ──> 401; not allowed ──> 403
+                 └─ they do not: loopback alone (`config/checks.py`), by a name that means it ──> done
+                       what changes something needs a header that no page of another site can send
 
-There is no authentication: who can connect to the listener (a unix socket of this user, or the loopback address) may do
-everything. Pages of a browser on the same machine may not: what carries an `Origin`, or a foreign `Host`, is refused.
+What changes something is written to the audit log.
 """
 
 from __future__ import annotations
@@ -19,10 +17,13 @@ import ipaddress
 import itertools
 import json
 import os
+import pwd
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
-from urllib.parse import quote, unquote, urlsplit
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+from urllib.parse import quote, urlsplit
 
 from aiohttp import web
 
@@ -39,18 +40,37 @@ from mirror.errors import (
 )
 from mirror.policy.images import Image
 from mirror.policy.platforms import parse_platforms
+from mirror.server.access import Gate
 from mirror.server.answers import API_VERSION, error_response
+from mirror.server.keeping import Keeping
+from mirror.server.operations import PREFIX, Operation, find, openapi
+from mirror.server.page import ASSETS, Asset
+from mirror.server.traffic import TrafficLog
+from mirror.server.workers import Workers
 from mirror.transfer.jobs import Jobs
 from mirror.transfer.schedule import Sync
 
-__all__ = ["Admin"]
+__all__ = ["HEADER", "Admin", "Audit"]
 
-_PREFIX: Final = "/admin/v1/"
+#: What changes something must carry it over TCP: a page of another site cannot, without asking first (WHATWG Fetch,
+#: "CORS-safelisted request-header").
+HEADER: Final = "Mirror-Admin"
+
 #: In bytes; a list of a thousand images fits several times.
 _LARGEST_BODY: Final = 1 << 20
 #: Seconds that a body may take to come.
 _BODY_IN: Final = 30.0
 _MOST_IMAGES: Final = 2000
+
+#: What the audit log calls it, where that is not the operation's own name.
+_AUDITED: Final = {"run": "sync", "cancel": "cancel"}
+
+
+class Audit(Protocol):
+    """Where changes are written down."""
+
+    def record(self, **what: object) -> None:
+        """Raises nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +82,22 @@ class _Reply:
     location: str | None = None
 
 
-_Action = Callable[[web.BaseRequest], Awaitable[_Reply]]
+@dataclass(slots=True)
+class _Asked:
+    """A request; `given` is what the path's `{…}` stands for. `about` is what the audit log shall know."""
+
+    request: web.BaseRequest
+    given: str = ""
+    query: Mapping[str, str] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def image(self, image: Image) -> Image:
+        """Note what it is about."""
+        self.about |= {"repository": str(image.repo), "reference": str(image.reference)}
+        return image
+
+
+_Action = Callable[[_Asked], Awaitable[_Reply]]
 
 
 class Admin:
@@ -72,96 +107,213 @@ class Admin:
         self,
         jobs: Jobs,
         sync: Sync,
+        keeping: Keeping,
+        workers: Workers,
+        traffic: TrafficLog,
         *,
         parse_image: Callable[[str], Image],
         status: Callable[[], Awaitable[Mapping[str, Any]]],
+        config: Mapping[str, Any],
+        version: str,
+        gate: Gate | None = None,
+        audit: Audit | None = None,
     ) -> None:
+        """`config` is told without secrets. `gate`: who comes over TCP must be let in by it."""
         self._jobs = jobs
         self._sync = sync
+        self._keeping = keeping
+        self._workers = workers
+        self._traffic = traffic
         self._parse_image = parse_image
         self._status = status
+        self._config = config
+        self._document = openapi(version)
+        self._gate = gate
+        self._audit = audit
         self._numbers = itertools.count(1)
+        self._actions: dict[str, _Action] = {
+            "status": self._get_status,
+            "history": self._get_history,
+            "flights": self._get_flights,
+            "upstreams": self._get_upstreams,
+            "images": self._get_images,
+            "image": self._get_image,
+            "purge": self._purge,
+            "pins": self._get_pins,
+            "pin": self._pin,
+            "unpin": self._unpin,
+            "plan": self._plan,
+            "gc": self._gc,
+            "prefetch": self._prefetch,
+            "jobs": self._get_jobs,
+            "job": self._get_job,
+            "cancel": self._cancel,
+            "sync": self._get_sync,
+            "run": self._run,
+            "config": self._get_config,
+            "openapi": self._get_document,
+        }
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         target: str = request._message.path  # as it came: aiohttp's URL is already decoded
         name = f"admin-{os.getpid():x}-{next(self._numbers):x}"
-        allowed: list[str] = []
+        operations, given = find(target.partition("?")[0])
+        asked = _Asked(request, given)
+        who: str | None = None
+        error: MirrorError | None = None
         try:
-            _refuse_browsers(request)
-            actions = self._actions(target.partition("?")[0])
-            allowed += actions
-            if request.method not in actions:
-                raise Unsupported(f"{request.method} is not possible here, {' and '.join(actions)} is")
-            reply = await actions[request.method](request)
-        except MirrorError as error:
-            response: web.StreamResponse = error_response(error, name)
-            telemetry.log.info(
-                "admin request", id=name, method=request.method, path=target[:1024], status=response.status,
-                trouble=f"{type(error).__name__}: {error}",
-            )  # fmt: skip
+            who = await self._admit(request)
+            response = await self._answer(asked, target, operations, name)
+        except MirrorError as caught:
+            error = caught
+            response = error_response(error, name)
         except Exception:
             telemetry.log.exception("admin request crashed", id=name, method=request.method, path=target[:1024])
-            response = error_response(MirrorError("an unexpected error; the log has more"), name)
-        else:
-            response = _response(reply, name)
-            level = telemetry.log.debug if request.method == "GET" else telemetry.log.info
-            level("admin request", id=name, method=request.method, path=target[:1024], status=response.status)
+            error = MirrorError("an unexpected error; the log has more")
+            response = error_response(error, name)
         if response.status == 405:
-            response.headers["Allow"] = ", ".join(allowed)
+            response.headers["Allow"] = ", ".join(operations or ("GET",))
+        self._tell(asked, operations.get(request.method), who, response.status, name, error)
         return response
 
-    def _actions(self, path: str) -> dict[str, _Action]:
-        """What can be done with a path, by method. Raises `NotServed`."""
-        if not path.startswith(_PREFIX):
-            raise NotServed("not a path of the admin API")
-        first, _, rest = path.removeprefix(_PREFIX).partition("/")
-        if not rest:
-            single: dict[str, dict[str, _Action]] = {
-                "status": {"GET": self._get_status},
-                "prefetch": {"POST": self._prefetch},
-                "jobs": {"GET": self._get_jobs},
-                "sync": {"GET": self._get_sync},
-            }
-            if first in single:
-                return single[first]
-        elif first == "jobs" and "/" not in rest:
-            job = unquote(rest)
-            return {"GET": lambda _: self._get_job(job), "DELETE": lambda _: self._cancel(job)}
-        elif first == "sync" and rest.endswith("/run"):
-            # names hold slashes; whether they are escaped does not matter
-            rule = unquote(rest.removesuffix("/run"))
-            return {"POST": lambda _: self._run(rule)}
-        raise NotServed("not a path of the admin API")
+    async def _answer(self, asked: _Asked, target: str, operations: Mapping[str, Operation], name: str) -> web.Response:
+        path, _, _query = target.partition("?")
+        method = asked.request.method
+        if not operations:
+            if (asset := ASSETS.get(path)) is None:
+                raise NotServed("not a path of the admin API")
+            if method not in ("GET", "HEAD"):
+                raise Unsupported(f"{method} is not possible here, GET is")
+            return _page(asset, head=method == "HEAD")
+        operation = operations.get(method)
+        if operation is None:
+            raise Unsupported(f"{method} is not possible here, {' and '.join(operations)} is")
+        if operation.changes:
+            _refuse_without_header(asked.request)
+        asked.query = _query_of(asked.request, operation)
+        return _response(await self._actions[operation.name](asked), name)
+
+    def _tell(
+        self,
+        asked: _Asked,
+        operation: Operation | None,
+        who: str | None,
+        status: int,
+        name: str,
+        error: MirrorError | None,
+    ) -> None:
+        request = asked.request
+        trouble = {"trouble": f"{type(error).__name__}: {error}"} if error else {}
+        quiet = request.method in ("GET", "HEAD") and error is None
+        level = telemetry.log.debug if quiet else telemetry.log.info
+        path = request._message.path[:1024]
+        level("admin request", id=name, method=request.method, path=path, status=status, who=who, **trouble)
+        if self._audit is None or not ((operation and operation.changes) or status in (401, 403)):
+            return
+        action = _AUDITED.get(operation.name, operation.name) if operation else "admin"
+        self._audit.record(
+            id=name,
+            who=who,
+            client=_client(request),
+            action=action,
+            **asked.about,
+            status=status,
+            reason=trouble.get("trouble") or asked.about.get("reason"),
+        )
+
+    # ------------------------------------------------------------------------------------------------ who may come in
+
+    async def _admit(self, request: web.BaseRequest) -> str:
+        """Who is asking. Raises `Unauthorized`, `Denied`, `AccessUnavailable`."""
+        _refuse_other_sites(request)
+        if (user := _user_of(request)) is not None:
+            return user
+        if self._gate is not None:
+            return str(await self._gate.administrator(request))
+        if not _means_us(request.headers.get("Host", "")):
+            raise Denied("the admin API is asked by the loopback address alone")
+        return "loopback"
 
     # ------------------------------------------------------------------------------------------------- what is done
 
-    async def _get_status(self, _request: web.BaseRequest) -> _Reply:
+    async def _get_status(self, _asked: _Asked) -> _Reply:
         return _Reply(await self._status())
 
-    async def _get_jobs(self, _request: web.BaseRequest) -> _Reply:
+    async def _get_history(self, _asked: _Asked) -> _Reply:
+        return _Reply(await asyncio.to_thread(self._traffic.history))
+
+    async def _get_flights(self, _asked: _Asked) -> _Reply:
+        return _Reply({"flights": await self._workers.flights()})
+
+    async def _get_upstreams(self, _asked: _Asked) -> _Reply:
+        return _Reply({"upstreams": await self._workers.upstreams()})
+
+    async def _get_images(self, asked: _Asked) -> _Reply:
+        return _Reply(await self._keeping.images(asked.query))
+
+    async def _get_image(self, asked: _Asked) -> _Reply:
+        return _Reply(await self._keeping.image(self._parse_image(asked.given)))
+
+    async def _purge(self, asked: _Asked) -> _Reply:
+        purged = await self._keeping.purge(asked.image(self._parse_image(asked.given)))
+        asked.about |= {"bytes": purged.bytes}
+        return _Reply(purged.to_json())
+
+    async def _get_pins(self, _asked: _Asked) -> _Reply:
+        return _Reply(await self._keeping.pins())
+
+    async def _pin(self, asked: _Asked) -> _Reply:
+        image = asked.image(self._parse_image(asked.given))
+        pinned = await self._keeping.pin(image, await _body(asked.request, optional=True))
+        asked.about |= {"reason": pinned["reason"] or None}
+        return _Reply(pinned)
+
+    async def _unpin(self, asked: _Asked) -> _Reply:
+        return _Reply(await self._keeping.unpin(asked.image(self._parse_image(asked.given))))
+
+    async def _plan(self, asked: _Asked) -> _Reply:
+        return _Reply(await self._keeping.plan(asked.query))
+
+    async def _gc(self, asked: _Asked) -> _Reply:
+        dropped = await self._keeping.collect()
+        asked.about |= {"bytes": dropped["bytes"]}
+        return _Reply(dropped)
+
+    async def _get_jobs(self, _asked: _Asked) -> _Reply:
         return _Reply({"jobs": await self._jobs.all()})
 
-    async def _get_job(self, name: str) -> _Reply:
-        return _Reply(await self._jobs.get(name))
+    async def _get_job(self, asked: _Asked) -> _Reply:
+        return _Reply(await self._jobs.get(asked.given))
 
-    async def _cancel(self, name: str) -> _Reply:
-        job = await self._jobs.cancel(name)
+    async def _cancel(self, asked: _Asked) -> _Reply:
+        asked.about |= {"job": asked.given[:80]}
+        job = await self._jobs.cancel(asked.given)
         return _Reply(job, 202 if job.get("cancelling") else 200)
 
-    async def _get_sync(self, _request: web.BaseRequest) -> _Reply:
+    async def _get_sync(self, _asked: _Asked) -> _Reply:
         return _Reply({"rules": await self._sync.status()})
 
-    async def _run(self, name: str) -> _Reply:
-        if await asyncio.to_thread(self._sync.busy, name):
-            raise AlreadyRunning(f"{name} is being synced already")
-        return await self._submitted("sync", {"rule": name})
+    async def _run(self, asked: _Asked) -> _Reply:
+        asked.about |= {"rule": asked.given[:100]}
+        if await asyncio.to_thread(self._sync.busy, asked.given):
+            raise AlreadyRunning(f"{asked.given} is being synced already")
+        return await self._submitted(asked, "sync", {"rule": asked.given})
 
-    async def _prefetch(self, request: web.BaseRequest) -> _Reply:
-        return await self._submitted("prefetch", read_prefetch(await _body(request), self._parse_image))
+    async def _prefetch(self, asked: _Asked) -> _Reply:
+        arguments = read_prefetch(await _body(asked.request), self._parse_image)
+        asked.about |= {"images": arguments["images"]}
+        return await self._submitted(asked, "prefetch", arguments)
 
-    async def _submitted(self, kind: str, arguments: Mapping[str, Any]) -> _Reply:
+    async def _submitted(self, asked: _Asked, kind: str, arguments: Mapping[str, Any]) -> _Reply:
         job = await self._jobs.submit(kind, arguments)
-        return _Reply(job, 202, f"{_PREFIX}jobs/{quote(job['id'])}")
+        asked.about |= {"job": job["id"]}
+        return _Reply(job, 202, f"{PREFIX}/jobs/{quote(job['id'])}")
+
+    async def _get_config(self, _asked: _Asked) -> _Reply:
+        return _Reply(self._config)
+
+    async def _get_document(self, _asked: _Asked) -> _Reply:
+        return _Reply(self._document)
 
 
 def read_prefetch(body: object, parse_image: Callable[[str], Image]) -> dict[str, Any]:
@@ -201,8 +353,8 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
-async def _body(request: web.BaseRequest) -> object:
-    """JSON. Raises `BodyInvalid`, `BodyTooLarge`."""
+async def _body(request: web.BaseRequest, *, optional: bool = False) -> object:
+    """JSON; None where there is none and need not be. Raises `BodyInvalid`, `BodyTooLarge`."""
     received = bytearray()
     try:
         async with asyncio.timeout(_BODY_IN):
@@ -212,24 +364,60 @@ async def _body(request: web.BaseRequest) -> object:
                     raise BodyTooLarge(f"more than {_LARGEST_BODY} bytes")
     except TimeoutError as error:
         raise BodyInvalid("the body does not come") from error
+    if optional and not received:
+        return None
     try:
         return json.loads(bytes(received))
     except (ValueError, RecursionError) as error:
         raise BodyInvalid("not JSON") from error
 
 
-def _refuse_browsers(request: web.BaseRequest) -> None:
-    """A page from anywhere can make a browser on this machine send requests here, but not without these marks of it
-    (WHATWG Fetch, "Origin header"; for a name that was made to mean 127.0.0.1 there is its `Host`).
+def _query_of(request: web.BaseRequest, operation: Operation) -> dict[str, str]:
+    """Raises `RequestError` for what the operation does not know."""
+    query = dict(request.query)
+    unknown = [name for name in query if name not in operation.query]
+    if unknown:
+        raise RequestError(f"{unknown[0][:40]!r}: no such parameter")
+    return query
+
+
+def _refuse_other_sites(request: web.BaseRequest) -> None:
+    """A page from anywhere can make a browser send requests here, but not without these marks of it (WHATWG Fetch,
+    "Origin header"; W3C, "Fetch Metadata Request Headers").
     """
-    if "Origin" in request.headers:
-        raise Denied("the admin API is not for pages of a browser")
+    origin, host = request.headers.get("Origin"), request.headers.get("Host", "")
+    if origin is not None and (not host or urlsplit(origin).netloc.lower() != host.lower()):
+        raise Denied("the admin API is not for pages of other sites")
+    if request.headers.get("Sec-Fetch-Site", "none") in ("cross-site", "same-site"):
+        # following a link to the page itself is no harm
+        navigating = request.headers.get("Sec-Fetch-Mode") == "navigate" and request.method == "GET"
+        if not navigating:
+            raise Denied("the admin API is not for pages of other sites")
+
+
+def _refuse_without_header(request: web.BaseRequest) -> None:
+    if _user_of(request) is None and HEADER not in request.headers:
+        raise Denied(f"over TCP, what changes something needs the header {HEADER}: 1")
+
+
+def _user_of(request: web.BaseRequest) -> str | None:
+    """Who has connected to our unix socket (unix(7), SO_PEERCRED); None: it is not one."""
     transport = request.transport
-    address = transport.get_extra_info("sockname") if transport else None
-    if not isinstance(address, tuple):
-        return
-    if not _means_us(request.headers.get("Host", "")):
-        raise Denied("the admin API is asked by the loopback address alone")
+    connected = transport.get_extra_info("socket") if transport else None
+    if connected is None or connected.family != socket.AF_UNIX:
+        return None
+    try:
+        peer = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        uid = struct.unpack("3i", peer)[1]
+        return f"unix:{pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"unix:{uid}"
+    except OSError:
+        return "unix:?"
+
+
+def _client(request: web.BaseRequest) -> str:
+    return request.remote or "unix"
 
 
 def _means_us(host: str) -> bool:
@@ -242,6 +430,13 @@ def _means_us(host: str) -> bool:
 
 def _response(reply: _Reply, name: str) -> web.Response:
     headers = {**API_VERSION, "Content-Type": "application/json", "Cache-Control": "no-store", "X-Request-Id": name}
+    headers["X-Content-Type-Options"] = "nosniff"
     if reply.location:
         headers["Location"] = reply.location
     return web.Response(status=reply.status, body=json.dumps(reply.body, indent=1).encode() + b"\n", headers=headers)
+
+
+def _page(asset: Asset, *, head: bool) -> web.Response:
+    return web.Response(
+        body=b"" if head else asset.content, headers={**asset.headers, "Content-Length": str(len(asset.content))}
+    )

@@ -61,6 +61,13 @@ class Notes:
                 return False
         return True
 
+    def changed(self) -> int:
+        """Another number after each change, as far as the clock of the file system tells."""
+        try:
+            return self._folder.stat().st_mtime_ns
+        except OSError:
+            return 0
+
     def all(self) -> Iterator[dict[str, Any]]:
         """In no order; each holds its `key`. What makes no sense is passed over. Raises `StoreError`."""
         names: list[str] = []

@@ -29,9 +29,11 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference
 from mirror.once import end
+from mirror.policy.budget import Budget
 from mirror.policy.endpoints import in_order
 from mirror.policy.retrying import CLOSED, Circuit
 from mirror.ports import Body
+from mirror.upstream.health import Health
 from mirror.upstream.registry import RegistryUpstream
 
 __all__ = ["EndpointsUpstream"]
@@ -70,6 +72,16 @@ class EndpointsUpstream:
     def patience(self) -> float:
         """As the registry itself has it: its mirrors are there to be asked."""
         return self.members[-1].patience
+
+    @property
+    def budget(self) -> Budget | None:
+        """Of the registry itself."""
+        return self.members[-1].budget
+
+    def health(self) -> list[Health]:
+        """How each address is doing, in the order in which they are tried."""
+        pairs = zip(self.members, self._circuits, strict=True)
+        return [health for member, circuit in pairs for health in member.health(circuit)]
 
     async def resolve(self, repo: str, reference: Reference) -> Descriptor:
         """See `Upstream`."""

@@ -61,6 +61,7 @@ from mirror.policy.budget import LOOK_AGAIN, Budget, is_spent, newer, parse_budg
 from mirror.policy.realms import Bounds, Url, UrlRefused, parse_url, surviving_headers
 from mirror.policy.retrying import (
     CLOSED,
+    Circuit,
     back_off,
     hold_for,
     is_throttling,
@@ -72,6 +73,7 @@ from mirror.upstream.addresses import check_literal
 from mirror.upstream.body import Fields, HttpBody
 from mirror.upstream.client import Observe, open_session, read_limited, translated
 from mirror.upstream.credentials import CredentialSource, CredentialsUnavailable, GivenCredentials
+from mirror.upstream.health import Health, health_of
 from mirror.upstream.proxies import DIRECT, Proxies
 from mirror.upstream.tokens import TokenSource
 from mirror.upstream.transfer import LARGEST_ERROR, REDIRECTS, DialFailed, DialTimedOut, Hangup, Transfer
@@ -225,6 +227,11 @@ class RegistryUpstream:
     def patience(self) -> float:
         """See `Upstream`."""
         return patience(self._budget, self._now())
+
+    def health(self, *more: Circuit) -> list[Health]:
+        """How it is doing, of one address; `more` is what others have found out about it."""
+        now = self._clock()
+        return [health_of(self._base, (self._circuit, *more), self._held_until - now, now)]
 
     async def resolve(self, repo: str, reference: Reference) -> Descriptor:
         """By HEAD, which costs nothing where pulls are counted; by GET where that does not say all (see `Upstream`).

@@ -261,7 +261,7 @@ def test_the_worker_that_syncs_is_replaced(registry: FakeRegistry, tmp_path: Pat
     ("method", "target", "body", "status", "code", "said"),
     [
         ("GET", "/admin/v1/nope", None, 404, "UNSUPPORTED", "admin API"),
-        ("GET", "/", None, 404, "UNSUPPORTED", "admin API"),
+        ("GET", "/page", None, 404, "UNSUPPORTED", "admin API"),
         ("GET", "/v2/", None, 404, "UNSUPPORTED", "admin API"),
         ("GET", "/admin/v1/jobs/../status", None, 404, "UNSUPPORTED", "admin API"),
         ("GET", "/admin/v1/jobs/nope", None, 404, "JOB_UNKNOWN", "nope"),

@@ -1,0 +1,38 @@
+"""What drops an image on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from mirror.app.parts import Storage
+from mirror.app.storage import pin_rules
+from mirror.config import Config
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.repository.purge import Purge
+from mirror.repository.shelf import Shelf
+from mirror.store.notes import Notes
+from mirror.store.purges import Purges
+
+__all__ = ["make_purge"]
+
+
+def make_purge(config: Config, storage: Storage, shelf: Shelf | None = None) -> Purge:
+    """What drops an image: here, and from the memory of every process of this store."""
+    purges = Purges(Notes(storage.layout, "purges"))
+
+    def forget(repo: Repo, tags: Collection[str], digests: Collection[Digest]) -> None:
+        if shelf is not None:
+            shelf.forget(repo, tags, digests)
+        purges.tell(repo, tags, digests)
+
+    return Purge(
+        storage.store,
+        storage.catalog,
+        storage.pins,
+        pin_rules(config),
+        storage.freezes,
+        storage.index,
+        storage.evictor,
+        forget=forget,
+    )

@@ -1,0 +1,39 @@
+"""What commands change is written to the same audit log as what the server does."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from contextlib import suppress
+
+from mirror import config as settings
+from mirror.access.audit import AuditLog
+from mirror.store.layout import Layout
+
+__all__ = ["audit"]
+
+
+def audit(loaded: settings.Config, action: str, **what: object) -> None:
+    """One line, if there is an audit log, as `cli:<user>`. Raises nothing."""
+    path = loaded.access.audit_log
+    if path is None:
+        return
+    made = not path.exists()
+    log = AuditLog(path)
+    log.record(who=f"cli:{_user()}", client="local", action=action, **what)
+    log.close()
+    if made:
+        # the server must be able to go on with what root has begun
+        with suppress(OSError):
+            owner = Layout(loaded.store.root).marker.stat()
+            os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def _user() -> str:
+    """By number where it has no name; of `sudo` who called it."""
+    if os.geteuid() == 0 and (called := os.environ.get("SUDO_USER")):
+        return f"{called} (root)"
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())

@@ -1,0 +1,71 @@
+"""Asking the mirror that runs, over the admin API's unix socket."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from mirror import config as settings
+from mirror.errors import ConfigError, MirrorError
+from mirror.listen import connect_unix
+
+__all__ = ["NotRunning", "ask", "ask_if_running"]
+
+#: Seconds until an answer.
+_PATIENCE = 30.0
+
+
+class NotRunning(MirrorError):
+    """Nobody listens."""
+
+
+def ask(loaded: settings.Config, method: str, target: str, *, patience: float | None = _PATIENCE) -> dict[str, Any]:
+    """One request to the running mirror. Raises `MirrorError` that says what is wrong, `NotRunning`."""
+    address = loaded.admin_address
+    if not address:
+        raise ConfigError(["admin.listen is empty: this mirror has no admin API"])
+    connection = _Connection(Path(address.removeprefix("unix:")), patience)
+    try:
+        connection.request(method, target)
+        reply = connection.getresponse()
+        body = json.loads(reply.read())
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise NotRunning(f"no mirror is running: nobody listens at {address}") from error
+    except PermissionError as error:
+        raise MirrorError(f"{address} is another user's: run this as the user that the mirror runs as") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise MirrorError(f"{address} does not answer as a mirror does: {error or type(error).__name__}") from error
+    finally:
+        connection.close()
+    if reply.status >= 400:
+        raise MirrorError(str(body["errors"][0]["message"]))
+    return dict(body)
+
+
+def ask_if_running(
+    loaded: settings.Config, method: str, target: str, *, patience: float | None = _PATIENCE
+) -> dict[str, Any] | None:
+    """The same; None: no mirror runs, or it has no admin API. Raises `MirrorError`."""
+    if not loaded.admin_address:
+        return None
+    try:
+        return ask(loaded, method, target, patience=patience)
+    except NotRunning:
+        return None
+
+
+class _Connection(http.client.HTTPConnection):
+    """To a unix socket."""
+
+    def __init__(self, path: Path, patience: float | None) -> None:
+        super().__init__("localhost", timeout=patience)
+        self._path = path
+        self._patience = patience
+
+    def connect(self) -> None:
+        """Likewise."""
+        self.sock: socket.socket = connect_unix(self._path, timeout=_PATIENCE)
+        self.sock.settimeout(self._patience)

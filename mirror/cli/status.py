@@ -1,0 +1,123 @@
+"""`status` and `purge`: of the running mirror where one runs, of the disk where none does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+from rich.table import Table
+
+from mirror import __version__, telemetry
+from mirror import config as settings
+from mirror.cli.audit import audit
+from mirror.cli.base import ConfigFile, application, table_console
+from mirror.cli.running import ask, ask_if_running
+from mirror.cli.working import check_owner
+from mirror.errors import ConfigError, RequestError
+from mirror.policy.images import Image, parse_image
+from mirror.policy.sizes import format_size
+
+__all__ = ["purge", "status"]
+
+
+@application.command()
+def status(
+    config: ConfigFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+) -> None:
+    """Tell how the mirror is doing: how full, how much it saved, downloads under way, upstreams that are down."""
+    loaded = settings.load(config)
+    telemetry.set_up_logging("error")
+    found = ask_if_running(loaded, "GET", "/admin/v1/status")
+    if found is None:
+        found = asyncio.run(_on_disk(loaded))
+        flights: list[dict[str, Any]] = []
+        upstreams: list[dict[str, Any]] = []
+    else:
+        flights = ask(loaded, "GET", "/admin/v1/flights")["flights"]
+        upstreams = ask(loaded, "GET", "/admin/v1/upstreams")["upstreams"]
+    if as_json:
+        print(json.dumps({**found, "flights": flights, "upstreams": upstreams}, indent=1))
+    else:
+        _show(found, flights, upstreams)
+
+
+async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
+    from mirror.app import open_storage
+
+    async with open_storage(loaded) as storage:
+        held, limit = await storage.evictor.fullness()
+    store = {"root": str(loaded.store.root), "bytes": held, "limit": limit}
+    return {"version": __version__, "workers": [], "store": store, "offline": loaded.offline}
+
+
+def _show(found: dict[str, Any], flights: list[dict[str, Any]], upstreams: list[dict[str, Any]]) -> None:
+    store, workers = found["store"], found["workers"]
+    sealed = ", sealed" if found["offline"] else ""
+    running = f"{len(workers)} workers, up {found['uptime']:.0f} s" if workers else "not running"
+    print(f"mirror:    {found['version']}, {running}{sealed}")
+    part = 100 * store["bytes"] / store["limit"] if store["limit"] else 0.0
+    print(
+        f"store:     {format_size(store['bytes'])} of {format_size(store['limit'])} ({part:.0f} %) in {store['root']}"
+    )
+    if traffic := found.get("traffic"):
+        ratio = "no requests yet" if traffic["hit_ratio"] is None else f"{100 * traffic['hit_ratio']:.1f} % hits"
+        sent, saved = format_size(traffic["sent"]), format_size(traffic["saved"])
+        print(f"traffic:   {ratio}, {sent} to clients, {saved} saved")
+    for one in upstreams:
+        if one["state"] != "ok":
+            retry = max(each["retry_in"] for each in one["endpoints"])
+            print(f"upstream:  {one['name']} is {one['state']}, asked again in {retry:.0f} s")
+        if budget := one["budget"]:
+            print(f"budget:    {one['name']} leaves {budget['remaining']} of {budget['limit']} pulls")
+    table = Table("download", "digest", "received", "clients")
+    for one in flights:
+        size = "?" if one["size"] is None else format_size(one["size"])
+        received = f"{format_size(one['received'])} of {size}"
+        table.add_row(one["repository"] or one["upstream"], one["digest"], received, str(one["followers"]))
+    if flights:
+        table_console().print(table)
+
+
+@application.command()
+def purge(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="docker.io/library/app:1.0, or by digest.")],
+    config: ConfigFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+) -> None:
+    """Drop an image, and the blobs that no other image needs. One that is pinned or frozen is refused."""
+    loaded = settings.load(config)
+    telemetry.set_up_logging("warning")
+    check_owner(loaded, "leaves")
+    wanted = _parse(image, loaded)
+    name = quote(str(Image(wanted.repo, digest=wanted.digest) if wanted.digest else wanted), safe="/:@")
+    purged = ask_if_running(loaded, "DELETE", f"/admin/v1/images/{name}", patience=None)
+    if purged is None:
+        purged = asyncio.run(_purge(loaded, wanted))
+    if as_json:
+        print(json.dumps(purged, indent=1))
+        return
+    count, size = purged["blobs"], format_size(purged["bytes"])
+    print(f"{purged['image']}: purged, {count} blob{'' if count == 1 else 's'} with {size}")
+    if not purged["manifests"]:
+        print("another tag points to the same image: its content stays")
+
+
+async def _purge(loaded: settings.Config, wanted: Image) -> dict[str, Any]:
+    from mirror.app import make_purge, open_storage
+
+    async with open_storage(loaded) as storage:
+        purged = await make_purge(loaded, storage)(wanted)
+    about = {"repository": str(wanted.repo), "reference": str(wanted.reference), "bytes": purged.bytes}
+    audit(loaded, "purge", **about)
+    return purged.to_json()
+
+
+def _parse(text: str, loaded: settings.Config) -> Image:
+    try:
+        return parse_image(text, settings.routing_table(loaded))
+    except RequestError as error:
+        raise ConfigError([str(error)]) from error

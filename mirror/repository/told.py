@@ -1,0 +1,135 @@
+"""Images and victims as programs are told of them: the same on the command line and by the admin API.
+
+Sizes are bytes, times ISO 8601 in UTC; None: not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Reference, Repo
+from mirror.policy.eviction import Victim
+from mirror.policy.images import Image
+from mirror.repository.overview import ImageHere, Whole
+from mirror.repository.pins import PinnedImage
+
+__all__ = ["image_json", "iso", "name_of", "pin_json", "victims_by_image", "victims_json", "whole_json"]
+
+
+def name_of(repo: Repo, reference: Reference) -> str:
+    """As people write it."""
+    return str(Image(repo, digest=reference) if isinstance(reference, Digest) else Image(repo, reference))
+
+
+def iso(at: float | None) -> str | None:
+    """Epoch seconds as text; 0 is not known either."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") if at else None
+
+
+def image_json(image: ImageHere) -> dict[str, Any]:
+    """In a list."""
+    return {
+        "image": image.name,
+        "repository": str(image.repo),
+        "tag": image.tag,
+        "digest": str(image.root.digest),
+        "mediaType": image.root.media_type,
+        "complete": image.complete,
+        "platforms": [one.name for one in image.platforms if one.name and one.complete],
+        "size": image.closure.held,
+        "missing": len(image.closure.missing),
+        "lastPull": iso(image.used_at),
+        "pinned": bool(image.pinned),
+    }
+
+
+def whole_json(whole: Whole) -> dict[str, Any]:
+    """All about one."""
+    image = whole.image
+    return {
+        **image_json(image),
+        "missing": [str(node.digest) for node in image.closure.missing],
+        "shared": whole.shared,
+        "fetched": iso(whole.fetched_at),
+        "tagLookedUp": iso(whole.checked_at),
+        "pinned": [
+            {
+                "as": name_of(one.repo, one.reference),
+                "reason": one.reason,
+                "rule": one.rule,
+                "until": iso(one.until),
+            }
+            for one in image.pinned
+        ],
+        "frozen": iso(whole.frozen.since) if whole.frozen else None,
+        "otherTags": list(whole.other_tags),
+        "subject": str(whole.subject) if whole.subject else None,
+        "referrers": [one.to_json() for one in whole.referrers],
+        "platforms": [
+            {
+                "platform": one.name or None,
+                "digest": str(one.digest),
+                "size": one.size,
+                "pulled": one.pulled,
+                "complete": one.complete,
+                "missing": [str(node.digest) for node in one.missing],
+            }
+            for one in image.platforms
+        ],
+    }
+
+
+def pin_json(image: PinnedImage) -> dict[str, Any]:
+    """Why an image stays; `digest` None: it is not here yet."""
+    return {
+        "image": name_of(image.repo, image.reference),
+        "digest": str(image.root.digest) if image.root else None,
+        "reason": image.reason,
+        "since": iso(image.since),
+        "until": iso(image.until),
+        "rule": image.rule,
+    }
+
+
+def victims_by_image(victims: Sequence[Victim]) -> dict[Digest | None, list[Victim]]:
+    """With each image what goes together with it, loose blobs under None; in the order in which they go."""
+    groups: dict[Digest | None, list[Victim]] = {}
+    for victim in victims:
+        groups.setdefault(victim.images[-1] if victim.images else None, []).append(victim)
+    return groups
+
+
+def victims_json(
+    victims: Sequence[Victim], names: Mapping[Digest, Sequence[str]], *, dry_run: bool, most: int | None = None
+) -> dict[str, Any]:
+    """By image; of more than `most` images the rest is only counted, under `more`."""
+    groups = victims_by_image(victims)
+    told = list(groups.items())[:most]
+    return {
+        "dry_run": dry_run,
+        "blobs": len(victims),
+        "bytes": sum(victim.size for victim in victims),
+        "more": len(groups) - len(told),
+        "images": [
+            {
+                "digest": None if image is None else str(image),
+                "names": [] if image is None else list(names.get(image, ())),
+                "last_used": max(victim.image_used for victim in group),
+                "bytes": sum(victim.size for victim in group),
+                "blobs": [
+                    {
+                        "digest": str(victim.digest),
+                        "size": victim.size,
+                        "last_used": victim.last_used,
+                        "images": [str(each) for each in victim.images],
+                        "reason": victim.reason,
+                    }
+                    for victim in group
+                ],
+            }
+            for image, group in told
+        ],
+    }
