@@ -10,7 +10,7 @@ def _requests(**counts: int) -> list[tuple[dict[str, str], float]]:
 
 
 def test_hits_need_no_download() -> None:
-    """Hits, followed downloads, confirmed and stale tags count; what failed, and what is no content, counts for nothing."""
+    """Hits, followed downloads, confirmed and stale tags count; what failed counts for nothing."""
     requests = _requests(hit=5, joined=1, revalidated=1, stale=1, miss=1, bypass=1, none=100)
     requests += [({"kind": "manifest", "status": "404", "cache": "miss"}, 50.0)]
     requests += [({"kind": "tags", "status": "200", "cache": "hit"}, 50.0)]
