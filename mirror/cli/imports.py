@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from mirror import config as settings
+from mirror.cli.audit import audit
 from mirror.cli.base import ConfigFile, application
 from mirror.cli.working import Json, check_owner, from_file, in_thread, load, progress
 from mirror.errors import BundleError, ConfigError, RequestError
@@ -61,6 +62,8 @@ def import_images(
     elif source is not None:
         key = from_file(read_public_key, verify)
         done = asyncio.run(importing.of_layout(source, name, key))
+    if not dry_run:
+        audit(loaded, "import", source=done["source"], images=len(done["images"]))
     if as_json:
         print(json.dumps(done, indent=1))
     else:

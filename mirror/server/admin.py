@@ -211,15 +211,8 @@ class Admin:
         if self._audit is None or not ((operation and operation.changes) or status in (401, 403)):
             return
         action = _AUDITED.get(operation.name, operation.name) if operation else "admin"
-        self._audit.record(
-            id=name,
-            who=who,
-            client=_client(request),
-            action=action,
-            **asked.about,
-            status=status,
-            reason=trouble.get("trouble") or asked.about.get("reason"),
-        )
+        about = {**asked.about, "reason": trouble.get("trouble") or asked.about.get("reason")}
+        self._audit.record(id=name, who=who, client=_client(request), action=action, status=status, **about)
 
     # ------------------------------------------------------------------------------------------------ who may come in
 

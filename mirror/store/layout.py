@@ -17,6 +17,8 @@
     ├── pins/<hash>.json                 images that must stay (see `notes.py` for folders of this kind)
     ├── freezes/<hash>.json              tags that answer one digest, whatever upstream says
     ├── sync/, jobs/, job-queue/, job-cancels/   likewise: what syncs did last, and what was asked for
+    ├── board/<n>.json                  what each running process says of itself (see `board.py`)
+    ├── purges/, traffic/                likewise notes: what was purged lately; hits and bytes over the last day
     ├── admin.sock                       the admin API's socket, unless it is elsewhere
     └── repositories/
         └── <registry>/<name…>/

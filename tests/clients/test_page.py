@@ -35,8 +35,8 @@ def registry() -> Iterator[FakeRegistry]:
 @pytest.fixture
 def mirror(registry: FakeRegistry, tmp_path: Path) -> Iterator[MirrorProcess]:
     """With its page on a loopback port."""
-    more = '[admin]\nlisten = "127.0.0.1:0"\n[[sync]]\nname = "nightly"\nfrom = "docker.io/library/app"\n'
-    more += 'cron = "0 0 1 1 *"'
+    rule = '[[sync]]\nname = "nightly"\nfrom = "docker.io/library/app"\ncron = "0 0 1 1 *"'
+    more = f'[admin]\nlisten = "127.0.0.1:0"\n{rule}'
     with MirrorProcess(write_config(tmp_path, {"docker.io": registry.url}, workers=2, more=more)) as running:
         yield running
 
@@ -149,8 +149,8 @@ def test_by_keyboard(mirror: MirrorProcess, registry: FakeRegistry, seen: Seen) 
     expect(page.locator("#image-rows button")).to_have_count(1, timeout=_MS)
     expect(page.locator("#client-files summary")).to_have_count(4, timeout=_MS)
     page.locator("body").focus()
-    reached: list[Any] = []
-    outlines: set[Any] = set()
+    reached: list[str] = []
+    outlines: set[str] = set()
     for _ in range(40):
         page.keyboard.press("Tab")
         name, outline = page.evaluate(
@@ -175,7 +175,7 @@ def test_small_and_dark(mirror: MirrorProcess, registry: FakeRegistry, tmp_path:
     """On a phone nothing lies beyond the edge; in the dark the page is dark, and text can be told from it."""
     for tag in ("v0", "v1"):
         _pull(mirror, "library/app", tag)
-    options = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
+    options: dict[str, Any] = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
     with browser_page(tmp_path / "browser", **options) as opened:
         page = opened.page
         page.goto(_address(mirror))

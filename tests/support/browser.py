@@ -1,4 +1,4 @@
-"""Debian's Chromium, headless, driven by Playwright; nothing of it outlives the test, it asks only the page."""
+"""Debian's Chromium, headless, driven by Playwright; nothing of it outlives the test."""
 
 from __future__ import annotations
 

@@ -1,0 +1,70 @@
+"""What processes say of themselves, and what was purged: read by the others, gone with whoever said it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.store.board import Board
+from mirror.store.layout import Layout
+from mirror.store.locks import Locks
+from mirror.store.notes import Notes
+from mirror.store.purges import Purges
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """An empty store."""
+    for folder in ("locks", "ingest"):
+        (tmp_path / folder).mkdir()
+    return Layout(tmp_path)
+
+
+def _board(layout: Layout) -> Board:
+    made = Board(layout, hold=Locks(layout).try_hold)
+    made.open()
+    return made
+
+
+def test_each_reads_the_others(layout: Layout) -> None:
+    """Never itself, the latest alone, and not what one has said that is gone."""
+    one, two, three = (_board(layout) for _ in range(3))
+    one.say({"n": 0})
+    one.say({"n": 1})
+    two.say({"n": 2})
+    assert one.others() == [{"n": 2}]
+    assert sorted(said["n"] for said in three.others()) == [1, 2]
+    two.close()
+    assert three.others() == [{"n": 1}]
+    again = _board(layout)
+    assert again.others() == [{"n": 1}]
+
+
+def test_what_a_dead_one_left_is_dropped(layout: Layout) -> None:
+    """Its lock is free: the file is nobody's; one that makes no sense is passed over."""
+    one = _board(layout)
+    one.say({"n": 1})
+    folder = layout.notes("board")
+    (folder / "7.json").write_text('{"n": 7}')
+    (folder / "nonsense").write_text("x")
+    assert one.others() == []
+    assert not (folder / "7.json").exists()
+    two = _board(layout)
+    two.say({"n": 2})
+    (folder / "1.json").write_text("{")
+    assert one.others() == []
+
+
+def test_purges_are_told_once(layout: Layout) -> None:
+    """To each process, also to the one that told; not those from before it began."""
+    notes = Notes(layout, "purges")
+    repo, digest = Repo("docker.io", "library/app"), Digest.parse("sha256:" + "a" * 64)
+    Purges(notes).tell(repo, ["old"], [])
+    listener = Purges(notes)
+    assert listener.new() == []
+    Purges(notes).tell(repo, ["v1"], [digest])
+    assert (repo, ["v1"], [digest]) in listener.new()
+    assert listener.new() == []
