@@ -41,8 +41,8 @@ async def probe_redis(address: RedisAddress, *, patience: float = 5.0) -> RedisH
     except TimeoutError as error:
         raise IndexUnavailable(f"{address}: no answer within {patience:g} s") from error
     except (RedisError, OSError) as error:
-        # redis-py tells a wrong password by its words alone; a missing one has a class of its own
-        shut = isinstance(error, AuthenticationError) or "username or password" in str(error).lower()
+        # while it connects, redis-py wraps what the server says of a password
+        shut = isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError)
         why = "user name or password is missing or wrong" if shut else type(error).__name__
         raise IndexUnavailable(f"{address}: {why}") from error
     finally:

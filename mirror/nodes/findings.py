@@ -106,7 +106,7 @@ def judge_room(total: int, free: int, held: int, capacity: Capacity) -> Finding:
     if free < 64 * 1024 * 1024:
         return Finding("disk", Level.PROBLEM, text, "free space: pulls go through uncached until there is some")
     if wanted > free + held:
-        text += ", of which the disk has not enough left"
+        text += ": more than the disk has left"
         return Finding("disk", Level.WARNING, text, "lower store.capacity, or move away what else is on this disk")
     return Finding("disk", Level.OK, text)
 

@@ -234,6 +234,23 @@ def test_the_mirrors_own_machine(registry: FakeRegistry, tmp_path: Path) -> None
     assert not list((tmp_path / "store").iterdir())
 
 
+@pytest.mark.parametrize("secure", [False, True])
+def test_the_mirrors_own_listener(registry: FakeRegistry, tmp_path: Path, secure: bool) -> None:
+    """Without a URL it is asked where the configuration says; its own certificate will do, whatever it names."""
+    registry.add_image("library/app", "v1", [noise(1000)])
+    config = write_config(tmp_path, {"docker.io": registry.url}, workers=1)
+    if secure:
+        made = Certificate(tmp_path / "tls", names="DNS:mirror.internal")
+        config = _secure(registry, tmp_path, made.certificate, made.key)
+    with MirrorProcess(config) as mirror:
+        config.write_text(config.read_text().replace("127.0.0.1:0", mirror.address))
+        found = Doctor("--config", config, *_IMAGE)
+    assert found.code == 0, found.said
+    assert found.level("GET docker.io/library/app:v1") == "ok"
+    assert ("certificate" in found.findings) == secure
+    assert not secure or "for mirror.internal: valid" in found.findings["certificate"][1]
+
+
 def test_a_dead_redis_and_its_password(registry: FakeRegistry, tmp_path: Path) -> None:
     """Named without the password."""
     index = "redis://me:s3cret-w0rd@127.0.0.1:9/0"

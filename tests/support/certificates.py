@@ -10,9 +10,11 @@ __all__ = ["Certificate"]
 
 
 class Certificate:
-    """For `localhost` and 127.0.0.1; `certificate` and `key` are PEM files below the directory given."""
+    """For `localhost` and 127.0.0.1, or other `names`; two PEM files below the directory given."""
 
-    def __init__(self, directory: Path, subject: str = "/CN=localhost") -> None:
+    def __init__(
+        self, directory: Path, subject: str = "/CN=localhost", names: str = "DNS:localhost,IP:127.0.0.1"
+    ) -> None:
         directory.mkdir(exist_ok=True)
         self.certificate = directory / "certificate.pem"
         self.key = directory / "key.pem"
@@ -20,7 +22,7 @@ class Certificate:
             [
                 *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
                 *("-keyout", str(self.key), "-out", str(self.certificate), "-days", "2", "-subj", subject),
-                *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+                *("-addext", f"subjectAltName={names}"),
             ],
             check=True,
             capture_output=True,
