@@ -101,11 +101,11 @@ async def _serve(
         app.readiness.drain()
         if parent is not None:
             loop.remove_reader(parent)
-        # what nobody waits for is interrupted; it is begun again, or told to be so
-        await end(*working)
         # others go on listening on the same sockets
         for site in sites:
             await site.stop()
+        # what nobody waits for is interrupted; it is begun again, or told to be so
+        await end(*working)
         runner.dismiss()
         await asyncio.sleep(_MOMENT)
         # lets answers under way finish, closes idle connections

@@ -7,9 +7,11 @@ is as good as none (`None`), because everything here can be asked for again.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from mirror.errors import RequestError
 from mirror.oci.digest import Digest
@@ -30,6 +32,17 @@ __all__ = [
     "read_history",
     "write_history",
 ]
+
+#: What reading a record that somebody damaged can raise; JSON here may say Infinity, which is no size.
+_JUNK = (ValueError, KeyError, TypeError, RecursionError, OverflowError, RequestError)
+
+
+def _moment(value: Any) -> float:
+    """Seconds since the epoch. Raises one of `_JUNK`."""
+    seconds = float(value)
+    if not math.isfinite(seconds):
+        raise ValueError("no moment")
+    return seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +76,9 @@ class TagRecord:
                 Digest.parse(str(body["digest"])),
                 str(body["mediaType"]),
                 int(body["size"]),
-                float(body["fetchedAt"]),
+                _moment(body["fetchedAt"]),
             )
-        except (ValueError, KeyError, TypeError, RequestError):
+        except _JUNK:
             return None
 
 
@@ -107,12 +120,12 @@ def read_history(text: bytes) -> tuple[Sighting, ...]:
                 Digest.parse(str(one["digest"])),
                 str(one["mediaType"]),
                 int(one["size"]),
-                float(one["firstSeen"]),
-                float(one["lastSeen"]),
+                _moment(one["firstSeen"]),
+                _moment(one["lastSeen"]),
             )
             for one in json.loads(text)["sightings"]
         )
-    except (ValueError, KeyError, TypeError, RecursionError, RequestError):
+    except _JUNK:
         return ()
 
 
@@ -134,8 +147,8 @@ class ManifestRecord:
         """Read it back; None if it is not whole."""
         try:
             body = json.loads(text)
-            return cls(digest, str(body["mediaType"]), int(body["size"]), float(body["fetchedAt"]))
-        except (ValueError, KeyError, TypeError):
+            return cls(digest, str(body["mediaType"]), int(body["size"]), _moment(body["fetchedAt"]))
+        except _JUNK:
             return None
 
 

@@ -138,7 +138,7 @@ class ScrubProgress:
                 [Digest.parse(text) for text in note["waiting"]],
                 None if note["completeAt"] is None else float(note["completeAt"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, RequestError):
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RequestError):
             return None
 
 

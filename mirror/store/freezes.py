@@ -72,5 +72,5 @@ def _read(note: dict[str, Any]) -> Freeze | None:
             str(note["reason"]),
             float(note["since"]),
         )
-    except (KeyError, TypeError, ValueError, RequestError):
+    except (KeyError, TypeError, ValueError, OverflowError, RequestError):
         return None

@@ -82,5 +82,5 @@ def _read(body: Any) -> Miss | None:
             int(body["count"]),
             tuple(Digest.parse(digest) for digest in body["blobs"][:MOST_BLOBS]),
         )
-    except (KeyError, TypeError, ValueError, RequestError):
+    except (KeyError, TypeError, ValueError, OverflowError, RequestError):
         return None

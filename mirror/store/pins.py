@@ -61,5 +61,5 @@ def _read(note: dict[str, Any]) -> Pin | None:
             float(note["since"]),
             None if until is None else float(until),
         )
-    except (KeyError, TypeError, ValueError, RequestError):
+    except (KeyError, TypeError, ValueError, OverflowError, RequestError):
         return None

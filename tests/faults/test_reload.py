@@ -175,11 +175,12 @@ def test_67_a_good_configuration_takes_effect(full: FakeRegistry, tmp_path: Path
         with MirrorProcess(config) as mirror:
             target = "/v2/ghcr.io/team/tool/manifests/v1"
             assert mirror.get(target)[0] != 200
+            [old] = mirror.worker_pids()
             text = config.read_text() + f'\n[[upstream]]\nname = "ghcr.io"\nurl = "{second.url}"\n'
             config.write_text(text.replace("workers = 1", "workers = 3"))
             _hang_up(mirror)
             mirror.wait_for_event("a setting changed that takes a restart", setting="server.workers")
-            mirror.wait_for_event("reloaded", workers=1)
+            mirror.wait_for_event("stopped", worker=old)
             assert mirror.get(target)[0] == 200
             assert len(mirror.wait_for_workers(1)) == 1
 

@@ -123,8 +123,11 @@ def _main(config: Path, listener: int) -> None:
 
     for line in sys.stdin:
         _, boot = line.split()
+        go, gone = os.pipe()
         pid = os.fork()
         if pid == 0:
+            # its number is said before it says anything itself
+            os.read(go, 1)
             _pretend_boot(int(boot))
             code = 1
             try:
@@ -135,6 +138,9 @@ def _main(config: Path, listener: int) -> None:
             finally:
                 os._exit(code)
         say(str(pid))
+        os.write(gone, b"1")
+        os.close(go)
+        os.close(gone)
         _, status = os.waitpid(pid, 0)
         say(f"ended {os.waitstatus_to_exitcode(status)}")
 

@@ -1,0 +1,110 @@
+"""Work that is cancelled at its first await, then at its second, and so on until it ends before it is cancelled.
+
+    rounds = await cancelled_everywhere("Flights._carry", scenario)
+
+In each round the first task whose coroutine has this name is cancelled at one of its awaits, as `Task.cancel` does it:
+what it waits for is cancelled, and the cancellation comes out of the await. `scenario` has to end whatever happens, and
+looks itself at what is left. `Baseline` tells what may be left: no task, no descriptor and no file more than before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any
+
+from tests.support.live_mirror import until
+
+__all__ = ["Baseline", "cancelled_everywhere"]
+
+#: More awaits than any of the tried things has.
+_ENOUGH = 2000
+
+
+class _Steps:
+    """A coroutine that counts its awaits, and is cancelled at one of them."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], at: int) -> None:
+        self._work = work
+        self._at = at
+        self.reached = False
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        step = 0
+        value, thrown = None, None
+        while True:
+            try:
+                waits_for = self._work.throw(thrown) if thrown else self._work.send(value)
+            except StopIteration as end:
+                return end.value
+            if step == self._at:
+                task = asyncio.current_task()
+                assert task
+                self.reached = True
+                task.cancel()
+            step += 1
+            value, thrown = None, None
+            try:
+                value = yield waits_for
+            except BaseException as error:
+                thrown = error
+
+
+async def _stepping(steps: _Steps) -> Any:
+    return await steps
+
+
+async def cancelled_everywhere(name: str, scenario: Callable[[], Awaitable[None]]) -> int:
+    """How many awaits there were. `name` is the end of the coroutine's qualified name."""
+    loop = asyncio.get_running_loop()
+    before = loop.get_task_factory()
+    try:
+        for at in range(_ENOUGH):
+            chosen: list[_Steps] = []
+
+            def make(
+                loop: asyncio.AbstractEventLoop, work: Any, chosen: list[_Steps] = chosen, at: int = at, **more: Any
+            ) -> Any:
+                if not chosen and getattr(work, "__qualname__", "").endswith(name):
+                    chosen.append(_Steps(work, at))
+                    work = _stepping(chosen[0])
+                return asyncio.Task(work, loop=loop, **more)
+
+            loop.set_task_factory(make)
+            await scenario()
+            loop.set_task_factory(before)
+            assert chosen, f"no task ran {name}"
+            if not chosen[0].reached:
+                return at
+    finally:
+        loop.set_task_factory(before)
+    raise AssertionError(f"{name} has no end")
+
+
+class Baseline:
+    """Tasks and descriptors of this process as they are now."""
+
+    def __init__(self) -> None:
+        self._tasks = len(asyncio.all_tasks())
+        self._descriptors = len(_descriptors())
+
+    async def reached(self) -> None:
+        """Returns once there are no more than then."""
+        await until(
+            lambda: len(asyncio.all_tasks()) <= self._tasks and len(_descriptors()) <= self._descriptors, self._told
+        )
+
+    def _told(self) -> str:
+        tasks = [repr(task) for task in asyncio.all_tasks()]
+        return f"{self._tasks} tasks before, now {tasks}; {self._descriptors} descriptors, now {_descriptors()}"
+
+
+def _descriptors() -> list[str]:
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+        except FileNotFoundError:
+            continue  # that of listing
+    return found
