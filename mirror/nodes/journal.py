@@ -192,7 +192,7 @@ class Journal:
     def _strange(self, entry: _Entry, current: str | None) -> str:
         kept = f"; what it was before: {entry.backup}" if entry.backup else "; there was no such file before"
         if entry.edited:
-            return f"{entry.path}: was edited between two runs of configure, so edit it by hand{kept}"
+            return f"{entry.path}: was edited between two runs of configure; put it right, then undo again{kept}"
         if current in entry.written or current == "":
             return f"{entry.path}: cannot be taken back, its backup is gone or was changed{kept}"
         shown = Difference(entry.path, entry.written[-1], current).unified()
@@ -216,9 +216,10 @@ class Journal:
 
     def _is_ours(self, entry: _Entry, current: str | None) -> bool:
         """Whether a file is as we left it, or as it was before us, and its past is known."""
-        if entry.edited or (entry.backup is not None and self._disk.text(entry.backup) is None):
+        before = self._before(entry)
+        if entry.backup is not None and before is None:
             return False
-        return current in entry.written or current == self._before(entry)
+        return current == before or (current in entry.written and not entry.edited)
 
     def _before(self, entry: _Entry) -> str | None:
         return None if entry.backup is None else self._disk.text(entry.backup)

@@ -214,6 +214,9 @@ def test_what_somebody_wrote_between_two_runs_is_kept(root: Path) -> None:
     assert _written(root) == {"log-level": "warn", "registry-mirrors": ["https://other"]}
     with pytest.raises(NodeRefused, match="edited between two runs"):
         _journal(root).undo()
+    file.write_text(_BEFORE)
+    assert _journal(root).undo() == []
+    assert not (root / "etc/docker/mirror-configure.json").exists()
 
 
 def test_undo_after_somebody_took_it_back_by_hand(root: Path) -> None:
