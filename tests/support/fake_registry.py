@@ -342,7 +342,7 @@ class FakeRegistry:
         with self._lock:
             repository = self._repositories.get(found["name"])
         if repository is None:
-            return _error(404, "NAME_UNKNOWN", found["name"])
+            return _error(404, "NAME_UNKNOWN", found["name"], body=request.method == "GET")
         match found["kind"]:
             case "manifests":
                 return self._manifest(request, repository, found["what"])
