@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell that starts a run in the background has SIGINT ignored, and the programs that are tested inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Programs that the tests start, with what makes them say their version.
 _PROGRAMS = {
