@@ -382,7 +382,10 @@ def _documents(text: str, name: str) -> Iterator[Any]:
         yield from _read_yaml(text, name)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise ListMalformed(name, mark.line + 1 if mark else 0, f"not YAML: {error.problem}") from error
+        # newer parsers have a bound of their own, which may be met before ours
+        deep = "nesting depth" in (error.problem or "")
+        problem = f"more than {_DEEPEST} levels" if deep else f"not YAML: {error.problem}"
+        raise ListMalformed(name, mark.line + 1 if mark else 0, problem) from error
     except yaml.YAMLError as error:
         raise ListMalformed(name, 0, f"not YAML: {' '.join(str(error).split())[:200]}") from error
 
