@@ -338,7 +338,7 @@ class Flights:
         while True:
             if self._is_here(flight):
                 return
-            ingest = await self._in_thread(self._store.ingest, flight.digest)
+            ingest = await self._in_thread(self._store.ingest, flight.digest, unwanted=lambda made: made.close())
             try:
                 if ingest.try_lock():
                     # between the look above and the lock another process may have published it
@@ -512,8 +512,16 @@ class Flights:
         flight.size = said if said is not None else flight.size
         return flight.size
 
-    async def _in_thread(self, work: Callable[..., T], *arguments: object, stop: Callable[[], None] | None = None) -> T:
-        """Run blocking work; when cancelled, stop it and wait for its end, because it uses files of ours."""
+    async def _in_thread(
+        self,
+        work: Callable[..., T],
+        *arguments: object,
+        stop: Callable[[], None] | None = None,
+        unwanted: Callable[[T], None] | None = None,
+    ) -> T:
+        """Run blocking work; when cancelled, stop it and wait for its end, because it uses files of ours. A result that
+        nobody gets any more is `unwanted`.
+        """
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._executor, work, *arguments)
         try:
@@ -522,5 +530,7 @@ class Flights:
             if stop:
                 stop()
             with suppress(Exception):
-                await running
+                made = await running
+                if unwanted:
+                    unwanted(made)
             raise
