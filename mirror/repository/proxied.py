@@ -46,16 +46,12 @@ from mirror.repository.content import (
 )
 from mirror.repository.flights import Vouch
 from mirror.repository.grants import named_by
-from mirror.repository.shelf import BlobStat, HotTag, Listing, Shelf
+from mirror.repository.shelf import LOOK_EVERY, UNKNOWN_FOR, BlobStat, HotTag, Listing, Shelf
 from mirror.repository.stored import indexes_naming, set_aside, stored_manifest
 from mirror.repository.tag_answers import TagAnswers
 
 __all__ = ["ProxiedRepository"]
 
-#: Seconds. How long upstream is not asked again after it said «not known», and after it was down and we said «stale».
-_UNKNOWN_FOR: Final = 10.0
-#: Seconds until the disk is looked at again for what a tag points to, and for a manifest that is in memory.
-_LOOK_EVERY: Final = 2.0
 #: Seconds between two looks at whether another process has published what it has filled, and how many there are.
 _LOOK_AGAIN: Final = 0.1
 _PUBLISHING: Final = 1200
@@ -137,7 +133,7 @@ class ProxiedRepository:
         try:
             return await self._upstream.resolve(self.repo.name, digest)
         except UpstreamNotKnown as error:
-            await self._shelf.memo.put(key, "unknown", _UNKNOWN_FOR)
+            await self._shelf.memo.put(key, "unknown", UNKNOWN_FOR)
             raise ManifestUnknown(f"{self.repo} has no manifest {digest}") from error
 
     def _answer(self, manifest: Manifest, outcome: Outcome, kept: Kept | None = None) -> ManifestAnswer:
@@ -166,7 +162,7 @@ class ProxiedRepository:
         """What was evicted but is in memory gets its place on the disk again: else what it names would be nobody's."""
         now = self._shelf.now()
         looked = self._shelf.looked.get(manifest.digest)
-        if looked is not None and 0 <= now - looked < _LOOK_EVERY:
+        if looked is not None and 0 <= now - looked < LOOK_EVERY:
             return
         self._shelf.looked.put(manifest.digest, now)
         if not self._is_here(manifest.digest):
@@ -192,7 +188,7 @@ class ProxiedRepository:
                 # its bytes may be here for another repository; only upstream can tell that they are this one's too
                 manifest = await self._upstream.manifest(self.repo.name, digest)
             except UpstreamNotKnown as error:
-                await self._shelf.memo.put(key, "unknown", _UNKNOWN_FOR)
+                await self._shelf.memo.put(key, "unknown", UNKNOWN_FOR)
                 raise ManifestUnknown(f"{self.repo} has no manifest {digest}") from error
             info = await self._keep(manifest)
         # the others find it on the disk by now: what follows is no reason to keep them waiting
@@ -448,7 +444,7 @@ class ProxiedRepository:
                 size = await self._ask(digest)
             return PassingContent(digest, size, self._passing(digest))
         except UpstreamNotKnown as error:
-            await self._shelf.memo.put(key, "unknown", _UNKNOWN_FOR)
+            await self._shelf.memo.put(key, "unknown", UNKNOWN_FOR)
             raise BlobUnknown(f"{self.repo} has no blob {digest}") from error
         outcome = Outcome.HIT if flight.landed else Outcome.JOINED if joined else Outcome.MISS
         return FlyingContent(flight, self._passing(digest), outcome)
@@ -484,7 +480,7 @@ class ProxiedRepository:
             try:
                 size = await self._upstream.blob_size(self.repo.name, digest)
             except UpstreamNotKnown as error:
-                await self._shelf.memo.put(key, "unknown", _UNKNOWN_FOR)
+                await self._shelf.memo.put(key, "unknown", UNKNOWN_FOR)
                 raise BlobUnknown(f"{self.repo} has no blob {digest}") from error
             await self._upstream_has(digest, size)
             return size

@@ -34,10 +34,14 @@ from mirror.repository.referring import Referring
 from mirror.repository.stored import is_right
 from mirror.repository.tag_history import TagHistories
 
-__all__ = ["BlobStat", "Exclusive", "HotTag", "Listing", "Shelf"]
+__all__ = ["LOOK_EVERY", "UNKNOWN_FOR", "BlobStat", "Exclusive", "HotTag", "Listing", "Shelf"]
 
 T = TypeVar("T")
 
+#: Seconds that upstream is not asked again after it said «not known».
+UNKNOWN_FOR: Final = 10.0
+#: Seconds until the disk is looked at again for what a tag points to, and for a manifest that is in memory.
+LOOK_EVERY: Final = 2.0
 #: Seconds that another process may keep us from asking upstream ourselves. After that each process asks for itself.
 #: Containerd gives up without headers after 30 s, so both waits of a pull by tag (tag, manifest) stay well below that.
 _ALONE_FOR: Final = 10.0

@@ -38,18 +38,15 @@ from mirror.policy.rules import RouteRule
 from mirror.policy.versions import looks_like_version
 from mirror.ports import Upstream
 from mirror.repository.content import Outcome
-from mirror.repository.shelf import HotTag, Shelf
+from mirror.repository.shelf import LOOK_EVERY, UNKNOWN_FOR, HotTag, Shelf
 
 __all__ = ["TagAnswers"]
 
-#: Seconds. How long upstream is not asked again after it said «not known», and after it was down and we said «stale».
-_UNKNOWN_FOR: Final = 10.0
+#: Seconds that upstream is not asked again after it was down and we said «stale».
 _STALE_FOR: Final = 5.0
 #: Seconds that an answer waits for upstream where there is an older one to give: one that hangs would hold up every
 #: pull until its time-out, which is longer than clients are patient.
 _SLOW_AFTER: Final = 5.0
-#: Seconds until the disk is looked at again for what a tag points to, and for a manifest that is in memory.
-_LOOK_EVERY: Final = 2.0
 #: Seconds by which a clock may have been put back before what was remembered under the later time counts for nothing.
 _CLOCK_SLACK: Final = 60.0
 
@@ -92,7 +89,7 @@ class TagAnswers:
             later, until = Outcome.STALE, found.until
         else:
             # other processes, the command line among them, change what is on the disk
-            later, until = Outcome.HIT, min(found.until, self._shelf.now() + _LOOK_EVERY)
+            later, until = Outcome.HIT, min(found.until, self._shelf.now() + LOOK_EVERY)
         self._shelf.tags.put((self._repo, tag), HotTag(found.record, later, found.since, until, found.kept))
 
     async def _meanwhile(self, tag: str) -> HotTag | None:
@@ -138,7 +135,7 @@ class TagAnswers:
             now = self._shelf.now()
             # nothing that upstream has said: older than any such record
             record = TagRecord(tag, freeze.digest, freeze.media_type, freeze.size, 0.0)
-            return HotTag(record, Outcome.HIT, now, now + _LOOK_EVERY, Kept.FROZEN)
+            return HotTag(record, Outcome.HIT, now, now + LOOK_EVERY, Kept.FROZEN)
         return await self._aged(tag, await ask(tag))
 
     async def _aged(self, tag: str, said: HotTag) -> HotTag:
@@ -191,7 +188,7 @@ class TagAnswers:
         try:
             found = await self._upstream.resolve(self._repo.name, tag)
         except UpstreamNotKnown as error:
-            await self._shelf.memo.put(key, "unknown", _UNKNOWN_FOR)
+            await self._shelf.memo.put(key, "unknown", UNKNOWN_FOR)
             if record:
                 await asyncio.to_thread(self._shelf.catalog.drop_tag, self._repo, tag)
             raise ManifestUnknown(f"{self._repo} has no tag {tag}") from error
