@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Final
 
 from mirror.errors import BlobDamaged, BlobUnknown, ManifestUnknown, NameUnknown, StoreError, UpstreamDenied
 from mirror.oci.digest import Digest
@@ -28,13 +27,10 @@ from mirror.ports import BlobInfo, BlobReader, Body
 from mirror.repository.ahead import Fetching
 from mirror.repository.content import ManifestAnswer, Outcome, Passing, StoredContent
 from mirror.repository.grants import named_by
-from mirror.repository.shelf import BlobStat, HotTag, Listing, Shelf
+from mirror.repository.shelf import LOOK_EVERY, BlobStat, HotTag, Listing, Shelf
 from mirror.repository.stored import indexes_naming, set_aside, stored_manifest
 
 __all__ = ["SealedRepository"]
-
-#: Seconds until the disk is looked at again for what a tag points to: other processes import, pin and freeze.
-_LOOK_EVERY: Final = 2.0
 
 
 class SealedRepository:
@@ -89,9 +85,9 @@ class SealedRepository:
         freeze = self._shelf.histories.frozen(self.repo, tag)
         if freeze:
             record = TagRecord(tag, freeze.digest, freeze.media_type, freeze.size, 0.0)
-            return HotTag(record, Outcome.HIT, now, now + _LOOK_EVERY, Kept.FROZEN)
+            return HotTag(record, Outcome.HIT, now, now + LOOK_EVERY, Kept.FROZEN)
         known = self._shelf.catalog.get_tag(self.repo, tag)
-        return HotTag(known, Outcome.HIT, now, now + _LOOK_EVERY) if known else None
+        return HotTag(known, Outcome.HIT, now, now + LOOK_EVERY) if known else None
 
     async def _manifest(self, digest: Digest) -> Manifest | None:
         found = self._shelf.manifests.get((self.repo, digest))
