@@ -374,8 +374,8 @@ def test_mistakes_in_rules_are_named(registry: FakeRegistry, tmp_path: Path) -> 
         ('from = "app"\nevery = "6h"\nnewest = 0', "greater than or equal to 1"),
         ('from = "app"\nevery = "6h"\nname = "a b"', "name has 1 to 100"),
         ('every = "6h"', "must be set"),
-        ('from = "app"\nevery = "6h"\n[admin]\nlisten = "0.0.0.0:5001"', "only a loopback address"),
-        ('from = "app"\nevery = "6h"\n[admin]\nlisten = "mirror.example:5001"', "only a loopback address"),
+        ('from = "app"\nevery = "6h"\n[admin]\nlisten = "0.0.0.0:5001"', "is not a loopback address"),
+        ('from = "app"\nevery = "6h"\n[admin]\nlisten = "mirror.example:5001"', "is not a loopback address"),
         ('from = "app"\nevery = "6h"\n[admin]\nlisten = "unix:admin.sock"', "absolute path"),
     ],
 )
