@@ -1,0 +1,204 @@
+"""A disk that refuses: errors are injected into the system calls of a running worker, or the disk is a small one."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mirror.oci.digest import Digest
+from tests.support.fake_registry import FakeRegistry
+from tests.support.live_mirror import LiveMirror, live_mirror, noise
+from tests.support.mirror_process import MirrorProcess, write_config
+from tests.support.process import ProgramProcess, eventually, run
+from tests.support.tmpfs import tmpfs
+
+_LAYER = noise(400_000)
+_DIGEST = Digest.of(_LAYER)
+_AT = f"/v2/library/app/blobs/{_DIGEST}"
+_TAG = "/v2/library/app/manifests/v1"
+
+
+@pytest.fixture
+def full(registry: FakeRegistry) -> FakeRegistry:
+    """One image."""
+    registry.add_image("library/app", "v1", [_LAYER])
+    return registry
+
+
+@contextmanager
+def _injected(pid: int, calls: str, fault: str, *, path: Path | None = None) -> Iterator[None]:
+    """Calls of a process end with a fault; of a path only those about it."""
+    only: list[str | Path] = ["-P", path] if path else []
+    words: list[str | Path] = [
+        "strace",
+        "-f",
+        "-p",
+        str(pid),
+        "-o",
+        "/dev/null",
+        *only,
+        "-e",
+        f"trace={calls}",
+        "-e",
+        f"inject={calls}:{fault}",
+    ]
+    with ProgramProcess(words) as tracer:
+        eventually(lambda: _is_traced_by(pid, tracer.pid), f"strace holds {pid}: {tracer.tail()}")
+        yield
+
+
+def _is_traced_by(pid: int, tracer: int) -> bool:
+    """Every thread of it."""
+    found = [
+        re.search(r"TracerPid:\t(\d+)", (task / "status").read_text()) for task in Path(f"/proc/{pid}/task").iterdir()
+    ]
+    return all(one is not None and int(one[1]) == tracer for one in found)
+
+
+def _published(root: Path) -> list[Path]:
+    return [file for file in (root / "blobs").glob("*/*/*") if file.name == _DIGEST.hex]
+
+
+def _wait_published(root: Path) -> Path:
+    return eventually(lambda: next(iter(_published(root)), None), "the blob is published")
+
+
+@pytest.mark.parametrize("calls", ["fsync", "rename,renameat,renameat2"])
+def test_35_what_cannot_be_synced_or_renamed(full: FakeRegistry, tmp_path: Path, calls: str) -> None:
+    """Row 35: the client gets the whole blob, but nothing gets its final name; once the disk is well it is fetched
+    again, not synced again and trusted.
+    """
+    root = tmp_path / "store"
+    with MirrorProcess(write_config(tmp_path, {"docker.io": full.url}, workers=1)) as mirror:
+        [worker] = mirror.worker_pids()
+        assert mirror.get(_TAG)[0] == 200
+        with _injected(worker, calls, "error=EIO"):
+            status, _, body = mirror.get(_AT)
+            assert (status, body) == (200, _LAYER)
+            mirror.wait_for_event("could not publish a blob")
+            assert not _published(root)
+        assert not list((root / "ingest").glob(f"*{_DIGEST.hex}")), "a partial that a failed fsync has seen"
+        assert mirror.get(_AT)[2] == _LAYER
+        file = _wait_published(root)
+        assert file.read_bytes() == _LAYER
+    assert full.count("blobs", "GET") == 2
+
+
+def test_36_what_cannot_be_read(full: FakeRegistry, tmp_path: Path) -> None:
+    """Row 36: a cached file whose bytes the disk does not give is fetched again or breaks; never a wrong 200."""
+    root = tmp_path / "store"
+    with MirrorProcess(write_config(tmp_path, {"docker.io": full.url}, workers=1)) as mirror:
+        [worker] = mirror.worker_pids()
+        assert mirror.get(_TAG)[0] == 200
+        assert mirror.get(_AT)[2] == _LAYER
+        file = _wait_published(root)
+        with _injected(worker, "sendfile,pread64,preadv,read", "error=EIO", path=file):
+            for _ in range(3):
+                try:
+                    status, _, body = mirror.get(_AT)
+                except (OSError, ValueError, http.client.HTTPException):
+                    continue
+                assert body == _LAYER if status == 200 else status >= 500
+        assert mirror.get(_AT)[2] == _LAYER
+
+
+def _is_served(mirror: MirrorProcess) -> bool:
+    try:
+        status, _, body = mirror.get(_AT)
+    except (OSError, http.client.HTTPException):
+        return False
+    assert status != 200 or body == _LAYER
+    return status == 200
+
+
+def test_37_out_of_descriptors(full: FakeRegistry, tmp_path: Path) -> None:
+    """Row 37: with no descriptor left the mirror answers 5xx or not at all; with some again it serves as before."""
+    with MirrorProcess(write_config(tmp_path, {"docker.io": full.url}, workers=1)) as mirror:
+        [worker] = mirror.worker_pids()
+        assert mirror.get(_TAG)[0] == 200
+        assert mirror.get(_AT)[2] == _LAYER
+        _wait_published(tmp_path / "store")
+        before = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+        taken = {int(name) for name in os.listdir(f"/proc/{worker}/fd")}
+        free = next(number for number in range(len(taken) + 1) if number not in taken)
+        # the kernel gives the lowest free number: one for the connection, none for a file
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (free + 1, before[1]))
+        refused = 0
+        for _ in range(5):
+            try:
+                status, _, body = mirror.get(_AT)
+            except (OSError, http.client.HTTPException):
+                refused += 1
+                continue
+            assert body == _LAYER if status == 200 else status >= 500
+            refused += status >= 500
+        assert refused, "it had descriptors left, so nothing was tried"
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, before)
+        # what was accepted without a descriptor to spare may still end first
+        eventually(lambda: _is_served(mirror), "it serves again")
+        assert mirror.get(_TAG)[0] == 200
+
+
+def test_38_a_read_only_disk(full: FakeRegistry, tmp_path: Path) -> None:
+    """Row 38: a mirror on a disk that became read-only serves what is there, and the rest goes through uncached."""
+    other = noise(90_000, seed=3)
+    full.add_image("library/other", "v1", [other])
+    with tmpfs(tmp_path, "size=8g") as disk:
+        config = write_config(disk, {"docker.io": full.url}, workers=1)
+        with MirrorProcess(config) as mirror:
+            assert mirror.get(_TAG)[0] == 200
+            assert mirror.get(_AT)[2] == _LAYER
+            _wait_published(disk / "store")
+        run(["mount", "-o", "remount,ro", disk])
+        asked = full.count("blobs", "GET")
+        with MirrorProcess(config, env={"TMPDIR": str(tmp_path)}) as mirror:
+            for _ in range(2):
+                assert mirror.get(_TAG)[0] == 200
+                assert mirror.get(_AT)[2] == _LAYER
+            assert full.count("blobs", "GET") == asked
+            assert mirror.get("/v2/library/other/manifests/v1")[0] == 200
+            assert mirror.get(f"/v2/library/other/blobs/{Digest.of(other)}")[2] == other
+        run(["mount", "-o", "remount,rw", disk])
+
+
+@pytest.mark.parametrize("options", ["size=64m,nr_inodes=70", "size=300k"])
+async def test_34_no_inodes_or_no_space(full: FakeRegistry, tmp_path: Path, options: str) -> None:
+    """Row 34: a disk without inodes or space costs no client its pull; the answers are whole."""
+    layers = [noise(20_000, seed=number) for number in range(40)]
+    full.add_image("library/many", "v1", layers)
+    with tmpfs(tmp_path, options) as disk:
+        async with live_mirror(disk / "store", {"docker.io": full.url}) as mirror:
+            assert (await mirror.ask("/v2/library/many/manifests/v1")).status == 200
+            for layer in layers:
+                got = await mirror.ask(f"/v2/library/many/blobs/{Digest.of(layer)}")
+                assert (got.status, got.body) == (200, layer)
+            assert (await mirror.ask("/v2/library/many/manifests/v1")).status == 200
+
+
+async def test_45_foreign_files(full: FakeRegistry, mirror: LiveMirror) -> None:
+    """Row 45: lost+found, notes and links of others are neither served, counted nor touched."""
+    await mirror.ask(_TAG)
+    assert (await mirror.ask(_AT)).body == _LAYER
+    await mirror.landed(_DIGEST)
+    foreign = [
+        mirror.root / "lost+found" / "#12",
+        *(mirror.root / "blobs" / name for name in ("README", "sha256/zz/note")),
+    ]
+    for file in foreign:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+    from mirror.repository.reconcile import reconcile
+    from mirror.store.recovery import sweep
+
+    sweep(mirror.app.storage.layout, keep=0, now=lambda: 4e9)
+    await reconcile(mirror.app.storage.store, mirror.app.storage.catalog, mirror.app.storage.index)
+    assert all(file.read_text() == "mine" for file in foreign)
+    assert (await mirror.ask(_AT)).body == _LAYER
+    assert {info.digest for info in mirror.app.storage.store.walk()} >= {_DIGEST}
