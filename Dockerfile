@@ -9,10 +9,15 @@
 # If packages come from an index of your own, its pip.conf is given as a secret that no layer keeps:
 #
 #     docker build --secret id=pip.conf,src=$HOME/.config/pip/pip.conf .
+#
+# For upstreams of Google's and Amazon's clouds, and for traces:
+#
+#     docker build --build-arg EXTRAS=gcp,aws,otel .
 
 ARG PYTHON=docker.io/library/python:3.11.14-slim-bookworm
 
 FROM ${PYTHON} AS build
+ARG EXTRAS=""
 
 WORKDIR /src
 COPY pyproject.toml README.md ./
@@ -20,7 +25,8 @@ COPY mirror ./mirror
 # the environment gets no pip of its own: the one of the base installs into it from outside
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf,required=false \
     python3 -m venv --without-pip /opt/mirror \
-    && python3 -m pip --python /opt/mirror/bin/python install --no-cache-dir --disable-pip-version-check .
+    && python3 -m pip --python /opt/mirror/bin/python install --no-cache-dir --disable-pip-version-check \
+       ".${EXTRAS:+[$EXTRAS]}"
 
 
 FROM ${PYTHON}

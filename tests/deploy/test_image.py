@@ -26,6 +26,8 @@ from tests.support.wheels import native_libraries, pack_wheels, with_dependencie
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _NAME: Final = "localhost/registry-mirror"
+#: Libraries for a cloud's registries, as a build may ask for.
+_EXTRAS: Final = "aws,otel"
 _USER: Final = "65532:65532"
 
 #: Run in a mount namespace of its own: the root filesystem becomes read-only, but for the store and /tmp; then the
@@ -69,7 +71,7 @@ def built() -> Iterator[Built]:
     """One build for all: it is the slow part."""
     directory = Path(tempfile.mkdtemp(prefix="mt-"))
     try:
-        needed = with_dependencies(["registry-mirror"])
+        needed = with_dependencies([f"registry-mirror[{_EXTRAS}]"])
         needed = [one for one in needed if one.metadata["Name"] != "registry-mirror"]
         wheels = directory / "wheels"
         wheels.mkdir()
@@ -84,7 +86,8 @@ def built() -> Iterator[Built]:
             buildah = Buildah(directory / "b", mirror.address)
             try:
                 secret = f"id=pip.conf,src={directory / 'pip.conf'}"
-                buildah.build(_ROOT, _NAME, "--secret", secret, "--volume", f"{wheels}:/wheels:ro")
+                options = ["--secret", secret, "--build-arg", f"EXTRAS={_EXTRAS}"]
+                buildah.build(_ROOT, _NAME, *options, "--volume", f"{wheels}:/wheels:ro")
                 with buildah.mounted(_NAME) as root:
                     yield Built(buildah.config(_NAME), root, registry, mirror, base, small, directory)
             finally:
@@ -114,7 +117,9 @@ def test_what_the_image_says_about_itself(built: Built) -> None:
 
 
 def test_the_image_holds_nothing_that_only_the_build_needs(built: Built) -> None:
-    """No source, no secret, no second pip; nothing but the store belongs to the mirror's user."""
+    """No source, no secret, no second pip; the extras that were asked for; nothing but the store is the user's own."""
+    installed = {path.name for path in (built.root / "opt/mirror").glob("lib/*/site-packages/*")}
+    assert {"botocore", "opentelemetry", "mirror"} <= installed
     assert not (built.root / "src").exists()
     assert not (built.root / "etc/pip.conf").exists() or not (built.root / "etc/pip.conf").stat().st_size
     assert not list((built.root / "opt/mirror").glob("lib/*/site-packages/pip"))
