@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
 
@@ -19,6 +19,7 @@ from mirror import config as settings
 from mirror import telemetry
 from mirror.errors import BundleError, ConfigError
 from mirror.store.layout import Layout
+from mirror.threads import to_its_end
 from mirror.transfer.admit import Told
 
 __all__ = ["Json", "check_owner", "fail", "from_file", "in_thread", "load", "progress", "read_file"]
@@ -91,14 +92,7 @@ async def in_thread(work: Callable[[Callable[[Told], Told]], _T]) -> _T:
 
         return tell
 
-    running = asyncio.ensure_future(asyncio.to_thread(work, stoppable))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        stopped.set()
-        with suppress(Exception):
-            await running
-        raise
+    return await to_its_end(asyncio.ensure_future(asyncio.to_thread(work, stoppable)), stop=stopped.set)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from mirror.policy.filling import HELD_BACK
 from mirror.policy.history import Kept
 from mirror.ports import BlobReader, Body
 from mirror.repository.flights import Flight
+from mirror.threads import to_its_end
 
 __all__ = ["BlobContent", "FlyingContent", "ManifestAnswer", "Outcome", "Passing", "PassingContent", "StoredContent"]
 
@@ -124,13 +125,7 @@ class Passing:
 
         async with self._pull(0) as body:
             while True:
-                running = loop.run_in_executor(self._executor, receive)
-                try:
-                    fresh = await asyncio.shield(running)
-                except asyncio.CancelledError:
-                    body.abort()
-                    await asyncio.gather(running, return_exceptions=True)
-                    raise
+                fresh = await to_its_end(loop.run_in_executor(self._executor, receive), stop=body.abort)
                 if not fresh:
                     break
                 wanted = fresh if span is None else fresh[max(0, span.start - offset) : max(0, span.stop - offset)]

@@ -25,7 +25,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol, TypeVar
 
 from mirror import telemetry
@@ -44,6 +44,7 @@ from mirror.errors import (
 from mirror.oci.digest import Digest
 from mirror.policy.filling import may_send, next_try
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Body, Ingest
+from mirror.threads import to_its_end
 
 __all__ = ["Flight", "Flights", "Pull", "Reservation", "Room"]
 
@@ -524,13 +525,4 @@ class Flights:
         """
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._executor, work, *arguments)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            if stop:
-                stop()
-            with suppress(Exception):
-                made = await running
-                if unwanted:
-                    unwanted(made)
-            raise
+        return await to_its_end(running, stop=stop, unwanted=unwanted)

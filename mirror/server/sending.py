@@ -23,6 +23,7 @@ from aiohttp import web
 
 from mirror.errors import BlobDamaged, StoreError
 from mirror.ports import BlobReader, SupportsFileno
+from mirror.threads import to_its_end
 
 __all__ = ["Beyond", "ClientGone", "Sender"]
 
@@ -130,12 +131,7 @@ class Sender:
         self, loop: asyncio.AbstractEventLoop, out: int, file: int, position: int, count: int
     ) -> int:
         """Waits for the thread even when cancelled: the numbers of both descriptors are free for others after that."""
-        running = loop.run_in_executor(self._executor, os.sendfile, out, file, position, count)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            await asyncio.wait({running})
-            raise
+        return await to_its_end(loop.run_in_executor(self._executor, os.sendfile, out, file, position, count))
 
     async def _writable(self, loop: asyncio.AbstractEventLoop, out: int) -> None:
         ready = loop.create_future()

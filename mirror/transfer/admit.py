@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -30,6 +30,7 @@ from mirror.repository.flights import Reservation, Room
 from mirror.repository.grants import named_by
 from mirror.repository.names import NamesOnDisk
 from mirror.repository.tag_history import TagHistories
+from mirror.threads import to_its_end
 from mirror.transfer.inventory import ListedImage
 from mirror.transfer.layout_source import FileBody
 
@@ -412,14 +413,10 @@ class _Admitting:
 
     async def _in_thread(self, work: Callable[..., bool], *arguments: object) -> bool:
         """Run blocking work; when cancelled, end it and wait for that, because it uses files of ours."""
-        running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            self._stopped = True
-            with suppress(Exception):
-                await running
-            raise
+        return await to_its_end(asyncio.ensure_future(asyncio.to_thread(work, *arguments)), stop=self._stop)
+
+    def _stop(self) -> None:
+        self._stopped = True
 
     # ------------------------------------------------------------------------------------ what names the blobs
 

@@ -19,6 +19,7 @@ _MAY_IMPORT: Final = {
     # leaves
     "errors": set[str](),
     "once": set(),
+    "threads": set(),
     "telemetry": set(),
     "tracing": {"telemetry"},
     "memo": {"once"},
@@ -32,9 +33,9 @@ _MAY_IMPORT: Final = {
     "upstream": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once"},
     "access": {"errors", "oci", "policy", "ports", "telemetry", "once"},
     # what the product does, and HTTP in front of it
-    "repository": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once"},
-    "transfer": {"errors", "oci", "policy", "ports", "telemetry", "once", "repository"},
-    "server": {"errors", "oci", "policy", "ports", "telemetry", "repository", "transfer", "access"},
+    "repository": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once", "threads"},
+    "transfer": {"errors", "oci", "policy", "ports", "telemetry", "once", "threads", "repository"},
+    "server": {"errors", "oci", "policy", "ports", "telemetry", "repository", "transfer", "access", "threads"},
     # machines that pull
     "nodes": {"errors", "oci", "policy"},
     # processes
