@@ -35,7 +35,7 @@ from typing import Final
 from mirror import telemetry
 from mirror.errors import BlobUnknown, IndexUnavailable, StoreError, StoreFull
 from mirror.oci.digest import Digest
-from mirror.once import end
+from mirror.once import Once, end
 from mirror.policy.eviction import Measure, Victim, Water
 from mirror.policy.records import ContentRecord, ManifestNames
 from mirror.policy.sizes import format_size
@@ -59,9 +59,13 @@ _MOST_CANDIDATES: Final = 4096
 _TURN: Final = 20.0
 #: Blobs deleted before the index is told.
 _BATCH: Final = 256
-#: A sum found by walking the disk is believed for a second per so many blobs, but not longer than a minute.
-_WALKED_PER_SECOND: Final = 1000
+#: A sum found by walking the disk is believed for a second per so many blobs, but not longer than a minute: that keeps
+#: the walks to a small part of one thread. What other processes bring meanwhile is not in it, so it is soon done again
+#: where the store is small and they could fill it in no time.
+_BELIEVED_PER_SECOND: Final = 1000
 _WALK_EVERY: Final = 60.0
+#: Blobs that are walked while a fill waits: some tenths of a second at the most.
+_QUICKLY_WALKED: Final = 10_000
 #: Seconds between two rebuilds of the index, and between two suspicions that it lacks blobs.
 _REBUILD_EVERY: Final = 60.0
 _SUSPECT_EVERY: Final = 600.0
@@ -128,6 +132,7 @@ class Evictor:
         self._untold: dict[Digest, None] = {}
         self._reserved = 0
         self._evicting = asyncio.Lock()
+        self._walking = Once()
         self._index_up = True
         #: Blobs and bytes on disk, and when they were summed up.
         self._sum: tuple[int, int, float] | None = None
@@ -309,6 +314,7 @@ class Evictor:
                     telemetry.log.exception("evictor.crashed")
         finally:
             await self._stop_rebuilding()
+            await self._walking.aclose()
 
     async def tick(self) -> None:
         """One round of `run`. Raises `StoreError`."""
@@ -330,7 +336,9 @@ class Evictor:
     # --------------------------------------------------------------------------------------------- measuring
 
     async def _measure(self, *, patient: bool = True) -> Measure:
-        """Impatient: without an index an older sum will do, for a walk over a million blobs takes its time."""
+        """Impatient: without an index an older sum of a large store will do, for a walk over a million blobs takes its
+        time.
+        """
         held = await self._held(patient)
         growing, (free, disk) = await asyncio.to_thread(lambda: (self._store.growing(), self._store.free()))
         ours = self._protected()
@@ -351,11 +359,22 @@ class Evictor:
                 self._sum = (usage.blobs, usage.bytes, float("-inf"))
                 return usage.bytes
         known = self._sum
-        if known is None or (patient and not 0 <= self._now() - known[2] < _believed(known[0])):
-            blobs, total = await asyncio.to_thread(self._walk)
-            known = self._sum = (blobs, total, self._now())
+        if known is None or ((patient or known[0] <= _QUICKLY_WALKED) and self._is_old(known)):
+            # fills that begin together wait for the same walk; whoever evicts wants to see what was dropped before
+            known = await (self._walk_now() if patient else self._walking.run("all", self._walk_now))
         telemetry.STORE_BLOBS.set(known[0])
         return known[1]
+
+    def _is_old(self, known: tuple[int, int, float]) -> bool:
+        """Whether a walk is not believed any more, or the clock was set."""
+        blobs, _, at = known
+        return not 0 <= self._now() - at < min(_WALK_EVERY, blobs / _BELIEVED_PER_SECOND)
+
+    async def _walk_now(self) -> tuple[int, int, float]:
+        began = self._now()
+        blobs, total = await asyncio.to_thread(self._walk)
+        self._sum = blobs, total, began
+        return self._sum
 
     async def _index_is_whole(self) -> bool:
         """Whether it answers, and knows what the disk has."""
@@ -566,11 +585,6 @@ class Evictor:
 def _above_low(water: Water, measure: Measure) -> int:
     """Bytes above the low water."""
     return max(0, measure.used - int(water.limit(measure) * water.low))
-
-
-def _believed(blobs: int) -> float:
-    """Seconds for which a walk over so many blobs is believed."""
-    return min(_WALK_EVERY, 1.0 + blobs / _WALKED_PER_SECOND)
 
 
 def _remember(times: dict[Digest, float], digest: Digest, now: float) -> None:

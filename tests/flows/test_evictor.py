@@ -745,6 +745,42 @@ async def test_a_dead_index_and_a_thousand_fills(world: World) -> None:
     assert world.store.walks < 100
 
 
+async def test_a_dead_index_and_fills_of_several_processes(world: World) -> None:
+    """Row 47: none of them is told what the others bring, and together they stay within the capacity all the same."""
+    world.index.down = True
+    evictors = [world.another(lambda: ()) for _ in range(4)]
+    for number in range(300):
+        reservation = await evictors[number % 4].reserve(10)
+        await world.add(number, 10)
+        reservation.release()
+        world.clock.time += 0.03
+        assert len(world.present()) * 10 <= 1000
+
+
+async def test_a_large_store_without_an_index_is_not_walked_while_a_fill_waits() -> None:
+    """Above ten thousand blobs the last sum does, and the next round walks."""
+    world = World(capacity=1 << 30)
+    world.index.down = True
+    for number in range(10_001):
+        world.store.put(Digest.of(content := b"%d" % number), content)
+    await world.evictor.reserve(10)
+    world.clock.time += 50
+    await asyncio.gather(*(world.evictor.reserve(10) for _ in range(5)))
+    assert world.store.walks == 1
+    await world.evictor.tick()
+    assert world.store.walks == 2
+
+
+async def test_fills_that_begin_together_walk_once(world: World) -> None:
+    """Without an index, they wait for one sum."""
+    world.index.down = True
+    await world.add(1)
+    await asyncio.gather(*(world.evictor.reserve(10) for _ in range(5)))
+    world.clock.time += 50
+    await asyncio.gather(*(world.evictor.reserve(10) for _ in range(5)))
+    assert world.store.walks == 2
+
+
 async def test_uses_wait_for_the_index(world: World) -> None:
     """While it is down uses are kept, the log says so once, and once more when it is back; later uses win."""
     digests = [await world.add(number) for number in range(3)]
