@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 from typer.main import get_command
@@ -173,12 +172,3 @@ def test_an_unlisted_refinement_is_answered_like_its_ancestor() -> None:
         pass
 
     assert answer_for(Finer("x")) == ANSWERS[MirrorError]
-
-
-@pytest.mark.parametrize(
-    "page", [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"], ids=lambda page: page.name
-)
-def test_links_lead_somewhere(page: Path) -> None:
-    """No link to a file that is not there."""
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), target
