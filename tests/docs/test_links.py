@@ -26,7 +26,7 @@ def _prose(page: Path) -> str:
 
 @cache
 def _anchors(page: Path) -> frozenset[str]:
-    """As GitHub makes them of headings: lower case, hyphens for spaces, no other signs, numbered where they come again."""
+    """As GitHub makes them of headings: lower case, hyphens for spaces, no other signs, numbered from the second on."""
     found: set[str] = set()
     seen: Counter[str] = Counter()
     for heading in re.findall(r"^#{1,6} +(.+?) *$", _prose(page), re.MULTILINE):

@@ -17,7 +17,7 @@ from typing import Final
 import pytest
 
 from tests.support.images import publish_small
-from tests.support.process import ProgramProcess, program, run
+from tests.support.process import ProgramProcess, eventually, run
 from tests.support.registry_process import RegistryProcess
 from tests.support.wheels import pack_wheels, with_dependencies
 
@@ -160,7 +160,11 @@ def test_migration(tmp_path: Path, registry: RegistryProcess) -> None:
     """What a registry in proxy mode has kept is taken in, and pulled from the mirror while upstream is away."""
     with RegistryProcess(tmp_path / "old", proxy=registry.url) as old:
         source = f"docker://{old.address}/library/alpine:latest"
-        run([program("skopeo"), "copy", "--src-tls-verify=false", source, f"dir:{tmp_path / 'pulled'}"])
+        run(["skopeo", "copy", "--src-tls-verify=false", source, f"dir:{tmp_path / 'pulled'}"])
+        # it stores what it serves behind the answer
+        blobs = publish_small(registry.url, "docker.io", "library/alpine", "latest").native.blobs
+        kept = tmp_path / "old/data/docker/registry/v2/blobs/sha256"
+        eventually(lambda: all((kept / one[7:9] / one[7:] / "data").exists() for one in blobs), "it has stored them")
     folder = tmp_path / "new"
     folder.mkdir()
     (folder / "hub-token").write_text("secret\n")
