@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from mirror import telemetry
@@ -51,16 +52,55 @@ _ALONE = {
 }
 
 
+def _inner(field: FieldInfo) -> list[type[BaseModel]]:
+    """The sections that a field holds; none where it is a setting itself."""
+    kinds = [field.annotation]
+    for kind in kinds:
+        kinds += getattr(kind, "__args__", ())
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
 def settings(model: type[BaseModel]) -> set[str]:
     """Names of all settings, also within sections."""
     found: set[str] = set()
     for name, field in model.model_fields.items():
-        inner = [one for one in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(one, type)]
-        sections = [one for one in inner if issubclass(one, BaseModel)]
-        found |= {field.alias or name} if not sections else set()
-        for section in sections:
-            found |= settings(section)
+        found |= set().union(*map(settings, inner)) if (inner := _inner(field)) else {field.alias or name}
     return found
+
+
+def by_section() -> dict[str, set[str]]:
+    """The settings of each table of the file, with those of tables within it; "" are those that stand in none."""
+    found: dict[str, set[str]] = {"": set()}
+    for name, field in Config.model_fields.items():
+        if inner := _inner(field):
+            found[name] = set().union(*map(settings, inner))
+        else:
+            found[""].add(name)
+    return found
+
+
+def sections_of_page() -> dict[str, str]:
+    """The text below each heading of the page about the configuration, by the table that it is about."""
+    page = (ROOT / "docs/configuration.md").read_text()
+    _, *parts = re.split(r"^## (.+)$", page, flags=re.MULTILINE)
+    found = dict(zip(parts[::2], parts[1::2], strict=True))
+    return {"" if name == "Top level" else name.strip("`[]"): text for name, text in found.items()}
+
+
+def sections_of_example() -> dict[str, str]:
+    """The lines of each table of the example file, of all tables of that name and of those within it together."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in (ROOT / "config/mirror.toml").read_text().splitlines():
+        if heading := re.fullmatch(r"#?\[{1,2}(\w+)[\w.]*\]{1,2}", line):
+            name = heading[1]
+        found[name] = f"{found.get(name, '')}{line}\n"
+    return found
+
+
+def rows(page: str) -> list[str]:
+    """The rows of all tables of a page, without their first column's bar."""
+    return [line.removeprefix("| ") for line in (ROOT / page).read_text().splitlines() if line.startswith("| ")]
 
 
 def every_error(root: type[MirrorError] = MirrorError) -> set[type[MirrorError]]:
@@ -69,13 +109,14 @@ def every_error(root: type[MirrorError] = MirrorError) -> set[type[MirrorError]]
 
 
 def test_every_setting_is_documented_and_in_the_example() -> None:
-    """Each setting stands in the page about the configuration, and in the example file."""
-    page = (ROOT / "docs/configuration.md").read_text()
-    example = (ROOT / "config/mirror.toml").read_text()
-    names = settings(Config)
-    assert len(names) > 30
-    assert {name for name in names if f"`{name}`" not in page} == set()
-    assert {name for name in names if not re.search(rf"^#?{name} = ", example, re.MULTILINE)} == set()
+    """Each setting stands in its section of the page about the configuration, and in its table of the example file."""
+    page, example = sections_of_page(), sections_of_example()
+    assert sum(map(len, by_section().values())) > 100
+    for section, names in by_section().items():
+        assert {name for name in names if f"`{name}`" not in page[section]} == set(), f"page: [{section}]"
+        lines = example.get(section, "")
+        missing = {name for name in names if not re.search(rf"^#?{name} = ", lines, re.MULTILINE)}
+        assert missing == set(), f"example: [{section}]"
 
 
 def test_the_example_configuration_is_good(tmp_path: Path) -> None:
@@ -131,27 +172,27 @@ def test_defaults_in_the_example_are_the_defaults(tmp_path: Path) -> None:
 
 
 def test_every_metric_is_documented() -> None:
-    """Each metric that is declared stands in the page about running."""
-    page = (ROOT / "docs/running.md").read_text()
+    """Each metric that is declared stands in the first column of a table of the page about running."""
+    first = " ".join(row.partition(" |")[0] for row in rows("docs/running.md"))
     metrics = [one for one in vars(telemetry).values() if isinstance(one, MetricWrapperBase)]
     assert len(metrics) > 10
     for metric in metrics:
         for family in metric.describe():
             name = f"{family.name}_total" if family.type == "counter" else family.name
-            assert f"`{name}`" in page, name
+            assert f"`{name}`" in first, name
 
 
 def test_every_command_is_documented() -> None:
-    """Each command that is not hidden stands in the page about running, with its options."""
-    page = (ROOT / "docs/running.md").read_text()
+    """Each command that is not hidden has a row of its own in the page about running, which names its options."""
+    table = rows("docs/running.md")
     group = get_command(application)
     commands = {name: one for name, one in group.commands.items() if not one.hidden}  # type: ignore[attr-defined]
     assert "serve" in commands
     for name, command in commands.items():
-        assert f"`mirror {name}`" in page
+        [row] = [one for one in table if one.startswith(f"`mirror {name}` |")]
         for option in command.params:
             if option.name not in ("help", "config"):
-                assert any(f"`{flag}`" in page for flag in option.opts), (name, option.name)
+                assert any(f"`{flag}`" in row for flag in option.opts), (name, option.name)
 
 
 def test_every_error_is_documented_and_has_an_answer() -> None:
