@@ -33,6 +33,7 @@ __all__ = [
     "image_pattern",
     "is_loopback",
     "listen",
+    "network",
     "pin_pattern",
     "proxy",
     "rate",
@@ -53,6 +54,14 @@ def default_root() -> Path:
     if os.access(system if system.exists() else system.parent, os.W_OK):
         return system
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "mirror"
+
+
+def network(text: str) -> str:
+    """An address, or a network as `10.0.0.0/8`."""
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        raise ValueError(f"{text[:80]!r} is neither an address nor a network such as 10.0.0.0/8: {error}") from error
 
 
 def listen(text: str) -> str:

@@ -19,6 +19,7 @@ _MAY_IMPORT: Final = {
     # leaves
     "errors": set[str](),
     "once": set(),
+    "beats": set(),
     "telemetry": set(),
     "tracing": {"telemetry"},
     "memo": {"once"},
@@ -39,7 +40,7 @@ _MAY_IMPORT: Final = {
     "nodes": {"errors", "oci", "policy"},
     # processes
     "listen": {"errors"},
-    "supervisor": {"errors", "telemetry", "listen"},
+    "supervisor": {"errors", "telemetry", "listen", "beats"},
 }
 
 #: Libraries that only some parts may know.
