@@ -59,9 +59,10 @@ def default_root() -> Path:
 def network(text: str) -> str:
     """An address, or a network as `10.0.0.0/8`."""
     try:
-        return str(ipaddress.ip_network(text))
+        ipaddress.ip_network(text)
     except ValueError as error:
         raise ValueError(f"{text[:80]!r} is neither an address nor a network such as 10.0.0.0/8: {error}") from error
+    return text
 
 
 def listen(text: str) -> str:
