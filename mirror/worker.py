@@ -130,7 +130,8 @@ class _Runner(web.BaseRunner):
     """aiohttp's runner for our own server class."""
 
     def __init__(self, answers: Answers, settings: ServerSettings, entrance: Entrance) -> None:
-        super().__init__(shutdown_timeout=settings.drain)
+        # for aiohttp, 0 is no bound at all
+        super().__init__(shutdown_timeout=max(settings.drain, 0.001))
         self._answers = answers
         self._settings = settings
         self._entrance = entrance

@@ -140,6 +140,7 @@ async def build(config: Config, *, housework: bool = True, pulse: Pulse | None =
             lists=content_lists(config),
             keys={str(path): read_key(path) for route in config.route for path in route.signed_by},
         )
+        upstreams.forgotten = router.forget
         stack.push_async_callback(router.aclose)
         kept = LocalRecent(storage.layout, hold=storage.locks.try_hold)
         stack.callback(kept.close)

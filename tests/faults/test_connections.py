@@ -215,7 +215,9 @@ async def test_26_pipelined_requests_are_no_drip(mirror: LiveMirror) -> None:
     """Row 26: requests that are cut anywhere and come in time are all answered, on one connection."""
     many = _WHOLE * 5
     for at in range(1, len(many), 7):
-        received = await mirror.raw(many[:at], many[at:] + _WHOLE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        received = await mirror.raw(
+            many[:at], many[at:] + _WHOLE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        )
         assert received.count(b"HTTP/1.1 200 OK") == 6
 
 
