@@ -54,7 +54,9 @@ class Upstreams:
         self.table = routing_table(config)
         #: The one that was asked for last is the last one.
         self._made: dict[str, RegistryUpstream | EndpointsUpstream] = {}
-        self._parting: dict[asyncio.TimerHandle, list[RegistryUpstream | EndpointsUpstream]] = {}
+        #: Those that are closed in a while.
+        self._parting: dict[int, tuple[asyncio.TimerHandle, list[RegistryUpstream | EndpointsUpstream]]] = {}
+        self._gone = 0
         self._closing: set[asyncio.Task[None]] = set()
         self.forgotten: Callable[[], None] = lambda: None
 
@@ -89,11 +91,13 @@ class Upstreams:
             return
         parting = [self._made.pop(name) for name in hosts[: MOST_HOSTS // 2]]
         self.forgotten()
-        timer = asyncio.get_running_loop().call_later(_PARTING, lambda: self._part(timer))
-        self._parting[timer] = parting
+        self._gone += 1
+        timer = asyncio.get_running_loop().call_later(_PARTING, self._part, self._gone)
+        self._parting[self._gone] = timer, parting
 
-    def _part(self, timer: asyncio.TimerHandle) -> None:
-        task = asyncio.create_task(_close(self._parting.pop(timer)))
+    def _part(self, number: int) -> None:
+        _, parting = self._parting.pop(number)
+        task = asyncio.create_task(_close(parting))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -172,7 +176,7 @@ class Upstreams:
 
     async def aclose(self) -> None:
         parting, self._parting = self._parting, {}
-        for timer, upstreams in parting.items():
+        for timer, upstreams in parting.values():
             timer.cancel()
             await _close(upstreams)
         await asyncio.gather(*self._closing)

@@ -146,6 +146,6 @@ def _replicas(stack: ExitStack, registry: FakeRegistry, tmp_path: Path, index: s
     for number in range(2):
         folder = tmp_path / f"replica-{number}"
         folder.mkdir()
-        config = write_config(folder, {"docker.io": registry.url}, workers=2, index=index)
+        config = write_config(folder, {"docker.io": registry.url}, workers=1, index=index)
         mirrors.append(stack.enter_context(MirrorProcess(config)))
     return mirrors

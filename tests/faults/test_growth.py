@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from mirror.app import upstreams
 from mirror.config import Config
@@ -89,8 +90,9 @@ async def test_81_hosts_under_a_wildcard(tmp_path: Path, tally: Tally) -> None:
     """Row 81: hosts that are made up under a wildcard never have more than so many upstreams, and what an operator has
     named stays, with its connections; whoever holds on to upstreams is told to let go.
     """
-    tables = [{"name": "*.example"}, {"name": "docker.io"}]
-    config = Config(upstream=tables, store={"root": tmp_path / "store"})
+    content: dict[str, Any] = {"store": {"root": tmp_path / "store"}}
+    content["upstream"] = [{"name": "*.example"}, {"name": "docker.io"}]
+    config = Config(**content)
     memo = Memo()
     told = 0
 
