@@ -80,7 +80,7 @@ def test_26_heads_that_drip_are_cut_off(registry: FakeRegistry, tmp_path: Path) 
     has been answered; others are answered meanwhile, the metric counts each, and the log tells of it once a minute.
     """
     config = write_config(tmp_path, {"docker.io": registry.url}, workers=1)
-    with MirrorProcess(config, env={"MIRROR__SERVER__REQUEST_HEAD": "500ms", "MIRROR__SERVER__IDLE": "1h"}) as mirror:
+    with MirrorProcess(config, env={"MIRROR__SERVER__REQUEST_HEAD": "2s", "MIRROR__SERVER__IDLE": "1h"}) as mirror:
         with _connected(mirror.port) as steady, _connected(mirror.port) as new, _connected(mirror.port) as used:
             assert _ask(steady) == b"HTTP/1.1 200 OK"
             assert _ask(used) == b"HTTP/1.1 200 OK"
@@ -99,7 +99,7 @@ def test_26_heads_that_drip_are_cut_off(registry: FakeRegistry, tmp_path: Path) 
 def test_26_connections_without_a_request_are_closed(registry: FakeRegistry, tmp_path: Path) -> None:
     """Row 26: who connects and says nothing, and who says nothing more after an answer, is closed after `idle`."""
     config = write_config(tmp_path, {"docker.io": registry.url}, workers=1)
-    with MirrorProcess(config, env={"MIRROR__SERVER__IDLE": "300ms"}) as mirror:
+    with MirrorProcess(config, env={"MIRROR__SERVER__IDLE": "1500ms"}) as mirror:
         with _connected(mirror.port) as silent, _connected(mirror.port) as used:
             assert _ask(used) == b"HTTP/1.1 200 OK"
             assert silent.recv(1) == b""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -53,18 +53,19 @@ def _expect_whole(crowd: Crowd) -> None:
     assert not wrong, f"{len(wrong)} of {len(crowd.clients)}: {wrong[:5]}"
 
 
-def test_57_a_thousand_clients_over_several_workers(
-    registry: FakeRegistry, tmp_path: Path, times: Callable[[str, int], int], tally: Tally
-) -> None:
+def test_57_a_thousand_clients_over_several_workers(registry: FakeRegistry, tmp_path: Path, tally: Tally) -> None:
     """Row 57: 1,000 clients over four workers ask for one cold blob while it comes: upstream is asked once and sends it
     once, every client gets bytes before the download is over, and all of them.
     """
-    content = noise(times("CROWD_BYTES", 2 << 20))
+    content = noise(2 << 20)
     half = len(content) // 2
     registry.add_image("library/app", "v1", [content])
     gate = Stall()
     registry.fail("blobs", stall(gate, after=half))
     config = write_config(tmp_path, {"docker.io": registry.url}, workers=4)
+    url = f'url = "{registry.url}"'
+    # upstream says nothing until everybody is there, however long that takes
+    config.write_text(config.read_text().replace(url, f'{url}\nread_timeout = "1h"'))
     with (
         _descriptors(2048),
         MirrorProcess(config) as mirror,
@@ -79,9 +80,9 @@ def test_57_a_thousand_clients_over_several_workers(
         gate.release()
         crowd.finish()
         _expect_whole(crowd)
-    asked = registry.count("blobs", "GET")
-    tally(clients=len(crowd.clients), workers=used, bytes=crowd.size, gets=asked)
-    assert asked == 1
+    asked = [request.header("Range") for request in registry.of_kind("blobs", "GET")]
+    tally(clients=len(crowd.clients), workers=used, bytes=crowd.size, gets=len(asked))
+    assert asked == [None]
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["alone", "redis"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import random
 import signal
 import socket
 import ssl
@@ -225,6 +226,20 @@ def test_66_unix_listeners_stay(full: FakeRegistry, tmp_path: Path) -> None:
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
+def _port_for_servers() -> int:
+    """A free port that the kernel gives to no client: one that connects to a port where nobody listens may otherwise be
+    given that very port, and be connected with itself.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.sample(range(max(1025, lowest - 10_000), lowest), 100):
+        try:
+            with closing(socket.create_server(("127.0.0.1", port))):
+                return port
+        except OSError:
+            continue  # taken
+    raise AssertionError("no port is free")
+
+
 def test_65_told_to_end_while_clients_pull(
     full: FakeRegistry, tmp_path: Path, times: Callable[[str, int], int], tally: Tally
 ) -> None:
@@ -233,8 +248,7 @@ def test_65_told_to_end_while_clients_pull(
     """
     rounds = times("STOPS", 2)
     config = write_config(tmp_path, {"docker.io": full.url}, workers=2, tag_ttl="0s")
-    with closing(socket.create_server(("127.0.0.1", 0))) as reserved:
-        port = int(reserved.getsockname()[1])
+    port = _port_for_servers()
     listen = ("--listen", f"127.0.0.1:{port}")
     with Stubborn(port, _IMAGES, clients=4, tries=2000, pause=0.02, seed=3) as clients:
         for _ in range(rounds):
