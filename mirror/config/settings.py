@@ -78,10 +78,10 @@ class ServerSettings(_Section):
     connections_per_client: int = Field(
         0, ge=0, description="Open connections of one client address at most, per worker; 0: as many as it likes."
     )
-    connections_unlimited: list[Annotated[str, AfterValidator(values.network)]] = Field(
-        ["127.0.0.0/8", "::1"], description="Addresses and networks that this does not bind: proxies, ingresses."
-    )
-    blocked: Seconds = Field(
+    connections_unlimited: Annotated[
+        list[Annotated[str, AfterValidator(values.network)]], BeforeValidator(values.split)
+    ] = Field(["127.0.0.0/8", "::1"], description="Addresses and networks that this does not bind: proxies, ingresses.")
+    blocked: Annotated[Seconds, AfterValidator(values.blocked)] = Field(
         30.0, description="A worker whose event loop stands still for so long is replaced; 0: it never is."
     )
     access_log: bool = Field(True, description="One log line per request.")

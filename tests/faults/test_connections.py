@@ -229,3 +229,11 @@ def test_26_what_is_no_network(tmp_path: Path, wrong: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(file)
     assert caught.value.mistakes[0].startswith("server.connections_unlimited[2]: ")
+
+
+def test_26_networks_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list may be written with commas there, as other lists."""
+    file = tmp_path / "mirror.toml"
+    file.write_text("")
+    monkeypatch.setenv("MIRROR__SERVER__CONNECTIONS_UNLIMITED", "10.0.0.0/8, fd00::/8,192.0.2.1")
+    assert load(file).server.connections_unlimited == ["10.0.0.0/8", "fd00::/8", "192.0.2.1"]

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from mirror.beats import Beats, Pulse
+from mirror.config import load
+from mirror.errors import ConfigError
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
@@ -176,3 +178,16 @@ def test_69_silence_is_told_by_all_who_serve() -> None:
         second.beats.close()
     finally:
         beats.close()
+
+
+@pytest.mark.parametrize(("given", "is_good"), [("0", True), ("2s", True), ("1s", False)])
+def test_69_how_long_is_blocked(tmp_path: Path, given: str, is_good: bool) -> None:
+    """Row 69: a time in which a worker may merely be busy is refused, by its name."""
+    file = tmp_path / "mirror.toml"
+    file.write_text(f'[server]\nblocked = "{given}"\n')
+    if is_good:
+        load(file)
+        return
+    with pytest.raises(ConfigError, match="too short") as caught:
+        load(file)
+    assert caught.value.mistakes[0].startswith("server.blocked: ")
