@@ -1,6 +1,7 @@
 """The parent of the workers: starts them, replaces those that die, exchanges them for a new configuration, ends them.
 
     slot: starting ──> ready ──> ended ──(pause, longer each time it died young)──> starting
+                          ├──(its event loop stands still for too long)──> stacks written, killed ──> ended
                           ├──(SIGHUP: its successor is ready)──> draining ──> ended
                           └──(SIGTERM to the parent)──────────> draining ──> ended; killed if it takes too long
 
@@ -33,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirror import telemetry
+from mirror.beats import Beats
 from mirror.errors import ConfigError, MirrorError
 from mirror.listen import AdminListener, address_of
 
@@ -45,6 +47,10 @@ _LONGEST_PAUSE = 30.0
 _GRACE = 10.0
 #: Seconds that a worker of a new configuration has until it answers.
 _START = 60.0
+#: Seconds between two looks at whether the workers' event loops turn.
+_LOOK = 0.5
+#: Seconds that a worker has to write down what its threads are doing.
+_TO_SAY = 1.0
 #: Exit status of commands whose configuration cannot be used.
 _UNUSABLE = 2
 _MEMORY = "/dev/shm"  # noqa: S108 - the folder's name cannot be guessed, and it is ours alone
@@ -53,7 +59,8 @@ _METRICS = "mirror-metrics-"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What workers are started with: `arguments` of their command, `descriptors` that they inherit, `drain` in seconds.
+    """What workers are started with: `arguments` of their command, `descriptors` that they inherit, `drain` in seconds,
+    and for how many seconds their event loop may stand still (`blocked`; 0: for ever).
 
     The descriptors are the plan's own.
     """
@@ -62,6 +69,7 @@ class Plan:
     drain: float
     tls: bool = False
     descriptors: Sequence[int] = ()
+    blocked: float = 0.0
 
     def close(self) -> None:
         """Once no worker will be started with it any more."""
@@ -152,6 +160,7 @@ class _Supervisor:
         self._current: dict[int, _Worker] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._alive, self._life = os.pipe()
+        self._beats = Beats.of(len(listeners))
         self._environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": metrics}
 
     async def run(self) -> None:
@@ -170,6 +179,7 @@ class _Supervisor:
                 self._say_listening()
                 working += [asyncio.create_task(self._keep(slot)) for slot in range(len(self._listeners))]
                 working.append(asyncio.create_task(self._heed_hang_ups()))
+                working.append(asyncio.create_task(self._watch()))
                 await stopping
         finally:
             self._stop.set()
@@ -179,6 +189,7 @@ class _Supervisor:
             await asyncio.gather(*working, return_exceptions=True)
             await self._end()
             self._plan.close()
+            self._beats.close()
             os.close(self._life)
             os.close(self._alive)
 
@@ -226,7 +237,8 @@ class _Supervisor:
             asked = [admin.sockets[slot].fileno() for admin in self._admin]
             descriptors += asked
             command += ["--admin", ",".join(map(str, asked))]
-        descriptors += [*plan.descriptors, tell, self._alive]
+        command += ["--beats", str(self._beats.descriptor), "--slot", str(slot)]
+        descriptors += [*plan.descriptors, tell, self._alive, self._beats.descriptor]
         try:
             process = await asyncio.create_subprocess_exec(
                 *command, pass_fds=descriptors, env=self._environment, start_new_session=True
@@ -246,9 +258,14 @@ class _Supervisor:
         loop.add_reader(told, answered)
         worker = _Worker(slot, process, plan.drain, ready, asyncio.create_task(self._bury(process)))
         self._workers.add(worker)
-        worker.ended.add_done_callback(lambda _: self._workers.discard(worker))
+        worker.ended.add_done_callback(lambda _: self._ended(worker))
         telemetry.log.info("worker started", slot=slot, worker=process.pid)
         return worker
+
+    def _ended(self, worker: _Worker) -> None:
+        self._workers.discard(worker)
+        if self._current.get(worker.slot) is worker:
+            self._beats.put(worker.slot, 0)
 
     async def _bury(self, process: asyncio.subprocess.Process) -> int:
         code = await process.wait()
@@ -261,6 +278,32 @@ class _Supervisor:
         for leftover in Path(self._environment["PROMETHEUS_MULTIPROC_DIR"]).glob(f"gauge_live*_{pid}.db"):
             with suppress(OSError):
                 leftover.unlink()
+
+    # ------------------------------------------------------------------------------------------ those that hang
+
+    async def _watch(self) -> None:
+        """Kill a worker whose event loop stands still; its slot is filled again as if it had died.
+
+        Counted in looks of ours, not by the clock: when the whole machine or its container stood still, it was nobody's
+        fault.
+        """
+        looks: dict[int, tuple[_Worker, int, int]] = {}
+        while True:
+            await asyncio.sleep(_LOOK)
+            for slot, worker in list(self._current.items()):
+                last = self._beats.last(slot)
+                known, before, count = looks.get(slot, (worker, 0, 0))
+                count = count + 1 if (known, before) == (worker, last) and last else 0
+                looks[slot] = worker, last, count
+                if self._plan.blocked and count * _LOOK >= self._plan.blocked:
+                    telemetry.log.error(
+                        "worker blocked; killed", slot=slot, worker=worker.process.pid, blocked=count * _LOOK
+                    )
+                    self._beats.put(slot, 0)
+                    # what it was doing, if it still can say so
+                    _signal(worker, signal.SIGUSR2)
+                    await asyncio.wait([worker.ended], timeout=_TO_SAY)
+                    _signal(worker, signal.SIGKILL)
 
     # ------------------------------------------------------------------------------- another configuration
 

@@ -25,6 +25,7 @@ __all__ = [
     "BUDGET_REMAINING",
     "BUILD",
     "CONNECTIONS",
+    "CONNECTIONS_DROPPED",
     "CONTENT_TYPE",
     "CPU_SECONDS",
     "DESCRIPTORS",
@@ -85,6 +86,11 @@ REQUEST_SECONDS: Final = Histogram(
 )
 SENT_BYTES: Final = Counter("mirror_sent_bytes", "Bytes of bodies sent to clients", ["cache"])
 CONNECTIONS: Final = Gauge("mirror_connections", "Open connections of clients", multiprocess_mode="livesum")
+CONNECTIONS_DROPPED: Final = Counter(
+    "mirror_connections_dropped",
+    "Connections that were not kept: too many of one address, or a request that came too slowly",
+    ["reason"],
+)
 
 UPSTREAM_REQUESTS: Final = Counter(
     "mirror_upstream_requests",

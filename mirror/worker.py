@@ -12,6 +12,7 @@ all answers of that moment say `Connection: close`: a client that has sent a req
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import os
 import resource
 import signal
@@ -19,6 +20,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TypeAlias
 
@@ -27,10 +29,12 @@ from aiohttp import web
 
 from mirror import telemetry
 from mirror.app import build
+from mirror.beats import Pulse
 from mirror.config import Config, ServerSettings
 from mirror.errors import ConfigError
 from mirror.listen import is_local
 from mirror.once import end
+from mirror.server.entrance import Entrance
 from mirror.server.front import FrontServer
 
 __all__ = ["run_worker"]
@@ -48,13 +52,18 @@ def run_worker(
     ready: Callable[[], None],
     parent: int | None = None,
     admin: Sequence[socket.socket] = (),
+    pulse: Pulse | None = None,
 ) -> None:
-    """Serve until told to stop. `ready` is called once requests are answered; `parent` is a descriptor that reports
-    end-of-file when the parent process is gone; `admin` are the listeners of the admin API. Raises `StoreError`,
-    `ConfigError`.
+    """Serve until told to stop; SIGUSR2 writes to standard error what every thread is doing.
+
+    `ready` is called once requests are answered; `parent` is a descriptor that reports end-of-file when the parent
+    process is gone; `admin` are the listeners of the admin API; `pulse` is where it says that it lives. Raises
+    `StoreError`, `ConfigError`.
     """
     _raise_descriptor_limit()
-    uvloop.run(_serve(config, listeners, ready, parent, admin))
+    # by the C library alone: it works while the interpreter stands still
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    uvloop.run(_serve(config, listeners, ready, parent, admin, pulse))
 
 
 def _raise_descriptor_limit() -> None:
@@ -74,6 +83,7 @@ async def _serve(
     ready: Callable[[], None],
     parent: int | None,
     admin: Sequence[socket.socket],
+    pulse: Pulse | None,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -84,11 +94,11 @@ async def _serve(
     if parent is not None:
         loop.add_reader(parent, stop.set)
     tls = _tls(config.server, config.access.client_ca)
-    async with build(config) as app:
-        runner = _Runner(app.front, config.server)
+    async with build(config, pulse=pulse) as app:
+        runner = _Runner(app.front, config.server, _entrance(config.server))
         await runner.setup()
         sites = [web.SockSite(runner, one, ssl_context=tls, backlog=4096) for one in listeners]
-        asked = _Runner(app.admin, config.server)
+        asked = _Runner(app.admin, config.server, Entrance(head=config.server.request_head))
         await asked.setup()
         # on loopback nobody listens in
         sites += [web.SockSite(asked, one, ssl_context=None if is_local(one) else tls) for one in admin]
@@ -99,6 +109,8 @@ async def _serve(
         await stop.wait()
         telemetry.log.info("draining", worker=os.getpid())
         app.readiness.drain()
+        if pulse is not None:
+            pulse.rest()
         if parent is not None:
             loop.remove_reader(parent)
         # others go on listening on the same sockets
@@ -117,10 +129,12 @@ async def _serve(
 class _Runner(web.BaseRunner):
     """aiohttp's runner for our own server class."""
 
-    def __init__(self, answers: Answers, settings: ServerSettings) -> None:
-        super().__init__(shutdown_timeout=settings.drain)
+    def __init__(self, answers: Answers, settings: ServerSettings, entrance: Entrance) -> None:
+        # for aiohttp, 0 is no bound at all
+        super().__init__(shutdown_timeout=max(settings.drain, 0.001))
         self._answers = answers
         self._settings = settings
+        self._entrance = entrance
         self._made: FrontServer | None = None
 
     async def shutdown(self) -> None:
@@ -134,6 +148,7 @@ class _Runner(web.BaseRunner):
     async def _make_server(self) -> FrontServer:
         self._made = FrontServer(
             self._answers,
+            entrance=self._entrance,
             access_log=None,
             keepalive_timeout=self._settings.idle,
             lingering_time=2.0,
@@ -143,6 +158,14 @@ class _Runner(web.BaseRunner):
 
     async def _cleanup_server(self) -> None:
         """The server has no resources of its own."""
+
+
+def _entrance(settings: ServerSettings) -> Entrance:
+    return Entrance(
+        head=settings.request_head,
+        most=settings.connections_per_client,
+        unlimited=[ip_network(one) for one in settings.connections_unlimited],
+    )
 
 
 def _tls(settings: ServerSettings, client_ca: Path | None) -> ssl.SSLContext | None:

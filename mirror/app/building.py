@@ -23,6 +23,7 @@ from mirror.app.routes import content_lists, route_rule
 from mirror.app.storage import MISSES_LOCK, InFlight, open_storage, pin_rules
 from mirror.app.syncing import make_sync, open_leases
 from mirror.app.upstreams import Upstreams
+from mirror.beats import Pulse
 from mirror.config import (
     Config,
     TraceSettings,
@@ -44,7 +45,7 @@ from mirror.repository.router import Router
 from mirror.repository.shelf import Shelf
 from mirror.repository.tag_history import TagHistories
 from mirror.server.admin import Admin
-from mirror.server.front import Front
+from mirror.server.front import Front, Page
 from mirror.server.health import Readiness, health_pages
 from mirror.server.keeping import Keeping
 from mirror.server.pulse import keep_pulse
@@ -66,8 +67,10 @@ _SENDING_THREADS = 16
 
 
 @asynccontextmanager
-async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]:
+async def build(config: Config, *, housework: bool = True, pulse: Pulse | None = None) -> AsyncIterator[App]:
     """Everything that one worker needs, opened; a command does without the `housework` of a server.
+
+    `pulse` is where a worker says that it lives.
 
     Raises `StoreError`, `ConfigError`.
     """
@@ -137,6 +140,7 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
             lists=content_lists(config),
             keys={str(path): read_key(path) for route in config.route for path in route.signed_by},
         )
+        upstreams.forgotten = router.forget
         stack.push_async_callback(router.aclose)
         kept = LocalRecent(storage.layout, hold=storage.locks.try_hold)
         stack.callback(kept.close)
@@ -150,7 +154,7 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
         front = Front(
             router,
             sender,
-            health_pages(readiness),
+            _pages(config, readiness, pulse),
             log_requests=config.server.access_log,
             gate=gate,
             audit=audit,
@@ -201,7 +205,7 @@ async def build(config: Config, *, housework: bool = True) -> AsyncIterator[App]
                 storage.evictor.run(),
                 keep_house(config, storage),
                 keep_scrubbing(config, app),
-                keep_pulse(),
+                keep_pulse(beat=pulse.beat) if pulse else keep_pulse(),
                 recent.run(),
                 workers.run(),
                 traffic.run(),
@@ -234,6 +238,13 @@ class _Status:
             "traffic": (await asyncio.to_thread(total)).to_json(),
             "offline": self._offline,
         }
+
+
+def _pages(config: Config, readiness: Readiness, pulse: Pulse | None) -> dict[str, Page]:
+    blocked = config.server.blocked
+    if pulse is None or not blocked:
+        return health_pages(readiness)
+    return health_pages(readiness, silence=pulse.beats.silence, longest=blocked / 2)
 
 
 def _make_workers(storage: Storage, shelf: Shelf, flights: Flights, upstreams: Upstreams) -> Workers:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from mirror import __version__, telemetry
@@ -29,12 +30,21 @@ from mirror.upstream.providers import ProviderOptions, open_provider
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.registry import RegistryUpstream, unverified
 
-__all__ = ["Upstreams", "open_registries", "upstream_urls"]
+__all__ = ["MOST_HOSTS", "Upstreams", "open_registries", "upstream_urls"]
+
+#: Hosts under wildcards that are kept.
+MOST_HOSTS: Final = 200
+#: Seconds, longer than any small answer may take; blobs that are being read are read on.
+_PARTING: Final = 60.0
 
 
 class Upstreams:
     """Upstreams by the name that content is filed under, made when first needed. One entry with a wildcard makes one
     for each host: credentials and connections of one are never used for another.
+
+    Clients can make up hosts under a wildcard without end. Of those only so many are kept: the half that was asked for
+    longest ago is then given up, `forgotten` is called, and their connections are closed once what was asked has had
+    its time. One that is wanted again is made again.
     """
 
     def __init__(self, config: Config, executor: Executor, memo: Memo) -> None:
@@ -42,7 +52,13 @@ class Upstreams:
         self._memo = memo
         self._settings = {entry.name: entry for entry in config.upstream}
         self.table = routing_table(config)
+        #: The one that was asked for last is the last one.
         self._made: dict[str, RegistryUpstream | EndpointsUpstream] = {}
+        #: Those that are closed in a while.
+        self._parting: dict[int, tuple[asyncio.TimerHandle, list[RegistryUpstream | EndpointsUpstream]]] = {}
+        self._gone = 0
+        self._closing: set[asyncio.Task[None]] = set()
+        self.forgotten: Callable[[], None] = lambda: None
 
     def open(self) -> list[RegistryUpstream]:
         """Make every registry that has no wildcard, so that mistakes show at start; each address of each.
@@ -58,13 +74,32 @@ class Upstreams:
 
     def named(self, name: str) -> RegistryUpstream | EndpointsUpstream:
         """The upstream of a registry that the table knows."""
-        found = self._made.get(name)
+        found = self._made.pop(name, None)
         if found is None:
             known = self.table.registry(name)
             if known is None:
                 raise KeyError(name)
-            found = self._made[name] = self._make(name, self._settings[known[1].name])
+            found = self._make(name, self._settings[known[1].name])
+            if name not in self._settings:
+                self._make_room()
+        self._made[name] = found
         return found
+
+    def _make_room(self) -> None:
+        hosts = [name for name in self._made if name not in self._settings]
+        if len(hosts) < MOST_HOSTS:
+            return
+        parting = [self._made.pop(name) for name in hosts[: MOST_HOSTS // 2]]
+        self.forgotten()
+        self._gone += 1
+        timer = asyncio.get_running_loop().call_later(_PARTING, self._part, self._gone)
+        self._parting[self._gone] = timer, parting
+
+    def _part(self, number: int) -> None:
+        _, parting = self._parting.pop(number)
+        task = asyncio.create_task(_close(parting))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     def label(self, name: str) -> str:
         """The entry that a registry falls under: bounded by the configuration, where names under a wildcard are not."""
@@ -140,8 +175,17 @@ class Upstreams:
         }
 
     async def aclose(self) -> None:
-        for upstream in self._made.values():
-            await upstream.aclose()
+        parting, self._parting = self._parting, {}
+        for timer, upstreams in parting.values():
+            timer.cancel()
+            await _close(upstreams)
+        await asyncio.gather(*self._closing)
+        await _close(self._made.values())
+
+
+async def _close(upstreams: Iterable[RegistryUpstream | EndpointsUpstream]) -> None:
+    for upstream in upstreams:
+        await upstream.aclose()
 
 
 @asynccontextmanager

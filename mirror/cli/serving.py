@@ -13,6 +13,7 @@ import typer
 
 from mirror import config as settings
 from mirror import telemetry
+from mirror.beats import Beats, Pulse
 from mirror.cli.base import ConfigFile, application
 from mirror.errors import ConfigError
 from mirror.listen import AdminListener, open_admin, open_listeners
@@ -36,11 +37,11 @@ def serve(
     telemetry.set_up_logging(loaded.log.level)
 
     def plan(now: settings.Config) -> Plan:
-        tls, drain = now.server.tls_certificate is not None, now.server.drain
+        tls, drain, blocked = now.server.tls_certificate is not None, now.server.drain, now.server.blocked
         if config is None:
-            return Plan([], drain, tls)
+            return Plan([], drain, tls, blocked=blocked)
         copy = _in_memory(config.read_bytes())
-        return Plan(["--config", f"/proc/self/fd/{copy}"], drain, tls, [copy])
+        return Plan(["--config", f"/proc/self/fd/{copy}"], drain, tls, [copy], blocked)
 
     def reread() -> Plan:
         now = settings.load(config, overrides)
@@ -90,6 +91,8 @@ def worker(
     sockets: Annotated[str, typer.Option()],
     ready: Annotated[int, typer.Option()],
     parent: Annotated[int, typer.Option()],
+    beats: Annotated[int, typer.Option()],
+    slot: Annotated[int, typer.Option()],
     admin: Annotated[str, typer.Option()] = "",
     config: ConfigFile = None,
 ) -> None:
@@ -105,7 +108,7 @@ def worker(
 
     listeners = [socket.socket(fileno=int(number)) for number in sockets.split(",")]
     asked = [socket.socket(fileno=int(number)) for number in filter(None, admin.split(","))]
-    run_worker(loaded, listeners, ready=tell, parent=parent, admin=asked)
+    run_worker(loaded, listeners, ready=tell, parent=parent, admin=asked, pulse=Pulse(Beats(beats), slot))
 
 
 @application.command()

@@ -72,6 +72,18 @@ class ServerSettings(_Section):
     drain: Seconds = Field(30.0, description="How long answers under way may take to finish after SIGTERM.")
     client_stall: Seconds = Field(300.0, description="A client that takes no byte for so long is dropped.")
     idle: Seconds = Field(75.0, description="A connection without a request is closed after this time.")
+    request_head: Seconds = Field(
+        20.0, gt=0, description="So long the head of a request may take, from its first byte to its last."
+    )
+    connections_per_client: int = Field(
+        0, ge=0, description="Open connections of one client address at most, per worker; 0: as many as it likes."
+    )
+    connections_unlimited: Annotated[
+        list[Annotated[str, AfterValidator(values.network)]], BeforeValidator(values.split)
+    ] = Field(["127.0.0.0/8", "::1"], description="Addresses and networks that this does not bind: proxies, ingresses.")
+    blocked: Annotated[Seconds, AfterValidator(values.blocked)] = Field(
+        30.0, description="A worker whose event loop stands still for so long is replaced; 0: it never is."
+    )
     access_log: bool = Field(True, description="One log line per request.")
     prefetch_blobs_at_once: int = Field(
         4, ge=1, le=100, description="Blobs fetched before they are asked for, at most, per worker (see `prefetch`)."

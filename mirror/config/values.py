@@ -27,12 +27,14 @@ __all__ = [
     "Seconds",
     "admin_listen",
     "alias",
+    "blocked",
     "capacity",
     "default_root",
     "host",
     "image_pattern",
     "is_loopback",
     "listen",
+    "network",
     "pin_pattern",
     "proxy",
     "rate",
@@ -53,6 +55,22 @@ def default_root() -> Path:
     if os.access(system if system.exists() else system.parent, os.W_OK):
         return system
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "mirror"
+
+
+def blocked(seconds: float) -> float:
+    """0, or longer than what a busy machine may keep a process waiting."""
+    if 0 < seconds < 2:
+        raise ValueError(f"{seconds:g} s is too short: a worker that is merely busy would be killed; at least 2s, or 0")
+    return seconds
+
+
+def network(text: str) -> str:
+    """An address, or a network as `10.0.0.0/8`."""
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"{text[:80]!r} is neither an address nor a network such as 10.0.0.0/8: {error}") from error
+    return text
 
 
 def listen(text: str) -> str:

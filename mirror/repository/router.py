@@ -90,6 +90,11 @@ class Router:
             return SealedRepository(repo, self._shelf)
         return ProxiedRepository(repo, self._upstream_for(repo.registry), rule, self._shelf)
 
+    def forget(self) -> None:
+        """Make every repository anew when it is next asked for: upstreams that they know are not there any more."""
+        self._made.clear()
+        self._routed.clear()
+
     def rule_for(self, repo: Repo) -> RouteRule:
         """How this repository is treated."""
         text = str(repo)

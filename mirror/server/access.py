@@ -10,6 +10,7 @@ OAuth2 form of POST), and then send what they get as a bearer. Tools that send B
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Callable
@@ -39,6 +40,8 @@ TOKEN_PATH: Final = "/token"  # noqa: S105  # a path
 
 _HOST: Final = re.compile(r"[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?")
 _LARGEST_FORM: Final = 64 * 1024
+#: Seconds that one may take to come, however its bytes are dripped.
+_FORM_TIME: Final = 10.0
 #: Verdicts that are kept; rules are the same as long as the process lives.
 _MOST: Final = 20_000
 
@@ -203,9 +206,13 @@ def _reached_at(request: web.BaseRequest) -> str:
 
 async def _read_form(request: web.BaseRequest) -> Presented:
     """OAuth2 (RFC 6749, 4.3 and 6) as containerd and Docker send it."""
-    content = await request.content.read(_LARGEST_FORM + 1)
-    while len(content) <= _LARGEST_FORM and (more := await request.content.read(_LARGEST_FORM)):
-        content += more
+    try:
+        async with asyncio.timeout(_FORM_TIME):
+            content = await request.content.read(_LARGEST_FORM + 1)
+            while len(content) <= _LARGEST_FORM and (more := await request.content.read(_LARGEST_FORM)):
+                content += more
+    except TimeoutError as error:
+        raise RequestError("the form does not come") from error
     if len(content) > _LARGEST_FORM:
         raise RequestError("the form is too large")
     try:

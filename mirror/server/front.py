@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache, lru_cache
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from aiohttp import HttpVersion10, web
 from aiohttp.http import RawRequestMessage
@@ -30,10 +30,11 @@ from mirror.repository.shape import Repository
 from mirror.server import pull
 from mirror.server.access import TOKEN_PATH, Gate
 from mirror.server.answers import error_response
+from mirror.server.entrance import Entrance
 from mirror.server.pull import Told
 from mirror.server.sending import Sender
 
-__all__ = ["Audit", "Front", "FrontServer"]
+__all__ = ["Audit", "Front", "FrontServer", "Page"]
 
 #: Pages beside the API: `/readyz` and the like, by their path; probes and scrapers may add a query.
 Page = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -280,8 +281,13 @@ class FrontServer(web.Server):
 
     dismissing = False
 
+    def __init__(self, answers: Page, *, entrance: Entrance | None = None, **more: Any) -> None:
+        # what clients send is never inflated
+        super().__init__(answers, auto_decompress=False, **more)
+        self.entrance = entrance or Entrance()
+
     def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+        return _Connection(self, self.entrance, loop=self._loop, **self._kwargs)
 
     def _make_request(self, message: RawRequestMessage, *others: Any) -> web.BaseRequest:
         if self.dismissing:
@@ -290,15 +296,53 @@ class FrontServer(web.Server):
 
 
 class _Connection(RequestHandler):
-    __slots__ = ()
+    __slots__ = ("_entrance", "_key", "_late", "_stays")
+
+    def __init__(self, server: web.Server, entrance: Entrance, **more: Any) -> None:
+        super().__init__(server, **more)
+        self._entrance = entrance
+        self._stays = False
+        self._key: str | None = None
+        #: Set while a head has begun to come.
+        self._late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._stays, self._key = self._entrance.enter(transport.get_extra_info("peername"))
+        if not self._stays:
+            # aiohttp has not heard of it, and need not
+            cast(asyncio.Transport, transport).abort()
+            return
         telemetry.CONNECTIONS.inc()
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        if not self._stays:
+            return
         telemetry.CONNECTIONS.dec()
+        self._entrance.leave(self._key)
+        self._in_time()
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._stays:
+            return
+        before = self._request_count
+        super().data_received(data)
+        if self._request_count != before:
+            self._in_time()
+        elif self._late is None and data and self._waiter is not None and not self._waiter.done():
+            # nothing is being answered, and no request is whole: these bytes begin the head of one
+            self._late = self._loop.call_later(self._entrance.head, self._too_late)
+
+    def _in_time(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _too_late(self) -> None:
+        self._late = None
+        self._entrance.slow(self.peername)
+        self.force_close()
 
     def handle_error(
         self,

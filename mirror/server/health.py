@@ -24,10 +24,19 @@ class Readiness:
         self.accepting = False
 
 
-def health_pages(readiness: Readiness) -> dict[str, Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]]:
-    """`/livez`: the event loop turns. `/readyz`: 200, or 503 while draining. `/metrics`: Prometheus text."""
+def health_pages(
+    readiness: Readiness, *, silence: Callable[[], float] = lambda: 0.0, longest: float = float("inf")
+) -> dict[str, Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]]:
+    """`/livez`: the event loops turn. `/readyz`: 200, or 503 while draining. `/metrics`: Prometheus text.
+
+    `silence` tells for how many seconds the loop of some worker has stood still: from `longest` on this is no life.
+    """
 
     async def livez(_request: web.BaseRequest) -> web.StreamResponse:
+        silent = silence()
+        if silent > longest:
+            text = f"a worker's event loop has not turned for {silent:.0f} s\n"
+            return web.Response(status=503, text=text, headers=SERVER)
         return web.Response(text="ok\n", headers=SERVER)
 
     async def readyz(_request: web.BaseRequest) -> web.StreamResponse:

@@ -26,9 +26,15 @@ def lag(slept: float) -> float:
 
 
 async def keep_pulse(
-    *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep, clock: Callable[[], float] = time.monotonic
+    *,
+    beat: Callable[[], None] = lambda: None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Until cancelled. What a worker takes is looked at on the loop: it costs less than to leave it."""
+    """Until cancelled; `beat` is called each time the loop turns.
+
+    What a worker takes is looked at on the loop: it costs less than to leave it.
+    """
     telemetry.WORKER_STARTS.inc()
     telemetry.WORKERS.inc()
     spent = 0.0
@@ -36,6 +42,7 @@ async def keep_pulse(
         while True:
             spent = _look(spent)
             for _ in range(_BEATS):
+                beat()
                 began = clock()
                 await sleep(_BEAT)
                 telemetry.LOOP_LAG.observe(lag(clock() - began))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -14,12 +16,12 @@ from mirror.oci.challenge import Challenge, Scope
 from mirror.oci.digest import Digest
 from mirror.policy.realms import Bounds
 from mirror.upstream.client import open_session
-from mirror.upstream.credentials import GivenCredentials
+from mirror.upstream.credentials import Credentials
 from mirror.upstream.tokens import TokenSource
 from tests.faults.conftest import Tally
 from tests.support.cancelling import Baseline, cancelled_everywhere
-from tests.support.fake_registry import FakeRegistry
-from tests.support.live_mirror import LiveMirror, noise, until
+from tests.support.fake_registry import FakeRegistry, cut
+from tests.support.live_mirror import LiveMirror, live_mirror, noise, until
 from tests.support.redis_server import RedisServer
 
 _LAYER = noise(200_000)
@@ -116,40 +118,171 @@ async def test_63_a_reservation(registry: FakeRegistry, mirror: LiveMirror, tall
     assert rounds >= 1
 
 
-@pytest.mark.parametrize("inside", ["one_token", "_as_coroutine"])
-async def test_63_tokens(inside: str, tally: Tally) -> None:
-    """Row 63: who wants a token, and the exchange itself, cancelled at each await: the next one gets a token."""
-    scope = Scope.pull("library/app")
-    with FakeRegistry(tokens=True) as registry:
+class _Issued:
+    """Credentials that are asked for somewhere: each call waits, and those that were refused are replaced."""
+
+    def __init__(self, *given: Credentials) -> None:
+        self._given = list(given)
+
+    async def credentials(self) -> Credentials | None:
+        await asyncio.sleep(0)
+        return self._given[0]
+
+    async def reject(self, credentials: Credentials) -> None:
+        await asyncio.sleep(0)
+        if credentials == self._given[0]:
+            # as an issuer does: the next ones
+            self._given.append(self._given.pop(0))
+
+    async def aclose(self) -> None:
+        pass
+
+
+_GOOD, _OTHER, _OLD = Credentials("ci", "good"), Credentials("", "", "good"), Credentials("ci", "old")
+_SCOPE = Scope.pull("library/app")
+
+
+@asynccontextmanager
+async def _token_source(*given: Credentials) -> AsyncIterator[tuple[TokenSource, Challenge, FakeRegistry]]:
+    """Of a registry whose token service takes a new connection for each exchange."""
+    with FakeRegistry(tokens=True, users={"ci": "good"}) as registry:
+        registry.fail("token", cut(1 << 20), times=10_000)
         bounds = Bounds.of(registry.url, ())
         session = open_session(bounds, None, connect_timeout=5, read_timeout=20)
         memo = Memo()
-        source = TokenSource(
-            "test", bounds, lambda: session, GivenCredentials(), memo, now=asyncio.get_running_loop().time
-        )
+        now = asyncio.get_running_loop().time
+        source = TokenSource("test", bounds, lambda: session, _Issued(*given), memo, now=now)
         challenge = Challenge("bearer", {"realm": f"{registry.url}/token", "service": "fake", "scope": ""})
+        try:
+            yield source, challenge, registry
+        finally:
+            await memo.aclose()
+            await session.close()
 
-        async def one_token() -> str | None:
-            await source.learn([challenge], scope)
-            token = await source.authorization(scope)
+
+@pytest.mark.parametrize("inside", ["one_token", "_as_coroutine"])
+@pytest.mark.parametrize(
+    ("given", "least"),
+    [((_GOOD,), 3), ((_OTHER,), 3), ((_OLD, _GOOD), 4)],
+    ids=["password", "refresh-token", "refused-and-renewed"],
+)
+async def test_63_tokens(inside: str, given: tuple[Credentials, ...], least: int, tally: Tally) -> None:
+    """Row 63: who wants a token, and the exchange itself (with a password, with a refresh token, again with other
+    credentials after a refusal), cancelled at each await from the challenge to the rejection of a token: the next one
+    gets a token.
+    """
+    async with _token_source(*given) as (source, challenge, _):
+
+        async def one_token() -> None:
+            await source.learn([challenge], _SCOPE)
+            token = await source.authorization(_SCOPE)
             assert token
-            await source.reject(scope, token)
-            return token
+            await source.reject(_SCOPE, token)
 
         async def scenario() -> None:
             with suppress(asyncio.CancelledError, MirrorError):
                 await asyncio.create_task(one_token())
-            assert str(await source.authorization(scope)).startswith("Bearer ")
-            await source.reject(scope, str(await source.authorization(scope)))
+            token = await source.authorization(_SCOPE)
+            assert str(token).startswith("Bearer ")
+            await source.reject(_SCOPE, str(token))
+            assert not source._memo._once._running
+            if len(given) > 1 and await source._credentials.credentials() == _GOOD:
+                # so that each round begins with those that are refused
+                await source._credentials.reject(_GOOD)
             await baseline.reached()
 
         await one_token()
+        if len(given) > 1:
+            await source._credentials.reject(_GOOD)
         baseline = Baseline()
         rounds = await cancelled_everywhere(inside, scenario)
         tally(awaits=rounds)
-        assert rounds >= 1
-        await memo.aclose()
-        await session.close()
+        assert rounds >= least
+
+
+@pytest.mark.parametrize("inside", ["first_waiter", "other_waiter", "_as_coroutine"])
+async def test_63_waiters_for_one_token(inside: str, tally: Tally) -> None:
+    """Row 63: of many who wait for one exchange, whoever is cancelled takes nothing from the others; where the exchange
+    itself is, each of them ends, and the next one gets a token.
+    """
+    async with _token_source(_GOOD) as (source, challenge, registry):
+        await source.learn([challenge], _SCOPE)
+
+        async def first_waiter() -> str | None:
+            return await source.authorization(_SCOPE)
+
+        async def other_waiter() -> str | None:
+            return await source.authorization(_SCOPE)
+
+        async def scenario() -> None:
+            before = registry.count("token")
+            waiting = [asyncio.create_task(first_waiter()), *(asyncio.create_task(other_waiter()) for _ in range(4))]
+            got = await asyncio.gather(*waiting, return_exceptions=True)
+            tokens = [one for one in got if isinstance(one, str)]
+            assert len(set(tokens)) <= 1, "one exchange for all"
+            if inside != "_as_coroutine":
+                assert len(tokens) >= len(waiting) - 1
+                assert registry.count("token") == before + 1
+            token = await source.authorization(_SCOPE)
+            assert str(token).startswith("Bearer ")
+            await source.reject(_SCOPE, str(token))
+            await baseline.reached()
+
+        await _once_before(source)
+        baseline = Baseline()
+        rounds = await cancelled_everywhere(inside, scenario)
+        tally(awaits=rounds)
+        assert rounds >= 2
+
+
+async def _once_before(source: TokenSource) -> None:
+    """Whatever is made once is made."""
+    token = await source.authorization(_SCOPE)
+    await source.reject(_SCOPE, str(token))
+
+
+@pytest.mark.parametrize(
+    ("inside", "target"),
+    [
+        ("RequestHandler._handle_request", _TAG),
+        ("_as_coroutine", _TAG),
+        ("RequestHandler._handle_request", _AT),
+        ("Flights._carry", _AT),
+        ("_as_coroutine", _AT),
+    ],
+    ids=["tag", "tag-shared", "blob", "blob-flight", "blob-token"],
+)
+async def test_63_a_pull_that_needs_a_token(tmp_path: Path, inside: str, target: str, tally: Tally) -> None:
+    """Row 63: a pull whose token has expired, so that it is challenged, gets another one and asks again, cancelled at
+    each await of that way: nothing is left, and the next pull is whole.
+    """
+    with FakeRegistry(tokens=True) as registry:
+        registry.add_image("library/app", "v1", [_LAYER])
+        registry.fail("token", cut(1 << 20), times=10_000)
+        async with live_mirror(tmp_path / "store", {"docker.io": registry.url}) as mirror:
+            wanted = (await mirror.ask(_TAG)).body if target == _TAG else _LAYER
+            await mirror.ask(_TAG)
+            await mirror.ask(_AT)
+            await mirror.landed(_DIGEST)
+            await mirror.rebuilt()
+            baseline = Baseline()
+
+            async def scenario() -> None:
+                registry.expire_tokens()
+                if target == _TAG:
+                    mirror.clock.forward(1_000)
+                else:
+                    mirror.blob_file(_DIGEST).unlink(missing_ok=True)
+                await _ask(mirror, target)
+                await _nothing_left(mirror)
+                assert (await mirror.ask(target)).body == wanted
+                if target == _AT:
+                    await mirror.landed(_DIGEST)
+                await baseline.reached()
+
+            rounds = await cancelled_everywhere(inside, scenario)
+            tally(awaits=rounds)
+            assert rounds >= 1
 
 
 @pytest.mark.parametrize("inside", ["one_share", "_as_coroutine"])

@@ -56,9 +56,13 @@ def _injected(pid: int, calls: str, fault: str, *, path: Path | None = None) -> 
 
 def _is_traced_by(pid: int, tracer: int) -> bool:
     """Every thread of it."""
-    found = [
-        re.search(r"TracerPid:\t(\d+)", (task / "status").read_text()) for task in Path(f"/proc/{pid}/task").iterdir()
-    ]
+    try:
+        found = [
+            re.search(r"TracerPid:\t(\d+)", (task / "status").read_text())
+            for task in Path(f"/proc/{pid}/task").iterdir()
+        ]
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # a thread has ended meanwhile; those that are there now are looked at again
     return all(one is not None and int(one[1]) == tracer for one in found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import random
 import signal
 import socket
 import ssl
@@ -15,6 +16,7 @@ import pytest
 
 from mirror.oci.digest import Digest
 from tests.faults.conftest import Tally
+from tests.support.admin_client import ask_admin
 from tests.support.certificates import Certificate
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.live_mirror import noise
@@ -224,6 +226,20 @@ def test_66_unix_listeners_stay(full: FakeRegistry, tmp_path: Path) -> None:
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
+def _port_for_servers() -> int:
+    """A free port that the kernel gives to no client: one that connects to a port where nobody listens may otherwise be
+    given that very port, and be connected with itself.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.sample(range(max(1025, lowest - 10_000), lowest), 100):
+        try:
+            with closing(socket.create_server(("127.0.0.1", port))):
+                return port
+        except OSError:
+            continue  # taken
+    raise AssertionError("no port is free")
+
+
 def test_65_told_to_end_while_clients_pull(
     full: FakeRegistry, tmp_path: Path, times: Callable[[str, int], int], tally: Tally
 ) -> None:
@@ -232,8 +248,7 @@ def test_65_told_to_end_while_clients_pull(
     """
     rounds = times("STOPS", 2)
     config = write_config(tmp_path, {"docker.io": full.url}, workers=2, tag_ttl="0s")
-    with closing(socket.create_server(("127.0.0.1", 0))) as reserved:
-        port = int(reserved.getsockname()[1])
+    port = _port_for_servers()
     listen = ("--listen", f"127.0.0.1:{port}")
     with Stubborn(port, _IMAGES, clients=4, tries=2000, pause=0.02, seed=3) as clients:
         for _ in range(rounds):
@@ -246,3 +261,58 @@ def test_65_told_to_end_while_clients_pull(
     tally(stops=rounds, pulls=clients.pulled, failed=len(clients.failed))
     assert not clients.failed
     assert not clients.corrupt
+
+
+def test_66_the_admin_listeners_show_what_is_in_force(full: FakeRegistry, tmp_path: Path) -> None:
+    """Row 66: after SIGHUP the admin API's listeners, which the parent keeps, tell the new settings and pin rules and
+    let in those whom the new rules know, over the socket and over TCP; after a bad configuration, still the same.
+    """
+
+    def text(ttl: str, token: str, pins: str = "") -> str:
+        return good.replace('tag_ttl = "5m"', f'tag_ttl = "{ttl}"') + "\n".join(
+            [
+                '\n[admin]\nlisten = "127.0.0.1:0"',
+                f'[[access.token]]\nname = "ops"\ntoken = "{token}"',
+                '[[access.rule]]\neffect = "allow"\nwho = ["token:ops"]\nactions = ["admin"]',
+                pins,
+                "",
+            ]
+        )
+
+    def seen(mirror: MirrorProcess) -> tuple[object, list[str], int, int]:
+        """Route, pins by rules, and how the two tokens fare over TCP."""
+        settings = ask_admin(admin, "GET", "/admin/v1/config").json
+        pins = ask_admin(admin, "GET", "/admin/v1/pins").json["pins"]
+        said = [line["address"] for line in mirror.log if line["event"] == "admin listening"]
+        [port] = [int(one.rpartition(":")[2]) for one in said if not one.startswith("unix:")]
+        first, second = (_status(port, token) for token in ("first-token", "second-token"))
+        return settings["route"][0]["tag_ttl"], [one["image"] for one in pins], first, second
+
+    config = write_config(tmp_path, {"docker.io": full.url}, workers=2)
+    admin = tmp_path / "store/admin.sock"
+    good = config.read_text()
+    config.write_text(text("5m", "first-token"))
+    with MirrorProcess(config) as mirror:
+        assert mirror.get(_TAG)[0] == 200
+        assert seen(mirror) == (300.0, [], 200, 401)
+        before = set(mirror.wait_for_workers(2))
+        rule = '[[pin]]\nmatch = "docker.io/library/app:v*"\nreason = "by rule"'
+        config.write_text(text("7m", "second-token", rule))
+        _hang_up(mirror)
+        mirror.wait_for_event("reloaded", workers=2)
+        for pid in before:
+            mirror.wait_for_event("stopped", worker=pid)
+        now = (420.0, ["docker.io/library/app:v1"], 401, 200)
+        for _ in range(10):
+            assert seen(mirror) == now
+        config.write_text(text("9m", "first-token") + "nonsense = 1\n")
+        _hang_up(mirror)
+        mirror.wait_for_event("reload given up; the configuration in force stays")
+        for _ in range(5):
+            assert seen(mirror) == now
+
+
+def _status(port: int, token: str) -> int:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
+        connection.request("GET", "/admin/v1/status", headers={"Authorization": f"Bearer {token}"})
+        return connection.getresponse().status

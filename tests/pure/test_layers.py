@@ -20,6 +20,7 @@ _MAY_IMPORT: Final = {
     "errors": set[str](),
     "once": set(),
     "threads": set(),
+    "beats": set(),
     "telemetry": set(),
     "tracing": {"telemetry"},
     "memo": {"once"},
@@ -40,7 +41,7 @@ _MAY_IMPORT: Final = {
     "nodes": {"errors", "oci", "policy"},
     # processes
     "listen": {"errors"},
-    "supervisor": {"errors", "telemetry", "listen"},
+    "supervisor": {"errors", "telemetry", "listen", "beats"},
 }
 
 #: Libraries that only some parts may know.

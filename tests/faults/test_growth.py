@@ -1,0 +1,181 @@
+"""Row 81: names without end, made up by clients, leave memory, metrics and the disk bounded.
+
+Bounds are looked at by counting entries. `MIRROR_FAULTS_NAMES` says how many names go through what is kept in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mirror.app import upstreams
+from mirror.config import Config
+from mirror.memo import Memo
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.repository import misses, recent, router
+from mirror.repository.content import Outcome
+from mirror.server.front import _parse_short
+from mirror.server.pull import Told
+from tests.faults.conftest import Tally
+from tests.support.fake_registry import FakeRegistry, status
+from tests.support.live_mirror import LiveMirror, live_mirror, noise
+
+_NAMES = 200_000
+#: Names between two looks, and turns for the loop.
+_PART = 10_000
+
+
+async def test_81_names_in_memory(
+    registry: FakeRegistry, mirror: LiveMirror, times: Callable[[str, int], int], tally: Tally
+) -> None:
+    """Row 81: names, tags and digests that are asked for once each never fill what a worker remembers of requests,
+    repositories, answers and misses, however many there are.
+    """
+    names = times("NAMES", _NAMES)
+    resolve, missed = mirror.app.router.resolve, mirror.app.shelf.misses
+    answers = recent.Recent()
+    digest = Digest.of(b"x")
+    most = dict.fromkeys(("routed", "made", "answers", "images", "blobs", "parsed"), 0)
+    for number in range(names):
+        name = f"made-up/n{number}"
+        resolve(name, host="x", ns=None)
+        _parse_short(f"/v2/{name}/manifests/v{number}")
+        repo = Repo("docker.io", name)
+        missed.manifest(repo, f"v{number}")
+        missed.blob(repo, digest, named=True)
+        told = Told(repository=name, reference=f"v{number}", outcome=Outcome.MISS)
+        answers.note("manifest", "GET", 404, told, 0.0, "x")
+        if number % _PART == _PART - 1 or number == names - 1:
+            await asyncio.sleep(0)
+            seen = {
+                "routed": len(mirror.app.router._routed),
+                "made": len(mirror.app.router._made),
+                "answers": len(answers._noted["manifest"]),
+                "images": len(missed._images),
+                "blobs": len(missed._blobs),
+                "parsed": _parse_short.cache_info().currsize,
+            }
+            most = {key: max(most[key], seen[key]) for key in most}
+    # what waits to be written down is written down no more often than it is ever
+    missed._images.clear()
+    missed._blobs.clear()
+    tally(names=names, **most)
+    assert max(most["routed"], most["made"]) <= router._MOST
+    assert max(most["images"], most["blobs"]) <= misses._MOST
+    assert most["answers"] <= 2 * recent.MOST
+    assert most["parsed"] <= 4096
+
+
+async def test_81_answers_in_the_memo(times: Callable[[str, int], int], tally: Tally) -> None:
+    """Row 81: answers that are remembered for a while, 404s among them, are bounded in number and in bytes."""
+    names = times("NAMES", _NAMES) // 2
+    memo = Memo()
+    most = largest = 0
+    for number in range(names):
+        await memo.put(f"tag docker.io/made-up:{number}", {"status": 404, "why": "x" * (number % 200)}, 3600)
+        most, largest = max(most, memo.entries), max(largest, memo._bytes)
+    tally(names=names, entries=most, bytes=largest)
+    assert most == 10_000
+    assert largest <= 64 << 20
+    assert len(memo._local._cache) == memo.entries
+    await memo.aclose()
+
+
+async def test_81_hosts_under_a_wildcard(tmp_path: Path, tally: Tally) -> None:
+    """Row 81: hosts that are made up under a wildcard never have more than so many upstreams, and what an operator has
+    named stays, with its connections; whoever holds on to upstreams is told to let go.
+    """
+    content: dict[str, Any] = {"store": {"root": tmp_path / "store"}}
+    content["upstream"] = [{"name": "*.example"}, {"name": "docker.io"}]
+    config = Config(**content)
+    memo = Memo()
+    told = 0
+
+    def forgotten() -> None:
+        nonlocal told
+        told += 1
+
+    with ThreadPoolExecutor(1) as executor:
+        made = upstreams.Upstreams(config, executor, memo)
+        made.forgotten = forgotten
+        made.open()
+        named = made.named("docker.io")
+        most = 0
+        for number in range(5_000):
+            used = made.named("in-use.example")
+            made.named(f"h{number}.example")
+            most = max(most, len(made._made))
+            assert made.named("in-use.example") is used
+        tally(hosts=5_000, upstreams=most)
+        assert most <= upstreams.MOST_HOSTS + 1
+        assert told == len(made._parting) > 0
+        assert made.named("docker.io") is named
+        await made.aclose()
+        assert not made._parting
+    await memo.aclose()
+
+
+async def test_81_hosts_through_the_whole_mirror(tmp_path: Path) -> None:
+    """Row 81: repositories that were made for hosts that are given up are given up with them."""
+    wildcard: dict[str, dict[str, str]] = {"docker.io": {}, "*.example": {}}
+    async with live_mirror(tmp_path / "store", wildcard) as mirror:
+        for number in range(1_000):
+            mirror.app.router.resolve("team/app", host="x", ns=f"h{number}.example")
+            assert len(mirror.app.router._made) <= upstreams.MOST_HOSTS
+
+
+async def test_81_labels_and_files(registry: FakeRegistry, mirror: LiveMirror, tally: Tally) -> None:
+    """Row 81: tags, repositories and blobs that are nowhere, asked for through the whole mirror, leave no file, no time
+    series and no task behind; errors of upstream neither.
+    """
+
+    async def ask(number: int) -> None:
+        for target in (
+            f"/v2/library/app/manifests/t{number}",
+            f"/v2/made-up/n{number}/manifests/v1",
+            f"/v2/library/app/blobs/{Digest.of(b'%d' % number)}",
+            f"/v2/made-up/n{number}/tags/list",
+            f"/v2/made-up/n{number}/referrers/{Digest.of(b'%d' % number)}",
+            f"/v2/made-up.example/n{number}/manifests/v1",
+            f"/v2/n{number}/manifests/v1?ns=h{number}.example",
+            f"/x{number}",
+        ):
+            answer = await mirror.ask(target, headers={"Host": f"h{number}.example"})
+            assert answer.status < 500 or answer.status in (502, 503), answer
+
+    def files() -> set[str]:
+        return {str(file) for file in mirror.root.rglob("*") if file.is_file()}
+
+    async def series() -> set[bytes]:
+        text = (await mirror.ask("/metrics")).body
+        return {line.rpartition(b" ")[0] for line in text.splitlines() if not line.startswith(b"#")}
+
+    registry.add_image("library/app", "v1", [noise(100)])
+    await mirror.ask("/v2/library/app/manifests/v1")
+    await mirror.rebuilt()
+    for number in range(3):
+        await ask(number)
+    registry.fail("manifests", status(500), times=3)
+    await ask(3)
+    before, told = files(), await series()
+    tasks = len(asyncio.all_tasks())
+    for number in range(4, 200):
+        await ask(number)
+    registry.fail("manifests", status(500), times=3)
+    await ask(200)
+    await mirror.idle()
+    new = files() - before
+    locks = {file for file in new if "/locks/" in file}
+    # a file for each worker, whatever is in it
+    left = {file for file in new - locks if "/recent" not in file}
+    tally(names=200, files=len(left), series=len(await series() - told))
+    # locks are kept by the first digits of a hash
+    assert all(re.fullmatch("[0-9a-f]{3}", Path(file).name) for file in locks)
+    assert not left
+    assert await series() == told
+    assert len(asyncio.all_tasks()) <= tasks + 2
