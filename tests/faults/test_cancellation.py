@@ -20,9 +20,10 @@ from mirror.upstream.credentials import Credentials
 from mirror.upstream.tokens import TokenSource
 from tests.faults.conftest import Tally
 from tests.support.cancelling import Baseline, cancelled_everywhere
-from tests.support.fake_registry import FakeRegistry, cut
+from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, live_mirror, noise, until
 from tests.support.redis_server import RedisServer
+from tests.support.scripted import Answering, Close, Request, Script
 
 _LAYER = noise(200_000)
 _DIGEST = Digest.of(_LAYER)
@@ -118,6 +119,13 @@ async def test_63_a_reservation(registry: FakeRegistry, mirror: LiveMirror, tall
     assert rounds >= 1
 
 
+def _on_its_own_connection(request: Request, answer: Answering) -> Script:
+    """The connection ends with the answer, so that the next exchange has to make one."""
+    start, *body = answer(request)
+    assert isinstance(start, bytes)
+    return [start.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1), *body, Close()]
+
+
 class _Issued:
     """Credentials that are asked for somewhere: each call waits, and those that were refused are replaced."""
 
@@ -146,7 +154,7 @@ _SCOPE = Scope.pull("library/app")
 async def _token_source(*given: Credentials) -> AsyncIterator[tuple[TokenSource, Challenge, FakeRegistry]]:
     """Of a registry whose token service takes a new connection for each exchange."""
     with FakeRegistry(tokens=True, users={"ci": "good"}) as registry:
-        registry.fail("token", cut(1 << 20), times=10_000)
+        registry.fail("token", _on_its_own_connection, times=10_000)
         bounds = Bounds.of(registry.url, ())
         session = open_session(bounds, None, connect_timeout=5, read_timeout=20)
         memo = Memo()
@@ -258,7 +266,7 @@ async def test_63_a_pull_that_needs_a_token(tmp_path: Path, inside: str, target:
     """
     with FakeRegistry(tokens=True) as registry:
         registry.add_image("library/app", "v1", [_LAYER])
-        registry.fail("token", cut(1 << 20), times=10_000)
+        registry.fail("token", _on_its_own_connection, times=10_000)
         async with live_mirror(tmp_path / "store", {"docker.io": registry.url}) as mirror:
             wanted = (await mirror.ask(_TAG)).body if target == _TAG else _LAYER
             await mirror.ask(_TAG)

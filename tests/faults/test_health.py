@@ -180,11 +180,11 @@ def test_69_silence_is_told_by_all_who_serve() -> None:
         beats.close()
 
 
-@pytest.mark.parametrize(("given", "is_good"), [("0", True), ("2s", True), ("1s", False)])
+@pytest.mark.parametrize(("given", "is_good"), [("0", True), ('"0s"', True), ('"2s"', True), ('"1s"', False)])
 def test_69_how_long_is_blocked(tmp_path: Path, given: str, is_good: bool) -> None:
     """Row 69: a time in which a worker may merely be busy is refused, by its name."""
     file = tmp_path / "mirror.toml"
-    file.write_text(f'[server]\nblocked = "{given}"\n')
+    file.write_text(f"[server]\nblocked = {given}\n")
     if is_good:
         load(file)
         return
