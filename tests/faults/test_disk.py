@@ -33,22 +33,14 @@ def full(registry: FakeRegistry) -> FakeRegistry:
 
 
 @contextmanager
-def _injected(pid: int, calls: str, fault: str, *, path: Path | None = None) -> Iterator[None]:
-    """Calls of a process end with a fault; of a path only those about it."""
-    only: list[str | Path] = ["-P", path] if path else []
-    words: list[str | Path] = [
-        "strace",
-        "-f",
-        "-p",
-        str(pid),
-        "-o",
-        "/dev/null",
-        *only,
-        "-e",
-        f"trace={calls}",
-        "-e",
-        f"inject={calls}:{fault}",
-    ]
+def _injected(pid: int, *faults: str, path: Path | None = None) -> Iterator[None]:
+    """Calls of a process end with a fault, each written `call,call:fault` (strace(1)); of a path only those about it."""
+    calls = ",".join(fault.partition(":")[0] for fault in faults)
+    words: list[str | Path] = ["strace", "-f", "-p", str(pid), "-o", "/dev/null", "-e", f"trace={calls}"]
+    if path:
+        words += ["-P", path]
+    for fault in faults:
+        words += ["-e", f"inject={fault}"]
     with ProgramProcess(words) as tracer:
         eventually(lambda: _is_traced_by(pid, tracer.pid), f"strace holds {pid}: {tracer.tail()}")
         yield
@@ -79,7 +71,7 @@ def test_35_what_cannot_be_synced_or_renamed(full: FakeRegistry, tmp_path: Path,
     with MirrorProcess(write_config(tmp_path, {"docker.io": full.url}, workers=1)) as mirror:
         [worker] = mirror.worker_pids()
         assert mirror.get(_TAG)[0] == 200
-        with _injected(worker, calls, "error=EIO"):
+        with _injected(worker, f"{calls}:error=EIO"):
             status, _, body = mirror.get(_AT)
             assert (status, body) == (200, _LAYER)
             mirror.wait_for_event("could not publish a blob")
@@ -91,22 +83,71 @@ def test_35_what_cannot_be_synced_or_renamed(full: FakeRegistry, tmp_path: Path,
     assert full.count("blobs", "GET") == 2
 
 
-def test_36_what_cannot_be_read(full: FakeRegistry, tmp_path: Path) -> None:
-    """Row 36: a cached file whose bytes the disk does not give is fetched again or breaks; never a wrong 200."""
+def _pull(mirror: MirrorProcess) -> bytes | None:
+    """The blob by a client that takes only what is complete; None: broken off after the headers."""
+    try:
+        status, _, body = mirror.get(_AT)
+    except (OSError, http.client.HTTPException):
+        return None
+    assert status == 200
+    return body
+
+
+@pytest.mark.parametrize(
+    ("faults", "got", "aside"),
+    [
+        # nothing was sent yet
+        (["sendfile,pread64,preadv,preadv2:error=EIO"], _LAYER, True),
+        (["open,openat,openat2:error=EIO"], _LAYER, True),
+        # a moment's trouble: what was sent is read once more and compared, upstream's bytes go on from there
+        (["sendfile:error=EIO:when=2+"], _LAYER, False),
+        # what was sent cannot be compared any more, so nothing may follow it
+        (["sendfile:error=EIO:when=2+", "pread64:error=EIO"], None, True),
+    ],
+)
+def test_36_a_blob_that_cannot_be_read(
+    full: FakeRegistry, tmp_path: Path, faults: list[str], got: bytes | None, aside: bool
+) -> None:
+    """Row 36: a blob whose bytes the disk does not give comes from upstream, or breaks where that can no longer be; it
+    is set aside, and the next client has it fetched again.
+    """
     root = tmp_path / "store"
     with MirrorProcess(write_config(tmp_path, {"docker.io": full.url}, workers=1)) as mirror:
         [worker] = mirror.worker_pids()
         assert mirror.get(_TAG)[0] == 200
         assert mirror.get(_AT)[2] == _LAYER
         file = _wait_published(root)
-        with _injected(worker, "sendfile,pread64,preadv,read", "error=EIO", path=file):
-            for _ in range(3):
-                try:
-                    status, _, body = mirror.get(_AT)
-                except (OSError, ValueError, http.client.HTTPException):
-                    continue
-                assert body == _LAYER if status == 200 else status >= 500
+        with _injected(worker, *faults, path=file):
+            assert _pull(mirror) == got
+            if aside:
+                mirror.wait_for_event("damaged blob set aside", digest=str(_DIGEST))
+                eventually((root / "quarantine" / f"sha256-{_DIGEST.hex}").is_file, "it is set aside")
+        full.forget()
         assert mirror.get(_AT)[2] == _LAYER
+        assert _wait_published(root).read_bytes() == _LAYER
+        assert mirror.get(_AT)[2] == _LAYER
+        assert full.count("blobs", "GET") == aside
+
+
+def test_36_a_manifest_that_cannot_be_read(full: FakeRegistry, tmp_path: Path) -> None:
+    """Row 36: a manifest whose bytes the disk does not give is set aside and fetched again, before the headers."""
+    root = tmp_path / "store"
+    config = write_config(tmp_path, {"docker.io": full.url}, workers=1)
+    with MirrorProcess(config) as mirror:
+        wanted = mirror.get(_TAG)[2]
+        assert mirror.stop() == 0
+    digest = Digest.of(wanted)
+    file = root / "blobs" / "sha256" / digest.hex[:2] / digest.hex
+    full.forget()
+    with MirrorProcess(config) as mirror:
+        [worker] = mirror.worker_pids()
+        with _injected(worker, "pread64,preadv:error=EIO", path=file):
+            status, _, body = mirror.get(f"/v2/library/app/manifests/{digest}")
+            assert (status, body) == (200, wanted)
+            mirror.wait_for_event("damaged blob set aside", digest=str(digest))
+        assert (root / "quarantine" / f"sha256-{digest.hex}").is_file()
+        assert file.read_bytes() == wanted
+    assert full.count("manifests", "GET") == 1
 
 
 def _is_served(mirror: MirrorProcess) -> bool:
