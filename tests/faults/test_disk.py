@@ -6,7 +6,7 @@ import http.client
 import os
 import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,11 +33,11 @@ def full(registry: FakeRegistry) -> FakeRegistry:
 
 
 @contextmanager
-def _injected(pid: int, *faults: str, path: Path | None = None) -> Iterator[None]:
-    """Calls of a process end with a fault, each written `call,call:fault` (strace(1)); of a path only those about it."""
+def _injected(pid: int, *faults: str, paths: Sequence[Path] = ()) -> Iterator[None]:
+    """Calls of a process end with a fault, each written `call,call:fault` (strace(1)); with paths only those about them."""
     calls = ",".join(fault.partition(":")[0] for fault in faults)
     words: list[str | Path] = ["strace", "-f", "-p", str(pid), "-o", "/dev/null", "-e", f"trace={calls}"]
-    if path:
+    for path in paths:
         words += ["-P", path]
     for fault in faults:
         words += ["-e", f"inject={fault}"]
@@ -117,11 +117,12 @@ def test_36_a_blob_that_cannot_be_read(
         assert mirror.get(_TAG)[0] == 200
         assert mirror.get(_AT)[2] == _LAYER
         file = _wait_published(root)
-        with _injected(worker, *faults, path=file):
+        away = root / "quarantine" / f"sha256-{_DIGEST.hex}"
+        with _injected(worker, *faults, paths=[file, away]):
             assert _pull(mirror) == got
             if aside:
                 mirror.wait_for_event("damaged blob set aside", digest=str(_DIGEST))
-                eventually((root / "quarantine" / f"sha256-{_DIGEST.hex}").is_file, "it is set aside")
+                eventually(away.is_file, "it is set aside")
         full.forget()
         assert mirror.get(_AT)[2] == _LAYER
         assert _wait_published(root).read_bytes() == _LAYER
@@ -141,7 +142,7 @@ def test_36_a_manifest_that_cannot_be_read(full: FakeRegistry, tmp_path: Path) -
     full.forget()
     with MirrorProcess(config) as mirror:
         [worker] = mirror.worker_pids()
-        with _injected(worker, "pread64,preadv:error=EIO", path=file):
+        with _injected(worker, "pread64,preadv:error=EIO", paths=[file]):
             status, _, body = mirror.get(f"/v2/library/app/manifests/{digest}")
             assert (status, body) == (200, wanted)
             mirror.wait_for_event("damaged blob set aside", digest=str(digest))
