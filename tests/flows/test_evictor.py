@@ -746,7 +746,7 @@ async def test_a_dead_index_and_a_thousand_fills(world: World) -> None:
 
 
 async def test_a_dead_index_and_what_others_have_stored_since(world: World) -> None:
-    """Row 47: a process that walked the disk long ago keeps the capacity too, though it is not told what others fill."""
+    """Row 47: a process that walked the disk long ago keeps the capacity too, untold of what others fill."""
     for number in range(5):
         await world.add(number)
     world.index.down = True
