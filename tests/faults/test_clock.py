@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mirror.oci.digest import Digest
-from tests.support.faketime import FakeTime
 from tests.support.fake_registry import FakeRegistry
+from tests.support.faketime import FakeTime
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.process import eventually
@@ -26,7 +26,7 @@ def _pull_all(mirror: MirrorProcess) -> None:
 def _year(mirror: MirrorProcess, mark: str) -> int:
     """As the mirror's log has it."""
     assert mirror.get(f"/v2/?{mark}")[0] == 200
-    [line] = eventually(lambda: mirror.requests(path=f"/v2/?{mark}"), "the request is logged")
+    [line] = eventually(lambda: mirror.requests(path=f"/v2/?{mark}") or None, "the request is logged")
     return int(line["time"][:4])
 
 

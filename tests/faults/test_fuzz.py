@@ -324,7 +324,8 @@ async def _use_every_operation(index: ContentIndex) -> None:
         with suppress(IndexUnavailable):
             await operation()
     with suppress(IndexUnavailable):
-        assert all(isinstance(digest, Digest) async for batch in index.recorded() for digest in batch)
+        async for batch in index.recorded():
+            assert all(isinstance(digest, Digest) for digest in batch)
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +347,7 @@ _KINDS: Final = ("string", "hash", "zset", "set", "list")
 )
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_54_any_redis(redis: RedisServer, held: dict[str, tuple[str, list[tuple[str, str]]]]) -> None:
-    """Row 54: whatever stands under our keys in Redis, of whichever type, is a miss; and after a rebuild all is right."""
+    """Row 54: whatever stands under our keys in Redis, of whichever type, is a miss; a rebuild puts it right."""
     keys = Keys("junk")
     redis.command("FLUSHALL")
     for name, (kind, members) in held.items():
