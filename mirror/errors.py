@@ -14,7 +14,8 @@
     │   └── UpstreamInvalid → DigestMismatch          an answer that must not be believed
     ├── StoreError               ours
     │   ├── StoreFull                                 no space, no inodes, quota, or pins leave nothing to drop
-    │   └── BlobDamaged                               what is on disk is not what its name says
+    │   ├── BlobDamaged                               what is on disk is not what its name says
+    │   └── BlobUnreadable                            the disk does not give it
     ├── AccessUnavailable        who is calling cannot be told now: an issuer of tokens does not answer
     ├── BundleError              a bundle, or the data of another registry, that cannot be taken in or written
     ├── IndexUnavailable         the index did not answer in its budget; the disk still can
@@ -36,6 +37,7 @@ __all__ = [
     "Answer",
     "BlobDamaged",
     "BlobUnknown",
+    "BlobUnreadable",
     "BodyInvalid",
     "BodyTooLarge",
     "BundleError",
@@ -232,6 +234,10 @@ class BlobDamaged(StoreError):
     """A file whose bytes or size are not what its name says."""
 
 
+class BlobUnreadable(StoreError):
+    """A file that is there, and whose bytes the disk does not give (EIO)."""
+
+
 class BundleError(MirrorError):
     """A bundle that must not be taken in, or cannot be written. Only the command line meets it."""
 
@@ -296,6 +302,7 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     StoreError: Answer(503, "UNAVAILABLE"),
     StoreFull: Answer(503, "UNAVAILABLE"),
     BlobDamaged: Answer(503, "UNAVAILABLE"),
+    BlobUnreadable: Answer(503, "UNAVAILABLE"),
     BundleError: Answer(400, "UNSUPPORTED"),
     IndexUnavailable: Answer(503, "UNAVAILABLE"),
     AccessUnavailable: Answer(503, "UNAVAILABLE"),

@@ -141,7 +141,8 @@ JOIN content AS above ON above.digest = asked.value AND above.manifest = 1
 LEFT JOIN json_each(above.names) AS named
 LEFT JOIN content AS child ON child.digest = json_extract(named.value, '$[0]')
 """
-_RECORDED: Final = "SELECT digest FROM content WHERE digest > ? ORDER BY digest LIMIT ?"
+# of another type, in a file that somebody else wrote in: a blob of bytes comes after every text, and would never end
+_RECORDED: Final = "SELECT digest FROM content WHERE digest > ? AND digest < x'' ORDER BY digest LIMIT ?"
 _LINK: Final = """
 INSERT INTO links (repo, digest, size) SELECT ?, key, value FROM json_each(?) WHERE true
 ON CONFLICT (repo, digest) DO UPDATE SET size = excluded.size WHERE excluded.size >= 0
@@ -235,8 +236,17 @@ class EmbeddedIndex:
 
     async def usage(self) -> Usage:
         """Blobs and bytes."""
-        rows = await self._read("SELECT blobs, bytes FROM usage")
-        return Usage(*map(int, rows[0])) if rows else Usage(0, 0)
+        connections = await self._open()
+        rows = await self._run(connections.reading, connections, "SELECT blobs, bytes FROM usage", ())
+        if not rows:
+            return Usage(0, 0)
+        try:
+            return Usage(*map(int, rows[0]))
+        except (ValueError, TypeError, OverflowError) as error:
+            # counters that do not count are of no use to anyone, and only a file begun anew has others
+            INDEX_FAILURES.inc()
+            await self._abandon(connections, spoiled=True)
+            raise _unavailable(error) from error
 
     async def link(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
         """A size that is known is not replaced by one that is not."""
@@ -472,7 +482,7 @@ def _by_parent(rows: Iterable[Any]) -> dict[Digest, list[NamedContent]]:
             continue
         children = found.setdefault(parent, [])
         for record in _records([(digest, size, last_used)]):
-            children.append(NamedContent(record, int(parents), bool(is_manifest)))
+            children.append(NamedContent(record, parents if isinstance(parents, int) else 1, bool(is_manifest)))
     return found
 
 
@@ -489,5 +499,5 @@ def _records(rows: Iterable[Any]) -> Iterator[ContentRecord]:
     for digest, size, last_used in rows:
         try:
             yield ContentRecord(Digest.parse(digest), int(size), float(last_used))
-        except (MirrorError, ValueError, TypeError, AttributeError):
+        except (MirrorError, ValueError, TypeError, AttributeError, OverflowError):
             continue

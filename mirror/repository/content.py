@@ -145,7 +145,10 @@ class StoredContent:
 
     outcome = Outcome.HIT
 
-    def __init__(self, digest: Digest, size: int, reader: BlobReader, passing: Passing) -> None:
+    def __init__(
+        self, digest: Digest, size: int, reader: BlobReader, passing: Passing, doubt: Callable[[Digest], None]
+    ) -> None:
+        """`doubt` is told where the disk does not give what it should have."""
         self.digest = digest
         self.size: int | None = size
         self.reader: BlobReader | None = reader
@@ -153,11 +156,13 @@ class StoredContent:
         self._size = size
         self._reader = reader
         self._passing = passing
+        self._doubt = doubt
 
     async def beyond(self, position: int) -> int:
         return self._size
 
     def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
+        self._doubt(self.digest)
         return self._passing.stream(span, sent, self.reader)
 
     def close(self) -> None:

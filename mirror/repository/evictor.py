@@ -19,7 +19,9 @@ empty index says nothing about what may go. Pins are read from the disk in eithe
 dropped; where they cannot be read nothing is.
 
 Room is reserved before a fill begins. Several workers may reserve at the same moment without knowing of each other;
-the gap between high water and limit is for that, and the next round, a second later, brings them back.
+the gap between high water and limit is for that, and the next round, a second later, brings them back. Without an
+index nobody tells what others have stored since the disk was walked: what the disk has less of is taken for it, until
+that would mean to evict; then it is walked first.
 Evicting is done by one process at a time, under a lock of the kernel (`exclusive`).
 """
 
@@ -29,6 +31,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
@@ -134,8 +137,9 @@ class Evictor:
         self._evicting = asyncio.Lock()
         self._walking = Once()
         self._index_up = True
-        #: Blobs and bytes on disk, and when they were summed up.
-        self._sum: tuple[int, int, float] | None = None
+        #: Set when the index answers again after it did not; cleared by whoever sees to what it may have missed.
+        self.index_came_back = asyncio.Event()
+        self._sum: _Sum | None = None
         self._rebuilding: asyncio.Task[None] | None = None
         self._rebuilt_at = self._suspected_at = float("-inf")
 
@@ -255,8 +259,7 @@ class Evictor:
         self._reserved -= size
         if self._sum is not None:
             # most likely it is held now; if not, the next walk tells
-            blobs, total, at = self._sum
-            self._sum = (blobs + 1, total + size, at)
+            self._sum = replace(self._sum, blobs=self._sum.blobs + 1, bytes=self._sum.bytes + size)
 
     def _refuse_if_too_large(self, measure: Measure, wanted: int) -> None:
         limit = self._water.limit(measure)
@@ -339,15 +342,15 @@ class Evictor:
         """Impatient: without an index an older sum of a large store will do, for a walk over a million blobs takes its
         time.
         """
-        held = await self._held(patient)
         growing, (free, disk) = await asyncio.to_thread(lambda: (self._store.growing(), self._store.free()))
+        held = await self._held(patient, free)
         ours = self._protected()
         own = sum(size for digest, size in growing.items() if digest in ours)
         # a fill of ours counts once: as what it reserved, until as much of it is growing
         return Measure(held, sum(growing.values()), max(0, self._reserved - own), free, disk)
 
-    async def _held(self, patient: bool) -> int:
-        """Bytes of all blobs, by the index where it knows them."""
+    async def _held(self, patient: bool, free: int) -> int:
+        """Bytes of all blobs, by the index where it knows them. `free` are those of the disk, looked at just now."""
         if await self._index_is_whole():
             try:
                 usage = await self._index.usage()
@@ -356,24 +359,23 @@ class Evictor:
             else:
                 telemetry.STORE_BLOBS.set(usage.blobs)
                 # good enough for the impatient, should the index go away
-                self._sum = (usage.blobs, usage.bytes, float("-inf"))
+                self._sum = _Sum(usage.blobs, usage.bytes, float("-inf"), usage.bytes, free)
                 return usage.bytes
         known = self._sum
-        if known is None or ((patient or known[0] <= _QUICKLY_WALKED) and self._is_old(known)):
+        if known is None or ((patient or known.blobs <= _QUICKLY_WALKED) and self._is_old(known)):
             # fills that begin together wait for the same walk; whoever evicts wants to see what was dropped before
-            known = await (self._walk_now() if patient else self._walking.run("all", self._walk_now))
-        telemetry.STORE_BLOBS.set(known[0])
-        return known[1]
+            known = await (self._walk_now(free) if patient else self._walking.run("all", lambda: self._walk_now(free)))
+        telemetry.STORE_BLOBS.set(known.blobs)
+        return known.bytes if patient else known.at_most(free)
 
-    def _is_old(self, known: tuple[int, int, float]) -> bool:
+    def _is_old(self, known: _Sum) -> bool:
         """Whether a walk is not believed any more, or the clock was set."""
-        blobs, _, at = known
-        return not 0 <= self._now() - at < min(_WALK_EVERY, blobs / _BELIEVED_PER_SECOND)
+        return not 0 <= self._now() - known.at < min(_WALK_EVERY, known.blobs / _BELIEVED_PER_SECOND)
 
-    async def _walk_now(self) -> tuple[int, int, float]:
+    async def _walk_now(self, free: int) -> _Sum:
         began = self._now()
         blobs, total = await asyncio.to_thread(self._walk)
-        self._sum = blobs, total, began
+        self._sum = _Sum(blobs, total, began, total, free)
         return self._sum
 
     async def _index_is_whole(self) -> bool:
@@ -511,8 +513,7 @@ class Evictor:
         telemetry.EVICTED.inc(len(freed))
         telemetry.EVICTED_BYTES.inc(size)
         if self._sum is not None:
-            blobs, total, at = self._sum
-            self._sum = (blobs - len(freed), total - size, at)
+            self._sum = replace(self._sum, blobs=self._sum.blobs - len(freed), bytes=self._sum.bytes - size)
 
     async def _forget(self, digests: list[Digest]) -> None:
         """Drop the records, except of a blob that was fetched again in the very moment."""
@@ -579,7 +580,23 @@ class Evictor:
     def _note_up(self) -> None:
         if not self._index_up:
             self._index_up = True
+            self.index_came_back.set()
             telemetry.log.info("evictor.with_index")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    """Blobs and bytes on disk, when they were summed up, and how many bytes there were and the disk had free then."""
+
+    blobs: int
+    bytes: int
+    at: float
+    then: int
+    free: int
+
+    def at_most(self, free: int) -> int:
+        """Bytes, if all that the disk has less of now went to blobs that other processes have stored since."""
+        return self.bytes + max(0, self.free - free - (self.bytes - self.then))
 
 
 def _above_low(water: Water, measure: Measure) -> int:

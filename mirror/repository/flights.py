@@ -32,6 +32,7 @@ from mirror import telemetry
 from mirror.errors import (
     BlobDamaged,
     BlobUnknown,
+    BlobUnreadable,
     DigestMismatch,
     MirrorError,
     StoreError,
@@ -425,7 +426,8 @@ class Flights:
             ingest.abort(keep=False)
             telemetry.UPSTREAM_ERRORS.labels(self._label(flight.upstream), DigestMismatch.__name__).inc()
             raise DigestMismatch(str(error), upstream=flight.upstream) from error
-        except UpstreamInvalid:
+        except (UpstreamInvalid, BlobUnreadable):
+            # a partial that cannot be read is no beginning either: the next fill takes a new file
             ingest.abort(keep=False)
             raise
         except StoreError as error:

@@ -17,6 +17,7 @@ from mirror import telemetry
 from mirror.errors import (
     BlobDamaged,
     BlobUnknown,
+    BlobUnreadable,
     IndexUnavailable,
     ManifestUnknown,
     StoreError,
@@ -260,15 +261,29 @@ class ProxiedRepository:
             return await self._blob_without_grant(digest)
         try:
             info, reader = self._shelf.store.open(digest)
+        except BlobUnreadable as error:
+            return await self._instead(digest, granted, error)
         except (BlobUnknown, StoreError):
             return await self._fly(digest, granted)
         if granted not in (-1, info.size) and not await self._shelf.is_sound(info):
             reader.close()
             damage = BlobDamaged(f"{info.size} bytes on disk, {granted} expected")
-            await asyncio.to_thread(set_aside, self._shelf.store, digest, damage)
-            return await self._fly(digest, granted)
+            return await self._instead(digest, granted, damage)
         self._shelf.touch(digest)
-        return StoredContent(digest, info.size, reader, self._passing(digest))
+        return StoredContent(digest, info.size, reader, self._passing(digest), self._shelf.doubt)
+
+    async def _instead(self, digest: Digest, granted: int, error: BlobDamaged | BlobUnreadable) -> BlobContent:
+        """Fetched again, around the store where what is wrong there cannot be moved out of the way."""
+        try:
+            await asyncio.to_thread(set_aside, self._shelf.store, digest, error)
+        except StoreError as refused:
+            return await self._around(digest, granted, refused)
+        return await self._fly(digest, granted)
+
+    async def _around(self, digest: Digest, granted: int, error: StoreError) -> PassingContent:
+        self._shelf.went_uncached(error, digest)
+        size = granted if granted >= 0 else await self._ask(digest)
+        return PassingContent(digest, size, self._passing(digest))
 
     async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
         """Have the blob here, with nobody to send it to; False: it was here already.
@@ -439,10 +454,7 @@ class ProxiedRepository:
                 on_behalf=self.repo,
             )
         except StoreError as error:
-            self._shelf.went_uncached(error, digest)
-            if granted < 0:
-                size = await self._ask(digest)
-            return PassingContent(digest, size, self._passing(digest))
+            return await self._around(digest, granted, error)
         except UpstreamNotKnown as error:
             await self._shelf.memo.put(key, "unknown", UNKNOWN_FOR)
             raise BlobUnknown(f"{self.repo} has no blob {digest}") from error

@@ -139,7 +139,7 @@ class SealedRepository:
     async def blob(self, digest: Digest) -> StoredContent:
         """The blob. The caller closes it. Raises `BlobUnknown`, `StoreError`."""
         info, reader = await self._open(digest)
-        return StoredContent(digest, info.size, reader, self._passing(digest))
+        return StoredContent(digest, info.size, reader, self._passing(digest), self._shelf.doubt)
 
     async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
         """Nothing is ever fetched: False, for it is here, or `BlobUnknown`."""

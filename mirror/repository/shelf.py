@@ -31,7 +31,7 @@ from mirror.repository.grants import Grants
 from mirror.repository.hot import Hot
 from mirror.repository.misses import Misses
 from mirror.repository.referring import Referring
-from mirror.repository.stored import is_right
+from mirror.repository.stored import doubt, is_right
 from mirror.repository.tag_history import TagHistories
 
 __all__ = ["LOOK_EVERY", "UNKNOWN_FOR", "BlobStat", "Exclusive", "HotTag", "Listing", "Shelf"]
@@ -156,6 +156,13 @@ class Shelf:
         if matches:
             self.sound.put(info.digest, info.size)
         return matches
+
+    def doubt(self, digest: Digest) -> None:
+        """A blob failed while it was sent: look at it behind the answer, so that the next one is not sent from it."""
+        self._behind(self.once.run(("doubt", digest), lambda: self._doubt(digest)))
+
+    async def _doubt(self, digest: Digest) -> None:
+        await asyncio.to_thread(doubt, self.store, digest)
 
     async def landed(self, info: BlobInfo) -> None:
         """A blob was published: remember it."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from mirror import telemetry
-from mirror.errors import BlobDamaged, BlobUnknown, StoreError
+from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import INDEXES, LARGEST, Manifest, ManifestMalformed, read_manifest
 from mirror.oci.reference import Repo
 from mirror.ports import BlobStore, Catalog
 
-__all__ = ["indexes_naming", "is_right", "set_aside", "stored_manifest"]
+__all__ = ["doubt", "indexes_naming", "is_right", "set_aside", "stored_manifest"]
 
 
 def stored_manifest(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> Manifest | None:
@@ -42,32 +42,62 @@ def _content(store: BlobStore, digest: Digest) -> bytes | None:
         return store.read(digest, LARGEST)
     except BlobUnknown:
         return None
+    except (BlobDamaged, BlobUnreadable) as error:
+        _set_aside_if_possible(store, digest, error)
+        return None
     except StoreError as error:
-        set_aside(store, digest, error)
+        # this time it could not be looked at, for want of descriptors perhaps; that says nothing about it
+        telemetry.log.warning("could not read a blob", digest=str(digest), reason=str(error))
         return None
 
 
-def set_aside(store: BlobStore, digest: Digest, error: StoreError) -> None:
-    """Blocking: take a blob out of service if it is damaged; what could only not be read stays. Raises `StoreError`."""
+def set_aside(store: BlobStore, digest: Digest, error: BlobDamaged | BlobUnreadable) -> None:
+    """Blocking: take a blob that is damaged, or that the disk does not give, out of service. Raises `StoreError`."""
     telemetry.log.error("damaged blob set aside", digest=str(digest), reason=str(error))
-    if isinstance(error, BlobDamaged):
-        store.set_aside(digest)
+    store.set_aside(digest)
+
+
+def _set_aside_if_possible(store: BlobStore, digest: Digest, error: BlobDamaged | BlobUnreadable) -> None:
+    try:
+        set_aside(store, digest, error)
+    except StoreError as refused:
+        telemetry.log.error("could not set a blob aside", digest=str(digest), reason=str(refused))
+
+
+def doubt(store: BlobStore, digest: Digest) -> None:
+    """Blocking: read all of a blob that failed while it was sent, and take it out of service if it is not right. One
+    that can be read the second time stays: a cable that was loose for a moment must not empty a sealed mirror.
+    """
+    try:
+        right = _hash(store, digest) == digest.hex
+    except BlobUnknown:
+        return
+    except BlobUnreadable as error:
+        _set_aside_if_possible(store, digest, error)
+    except StoreError as error:
+        telemetry.log.warning("could not read a blob", digest=str(digest), reason=str(error))
+    else:
+        if not right:
+            _set_aside_if_possible(store, digest, BlobDamaged(f"its bytes are not {digest}"))
 
 
 def is_right(store: BlobStore, digest: Digest) -> bool:
     """Blocking: whether the blob's bytes are those that its digest names."""
     try:
-        _, reader = store.open(digest)
+        return _hash(store, digest) == digest.hex
     except (BlobUnknown, StoreError):
         return False
+
+
+def _hash(store: BlobStore, digest: Digest) -> str:
+    """Blocking, in hexadecimal. Raises `BlobUnknown`, `BlobUnreadable`, `StoreError`."""
+    _, reader = store.open(digest)
     try:
         hashing = hasher(digest)
         offset = 0
         while block := reader.pread(1 << 20, offset):
             hashing.update(block)
             offset += len(block)
-    except StoreError:
-        return False
     finally:
         reader.close()
-    return hashing.hexdigest() == digest.hex
+    return hashing.hexdigest()

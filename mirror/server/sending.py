@@ -21,7 +21,7 @@ from typing import Final
 
 from aiohttp import web
 
-from mirror.errors import BlobDamaged, StoreError
+from mirror.errors import BlobDamaged, BlobUnreadable, StoreError
 from mirror.ports import BlobReader, SupportsFileno
 from mirror.threads import to_its_end
 
@@ -208,4 +208,6 @@ def _set(ready: asyncio.Future[None]) -> None:
 def _translated(error: OSError) -> Exception:
     if error.errno in _GONE:
         return ClientGone("gone")
-    return StoreError(f"sending a blob: {os.strerror(error.errno or 0)}")
+    # a socket has no EIO: it is the file's
+    kind = BlobUnreadable if error.errno == errno.EIO else StoreError
+    return kind(f"sending a blob: {os.strerror(error.errno or 0)}")

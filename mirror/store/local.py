@@ -27,11 +27,11 @@ import os
 import secrets
 import stat as modes
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from mirror.errors import BlobDamaged, BlobUnknown, StoreError
+from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
 from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
 from mirror.ports import BlobInfo, Body
 from mirror.store.files import Unsynced, make_folder, store_errors, sync_folder, write_whole
@@ -57,11 +57,11 @@ class LocalReader:
         return self._descriptor
 
     def pread(self, size: int, offset: int) -> bytes:
-        with store_errors("reading a blob"):
+        with _reading("reading a blob"):
             return os.pread(self._descriptor, size, offset)
 
     def pread_once(self, size: int, offset: int) -> bytes:
-        with store_errors("reading a blob"):
+        with _reading("reading a blob"):
             # no reading ahead: what that brings in would look as if others had wanted it
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
             cached = _pread_cached(self._descriptor, size, offset)
@@ -78,6 +78,18 @@ class LocalReader:
 
     def __del__(self) -> None:
         self.close()
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """What the disk does not give is told from what we could not ask it for."""
+    try:
+        with store_errors(what):
+            yield
+    except StoreError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EIO:
+            raise BlobUnreadable(str(error)) from error.__cause__
+        raise
 
 
 def _pread_cached(descriptor: int, size: int, offset: int) -> bytes:
@@ -137,7 +149,9 @@ class LocalStore:
         try:
             descriptor = _open_quietly(self.layout.blob(digest))
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.EIO):
+            if error.errno == errno.EIO:
+                raise BlobUnreadable(f"opening {digest}: {os.strerror(error.errno)}") from error
+            if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise StoreError(f"opening {digest}: {os.strerror(error.errno)}") from error
             raise BlobUnknown(f"{digest} is not in the store") from error
         reader = LocalReader(descriptor)
@@ -350,7 +364,7 @@ class LocalIngest:
             # bytes of an earlier boot may be missing under their size
             self.restart()
         self._hash = hasher(self.digest)
-        with store_errors(f"hashing the partial of {self.digest}"):
+        with _reading(f"hashing the partial of {self.digest}"):
             hashed = 0
             while block := os.pread(self._descriptor, _BLOCK, hashed):
                 self._hash.update(block)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,8 @@ from mirror.oci.digest import Digest
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, live_mirror, noise
 from tests.support.mirror_process import MirrorProcess, write_config
-from tests.support.process import ProgramProcess, eventually, run
-from tests.support.tmpfs import tmpfs
+from tests.support.process import PATIENCE, ProgramProcess, eventually, run
+from tests.support.tmpfs import read_only, tmpfs
 
 _LAYER = noise(400_000)
 _DIGEST = Digest.of(_LAYER)
@@ -33,22 +35,14 @@ def full(registry: FakeRegistry) -> FakeRegistry:
 
 
 @contextmanager
-def _injected(pid: int, calls: str, fault: str, *, path: Path | None = None) -> Iterator[None]:
-    """Calls of a process end with a fault; of a path only those about it."""
-    only: list[str | Path] = ["-P", path] if path else []
-    words: list[str | Path] = [
-        "strace",
-        "-f",
-        "-p",
-        str(pid),
-        "-o",
-        "/dev/null",
-        *only,
-        "-e",
-        f"trace={calls}",
-        "-e",
-        f"inject={calls}:{fault}",
-    ]
+def _injected(pid: int, *faults: str, paths: Sequence[Path] = ()) -> Iterator[None]:
+    """Calls of a process end with a fault, as `call,call:fault` (strace(1)); with paths only those about them."""
+    calls = ",".join(fault.partition(":")[0] for fault in faults)
+    words: list[str | Path] = ["strace", "-f", "-p", str(pid), "-o", "/dev/null", "-e", f"trace={calls}"]
+    for path in paths:
+        words += ["-P", path]
+    for fault in faults:
+        words += ["-e", f"inject={fault}"]
     with ProgramProcess(words) as tracer:
         eventually(lambda: _is_traced_by(pid, tracer.pid), f"strace holds {pid}: {tracer.tail()}")
         yield
@@ -83,7 +77,7 @@ def test_35_what_cannot_be_synced_or_renamed(full: FakeRegistry, tmp_path: Path,
     with MirrorProcess(write_config(tmp_path, {"docker.io": full.url}, workers=1)) as mirror:
         [worker] = mirror.worker_pids()
         assert mirror.get(_TAG)[0] == 200
-        with _injected(worker, calls, "error=EIO"):
+        with _injected(worker, f"{calls}:error=EIO"):
             status, _, body = mirror.get(_AT)
             assert (status, body) == (200, _LAYER)
             mirror.wait_for_event("could not publish a blob")
@@ -95,59 +89,135 @@ def test_35_what_cannot_be_synced_or_renamed(full: FakeRegistry, tmp_path: Path,
     assert full.count("blobs", "GET") == 2
 
 
-def test_36_what_cannot_be_read(full: FakeRegistry, tmp_path: Path) -> None:
-    """Row 36: a cached file whose bytes the disk does not give is fetched again or breaks; never a wrong 200."""
+def _pull(mirror: MirrorProcess) -> bytes | None:
+    """The blob by a client that takes only what is complete; None: broken off after the headers."""
+    try:
+        status, _, body = mirror.get(_AT)
+    except (OSError, http.client.HTTPException):
+        return None
+    assert status == 200
+    return body
+
+
+@pytest.mark.parametrize(
+    ("faults", "got", "aside"),
+    [
+        # nothing was sent yet
+        (["sendfile,pread64,preadv,preadv2:error=EIO"], _LAYER, True),
+        (["open,openat,openat2:error=EIO"], _LAYER, True),
+        # a moment's trouble: what was sent is read once more and compared, upstream's bytes go on from there
+        (["sendfile:error=EIO:when=2+"], _LAYER, False),
+        # what was sent cannot be compared any more, so nothing may follow it
+        (["sendfile:error=EIO:when=2+", "pread64:error=EIO"], None, True),
+    ],
+)
+def test_36_a_blob_that_cannot_be_read(
+    full: FakeRegistry, tmp_path: Path, faults: list[str], got: bytes | None, aside: bool
+) -> None:
+    """Row 36: a blob whose bytes the disk does not give comes from upstream, or breaks where that can no longer be; it
+    is set aside, and the next client has it fetched again.
+    """
     root = tmp_path / "store"
     with MirrorProcess(write_config(tmp_path, {"docker.io": full.url}, workers=1)) as mirror:
         [worker] = mirror.worker_pids()
         assert mirror.get(_TAG)[0] == 200
         assert mirror.get(_AT)[2] == _LAYER
         file = _wait_published(root)
-        with _injected(worker, "sendfile,pread64,preadv,read", "error=EIO", path=file):
-            for _ in range(3):
-                try:
-                    status, _, body = mirror.get(_AT)
-                except (OSError, ValueError, http.client.HTTPException):
-                    continue
-                assert body == _LAYER if status == 200 else status >= 500
+        away = root / "quarantine" / f"sha256-{_DIGEST.hex}"
+        with _injected(worker, *faults, paths=[file, away]):
+            assert _pull(mirror) == got
+            if aside:
+                mirror.wait_for_event("damaged blob set aside", digest=str(_DIGEST))
+                eventually(away.is_file, "it is set aside")
+        full.forget()
         assert mirror.get(_AT)[2] == _LAYER
+        assert _wait_published(root).read_bytes() == _LAYER
+        assert mirror.get(_AT)[2] == _LAYER
+        assert full.count("blobs", "GET") == aside
 
 
-def _is_served(mirror: MirrorProcess) -> bool:
-    try:
-        status, _, body = mirror.get(_AT)
-    except (OSError, http.client.HTTPException):
-        return False
-    assert status != 200 or body == _LAYER
-    return status == 200
+def test_36_a_manifest_that_cannot_be_read(full: FakeRegistry, tmp_path: Path) -> None:
+    """Row 36: a manifest whose bytes the disk does not give is set aside and fetched again, before the headers."""
+    root = tmp_path / "store"
+    config = write_config(tmp_path, {"docker.io": full.url}, workers=1)
+    with MirrorProcess(config) as mirror:
+        wanted = mirror.get(_TAG)[2]
+        assert mirror.stop() == 0
+    digest = Digest.of(wanted)
+    file = root / "blobs" / "sha256" / digest.hex[:2] / digest.hex
+    full.forget()
+    with MirrorProcess(config) as mirror:
+        [worker] = mirror.worker_pids()
+        with _injected(worker, "pread64,preadv:error=EIO", paths=[file]):
+            status, _, body = mirror.get(f"/v2/library/app/manifests/{digest}")
+            assert (status, body) == (200, wanted)
+            mirror.wait_for_event("damaged blob set aside", digest=str(digest))
+        assert (root / "quarantine" / f"sha256-{digest.hex}").is_file()
+        assert file.read_bytes() == wanted
+    assert full.count("manifests", "GET") == 1
+
+
+def _unavailable(status: int, body: bytes) -> bool:
+    """A refusal as the specification writes it."""
+    return status == 503 and json.loads(body)["errors"][0]["code"] == "UNAVAILABLE"
+
+
+def _ended(mirror: MirrorProcess) -> bool:
+    """A connection that there is no descriptor for: closed at once, not left to wait."""
+    with closing(socket.create_connection(("127.0.0.1", mirror.port), timeout=PATIENCE)) as connection:
+        try:
+            return connection.recv(1) == b""
+        except ConnectionError:
+            return True
 
 
 def test_37_out_of_descriptors(full: FakeRegistry, tmp_path: Path) -> None:
-    """Row 37: with no descriptor left the mirror answers 5xx or not at all; with some again it serves as before."""
-    with MirrorProcess(write_config(tmp_path, {"docker.io": full.url}, workers=1)) as mirror:
-        [worker] = mirror.worker_pids()
-        assert mirror.get(_TAG)[0] == 200
-        assert mirror.get(_AT)[2] == _LAYER
-        _wait_published(tmp_path / "store")
-        before = resource.prlimit(worker, resource.RLIMIT_NOFILE)
-        taken = {int(name) for name in os.listdir(f"/proc/{worker}/fd")}
-        free = next(number for number in range(len(taken) + 1) if number not in taken)
-        # the kernel gives the lowest free number: one for the connection, none for a file
-        resource.prlimit(worker, resource.RLIMIT_NOFILE, (free + 1, before[1]))
-        refused = 0
-        for _ in range(5):
-            try:
-                status, _, body = mirror.get(_AT)
-            except (OSError, http.client.HTTPException):
-                refused += 1
-                continue
-            assert body == _LAYER if status == 200 else status >= 500
-            refused += status >= 500
-        assert refused, "it had descriptors left, so nothing was tried"
-        resource.prlimit(worker, resource.RLIMIT_NOFILE, before)
-        # what was accepted without a descriptor to spare may still end first
-        eventually(lambda: _is_served(mirror), "it serves again")
-        assert mirror.get(_TAG)[0] == 200
+    """Row 37: with no descriptor left, who is connected gets what memory and open connections have, and else 503; who
+    comes is turned away at once; with descriptors again everything is served as before, and nothing is corrupt.
+    """
+    root = tmp_path / "store"
+    with FakeRegistry() as other:
+        layer = noise(70_000, seed=4)
+        other.add_image("team/tool", "v1", [layer])
+        cold = "/v2/ghcr.io/team/tool/manifests/v1"
+        config = write_config(tmp_path, {"docker.io": full.url, "ghcr.io": other.url}, workers=1)
+        with MirrorProcess(config) as mirror, _connection(mirror) as connected:
+            [worker] = mirror.worker_pids()
+            assert _ask(connected, _TAG)[0] == 200
+            assert _ask(connected, _AT) == (200, _LAYER)
+            _wait_published(root)
+            before = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+            taken = {int(name) for name in os.listdir(f"/proc/{worker}/fd")}
+            free = next(number for number in range(len(taken) + 1) if number not in taken)
+            # the kernel gives the lowest free number: there is none below the limit
+            resource.prlimit(worker, resource.RLIMIT_NOFILE, (free, before[1]))
+            for _ in range(20):
+                assert _ended(mirror)
+                assert _ask(connected, _TAG)[0] == 200
+                status, body = _ask(connected, _AT)
+                assert body == _LAYER if status == 200 else _unavailable(status, body)
+                assert _unavailable(*_ask(connected, cold))
+            resource.prlimit(worker, resource.RLIMIT_NOFILE, before)
+            assert mirror.get(_AT)[2] == _LAYER
+            # an upstream that could not be reached is left alone for some seconds
+            eventually(lambda: mirror.get(cold)[0] == 200, "the other upstream is asked again")
+            assert mirror.get(f"/v2/ghcr.io/team/tool/blobs/{Digest.of(layer)}")[2] == layer
+            assert mirror.worker_pids() == [worker]
+    for file in (root / "blobs").glob("*/*/*"):
+        assert Digest.parse(f"sha256:{file.name}").matches(file.read_bytes())
+
+
+@contextmanager
+def _connection(mirror: MirrorProcess) -> Iterator[http.client.HTTPConnection]:
+    """One that is kept."""
+    with closing(http.client.HTTPConnection("127.0.0.1", mirror.port, timeout=PATIENCE)) as connection:
+        yield connection
+
+
+def _ask(connection: http.client.HTTPConnection, target: str) -> tuple[int, bytes]:
+    connection.request("GET", target)
+    answer = connection.getresponse()
+    return answer.status, answer.read()
 
 
 def test_38_a_read_only_disk(full: FakeRegistry, tmp_path: Path) -> None:
@@ -170,6 +240,45 @@ def test_38_a_read_only_disk(full: FakeRegistry, tmp_path: Path) -> None:
             assert mirror.get("/v2/library/other/manifests/v1")[0] == 200
             assert mirror.get(f"/v2/library/other/blobs/{Digest.of(other)}")[2] == other
         run(["mount", "-o", "remount,rw", disk])
+
+
+def test_38_a_disk_that_turns_read_only(full: FakeRegistry, tmp_path: Path) -> None:
+    """Row 38: a disk that turns read-only under a running mirror costs no pull: what is there is served, the rest goes
+    through, the log says so; once it is writable again the same worker stores again.
+    """
+    other = noise(90_000, seed=3)
+    full.add_image("library/other", "v1", [other])
+    there, cold = f"/v2/library/other/blobs/{Digest.of(other)}", "/v2/library/other/manifests/v1"
+    with tmpfs(tmp_path, "size=8g") as disk:
+        root = disk / "store"
+        config = write_config(disk, {"docker.io": full.url}, workers=1)
+        with MirrorProcess(config, env={"TMPDIR": str(tmp_path)}) as mirror:
+            [worker] = mirror.worker_pids()
+            assert mirror.get(_TAG)[0] == 200
+            assert mirror.get(_AT)[2] == _LAYER
+            _wait_published(root)
+            index = [root / f"index.sqlite{suffix}" for suffix in ("", "-wal", "-shm")]
+            # what is opened anew meets a read-only mount; what the index holds open is refused by its descriptors
+            with read_only(disk), _injected(worker, "pwrite64,ftruncate,fdatasync,fsync:error=EROFS", paths=index):
+                asked = full.count("blobs", "GET")
+                for _ in range(3):
+                    assert mirror.get(_TAG)[0] == 200
+                    assert mirror.get(_AT)[2] == _LAYER
+                assert full.count("blobs", "GET") == asked
+                for _ in range(2):
+                    assert mirror.get(cold)[0] == 200
+                    assert mirror.get(there)[2] == other
+                assert full.count("blobs", "GET") == asked + 2
+                mirror.wait_for_event("the store is failing; pulls go through uncached")
+                assert mirror.metrics()["mirror_uncached_total"] > 0
+            assert mirror.get(there)[2] == other
+            mirror.wait_for_event("the store takes content again")
+            eventually(lambda: list((root / "blobs").glob(f"*/*/{Digest.of(other).hex}")), "it is stored")
+            asked = full.count("blobs", "GET")
+            assert mirror.get(cold)[0] == 200
+            assert mirror.get(there)[2] == other
+            assert full.count("blobs", "GET") == asked
+            assert mirror.worker_pids() == [worker]
 
 
 @pytest.mark.parametrize("options", ["size=64m,nr_inodes=70", "size=300k"])

@@ -9,25 +9,43 @@ import asyncio
 import json
 import random
 import re
+import sqlite3
+import tempfile
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any, Final
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mirror.errors import UpstreamError
+from mirror.errors import IndexUnavailable, UpstreamError
+from mirror.index.embedded import EmbeddedIndex
+from mirror.index.redis import Keys, RedisIndex
 from mirror.memo import Memo
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import ManifestMalformed, read_manifest
+from mirror.oci.reference import Repo
 from mirror.policy.realms import Bounds
-from mirror.policy.records import ManifestRecord, TagRecord, read_history, write_history
+from mirror.policy.records import (
+    ContentRecord,
+    ManifestNames,
+    ManifestRecord,
+    Standing,
+    TagRecord,
+    Usage,
+    read_history,
+    write_history,
+)
+from mirror.ports import ContentIndex
 from mirror.upstream.credentials import GivenCredentials
 from mirror.upstream.tokens import TokenSource
 from tests.faults.conftest import Tally
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, noise
+from tests.support.redis_server import RedisServer
 
 _LAYER = noise(30_000)
 _DIGEST = Digest.of(_LAYER)
@@ -270,3 +288,134 @@ def test_54_any_record(content: bytes) -> None:
     assert manifest is None or ManifestRecord.from_json(_DIGEST, manifest.to_json()) == manifest
     history = read_history(content)
     assert read_history(write_history(history)) == history
+
+
+#: What a Redis, or a file, of somebody else may hold where we look for a value of ours.
+_junk = st.one_of(
+    st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=20),
+    st.integers(-(2**70), 2**70).map(str),
+    st.floats().map(str),
+    st.just(str(_DIGEST)),
+    st.just(f"{_DIGEST} {_DIGEST}"),
+)
+_digests = st.just(str(_DIGEST)) | st.sampled_from([str(Digest.of(bytes([number]))) for number in range(3)]) | _junk
+_REPO: Final = Repo("docker.io", "library/app")
+
+
+async def _use_every_operation(index: ContentIndex) -> None:
+    """Nothing comes out of it but records that make sense, and `IndexUnavailable`."""
+    other = Digest.of(b"other")
+    for operation in (
+        lambda: index.get(_DIGEST),
+        lambda: index.usage(),
+        lambda: index.linked(_REPO, _DIGEST),
+        lambda: index.marker(),
+        lambda: index.below([_DIGEST]),
+        lambda: index.coldest(Standing.LOOSE, 10),
+        lambda: index.coldest(Standing.ROOT, 10),
+        lambda: index.touch({_DIGEST: 5.0}),
+        lambda: index.put([ContentRecord(_DIGEST, 10, 1.0), ContentRecord(other, 20, 2.0)]),
+        lambda: index.name([ManifestNames(_DIGEST, (), (other,))]),
+        lambda: index.link(_REPO, {_DIGEST: 10}),
+        lambda: index.unlink(_REPO, [_DIGEST]),
+        lambda: index.drop([_DIGEST]),
+        lambda: index.set_marker("whole"),
+    ):
+        with suppress(IndexUnavailable):
+            await operation()
+    with suppress(IndexUnavailable):
+        async for batch in index.recorded():
+            assert all(isinstance(digest, Digest) for digest in batch)
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    """One for all examples."""
+    with RedisServer() as server:
+        yield server
+
+
+_KINDS: Final = ("string", "hash", "zset", "set", "list")
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(Keys.NAMES) | st.just("links"),
+        st.tuples(st.sampled_from(_KINDS), st.lists(st.tuples(_digests, _junk), min_size=1, max_size=4)),
+        min_size=1,
+    )
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_54_any_redis(redis: RedisServer, held: dict[str, tuple[str, list[tuple[str, str]]]]) -> None:
+    """Row 54: whatever stands under our keys in Redis, of whichever type, is a miss; a rebuild puts it right."""
+    keys = Keys("junk")
+    redis.command("FLUSHALL")
+    for name, (kind, members) in held.items():
+        key = keys.links(str(_REPO)) if name == "links" else dict(zip(Keys.NAMES, keys.fixed, strict=True))[name]
+        for number, (member, value) in enumerate(members):
+            match kind:
+                case "string":
+                    redis.command("SET", key, value)
+                case "hash":
+                    redis.command("HSET", key, member, value)
+                case "zset":
+                    redis.command("ZADD", key, str(number), member)
+                case "set":
+                    redis.command("SADD", key, member)
+                case _:
+                    redis.command("RPUSH", key, value)
+
+    async def use() -> None:
+        index = RedisIndex(redis.address, store_id="junk", budget=30.0)
+        try:
+            await _use_every_operation(index)
+            await _rebuilt(index)
+        finally:
+            await index.aclose()
+
+    asyncio.run(use())
+
+
+async def _rebuilt(index: ContentIndex) -> None:
+    """Begun anew it counts exactly: nothing of the junk is left."""
+    await index.clear()
+    assert await index.marker() is None
+    await index.put([ContentRecord(_DIGEST, 10, 1.0)])
+    assert await index.usage() == Usage(1, 10)
+    assert await index.coldest(Standing.LOOSE, 9) == [ContentRecord(_DIGEST, 10, 1.0)]
+
+
+_cells = st.none() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False) | st.binary(max_size=20) | _digests
+
+
+@given(
+    st.lists(st.tuples(_cells, _cells, _cells, _cells, _cells, _cells), max_size=4),
+    st.lists(st.tuples(_cells, _cells, _cells), max_size=4),
+    st.lists(st.tuples(_cells, _cells), max_size=2),
+)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_54_any_embedded_index(
+    content: list[tuple[object, ...]], links: list[tuple[object, ...]], usage: list[tuple[object, ...]]
+) -> None:
+    """Row 54: whatever stands in the tables of the embedded index is a miss; and after a rebuild all is right."""
+
+    async def use(path: Path) -> None:
+        index = EmbeddedIndex(path)
+        try:
+            await index.usage()
+            with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+                for statement, rows in (
+                    ("INSERT INTO content VALUES (?, ?, ?, ?, ?, ?)", content),
+                    ("INSERT INTO links VALUES (?, ?, ?)", links),
+                    ("UPDATE usage SET blobs = ?, bytes = ?", usage),
+                ):
+                    for row in rows:
+                        with suppress(sqlite3.Error):
+                            connection.execute(statement, row)
+            await _use_every_operation(index)
+            await _rebuilt(index)
+        finally:
+            await index.aclose()
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(use(Path(folder) / "index.sqlite"))

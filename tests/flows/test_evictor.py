@@ -781,6 +781,31 @@ async def test_fills_that_begin_together_walk_once(world: World) -> None:
     assert world.store.walks == 2
 
 
+async def test_a_dead_index_and_what_others_have_stored_since(world: World) -> None:
+    """Row 47: a process that walked the disk long ago keeps the capacity too, untold of what others fill."""
+    for number in range(5):
+        await world.add(number)
+    world.index.down = True
+    mine = world.another()
+    await mine.reserve(0)
+    for number in range(5, 10):
+        await world.add(number)
+    reservation = await mine.reserve(100)
+    assert len(world.present()) * 100 + reservation.size <= 1000
+
+
+async def test_a_dead_index_and_a_disk_that_others_write_on(world: World) -> None:
+    """Row 47: space that went to files of others makes nothing go, and costs one more walk, not one for each fill."""
+    digests = {await world.add(number) for number in range(5)}
+    world.index.down = True
+    await world.evictor.reserve(0)
+    world.store.disk -= 1000
+    for _ in range(20):
+        (await world.evictor.reserve(1)).release()
+    assert world.present() == digests
+    assert world.store.walks <= 2
+
+
 async def test_uses_wait_for_the_index(world: World) -> None:
     """While it is down uses are kept, the log says so once, and once more when it is back; later uses win."""
     digests = [await world.add(number) for number in range(3)]

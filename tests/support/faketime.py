@@ -1,0 +1,33 @@
+"""The clock of a process that a test starts, moved while it runs (libfaketime)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["FakeTime"]
+
+
+class FakeTime:
+    """The wall clock alone: what counts steadily goes on as it does, as on a machine whose clock is set."""
+
+    def __init__(self, directory: Path) -> None:
+        """The offset lies in a file of `directory`."""
+        self._file = directory / "offset"
+        found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+        assert found, "faketime is not installed; tests/run installs every program that the tests need"
+        self.environment = {
+            "LD_PRELOAD": str(found[0]),
+            "FAKETIME_TIMESTAMP_FILE": str(self._file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            # the times of files are the disk's own
+            "NO_FAKE_STAT": "1",
+        }
+        self.set(0)
+
+    def set(self, days: int) -> None:
+        """So many days ahead of the machine's clock, from the next look at it on."""
+        fresh = self._file.with_suffix(".new")
+        fresh.write_text(f"{days:+d}d\n")
+        os.replace(fresh, self._file)
