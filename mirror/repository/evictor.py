@@ -340,7 +340,7 @@ class Evictor:
 
     async def _measure(self, *, patient: bool = True) -> Measure:
         """Impatient: without an index an older sum of a large store will do, for a walk over a million blobs takes its
-        time.
+        time; what others may have stored since is added.
         """
         growing, (free, disk) = await asyncio.to_thread(lambda: (self._store.growing(), self._store.free()))
         held = await self._held(patient, free)
@@ -364,7 +364,7 @@ class Evictor:
         known = self._sum
         if known is None or ((patient or known.blobs <= _QUICKLY_WALKED) and self._is_old(known)):
             # fills that begin together wait for the same walk; whoever evicts wants to see what was dropped before
-            known = await (self._walk_now(free) if patient else self._walking.run("all", lambda: self._walk_now(free)))
+            known = await (self._walk_now() if patient else self._walking.run("all", self._walk_now))
         telemetry.STORE_BLOBS.set(known.blobs)
         return known.bytes if patient else known.at_most(free)
 
@@ -372,8 +372,9 @@ class Evictor:
         """Whether a walk is not believed any more, or the clock was set."""
         return not 0 <= self._now() - known.at < min(_WALK_EVERY, known.blobs / _BELIEVED_PER_SECOND)
 
-    async def _walk_now(self, free: int) -> _Sum:
+    async def _walk_now(self) -> _Sum:
         began = self._now()
+        free, _ = await asyncio.to_thread(self._store.free)
         blobs, total = await asyncio.to_thread(self._walk)
         self._sum = _Sum(blobs, total, began, total, free)
         return self._sum
