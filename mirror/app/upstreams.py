@@ -23,7 +23,7 @@ from mirror.memo import Memo
 from mirror.policy.budget import Budget
 from mirror.server.workers import UpstreamState
 from mirror.upstream.caller import CallersCredentials
-from mirror.upstream.credentials import Credentials, CredentialSource, GivenCredentials
+from mirror.upstream.credentials import Attempts, Credentials, CredentialSource, GivenCredentials
 from mirror.upstream.docker_config import DockerConfig
 from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.providers import ProviderOptions, open_provider
@@ -161,6 +161,7 @@ class Upstreams:
                     "state": health.state,
                     "failures": health.failures,
                     "retry_at": round(time.time() + health.retry_in) if health.retry_in else 0,
+                    "logins": [_told(login) for login in health.logins],
                 }
                 for health in upstream.health()
             ],
@@ -211,6 +212,16 @@ def upstream_urls(config: Config, registry: str) -> list[str]:
     return [
         url for one in found for url in (*(mirror.url for mirror in one.endpoints), one.url or f"https://{registry}")
     ]
+
+
+def _told(login: Attempts) -> dict[str, Any]:
+    return {
+        "provider": login.provider,
+        "reason": login.reason,
+        "since": login.since,
+        "failed_at": login.failed_at,
+        "worked_at": login.worked_at,
+    }
 
 
 def _for_callers(settings: UpstreamSettings, own: CredentialSource) -> CredentialSource:

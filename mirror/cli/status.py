@@ -71,6 +71,9 @@ def _show(found: dict[str, Any], flights: list[dict[str, Any]], upstreams: list[
         if one["state"] != "ok":
             retry = max(each["retry_in"] for each in one["endpoints"])
             print(f"upstream:  {one['name']} is {one['state']}, asked again in {retry:.0f} s")
+        for each in one["endpoints"]:
+            if told := each["credentials"]:
+                print(f"login:     {one['name']} by {told['provider']}: {told['reason']}, since {told['since']}")
         if budget := one["budget"]:
             print(f"budget:    {one['name']} leaves {budget['remaining']} of {budget['limit']} pulls")
     table = Table("download", "digest", "received", "clients")

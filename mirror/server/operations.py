@@ -112,6 +112,11 @@ _SCHEMAS: Final[Mapping[str, Schema]] = {
                         state={"enum": ["ok", "failing", "held", "down"]},
                         failures={**_COUNT, "description": "calls in a row without an answer"},
                         retry_in=_SECONDS,
+                        credentials={
+                            **_nullable(_object(provider=_TEXT, reason=_TEXT, since=_TIME)),
+                            "description": "why there are none, or they are refused; null: nothing is known against"
+                            " them",
+                        },
                     )
                 ),
                 budget=_nullable(

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Final, Protocol
 
 from mirror import telemetry
@@ -168,11 +169,39 @@ def _makes_sense(said: Mapping[str, Any]) -> bool:
 def _merge(into: dict[str, Any], one: Mapping[str, Any]) -> None:
     for endpoint in one["endpoints"]:
         known = into["endpoints"].get(endpoint["url"])
+        logins = _merged_logins(known["logins"] if known else [], endpoint.get("logins") or [])
         if known is None or _STATES.index(endpoint["state"]) > _STATES.index(known["state"]):
-            into["endpoints"][endpoint["url"]] = endpoint
+            known = endpoint
+        into["endpoints"][endpoint["url"]] = {**known, "logins": logins}
     budget = one["budget"]
     if budget and (into["budget"] is None or budget["seen"] > into["budget"]["seen"]):
         into["budget"] = budget
+
+
+def _merged_logins(known: Sequence[Mapping[str, Any]], more: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Having credentials, and being let in with them, as two workers say it went: the latest word of either counts,
+    for one that is not asked any more goes on saying what it saw last.
+    """
+    return [_merged_login(one, other) for one, other in zip_longest(known, more)]
+
+
+def _merged_login(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if one is None or other is None:
+        return one or other or {}
+    worked_at = max(one["worked_at"], other["worked_at"])
+    failing = [said for said in (one, other) if said["reason"] is not None and said["failed_at"] > worked_at]
+    if not failing:
+        return {**one, "reason": None, "worked_at": worked_at}
+    latest = max(failing, key=lambda said: float(said["failed_at"]))
+    return {**latest, "since": min(said["since"] for said in failing), "worked_at": worked_at}
+
+
+def _failure(logins: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The first of what fails: who has no credentials cannot be let in with them."""
+    for one in logins:
+        if one["reason"] is not None:
+            return {"provider": one["provider"], "reason": one["reason"], "since": moment(one["since"])}
+    return None
 
 
 def _told(merged: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,6 +212,7 @@ def _told(merged: Mapping[str, Any]) -> dict[str, Any]:
             "state": one["state"],
             "failures": one["failures"],
             "retry_in": round(max(0.0, one["retry_at"] - now), 1),
+            "credentials": _failure(one["logins"]),
         }
         for one in merged["endpoints"].values()
     ]

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from typing import Final
 
 from mirror.oci.authorization import Presented
-from mirror.upstream.credentials import NO_USER, Credentials, CredentialSource
+from mirror.upstream.credentials import NO_USER, Attempts, Credentials, CredentialSource
 
 __all__ = ["CallersCredentials", "acting_for"]
 
@@ -40,8 +40,8 @@ def acting_for(presented: Presented | None) -> Iterator[None]:
 
 def _credentials(presented: Presented) -> Credentials:
     if presented.username == NO_USER:
-        return Credentials(identity_token=presented.password)
-    return Credentials(presented.username, presented.password)
+        return Credentials(identity_token=presented.password, ours=False)
+    return Credentials(presented.username, presented.password, ours=False)
 
 
 class CallersCredentials:
@@ -49,6 +49,11 @@ class CallersCredentials:
 
     def __init__(self, own: CredentialSource) -> None:
         self._own = own
+
+    @property
+    def issuing(self) -> Attempts:
+        """Of our own."""
+        return self._own.issuing
 
     async def credentials(self) -> Credentials | None:
         """The caller's, if there is one."""

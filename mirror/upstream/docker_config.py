@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from mirror import telemetry
 from mirror.errors import ConfigError
-from mirror.upstream.credentials import NO_USER, Credentials, CredentialSource, GivenCredentials
+from mirror.upstream.credentials import NO_USER, Attempts, Credentials, CredentialSource, GivenCredentials
 from mirror.upstream.helpers import CredentialHelper
 from mirror.upstream.renewal import Renewed
 
@@ -53,6 +54,7 @@ class DockerConfig:
         upstream: str = "",
         environment: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._path = path
         self._registries = tuple(registries)
@@ -61,7 +63,15 @@ class DockerConfig:
         self._clock = clock
         self._seen: tuple[int, ...] | None = None
         self._found: Credentials | _Helped | None = None
-        self._source: CredentialSource = GivenCredentials()
+        self._now = now
+        self._reading = Attempts("docker_config", now)
+        self._source: CredentialSource = GivenCredentials(issuing=self._reading)
+
+    @property
+    def issuing(self) -> Attempts:
+        """Of the file, which is looked at anew, if that is what fails; else of the helper, if it names one."""
+        self._look()
+        return self._source.issuing if self._reading.reason is None else self._reading
 
     def check(self) -> None:
         """Read it now. Raises `ConfigError` where the file is missing or unusable."""
@@ -93,21 +103,28 @@ class DockerConfig:
     def _look(self) -> None:
         try:
             status = os.stat(self._path)
-        except OSError:
-            return
-        seen = (status.st_mtime_ns, status.st_size, status.st_ino)
-        if seen != self._seen:
-            try:
+            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if seen != self._seen:
                 self.check()
-            except ConfigError:
-                return
-            self._seen = seen
+                self._seen = seen
+        except OSError as error:
+            self._note(f"{self._path}: {error.strerror}; what it said last is used on")
+        except ConfigError as error:
+            self._note(f"{error}; what it said last is used on")
+        else:
+            if self._reading.reason is not None:
+                self._reading.worked()
+
+    def _note(self, reason: str) -> None:
+        if reason != self._reading.reason:
+            telemetry.log.warning("credentials stay as they were", upstream=self._upstream, reason=reason)
+        self._reading.failed(reason)
 
     def _open(self, found: Credentials | _Helped | None) -> CredentialSource:
         if not isinstance(found, _Helped):
-            return GivenCredentials(found)
+            return GivenCredentials(found, self._reading)
         helper = CredentialHelper(self._upstream, found.helper, found.server, environment=self._environment)
-        return Renewed(self._upstream, helper.program, helper.obtain, clock=self._clock)
+        return Renewed(self._upstream, helper.program, helper.obtain, clock=self._clock, now=self._now)
 
 
 class _BadHelper(ValueError):

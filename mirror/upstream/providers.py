@@ -83,7 +83,7 @@ def open_provider(
     if missing := missing_library(provider):
         raise ConfigError([f"upstream {upstream}: provider {provider} {missing}"])
     issuer = _issuer(upstream, provider, url, options, tls, proxy, proxies, now)
-    return Renewed(upstream, provider, issuer.obtain, close=issuer.aclose, clock=clock)
+    return Renewed(upstream, provider, issuer.obtain, close=issuer.aclose, clock=clock, now=now)
 
 
 def _issuer(

@@ -231,7 +231,8 @@ class RegistryUpstream:
     def health(self, *more: Circuit) -> list[Health]:
         """How it is doing, of one address; `more` is what others have found out about it."""
         now = self._clock()
-        return [health_of(self._base, (self._circuit, *more), self._held_until - now, now)]
+        logins = self._credentials.issuing, self._tokens.login
+        return [health_of(self._base, (self._circuit, *more), self._held_until - now, now, logins)]
 
     async def resolve(self, repo: str, reference: Reference) -> Descriptor:
         """By HEAD, which costs nothing where pulls are counted; by GET where that does not say all (see `Upstream`).
@@ -565,6 +566,7 @@ class RegistryUpstream:
             await self._note_budget(reply)
             if reply.status in fine:
                 self._strikes = 0
+                self._tokens.accepted(authorization)
                 return reply
             if reply.status == 401 and not authenticated and await self._reauthenticate(reply, scope, authorization):
                 authenticated = True
@@ -676,6 +678,8 @@ class RegistryUpstream:
         if status >= 500 or (elsewhere and status in (400, 401, 403, 410)):
             # where we were sent does not know us: the signature has run out, and the registry gives a new one
             return UpstreamUnavailable(what, upstream=self._name, status=None if status < 500 else status)
+        if status == 401:
+            self._tokens.refused(authorization)
         if status in (401, 403):
             return UpstreamDenied(what, upstream=self._name, status=status)
         return self._invalid(what, status)

@@ -22,7 +22,7 @@ from mirror import telemetry
 from mirror.errors import UpstreamDenied, UpstreamError, UpstreamUnavailable
 from mirror.once import Once, end
 from mirror.policy.lifetimes import pause_after
-from mirror.upstream.credentials import Credentials, CredentialsUnavailable
+from mirror.upstream.credentials import Attempts, Credentials, CredentialsUnavailable
 
 __all__ = ["Issued", "Renewed"]
 
@@ -51,7 +51,7 @@ class Renewed:
     """A `CredentialSource` over an issuer; `issuer` is its name for people, `obtain` asks it.
 
     `obtain` raises `UpstreamUnavailable` or `UpstreamDenied` with a message that says what to do, and holds no secret.
-    `close` lets go of what it uses. `clock` counts seconds.
+    `close` lets go of what it uses. `clock` counts seconds, `now` is epoch seconds.
     """
 
     def __init__(
@@ -62,7 +62,9 @@ class Renewed:
         *,
         close: Callable[[], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
+        self.issuing = Attempts(issuer, now)
         self._upstream = upstream
         self._issuer = issuer
         self._obtain = obtain
@@ -129,12 +131,14 @@ class Renewed:
             raise failure from error
         now = self._clock()
         self._failures, self._failure = 0, None
+        self.issuing.worked()
         self._kept = _Kept(issued.credentials, now, now + issued.usable, now + issued.lasts)
         telemetry.log.debug("credentials issued", upstream=self._upstream, issuer=self._issuer, usable=issued.usable)
         return self._kept
 
     def _note(self, error: UpstreamError) -> None:
         self._failures += 1
+        self.issuing.failed(str(error))
         pause = pause_after(self._failures)
         self._failure, self._paused_until = error, self._clock() + pause
         telemetry.log.warning(

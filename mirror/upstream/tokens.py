@@ -32,7 +32,7 @@ from mirror.policy.realms import Bounds, UrlRefused, parse_url
 from mirror.policy.retrying import hold_for, is_throttling, parse_retry_after
 from mirror.upstream.addresses import AddressRefused, check_literal
 from mirror.upstream.client import Observe, read_limited, translated
-from mirror.upstream.credentials import Credentials, CredentialSource
+from mirror.upstream.credentials import Attempts, Credentials, CredentialSource
 from mirror.upstream.proxies import DIRECT, Proxies
 
 __all__ = ["TokenSource"]
@@ -41,6 +41,8 @@ _LARGEST_ANSWER: Final = 64 * 1024
 _CHALLENGE_KNOWN_FOR: Final = 3600.0
 _CLIENT: Final = "registry-mirror"
 _TOKEN: Final = re.compile(r"[!-~]{1,32768}")
+#: Seconds. Some token services answer 403 for what does not exist, too: whoever was let in lately is so still.
+_LET_IN_FOR: Final = 900.0
 
 
 class TokenSource:
@@ -75,6 +77,14 @@ class TokenSource:
         self._clock = clock
         self._observe = observe or (lambda event, status, seconds: None)
         self._last: dict[str, str] | None = None
+        self._login = Attempts("", now)
+        self._basic: str | None = None
+
+    @property
+    def login(self) -> Attempts:
+        """How logging in with our own credentials went; those of callers are theirs."""
+        self._login.provider = self._credentials.issuing.provider
+        return self._login
 
     async def authorization(self, scope: Scope) -> str | None:
         """What to send for this scope, None for nothing: not challenged yet, or Basic without credentials.
@@ -88,7 +98,11 @@ class TokenSource:
             return None
         credentials = await self._credentials.credentials()
         if challenge["scheme"] == "basic":
-            return credentials.basic if credentials and credentials.username else None
+            if not credentials or not credentials.username:
+                return None
+            if credentials.ours:
+                self._basic = credentials.basic
+            return credentials.basic
         try:
             return await self._bearer(challenge, scope, credentials)
         except UpstreamDenied:
@@ -130,6 +144,16 @@ class TokenSource:
         # another repository has the same realm and service, but a scope of its own
         self._last = {**learnt, "scope": " ".join(e for e in learnt.get("scope", "").split() if ":" not in e)}
         return True
+
+    def accepted(self, authorization: str | None) -> None:
+        """Upstream took this, as far as it says something about our own credentials."""
+        if authorization is not None and authorization == self._basic:
+            self._login.worked()
+
+    def refused(self, authorization: str | None) -> None:
+        """Upstream did not, and there is nothing else to try."""
+        if authorization is not None and authorization == self._basic:
+            self._login.failed("the registry refuses the credentials (401)")
 
     async def reject(self, scope: Scope, authorization: str) -> None:
         """Upstream refused this: drop it, unless a newer one has already taken its place.
@@ -192,7 +216,19 @@ class TokenSource:
                     content = await read_limited(response, _LARGEST_ANSWER + 1)
             finally:
                 self._observe("token", status, self._clock() - began)
-        return self._read(status, retry_after, content)
+        if status in (400, 401, 403):
+            self._note_refusal(status, credentials)
+        token = self._read(status, retry_after, content)
+        if credentials and credentials.ours:
+            self._login.worked()
+        return token
+
+    def _note_refusal(self, status: int, credentials: Credentials | None) -> None:
+        if credentials is None or not credentials.ours:
+            return
+        if status == 403 and self._now() - self._login.worked_at < _LET_IN_FOR:
+            return
+        self._login.failed(f"the token service refuses the credentials ({status})")
 
     def _read(self, status: int, retry_after: str | None, content: bytes) -> dict[str, Any]:
         """The token in an answer; errors by status, without quoting what came."""

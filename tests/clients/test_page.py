@@ -127,11 +127,14 @@ def test_names_from_outside_stay_text(mirror: MirrorProcess, registry: FakeRegis
     }
     image |= {"platforms": [nasty], "size": 1, "missing": 0, "lastPull": None, "pinned": False}
     page.route("**/admin/v1/images?*", lambda route: route.fulfill(json={"images": [image], "next": None}))
-    upstream: dict[str, Any] = {"name": nasty, "state": "ok", "endpoints": [], "budget": None}
+    failing = {"provider": nasty, "reason": "refused by <b>it</b>", "since": "2026-03-01T00:00:00Z"}
+    address = {"url": nasty, "state": "ok", "failures": 0, "retry_in": 0, "credentials": failing}
+    upstream: dict[str, Any] = {"name": nasty, "state": "ok", "endpoints": [address], "budget": None}
     page.route("**/admin/v1/upstreams", lambda route: route.fulfill(json={"upstreams": [upstream]}))
     page.get_by_label("Search", exact=True).fill("x")
     expect(page.locator("#image-rows")).to_contain_text(nasty, timeout=_MS)
     expect(page.locator("#upstream-rows")).to_contain_text(nasty, timeout=_MS)
+    expect(page.locator("#upstream-rows .bad")).to_contain_text(f"credentials of {nasty}: refused by <b>it</b> (since ")
     assert page.locator("main img, main b").count() == 0
 
 

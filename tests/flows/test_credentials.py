@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support.admin_client import ask_admin
 from tests.support.clouds import Azure, AzureRegistry
 from tests.support.fake_registry import FakeRegistry
 from tests.support.helper_program import HelperProgram
 from tests.support.live_mirror import live_mirror
+from tests.support.mirror_process import MirrorProcess, write_config
+from tests.support.process import eventually
 
 SECRET = "canary-secret"
 V1 = "/v2/library/app/manifests/v1"
@@ -70,3 +76,68 @@ async def test_a_cloud(tmp_path: Path) -> None:
             assert (await mirror.ask(V1)).status == 200
             assert registry.users["refresh"] not in mirror.log_text
             assert azure.issued[0] not in mirror.log_text
+
+
+def test_what_operators_are_told(tmp_path: Path) -> None:
+    """Why there are no credentials, since when and whose fault it is: by the admin API, whichever of two workers
+    answers, by `mirror status`, and no more once it works again. No secret stands there, in the log or on the board.
+    """
+    helper = HelperProgram(tmp_path, "cloud")
+    helper.does(f"echo {SECRET}; echo {SECRET} >&2; exit 7")
+    docker_config = tmp_path / "config.json"
+    docker_config.write_text(json.dumps({"credHelpers": {"docker.io": "cloud"}}))
+    with FakeRegistry(users={"user": SECRET}) as registry, FakeRegistry(tokens=True, users={"user": "other"}) as strict:
+        registry.add_image("library/app", "v1", [b"layer"])
+        more = f'docker_config = "{docker_config}"\n[[upstream]]\nname = "quay.io"\nurl = "{strict.url}"\n'
+        more += f'username = "user"\npassword = "{SECRET}"'
+        config = write_config(tmp_path, {"docker.io": registry.url})
+        config.write_text(config.read_text().replace("[[route]]", f"{more}\n[[route]]"))
+        with MirrorProcess(config, env={"PATH": helper.environment["PATH"]}) as mirror:
+            mirror.wait_for_event("admin listening")
+            told: dict[int, Any] = {}
+
+            def failing() -> bool:
+                for name in ("docker.io", "quay.io"):
+                    mirror.get(f"/v2/{name}/library/app/manifests/v1")
+                said = ask_admin(tmp_path / "store/admin.sock", "GET", "/admin/v1/upstreams")
+                credentials = {one["name"]: one["endpoints"][0]["credentials"] for one in said.json["upstreams"]}
+                if len(credentials) == 2 and all(credentials.values()):
+                    told[said.worker] = credentials
+                return len(told) == 2
+
+            eventually(failing, "both workers tell of both")
+            for credentials in told.values():
+                assert credentials["docker.io"]["provider"] == "docker-credential-cloud"
+                assert "failed with exit status 7" in credentials["docker.io"]["reason"]
+                assert credentials["docker.io"]["since"].startswith("20")
+                assert (credentials["quay.io"]["provider"], credentials["quay.io"]["reason"]) == (
+                    "password",
+                    "the token service refuses the credentials (401)",
+                )
+            shown = _status(config)
+            assert "login:     docker.io by docker-credential-cloud: the credential helper" in shown
+            assert "login:     quay.io by password: the token service refuses the credentials (401), since 20" in shown
+            helper.answers("user", SECRET)
+            strict.users["user"] = SECRET
+            # another entry: the pause of the one that failed is not waited for
+            docker_config.write_text(json.dumps({"credsStore": "cloud"}))
+            fine: set[int] = set()
+
+            def mended() -> bool:
+                for name in ("docker.io", "quay.io"):
+                    mirror.get(f"/v2/{name}/library/app/manifests/v1")
+                said = ask_admin(tmp_path / "store/admin.sock", "GET", "/admin/v1/upstreams")
+                if not any(one["endpoints"][0]["credentials"] for one in said.json["upstreams"]):
+                    fine.add(said.worker)
+                return len(fine) == 2
+
+            eventually(mended, "neither worker tells of it any more")
+            assert "login:" not in _status(config)
+            said = [json.dumps(mirror.log), json.dumps(list(told.values())), shown]
+            said += [path.read_text() for path in (tmp_path / "store").rglob("board/*.json")]
+            assert not [text for text in said if SECRET in text]
+
+
+def _status(config: Path) -> str:
+    command = [sys.executable, "-m", "mirror", "status", "--config", str(config)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout

@@ -265,13 +265,16 @@ const KINDS = { ok: "good", done: "good", running: "warn", failing: "warn", held
 function showUpstreams({ upstreams }) {
   list(byId("upstream-rows"), upstreams, (one) => one.name, () => make("li", {},
     make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": "state" })),
-    make("div", { "data-part": "more" }), make("meter", { "data-part": "budget", min: "0", max: "1", low: "0.1" }),
+    make("div", { "data-part": "more" }), make("div", { "data-part": "login" }),
+    make("meter", { "data-part": "budget", min: "0", max: "1", low: "0.1" }),
   ), (row, one) => {
     set(row, "name", one.name);
     set(row, "state", one.state, `state ${KINDS[one.state] ?? ""}`);
     const lines = one.endpoints.map((each) => `${each.url} ${each.state}${each.retry_in ? `, asked again in ${span(each.retry_in)}` : ""}`);
     if (one.budget) lines.push(`${one.budget.remaining} of ${one.budget.limit} pulls left in ${span(one.budget.window)}, as of ${when(one.budget.seen)}`);
     set(row, "more", lines.join("; "), "quiet");
+    const refused = one.endpoints.filter((each) => each.credentials);
+    set(row, "login", refused.map(({ credentials: { provider, reason, since } }) => `credentials of ${provider}: ${reason} (since ${when(since)})`).join("; "), refused.length ? "state bad" : "");
     const meter = part(row, "budget");
     meter.hidden = !one.budget;
     meter.setAttribute("aria-label", `pulls left at ${one.name}`);
