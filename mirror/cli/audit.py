@@ -1,16 +1,34 @@
-"""What commands change is written to the same audit log as what the server does."""
+"""What commands change, or try to, is written to the same audit log as what the server does."""
 
 from __future__ import annotations
 
 import os
 import pwd
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from mirror import config as settings
 from mirror.access.audit import AuditLog
+from mirror.errors import MirrorError, answer_for
 from mirror.store.layout import Layout
 
-__all__ = ["audit"]
+__all__ = ["audit", "audited"]
+
+
+@contextmanager
+def audited(loaded: settings.Config, action: str, **what: object) -> Iterator[dict[str, object]]:
+    """One line about what is done inside, once it is over; what is learnt meanwhile may be added to what is yielded.
+
+    What ends with one of our errors is written down with it, and with the status that the admin API would give it.
+    """
+    about = dict(what)
+    try:
+        yield about
+    except MirrorError as error:
+        about["reason"] = f"{type(error).__name__}: {error}"
+        audit(loaded, action, status=answer_for(error).status, **about)
+        raise
+    audit(loaded, action, **{"status": 200, **about})
 
 
 def audit(loaded: settings.Config, action: str, **what: object) -> None:

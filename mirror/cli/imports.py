@@ -6,13 +6,14 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mirror import config as settings
-from mirror.cli.audit import audit
+from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application
 from mirror.cli.working import Json, check_owner, from_file, in_thread, load, progress
 from mirror.errors import BundleError, ConfigError, RequestError
@@ -57,19 +58,23 @@ def import_images(
     _check_import(source, from_registry, as_registry, name, verify, require_signature)
     check_owner(loaded, "takes in")
     importing = _Import(loaded, partial=partial, dry_run=dry_run)
-    if from_registry is not None:
-        done = asyncio.run(importing.of_registry(from_registry, as_registry))
-    elif source is not None:
-        key = from_file(read_public_key, verify)
-        done = asyncio.run(importing.of_layout(source, name, key))
-    if not dry_run:
-        audit(loaded, "import", source=done["source"], images=len(done["images"]))
+    with _written_down(loaded, str(from_registry or source), dry_run) as about:
+        if from_registry is not None:
+            done = asyncio.run(importing.of_registry(from_registry, as_registry))
+        elif source is not None:
+            key = from_file(read_public_key, verify)
+            done = asyncio.run(importing.of_layout(source, name, key))
+        about |= {one: len(done[one]) for one in ("images", "refused", "damaged")}
     if as_json:
         print(json.dumps(done, indent=1))
     else:
         _tell(done)
     if done["refused"] or done["damaged"]:
         raise typer.Exit(1)
+
+
+def _written_down(loaded: settings.Config, source: str, dry_run: bool) -> AbstractContextManager[dict[str, object]]:
+    return nullcontext({}) if dry_run else audited(loaded, "import", source=source)
 
 
 def _check_import(

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from mirror import config as settings
 from mirror.app import Disk, open_disk, pin_rules
-from mirror.cli.audit import audit
+from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, parse_images, table_console
 from mirror.cli.working import check_owner
 from mirror.errors import ConfigError, MirrorError
@@ -45,8 +45,8 @@ def pin(
     end = _parse_end(until, now)
     disk = open_disk(loaded)
     for one in images:
-        disk.pins.put(Pin(one.repo, one.reference, reason, now, end))
-        audit(loaded, "pin", repository=str(one.repo), reference=str(one.reference), reason=reason or None)
+        with audited(loaded, "pin", repository=str(one.repo), reference=str(one.reference), reason=reason or None):
+            disk.pins.put(Pin(one.repo, one.reference, reason, now, end))
     shown = pinned_images(disk.pins, (), disk.catalog, now)
     for one in images:
         [found] = [each for each in shown if (each.repo, each.reference) == (one.repo, one.reference)]
@@ -60,10 +60,12 @@ def unpin(image: Images, config: ConfigFile = None) -> None:
     check_owner(loaded, "pins")
     images = parse_images(image, loaded)
     disk = open_disk(loaded)
-    strangers = [one for one in images if not disk.pins.drop(one.repo, one.reference)]
+    strangers = []
     for one in images:
-        if one not in strangers:
-            audit(loaded, "unpin", repository=str(one.repo), reference=str(one.reference))
+        with audited(loaded, "unpin", repository=str(one.repo), reference=str(one.reference)) as about:
+            if not disk.pins.drop(one.repo, one.reference):
+                about |= {"status": 404, "reason": "was not pinned"}
+                strangers.append(one)
     left = pinned_images(disk.pins, pin_rules(loaded), disk.catalog, time.time())
     for one in images:
         name = name_of(one.repo, one.reference)

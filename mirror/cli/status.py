@@ -12,7 +12,7 @@ from rich.table import Table
 
 from mirror import __version__, telemetry
 from mirror import config as settings
-from mirror.cli.audit import audit
+from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, table_console
 from mirror.cli.running import ask, ask_if_running
 from mirror.cli.working import check_owner
@@ -112,10 +112,10 @@ def purge(
 async def _purge(loaded: settings.Config, wanted: Image) -> dict[str, Any]:
     from mirror.app import make_purge, open_storage
 
-    async with open_storage(loaded) as storage:
-        purged = await make_purge(loaded, storage)(wanted)
-    about = {"repository": str(wanted.repo), "reference": str(wanted.reference), "bytes": purged.bytes}
-    audit(loaded, "purge", **about)
+    with audited(loaded, "purge", repository=str(wanted.repo), reference=str(wanted.reference)) as about:
+        async with open_storage(loaded) as storage:
+            purged = await make_purge(loaded, storage)(wanted)
+        about["bytes"] = purged.bytes
     return purged.to_json()
 
 

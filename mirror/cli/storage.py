@@ -12,7 +12,7 @@ from rich.table import Table
 
 from mirror import config as settings
 from mirror import telemetry
-from mirror.cli.audit import audit
+from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, table_console
 from mirror.cli.running import ask_if_running
 from mirror.oci.digest import Digest
@@ -37,9 +37,12 @@ def gc(
     if told is not None:
         _print_told(told, as_json)
         return
-    victims, names = asyncio.run(_collect(loaded, dry_run))
-    if not dry_run:
-        audit(loaded, "gc", bytes=_bytes(victims))
+    if dry_run:
+        victims, names = asyncio.run(_collect(loaded, dry_run))
+    else:
+        with audited(loaded, "gc") as about:
+            victims, names = asyncio.run(_collect(loaded, dry_run))
+            about["bytes"] = _bytes(victims)
     groups = victims_by_image(victims)
     if as_json:
         print(json.dumps(victims_json(victims, names, dry_run=dry_run), indent=1))

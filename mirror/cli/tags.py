@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mirror import config as settings
 from mirror import telemetry
-from mirror.cli.audit import audit
+from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, table_console
 from mirror.errors import ConfigError, MirrorError, NotKnown, RequestError
 from mirror.oci.digest import Digest
@@ -73,9 +73,10 @@ def freeze(
     telemetry.set_up_logging("warning")
     wanted = _tag(image, loaded, digest=at is None)
     where = _where(at) if at is not None else wanted.digest
-    made, missing = asyncio.run(_freeze(loaded, wanted.repo, str(wanted.tag), where, reason))
-    about = {"repository": str(made.repo), "reference": made.tag, "digest": str(made.digest)}
-    audit(loaded, "freeze", **about, reason=reason or None)
+    tag = str(wanted.tag)
+    with audited(loaded, "freeze", repository=str(wanted.repo), reference=tag, reason=reason or None) as about:
+        made, missing = asyncio.run(_freeze(loaded, wanted.repo, tag, where, reason))
+        about["digest"] = str(made.digest)
     print(f"{made.repo}:{made.tag} answers {made.digest} until it is unfrozen")
     if missing:
         print(f"not all of it is here ({missing} missing): the rest is fetched, by digest, when somebody pulls it")
@@ -87,9 +88,9 @@ def unfreeze(image: TagArgument, config: ConfigFile = None) -> None:
     loaded = settings.load(config)
     telemetry.set_up_logging("warning")
     wanted = _tag(image, loaded)
-    if not asyncio.run(_unfreeze(loaded, wanted.repo, str(wanted.tag))):
-        raise MirrorError(f"{wanted} is not frozen")
-    audit(loaded, "unfreeze", repository=str(wanted.repo), reference=str(wanted.tag))
+    with audited(loaded, "unfreeze", repository=str(wanted.repo), reference=str(wanted.tag)):
+        if not asyncio.run(_unfreeze(loaded, wanted.repo, str(wanted.tag))):
+            raise MirrorError(f"{wanted} is not frozen")
     print(f"{wanted} follows upstream again")
 
 

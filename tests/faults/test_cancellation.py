@@ -16,7 +16,7 @@ from mirror.oci.challenge import Challenge, Scope
 from mirror.oci.digest import Digest
 from mirror.policy.realms import Bounds
 from mirror.upstream.client import open_session
-from mirror.upstream.credentials import Credentials
+from mirror.upstream.credentials import Attempts, Credentials
 from mirror.upstream.tokens import TokenSource
 from tests.faults.conftest import Tally
 from tests.support.cancelling import Baseline, cancelled_everywhere
@@ -131,6 +131,7 @@ class _Issued:
 
     def __init__(self, *given: Credentials) -> None:
         self._given = list(given)
+        self.issuing = Attempts("issuer")
 
     async def credentials(self) -> Credentials | None:
         await asyncio.sleep(0)
