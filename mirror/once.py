@@ -33,6 +33,10 @@ class Once:
         result: T = await asyncio.shield(task)
         return result
 
+    def under_way(self, key: Hashable) -> bool:
+        """Whether `run` would join others."""
+        return key in self._running
+
     def _ended(self, key: Hashable, task: asyncio.Task[Any]) -> None:
         if self._running.get(key) is task:
             del self._running[key]

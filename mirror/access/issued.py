@@ -100,16 +100,27 @@ class IssuedTokens:
 
     async def identify(self, presented: Presented) -> Identity | None:
         """By a token that is still good; as a bearer, or as a password."""
+        opened = self._open(presented)
+        if opened is None:
+            return None
+        inside, left = opened
+        return _read(json.loads(inside)) if 0 < left <= self.lifetime + _SLACK else None
+
+    def left(self, presented: Presented) -> float | None:
+        """Seconds that a token of ours is still good; None for what is none."""
+        opened = self._open(presented)
+        return None if opened is None else max(0.0, min(opened[1], self.lifetime))
+
+    def _open(self, presented: Presented) -> tuple[bytes, float] | None:
         secret = presented.secret
         if not secret.startswith(_PREFIX):
             return None
         token = secret.removeprefix(_PREFIX).encode()
         try:
             inside = self._keys.decrypt(token)
-            age = self._now() - self._keys.extract_timestamp(token)
+            return inside, self._keys.extract_timestamp(token) + self.lifetime - self._now()
         except InvalidToken:
             return None
-        return _read(json.loads(inside)) if -_SLACK <= age < self.lifetime else None
 
 
 def _read(inside: Any) -> Identity:

@@ -118,7 +118,9 @@ class Issuer:
         """The key that a token names, or the only one there is for a token that names none."""
         now = self._now()
         if self._find(name) is None or not 0 <= now - self._fetched_at < _KEEP:
-            if not 0 <= now - self._tried_at < _ASK_AGAIN:
+            # whoever comes while the keys are being fetched waits for them: they may well be the ones that are lacking
+            waits = self._find(name) is None and self._once.under_way("keys")
+            if waits or not 0 <= now - self._tried_at < _ASK_AGAIN:
                 await self._once.run("keys", self._fetch)
             elif not self._keys:
                 raise AccessUnavailable(f"the keys of the issuer {self._settings.url} are not to be had")

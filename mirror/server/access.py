@@ -25,7 +25,7 @@ from mirror.access.authentication import Authentication
 from mirror.access.certificate import identity_of
 from mirror.access.issued import IssuedTokens
 from mirror.errors import Denied, NameUnknown, RequestError, Unauthorized
-from mirror.oci.authorization import Presented
+from mirror.oci.authorization import Presented, read_authorization
 from mirror.oci.reference import Repo
 from mirror.oci.request import Kind, RegistryRequest
 from mirror.policy.access import ANONYMOUS, Action, Identity, Means, Policy
@@ -81,9 +81,10 @@ class Gate:
             raise self._unknown_caller(request, wanted)
         return identity
 
-    async def administrator(self, request: web.BaseRequest) -> Identity:
-        """Who is calling, if they may administer the mirror. Raises `Unauthorized` with a challenge, `Denied`,
-        `AccessUnavailable`.
+    async def administrator(self, request: web.BaseRequest, told: Callable[[Identity], None]) -> Identity:
+        """Who is calling, if they may administer the mirror; `told` of them also if they may not.
+
+        Raises `Unauthorized` with a challenge, `Denied`, `AccessUnavailable`.
         """
         challenge = f'Basic realm="{self._service} administration", charset="UTF-8"'
         try:
@@ -93,6 +94,7 @@ class Gate:
         if identity.means in (Means.ANONYMOUS, Means.UPSTREAM):
             # what somebody would show an upstream that nobody has asked says nothing
             raise Unauthorized("who is asking?", challenge)
+        told(identity)
         if not self.allows(identity, Action.ADMIN, None):
             raise Denied(f"{identity} may not administer this mirror")
         return identity
@@ -167,23 +169,31 @@ class Gate:
     async def token(self, request: web.BaseRequest, told: Told) -> web.Response:
         """`GET` with Basic, or an OAuth2 form by `POST`; the token says who it is for, rules say what they may.
 
+        Whoever shows a token of ours gets the same one: with another, an account that is gone could go on for ever.
         Raises `Unauthorized`, `RequestError`, `AccessUnavailable`.
         """
+        presented: Presented | None = None
         if request.method == "POST":
-            identity = await self._authentication.ask(await _read_form(request))
+            presented = await _read_form(request)
+            identity = await self._authentication.ask(presented)
         elif request.method == "GET":
             identity = await self._identity(request)
+            presented = read_authorization(request.headers.getall("Authorization", []))
         else:
             raise RequestError("the token endpoint takes GET and POST")
         told.who = str(identity)
         if identity.is_anonymous and not self._policy.anonymous:
             raise Unauthorized("who is asking?", f'Basic realm="{self._service}"')
-        token = self._issued.issue(identity)
+        left = self._issued.left(presented) if presented is not None else None
+        if presented is None or left is None:
+            token, left = self._issued.issue(identity), self._issued.lifetime
+        else:
+            token = presented.secret
         issued_at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         body = {
             "token": token,
             "access_token": token,
-            "expires_in": int(self._issued.lifetime),
+            "expires_in": int(left),
             "issued_at": issued_at,
         }
         headers = {**API_VERSION, "Content-Type": "application/json", "Cache-Control": "no-store"}

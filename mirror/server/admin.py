@@ -38,6 +38,7 @@ from mirror.errors import (
     RequestError,
     Unsupported,
 )
+from mirror.policy.access import Identity
 from mirror.policy.images import Image
 from mirror.policy.platforms import parse_platforms
 from mirror.server.access import Gate
@@ -84,10 +85,13 @@ class _Reply:
 
 @dataclass(slots=True)
 class _Asked:
-    """A request; `given` is what the path's `{…}` stands for. `about` is what the audit log shall know."""
+    """A request; `given` is what the path's `{…}` stands for. `who` is asking, once that is known; `about` is what the
+    audit log shall know.
+    """
 
     request: web.BaseRequest
     given: str = ""
+    who: str | None = None
     query: Mapping[str, str] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -159,10 +163,9 @@ class Admin:
         name = f"admin-{os.getpid():x}-{next(self._numbers):x}"
         operations, given = find(target.partition("?")[0])
         asked = _Asked(request, given)
-        who: str | None = None
         error: MirrorError | None = None
         try:
-            who = await self._admit(request)
+            await self._admit(asked)
             response = await self._answer(asked, target, operations, name)
         except MirrorError as caught:
             error = caught
@@ -173,7 +176,7 @@ class Admin:
             response = error_response(error, name)
         if response.status == 405:
             response.headers["Allow"] = ", ".join(operations or ("GET",))
-        self._tell(asked, operations.get(request.method), who, response.status, name, error)
+        self._tell(asked, operations.get(request.method), response.status, name, error)
         return response
 
     async def _answer(self, asked: _Asked, target: str, operations: Mapping[str, Operation], name: str) -> web.Response:
@@ -197,7 +200,6 @@ class Admin:
         self,
         asked: _Asked,
         operation: Operation | None,
-        who: str | None,
         status: int,
         name: str,
         error: MirrorError | None,
@@ -207,25 +209,31 @@ class Admin:
         quiet = request.method in ("GET", "HEAD") and error is None
         level = telemetry.log.debug if quiet else telemetry.log.info
         path = request._message.path[:1024]
-        level("admin request", id=name, method=request.method, path=path, status=status, who=who, **trouble)
+        level("admin request", id=name, method=request.method, path=path, status=status, who=asked.who, **trouble)
         if self._audit is None or not ((operation and operation.changes) or status in (401, 403)):
             return
         action = _AUDITED.get(operation.name, operation.name) if operation else "admin"
         about = {**asked.about, "reason": trouble.get("trouble") or asked.about.get("reason")}
-        self._audit.record(id=name, who=who, client=_client(request), action=action, status=status, **about)
+        self._audit.record(id=name, who=asked.who, client=_client(request), action=action, status=status, **about)
 
     # ------------------------------------------------------------------------------------------------ who may come in
 
-    async def _admit(self, request: web.BaseRequest) -> str:
-        """Who is asking. Raises `Unauthorized`, `Denied`, `AccessUnavailable`."""
+    async def _admit(self, asked: _Asked) -> None:
+        """Returns where they may. Raises `Unauthorized`, `Denied`, `AccessUnavailable`."""
+        request = asked.request
         _refuse_other_sites(request)
         if (user := _user_of(request)) is not None:
-            return user
-        if self._gate is not None:
-            return str(await self._gate.administrator(request))
-        if not _means_us(request.headers.get("Host", "")):
+            asked.who = user
+        elif self._gate is not None:
+
+            def told(identity: Identity) -> None:
+                asked.who = str(identity)
+
+            await self._gate.administrator(request, told)
+        elif _means_us(request.headers.get("Host", "")):
+            asked.who = "loopback"
+        else:
             raise Denied("the admin API is asked by the loopback address alone")
-        return "loopback"
 
     # ------------------------------------------------------------------------------------------------- what is done
 

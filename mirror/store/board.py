@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -33,9 +34,16 @@ class Board:
         self._folder = layout.notes("board")
         self._hold = hold
         self._slot: tuple[int, int] | None = None
+        self._closed = False
+        self._closing = threading.Lock()
 
     def open(self) -> None:
-        """Take a slot. Raises `StoreError`."""
+        """Take a slot; none any more once it was closed, which may happen meanwhile. Raises `StoreError`."""
+        self._take_slot()
+        if self._closed:
+            self.close()
+
+    def _take_slot(self) -> None:
         for number in range(_SLOTS):
             held = self._hold(_lock(number))
             if held is not None:
@@ -88,9 +96,11 @@ class Board:
 
     def close(self) -> None:
         """Repeatable."""
-        if self._slot is not None:
-            number, held = self._slot
-            self._slot = None
+        self._closed = True
+        with self._closing:
+            slot, self._slot = self._slot, None
+        if slot is not None:
+            number, held = slot
             with suppress(OSError):
                 (self._folder / f"{number}.json").unlink()
             os.close(held)

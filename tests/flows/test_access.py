@@ -167,6 +167,19 @@ async def test_the_oauth_form(registry: FakeRegistry, tmp_path: Path, access: di
             assert response.status == 400
 
 
+async def test_a_token_is_not_prolonged(registry: FakeRegistry, tmp_path: Path, access: dict[str, Any]) -> None:
+    """Shown at the token endpoint, in any way, it comes back as it is: who is an account no more is out in time."""
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, access=access) as mirror:
+        token = await _log_in(mirror, _basic("alice", "alice-pw"))
+        shown = [await mirror.ask("/token", headers=headers) for headers in (_bearer(token), _basic("any", token))]
+        form = {"grant_type": "refresh_token", "refresh_token": token}
+        async with mirror._session.post(f"http://127.0.0.1:{mirror.port}/token", data=form) as response:
+            answers = [*(one.json for one in shown), await response.json()]
+        assert {answer["token"] for answer in answers} == {token}
+        lifetime = mirror.config.access.token_lifetime
+        assert all(0 < answer["expires_in"] <= lifetime for answer in answers)
+
+
 async def test_anonymous_beside_accounts(registry: FakeRegistry, tmp_path: Path, access: dict[str, Any]) -> None:
     """Anonymous pulls go on where rules let them; `/v2/` still asks, because clients learn of the login there."""
     public, secret = _targets(registry, "open/app"), _targets(registry, "secret/app")

@@ -183,9 +183,12 @@ class _Provider:
     status: int = 200
     wants: str | None = None
     body: bytes | None = None
+    gate: asyncio.Event | None = None
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         self.asked.append(request.path)
+        if self.gate is not None:
+            await self.gate.wait()
         if self.wants and request.headers.get("Authorization") != f"Bearer {self.wants}":
             return web.Response(status=401)
         if self.body is not None:
@@ -298,6 +301,27 @@ async def test_keys_that_change() -> None:
         assert provider.asked == ["/keys"]
         clock.now += 61
         assert await issuer.identify(Presented(bearer=token))
+        assert provider.asked == ["/keys"] * 2
+
+
+async def test_many_tokens_while_keys_are_fetched() -> None:
+    """Who comes while the first keys, or new ones, are on their way waits for them; they are fetched once."""
+    clock = _Clock()
+    async with _serving(_Provider(keys=[_public("rsa", "old")])) as provider:
+        issuer = Issuer(IssuerSettings(provider.url, "mirror", keys_url=f"{provider.url}/keys"), now=clock)
+        old, new = _token(provider, clock, kid="old"), _token(provider, clock, _EC, "ES256", "new")
+        provider.gate = asyncio.Event()
+        for token, asked in ((old, 1), (new, 2)):
+            provider.gate.clear()
+            asking = [asyncio.create_task(issuer.identify(Presented(bearer=token))) for _ in range(20)]
+            while len(provider.asked) < asked:  # noqa: ASYNC110 - nothing announces it
+                await asyncio.sleep(0)
+            asking += [asyncio.create_task(issuer.identify(Presented(bearer=token))) for _ in range(20)]
+            await asyncio.sleep(0)
+            provider.gate.set()
+            assert all(await asyncio.gather(*asking))
+            provider.keys.append(_public("ec", "new"))
+            clock.now += 61
         assert provider.asked == ["/keys"] * 2
 
 

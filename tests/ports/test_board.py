@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,21 @@ def test_purges_are_told_once(layout: Layout) -> None:
     Purges(notes).tell(repo, ["v1"], [digest])
     assert (repo, ["v1"], [digest]) in listener.new()
     assert listener.new() == []
+
+
+def test_closed_while_it_opens(layout: Layout) -> None:
+    """A process that ends as soon as it has begun keeps no slot, though a thread was about to take it."""
+    locks = Locks(layout)
+
+    def hold(name: str) -> int | None:
+        held = locks.try_hold(name)
+        late.close()
+        return held
+
+    late = Board(layout, hold=hold)
+    late.open()
+    late.say({"n": 1})
+    assert _board(layout).others() == []
+    freed = locks.try_hold("board-1")
+    assert freed is not None
+    os.close(freed)
