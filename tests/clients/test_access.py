@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import base64
+import gzip
+import hashlib
 import http.client
+import io
 import json
 import shutil
 import ssl
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +23,7 @@ from tests.clients.conftest import Library, short_directory
 from tests.support.certificates import Certificate
 from tests.support.containerd_process import CRI_NAMESPACE, PULLS, ContainerdProcess, Cri, write_hosts
 from tests.support.dockerd_process import DockerdProcess, PullFailed
+from tests.support.fake_registry import FakeRegistry
 from tests.support.images import Published
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.mounts import unmount_below
@@ -183,6 +188,57 @@ def test_what_the_audit_says(guarded: Guarded) -> None:
     ]
     everything = text + guarded.mirror.tail() + "\n".join(map(str, guarded.mirror.log))
     assert not [word for _, word in (_ALICE, _BOB) if word in everything]
+
+
+def test_a_private_upstream() -> None:
+    """Two users log in with what they have at a private registry: what alice has pulled is not given to bob, cached or
+    not, and each is given what is theirs; neither password is in the log.
+    """
+    directory = short_directory()
+    upstream = FakeRegistry(tokens=True, users=dict((_ALICE, _BOB)))
+    upstream.rights = {"alice": {"acme/secret", "acme/open"}, "bob": {"acme/open"}, "": set()}
+    layers = {name: gzip.compress(_tar_of(name)) for name in ("acme/secret", "acme/open")}
+    for name, layer in layers.items():
+        upstream.add_image(name, "1.0", [layer])
+
+    def copy(mirror: MirrorProcess, name: str, account: tuple[str, str]) -> bool:
+        target = directory / "copied"
+        shutil.rmtree(target, ignore_errors=True)
+        words = ["skopeo", "--insecure-policy", "copy", "--src-tls-verify=false", f"--src-creds={':'.join(account)}"]
+        try:
+            run([*words, f"docker://{mirror.address}/docker.io/{name}:1.0", f"dir:{target}"], env=OFFLINE)
+        except CommandFailed as error:
+            if not _refused(error):
+                raise
+            return False
+        return (target / hashlib.sha256(layers[name]).hexdigest()).read_bytes() == layers[name]
+
+    try:
+        with upstream:
+            config = write_config(directory, {"docker.io": upstream.url})
+            config.write_text(config.read_text().replace("[[route]]", 'access = "verify"\n[[route]]'))
+            with MirrorProcess(config) as mirror:
+                for _ in range(2):
+                    assert copy(mirror, "acme/secret", _ALICE)
+                    assert not copy(mirror, "acme/secret", _BOB)
+                    assert not copy(mirror, "acme/secret", ("alice", "wrong"))
+                    assert copy(mirror, "acme/open", _BOB)
+                log = json.dumps(mirror.log)
+        # two layers and one config, which both images have: each was fetched once
+        assert len(upstream.of_kind("blobs")) == 3
+        assert not [word for _, word in (_ALICE, _BOB) if word in log]
+    finally:
+        shutil.rmtree(directory)
+
+
+def _tar_of(text: str) -> bytes:
+    """A layer with one file."""
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w") as archive:
+        entry = tarfile.TarInfo("word")
+        entry.size = len(text)
+        archive.addfile(entry, io.BytesIO(text.encode()))
+    return written.getvalue()
 
 
 def test_client_certificates(library: Library) -> None:
