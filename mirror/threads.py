@@ -7,7 +7,7 @@ while it runs closes a file under it, or gives the number of its descriptor to s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 async def to_its_end(
-    running: asyncio.Future[T],
+    work: Awaitable[T],
     *,
     stop: Callable[[], None] | None = None,
     unwanted: Callable[[T], None] | None = None,
@@ -25,6 +25,7 @@ async def to_its_end(
     """The result of work that runs in a thread. When cancelled, once or again, tell the work to `stop` and wait for its
     end all the same; a result that nobody gets any more is `unwanted`. Raises what the work raises.
     """
+    running = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:

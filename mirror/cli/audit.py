@@ -12,26 +12,32 @@ from mirror.access.audit import AuditLog
 from mirror.errors import MirrorError, answer_for
 from mirror.store.layout import Layout
 
-__all__ = ["audit", "audited"]
+__all__ = ["audited"]
 
 
 @contextmanager
-def audited(loaded: settings.Config, action: str, **what: object) -> Iterator[dict[str, object]]:
+def audited(
+    loaded: settings.Config, action: str, *, dry_run: bool = False, **what: object
+) -> Iterator[dict[str, object]]:
     """One line about what is done inside, once it is over; what is learnt meanwhile may be added to what is yielded.
+    None about a `dry_run`, which changes nothing.
 
     What ends with one of our errors is written down with it, and with the status that the admin API would give it.
     """
     about = dict(what)
+    if dry_run:
+        yield about
+        return
     try:
         yield about
     except MirrorError as error:
         about["reason"] = f"{type(error).__name__}: {error}"
-        audit(loaded, action, status=answer_for(error).status, **about)
+        _audit(loaded, action, status=answer_for(error).status, **about)
         raise
-    audit(loaded, action, **{"status": 200, **about})
+    _audit(loaded, action, **{"status": 200, **about})
 
 
-def audit(loaded: settings.Config, action: str, **what: object) -> None:
+def _audit(loaded: settings.Config, action: str, **what: object) -> None:
     """One line, if there is an audit log, as `cli:<user>`. Raises nothing."""
     path = loaded.access.audit_log
     if path is None:

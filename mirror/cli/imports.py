@@ -6,7 +6,6 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,7 +57,7 @@ def import_images(
     _check_import(source, from_registry, as_registry, name, verify, require_signature)
     check_owner(loaded, "takes in")
     importing = _Import(loaded, partial=partial, dry_run=dry_run)
-    with _written_down(loaded, str(from_registry or source), dry_run) as about:
+    with audited(loaded, "import", dry_run=dry_run, source=str(from_registry or source)) as about:
         if from_registry is not None:
             done = asyncio.run(importing.of_registry(from_registry, as_registry))
         elif source is not None:
@@ -71,10 +70,6 @@ def import_images(
         _tell(done)
     if done["refused"] or done["damaged"]:
         raise typer.Exit(1)
-
-
-def _written_down(loaded: settings.Config, source: str, dry_run: bool) -> AbstractContextManager[dict[str, object]]:
-    return nullcontext({}) if dry_run else audited(loaded, "import", source=source)
 
 
 def _check_import(

@@ -37,12 +37,9 @@ def gc(
     if told is not None:
         _print_told(told, as_json)
         return
-    if dry_run:
+    with audited(loaded, "gc", dry_run=dry_run) as about:
         victims, names = asyncio.run(_collect(loaded, dry_run))
-    else:
-        with audited(loaded, "gc") as about:
-            victims, names = asyncio.run(_collect(loaded, dry_run))
-            about["bytes"] = _bytes(victims)
+        about["bytes"] = _bytes(victims)
     groups = victims_by_image(victims)
     if as_json:
         print(json.dumps(victims_json(victims, names, dry_run=dry_run), indent=1))

@@ -92,7 +92,7 @@ async def in_thread(work: Callable[[Callable[[Told], Told]], _T]) -> _T:
 
         return tell
 
-    return await to_its_end(asyncio.ensure_future(asyncio.to_thread(work, stoppable)), stop=stopped.set)
+    return await to_its_end(asyncio.to_thread(work, stoppable), stop=stopped.set)
 
 
 @contextmanager

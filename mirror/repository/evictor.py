@@ -257,9 +257,8 @@ class Evictor:
 
     def _give_back(self, size: int) -> None:
         self._reserved -= size
-        if self._sum is not None:
-            # most likely it is held now; if not, the next walk tells
-            self._sum = replace(self._sum, blobs=self._sum.blobs + 1, bytes=self._sum.bytes + size)
+        # most likely it is held now; if not, the next walk tells
+        self._reckon(1, size)
 
     def _refuse_if_too_large(self, measure: Measure, wanted: int) -> None:
         limit = self._water.limit(measure)
@@ -373,11 +372,13 @@ class Evictor:
         return not 0 <= self._now() - known.at < min(_WALK_EVERY, known.blobs / _BELIEVED_PER_SECOND)
 
     async def _walk_now(self) -> _Sum:
-        began = self._now()
-        free, _ = await asyncio.to_thread(self._store.free)
-        blobs, total = await asyncio.to_thread(self._walk)
-        self._sum = _Sum(blobs, total, began, total, free)
+        self._sum = await asyncio.to_thread(self._walk)
         return self._sum
+
+    def _reckon(self, blobs: int, size: int) -> None:
+        """Into the sum: what this process has stored since, or (negative) dropped."""
+        if self._sum is not None:
+            self._sum = replace(self._sum, blobs=self._sum.blobs + blobs, bytes=self._sum.bytes + size)
 
     async def _index_is_whole(self) -> bool:
         """Whether it answers, and knows what the disk has."""
@@ -389,13 +390,14 @@ class Evictor:
         self._note_up()
         return whole
 
-    def _walk(self) -> tuple[int, int]:
-        """Blocking: blobs and bytes on disk."""
+    def _walk(self) -> _Sum:
+        """Blocking: what is on disk."""
+        began, (free, _) = self._now(), self._store.free()
         blobs = total = 0
         for info in self._store.walk():
             blobs += 1
             total += info.size
-        return blobs, total
+        return _Sum(blobs, total, began, total, free)
 
     # ---------------------------------------------------------------------------------------------- evicting
 
@@ -513,8 +515,7 @@ class Evictor:
     def _count(self, freed: list[Victim], size: int) -> None:
         telemetry.EVICTED.inc(len(freed))
         telemetry.EVICTED_BYTES.inc(size)
-        if self._sum is not None:
-            self._sum = replace(self._sum, blobs=self._sum.blobs - len(freed), bytes=self._sum.bytes - size)
+        self._reckon(-len(freed), -size)
 
     async def _forget(self, digests: list[Digest]) -> None:
         """Drop the records, except of a blob that was fetched again in the very moment."""

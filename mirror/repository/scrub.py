@@ -36,6 +36,7 @@ from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog, SupportsFilen
 from mirror.repository.closure import Node, Role, read_closure, read_stored_manifest
 from mirror.repository.router import Router
 from mirror.repository.shelf import Shelf
+from mirror.threads import to_its_end
 
 __all__ = [
     "Notebook",
@@ -198,12 +199,11 @@ class Scrub:
     async def _is_right(self, digest: Digest, progress: ScrubProgress) -> bool:
         """True as well where the name leads to another file by now. Raises `BlobUnknown`, `StoreError`."""
         _, reader = self._store.open(digest)
-        reading: asyncio.Future[bytes] | None = None
         try:
             hashing, offset = hasher(digest), 0
             while True:
-                reading = asyncio.ensure_future(asyncio.to_thread(_read_and_hash, reader, offset, hashing.update))
-                piece = await asyncio.shield(reading)
+                # to its end: the descriptor must not be closed, and perhaps given away, under the thread
+                piece = await to_its_end(asyncio.to_thread(_read_and_hash, reader, offset, hashing.update))
                 if not piece:
                     break
                 offset += len(piece)
@@ -215,9 +215,6 @@ class Scrub:
             progress.bytes += offset
             return hashing.hexdigest() == digest.hex or not self._is_still(digest, reader)
         finally:
-            if reading and not reading.done():
-                # a thread still reads: the descriptor must not be closed, and perhaps given away, under it
-                await asyncio.wait({reading})
             reader.close()
 
     def _is_still(self, digest: Digest, reader: BlobReader) -> bool:

@@ -413,7 +413,7 @@ class _Admitting:
 
     async def _in_thread(self, work: Callable[..., bool], *arguments: object) -> bool:
         """Run blocking work; when cancelled, end it and wait for that, because it uses files of ours."""
-        return await to_its_end(asyncio.ensure_future(asyncio.to_thread(work, *arguments)), stop=self._stop)
+        return await to_its_end(asyncio.to_thread(work, *arguments), stop=self._stop)
 
     def _stop(self) -> None:
         self._stopped = True
