@@ -28,21 +28,12 @@ from mirror.repository.evictor import Evictor
 from mirror.repository.names import NamesOnDisk
 from mirror.repository.reconcile import INCOMPLETE, MARK, ensure
 from mirror.store.memory import MemoryCatalog, MemoryIngest, MemoryStore
+from tests.support.clock import Clock
 from tests.support.redis_server import RedisServer
 from tests.support.store_suite import filled
 
 START = 1_000_000.0
 REPO = Repo("docker.io", "library/app")
-
-
-class Clock:
-    """Moves when told to."""
-
-    def __init__(self) -> None:
-        self.time = START
-
-    def __call__(self) -> float:
-        return self.time
 
 
 class Watched:
@@ -108,7 +99,7 @@ class World:
     def __init__(self, index: ContentIndex | None = None, *, capacity: int = 1000, disk: int = 1 << 40) -> None:
         self.store = CountingStore(disk)
         self.index = Watched(index or MemoryIndex())
-        self.clock = Clock()
+        self.clock = Clock(START)
         self.flying: set[Digest] = set()
         self.pinned: set[Digest] = set()
         self.catalog = MemoryCatalog()
@@ -1007,7 +998,7 @@ async def test_choosing_among_many_reads_few(kind: str, tmp_path: Path) -> None:
     if server:
         server.start()
     index: ContentIndex = (
-        RedisIndex(server.address, store_id="many", budget=60.0, now=Clock())
+        RedisIndex(server.address, store_id="many", budget=60.0, now=Clock(START))
         if server
         else EmbeddedIndex(tmp_path / "index.sqlite3")
     )
@@ -1024,7 +1015,7 @@ async def test_choosing_among_many_reads_few(kind: str, tmp_path: Path) -> None:
             protected=lambda: set(digests[300:310]),
             pinned=lambda _: set(digests[:300]),
             exclusive=lambda: held(asyncio.Lock()),
-            now=Clock(),
+            now=Clock(START),
         )
         assert [each.digest for each in await evictor.plan(5000)] == digests[310:315]
         assert watched.records_read <= 64 + 4 * 310 * 2
@@ -1052,7 +1043,7 @@ async def test_choosing_among_many_images_reads_few(kind: str, tmp_path: Path) -
     if server:
         server.start()
     index: ContentIndex = (
-        RedisIndex(server.address, store_id="many", budget=60.0, now=Clock())
+        RedisIndex(server.address, store_id="many", budget=60.0, now=Clock(START))
         if server
         else EmbeddedIndex(tmp_path / "index.sqlite3")
     )
@@ -1070,7 +1061,7 @@ async def test_choosing_among_many_images_reads_few(kind: str, tmp_path: Path) -
             protected=lambda: (),
             pinned=lambda _: digests[20:40],
             exclusive=lambda: held(asyncio.Lock()),
-            now=Clock(),
+            now=Clock(START),
         )
         await evictor.make_room(35_000)
         assert set(store.deleted) == {*digests[:20], *digests[40:60]}

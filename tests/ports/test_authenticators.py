@@ -31,14 +31,7 @@ from mirror.access.issuer import Issuer, IssuerSettings
 from mirror.errors import AccessUnavailable, ConfigError, Unauthorized
 from mirror.oci.authorization import Presented
 from mirror.policy.access import ANONYMOUS, Identity, Means
-
-
-class _Clock:
-    def __init__(self, now: float = 1_800_000_000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 def _hashed(password: str, kind: str = "2y") -> str:
@@ -129,15 +122,15 @@ async def test_given_tokens() -> None:
 
 async def test_issued_tokens() -> None:
     """They say who it is until their time is over; one more second is too much."""
-    clock = _Clock()
+    clock = Clock(1_800_000_000.0)
     issued = IssuedTokens(MultiFernet([Fernet(Fernet.generate_key())]), lifetime=300, now=clock)
     identity = Identity("alice", Means.PASSWORD, frozenset({"b", "a"}))
     token = issued.issue(identity)
     assert "alice" not in token
     for seconds, good in [(0, True), (299, True), (300, False), (1e9, False), (-3600, False)]:
-        clock.now = 1_800_000_000 + seconds
+        clock.time = 1_800_000_000 + seconds
         assert (await issued.identify(Presented(bearer=token)) == identity) is good
-    clock.now = 1_800_000_000
+    clock.time = 1_800_000_000
     assert await issued.identify(Presented("alice", token)) == identity
     for wrong in (token[:-2] + "AA", token[:40], "mirror-1.", token.removeprefix("mirror-1."), ""):
         assert await issued.identify(Presented(bearer=wrong)) is None
@@ -227,14 +220,14 @@ def _public(kind: str, name: str | None) -> dict[str, Any]:
 
 
 def _token(
-    provider: _Provider, clock: _Clock, key: Any = _RSA, algorithm: str = "RS256", kid: str | None = "k", **more: Any
+    provider: _Provider, clock: Clock, key: Any = _RSA, algorithm: str = "RS256", kid: str | None = "k", **more: Any
 ) -> str:
     claims = {
         "iss": provider.url,
         "aud": "mirror",
         "sub": "system:serviceaccount:shop:web",
-        "exp": clock.now + 600,
-        "nbf": clock.now,
+        "exp": clock.time + 600,
+        "nbf": clock.time,
         **more,
     }
     claims = {name: value for name, value in claims.items() if value is not None}
@@ -247,7 +240,7 @@ def _token(
 )
 async def test_tokens_of_an_issuer(kind: str, key: Any, algorithm: str) -> None:
     """Found by the discovery document, whatever the key; the keys are fetched once."""
-    clock = _Clock()
+    clock = Clock(1_800_000_000.0)
     async with _serving(_Provider(keys=[_public(kind, "k")])) as provider:
         issuer = Issuer(IssuerSettings(provider.url, "mirror"), now=clock)
         token = _token(provider, clock, key, algorithm, groups=["devs"])
@@ -260,22 +253,22 @@ async def test_tokens_of_an_issuer(kind: str, key: Any, algorithm: str) -> None:
 
 async def test_tokens_that_are_not_good() -> None:
     """Another issuer, audience or key; expired, not yet good, or without an end; unsigned; signed by the public key."""
-    clock = _Clock()
+    clock = Clock(1_800_000_000.0)
     async with _serving(_Provider(keys=[_public("rsa", "k")])) as provider:
         issuer = Issuer(IssuerSettings(provider.url, "mirror"), now=clock)
         other = rsa.generate_private_key(65537, 2048)
-        unsigned = jwt.encode({"iss": provider.url, "aud": "mirror", "sub": "x", "exp": clock.now + 9}, "", "none")
+        unsigned = jwt.encode({"iss": provider.url, "aud": "mirror", "sub": "x", "exp": clock.time + 9}, "", "none")
         symmetric = jwt.encode(
-            {"iss": provider.url, "aud": "mirror", "sub": "x", "exp": clock.now + 9}, "k" * 64, "HS256"
+            {"iss": provider.url, "aud": "mirror", "sub": "x", "exp": clock.time + 9}, "k" * 64, "HS256"
         )
         bad = [
             _token(provider, clock, iss="https://evil.example"),
             _token(provider, clock, aud="other"),
             _token(provider, clock, aud=None),
-            _token(provider, clock, exp=clock.now - 1),
+            _token(provider, clock, exp=clock.time - 1),
             _token(provider, clock, exp=None),
             _token(provider, clock, exp="soon"),
-            _token(provider, clock, nbf=clock.now + 3600),
+            _token(provider, clock, nbf=clock.time + 3600),
             _token(provider, clock, sub=None),
             _token(provider, clock, other),
             unsigned,
@@ -290,7 +283,7 @@ async def test_tokens_that_are_not_good() -> None:
 
 async def test_keys_that_change() -> None:
     """An unknown key makes the keys be fetched again, but not more often than once a minute."""
-    clock = _Clock()
+    clock = Clock(1_800_000_000.0)
     async with _serving(_Provider(keys=[_public("rsa", "old")])) as provider:
         issuer = Issuer(IssuerSettings(provider.url, "mirror", keys_url=f"{provider.url}/keys"), now=clock)
         assert await issuer.identify(Presented(bearer=_token(provider, clock, kid="old")))
@@ -299,14 +292,14 @@ async def test_keys_that_change() -> None:
         for _ in range(5):
             assert await issuer.identify(Presented(bearer=token)) is None
         assert provider.asked == ["/keys"]
-        clock.now += 61
+        clock.time += 61
         assert await issuer.identify(Presented(bearer=token))
         assert provider.asked == ["/keys"] * 2
 
 
 async def test_many_tokens_while_keys_are_fetched() -> None:
     """Who comes while the first keys, or new ones, are on their way waits for them; they are fetched once."""
-    clock = _Clock()
+    clock = Clock(1_800_000_000.0)
     async with _serving(_Provider(keys=[_public("rsa", "old")])) as provider:
         issuer = Issuer(IssuerSettings(provider.url, "mirror", keys_url=f"{provider.url}/keys"), now=clock)
         old, new = _token(provider, clock, kid="old"), _token(provider, clock, _EC, "ES256", "new")
@@ -321,24 +314,24 @@ async def test_many_tokens_while_keys_are_fetched() -> None:
             provider.gate.set()
             assert all(await asyncio.gather(*asking))
             provider.keys.append(_public("ec", "new"))
-            clock.now += 61
+            clock.time += 61
         assert provider.asked == ["/keys"] * 2
 
 
 async def test_an_issuer_that_is_down() -> None:
     """Without keys nobody can be told, which is no refusal; with keys of before, those stay."""
-    clock = _Clock()
+    clock = Clock(1_800_000_000.0)
     async with _serving(_Provider(keys=[_public("rsa", "k")], status=500)) as provider:
         issuer = Issuer(IssuerSettings(provider.url, "mirror"), now=clock)
-        token = _token(provider, clock, exp=clock.now + 90_000)
+        token = _token(provider, clock, exp=clock.time + 90_000)
         for _ in range(3):
             with pytest.raises(AccessUnavailable):
                 await issuer.identify(Presented(bearer=token))
         assert len(provider.asked) == 1
         provider.status = 200
-        clock.now += 61
+        clock.time += 61
         assert await issuer.identify(Presented(bearer=token))
-    clock.now += 7200
+    clock.time += 7200
     assert await issuer.identify(Presented(bearer=token))
 
 
@@ -347,7 +340,7 @@ async def test_an_issuer_that_is_down() -> None:
 )
 async def test_an_issuer_that_talks_nonsense(body: bytes) -> None:
     """It has no keys, and no symmetric ones above all."""
-    clock = _Clock()
+    clock = Clock(1_800_000_000.0)
     async with _serving(_Provider(body=body)) as provider:
         issuer = Issuer(IssuerSettings(provider.url, "mirror", keys_url=f"{provider.url}/keys"), now=clock)
         with pytest.raises(AccessUnavailable):
@@ -356,7 +349,7 @@ async def test_an_issuer_that_talks_nonsense(body: bytes) -> None:
 
 async def test_keys_of_a_cluster(tmp_path: Path) -> None:
     """A cluster wants a token for its keys; keys may also lie in a file, claims elsewhere, and names get a prefix."""
-    clock = _Clock()
+    clock = Clock(1_800_000_000.0)
     (tmp_path / "token").write_text("let-me\n")
     async with _serving(_Provider(keys=[_public("rsa", "k")], wants="let-me")) as provider:
         settings = IssuerSettings(provider.url, "mirror", bearer_file=tmp_path / "token", prefix="prod:")
@@ -400,21 +393,21 @@ class _Counting:
 
 async def test_what_was_found_is_remembered() -> None:
     """Once however many ask, for a minute; a refusal for ten seconds; an error not at all."""
-    clock = _Clock(0.0)
+    clock = Clock(0.0)
     right = Identity("alice", Means.PASSWORD)
     way = _Counting(lambda presented: right if presented.password == "right" else None)
     authentication = Authentication([way], now=clock)
     good = Presented("alice", "right")
     assert await asyncio.gather(*[authentication.ask(good) for _ in range(50)]) == [right] * 50
     assert way.asked == 1
-    clock.now = 59.9
+    clock.time = 59.9
     await authentication.ask(good)
     assert way.asked == 1
-    clock.now = 60.0
+    clock.time = 60.0
     await authentication.ask(good)
     assert way.asked == 2
     for at, asked in [(70.0, 3), (79.9, 3), (80.0, 4)]:
-        clock.now = at
+        clock.time = at
         with pytest.raises(Unauthorized):
             await authentication.ask(Presented("alice", "wrong"))
         assert way.asked == asked

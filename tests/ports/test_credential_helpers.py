@@ -25,27 +25,13 @@ from mirror.upstream.docker_config import DockerConfig
 from mirror.upstream.helpers import CredentialHelper
 from mirror.upstream.registry import RegistryUpstream
 from mirror.upstream.renewal import Issued, Renewed
+from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry
 from tests.support.helper_program import HelperProgram
 from tests.support.live_mirror import PATIENCE, until
 
 HUB = "https://index.docker.io/v1/"
 SECRET = "canary-secret"
-
-
-class Clock:
-    """Seconds that a test moves."""
-
-    def __init__(self) -> None:
-        self.time = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.time
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -17,26 +17,12 @@ from mirror.ports import Body, Upstream
 from mirror.upstream.credentials import Credentials, GivenCredentials
 from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.registry import RegistryUpstream
+from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry, cut, html, status, throttle, wrong_bytes
 from tests.support.scripted import Scripted, Stall, head
 
 NAME = "team/app"
 LAYER = bytes(range(256)) * 1024
-
-
-class Clock:
-    """Seconds that a test moves."""
-
-    def __init__(self) -> None:
-        self.time = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.time
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -4,70 +4,30 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mirror.errors import MirrorError
-from mirror.memo import Memo
 from mirror.oci.authorization import Presented
 from mirror.server.workers import Workers
 from mirror.upstream.caller import CallersCredentials, acting_for
 from mirror.upstream.credentials import (
     Attempts,
     Credentials,
-    CredentialSource,
     CredentialsUnavailable,
     GivenCredentials,
 )
 from mirror.upstream.docker_config import DockerConfig
 from mirror.upstream.registry import RegistryUpstream
 from mirror.upstream.renewal import Issued, Renewed
+from tests.ports.conftest import Pulling
+from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry, status
 from tests.support.helper_program import HelperProgram
 
 SECRET = "canary-secret"
-
-
-class Clock:
-    """Seconds that a test moves."""
-
-    def __init__(self) -> None:
-        self.time = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.time
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-Build = Callable[[FakeRegistry, CredentialSource], RegistryUpstream]
-
-
-@pytest.fixture
-async def build(clock: Clock) -> AsyncIterator[Build]:
-    made: list[RegistryUpstream] = []
-    memo, executor = Memo(now=clock), ThreadPoolExecutor(2)
-
-    def make(registry: FakeRegistry, credentials: CredentialSource) -> RegistryUpstream:
-        made.append(
-            RegistryUpstream(
-                "a.test", registry.url, executor=executor, memo=memo, credentials=credentials, now=clock, clock=clock
-            )
-        )
-        return made[-1]
-
-    yield make
-    for one in made:
-        await one.aclose()
-    await memo.aclose()
-    executor.shutdown()
 
 
 def failing(upstream: RegistryUpstream) -> list[tuple[str, str]]:
@@ -104,7 +64,7 @@ def test_attempts(clock: Clock) -> None:
     assert attempts.since == clock.time
 
 
-async def test_an_issuer_that_fails(build: Build, clock: Clock) -> None:
+async def test_an_issuer_that_fails(pulling: Pulling, clock: Clock) -> None:
     """It is told also while older credentials are still good, and no more once it gives some."""
     broken = False
 
@@ -115,7 +75,7 @@ async def test_an_issuer_that_fails(build: Build, clock: Clock) -> None:
 
     with FakeRegistry(tokens=True, users={"user": SECRET}) as registry:
         registry.add_image("team/app", "v1", [b"layer"])
-        upstream = build(registry, Renewed("a.test", "google", obtain, clock=clock, now=clock))
+        upstream = pulling(registry, Renewed("a.test", "google", obtain, clock=clock, now=clock))
         assert (await ask(upstream)).startswith("sha256:")
         assert failing(upstream) == []
         broken = True
@@ -133,24 +93,24 @@ async def _nothing() -> None:
     """To wait for what is under way."""
 
 
-async def test_a_library_that_fails_unexpectedly(build: Build, clock: Clock) -> None:
+async def test_a_library_that_fails_unexpectedly(pulling: Pulling, clock: Clock) -> None:
     """Its exception's class is told, its text never: it may quote a secret."""
 
     async def obtain() -> Issued:
         raise RuntimeError(f"with {SECRET}")
 
     with FakeRegistry(tokens=True, users={"user": SECRET}) as registry:
-        upstream = build(registry, Renewed("a.test", "ecr", obtain, clock=clock, now=clock))
+        upstream = pulling(registry, Renewed("a.test", "ecr", obtain, clock=clock, now=clock))
         assert await ask(upstream) == "CredentialsUnavailable"
         assert failing(upstream) == [("ecr", "ecr failed unexpectedly (RuntimeError)")]
 
 
 @pytest.mark.parametrize("tokens", [True, False])
-async def test_a_login_that_is_refused(tokens: bool, build: Build, clock: Clock) -> None:
+async def test_a_login_that_is_refused(tokens: bool, pulling: Pulling, clock: Clock) -> None:
     """By the token service, or by a registry that takes passwords; gone as soon as one of ours is taken."""
     with FakeRegistry(tokens=tokens, users={"user": "another"}) as registry:
         registry.add_image("team/app", "v1", [b"layer"])
-        upstream = build(registry, GivenCredentials(Credentials("user", SECRET)))
+        upstream = pulling(registry, GivenCredentials(Credentials("user", SECRET)))
         assert await ask(upstream) == "UpstreamDenied"
         whom = "the token service" if tokens else "the registry"
         assert failing(upstream) == [("password", f"{whom} refuses the credentials (401)")]
@@ -159,11 +119,11 @@ async def test_a_login_that_is_refused(tokens: bool, build: Build, clock: Clock)
         assert failing(upstream) == []
 
 
-async def test_a_403_of_the_token_service(build: Build, clock: Clock) -> None:
+async def test_a_403_of_the_token_service(pulling: Pulling, clock: Clock) -> None:
     """Some answer so for a name that does not exist: it counts only where no login has worked lately."""
     with FakeRegistry(tokens=True, users={"user": SECRET}) as registry:
         registry.add_image("team/app", "v1", [b"layer"])
-        upstream = build(registry, GivenCredentials(Credentials("user", SECRET)))
+        upstream = pulling(registry, GivenCredentials(Credentials("user", SECRET)))
         assert (await ask(upstream)).startswith("sha256:")
         registry.fail("token", status(403), times=9)
         assert await ask(upstream, "team/nope") == "UpstreamDenied"
@@ -173,22 +133,22 @@ async def test_a_403_of_the_token_service(build: Build, clock: Clock) -> None:
         assert failing(upstream) == [("password", "the token service refuses the credentials (403)")]
 
 
-async def test_who_is_anonymous_has_nothing_to_be_refused(build: Build) -> None:
+async def test_who_is_anonymous_has_nothing_to_be_refused(pulling: Pulling) -> None:
     """A private registry that turns strangers away is no fault of credentials."""
     with FakeRegistry(tokens=True, users={"user": SECRET}) as registry:
         registry.add_image("team/app", "v1", [b"layer"])
-        upstream = build(registry, GivenCredentials())
+        upstream = pulling(registry, GivenCredentials())
         assert await ask(upstream) == "UpstreamDenied"
         assert failing(upstream) == []
 
 
 @pytest.mark.parametrize("tokens", [True, False])
-async def test_credentials_of_callers(tokens: bool, build: Build) -> None:
+async def test_credentials_of_callers(tokens: bool, pulling: Pulling) -> None:
     """Whoever asks with a wrong password of their own does not make the mirror's look wrong, nor right ones good."""
     with FakeRegistry(tokens=tokens, users={"user": "right", "caller": "right"}) as registry:
         registry.add_image("team/app", "v1", [b"layer"])
         own = GivenCredentials(Credentials("user", SECRET))
-        upstream = build(registry, CallersCredentials(own))
+        upstream = pulling(registry, CallersCredentials(own))
         with acting_for(Presented("caller", "wrong")):
             assert await ask(upstream) == "UpstreamDenied"
         assert failing(upstream) == []
@@ -199,7 +159,7 @@ async def test_credentials_of_callers(tokens: bool, build: Build) -> None:
         assert failing(upstream) == [found]
 
 
-async def test_a_docker_config_that_is_gone_or_spoiled(tmp_path: Path, build: Build) -> None:
+async def test_a_docker_config_that_is_gone_or_spoiled(tmp_path: Path, pulling: Pulling) -> None:
     """What it said last is used on; that it cannot be read is told, nothing of what stands in it is."""
     path = tmp_path / "config.json"
     good = json.dumps({"auths": {"a.test": {"username": "user", "password": SECRET}}})
@@ -208,7 +168,7 @@ async def test_a_docker_config_that_is_gone_or_spoiled(tmp_path: Path, build: Bu
         registry.add_image("team/app", "v1", [b"layer"])
         source = DockerConfig(path, ["a.test"])
         source.check()
-        upstream = build(registry, source)
+        upstream = pulling(registry, source)
         path.write_text(f'{{"auths": {{"a.test": {SECRET}')
         assert (await ask(upstream)).startswith("sha256:")
         assert failing(upstream) == [
@@ -222,7 +182,7 @@ async def test_a_docker_config_that_is_gone_or_spoiled(tmp_path: Path, build: Bu
         assert failing(upstream) == []
 
 
-async def test_a_helper(tmp_path: Path, build: Build, clock: Clock) -> None:
+async def test_a_helper(tmp_path: Path, pulling: Pulling, clock: Clock) -> None:
     """It is called by its program's name; what it wrote is not told."""
     helper = HelperProgram(tmp_path, "cloud")
     helper.does(f"echo {SECRET}; exit 7")
@@ -231,7 +191,7 @@ async def test_a_helper(tmp_path: Path, build: Build, clock: Clock) -> None:
     with FakeRegistry(users={"user": SECRET}) as registry:
         registry.add_image("team/app", "v1", [b"layer"])
         source = DockerConfig(path, ["a.test"], environment=helper.environment, clock=clock, now=clock)
-        upstream = build(registry, source)
+        upstream = pulling(registry, source)
         assert await ask(upstream) == "CredentialsUnavailable"
         [(provider, reason)] = failing(upstream)
         assert provider == "docker-credential-cloud"

@@ -10,17 +10,8 @@ from typing import Any
 import pytest
 
 from mirror.memo import MISSING, Memo, redis_cache
+from tests.support.clock import Clock
 from tests.support.redis_server import RedisServer
-
-
-class Clock:
-    """Epoch seconds that a test moves."""
-
-    def __init__(self) -> None:
-        self.time = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.time
 
 
 class Maker:
@@ -37,11 +28,6 @@ class Maker:
         if self.error:
             raise self.error
         return self.value
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -7,25 +7,23 @@ import importlib.util
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mirror.errors import ConfigError, UpstreamDenied, UpstreamUnavailable
-from mirror.memo import Memo
 from mirror.upstream.acr import AcrIssuer
 from mirror.upstream.credentials import Credentials, CredentialsUnavailable
 from mirror.upstream.ecr import EcrIssuer
 from mirror.upstream.google import GoogleIssuer
 from mirror.upstream.providers import PROVIDERS, ProviderOptions, missing_library, open_provider
 from mirror.upstream.proxies import Proxies
-from mirror.upstream.registry import RegistryUpstream
 from mirror.upstream.renewal import Renewed
+from tests.ports.conftest import Pulling
+from tests.support.clock import Clock
 from tests.support.clouds import Aws, Azure, AzureRegistry, GoogleCloud
-from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import PATIENCE, until
 from tests.support.proxy import HttpProxy
 from tests.support.scripted import Scripted, reply, reply_json
@@ -35,19 +33,10 @@ ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
 ROLE = "arn:aws:iam::123456789012:role/puller"
 
 
-class Clock:
-    """Seconds that a test moves, from the real time on: libraries look at their own clock."""
-
-    def __init__(self) -> None:
-        self.time = time.time()
-
-    def __call__(self) -> float:
-        return self.time
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    """From the real time on: libraries look at their own clock."""
+    return Clock(time.time())
 
 
 @pytest.fixture(autouse=True)
@@ -284,34 +273,13 @@ def _workload(azure: Azure, folder: Path) -> dict[str, Any]:
     return {"provider_url": azure.url, **who}
 
 
-@pytest.fixture
-async def pulling(clock: Clock) -> AsyncIterator[Callable[[FakeRegistry, Renewed], RegistryUpstream]]:
-    """An upstream with such credentials."""
-    opened: list[RegistryUpstream] = []
-    executor, memo = ThreadPoolExecutor(2), Memo(now=clock)
-
-    def make(registry: FakeRegistry, credentials: Renewed) -> RegistryUpstream:
-        opened.append(
-            RegistryUpstream(
-                "acr", registry.url, executor=executor, memo=memo, credentials=credentials, now=clock, clock=clock
-            )
-        )
-        return opened[-1]
-
-    yield make
-    for one in opened:
-        await one.aclose()
-    await memo.aclose()
-    executor.shutdown()
-
-
 @pytest.mark.parametrize("way", [_managed, _chosen, _principal, _workload])
 async def test_acr(
     azure: Azure,
     tmp_path: Path,
     clock: Clock,
     way: Ways,
-    pulling: Callable[[FakeRegistry, Renewed], RegistryUpstream],
+    pulling: Pulling,
 ) -> None:
     """The authority's token is exchanged for a refresh token, that for one to pull with; renewed within three hours."""
     with AzureRegistry(azure, clock) as registry:

@@ -15,6 +15,7 @@ from mirror.index.redis import Keys, RedisAddress, RedisIndex, parse_redis_url
 from mirror.oci.reference import Repo
 from mirror.policy.records import Standing, Usage
 from mirror.ports import ContentIndex
+from tests.support.clock import Clock
 from tests.support.index_suite import IndexSuite, coldest, digest, names, record
 from tests.support.redis_server import RedisServer
 
@@ -25,22 +26,12 @@ PATIENT = 60.0
 Connect = Callable[..., AbstractAsyncContextManager[RedisIndex]]
 
 
-class Clock:
-    """Moves when told to."""
-
-    def __init__(self) -> None:
-        self.time = 1000.0
-
-    def __call__(self) -> float:
-        return self.time
-
-
 @asynccontextmanager
 async def connected(
     address: RedisAddress, *, store_id: str = "test", budget: float = PATIENT, now: Callable[[], float] | None = None
 ) -> AsyncIterator[RedisIndex]:
     """An index that is closed at the end."""
-    index = RedisIndex(address, store_id=store_id, budget=budget, now=now or Clock())
+    index = RedisIndex(address, store_id=store_id, budget=budget, now=now or Clock(1000.0))
     try:
         yield index
     finally:
@@ -113,7 +104,7 @@ def test_a_store_id_cannot_leave_its_prefix(store_id: str) -> None:
 
 async def test_one_outage_is_told_once_and_bypassed(redis_server: RedisServer) -> None:
     """Rows 46, 47: a Redis that is gone is asked once, then again after 1, 2, 4 … 30 s; back, it is used again."""
-    clock = Clock()
+    clock = Clock(1000.0)
     async with connected(redis_server.address, now=clock) as index:
         await index.put([record(1)])
         redis_server.kill()
@@ -134,7 +125,7 @@ async def test_one_outage_is_told_once_and_bypassed(redis_server: RedisServer) -
 async def test_redis_absent_at_start(redis_server: RedisServer) -> None:
     """Row 46: an index made while nothing listens works once something does."""
     redis_server.kill()
-    clock = Clock()
+    clock = Clock(1000.0)
     async with connected(redis_server.address, now=clock) as index:
         with pytest.raises(IndexUnavailable):
             await index.get(digest(1))
@@ -157,7 +148,7 @@ async def test_a_closed_port() -> None:
 
 async def test_a_hung_redis_costs_one_budget(redis_server: RedisServer) -> None:
     """Row 48: whoever waits is let go after the budget, and from then on nobody waits, until it answers again."""
-    clock = Clock()
+    clock = Clock(1000.0)
     async with connected(redis_server.address, budget=0.2, now=clock) as index:
         while True:  # a busy machine may need more than one try to connect in time
             try:
@@ -232,7 +223,7 @@ async def test_out_of_memory_refuses_writes_only(index: RedisIndex, redis_server
 
 async def test_a_read_only_replica_is_bypassed(redis_server: RedisServer) -> None:
     """Row 51: a write that a replica refuses opens the breaker; promoted, it is used again."""
-    clock = Clock()
+    clock = Clock(1000.0)
     redis_server.command("REPLICAOF", "127.0.0.1", "1")
     async with connected(redis_server.address, now=clock) as index:
         with pytest.raises(IndexUnavailable, match="read-only replica"):

@@ -31,6 +31,7 @@ from mirror.ports import Body, Upstream
 from mirror.upstream.credentials import Credentials, GivenCredentials
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.certificates import Certificate
+from tests.support.clock import Clock
 from tests.support.fake_registry import (
     FakeRegistry,
     Fault,
@@ -50,21 +51,6 @@ NAME = "team/app"
 LAYER = bytes(range(256)) * 1024
 SECRET = "canary-password"
 USER = GivenCredentials(Credentials("user", SECRET))
-
-
-class Clock:
-    """Seconds that a test moves."""
-
-    def __init__(self) -> None:
-        self.time = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.time
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from mirror.upstream.client import open_session
 from mirror.upstream.credentials import Credentials, CredentialSource, GivenCredentials
 from mirror.upstream.docker_config import DockerConfig
 from mirror.upstream.tokens import TokenSource
+from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry, html, status, throttle
 from tests.support.redis_server import RedisServer
 from tests.support.scripted import Scripted, Stall, reply, reply_json
@@ -39,22 +40,7 @@ ANONYMOUS = GivenCredentials()
 USER = GivenCredentials(Credentials("user", SECRET))
 
 
-class Clock:
-    """Seconds that a test moves."""
-
-    def __init__(self) -> None:
-        self.time = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.time
-
-
 Build = Callable[..., TokenSource]
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from mirror.index.breaker import Breaker
-
-
-class Clock:
-    """Moves when told to."""
-
-    time = 0.0
-
-    def __call__(self) -> float:
-        return self.time
+from tests.support.clock import Clock
 
 
 def test_a_failure_opens_it_for_the_pause() -> None:
     """Nobody is let through until the pause is over, then exactly one."""
-    clock = Clock()
+    clock = Clock(0.0)
     breaker = Breaker(clock, first=1.0)
     ticket = breaker.admit()
     assert ticket is not None
@@ -31,7 +23,7 @@ def test_a_failure_opens_it_for_the_pause() -> None:
 
 def test_failures_that_come_together_count_once() -> None:
     """Ten calls that fail together open it once, and do not lengthen the pause."""
-    clock = Clock()
+    clock = Clock(0.0)
     breaker = Breaker(clock, first=1.0)
     tickets = [breaker.admit() for _ in range(10)]
     assert [breaker.fail(ticket) for ticket in tickets if ticket is not None] == [True] + [False] * 9
@@ -41,7 +33,7 @@ def test_failures_that_come_together_count_once() -> None:
 
 def test_the_pause_doubles_up_to_the_longest() -> None:
     """1, 2, 4, 5, 5 where 5 is the longest; a success begins at 1 again."""
-    clock = Clock()
+    clock = Clock(0.0)
     breaker = Breaker(clock, first=1.0, longest=5.0)
     ticket = breaker.admit()
     assert ticket is not None
@@ -66,7 +58,7 @@ def test_the_pause_doubles_up_to_the_longest() -> None:
 
 def test_an_old_call_decides_nothing() -> None:
     """A call that began before the outage and succeeds late does not end it; only the probe does."""
-    breaker = Breaker(Clock())
+    breaker = Breaker(Clock(0.0))
     old, failing = breaker.admit(), breaker.admit()
     assert old is not None
     assert failing is not None
@@ -77,7 +69,7 @@ def test_an_old_call_decides_nothing() -> None:
 
 def test_a_probe_that_is_given_up_makes_room_for_another() -> None:
     """A caller who leaves during the probe does not keep everyone away for ever."""
-    clock = Clock()
+    clock = Clock(0.0)
     breaker = Breaker(clock, first=1.0)
     ticket = breaker.admit()
     assert ticket is not None
@@ -92,7 +84,7 @@ def test_a_probe_that_is_given_up_makes_room_for_another() -> None:
 
 def test_a_success_while_closed_changes_nothing() -> None:
     """The ordinary case."""
-    breaker = Breaker(Clock())
+    breaker = Breaker(Clock(0.0))
     for _ in range(3):
         ticket = breaker.admit()
         assert ticket is not None

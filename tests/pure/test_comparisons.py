@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from mirror.app.house import Comparisons
+from tests.support.clock import Clock
 
 _DAY = 86400
 
 
-class _Clock:
-    def __init__(self) -> None:
-        self.time = 1000.0
-
-    def __call__(self) -> float:
-        return self.time
-
-
 def test_at_once_and_every_day() -> None:
     """At start, and a day after each that was done."""
-    clock = _Clock()
+    clock = Clock()
     comparisons = Comparisons(clock)
     assert comparisons.due_in() <= 0
     comparisons.ended(clock.time, done=True)
@@ -26,7 +19,7 @@ def test_at_once_and_every_day() -> None:
 
 def test_after_an_outage_at_once() -> None:
     """An index that was away may have missed something, which is looked for without waiting for the day's end."""
-    clock = _Clock()
+    clock = Clock()
     comparisons = Comparisons(clock)
     comparisons.ended(clock.time, done=True)
     clock.time += 600
@@ -36,7 +29,7 @@ def test_after_an_outage_at_once() -> None:
 
 def test_an_index_that_comes_and_goes() -> None:
     """Comparing takes a twentieth of the time at the most, however often the index was away."""
-    clock = _Clock()
+    clock = Clock()
     comparisons = Comparisons(clock)
     began = clock.time
     clock.time += 30
@@ -50,7 +43,7 @@ def test_an_index_that_comes_and_goes() -> None:
 
 def test_one_that_failed_is_done_soon() -> None:
     """What the index did not take is not put off for a day."""
-    clock = _Clock()
+    clock = Clock()
     comparisons = Comparisons(clock)
     comparisons.ended(clock.time, done=False)
     assert 0 < comparisons.due_in() <= 60
