@@ -118,11 +118,13 @@ class Admin:
         parse_image: Callable[[str], Image],
         status: Callable[[], Awaitable[Mapping[str, Any]]],
         config: Mapping[str, Any],
+        clients: Callable[[str, str], Mapping[str, Any]],
         version: str,
         gate: Gate | None = None,
         audit: Audit | None = None,
     ) -> None:
-        """`config` is told without secrets. `gate`: who comes over TCP must be let in by it."""
+        """`config` is told without secrets. `clients` tells their configuration, for the mirror's URL or, where that is
+        empty, for the `Host` of the request; raises `RequestError`. `gate`: who comes over TCP must be let in by it."""
         self._jobs = jobs
         self._sync = sync
         self._keeping = keeping
@@ -131,6 +133,7 @@ class Admin:
         self._parse_image = parse_image
         self._status = status
         self._config = config
+        self._clients = clients
         self._document = openapi(version)
         self._gate = gate
         self._audit = audit
@@ -154,6 +157,7 @@ class Admin:
             "cancel": self._cancel,
             "sync": self._get_sync,
             "run": self._run,
+            "clients": self._get_clients,
             "config": self._get_config,
             "openapi": self._get_document,
         }
@@ -309,6 +313,9 @@ class Admin:
         job = await self._jobs.submit(kind, arguments)
         asked.about |= {"job": job["id"]}
         return _Reply(job, 202, f"{PREFIX}/jobs/{quote(job['id'])}")
+
+    async def _get_clients(self, asked: _Asked) -> _Reply:
+        return _Reply(self._clients(asked.query.get("mirror", ""), asked.request.headers.get("Host", "")))
 
     async def _get_config(self, _asked: _Asked) -> _Reply:
         return _Reply(self._config)

@@ -197,6 +197,18 @@ _SCHEMAS: Final[Mapping[str, Schema]] = {
     },
     "Jobs": _object(jobs=_list(_ref("Job"))),
     "SyncRules": _object(rules=_list({"type": "object", "required": ["name", "state"], "properties": {"name": _TEXT}})),
+    "Clients": _object(
+        mirror={**_TEXT, "description": "the URL that stands in the files"},
+        clients=_list(
+            _object(
+                client=_TEXT,
+                command={**_TEXT, "description": "does the same on the client's machine, beside what is there"},
+                files=_list(_object(path=_TEXT, content=_TEXT)),
+                needs={**_list(_TEXT), "description": "what makes the client see it"},
+                notes=_list(_TEXT),
+            )
+        ),
+    ),
     "Config": {"type": "object", "required": ["server", "store", "upstream"]},
     "OpenApi": {"type": "object", "required": ["openapi", "paths"]},
 }
@@ -305,6 +317,21 @@ OPERATIONS: Final = (
     ),
     Operation("sync", "GET", "/sync", "The sync rules, with last result and next run", {200: "SyncRules"}),
     Operation("run", "POST", "/sync/{rule}/run", "Run one now", {202: "Job"}, errors=(404, 409, 429)),
+    Operation(
+        "clients",
+        "GET",
+        "/clients",
+        "The configuration of each container client, for the registries that are configured here",
+        {200: "Clients"},
+        query={
+            "mirror": {
+                **_TEXT,
+                "description": "the URL under which clients reach the mirror; not given: as this request came, at the "
+                "port for pulls",
+            }
+        },
+        errors=(400,),
+    ),
     Operation("config", "GET", "/config", "Every setting as it counts, without secrets", {200: "Config"}),
     Operation("openapi", "GET", "/openapi.json", "This document", {200: "OpenApi"}),
 )
