@@ -43,8 +43,8 @@ class Refused(Exception):
 
 
 def hosts_toml(url: str, fallback: bool = True) -> str:
-    """One file. Without `server`, containerd goes on to the registry itself where the mirror does not answer; with it the
-    mirror takes the registry's place.
+    """One file. Without `server`, containerd goes on to the registry itself where the mirror does not answer; with
+    it the mirror takes the registry's place.
     """
     # older containerd passes over dial_timeout: there it is half a minute
     options = ('capabilities = ["pull", "resolve"]', 'dial_timeout = "3s"')

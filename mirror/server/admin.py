@@ -198,7 +198,9 @@ class Admin:
         if operation.changes:
             _refuse_without_header(asked.request)
         asked.query = _query_of(asked.request, operation)
-        return _response(await self._actions[operation.name](asked), name)
+        reply = await self._actions[operation.name](asked)
+        # megabytes of JSON would hold up every pull
+        return _response(reply, await asyncio.to_thread(_encoded, reply), name)
 
     def _tell(
         self,
@@ -436,12 +438,16 @@ def _means_us(host: str) -> bool:
         return False
 
 
-def _response(reply: _Reply, name: str) -> web.Response:
+def _encoded(reply: _Reply) -> bytes:
+    return json.dumps(reply.body, indent=1).encode() + b"\n"
+
+
+def _response(reply: _Reply, body: bytes, name: str) -> web.Response:
     headers = {**API_VERSION, "Content-Type": "application/json", "Cache-Control": "no-store", "X-Request-Id": name}
     headers["X-Content-Type-Options"] = "nosniff"
     if reply.location:
         headers["Location"] = reply.location
-    return web.Response(status=reply.status, body=json.dumps(reply.body, indent=1).encode() + b"\n", headers=headers)
+    return web.Response(status=reply.status, body=body, headers=headers)
 
 
 def _page(asset: Asset, *, head: bool) -> web.Response:

@@ -60,11 +60,13 @@ _IMAGE: Final[dict[str, Schema]] = {
     "digest": _TEXT,
     "mediaType": _TEXT,
     "complete": {**_BOOL, "description": "can be pulled without an upstream"},
+    "emptied": {**_BOOL, "description": "manifests alone are here; their blobs were evicted, or never pulled"},
     "platforms": _list(_TEXT),
     "size": {**_BYTES, "description": "bytes that are here"},
     "missing": {**_COUNT, "description": "blobs that are not"},
     "lastPull": _TIME,
     "pinned": _BOOL,
+    "frozen": {**_BOOL, "description": "a tag that does not move answers it, so that it stays"},
 }
 
 #: `as` is a word of Python's.
@@ -161,7 +163,7 @@ _SCHEMAS: Final[Mapping[str, Schema]] = {
         rule={**_MAYBE_TEXT, "description": "the `match` of the configuration that says it; null: by hand"},
     ),
     "Pins": _object(pins=_list(_ref("Pin"))),
-    "Unpinned": _object(image=_TEXT),
+    "Unpinned": _object(image=_TEXT, pinned={**_BOOL, "description": "still, by a rule"}),
     "Victims": _object(
         dry_run=_BOOL,
         blobs=_COUNT,
@@ -299,7 +301,13 @@ OPERATIONS: Final = (
         "What would be evicted next",
         {200: "Victims"},
         query={
-            "bytes": {"type": "integer", "minimum": 1, "description": "to free so many; not given: down to low water"}
+            "bytes": {"type": "integer", "minimum": 1, "description": "to free so many; not given: down to low water"},
+            "limit": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": 200,
+                "description": "so many images alone, the first to go; what is not looked at is not counted either",
+            },
         },
         errors=(400,),
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import stat
 import sys
 import tomllib
@@ -46,6 +47,8 @@ class Node:
     def kept(self) -> list[str]:
         """Run `keep` until it has looked once; what it said."""
         with self.start("keep") as process:
+            # before it holds SIGTERM back it would die of it, with nothing left to be done too
+            eventually(lambda: _holds_back(process.pid, signal.SIGTERM) or not process.running, "it has begun")
             eventually(lambda: self._done() or not process.running, "it has looked at every file")
             assert process.stop() == 0, process.tail()
             return process.lines
@@ -67,6 +70,13 @@ class Node:
     def hosts(self, registry: str) -> dict[str, Any]:
         """The file, read."""
         return tomllib.loads((self.folder / registry / "hosts.toml").read_text())
+
+
+def _holds_back(pid: int, number: int) -> bool:
+    """Whether a process blocks a signal (proc(5), `SigBlk`)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    blocked = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
+    return bool(int(blocked, 16) >> (number - 1) & 1)
 
 
 @pytest.fixture

@@ -211,7 +211,8 @@ async function loadImages(more = false) {
   const rows = page.images.map(imageRow);
   if (more) byId("image-rows").append(...rows); else byId("image-rows").replaceChildren(...rows);
   const count = byId("image-rows").children.length;
-  put("images-note", count ? `${count}${page.next ? " or more" : ""} image${count === 1 && !page.next ? "" : "s"}` : "no such image is here");
+  const none = page.next ? "none found yet; More looks on" : "no such image is here";
+  put("images-note", count ? `${count}${page.next ? " or more" : ""} image${count === 1 && !page.next ? "" : "s"}` : none);
   byId("more").hidden = !page.next;
 }
 
@@ -227,11 +228,11 @@ function imageRow(image) {
     const pinned = button.getAttribute("aria-pressed") === "true";
     button.disabled = true;
     try {
-      await ask(`/pins/${nameInPath(image.image)}`, { method: pinned ? "DELETE" : "PUT" });
-      const now = await ask(`/images/${nameInPath(image.image)}`);
-      button.setAttribute("aria-pressed", String(now.pinned.length > 0));
+      const told = await ask(`/pins/${nameInPath(image.image)}`, { method: pinned ? "DELETE" : "PUT" });
+      const stays = pinned ? told.pinned : true;
+      button.setAttribute("aria-pressed", String(stays));
       named();
-      say(`${image.image} is ${now.pinned.length ? "pinned" : "not pinned any more"}`);
+      say(`${image.image} is ${stays ? "pinned" : "not pinned any more"}${pinned && stays ? ", by a rule" : ""}`);
     } catch (error) {
       say(`${image.image}: ${error.message}`);
     } finally {
@@ -243,9 +244,9 @@ function imageRow(image) {
     cell("image", image.image),
     cell("size", bytes(image.size)),
     cell("last pull", when(image.lastPull)),
-    cell("complete", make("span", { class: image.complete ? "good" : "warn" }, image.complete ? "yes" : `no, ${image.missing || "no platform"} missing`)),
+    cell("complete", make("span", { class: image.complete ? "good" : "warn" }, image.complete ? "yes" : image.emptied ? "manifest only" : `no, ${image.missing || "no platform"} missing`)),
     cell("platforms", image.platforms.join(", ") || "–"),
-    cell("pinned", button));
+    cell("pinned", button, image.frozen ? " frozen" : ""));
 }
 
 // ------------------------------------------------------------------------------------------------ the rest
@@ -364,7 +365,7 @@ const EVERY = [
   [3, async () => showUpstreams(await ask("/upstreams"))],
   [5, async () => showSync(await ask("/sync"))],
   [15, async () => showHistory(await ask("/history"))],
-  [30, async () => limit && showNext(await ask(`/gc?bytes=${Math.max(1, Math.round(limit / 20))}`))],
+  [30, async () => limit && showNext(await ask(`/gc?bytes=${Math.max(1, Math.round(limit / 20))}&limit=10`))],
 ];
 
 let lastHeard = null;
