@@ -184,6 +184,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     match list(arguments):
         case ["keep"]:
+            print(f"keeping {' '.join(names)} in {folder}", flush=True)
             before: list[str] = []
             while True:
                 try:

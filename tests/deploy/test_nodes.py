@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import stat
 import sys
 import tomllib
@@ -47,11 +46,11 @@ class Node:
     def kept(self) -> list[str]:
         """Run `keep` until it has looked once; what it said."""
         with self.start("keep") as process:
-            # before it holds SIGTERM back it would die of it, with nothing left to be done too
-            eventually(lambda: _holds_back(process.pid, signal.SIGTERM) or not process.running, "it has begun")
+            # before it holds SIGTERM back it would die of it
+            process.wait_for(lambda line: line.startswith("keeping "), "it has begun")
             eventually(lambda: self._done() or not process.running, "it has looked at every file")
             assert process.stop() == 0, process.tail()
-            return process.lines
+            return [line for line in process.lines if not line.startswith("keeping ")]
 
     def _done(self) -> bool:
         try:
@@ -70,13 +69,6 @@ class Node:
     def hosts(self, registry: str) -> dict[str, Any]:
         """The file, read."""
         return tomllib.loads((self.folder / registry / "hosts.toml").read_text())
-
-
-def _holds_back(pid: int, number: int) -> bool:
-    """Whether a process blocks a signal (proc(5), `SigBlk`)."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    blocked = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
-    return bool(int(blocked, 16) >> (number - 1) & 1)
 
 
 @pytest.fixture
