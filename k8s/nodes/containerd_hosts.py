@@ -12,7 +12,10 @@ containerd reads these files at each pull (config_path of its configuration): it
 without our marker is never touched. Files are written whole, under another name first. With nothing but Python's own
 library, for it runs from a ConfigMap in any image that has Python.
 
-Environment: MIRROR_URL; REGISTRIES, names with spaces between, `_default` for all; CERTS_D, the folder.
+The files are those of `mirror configure containerd`, but for the marker.
+
+Environment: MIRROR_URL; REGISTRIES, names with spaces between, `_default` for all; FALLBACK, `yes` or `no`; CERTS_D,
+the folder.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ MARKER = "# Written by registry-mirror's nodes DaemonSet; to be rid of it, apply
 EVERY = 60
 #: Folders of containerd's are called after registries, with or without a port.
 NAME = re.compile(r"_default|[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?")
+#: Files under this name are ours and half written: a crash has left them.
+LEFTOVER = ".registry-mirror-"
 URL = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
 
 
@@ -37,14 +42,18 @@ class Refused(Exception):
     """The environment is unusable; the message says which part."""
 
 
-def hosts_toml(url: str) -> str:
-    """One file. Without `server`, containerd goes on to the registry itself where the mirror does not answer."""
+def hosts_toml(url: str, fallback: bool = True) -> str:
+    """One file. Without `server`, containerd goes on to the registry itself where the mirror does not answer; with
+    it the mirror takes the registry's place.
+    """
     # older containerd passes over dial_timeout: there it is half a minute
-    return f'{MARKER}\n[host."{url}"]\n  capabilities = ["pull", "resolve"]\n  dial_timeout = "3s"\n'
+    options = ('capabilities = ["pull", "resolve"]', 'dial_timeout = "3s"')
+    server = "" if fallback else "".join(f"{line}\n" for line in (f'server = "{url}"', *options, ""))
+    return f'{MARKER}\n{server}[host."{url}"]\n' + "".join(f"  {line}\n" for line in options)
 
 
 def settings(environment: Mapping[str, str]) -> tuple[Path, str, list[str]]:
-    """Folder, URL and registries. Raises `Refused`."""
+    """Folder, the text of each file, and registries. Raises `Refused`."""
     folder, url = Path(environment.get("CERTS_D", "/host/certs.d")), environment.get("MIRROR_URL", "")
     # an IPv6 address of a node comes without brackets
     url = re.sub(r"\A(https?://)([0-9a-fA-F]*:[0-9a-fA-F:]*:[0-9a-fA-F]*)(:[0-9]+)\Z", r"\1[\2]\3", url).rstrip("/")
@@ -56,7 +65,9 @@ def settings(environment: Mapping[str, str]) -> tuple[Path, str, list[str]]:
         raise Refused(f"REGISTRIES: not the name of a registry: {', '.join(wrong) or 'it is empty'}")
     if not folder.is_dir():
         raise Refused(f"CERTS_D: {folder} is no folder")
-    return folder, url, names
+    if (fallback := environment.get("FALLBACK", "yes")) not in ("yes", "no"):
+        raise Refused(f"FALLBACK is neither yes nor no: {fallback!r}")
+    return folder, hosts_toml(url, fallback == "yes"), names
 
 
 def read(file: Path) -> str | None:
@@ -77,7 +88,7 @@ def is_ours(text: str | None) -> bool:
 def write_whole(file: Path, text: str) -> None:
     """containerd sees the old file or the new one, also after a crash of the node."""
     file.parent.mkdir(mode=0o755, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=".hosts-", dir=file.parent)
+    descriptor, temporary = tempfile.mkstemp(prefix=LEFTOVER, dir=file.parent)
     try:
         with open(descriptor, "w") as output:
             output.write(text)
@@ -102,20 +113,24 @@ def ours(folder: Path) -> list[Path]:
 
 
 def remove(file: Path) -> None:
-    """The file, what a crash has left of it, and its folder if nothing else is there."""
+    """The file, and its folder if nothing else is there."""
     file.unlink(missing_ok=True)
-    for leftover in file.parent.glob(".hosts-*"):
-        leftover.unlink(missing_ok=True)
     try:
         file.parent.rmdir()
     except OSError:
         return  # certificates of others, for example
 
 
-def apply(folder: Path, url: str, names: Sequence[str]) -> list[str]:
+def leftovers(folder: Path) -> list[Path]:
+    """What crashes have left. One process at a time works on a node, so none of it is being written."""
+    return sorted(folder.glob(f"*/{LEFTOVER}*"))
+
+
+def apply(folder: Path, wanted: str, names: Sequence[str]) -> list[str]:
     """Have every file as it should be; returns a line about each change and each file that is not ours."""
     said = []
-    wanted = hosts_toml(url)
+    for file in leftovers(folder):
+        remove(file)
     for name in names:
         file = folder / name / "hosts.toml"
         now = read(file)
@@ -139,15 +154,14 @@ def apply(folder: Path, url: str, names: Sequence[str]) -> list[str]:
 def undo(folder: Path) -> list[str]:
     """Remove every file of ours; returns a line about each."""
     said = []
-    for file in ours(folder):
+    for file in [*ours(folder), *leftovers(folder)]:
         remove(file)
         said.append(f"removed {file}")
     return said
 
 
-def wrong(folder: Path, url: str, names: Sequence[str]) -> list[str]:
+def wrong(folder: Path, wanted: str, names: Sequence[str]) -> list[str]:
     """What is not as `apply` wants it."""
-    wanted = hosts_toml(url)
     return [f"not as it should be: {file}" for name in names if read(file := folder / name / "hosts.toml") != wanted]
 
 
@@ -164,16 +178,17 @@ def main(arguments: Sequence[str]) -> int:
     # held back, so that none comes while a file is written, and none is lost before `sigtimedwait`
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     try:
-        folder, url, names = settings(os.environ)
+        folder, wanted, names = settings(os.environ)
     except Refused as error:
         print(error, file=sys.stderr)
         return 2
     match list(arguments):
         case ["keep"]:
+            print(f"keeping {' '.join(names)} in {folder}", flush=True)
             before: list[str] = []
             while True:
                 try:
-                    said = apply(folder, url, names)
+                    said = apply(folder, wanted, names)
                 except OSError as error:
                     said = [f"failed, trying again: {error}"]
                 tell(said, before)
@@ -186,9 +201,9 @@ def main(arguments: Sequence[str]) -> int:
             signal.sigwait(ends)
             return 0
         case ["check"]:
-            found = wrong(folder, url, names)
+            found = wrong(folder, wanted, names)
         case ["check", "--gone"]:
-            found = [f"still there: {file}" for file in ours(folder)]
+            found = [f"still there: {file}" for file in [*ours(folder), *leftovers(folder)]]
         case _:
             print("keep, undo, check or check --gone", file=sys.stderr)
             return 2

@@ -15,6 +15,7 @@ from typing import Any
 
 from mirror import __version__, telemetry
 from mirror.access.audit import AuditLog
+from mirror.app.clients import ClientFiles
 from mirror.app.gate import open_gate
 from mirror.app.house import keep_house, keep_scrubbing
 from mirror.app.parts import App, Storage
@@ -193,6 +194,7 @@ async def build(config: Config, *, housework: bool = True, pulse: Pulse | None =
             parse_image=parse,
             status=_Status(config, storage, workers),
             config=masked(config),
+            clients=ClientFiles(config),
             version=__version__,
             gate=gate if config.access.has_admins else None,
             audit=audit,

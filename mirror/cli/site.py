@@ -92,10 +92,10 @@ async def _list(loaded: settings.Config, pattern: str, as_json: bool, incomplete
 
 def _image_row(image: ImageHere) -> str:
     return _ROW.format(
-        _yes(image.complete),
+        "emptied" if image.emptied else _yes(image.complete),
         format_size(image.closure.held),
         _date(image.used_at),
-        _yes(bool(image.pinned)) if image.pinned else "",
+        "yes" if image.pinned else "frozen" if image.frozen else "",
         f"{image.root.digest.algorithm}:{image.root.digest.hex[:12]}",
         image.name,
         ",".join(one.name for one in image.platforms if one.name and one.complete),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mirror.oci.reference import Repo
 from mirror.policy.images import looks_like_host
@@ -14,21 +14,14 @@ __all__ = ["Selection", "search", "select"]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Repositories by `registry/name`, and their tags; `tag` None: all of them, and what has no tag too.
-    `first`: the repository that the listing begins with.
-    """
+    """Repositories by `registry/name`, and their tags; `tag` None: all of them, and what has no tag too."""
 
     repository: re.Pattern[str]
     tag: re.Pattern[str] | None = None
-    first: Repo | None = None
 
     def has(self, repo: Repo) -> bool:
         """Whether images of this repository may be meant."""
-        return (self.first is None or repo >= self.first) and self.repository.fullmatch(str(repo)) is not None
-
-    def beginning_with(self, repo: Repo) -> Selection:
-        """The same without repositories that come before this one."""
-        return replace(self, first=repo)
+        return self.repository.fullmatch(str(repo)) is not None
 
     def has_tag(self, tag: str | None) -> bool:
         """Whether this tag is meant; None: an image without one."""

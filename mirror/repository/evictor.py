@@ -273,11 +273,14 @@ class Evictor:
         """The disk was full in mid-write, whatever we counted: drop at least `size` bytes. Raises `StoreFull`."""
         await self._evict(lambda _: (size, size), on_disk=True)
 
-    async def plan(self, size: int | None = None) -> list[Victim]:
-        """What would be dropped to free `size` bytes; None: to come down to the low water. Changes nothing."""
+    async def plan(self, size: int | None = None, *, short: bool = False) -> list[Victim]:
+        """What would be dropped to free `size` bytes; None: to come down to the low water. Changes nothing.
+
+        `short`: the first of it will do, as many as are found among some thousand candidates.
+        """
         await self.flush()
         wanted = size if size is not None else _above_low(self._water, await self._measure())
-        victims, _ = await self._choose(wanted, frozenset())
+        victims, _ = await self._choose(wanted, frozenset(), _MOST_CANDIDATES if short else None)
         return victims
 
     async def collect(self, *, dry_run: bool = False) -> list[Victim]:

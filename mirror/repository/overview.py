@@ -1,30 +1,36 @@
 """Which images are here and whether they are whole. From the disk; the index only says when they were used last.
 
 A listing goes repository by repository and keeps nothing of the one before, so that its first lines come at once and
-its memory does not grow. Each manifest is read once: the closures of tags and of what has no tag are kept for as long
-as their repository is looked at.
+its memory does not grow. The closures of tags are kept for as long as their repository is looked at, so that what
+several tags point to is read once. A page of a listing begins behind the place where the one before ended, and reads
+nothing of what comes before it.
+
+An image of which nothing is here any more, because all of it was evicted, is not listed: its tag is only remembered.
 """
 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.images import Image
+from mirror.policy.pins import PinRule
 from mirror.policy.records import Freeze
 from mirror.policy.selection import Selection
 from mirror.ports import BlobStore, Catalog, ContentIndex
 from mirror.repository.closure import Closure, Node, Role, read_closure, read_stored_manifest
-from mirror.repository.pins import PinnedImage, why_pinned
+from mirror.repository.pins import PinnedImage, pinned_by_rules, why_pinned
 
-__all__ = ["ImageHere", "Overview", "PlatformHere", "Whole"]
+__all__ = ["ImageHere", "Overview", "Page", "Place", "PlatformHere", "Whole"]
 
 #: A config is small; what is not is not read for its platform.
 _LARGEST_CONFIG = LARGEST
@@ -62,6 +68,7 @@ class ImageHere:
     platforms: tuple[PlatformHere, ...]
     used_at: float
     pinned: tuple[PinnedImage, ...]
+    frozen: bool = False
 
     @property
     def name(self) -> str:
@@ -72,6 +79,24 @@ class ImageHere:
     def complete(self) -> bool:
         """Whether all that was begun is whole, and there is something to pull."""
         return self.closure.complete
+
+    @property
+    def emptied(self) -> bool:
+        """Whether manifests alone are here, and no blob that they name: those were evicted, or never pulled."""
+        blobs = [node.present for node in self.closure.nodes if node.role in (Role.CONFIG, Role.LAYER)]
+        return not self.complete and not any(blobs)
+
+
+#: Where a page begins: behind this tag, or digest, of a repository; empty: with its first image.
+Place = tuple[Repo, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some images, and where the next page begins; None: there are no more."""
+
+    images: tuple[ImageHere, ...]
+    next: Place | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +126,16 @@ class Overview:
         index: ContentIndex,
         pinned: Iterable[PinnedImage] = (),
         freezes: Iterable[Freeze] = (),
+        rules: Sequence[PinRule] = (),
     ) -> None:
+        """`rules` pin further images: they are asked for each repository as it is looked at."""
         self._store = store
         self._catalog = catalog
         self._index: ContentIndex | None = index
         self._freezes = {(freeze.repo, freeze.tag): freeze for freeze in freezes}
+        self._frozen = {(freeze.repo, freeze.digest) for freeze in self._freezes.values()}
+        self._rules = tuple(rules)
+        self._by_rules: tuple[Repo, list[PinnedImage]] | None = None
         self._pinned: dict[Repo, list[PinnedImage]] = {}
         for image in pinned:
             self._pinned.setdefault(image.repo, []).append(image)
@@ -118,50 +148,85 @@ class Overview:
         Raises `StoreError`.
         """
         repos = await asyncio.to_thread(lambda: sorted(self._catalog.repositories()))
+        work = self._walk(repos, selection)
+        while batch := await asyncio.to_thread(_some, work):
+            for (repo, _), found in batch:
+                if found is not None:
+                    yield await self._told(repo, found)
+
+    async def page(
+        self, selection: Selection, repositories: Sequence[Repo], begin: Place | None, limit: int, most: int
+    ) -> Page:
+        """Up to `limit` images of these repositories (sorted), from a place on. Raises `StoreError`.
+
+        At most `most` tags, images without one, and repositories are looked at, so that a page may be short, or
+        empty, though others follow.
+        """
+        repos = repositories if begin is None else repositories[bisect.bisect_left(repositories, begin[0]) :]
+        work = self._walk(repos, selection, begin)
+        images: list[ImageHere] = []
+        place: Place | None = None
+        # nothing is looked into that is not told, but for one: to know whether there are more
+        while batch := await asyncio.to_thread(_some, work, limit - len(images) + 1):
+            for here, found in batch:
+                if place is not None and (len(images) == limit or most <= 0):
+                    return Page(tuple(images), place)
+                place, most = here, most - 1
+                if found is not None:
+                    images.append(await self._told(here[0], found))
+        return Page(tuple(images), None)
+
+    async def _told(self, repo: Repo, found: _Found) -> ImageHere:
+        tag, root, closure, platforms = found
+        why = await asyncio.to_thread(self._why, repo, tag, root.digest)
+        used_at = await self._used_at(root.digest)
+        return ImageHere(repo, tag, root, closure, platforms, used_at, why, self._is_frozen(repo, tag, root.digest))
+
+    def _walk(
+        self, repos: Iterable[Repo], selection: Selection | None, begin: Place | None = None
+    ) -> Iterator[tuple[Place, _Found | None]]:
+        """Blocking: everything that is looked at, and where to go on behind it; None where nothing is to be told."""
         for repo in repos:
             if selection is not None and not selection.has(repo):
                 continue
-            work = self._of_repository(repo, selection)
-            while batch := await asyncio.to_thread(_some, work):
-                for tag, root, closure, platforms in batch:
-                    yield ImageHere(
-                        repo,
-                        tag,
-                        root,
-                        closure,
-                        platforms,
-                        await self._used_at(root.digest),
-                        self._why(repo, tag, root.digest),
-                    )
+            behind = begin[1] if begin is not None and begin[0] == repo else ""
+            if begin is None or begin[0] != repo:
+                yield (repo, ""), None
+            for name, found in self._of_repository(repo, selection, behind):
+                yield (repo, name), found if found is not None and found[2].present else None
 
-    def _of_repository(self, repo: Repo, selection: Selection | None) -> Iterator[_Found]:
-        """Blocking."""
+    def _of_repository(
+        self, repo: Repo, selection: Selection | None, behind: str
+    ) -> Iterator[tuple[str, _Found | None]]:
+        """Blocking. Tags have no colon, digests have one: what is `behind` a digest is behind every tag."""
         closures: dict[Digest, tuple[Closure, tuple[PlatformHere, ...]]] = {}
-        for tag in self._catalog.tags(repo):
-            root = self._root(repo, tag) if selection is None or selection.has_tag(tag) else None
+        for tag in self._catalog.tags(repo) if ":" not in behind else ():
+            if tag <= behind or (selection is not None and not selection.has_tag(tag)):
+                continue
+            root = self._root(repo, tag)
             if root is None:
+                yield tag, None
                 continue
             if root.digest not in closures:
                 closures[root.digest] = self._look_into(repo, root)
-            yield tag, root, *closures[root.digest]
+            yield tag, (tag, root, *closures[root.digest])
         if selection is None or selection.has_tag(None):
-            yield from self._untagged(repo, closures)
+            for digest, media_type, size in self._untagged(repo):
+                if ":" not in behind or str(digest) > behind:
+                    root = Descriptor(media_type, digest, size)
+                    yield str(digest), (None, root, *self._look_into(repo, root))
 
-    def _untagged(
-        self, repo: Repo, closures: dict[Digest, tuple[Closure, tuple[PlatformHere, ...]]]
-    ) -> Iterator[_Found]:
-        below = {node.digest for closure, _ in closures.values() for node in closure.nodes if node.parent}
-        roots: dict[Digest, _Found] = {}
+    def _untagged(self, repo: Repo) -> list[tuple[Digest, str, int]]:
+        """Manifests that no tag points to and no manifest here names, sorted as they are written. Blocking: a file or
+        two for each manifest of the repository.
+        """
+        known = {root.digest for tag in self._catalog.tags(repo) if (root := self._root(repo, tag))}
+        roots = {}
         for record in self._catalog.manifests(repo):
-            if record.digest in closures or record.digest in below:
-                continue
-            root = Descriptor(record.media_type, record.digest, record.size)
-            closure, platforms = self._look_into(repo, root)
-            below.update(node.digest for node in closure.nodes if node.parent)
-            roots[record.digest] = None, root, closure, platforms
-        for digest in sorted(roots):
-            if digest not in below:
-                yield roots[digest]
+            roots[record.digest] = record.digest, record.media_type, record.size
+            manifest = read_stored_manifest(self._store, self._catalog, repo, record.digest)
+            known.update(child.digest for child in (manifest.manifests if manifest else ()))
+        return sorted((root for digest, root in roots.items() if digest not in known), key=lambda one: str(one[0]))
 
     def _look_into(self, repo: Repo, root: Descriptor) -> tuple[Closure, tuple[PlatformHere, ...]]:
         closure = read_closure(self._store, self._catalog, repo, root)
@@ -188,8 +253,15 @@ class Overview:
         return _platform(said) if isinstance(said, dict) else ""
 
     def _why(self, repo: Repo, tag: str | None, digest: Digest) -> tuple[PinnedImage, ...]:
-        pinned = self._pinned.get(repo)
+        """Blocking, a small file for each tag of the repository where there are rules."""
+        if self._rules and (self._by_rules is None or self._by_rules[0] != repo):
+            self._by_rules = repo, pinned_by_rules(self._rules, self._catalog, repo)
+        pinned = [*self._pinned.get(repo, ()), *(self._by_rules[1] if self._by_rules else ())]
         return tuple(why_pinned(pinned, repo, tag=tag, digest=digest)) if pinned else ()
+
+    def _is_frozen(self, repo: Repo, tag: str | None, digest: Digest) -> bool:
+        """Whether a freeze keeps it: of its tag, or of another one of the repository at the same digest."""
+        return (tag is not None and (repo, tag) in self._freezes) or (repo, digest) in self._frozen
 
     async def _used_at(self, digest: Digest) -> float:
         """As the index remembers it, or the disk, which is told of uses more coarsely."""
@@ -215,9 +287,7 @@ class Overview:
         root = await asyncio.to_thread(self._root, repo, reference)
         if root is None:
             return None
-        closure, platforms = await asyncio.to_thread(self._look_into, repo, root)
-        used_at = await self._used_at(root.digest)
-        return ImageHere(repo, tag, root, closure, platforms, used_at, self._why(repo, tag, root.digest))
+        return await self._told(repo, (tag, root, *await asyncio.to_thread(self._look_into, repo, root)))
 
     def _root(self, repo: Repo, reference: Reference) -> Descriptor | None:
         if isinstance(reference, Digest):
@@ -278,16 +348,19 @@ class Overview:
                 yield manifest.descriptor
 
 
+_T = TypeVar("_T")
 _Found = tuple[str | None, Descriptor, Closure, tuple[PlatformHere, ...]]
 
 
-def _some(work: Iterator[_Found], seconds: float = 0.05, now: Callable[[], float] = time.monotonic) -> list[_Found]:
-    """As many as come in a short while, at least one; empty at the end."""
-    found: list[_Found] = []
+def _some(
+    work: Iterator[_T], most: int = 1000, seconds: float = 0.05, now: Callable[[], float] = time.monotonic
+) -> list[_T]:
+    """Up to `most`, as many as come in a short while, at least one; empty at the end."""
+    found: list[_T] = []
     until = now() + seconds
     for one in work:
         found.append(one)
-        if now() >= until:
+        if len(found) >= most or now() >= until:
             break
     return found
 

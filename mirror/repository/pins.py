@@ -24,7 +24,7 @@ from mirror.policy.records import Freeze
 from mirror.ports import Catalog, Pins
 from mirror.repository.names import NamesOnDisk
 
-__all__ = ["PinnedContent", "PinnedImage", "pinned_images", "why_pinned"]
+__all__ = ["PinnedContent", "PinnedImage", "pinned_by_rules", "pinned_images", "why_pinned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,16 @@ def pinned_images(pins: Pins, rules: Sequence[PinRule], catalog: Catalog, now: f
     ]
     known = {(image.repo, image.reference) for image in found}
     for repo in catalog.repositories() if rules else ():
-        for tag in catalog.tags(repo):
-            rule = rule_for(rules, repo, tag)
-            if rule is not None and (repo, tag) not in known:
-                found.append(PinnedImage(repo, tag, _root(catalog, repo, tag), rule.reason, rule=rule.match))
+        found += [one for one in pinned_by_rules(rules, catalog, repo) if (repo, one.reference) not in known]
     return found
+
+
+def pinned_by_rules(rules: Sequence[PinRule], catalog: Catalog, repo: Repo) -> list[PinnedImage]:
+    """Blocking: the tags of one repository that rules pin."""
+    ruled = ((tag, rule_for(rules, repo, tag)) for tag in catalog.tags(repo))
+    return [
+        PinnedImage(repo, tag, _root(catalog, repo, tag), rule.reason, rule=rule.match) for tag, rule in ruled if rule
+    ]
 
 
 def why_pinned(

@@ -38,11 +38,13 @@ def image_json(image: ImageHere) -> dict[str, Any]:
         "digest": str(image.root.digest),
         "mediaType": image.root.media_type,
         "complete": image.complete,
+        "emptied": image.emptied,
         "platforms": [one.name for one in image.platforms if one.name and one.complete],
         "size": image.closure.held,
         "missing": len(image.closure.missing),
         "lastPull": iso(image.used_at),
         "pinned": bool(image.pinned),
+        "frozen": image.frozen,
     }
 
 

@@ -118,11 +118,13 @@ class Admin:
         parse_image: Callable[[str], Image],
         status: Callable[[], Awaitable[Mapping[str, Any]]],
         config: Mapping[str, Any],
+        clients: Callable[[str, str], Mapping[str, Any]],
         version: str,
         gate: Gate | None = None,
         audit: Audit | None = None,
     ) -> None:
-        """`config` is told without secrets. `gate`: who comes over TCP must be let in by it."""
+        """`config` is told without secrets. `clients` tells their configuration, for the mirror's URL or, where that is
+        empty, for the `Host` of the request; raises `RequestError`. `gate`: who comes over TCP must be let in by it."""
         self._jobs = jobs
         self._sync = sync
         self._keeping = keeping
@@ -131,6 +133,7 @@ class Admin:
         self._parse_image = parse_image
         self._status = status
         self._config = config
+        self._clients = clients
         self._document = openapi(version)
         self._gate = gate
         self._audit = audit
@@ -154,6 +157,7 @@ class Admin:
             "cancel": self._cancel,
             "sync": self._get_sync,
             "run": self._run,
+            "clients": self._get_clients,
             "config": self._get_config,
             "openapi": self._get_document,
         }
@@ -194,7 +198,9 @@ class Admin:
         if operation.changes:
             _refuse_without_header(asked.request)
         asked.query = _query_of(asked.request, operation)
-        return _response(await self._actions[operation.name](asked), name)
+        reply = await self._actions[operation.name](asked)
+        # megabytes of JSON would hold up every pull
+        return _response(reply, await asyncio.to_thread(_encoded, reply), name)
 
     def _tell(
         self,
@@ -309,6 +315,9 @@ class Admin:
         job = await self._jobs.submit(kind, arguments)
         asked.about |= {"job": job["id"]}
         return _Reply(job, 202, f"{PREFIX}/jobs/{quote(job['id'])}")
+
+    async def _get_clients(self, asked: _Asked) -> _Reply:
+        return _Reply(self._clients(asked.query.get("mirror", ""), asked.request.headers.get("Host", "")))
 
     async def _get_config(self, _asked: _Asked) -> _Reply:
         return _Reply(self._config)
@@ -429,12 +438,16 @@ def _means_us(host: str) -> bool:
         return False
 
 
-def _response(reply: _Reply, name: str) -> web.Response:
+def _encoded(reply: _Reply) -> bytes:
+    return json.dumps(reply.body, indent=1).encode() + b"\n"
+
+
+def _response(reply: _Reply, body: bytes, name: str) -> web.Response:
     headers = {**API_VERSION, "Content-Type": "application/json", "Cache-Control": "no-store", "X-Request-Id": name}
     headers["X-Content-Type-Options"] = "nosniff"
     if reply.location:
         headers["Location"] = reply.location
-    return web.Response(status=reply.status, body=json.dumps(reply.body, indent=1).encode() + b"\n", headers=headers)
+    return web.Response(status=reply.status, body=body, headers=headers)
 
 
 def _page(asset: Asset, *, head: bool) -> web.Response:

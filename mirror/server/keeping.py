@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from mirror.errors import BodyInvalid, ManifestUnknown, PinUnknown, RequestError
-from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
+from mirror.policy.eviction import Victim
 from mirror.policy.images import Image
 from mirror.policy.pins import PinRule, parse_until
 from mirror.policy.records import Pin
@@ -17,10 +17,11 @@ from mirror.policy.selection import Selection
 from mirror.ports import BlobStore, Catalog, ContentIndex, Freezes, Pins
 from mirror.repository.evictor import Evictor
 from mirror.repository.names import called
-from mirror.repository.overview import Overview
+from mirror.repository.overview import Overview, Place
 from mirror.repository.pins import PinnedImage, pinned_images
 from mirror.repository.purge import Purge, Purged
-from mirror.repository.told import image_json, name_of, pin_json, victims_json, whole_json
+from mirror.repository.told import image_json, name_of, pin_json, victims_by_image, victims_json, whole_json
+from mirror.server.believed import Believed
 
 __all__ = ["Keeping"]
 
@@ -29,6 +30,8 @@ _LARGEST_PAGE: Final = 500
 #: Images that are told one by one of those that go.
 _MOST_VICTIMS: Final = 200
 _LONGEST_REASON: Final = 1000
+#: Tags, images without one, and repositories that are looked at for one page.
+_MOST_LOOKED_AT: Final = 2000
 
 
 class Keeping:
@@ -57,28 +60,25 @@ class Keeping:
         self._purge = purge
         self._rules = rules
         self._search = search
+        self._repositories: Believed[list[Repo]] = Believed()
+        self._plans: Believed[dict[str, Any]] = Believed()
 
     # ---------------------------------------------------------------------------------------------------- images
 
     async def images(self, query: Mapping[str, str]) -> dict[str, Any]:
-        """A page of images whose names fit `search`, in the order of repositories, behind `after`."""
+        """A page of images whose names fit `search`, in the order of repositories, behind `after`. It is short, or
+        empty, though `next` is there, where many that are looked at do not fit or are gone.
+        """
         limit = _number(query, "limit", _PAGE, 1, _LARGEST_PAGE)
-        after = query.get("after", "")
+        begin = _place_of(query.get("after", ""))
         selection = self._search(query.get("search", ""))
-        first = _repository_of(after)
         overview = await asyncio.to_thread(self._overview)
-        found: list[dict[str, Any]] = []
-        reached = not after
-        async for image in overview.images(selection.beginning_with(first) if first else selection):
-            if not reached and image.repo == first:
-                # the order within a repository is tags, then digests: the last one that was told ends what was told
-                reached = image.name == after
-                continue
-            reached = True
-            if len(found) == limit:
-                return {"images": found, "next": found[-1]["image"]}
-            found.append(image_json(image))
-        return {"images": found, "next": None}
+        page = await overview.page(selection, await self._all_repositories(), begin, limit, _MOST_LOOKED_AT)
+        told = [image_json(image) for image in page.images]
+        return {"images": told, "next": None if page.next is None else _name_of_place(page.next)}
+
+    async def _all_repositories(self) -> list[Repo]:
+        return await self._repositories(None, lambda: asyncio.to_thread(lambda: sorted(self._catalog.repositories())))
 
     async def image(self, image: Image) -> dict[str, Any]:
         """All about one. Raises `ManifestUnknown`."""
@@ -90,12 +90,13 @@ class Keeping:
 
     async def purge(self, image: Image) -> Purged:
         """Drop it. Raises `ManifestUnknown`, `Kept`, `StoreError`."""
+        self._plans.forget()
         return await self._purge(image)
 
     def _overview(self) -> Overview:
-        """Blocking."""
-        pinned = pinned_images(self._pins, self._rules, self._catalog, time.time())
-        return Overview(self._store, self._catalog, self._index, pinned, self._freezes.all())
+        """Blocking, a small file for each pin and freeze."""
+        pinned = pinned_images(self._pins, (), self._catalog, time.time())
+        return Overview(self._store, self._catalog, self._index, pinned, self._freezes.all(), self._rules)
 
     # ------------------------------------------------------------------------------------------------------ pins
 
@@ -108,6 +109,7 @@ class Keeping:
         """With `reason` and `until`. Raises `BodyInvalid`, `StoreError`."""
         now = time.time()
         reason, until = _read_pin(body, now)
+        self._plans.forget()
         await asyncio.to_thread(self._pins.put, Pin(image.repo, image.reference, reason, now, until))
         return pin_json(await asyncio.to_thread(self._pinned, image))
 
@@ -119,35 +121,59 @@ class Keeping:
         """Raises `PinUnknown`, `StoreError`."""
         if not await asyncio.to_thread(self._pins.drop, image.repo, image.reference):
             raise PinUnknown(f"{name_of(image.repo, image.reference)} was not pinned by hand")
-        return {"image": name_of(image.repo, image.reference)}
+        self._plans.forget()
+        overview = await asyncio.to_thread(self._overview)
+        found = await overview.image(image.repo, image.reference)
+        return {"image": name_of(image.repo, image.reference), "pinned": bool(found and found.pinned)}
 
     # -------------------------------------------------------------------------------------------------- eviction
 
     async def plan(self, query: Mapping[str, str]) -> dict[str, Any]:
-        """What would go to free `bytes`, or without it to come down to the low water."""
+        """What would go to free `bytes`, or without it to come down to the low water; with `limit` the first images
+        alone, and as much as costs no more than a look at some thousand candidates.
+        """
         wanted = _number(query, "bytes", None, 1, 1 << 60)
-        return await self._told(await self._evictor.plan(wanted), dry_run=True)
+        limit = _number(query, "limit", None, 1, _MOST_VICTIMS)
+
+        async def plan() -> dict[str, Any]:
+            victims = await self._evictor.plan(wanted, short=limit is not None)
+            return await self._told(victims, dry_run=True, most=limit or _MOST_VICTIMS)
+
+        return await self._plans((wanted, limit), plan)
 
     async def collect(self) -> dict[str, Any]:
         """Come down to the low water."""
-        return await self._told(await self._evictor.collect(), dry_run=False)
+        self._plans.forget()
+        return await self._told(await self._evictor.collect(), dry_run=False, most=_MOST_VICTIMS)
 
-    async def _told(self, victims: Sequence[Any], *, dry_run: bool) -> dict[str, Any]:
-        images: set[Digest] = {image for victim in victims for image in victim.images}
-        names = await asyncio.to_thread(called, self._catalog, images)
-        return victims_json(victims, names, dry_run=dry_run, most=_MOST_VICTIMS)
+    async def _told(self, victims: Sequence[Victim], *, dry_run: bool, most: int) -> dict[str, Any]:
+        """Names are looked for of those images alone that are told."""
+
+        def tell() -> dict[str, Any]:
+            groups = list(victims_by_image(victims))[:most]
+            names = called(self._catalog, {image for image in groups if image is not None})
+            return victims_json(victims, names, dry_run=dry_run, most=most)
+
+        return await asyncio.to_thread(tell)
 
 
-def _repository_of(image: str) -> Repo | None:
-    """Of what a page ended with. Raises `RequestError`."""
-    if not image:
+def _place_of(after: str) -> Place | None:
+    """Where a page begins. Raises `RequestError`."""
+    if not after:
         return None
-    name = image.partition("@")[0]
+    name, _, digest = after.partition("@")
     head, slash, last = name.rpartition("/")
     if not slash:
-        raise RequestError(f"after: not the name of an image: {image[:80]!r}")
-    registry, _, name = f"{head}/{last.partition(':')[0]}".partition("/")
-    return Repo(registry, name)
+        raise RequestError(f"after: not the name of an image: {after[:80]!r}")
+    last, _, tag = last.partition(":")
+    registry, _, name = f"{head}/{last}".partition("/")
+    return Repo(registry, name), digest or tag
+
+
+def _name_of_place(place: Place) -> str:
+    """The other way round; that of a whole repository means its first image."""
+    repo, name = place
+    return f"{repo}{'@' if ':' in name else ':'}{name}" if name else str(repo)
 
 
 def _number(query: Mapping[str, str], name: str, default: Any, least: int, most: int) -> Any:

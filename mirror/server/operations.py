@@ -60,11 +60,13 @@ _IMAGE: Final[dict[str, Schema]] = {
     "digest": _TEXT,
     "mediaType": _TEXT,
     "complete": {**_BOOL, "description": "can be pulled without an upstream"},
+    "emptied": {**_BOOL, "description": "manifests alone are here; their blobs were evicted, or never pulled"},
     "platforms": _list(_TEXT),
     "size": {**_BYTES, "description": "bytes that are here"},
     "missing": {**_COUNT, "description": "blobs that are not"},
     "lastPull": _TIME,
     "pinned": _BOOL,
+    "frozen": {**_BOOL, "description": "a tag that does not move answers it, so that it stays"},
 }
 
 #: `as` is a word of Python's.
@@ -161,7 +163,7 @@ _SCHEMAS: Final[Mapping[str, Schema]] = {
         rule={**_MAYBE_TEXT, "description": "the `match` of the configuration that says it; null: by hand"},
     ),
     "Pins": _object(pins=_list(_ref("Pin"))),
-    "Unpinned": _object(image=_TEXT),
+    "Unpinned": _object(image=_TEXT, pinned={**_BOOL, "description": "still, by a rule"}),
     "Victims": _object(
         dry_run=_BOOL,
         blobs=_COUNT,
@@ -197,6 +199,18 @@ _SCHEMAS: Final[Mapping[str, Schema]] = {
     },
     "Jobs": _object(jobs=_list(_ref("Job"))),
     "SyncRules": _object(rules=_list({"type": "object", "required": ["name", "state"], "properties": {"name": _TEXT}})),
+    "Clients": _object(
+        mirror={**_TEXT, "description": "the URL that stands in the files"},
+        clients=_list(
+            _object(
+                client=_TEXT,
+                command={**_TEXT, "description": "does the same on the client's machine, beside what is there"},
+                files=_list(_object(path=_TEXT, content=_TEXT)),
+                needs={**_list(_TEXT), "description": "what makes the client see it"},
+                notes=_list(_TEXT),
+            )
+        ),
+    ),
     "Config": {"type": "object", "required": ["server", "store", "upstream"]},
     "OpenApi": {"type": "object", "required": ["openapi", "paths"]},
 }
@@ -287,7 +301,13 @@ OPERATIONS: Final = (
         "What would be evicted next",
         {200: "Victims"},
         query={
-            "bytes": {"type": "integer", "minimum": 1, "description": "to free so many; not given: down to low water"}
+            "bytes": {"type": "integer", "minimum": 1, "description": "to free so many; not given: down to low water"},
+            "limit": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": 200,
+                "description": "so many images alone, the first to go; what is not looked at is not counted either",
+            },
         },
         errors=(400,),
     ),
@@ -305,6 +325,21 @@ OPERATIONS: Final = (
     ),
     Operation("sync", "GET", "/sync", "The sync rules, with last result and next run", {200: "SyncRules"}),
     Operation("run", "POST", "/sync/{rule}/run", "Run one now", {202: "Job"}, errors=(404, 409, 429)),
+    Operation(
+        "clients",
+        "GET",
+        "/clients",
+        "The configuration of each container client, for the registries that are configured here",
+        {200: "Clients"},
+        query={
+            "mirror": {
+                **_TEXT,
+                "description": "the URL under which clients reach the mirror; not given: as this request came, at the "
+                "port for pulls",
+            }
+        },
+        errors=(400,),
+    ),
     Operation("config", "GET", "/config", "Every setting as it counts, without secrets", {200: "Config"}),
     Operation("openapi", "GET", "/openapi.json", "This document", {200: "OpenApi"}),
 )

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
+from mirror.nodes.clients import CLIENTS
+from mirror.nodes.plan import MirrorUrl, Wanted
 from tests.support.browser import Seen, browser_page
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
+from tests.support.node_files import GivenFiles
 from tests.support.process import PATIENCE, eventually
 from tests.support.scripted import Stall
 
@@ -113,6 +116,33 @@ def test_images_are_found_and_pinned(mirror: MirrorProcess, registry: FakeRegist
     assert page.evaluate("fetch('/admin/v1/pins').then((answer) => answer.json())")["pins"] == []
 
 
+def test_what_is_copied_is_what_configure_writes(mirror: MirrorProcess, seen: Seen) -> None:
+    """Every client's button copies the file that `mirror configure` writes for the configured registry and the address
+    under which the browser came, and for the one that is typed then; what is no address is refused in words.
+    """
+    seen.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page, address = seen.page, seen.page.get_by_label("Address of the mirror, as clients reach it")
+    expect(page.locator("#client-files details")).to_have_count(len(CLIENTS), timeout=_MS)
+    first = MirrorUrl.parse(address.input_value())
+    assert first.host == "127.0.0.1"
+    typed = MirrorUrl.parse("https://mirror.example")
+    for url in (first, typed):
+        address.fill(str(url))
+        expect(page.locator("#client-files pre", has_text=f"configure docker {url} ")).to_have_count(1, timeout=_MS)
+        for name, client in CLIENTS.items():
+            section = page.locator(f"details[data-client={name}]")
+            if section.get_attribute("open") is None:
+                section.locator("summary").click()
+            for change in client.plan(GivenFiles({}), Wanted(url, public=("docker.io",))).changes:
+                page.get_by_label(f"copy the configuration for {name}: {change.path}", exact=True).click()
+                expect(page.locator("#said")).to_have_text(f"copied: put it into {change.path}", timeout=_MS)
+                assert page.evaluate("navigator.clipboard.readText()") == change.content
+    address.fill("http://user:s3cret@mirror")
+    expect(page.locator("#clients-note")).to_contain_text("holds a user or password", timeout=_MS)
+    # the browser itself tells of the refusal
+    seen.complaints[:] = [one for one in seen.complaints if "400" not in one]
+
+
 def test_names_from_outside_stay_text(mirror: MirrorProcess, registry: FakeRegistry, seen: Seen) -> None:
     """What the API says never becomes markup, were it to say some."""
     page = seen.page
@@ -150,7 +180,7 @@ def test_by_keyboard(mirror: MirrorProcess, registry: FakeRegistry, seen: Seen) 
     _pull(mirror, "library/app", "v0")
     page = seen.page
     expect(page.locator("#image-rows button")).to_have_count(1, timeout=_MS)
-    expect(page.locator("#client-files summary")).to_have_count(4, timeout=_MS)
+    expect(page.locator("#client-files summary")).to_have_count(len(CLIENTS), timeout=_MS)
     page.locator("body").focus()
     reached: list[str] = []
     outlines: set[str] = set()

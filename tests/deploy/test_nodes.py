@@ -13,11 +13,14 @@ from typing import Any, Final
 
 import pytest
 
+from mirror.nodes.containerd import CONTAINERD
+from mirror.nodes.plan import MirrorUrl, Wanted
 from tests.clients.conftest import short_directory
 from tests.support.containerd_process import ContainerdProcess
 from tests.support.images import publish_small
 from tests.support.kustomize import only, render
 from tests.support.mirror_process import MirrorProcess, write_config
+from tests.support.node_files import GivenFiles
 from tests.support.process import CommandFailed, ProgramProcess, eventually, run
 from tests.support.registry_process import RegistryProcess
 
@@ -43,9 +46,11 @@ class Node:
     def kept(self) -> list[str]:
         """Run `keep` until it has looked once; what it said."""
         with self.start("keep") as process:
+            # before it holds SIGTERM back it would die of it
+            process.wait_for(lambda line: line.startswith("keeping "), "it has begun")
             eventually(lambda: self._done() or not process.running, "it has looked at every file")
             assert process.stop() == 0, process.tail()
-            return process.lines
+            return [line for line in process.lines if not line.startswith("keeping ")]
 
     def _done(self) -> bool:
         try:
@@ -94,6 +99,36 @@ def test_writes_and_takes_back(node: Node) -> None:
     node.undone()
     node.check("--gone")
     assert everything(node.folder) == {}
+
+
+@pytest.mark.parametrize("url", ["http://10.0.0.7:30500", "https://mirror.example.com", "http://[fd00::7]:30500"])
+@pytest.mark.parametrize("fallback", ["yes", "no"])
+@pytest.mark.parametrize("registry", ["docker.io", "registry.corp:5443", "_default"])
+def test_writes_what_configure_writes(node: Node, url: str, fallback: str, registry: str) -> None:
+    """Below the marker its file is, to the letter, the one of `mirror configure containerd`, with and without
+    `--no-fallback`.
+    """
+    node.environment |= {"MIRROR_URL": url, "REGISTRIES": registry, "FALLBACK": fallback}
+    node.kept()
+    wanted = Wanted(MirrorUrl.parse(url), () if registry == "_default" else (registry,), fallback=fallback == "yes")
+    path = f"/etc/containerd/certs.d/{registry}/hosts.toml"
+    [planned] = [one.content for one in CONTAINERD.plan(GivenFiles({}), wanted).changes if one.path == path]
+    written = (node.folder / registry / "hosts.toml").read_text()
+    assert written.partition("\n")[2] == planned.partition("\n")[2]
+    assert tomllib.loads(written)
+
+
+def test_takes_back_what_a_crash_left(node: Node) -> None:
+    """A file that was half written is gone after `undo`, and its folder too, also where no file of ours came of it."""
+    for registry in ("docker.io", "ghcr.io"):
+        (node.folder / registry).mkdir()
+        (node.folder / registry / ".registry-mirror-x1").write_text("# Writ")
+    (node.folder / "ghcr.io/ca.crt").write_text("a certificate")
+    with pytest.raises(CommandFailed, match=r"still there: .*docker\.io/\.registry-mirror-x1"):
+        node.check("--gone")
+    node.undone()
+    node.check("--gone")
+    assert everything(node.folder) == {"ghcr.io": None, "ghcr.io/ca.crt": b"a certificate"}
 
 
 def test_leaves_alone_what_is_not_ours(node: Node) -> None:
@@ -151,6 +186,7 @@ def test_for_all_registries_it_names_the_exceptions(node: Node) -> None:
         ("MIRROR_URL", "http://user:secret@mirror"),
         ("REGISTRIES", ""),
         ("REGISTRIES", "../../etc"),
+        ("FALLBACK", "never"),
         ("CERTS_D", "/nowhere/at/all"),
     ],
 )

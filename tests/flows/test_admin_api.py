@@ -496,7 +496,7 @@ def test_the_document_is_true(mirror: MirrorProcess, registry: FakeRegistry, api
         ("GET", "/jobs", None), ("GET", f"/jobs/{job}", None), ("DELETE", f"/jobs/{job}", None),
         ("GET", "/jobs/nope", None), ("DELETE", "/jobs/nope", None), ("GET", "/sync", None),
         ("POST", "/sync/team/nightly/run", None), ("POST", "/sync/nope/run", None), ("GET", "/config", None),
-        ("GET", "/openapi.json", None),
+        ("GET", "/clients", None), ("GET", "/clients?mirror=ftp://x", None), ("GET", "/openapi.json", None),
     ]  # fmt: skip
     tried = set()
     for method, path, body in asked:

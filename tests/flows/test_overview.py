@@ -17,7 +17,7 @@ from mirror.policy.selection import Selection, select
 from mirror.repository.overview import ImageHere, Overview
 from mirror.repository.pins import pinned_images
 from mirror.store.memory import MemoryCatalog, MemoryPins, MemoryStore
-from tests.support.here import APP, Here
+from tests.support.here import APP, CONFIG, Here
 
 _TABLE = RoutingTable.build([Registry("docker.io", library=True), Registry("ghcr.io")], "docker.io")
 _SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
@@ -162,12 +162,102 @@ async def test_last_pull_and_pins(here: Here) -> None:
 
 
 async def test_a_tag_without_its_manifest(here: Here) -> None:
-    """It is listed, for clients ask for it, and it is not complete."""
+    """It is not listed, for nothing of it can be told; asked for by name, it is not complete."""
     root = here.image([b"1"], tag="v1")
+    here.image([b"2"], tag="v2")
     here.store.delete(root.digest)
-    image = (await _list(here))[f"{APP}:v1"]
+    assert list(await _list(here)) == [f"{APP}:v2"]
+    image = await _get(here, "v1")
     assert not image.complete
     assert [node.digest for node in image.closure.missing] == [root.digest]
+
+
+async def test_manifests_alone(here: Here) -> None:
+    """An image of which the manifest is left is marked; one that lacks a layer is not, nor is one that is whole."""
+    here.image([here.blob(b"gone", here=False)], tag="part")
+    here.image([b"1"], tag="whole")
+    config = here.blob(b"{}", CONFIG, here=False)
+    here.manifest({"config": config, "layers": [here.blob(b"2", here=False)]}, tag="emptied")
+    found = await _list(here)
+    assert {name.rpartition(":")[2]: image.emptied for name, image in found.items()} == {
+        "emptied": True,
+        "part": False,
+        "whole": False,
+    }
+
+
+async def test_what_a_freeze_keeps(here: Here) -> None:
+    """The frozen tag, which is listed as what it answers, and whatever else is the same digest in that repository."""
+    old = here.image([b"old"], tag="twin")
+    here.image([b"new"], tag="v1")
+    freeze = Freeze(APP, "v1", old.digest, old.media_type, old.size, "", 1.0)
+    overview = Overview(here.store, here.catalog, MemoryIndex(), (), [freeze])
+    here.image([b"free"], tag="v2")
+    frozen = {image.tag: image.frozen async for image in overview.images()}
+    assert frozen == {"twin": True, "v1": True, "v2": False, None: False}
+
+
+# --------------------------------------------------------------------------------------------------------- pages
+
+
+class _Counted(MemoryStore):
+    """Counts what is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+
+    def read(self, digest: Digest, limit: int) -> bytes:
+        self.reads += 1
+        return super().read(digest, limit)
+
+
+def _stocked() -> tuple[_Counted, Here, list[Repo]]:
+    """Forty repositories of five tags, every second tag without anything that is here; an image without a tag each."""
+    store = _Counted()
+    here = Here(store, MemoryCatalog())
+    repos = [Repo("docker.io", f"team/app{number:02}") for number in range(40)]
+    for repo in repos:
+        for number in range(5):
+            root = here.image([f"{repo} {number}".encode()], repo=repo, tag=f"v{number}")
+            if number % 2:
+                here.store.delete(root.digest)
+        here.image([f"{repo} untagged".encode()], repo=repo)
+    return store, here, repos
+
+
+@pytest.mark.parametrize(("limit", "most"), [(1, 1000), (7, 1000), (500, 3), (500, 1), (500, 1000)])
+async def test_pages_are_the_whole_list(limit: int, most: int) -> None:
+    """Put together they are what a listing says, each image once, whatever ends a page: its length or how many were
+    looked at.
+    """
+    _, here, repos = _stocked()
+    overview, selection = _overview(here), select("**", _TABLE)
+    found: list[str] = []
+    begin = None
+    while True:
+        page = await overview.page(selection, repos, begin, limit, most)
+        assert len(page.images) <= limit
+        found += [image.name for image in page.images]
+        if page.next is None:
+            break
+        assert begin is None or page.next != begin
+        begin = page.next
+    assert found == list(await _list(here))
+
+
+@pytest.mark.parametrize("pattern", ["**", "**:v4", "**:no*"])
+async def test_a_page_reads_no_more_than_it_tells(pattern: str) -> None:
+    """However large the store is and wherever the page begins: two files for each image, and those of one repository
+    where its images without tags are told; where a search finds nothing, none at all.
+    """
+    store, here, repos = _stocked()
+    overview, selection = _overview(here), select(pattern, _TABLE)
+    for begin in (None, (repos[20], "v2"), (repos[39], "")):
+        store.reads = 0
+        page = await overview.page(selection, repos, begin, 4, 1000)
+        # a page looks into one more than it tells, to know whether there is one
+        assert store.reads <= 2 * (len(page.images) + 1) + (2 * 6 if pattern == "**" else 0)
 
 
 # ----------------------------------------------------------------------------------------------------- one image

@@ -92,11 +92,11 @@ def test_what_verify_refuses(site: _Site) -> None:
 
 
 def test_records_without_content_are_told(site: _Site) -> None:
-    """They are harmless here: the next pull mends them."""
+    """They are harmless here: the next pull mends them. Of such an image nothing can be told, so it is not listed."""
     [entry] = map(json.loads, site.cli("ls", "--json").splitlines())
     Path(site.layout.blob(Digest.parse(entry["digest"]))).unlink()
     assert f"record without content: docker.io/library/app@{entry['digest']}" in site.cli("verify")
-    assert json.loads(site.cli("ls", "--incomplete", "--json"))["image"] == _IMAGE
+    assert site.cli("ls", "--json") == ""
 
 
 def test_pins_are_told_with_their_reason(site: _Site) -> None:

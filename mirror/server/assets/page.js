@@ -211,7 +211,8 @@ async function loadImages(more = false) {
   const rows = page.images.map(imageRow);
   if (more) byId("image-rows").append(...rows); else byId("image-rows").replaceChildren(...rows);
   const count = byId("image-rows").children.length;
-  put("images-note", count ? `${count}${page.next ? " or more" : ""} image${count === 1 && !page.next ? "" : "s"}` : "no such image is here");
+  const none = page.next ? "none found yet; More looks on" : "no such image is here";
+  put("images-note", count ? `${count}${page.next ? " or more" : ""} image${count === 1 && !page.next ? "" : "s"}` : none);
   byId("more").hidden = !page.next;
 }
 
@@ -227,11 +228,11 @@ function imageRow(image) {
     const pinned = button.getAttribute("aria-pressed") === "true";
     button.disabled = true;
     try {
-      await ask(`/pins/${nameInPath(image.image)}`, { method: pinned ? "DELETE" : "PUT" });
-      const now = await ask(`/images/${nameInPath(image.image)}`);
-      button.setAttribute("aria-pressed", String(now.pinned.length > 0));
+      const told = await ask(`/pins/${nameInPath(image.image)}`, { method: pinned ? "DELETE" : "PUT" });
+      const stays = pinned ? told.pinned : true;
+      button.setAttribute("aria-pressed", String(stays));
       named();
-      say(`${image.image} is ${now.pinned.length ? "pinned" : "not pinned any more"}`);
+      say(`${image.image} is ${stays ? "pinned" : "not pinned any more"}${pinned && stays ? ", by a rule" : ""}`);
     } catch (error) {
       say(`${image.image}: ${error.message}`);
     } finally {
@@ -243,9 +244,9 @@ function imageRow(image) {
     cell("image", image.image),
     cell("size", bytes(image.size)),
     cell("last pull", when(image.lastPull)),
-    cell("complete", make("span", { class: image.complete ? "good" : "warn" }, image.complete ? "yes" : `no, ${image.missing || "no platform"} missing`)),
+    cell("complete", make("span", { class: image.complete ? "good" : "warn" }, image.complete ? "yes" : image.emptied ? "manifest only" : `no, ${image.missing || "no platform"} missing`)),
     cell("platforms", image.platforms.join(", ") || "–"),
-    cell("pinned", button));
+    cell("pinned", button, image.frozen ? " frozen" : ""));
 }
 
 // ------------------------------------------------------------------------------------------------ the rest
@@ -309,60 +310,49 @@ function showSync({ rules }) {
 
 // ------------------------------------------------------------------------------------------------ clients
 
-let registries = [];
+let clientsLoaded = false, choosing = 0;
 
-function clientFiles(address) {
-  const url = new URL(address);
-  const host = url.host, plain = url.protocol === "http:", base = url.origin;
-  const names = registries.filter((name) => !name.startsWith("*"));
-  const blocks = names.map((name) => `[[registry]]\nprefix = "${name}"\nlocation = "${name}"\n[[registry.mirror]]\nlocation = "${host}/${name}"\n${plain ? "insecure = true\n" : ""}`);
-  const docker = { "registry-mirrors": [base], ...(plain ? { "insecure-registries": [host] } : {}) };
-  const k3s = names.map((name) => `  "${name}":\n    endpoint:\n      - "${base}"\n    rewrite:\n      "(.*)": "${name}/$1"\n`);
-  return [
-    ["containerd", "/etc/containerd/certs.d/_default/hosts.toml", `[host."${base}"]\n  capabilities = ["pull", "resolve"]\n  dial_timeout = "2s"\n`],
-    ["Docker", "/etc/docker/daemon.json", `${JSON.stringify(docker, null, 2)}\n`],
-    ["podman, CRI-O", "/etc/containers/registries.conf.d/50-mirror.conf", blocks.join("\n")],
-    ["k3s", "/etc/rancher/k3s/registries.yaml", `mirrors:\n${k3s.join("")}`],
-  ];
-}
-
-function showClients() {
-  let files;
+// What `mirror configure` would write, as the mirror itself says it.
+async function loadClients() {
+  const turn = ++choosing;
   const input = byId("address");
+  let told;
   try {
-    files = clientFiles(input.value);
-    input.setCustomValidity("");
-  } catch {
-    input.setCustomValidity("not a URL such as http://mirror.internal:5000");
+    told = await ask(`/clients?${new URLSearchParams(input.value ? { mirror: input.value } : {})}`);
+  } catch (error) {
+    if (turn === choosing && error instanceof Refused) put("clients-note", error.message);
     return;
   }
-  byId("client-files").replaceChildren(...files.map(([client, path, text]) => {
-    const button = make("button", { type: "button", "aria-label": `copy the configuration for ${client}` }, "copy");
-    button.addEventListener("click", async () => {
-      try {
-        await navigator.clipboard.writeText(text);
-      } catch {
-        // without HTTPS there is no clipboard: have it selected, to be copied by hand
-        getSelection().selectAllChildren(content);
-        say("press Ctrl-C to copy");
-        return;
-      }
-      say(`copied: put it into ${path}`);
-    });
-    const content = make("pre", { tabindex: "0", "aria-label": `${client}: ${path}` }, text);
-    return make("details", {}, make("summary", {}, `${client}: ${path}`), content, button);
+  if (turn !== choosing) return; // somebody went on typing
+  clientsLoaded = true;
+  put("clients-note", "");
+  if (!input.value) input.value = told.mirror;
+  const open = new Set([...byId("client-files").children].filter((one) => one.open).map((one) => one.dataset.client));
+  byId("client-files").replaceChildren(...told.clients.map((one) => {
+    const details = make("details", { "data-client": one.client }, make("summary", {}, one.client),
+      ...clientText("command", one.client, "on the client's machine, as root, beside what is there already", one.command),
+      ...one.files.flatMap((file) => clientText("configuration", one.client, file.path, file.content)),
+      make("ul", { class: "quiet" }, ...[...one.needs.map((need) => `then: ${need}`), ...one.notes].map((line) => make("li", {}, line))));
+    details.open = open.has(one.client);
+    return details;
   }));
 }
 
-async function loadClients() {
-  const config = await ask("/config");
-  registries = config.upstream.map((one) => one.name);
-  if (!byId("address").value) {
-    const tls = config.server.tls_certificate ? "https" : "http";
-    const port = (config.server.listen[0] ?? "").split(":").pop();
-    byId("address").value = `${tls}://${location.hostname}:${/^[1-9]\d*$/.test(port) ? port : "5000"}`;
-  }
-  showClients();
+function clientText(kind, client, place, text) {
+  const content = make("pre", { tabindex: "0", "aria-label": `${client}: ${place}` }, text);
+  const button = make("button", { type: "button", "aria-label": `copy the ${kind} for ${client}: ${place}` }, "copy");
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      // without HTTPS there is no clipboard: have it selected, to be copied by hand
+      getSelection().selectAllChildren(content);
+      say("press Ctrl-C to copy");
+      return;
+    }
+    say(kind === "command" ? "copied" : `copied: put it into ${place}`);
+  });
+  return [make("p", {}, `${place} `, button), content];
 }
 
 // ------------------------------------------------------------------------------------------------ again and again
@@ -375,7 +365,7 @@ const EVERY = [
   [3, async () => showUpstreams(await ask("/upstreams"))],
   [5, async () => showSync(await ask("/sync"))],
   [15, async () => showHistory(await ask("/history"))],
-  [30, async () => limit && showNext(await ask(`/gc?bytes=${Math.max(1, Math.round(limit / 20))}`))],
+  [30, async () => limit && showNext(await ask(`/gc?bytes=${Math.max(1, Math.round(limit / 20))}&limit=10`))],
 ];
 
 let lastHeard = null;
@@ -401,7 +391,7 @@ async function turn(number) {
       try { await show(); } catch (error) { failed = error; if (!(error instanceof Refused)) break; }
     }
     heard(failed);
-    if (!failed && !registries.length) await loadClients().catch(() => {});
+    if (!failed && !clientsLoaded) await loadClients();
     // not under somebody's hands
     const idle = !byId("images").contains(document.activeElement) && byId("image-rows").children.length <= 50;
     if (!failed && (!imagesLoaded || (number % 5 === 0 && idle))) await loadImages();
@@ -413,6 +403,7 @@ let typing;
 byId("search").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(loadImages, 200); });
 byId("search-form").addEventListener("submit", (event) => { event.preventDefault(); loadImages(); });
 byId("more").addEventListener("click", () => loadImages(true));
-byId("address").addEventListener("input", showClients);
+let choosingSoon;
+byId("address").addEventListener("input", () => { clearTimeout(choosingSoon); choosingSoon = setTimeout(loadClients, 200); });
 document.addEventListener("visibilitychange", () => { if (!document.hidden) loadImages(); });
 turn(0);
