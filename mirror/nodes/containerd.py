@@ -38,6 +38,7 @@ _REGISTRY: Final = {
 #: How `disabled_plugins` calls the runtime interface.
 _DISABLED: Final = {"cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"}
 
+_SEVERAL: Final = "config_path names several folders, so containerd 2 may read none of them and go around the mirror"
 _RESTART: Final = "systemctl restart containerd (containers go on running)"
 
 
@@ -106,7 +107,7 @@ def _plan(files: Files, wanted: Wanted) -> Plan:
             [f"--registry {name}: containerd knows no wildcards; name hosts, or none for all" for name in wild]
         )
     settings = _settings(files)
-    changes, notes, conflicts = _config_path(settings)
+    changes, notes, conflicts = _config_path(files, settings)
     folder = (_folders(settings) or (_FOLDER,))[0]
     names = wanted.registries or (_ALL,)
     for name in names:
@@ -126,22 +127,21 @@ def _plan(files: Files, wanted: Wanted) -> Plan:
     return Plan(tuple(changes), tuple(notes), tuple(conflicts), "containerd reads hosts.toml at each pull")
 
 
-def _config_path(settings: list[_Settings]) -> tuple[list[Change], list[str], list[str]]:
+def _config_path(files: Files, settings: list[_Settings]) -> tuple[list[Change], list[str], list[str]]:
     """What to do about `config_path`: changes, notes, conflicts."""
-    legacy = [one for one in settings if one.registry.get("mirrors") or one.registry.get("configs")]
+    legacy = [one for one in settings if _excludes_hosts(one.registry)]
     if legacy:
         where = ", ".join(one.path for one in legacy)
         return (
             [],
             [],
             [
-                f"{where}: registry.mirrors or registry.configs is set; containerd does not load the runtime interface "
-                "when config_path is set beside them. Move them into hosts.toml files first"
+                f"{where}: registry.mirrors or tls of registry.configs is set; containerd does not load the runtime "
+                "interface when config_path is set beside them. Move them into hosts.toml files first"
             ],
         )
     if folders := _folders(settings):
-        several = "config_path names several folders, which some releases of containerd 2 do not understand: better one"
-        return [], [several] if len(folders) > 1 else [], []
+        return _one_folder(files, settings, folders) if len(folders) > 1 else ([], [], [])
     if _is_disabled(settings):
         note = f"{_CONFIG}: the runtime interface is disabled, so config_path is not needed; ctr takes --hosts-dir"
         return [], [note], []
@@ -160,6 +160,28 @@ def _config_path(settings: list[_Settings]) -> tuple[list[Change], list[str], li
             [f"{one.path}: has no version, or 1, and is not changed here; make it 2, or add yourself:\n{line}"],
         )
     return [Change(one.path, set_keys(one.text, one.path, one.table, {"config_path": _FOLDER}), _RESTART)], [], []
+
+
+def _excludes_hosts(registry: Mapping[str, Any]) -> bool:
+    """Whether it has what may not stand beside `config_path`: mirrors, and of `configs` the `tls`; `auth` may."""
+    configs = registry.get("configs")
+    of = configs.values() if isinstance(configs, dict) else ()
+    return bool(registry.get("mirrors")) or any(isinstance(one, dict) and "tls" in one for one in of)
+
+
+def _one_folder(
+    files: Files, settings: list[_Settings], folders: tuple[str, ...]
+) -> tuple[list[Change], list[str], list[str]]:
+    """`config_path = "/etc/containerd/certs.d:/etc/docker/certs.d"` is what `containerd config default` writes. Its
+    transfer service, which pulls since 2.1, takes that for the name of one folder, finds nothing, and goes around the
+    mirror. Where nothing is in the others they are left out.
+    """
+    one = next(one for one in reversed(settings) if one.registry.get("config_path"))
+    if held := [folder for folder in folders[1:] if files.names(folder)]:
+        note = f"{one.path}: {_SEVERAL}; move what is in {', '.join(held)} to {folders[0]}, and name that alone"
+        return [], [note], []
+    content = set_keys(one.text, one.path, one.table, {"config_path": folders[0]})
+    return [Change(one.path, content, _RESTART)], [], []
 
 
 def _hosts(there: str | None, path: str, wanted: Wanted) -> tuple[str, str]:
@@ -209,6 +231,7 @@ def _asks(files: Files, registry: str) -> Asked:
     trouble = []
     if not folders and not _is_disabled(settings):
         trouble.append(f"{_CONFIG}: config_path is not set: Kubernetes' pulls read no hosts.toml")
+    doubts = (f"{_CONFIG}: {_SEVERAL}",) if len(folders) > 1 else ()
     for folder in folders or (_FOLDER,):
         for name in (registry, _ALL):
             path = f"{folder}/{name}/hosts.toml"
@@ -217,8 +240,8 @@ def _asks(files: Files, registry: str) -> Asked:
             data = parse(text, path)
             hosts = [host for host, of in data.get("host", {}).items() if _pulls(of)]
             server = [data["server"]] if isinstance(data.get("server"), str) else []
-            return Asked((*hosts, *server), path, tuple(trouble))
-    return Asked((), (folders or (_FOLDER,))[0], tuple(trouble))
+            return Asked((*hosts, *server), path, tuple(trouble), doubts)
+    return Asked((), (folders or (_FOLDER,))[0], tuple(trouble), doubts)
 
 
 def _pulls(host: object) -> bool:

@@ -7,6 +7,7 @@ Paths are as the client sees them. Links are followed within the root only, as a
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -89,26 +90,8 @@ class Disk:
             for folder in self.missing(path):
                 self.real(folder).mkdir(mode=0o755)
                 _sync(self.real(folder).parent)
-            temporary = real.with_name(f".{real.name}.{secrets.token_hex(8)}")
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(content.encode())
-                    model = real if like is None else self.real(like)
-                    if model.exists():
-                        _copy_manners(model, file.fileno(), temporary)
-                    else:
-                        os.fchmod(file.fileno(), 0o644)
-                    if secret:
-                        os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o600)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.rename(real)
-            except BaseException:
-                with suppress(OSError):
-                    temporary.unlink()
-                raise
-            _sync(real.parent)
+            model = real if like is None else self.real(like)
+            _put(real, content.encode(), model if model.exists() else None, secret=secret)
 
     def copy(self, path: str, name: str) -> str:
         """A copy beside the file, called `name`, with mode and owner; its path. An older one is never replaced,
@@ -123,14 +106,16 @@ class Disk:
             while target.exists():
                 number += 1
                 target = real.with_name(f"{name}.{number}")
-            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(real.read_bytes())
-                _copy_manners(real, file.fileno(), target)
-                file.flush()
-                os.fsync(file.fileno())
-            _sync(target.parent)
+            _put(target, real.read_bytes(), real)
             return "/" + str(target.relative_to(self._root))
+
+    def sweep(self, path: str) -> None:
+        """Remove what crashes have left half written of a file and of its copies; others' files are not touched."""
+        real = self.real(path)
+        half = re.compile(rf"\.{re.escape(real.name)}(\.before-mirror-[0-9TZ.]+)?\.[0-9a-f]{{16}}")
+        with suppress(OSError):
+            for name in filter(half.fullmatch, os.listdir(real.parent)):
+                (real.parent / name).unlink()
 
     def remove(self, path: str) -> None:
         """A file; repeatable. Raises `NodeRefused`."""
@@ -141,6 +126,32 @@ class Disk:
         """A folder, if it is empty."""
         with suppress(OSError):
             self.real(path).rmdir()
+
+
+def _put(target: Path, content: bytes, model: Path | None, *, secret: bool = False) -> None:
+    """A file with the manners of its model, or for all to read where there is none: whole or not at all.
+
+    Raises `OSError`.
+    """
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            if model is not None:
+                _copy_manners(model, file.fileno(), temporary)
+            else:
+                os.fchmod(file.fileno(), 0o644)
+            if secret:
+                os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o600)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync(target.parent)
 
 
 def _copy_manners(model: Path, descriptor: int, target: Path) -> None:

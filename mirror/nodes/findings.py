@@ -93,6 +93,8 @@ def judge_client(client: str, asked: Asked, registry: str, mirror: MirrorUrl, *,
         return Finding(what, level, f"{registry}: goes around this mirror: {others} ({asked.where})", advice)
     if asked.trouble:
         return Finding(what, Level.PROBLEM, "; ".join(asked.trouble), advice)
+    if asked.doubts:
+        return Finding(what, Level.WARNING, "; ".join(asked.doubts), advice)
     if ours[0] > 0:
         text = f"{registry}: asks {asked.endpoints[0]} before this mirror ({asked.where})"
         return Finding(what, Level.WARNING, text, "put this mirror first there")

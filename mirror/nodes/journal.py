@@ -129,13 +129,22 @@ class Journal:
         by_path = {change.path: change for change in plan.changes}
         stamp = f"{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}"
         backups: dict[str, str | None] = {}
-        for one in differences:
-            if one.path in by_path:
-                self._folders.update(self._disk.missing(one.path))
-                entry, backups[one.path] = self._prepare(one, stamp)
-                self._entries[one.path] = entry
-        if differences:
-            self._save()
+        try:
+            for one in differences:
+                self._disk.sweep(one.path)
+                if one.path in by_path:
+                    self._folders.update(self._disk.missing(one.path))
+                    entry, backups[one.path] = self._prepare(one, stamp)
+                    self._entries[one.path] = entry
+            if differences:
+                self._save()
+        except NodeRefused:
+            # a full disk, perhaps: nobody would ever be rid of copies that no journal knows
+            known = self._disk.text(self._path) or ""
+            for copy in filter(None, backups.values()):
+                if json.dumps(copy) not in known:
+                    self._disk.remove(copy)
+            raise
         for one in differences:
             if (change := by_path.get(one.path)) is None:
                 self._restore(self._entries[one.path])
@@ -170,7 +179,9 @@ class Journal:
         differences = self.undoing()
         for entry in self._entries.values():
             self._restore(entry)
+            self._disk.sweep(entry.path)
         self._disk.remove(self._path)
+        self._disk.sweep(self._path)
         self._remove_folders()
         self._entries, self._folders = {}, set()
         return [Done(one, None) for one in differences]

@@ -1,13 +1,15 @@
 """k3s and RKE2: `registries.yaml`, from which they write containerd's `hosts.toml` when they start.
 
 `"*"` means every registry that has no entry of its own. The mirror is told the registry by `?ns=`, so names are not
-rewritten. YAML is read and written anew: comments do not survive, the backup has them.
+rewritten. YAML is read and written anew: comments do not survive, the backup has them. What is no text (`0123`, `no`)
+is kept as it is spelled: k3s takes it for a password that is spelled so, where YAML means a number.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -70,10 +72,43 @@ def _plan(client: str, files: Files, wanted: Wanted) -> Plan:
     return Plan(tuple(changes), tuple(notes), tuple(conflicts))
 
 
+@dataclass(frozen=True, slots=True)
+class _Spelled:
+    """A number, a date, yes or no, as it is written."""
+
+    tag: str
+    text: str
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, as k3s does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and str(key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands there twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+def _spelled(_: yaml.SafeLoader, node: yaml.ScalarNode) -> _Spelled:
+    return _Spelled(node.tag, str(node.value))
+
+
+for _kind in ("bool", "int", "float", "timestamp"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _spelled)
+_Dumper.add_representer(_Spelled, lambda dumper, value: dumper.represent_scalar(value.tag, value.text))
+
+
 def _read(text: str, path: str) -> dict[str, Any]:
     """Raises `NodeRefused` with the position of what is wrong."""
     try:
-        data = yaml.safe_load(text.removeprefix(BOM))
+        data = yaml.load(text.removeprefix(BOM), _Loader)  # noqa: S506  a safe loader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
@@ -88,7 +123,9 @@ def _read(text: str, path: str) -> dict[str, Any]:
 
 
 def _write(client: str, data: Mapping[str, Any], before: str) -> str:
-    body = yaml.safe_dump(dict(data), sort_keys=False, default_flow_style=False, allow_unicode=True, width=1000)
+    body = yaml.dump(
+        dict(data), Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=1000
+    )
     marker = written_by(client) if not before.strip(f"{BOM} \t\r\n") else f"# Changed by `mirror configure {client}`.\n"
     return marker + body
 

@@ -60,21 +60,33 @@ class MirrorUrl:
             port = parts.port
         except ValueError:
             raise ConfigError(["MIRROR_URL: host or port cannot be read"]) from None
-        if parts.username or parts.password:
+        if "@" in text:  # with a slash too few, too, where the user does not count as one
             raise ConfigError(["MIRROR_URL: holds a user or password; use --username and --password-file"])
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError([f"MIRROR_URL: write http://host:port or https://host:port, not {text[:200]!r}"])
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         if not _HOST.fullmatch(host):
             raise ConfigError([f"MIRROR_URL: not the name of a host: {host[:200]!r}"])
+        if port == 0:
+            raise ConfigError(["MIRROR_URL: nothing answers at port 0"])
         if parts.path not in ("", "/") or parts.query or parts.fragment:
             raise ConfigError(["MIRROR_URL: ends after the port; clients put the path after it"])
         return cls(parts.scheme, host, port or 0)
 
     @property
     def address(self) -> str:
-        """`host` or `host:port`, as it stands in the names of images."""
-        return f"{self.host}:{self.port}" if self.port else self.host
+        """`host` or `host:port`, as it stands in the names of images.
+
+        There a first part without dot and colon is no host, but a folder of Docker Hub's: such a host gets its port.
+        """
+        if self.port or (self.host != "localhost" and "." not in self.host and ":" not in self.host):
+            return f"{self.host}:{self.port or (80 if self.is_plain else 443)}"
+        return self.host
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether it is an address of IPv6, not a name."""
+        return self.host.startswith("[")
 
     @property
     def is_plain(self) -> bool:
@@ -167,12 +179,13 @@ class Plan:
 class Asked:
     """Whom a client asks for a registry's images, in order, before the registry itself; `where` says so.
 
-    `trouble`: why it may not do what is written.
+    `trouble`: why it does not do what is written; `doubts`: why some of its releases may not.
     """
 
     endpoints: tuple[str, ...]
     where: str
     trouble: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 class Files(Protocol):

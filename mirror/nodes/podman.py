@@ -38,12 +38,15 @@ def _plan(client: str, needs: str, seen: str, files: Files, wanted: Wanted) -> P
     if wanted.authority:
         changes.append(Change(f"{_HOME}/certs.d/{wanted.mirror.address}/ca.crt", wanted.authority))
     notes, conflicts = _others(files, names)
+    if wanted.mirror.is_ipv6:
+        notes.insert(0, _IPV6)
     if not wanted.registries and (wild := [name for name in wanted.public if name.startswith("*.")]):
         notes.insert(0, f"left out: {', '.join(wild)}: {_WILD}")
     return Plan(tuple(changes), tuple(notes), tuple(conflicts), seen)
 
 
 _WILD: Final = "a wildcard loses the host's name at a mirror; name each host: --registry us-docker.pkg.dev"
+_IPV6: Final = "releases before the autumn of 2023 take no IPv6 address and fail every pull: give the mirror a name"
 _LOGIN: Final = {
     "podman": "use `podman login ADDRESS`",
     "crio": "put ADDRESS into the file that global_auth_file of crio.conf names",

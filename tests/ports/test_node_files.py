@@ -81,8 +81,8 @@ def test_apply_once_and_again(root: Path) -> None:
 def test_other_wishes_leave_no_trace_of_the_old(root: Path) -> None:
     """Plans are made from what the file was before us."""
     _apply(root)
-    _apply(root, "https://other")
-    assert _written(root) == {"debug": True, "registry-mirrors": ["https://other"]}
+    _apply(root, "https://other.internal")
+    assert _written(root) == {"debug": True, "registry-mirrors": ["https://other.internal"]}
     assert len(list((root / "etc/docker").glob("*.before-mirror-*"))) == 1
 
 
@@ -153,6 +153,26 @@ def test_a_disk_that_cannot_be_written_to(tmp_path: Path) -> None:
         assert (root / _DOCKER).read_text() == _BEFORE
 
 
+@pytest.mark.parametrize("free", [12, 24])
+def test_a_disk_that_gets_full_in_the_midst(tmp_path: Path, free: int) -> None:
+    """In the midst of a backup, or of the record of what is about to be done (KiB that are left): no copy stays that
+    nobody knows of, none that is not whole, and once there is room the same command does it.
+    """
+    with tmpfs(tmp_path, "size=96k") as root:
+        file = root / _DOCKER
+        file.parent.mkdir(parents=True)
+        file.write_text(text := json.dumps({"labels": ["x" * 20000]}))
+        (root / "full").write_bytes(bytes((96 - 20 - free) * 1024))
+        with pytest.raises(NodeRefused, match="No space left"):
+            _apply(root)
+        assert [path.name for path in file.parent.iterdir()] == ["daemon.json"]
+        (root / "full").unlink()
+        _apply(root)
+        _journal(root).undo()
+        assert [path.name for path in file.parent.iterdir()] == ["daemon.json"]
+        assert file.read_text() == text
+
+
 def test_what_is_no_text(root: Path) -> None:
     """It is left alone, and the place is named."""
     (root / _DOCKER).write_bytes(b'{"a": "\xff"}')
@@ -186,7 +206,7 @@ def test_undo_restores(root: Path) -> None:
     """Text, mode and all that was there."""
     start = _tree(root)
     _apply(root)
-    _apply(root, "https://other")
+    _apply(root, "https://other.internal")
     _journal(root).undo()
     assert _tree(root) == start
 
@@ -210,8 +230,8 @@ def test_what_somebody_wrote_between_two_runs_is_kept(root: Path) -> None:
     _apply(root)
     file = root / _DOCKER
     file.write_text('{"log-level": "warn"}')
-    _apply(root, "https://other")
-    assert _written(root) == {"log-level": "warn", "registry-mirrors": ["https://other"]}
+    _apply(root, "https://other.internal")
+    assert _written(root) == {"log-level": "warn", "registry-mirrors": ["https://other.internal"]}
     with pytest.raises(NodeRefused, match="edited between two runs"):
         _journal(root).undo()
     file.write_text(_BEFORE)
@@ -263,6 +283,17 @@ def test_a_crash_at_any_step(root: Path, monkeypatch: pytest.MonkeyPatch, step: 
     assert "http://other:5000" in (root / "etc/containerd/certs.d/_default/hosts.toml").read_text()
     _journal(root, "containerd").undo()
     assert _files(root) == start
+
+
+def test_what_a_crash_left_half_written_goes(root: Path) -> None:
+    """Of our files and of their copies; files of others that are called nearly so stay."""
+    half = "0123456789abcdef"
+    (root / f"etc/docker/.daemon.json.{half}").write_text("{")
+    (root / f"etc/docker/.daemon.json.before-mirror-{_STAMP}.{half}").write_text("{")
+    (root / "etc/docker/.daemon.json.swp").write_text("")
+    _apply(root)
+    _journal(root).undo()
+    assert sorted(path.name for path in (root / "etc/docker").iterdir()) == [".daemon.json.swp", "daemon.json"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"files": [{}]}'])

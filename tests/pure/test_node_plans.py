@@ -11,6 +11,7 @@ import yaml
 
 from mirror.errors import ConfigError
 from mirror.nodes.clients import CLIENTS
+from mirror.nodes.findings import Level, judge_client
 from mirror.nodes.plan import Account, MirrorUrl, NodeRefused, Plan, Wanted
 from tests.support.node_files import GivenFiles
 
@@ -27,6 +28,7 @@ _DROP_IN = "/etc/containers/registries.conf.d/50-mirror.conf"
 _BUILDKIT = "/etc/buildkit/buildkitd.toml"
 _K3S = "/etc/rancher/k3s/registries.yaml"
 
+_TWICE = ("mirrors: {}\nconfigs: {}\nmirrors: {}\n", r"mirrors stands there twice \(line 3")
 _LEADS = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/etc/containerd/certs.d"\n'
 
 
@@ -53,6 +55,9 @@ def _marker(client: str) -> str:
         ("http://mirror.internal:5000/", "http://mirror.internal:5000", "mirror.internal:5000"),
         ("https://Mirror.Internal", "https://mirror.internal", "mirror.internal"),
         ("http://[::1]:5000", "http://[::1]:5000", "[::1]:5000"),
+        ("https://mirror", "https://mirror:443", "mirror:443"),
+        ("http://mirror/", "http://mirror:80", "mirror:80"),
+        ("http://localhost", "http://localhost", "localhost"),
     ],
 )
 def test_a_mirror_url(text: str, shown: str, address: str) -> None:
@@ -65,7 +70,16 @@ def test_a_mirror_url(text: str, shown: str, address: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["mirror:5000", "ftp://mirror", "http://", "http://m:x", "http://mirror/v2/", "http://mirror?a=b", 'http://a"b:1'],
+    [
+        "mirror:5000",
+        "ftp://mirror",
+        "http://",
+        "http://m:x",
+        "http://mirror/v2/",
+        "http://mirror?a=b",
+        'http://a"b:1',
+        "http://m:0",
+    ],
 )
 def test_what_is_no_mirror_url(text: str) -> None:
     """A scheme, a host, perhaps a port, and nothing else."""
@@ -73,10 +87,11 @@ def test_what_is_no_mirror_url(text: str) -> None:
         MirrorUrl.parse(text)
 
 
-def test_a_password_in_the_url_is_refused_and_not_shown() -> None:
-    """It would be in every process list and file."""
+@pytest.mark.parametrize("text", ["http://me:s3cret@mirror:5000", "me:s3cret@mirror:5000", "http:/me:s3cret@mirror"])
+def test_a_password_in_the_url_is_refused_and_not_shown(text: str) -> None:
+    """It would be in every process list and file; also where the scheme is missing or misspelled."""
     with pytest.raises(ConfigError, match="--password-file") as caught:
-        MirrorUrl.parse("http://me:s3cret@mirror:5000")
+        MirrorUrl.parse(text)
     assert "s3cret" not in str(caught.value)
 
 
@@ -156,12 +171,32 @@ def test_containerd_adds_config_path_and_nothing_else(text: str, table: tuple[st
 
 
 def test_containerd_uses_the_folder_that_is_set() -> None:
-    """`config_path` is not rewritten; of several folders the first is used, and told about."""
-    text = _LEADS.replace('"/etc/containerd/certs.d"', '"/etc/hosts.d:/etc/docker/certs.d"')
-    plan, after = _plan("containerd", {_CONFIG: text})
+    """`config_path` is not rewritten."""
+    text = _LEADS.replace("/etc/containerd/certs.d", "/etc/hosts.d")
+    _, after = _plan("containerd", {_CONFIG: text})
     assert after[_CONFIG] == text
     assert "/etc/hosts.d/_default/hosts.toml" in after
-    assert "several folders" in plan.notes[0]
+
+
+def test_containerd_names_one_folder_of_several() -> None:
+    """Releases of containerd 2 read none of several; where the others hold nothing, nothing is lost."""
+    text = _LEADS.replace('"/etc/containerd/certs.d"', "'/etc/containerd/certs.d:/etc/docker/certs.d'  # default")
+    plan, after = _plan("containerd", {_CONFIG: text})
+    assert after[_CONFIG] == _LEADS.replace('certs.d"', 'certs.d"  # default')
+    assert {change.path: change.needs != "" for change in plan.changes} == {_CONFIG: True, _ALL: False}
+
+
+def test_containerd_keeps_folders_that_hold_something() -> None:
+    """It is said why that may not work, by `configure` and by the doctor."""
+    text = _LEADS.replace('certs.d"', 'certs.d:/etc/docker/certs.d"')
+    plan, after = _plan("containerd", {_CONFIG: text, "/etc/docker/certs.d/ours/ca.crt": "PEM"})
+    assert after[_CONFIG] == text
+    assert "/etc/docker/certs.d" in plan.notes[0]
+    assert _ALL in after
+    asked = CLIENTS["containerd"].asks(GivenFiles(after), "docker.io")
+    found = judge_client("containerd", asked, "docker.io", _WANTED.mirror, demanded=True)
+    assert found.level is Level.WARNING
+    assert "several folders" in found.text
 
 
 def test_containerd_imports_are_read() -> None:
@@ -182,6 +217,10 @@ def test_containerd_imports_are_read() -> None:
         (
             'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry.mirrors."x"]\nendpoint = []\n',
             "registry.mirrors",
+        ),
+        (
+            'version = 3\n[plugins."io.containerd.cri.v1.images".registry.configs."x".tls]\nca_file = "a"\n',
+            "tls of registry.configs",
         ),
         ("[plugins.cri]\n", "has no version"),
     ],
@@ -204,6 +243,13 @@ def test_containerd_refuses(text: str, reason: str) -> None:
     """What cannot be changed safely is left alone, with the lines to add."""
     with pytest.raises(NodeRefused, match=reason):
         _plan("containerd", {_CONFIG: text})
+
+
+def test_containerd_keeps_logins_of_its_own() -> None:
+    """containerd takes `auth` beside `config_path`, other than `tls`."""
+    text = _LEADS + '[plugins."io.containerd.grpc.v1.cri".registry.configs."x".auth]\nusername = "a"\n'
+    plan, after = _plan("containerd", {_CONFIG: text})
+    assert (plan.conflicts, after[_CONFIG]) == ((), text)
 
 
 def test_containerd_without_the_runtime_interface() -> None:
@@ -363,6 +409,13 @@ def test_podman_names_other_blocks(path: str, more: str, conflict: bool) -> None
     assert bool(plan.conflicts) == conflict
 
 
+def test_podman_by_an_address_of_ipv6() -> None:
+    """Old releases fail every pull then, so it is said."""
+    plan, after = _plan("podman", {}, Wanted(MirrorUrl.parse("http://[fd00::1]:5000"), ("docker.io",)))
+    assert "IPv6" in plan.notes[0]
+    assert 'location = "[fd00::1]:5000/docker.io"' in next(iter(after.values()))
+
+
 def test_crio_has_the_same_file_and_a_service() -> None:
     """It reads what podman reads, but once."""
     podman, crio = _plan("podman", {}), _plan("crio", {})
@@ -412,6 +465,13 @@ def test_k3s_merges() -> None:
     assert plan.changes[-1].secret
 
 
+@pytest.mark.parametrize("word", ["0123", "no", "1_000", "1e3", "2026-01-02", "12:30", "'0123'"])
+def test_k3s_keeps_passwords_as_they_are_spelled(word: str) -> None:
+    """k3s reads the text of what YAML takes for a number or a truth."""
+    _, after = _plan("k3s", {_K3S: f"configs:\n  x:\n    auth:\n      password: {word}\n"})
+    assert f"      password: {word}\n" in after[_K3S]
+
+
 def test_k3s_with_everything() -> None:
     """Trust, account, and no fallback for RKE2, in its own folder."""
     _, after = _plan("rke2", {}, replace(_TRUSTING, fallback=False))
@@ -434,7 +494,7 @@ def test_k3s_rewrites_are_a_conflict() -> None:
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("a: [", r"line 1|line 2"), ("- a", "not a mapping"), ("mirrors: 7", "mirrors is not a mapping")],
+    [("a: [", r"line 1|line 2"), ("- a", "not a mapping"), ("mirrors: 7", "mirrors is not a mapping"), _TWICE],
 )
 def test_k3s_refuses(text: str, reason: str) -> None:
     """What is no registries.yaml is left alone."""
