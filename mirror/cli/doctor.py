@@ -28,24 +28,29 @@ from mirror.index.probing import probe_redis
 from mirror.index.redis import parse_redis_url
 from mirror.nodes.clients import CLIENTS
 from mirror.nodes.disk import Disk
-from mirror.nodes.findings import Finding, Level, judge_client, worst
+from mirror.nodes.findings import Finding, Level, judge_budget, judge_client, worst
 from mirror.nodes.machine import look_at_limits, look_at_store
 from mirror.nodes.plan import MirrorUrl, NodeRefused
 from mirror.nodes.visit import Visitor
+from mirror.policy.budget import Budget
 from mirror.policy.images import Image, looks_like_host, parse_image
 from mirror.policy.routing import Registry, RoutingTable
 from mirror.policy.sizes import parse_capacity
 
 __all__ = ["doctor"]
 
-#: Files that show that a client is on this machine.
+_HUB: Final = "docker.io"
+
+#: Files and folders that show that a client is on this machine, configured or not. Docker and k3s bring a containerd
+#: along: the program alone says nothing.
 _SIGNS: Final = {
-    "docker": "/etc/docker/daemon.json",
-    "containerd": "/etc/containerd/config.toml",
-    "podman": "/etc/containers/registries.conf",
-    "buildkit": "/etc/buildkit/buildkitd.toml",
-    "k3s": "/etc/rancher/k3s/registries.yaml",
-    "rke2": "/etc/rancher/rke2/registries.yaml",
+    "docker": ("/etc/docker/daemon.json", "/usr/bin/dockerd", "/usr/local/bin/dockerd"),
+    "containerd": ("/etc/containerd/config.toml", "/etc/containerd/certs.d"),
+    "podman": ("/etc/containers/registries.conf", "/usr/bin/podman"),
+    "crio": ("/etc/crio", "/usr/bin/crio"),
+    "buildkit": ("/etc/buildkit/buildkitd.toml", "/usr/bin/buildkitd", "/usr/local/bin/buildkitd"),
+    "k3s": ("/etc/rancher/k3s", "/usr/local/bin/k3s"),
+    "rke2": ("/etc/rancher/rke2", "/usr/local/bin/rke2"),
 }
 
 _LABEL: Final = {Level.OK: "ok     ", Level.WARNING: "WARNING", Level.PROBLEM: "PROBLEM"}
@@ -115,8 +120,11 @@ def _print(findings: Sequence[Finding], as_json: bool) -> None:
 
 def _clients(disk: Disk, mirror: MirrorUrl, demanded: str | None, image: Image | None) -> Iterable[Finding]:
     """Of the client that was named, else of those that are here."""
-    registry = image.repo.registry if image is not None else "docker.io"
-    names = [demanded] if demanded else [name for name, sign in _SIGNS.items() if disk.text(sign) is not None]
+    registry = image.repo.registry if image is not None else _HUB
+    names = [demanded] if demanded else [name for name, signs in _SIGNS.items() if any(map(disk.exists, signs))]
+    if not names:
+        advice = "if there is one, name it: --client containerd; does --root name the node's own root?"
+        yield Finding("clients", Level.WARNING, "none found on this machine", advice)
     for name in names:
         try:
             asked = CLIENTS[name].asks(disk, registry)
@@ -135,11 +143,10 @@ def _image(text: str, loaded: Config | None) -> Image:
         table = routing_table(loaded)
     else:
         known = [
-            Registry(str(one["name"]), tuple(one.get("aliases", ())), library=one["name"] == "docker.io")
-            for one in PUBLIC
+            Registry(str(one["name"]), tuple(one.get("aliases", ())), library=one["name"] == _HUB) for one in PUBLIC
         ]
         named = [Registry(first)] if "/" in text and looks_like_host(first) else []
-        table = RoutingTable.build([*known, *named], "docker.io")
+        table = RoutingTable.build([*known, *named], _HUB)
     try:
         return parse_image(text, table)
     except RequestError as error:
@@ -173,16 +180,24 @@ async def _services(loaded: Config) -> list[Finding]:
         findings.append(Finding("registries", Level.OK, "sealed: none is contacted"))
         return findings
     from mirror.app import open_registries
-    from mirror.upstream.checking import check_all
+    from mirror.upstream.checking import ask_budget, check_all
 
     try:
         async with open_registries(loaded) as registries:
-            for one in await check_all(registries):
+            for registry, one in zip(registries, await check_all(registries), strict=True):
                 level = Level.OK if one.ok else Level.PROBLEM
                 findings.append(Finding(f"registry {one.upstream}", level, f"{one.url}: {one.detail}", one.advice))
+                if one.ok and registry.name == _HUB:
+                    findings.append(_budget(await ask_budget(registry)))
     except MirrorError as error:
         findings.append(Finding("registries", Level.PROBLEM, str(error), "mirror check names every mistake"))
     return findings
+
+
+def _budget(left: Budget | None) -> Finding:
+    if left is None:
+        return Finding(f"budget {_HUB}", Level.OK, "it sets no limit, or does not say it")
+    return judge_budget(_HUB, left.limit, left.remaining, left.window)
 
 
 async def _redis(url: str, budget: float) -> Finding:

@@ -62,6 +62,10 @@ class Disk:
             except UnicodeDecodeError as error:
                 raise NodeRefused(f"{path}: not UTF-8 (byte {error.start}); mend it first") from error
 
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or a folder."""
+        return self.real(path).exists()
+
     def names(self, folder: str) -> list[str]:
         """What is in a folder, sorted; nothing if there is none. Raises `NodeRefused`."""
         with _refusing(folder):

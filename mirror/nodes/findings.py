@@ -13,6 +13,7 @@ from mirror.policy.sizes import Capacity, format_size
 __all__ = [
     "Finding",
     "Level",
+    "judge_budget",
     "judge_certificate_age",
     "judge_client",
     "judge_clock",
@@ -29,6 +30,8 @@ _EXPIRES_SOON: Final = 14 * _DAY
 _CLOCK_WARNS, _CLOCK_FAILS = 5.0, 60.0
 #: A pull of many layers takes a few dozen, each client some more.
 _FEW_FILES: Final = 4096
+#: Part of the pulls that a registry allows: with less, the mirror begins to believe tags longer.
+_FEW_PULLS: Final = 0.25
 #: Part of the disk's inodes that should be free.
 _FEW_INODES: Final = 0.05
 
@@ -123,6 +126,16 @@ def judge_inodes(total: int, free: int) -> Finding:
     if free < total * _FEW_INODES:
         return Finding("inodes", Level.WARNING, text, "remove small files from this disk")
     return Finding("inodes", Level.OK, text)
+
+
+def judge_budget(registry: str, limit: int, remaining: int, window: float) -> Finding:
+    """`remaining` of `limit` pulls within `window` seconds, as the registry counts them."""
+    what, text = f"budget {registry}", f"{remaining} of {limit} pulls left within {window / 3600:.0f} hours"
+    if not remaining:
+        return Finding(what, Level.PROBLEM, text, "what is cached is served; for more, wait, or give it an account")
+    if remaining < limit * _FEW_PULLS:
+        return Finding(what, Level.WARNING, text, "give the mirror an account there, or one that may pull more")
+    return Finding(what, Level.OK, text)
 
 
 def judge_files(hard: int) -> Finding:

@@ -188,6 +188,9 @@ def _names(shown: x509.Certificate) -> str:
 def _no_answer(mirror: MirrorUrl, error: Exception) -> Finding:
     if isinstance(error, socket.gaierror):
         return Finding("reach", Level.PROBLEM, f"{mirror.host}: no such name", "check DNS, or the name")
+    if isinstance(error, http.client.HTTPException):  # also a connection that is closed without a word
+        text = f"{mirror}: what answers does not speak HTTP"
+        return Finding("reach", Level.PROBLEM, text, "does it speak https:// there? Is the port right?")
     why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
     why = "no answer in time" if isinstance(error, TimeoutError) else why
     advice = "is it running there, and does a firewall let this machine through?"

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
 from mirror.errors import MirrorError, UpstreamDenied, UpstreamInvalid, UpstreamThrottled, UpstreamUnavailable
+from mirror.policy.budget import Budget
 from mirror.upstream.credentials import CredentialsUnavailable
 from mirror.upstream.registry import RegistryUpstream
 
-__all__ = ["Finding", "advice_for", "check_all"]
+__all__ = ["Finding", "advice_for", "ask_budget", "check_all"]
+
+#: Docker's documentation, "Docker Hub pull usage and limits", names this image for the purpose; HEAD of it is no pull.
+_COUNTED: Final = "ratelimitpreview/test", "latest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,13 @@ async def _check(registry: RegistryUpstream) -> Finding:
         return Finding(registry.name, registry.url, True, await registry.check())
     except MirrorError as error:
         return Finding(registry.name, registry.url, False, str(error), advice_for(error))
+
+
+async def ask_budget(hub: RegistryUpstream) -> Budget | None:
+    """How many pulls Docker Hub leaves us, which costs none; None where it sets no limit, or does not say it."""
+    with suppress(MirrorError):  # a budget that is spent is an error, and told all the same
+        await hub.resolve(*_COUNTED)
+    return hub.budget
 
 
 def advice_for(error: MirrorError) -> str:

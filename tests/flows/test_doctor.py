@@ -144,8 +144,29 @@ def test_nobody_there(root: Path) -> None:
     """The trial pull is not tried."""
     found = Doctor("http://127.0.0.1:9", *_IMAGE, "--root", root)
     assert found.code == 1
-    assert list(found.findings) == ["reach"]
+    assert list(found.findings) == ["reach", "clients"]
     assert "refused" in found.findings["reach"][1]
+
+
+def test_a_name_that_nobody_knows(root: Path) -> None:
+    """DNS is named, not the mirror."""
+    found = Doctor("http://mirror.invalid:5000", *_IMAGE, "--root", root)
+    assert (found.code, found.findings["reach"][1]) == (1, "mirror.invalid: no such name")
+    assert "DNS" in found.findings["reach"][2]
+
+
+def test_clients_that_nobody_has_configured(mirror: MirrorProcess, root: Path) -> None:
+    """A node with nothing but the programs goes around the mirror, and is not called well; nor is one with none."""
+    found = Doctor(mirror.url, "--root", root)
+    assert (found.code, found.level("clients")) == (0, "warning")
+    for program in ("usr/bin/dockerd", "usr/local/bin/k3s", "etc/crio/crio.conf"):
+        (root / program).parent.mkdir(parents=True, exist_ok=True)
+        (root / program).touch()
+    found = Doctor(mirror.url, "--root", root)
+    assert "clients" not in found.findings
+    for client in ("docker", "k3s", "crio"):
+        assert found.level(f"client {client}") == "warning"
+        assert "goes around this mirror" in found.findings[f"client {client}"][1]
 
 
 def test_something_else_there(registry: FakeRegistry, root: Path) -> None:
@@ -213,6 +234,19 @@ def _expired(directory: Path) -> tuple[Path, Path]:
     return places
 
 
+def test_a_certificate_of_another_name(registry: FakeRegistry, tmp_path: Path, root: Path) -> None:
+    """Both names are told: that of the certificate and that of the URL."""
+    made = Certificate(tmp_path / "tls", names="DNS:other.internal")
+    with MirrorProcess(_secure(registry, tmp_path, made.certificate, made.key)) as mirror:
+        found = Doctor(f"https://{mirror.address}", "--root", root, "--ca-file", made.certificate)
+        assert (found.code, found.level("certificate")) == (1, "problem")
+        assert "for other.internal: not trusted" in found.findings["certificate"][1]
+        assert "127.0.0.1" in found.findings["certificate"][1]
+        found = Doctor(f"http://{mirror.address}", "--root", root)
+    assert (found.code, found.level("reach")) == (1, "problem")
+    assert "does it speak https://" in found.findings["reach"][2]
+
+
 def test_plain_where_tls_is_expected(mirror: MirrorProcess, root: Path) -> None:
     """A handshake that fails is said to be one."""
     found = Doctor(f"https://{mirror.address}", "--root", root)
@@ -229,9 +263,36 @@ def test_the_mirrors_own_machine(registry: FakeRegistry, tmp_path: Path) -> None
         (tmp_path / "store").mkdir()
         found = Doctor("--config", config)
     assert found.code == 0, found.said
-    assert {"store", "disk", "inodes", "open files", "redis", "registry docker.io"} == found.findings.keys()
+    looked_at = {"store", "disk", "inodes", "open files", "redis", "registry docker.io", "budget docker.io"}
+    assert looked_at == found.findings.keys()
+    assert "no limit" in found.findings["budget docker.io"][1]
     assert "version" in found.findings["redis"][1]
     assert not list((tmp_path / "store").iterdir())
+
+
+@pytest.mark.parametrize(("left", "code", "level"), [(80, 0, "ok"), (3, 0, "warning"), (0, 1, "problem")])
+def test_the_budget_of_docker_hub(registry: FakeRegistry, tmp_path: Path, left: int, code: int, level: str) -> None:
+    """It is asked for by HEAD of the image that is there for that, so that looking costs no pull."""
+    registry.add_image("ratelimitpreview/test", "latest", [b"layer"])
+    registry.budget = 100, left
+    found = Doctor("--config", write_config(tmp_path, {"docker.io": registry.url}))
+    assert (found.code, found.level("budget docker.io")) == (code, level), found.said
+    assert f"{left} of 100 pulls left within 6 hours" in found.findings["budget docker.io"][1]
+    assert registry.budget == (100, left)
+
+
+def test_a_wrong_login_at_a_registry(tmp_path: Path) -> None:
+    """It is the registry's finding, with what to do, and without the password; its budget is not asked for."""
+    (tmp_path / "word").write_text("s3cret-w0rd\n")
+    login = f'username = "me"\npassword_file = "{tmp_path / "word"}"\n[[route]]'
+    with FakeRegistry(tokens=True, users={"me": "other"}) as registry:
+        config = write_config(tmp_path, {"docker.io": registry.url})
+        config.write_text(config.read_text().replace("[[route]]", login))
+        found = Doctor("--config", config)
+    assert (found.code, found.level("registry docker.io")) == (1, "problem")
+    assert "check the credentials" in found.findings["registry docker.io"][2]
+    assert "budget docker.io" not in found.findings
+    assert "s3cret" not in found.said
 
 
 @pytest.mark.parametrize("secure", [False, True])

@@ -6,6 +6,7 @@ import pytest
 
 from mirror.nodes.findings import (
     Level,
+    judge_budget,
     judge_certificate_age,
     judge_client,
     judge_clock,
@@ -83,6 +84,15 @@ def test_room(free: int, held: int, level: Level) -> None:
     """Of 1000 GB, 80 % of which may be used: what is stored already counts as room."""
     giga = 10**9
     assert judge_room(1000 * giga, free * giga, held * giga, Capacity(percent=80.0)).level is level
+
+
+@pytest.mark.parametrize(("remaining", "level"), [(100, _OK), (25, _OK), (24, _WARNING), (1, _WARNING), (0, _PROBLEM)])
+def test_budgets(remaining: int, level: Level) -> None:
+    """Of 100 pulls within six hours."""
+    found = judge_budget("docker.io", 100, remaining, 21600.0)
+    assert (found.what, found.level) == ("budget docker.io", level)
+    assert found.text == f"{remaining} of 100 pulls left within 6 hours"
+    assert bool(found.advice) == (level is not _OK)
 
 
 def test_inodes_and_files() -> None:
