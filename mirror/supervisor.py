@@ -37,6 +37,7 @@ from mirror import telemetry
 from mirror.beats import Beats
 from mirror.errors import ConfigError, MirrorError
 from mirror.listen import AdminListener, address_of
+from mirror.systemd import Systemd
 
 __all__ = ["Plan", "supervise"]
 
@@ -161,7 +162,10 @@ class _Supervisor:
         self._retiring: set[asyncio.Task[None]] = set()
         self._alive, self._life = os.pipe()
         self._beats = Beats.of(len(listeners))
+        self._systemd = Systemd.of(os.environ)
         self._environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": metrics}
+        # it is told by this process alone
+        self._environment.pop("NOTIFY_SOCKET", None)
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -177,11 +181,13 @@ class _Supervisor:
             if starting.done():
                 starting.result()
                 self._say_listening()
+                self._systemd.ready()
                 working += [asyncio.create_task(self._keep(slot)) for slot in range(len(self._listeners))]
                 working.append(asyncio.create_task(self._heed_hang_ups()))
                 working.append(asyncio.create_task(self._watch()))
                 await stopping
         finally:
+            self._systemd.stopping()
             self._stop.set()
             stopping.cancel()
             for one in working:
@@ -290,6 +296,7 @@ class _Supervisor:
         looks: dict[int, tuple[_Worker, int, int]] = {}
         while True:
             await asyncio.sleep(_LOOK)
+            self._systemd.alive()
             for slot, worker in list(self._current.items()):
                 last = self._beats.last(slot)
                 known, before, count = looks.get(slot, (worker, 0, 0))

@@ -109,4 +109,9 @@ def test_the_unit_runs_what_the_configuration_is_for(tmp_path: Path) -> None:
     assert Path("/var/lib", unit["StateDirectory"]) == config.store.root
     assert unit["RestartPreventExitStatus"] == "2"
     assert unit["KillSignal"] == "SIGTERM"
+    # what it tells systemd: tests/flows/test_systemd.py
+    assert (unit["Type"], unit["NotifyAccess"]) == ("notify", "main")
+    assert int(unit["WatchdogSec"]) >= 10
+    reloads = re.findall(r"^ExecReload=(.*)$", _UNIT.read_text(), re.MULTILINE)
+    assert reloads == [unit["ExecStartPre"], "/bin/kill -HUP $MAINPID"]
     assert unit["ExecStart"].partition(" ")[2] == "serve --config /etc/mirror/mirror.toml"

@@ -41,7 +41,8 @@ _MAY_IMPORT: Final = {
     "nodes": {"errors", "oci", "policy"},
     # processes
     "listen": {"errors"},
-    "supervisor": {"errors", "telemetry", "listen", "beats"},
+    "systemd": set(),
+    "supervisor": {"errors", "telemetry", "listen", "beats", "systemd"},
 }
 
 #: Libraries that only some parts may know.
