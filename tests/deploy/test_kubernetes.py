@@ -189,7 +189,8 @@ def test_several_replicas_share_nothing_but_redis(replicas: list[Object]) -> Non
     assert spec["volumeClaimTemplates"][0]["spec"]["accessModes"] == ["ReadWriteOnce"]
     keys = {one["topologyKey"] for one in spec["template"]["spec"]["topologySpreadConstraints"]}
     assert keys == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
-    assert only(replicas, "PodDisruptionBudget", "mirror")["spec"]["maxUnavailable"] == 1
+    budget = only(replicas, "PodDisruptionBudget", "mirror")["spec"]
+    assert (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
 
 
 def test_the_network_policies_let_through_what_is_needed(replicas: list[Object]) -> None:
@@ -198,7 +199,10 @@ def test_the_network_policies_let_through_what_is_needed(replicas: list[Object])
     names, registries = policies["mirror"]["egress"]
     assert {(port["protocol"], port["port"]) for port in names["ports"]} == {("UDP", 53), ("TCP", 53)}
     assert registries["ports"] == [{"protocol": "TCP", "port": 443}]
-    assert registries["to"][0]["ipBlock"] == {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}
+    assert [peer["ipBlock"] for peer in registries["to"]] == [
+        {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]},
+        {"cidr": "::/0", "except": ["fe80::/10", "fd00:ec2::/32"]},
+    ]
     [rule] = policies["mirror"]["ingress"]
     assert [port["port"] for port in rule["ports"]] == [5000]
     assert all("ipBlock" in peer and peer["ipBlock"]["cidr"] != "0.0.0.0/0" for peer in rule["from"])
@@ -273,6 +277,19 @@ def test_a_digest_always_goes_to_the_same_replica(replicas: list[Object]) -> Non
             assert len(set().union(*by_path.values())) == 3
 
 
+def test_the_ingress_shows_what_clients_ask_for_and_no_more(replicas: list[Object]) -> None:
+    """The API, logins and health; not what is counted."""
+    with tempfile.TemporaryDirectory(prefix="mt-") as name:
+        directory = Path(name)
+        (directory / "nginx.conf").write_text(_nginx(replicas, directory))
+        with ProgramProcess(["nginx", "-p", directory, "-c", directory / "nginx.conf"]) as nginx:
+            eventually(lambda: (directory / "pid").exists() or not nginx.running, "nginx is up")
+            for path in ("/v2/", "/v2/library/alpine/tags/list?n=1", "/token?service=mirror", "/livez", "/readyz"):
+                assert _ask(directory, path).startswith("mirror ")
+            for path in ("/metrics", "/", "/admin/v1/status", "/x/v2/"):
+                assert _status(directory, path) == "404"
+
+
 def _nginx(objects: list[Object], directory: Path) -> str:
     paths = [
         (path["path"], path["backend"]["service"]["name"], one["metadata"]["annotations"])
@@ -282,13 +299,14 @@ def _nginx(objects: list[Object], directory: Path) -> str:
         for path in rule["http"]["paths"]
     ]
     assert all(said[f"{_NGINX_INGRESS}/use-regex"] == "true" for _, _, said in paths)
-    upstreams, locations, backends = [], [], []
-    for path, service, said in sorted(paths, key=lambda one: -len(one[0])):
+    upstreams, backends = [], []
+    paths.sort(key=lambda one: -len(one[0]))
+    locations = [f'location ~* "^{path}" {{ proxy_pass http://{service}; }}' for path, service, _ in paths]
+    keys = {service: said[f"{_NGINX_INGRESS}/upstream-hash-by"] for _, service, said in paths}
+    for service, key in keys.items():
         sockets = [f"{directory}/{service}-{number}" for number in range(3)]
         servers = " ".join(f"server unix:{socket};" for socket in sockets)
-        key = said[f"{_NGINX_INGRESS}/upstream-hash-by"]
         upstreams.append(f"upstream {service} {{ hash {key} consistent; {servers} }}")
-        locations.append(f'location ~* "^{path}" {{ proxy_pass http://{service}; }}')
         backends += [
             f'server {{ listen unix:{socket}; location / {{ return 200 "{service} {number}"; }} }}'
             for number, socket in enumerate(sockets)
@@ -300,13 +318,21 @@ def _nginx(objects: list[Object], directory: Path) -> str:
 
 def _ask(directory: Path, target: str) -> str:
     """Service and replica that answered."""
+    answer = _answer(directory, target)
+    assert " 200 " in answer.splitlines()[0], answer
+    return answer.rpartition("\r\n")[2]
+
+
+def _status(directory: Path, target: str) -> str:
+    return _answer(directory, target).split(" ")[1]
+
+
+def _answer(directory: Path, target: str) -> str:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(PATIENCE)
         connection.connect(str(directory / "front"))
         connection.sendall(f"GET {target} HTTP/1.0\r\nHost: mirror.example.com\r\n\r\n".encode())
-        answer = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
-    assert " 200 " in answer.splitlines()[0], answer
-    return answer.rpartition("\r\n")[2]
+        return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
 
 
 # --------------------------------------------------------------------------------------------- the monitoring
