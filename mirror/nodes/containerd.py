@@ -6,7 +6,7 @@
 
 `config_path` is of the runtime interface of Kubernetes; `ctr --hosts-dir` and nerdctl read the folder by themselves.
 The settings of that plugin are called otherwise in each version of `config.toml`: 2 is containerd 1.x (and understood
-by 2.x), 3 is containerd 2.x.
+by 2.x), 3 is containerd 2.x, 4 is 2.3 and later and calls this plugin as 3 does.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _REGISTRY: Final = {
     1: ("plugins", "cri", "registry"),
     2: ("plugins", "io.containerd.grpc.v1.cri", "registry"),
     3: ("plugins", "io.containerd.cri.v1.images", "registry"),
+    4: ("plugins", "io.containerd.cri.v1.images", "registry"),
 }
 #: How `disabled_plugins` calls the runtime interface.
 _DISABLED: Final = {"cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"}
@@ -74,7 +75,7 @@ def _settings(files: Files) -> list[_Settings]:
 def _version(data: Mapping[str, Any], otherwise: int) -> int:
     version = data.get("version", otherwise)
     if version not in _REGISTRY:
-        raise NodeRefused(f"{_CONFIG}: version {version!r} is not known here; 2 and 3 are")
+        raise NodeRefused(f"{_CONFIG}: version {version!r} is not known here; 2 to 4 are")
     return int(version)
 
 
@@ -119,12 +120,20 @@ def _plan(files: Files, wanted: Wanted) -> Plan:
         changes.append(Change(path, content, secret=wanted.account is not None))
         if wanted.authority:
             changes.append(Change(f"{folder}/{name}/{_AUTHORITY}", wanted.authority))
+        if before := [one for one in _folders_of(name)[:-1] if files.text(f"{folder}/{one}/hosts.toml") is not None]:
+            conflicts.append(f"{folder}/{before[0]}/hosts.toml: goes before {path}: remove it first")
     if not wanted.registries:
         own = [
             one for one in files.names(folder) if one != _ALL and files.text(f"{folder}/{one}/hosts.toml") is not None
         ]
         notes += [f"{folder}/{name}/hosts.toml goes before {_ALL}: --registry {name} changes it" for name in own]
     return Plan(tuple(changes), tuple(notes), tuple(conflicts), "containerd reads hosts.toml at each pull")
+
+
+def _folders_of(registry: str) -> tuple[str, ...]:
+    """In the order in which they are looked for; a port may also stand between underscores (containerd's hosts.md)."""
+    host, colon, port = registry.rpartition(":")
+    return (f"{host}_{port}_", registry) if colon else (registry,)
 
 
 def _config_path(files: Files, settings: list[_Settings]) -> tuple[list[Change], list[str], list[str]]:
@@ -233,7 +242,7 @@ def _asks(files: Files, registry: str) -> Asked:
         trouble.append(f"{_CONFIG}: config_path is not set: Kubernetes' pulls read no hosts.toml")
     doubts = (f"{_CONFIG}: {_SEVERAL}",) if len(folders) > 1 else ()
     for folder in folders or (_FOLDER,):
-        for name in (registry, _ALL):
+        for name in (*_folders_of(registry), _ALL):
             path = f"{folder}/{name}/hosts.toml"
             if (text := files.text(path)) is None:
                 continue

@@ -145,6 +145,7 @@ def test_containerd_without_fallback() -> None:
             "    [plugins.'io.containerd.cri.v1.images'.registry]\n      config_path = ''  # none yet",
             ("plugins", "io.containerd.cri.v1.images", "registry"),
         ),
+        ("version = 4\nimports = []\n", ("plugins", "io.containerd.cri.v1.images", "registry")),
         (
             '\ufeffversion = 2\r\n# the runtime\r\n[plugins."io.containerd.grpc.v1.cri"]\r\nx = """\r\n[a]\r\n"""\r\n',
             ("plugins", "io.containerd.grpc.v1.cri", "registry"),
@@ -197,6 +198,19 @@ def test_containerd_keeps_folders_that_hold_something() -> None:
     found = judge_client("containerd", asked, "docker.io", _WANTED.mirror, demanded=True)
     assert found.level is Level.WARNING
     assert "several folders" in found.text
+
+
+def test_containerd_looks_for_a_port_in_two_folders() -> None:
+    """The one with underscores goes first, so what somebody left there is in the way."""
+    wanted = Wanted(_MIRROR, ("ours.internal:5000",))
+    _, after = _plan("containerd", {_CONFIG: _LEADS}, wanted)
+    assert "/etc/containerd/certs.d/ours.internal:5000/hosts.toml" in after
+    other = "/etc/containerd/certs.d/ours.internal_5000_/hosts.toml"
+    texts = {**after, other: 'server = "https://other"\n'}
+    plan, _ = _plan("containerd", texts, wanted)
+    assert other in plan.conflicts[0]
+    asked = CLIENTS["containerd"].asks(GivenFiles(texts), "ours.internal:5000")
+    assert asked.endpoints == ("https://other",)
 
 
 def test_containerd_imports_are_read() -> None:
