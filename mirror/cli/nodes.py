@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -71,6 +72,8 @@ def configure(
         fallback=not no_fallback,
     )
     plan = kind.plan(journal, wanted)
+    if wanted.account and mirror.is_plain and not mirror.is_loopback:
+        plan = replace(plan, notes=(*plan.notes, "the password goes over the network as it is: http:// has no TLS"))
     _carry_out(journal, plan) if apply and not plan.conflicts else _show(journal, plan)
 
 

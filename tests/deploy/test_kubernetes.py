@@ -25,7 +25,7 @@ from tests.support.kustomize import Object, only, render
 from tests.support.process import PATIENCE, ProgramProcess, eventually
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
-_FOLDERS: Final = ("base", "single", "replicas", "monitoring", "nodes", "nodes-undo")
+_FOLDERS: Final = ("base", "single", "replicas", "replicas-front", "monitoring", "nodes", "nodes-undo")
 _NGINX_INGRESS: Final = "nginx.ingress.kubernetes.io"
 #: Kinds that Kubernetes itself does not know; their shape is looked at here.
 _OPERATOR: Final = {"ServiceMonitor", "PrometheusRule"}
@@ -104,7 +104,7 @@ def test_every_reference_leads_somewhere(objects: list[Object]) -> None:
                 if "configMap" in volume:
                     assert ("ConfigMap", namespace, volume["configMap"]["name"]) in there
                 if "secret" in volume:
-                    assert f"secret generic {volume['secret']['secretName']}" in page
+                    assert re.search(f"secret (generic|tls) {volume['secret']['secretName']}", page)
             mounted = {mount["name"] for mount in spec["containers"][0]["volumeMounts"]}
             claims = {claim["metadata"]["name"] for claim in one["spec"].get("volumeClaimTemplates", [])}
             assert mounted == {volume["name"] for volume in spec["volumes"]} | claims
@@ -333,6 +333,76 @@ def _answer(directory: Path, target: str) -> str:
         connection.connect(str(directory / "front"))
         connection.sendall(f"GET {target} HTTP/1.0\r\nHost: mirror.example.com\r\n\r\n".encode())
         return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+
+
+# ---------------------------------------------------------------------------------------------- our own nginx
+
+_POD: Final = re.compile(r"server (mirror-\d)\.mirror-pods\.mirror\.svc\.cluster\.local:5000 resolve ")
+
+
+@pytest.fixture(scope="module")
+def front() -> list[Object]:
+    """Several, with an nginx instead of an ingress."""
+    return render(_ROOT / "k8s/replicas-front")
+
+
+@pytest.mark.parametrize("lost", [None, "mirror-1"])
+def test_the_front_sends_a_digest_to_the_same_replica(front: list[Object], lost: str | None) -> None:
+    """As the ingress does, tags by their path; what a replica that is lost was asked for, others answer."""
+    with tempfile.TemporaryDirectory(prefix="mt-") as name:
+        directory = Path(name)
+        (directory / "nginx.conf").write_text(_front(front, directory, lost))
+        with ProgramProcess(["nginx", "-p", directory, "-c", directory / "nginx.conf", "-g", "daemon off;"]) as nginx:
+            eventually(lambda: (directory / "nginx.pid").exists() or not nginx.running, "nginx is up")
+            by_digest = set()
+            for number in range(30):
+                digest = "sha256:" + hashlib.sha256(str(number).encode()).hexdigest()
+                paths = (f"/v2/library/alpine/blobs/{digest}", f"/v2/a/b/c/manifests/{digest}?ns=ghcr.io")
+                [replica] = {_ask(directory, path) for path in paths}
+                by_digest.add(replica)
+            tags = [f"/v2/library/image-{number}/manifests/latest" for number in range(30)]
+            by_path = [{_ask(directory, path), _ask(directory, f"{path}?ns=docker.io")} for path in tags]
+            assert {len(answers) for answers in by_path} == {1}
+            there = {"mirror-0", "mirror-1", "mirror-2"} - {lost}
+            assert by_digest == set().union(*by_path) == there
+            for path in ("/v2/", "/token?service=mirror", "/livez", "/readyz"):
+                assert _ask(directory, path) in there
+            for path in ("/metrics", "/", "/admin/v1/status", "/front", "/livez/x"):
+                assert _status(directory, path) == "404"
+
+
+def _front(objects: list[Object], directory: Path, lost: str | None) -> str:
+    """The configuration with sockets in the place of addresses; without what this machine's nginx does not know yet
+    (`resolve` of a server in the open source, 1.27.3), and without TLS.
+    """
+    text = only(objects, "ConfigMap", "mirror-front")["data"]["nginx.conf"]
+    names = _POD.findall(text)
+    assert names == [f"mirror-{n}" for n in range(only(objects, "StatefulSet", "mirror")["spec"]["replicas"])]
+    text = _POD.sub(rf"server unix:{directory}/\1 ", text.replace("/tmp/", f"{directory}/"))
+    text = re.sub(r"^ *(?:resolver|ssl_certificate|ssl_certificate_key) .*\n", "", text, flags=re.MULTILINE)
+    text = text.replace("listen 8443 ssl;", f"listen unix:{directory}/front;")
+    text = text.replace("listen 8081;", f"listen unix:{directory}/health;")
+    backends = "".join(
+        f'server {{ listen unix:{directory}/{name}; location / {{ return 200 "{name}"; }} }}\n'
+        for name in names
+        if name != lost
+    )
+    return "user root;\n" + text[: text.rstrip().rindex("}")] + backends + "}\n"
+
+
+def test_the_front_has_no_ingress_and_is_reached_by_what_it_serves(front: list[Object]) -> None:
+    """Its service leads to its TLS port, its probes to a page of its own, its policy lets both in."""
+    assert not [one for one in front if one["kind"] == "Ingress"]
+    text = only(front, "ConfigMap", "mirror-front")["data"]["nginx.conf"]
+    [container] = only(front, "Deployment", "mirror-front")["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"https": 8443, "health": 8081}
+    assert f"listen {ports['https']} ssl;" in text
+    assert f"listen {ports['health']};" in text
+    assert [port["targetPort"] for port in only(front, "Service", "mirror-front")["spec"]["ports"]] == ["https"]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/front", "port": "health"}
+    [rule] = only(front, "NetworkPolicy", "mirror-front")["spec"]["ingress"]
+    assert {port["port"] for port in rule["ports"]} == set(ports.values())
 
 
 # --------------------------------------------------------------------------------------------- the monitoring

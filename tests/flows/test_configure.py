@@ -102,6 +102,16 @@ def test_passwords_are_written_and_not_shown(root: Path, tmp_path: Path) -> None
     assert (root / "etc/containerd/certs.d/_default/mirror-ca.pem").read_text() == certificate.read_text()
 
 
+def test_a_password_without_tls_is_told_about(root: Path, tmp_path: Path) -> None:
+    """It is done all the same: the network may be one's own. On this machine alone nobody can listen."""
+    word = tmp_path / "word"
+    word.write_text("s3cret-w0rd\n")
+    words = ("--username", "node", "--password-file", str(word), "--apply")
+    code, said, _ = _mirror(root, "containerd", _URL, *words)
+    assert (code, "note: the password goes over the network" in said) == (0, True)
+    assert "over the network" not in _mirror(root, "containerd", "http://127.0.0.1:5000", *words)[1]
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
