@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Final
 
 import typer
@@ -28,7 +29,7 @@ from mirror.index.probing import probe_redis
 from mirror.index.redis import parse_redis_url
 from mirror.nodes.clients import CLIENTS
 from mirror.nodes.disk import Disk
-from mirror.nodes.findings import Finding, Level, judge_budget, judge_client, worst
+from mirror.nodes.findings import Finding, Level, judge_budget, judge_client, judge_clock, worst
 from mirror.nodes.machine import look_at_limits, look_at_store
 from mirror.nodes.plan import MirrorUrl, NodeRefused
 from mirror.nodes.visit import Visitor
@@ -189,6 +190,9 @@ async def _services(loaded: Config) -> list[Finding]:
                 findings.append(Finding(f"registry {one.upstream}", level, f"{one.url}: {one.detail}", one.advice))
                 if one.ok and registry.name == _HUB:
                     findings.append(_budget(await ask_budget(registry)))
+            if skews := [one.ahead for one in registries if one.ahead is not None]:
+                # of one registry, its own clock may be wrong
+                findings.append(judge_clock(median(skews), "the registries'", "clock of this machine"))
     except MirrorError as error:
         findings.append(Finding("registries", Level.PROBLEM, str(error), "mirror check names every mistake"))
     return findings

@@ -73,16 +73,12 @@ def judge_certificate_age(names: str, begins: float, ends: float, now: float) ->
     return Finding("certificate", Level.OK, text)
 
 
-def judge_clock(skew: float) -> Finding:
-    """`skew` in seconds: how far this machine is ahead of the mirror, as far as a header of whole seconds tells."""
-    text = (
-        f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the mirror's"
-        if abs(skew) >= 2
-        else "as the mirror's"
-    )
+def judge_clock(skew: float, whose: str = "the mirror's", what: str = "clock") -> Finding:
+    """`skew` in seconds: how far this machine is ahead of another's, as far as a header of whole seconds tells."""
+    text = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} {whose}" if abs(skew) >= 2 else f"as {whose}"
     level = Level.PROBLEM if abs(skew) >= _CLOCK_FAILS else Level.WARNING if abs(skew) >= _CLOCK_WARNS else Level.OK
     advice = "" if level is Level.OK else "see to time synchronisation on both: certificates and tokens depend on it"
-    return Finding("clock", level, text, advice)
+    return Finding(what, level, text, advice)
 
 
 def judge_client(client: str, asked: Asked, registry: str, mirror: MirrorUrl, *, demanded: bool) -> Finding:

@@ -13,7 +13,6 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 from cryptography import x509
@@ -25,6 +24,7 @@ from mirror.nodes.plan import Account, MirrorUrl
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import ACCEPT
 from mirror.policy.images import Image
+from mirror.policy.retrying import parse_http_date
 
 __all__ = ["Visitor"]
 
@@ -204,10 +204,8 @@ def _page(name: str, answer: _Answer, advice: str) -> Finding:
 
 
 def _clock(date: str) -> list[Finding]:
-    try:
-        return [judge_clock(time.time() - parsedate_to_datetime(date).timestamp())]
-    except ValueError:
-        return []
+    moment = parse_http_date(date)
+    return [] if moment is None else [judge_clock(time.time() - moment)]
 
 
 def _pulled(method: str, image: Image, answer: _Answer) -> Finding:

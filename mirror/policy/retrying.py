@@ -20,6 +20,7 @@ __all__ = [
     "hold_for",
     "is_throttling",
     "is_worth_retrying",
+    "parse_http_date",
     "parse_retry_after",
 ]
 
@@ -50,11 +51,16 @@ def parse_retry_after(text: str | None, now: float) -> float | None:
     text = (text or "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:12])
+    moment = parse_http_date(text)
+    return None if moment is None else max(0.0, moment - now)
+
+
+def parse_http_date(text: str | None) -> float | None:
+    """A date (RFC 9110, 5.6.7) in epoch seconds; None where it is not one."""
     try:
-        moment = parsedate_to_datetime(text).timestamp()
+        return parsedate_to_datetime(text or "").timestamp()
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
-    return max(0.0, moment - now)
 
 
 def hold_for(retry_after: float | None, strikes: int) -> float:

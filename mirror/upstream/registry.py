@@ -66,6 +66,7 @@ from mirror.policy.retrying import (
     hold_for,
     is_throttling,
     is_worth_retrying,
+    parse_http_date,
     parse_retry_after,
 )
 from mirror.ports import Body
@@ -202,6 +203,7 @@ class RegistryUpstream:
         self._on_budget = on_budget
         self._on_failure = on_failure
         self._budget: Budget | None = None
+        self._ahead: float | None = None
         self._looked_at = 0.0
         self._held_until = 0.0
         self._strikes = 0
@@ -222,6 +224,11 @@ class RegistryUpstream:
     def budget(self) -> Budget | None:
         """What upstream has last said is left to be pulled; None where it does not say."""
         return self._budget
+
+    @property
+    def ahead(self) -> float | None:
+        """Seconds that our clock is ahead of upstream's, as `check` has seen it; None where upstream did not say."""
+        return self._ahead
 
     @property
     def patience(self) -> float:
@@ -330,7 +337,10 @@ class RegistryUpstream:
             if authorization:
                 headers["Authorization"] = authorization
             async with self._calls, translated(self._name, self._whom), asyncio.timeout(self._answer_timeout):
-                return await self._fetch("GET", url, headers, LARGEST_ERROR)
+                reply = await self._fetch("GET", url, headers, LARGEST_ERROR)
+            date = parse_http_date(reply.fields.get("Date"))
+            self._ahead = None if date is None else self._now() - date
+            return reply
 
         try:
             await self._call("check", Scope(), send, {200})

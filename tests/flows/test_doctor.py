@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.process import run
 from tests.support.redis_server import RedisServer
+from tests.support.scripted import reply_json
 from tests.support.tmpfs import remount_read_only, tmpfs
 
 _IMAGE = ("--image", "library/app:v1")
@@ -279,6 +281,18 @@ def test_the_budget_of_docker_hub(registry: FakeRegistry, tmp_path: Path, left: 
     assert (found.code, found.level("budget docker.io")) == (code, level), found.said
     assert f"{left} of 100 pulls left within 6 hours" in found.findings["budget docker.io"][1]
     assert registry.budget == (100, left)
+
+
+@pytest.mark.parametrize(("hours", "text"), [(1, "ahead of the registries'"), (-1, "behind the registries'")])
+def test_the_clock_of_the_mirrors_machine(registry: FakeRegistry, tmp_path: Path, hours: int, text: str) -> None:
+    """Tokens and certificates depend on it; the registries say what time it is."""
+    date = format_datetime(datetime.now(UTC) - timedelta(hours=hours), usegmt=True)
+    registry.fail("ping", lambda _request, _answer: reply_json(200, {}, {"Date": date}))
+    found = Doctor("--config", write_config(tmp_path, {"docker.io": registry.url}))
+    level, said, advice = found.findings["clock of this machine"]
+    assert (found.code, level) == (1, "problem")
+    assert text in said
+    assert "time synchronisation" in advice
 
 
 def test_a_wrong_login_at_a_registry(tmp_path: Path) -> None:
