@@ -67,7 +67,7 @@ def _plan(client: str, files: Files, wanted: Wanted) -> Plan:
         notes.append(f"{path}: its comments are lost; the backup has them")
     if not wanted.registries and (own := [name for name in mirrors if name != _ALL]):
         notes.append(
-            f"{path}: {', '.join(own)} have entries of their own, which go before {_ALL!r}: --registry changes them"
+            f"{path}: {', '.join(map(str, own))} have entries of their own, which go before {_ALL!r}: --registry changes them"
         )
     return Plan(tuple(changes), tuple(notes), tuple(conflicts))
 
@@ -78,6 +78,9 @@ class _Spelled:
 
     tag: str
     text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class _Loader(yaml.SafeLoader):

@@ -479,6 +479,13 @@ def test_k3s_merges() -> None:
     assert plan.changes[-1].secret
 
 
+def test_k3s_names_that_are_numbers() -> None:
+    """A registry is called as it is spelled, whatever YAML takes it for."""
+    plan, after = _plan("k3s", {_K3S: "mirrors:\n  1_0:\n    endpoint: ['http://a']\n"})
+    assert "1_0 have entries of their own" in plan.notes[0]
+    assert "\n  1_0:\n" in after[_K3S]
+
+
 @pytest.mark.parametrize("word", ["0123", "no", "1_000", "1e3", "2026-01-02", "12:30", "'0123'"])
 def test_k3s_keeps_passwords_as_they_are_spelled(word: str) -> None:
     """k3s reads the text of what YAML takes for a number or a truth."""
