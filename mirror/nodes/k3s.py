@@ -65,9 +65,9 @@ def _plan(client: str, files: Files, wanted: Wanted) -> Plan:
     notes = []
     if content != text and re.search(r"(^|\s)#", text):
         notes.append(f"{path}: its comments are lost; the backup has them")
-    if not wanted.registries and (own := [name for name in mirrors if name != _ALL]):
+    if not wanted.registries and (own := [str(name) for name in mirrors if name != _ALL]):
         notes.append(
-            f"{path}: {', '.join(map(str, own))} have entries of their own, which go before {_ALL!r}: --registry changes them"
+            f"{path}: {', '.join(own)} have entries of their own, which go before {_ALL!r}: --registry changes them"
         )
     return Plan(tuple(changes), tuple(notes), tuple(conflicts))
 
