@@ -333,9 +333,16 @@ class Evictor:
         if self._water.excess(measure):
             await self._evict(lambda then: (self._water.excess(then), 0))
 
-    async def fullness(self) -> tuple[int, int]:
-        """Bytes that blobs take, and that they may take. Raises `StoreError`."""
-        measure = await self._measure(patient=False)
+    async def fullness(self, patience: float | None = None) -> tuple[int, int] | None:
+        """Bytes that blobs take, and that they may take. Raises `StoreError`.
+
+        None: without an index a large store is walked, which takes longer than `patience` (seconds); it goes on.
+        """
+        try:
+            async with asyncio.timeout(patience):
+                measure = await self._measure(patient=False)
+        except TimeoutError:
+            return None
         return measure.held, self._water.limit(measure)
 
     # --------------------------------------------------------------------------------------------- measuring
