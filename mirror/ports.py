@@ -289,6 +289,9 @@ class Catalog(Protocol):
     def manifests(self, repo: Repo) -> Iterable[ManifestRecord]:
         """In no order."""
 
+    def manifest_digests(self, repo: Repo) -> Iterable[Digest]:
+        """Of the same, without a look at each. In no order."""
+
     def repositories(self) -> Iterable[Repo]:
         """Every repository that has a tag or a manifest."""
 

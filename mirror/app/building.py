@@ -11,7 +11,7 @@ import platform
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from mirror import __version__, telemetry
 from mirror.access.audit import AuditLog
@@ -219,6 +219,10 @@ async def build(config: Config, *, housework: bool = True, pulse: Pulse | None =
         yield app
 
 
+#: Seconds that the status waits for a walk over the store.
+_COUNTED: Final = 1.0
+
+
 class _Status:
     """What the admin API tells of all workers and the store."""
 
@@ -228,7 +232,7 @@ class _Status:
         self._workers = workers
 
     async def __call__(self) -> dict[str, Any]:
-        held, limit = await self._storage.evictor.fullness()
+        held, limit = await self._storage.evictor.fullness(_COUNTED) or (None, None)
         workers = await self._workers.workers()
         return {
             "version": __version__,

@@ -49,7 +49,7 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
     from mirror.app import open_storage
 
     async with open_storage(loaded) as storage:
-        held, limit = await storage.evictor.fullness()
+        held, limit = await storage.evictor.fullness() or (None, None)
     store = {"root": str(loaded.store.root), "bytes": held, "limit": limit}
     return {"version": __version__, "workers": [], "store": store, "offline": loaded.offline}
 
@@ -59,10 +59,7 @@ def _show(found: dict[str, Any], flights: list[dict[str, Any]], upstreams: list[
     sealed = ", sealed" if found["offline"] else ""
     running = f"{len(workers)} workers, up {found['uptime']:.0f} s" if workers else "not running"
     print(f"mirror:    {found['version']}, {running}{sealed}")
-    part = 100 * store["bytes"] / store["limit"] if store["limit"] else 0.0
-    print(
-        f"store:     {format_size(store['bytes'])} of {format_size(store['limit'])} ({part:.0f} %) in {store['root']}"
-    )
+    print(f"store:     {_say_full(store['bytes'], store['limit'])} in {store['root']}")
     if traffic := found.get("traffic"):
         ratio = "no requests yet" if traffic["hit_ratio"] is None else f"{100 * traffic['hit_ratio']:.1f} % hits"
         sent, saved = format_size(traffic["sent"]), format_size(traffic["saved"])
@@ -83,6 +80,12 @@ def _show(found: dict[str, Any], flights: list[dict[str, Any]], upstreams: list[
         table.add_row(one["repository"] or one["upstream"], one["digest"], received, str(one["followers"]))
     if flights:
         table_console().print(table)
+
+
+def _say_full(held: int | None, limit: int | None) -> str:
+    if held is None or limit is None:
+        return "being counted"
+    return f"{format_size(held)} of {format_size(limit)} ({100 * held / limit if limit else 0.0:.0f} %)"
 
 
 @application.command()

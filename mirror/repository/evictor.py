@@ -69,6 +69,8 @@ _BELIEVED_PER_SECOND: Final = 1000
 _WALK_EVERY: Final = 60.0
 #: Blobs that are walked while a fill waits: some tenths of a second at the most.
 _QUICKLY_WALKED: Final = 10_000
+#: Seconds that whoever only wants to know waits for a walk.
+_SOON: Final = 1.0
 #: Seconds between two rebuilds of the index, and between two suspicions that it lacks blobs.
 _REBUILD_EVERY: Final = 60.0
 _SUSPECT_EVERY: Final = 600.0
@@ -276,9 +278,12 @@ class Evictor:
     async def plan(self, size: int | None = None, *, short: bool = False) -> list[Victim]:
         """What would be dropped to free `size` bytes; None: to come down to the low water. Changes nothing.
 
-        `short`: the first of it will do, as many as are found among some thousand candidates.
+        `short`: the first of it will do, as many as are found among some thousand candidates. Raises `IndexUnavailable`
+        where that would mean to read a large store, for want of an index that knows it.
         """
         await self.flush()
+        if short and not await self._index_is_whole() and await self._is_large():
+            raise IndexUnavailable("the index is down or being rebuilt, and the store too large to be read for this")
         wanted = size if size is not None else _above_low(self._water, await self._measure())
         victims, _ = await self._choose(wanted, frozenset(), _MOST_CANDIDATES if short else None)
         return victims
@@ -333,9 +338,16 @@ class Evictor:
         if self._water.excess(measure):
             await self._evict(lambda then: (self._water.excess(then), 0))
 
-    async def fullness(self) -> tuple[int, int]:
-        """Bytes that blobs take, and that they may take. Raises `StoreError`."""
-        measure = await self._measure(patient=False)
+    async def fullness(self, patience: float | None = None) -> tuple[int, int] | None:
+        """Bytes that blobs take, and that they may take. Raises `StoreError`.
+
+        None: without an index a large store is walked, which takes longer than `patience` (seconds); it goes on.
+        """
+        try:
+            async with asyncio.timeout(patience):
+                measure = await self._measure(patient=False)
+        except TimeoutError:
+            return None
         return measure.held, self._water.limit(measure)
 
     # --------------------------------------------------------------------------------------------- measuring
@@ -373,6 +385,11 @@ class Evictor:
     def _is_old(self, known: _Sum) -> bool:
         """Whether a walk is not believed any more, or the clock was set."""
         return not 0 <= self._now() - known.at < min(_WALK_EVERY, known.blobs / _BELIEVED_PER_SECOND)
+
+    async def _is_large(self) -> bool:
+        """Whether a look at every blob and every manifest would take long."""
+        known = self._sum if await self.fullness(_SOON) else None
+        return known is None or known.blobs > _QUICKLY_WALKED
 
     async def _walk_now(self) -> _Sum:
         self._sum = await asyncio.to_thread(self._walk)

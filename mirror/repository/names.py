@@ -77,17 +77,21 @@ class NamesOnDisk:
 def called(catalog: Catalog, manifests: Collection[Digest]) -> dict[Digest, list[str]]:
     """Blocking: what people call each of these, `docker.io/library/app:1.0`; where no tag points to it, its repository.
 
-    Reads every tag that is known here. Sorted; empty for a manifest that no repository has.
+    Lists every repository, and reads the tags of those that have one of them. Sorted; empty for a manifest that no
+    repository has.
     """
     found: dict[Digest, list[str]] = {digest: [] for digest in manifests}
     for repo in catalog.repositories() if found else ():
+        here = found.keys() & set(catalog.manifest_digests(repo))
+        if not here:
+            continue
         tagged = set()
         for tag in catalog.tags(repo):
             record = catalog.get_tag(repo, tag)
-            if record is not None and record.digest in found:
+            if record is not None and record.digest in here:
                 found[record.digest].append(f"{repo}:{tag}")
                 tagged.add(record.digest)
-        for digest in found.keys() - tagged:
+        for digest in here - tagged:
             if catalog.get_manifest(repo, digest) is not None:
                 found[digest].append(str(repo))
     return {digest: sorted(names) for digest, names in found.items()}

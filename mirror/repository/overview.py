@@ -14,7 +14,8 @@ import asyncio
 import bisect
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -29,6 +30,7 @@ from mirror.policy.selection import Selection
 from mirror.ports import BlobStore, Catalog, ContentIndex
 from mirror.repository.closure import Closure, Node, Role, read_closure, read_stored_manifest
 from mirror.repository.pins import PinnedImage, pinned_by_rules, why_pinned
+from mirror.repository.reconcile import is_whole
 
 __all__ = ["ImageHere", "Overview", "Page", "Place", "PlatformHere", "Whole"]
 
@@ -298,10 +300,13 @@ class Overview:
         return Descriptor(tag.media_type, tag.digest, tag.size) if tag else None
 
     async def whole(self, image: ImageHere) -> Whole:
-        """Everything about an image. Reads every manifest that is here, to know what is shared. Raises `StoreError`."""
-        return await asyncio.to_thread(self._whole, image)
+        """Everything about an image. Where the index does not know what is shared, every manifest that is here is read.
+        Raises `StoreError`.
+        """
+        shared = await self._shared_by_index(image)
+        return await asyncio.to_thread(self._whole, image, shared)
 
-    def _whole(self, image: ImageHere) -> Whole:
+    def _whole(self, image: ImageHere, shared: set[Digest] | None) -> Whole:
         repo, root = image.repo, image.root
         record = self._catalog.get_manifest(repo, root.digest)
         tag = self._catalog.get_tag(repo, image.tag) if image.tag else None
@@ -315,30 +320,57 @@ class Overview:
             image,
             record.fetched_at if record else None,
             tag.fetched_at if tag else None,
-            self._shared(image),
+            _size_of(image.closure, self._shared_by_disk(image) if shared is None else shared),
             tuple(others),
             manifest.subject.digest if manifest and manifest.subject else None,
             tuple(self._referrers(image)),
             self._freezes.get((repo, image.tag)) if image.tag else None,
         )
 
-    def _shared(self, image: ImageHere) -> int:
-        """Bytes that are here and that another image names: another manifest, or the same one in another repository."""
-        sizes = {node.digest: max(0, node.descriptor.size) for node in image.closure.present}
+    async def _shared_by_index(self, image: ImageHere) -> set[Digest] | None:
+        """What of it another image names: another manifest, or the same one in another repository; None: the index does
+        not know what all manifests name.
+        """
+        if self._index is None:
+            return None
+        named = image.closure.named
+        try:
+            below = await self._index.below(list(named)) if await is_whole(self._index) else {}
+        except IndexUnavailable:
+            return None
+        if below.keys() != named.keys():
+            return None
+        ours = Counter(child for children in named.values() for child in {*children})
+        found = (child for children in below.values() for child in children)
+        shared = {child.record.digest for child in found if child.parents > ours[child.record.digest]}
+        return shared | await asyncio.to_thread(self._manifests_elsewhere, image)
+
+    def _manifests_elsewhere(self, image: ImageHere) -> set[Digest]:
+        """Blocking: its manifests that other repositories have, or that another one of its own names."""
         own = set(image.closure.named)
-        shared: set[Digest] = set()
+        found = self._named_in(image.repo, own, own)
         for repo in self._catalog.repositories():
-            for record in self._catalog.manifests(repo):
-                if repo == image.repo and record.digest in own:
-                    continue
-                manifest = read_stored_manifest(self._store, self._catalog, repo, record.digest)
-                if manifest is not None:
-                    named = (manifest.digest, *(child.digest for child in (*manifest.manifests, *manifest.blobs)))
-                    shared.update(digest for digest in named if digest in sizes)
-        # an index that names one of our manifests needs all that this one names
-        for digest in list(shared):
-            shared.update(_below(image.closure, digest))
-        return sum(size for digest, size in sizes.items() if digest in shared)
+            if repo != image.repo:
+                found |= own & set(self._catalog.manifest_digests(repo))
+        return found
+
+    def _shared_by_disk(self, image: ImageHere) -> set[Digest]:
+        """Blocking: the same from all manifests that are here."""
+        own, wanted = set(image.closure.named), {node.digest for node in image.closure.present}
+        found: set[Digest] = set()
+        for repo in self._catalog.repositories():
+            found |= self._named_in(repo, wanted, own if repo == image.repo else frozenset())
+        return found
+
+    def _named_in(self, repo: Repo, wanted: Set[Digest], but: Set[Digest]) -> set[Digest]:
+        """Blocking: what manifests of a repository name of what is `wanted`, themselves with it; `but` for some."""
+        found: set[Digest] = set()
+        for digest in self._catalog.manifest_digests(repo):
+            manifest = None if digest in but else read_stored_manifest(self._store, self._catalog, repo, digest)
+            if manifest is not None:
+                children = (child.digest for child in (*manifest.manifests, *manifest.blobs))
+                found |= wanted & {digest, *children}
+        return found
 
     def _referrers(self, image: ImageHere) -> Iterator[Descriptor]:
         subjects = {node.digest for node in image.closure.nodes if node.role in (Role.INDEX, Role.MANIFEST)}
@@ -365,10 +397,14 @@ def _some(
     return found
 
 
-def _below(closure: Closure, digest: Digest) -> Iterator[Digest]:
-    for child in closure.named.get(digest, ()):
-        yield child
-        yield from _below(closure, child)
+def _size_of(closure: Closure, shared: Set[Digest]) -> int:
+    """Bytes here of what is `shared`, and of all that a shared manifest names."""
+    needed, left = set(shared), list(shared)
+    while left:
+        children = [child for child in closure.named.get(left.pop(), ()) if child not in needed]
+        needed.update(children)
+        left += children
+    return sum(max(0, node.descriptor.size) for node in closure.present if node.digest in needed)
 
 
 def _platform(said: object) -> str:

@@ -83,7 +83,7 @@ _SCHEMAS: Final[Mapping[str, Schema]] = {
         worker={**_COUNT, "description": "process id of the one that answers"},
         uptime=_SECONDS,
         workers=_list(_object(worker=_COUNT, uptime=_SECONDS, flights=_COUNT)),
-        store=_object(root=_TEXT, bytes=_BYTES, limit=_BYTES),
+        store=_object(root=_TEXT, bytes=_MAYBE_BYTES, limit=_MAYBE_BYTES),
         flights={**_COUNT, "description": "downloads under way, of all workers"},
         traffic=_object(**_TRAFFIC),
         offline={**_BOOL, "description": "sealed: no upstream is contacted"},

@@ -60,11 +60,16 @@ class LocalCatalog:
         _drop(self._layout.manifests(repo) / f"{digest.algorithm}-{digest.hex}")
 
     def manifests(self, repo: Repo) -> Iterable[ManifestRecord]:
-        for name in _names(self._layout.manifests(repo)):
-            digest = digest_from(name)
-            record = self.get_manifest(repo, digest) if digest else None
+        for digest in self.manifest_digests(repo):
+            record = self.get_manifest(repo, digest)
             if record:
                 yield record
+
+    def manifest_digests(self, repo: Repo) -> Iterable[Digest]:
+        for name in _names(self._layout.manifests(repo)):
+            digest = digest_from(name)
+            if digest:
+                yield digest
 
     def repositories(self) -> Iterable[Repo]:
         root = self._layout.repositories

@@ -355,6 +355,9 @@ class MemoryCatalog:
     def manifests(self, repo: Repo) -> Iterable[ManifestRecord]:
         return list(self._manifests.get(repo, {}).values())
 
+    def manifest_digests(self, repo: Repo) -> Iterable[Digest]:
+        return list(self._manifests.get(repo, {}))
+
     def settle(self) -> None:
         """Nothing here outlives the process."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -770,6 +771,42 @@ async def test_fills_that_begin_together_walk_once(world: World) -> None:
     world.clock.time += 50
     await asyncio.gather(*(world.evictor.reserve(10) for _ in range(5)))
     assert world.store.walks == 2
+
+
+async def test_a_large_store_is_not_read_for_a_short_plan(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an index a plan of a large store is refused to who wants its beginning alone, and made in whole."""
+    monkeypatch.setattr(evictor, "_SOON", 60.0)
+    world.index.down = True
+    first = await world.add(1)
+    assert [victim.digest for victim in await world.evictor.plan(1, short=True)] == [first]
+    for number in range(10_001):
+        world.store.put(Digest.of(content := b"%d" % number), content)
+    world.clock.time += 50
+    with pytest.raises(IndexUnavailable, match="too large"):
+        await world.evictor.plan(1, short=True)
+    assert await world.evictor.plan(1)
+
+
+async def test_how_full_it_is_may_not_be_known_yet(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has little patience is told that a walk takes longer; it goes on, and is not begun again."""
+    await world.add(1)
+    world.index.down = True
+    go, walk = threading.Event(), world.store.walk
+
+    def slowly() -> Iterator[BlobInfo]:
+        found = list(walk())
+        assert go.wait(60)
+        yield from found
+
+    monkeypatch.setattr(world.store, "walk", slowly)
+    try:
+        while not world.store.walks:
+            assert await world.evictor.fullness(0.01) is None
+        assert await world.evictor.fullness(0.01) is None
+    finally:
+        go.set()
+    assert await world.evictor.fullness() == (100, 1000)
+    assert world.store.walks == 1
 
 
 async def test_a_dead_index_and_what_others_have_stored_since(world: World) -> None:

@@ -16,6 +16,7 @@ from mirror.policy.routing import Registry, RoutingTable
 from mirror.policy.selection import Selection, select
 from mirror.repository.overview import ImageHere, Overview
 from mirror.repository.pins import pinned_images
+from mirror.repository.reconcile import reconcile
 from mirror.store.memory import MemoryCatalog, MemoryPins, MemoryStore
 from tests.support.here import APP, CONFIG, Here
 
@@ -263,22 +264,65 @@ async def test_a_page_reads_no_more_than_it_tells(pattern: str) -> None:
 # ----------------------------------------------------------------------------------------------------- one image
 
 
-async def test_what_is_shared(here: Here) -> None:
-    """Bytes that another image names too, in any repository, and all of a child that two indexes name."""
-    overview = _overview(here)
+@pytest.mark.parametrize("indexed", [False, True])
+async def test_what_is_shared(here: Here, indexed: bool) -> None:
+    """Bytes that another image names too, in any repository, and all of a child that two indexes name, or that another
+    repository has; whether the index knows it or the disk has to be read.
+    """
+    index = MemoryIndex()
+    overview = _overview(here, index)
+
+    async def shared(tag: str) -> tuple[ImageHere, int]:
+        if indexed:
+            await reconcile(here.store, here.catalog, index)
+        image = await _get(here, tag)
+        return image, (await overview.whole(image)).shared
+
     here.image([b"base" * 100, b"own"], config={"only": 1}, tag="v1")
-    image = await _get(here, "v1")
-    assert (await overview.whole(image)).shared == 0
+    assert (await shared("v1"))[1] == 0
     here.image([b"base" * 100, b"theirs"], config={"only": 2}, repo=Repo("ghcr.io", "owner/app"))
-    assert (await overview.whole(image)).shared == 400
+    assert (await shared("v1"))[1] == 400
 
     child = here.image([b"child"], config={"only": 3})
     here.index({"linux/amd64": child}, tag="new")
-    image = await _get(here, "new")
-    assert (await overview.whole(image)).shared == 0
+    assert (await shared("new"))[1] == 0
     here.index({"linux/amd64": child, "linux/arm64": here.image([b"arm"], config={"only": 4})}, tag="old")
-    below = sum(node.descriptor.size for node in image.closure.nodes) - image.root.size
-    assert (await overview.whole(image)).shared == below
+    image, size = await shared("new")
+    assert size == image.closure.held - image.root.size
+
+    here.image([b"twin"], config={"only": 5}, tag="twin")
+    assert (await shared("twin"))[1] == 0
+    here.image([b"twin"], config={"only": 5}, repo=Repo("ghcr.io", "owner/twin"))
+    image, size = await shared("twin")
+    assert size == image.closure.held
+    alone = here.image([b"alone"], config={"only": 6}, tag="alone")
+    here.index({"linux/amd64": alone}, tag="above")
+    image, size = await shared("alone")
+    assert size == image.closure.held
+
+
+async def test_what_the_index_knows_is_not_read(here: Here) -> None:
+    """What an image shares with those of other repositories is told without a look into their manifests."""
+    index = MemoryIndex()
+    here.image([b"base", b"own"], config={"only": 1}, tag="v1")
+    other = here.image([b"base", b"theirs"], config={"only": 2}, repo=Repo("ghcr.io", "owner/app"))
+    await reconcile(here.store, here.catalog, index)
+    read: list[Digest] = []
+    store = here.store
+
+    class Watched(MemoryStore):
+        def read(self, digest: Digest, limit: int) -> bytes:
+            read.append(digest)
+            return store.read(digest, limit)
+
+        stat = store.stat
+
+    overview = Overview(Watched(), here.catalog, index)
+    image = await overview.image(APP, "v1")
+    assert image
+    assert (await overview.whole(image)).shared == 4
+    assert image.root.digest in read
+    assert other.digest not in read
 
 
 async def test_everything_about_one(here: Here) -> None:

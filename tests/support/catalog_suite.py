@@ -38,6 +38,7 @@ class CatalogSuite:
         assert catalog.tags(ALPINE) == []
         assert catalog.get_history(ALPINE, "latest") == ()
         assert list(catalog.manifests(ALPINE)) == []
+        assert list(catalog.manifest_digests(ALPINE)) == []
         assert list(catalog.repositories()) == []
         catalog.drop_tag(ALPINE, "latest")
         catalog.drop_manifest(ALPINE, ONE)
@@ -113,6 +114,7 @@ class CatalogSuite:
             another.drop_manifest(ALPINE, ONE)
             assert catalog.get_manifest(ALPINE, ONE) is None
             assert list(catalog.manifests(ALPINE)) == [manifest(TWO)]
+            assert list(catalog.manifest_digests(ALPINE)) == [TWO]
 
     def test_every_repository_is_listed(self, catalog: Catalog, another: Catalog) -> None:
         """Once each, with tags or manifests or both, nested ones, and those whose names look like our own folders."""

@@ -115,10 +115,11 @@ function showStatus(status) {
   put("sent", bytes(traffic.sent));
   put("received", bytes(traffic.received));
   put("requests", traffic.requests.toLocaleString("en"));
-  limit = status.store.limit;
+  limit = status.store.limit ?? 0; // null: being counted
   const part = limit ? status.store.bytes / limit : 0;
   byId("fullness").value = part;
-  put("fullness-text", `${bytes(status.store.bytes)} of ${bytes(limit)} (${percent(part)}) in ${status.store.root}`);
+  const full = status.store.bytes === null ? "being counted" : `${bytes(status.store.bytes)} of ${bytes(limit)} (${percent(part)})`;
+  put("fullness-text", `${full} in ${status.store.root}`);
 }
 
 function showFlights({ flights }) {
