@@ -3,7 +3,7 @@
     MirrorError
     ├── RequestError             the client's doing
     │   ├── NameInvalid · DigestInvalid · TagInvalid · RangeInvalid · PageInvalid
-    │   ├── Unauthorized · Denied · Unsupported · NotServed · HeldBack
+    │   ├── Unauthorized · Denied · Unsupported · NotServed · HeldBack · TooManyLogins
     │   ├── BodyInvalid → BodyTooLarge · AlreadyRunning · TooManyJobs · Kept   of the admin API alone
     │   └── NotKnown → NameUnknown · ManifestUnknown · BlobUnknown · JobUnknown · RuleUnknown · PinUnknown
     ├── UpstreamError            the other registry's doing; carries .upstream and .status
@@ -64,6 +64,7 @@ __all__ = [
     "StoreFull",
     "TagInvalid",
     "TooManyJobs",
+    "TooManyLogins",
     "Unauthorized",
     "Unsupported",
     "UpstreamDenied",
@@ -115,6 +116,10 @@ class Unauthorized(RequestError):
     def __init__(self, message: str, challenge: str | None = None) -> None:
         super().__init__(message)
         self.challenge = challenge
+
+
+class TooManyLogins(RequestError):
+    """So many passwords wait to be checked that this one is not."""
 
 
 class Denied(RequestError):
@@ -283,6 +288,7 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     AlreadyRunning: Answer(409, "ALREADY_RUNNING"),
     Kept: Answer(409, "KEPT"),
     TooManyJobs: Answer(429, "TOOMANYREQUESTS"),
+    TooManyLogins: Answer(429, "TOOMANYREQUESTS"),
     HeldBack: Answer(403, "DENIED"),
     NotKnown: Answer(404, "NAME_UNKNOWN"),
     JobUnknown: Answer(404, "JOB_UNKNOWN"),

@@ -447,5 +447,5 @@ class Authenticator(Protocol):
     async def identify(self, presented: Presented) -> Identity | None:
         """Who presents this; None: nobody that this way knows. Must take as long for a wrong secret as for a right one.
 
-        Raises `AccessUnavailable` where it cannot be told now.
+        Raises `AccessUnavailable` where it cannot be told now, `TooManyLogins` where too much waits to be told.
         """

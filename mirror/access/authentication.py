@@ -4,7 +4,8 @@
         └── not seen ──> each way in turn ── one knows it ──> identity, remembered for a minute
                                 └── none does ──> refused, remembered for some seconds
 
-What is remembered is a keyed hash of what was presented, nothing of it. Checking a password takes a tenth of a second
+What is remembered is a keyed hash of what was presented, nothing of it. Refusals are remembered apart, so that however
+many there are, they push out nobody who is known. Checking a password takes a tenth of a second
 by design; without this each of a pull's requests would pay for it.
 """
 
@@ -15,8 +16,10 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
+from mirror.access.issued import is_issued
 from mirror.errors import Unauthorized
 from mirror.oci.authorization import Presented, read_authorization
 from mirror.once import Once
@@ -43,44 +46,55 @@ class Authentication:
         self._foreign = foreign
         self._now = now
         self._key = secrets.token_bytes(32)
-        self._seen: OrderedDict[bytes, tuple[Identity | None, float]] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[Identity, float]] = OrderedDict()
+        self._refused: OrderedDict[bytes, float] = OrderedDict()
         self._once = Once()
 
-    async def identify(self, lines: Sequence[str]) -> Identity:
-        """Who sends these `Authorization` lines; nobody in particular where there are none.
+    async def identify(self, lines: Sequence[str], client: str = "") -> Identity:
+        """Who sends these `Authorization` lines; nobody in particular where there are none. `client` is where they
+        come from.
 
-        Raises `Unauthorized` where what is presented is wrong, malformed or nobody's, `AccessUnavailable`.
+        Raises `Unauthorized` where what is presented is wrong, malformed or nobody's, `AccessUnavailable`,
+        `TooManyLogins`.
         """
         presented = read_authorization(lines)
-        return ANONYMOUS if presented is None else await self.ask(presented)
+        return ANONYMOUS if presented is None else await self.ask(presented, client)
 
-    async def ask(self, presented: Presented) -> Identity:
-        """Who presents this. Raises `Unauthorized`, `AccessUnavailable`."""
+    async def ask(self, presented: Presented, client: str = "") -> Identity:
+        """Who presents this. Raises `Unauthorized`, `AccessUnavailable`, `TooManyLogins`."""
         presented_as = "\0".join((presented.username, presented.password, presented.bearer))
         key = hashlib.blake2b(presented_as.encode(), key=self._key, digest_size=16).digest()
-        known = self._seen.get(key)
-        if known is None or self._now() >= known[1]:
-            found = await self._once.run(key, lambda: self._find(presented))
-            known = found, self._now() + (_KNOWN_FOR if found else _REFUSED_FOR)
-            self._remember(key, known)
-        identity = known[0]
-        if identity is None:
+        now = self._now()
+        known = self._known.get(key)
+        if known is not None and now < known[1]:
+            return known[0]
+        found = None
+        if now >= self._refused.get(key, now):
+            found = await self._once.run(key, lambda: self._find(replace(presented, client=client)))
+            self._remember(key, found)
+        if found is None:
             raise Unauthorized("these credentials are nobody's here")
-        return identity
+        return found
 
     async def _find(self, presented: Presented) -> Identity | None:
         for way in self._ways:
             if identity := await way.identify(presented):
                 return identity
-        if self._foreign and presented.username and presented.password:
+        if self._foreign and presented.username and presented.password and not is_issued(presented):
             return Identity(presented.username, Means.UPSTREAM, own=presented)
         return None
 
-    def _remember(self, key: bytes, known: tuple[Identity | None, float]) -> None:
-        self._seen[key] = known
-        self._seen.move_to_end(key)
-        while len(self._seen) > _MOST:
-            self._seen.popitem(last=False)
+    def _remember(self, key: bytes, found: Identity | None) -> None:
+        self._known.pop(key, None)
+        self._refused.pop(key, None)
+        if found is not None:
+            self._known[key] = found, self._now() + _KNOWN_FOR
+        else:
+            self._refused[key] = self._now() + _REFUSED_FOR
+        if len(self._known) > _MOST:
+            self._known.popitem(last=False)
+        if len(self._refused) > _MOST:
+            self._refused.popitem(last=False)
 
     async def aclose(self) -> None:
         """Repeatable."""

@@ -1,5 +1,8 @@
 """Accounts with passwords in an htpasswd file, bcrypt only.
 
+A password that was right before is checked before others (`turns.py`), so that whoever has an account can log in,
+however many wrong ones come meanwhile.
+
 The file is read again when it changes. A file that has become unusable, or is gone, leaves the accounts as they were
 last: a mistake in an editor must not lock a cluster out, and the log says what is wrong.
 """
@@ -7,8 +10,11 @@ last: a mistake in an editor must not lock a cluster out, and the log says what 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
+import secrets
+from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
@@ -17,6 +23,7 @@ from typing import Final
 import bcrypt
 
 from mirror import telemetry
+from mirror.access.turns import Turns
 from mirror.errors import ConfigError
 from mirror.oci.authorization import Presented
 from mirror.policy.access import Identity, Means
@@ -26,6 +33,8 @@ __all__ = ["Htpasswd", "check_htpasswd", "parse_htpasswd"]
 _HASH: Final = re.compile(r"\$2[aby]\$\d\d\$[./A-Za-z0-9]{53}")
 #: bcrypt looks at no more bytes of a password; two that differ only behind them would be the same.
 _LONGEST: Final = 72
+#: Passwords that are known to have been right.
+_MOST: Final = 10_000
 #: Compared with where there is no such account, so that the answer takes as long. Nobody knows its password.
 _NOBODY: Final = "$2b$10$CwTycUXWue0Thq9StjUM0uJ8n1Z1Cw1Z1Cw1Z1Cw1Z1Cw1Z1Cw1Z"
 
@@ -61,10 +70,22 @@ def check_htpasswd(path: Path) -> dict[str, str]:
 class Htpasswd:
     """See `mirror.ports.Authenticator`. `groups` are of names."""
 
-    def __init__(self, path: Path, executor: Executor, groups: Mapping[str, frozenset[str]] | None = None) -> None:
-        """`executor` runs bcrypt, a tenth of a second each: its few threads bound what guessing costs us."""
+    def __init__(
+        self,
+        path: Path,
+        executor: Executor,
+        groups: Mapping[str, frozenset[str]] | None = None,
+        *,
+        turns: Turns | None = None,
+    ) -> None:
+        """`executor` runs bcrypt, a tenth of a second each, in as many threads as `turns` has checks at once: that
+        bounds what guessing costs us.
+        """
         self._path = path
         self._executor = executor
+        self._turns = turns or Turns(1)
+        self._key = secrets.token_bytes(32)
+        self._right: OrderedDict[bytes, None] = OrderedDict()
         self._groups = groups or {}
         self._accounts: dict[str, str] = {}
         self._seen: tuple[int, ...] | None = None
@@ -76,10 +97,21 @@ class Htpasswd:
         self._seen = seen
 
     async def identify(self, presented: Presented) -> Identity | None:
-        """By name and password."""
+        """By name and password. Raises `TooManyLogins`."""
         if not presented.username:
             return None
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._check, presented)
+        hashed = hashlib.blake2b(presented.fingerprint.encode(), key=self._key, digest_size=16).digest()
+        async with self._turns.turn(presented.client, first=hashed in self._right):
+            found = await asyncio.get_running_loop().run_in_executor(self._executor, self._check, presented)
+        self._remember(hashed, right=found is not None)
+        return found
+
+    def _remember(self, hashed: bytes, *, right: bool) -> None:
+        self._right.pop(hashed, None)
+        if right:
+            self._right[hashed] = None
+        while len(self._right) > _MOST:
+            self._right.popitem(last=False)
 
     def _check(self, presented: Presented) -> Identity | None:
         self._refresh()

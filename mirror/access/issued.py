@@ -26,12 +26,17 @@ from mirror.errors import ConfigError
 from mirror.oci.authorization import Presented
 from mirror.policy.access import Identity, Means
 
-__all__ = ["IssuedTokens", "check_keys", "read_keys"]
+__all__ = ["IssuedTokens", "check_keys", "is_issued", "read_keys"]
 
 #: Tells our tokens from all others at a look.
 _PREFIX: Final = "mirror-1."
 #: Seconds by which the clocks of replicas may differ.
 _SLACK: Final = 60
+
+
+def is_issued(presented: Presented) -> bool:
+    """Whether this looks like a token of ours, good or not: then it is for nobody else's eyes."""
+    return presented.secret.startswith(_PREFIX)
 
 
 def read_keys(path: Path, *, make: bool) -> MultiFernet:

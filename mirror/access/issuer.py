@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -76,7 +77,7 @@ class Issuer:
         try:
             header = jwt.get_unverified_header(token)
             claimed = jwt.decode(token, options={"verify_signature": False})
-        except (jwt.PyJWTError, ValueError):
+        except (jwt.PyJWTError, ValueError, RecursionError):
             return None
         if claimed.get("iss") != self._settings.url or header.get("alg") not in _ALGORITHMS:
             return None
@@ -99,10 +100,10 @@ class Issuer:
                     "verify_iat": False,
                 },
             )
-            now = self._now()
-            if not float(claims.get("nbf", 0)) - _SLACK <= now < float(claims["exp"]):
-                return None
         except (jwt.PyJWTError, ValueError, TypeError):
+            return None
+        begins, ends = _date(claims.get("nbf", 0)), _date(claims["exp"])
+        if begins is None or ends is None or not begins - _SLACK <= self._now() < ends:
             return None
         return self._identity(claims)
 
@@ -135,7 +136,7 @@ class Issuer:
         self._tried_at = self._now()
         try:
             keys = _parse(await self._read_keys())
-        except (OSError, ValueError, aiohttp.ClientError, TimeoutError) as error:
+        except (OSError, ValueError, RecursionError, aiohttp.ClientError, TimeoutError) as error:
             telemetry.log.warning("an issuer's keys are not to be had", issuer=self._settings.url, reason=repr(error))
             if not self._keys:
                 raise AccessUnavailable(f"the keys of the issuer {self._settings.url} are not to be had") from error
@@ -168,6 +169,17 @@ class Issuer:
         await self._once.aclose()
 
 
+def _date(claim: object) -> float | None:
+    """A NumericDate (RFC 7519, 2): a number, nothing that reads like one, and one that a clock may come to."""
+    if isinstance(claim, bool) or not isinstance(claim, int | float):
+        return None
+    try:
+        date = float(claim)
+    except OverflowError:
+        return None
+    return date if math.isfinite(date) else None
+
+
 def _trusted(ca_file: Path | None) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=ca_file)
 
@@ -192,9 +204,12 @@ def _parse(listed: Any) -> dict[str | None, Any]:
     for one in listed["keys"]:
         if not isinstance(one, dict) or one.get("kty") not in ("RSA", "EC", "OKP") or one.get("use", "sig") != "sig":
             continue
+        name = one.get("kid")
+        if name is not None and not isinstance(name, str):
+            continue
         try:
-            keys[one.get("kid")] = jwt.PyJWK(one).key
-        except (jwt.PyJWTError, ValueError):
+            keys[name] = jwt.PyJWK(one).key
+        except (jwt.PyJWTError, ValueError, TypeError, AttributeError):
             continue
     if not keys:
         raise ValueError("no key that can be used")

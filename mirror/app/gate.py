@@ -13,6 +13,7 @@ from mirror.access.given import GivenToken, GivenTokens
 from mirror.access.htpasswd import Htpasswd
 from mirror.access.issued import IssuedTokens, read_keys
 from mirror.access.issuer import Issuer
+from mirror.access.turns import Turns
 from mirror.config import (
     Config,
     IssuerSettings,
@@ -59,7 +60,7 @@ async def open_gate(config: Config, layout: Layout, label: Callable[[str], str],
         groups = {
             name: frozenset(group for group, listed in access.groups.items() if name in listed) for name in members
         }
-        accounts = Htpasswd(access.htpasswd, checking, groups)
+        accounts = Htpasswd(access.htpasswd, checking, groups, turns=Turns(_CHECKING_THREADS))
         await asyncio.to_thread(accounts.load)
         ways.append(accounts)
     authentication = Authentication(ways, foreign=bool(verified))

@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from mirror.errors import Unauthorized
 
-__all__ = ["Presented", "read_authorization"]
+__all__ = ["Presented", "presented_by", "read_authorization"]
 
 #: Characters of a header that are looked at: tokens of identity providers have a few kilobytes.
 _LONGEST: Final = 32 * 1024
+#: RFC 5234, B.1.
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,8 @@ class Presented:
     username: str = ""
     password: str = field(default="", repr=False)
     bearer: str = field(default="", repr=False)
+    #: Where it comes from, such as an address; says nothing about who it is.
+    client: str = field(default="", repr=False, compare=False)
 
     @property
     def fingerprint(self) -> str:
@@ -35,6 +40,15 @@ class Presented:
     def secret(self) -> str:
         """The token, or the password, which may hold a token: clients that know only passwords send it so."""
         return self.bearer or self.password
+
+
+def presented_by(username: str, password: str) -> Presented:
+    """Without control characters (RFC 7617, 2): they would stand in a log, and two pairs could look like one. Raises
+    `Unauthorized`.
+    """
+    if _CONTROL.search(username) or _CONTROL.search(password):
+        raise Unauthorized("a user name or password with control characters")
+    return Presented(username, password)
 
 
 def read_authorization(lines: Sequence[str]) -> Presented | None:
@@ -67,4 +81,4 @@ def _basic(value: str) -> Presented | None:
     if not colon:
         raise Unauthorized("not the user:password of a Basic authorization")
     # some clients send empty credentials when they have none
-    return Presented(username, password) if username or password else None
+    return presented_by(username, password) if username or password else None

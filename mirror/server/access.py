@@ -25,13 +25,14 @@ from mirror.access.authentication import Authentication
 from mirror.access.certificate import identity_of
 from mirror.access.issued import IssuedTokens
 from mirror.errors import Denied, NameUnknown, RequestError, Unauthorized
-from mirror.oci.authorization import Presented, read_authorization
+from mirror.oci.authorization import Presented, presented_by, read_authorization
 from mirror.oci.reference import Repo
 from mirror.oci.request import Kind, RegistryRequest
 from mirror.policy.access import ANONYMOUS, Action, Identity, Means, Policy
 from mirror.repository.shape import Repository
 from mirror.repository.verified import Verifier
 from mirror.server.answers import API_VERSION
+from mirror.server.entrance import client_key
 from mirror.server.pull import Told
 
 __all__ = ["TOKEN_PATH", "Gate"]
@@ -39,6 +40,8 @@ __all__ = ["TOKEN_PATH", "Gate"]
 TOKEN_PATH: Final = "/token"  # noqa: S105  # a path
 
 _HOST: Final = re.compile(r"[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?")
+#: What may stand in a challenge's `scope`: the name comes from the path, and is checked only by who looks for it.
+_SCOPED: Final = re.compile(r"[a-z0-9._:/-]{1,320}")
 _LARGEST_FORM: Final = 64 * 1024
 #: Seconds that one may take to come, however its bytes are dripped.
 _FORM_TIME: Final = 10.0
@@ -105,7 +108,7 @@ class Gate:
             certified = identity_of(request.transport.get_extra_info("peercert"))
             if certified is not None:
                 return certified
-        return await self._authentication.identify(lines)
+        return await self._authentication.identify(lines, _from(request))
 
     async def admit(
         self,
@@ -175,7 +178,7 @@ class Gate:
         presented: Presented | None = None
         if request.method == "POST":
             presented = await _read_form(request)
-            identity = await self._authentication.ask(presented)
+            identity = await self._authentication.ask(presented, _from(request))
         elif request.method == "GET":
             identity = await self._identity(request)
             presented = read_authorization(request.headers.getall("Authorization", []))
@@ -201,8 +204,13 @@ class Gate:
 
     def _challenge(self, request: web.BaseRequest, wanted: RegistryRequest) -> str:
         """distribution's token specification: where to ask, and for what."""
-        scope = f',scope="repository:{wanted.name}:pull"' if wanted.name else ""
+        scope = f',scope="repository:{wanted.name}:pull"' if _SCOPED.fullmatch(wanted.name) else ""
         return f'Bearer realm="{self._realm or _reached_at(request)}",service="{self._service}"{scope}'
+
+
+def _from(request: web.BaseRequest) -> str:
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    return client_key(peer, ()) or ""
 
 
 def _reached_at(request: web.BaseRequest) -> str:
@@ -231,7 +239,7 @@ async def _read_form(request: web.BaseRequest) -> Presented:
         raise RequestError("not a form") from error
     match form.get("grant_type"):
         case "password":
-            return Presented(form.get("username", ""), form.get("password", ""))
+            return presented_by(form.get("username", ""), form.get("password", ""))
         case "refresh_token":
             return Presented(bearer=form.get("refresh_token", ""))
     raise RequestError("grant_type is neither password nor refresh_token")

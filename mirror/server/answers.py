@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from mirror.errors import MirrorError, RangeInvalid, Unauthorized, UpstreamThrottled, answer_for
+from mirror.errors import MirrorError, RangeInvalid, TooManyLogins, Unauthorized, UpstreamThrottled, answer_for
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span
 from mirror.repository.content import ManifestAnswer, Outcome
@@ -125,7 +125,7 @@ def error_response(error: MirrorError, request_id: str, *, head: bool = False) -
     headers = {**API_VERSION, "Content-Type": "application/json", "X-Request-Id": request_id}
     if isinstance(error, UpstreamThrottled):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    elif status == 503:
+    elif status == 503 or isinstance(error, TooManyLogins):
         headers["Retry-After"] = str(_RETRY_AFTER)
     if isinstance(error, Unauthorized) and error.challenge is not None:
         headers["WWW-Authenticate"] = error.challenge

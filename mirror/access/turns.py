@@ -1,0 +1,90 @@
+"""Whose password is checked next. A check costs a tenth of a second of a core by design, so wrong passwords are the
+cheapest way to keep a machine busy: they wait in a line of bounded length, and not before others.
+
+    asked ── a thread is idle ───────────────────────────────> checked
+      ├── was right before ──────────────> goes before the others ──┐
+      ├── its client has room in its line ─> clients take turns ────┴── a thread is idle ──> checked
+      └── it has none, or there are too many clients ──> `TooManyLogins`
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from mirror.errors import TooManyLogins
+
+__all__ = ["Turns"]
+
+#: Checks of one client that wait: nodes behind one address start together.
+_EACH: Final = 32
+#: Clients that wait.
+_CLIENTS: Final = 256
+
+
+class Turns:
+    """Of one process, whose event loop is the only one to call it. `at_once` checks run side by side."""
+
+    def __init__(self, at_once: int, *, each: int = _EACH, clients: int = _CLIENTS) -> None:
+        self._idle = at_once
+        self._each = each
+        self._clients = clients
+        #: Those that were right before: their number is that of the accounts.
+        self._first: deque[asyncio.Future[None]] = deque()
+        self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @asynccontextmanager
+    async def turn(self, client: str, *, first: bool) -> AsyncIterator[None]:
+        """Inside it is this one's turn. `client` is where it comes from. Raises `TooManyLogins`."""
+        if self._idle:
+            self._idle -= 1
+        else:
+            await self._wait(client, first=first)
+        try:
+            yield
+        finally:
+            self._next()
+
+    async def _wait(self, client: str, *, first: bool) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line(client, first=first).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                # it had just been given, and nobody takes it
+                self._next()
+            raise
+
+    def _line(self, client: str, *, first: bool) -> deque[asyncio.Future[None]]:
+        if first:
+            return self._first
+        line = self._lines.get(client)
+        if line is None and len(self._lines) < self._clients:
+            line = self._lines[client] = deque()
+        if line is None or len(line) >= self._each:
+            raise TooManyLogins("too many passwords wait to be checked; ask again")
+        return line
+
+    def _next(self) -> None:
+        while self._first:
+            if _give(self._first.popleft()):
+                return
+        while self._lines:
+            client, line = self._lines.popitem(last=False)
+            turn = line.popleft()
+            if line:
+                self._lines[client] = line
+            if _give(turn):
+                return
+        self._idle += 1
+
+
+def _give(turn: asyncio.Future[None]) -> bool:
+    if turn.done():
+        return False
+    turn.set_result(None)
+    return True
