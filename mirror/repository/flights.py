@@ -45,6 +45,7 @@ from mirror.errors import (
 from mirror.oci.digest import Digest
 from mirror.policy.filling import may_send, next_try
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Body, Ingest
+from mirror.repository.behalf import caller
 from mirror.threads import to_its_end
 
 __all__ = ["Flight", "Flights", "Pull", "Reservation", "Room"]
@@ -98,6 +99,7 @@ class Flight:
         self.upstream = upstream
         #: Whose rights at upstream it uses, whose manifest it took the size from.
         self.on_behalf = on_behalf
+        self.caller = caller()
         #: The whole blob in bytes; None while, or where, nobody says it.
         self.size = size
         #: Bytes from the start that may be sent to clients now.
@@ -278,7 +280,7 @@ class Flights:
 
         `size` in bytes is what a manifest says, if one does. The caller must `leave` the flight. Raises what kept it
         from taking off: `UpstreamError`, `StoreFull`, `StoreError`. Where it was begun on behalf of another repository
-        and upstream did not give the blob to that one, it is tried again on behalf of this one.
+        or caller and upstream did not give the blob to that one, it is tried again on behalf of this one.
         """
         while True:
             flight = self._flights.get(digest)
@@ -289,7 +291,7 @@ class Flights:
                 await asyncio.shield(flight.known)
             except UpstreamError as error:
                 flight.leave()
-                if flight.on_behalf == on_behalf:
+                if flight.on_behalf == on_behalf and flight.caller == caller():
                     # one exception object for all joiners must not collect the tracebacks of each
                     raise error.with_traceback(None) from None
                 await flight.over.wait()

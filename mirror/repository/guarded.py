@@ -23,6 +23,7 @@ from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind
 from mirror.once import Once
 from mirror.policy.content import ContentLists, ContentRule, check_size
+from mirror.repository.behalf import caller
 from mirror.repository.content import BlobContent, ManifestAnswer
 from mirror.repository.cosign import LARGEST, PublicKey, is_signature, is_signed, signature_tag, signed_layers
 from mirror.repository.shape import PlainRepository
@@ -172,7 +173,8 @@ class Signatures:
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._signed: OrderedDict[tuple[Repo, Digest, tuple[str, ...]], None] = OrderedDict()
-        self._unsigned: OrderedDict[tuple[Repo, Digest, tuple[str, ...]], float] = OrderedDict()
+        #: By whom it was looked for as well: what they may not see is not missing.
+        self._unsigned: OrderedDict[tuple[Repo, Digest, tuple[str, ...], str], float] = OrderedDict()
         self._once = Once()
 
     async def is_signed(
@@ -183,13 +185,14 @@ class Signatures:
         if key in self._signed:
             self._signed.move_to_end(key)
             return True
-        if self._now() < self._unsigned.get(key, 0.0):
+        looked = *key, caller()
+        if self._now() < self._unsigned.get(looked, 0.0):
             return False
-        found = await self._once.run(key, lambda: _find_signature(repository, digest, keys))
+        found = await self._once.run(looked, lambda: _find_signature(repository, digest, keys))
         if found:
             self.remember(repository.repo, digest, names)
         else:
-            _keep(self._unsigned, key, self._now() + _UNSIGNED_FOR)
+            _keep(self._unsigned, looked, self._now() + _UNSIGNED_FOR)
         return found
 
     def remember(self, repo: Repo, digest: Digest, names: tuple[str, ...]) -> None:

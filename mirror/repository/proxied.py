@@ -36,6 +36,7 @@ from mirror.policy.records import ManifestRecord, TagRecord
 from mirror.policy.rules import RouteRule
 from mirror.ports import BlobInfo, Body, Upstream
 from mirror.repository.ahead import Fetching
+from mirror.repository.behalf import caller
 from mirror.repository.content import (
     BlobContent,
     FlyingContent,
@@ -123,12 +124,12 @@ class ProxiedRepository:
         if manifest:
             self._shelf.touch(digest)
             return self._answer(manifest, Outcome.HIT)
-        found = await self._shelf.once.run(("resolve", self.repo, digest), lambda: self._ask_for(digest))
+        found = await self._shelf.once.run(("resolve", self.repo, digest, caller()), lambda: self._ask_for(digest))
         return ManifestAnswer(digest, found.media_type, found.size, None, Outcome.MISS, self._upstream.name)
 
     async def _ask_for(self, digest: Digest) -> Descriptor:
         """By HEAD, what upstream says of a manifest that is not here."""
-        key = f"manifest {self.repo}@{digest}"
+        key = self._unknown_key("manifest", digest)
         if await self._shelf.memo.get(key) is not MISSING:
             raise ManifestUnknown(f"{self.repo} has no manifest {digest}")
         try:
@@ -155,7 +156,7 @@ class ProxiedRepository:
                 span.note(mirror__cache=outcome.value)
                 return loaded, outcome
 
-        loaded, outcome = await self._shelf.once.run(("manifest", self.repo, digest), load)
+        loaded, outcome = await self._shelf.once.run(("manifest", self.repo, digest, caller()), load)
         self._shelf.manifests.put((self.repo, digest), loaded)
         return loaded, outcome
 
@@ -178,10 +179,10 @@ class ProxiedRepository:
         stored = await self._load_stored(digest)
         if stored:
             return stored, Outcome.HIT
-        key = f"manifest {self.repo}@{digest}"
+        key = self._unknown_key("manifest", digest)
         if await self._shelf.memo.get(key) is not MISSING:
             raise ManifestUnknown(f"{self.repo} has no manifest {digest}")
-        async with self._shelf.alone(key):
+        async with self._shelf.alone(f"manifest {self.repo}@{digest}"):
             stored = await self._load_stored(digest)
             if stored:
                 return stored, Outcome.HIT
@@ -435,7 +436,7 @@ class ProxiedRepository:
         return content
 
     async def _fly(self, digest: Digest, granted: int) -> BlobContent:
-        key = f"blob {self.repo}@{digest}"
+        key = self._unknown_key("blob", digest)
         if await self._shelf.memo.get(key) is not MISSING:
             raise BlobUnknown(f"{self.repo} has no blob {digest}")
         size = granted if granted >= 0 else None
@@ -474,6 +475,10 @@ class ProxiedRepository:
         await self._shelf.grants.give(self.repo, {digest: -1})
         await self._shelf.memo.put(self._size_key(digest), size, _LIST_FOR)
 
+    def _unknown_key(self, kind: str, digest: Digest) -> str:
+        """Under which it is remembered that upstream did not know it, when it was asked on this caller's behalf."""
+        return f"{kind} {self.repo}@{digest} {caller()}".rstrip()
+
     def _size_key(self, digest: Digest) -> str:
         return f"size {self.repo}@{digest}"
 
@@ -497,10 +502,10 @@ class ProxiedRepository:
             await self._upstream_has(digest, size)
             return size
 
-        key = f"blob {self.repo}@{digest}"
+        key = self._unknown_key("blob", digest)
         if await self._shelf.memo.get(key) is not MISSING:
             raise BlobUnknown(f"{self.repo} has no blob {digest}")
-        return await self._shelf.once.run(("ask", self.repo, digest), ask)
+        return await self._shelf.once.run(("ask", self.repo, digest, caller()), ask)
 
     def _is_here(self, digest: Digest) -> bool:
         try:
@@ -515,7 +520,7 @@ class ProxiedRepository:
         """All tags of upstream, sorted; while it is down, those that were pulled. Raises `UpstreamError`."""
         try:
             found = await self._shelf.memo.share(
-                f"tags {self.repo}", lambda: self._upstream.tags(self.repo.name), _LIST_FOR
+                f"tags {self.repo} {caller()}".rstrip(), lambda: self._upstream.tags(self.repo.name), _LIST_FOR
             )
         except (UpstreamUnavailable, UpstreamThrottled):
             kept = await asyncio.to_thread(self._shelf.catalog.tags, self.repo)
@@ -531,7 +536,8 @@ class ProxiedRepository:
             return [found.to_json() for found in await self._upstream.referrers(self.repo.name, digest)]
 
         try:
-            found = await self._shelf.memo.share(f"referrers {self.repo}@{digest}", ask, _LIST_FOR)
+            key = f"referrers {self.repo}@{digest} {caller()}".rstrip()
+            found = await self._shelf.memo.share(key, ask, _LIST_FOR)
         except (UpstreamUnavailable, UpstreamThrottled):
             kept = await self._shelf.referring.to(self.repo, digest)
             if not kept:

@@ -37,6 +37,7 @@ from mirror.policy.records import TagRecord
 from mirror.policy.rules import RouteRule
 from mirror.policy.versions import looks_like_version
 from mirror.ports import Upstream
+from mirror.repository.behalf import caller
 from mirror.repository.content import Outcome
 from mirror.repository.shelf import LOOK_EVERY, UNKNOWN_FOR, HotTag, Shelf
 
@@ -81,7 +82,7 @@ class TagAnswers:
             self._keep_hot(tag, found)
             return found
 
-        return await self._shelf.once.run(("tag", self._repo, tag), refresh)
+        return await self._shelf.once.run(("tag", self._repo, tag, caller()), refresh)
 
     def _keep_hot(self, tag: str, found: HotTag) -> None:
         # to those who come later a new answer is a plain hit, a stale one stays stale
@@ -119,14 +120,13 @@ class TagAnswers:
         """Upstream's answer now, whatever is remembered."""
         self._shelf.tags.drop((self._repo, tag))
         return await self._shelf.once.run(
-            ("tag again", self._repo, tag), lambda: self._decide(tag, self._revalidate_now)
+            ("tag again", self._repo, tag, caller()), lambda: self._decide(tag, self._revalidate_now)
         )
 
     async def _revalidate_now(self, tag: str) -> HotTag:
-        key = f"tag {self._repo}:{tag}"
-        async with self._shelf.alone(key):
+        async with self._shelf.alone(f"tag {self._repo}:{tag}"):
             record = await asyncio.to_thread(self._shelf.catalog.get_tag, self._repo, tag)
-            return await self._revalidate(tag, record, key)
+            return await self._revalidate(tag, record)
 
     async def _decide(self, tag: str, ask: Callable[[str], Awaitable[HotTag]]) -> HotTag:
         """What the tag answers: a freeze goes before what `ask` learns, the minimum age after it."""
@@ -159,18 +159,21 @@ class TagAnswers:
 
     async def _refresh(self, tag: str) -> HotTag:
         """One process at a time asks upstream for a tag; the others find its answer on the disk."""
-        key = f"tag {self._repo}:{tag}"
         record = await asyncio.to_thread(self._shelf.catalog.get_tag, self._repo, tag)
         if record and self._is_fresh(record):
             return self._hot(record, Outcome.HIT)
         # a «not known» has dropped the record: if there is one, an import has brought the tag since
-        if record is None and await self._shelf.memo.get(key) is not MISSING:
+        if record is None and await self._shelf.memo.get(self._unknown_key(tag)) is not MISSING:
             raise ManifestUnknown(f"{self._repo} has no tag {tag}")
-        async with self._shelf.alone(key):
+        async with self._shelf.alone(f"tag {self._repo}:{tag}"):
             record = await asyncio.to_thread(self._shelf.catalog.get_tag, self._repo, tag)
             if record and self._is_fresh(record):
                 return self._hot(record, Outcome.HIT)
-            return await self._revalidate(tag, record, key)
+            return await self._revalidate(tag, record)
+
+    def _unknown_key(self, tag: str) -> str:
+        """Under which it is remembered that upstream did not know it, when it was asked on this caller's behalf."""
+        return f"tag {self._repo}:{tag} {caller()}".rstrip()
 
     def _is_fresh(self, record: TagRecord) -> bool:
         return is_fresh(record.fetched_at, self._shelf.now(), self._freshness)
@@ -184,11 +187,11 @@ class TagAnswers:
             return HotTag(record, outcome, self._shelf.now(), self._shelf.now() + _STALE_FOR)
         return HotTag(record, outcome, record.fetched_at, record.fetched_at + self._freshness.tag_ttl)
 
-    async def _revalidate(self, tag: str, record: TagRecord | None, key: str) -> HotTag:
+    async def _revalidate(self, tag: str, record: TagRecord | None) -> HotTag:
         try:
             found = await self._upstream.resolve(self._repo.name, tag)
         except UpstreamNotKnown as error:
-            await self._shelf.memo.put(key, "unknown", UNKNOWN_FOR)
+            await self._shelf.memo.put(self._unknown_key(tag), "unknown", UNKNOWN_FOR)
             if record:
                 await asyncio.to_thread(self._shelf.catalog.drop_tag, self._repo, tag)
             raise ManifestUnknown(f"{self._repo} has no tag {tag}") from error

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -26,6 +26,7 @@ from mirror.oci.authorization import Presented
 from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind, RegistryRequest
 from mirror.once import Once
+from mirror.repository.behalf import acting
 
 __all__ = ["Provable", "Verifier"]
 
@@ -63,12 +64,18 @@ class Verifier:
         keep_while_down: float = 3600.0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.acting_for = acting_for
+        self._acting_for = acting_for
         self._keep = keep
         self._keep_while_down = keep_while_down
         self._now = now
         self._verdicts: OrderedDict[tuple[Repo, str], _Verdict] = OrderedDict()
         self._once = Once()
+
+    @contextmanager
+    def acting_for(self, own: Presented | None) -> Iterator[None]:
+        """Inside, what is asked of upstream, and what comes of it, is theirs."""
+        with self._acting_for(own), acting(own):
+            yield
 
     async def may_pull(self, repository: Provable, own: Presented | None, wanted: RegistryRequest) -> bool:
         """Whether upstream lets the holder of these credentials have it. Call it inside `acting_for`.

@@ -70,6 +70,7 @@ from mirror.policy.retrying import (
     parse_retry_after,
 )
 from mirror.ports import Body
+from mirror.upstream.accounts import Account, Accounts
 from mirror.upstream.addresses import check_literal
 from mirror.upstream.body import Fields, HttpBody
 from mirror.upstream.client import Observe, open_session, read_limited, translated
@@ -115,7 +116,8 @@ class RegistryUpstream:
     small answer and the headers of a blob, `read_timeout` between two bytes of a blob; a blob slower than `lowest_rate`
     bytes a second over `rate_window` is given up. `blobs_at_once` and `calls_at_once` bound what is under way. `now`
     is epoch seconds, `clock` any seconds, `sleep` and `jitter` are for the waits between tries. `on_budget` is told
-    what upstream says is left to be pulled, `on_failure` of each call that failed in the end.
+    what upstream says is left to be pulled, `on_failure` of each call that failed in the end. `whose` says for which
+    caller something is asked, "" where it is for nobody but us.
 
     Raises `UrlRefused` (a `ValueError`) for a URL that is none.
     """
@@ -149,6 +151,7 @@ class RegistryUpstream:
         observe: Observe | None = None,
         on_budget: Callable[[Budget], None] = lambda budget: None,
         on_failure: Callable[[UpstreamError], None] = lambda error: None,
+        whose: Callable[[], str] = lambda: "",
     ) -> None:
         self._name = name
         self._base = url.rstrip("/")
@@ -202,11 +205,9 @@ class RegistryUpstream:
         self._memo = memo
         self._on_budget = on_budget
         self._on_failure = on_failure
-        self._budget: Budget | None = None
         self._ahead: float | None = None
-        self._looked_at = 0.0
-        self._held_until = 0.0
-        self._strikes = 0
+        self._accounts = Accounts()
+        self._whose = whose
         self._circuit = CLOSED
         self._probing = False
 
@@ -222,8 +223,8 @@ class RegistryUpstream:
 
     @property
     def budget(self) -> Budget | None:
-        """What upstream has last said is left to be pulled; None where it does not say."""
-        return self._budget
+        """What upstream has last said is left to be pulled by us; None where it does not say."""
+        return self._accounts.own.budget
 
     @property
     def ahead(self) -> float | None:
@@ -233,13 +234,13 @@ class RegistryUpstream:
     @property
     def patience(self) -> float:
         """See `Upstream`."""
-        return patience(self._budget, self._now())
+        return patience(self._account.budget, self._now())
 
     def health(self, *more: Circuit) -> list[Health]:
         """How it is doing, of one address; `more` is what others have found out about it."""
         now = self._clock()
         logins = self._credentials.issuing, self._tokens.login
-        return [health_of(self._base, (self._circuit, *more), self._held_until - now, now, logins)]
+        return [health_of(self._base, (self._circuit, *more), self._accounts.own.held_until - now, now, logins)]
 
     async def resolve(self, repo: str, reference: Reference) -> Descriptor:
         """By HEAD, which costs nothing where pulls are counted; by GET where that does not say all (see `Upstream`).
@@ -252,7 +253,7 @@ class RegistryUpstream:
         reply = await self._ask("resolve", repo, f"manifests/{reference}", method="HEAD", known={404, 405})
         if reply.status == 404:
             raise self._unknown(reply)
-        if by_tag and is_spent(self._budget, self._now()):
+        if by_tag and is_spent(self._account.budget, self._now()):
             raise self._spent()
         described = self._describe(reply, reference) if reply.status == 200 else None
         return described or (await self.manifest(repo, reference)).descriptor
@@ -575,7 +576,7 @@ class RegistryUpstream:
             self._circuit = CLOSED
             await self._note_budget(reply)
             if reply.status in fine:
-                self._strikes = 0
+                self._account.strikes = 0
                 self._tokens.accepted(authorization)
                 return reply
             if reply.status == 401 and not authenticated and await self._reauthenticate(reply, scope, authorization):
@@ -603,31 +604,40 @@ class RegistryUpstream:
 
     async def _within_budget(self) -> None:
         """Raises `UpstreamThrottled` while nothing is left to be pulled; one call a minute goes out to see."""
-        shared = await self._memo.get(self._budget_key)
-        self._budget = newer(self._budget, None if shared is MISSING else Budget.from_json(shared))
-        now, budget = self._now(), self._budget
+        account = self._account
+        if account is self._accounts.own:
+            shared = await self._memo.get(self._budget_key)
+            account.budget = newer(account.budget, None if shared is MISSING else Budget.from_json(shared))
+        now, budget = self._now(), account.budget
         if budget is None or not is_spent(budget, now):
             return
-        if now - max(budget.seen_at, self._looked_at) < LOOK_AGAIN:
+        if now - max(budget.seen_at, account.looked_at) < LOOK_AGAIN:
             raise self._spent()
-        self._looked_at = now
+        account.looked_at = now
 
     async def _note_budget(self, reply: _Reply) -> None:
         limit, remaining = reply.fields.get("RateLimit-Limit"), reply.fields.get("RateLimit-Remaining")
         budget = parse_budget(limit, remaining, self._now())
         if budget is None or reply.url.origin != self._bounds.base.origin:
             return
-        self._budget = budget
+        self._account.budget = budget
+        if self._account is not self._accounts.own:
+            return
         self._on_budget(budget)
         # for other processes; each of them has news of its own soon enough
         await self._memo.put(self._budget_key, budget.to_json(), LOOK_AGAIN)
+
+    @property
+    def _account(self) -> Account:
+        """Of whoever this is asked for."""
+        return self._accounts.of(self._whose())
 
     @property
     def _budget_key(self) -> str:
         return f"budget {self._name} {self._bounds.base.public}"
 
     def _spent(self) -> UpstreamThrottled:
-        budget, wait = self._budget, LOOK_AGAIN
+        budget, wait = self._account.budget, LOOK_AGAIN
         if budget is not None:
             wait = resets_in(budget, self._now())
         of = "" if budget is None else f" of {budget.limit} in {budget.window:.0f} s"
@@ -643,7 +653,7 @@ class RegistryUpstream:
 
     def _admit(self) -> bool:
         """Whether this call is the probe of an upstream that was down. Raises where none may go out."""
-        held = self._held_until - self._clock()
+        held = self._account.held_until - self._clock()
         if held > 0:
             raise UpstreamThrottled(
                 f"{self._whom} asked to be left alone for {held:.0f} s more", upstream=self._name, retry_after=held
@@ -659,7 +669,8 @@ class RegistryUpstream:
             self._circuit = self._circuit.failed(self._clock())
 
     def _hold(self, seconds: float) -> None:
-        self._held_until = max(self._held_until, self._clock() + seconds)
+        account = self._account
+        account.held_until = max(account.held_until, self._clock() + seconds)
 
     async def _reauthenticate(self, reply: _Reply, scope: Scope, authorization: str | None) -> bool:
         """After a 401: whether another try makes sense. A challenge of the host of a redirect is none of ours."""
@@ -679,8 +690,9 @@ class RegistryUpstream:
         retry_after = reply.fields.get("Retry-After")
         what = f"{reply.url.authority} answers {status}{_quoted(reply.content, authorization)}"
         if is_throttling(status, retry_after):
-            self._strikes += 1
-            wait = hold_for(parse_retry_after(retry_after, self._now()), self._strikes)
+            account = self._account
+            account.strikes += 1
+            wait = hold_for(parse_retry_after(retry_after, self._now()), account.strikes)
             self._hold(wait)
             return UpstreamThrottled(what, upstream=self._name, status=status, retry_after=wait)
         if status == 404:
