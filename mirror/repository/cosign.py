@@ -27,7 +27,17 @@ from mirror.errors import ConfigError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 
-__all__ = ["LARGEST", "PublicKey", "is_signature", "is_signed", "read_key", "signature_tag", "signed_layers"]
+__all__ = [
+    "LARGEST",
+    "PublicKey",
+    "is_by",
+    "is_document",
+    "is_signed",
+    "looks_like_signature",
+    "read_key",
+    "signature_tag",
+    "signed_layers",
+]
 
 _SIMPLE: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
 _BUNDLE: Final = "application/vnd.dev.sigstore.bundle"
@@ -66,12 +76,39 @@ def signed_layers(manifest: Manifest) -> list[Descriptor]:
     ]
 
 
-def is_signature(manifest: Manifest) -> bool:
-    """Whether this is nothing but signatures and attestations: what is signed by others, and no runtime can run."""
+def looks_like_signature(manifest: Manifest) -> tuple[Descriptor, ...]:
+    """The layers of what says that it is nothing but signatures and attestations; none where it does not.
+
+    It proves nothing: podman unpacks layers whatever they are called.
+    """
     layers = manifest.blobs[1:] if manifest.has_config else manifest.blobs
-    return bool(layers) and all(
-        layer.media_type in (_SIMPLE, _ATTESTATION) or layer.media_type.startswith(_BUNDLE) for layer in layers
-    )
+    return layers if all(_is_ours(layer) for layer in layers) else ()
+
+
+def _is_ours(layer: Descriptor) -> bool:
+    known = layer.media_type in (_SIMPLE, _ATTESTATION) or layer.media_type.startswith(_BUNDLE)
+    return known and layer.size <= LARGEST
+
+
+def is_document(content: bytes) -> bool:
+    """Whether these bytes are a JSON object, and so no layer."""
+    try:
+        return isinstance(json.loads(content), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def is_by(layer: Descriptor, content: bytes, keys: Iterable[PublicKey]) -> bool:
+    """Whether this layer holds a signature or attestation by one of the keys, of whatever image."""
+    try:
+        if layer.media_type == _SIMPLE:
+            signature = base64.b64decode(layer.annotations.get(_SIGNATURE, ""), validate=True)
+            return _verifies(keys, signature, content)
+        document = json.loads(content)
+        envelope = document if layer.media_type == _ATTESTATION else document["dsseEnvelope"]
+        return _envelope_is_by(envelope, keys)
+    except (ValueError, binascii.Error, RecursionError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def is_signed(layer: Descriptor, content: bytes, digest: Digest, keys: Iterable[PublicKey]) -> bool:
@@ -93,15 +130,17 @@ def _names_simply(content: bytes, digest: Digest) -> bool:
 
 def _bundle_signs(bundle: Mapping[str, Any], digest: Digest, keys: Iterable[PublicKey]) -> bool:
     envelope = bundle["dsseEnvelope"]
+    statement = json.loads(base64.b64decode(envelope["payload"], validate=True))
+    named = any(one["digest"].get(digest.algorithm) == digest.hex for one in statement["subject"])
+    return named and _envelope_is_by(envelope, keys)
+
+
+def _envelope_is_by(envelope: Mapping[str, Any], keys: Iterable[PublicKey]) -> bool:
     payload, kind = base64.b64decode(envelope["payload"], validate=True), envelope["payloadType"]
     # DSSE's pre-authentication encoding: what is signed cannot be read in two ways
     signed = b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(payload), payload)
-    statement = json.loads(payload)
-    named = any(one["digest"].get(digest.algorithm) == digest.hex for one in statement["subject"])
     known = tuple(keys)
-    return named and any(
-        _verifies(known, base64.b64decode(one["sig"], validate=True), signed) for one in envelope["signatures"]
-    )
+    return any(_verifies(known, base64.b64decode(one["sig"], validate=True), signed) for one in envelope["signatures"])
 
 
 def _verifies(keys: Iterable[PublicKey], signature: bytes, content: bytes) -> bool:

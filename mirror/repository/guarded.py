@@ -5,7 +5,8 @@
     blob        lists by repository and digest
 
 A manifest is given if it is signed itself, or if an index of this repository that is signed names it: cosign signs what
-is pulled, and clients go on from an index by the digests in it. That a digest is signed never changes, so it is
+is pulled, and clients go on from an index by the digests in it. Signatures and attestations by the same keys are given,
+too, so that clients can verify them. That a digest is signed never changes, so it is
 remembered; that it is not may change any moment, so that is asked again after a while.
 """
 
@@ -25,7 +26,16 @@ from mirror.once import Once
 from mirror.policy.content import ContentLists, ContentRule, check_size
 from mirror.repository.behalf import caller
 from mirror.repository.content import BlobContent, ManifestAnswer
-from mirror.repository.cosign import LARGEST, PublicKey, is_signature, is_signed, signature_tag, signed_layers
+from mirror.repository.cosign import (
+    LARGEST,
+    PublicKey,
+    is_by,
+    is_document,
+    is_signed,
+    looks_like_signature,
+    signature_tag,
+    signed_layers,
+)
 from mirror.repository.shape import PlainRepository
 from mirror.repository.shelf import BlobStat, Listing
 
@@ -94,8 +104,9 @@ class GuardedRepository:
         names = self._rule.signed_by
         if not await self._is_signed(digest):
             manifest = manifest or _parsed(await self._inner.manifest(digest))
-            if not is_signature(manifest):
+            if not await _is_signature(self._inner, manifest, self._keys):
                 raise Denied(f"{self.repo}@{digest} has no signature by {' or '.join(names)}")
+            self._signatures.remember(self.repo, digest, names)
         elif manifest is not None:
             for child in manifest.manifests:
                 self._signatures.remember(self.repo, child.digest, names)
@@ -226,6 +237,23 @@ async def _find_signature(repository: PlainRepository, digest: Digest, keys: Seq
             listing = await repository.referrers(digest)
             references = [one.digest for one in listing.items[:_MOST_REFERRERS]]
     return False
+
+
+async def _is_signature(repository: PlainRepository, manifest: Manifest, keys: Sequence[PublicKey]) -> bool:
+    """Whether it is nothing but signatures and attestations, one of them by these keys at least."""
+    layers = looks_like_signature(manifest)[: _MOST_LAYERS + 1]
+    if len(layers) > _MOST_LAYERS:
+        return False
+    found = False
+    for layer in layers:
+        try:
+            content = await repository.read(layer.digest, LARGEST)
+        except BlobUnknown:
+            return False
+        if not is_document(content):
+            return False
+        found = found or is_by(layer, content, keys)
+    return found
 
 
 async def _holds_signature(
