@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
-from mirror.errors import BlobUnknown, Denied, NotKnown
+from mirror.errors import BlobUnknown, Denied, NotKnown, UpstreamInvalid
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Manifest, read_manifest
+from mirror.oci.manifest import Descriptor, Manifest, read_manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind
 from mirror.once import Once
@@ -50,6 +50,8 @@ _UNSIGNED_FOR: Final = 30.0
 #: Referrers and signatures of one image that are looked at: anybody who may push there can make more.
 _MOST_REFERRERS: Final = 50
 _MOST_LAYERS: Final = 50
+#: Layers of all of them together: each may have to be fetched.
+_MOST_READ: Final = 100
 
 
 class GuardedRepository:
@@ -225,14 +227,16 @@ def _keep(known: OrderedDict[K, V], key: K, value: V) -> None:
 async def _find_signature(repository: PlainRepository, digest: Digest, keys: Sequence[PublicKey]) -> bool:
     """By cosign's tag first, which most registries have, then among the referrers."""
     references: list[Reference] = [signature_tag(digest)]
+    left = _MOST_READ
     for looked in range(2):
         for reference in references:
             try:
-                answer = await repository.manifest(reference)
-                if await _holds_signature(repository, _parsed(answer), digest, keys):
-                    return True
-            except (NotKnown, ValueError):
+                layers = signed_layers(_parsed(await repository.manifest(reference)))[: min(left, _MOST_LAYERS)]
+            except (NotKnown, ValueError, UpstreamInvalid):
                 continue
+            left -= len(layers)
+            if await _holds_signature(repository, layers, digest, keys):
+                return True
         if looked == 0:
             listing = await repository.referrers(digest)
             references = [one.digest for one in listing.items[:_MOST_REFERRERS]]
@@ -248,7 +252,7 @@ async def _is_signature(repository: PlainRepository, manifest: Manifest, keys: S
     for layer in layers:
         try:
             content = await repository.read(layer.digest, LARGEST)
-        except BlobUnknown:
+        except (BlobUnknown, UpstreamInvalid):
             return False
         if not is_document(content):
             return False
@@ -257,12 +261,13 @@ async def _is_signature(repository: PlainRepository, manifest: Manifest, keys: S
 
 
 async def _holds_signature(
-    repository: PlainRepository, manifest: Manifest, digest: Digest, keys: Sequence[PublicKey]
+    repository: PlainRepository, layers: Iterable[Descriptor], digest: Digest, keys: Sequence[PublicKey]
 ) -> bool:
-    for layer in signed_layers(manifest)[:_MOST_LAYERS]:
+    """One that is not what it says, or is missing, is none: whoever may attach another could keep an image from all."""
+    for layer in layers:
         try:
             content = await repository.read(layer.digest, LARGEST)
-        except BlobUnknown:
+        except (BlobUnknown, UpstreamInvalid):
             continue
         if is_signed(layer, content, digest, keys):
             return True

@@ -217,8 +217,10 @@ class _Warming:
         self._miss_platforms([platform])
         return any(one.matches(platform) for one in self._platforms)
 
-    async def _manifest(self, descriptor: Descriptor, depth: int, *, signed: bool) -> None:
-        """One that another names. `depth` levels more may come below it; `signed`: cosign may have signed it."""
+    async def _manifest(self, descriptor: Descriptor, depth: int, *, signed: bool, refers: bool = False) -> None:
+        """One that another names, or that `refers` to another. `depth` levels more may come below it; `signed`: cosign
+        may have signed it.
+        """
         self._manifests += 1
         if depth <= 0 or self._manifests > _MOST_MANIFESTS:
             self._end(descriptor.digest, Moved(Role.MANIFEST, descriptor.size, State.FAILED, _TOO_MUCH))
@@ -227,7 +229,9 @@ class _Warming:
             answer = await self._patiently(lambda: self._source.fetch_manifest(descriptor.digest))
             manifest = _parsed(answer)
         except (MirrorError, ValueError) as error:
-            self._end(descriptor.digest, Moved(Role.MANIFEST, descriptor.size, State.FAILED, str(error)))
+            # where rules here forbid a referrer nobody could pull it either
+            if not (refers and isinstance(error, Denied)):
+                self._end(descriptor.digest, Moved(Role.MANIFEST, descriptor.size, State.FAILED, str(error)))
             return
         self._note_manifest(manifest, answer)
         await self._below(manifest, depth, signed=signed)
@@ -273,7 +277,7 @@ class _Warming:
         except MirrorError as error:
             self.result.troubles.append(f"the referrers of {digest} could not be listed: {error}")
             return
-        await _all(self._manifest(one, depth - 1, signed=False) for one in self._fresh(listing.items))
+        await _all(self._manifest(one, depth - 1, signed=False, refers=True) for one in self._fresh(listing.items))
 
     async def _cosigned(self, digest: Digest, suffix: str, depth: int) -> None:
         """What cosign keeps by tag, beside the image, in registries that know no referrers."""
