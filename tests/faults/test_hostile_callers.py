@@ -1,0 +1,162 @@
+"""Two callers of a registry that is asked about each of them: what one is refused, or uses up, is not the other's loss,
+and what one is given is not the other's gain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror.oci.digest import Digest
+from tests.support.fake_registry import FakeRegistry, Fault, stall, status
+from tests.support.live_mirror import LiveMirror, live_mirror, reached
+from tests.support.scripted import Answering, Request, Script, Stall
+
+_NAME = "acme/secret"
+_LAYER = b"layer" * 10_000
+
+
+def _basic(name: str, password: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()}
+
+
+_ALICE, _BOB = _basic("alice", "alices-word"), _basic("bob", "bobs-word")
+
+
+@pytest.fixture
+def private() -> Iterator[FakeRegistry]:
+    """A registry with two users who may both pull, at first."""
+    with FakeRegistry(tokens=True, users={"alice": "alices-word", "bob": "bobs-word"}) as registry:
+        registry.rights = {"alice": {_NAME}, "bob": {_NAME}}
+        registry.add_image(_NAME, "1.0", [_LAYER])
+        registry.add_image(_NAME, "2.0", [b"other"])
+        yield registry
+
+
+@asynccontextmanager
+async def _verifying(root: Path, registry: FakeRegistry, **more: Any) -> AsyncIterator[LiveMirror]:
+    async with live_mirror(root, {"reg.example": {"url": registry.url, "access": "verify"}}, **more) as mirror:
+        for who in (_ALICE, _BOB):
+            # the right of both is known, and holds for a while
+            assert await _status(mirror, "tags/list", who) == 200
+        yield mirror
+
+
+async def _status(mirror: LiveMirror, path: str, who: dict[str, str], **more: str) -> int:
+    return (await mirror.ask(f"/v2/{_NAME}/{path}", headers={**who, **more})).status
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [("manifests", "manifests/2.0"), ("blobs", f"blobs/{Digest.of(_LAYER)}"), ("manifests", "digest")],
+)
+async def test_one_is_told_that_it_is_not_there(private: FakeRegistry, tmp_path: Path, kind: str, path: str) -> None:
+    """A registry hides by 404 what one may not see any more: that is remembered of that one alone."""
+    path = f"manifests/{private.add_image(_NAME, None, [b'third'])}" if path == "digest" else path
+    async with _verifying(tmp_path, private) as mirror:
+        private.fail(kind, status(404))
+        assert await _status(mirror, path, _BOB) == 404
+        assert await _status(mirror, path, _ALICE) == 200
+        assert await _status(mirror, path, {}) == 401
+
+
+def _refused_later(gate: Stall) -> Fault:
+    """Not let in any more, after a while."""
+
+    def fault(request: Request, answer: Answering) -> Script:
+        return [gate, *status(403)(request, answer)]
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"), [("manifests", "manifests/2.0"), ("blobs", f"blobs/{Digest.of(_LAYER)}"), ("tags", "tags/list")]
+)
+async def test_one_joins_what_another_is_refused(private: FakeRegistry, tmp_path: Path, kind: str, path: str) -> None:
+    """Work that is under way for one who turns out to have no right fails for that one alone."""
+    async with _verifying(tmp_path, private) as mirror:
+        mirror.clock.forward(61)  # lists are remembered so long
+        gate = Stall()
+        private.fail(kind, _refused_later(gate))
+        bob = asyncio.create_task(_status(mirror, path, _BOB))
+        await reached(gate)
+        alice = asyncio.create_task(_status(mirror, path, _ALICE))
+        await asyncio.sleep(0)
+        gate.release()
+        assert await asyncio.gather(bob, alice) == [403, 200]
+
+
+async def test_one_without_a_right_joins_a_flight(private: FakeRegistry, tmp_path: Path) -> None:
+    """Nothing of what comes for alice goes to one who may not have it: not whole, not in part, not «unchanged»."""
+    assert private.rights
+    private.rights["carol"] = set()
+    private.users["carol"] = "carols-word"
+    carol, digest = _basic("carol", "carols-word"), Digest.of(_LAYER)
+    async with _verifying(tmp_path, private) as mirror:
+        gate = Stall()
+        private.fail("blobs", stall(gate, after=20_000))
+        alice = asyncio.create_task(_status(mirror, f"blobs/{digest}", _ALICE))
+        await reached(gate)
+        more: list[dict[str, str]] = [
+            {},
+            {"Range": "bytes=0-9"},
+            {"If-None-Match": f'"{digest}"'},
+            {"If-None-Match": "*"},
+        ]
+        for who, refused in ((carol, 404), ({}, 401)):
+            assert [await _status(mirror, f"blobs/{digest}", who, **one) for one in more] == [refused] * 4
+        gate.release()
+        assert await alice == 200
+        assert [await _status(mirror, f"blobs/{digest}", carol, **one) for one in more] == [404] * 4
+
+
+async def test_one_has_no_pulls_left(private: FakeRegistry, tmp_path: Path) -> None:
+    """Registries count by account: whose is spent, or who is told to slow down, waits alone, and keeps waiting."""
+    async with _verifying(tmp_path, private) as mirror:
+        private.budget = (100, 0)
+        assert await _status(mirror, "manifests/1.0", _BOB) == 429
+        private.budget = (100, 50)
+        assert await _status(mirror, "manifests/1.0", _ALICE) == 200
+        assert await _status(mirror, "manifests/2.0", _BOB) == 429
+        private.budget = None
+        private.fail("blobs", status(429, {"Retry-After": "60"}))
+        assert await _status(mirror, f"blobs/{Digest.of(b'other')}", _BOB) == 429
+        assert await _status(mirror, f"blobs/{Digest.of(_LAYER)}", _ALICE) == 200
+
+
+async def test_a_token_of_ours_is_shown_to_no_upstream(private: FakeRegistry, tmp_path: Path) -> None:
+    """One that has run out, or is another mirror's, is refused; taken for a password, it would go to the registry."""
+    async with _verifying(tmp_path / "a", private) as mirror:
+        token = (await mirror.ask("/token", headers=_ALICE)).json["token"]
+    assert token.startswith("mirror-1.")
+    private.forget()
+    async with live_mirror(tmp_path / "b", {"reg.example": {"url": private.url, "access": "verify"}}) as mirror:
+        for path in ("/token", f"/v2/{_NAME}/manifests/1.0"):
+            assert (await mirror.ask(path, headers=_basic("alice", token))).status == 401
+    assert not private.requests
+
+
+async def test_a_mirror_in_which_nobody_is_anonymous(private: FakeRegistry, tmp_path: Path) -> None:
+    """Credentials that only one upstream could judge open nothing else: no catalog, no other registry."""
+    with FakeRegistry() as shared:
+        shared.add_image("library/app", "1.0", [b"layer"])
+        upstreams: dict[str, Any] = {
+            "docker.io": shared.url,
+            "reg.example": {"url": private.url, "access": "verify"},
+        }
+        access = {"anonymous": False, "token": [{"name": "ci", "token": "s3cret"}]}
+        async with live_mirror(tmp_path, upstreams, access=access) as mirror:
+            target = "/v2/library/app/manifests/1.0"
+            assert (await mirror.ask(target, headers={"Authorization": "Bearer s3cret"})).status == 200
+            for who in (_ALICE, _basic("ci", "wrong"), _basic("x", "y")):
+                assert (await mirror.ask(target, headers=who)).status == 401
+                assert (await mirror.ask("/v2/_catalog", headers=who)).json == {"repositories": []}
+                secret = f"/v2/reg.example/{_NAME}/manifests/1.0"
+                assert (await mirror.ask(secret, headers=who)).status == (200 if who == _ALICE else 404)
+            assert (await mirror.ask("/v2/_catalog")).status == 401

@@ -1,0 +1,197 @@
+"""Somebody who may push beside a signed image, against a route that wants signatures."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import OCI_MANIFEST
+from tests.support.fake_registry import FakeRegistry
+from tests.support.live_mirror import LiveMirror, live_mirror
+
+_NAME = "library/app"
+_AT = f"/v2/{_NAME}/manifests"
+_SIMPLE = "application/vnd.dev.cosign.simplesigning.v1+json"
+_ATTESTATION = "application/vnd.dsse.envelope.v1+json"
+_BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+_OURS = ec.generate_private_key(ec.SECP256R1())
+_THEIRS = ec.generate_private_key(ec.SECP256R1())
+
+_Layer = tuple[str, bytes, dict[str, str]]
+
+
+def _sign(key: ec.EllipticCurvePrivateKey, content: bytes) -> str:
+    return base64.b64encode(key.sign(content, ec.ECDSA(hashes.SHA256()))).decode()
+
+
+def _simple(key: ec.EllipticCurvePrivateKey, digest: Digest) -> _Layer:
+    critical = {"image": {"docker-manifest-digest": str(digest)}, "type": "cosign container image signature"}
+    payload = json.dumps({"critical": critical}).encode()
+    return _SIMPLE, payload, {"dev.cosignproject.cosign/signature": _sign(key, payload)}
+
+
+def _attestation(key: ec.EllipticCurvePrivateKey, digest: Digest) -> _Layer:
+    statement = json.dumps({"subject": [{"digest": {"sha256": digest.hex}}], "predicate": {}}).encode()
+    signed = b"DSSEv1 28 application/vnd.in-toto+json %d %s" % (len(statement), statement)
+    envelope = {
+        "payload": base64.b64encode(statement).decode(),
+        "payloadType": "application/vnd.in-toto+json",
+        "signatures": [{"sig": _sign(key, signed)}],
+    }
+    return _ATTESTATION, json.dumps(envelope).encode(), {}
+
+
+def _push(
+    registry: FakeRegistry,
+    *layers: _Layer,
+    tag: str | None = None,
+    subject: Digest | None = None,
+    sizes: int | None = None,
+    config: bytes = b"{}",
+) -> Digest:
+    """A manifest of these layers; `sizes` is what it says of each, whatever they have."""
+    body = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json",
+            "digest": str(registry.add_blob(_NAME, config)),
+            "size": len(config),
+        },
+        "layers": [
+            {
+                "mediaType": kind,
+                "digest": str(registry.add_blob(_NAME, content)),
+                "size": len(content) if sizes is None else sizes,
+                "annotations": notes,
+            }
+            for kind, content, notes in layers
+        ],
+    }
+    if subject is not None:
+        size = len(registry.manifest(_NAME, subject))
+        body["subject"] = {"mediaType": OCI_MANIFEST, "digest": str(subject), "size": size}
+    return registry.add_manifest(_NAME, json.dumps(body).encode(), OCI_MANIFEST, tag)
+
+
+@pytest.fixture
+def route(tmp_path: Path) -> list[dict[str, object]]:
+    """One that wants signatures by our key."""
+    key = tmp_path / "cosign.pub"
+    key.write_bytes(_OURS.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return [{"match": "docker.io/**", "signed_by": [str(key)]}]
+
+
+async def _statuses(mirror: LiveMirror, *references: object) -> list[int]:
+    found = []
+    for reference in references:
+        answers = [await mirror.ask(f"{_AT}/{reference}", method=method) for method in ("HEAD", "GET")]
+        assert answers[0].status == answers[1].status
+        found.append(answers[1].status)
+    return found
+
+
+def _program() -> tuple[bytes, bytes]:
+    """A layer that a runtime unpacks, and the config that goes with it."""
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("bin/sh"))
+    layer = written.getvalue()
+    root = {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]}
+    return layer, json.dumps({"architecture": "amd64", "os": "linux", "rootfs": root}).encode()
+
+
+@pytest.mark.parametrize("kind", [_SIMPLE, _ATTESTATION, _BUNDLE])
+@pytest.mark.parametrize("beside", ["nothing", "their signature", "our signature of another image"])
+async def test_a_program_that_calls_itself_a_signature(
+    kind: str, beside: str, registry: FakeRegistry, tmp_path: Path, route: list[dict[str, object]]
+) -> None:
+    """podman unpacks a layer whatever it is called: only what our key has signed is a signature that may be pulled."""
+    layer, config = _program()
+    other = registry.add_image(_NAME, None, [b"other"])
+    more = {"nothing": [], "their signature": [_simple(_THEIRS, other)]}.get(beside, [_simple(_OURS, other)])
+    digest = _push(registry, *more, (kind, layer, {}), tag="1.0", config=config)
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=route) as mirror:
+        assert await _statuses(mirror, "1.0", digest) == [403, 403]
+
+
+async def test_what_our_key_has_signed_may_be_pulled(
+    registry: FakeRegistry, tmp_path: Path, route: list[dict[str, object]]
+) -> None:
+    """Signatures and attestations by it, also beside those of others; by others alone they are as good as none."""
+    image = registry.add_image(_NAME, "1.0", [b"layer"])
+    both = _push(registry, _simple(_THEIRS, image), _simple(_OURS, image), tag=f"sha256-{image.hex}.sig")
+    ours = _push(registry, _attestation(_OURS, image), tag=f"sha256-{image.hex}.att")
+    theirs = _push(registry, _attestation(_THEIRS, image), subject=image)
+    many = _push(registry, *[_simple(_OURS, Digest.of(b"%d" % number)) for number in range(51)])
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=route) as mirror:
+        assert await _statuses(mirror, "1.0", both, ours) == [200] * 3
+        assert await _statuses(mirror, f"sha256-{image.hex}.sig", f"sha256-{image.hex}.att") == [200] * 2
+        assert await _statuses(mirror, theirs, many) == [403] * 2
+
+
+def _lies(registry: FakeRegistry, image: Digest) -> None:
+    _push(registry, (_SIMPLE, b"x" * 5000, {}), subject=image, sizes=100)
+
+
+def _lies_at_the_tag(registry: FakeRegistry, image: Digest) -> None:
+    _push(registry, (_SIMPLE, b"x" * 50, {}), tag=f"sha256-{image.hex}.sig", sizes=10_000)
+
+
+def _is_large(registry: FakeRegistry, image: Digest) -> None:
+    _push(registry, (_SIMPLE, b"x" * (2 << 20), {}), subject=image, sizes=100)
+
+
+def _contradicts_itself(registry: FakeRegistry, image: Digest) -> None:
+    registry.add_manifest(_NAME, b'{"manifests": [], "layers": []}', OCI_MANIFEST, f"sha256-{image.hex}.sig")
+
+
+def _is_nested(registry: FakeRegistry, image: Digest) -> None:
+    deep = b'{"critical":' * 3000 + b"1" + b"}" * 3000
+    _push(registry, (_SIMPLE, deep, {}), (_BUNDLE, b"[" * 5000, {}), subject=image)
+
+
+@pytest.mark.parametrize("attach", [_lies, _lies_at_the_tag, _is_large, _contradicts_itself, _is_nested])
+async def test_a_bad_signature_beside_a_good_one(
+    attach: Callable[[FakeRegistry, Digest], None],
+    registry: FakeRegistry,
+    tmp_path: Path,
+    route: list[dict[str, object]],
+) -> None:
+    """Who attaches another one, whatever it is, keeps the image from nobody."""
+    image = registry.add_image(_NAME, "1.0", [b"layer"])
+    attach(registry, image)
+    _push(registry, _simple(_OURS, image), subject=image)
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=route) as mirror:
+        assert await _statuses(mirror, "1.0") == [200]
+
+
+async def test_signatures_without_end(registry: FakeRegistry, tmp_path: Path, route: list[dict[str, object]]) -> None:
+    """An image with thousands of them costs a bounded number of fetches, and is refused."""
+    image = registry.add_image(_NAME, "1.0", [b"layer"])
+    for number in range(6):
+        _push(registry, *[(_SIMPLE, b"%d %d" % (number, layer), {}) for layer in range(60)], subject=image)
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=route) as mirror:
+        assert await _statuses(mirror, "1.0") == [403]
+    assert registry.count("blobs") == 100
+
+
+async def test_a_manifest_as_a_blob(registry: FakeRegistry, tmp_path: Path, route: list[dict[str, object]]) -> None:
+    """What is refused as a manifest is none by the path of blobs: its type is that of bytes."""
+    digest = registry.add_image(_NAME, "1.0", [b"layer"])
+    registry.add_blob(_NAME, registry.manifest(_NAME, digest))
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=route) as mirror:
+        assert await _statuses(mirror, digest) == [403]
+        answer = await mirror.ask(f"/v2/{_NAME}/blobs/{digest}")
+        assert answer.headers["Content-Type"] == "application/octet-stream"
