@@ -5,8 +5,9 @@
                                 └── none does ──> refused, remembered for some seconds
 
 What is remembered is a keyed hash of what was presented, nothing of it. Refusals are remembered apart, so that however
-many there are, they push out nobody who is known. Checking a password takes a tenth of a second
-by design; without this each of a pull's requests would pay for it.
+many there are, they push out nobody who is known; and whoever comes with credentials for an upstream is not remembered:
+anybody can make up any number of them. Checking a password takes a tenth of a second by design; without this each of a
+pull's requests would pay for it.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ class Authentication:
         found = None
         if now >= self._refused.get(key, now):
             found = await self._once.run(key, lambda: self._find(replace(presented, client=client)))
-            self._remember(key, found)
+            if found is None or found.own is None:
+                self._remember(key, found)
+        found = found or self._guest(presented)
         if found is None:
             raise Unauthorized("these credentials are nobody's here")
         return found
@@ -80,6 +83,10 @@ class Authentication:
         for way in self._ways:
             if identity := await way.identify(presented):
                 return identity
+        return None
+
+    def _guest(self, presented: Presented) -> Identity | None:
+        """Somebody that an upstream may know."""
         if self._foreign and presented.username and presented.password and not is_issued(presented):
             return Identity(presented.username, Means.UPSTREAM, own=presented)
         return None

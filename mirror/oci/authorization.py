@@ -16,6 +16,9 @@ __all__ = ["Presented", "presented_by", "read_authorization"]
 
 #: Characters of a header that are looked at: tokens of identity providers have a few kilobytes.
 _LONGEST: Final = 32 * 1024
+#: Characters of a name and of a password: the largest are keys and tokens of clouds, with some thousands.
+_LONGEST_NAME: Final = 512
+_LONGEST_PASSWORD: Final = 16 * 1024
 #: RFC 5234, B.1.
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -48,6 +51,8 @@ def presented_by(username: str, password: str) -> Presented:
     """
     if _CONTROL.search(username) or _CONTROL.search(password):
         raise Unauthorized("a user name or password with control characters")
+    if len(username) > _LONGEST_NAME or len(password) > _LONGEST_PASSWORD:
+        raise Unauthorized("the user name or the password is too long")
     return Presented(username, password)
 
 

@@ -78,6 +78,12 @@ class RoutingTable:
                 return name, entry
         return None
 
+    def meant_by(self, host: str | None) -> str | None:
+        """The registry that a `Host` header is given to."""
+        if not host or not self.hosts:
+            return None
+        return self.hosts.get(host.lower()) or self.hosts.get(_no_port(host))
+
     def route(self, path_name: str, *, host: str | None = None, ns: str | None = None) -> Repo:
         """The repository that a request means; `path_name` is what stands between `/v2/` and the resource.
 
@@ -85,7 +91,7 @@ class RoutingTable:
         """
         first, slash, rest = path_name.partition("/")
         found = None
-        if host and self.hosts and (mapped := self.hosts.get(host.lower()) or self.hosts.get(_no_port(host))):
+        if mapped := self.meant_by(host):
             found = self.registry(mapped)
         elif ns:
             found = self._named(ns)

@@ -57,6 +57,8 @@ class Router:
 
     def resolve(self, name: str, *, host: str | None, ns: str | None) -> Repository:
         """The repository that is meant, as clients may see it. Raises `NameInvalid`, `NameUnknown`."""
+        # any other host means nothing, and there is no end of those that a client can name
+        host = host if self._table.meant_by(host) else None
         key = (name, host, ns)
         found = self._routed.get(key)
         if found is None:

@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import parse_qsl
@@ -159,6 +160,9 @@ class Gate:
 
     def allows(self, identity: Identity, action: Action, repo: Repo | None) -> bool:
         """The policy's verdict."""
+        if identity.own is not None:
+            # rules do not look at it, and what is remembered must not hold it
+            identity = replace(identity, own=None)
         key = (identity, action, repo)
         verdict = self._verdicts.get(key)
         if verdict is None:

@@ -196,3 +196,27 @@ async def test_control_characters(name: str, accounts: Path, registry: FakeRegis
         assert (await mirror.raw(head + form)).startswith(b"HTTP/1.1 401 ")
         assert not registry.requests
         assert "who" not in {key for line in mirror.events("request") for key in line}
+
+
+async def test_what_is_kept_of_strangers(registry: FakeRegistry, tmp_path: Path) -> None:
+    """Credentials that only upstream can judge, tokens that hold such, hosts and names made up: each of any length, and
+    without end, they leave nothing behind in memory but hashes.
+    """
+    registry.add_image("library/app", "1.0", [b"layer"])
+    upstreams: dict[str, Any] = {"docker.io": {"url": registry.url, "access": "verify"}}
+    access: dict[str, Any] = {"rule": [{"effect": "allow", "who": ["*"]}]}
+    async with live_mirror(tmp_path / "store", upstreams, access=access) as mirror:
+        gate = mirror.app.front._gate
+        assert gate
+        for number in range(20):
+            who = {**_basic(f"stranger{number}", "secret " * 500), "Host": f"{number}.{'x' * 200}.example"}
+            token = (await mirror.ask("/token", headers=who)).json["token"]
+            assert (await mirror.ask("/token", headers=_basic("any", token))).json["token"] == token
+            assert (await mirror.ask("/v2/library/app/manifests/1.0", headers=who)).status == 200
+        assert not gate._authentication._known
+        assert {identity.own for identity, _, _ in gate._verdicts} == {None}
+        assert len(mirror.app.router._routed) == 1
+        for name, password in (("n" * 513, "x"), ("x", "p" * 16_385)):
+            form = f"grant_type=password&username={name}&password={password}"
+            head = f"POST /token HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(form)}\r\n\r\n"
+            assert (await mirror.raw(f"{head}{form}".encode())).startswith(b"HTTP/1.1 401 ")
