@@ -15,6 +15,7 @@ from mirror.oci.digest import Digest
 
 __all__ = [
     "ACCEPT",
+    "CHECKED",
     "DOCKER_LIST",
     "DOCKER_MANIFEST",
     "INDEXES",
@@ -48,6 +49,18 @@ LARGEST: Final = 4 * 1024 * 1024
 #: Media types of what names manifests.
 INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 _IMAGES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+#: Media types that registries know, and take only with the blobs that are named where these types name blobs.
+CHECKED: Final = frozenset({*_IMAGES, _ARTIFACT, *_SCHEMA_1})
+
+#: Fields that are read. Registries and clients in Go take them in any case, so one that differs only by that is another
+#: reader's field of this name (Go's encoding/json, "preferring exact matches but also accepting case-insensitive").
+_FIELDS: Final = {
+    name.casefold(): name
+    for name in (
+        *("schemaVersion", "mediaType", "artifactType", "annotations", "platform", "digest", "size", "urls", "data"),
+        *("config", "layers", "manifests", "blobs", "subject", "fsLayers", "blobSum", "signatures", "history"),
+    )
+}
 
 
 class ManifestMalformed(ValueError):
@@ -108,17 +121,21 @@ def read_manifest(content: bytes, media_type: str | None = None, *, algorithm: s
     """Parse a manifest that came with the `Content-Type` given.
 
     `algorithm` is that of the digest that it was asked for by. The media type is taken from the body when the body
-    says it. Raises `ManifestMalformed` where the bytes are not a JSON object, are over 4 MiB, name both `manifests`
-    and `layers`, or contradict their Content-Type (CVE-2021-41190: one digest must not be read as two things).
+    says it, and blobs from where that type names them: a registry looks at no others, so others prove nothing. Raises
+    `ManifestMalformed` where the bytes are not a JSON object, are over 4 MiB, name both `manifests` and `layers`, have
+    a field twice, or contradict their Content-Type (CVE-2021-41190: one digest must not be read as two things).
     """
     if len(content) > LARGEST:
         raise ManifestMalformed(f"{len(content)} bytes, more than the {LARGEST} allowed")
     try:
-        body = json.loads(content)
+        body = json.loads(content, object_pairs_hook=_object)
+    except ManifestMalformed:
+        raise
     except (ValueError, RecursionError) as error:
         raise ManifestMalformed("not JSON") from error
     if not isinstance(body, dict):
         raise ManifestMalformed("not a JSON object")
+    _check_fields(body)
     if "manifests" in body and ("layers" in body or "fsLayers" in body or "config" in body):
         raise ManifestMalformed("names both manifests and layers")
     kind = _media_type(body, media_type)
@@ -136,15 +153,42 @@ def read_manifest(content: bytes, media_type: str | None = None, *, algorithm: s
         media_type=kind,
         digest=Digest.of(content, algorithm),
         manifests=_descriptors(body.get("manifests", [])),
-        blobs=(
-            *([read_descriptor(config)] if isinstance(config, dict) else []),
-            *_descriptors(body.get("layers", [])),
-            *_descriptors(body.get("blobs", [])),
-            *_schema_1_layers(body.get("fsLayers", [])),
-        ),
+        blobs=_blobs(body, kind),
         subject=read_descriptor(subject) if isinstance(subject, dict) else None,
         artifact_type=artifact if isinstance(artifact, str) else None,
-        has_config=isinstance(config, dict),
+        has_config=isinstance(config, dict) and kind not in (_ARTIFACT, *_SCHEMA_1),
+    )
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ManifestMalformed("has a field twice")
+    return found
+
+
+def _check_fields(item: Mapping[str, Any]) -> None:
+    for name in item:
+        if (known := _FIELDS.get(name.casefold())) is not None and name != known:
+            raise ManifestMalformed(f"has a field {name[:40]!r}, which is {known} to some readers and not to others")
+
+
+def _blobs(body: Mapping[str, Any], kind: str) -> tuple[Descriptor, ...]:
+    config = body.get("config")
+    configs = [read_descriptor(config)] if isinstance(config, dict) else []
+    if kind in INDEXES:
+        return ()
+    if kind in _IMAGES:
+        return (*configs, *_descriptors(body.get("layers", [])))
+    if kind in _SCHEMA_1:
+        return _schema_1_layers(body.get("fsLayers", []))
+    if kind == _ARTIFACT:
+        return _descriptors(body.get("blobs", []))
+    return (
+        *configs,
+        *_descriptors(body.get("layers", [])),
+        *_descriptors(body.get("blobs", [])),
+        *_schema_1_layers(body.get("fsLayers", [])),
     )
 
 
@@ -179,6 +223,7 @@ def read_descriptor(item: object) -> Descriptor:
     """One descriptor out of JSON. Its `urls` are never fetched (CVE-2020-15157)."""
     if not isinstance(item, dict):
         raise ManifestMalformed("a descriptor is not an object")
+    _check_fields(item)
     digest, size, kind = item.get("digest"), item.get("size"), item.get("mediaType", "")
     if not isinstance(digest, str) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise ManifestMalformed("a descriptor lacks digest or size")
@@ -206,6 +251,8 @@ def _schema_1_layers(listed: object) -> tuple[Descriptor, ...]:
         raise ManifestMalformed("fsLayers is not a list")
     found: dict[Digest, Descriptor] = {}
     for item in listed:
+        if isinstance(item, dict):
+            _check_fields(item)
         text = item.get("blobSum") if isinstance(item, dict) else None
         if not isinstance(text, str):
             raise ManifestMalformed("a layer lacks blobSum")

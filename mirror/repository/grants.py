@@ -20,7 +20,7 @@ from typing import Final
 
 from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, StoreError
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import LARGEST, Manifest, ManifestMalformed, read_manifest
+from mirror.oci.manifest import CHECKED, LARGEST, Manifest, ManifestMalformed, read_manifest
 from mirror.oci.reference import Repo
 from mirror.once import Once
 from mirror.policy.records import ManifestRecord
@@ -43,6 +43,9 @@ def named_by(manifest: Manifest) -> dict[Digest, int]:
     """What a repository may serve because it has this manifest, with sizes in bytes (-1 where not said): the manifest
     itself and the blobs that it names. Manifests that an index names have links of their own.
     """
+    if manifest.media_type not in CHECKED:
+        # some registries take what they do not know without a look at what it names
+        return {manifest.digest: len(manifest.content)}
     # a registry takes a manifest only with all its blobs, but for foreign ones, which it does not look at: naming those
     # proves nothing
     named = {blob.digest: blob.size for blob in manifest.blobs if not blob.foreign}

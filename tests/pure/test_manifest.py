@@ -25,6 +25,12 @@ from mirror.oci.manifest import (
 
 _ONE, _TWO = Digest.of(b"1"), Digest.of(b"2", "sha512")
 _SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+_LISTS = {
+    "layers": OCI_MANIFEST,
+    "manifests": OCI_INDEX,
+    "blobs": "application/vnd.oci.artifact.manifest.v1+json",
+    "fsLayers": _SCHEMA_1,
+}
 
 
 def _pointer(digest: Digest = _ONE, size: int = 1, kind: str = "application/x", **more: Any) -> dict[str, Any]:
@@ -149,15 +155,64 @@ def test_bad_descriptors(item: object) -> None:
     with pytest.raises(ManifestMalformed):
         read_descriptor(item)
     for field in ("layers", "blobs", "manifests"):
-        with pytest.raises(ManifestMalformed):
-            read_manifest(_bytes(**{field: [item]}))
+        for kind in (_LISTS[field], "application/vnd.example.unknown+json"):
+            with pytest.raises(ManifestMalformed):
+                read_manifest(_bytes(**{field: [item]}), kind)
 
 
 @pytest.mark.parametrize("field", ["layers", "manifests", "blobs", "fsLayers"])
 def test_lists_that_are_none(field: str) -> None:
     """Nor is an object a list."""
-    with pytest.raises(ManifestMalformed):
-        read_manifest(_bytes(**{field: {"a": 1}}))
+    for kind in (_LISTS[field], "application/vnd.example.unknown+json"):
+        with pytest.raises(ManifestMalformed):
+            read_manifest(_bytes(**{field: {"a": 1}}), kind)
+
+
+def test_blobs_are_named_where_the_type_names_them() -> None:
+    """A registry looks at those alone; what else stands in a manifest names nothing."""
+    pointers: dict[str, Any] = {"layers": [_pointer()], "blobs": [_pointer(_TWO)], "fsLayers": [{"blobSum": str(_TWO)}]}
+    for kind in (OCI_MANIFEST, DOCKER_MANIFEST):
+        assert [blob.digest for blob in read_manifest(_bytes(**pointers), kind).blobs] == [_ONE]
+    for field, named in (("blobs", _TWO), ("fsLayers", _TWO)):
+        found = read_manifest(_bytes(**{**pointers, "layers": None}), _LISTS[field])
+        assert [blob.digest for blob in found.blobs] == [named]
+    index = read_manifest(_bytes(manifests=[_pointer()], blobs=[_pointer(_TWO)]), OCI_INDEX)
+    assert ([one.digest for one in index.manifests], index.blobs) == ([_ONE], ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"layers": [%s], "Layers": []',
+        '"Layers": []',
+        '"layers": [%s], "LAYERS": []',
+        '"layers": [%s], "layer\u017f": []',
+        '"layers": [%s], "layer\\u017f": []',
+        '"layers": [%s], "layers": []',
+        '"layers": [], "bloBs": [%s]',
+        '"layers": [], "con\ufb01g": %s, "Config": {}',
+        '"layers": [{"mediaType": "x", "size": 1, "digest": "sha256:0", "digest": "sha256:1"}]',
+        '"layers": [], "annotations": {"a": "1", "a": "2"}',
+    ],
+)
+def test_fields_that_two_readers_take_for_another(text: str) -> None:
+    """Go takes names in any case, and the last of two: what the registry has looked at must be what is read here."""
+    content = f'{{"mediaType": "{OCI_MANIFEST}", {text.replace("%s", json.dumps(_pointer()))}}}'
+    with pytest.raises(ManifestMalformed, match="has a field"):
+        read_manifest(content.encode())
+
+
+@pytest.mark.parametrize("name", ["Digest", "DIGEST", "Size", "\u017fize", "URLs", "mediatype"])
+def test_fields_of_a_pointer_that_two_readers_take_for_another(name: str) -> None:
+    """The same within each pointer; in annotations any name is one."""
+    odd = {**_pointer(), name: str(_TWO)}
+    more: dict[str, Any]
+    for more in ({"config": odd}, {"layers": [odd]}, {"subject": odd}):
+        with pytest.raises(ManifestMalformed, match="has a field"):
+            read_manifest(_bytes(mediaType=OCI_MANIFEST, **more))
+    with pytest.raises(ManifestMalformed, match="has a field"):
+        read_manifest(_bytes(fsLayers=[{"blobSum": str(_ONE), "blobsum": str(_TWO)}]), _SCHEMA_1)
+    assert read_manifest(_bytes(mediaType=OCI_MANIFEST, annotations={name: "x"}, layers=[]))
 
 
 def test_null_lists() -> None:
