@@ -78,7 +78,7 @@ class Gate:
             identity = await self._identity(request)
         except Unauthorized as error:
             raise Unauthorized(str(error), self._challenge(request, wanted)) from error
-        told.who = str(identity)
+        told.who = _called(identity)
         # `GET /v2/` is how clients learn that there is something to log in to
         asking_how = wanted.kind is Kind.BASE and "Authorization" not in request.headers
         if identity.is_anonymous and (asking_how or not self._policy.anonymous):
@@ -117,6 +117,7 @@ class Gate:
         repository: Repository,
         request: web.BaseRequest,
         wanted: RegistryRequest,
+        told: Told,
     ) -> AbstractContextManager[None]:
         """Returns where they may pull from it; within what is returned, upstream is asked on their behalf.
 
@@ -134,6 +135,7 @@ class Gate:
         with verifier.acting_for(identity.own):
             allowed = await verifier.may_pull(repository, identity.own, wanted)
         if allowed:
+            told.who = str(identity)
             return verifier.acting_for(identity.own)
         if identity.is_anonymous:
             raise self._unknown_caller(request, wanted)
@@ -188,7 +190,7 @@ class Gate:
             presented = read_authorization(request.headers.getall("Authorization", []))
         else:
             raise RequestError("the token endpoint takes GET and POST")
-        told.who = str(identity)
+        told.who = _called(identity)
         if identity.is_anonymous and not self._policy.anonymous:
             raise Unauthorized("who is asking?", f'Basic realm="{self._service}"')
         left = self._issued.left(presented) if presented is not None else None
@@ -210,6 +212,11 @@ class Gate:
         """distribution's token specification: where to ask, and for what."""
         scope = f',scope="repository:{wanted.name}:pull"' if _SCOPED.fullmatch(wanted.name) else ""
         return f'Bearer realm="{self._realm or _reached_at(request)}",service="{self._service}"{scope}'
+
+
+def _called(identity: Identity) -> str:
+    """For the log: what somebody says of themselves, and nobody has judged so far, is told as that."""
+    return f"{identity} (not verified)" if identity.means is Means.UPSTREAM else str(identity)
 
 
 def _from(request: web.BaseRequest) -> str:

@@ -36,6 +36,9 @@ from mirror.server.sending import Sender
 
 __all__ = ["Audit", "Front", "FrontServer", "Page"]
 
+#: Statuses that are written down whoever asked: who it was is then not known.
+_REFUSED: Final = frozenset({401, 403, 429})
+
 #: Pages beside the API: `/readyz` and the like, by their path; probes and scrapers may add a query.
 Page = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -140,7 +143,7 @@ class Front:
         told.repository = str(repository.repo)
         if gate is None:
             return await self._give(request, wanted, repository, told)
-        with await gate.admit(identity, repository, request, wanted):
+        with await gate.admit(identity, repository, request, wanted, told):
             return await self._give(request, wanted, repository, told)
 
     async def _give(
@@ -179,7 +182,7 @@ class Front:
             _sent(outcome).inc(told.sent)
         if self._recent is not None and told.repository is not None:
             self._recent.note(kind, request.method, status, told, seconds, self._id(number))
-        if self._audit is not None and (told.repository is not None or told.who is not None or status in (401, 403)):
+        if self._audit is not None and (told.repository is not None or told.who is not None or status in _REFUSED):
             self._audit.record(
                 id=self._id(number),
                 who=told.who,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -142,6 +143,31 @@ async def test_a_token_of_ours_is_shown_to_no_upstream(private: FakeRegistry, tm
         for path in ("/token", f"/v2/{_NAME}/manifests/1.0"):
             assert (await mirror.ask(path, headers=_basic("alice", token))).status == 401
     assert not private.requests
+
+
+async def test_one_goes_by_the_name_of_another(private: FakeRegistry, tmp_path: Path) -> None:
+    """Who pulled, in the audit log, is whom upstream has judged; a name that is only claimed is told as that."""
+    mallory = _basic("alice", "a guess")
+    with FakeRegistry() as shared:
+        shared.add_image("library/app", "1.0", [b"layer"])
+        upstreams: dict[str, Any] = {
+            "docker.io": shared.url,
+            "reg.example": {"url": private.url, "access": "verify"},
+        }
+        audit = tmp_path / "audit"
+        async with live_mirror(tmp_path / "store", upstreams, access={"audit_log": audit}) as mirror:
+            await mirror.ask("/token", headers=mallory)
+            await mirror.ask("/v2/library/app/manifests/1.0", headers=mallory)
+            await mirror.ask(f"/v2/reg.example/{_NAME}/manifests/1.0", headers=mallory)
+            await mirror.ask(f"/v2/reg.example/{_NAME}/manifests/1.0", headers=_ALICE)
+    lines = [json.loads(line) for line in audit.read_text().splitlines()]
+    claimed = "upstream:alice (not verified)"
+    assert [(line["who"], line["status"]) for line in lines] == [
+        (claimed, 200),
+        (claimed, 200),
+        (claimed, 404),
+        ("upstream:alice", 200),
+    ]
 
 
 async def test_a_mirror_in_which_nobody_is_anonymous(private: FakeRegistry, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -71,18 +72,17 @@ class _Pusher:
 
 
 @pytest.fixture(scope="module")
-def honest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
     """A registry that looks for every blob of a manifest, with what mallory has pushed there by each trick."""
     with RegistryProcess(tmp_path_factory.mktemp("registry") / "data") as registry:
-        pusher = _Pusher(registry.address)
-        request.addfinalizer(pusher.close)
-        for name, layer in (("acme/secret", _SECRET), ("mallory/own", _OWN)):
-            pusher.blob(name, layer)
-            pusher.blob(name, _CONFIG)
-        assert pusher.manifest("acme/secret", "1.0", _manifest(f'"layers": [{_pointer(_SECRET)}]')) == 201
-        assert pusher.manifest("mallory/own", "plain", _manifest(f'"layers": [{_pointer(_SECRET)}]')) == 400
-        for number, layers in enumerate(_TRICKS.values()):
-            assert pusher.manifest("mallory/own", f"trick{number}", _manifest(layers)) == 201
+        with closing(_Pusher(registry.address)) as pusher:
+            for name, layer in (("acme/secret", _SECRET), ("mallory/own", _OWN)):
+                pusher.blob(name, layer)
+                pusher.blob(name, _CONFIG)
+            assert pusher.manifest("acme/secret", "1.0", _manifest(f'"layers": [{_pointer(_SECRET)}]')) == 201
+            assert pusher.manifest("mallory/own", "plain", _manifest(f'"layers": [{_pointer(_SECRET)}]')) == 400
+            for number, layers in enumerate(_TRICKS.values()):
+                assert pusher.manifest("mallory/own", f"trick{number}", _manifest(layers)) == 201
         yield registry
 
 

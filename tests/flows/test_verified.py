@@ -112,7 +112,7 @@ async def test_logging_in(private: FakeRegistry, tmp_path: Path) -> None:
         assert statuses == [[200] * 5, [404] * 5]
         assert {line["who"] for line in mirror.events("request") if "/blobs/" in line["path"]} == {
             "upstream:alice",
-            "upstream:bob",
+            "upstream:bob (not verified)",
         }
 
 
