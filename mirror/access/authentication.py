@@ -51,9 +51,9 @@ class Authentication:
         self._refused: OrderedDict[bytes, float] = OrderedDict()
         self._once = Once()
 
-    async def identify(self, lines: Sequence[str], client: str = "") -> Identity:
-        """Who sends these `Authorization` lines; nobody in particular where there are none. `client` is where they
-        come from.
+    async def identify(self, lines: Sequence[str], client: Callable[[], str] = str) -> Identity:
+        """Who sends these `Authorization` lines; nobody in particular where there are none. `client` tells where they
+        come from, if somebody has to wait for others from there.
 
         Raises `Unauthorized` where what is presented is wrong, malformed or nobody's, `AccessUnavailable`,
         `TooManyLogins`.
@@ -61,7 +61,7 @@ class Authentication:
         presented = read_authorization(lines)
         return ANONYMOUS if presented is None else await self.ask(presented, client)
 
-    async def ask(self, presented: Presented, client: str = "") -> Identity:
+    async def ask(self, presented: Presented, client: Callable[[], str] = str) -> Identity:
         """Who presents this. Raises `Unauthorized`, `AccessUnavailable`, `TooManyLogins`."""
         presented_as = "\0".join((presented.username, presented.password, presented.bearer))
         key = hashlib.blake2b(presented_as.encode(), key=self._key, digest_size=16).digest()
@@ -71,7 +71,7 @@ class Authentication:
             return known[0]
         found = None
         if now >= self._refused.get(key, now):
-            found = await self._once.run(key, lambda: self._find(replace(presented, client=client)))
+            found = await self._once.run(key, lambda: self._find(replace(presented, client=client())))
             if found is None or found.own is None:
                 self._remember(key, found)
         found = found or self._guest(presented)

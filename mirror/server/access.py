@@ -109,7 +109,7 @@ class Gate:
             certified = identity_of(request.transport.get_extra_info("peercert"))
             if certified is not None:
                 return certified
-        return await self._authentication.identify(lines, _from(request))
+        return await self._authentication.identify(lines, lambda: _from(request))
 
     async def admit(
         self,
@@ -184,7 +184,7 @@ class Gate:
         presented: Presented | None = None
         if request.method == "POST":
             presented = await _read_form(request)
-            identity = await self._authentication.ask(presented, _from(request))
+            identity = await self._authentication.ask(presented, lambda: _from(request))
         elif request.method == "GET":
             identity = await self._identity(request)
             presented = read_authorization(request.headers.getall("Authorization", []))
