@@ -216,6 +216,28 @@ async def test_a_name_with_line_ends(registry: FakeRegistry, tmp_path: Path) -> 
         assert "\x1b" not in mirror.log_text
 
 
+async def test_a_token_of_ours_has_one_spelling(registry: FakeRegistry, tmp_path: Path) -> None:
+    """Padded otherwise, with other characters between, cut, or twice named, it is none."""
+    access: dict[str, Any] = {"anonymous": False, "token": [{"name": "ci", "token": "s3cret"}]}
+    async with live_mirror(tmp_path, {"docker.io": registry.url}, access=access) as mirror:
+        token = (await mirror.ask("/token", headers={"Authorization": "Bearer s3cret"})).json["token"]
+        name, _, inside = token.partition(".")
+        bad = [
+            f"{token}=",
+            f"{token}====",
+            f"{name}.!{inside}",
+            f"{token[:50]}~{token[50:]}",
+            token[:-4],
+            token.upper(),
+        ]
+        bad += [f"{name}.{token}", f"{name}.", f"{name}.{inside[:-1]}", f"{name}.{'A' * 1000}", f"{token}.a.b"]
+        for one in bad:
+            basic = base64.b64encode(f"x:{one}".encode()).decode()
+            for header in (f"Bearer {one}", f"Basic {basic}"):
+                assert (await mirror.ask("/v2/", headers={"Authorization": header})).status == 401, one
+        assert (await mirror.ask("/v2/", headers={"Authorization": f"Bearer {token}"})).status == 200
+
+
 async def test_a_token_for_one_is_none_for_another(registry: FakeRegistry, tmp_path: Path) -> None:
     """What `/token` gives says who it is; the scope that was asked for opens nothing, and rules hold under every
     spelling of a name.
