@@ -101,9 +101,16 @@ class ContentRule:
 
 
 def check_size(rule: ContentRule, repo: Repo, manifest: Manifest) -> None:
-    """Raises `Denied` for an image that is too large."""
-    size = sum(max(0, blob.size) for blob in manifest.blobs if not blob.foreign)
-    if rule.largest is not None and size > rule.largest:
+    """Raises `Denied` for an image that is too large, or does not say how large it is.
+
+    Layers with `urls` count: clients take them from here where these lead nowhere.
+    """
+    if rule.largest is None:
+        return
+    if any(blob.size < 0 for blob in manifest.blobs):
+        raise Denied(f"{repo}@{manifest.digest} does not say its size, {format_size(rule.largest)} are allowed here")
+    size = sum(blob.size for blob in manifest.blobs)
+    if size > rule.largest:
         raise Denied(f"{repo}@{manifest.digest} has {format_size(size)}, {format_size(rule.largest)} are allowed here")
 
 

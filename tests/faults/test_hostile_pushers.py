@@ -101,6 +101,19 @@ async def test_a_manifest_that_a_registry_reads_otherwise(number: int, honest: R
         assert (await mirror.ask(f"/v2/mallory/own/blobs/{layer}")).status == 404
 
 
+async def test_a_large_layer_that_is_said_to_be_elsewhere(registry: FakeRegistry, tmp_path: Path) -> None:
+    """With `urls` it is had from here all the same: it counts for the largest size."""
+    layer = b"x" * 100_000
+    for content in (layer, _CONFIG):
+        registry.add_blob("mallory/own", content)
+    body = _manifest(f'"layers": [{_pointer(layer)[:-1]}, "urls": ["https://elsewhere.example"]}}]')
+    registry.add_manifest("mallory/own", body, OCI_MANIFEST, "1.0")
+    route = [{"match": "**", "max_size": "50KB"}]
+    async with live_mirror(tmp_path, {"docker.io": registry.url}, route=route) as mirror:
+        answer = await mirror.ask("/v2/mallory/own/manifests/1.0")
+        assert (answer.status, answer.code) == (403, "DENIED")
+
+
 @pytest.mark.parametrize("kind", ["application/vnd.example.unknown+json", OCI_MANIFEST.upper(), OCI_INDEX])
 async def test_a_manifest_of_a_type_that_registries_do_not_look_into(
     kind: str, registry: FakeRegistry, tmp_path: Path

@@ -93,7 +93,7 @@ def test_a_digest_that_is_required() -> None:
 
 
 def test_the_size_of_an_image() -> None:
-    """Config and layers together; foreign layers are not pulled from here."""
+    """Config and layers together, those with `urls` too; an image that does not say it is as good as too large."""
 
     def descriptor(size: int, **more: object) -> dict[str, object]:
         return {"mediaType": "application/x", "digest": str(Digest.of(b"%d" % size)), "size": size, **more}
@@ -101,10 +101,15 @@ def test_the_size_of_an_image() -> None:
     body = {
         "schemaVersion": 2,
         "config": descriptor(10),
-        "layers": [descriptor(40), descriptor(50), descriptor(9999, urls=["https://example.com"])],
+        "layers": [descriptor(40), descriptor(50, urls=["https://example.com"])],
     }
     manifest = read_manifest(json.dumps(body).encode(), OCI_MANIFEST)
     check_size(ContentRule(largest=100), _APP, manifest)
     check_size(ContentRule(), _APP, manifest)
     with pytest.raises(Denied, match="99 B are allowed"):
         check_size(ContentRule(largest=99), _APP, manifest)
+    old = {"schemaVersion": 1, "fsLayers": [{"blobSum": str(_DIGEST)}], "signatures": []}
+    unsized = read_manifest(json.dumps(old).encode())
+    check_size(ContentRule(), _APP, unsized)
+    with pytest.raises(Denied, match="does not say its size"):
+        check_size(ContentRule(largest=10**12), _APP, unsized)
