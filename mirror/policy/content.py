@@ -73,13 +73,17 @@ class ContentLists:
 
         Asked by digest alone, what is allowed by tag only is let through: its tag was asked for before, or its index.
         """
-        for pattern in self.deny:
-            if pattern.fits(repo, tag, digest):
-                raise Denied(f"{_called(repo, tag, digest)} is denied here by {pattern.text}")
+        self.check_denied(repo, tag, digest)
         if self.allow and not any(
             pattern.covers(repo) if tag is None else pattern.fits(repo, tag, digest) for pattern in self.allow
         ):
             raise Denied(f"{_called(repo, tag, digest)} is on no list of what is allowed here")
+
+    def check_denied(self, repo: Repo, tag: str | None, digest: Digest | None) -> None:
+        """Against `deny` alone. Raises `Denied` with the reason."""
+        for pattern in self.deny:
+            if pattern.fits(repo, tag, digest):
+                raise Denied(f"{_called(repo, tag, digest)} is denied here by {pattern.text}")
 
     def check_blob(self, repo: Repo, digest: Digest) -> None:
         """Of a blob, or of what is about the repository as a whole. Raises `Denied`."""

@@ -45,6 +45,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _MOST: Final = 100_000
+#: The algorithm of digests in lists.
+_LISTED: Final = "sha256"
 #: Seconds that «not signed» stands.
 _UNSIGNED_FOR: Final = 30.0
 #: Referrers and signatures of one image that are looked at: anybody who may push there can make more.
@@ -98,6 +100,9 @@ class GuardedRepository:
         manifest = None
         if answer.content is not None:
             manifest = _parsed(answer)
+            if answer.digest.algorithm != _LISTED:
+                # the same bytes under another name
+                self._lists.check_denied(self.repo, tag, Digest.of(answer.content, _LISTED))
             check_size(self._rule, self.repo, manifest)
         if self._rule.signed_by:
             await self._check_signature(answer.digest, manifest)

@@ -101,6 +101,17 @@ async def test_a_manifest_that_a_registry_reads_otherwise(number: int, honest: R
         assert (await mirror.ask(f"/v2/mallory/own/blobs/{layer}")).status == 404
 
 
+async def test_denied_content_under_another_digest(registry: FakeRegistry, tmp_path: Path) -> None:
+    """What is denied by its sha256 is denied, too, where it is asked for by its sha512."""
+    body = registry.manifest("acme/bad", registry.add_image("acme/bad", "1.0", [_SECRET]))
+    other = registry.add_manifest("acme/bad", body, OCI_MANIFEST, "2.0", algorithm="sha512")
+    content = {"deny": [f"**@{Digest.of(body)}"]}
+    async with live_mirror(tmp_path, {"docker.io": registry.url}, content=content) as mirror:
+        for reference in (Digest.of(body), "1.0", other, "2.0"):
+            answer = await mirror.ask(f"/v2/acme/bad/manifests/{reference}")
+            assert (answer.status, answer.code) == (403, "DENIED"), reference
+
+
 async def test_a_large_layer_that_is_said_to_be_elsewhere(registry: FakeRegistry, tmp_path: Path) -> None:
     """With `urls` it is had from here all the same: it counts for the largest size."""
     layer = b"x" * 100_000
