@@ -46,6 +46,7 @@ from mirror.errors import (
 from mirror.memo import MISSING, Memo
 from mirror.oci.challenge import Scope, parse_challenges
 from mirror.oci.digest import Digest
+from mirror.oci.link import next_page
 from mirror.oci.manifest import (
     ACCEPT,
     LARGEST,
@@ -88,7 +89,6 @@ _LARGEST_PAGE: Final = 4 * 1024 * 1024
 _MOST_PAGES: Final = 1000
 _MOST_TAGS: Final = 500_000
 _SHOWN: Final = 200
-_NEXT: Final = re.compile(r"<([^>]*)>\s*;(?:[^,]*;)?\s*rel\s*=\s*\"?next\"?", re.IGNORECASE)
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 
 _Method = Literal["GET", "HEAD"]
@@ -385,16 +385,16 @@ class RegistryUpstream:
         raise self._invalid(f"more than {_MOST_PAGES} pages", 200)
 
     def _next_page(self, reply: _Reply) -> str | None:
-        for line in reply.fields.get_all("Link"):
-            if found := _NEXT.search(line):
-                try:
-                    following = self._bounds.next_hop(reply.url, found[1], 0)
-                except UrlRefused as error:
-                    raise self._invalid(f"a next page that is refused: {error}", reply.status) from error
-                if following.origin != reply.url.origin:
-                    raise self._invalid("a next page on another host", reply.status)
-                return str(following)
-        return None
+        page = next_page(reply.fields.get_all("Link"))
+        if page is None:
+            return None
+        try:
+            following = self._bounds.next_hop(reply.url, page, 0)
+        except UrlRefused as error:
+            raise self._invalid(f"a next page that is refused: {error}", reply.status) from error
+        if following.origin != reply.url.origin:
+            raise self._invalid("a next page on another host", reply.status)
+        return str(following)
 
     async def _ask(
         self,
