@@ -119,7 +119,7 @@ class Unauthorized(RequestError):
 
 
 class TooManyLogins(RequestError):
-    """So many passwords wait to be checked that this one is not."""
+    """So many passwords wait to be checked, or so many of this name were refused by upstream, that this one is not."""
 
 
 class Denied(RequestError):

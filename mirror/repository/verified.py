@@ -27,6 +27,7 @@ from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind, RegistryRequest
 from mirror.once import Once
 from mirror.repository.behalf import acting
+from mirror.repository.guesses import Guesses
 
 __all__ = ["Provable", "Verifier"]
 
@@ -69,6 +70,7 @@ class Verifier:
         self._keep_while_down = keep_while_down
         self._now = now
         self._verdicts: OrderedDict[tuple[Repo, str], _Verdict] = OrderedDict()
+        self._guesses = Guesses(lambda: self._now())
         self._once = Once()
 
     @contextmanager
@@ -81,7 +83,7 @@ class Verifier:
         """Whether upstream lets the holder of these credentials have it. Call it inside `acting_for`.
 
         Raises `ManifestUnknown`, `BlobUnknown` where upstream does not know what is wanted, `UpstreamError` where it
-        cannot be told now and was not told lately.
+        cannot be told now and was not told lately, `TooManyLogins` where too many of this name were refused.
         """
         key = repository.repo, own.fingerprint if own else ""
         verdict = self._verdicts.get(key)
@@ -89,6 +91,8 @@ class Verifier:
             age = self._now() - verdict.at
             if age < (self._keep if verdict.allowed else _REFUSED_FOR):
                 return verdict.allowed
+        if own is not None and (verdict is None or not verdict.allowed):
+            self._guesses.check(own)
         try:
             allowed = await self._once.run((*key, wanted.kind, wanted.reference), lambda: self._ask(repository, wanted))
         except (UpstreamUnavailable, UpstreamThrottled) as error:
@@ -97,6 +101,8 @@ class Verifier:
                 return True
             raise
         self._remember(key, _Verdict(allowed, self._now()))
+        if own is not None and not allowed:
+            self._guesses.refused(own)
         return allowed
 
     async def _ask(self, repository: Provable, wanted: RegistryRequest) -> bool:

@@ -132,11 +132,13 @@ class Gate:
             self.require(identity, Action.PULL, repo, request, wanted)
             return nullcontext()
         self.require(identity, Action.PULL, repo, request, wanted)
-        with verifier.acting_for(identity.own):
-            allowed = await verifier.may_pull(repository, identity.own, wanted)
+        # out of a token they come from wherever that was given
+        own = replace(identity.own, client=_from(request)) if identity.own else None
+        with verifier.acting_for(own):
+            allowed = await verifier.may_pull(repository, own, wanted)
         if allowed:
             told.who = str(identity)
-            return verifier.acting_for(identity.own)
+            return verifier.acting_for(own)
         if identity.is_anonymous:
             raise self._unknown_caller(request, wanted)
         raise NameUnknown("no such repository")

@@ -133,6 +133,30 @@ async def test_one_has_no_pulls_left(private: FakeRegistry, tmp_path: Path) -> N
         assert await _status(mirror, f"blobs/{Digest.of(_LAYER)}", _ALICE) == 200
 
 
+async def test_one_guesses_the_password_of_another(private: FakeRegistry, tmp_path: Path) -> None:
+    """After some that upstream has refused it is not asked about more of this name, from this place, for a minute; who
+    was let in before goes on, and other names do.
+    """
+    async with _verifying(tmp_path, private) as mirror:
+        steady = [0.0]
+        verifier = mirror.app.front._gate._verifier_of("reg.example")  # type: ignore[union-attr]  # there is one
+        assert verifier
+        verifier._now = lambda: steady[0]
+        path = "manifests/1.0"
+        assert [await _status(mirror, path, who) for who in (_ALICE, _BOB)] == [200, 200]
+        guesses = [await _status(mirror, path, _basic("alice", f"guess {number}")) for number in range(15)]
+        assert guesses == [404] * 10 + [429] * 5
+        before = len(private.requests)
+        token = (await mirror.ask("/token", headers=_basic("alice", "guess 20"))).json["token"]
+        assert await _status(mirror, path, {"Authorization": f"Bearer {token}"}) == 429
+        assert await _status(mirror, path, _basic("alice", "guess 3")) == 404
+        assert len(private.requests) == before
+        assert await _status(mirror, path, _ALICE) == 200
+        assert await _status(mirror, path, _basic("carol", "guess")) == 404
+        steady[0] = 61.0
+        assert await _status(mirror, path, _basic("alice", "guess 20")) == 404
+
+
 async def test_a_token_of_ours_is_shown_to_no_upstream(private: FakeRegistry, tmp_path: Path) -> None:
     """One that has run out, or is another mirror's, is refused; taken for a password, it would go to the registry."""
     async with _verifying(tmp_path / "a", private) as mirror:
