@@ -17,6 +17,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
+from mirror.oci.reference import Repo
+from mirror.policy.images import Image
+from mirror.transfer.prefetch import prefetch
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, live_mirror
 
@@ -195,3 +198,20 @@ async def test_a_manifest_as_a_blob(registry: FakeRegistry, tmp_path: Path, rout
         assert await _statuses(mirror, digest) == [403]
         answer = await mirror.ask(f"/v2/{_NAME}/blobs/{digest}")
         assert answer.headers["Content-Type"] == "application/octet-stream"
+
+
+async def test_a_prefetch_of_a_signed_image(
+    registry: FakeRegistry, tmp_path: Path, route: list[dict[str, object]]
+) -> None:
+    """What others have attached, which nobody may pull here, is passed over; the image and our signature come."""
+    image = registry.add_image(_NAME, "1.0", [b"layer"])
+    ours = _push(registry, _simple(_OURS, image), subject=image)
+    theirs = _push(registry, _attestation(_THEIRS, image), subject=image)
+    program = _push(registry, (_SIMPLE, _program()[0], {}), subject=image)
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=route) as mirror:
+        wanted = [Image(Repo("docker.io", _NAME), tag="1.0")]
+        done = await prefetch(mirror.app.router.guarded, wanted, referrers=True)
+        assert done.ok, done.failures
+        [brought] = done.images.values()
+        assert {image, ours} <= set(brought.moved)
+        assert not {theirs, program} & set(brought.moved)
