@@ -1,17 +1,19 @@
 """How many credentials of one name are tried at an upstream, from one place.
 
-    refused by upstream ── another password of this name, from this client ──> noted for a minute
-                               └── as many as `most` ──> `TooManyLogins` until they are a minute old
+    asked ── `at_once` of this name, from this client, are being asked about ──> `TooManyLogins`
+      └── as many as `most` were refused lately ────────────────────────────────> `TooManyLogins`, for a minute
+      └── upstream is asked ── refused ──> noted for a minute
 
 A mirror that asks on behalf of others would otherwise guess for them: upstream sees its address, and locks out the
 account, or the mirror. Whoever was let in before is not held up, and one who comes with one password again and again is
-one.
+one. Robots share names (`AWS`, `oauth2accesstoken`), so those that are right are not counted.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from mirror.errors import TooManyLogins
@@ -19,9 +21,10 @@ from mirror.oci.authorization import Presented
 
 __all__ = ["Guesses"]
 
-#: Seconds that a refusal is noted for, and how many may be.
+#: Seconds that a refusal is noted for, how many may be, and how many may be under way.
 _FOR: Final = 60.0
 _EACH: Final = 10
+_AT_ONCE: Final = 32
 #: Names and places that are kept in mind, least recent ones leave.
 _MOST: Final = 10_000
 
@@ -29,16 +32,33 @@ _MOST: Final = 10_000
 class Guesses:
     """Of one process. `now` is monotonic."""
 
-    def __init__(self, now: Callable[[], float], *, most: int = _EACH) -> None:
+    def __init__(self, now: Callable[[], float], *, most: int = _EACH, at_once: int = _AT_ONCE) -> None:
         self._now = now
         self._most = most
+        self._at_once = at_once
         self._noted: OrderedDict[tuple[str, str], dict[str, float]] = OrderedDict()
+        self._asking: dict[tuple[str, str], Counter[str]] = {}
 
-    def check(self, own: Presented) -> None:
-        """Whether upstream may be asked about these. Raises `TooManyLogins`."""
-        noted = self._lately(own)
-        if len(noted) >= self._most and own.fingerprint not in noted:
-            raise TooManyLogins("too many passwords of this name were refused lately; ask again")
+    @contextmanager
+    def asking(self, own: Presented) -> Iterator[None]:
+        """Inside it upstream is asked about these. Raises `TooManyLogins`."""
+        key, mine = (own.client, own.username), own.fingerprint
+        noted, others = self._lately(own), self._asking.get(key, Counter())
+        if mine not in noted and mine not in others and (len(noted) >= self._most or len(others) >= self._at_once):
+            raise TooManyLogins("too many passwords of this name were refused lately, or are being tried; ask again")
+        self._asking.setdefault(key, Counter())[mine] += 1
+        try:
+            yield
+        finally:
+            self._leave(key, mine)
+
+    def _leave(self, key: tuple[str, str], mine: str) -> None:
+        asking = self._asking[key]
+        asking[mine] -= 1
+        if not asking[mine]:
+            del asking[mine]
+        if not asking:
+            del self._asking[key]
 
     def refused(self, own: Presented) -> None:
         """Upstream said no."""

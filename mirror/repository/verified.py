@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -91,18 +91,19 @@ class Verifier:
             age = self._now() - verdict.at
             if age < (self._keep if verdict.allowed else _REFUSED_FOR):
                 return verdict.allowed
-        if own is not None and (verdict is None or not verdict.allowed):
-            self._guesses.check(own)
+        stranger = own if verdict is None or not verdict.allowed else None
         try:
-            allowed = await self._once.run((*key, wanted.kind, wanted.reference), lambda: self._ask(repository, wanted))
+            with self._guesses.asking(stranger) if stranger else nullcontext():
+                work = (*key, wanted.kind, wanted.reference)
+                allowed = await self._once.run(work, lambda: self._ask(repository, wanted))
+                if own is not None and not allowed:
+                    self._guesses.refused(own)
         except (UpstreamUnavailable, UpstreamThrottled) as error:
             if verdict is not None and verdict.allowed and self._now() - verdict.at < self._keep_while_down:
                 telemetry.log.warning("access is not verified anew", repository=str(repository.repo), reason=str(error))
                 return True
             raise
         self._remember(key, _Verdict(allowed, self._now()))
-        if own is not None and not allowed:
-            self._guesses.refused(own)
         return allowed
 
     async def _ask(self, repository: Provable, wanted: RegistryRequest) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -155,6 +156,21 @@ async def test_one_guesses_the_password_of_another(private: FakeRegistry, tmp_pa
         assert await _status(mirror, path, _basic("carol", "guess")) == 404
         steady[0] = 61.0
         assert await _status(mirror, path, _basic("alice", "guess 20")) == 404
+        # not any faster side by side
+        steady[0] = 200.0
+        private.forget()
+        many = [asyncio.create_task(_status(mirror, path, _basic("alice", f"new {number}"))) for number in range(200)]
+        counted = Counter(await asyncio.gather(*many))
+        assert counted.keys() == {404, 429}
+        assert counted[404] <= 10 + 32
+        assert private.count("token") <= 10 + 32
+        # what one has is asked for side by side
+        bob = _basic("bob", "bobs-word")
+        steady[0] = 1000.0
+        verifier._verdicts.clear()
+        paths = [f"blobs/{Digest.of(b'%d' % number)}" for number in range(100)]
+        assert set(await asyncio.gather(*[_status(mirror, one, bob) for one in paths])) == {404}
+        assert await _status(mirror, path, bob) == 200
 
 
 async def test_a_token_of_ours_is_shown_to_no_upstream(private: FakeRegistry, tmp_path: Path) -> None:
