@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mirror.errors import NameInvalid, NameUnknown
-from mirror.oci.digest import Digest
+from mirror.oci.digest import HEX_LENGTHS, Digest
 from mirror.oci.reference import Reference, Repo, check_name, check_registry, check_tag
 from mirror.policy.routing import RoutingTable
 
@@ -55,6 +55,8 @@ def parse_image(text: str, table: RoutingTable) -> Image:
     name = f"{head}{slash}{last}"
     if not name:
         raise NameInvalid(f"not an image: {text[:80]!r}")
+    if len(tag) == HEX_LENGTHS.get(name) and not at:
+        raise NameInvalid(f"a digest alone names no image, write NAME@{written}")
     given = check_tag(tag) if colon else None
     first, slash, rest = name.partition("/")
     if slash and looks_like_host(first):

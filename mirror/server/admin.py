@@ -42,7 +42,7 @@ from mirror.policy.access import Identity
 from mirror.policy.images import Image
 from mirror.policy.platforms import parse_platforms
 from mirror.server.access import Gate
-from mirror.server.answers import API_VERSION, error_response
+from mirror.server.answers import API_VERSION, SERVER, error_response
 from mirror.server.keeping import Keeping
 from mirror.server.operations import PREFIX, Operation, find, openapi
 from mirror.server.page import ASSETS, Asset
@@ -179,22 +179,22 @@ class Admin:
             error = MirrorError("an unexpected error; the log has more")
             response = error_response(error, name)
         if response.status == 405:
-            response.headers["Allow"] = ", ".join(operations or ("GET",))
-        self._tell(asked, operations.get(request.method), response.status, name, error)
+            response.headers["Allow"] = ", ".join(_allowed(operations))
+        self._tell(asked, operations.get(_method(request)), response.status, name, error)
         return response
 
     async def _answer(self, asked: _Asked, target: str, operations: Mapping[str, Operation], name: str) -> web.Response:
         path, _, _query = target.partition("?")
-        method = asked.request.method
+        method = _method(asked.request)
         if not operations:
             if (asset := ASSETS.get(path)) is None:
                 raise NotServed("not a path of the admin API")
-            if method not in ("GET", "HEAD"):
-                raise Unsupported(f"{method} is not possible here, GET is")
-            return _page(asset, head=method == "HEAD")
+            if method != "GET":
+                raise Unsupported(f"{method} is not possible here, only {', '.join(_allowed({}))}")
+            return _page(asset, asked.request)
         operation = operations.get(method)
         if operation is None:
-            raise Unsupported(f"{method} is not possible here, {' and '.join(operations)} is")
+            raise Unsupported(f"{method} is not possible here, only {', '.join(_allowed(operations))}")
         if operation.changes:
             _refuse_without_header(asked.request)
         asked.query = _query_of(asked.request, operation)
@@ -377,9 +377,12 @@ async def _body(request: web.BaseRequest, *, optional: bool = False) -> object:
     if optional and not received:
         return None
     try:
-        return json.loads(bytes(received))
+        read = json.loads(bytes(received))
+        # half of a surrogate pair is JSON and no text (RFC 8259, 8.2): it could not be written down
+        json.dumps(read, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise BodyInvalid("not JSON") from error
+        raise BodyInvalid("not JSON in UTF-8") from error
+    return read
 
 
 def _query_of(request: web.BaseRequest, operation: Operation) -> dict[str, str]:
@@ -388,7 +391,20 @@ def _query_of(request: web.BaseRequest, operation: Operation) -> dict[str, str]:
     unknown = [name for name in query if name not in operation.query]
     if unknown:
         raise RequestError(f"{unknown[0][:40]!r}: no such parameter")
+    if len(request.query) > len(query):
+        raise RequestError(f"{', '.join(query)}: a parameter is given more than once")
     return query
+
+
+def _method(request: web.BaseRequest) -> str:
+    """HEAD is answered as GET is, without the body, which the library leaves out (RFC 9110, 9.3.2)."""
+    return "GET" if request.method == "HEAD" else request.method
+
+
+def _allowed(operations: Mapping[str, Operation]) -> list[str]:
+    """Of a path, for `Allow`; without operations it is a file's."""
+    methods = list(operations) or ["GET"]
+    return [*methods, "HEAD"] if "GET" in methods else methods
 
 
 def _refuse_other_sites(request: web.BaseRequest) -> None:
@@ -396,13 +412,21 @@ def _refuse_other_sites(request: web.BaseRequest) -> None:
     "Origin header"; W3C, "Fetch Metadata Request Headers").
     """
     origin, host = request.headers.get("Origin"), request.headers.get("Host", "")
-    if origin is not None and (not host or urlsplit(origin).netloc.lower() != host.lower()):
+    if origin is not None and (not host or _host_of(origin) != host.lower()):
         raise Denied("the admin API is not for pages of other sites")
     if request.headers.get("Sec-Fetch-Site", "none") in ("cross-site", "same-site"):
         # following a link to the page itself is no harm
         navigating = request.headers.get("Sec-Fetch-Mode") == "navigate" and request.method == "GET"
         if not navigating:
             raise Denied("the admin API is not for pages of other sites")
+
+
+def _host_of(origin: str) -> str:
+    """With its port; empty where there is none, or it makes no sense."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _refuse_without_header(request: web.BaseRequest) -> None:
@@ -450,7 +474,7 @@ def _response(reply: _Reply, body: bytes, name: str) -> web.Response:
     return web.Response(status=reply.status, body=body, headers=headers)
 
 
-def _page(asset: Asset, *, head: bool) -> web.Response:
-    return web.Response(
-        body=b"" if head else asset.content, headers={**asset.headers, "Content-Length": str(len(asset.content))}
-    )
+def _page(asset: Asset, request: web.BaseRequest) -> web.Response:
+    if asset.is_known(request.headers.get("If-None-Match")):
+        return web.Response(status=304, headers={**SERVER, "ETag": asset.headers["ETag"]})
+    return web.Response(body=asset.content, headers=asset.headers)

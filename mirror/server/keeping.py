@@ -180,7 +180,8 @@ def _number(query: Mapping[str, str], name: str, default: Any, least: int, most:
     text = query.get(name)
     if text is None:
         return default
-    if not text.isascii() or not text.isdecimal() or not least <= int(text[:20]) <= most:
+    # as many digits as the most has, so that neither zeros before it nor thousands of digits are read
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(most)) and least <= int(text) <= most):
         raise RequestError(f"{name}: not a number from {least} to {most}: {text[:40]!r}")
     return int(text)
 

@@ -6,6 +6,7 @@ script but its own, and keeps nothing in the browser.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -23,7 +24,7 @@ _HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
-    # a newer mirror has another page
+    # a newer mirror has another page: asked for again each time, but not sent again
     "Cache-Control": "no-cache",
 }
 
@@ -35,10 +36,16 @@ class Asset:
     content: bytes
     headers: Mapping[str, str]
 
+    def is_known(self, if_none_match: str | None) -> bool:
+        """Whether the browser has this very content already (RFC 9110, 13.1.2)."""
+        known = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
+        return self.headers["ETag"] in known
+
 
 def _asset(name: str, media_type: str) -> Asset:
     content = files("mirror.server").joinpath("assets", name).read_bytes()
-    return Asset(content, {**_HEADERS, "Content-Type": f"{media_type}; charset=utf-8"})
+    tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    return Asset(content, {**_HEADERS, "Content-Type": f"{media_type}; charset=utf-8", "ETag": tag})
 
 
 #: By path.

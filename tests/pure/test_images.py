@@ -58,6 +58,7 @@ def test_a_digest_goes_before_a_tag() -> None:
         ("UPPER", NameInvalid),
         ("a/../b", NameInvalid),
         ("alpine:", TagInvalid),
+        (str(_DIGEST), NameInvalid),
         ("alpine:a b", TagInvalid),
         ("alpine@sha256:12", DigestInvalid),
         ("registry.example/app", NameUnknown),
