@@ -8,6 +8,7 @@ gate.py        who is asked who they are
 routes.py      how repositories are treated
 purging.py     what drops an image on purpose
 syncing.py     sync rules
+tasks.py       jobs
 house.py       what one worker does for all
 """
 
@@ -18,6 +19,7 @@ from mirror.app.purging import make_purge
 from mirror.app.routes import age_rule, content_lists, route_of
 from mirror.app.storage import MISSES_LOCK, SCRUB_LOCK, open_disk, open_storage, pin_rules, scrub_notes
 from mirror.app.syncing import make_sync
+from mirror.app.tasks import make_jobs
 from mirror.app.upstreams import open_registries, upstream_urls
 from mirror.config import routing_table
 
@@ -30,6 +32,7 @@ __all__ = [
     "age_rule",
     "build",
     "content_lists",
+    "make_jobs",
     "make_purge",
     "make_sync",
     "open_disk",

@@ -23,6 +23,7 @@ from mirror.app.purging import make_purge
 from mirror.app.routes import content_lists, route_rule
 from mirror.app.storage import MISSES_LOCK, InFlight, open_storage, pin_rules
 from mirror.app.syncing import make_sync, open_leases
+from mirror.app.tasks import make_jobs
 from mirror.app.upstreams import Upstreams
 from mirror.beats import Pulse
 from mirror.config import (
@@ -58,7 +59,7 @@ from mirror.store.misses import LocalMisses
 from mirror.store.notes import Notes
 from mirror.store.purges import Purges
 from mirror.store.recent import LocalRecent
-from mirror.transfer.jobs import Jobs, prefetching
+from mirror.transfer.jobs import prefetching
 
 __all__ = ["build"]
 
@@ -167,12 +168,7 @@ async def build(config: Config, *, housework: bool = True, pulse: Pulse | None =
         def parse(text: str) -> Image:
             return parse_image(text, upstreams.table)
 
-        jobs = Jobs(
-            *(Notes(storage.layout, kind) for kind in ("jobs", "job-queue", "job-cancels")),
-            hold=storage.locks.try_hold,
-            alone=storage.locks.named,
-            work={"prefetch": prefetching(router.guarded, parse), "sync": sync.job},
-        )
+        jobs = make_jobs(storage, {"prefetch": prefetching(router.guarded, parse), "sync": sync.job})
         workers = _make_workers(storage, shelf, flights, upstreams)
         traffic = TrafficLog(Notes(storage.layout, "traffic"), hold=storage.locks.try_hold)
         admin = Admin(

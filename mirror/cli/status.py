@@ -17,6 +17,7 @@ from mirror.cli.base import ConfigFile, application, table_console
 from mirror.cli.running import ask, ask_if_running
 from mirror.cli.working import check_owner
 from mirror.errors import ConfigError, RequestError
+from mirror.policy.durations import format_duration
 from mirror.policy.images import Image, parse_image
 from mirror.policy.sizes import format_size
 
@@ -51,13 +52,16 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
     async with open_storage(loaded) as storage:
         held, limit = await storage.evictor.fullness() or (None, None)
     store = {"root": str(loaded.store.root), "bytes": held, "limit": limit}
-    return {"version": __version__, "workers": [], "store": store, "offline": loaded.offline}
+    # what nobody counts is null: programs find the same names beside a mirror that runs and without
+    unknown = {"worker": None, "uptime": None, "traffic": None}
+    return {"version": __version__, **unknown, "workers": [], "store": store, "offline": loaded.offline}
 
 
 def _show(found: dict[str, Any], flights: list[dict[str, Any]], upstreams: list[dict[str, Any]]) -> None:
     store, workers = found["store"], found["workers"]
     sealed = ", sealed" if found["offline"] else ""
-    running = f"{len(workers)} workers, up {found['uptime']:.0f} s" if workers else "not running"
+    count = f"{len(workers)} worker{'' if len(workers) == 1 else 's'}"
+    running = f"{count}, up {format_duration(found['uptime'])}" if workers else "not running"
     print(f"mirror:    {found['version']}, {running}{sealed}")
     print(f"store:     {_say_full(store['bytes'], store['limit'])} in {store['root']}")
     if traffic := found.get("traffic"):

@@ -1,7 +1,8 @@
-"""`jobs`: what the running mirror was asked to do, over its admin API."""
+"""`jobs`: what a mirror was asked to do. The one that runs is asked; where none does, its disk tells."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -10,8 +11,11 @@ import typer
 from rich.table import Table
 
 from mirror import config as settings
+from mirror import telemetry
+from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, table_console
-from mirror.cli.running import ask
+from mirror.cli.running import ask_if_running
+from mirror.cli.working import check_owner
 from mirror.errors import ConfigError
 from mirror.policy.sizes import format_size
 
@@ -25,19 +29,49 @@ def jobs(
     cancel: Annotated[bool, typer.Option("--cancel", help="End this job.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")] = False,
 ) -> None:
-    """List the jobs of the running mirror, show one, or cancel it."""
+    """List the jobs of the mirror, show one, or cancel it; also where no mirror runs."""
     loaded = settings.load(config)
+    telemetry.set_up_logging("error")
     if cancel and job is None:
         raise ConfigError(["--cancel: which job? Give its ID"])
     if job is not None:
-        answer = ask(loaded, "DELETE" if cancel else "GET", f"/admin/v1/jobs/{quote(job, safe='')}")
+        one = _one(loaded, job, cancel)
         if cancel and not as_json:
-            print(f"job {job}: " + ("is being cancelled" if answer.get("cancelling") else f"is {answer['state']}"))
+            print(f"job {job}: " + ("is being cancelled" if one.get("cancelling") else f"is {one['state']}"))
             return
-        print(json.dumps(answer, indent=1))
+        print(json.dumps(one, indent=1))
         return
-    answer = ask(loaded, "GET", "/admin/v1/jobs")
+    answer = ask_if_running(loaded, "GET", "/admin/v1/jobs")
+    if answer is None:
+        answer = {"jobs": asyncio.run(_all_on_disk(loaded))}
     print(json.dumps(answer, indent=1)) if as_json else _show(answer["jobs"])
+
+
+def _one(loaded: settings.Config, job: str, cancel: bool) -> dict[str, Any]:
+    """Raises `MirrorError`."""
+    told = ask_if_running(loaded, "DELETE" if cancel else "GET", f"/admin/v1/jobs/{quote(job, safe='')}")
+    return asyncio.run(_one_on_disk(loaded, job, cancel)) if told is None else told
+
+
+async def _one_on_disk(loaded: settings.Config, job: str, cancel: bool) -> dict[str, Any]:
+    from mirror.app import make_jobs, open_storage
+
+    # that a job is over, because its process is, is written down as well
+    check_owner(loaded, "leaves")
+    async with open_storage(loaded) as storage:
+        jobs = make_jobs(storage)
+        if not cancel:
+            return await jobs.get(job)
+        with audited(loaded, "cancel", job=job[:80]):
+            return await jobs.cancel(job)
+
+
+async def _all_on_disk(loaded: settings.Config) -> list[dict[str, Any]]:
+    from mirror.app import make_jobs, open_storage
+
+    check_owner(loaded, "leaves")
+    async with open_storage(loaded) as storage:
+        return await make_jobs(storage).all()
 
 
 def _show(found: list[dict[str, Any]]) -> None:
@@ -57,6 +91,6 @@ def _show(found: list[dict[str, Any]]) -> None:
 
 def _progress(job: dict[str, Any]) -> str:
     progress, result = job.get("progress"), job.get("result", {})
-    if "error" in result:
-        return str(result["error"])
+    if trouble := result.get("error") or result.get("first_failure"):
+        return str(trouble)
     return f"{format_size(progress['received'])} of {format_size(progress['size'])}" if progress else ""

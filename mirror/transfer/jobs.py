@@ -114,7 +114,8 @@ def prefetching(source_for: Callable[[Repo], Source], parse_image: Callable[[str
             referrers=bool(arguments["referrers"]),
             report=meter.note,
         )
-        return Ended(done.ok, _shortened(done.to_json()))
+        first = {} if done.ok else {"first_failure": str(done.failures[0])}
+        return Ended(done.ok, {**_shortened(done.to_json()), **first})
 
     return work
 

@@ -302,7 +302,11 @@ class Sync:
 
     async def job(self, arguments: Mapping[str, Any], meter: Meter) -> Ended:
         """The same as work of the kind `sync`, asked for with `rule`."""
-        return await self.run_rule(str(arguments["rule"]), meter, by="job")
+        ended = await self.run_rule(str(arguments["rule"]), meter, by="job")
+        stale = (f"upstream did not answer for {image}" for image in ended.result.get("stale", ()))
+        told = [*ended.result.get("failures", ()), *stale]
+        first = {"first_failure": told[0]} if told and not ended.ok else {}
+        return Ended(ended.ok, {**ended.result, **first})
 
     async def _carry(self, rule: SyncRule, meter: Meter, by: str) -> Ended:
         """The rule's lock is held. What happens is on disk, from the begin to the end."""

@@ -343,6 +343,8 @@ def test_the_command_line_asks_the_server(
     assert api("GET", f"/images/{_APP}:v1").status == 404
     mirror.stop()
     assert "not running" in _mirror("status", config=config).stdout
+    alone = json.loads(_mirror("status", "--json", config=config).stdout)
+    assert (alone.keys(), alone["workers"], alone["traffic"]) == (status.keys(), [], None)
     assert "purged, 3 blobs" in _mirror("purge", "app:v2", config=config).stdout
     absent = _mirror("purge", "app:v2", config=config)
     assert (absent.returncode, "is not here" in absent.stderr) == (1, True)

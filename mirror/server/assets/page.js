@@ -294,7 +294,8 @@ function showJobs({ jobs }) {
     set(row, "name", `${one.kind} ${one.arguments?.rule ?? images[0] ?? ""}${others > 0 ? ` and ${others} more` : ""}`);
     set(row, "state", one.state, `state ${KINDS[one.state] ?? ""}`);
     const done = one.progress ? `, ${bytes(one.progress.received ?? 0)} of ${bytes(one.progress.size ?? 0)}` : "";
-    set(row, "more", `${when(one.created)}${done}${one.result?.error ? `: ${one.result.error}` : ""}`, "quiet");
+    const trouble = one.result?.error ?? one.result?.first_failure;
+    set(row, "more", `${when(one.created)}${done}${trouble ? `: ${trouble}` : ""}`, "quiet");
   }, "none in the last week");
 }
 
