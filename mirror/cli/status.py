@@ -61,7 +61,7 @@ def _show(found: dict[str, Any], flights: list[dict[str, Any]], upstreams: list[
     store, workers = found["store"], found["workers"]
     sealed = ", sealed" if found["offline"] else ""
     count = f"{len(workers)} worker{'' if len(workers) == 1 else 's'}"
-    running = f"{count}, up {format_duration(found['uptime'])}" if workers else "not running"
+    running = f"{count}, up {format_duration(max(one['uptime'] for one in workers))}" if workers else "not running"
     print(f"mirror:    {found['version']}, {running}{sealed}")
     print(f"store:     {_say_full(store['bytes'], store['limit'])} in {store['root']}")
     if traffic := found.get("traffic"):

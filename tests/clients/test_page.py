@@ -171,7 +171,7 @@ def test_names_from_outside_stay_text(mirror: MirrorProcess, registry: FakeRegis
 def test_a_mirror_that_is_gone_shows(mirror: MirrorProcess, seen: Seen) -> None:
     """The page says that what it shows is old."""
     mirror.stop()
-    expect(seen.page.locator("#connection")).to_contain_text("does not answer", timeout=_MS)
+    expect(seen.page.locator("#connection")).to_have_text("the mirror does not answer", timeout=_MS)
     expect(seen.page.locator("#connection")).to_have_class("gone")
 
 

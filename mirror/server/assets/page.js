@@ -32,7 +32,7 @@ function put(id, text) {
 function bytes(count) {
   const units = ["B", "kB", "MB", "GB", "TB", "PB"];
   let at = 0;
-  while (count >= 1000 && at < units.length - 1) { count /= 1000; at += 1; }
+  while (count >= 999.5 && at < units.length - 1) { count /= 1000; at += 1; }
   return `${at && count < 10 ? count.toFixed(1) : Math.round(count)} ${units[at]}`;
 }
 
@@ -81,16 +81,26 @@ function set(row, name, text, kind) {
 // ------------------------------------------------------------------------------------------------ asking
 
 async function ask(path, options = {}) {
-  const answer = await fetch(API + path, {
-    credentials: "same-origin", cache: "no-store", signal: AbortSignal.timeout(20000), ...options,
-    headers: { Accept: "application/json", "Mirror-Admin": "1", ...options.headers },
-  });
-  const body = await answer.json();
+  let answer, body;
+  try {
+    answer = await fetch(API + path, {
+      credentials: "same-origin", cache: "no-store", signal: AbortSignal.timeout(20000), ...options,
+      headers: { Accept: "application/json", "Mirror-Admin": "1", ...options.headers },
+    });
+    body = await answer.json();
+  } catch {
+    throw new Unheard("the mirror does not answer"); // or a proxy that cannot reach it does
+  }
+  if (answer.status === 401) loggedOut = true;
   if (!answer.ok) throw new Refused(body.errors?.[0]?.message ?? `status ${answer.status}`);
   return body;
 }
 
 class Refused extends Error {}
+class Unheard extends Error {}
+
+// Asking on would have the browser ask for a password again and again.
+let loggedOut = false;
 
 let saidUntil;
 function say(text) {
@@ -108,7 +118,9 @@ let limit = 0;
 function showStatus(status) {
   const sealed = status.offline ? ", sealed" : "";
   const workers = status.workers.length;
-  put("about", `${status.version}, ${workers} worker${workers === 1 ? "" : "s"}, up ${span(status.uptime)}${sealed}`);
+  // any worker answers, and some may have been replaced
+  const up = Math.max(...status.workers.map((one) => one.uptime));
+  put("about", `${status.version}, ${workers} worker${workers === 1 ? "" : "s"}, up ${span(up)}${sealed}`);
   const traffic = status.traffic;
   put("ratio", percent(traffic.hit_ratio));
   put("saved", bytes(traffic.saved));
@@ -138,7 +150,7 @@ function showFlights({ flights }) {
 
 // ------------------------------------------------------------------------------------------------ charts
 
-const WIDE = 480, HIGH = 130, LEFT = 52, BOTTOM = 18, DAY = 86400;
+const WIDE = 480, HIGH = 140, LEFT = 68, BOTTOM = 22, DAY = 86400;
 
 function frame(title, top, labels) {
   const chart = draw("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": title });
@@ -155,14 +167,17 @@ function frame(title, top, labels) {
 // Points are minutes; what is drawn are `count` equal parts of the last day.
 function parts(points, count) {
   const now = points.length ? points[points.length - 1].at : 0;
-  const sums = Array.from({ length: count }, () => ({ requests: 0, hits: 0, saved: 0 }));
+  const sums = Array.from({ length: count }, () => ({ requests: 0, hits: 0, sent: 0, received: 0 }));
   for (const one of points) {
     const at = count - 1 - Math.floor((now - one.at) / (DAY / count));
     if (at < 0 || at >= count) continue;
-    for (const name of ["requests", "hits", "saved"]) sums[at][name] += one[name];
+    for (const name of ["requests", "hits", "sent", "received"]) sums[at][name] += one[name];
   }
   return sums;
 }
+
+// What was fetched before anybody asked is saved only once it was sent more often than that.
+const savedOf = (sums) => Math.max(0, sums.reduce((saved, one) => saved + one.sent - one.received, 0));
 
 function showHistory({ points }) {
   const top = 8, ground = HIGH - BOTTOM, tall = ground - top;
@@ -171,19 +186,25 @@ function showHistory({ points }) {
   const known = quarters.map((one, at) => [x(at), one.requests ? one.hits / one.requests : null]).filter((one) => one[1] !== null);
   const latest = known.length ? percent(known[known.length - 1][1]) : "no requests yet";
   const ratio = frame(`Hit ratio over the last day, now ${latest}`, top, [[1, "100 %"], [0.5, "50 %"], [0, "0 %"]]);
-  const path = known.map(([at, part]) => `${at.toFixed(1)},${(ground - tall * part).toFixed(1)}`);
-  if (known.length > 1) ratio.append(draw("polyline", { class: "curve", points: path.join(" ") }));
+  // nothing is drawn over a time without requests: nobody knows what it would have been
+  const gap = 1.5 * (x(1) - x(0));
+  const curves = [];
+  known.forEach(([at, part], number) => {
+    if (!number || at - known[number - 1][0] > gap) curves.push([]);
+    curves[curves.length - 1].push(`${at.toFixed(1)},${(ground - tall * part).toFixed(1)}`);
+  });
+  for (const curve of curves) if (curve.length > 1) ratio.append(draw("polyline", { class: "curve", points: curve.join(" ") }));
   for (const [at, part] of known) ratio.append(draw("circle", { class: "bar", cx: at, cy: ground - tall * part, r: 2.5 }));
   byId("ratio-chart").replaceChildren(ratio);
 
-  const hours = parts(points, 24);
-  const most = Math.max(1, ...hours.map((one) => one.saved));
-  const whole = hours.reduce((sum, one) => sum + one.saved, 0);
-  const saved = frame(`Saved per hour over the last day, ${bytes(whole)} in all`, top,
-    [[1, bytes(most)], [0.5, bytes(most / 2)], [0, "0 B"]]);
+  const sums = parts(points, 24);
+  const hours = sums.map((one) => savedOf([one]));
+  const most = Math.max(...hours);
+  const saved = frame(`Saved per hour over the last day, ${bytes(savedOf(sums))} in all`, top,
+    most ? [[1, bytes(most)], [0.5, bytes(most / 2)], [0, "0 B"]] : [[0, "0 B"]]);
   const step = (WIDE - LEFT) / 24;
   hours.forEach((one, at) => {
-    const height = (tall * one.saved) / most;
+    const height = most && (tall * one) / most;
     if (height > 0) saved.append(draw("rect", { class: "bar", x: LEFT + at * step + 1, y: ground - height, width: step - 2, height }));
   });
   byId("saved-chart").replaceChildren(saved);
@@ -217,35 +238,42 @@ async function loadImages(more = false) {
   byId("more").hidden = !page.next;
 }
 
+function complete(image) {
+  if (image.complete) return "yes";
+  if (image.emptied) return "manifest only";
+  return image.missing ? `no, ${image.missing} missing` : "no platform was pulled";
+}
+
 function imageRow(image) {
   const cell = (label, ...content) => make("td", { "data-label": label }, ...content);
-  const button = make("button", { type: "button", "aria-pressed": image.pinned });
+  const button = make("button", { type: "button" });
+  let { pinned } = image;
   const named = () => {
-    button.textContent = button.getAttribute("aria-pressed") === "true" ? "unpin" : "pin";
+    button.textContent = pinned ? "unpin" : "pin";
     button.setAttribute("aria-label", `${button.textContent} ${image.image}`);
   };
   named();
   button.addEventListener("click", async () => {
-    const pinned = button.getAttribute("aria-pressed") === "true";
     button.disabled = true;
     try {
       const told = await ask(`/pins/${nameInPath(image.image)}`, { method: pinned ? "DELETE" : "PUT" });
       const stays = pinned ? told.pinned : true;
-      button.setAttribute("aria-pressed", String(stays));
-      named();
       say(`${image.image} is ${stays ? "pinned" : "not pinned any more"}${pinned && stays ? ", by a rule" : ""}`);
+      pinned = stays;
+      named();
     } catch (error) {
       say(`${image.image}: ${error.message}`);
     } finally {
       button.disabled = false;
-      button.focus();
+      // it had to let go of the focus; somebody who went on keeps it
+      if (document.activeElement === document.body) button.focus({ preventScroll: true });
     }
   });
   return make("tr", {},
     cell("image", image.image),
     cell("size", bytes(image.size)),
     cell("last pull", when(image.lastPull)),
-    cell("complete", make("span", { class: image.complete ? "good" : "warn" }, image.complete ? "yes" : image.emptied ? "manifest only" : `no, ${image.missing || "no platform"} missing`)),
+    cell("complete", make("span", { class: image.complete ? "good" : "warn" }, complete(image))),
     cell("platforms", image.platforms.join(", ") || "–"),
     cell("pinned", button, image.frozen ? " frozen" : ""));
 }
@@ -257,8 +285,8 @@ function showNext({ images }) {
     make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": "how" })),
   ), (row, one) => {
     set(row, "name", one.names.join(", ") || one.digest || "blobs that no image here names");
-    const used = one.last_used ? `last used ${when(new Date(one.last_used * 1000).toISOString())}` : "";
-    set(row, "how", `${bytes(one.bytes)}, ${used}`, "quiet");
+    const used = one.last_used ? `, last used ${when(new Date(one.last_used * 1000).toISOString())}` : "";
+    set(row, "how", `${bytes(one.bytes)}${used}`, "quiet");
   }, "nothing could be evicted");
 }
 
@@ -347,10 +375,16 @@ function clientText(kind, client, place, text) {
     try {
       await navigator.clipboard.writeText(text);
     } catch {
-      // without HTTPS there is no clipboard: have it selected, to be copied by hand
+      // without HTTPS there is no clipboard but the old one; where that fails too, it is selected, to be copied by hand
       getSelection().selectAllChildren(content);
-      say("press Ctrl-C to copy");
-      return;
+      const give = (event) => { event.clipboardData.setData("text/plain", text); event.preventDefault(); };
+      document.addEventListener("copy", give);
+      const done = document.execCommand("copy");
+      document.removeEventListener("copy", give);
+      if (!done) {
+        say("it is selected: copy it by hand");
+        return;
+      }
     }
     say(kind === "command" ? "copied" : `copied: put it into ${place}`);
   });
@@ -372,17 +406,27 @@ const EVERY = [
 
 let lastHeard = null;
 
+// What is read out to those who listen changes when something has happened, not each second.
 function heard(error) {
   const line = byId("connection");
-  if (!error || error instanceof Refused) {
+  const gone = error instanceof Unheard;
+  if (gone) {
+    put("connection", error.message);
+    put("heard", lastHeard === null ? "" : `last heard ${span((Date.now() - lastHeard) / 1000)} ago, what you see is from then`);
+  } else {
     lastHeard = Date.now();
-    put("connection", error ? error.message : "live");
-    line.className = error ? "" : "up";
-    return;
+    put("connection", loggedOut ? `${error.message}; load this page again to log in` : error ? error.message : "live");
+    put("heard", "");
   }
-  const ago = lastHeard === null ? "" : `; last heard ${span((Date.now() - lastHeard) / 1000)} ago, what you see is from then`;
-  put("connection", `the mirror does not answer${ago}`);
-  line.className = "gone";
+  line.className = gone ? "gone" : error ? "" : "up";
+}
+
+// Rows are not drawn anew under somebody's hands: not while something in them has the focus or is selected, and not
+// where somebody has asked for more of them.
+function atRest() {
+  const images = byId("images"), selection = getSelection();
+  const selected = !selection.isCollapsed && images.contains(selection.anchorNode);
+  return !selected && !images.contains(document.activeElement) && byId("image-rows").children.length <= 50;
 }
 
 async function turn(number) {
@@ -390,13 +434,18 @@ async function turn(number) {
     let failed = null;
     for (const [every, show] of EVERY) {
       if (number % every) continue;
-      try { await show(); } catch (error) { failed = error; if (!(error instanceof Refused)) break; }
+      try {
+        await show();
+      } catch (error) {
+        failed = error;
+        if (error instanceof Unheard || loggedOut) break;
+        if (!(error instanceof Refused)) console.error(error); // a mistake of this page's
+      }
     }
     heard(failed);
+    if (loggedOut) return;
     if (!failed && !clientsLoaded) await loadClients();
-    // not under somebody's hands
-    const idle = !byId("images").contains(document.activeElement) && byId("image-rows").children.length <= 50;
-    if (!failed && (!imagesLoaded || (number % 5 === 0 && idle))) await loadImages();
+    if (!failed && (!imagesLoaded || (number % 5 === 0 && atRest()))) await loadImages();
   }
   setTimeout(turn, 1000, document.hidden ? number : number + 1);
 }
@@ -407,5 +456,5 @@ byId("search-form").addEventListener("submit", (event) => { event.preventDefault
 byId("more").addEventListener("click", () => loadImages(true));
 let choosingSoon;
 byId("address").addEventListener("input", () => { clearTimeout(choosingSoon); choosingSoon = setTimeout(loadClients, 200); });
-document.addEventListener("visibilitychange", () => { if (!document.hidden) loadImages(); });
+document.addEventListener("visibilitychange", () => { if (!document.hidden && atRest() && !loggedOut) loadImages(); });
 turn(0);

@@ -1,0 +1,396 @@
+"""What the web page makes of answers that a small mirror never gives, in a real browser whose clock the tests turn.
+
+The page's files and their headers are the mirror's own; its answers are made up, as its OpenAPI document says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from jsonschema import Draft202012Validator
+from playwright.sync_api import Page, Route, expect
+
+from mirror.server.operations import PREFIX, openapi
+from mirror.server.page import ASSETS
+from tests.support.browser import Seen, browser_page
+from tests.support.process import PATIENCE
+
+_MS: Final = PATIENCE * 1000
+#: Not a secure context for a browser, as a mirror in a network without TLS is none.
+_SITE: Final = "http://mirror.example:5001"
+_NOW: Final = 1_800_000_000
+_DOCUMENT: Final = openapi("test")
+_DIGEST: Final = "sha256:" + "a" * 64
+#: Markup, a turn of the reading direction, and more letters than fit anywhere.
+_NASTY: Final = '<img src=x onerror="alert(1)"><script>alert(2)</script>\u202e&lt;' + "w" * 240
+
+
+def _traffic(requests: int = 0, hits: int = 0, sent: int = 0, received: int = 0) -> dict[str, Any]:
+    ratio = hits / requests if requests else None
+    saved = max(0, sent - received)
+    return {
+        "requests": requests,
+        "hits": hits,
+        "hit_ratio": ratio,
+        "sent": sent,
+        "received": received,
+        "saved": saved,
+    }
+
+
+def _image(name: str, **more: Any) -> dict[str, Any]:
+    return {
+        "image": name,
+        "repository": name,
+        "tag": None,
+        "digest": _DIGEST,
+        "mediaType": "application/json",
+        "complete": True,
+        "emptied": False,
+        "platforms": ["linux/amd64"],
+        "size": 1,
+        "missing": 0,
+        "lastPull": None,
+        "pinned": False,
+        "frozen": False,
+        **more,
+    }
+
+
+def _flight(number: int, **more: Any) -> dict[str, Any]:
+    told = {"repository": "docker.io/library/app", "upstream": "docker.io", "received": number, "size": 5000}
+    return {"digest": f"sha256:{number:064x}", **told, "followers": 1, "filling": True, "workers": [1], **more}
+
+
+def _quiet() -> dict[str, Any]:
+    """A mirror with nothing in it that does nothing."""
+    return {
+        "status": {
+            "version": "1",
+            "worker": 1,
+            "uptime": 5.0,
+            "workers": [{"worker": 1, "uptime": 5.0, "flights": 0}, {"worker": 2, "uptime": 90000.0, "flights": 0}],
+            "store": {"root": "/var/lib/mirror", "bytes": 0, "limit": 1000},
+            "flights": 0,
+            "traffic": _traffic(),
+            "offline": False,
+        },
+        "history": {"every": 60.0, "points": [{"at": _NOW, **_traffic()}]},
+        "flights": {"flights": []},
+        "upstreams": {"upstreams": []},
+        "images": {"images": [], "next": None},
+        "gc": {"dry_run": True, "blobs": 0, "bytes": 0, "more": 0, "images": []},
+        "jobs": {"jobs": []},
+        "sync": {"rules": []},
+        "clients": {
+            "mirror": _SITE,
+            "clients": [
+                {"client": "docker", "command": "do it", "files": [{"path": "/etc/x", "content": "line 1\nline 2\n"}]}
+                | {"needs": ["a restart"], "notes": []}
+            ],
+        },
+    }
+
+
+@dataclass
+class _Drawn:
+    """The page on answers that the test sets; what it was asked for by the page is in `asked`."""
+
+    page: Page
+    seen: Seen
+    answers: dict[str, Any] = field(default_factory=_quiet)
+    asked: list[str] = field(default_factory=list)
+    #: In place of an answer.
+    instead: Callable[[Route], None] | None = None
+
+    def give(self, route: Route) -> None:
+        url = urlsplit(route.request.url)
+        if (asset := ASSETS.get(url.path)) is not None:
+            route.fulfill(body=asset.content, headers=dict(asset.headers))
+            return
+        name = url.path.removeprefix(f"{PREFIX}/")
+        self.asked.append(name)
+        if self.instead is not None:
+            self.instead(route)
+            return
+        answer = self.answers[name]
+        answer = answer(url.query) if callable(answer) else answer
+        schema = _DOCUMENT["paths"][url.path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+        Draft202012Validator({**schema, "components": _DOCUMENT["components"]}).validate(answer)
+        route.fulfill(json=answer)
+
+
+@pytest.fixture
+def opened(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[_Drawn]:
+    """In a window as wide as a phone."""
+    options = {"viewport": {"width": 360, "height": 740}, **getattr(request, "param", {})}
+    with browser_page(tmp_path / "browser", **options) as seen:
+        drawn = _Drawn(seen.page, seen)
+        seen.context.route("**/*", drawn.give)
+        seen.page.clock.install(time=_NOW)
+        yield drawn
+        # a browser tells of that header wherever there is no TLS
+        assert [one for one in seen.complaints if "Cross-Origin-Opener-Policy" not in one] == []
+
+
+def _load(drawn: _Drawn) -> Page:
+    drawn.page.goto(f"{_SITE}/")
+    expect(drawn.page.locator("#connection")).to_have_text("live", timeout=_MS)
+    return drawn.page
+
+
+def _no_wider(page: Page) -> None:
+    """Nothing lies beyond the edge of a phone."""
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_an_empty_mirror(opened: _Drawn) -> None:
+    """It says of each thing that there is none, and of how long it has run what the oldest worker says."""
+    page = _load(opened)
+    for place in ("#flights", "#upstream-rows", "#job-rows", "#sync-rows", "#next", "#images-note"):
+        expect(page.locator(place)).to_contain_text(re.compile("none|nothing|no such"), timeout=_MS)
+    expect(page.locator("#about")).to_have_text("1, 2 workers, up 1 d")
+    assert "NaN" not in page.locator("body").inner_text()
+    _no_wider(page)
+
+
+def test_names_without_mercy(opened: _Drawn) -> None:
+    """Markup, letters without end and turns of the reading direction, wherever a name or an error of somebody else
+    stands: they stay text, and the page as wide as it is.
+    """
+    opened.answers["images"]["images"] = [_image(_NASTY, platforms=[_NASTY], complete=False, missing=2, frozen=True)]
+    opened.answers["flights"]["flights"] = [_flight(1, repository=_NASTY), _flight(2, repository=None, size=None)]
+    login = {"provider": _NASTY, "reason": _NASTY, "since": "2026-03-01T00:00:00Z"}
+    address = {"url": _NASTY, "state": "down", "failures": 9, "retry_in": 30.0, "credentials": login}
+    budget = {"limit": 100, "remaining": 0, "window": 21600.0, "seen": "2026-03-01T00:00:00Z", "resets_in": 5.0}
+    opened.answers["upstreams"]["upstreams"] = [
+        {"name": _NASTY, "state": "down", "endpoints": [address], "budget": budget}
+    ]
+    job = {"id": "1", "kind": _NASTY, "state": "failed", "created": None, "result": {"first_failure": _NASTY}}
+    opened.answers["jobs"]["jobs"] = [{**job, "arguments": {"images": [_NASTY]}}]
+    opened.answers["sync"]["rules"] = [{"name": _NASTY, "state": _NASTY, "when": _NASTY, "next": None}]
+    victim = {"digest": None, "names": [_NASTY], "last_used": 0.0, "bytes": 5, "blobs": []}
+    opened.answers["gc"]["images"] = [victim]
+    opened.answers["status"]["store"]["root"] = _NASTY
+    opened.answers["clients"]["clients"][0]["notes"] = [_NASTY]
+    page = _load(opened)
+    for place in ("#images", "#flights", "#upstream-rows", "#job-rows", "#sync-rows", "#next", "#client-files"):
+        expect(page.locator(place)).to_contain_text(_NASTY, timeout=_MS)
+    page.locator("summary").click()
+    assert page.locator("main img, main script, main b").count() == 0
+    _no_wider(page)
+
+
+def test_a_mirror_that_goes_and_comes_back(opened: _Drawn) -> None:
+    """What is read out says once that it is gone and once that it is back, while seconds are counted beside it; the
+    same where a proxy before it answers in its place.
+    """
+    page = _load(opened)
+    page.evaluate(
+        "window.told = []; new MutationObserver(() => told.push(document.getElementById('connection').textContent))"
+        ".observe(document.getElementById('connection'), {childList: true, characterData: true, subtree: true})"
+    )
+    for instead in (
+        lambda route: route.abort(),
+        lambda route: route.fulfill(status=502, body="<html>Bad Gateway</html>"),
+    ):
+        opened.instead = instead
+        page.clock.fast_forward(1000)
+        expect(page.locator("#connection")).to_have_text("the mirror does not answer", timeout=_MS)
+        expect(page.locator("#connection")).to_have_class("gone")
+        page.clock.fast_forward(60_000)
+        expect(page.locator("#heard")).to_contain_text("last heard 1 min ago", timeout=_MS)
+        page.clock.fast_forward(60_000)
+        expect(page.locator("#heard")).to_contain_text("last heard 2 min ago", timeout=_MS)
+        opened.instead = None
+        page.clock.fast_forward(1000)
+        expect(page.locator("#connection")).to_have_text("live", timeout=_MS)
+        expect(page.locator("#heard")).to_be_empty()
+    assert page.evaluate("told") == ["the mirror does not answer", "live"] * 2
+    opened.seen.complaints.clear()  # the browser's own, about what did not come
+
+
+def test_who_is_logged_out_is_not_asked_again_and_again(opened: _Drawn) -> None:
+    """The page says what to do, and asks no more: each question would have the browser ask for a password."""
+    page = _load(opened)
+    refusal = {"errors": [{"code": "UNAUTHORIZED", "message": "log in", "detail": {}}]}
+    opened.instead = lambda route: route.fulfill(status=401, json=refusal)
+    page.clock.fast_forward(1000)
+    expect(page.locator("#connection")).to_have_text("log in; load this page again to log in", timeout=_MS)
+    asked = len(opened.asked)
+    page.clock.run_for(60_000)
+    assert len(opened.asked) == asked
+    opened.seen.complaints.clear()  # the browser's own, about the refusal
+
+
+def test_a_page_that_nobody_sees_asks_nothing(opened: _Drawn) -> None:
+    """While its tab is hidden; it goes on once it is shown again."""
+    page = _load(opened)
+    show = "Object.defineProperty(document, 'hidden', {value: %s, configurable: true});"
+    show += "document.dispatchEvent(new Event('visibilitychange'))"
+    expect(page.locator("#client-files details")).to_have_count(1, timeout=_MS)
+    page.evaluate(show % "true")
+    page.clock.fast_forward(1000)
+    # what had begun has ended
+    page.wait_for_load_state("networkidle")
+    asked = len(opened.asked)
+    page.clock.run_for(60_000)
+    assert len(opened.asked) == asked
+    opened.answers["status"]["version"] = "2"
+    page.evaluate(show % "false")
+    page.clock.fast_forward(1000)
+    expect(page.locator("#about")).to_contain_text("2, 2 workers", timeout=_MS)
+
+
+def test_charts_with_gaps(opened: _Drawn) -> None:
+    """No line over hours without requests; saved is what was sent more than came, over each hour and over the day."""
+    points = [
+        {"at": _NOW - 20 * 3600, **_traffic(10, 0, 0, 900_000)},  # a prefetch
+        {"at": _NOW - 20 * 3600 + 60, **_traffic(10, 10, 400_000, 0)},
+        {"at": _NOW - 20 * 3600 + 600, **_traffic(10, 5, 0, 0)},
+        {"at": _NOW - 1000, **_traffic(10, 10, 600_000, 0)},
+        {"at": _NOW, **_traffic(10, 9, 0, 0)},
+    ]
+    opened.answers["history"]["points"] = points
+    page = _load(opened)
+    expect(page.locator("#ratio-chart polyline")).to_have_count(2, timeout=_MS)
+    expect(page.locator("#ratio-chart svg")).to_have_attribute("aria-label", re.compile(r"now 9\d.0 %"))
+    expect(page.locator("#saved-chart rect")).to_have_count(1)
+    expect(page.locator("#saved-chart svg")).to_have_attribute("aria-label", re.compile("100 kB in all"))
+
+
+def test_a_thousand_downloads(opened: _Drawn) -> None:
+    """All of them have a row, which stays the same one from one round to the next."""
+    opened.answers["flights"]["flights"] = [_flight(number) for number in range(1000)]
+    page = _load(opened)
+    rows = page.locator("#flights li")
+    expect(rows).to_have_count(1000, timeout=_MS)
+    page.evaluate("window.row = document.querySelector('#flights').children[500]")
+    opened.answers["flights"]["flights"] = [_flight(number, received=2500) for number in range(500, 1000)]
+    page.clock.fast_forward(1000)
+    expect(rows).to_have_count(500, timeout=_MS)
+    assert page.evaluate("row === document.querySelector('#flights').children[0]")
+    expect(rows.first).to_contain_text("2.5 kB of 5.0 kB")
+
+
+def test_rows_stay_under_the_hands(opened: _Drawn) -> None:
+    """Ten thousand images come by pages; what was asked for, or is selected, is not drawn anew."""
+
+    def images(query: str) -> dict[str, Any]:
+        after = int(parse_qs(query).get("after", ["a:0"])[0].rpartition(":")[2])
+        names = [f"docker.io/a:{number:05}" for number in range(after, min(10_000, after + 50))]
+        return {"images": [_image(name) for name in names], "next": f"docker.io/a:{after + 50}"}
+
+    opened.answers["images"] = images
+    page = _load(opened)
+    rows = page.locator("#image-rows tr")
+    expect(rows).to_have_count(50, timeout=_MS)
+    page.evaluate("window.row = document.querySelector('#image-rows').children[3]")
+    page.evaluate("getSelection().selectAllChildren(row.firstElementChild)")
+    for _ in range(10):
+        page.clock.fast_forward(1000)
+    assert page.evaluate("getSelection().toString()").strip() == "docker.io/a:00003"
+    page.evaluate("getSelection().removeAllRanges()")
+    page.get_by_role("button", name="More").click()
+    expect(rows).to_have_count(100, timeout=_MS)
+    expect(page.locator("#images-note")).to_have_text("100 or more images")
+    page.evaluate("document.activeElement.blur(); document.dispatchEvent(new Event('visibilitychange'))")
+    for _ in range(10):
+        page.clock.fast_forward(1000)
+    assert page.evaluate("row === document.querySelector('#image-rows').children[3]")
+
+
+def test_copying_without_tls(opened: _Drawn) -> None:
+    """Where the browser gives a page no clipboard, what is copied is in it all the same."""
+    page = _load(opened)
+    assert page.evaluate("navigator.clipboard === undefined")
+    page.locator("summary").click()
+    page.get_by_label("copy the configuration for docker: /etc/x").click()
+    expect(page.locator("#said")).to_have_text("copied: put it into /etc/x", timeout=_MS)
+    page.get_by_label("Search", exact=True).focus()
+    page.evaluate(
+        "document.addEventListener('paste', (event) => { window.pasted = event.clipboardData.getData('text'); })"
+    )
+    page.keyboard.press("Control+V")
+    assert page.wait_for_function("window.pasted").json_value() == "line 1\nline 2\n"
+
+
+_CONTRASTS = """() => {
+  const light = (color) => {
+    const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map((c) => c / 255)
+      .map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (let one = element; one; one = one.parentElement) {
+      const color = getComputedStyle(one).backgroundColor;
+      if (!color.startsWith("rgba(0, 0, 0, 0")) return color;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  const found = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!own || !element.getClientRects().length || element.disabled) continue;
+    const style = getComputedStyle(element);
+    const ink = element instanceof SVGElement ? style.fill : style.color;
+    const [bright, dark] = [light(ink), light(behind(element))].sort((a, b) => b - a);
+    const name = element.tagName + "." + (element.className.baseVal ?? element.className);
+    found.push([name, (bright + 0.05) / (dark + 0.05)]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("opened", [{"color_scheme": "light"}, {"color_scheme": "dark"}], indirect=True)
+def test_everything_written_can_be_read(opened: _Drawn) -> None:
+    """Each text stands out from what is behind it by 4.5 to 1 (WCAG 2.2, 1.4.3), in both schemes."""
+    opened.answers["images"]["images"] = [_image("docker.io/a:1"), _image("docker.io/a:2", complete=False, missing=1)]
+    states = [(state, f"https://{state}.example") for state in ("ok", "failing", "held", "down")]
+    opened.answers["upstreams"]["upstreams"] = [
+        {
+            "name": state,
+            "state": state,
+            "endpoints": [{"url": url, "state": state, "failures": 0, "retry_in": 0.0, "credentials": None}],
+            "budget": None,
+        }
+        for state, url in states
+    ]
+    page = _load(opened)
+    expect(page.locator("#image-rows tr")).to_have_count(2, timeout=_MS)
+    expect(page.locator("#upstream-rows li")).to_have_count(4, timeout=_MS)
+    expect(page.locator("#client-files details")).to_have_count(1, timeout=_MS)
+    page.locator("summary").click()
+    contrasts = page.evaluate(_CONTRASTS)
+    assert len(contrasts) > 40
+    assert [one for one in contrasts if one[1] < 4.5] == []
+
+
+def test_everything_has_a_name(opened: _Drawn) -> None:
+    """Those who hear the page are told what each thing is that can be used or measures something."""
+    opened.answers["images"]["images"] = [_image("docker.io/a:1"), _image("docker.io/a:2", pinned=True)]
+    opened.answers["flights"]["flights"] = [_flight(1), _flight(2, size=None)]
+    page = _load(opened)
+    expect(page.locator("#image-rows tr")).to_have_count(2, timeout=_MS)
+    expect(page.locator("#client-files details")).to_have_count(1, timeout=_MS)
+    page.locator("summary").click()
+    tree = page.locator("body").aria_snapshot()
+    things = re.findall(r"- (button|link|textbox|searchbox|progressbar|meter|img|table|region|navigation)\b(.*)", tree)
+    assert {kind for kind, _ in things} >= {
+        "button",
+        "link",
+        "searchbox",
+        "textbox",
+        "progressbar",
+        "meter",
+        "img",
+        "table",
+    }
+    assert [thing for thing in things if not thing[1].strip().startswith('"')] == []
+    assert "pressed" not in tree
