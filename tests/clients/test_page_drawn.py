@@ -251,9 +251,9 @@ def test_a_page_that_nobody_sees_asks_nothing(opened: _Drawn) -> None:
 def test_charts_with_gaps(opened: _Drawn) -> None:
     """No line over hours without requests; saved is what was sent more than came, over each hour and over the day."""
     points = [
-        {"at": _NOW - 20 * 3600, **_traffic(10, 0, 0, 900_000)},  # a prefetch
-        {"at": _NOW - 20 * 3600 + 60, **_traffic(10, 10, 400_000, 0)},
-        {"at": _NOW - 20 * 3600 + 600, **_traffic(10, 5, 0, 0)},
+        {"at": _NOW - 71990, **_traffic(10, 0, 0, 900_000)},  # a prefetch
+        {"at": _NOW - 71930, **_traffic(10, 10, 400_000, 0)},
+        {"at": _NOW - 70800, **_traffic(10, 5, 0, 0)},
         {"at": _NOW - 1000, **_traffic(10, 10, 600_000, 0)},
         {"at": _NOW, **_traffic(10, 9, 0, 0)},
     ]
