@@ -35,6 +35,7 @@ from pathlib import Path
 
 from mirror import telemetry
 from mirror.beats import Beats
+from mirror.counts import add_ended
 from mirror.errors import ConfigError, MirrorError
 from mirror.listen import AdminListener, address_of
 from mirror.systemd import Systemd
@@ -163,6 +164,8 @@ class _Supervisor:
         self._alive, self._life = os.pipe()
         self._beats = Beats.of(len(listeners))
         self._systemd = Systemd.of(os.environ)
+        #: Ended workers, whose counters are not added up yet.
+        self._gone: set[int] = set()
         self._environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": metrics}
         # it is told by this process alone
         self._environment.pop("NOTIFY_SOCKET", None)
@@ -262,6 +265,8 @@ class _Supervisor:
             os.close(told)
 
         loop.add_reader(told, answered)
+        # numbers come again: its files are those of one that lives
+        self._gone.discard(process.pid)
         worker = _Worker(slot, process, plan.drain, ready, asyncio.create_task(self._bury(process)))
         self._workers.add(worker)
         worker.ended.add_done_callback(lambda _: self._ended(worker))
@@ -275,15 +280,20 @@ class _Supervisor:
 
     async def _bury(self, process: asyncio.subprocess.Process) -> int:
         code = await process.wait()
-        telemetry.worker_ended(process.pid)
-        self._forget(process.pid)
+        self._gone.add(process.pid)
+        self._add_up()
         return code
 
-    def _forget(self, pid: int) -> None:
-        """Live gauges of a dead worker must not be summed; counters stay."""
-        for leftover in Path(self._environment["PROMETHEUS_MULTIPROC_DIR"]).glob(f"gauge_live*_{pid}.db"):
-            with suppress(OSError):
-                leftover.unlink()
+    def _add_up(self) -> None:
+        """What ended workers have counted; where somebody just sums up, at the next look."""
+        for pid in list(self._gone):
+            try:
+                if not add_ended(self._environment["PROMETHEUS_MULTIPROC_DIR"], pid):
+                    continue
+            except (OSError, RuntimeError) as error:
+                # they count all the same, in their own files
+                telemetry.log.warning("counters of a worker cannot be added up", worker=pid, reason=str(error))
+            self._gone.discard(pid)
 
     # ------------------------------------------------------------------------------------------ those that hang
 
@@ -297,6 +307,7 @@ class _Supervisor:
         while True:
             await asyncio.sleep(_LOOK)
             self._systemd.alive()
+            self._add_up()
             for slot, worker in list(self._current.items()):
                 last = self._beats.last(slot)
                 known, before, count = looks.get(slot, (worker, 0, 0))

@@ -10,13 +10,16 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import Any, Final, Protocol, TextIO, cast
 
 import structlog
 from prometheus_client import REGISTRY as _REGISTRY
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from mirror.counts import summing
 
 __all__ = [
     "AHEAD",
@@ -71,7 +74,6 @@ __all__ = [
     "set_tracing",
     "set_up_logging",
     "span",
-    "worker_ended",
 ]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -202,32 +204,32 @@ DESCRIPTORS_LIMIT: Final = Gauge(
 
 def counted(name: str) -> list[tuple[dict[str, str], float]]:
     """The samples of one counter by their labels, of all workers where there are several. `name` without `_total`."""
-    registry: CollectorRegistry = _REGISTRY
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves its constructor untyped
-    return [
-        (sample.labels, sample.value)
-        for family in registry.collect()
-        if family.name == name
-        for sample in family.samples
-        if sample.name == f"{name}_total"
-    ]
+    with _registry() as registry:
+        return [
+            (sample.labels, sample.value)
+            for family in registry.collect()
+            if family.name == name
+            for sample in family.samples
+            if sample.name == f"{name}_total"
+        ]
 
 
 def render_metrics() -> bytes:
     """The exposition text, of all workers where there are several."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return generate_latest(_REGISTRY)
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves its constructor untyped
-    return generate_latest(registry)
+    with _registry() as registry:
+        return generate_latest(registry)
 
 
-def worker_ended(pid: int) -> None:
-    """Forget the gauges of a worker that is gone; its counters stay."""
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        mark_process_dead(pid)  # type: ignore[no-untyped-call]  # likewise
+@contextmanager
+def _registry() -> Iterator[CollectorRegistry]:
+    """Of all workers where there are several; meanwhile nobody adds up what ended ones have left."""
+    if (folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR")) is None:
+        yield _REGISTRY
+        return
+    with summing(folder):
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves its constructor untyped
+        yield registry
 
 
 class Span(Protocol):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -29,6 +30,9 @@ from mirror.repository.why import Reasons, WhyBlob, WhyImage
 __all__ = ["why"]
 
 Found = WhyImage | WhyBlob
+
+#: Parts of an image that went wrong and are told one by one.
+_MOST_PARTS: Final = 5
 
 
 @application.command()
@@ -102,6 +106,7 @@ def _told_image(found: WhyImage, loaded: settings.Config, now: float) -> list[st
     return [
         name_of(found.repo, found.reference),
         *_told_answers(found.answers, now),
+        *_told_parts(found.parts, now),
         "here:",
         *(f"  {line}" for line in _here(found, now)),
         "route:",
@@ -114,7 +119,7 @@ def _told_image(found: WhyImage, loaded: settings.Config, now: float) -> list[st
 
 def _told_blob(found: WhyBlob, now: float) -> list[str]:
     here = found.here
-    lines = [str(found.digest), *_told_answers(found.answers, now), "here:"]
+    lines = [str(found.digest), *_told_answers(found.answers, now, of_repo=True), "here:"]
     if here.size is not None:
         used = f", last used {_ago(here.used_at, now)}" if here.used_at else ""
         lines.append(f"  a blob of {format_size(here.size)}{used}")
@@ -130,18 +135,38 @@ def _told_blob(found: WhyBlob, now: float) -> list[str]:
     return [*lines, *(f"  of {repo}: {line}" for repo, line in found.next)]
 
 
-def _told_answers(answers: Sequence[LastAnswer], now: float) -> Iterable[str]:
+def _told_answers(answers: Sequence[LastAnswer], now: float, *, of_repo: bool = False) -> Iterable[str]:
     if not answers:
         yield "last answer:"
         yield "  none is remembered (the last 500 of each kind and worker are)"
     for answer in answers:
         yield "last answer:" if answer is answers[0] else "before that:"
-        asked = f"{answer.method} {answer.reference or answer.kind}"
+        asked = f"{answer.method} {answer.reference or answer.kind}{f' of {answer.repository}' if of_repo else ''}"
         took = f"{answer.seconds:.3f} s, request {answer.request}"
         yield f"  {_ago(answer.at, now)}: {asked}: {answer.status}, {answer.outcome}, {took}"
         yield f"  {explain(answer)}"
         if answer.digest and answer.digest != answer.reference:
             yield f"  it said {answer.digest}"
+
+
+def _told_parts(parts: Sequence[LastAnswer], now: float) -> Iterable[str]:
+    """How many of what the image consists of were what; one by one only what went wrong."""
+    if not parts:
+        return
+    count = Counter(_fate(one) for one in parts)
+    yield f"its parts: {', '.join(f'{number} × {fate}' for fate, number in count.most_common())}"
+    bad = [one for one in parts if one.status >= 400 or one.trouble]
+    for one in bad[:_MOST_PARTS]:
+        yield f"  {_ago(one.at, now)}: {one.method} {one.reference}: {one.status}, request {one.request}"
+        yield f"  {explain(one)}"
+    if len(bad) > _MOST_PARTS:
+        yield f"  and {len(bad) - _MOST_PARTS} more"
+
+
+def _fate(answer: LastAnswer) -> str:
+    if answer.status >= 400:
+        return f"status {answer.status}"
+    return f"{answer.outcome}, cut off" if answer.trouble else answer.outcome
 
 
 def _here(found: WhyImage, now: float) -> Iterable[str]:
@@ -225,6 +250,7 @@ def _written(found: Found, loaded: settings.Config) -> dict[str, Any]:
     return {
         "image": name_of(found.repo, found.reference),
         "answers": [_written_answer(one) for one in found.answers],
+        "parts": [_written_answer(one) for one in found.parts],
         "digest": str(image.root.digest) if image else None,
         "complete": bool(image and image.complete),
         "missing": [str(node.digest) for node in image.closure.missing] if image else [],

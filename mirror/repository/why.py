@@ -30,7 +30,9 @@ RouteOf = Callable[[Repo], tuple[str | None, RouteRule]]
 
 @dataclass(frozen=True, slots=True)
 class WhyImage:
-    """An image in one repository. Times are epoch seconds; `tags` are those that answer the same digest."""
+    """An image in one repository. Times are epoch seconds; `tags` are those that answer the same digest; `parts` are
+    the last answers about what it consists of.
+    """
 
     repo: Repo
     reference: Reference
@@ -43,6 +45,7 @@ class WhyImage:
     route: str | None
     rule: RouteRule
     answers: tuple[LastAnswer, ...]
+    parts: tuple[LastAnswer, ...]
     next: tuple[str, ...]
 
 
@@ -134,7 +137,10 @@ class Reasons:
             if root and (known := self._catalog.get_tag(repo, other)) and known.digest == root
         ]
         wanted = {str(reference)} | ({str(root)} if root else set())
-        answers = [one for one in self._answers if one.repository == str(repo) and one.reference in wanted]
+        named = {str(node.digest) for node in closure.nodes} - wanted if closure else set()
+        ours = [one for one in self._answers if one.repository == str(repo)]
+        # whoever asks by digest wants to know of the pulls by tag that gave it, too
+        answers = [one for one in ours if one.reference in wanted or one.digest == str(reference)]
         return WhyImage(
             repo=repo,
             reference=reference,
@@ -147,6 +153,7 @@ class Reasons:
             route=route,
             rule=rule,
             answers=tuple(answers),
+            parts=tuple(one for one in ours if one.reference in named),
             next=tuple(forecast(facts, now)),
         )
 

@@ -128,6 +128,26 @@ def test_of_a_digest(site: _Site, mirror: MirrorProcess) -> None:
     assert "GET of one part that is not here" in site.why("app:v1")["next"][-1]
 
 
+def test_of_a_part_that_fails(site: _Site, mirror: MirrorProcess) -> None:
+    """What is told of an image tells of a layer of it that could not be had, though its tag is a hit; what is told of
+    its digest tells of the pulls by tag.
+    """
+    _pull(site, mirror)
+    site.blob(_LAYER).unlink()
+    site.registry.fail("blobs", status(502), times=100)
+    layer = f"/v2/library/app/blobs/{Digest.of(_LAYER)}"
+    assert mirror.get(_MANIFEST)[0] == 200
+    assert mirror.get(layer)[0] >= 500
+    found = site.why_when("app:v1", lambda found: any(one["status"] >= 500 for one in found["parts"]))
+    assert found["answers"][0]["outcome"] == "hit"
+    bad = [one for one in found["parts"] if one["status"] >= 400]
+    assert [(one["reference"], one["kind"]) for one in bad] == [(str(Digest.of(_LAYER)), "blob")]
+    text = site.cli("why", "app:v1")
+    assert f"its parts: 1 × status {bad[0]['status']}, 1 × miss" in text
+    assert "an error: UpstreamUnavailable" in text
+    assert [one["reference"] for one in site.why(found["digest"])["answers"]] == ["v1"]
+
+
 def test_of_what_must_stay_or_must_not_move(site: _Site, mirror: MirrorProcess) -> None:
     """A freeze and a pin are told, and what the freeze means for the next pull."""
     _pull(site, mirror)
@@ -182,3 +202,29 @@ def test_metrics_of_the_workers(site: _Site, mirror: MirrorProcess) -> None:
     mirror.kill_worker(pids[0])
     eventually(lambda: mirror.metrics()["mirror_worker_starts_total"] == 3, "it was replaced")
     assert mirror.metrics()["mirror_workers"] == 2
+
+
+def test_metrics_of_workers_that_are_gone(site: _Site, mirror: MirrorProcess) -> None:
+    """However many are killed, nothing that was counted is lost or counted twice at any scrape, and no files stay."""
+    _pull(site, mirror)
+    [folder] = site.config.parent.glob("mirror-metrics-*")
+    requests = _total(mirror, "mirror_requests_total")
+    assert requests == 3
+    for number in range(3):
+        eventually(lambda: mirror.metrics()["mirror_workers"] == 2, "both serve")
+        victim = mirror.wait_for_workers(2)[0]
+        mirror.kill_worker(victim)
+
+        def replaced(starts: int = 3 + number, victim: int = victim) -> bool:
+            assert _total(mirror, "mirror_requests_total") == requests
+            gone = not any(file.name.endswith(f"_{victim}.db") for file in folder.iterdir())
+            return gone and mirror.metrics()["mirror_worker_starts_total"] == starts
+
+        eventually(replaced, "it was replaced, and its files are added up")
+    kinds = {file.name.rpartition("_")[0] for file in folder.glob("*_ended.db")}
+    assert kinds == {"counter", "histogram", "gauge_mostrecent"}
+    assert mirror.metrics()['mirror_request_seconds_count{cache="miss",kind="blob"}'] == 2
+
+
+def _total(mirror: MirrorProcess, name: str) -> float:
+    return sum(value for sample, value in mirror.metrics().items() if sample.startswith(name))

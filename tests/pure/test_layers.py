@@ -21,7 +21,8 @@ _MAY_IMPORT: Final = {
     "once": set(),
     "threads": set(),
     "beats": set(),
-    "telemetry": set(),
+    "counts": set(),
+    "telemetry": {"counts"},
     "tracing": {"telemetry"},
     "memo": {"once"},
     # pure
@@ -42,7 +43,7 @@ _MAY_IMPORT: Final = {
     # processes
     "listen": {"errors"},
     "systemd": set(),
-    "supervisor": {"errors", "telemetry", "listen", "beats", "systemd"},
+    "supervisor": {"errors", "telemetry", "listen", "beats", "counts", "systemd"},
 }
 
 #: Libraries that only some parts may know.
@@ -56,7 +57,7 @@ _ONLY_IN: Final = {
     "google": {"upstream"},
     "botocore": {"upstream"},
     "requests": {"upstream"},
-    "prometheus_client": {"telemetry", "server"},
+    "prometheus_client": {"telemetry", "counts", "server"},
     "structlog": {"telemetry"},
     "opentelemetry": {"tracing"},
     "yaml": {"transfer", "nodes"},

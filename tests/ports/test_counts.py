@@ -1,0 +1,89 @@
+"""Counters of processes that are gone, in the files of the metrics library."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from mirror.counts import add_ended, summing
+
+
+def _key(name: str) -> str:
+    return str(mmap_key(name, name, ["kind"], ["blob"], "help"))
+
+
+def _left(folder: Path, kind: str, pid: int, values: dict[str, tuple[float, float]]) -> None:
+    """What a process has counted."""
+    written = MmapedDict(str(folder / f"{kind}_{pid}.db"))  # type: ignore[no-untyped-call]
+    for name, (value, at) in values.items():
+        written.write_value(_key(name), value, at)  # type: ignore[no-untyped-call]
+    written.close()  # type: ignore[no-untyped-call]
+
+
+def _told(folder: Path) -> dict[str, float]:
+    """What a scrape would say."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
+    return {sample.name: sample.value for family in registry.collect() for sample in family.samples}
+
+
+def test_sums_stay_and_files_go(tmp_path: Path) -> None:
+    """Counters are added, also of names that are new, the latest of a gauge stays, gauges of who lives are gone."""
+    names = [f"n{number}_total" for number in range(2000)]
+    for pid in range(1, 30):
+        _left(tmp_path, "counter", pid, dict.fromkeys(names[: pid * 60], (pid, 0.0)))
+        _left(tmp_path, "gauge_mostrecent", pid, {"latest": (pid, 100.0 - pid)})
+        _left(tmp_path, "gauge_livesum", pid, {"live": (1, 0.0)})
+    before = _told(tmp_path)
+    for pid in range(1, 29):
+        assert add_ended(str(tmp_path), pid)
+        now = _told(tmp_path)
+        assert now["live"] == 29 - pid
+        assert {**now, "live": 29.0} == before
+    assert {file.name for file in tmp_path.glob("*.db")} == {
+        f"{kind}_{whose}.db" for kind in ("counter", "gauge_mostrecent") for whose in ("ended", 29)
+    } | {"gauge_livesum_29.db"}
+    assert before["latest"] == 1
+    assert (tmp_path / "counter_ended.db").stat().st_size < 200_000
+
+
+def test_nothing_is_added_while_somebody_sums(tmp_path: Path) -> None:
+    """It is put off, and nobody waits; those who sum do not hinder each other."""
+    _left(tmp_path, "counter", 7, {"n_total": (7, 0.0)})
+    told = []
+
+    def try_it() -> None:
+        told.append(add_ended(str(tmp_path), 7))
+
+    with summing(str(tmp_path)), summing(str(tmp_path)):
+        thread = threading.Thread(target=try_it)
+        thread.start()
+        thread.join()
+        assert told == [False]
+        assert _told(tmp_path) == {"n_total": 7.0}
+    assert add_ended(str(tmp_path), 7)
+    assert add_ended(str(tmp_path), 7)
+    assert _told(tmp_path) == {"n_total": 7.0}
+
+
+def test_without_room_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be added counts where it is, once."""
+    for pid in (7, 8):
+        _left(tmp_path, "counter", pid, {"n_total": (pid, 0.0)})
+    assert add_ended(str(tmp_path), 7)
+
+    def full(_file: int, _offset: int, _length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space"):
+        add_ended(str(tmp_path), 8)
+    assert _told(tmp_path) == {"n_total": 15.0}
+    assert {file.name for file in tmp_path.iterdir()} == {"counter_ended.db", "counter_8.db", "adding-up.lock"}
