@@ -161,8 +161,8 @@ SEALED_MISSES: Final = Counter(
 SCRUBBED_BYTES: Final = Counter("mirror_scrubbed_bytes", "Bytes of blobs read again and hashed")
 SCRUB_DAMAGED: Final = Counter("mirror_scrub_damaged", "Blobs found not to be what their digests name")
 SCRUB_COMPLETE: Final = Gauge(
-    "mirror_scrub_last_complete_timestamp",
-    "When every blob had been hashed (epoch seconds); 0: never",
+    "mirror_scrub_last_complete_timestamp_seconds",
+    "When every blob had been hashed, in epoch seconds",
     multiprocess_mode="mostrecent",
 )
 INDEX_FAILURES: Final = Counter("mirror_index_failures", "Operations that the index did not answer in its budget")
@@ -173,7 +173,7 @@ LOG_LOST: Final = Counter("mirror_log_lost", "Log lines that could not be writte
 
 SYNC_RUNS: Final = Counter("mirror_sync_runs", "Runs of sync rules that ended here", ["rule", "result"])
 SYNC_SUCCESS: Final = Gauge(
-    "mirror_sync_last_success_timestamp",
+    "mirror_sync_last_success_timestamp_seconds",
     "When a sync rule last succeeded here, in epoch seconds",
     ["rule"],
     multiprocess_mode="mostrecent",

@@ -14,6 +14,7 @@ from mirror import telemetry
 from mirror.cli import application
 from mirror.config import Config, load
 from mirror.errors import ANSWERS, ConfigError, MirrorError, answer_for
+from mirror.server.operations import OPERATIONS, PREFIX
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,6 +181,47 @@ def test_every_metric_is_documented() -> None:
         for family in metric.describe():
             name = f"{family.name}_total" if family.type == "counter" else family.name
             assert f"`{name}`" in first, name
+
+
+def test_no_metric_is_told_that_is_none() -> None:
+    """Each metric that a page, an alert or the dashboard names is declared, so that none outlives its renaming."""
+    names = {"mirror_url"}
+    for one in vars(telemetry).values():
+        if isinstance(one, MetricWrapperBase):
+            for family in one.describe():
+                ends = {"counter": ["_total"], "histogram": ["", "_bucket", "_sum", "_count"]}
+                names |= {f"{family.name}{end}" for end in ends.get(family.type, [""])}
+    files = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("k8s/**/*.yaml"), *ROOT.glob("config/*.json")]
+    assert len(files) > 30
+    for file in files:
+        # of the changelog, what was called so once
+        if file.name != "CHANGELOG.md":
+            assert set(re.findall(r"\bmirror_[a-z_]+", file.read_text())) <= names, file
+
+
+def test_every_metric_is_named_as_prometheus_wants_it() -> None:
+    """Units are whole ones and stand in the name, labels are few; counters have their suffix by the library."""
+    for one in vars(telemetry).values():
+        if not isinstance(one, MetricWrapperBase):
+            continue
+        for family in one.describe():
+            assert re.fullmatch(r"mirror(_[a-z]+)+", family.name), family.name
+            assert not re.search(r"_(ms|milliseconds|minutes|hours|kb|mb|total|count|sum|bucket)$", family.name)
+            assert (family.type == "histogram") <= family.name.endswith("_seconds"), family.name
+            assert family.name.endswith("_seconds") or "timestamp" not in family.name
+            assert family.documentation
+            assert len(one._labelnames) <= 3, family.name
+
+
+def test_every_route_of_the_admin_api_is_documented() -> None:
+    """Each has a row of its own in the page about it, as it is written there; each parameter stands in that row."""
+    table = rows("docs/admin-api.md")
+    for one in OPERATIONS:
+        path = re.sub(r"\{(\w+)\}", lambda name: {"job": "ID", "rule": "NAME"}.get(name[1], name[1].upper()), one.path)
+        [row] = [row for row in table if row.startswith(f"`{one.method} {PREFIX}{path}` |")]
+        body = (one.body or {}).get("properties", {})
+        for name in [*one.query, *body]:
+            assert f"`{name}`" in row, (one.name, name)
 
 
 def test_every_command_is_documented() -> None:

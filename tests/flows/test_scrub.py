@@ -88,7 +88,11 @@ async def test_a_sound_store(full: LiveMirror) -> None:
     assert progress.bytes == sum(info.size for info in full.app.storage.store.walk())
     assert progress.complete_at is not None
     metrics = (await full.ask("/metrics")).body.decode()
-    for name in ("mirror_scrubbed_bytes_total", "mirror_scrub_damaged_total", "mirror_scrub_last_complete_timestamp"):
+    for name in (
+        "mirror_scrubbed_bytes_total",
+        "mirror_scrub_damaged_total",
+        "mirror_scrub_last_complete_timestamp_seconds",
+    ):
         assert name in metrics
     assert len(full.events("request")) == requests
 

@@ -131,7 +131,7 @@ async def test_a_failure_is_told_and_tried_again(registry: FakeRegistry, tmp_pat
         assert (told["state"], told["failed_in_a_row"], told["result"]["failures"]) == ("ok", 0, [])
         text = (await mirror.ask("/metrics")).body.decode()
         assert f'mirror_sync_runs_total{{result="failed",rule="{_NAME}"}}' in text
-        assert f'mirror_sync_last_success_timestamp{{rule="{_NAME}"}}' in text
+        assert f'mirror_sync_last_success_timestamp_seconds{{rule="{_NAME}"}}' in text
 
 
 async def test_a_list_that_could_not_be_had_is_a_failure(registry: FakeRegistry, tmp_path: Path) -> None:
