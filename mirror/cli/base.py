@@ -42,6 +42,19 @@ def main() -> None:
     except MirrorError as error:
         print(f"mirror: {error}", file=sys.stderr)
         raise SystemExit(1) from error
+    except UnicodeEncodeError:
+        # bytes that are no text may name a file, but cannot be written down or asked for
+        if odd := [word for word in sys.argv if not _is_text(word)]:
+            _refuse(ConfigError([f"not text in UTF-8: {word!r}" for word in odd]))
+        raise
+
+
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refuse(error: ConfigError) -> NoReturn:

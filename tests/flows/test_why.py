@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -184,6 +185,17 @@ def test_what_it_refuses(site: _Site) -> None:
     for word in ("A B", "elsewhere.example/app", "sha256:12"):
         with pytest.raises(CommandFailed, match="exit code 2\n"):
             site.cli("why", word)
+
+
+@pytest.mark.parametrize("command", ["pin app:v1 --reason", "freeze app:v1 --reason", "jobs", "why", "show"])
+def test_words_that_are_no_text(site: _Site, mirror: MirrorProcess, command: str) -> None:
+    """Bytes that are not UTF-8, as an old terminal sends them, are refused by name, and nothing is written down."""
+    _pull(site, mirror)
+    words = [*command.split(), os.fsdecode(b"gr\xfc\xdfe")]
+    with pytest.raises(CommandFailed, match=r"exit code 2\n(?s:.*)gr\\udcfc\\udcdfe") as failed:
+        site.cli(*words)
+    assert "Traceback" not in str(failed.value)
+    assert json.loads(site.cli("pins", "--json")) == json.loads(site.cli("freezes", "--json")) == []
 
 
 def test_metrics_of_the_workers(site: _Site, mirror: MirrorProcess) -> None:
