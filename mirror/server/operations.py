@@ -72,6 +72,29 @@ _IMAGE: Final[dict[str, Schema]] = {
 #: `as` is a word of Python's.
 _WHY: Final[dict[str, Schema]] = {"as": _TEXT, "reason": _TEXT, "rule": _MAYBE_TEXT, "until": _TIME}
 
+#: `from` is one, too.
+_RULE: Final[dict[str, Schema]] = {
+    "name": _TEXT,
+    "from": {**_TEXT, "description": "the repository"},
+    "tags": {**_TEXT, "description": "which of them"},
+    "when": _TEXT,
+    "platforms": _list(_TEXT),
+    "referrers": _BOOL,
+    "every_replica": _BOOL,
+    "state": _TEXT,
+    "progress": _nullable(_ANY),
+    "started": _TIME,
+    "ended": _TIME,
+    "by": {**_MAYBE_TEXT, "description": "the schedule, a job, or a hand"},
+    "result": {
+        **_nullable(_ANY),
+        "description": "of the last run; `error`, or `failures` and `stale`, where it failed",
+    },
+    "failed_in_a_row": _COUNT,
+    "succeeded": _TIME,
+    "next": _TIME,
+}
+
 _SCHEMAS: Final[Mapping[str, Schema]] = {
     "Errors": _object(
         errors=_list(
@@ -198,7 +221,7 @@ _SCHEMAS: Final[Mapping[str, Schema]] = {
         "required": ["id", "kind", "state", "created"],
     },
     "Jobs": _object(jobs=_list(_ref("Job"))),
-    "SyncRules": _object(rules=_list({"type": "object", "required": ["name", "state"], "properties": {"name": _TEXT}})),
+    "SyncRules": _object(rules=_list(_object(**_RULE))),
     "Clients": _object(
         mirror={**_TEXT, "description": "the URL that stands in the files"},
         clients=_list(

@@ -68,6 +68,14 @@ def _flight(number: int, **more: Any) -> dict[str, Any]:
     return {"digest": f"sha256:{number:064x}", **told, "followers": 1, "filling": True, "workers": [1], **more}
 
 
+def _rule(text: str) -> dict[str, Any]:
+    """A sync rule that has failed, with this wherever there can be a text."""
+    words = dict.fromkeys(("name", "from", "tags", "when", "state", "by"), text)
+    times = dict.fromkeys(("started", "ended", "succeeded", "next"), "2026-03-01T00:00:00Z")
+    rest = {"platforms": [text], "referrers": True, "every_replica": False, "progress": None, "failed_in_a_row": 3}
+    return {**words, **times, **rest, "result": {"failures": [text]}}
+
+
 def _quiet() -> dict[str, Any]:
     """A mirror with nothing in it that does nothing."""
     return {
@@ -174,7 +182,7 @@ def test_names_without_mercy(opened: _Drawn) -> None:
     ]
     job = {"id": "1", "kind": _NASTY, "state": "failed", "created": None, "result": {"first_failure": _NASTY}}
     opened.answers["jobs"]["jobs"] = [{**job, "arguments": {"images": [_NASTY]}}]
-    opened.answers["sync"]["rules"] = [{"name": _NASTY, "state": _NASTY, "when": _NASTY, "next": None}]
+    opened.answers["sync"]["rules"] = [_rule(_NASTY)]
     victim = {"digest": None, "names": [_NASTY], "last_used": 0.0, "bytes": 5, "blobs": []}
     opened.answers["gc"]["images"] = [victim]
     opened.answers["status"]["store"]["root"] = _NASTY

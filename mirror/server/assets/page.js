@@ -334,7 +334,8 @@ function showSync({ rules }) {
   ), (row, one) => {
     set(row, "name", one.name);
     set(row, "state", one.state, `state ${KINDS[one.state] ?? ""}`);
-    set(row, "more", `${one.when ?? ""}${one.next ? `, next ${new Date(one.next).toLocaleString()}` : ""}`, "quiet");
+    const trouble = one.result?.error ?? one.result?.failures?.[0];
+    set(row, "more", `${one.when}${one.next ? `, next ${new Date(one.next).toLocaleString()}` : ""}${trouble ? `: ${trouble}` : ""}`, "quiet");
   }, "none configured");
 }
 
