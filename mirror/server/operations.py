@@ -394,7 +394,7 @@ _STATUSES: Final = {
     404: "There is none",
     409: "Not now: it is being done already, or the image is kept",
     413: "More than 1 MiB",
-    429: "A hundred jobs wait",
+    429: "A hundred jobs wait, or too many wrong passwords were tried",
     503: "The disk does not answer",
 }
 
@@ -434,7 +434,7 @@ def _described(operation: Operation) -> dict[str, Any]:
         str(status): {"description": operation.summary, "content": _json(_ref(schema))}
         for status, schema in operation.answers.items()
     }
-    for status in sorted({*operation.errors, 401, 403, 503}):
+    for status in sorted({*operation.errors, 401, 403, 429, 503}):
         answers[str(status)] = {"description": _STATUSES[status], "content": _json(_ref("Errors"))}
     described: dict[str, Any] = {
         "operationId": operation.name,
