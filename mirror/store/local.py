@@ -26,14 +26,16 @@ import json
 import os
 import secrets
 import stat as modes
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
 from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
+from mirror.policy.quarantine import Aside
 from mirror.ports import BlobInfo, Body
+from mirror.store import quarantine
 from mirror.store.files import Unsynced, make_folder, store_errors, sync_folder, write_whole
 from mirror.store.layout import LAYOUT, Layout, digest_from
 from mirror.store.pump import pump
@@ -226,8 +228,13 @@ class LocalStore:
 
     def set_aside(self, digest: Digest) -> None:
         """Move a blob whose bytes are wrong out of the way; a later request fetches it again. Repeatable."""
-        with store_errors(f"setting {digest} aside"), suppress(FileNotFoundError):
-            os.rename(self.layout.blob(digest), self.layout.quarantine / f"{digest.algorithm}-{digest.hex}")
+        quarantine.put(self.layout, digest)
+
+    def aside(self) -> Sequence[Aside]:
+        return quarantine.kept(self.layout)
+
+    def drop_aside(self, digest: Digest) -> int:
+        return quarantine.drop(self.layout, digest)
 
     def mark_used(self, seen: Mapping[Digest, float]) -> None:
         for digest, used_at in seen.items():
