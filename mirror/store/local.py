@@ -26,6 +26,7 @@ import json
 import os
 import secrets
 import stat as modes
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,6 +45,8 @@ from mirror.store.state import GrowthState, boot_id, read_state, write_state
 __all__ = ["LocalIngest", "LocalReader", "LocalStore"]
 
 _BLOCK: Final = 1 << 20
+#: Nanoseconds after which the time of a folder's last change will not hide another one.
+_SETTLED: Final = 2_000_000_000
 
 #: Not every C library has preadv2.
 _NOWAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
@@ -114,6 +117,7 @@ class LocalStore:
         """Raises `StoreError` where the root cannot be used or is of another layout."""
         self.layout = layout
         self._unsynced = Unsynced()
+        self._aside: tuple[int | None, Sequence[Aside]] = None, ()
         with store_errors(f"opening the store at {layout.root}"):
             layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (layout.blobs, layout.ingests, layout.quarantine, layout.locks, layout.repositories):
@@ -231,7 +235,14 @@ class LocalStore:
         quarantine.put(self.layout, digest)
 
     def aside(self) -> Sequence[Aside]:
-        return quarantine.kept(self.layout)
+        # every worker asks each second: a folder that has not changed for a while is not opened for it
+        changed = quarantine.changed(self.layout)
+        if changed is not None and changed == self._aside[0]:
+            return self._aside[1]
+        kept = quarantine.kept(self.layout)
+        if changed is not None and time.time_ns() - changed > _SETTLED:
+            self._aside = changed, kept
+        return kept
 
     def drop_aside(self, digest: Digest) -> int:
         return quarantine.drop(self.layout, digest)

@@ -20,7 +20,7 @@ from mirror.policy.quarantine import Aside
 from mirror.store.files import store_errors
 from mirror.store.layout import Layout, digest_from
 
-__all__ = ["drop", "kept", "put"]
+__all__ = ["changed", "drop", "kept", "put"]
 
 
 def put(layout: Layout, digest: Digest) -> None:
@@ -38,6 +38,14 @@ def put(layout: Layout, digest: Digest) -> None:
         layout.quarantine.mkdir(mode=0o700, exist_ok=True)
         with suppress(FileNotFoundError):
             os.rename(path, _path(layout, digest))
+
+
+def changed(layout: Layout) -> int | None:
+    """When something came or went, in nanoseconds; None: that cannot be told."""
+    try:
+        return layout.quarantine.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def kept(layout: Layout) -> list[Aside]:

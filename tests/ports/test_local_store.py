@@ -17,9 +17,10 @@ from mirror.errors import BlobDamaged, BlobUnknown, StoreError, StoreFull
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
+from mirror.policy.quarantine import Aside
 from mirror.policy.records import TagRecord
 from mirror.ports import BlobStore, Catalog
-from mirror.store import local
+from mirror.store import local, quarantine
 from mirror.store.catalog import LocalCatalog
 from mirror.store.layout import Layout
 from mirror.store.local import LocalStore
@@ -434,3 +435,28 @@ def test_a_quarantine_that_was_cleared_away(store: LocalStore) -> None:
     assert [one.digest for one in store.aside()] == [DIGEST]
     with pytest.raises(BlobUnknown):
         store.stat(DIGEST)
+
+
+def test_a_quarantine_that_has_not_changed_is_not_listed_again(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once its last change is some seconds ago; what comes or goes afterwards is seen at once, whoever does it."""
+    store.put(DIGEST, CONTENT)
+    store.set_aside(DIGEST)
+    listed: list[Layout] = []
+    kept = quarantine.kept
+
+    def list_it(layout: Layout) -> list[Aside]:
+        listed.append(layout)
+        return kept(layout)
+
+    monkeypatch.setattr(quarantine, "kept", list_it)
+    for _ in range(3):
+        assert len(store.aside()) == 1
+    assert len(listed) == 3
+    os.utime(store.layout.quarantine, (1e9, 1e9))
+    for _ in range(3):
+        assert len(store.aside()) == 1
+    assert len(listed) == 4
+    LocalStore(store.layout).drop_aside(DIGEST)
+    assert store.aside() == []
