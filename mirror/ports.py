@@ -40,6 +40,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.access import Identity
+from mirror.policy.quarantine import Aside
 from mirror.policy.records import (
     ContentRecord,
     Freeze,
@@ -52,6 +53,7 @@ from mirror.policy.records import (
     TagRecord,
     Usage,
 )
+from mirror.policy.unread import UnreadNote
 
 __all__ = [
     "Authenticator",
@@ -243,6 +245,14 @@ class BlobStore(Protocol):
     def set_aside(self, digest: Digest) -> None:
         """Blocking: take a blob whose bytes are wrong out of service; a later request fetches it again. Repeatable."""
 
+    def aside(self) -> Sequence[Aside]:
+        """Blocking: what was set aside and is kept, in no order. Raises `StoreError`."""
+
+    def drop_aside(self, digest: Digest) -> int:
+        """Blocking: drop what was set aside; returns the bytes that this frees. Repeatable (0). What somebody still
+        writes to stays (0). Raises `StoreError`.
+        """
+
     def mark_used(self, seen: Mapping[Digest, float]) -> None:
         """Blocking: note times of last use beside the blobs, so that they outlive the index. Skips unknown ones."""
 
@@ -303,7 +313,12 @@ class Pins(Protocol):
     """Which images must stay, on disk. All calls block shortly."""
 
     def all(self) -> Iterable[Pin]:
-        """In no order; those that are over too."""
+        """In no order; those that are over too. What cannot be read is missing: who drops something asks with `look`.
+        Raises `StoreError`.
+        """
+
+    def look(self) -> tuple[Sequence[Pin], Sequence[UnreadNote]]:
+        """All at one look, and those that are there and cannot be read. Raises `StoreError` where neither is told."""
 
     def get(self, repo: Repo, reference: Reference) -> Pin | None:
         """The pin of exactly this tag or digest."""
@@ -319,7 +334,10 @@ class Freezes(Protocol):
     """Tags that answer one digest until further notice, on disk. All calls block shortly."""
 
     def all(self) -> Iterable[Freeze]:
-        """In no order."""
+        """In no order. What cannot be read is missing, as with pins. Raises `StoreError`."""
+
+    def look(self) -> tuple[Sequence[Freeze], Sequence[UnreadNote]]:
+        """As with pins."""
 
     def get(self, repo: Repo, tag: str) -> Freeze | None:
         """None: the tag is free to move. Raises `StoreError` where that cannot be told."""

@@ -132,13 +132,16 @@ def _try_hold(folder: str | Path) -> int | None:
 
 @dataclass(eq=False, slots=True)
 class _Worker:
-    """One process. `ready` is true once it answers, false when it ended before; `ended` gives its exit code."""
+    """One process. `ready` is true once it answers, false when it ended before; `ended` gives its exit code. `blocked`:
+    it was killed because its event loop stood still.
+    """
 
     slot: int
     process: asyncio.subprocess.Process
     drain: float
     ready: asyncio.Future[bool]
     ended: asyncio.Task[int]
+    blocked: bool = False
 
 
 class _Supervisor:
@@ -234,9 +237,9 @@ class _Supervisor:
                 await asyncio.sleep(pause)
                 # a new configuration may have filled the slot meanwhile
                 if self._current[slot] is worker:
-                    self._current[slot] = await self._start(slot, self._plan)
+                    self._current[slot] = await self._start(slot, self._plan, after_blocked=worker.blocked)
 
-    async def _start(self, slot: int, plan: Plan) -> _Worker:
+    async def _start(self, slot: int, plan: Plan, *, after_blocked: bool = False) -> _Worker:
         loop = asyncio.get_running_loop()
         told, tell = os.pipe()
         descriptors = [one.fileno() for one in self._listeners[slot]]
@@ -247,6 +250,9 @@ class _Supervisor:
             descriptors += asked
             command += ["--admin", ",".join(map(str, asked))]
         command += ["--beats", str(self._beats.descriptor), "--slot", str(slot)]
+        if after_blocked:
+            # the one that was killed can count nothing, and this process has no metrics
+            command += ["--after-blocked"]
         descriptors += [*plan.descriptors, tell, self._alive, self._beats.descriptor]
         try:
             process = await asyncio.create_subprocess_exec(
@@ -317,6 +323,7 @@ class _Supervisor:
                     telemetry.log.error(
                         "worker blocked; killed", slot=slot, worker=worker.process.pid, blocked=count * _LOOK
                     )
+                    worker.blocked = True
                     self._beats.put(slot, 0)
                     # what it was doing, if it still can say so
                     _signal(worker, signal.SIGUSR2)

@@ -43,6 +43,7 @@ __all__ = [
     "INDEX_FAILURES",
     "LOOP_LAG",
     "PARTIAL_BYTES",
+    "QUARANTINE_BYTES",
     "REQUESTS",
     "REQUEST_SECONDS",
     "RESIDENT_BYTES",
@@ -57,12 +58,14 @@ __all__ = [
     "SYNC_RUNS",
     "SYNC_SUCCESS",
     "UNCACHED",
+    "UNREAD_NOTES",
     "UPSTREAM_BYTES",
     "UPSTREAM_ERRORS",
     "UPSTREAM_REQUESTS",
     "UPSTREAM_SECONDS",
     "VERSION_TAGS_MOVED",
     "WORKERS",
+    "WORKERS_BLOCKED",
     "WORKER_STARTS",
     "Span",
     "Tracing",
@@ -155,6 +158,12 @@ STORE_LIMIT: Final = Gauge(
 PARTIAL_BYTES: Final = Gauge(
     "mirror_store_partial_bytes", "Bytes of blobs that are not whole yet", multiprocess_mode="mostrecent"
 )
+UNREAD_NOTES: Final = Gauge(
+    "mirror_unreadable_notes", "Pins and freezes whose files cannot be read", multiprocess_mode="mostrecent"
+)
+QUARANTINE_BYTES: Final = Gauge(
+    "mirror_store_quarantine_bytes", "Bytes of damaged blobs that were set aside", multiprocess_mode="mostrecent"
+)
 SEALED_MISSES: Final = Counter(
     "mirror_sealed_misses", "Requests for what is not here in a sealed repository, by kind of resource", ["kind"]
 )
@@ -181,6 +190,9 @@ SYNC_SUCCESS: Final = Gauge(
 
 BUILD: Final = Gauge("mirror_build_info", "1; what runs, as labels", ["version", "python"], multiprocess_mode="livemax")
 WORKERS: Final = Gauge("mirror_workers", "Workers that serve", multiprocess_mode="livesum")
+WORKERS_BLOCKED: Final = Counter(
+    "mirror_workers_blocked", "Workers that were killed because their event loop stood still, and replaced"
+)
 WORKER_STARTS: Final = Counter("mirror_worker_starts", "Workers that began to serve")
 LOOP_LAG: Final = Histogram(
     "mirror_loop_lag_seconds",

@@ -229,13 +229,19 @@ class _Status:
 
     async def __call__(self) -> dict[str, Any]:
         held, limit = await self._storage.evictor.fullness(_COUNTED) or (None, None)
+        aside = await asyncio.to_thread(self._storage.evictor.quarantined)
         workers = await self._workers.workers()
         return {
             "version": __version__,
             "worker": os.getpid(),
             "uptime": round(self._workers.uptime, 1),
             "workers": workers,
-            "store": {"root": str(self._storage.layout.root), "bytes": held, "limit": limit},
+            "store": {
+                "root": str(self._storage.layout.root),
+                "bytes": held,
+                "limit": limit,
+                "quarantine": aside,
+            },
             "flights": len(await self._workers.flights()),
             "traffic": (await asyncio.to_thread(total)).to_json(),
             "offline": self._offline,

@@ -1,4 +1,4 @@
-"""What one worker of a store does for all: clearing up, comparing, scrubbing."""
+"""What one worker of a store does for all: clearing up, comparing, scrubbing. The evictor sweeps the quarantine."""
 
 from __future__ import annotations
 
@@ -98,6 +98,9 @@ async def _sweep(config: Config, storage: Storage) -> None:
     swept = await asyncio.to_thread(sweep, storage.layout, keep=config.store.keep_partials, now=time.time)
     if swept.partials or swept.strays:
         telemetry.log.info("swept", partials=swept.partials, strays=swept.strays, bytes=swept.bytes)
+    # looked at even where nothing is evicted: a damaged pin is told before it is needed, and by itself
+    with suppress(StoreError):
+        await asyncio.to_thread(storage.pinned.digests, time.time())
 
 
 async def _compare(storage: Storage, comparisons: Comparisons) -> None:

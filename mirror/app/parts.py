@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mirror.ports import ContentIndex
 from mirror.repository.evictor import Evictor
+from mirror.repository.pins import PinnedContent
 from mirror.repository.router import Router
 from mirror.repository.shelf import Shelf
 from mirror.server.admin import Admin
@@ -45,6 +46,7 @@ class Storage:
     index: ContentIndex
     locks: Locks
     evictor: Evictor
+    pinned: PinnedContent
 
 
 @dataclass(slots=True)

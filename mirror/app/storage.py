@@ -17,7 +17,8 @@ from mirror.index.redis import RedisIndex, parse_redis_url
 from mirror.oci.digest import Digest
 from mirror.policy.eviction import Water
 from mirror.policy.pins import PinRule
-from mirror.policy.sizes import parse_capacity
+from mirror.policy.quarantine import Quarantine
+from mirror.policy.sizes import parse_capacity, parse_size
 from mirror.ports import ContentIndex
 from mirror.repository.evictor import Evictor
 from mirror.repository.flights import Flights
@@ -72,25 +73,27 @@ async def open_storage(config: Config, in_flight: InFlight | None = None) -> Asy
         names = NamesOnDisk(store, catalog)
         freezes = LocalFreezes(layout)
         histories = TagHistories(catalog, freezes)
+        pinned = PinnedContent(
+            catalog,
+            pins,
+            pin_rules(config),
+            names,
+            frozen=freezes.look,
+            answer=lambda repo, tag: histories.answer(repo, tag, age_rule(config, repo)),
+        )
         evictor = Evictor(
             store,
             index,
             water=Water(parse_capacity(config.store.capacity), config.store.high_water, config.store.low_water),
             names=names,
             protected=in_flight.digests,
-            pinned=PinnedContent(
-                catalog,
-                pins,
-                pin_rules(config),
-                names,
-                frozen=freezes.all,
-                answer=lambda repo, tag: histories.answer(repo, tag, age_rule(config, repo)),
-            ).digests,
+            pinned=pinned.digests,
             exclusive=lambda: locks.named("evict"),
             rebuild=lambda: ensure(store, catalog, index, exclusive=lambda: locks.named("rebuild")),
             reclaim=lambda: sweep(layout, keep=_IDLE, now=time.time).bytes,
+            quarantine=Quarantine(parse_size(config.store.quarantine_size), config.store.quarantine_keep),
         )
-        yield Storage(layout, store, catalog, freezes, pins, index, locks, evictor)
+        yield Storage(layout, store, catalog, freezes, pins, index, locks, evictor, pinned)
 
 
 def _open_index(config: Config, layout: Layout, store_id: str) -> ContentIndex:

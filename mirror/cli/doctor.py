@@ -23,8 +23,9 @@ from mirror.cli.nodes import (
     read_account,
     read_authority,
 )
+from mirror.cli.unread import unread_of
 from mirror.config import PUBLIC, Config
-from mirror.errors import ConfigError, IndexUnavailable, MirrorError, RequestError
+from mirror.errors import ConfigError, IndexUnavailable, MirrorError, RequestError, StoreError
 from mirror.index.probing import probe_redis
 from mirror.index.redis import parse_redis_url
 from mirror.nodes.clients import CLIENTS
@@ -93,6 +94,7 @@ def doctor(
         findings += _clients(Disk(root), MirrorUrl.parse(mirror_url), client, wanted)
     if loaded is not None:
         findings += look_at_store(loaded.store.root, parse_capacity(loaded.store.capacity))
+        findings += _notes(loaded)
         findings += asyncio.run(_services(loaded))
         findings.append(look_at_limits())
     _print(findings, as_json)
@@ -171,6 +173,19 @@ def _own_url(loaded: Config) -> MirrorUrl | None:
 def _own_authority(loaded: Config) -> str | None:
     certificate = loaded.server.tls_certificate
     return None if certificate is None else certificate.read_text()
+
+
+def _notes(loaded: Config) -> Iterable[Finding]:
+    """Whether all pins and freezes can be read: what keeps something that nobody knows keeps everything."""
+    try:
+        found = unread_of(loaded)
+    except StoreError as error:
+        yield Finding("pins", Level.PROBLEM, str(error), "mend the disk, or its rights: nothing is evicted till then")
+        return
+    for words in found:
+        yield Finding("pins", Level.PROBLEM, words)
+    if not found:
+        yield Finding("pins", Level.OK, "all pins and freezes can be read")
 
 
 async def _services(loaded: Config) -> list[Finding]:

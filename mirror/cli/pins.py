@@ -16,6 +16,7 @@ from mirror import config as settings
 from mirror.app import Disk, open_disk, pin_rules
 from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, parse_images, table_console
+from mirror.cli.unread import refuse_unread
 from mirror.cli.working import check_owner
 from mirror.errors import ConfigError, MirrorError
 from mirror.oci.digest import Digest
@@ -94,15 +95,17 @@ def pins(
     rows.sort(key=lambda row: name_of(row[0].repo, row[0].reference))
     if as_json:
         print(json.dumps([_as_json(image, state) for image, state in rows], indent=1))
+        refuse_unread(disk.pins.look()[1], disk.catalog)
         return
     table = Table("image", "reason", "since", "until", "state")
     for image, state in rows:
-        since = f"rule {image.rule}" if image.rule else _date(image.since)
+        since = f"rule {image.rule}" if image.rule else "unreadable" if image.unread else _date(image.since)
         table.add_row(name_of(image.repo, image.reference), image.reason, since, _date(image.until), state.words)
     if rows:
         table_console().print(table)
     count = len(rows) - len(over)
     print(f"{count} pinned image{'' if count == 1 else 's'}")
+    refuse_unread(disk.pins.look()[1], disk.catalog)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+import sys
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -15,7 +16,8 @@ from mirror import config as settings
 from mirror import telemetry
 from mirror.beats import Beats, Pulse
 from mirror.cli.base import ConfigFile, application
-from mirror.errors import ConfigError
+from mirror.cli.unread import unread_of
+from mirror.errors import ConfigError, StoreError
 from mirror.listen import AdminListener, open_admin, open_listeners
 
 __all__ = ["check", "serve"]
@@ -94,6 +96,7 @@ def worker(
     beats: Annotated[int, typer.Option()],
     slot: Annotated[int, typer.Option()],
     admin: Annotated[str, typer.Option()] = "",
+    after_blocked: Annotated[bool, typer.Option("--after-blocked")] = False,
     config: ConfigFile = None,
 ) -> None:
     """One of the serving processes; started by `serve`."""
@@ -101,6 +104,8 @@ def worker(
 
     loaded = settings.load(config)
     telemetry.set_up_logging(loaded.log.level)
+    if after_blocked:
+        telemetry.WORKERS_BLOCKED.inc()
 
     def tell() -> None:
         os.write(ready, b"1")
@@ -117,12 +122,18 @@ def check(
     online: Annotated[bool, typer.Option("--online", help="Ask each registry, with its credentials, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Check a configuration and name every mistake in it."""
+    """Check a configuration and name every mistake in it, and every pin or freeze that cannot be read."""
     loaded = settings.load(config)
     telemetry.set_up_logging("error")
     if online and loaded.offline:
         raise ConfigError(["--online: offline is set, no registry is contacted"])
     found = asyncio.run(_ask_registries(loaded)) if online else []
+    try:
+        unread = unread_of(loaded)
+    except StoreError as error:
+        # whoever checks a file may not look into the store; the configuration is none the worse for it
+        unread = []
+        print(f"mirror: pins and freezes were not looked at: {error}", file=sys.stderr)
     if as_json:
         summary = {"upstreams": len(loaded.upstream), "store": str(loaded.store.root)}
         print(json.dumps({**summary, **({"online": [asdict(one) for one in found]} if online else {})}, indent=1))
@@ -135,6 +146,9 @@ def check(
             print(f"{'ok    ' if one.ok else 'FAILED'} {one.upstream} ({one.url}): {one.detail}")
             if one.advice:
                 print(f"       {one.advice}")
+    for words in unread:
+        # no reason to fail: what starts a mirror checks before, and pulls must go on being served
+        print(f"mirror: {words}", file=sys.stderr)
     if not all(one.ok for one in found):
         raise typer.Exit(1)
 

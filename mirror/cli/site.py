@@ -420,7 +420,8 @@ def _load(config: Any) -> settings.Config:
 
 def _overview(loaded: settings.Config, storage: Storage) -> Overview:
     pinned = pinned_images(storage.pins, pin_rules(loaded), storage.catalog, time.time())
-    return Overview(storage.store, storage.catalog, storage.index, pinned, storage.freezes.all())
+    freezes, unread = storage.freezes.look()
+    return Overview(storage.store, storage.catalog, storage.index, pinned, freezes, unread=unread)
 
 
 def _yes(answer: bool) -> str:

@@ -51,7 +51,8 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
 
     async with open_storage(loaded) as storage:
         held, limit = await storage.evictor.fullness() or (None, None)
-    store = {"root": str(loaded.store.root), "bytes": held, "limit": limit}
+        aside = await asyncio.to_thread(storage.evictor.quarantined)
+    store = {"root": str(loaded.store.root), "bytes": held, "limit": limit, "quarantine": aside}
     # what nobody counts is null: programs find the same names beside a mirror that runs and without
     unknown = {"worker": None, "uptime": None, "traffic": None}
     return {"version": __version__, **unknown, "workers": [], "store": store, "offline": loaded.offline}
@@ -64,6 +65,8 @@ def _show(found: dict[str, Any], flights: list[dict[str, Any]], upstreams: list[
     running = f"{count}, up {format_duration(max(one['uptime'] for one in workers))}" if workers else "not running"
     print(f"mirror:    {found['version']}, {running}{sealed}")
     print(f"store:     {_say_full(store['bytes'], store['limit'])} in {store['root']}")
+    if store["quarantine"]:
+        print(f"damaged:   {format_size(store['quarantine'])} set aside in {store['root']}/quarantine: check the disk")
     if traffic := found.get("traffic"):
         ratio = "no requests yet" if traffic["hit_ratio"] is None else f"{100 * traffic['hit_ratio']:.1f} % hits"
         sent, saved = format_size(traffic["sent"]), format_size(traffic["saved"])

@@ -15,6 +15,7 @@ from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, table_console
+from mirror.cli.unread import refuse_unread
 from mirror.errors import ConfigError, MirrorError, NotKnown, RequestError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
@@ -25,6 +26,9 @@ from mirror.policy.moments import format_moment, parse_moment
 from mirror.policy.records import Freeze, Sighting
 from mirror.repository.closure import read_closure
 from mirror.repository.tag_standing import Standing, StandingTag, read_standing
+from mirror.store.catalog import LocalCatalog
+from mirror.store.freezes import LocalFreezes
+from mirror.store.layout import Layout
 
 __all__ = ["freeze", "freezes", "history", "unfreeze"]
 
@@ -99,9 +103,12 @@ def freezes(config: ConfigFile = None, as_json: AsJson = False) -> None:
     """The tags that are frozen."""
     loaded = settings.load(config)
     telemetry.set_up_logging("warning")
-    found = sorted(asyncio.run(_freezes(loaded)), key=lambda one: (one.repo, one.tag))
+    layout = Layout(loaded.store.root)
+    freezes, unread = LocalFreezes(layout).look()
+    found = sorted(freezes, key=lambda one: (one.repo, one.tag))
     if as_json:
         print(json.dumps([{"image": f"{one.repo}:{one.tag}", **_written_freeze(one)} for one in found], indent=2))
+        refuse_unread(unread, LocalCatalog(layout))
         return
     table = Table("image", "digest", "since", "reason")
     for one in found:
@@ -109,6 +116,7 @@ def freezes(config: ConfigFile = None, as_json: AsJson = False) -> None:
     if found:
         table_console().print(table)
     print(f"frozen tags: {len(found)}")
+    refuse_unread(unread, LocalCatalog(layout))
 
 
 # ---------------------------------------------------------------------------------------------------- arguments
@@ -216,13 +224,6 @@ async def _unfreeze(loaded: settings.Config, repo: Repo, tag: str) -> bool:
 
     async with open_storage(loaded) as storage:
         return await asyncio.to_thread(storage.freezes.drop, repo, tag)
-
-
-async def _freezes(loaded: settings.Config) -> list[Freeze]:
-    from mirror.app import open_storage
-
-    async with open_storage(loaded) as storage:
-        return await asyncio.to_thread(lambda: list(storage.freezes.all()))
 
 
 # ------------------------------------------------------------------------------------------------------- output

@@ -72,11 +72,12 @@ async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> 
 
     async with open_storage(loaded) as storage:
         pinned = pinned_images(storage.pins, pin_rules(loaded), storage.catalog, now)
+        freezes, unread = storage.freezes.look()
         reasons = Reasons(
             storage.store,
             storage.catalog,
             storage.freezes,
-            Overview(storage.store, storage.catalog, storage.index, pinned, storage.freezes.all()),
+            Overview(storage.store, storage.catalog, storage.index, pinned, freezes, unread=unread),
             await asyncio.to_thread(read_recent, storage.layout),
             lambda repo: route_of(loaded, repo),
             content_lists(loaded),

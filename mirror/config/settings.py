@@ -108,6 +108,10 @@ class StoreSettings(_Section):
     keep_partials: Seconds = Field(
         86400.0, description="An interrupted download that nobody resumes is dropped after this."
     )
+    quarantine_size: Annotated[str, AfterValidator(values.size)] = Field(
+        "1GB", description="Damaged blobs kept for whoever looks into it, at most a tenth of the store; 0: none is."
+    )
+    quarantine_keep: Seconds = Field(7 * 86400.0, description="So long they are kept; 0: none is.")
 
     @model_validator(mode="after")
     def _order(self) -> StoreSettings:

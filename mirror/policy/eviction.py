@@ -4,9 +4,10 @@
                           ^                  │
                           └──── evict ───────┘
 
-What counts against the limit is what the store holds, what is growing, and what fills have reserved. Above the high
-water, blobs are dropped down to the low water, so that not every pull has to evict. The gap between high water and
-limit is for what several workers begin at the same moment.
+What counts against the limit is what the store holds, what is growing, what fills have reserved, and damaged blobs that
+were set aside, which go first where there is no room at all (`quarantine.py`). Above the high water, blobs are dropped
+down to the low water, so that not every pull has to evict. The gap between high water and limit is for what several
+workers begin at the same moment.
 
 What goes, in this order:
 
@@ -57,7 +58,7 @@ class Measure:
     """How full the store is, in bytes.
 
     `held` by blobs present; `growing` by partials, with what they will have; `pending` by fills that have reserved
-    but not begun; `free` and `disk` of the filesystem.
+    but not begun; `free` and `disk` of the filesystem; `aside` by damaged blobs.
     """
 
     held: int
@@ -65,11 +66,12 @@ class Measure:
     pending: int
     free: int
     disk: int
+    aside: int = 0
 
     @property
     def used(self) -> int:
         """What counts against the limit."""
-        return self.held + self.growing + self.pending
+        return self.held + self.growing + self.pending + self.aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class Water:
 
     def limit(self, measure: Measure) -> int:
         """The most that may be used: the capacity, or less where others take the disk's space."""
-        disk = measure.held + measure.growing + measure.free - self.reserve
+        disk = measure.held + measure.growing + measure.aside + measure.free - self.reserve
         return max(0, min(self.capacity.of(measure.disk), disk))
 
     def excess(self, measure: Measure, wanted: int = 0) -> int:

@@ -16,7 +16,7 @@ Choosing among a million blobs reads the ends of two ordered lists, and what is 
 The order of use comes from the index. Where the index is down, or empty because it was lost, the disk is walked
 instead, with the times of use noted there and the manifests read: a dead Redis must not let the disk fill up, and an
 empty index says nothing about what may go. Pins are read from the disk in either case, each time before anything is
-dropped; where they cannot be read nothing is.
+dropped; where nobody knows what they are for nothing is, and what comes is taken up to the limit.
 
 Room is reserved before a fill begins. Several workers may reserve at the same moment without knowing of each other;
 the gap between high water and limit is for that, and the next round, a second later, brings them back. Without an
@@ -40,11 +40,13 @@ from mirror.errors import BlobUnknown, IndexUnavailable, StoreError, StoreFull
 from mirror.oci.digest import Digest
 from mirror.once import Once, end
 from mirror.policy.eviction import Measure, Victim, Water
+from mirror.policy.quarantine import Quarantine
 from mirror.policy.records import ContentRecord, ManifestNames
 from mirror.policy.sizes import format_size
 from mirror.ports import BlobInfo, BlobStore, ContentIndex
 from mirror.repository import victims as finding
 from mirror.repository.names import NamesOnDisk
+from mirror.repository.quarantine import KeptAside
 from mirror.repository.reconcile import INCOMPLETE, is_whole
 
 __all__ = ["Evictor", "Reservation"]
@@ -74,6 +76,8 @@ _SOON: Final = 1.0
 #: Seconds between two rebuilds of the index, and between two suspicions that it lacks blobs.
 _REBUILD_EVERY: Final = 60.0
 _SUSPECT_EVERY: Final = 600.0
+#: What is kept of what is damaged, where nobody says.
+_QUARANTINE: Final = Quarantine()
 
 
 class Reservation:
@@ -106,6 +110,7 @@ class Evictor:
         exclusive: Callable[[], AbstractAsyncContextManager[object]],
         rebuild: Callable[[], Awaitable[object]] | None = None,
         reclaim: Callable[[], int] | None = None,
+        quarantine: Quarantine = _QUARANTINE,
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         interval: float = 1.0,
@@ -115,7 +120,7 @@ class Evictor:
         knows. `exclusive` holds a lock over all processes of this store. `rebuild` is started when the index answers
         but is not whole; it sees to it that one process at a time does it, under another lock (`reconcile.ensure`).
         `reclaim`, blocking, drops what else can be done without, and returns its bytes: asked before anyone is refused.
-        `interval` is in seconds.
+        `quarantine` bounds what was set aside as damaged. `interval` is in seconds.
         """
         self._store = store
         self._index = index
@@ -126,6 +131,7 @@ class Evictor:
         self._exclusive = exclusive
         self._rebuild = rebuild
         self._reclaim = reclaim
+        self._aside = KeptAside(store, quarantine)
         self._now = now
         self._sleep = sleep
         self._interval = interval
@@ -242,7 +248,8 @@ class Evictor:
     async def reserve(self, size: int | None) -> Reservation:
         """Set `size` bytes aside (None: unknown, nothing), evicting if needed.
 
-        Raises `StoreFull` where the blob is larger than the store may be, or pins and fills leave no room for it.
+        Raises `StoreFull` where the blob is larger than the store may be, or pins and fills leave no room for it, and
+        `StoreError` where there is none and nobody knows what must stay.
         """
         wanted = size or 0
         # counted while we look, so that others of this process look at the disk with us in mind
@@ -251,11 +258,21 @@ class Evictor:
             measure = await self._measure(patient=False)
             self._refuse_if_too_large(measure, wanted)
             if self._water.excess(measure):
-                await self._evict(lambda then: (self._water.excess(then), self._water.shortage(then)))
+                await self._evict_for_fill(measure)
         except BaseException:
             self._reserved -= wanted
             raise
         return Reservation(wanted, self._give_back)
+
+    async def _evict_for_fill(self, measure: Measure) -> None:
+        try:
+            await self._evict(lambda then: (self._water.excess(then), self._water.shortage(then)))
+        except StoreFull:
+            raise
+        except StoreError:
+            # nobody knows what must stay, so that nothing went: no reason to refuse what fits all the same
+            if self._water.shortage(measure):
+                raise
 
     def _give_back(self, size: int) -> None:
         self._reserved -= size
@@ -335,6 +352,7 @@ class Evictor:
         telemetry.STORE_BYTES.set(measure.held)
         telemetry.STORE_LIMIT.set(self._water.limit(measure))
         telemetry.PARTIAL_BYTES.set(measure.growing)
+        telemetry.QUARANTINE_BYTES.set(await self._aside.sweep(self._now(), self._water.limit(measure)))
         if self._water.excess(measure):
             await self._evict(lambda then: (self._water.excess(then), 0))
 
@@ -350,18 +368,25 @@ class Evictor:
             return None
         return measure.held, self._water.limit(measure)
 
+    def quarantined(self) -> int:
+        """Blocking: bytes of damaged blobs that were set aside."""
+        return sum(one.size for one in self._aside.kept())
+
     # --------------------------------------------------------------------------------------------- measuring
 
     async def _measure(self, *, patient: bool = True) -> Measure:
         """Impatient: without an index an older sum of a large store will do, for a walk over a million blobs takes its
         time; what others may have stored since is added.
         """
-        growing, (free, disk) = await asyncio.to_thread(lambda: (self._store.growing(), self._store.free()))
+        growing, aside, (free, disk) = await asyncio.to_thread(
+            lambda: (self._store.growing(), self._aside.kept(), self._store.free())
+        )
         held = await self._held(patient, free)
         ours = self._protected()
         own = sum(size for digest, size in growing.items() if digest in ours)
         # a fill of ours counts once: as what it reserved, until as much of it is growing
-        return Measure(held, sum(growing.values()), max(0, self._reserved - own), free, disk)
+        pending = max(0, self._reserved - own)
+        return Measure(held, sum(growing.values()), pending, free, disk, sum(one.size for one in aside))
 
     async def _held(self, patient: bool, free: int) -> int:
         """Bytes of all blobs, by the index where it knows them. `free` are those of the disk, looked at just now."""
@@ -446,17 +471,30 @@ class Evictor:
             # who had the turn before may have dropped what is in our sum; without an index all is walked anyway
             self._sum = None
             should, must = need(await self._measure())
-            reclaimed = False
+            if urgent := must > 0:
+                # what is damaged goes before anything that is good
+                gone = await self._aside.give_up()
+                should, must = should - gone, must - gone
+            reclaimed = self._reclaim is None
             while should > 0:
-                victims, these_are_all = await self._choose(should, tried, _MOST_CANDIDATES)
+                try:
+                    victims, these_are_all = await self._choose(should, tried, _MOST_CANDIDATES)
+                except StoreError:
+                    # nobody knows what must stay; what was interrupted need not
+                    if must > 0 and not reclaimed:
+                        reclaimed, gone = True, await self._reclaim_now()
+                        should, must = should - gone, must - gone
+                        continue
+                    if urgent and must <= 0:
+                        break
+                    raise
                 offered = sum(victim.size for victim in victims)
                 too_little = offered < must and (these_are_all or not victims)
                 if too_little and await self._suspect_index():
                     continue
-                if too_little and not reclaimed and self._reclaim is not None:
+                if too_little and not reclaimed:
                     # before anyone is refused, interrupted downloads go that nobody resumes at the moment
-                    reclaimed = True
-                    gone = await asyncio.to_thread(self._reclaim)
+                    reclaimed, gone = True, await self._reclaim_now()
                     should, must = should - gone, must - gone
                     continue
                 if too_little:
@@ -470,6 +508,10 @@ class Evictor:
                 dropped += freed
                 gone = sum(victim.size for victim in freed) + (0 if on_disk else without_file)
                 should, must = should - gone, must - gone
+
+    async def _reclaim_now(self) -> int:
+        """Bytes of what could be done without."""
+        return await asyncio.to_thread(self._reclaim) if self._reclaim else 0
 
     @asynccontextmanager
     async def _in_turn(self) -> AsyncIterator[None]:

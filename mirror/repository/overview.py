@@ -27,6 +27,7 @@ from mirror.policy.images import Image
 from mirror.policy.pins import PinRule
 from mirror.policy.records import Freeze
 from mirror.policy.selection import Selection
+from mirror.policy.unread import UnreadNote
 from mirror.ports import BlobStore, Catalog, ContentIndex
 from mirror.repository.closure import Closure, Node, Role, read_closure, read_stored_manifest
 from mirror.repository.pins import PinnedImage, pinned_by_rules, why_pinned
@@ -129,13 +130,17 @@ class Overview:
         pinned: Iterable[PinnedImage] = (),
         freezes: Iterable[Freeze] = (),
         rules: Sequence[PinRule] = (),
+        unread: Iterable[UnreadNote] = (),
     ) -> None:
-        """`rules` pin further images: they are asked for each repository as it is looked at."""
+        """`rules` pin further images: they are asked for each repository as it is looked at. `unread` are freezes that
+        cannot be read.
+        """
         self._store = store
         self._catalog = catalog
         self._index: ContentIndex | None = index
         self._freezes = {(freeze.repo, freeze.tag): freeze for freeze in freezes}
         self._frozen = {(freeze.repo, freeze.digest) for freeze in self._freezes.values()}
+        self._unread = tuple(unread)
         self._rules = tuple(rules)
         self._by_rules: tuple[Repo, list[PinnedImage]] | None = None
         self._pinned: dict[Repo, list[PinnedImage]] = {}
@@ -263,7 +268,9 @@ class Overview:
 
     def _is_frozen(self, repo: Repo, tag: str | None, digest: Digest) -> bool:
         """Whether a freeze keeps it: of its tag, or of another one of the repository at the same digest."""
-        return (tag is not None and (repo, tag) in self._freezes) or (repo, digest) in self._frozen
+        if tag is not None and ((repo, tag) in self._freezes or any(one.is_about(repo, tag) for one in self._unread)):
+            return True
+        return (repo, digest) in self._frozen
 
     async def _used_at(self, digest: Digest) -> float:
         """As the index remembers it, or the disk, which is told of uses more coarsely."""

@@ -5,6 +5,9 @@
     rules, over tags ─┘                                             │
     freezes on disk ──────────────────────────────────────> digest ─┘
 
+A pin whose file is damaged holds as far as it is known what it was for. A damaged freeze keeps its whole repository,
+for what it was at is not known. Where not even the image is known nothing may go (`unread.py`).
+
 A pinned tag protects what it points to now, and what it answers now where that is another digest: because it is frozen,
 or because the newest one is not old enough yet. A frozen tag protects what it answers, pinned or not. What is named but
 absent counts too, so that a blob that comes later is safe from its first moment on.
@@ -13,18 +16,20 @@ absent counts too, so that a blob that comes later is safe from its first moment
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.pins import PinRule, rule_for
-from mirror.policy.records import Freeze
+from mirror.policy.records import Freeze, Pin
+from mirror.policy.unread import Subject, UnreadNote
 from mirror.ports import Catalog, Pins
 from mirror.repository.names import NamesOnDisk
+from mirror.repository.unread import Subjects, tell_unread
 
-__all__ = ["PinnedContent", "PinnedImage", "pinned_by_rules", "pinned_images", "why_pinned"]
+__all__ = ["PinnedContent", "PinnedImage", "images_of", "pinned_by_rules", "pinned_images", "why_pinned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,8 @@ class PinnedImage:
     """An image that must stay, and why.
 
     `root` is what it points to now; None: that is not known here, because nobody pulled it yet. `since` and `until` are
-    epoch seconds. `rule` is the pattern of the configuration that says it; None: it was pinned by hand.
+    epoch seconds. `rule` is the pattern of the configuration that says it; None: it was pinned by hand. `unread`: the
+    pin's file cannot be read, and this is what it was for; `reason` names the file.
     """
 
     repo: Repo
@@ -42,14 +48,36 @@ class PinnedImage:
     since: float | None = None
     until: float | None = None
     rule: str | None = None
+    unread: bool = False
 
 
-def pinned_images(pins: Pins, rules: Sequence[PinRule], catalog: Catalog, now: float) -> list[PinnedImage]:
-    """Blocking: every pin that is in force, then what rules add to them. Raises `StoreError`."""
+def pinned_images(
+    pins: Pins, rules: Sequence[PinRule], catalog: Catalog, now: float, subjects: Subjects | None = None
+) -> list[PinnedImage]:
+    """Blocking: every pin that is in force, those that cannot be read where it is known what they are for, then what
+    rules add to them. Raises `StoreError`. Who asks often has `subjects`, which search less.
+    """
+    read, unread = pins.look()
+    return images_of(read, (subjects or Subjects(catalog)).known(unread), rules, catalog, now)
+
+
+def images_of(
+    pins: Iterable[Pin],
+    unread: Mapping[UnreadNote, Subject],
+    rules: Sequence[PinRule],
+    catalog: Catalog,
+    now: float,
+) -> list[PinnedImage]:
+    """Blocking: the same of what was read. Raises `StoreError`."""
     found = [
         PinnedImage(pin.repo, pin.reference, _root(catalog, pin.repo, pin.reference), pin.reason, pin.since, pin.until)
-        for pin in pins.all()
+        for pin in pins
         if pin.holds(now)
+    ]
+    found += [
+        PinnedImage(repo, reference, _root(catalog, repo, reference), f"{note.file} cannot be read", unread=True)
+        for note, (repo, reference) in unread.items()
+        if note.kind == "pins"
     ]
     known = {(image.repo, image.reference) for image in found}
     for repo in catalog.repositories() if rules else ():
@@ -98,11 +126,11 @@ class PinnedContent:
         rules: Sequence[PinRule],
         names: NamesOnDisk,
         *,
-        frozen: Callable[[], Iterable[Freeze]],
+        frozen: Callable[[], tuple[Iterable[Freeze], Sequence[UnreadNote]]],
         answer: Callable[[Repo, str], Digest | None],
     ) -> None:
-        """`frozen` are the tags that are; `answer` is what a tag answers as far as it is known here, and `StoreError`
-        where that cannot be told.
+        """`frozen` are the tags that are, and freezes that cannot be read; `answer` is what a tag answers as far as it
+        is known here, and `StoreError` where that cannot be told.
         """
         self._frozen = frozen
         self._answer = answer
@@ -113,25 +141,38 @@ class PinnedContent:
         self._lock = threading.Lock()
         #: What each pinned tag pointed to when last read: a record that cannot be read at the moment unpins nothing.
         self._roots: dict[tuple[Repo, Reference], set[Digest]] = {}
+        self._subjects = Subjects(catalog)
+        self._told: set[UnreadNote] = set()
 
     def digests(self, now: float) -> Collection[Digest]:
-        """Blocking, some 0.1 ms for each pinned image. Raises `StoreError` where pins or freezes cannot be read: then
-        nobody knows what must stay, and nothing may go.
+        """Blocking, some 0.1 ms for each pinned image. Raises `StoreError` where pins or freezes cannot be read and it
+        is not known what they are for: then nobody knows what must stay, and nothing may go.
         """
         with self._lock:
+            pins, unread_pins = self._pins.look()
+            freezes, unread_freezes = self._frozen()
+            subjects = self._subjects_of([*unread_pins, *unread_freezes])
+            whole = {repo for note, (repo, _) in subjects.items() if note.kind == "freezes"}
             roots: dict[tuple[Repo, Reference], set[Digest]] = {}
-            for image in pinned_images(self._pins, self._rules, self._catalog, now):
+            for image in images_of(pins, subjects, self._rules, self._catalog, now):
                 key = image.repo, image.reference
-                roots[key] = self._roots_of(image) or self._roots.get(key, set())
+                roots[key] = self._roots_of(image, whole) or self._roots.get(key, set())
             self._roots = roots
-            frozen = {freeze.digest for freeze in self._frozen()}
-            return self._below(frozen.union(*roots.values()))
+            frozen = {freeze.digest for freeze in freezes}
+            kept = {record.digest for repo in whole for record in self._catalog.manifests(repo)}
+            return self._below(frozen.union(kept, *roots.values()))
 
-    def _roots_of(self, image: PinnedImage) -> set[Digest]:
-        """Empty where a tag is not known."""
+    def _subjects_of(self, unread: Collection[UnreadNote]) -> Mapping[UnreadNote, Subject]:
+        """Raises `StoreError`."""
+        known = self._subjects.known(unread)
+        tell_unread(unread, self._told, known)
+        return self._subjects.of(unread)
+
+    def _roots_of(self, image: PinnedImage, whole: Collection[Repo]) -> set[Digest]:
+        """Empty where a tag is not known. Of a repository that is kept `whole`, what the tag answers cannot be told."""
         if isinstance(image.reference, Digest):
             return {image.reference}
-        now = self._answer(image.repo, image.reference)
+        now = None if image.repo in whole else self._answer(image.repo, image.reference)
         return {digest for digest in (now, image.root.digest if image.root else None) if digest}
 
     def _below(self, roots: set[Digest]) -> set[Digest]:

@@ -1,6 +1,6 @@
 """Drop one image on purpose: what names it, then what nothing else needs.
 
-    1. refused while the image is pinned, or its tag is frozen
+    1. refused while the image is pinned, or its tag is frozen, or nobody knows whether it is
     2. the tag's record (by digest: those of all tags that point to it)
     3. unless another tag of the repository points to the same: the links of its manifests that nothing else names
     4. the blobs that no manifest of any repository names any more, but for those that pins and downloads need
@@ -27,8 +27,9 @@ from mirror.policy.pins import PinRule
 from mirror.ports import BlobStore, Catalog, ContentIndex, Freezes, Pins
 from mirror.repository.closure import Closure, read_closure, read_stored_manifest
 from mirror.repository.evictor import Evictor
-from mirror.repository.pins import pinned_images, why_pinned
+from mirror.repository.pins import images_of, why_pinned
 from mirror.repository.told import name_of
+from mirror.repository.unread import Subjects
 
 __all__ = ["Purge", "Purged"]
 
@@ -124,12 +125,23 @@ class Purge:
         return record.digest if record else None
 
     def _refuse_if_kept(self, image: Image, digest: Digest, tags: Iterable[str]) -> None:
-        pinned = pinned_images(self._pins, self._rules, self._catalog, time.time())
+        """Raises `Kept`, and `StoreError` where a pin or a freeze cannot be read and what it is for is not known."""
+        pins, unread_pins = self._pins.look()
+        freezes, unread_freezes = self._freezes.look()
+        subjects = Subjects(self._catalog).of([*unread_pins, *unread_freezes])
+        pinned = images_of(pins, subjects, self._rules, self._catalog, time.time())
         for tag in (*tags, None):
             for why in why_pinned(pinned, image.repo, tag=tag, digest=digest):
                 by = f"the rule {why.rule}" if why.rule else f"the pin of {name_of(why.repo, why.reference)}"
                 raise Kept(f"{image} stays because of {by}; unpin it first")
-        for freeze in self._freezes.all():
+        for note, (repo, reference) in subjects.items():
+            if note.kind == "freezes" and repo == image.repo:
+                name = name_of(repo, reference)
+                raise Kept(
+                    f"{image} stays because {name} is frozen, but at what cannot be read: freeze it --at a digest, or "
+                    "unfreeze it"
+                )
+        for freeze in freezes:
             if freeze.repo == image.repo and freeze.digest == digest:
                 raise Kept(f"{image} stays because {freeze.repo}:{freeze.tag} is frozen at it; unfreeze that first")
 

@@ -21,6 +21,7 @@ from mirror.repository.overview import Overview, Place
 from mirror.repository.pins import PinnedImage, pinned_images
 from mirror.repository.purge import Purge, Purged
 from mirror.repository.told import image_json, name_of, pin_json, victims_by_image, victims_json, whole_json
+from mirror.repository.unread import Subjects, unread_json
 from mirror.server.believed import Believed
 
 __all__ = ["Keeping"]
@@ -60,6 +61,7 @@ class Keeping:
         self._purge = purge
         self._rules = rules
         self._search = search
+        self._subjects = Subjects(catalog)
         self._repositories: Believed[list[Repo]] = Believed()
         self._plans: Believed[dict[str, Any]] = Believed()
 
@@ -95,15 +97,24 @@ class Keeping:
 
     def _overview(self) -> Overview:
         """Blocking, a small file for each pin and freeze."""
-        pinned = pinned_images(self._pins, (), self._catalog, time.time())
-        return Overview(self._store, self._catalog, self._index, pinned, self._freezes.all(), self._rules)
+        pinned = pinned_images(self._pins, (), self._catalog, time.time(), self._subjects)
+        freezes, unread = self._freezes.look()
+        return Overview(self._store, self._catalog, self._index, pinned, freezes, self._rules, unread)
 
     # ------------------------------------------------------------------------------------------------------ pins
 
     async def pins(self) -> dict[str, Any]:
-        """By hand and by rules."""
-        pinned = await asyncio.to_thread(pinned_images, self._pins, self._rules, self._catalog, time.time())
-        return {"pins": sorted((pin_json(one) for one in pinned), key=lambda one: str(one["image"]))}
+        """By hand and by rules; and the pins and freezes that cannot be read."""
+
+        def look() -> dict[str, Any]:
+            pinned = pinned_images(self._pins, self._rules, self._catalog, time.time(), self._subjects)
+            unread = [*self._pins.look()[1], *self._freezes.look()[1]]
+            return {
+                "pins": sorted((pin_json(one) for one in pinned), key=lambda one: str(one["image"])),
+                "unreadable": unread_json(unread, self._subjects.known(unread)),
+            }
+
+        return await asyncio.to_thread(look)
 
     async def pin(self, image: Image, body: object) -> dict[str, Any]:
         """With `reason` and `until`. Raises `BodyInvalid`, `StoreError`."""
@@ -114,7 +125,7 @@ class Keeping:
         return pin_json(await asyncio.to_thread(self._pinned, image))
 
     def _pinned(self, image: Image) -> PinnedImage:
-        found = pinned_images(self._pins, (), self._catalog, time.time())
+        found = pinned_images(self._pins, (), self._catalog, time.time(), self._subjects)
         return next(one for one in found if (one.repo, one.reference) == (image.repo, image.reference))
 
     async def unpin(self, image: Image) -> dict[str, Any]:

@@ -106,7 +106,12 @@ _SCHEMAS: Final[Mapping[str, Schema]] = {
         worker={**_COUNT, "description": "process id of the one that answers"},
         uptime=_SECONDS,
         workers=_list(_object(worker=_COUNT, uptime=_SECONDS, flights=_COUNT)),
-        store=_object(root=_TEXT, bytes=_MAYBE_BYTES, limit=_MAYBE_BYTES),
+        store=_object(
+            root=_TEXT,
+            bytes=_MAYBE_BYTES,
+            limit=_MAYBE_BYTES,
+            quarantine={**_BYTES, "description": "of damaged blobs that were set aside, besides"},
+        ),
         flights={**_COUNT, "description": "downloads under way, of all workers"},
         traffic=_object(**_TRAFFIC),
         offline={**_BOOL, "description": "sealed: no upstream is contacted"},
@@ -185,7 +190,17 @@ _SCHEMAS: Final[Mapping[str, Schema]] = {
         until=_TIME,
         rule={**_MAYBE_TEXT, "description": "the `match` of the configuration that says it; null: by hand"},
     ),
-    "Pins": _object(pins=_list(_ref("Pin"))),
+    "Pins": _object(
+        pins=_list(_ref("Pin")),
+        unreadable=_list(
+            _object(
+                kind={"enum": ["pins", "freezes"]},
+                image={**_MAYBE_TEXT, "description": "what it is for; null: not known, so that nothing is evicted"},
+                file=_TEXT,
+                reason=_TEXT,
+            )
+        ),
+    ),
     "Unpinned": _object(image=_TEXT, pinned={**_BOOL, "description": "still, by a rule"}),
     "Victims": _object(
         dry_run=_BOOL,

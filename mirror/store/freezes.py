@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 from mirror.errors import RequestError, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, check_name, check_registry, check_tag
 from mirror.policy.records import Freeze
+from mirror.policy.unread import UnreadNote
 from mirror.store.layout import Layout
 from mirror.store.notes import Notes
 
@@ -21,11 +22,14 @@ class LocalFreezes:
     def __init__(self, layout: Layout) -> None:
         self._notes = Notes(layout, "freezes")
 
-    def all(self) -> Iterator[Freeze]:
-        for note in self._notes.all():
-            freeze = _read(note)
-            if freeze is not None:
-                yield freeze
+    def all(self) -> Sequence[Freeze]:
+        return self.look()[0]
+
+    def look(self) -> tuple[Sequence[Freeze], Sequence[UnreadNote]]:
+        notes, unread = self._notes.look()
+        read = [(note, _read(note)) for note in notes]
+        unread += [self._notes.spoiled(note) for note, freeze in read if freeze is None]
+        return [freeze for _, freeze in read if freeze is not None], unread
 
     def get(self, repo: Repo, tag: str) -> Freeze | None:
         key = _key(repo, tag)

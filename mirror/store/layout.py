@@ -9,7 +9,7 @@
     │   ├── <algorithm>-<hex>.state      what followers in other processes need to know (see `state.py`)
     │   └── tmp-<random>                 a small file about to be renamed into its place
     ├── quarantine/
-    │   └── <algorithm>-<hex>            a blob whose bytes were found to be wrong, kept for whoever looks into it
+    │   └── <algorithm>-<hex>            a blob whose bytes were found to be wrong, kept for a while (`quarantine.py`)
     ├── locks/                           files for flock only; empty
     ├── misses.json                      what was asked for in vain of a sealed mirror (see `misses.py`)
     ├── recent/<worker>.json             what clients were answered last (see `recent.py`)

@@ -26,14 +26,17 @@ import json
 import os
 import secrets
 import stat as modes
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
 from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
+from mirror.policy.quarantine import Aside
 from mirror.ports import BlobInfo, Body
+from mirror.store import quarantine
 from mirror.store.files import Unsynced, make_folder, store_errors, sync_folder, write_whole
 from mirror.store.layout import LAYOUT, Layout, digest_from
 from mirror.store.pump import pump
@@ -42,6 +45,8 @@ from mirror.store.state import GrowthState, boot_id, read_state, write_state
 __all__ = ["LocalIngest", "LocalReader", "LocalStore"]
 
 _BLOCK: Final = 1 << 20
+#: Nanoseconds after which the time of a folder's last change will not hide another one.
+_SETTLED: Final = 2_000_000_000
 
 #: Not every C library has preadv2.
 _NOWAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
@@ -112,6 +117,7 @@ class LocalStore:
         """Raises `StoreError` where the root cannot be used or is of another layout."""
         self.layout = layout
         self._unsynced = Unsynced()
+        self._aside: tuple[int | None, Sequence[Aside]] = None, ()
         with store_errors(f"opening the store at {layout.root}"):
             layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (layout.blobs, layout.ingests, layout.quarantine, layout.locks, layout.repositories):
@@ -226,8 +232,20 @@ class LocalStore:
 
     def set_aside(self, digest: Digest) -> None:
         """Move a blob whose bytes are wrong out of the way; a later request fetches it again. Repeatable."""
-        with store_errors(f"setting {digest} aside"), suppress(FileNotFoundError):
-            os.rename(self.layout.blob(digest), self.layout.quarantine / f"{digest.algorithm}-{digest.hex}")
+        quarantine.put(self.layout, digest)
+
+    def aside(self) -> Sequence[Aside]:
+        # every worker asks each second: a folder that has not changed for a while is not opened for it
+        changed = quarantine.changed(self.layout)
+        if changed is not None and changed == self._aside[0]:
+            return self._aside[1]
+        kept = quarantine.kept(self.layout)
+        if changed is not None and time.time_ns() - changed > _SETTLED:
+            self._aside = changed, kept
+        return kept
+
+    def drop_aside(self, digest: Digest) -> int:
+        return quarantine.drop(self.layout, digest)
 
     def mark_used(self, seen: Mapping[Digest, float]) -> None:
         for digest, used_at in seen.items():

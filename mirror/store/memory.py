@@ -8,6 +8,7 @@ is no longer `in_place`; who holds it open reads on.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,7 +16,9 @@ from typing import Final
 from mirror.errors import BlobDamaged, BlobUnknown, StoreError, StoreFull
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.reference import Reference, Repo
+from mirror.policy.quarantine import Aside
 from mirror.policy.records import ManifestRecord, Pin, Sighting, TagRecord
+from mirror.policy.unread import UnreadNote
 from mirror.ports import BlobInfo, Body
 
 __all__ = ["MemoryCatalog", "MemoryIngest", "MemoryPins", "MemoryReader", "MemoryStore"]
@@ -61,7 +64,7 @@ class MemoryStore:
         self.disk = disk
         self._present: dict[Digest, _Blob] = {}
         self._growing: dict[Digest, _Blob] = {}
-        self._aside: dict[Digest, _Blob] = {}
+        self._aside: dict[Digest, tuple[_Blob, float]] = {}
 
     def stat(self, digest: Digest) -> BlobInfo:
         with self.changed:
@@ -113,7 +116,16 @@ class MemoryStore:
         with self.changed:
             blob = self._present.pop(digest, None)
             if blob:
-                self._aside[digest] = blob
+                self._aside[digest] = blob, time.time()
+
+    def aside(self) -> Sequence[Aside]:
+        with self.changed:
+            return [Aside(digest, len(blob.content), at) for digest, (blob, at) in self._aside.items()]
+
+    def drop_aside(self, digest: Digest) -> int:
+        with self.changed:
+            found = self._aside.pop(digest, None)
+            return len(found[0].content) if found else 0
 
     def mark_used(self, seen: Mapping[Digest, float]) -> None:
         with self.changed:
@@ -132,7 +144,8 @@ class MemoryStore:
 
     def free(self) -> tuple[int, int]:
         with self.changed:
-            blobs = [*self._present.values(), *self._growing.values(), *self._aside.values()]
+            aside = (blob for blob, _ in self._aside.values())
+            blobs = [*self._present.values(), *self._growing.values(), *aside]
             return max(0, self.disk - sum(len(blob.content) for blob in blobs)), self.disk
 
     def damage(self, digest: Digest, content: bytes) -> None:
@@ -373,6 +386,9 @@ class MemoryPins:
 
     def all(self) -> Iterable[Pin]:
         return list(self._pins.values())
+
+    def look(self) -> tuple[Sequence[Pin], Sequence[UnreadNote]]:
+        return list(self._pins.values()), ()
 
     def get(self, repo: Repo, reference: Reference) -> Pin | None:
         return self._pins.get((repo, reference))

@@ -3,25 +3,33 @@
     absent ── write() ──> present ── write() ──> replaced by a rename; a reader sees the old or the new one
                              └── drop() ──> absent
 
-A file's name is a hash of its key, because keys hold what file names may not. A note that does not parse, cut by an old
-crash or foreign, counts as absent. One that the disk does not give does not: a pin that cannot be read for want of a
-descriptor would be a pin that does not hold.
+A file's name is a hash of its key, because keys hold what file names may not. For most kinds a note that does not
+parse, cut by an old crash or foreign, counts as absent. One that the disk does not give does not. Who must not take a
+damaged note for none, as with a pin, asks with `look`, which tells of both.
 """
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from mirror.policy.unread import UnreadNote, note_name
 from mirror.store.files import make_folder, store_errors, write_whole
 from mirror.store.layout import Layout
 
 __all__ = ["Notes"]
+
+_NAME: Final = re.compile(r"([0-9a-f]{32})\.json")
+#: The key is written first, so that it is what is left of a note that was cut.
+_KEY: Final = re.compile(rb'\{\s*"key":\s*("(?:[^"\\]|\\.)*")')
+#: What says nothing about the file, but that we could not look.
+_OURS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
 
 
 class Notes:
@@ -78,8 +86,68 @@ class Notes:
             if note is not None and isinstance(note.get("key"), str) and self._path(note["key"]).name == name:
                 yield note
 
+    def look(self) -> tuple[list[dict[str, Any]], list[UnreadNote]]:
+        """Every note, in no order, and those that are there and cannot be read. Files of other names are foreign.
+
+        Raises `StoreError` where the folder is not given, or a file for a reason that is not its own.
+        """
+        names: list[str] = []
+        with store_errors(f"listing {self._folder}"), suppress(FileNotFoundError):
+            names = os.listdir(self._folder)
+        notes, unread = [], []
+        for name in names:
+            if found := _NAME.fullmatch(name):
+                one = self._look_at(self._folder / name, found[1])
+                if isinstance(one, UnreadNote):
+                    unread.append(one)
+                elif one is not None:
+                    notes.append(one)
+        return notes, unread
+
+    def spoiled(self, note: Mapping[str, Any]) -> UnreadNote:
+        """One of `look` whose content makes no sense to those who know its kind."""
+        path = self._path(note["key"])
+        return UnreadNote(self._folder.name, str(path), path.stem, "its content makes no sense", note["key"])
+
+    def _look_at(self, path: Path, name: str) -> dict[str, Any] | UnreadNote | None:
+        """None: it was dropped meanwhile."""
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            if error.errno in _OURS:
+                with store_errors(f"reading a note, {path}"):
+                    raise
+            if isinstance(error, FileNotFoundError) and not path.is_symlink():
+                return None
+            return UnreadNote(self._folder.name, str(path), name, os.strerror(error.errno or 0))
+        note = _loaded(content)
+        if isinstance(note, dict) and _is_named(note.get("key"), name):
+            return note
+        found = _KEY.match(content)
+        key = _loaded(found[1]) if found else None
+        if _is_named(key, name):
+            return UnreadNote(self._folder.name, str(path), name, "its content is cut or garbled", str(key))
+        return UnreadNote(self._folder.name, str(path), name, "its content is not a note, or another's")
+
     def _path(self, key: str) -> Path:
-        return self._folder / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.json"
+        return self._folder / f"{note_name(key)}.json"
+
+
+def _loaded(content: bytes) -> object:
+    """None for what is no JSON."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_named(key: object, name: str) -> bool:
+    """Whether the note of this key has a file of this name."""
+    try:
+        return isinstance(key, str) and note_name(key) == name
+    except ValueError:
+        # half a surrogate pair
+        return False
 
 
 def _parsed(path: Path) -> dict[str, Any] | None:

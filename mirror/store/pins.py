@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 from mirror.errors import RequestError
 from mirror.oci.reference import Reference, Repo, check_name, check_registry, parse_reference
 from mirror.policy.records import Pin
+from mirror.policy.unread import UnreadNote
 from mirror.store.layout import Layout
 from mirror.store.notes import Notes
 
@@ -20,11 +21,14 @@ class LocalPins:
     def __init__(self, layout: Layout) -> None:
         self._notes = Notes(layout, "pins")
 
-    def all(self) -> Iterator[Pin]:
-        for note in self._notes.all():
-            pin = _read(note)
-            if pin is not None:
-                yield pin
+    def all(self) -> Sequence[Pin]:
+        return self.look()[0]
+
+    def look(self) -> tuple[Sequence[Pin], Sequence[UnreadNote]]:
+        notes, unread = self._notes.look()
+        read = [(note, _read(note)) for note in notes]
+        unread += [self._notes.spoiled(note) for note, pin in read if pin is None]
+        return [pin for _, pin in read if pin is not None], unread
 
     def get(self, repo: Repo, reference: Reference) -> Pin | None:
         note = self._notes.read(_key(repo, reference))

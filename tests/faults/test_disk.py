@@ -157,6 +157,41 @@ def test_36_a_manifest_that_cannot_be_read(full: FakeRegistry, tmp_path: Path) -
     assert full.count("manifests", "GET") == 1
 
 
+def test_36_pins_that_cannot_be_read(full: FakeRegistry, tmp_path: Path) -> None:
+    """Row 36: a disk that does not list the pins keeps everything: nothing is dropped, every pull is whole, and the log
+    says why it is not stored. Once it does, room is made again.
+    """
+    # with three of them the store is above its high water, four are more than it may hold
+    layers = [noise(190_000, seed=number) for number in range(8)]
+    full.add_image("library/many", "v1", layers)
+    root = tmp_path / "store"
+    config = write_config(tmp_path, {"docker.io": full.url}, workers=1)
+
+    def pull(mirror: MirrorProcess, layer: bytes) -> None:
+        assert mirror.get(f"/v2/library/many/blobs/{Digest.of(layer)}")[2] == layer
+
+    with MirrorProcess(config, env={"MIRROR__STORE__CAPACITY": "1MB"}) as mirror:
+        [worker] = mirror.worker_pids()
+        (root / "pins").mkdir()
+        assert mirror.get(_TAG)[0] == 200
+        assert mirror.get(_AT)[2] == _LAYER
+        assert mirror.get("/v2/library/many/manifests/v1")[0] == 200
+        published = _wait_published(root)
+        with _injected(worker, "openat:error=EIO", paths=[root / "pins"]):
+            for layer in layers:
+                pull(mirror, layer)
+                eventually(lambda: mirror.metrics()["mirror_flights"] == 0, "nothing is on its way")
+            for told in ("evictor.failed", "the store is failing; pulls go through uncached"):
+                assert f"listing {root}/pins: Input/output error" in mirror.wait_for_event(told)["reason"]
+            assert len([line for line in mirror.log if line["event"] == "evictor.failed"]) == 1
+            assert published.exists()
+            assert sum(file.stat().st_size > 100_000 for file in (root / "blobs").glob("*/*/*")) == 4
+        for layer in layers:
+            pull(mirror, layer)
+        mirror.wait_for_event("the store takes content again")
+        assert mirror.worker_pids() == [worker]
+
+
 def _unavailable(status: int, body: bytes) -> bool:
     """A refusal as the specification writes it."""
     return status == 503 and json.loads(body)["errors"][0]["code"] == "UNAVAILABLE"
@@ -293,6 +328,30 @@ async def test_34_no_inodes_or_no_space(full: FakeRegistry, tmp_path: Path, opti
                 got = await mirror.ask(f"/v2/library/many/blobs/{Digest.of(layer)}")
                 assert (got.status, got.body) == (200, layer)
             assert (await mirror.ask("/v2/library/many/manifests/v1")).status == 200
+
+
+async def test_34_a_quarantine_that_fills_the_disk(full: FakeRegistry, tmp_path: Path) -> None:
+    """Row 34: damaged blobs that were set aside have taken all that the disk has for the mirror: they make way for the
+    next download, and nothing good does.
+    """
+    with tmpfs(tmp_path, "size=74m") as disk:
+        async with live_mirror(disk / "store", {"docker.io": full.url}) as mirror:
+            first, second = (noise(900_000, seed=number) for number in (1, 2))
+            full.add_image("library/kept", "v1", [first])
+            full.add_image("library/next", "v1", [second])
+            for name, layer in (("kept", first), ("next", second)):
+                # between two rounds of the evictor, or it would have come down to its bound already
+                for number in range(11 if name == "next" else 0):
+                    content = noise(900_000, seed=100 + number)
+                    mirror.app.storage.store.put(Digest.of(content), content)
+                    mirror.app.storage.store.set_aside(Digest.of(content))
+                assert (await mirror.ask(f"/v2/library/{name}/manifests/v1")).status == 200
+                got = await mirror.ask(f"/v2/library/{name}/blobs/{Digest.of(layer)}")
+                assert (got.status, got.body) == (200, layer)
+                await mirror.landed(Digest.of(layer))
+            assert mirror.blob_file(Digest.of(first)).exists()
+            assert list((disk / "store" / "quarantine").iterdir()) == []
+            assert not mirror.events("the store is failing; pulls go through uncached")
 
 
 async def test_45_foreign_files(full: FakeRegistry, mirror: LiveMirror) -> None:

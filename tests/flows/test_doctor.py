@@ -265,7 +265,7 @@ def test_the_mirrors_own_machine(registry: FakeRegistry, tmp_path: Path) -> None
         (tmp_path / "store").mkdir()
         found = Doctor("--config", config)
     assert found.code == 0, found.said
-    looked_at = {"store", "disk", "inodes", "open files", "redis", "registry docker.io", "budget docker.io"}
+    looked_at = {"store", "disk", "inodes", "open files", "redis", "registry docker.io", "budget docker.io", "pins"}
     assert looked_at == found.findings.keys()
     assert "no limit" in found.findings["budget docker.io"][1]
     assert "version" in found.findings["redis"][1]
@@ -373,3 +373,24 @@ def test_unusable_arguments(words: tuple[str, ...], reason: str) -> None:
     found = Doctor(*words)
     assert found.code == 2
     assert reason in found.said
+
+
+def test_pins_that_cannot_be_read(registry: FakeRegistry, tmp_path: Path) -> None:
+    """A problem each, with the file and what to do; and one where the disk does not list them."""
+    config = write_config(tmp_path, {"docker.io": registry.url})
+    assert Doctor("--config", config).level("pins") == "ok"
+    pins = tmp_path / "store" / "pins"
+    pins.mkdir(parents=True)
+    file = pins / f"{'0' * 32}.json"
+    file.write_text("garbage")
+    found = Doctor("--config", config)
+    assert found.code == 1
+    assert found.level("pins") == "problem"
+    assert str(file) in found.findings["pins"][1]
+    assert "restore the file, or delete it" in found.findings["pins"][1]
+    file.unlink()
+    pins.rmdir()
+    pins.write_text("no folder")
+    found = Doctor("--config", config)
+    assert "Not a directory" in found.findings["pins"][1]
+    assert found.findings["pins"][2]

@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 import structlog
 
+from mirror import telemetry
 from mirror.errors import BlobUnknown, IndexUnavailable, StoreError, StoreFull
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.memory import MemoryIndex
@@ -21,6 +22,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.eviction import Water
+from mirror.policy.quarantine import Aside, Quarantine
 from mirror.policy.records import ContentRecord, ManifestNames, ManifestRecord, Usage
 from mirror.policy.sizes import Capacity
 from mirror.ports import BlobInfo, ContentIndex
@@ -115,7 +117,9 @@ class World:
         """The watched index, as the port that it stands for."""
         return cast(ContentIndex, self.index)
 
-    def another(self, protected: Callable[[], Collection[Digest]] | None = None) -> Evictor:
+    def another(
+        self, protected: Callable[[], Collection[Digest]] | None = None, quarantine: Quarantine | None = None
+    ) -> Evictor:
         """An evictor of another process, with its own view of what is in flight."""
         return Evictor(
             self.store,
@@ -126,6 +130,7 @@ class World:
             pinned=lambda _: self.pinned,
             exclusive=self.exclusive,
             rebuild=self.rebuild,
+            quarantine=quarantine or Quarantine(),
             now=self.clock,
         )
 
@@ -299,6 +304,89 @@ async def test_interrupted_downloads_go_before_anyone_is_refused() -> None:
     with pytest.raises(StoreFull):
         await evictor.reserve(500)
     assert asked == [300, 0]
+
+
+# --------------------------------------------------------------------------------------------------- quarantine
+
+
+def set_aside(world: World, number: int, size: int = 100, *, ago: float = 0.0) -> Digest:
+    """A damaged blob in the quarantine, set aside so many seconds before now."""
+    content = f"damaged {number}".encode().ljust(size, b".")
+    world.store.put(digest := Digest.of(content), content)
+    world.store.set_aside(digest)
+    blob, _ = world.store._aside[digest]
+    world.store._aside[digest] = blob, world.clock() - ago
+    return digest
+
+
+async def test_what_is_set_aside_takes_room(world: World) -> None:
+    """The limit holds with a full quarantine, and within its bound it goes as little as any blob that was just used."""
+    digests = [await world.add(number) for number in range(8)]
+    damaged = set_aside(world, 1)
+    await world.evictor.tick()
+    assert world.present() == set(digests)
+    await world.evictor.reserve(50)
+    assert world.present() == set(digests[2:])
+    assert [one.digest for one in world.store.aside()] == [damaged]
+    assert await world.evictor.fullness() == (600, 1000)
+    assert world.evictor.quarantined() == 100
+
+
+async def test_the_quarantine_goes_before_anything_good(world: World) -> None:
+    """Where there is no room at all, and where the disk was full in mid-write, good blobs stay for it."""
+    digests = [await world.add(number) for number in range(8)]
+    for _ in range(2):
+        set_aside(world, 1)
+        await world.evictor.make_room(100)
+        assert world.present() == set(digests)
+        assert list(world.store.aside()) == []
+    set_aside(world, 1)
+    # 800 + 100 + 150 is more than the limit; without the 100 it is more than the high water
+    (await world.evictor.reserve(150)).release()
+    assert list(world.store.aside()) == []
+    assert world.present() == set(digests[2:])
+
+
+async def test_the_quarantine_is_swept(world: World) -> None:
+    """Each round drops what is too old, or more than a tenth of the store; the metric tells what is left."""
+    old = set_aside(world, 1, 10, ago=7 * 86400.0)
+    oldest, young = set_aside(world, 2, 60, ago=100.0), set_aside(world, 3, 50)
+    with structlog.testing.capture_logs() as logs:
+        await world.evictor.tick()
+        await world.evictor.tick()
+    assert [one.digest for one in world.store.aside()] == [young]
+    assert {old, oldest}.isdisjoint(one.digest for one in world.store.aside())
+    [told] = [line for line in logs if line["event"] == "quarantine.dropped"]
+    assert (told["blobs"], told["bytes"]) == (2, 70)
+    assert "mirror_store_quarantine_bytes 50.0" in telemetry.render_metrics().decode()
+
+
+async def test_no_quarantine_at_all() -> None:
+    """A size of 0 keeps nothing beyond the next round."""
+    world = World()
+    evictor = world.another(quarantine=Quarantine(size=0))
+    set_aside(world, 1)
+    await evictor.tick()
+    assert list(world.store.aside()) == []
+
+
+async def test_a_quarantine_that_the_disk_does_not_give(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops neither pulls nor eviction, and is said once; likewise what cannot be dropped."""
+
+    def failing(*_: object) -> Any:
+        raise StoreError("listing the quarantine: Input/output error")
+
+    digests = [await world.add(number) for number in range(9)]
+    set_aside(world, 1)
+    monkeypatch.setattr(world.store, "drop_aside", failing)
+    with structlog.testing.capture_logs() as logs:
+        await world.evictor.make_room(100)
+        monkeypatch.setattr(world.store, "aside", failing)
+        for _ in range(3):
+            await world.evictor.tick()
+            (await world.evictor.reserve(100)).release()
+    assert world.present() == set(digests[1:])
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["quarantine.failed"]
 
 
 async def test_blobs_in_flight_stay(world: World) -> None:
@@ -669,15 +757,23 @@ async def test_pins_hold_without_a_whole_index(world: World) -> None:
 
 
 async def test_pins_that_cannot_be_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody knows what must stay, so nothing goes; the pull that wanted room is told."""
+    """Nobody knows what must stay, so nothing goes: what fits into the limit may come, the pull that wants more is
+    told, and counts no longer.
+    """
     digests = [await world.add(number) for number in range(9)]
 
     def fail(_: float) -> Collection[Digest]:
         raise StoreError("no descriptor left")
 
     monkeypatch.setattr(world.evictor, "_pinned", fail)
+    reserved = await world.evictor.reserve(100)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="descriptor"):
+            await world.evictor.reserve(1)
+    reserved.release()
+    (await world.evictor.reserve(100)).release()
     with pytest.raises(StoreError, match="descriptor"):
-        await world.evictor.reserve(100)
+        await world.evictor.make_room(1)
     assert world.present() == set(digests)
 
 
@@ -1021,6 +1117,9 @@ class Counted:
 
     def growing(self) -> dict[Digest, int]:
         return {}
+
+    def aside(self) -> tuple[Aside, ...]:
+        return ()
 
     def free(self) -> tuple[int, int]:
         return 1 << 40, 1 << 41

@@ -316,7 +316,12 @@ class Site:
     def content(self, rules: Sequence[PinRule] = ()) -> PinnedContent:
         """What stays."""
         return PinnedContent(
-            self.catalog, self.pins, rules, self.names, frozen=tuple, answer=lambda _, tag: self.answers.get(tag)
+            self.catalog,
+            self.pins,
+            rules,
+            self.names,
+            frozen=lambda: ((), ()),
+            answer=lambda _, tag: self.answers.get(tag),
         )
 
 
@@ -407,7 +412,7 @@ def test_pins_that_the_disk_does_not_give(tmp_path: Path, monkeypatch: pytest.Mo
             list(pins.all())
     with monkeypatch.context() as patch:
         patch.setattr("mirror.store.notes.os.listdir", fail)
-        with pytest.raises(StoreError, match="listing notes"):
+        with pytest.raises(StoreError, match=r"listing .*pins"):
             list(pins.all())
     assert len(list(pins.all())) == 1
 

@@ -57,7 +57,11 @@ def test_a_freeze_that_cannot_be_read_is_not_forgotten(layout: Layout, content: 
     with pytest.raises(StoreError, match=r"library/app:1\.0 is frozen"):
         freezes.get(_REPO, "1.0")
     assert list(freezes.all()) == []
+    found, [unread] = freezes.look()
+    assert (list(found), unread.kind, unread.file) == ([], "freezes", str(file))
+    assert unread.is_about(_REPO, "1.0")
     freezes.put(_FREEZE)
+    assert freezes.look() == ([_FREEZE], [])
     assert freezes.get(_REPO, "1.0") == _FREEZE
     file.write_bytes(content)
     assert freezes.drop(_REPO, "1.0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from mirror.errors import BlobDamaged, BlobUnknown, StoreError, StoreFull
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
+from mirror.policy.quarantine import Aside
 from mirror.policy.records import TagRecord
 from mirror.ports import BlobStore, Catalog
-from mirror.store import local
+from mirror.store import local, quarantine
 from mirror.store.catalog import LocalCatalog
 from mirror.store.layout import Layout
 from mirror.store.local import LocalStore
@@ -398,3 +400,63 @@ def test_quarantined_bytes_stay_for_the_curious(store: LocalStore) -> None:
         store.read(DIGEST, 1 << 20)
     store.set_aside(DIGEST)
     assert (store.layout.quarantine / f"sha256-{DIGEST.hex}").read_bytes() == b"rot"
+
+
+def test_only_our_own_files_are_in_the_quarantine(store: LocalStore) -> None:
+    """Notes, folders and links that somebody has put there are neither counted nor touched."""
+    store.put(DIGEST, CONTENT)
+    store.set_aside(DIGEST)
+    (store.layout.quarantine / "notes.txt").write_text("the disk is bad")
+    (store.layout.quarantine / f"sha256-{Digest.of(b'folder').hex}").mkdir()
+    (store.layout.quarantine / f"sha256-{Digest.of(b'link').hex}").symlink_to("notes.txt")
+    assert [one.digest for one in store.aside()] == [DIGEST]
+    assert store.drop_aside(DIGEST) == len(CONTENT)
+    assert len(list(store.layout.quarantine.iterdir())) == 3
+
+
+def test_what_is_written_to_stays_in_the_quarantine(store: LocalStore) -> None:
+    """A filler that has published a blob a moment ago may still hold its lock; once it lets go the file may go."""
+    ingest = filled(store, CONTENT)
+    file = store.layout.quarantine / f"sha256-{DIGEST.hex}"
+    store.layout.ingest(DIGEST).rename(file)
+    assert LocalStore(store.layout).drop_aside(DIGEST) == 0
+    assert file.exists()
+    ingest.close()
+    assert LocalStore(store.layout).drop_aside(DIGEST) == len(CONTENT)
+
+
+def test_a_quarantine_that_was_cleared_away(store: LocalStore) -> None:
+    """Its folder may be deleted by hand: nothing is in it then, and the next damaged blob still leaves its place."""
+    shutil.rmtree(store.layout.quarantine)
+    assert store.aside() == []
+    assert store.drop_aside(DIGEST) == 0
+    store.put(DIGEST, CONTENT)
+    store.set_aside(DIGEST)
+    assert [one.digest for one in store.aside()] == [DIGEST]
+    with pytest.raises(BlobUnknown):
+        store.stat(DIGEST)
+
+
+def test_a_quarantine_that_has_not_changed_is_not_listed_again(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once its last change is some seconds ago; what comes or goes afterwards is seen at once, whoever does it."""
+    store.put(DIGEST, CONTENT)
+    store.set_aside(DIGEST)
+    listed: list[Layout] = []
+    kept = quarantine.kept
+
+    def list_it(layout: Layout) -> list[Aside]:
+        listed.append(layout)
+        return kept(layout)
+
+    monkeypatch.setattr(quarantine, "kept", list_it)
+    for _ in range(3):
+        assert len(store.aside()) == 1
+    assert len(listed) == 3
+    os.utime(store.layout.quarantine, (1e9, 1e9))
+    for _ in range(3):
+        assert len(store.aside()) == 1
+    assert len(listed) == 4
+    LocalStore(store.layout).drop_aside(DIGEST)
+    assert store.aside() == []

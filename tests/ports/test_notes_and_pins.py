@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from mirror.errors import StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import Pin
+from mirror.policy.unread import note_name
 from mirror.store.layout import Layout
 from mirror.store.local import LocalStore
+from mirror.store.memory import MemoryPins
 from mirror.store.notes import Notes
 from mirror.store.pins import LocalPins
 
@@ -87,3 +94,119 @@ def test_how_long_a_pin_holds() -> None:
     assert Pin(_REPO, "1.0", "", 0.0).holds(1e12)
     assert Pin(_REPO, "1.0", "", 0.0, 10.0).holds(9.9)
     assert not Pin(_REPO, "1.0", "", 0.0, 10.0).holds(10.0)
+
+
+@pytest.mark.parametrize(
+    ("harm", "why", "tells"),
+    [
+        (lambda file: file.write_bytes(b""), "not a note", False),
+        (lambda file: file.write_bytes(bytes(200)), "not a note", False),
+        (lambda file: file.write_bytes(b"garbage"), "not a note", False),
+        (lambda file: file.write_bytes(b'{"key": "docker.io/library/other 1.0"}'), "not a note", False),
+        (lambda file: file.write_bytes(b'{"key": "\\ud800"}'), "not a note", False),
+        (lambda file: file.write_bytes(b'{"key": "x' + b"[" * 100_000), "not a note", False),
+        (lambda file: file.write_bytes(file.read_bytes()[:60]), "cut or garbled", True),
+        (lambda file: file.write_bytes(file.read_bytes().replace(b'"1.0"', b'"?"')), "makes no sense", True),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1] + b',"key": "x"}'), "cut or garbled", True),
+        (lambda file: (file.unlink(), file.mkdir()), "Is a directory", False),
+        (lambda file: (file.unlink(), file.symlink_to(file)), "symbolic links", False),
+        (lambda file: (file.unlink(), file.symlink_to("gone")), "No such file", False),
+    ],
+    ids=[
+        "empty",
+        "zeros",
+        "garbage",
+        "another",
+        "surrogate",
+        "deep",
+        "cut",
+        "spoiled",
+        "two",
+        "folder",
+        "loop",
+        "dangling",
+    ],
+)
+def test_a_pin_that_cannot_be_read_is_told(
+    layout: Layout, harm: Callable[[Path], object], why: str, tells: bool
+) -> None:
+    """With its file and why; what it is for is known by its name, and by its text where enough of that is left. The
+    other pins are read as ever."""
+    pins = LocalPins(layout)
+    pins.put(Pin(_REPO, "1.0", "", 5.0))
+    [file] = (layout.root / "pins").iterdir()
+    pins.put(Pin(_REPO, "2.0", "", 5.0))
+    harm(file)
+    found, [unread] = pins.look()
+    assert [pin.reference for pin in found] == [pin.reference for pin in pins.all()] == ["2.0"]
+    assert why in unread.why
+    assert (unread.kind, unread.file) == ("pins", str(file))
+    assert unread.is_about(_REPO, "1.0")
+    assert not unread.is_about(_REPO, "2.0")
+    assert unread.subject == ((_REPO, "1.0") if tells else None)
+    assert str(file) in unread.trouble
+
+
+def test_files_that_are_no_pins_are_no_damaged_pins_either(layout: Layout) -> None:
+    """Copies under other names, notes of people, what an editor leaves."""
+    pins = LocalPins(layout)
+    pins.put(Pin(_REPO, "1.0", "", 5.0))
+    [file] = (layout.root / "pins").iterdir()
+    for name in ("README", f"{file.stem}.json~", f".{file.name}.swp", "backup.json", f"{file.stem[:-1]}.json"):
+        (file.parent / name).write_bytes(b"")
+    assert len(pins.look()[0]) == 1
+    assert pins.look()[1] == []
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_pin_that_the_disk_does_not_give(layout: Layout, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """One file is a damaged pin; the folder is an error, for nobody knows what it holds."""
+    pins = LocalPins(layout)
+    pins.put(Pin(_REPO, "1.0", "", 5.0))
+
+    def fail(*_: object, **__: object) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        # of a folder that may be listed, but not entered, no file can be looked at
+        patch.setattr("mirror.store.notes.os.lstat", fail)
+        found, [unread] = pins.look()
+        assert found == []
+        assert unread.is_about(_REPO, "1.0")
+        assert unread.why == os.strerror(number)
+    with monkeypatch.context() as patch:
+        patch.setattr("mirror.store.notes.os.listdir", fail)
+        with pytest.raises(StoreError, match="/pins"):
+            pins.look()
+        with pytest.raises(StoreError, match="/pins"):
+            pins.all()
+
+
+def test_a_note_that_was_edited_is_read(layout: Layout) -> None:
+    """With its fields in another order, as an editor's formatter leaves them."""
+    pins = LocalPins(layout)
+    pins.put(pin := Pin(_REPO, "1.0", "", 5.0))
+    [file] = (layout.root / "pins").iterdir()
+    file.write_text(json.dumps(dict(reversed(json.loads(file.read_text()).items()))))
+    assert pins.look() == ([pin], [])
+
+
+def test_a_file_in_the_place_of_the_pins(layout: Layout) -> None:
+    """It says nothing about pins; no folder at all means that there are none."""
+    assert LocalPins(layout).look() == ([], [])
+    (layout.root / "pins").write_text("")
+    with pytest.raises(StoreError, match="Not a directory"):
+        LocalPins(layout).look()
+
+
+def test_the_model_in_memory_reads_all_of_its_pins() -> None:
+    """Nothing is ever damaged there."""
+    pins = MemoryPins()
+    pins.put(pin := Pin(_REPO, "1.0", "", 5.0))
+    assert pins.look() == ([pin], ())
+
+
+def test_names_of_notes_are_those_of_stores_that_are_there() -> None:
+    """They must not change: a note under another name would not be found again."""
+    assert note_name("docker.io/library/app 1.0") == "f242fee81d352d9655447a4f7483df5b"

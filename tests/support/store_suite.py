@@ -7,6 +7,7 @@ blob behind the store's back.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -153,6 +154,25 @@ class StoreSuite:
             with pytest.raises(BlobUnknown):
                 store.open(DIGEST)
         committed(store, CONTENT)
+        assert store.read(DIGEST, len(CONTENT)) == CONTENT
+
+    def test_what_was_set_aside(self, store: BlobStore, another: BlobStore, damage: Damage) -> None:
+        """It is told to everyone, with its size and the time; it takes room until it is dropped, and the blob that was
+        fetched again stays."""
+        assert list(store.aside()) == []
+        assert store.drop_aside(DIGEST) == 0
+        before = time.time()
+        for content in (b"rubbish", b"more rubbish"):
+            committed(store, CONTENT)
+            damage(DIGEST, content)
+            store.set_aside(DIGEST)
+        committed(store, CONTENT)
+        [found] = another.aside()
+        assert (found.digest, found.size) == (DIGEST, len(b"more rubbish"))
+        assert before - 1 <= found.at <= time.time() + 1
+        assert another.drop_aside(DIGEST) == len(b"more rubbish")
+        assert another.drop_aside(DIGEST) == 0
+        assert list(store.aside()) == []
         assert store.read(DIGEST, len(CONTENT)) == CONTENT
 
     def test_times_of_use(self, store: BlobStore, another: BlobStore) -> None:

@@ -1,0 +1,30 @@
+"""Pins and freezes whose files cannot be read, told to whoever asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from mirror.config import Config
+from mirror.errors import MirrorError
+from mirror.policy.unread import UnreadNote
+from mirror.ports import Catalog
+from mirror.repository.unread import Subjects, unread_words
+from mirror.store.catalog import LocalCatalog
+from mirror.store.freezes import LocalFreezes
+from mirror.store.layout import Layout
+from mirror.store.pins import LocalPins
+
+__all__ = ["refuse_unread", "unread_of"]
+
+
+def refuse_unread(notes: Collection[UnreadNote], catalog: Catalog) -> None:
+    """After all that could be told. Raises `MirrorError`, so that nobody takes a part for the whole."""
+    if words := unread_words(notes, Subjects(catalog).known(notes)):
+        raise MirrorError("\n".join(words))
+
+
+def unread_of(config: Config) -> list[str]:
+    """Sentences on each; empty too where there is no store yet. Changes nothing. Raises `StoreError`."""
+    layout = Layout(config.store.root)
+    notes = [*LocalPins(layout).look()[1], *LocalFreezes(layout).look()[1]]
+    return unread_words(notes, Subjects(LocalCatalog(layout)).known(notes))

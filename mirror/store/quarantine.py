@@ -1,0 +1,96 @@
+"""Damaged blobs on disk, out of service. The life of one:
+
+    blobs/<…> ── put() ──> 1 its time of change: now ──> 2 a rename to quarantine/<name>
+                              └── drop(), unless somebody holds its lock ──> absent
+
+Whoever has it open reads on. The time of change says when it was set aside: it is written first, so that a blob never
+lies here with an older one. Files of other names are foreign and left alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat as modes
+import time
+from contextlib import suppress
+
+from mirror.oci.digest import Digest
+from mirror.policy.quarantine import Aside
+from mirror.store.files import store_errors
+from mirror.store.layout import Layout, digest_from
+
+__all__ = ["changed", "drop", "kept", "put"]
+
+
+def put(layout: Layout, digest: Digest) -> None:
+    """Repeatable; one that is not here is none of ours. Raises `StoreError`."""
+    path = layout.blob(digest)
+    with store_errors(f"setting {digest} aside"):
+        try:
+            used_at = os.lstat(path).st_atime
+        except FileNotFoundError:
+            return
+        # what refuses to take a time is set aside all the same
+        with suppress(OSError):
+            os.utime(path, (used_at, time.time()), follow_symlinks=False)
+        # the folder may have been cleared away by hand; what is damaged must not stay in its place for that
+        layout.quarantine.mkdir(mode=0o700, exist_ok=True)
+        with suppress(FileNotFoundError):
+            os.rename(path, _path(layout, digest))
+
+
+def changed(layout: Layout) -> int | None:
+    """When something came or went, in nanoseconds; None: that cannot be told."""
+    try:
+        return layout.quarantine.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def kept(layout: Layout) -> list[Aside]:
+    """In no order. Raises `StoreError`."""
+    found = []
+    with store_errors("listing the quarantine"), suppress(FileNotFoundError):
+        for entry in os.scandir(layout.quarantine):
+            if (digest := digest_from(entry.name)) is None:
+                continue
+            with suppress(OSError):
+                status = entry.stat(follow_symlinks=False)
+                if modes.S_ISREG(status.st_mode):
+                    found.append(Aside(digest, status.st_size, status.st_mtime))
+    return found
+
+
+def drop(layout: Layout, digest: Digest) -> int:
+    """The bytes that this frees; 0 too for one that is written to. Repeatable. Raises `StoreError`."""
+    path = _path(layout, digest)
+    with store_errors(f"dropping {digest} from the quarantine"):
+        try:
+            size = os.lstat(path).st_size
+            if _is_held(path):
+                return 0
+            os.unlink(path)
+        except FileNotFoundError:
+            return 0
+    return size
+
+
+def _path(layout: Layout, digest: Digest) -> str:
+    return f"{layout.quarantine}/{digest.algorithm}-{digest.hex}"
+
+
+def _is_held(path: str) -> bool:
+    """Whether a filler still has the lock that it had on the growing file, which is the same file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        # a file that the disk does not open, nobody writes
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
