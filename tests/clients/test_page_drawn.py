@@ -84,7 +84,7 @@ def _quiet() -> dict[str, Any]:
             "worker": 1,
             "uptime": 5.0,
             "workers": [{"worker": 1, "uptime": 5.0, "flights": 0}, {"worker": 2, "uptime": 90000.0, "flights": 0}],
-            "store": {"root": "/var/lib/mirror", "bytes": 0, "limit": 1000},
+            "store": {"root": "/var/lib/mirror", "bytes": 0, "limit": 1000, "quarantine": 0},
             "flights": 0,
             "traffic": _traffic(),
             "offline": False,
