@@ -77,7 +77,7 @@ class Grants:
         except IndexUnavailable:
             found = None
         if found is None:
-            found = (await self._on_disk(repo)).get(digest)
+            found = await self._on_disk(repo, digest)
         if found is not None:
             self._keep(repo, {digest: found})
         return found
@@ -109,22 +109,33 @@ class Grants:
         while len(self._known) > _MOST:
             self._known.popitem(last=False)
 
-    async def _on_disk(self, repo: Repo) -> dict[Digest, int]:
-        """What the repository's manifests name, read at most every few seconds: digests can be made up without end."""
+    async def _on_disk(self, repo: Repo, digest: Digest) -> int | None:
+        """What the repository's manifests say. All of them are read at most every few seconds, for digests can be made
+        up without end; what has come since is looked for each time, for another process may have fetched it just now.
+        """
         read = self._read.get(repo)
         if read is None or time.monotonic() - read[0] > _READ_EVERY:
-            named = await self._once.run(repo, lambda: self._from_disk(repo))
-            read = time.monotonic(), named
-            self._read.put(repo, read)
-        return read[1]
+            named = await self._once.run(repo, lambda: self._from_disk(repo, {}))
+            self._read.put(repo, (time.monotonic(), named))
+            return named.get(digest)
+        at, named = read
+        if digest not in named:
+            new = await self._once.run((repo, "since"), lambda: self._from_disk(repo, named))
+            if new:
+                named = {**named, **new}
+                self._read.put(repo, (at, named))
+        return named.get(digest)
 
-    async def _from_disk(self, repo: Repo) -> dict[Digest, int]:
-        return await asyncio.to_thread(self._read_manifests, repo)
+    async def _from_disk(self, repo: Repo, known: Mapping[Digest, int]) -> dict[Digest, int]:
+        return await asyncio.to_thread(self._read_manifests, repo, known)
 
-    def _read_manifests(self, repo: Repo) -> dict[Digest, int]:
+    def _read_manifests(self, repo: Repo, known: Mapping[Digest, int]) -> dict[Digest, int]:
+        """Blocking: what those name that are not `known`."""
         named: dict[Digest, int] = {}
-        for record in self._catalog.manifests(repo):
-            named.update(self._read_manifest(record))
+        for digest in self._catalog.manifest_digests(repo):
+            record = None if digest in known else self._catalog.get_manifest(repo, digest)
+            if record is not None:
+                named.update(self._read_manifest(record))
         return named
 
     def _read_manifest(self, record: ManifestRecord) -> dict[Digest, int]:
