@@ -237,6 +237,30 @@ def test_who_is_logged_out_is_not_asked_again_and_again(opened: _Drawn) -> None:
     opened.seen.complaints.clear()  # the browser's own, about the refusal
 
 
+def test_a_store_that_is_counted(opened: _Drawn) -> None:
+    """While nobody knows how full it is, and what would go first, the page says so, and all else goes on."""
+    refusal = {"errors": [{"code": "UNAVAILABLE", "message": "the index is being rebuilt", "detail": {}}]}
+
+    def instead(route: Route) -> None:
+        opened.instead = None
+        if urlsplit(route.request.url).path.endswith("/gc"):
+            route.fulfill(status=503, json=refusal)
+        else:
+            opened.give(route)
+        opened.instead = instead
+
+    opened.instead = instead
+    opened.answers["status"]["store"]["quarantine"] = 5000
+    page = _load(opened)
+    expect(page.locator("#next")).to_have_text("the index is being rebuilt", timeout=_MS)
+    expect(page.locator("#fullness-text")).to_contain_text("5.0 kB of damaged blobs set aside", timeout=_MS)
+    opened.answers["status"]["store"].update(bytes=None, limit=None)
+    page.clock.fast_forward(1000)
+    expect(page.locator("#fullness-text")).to_contain_text("being counted in /var/lib/mirror", timeout=_MS)
+    expect(page.locator("#connection")).to_have_text("live", timeout=_MS)
+    opened.seen.complaints.clear()  # the browser's own, about the refusal
+
+
 def test_a_page_that_nobody_sees_asks_nothing(opened: _Drawn) -> None:
     """While its tab is hidden; it goes on once it is shown again."""
     page = _load(opened)

@@ -131,7 +131,8 @@ function showStatus(status) {
   const part = limit ? status.store.bytes / limit : 0;
   byId("fullness").value = part;
   const full = status.store.bytes === null ? "being counted" : `${bytes(status.store.bytes)} of ${bytes(limit)} (${percent(part)})`;
-  put("fullness-text", `${full} in ${status.store.root}`);
+  const aside = status.store.quarantine ? `; ${bytes(status.store.quarantine)} of damaged blobs set aside: check the disk` : "";
+  put("fullness-text", `${full} in ${status.store.root}${aside}`);
 }
 
 function showFlights({ flights }) {
@@ -290,6 +291,17 @@ function showNext({ images }) {
   }, "nothing could be evicted");
 }
 
+// A mirror that counts a large store anew does not know it for a while; all else goes on.
+async function loadNext() {
+  if (!limit) return;
+  try {
+    showNext(await ask(`/gc?bytes=${Math.max(1, Math.round(limit / 20))}&limit=10`));
+  } catch (error) {
+    if (!(error instanceof Refused) || loggedOut) throw error;
+    byId("next").replaceChildren(make("li", { class: "quiet" }, error.message));
+  }
+}
+
 const KINDS = { ok: "good", done: "good", running: "warn", failing: "warn", held: "warn", down: "bad", failed: "bad" };
 
 function showUpstreams({ upstreams }) {
@@ -402,7 +414,7 @@ const EVERY = [
   [3, async () => showUpstreams(await ask("/upstreams"))],
   [5, async () => showSync(await ask("/sync"))],
   [15, async () => showHistory(await ask("/history"))],
-  [30, async () => limit && showNext(await ask(`/gc?bytes=${Math.max(1, Math.round(limit / 20))}&limit=10`))],
+  [30, loadNext],
 ];
 
 let lastHeard = null;
