@@ -215,7 +215,7 @@ function showHistory({ points }) {
 
 let shownSearch = "", shownNext = null, searching = 0, imagesLoaded = false;
 
-async function loadImages(more = false) {
+async function loadImages(more = false, again = false) {
   const turn = ++searching;
   const search = byId("search").value.trim();
   const query = new URLSearchParams({ limit: "50", search });
@@ -228,6 +228,7 @@ async function loadImages(more = false) {
     return;
   }
   if (turn !== searching) return; // somebody went on typing
+  if (again && !atRest()) return; // or took hold of them meanwhile
   imagesLoaded = true;
   shownSearch = search;
   shownNext = page.next;
@@ -458,7 +459,7 @@ async function turn(number) {
     heard(failed);
     if (loggedOut) return;
     if (!failed && !clientsLoaded) await loadClients();
-    if (!failed && (!imagesLoaded || (number % 5 === 0 && atRest()))) await loadImages();
+    if (!failed && (!imagesLoaded || (number % 5 === 0 && atRest()))) await loadImages(false, imagesLoaded);
   }
   setTimeout(turn, 1000, document.hidden ? number : number + 1);
 }
@@ -469,5 +470,5 @@ byId("search-form").addEventListener("submit", (event) => { event.preventDefault
 byId("more").addEventListener("click", () => loadImages(true));
 let choosingSoon;
 byId("address").addEventListener("input", () => { clearTimeout(choosingSoon); choosingSoon = setTimeout(loadClients, 200); });
-document.addEventListener("visibilitychange", () => { if (!document.hidden && atRest() && !loggedOut) loadImages(); });
+document.addEventListener("visibilitychange", () => { if (!document.hidden && atRest() && !loggedOut) loadImages(false, true); });
 turn(0);
