@@ -495,7 +495,7 @@ async def test_an_upstream_that_asks_for_a_little_patience(
     mirror.clock.forward(1000)
     registry.fail(kind, throttle(7), times=100)
     registry.add_image(_APP.name, "v2", [b"another"], config=b"2")
-    assert "429" in _reasons(await _prefetch(mirror, "v2", referrers=True, sleep=sleep))[0]
+    assert "429" in _reasons(await _prefetch(mirror, "v2", referrers=True, blobs_at_once=1, sleep=sleep))[0]
 
 
 async def test_a_mistake_of_ours_costs_one_image(
