@@ -21,8 +21,9 @@ from mirror.config import (
 from mirror.errors import ConfigError, UpstreamError
 from mirror.memo import Memo
 from mirror.policy.budget import Budget
+from mirror.repository.behalf import caller
 from mirror.server.workers import UpstreamState
-from mirror.upstream.caller import CallersCredentials, whose
+from mirror.upstream.caller import CallersCredentials
 from mirror.upstream.credentials import Attempts, Credentials, CredentialSource, GivenCredentials
 from mirror.upstream.docker_config import DockerConfig
 from mirror.upstream.endpoints import EndpointsUpstream
@@ -139,7 +140,7 @@ class Upstreams:
                 user_agent=f"registry-mirror/{__version__}",
                 observe=observe,
                 on_failure=on_failure,
-                whose=whose if settings.access == "verify" else lambda: "",
+                whose=caller if settings.access == "verify" else lambda: "",
                 **more,
             )
 

@@ -38,7 +38,7 @@ class Accounts:
         self._callers: OrderedDict[str, Account] = OrderedDict()
 
     def of(self, whose: str) -> Account:
-        """The caller's of this fingerprint; "": our own."""
+        """That of the caller who is told apart by this; "": our own."""
         if not whose:
             return self.own
         account = self._callers.setdefault(whose, Account())

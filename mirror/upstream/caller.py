@@ -17,7 +17,7 @@ from typing import Final
 from mirror.oci.authorization import Presented
 from mirror.upstream.credentials import NO_USER, Attempts, Credentials, CredentialSource
 
-__all__ = ["CallersCredentials", "acting_for", "whose"]
+__all__ = ["CallersCredentials", "acting_for"]
 
 
 class _OurOwn:
@@ -36,14 +36,6 @@ def acting_for(presented: Presented | None) -> Iterator[None]:
         yield
     finally:
         _ACTING.reset(token)
-
-
-def whose() -> str:
-    """Tells those whom we act for apart; "": nobody, we ask for ourselves."""
-    acting = _ACTING.get()
-    if isinstance(acting, _OurOwn):
-        return ""
-    return acting.fingerprint if acting else "anonymous"
 
 
 def _credentials(presented: Presented) -> Credentials:

@@ -620,8 +620,9 @@ class RegistryUpstream:
         budget = parse_budget(limit, remaining, self._now())
         if budget is None or reply.url.origin != self._bounds.base.origin:
             return
-        self._account.budget = budget
-        if self._account is not self._accounts.own:
+        account = self._account
+        account.budget = budget
+        if account is not self._accounts.own:
             return
         self._on_budget(budget)
         # for other processes; each of them has news of its own soon enough
