@@ -26,10 +26,7 @@ class LocalFreezes:
         return self.look()[0]
 
     def look(self) -> tuple[Sequence[Freeze], Sequence[UnreadNote]]:
-        notes, unread = self._notes.look()
-        read = [(note, _read(note)) for note in notes]
-        unread += [self._notes.spoiled(note) for note, freeze in read if freeze is None]
-        return [freeze for _, freeze in read if freeze is not None], unread
+        return self._notes.look(_read)
 
     def get(self, repo: Repo, tag: str) -> Freeze | None:
         key = _key(repo, tag)

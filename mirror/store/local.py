@@ -39,6 +39,7 @@ from mirror.ports import BlobInfo, Body
 from mirror.store import quarantine
 from mirror.store.files import Unsynced, make_folder, store_errors, sync_folder, write_whole
 from mirror.store.layout import LAYOUT, Layout, digest_from
+from mirror.store.locks import is_locked
 from mirror.store.pump import pump
 from mirror.store.state import GrowthState, boot_id, read_state, write_state
 
@@ -205,7 +206,7 @@ class LocalStore:
                 with suppress(OSError):
                     size = entry.stat(follow_symlinks=False).st_size
                     # what is announced only counts while somebody fills it: announcing costs an upstream nothing
-                    found[digest] = max(size, self._expected(digest)) if _is_locked(entry.path) else size
+                    found[digest] = max(size, self._expected(digest)) if is_locked(entry.path) else size
         return found
 
     def _expected(self, digest: Digest) -> int:
@@ -284,18 +285,6 @@ def _open_quietly(path: str) -> int:
     except PermissionError:
         # a file that is not our own (open(2)): its time of use is then as good as the file system's
         return os.open(path, flags)
-
-
-def _is_locked(path: str) -> bool:
-    """Whether some process fills this partial."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _folders(folder: Path) -> list[os.DirEntry[str]]:

@@ -16,7 +16,7 @@ from typing import Final
 from mirror.store.files import store_errors
 from mirror.store.layout import Layout
 
-__all__ = ["Locks"]
+__all__ = ["Locks", "is_locked"]
 
 #: Keys share this many files; two keys that meet wait for each other for no reason, which is rare.
 _FILES: Final = 1024
@@ -79,3 +79,15 @@ def _try(descriptor: int) -> bool:
         except BlockingIOError:
             return False
     return True
+
+
+def is_locked(path: str) -> bool:
+    """Whether somebody holds a file for themselves, as who fills a blob does. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -14,16 +14,18 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from mirror.policy.unread import UnreadNote, note_name
 from mirror.store.files import make_folder, store_errors, write_whole
 from mirror.store.layout import Layout
 
 __all__ = ["Notes"]
+
+T = TypeVar("T")
 
 _NAME: Final = re.compile(r"([0-9a-f]{32})\.json")
 #: The key is written first, so that it is what is left of a note that was cut.
@@ -86,8 +88,9 @@ class Notes:
             if note is not None and isinstance(note.get("key"), str) and self._path(note["key"]).name == name:
                 yield note
 
-    def look(self) -> tuple[list[dict[str, Any]], list[UnreadNote]]:
-        """Every note, in no order, and those that are there and cannot be read. Files of other names are foreign.
+    def look(self, read: Callable[[dict[str, Any]], T | None]) -> tuple[list[T], list[UnreadNote]]:
+        """What `read` makes of every note, in no order, and those that are there and cannot be read, or make no sense
+        to it (None). Files of other names are foreign.
 
         Raises `StoreError` where the folder is not given, or a file for a reason that is not its own.
         """
@@ -98,14 +101,17 @@ class Notes:
         for name in names:
             if found := _NAME.fullmatch(name):
                 one = self._look_at(self._folder / name, found[1])
+                if one is None:
+                    continue
                 if isinstance(one, UnreadNote):
                     unread.append(one)
-                elif one is not None:
-                    notes.append(one)
+                elif (note := read(one)) is None:
+                    unread.append(self._spoiled(one))
+                else:
+                    notes.append(note)
         return notes, unread
 
-    def spoiled(self, note: Mapping[str, Any]) -> UnreadNote:
-        """One of `look` whose content makes no sense to those who know its kind."""
+    def _spoiled(self, note: Mapping[str, Any]) -> UnreadNote:
         path = self._path(note["key"])
         return UnreadNote(self._folder.name, str(path), path.stem, "its content makes no sense", note["key"])
 

@@ -25,10 +25,7 @@ class LocalPins:
         return self.look()[0]
 
     def look(self) -> tuple[Sequence[Pin], Sequence[UnreadNote]]:
-        notes, unread = self._notes.look()
-        read = [(note, _read(note)) for note in notes]
-        unread += [self._notes.spoiled(note) for note, pin in read if pin is None]
-        return [pin for _, pin in read if pin is not None], unread
+        return self._notes.look(_read)
 
     def get(self, repo: Repo, reference: Reference) -> Pin | None:
         note = self._notes.read(_key(repo, reference))

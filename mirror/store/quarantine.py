@@ -9,7 +9,7 @@ lies here with an older one. Files of other names are foreign and left alone.
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import stat as modes
 import time
@@ -19,6 +19,7 @@ from mirror.oci.digest import Digest
 from mirror.policy.quarantine import Aside
 from mirror.store.files import store_errors
 from mirror.store.layout import Layout, digest_from
+from mirror.store.locks import is_locked
 
 __all__ = ["changed", "drop", "kept", "put"]
 
@@ -83,14 +84,9 @@ def _path(layout: Layout, digest: Digest) -> str:
 def _is_held(path: str) -> bool:
     """Whether a filler still has the lock that it had on the growing file, which is the same file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
+        return is_locked(path)
+    except OSError as error:
+        if error.errno == errno.ENOLCK:
+            raise
         # a file that the disk does not open, nobody writes
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
