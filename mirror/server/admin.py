@@ -42,7 +42,7 @@ from mirror.policy.access import Identity
 from mirror.policy.images import Image
 from mirror.policy.platforms import parse_platforms
 from mirror.server.access import Gate
-from mirror.server.answers import API_VERSION, SERVER, error_response
+from mirror.server.answers import API_VERSION, SERVER, error_response, is_unchanged
 from mirror.server.keeping import Keeping
 from mirror.server.operations import PREFIX, Operation, find, openapi
 from mirror.server.page import ASSETS, Asset
@@ -475,6 +475,6 @@ def _response(reply: _Reply, body: bytes, name: str) -> web.Response:
 
 
 def _page(asset: Asset, request: web.BaseRequest) -> web.Response:
-    if asset.is_known(request.headers.get("If-None-Match")):
+    if is_unchanged(request.headers.get("If-None-Match"), asset.tag):
         return web.Response(status=304, headers={**SERVER, "ETag": asset.headers["ETag"]})
     return web.Response(body=asset.content, headers=asset.headers)

@@ -103,12 +103,12 @@ def blob_headers(digest: Digest, size: int | None, outcome: Outcome, span: Span 
     return headers
 
 
-def is_unchanged(if_none_match: str | None, digest: Digest) -> bool:
-    """Whether the client has these very bytes already (RFC 9110, 13.1.2)."""
+def is_unchanged(if_none_match: str | None, tag: Digest | str) -> bool:
+    """Whether the client has the very bytes of this entity tag already (RFC 9110, 13.1.2)."""
     if not if_none_match:
         return False
-    tags = {tag.strip().removeprefix("W/").strip('"') for tag in if_none_match.split(",")}
-    return str(digest) in tags or "*" in tags
+    tags = {one.strip().removeprefix("W/").strip('"') for one in if_none_match.split(",")}
+    return str(tag) in tags or "*" in tags
 
 
 def error_body(error: MirrorError, request_id: str) -> bytes:

@@ -34,18 +34,14 @@ class Asset:
     """A file, with all its headers."""
 
     content: bytes
+    tag: str
     headers: Mapping[str, str]
-
-    def is_known(self, if_none_match: str | None) -> bool:
-        """Whether the browser has this very content already (RFC 9110, 13.1.2)."""
-        known = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
-        return self.headers["ETag"] in known
 
 
 def _asset(name: str, media_type: str) -> Asset:
     content = files("mirror.server").joinpath("assets", name).read_bytes()
-    tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    return Asset(content, {**_HEADERS, "Content-Type": f"{media_type}; charset=utf-8", "ETag": tag})
+    tag = hashlib.sha256(content).hexdigest()[:32]
+    return Asset(content, tag, {**_HEADERS, "Content-Type": f"{media_type}; charset=utf-8", "ETag": f'"{tag}"'})
 
 
 #: By path.
