@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -20,11 +21,12 @@ from mirror.cli.unread import refuse_unread
 from mirror.cli.working import check_owner
 from mirror.errors import ConfigError, MirrorError
 from mirror.oci.digest import Digest
+from mirror.policy.images import name_of
 from mirror.policy.pins import parse_until
 from mirror.policy.records import Pin
 from mirror.repository.closure import Closure, read_closure
-from mirror.repository.pins import PinnedImage, pinned_images, why_pinned
-from mirror.repository.told import name_of
+from mirror.repository.pins import PinnedImage, images_of, pinned_images, why_pinned
+from mirror.repository.unread import Subjects
 
 __all__ = ["pin", "pins", "unpin"]
 
@@ -88,24 +90,27 @@ def pins(
     loaded = settings.load(config)
     disk = open_disk(loaded)
     now = time.time()
-    images = pinned_images(disk.pins, pin_rules(loaded), disk.catalog, now)
+    read, unread = disk.pins.look()
+    images = images_of(read, Subjects(disk.catalog).known(unread), pin_rules(loaded), disk.catalog, now)
     rows = [(image, _State.of(disk, image)) for image in images]
-    over = [each for each in disk.pins.all() if not each.holds(now)]
+    over = [each for each in read if not each.holds(now)]
     rows += [(_over(each), _State("over", "over")) for each in over]
     rows.sort(key=lambda row: name_of(row[0].repo, row[0].reference))
     if as_json:
         print(json.dumps([_as_json(image, state) for image, state in rows], indent=1))
-        refuse_unread(disk.pins.look()[1], disk.catalog)
-        return
+    else:
+        _show(rows, len(rows) - len(over))
+    refuse_unread(unread, disk.catalog)
+
+
+def _show(rows: Sequence[tuple[PinnedImage, _State]], count: int) -> None:
     table = Table("image", "reason", "since", "until", "state")
     for image, state in rows:
         since = f"rule {image.rule}" if image.rule else "unreadable" if image.unread else _date(image.since)
         table.add_row(name_of(image.repo, image.reference), image.reason, since, _date(image.until), state.words)
     if rows:
         table_console().print(table)
-    count = len(rows) - len(over)
     print(f"{count} pinned image{'' if count == 1 else 's'}")
-    refuse_unread(disk.pins.look()[1], disk.catalog)
 
 
 @dataclass(frozen=True, slots=True)

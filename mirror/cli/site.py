@@ -37,7 +37,7 @@ from mirror.app import (
 from mirror.cli.base import ConfigFile, application, parse_images, table_console
 from mirror.errors import ConfigError, MirrorError
 from mirror.oci.manifest import Descriptor
-from mirror.policy.images import Image
+from mirror.policy.images import Image, name_of
 from mirror.policy.misses import Miss
 from mirror.policy.selection import select
 from mirror.policy.sizes import format_size, parse_size
@@ -51,7 +51,7 @@ from mirror.repository.scrub import (
     scrub_all,
     scrub_image,
 )
-from mirror.repository.told import image_json, iso, name_of, whole_json
+from mirror.repository.told import image_json, iso, whole_json
 from mirror.store.misses import LocalMisses
 
 __all__ = ["ls", "misses", "show", "verify"]

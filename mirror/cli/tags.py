@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -108,15 +108,18 @@ def freezes(config: ConfigFile = None, as_json: AsJson = False) -> None:
     found = sorted(freezes, key=lambda one: (one.repo, one.tag))
     if as_json:
         print(json.dumps([{"image": f"{one.repo}:{one.tag}", **_written_freeze(one)} for one in found], indent=2))
-        refuse_unread(unread, LocalCatalog(layout))
-        return
+    else:
+        _show_freezes(found)
+    refuse_unread(unread, LocalCatalog(layout))
+
+
+def _show_freezes(found: Sequence[Freeze]) -> None:
     table = Table("image", "digest", "since", "reason")
     for one in found:
         table.add_row(f"{one.repo}:{one.tag}", str(one.digest), format_moment(one.since), one.reason)
     if found:
         table_console().print(table)
     print(f"frozen tags: {len(found)}")
-    refuse_unread(unread, LocalCatalog(layout))
 
 
 # ---------------------------------------------------------------------------------------------------- arguments

@@ -17,14 +17,13 @@ from mirror.cli.base import ConfigFile, application
 from mirror.errors import ConfigError, RequestError
 from mirror.oci.digest import Digest
 from mirror.policy.durations import format_duration
-from mirror.policy.images import Image, parse_image
+from mirror.policy.images import Image, name_of, parse_image
 from mirror.policy.moments import format_moment
 from mirror.policy.recent import LastAnswer, explain
 from mirror.policy.rules import RouteRule
 from mirror.policy.sizes import format_size
 from mirror.repository.overview import ImageHere, Overview
 from mirror.repository.pins import PinnedImage, pinned_images
-from mirror.repository.told import name_of
 from mirror.repository.why import Reasons, WhyBlob, WhyImage
 
 __all__ = ["why"]

@@ -14,7 +14,7 @@ from mirror.oci.digest import HEX_LENGTHS, Digest
 from mirror.oci.reference import Reference, Repo, check_name, check_registry, check_tag
 from mirror.policy.routing import RoutingTable
 
-__all__ = ["Image", "looks_like_host", "parse_image"]
+__all__ = ["Image", "looks_like_host", "name_of", "parse_image"]
 
 _DEFAULT_TAG: Final = "latest"
 
@@ -35,6 +35,11 @@ class Image:
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
         return f"{self.repo}{tag}@{self.digest}" if self.digest else f"{self.repo}{tag}"
+
+
+def name_of(repo: Repo, reference: Reference) -> str:
+    """As people write it."""
+    return str(Image(repo, digest=reference) if isinstance(reference, Digest) else Image(repo, reference))
 
 
 def looks_like_host(first: str) -> bool:

@@ -23,7 +23,7 @@ from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor
 from mirror.oci.reference import Reference, Repo
-from mirror.policy.images import Image
+from mirror.policy.images import name_of
 from mirror.policy.pins import PinRule
 from mirror.policy.records import Freeze
 from mirror.policy.selection import Selection
@@ -76,7 +76,7 @@ class ImageHere:
     @property
     def name(self) -> str:
         """As people write it."""
-        return str(Image(self.repo, self.tag) if self.tag else Image(self.repo, digest=self.root.digest))
+        return name_of(self.repo, self.tag or self.root.digest)
 
     @property
     def complete(self) -> bool:
@@ -218,22 +218,22 @@ class Overview:
                 closures[root.digest] = self._look_into(repo, root)
             yield tag, (tag, root, *closures[root.digest])
         if selection is None or selection.has_tag(None):
-            for digest, media_type, size in self._untagged(repo):
-                if ":" not in behind or str(digest) > behind:
-                    root = Descriptor(media_type, digest, size)
-                    yield str(digest), (None, root, *self._look_into(repo, root))
+            for root in self._untagged(repo):
+                name = str(root.digest)
+                if ":" not in behind or name > behind:
+                    yield name, (None, root, *self._look_into(repo, root))
 
-    def _untagged(self, repo: Repo) -> list[tuple[Digest, str, int]]:
+    def _untagged(self, repo: Repo) -> list[Descriptor]:
         """Manifests that no tag points to and no manifest here names, sorted as they are written. Blocking: a file or
         two for each manifest of the repository.
         """
         known = {root.digest for tag in self._catalog.tags(repo) if (root := self._root(repo, tag))}
         roots = {}
         for record in self._catalog.manifests(repo):
-            roots[record.digest] = record.digest, record.media_type, record.size
+            roots[record.digest] = Descriptor(record.media_type, record.digest, record.size)
             manifest = read_stored_manifest(self._store, self._catalog, repo, record.digest)
             known.update(child.digest for child in (manifest.manifests if manifest else ()))
-        return sorted((root for digest, root in roots.items() if digest not in known), key=lambda one: str(one[0]))
+        return [roots[digest] for digest in sorted(roots.keys() - known, key=str)]
 
     def _look_into(self, repo: Repo, root: Descriptor) -> tuple[Closure, tuple[PlatformHere, ...]]:
         closure = read_closure(self._store, self._catalog, repo, root)
@@ -381,8 +381,8 @@ class Overview:
 
     def _referrers(self, image: ImageHere) -> Iterator[Descriptor]:
         subjects = {node.digest for node in image.closure.nodes if node.role in (Role.INDEX, Role.MANIFEST)}
-        for record in self._catalog.manifests(image.repo):
-            manifest = read_stored_manifest(self._store, self._catalog, image.repo, record.digest)
+        for digest in self._catalog.manifest_digests(image.repo):
+            manifest = read_stored_manifest(self._store, self._catalog, image.repo, digest)
             if manifest and manifest.subject and manifest.subject.digest in subjects:
                 yield manifest.descriptor
 

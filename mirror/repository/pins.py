@@ -159,7 +159,7 @@ class PinnedContent:
                 roots[key] = self._roots_of(image, whole) or self._roots.get(key, set())
             self._roots = roots
             frozen = {freeze.digest for freeze in freezes}
-            kept = {record.digest for repo in whole for record in self._catalog.manifests(repo)}
+            kept = {digest for repo in whole for digest in self._catalog.manifest_digests(repo)}
             return self._below(frozen.union(kept, *roots.values()))
 
     def _subjects_of(self, unread: Collection[UnreadNote]) -> Mapping[UnreadNote, Subject]:

@@ -22,13 +22,12 @@ from mirror.errors import IndexUnavailable, Kept, ManifestUnknown
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Repo
-from mirror.policy.images import Image
+from mirror.policy.images import Image, name_of
 from mirror.policy.pins import PinRule
 from mirror.ports import BlobStore, Catalog, ContentIndex, Freezes, Pins
 from mirror.repository.closure import Closure, read_closure, read_stored_manifest
 from mirror.repository.evictor import Evictor
 from mirror.repository.pins import images_of, why_pinned
-from mirror.repository.told import name_of
 from mirror.repository.unread import Subjects
 
 __all__ = ["Purge", "Purged"]
@@ -150,9 +149,9 @@ class Purge:
         ours = {root.digest, *closure.named}
         kept = {digest for tag in self._catalog.tags(repo) if (digest := self._points(repo, tag))}
         kept |= {freeze.digest for freeze in self._freezes.all() if freeze.repo == repo}
-        for record in self._catalog.manifests(repo):
-            if record.digest not in ours:
-                other = read_stored_manifest(self._store, self._catalog, repo, record.digest)
+        for digest in self._catalog.manifest_digests(repo):
+            if digest not in ours:
+                other = read_stored_manifest(self._store, self._catalog, repo, digest)
                 kept.update(child.digest for child in (other.manifests if other else ()))
         left = [digest for digest in ours if digest in kept]
         while left:

@@ -10,18 +10,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mirror.oci.digest import Digest
-from mirror.oci.reference import Reference, Repo
 from mirror.policy.eviction import Victim
-from mirror.policy.images import Image
+from mirror.policy.images import name_of
 from mirror.repository.overview import ImageHere, Whole
 from mirror.repository.pins import PinnedImage
 
-__all__ = ["image_json", "iso", "name_of", "pin_json", "victims_by_image", "victims_json", "whole_json"]
-
-
-def name_of(repo: Repo, reference: Reference) -> str:
-    """As people write it."""
-    return str(Image(repo, digest=reference) if isinstance(reference, Digest) else Image(repo, reference))
+__all__ = ["image_json", "iso", "pin_json", "victims_by_image", "victims_json", "whole_json"]
 
 
 def iso(at: float | None) -> str | None:

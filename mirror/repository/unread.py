@@ -19,7 +19,7 @@ from typing import Any, Final
 from mirror import telemetry
 from mirror.errors import StoreError
 from mirror.oci.digest import Digest
-from mirror.policy.images import Image
+from mirror.policy.images import name_of
 from mirror.policy.unread import Subject, UnreadNote, note_name
 from mirror.ports import Catalog
 
@@ -77,11 +77,11 @@ class Subjects:
         self._missed |= dict.fromkeys(wanted.values(), self._now())
 
     def _names(self, with_digests: bool) -> Iterator[Subject]:
-        """Tags first: most notes are about one, and digests take a file each."""
+        """Tags first: most notes are about one."""
         for repo in self._catalog.repositories():
             yield from ((repo, tag) for tag in self._catalog.tags(repo))
         for repo in self._catalog.repositories() if with_digests else ():
-            yield from ((repo, record.digest) for record in self._catalog.manifests(repo))
+            yield from ((repo, digest) for digest in self._catalog.manifest_digests(repo))
 
 
 def unread_words(notes: Collection[UnreadNote], known: Mapping[UnreadNote, Subject]) -> list[str]:
@@ -93,7 +93,7 @@ def unread_words(notes: Collection[UnreadNote], known: Mapping[UnreadNote, Subje
 
 
 def _it_is(note: UnreadNote, subject: Subject) -> str:
-    name = _named(subject)
+    name = name_of(*subject)
     if note.kind == "pins":
         return f"it is the pin of {name}, which stays; `mirror pin {name}` or `mirror unpin {name}` mends it"
     return (
@@ -102,17 +102,12 @@ def _it_is(note: UnreadNote, subject: Subject) -> str:
     )
 
 
-def _named(subject: Subject) -> str:
-    repo, reference = subject
-    return str(Image(repo, digest=reference) if isinstance(reference, Digest) else Image(repo, reference))
-
-
 def unread_json(notes: Collection[UnreadNote], known: Mapping[UnreadNote, Subject]) -> list[dict[str, Any]]:
     """For programs."""
     return [
         {
             "kind": note.kind,
-            "image": _named(known[note]) if note in known else None,
+            "image": name_of(*known[note]) if note in known else None,
             "file": note.file,
             "reason": note.why,
         }

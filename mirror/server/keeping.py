@@ -10,7 +10,7 @@ from typing import Any, Final
 from mirror.errors import BodyInvalid, ManifestUnknown, PinUnknown, RequestError
 from mirror.oci.reference import Repo
 from mirror.policy.eviction import Victim
-from mirror.policy.images import Image
+from mirror.policy.images import Image, name_of
 from mirror.policy.pins import PinRule, parse_until
 from mirror.policy.records import Pin
 from mirror.policy.selection import Selection
@@ -20,7 +20,7 @@ from mirror.repository.names import called
 from mirror.repository.overview import Overview, Place
 from mirror.repository.pins import PinnedImage, pinned_images
 from mirror.repository.purge import Purge, Purged
-from mirror.repository.told import image_json, name_of, pin_json, victims_by_image, victims_json, whole_json
+from mirror.repository.told import image_json, pin_json, victims_by_image, victims_json, whole_json
 from mirror.repository.unread import Subjects, unread_json
 from mirror.server.believed import Believed
 

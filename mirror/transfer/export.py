@@ -201,8 +201,8 @@ class _Selecting:
         """By subject; read once for each repository."""
         if repo not in self._referring:
             found = self._referring[repo] = {}
-            for record in self._catalog.manifests(repo):
-                manifest = read_stored_manifest(self._store, self._catalog, repo, record.digest)
+            for digest in self._catalog.manifest_digests(repo):
+                manifest = read_stored_manifest(self._store, self._catalog, repo, digest)
                 if manifest is not None and manifest.subject is not None:
                     root = Descriptor(manifest.media_type, manifest.digest, len(manifest.content))
                     found.setdefault(manifest.subject.digest, []).append(root)
