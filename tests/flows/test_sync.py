@@ -256,7 +256,8 @@ async def test_few_rules_at_once(registry: FakeRegistry, tmp_path: Path) -> None
         await mirror.app.sync.tick()
         mirror.clock.forward(301)
         await mirror.app.sync.tick()
-        await reached(gate)
+        # both are under way, and say so
+        await until(lambda: registry.count("tags") == 2)
         await mirror.app.sync.tick()
         assert [rule["state"] for rule in await mirror.app.sync.status()].count("running") == 2
         gate.release()
