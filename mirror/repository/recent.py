@@ -1,5 +1,6 @@
 """What clients were answered last, in the memory of each worker and, soon after, in a file of its own.
 
+    run() ── first what the worker before us has left, taken into memory
     note() ──> in memory, newest last, bounded ── run(), once a second if there is something new ──> the worker's file
 
 On the path of a request this is an entry in a dictionary. What is written is no more than what the log says, without
@@ -17,6 +18,7 @@ from mirror import telemetry
 from mirror.errors import StoreError
 from mirror.policy.recent import LONGEST, LastAnswer
 from mirror.repository.content import Outcome
+from mirror.threads import to_its_end
 
 __all__ = ["MOST", "Keeping", "Recent"]
 
@@ -27,7 +29,7 @@ _EVERY: Final = 1.0
 
 
 class Keeping(Protocol):
-    """The worker's file (`store/recent.py`). Calls block shortly."""
+    """The worker's file (`store/recent.py`). Calls block shortly, and are made one after another."""
 
     def load(self) -> Sequence[LastAnswer]:
         """What an earlier worker has left there, oldest first. Raises `StoreError`."""
@@ -73,7 +75,7 @@ class Recent:
         self._noted: dict[str, dict[_Key, _Noted | LastAnswer]] = {}
         self._new = False
         self._failed = False
-        self._saving = asyncio.Lock()
+        self._at_the_file = asyncio.Lock()
 
     def note(self, kind: str, method: str, status: int, said: Said, seconds: float, request: str) -> None:
         """An answer was given; `said` must not change afterwards. The path of every request: nothing is made of it
@@ -110,13 +112,13 @@ class Recent:
         """Write what is new, if anything."""
         if self._keeping is None:
             return
-        async with self._saving:
+        async with self._at_the_file:
             if not self._new:
                 return
             self._new = False
             try:
                 # the list is made here, where nothing changes it meanwhile
-                await asyncio.to_thread(self._keeping.save, self.answers())
+                await to_its_end(asyncio.to_thread(self._keeping.save, self.answers()))
             except StoreError as error:
                 if not self._failed:
                     telemetry.log.warning("recent answers cannot be written down", reason=str(error))
@@ -127,7 +129,9 @@ class Recent:
     async def _take_over(self, keeping: Keeping) -> None:
         """What the worker before us has left is older than all that we know."""
         try:
-            left = await asyncio.to_thread(keeping.load)
+            # whoever stops us soon after our start flushes and closes the file next: not while the thread is at it
+            async with self._at_the_file:
+                left = await to_its_end(asyncio.to_thread(keeping.load))
         except StoreError as error:
             telemetry.log.warning("recent answers cannot be read", reason=str(error))
             return

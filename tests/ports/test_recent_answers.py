@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,3 +153,62 @@ async def test_a_disk_that_fails_costs_nothing_else() -> None:
     keeping.broken = False
     await recent.flush()
     assert [one.reference for one in saved] == ["v1"]
+
+
+class _Slow:
+    """A file that is at work until it is let go, and tells when it was asked while it was."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+        self.calls: list[str] = []
+
+    def _work(self, name: str) -> None:
+        self.calls.append(f"{name} begins")
+        self.begun.set()
+        assert self.go_on.wait(60)
+        self.calls.append(f"{name} ends")
+
+    def load(self) -> Sequence[LastAnswer]:
+        self._work("load")
+        return []
+
+    def save(self, _answers: Sequence[LastAnswer]) -> None:
+        self._work("save")
+
+
+async def test_stopped_while_it_takes_over() -> None:
+    """Right after its start: the last answers wait for their turn at the file, and so does who stops it."""
+    keeping = _Slow()
+    recent = Recent(keeping)
+    recent.note("manifest", "GET", 200, _Said(), 0.5, "1-a")
+    running = asyncio.create_task(recent.run())
+    await asyncio.to_thread(keeping.begun.wait)
+    flushing = asyncio.create_task(recent.flush())
+    running.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not running.done()
+    assert keeping.calls == ["load begins"]
+    keeping.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await flushing
+    assert keeping.calls == ["load begins", "load ends", "save begins", "save ends"]
+
+
+async def test_stopped_while_it_writes() -> None:
+    """What has begun is written before the file is let go."""
+    keeping = _Slow()
+    recent = Recent(keeping)
+    recent.note("manifest", "GET", 200, _Said(), 0.5, "1-a")
+    flushing = asyncio.create_task(recent.flush())
+    await asyncio.to_thread(keeping.begun.wait)
+    flushing.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not flushing.done()
+    keeping.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await flushing
+    assert keeping.calls == ["save begins", "save ends"]
