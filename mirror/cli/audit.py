@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pwd
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+import typer
 
 from mirror import config as settings
 from mirror.access.audit import AuditLog
@@ -22,7 +25,8 @@ def audited(
     """One line about what is done inside, once it is over; what is learnt meanwhile may be added to what is yielded.
     None about a `dry_run`, which changes nothing.
 
-    What ends with one of our errors is written down with it, and with the status that the admin API would give it.
+    What ends with one of our errors is written down with it, and with the status that the admin API would give it; what
+    is stopped by hand has done a part of it, and is written down with the status of a client that has gone.
     """
     about = dict(what)
     if dry_run:
@@ -33,6 +37,9 @@ def audited(
     except MirrorError as error:
         about["reason"] = f"{type(error).__name__}: {error}"
         _audit(loaded, action, status=answer_for(error).status, **about)
+        raise
+    except (KeyboardInterrupt, asyncio.CancelledError, typer.Exit):
+        _audit(loaded, action, **{**about, "status": 499, "reason": "interrupted"})
         raise
     _audit(loaded, action, **{"status": 200, **about})
 

@@ -28,6 +28,7 @@ from rich.table import Column, Table
 
 from mirror import config as settings
 from mirror import telemetry
+from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, table_console
 from mirror.cli.working import check_owner
 from mirror.errors import ConfigError
@@ -87,8 +88,12 @@ def prefetch(
         _print_list(wanted, listed, as_json)
         return
     check_owner(loaded, "downloads")
-    with _display() as report:
-        done = _interruptible(lambda: _bring_in(loaded, list(wanted), chosen, referrers, jobs, report))
+    with audited(loaded, "prefetch", images=[str(image) for image in wanted]) as about:
+        with _display() as report:
+            done = _interruptible(lambda: _bring_in(loaded, list(wanted), chosen, referrers, jobs, report))
+        about |= {"bytes": done.fetched.bytes, "failures": len(done.failures)}
+        if done.failures:
+            about["reason"] = str(done.failures[0])
     if as_json:
         print(json.dumps({**done.to_json(), "warnings": list(listed.warnings)}, indent=2))
     else:

@@ -15,13 +15,14 @@ from rich.table import Table
 
 from mirror import config as settings
 from mirror import telemetry
+from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, table_console
 from mirror.errors import ConfigError
 from mirror.oci.reference import Repo
 from mirror.policy.sizes import format_size
 from mirror.transfer.jobs import Ended
 from mirror.transfer.meter import Meter
-from mirror.transfer.schedule import SyncSource
+from mirror.transfer.schedule import SyncSource, first_failure
 
 __all__ = ["sync"]
 
@@ -47,7 +48,10 @@ def sync(
     titles = [rule.title for rule in loaded.sync]
     if now not in titles:
         raise ConfigError([f"--now: no sync rule {now!r} (there is {', '.join(titles) or 'none'})"])
-    ended = asyncio.run(_run(loaded, now))
+    with audited(loaded, "sync", rule=now) as about:
+        ended = asyncio.run(_run(loaded, now))
+        result = ended.result
+        about |= {"bytes": result.get("bytes"), "reason": result.get("error") or first_failure(result)}
     print(json.dumps({"rule": now, "ok": ended.ok, **ended.result}, indent=1) if as_json else _summary(now, ended))
     if not ended.ok:
         raise typer.Exit(1)

@@ -37,9 +37,9 @@ from mirror.repository.shelf import Listing
 from mirror.transfer.jobs import Ended, Records, moment
 from mirror.transfer.meter import Meter
 from mirror.transfer.prefetch import Prefetched, prefetch
-from mirror.transfer.warm import Source, State
+from mirror.transfer.warm import Source, State, Warmed
 
-__all__ = ["Leases", "Sync", "SyncRule", "SyncSource"]
+__all__ = ["Leases", "Sync", "SyncRule", "SyncSource", "first_failure"]
 
 #: Seconds between two looks for what is due, or whether the process that does so has died; the same after the disk
 #: failed us; and between two notes of progress.
@@ -303,10 +303,8 @@ class Sync:
     async def job(self, arguments: Mapping[str, Any], meter: Meter) -> Ended:
         """The same as work of the kind `sync`, asked for with `rule`."""
         ended = await self.run_rule(str(arguments["rule"]), meter, by="job")
-        stale = (f"upstream did not answer for {image}" for image in ended.result.get("stale", ()))
-        told = [*ended.result.get("failures", ()), *stale]
-        first = {"first_failure": told[0]} if told and not ended.ok else {}
-        return Ended(ended.ok, {**ended.result, **first})
+        first = first_failure(ended.result)
+        return Ended(ended.ok, {**ended.result, **({} if first is None else {"first_failure": first})})
 
     async def _carry(self, rule: SyncRule, meter: Meter, by: str) -> Ended:
         """The rule's lock is held. What happens is on disk, from the begin to the end."""
@@ -459,6 +457,12 @@ def _result(done: Prefetched) -> dict[str, Any]:
     }
 
 
-def _is_new(warmed: Any) -> bool:
-    root = warmed.moved.get(warmed.root)
+def first_failure(result: Mapping[str, Any]) -> str | None:
+    """Of a run's result: the first of what failed, else of the tags that upstream did not answer for."""
+    stale = [f"upstream did not answer for {image}" for image in result.get("stale", ())]
+    return next(iter([*result.get("failures", ()), *stale]), None)
+
+
+def _is_new(warmed: Warmed) -> bool:
+    root = warmed.moved.get(warmed.root) if warmed.root is not None else None
     return root is not None and root.state is State.FETCHED

@@ -167,8 +167,11 @@ def gated() -> Iterator[GatedRegistry]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_interrupted_in_mid_blob(gated: GatedRegistry, tmp_path: Path, number: signal.Signals, code: int) -> None:
-    """What has come stays; the same command asks upstream for the rest alone, and each byte has come once."""
-    config = write_config(tmp_path, {"docker.io": gated.url})
+    """What has come stays; the same command asks upstream for the rest alone, and each byte has come once. The audit
+    log has both, unless there was no time to write to it.
+    """
+    audit = tmp_path / "audit.log"
+    config = write_config(tmp_path, {"docker.io": gated.url}, more=f'[access]\naudit_log = "{audit}"')
     partial = tmp_path / "store/ingest" / gated.digest.replace(":", "-")
     with ProgramProcess([*_COMMAND, "gated:v1", "-c", config], env=_ENVIRONMENT, name="prefetch") as running:
         gated.wait_at_gate()
@@ -181,6 +184,8 @@ def test_interrupted_in_mid_blob(gated: GatedRegistry, tmp_path: Path, number: s
     gated.open_gate()
     done = _run("gated:v1", "-c", config)
     assert done.returncode == 0, done
+    told = [(line["action"], line["status"]) for line in map(json.loads, audit.read_text().splitlines())]
+    assert told == [*([("prefetch", 499)] if code > 0 else []), ("prefetch", 200)]
     assert [request.start for request in gated.blob_requests] == [None, _GATE]
     assert (tmp_path / "store/blobs/sha256" / gated.digest[7:9] / gated.digest[7:]).read_bytes() == _LAYER
 

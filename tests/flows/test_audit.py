@@ -17,7 +17,7 @@ import bcrypt
 import pytest
 
 from tests.support.admin_client import ask_admin
-from tests.support.fake_registry import FakeRegistry
+from tests.support.fake_registry import FakeRegistry, status
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.process import eventually
 
@@ -51,12 +51,13 @@ class _Audit:
         self._began = datetime.now(UTC)
 
     def new(self) -> list[dict[str, Any]]:
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        text = self._path.read_text() if self._path.exists() else ""
+        assert _PASSWORD not in text
+        lines = text.splitlines()
         found, self._seen = [json.loads(line) for line in lines[self._seen :]], len(lines)
         for line in found:
             at = datetime.fromisoformat(line["time"])
             assert self._began.replace(microsecond=0) <= at <= datetime.now(UTC)
-        assert _PASSWORD not in self._path.read_text()
         return found
 
     def one(self) -> dict[str, Any]:
@@ -193,3 +194,30 @@ def test_commands(config: Path, audit: _Audit, tmp_path: Path) -> None:
     assert audit.new() == []
     assert _mirror(config, "gc") == 0
     assert audit.one() == {**by, "action": "gc", "status": 200, "bytes": 0}
+
+
+def test_commands_that_fetch(registry: FakeRegistry, config: Path, audit: _Audit) -> None:
+    """With what they were asked for, the bytes that came, and the first of what failed; a list alone is no change."""
+    config.write_text(config.read_text() + '[[sync]]\nname = "nightly"\nfrom = "app"\nevery = "1d"\n')
+    by = {"who": f"cli:{_USER}", "client": "local", "status": 200}
+    assert _mirror(config, "prefetch", "app:v1", "--dry-run") == 0
+    assert audit.new() == []
+    assert _mirror(config, "prefetch", "app:v1") == 0
+    fetched = audit.one()
+    assert fetched.pop("bytes") > 0
+    assert fetched == {**by, "action": "prefetch", "images": [f"{_APP}:v1"], "failures": 0}
+    assert _mirror(config, "prefetch", "app:v1", "app:nope") == 1
+    failed = audit.one()
+    assert failed.pop("reason").startswith(f"{_APP}:nope: ")
+    assert failed == {**by, "action": "prefetch", "images": [f"{_APP}:v1", f"{_APP}:nope"], "bytes": 0, "failures": 1}
+    assert _mirror(config, "sync") == 0
+    assert audit.new() == []
+    assert _mirror(config, "sync", "--now", "nightly") == 0
+    synced = audit.one()
+    assert synced.pop("bytes") > 0
+    assert synced == {**by, "action": "sync", "rule": "nightly"}
+    registry.fail("tags", status(503), times=20)
+    assert _mirror(config, "sync", "--now", "nightly") == 1
+    failed = audit.one()
+    assert failed.pop("reason").startswith("its tags: ")
+    assert failed == {**by, "action": "sync", "rule": "nightly"}
