@@ -26,6 +26,7 @@ from mirror.policy.pins import parse_until
 from mirror.policy.records import Pin
 from mirror.repository.closure import Closure, read_closure
 from mirror.repository.pins import PinnedImage, images_of, pinned_images, why_pinned
+from mirror.repository.told import pin_json
 from mirror.repository.unread import Subjects
 
 __all__ = ["pin", "pins", "unpin"]
@@ -158,12 +159,7 @@ def _date(at: float | None) -> str:
 
 def _as_json(image: PinnedImage, state: _State) -> dict[str, Any]:
     return {
-        "image": name_of(image.repo, image.reference),
-        "digest": str(image.root.digest) if image.root else None,
-        "reason": image.reason,
-        "since": image.since,
-        "until": image.until,
-        "rule": image.rule,
+        **pin_json(image),
         "state": state.code,
         "missing": [str(digest) for digest in state.missing],
     }

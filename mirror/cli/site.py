@@ -39,6 +39,7 @@ from mirror.errors import ConfigError, MirrorError
 from mirror.oci.manifest import Descriptor
 from mirror.policy.images import Image, name_of
 from mirror.policy.misses import Miss
+from mirror.policy.moments import moment
 from mirror.policy.selection import select
 from mirror.policy.sizes import format_size, parse_size
 from mirror.repository.overview import ImageHere, Overview, PlatformHere, Whole
@@ -51,7 +52,7 @@ from mirror.repository.scrub import (
     scrub_all,
     scrub_image,
 )
-from mirror.repository.told import image_json, iso, whole_json
+from mirror.repository.told import image_json, whole_json
 from mirror.store.misses import LocalMisses
 
 __all__ = ["ls", "misses", "show", "verify"]
@@ -296,7 +297,7 @@ def _progress_json(progress: ScrubProgress) -> dict[str, Any]:
     shown = progress.to_json()
     for name in ("after", "waiting"):
         del shown[name]
-    return {**shown, "begunAt": iso(progress.begun_at), "completeAt": iso(progress.complete_at)}
+    return {**shown, "begunAt": moment(progress.begun_at), "completeAt": moment(progress.complete_at)}
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -399,8 +400,8 @@ def _print_misses_json(found: list[tuple[Miss, str]]) -> None:
             "repository": str(miss.repo),
             "reference": None if miss.reference is None else str(miss.reference),
             "requests": miss.count,
-            "first": iso(miss.first),
-            "last": iso(miss.last),
+            "first": moment(miss.first),
+            "last": moment(miss.last),
             "now": now,
             "blobs": [str(digest) for digest in miss.blobs],
         }

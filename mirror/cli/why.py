@@ -18,7 +18,7 @@ from mirror.errors import ConfigError, RequestError
 from mirror.oci.digest import Digest
 from mirror.policy.durations import format_duration
 from mirror.policy.images import Image, name_of, parse_image
-from mirror.policy.moments import format_moment
+from mirror.policy.moments import format_moment, moment
 from mirror.policy.recent import LastAnswer, explain
 from mirror.policy.rules import RouteRule
 from mirror.policy.sizes import format_size
@@ -242,7 +242,7 @@ def _written(found: Found, loaded: settings.Config) -> dict[str, Any]:
             "answers": [_written_answer(one) for one in found.answers],
             "size": found.here.size,
             "growing": found.here.growing,
-            "lastUsed": _moment(found.here.used_at),
+            "lastUsed": moment(found.here.used_at),
             "images": [name_of(repo, reference) for repo, reference in found.images],
             "next": [{"repository": str(repo), "what": what} for repo, what in found.next],
         }
@@ -255,9 +255,9 @@ def _written(found: Found, loaded: settings.Config) -> dict[str, Any]:
         "complete": bool(image and image.complete),
         "missing": [str(node.digest) for node in image.closure.missing] if image else [],
         "size": image.closure.held if image else 0,
-        "lastUsed": _moment(image.used_at) if image else None,
-        "fetched": _moment(found.fetched_at),
-        "tagConfirmed": _moment(found.record.fetched_at if found.record else None),
+        "lastUsed": moment(image.used_at) if image else None,
+        "fetched": moment(found.fetched_at),
+        "tagConfirmed": moment(found.record.fetched_at if found.record else None),
         "freshUntil": _fresh_until(found),
         "tags": list(found.tags),
         "frozen": str(found.freeze.digest) if found.freeze else None,
@@ -279,12 +279,8 @@ def _written(found: Found, loaded: settings.Config) -> dict[str, Any]:
 
 
 def _fresh_until(found: WhyImage) -> str | None:
-    return _moment(found.record.fetched_at + found.rule.freshness.tag_ttl) if found.record else None
+    return moment(found.record.fetched_at + found.rule.freshness.tag_ttl) if found.record else None
 
 
 def _written_answer(answer: LastAnswer) -> dict[str, Any]:
     return {**answer.to_json(), "at": format_moment(answer.at), "why": explain(answer)}
-
-
-def _moment(at: float | None) -> str | None:
-    return format_moment(at) if at else None

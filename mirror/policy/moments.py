@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-__all__ = ["format_moment", "parse_moment"]
+__all__ = ["format_moment", "moment", "parse_moment"]
 
 
 def parse_moment(text: str) -> float:
@@ -13,8 +13,8 @@ def parse_moment(text: str) -> float:
     Raises `ValueError` that says what is wrong.
     """
     try:
-        moment = datetime.fromisoformat(text.strip())
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        read = datetime.fromisoformat(text.strip())
+        return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError) as error:
         raise ValueError(f"not a date: {text[:80]!r} (write 2025-01-31 or 2025-01-31T12:30; UTC)") from error
 
@@ -25,3 +25,8 @@ def format_moment(seconds: float) -> str:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (ValueError, OverflowError, OSError):
         return f"{seconds:.0f}"
+
+
+def moment(seconds: float | None) -> str | None:
+    """The same for programs: every time in JSON, of commands and of the admin API. None, and 0, are not known."""
+    return format_moment(seconds) if seconds else None

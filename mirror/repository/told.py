@@ -6,21 +6,16 @@ Sizes are bytes, times ISO 8601 in UTC; None: not known.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from mirror.oci.digest import Digest
 from mirror.policy.eviction import Victim
 from mirror.policy.images import name_of
+from mirror.policy.moments import moment
 from mirror.repository.overview import ImageHere, Whole
 from mirror.repository.pins import PinnedImage
 
-__all__ = ["image_json", "iso", "pin_json", "victims_by_image", "victims_json", "whole_json"]
-
-
-def iso(at: float | None) -> str | None:
-    """Epoch seconds as text; 0 is not known either."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") if at else None
+__all__ = ["image_json", "pin_json", "victims_by_image", "victims_json", "whole_json"]
 
 
 def image_json(image: ImageHere) -> dict[str, Any]:
@@ -36,7 +31,7 @@ def image_json(image: ImageHere) -> dict[str, Any]:
         "platforms": [one.name for one in image.platforms if one.name and one.complete],
         "size": image.closure.held,
         "missing": len(image.closure.missing),
-        "lastPull": iso(image.used_at),
+        "lastPull": moment(image.used_at),
         "pinned": bool(image.pinned),
         "frozen": image.frozen,
     }
@@ -49,18 +44,18 @@ def whole_json(whole: Whole) -> dict[str, Any]:
         **image_json(image),
         "missing": [str(node.digest) for node in image.closure.missing],
         "shared": whole.shared,
-        "fetched": iso(whole.fetched_at),
-        "tagLookedUp": iso(whole.checked_at),
+        "fetched": moment(whole.fetched_at),
+        "tagLookedUp": moment(whole.checked_at),
         "pinned": [
             {
                 "as": name_of(one.repo, one.reference),
                 "reason": one.reason,
                 "rule": one.rule,
-                "until": iso(one.until),
+                "until": moment(one.until),
             }
             for one in image.pinned
         ],
-        "frozen": iso(whole.frozen.since) if whole.frozen else None,
+        "frozen": moment(whole.frozen.since) if whole.frozen else None,
         "otherTags": list(whole.other_tags),
         "subject": str(whole.subject) if whole.subject else None,
         "referrers": [one.to_json() for one in whole.referrers],
@@ -84,8 +79,8 @@ def pin_json(image: PinnedImage) -> dict[str, Any]:
         "image": name_of(image.repo, image.reference),
         "digest": str(image.root.digest) if image.root else None,
         "reason": image.reason,
-        "since": iso(image.since),
-        "until": iso(image.until),
+        "since": moment(image.since),
+        "until": moment(image.until),
         "rule": image.rule,
     }
 

@@ -17,8 +17,8 @@ from typing import Any, Final, Protocol
 
 from mirror import telemetry
 from mirror.errors import StoreError
+from mirror.policy.moments import moment
 from mirror.repository.flights import Flights
-from mirror.transfer.jobs import moment
 
 __all__ = ["Board", "UpstreamState", "Workers"]
 

@@ -32,13 +32,13 @@ from mirror.errors import JobUnknown, MirrorError, StoreError, TooManyJobs
 from mirror.oci.reference import Repo
 from mirror.once import end
 from mirror.policy.images import Image
-from mirror.policy.moments import format_moment
+from mirror.policy.moments import moment
 from mirror.policy.platforms import parse_platforms
 from mirror.transfer.meter import Meter
 from mirror.transfer.prefetch import prefetch
 from mirror.transfer.warm import Source
 
-__all__ = ["Ended", "JobState", "Jobs", "Records", "Work", "moment", "prefetching"]
+__all__ = ["Ended", "JobState", "Jobs", "Records", "Work", "prefetching"]
 
 #: Seconds between two looks at the queue; the same after the disk failed us; and between two notes of progress.
 _LOOK_EVERY: Final = 1.0
@@ -94,11 +94,6 @@ class Ended:
 
 #: What a job does: gets the arguments that it was submitted with, and a meter to fill.
 Work: TypeAlias = Callable[[Mapping[str, Any], Meter], Awaitable[Ended]]
-
-
-def moment(seconds: float | None) -> str | None:
-    """A time of ours (epoch seconds) as others read it: `2026-01-31T03:00:00Z`."""
-    return None if seconds is None else format_moment(seconds)
 
 
 def prefetching(source_for: Callable[[Repo], Source], parse_image: Callable[[str], Image]) -> Work:

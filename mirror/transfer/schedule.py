@@ -29,12 +29,13 @@ from mirror.errors import AlreadyRunning, IndexUnavailable, MirrorError, RuleUnk
 from mirror.oci.reference import Repo
 from mirror.once import end
 from mirror.policy.images import Image
+from mirror.policy.moments import moment
 from mirror.policy.platforms import Platform
 from mirror.policy.schedule import Last, Lease, Plan, next_run, period_end
 from mirror.policy.tagsets import TagSet, choose_tags
 from mirror.repository.content import Outcome
 from mirror.repository.shelf import Listing
-from mirror.transfer.jobs import Ended, Records, moment
+from mirror.transfer.jobs import Ended, Records
 from mirror.transfer.meter import Meter
 from mirror.transfer.prefetch import Prefetched, prefetch
 from mirror.transfer.warm import Source, State, Warmed

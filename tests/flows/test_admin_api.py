@@ -236,14 +236,22 @@ def test_settings_without_secrets(registry: FakeRegistry, tmp_path: Path, api: C
 # ------------------------------------------------------------------------------------------------- what is changed
 
 
-def test_pins(mirror: MirrorProcess, api: Callable[..., Said], tmp_path: Path) -> None:
-    """Set, told beside those of rules, taken away again; all of it is written down."""
+def test_pins(mirror: MirrorProcess, api: Callable[..., Said], config: Path, tmp_path: Path) -> None:
+    """Set, told beside those of rules, by `mirror pins` in the same words, taken away again; all of it is written
+    down.
+    """
     _pull(mirror, "library/app", "v0")
     [rule] = api("GET", "/pins").json["pins"]
     assert (rule["image"], rule["rule"], rule["reason"]) == (f"{_APP}:v0", f"{_APP}:v0", "the base")
     pinned = api("PUT", "/pins/app:v1", {"reason": "audit", "until": "30d"})
     assert (pinned.status, pinned.json["image"], pinned.json["digest"]) == (200, f"{_APP}:v1", None)
-    assert len(api("GET", "/pins").json["pins"]) == 2
+    told = api("GET", "/pins").json["pins"]
+    assert [(one["image"], bool(one["since"]), bool(one["until"])) for one in told] == [
+        (f"{_APP}:v0", False, False),
+        (f"{_APP}:v1", True, True),
+    ]
+    by_command = json.loads(_mirror("pins", "--json", config=config).stdout)
+    assert [{name: one[name] for name in told[0]} for one in by_command] == told
     assert api("DELETE", "/pins/app:v1").status == 200
     again = api("DELETE", "/pins/app:v1")
     assert (again.status, again.code) == (404, "PIN_UNKNOWN")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mirror.policy.moments import format_moment, parse_moment
+from mirror.policy.moments import format_moment, moment, parse_moment
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,11 @@ def test_what_is_no_date(text: str) -> None:
 def test_there_and_back(seconds: float) -> None:
     """What is written can be read."""
     assert parse_moment(format_moment(seconds)) == seconds
+
+
+def test_what_is_not_known() -> None:
+    """For programs a time that is not known is none."""
+    assert (moment(None), moment(0), moment(1738281600)) == (None, None, "2025-01-31T00:00:00Z")
 
 
 @pytest.mark.parametrize("seconds", [1e30, -1e30, 1e300])
