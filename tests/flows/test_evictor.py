@@ -26,7 +26,7 @@ from mirror.policy.quarantine import Aside, Quarantine
 from mirror.policy.records import ContentRecord, ManifestNames, ManifestRecord, Usage
 from mirror.policy.sizes import Capacity
 from mirror.ports import BlobInfo, ContentIndex
-from mirror.repository import evictor
+from mirror.repository import evictor, write_behind
 from mirror.repository.evictor import Evictor
 from mirror.repository.names import NamesOnDisk
 from mirror.repository.reconcile import INCOMPLETE, MARK, ensure
@@ -646,7 +646,7 @@ async def test_blobs_wait_for_the_index(world: World) -> None:
 
 async def test_blobs_wait_without_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """So many are remembered and no more; the rest is left to the comparison with the disk."""
-    monkeypatch.setattr(evictor, "_MOST_UNTOLD", 2)
+    monkeypatch.setattr(write_behind, "_MOST_UNTOLD", 2)
     world.index.down = True
     for number in range(3):
         await world.come(number)
