@@ -23,7 +23,6 @@ from mirror.ports import Authenticator
 from mirror.repository.verified import Verifier
 from mirror.server.access import Gate
 from mirror.store.layout import Layout
-from mirror.upstream.caller import acting_for
 
 __all__ = ["open_gate"]
 
@@ -69,7 +68,7 @@ async def open_gate(config: Config, layout: Layout, label: Callable[[str], str],
         Rule(rule.effect == "allow", tuple(rule.who), actions(rule.actions), tuple(rule.repositories))
         for rule in access.rule
     )
-    verifier = Verifier(acting_for, keep=access.verified_for, keep_while_down=access.verified_while_down)
+    verifier = Verifier(keep=access.verified_for, keep_while_down=access.verified_while_down)
     stack.push_async_callback(verifier.aclose)
     return Gate(
         authentication,

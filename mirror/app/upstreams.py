@@ -12,6 +12,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from mirror import __version__, telemetry
+from mirror.behalf import caller
 from mirror.config import (
     Config,
     ReachSettings,
@@ -21,7 +22,6 @@ from mirror.config import (
 from mirror.errors import ConfigError, UpstreamError
 from mirror.memo import Memo
 from mirror.policy.budget import Budget
-from mirror.repository.behalf import caller
 from mirror.server.workers import UpstreamState
 from mirror.upstream.caller import CallersCredentials
 from mirror.upstream.credentials import Attempts, Credentials, CredentialSource, GivenCredentials

@@ -29,6 +29,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol, TypeVar
 
 from mirror import telemetry
+from mirror.behalf import caller
 from mirror.errors import (
     BlobDamaged,
     BlobUnknown,
@@ -45,7 +46,6 @@ from mirror.errors import (
 from mirror.oci.digest import Digest
 from mirror.policy.filling import may_send, next_try
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Body, Ingest
-from mirror.repository.behalf import caller
 from mirror.threads import to_its_end
 
 __all__ = ["Flight", "Flights", "Pull", "Reservation", "Room"]

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
+from mirror.behalf import caller
 from mirror.errors import BlobUnknown, Denied, NotKnown, UpstreamInvalid
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest, read_manifest
@@ -24,7 +25,6 @@ from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind
 from mirror.once import Once
 from mirror.policy.content import ContentLists, ContentRule, check_size
-from mirror.repository.behalf import caller
 from mirror.repository.content import BlobContent, ManifestAnswer
 from mirror.repository.cosign import (
     LARGEST,

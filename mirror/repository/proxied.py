@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from mirror import telemetry
+from mirror.behalf import caller
 from mirror.errors import (
     BlobDamaged,
     BlobUnknown,
@@ -36,7 +37,6 @@ from mirror.policy.records import ManifestRecord, TagRecord
 from mirror.policy.rules import RouteRule
 from mirror.ports import BlobInfo, Body, Upstream
 from mirror.repository.ahead import Fetching
-from mirror.repository.behalf import caller
 from mirror.repository.content import (
     BlobContent,
     FlyingContent,

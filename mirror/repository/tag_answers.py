@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Final
 
 from mirror import telemetry
+from mirror.behalf import caller
 from mirror.errors import (
     HeldBack,
     ManifestUnknown,
@@ -37,7 +38,6 @@ from mirror.policy.records import TagRecord
 from mirror.policy.rules import RouteRule
 from mirror.policy.versions import looks_like_version
 from mirror.ports import Upstream
-from mirror.repository.behalf import caller
 from mirror.repository.content import Outcome
 from mirror.repository.shelf import LOOK_EVERY, UNKNOWN_FOR, HotTag, Shelf
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -26,7 +26,6 @@ from mirror.oci.authorization import Presented
 from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind, RegistryRequest
 from mirror.once import Once
-from mirror.repository.behalf import acting
 from mirror.repository.guesses import Guesses
 
 __all__ = ["Provable", "Verifier"]
@@ -52,20 +51,15 @@ class _Verdict:
 
 
 class Verifier:
-    """`keep` and `keep_while_down` in seconds; `now` is monotonic.
-
-    `acting_for` makes what is asked of upstreams inside it go out with these credentials (None: with none at all).
-    """
+    """`keep` and `keep_while_down` in seconds; `now` is monotonic."""
 
     def __init__(
         self,
-        acting_for: Callable[[Presented | None], AbstractContextManager[None]],
         *,
         keep: float = 300.0,
         keep_while_down: float = 3600.0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._acting_for = acting_for
         self._keep = keep
         self._keep_while_down = keep_while_down
         self._now = now
@@ -73,14 +67,8 @@ class Verifier:
         self._guesses = Guesses(lambda: self._now())
         self._once = Once()
 
-    @contextmanager
-    def acting_for(self, own: Presented | None) -> Iterator[None]:
-        """Inside, what is asked of upstream, and what comes of it, is theirs."""
-        with self._acting_for(own), acting(own):
-            yield
-
     async def may_pull(self, repository: Provable, own: Presented | None, wanted: RegistryRequest) -> bool:
-        """Whether upstream lets the holder of these credentials have it. Call it inside `acting_for`.
+        """Whether upstream lets the holder of these credentials have it. Call it inside `behalf.acting_for`.
 
         Raises `ManifestUnknown`, `BlobUnknown` where upstream does not know what is wanted, `UpstreamError` where it
         cannot be told now and was not told lately, `TooManyLogins` where too many of this name were refused.

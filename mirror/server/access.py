@@ -25,6 +25,7 @@ from aiohttp import web
 from mirror.access.authentication import Authentication
 from mirror.access.certificate import identity_of
 from mirror.access.issued import IssuedTokens
+from mirror.behalf import acting_for
 from mirror.errors import Denied, NameUnknown, RequestError, Unauthorized
 from mirror.oci.authorization import Presented, presented_by, read_authorization
 from mirror.oci.reference import Repo
@@ -134,11 +135,11 @@ class Gate:
         self.require(identity, Action.PULL, repo, request, wanted)
         # out of a token they come from wherever that was given
         own = replace(identity.own, client=_from(request)) if identity.own else None
-        with verifier.acting_for(own):
+        with acting_for(own):
             allowed = await verifier.may_pull(repository, own, wanted)
         if allowed:
             told.who = str(identity)
-            return verifier.acting_for(own)
+            return acting_for(own)
         if identity.is_anonymous:
             raise self._unknown_caller(request, wanted)
         raise NameUnknown("no such repository")

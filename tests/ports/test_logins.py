@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from mirror.behalf import acting_for
 from mirror.errors import MirrorError
 from mirror.oci.authorization import Presented
 from mirror.server.workers import Workers
-from mirror.upstream.caller import CallersCredentials, acting_for
+from mirror.upstream.caller import CallersCredentials
 from mirror.upstream.credentials import (
     Attempts,
     Credentials,

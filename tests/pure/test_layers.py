@@ -29,15 +29,28 @@ _MAY_IMPORT: Final = {
     "oci": {"errors"},
     "policy": {"errors", "oci"},
     "ports": {"oci", "policy"},
+    # whom work is done for: what asks upstream and what keeps callers apart read it
+    "behalf": {"oci"},
     # adapters: never each other, nor what uses them
     "store": {"errors", "oci", "policy", "ports", "telemetry", "once"},
     "index": {"errors", "oci", "policy", "ports", "telemetry", "once"},
-    "upstream": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once"},
+    "upstream": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once", "behalf"},
     "access": {"errors", "oci", "policy", "ports", "telemetry", "once"},
     # what the product does, and HTTP in front of it
-    "repository": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once", "threads"},
+    "repository": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once", "threads", "behalf"},
     "transfer": {"errors", "oci", "policy", "ports", "telemetry", "once", "threads", "repository"},
-    "server": {"errors", "oci", "policy", "ports", "telemetry", "repository", "transfer", "access", "threads"},
+    "server": {
+        "errors",
+        "oci",
+        "policy",
+        "ports",
+        "telemetry",
+        "repository",
+        "transfer",
+        "access",
+        "threads",
+        "behalf",
+    },
     # machines that pull
     "nodes": {"errors", "oci", "policy"},
     # processes
