@@ -42,7 +42,7 @@ def gc(
         about["bytes"] = _bytes(victims)
     groups = victims_by_image(victims)
     if as_json:
-        print(json.dumps(victims_json(victims, names, dry_run=dry_run), indent=1))
+        print(json.dumps(victims_json(groups, names, dry_run=dry_run), indent=1))
         return
     table = Table("image", "digest", "size", "why")
     for image, group in groups.items():

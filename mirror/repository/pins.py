@@ -27,7 +27,7 @@ from mirror.policy.records import Freeze, Pin
 from mirror.policy.unread import Subject, UnreadNote
 from mirror.ports import Catalog, Pins
 from mirror.repository.names import NamesOnDisk
-from mirror.repository.unread import Subjects, tell_unread
+from mirror.repository.unread import Subjects, all_known, tell_unread
 
 __all__ = ["PinnedContent", "PinnedImage", "images_of", "pinned_by_rules", "pinned_images", "why_pinned"]
 
@@ -166,7 +166,7 @@ class PinnedContent:
         """Raises `StoreError`."""
         known = self._subjects.known(unread)
         tell_unread(unread, self._told, known)
-        return self._subjects.of(unread)
+        return all_known(unread, known)
 
     def _roots_of(self, image: PinnedImage, whole: Collection[Repo]) -> set[Digest]:
         """Empty where a tag is not known. Of a repository that is kept `whole`, what the tag answers cannot be told."""

@@ -94,15 +94,18 @@ def victims_by_image(victims: Sequence[Victim]) -> dict[Digest | None, list[Vict
 
 
 def victims_json(
-    victims: Sequence[Victim], names: Mapping[Digest, Sequence[str]], *, dry_run: bool, most: int | None = None
+    groups: Mapping[Digest | None, Sequence[Victim]],
+    names: Mapping[Digest, Sequence[str]],
+    *,
+    dry_run: bool,
+    most: int | None = None,
 ) -> dict[str, Any]:
-    """By image; of more than `most` images the rest is only counted, under `more`."""
-    groups = victims_by_image(victims)
+    """Of `victims_by_image`; of more than `most` images the rest is only counted, under `more`."""
     told = list(groups.items())[:most]
     return {
         "dry_run": dry_run,
-        "blobs": len(victims),
-        "bytes": sum(victim.size for victim in victims),
+        "blobs": sum(len(group) for group in groups.values()),
+        "bytes": sum(victim.size for group in groups.values() for victim in group),
         "more": len(groups) - len(told),
         "images": [
             {

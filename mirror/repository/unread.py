@@ -23,7 +23,7 @@ from mirror.policy.images import name_of
 from mirror.policy.unread import Subject, UnreadNote, note_name
 from mirror.ports import Catalog
 
-__all__ = ["Subjects", "tell_unread", "unread_json", "unread_words"]
+__all__ = ["Subjects", "all_known", "tell_unread", "unread_json", "unread_words"]
 
 #: Seconds between two searches for the same notes.
 _AGAIN: Final = 60.0
@@ -55,11 +55,7 @@ class Subjects:
 
     def of(self, notes: Collection[UnreadNote]) -> dict[UnreadNote, Subject]:
         """Blocking: of all of them. Raises `StoreError` where that of one is not known; it says what to do."""
-        known = self.known(notes)
-        for note in notes:
-            if note not in known:
-                raise StoreError(note.trouble)
-        return known
+        return all_known(notes, self.known(notes))
 
     def _is_due(self, note: UnreadNote) -> bool:
         return self._now() - self._missed.get(note, float("-inf")) >= _AGAIN
@@ -82,6 +78,14 @@ class Subjects:
             yield from ((repo, tag) for tag in self._catalog.tags(repo))
         for repo in self._catalog.repositories() if with_digests else ():
             yield from ((repo, digest) for digest in self._catalog.manifest_digests(repo))
+
+
+def all_known(notes: Iterable[UnreadNote], known: dict[UnreadNote, Subject]) -> dict[UnreadNote, Subject]:
+    """What is `known` of these notes. Raises `StoreError` where that of one is not; it says what to do."""
+    for note in notes:
+        if note not in known:
+            raise StoreError(note.trouble)
+    return known
 
 
 def unread_words(notes: Collection[UnreadNote], known: Mapping[UnreadNote, Subject]) -> list[str]:

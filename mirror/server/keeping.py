@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 from mirror.errors import BodyInvalid, ManifestUnknown, PinUnknown, RequestError
@@ -161,9 +162,9 @@ class Keeping:
         """Names are looked for of those images alone that are told."""
 
         def tell() -> dict[str, Any]:
-            groups = list(victims_by_image(victims))[:most]
-            names = called(self._catalog, {image for image in groups if image is not None})
-            return victims_json(victims, names, dry_run=dry_run, most=most)
+            groups = victims_by_image(victims)
+            names = called(self._catalog, {image for image in islice(groups, most) if image is not None})
+            return victims_json(groups, names, dry_run=dry_run, most=most)
 
         return await asyncio.to_thread(tell)
 
