@@ -6,6 +6,9 @@
          ├── the most recent of a gauge ──> it, or what is in <kind>_ended.db: the later one
          └── gauges of who lives ──> gone
 
+The library has no public way to these files: how it names and writes them is held by tests/ports/test_counts.py, and
+the bound on its version in pyproject.toml is raised after that has passed.
+
 Without this every reload and every crash would leave files in memory for good, and each scrape would read all of them.
 Whoever sums up holds a lock together with others, whoever adds holds it alone: in between, numbers would
 count twice.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -52,6 +54,37 @@ def test_sums_stay_and_files_go(tmp_path: Path) -> None:
     } | {"gauge_livesum_29.db"}
     assert before["latest"] == 1
     assert (tmp_path / "counter_ended.db").stat().st_size < 200_000
+
+
+_COUNTING = """
+import os
+from mirror import telemetry
+telemetry.EVICTED.inc(3)
+telemetry.STORE_LIMIT.set(os.getpid())
+telemetry.REQUEST_SECONDS.labels("blob", "hit").observe(0.5)
+print(os.getpid())
+"""
+
+
+def test_what_real_processes_leave(tmp_path: Path) -> None:
+    """Files are named and written by the library as we think they are: processes count, end, are added up, and a scrape
+    says the same before and after, but for gauges of who lives.
+    """
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    pids = [
+        int(subprocess.run([sys.executable, "-c", _COUNTING], env=environment, check=True, capture_output=True).stdout)
+        for _ in range(2)
+    ]
+    before = _told(tmp_path)
+    told = ("mirror_evicted_total", "mirror_store_limit_bytes", "mirror_request_seconds_count")
+    assert [before[name] for name in told] == [6.0, float(pids[1]), 2.0]
+    left = {file.name for file in tmp_path.glob("*.db")}
+    assert all(add_ended(str(tmp_path), pid) for pid in pids)
+    after = _told(tmp_path)
+    assert {name: before[name] for name in after} == after
+    assert {*told} <= {*after}
+    added = {file.name for file in tmp_path.glob("*.db")}
+    assert added == {f"{name.rpartition('_')[0]}_ended.db" for name in left if not name.startswith("gauge_live")}
 
 
 def test_nothing_is_added_while_somebody_sums(tmp_path: Path) -> None:
