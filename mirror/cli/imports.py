@@ -18,6 +18,7 @@ from mirror.cli.working import Json, check_owner, from_file, in_thread, load, pr
 from mirror.errors import BundleError, ConfigError, RequestError
 from mirror.policy.routing import RoutingTable
 from mirror.policy.sizes import format_size
+from mirror.ports import BlobStore
 from mirror.repository.tag_history import TagHistories
 from mirror.transfer.admit import Admitted, Plan, Site, Told, admit, plan_images
 from mirror.transfer.bundle import Bundle, read_bundle, verify_bytes
@@ -142,7 +143,7 @@ class _Import:
         return await admit(plan, site, told=told, pass_over_damaged=pass_over_damaged)
 
 
-def _plan_registry(data: RegistryData, registry: str, table: RoutingTable, store: Any) -> Plan:
+def _plan_registry(data: RegistryData, registry: str, table: RoutingTable, store: BlobStore) -> Plan:
     """Blocking."""
     images: list[tuple[ListedImage, RegistryRepository]] = []
     refused: dict[str, str] = {}

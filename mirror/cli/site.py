@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -413,7 +414,7 @@ def _print_misses_json(found: list[tuple[Miss, str]]) -> None:
 # ------------------------------------------------------------------------------------------------- what they share
 
 
-def _load(config: Any) -> settings.Config:
+def _load(config: Path | None) -> settings.Config:
     loaded = settings.load(config)
     telemetry.set_up_logging("error")
     return loaded

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from mirror import telemetry
 from mirror.errors import StoreError
@@ -150,7 +150,6 @@ class Recent:
 
 def _answer(kind: str, noted: _Noted) -> LastAnswer:
     at, method, status, said, seconds, request = noted
-    digest: Any = said.digest
     return LastAnswer(
         repository=said.repository or "",
         kind=kind,
@@ -160,7 +159,7 @@ def _answer(kind: str, noted: _Noted) -> LastAnswer:
         status=status,
         outcome=said.outcome.value,
         upstream=said.upstream or "",
-        digest="" if digest is None else str(digest),
+        digest="" if said.digest is None else str(said.digest),
         kept=said.kept or "",
         trouble=telemetry.redact(said.trouble or "")[:LONGEST],
         sent=said.sent,

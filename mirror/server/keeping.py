@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from mirror.errors import BodyInvalid, ManifestUnknown, PinUnknown, RequestError
 from mirror.oci.reference import Repo
@@ -26,6 +26,8 @@ from mirror.repository.unread import Subjects, unread_json
 from mirror.server.believed import Believed
 
 __all__ = ["Keeping"]
+
+_D = TypeVar("_D")
 
 _PAGE: Final = 50
 _LARGEST_PAGE: Final = 500
@@ -188,7 +190,8 @@ def _name_of_place(place: Place) -> str:
     return f"{repo}{'@' if ':' in name else ':'}{name}" if name else str(repo)
 
 
-def _number(query: Mapping[str, str], name: str, default: Any, least: int, most: int) -> Any:
+def _number(query: Mapping[str, str], name: str, default: _D, least: int, most: int) -> int | _D:
+    """Raises `RequestError`."""
     text = query.get(name)
     if text is None:
         return default

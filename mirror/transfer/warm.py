@@ -106,10 +106,6 @@ class Warmed:
         """The digests that ended so."""
         return [digest for digest, moved in self.moved.items() if moved.state is state]
 
-    def bytes_of(self, state: State) -> int:
-        """Their bytes."""
-        return sum(max(0, moved.size) for moved in self.moved.values() if moved.state is state)
-
 
 class Source(Protocol):
     """What is needed of a repository (`ProxiedRepository`, `GuardedRepository`)."""
