@@ -13,7 +13,7 @@ from typing import Final
 
 from mirror.errors import StoreError, StoreFull
 
-__all__ = ["Unsynced", "make_folder", "store_errors", "sync_folder", "write_all", "write_whole"]
+__all__ = ["Unsynced", "make_folder", "store_errors", "sync_folder", "write_all", "write_lightly", "write_whole"]
 
 #: Makes the names in a folder durable, now or later.
 Sync = Callable[[Path], None]
@@ -91,12 +91,24 @@ def write_whole(path: Path, content: bytes, *, through: Path, mode: int = 0o600,
     seen to its folder. `through` is a folder for the temporary name on the same filesystem. Raises `OSError`; nothing
     is left behind then.
     """
+    _replace(path, content, through=through, mode=mode, finish=os.fsync)
+    sync(path.parent)
+
+
+def write_lightly(path: Path, content: bytes, *, through: Path) -> None:
+    """The same without its syncs, which once a second would slow down what the disk is there for: after a power cut the
+    file may be the old one, or empty. Raises `OSError`.
+    """
+    _replace(path, content, through=through, mode=0o600, finish=lambda _descriptor: None)
+
+
+def _replace(path: Path, content: bytes, *, through: Path, mode: int, finish: Callable[[int], None]) -> None:
     temporary = through / f"tmp-{secrets.token_hex(16)}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         try:
             write_all(descriptor, content)
-            os.fsync(descriptor)
+            finish(descriptor)
         finally:
             os.close(descriptor)
         temporary.rename(path)
@@ -104,4 +116,3 @@ def write_whole(path: Path, content: bytes, *, through: Path, mode: int = 0o600,
         with suppress(OSError):
             temporary.unlink()
         raise
-    sync(path.parent)

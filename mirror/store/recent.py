@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Final
 
 from mirror.errors import StoreError
 from mirror.policy.recent import LastAnswer, latest
-from mirror.store.files import make_folder, store_errors, write_all
+from mirror.store.files import make_folder, store_errors, write_lightly
 from mirror.store.layout import Layout
 
 __all__ = ["LocalRecent", "read_recent"]
@@ -52,7 +51,7 @@ class LocalRecent:
         content = f"[{lines}]\n".encode()
         with store_errors("writing recent answers"):
             make_folder(path.parent, below=self._layout.root)
-            _replace(path, content, through=self._layout.ingests)
+            write_lightly(path, content, through=self._layout.ingests)
 
     def close(self) -> None:
         """Let another worker go on with the file. Repeatable."""
@@ -97,21 +96,3 @@ def _read(path: Path) -> list[LastAnswer]:
         return []
     found = map(LastAnswer.from_json, written if isinstance(written, list) else [])
     return [one for one in found if one is not None]
-
-
-def _replace(path: Path, content: bytes, *, through: Path) -> None:
-    """Like `write_whole`, without its syncs: once a second they would slow down what the disk is there for. Raises
-    `OSError`.
-    """
-    temporary = through / f"tmp-{secrets.token_hex(16)}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            write_all(descriptor, content)
-        finally:
-            os.close(descriptor)
-        temporary.rename(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
