@@ -7,7 +7,9 @@ import errno
 import os
 import re
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -16,7 +18,7 @@ import pytest
 from mirror.oci.digest import Digest
 from mirror.policy.filling import HELD_BACK
 from mirror.server import sending
-from tests.support.fake_registry import FakeRegistry, stall
+from tests.support.fake_registry import FakeRegistry, Fault, silence, stall
 from tests.support.live_mirror import PATIENCE, LiveMirror, live_mirror, noise, reached, until
 from tests.support.scripted import Stall
 
@@ -413,28 +415,13 @@ async def test_23_all_leave(registry: FakeRegistry, mirror: LiveMirror, layer: D
     assert registry.count("blobs") == 1
 
 
-async def test_24_the_first_leaves(registry: FakeRegistry, mirror: LiveMirror, layer: Digest) -> None:
-    """Row 24: the one who began the download leaves; the others notice nothing."""
-    gate = Stall()
-    registry.fail("blobs", stall(gate, after=_SIZE // 2))
-    first = asyncio.create_task(mirror.ask(_at(layer)))
-    await reached(gate)
-    others = [asyncio.create_task(mirror.ask(_at(layer))) for _ in range(4)]
-    await until(lambda: sum(flight.followers for flight in mirror.app.shelf.flights.active()) == 5)
-    first.cancel()
-    await asyncio.gather(first, return_exceptions=True)
-    gate.release()
-    for answer in await asyncio.gather(*others):
-        assert (answer.whole, answer.body) == (True, _LAYER)
-    assert registry.count("blobs") == 1
-
-
-async def test_24_the_first_leaves_before_the_headers(
-    registry: FakeRegistry, mirror: LiveMirror, layer: Digest
+@pytest.mark.parametrize("fault", [partial(stall, after=_SIZE // 2), silence], ids=["in-the-middle", "before-the-head"])
+async def test_24_the_first_leaves(
+    registry: FakeRegistry, mirror: LiveMirror, layer: Digest, fault: Callable[[Stall], Fault]
 ) -> None:
-    """Row 24: the same while upstream has not answered yet."""
+    """Row 24: the one who began the download leaves, however far it is; the others notice nothing."""
     gate = Stall()
-    registry.fail("blobs", lambda request, answer: [gate, *answer(request)])
+    registry.fail("blobs", fault(gate))
     first = asyncio.create_task(mirror.ask(_at(layer)))
     await reached(gate)
     others = [asyncio.create_task(mirror.ask(_at(layer))) for _ in range(4)]

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -1125,84 +1125,68 @@ class Counted:
         return 1 << 40, 1 << 41
 
 
-@pytest.mark.parametrize("kind", ["embedded", "redis"])
-async def test_choosing_among_many_reads_few(kind: str, tmp_path: Path) -> None:
+@pytest.fixture(params=["embedded", "redis"])
+async def index(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ContentIndex]:
+    """Empty, with time enough for very many records."""
+    if request.param == "embedded":
+        async with aclosing(EmbeddedIndex(tmp_path / "index.sqlite3")) as embedded:
+            yield embedded
+        return
+    with RedisServer() as server:
+        async with aclosing(RedisIndex(server.address, store_id="many", budget=60.0, now=Clock(START))) as shared:
+            yield shared
+
+
+async def test_choosing_among_many_reads_few(index: ContentIndex) -> None:
     """Among 100,000 blobs, 300 of the coldest pinned, choosing victims reads about as many records as there are
     victims and pins, whatever the number of blobs, and the disk is not walked."""
     digests = [Digest.of(str(number).encode()) for number in range(100_000)]
-    server = RedisServer() if kind == "redis" else None
-    if server:
-        server.start()
-    index: ContentIndex = (
-        RedisIndex(server.address, store_id="many", budget=60.0, now=Clock(START))
-        if server
-        else EmbeddedIndex(tmp_path / "index.sqlite3")
+    await index.put([ContentRecord(digest, 1000, START - 1e6 + number) for number, digest in enumerate(digests)])
+    await index.set_marker(MARK)
+    watched = Watched(index)
+    store = Counted(digests)
+    evictor = Evictor(
+        cast(Any, store),
+        cast(ContentIndex, watched),
+        water=Water(Capacity(bytes=101_000_000), 1.0, 0.99, reserve=0),
+        names=NamesOnDisk(cast(Any, store), MemoryCatalog()),
+        protected=lambda: set(digests[300:310]),
+        pinned=lambda _: set(digests[:300]),
+        exclusive=lambda: held(asyncio.Lock()),
+        now=Clock(START),
     )
-    try:
-        await index.put([ContentRecord(digest, 1000, START - 1e6 + number) for number, digest in enumerate(digests)])
-        await index.set_marker(MARK)
-        watched = Watched(index)
-        store = Counted(digests)
-        evictor = Evictor(
-            cast(Any, store),
-            cast(ContentIndex, watched),
-            water=Water(Capacity(bytes=101_000_000), 1.0, 0.99, reserve=0),
-            names=NamesOnDisk(cast(Any, store), MemoryCatalog()),
-            protected=lambda: set(digests[300:310]),
-            pinned=lambda _: set(digests[:300]),
-            exclusive=lambda: held(asyncio.Lock()),
-            now=Clock(START),
-        )
-        assert [each.digest for each in await evictor.plan(5000)] == digests[310:315]
-        assert watched.records_read <= 64 + 4 * 310 * 2
-        watched.records_read = 0
-        await evictor.reserve(1_500_000)
-        assert store.deleted == digests[310 : 310 + 1510]
-        assert watched.records_read <= 4 * 1510 + 64
-        assert await index.usage() == Usage(100_000 - 1510, (100_000 - 1510) * 1000)
-        # more than is looked at in one go
-        watched.records_read = 0
-        await evictor.make_room(10_000_000)
-        assert store.deleted == digests[310 : 310 + 11_510]
-        assert watched.records_read <= 4 * 10_000
-    finally:
-        await index.aclose()
-        if server:
-            server.kill()
+    assert [each.digest for each in await evictor.plan(5000)] == digests[310:315]
+    assert watched.records_read <= 64 + 4 * 310 * 2
+    watched.records_read = 0
+    await evictor.reserve(1_500_000)
+    assert store.deleted == digests[310 : 310 + 1510]
+    assert watched.records_read <= 4 * 1510 + 64
+    assert await index.usage() == Usage(100_000 - 1510, (100_000 - 1510) * 1000)
+    # more than is looked at in one go
+    watched.records_read = 0
+    await evictor.make_room(10_000_000)
+    assert store.deleted == digests[310 : 310 + 11_510]
+    assert watched.records_read <= 4 * 10_000
 
 
-@pytest.mark.parametrize("kind", ["embedded", "redis"])
-async def test_choosing_among_many_images_reads_few(kind: str, tmp_path: Path) -> None:
+async def test_choosing_among_many_images_reads_few(index: ContentIndex) -> None:
     """Among 20,000 blobs of 1,000 images, choosing reads some cold manifests and what is below the victims."""
     digests = [Digest.of(str(number).encode()) for number in range(20_000)]
-    server = RedisServer() if kind == "redis" else None
-    if server:
-        server.start()
-    index: ContentIndex = (
-        RedisIndex(server.address, store_id="many", budget=60.0, now=Clock(START))
-        if server
-        else EmbeddedIndex(tmp_path / "index.sqlite3")
+    await index.put([ContentRecord(digest, 1000, START - 1e6 + n) for n, digest in enumerate(digests)])
+    await index.name([ManifestNames(digests[n], (), tuple(digests[n + 1 : n + 20])) for n in range(0, 20_000, 20)])
+    await index.set_marker(MARK)
+    watched = Watched(index)
+    store = Counted(digests)
+    evictor = Evictor(
+        cast(Any, store),
+        cast(ContentIndex, watched),
+        water=Water(Capacity(bytes=1 << 30), 1.0, 0.99, reserve=0),
+        names=NamesOnDisk(cast(Any, store), MemoryCatalog()),
+        protected=lambda: (),
+        pinned=lambda _: digests[20:40],
+        exclusive=lambda: held(asyncio.Lock()),
+        now=Clock(START),
     )
-    try:
-        await index.put([ContentRecord(digest, 1000, START - 1e6 + n) for n, digest in enumerate(digests)])
-        await index.name([ManifestNames(digests[n], (), tuple(digests[n + 1 : n + 20])) for n in range(0, 20_000, 20)])
-        await index.set_marker(MARK)
-        watched = Watched(index)
-        store = Counted(digests)
-        evictor = Evictor(
-            cast(Any, store),
-            cast(ContentIndex, watched),
-            water=Water(Capacity(bytes=1 << 30), 1.0, 0.99, reserve=0),
-            names=NamesOnDisk(cast(Any, store), MemoryCatalog()),
-            protected=lambda: (),
-            pinned=lambda _: digests[20:40],
-            exclusive=lambda: held(asyncio.Lock()),
-            now=Clock(START),
-        )
-        await evictor.make_room(35_000)
-        assert set(store.deleted) == {*digests[:20], *digests[40:60]}
-        assert watched.records_read <= 64 + 16 * 19
-    finally:
-        await index.aclose()
-        if server:
-            server.kill()
+    await evictor.make_room(35_000)
+    assert set(store.deleted) == {*digests[:20], *digests[40:60]}
+    assert watched.records_read <= 64 + 16 * 19

@@ -13,7 +13,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.once import Once
 from mirror.repository import tag_answers
-from tests.support.fake_registry import FakeRegistry, stall, status, throttle
+from tests.support.fake_registry import FakeRegistry, silence, stall, status, throttle
 from tests.support.live_mirror import Clock, Got, LiveMirror, live_mirror, reached, until
 from tests.support.scripted import Stall
 
@@ -122,7 +122,7 @@ async def test_64_stampede(registry: FakeRegistry, mirror: LiveMirror, image: Di
         mirror.clock.forward(_TTL + 1)
         registry.forget()
     gate = Stall()
-    registry.fail("manifests", lambda request, answer: [gate, *answer(request)])
+    registry.fail("manifests", silence(gate))
     asking = [asyncio.create_task(mirror.ask(_TAG, method=method)) for _ in range(300)]
     await reached(gate)
     gate.release()
@@ -140,7 +140,7 @@ async def test_64_stampede_by_digest(registry: FakeRegistry, mirror: LiveMirror,
             return await once.run(key, work)
 
     mirror.app.shelf.once = Counted()
-    registry.fail("manifests", lambda request, answer: [gate, *answer(request)])
+    registry.fail("manifests", silence(gate))
     target = f"/v2/library/app/manifests/{image}"
     asking = [asyncio.create_task(mirror.ask(target, method="HEAD")) for _ in range(100)]
     await reached(gate)
@@ -153,7 +153,7 @@ async def test_64_stampede_by_digest(registry: FakeRegistry, mirror: LiveMirror,
 async def test_who_asked_first_leaves(registry: FakeRegistry, mirror: LiveMirror, image: Digest) -> None:
     """The first of many leaves while upstream is asked: the others get their answer."""
     gate = Stall()
-    registry.fail("manifests", lambda request, answer: [gate, *answer(request)])
+    registry.fail("manifests", silence(gate))
     first = asyncio.create_task(mirror.ask(_TAG))
     await reached(gate)
     others = [asyncio.create_task(mirror.ask(_TAG)) for _ in range(3)]
@@ -224,7 +224,7 @@ async def test_upstream_that_hangs(
     mirror.clock.forward(_TTL + 1)
     monkeypatch.setattr(tag_answers, "_SLOW_AFTER", 0.0)
     gate = Stall()
-    registry.fail("manifests", lambda request, answer: [gate, *answer(request)])
+    registry.fail("manifests", silence(gate))
     answer = await mirror.ask(_TAG, method=method)
     assert _digest(answer) == str(image)
     assert answer.headers["Warning"].startswith("299 - ")
@@ -245,7 +245,7 @@ async def test_cold_tag_of_an_upstream_that_hangs(
     monkeypatch.setattr(tag_answers, "_SLOW_AFTER", 0.0)
     for _ in range(2):
         gate = Stall()
-        registry.fail("manifests", lambda request, answer, gate=gate: [gate, *answer(request)])  # type: ignore[misc]
+        registry.fail("manifests", silence(gate))
         asking = asyncio.create_task(mirror.ask(_TAG))
         await reached(gate)
         gate.release()
@@ -357,7 +357,7 @@ async def test_two_processes_ask_once(registry: FakeRegistry, tmp_path: Path, im
         live_mirror(tmp_path / "shared", upstreams, clock=clock) as two,
     ):
         gate = Stall()
-        registry.fail("manifests", lambda request, answer: [gate, *answer(request)])
+        registry.fail("manifests", silence(gate))
         asking = [asyncio.create_task(mirror.ask(_TAG)) for mirror in (one, two, one, two)]
         await reached(gate)
         gate.release()

@@ -18,7 +18,7 @@ from mirror.upstream.credentials import Credentials, GivenCredentials
 from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.clock import Clock
-from tests.support.fake_registry import FakeRegistry, cut, html, status, throttle, wrong_bytes
+from tests.support.fake_registry import FakeRegistry, cut, html, silence, status, throttle, wrong_bytes
 from tests.support.scripted import Scripted, Stall, head
 
 NAME = "team/app"
@@ -196,7 +196,7 @@ async def test_a_slow_endpoint_is_raced(mirror: FakeRegistry, origin: FakeRegist
     upstream = build(mirror.url, origin.url, hedge_after=0.01)
     for kind in ("manifests", "blobs"):
         gate = Stall()
-        mirror.fail(kind, lambda request, answer, gate=gate: [gate, *answer(request)])  # type: ignore[misc]
+        mirror.fail(kind, silence(gate))
         if kind == "blobs":
             assert await pull(upstream, layer) == LAYER
         else:
@@ -236,7 +236,7 @@ async def test_no_race_without_being_told(mirror: FakeRegistry, origin: FakeRegi
     """By default a slow endpoint is waited for: a second request may cost something."""
     mirror.add_image(NAME, "v1", [LAYER])
     gate = Stall()
-    mirror.fail("manifests", lambda request, answer: [gate, *answer(request)])
+    mirror.fail("manifests", silence(gate))
     asking = asyncio.ensure_future(build(mirror.url, origin.url).resolve(NAME, "v1"))
     assert await asyncio.to_thread(gate.reached.wait, 60)
     gate.release()
@@ -248,7 +248,7 @@ async def test_a_caller_that_leaves_ends_the_race(mirror: FakeRegistry, origin: 
     """Nothing is left under way behind it."""
     layer = mirror.add_blob(NAME, LAYER)
     gate = Stall()
-    mirror.fail("blobs", lambda request, answer: [gate, *answer(request)])
+    mirror.fail("blobs", silence(gate))
     upstream = build(mirror.url, origin.url)
     pulling = asyncio.ensure_future(pull(upstream, layer))
     assert await asyncio.to_thread(gate.reached.wait, 60)

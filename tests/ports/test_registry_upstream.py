@@ -40,6 +40,7 @@ from tests.support.fake_registry import (
     html,
     ignore_range,
     reset,
+    silence,
     stall,
     status,
     throttle,
@@ -383,7 +384,7 @@ async def test_a_caller_that_leaves_while_a_blob_opens(registry: FakeRegistry, b
     digest = registry.add_blob(NAME, LAYER)
     gate = Stall()
     upstream = build(registry.url, blobs_at_once=1)
-    registry.fail("blobs", lambda request, answer: [gate, *answer(request)])
+    registry.fail("blobs", silence(gate))
     leaving = asyncio.create_task(pull(upstream, digest))
     assert await asyncio.to_thread(gate.reached.wait, 30)
     leaving.cancel()

@@ -36,6 +36,7 @@ __all__ = [
     "html",
     "ignore_range",
     "reset",
+    "silence",
     "stall",
     "status",
     "throttle",
@@ -95,6 +96,11 @@ def stall(gate: Stall, after: int = 0) -> Fault:
         return [start, body[:after], gate, body[after:]]
 
     return fault
+
+
+def silence(gate: Stall) -> Fault:
+    """Nothing comes before the gate opens, not even the head."""
+    return lambda request, answer: [gate, *answer(request)]
 
 
 def wrong_bytes(request: Request, answer: Answering) -> Script:
