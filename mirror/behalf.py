@@ -20,7 +20,7 @@ from typing import Final
 
 from mirror.oci.authorization import Presented
 
-__all__ = ["Caller", "acting", "acting_for", "caller"]
+__all__ = ["Caller", "acting", "acting_for", "caller", "for_caller"]
 
 #: What is remembered may be shared through Redis, where nothing may stand that a password could be guessed from.
 _KEY: Final = secrets.token_bytes(32)
@@ -59,3 +59,8 @@ def caller() -> str:
     """The mark of whom we act for; empty where that is nobody in particular."""
     found = _CALLER.get()
     return found.mark if found else ""
+
+
+def for_caller(key: str) -> str:
+    """A key under which something is remembered of whom we act for alone."""
+    return f"{key} {caller()}".rstrip()

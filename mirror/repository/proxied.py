@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from mirror import telemetry
-from mirror.behalf import caller
+from mirror.behalf import caller, for_caller
 from mirror.errors import (
     BlobDamaged,
     BlobUnknown,
@@ -48,7 +48,7 @@ from mirror.repository.content import (
 )
 from mirror.repository.flights import Vouch
 from mirror.repository.grants import named_by
-from mirror.repository.shelf import LOOK_EVERY, UNKNOWN_FOR, BlobStat, HotTag, Listing, Shelf
+from mirror.repository.shelf import LOOK_EVERY, BlobStat, HotTag, Listing, Shelf
 from mirror.repository.stored import indexes_naming, set_aside, stored_manifest
 from mirror.repository.tag_answers import TagAnswers
 
@@ -129,13 +129,13 @@ class ProxiedRepository:
 
     async def _ask_for(self, digest: Digest) -> Descriptor:
         """By HEAD, what upstream says of a manifest that is not here."""
-        key = self._unknown_key("manifest", digest)
-        if await self._shelf.memo.get(key) is not MISSING:
+        key = self._key("manifest", digest)
+        if await self._shelf.is_unknown(key):
             raise ManifestUnknown(f"{self.repo} has no manifest {digest}")
         try:
             return await self._upstream.resolve(self.repo.name, digest)
         except UpstreamNotKnown as error:
-            await self._shelf.memo.put(key, "unknown", UNKNOWN_FOR)
+            await self._shelf.note_unknown(key)
             raise ManifestUnknown(f"{self.repo} has no manifest {digest}") from error
 
     def _answer(self, manifest: Manifest, outcome: Outcome, kept: Kept | None = None) -> ManifestAnswer:
@@ -179,8 +179,8 @@ class ProxiedRepository:
         stored = await self._load_stored(digest)
         if stored:
             return stored, Outcome.HIT
-        key = self._unknown_key("manifest", digest)
-        if await self._shelf.memo.get(key) is not MISSING:
+        key = self._key("manifest", digest)
+        if await self._shelf.is_unknown(key):
             raise ManifestUnknown(f"{self.repo} has no manifest {digest}")
         async with self._shelf.alone(f"manifest {self.repo}@{digest}"):
             stored = await self._load_stored(digest)
@@ -190,7 +190,7 @@ class ProxiedRepository:
                 # its bytes may be here for another repository; only upstream can tell that they are this one's too
                 manifest = await self._upstream.manifest(self.repo.name, digest)
             except UpstreamNotKnown as error:
-                await self._shelf.memo.put(key, "unknown", UNKNOWN_FOR)
+                await self._shelf.note_unknown(key)
                 raise ManifestUnknown(f"{self.repo} has no manifest {digest}") from error
             info = await self._keep(manifest)
         # the others find it on the disk by now: what follows is no reason to keep them waiting
@@ -400,7 +400,7 @@ class ProxiedRepository:
             return BlobStat(here, Outcome.HIT, self._upstream.name)
         if granted is not None and granted >= 0:
             return BlobStat(granted, Outcome.MISS, self._upstream.name)
-        said = await self._shelf.memo.get(self._size_key(digest))
+        said = await self._shelf.memo.get(self._key("size", digest))
         size = await self._ask(digest) if granted is None or said is MISSING else said
         return BlobStat(size, Outcome.MISS, self._upstream.name)
 
@@ -436,8 +436,8 @@ class ProxiedRepository:
         return content
 
     async def _fly(self, digest: Digest, granted: int) -> BlobContent:
-        key = self._unknown_key("blob", digest)
-        if await self._shelf.memo.get(key) is not MISSING:
+        key = self._key("blob", digest)
+        if await self._shelf.is_unknown(key):
             raise BlobUnknown(f"{self.repo} has no blob {digest}")
         size = granted if granted >= 0 else None
         joined = self._shelf.flights.under_way(digest)
@@ -457,7 +457,7 @@ class ProxiedRepository:
         except StoreError as error:
             return await self._around(digest, granted, error)
         except UpstreamNotKnown as error:
-            await self._shelf.memo.put(key, "unknown", UNKNOWN_FOR)
+            await self._shelf.note_unknown(key)
             raise BlobUnknown(f"{self.repo} has no blob {digest}") from error
         outcome = Outcome.HIT if flight.landed else Outcome.JOINED if joined else Outcome.MISS
         return FlyingContent(flight, self._passing(digest), outcome)
@@ -473,14 +473,11 @@ class ProxiedRepository:
         against later answers, one wrong one would keep the blob from ever being fetched.
         """
         await self._shelf.grants.give(self.repo, {digest: -1})
-        await self._shelf.memo.put(self._size_key(digest), size, _LIST_FOR)
+        await self._shelf.memo.put(self._key("size", digest), size, _LIST_FOR)
 
-    def _unknown_key(self, kind: str, digest: Digest) -> str:
-        """Under which it is remembered that upstream did not know it, when it was asked on this caller's behalf."""
-        return f"{kind} {self.repo}@{digest} {caller()}".rstrip()
-
-    def _size_key(self, digest: Digest) -> str:
-        return f"size {self.repo}@{digest}"
+    def _key(self, kind: str, digest: Digest) -> str:
+        """Under which something is remembered of what this repository has."""
+        return f"{kind} {self.repo}@{digest}"
 
     def _passing(self, digest: Digest) -> Passing:
         return Passing(
@@ -497,13 +494,13 @@ class ProxiedRepository:
             try:
                 size = await self._upstream.blob_size(self.repo.name, digest)
             except UpstreamNotKnown as error:
-                await self._shelf.memo.put(key, "unknown", UNKNOWN_FOR)
+                await self._shelf.note_unknown(key)
                 raise BlobUnknown(f"{self.repo} has no blob {digest}") from error
             await self._upstream_has(digest, size)
             return size
 
-        key = self._unknown_key("blob", digest)
-        if await self._shelf.memo.get(key) is not MISSING:
+        key = self._key("blob", digest)
+        if await self._shelf.is_unknown(key):
             raise BlobUnknown(f"{self.repo} has no blob {digest}")
         return await self._shelf.once.run(("ask", self.repo, digest, caller()), ask)
 
@@ -520,7 +517,7 @@ class ProxiedRepository:
         """All tags of upstream, sorted; while it is down, those that were pulled. Raises `UpstreamError`."""
         try:
             found = await self._shelf.memo.share(
-                f"tags {self.repo} {caller()}".rstrip(), lambda: self._upstream.tags(self.repo.name), _LIST_FOR
+                for_caller(f"tags {self.repo}"), lambda: self._upstream.tags(self.repo.name), _LIST_FOR
             )
         except (UpstreamUnavailable, UpstreamThrottled):
             kept = await asyncio.to_thread(self._shelf.catalog.tags, self.repo)
@@ -536,7 +533,7 @@ class ProxiedRepository:
             return [found.to_json() for found in await self._upstream.referrers(self.repo.name, digest)]
 
         try:
-            key = f"referrers {self.repo}@{digest} {caller()}".rstrip()
+            key = for_caller(self._key("referrers", digest))
             found = await self._shelf.memo.share(key, ask, _LIST_FOR)
         except (UpstreamUnavailable, UpstreamThrottled):
             kept = await self._shelf.referring.to(self.repo, digest)

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
 from mirror import telemetry
+from mirror.behalf import for_caller
 from mirror.errors import StoreError
-from mirror.memo import Memo
+from mirror.memo import MISSING, Memo
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
@@ -34,12 +35,12 @@ from mirror.repository.referring import Referring
 from mirror.repository.stored import doubt, is_right
 from mirror.repository.tag_history import TagHistories
 
-__all__ = ["LOOK_EVERY", "UNKNOWN_FOR", "BlobStat", "Exclusive", "HotTag", "Listing", "Shelf"]
+__all__ = ["LOOK_EVERY", "BlobStat", "Exclusive", "HotTag", "Listing", "Shelf"]
 
 T = TypeVar("T")
 
 #: Seconds that upstream is not asked again after it said «not known».
-UNKNOWN_FOR: Final = 10.0
+_UNKNOWN_FOR: Final = 10.0
 #: Seconds until the disk is looked at again for what a tag points to, and for a manifest that is in memory.
 LOOK_EVERY: Final = 2.0
 #: Seconds that another process may keep us from asking upstream ourselves. After that each process asks for itself.
@@ -138,6 +139,14 @@ class Shelf:
         if self.uncached_since is not None:
             telemetry.log.info("the store takes content again", uncached_since=self.uncached_since)
             self.uncached_since = None
+
+    async def is_unknown(self, what: str) -> bool:
+        """Whether upstream has said of this a moment ago that it does not know it, to whom we act for."""
+        return await self.memo.get(for_caller(what)) is not MISSING
+
+    async def note_unknown(self, what: str) -> None:
+        """Upstream has just said so."""
+        await self.memo.put(for_caller(what), "unknown", _UNKNOWN_FOR)
 
     def forget(self, repo: Repo, tags: Iterable[str], digests: Iterable[Digest]) -> None:
         """These were purged: they are not answered from memory."""

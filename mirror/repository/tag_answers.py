@@ -28,7 +28,6 @@ from mirror.errors import (
     UpstreamThrottled,
     UpstreamUnavailable,
 )
-from mirror.memo import MISSING
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.freshness import FreshnessRule, is_fresh, may_serve_stale
@@ -39,7 +38,7 @@ from mirror.policy.rules import RouteRule
 from mirror.policy.versions import looks_like_version
 from mirror.ports import Upstream
 from mirror.repository.content import Outcome
-from mirror.repository.shelf import LOOK_EVERY, UNKNOWN_FOR, HotTag, Shelf
+from mirror.repository.shelf import LOOK_EVERY, HotTag, Shelf
 
 __all__ = ["TagAnswers"]
 
@@ -163,7 +162,7 @@ class TagAnswers:
         if record and self._is_fresh(record):
             return self._hot(record, Outcome.HIT)
         # a «not known» has dropped the record: if there is one, an import has brought the tag since
-        if record is None and await self._shelf.memo.get(self._unknown_key(tag)) is not MISSING:
+        if record is None and await self._shelf.is_unknown(self._key(tag)):
             raise ManifestUnknown(f"{self._repo} has no tag {tag}")
         async with self._shelf.alone(f"tag {self._repo}:{tag}"):
             record = await asyncio.to_thread(self._shelf.catalog.get_tag, self._repo, tag)
@@ -171,9 +170,9 @@ class TagAnswers:
                 return self._hot(record, Outcome.HIT)
             return await self._revalidate(tag, record)
 
-    def _unknown_key(self, tag: str) -> str:
-        """Under which it is remembered that upstream did not know it, when it was asked on this caller's behalf."""
-        return f"tag {self._repo}:{tag} {caller()}".rstrip()
+    def _key(self, tag: str) -> str:
+        """Under which something is remembered of the tag."""
+        return f"tag {self._repo}:{tag}"
 
     def _is_fresh(self, record: TagRecord) -> bool:
         return is_fresh(record.fetched_at, self._shelf.now(), self._freshness)
@@ -191,7 +190,7 @@ class TagAnswers:
         try:
             found = await self._upstream.resolve(self._repo.name, tag)
         except UpstreamNotKnown as error:
-            await self._shelf.memo.put(self._unknown_key(tag), "unknown", UNKNOWN_FOR)
+            await self._shelf.note_unknown(self._key(tag))
             if record:
                 await asyncio.to_thread(self._shelf.catalog.drop_tag, self._repo, tag)
             raise ManifestUnknown(f"{self._repo} has no tag {tag}") from error
