@@ -32,10 +32,8 @@ _MOST: Final = 10_000
 class Guesses:
     """Of one process. `now` is monotonic."""
 
-    def __init__(self, now: Callable[[], float], *, most: int = _EACH, at_once: int = _AT_ONCE) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._most = most
-        self._at_once = at_once
         self._noted: OrderedDict[tuple[str, str], dict[str, float]] = OrderedDict()
         self._asking: dict[tuple[str, str], Counter[str]] = {}
 
@@ -44,7 +42,7 @@ class Guesses:
         """Inside it upstream is asked about these. Raises `TooManyLogins`."""
         key, mine = (own.client, own.username), own.fingerprint
         noted, others = self._lately(own), self._asking.get(key, Counter())
-        if mine not in noted and mine not in others and (len(noted) >= self._most or len(others) >= self._at_once):
+        if mine not in noted and mine not in others and (len(noted) >= _EACH or len(others) >= _AT_ONCE):
             raise TooManyLogins("too many passwords of this name were refused lately, or are being tried; ask again")
         self._asking.setdefault(key, Counter())[mine] += 1
         try:

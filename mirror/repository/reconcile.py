@@ -86,7 +86,6 @@ async def ensure(
     index: ContentIndex,
     *,
     exclusive: Callable[[], AbstractAsyncContextManager[object]],
-    manifests: ManifestReader = _read,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Reconciled | None:
     """Rebuild an index that is not whole; None where it is.
@@ -99,7 +98,7 @@ async def ensure(
     async with exclusive():
         if await is_whole(index):
             return None
-        return await reconcile(store, catalog, index, manifests=manifests, sleep=sleep)
+        return await reconcile(store, catalog, index, sleep=sleep)
 
 
 async def reconcile(

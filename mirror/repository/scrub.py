@@ -412,12 +412,12 @@ def owners_of(catalog: Catalog, store: BlobStore, digests: Collection[Digest]) -
     return found
 
 
-def dangling_records(catalog: Catalog, store: BlobStore, repos: Iterable[Repo] | None = None) -> Iterator[str]:
+def dangling_records(catalog: Catalog, store: BlobStore) -> Iterator[str]:
     """Blocking: tags without their manifest and manifests without their bytes, in words for people.
 
     They are harmless: with an upstream the next pull mends them.
     """
-    for repo in catalog.repositories() if repos is None else repos:
+    for repo in catalog.repositories():
         for record in catalog.manifests(repo):
             try:
                 store.stat(record.digest)

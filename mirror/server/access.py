@@ -47,6 +47,8 @@ _SCOPED: Final = re.compile(r"[a-z0-9._:/-]{1,320}")
 _LARGEST_FORM: Final = 64 * 1024
 #: Seconds that one may take to come, however its bytes are dripped.
 _FORM_TIME: Final = 10.0
+#: What clients are told that they log in to.
+_SERVICE: Final = "mirror"
 #: Verdicts that are kept; rules are the same as long as the process lives.
 _MOST: Final = 20_000
 
@@ -62,7 +64,6 @@ class Gate:
         *,
         verifier_of: Callable[[str], Verifier | None] = lambda registry: None,
         realm: str | None = None,
-        service: str = "mirror",
     ) -> None:
         """`verifier_of` gives the verifier of a registry that is asked about every caller."""
         self._verifier_of = verifier_of
@@ -70,7 +71,6 @@ class Gate:
         self._policy = policy
         self._issued = issued
         self._realm = realm
-        self._service = service
         self._verdicts: dict[tuple[Identity, Action, Repo | None], bool] = {}
 
     async def enter(self, request: web.BaseRequest, wanted: RegistryRequest, told: Told) -> Identity:
@@ -91,7 +91,7 @@ class Gate:
 
         Raises `Unauthorized` with a challenge, `Denied`, `AccessUnavailable`.
         """
-        challenge = f'Basic realm="{self._service} administration", charset="UTF-8"'
+        challenge = f'Basic realm="{_SERVICE} administration", charset="UTF-8"'
         try:
             identity = await self._identity(request)
         except Unauthorized as error:
@@ -195,7 +195,7 @@ class Gate:
             raise RequestError("the token endpoint takes GET and POST")
         told.who = _called(identity)
         if identity.is_anonymous and not self._policy.anonymous:
-            raise Unauthorized("who is asking?", f'Basic realm="{self._service}"')
+            raise Unauthorized("who is asking?", f'Basic realm="{_SERVICE}"')
         left = self._issued.left(presented) if presented is not None else None
         if presented is None or left is None:
             token, left = self._issued.issue(identity), self._issued.lifetime
@@ -214,7 +214,7 @@ class Gate:
     def _challenge(self, request: web.BaseRequest, wanted: RegistryRequest) -> str:
         """distribution's token specification: where to ask, and for what."""
         scope = f',scope="repository:{wanted.name}:pull"' if _SCOPED.fullmatch(wanted.name) else ""
-        return f'Bearer realm="{self._realm or _reached_at(request)}",service="{self._service}"{scope}'
+        return f'Bearer realm="{self._realm or _reached_at(request)}",service="{_SERVICE}"{scope}'
 
 
 def _called(identity: Identity) -> str:

@@ -252,7 +252,10 @@ _FINE = _login(None, worked=50.0)
             [[_login("x", since=60.0, failed=70.0), _FINE], [_login("y", since=55.0, failed=80.0), _FINE]],
             ("y", 55),
         ),
-        ([[_login("x", failed=70.0), _login("refused", failed=80.0)], [_FINE, _FINE]], ("x", 0)),
+        (
+            [[_login("x", since=60.0, failed=70.0), _login("refused", since=61.0, failed=80.0)], [_FINE, _FINE]],
+            ("x", 60),
+        ),
         ([[_FINE, _login("refused", since=61.0, failed=80.0)], [_FINE, _FINE], [_FINE, _FINE]], ("refused", 61)),
         ([[_login("x", since=60.0, failed=70.0), _FINE], []], ("x", 60)),
     ],
