@@ -43,7 +43,7 @@ from mirror.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from mirror.memo import MISSING, Memo
+from mirror.memo import Memo
 from mirror.oci.challenge import Scope, parse_challenges
 from mirror.oci.digest import Digest
 from mirror.oci.link import next_page
@@ -58,7 +58,7 @@ from mirror.oci.manifest import (
     read_manifest,
 )
 from mirror.oci.reference import Reference, check_tag
-from mirror.policy.budget import LOOK_AGAIN, Budget, is_spent, newer, parse_budget, patience, resets_in
+from mirror.policy.budget import Budget, is_spent, parse_budget, patience
 from mirror.policy.realms import Bounds, Url, UrlRefused, parse_url, surviving_headers
 from mirror.policy.retrying import (
     CLOSED,
@@ -71,7 +71,7 @@ from mirror.policy.retrying import (
     parse_retry_after,
 )
 from mirror.ports import Body
-from mirror.upstream.accounts import Account, Accounts
+from mirror.upstream.accounts import Accounts
 from mirror.upstream.addresses import check_literal
 from mirror.upstream.body import Fields, HttpBody
 from mirror.upstream.client import Observe, open_session, read_limited, translated
@@ -202,12 +202,11 @@ class RegistryUpstream:
             rate_window=rate_window,
             clock=clock,
         )
-        self._memo = memo
-        self._on_budget = on_budget
         self._on_failure = on_failure
         self._ahead: float | None = None
-        self._accounts = Accounts()
-        self._whose = whose
+        self._accounts = Accounts(
+            name, self._bounds.base.public, memo, whose=whose, now=lambda: self._now(), on_budget=on_budget
+        )
         self._circuit = CLOSED
         self._probing = False
 
@@ -234,7 +233,7 @@ class RegistryUpstream:
     @property
     def patience(self) -> float:
         """See `Upstream`."""
-        return patience(self._account.budget, self._now())
+        return patience(self._accounts.current.budget, self._now())
 
     def health(self, *more: Circuit) -> list[Health]:
         """How it is doing, of one address; `more` is what others have found out about it."""
@@ -249,18 +248,18 @@ class RegistryUpstream:
         """
         by_tag = not isinstance(reference, Digest)
         if by_tag:
-            await self._within_budget()
+            await self._accounts.within_budget()
         reply = await self._ask("resolve", repo, f"manifests/{reference}", method="HEAD", known={404, 405})
         if reply.status == 404:
             raise self._unknown(reply)
-        if by_tag and is_spent(self._account.budget, self._now()):
-            raise self._spent()
+        if by_tag and is_spent(self._accounts.current.budget, self._now()):
+            raise self._accounts.spent()
         described = self._describe(reply, reference) if reply.status == 200 else None
         return described or (await self.manifest(repo, reference)).descriptor
 
     async def manifest(self, repo: str, reference: Reference) -> Manifest:
         """At most 4 MiB, hashed before it is parsed (see `Upstream`). This is what counts as a pull."""
-        await self._within_budget()
+        await self._accounts.within_budget()
         reply = await self._ask("manifest", repo, f"manifests/{reference}", limit=LARGEST)
         return self._read_manifest(reply, reference)
 
@@ -576,7 +575,7 @@ class RegistryUpstream:
             self._circuit = CLOSED
             await self._note_budget(reply)
             if reply.status in fine:
-                self._account.strikes = 0
+                self._accounts.current.strikes = 0
                 self._tokens.accepted(authorization)
                 return reply
             if reply.status == 401 and not authenticated and await self._reauthenticate(reply, scope, authorization):
@@ -602,59 +601,19 @@ class RegistryUpstream:
         finally:
             self._observe(event, status, self._clock() - began)
 
-    async def _within_budget(self) -> None:
-        """Raises `UpstreamThrottled` while nothing is left to be pulled; one call a minute goes out to see."""
-        account = self._account
-        if account is self._accounts.own:
-            shared = await self._memo.get(self._budget_key)
-            account.budget = newer(account.budget, None if shared is MISSING else Budget.from_json(shared))
-        now, budget = self._now(), account.budget
-        if budget is None or not is_spent(budget, now):
-            return
-        if now - max(budget.seen_at, account.looked_at) < LOOK_AGAIN:
-            raise self._spent()
-        account.looked_at = now
-
     async def _note_budget(self, reply: _Reply) -> None:
         limit, remaining = reply.fields.get("RateLimit-Limit"), reply.fields.get("RateLimit-Remaining")
         budget = parse_budget(limit, remaining, self._now())
         if budget is None or reply.url.origin != self._bounds.base.origin:
             return
-        account = self._account
-        account.budget = budget
-        if account is not self._accounts.own:
-            return
-        self._on_budget(budget)
-        # for other processes; each of them has news of its own soon enough
-        await self._memo.put(self._budget_key, budget.to_json(), LOOK_AGAIN)
-
-    @property
-    def _account(self) -> Account:
-        """Of whoever this is asked for."""
-        return self._accounts.of(self._whose())
-
-    @property
-    def _budget_key(self) -> str:
-        return f"budget {self._name} {self._bounds.base.public}"
-
-    def _spent(self) -> UpstreamThrottled:
-        budget, wait = self._account.budget, LOOK_AGAIN
-        if budget is not None:
-            wait = resets_in(budget, self._now())
-        of = "" if budget is None else f" of {budget.limit} in {budget.window:.0f} s"
-        return UpstreamThrottled(
-            f"{self._name} allows no more pulls{of}; it may be {wait:.0f} s until it does",
-            upstream=self._name,
-            status=429,
-            retry_after=wait,
-        )
+        await self._accounts.note_budget(budget)
 
     async def _pause(self, attempt: int) -> None:
         await self._sleep(back_off(attempt, self._jitter()))
 
     def _admit(self) -> bool:
         """Whether this call is the probe of an upstream that was down. Raises where none may go out."""
-        held = self._account.held_until - self._clock()
+        held = self._accounts.current.held_until - self._clock()
         if held > 0:
             raise UpstreamThrottled(
                 f"{self._whom} asked to be left alone for {held:.0f} s more", upstream=self._name, retry_after=held
@@ -670,7 +629,7 @@ class RegistryUpstream:
             self._circuit = self._circuit.failed(self._clock())
 
     def _hold(self, seconds: float) -> None:
-        account = self._account
+        account = self._accounts.current
         account.held_until = max(account.held_until, self._clock() + seconds)
 
     async def _reauthenticate(self, reply: _Reply, scope: Scope, authorization: str | None) -> bool:
@@ -691,7 +650,7 @@ class RegistryUpstream:
         retry_after = reply.fields.get("Retry-After")
         what = f"{reply.url.authority} answers {status}{_quoted(reply.content, authorization)}"
         if is_throttling(status, retry_after):
-            account = self._account
+            account = self._accounts.current
             account.strikes += 1
             wait = hold_for(parse_retry_after(retry_after, self._now()), account.strikes)
             self._hold(wait)
