@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from mirror.app import App
 from mirror.oci.digest import Digest
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, live_mirror, noise
@@ -335,12 +336,11 @@ async def test_34_a_quarantine_that_fills_the_disk(full: FakeRegistry, tmp_path:
     next download, and nothing good does.
     """
     with tmpfs(tmp_path, "size=74m") as disk:
-        async with live_mirror(disk / "store", {"docker.io": full.url}) as mirror:
+        async with live_mirror(disk / "store", {"docker.io": full.url}, before=_without_rounds) as mirror:
             first, second = (noise(900_000, seed=number) for number in (1, 2))
             full.add_image("library/kept", "v1", [first])
             full.add_image("library/next", "v1", [second])
             for name, layer in (("kept", first), ("next", second)):
-                # between two rounds of the evictor, or it would have come down to its bound already
                 for number in range(11 if name == "next" else 0):
                     content = noise(900_000, seed=100 + number)
                     mirror.app.storage.store.put(Digest.of(content), content)
@@ -352,6 +352,14 @@ async def test_34_a_quarantine_that_fills_the_disk(full: FakeRegistry, tmp_path:
             assert mirror.blob_file(Digest.of(first)).exists()
             assert list((disk / "store" / "quarantine").iterdir()) == []
             assert not mirror.events("the store is failing; pulls go through uncached")
+
+
+def _without_rounds(app: App) -> None:
+    """The evictor's rounds would bring the quarantine down to its bound before the download has to."""
+
+    async def nothing() -> None: ...
+
+    app.storage.evictor.tick = nothing  # type: ignore[method-assign]
 
 
 async def test_45_foreign_files(full: FakeRegistry, mirror: LiveMirror) -> None:
