@@ -1,25 +1,51 @@
 """The command line: thin calls into what the rest can do. One file per group of commands.
 
-A module that is imported here adds its commands to the application; `--help` lists them in this order.
+A file that is imported adds its commands to the application. A run imports the one that has the command it was given:
+to import all of them takes longer than most commands take to run.
 """
 
-# isort: off
-from mirror.cli import serving as serving
-from mirror.cli import status as status
-from mirror.cli import storage as storage
-from mirror.cli import prefetch as prefetch
-from mirror.cli import sync as sync
-from mirror.cli import tasks as tasks
-from mirror.cli import tags as tags
-from mirror.cli import pins as pins
-from mirror.cli import site as site
-from mirror.cli import why as why
-from mirror.cli import bundles as bundles
-from mirror.cli import imports as imports
-from mirror.cli import nodes as nodes
-from mirror.cli import doctor as doctor
+from __future__ import annotations
 
-# isort: on
-from mirror.cli.base import application, main
+import sys
+from importlib import import_module
+from typing import Final
 
-__all__ = ["application", "main"]
+import typer
+
+from mirror.cli import base
+
+__all__ = ["COMMANDS", "every_command", "main"]
+
+#: Which file has which commands; `--help` lists them in this order.
+COMMANDS: Final = {
+    "serving": ("serve", "worker", "check"),
+    "status": ("status", "purge"),
+    "storage": ("gc",),
+    "prefetch": ("prefetch",),
+    "sync": ("sync",),
+    "tasks": ("jobs",),
+    "tags": ("history", "freeze", "unfreeze", "freezes"),
+    "pins": ("pin", "unpin", "pins"),
+    "site": ("ls", "show", "verify", "misses"),
+    "why": ("why",),
+    "bundles": ("export", "inventory", "keygen"),
+    "imports": ("import",),
+    "nodes": ("configure",),
+    "doctor": ("doctor",),
+}
+
+
+def main() -> None:
+    """The entry of the `mirror` command."""
+    given = sys.argv[1] if len(sys.argv) > 1 else ""
+    having = [file for file, commands in COMMANDS.items() if given in commands]
+    for file in having or COMMANDS:
+        import_module(f"mirror.cli.{file}")
+    base.main()
+
+
+def every_command() -> typer.Typer:
+    """The application with all its commands."""
+    for file in COMMANDS:
+        import_module(f"mirror.cli.{file}")
+    return base.application

@@ -21,7 +21,6 @@ from mirror.config.settings import (
 )
 from mirror.config.tables import routing_table
 from mirror.errors import ConfigError, RequestError
-from mirror.index.redis import parse_redis_url
 from mirror.repository.cosign import read_key
 from mirror.upstream.docker_config import DockerConfig
 from mirror.upstream.providers import missing_library
@@ -78,6 +77,9 @@ def cross_check(config: Config) -> list[str]:
         mistakes.append(f"default_registry: {config.default_registry} is not the name of an upstream")
     mistakes += _check_syncs(config)
     if url := config.index.url.get_secret_value():
+        # here, since every command reads the configuration, and most configurations have no Redis to load a library for
+        from mirror.index.redis import parse_redis_url
+
         try:
             parse_redis_url(url)
         except ConfigError as error:

@@ -13,8 +13,9 @@ import aiohttp
 
 from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from mirror.policy.realms import Bounds
-from mirror.upstream.addresses import AddressRefused, BoundedResolver
+from mirror.upstream.addresses import AddressRefused
 from mirror.upstream.proxies import DIRECT, Proxies
+from mirror.upstream.resolver import BoundedResolver
 from mirror.upstream.transfer import DialFailed, DialTimedOut
 
 __all__ = ["Observe", "open_session", "read_limited", "translated"]

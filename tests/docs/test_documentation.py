@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from mirror import telemetry
-from mirror.cli import application
+from mirror.cli import every_command
 from mirror.config import Config, load
 from mirror.errors import ANSWERS, ConfigError, MirrorError, answer_for
 from mirror.server.operations import OPERATIONS, PREFIX
@@ -227,7 +227,7 @@ def test_every_route_of_the_admin_api_is_documented() -> None:
 def test_every_command_is_documented() -> None:
     """Each command that is not hidden has a row of its own in the page about running, which names its options."""
     table = rows("docs/running.md")
-    group = get_command(application)
+    group = get_command(every_command())
     commands = {name: one for name, one in group.commands.items() if not one.hidden}  # type: ignore[attr-defined]
     assert "serve" in commands
     for name, command in commands.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mirror.cli import application
+from mirror.cli import every_command
 from mirror.config import PUBLIC
 from mirror.nodes.clients import CLIENTS
 from mirror.nodes.offered import offered
@@ -25,7 +25,7 @@ def test_the_command_writes_the_files(client: str, registries: tuple[str, ...], 
     """The command that is shown beside the files, carried out on an empty machine, writes exactly them."""
     [offer] = [one for one in offered(_URL, registries, _PUBLIC) if one.client == client]
     program, *words = shlex.split(offer.command)
-    done = CliRunner().invoke(application, [*words, "--root", str(tmp_path)], catch_exceptions=False)
+    done = CliRunner().invoke(every_command(), [*words, "--root", str(tmp_path)], catch_exceptions=False)
     assert (program, done.exit_code) == ("mirror", 0), done.output
     written = {f"/{path.relative_to(tmp_path)}": path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
     assert written.pop(f"{CLIENTS[client].home}/mirror-configure.json")

@@ -161,6 +161,7 @@ def test_nothing_is_loaded_without_it(tmp_path: Path) -> None:
     """The library is imported where tracing is on, and nowhere else; spans are one object that does nothing."""
     program = (
         "import sys, mirror.worker, mirror.cli; from mirror import telemetry\n"
+        "mirror.cli.every_command()\n"
         "assert telemetry.span('a', b=1) is telemetry.client_span('c')\n"
         "assert telemetry.request_span('GET', '/', {}) is None\n"
         "with telemetry.span('a') as span: span.note(b=1)\n"

@@ -1,0 +1,62 @@
+"""The `mirror` command imports the file that has the command it is given, and little else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from mirror.cli import COMMANDS, every_command
+
+_TREE = Path(__file__).parents[2]
+_HEAVY = ("aiohttp", "redis", "yaml", "mirror.app")
+
+
+def test_the_table_tells_which_file_has_which_command() -> None:
+    """Each command of the application stands in it once, with the file that defines it; no file is left out."""
+    found = {
+        (one.name or one.callback.__name__, one.callback.__module__)
+        for one in every_command().registered_commands
+        if one.callback is not None
+    }
+    assert found == {(name, f"mirror.cli.{file}") for file, names in COMMANDS.items() for name in names}
+    files = {path.stem for path in (_TREE / "mirror/cli").glob("*.py") if "@application.command" in path.read_text()}
+    assert files == COMMANDS.keys()
+    assert all(import_module(f"mirror.cli.{file}") for file in files)
+
+
+@pytest.mark.parametrize("words", [["check"], ["serve", "--workers", "0"], ["status", "--help"], ["jobs", "--help"]])
+def test_a_command_loads_what_it_needs(words: list[str], tmp_path: Path) -> None:
+    """The configuration is read without the libraries that only a server needs."""
+    program = (
+        "import sys; from mirror.cli import main\n"
+        "try: main()\n"
+        f"finally: print(*[name for name in {_HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        cwd=_TREE,
+        env={**os.environ, "MIRROR_STORE__ROOT": str(tmp_path / "store")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.splitlines()[-1] == "", done
+
+
+def test_all_commands_are_listed() -> None:
+    """By `--help` and where a command is not known."""
+    names = [name for names in COMMANDS.values() for name in names if name != "worker"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mirror", "--help"], cwd=_TREE, capture_output=True, text=True, check=True
+    )
+    listed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("│ ")]
+    assert [name for name in listed if name in names] == names
+    done = subprocess.run(
+        [sys.executable, "-m", "mirror", "serv"], cwd=_TREE, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "serve" in done.stderr) == (2, True), done.stderr
