@@ -5,6 +5,9 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+from typing import Any
+
+import pytest
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell that starts a run in the background has SIGINT ignored, and the programs that are tested inherit that
@@ -31,3 +34,31 @@ def pytest_report_header() -> list[str]:
         said = subprocess.run([path, option], capture_output=True, text=True, check=False).stdout if path else ""
         found.append(f"{name}: {said.splitlines()[0] if said else 'missing'}")
     return found
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What the loops of the faults counted, and which faults could not be caused here.
+
+    Not in the faults' own file: where several processes test, the one that prints reads none but this.
+    """
+    faults = [one for each in terminalreporter.stats.values() for one in each if _is_of_faults(one)]
+    counted = [
+        f"{one.nodeid.rpartition('::')[2]}: {text}"
+        for one in faults
+        if one.when == "teardown"
+        for name, text in one.user_properties
+        if name == "counted"
+    ]
+    skipped = [one for one in faults if one.skipped]
+    if not counted and not skipped:
+        return
+    terminalreporter.section("faults")
+    for line in counted:
+        terminalreporter.write_line(line)
+    terminalreporter.write_line(f"faults that could not be caused here: {len(skipped)}")
+    for one in skipped:
+        terminalreporter.write_line(f"  {one.nodeid}: {one.longrepr[2] if isinstance(one.longrepr, tuple) else ''}")
+
+
+def _is_of_faults(report: Any) -> bool:
+    return isinstance(report, pytest.TestReport) and report.nodeid.startswith("tests/faults/")

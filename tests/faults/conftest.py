@@ -8,7 +8,7 @@ stand in docs/operations.md.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -19,15 +19,15 @@ from tests.flows.conftest import registry as registry
 
 Tally = Callable[..., None]
 
-_told: list[str] = []
-
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Tally:
-    """Say at the end of the run what was counted."""
+    """Say at the end of the run what was counted: `tests/conftest.py` prints it."""
 
     def tell(**counted: Any) -> None:
-        _told.append(f"{request.node.name}: {', '.join(f'{name} {value}' for name, value in counted.items())}")
+        text = ", ".join(f"{name} {value}" for name, value in counted.items())
+        # goes with the test's report to the process that prints
+        request.node.user_properties.append(("counted", text))
 
     return tell
 
@@ -40,20 +40,6 @@ def times(request: pytest.FixtureRequest) -> Callable[[str, int], int]:
         return int(os.environ.get(f"MIRROR_FAULTS_{name}", ordinary))
 
     return read
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> Iterator[None] | None:
-    """What the loops counted, and which faults could not be caused here."""
-    skipped = [one for one in terminalreporter.stats.get("skipped", []) if "tests/faults/" in one.nodeid]
-    if not _told and not skipped:
-        return None
-    terminalreporter.section("faults")
-    for line in _told:
-        terminalreporter.write_line(line)
-    terminalreporter.write_line(f"faults that could not be caused here: {len(skipped)}")
-    for one in skipped:
-        terminalreporter.write_line(f"  {one.nodeid}: {one.longrepr[2] if isinstance(one.longrepr, tuple) else ''}")
-    return None
 
 
 def pytest_report_header() -> list[str]:
