@@ -28,7 +28,7 @@ import uvloop
 from aiohttp import web
 
 from mirror import telemetry
-from mirror.app import build
+from mirror.app.building import build
 from mirror.beats import Pulse
 from mirror.config import Config, ServerSettings
 from mirror.errors import ConfigError

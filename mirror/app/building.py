@@ -18,10 +18,10 @@ from mirror.access.audit import AuditLog
 from mirror.app.clients import ClientFiles
 from mirror.app.gate import open_gate
 from mirror.app.house import keep_house, keep_scrubbing
-from mirror.app.parts import App, Storage
+from mirror.app.parts import App
 from mirror.app.purging import make_purge
 from mirror.app.routes import content_lists, route_rule
-from mirror.app.storage import MISSES_LOCK, InFlight, open_storage, pin_rules
+from mirror.app.storage import MISSES_LOCK, InFlight, Storage, open_storage, pin_rules
 from mirror.app.syncing import make_sync, open_leases
 from mirror.app.tasks import make_jobs
 from mirror.app.upstreams import Upstreams

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from mirror import telemetry
-from mirror.app.parts import App, Storage
-from mirror.app.storage import SCRUB_LOCK, scrub_notes
+from mirror.app.parts import App
+from mirror.app.storage import SCRUB_LOCK, Storage, scrub_notes
 from mirror.config import (
     Config,
 )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from mirror.app.parts import Storage
-from mirror.app.storage import pin_rules
+from mirror.app.storage import Storage, pin_rules
 from mirror.config import Config
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo

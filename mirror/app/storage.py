@@ -6,14 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
-from mirror.app.parts import Disk, Storage
 from mirror.app.routes import age_rule
 from mirror.config import (
     Config,
 )
 from mirror.index.embedded import EmbeddedIndex
-from mirror.index.redis import RedisIndex, parse_redis_url
 from mirror.oci.digest import Digest
 from mirror.policy.eviction import Water
 from mirror.policy.pins import PinRule
@@ -35,13 +34,48 @@ from mirror.store.notes import Notes
 from mirror.store.pins import LocalPins
 from mirror.store.recovery import sweep
 
-__all__ = ["MISSES_LOCK", "SCRUB_LOCK", "InFlight", "open_disk", "open_storage", "pin_rules", "scrub_notes"]
+__all__ = [
+    "MISSES_LOCK",
+    "SCRUB_LOCK",
+    "Disk",
+    "InFlight",
+    "Storage",
+    "open_disk",
+    "open_storage",
+    "pin_rules",
+    "scrub_notes",
+]
 
 #: Locks over all processes of a store that commands take too.
 MISSES_LOCK = "misses"
 SCRUB_LOCK = "scrub"
 #: Seconds after which a partial without a filler may go, where there is no other room.
 _IDLE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The truth alone: enough for the command line to look at what is here, and to say what must stay."""
+
+    layout: Layout
+    store: LocalStore
+    catalog: LocalCatalog
+    pins: LocalPins
+
+
+@dataclass(slots=True)
+class Storage:
+    """Disk and index, and what keeps them in order: enough for the command line without a server."""
+
+    layout: Layout
+    store: LocalStore
+    catalog: LocalCatalog
+    freezes: LocalFreezes
+    pins: LocalPins
+    index: ContentIndex
+    locks: Locks
+    evictor: Evictor
+    pinned: PinnedContent
 
 
 class InFlight:
@@ -98,6 +132,9 @@ async def open_storage(config: Config, in_flight: InFlight | None = None) -> Asy
 
 def _open_index(config: Config, layout: Layout, store_id: str) -> ContentIndex:
     if url := config.index.url.get_secret_value():
+        # here, for commands that need no library of Redis
+        from mirror.index.redis import RedisIndex, parse_redis_url
+
         return RedisIndex(parse_redis_url(url), store_id=store_id, budget=config.index.timeout)
     return EmbeddedIndex(layout.root / "index.sqlite")
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from mirror.app.parts import Storage
 from mirror.app.routes import route_of
+from mirror.app.storage import Storage
 from mirror.config import (
     Config,
     SyncSettings,
     routing_table,
 )
-from mirror.index.leases import RedisLeases
-from mirror.index.redis import parse_redis_url
 from mirror.oci.reference import Repo
 from mirror.policy.platforms import parse_platforms
 from mirror.policy.routing import RoutingTable
@@ -55,11 +53,14 @@ def _sync_rule(settings: SyncSettings, table: RoutingTable, config: Config) -> S
     )
 
 
-def open_leases(config: Config, storage: Storage, stack: AsyncExitStack) -> RedisLeases | None:
+def open_leases(config: Config, storage: Storage, stack: AsyncExitStack) -> Leases | None:
     """Where replicas that share a Redis agree who syncs; not on the path of any request, so it may take its time."""
     url = config.index.url.get_secret_value()
     if not url or not config.sync:
         return None
+    from mirror.index.leases import RedisLeases
+    from mirror.index.redis import parse_redis_url
+
     budget = max(_LEASE_BUDGET, config.index.timeout)
     leases = RedisLeases(parse_redis_url(url), owner=storage.store.id, budget=budget)
     stack.push_async_callback(leases.aclose)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mirror.app.parts import Storage
+from mirror.app.storage import Storage
 from mirror.store.notes import Notes
 from mirror.transfer.jobs import Jobs, Work
 

@@ -60,7 +60,8 @@ def export_images(
     loaded = load(config)
     if not output:
         raise ConfigError(["export: say with --output where to write"])
-    from mirror.app import open_storage, routing_table
+    from mirror.app.storage import open_storage
+    from mirror.config import routing_table
 
     chosen = _chosen(images or [], lists or [], routing_table(loaded))
     try:
@@ -123,7 +124,7 @@ def _tell(output: str, written: Inventory, digest: Digest, *, signed: bool, as_j
 
 def _answers(loaded: settings.Config, storage: Any) -> Callable[[Repo, str], Digest | None]:
     """What a tag answers now, as for a client."""
-    from mirror.app import age_rule
+    from mirror.app.routes import age_rule
 
     histories = TagHistories(storage.catalog, storage.freezes)
 
@@ -162,7 +163,7 @@ def inventory(
     loaded = load(config)
 
     async def work() -> Inventory:
-        from mirror.app import open_storage
+        from mirror.app.storage import open_storage
 
         async with open_storage(loaded) as storage:
             return await in_thread(lambda _: take_inventory(storage.store, storage.catalog))

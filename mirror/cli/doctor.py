@@ -141,7 +141,7 @@ def _image(text: str, loaded: Config | None) -> Image:
     """Raises `ConfigError`. Without a configuration every registry may be one that the mirror knows."""
     first = text.strip().removeprefix("docker://").partition("/")[0].lower()
     if loaded is not None:
-        from mirror.app import routing_table
+        from mirror.config import routing_table
 
         table = routing_table(loaded)
     else:
@@ -195,7 +195,7 @@ async def _services(loaded: Config) -> list[Finding]:
     if loaded.offline:
         findings.append(Finding("registries", Level.OK, "sealed: none is contacted"))
         return findings
-    from mirror.app import open_registries
+    from mirror.app.upstreams import open_registries
     from mirror.upstream.checking import ask_budget, check_all
 
     try:

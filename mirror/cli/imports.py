@@ -101,7 +101,8 @@ class _Import:
         self._dry_run = dry_run
 
     async def of_layout(self, path: Path, name: str | None, key: Any) -> dict[str, Any]:
-        from mirror.app import open_storage, routing_table
+        from mirror.app.storage import open_storage
+        from mirror.config import routing_table
 
         table = routing_table(self._loaded)
         async with open_storage(self._loaded) as storage:
@@ -119,7 +120,8 @@ class _Import:
         return {**_summary(path, plan, admitted, self._dry_run), **_origin(bundle)}
 
     async def of_registry(self, path: Path, registry: str | None) -> dict[str, Any]:
-        from mirror.app import open_storage, routing_table
+        from mirror.app.storage import open_storage
+        from mirror.config import routing_table
 
         table = routing_table(self._loaded)
         filed_under = registry or self._loaded.default_registry
@@ -161,7 +163,7 @@ def _plan_registry(data: RegistryData, registry: str, table: RoutingTable, store
 
 
 def _site(loaded: settings.Config, storage: Any) -> Site:
-    from mirror.app import age_rule
+    from mirror.app.routes import age_rule
 
     return Site(
         store=storage.store,

@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from mirror import config as settings
-from mirror.app import Disk, open_disk, pin_rules
+from mirror.app.storage import Disk, open_disk, pin_rules
 from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, parse_images, table_console
 from mirror.cli.unread import refuse_unread

@@ -75,7 +75,7 @@ def prefetch(
     loaded = settings.load(config)
     chosen = _platforms(platform or [])
     listed = _listed(images or [], from_file or [], from_k8s or [], from_compose or [])
-    from mirror.app import routing_table
+    from mirror.config import routing_table
 
     wanted, mistakes = resolve_images(listed.images, routing_table(loaded))
     if mistakes:
@@ -156,7 +156,7 @@ async def _bring_in(
     jobs: int,
     report: _Report,
 ) -> Prefetched:
-    from mirror.app import build
+    from mirror.app.building import build
 
     async with build(loaded, housework=False) as app:
         return await bring_in(

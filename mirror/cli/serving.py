@@ -154,7 +154,7 @@ def check(
 
 
 async def _ask_registries(loaded: settings.Config) -> list[Any]:
-    from mirror.app import open_registries
+    from mirror.app.upstreams import open_registries
     from mirror.upstream.checking import check_all
 
     async with open_registries(loaded) as registries:

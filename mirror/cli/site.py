@@ -23,19 +23,9 @@ from rich.table import Table
 
 from mirror import config as settings
 from mirror import telemetry
-from mirror.app import (
-    MISSES_LOCK,
-    SCRUB_LOCK,
-    App,
-    Storage,
-    build,
-    open_storage,
-    pin_rules,
-    routing_table,
-    scrub_notes,
-    scrub_of,
-)
+from mirror.app.storage import MISSES_LOCK, SCRUB_LOCK, Storage, open_storage, pin_rules, scrub_notes
 from mirror.cli.base import ConfigFile, application, parse_images, table_console
+from mirror.config import routing_table
 from mirror.errors import ConfigError, MirrorError
 from mirror.oci.manifest import Descriptor
 from mirror.policy.images import Image, name_of
@@ -247,18 +237,21 @@ def _bar(*, quiet: bool) -> Iterator[_Bar]:
 async def _verify(
     loaded: settings.Config, images: Sequence[Image], rate: float | None, repair: bool, bar: _Bar
 ) -> dict[str, Any]:
+    from mirror.app.building import build
+    from mirror.app.house import scrub_of
+
     async with build(loaded, housework=False) as app:
         scrub = scrub_of(app, rate=rate, repair=repair, read=bar.read)
         if images:
-            return await _verify_images(loaded, app, images, scrub, bar)
-        return await _verify_all(app, scrub, bar)
+            return await _verify_images(loaded, app.storage, images, scrub, bar)
+        return await _verify_all(app.storage, scrub, bar)
 
 
 async def _verify_images(
-    loaded: settings.Config, app: App, images: Sequence[Image], scrub: Scrub, bar: _Bar
+    loaded: settings.Config, storage: Storage, images: Sequence[Image], scrub: Scrub, bar: _Bar
 ) -> dict[str, Any]:
-    store, catalog = app.storage.store, app.storage.catalog
-    overview = _overview(loaded, app.storage)
+    store, catalog = storage.store, storage.catalog
+    overview = _overview(loaded, storage)
     found = [(wanted, await overview.image(wanted.repo, wanted.reference)) for wanted in images]
     absent = [str(wanted) for wanted, here in found if here is None]
     if absent:
@@ -274,13 +267,13 @@ async def _verify_images(
     return {**_progress_json(progress), "missing": missing, "dangling": []}
 
 
-async def _verify_all(app: App, scrub: Scrub, bar: _Bar) -> dict[str, Any]:
-    store, catalog = app.storage.store, app.storage.catalog
-    held = app.storage.locks.try_hold(SCRUB_LOCK)
+async def _verify_all(storage: Storage, scrub: Scrub, bar: _Bar) -> dict[str, Any]:
+    store, catalog = storage.store, storage.catalog
+    held = storage.locks.try_hold(SCRUB_LOCK)
     if held is None:
         raise MirrorError("another process is verifying this store")
     try:
-        notes = scrub_notes(app.storage.layout)
+        notes = scrub_notes(storage.layout)
         before = await asyncio.to_thread(read_progress, notes)
         done = 0
         if before and before.complete_at is None and before.after:

@@ -47,7 +47,7 @@ def status(
 
 
 async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
-    from mirror.app import open_storage
+    from mirror.app.storage import open_storage
 
     async with open_storage(loaded) as storage:
         held, limit = await storage.evictor.fullness() or (None, None)
@@ -120,7 +120,8 @@ def purge(
 
 
 async def _purge(loaded: settings.Config, wanted: Image) -> dict[str, Any]:
-    from mirror.app import make_purge, open_storage
+    from mirror.app.purging import make_purge
+    from mirror.app.storage import open_storage
 
     with audited(loaded, "purge", repository=str(wanted.repo), reference=str(wanted.reference)) as about:
         async with open_storage(loaded) as storage:

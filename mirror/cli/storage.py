@@ -84,7 +84,7 @@ def _count(things: Sequence[object], noun: str) -> str:
 
 async def _collect(loaded: settings.Config, dry_run: bool) -> tuple[list[Victim], dict[Digest, list[str]]]:
     """Victims, and what people call their images."""
-    from mirror.app import open_storage
+    from mirror.app.storage import open_storage
 
     async with open_storage(loaded) as storage:
         victims = await storage.evictor.collect(dry_run=dry_run)

@@ -58,7 +58,8 @@ def sync(
 
 
 async def _rules(loaded: settings.Config) -> list[dict[str, Any]]:
-    from mirror.app import make_sync, open_storage
+    from mirror.app.storage import open_storage
+    from mirror.app.syncing import make_sync
 
     def nowhere(repo: Repo) -> SyncSource:
         raise NotImplementedError(f"only told, never run: {repo}")
@@ -68,7 +69,7 @@ async def _rules(loaded: settings.Config) -> list[dict[str, Any]]:
 
 
 async def _run(loaded: settings.Config, name: str) -> Ended:
-    from mirror.app import build
+    from mirror.app.building import build
 
     meter = Meter()
     # who stops the command means it: the rule then waits for its next time

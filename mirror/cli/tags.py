@@ -127,7 +127,7 @@ def _show_freezes(found: Sequence[Freeze]) -> None:
 
 def _tag(text: str, loaded: settings.Config, *, digest: bool = False) -> Image:
     """An image with a tag; with a digest besides only where one makes sense. Raises `ConfigError`."""
-    from mirror.app import routing_table
+    from mirror.config import routing_table
 
     try:
         image = parse_image(text, routing_table(loaded))
@@ -157,7 +157,8 @@ def _where(at: str) -> Digest | float:
 
 
 async def _standing(loaded: settings.Config, repo: Repo, tag: str) -> StandingTag:
-    from mirror.app import age_rule, open_storage
+    from mirror.app.routes import age_rule
+    from mirror.app.storage import open_storage
 
     async with open_storage(loaded) as storage:
         rule = age_rule(loaded, repo)
@@ -170,7 +171,8 @@ async def _freeze(
     loaded: settings.Config, repo: Repo, tag: str, where: Digest | float | None, reason: str
 ) -> tuple[Freeze, int]:
     """The freeze, and how many parts of the image are not here."""
-    from mirror.app import age_rule, open_storage
+    from mirror.app.routes import age_rule
+    from mirror.app.storage import open_storage
 
     async with open_storage(loaded) as storage:
         rule = age_rule(loaded, repo)
@@ -212,7 +214,7 @@ def _descriptor(seen: Sighting) -> Descriptor:
 
 async def _ask(loaded: settings.Config, repo: Repo, reference: Reference) -> Descriptor:
     """What is not known here: upstream's word, by HEAD. Raises `MirrorError`."""
-    from mirror.app import build
+    from mirror.app.building import build
 
     async with build(loaded) as app:
         try:
@@ -223,7 +225,7 @@ async def _ask(loaded: settings.Config, repo: Repo, reference: Reference) -> Des
 
 
 async def _unfreeze(loaded: settings.Config, repo: Repo, tag: str) -> bool:
-    from mirror.app import open_storage
+    from mirror.app.storage import open_storage
 
     async with open_storage(loaded) as storage:
         return await asyncio.to_thread(storage.freezes.drop, repo, tag)

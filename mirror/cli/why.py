@@ -66,7 +66,8 @@ def _parse(text: str, loaded: settings.Config) -> Image | Digest:
 
 
 async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> list[Found]:
-    from mirror.app import content_lists, open_storage, pin_rules, route_of
+    from mirror.app.routes import content_lists, route_of
+    from mirror.app.storage import open_storage, pin_rules
     from mirror.store.recent import read_recent
 
     async with open_storage(loaded) as storage:
@@ -223,7 +224,7 @@ def _route(route: str | None, rule: RouteRule) -> str:
 
 
 def _urls(found: WhyImage, loaded: settings.Config) -> list[str]:
-    from mirror.app import upstream_urls
+    from mirror.app.upstreams import upstream_urls
 
     return [] if found.rule.offline else upstream_urls(loaded, found.repo.registry)
 

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mirror.app import open_storage
+from mirror.app.storage import open_storage
 from mirror.config import load
 from mirror.errors import BundleError
 from mirror.oci.digest import Digest

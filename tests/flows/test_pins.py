@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mirror.app import App
+from mirror.app.parts import App
 from mirror.errors import IndexUnavailable, StoreError, StoreFull
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST

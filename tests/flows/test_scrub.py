@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from mirror.app import SCRUB_LOCK, scrub_notes, scrub_of
+from mirror.app.house import scrub_of
+from mirror.app.storage import SCRUB_LOCK, scrub_notes
 from mirror.errors import StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.app import SCRUB_LOCK
+from mirror.app.storage import SCRUB_LOCK
 from mirror.oci.digest import Digest
 from mirror.store.layout import Layout
 from mirror.store.locks import Locks

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mirror.app import App
+from mirror.app.parts import App
 from mirror.config import load
 from mirror.errors import AlreadyRunning, ConfigError, RuleUnknown
 from mirror.once import end

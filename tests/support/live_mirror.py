@@ -31,7 +31,8 @@ from multidict import CIMultiDictProxy
 from yarl import URL
 
 from mirror import telemetry
-from mirror.app import App, build
+from mirror.app.building import build
+from mirror.app.parts import App
 from mirror.config import Config
 from mirror.oci.digest import Digest
 from mirror.ports import Upstream
