@@ -5,6 +5,7 @@ from __future__ import annotations
 from mirror.config import (
     Config,
     RouteSettings,
+    routing_table,
 )
 from mirror.oci.reference import Repo
 from mirror.policy.content import ContentLists, ContentRule, patterns
@@ -14,7 +15,7 @@ from mirror.policy.routing import compile_pattern
 from mirror.policy.rules import RouteRule
 from mirror.policy.sizes import parse_size
 
-__all__ = ["age_rule", "content_lists", "route_of", "route_rule"]
+__all__ = ["age_rule", "content_lists", "route_of", "route_rule", "upstream_urls"]
 
 
 def route_rule(route: RouteSettings, config: Config) -> RouteRule:
@@ -48,3 +49,12 @@ def route_of(config: Config, repo: Repo) -> tuple[str | None, RouteRule]:
 def content_lists(config: Config) -> ContentLists:
     """What is allowed and denied wherever it comes from."""
     return ContentLists(patterns(config.content.allow), patterns(config.content.deny))
+
+
+def upstream_urls(config: Config, registry: str) -> list[str]:
+    """Where a registry that the table knows is asked, in this order; without credentials."""
+    known = routing_table(config).registry(registry)
+    found = [one for one in config.upstream if known and one.name == known[1].name]
+    return [
+        url for one in found for url in (*(mirror.url for mirror in one.endpoints), one.url or f"https://{registry}")
+    ]

@@ -31,7 +31,7 @@ from mirror.upstream.providers import ProviderOptions, open_provider
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.registry import RegistryUpstream, unverified
 
-__all__ = ["MOST_HOSTS", "Upstreams", "open_registries", "upstream_urls"]
+__all__ = ["MOST_HOSTS", "Upstreams", "open_registries"]
 
 #: Hosts under wildcards that are kept.
 MOST_HOSTS: Final = 200
@@ -205,15 +205,6 @@ async def open_registries(config: Config) -> AsyncIterator[list[RegistryUpstream
         upstreams = Upstreams(config, executor, memo)
         stack.push_async_callback(upstreams.aclose)
         yield upstreams.open()
-
-
-def upstream_urls(config: Config, registry: str) -> list[str]:
-    """Where a registry that the table knows is asked, in this order; without credentials."""
-    known = routing_table(config).registry(registry)
-    found = [one for one in config.upstream if known and one.name == known[1].name]
-    return [
-        url for one in found for url in (*(mirror.url for mirror in one.endpoints), one.url or f"https://{registry}")
-    ]
 
 
 def _told(login: Attempts) -> dict[str, Any]:

@@ -224,7 +224,7 @@ def _route(route: str | None, rule: RouteRule) -> str:
 
 
 def _urls(found: WhyImage, loaded: settings.Config) -> list[str]:
-    from mirror.app.upstreams import upstream_urls
+    from mirror.app.routes import upstream_urls
 
     return [] if found.rule.offline else upstream_urls(loaded, found.repo.registry)
 

@@ -13,6 +13,7 @@ import pytest
 
 from mirror.oci.digest import Digest
 from mirror.store.layout import Layout
+from tests.support.command import mirror as in_process
 from tests.support.fake_registry import FakeRegistry, status
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
@@ -33,7 +34,10 @@ class _Site:
         return run([sys.executable, "-m", "mirror", command, "--config", self.config, *words]).decode()
 
     def why(self, what: str) -> dict[str, Any]:
-        [found] = json.loads(self.cli("why", what, "--json"))
+        """Asked within this process, which is another one than the mirror's: some ask until something is known."""
+        done = in_process("why", what, "--json", "--config", self.config)
+        assert (done.status, done.err) == (0, "")
+        [found] = done.json
         assert isinstance(found, dict)
         return found
 
