@@ -60,3 +60,16 @@ def test_all_commands_are_listed() -> None:
         [sys.executable, "-m", "mirror", "serv"], cwd=_TREE, capture_output=True, text=True, check=False
     )
     assert (done.returncode, "serve" in done.stderr) == (2, True), done.stderr
+
+
+def test_the_end_does_not_look_at_what_was_imported() -> None:
+    """A command's process ends without a search for cycles in all of its modules; one that is run within ours does."""
+    program = (
+        "import atexit, gc, runpy\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 10_000))\n"
+        "runpy.run_module('mirror', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--version"], cwd=_TREE, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "True"
