@@ -69,15 +69,18 @@ class Grants:
         """The blob's size in bytes as it was granted (-1 where unknown); None: this repository has no grant."""
         key = (repo, digest)
         known = self._known.get(key)
-        if known is not None:
+        if known is not None and known >= 0:
             self._known.move_to_end(key)
             return known
         try:
             found = await self._index.linked(repo, digest)
         except IndexUnavailable:
             found = None
-        if found is None:
-            found = await self._on_disk(repo, digest)
+        if found is None or found < 0:
+            # without a size a blob that was cut short on the disk cannot be told from a whole one; another process may
+            # have fetched a manifest that says it
+            said = await self._on_disk(repo, digest)
+            found = next((one for one in (said, found, known) if one is not None), None)
         if found is not None:
             self._keep(repo, {digest: found})
         return found

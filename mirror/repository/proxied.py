@@ -102,6 +102,9 @@ class ProxiedRepository:
             return await self._resolve_kept(reference, tag)
         record = tag.record
         self._shelf.touch(record.digest)
+        if hot := self._shelf.manifests.get((self.repo, record.digest)):
+            # upstream's HEAD may have said another size or type than the manifest has that GET gives
+            return self._answer(hot, tag.outcome)
         return ManifestAnswer(record.digest, record.media_type, record.size, None, tag.outcome, self._upstream.name)
 
     async def _resolve_kept(self, reference: str, tag: HotTag) -> ManifestAnswer:
@@ -266,10 +269,19 @@ class ProxiedRepository:
             return await self._instead(digest, granted, error)
         except (BlobUnknown, StoreError):
             return await self._fly(digest, granted)
-        if granted not in (-1, info.size) and not await self._shelf.is_sound(info):
+        try:
+            if not await self._shelf.is_whole(info, granted):
+                expected = f"{granted} expected" if granted >= 0 else "and not those of its digest"
+                raise BlobDamaged(f"{info.size} bytes on disk, {expected}")
+        except (BlobDamaged, BlobUnreadable) as error:
             reader.close()
-            damage = BlobDamaged(f"{info.size} bytes on disk, {granted} expected")
-            return await self._instead(digest, granted, damage)
+            return await self._instead(digest, granted, error)
+        except StoreError as error:
+            reader.close()
+            return await self._around(digest, granted, error)
+        except BaseException:
+            reader.close()
+            raise
         self._shelf.touch(digest)
         return StoredContent(digest, info.size, reader, self._passing(digest), self._shelf.doubt)
 
@@ -391,13 +403,13 @@ class ProxiedRepository:
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """What HEAD tells. Starts no fill: a client that only looks must not cost a download."""
         granted = await self._granted(digest)
-        try:
-            here = self._shelf.store.stat(digest).size if granted is not None else None
-        except BlobUnknown:
-            here = None
-        if here is not None and granted in (-1, here):
+        info = None
+        if granted is not None:
+            with suppress(BlobUnknown):
+                info = self._shelf.store.stat(digest)
+        if info and (granted == info.size or (granted == -1 and await self._is_sound(info))):
             self._shelf.touch(digest)
-            return BlobStat(here, Outcome.HIT, self._upstream.name)
+            return BlobStat(info.size, Outcome.HIT, self._upstream.name)
         if granted is not None and granted >= 0:
             return BlobStat(granted, Outcome.MISS, self._upstream.name)
         said = await self._shelf.memo.get(self._key("size", digest))
@@ -503,6 +515,12 @@ class ProxiedRepository:
         if await self._shelf.is_unknown(key):
             raise BlobUnknown(f"{self.repo} has no blob {digest}")
         return await self._shelf.once.run(("ask", self.repo, digest, caller()), ask)
+
+    async def _is_sound(self, info: BlobInfo) -> bool:
+        """False, too, where the disk does not tell."""
+        with suppress(StoreError):
+            return await self._shelf.is_sound(info)
+        return False
 
     def _is_here(self, digest: Digest) -> bool:
         try:

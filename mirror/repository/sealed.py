@@ -171,9 +171,15 @@ class SealedRepository:
             info, reader = self._shelf.store.open(digest)
         except BlobUnknown:
             raise self._missed(digest, named=True) from None
-        if granted not in (-1, info.size) and not await self._shelf.is_sound(info):
+        try:
+            whole = await self._shelf.is_whole(info, granted)
+        except BaseException:
             reader.close()
-            damage = BlobDamaged(f"{info.size} bytes on disk, {granted} expected")
+            raise
+        if not whole:
+            reader.close()
+            expected = f"{granted} expected" if granted >= 0 else "and not those of its digest"
+            damage = BlobDamaged(f"{info.size} bytes on disk, {expected}")
             await asyncio.to_thread(set_aside, self._shelf.store, digest, damage)
             raise self._missed(digest, named=True)
         self._shelf.touch(digest)

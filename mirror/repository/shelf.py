@@ -155,8 +155,18 @@ class Shelf:
         for digest in digests:
             self.manifests.drop((repo, digest))
 
+    async def is_whole(self, info: BlobInfo, size: int) -> bool:
+        """Whether what is on the disk is all of a blob that should have `size` bytes (-1: nobody knows how many).
+
+        Raises `StoreError` where the disk does not tell.
+        """
+        return info.size == size or await self.is_sound(info)
+
     async def is_sound(self, info: BlobInfo) -> bool:
-        """Who is wrong, the disk or the manifest? A manifest that lies about a size must not cost others their blob."""
+        """Who is wrong, the disk or the manifest? A manifest that lies about a size must not cost others their blob.
+
+        All of it is hashed, once in each process. Raises `StoreError` where the disk does not tell.
+        """
         if self.sound.get(info.digest) == info.size:
             return True
         matches = await self.once.run(

@@ -82,10 +82,13 @@ def doubt(store: BlobStore, digest: Digest) -> None:
 
 
 def is_right(store: BlobStore, digest: Digest) -> bool:
-    """Blocking: whether the blob's bytes are those that its digest names."""
+    """Blocking: whether the blob's bytes are those that its digest names; False, too, where it is gone meanwhile.
+
+    Raises `BlobUnreadable`, `StoreError`: that the disk does not tell says nothing about the blob.
+    """
     try:
         return _hash(store, digest) == digest.hex
-    except (BlobUnknown, StoreError):
+    except BlobUnknown:
         return False
 
 

@@ -225,6 +225,18 @@ async def test_20_lying_digest_header(registry: FakeRegistry, mirror: LiveMirror
     assert answer.headers["Docker-Content-Digest"] == str(digest)
 
 
+async def test_a_head_that_lies_about_size_and_type(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """Once the manifest is here, HEAD by its tag says what GET gives, whatever upstream's HEAD has said."""
+    digest = registry.add_image("library/app", "v1", [b"layer"])
+    headers = {"Content-Type": DOCKER_MANIFEST, "Docker-Content-Digest": str(digest)}
+    registry.fail("manifests", lambda request, answer: reply(200, b"", headers, length=5)[:1])
+    assert (await mirror.ask(f"{_NAME}/manifests/v1", method="HEAD")).headers["Content-Length"] == "5"
+    assert (await mirror.ask(f"{_NAME}/manifests/{digest}")).status == 200
+    answer = await mirror.ask(f"{_NAME}/manifests/v1", method="HEAD")
+    assert answer.headers["Content-Length"] == str(len(registry.manifest("library/app", digest)))
+    assert answer.headers["Content-Type"] == OCI_MANIFEST
+
+
 # -------------------------------------------------------------------------------------------- errors of upstream
 
 

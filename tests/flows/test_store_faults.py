@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from mirror.errors import StoreError
 from mirror.oci.digest import Digest
 from tests.support.fake_registry import FakeRegistry, stall, wrong_bytes
 from tests.support.live_mirror import PATIENCE, Got, LiveMirror, live_mirror, noise, reached, until
@@ -138,6 +139,62 @@ async def test_39_truncated(
         assert registry.count("blobs") == 1
         assert mirror.blob_file(_DIGEST).read_bytes() == _LAYER
         assert mirror.events("damaged blob set aside")
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("ask", ["GET", "HEAD"])
+async def test_39_truncated_and_the_index_lost(
+    registry: FakeRegistry, mirror: LiveMirror, image: Digest, named: bool, ask: str
+) -> None:
+    """Row 39: neither this process nor the index knows the size. A manifest that another process has fetched says it;
+    where there is none, all of the blob is hashed, once.
+    """
+    await _pull(mirror, by_manifest=False)
+    if named:
+        async with live_mirror(mirror.root, {"docker.io": registry.url}) as another:
+            assert (await another.ask(f"/v2/library/app/manifests/{image}")).status == 200
+    else:
+        # whole: hashed, and served from here
+        await mirror.app.storage.index.clear()
+        registry.forget()
+        for _ in range(2):
+            _is_whole(await mirror.ask(_AT, method="GET"))
+        assert registry.count("blobs") == 0
+    await mirror.app.storage.index.clear()
+    os.truncate(_writable(mirror.blob_file(_DIGEST)), 1000)
+    if ask == "HEAD":
+        answer = await mirror.ask(_AT, method="HEAD")
+        assert (answer.status, answer.headers.get("Content-Length")) == (200, str(_SIZE))
+    else:
+        _is_whole(await mirror.ask(_AT))
+        await mirror.landed(_DIGEST)
+        assert mirror.blob_file(_DIGEST).read_bytes() == _LAYER
+        assert mirror.events("damaged blob set aside")
+
+
+@pytest.mark.usefixtures("image")
+async def test_39_a_size_in_doubt_and_a_disk_that_does_not_tell(
+    registry: FakeRegistry, mirror: LiveMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 39: a blob that cannot be hashed for want of descriptors is not set aside for that. It is not served either:
+    what is served comes from upstream.
+    """
+    await _pull(mirror, by_manifest=False)
+    await mirror.app.storage.index.clear()
+
+    def fail(store: object, digest: Digest) -> bool:
+        raise StoreError("too many open files")
+
+    registry.forget()
+    with monkeypatch.context() as patch:
+        patch.setattr("mirror.repository.shelf.is_right", fail)
+        _is_whole(await mirror.ask(_AT))
+    assert registry.count("blobs")
+    assert mirror.blob_file(_DIGEST).exists()
+    assert mirror.events("damaged blob set aside") == []
+    registry.forget()
+    _is_whole(await mirror.ask(_AT))
+    assert registry.count("blobs") == 0
 
 
 async def test_39_truncated_while_it_is_sent(mirror: LiveMirror, registry: FakeRegistry) -> None:
