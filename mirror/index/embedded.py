@@ -38,6 +38,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import ContentRecord, ManifestNames, NamedContent, Standing, Usage
 from mirror.telemetry import INDEX_FAILURES, log
+from mirror.threads import to_its_end
 
 __all__ = ["SCHEMA", "EmbeddedIndex"]
 
@@ -320,18 +321,16 @@ class EmbeddedIndex:
             await self._let_go()
             if self._closed:
                 raise IndexUnavailable("the index is closed")
-            connecting = asyncio.create_task(self._connect())
             try:
-                self._connections = await asyncio.shield(connecting)
-            except asyncio.CancelledError:
                 # half made it would keep its thread and its files: it is finished, and kept for whoever comes next
-                with suppress(sqlite3.Error, OSError):
-                    self._connections = await connecting
-                raise
+                self._connections = await to_its_end(self._connect(), unwanted=self._keep)
             except (sqlite3.Error, OSError) as error:
                 INDEX_FAILURES.inc()
                 raise _unavailable(error) from error
             return self._connections
+
+    def _keep(self, connections: _Connections) -> None:
+        self._connections = connections
 
     async def _connect(self) -> _Connections:
         inode = await asyncio.to_thread(_prepare, self._path, self._busy_timeout)
@@ -367,7 +366,8 @@ class EmbeddedIndex:
     async def _let_go(self) -> None:
         if self._connections is not None:
             connections, self._connections = self._connections, None
-            await _close(connections)
+            # half closed it would keep its thread, and with that the process from ending
+            await to_its_end(_close(connections))
 
 
 async def _close(connections: _Connections) -> None:

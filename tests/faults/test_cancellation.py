@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -11,10 +12,12 @@ import aiohttp
 import pytest
 
 from mirror.errors import MirrorError
+from mirror.index.embedded import EmbeddedIndex
 from mirror.memo import MISSING, Memo, redis_cache
 from mirror.oci.challenge import Challenge, Scope
 from mirror.oci.digest import Digest
 from mirror.policy.realms import Bounds
+from mirror.policy.records import ContentRecord
 from mirror.upstream.client import open_session
 from mirror.upstream.credentials import Attempts, Credentials
 from mirror.upstream.tokens import TokenSource
@@ -330,3 +333,27 @@ async def test_63_answers_shared_through_redis(inside: str, tally: Tally) -> Non
         tally(awaits=rounds)
         assert rounds >= 1
         await memo.aclose()
+
+
+@pytest.mark.parametrize("inside", ["EmbeddedIndex.put", "EmbeddedIndex.clear", "EmbeddedIndex.aclose"])
+async def test_63_the_embedded_index(tmp_path: Path, inside: str, tally: Tally) -> None:
+    """Row 63: cancelled while it is opened, begun anew or closed, no connection is left: its thread would keep the
+    process from ending, and its files from being closed.
+    """
+    before = set(threading.enumerate())
+    baseline = Baseline()
+    records = [ContentRecord(_DIGEST, 1, 1.0)]
+
+    async def scenario() -> None:
+        index = EmbeddedIndex(tmp_path / "index.sqlite")
+        for work in (index.put(records), index.clear(), index.put(records), index.aclose(), index.aclose()):
+            with suppress(asyncio.CancelledError):
+                await asyncio.create_task(work)
+        (tmp_path / "index.sqlite").unlink(missing_ok=True)
+        # threads of the pool stay
+        await until(lambda: not [one for one in set(threading.enumerate()) - before if "connection" in one.name])
+        await baseline.reached()
+
+    rounds = await cancelled_everywhere(inside, scenario)
+    tally(awaits=rounds)
+    assert rounds >= 1

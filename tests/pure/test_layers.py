@@ -33,7 +33,7 @@ _MAY_IMPORT: Final = {
     "behalf": {"oci"},
     # adapters: never each other, nor what uses them
     "store": {"errors", "oci", "policy", "ports", "telemetry", "once"},
-    "index": {"errors", "oci", "policy", "ports", "telemetry", "once"},
+    "index": {"errors", "oci", "policy", "ports", "telemetry", "once", "threads"},
     "upstream": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once", "behalf"},
     "access": {"errors", "oci", "policy", "ports", "telemetry", "once"},
     # what the product does, and HTTP in front of it
