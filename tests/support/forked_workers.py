@@ -25,11 +25,13 @@ __all__ = ["ForkedWorkers"]
 
 
 class ForkedWorkers:
-    """At most one worker at a time. `log` is the file that all of them write to."""
+    """At most one worker at a time. `log` is the file that all of them write to. `beside`: on the listener of those."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, *, beside: ForkedWorkers | None = None) -> None:
         self._config = config
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._listener: socket.socket = (
+            beside._listener.dup() if beside else socket.create_server(("127.0.0.1", 0), backlog=1024)
+        )
         self.port = int(self._listener.getsockname()[1])
         self.log = config.parent / "workers.log"
         self._pid = 0
