@@ -110,7 +110,9 @@ UPSTREAM_ERRORS: Final = Counter(
     "Calls to upstream, and bodies of it, that failed, by the name of the error; what is not known there is none",
     ["upstream", "error"],
 )
-UPSTREAM_BYTES: Final = Counter("mirror_upstream_bytes", "Bytes of blobs received from upstream", ["upstream"])
+UPSTREAM_BYTES: Final = Counter(
+    "mirror_upstream_bytes", "Bytes of blobs received from upstream, kept or not", ["upstream"]
+)
 BUDGET_LIMIT: Final = Gauge(
     "mirror_upstream_budget_limit",
     "Pulls that a registry allows in its window, where it says so",

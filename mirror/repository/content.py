@@ -94,11 +94,14 @@ class Passing:
         upstream: str,
         pull: Callable[[int], AbstractAsyncContextManager[Body]],
         executor: Executor,
+        received: Callable[[int], None] = lambda count: None,
     ) -> None:
+        """`received` is told how many bytes upstream has sent, each time that it was asked."""
         self.digest = digest
         self.upstream = upstream
         self._pull = pull
         self._executor = executor
+        self._received = received
 
     async def stream(
         self, span: Span | None, sent: Span | None = None, reader: BlobReader | None = None
@@ -123,17 +126,20 @@ class Passing:
                     raise BlobDamaged(f"what was sent of {self.digest} is not what upstream has")
             return fresh
 
-        async with self._pull(0) as body:
-            while True:
-                fresh = await to_its_end(loop.run_in_executor(self._executor, receive), stop=body.abort)
-                if not fresh:
-                    break
-                wanted = fresh if span is None else fresh[max(0, span.start - offset) : max(0, span.stop - offset)]
-                offset += len(fresh)
-                held += wanted
-                if len(held) > HELD_BACK:
-                    yield held[:-HELD_BACK]
-                    held = held[-HELD_BACK:]
+        try:
+            async with self._pull(0) as body:
+                while True:
+                    fresh = await to_its_end(loop.run_in_executor(self._executor, receive), stop=body.abort)
+                    if not fresh:
+                        break
+                    wanted = fresh if span is None else fresh[max(0, span.start - offset) : max(0, span.stop - offset)]
+                    offset += len(fresh)
+                    held += wanted
+                    if len(held) > HELD_BACK:
+                        yield held[:-HELD_BACK]
+                        held = held[-HELD_BACK:]
+        finally:
+            self._received(offset)
         if hashing.hexdigest() != self.digest.hex:
             raise DigestMismatch(f"the {offset} bytes received are not {self.digest}", upstream=self.upstream)
         if held:

@@ -497,6 +497,7 @@ class ProxiedRepository:
             self._upstream.name,
             lambda start: self._upstream.blob(self.repo.name, digest, start),
             self._shelf.executor,
+            telemetry.UPSTREAM_BYTES.labels(self._shelf.label(self.repo.registry)).inc,
         )
 
     async def _ask(self, digest: Digest) -> int | None:

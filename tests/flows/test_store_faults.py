@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from mirror import telemetry
 from mirror.errors import StoreError
 from mirror.oci.digest import Digest
 from tests.support.fake_registry import FakeRegistry, stall, wrong_bytes
@@ -338,11 +339,14 @@ async def test_34_blob_larger_than_the_cache(registry: FakeRegistry, tmp_path: P
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, store=store) as mirror:
         assert (await mirror.ask(_TAG)).status == 200
         await mirror.rebuilt()
+        before = sum(count for _, count in telemetry.counted("mirror_upstream_bytes"))
         for _ in range(3):
             answer = await mirror.ask(_AT)
             _is_whole(answer)
             assert answer.cache == "fwd=bypass"
             assert answer.headers["Content-Length"] == str(_SIZE)
+        # nothing is saved of what upstream had to send each time
+        assert sum(count for _, count in telemetry.counted("mirror_upstream_bytes")) - before >= 3 * _SIZE
         answer = await mirror.ask(_AT, headers={"Range": "bytes=100-199"})
         assert (answer.status, answer.body) == (206, _LAYER[100:200])
         assert len(mirror.events("the store is failing; pulls go through uncached")) == 1
