@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, RedisError
 
 from mirror.errors import IndexUnavailable
-from mirror.index.redis import RedisAddress
+from mirror.index.redis import RedisAddress, no_connection
 
 __all__ = ["RedisHealth", "probe_redis"]
 
@@ -43,8 +43,8 @@ async def probe_redis(address: RedisAddress, *, patience: float = 5.0) -> RedisH
     except (RedisError, OSError) as error:
         # while it connects, redis-py wraps what the server says of a password
         shut = isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError)
-        why = "user name or password is missing or wrong" if shut else type(error).__name__
-        raise IndexUnavailable(f"{address}: {why}") from error
+        why = "user name or password is missing or wrong" if shut else no_connection(error)
+        raise IndexUnavailable(f"{address}: {why or type(error).__name__}") from error
     finally:
         await client.aclose()
         await client.connection_pool.disconnect()

@@ -26,6 +26,7 @@ An instance belongs to one event loop of one process.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -48,7 +49,7 @@ from mirror.oci.reference import Repo
 from mirror.policy.records import ContentRecord, ManifestNames, NamedContent, Standing, Usage
 from mirror.telemetry import BREAKER, INDEX_FAILURES, log
 
-__all__ = ["SCHEMA", "Keys", "RedisAddress", "RedisIndex", "parse_redis_url"]
+__all__ = ["SCHEMA", "Keys", "RedisAddress", "RedisIndex", "no_connection", "parse_redis_url"]
 
 #: Part of every key. Records of another schema are left alone, and are never found.
 SCHEMA: Final = 2
@@ -647,7 +648,22 @@ def _explain(error: Exception) -> str:
         return "Redis is too old: 7.0 or later is needed"
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return "Redis did not answer in time"
+    if why := no_connection(error):
+        return f"no connection to Redis: {why}"
     return f"Redis failed: {type(error).__name__}"
+
+
+def no_connection(error: BaseException) -> str:
+    """Why the system gave no connection, in its own words; empty: that is not what went wrong."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, ssl.SSLError):
+            return getattr(inner, "verify_message", "") or inner.reason or "TLS failed"
+        if isinstance(inner, OSError) and inner.errno:
+            # those of the resolver are negative, and no numbers of the kernel's
+            return os.strerror(inner.errno) if inner.errno > 0 else str(inner.strerror)
+        inner = inner.__cause__ or inner.__context__
+    return ""
 
 
 def _text(raw: object) -> str:

@@ -66,10 +66,10 @@ def judge_certificate_age(names: str, begins: float, ends: float, now: float) ->
         return Finding("certificate", Level.PROBLEM, f"for {names}: not valid yet", "check this machine's clock")
     if left <= 0:
         text = f"for {names}: expired {_span(-left)} ago"
-        return Finding("certificate", Level.PROBLEM, text, "renew it, and restart the mirror")
+        return Finding("certificate", Level.PROBLEM, text, "renew it, and reload the mirror (SIGHUP)")
     text = f"for {names}: valid for another {_span(left)}"
     if left < _EXPIRES_SOON:
-        return Finding("certificate", Level.WARNING, text, "renew it soon, and restart the mirror")
+        return Finding("certificate", Level.WARNING, text, "renew it soon, and reload the mirror (SIGHUP)")
     return Finding("certificate", Level.OK, text)
 
 

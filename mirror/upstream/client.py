@@ -83,7 +83,9 @@ async def translated(upstream: str, whom: str) -> AsyncIterator[None]:
     except TimeoutError as error:
         raise UpstreamTimeout(f"{whom} did not answer in time", upstream=upstream) from error
     except aiohttp.ClientConnectorCertificateError as error:
-        raise DialFailed(f"the certificate of {whom} is not trusted", upstream=upstream) from error
+        # in OpenSSL's words: «certificate has expired», «self-signed certificate», «Hostname mismatch, …»
+        why = getattr(error.certificate_error, "verify_message", "") or "for no reason given"
+        raise DialFailed(f"the certificate of {whom} is not trusted: {why}", upstream=upstream) from error
     except aiohttp.ClientConnectorError as error:
         if isinstance(error.os_error, AddressRefused):
             raise UpstreamInvalid(str(error.os_error), upstream=upstream) from error

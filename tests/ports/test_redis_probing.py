@@ -37,5 +37,5 @@ async def test_a_redis_that_hangs_or_is_gone() -> None:
             await probe_redis(server.address, patience=0.2)
         server.resume()
         server.kill()
-        with pytest.raises(IndexUnavailable):
+        with pytest.raises(IndexUnavailable, match="Connection refused"):
             await probe_redis(server.address)
