@@ -15,7 +15,7 @@ from rich.table import Table
 
 from mirror import config as settings
 from mirror.cli.base import ConfigFile, application, table_console
-from mirror.cli.working import Json, fail, from_file, in_thread, load, progress
+from mirror.cli.working import Json, check_there, fail, from_file, in_thread, load, progress
 from mirror.errors import ConfigError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
@@ -63,6 +63,7 @@ def export_images(
     from mirror.app.storage import open_storage
     from mirror.config import routing_table
 
+    check_there(loaded)
     chosen = _chosen(images or [], lists or [], routing_table(loaded))
     try:
         platforms = parse_platforms(platform or [])
@@ -161,6 +162,7 @@ def inventory(
 ) -> None:
     """Print which images and blobs this mirror has, from the disk."""
     loaded = load(config)
+    check_there(loaded)
 
     async def work() -> Inventory:
         from mirror.app.storage import open_storage

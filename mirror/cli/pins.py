@@ -18,7 +18,7 @@ from mirror.app.storage import Disk, open_disk, pin_rules
 from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, parse_images, table_console
 from mirror.cli.unread import refuse_unread
-from mirror.cli.working import check_owner
+from mirror.cli.working import check_owner, check_there
 from mirror.errors import ConfigError, MirrorError
 from mirror.oci.digest import Digest
 from mirror.policy.images import name_of
@@ -89,6 +89,7 @@ def pins(
 ) -> None:
     """List pinned images, by hand and by the rules of the configuration, and whether they are complete."""
     loaded = settings.load(config)
+    check_there(loaded)
     disk = open_disk(loaded)
     now = time.time()
     read, unread = disk.pins.look()

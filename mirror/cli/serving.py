@@ -17,6 +17,7 @@ from mirror import telemetry
 from mirror.beats import Beats, Pulse
 from mirror.cli.base import ConfigFile, application
 from mirror.cli.unread import unread_of
+from mirror.cli.working import owner
 from mirror.errors import ConfigError, StoreError
 from mirror.listen import AdminListener, open_admin, open_listeners
 
@@ -57,6 +58,14 @@ def serve(
                 telemetry.log.warning("a setting changed that takes a restart", setting=name)
         return plan(now)
 
+    if (whose := owner(loaded)) not in (None, os.geteuid()):
+        telemetry.log.warning(
+            "the store is another user's",
+            root=str(loaded.store.root),
+            owner=whose,
+            user=os.geteuid(),
+            reason="what this mirror writes there, one that runs as its owner cannot read",
+        )
     count = loaded.server.workers
     opened = [open_listeners(address, count) for address in loaded.server.listen]
     by_worker = [[sockets[number] for sockets in opened] for number in range(count)]

@@ -25,6 +25,7 @@ from mirror import config as settings
 from mirror import telemetry
 from mirror.app.storage import MISSES_LOCK, SCRUB_LOCK, Storage, open_storage, pin_rules, scrub_notes
 from mirror.cli.base import ConfigFile, application, parse_images, table_console
+from mirror.cli.working import check_owner, check_there
 from mirror.config import routing_table
 from mirror.errors import ConfigError, MirrorError
 from mirror.oci.manifest import Descriptor
@@ -193,6 +194,7 @@ def verify(
 ) -> None:
     """Hash blobs again; set aside what is damaged and fetch it again; exit status 1 if something is not to be had."""
     loaded = _load(config)
+    check_owner(loaded, "leaves")
     limit = _parse_rate(rate)
     images = parse_images(image or [], loaded)
     with _bar(quiet=as_json) as bar:
@@ -336,6 +338,8 @@ def misses(
     loaded = _load(config)
     if as_json and images:
         raise ConfigError(["--json and --images exclude each other"])
+    if clear:
+        check_owner(loaded, "leaves")
     asyncio.run(_misses(loaded, _printer(as_json, images), clear))
 
 
@@ -410,6 +414,7 @@ def _print_misses_json(found: list[tuple[Miss, str]]) -> None:
 def _load(config: Path | None) -> settings.Config:
     loaded = settings.load(config)
     telemetry.set_up_logging("error")
+    check_there(loaded)
     return loaded
 
 

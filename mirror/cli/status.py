@@ -15,7 +15,7 @@ from mirror import config as settings
 from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, table_console
 from mirror.cli.running import ask, ask_if_running
-from mirror.cli.working import check_owner
+from mirror.cli.working import check_owner, check_there
 from mirror.errors import ConfigError, RequestError
 from mirror.policy.durations import format_duration
 from mirror.policy.images import Image, parse_image
@@ -34,6 +34,7 @@ def status(
     telemetry.set_up_logging("error")
     found = ask_if_running(loaded, "GET", "/admin/v1/status")
     if found is None:
+        check_there(loaded)
         found = asyncio.run(_on_disk(loaded))
         flights: list[dict[str, Any]] = []
         upstreams: list[dict[str, Any]] = []

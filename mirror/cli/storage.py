@@ -15,6 +15,7 @@ from mirror import telemetry
 from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, table_console
 from mirror.cli.running import ask_if_running
+from mirror.cli.working import check_owner, check_there
 from mirror.oci.digest import Digest
 from mirror.policy.eviction import Victim
 from mirror.policy.sizes import format_size
@@ -37,6 +38,9 @@ def gc(
     if told is not None:
         _print_told(told, as_json)
         return
+    check_there(loaded)
+    if not dry_run:
+        check_owner(loaded, "leaves")
     with audited(loaded, "gc", dry_run=dry_run) as about:
         victims, names = asyncio.run(_collect(loaded, dry_run))
         about["bytes"] = _bytes(victims)

@@ -16,6 +16,7 @@ from mirror import telemetry
 from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, table_console
 from mirror.cli.unread import refuse_unread
+from mirror.cli.working import check_owner, check_there
 from mirror.errors import ConfigError, MirrorError, NotKnown, RequestError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
@@ -42,6 +43,7 @@ def history(image: TagArgument, config: ConfigFile = None, as_json: AsJson = Fal
     loaded = settings.load(config)
     telemetry.set_up_logging("warning")
     wanted = _tag(image, loaded)
+    check_there(loaded)
     found = asyncio.run(_standing(loaded, wanted.repo, str(wanted.tag)))
     if not found.standings and not found.freeze:
         raise MirrorError(f"{wanted}: this mirror has never seen such a tag")
@@ -76,6 +78,7 @@ def freeze(
     loaded = settings.load(config)
     telemetry.set_up_logging("warning")
     wanted = _tag(image, loaded, digest=at is None)
+    check_owner(loaded, "freezes")
     where = _where(at) if at is not None else wanted.digest
     tag = str(wanted.tag)
     with audited(loaded, "freeze", repository=str(wanted.repo), reference=tag, reason=reason or None) as about:
@@ -92,6 +95,7 @@ def unfreeze(image: TagArgument, config: ConfigFile = None) -> None:
     loaded = settings.load(config)
     telemetry.set_up_logging("warning")
     wanted = _tag(image, loaded)
+    check_owner(loaded, "leaves")
     with audited(loaded, "unfreeze", repository=str(wanted.repo), reference=str(wanted.tag)):
         if not asyncio.run(_unfreeze(loaded, wanted.repo, str(wanted.tag))):
             raise MirrorError(f"{wanted} is not frozen")

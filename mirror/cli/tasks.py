@@ -15,7 +15,7 @@ from mirror import telemetry
 from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, table_console
 from mirror.cli.running import ask_if_running
-from mirror.cli.working import check_owner
+from mirror.cli.working import check_owner, check_there
 from mirror.errors import ConfigError
 from mirror.policy.sizes import format_size
 
@@ -58,6 +58,7 @@ async def _one_on_disk(loaded: settings.Config, job: str, cancel: bool) -> dict[
     from mirror.app.tasks import make_jobs
 
     # that a job is over, because its process is, is written down as well
+    check_there(loaded)
     check_owner(loaded, "leaves")
     async with open_storage(loaded) as storage:
         jobs = make_jobs(storage)
@@ -71,6 +72,7 @@ async def _all_on_disk(loaded: settings.Config) -> list[dict[str, Any]]:
     from mirror.app.storage import open_storage
     from mirror.app.tasks import make_jobs
 
+    check_there(loaded)
     check_owner(loaded, "leaves")
     async with open_storage(loaded) as storage:
         return await make_jobs(storage).all()

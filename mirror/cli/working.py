@@ -22,7 +22,18 @@ from mirror.store.layout import Layout
 from mirror.threads import to_its_end
 from mirror.transfer.admit import Told
 
-__all__ = ["Json", "check_owner", "fail", "from_file", "in_thread", "load", "progress", "read_file"]
+__all__ = [
+    "Json",
+    "check_owner",
+    "check_there",
+    "fail",
+    "from_file",
+    "in_thread",
+    "load",
+    "owner",
+    "progress",
+    "read_file",
+]
 
 _T = TypeVar("_T")
 
@@ -36,22 +47,44 @@ def load(config: Path | None) -> settings.Config:
     return loaded
 
 
+def check_there(loaded: settings.Config) -> None:
+    """Who only looks makes no store: not as root where a mirror of another user will want it, and not in a wrong place,
+    which an empty list would be a poor hint of. Raises `ConfigError`.
+    """
+    try:
+        Layout(loaded.store.root).marker.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            [
+                f"there is no store at {loaded.store.root}: has a mirror run with this configuration? "
+                "--config names the file of another"
+            ]
+        ) from None
+    except OSError:
+        return
+
+
 def check_owner(loaded: settings.Config, does: str) -> None:
     """Files of the store are readable for their owner alone: what root writes, a server of another user cannot read.
 
     `does` is what the command does with them. Raises `ConfigError`.
     """
-    try:
-        owner = Layout(loaded.store.root).marker.stat().st_uid
-    except OSError:
-        return
-    if owner != os.geteuid():
+    whose = owner(loaded)
+    if whose is not None and whose != os.geteuid():
         raise ConfigError(
             [
-                f"the store at {loaded.store.root} is user {owner}'s, and this is user {os.geteuid()}: what it "
-                f"{does} the server could not read; run it as that user, such as with sudo -u '#{owner}'"
+                f"the store at {loaded.store.root} is user {whose}'s, and this is user {os.geteuid()}: what it "
+                f"{does} the server could not read; run it as that user, such as with sudo -u '#{whose}'"
             ]
         )
+
+
+def owner(loaded: settings.Config) -> int | None:
+    """The user whom the store belongs to; None: there is none yet, or it is not to be seen."""
+    try:
+        return Layout(loaded.store.root).marker.stat().st_uid
+    except OSError:
+        return None
 
 
 def read_file(path: Path) -> bytes:

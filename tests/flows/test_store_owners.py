@@ -1,0 +1,76 @@
+"""Commands on a store that belongs to another user, or that is not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.command import mirror
+from tests.support.stocked import Stocked, tree, write_settings
+
+_RULE = '[[sync]]\nfrom = "docker.io/library/app"\nevery = "1h"'
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Of a store with one image in it."""
+    stocked = Stocked(tmp_path / "store")
+    stocked.tag("library/app", "v1", stocked.image("library/app", [b"layer"]))
+    return write_settings(stocked.root, more=_RULE)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["freeze", "app:v1"],
+        ["unfreeze", "app:v1"],
+        ["pin", "app:v1"],
+        ["unpin", "app:v1"],
+        ["purge", "app:v1"],
+        ["gc"],
+        ["verify"],
+        ["misses", "--clear"],
+        ["sync", "--now", "docker.io/library/app"],
+        ["prefetch", "app:v1"],
+    ],
+    ids=" ".join,
+)
+def test_what_writes_is_refused_to_another_user(
+    config: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A freeze that root has written the server could not read: it would answer nothing any more, and evict nothing."""
+    store = config.with_suffix("")
+    before = tree(store)
+    monkeypatch.setattr(os, "geteuid", lambda: store.stat().st_uid + 1)
+    done = mirror(*words, "--config", config)
+    assert (done.status, "run it as that user" in done.err) == (2, True), done
+    assert tree(store) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status"],
+        ["ls"],
+        ["show", "app:v1"],
+        ["why", "app:v1"],
+        ["history", "app:v1"],
+        ["pins"],
+        ["gc", "--dry-run"],
+        ["jobs"],
+        ["sync"],
+        ["misses"],
+        ["verify"],
+        ["inventory"],
+        ["export", "app:v1", "--output", "bundle.tar"],
+    ],
+    ids=" ".join,
+)
+def test_who_looks_makes_no_store(tmp_path: Path, words: list[str]) -> None:
+    """Nor takes a configuration that names a wrong place for a mirror that has lost everything."""
+    config = write_settings(tmp_path / "nowhere", more=_RULE)
+    done = mirror(*words, "--config", config)
+    assert (done.status, f"no store at {tmp_path / 'nowhere'}" in done.err) == (2, True), done
+    assert not (tmp_path / "nowhere").exists()
