@@ -54,6 +54,7 @@ __all__ = [
     "SENT_BYTES",
     "STORE_BLOBS",
     "STORE_BYTES",
+    "STORE_FAILING",
     "STORE_LIMIT",
     "SYNC_RUNS",
     "SYNC_SUCCESS",
@@ -157,6 +158,9 @@ STORE_BLOBS: Final = Gauge("mirror_store_blobs", "Blobs held", multiprocess_mode
 STORE_LIMIT: Final = Gauge(
     "mirror_store_limit_bytes", "Bytes that blobs may take before eviction", multiprocess_mode="mostrecent"
 )
+STORE_FAILING: Final = Gauge(
+    "mirror_store_failing", "Workers whose store did not take what it was last given", multiprocess_mode="livesum"
+)
 PARTIAL_BYTES: Final = Gauge(
     "mirror_store_partial_bytes", "Bytes of blobs that are not whole yet", multiprocess_mode="mostrecent"
 )
@@ -226,6 +230,12 @@ def counted(name: str) -> list[tuple[dict[str, str], float]]:
             for sample in family.samples
             if sample.name == f"{name}_total"
         ]
+
+
+def measured(name: str) -> float:
+    """The sum of a gauge's samples, of all workers where there are several."""
+    with _registry() as registry:
+        return sum(sample.value for family in registry.collect() if family.name == name for sample in family.samples)
 
 
 def render_metrics() -> bytes:

@@ -53,21 +53,26 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
     async with open_storage(loaded) as storage:
         held, limit = await storage.evictor.fullness() or (None, None)
         aside = await asyncio.to_thread(storage.evictor.quarantined)
-    store = {"root": str(loaded.store.root), "bytes": held, "limit": limit, "quarantine": aside}
+        index = {"trouble": storage.evictor.index_trouble or None}
     # what nobody counts is null: programs find the same names beside a mirror that runs and without
+    store = {"root": str(loaded.store.root), "bytes": held, "limit": limit, "quarantine": aside, "failing": None}
     unknown = {"worker": None, "uptime": None, "traffic": None}
-    return {"version": __version__, **unknown, "workers": [], "store": store, "offline": loaded.offline}
+    return {"version": __version__, **unknown, "workers": [], "store": store, "index": index, "offline": loaded.offline}
 
 
 def _show(found: dict[str, Any], flights: list[dict[str, Any]], upstreams: list[dict[str, Any]]) -> None:
     store, workers = found["store"], found["workers"]
     sealed = ", sealed" if found["offline"] else ""
-    count = f"{len(workers)} worker{'' if len(workers) == 1 else 's'}"
-    running = f"{count}, up {format_duration(max(one['uptime'] for one in workers))}" if workers else "not running"
+    up = format_duration(max((one["uptime"] for one in workers), default=0))
+    running = f"{_workers(len(workers))}, up {up}" if workers else "not running"
     print(f"mirror:    {found['version']}, {running}{sealed}")
     print(f"store:     {_say_full(store['bytes'], store['limit'])} in {store['root']}")
     if store["quarantine"]:
         print(f"damaged:   {format_size(store['quarantine'])} set aside in {store['root']}/quarantine: check the disk")
+    if count := store.get("failing"):
+        print(f"uncached:  {_workers(count)} could not store what came last, and passed it on: see `mirror doctor`")
+    if trouble := found.get("index", {}).get("trouble"):
+        print(f"index:     {trouble}; the disk is asked instead")
     if traffic := found.get("traffic"):
         ratio = "no requests yet" if traffic["hit_ratio"] is None else f"{100 * traffic['hit_ratio']:.1f} % hits"
         sent, saved = format_size(traffic["sent"]), format_size(traffic["saved"])
@@ -88,6 +93,10 @@ def _show(found: dict[str, Any], flights: list[dict[str, Any]], upstreams: list[
         table.add_row(one["repository"] or one["upstream"], one["digest"], received, str(one["followers"]))
     if flights:
         table_console().print(table)
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'' if count == 1 else 's'}"
 
 
 def _say_full(held: int | None, limit: int | None) -> str:

@@ -276,6 +276,11 @@ class Evictor:
             return None
         return measure.held, self._water.limit(measure)
 
+    @property
+    def index_trouble(self) -> str:
+        """Why the index was of no use when it was last asked, as `fullness` does; empty: it was."""
+        return self._behind.trouble
+
     def quarantined(self) -> int:
         """Blocking: bytes of damaged blobs that were set aside."""
         return sum(one.size for one in self._aside.kept())

@@ -132,12 +132,14 @@ class Shelf:
         telemetry.UNCACHED.inc()
         if self.uncached_since is None:
             self.uncached_since = self.now()
+            telemetry.STORE_FAILING.inc()
             telemetry.log.error("the store is failing; pulls go through uncached", first=str(what), reason=str(error))
 
     def went_cached(self) -> None:
         """The store has taken something."""
         if self.uncached_since is not None:
             telemetry.log.info("the store takes content again", uncached_since=self.uncached_since)
+            telemetry.STORE_FAILING.dec()
             self.uncached_since = None
 
     async def is_unknown(self, what: str) -> bool:

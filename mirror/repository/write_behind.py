@@ -49,6 +49,8 @@ class WriteBehind:
         self._untold: dict[Digest, None] = {}
         #: Whether the index answered when it was asked last.
         self.index_up = True
+        #: Why the index was of no use when it was last asked; empty: it was.
+        self.trouble = ""
         #: Set when the index answers again after it did not; cleared by whoever sees to what it may have missed.
         self.index_came_back = asyncio.Event()
 
@@ -186,11 +188,13 @@ class WriteBehind:
         """It did not answer just now."""
         if self.index_up:
             self.index_up = False
+            self.trouble = str(error)
             telemetry.log.warning("evictor.without_index", reason=str(error))
 
     def _note_up(self) -> None:
         if not self.index_up:
             self.index_up = True
+            self.trouble = ""
             self.index_came_back.set()
             telemetry.log.info("evictor.with_index")
 

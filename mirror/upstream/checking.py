@@ -8,7 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from mirror.errors import MirrorError, UpstreamDenied, UpstreamInvalid, UpstreamThrottled, UpstreamUnavailable
+from mirror.errors import (
+    MirrorError,
+    UpstreamDenied,
+    UpstreamInvalid,
+    UpstreamNotKnown,
+    UpstreamThrottled,
+    UpstreamUnavailable,
+)
 from mirror.policy.budget import Budget
 from mirror.upstream.credentials import CredentialsUnavailable
 from mirror.upstream.registry import RegistryUpstream
@@ -56,7 +63,11 @@ def advice_for(error: MirrorError) -> str:
     if isinstance(error, UpstreamDenied):
         return "check the credentials: are they right, not expired, and allowed to pull?"
     if isinstance(error, UpstreamThrottled):
-        return f"wait {error.retry_after:.0f} s; with credentials there may be more to spend"
+        return f"wait {error.retry_after:.0f} s; with credentials, or others, there may be more to spend"
+    if isinstance(error, UpstreamNotKnown):
+        return "is url the root of a registry, without a path of its own?"
+    if isinstance(error, UpstreamUnavailable) and (error.status or 0) >= 500:
+        return "the registry, or a proxy before it, has trouble of its own: try again, and look at its status page"
     if isinstance(error, UpstreamUnavailable):
         return "check url, network, proxy and, with a private certificate authority, ca_file"
     if isinstance(error, UpstreamInvalid):

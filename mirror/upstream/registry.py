@@ -648,7 +648,10 @@ class RegistryUpstream:
         status = reply.status
         elsewhere = reply.url.origin != self._bounds.base.origin
         retry_after = reply.fields.get("Retry-After")
-        what = f"{reply.url.authority} answers {status}{_quoted(reply.content, authorization)}"
+        # a client that reads this must not take it for the mirror's own refusal of its login
+        who = reply.url.authority if elsewhere else self._whom
+        said = f"answers {status}{_quoted(reply.content, authorization)}"
+        what = f"{who} {said}"
         if is_throttling(status, retry_after):
             account = self._accounts.current
             account.strikes += 1
@@ -664,10 +667,11 @@ class RegistryUpstream:
             self._tokens.refused(authorization)
         if status in (401, 403):
             return UpstreamDenied(what, upstream=self._name, status=status)
-        return self._invalid(what, status)
+        return self._invalid(f"{reply.url.authority} {said}", status)
 
     def _unknown(self, reply: _Reply) -> UpstreamNotKnown:
-        what = f"{reply.url.authority} does not know {reply.url.target.partition('?')[0][:_SHOWN]}"
+        who = self._whom if reply.url.origin == self._bounds.base.origin else reply.url.authority
+        what = f"{who} does not know {reply.url.target.partition('?')[0][:_SHOWN]}"
         return UpstreamNotKnown(what, upstream=self._name, status=404)
 
     def _invalid(self, message: str, status: int | None = None) -> UpstreamInvalid:

@@ -26,6 +26,7 @@ from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.process import PATIENCE, eventually
+from tests.support.redis_server import RedisServer
 from tests.support.scripted import Stall
 
 _SIZE = 1 << 20
@@ -368,6 +369,37 @@ def test_the_command_line_asks_the_server(
     assert _mirror("gc", config=config).returncode == 0
     said = [(line["action"], line["who"].partition(":")[0]) for line in _audited(tmp_path) if line["action"] != "pull"]
     assert said == [("purge", "unix"), *[("purge", "cli")] * 2, ("pin", "cli"), ("unpin", "cli"), ("gc", "cli")]
+
+
+def test_status_says_what_is_out_of_order(registry: FakeRegistry, tmp_path: Path) -> None:
+    """Pulls go on without Redis and around a store that takes nothing; whoever looks is told."""
+    with RedisServer() as redis:
+        config = write_config(tmp_path, {"docker.io": registry.url}, workers=1, capacity="100KB", index=redis.url)
+        registry.add_image("library/small", "v1", [noise(1000, 9)])
+
+        def told(*lines: str) -> bool | None:
+            found = _mirror("status", config=config)
+            said = [line.partition(":")[0] for line in found.stdout.splitlines()]
+            assert found.returncode == 0
+            return [line for line in said if line in ("uncached", "index")] == list(lines) or None
+
+        with MirrorProcess(config) as mirror:
+            mirror.wait_for_event("admin listening")
+            assert told()
+            layer = _pull(mirror, "library/app", "v0")[-1]
+            # what it kept of the image may be on disk only now, and that counts as taken
+
+            def refused() -> bool | None:
+                assert mirror.get(f"/v2/library/app/blobs/{layer}")[0] == 200
+                return told("uncached")
+
+            eventually(refused, "a layer is larger than the store")
+            redis.kill()
+            eventually(lambda: told("uncached", "index"), "nobody answers as Redis")
+            _pull(mirror, "library/small", "v1")
+            eventually(lambda: told("index"), "a layer was stored")
+        assert told("index")
+        assert "no connection to Redis" in _mirror("status", config=config).stdout
 
 
 # ------------------------------------------------------------------------------------------------------- who may come

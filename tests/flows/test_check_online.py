@@ -22,7 +22,7 @@ from mirror.errors import (
 from mirror.upstream.checking import advice_for
 from mirror.upstream.credentials import CredentialsUnavailable
 from tests.support.clouds import Azure, AzureRegistry
-from tests.support.fake_registry import FakeRegistry, throttle
+from tests.support.fake_registry import FakeRegistry, status, throttle
 from tests.support.helper_program import HelperProgram
 from tests.support.scripted import Scripted
 
@@ -98,9 +98,13 @@ def test_registries_that_do_not(tmp_path: Path) -> None:
         FakeRegistry(tokens=True, users={"user": "other"}) as wrong,
         FakeRegistry() as busy,
         FakeRegistry(tokens=True) as lying,
+        FakeRegistry() as broken,
+        FakeRegistry() as page,
         Azure() as azure,
     ):
         busy.fail("ping", throttle(), times=9)
+        broken.fail("ping", status(500), times=9)
+        page.fail("ping", status(404), times=9)
         lying.realm = "https://elsewhere.example/token"
         (tmp_path / "config.json").write_text(json.dumps({"credsStore": "missing"}))
         code, said = run(
@@ -113,6 +117,8 @@ def test_registries_that_do_not(tmp_path: Path) -> None:
                 {"name": "gone.test", "url": gone.url},
                 {"name": "helper.test", "url": fine.url, "docker_config": str(tmp_path / "config.json")},
                 {"name": "acr.test", "url": fine.url, "provider": "acr", "metadata_url": azure.url},
+                {"name": "broken.test", "url": broken.url},
+                {"name": "page.test", "url": page.url},
             ],
             "--online",
         )
@@ -120,11 +126,13 @@ def test_registries_that_do_not(tmp_path: Path) -> None:
         lines = {line.split()[1]: line for line in said.splitlines() if line.startswith(("ok", "FAILED"))}
         assert lines["fine.test"].startswith("ok")
         assert [name for name, line in lines.items() if line.startswith("FAILED")] == [
-            f"{name}.test" for name in ("wrong", "busy", "lying", "gone", "helper", "acr")
+            f"{name}.test" for name in ("wrong", "busy", "lying", "gone", "helper", "acr", "broken", "page")
         ]
         assert "the token service refuses" in lines["wrong.test"]
         assert "docker-credential-missing is not on the PATH" in lines["helper.test"]
-        for advice in ("check the credentials", "wait 7 s", "token_hosts", "network, proxy", "not the registry"):
+        assert "broken.test (127.0.0.1:" in lines["broken.test"]
+        advices = ("check the credentials", "wait 7 s", "token_hosts", "network, proxy", "not the registry")
+        for advice in (*advices, "trouble of its own", "root of a registry"):
             assert advice in said
 
 

@@ -132,7 +132,9 @@ function showStatus(status) {
   byId("fullness").value = part;
   const full = status.store.bytes === null ? "being counted" : `${bytes(status.store.bytes)} of ${bytes(limit)} (${percent(part)})`;
   const aside = status.store.quarantine ? `; ${bytes(status.store.quarantine)} of damaged blobs set aside: check the disk` : "";
-  put("fullness-text", `${full} in ${status.store.root}${aside}`);
+  const failing = status.store.failing ? "; what came last could not be stored and went through uncached" : "";
+  const index = status.index?.trouble ? `; without its index: ${status.index.trouble}` : "";
+  put("fullness-text", `${full} in ${status.store.root}${aside}${failing}${index}`);
 }
 
 function showFlights({ flights }) {
