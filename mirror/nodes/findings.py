@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Final
 
 from mirror.nodes.plan import Asked, MirrorUrl
@@ -19,6 +20,7 @@ __all__ = [
     "judge_clock",
     "judge_files",
     "judge_inodes",
+    "judge_owners",
     "judge_room",
     "worst",
 ]
@@ -122,6 +124,18 @@ def judge_inodes(total: int, free: int) -> Finding:
     if free < total * _FEW_INODES:
         return Finding("inodes", Level.WARNING, text, "remove small files from this disk")
     return Finding("inodes", Level.OK, text)
+
+
+def judge_owners(root: Path, owner: int, users: Mapping[str, int]) -> Finding | None:
+    """`users` own what lies in a store whose marker is `owner`'s. Files are readable for their owner alone: what root
+    has left there, by a command or by a start that was none of its business, the mirror can neither read nor replace.
+    """
+    strangers = sorted(path for path, user in users.items() if user != owner)
+    if not strangers:
+        return None
+    more = f" (and {len(strangers) - 1} more)" if strangers[1:] else ""
+    text = f"{strangers[0]}{more} belongs to user {users[strangers[0]]}, the store to user {owner}"
+    return Finding("store", Level.PROBLEM, text, f"stop the mirror, then chown -R {owner} {root}")
 
 
 def judge_budget(registry: str, limit: int, remaining: int, window: float) -> Finding:

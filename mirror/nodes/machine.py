@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from mirror.nodes.findings import Finding, Level, judge_files, judge_inodes, judge_room
+from mirror.nodes.findings import Finding, Level, judge_files, judge_inodes, judge_owners, judge_room
 from mirror.policy.sizes import Capacity
 
 __all__ = ["look_at_limits", "look_at_store"]
@@ -26,6 +26,8 @@ def look_at_store(root: Path, capacity: Capacity) -> Iterator[Finding]:
         yield Finding(
             "store", Level.PROBLEM, f"{root}: {trouble}", "pulls go through uncached: mend the disk, or its rights"
         )
+    elif stranger := _stranger(root):
+        yield stranger
     else:
         yield Finding("store", Level.OK, f"{root} can be written to")
     try:
@@ -54,6 +56,23 @@ def _write(root: Path) -> str:
         with suppress(OSError):
             trial.unlink()
     return ""
+
+
+def _stranger(root: Path) -> Finding | None:
+    """Two levels of folders are looked at; further down there may be millions of files."""
+    try:
+        owner = (root / "store.json").stat().st_uid
+        found = []
+        for entry in os.scandir(root):
+            if entry.name != "lost+found":
+                found.append(entry)
+                if entry.is_dir(follow_symlinks=False):
+                    with suppress(PermissionError):  # it is one of those itself
+                        found += os.scandir(entry.path)
+        users = {entry.path: entry.stat(follow_symlinks=False).st_uid for entry in found}
+    except OSError:  # no store, or names that have gone meanwhile
+        return None
+    return judge_owners(root, owner, users)
 
 
 def _held(root: Path) -> int:

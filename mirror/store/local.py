@@ -138,9 +138,11 @@ class LocalStore:
             marker = json.loads(text)
             version, name = marker["layout"], str(marker["id"])
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{self.layout.marker} is not the marker of a store") from error
+            hint = "delete it if the folders beside it are a store's"
+            raise StoreError(f"{self.layout.marker} is not the marker of a store; {hint}") from error
         if version != LAYOUT:
-            raise StoreError(f"{self.layout.root} has layout {version}, this version knows layout {LAYOUT}")
+            hint = "run the version that made it, or set store.root to an empty folder"
+            raise StoreError(f"{self.layout.root} has layout {version}, this version knows layout {LAYOUT}: {hint}")
         return name
 
     def stat(self, digest: Digest) -> BlobInfo:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mirror.nodes.findings import (
@@ -12,6 +14,7 @@ from mirror.nodes.findings import (
     judge_clock,
     judge_files,
     judge_inodes,
+    judge_owners,
     judge_room,
     worst,
 )
@@ -104,6 +107,16 @@ def test_inodes_and_files() -> None:
         _PROBLEM,
     ]
     assert [judge_files(hard).level for hard in (1024, 65536)] == [_WARNING, _OK]
+
+
+def test_files_of_another_user() -> None:
+    """What root has left in a store, its mirror cannot read: said with a name and the way out."""
+    root = Path("/var/lib/mirror")
+    assert judge_owners(root, 7, {"/var/lib/mirror/blobs": 7}) is None
+    found = judge_owners(root, 7, {"/s/b": 0, "/s/blobs": 7, "/s/a": 0})
+    assert found
+    assert (found.level, found.text) == (_PROBLEM, "/s/a (and 1 more) belongs to user 0, the store to user 7")
+    assert found.advice.endswith("chown -R 7 /var/lib/mirror")
 
 
 def test_the_worst_counts() -> None:
