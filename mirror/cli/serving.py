@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,7 +20,7 @@ from mirror.cli.base import ConfigFile, application
 from mirror.cli.unread import unread_of
 from mirror.cli.working import owner
 from mirror.errors import ConfigError, StoreError
-from mirror.listen import AdminListener, open_admin, open_listeners
+from mirror.listen import AdminListener, connect_unix, open_admin, open_listeners
 
 __all__ = ["check", "serve"]
 
@@ -80,6 +81,15 @@ def _in_memory(content: bytes) -> int:
     return descriptor
 
 
+def _is_answered(path: Path) -> bool:
+    """Whether somebody lives behind a socket."""
+    try:
+        connect_unix(path, timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 def _open_admin(loaded: settings.Config, workers: int) -> list[AdminListener]:
     """Where nobody has asked for its socket, pulls are served without it too."""
     opened = []
@@ -87,6 +97,12 @@ def _open_admin(loaded: settings.Config, workers: int) -> list[AdminListener]:
         opened.append(open_admin(loaded.admin_tcp, workers))
     if not loaded.admin_address:
         return opened
+    if _is_answered(Path(loaded.admin_address.removeprefix("unix:"))):
+        telemetry.log.warning(
+            "another mirror serves this store",
+            admin=loaded.admin_address,
+            reason="commands speak to this one from now on; once it has ended, to none until the other is restarted",
+        )
     if loaded.admin_address == loaded.admin.listen:
         return [*opened, open_admin(loaded.admin_address, workers)]
     try:

@@ -379,6 +379,7 @@ def test_a_newer_mirror_on_the_same_store_is_asked(registry: FakeRegistry, confi
     with MirrorProcess(config) as older:
         older.wait_for_event("admin listening")
         with MirrorProcess(config) as newer:
+            newer.wait_for_event("another mirror serves this store")
             newer.wait_for_event("admin listening")
             assert ask_admin(socket, "GET", "/admin/v1/status").worker in newer.worker_pids()
             assert older.stop() == 0
