@@ -16,7 +16,7 @@ from typing import Final
 from mirror.errors import BundleError, DigestInvalid
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import LARGEST
-from mirror.transfer.oci_layout import BLOBS, blob_name
+from mirror.transfer.oci_layout import BLOBS, MARKER, blob_name
 from mirror.transfer.tar_members import MOST_MEMBERS, Member, check_path, scan
 
 __all__ = ["FileBody", "LayoutSource", "file_errors"]
@@ -173,6 +173,11 @@ class LayoutSource:
 
 def _walk(root: int) -> dict[str, Member]:
     """Every regular file below a folder. Raises `BundleError` for links, devices and what else is no file or folder."""
+    try:
+        # first: a folder that was named by mistake may be large, and what is odd in it is not what is wrong
+        os.stat(MARKER, dir_fd=root, follow_symlinks=False)
+    except FileNotFoundError:
+        raise BundleError(f"no OCI image layout: it has no {MARKER}") from None
 
     def fail(error: OSError) -> None:
         raise error

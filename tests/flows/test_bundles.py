@@ -809,6 +809,14 @@ def test_a_store_of_another_user(gap: Gap, monkeypatch: pytest.MonkeyPatch) -> N
     assert tree(gap.isolated.root) == before
 
 
+def test_a_folder_that_is_no_layout(gap: Gap) -> None:
+    """It is said so at once, whatever else is odd in a folder that was named by mistake."""
+    folder = gap.folder / "etc"
+    folder.mkdir()
+    (folder / "link").symlink_to("/")
+    gap.expect_refused(folder, why="no OCI image layout: it has no oci-layout")
+
+
 def test_a_pipe_is_refused(gap: Gap) -> None:
     """At once, whether anybody writes to it or not."""
     os.mkfifo(gap.folder / "pipe")
