@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import mirror
+from tests.support.fake_registry import FakeRegistry
+from tests.support.mirror_process import MirrorProcess, write_config
+from tests.support.process import eventually
 from tests.support.stocked import Stocked, tree, write_settings
 
 _RULE = '[[sync]]\nfrom = "docker.io/library/app"\nevery = "1h"'
@@ -47,6 +50,20 @@ def test_what_writes_is_refused_to_another_user(
     done = mirror(*words, "--config", config)
     assert (done.status, "run it as that user" in done.err) == (2, True), done
     assert tree(store) == before
+
+
+def test_a_running_mirror_purges_for_whoever_reaches_its_socket(
+    registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root, that is: the mirror writes, and as itself."""
+    registry.add_image("library/app", "v1", [b"layer"])
+    config = write_config(tmp_path, {"docker.io": registry.url}, workers=1)
+    with MirrorProcess(config) as running:
+        running.wait_for_event("admin listening")
+        assert running.get("/v2/library/app/manifests/v1")[0] == 200
+        monkeypatch.setattr(os, "geteuid", lambda: (tmp_path / "store").stat().st_uid + 1)
+        # the tag is written down a moment after its answer
+        eventually(lambda: mirror("purge", "app:v1", "--config", config).status == 0 or None, "it is purged")
 
 
 @pytest.mark.parametrize(
