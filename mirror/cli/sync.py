@@ -17,7 +17,7 @@ from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, table_console
-from mirror.cli.working import check_owner, check_there
+from mirror.cli.working import check_owner
 from mirror.errors import ConfigError
 from mirror.oci.reference import Repo
 from mirror.policy.sizes import format_size
@@ -43,7 +43,6 @@ def sync(
     loaded = settings.load(config)
     telemetry.set_up_logging("error")
     if now is None:
-        check_there(loaded)
         rules = asyncio.run(_rules(loaded))
         print(json.dumps(rules, indent=1)) if as_json else _show(rules)
         return

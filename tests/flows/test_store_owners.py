@@ -77,7 +77,6 @@ def test_a_running_mirror_purges_for_whoever_reaches_its_socket(
         ["pins"],
         ["gc", "--dry-run"],
         ["jobs"],
-        ["sync"],
         ["misses"],
         ["verify"],
         ["inventory"],
