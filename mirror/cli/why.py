@@ -14,7 +14,6 @@ import typer
 from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.base import ConfigFile, application
-from mirror.cli.working import check_there
 from mirror.errors import ConfigError, RequestError
 from mirror.oci.digest import Digest
 from mirror.policy.durations import format_duration
@@ -46,7 +45,6 @@ def why(
     """Tell why the last answer was a hit, a miss, stale or an error, and what the next pull will do."""
     loaded = settings.load(config)
     telemetry.set_up_logging("error")
-    check_there(loaded)
     now = time.time()
     found = asyncio.run(_look(loaded, _parse(image, loaded), now))
     if as_json:

@@ -72,7 +72,6 @@ def test_a_running_mirror_purges_for_whoever_reaches_its_socket(
         ["status"],
         ["ls"],
         ["show", "app:v1"],
-        ["why", "app:v1"],
         ["history", "app:v1"],
         ["pins"],
         ["gc", "--dry-run"],
