@@ -13,7 +13,7 @@
     │   ├── UpstreamNotKnown                          404
     │   └── UpstreamInvalid → DigestMismatch          an answer that must not be believed
     ├── StoreError               ours
-    │   ├── StoreFull                                 no space, no inodes, quota, or pins leave nothing to drop
+    │   ├── StoreFull → BlobTooLarge                  no space, no inodes, quota, or pins leave nothing to drop
     │   ├── BlobDamaged                               what is on disk is not what its name says
     │   └── BlobUnreadable                            the disk does not give it
     ├── AccessUnavailable        who is calling cannot be told now: an issuer of tokens does not answer
@@ -36,6 +36,7 @@ __all__ = [
     "AlreadyRunning",
     "Answer",
     "BlobDamaged",
+    "BlobTooLarge",
     "BlobUnknown",
     "BlobUnreadable",
     "BodyInvalid",
@@ -235,6 +236,10 @@ class StoreFull(StoreError):
     """No space, no inodes, a quota, or pins that leave nothing to drop. Never the client's problem."""
 
 
+class BlobTooLarge(StoreFull):
+    """A blob of more bytes than the store may ever hold. The store itself is well."""
+
+
 class BlobDamaged(StoreError):
     """A file whose bytes or size are not what its name says."""
 
@@ -307,6 +312,7 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     DigestMismatch: Answer(502, "UNAVAILABLE"),
     StoreError: Answer(503, "UNAVAILABLE"),
     StoreFull: Answer(503, "UNAVAILABLE"),
+    BlobTooLarge: Answer(503, "UNAVAILABLE"),
     BlobDamaged: Answer(503, "UNAVAILABLE"),
     BlobUnreadable: Answer(503, "UNAVAILABLE"),
     BundleError: Answer(400, "UNSUPPORTED"),

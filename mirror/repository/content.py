@@ -215,15 +215,16 @@ class FlyingContent:
 
 
 class PassingContent:
-    """A blob that the store cannot take."""
+    """A blob that the store cannot take; `why` says so for people."""
 
     outcome = Outcome.BYPASS
     reader: BlobReader | None = None
 
-    def __init__(self, digest: Digest, size: int | None, passing: Passing) -> None:
+    def __init__(self, digest: Digest, size: int | None, passing: Passing, why: str) -> None:
         self.digest = digest
         self.size = size
         self.upstream = passing.upstream
+        self.why = why
         self._passing = passing
 
     async def beyond(self, position: int) -> int:

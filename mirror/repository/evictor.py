@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mirror import telemetry
-from mirror.errors import IndexUnavailable, StoreError, StoreFull
+from mirror.errors import BlobTooLarge, IndexUnavailable, StoreError, StoreFull
 from mirror.oci.digest import Digest
 from mirror.once import end
 from mirror.policy.eviction import Measure, Victim, Water
@@ -156,8 +156,8 @@ class Evictor:
     async def reserve(self, size: int | None) -> Reservation:
         """Set `size` bytes aside (None: unknown, nothing), evicting if needed.
 
-        Raises `StoreFull` where the blob is larger than the store may be, or pins and fills leave no room for it, and
-        `StoreError` where there is none and nobody knows what must stay.
+        Raises `BlobTooLarge` where the blob is larger than the store may be, `StoreFull` where pins and fills leave no
+        room for it, and `StoreError` where there is none and nobody knows what must stay.
         """
         wanted = size or 0
         # counted while we look, so that others of this process look at the disk with us in mind
@@ -190,7 +190,8 @@ class Evictor:
     def _refuse_if_too_large(self, measure: Measure, wanted: int) -> None:
         limit = self._water.limit(measure)
         if wanted > limit:
-            raise StoreFull(f"a blob of {format_size(wanted)} is more than the {format_size(limit)} that the store has")
+            larger = f"{format_size(wanted)} is more than the {format_size(limit)} that the store has"
+            raise BlobTooLarge(f"a blob of {larger}")
 
     async def limit(self) -> int:
         """The most bytes that the store may hold now. Raises `StoreError`."""

@@ -296,7 +296,7 @@ class ProxiedRepository:
     async def _around(self, digest: Digest, granted: int, error: StoreError) -> PassingContent:
         self._shelf.went_uncached(error, digest)
         size = granted if granted >= 0 else await self._ask(digest)
-        return PassingContent(digest, size, self._passing(digest))
+        return PassingContent(digest, size, self._passing(digest), str(error))
 
     async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
         """Have the blob here, with nobody to send it to; False: it was here already.
@@ -307,7 +307,7 @@ class ProxiedRepository:
         content = await self.blob(digest)
         try:
             if isinstance(content, PassingContent):
-                raise StoreFull(f"the store cannot take {digest}")
+                raise StoreFull(f"the store cannot take {digest}: {content.why}")
             position = 0
             progress(position, content.size)
             while (limit := await content.beyond(position)) > position:
@@ -332,7 +332,7 @@ class ProxiedRepository:
             again = await self.blob(content.digest)
             try:
                 if isinstance(again, PassingContent):
-                    raise StoreFull(f"the store cannot take {content.digest}")
+                    raise StoreFull(f"the store cannot take {content.digest}: {again.why}")
                 filled_here = isinstance(again, FlyingContent) and await again.settled()
             finally:
                 again.close()

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from mirror import telemetry
 from mirror.behalf import for_caller
-from mirror.errors import StoreError
+from mirror.errors import BlobTooLarge, StoreError
 from mirror.memo import MISSING, Memo
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
@@ -130,7 +130,10 @@ class Shelf:
     def went_uncached(self, error: StoreError, what: object) -> None:
         """The store could not take something: said once, until it has taken something again."""
         telemetry.UNCACHED.inc()
-        if self.uncached_since is None:
+        if isinstance(error, BlobTooLarge):
+            # nothing is broken, and nothing that the store takes next would mend it
+            telemetry.log.warning("a blob is larger than the store", blob=str(what), reason=str(error))
+        elif self.uncached_since is None:
             self.uncached_since = self.now()
             telemetry.STORE_FAILING.inc()
             telemetry.log.error("the store is failing; pulls go through uncached", first=str(what), reason=str(error))

@@ -376,6 +376,8 @@ def test_status_says_what_is_out_of_order(registry: FakeRegistry, tmp_path: Path
     with RedisServer() as redis:
         config = write_config(tmp_path, {"docker.io": registry.url}, workers=1, capacity="100KB", index=redis.url)
         registry.add_image("library/small", "v1", [noise(1000, 9)])
+        for number, name in enumerate(("kept", "more")):
+            registry.add_image(f"library/{name}", "v1", [noise(70_000, number)])
 
         def told(*lines: str) -> bool | None:
             found = _mirror("status", config=config)
@@ -386,14 +388,16 @@ def test_status_says_what_is_out_of_order(registry: FakeRegistry, tmp_path: Path
         with MirrorProcess(config) as mirror:
             mirror.wait_for_event("admin listening")
             assert told()
-            layer = _pull(mirror, "library/app", "v0")[-1]
+            _pull(mirror, "library/kept", "v1")
+            assert _mirror("pin", "kept:v1", "--reason", "leaves no room", config=config).returncode == 0
+            layer = _pull(mirror, "library/more", "v1")[-1]
             # what it kept of the image may be on disk only now, and that counts as taken
 
             def refused() -> bool | None:
-                assert mirror.get(f"/v2/library/app/blobs/{layer}")[0] == 200
+                assert mirror.get(f"/v2/library/more/blobs/{layer}")[0] == 200
                 return told("uncached")
 
-            eventually(refused, "a layer is larger than the store")
+            eventually(refused, "pins leave no room")
             redis.kill()
             eventually(lambda: told("uncached", "index"), "nobody answers as Redis")
             _pull(mirror, "library/small", "v1")

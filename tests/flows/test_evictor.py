@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from mirror import telemetry
-from mirror.errors import BlobUnknown, IndexUnavailable, StoreError, StoreFull
+from mirror.errors import BlobTooLarge, BlobUnknown, IndexUnavailable, StoreError, StoreFull
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.memory import MemoryIndex
 from mirror.index.redis import RedisIndex
@@ -251,9 +251,9 @@ async def test_pins_that_leave_no_room(world: World) -> None:
 
 
 async def test_a_blob_that_is_too_large(world: World) -> None:
-    """More than the capacity is `StoreFull` at once; nothing is dropped for it, and nothing stays reserved."""
+    """More than the capacity is refused at once; nothing is dropped for it, and nothing stays reserved."""
     digests = [await world.add(number) for number in range(8)]
-    with pytest.raises(StoreFull, match="1 kB"):
+    with pytest.raises(BlobTooLarge, match="1 kB"):
         await world.evictor.reserve(1001)
     await world.evictor.reserve(100)
     assert world.present() == set(digests)

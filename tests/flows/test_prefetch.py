@@ -567,14 +567,19 @@ async def test_a_store_that_is_too_small(registry: FakeRegistry, tmp_path: Path)
 
 
 async def test_a_blob_larger_than_the_store(registry: FakeRegistry, tmp_path: Path) -> None:
-    """It passes through for clients; here that is a failure."""
-    registry.add_image(_APP.name, "v1", [noise(2_000_000)])
+    """It passes through for clients; here that is a failure. The store is not said to be failing for it."""
+    layer = noise(2_000_000)
+    registry.add_image(_APP.name, "v1", [layer])
     upstreams = {"docker.io": registry.url}
     async with live_mirror(tmp_path / "store", upstreams, store={"capacity": "1MB"}) as mirror:
         done = await _prefetch(mirror, "v1")
         # small ones may have to go while room for it is looked for; that is told, too
-        [reason] = [one.reason for one in done.failures if one.digest == Digest.of(noise(2_000_000))]
+        [reason] = [one.reason for one in done.failures if one.digest == Digest.of(layer)]
         assert "the store cannot take" in reason
+        assert "2 MB is more than the 1 MB that the store has" in reason
+        assert (await mirror.ask(f"/v2/{_APP.name}/blobs/{Digest.of(layer)}")).body == layer
+        assert len(mirror.events("a blob is larger than the store")) == 2
+        assert not mirror.events("the store is failing; pulls go through uncached")
 
 
 async def test_a_client_pulls_meanwhile(registry: FakeRegistry, mirror: LiveMirror) -> None:
