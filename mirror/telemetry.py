@@ -27,6 +27,7 @@ __all__ = [
     "BUDGET_LIMIT",
     "BUDGET_REMAINING",
     "BUILD",
+    "CERTIFICATE_UNTIL",
     "CONNECTIONS",
     "CONNECTIONS_DROPPED",
     "CONTENT_TYPE",
@@ -175,6 +176,11 @@ SEALED_MISSES: Final = Counter(
 )
 SCRUBBED_BYTES: Final = Counter("mirror_scrubbed_bytes", "Bytes of blobs read again and hashed")
 SCRUB_DAMAGED: Final = Counter("mirror_scrub_damaged", "Blobs found not to be what their digests name")
+CERTIFICATE_UNTIL: Final = Gauge(
+    "mirror_certificate_expires_timestamp_seconds",
+    "When the certificate that clients are shown expires, in epoch seconds; 0 without TLS",
+    multiprocess_mode="mostrecent",
+)
 SCRUB_COMPLETE: Final = Gauge(
     "mirror_scrub_last_complete_timestamp_seconds",
     "When every blob had been hashed, in epoch seconds",

@@ -28,6 +28,7 @@ import uvloop
 from aiohttp import web
 
 from mirror import telemetry
+from mirror.access.certificate import validity
 from mirror.app.building import build
 from mirror.beats import Pulse
 from mirror.config import Config, ServerSettings
@@ -176,7 +177,8 @@ def _tls(settings: ServerSettings, client_ca: Path | None) -> ssl.SSLContext | N
     try:
         # without an answer to its question a key with a passphrase would be asked about on a terminal
         context.load_cert_chain(settings.tls_certificate, settings.tls_key, password=lambda: "")
-    except (OSError, ssl.SSLError) as error:
+        telemetry.CERTIFICATE_UNTIL.set(validity(settings.tls_certificate)[1])
+    except (OSError, ValueError) as error:
         raise ConfigError(
             [f"server.tls_certificate, tls_key: {settings.tls_certificate} and {settings.tls_key} are no matching pair"]
         ) from error

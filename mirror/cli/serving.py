@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -171,11 +172,25 @@ def check(
             print(f"{'ok    ' if one.ok else 'FAILED'} {one.upstream} ({one.url}): {one.detail}")
             if one.advice:
                 print(f"       {one.advice}")
-    for words in unread:
+    for words in [*unread, *_of_certificate(loaded)]:
         # no reason to fail: what starts a mirror checks before, and pulls must go on being served
         print(f"mirror: {words}", file=sys.stderr)
     if not all(one.ok for one in found):
         raise typer.Exit(1)
+
+
+def _of_certificate(loaded: settings.Config) -> list[str]:
+    """What is wrong with the one that clients are shown, or will be soon."""
+    if (file := loaded.server.tls_certificate) is None:
+        return []
+    from mirror.access.certificate import validity
+    from mirror.nodes.findings import judge_certificate_age
+
+    try:
+        found = judge_certificate_age(str(file), *validity(file), time.time())
+    except (OSError, ValueError) as error:
+        return [f"server.tls_certificate: {file}: {error}"]
+    return [f"server.tls_certificate {found.text}: {found.advice}"] if found.advice else []
 
 
 async def _ask_registries(loaded: settings.Config) -> list[Any]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -17,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.support.certificates import Certificate
+from tests.support.command import mirror as mirror_command
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
@@ -196,10 +200,19 @@ def _secure(registry: FakeRegistry, tmp_path: Path, certificate: Path, key: Path
 
 
 def test_a_certificate_of_a_private_authority(registry: FakeRegistry, tmp_path: Path, root: Path) -> None:
-    """Not trusted without `--ca-file`; with it the names and the days left are told: few are a warning."""
+    """Not trusted without `--ca-file`; with it the names and the days left are told: few are a warning.
+
+    Where the mirror runs its metrics tell, and `mirror check`.
+    """
     made = Certificate(tmp_path / "tls")
-    with MirrorProcess(_secure(registry, tmp_path, made.certificate, made.key)) as mirror:
+    config = _secure(registry, tmp_path, made.certificate, made.key)
+    checked = mirror_command("check", "--config", config)
+    assert (checked.status, "certificate for" in checked.err, "valid for another" in checked.err) == (0, True, True)
+    with MirrorProcess(config) as mirror:
         url = f"https://{mirror.address}"
+        with urllib.request.urlopen(f"{url}/metrics", context=made.client()) as answer:
+            [until] = re.findall(rb"\nmirror_certificate_expires_timestamp_seconds (\S+)\n", answer.read())
+        assert 1.9 * 86400 < float(until) - time.time() < 2 * 86400
         found = Doctor(url, "--root", root)
         assert (found.code, found.level("certificate")) == (1, "problem")
         assert "not trusted" in found.findings["certificate"][1]
@@ -211,7 +224,11 @@ def test_a_certificate_of_a_private_authority(registry: FakeRegistry, tmp_path: 
 def test_an_expired_certificate(registry: FakeRegistry, tmp_path: Path, root: Path) -> None:
     """It is said for how long, whoever is trusted."""
     certificate, key = _expired(tmp_path)
-    with MirrorProcess(_secure(registry, tmp_path, certificate, key)) as mirror:
+    config = _secure(registry, tmp_path, certificate, key)
+    checked = mirror_command("check", "--config", config)
+    # as pulls go on being served to whoever does not look
+    assert (checked.status, "expired 3 days ago: renew it" in checked.err) == (0, True)
+    with MirrorProcess(config) as mirror:
         found = Doctor(f"https://{mirror.address}", "--root", root, "--ca-file", certificate)
     assert (found.code, found.level("certificate")) == (1, "problem")
     assert "expired 3 days ago" in found.findings["certificate"][1]
