@@ -84,7 +84,8 @@ def _quiet() -> dict[str, Any]:
             "worker": 1,
             "uptime": 5.0,
             "workers": [{"worker": 1, "uptime": 5.0, "flights": 0}, {"worker": 2, "uptime": 90000.0, "flights": 0}],
-            "store": {"root": "/var/lib/mirror", "bytes": 0, "limit": 1000, "quarantine": 0},
+            "store": {"root": "/var/lib/mirror", "bytes": 0, "limit": 1000, "quarantine": 0, "failing": 0},
+            "index": {"trouble": None},
             "flights": 0,
             "traffic": _traffic(),
             "offline": False,
@@ -254,9 +255,12 @@ def test_a_store_that_is_counted(opened: _Drawn) -> None:
     page = _load(opened)
     expect(page.locator("#next")).to_have_text("the index is being rebuilt", timeout=_MS)
     expect(page.locator("#fullness-text")).to_contain_text("5.0 kB of damaged blobs set aside", timeout=_MS)
-    opened.answers["status"]["store"].update(bytes=None, limit=None)
+    opened.answers["status"]["store"].update(bytes=None, limit=None, failing=1)
+    opened.answers["status"]["index"]["trouble"] = "no connection"
     page.clock.fast_forward(1000)
     expect(page.locator("#fullness-text")).to_contain_text("being counted in /var/lib/mirror", timeout=_MS)
+    expect(page.locator("#fullness-text")).to_contain_text("could not be stored and went through", timeout=_MS)
+    expect(page.locator("#fullness-text")).to_contain_text("without its index: no connection", timeout=_MS)
     expect(page.locator("#connection")).to_have_text("live", timeout=_MS)
     opened.seen.complaints.clear()  # the browser's own, about the refusal
 
