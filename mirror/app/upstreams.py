@@ -30,6 +30,7 @@ from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.providers import ProviderOptions, open_provider
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.registry import RegistryUpstream, unverified
+from mirror.upstream.secret_files import PasswordFile
 
 __all__ = ["MOST_HOSTS", "Upstreams", "open_registries"]
 
@@ -240,7 +241,10 @@ def _credentials(
         options = _provider_options(reach)
         return open_provider(name, reach.provider, url, options, tls=context, proxy=proxy, proxies=proxies)
     if reach.username is not None and reach.password is not None:
-        return GivenCredentials(Credentials(reach.username, reach.password.get_secret_value()))
+        password = reach.password.get_secret_value()
+        if reach.password_file is not None:
+            return PasswordFile(reach.password_file, reach.username, password, upstream=name)
+        return GivenCredentials(Credentials(reach.username, password))
     return GivenCredentials()
 
 

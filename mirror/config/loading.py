@@ -28,6 +28,7 @@ from mirror.config.settings import (
     ReachSettings,
 )
 from mirror.errors import ConfigError
+from mirror.upstream.secret_files import secret_in
 
 __all__ = ["load"]
 
@@ -197,10 +198,7 @@ def _with_reach_secrets(reach: R, where: str, mistakes: list[str]) -> R:
 
 def _read_secret(setting: str, path: Path, mistakes: list[str]) -> str:
     try:
-        text = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        mistakes.append(f"{setting}: {path}: {error.strerror if isinstance(error, OSError) else 'not text'}")
+        return secret_in(path.read_bytes())
+    except (OSError, ValueError) as error:
+        mistakes.append(f"{setting}: {path}: {error.strerror if isinstance(error, OSError) else error}")
         return ""
-    if not text:
-        mistakes.append(f"{setting}: {path} is empty")
-    return text

@@ -161,7 +161,7 @@ class ReachSettings(_Section):
 
     username: str | None = Field(None, description="User name at the registry.")
     password: SecretStr | None = Field(None, description="Password or access token.")
-    password_file: Path | None = Field(None, description="File that holds the password.")
+    password_file: Path | None = Field(None, description="File that holds the password; read again when it changes.")
     docker_config: Path | None = Field(
         None, description="Docker config.json with the credentials; read again when it changes."
     )

@@ -1,6 +1,7 @@
 """What the credentials for an upstream are, and the port of what gives them.
 
 GivenCredentials   always the same               here
+PasswordFile       the password in a file        secret_files.py
 DockerConfig       docker's config.json          docker_config.py, with its helper programs in helpers.py
 Renewed            issued for a while            renewal.py, over a helper or one of the clouds
 """

@@ -10,18 +10,16 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mirror import telemetry
-from mirror.errors import ConfigError
 from mirror.upstream.credentials import NO_USER, Attempts, Credentials, CredentialSource, GivenCredentials
 from mirror.upstream.helpers import CredentialHelper
 from mirror.upstream.renewal import Renewed
+from mirror.upstream.secret_files import RotatedFile
 
 __all__ = ["DockerConfig"]
 
@@ -56,16 +54,17 @@ class DockerConfig:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._path = path
-        self._registries = tuple(registries)
-        self._upstream = upstream or self._registries[0]
+        names = tuple(registries)
+        self._upstream = upstream or names[0]
         self._environment = environment
         self._clock = clock
-        self._seen: tuple[int, ...] | None = None
         self._found: Credentials | _Helped | None = None
         self._now = now
         self._reading = Attempts("docker_config", now)
         self._source: CredentialSource = GivenCredentials(issuing=self._reading)
+        self._file = RotatedFile(
+            path, lambda content: _understood(content, names), None, upstream=self._upstream, reading=self._reading
+        )
 
     @property
     def issuing(self) -> Attempts:
@@ -75,17 +74,7 @@ class DockerConfig:
 
     def check(self) -> None:
         """Read it now. Raises `ConfigError` where the file is missing or unusable."""
-        try:
-            found = _find(json.loads(self._path.read_bytes()), self._registries)
-        except OSError as error:
-            raise ConfigError([f"{self._path}: {error.strerror}"]) from error
-        except _BadHelper as error:
-            raise ConfigError([f"{self._path}: {error}"]) from error
-        except (ValueError, TypeError) as error:
-            # without the cause's text: it may quote what is in the file
-            raise ConfigError([f"{self._path}: not a docker config.json"]) from error
-        if found != self._found:
-            self._found, self._source = found, self._open(found)
+        self._take(self._file.read())
 
     async def credentials(self) -> Credentials | None:
         """What the file says now, or its helper."""
@@ -101,24 +90,11 @@ class DockerConfig:
         await self._source.aclose()
 
     def _look(self) -> None:
-        try:
-            status = os.stat(self._path)
-            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if seen != self._seen:
-                self.check()
-                self._seen = seen
-        except OSError as error:
-            self._note(f"{self._path}: {error.strerror}; what it said last is used on")
-        except ConfigError as error:
-            self._note(f"{error}; what it said last is used on")
-        else:
-            if self._reading.reason is not None:
-                self._reading.worked()
+        self._take(self._file.look())
 
-    def _note(self, reason: str) -> None:
-        if reason != self._reading.reason:
-            telemetry.log.warning("credentials stay as they were", upstream=self._upstream, reason=reason)
-        self._reading.failed(reason)
+    def _take(self, found: Credentials | _Helped | None) -> None:
+        if found != self._found:
+            self._found, self._source = found, self._open(found)
 
     def _open(self, found: Credentials | _Helped | None) -> CredentialSource:
         if not isinstance(found, _Helped):
@@ -129,6 +105,16 @@ class DockerConfig:
 
 class _BadHelper(ValueError):
     """What is no name of a helper. Names are no secrets, but what stands in their place by mistake may be one."""
+
+
+def _understood(content: bytes, registries: tuple[str, ...]) -> Credentials | _Helped | None:
+    try:
+        return _find(json.loads(content), registries)
+    except _BadHelper:
+        raise
+    except (ValueError, TypeError) as error:
+        # without the cause's text: it may quote what is in the file
+        raise ValueError("not a docker config.json") from error
 
 
 def _find(config: Any, registries: tuple[str, ...]) -> Credentials | _Helped | None:
