@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -141,3 +142,56 @@ def test_what_operators_are_told(tmp_path: Path) -> None:
 def _status(config: Path) -> str:
     command = [sys.executable, "-m", "mirror", "status", "--config", str(config)]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def test_a_password_that_is_rotated(tmp_path: Path) -> None:
+    """Both workers send the new one without a SIGHUP: of the upstream itself and of a mirror of it. A file that is gone
+    meanwhile is told, and no password stands in the log, in the configuration that is shown, or in an answer.
+    """
+    old, new = "canary-old", "canary-new"
+    own, near = tmp_path / "own", tmp_path / "near"
+    with FakeRegistry(users={"user": old}) as registry, FakeRegistry(tokens=True, users={"user": old}) as other:
+        more = f'username = "user"\npassword_file = "{own}"\n[[upstream]]\nname = "quay.io"\nurl = "{registry.url}"\n'
+        more += f'endpoints = [{{url = "{other.url}", username = "user", password_file = "{near}"}}]\n'
+        config = write_config(tmp_path, {"docker.io": registry.url}, tag_ttl="0s")
+        config.write_text(config.read_text().replace("[[route]]", f"{more}[[route]]"))
+        for path in (own, near):
+            path.write_text(old)
+        with MirrorProcess(config) as mirror:
+            mirror.wait_for_event("admin listening")
+
+            numbers = itertools.count()
+
+            def both_pull(password: str) -> None:
+                """Each worker fetches images that are new to it from both registries, which take this password only."""
+                for one in (registry, other):
+                    one.users["user"] = password
+                seen: dict[str, set[str]] = {"docker.io": set(), "quay.io": set()}
+
+                def ask() -> bool:
+                    image = f"library/app{next(numbers)}"
+                    for name, one in (("docker.io", registry), ("quay.io", other)):
+                        one.add_image(image, "v1", [b"layer"])
+                        target = f"/v2/{name}/{image}/manifests/v1"
+                        status, _, body = mirror.get(target)
+                        assert status == 200, body
+                        seen[name].add(mirror.wait_for_event("request", path=target)["id"].partition("-")[0])
+                    return all(len(workers) == 2 for workers in seen.values())
+
+                eventually(ask, "both workers have pulled from both")
+
+            both_pull(old)
+            for path in (own, near):
+                path.unlink()
+            both_pull(old)
+            for path in (own, near):
+                fresh = path.with_suffix(".fresh")
+                fresh.write_text(f"{new}\n")
+                fresh.rename(path)
+            both_pull(new)
+            shown = ask_admin(tmp_path / "store/admin.sock", "GET", "/admin/v1/config")
+            assert shown.status == 200
+            log = json.dumps(mirror.log)
+            noted = [line["reason"] for line in mirror.log if line["event"] == "credentials stay as they were"]
+            assert f"{own}: No such file or directory; what it said last is used on" in noted
+            assert "canary" not in log + json.dumps(shown.json)
