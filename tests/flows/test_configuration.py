@@ -158,6 +158,21 @@ def test_what_would_only_show_later(tmp_path: Path, environment: pytest.MonkeyPa
     _expect(_mistakes(tmp_path, "[server]\nlisten = []"), "server.listen: ")
 
 
+def test_files_of_secrets(tmp_path: Path) -> None:
+    """One that is gone, is empty or is no text is named, at an upstream and at a mirror of it; nothing is quoted."""
+    empty, binary = tmp_path / "empty", tmp_path / "binary"
+    empty.write_text("\n")
+    binary.write_bytes(b"canary\xff")
+    login = 'username = "me", password_file'
+    text = f'{_DOCKER}username = "me"\npassword_file = "{empty}"\nproxy_file = "{tmp_path}/none"\n'
+    text += f'endpoints = [{{url = "https://near.test", {login} = "{binary}"}}]'
+    assert _mistakes(tmp_path, text) == [
+        f"upstream[1].endpoints[1].password_file: {binary}: not text",
+        f"upstream[1].password_file: {empty}: empty",
+        f"upstream[1].proxy_file: {tmp_path}/none: No such file or directory",
+    ]
+
+
 def test_good_files(tmp_path: Path) -> None:
     """A certificate with its key, and a docker `config.json`."""
     certificate = Certificate(tmp_path)
