@@ -1,37 +1,34 @@
-"""`pin`, `unpin`, `pins`: which images must stay. They work on the disk, beside a running server as well as alone."""
+"""`pin`, `unpin`, `pins`: which images must stay. The mirror that runs is asked; where none does, the disk is."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from mirror import config as settings
-from mirror.app.storage import Disk, open_disk, pin_rules
+from mirror.app.storage import open_disk, pin_rules
 from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, parse_images, table_console
-from mirror.cli.unread import refuse_unread
+from mirror.cli.running import Refused, ask_if_running, target_of
 from mirror.cli.working import check_owner, check_there
-from mirror.errors import ConfigError, MirrorError
-from mirror.oci.digest import Digest
-from mirror.policy.images import name_of
-from mirror.policy.pins import parse_until
+from mirror.errors import ConfigError, MirrorError, PinUnknown, answer_for
+from mirror.policy.images import Image, name_of
+from mirror.policy.pins import LONGEST_REASON, parse_until
 from mirror.policy.records import Pin
-from mirror.repository.closure import Closure, read_closure
-from mirror.repository.pins import PinnedImage, images_of, pinned_images, why_pinned
-from mirror.repository.told import pin_json
+from mirror.repository.told import new_pin_json, pins_json
 from mirror.repository.unread import Subjects
 
 __all__ = ["pin", "pins", "unpin"]
 
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="docker.io/library/app:1.0, or by digest.")]
+
+#: How the admin API calls an image that was not pinned by hand.
+_UNKNOWN = answer_for(PinUnknown("")).code
 
 
 @application.command()
@@ -43,43 +40,88 @@ def pin(
 ) -> None:
     """Never evict these images: by tag whatever it points to at the time, by digest that one."""
     loaded = settings.load(config)
-    check_owner(loaded, "pins")
     images = parse_images(image, loaded)
     now = time.time()
-    end = _parse_end(until, now)
+    end = _check(reason, until, now)
+    told = []
+    for one in images:
+        body = {"reason": reason, "until": until}
+        pinned = ask_if_running(loaded, "PUT", target_of("pins", one), body=body)
+        told.append(_pin_on_disk(loaded, Pin(one.repo, one.reference, reason, now, end)) if pinned is None else pinned)
+    for pinned in told:
+        print(f"{pinned['image']}: pinned, {pinned['summary']}")
+
+
+def _check(reason: str, until: str | None, now: float) -> float | None:
+    """Until when, in epoch seconds. Raises `ConfigError` with every mistake: the same, whoever pins."""
+    mistakes = []
+    if len(reason) > LONGEST_REASON:
+        mistakes.append(f"--reason: not text of at most {LONGEST_REASON} characters")
+    end = None
+    try:
+        end = None if until is None else parse_until(until, now)
+    except ValueError as error:
+        mistakes.append(f"--until: {error}")
+    if mistakes:
+        raise ConfigError(mistakes)
+    return end
+
+
+def _pin_on_disk(loaded: settings.Config, new: Pin) -> dict[str, Any]:
+    check_owner(loaded, "pins")
     disk = open_disk(loaded)
-    for one in images:
-        with audited(loaded, "pin", repository=str(one.repo), reference=str(one.reference), reason=reason or None):
-            disk.pins.put(Pin(one.repo, one.reference, reason, now, end))
-    shown = pinned_images(disk.pins, (), disk.catalog, now)
-    for one in images:
-        [found] = [each for each in shown if (each.repo, each.reference) == (one.repo, one.reference)]
-        print(f"{name_of(one.repo, one.reference)}: pinned, {_State.of(disk, found).words}")
+    with audited(loaded, "pin", repository=str(new.repo), reference=str(new.reference), reason=new.reason or None):
+        disk.pins.put(new)
+    return new_pin_json(new, disk.store, disk.catalog, new.since)
 
 
 @application.command()
 def unpin(image: Images, config: ConfigFile = None) -> None:
     """Let these images be evicted again, when they are the least recently used."""
     loaded = settings.load(config)
-    check_owner(loaded, "pins")
     images = parse_images(image, loaded)
-    disk = open_disk(loaded)
-    strangers = []
-    for one in images:
-        with audited(loaded, "unpin", repository=str(one.repo), reference=str(one.reference)) as about:
-            if not disk.pins.drop(one.repo, one.reference):
-                about |= {"status": 404, "reason": "was not pinned"}
-                strangers.append(one)
-    left = pinned_images(disk.pins, pin_rules(loaded), disk.catalog, time.time())
+    strangers = [one for one in images if not _unpin(loaded, one)]
+    left = _listed(loaded, state=False)["pins"]
     for one in images:
         name = name_of(one.repo, one.reference)
         print(f"{name}: {'was not pinned' if one in strangers else 'unpinned'}")
-        tag = None if one.digest else one.tag
-        for why in why_pinned(left, one.repo, tag=tag, digest=one.digest):
-            by = f"the rule {why.rule}" if why.rule else f"the pin of {name_of(why.repo, why.reference)}"
-            print(f"{name}: still stays because of {by}")
+        for why in left:
+            if _keeps(why, one):
+                by = f"the rule {why['rule']}" if why["rule"] else f"the pin of {why['image']}"
+                print(f"{name}: still stays because of {by}")
     if strangers:
         raise MirrorError(f"{len(strangers)} of {len(images)} images were not pinned by `mirror pin`")
+
+
+def _unpin(loaded: settings.Config, image: Image) -> bool:
+    """Whether it was pinned. Raises `MirrorError`."""
+    try:
+        if ask_if_running(loaded, "DELETE", target_of("pins", image)) is None:
+            _unpin_on_disk(loaded, image)
+    except Refused as error:
+        if error.code != _UNKNOWN:
+            raise
+        return False
+    except PinUnknown:
+        return False
+    return True
+
+
+def _unpin_on_disk(loaded: settings.Config, image: Image) -> None:
+    """Raises `PinUnknown`."""
+    check_owner(loaded, "pins")
+    disk = open_disk(loaded)
+    with audited(loaded, "unpin", repository=str(image.repo), reference=str(image.reference)):
+        if not disk.pins.drop(image.repo, image.reference):
+            raise PinUnknown(f"{name_of(image.repo, image.reference)} was not pinned by hand")
+
+
+def _keeps(pinned: Mapping[str, Any], image: Image) -> bool:
+    """Whether an image stays because of this one: it is the same, or its tag points to this digest."""
+    if pinned["image"] == name_of(image.repo, image.reference):
+        return True
+    here = pinned["image"].startswith((f"{image.repo}:", f"{image.repo}@"))
+    return here and image.digest is not None and pinned["digest"] == str(image.digest)
 
 
 @application.command()
@@ -89,78 +131,41 @@ def pins(
 ) -> None:
     """List pinned images, by hand and by the rules of the configuration, and whether they are complete."""
     loaded = settings.load(config)
+    told = _listed(loaded, state=True)
+    over = [{**one, "state": "over", "missing": [], "summary": "over"} for one in told["over"]]
+    rows = sorted([*told["pins"], *over], key=lambda row: str(row["image"]))
+    if as_json:
+        print(json.dumps([{name: row[name] for name in row if name != "summary"} for row in rows], indent=1))
+    else:
+        _show(rows, len(told["pins"]))
+    # after all that could be told, so that nobody takes a part for the whole
+    if words := [one["message"] for one in told["unreadable"] if one["kind"] == "pins"]:
+        raise MirrorError("\n".join(words))
+
+
+def _listed(loaded: settings.Config, *, state: bool) -> dict[str, Any]:
+    """As the admin API tells it, which has all the time it needs: with `state` every manifest is read."""
+    told = ask_if_running(loaded, "GET", f"/admin/v1/pins?state={str(state).lower()}", patience=None)
+    if told is not None:
+        return told
     check_there(loaded)
     disk = open_disk(loaded)
-    now = time.time()
     read, unread = disk.pins.look()
-    images = images_of(read, Subjects(disk.catalog).known(unread), pin_rules(loaded), disk.catalog, now)
-    rows = [(image, _State.of(disk, image)) for image in images]
-    over = [each for each in read if not each.holds(now)]
-    rows += [(_over(each), _State("over", "over")) for each in over]
-    rows.sort(key=lambda row: name_of(row[0].repo, row[0].reference))
-    if as_json:
-        print(json.dumps([_as_json(image, state) for image, state in rows], indent=1))
-    else:
-        _show(rows, len(rows) - len(over))
-    refuse_unread(unread, disk.catalog)
+    rules, subjects = pin_rules(loaded), Subjects(disk.catalog)
+    return pins_json(read, unread, rules, disk.store, disk.catalog, time.time(), subjects, state=state)
 
 
-def _show(rows: Sequence[tuple[PinnedImage, _State]], count: int) -> None:
+def _show(rows: Sequence[Mapping[str, Any]], count: int) -> None:
     table = Table("image", "reason", "since", "until", "state")
-    for image, state in rows:
-        since = f"rule {image.rule}" if image.rule else "unreadable" if image.unread else _date(image.since)
-        table.add_row(name_of(image.repo, image.reference), image.reason, since, _date(image.until), state.words)
+    for row in rows:
+        # every pin that can be read says since when
+        since = f"rule {row['rule']}" if row["rule"] else _minute(row["since"]) or "unreadable"
+        table.add_row(row["image"], row["reason"], since, _minute(row["until"]), row["summary"])
     if rows:
         table_console().print(table)
     print(f"{count} pinned image{'' if count == 1 else 's'}")
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    """How much of an image is here: for programs, for people, and the digests that are missing."""
-
-    code: str
-    words: str
-    missing: tuple[Digest, ...] = ()
-
-    @classmethod
-    def of(cls, disk: Disk, image: PinnedImage) -> _State:
-        """Blocking."""
-        if image.root is None:
-            return cls("absent", "not here yet; it stays once it was pulled")
-        closure = read_closure(disk.store, disk.catalog, image.repo, image.root)
-        if closure.complete:
-            return cls("complete", "complete")
-        return cls("incomplete", f"incomplete: {_lacking(closure)}", tuple(node.digest for node in closure.missing))
-
-
-def _lacking(closure: Closure) -> str:
-    """`2 layers, 1 config missing`."""
-    count = Counter(node.role.value for node in closure.missing)
-    if not count:
-        return "no platform was pulled yet"
-    return ", ".join(f"{number} {role}{'' if number == 1 else 's'}" for role, number in count.items()) + " missing"
-
-
-def _parse_end(until: str | None, now: float) -> float | None:
-    try:
-        return None if until is None else parse_until(until, now)
-    except ValueError as error:
-        raise ConfigError([f"--until: {error}"]) from error
-
-
-def _over(each: Pin) -> PinnedImage:
-    return PinnedImage(each.repo, each.reference, None, each.reason, each.since, each.until)
-
-
-def _date(at: float | None) -> str:
-    """In UTC, to the minute."""
-    return "" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}"
-
-
-def _as_json(image: PinnedImage, state: _State) -> dict[str, Any]:
-    return {
-        **pin_json(image),
-        "state": state.code,
-        "missing": [str(digest) for digest in state.missing],
-    }
+def _minute(moment: str | None) -> str:
+    """`2025-01-31 12:30` in UTC."""
+    return "" if moment is None else moment[:16].replace("T", " ")

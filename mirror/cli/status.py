@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 from rich.table import Table
@@ -14,7 +13,7 @@ from mirror import __version__, telemetry
 from mirror import config as settings
 from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, table_console
-from mirror.cli.running import ask, ask_if_running
+from mirror.cli.running import ask, ask_if_running, target_of
 from mirror.cli.working import check_owner, check_there
 from mirror.errors import ConfigError, RequestError
 from mirror.policy.durations import format_duration
@@ -115,8 +114,7 @@ def purge(
     loaded = settings.load(config)
     telemetry.set_up_logging("warning")
     wanted = _parse(image, loaded)
-    name = quote(str(Image(wanted.repo, digest=wanted.digest) if wanted.digest else wanted), safe="/:@")
-    purged = ask_if_running(loaded, "DELETE", f"/admin/v1/images/{name}", patience=None)
+    purged = ask_if_running(loaded, "DELETE", target_of("images", wanted), patience=None)
     if purged is None:
         check_owner(loaded, "leaves")
         purged = asyncio.run(_purge(loaded, wanted))

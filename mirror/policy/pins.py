@@ -11,12 +11,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Final
 
 from mirror.oci.reference import Repo
 from mirror.policy.durations import parse_duration
 from mirror.policy.routing import compile_pattern
 
-__all__ = ["PinRule", "parse_until", "rule_for"]
+__all__ = ["LONGEST_REASON", "PinRule", "parse_until", "rule_for"]
+
+#: Characters of the reason that may be given with a pin.
+LONGEST_REASON: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)

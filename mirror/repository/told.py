@@ -5,6 +5,7 @@ Sizes are bytes, times ISO 8601 in UTC; None: not known.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,24 @@ from mirror.oci.digest import Digest
 from mirror.policy.eviction import Victim
 from mirror.policy.images import name_of
 from mirror.policy.moments import moment
+from mirror.policy.pins import PinRule
+from mirror.policy.records import Pin
+from mirror.policy.unread import UnreadNote
+from mirror.ports import BlobStore, Catalog
+from mirror.repository.closure import Closure, read_closure
 from mirror.repository.overview import ImageHere, Whole
-from mirror.repository.pins import PinnedImage
+from mirror.repository.pins import PinnedImage, images_of
+from mirror.repository.unread import Subjects, unread_json
 
-__all__ = ["image_json", "pin_json", "victims_by_image", "victims_json", "whole_json"]
+__all__ = [
+    "image_json",
+    "new_pin_json",
+    "pin_json",
+    "pins_json",
+    "victims_by_image",
+    "victims_json",
+    "whole_json",
+]
 
 
 def image_json(image: ImageHere) -> dict[str, Any]:
@@ -83,6 +98,65 @@ def pin_json(image: PinnedImage) -> dict[str, Any]:
         "until": moment(image.until),
         "rule": image.rule,
     }
+
+
+def new_pin_json(pin: Pin, store: BlobStore, catalog: Catalog, now: float) -> dict[str, Any]:
+    """Blocking: a pin that was set a moment ago, and how much of its image is here. Raises `StoreError`."""
+    [image] = images_of([pin], {}, (), catalog, now)
+    return _with_state(image, store, catalog)
+
+
+def pins_json(
+    pins: Sequence[Pin],
+    unread: Sequence[UnreadNote],
+    rules: Sequence[PinRule],
+    store: BlobStore,
+    catalog: Catalog,
+    now: float,
+    subjects: Subjects,
+    *,
+    state: bool,
+) -> dict[str, Any]:
+    """Blocking: what stays by hand and by rules, by name; the pins that are over; and the notes that cannot be read.
+    With `state` how much of each image is here, for which all its manifests are read. Raises `StoreError`.
+    """
+    known = subjects.known(unread)
+    images = images_of(pins, known, rules, catalog, now)
+    over = [
+        PinnedImage(one.repo, one.reference, None, one.reason, one.since, one.until)
+        for one in pins
+        if not one.holds(now)
+    ]
+    return {
+        "pins": _by_name([_with_state(image, store, catalog) if state else pin_json(image) for image in images]),
+        "over": _by_name([pin_json(image) for image in over]),
+        "unreadable": unread_json(unread, known),
+    }
+
+
+def _by_name(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(told, key=lambda one: str(one["image"]))
+
+
+def _with_state(image: PinnedImage, store: BlobStore, catalog: Catalog) -> dict[str, Any]:
+    """Blocking: for programs, for people, and the digests that are missing."""
+    closure = None if image.root is None else read_closure(store, catalog, image.repo, image.root)
+    if closure is None:
+        state, summary = "absent", "not here yet; it stays once it was pulled"
+    elif closure.complete:
+        state, summary = "complete", "complete"
+    else:
+        state, summary = "incomplete", f"incomplete: {_lacking(closure)}"
+    missing = [] if closure is None else [str(node.digest) for node in closure.missing]
+    return {**pin_json(image), "state": state, "missing": missing, "summary": summary}
+
+
+def _lacking(closure: Closure) -> str:
+    """`2 layers, 1 config missing`."""
+    count = Counter(node.role.value for node in closure.missing)
+    if not count:
+        return "no platform was pulled yet"
+    return ", ".join(f"{number} {role}{'' if number == 1 else 's'}" for role, number in count.items()) + " missing"
 
 
 def victims_by_image(victims: Sequence[Victim]) -> dict[Digest | None, list[Victim]]:

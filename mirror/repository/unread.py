@@ -107,15 +107,16 @@ def _it_is(note: UnreadNote, subject: Subject) -> str:
 
 
 def unread_json(notes: Collection[UnreadNote], known: Mapping[UnreadNote, Subject]) -> list[dict[str, Any]]:
-    """For programs."""
+    """For programs; `message` is for people."""
     return [
         {
             "kind": note.kind,
             "image": name_of(*known[note]) if note in known else None,
             "file": note.file,
             "reason": note.why,
+            "message": words,
         }
-        for note in notes
+        for note, words in zip(notes, unread_words(notes, known), strict=True)
     ]
 
 

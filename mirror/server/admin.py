@@ -266,8 +266,8 @@ class Admin:
         asked.about |= {"bytes": purged.bytes}
         return _Reply(purged.to_json())
 
-    async def _get_pins(self, _asked: _Asked) -> _Reply:
-        return _Reply(await self._keeping.pins())
+    async def _get_pins(self, asked: _Asked) -> _Reply:
+        return _Reply(await self._keeping.pins(asked.query))
 
     async def _pin(self, asked: _Asked) -> _Reply:
         image = asked.image(self._parse_image(asked.given))

@@ -12,17 +12,17 @@ from mirror.errors import BodyInvalid, ManifestUnknown, PinUnknown, RequestError
 from mirror.oci.reference import Repo
 from mirror.policy.eviction import Victim
 from mirror.policy.images import Image, name_of
-from mirror.policy.pins import PinRule, parse_until
+from mirror.policy.pins import LONGEST_REASON, PinRule, parse_until
 from mirror.policy.records import Pin
 from mirror.policy.selection import Selection
 from mirror.ports import BlobStore, Catalog, ContentIndex, Freezes, Pins
 from mirror.repository.evictor import Evictor
 from mirror.repository.names import called
 from mirror.repository.overview import Overview, Place
-from mirror.repository.pins import PinnedImage, pinned_images
+from mirror.repository.pins import pinned_images
 from mirror.repository.purge import Purge, Purged
-from mirror.repository.told import image_json, pin_json, victims_by_image, victims_json, whole_json
-from mirror.repository.unread import Subjects, unread_json
+from mirror.repository.told import image_json, new_pin_json, pins_json, victims_by_image, victims_json, whole_json
+from mirror.repository.unread import Subjects
 from mirror.server.believed import Believed
 
 __all__ = ["Keeping"]
@@ -33,7 +33,6 @@ _PAGE: Final = 50
 _LARGEST_PAGE: Final = 500
 #: Images that are told one by one of those that go.
 _MOST_VICTIMS: Final = 200
-_LONGEST_REASON: Final = 1000
 #: Tags, images without one, and repositories that are looked at for one page.
 _MOST_LOOKED_AT: Final = 2000
 
@@ -106,30 +105,28 @@ class Keeping:
 
     # ------------------------------------------------------------------------------------------------------ pins
 
-    async def pins(self) -> dict[str, Any]:
-        """By hand and by rules; and the pins and freezes that cannot be read."""
+    async def pins(self, query: Mapping[str, str]) -> dict[str, Any]:
+        """By hand and by rules, with `state` how much of each is here; pins that are over; and the pins and freezes
+        that cannot be read. Raises `RequestError`, `StoreError`.
+        """
+        state = _truth(query, "state")
 
         def look() -> dict[str, Any]:
-            pinned = pinned_images(self._pins, self._rules, self._catalog, time.time(), self._subjects)
-            unread = [*self._pins.look()[1], *self._freezes.look()[1]]
-            return {
-                "pins": sorted((pin_json(one) for one in pinned), key=lambda one: str(one["image"])),
-                "unreadable": unread_json(unread, self._subjects.known(unread)),
-            }
+            pins, unread = self._pins.look()
+            unread = [*unread, *self._freezes.look()[1]]
+            now = time.time()
+            return pins_json(pins, unread, self._rules, self._store, self._catalog, now, self._subjects, state=state)
 
         return await asyncio.to_thread(look)
 
     async def pin(self, image: Image, body: object) -> dict[str, Any]:
-        """With `reason` and `until`. Raises `BodyInvalid`, `StoreError`."""
+        """With `reason` and `until`; how much of it is here. Raises `BodyInvalid`, `StoreError`."""
         now = time.time()
         reason, until = _read_pin(body, now)
         self._plans.forget()
-        await asyncio.to_thread(self._pins.put, Pin(image.repo, image.reference, reason, now, until))
-        return pin_json(await asyncio.to_thread(self._pinned, image))
-
-    def _pinned(self, image: Image) -> PinnedImage:
-        found = pinned_images(self._pins, (), self._catalog, time.time(), self._subjects)
-        return next(one for one in found if (one.repo, one.reference) == (image.repo, image.reference))
+        pin = Pin(image.repo, image.reference, reason, now, until)
+        await asyncio.to_thread(self._pins.put, pin)
+        return await asyncio.to_thread(new_pin_json, pin, self._store, self._catalog, now)
 
     async def unpin(self, image: Image) -> dict[str, Any]:
         """Raises `PinUnknown`, `StoreError`."""
@@ -201,6 +198,14 @@ def _number(query: Mapping[str, str], name: str, default: _D, least: int, most: 
     return int(text)
 
 
+def _truth(query: Mapping[str, str], name: str) -> bool:
+    """Not given: false. Raises `RequestError`."""
+    text = query.get(name, "false")
+    if text not in ("true", "false"):
+        raise RequestError(f"{name}: neither true nor false: {text[:40]!r}")
+    return text == "true"
+
+
 def _read_pin(body: object, now: float) -> tuple[str, float | None]:
     """Raises `BodyInvalid` with every mistake."""
     if body is None:
@@ -209,8 +214,8 @@ def _read_pin(body: object, now: float) -> tuple[str, float | None]:
         raise BodyInvalid('not an object such as {"reason": "audit", "until": "30d"}')
     mistakes = [f"{name[:40]!r}: no such field" for name in body if name not in ("reason", "until")]
     reason, until, end = body.get("reason", ""), body.get("until"), None
-    if not isinstance(reason, str) or len(reason) > _LONGEST_REASON:
-        mistakes.append(f"reason: not text of at most {_LONGEST_REASON} characters")
+    if not isinstance(reason, str) or len(reason) > LONGEST_REASON:
+        mistakes.append(f"reason: not text of at most {LONGEST_REASON} characters")
     if until is not None:
         try:
             end = parse_until(until, now) if isinstance(until, str) else None

@@ -185,21 +185,27 @@ _SCHEMAS: Final[Mapping[str, Schema]] = {
     ),
     "Purged": _object(image=_TEXT, tags=_list(_TEXT), manifests=_list(_TEXT), blobs=_COUNT, bytes=_BYTES),
     "Pin": _object(
+        ("state", "missing", "summary"),
         image=_TEXT,
         digest=_MAYBE_TEXT,
         reason=_TEXT,
         since=_TIME,
         until=_TIME,
         rule={**_MAYBE_TEXT, "description": "the `match` of the configuration that says it; null: by hand"},
+        state={"enum": ["absent", "incomplete", "complete"], "description": "how much is here"},
+        missing={**_list(_TEXT), "description": "digests that are not"},
+        summary={**_TEXT, "description": "the state in words"},
     ),
     "Pins": _object(
         pins=_list(_ref("Pin")),
+        over={**_list(_ref("Pin")), "description": "whose `until` has passed; they hold nothing"},
         unreadable=_list(
             _object(
                 kind={"enum": ["pins", "freezes"]},
                 image={**_MAYBE_TEXT, "description": "what it is for; null: not known, so that nothing is evicted"},
                 file=_TEXT,
                 reason=_TEXT,
+                message={**_TEXT, "description": "in words, with what to do"},
             )
         ),
     ),
@@ -320,7 +326,21 @@ OPERATIONS: Final = (
         {200: "Purged"},
         errors=(400, 404, 409),
     ),
-    Operation("pins", "GET", "/pins", "Images that are never evicted, by hand and by rules", {200: "Pins"}),
+    Operation(
+        "pins",
+        "GET",
+        "/pins",
+        "Images that are never evicted, by hand and by rules",
+        {200: "Pins"},
+        query={
+            "state": {
+                "type": "boolean",
+                "default": False,
+                "description": "tell `state`, `missing` and `summary` of each, for which all their manifests are read",
+            }
+        },
+        errors=(400,),
+    ),
     Operation(
         "pin",
         "PUT",

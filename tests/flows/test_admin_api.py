@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -20,7 +21,11 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from mirror.config import load
 from mirror.errors import ConfigError
+from mirror.oci.reference import Repo
+from mirror.policy.records import Pin
 from mirror.server.operations import OPERATIONS, PREFIX
+from mirror.store.layout import Layout
+from mirror.store.pins import LocalPins
 from tests.support.admin_client import Said, ask_admin
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.live_mirror import noise
@@ -371,6 +376,70 @@ def test_the_command_line_asks_the_server(
     assert said == [("purge", "unix"), *[("purge", "cli")] * 2, ("pin", "cli"), ("unpin", "cli"), ("gc", "cli")]
 
 
+def test_pinning_by_command_is_the_same_with_a_server_and_without(
+    mirror: MirrorProcess, api: Callable[..., Said], config: Path, tmp_path: Path
+) -> None:
+    """What is said, how it ends, and the audit log, but for who is told to have done it. A server that runs does it."""
+    digest, _, layer = _pull(mirror, "library/app", "v0")
+    # the tag is written down a moment after its answer
+    eventually(lambda: api("GET", "/images/app:v0").status == 200, "the image is listed")
+    _pull(mirror, "library/app", "v1")
+    eventually(lambda: api("GET", "/images/app:v1").status == 200, "the other one, too")
+    pins = LocalPins(Layout(tmp_path / "store"))
+    pins.put(Pin(Repo("docker.io", "library/old"), "v1", "was for a month", 1e9, 1.1e9))
+    pins.put(Pin(Repo("docker.io", "library/spoilt"), "v1", "", 1e9))
+    [spoilt] = [file for file in (tmp_path / "store/pins").iterdir() if b"spoilt" in file.read_bytes()]
+    spoilt.write_bytes(spoilt.read_bytes()[:60])
+    (tmp_path / "store/blobs/sha256" / layer[7:9] / layer[7:]).unlink()
+    commands = [
+        ["pin", "app:v0", "app:v1", "app:v9", "--reason", "why", "--until", "30d"],
+        ["pin", f"app:v0@{digest}", "--until", "2999-01-01T12:00+01:00"],
+        ["pins"],
+        ["pins", "--json"],
+        ["unpin", "app:v1", "app:v2", "app:v9"],
+        ["unpin", f"app@{digest}"],
+        ["unpin", "app:v0"],
+        ["unpin", "app:v0"],
+        ["pin", "app:v1", "--until", "yesterday", "--reason", "x" * 1001],
+        ["pin", "app:v1", "nowhere.example/x"],
+        ["unpin", "app@sha256:12"],
+        ["pins", "--json"],
+    ]
+
+    def said() -> list[tuple[int, str, str]]:
+        done = [_mirror(*words, config=config) for words in commands]
+        now = re.compile(r"(?!2001|2004|2999)[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:]+")
+        return [(one.returncode, now.sub("NOW", one.stdout), one.stderr) for one in done]
+
+    def audited(by: str) -> list[dict[str, Any]]:
+        lines = [one for one in _audited(tmp_path) if one["action"] in ("pin", "unpin") and one["who"].startswith(by)]
+        told = ("action", "repository", "reference", "status", "reason")
+        return [{name: line.get(name) for name in told} for line in lines]
+
+    beside = said()
+    eventually(lambda: len(audited("unix:")) == 10, "each change has its line")
+    assert [status for status, _, _ in beside] == [0, 0, 1, 1, 1, 0, 0, 1, 2, 2, 2, 1]
+    assert beside[0][1].splitlines() == [
+        f"{_APP}:v0: pinned, incomplete: 1 layer missing",
+        f"{_APP}:v1: pinned, complete",
+        f"{_APP}:v9: pinned, not here yet; it stays once it was pulled",
+    ]
+    assert [(one["image"].rpartition("/")[2], one["state"], one["missing"]) for one in json.loads(beside[3][1])] == [
+        ("app:v0", "incomplete", [layer]),
+        ("app:v1", "complete", []),
+        ("app:v9", "absent", []),
+        (f"app@{digest}", "incomplete", [layer]),
+        ("old:v1", "over", []),
+        ("spoilt:v1", "absent", []),
+    ]
+    assert "`mirror unpin docker.io/library/spoilt:v1` mends it" in beside[3][2]
+    assert f"{_APP}@{digest}: still stays because of the pin of {_APP}:v0" in beside[5][1]
+    assert f"{_APP}:v0: still stays because of the rule {_APP}:v0" in beside[6][1]
+    mirror.stop()
+    assert said() == beside
+    assert audited("cli:") == audited("unix:")
+
+
 def test_status_says_what_is_out_of_order(registry: FakeRegistry, tmp_path: Path) -> None:
     """Pulls go on without Redis and around a store that takes nothing; whoever looks is told."""
     with RedisServer() as redis:
@@ -543,6 +612,7 @@ def test_the_document_is_true(mirror: MirrorProcess, registry: FakeRegistry, api
         ("GET", "/images?search=app&limit=2", None), ("GET", "/images?limit=0", None), ("GET", "/images?nope=1", None),
         ("GET", "/images/app:v1", None), ("GET", "/images/app:v9", None), ("GET", "/images/UPPER", None),
         ("PUT", "/pins/app:v1", {"reason": "x"}), ("PUT", "/pins/app:v1", {"until": "x"}), ("GET", "/pins", None),
+        ("GET", "/pins?state=true", None), ("GET", "/pins?state=1", None),
         ("DELETE", "/images/app:v1", None), ("DELETE", "/pins/app:v1", None), ("DELETE", "/pins/app:v1", None),
         ("DELETE", "/images/app:v1", None), ("GET", "/gc?bytes=1000000", None), ("GET", "/gc?bytes=x", None),
         ("POST", "/gc", None), ("POST", "/prefetch", {"images": ["app:v2"]}), ("POST", "/prefetch", {}),

@@ -162,7 +162,12 @@ def test_commands(config: Path, audit: _Audit, tmp_path: Path) -> None:
     assert _mirror(config, "unpin", "app:v1") == 0
     assert audit.one() == {**about, "action": "unpin", "status": 200}
     assert _mirror(config, "unpin", "app:v1") == 1
-    assert audit.one() == {**about, "action": "unpin", "status": 404, "reason": "was not pinned"}
+    assert audit.one() == {
+        **about,
+        "action": "unpin",
+        "status": 404,
+        "reason": f"PinUnknown: {_APP}:v1 was not pinned by hand",
+    }
     assert _mirror(config, "freeze", "app:v2") == 0
     frozen = {**by, "repository": _APP, "reference": "v2"}
     assert audit.one() == {**frozen, "action": "freeze", "status": 200, "digest": digest}

@@ -66,6 +66,38 @@ def test_a_running_mirror_purges_for_whoever_reaches_its_socket(
         eventually(lambda: mirror("purge", "app:v1", "--config", config).status == 0 or None, "it is purged")
 
 
+def test_a_running_mirror_pins_for_whoever_reaches_its_socket(
+    registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pins are its own files, which it can read."""
+    config = write_config(tmp_path, {"docker.io": registry.url}, workers=1)
+    with MirrorProcess(config) as running:
+        running.wait_for_event("admin listening")
+        whose = (tmp_path / "store").stat().st_uid
+        monkeypatch.setattr(os, "geteuid", lambda: whose + 1)
+        name = "docker.io/library/app:v1"
+        pinned = mirror("pin", "app:v1", "app:v2", "--reason", "why", "--until", "30d", "--config", config)
+        assert (pinned.status, pinned.out.partition("\n")[0]) == (
+            0,
+            f"{name}: pinned, not here yet; it stays once it was pulled",
+        )
+        assert {file.stat().st_uid for file in (tmp_path / "store/pins").iterdir()} == {whose}
+        listed = mirror("pins", "--json", "--config", config).json
+        assert [(one["image"], one["reason"], bool(one["until"])) for one in listed] == [
+            (name, "why", True),
+            ("docker.io/library/app:v2", "why", True),
+        ]
+        assert mirror("unpin", "app:v1", "app:v2", "--config", config).status == 0
+        assert mirror("pins", "--json", "--config", config).json == []
+        # a batch with a mistake in it pins nothing
+        assert mirror("pin", "app:v1", "App", "--config", config).status == 2
+        assert mirror("pin", "app:v1", "--reason", "x" * 1001, "--config", config).status == 2
+        assert mirror("pins", "--json", "--config", config).json == []
+    # nobody does it for them any more
+    refused = mirror("pin", "app:v1", "--config", config)
+    assert (refused.status, "run it as that user" in refused.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     "words",
     [

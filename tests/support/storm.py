@@ -591,7 +591,7 @@ class Storm:
                     await keeping.image(mirror.app.admin._parse_image(image["image"]))
             with suppress(IndexUnavailable):
                 await keeping.plan({"bytes": "300000"})
-            await keeping.pins()
+            await keeping.pins({})
             await mirror.app.storage.evictor.tick()
 
         await self._do(work, StoreFull)
