@@ -215,4 +215,7 @@ def test_a_minimum_age_in_the_configuration(registry: RegistryProcess, directory
 def test_bad_arguments(directory: Path, words: tuple[str, ...], code: int, said: str) -> None:
     """Each is told plainly: 2 for what cannot be meant, 1 for what cannot be done."""
     config = write_config(directory, {"docker.io": "http://127.0.0.1:9"})
-    assert said in _Commands(config)(*words, code=code)
+    commands = _Commands(config)
+    # where there is no store yet, that is told instead
+    commands("pin", "docker.io/library/other:1")
+    assert said in commands(*words, code=code)
