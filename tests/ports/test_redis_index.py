@@ -110,7 +110,8 @@ async def test_one_outage_is_told_once_and_bypassed(redis_server: RedisServer) -
         redis_server.kill()
         with structlog.testing.capture_logs() as logged:
             for pause in (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0):
-                with pytest.raises(IndexUnavailable, match="failed: ConnectionError"):
+                # the connection that was open may be found closed first
+                with pytest.raises(IndexUnavailable, match=r"Connection refused|failed: ConnectionError"):
                     await index.usage()
                 clock.time += pause - 0.1
                 with pytest.raises(IndexUnavailable, match="left alone"):
@@ -142,7 +143,7 @@ async def test_a_closed_port() -> None:
     server.close()
     await server.wait_closed()
     async with connected(RedisAddress(host="127.0.0.1", port=port)) as index:
-        with pytest.raises(IndexUnavailable, match="failed: ConnectionError"):
+        with pytest.raises(IndexUnavailable, match="no connection to Redis: Connection refused"):
             await index.usage()
 
 
