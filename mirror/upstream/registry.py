@@ -276,6 +276,10 @@ class RegistryUpstream:
                 raise self._invalid(f"status {reply.status} for a blob", reply.status)
             try:
                 yield body
+            except UpstreamInvalid:
+                # who lies about what is sent is not believed about where it ends: no other answer comes this way
+                body.abort()
+                raise
             finally:
                 body.close()
 

@@ -216,12 +216,13 @@ class Transfer:
         relayed = proxy is not None and url.scheme == "http"
         request = _request(url, {**headers, **self._proxies.headers(url)}, relayed=relayed)
         while idle := self._idle.take(url.origin):
-            # it may have been closed at the other end in this very moment; a GET can be sent again
+            # in this very moment it may have been closed at the other end, or what came too much of the last answer may
+            # have arrived and be read as the beginning of this one; a GET can be sent again
             try:
                 return self._converse(idle, request, hangup)
             except TimeoutError:
                 raise
-            except (OSError, EOFError):
+            except (OSError, EOFError, UpstreamInvalid):
                 continue
         return self._converse(self._connect(url, proxy), request, hangup)
 

@@ -332,6 +332,18 @@ async def test_3_other_length_than_the_manifest_says(registry: FakeRegistry, mir
     _is_whole(await mirror.ask(_AT))
 
 
+async def test_3_an_answer_that_lies_costs_its_connection(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """Row 3: what follows on it later could be the rest of that answer."""
+    registry.add_image("library/app", "v1", [_LAYER])
+    await mirror.ask("/v2/library/app/manifests/v1")
+    registry.fail("blobs", _answering(lambda: reply(200, b"")))
+    assert (await mirror.ask(_AT)).status == 502
+    await _nothing_kept(mirror)
+    _is_whole(await mirror.ask(_AT))
+    first, second = registry.of_kind("blobs")
+    assert first.connection != second.connection
+
+
 @pytest.mark.parametrize("length", ["-1", "1e3", "12, 13", "９", "99999999999999999999999999"])
 async def test_3_length_that_is_none(registry: FakeRegistry, mirror: LiveMirror, length: str) -> None:
     """Row 3: a length that is no number is not guessed at."""

@@ -159,6 +159,18 @@ def test_a_connection_that_breaks_on_reuse_is_replaced(upstream: Scripted, trans
     assert len(upstream.requests) == 3
 
 
+def test_what_is_left_of_an_answer_is_not_the_next_one(upstream: Scripted, transfer: Transfer) -> None:
+    """Faults row 3: bytes beyond the length that come only once the connection is used again are no answer of it."""
+    upstream.once("/blob", reply(200, b"one"))
+    upstream.once("/blob", b"bytes of the first answer", Close())
+    upstream.once("/blob", reply(200, b"two"))
+    for content in (b"one", b"two"):
+        body = body_of(transfer.get(f"{upstream.url}/blob", {}))
+        assert read_all(body) == content
+        body.close()
+    assert [request.connection for request in upstream.requests] == [0, 0, 1]
+
+
 @pytest.mark.parametrize("ending", [Close(), Reset()])
 def test_a_body_cut_short(upstream: Scripted, transfer: Transfer, ending: Close | Reset) -> None:
     """Faults rows 1 and 8: fewer bytes than announced are an error after the bytes that came, by FIN or RST."""
