@@ -131,8 +131,7 @@ class LocalStore:
         """A name for this tree, made once, so that several of them can share one Redis."""
         with store_errors(f"reading {self.layout.marker}"):
             if not self.layout.marker.exists():
-                text = json.dumps({"layout": LAYOUT, "id": secrets.token_hex(8)}).encode()
-                write_whole(self.layout.marker, text, through=self.layout.ingests)
+                self._mark()
             text = self.layout.marker.read_bytes()
         try:
             marker = json.loads(text)
@@ -144,6 +143,19 @@ class LocalStore:
             hint = "run the version that made it, or set store.root to an empty folder"
             raise StoreError(f"{self.layout.root} has layout {version}, this version knows layout {LAYOUT}: {hint}")
         return name
+
+    def _mark(self) -> None:
+        """Workers that start together on a new tree: one names it. With two names they would not meet in locks that are
+        named by it, nor in Redis.
+        """
+        lock = os.open(self.layout.locks / "marker", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self.layout.marker.exists():
+                text = json.dumps({"layout": LAYOUT, "id": secrets.token_hex(8)}).encode()
+                write_whole(self.layout.marker, text, through=self.layout.ingests)
+        finally:
+            os.close(lock)
 
     def stat(self, digest: Digest) -> BlobInfo:
         try:

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,19 @@ def test_an_unknown_layout_is_refused(layout: Layout) -> None:
 def test_the_store_keeps_its_identity(layout: Layout) -> None:
     """Opened again it is the same store, so that several of them can share one Redis."""
     assert LocalStore(layout).id == LocalStore(layout).id
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_all_that_open_a_new_tree_at_once_agree_on_its_name(tmp_path: Path, attempt: int) -> None:
+    """Workers start together. The name is what their locks and their index in Redis go by."""
+    together = threading.Barrier(8)
+
+    def opened(_number: int) -> str:
+        together.wait()
+        return LocalStore(Layout(tmp_path / str(attempt))).id
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(opened, range(8)))) == 1
 
 
 def test_looking_is_no_use(store: LocalStore) -> None:
