@@ -243,7 +243,7 @@ class _Status:
                 "quarantine": aside,
                 "failing": int(await asyncio.to_thread(telemetry.measured, "mirror_store_failing")),
             },
-            "index": {"trouble": self._storage.evictor.index_trouble or None},
+            "index": {"trouble": self._storage.evictor.index_trouble},
             "flights": len(await self._workers.flights()),
             "traffic": (await asyncio.to_thread(total)).to_json(),
             "offline": self._offline,

@@ -52,7 +52,7 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
     async with open_storage(loaded) as storage:
         held, limit = await storage.evictor.fullness() or (None, None)
         aside = await asyncio.to_thread(storage.evictor.quarantined)
-        index = {"trouble": storage.evictor.index_trouble or None}
+        index = {"trouble": storage.evictor.index_trouble}
     # what nobody counts is null: programs find the same names beside a mirror that runs and without
     store = {"root": str(loaded.store.root), "bytes": held, "limit": limit, "quarantine": aside, "failing": None}
     unknown = {"worker": None, "uptime": None, "traffic": None}

@@ -278,8 +278,8 @@ class Evictor:
         return measure.held, self._water.limit(measure)
 
     @property
-    def index_trouble(self) -> str:
-        """Why the index was of no use when it was last asked, as `fullness` does; empty: it was."""
+    def index_trouble(self) -> str | None:
+        """Why the index was of no use when it was last asked, as `fullness` does; None: it was."""
         return self._behind.trouble
 
     def quarantined(self) -> int:

@@ -270,9 +270,7 @@ class ProxiedRepository:
         except (BlobUnknown, StoreError):
             return await self._fly(digest, granted)
         try:
-            if not await self._shelf.is_whole(info, granted):
-                expected = f"{granted} expected" if granted >= 0 else "and not those of its digest"
-                raise BlobDamaged(f"{info.size} bytes on disk, {expected}")
+            await self._shelf.check_whole(info, granted)
         except (BlobDamaged, BlobUnreadable) as error:
             reader.close()
             return await self._instead(digest, granted, error)

@@ -172,16 +172,14 @@ class SealedRepository:
         except BlobUnknown:
             raise self._missed(digest, named=True) from None
         try:
-            whole = await self._shelf.is_whole(info, granted)
+            await self._shelf.check_whole(info, granted)
+        except BlobDamaged as damage:
+            reader.close()
+            await asyncio.to_thread(set_aside, self._shelf.store, digest, damage)
+            raise self._missed(digest, named=True) from None
         except BaseException:
             reader.close()
             raise
-        if not whole:
-            reader.close()
-            expected = f"{granted} expected" if granted >= 0 else "and not those of its digest"
-            damage = BlobDamaged(f"{info.size} bytes on disk, {expected}")
-            await asyncio.to_thread(set_aside, self._shelf.store, digest, damage)
-            raise self._missed(digest, named=True)
         self._shelf.touch(digest)
         return info, reader
 

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from mirror import telemetry
 from mirror.behalf import for_caller
-from mirror.errors import BlobTooLarge, StoreError
+from mirror.errors import BlobDamaged, BlobTooLarge, StoreError
 from mirror.memo import MISSING, Memo
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
@@ -128,7 +128,9 @@ class Shelf:
         self.referring = Referring(self.store, self.catalog, self.once, lambda: self.now())
 
     def went_uncached(self, error: StoreError, what: object) -> None:
-        """The store could not take something: said once, until it has taken something again."""
+        """The store could not take something: said once, until it has taken something again; of a blob that it could
+        never take, each time.
+        """
         telemetry.UNCACHED.inc()
         if isinstance(error, BlobTooLarge):
             # nothing is broken, and nothing that the store takes next would mend it
@@ -160,12 +162,14 @@ class Shelf:
         for digest in digests:
             self.manifests.drop((repo, digest))
 
-    async def is_whole(self, info: BlobInfo, size: int) -> bool:
-        """Whether what is on the disk is all of a blob that should have `size` bytes (-1: nobody knows how many).
+    async def check_whole(self, info: BlobInfo, size: int) -> None:
+        """Returns where what is on the disk is all of a blob that should have `size` bytes (-1: nobody knows how many).
 
-        Raises `StoreError` where the disk does not tell.
+        Raises `BlobDamaged` where it is not, `StoreError` where the disk does not tell.
         """
-        return info.size == size or await self.is_sound(info)
+        if info.size != size and not await self.is_sound(info):
+            expected = f"{size} expected" if size >= 0 else "and not those of its digest"
+            raise BlobDamaged(f"{info.size} bytes on disk, {expected}")
 
     async def is_sound(self, info: BlobInfo) -> bool:
         """Who is wrong, the disk or the manifest? A manifest that lies about a size must not cost others their blob.

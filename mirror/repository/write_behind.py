@@ -47,10 +47,8 @@ class WriteBehind:
         self._unnamed: dict[Digest, tuple[ManifestNames, ContentRecord]] = {}
         #: Blobs that came while the index did not answer; in order of arrival, the values say nothing.
         self._untold: dict[Digest, None] = {}
-        #: Whether the index answered when it was asked last.
-        self.index_up = True
-        #: Why the index was of no use when it was last asked; empty: it was.
-        self.trouble = ""
+        #: Why the index was of no use when it was last asked; None: it was.
+        self.trouble: str | None = None
         #: Set when the index answers again after it did not; cleared by whoever sees to what it may have missed.
         self.index_came_back = asyncio.Event()
 
@@ -174,6 +172,11 @@ class WriteBehind:
 
     # ------------------------------------------------------------------------------------------ how the index is
 
+    @property
+    def index_up(self) -> bool:
+        """Whether the index answered when it was asked last."""
+        return self.trouble is None
+
     async def index_is_whole(self) -> bool:
         """Whether it answers, and knows what the disk has."""
         try:
@@ -187,14 +190,12 @@ class WriteBehind:
     def note_down(self, error: IndexUnavailable) -> None:
         """It did not answer just now."""
         if self.index_up:
-            self.index_up = False
             self.trouble = str(error)
             telemetry.log.warning("evictor.without_index", reason=str(error))
 
     def _note_up(self) -> None:
         if not self.index_up:
-            self.index_up = True
-            self.trouble = ""
+            self.trouble = None
             self.index_came_back.set()
             telemetry.log.info("evictor.with_index")
 

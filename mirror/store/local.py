@@ -39,7 +39,7 @@ from mirror.ports import BlobInfo, Body
 from mirror.store import quarantine
 from mirror.store.files import Unsynced, make_folder, store_errors, sync_folder, write_whole
 from mirror.store.layout import LAYOUT, Layout, digest_from
-from mirror.store.locks import is_locked
+from mirror.store.locks import is_locked, open_lock
 from mirror.store.pump import pump
 from mirror.store.state import GrowthState, boot_id, read_state, write_state
 
@@ -148,7 +148,7 @@ class LocalStore:
         """Workers that start together on a new tree: one names it. With two names they would not meet in locks that are
         named by it, nor in Redis.
         """
-        lock = os.open(self.layout.locks / "marker", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        lock = open_lock(self.layout, "marker")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self.layout.marker.exists():

@@ -16,7 +16,7 @@ from typing import Final
 from mirror.store.files import store_errors
 from mirror.store.layout import Layout
 
-__all__ = ["Locks", "is_locked"]
+__all__ = ["Locks", "is_locked", "open_lock"]
 
 #: Keys share this many files; two keys that meet wait for each other for no reason, which is rare.
 _FILES: Final = 1024
@@ -49,7 +49,7 @@ class Locks:
 
     @asynccontextmanager
     async def _held(self, name: str) -> AsyncIterator[None]:
-        descriptor = self._open(name)
+        descriptor = open_lock(self._layout, name)
         try:
             wait = _FIRST_WAIT
             while not _try(descriptor):
@@ -61,15 +61,17 @@ class Locks:
 
     def try_hold(self, name: str) -> int | None:
         """Hold a lock of its own name until the process ends or the descriptor is closed; None: another holds it."""
-        descriptor = self._open(name)
+        descriptor = open_lock(self._layout, name)
         if _try(descriptor):
             return descriptor
         os.close(descriptor)
         return None
 
-    def _open(self, name: str) -> int:
-        with store_errors("opening a lock"):
-            return os.open(self._layout.locks / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+def open_lock(layout: Layout, name: str) -> int:
+    """The descriptor of a lock's file, not locked yet. Raises `StoreError`."""
+    with store_errors("opening a lock"):
+        return os.open(layout.locks / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 def _try(descriptor: int) -> bool:

@@ -652,10 +652,8 @@ class RegistryUpstream:
         status = reply.status
         elsewhere = reply.url.origin != self._bounds.base.origin
         retry_after = reply.fields.get("Retry-After")
-        # a client that reads this must not take it for the mirror's own refusal of its login
-        who = reply.url.authority if elsewhere else self._whom
         said = f"answers {status}{_quoted(reply.content, authorization)}"
-        what = f"{who} {said}"
+        what = f"{self._sender(reply)} {said}"
         if is_throttling(status, retry_after):
             account = self._accounts.current
             account.strikes += 1
@@ -673,9 +671,14 @@ class RegistryUpstream:
             return UpstreamDenied(what, upstream=self._name, status=status)
         return self._invalid(f"{reply.url.authority} {said}", status)
 
+    def _sender(self, reply: _Reply) -> str:
+        """By the registry's name: a client that reads this must not take it for the mirror's own refusal of its login.
+        Where we were redirected to has none but its address.
+        """
+        return self._whom if reply.url.origin == self._bounds.base.origin else reply.url.authority
+
     def _unknown(self, reply: _Reply) -> UpstreamNotKnown:
-        who = self._whom if reply.url.origin == self._bounds.base.origin else reply.url.authority
-        what = f"{who} does not know {reply.url.target.partition('?')[0][:_SHOWN]}"
+        what = f"{self._sender(reply)} does not know {reply.url.target.partition('?')[0][:_SHOWN]}"
         return UpstreamNotKnown(what, upstream=self._name, status=404)
 
     def _invalid(self, message: str, status: int | None = None) -> UpstreamInvalid:

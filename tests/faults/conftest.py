@@ -8,14 +8,16 @@ figures of long runs stand in docs/operations.md. `MIRROR_FAULTS_SEED` is where 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import pytest
 
 from tests.flows.conftest import mirror as mirror
 from tests.flows.conftest import pytest_asyncio_loop_factories as pytest_asyncio_loop_factories
 from tests.flows.conftest import registry as registry
+from tests.support.fake_registry import FakeRegistry
+from tests.support.live_mirror import noise
 
 Tally = Callable[..., None]
 
@@ -40,6 +42,17 @@ def times(request: pytest.FixtureRequest) -> Callable[[str, int], int]:
         return int(os.environ.get(f"MIRROR_FAULTS_{name}", ordinary))
 
     return read
+
+
+#: Images that clients pull again and again while something breaks.
+APPS: Final = [(f"library/app-{number}", "v1") for number in range(8)]
+
+
+def add_apps(registry: FakeRegistry, sizes: Sequence[int]) -> None:
+    """Each with layers of so many bytes, and one of 200 KB that all share."""
+    for number, (name, tag) in enumerate(APPS):
+        layers = [noise(size, seed=number * 10 + n) for n, size in enumerate(sizes)]
+        registry.add_image(name, tag, [*layers, noise(200_000, seed=999)], config=b'{"n":%d}' % number)
 
 
 def pytest_report_header() -> list[str]:

@@ -12,25 +12,21 @@ from pathlib import Path
 import pytest
 
 from mirror.oci.digest import Digest
-from tests.faults.conftest import Tally
+from tests.faults.conftest import APPS, Tally, add_apps
 from tests.support.ext4 import Ext4, refusal
 from tests.support.fake_registry import FakeRegistry
 from tests.support.forked_workers import ForkedWorkers
-from tests.support.live_mirror import noise
 from tests.support.mirror_process import write_config
 from tests.support.stubborn import Stubborn
 
 #: Sizes in bytes; manifests have others, and are written in another way.
 _LAYERS = (37, 70_000, 300_000, 800_000)
-_IMAGES = [(f"library/app-{number}", "v1") for number in range(8)]
 
 
 @pytest.fixture
 def library(registry: FakeRegistry) -> FakeRegistry:
     """Eight images of four layers each, from a few bytes to 800 KB, one layer shared by all; about 9 MB."""
-    for number, (name, tag) in enumerate(_IMAGES):
-        layers = [noise(size, seed=number * 10 + n) for n, size in enumerate(_LAYERS)]
-        registry.add_image(name, tag, [*layers, noise(200_000, seed=999)], config=b'{"n":%d}' % number)
+    add_apps(registry, _LAYERS)
     return registry
 
 
@@ -66,7 +62,7 @@ def test_41_killed_again_and_again(
     config = write_config(tmp_path, {"docker.io": library.url}, workers=1, capacity="4MB", tag_ttl="0s")
     chance = random.Random(1)
     corrupt: list[str] = []
-    with ForkedWorkers(config) as workers, Stubborn(workers.port, _IMAGES, tries=400, pause=0.01) as clients:
+    with ForkedWorkers(config) as workers, Stubborn(workers.port, APPS, tries=400, pause=0.01) as clients:
         for number in range(kills):
             # one in five dies while it starts
             if chance.random() < 0.2:
@@ -113,7 +109,7 @@ def test_42_power_cuts(library: FakeRegistry, tmp_path: Path, times: Callable[[s
         with ForkedWorkers(config) as workers:
             for number in range(cuts):
                 workers.start(boot=number + 1)
-                with Stubborn(workers.port, _IMAGES, clients=3, tries=400, pause=0.01, seed=number) as clients:
+                with Stubborn(workers.port, APPS, clients=3, tries=400, pause=0.01, seed=number) as clients:
                     time.sleep(chance.uniform(0.0, 0.3))  # the moment of the fault
                     settled = _settled(root)
                     disk.cut()

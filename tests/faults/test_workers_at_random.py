@@ -25,11 +25,10 @@ from mirror.repository.reconcile import reconcile
 from mirror.server.operations import PREFIX
 from mirror.store.layout import Layout
 from mirror.store.recovery import sweep
-from tests.faults.conftest import Tally
+from tests.faults.conftest import APPS, Tally, add_apps
 from tests.support.admin_client import ask_admin
 from tests.support.fake_registry import FakeRegistry, cut, reset, stall, status
 from tests.support.forked_workers import ForkedWorkers
-from tests.support.live_mirror import noise
 from tests.support.mirror_process import write_config
 from tests.support.redis_server import RedisServer
 from tests.support.scripted import Stall
@@ -37,15 +36,12 @@ from tests.support.stubborn import Stubborn
 
 _SEED: Final = int(os.environ.get("MIRROR_FAULTS_SEED", "0"))
 _LAYERS: Final = (0, 37, 70_000, 300_000, 800_000)
-_IMAGES: Final = [(f"library/app-{number}", "v1") for number in range(8)]
 
 
 @pytest.fixture
 def library(registry: FakeRegistry) -> FakeRegistry:
     """Eight images, about 9 MB; one layer is shared by all."""
-    for number, (name, tag) in enumerate(_IMAGES):
-        layers = [noise(size, seed=number * 10 + n) for n, size in enumerate(_LAYERS)]
-        registry.add_image(name, tag, [*layers, noise(200_000, seed=999)], config=b'{"n":%d}' % number)
+    add_apps(registry, _LAYERS)
     return registry
 
 
@@ -76,7 +72,7 @@ def test_58_workers_are_killed_at_random(
         workers += [stack.enter_context(ForkedWorkers(config, beside=workers[0])) for _ in range(2)]
         for one in workers:
             one.start()
-        with Stubborn(workers[0].port, _IMAGES, clients=6, tries=400, pause=0.02, seed=_SEED) as clients:
+        with Stubborn(workers[0].port, APPS, clients=6, tries=400, pause=0.02, seed=_SEED) as clients:
             for _ in range(kills):
                 for _ in range(dice.randint(0, 2)):
                     counted[_trouble(dice, library, redis, tmp_path / "store", gates)] += 1
@@ -95,7 +91,7 @@ def test_58_workers_are_killed_at_random(
             one.stop()
         workers[0].start()
         # what the killed ones have left half done is finished by whoever asks
-        for name, tag in _IMAGES:
+        for name, tag in APPS:
             with Stubborn(workers[0].port, [(name, tag)], clients=1, tries=50) as last:
                 last.wait_for_pulls(1)
             assert not last.failed
@@ -126,7 +122,7 @@ def _trouble(
             redis.resume()
             return "redis_paused"
         case 6:
-            name, tag = dice.choice(_IMAGES)
+            name, tag = dice.choice(APPS)
             with suppress(OSError, HTTPException, ValueError):
                 ask_admin(root / "admin.sock", "DELETE", f"{PREFIX}/images/docker.io/{name}:{tag}")
             return "purged"
