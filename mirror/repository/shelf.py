@@ -179,7 +179,7 @@ class Shelf:
         if self.sound.get(info.digest) == info.size:
             return True
         matches = await self.once.run(
-            ("sound", info.digest, info.size), lambda: asyncio.to_thread(is_right, self.store, info.digest)
+            ("sound", info.digest, info.size), lambda: asyncio.to_thread(is_right, self.store, info)
         )
         if matches:
             self.sound.put(info.digest, info.size)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mirror import telemetry
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import INDEXES, LARGEST, Manifest, ManifestMalformed, read_manifest
 from mirror.oci.reference import Repo
-from mirror.ports import BlobStore, Catalog
+from mirror.ports import BlobInfo, BlobStore, Catalog
 
 __all__ = ["doubt", "indexes_naming", "is_right", "set_aside", "stored_manifest"]
 
@@ -43,7 +45,7 @@ def _content(store: BlobStore, digest: Digest) -> bytes | None:
     except BlobUnknown:
         return None
     except (BlobDamaged, BlobUnreadable) as error:
-        _set_aside_if_possible(store, digest, error)
+        _if_possible(set_aside, store, digest, error)
         return None
     except StoreError as error:
         # this time it could not be looked at, for want of descriptors perhaps; that says nothing about it
@@ -52,14 +54,33 @@ def _content(store: BlobStore, digest: Digest) -> bytes | None:
 
 
 def set_aside(store: BlobStore, digest: Digest, error: BlobDamaged | BlobUnreadable) -> None:
-    """Blocking: take a blob that is damaged, or that the disk does not give, out of service. Raises `StoreError`."""
+    """Blocking: take a blob that is damaged, or that the disk does not give, out of service. Raises `StoreError`.
+
+    It is looked at once more: others may have met it too, and what has come in its place since is good.
+    """
+    try:
+        if _hash(store, digest)[1] == digest.hex:
+            return
+    except BlobUnknown:
+        return
+    except BlobUnreadable as unreadable:
+        error = unreadable
+    _put_aside(store, digest, error)
+
+
+def _put_aside(store: BlobStore, digest: Digest, error: BlobDamaged | BlobUnreadable) -> None:
     telemetry.log.error("damaged blob set aside", digest=str(digest), reason=str(error))
     store.set_aside(digest)
 
 
-def _set_aside_if_possible(store: BlobStore, digest: Digest, error: BlobDamaged | BlobUnreadable) -> None:
+def _if_possible(
+    put: Callable[[BlobStore, Digest, BlobDamaged | BlobUnreadable], None],
+    store: BlobStore,
+    digest: Digest,
+    error: BlobDamaged | BlobUnreadable,
+) -> None:
     try:
-        set_aside(store, digest, error)
+        put(store, digest, error)
     except StoreError as refused:
         telemetry.log.error("could not set a blob aside", digest=str(digest), reason=str(refused))
 
@@ -69,31 +90,34 @@ def doubt(store: BlobStore, digest: Digest) -> None:
     that can be read the second time stays: a cable that was loose for a moment must not empty a sealed mirror.
     """
     try:
-        right = _hash(store, digest) == digest.hex
+        right = _hash(store, digest)[1] == digest.hex
     except BlobUnknown:
         return
     except BlobUnreadable as error:
-        _set_aside_if_possible(store, digest, error)
+        _if_possible(_put_aside, store, digest, error)
     except StoreError as error:
         telemetry.log.warning("could not read a blob", digest=str(digest), reason=str(error))
     else:
         if not right:
-            _set_aside_if_possible(store, digest, BlobDamaged(f"its bytes are not {digest}"))
+            _if_possible(_put_aside, store, digest, BlobDamaged(f"its bytes are not {digest}"))
 
 
-def is_right(store: BlobStore, digest: Digest) -> bool:
-    """Blocking: whether the blob's bytes are those that its digest names; False, too, where it is gone meanwhile.
+def is_right(store: BlobStore, info: BlobInfo) -> bool:
+    """Blocking: whether the blob has this size and the bytes that its digest names; False, too, where it is gone
+    meanwhile. Who has opened a blob of another size has not opened the one that is right.
 
     Raises `BlobUnreadable`, `StoreError`: that the disk does not tell says nothing about the blob.
     """
     try:
-        return _hash(store, digest) == digest.hex
+        return _hash(store, info.digest) == (info.size, info.digest.hex)
     except BlobUnknown:
         return False
 
 
-def _hash(store: BlobStore, digest: Digest) -> str:
-    """Blocking, in hexadecimal. Raises `BlobUnknown`, `BlobUnreadable`, `StoreError`."""
+def _hash(store: BlobStore, digest: Digest) -> tuple[int, str]:
+    """Blocking: how many bytes there are, and their hash in hexadecimal. Raises `BlobUnknown`, `BlobUnreadable`,
+    `StoreError`.
+    """
     _, reader = store.open(digest)
     try:
         hashing = hasher(digest)
@@ -103,4 +127,4 @@ def _hash(store: BlobStore, digest: Digest) -> str:
             offset += len(block)
     finally:
         reader.close()
-    return hashing.hexdigest()
+    return offset, hashing.hexdigest()
