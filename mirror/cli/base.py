@@ -26,6 +26,9 @@ application = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # help and messages are plain text: «[/variant]» and «[IMAGE]» mean themselves
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 120},
 )
 
 ConfigFile = Annotated[

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from mirror.cli import COMMANDS, every_command
+from tests.support.command import mirror
 
 _TREE = Path(__file__).parents[2]
 _HEAVY = ("aiohttp", "redis", "aiocache", "yaml", "mirror.memo", "mirror.server")
@@ -48,13 +51,33 @@ def test_a_command_loads_what_it_needs(words: list[str], tmp_path: Path) -> None
     assert done.stderr.splitlines()[-1] == "", done
 
 
+@pytest.mark.parametrize("name", [name for names in COMMANDS.values() for name in names])
+def test_the_help_of_every_command(name: str) -> None:
+    """It ends well, and says what the source says: names, options and texts with brackets too."""
+    command: Any = typer.main.get_command(every_command())
+    command = command.commands[name]
+    assert not hasattr(command, "commands"), "its commands have help of their own"
+    done = mirror(name, "--help")
+    assert (done.status, done.err) == (0, "")
+    shown = "".join(done.out.split())
+    for parameter in command.params:
+        for text in (parameter.help or "", *parameter.opts[:1] * (parameter.param_type_name == "option")):
+            assert "".join(text.split()) in shown
+
+
+def test_words_that_look_like_markup() -> None:
+    """What is typed is told back as it was typed."""
+    done = mirror("ls", "[/x]", "[bold]y")
+    assert (done.status, "[bold]y" in done.err) == (2, True), done
+
+
 def test_all_commands_are_listed() -> None:
     """By `--help` and where a command is not known."""
     names = [name for names in COMMANDS.values() for name in names if name != "worker"]
     done = subprocess.run(
         [sys.executable, "-m", "mirror", "--help"], cwd=_TREE, capture_output=True, text=True, check=True
     )
-    listed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("│ ")]
+    listed = [line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()]
     assert [name for name in listed if name in names] == names
     done = subprocess.run(
         [sys.executable, "-m", "mirror", "serv"], cwd=_TREE, capture_output=True, text=True, check=False
