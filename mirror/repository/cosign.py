@@ -7,6 +7,10 @@ Two forms, both attached to an image by its digest:
 
 What certificates and transparency logs would add is not looked at: the keys are the operator's own. A signature that
 does not verify, of another key or for another digest, counts as none.
+
+A manifest of signatures can be pulled, so that clients can verify them, and some clients unpack every layer whatever
+its media type is. So before it is let through, each of its layers must be a document and nothing else
+(`is_only_document`): the fields of its form, each once, and no tar, which a JSON text can be at the same time.
 """
 
 from __future__ import annotations
@@ -14,37 +18,59 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from mirror.errors import ConfigError
+from mirror.errors import ConfigError, DigestInvalid
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Descriptor, Manifest
+from mirror.oci.manifest import DOCKER_MANIFEST, OCI_MANIFEST, Descriptor, Manifest
 
 __all__ = [
     "LARGEST",
     "PublicKey",
-    "is_by",
-    "is_document",
-    "is_signed",
-    "looks_like_signature",
+    "Statement",
+    "attachment_tags",
+    "image_of_tag",
+    "is_only_document",
     "read_key",
+    "read_statement",
+    "signature_layers",
     "signature_tag",
     "signed_layers",
 ]
 
 _SIMPLE: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
-_BUNDLE: Final = "application/vnd.dev.sigstore.bundle"
+#: With `.v0.3` or `;version=0.1` (sigstore's protobuf-specs, sigstore_bundle.proto, "media_type").
+_BUNDLE: Final = re.compile(r"application/vnd\.dev\.sigstore\.bundle(\.v\d+(\.\d+)*)?\+json(;version=\d+(\.\d+)*)?")
 _ATTESTATION: Final = "application/vnd.dsse.envelope.v1+json"
 _SIGNATURE: Final = "dev.cosignproject.cosign/signature"
 #: Bytes of a payload or bundle that are read.
 LARGEST: Final = 1 << 20
+
+#: What the tags end with where cosign puts signatures, attestations and SBOMs.
+_SUFFIXES: Final = ("sig", "att", "sbom")
+_TAG: Final = re.compile(rf"(sha256|sha512)-([0-9a-f]+)\.(?:{'|'.join(_SUFFIXES)})")
+
+#: The fields of each form; the fields within those that are free (`optional`, certificates, log entries) are not looked
+#: into: `_is_tar` sees what they could make of the whole.
+_SIMPLE_FIELDS: Final = frozenset({"critical", "optional"})
+_CRITICAL_FIELDS: Final = frozenset({"identity", "image", "type"})
+_ENVELOPE_FIELDS: Final = frozenset({"payload", "payloadType", "signatures"})
+_SIGNATURE_FIELDS: Final = frozenset({"keyid", "sig", "cert"})
+_BUNDLE_FIELDS: Final = frozenset({"mediaType", "verificationMaterial", "dsseEnvelope", "messageSignature"})
+
+_TAR_BLOCK: Final = 512
+_TAR_CHECKSUM: Final = slice(148, 156)
+_OCTAL: Final = re.compile(rb"[ \t\r\n]*([0-7]+)")
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 
@@ -63,84 +89,103 @@ def read_key(path: Path) -> PublicKey:
 
 
 def signature_tag(digest: Digest) -> str:
-    """Where cosign puts signatures in registries without referrers."""
+    """The tag that cosign gives to the signatures of an image, in registries without referrers."""
     return f"{digest.algorithm}-{digest.hex}.sig"
 
 
+def attachment_tags(digest: Digest) -> list[str]:
+    """The tags that cosign gives to what is attached to an image: signatures, attestations, SBOMs."""
+    return [f"{digest.algorithm}-{digest.hex}.{suffix}" for suffix in _SUFFIXES]
+
+
+def image_of_tag(tag: str) -> Digest | None:
+    """The image that one of `attachment_tags` belongs to; None for any other tag."""
+    if (found := _TAG.fullmatch(tag)) is None:
+        return None
+    try:
+        return Digest.parse(f"{found[1]}:{found[2]}")
+    except DigestInvalid:
+        return None
+
+
 def signed_layers(manifest: Manifest) -> list[Descriptor]:
-    """The layers of a manifest that hold signatures."""
+    """The layers of a manifest that hold signatures of an image."""
     return [
         layer
         for layer in manifest.blobs
-        if layer.size <= LARGEST and (layer.media_type == _SIMPLE or layer.media_type.startswith(_BUNDLE))
+        if layer.size <= LARGEST and (layer.media_type == _SIMPLE or _BUNDLE.fullmatch(layer.media_type))
     ]
 
 
-def looks_like_signature(manifest: Manifest) -> tuple[Descriptor, ...]:
-    """The layers of what says that it is nothing but signatures and attestations; none where it does not.
+def signature_layers(manifest: Manifest) -> tuple[Descriptor, ...]:
+    """The layers of an image manifest that are all called signatures or attestations; none if any is called otherwise.
 
-    It proves nothing: podman unpacks layers whatever they are called.
+    The name proves nothing: podman unpacks layers whatever they are called.
     """
+    if manifest.media_type not in (OCI_MANIFEST, DOCKER_MANIFEST):
+        return ()
     layers = manifest.blobs[1:] if manifest.has_config else manifest.blobs
-    return layers if all(_is_ours(layer) for layer in layers) else ()
+    return layers if all(_is_called_ours(layer) for layer in layers) else ()
 
 
-def _is_ours(layer: Descriptor) -> bool:
-    known = layer.media_type in (_SIMPLE, _ATTESTATION) or layer.media_type.startswith(_BUNDLE)
+def _is_called_ours(layer: Descriptor) -> bool:
+    known = layer.media_type in (_SIMPLE, _ATTESTATION) or _BUNDLE.fullmatch(layer.media_type) is not None
     return known and layer.size <= LARGEST
 
 
-def is_document(content: bytes) -> bool:
-    """Whether these bytes are a JSON object, and so no layer."""
-    try:
-        return isinstance(json.loads(content), dict)
-    except (ValueError, RecursionError):
-        return False
+# ------------------------------------------------------------------------------------------ what a document says
 
 
-def is_by(layer: Descriptor, content: bytes, keys: Iterable[PublicKey]) -> bool:
-    """Whether this layer holds a signature or attestation by one of the keys, of whatever image."""
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a signature or attestation says: about which images, and the bytes that were signed with the signatures."""
+
+    images: frozenset[Digest]
+    signed: bytes
+    signatures: tuple[bytes, ...]
+
+    def is_by(self, keys: Iterable[PublicKey]) -> bool:
+        """Whether one of the keys has made one of the signatures."""
+        known = tuple(keys)
+        return any(_verifies(known, signature, self.signed) for signature in self.signatures)
+
+
+def read_statement(layer: Descriptor, content: bytes) -> Statement | None:
+    """The statement of a layer that holds a signature or attestation; None if it holds none."""
     try:
-        if layer.media_type == _SIMPLE:
-            signature = base64.b64decode(layer.annotations.get(_SIGNATURE, ""), validate=True)
-            return _verifies(keys, signature, content)
         document = json.loads(content)
-        envelope = document if layer.media_type == _ATTESTATION else document["dsseEnvelope"]
-        return _envelope_is_by(envelope, keys)
-    except (ValueError, binascii.Error, RecursionError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def is_signed(layer: Descriptor, content: bytes, digest: Digest, keys: Iterable[PublicKey]) -> bool:
-    """Whether this layer holds a signature of `digest` by one of the keys."""
-    try:
         if layer.media_type == _SIMPLE:
-            signature = base64.b64decode(layer.annotations.get(_SIGNATURE, ""), validate=True)
-            return _names_simply(content, digest) and _verifies(keys, signature, content)
-        return _bundle_signs(json.loads(content), digest, keys)
-    except (ValueError, binascii.Error, RecursionError, KeyError, TypeError, AttributeError):
-        return False
+            return _simple_statement(layer, content, document)
+        return _envelope_statement(document if layer.media_type == _ATTESTATION else document["dsseEnvelope"])
+    except (ValueError, binascii.Error, RecursionError, LookupError, TypeError, AttributeError):
+        return None
 
 
-def _names_simply(content: bytes, digest: Digest) -> bool:
-    critical = json.loads(content)["critical"]
-    named: object = critical["image"]["docker-manifest-digest"]
-    return named == str(digest) and critical["type"] == "cosign container image signature"
+def _simple_statement(layer: Descriptor, content: bytes, document: Mapping[str, Any]) -> Statement:
+    critical = document["critical"]
+    if critical["type"] != "cosign container image signature":
+        raise ValueError("a payload of another kind")
+    signature = base64.b64decode(layer.annotations.get(_SIGNATURE, ""), validate=True)
+    return Statement(_digests([critical["image"]["docker-manifest-digest"]]), content, (signature,))
 
 
-def _bundle_signs(bundle: Mapping[str, Any], digest: Digest, keys: Iterable[PublicKey]) -> bool:
-    envelope = bundle["dsseEnvelope"]
-    statement = json.loads(base64.b64decode(envelope["payload"], validate=True))
-    named = any(one["digest"].get(digest.algorithm) == digest.hex for one in statement["subject"])
-    return named and _envelope_is_by(envelope, keys)
-
-
-def _envelope_is_by(envelope: Mapping[str, Any], keys: Iterable[PublicKey]) -> bool:
-    payload, kind = base64.b64decode(envelope["payload"], validate=True), envelope["payloadType"]
+def _envelope_statement(envelope: Mapping[str, Any]) -> Statement:
+    payload, kind = base64.b64decode(envelope["payload"], validate=True), envelope["payloadType"].encode()
+    subjects = json.loads(payload)["subject"]
+    images = _digests(f"{name}:{value}" for subject in subjects for name, value in subject["digest"].items())
     # DSSE's pre-authentication encoding: what is signed cannot be read in two ways
-    signed = b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(payload), payload)
-    known = tuple(keys)
-    return any(_verifies(known, base64.b64decode(one["sig"], validate=True), signed) for one in envelope["signatures"])
+    signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+    signatures = [base64.b64decode(one["sig"], validate=True) for one in envelope["signatures"]]
+    return Statement(images, signed, tuple(signatures))
+
+
+def _digests(texts: Iterable[str]) -> frozenset[Digest]:
+    """Those that are digests of content: what else a statement may name (commits, older algorithms) is no image."""
+    found = set()
+    for text in texts:
+        with suppress(DigestInvalid):
+            found.add(Digest.parse(text))
+    return frozenset(found)
 
 
 def _verifies(keys: Iterable[PublicKey], signature: bytes, content: bytes) -> bool:
@@ -158,3 +203,65 @@ def _verifies_by(key: PublicKey, signature: bytes, content: bytes) -> bool:
     except InvalidSignature:
         return False
     return True
+
+
+# ------------------------------------------------------------------------------------------ a document and nothing else
+
+
+def is_only_document(layer: Descriptor, content: bytes) -> bool:
+    """Whether these bytes have the fields of the form that the layer is called by, and no client could unpack them.
+
+    They are UTF-8 text without control characters (RFC 8259), which no compressed stream and no file system is; a tar
+    is looked for.
+    """
+    try:
+        document = json.loads(content.decode("utf-8"), object_pairs_hook=_each_field_once)
+    except (ValueError, RecursionError):
+        return False
+    return _has_only_known_fields(layer, document) and not _is_tar(content)
+
+
+def _each_field_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a field stands twice")
+    return found
+
+
+def _has_only_known_fields(layer: Descriptor, document: object) -> bool:
+    if layer.media_type == _SIMPLE:
+        return _is_object_of(document, _SIMPLE_FIELDS) and _is_object_of(document.get("critical"), _CRITICAL_FIELDS)
+    if layer.media_type == _ATTESTATION:
+        return _is_envelope(document)
+    if not _is_object_of(document, _BUNDLE_FIELDS):
+        return False
+    return "dsseEnvelope" not in document or _is_envelope(document["dsseEnvelope"])
+
+
+def _is_envelope(envelope: object) -> bool:
+    if not _is_object_of(envelope, _ENVELOPE_FIELDS):
+        return False
+    signatures = envelope.get("signatures")
+    return isinstance(signatures, list) and all(_is_object_of(one, _SIGNATURE_FIELDS) for one in signatures)
+
+
+def _is_object_of(value: object, fields: frozenset[str]) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict) and value.keys() <= fields
+
+
+def _is_tar(content: bytes) -> bool:
+    """Whether a tar begins at any block of these bytes: some readers skip what is none before it.
+
+    A header is known by its checksum alone: that of the seventh edition of Unix has no magic number.
+    """
+    return any(_is_tar_header(content[at : at + _TAR_BLOCK]) for at in range(0, len(content), _TAR_BLOCK))
+
+
+def _is_tar_header(block: bytes) -> bool:
+    if (found := _OCTAL.match(block[_TAR_CHECKSUM])) is None:
+        return False
+    # the field itself counts as spaces; some readers take bytes as signed numbers
+    counted = block[: _TAR_CHECKSUM.start] + b" " * 8 + block[_TAR_CHECKSUM.stop :]
+    unsigned = sum(counted)
+    signed = unsigned - 256 * sum(byte > 127 for byte in counted)
+    return int(found[1], 8) in (unsigned, signed)

@@ -5,9 +5,10 @@
     blob        lists by repository and digest
 
 A manifest is given if it is signed itself, or if an index of this repository that is signed names it: cosign signs what
-is pulled, and clients go on from an index by the digests in it. Signatures and attestations by the same keys are given,
-too, so that clients can verify them. That a digest is signed never changes, so it is
-remembered; that it is not may change any moment, so that is asked again after a while.
+is pulled, and clients go on from an index by the digests in it. Signatures and attestations by the same keys are given
+as well, so that clients can verify them: each of their layers must be a document about the image that they belong to
+(by `subject`, or by the tag that cosign gives them), and nothing that a client could unpack. That a digest is signed
+never changes, so it is remembered; that it is not may change any moment, so that is asked again after a while.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Final, TypeVar
 
 from mirror.behalf import caller
@@ -29,10 +31,12 @@ from mirror.repository.content import BlobContent, ManifestAnswer
 from mirror.repository.cosign import (
     LARGEST,
     PublicKey,
-    is_by,
-    is_document,
-    is_signed,
-    looks_like_signature,
+    Statement,
+    attachment_tags,
+    image_of_tag,
+    is_only_document,
+    read_statement,
+    signature_layers,
     signature_tag,
     signed_layers,
 )
@@ -54,6 +58,8 @@ _MOST_REFERRERS: Final = 50
 _MOST_LAYERS: Final = 50
 #: Layers of all of them together: each may have to be fetched.
 _MOST_READ: Final = 100
+#: Images that one attestation is looked up under: it may be about many.
+_MOST_IMAGES: Final = 10
 
 
 class GuardedRepository:
@@ -105,13 +111,13 @@ class GuardedRepository:
                 self._lists.check_denied(self.repo, tag, Digest.of(answer.content, _LISTED))
             check_size(self._rule, self.repo, manifest)
         if self._rule.signed_by:
-            await self._check_signature(answer.digest, manifest)
+            await self._check_signature(answer.digest, manifest, tag)
 
-    async def _check_signature(self, digest: Digest, manifest: Manifest | None) -> None:
+    async def _check_signature(self, digest: Digest, manifest: Manifest | None, tag: str | None) -> None:
         names = self._rule.signed_by
         if not await self._is_signed(digest):
             manifest = manifest or _parsed(await self._inner.manifest(digest))
-            if not await _is_signature(self._inner, manifest, self._keys):
+            if not await _is_signature(self._inner, manifest, tag, self._keys):
                 raise Denied(f"{self.repo}@{digest} has no signature by {' or '.join(names)}")
             self._signatures.remember(self.repo, digest, names)
         elif manifest is not None:
@@ -248,33 +254,60 @@ async def _find_signature(repository: PlainRepository, digest: Digest, keys: Seq
     return False
 
 
-async def _is_signature(repository: PlainRepository, manifest: Manifest, keys: Sequence[PublicKey]) -> bool:
-    """Whether it is nothing but signatures and attestations, one of them by these keys at least."""
-    layers = looks_like_signature(manifest)[: _MOST_LAYERS + 1]
+async def _is_signature(
+    repository: PlainRepository, manifest: Manifest, tag: str | None, keys: Sequence[PublicKey]
+) -> bool:
+    """Whether it is nothing but signatures and attestations of the image it belongs to, one of them by these keys."""
+    layers = signature_layers(manifest)[: _MOST_LAYERS + 1]
     if len(layers) > _MOST_LAYERS:
         return False
-    found = False
+    statements: list[Statement] = []
     for layer in layers:
         try:
             content = await repository.read(layer.digest, LARGEST)
         except (BlobUnknown, UpstreamInvalid):
             return False
-        if not is_document(content):
+        statement = read_statement(layer, content) if is_only_document(layer, content) else None
+        if statement is None:
             return False
-        found = found or is_by(layer, content, keys)
-    return found
+        statements.append(statement)
+    ours = [statement for statement in statements if statement.is_by(keys)]
+    image = await _image_of(repository, manifest, tag, ours) if ours else None
+    return image is not None and all(image in statement.images for statement in statements)
+
+
+async def _image_of(
+    repository: PlainRepository, manifest: Manifest, tag: str | None, signed: Iterable[Statement]
+) -> Digest | None:
+    """The image that a manifest of signatures belongs to; None: to none.
+
+    Clients ask by digest once they know what a tag points to. Then it belongs to an image that one of the statements
+    that our keys have `signed` names, if a tag for signatures of that image points to it.
+    """
+    if manifest.subject is not None:
+        return manifest.subject.digest
+    if tag is not None:
+        return image_of_tag(tag)
+    named = sorted({image for statement in signed for image in statement.images})
+    for image in named[:_MOST_IMAGES]:
+        for attached in attachment_tags(image):
+            with suppress(NotKnown):
+                if (await repository.resolve(attached)).digest == manifest.digest:
+                    return image
+    return None
 
 
 async def _holds_signature(
     repository: PlainRepository, layers: Iterable[Descriptor], digest: Digest, keys: Sequence[PublicKey]
 ) -> bool:
-    """One that is not what it says, or is missing, is none: whoever may attach another could keep an image from all."""
+    """Skips signatures that are missing or malformed: otherwise anyone who can attach one could block the image."""
     for layer in layers:
         try:
             content = await repository.read(layer.digest, LARGEST)
         except (BlobUnknown, UpstreamInvalid):
             continue
-        if is_signed(layer, content, digest, keys):
+        statement = read_statement(layer, content)
+        if statement is not None and digest in statement.images and statement.is_by(keys):
             return True
     return False
 

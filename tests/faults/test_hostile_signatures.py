@@ -9,6 +9,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -142,6 +143,109 @@ async def test_what_our_key_has_signed_may_be_pulled(
         assert await _statuses(mirror, "1.0", both, ours) == [200] * 3
         assert await _statuses(mirror, f"sha256-{image.hex}.sig", f"sha256-{image.hex}.att") == [200] * 2
         assert await _statuses(mirror, theirs, many) == [403] * 2
+
+
+def _header(name: bytes, size: int) -> bytes:
+    """A tar header of the seventh edition, in printable characters alone."""
+    fields = name.ljust(100, b"_") + b"0000755 " + b"0000000 " * 2 + b"%011o %011o " % (size, 0)
+    rest = b"0".ljust(512 - 156)
+    return fields + b"%06o  " % sum(fields + b" " * 8 + rest) + rest
+
+
+def _also_a_tar(document: dict[str, Any], put: Callable[[dict[str, Any], str], None]) -> bytes:
+    """The same document, with a text that makes its first block and a later one headers of a tar.
+
+    `put` places the text, which must be the first of the document's JSON.
+    """
+    mark = "MARK"
+    put(document, mark)
+    before, _, after = json.dumps(document).partition(mark)
+    assert len(before) < 100, "the text does not begin in the name of the first file"
+    program = b"exit".ljust(512, b"_")
+    inner = program + _header(b"usr/bin/program", 512) + program + _header(b"rest", 512 * (len(after) // 512 + 1))
+    text = _header(before.encode(), 512)[len(before) :] + inner
+    made = before.encode() + text + after.encode()
+    return made.ljust(-(-len(made) // 512) * 512)
+
+
+def _more_field(document: dict[str, Any], text: str) -> None:
+    kept = dict(document)
+    document.clear()
+    document.update({"more": text}, **kept)
+
+
+def _key_identity(document: dict[str, Any], text: str) -> None:
+    kept = dict(document)
+    document.clear()
+    document.update({"signatures": [{"keyid": text, **kept.pop("signatures")[0]}]}, **kept)
+
+
+@pytest.mark.parametrize("put", [_more_field, _key_identity])
+@pytest.mark.parametrize("attached", ["by subject", "by tag", "to nothing"])
+@pytest.mark.parametrize("about", ["this image", "another image"])
+async def test_an_attestation_that_is_a_tar_as_well(
+    put: Callable[[dict[str, Any], str], None],
+    attached: str,
+    about: str,
+    registry: FakeRegistry,
+    tmp_path: Path,
+    route: list[dict[str, object]],
+) -> None:
+    """A genuine attestation in a JSON text that podman would unpack: nobody gets its manifest, by whatever name."""
+    image = registry.add_image(_NAME, None, [b"layer"])
+    other = registry.add_image(_NAME, None, [b"other"])
+    kind, genuine, notes = _attestation(_OURS, image if about == "this image" else other)
+    layer = _also_a_tar(json.loads(genuine), put)
+    assert json.loads(layer)["payload"] == json.loads(genuine)["payload"]
+    with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
+        assert "usr/bin/program" in "".join(archive.getnames())
+    tag = f"sha256-{image.hex}.att" if attached == "by tag" else "1.0"
+    subject = image if attached == "by subject" else None
+    digest = _push(registry, (kind, layer, notes), tag=tag, subject=subject, config=_program()[1])
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=route) as mirror:
+        assert await _statuses(mirror, tag, digest) == [403, 403]
+
+
+@pytest.mark.parametrize("change", ["a field more", "a field twice", "UTF-16", "text behind it"])
+async def test_an_attestation_that_is_not_only_one(
+    change: str, registry: FakeRegistry, tmp_path: Path, route: list[dict[str, object]]
+) -> None:
+    """What has more in it than the form has fields is none, though our key has signed what is in the fields."""
+    image = registry.add_image(_NAME, None, [b"layer"])
+    kind, genuine, notes = _attestation(_OURS, image)
+    layer = {
+        "a field more": genuine[:-1] + b', "more": 1}',
+        "a field twice": genuine[:-1] + b', "payloadType": "application/vnd.in-toto+json"}',
+        "UTF-16": genuine.decode().encode("utf-16"),
+        "text behind it": genuine + b" more",
+    }[change]
+    digest = _push(registry, (kind, layer, notes), subject=image)
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=route) as mirror:
+        assert await _statuses(mirror, digest) == [403]
+
+
+@pytest.mark.parametrize("make", [_simple, _attestation])
+async def test_a_signature_of_another_image(
+    make: Callable[[ec.EllipticCurvePrivateKey, Digest], _Layer],
+    registry: FakeRegistry,
+    tmp_path: Path,
+    route: list[dict[str, object]],
+) -> None:
+    """Given is what our key has signed about the image that it is attached to, by `subject` or by the tag."""
+    image = registry.add_image(_NAME, None, [b"layer"])
+    other = registry.add_image(_NAME, None, [b"other"])
+    ours = make(_OURS, other)
+    wrong = _push(registry, ours, subject=image)
+    right = _push(registry, ours, subject=other)
+    loose = _push(registry, ours, tag="1.0")
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=route) as mirror:
+        assert await _statuses(mirror, wrong, loose, "1.0", right) == [403, 403, 403, 200]
+    _push(registry, ours, tag=f"sha256-{image.hex}.att")
+    async with live_mirror(tmp_path / "again", {"docker.io": registry.url}, route=route) as mirror:
+        assert await _statuses(mirror, f"sha256-{image.hex}.att", loose) == [403, 403]
+    _push(registry, ours, tag=f"sha256-{other.hex}.att")
+    async with live_mirror(tmp_path / "at last", {"docker.io": registry.url}, route=route) as mirror:
+        assert await _statuses(mirror, loose, f"sha256-{other.hex}.att") == [200, 200]
 
 
 def _lies(registry: FakeRegistry, image: Digest) -> None:
