@@ -1,12 +1,15 @@
-"""How many credentials of one name are tried at an upstream, from one place.
+"""How many credentials of one user name are tried at one registry, from one client address.
 
-    asked ── `at_once` of this name, from this client, are being asked about ──> `TooManyLogins`
-      └── as many as `most` were refused lately ────────────────────────────────> `TooManyLogins`, for a minute
-      └── upstream is asked ── refused ──> noted for a minute
+    asked ── the registry has accepted these credentials ───────────────────────────────> upstream is asked
+      ├── `_AT_ONCE` others of this name, from this client, are being asked about ──> `TooManyLogins`
+      ├── `_EACH` others of this name were refused within the last minute ──────────> `TooManyLogins`
+      └── upstream is asked ──┬── refused ───> noted for a minute
+                              └── accepted ──> remembered
 
 A mirror that asks on behalf of others would otherwise guess for them: upstream sees its address, and locks out the
-account, or the mirror. Whoever was let in before is not held up, and one who comes with one password again and again is
-one. Robots share names (`AWS`, `oauth2accesstoken`), so those that are right are not counted.
+account, or the mirror. The same wrong password counts once however often it comes. Robots share names (`AWS`,
+`oauth2accesstoken`), so credentials that the registry has once accepted are never counted and never held up, whatever
+else comes under their name: whoever has them is not guessing.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeAlias, TypeVar
 
 from mirror.errors import TooManyLogins
 from mirror.oci.authorization import Presented
@@ -25,8 +28,13 @@ __all__ = ["Guesses"]
 _FOR: Final = 60.0
 _EACH: Final = 10
 _AT_ONCE: Final = 32
-#: Names and places that are kept in mind, least recent ones leave.
+#: Names and credentials that are remembered; the least recent ones leave.
 _MOST: Final = 10_000
+
+#: Registry, client address, user name.
+_Key: TypeAlias = tuple[str, str, str]
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 
 class Guesses:
@@ -34,14 +42,18 @@ class Guesses:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._noted: OrderedDict[tuple[str, str], dict[str, float]] = OrderedDict()
-        self._asking: dict[tuple[str, str], Counter[str]] = {}
+        self._noted: OrderedDict[_Key, dict[str, float]] = OrderedDict()
+        self._accepted: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._asking: dict[_Key, Counter[str]] = {}
 
     @contextmanager
-    def asking(self, own: Presented) -> Iterator[None]:
-        """Inside it upstream is asked about these. Raises `TooManyLogins`."""
-        key, mine = (own.client, own.username), own.fingerprint
-        noted, others = self._lately(own), self._asking.get(key, Counter())
+    def asking(self, registry: str, own: Presented) -> Iterator[None]:
+        """Inside it this registry is asked about these credentials. Raises `TooManyLogins`."""
+        if (registry, own.fingerprint) in self._accepted:
+            yield
+            return
+        key, mine = _key(registry, own), own.fingerprint
+        noted, others = self._lately(key), self._asking.get(key, Counter())
         if mine not in noted and mine not in others and (len(noted) >= _EACH or len(others) >= _AT_ONCE):
             raise TooManyLogins("too many passwords of this name were refused lately, or are being tried; ask again")
         self._asking.setdefault(key, Counter())[mine] += 1
@@ -50,7 +62,7 @@ class Guesses:
         finally:
             self._leave(key, mine)
 
-    def _leave(self, key: tuple[str, str], mine: str) -> None:
+    def _leave(self, key: _Key, mine: str) -> None:
         asking = self._asking[key]
         asking[mine] -= 1
         if not asking[mine]:
@@ -58,14 +70,26 @@ class Guesses:
         if not asking:
             del self._asking[key]
 
-    def refused(self, own: Presented) -> None:
-        """Upstream said no."""
-        key = own.client, own.username
-        self._noted[key] = {**self._lately(own), own.fingerprint: self._now()}
-        self._noted.move_to_end(key)
-        if len(self._noted) > _MOST:
-            self._noted.popitem(last=False)
+    def answered(self, registry: str, own: Presented, *, accepted: bool) -> None:
+        """What the registry said about these credentials."""
+        if accepted:
+            _put(self._accepted, (registry, own.fingerprint), None)
+        elif (registry, own.fingerprint) not in self._accepted:
+            key = _key(registry, own)
+            _put(self._noted, key, {**self._lately(key), own.fingerprint: self._now()})
 
-    def _lately(self, own: Presented) -> dict[str, float]:
-        noted = self._noted.get((own.client, own.username), {})
+    def _lately(self, key: _Key) -> dict[str, float]:
+        noted = self._noted.get(key, {})
         return {fingerprint: at for fingerprint, at in noted.items() if self._now() - at < _FOR}
+
+
+def _key(registry: str, own: Presented) -> _Key:
+    return registry, own.client, own.username
+
+
+def _put(entries: OrderedDict[_K, _V], key: _K, value: _V) -> None:
+    """As the most recent one; the least recent leaves if there are too many."""
+    entries[key] = value
+    entries.move_to_end(key)
+    if len(entries) > _MOST:
+        entries.popitem(last=False)

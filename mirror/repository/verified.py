@@ -81,11 +81,11 @@ class Verifier:
                 return verdict.allowed
         stranger = own if verdict is None or not verdict.allowed else None
         try:
-            with self._guesses.asking(stranger) if stranger else nullcontext():
+            with self._guesses.asking(repository.repo.registry, stranger) if stranger else nullcontext():
                 work = (*key, wanted.kind, wanted.reference)
                 allowed = await self._once.run(work, lambda: self._ask(repository, wanted))
-                if own is not None and not allowed:
-                    self._guesses.refused(own)
+                if own is not None:
+                    self._guesses.answered(repository.repo.registry, own, accepted=allowed)
         except (UpstreamUnavailable, UpstreamThrottled) as error:
             if verdict is not None and verdict.allowed and self._now() - verdict.at < self._keep_while_down:
                 telemetry.log.warning("access is not verified anew", repository=str(repository.repo), reason=str(error))

@@ -134,6 +134,35 @@ async def test_one_has_no_pulls_left(private: FakeRegistry, tmp_path: Path) -> N
         assert await _status(mirror, f"blobs/{Digest.of(_LAYER)}", _ALICE) == 200
 
 
+async def test_a_shared_name_is_not_locked_out(private: FakeRegistry, tmp_path: Path) -> None:
+    """Robots share user names (`AWS`): wrong passwords at one registry lock the name out there alone, and not for those
+    whose credentials that registry has accepted."""
+    with FakeRegistry(tokens=True, users={"alice": "other-word"}) as other:
+        other.rights = {"alice": {_NAME, "team/second"}}
+        for name in (_NAME, "team/second"):
+            other.add_image(name, "1.0", [_LAYER])
+        registries = {
+            "reg.example": {"url": private.url, "access": "verify"},
+            "other.example": {"url": other.url, "access": "verify"},
+        }
+        async with live_mirror(tmp_path, registries) as mirror:
+
+            async def status_of(host: str, who: dict[str, str], name: str = _NAME) -> int:
+                return (await mirror.ask(f"/v2/{name}/manifests/1.0?ns={host}", headers=who)).status
+
+            elsewhere = _basic("alice", "other-word")
+            assert await status_of("other.example", elsewhere) == 200
+            guesses = [await status_of("reg.example", _basic("alice", f"guess {number}")) for number in range(12)]
+            assert guesses[-1] == 429
+            # this registry has not been asked about these yet
+            assert await status_of("reg.example", _ALICE) == 429
+            # another registry, and there even after as many guesses, what it has accepted before
+            assert await status_of("other.example", elsewhere) == 200
+            guesses = [await status_of("other.example", _basic("alice", f"guess {number}")) for number in range(12)]
+            assert guesses[-1] == 429
+            assert await status_of("other.example", elsewhere, "team/second") == 200
+
+
 async def test_one_guesses_the_password_of_another(private: FakeRegistry, tmp_path: Path) -> None:
     """After some that upstream has refused it is not asked about more of this name, from this place, for a minute; who
     was let in before goes on, and other names do.
