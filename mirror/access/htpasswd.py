@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final
@@ -35,7 +35,7 @@ _HASH: Final = re.compile(r"\$2[aby]\$\d\d\$[./A-Za-z0-9]{53}")
 _LONGEST: Final = 72
 #: Passwords that are known to have been right.
 _MOST: Final = 10_000
-#: Compared with where there is no such account, so that the answer takes as long. Nobody knows its password.
+#: Compared with only to spend time, at any cost that is put in. Nobody knows its password.
 _NOBODY: Final = "$2b$10$CwTycUXWue0Thq9StjUM0uJ8n1Z1Cw1Z1Cw1Z1Cw1Z1Cw1Z1Cw1Z"
 
 
@@ -117,15 +117,12 @@ class Htpasswd:
         self._refresh()
         hashed = self._accounts.get(presented.username)
         password = presented.password.encode()
-        right = _matches(password[:_LONGEST], hashed or self._nobody())
+        right = hashed is not None and _matches(password[:_LONGEST], hashed)
         if hashed is None or not right or len(password) > _LONGEST:
+            for cost in costs_to_spend(hashed, self._accounts.values()):
+                _matches(password[:_LONGEST], f"{_NOBODY[:4]}{cost:02}{_NOBODY[6:]}")
             return None
         return Identity(presented.username, Means.PASSWORD, self._groups.get(presented.username, frozenset()))
-
-    def _nobody(self) -> str:
-        """A hash that costs what the accounts' do."""
-        cost = next(iter(self._accounts.values()), _NOBODY)[4:6]
-        return f"{_NOBODY[:4]}{cost}{_NOBODY[6:]}"
 
     def _refresh(self) -> None:
         stamp = _stamp(self._path)
@@ -137,6 +134,21 @@ class Htpasswd:
             telemetry.log.error("accounts stay as they were", reason=str(error))
         # a bad file is complained of once, not at each request
         self._seen = stamp
+
+
+def costs_to_spend(hashed: str | None, accounts: Iterable[str]) -> list[int]:
+    """The costs of further bcrypt hashes after a refusal, so that every refusal takes as long as the dearest account's.
+
+    `hashed` is the hash that was compared, None if there is no such account. A hash of cost n takes 2^n steps, so after
+    one of cost 9 among accounts of at most 12, those of 9, 10 and 11 make up the difference exactly. Without this, the
+    time of a refusal tells which names exist.
+    """
+    highest = max(map(_cost, accounts), default=_cost(_NOBODY))
+    return [highest] if hashed is None else list(range(_cost(hashed), highest))
+
+
+def _cost(hashed: str) -> int:
+    return int(hashed[4:6])
 
 
 def _matches(password: bytes, hashed: str) -> bool:

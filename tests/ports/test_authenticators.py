@@ -25,7 +25,7 @@ from mirror.access.audit import AuditLog
 from mirror.access.authentication import Authentication
 from mirror.access.certificate import identity_of
 from mirror.access.given import GivenToken, GivenTokens
-from mirror.access.htpasswd import Htpasswd, parse_htpasswd
+from mirror.access.htpasswd import Htpasswd, costs_to_spend, parse_htpasswd
 from mirror.access.issued import IssuedTokens, read_keys
 from mirror.access.issuer import Issuer, IssuerSettings
 from mirror.errors import AccessUnavailable, ConfigError, Unauthorized
@@ -46,6 +46,48 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 # -------------------------------------------------------------------------------------------------- htpasswd
+
+
+@pytest.mark.parametrize(
+    ("hashed", "further"), [(None, [12]), (9, [9, 10, 11]), (10, [10, 11]), (12, [])], ids=["nobody", "9", "10", "12"]
+)
+def test_every_refusal_costs_the_same(hashed: int | None, further: list[int]) -> None:
+    """2^n steps for a hash of cost n: an account's own and the further ones add up to the dearest account's."""
+    accounts = [_hash_of_cost(cost) for cost in (10, 12, 9)]
+    found = costs_to_spend(None if hashed is None else _hash_of_cost(hashed), accounts)
+    assert found == further
+    assert sum(2**cost for cost in [*([] if hashed is None else [hashed]), *found]) == 2**12
+
+
+def _hash_of_cost(cost: int) -> str:
+    return f"$2b${cost:02}$" + "a" * 53
+
+
+async def test_a_refusal_spends_what_the_dearest_account_costs(
+    tmp_path: Path, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that does not exist, and a wrong password of a cheap and of a dear account: the same steps of bcrypt."""
+    path = tmp_path / "accounts"
+    hashed = {name: bcrypt.hashpw(name.encode(), bcrypt.gensalt(cost)).decode() for name, cost in _COSTS.items()}
+    path.write_text("".join(f"{name}:{one}\n" for name, one in hashed.items()))
+    steps: list[int] = []
+    check = bcrypt.checkpw
+
+    def counted(password: bytes, against: bytes) -> bool:
+        steps.append(2 ** int(against[4:6]))
+        return check(password, against)
+
+    monkeypatch.setattr(bcrypt, "checkpw", counted)
+    accounts = Htpasswd(path, threads)
+    accounts.load()
+    for name in ("nobody", *_COSTS):
+        steps.clear()
+        assert await accounts.identify(Presented(name, "wrong")) is None
+        assert sum(steps) == 2**6
+    assert await accounts.identify(Presented("cheap", "cheap"))
+
+
+_COSTS = {"cheap": 4, "middling": 5, "dear": 6}
 
 
 async def test_accounts(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
