@@ -59,6 +59,7 @@ from mirror.oci.manifest import (
 )
 from mirror.oci.reference import Reference, check_tag
 from mirror.policy.budget import Budget, is_spent, parse_budget, patience
+from mirror.policy.quoting import quoted
 from mirror.policy.realms import Bounds, Url, UrlRefused, parse_url, surviving_headers
 from mirror.policy.retrying import (
     CLOSED,
@@ -652,7 +653,7 @@ class RegistryUpstream:
         status = reply.status
         elsewhere = reply.url.origin != self._bounds.base.origin
         retry_after = reply.fields.get("Retry-After")
-        said = f"answers {status}{_quoted(reply.content, authorization)}"
+        said = f"answers {status}{quoted(reply.content, authorization)}"
         what = f"{self._sender(reply)} {said}"
         if is_throttling(status, retry_after):
             account = self._accounts.current
@@ -718,15 +719,3 @@ def unverified() -> ssl.SSLContext:
 def _close_unwanted(done: asyncio.Future[_Reply]) -> None:
     if not done.cancelled() and done.exception() is None and (body := done.result().body):
         body.close()
-
-
-def _quoted(content: bytes, authorization: str | None) -> str:
-    """What upstream says is wrong (distribution-spec, "Error Codes"), short, escaped, and without our secrets."""
-    try:
-        first = json.loads(content)["errors"][0]
-        said = ": ".join(str(first[key]) for key in ("code", "message") if first.get(key))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return ""
-    if authorization and authorization.partition(" ")[2] in said:
-        return ""
-    return f" ({said[:_SHOWN].encode('unicode_escape').decode('ascii')})" if said else ""
