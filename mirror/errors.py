@@ -11,7 +11,8 @@
     │   ├── UpstreamDenied                            401 or 403 after every credential was tried
     │   ├── UpstreamThrottled                         429, or 503 with Retry-After; carries .retry_after in seconds
     │   ├── UpstreamNotKnown                          404
-    │   └── UpstreamInvalid → DigestMismatch          an answer that must not be believed
+    │   └── UpstreamInvalid                           an answer that must not be believed
+    │       └── DigestMismatch · UpstreamOffLimits    other bytes; a name or URL that leads to a forbidden address
     ├── StoreError               ours
     │   ├── StoreFull → BlobTooLarge                  no space, no inodes, quota, or pins leave nothing to drop
     │   ├── BlobDamaged                               what is on disk is not what its name says
@@ -72,6 +73,7 @@ __all__ = [
     "UpstreamError",
     "UpstreamInvalid",
     "UpstreamNotKnown",
+    "UpstreamOffLimits",
     "UpstreamThrottled",
     "UpstreamTimeout",
     "UpstreamUnavailable",
@@ -81,6 +83,11 @@ __all__ = [
 
 class MirrorError(Exception):
     """Anything that the mirror itself raises on purpose. The message is for people and never holds a secret."""
+
+    @property
+    def public(self) -> str:
+        """The message for clients. It says less than the log if the whole message would show them our network."""
+        return str(self)
 
 
 class RequestError(MirrorError):
@@ -199,6 +206,11 @@ class UpstreamError(MirrorError):
 class UpstreamUnavailable(UpstreamError):
     """No usable answer: DNS, dial, TLS, 5xx, a connection that broke. Worth another try."""
 
+    @property
+    def public(self) -> str:
+        """Without a status nobody answered: why not, and at which address, would tell open ports from closed ones."""
+        return str(self) if self.status is not None else _unreachable(self)
+
 
 class UpstreamTimeout(UpstreamUnavailable):
     """No progress in time."""
@@ -226,6 +238,19 @@ class UpstreamInvalid(UpstreamError):
 
 class DigestMismatch(UpstreamInvalid):
     """The bytes are not those that the digest names."""
+
+
+class UpstreamOffLimits(UpstreamInvalid):
+    """The upstream's name, a redirect or a realm leads to an address that this upstream may not lead to."""
+
+    @property
+    def public(self) -> str:
+        """Neither the address nor that it was refused: both are about our network."""
+        return _unreachable(self)
+
+
+def _unreachable(error: UpstreamError) -> str:
+    return f"{error.upstream} cannot be reached"
 
 
 class StoreError(MirrorError):
@@ -310,6 +335,7 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     UpstreamNotKnown: Answer(404, "NAME_UNKNOWN"),
     UpstreamInvalid: Answer(502, "UNAVAILABLE"),
     DigestMismatch: Answer(502, "UNAVAILABLE"),
+    UpstreamOffLimits: Answer(502, "UNAVAILABLE"),
     StoreError: Answer(503, "UNAVAILABLE"),
     StoreFull: Answer(503, "UNAVAILABLE"),
     BlobTooLarge: Answer(503, "UNAVAILABLE"),

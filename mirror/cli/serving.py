@@ -172,7 +172,7 @@ def check(
             print(f"{'ok    ' if one.ok else 'FAILED'} {one.upstream} ({one.url}): {one.detail}")
             if one.advice:
                 print(f"       {one.advice}")
-    for words in [*unread, *_of_certificate(loaded)]:
+    for words in [*settings.hints(loaded), *unread, *_of_certificate(loaded)]:
         # no reason to fail: what starts a mirror checks before, and pulls must go on being served
         print(f"mirror: {words}", file=sys.stderr)
     if not all(one.ok for one in found):

@@ -15,6 +15,7 @@ file nor environment the mirror serves the public registries. A secret can be re
 Only `app/` and `cli/` know this module: everything below takes ordinary arguments.
 """
 
+from mirror.config.checks import hints
 from mirror.config.loading import load
 from mirror.config.masked import masked
 from mirror.config.settings import (
@@ -44,6 +45,7 @@ __all__ = [
     "SyncSettings",
     "TraceSettings",
     "UpstreamSettings",
+    "hints",
     "load",
     "masked",
     "routing_table",

@@ -21,11 +21,12 @@ from mirror.config.settings import (
 )
 from mirror.config.tables import routing_table
 from mirror.errors import ConfigError, RequestError
+from mirror.policy.realms import needs_private, parse_url
 from mirror.repository.cosign import read_key
 from mirror.upstream.docker_config import DockerConfig
 from mirror.upstream.providers import missing_library
 
-__all__ = ["cross_check"]
+__all__ = ["cross_check", "hints"]
 
 _FILES: Final = ("docker_config", "ca_file", "key_file", "token_file", "client_certificate", "client_key")
 
@@ -85,6 +86,20 @@ def cross_check(config: Config) -> list[str]:
         except ConfigError as error:
             mistakes += [f"index.url: {mistake}" for mistake in error.mistakes]
     return mistakes
+
+
+def hints(config: Config) -> list[str]:
+    """What is not wrong in itself, but will most likely fail when the registry is asked."""
+    found = []
+    for number, upstream in enumerate(config.upstream, 1):
+        for inner, reach in upstream.addresses:
+            url = getattr(reach, "url", None) or f"https://{upstream.name}"
+            if not upstream.name.startswith("*.") and not reach.private and needs_private(url):
+                found.append(
+                    f"upstream[{number}]{inner}: {parse_url(url).host} looks like a name of a private network; "
+                    "it may lead there only with the line: private = true"
+                )
+    return found
 
 
 def _check_admin(config: Config) -> list[str]:

@@ -190,6 +190,10 @@ class ReachSettings(_Section):
     token_hosts: list[Annotated[str, AfterValidator(values.token_host)]] = Field(
         [], description="Hosts of other domains that may be sent these credentials for a token."
     )
+    private: bool = Field(
+        False,
+        description="Its name may lead to private addresses. Not needed if url holds such an address, or localhost.",
+    )
     ca_file: Path | None = Field(
         None, description="PEM file with the certificate authorities to trust instead of the system's."
     )

@@ -5,8 +5,9 @@ else (server-side request forgery; CVE-2026-33540, CVE-2020-15157). The rules:
 
     realm      on the upstream's own site or on its allow-list; https unless the upstream is http; no user part
     redirect   http(s), never from https to http, at most 5; nothing of ours but `_TRAVELS` crosses to another origin
-    address    looked at after resolving, at each dial: link-local, metadata, unspecified, multicast never;
-               loopback and private ones only for an upstream that is configured to be there
+    address    checked after resolving, at each dial: link-local, metadata, unspecified, multicast never;
+               loopback and private addresses only if the upstream's URL holds such an address itself, or its
+               configuration says `private`; the upstream's own name is checked like any other
 """
 
 from __future__ import annotations
@@ -18,7 +19,18 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 from urllib.parse import urljoin
 
-__all__ = ["MOST_HOPS", "Bounds", "Url", "UrlRefused", "parse_address", "parse_url", "same_site", "surviving_headers"]
+__all__ = [
+    "MOST_HOPS",
+    "Bounds",
+    "Url",
+    "UrlRefused",
+    "looks_internal",
+    "needs_private",
+    "parse_address",
+    "parse_url",
+    "same_site",
+    "surviving_headers",
+]
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -91,23 +103,52 @@ def parse_url(text: str) -> Url:
 
 
 def parse_address(host: str) -> Address | None:
-    """A literal address, IPv4 inside IPv6 unwrapped (mapped, 6to4, NAT64); None for names.
+    """A literal address, IPv4 inside IPv6 unwrapped; None for names.
 
-    Unwrapped, because the kernel or a gateway will: `::ffff:169.254.169.254` is the metadata service.
+    IPv4 is read as `inet_aton` reads it, because the C library and proxies do: `127.1`, `0x7f000001` and `2130706433`
+    are all loopback. It is unwrapped because the kernel or a gateway unwraps it: `::ffff:169.254.169.254` is the
+    metadata service. Known wrappings: mapped (RFC 4291, 2.5.5.2), compatible (2.5.5.1), 6to4 (RFC 3056), NAT64
+    (RFC 6052; RFC 8215 with a prefix of 96 bits) and translated (RFC 2765, 2.1).
     """
+    host = host.rstrip(".")
+    if _IPV4_OF_C.fullmatch(host):
+        return _parse_ipv4(host)
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return None
     if isinstance(address, ipaddress.IPv6Address) and int(address) > 1:
         inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and any(address in network for network in _NAT64):
+        if inner is None and any(address in network for network in _WRAPPING):
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         return inner or address
     return address
 
 
-_NAT64: Final = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
+def _parse_ipv4(host: str) -> ipaddress.IPv4Address | None:
+    """One to four numbers, decimal, octal (`0…`) or hexadecimal (`0x…`); the last one fills all bytes that are left."""
+    try:
+        *leading, last = (_number_of_c(part) for part in host.split("."))
+    except ValueError:
+        return None
+    if any(number > 255 for number in leading) or last >= 256 ** (4 - len(leading)):
+        return None
+    return ipaddress.IPv4Address(sum(number << 8 * (3 - at) for at, number in enumerate(leading)) + last)
+
+
+def _number_of_c(digits: str) -> int:
+    """Raises `ValueError`."""
+    if digits[:2].lower() == "0x":
+        return int(digits[2:] or "0", 16)
+    return int(digits, 8 if digits.startswith("0") else 10)
+
+
+#: What `inet_aton` may take for an address.
+_IPV4_OF_C: Final = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)(?:\.(?:0x[0-9a-f]*|[0-9]+)){0,3}", re.IGNORECASE)
+#: Networks whose addresses end in an IPv4 address.
+_WRAPPING: Final = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/96", "::ffff:0:0:0/96", "::/96")))
+#: RFC 8215: a network's own translator, which may put the IPv4 address at any of several places (RFC 6052, 2.2).
+_LOCAL_NAT64: Final = ipaddress.IPv6Network("64:ff9b:1::/48")
 
 #: Where clouds tell a machine its secrets, other than under link-local addresses.
 _METADATA: Final = frozenset(
@@ -119,20 +160,34 @@ _METADATA: Final = frozenset(
 
 
 def _is_never(address: Address) -> bool:
+    if address.version == 6 and address in _LOCAL_NAT64:
+        # where the IPv4 address stands cannot be known, so the metadata service cannot be ruled out
+        return True
     return address.is_link_local or address.is_unspecified or address.is_multicast or address in _METADATA
 
 
 def _is_internal(address: Address) -> bool:
-    """Loopback, private (RFC 1918, ULA), shared (100.64/10), reserved: whatever is not on the public internet."""
-    return not address.is_global
+    """Loopback, private (RFC 1918, ULA, fec0::/10), shared (100.64/10), reserved: not on the public internet."""
+    return not address.is_global or (address.version == 6 and address.is_site_local)
 
 
 _INTERNAL_NAME: Final = re.compile(r"[^.]+|.*\.(?:localhost|local|internal|intranet|lan|home\.arpa|test|svc)")
 
 
-def _names_internal(host: str) -> bool:
+def looks_internal(host: str) -> bool:
+    """Whether a host is an address that is not public, or a name of a kind that only private networks resolve."""
     address = parse_address(host)
     return _is_internal(address) if address else bool(_INTERNAL_NAME.fullmatch(host))
+
+
+def needs_private(url: str) -> bool:
+    """Whether an upstream at this URL looks as if it needs `private = true`: a name, of a private network.
+
+    An address in the URL says itself where it is, and so does `localhost`. Names that look public but lead inward are
+    only found out by asking for them. Raises `UrlRefused`.
+    """
+    host = parse_url(url).host
+    return looks_internal(host) and not _is_internal_literal(host)
 
 
 #: Second levels under which whole countries register; and suffixes under which strangers get a name of their own.
@@ -193,7 +248,7 @@ class Bounds:
     """How far the upstream at `base` may lead us.
 
     `allowed` are hosts, `host:port`s or origins (`https://host:port`) that tokens may be had from besides. `internal`
-    says that the upstream is on a private network, and so may be what it points to.
+    says that the upstream is on a private network, and that what it points to may be there, too.
     """
 
     base: Url
@@ -202,13 +257,13 @@ class Bounds:
 
     @classmethod
     def of(cls, url: str, allowed: Iterable[str] = (), *, internal: bool | None = None) -> Bounds:
-        """From an upstream's URL; `internal` None: as the host looks (a private address, `localhost`, one label…).
+        """From an upstream's URL; `internal` None: only if the URL holds a private address itself, or `localhost`.
 
-        Raises `UrlRefused`.
+        A name is no consent: whoever answers for it may let it lead anywhere. Raises `UrlRefused`.
         """
         base = parse_url(url)
         named = frozenset(entry.lower().rstrip("/") for entry in allowed)
-        return cls(base, named, _names_internal(base.host) if internal is None else internal)
+        return cls(base, named, _is_internal_literal(base.host) if internal is None else internal)
 
     def check_realm(self, text: str) -> Url:
         """The realm of a challenge, if a token may be asked of it and credentials shown to it. Raises `UrlRefused`.
@@ -220,7 +275,7 @@ class Bounds:
             raise UrlRefused(f"the realm {realm.public} is not https")
         if self._is_listed(realm) or same_site(realm.host, self.base.host):
             return realm
-        if self.internal and _names_internal(self.base.host) and _is_internal_literal(realm.host):
+        if self.internal and looks_internal(self.base.host) and _is_internal_literal(realm.host):
             return realm
         raise UrlRefused(f"the realm {realm.public} is neither on the site of {self.base.host} nor allowed for it")
 
@@ -247,10 +302,10 @@ class Bounds:
         found = parse_address(address.partition("%")[0])
         if found is None or _is_never(found):
             return False
-        if not _is_internal(found) or self.internal or host == self.base.host:
+        if not _is_internal(found) or self.internal:
             return True
-        # a company's registry often sends to a neighbour; TLS keeps what answers there from being anything else
-        return self.base.scheme == "https" and (same_site(host, self.base.host) or host in self.allowed)
+        # the URL holds this very address: whoever configured it knew
+        return host == self.base.host and parse_address(host) == found
 
 
 def _is_internal_literal(host: str) -> bool:

@@ -114,7 +114,7 @@ def is_unchanged(if_none_match: str | None, tag: Digest | str) -> bool:
 def error_body(error: MirrorError, request_id: str) -> bytes:
     """distribution-spec, "Error Codes". The detail says which request it was, for whoever looks into the log."""
     code = answer_for(error).code
-    entry = {"code": code, "message": str(error), "detail": {"request": request_id, "error": type(error).__name__}}
+    entry = {"code": code, "message": error.public, "detail": {"request": request_id, "error": type(error).__name__}}
     return json.dumps({"errors": [entry]}).encode()
 
 

@@ -68,6 +68,7 @@ class AcrIssuer:
         token_file: Path | None = None,
         authority_url: str | None = None,
         metadata_url: str | None = None,
+        private: bool = False,
         tls: ssl.SSLContext | None = None,
         proxies: Proxies = DIRECT,
         environment: Mapping[str, str] | None = None,
@@ -76,7 +77,7 @@ class AcrIssuer:
         given = os.environ if environment is None else environment
         self._upstream = upstream
         self._url = url
-        self._bounds = Bounds.of(url)
+        self._bounds = Bounds.of(url, internal=True if private else None)
         self._tenant = tenant or given.get("AZURE_TENANT_ID", "")
         self._client_id = client_id or given.get("AZURE_CLIENT_ID", "")
         self._client_secret = client_secret

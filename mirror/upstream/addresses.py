@@ -9,20 +9,29 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from typing import Final
 
 from mirror.policy.realms import Bounds, parse_address
 
-__all__ = ["AddressRefused", "check_literal", "dial"]
+__all__ = ["AddressRefused", "check_literal", "dial", "refused"]
 
 
 class AddressRefused(OSError):
     """A name leads to an address that its upstream has no business with."""
 
 
+_ADVICE: Final = "if the registry is in a private network, set private = true"
+
+
+def refused(host: str) -> AddressRefused:
+    """The error for a name whose every address is forbidden. It says what to do, and no address."""
+    return AddressRefused(f"{host} leads to a private or reserved address; {_ADVICE}")
+
+
 def check_literal(bounds: Bounds, host: str) -> None:
     """Raises `AddressRefused` for a host that is a forbidden address itself: aiohttp asks no resolver about those."""
     if parse_address(host) is not None and not bounds.permits(host, host):
-        raise AddressRefused(f"{host} is not an address that this upstream may lead to")
+        raise AddressRefused(f"{host} is a private or reserved address, which this upstream may not lead to; {_ADVICE}")
 
 
 def dial(
@@ -38,7 +47,7 @@ def dial(
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     permitted = [one for one in found if bounds.permits(host, str(one[4][0]))]
     if not permitted:
-        raise AddressRefused(f"{host} leads to an address that this upstream may not lead to")
+        raise refused(host)
     deadline = clock() + timeout
     failure: OSError = TimeoutError(f"{host} did not answer in {timeout:g} s")
     for position, (family, kind, protocol, _, address) in enumerate(permitted):

@@ -13,6 +13,7 @@ from mirror.errors import (
     UpstreamDenied,
     UpstreamInvalid,
     UpstreamNotKnown,
+    UpstreamOffLimits,
     UpstreamThrottled,
     UpstreamUnavailable,
 )
@@ -70,6 +71,8 @@ def advice_for(error: MirrorError) -> str:
         return "the registry, or a proxy before it, has trouble of its own: try again, and look at its status page"
     if isinstance(error, UpstreamUnavailable):
         return "check url, network, proxy and, with a private certificate authority, ca_file"
+    if isinstance(error, UpstreamOffLimits):
+        return "its name leads to a private address; if that is meant, add to its [[upstream]]: private = true"
     if isinstance(error, UpstreamInvalid):
         return "is url that of a registry? A token server of another domain must stand in token_hosts"
     return "mend the configuration"

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 
-from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
+from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamOffLimits, UpstreamTimeout, UpstreamUnavailable
 from mirror.policy.realms import Bounds
 from mirror.upstream.addresses import AddressRefused
 from mirror.upstream.proxies import DIRECT, Proxies
@@ -77,7 +77,7 @@ async def translated(upstream: str, whom: str) -> AsyncIterator[None]:
     except UpstreamError:
         raise
     except AddressRefused as error:
-        raise UpstreamInvalid(str(error), upstream=upstream) from error
+        raise UpstreamOffLimits(str(error), upstream=upstream) from error
     except aiohttp.ConnectionTimeoutError as error:
         raise DialTimedOut(f"{whom} did not answer the dial", upstream=upstream) from error
     except TimeoutError as error:
@@ -88,7 +88,7 @@ async def translated(upstream: str, whom: str) -> AsyncIterator[None]:
         raise DialFailed(f"the certificate of {whom} is not trusted: {why}", upstream=upstream) from error
     except aiohttp.ClientConnectorError as error:
         if isinstance(error.os_error, AddressRefused):
-            raise UpstreamInvalid(str(error.os_error), upstream=upstream) from error
+            raise UpstreamOffLimits(str(error.os_error), upstream=upstream) from error
         why = error.os_error.strerror or type(error.os_error).__name__
         raise DialFailed(f"no connection to {whom}: {why}", upstream=upstream) from error
     except aiohttp.ClientHttpProxyError as error:

@@ -43,6 +43,7 @@ class ProviderOptions:
     provider_url: str | None = None
     sts_url: str | None = None
     metadata_url: str | None = None
+    private: bool = False
 
 
 class _Issuer(Protocol):
@@ -114,6 +115,7 @@ def _issuer(
             token_file=options.token_file,
             authority_url=options.provider_url,
             metadata_url=options.metadata_url,
+            private=options.private,
             tls=tls,
             proxies=proxies,
             now=now,

@@ -13,7 +13,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
 from mirror.policy.realms import Bounds
-from mirror.upstream.addresses import AddressRefused
+from mirror.upstream.addresses import refused
 
 __all__ = ["BoundedResolver"]
 
@@ -46,7 +46,7 @@ class BoundedResolver(AbstractResolver):
         bounds = self._proxy_at(host) or self._bounds
         permitted = [one for one in found if bounds.permits(host, one["host"])]
         if found and not permitted:
-            raise AddressRefused(f"{host} leads to an address that this upstream may not lead to")
+            raise refused(host)
         return permitted
 
     async def close(self) -> None:

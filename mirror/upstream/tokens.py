@@ -24,7 +24,7 @@ import aiohttp
 from yarl import URL
 
 from mirror import telemetry
-from mirror.errors import UpstreamDenied, UpstreamInvalid, UpstreamThrottled, UpstreamUnavailable
+from mirror.errors import UpstreamDenied, UpstreamInvalid, UpstreamOffLimits, UpstreamThrottled, UpstreamUnavailable
 from mirror.memo import MISSING, Memo
 from mirror.oci.challenge import Challenge, Scope
 from mirror.policy.lifetimes import usable_seconds
@@ -258,8 +258,10 @@ class TokenSource:
         try:
             url = self._bounds.check_realm(realm)
             check_literal(self._bounds, url.host)
-        except (UrlRefused, AddressRefused) as error:
+        except UrlRefused as error:
             raise self._invalid(str(error), 401) from error
+        except AddressRefused as error:
+            raise UpstreamOffLimits(str(error), upstream=self._upstream, status=401) from error
         return str(url)
 
     def _challenge_key(self, scope: Scope) -> str:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from mirror.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
+from mirror.errors import UpstreamInvalid, UpstreamOffLimits, UpstreamTimeout, UpstreamUnavailable
 from mirror.oci.span import parse_content_range
 from mirror.policy.realms import Bounds, Url, UrlRefused, parse_url, surviving_headers
 from mirror.upstream.addresses import AddressRefused, check_literal, dial
@@ -341,7 +341,7 @@ class Transfer:
         except UrlRefused as error:
             raise self._invalid(str(error)) from error
         except AddressRefused as error:
-            raise self._invalid(str(error)) from error
+            raise UpstreamOffLimits(str(error), upstream=self._upstream) from error
         except (TimeoutError, BlockingIOError) as error:
             raise UpstreamTimeout("no answer in time", upstream=self._upstream) from error
         except (OSError, EOFError) as error:

@@ -407,7 +407,10 @@ async def test_21_upstream_is_not_there(registry: FakeRegistry, mirror: LiveMirr
         answer = await mirror.ask(_AT)
         assert (answer.status, answer.code) == (503, "UNAVAILABLE")
         assert answer.headers["Retry-After"]
+        # where the registry is, and why it does not answer, is for the log
+        assert answer.json["errors"][0]["message"] == "docker.io cannot be reached"
         assert (await mirror.ask(f"/v2/library/app/blobs/{other}")).body == b"cached"
+    assert "refused" in mirror.log_text
 
 
 @pytest.mark.parametrize(

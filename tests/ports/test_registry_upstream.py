@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from mirror.errors import (
     UpstreamError,
     UpstreamInvalid,
     UpstreamNotKnown,
+    UpstreamOffLimits,
     UpstreamThrottled,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -29,6 +31,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import ACCEPT, DOCKER_MANIFEST, LARGEST, OCI_INDEX, OCI_MANIFEST, Descriptor
 from mirror.ports import Body, Upstream
 from mirror.upstream.credentials import Credentials, GivenCredentials
+from mirror.upstream.proxies import Proxies
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.certificates import Certificate
 from tests.support.clock import Clock
@@ -290,6 +293,46 @@ async def test_a_public_upstream_leads_nobody_inside(build: Build, host: str) ->
         with pytest.raises(UpstreamInvalid):
             await pull(upstream, Digest.of(b"x"))
         assert inside.connections == 0
+
+
+@pytest.fixture
+def inward(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A host name that leads to this machine, as a stranger's DNS may answer."""
+    resolve = socket.getaddrinfo
+
+    def answer(host: Any, *arguments: Any, **options: Any) -> Any:
+        return resolve("127.0.0.1" if host == "registry.example.com" else host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    return "registry.example.com"
+
+
+async def test_72_a_name_that_leads_inward(build: Build, inward: str) -> None:
+    """Faults row 72: the upstream's own name is not dialled at a private address, unless it is configured `private`."""
+    with FakeRegistry() as registry:
+        digest = registry.add_blob(NAME, LAYER)
+        url = f"http://{inward}:{registry.host.partition(':')[2]}"
+        upstream = build(url)
+        for asked in (upstream.manifest(NAME, "v1"), pull(upstream, digest), upstream.tags(NAME)):
+            with pytest.raises(UpstreamOffLimits) as refused:
+                await asked
+            assert "127.0.0.1" not in str(refused.value)
+            assert refused.value.public == "test cannot be reached"
+        assert not registry.requests
+        assert (await pull(build(url, internal=True), digest))[2] == LAYER
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "127.2", "0x7f000002", "2130706434", "[::ffff:0:7f00:2]"])
+async def test_72_addresses_through_a_proxy(build: Build, host: str) -> None:
+    """Faults row 72: a proxy would dial what it is given, so an address is refused in every spelling before."""
+    with Scripted() as proxy:
+        proxy.on("*", reply(307, b"", {"Location": f"http://{host}:1/secret"}))
+        upstream = build("http://registry.example.com", proxies=Proxies.given(proxy.url))
+        for asked in (upstream.manifest(NAME, "v1"), pull(upstream, Digest.of(b"x"))):
+            with pytest.raises(UpstreamOffLimits):
+                await asked
+        assert proxy.requests
+        assert all(request.target.startswith("http://registry.example.com/") for request in proxy.requests)
 
 
 # -------------------------------------------------------------------------------------------------------- blobs
@@ -737,10 +780,12 @@ async def test_what_upstream_says_is_quoted_with_care(registry: FakeRegistry, bu
         assert USER.given
         echoing.add_image(NAME, "v1", [LAYER])
         await echo.manifest(NAME, "v1")
-        echoing.fail("manifests", status(403, message=f"you sent {USER.given.basic}"))
-        with pytest.raises(UpstreamDenied) as failure:
-            await echo.manifest(NAME, "v1")
-        assert USER.given.basic.partition(" ")[2] not in str(failure.value)
+        for repeated in (USER.given.basic, SECRET):
+            echoing.fail("manifests", status(403, message=f"you sent {repeated}"))
+            with pytest.raises(UpstreamDenied) as failure:
+                await echo.manifest(NAME, "v1")
+            assert USER.given.basic.partition(" ")[2] not in str(failure.value)
+            assert SECRET not in str(failure.value)
 
 
 async def test_what_is_sent_is_observed(registry: FakeRegistry, build: Build) -> None:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.policy.realms import Bounds, UrlRefused, parse_url, same_site, surviving_headers
+from mirror.policy.realms import (
+    Bounds,
+    UrlRefused,
+    needs_private,
+    parse_address,
+    parse_url,
+    same_site,
+    surviving_headers,
+)
 
 HUB = Bounds.of("https://registry-1.docker.io")
 LOOPBACK = Bounds.of("http://127.0.0.1:5000")
@@ -178,6 +188,12 @@ NEVER = [
     "64:ff9b::a9fe:a9fe",
     "2002:a9fe:a9fe::1",
     "not an address",
+    "64:ff9b:1:a9fe:a9:fe00::",
+    "64:ff9b:1::a9fe:a9fe",
+    "::ffff:0:a9fe:a9fe",
+    "2852039166",
+    "0xa9fea9fe",
+    "169.254.43518",
 ]
 INTERNAL = [
     "127.0.0.1",
@@ -189,6 +205,10 @@ INTERNAL = [
     "100.64.0.1",
     "fd12::1",
     "::ffff:10.0.0.1",
+    "fec0::1",
+    "64:ff9b:1::a00:1",
+    "::ffff:0:a00:1",
+    "10.1",
 ]
 
 
@@ -209,13 +229,73 @@ def test_internal_addresses_are_for_internal_upstreams(address: str) -> None:
     assert not Bounds.of("http://127.0.0.1", internal=False).permits("cdn.example.net", address)
 
 
-def test_a_configured_host_may_resolve_to_where_it_likes() -> None:
-    """A company's registry has a public name and a private address, and so has its neighbour, over https."""
-    company = Bounds.of("https://registry.company.example")
-    assert company.permits("registry.company.example", "10.0.0.1")
-    assert company.permits("files.company.example", "10.0.0.2")
-    assert not company.permits("files.other.example", "10.0.0.2")
-    assert not Bounds.of("http://registry.company.example").permits("files.company.example", "10.0.0.2")
+@pytest.mark.parametrize("url", ["https://registry.company.example", "http://registry.company.example", "http://reg"])
+def test_a_name_is_no_consent_to_a_private_address(url: str) -> None:
+    """Faults rows 71, 72: the upstream's own name is checked like any other, over http and https, unless it is
+    configured as private: otherwise whoever answers for the name reads, or probes, our network through the mirror."""
+    company = Bounds.of(url)
+    assert not company.permits(company.base.host, "10.0.0.1")
+    assert not company.permits("files.company.example", "10.0.0.2")
+    private = Bounds.of(url, internal=True)
+    assert private.permits(company.base.host, "10.0.0.1")
+    assert private.permits("files.company.example", "10.0.0.2")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "10.1.2.3", "[::1]", "[fd12::1]", "localhost", "127.1"])
+def test_an_address_in_the_url_is_its_own_consent(host: str) -> None:
+    """And so is `localhost`, which leads nowhere else."""
+    bounds = Bounds.of(f"http://{host}:5000")
+    assert bounds.internal
+    assert not needs_private(f"http://{host}:5000")
+    assert Bounds.of("http://10.1.2.3", internal=False).permits("10.1.2.3", "10.1.2.3")
+
+
+@pytest.mark.parametrize("host", ["registry", "registry.corp.internal", "registry.kube.svc", "nas.local", "a.lan"])
+def test_names_that_need_private(host: str) -> None:
+    """`mirror check` says so before anything is asked."""
+    assert needs_private(f"http://{host}:5000")
+    assert not Bounds.of(f"http://{host}:5000").internal
+
+
+@pytest.mark.parametrize(
+    ("spelled", "address"),
+    [
+        ("127.1", "127.0.0.1"),
+        ("0x7f000001", "127.0.0.1"),
+        ("0X7F.0.0.1", "127.0.0.1"),
+        ("2130706433", "127.0.0.1"),
+        ("0177.0.0.01", "127.0.0.1"),
+        ("10.258", "10.0.1.2"),
+        ("127.0.0.1.", "127.0.0.1"),
+        ("::ffff:7f00:1", "127.0.0.1"),
+        ("::ffff:0:7f00:1", "127.0.0.1"),
+        ("64:ff9b::7f00:1", "127.0.0.1"),
+        ("64:ff9b:1::7f00:1", "127.0.0.1"),
+        ("::7f00:1", "127.0.0.1"),
+        ("2002:7f00:1::", "127.0.0.1"),
+        ("::1", "::1"),
+    ],
+)
+def test_spellings_of_an_address(spelled: str, address: str) -> None:
+    """As the C library, gateways and proxies read them."""
+    assert str(parse_address(spelled)) == address
+
+
+@given(st.from_regex(r"((0x[0-9a-f]{1,3}|0?[0-9]{1,4})\.){0,3}(0x[0-9a-f]{1,9}|0?[0-9]{1,11})", fullmatch=True))
+def test_addresses_are_read_as_the_c_library_does(text: str) -> None:
+    """Whatever it takes for an address, and with the same result."""
+    try:
+        expected = socket.inet_ntoa(socket.inet_aton(text))
+    except OSError:
+        assert parse_address(text) is None
+    else:
+        assert str(parse_address(text)) == expected
+
+
+@pytest.mark.parametrize("name", ["", "registry", "1.2.3.4.5", "256.1.1.1", "0xg", "1.example", "08.1.1.1", "0x.com"])
+def test_names_are_no_addresses(name: str) -> None:
+    """Whatever `inet_aton` refuses is a name."""
+    assert parse_address(name) is None
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8"])
