@@ -23,9 +23,10 @@ The life of a blob in a store:
                               v  │
                             partial
 
-A blob is invisible under its final name until `commit` has verified its digest and made it durable. A growing blob
-may be followed from any process that shares the store; exactly one process at a time, the *filler*, holds its lock.
-The kernel frees that lock when the filler dies, and a follower takes over.
+A blob is invisible under its final name until `commit` has verified its digest and made it durable. Until then its
+bytes belong to the registry that sends them: each has a growing blob, and a partial, of its own. A growing blob may be
+followed from any process that shares the store; exactly one process at a time, the *filler*, holds its lock. The kernel
+frees that lock when the filler dies, and a follower takes over.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class SupportsReadOnce(Protocol):
 
 
 class Ingest(Protocol):
-    """A growing blob, as this process sees it. Several may exist for one digest; one holds the lock."""
+    """A growing blob that one registry sends, as this process sees it. Several may exist of it; one holds the lock."""
 
     @property
     def offset(self) -> int:
@@ -233,11 +234,16 @@ class BlobStore(Protocol):
     def settle(self) -> None:
         """Blocking: what this process has `put` so far outlives a power cut when it returns. Raises `StoreError`."""
 
-    def ingest(self, digest: Digest) -> Ingest:
-        """Join or begin a growing blob. Raises `StoreFull`, `StoreError`."""
+    def ingest(self, digest: Digest, registry: str) -> Ingest:
+        """Join or begin the growing blob that `registry` sends; "" if the bytes come from no registry. What another
+        registry has sent of it is never seen here before it is verified and has its final name. Raises `StoreFull`,
+        `StoreError`.
+        """
 
     def growing(self) -> Mapping[Digest, int]:
-        """Blocking: ingests that hold disk, with the bytes each has, or will have where somebody fills it."""
+        """Blocking: blobs that hold disk while they grow, with the bytes that each has, or will have if somebody fills
+        it; added up if several registries send it.
+        """
 
     def delete(self, digest: Digest) -> int:
         """Blocking: drop the name; returns the bytes that this frees. Repeatable (0). Open readers read on."""

@@ -1,4 +1,4 @@
-"""One transfer per digest, any number of followers, over all processes that share a store.
+"""One transfer per registry and digest, any number of followers, over all processes that share a store.
 
 The life of a flight, in the process that looks at it:
 
@@ -13,6 +13,11 @@ The life of a flight, in the process that looks at it:
 
 Nobody owns a flight. Its task belongs to `Flights`; a client that leaves takes nothing with it, the first one neither.
 
+Registries do not share flights: what one sends may be slow, wrong or of another size, and must not reach clients of
+another one before it is verified. A flight whose blob is published meanwhile, by another registry's flight or by an
+import, leaves its upstream and takes the rest from the store. Its digest is checked all the same: what it had before
+may have been wrong.
+
 What may be sent is less than what is there: the last bytes are held back until the digest is verified, so a wrong blob
 is never delivered whole. It is published (synced, renamed) after that; waiting for the disk would add nothing to what
 the client gets.
@@ -25,7 +30,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Final, Protocol, TypeVar
 
 from mirror import telemetry
@@ -44,6 +49,7 @@ from mirror.errors import (
     UpstreamUnavailable,
 )
 from mirror.oci.digest import Digest
+from mirror.once import end
 from mirror.policy.filling import may_send, next_try
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Body, Ingest
 from mirror.threads import to_its_end
@@ -65,6 +71,9 @@ _NOTICE_SECONDS: Final = 0.05
 #: How often a process looks at what another one writes, in seconds: at once quick, slower while nothing moves.
 _LOOK_FIRST: Final = 0.005
 _LOOK_LAST: Final = 0.05
+
+#: Seconds between two looks at whether a blob that is being filled has been published by somebody else.
+_LOOK_FOR_PUBLISHED: Final = 0.25
 
 #: Seconds without a byte after which another process's fill is not waited for any longer: more than all the time-outs
 #: of a living one together, its waits between tries included.
@@ -225,6 +234,29 @@ class Flight:
             self._reader.close()
 
 
+class _StoredBody:
+    """The rest of a blob from the store, in place of what upstream would send. Fits `Body`."""
+
+    def __init__(self, reader: BlobReader, start: int, size: int) -> None:
+        self.start = start
+        self.size: int | None = size
+        self._reader = reader
+        self._position = start
+        self._aborted = False
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Raises `StoreError`."""
+        if self._aborted:
+            raise StoreError("the copy was given up")
+        piece = self._reader.pread(len(buffer), self._position)
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
+
+    def abort(self) -> None:
+        self._aborted = True
+
+
 class Flights:
     """All flights of this process."""
 
@@ -251,7 +283,7 @@ class Flights:
         self._label = label
         self._sleep = sleep
         self._jitter = jitter
-        self._flights: dict[Digest, Flight] = {}
+        self._flights: dict[tuple[str, Digest], Flight] = {}
         self._tasks: dict[asyncio.Task[None], Flight] = {}
 
     def active(self) -> Collection[Flight]:
@@ -260,11 +292,11 @@ class Flights:
 
     def digests(self) -> Collection[Digest]:
         """What must not be evicted now."""
-        return self._flights.keys()
+        return {digest for _, digest in self._flights}
 
-    def under_way(self, digest: Digest) -> bool:
-        """Whether this process has a flight of it."""
-        return digest in self._flights
+    def under_way(self, digest: Digest, upstream: str) -> bool:
+        """Whether this process has a flight of it from that registry."""
+        return (upstream, digest) in self._flights
 
     async def join(
         self,
@@ -276,14 +308,15 @@ class Flights:
         vouch: Vouch | None = None,
         on_behalf: object = None,
     ) -> Flight:
-        """Follow the flight of a digest, begun if there is none; returns once its headers are known.
+        """Follow the flight of a digest from `upstream` (a registry as clients say it), begun if there is none; returns
+        once its headers are known.
 
         `size` in bytes is what a manifest says, if one does. The caller must `leave` the flight. Raises what kept it
         from taking off: `UpstreamError`, `StoreFull`, `StoreError`. Where it was begun on behalf of another repository
         or caller and upstream did not give the blob to that one, it is tried again on behalf of this one.
         """
         while True:
-            flight = self._flights.get(digest)
+            flight = self._flights.get((upstream, digest))
             if flight is None:
                 flight = self._begin(digest, pull, upstream, size, vouch, on_behalf)
             flight.follow()
@@ -307,7 +340,7 @@ class Flights:
     def _begin(
         self, digest: Digest, pull: Pull, upstream: str, size: int | None, vouch: Vouch | None, on_behalf: object
     ) -> Flight:
-        flight = self._flights[digest] = Flight(digest, upstream, size, on_behalf)
+        flight = self._flights[upstream, digest] = Flight(digest, upstream, size, on_behalf)
         task = asyncio.create_task(self._carry(flight, pull, vouch), name=f"flight {digest}")
         self._tasks[task] = flight
         task.add_done_callback(self._tasks.pop)
@@ -334,15 +367,17 @@ class Flights:
             telemetry.log.exception("flight crashed", digest=str(flight.digest))
             flight._fail(StoreError(f"unexpected: {type(error).__name__}"))
         finally:
-            if self._flights.get(flight.digest) is flight:
-                del self._flights[flight.digest]
+            if self._flights.get((flight.upstream, flight.digest)) is flight:
+                del self._flights[flight.upstream, flight.digest]
             flight._end()
 
     async def _fly(self, flight: Flight, pull: Pull, vouch: Vouch | None) -> None:
         while True:
             if self._is_here(flight):
                 return
-            ingest = await self._in_thread(self._store.ingest, flight.digest, unwanted=lambda made: made.close())
+            ingest = await self._in_thread(
+                self._store.ingest, flight.digest, flight.upstream, unwanted=lambda made: made.close()
+            )
             try:
                 if ingest.try_lock():
                     # between the look above and the lock another process may have published it
@@ -379,6 +414,9 @@ class Flights:
         pause = _LOOK_FIRST
         moved_at = time.monotonic()
         while True:
+            if self._is_here(flight):
+                # before the headers of this registry another one's bytes may have been verified
+                return True
             before = ingest.offset
             ingest.refresh()
             if ingest.announced:
@@ -416,7 +454,11 @@ class Flights:
         telemetry.FLIGHTS.inc()
         try:
             await self._in_thread(ingest.resume)
-            await self._receive(flight, ingest, pull, vouch)
+            if await self._receive(flight, ingest, pull, vouch):
+                # in the store already, and nothing of this upstream was sent to anybody
+                ingest.abort(keep=False)
+                result = "stored"
+                return
             await self._in_thread(ingest.verify)
             flight._ingest = None
             flight._land(ingest.offset)
@@ -443,7 +485,41 @@ class Flights:
             telemetry.FILLED.labels(self._label(flight.upstream), result).inc()
             telemetry.FILL_SECONDS.labels(self._label(flight.upstream)).observe(time.monotonic() - began)
 
-    async def _receive(self, flight: Flight, ingest: Ingest, pull: Pull, vouch: Vouch | None) -> None:
+    async def _receive(self, flight: Flight, ingest: Ingest, pull: Pull, vouch: Vouch | None) -> bool:
+        """Until every byte is there, from upstream, or from the store if the blob is published meanwhile.
+
+        True: the flight has landed in the store before upstream had answered; the ingest is not needed.
+        """
+        receiving = asyncio.create_task(self._receive_from_upstream(flight, ingest, pull, vouch))
+        publishing = asyncio.create_task(self._wait_until_published(flight.digest))
+        try:
+            await asyncio.wait({receiving, publishing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end(receiving, publishing)
+        if publishing.cancelled():
+            receiving.result()
+            return False
+        info, reader = publishing.result()
+        if not flight.known.done():
+            flight._announce(lambda: reader)
+            flight._land(info.size)
+            return True
+        try:
+            if receiving.cancelled() or receiving.exception() is not None:
+                await self._take_from_store(flight, ingest, info, reader)
+            return False
+        finally:
+            reader.close()
+
+    async def _wait_until_published(self, digest: Digest) -> tuple[BlobInfo, BlobReader]:
+        while True:
+            await asyncio.sleep(_LOOK_FOR_PUBLISHED)
+            # what cannot be opened now is no reason to leave an upstream that gives it
+            with suppress(BlobUnknown, StoreError):
+                self._store.stat(digest)
+                return self._store.open(digest)
+
+    async def _receive_from_upstream(self, flight: Flight, ingest: Ingest, pull: Pull, vouch: Vouch | None) -> None:
         """Until every byte is there, over as many upstream answers as it takes."""
         if ingest.size is not None and ingest.offset == ingest.size:
             # a filler died between its last byte and the commit
@@ -497,6 +573,21 @@ class Flights:
         finally:
             if reservation:
                 reservation.release()
+
+    async def _take_from_store(self, flight: Flight, ingest: Ingest, info: BlobInfo, reader: BlobReader) -> None:
+        """The rest, from the blob that has been published meanwhile."""
+        if flight.size not in (None, info.size):
+            raise UpstreamInvalid(
+                f"{flight.digest} has {flight.size} bytes upstream, and {info.size} in truth", upstream=flight.upstream
+            )
+        telemetry.log.info(
+            "fill goes on from the store", digest=str(flight.digest), upstream=flight.upstream, offset=ingest.offset
+        )
+        ingest.expect(info.size)
+        flight._ingest = ingest
+        body = _StoredBody(reader, ingest.offset, info.size)
+        progress = flight.progress_from(asyncio.get_running_loop())
+        await self._in_thread(ingest.fill, body, progress, stop=body.abort)
 
     async def _take(self, flight: Flight, ingest: Ingest, body: Body, progress: Callable[[], None]) -> None:
         """One body to its end."""

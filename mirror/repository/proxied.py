@@ -386,8 +386,8 @@ class ProxiedRepository:
         return self._is_here(digest)
 
     def awaits(self, digest: Digest) -> bool:
-        """Whether this process has it under way, for whichever repository."""
-        return self._shelf.flights.under_way(digest)
+        """Whether this process has it under way, for whichever repository of this registry."""
+        return self._shelf.flights.under_way(digest, self._upstream.name)
 
     async def read(self, digest: Digest, limit: int) -> bytes:
         """A small blob whole. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
@@ -450,7 +450,7 @@ class ProxiedRepository:
         if await self._shelf.is_unknown(key):
             raise BlobUnknown(f"{self.repo} has no blob {digest}")
         size = granted if granted >= 0 else None
-        joined = self._shelf.flights.under_way(digest)
+        joined = self._shelf.flights.under_way(digest, self._upstream.name)
 
         def pull(start: int) -> AbstractAsyncContextManager[Body]:
             return self._upstream.blob(self.repo.name, digest, start)

@@ -135,11 +135,13 @@ class Workers:
         )
 
     async def flights(self) -> list[dict[str, Any]]:
-        """One for each digest, whichever workers know it. Raises `StoreError`."""
-        found: dict[str, dict[str, Any]] = {}
+        """One for each digest and upstream, whichever workers know it. Raises `StoreError`."""
+        found: dict[tuple[str, str], dict[str, Any]] = {}
         for said in await self._all():
             for flight in said["flights"]:
-                known = found.setdefault(flight["digest"], {**flight, "followers": 0, "workers": []})
+                known = found.setdefault(
+                    (flight["upstream"], flight["digest"]), {**flight, "followers": 0, "workers": []}
+                )
                 known["workers"].append(said["worker"])
                 known["followers"] += flight["followers"]
                 known["received"] = max(known["received"], flight["received"])

@@ -5,9 +5,11 @@
     ├── blobs/
     │   └── <algorithm>/<ab>/<hex>       committed, read-only, named by digest; <ab> are the first two digits
     ├── ingest/
-    │   ├── <algorithm>-<hex>            growing, or a partial that waits to be resumed; its filler holds its flock
-    │   ├── <algorithm>-<hex>.state      what followers in other processes need to know (see `state.py`)
-    │   └── tmp-<random>                 a small file about to be renamed into its place
+    │   ├── <registry>-<algorithm>-<hex>        growing, or a partial that waits to be resumed; its filler holds its
+    │   │                                       flock; <registry> is a hash of the name whose bytes these are
+    │   ├── <registry>-<algorithm>-<hex>.state  what followers in other processes need to know (see `state.py`)
+    │   ├── <algorithm>-<hex>, with .state      a partial of an older version: dropped at start-up
+    │   └── tmp-<random>                        a small file about to be renamed into its place
     ├── quarantine/
     │   └── <algorithm>-<hex>            a blob whose bytes were found to be wrong, kept for a while (`quarantine.py`)
     ├── locks/                           files for flock only; empty
@@ -34,17 +36,24 @@ underscore (distribution-spec, "Pulling manifests"), so these folders cannot be 
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from mirror.errors import RequestError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 
-__all__ = ["LAYOUT", "Layout", "digest_from"]
+__all__ = ["LAYOUT", "Layout", "digest_from", "digest_of_ingest", "state_of"]
 
 #: The version of this drawing. A tree of another version is refused rather than guessed at.
 LAYOUT = 1
+
+#: 128 bits: a registry under a wildcard can choose its name, and must not find one that has another's hash.
+_REGISTRY_BYTES: Final = 16
+_INGEST: Final = re.compile(rf"(?:[0-9a-f]{{{2 * _REGISTRY_BYTES}}}-)?(?P<digest>[a-z0-9]+-[0-9a-f]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +97,11 @@ class Layout:
         """As text: this is on the path of every hit, and `Path` is slow."""
         return f"{self.root}/blobs/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
 
-    def ingest(self, digest: Digest) -> Path:
-        return self.ingests / f"{digest.algorithm}-{digest.hex}"
-
-    def state(self, digest: Digest) -> Path:
-        return self.ingests / f"{digest.algorithm}-{digest.hex}.state"
+    def ingest(self, digest: Digest, registry: str) -> Path:
+        """The growing bytes that this registry has sent; "" for bytes that came from no registry."""
+        # hashed: a name and a digest together may be longer than a file's name may be
+        hashed = hashlib.blake2b(registry.encode(), digest_size=_REGISTRY_BYTES).hexdigest()
+        return self.ingests / f"{hashed}-{digest.algorithm}-{digest.hex}"
 
     def repository(self, repo: Repo) -> Path:
         return self.repositories / repo.registry / repo.name
@@ -105,6 +114,17 @@ class Layout:
 
     def manifests(self, repo: Repo) -> Path:
         return self.repository(repo) / "_manifests"
+
+
+def state_of(ingest: Path) -> Path:
+    """The state file beside a growing blob."""
+    return ingest.with_name(f"{ingest.name}.state")
+
+
+def digest_of_ingest(name: str) -> Digest | None:
+    """The digest of a file under `ingest/`, also of one that an older version left; None for any other name."""
+    found = _INGEST.fullmatch(name)
+    return digest_from(found["digest"]) if found else None
 
 
 def digest_from(name: str) -> Digest | None:

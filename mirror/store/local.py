@@ -14,6 +14,9 @@
 Nothing gets a name under `blobs/` unverified, so start-up believes what is there. A failed fsync or rename discards the
 file: after a failed fsync the kernel may have dropped the dirty pages, and a second, successful one means nothing.
 
+Each registry has a growing file of its own for a digest, so none can spoil what another one sends. They meet under the
+final name: whichever is verified first is published, a later one takes its place with the same bytes.
+
 The lock is on the file, not on its name. After `commit` or `restart` the name leads elsewhere, so a lock only counts
 while the name still leads to the locked file; `try_lock` checks that.
 """
@@ -38,7 +41,7 @@ from mirror.policy.quarantine import Aside
 from mirror.ports import BlobInfo, Body
 from mirror.store import quarantine
 from mirror.store.files import Unsynced, make_folder, store_errors, sync_folder, write_whole
-from mirror.store.layout import LAYOUT, Layout, digest_from
+from mirror.store.layout import LAYOUT, Layout, digest_from, digest_of_ingest, state_of
 from mirror.store.locks import is_locked, open_lock
 from mirror.store.pump import pump
 from mirror.store.state import GrowthState, boot_id, read_state, write_state
@@ -207,33 +210,22 @@ class LocalStore:
         with store_errors("making names of blobs durable"):
             self._unsynced.sync()
 
-    def ingest(self, digest: Digest) -> LocalIngest:
-        return LocalIngest(self.layout, digest)
+    def ingest(self, digest: Digest, registry: str) -> LocalIngest:
+        return LocalIngest(self.layout, digest, registry)
 
     def growing(self) -> Mapping[Digest, int]:
         found: dict[Digest, int] = {}
         with store_errors("listing growing blobs"):
             for entry in os.scandir(self.layout.ingests):
-                digest = digest_from(entry.name)
+                digest = digest_of_ingest(entry.name)
                 if digest is None:
                     continue
                 with suppress(OSError):
                     size = entry.stat(follow_symlinks=False).st_size
                     # what is announced only counts while somebody fills it: announcing costs an upstream nothing
-                    found[digest] = max(size, self._expected(digest)) if is_locked(entry.path) else size
+                    whole = max(size, _expected(Path(entry.path))) if is_locked(entry.path) else size
+                    found[digest] = found.get(digest, 0) + whole
         return found
-
-    def _expected(self, digest: Digest) -> int:
-        """The size that a growing blob will have; 0 where nobody wrote it down."""
-        try:
-            descriptor = os.open(self.layout.state(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            return 0
-        try:
-            state = read_state(descriptor)
-        finally:
-            os.close(descriptor)
-        return (state.size or 0) if state else 0
 
     def delete(self, digest: Digest) -> int:
         path = self.layout.blob(digest)
@@ -301,6 +293,19 @@ def _open_quietly(path: str) -> int:
         return os.open(path, flags)
 
 
+def _expected(ingest: Path) -> int:
+    """The size that a growing blob will have; 0 if nobody wrote it down."""
+    try:
+        descriptor = os.open(state_of(ingest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        state = read_state(descriptor)
+    finally:
+        os.close(descriptor)
+    return (state.size or 0) if state else 0
+
+
 def _folders(folder: Path) -> list[os.DirEntry[str]]:
     with store_errors("listing blobs"):
         try:
@@ -312,18 +317,19 @@ def _folders(folder: Path) -> list[os.DirEntry[str]]:
 class LocalIngest:
     """A growing blob. One flight calls its methods, one at a time."""
 
-    def __init__(self, layout: Layout, digest: Digest) -> None:
+    def __init__(self, layout: Layout, digest: Digest, registry: str) -> None:
         """Raises `StoreFull`, `StoreError`."""
         self.digest = digest
         self._layout = layout
-        self._path = layout.ingest(digest)
+        self._path = layout.ingest(digest, registry)
+        self._state_path = state_of(self._path)
         self._locked = False
         self._hash = hasher(digest)
         with store_errors(f"opening the partial of {digest}"):
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._descriptor = os.open(self._path, flags, 0o600)
             try:
-                self._state_descriptor = os.open(layout.state(digest), flags, 0o600)
+                self._state_descriptor = os.open(self._state_path, flags, 0o600)
             except OSError:
                 os.close(self._descriptor)
                 raise
@@ -447,10 +453,12 @@ class LocalIngest:
         except BaseException:
             self.abort(keep=False)
             with suppress(OSError):
-                final.unlink()
+                # what another registry's bytes became, and was published before, is as good as it was
+                if final.lstat().st_ino == self._inode:
+                    final.unlink()
             raise
         with suppress(OSError):
-            self._layout.state(self.digest).unlink()
+            self._state_path.unlink()
         self._unlock()
         return BlobInfo(self.digest, self._offset)
 
@@ -462,7 +470,7 @@ class LocalIngest:
                 if self.in_place:
                     self._path.unlink()
             with suppress(OSError):
-                self._layout.state(self.digest).unlink()
+                self._state_path.unlink()
         self._unlock()
 
     def _unlock(self) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from mirror.errors import BlobDamaged, BlobUnknown, StoreError, StoreFull
 from mirror.oci.digest import Digest, hasher
@@ -25,6 +25,9 @@ __all__ = ["MemoryCatalog", "MemoryIngest", "MemoryPins", "MemoryReader", "Memor
 
 #: Received at once, in bytes.
 _RECEIVE: Final = 256 * 1024
+
+#: Which registry sends a growing blob, and the blob.
+_Key: TypeAlias = tuple[str, Digest]
 
 
 @dataclass(slots=True, eq=False)
@@ -63,7 +66,7 @@ class MemoryStore:
         self.changed = threading.Condition(threading.RLock())
         self.disk = disk
         self._present: dict[Digest, _Blob] = {}
-        self._growing: dict[Digest, _Blob] = {}
+        self._growing: dict[_Key, _Blob] = {}
         self._aside: dict[Digest, tuple[_Blob, float]] = {}
 
     def stat(self, digest: Digest) -> BlobInfo:
@@ -97,15 +100,16 @@ class MemoryStore:
     def settle(self) -> None:
         """Nothing here outlives the process."""
 
-    def ingest(self, digest: Digest) -> MemoryIngest:
-        return MemoryIngest(self, digest)
+    def ingest(self, digest: Digest, registry: str) -> MemoryIngest:
+        return MemoryIngest(self, digest, registry)
 
     def growing(self) -> Mapping[Digest, int]:
         with self.changed:
-            return {
-                digest: max(len(blob.content), (blob.size or 0) if blob.filler else 0)
-                for digest, blob in self._growing.items()
-            }
+            found: dict[Digest, int] = {}
+            for (_, digest), blob in self._growing.items():
+                whole = max(len(blob.content), (blob.size or 0) if blob.filler else 0)
+                found[digest] = found.get(digest, 0) + whole
+            return found
 
     def delete(self, digest: Digest) -> int:
         with self.changed:
@@ -158,29 +162,29 @@ class MemoryStore:
         if size > self.free()[0]:
             raise StoreFull(f"no room for {size} bytes")
 
-    def begin(self, digest: Digest, *, anew: bool = False) -> _Blob:
+    def begin(self, key: _Key, *, anew: bool = False) -> _Blob:
         """The growing blob that others would find, made if there is none, or `anew`."""
         with self.changed:
-            if anew or digest not in self._growing:
-                self._growing[digest] = _Blob()
-            return self._growing[digest]
+            if anew or key not in self._growing:
+                self._growing[key] = _Blob()
+            return self._growing[key]
 
-    def is_growing(self, digest: Digest, blob: _Blob) -> bool:
+    def is_growing(self, key: _Key, blob: _Blob) -> bool:
         """Whether this is the growing blob that others would find."""
         with self.changed:
-            return self._growing.get(digest) is blob
+            return self._growing.get(key) is blob
 
-    def publish(self, digest: Digest, blob: _Blob) -> None:
+    def publish(self, key: _Key, blob: _Blob) -> None:
         """Under the final name, and no longer growing."""
         with self.changed:
-            del self._growing[digest]
-            self._present[digest] = blob
+            del self._growing[key]
+            self._present[key[1]] = blob
 
-    def forget(self, digest: Digest, blob: _Blob) -> None:
+    def forget(self, key: _Key, blob: _Blob) -> None:
         """A growing blob is not wanted any more."""
         with self.changed:
-            if self.is_growing(digest, blob):
-                del self._growing[digest]
+            if self.is_growing(key, blob):
+                del self._growing[key]
 
     def _find(self, digest: Digest) -> _Blob:
         try:
@@ -192,10 +196,11 @@ class MemoryStore:
 class MemoryIngest:
     """See `mirror.ports.Ingest`."""
 
-    def __init__(self, store: MemoryStore, digest: Digest) -> None:
+    def __init__(self, store: MemoryStore, digest: Digest, registry: str) -> None:
         self.digest = digest
+        self._key = registry, digest
         self._store = store
-        self._blob = store.begin(digest)
+        self._blob = store.begin(self._key)
         self._hash = hasher(digest)
         self.refresh()
 
@@ -217,7 +222,7 @@ class MemoryIngest:
 
     @property
     def in_place(self) -> bool:
-        return self._store.is_growing(self.digest, self._blob)
+        return self._store.is_growing(self._key, self._blob)
 
     @property
     def _locked(self) -> bool:
@@ -247,7 +252,7 @@ class MemoryIngest:
         with self._store.changed:
             # in a new blob: followers of the old one must see that it ended, not that its bytes changed under them
             self._blob.filler = None
-            self._blob = self._store.begin(self.digest, anew=True)
+            self._blob = self._store.begin(self._key, anew=True)
             self._blob.filler = self
             self._store.changed.notify_all()
         self._hash = hasher(self.digest)
@@ -301,7 +306,7 @@ class MemoryIngest:
         if not self._verified:
             raise StoreError(f"publishing {self.digest}: it is not verified")
         with self._store.changed:
-            self._store.publish(self.digest, self._blob)
+            self._store.publish(self._key, self._blob)
             self._blob.filler = None
             self._store.changed.notify_all()
         return BlobInfo(self.digest, self._offset)
@@ -312,7 +317,7 @@ class MemoryIngest:
                 return
             self._blob.filler = None
             if not keep:
-                self._store.forget(self.digest, self._blob)
+                self._store.forget(self._key, self._blob)
             self._store.changed.notify_all()
 
     def reader(self) -> MemoryReader:
@@ -323,7 +328,7 @@ class MemoryIngest:
             self.abort(keep=True)
             if not self._blob.content and self._blob.filler is None:
                 # an empty one is worth nothing, and would be counted as growing for ever
-                self._store.forget(self.digest, self._blob)
+                self._store.forget(self._key, self._blob)
 
     def _must_hold_the_lock(self) -> None:
         if not self._locked:

@@ -2,6 +2,7 @@
 
     partial, unlocked, of an earlier boot       dropped: after a power cut its bytes may be missing under its size
     partial, unlocked, untouched for too long   dropped: nobody came back for it
+    partial, unlocked, of an older version      dropped: it does not say which registry began it
     partial, locked                             left: somebody fills it
     state file without its blob                 dropped
     tmp-*                                       dropped once it is older than any write could take
@@ -13,15 +14,16 @@ Under `blobs/` nothing is looked at: what has a name there was verified and sync
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from mirror.oci.digest import Digest
 from mirror.store.files import store_errors
-from mirror.store.layout import Layout, digest_from
+from mirror.store.layout import Layout, digest_from, digest_of_ingest, state_of
 from mirror.store.state import boot_id, read_state
 
 __all__ = ["Swept", "sweep"]
@@ -50,21 +52,21 @@ def sweep(layout: Layout, *, keep: float, now: Callable[[], float]) -> Swept:
     for entry in entries:
         with suppress(OSError):
             found = entry.stat(follow_symlinks=False)
-            if digest := digest_from(entry.name):
-                if _drop_partial(layout, digest, oldest=now() - keep):
+            if digest_of_ingest(entry.name):
+                is_older_version = digest_from(entry.name) is not None
+                if _drop_partial(Path(entry.path), oldest=math.inf if is_older_version else now() - keep):
                     partials, size = partials + 1, size + found.st_size
             elif entry.name.startswith("tmp-") and found.st_mtime < now() - _TEMPORARY:
                 os.unlink(entry.path)
                 strays, size = strays + 1, size + found.st_size
-            elif (digest := digest_from(entry.name.removesuffix(".state"))) and not layout.ingest(digest).exists():
+            elif digest_of_ingest(name := entry.name.removesuffix(".state")) and not (layout.ingests / name).exists():
                 os.unlink(entry.path)
                 strays += 1
     return Swept(partials, strays, size)
 
 
-def _drop_partial(layout: Layout, digest: Digest, *, oldest: float) -> bool:
+def _drop_partial(path: Path, *, oldest: float) -> bool:
     """Under its lock, so that nobody is filling it."""
-    path = layout.ingest(digest)
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         try:
@@ -74,19 +76,19 @@ def _drop_partial(layout: Layout, digest: Digest, *, oldest: float) -> bool:
         found = os.fstat(descriptor)
         if os.lstat(path).st_ino != found.st_ino:
             return False
-        if found.st_mtime >= oldest and _is_of_this_boot(layout, digest, found.st_ino):
+        if found.st_mtime >= oldest and _is_of_this_boot(path, found.st_ino):
             return False
         path.unlink()
         with suppress(FileNotFoundError):
-            layout.state(digest).unlink()
+            state_of(path).unlink()
         return True
     finally:
         os.close(descriptor)
 
 
-def _is_of_this_boot(layout: Layout, digest: Digest, inode: int) -> bool:
+def _is_of_this_boot(path: Path, inode: int) -> bool:
     try:
-        descriptor = os.open(layout.state(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(state_of(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         # just begun: its filler writes the state next
         return True

@@ -365,7 +365,7 @@ class _Admitting:
         loop = asyncio.get_running_loop()
         moved_at, seen = loop.time(), -1
         while await asyncio.to_thread(_size_here, self._site.store, digest) is None:
-            ingest = await asyncio.to_thread(self._site.store.ingest, digest)
+            ingest = await asyncio.to_thread(self._site.store.ingest, digest, "")
             try:
                 if ingest.try_lock():
                     return await self._in_thread(self._fill_locked, ingest, source, digest, size)

@@ -11,8 +11,10 @@ _ROWS = {int(row[1]): row[0] for row in re.finditer(r"^\| (\d+) \|.*$", _TEXT, r
 
 
 def test_every_row_is_there_in_order() -> None:
-    """Rows 1 to 82, each once."""
-    assert re.findall(r"^\| (\d+) \|", _TEXT, re.MULTILINE) == [str(number) for number in range(1, 83)]
+    """Each once, from 1 on, without a gap."""
+    numbers = re.findall(r"^\| (\d+) \|", _TEXT, re.MULTILINE)
+    assert len(numbers) > 82
+    assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
 
 
 def test_every_test_that_is_named_exists() -> None:

@@ -842,9 +842,9 @@ def test_an_import_that_is_ended(gap: Gap, how: signal.Signals) -> None:
     assert gap.export("big:v1").status == 0
     command: list[str | Path] = [sys.executable, "-m", "mirror", "import", gap.bundle, "-c", gap.isolated_config]
     layout = gap.isolated.layout
-    begun = [layout.ingest(Digest.of(layers[0])), Path(layout.blob(Digest.of(layers[0])))]
+    begun = [layout.ingest(Digest.of(layers[0]), ""), Path(layout.blob(Digest.of(layers[0])))]
     # as long as we fill the last layer it waits for us, and cannot come to its end
-    ours = gap.isolated.store.ingest(Digest.of(layers[2]))
+    ours = gap.isolated.store.ingest(Digest.of(layers[2]), "")
     assert ours.try_lock()
     with ProgramProcess(command, env={"PYTHONPATH": str(Path(__file__).parents[2])}) as process:
         eventually(lambda: any(path.exists() for path in begun), "a blob grows")

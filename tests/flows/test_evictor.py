@@ -199,7 +199,7 @@ async def world() -> World:
 
 def growing(store: MemoryStore, content: bytes, size: int) -> MemoryIngest:
     """A fill that has announced its size."""
-    ingest = store.ingest(Digest.of(content))
+    ingest = store.ingest(Digest.of(content), "docker.io")
     assert ingest.try_lock()
     ingest.expect(size)
     return ingest
@@ -282,7 +282,7 @@ async def test_interrupted_downloads_go_before_anyone_is_refused() -> None:
 
     def reclaim() -> int:
         asked.append(world.store.growing().get(Digest.of(content), 0))
-        ingest = world.store.ingest(Digest.of(content))
+        ingest = world.store.ingest(Digest.of(content), "docker.io")
         assert ingest.try_lock()
         ingest.abort(keep=False)
         ingest.close()

@@ -1,4 +1,4 @@
-"""One transfer per digest, whoever asks, leaves, breaks or dies."""
+"""One transfer per registry and digest, whoever asks, leaves, breaks or dies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mirror.errors import (
 )
 from mirror.oci.digest import Digest
 from mirror.policy.filling import HELD_BACK
-from mirror.ports import BlobInfo, BlobStore, Body
+from mirror.ports import BlobInfo, BlobReader, BlobStore, Body
 from mirror.repository.flights import Flight, Flights, Reservation
 from mirror.store.layout import Layout
 from mirror.store.local import LocalStore
@@ -136,9 +136,11 @@ class Hangar:
 
         self.flights = Flights(store, self.room, executor, landed=note, sleep=nap, jitter=lambda: 0.5)
 
-    async def join(self, upstream: GatedUpstream, size: int | None = None, digest: Digest = DIGEST) -> Flight:
+    async def join(
+        self, upstream: GatedUpstream, size: int | None = None, digest: Digest = DIGEST, registry: str = "test"
+    ) -> Flight:
         """A follower of that upstream's blob."""
-        return await self.flights.join(digest, upstream.pull, upstream="test", size=size)
+        return await self.flights.join(digest, upstream.pull, upstream=registry, size=size)
 
 
 async def everything(flight: Flight) -> bytes:
@@ -394,7 +396,7 @@ async def test_closing_gives_every_thread_and_file_back(make: Callable[[], Hanga
         await hangar.flights.aclose()
         await asyncio.gather(joining, return_exceptions=True)
         assert not hangar.flights.active()
-        ingest = store.ingest(DIGEST)
+        ingest = store.ingest(DIGEST, "test")
         assert ingest.try_lock()
         ingest.abort(keep=False)
         ingest.close()
@@ -406,7 +408,7 @@ async def test_a_filler_that_stops_in_its_tracks_is_not_waited_for_for_ever(
 ) -> None:
     """A process that holds the lock and does nothing, as under SIGSTOP, makes others go on without the store."""
     monkeypatch.setattr("mirror.repository.flights._STUCK", 0.0)
-    stopped = store.ingest(DIGEST)
+    stopped = store.ingest(DIGEST, "test")
     assert stopped.try_lock()
     with pytest.raises(StoreError, match="does not move"):
         await make().join(GatedUpstream())
@@ -475,3 +477,133 @@ async def test_a_disk_that_stays_full_is_not_emptied_for_it() -> None:
         with pytest.raises(StoreFull):
             await everything(await hangar.join(GatedUpstream(is_open=True)))
         assert len(hangar.room.made) == 2
+
+
+# ------------------------------------------------------------------- one blob, several registries (row 83)
+
+
+@pytest.fixture(params=[1, 2], ids=["one process", "two processes"])
+def processes(request: pytest.FixtureRequest, make: Callable[[], Hangar]) -> tuple[Hangar, Hangar]:
+    """Where the bad registry's clients are, and where the good one's are."""
+    first = make()
+    return first, first if request.param == 1 else make()
+
+
+async def test_83_a_registry_that_drips_holds_up_nobody_else(processes: tuple[Hangar, Hangar]) -> None:
+    """The good registry's clients have their blob while the bad one's waits, and then the bad one's have it, too."""
+    slow, fast = processes
+    dripping, good = GatedUpstream(gate_at=1200), GatedUpstream(is_open=True)
+    held_up = await slow.join(dripping, registry="bad.example.com")
+    flight = await fast.join(good, registry="test")
+    assert await everything(flight) == CONTENT
+    assert good.starts == [0]
+    assert await everything(held_up) == CONTENT
+    assert not dripping.gate.is_set()
+    await held_up.over.wait()
+    assert dripping.aborted == 1
+
+
+async def test_83_a_registry_that_does_not_answer_is_not_waited_for(processes: tuple[Hangar, Hangar]) -> None:
+    """Its clients, too, have the blob once another registry has sent it and it is verified."""
+    slow, fast = processes
+    silent = SilentUpstream()
+    waiting = asyncio.create_task(slow.join(silent, registry="bad.example.com"))
+    await silent.asked.wait()
+    assert await everything(await fast.join(GatedUpstream(is_open=True))) == CONTENT
+    assert await everything(await waiting) == CONTENT
+
+
+async def test_83_a_partial_belongs_to_its_registry(processes: tuple[Hangar, Hangar], store: BlobStore) -> None:
+    """Rubbish that one registry has left is no beginning of what another one sends."""
+    bad, good = processes
+    rubbish = GatedUpstream(bytes(SIZE), is_open=True)
+    rubbish.troubles = [UpstreamThrottled("not now", upstream="bad.example.com", retry_after=600)]
+    with pytest.raises(UpstreamThrottled):
+        await everything(await bad.join(rubbish, registry="bad.example.com"))
+    await reached(lambda: not bad.flights.active())
+    assert store.growing() == {DIGEST: HALF}
+    upstream = GatedUpstream(is_open=True)
+    assert await everything(await good.join(upstream)) == CONTENT
+    assert upstream.starts == [0]
+
+
+async def test_83_wrong_bytes_reach_no_client_of_another_registry(
+    processes: tuple[Hangar, Hangar], store: BlobStore
+) -> None:
+    """Clients of the one that lies have a broken answer, at the latest once the right bytes are there."""
+    bad, good = processes
+    lying, upstream = GatedUpstream(bytes(SIZE)), GatedUpstream()
+    lied_to = await bad.join(lying, registry="bad.example.com")
+    flight = await good.join(upstream)
+    await reached(lambda: lied_to.sendable == flight.sendable == HALF)
+    upstream.gate.set()
+    assert await everything(flight) == CONTENT
+    with pytest.raises(DigestMismatch):
+        await everything(lied_to)
+    await lied_to.over.wait()
+    assert store.read(DIGEST, SIZE) == CONTENT
+    assert store.growing() == {}
+
+
+async def test_83_a_size_is_the_word_of_its_registry_alone(processes: tuple[Hangar, Hangar]) -> None:
+    """A wrong one breaks the answers that were begun with it, and no others."""
+    bad, good = processes
+    lying = GatedUpstream()
+    lying.says = SIZE + 1000
+    lied_to = await bad.join(lying, registry="bad.example.com")
+    assert lied_to.size == SIZE + 1000
+    flight = await good.join(GatedUpstream(is_open=True))
+    assert flight.size == SIZE
+    assert await everything(flight) == CONTENT
+    with pytest.raises(UpstreamInvalid, match="in truth"):
+        await everything(lied_to)
+
+
+async def test_83_other_processes_follow_what_the_store_gives(make: Callable[[], Hangar]) -> None:
+    """Followers of a bad registry's flight, in a process that does not carry it out, have the whole blob as well."""
+    filling, following, good = make(), make(), make()
+    dripping = GatedUpstream(gate_at=1200)
+    filled_here = await filling.join(dripping, registry="bad.example.com")
+    watched = await following.join(GatedUpstream(), registry="bad.example.com")
+    await reached(lambda: watched.received == 1200)
+    assert await everything(await good.join(GatedUpstream(is_open=True))) == CONTENT
+    assert await everything(watched) == CONTENT
+    assert await everything(filled_here) == CONTENT
+    assert [each.filled_here for each in (filled_here, watched)] == [True, False]
+
+
+async def test_83_what_was_dropped_again_is_received_to_its_end(
+    hangar: Hangar, store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A blob that cannot be opened is no reason to leave an upstream that gives it."""
+    monkeypatch.setattr("mirror.repository.flights._LOOK_FOR_PUBLISHED", 0.0)
+    looked = threading.Event()
+
+    def refuse(_store: BlobStore, _digest: Digest) -> tuple[BlobInfo, BlobReader]:
+        looked.set()
+        raise StoreError("no descriptors are left")
+
+    upstream = GatedUpstream()
+    flight = await hangar.join(upstream)
+    store.put(DIGEST, CONTENT)
+    monkeypatch.setattr(type(store), "open", refuse)
+    await reached(looked.is_set)
+    upstream.gate.set()
+    assert await everything(flight) == CONTENT
+    await flight.over.wait()
+    assert upstream.aborted == 0
+
+
+class SilentUpstream(GatedUpstream):
+    """Takes the request and does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+
+    @asynccontextmanager
+    async def pull(self, start: int) -> AsyncIterator[Body]:
+        """As `Pull`."""
+        self.asked.set()
+        await asyncio.Event().wait()
+        yield GatedBody(self, start)

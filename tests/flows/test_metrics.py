@@ -130,7 +130,7 @@ async def test_the_breaker_of_redis() -> None:
 
 async def test_unfinished_downloads_take_room(registry: FakeRegistry, mirror: LiveMirror) -> None:
     """Their bytes are told beside those of whole blobs, from one look of the evictor to the next."""
-    partial = mirror.app.storage.layout.ingest(Digest.of(b"another"))
+    partial = mirror.app.storage.layout.ingest(Digest.of(b"another"), "docker.io")
     partial.write_bytes(b"x" * 5000)
     await mirror.app.storage.evictor.tick()
     assert _value("mirror_store_partial_bytes") == 5000

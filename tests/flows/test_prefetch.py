@@ -428,7 +428,7 @@ async def test_an_interrupted_blob_is_gone_on_with(registry: FakeRegistry, tmp_p
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url}) as mirror:
         task = asyncio.create_task(_prefetch(mirror, "v1"))
         await reached(gate)
-        partial = mirror.app.storage.layout.ingest(Digest.of(layer))
+        partial = mirror.app.storage.layout.ingest(Digest.of(layer), "docker.io")
         await until(lambda: partial.exists() and partial.stat().st_size == 1 << 19)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

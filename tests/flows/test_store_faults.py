@@ -288,7 +288,7 @@ async def test_40_partial_deleted_while_it_grows(registry: FakeRegistry, mirror:
     registry.fail("blobs", stall(gate, after=_SIZE // 2))
     asking = asyncio.create_task(mirror.ask(_AT))
     await reached(gate)
-    mirror.app.storage.layout.ingest(_DIGEST).unlink()
+    mirror.app.storage.layout.ingest(_DIGEST, "docker.io").unlink()
     gate.release()
     answer = await asking
     assert not answer.whole or answer.body == _LAYER
@@ -306,7 +306,7 @@ async def test_partial_with_other_bytes(registry: FakeRegistry, tmp_path: Path, 
         await reached(gate)
         [flight] = await until(lambda: mirror.app.shelf.flights.active())
         await until(lambda: flight.received == _SIZE // 2)
-        partial = mirror.app.storage.layout.ingest(_DIGEST)
+        partial = mirror.app.storage.layout.ingest(_DIGEST, "docker.io")
     gate.release()
     assert not (await asking).whole
     with partial.open("r+b") as file:

@@ -147,7 +147,7 @@ async def test_interrupted_downloads_go_where_nobody_knows(mirror: LiveMirror, r
     """They are nobody's, and what makes room without them is stored."""
     await pull(mirror, "v1")
     strange("pins", mirror.root)
-    partial = mirror.app.storage.layout.ingest(Digest.of(b"left behind"))
+    partial = mirror.app.storage.layout.ingest(Digest.of(b"left behind"), "docker.io")
     partial.write_bytes(bytes(860_000))
     content = layer(50)
     registry.add_image("library/more", "v1", [content])

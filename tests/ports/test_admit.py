@@ -184,7 +184,7 @@ async def test_an_interruption_at_any_place_leaves_whole_images(source: Stocked,
 async def test_an_interrupted_blob_goes_on_where_it_stopped(source: Stocked, target: _Target) -> None:
     """What came of it is hashed again, not read again from the source."""
     big = Digest.of(b"shared" * 300_000)
-    place = target.stocked.layout.ingest(big)
+    place = target.stocked.layout.ingest(big, "")
 
     def told(_: int) -> None:
         if place.exists() and place.stat().st_size > 1_000_000:
@@ -213,7 +213,7 @@ async def test_an_interrupted_blob_goes_on_where_it_stopped(source: Stocked, tar
 async def test_wrong_bytes_of_another_fill_do_no_harm(source: Stocked, target: _Target) -> None:
     """A partial that a broken upstream left is begun anew when it turns out to be wrong."""
     big = Digest.of(b"shared" * 300_000)
-    ingest = target.stocked.store.ingest(big)
+    ingest = target.stocked.store.ingest(big, "")
     assert ingest.try_lock()
     ingest.expect(1_800_000)
     body: Any = _Bytes(b"wrong" * 1000)
@@ -246,7 +246,7 @@ async def test_beside_another_process_that_fills_the_same_blob(source: Stocked, 
     """It is waited for, and what it has published is not written again."""
     content = b"shared" * 300_000
     digest = Digest.of(content)
-    ingest = target.stocked.store.ingest(digest)
+    ingest = target.stocked.store.ingest(digest, "")
     assert ingest.try_lock()
     taking = asyncio.create_task(target.take(source))
     await target.room.asked.wait()

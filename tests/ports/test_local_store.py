@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -24,12 +26,12 @@ from mirror.policy.records import TagRecord
 from mirror.ports import BlobStore, Catalog
 from mirror.store import local, quarantine
 from mirror.store.catalog import LocalCatalog
-from mirror.store.layout import Layout
+from mirror.store.layout import Layout, state_of
 from mirror.store.local import LocalStore
 from mirror.store.recovery import Swept, sweep
 from mirror.store.state import read_state, write_state
 from tests.support.catalog_suite import CatalogSuite
-from tests.support.store_suite import CONTENT, DIGEST, LATER, Damage, Pieces, StoreSuite, filled, quiet
+from tests.support.store_suite import CONTENT, DIGEST, LATER, REGISTRY, Damage, Pieces, StoreSuite, filled, quiet
 from tests.support.tmpfs import tmpfs
 
 
@@ -172,12 +174,12 @@ def test_a_blob_in_the_wrong_folder_is_not_listed(store: LocalStore) -> None:
 def test_a_partial_of_an_earlier_boot_is_not_resumed(store: LocalStore) -> None:
     """After a power cut bytes can be missing under their size, so they are fetched again (row 42)."""
     filled(store, CONTENT, upto=40_000).close()
-    descriptor = os.open(store.layout.state(DIGEST), os.O_RDWR)
+    descriptor = os.open(state_of(store.layout.ingest(DIGEST, REGISTRY)), os.O_RDWR)
     state = read_state(descriptor)
     assert state is not None
     write_state(descriptor, type(state)(state.size, state.verified, state.inode, bytes(16)))
     os.close(descriptor)
-    ingest = store.ingest(DIGEST)
+    ingest = store.ingest(DIGEST, REGISTRY)
     assert not ingest.announced
     assert ingest.try_lock()
     assert ingest.resume() == 0
@@ -187,7 +189,7 @@ def test_a_partial_of_an_earlier_boot_is_not_resumed(store: LocalStore) -> None:
 def test_followers_of_a_thrown_away_file_are_not_told_it_was_verified(store: LocalStore) -> None:
     """The words about a new file under the same name say nothing about the old one."""
     filler = filled(store, CONTENT, upto=40_000)
-    follower = LocalStore(store.layout).ingest(DIGEST)
+    follower = LocalStore(store.layout).ingest(DIGEST, REGISTRY)
     assert follower.announced
     filler.restart()
     filler.expect(len(CONTENT))
@@ -205,11 +207,11 @@ def test_a_follower_never_sees_verified_before_it_sees_every_byte(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whenever the filler comes in between the two looks of a follower, «verified» means: as long as it is here."""
-    filler = store.ingest(DIGEST)
+    filler = store.ingest(DIGEST, REGISTRY)
     assert filler.try_lock()
     filler.resume()
     filler.expect(len(CONTENT))
-    follower = LocalStore(store.layout).ingest(DIGEST)
+    follower = LocalStore(store.layout).ingest(DIGEST, REGISTRY)
 
     def finish_before(look: Callable[[int], object]) -> Callable[[int], object]:
         def finished(descriptor: int) -> object:
@@ -224,7 +226,7 @@ def test_a_follower_never_sees_verified_before_it_sees_every_byte(
         filler.restart()
         filler.expect(len(CONTENT))
         follower.close()
-        follower = LocalStore(store.layout).ingest(DIGEST)
+        follower = LocalStore(store.layout).ingest(DIGEST, REGISTRY)
         with monkeypatch.context() as patch:
             patch.setattr(module, name, finish_before(getattr(module, name)))
             follower.refresh()
@@ -259,13 +261,47 @@ def test_sweep_drops_what_crashes_left(store: LocalStore) -> None:
     busy.close()
 
 
+def test_partials_of_an_older_version_are_dropped(store: LocalStore) -> None:
+    """They do not say which registry began them. What an older version's worker still fills is left to it."""
+    idle, busy = (store.layout.ingests / f"sha256-{Digest.of(name).hex}" for name in (b"idle", b"busy"))
+    for partial in (idle, busy):
+        partial.write_bytes(bytes(1000))
+        state_of(partial).write_bytes(b"")
+    assert store.growing() == {Digest.of(b"idle"): 1000, Digest.of(b"busy"): 1000}
+    with busy.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert sweep(store.layout, keep=3600, now=lambda: 0.0) == Swept(1, 0, 1000)
+    assert sorted(store.layout.ingests.iterdir()) == [busy, state_of(busy)]
+
+
+def test_a_commit_that_fails_leaves_what_another_registry_published(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed fsync makes the file doubtful that was being published, not the one that is there (row 35)."""
+    first, second = filled(store, CONTENT), filled(store, CONTENT, registry="quay.io")
+    first.verify()
+    first.commit()
+    first.close()
+    second.verify()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _fail)
+        with pytest.raises(StoreError):
+            second.commit()
+    second.close()
+    assert store.read(DIGEST, len(CONTENT)) == CONTENT
+
+
+def _fail(_descriptor: int) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
 def test_a_full_disk_is_told_apart_and_leaves_what_came(tmp_path: Path) -> None:
     """ENOSPC in mid-write is `StoreFull`; what was told as grown is right, and goes on once there is room (row 34)."""
     with tmpfs(tmp_path, "size=600k") as mount:
         store = LocalStore(Layout(mount))
         ballast = mount / "ballast"
         ballast.write_bytes(bytes(200_000))
-        ingest = store.ingest(DIGEST)
+        ingest = store.ingest(DIGEST, REGISTRY)
         assert ingest.try_lock()
         ingest.expect(len(CONTENT))
         with pytest.raises(StoreFull):
@@ -335,7 +371,7 @@ def test_a_crash_at_any_step_of_a_commit_leaves_no_wrong_blob(tmp_path: Path) ->
             assert present == [DIGEST]
             assert store.read(DIGEST, len(CONTENT)) == CONTENT
             continue
-        ingest = store.ingest(DIGEST)
+        ingest = store.ingest(DIGEST, REGISTRY)
         assert ingest.try_lock()
         assert ingest.resume() == len(CONTENT)
         ingest.verify()
@@ -433,7 +469,7 @@ def test_what_is_written_to_stays_in_the_quarantine(store: LocalStore) -> None:
     """A filler that has published a blob a moment ago may still hold its lock; once it lets go the file may go."""
     ingest = filled(store, CONTENT)
     file = store.layout.quarantine / f"sha256-{DIGEST.hex}"
-    store.layout.ingest(DIGEST).rename(file)
+    store.layout.ingest(DIGEST, REGISTRY).rename(file)
     assert LocalStore(store.layout).drop_aside(DIGEST) == 0
     assert file.exists()
     ingest.close()

@@ -9,7 +9,7 @@ from mirror.oci.digest import Digest
 from mirror.ports import BlobStore, Catalog
 from mirror.store.memory import MemoryCatalog, MemoryStore
 from tests.support.catalog_suite import CatalogSuite
-from tests.support.store_suite import CONTENT, DIGEST, Damage, Pieces, StoreSuite, quiet
+from tests.support.store_suite import CONTENT, DIGEST, REGISTRY, Damage, Pieces, StoreSuite, quiet
 
 
 class TestMemoryStore(StoreSuite):
@@ -51,7 +51,7 @@ def test_a_full_disk() -> None:
     store.put(Digest.of(b"x" * 50_000), b"x" * 50_000)
     with pytest.raises(StoreFull):
         store.put(DIGEST, CONTENT)
-    ingest = store.ingest(DIGEST)
+    ingest = store.ingest(DIGEST, REGISTRY)
     assert ingest.try_lock()
     ingest.expect(len(CONTENT))
     with pytest.raises(StoreFull):

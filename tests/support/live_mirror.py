@@ -188,7 +188,7 @@ class LiveMirror:
 
     async def landed(self, digest: Digest) -> None:
         """Returns once a blob is published and its flight is over in every respect."""
-        await until(lambda: self.blob_file(digest).exists() and not self.app.shelf.flights.under_way(digest))
+        await until(lambda: self.blob_file(digest).exists() and digest not in self.app.shelf.flights.digests())
 
     async def idle(self) -> None:
         """Returns once nothing is being filled."""

@@ -17,10 +17,12 @@ from mirror.errors import BlobDamaged, BlobUnknown, UpstreamUnavailable
 from mirror.oci.digest import HEX_LENGTHS, Digest
 from mirror.ports import BlobInfo, BlobStore, Ingest
 
-__all__ = ["Pieces", "StoreSuite", "filled", "quiet"]
+__all__ = ["REGISTRY", "Pieces", "StoreSuite", "filled", "quiet"]
 
 CONTENT = bytes(range(256)) * 3000
 DIGEST = Digest.of(CONTENT)
+#: Whose bytes a growing blob holds, unless a test says otherwise.
+REGISTRY = "docker.io"
 #: Later than any file of a test was written, in seconds since the epoch.
 LATER = 2_000_000_000.0
 
@@ -56,9 +58,9 @@ def quiet() -> None:
     """A `progress` that nobody listens to."""
 
 
-def filled(store: BlobStore, content: bytes, *, upto: int | None = None) -> Ingest:
+def filled(store: BlobStore, content: bytes, *, upto: int | None = None, registry: str = REGISTRY) -> Ingest:
     """The lock's holder of a growing blob that has `content`, or its first bytes `upto`; sizes are known."""
-    ingest = store.ingest(Digest.of(content))
+    ingest = store.ingest(Digest.of(content), registry)
     assert ingest.try_lock()
     assert ingest.resume() == 0
     ingest.expect(len(content))
@@ -223,7 +225,7 @@ class StoreSuite:
     ) -> None:
         """From absent to present: invisible until `commit`, then there for everyone, and no longer growing."""
         digest = Digest.of(content, algorithm)
-        ingest = store.ingest(digest)
+        ingest = store.ingest(digest, REGISTRY)
         assert (ingest.offset, ingest.size, ingest.verified, ingest.announced) == (0, None, False, False)
         assert ingest.in_place
         assert ingest.try_lock()
@@ -250,7 +252,7 @@ class StoreSuite:
 
     def test_a_size_that_nobody_knows(self, store: BlobStore) -> None:
         """Without a size the digest alone decides."""
-        ingest = store.ingest(DIGEST)
+        ingest = store.ingest(DIGEST, REGISTRY)
         assert ingest.try_lock()
         ingest.resume()
         ingest.expect(None)
@@ -263,7 +265,7 @@ class StoreSuite:
 
     def test_progress_is_told(self, store: BlobStore) -> None:
         """`progress` is called during or after a fill, when the new bytes can be read already."""
-        ingest = store.ingest(DIGEST)
+        ingest = store.ingest(DIGEST, REGISTRY)
         reader = ingest.reader()
         assert ingest.try_lock()
         ingest.resume()
@@ -278,7 +280,7 @@ class StoreSuite:
     def test_wrong_bytes_are_never_published(self, store: BlobStore) -> None:
         """Bytes of another digest fail `verify`; given up without `keep`, nothing of them stays."""
         wrong = b"!" + CONTENT[1:]
-        ingest = store.ingest(DIGEST)
+        ingest = store.ingest(DIGEST, REGISTRY)
         assert ingest.try_lock()
         ingest.resume()
         ingest.expect(len(wrong))
@@ -297,7 +299,7 @@ class StoreSuite:
     @pytest.mark.parametrize("announced", [len(CONTENT) - 1, len(CONTENT) + 1])
     def test_a_wrong_size_is_noticed(self, store: BlobStore, announced: int) -> None:
         """More or fewer bytes than were announced are `BlobDamaged`, in `fill` or in `verify`."""
-        ingest = store.ingest(DIGEST)
+        ingest = store.ingest(DIGEST, REGISTRY)
         assert ingest.try_lock()
         ingest.resume()
         ingest.expect(announced)
@@ -328,7 +330,7 @@ class StoreSuite:
         first.abort(keep=True)
         first.abort(keep=False)
         first.close()
-        second = another.ingest(DIGEST)
+        second = another.ingest(DIGEST, REGISTRY)
         assert second.offset == 123_456
         assert second.try_lock()
         assert second.resume() == 123_456
@@ -342,7 +344,7 @@ class StoreSuite:
     def test_closing_keeps_what_has_come(self, store: BlobStore) -> None:
         """`close` by the lock's holder frees the lock and leaves a partial."""
         filled(store, CONTENT, upto=50_000).close()
-        again = store.ingest(DIGEST)
+        again = store.ingest(DIGEST, REGISTRY)
         assert again.offset == 50_000
         assert again.try_lock()
         again.abort(keep=False)
@@ -368,7 +370,7 @@ class StoreSuite:
     def test_restart_forgets_every_byte(self, store: BlobStore, another: BlobStore) -> None:
         """The filler begins at 0; followers of the old bytes see that theirs is not the file any more, and read on."""
         ingest = filled(store, CONTENT, upto=70_000)
-        follower = another.ingest(DIGEST)
+        follower = another.ingest(DIGEST, REGISTRY)
         reader = follower.reader()
         ingest.restart()
         assert (ingest.offset, ingest.size, ingest.verified) == (0, None, False)
@@ -393,7 +395,7 @@ class StoreSuite:
     def test_one_of_two_fills(self, store: BlobStore, another: BlobStore) -> None:
         """The second cannot lock, follows, sees size, growth and verification, and reads what was published."""
         filler = filled(store, CONTENT, upto=80_000)
-        follower = another.ingest(DIGEST)
+        follower = another.ingest(DIGEST, REGISTRY)
         assert not follower.try_lock()
         follower.refresh()
         assert (follower.offset, follower.size) == (80_000, len(CONTENT))
@@ -424,7 +426,7 @@ class StoreSuite:
     def test_a_follower_takes_over(self, store: BlobStore, another: BlobStore) -> None:
         """When the filler lets go and keeps the bytes, a follower becomes the filler and goes on at the offset."""
         filler = filled(store, CONTENT, upto=80_000)
-        follower = another.ingest(DIGEST)
+        follower = another.ingest(DIGEST, REGISTRY)
         assert not follower.try_lock()
         filler.abort(keep=True)
         assert follower.try_lock()
@@ -441,7 +443,7 @@ class StoreSuite:
     def test_a_follower_sees_that_all_was_thrown_away(self, store: BlobStore, another: BlobStore) -> None:
         """When the filler gives up and keeps nothing, its file is not the place any more; a new ingest begins at 0."""
         filler = filled(store, CONTENT, upto=80_000)
-        follower = another.ingest(DIGEST)
+        follower = another.ingest(DIGEST, REGISTRY)
         filler.abort(keep=False)
         assert not follower.in_place
         assert not follower.try_lock()
@@ -449,7 +451,7 @@ class StoreSuite:
         assert not follower.verified
         follower.close()
         filler.close()
-        fresh = another.ingest(DIGEST)
+        fresh = another.ingest(DIGEST, REGISTRY)
         assert fresh.offset == 0
         assert not fresh.announced
         assert fresh.try_lock()
@@ -469,7 +471,7 @@ class StoreSuite:
     def test_growing_tells_what_will_be_taken(self, store: BlobStore, another: BlobStore) -> None:
         """A growing blob counts with the size it will have, or has; a partial too; a committed one does not."""
         large = filled(store, CONTENT, upto=1000)
-        unknown = store.ingest(Digest.of(b"unknown"))
+        unknown = store.ingest(Digest.of(b"unknown"), REGISTRY)
         assert unknown.try_lock()
         unknown.resume()
         unknown.expect(None)
@@ -491,12 +493,42 @@ class StoreSuite:
         assert store.read(DIGEST, len(CONTENT)) == CONTENT
         assert len(list(store.walk())) == 1
 
+    def test_registries_do_not_share_a_growing_blob(self, store: BlobStore, another: BlobStore) -> None:
+        """What one registry sends is not seen by another, is not locked by it, and does not end with it."""
+        first = filled(store, CONTENT, upto=1000)
+        second = another.ingest(DIGEST, "quay.io")
+        assert (second.offset, second.size, second.announced) == (0, None, False)
+        assert second.try_lock()
+        assert second.resume() == 0
+        second.expect(5)
+        first.refresh()
+        assert (first.offset, first.size) == (1000, len(CONTENT))
+        assert dict(another.growing()) == {DIGEST: len(CONTENT) + 5}
+        second.abort(keep=False)
+        second.close()
+        assert first.in_place
+        first.close()
+        assert another.growing()[DIGEST] == 1000
+
+    def test_registries_meet_under_the_final_name(self, store: BlobStore, another: BlobStore) -> None:
+        """The first to be verified is published; the second is as welcome, and neither leaves anything behind."""
+        first, second = filled(store, CONTENT), filled(another, CONTENT, registry="quay.io")
+        reader = first.reader()
+        for each in (first, second):
+            each.verify()
+        assert first.commit() == second.commit() == BlobInfo(DIGEST, len(CONTENT))
+        for each in (first, second):
+            each.close()
+        assert reader.pread(len(CONTENT), 0) == store.read(DIGEST, len(CONTENT)) == CONTENT
+        assert len(list(store.walk())) == 1
+        assert dict(store.growing()) == {}
+
     def test_many_threads_and_one_filler(self, store: BlobStore, another: BlobStore) -> None:
         """Of many that want to fill one digest at once exactly one may, each time, and the blob is right."""
         together = threading.Barrier(8)
 
         def contend(each: BlobStore) -> bool:
-            ingest = each.ingest(DIGEST)
+            ingest = each.ingest(DIGEST, REGISTRY)
             try:
                 together.wait(30)
                 won = ingest.try_lock()
