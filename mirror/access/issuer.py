@@ -13,7 +13,6 @@ Issuer, audience and times are always checked.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import ssl
 import time
@@ -28,6 +27,7 @@ import jwt
 from mirror import telemetry
 from mirror.errors import AccessUnavailable
 from mirror.oci.authorization import Presented
+from mirror.oci.strict_json import read_json
 from mirror.once import Once
 from mirror.policy.access import Identity, Means
 
@@ -146,7 +146,7 @@ class Issuer:
     async def _read_keys(self) -> Any:
         settings = self._settings
         if settings.keys_file is not None:
-            return json.loads(await asyncio.to_thread(settings.keys_file.read_bytes))
+            return read_json(await asyncio.to_thread(settings.keys_file.read_bytes))
         headers = {"Accept": "application/json"}
         if settings.bearer_file is not None:
             headers["Authorization"] = f"Bearer {(await asyncio.to_thread(settings.bearer_file.read_text)).strip()}"
@@ -193,7 +193,7 @@ async def _get(session: aiohttp.ClientSession, url: str) -> Any:
             content += more
         if len(content) > _LARGEST:
             raise ValueError(f"{url} answers with more than {_LARGEST} bytes")
-        return json.loads(content)
+        return read_json(content)
 
 
 def _parse(listed: Any) -> dict[str | None, Any]:

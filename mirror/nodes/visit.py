@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import socket
 import ssl
 import time
@@ -23,6 +22,7 @@ from mirror.nodes.findings import Finding, Level, judge_certificate_age, judge_c
 from mirror.nodes.plan import Account, MirrorUrl
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import ACCEPT
+from mirror.oci.strict_json import read_json
 from mirror.policy.images import Image
 from mirror.policy.retrying import parse_http_date
 
@@ -241,7 +241,7 @@ _ADVICE: Final = {
 def _message(answer: _Answer) -> str:
     """What an error answer says (distribution-spec, "Error Codes"); a HEAD has no body."""
     try:
-        return f": {str(json.loads(answer.body)['errors'][0]['message'])[:300]}"
+        return f": {str(read_json(answer.body)['errors'][0]['message'])[:300]}"
     except (ValueError, KeyError, IndexError, TypeError):
         return ""
 

@@ -5,13 +5,13 @@ Bytes are never converted or rewritten: a `Manifest` is exactly what upstream ga
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mirror.errors import DigestInvalid
 from mirror.oci.digest import Digest
+from mirror.oci.strict_json import read_json
 
 __all__ = [
     "ACCEPT",
@@ -128,7 +128,7 @@ def read_manifest(content: bytes, media_type: str | None = None, *, algorithm: s
     if len(content) > LARGEST:
         raise ManifestMalformed(f"{len(content)} bytes, more than the {LARGEST} allowed")
     try:
-        body = json.loads(content, object_pairs_hook=_object)
+        body = read_json(content, object_pairs_hook=_object)
     except ManifestMalformed:
         raise
     except (ValueError, RecursionError) as error:

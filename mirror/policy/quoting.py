@@ -8,6 +8,8 @@ import json
 from typing import Final
 from urllib.parse import quote, quote_plus
 
+from mirror.oci.strict_json import read_json
+
 #: Characters of an upstream's message that are repeated.
 _LONGEST: Final = 200
 #: A part of a token that is shorter could stand in any message.
@@ -21,7 +23,7 @@ def quoted(content: bytes, authorization: str | None) -> str:
     Basic credentials, in clear or encoded, or a part of a token.
     """
     try:
-        first = json.loads(content)["errors"][0]
+        first = read_json(content)["errors"][0]
         said = ": ".join(str(first[key]) for key in ("code", "message") if first.get(key))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return ""

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -33,6 +32,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from mirror.errors import ConfigError, DigestInvalid
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import DOCKER_MANIFEST, OCI_MANIFEST, Descriptor, Manifest
+from mirror.oci.strict_json import read_json
 
 __all__ = [
     "LARGEST",
@@ -153,7 +153,7 @@ class Statement:
 def read_statement(layer: Descriptor, content: bytes) -> Statement | None:
     """The statement of a layer that holds a signature or attestation; None if it holds none."""
     try:
-        document = json.loads(content)
+        document = read_json(content)
         if layer.media_type == _SIMPLE:
             return _simple_statement(layer, content, document)
         return _envelope_statement(document if layer.media_type == _ATTESTATION else document["dsseEnvelope"])
@@ -171,7 +171,7 @@ def _simple_statement(layer: Descriptor, content: bytes, document: Mapping[str, 
 
 def _envelope_statement(envelope: Mapping[str, Any]) -> Statement:
     payload, kind = base64.b64decode(envelope["payload"], validate=True), envelope["payloadType"].encode()
-    subjects = json.loads(payload)["subject"]
+    subjects = read_json(payload)["subject"]
     images = _digests(f"{name}:{value}" for subject in subjects for name, value in subject["digest"].items())
     # DSSE's pre-authentication encoding: what is signed cannot be read in two ways
     signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
@@ -215,7 +215,7 @@ def is_only_document(layer: Descriptor, content: bytes) -> bool:
     is looked for.
     """
     try:
-        document = json.loads(content.decode("utf-8"), object_pairs_hook=_each_field_once)
+        document = read_json(content.decode("utf-8"), object_pairs_hook=_each_field_once)
     except (ValueError, RecursionError):
         return False
     return _has_only_known_fields(layer, document) and not _is_tar(content)

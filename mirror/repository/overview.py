@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence, Set
@@ -23,6 +22,7 @@ from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor
 from mirror.oci.reference import Reference, Repo
+from mirror.oci.strict_json import read_json
 from mirror.policy.images import name_of
 from mirror.policy.pins import PinRule
 from mirror.policy.records import Freeze
@@ -254,7 +254,7 @@ class Overview:
         if config is None or not config.present or config.descriptor.media_type not in _CONFIGS:
             return ""
         try:
-            said = json.loads(self._store.read(config.digest, _LARGEST_CONFIG))
+            said = read_json(self._store.read(config.digest, _LARGEST_CONFIG))
         except (BlobUnknown, BlobDamaged, StoreError, ValueError, RecursionError):
             return ""
         return _platform(said) if isinstance(said, dict) else ""

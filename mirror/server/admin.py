@@ -38,6 +38,7 @@ from mirror.errors import (
     RequestError,
     Unsupported,
 )
+from mirror.oci.strict_json import read_json
 from mirror.policy.access import Identity
 from mirror.policy.images import Image
 from mirror.policy.platforms import parse_platforms
@@ -377,7 +378,7 @@ async def _body(request: web.BaseRequest, *, optional: bool = False) -> object:
     if optional and not received:
         return None
     try:
-        read = json.loads(bytes(received))
+        read = read_json(bytes(received))
         # half of a surrogate pair is JSON and no text (RFC 8259, 8.2): it could not be written down
         json.dumps(read, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:

@@ -17,6 +17,7 @@ from mirror.errors import BundleError, RequestError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Repo, check_name, check_registry, check_tag
+from mirror.oci.strict_json import read_json
 from mirror.ports import BlobStore, Catalog
 from mirror.repository.closure import read_stored_manifest
 
@@ -109,7 +110,7 @@ def _lines(entries: list[dict[str, Any]]) -> str:
 def read_inventory(content: bytes) -> Inventory:
     """Read it back; unknown fields are passed over. Raises `BundleError` where it is none, or not whole."""
     try:
-        body = json.loads(content)
+        body = read_json(content)
         version = body["mirrorInventory"]
         if version != _VERSION:
             raise BundleError(f"the inventory is of version {version!r}; this mirror knows version {_VERSION}")

@@ -20,6 +20,7 @@ from typing import Any, Final
 from mirror.errors import BundleError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, Descriptor, ManifestMalformed, read_descriptor
+from mirror.oci.strict_json import read_json
 from mirror.transfer.inventory import ListedImage
 
 __all__ = [
@@ -70,7 +71,7 @@ def marker_bytes() -> bytes:
 def check_marker(content: bytes) -> None:
     """Raises `BundleError` unless it says a version that we know."""
     try:
-        version = json.loads(content)["imageLayoutVersion"]
+        version = read_json(content)["imageLayoutVersion"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{MARKER} does not say the version of the layout") from error
     if version != _LAYOUT_VERSION:
@@ -104,7 +105,7 @@ def read_index(content: bytes) -> tuple[tuple[Descriptor, ...], Digest | None]:
     Raises `BundleError`.
     """
     try:
-        body = json.loads(content)
+        body = read_json(content)
         if not isinstance(body, dict) or body.get("schemaVersion") != 2 or not isinstance(body.get("manifests"), list):
             raise BundleError(f"{INDEX} is not an image index")
         if body.get("mediaType", OCI_INDEX) != OCI_INDEX:

@@ -10,7 +10,6 @@ blob goes on where it stopped. One failure ends nothing; the summary names it. D
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -22,6 +21,7 @@ from mirror.errors import Denied, ManifestUnknown, MirrorError, StoreError, Upst
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest, read_manifest
 from mirror.oci.reference import Reference
+from mirror.oci.strict_json import read_json
 from mirror.policy.platforms import Platform, read_platform, wanted_children
 from mirror.repository.closure import Role
 from mirror.repository.content import ManifestAnswer, Outcome
@@ -353,7 +353,7 @@ def platform_of(config: bytes) -> dict[str, Any]:
 
     Raises `ValueError` where it is no JSON object.
     """
-    body = json.loads(config)
+    body = read_json(config)
     if not isinstance(body, dict):
         raise ValueError("not a JSON object")
     said = {name: body.get(name) for name in ("os", "architecture", "variant")}

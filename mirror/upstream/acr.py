@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import os
 import re
 import ssl
@@ -26,6 +25,7 @@ import aiohttp
 from yarl import URL
 
 from mirror.errors import UpstreamDenied, UpstreamError, UpstreamUnavailable
+from mirror.oci.strict_json import read_json
 from mirror.policy.lifetimes import usable_seconds
 from mirror.policy.realms import Bounds, parse_url
 from mirror.upstream.client import open_session, read_limited, translated
@@ -186,8 +186,8 @@ class AcrIssuer:
 
 def _read(content: bytes) -> Any:
     try:
-        return json.loads(content) if len(content) <= _LARGEST else None
-    except (ValueError, RecursionError):
+        return read_json(content) if len(content) <= _LARGEST else None
+    except ValueError:
         return None
 
 
@@ -195,7 +195,7 @@ def _expiry(token: str, now: float) -> float:
     """Seconds that a JWT is good for, by its own word (RFC 7519, 4.1.4); it is the registry that will hold to it."""
     try:
         body = token.split(".")[1]
-        expires_at = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))["exp"]
+        expires_at = read_json(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))["exp"]
         return min(max(0.0, float(expires_at) - now), 31 * 24 * 3600.0)
     except (ValueError, LookupError, TypeError):
         return _LIFETIME

@@ -11,7 +11,6 @@ What a helper writes may hold secrets, also when it fails: neither output is eve
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
+from mirror.oci.strict_json import read_json
 from mirror.upstream.credentials import NO_USER, Credentials, CredentialsUnavailable
 from mirror.upstream.renewal import Issued
 
@@ -114,8 +114,8 @@ class CredentialHelper:
         if code:
             raise self._failed(f"failed with exit status {code}; {self._by_hand}")
         try:
-            answer: Any = json.loads(said)
-        except (ValueError, RecursionError):
+            answer: Any = read_json(said)
+        except ValueError:
             answer = None
         username, secret = (answer.get("Username"), answer.get("Secret")) if isinstance(answer, dict) else (None, None)
         if not isinstance(username, str) or not isinstance(secret, str):

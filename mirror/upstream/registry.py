@@ -16,7 +16,6 @@ by HEAD: some registries answer it with 401 and GET with a redirect.
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import re
 import ssl
@@ -58,6 +57,7 @@ from mirror.oci.manifest import (
     read_manifest,
 )
 from mirror.oci.reference import Reference, check_tag
+from mirror.oci.strict_json import read_json
 from mirror.policy.budget import Budget, is_spent, parse_budget, patience
 from mirror.policy.quoting import quoted
 from mirror.policy.realms import Bounds, Url, UrlRefused, parse_url, surviving_headers
@@ -374,7 +374,7 @@ class RegistryUpstream:
         for _ in range(_MOST_PAGES):
             reply = await self._ask(event, repo, path, accept=accept, limit=_LARGEST_PAGE, at=url)
             try:
-                page = json.loads(reply.content)
+                page = read_json(reply.content)
             except (ValueError, RecursionError) as error:
                 raise self._invalid("an answer that is not JSON", reply.status) from error
             if not isinstance(page, dict):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from mirror import telemetry
 from mirror.errors import UpstreamDenied, UpstreamInvalid, UpstreamOffLimits, UpstreamThrottled, UpstreamUnavailable
 from mirror.memo import MISSING, Memo
 from mirror.oci.challenge import Challenge, Scope
+from mirror.oci.strict_json import read_json
 from mirror.policy.lifetimes import usable_seconds
 from mirror.policy.realms import Bounds, UrlRefused, parse_url
 from mirror.policy.retrying import hold_for, is_throttling, parse_retry_after
@@ -246,8 +246,8 @@ class TokenSource:
         if len(content) > _LARGEST_ANSWER:
             raise self._invalid(f"the token service's answer is over {_LARGEST_ANSWER} bytes", status)
         try:
-            body = json.loads(content)
-        except (ValueError, RecursionError) as error:
+            body = read_json(content)
+        except ValueError as error:
             raise self._invalid("the token service's answer is not JSON", status) from error
         token = body.get("token") or body.get("access_token") if isinstance(body, dict) else None
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):

@@ -1,0 +1,38 @@
+"""JSON as RFC 8259 has it, for text that others wrote.
+
+Python's reader also takes `NaN`, `Infinity`, numbers that overflow to infinity, and UTF-16. Go's clients and registries
+refuse all of these, and none of them can be written as JSON again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any, Never
+
+__all__ = ["read_json"]
+
+
+def read_json(
+    content: bytes | bytearray | str, *, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
+    """The value of a JSON text in UTF-8. Raises `ValueError` (RFC 8259, sections 3, 6 and 8.1), also for a text that
+    is nested too deeply to be read.
+    """
+    text = content if isinstance(content, str) else content.decode()
+    try:
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=object_pairs_hook)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _refuse(name: str) -> Never:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is larger than any number that can be kept")
+    return number
