@@ -195,12 +195,16 @@ class PinUnknown(NotKnown):
 
 
 class UpstreamError(MirrorError):
-    """Another registry's doing. `upstream` is its configured name, `status` its HTTP status where there was one."""
+    """Another registry's doing. `upstream` is its configured name, `status` its HTTP status where there was one.
+
+    `elsewhere` says that the registry itself answered, and a host that it redirects to failed.
+    """
 
     def __init__(self, message: str, *, upstream: str, status: int | None = None) -> None:
         super().__init__(message)
         self.upstream = upstream
         self.status = status
+        self.elsewhere = False
 
 
 class UpstreamUnavailable(UpstreamError):

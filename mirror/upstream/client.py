@@ -18,10 +18,15 @@ from mirror.upstream.proxies import DIRECT, Proxies
 from mirror.upstream.resolver import BoundedResolver
 from mirror.upstream.transfer import DialFailed, DialTimedOut
 
-__all__ = ["Observe", "open_session", "read_limited", "translated"]
+__all__ = ["AnswerTooLarge", "Observe", "open_session", "read_limited", "translated"]
 
 #: Told of each request to upstream: what for, its status (None: no answer), seconds until its answer.
 Observe = Callable[[str, int | None, float], None]
+
+
+class AnswerTooLarge(UpstreamInvalid):
+    """An answer of more bytes than are taken."""
+
 
 #: Signed URLs in `Location` are longer than the 8 KiB that aiohttp allows by default.
 _LONGEST_FIELD = 32 * 1024

@@ -45,7 +45,7 @@ from mirror.errors import (
 from mirror.memo import Memo
 from mirror.oci.challenge import Scope, parse_challenges
 from mirror.oci.digest import Digest
-from mirror.oci.link import next_page
+from mirror.oci.link import next_query
 from mirror.oci.manifest import (
     ACCEPT,
     LARGEST,
@@ -53,7 +53,6 @@ from mirror.oci.manifest import (
     Descriptor,
     Manifest,
     ManifestMalformed,
-    read_descriptor,
     read_manifest,
 )
 from mirror.oci.reference import Reference, check_tag
@@ -75,10 +74,12 @@ from mirror.ports import Body
 from mirror.upstream.accounts import Accounts
 from mirror.upstream.addresses import check_literal
 from mirror.upstream.body import Fields, HttpBody
-from mirror.upstream.client import Observe, open_session, read_limited, translated
+from mirror.upstream.client import AnswerTooLarge, Observe, open_session, read_limited, translated
 from mirror.upstream.credentials import CredentialSource, CredentialsUnavailable, GivenCredentials
 from mirror.upstream.health import Health, health_of
+from mirror.upstream.holds import HostHolds, HostThrottled
 from mirror.upstream.proxies import DIRECT, Proxies
+from mirror.upstream.referrers import LACKS_API, FallbackChildren, NoReferrersApi, ReferrersPage, list_referrers
 from mirror.upstream.tokens import TokenSource
 from mirror.upstream.transfer import LARGEST_ERROR, REDIRECTS, DialFailed, DialTimedOut, Hangup, Transfer
 
@@ -104,6 +105,19 @@ class _Reply:
     url: Url
     content: bytes
     body: HttpBody | None = None
+
+
+#: Whether an answer is one that the call can use.
+_Judge = Callable[[_Reply], bool]
+
+
+def _is_one_of(*statuses: int) -> _Judge:
+    return lambda reply: reply.status in statuses
+
+
+_is_ok: Final = _is_one_of(200)
+#: HEAD of a manifest: there, not there, or to be asked by GET.
+_is_head: Final = _is_one_of(200, 404, 405)
 
 
 class RegistryUpstream:
@@ -190,6 +204,8 @@ class RegistryUpstream:
             clock=clock,
             observe=observe,
         )
+        self._holds = HostHolds(name, lambda: self._clock())
+        self._children = FallbackChildren()
         self._transfer = Transfer(
             name,
             self._bounds,
@@ -202,6 +218,7 @@ class RegistryUpstream:
             lowest_rate=lowest_rate,
             rate_window=rate_window,
             clock=clock,
+            holds=self._holds,
         )
         self._on_failure = on_failure
         self._ahead: float | None = None
@@ -250,7 +267,9 @@ class RegistryUpstream:
         by_tag = not isinstance(reference, Digest)
         if by_tag:
             await self._accounts.within_budget()
-        reply = await self._ask("resolve", repo, f"manifests/{reference}", method="HEAD", known={404, 405})
+        reply = await self._ask(
+            "resolve", repo, f"manifests/{reference}", method="HEAD", fine=_is_one_of(200, 404, 405)
+        )
         if reply.status == 404:
             raise self._unknown(reply)
         if by_tag and is_spent(self._accounts.current.budget, self._now()):
@@ -260,8 +279,11 @@ class RegistryUpstream:
 
     async def manifest(self, repo: str, reference: Reference) -> Manifest:
         """At most 4 MiB, hashed before it is parsed (see `Upstream`). This is what counts as a pull."""
+        return await self._manifest(repo, reference, LARGEST)
+
+    async def _manifest(self, repo: str, reference: Reference, limit: int) -> Manifest:
         await self._accounts.within_budget()
-        reply = await self._ask("manifest", repo, f"manifests/{reference}", limit=LARGEST)
+        reply = await self._ask("manifest", repo, f"manifests/{reference}", limit=limit)
         return self._read_manifest(reply, reference)
 
     @asynccontextmanager
@@ -308,24 +330,34 @@ class RegistryUpstream:
         return list(tags)
 
     async def referrers(self, repo: str, digest: Digest) -> list[Descriptor]:
-        """By the API; where it is unknown (404), by the fallback tag (distribution-spec, "Listing Referrers")."""
+        """By the API, or by the fallback tag if there is no API (`referrers.py`; see `Upstream`)."""
+
+        async def page(query: str, limit: int) -> ReferrersPage:
+            return await self._referrers_page(repo, digest, query, limit)
+
+        async def manifest(reference: Reference, limit: int) -> Manifest:
+            return await self._manifest(repo, reference, limit)
+
+        return await list_referrers(self._name, repo, digest, page, manifest, self._children)
+
+    async def _referrers_page(self, repo: str, digest: Digest, query: str, limit: int) -> ReferrersPage:
+        def is_told(reply: _Reply) -> bool:
+            elsewhere = reply.url.origin != self._bounds.base.origin
+            client_error = 400 <= reply.status < 500 and not is_throttling(reply.status, None)
+            return reply.status == 200 or reply.status in LACKS_API or (elsewhere and client_error)
+
         try:
-            listed: list[Any] = []
-            async for page in self._pages("referrers", repo, f"referrers/{digest}", accept=OCI_INDEX):
-                items = [] if page.get("manifests") is None else page["manifests"]
-                if not isinstance(items, list):
-                    raise self._invalid("a list of referrers that is none", 200)
-                listed += items
-            return [read_descriptor(item) for item in listed]
-        except ManifestMalformed as error:
-            raise self._invalid(f"a list of referrers that is none: {error}", 200) from error
-        except UpstreamNotKnown:
-            pass
-        try:
-            # the tag grammar is why the encoded part is cut (distribution-spec, "Referrers Tag Schema")
-            return list((await self.manifest(repo, f"{digest.algorithm}-{digest.hex[:64]}")).manifests)
-        except UpstreamNotKnown:
-            return []
+            reply = await self._ask(
+                "referrers", repo, f"referrers/{digest}", accept=OCI_INDEX, limit=limit, query=query, fine=is_told
+            )
+        except AnswerTooLarge:
+            raise
+        except (UpstreamInvalid, HostThrottled) as error:
+            # a redirect to where we do not go, or to a page on a host that wants to be left alone
+            raise NoReferrersApi from error
+        if reply.status != 200:
+            raise NoReferrersApi
+        return ReferrersPage(reply.content, reply.fields.get_all("Link"))
 
     async def check(self) -> str:
         """Whether we are let in, by GET of `/v2/`; returns how, for people. Raises like every call.
@@ -341,14 +373,14 @@ class RegistryUpstream:
             headers = {"Accept-Encoding": "identity", "User-Agent": self._agent}
             if authorization:
                 headers["Authorization"] = authorization
-            async with self._calls, translated(self._name, self._whom), asyncio.timeout(self._answer_timeout):
+            async with self._calls:
                 reply = await self._fetch("GET", url, headers, LARGEST_ERROR)
             date = parse_http_date(reply.fields.get("Date"))
             self._ahead = None if date is None else self._now() - date
             return reply
 
         try:
-            await self._call("check", Scope(), send, {200})
+            await self._call("check", Scope(), send, _is_ok)
         except UpstreamDenied:
             if credentials is not None:
                 raise
@@ -368,37 +400,26 @@ class RegistryUpstream:
     # ---------------------------------------------------------------------------------------------- small answers
 
     async def _pages(self, event: str, repo: str, path: str, accept: str = "application/json") -> AsyncIterator[Any]:
-        """JSON objects, following `Link: <…>; rel="next"` within upstream's own origin."""
+        """JSON objects, following `Link: <…>; rel="next"`: its query on our own path."""
         seen: set[str] = set()
-        url: str | None = None
+        query = ""
         for _ in range(_MOST_PAGES):
-            reply = await self._ask(event, repo, path, accept=accept, limit=_LARGEST_PAGE, at=url)
+            reply = await self._ask(event, repo, path, accept=accept, limit=_LARGEST_PAGE, query=query)
             try:
                 page = read_json(reply.content)
-            except (ValueError, RecursionError) as error:
-                raise self._invalid("an answer that is not JSON", reply.status) from error
+                following = next_query(reply.fields.get_all("Link"))
+            except ValueError as error:
+                raise self._invalid(f"an answer that cannot be read: {error}", reply.status) from error
             if not isinstance(page, dict):
                 raise self._invalid("an answer that is not a JSON object", reply.status)
             yield page
-            url = self._next_page(reply)
-            if url is None:
+            if following is None:
                 return
-            if url in seen:
+            if following in seen:
                 raise self._invalid("pages that lead back to themselves", reply.status)
-            seen.add(url)
+            seen.add(following)
+            query = following
         raise self._invalid(f"more than {_MOST_PAGES} pages", 200)
-
-    def _next_page(self, reply: _Reply) -> str | None:
-        page = next_page(reply.fields.get_all("Link"))
-        if page is None:
-            return None
-        try:
-            following = self._bounds.next_hop(reply.url, page, 0)
-        except UrlRefused as error:
-            raise self._invalid(f"a next page that is refused: {error}", reply.status) from error
-        if following.origin != reply.url.origin:
-            raise self._invalid("a next page on another host", reply.status)
-        return str(following)
 
     async def _ask(
         self,
@@ -409,51 +430,56 @@ class RegistryUpstream:
         method: _Method = "GET",
         accept: str = _ACCEPT,
         limit: int = LARGEST,
-        at: str | None = None,
-        known: Iterable[int] = (),
+        query: str = "",
+        fine: _Judge = _is_ok,
     ) -> _Reply:
-        """One small answer. Statuses other than 200 and those `known` are raised."""
-        url = at or f"{self._base}/v2/{repo}/{path}"
+        """One small answer. What is not `fine` is raised."""
+        url = f"{self._base}/v2/{repo}/{path}{'?' if query else ''}{query}"
 
         async def send(authorization: str | None) -> _Reply:
             headers = {"Accept": accept, "Accept-Encoding": "identity", "User-Agent": self._agent}
-            if authorization and parse_url(url).origin == self._bounds.base.origin:
-                # a later page may be where the first was redirected to
+            if authorization:
                 headers["Authorization"] = authorization
-            async with self._calls, translated(self._name, self._whom), asyncio.timeout(self._answer_timeout):
+            async with self._calls:
                 return await self._fetch(method, url, headers, limit)
 
-        return await self._call(event, Scope.pull(repo), send, {200, *known})
+        return await self._call(event, Scope.pull(repo), send, fine)
 
     async def _fetch(self, method: _Method, text: str, headers: Mapping[str, str], limit: int) -> _Reply:
         """With redirects, by hand."""
         hops = 0
+        url: Url | None = None
         try:
-            url = parse_url(text)
-            while True:
-                check_literal(self._bounds, url.host)
-                more = self._proxies.options(url)
-                if self._identity and url.origin == self._bounds.base.origin:
-                    more["ssl"] = self._identity
-                async with self._session().request(
-                    method,
-                    URL(str(url), encoded=True),
-                    headers={**headers, **self._proxies.headers(url)},
-                    allow_redirects=False,
-                    **more,
-                ) as response:
-                    fields = Fields(response.headers.items())
-                    if response.status not in REDIRECTS:
-                        fine = response.status == 200
-                        content = await read_limited(response, (limit if fine else LARGEST_ERROR) + 1)
-                        break
-                entered = self._bounds.next_hop(url, fields.get("Location"), hops)
-                headers = surviving_headers(headers, url, entered)
-                url, hops = entered, hops + 1
+            async with translated(self._name, self._whom), asyncio.timeout(self._answer_timeout):
+                url = parse_url(text)
+                while True:
+                    check_literal(self._bounds, url.host)
+                    more = self._proxies.options(url)
+                    if self._identity and url.origin == self._bounds.base.origin:
+                        more["ssl"] = self._identity
+                    async with self._session().request(
+                        method,
+                        URL(str(url), encoded=True),
+                        headers={**headers, **self._proxies.headers(url)},
+                        allow_redirects=False,
+                        **more,
+                    ) as response:
+                        fields = Fields(response.headers.items())
+                        if response.status not in REDIRECTS:
+                            fine = response.status == 200
+                            content = await read_limited(response, (limit if fine else LARGEST_ERROR) + 1)
+                            break
+                    entered = self._bounds.next_hop(url, fields.get("Location"), hops)
+                    headers = surviving_headers(headers, url, entered)
+                    url, hops = entered, hops + 1
+                    self._holds.check(url)
         except UrlRefused as error:
             raise self._invalid(str(error)) from error
+        except UpstreamError as error:
+            error.elsewhere = url is not None and url.origin != self._bounds.base.origin
+            raise
         if fine and len(content) > limit:
-            raise self._invalid(f"an answer of more than {limit} bytes", 200)
+            raise AnswerTooLarge(f"{self._name}: an answer of more than {limit} bytes", upstream=self._name, status=200)
         if fine and (fields.get("Content-Encoding") or "identity").lower() != "identity":
             raise self._invalid("an answer that is encoded although identity was asked for", 200)
         return _Reply(response.status, fields, url, content)
@@ -514,7 +540,7 @@ class RegistryUpstream:
 
             return await self._in_thread(get, hangup)
 
-        return await self._call(event, Scope.pull(repo), send, {200, 206})
+        return await self._call(event, Scope.pull(repo), send, _is_one_of(200, 206))
 
     async def _in_thread(self, get: Callable[[], _Reply], hangup: Hangup) -> _Reply:
         """A blocking call; if nobody waits for it any more, it is ended, and what it brings is closed.
@@ -542,7 +568,7 @@ class RegistryUpstream:
     # ------------------------------------------------------------------------------------- what every call goes through
 
     async def _call(
-        self, event: str, scope: Scope, send: Callable[[str | None], Awaitable[_Reply]], fine: set[int]
+        self, event: str, scope: Scope, send: Callable[[str | None], Awaitable[_Reply]], fine: _Judge
     ) -> _Reply:
         try:
             return await self._call_at_last(event, scope, send, fine)
@@ -553,7 +579,7 @@ class RegistryUpstream:
             raise
 
     async def _call_at_last(
-        self, event: str, scope: Scope, send: Callable[[str | None], Awaitable[_Reply]], fine: set[int]
+        self, event: str, scope: Scope, send: Callable[[str | None], Awaitable[_Reply]], fine: _Judge
     ) -> _Reply:
         """Admission, authorisation, retries, back-off. The drawing is at the top of the file."""
         retries = self._retries
@@ -572,6 +598,8 @@ class RegistryUpstream:
                     await self._pause(self._retries - retries)
                     continue
                 raise
+            except HostThrottled:
+                raise
             except UpstreamThrottled as error:
                 self._hold(error.retry_after)
                 raise
@@ -579,7 +607,9 @@ class RegistryUpstream:
                 self._probing = self._probing and not probing
             self._circuit = CLOSED
             await self._note_budget(reply)
-            if reply.status in fine:
+            if reply.url.origin != self._bounds.base.origin and reply.status < 400:
+                self._holds.forgive(reply.url)
+            if fine(reply):
                 self._accounts.current.strikes = 0
                 self._tokens.accepted(authorization)
                 return reply
@@ -587,6 +617,7 @@ class RegistryUpstream:
                 authenticated = True
                 continue
             failure = self._failure(reply, authorization)
+            failure.elsewhere = reply.url.origin != self._bounds.base.origin
             if retries and isinstance(failure, UpstreamUnavailable) and is_worth_retrying(failure.status):
                 retries -= 1
                 await self._pause(self._retries - retries)
@@ -630,7 +661,8 @@ class RegistryUpstream:
         return verdict.probe
 
     def _note_failure(self, error: UpstreamUnavailable) -> None:
-        if isinstance(error, DialFailed | DialTimedOut | UpstreamTimeout):
+        # if the registry has answered with a redirect, it is not down
+        if isinstance(error, DialFailed | DialTimedOut | UpstreamTimeout) and not error.elsewhere:
             self._circuit = self._circuit.failed(self._clock())
 
     def _hold(self, seconds: float) -> None:
@@ -648,7 +680,7 @@ class RegistryUpstream:
             return await self._tokens.authorization(scope) not in (None, authorization)
         return learnt
 
-    def _failure(self, reply: _Reply, authorization: str | None) -> Exception:
+    def _failure(self, reply: _Reply, authorization: str | None) -> UpstreamError:
         """The error that a status means."""
         status = reply.status
         elsewhere = reply.url.origin != self._bounds.base.origin
@@ -656,9 +688,13 @@ class RegistryUpstream:
         said = f"answers {status}{quoted(reply.content, authorization)}"
         what = f"{self._sender(reply)} {said}"
         if is_throttling(status, retry_after):
+            seconds = parse_retry_after(retry_after, self._now())
+            if elsewhere:
+                wait = self._holds.hold(reply.url, seconds)
+                return HostThrottled(what, upstream=self._name, status=status, retry_after=wait)
             account = self._accounts.current
             account.strikes += 1
-            wait = hold_for(parse_retry_after(retry_after, self._now()), account.strikes)
+            wait = hold_for(seconds, account.strikes)
             self._hold(wait)
             return UpstreamThrottled(what, upstream=self._name, status=status, retry_after=wait)
         if status == 404:

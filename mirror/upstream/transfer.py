@@ -22,12 +22,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from mirror.errors import UpstreamInvalid, UpstreamOffLimits, UpstreamTimeout, UpstreamUnavailable
+from mirror.errors import (
+    UpstreamError,
+    UpstreamInvalid,
+    UpstreamOffLimits,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from mirror.oci.span import parse_content_range
 from mirror.policy.realms import Bounds, Url, UrlRefused, parse_url, surviving_headers
 from mirror.upstream.addresses import AddressRefused, check_literal, dial
 from mirror.upstream.body import Fields, Framing, HttpBody, Pace, describe
 from mirror.upstream.connection import IdleConnections, Wire
+from mirror.upstream.holds import HostHolds
 from mirror.upstream.proxies import DIRECT, Proxies, Proxy, open_tunnel
 
 __all__ = ["LARGEST_ERROR", "REDIRECTS", "Answer", "DialFailed", "DialTimedOut", "Hangup", "Transfer"]
@@ -97,7 +104,7 @@ class Transfer:
     `connect_timeout` for TCP and TLS together, `answer_timeout` from the request to the end of the headers,
     `read_timeout` for any wait between two bytes of a body. A body is given up if it brings fewer than `lowest_rate`
     bytes a second, averaged over `rate_window` seconds of waiting; its total time is not limited. `clock` counts
-    seconds.
+    seconds. `holds` are the hosts that asked to be left alone.
     """
 
     def __init__(
@@ -116,9 +123,11 @@ class Transfer:
         most_idle: int = 8,
         longest_idle: float = 20.0,
         clock: Callable[[], float] = time.monotonic,
+        holds: HostHolds | None = None,
     ) -> None:
         self._upstream = upstream
         self._bounds = bounds
+        self._holds = holds or HostHolds(upstream, clock)
         self._tls = tls
         self._identity = identity
         self._proxies = proxies
@@ -167,21 +176,27 @@ class Transfer:
     def _follow(self, text: str, headers: dict[str, str], start: int | None, hangup: Hangup) -> Answer | None:
         """The last answer of a chain of redirects; None: its range is not the one that was asked for."""
         hops = 0
-        with self._translated():
-            url = parse_url(text)
-            while True:
-                wire, status, fields, minor = self._exchange(url, headers, hangup)
-                framing = Framing.read(status, fields, minor)
-                if framing is None:
-                    wire.close()
-                    raise self._invalid("an answer whose length is ambiguous", status)
-                if status in REDIRECTS:
-                    self._leave(wire, framing, url)
-                    entered = self._bounds.next_hop(url, fields.get("Location"), hops)
-                    headers = surviving_headers(headers, url, entered)
-                    url, hops = entered, hops + 1
-                    continue
-                return self._answer(wire, framing, status, fields, url, start)
+        url: Url | None = None
+        try:
+            with self._translated():
+                url = parse_url(text)
+                while True:
+                    wire, status, fields, minor = self._exchange(url, headers, hangup)
+                    framing = Framing.read(status, fields, minor)
+                    if framing is None:
+                        wire.close()
+                        raise self._invalid("an answer whose length is ambiguous", status)
+                    if status in REDIRECTS:
+                        self._leave(wire, framing, url)
+                        entered = self._bounds.next_hop(url, fields.get("Location"), hops)
+                        headers = surviving_headers(headers, url, entered)
+                        url, hops = entered, hops + 1
+                        self._holds.check(url)
+                        continue
+                    return self._answer(wire, framing, status, fields, url, start)
+        except UpstreamError as error:
+            error.elsewhere = url is not None and url.origin != self._bounds.base.origin
+            raise
 
     def _answer(
         self, wire: Wire, framing: Framing, status: int, fields: Fields, url: Url, start: int | None

@@ -17,7 +17,7 @@ from mirror.config import load
 from mirror.errors import ConfigError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
-from tests.support.fake_registry import FakeRegistry
+from tests.support.fake_registry import FakeRegistry, Fault, html, status
 from tests.support.live_mirror import LiveMirror, live_mirror
 
 _NAME = "library/app"
@@ -204,6 +204,16 @@ async def test_a_signature_that_comes_later(registry: FakeRegistry, tmp_path: Pa
         # an image is none because it is called like one
         registry.add_image(_NAME, f"sha256-{'0' * 64}.sig", [b"a program"])
         assert await _statuses(mirror, f"sha256-{'0' * 64}.sig") == [403]
+
+
+@pytest.mark.parametrize("fault", [status(400), status(405), status(406), status(501), html()])
+async def test_unsigned_in_a_registry_without_referrers(registry: FakeRegistry, tmp_path: Path, fault: Fault) -> None:
+    """It has no signature, and that is 403: however the registry says that it has no API for referrers."""
+    registry.add_image(_NAME, "1.0", [b"layer"])
+    registry.fail("referrers", fault, times=99)
+    settings = _guarded(tmp_path, _public(tmp_path, _EC))
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, **settings) as mirror:
+        assert await _statuses(mirror, "1.0") == [403]
 
 
 async def test_a_signature_is_enough_while_upstream_is_down(registry: FakeRegistry, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from tests.support.fake_registry import FakeRegistry, html, silence, status
 from tests.support.live_mirror import LiveMirror, reached
-from tests.support.scripted import Stall, reply_json
+from tests.support.scripted import Scripted, Stall, reply, reply_json
 
 _LIST = "/v2/library/app/tags/list"
 _TAGS = ["1.0", "1.1", "2.0", "A", "_x", "a", "latest", "z-9"]
@@ -227,11 +227,40 @@ async def test_fallback_tag(registry: FakeRegistry, mirror: LiveMirror, subject:
     Schema").
     """
     registry.referrers = False
-    one = {"mediaType": OCI_MANIFEST, "digest": str(Digest.of(b"x")), "size": 1, "artifactType": "application/x.sbom"}
+    pointer = {"mediaType": OCI_MANIFEST, "digest": str(subject), "size": 1}
+    sbom = registry.add_image("library/app", None, [b"sbom"], subject=pointer, artifactType="application/x.sbom")
+    size = len(registry.manifest("library/app", sbom))
+    one = {"mediaType": OCI_MANIFEST, "digest": str(sbom), "size": size, "artifactType": "application/x.sbom"}
     index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [one]}
     registry.add_manifest("library/app", json.dumps(index).encode(), OCI_INDEX, f"sha256-{subject.hex}")
     answer = await mirror.ask(f"/v2/library/app/referrers/{subject}")
     assert answer.json["manifests"] == [one]
+
+
+async def test_no_referrers_api_holds_nobody(registry: FakeRegistry, mirror: LiveMirror, subject: Digest) -> None:
+    """Faults row 10: a web page on another host that answers 429 in place of the API is nothing but that page's."""
+    registry.add_index("library/app", f"sha256-{subject.hex}", [])
+    with Scripted() as pages:
+        pages.on("*", reply(429, b"<html>", {"Retry-After": "300"}))
+        registry.fail("referrers", status(302, {"Location": f"{pages.url}/packages"}), times=9)
+        for digest in (subject, Digest.of(b"unknown")):
+            answer = await mirror.ask(f"/v2/library/app/referrers/{digest}")
+            assert (answer.status, answer.json["manifests"]) == (200, [])
+        assert len(pages.requests) == 1
+    assert (await mirror.ask("/v2/library/app/manifests/v1")).status == 200
+    assert (await mirror.ask(f"/v2/library/app/blobs/{Digest.of(b'layer')}")).status == 200
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+async def test_numbers_that_are_none(registry: FakeRegistry, mirror: LiveMirror, subject: Digest, number: str) -> None:
+    """502, and not 500: what is not JSON is refused where it is read."""
+    one = f'{{"mediaType": "{OCI_MANIFEST}", "digest": "{subject}", "size": 1, "platform": {{"x": {number}}}}}'
+    registry.fail("referrers", lambda request, answer: reply(200, f'{{"manifests": [{one}]}}'.encode()))
+    answer = await mirror.ask(f"/v2/library/app/referrers/{subject}")
+    assert (answer.status, answer.code) == (502, "UNAVAILABLE")
+    registry.fail("tags", lambda request, answer: reply(200, f'{{"tags": ["a"], "x": {number}}}'.encode()))
+    answer = await mirror.ask(_LIST)
+    assert (answer.status, answer.code) == (502, "UNAVAILABLE")
 
 
 async def test_kept_ones_while_down(registry: FakeRegistry, mirror: LiveMirror, subject: Digest) -> None:

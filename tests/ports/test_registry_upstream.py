@@ -870,6 +870,27 @@ async def test_a_tag_list_that_is_none(build: Build, script: Any) -> None:
         assert len(front.requests) <= 2
 
 
+@pytest.mark.parametrize(
+    "link",
+    [
+        "/v2/team/app/tags/list?last=a&n=1",
+        "https://127.0.0.1/v2/team/app/tags/list?last=a&n=1",
+        "http://registry.internal:5000/v2/team/app/tags/list?last=a&n=1",
+        "http://169.254.169.254/latest/meta-data?last=a&n=1",
+        "?last=a&n=1",
+        "//inner/?last=a&n=1#end",
+    ],
+)
+async def test_the_next_page_is_on_our_own_path(build: Build, link: str) -> None:
+    """Behind a proxy, registries write links without their base path, with another scheme or with an inner host."""
+    path = "/base/path/v2/team/app/tags/list"
+    with Scripted() as front:
+        front.once(path, reply_json(200, {"tags": ["a"]}, {"Link": f'<{link}>; rel="next"'}))
+        front.once(path, reply_json(200, {"tags": ["b"]}))
+        assert await build(f"{front.url}/base/path").tags(NAME) == ["a", "b"]
+        assert front.requests[1].target == f"{path}?last=a&n=1"
+
+
 async def test_pages_elsewhere_get_no_token(build: Build) -> None:
     """Faults row 15: where the first page was redirected to, the next ones come from without our authorisation."""
     with Scripted() as front, Scripted() as elsewhere:
@@ -899,15 +920,229 @@ async def test_referrers(build: Build, api: bool) -> None:
 
 
 async def test_referrers_that_are_none(registry: FakeRegistry, build: Build) -> None:
-    """Faults row 18: nonsense is not an empty list."""
+    """Faults row 18: nonsense in a list is not an empty list."""
     registry.add_image(NAME, "v1", [LAYER])
     upstream = build(registry.url)
-    bodies: list[Any] = [[], {"manifests": {}}, {"manifests": [{}]}, {"manifests": ["x"]}]
+    bodies = [b'{"manifests": [{}]}', b'{"manifests": ["x"]}', b'{"manifests": [], "x": NaN}', b'{"manifests": [']
     for body in bodies:
-        answer = reply_json(200, body)
+        answer = reply(200, body)
         registry.fail("referrers", lambda request, _, answer=answer: answer)  # type: ignore[misc]
         with pytest.raises(UpstreamInvalid):
             await upstream.referrers(NAME, Digest.of(b"x"))
+
+
+def _refer(registry: FakeRegistry, count: int = 1) -> tuple[Digest, list[Digest]]:
+    """An image, and what refers to it by the fallback tag."""
+    image = registry.add_image(NAME, "v1", [LAYER])
+    subject = {"mediaType": OCI_MANIFEST, "digest": str(image), "size": len(registry.manifest(NAME, image))}
+    children = [
+        registry.add_image(NAME, None, [b"%d" % number], subject=subject, artifactType="application/x.sig")
+        for number in range(count)
+    ]
+    registry.add_index(NAME, f"sha256-{image.hex}", children)
+    return image, children
+
+
+_NO_API = {
+    "400": status(400),
+    "404": status(404),
+    "405": status(405),
+    "406": status(406),
+    "501": status(501),
+    "html": html(),
+    "html 400": html(400),
+    "null": lambda request, answer: reply_json(200, None),
+    "list": lambda request, answer: reply_json(200, []),
+    "no manifests": lambda request, answer: reply_json(200, {"schemaVersion": 2}),
+    "manifests is an object": lambda request, answer: reply_json(200, {"manifests": {}}),
+    "deep": lambda request, answer: reply(200, b"[" * 100_000),
+    "a redirect that is refused": status(302, {"Location": "ftp://pages.example/"}),
+    "a redirect without an end": status(302, {"Location": f"/v2/{NAME}/referrers/"}),
+}
+
+
+@pytest.mark.parametrize("fault", _NO_API.values(), ids=_NO_API.keys())
+async def test_no_referrers_api(registry: FakeRegistry, build: Build, waits: list[float], fault: Fault) -> None:
+    """Whatever is no index of referrers means that there is no such API: the fallback tag is asked, at once."""
+    image, children = _refer(registry)
+    upstream = build(registry.url)
+    registry.fail("referrers", fault, times=9)
+    (found,) = await upstream.referrers(NAME, image)
+    assert (found.digest, found.artifact_type) == (children[0], "application/x.sig")
+    assert await upstream.referrers(NAME, Digest.of(b"none")) == []
+    assert waits == []
+
+
+@pytest.mark.parametrize("code", [500, 503])
+async def test_referrers_that_cannot_be_told(registry: FakeRegistry, build: Build, code: int) -> None:
+    """A registry that fails has not said that it has no such API."""
+    image, _ = _refer(registry)
+    registry.fail("referrers", status(code), times=9)
+    with pytest.raises(UpstreamUnavailable):
+        await build(registry.url).referrers(NAME, image)
+
+
+_PAGES_ELSEWHERE = {
+    "429": reply(429, b"<html>", {"Retry-After": "120"}),
+    "503 with a time": reply(503, b"<html>", {"Retry-After": "120"}),
+    "html": reply(200, b"<html>", {"Content-Type": "text/html"}),
+    "403": reply(403, b"<html>"),
+    "404": reply(404, b"<html>"),
+    "500": reply(500, b"<html>"),
+}
+
+
+@pytest.mark.parametrize("script", _PAGES_ELSEWHERE.values(), ids=_PAGES_ELSEWHERE.keys())
+async def test_referrers_on_a_page_of_another_host(registry: FakeRegistry, build: Build, script: Any) -> None:
+    """GHCR redirects to a web page: what that answers is no word of the registry, and holds nobody but itself."""
+    image, children = _refer(registry)
+    with Scripted() as pages:
+        pages.on("*", script)
+        registry.fail("referrers", status(303, {"Location": f"{pages.url}/login"}), times=9)
+        upstream = build(registry.url)
+        for _ in range(3):
+            assert [one.digest for one in await upstream.referrers(NAME, image)] == children
+        if script[0].startswith((b"HTTP/1.1 429", b"HTTP/1.1 503")):
+            assert len(pages.requests) == 1
+    assert await upstream.tags(NAME)
+    assert (await pull(upstream, Digest.of(LAYER)))[2] == LAYER
+
+
+async def test_referrers_where_nothing_listens(registry: FakeRegistry, build: Build) -> None:
+    """A page that cannot be reached: the fallback tag tells, and if there is none, nobody has said that there are no
+    referrers. The registry is not taken to be down.
+    """
+    image, children = _refer(registry)
+    with Scripted() as gone:
+        url = gone.url
+    registry.fail("referrers", status(303, {"Location": f"{url}/login"}), times=99)
+    upstream = build(registry.url)
+    for _ in range(3):
+        assert [one.digest for one in await upstream.referrers(NAME, image)] == children
+        with pytest.raises(UpstreamUnavailable):
+            await upstream.referrers(NAME, Digest.of(b"none"))
+    assert await upstream.tags(NAME)
+
+
+async def test_the_back_off_of_storage_is_its_own(registry: FakeRegistry, build: Build, clock: Clock) -> None:
+    """Faults row 10: a 429 of the host behind a blob keeps that host from being asked, and nothing else."""
+    first, second = registry.add_blob(NAME, b"first"), registry.add_blob(NAME, b"second")
+    registry.add_image(NAME, "v1", [LAYER])
+    with Scripted() as storage:
+        storage.once("/x", reply(429, b"", {"Retry-After": "30"}))
+        storage.on("/x", reply(200, b"second"))
+        away = status(307, {"Location": f"{storage.url}/x"})
+        upstream = build(registry.url)
+        registry.fail("blobs", away, times=3)
+        with pytest.raises(UpstreamThrottled) as failure:
+            await pull(upstream, first)
+        assert failure.value.retry_after == 30
+        clock.time += 10
+        with pytest.raises(UpstreamThrottled) as failure:
+            await pull(upstream, second)
+        assert failure.value.retry_after == 20
+        assert len(storage.requests) == 1
+        assert await upstream.tags(NAME) == ["v1"]
+        clock.time += 20
+        assert (await pull(upstream, second))[2] == b"second"
+
+
+async def test_gitlab_resolves_the_fallback_tag_to_the_subject(registry: FakeRegistry, build: Build) -> None:
+    """Then the platforms of the image are no referrers of it."""
+    registry.referrers = False
+    platforms = [registry.add_image(NAME, None, [b"%d" % number]) for number in range(2)]
+    image = registry.add_index(NAME, "v1", platforms)
+    registry.add_index(NAME, f"sha256-{image.hex}", platforms)
+    single = registry.add_image(NAME, "v2", [LAYER])
+    registry.add_manifest(NAME, registry.manifest(NAME, single), OCI_MANIFEST, f"sha256-{single.hex}")
+    upstream = build(registry.url)
+    assert await upstream.referrers(NAME, image) == []
+    assert await upstream.referrers(NAME, single) == []
+
+
+async def test_children_of_a_fallback_index(registry: FakeRegistry, build: Build) -> None:
+    """They count if they are what the index says: there, of that size, with this subject. Each is asked for once."""
+    registry.referrers = False
+    image, children = _refer(registry, 3)
+    other = registry.add_image(NAME, "v2", [b"other"])
+    pointer = {"mediaType": OCI_MANIFEST, "digest": str(other), "size": len(registry.manifest(NAME, other))}
+    elsewhere = registry.add_image(NAME, None, [b"x"], subject=pointer)
+    named = [*children, elsewhere, other]
+    listed: list[dict[str, Any]] = [
+        {"mediaType": OCI_MANIFEST, "digest": str(digest), "size": len(registry.manifest(NAME, digest))}
+        for digest in named
+    ]
+    listed[1]["size"] += 1
+    listed += [
+        {"mediaType": OCI_MANIFEST, "digest": str(Digest.of(b"gone")), "size": 4},
+        {"mediaType": OCI_MANIFEST, "digest": str(Digest.of(b"huge")), "size": 1 << 40},
+        listed[0],
+    ]
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed}
+    upstream = build(registry.url)
+    registry.add_manifest(NAME, json.dumps(index).encode(), OCI_INDEX, f"sha256-{image.hex}")
+    with pytest.raises(UpstreamInvalid, match="can be looked at"):
+        await upstream.referrers(NAME, image)
+    del listed[-2]
+    registry.add_manifest(NAME, json.dumps(index).encode(), OCI_INDEX, f"sha256-{image.hex}")
+    for _ in range(2):
+        found = await upstream.referrers(NAME, image)
+        assert [one.digest for one in found] == [children[0], children[2]]
+        assert {one.artifact_type for one in found} == {"application/x.sig"}
+    asked = [request.path.rpartition("/")[2] for request in registry.of_kind("manifests")]
+    assert asked.count(str(children[0])) == 1
+
+
+def _descriptor(number: int, **more: Any) -> dict[str, Any]:
+    return {"mediaType": OCI_MANIFEST, "digest": str(Digest.of(b"%d" % number)), "size": 1, **more}
+
+
+async def test_pages_of_referrers(build: Build) -> None:
+    """All pages, each referrer once."""
+    with Scripted() as front:
+        path = f"/v2/{NAME}/referrers/{Digest.of(b'x')}"
+        more = {"Link": f'<{path}?page=2>; rel="next"'}
+        front.once(path, reply_json(200, {"manifests": [_descriptor(1), _descriptor(2)]}, more))
+        front.once(path, reply_json(200, {"manifests": [_descriptor(2), _descriptor(3)]}))
+        found = await build(front.url).referrers(NAME, Digest.of(b"x"))
+        assert [one.digest for one in found] == [Digest.of(b"%d" % number) for number in (1, 2, 3)]
+        assert [request.target for request in front.requests] == [path, f"{path}?page=2"]
+
+
+@pytest.mark.parametrize("kind", ["padded", "annotated", "repeated", "empty", "many"])
+async def test_referrers_without_end(build: Build, kind: str) -> None:
+    """Items and bytes are bounded over all pages, and pages that bring nothing new are not asked for without end."""
+    numbers = iter(range(1, 1_000_000))
+    padding = "x" * 3_000_000
+
+    def page(request: Request) -> Any:
+        number = next(numbers)
+        manifests = {
+            "padded": [_descriptor(number)],
+            "annotated": [_descriptor(number, annotations={"a": padding})],
+            "repeated": [_descriptor(0)] * 1_000,
+            "empty": [],
+            "many": [_descriptor(1_000 * number + more) for more in range(1_000)],
+        }[kind]
+        body = {"manifests": manifests, "padding": padding if kind == "padded" else ""}
+        return reply_json(200, body, {"Link": f'<{request.path}?page={number}>; rel="next"'})
+
+    with Scripted() as front:
+        front.on("*", page)
+        with pytest.raises(UpstreamInvalid):
+            await build(front.url).referrers(NAME, Digest.of(b"x"))
+        assert len(front.requests) <= 50
+
+
+@pytest.mark.parametrize("second", [status(404), html(), status(400)])
+async def test_a_next_page_of_referrers_that_is_none(registry: FakeRegistry, build: Build, second: Fault) -> None:
+    """A list that ends in the middle is no list, and no reason to ask for the fallback tag."""
+    image, _ = _refer(registry)
+    more = {"Link": '</v2/x?page=2>; rel="next"'}
+    registry.fail("referrers", lambda request, answer: reply_json(200, {"manifests": [_descriptor(1)]}, more))
+    registry.fail("referrers", second)
+    with pytest.raises(UpstreamInvalid):
+        await build(registry.url).referrers(NAME, image)
 
 
 # ------------------------------------------------------------------------------------------------------ the rest
