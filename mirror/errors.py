@@ -2,7 +2,7 @@
 
     MirrorError
     ├── RequestError             the client's doing
-    │   ├── NameInvalid · DigestInvalid · TagInvalid · RangeInvalid · PageInvalid
+    │   ├── NameInvalid · DigestInvalid · TagInvalid · RangeInvalid · TooManyRanges · PageInvalid
     │   ├── Unauthorized · Denied · Unsupported · NotServed · HeldBack · TooManyLogins
     │   ├── BodyInvalid → BodyTooLarge · AlreadyRunning · TooManyJobs · Kept   of the admin API alone
     │   └── NotKnown → NameUnknown · ManifestUnknown · BlobUnknown · JobUnknown · RuleUnknown · PinUnknown
@@ -67,6 +67,7 @@ __all__ = [
     "TagInvalid",
     "TooManyJobs",
     "TooManyLogins",
+    "TooManyRanges",
     "Unauthorized",
     "Unsupported",
     "UpstreamDenied",
@@ -111,11 +112,19 @@ class PageInvalid(RequestError):
 
 
 class RangeInvalid(RequestError):
-    """A range that lies outside the blob (RFC 9110, 15.5.17). `size` is the blob's size in bytes."""
+    """A range outside the blob, or one that ends before it starts (RFC 9110, 15.5.17). `size` is the blob's size in
+    bytes.
+    """
 
     def __init__(self, message: str, size: int) -> None:
         super().__init__(message)
         self.size = size
+
+
+class TooManyRanges(RequestError):
+    """More ranges in one request than are answered, or ranges that overlap too much. Not 416: clients take that as the
+    end of the pull, and ask for fewer ranges after 400.
+    """
 
 
 class Unauthorized(RequestError):
@@ -313,6 +322,7 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     TagInvalid: Answer(400, "MANIFEST_INVALID"),
     PageInvalid: Answer(400, "PAGINATION_NUMBER_INVALID"),
     RangeInvalid: Answer(416, "RANGE_INVALID"),
+    TooManyRanges: Answer(400, "RANGE_INVALID"),
     Unauthorized: Answer(401, "UNAUTHORIZED"),
     Denied: Answer(403, "DENIED"),
     Unsupported: Answer(405, "UNSUPPORTED"),

@@ -6,11 +6,18 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from mirror.errors import RangeInvalid
+from mirror.errors import RangeInvalid, TooManyRanges
 
-__all__ = ["Span", "parse_content_range", "parse_range"]
+__all__ = ["MOST_RANGES", "Span", "parse_content_range", "parse_ranges"]
 
-_ONE_RANGE: Final = re.compile(r"\s*bytes\s*=\s*(\d*)\s*-\s*(\d*)\s*", re.IGNORECASE | re.ASCII)
+#: Ranges in one request: as many as podman asks for of a zstd:chunked layer.
+MOST_RANGES: Final = 1024
+#: How often all ranges of one request may add up to the whole blob. Clients never ask for a byte twice; a request whose
+#: ranges overlap much (CVE-2011-3192) would be answered with up to 1,024 times the blob.
+_MOST_WHOLES: Final = 2
+
+_UNIT: Final = re.compile(r"\s*bytes\s*=", re.IGNORECASE | re.ASCII)
+_RANGE: Final = re.compile(r"\s*(\d*)\s*-\s*(\d*)\s*", re.ASCII)
 _CONTENT_RANGE: Final = re.compile(r"\s*bytes\s+(\d+)-(\d+)/(\d+|\*)\s*", re.IGNORECASE | re.ASCII)
 _MOST_DIGITS: Final = 19
 
@@ -28,34 +35,48 @@ class Span:
         return self.stop - self.start
 
 
-def parse_range(header: str | None, size: int) -> Span | None:
-    """The span that a `Range` header asks for of `size` bytes; None means: send the whole, with 200.
+def parse_ranges(header: str | None, size: int) -> tuple[Span, ...]:
+    """The spans that a `Range` header asks for of `size` bytes, in its order; none means: send the whole, with 200.
 
-    A header that is no single valid byte range is ignored, as RFC 9110 allows (14.2), and so are several ranges: no
-    registry client sends them. Raises `RangeInvalid` where the one range lies outside the bytes.
+    A header that is no list of byte ranges is ignored, as RFC 9110 allows (14.2). Ranges that lie outside the bytes are
+    left out while others do not. Raises `RangeInvalid` if there are no others, or if a range ends before it starts
+    (15.5.17), `TooManyRanges` for more than `MOST_RANGES` of them and for ranges that add up to more than twice the
+    bytes.
     """
-    if header is None:
-        return None
-    found = _ONE_RANGE.fullmatch(header)
-    if not found:
-        return None
-    first, last = found.groups()
-    if len(first) > _MOST_DIGITS:
-        raise RangeInvalid(f"the range starts beyond the {size} bytes there are", size)
+    unit = _UNIT.match(header) if header is not None else None
+    if header is None or unit is None:
+        return ()
+    if header.count(",") >= MOST_RANGES:
+        raise TooManyRanges(f"more than {MOST_RANGES:,} ranges in one request")
+    spans, found = [], False
+    for one in header[unit.end() :].split(","):
+        named = _RANGE.fullmatch(one)
+        if named is None or named[1] == named[2] == "":
+            if one.strip():
+                return ()
+            # a list may have empty elements (RFC 9110, 5.6.1)
+            continue
+        found = True
+        if span := _satisfied(named[1], named[2], size):
+            spans.append(span)
+    if found and not spans:
+        raise RangeInvalid(f"no byte of this range is among the {size} bytes that there are", size)
+    if len(spans) > 1 and (asked := sum(span.length for span in spans)) > _MOST_WHOLES * size:
+        raise TooManyRanges(f"the ranges overlap: {asked} bytes are asked for of the {size} that there are")
+    return tuple(spans)
+
+
+def _satisfied(first: str, last: str, size: int) -> Span | None:
+    """One range, cut to the bytes that there are; None if it lies outside them. Raises `RangeInvalid`."""
+    stop = int(last) if last and len(last) <= _MOST_DIGITS else None
     if not first:
-        if not last:
-            return None
-        wanted = size if len(last) > _MOST_DIGITS else min(int(last), size)
-        if not wanted:
-            raise RangeInvalid("a range of the last 0 bytes cannot be satisfied", size)
-        return Span(size - wanted, size)
-    start = int(first)
-    stop = size if not last or len(last) > _MOST_DIGITS else min(int(last) + 1, size)
-    if last and len(last) <= _MOST_DIGITS and int(last) < start:
-        return None
-    if start >= size:
-        raise RangeInvalid(f"the range starts beyond the {size} bytes there are", size)
-    return Span(start, stop)
+        length = size if stop is None else min(stop, size)
+        return Span(size - length, size) if length else None
+    # more digits than any size has: beyond the end
+    start = int(first) if len(first) <= _MOST_DIGITS else max(size, stop or 0)
+    if stop is not None and stop < start:
+        raise RangeInvalid(f"the range {start}-{stop} ends before it starts", size)
+    return Span(start, size if stop is None else min(stop + 1, size)) if start < size else None
 
 
 def parse_content_range(header: str | None) -> tuple[Span, int | None] | None:

@@ -81,6 +81,11 @@ class BlobContent(Protocol):
         `sent` is what the client has already from `reader`.
         """
 
+    def failed(self) -> None:
+        """`reader` did not give what it should have, and the caller does without `rest`: the blob is looked at, so that
+        the next answer is not sent from wrong bytes.
+        """
+
     def close(self) -> None:
         """Repeatable."""
 
@@ -168,8 +173,11 @@ class StoredContent:
         return self._size
 
     def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
-        self._doubt(self.digest)
+        self.failed()
         return self._passing.stream(span, sent, self.reader)
+
+    def failed(self) -> None:
+        self._doubt(self.digest)
 
     def close(self) -> None:
         self._reader.close()
@@ -208,6 +216,9 @@ class FlyingContent:
     def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
         return self._passing.stream(span, sent, self.reader)
 
+    def failed(self) -> None:
+        """The flight sees to it."""
+
     def close(self) -> None:
         if not self._left:
             self._left = True
@@ -232,6 +243,9 @@ class PassingContent:
 
     def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
         return self._passing.stream(span)
+
+    def failed(self) -> None:
+        """Nothing is read."""
 
     def close(self) -> None:
         """Nothing is open between calls."""

@@ -31,6 +31,7 @@ from mirror.server import pull
 from mirror.server.access import TOKEN_PATH, Gate
 from mirror.server.answers import error_response
 from mirror.server.entrance import Entrance
+from mirror.server.heads import MOST_HEAD, BoundedHeads
 from mirror.server.pull import Told
 from mirror.server.sending import Sender
 
@@ -285,8 +286,8 @@ class FrontServer(web.Server):
     dismissing = False
 
     def __init__(self, answers: Page, *, entrance: Entrance | None = None, **more: Any) -> None:
-        # what clients send is never inflated
-        super().__init__(answers, auto_decompress=False, **more)
+        # what clients send is never inflated; one line may be as long as the head
+        super().__init__(answers, auto_decompress=False, max_field_size=MOST_HEAD, **more)
         self.entrance = entrance or Entrance()
 
     def __call__(self) -> RequestHandler:
@@ -303,6 +304,7 @@ class _Connection(RequestHandler):
 
     def __init__(self, server: web.Server, entrance: Entrance, **more: Any) -> None:
         super().__init__(server, **more)
+        self._parser = cast(Any, BoundedHeads(self._parser))
         self._entrance = entrance
         self._stays = False
         self._key: str | None = None

@@ -16,7 +16,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import Repo
 from mirror.oci.request import RegistryRequest, parse_page
-from mirror.oci.span import Span, parse_range
+from mirror.oci.span import Span, parse_ranges
 from mirror.policy.filling import HELD_BACK, may_send_of_part
 from mirror.repository.content import BlobContent, Outcome
 from mirror.repository.shape import Repository
@@ -29,6 +29,7 @@ from mirror.server.answers import (
     manifest_headers,
     stale_warning,
 )
+from mirror.server.byteranges import Byteranges
 from mirror.server.sending import Beyond, ClientGone, Sender
 
 __all__ = ["Told", "base", "blob", "catalog", "manifest", "referrers", "tags"]
@@ -108,15 +109,22 @@ async def blob(
             # nothing of it may leave before its digest is known: then a bad one can still have a clean error
             with suppress(StoreError):
                 await content.beyond(0)
-        span = parse_range(header, size) if size is not None else None
-        response = web.StreamResponse(
-            status=206 if span else 200, headers=blob_headers(wanted.digest, size, content.outcome, span)
-        )
+        spans = _spans(header, size, content)
+        span = spans[0] if len(spans) == 1 else None
+        several = Byteranges(spans, size) if len(spans) > 1 and size is not None else None
+        headers = blob_headers(wanted.digest, size, content.outcome, span)
+        if several:
+            headers |= several.headers
+            told.notes["parts"] = len(spans)
+        response = web.StreamResponse(status=206 if spans else 200, headers=headers)
         if size is None:
             response.enable_chunked_encoding()
         try:
             await response.prepare(request)
-            await _send(request, response, content, span, size, told, sender)
+            if several:
+                await _send_several(request, response, content, several, told, sender)
+            else:
+                await _send(request, response, content, span, size, told, sender)
         except ConnectionError as error:
             told.trouble = f"client: {error if isinstance(error, ClientGone) else 'gone before the answer'}"
             _break(request)
@@ -138,6 +146,18 @@ def _range_header(request: web.BaseRequest, wanted: RegistryRequest) -> str | No
         return None
     ranges = request.headers.getall("Range", [])
     return ranges[0] if len(ranges) == 1 else None
+
+
+def _spans(header: str | None, size: int | None, content: BlobContent) -> tuple[Span, ...]:
+    """What is to be sent; none: the whole. Raises `RangeInvalid`, `TooManyRanges`."""
+    if size is None:
+        return ()
+    spans = parse_ranges(header, size)
+    if len(spans) > 1 and content.reader is None:
+        # a blob that passes the store by comes once, in its own order, and is verified at its end: clients that ask for
+        # several ranges read the whole as well
+        return ()
+    return spans
 
 
 async def _send(
@@ -171,6 +191,39 @@ async def _send(
         sent(len(piece))
     if stop is not None and start + told.sent != stop:
         raise StoreError(f"{start + told.sent} bytes sent, {stop} were announced")
+
+
+async def _send_several(
+    request: web.BaseRequest,
+    response: web.StreamResponse,
+    content: BlobContent,
+    several: Byteranges,
+    told: Told,
+    sender: Sender,
+) -> None:
+    """Each part's own last bytes wait for the digest of the whole. If the store gives up in mid-body, the connection
+    breaks: the rest would cost another download of the whole, and clients ask again.
+    """
+
+    def sent(count: int) -> None:
+        told.sent += count
+
+    reader = content.reader
+    if reader is None:
+        raise StoreError(f"the store has given up on {content.digest}")
+    try:
+        await sender.send_parts(
+            request,
+            response,
+            reader,
+            several.parts(),
+            several.end,
+            lambda span: _guarded(content, span, several.size),
+            sent,
+        )
+    except StoreError:
+        content.failed()
+        raise
 
 
 def _guarded(content: BlobContent, span: Span, size: int) -> Beyond:

@@ -3,6 +3,8 @@
     plain TCP     `os.sendfile` on a duplicate of the socket, as much as the socket takes, then wait until it takes more
     TLS, chunked  read a piece, write it to the transport, wait until it has left
 
+Several parts of a file go the same ways, one after the other, with a few bytes from memory before each.
+
 The duplicate is needed because the event loop does not lend the socket of a transport; the kernel sees one socket.
 The loop must have sent the headers before the first byte goes past it.
 
@@ -15,13 +17,15 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from typing import Final
 
 from aiohttp import web
 
 from mirror.errors import BlobDamaged, BlobUnreadable, StoreError
+from mirror.oci.span import Span
 from mirror.ports import BlobReader, SupportsFileno
 from mirror.threads import to_its_end
 
@@ -65,27 +69,70 @@ class Sender:
         Raises `ClientGone`, `BlobDamaged` where the file is shorter than promised, `StoreError`, and what `beyond`
         raises.
         """
+        out = self._past_the_loop(request, reader) if stop is not None else -1
+        if out < 0 or stop is None or not isinstance(reader, SupportsFileno):
+            await self._send_pieces(response, reader, start, stop, beyond, sent)
+            return
+        try:
+            await self._flush(request)
+            await self._send_file(out, reader, start, stop, beyond, sent)
+        finally:
+            os.close(out)
+
+    async def send_parts(
+        self,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        reader: BlobReader,
+        parts: Iterable[tuple[bytes, Span]],
+        end: bytes,
+        beyond: Callable[[Span], Beyond],
+        sent: Callable[[int], None],
+    ) -> None:
+        """Send each part behind its bytes from memory, then `end`. `beyond` gives the one of each part. Raises like
+        `send`.
+        """
+        out = self._past_the_loop(request, reader)
+        if out < 0 or not isinstance(reader, SupportsFileno):
+            for head, span in parts:
+                await self.write(response, head)
+                sent(len(head))
+                await self._send_pieces(response, reader, span.start, span.stop, beyond(span), sent)
+            await self.write(response, end)
+            sent(len(end))
+            return
+        with socket.socket(fileno=out) as direct:
+            await self._flush(request)
+            for head, span in parts:
+                # it leaves together with the bytes behind it
+                await self._send_bytes(direct, head, socket.MSG_MORE)
+                sent(len(head))
+                await self._send_file(out, reader, span.start, span.stop, beyond(span), sent)
+            await self._send_bytes(direct, end, 0)
+            sent(len(end))
+
+    def _past_the_loop(self, request: web.BaseRequest, reader: BlobReader) -> int:
+        """A duplicate of the client's socket, which the caller closes; -1 if bytes must go through the transport.
+
+        Raises `ClientGone`.
+        """
         transport = request.transport
         if transport is None:
             raise ClientGone("gone before the answer")
-        socket = transport.get_extra_info("socket")
-        if stop is not None and socket is not None and isinstance(reader, SupportsFileno) and not _is_tls(transport):
-            try:
-                out = os.dup(socket.fileno())
-            except OSError:
-                # no descriptor is left for it; in pieces none is needed
-                out = -1
-            if out >= 0:
-                try:
-                    await self._flush(request, transport)
-                    await self._send_file(out, reader, start, stop, beyond, sent)
-                finally:
-                    os.close(out)
-                return
-        await self._send_pieces(response, reader, start, stop, beyond, sent)
+        lent = transport.get_extra_info("socket")
+        if lent is None or not isinstance(reader, SupportsFileno) or _is_tls(transport):
+            return -1
+        try:
+            return os.dup(lent.fileno())
+        except OSError:
+            # no descriptor is left for it; in pieces none is needed
+            return -1
 
-    async def _flush(self, request: web.BaseRequest, transport: asyncio.WriteTransport) -> None:
+    async def _flush(self, request: web.BaseRequest) -> None:
         """Wait until the headers have left the transport: what goes past it must not overtake them."""
+        transport = request.transport
+        if transport is None:
+            raise ClientGone("gone before the answer")
         transport.set_write_buffer_limits(high=0)
         try:
             async with asyncio.timeout(self._stall):
@@ -126,6 +173,16 @@ class Sender:
                 most = _SENDFILE
                 # others have their turn even if this client takes everything at once
                 await asyncio.sleep(0)
+
+    async def _send_bytes(self, out: socket.socket, content: bytes, flags: int) -> None:
+        loop = asyncio.get_running_loop()
+        while content:
+            try:
+                content = content[out.send(content, flags | socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                await self._writable(loop, out.fileno())
+            except OSError as error:
+                raise _translated(error) from error
 
     async def _send_in_thread(
         self, loop: asyncio.AbstractEventLoop, out: int, file: int, position: int, count: int

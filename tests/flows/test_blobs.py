@@ -245,7 +245,11 @@ async def test_range_of_a_warm_blob(mirror: LiveMirror, layer: Digest, header: s
 
 
 @pytest.mark.parametrize(
-    "header", [f"bytes={_SIZE}-", f"bytes={_SIZE}-{_SIZE + 1}", "bytes=-0", "bytes=99999999999999999999999999-"]
+    "header",
+    [
+        *(f"bytes={_SIZE}-", f"bytes={_SIZE}-{_SIZE + 1}", "bytes=-0", "bytes=99999999999999999999999999-"),
+        *("bytes=500-0", "bytes=5-3"),
+    ],
 )
 @pytest.mark.parametrize("warm", [True, False])
 async def test_unsatisfiable_range(mirror: LiveMirror, layer: Digest, header: str, warm: bool) -> None:
@@ -261,12 +265,12 @@ async def test_unsatisfiable_range(mirror: LiveMirror, layer: Digest, header: st
 @pytest.mark.parametrize(
     "header",
     [
-        *("bytes=5-3", "bytes=-", "bytes=", "bytes=a-b", "bytes=1-2,4-5", "bytes=--1", "bytes=0x1-2", "bytes=1 0-20"),
-        *("lines=1-2", "1-2", "bytes=" + ",".join(["0-0"] * 1000), "bytes=١-٢".encode().decode("latin-1")),
+        *("bytes=-", "bytes=", "bytes=a-b", "bytes=1-2,4", "bytes=--1", "bytes=0x1-2", "bytes=1 0-20", "bytes=1-2;4-5"),
+        *("lines=1-2", "1-2", "lines=" + ",".join(["0-0"] * 1000), "bytes=١-٢".encode().decode("latin-1")),
     ],
 )
-async def test_27_what_is_no_single_range(mirror: LiveMirror, layer: Digest, header: str) -> None:
-    """Row 27: what is no single valid range is ignored (RFC 9110, 14.2): the whole blob with 200, never an error."""
+async def test_27_what_is_no_range(mirror: LiveMirror, layer: Digest, header: str) -> None:
+    """Row 27: what is no list of byte ranges is ignored (RFC 9110, 14.2): the whole blob with 200, never an error."""
     await _warm(mirror, layer)
     answer = await mirror.ask(_at(layer), headers={"Range": header})
     assert (answer.status, answer.body) == (200, _LAYER)

@@ -134,15 +134,44 @@ async def test_32_bare_line_feeds(mirror: LiveMirror) -> None:
         f"GET /v2/ HTTP/1.1\r\n{_HOST}X: {'a' * 100_000}\r\n\r\n",
         f"GET /v2/ HTTP/1.1\r\n{_HOST}{'a' * 100_000}: x\r\n\r\n",
         f"GET /v2/ HTTP/1.1\r\n{_HOST}" + "X: y\r\n" * 100_000 + "\r\n",
+        f"GET /v2/ HTTP/1.1\r\n{_HOST}" + f"X: {'y' * 1_000}\r\n" * 33 + "\r\n",
+        f"GET /v2/ HTTP/1.1\r\n{_HOST}" + f"X: {'y' * 30_000}\r\n" * 50,
         "G" * 100_000 + f" /v2/ HTTP/1.1\r\n{_HOST}\r\n",
     ],
-    ids=["target", "value", "name", "many", "method"],
+    ids=["target", "value", "name", "many", "altogether", "never whole", "method"],
 )
 async def test_30_oversize(mirror: LiveMirror, request_text: str) -> None:
     """Row 30: too much is refused and the connection closed; it does not pile up in memory."""
     received = await mirror.raw(request_text.encode())
     # with input that was not read the closed connection may be reset before its answer arrives
     assert received == b"" or _answers(received)[0].status in (400, 413, 414, 431)
+
+
+async def test_30_a_head_in_pieces(mirror: LiveMirror) -> None:
+    """Row 30: the head is refused when too much of it has come, not at its end, and is answered; what was asked before
+    it on the same connection is, too.
+    """
+    before = f"GET /v2/ HTTP/1.1\r\n{_HOST}\r\n"
+    lines = f"X: {'y' * 5_000}\r\n" * 7
+    for pieces in (
+        [f"{before}{before[:-2]}{lines}"],
+        [before, before[:-2], *(f"{line}\r\n" for line in lines.splitlines())],
+    ):
+        answers = _answers(await mirror.raw(*(piece.encode() for piece in pieces)))
+        assert [answer.status for answer in answers] == [200, 400]
+        assert answers[1].code == "UNSUPPORTED"
+        assert "larger than 32,768 bytes" in answers[1].body.decode()
+    assert mirror.events("malformed request")
+
+
+async def test_30_a_head_of_many_ranges(mirror: LiveMirror) -> None:
+    """Rows 27, 30: a head of 32 KiB is read, for that is what 1,024 ranges of a large blob and a token need."""
+    ranges = ",".join(f"{at:011}-{at:011}" for at in range(0, 256_000, 250))
+    start = f"GET {_AT} HTTP/1.1\r\n{_HOST}Connection: close\r\nRange: bytes={ranges}\r\nAuthorization: Bearer "
+    for size, status in ((32_000, 206), (33_000, 400)):
+        answer = await _one(mirror, f"{start}{'t' * (size - len(start))}\r\n\r\n".encode())
+        assert answer.status == status
+    assert "ttt" not in mirror.log_text
 
 
 async def test_30_long_but_allowed(mirror: LiveMirror) -> None:

@@ -1,0 +1,76 @@
+"""How large the head of a request may be, over all its lines.
+
+aiohttp bounds one line and how many there are. A line must be as long as 1,024 ranges are; many of that length would be
+megabytes for every connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from aiohttp.http import RawRequestMessage
+from aiohttp.http_exceptions import BadHttpMessage
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.web_protocol import _ErrInfo
+
+__all__ = ["MOST_HEAD", "BoundedHeads"]
+
+#: Bytes. podman's 1,024 ranges of a blob of some gigabytes are about 24,000.
+MOST_HEAD: Final = 32 << 10
+
+#: Of a line that names a field and its value: `: ` and the end of line.
+_BETWEEN: Final = 4
+
+
+class BoundedHeads:
+    """aiohttp's parser of one connection, with requests whose head is too large in its place answered as malformed."""
+
+    def __init__(self, parser: Any) -> None:
+        self._parser = parser
+        #: Bytes of a head that is not whole yet, without those that came in one piece with the end of a body.
+        self._begun = 0
+        self._body: StreamReader = EMPTY_PAYLOAD
+        #: Whether so much has come at once that a head among it may be too large: the usual ones are not measured.
+        self._measuring = False
+        self._refused = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+    def feed_data(self, data: bytes) -> tuple[Sequence[tuple[Any, StreamReader]], bool, bytes]:
+        """Like the parser's. After a head that is too large nothing is read any more."""
+        if self._refused:
+            return (), False, b""
+        if self._begun + len(data) > MOST_HEAD:
+            self._measuring = True
+        in_body = not self._body.is_eof()
+        messages, upgraded, tail = self._parser.feed_data(data)
+        if messages:
+            self._body = messages[-1][1]
+            self._begun = 0
+            if self._measuring:
+                for number, (message, _) in enumerate(messages):
+                    # what the parser itself refused is no message
+                    if isinstance(message, RawRequestMessage) and _size(message) > MOST_HEAD:
+                        return self._refuse(messages[:number])
+                if self._body.is_eof():
+                    self._begun = max(0, len(data) - data.rfind(b"\r\n\r\n") - 4)
+        elif not in_body:
+            self._begun += len(data)
+        return self._refuse(messages) if self._begun > MOST_HEAD else (messages, upgraded, tail)
+
+    def _refuse(
+        self, before: Sequence[tuple[Any, StreamReader]]
+    ) -> tuple[Sequence[tuple[Any, StreamReader]], bool, bytes]:
+        self._refused = True
+        error = BadHttpMessage(f"the head of the request is larger than {MOST_HEAD:,} bytes")
+        return (*before, (_ErrInfo(400, error, error.message), EMPTY_PAYLOAD)), False, b""
+
+
+def _size(message: RawRequestMessage) -> int:
+    """Bytes of a head, about."""
+    size = len(message.path)
+    for name, value in message.raw_headers:
+        size += len(name) + len(value) + _BETWEEN
+    return size
