@@ -105,6 +105,8 @@ class Manifest:
     artifact_type: str | None = None
     #: Whether the first of `blobs` is the config.
     has_config: bool = False
+    #: Whether `digest` is that of a signed manifest's payload (schema 1), and not of `content`.
+    signed: bool = False
 
     @property
     def descriptor(self) -> Descriptor:
@@ -193,16 +195,23 @@ def _blobs(body: Mapping[str, Any], kind: str) -> tuple[Descriptor, ...]:
 
 
 def _media_type(body: dict[str, Any], header: str | None) -> str:
-    """The body's own word, which the header may repeat but not contradict."""
+    """The body's own word, which the header may repeat but not contradict.
+
+    Only a header of the vendor tree names a kind of manifest. Registries have sent manifests as `text/html` (Quay,
+    GCR), `text/plain` (registry.access.redhat.com) and `application/octet-stream` (Docker Hub): that says nothing.
+    """
     said = body.get("mediaType")
     sent = (header or "").partition(";")[0].strip().lower()
-    if sent in ("", "application/json", "text/plain", "application/octet-stream"):
+    if not sent.startswith("application/vnd."):
         sent = ""
     if said is None:
         if sent:
             return sent
         if body.get("schemaVersion") == 1:
             return _SCHEMA_1[0] if "signatures" in body else _SCHEMA_1[1]
+        if not body.keys() & {"manifests", "config", "layers", "blobs"}:
+            # an error, or a page for logging in, that came as JSON with 200
+            raise ManifestMalformed("names nothing, and does not say what it is")
         return OCI_INDEX if "manifests" in body else OCI_MANIFEST
     if not isinstance(said, str) or not said.isascii() or not said.isprintable() or len(said) > 255:
         raise ManifestMalformed("mediaType is not a media type")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from mirror import telemetry
 from mirror.behalf import caller, for_caller
@@ -54,6 +54,8 @@ from mirror.repository.tag_answers import TagAnswers
 
 __all__ = ["ProxiedRepository"]
 
+_Named = TypeVar("_Named", Descriptor, Manifest)
+
 #: Seconds between two looks at whether another process has published what it has filled, and how many there are.
 _LOOK_AGAIN: Final = 0.1
 _PUBLISHING: Final = 1200
@@ -82,13 +84,13 @@ class ProxiedRepository:
             return self._answer(manifest, outcome)
         tag = await self._tags.answer(reference)
         try:
-            manifest, fetched = await self._manifest(tag.record.digest)
+            manifest, fetched = await self._manifest(tag.record.digest, None if tag.kept else reference)
         except ManifestUnknown as error:
             if tag.kept:
                 raise self._kept_but_gone(reference, tag, error) from error
             # the tag moved on between the HEAD and the GET, or the record is of a digest that upstream has dropped
             tag = await self._tags.ask_again(reference)
-            manifest, fetched = await self._manifest(tag.record.digest)
+            manifest, fetched = await self._manifest(tag.record.digest, reference)
         if fetched is Outcome.MISS and tag.outcome is not Outcome.STALE:
             return self._answer(manifest, Outcome.MISS, tag.kept)
         return self._answer(manifest, tag.outcome, tag.kept)
@@ -136,17 +138,35 @@ class ProxiedRepository:
         if await self._shelf.is_unknown(key):
             raise ManifestUnknown(f"{self.repo} has no manifest {digest}")
         try:
-            return await self._upstream.resolve(self.repo.name, digest)
+            return await self._by_digest(self._upstream.resolve, digest)
         except UpstreamNotKnown as error:
             await self._shelf.note_unknown(key)
             raise ManifestUnknown(f"{self.repo} has no manifest {digest}") from error
+
+    async def _by_digest(
+        self, ask: Callable[[str, Reference], Awaitable[_Named]], digest: Digest, tag: str | None = None
+    ) -> _Named:
+        """What upstream has under a digest, by its `resolve` or `manifest`. Raises `UpstreamError`.
+
+        Pull-through caches of clouds, and registries that make an image when it is asked for, know a digest only once
+        its tag was asked for by GET. So a tag that points to it is asked for before the digest is given up: `tag`, or
+        else the one that was resolved to it last.
+        """
+        try:
+            return await ask(self.repo.name, digest)
+        except UpstreamNotKnown:
+            tag = tag or await self._tags.last_resolved_to(digest)
+            named = await ask(self.repo.name, tag) if tag else None
+            if named is None or named.digest != digest:
+                raise
+            return named
 
     def _answer(self, manifest: Manifest, outcome: Outcome, kept: Kept | None = None) -> ManifestAnswer:
         content, upstream = manifest.content, self._upstream.name
         return ManifestAnswer(manifest.digest, manifest.media_type, len(content), content, outcome, upstream, kept)
 
-    async def _manifest(self, digest: Digest) -> tuple[Manifest, Outcome]:
-        """By digest, from memory, disk or upstream."""
+    async def _manifest(self, digest: Digest, tag: str | None = None) -> tuple[Manifest, Outcome]:
+        """By digest, from memory, disk or upstream; `tag` was just resolved to it."""
         self._shelf.touch(digest)
         hot = self._shelf.manifests.get((self.repo, digest))
         if hot:
@@ -155,11 +175,11 @@ class ProxiedRepository:
 
         async def load() -> tuple[Manifest, Outcome]:
             with telemetry.span("manifest", mirror__repository=str(self.repo), mirror__digest=str(digest)) as span:
-                loaded, outcome = await self._load(digest)
+                loaded, outcome = await self._load(digest, tag)
                 span.note(mirror__cache=outcome.value)
                 return loaded, outcome
 
-        loaded, outcome = await self._shelf.once.run(("manifest", self.repo, digest, caller()), load)
+        loaded, outcome = await self._shelf.once.run(("manifest", self.repo, digest, tag, caller()), load)
         self._shelf.manifests.put((self.repo, digest), loaded)
         return loaded, outcome
 
@@ -178,11 +198,12 @@ class ProxiedRepository:
             await self._shelf.landed(info)
             await self._shelf.named(manifest)
 
-    async def _load(self, digest: Digest) -> tuple[Manifest, Outcome]:
+    async def _load(self, digest: Digest, tag: str | None) -> tuple[Manifest, Outcome]:
         stored = await self._load_stored(digest)
         if stored:
             return stored, Outcome.HIT
-        key = self._key("manifest", digest)
+        # that a digest was not known says nothing about its tag, which may make it known
+        key = self._key("manifest" if tag is None else f"manifest {tag}", digest)
         if await self._shelf.is_unknown(key):
             raise ManifestUnknown(f"{self.repo} has no manifest {digest}")
         async with self._shelf.alone(f"manifest {self.repo}@{digest}"):
@@ -191,7 +212,7 @@ class ProxiedRepository:
                 return stored, Outcome.HIT
             try:
                 # its bytes may be here for another repository; only upstream can tell that they are this one's too
-                manifest = await self._upstream.manifest(self.repo.name, digest)
+                manifest = await self._by_digest(self._upstream.manifest, digest, tag)
             except UpstreamNotKnown as error:
                 await self._shelf.note_unknown(key)
                 raise ManifestUnknown(f"{self.repo} has no manifest {digest}") from error
@@ -212,7 +233,11 @@ class ProxiedRepository:
         return stored
 
     async def _keep(self, manifest: Manifest) -> BlobInfo | None:
-        """Bytes first, then the link to them: a link without bytes would be a promise. None: the store cannot."""
+        """Bytes first, then the link to them: a link without bytes would be a promise. None: the store cannot, or it is
+        a signed manifest, whose digest names other bytes: it is kept in memory alone.
+        """
+        if manifest.signed:
+            return None
         since = self._shelf.histories.clocks.later()
         record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), since)
         try:
@@ -344,6 +369,10 @@ class ProxiedRepository:
         answer = await self.manifest(reference)
         if not await asyncio.to_thread(self._stored, answer.digest):
             manifest = read_manifest(answer.content or b"", answer.media_type, algorithm=answer.digest.algorithm)
+            if manifest.digest != answer.digest:
+                raise StoreError(
+                    f"{self.repo}@{answer.digest} is a signed manifest of schema 1, which cannot be stored"
+                )
             await self._shelf.landed(await self._shelf.write(self._put_manifest, manifest))
             await self._shelf.named(manifest)
         # what a freeze or the minimum age says is on the disk, and is nothing that upstream has said

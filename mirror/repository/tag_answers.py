@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from itertools import islice
 from typing import Final
 
 from mirror import telemetry
@@ -49,6 +50,8 @@ _STALE_FOR: Final = 5.0
 _SLOW_AFTER: Final = 5.0
 #: Seconds by which a clock may have been put back before what was remembered under the later time counts for nothing.
 _CLOCK_SLACK: Final = 60.0
+#: Records of tags that are read to find those of one digest.
+_MOST_TAGS: Final = 1000
 
 
 class TagAnswers:
@@ -121,6 +124,21 @@ class TagAnswers:
         return await self._shelf.once.run(
             ("tag again", self._repo, tag, caller()), lambda: self._decide(tag, self._revalidate_now)
         )
+
+    async def last_resolved_to(self, digest: Digest) -> str | None:
+        """The tag that upstream has last said to point to this digest, as far as the disk tells."""
+
+        def newest() -> str | None:
+            tags = islice(self._shelf.catalog.tags(self._repo), _MOST_TAGS)
+            records = (self._shelf.catalog.get_tag(self._repo, tag) for tag in tags)
+            pointing = [record for record in records if record and record.digest == digest]
+            return max(pointing, key=lambda record: record.fetched_at).tag if pointing else None
+
+        try:
+            return await asyncio.to_thread(newest)
+        except StoreError:
+            # without a tag the digest is asked for alone, as upstream should be content with
+            return None
 
     async def _revalidate_now(self, tag: str) -> HotTag:
         async with self._shelf.alone(f"tag {self._repo}:{tag}"):

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -31,7 +30,6 @@ from yarl import URL
 
 from mirror import telemetry
 from mirror.errors import (
-    DigestInvalid,
     DigestMismatch,
     RequestError,
     UpstreamDenied,
@@ -44,6 +42,7 @@ from mirror.errors import (
 )
 from mirror.memo import Memo
 from mirror.oci.challenge import Scope, parse_challenges
+from mirror.oci.coding import decode
 from mirror.oci.digest import Digest
 from mirror.oci.link import next_query
 from mirror.oci.manifest import (
@@ -53,11 +52,11 @@ from mirror.oci.manifest import (
     Descriptor,
     Manifest,
     ManifestMalformed,
-    read_manifest,
 )
 from mirror.oci.reference import Reference, check_tag
 from mirror.oci.strict_json import read_json
 from mirror.policy.budget import Budget, is_spent, parse_budget, patience
+from mirror.policy.heads import TO_BE_ASKED_BY_GET, is_worth_a_get, read_head
 from mirror.policy.quoting import quoted
 from mirror.policy.realms import Bounds, Url, UrlRefused, parse_url, surviving_headers
 from mirror.policy.retrying import (
@@ -78,6 +77,7 @@ from mirror.upstream.client import AnswerTooLarge, Observe, open_session, read_l
 from mirror.upstream.credentials import CredentialSource, CredentialsUnavailable, GivenCredentials
 from mirror.upstream.health import Health, health_of
 from mirror.upstream.holds import HostHolds, HostThrottled
+from mirror.upstream.manifests import read_answer
 from mirror.upstream.proxies import DIRECT, Proxies
 from mirror.upstream.referrers import LACKS_API, FallbackChildren, NoReferrersApi, ReferrersPage, list_referrers
 from mirror.upstream.tokens import TokenSource
@@ -91,20 +91,25 @@ _LARGEST_PAGE: Final = 4 * 1024 * 1024
 _MOST_PAGES: Final = 1000
 _MOST_TAGS: Final = 500_000
 _SHOWN: Final = 200
-_LENGTH: Final = re.compile(r"[0-9]{1,18}")
+#: Statuses under which content comes. Which of them says nothing about the bytes: their digest does.
+_CONTENT: Final = frozenset({200, 201, 203, 206})
 
 _Method = Literal["GET", "HEAD"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """An answer of either client; `body` only for blobs that came."""
+    """An answer of either client; `body` only for blobs that came.
+
+    `content` is without any Content-Encoding that it came with, `sent` as it came.
+    """
 
     status: int
     fields: Fields
     url: Url
     content: bytes
     body: HttpBody | None = None
+    sent: bytes = b""
 
 
 #: Whether an answer is one that the call can use.
@@ -115,9 +120,8 @@ def _is_one_of(*statuses: int) -> _Judge:
     return lambda reply: reply.status in statuses
 
 
-_is_ok: Final = _is_one_of(200)
-#: HEAD of a manifest: there, not there, or to be asked by GET.
-_is_head: Final = _is_one_of(200, 404, 405)
+_has_content: Final = _is_one_of(*_CONTENT)
+_is_head: Final = _is_one_of(200, *TO_BE_ASKED_BY_GET)
 
 
 class RegistryUpstream:
@@ -267,23 +271,30 @@ class RegistryUpstream:
         by_tag = not isinstance(reference, Digest)
         if by_tag:
             await self._accounts.within_budget()
-        reply = await self._ask(
-            "resolve", repo, f"manifests/{reference}", method="HEAD", fine=_is_one_of(200, 404, 405)
-        )
-        if reply.status == 404:
+        path = f"manifests/{reference}"
+        try:
+            # one try fewer: the last one is by GET
+            reply = await self._ask("resolve", repo, path, method="HEAD", fine=_is_head, retries=self._retries - 1)
+        except UpstreamUnavailable as error:
+            if not is_worth_a_get(error.status):
+                raise
+            return (await self._manifest(repo, reference, LARGEST, retries=0)).descriptor
+        spent = by_tag and is_spent(self._accounts.current.budget, self._now())
+        if reply.status == 404 and spent:
             raise self._unknown(reply)
-        if by_tag and is_spent(self._accounts.current.budget, self._now()):
+        if spent:
             raise self._accounts.spent()
-        described = self._describe(reply, reference) if reply.status == 200 else None
-        return described or (await self.manifest(repo, reference)).descriptor
+        if reply.status == 200 and (described := read_head(_described(reply), reference)):
+            return described
+        return (await self.manifest(repo, reference)).descriptor
 
     async def manifest(self, repo: str, reference: Reference) -> Manifest:
         """At most 4 MiB, hashed before it is parsed (see `Upstream`). This is what counts as a pull."""
         return await self._manifest(repo, reference, LARGEST)
 
-    async def _manifest(self, repo: str, reference: Reference, limit: int) -> Manifest:
+    async def _manifest(self, repo: str, reference: Reference, limit: int, *, retries: int | None = None) -> Manifest:
         await self._accounts.within_budget()
-        reply = await self._ask("manifest", repo, f"manifests/{reference}", limit=limit)
+        reply = await self._ask("manifest", repo, f"manifests/{reference}", limit=limit, retries=retries)
         return self._read_manifest(reply, reference)
 
     @asynccontextmanager
@@ -380,7 +391,7 @@ class RegistryUpstream:
             return reply
 
         try:
-            await self._call("check", Scope(), send, _is_ok)
+            await self._call("check", Scope(), send, _is_one_of(200))
         except UpstreamDenied:
             if credentials is not None:
                 raise
@@ -431,7 +442,8 @@ class RegistryUpstream:
         accept: str = _ACCEPT,
         limit: int = LARGEST,
         query: str = "",
-        fine: _Judge = _is_ok,
+        fine: _Judge = _has_content,
+        retries: int | None = None,
     ) -> _Reply:
         """One small answer. What is not `fine` is raised."""
         url = f"{self._base}/v2/{repo}/{path}{'?' if query else ''}{query}"
@@ -443,7 +455,7 @@ class RegistryUpstream:
             async with self._calls:
                 return await self._fetch(method, url, headers, limit)
 
-        return await self._call(event, Scope.pull(repo), send, fine)
+        return await self._call(event, Scope.pull(repo), send, fine, retries=retries)
 
     async def _fetch(self, method: _Method, text: str, headers: Mapping[str, str], limit: int) -> _Reply:
         """With redirects, by hand."""
@@ -466,7 +478,7 @@ class RegistryUpstream:
                     ) as response:
                         fields = Fields(response.headers.items())
                         if response.status not in REDIRECTS:
-                            fine = response.status == 200
+                            fine = response.status in _CONTENT
                             content = await read_limited(response, (limit if fine else LARGEST_ERROR) + 1)
                             break
                     entered = self._bounds.next_hop(url, fields.get("Location"), hops)
@@ -478,47 +490,30 @@ class RegistryUpstream:
         except UpstreamError as error:
             error.elsewhere = url is not None and url.origin != self._bounds.base.origin
             raise
-        if fine and len(content) > limit:
-            raise AnswerTooLarge(f"{self._name}: an answer of more than {limit} bytes", upstream=self._name, status=200)
-        if fine and (fields.get("Content-Encoding") or "identity").lower() != "identity":
-            raise self._invalid("an answer that is encoded although identity was asked for", 200)
-        return _Reply(response.status, fields, url, content)
-
-    def _describe(self, reply: _Reply, reference: Reference) -> Descriptor | None:
-        """What a HEAD says, if it says all of it in earnest."""
-        media_type = (reply.fields.get("Content-Type") or "").partition(";")[0].strip().lower()
-        length = reply.fields.get("Content-Length") or ""
-        if media_type not in ACCEPT or not _LENGTH.fullmatch(length) or not 0 < int(length) <= LARGEST:
-            return None
-        if isinstance(reference, Digest):
-            return Descriptor(media_type, reference, int(length))
-        try:
-            digest = Digest.parse(reply.fields.get("Docker-Content-Digest") or "")
-        except DigestInvalid:
-            return None
-        return Descriptor(media_type, digest, int(length))
+        plain = decode(content, fields.get("Content-Encoding"), limit + 1) if fine else content
+        if fine and max(len(content), len(plain)) > limit:
+            raise AnswerTooLarge(
+                f"{self._name}: an answer of more than {limit} bytes", upstream=self._name, status=response.status
+            )
+        return _Reply(response.status, fields, url, plain, sent=content)
 
     def _read_manifest(self, reply: _Reply, reference: Reference) -> Manifest:
-        algorithm = "sha256"
-        if isinstance(reference, Digest):
-            if not reference.matches(reply.content):
-                mismatch = DigestMismatch(
-                    f"the manifest {reference} came as other bytes", upstream=self._name, status=200
-                )
-                self._on_failure(mismatch)
-                raise mismatch
-            algorithm = reference.algorithm
-        else:
-            with suppress(DigestInvalid):
-                said = Digest.parse(reply.fields.get("Docker-Content-Digest") or "")
-                # the bytes decide; the header only says which algorithm upstream names them by
-                algorithm = said.algorithm if said.matches(reply.content) else algorithm
+        fields = reply.fields
         try:
-            return read_manifest(reply.content, reply.fields.get("Content-Type"), algorithm=algorithm)
+            manifest = read_answer(
+                (reply.content, reply.sent), fields.get("Content-Type"), fields.get("Docker-Content-Digest"), reference
+            )
         except ManifestMalformed as error:
-            invalid = self._invalid(f"a manifest that is none: {error}", 200)
+            invalid = self._invalid(f"a manifest that is none: {error}", reply.status)
             self._on_failure(invalid)
             raise invalid from error
+        if manifest is None:
+            mismatch = DigestMismatch(
+                f"the manifest {reference} came as other bytes", upstream=self._name, status=reply.status
+            )
+            self._on_failure(mismatch)
+            raise mismatch
+        return manifest
 
     # -------------------------------------------------------------------------------------------------- blobs
 
@@ -568,10 +563,16 @@ class RegistryUpstream:
     # ------------------------------------------------------------------------------------- what every call goes through
 
     async def _call(
-        self, event: str, scope: Scope, send: Callable[[str | None], Awaitable[_Reply]], fine: _Judge
+        self,
+        event: str,
+        scope: Scope,
+        send: Callable[[str | None], Awaitable[_Reply]],
+        fine: _Judge,
+        *,
+        retries: int | None = None,
     ) -> _Reply:
         try:
-            return await self._call_at_last(event, scope, send, fine)
+            return await self._call_at_last(event, scope, send, fine, self._retries if retries is None else retries)
         except UpstreamNotKnown:
             raise
         except UpstreamError as error:
@@ -579,11 +580,10 @@ class RegistryUpstream:
             raise
 
     async def _call_at_last(
-        self, event: str, scope: Scope, send: Callable[[str | None], Awaitable[_Reply]], fine: _Judge
+        self, event: str, scope: Scope, send: Callable[[str | None], Awaitable[_Reply]], fine: _Judge, retries: int
     ) -> _Reply:
         """Admission, authorisation, retries, back-off. The drawing is at the top of the file."""
-        retries = self._retries
-        authenticated = False
+        tries, authenticated = 1, False
         while True:
             probing = self._admit()
             try:
@@ -593,9 +593,9 @@ class RegistryUpstream:
                 self._note_failure(error)
                 down = self._circuit.verdict(self._clock()).wait > 0
                 late = isinstance(error, UpstreamTimeout | CredentialsUnavailable)
-                if retries and not down and not late and is_worth_retrying(error.status):
-                    retries -= 1
-                    await self._pause(self._retries - retries)
+                if tries <= retries and not down and not late and is_worth_retrying(error.status):
+                    await self._pause(tries)
+                    tries += 1
                     continue
                 raise
             except HostThrottled:
@@ -611,16 +611,17 @@ class RegistryUpstream:
                 self._holds.forgive(reply.url)
             if fine(reply):
                 self._accounts.current.strikes = 0
-                self._tokens.accepted(authorization)
+                if reply.status < 400 or reply.status == 404:
+                    self._tokens.accepted(authorization)
                 return reply
             if reply.status == 401 and not authenticated and await self._reauthenticate(reply, scope, authorization):
                 authenticated = True
                 continue
             failure = self._failure(reply, authorization)
             failure.elsewhere = reply.url.origin != self._bounds.base.origin
-            if retries and isinstance(failure, UpstreamUnavailable) and is_worth_retrying(failure.status):
-                retries -= 1
-                await self._pause(self._retries - retries)
+            if tries <= retries and isinstance(failure, UpstreamUnavailable) and is_worth_retrying(failure.status):
+                await self._pause(tries)
+                tries += 1
                 continue
             raise failure
 
@@ -750,6 +751,10 @@ def unverified() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _described(reply: _Reply) -> dict[str, str | None]:
+    return {name: reply.fields.get(name) for name in ("Content-Type", "Content-Length", "Docker-Content-Digest")}
 
 
 def _close_unwanted(done: asyncio.Future[_Reply]) -> None:

@@ -215,11 +215,16 @@ async def test_a_manifest_that_is_none(registry: FakeRegistry, build: Build, con
 
 
 async def test_an_encoded_manifest(registry: FakeRegistry, build: Build) -> None:
-    """Faults row 5: identity was asked for."""
-    registry.add_image(NAME, "v1", [LAYER])
+    """Faults row 5: identity was asked for; the form counts whose digest is right, and the limit holds for both."""
+    digest = registry.add_image(NAME, "v1", [LAYER])
+    for reference in ("v1", digest):
+        registry.fail("manifests", gzipped)
+        manifest = await build(registry.url).manifest(NAME, reference)
+        assert (manifest.digest, manifest.content) == (digest, registry.manifest(NAME, digest))
+    registry.add_manifest(NAME, b"{}" + b" " * LARGEST, OCI_MANIFEST, "bomb")
     registry.fail("manifests", gzipped)
-    with pytest.raises(UpstreamInvalid):
-        await build(registry.url).manifest(NAME, "v1")
+    with pytest.raises(UpstreamInvalid, match="more than"):
+        await build(registry.url).manifest(NAME, "bomb")
 
 
 async def test_a_manifest_cut_short_is_asked_for_again(registry: FakeRegistry, build: Build) -> None:
@@ -236,7 +241,7 @@ async def test_a_manifest_that_drips(registry: FakeRegistry, build: Build) -> No
     registry.add_image(NAME, "v1", [LAYER])
     registry.fail("manifests", stall(Stall(), 10))
     with pytest.raises(UpstreamTimeout):
-        await build(registry.url, answer_timeout=0.05).manifest(NAME, "v1")
+        await build(registry.url, answer_timeout=2).manifest(NAME, "v1")
     assert registry.count("manifests") == 1
 
 

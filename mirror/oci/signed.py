@@ -1,0 +1,46 @@
+"""Signed manifests of schema 1: their digest is that of the payload, not of the bytes that come over the wire.
+
+Such a manifest is JSON in the "pretty" form of a JSON Web Signature: the payload with one more field, `signatures`, put
+in before its end. Each signature's `protected` header says how to get the payload back: the first `formatLength` bytes,
+and then `formatTail` (Docker image manifest v2, schema 1, "Signed Manifests").
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from mirror.oci.strict_json import read_json
+
+__all__ = ["signed_payload"]
+
+
+def signed_payload(content: bytes) -> bytes | None:
+    """The payload of a signed manifest of schema 1; None if `content` is none.
+
+    None, too, if the fields outside the payload are other than the signatures: nothing vouches for those. Nobody's
+    signature is verified: a digest names bytes, whoever signed them.
+    """
+    if b'"signatures"' not in content:
+        return None
+    try:
+        body = read_json(content)
+        signatures = body.pop("signatures")
+        formats = {_format(one["protected"]) for one in signatures}
+        if body.get("schemaVersion") != 1 or len(formats) != 1:
+            return None
+        [(length, tail)] = formats
+        payload = content[:length] + tail
+        return payload if 0 < length < len(content) and read_json(payload) == body else None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _format(protected: str) -> tuple[int, bytes]:
+    header: dict[str, Any] = read_json(_decode(protected))
+    return int(header["formatLength"]), _decode(header["formatTail"])
+
+
+def _decode(text: str) -> bytes:
+    """Base64url without padding (RFC 7515, 2)."""
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
