@@ -248,8 +248,13 @@ class BlobStore(Protocol):
     def delete(self, digest: Digest) -> int:
         """Blocking: drop the name; returns the bytes that this frees. Repeatable (0). Open readers read on."""
 
-    def set_aside(self, digest: Digest) -> None:
-        """Blocking: take a blob whose bytes are wrong out of service; a later request fetches it again. Repeatable."""
+    def set_aside(self, digest: Digest, seen: BlobReader | None) -> bool:
+        """Blocking: take a blob out of service; a later request fetches it again. Repeatable.
+
+        `seen` is the open reader that gave wrong bytes, or could not read them; None if `open` raised
+        `BlobUnreadable`. A file that has taken its place since was judged by nobody, and stays. Returns whether the
+        blob that was seen left its place by this call. Raises `StoreError`.
+        """
 
     def aside(self) -> Sequence[Aside]:
         """Blocking: what was set aside and is kept, in no order. Raises `StoreError`."""

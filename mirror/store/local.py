@@ -38,7 +38,7 @@ from typing import Final
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
 from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
 from mirror.policy.quarantine import Aside
-from mirror.ports import BlobInfo, Body
+from mirror.ports import BlobInfo, BlobReader, Body, SupportsFileno
 from mirror.store import quarantine
 from mirror.store.files import Unsynced, make_folder, store_errors, sync_folder, write_whole
 from mirror.store.layout import LAYOUT, Layout, digest_from, digest_of_ingest, state_of
@@ -237,9 +237,8 @@ class LocalStore:
                 return 0
         return size
 
-    def set_aside(self, digest: Digest) -> None:
-        """Move a blob whose bytes are wrong out of the way; a later request fetches it again. Repeatable."""
-        quarantine.put(self.layout, digest)
+    def set_aside(self, digest: Digest, seen: BlobReader | None) -> bool:
+        return quarantine.put(self.layout, digest, seen.fileno() if isinstance(seen, SupportsFileno) else None)
 
     def aside(self) -> Sequence[Aside]:
         # every worker asks each second: a folder that has not changed for a while is not opened for it

@@ -116,11 +116,13 @@ class MemoryStore:
             blob = self._present.pop(digest, None)
             return len(blob.content) if blob else 0
 
-    def set_aside(self, digest: Digest) -> None:
+    def set_aside(self, digest: Digest, seen: BlobReader | None) -> bool:
         with self.changed:
-            blob = self._present.pop(digest, None)
-            if blob:
-                self._aside[digest] = blob, time.time()
+            blob = self._present.get(digest)
+            if blob is None or not isinstance(seen, MemoryReader) or not seen.reads(blob):
+                return False
+            self._aside[digest] = self._present.pop(digest), time.time()
+            return True
 
     def aside(self) -> Sequence[Aside]:
         with self.changed:

@@ -5,40 +5,75 @@
 
 Whoever has it open reads on. The time of change says when it was set aside: it is written first, so that a blob never
 lies here with an older one. Files of other names are foreign and left alone.
+
+Several processes may find the same damaged blob. The first one sets it aside and fetches it again; the others must not
+take the new file for the old one. So `put` moves the very file that its caller has read and still has open (its inode
+cannot be given to a new file until then), one `put` at a time over all processes of the store.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat as modes
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from mirror.oci.digest import Digest
 from mirror.policy.quarantine import Aside
 from mirror.store.files import store_errors
 from mirror.store.layout import Layout, digest_from
-from mirror.store.locks import is_locked
+from mirror.store.locks import is_locked, open_lock
 
 __all__ = ["changed", "drop", "kept", "put"]
 
 
-def put(layout: Layout, digest: Digest) -> None:
-    """Repeatable; one that is not here is none of ours. Raises `StoreError`."""
+def put(layout: Layout, digest: Digest, seen: int | None) -> bool:
+    """Move the file that is open as the descriptor `seen` (None: the disk refuses to open it) here, if the blob's name
+    still leads to it; returns whether it did. Repeatable. Raises `StoreError`.
+    """
     path = layout.blob(digest)
-    with store_errors(f"setting {digest} aside"):
+    with store_errors(f"setting {digest} aside"), _one_at_a_time(layout):
         try:
-            used_at = os.lstat(path).st_atime
+            found = os.lstat(path)
         except FileNotFoundError:
-            return
+            return False
+        if not (_cannot_be_opened(path) if seen is None else os.path.samestat(found, os.fstat(seen))):
+            return False
         # what refuses to take a time is set aside all the same
         with suppress(OSError):
-            os.utime(path, (used_at, time.time()), follow_symlinks=False)
+            os.utime(path, (found.st_atime, time.time()), follow_symlinks=False)
         # the folder may have been cleared away by hand; what is damaged must not stay in its place for that
         layout.quarantine.mkdir(mode=0o700, exist_ok=True)
-        with suppress(FileNotFoundError):
+        try:
             os.rename(path, _path(layout, digest))
+        except FileNotFoundError:
+            return False
+        return True
+
+
+@contextmanager
+def _one_at_a_time(layout: Layout) -> Iterator[None]:
+    """Blocking, for the few system calls of another process's `put`."""
+    lock = open_lock(layout, "quarantine")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _cannot_be_opened(path: str) -> bool:
+    """Whether the disk does not give the file at all. Raises `OSError` if that cannot be told."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return True
+    return False
 
 
 def changed(layout: Layout) -> int | None:

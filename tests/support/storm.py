@@ -509,15 +509,18 @@ class Storm:
         below = {digest, *(Digest.parse(one["digest"]) for one in parsed.get("layers", []))}
         below |= {Digest.parse(parsed["config"]["digest"])} if "config" in parsed else set()
         linked = mirror.app.storage.catalog.get_manifest(repo, digest) is not None
-        if linked and all(_is_here(store, one) for one in below):
+        # another actor may have unpinned it while this one waited
+        still_pinned = mirror.app.storage.pins.get(repo, digest) is not None
+        if still_pinned and linked and all(_is_here(store, one) for one in below):
             self._say(f"safe {name} {str(digest)[:19]}")
             self._safe[name] |= below
 
     async def _unpin(self) -> None:
         name = self.dice.choice(_NAMES)
+        mirror = await self._mirror()
+        # without a wait in between: what is safe and what is pinned change together
         self._say(f"unpin all of {name}")
         self._safe[name].clear()
-        mirror = await self._mirror()
         for digest in list(self._images[name]):
             mirror.app.storage.pins.drop(Repo("docker.io", name), digest)
 
