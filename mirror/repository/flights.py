@@ -52,6 +52,7 @@ from mirror.oci.digest import Digest
 from mirror.once import end
 from mirror.policy.filling import may_send, next_try
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Body, Ingest
+from mirror.repository.stored import hashes_to
 from mirror.threads import to_its_end
 
 __all__ = ["Flight", "Flights", "Pull", "Reservation", "Room"]
@@ -373,7 +374,7 @@ class Flights:
 
     async def _fly(self, flight: Flight, pull: Pull, vouch: Vouch | None) -> None:
         while True:
-            if self._is_here(flight):
+            if await self._is_here(flight):
                 return
             ingest = await self._in_thread(
                 self._store.ingest, flight.digest, flight.upstream, unwanted=lambda made: made.close()
@@ -381,7 +382,7 @@ class Flights:
             try:
                 if ingest.try_lock():
                     # between the look above and the lock another process may have published it
-                    if self._is_here(flight):
+                    if await self._is_here(flight):
                         ingest.abort(keep=False)
                         return
                     await self._fill(flight, ingest, pull, vouch)
@@ -396,16 +397,42 @@ class Flights:
             finally:
                 ingest.close()
 
-    def _is_here(self, flight: Flight) -> bool:
+    async def _is_here(self, flight: Flight) -> bool:
+        """Whether it has landed, because the blob is in the store by now."""
         if flight.known.done():
             return False
         try:
-            info, reader = self._store.open(flight.digest)
+            info, reader = await self._open_right(flight.digest, flight.size)
         except BlobUnknown:
             return False
         flight._announce(lambda: reader)
         flight._land(info.size)
         return True
+
+    async def _open_right(self, digest: Digest, size: int | None) -> tuple[BlobInfo, BlobReader]:
+        """The blob that is in the store. One of another size than `size` (None: nobody says it) is read before it is
+        believed; a damaged one leaves the store. Raises `BlobUnknown`, `StoreError`.
+        """
+        while True:
+            info, reader = self._store.open(digest)
+            if info.size == size or await self._check(digest, reader):
+                return info, reader
+
+    async def _check(self, digest: Digest, reader: BlobReader) -> bool:
+        return await self._in_thread(self._is_right, digest, reader, unwanted=lambda _right: reader.close())
+
+    def _is_right(self, digest: Digest, reader: BlobReader) -> bool:
+        """Blocking: what is not right leaves the store, and is closed."""
+        try:
+            right = hashes_to(reader, digest)
+            if not right and self._store.set_aside(digest, reader):
+                telemetry.log.error("damaged blob set aside", digest=str(digest), reason="found by a flight")
+        except BaseException:
+            reader.close()
+            raise
+        if not right:
+            reader.close()
+        return right
 
     # ---------------------------------------------------------------------------- another process fills
 
@@ -414,7 +441,7 @@ class Flights:
         pause = _LOOK_FIRST
         moved_at = time.monotonic()
         while True:
-            if self._is_here(flight):
+            if await self._is_here(flight):
                 # before the headers of this registry another one's bytes may have been verified
                 return True
             before = ingest.offset
@@ -491,7 +518,7 @@ class Flights:
         True: the flight has landed in the store before upstream had answered; the ingest is not needed.
         """
         receiving = asyncio.create_task(self._receive_from_upstream(flight, ingest, pull, vouch))
-        publishing = asyncio.create_task(self._wait_until_published(flight.digest))
+        publishing = asyncio.create_task(self._wait_until_published(flight))
         try:
             await asyncio.wait({receiving, publishing}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -511,13 +538,13 @@ class Flights:
         finally:
             reader.close()
 
-    async def _wait_until_published(self, digest: Digest) -> tuple[BlobInfo, BlobReader]:
+    async def _wait_until_published(self, flight: Flight) -> tuple[BlobInfo, BlobReader]:
         while True:
             await asyncio.sleep(_LOOK_FOR_PUBLISHED)
             # what cannot be opened now is no reason to leave an upstream that gives it
             with suppress(BlobUnknown, StoreError):
-                self._store.stat(digest)
-                return self._store.open(digest)
+                self._store.stat(flight.digest)
+                return await self._open_right(flight.digest, flight.size)
 
     async def _receive_from_upstream(self, flight: Flight, ingest: Ingest, pull: Pull, vouch: Vouch | None) -> None:
         """Until every byte is there, over as many upstream answers as it takes."""

@@ -19,7 +19,6 @@ from mirror.errors import (
     BlobDamaged,
     BlobUnknown,
     BlobUnreadable,
-    IndexUnavailable,
     ManifestUnknown,
     StoreError,
     StoreFull,
@@ -290,15 +289,15 @@ class ProxiedRepository:
             return await self._blob_without_grant(digest)
         try:
             info, reader = self._shelf.store.open(digest)
-        except BlobUnreadable as error:
-            return await self._instead(digest, granted, error)
+        except BlobUnreadable:
+            return await self._instead(digest, granted)
         except (BlobUnknown, StoreError):
             return await self._fly(digest, granted)
         try:
             await self._shelf.check_whole(info, granted)
-        except (BlobDamaged, BlobUnreadable) as error:
+        except (BlobDamaged, BlobUnreadable):
             reader.close()
-            return await self._instead(digest, granted, error)
+            return await self._instead(digest, granted)
         except StoreError as error:
             reader.close()
             return await self._around(digest, granted, error)
@@ -308,10 +307,10 @@ class ProxiedRepository:
         self._shelf.touch(digest)
         return StoredContent(digest, info.size, reader, self._passing(digest), self._shelf.doubt)
 
-    async def _instead(self, digest: Digest, granted: int, error: BlobDamaged | BlobUnreadable) -> BlobContent:
+    async def _instead(self, digest: Digest, granted: int) -> BlobContent:
         """Fetched again, around the store where what is wrong there cannot be moved out of the way."""
         try:
-            await asyncio.to_thread(set_aside, self._shelf.store, digest, error)
+            await asyncio.to_thread(set_aside, self._shelf.store, digest)
         except StoreError as refused:
             return await self._around(digest, granted, refused)
         return await self._fly(digest, granted)
@@ -444,20 +443,19 @@ class ProxiedRepository:
         return BlobStat(size, Outcome.MISS, self._upstream.name)
 
     async def _granted(self, digest: Digest) -> int | None:
-        """The size in bytes that the blob has, -1 where unknown; None: this repository may not serve it.
+        """The size in bytes that the blob has, -1 if unknown; None: this repository may not serve it.
 
-        A manifest says it, or that the blob was here once: its digest was right. Upstream's word counts for nothing.
+        A manifest says it, or this process has hashed the blob. What the index remembers is the size of a file, which
+        may have been cut; upstream's word counts for nothing.
         """
         granted = await self._shelf.grants.size(self.repo, digest)
         if granted is None or granted >= 0:
             return granted
-        record = None
-        with suppress(IndexUnavailable):
-            record = await self._shelf.index.get(digest)
-        if record is None:
+        hashed = self._shelf.sound.get(digest)
+        if hashed is None:
             return -1
-        await self._shelf.grants.give(self.repo, {digest: record.size})
-        return record.size
+        await self._shelf.grants.give(self.repo, {digest: hashed})
+        return hashed
 
     async def _blob_without_grant(self, digest: Digest) -> BlobContent:
         """Upstream must answer for this blob in this repository, by the fill itself where there is one to be made."""

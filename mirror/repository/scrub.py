@@ -32,7 +32,7 @@ from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Repo
 from mirror.policy.pacing import Pace
-from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog, SupportsFileno, SupportsReadOnce
+from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog, SupportsReadOnce
 from mirror.repository.closure import Node, Role, read_closure, read_stored_manifest
 from mirror.repository.router import Router
 from mirror.repository.shelf import Shelf
@@ -176,7 +176,7 @@ class Scrub:
         Raises `StoreError` where the damaged blob cannot be set aside.
         """
         try:
-            right = await self._is_right(digest, progress) or await self._is_right(digest, progress)
+            left = not await self._is_right(digest, progress) and await self._leaves(digest, progress)
         except BlobUnknown:
             return
         except StoreError as error:
@@ -186,49 +186,50 @@ class Scrub:
             _name(progress.unreadable, digest)
             return
         progress.blobs += 1
-        if right:
+        if not left:
             return
         telemetry.SCRUB_DAMAGED.inc()
         telemetry.log.error("scrub.damaged", digest=str(digest))
         progress.damaged += 1
-        await asyncio.to_thread(self._store.set_aside, digest)
         progress.waiting.append(digest)
         if len(progress.waiting) >= _BATCH:
             await self.mend(progress)
 
     async def _is_right(self, digest: Digest, progress: ScrubProgress) -> bool:
-        """True as well where the name leads to another file by now. Raises `BlobUnknown`, `StoreError`."""
+        """Raises `BlobUnknown`, `StoreError`."""
         _, reader = self._store.open(digest)
         try:
-            hashing, offset = hasher(digest), 0
-            while True:
-                # to its end: the descriptor must not be closed, and perhaps given away, under the thread
-                piece = await to_its_end(asyncio.to_thread(_read_and_hash, reader, offset, hashing.update))
-                if not piece:
-                    break
-                offset += len(piece)
-                telemetry.SCRUBBED_BYTES.inc(len(piece))
-                self._read(len(piece))
-                wait = self._pace.take(len(piece), self._now())
-                if wait > 0:
-                    await self._sleep(wait)
-            progress.bytes += offset
-            return hashing.hexdigest() == digest.hex or not self._is_still(digest, reader)
+            return await self._hashes_to(reader, digest, progress)
         finally:
             reader.close()
 
-    def _is_still(self, digest: Digest, reader: BlobReader) -> bool:
-        """Whether the name leads to the file that was read: another process may have replaced it."""
+    async def _leaves(self, digest: Digest, progress: ScrubProgress) -> bool:
+        """A second look at what was wrong at the first; what is still wrong is set aside. False as well if another
+        process has replaced the file meanwhile. Raises `BlobUnknown`, `StoreError`.
+        """
+        _, reader = self._store.open(digest)
         try:
-            _, again = self._store.open(digest)
-        except BlobUnknown:
-            return False
-        try:
-            if not isinstance(reader, SupportsFileno) or not isinstance(again, SupportsFileno):
-                return True
-            return os.path.samestat(os.fstat(reader.fileno()), os.fstat(again.fileno()))
+            if await self._hashes_to(reader, digest, progress):
+                return False
+            return await to_its_end(asyncio.to_thread(self._store.set_aside, digest, reader))
         finally:
-            again.close()
+            reader.close()
+
+    async def _hashes_to(self, reader: BlobReader, digest: Digest, progress: ScrubProgress) -> bool:
+        hashing, offset = hasher(digest), 0
+        while True:
+            # to its end: the descriptor must not be closed, and perhaps given away, under the thread
+            piece = await to_its_end(asyncio.to_thread(_read_and_hash, reader, offset, hashing.update))
+            if not piece:
+                break
+            offset += len(piece)
+            telemetry.SCRUBBED_BYTES.inc(len(piece))
+            self._read(len(piece))
+            wait = self._pace.take(len(piece), self._now())
+            if wait > 0:
+                await self._sleep(wait)
+        progress.bytes += offset
+        return hashing.hexdigest() == digest.hex
 
     async def mend(self, progress: ScrubProgress) -> None:
         """Fetch again what waits, manifests first: they say which repositories may have the rest."""

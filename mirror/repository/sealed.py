@@ -173,9 +173,9 @@ class SealedRepository:
             raise self._missed(digest, named=True) from None
         try:
             await self._shelf.check_whole(info, granted)
-        except BlobDamaged as damage:
+        except BlobDamaged:
             reader.close()
-            await asyncio.to_thread(set_aside, self._shelf.store, digest, damage)
+            await asyncio.to_thread(set_aside, self._shelf.store, digest)
             raise self._missed(digest, named=True) from None
         except BaseException:
             reader.close()

@@ -115,7 +115,8 @@ class Shelf:
     )
     #: When the disk was last looked at for a manifest that is in memory (epoch seconds).
     looked: Hot[Digest, float] = field(default_factory=lambda: Hot(4 << 20, lambda _: 256))
-    #: Sizes in bytes of blobs that were hashed here because a manifest says another size.
+    #: Sizes in bytes of blobs that were hashed by this process: filled by it, or read because no manifest says the size
+    #: or one says another.
     sound: Hot[Digest, int] = field(default_factory=lambda: Hot(1 << 20, lambda _: 256))
     once: Once = field(default_factory=Once)
     telling: set[asyncio.Task[None]] = field(default_factory=set)
@@ -193,8 +194,9 @@ class Shelf:
         await asyncio.to_thread(doubt, self.store, digest)
 
     async def landed(self, info: BlobInfo) -> None:
-        """A blob was published: remember it."""
+        """A blob was published, which means that its digest was right: remember it."""
         self.went_cached()
+        self.sound.put(info.digest, info.size)
         await asyncio.wait({self._behind(self.arrived(info))}, timeout=_PATIENCE)
 
     async def named(self, manifest: Manifest) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from mirror import telemetry
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import INDEXES, LARGEST, Manifest, ManifestMalformed, read_manifest
 from mirror.oci.reference import Repo
-from mirror.ports import BlobInfo, BlobStore, Catalog
+from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog
 
-__all__ = ["doubt", "indexes_naming", "is_right", "set_aside", "stored_manifest"]
+__all__ = ["doubt", "hashes_to", "indexes_naming", "is_right", "set_aside", "stored_manifest"]
 
 
 def stored_manifest(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> Manifest | None:
@@ -44,8 +42,8 @@ def _content(store: BlobStore, digest: Digest) -> bytes | None:
         return store.read(digest, LARGEST)
     except BlobUnknown:
         return None
-    except (BlobDamaged, BlobUnreadable) as error:
-        _if_possible(set_aside, store, digest, error)
+    except (BlobDamaged, BlobUnreadable):
+        doubt(store, digest)
         return None
     except StoreError as error:
         # this time it could not be looked at, for want of descriptors perhaps; that says nothing about it
@@ -53,78 +51,63 @@ def _content(store: BlobStore, digest: Digest) -> bytes | None:
         return None
 
 
-def set_aside(store: BlobStore, digest: Digest, error: BlobDamaged | BlobUnreadable) -> None:
-    """Blocking: take a blob that is damaged, or that the disk does not give, out of service. Raises `StoreError`.
+def set_aside(store: BlobStore, digest: Digest) -> None:
+    """Blocking: read all of a blob, and take it out of service if it is damaged or the disk does not give it. Raises
+    `StoreError`.
 
-    It is looked at once more: others may have met it too, and what has come in its place since is good.
+    The caller has found it damaged, but others may have found that too, and fetched it again since. And a cable that
+    was loose for a moment must not empty a sealed mirror.
     """
     try:
-        if _hash(store, digest)[1] == digest.hex:
-            return
-    except BlobUnknown:
-        return
-    except BlobUnreadable as unreadable:
-        error = unreadable
-    _put_aside(store, digest, error)
-
-
-def _put_aside(store: BlobStore, digest: Digest, error: BlobDamaged | BlobUnreadable) -> None:
-    telemetry.log.error("damaged blob set aside", digest=str(digest), reason=str(error))
-    store.set_aside(digest)
-
-
-def _if_possible(
-    put: Callable[[BlobStore, Digest, BlobDamaged | BlobUnreadable], None],
-    store: BlobStore,
-    digest: Digest,
-    error: BlobDamaged | BlobUnreadable,
-) -> None:
-    try:
-        put(store, digest, error)
-    except StoreError as refused:
-        telemetry.log.error("could not set a blob aside", digest=str(digest), reason=str(refused))
-
-
-def doubt(store: BlobStore, digest: Digest) -> None:
-    """Blocking: read all of a blob that failed while it was sent, and take it out of service if it is not right. One
-    that can be read the second time stays: a cable that was loose for a moment must not empty a sealed mirror.
-    """
-    try:
-        right = _hash(store, digest)[1] == digest.hex
+        info, reader = store.open(digest)
     except BlobUnknown:
         return
     except BlobUnreadable as error:
-        _if_possible(_put_aside, store, digest, error)
+        _put_aside(store, digest, None, error)
+        return
+    try:
+        if not hashes_to(reader, digest):
+            _put_aside(store, digest, reader, BlobDamaged(f"its {info.size} bytes are not what the digest names"))
+    except BlobUnreadable as error:
+        _put_aside(store, digest, reader, error)
+    finally:
+        reader.close()
+
+
+def _put_aside(store: BlobStore, digest: Digest, seen: BlobReader | None, error: BlobDamaged | BlobUnreadable) -> None:
+    if store.set_aside(digest, seen):
+        telemetry.log.error("damaged blob set aside", digest=str(digest), reason=str(error))
+
+
+def doubt(store: BlobStore, digest: Digest) -> None:
+    """Blocking: the same for a blob that failed while it was sent, or was found damaged, if that is possible."""
+    try:
+        set_aside(store, digest)
     except StoreError as error:
-        telemetry.log.warning("could not read a blob", digest=str(digest), reason=str(error))
-    else:
-        if not right:
-            _if_possible(_put_aside, store, digest, BlobDamaged(f"its bytes are not {digest}"))
+        telemetry.log.error("could not set a blob aside", digest=str(digest), reason=str(error))
 
 
 def is_right(store: BlobStore, info: BlobInfo) -> bool:
-    """Blocking: whether the blob has this size and the bytes that its digest names; False, too, where it is gone
-    meanwhile. Who has opened a blob of another size has not opened the one that is right.
+    """Blocking: whether the blob has this size and the bytes that its digest names. False also if it is gone, and if
+    the file that the caller opened had another size: it was replaced since.
 
     Raises `BlobUnreadable`, `StoreError`: that the disk does not tell says nothing about the blob.
     """
     try:
-        return _hash(store, info.digest) == (info.size, info.digest.hex)
+        found, reader = store.open(info.digest)
     except BlobUnknown:
         return False
-
-
-def _hash(store: BlobStore, digest: Digest) -> tuple[int, str]:
-    """Blocking: how many bytes there are, and their hash in hexadecimal. Raises `BlobUnknown`, `BlobUnreadable`,
-    `StoreError`.
-    """
-    _, reader = store.open(digest)
     try:
-        hashing = hasher(digest)
-        offset = 0
-        while block := reader.pread(1 << 20, offset):
-            hashing.update(block)
-            offset += len(block)
+        return found.size == info.size and hashes_to(reader, info.digest)
     finally:
         reader.close()
-    return offset, hashing.hexdigest()
+
+
+def hashes_to(reader: BlobReader, digest: Digest) -> bool:
+    """Blocking: whether these are the bytes that the digest names. Raises `BlobUnreadable`, `StoreError`."""
+    hashing = hasher(digest)
+    offset = 0
+    while block := reader.pread(1 << 20, offset):
+        hashing.update(block)
+        offset += len(block)
+    return hashing.hexdigest() == digest.hex

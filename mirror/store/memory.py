@@ -19,7 +19,7 @@ from mirror.oci.reference import Reference, Repo
 from mirror.policy.quarantine import Aside
 from mirror.policy.records import ManifestRecord, Pin, Sighting, TagRecord
 from mirror.policy.unread import UnreadNote
-from mirror.ports import BlobInfo, Body
+from mirror.ports import BlobInfo, BlobReader, Body
 
 __all__ = ["MemoryCatalog", "MemoryIngest", "MemoryPins", "MemoryReader", "MemoryStore"]
 
@@ -52,6 +52,10 @@ class MemoryReader:
         if self._blob is None:
             raise StoreError("reading a blob: the reader is closed")
         return bytes(memoryview(self._blob.content)[offset : offset + size])
+
+    def reads(self, blob: _Blob) -> bool:
+        """Whether this is what is read."""
+        return self._blob is blob
 
     def close(self) -> None:
         self._blob = None

@@ -17,7 +17,6 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from mirror import telemetry
 from mirror.errors import BlobDamaged, BlobUnknown, BundleError, IndexUnavailable, StoreError, StoreFull
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_manifest
@@ -29,6 +28,7 @@ from mirror.ports import BlobStore, Catalog, ContentIndex, Ingest
 from mirror.repository.flights import Reservation, Room
 from mirror.repository.grants import named_by
 from mirror.repository.names import NamesOnDisk
+from mirror.repository.stored import set_aside
 from mirror.repository.tag_history import TagHistories
 from mirror.threads import to_its_end
 from mirror.transfer.inventory import ListedImage
@@ -341,9 +341,9 @@ class _Admitting:
             return
         here = await asyncio.to_thread(_size_here, self._site.store, digest)
         if here is not None and size not in (None, here):
-            telemetry.log.error("damaged blob set aside", digest=str(digest), reason=f"{here} bytes, not {size}")
-            await asyncio.to_thread(self._site.store.set_aside, digest)
-            here = None
+            # which of them is wrong, its bytes tell
+            await asyncio.to_thread(set_aside, self._site.store, digest)
+            here = await asyncio.to_thread(_size_here, self._site.store, digest)
         if here is not None:
             done.here[digest] = here
             self._told(size or 0)
@@ -486,6 +486,6 @@ def _is_sound(store: BlobStore, digest: Digest) -> bool:
     except BlobUnknown:
         return False
     except BlobDamaged:
-        store.set_aside(digest)
+        set_aside(store, digest)
         return False
     return True

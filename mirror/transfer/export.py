@@ -22,7 +22,7 @@ from mirror.oci.reference import Repo
 from mirror.policy.images import Image
 from mirror.policy.platforms import Platform
 from mirror.policy.sizes import format_size
-from mirror.ports import BlobStore, Catalog
+from mirror.ports import BlobReader, BlobStore, Catalog
 from mirror.repository.closure import Closure, Node, Role, read_closure, read_stored_manifest
 from mirror.transfer.admit import Told
 from mirror.transfer.inventory import Inventory, ListedImage
@@ -268,12 +268,19 @@ def _verified(store: BlobStore, digest: Digest, told: Told) -> Iterator[bytes]:
             offset += len(chunk)
             told(len(chunk))
             yield chunk
+        if hashing.hexdigest() != digest.hex:
+            raise _damaged(store, digest, reader)
     finally:
         reader.close()
-    if hashing.hexdigest() != digest.hex:
-        telemetry.log.error("damaged blob set aside", digest=str(digest), reason="found by an export")
-        try:
-            store.set_aside(digest)
-        except StoreError as error:
-            raise BundleError(f"{digest} is damaged on this mirror's disk, and could not be set aside") from error
-        raise BundleError(f"{digest} was damaged on this mirror's disk and is set aside: pull or prefetch it again")
+
+
+def _damaged(store: BlobStore, digest: Digest, reader: BlobReader) -> BundleError:
+    """Set aside what the reader gave; returns the error that says so."""
+    try:
+        if store.set_aside(digest, reader):
+            telemetry.log.error("damaged blob set aside", digest=str(digest), reason="found by an export")
+    except StoreError as error:
+        refused = BundleError(f"{digest} is damaged on this mirror's disk, and could not be set aside")
+        refused.__cause__ = error
+        return refused
+    return BundleError(f"{digest} was damaged on this mirror's disk and is set aside: pull or prefetch it again")

@@ -20,6 +20,7 @@ from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, live_mirror, noise
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.process import PATIENCE, ProgramProcess, eventually, run
+from tests.support.store_suite import put_aside
 from tests.support.tmpfs import read_only, tmpfs
 
 _LAYER = noise(400_000)
@@ -344,7 +345,7 @@ async def test_34_a_quarantine_that_fills_the_disk(full: FakeRegistry, tmp_path:
                 for number in range(11 if name == "next" else 0):
                     content = noise(900_000, seed=100 + number)
                     mirror.app.storage.store.put(Digest.of(content), content)
-                    mirror.app.storage.store.set_aside(Digest.of(content))
+                    put_aside(mirror.app.storage.store, Digest.of(content))
                 assert (await mirror.ask(f"/v2/library/{name}/manifests/v1")).status == 200
                 got = await mirror.ask(f"/v2/library/{name}/blobs/{Digest.of(layer)}")
                 assert (got.status, got.body) == (200, layer)

@@ -33,7 +33,7 @@ from mirror.repository.reconcile import INCOMPLETE, MARK, ensure
 from mirror.store.memory import MemoryCatalog, MemoryIngest, MemoryStore
 from tests.support.clock import Clock
 from tests.support.redis_server import RedisServer
-from tests.support.store_suite import filled
+from tests.support.store_suite import filled, put_aside
 
 START = 1_000_000.0
 REPO = Repo("docker.io", "library/app")
@@ -313,7 +313,7 @@ def set_aside(world: World, number: int, size: int = 100, *, ago: float = 0.0) -
     """A damaged blob in the quarantine, set aside so many seconds before now."""
     content = f"damaged {number}".encode().ljust(size, b".")
     world.store.put(digest := Digest.of(content), content)
-    world.store.set_aside(digest)
+    put_aside(world.store, digest)
     blob, _ = world.store._aside[digest]
     world.store._aside[digest] = blob, world.clock() - ago
     return digest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -607,3 +608,47 @@ class SilentUpstream(GatedUpstream):
         self.asked.set()
         await asyncio.Event().wait()
         yield GatedBody(self, start)
+
+
+def cut(store: BlobStore) -> None:
+    """Half of the blob's bytes are gone, as after a bad restore of the disk."""
+    store.put(DIGEST, CONTENT)
+    if isinstance(store, MemoryStore):
+        store.damage(DIGEST, CONTENT[:HALF])
+    else:
+        assert isinstance(store, LocalStore)
+        os.chmod(store.layout.blob(DIGEST), 0o600)
+        os.truncate(store.layout.blob(DIGEST), HALF)
+
+
+@pytest.mark.parametrize("size", [SIZE, None])
+async def test_39_a_cut_file_that_appears_while_a_flight_begins(
+    hangar: Hangar, store: BlobStore, size: int | None
+) -> None:
+    """The blob was not here when the client asked, and a file of its name is when the flight begins: it is believed
+    only if it is right. A cut one is set aside, and its followers get the whole blob.
+    """
+    cut(store)
+    upstream = GatedUpstream(is_open=True)
+    flight = await hangar.join(upstream, size=size)
+    assert await everything(flight) == CONTENT
+    await flight.over.wait()
+    assert upstream.starts == [0]
+    assert [one.size for one in store.aside()] == [HALF]
+    # what is right is believed, whatever somebody's manifest says of its size
+    for said in (SIZE, None, 5):
+        flight = await hangar.join(upstream, size=said)
+        assert await everything(flight) == CONTENT
+        await flight.over.wait()
+    assert upstream.starts == [0]
+
+
+async def test_39_a_cut_file_that_appears_while_upstream_is_silent(hangar: Hangar, store: BlobStore) -> None:
+    """It is not taken for a blob that another registry's flight has published."""
+    silent = SilentUpstream()
+    waiting = asyncio.create_task(hangar.join(silent))
+    await silent.asked.wait()
+    cut(store)
+    await reached(lambda: bool(store.aside()))
+    store.put(DIGEST, CONTENT)
+    assert await everything(await waiting) == CONTENT

@@ -15,6 +15,7 @@ import pytest
 from mirror import telemetry
 from mirror.errors import StoreError
 from mirror.oci.digest import Digest
+from mirror.repository.reconcile import reconcile
 from tests.support.fake_registry import FakeRegistry, stall, wrong_bytes
 from tests.support.live_mirror import PATIENCE, Got, LiveMirror, live_mirror, noise, reached, until
 from tests.support.scripted import Close, Script, Stall, chunked, head
@@ -174,6 +175,39 @@ async def test_39_truncated_and_the_index_lost(
 
 
 @pytest.mark.usefixtures("image")
+@pytest.mark.parametrize("ask", ["GET", "HEAD", "fill"])
+async def test_39_the_index_was_told_of_a_truncated_file(registry: FakeRegistry, tmp_path: Path, ask: str) -> None:
+    """Row 39: the index was rebuilt after the file was cut, so that it remembers the wrong size. That is not taken for
+    the size of the blob: neither is the cut file served whole, nor is what upstream has refused for its size.
+    """
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}) as mirror:
+        await _pull(mirror, by_manifest=False)
+        os.truncate(_writable(mirror.blob_file(_DIGEST)), 1000)
+        await mirror.app.storage.index.clear()
+    # without a manifest upstream's word alone gives the right to the blob, and nothing but the file tells a size
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}) as mirror:
+        storage = mirror.app.storage
+        await reconcile(storage.store, storage.catalog, storage.index)
+        known = await storage.index.get(_DIGEST)
+        assert known is not None
+        assert known.size == 1000
+        if ask == "HEAD":
+            for _ in range(2):
+                answer = await mirror.ask(_AT, method="HEAD")
+                assert (answer.status, answer.headers["Content-Length"]) == (200, str(_SIZE))
+            return
+        if ask == "fill":
+            assert (await mirror.ask(_AT, method="HEAD")).status == 200
+            mirror.blob_file(_DIGEST).unlink()
+        _is_whole(await mirror.ask(_AT))
+        await mirror.landed(_DIGEST)
+        assert mirror.blob_file(_DIGEST).read_bytes() == _LAYER
+        registry.forget()
+        _is_whole(await mirror.ask(_AT))
+        assert registry.count("blobs") == 0
+
+
+@pytest.mark.usefixtures("image")
 async def test_39_a_size_in_doubt_and_a_disk_that_does_not_tell(
     registry: FakeRegistry, mirror: LiveMirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +216,8 @@ async def test_39_a_size_in_doubt_and_a_disk_that_does_not_tell(
     """
     await _pull(mirror, by_manifest=False)
     await mirror.app.storage.index.clear()
+    # as a process that has not filled it
+    mirror.app.shelf.sound.drop(_DIGEST)
 
     def fail(store: object, digest: Digest) -> bool:
         raise StoreError("too many open files")

@@ -31,7 +31,18 @@ from mirror.store.local import LocalStore
 from mirror.store.recovery import Swept, sweep
 from mirror.store.state import read_state, write_state
 from tests.support.catalog_suite import CatalogSuite
-from tests.support.store_suite import CONTENT, DIGEST, LATER, REGISTRY, Damage, Pieces, StoreSuite, filled, quiet
+from tests.support.store_suite import (
+    CONTENT,
+    DIGEST,
+    LATER,
+    REGISTRY,
+    Damage,
+    Pieces,
+    StoreSuite,
+    filled,
+    put_aside,
+    quiet,
+)
 from tests.support.tmpfs import tmpfs
 
 
@@ -449,14 +460,14 @@ def test_quarantined_bytes_stay_for_the_curious(store: LocalStore) -> None:
     path.write_bytes(b"rot")
     with pytest.raises(BlobDamaged):
         store.read(DIGEST, 1 << 20)
-    store.set_aside(DIGEST)
+    put_aside(store, DIGEST)
     assert (store.layout.quarantine / f"sha256-{DIGEST.hex}").read_bytes() == b"rot"
 
 
 def test_only_our_own_files_are_in_the_quarantine(store: LocalStore) -> None:
     """Notes, folders and links that somebody has put there are neither counted nor touched."""
     store.put(DIGEST, CONTENT)
-    store.set_aside(DIGEST)
+    put_aside(store, DIGEST)
     (store.layout.quarantine / "notes.txt").write_text("the disk is bad")
     (store.layout.quarantine / f"sha256-{Digest.of(b'folder').hex}").mkdir()
     (store.layout.quarantine / f"sha256-{Digest.of(b'link').hex}").symlink_to("notes.txt")
@@ -482,7 +493,7 @@ def test_a_quarantine_that_was_cleared_away(store: LocalStore) -> None:
     assert store.aside() == []
     assert store.drop_aside(DIGEST) == 0
     store.put(DIGEST, CONTENT)
-    store.set_aside(DIGEST)
+    put_aside(store, DIGEST)
     assert [one.digest for one in store.aside()] == [DIGEST]
     with pytest.raises(BlobUnknown):
         store.stat(DIGEST)
@@ -493,7 +504,7 @@ def test_a_quarantine_that_has_not_changed_is_not_listed_again(
 ) -> None:
     """Once its last change is some seconds ago; what comes or goes afterwards is seen at once, whoever does it."""
     store.put(DIGEST, CONTENT)
-    store.set_aside(DIGEST)
+    put_aside(store, DIGEST)
     listed: list[Layout] = []
     kept = quarantine.kept
 

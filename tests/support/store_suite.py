@@ -17,7 +17,7 @@ from mirror.errors import BlobDamaged, BlobUnknown, UpstreamUnavailable
 from mirror.oci.digest import HEX_LENGTHS, Digest
 from mirror.ports import BlobInfo, BlobStore, Ingest
 
-__all__ = ["REGISTRY", "Pieces", "StoreSuite", "filled", "quiet"]
+__all__ = ["REGISTRY", "Pieces", "StoreSuite", "filled", "put_aside", "quiet"]
 
 CONTENT = bytes(range(256)) * 3000
 DIGEST = Digest.of(CONTENT)
@@ -82,6 +82,15 @@ def committed(store: BlobStore, content: bytes) -> BlobInfo:
         ingest.close()
 
 
+def put_aside(store: BlobStore, digest: Digest) -> bool:
+    """As whoever has read the blob and found it damaged."""
+    _, reader = store.open(digest)
+    try:
+        return store.set_aside(digest, reader)
+    finally:
+        reader.close()
+
+
 class StoreSuite:
     """Fixtures to supply: `store`, `another`, `damage`."""
 
@@ -93,7 +102,7 @@ class StoreSuite:
             with pytest.raises(BlobUnknown):
                 ask(DIGEST)
         assert store.delete(DIGEST) == 0
-        store.set_aside(DIGEST)
+        assert not store.set_aside(DIGEST, None)
         store.mark_used({DIGEST: LATER})
         assert dict(store.growing()) == {}
         assert list(store.walk()) == []
@@ -151,12 +160,31 @@ class StoreSuite:
         """A damaged blob can be taken out of service and fetched again; repeatable."""
         store.put(DIGEST, CONTENT)
         damage(DIGEST, b"rubbish")
-        for _ in range(2):
-            store.set_aside(DIGEST)
+        _, reader = store.open(DIGEST)
+        for first in (True, False):
+            assert store.set_aside(DIGEST, reader) is first
             with pytest.raises(BlobUnknown):
                 store.open(DIGEST)
+        reader.close()
         committed(store, CONTENT)
         assert store.read(DIGEST, len(CONTENT)) == CONTENT
+
+    def test_what_has_come_since_is_not_set_aside(self, store: BlobStore, another: BlobStore, damage: Damage) -> None:
+        """Two find the same damaged blob; the first sets it aside and fetches it again before the second is done. The
+        good blob that is there now was not what the second has read: it stays.
+        """
+        committed(store, CONTENT)
+        damage(DIGEST, b"rubbish")
+        _, first = store.open(DIGEST)
+        _, second = another.open(DIGEST)
+        assert store.set_aside(DIGEST, first)
+        committed(store, CONTENT)
+        assert not another.set_aside(DIGEST, second)
+        assert not another.set_aside(DIGEST, None)
+        assert store.read(DIGEST, len(CONTENT)) == CONTENT
+        assert [found.size for found in store.aside()] == [len(b"rubbish")]
+        for reader in (first, second):
+            reader.close()
 
     def test_what_was_set_aside(self, store: BlobStore, another: BlobStore, damage: Damage) -> None:
         """It is told to everyone, with its size and the time; it takes room until it is dropped, and the blob that was
@@ -167,7 +195,7 @@ class StoreSuite:
         for content in (b"rubbish", b"more rubbish"):
             committed(store, CONTENT)
             damage(DIGEST, content)
-            store.set_aside(DIGEST)
+            assert put_aside(store, DIGEST)
         committed(store, CONTENT)
         [found] = another.aside()
         assert (found.digest, found.size) == (DIGEST, len(b"more rubbish"))
