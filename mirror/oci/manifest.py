@@ -5,6 +5,7 @@ Bytes are never converted or rewritten: a `Manifest` is exactly what upstream ga
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -12,6 +13,7 @@ from typing import Any, Final
 from mirror.errors import DigestInvalid
 from mirror.oci.digest import Digest
 from mirror.oci.strict_json import read_json
+from mirror.oci.text import printable
 
 __all__ = [
     "ACCEPT",
@@ -20,11 +22,14 @@ __all__ = [
     "DOCKER_MANIFEST",
     "INDEXES",
     "LARGEST",
+    "MOST_DESCRIPTORS",
     "OCI_INDEX",
     "OCI_MANIFEST",
     "Descriptor",
     "Manifest",
     "ManifestMalformed",
+    "check_manifest_type",
+    "is_manifest_type",
     "read_descriptor",
     "read_manifest",
 ]
@@ -46,6 +51,14 @@ ACCEPT: Final = (OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST, _ARTIFAC
 #: The largest manifest that is accepted, in bytes (distribution-spec, "Pushing Manifests", asks for at least this).
 LARGEST: Final = 4 * 1024 * 1024
 
+#: Descriptors that a manifest may have. Images have some dozens of layers, caches of build tools hundreds; each costs
+#: time to read and a row in the index, and 4 MiB have room for 36,000.
+MOST_DESCRIPTORS: Final = 10_000
+
+#: What a manifest's media type looks like (RFC 6838, 4.2, and image-spec, descriptor.md). It is sent as `Content-Type`
+#: from the mirror's own origin: of another kind than `application` it could be a page that a browser shows.
+_MANIFEST_TYPE: Final = re.compile(r"application/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}", re.IGNORECASE)
+
 #: Media types of what names manifests.
 INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 _IMAGES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
@@ -65,6 +78,18 @@ _FIELDS: Final = {
 
 class ManifestMalformed(ValueError):
     """Bytes that are no manifest, or one that two readers could understand differently."""
+
+
+def is_manifest_type(text: str) -> bool:
+    """Whether a manifest may be sent with this `Content-Type`: `application/…` alone, without parameters."""
+    return _MANIFEST_TYPE.fullmatch(text) is not None
+
+
+def check_manifest_type(text: object) -> str:
+    """The media type of a manifest, as a descriptor or a record says it. Raises `ManifestMalformed`."""
+    if not isinstance(text, str) or not is_manifest_type(text):
+        raise ManifestMalformed(f"{printable(str(text)[:80])!r} is not a manifest's media type (application/…)")
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +149,11 @@ def read_manifest(content: bytes, media_type: str | None = None, *, algorithm: s
 
     `algorithm` is that of the digest that it was asked for by. The media type is taken from the body when the body
     says it, and blobs from where that type names them: a registry looks at no others, so others prove nothing. Raises
-    `ManifestMalformed` where the bytes are not a JSON object, are over 4 MiB, name both `manifests` and `layers`, have
-    a field twice, or contradict their Content-Type (CVE-2021-41190: one digest must not be read as two things).
+    `ManifestMalformed` if the bytes are not a JSON object, are over 4 MiB, have more than `MOST_DESCRIPTORS`, name both
+    `manifests` and `layers`, have a field twice, have a media type that is none of a manifest, or contradict their
+    Content-Type (CVE-2021-41190: one digest must not be read as two things).
+
+    4 MiB take a tenth of a second or more: what comes from an upstream is read in a thread if it is large.
     """
     if len(content) > LARGEST:
         raise ManifestMalformed(f"{len(content)} bytes, more than the {LARGEST} allowed")
@@ -138,6 +166,7 @@ def read_manifest(content: bytes, media_type: str | None = None, *, algorithm: s
     if not isinstance(body, dict):
         raise ManifestMalformed("not a JSON object")
     _check_fields(body)
+    _check_count(body)
     if "manifests" in body and ("layers" in body or "fsLayers" in body or "config" in body):
         raise ManifestMalformed("names both manifests and layers")
     kind = _media_type(body, media_type)
@@ -157,7 +186,7 @@ def read_manifest(content: bytes, media_type: str | None = None, *, algorithm: s
         manifests=_descriptors(body.get("manifests", [])),
         blobs=_blobs(body, kind),
         subject=read_descriptor(subject) if isinstance(subject, dict) else None,
-        artifact_type=artifact if isinstance(artifact, str) else None,
+        artifact_type=printable(artifact) if isinstance(artifact, str) else None,
         has_config=isinstance(config, dict) and kind not in (_ARTIFACT, *_SCHEMA_1),
     )
 
@@ -173,6 +202,13 @@ def _check_fields(item: Mapping[str, Any]) -> None:
     for name in item:
         if (known := _FIELDS.get(name.casefold())) is not None and name != known:
             raise ManifestMalformed(f"has a field {name[:40]!r}, which is {known} to some readers and not to others")
+
+
+def _check_count(body: Mapping[str, Any]) -> None:
+    lists = (body.get(name) for name in ("manifests", "layers", "blobs", "fsLayers"))
+    count = sum(len(one) for one in lists if isinstance(one, list))
+    if count > MOST_DESCRIPTORS:
+        raise ManifestMalformed(f"has {count} descriptors, more than the {MOST_DESCRIPTORS} allowed")
 
 
 def _blobs(body: Mapping[str, Any], kind: str) -> tuple[Descriptor, ...]:
@@ -202,7 +238,7 @@ def _media_type(body: dict[str, Any], header: str | None) -> str:
     """
     said = body.get("mediaType")
     sent = (header or "").partition(";")[0].strip().lower()
-    if not sent.startswith("application/vnd."):
+    if not sent.startswith("application/vnd.") or not is_manifest_type(sent):
         sent = ""
     if said is None:
         if sent:
@@ -213,8 +249,7 @@ def _media_type(body: dict[str, Any], header: str | None) -> str:
             # an error, or a page for logging in, that came as JSON with 200
             raise ManifestMalformed("names nothing, and does not say what it is")
         return OCI_INDEX if "manifests" in body else OCI_MANIFEST
-    if not isinstance(said, str) or not said.isascii() or not said.isprintable() or len(said) > 255:
-        raise ManifestMalformed("mediaType is not a media type")
+    said = check_manifest_type(said)
     if sent and sent != said.lower():
         raise ManifestMalformed(f"mediaType is {said} but came as {sent}")
     return said
@@ -229,7 +264,11 @@ def _descriptors(listed: object) -> tuple[Descriptor, ...]:
 
 
 def read_descriptor(item: object) -> Descriptor:
-    """One descriptor out of JSON. Its `urls` are never fetched (CVE-2020-15157)."""
+    """One descriptor out of JSON. Its `urls` are never fetched (CVE-2020-15157).
+
+    What people are shown of it is printable: media type, artifact type and platform. A layer's type may be any text.
+    Raises `ManifestMalformed`.
+    """
     if not isinstance(item, dict):
         raise ManifestMalformed("a descriptor is not an object")
     _check_fields(item)
@@ -244,14 +283,18 @@ def read_descriptor(item: object) -> Descriptor:
     except DigestInvalid as error:
         raise ManifestMalformed(str(error)) from error
     return Descriptor(
-        kind,
+        printable(kind),
         parsed,
         size,
-        artifact if isinstance(artifact, str) else None,
+        printable(artifact) if isinstance(artifact, str) else None,
         {k: v for k, v in notes.items() if isinstance(v, str)} if isinstance(notes, dict) else {},
-        platform if isinstance(platform, dict) else {},
+        _printable_values(platform) if isinstance(platform, dict) else {},
         foreign=bool(item.get("urls")) or "foreign" in kind or "nondistributable" in kind,
     )
+
+
+def _printable_values(platform: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: printable(value) if isinstance(value, str) else value for name, value in platform.items()}
 
 
 def _schema_1_layers(listed: object) -> tuple[Descriptor, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from mirror.errors import RequestError
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Manifest
+from mirror.oci.manifest import Manifest, check_manifest_type
 from mirror.oci.reference import Reference, Repo
 
 __all__ = [
@@ -74,7 +74,7 @@ class TagRecord:
             return cls(
                 tag,
                 Digest.parse(str(body["digest"])),
-                str(body["mediaType"]),
+                check_manifest_type(body["mediaType"]),
                 int(body["size"]),
                 _moment(body["fetchedAt"]),
             )
@@ -118,7 +118,7 @@ def read_history(text: bytes) -> tuple[Sighting, ...]:
         return tuple(
             Sighting(
                 Digest.parse(str(one["digest"])),
-                str(one["mediaType"]),
+                check_manifest_type(one["mediaType"]),
                 int(one["size"]),
                 _moment(one["firstSeen"]),
                 _moment(one["lastSeen"]),
@@ -147,7 +147,7 @@ class ManifestRecord:
         """Read it back; None if it is not whole."""
         try:
             body = json.loads(text)
-            return cls(digest, str(body["mediaType"]), int(body["size"]), _moment(body["fetchedAt"]))
+            return cls(digest, check_manifest_type(body["mediaType"]), int(body["size"]), _moment(body["fetchedAt"]))
         except _JUNK:
             return None
 

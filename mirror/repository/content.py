@@ -17,6 +17,7 @@ from typing import Final, Protocol
 
 from mirror.errors import BlobDamaged, DigestMismatch
 from mirror.oci.digest import Digest, hasher
+from mirror.oci.manifest import Manifest
 from mirror.oci.span import Span
 from mirror.policy.filling import HELD_BACK
 from mirror.policy.history import Kept
@@ -43,7 +44,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ManifestAnswer:
-    """A manifest, or for HEAD perhaps only what points to it. `size` in bytes; `content` None where not fetched.
+    """A manifest, or for HEAD perhaps only what points to it. `size` in bytes; `manifest` None if it was not fetched.
 
     `kept` says why a tag answers another digest than upstream would.
     """
@@ -51,10 +52,27 @@ class ManifestAnswer:
     digest: Digest
     media_type: str
     size: int
-    content: bytes | None
+    manifest: Manifest | None
     outcome: Outcome
     upstream: str
     kept: Kept | None = None
+
+    @classmethod
+    def of(cls, manifest: Manifest, outcome: Outcome, upstream: str, kept: Kept | None = None) -> ManifestAnswer:
+        """The answer that has the manifest itself."""
+        size = len(manifest.content)
+        return cls(manifest.digest, manifest.media_type, size, manifest, outcome, upstream, kept)
+
+    @property
+    def content(self) -> bytes | None:
+        """The exact bytes."""
+        return None if self.manifest is None else self.manifest.content
+
+    def read(self) -> Manifest:
+        """The manifest of an answer to GET, which always has it. Raises `TypeError` for one that has not."""
+        if self.manifest is None:
+            raise TypeError(f"an answer without its manifest: {self.digest}")
+        return self.manifest
 
 
 class BlobContent(Protocol):

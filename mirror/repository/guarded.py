@@ -22,7 +22,7 @@ from typing import Final, TypeVar
 from mirror.behalf import caller
 from mirror.errors import BlobUnknown, Denied, NotKnown, UpstreamInvalid
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Descriptor, Manifest, read_manifest
+from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind
 from mirror.once import Once
@@ -105,7 +105,7 @@ class GuardedRepository:
         self._lists.check(self.repo, tag, answer.digest)
         manifest = None
         if answer.content is not None:
-            manifest = _parsed(answer)
+            manifest = answer.read()
             if answer.digest.algorithm != _LISTED:
                 # the same bytes under another name
                 self._lists.check_denied(self.repo, tag, Digest.of(answer.content, _LISTED))
@@ -116,13 +116,12 @@ class GuardedRepository:
     async def _check_signature(self, digest: Digest, manifest: Manifest | None, tag: str | None) -> None:
         names = self._rule.signed_by
         if not await self._is_signed(digest):
-            manifest = manifest or _parsed(await self._inner.manifest(digest))
+            manifest = manifest or (await self._inner.manifest(digest)).read()
             if not await _is_signature(self._inner, manifest, tag, self._keys):
                 raise Denied(f"{self.repo}@{digest} has no signature by {' or '.join(names)}")
             self._signatures.remember(self.repo, digest, names)
         elif manifest is not None:
-            for child in manifest.manifests:
-                self._signatures.remember(self.repo, child.digest, names)
+            self._signatures.remember_children(self.repo, manifest, names)
 
     async def _is_signed(self, digest: Digest) -> bool:
         names = self._rule.signed_by
@@ -197,6 +196,8 @@ class Signatures:
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._signed: OrderedDict[tuple[Repo, Digest, tuple[str, ...]], None] = OrderedDict()
+        #: Signed indexes whose children were remembered as signed; a child that was forgotten is found by its index.
+        self._spread: OrderedDict[tuple[Repo, Digest, tuple[str, ...]], None] = OrderedDict()
         #: By whom it was looked for as well: what they may not see is not missing.
         self._unsigned: OrderedDict[tuple[Repo, Digest, tuple[str, ...], str], float] = OrderedDict()
         self._once = Once()
@@ -223,6 +224,14 @@ class Signatures:
         """It is signed, or named by something that is."""
         _keep(self._signed, (repo, digest, names), None)
 
+    def remember_children(self, repo: Repo, index: Manifest, names: tuple[str, ...]) -> None:
+        """What a signed index names is as good as signed. Done once for each index: it may name thousands."""
+        key = repo, index.digest, names
+        if index.manifests and key not in self._spread:
+            _keep(self._spread, key, None)
+            for child in index.manifests:
+                self.remember(repo, child.digest, names)
+
     async def aclose(self) -> None:
         """Repeatable."""
         await self._once.aclose()
@@ -242,7 +251,7 @@ async def _find_signature(repository: PlainRepository, digest: Digest, keys: Seq
     for looked in range(2):
         for reference in references:
             try:
-                layers = signed_layers(_parsed(await repository.manifest(reference)))[: min(left, _MOST_LAYERS)]
+                layers = signed_layers((await repository.manifest(reference)).read())[: min(left, _MOST_LAYERS)]
             except (NotKnown, ValueError, UpstreamInvalid):
                 continue
             left -= len(layers)
@@ -310,7 +319,3 @@ async def _holds_signature(
         if statement is not None and digest in statement.images and statement.is_by(keys):
             return True
     return False
-
-
-def _parsed(answer: ManifestAnswer) -> Manifest:
-    return read_manifest(answer.content or b"", answer.media_type, algorithm=answer.digest.algorithm)

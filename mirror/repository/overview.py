@@ -23,6 +23,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor
 from mirror.oci.reference import Reference, Repo
 from mirror.oci.strict_json import read_json
+from mirror.oci.text import printable
 from mirror.policy.images import name_of
 from mirror.policy.pins import PinRule
 from mirror.policy.records import Freeze
@@ -420,4 +421,4 @@ def _platform(said: object) -> str:
         return ""
     parts = [said.get(name) for name in ("os", "architecture", "variant")]
     text = "/".join(part for part in parts if isinstance(part, str) and part)
-    return "" if text == "unknown/unknown" else text
+    return "" if text == "unknown/unknown" else printable(text)

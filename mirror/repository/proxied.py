@@ -28,7 +28,7 @@ from mirror.errors import (
 )
 from mirror.memo import MISSING
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Descriptor, Manifest, read_descriptor, read_manifest
+from mirror.oci.manifest import Descriptor, Manifest, is_manifest_type, read_descriptor
 from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind
 from mirror.policy.history import Kept
@@ -124,12 +124,23 @@ class ProxiedRepository:
         )
 
     async def _resolve_digest(self, digest: Digest) -> ManifestAnswer:
-        manifest = self._shelf.manifests.get((self.repo, digest)) or await asyncio.to_thread(self._stored, digest)
+        manifest = self._shelf.manifests.get((self.repo, digest)) or await self._read_again(digest)
         if manifest:
             self._shelf.touch(digest)
             return self._answer(manifest, Outcome.HIT)
         found = await self._shelf.once.run(("resolve", self.repo, digest, caller()), lambda: self._ask_for(digest))
         return ManifestAnswer(digest, found.media_type, found.size, None, Outcome.MISS, self._upstream.name)
+
+    async def _read_again(self, digest: Digest) -> Manifest | None:
+        """From the disk: by one reader however many ask, and remembered, because reading a large one is work."""
+
+        async def read() -> Manifest | None:
+            manifest = await self._load_stored(digest)
+            if manifest:
+                self._shelf.manifests.put((self.repo, digest), manifest)
+            return manifest
+
+        return await self._shelf.once.run(("read", self.repo, digest), read)
 
     async def _ask_for(self, digest: Digest) -> Descriptor:
         """By HEAD, what upstream says of a manifest that is not here."""
@@ -161,8 +172,7 @@ class ProxiedRepository:
             return named
 
     def _answer(self, manifest: Manifest, outcome: Outcome, kept: Kept | None = None) -> ManifestAnswer:
-        content, upstream = manifest.content, self._upstream.name
-        return ManifestAnswer(manifest.digest, manifest.media_type, len(content), content, outcome, upstream, kept)
+        return ManifestAnswer.of(manifest, outcome, self._upstream.name, kept)
 
     async def _manifest(self, digest: Digest, tag: str | None = None) -> tuple[Manifest, Outcome]:
         """By digest, from memory, disk or upstream; `tag` was just resolved to it."""
@@ -367,8 +377,8 @@ class ProxiedRepository:
         """
         answer = await self.manifest(reference)
         if not await asyncio.to_thread(self._stored, answer.digest):
-            manifest = read_manifest(answer.content or b"", answer.media_type, algorithm=answer.digest.algorithm)
-            if manifest.digest != answer.digest:
+            manifest = answer.read()
+            if manifest.signed:
                 raise StoreError(
                     f"{self.repo}@{answer.digest} is a signed manifest of schema 1, which cannot be stored"
                 )
@@ -574,7 +584,9 @@ class ProxiedRepository:
         """Descriptors of manifests whose subject is `digest`; while upstream is down, of those that were pulled."""
 
         async def ask() -> list[dict[str, Any]]:
-            return [found.to_json() for found in await self._upstream.referrers(self.repo.name, digest)]
+            found = await self._upstream.referrers(self.repo.name, digest)
+            # one that is called what no manifest is could not be pulled from here
+            return [one.to_json() for one in found if not one.media_type or is_manifest_type(one.media_type)]
 
         try:
             key = for_caller(self._key("referrers", digest))

@@ -58,10 +58,7 @@ class SealedRepository:
             self._shelf.misses.manifest(self.repo, reference)
             joint = "@" if isinstance(reference, Digest) else ":"
             raise ManifestUnknown(f"{self.repo}{joint}{reference} is not in this sealed mirror")
-        content, kept = found.content, tag.kept if tag else None
-        return ManifestAnswer(
-            found.digest, found.media_type, len(content), content, Outcome.HIT, self.repo.registry, kept
-        )
+        return ManifestAnswer.of(found, Outcome.HIT, self.repo.registry, tag.kept if tag else None)
 
     async def resolve(self, reference: Reference) -> ManifestAnswer:
         """What HEAD tells: only what GET would have too. Raises like `manifest`."""

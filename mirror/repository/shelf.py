@@ -56,6 +56,11 @@ class Exclusive(Protocol):
     def __call__(self, key: str) -> AbstractAsyncContextManager[None]: ...
 
 
+def _weight(manifest: Manifest) -> int:
+    """Bytes of memory, roughly: a descriptor is some objects and a digest in text."""
+    return 2 * len(manifest.content) + 800 * (len(manifest.manifests) + len(manifest.blobs)) + 1024
+
+
 @dataclass(frozen=True, slots=True)
 class HotTag:
     """What a tag points to, how that was learnt, and from when until when (epoch seconds) it is believed.
@@ -110,9 +115,7 @@ class Shelf:
     label: Callable[[str], str] = str
     now: Callable[[], float] = time.time
     tags: Hot[tuple[Repo, str], HotTag] = field(default_factory=lambda: Hot(16 << 20, lambda _: 512))
-    manifests: Hot[tuple[Repo, Digest], Manifest] = field(
-        default_factory=lambda: Hot(64 << 20, lambda manifest: len(manifest.content) * 3 + 1024)
-    )
+    manifests: Hot[tuple[Repo, Digest], Manifest] = field(default_factory=lambda: Hot(64 << 20, _weight))
     #: When the disk was last looked at for a manifest that is in memory (epoch seconds).
     looked: Hot[Digest, float] = field(default_factory=lambda: Hot(4 << 20, lambda _: 256))
     #: Sizes in bytes of blobs that were hashed by this process: filled by it, or read because no manifest says the size

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
@@ -15,6 +16,7 @@ from aiohttp import web
 
 from mirror.errors import MirrorError, RangeInvalid, TooManyLogins, Unauthorized, UpstreamThrottled, answer_for
 from mirror.oci.digest import Digest
+from mirror.oci.manifest import is_manifest_type
 from mirror.oci.span import Span
 from mirror.repository.content import ManifestAnswer, Outcome
 
@@ -69,7 +71,7 @@ def manifest_headers(answer: ManifestAnswer) -> dict[str, str]:
     digest = str(answer.digest)
     headers = {
         **API_VERSION,
-        "Content-Type": answer.media_type,
+        "Content-Type": _content_type(answer.media_type),
         "Content-Length": str(answer.size),
         "Docker-Content-Digest": digest,
         "ETag": f'"{digest}"',
@@ -80,6 +82,12 @@ def manifest_headers(answer: ManifestAnswer) -> dict[str, str]:
     elif answer.kept is not None:
         headers["Cache-Status"] += f"; detail={answer.kept.value}"
     return headers
+
+
+@lru_cache(256)
+def _content_type(media_type: str) -> str:
+    """Whatever has been read or remembered of a manifest's type, a browser is never given a page of it."""
+    return media_type if is_manifest_type(media_type) else "application/octet-stream"
 
 
 def blob_headers(digest: Digest, size: int | None, outcome: Outcome, span: Span | None = None) -> dict[str, str]:

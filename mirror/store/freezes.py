@@ -7,6 +7,7 @@ from typing import Any
 
 from mirror.errors import RequestError, StoreError
 from mirror.oci.digest import Digest
+from mirror.oci.manifest import check_manifest_type
 from mirror.oci.reference import Repo, check_name, check_registry, check_tag
 from mirror.policy.records import Freeze
 from mirror.policy.unread import UnreadNote
@@ -68,7 +69,7 @@ def _read(note: dict[str, Any]) -> Freeze | None:
             Repo(check_registry(note["registry"]), check_name(note["name"])),
             check_tag(note["tag"]),
             Digest.parse(note["digest"]),
-            str(note["mediaType"]),
+            check_manifest_type(note["mediaType"]),
             int(note["size"]),
             str(note["reason"]),
             float(note["since"]),

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from mirror.errors import BundleError, RequestError
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Descriptor
+from mirror.oci.manifest import Descriptor, check_manifest_type
 from mirror.oci.reference import Repo, check_name, check_registry, check_tag
 from mirror.oci.strict_json import read_json
 from mirror.ports import BlobStore, Catalog
@@ -126,7 +126,7 @@ def read_inventory(content: bytes) -> Inventory:
 def _read_image(entry: dict[str, Any]) -> ListedImage:
     repo = Repo(check_registry(entry["registry"]), check_name(entry["repository"]))
     tag = entry["tag"]
-    root = Descriptor(str(entry["mediaType"]), Digest.parse(entry["digest"]), _size(entry))
+    root = Descriptor(check_manifest_type(entry["mediaType"]), Digest.parse(entry["digest"]), _size(entry))
     return ListedImage(repo, None if tag is None else check_tag(tag), root)
 
 

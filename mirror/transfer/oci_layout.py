@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from mirror.errors import BundleError
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import OCI_INDEX, Descriptor, ManifestMalformed, read_descriptor
+from mirror.oci.manifest import OCI_INDEX, Descriptor, ManifestMalformed, check_manifest_type, read_descriptor
 from mirror.oci.strict_json import read_json
 from mirror.transfer.inventory import ListedImage
 
@@ -111,6 +111,8 @@ def read_index(content: bytes) -> tuple[tuple[Descriptor, ...], Digest | None]:
         if body.get("mediaType", OCI_INDEX) != OCI_INDEX:
             raise BundleError(f"{INDEX} says that it is {str(body['mediaType'])[:80]!r}")
         descriptors = tuple(read_descriptor(entry) for entry in body["manifests"])
+        for one in descriptors:
+            check_manifest_type(one.media_type)
         notes = body.get("annotations")
         said = notes.get(_INVENTORY_DIGEST) if isinstance(notes, dict) else None
         return descriptors, None if said is None else Digest.parse(str(said))

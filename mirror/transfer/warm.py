@@ -19,9 +19,10 @@ from typing import Any, Final, Protocol, TypeVar
 from mirror import telemetry
 from mirror.errors import Denied, ManifestUnknown, MirrorError, StoreError, UpstreamThrottled
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Descriptor, Manifest, read_manifest
+from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference
 from mirror.oci.strict_json import read_json
+from mirror.oci.text import printable
 from mirror.policy.platforms import Platform, read_platform, wanted_children
 from mirror.repository.closure import Role
 from mirror.repository.content import ManifestAnswer, Outcome
@@ -181,7 +182,7 @@ class _Warming:
         """The root, and everything below it."""
         try:
             answer = await self._patiently(lambda: self._source.fetch_manifest(reference))
-            manifest = _parsed(answer)
+            manifest = answer.read()
         except (MirrorError, ValueError) as error:
             self.result.error = str(error)
             return
@@ -223,7 +224,7 @@ class _Warming:
             return
         try:
             answer = await self._patiently(lambda: self._source.fetch_manifest(descriptor.digest))
-            manifest = _parsed(answer)
+            manifest = answer.read()
         except (MirrorError, ValueError) as error:
             # where rules here forbid a referrer nobody could pull it either
             if not (refers and isinstance(error, Denied)):
@@ -280,7 +281,7 @@ class _Warming:
         tag = f"{digest.algorithm}-{digest.hex}.{suffix}"
         try:
             answer = await self._patiently(lambda: self._source.fetch_manifest(tag))
-            manifest = _parsed(answer)
+            manifest = answer.read()
         except (ManifestUnknown, Denied):
             # where rules here forbid it nobody could pull it either
             return
@@ -343,11 +344,6 @@ class _Warming:
                 yield descriptor
 
 
-def _parsed(answer: ManifestAnswer) -> Manifest:
-    """Raises `ValueError` where it is no manifest."""
-    return read_manifest(answer.content or b"", answer.media_type, algorithm=answer.digest.algorithm)
-
-
 def platform_of(config: bytes) -> dict[str, Any]:
     """What an image's config says that it is for (image-spec, config.md); empty where it does not.
 
@@ -357,7 +353,7 @@ def platform_of(config: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ValueError("not a JSON object")
     said = {name: body.get(name) for name in ("os", "architecture", "variant")}
-    return {name: value for name, value in said.items() if isinstance(value, str) and value}
+    return {name: printable(value) for name, value in said.items() if isinstance(value, str) and value}
 
 
 async def _all(work: Iterable[Coroutine[None, None, None]]) -> None:

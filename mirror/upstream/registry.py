@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 
 import aiohttp
@@ -88,6 +89,8 @@ __all__ = ["RegistryUpstream", "unverified"]
 _ACCEPT: Final = ", ".join(ACCEPT)
 _RETRIES: Final = 2
 _LARGEST_PAGE: Final = 4 * 1024 * 1024
+#: Bytes of a manifest that is read on the event loop: that takes a millisecond or two.
+_READ_AT_ONCE: Final = 64 * 1024
 _MOST_PAGES: Final = 1000
 _MOST_TAGS: Final = 500_000
 _SHOWN: Final = 200
@@ -295,7 +298,7 @@ class RegistryUpstream:
     async def _manifest(self, repo: str, reference: Reference, limit: int, *, retries: int | None = None) -> Manifest:
         await self._accounts.within_budget()
         reply = await self._ask("manifest", repo, f"manifests/{reference}", limit=limit, retries=retries)
-        return self._read_manifest(reply, reference)
+        return await self._read_manifest(reply, reference)
 
     @asynccontextmanager
     async def blob(self, repo: str, digest: Digest, start: int = 0) -> AsyncIterator[Body]:
@@ -497,12 +500,21 @@ class RegistryUpstream:
             )
         return _Reply(response.status, fields, url, plain, sent=content)
 
-    def _read_manifest(self, reply: _Reply, reference: Reference) -> Manifest:
+    async def _read_manifest(self, reply: _Reply, reference: Reference) -> Manifest:
+        """Raises `DigestMismatch`, `UpstreamInvalid`.
+
+        A large one is hashed and read in a thread: everybody else would wait while thousands of descriptors are read.
+        """
         fields = reply.fields
+        read = partial(
+            read_answer,
+            (reply.content, reply.sent),
+            fields.get("Content-Type"),
+            fields.get("Docker-Content-Digest"),
+            reference,
+        )
         try:
-            manifest = read_answer(
-                (reply.content, reply.sent), fields.get("Content-Type"), fields.get("Docker-Content-Digest"), reference
-            )
+            manifest = read() if len(reply.content) <= _READ_AT_ONCE else await asyncio.to_thread(read)
         except ManifestMalformed as error:
             invalid = self._invalid(f"a manifest that is none: {error}", reply.status)
             self._on_failure(invalid)

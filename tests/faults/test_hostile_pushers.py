@@ -112,6 +112,26 @@ async def test_denied_content_under_another_digest(registry: FakeRegistry, tmp_p
             assert (answer.status, answer.code) == (403, "DENIED"), reference
 
 
+@pytest.mark.parametrize("said", ["by the body", "by the header"])
+async def test_80_a_manifest_that_is_a_page(said: str, registry: FakeRegistry, tmp_path: Path) -> None:
+    """Row 80: nobody is served a page from the mirror's own origin, by a manifest or by what is said of one."""
+    page = "<script>fetch('/v2/_catalog')</script>"
+    kind = {"mediaType": "text/html"} if said == "by the body" else {}
+    body = json.dumps({"schemaVersion": 2, **kind, "layers": [], "annotations": {"page": page}}).encode()
+    digest = registry.add_manifest("mallory/own", body, "text/html", "1.0")
+    subject = registry.add_image("mallory/own", "2.0", [_OWN])
+    pointer = {"mediaType": OCI_MANIFEST, "digest": str(subject), "size": 1}
+    attached = json.dumps({"schemaVersion": 2, "mediaType": "text/html", "layers": [], "subject": pointer}).encode()
+    registry.add_manifest("mallory/own", attached, "text/html")
+    async with live_mirror(tmp_path, {"docker.io": registry.url}) as mirror:
+        for reference in ("1.0", digest):
+            for method in ("HEAD", "GET", "HEAD"):
+                answer = await mirror.ask(f"/v2/mallory/own/manifests/{reference}", method=method)
+                assert answer.headers["Content-Type"].startswith("application/")
+                assert answer.status == (502 if said == "by the body" else 200)
+        assert (await mirror.ask(f"/v2/mallory/own/referrers/{subject}")).json["manifests"] == []
+
+
 async def test_a_large_layer_that_is_said_to_be_elsewhere(registry: FakeRegistry, tmp_path: Path) -> None:
     """With `urls` it is had from here all the same: it counts for the largest size."""
     layer = b"x" * 100_000

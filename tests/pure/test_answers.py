@@ -118,6 +118,15 @@ def test_manifest_headers(outcome: Outcome) -> None:
     assert headers.get("Warning", "").startswith("299 ") == (outcome is Outcome.STALE)
 
 
+@pytest.mark.parametrize(
+    "kind", ["text/html", "image/svg+xml", "", "application/x\r\nSet-Cookie: a", "application/x\x01"]
+)
+def test_80_no_page_from_our_origin(kind: str) -> None:
+    """Row 80: whatever is remembered as a manifest's type, a browser gets bytes, and a header nothing but a type."""
+    headers = manifest_headers(ManifestAnswer(_DIGEST, kind, 7, None, Outcome.HIT, "x"))
+    assert headers["Content-Type"] == "application/octet-stream"
+
+
 def test_blob_headers() -> None:
     """Whole, in part, and of unknown length, where no length is claimed."""
     assert blob_headers(_DIGEST, 10, Outcome.HIT)["Content-Length"] == "10"

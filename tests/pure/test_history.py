@@ -21,11 +21,13 @@ _SERVING = AgeRule(3 * _DAY, serve_new=True)
 
 def _seen(name: str, first: float, last: float | None = None) -> Sighting:
     """Times in days before now."""
-    return Sighting(_DIGESTS[name], "m", 7, _T - first * _DAY, _T - (first if last is None else last) * _DAY)
+    return Sighting(
+        _DIGESTS[name], "application/m", 7, _T - first * _DAY, _T - (first if last is None else last) * _DAY
+    )
 
 
 def _said(name: str, at: float) -> TagRecord:
-    return TagRecord("t", _DIGESTS[name], "m", 7, _T - at * _DAY)
+    return TagRecord("t", _DIGESTS[name], "application/m", 7, _T - at * _DAY)
 
 
 def _story(text: str) -> tuple[Sighting, ...]:

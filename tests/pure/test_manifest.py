@@ -15,6 +15,7 @@ from mirror.oci.manifest import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     LARGEST,
+    MOST_DESCRIPTORS,
     OCI_INDEX,
     OCI_MANIFEST,
     Descriptor,
@@ -82,6 +83,9 @@ def test_algorithm() -> None:
         ({"manifests": []}, DOCKER_LIST, DOCKER_LIST),
         ({"manifests": []}, "text/plain", OCI_INDEX),
         ({"layers": []}, None, OCI_MANIFEST),
+        ({"layers": []}, "text/html", OCI_MANIFEST),
+        ({"layers": []}, "application/x\x00", OCI_MANIFEST),
+        ({"mediaType": DOCKER_MANIFEST}, "text/html", DOCKER_MANIFEST),
         ({"schemaVersion": 1, "signatures": []}, "application/json", _SCHEMA_1),
         ({"mediaType": "application/vnd.own+json"}, None, "application/vnd.own+json"),
     ],
@@ -109,6 +113,12 @@ def test_media_type(body: dict[str, Any], sent: str | None, wanted: str) -> None
         ({"mediaType": "a\r\nb"}, None),
         ({"mediaType": "é"}, None),
         ({"mediaType": "a" * 256}, None),
+        ({"mediaType": "text/html"}, None),
+        ({"mediaType": "image/svg+xml"}, "image/svg+xml"),
+        ({"mediaType": "application/x; charset=utf-8"}, None),
+        ({"mediaType": "application/"}, None),
+        ({"mediaType": " application/x"}, None),
+        ({"mediaType": "application/" + "a" * 128}, None),
     ],
 )
 def test_19_ambiguous(body: dict[str, Any], sent: str | None) -> None:
@@ -122,6 +132,27 @@ def test_18_no_json_object(content: bytes) -> None:
     """Row 18: invalid and deeply nested input is refused, not crashed on."""
     with pytest.raises(ManifestMalformed):
         read_manifest(content)
+
+
+@pytest.mark.parametrize("field", ["layers", "manifests", "blobs", "fsLayers"])
+def test_18_descriptors(field: str) -> None:
+    """Row 18: so many are accepted, one more is not, before any of them is read."""
+    item: Any = {"blobSum": str(_ONE)} if field == "fsLayers" else _pointer()
+    for kind in (_LISTS[field], "application/vnd.example.unknown+json"):
+        assert read_manifest(_bytes(**{field: [item] * MOST_DESCRIPTORS}), kind)
+        with pytest.raises(ManifestMalformed, match="10001 descriptors, more than the 10000 allowed"):
+            read_manifest(_bytes(**{field: ["none"] * (MOST_DESCRIPTORS + 1)}), kind)
+
+
+def test_what_people_are_shown_is_printable() -> None:
+    """Types and platforms; annotations are passed on as they are, in JSON, which escapes them."""
+    odd = "\x1b[2J\ud800"
+    item = _pointer(kind=odd, artifactType=odd, platform={"os": odd, "os.features": [odd]}, annotations={"a": odd})
+    found = read_descriptor(item)
+    shown = "\\x1b[2J\\ud800"
+    assert (found.media_type, found.artifact_type, found.platform["os"]) == (shown, shown, shown)
+    assert found.annotations == {"a": odd}
+    assert read_manifest(_bytes(mediaType=OCI_MANIFEST, artifactType=odd)).artifact_type == shown
 
 
 def test_18_size() -> None:

@@ -32,6 +32,14 @@ def test_unknown_fields_are_ignored() -> None:
     assert ManifestRecord.from_json(_DIGEST, more) == _MANIFEST
 
 
+@pytest.mark.parametrize("kind", ["text/html", "", 7, None, "application/x\r\n"])
+def test_80_a_type_that_no_manifest_has(kind: object) -> None:
+    """Row 80: what an older version has written down of a page is no record, so that it is asked for again."""
+    assert TagRecord.from_json("v1", json.dumps({**json.loads(_TAG.to_json()), "mediaType": kind}).encode()) is None
+    changed = json.dumps({**json.loads(_MANIFEST.to_json()), "mediaType": kind}).encode()
+    assert ManifestRecord.from_json(_DIGEST, changed) is None
+
+
 @pytest.mark.parametrize("text", _ODD)
 def test_54_junk_is_no_record(text: bytes) -> None:
     """Row 54: what does not parse is as good as nothing."""
