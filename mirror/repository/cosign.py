@@ -215,7 +215,7 @@ def is_only_document(layer: Descriptor, content: bytes) -> bool:
     is looked for.
     """
     try:
-        document = read_json(content.decode("utf-8"), object_pairs_hook=_each_field_once)
+        document = read_json(content, object_pairs_hook=_each_field_once)
     except (ValueError, RecursionError):
         return False
     return _has_only_known_fields(layer, document) and not _is_tar(content)

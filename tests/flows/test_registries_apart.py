@@ -1,4 +1,4 @@
-"""One blob that two registries have, of which one drips, lies or leaves rubbish (row 83). Nobody has asked for it before.
+"""One blob that two registries have, of which one drips, lies or leaves rubbish (row 83). Nobody asked for it before.
 
 Clients of the bad one are at one mirror, those of the good one at the same or at another on the same store, as workers
 of one mirror are.
@@ -7,7 +7,7 @@ of one mirror are.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ _AT_BAD = f"{_AT}?ns={_BAD}"
 
 
 @pytest.fixture
-def bad() -> AsyncIterator[FakeRegistry]:
+def bad() -> Iterator[FakeRegistry]:
     """The registry whose bytes are of no use."""
     with FakeRegistry() as registry:
         registry.add_blob("library/app", _LAYER)
@@ -80,7 +80,7 @@ async def test_83_one_leaves_rubbish(
 
 
 async def test_83_one_tells_another_size(bad: FakeRegistry, mirrors: tuple[LiveMirror, LiveMirror]) -> None:
-    """Answers to the good one's clients have the right Content-Length; the bad one's are broken, and the next is right."""
+    """Answers to the good one's clients have the right Content-Length; the bad one's break, and the next is right."""
     gate = Stall()
     bad.fail("blobs", _saying(lambda: [head(200, {"Content-Length": str(_SIZE + 5)}), _LAYER[:5000], gate]))
     asking = asyncio.create_task(mirrors[0].ask(_AT_BAD))
