@@ -92,15 +92,21 @@ _TAG: Final = {
     "hit": "the tag's answer was fresh enough to be believed without asking upstream, and the manifest was here",
     "miss": "the tag was not known here or had moved, or its manifest was not here: {upstream} was asked",
     "revalidated": "the tag's answer was too old to be believed; {upstream} was asked and confirmed it",
+    "bypass": "the tag's manifest was not here and came from {upstream}; the store could not take it (full, broken)",
     "stale": "the tag's answer was too old, and {upstream} gave none in time or at all: the last known one was given",
 }
 _MANIFEST: Final = {
     "hit": "the manifest was here; what a digest names never changes, so upstream was not asked",
     "miss": "the manifest was not here and came from {upstream}",
+    "bypass": "the manifest was not here and came from {upstream}; the store could not take it (full, broken)",
+    "described": "the manifest is not here, but an index that is says its type and size; {upstream} was not asked",
+    "asked": "the manifest is not here, and no index that is names it: {upstream} was asked for its type and size",
 }
 _BLOB: Final = {
     "hit": "the blob was here; what a digest names never changes, so upstream was not asked",
     "miss": "the blob was not here and came from {upstream}; it was stored on its way",
+    "described": "the blob is not here, but its size is known; {upstream} was not asked",
+    "asked": "the blob is not here: {upstream} was asked for its size",
     "joined": "the blob was not here, but on its way for another client: this one followed the same download",
     "bypass": "the store could not take the blob (full, broken, or the blob too large): it went through uncached",
 }

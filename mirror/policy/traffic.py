@@ -9,8 +9,9 @@ from typing import Any, Final
 __all__ = ["Traffic", "add_point", "read_points", "since"]
 
 #: Outcomes of answers that needed no download; upstream may have confirmed the tag.
-_WITHOUT_DOWNLOAD: Final = frozenset({"hit", "joined", "revalidated", "stale"})
-_WITH_DOWNLOAD: Final = frozenset({"miss", "bypass"})
+_WITHOUT_DOWNLOAD: Final = frozenset({"hit", "joined", "revalidated", "stale", "described"})
+#: A HEAD that upstream was asked for counts as well: it is not what a cache is for.
+_WITH_DOWNLOAD: Final = frozenset({"miss", "bypass", "asked"})
 
 
 @dataclass(frozen=True, slots=True)

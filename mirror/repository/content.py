@@ -39,6 +39,10 @@ class Outcome(Enum):
     REVALIDATED = "revalidated"
     STALE = "stale"
     BYPASS = "bypass"
+    #: A HEAD of what is not here: a manifest that is here tells what it would, so nobody was asked.
+    DESCRIBED = "described"
+    #: A HEAD of what is not here: upstream was asked by HEAD too, and nothing was stored.
+    ASKED = "asked"
     NONE = "none"
 
 

@@ -90,8 +90,8 @@ class ProxiedRepository:
             # the tag moved on between the HEAD and the GET, or the record is of a digest that upstream has dropped
             tag = await self._tags.ask_again(reference)
             manifest, fetched = await self._manifest(tag.record.digest, reference)
-        if fetched is Outcome.MISS and tag.outcome is not Outcome.STALE:
-            return self._answer(manifest, Outcome.MISS, tag.kept)
+        if fetched is not Outcome.HIT and tag.outcome is not Outcome.STALE:
+            return self._answer(manifest, fetched, tag.kept)
         return self._answer(manifest, tag.outcome, tag.kept)
 
     async def resolve(self, reference: Reference) -> ManifestAnswer:
@@ -111,7 +111,7 @@ class ProxiedRepository:
     async def _resolve_kept(self, reference: str, tag: HotTag) -> ManifestAnswer:
         """An older digest may be gone here and upstream: HEAD says what GET would."""
         try:
-            found = await self._resolve_digest(tag.record.digest)
+            found = await self._resolve_digest(tag.record.digest, described=False)
         except ManifestUnknown as error:
             raise self._kept_but_gone(reference, tag, error) from error
         return replace(found, outcome=tag.outcome if found.outcome is Outcome.HIT else found.outcome, kept=tag.kept)
@@ -123,13 +123,18 @@ class ProxiedRepository:
             f" {error}"
         )
 
-    async def _resolve_digest(self, digest: Digest) -> ManifestAnswer:
+    async def _resolve_digest(self, digest: Digest, *, described: bool = True) -> ManifestAnswer:
+        """`described`: what is not here is told as an index here describes it, whether or not upstream has it still."""
         manifest = self._shelf.manifests.get((self.repo, digest)) or await self._read_again(digest)
         if manifest:
             self._shelf.touch(digest)
             return self._answer(manifest, Outcome.HIT)
+        if await self._shelf.is_unknown(self._key("manifest", digest)):
+            raise ManifestUnknown(f"{self.repo} has no manifest {digest}")
+        if described and (named := await self._shelf.described.get(self.repo, digest)):
+            return ManifestAnswer(digest, *named, None, Outcome.DESCRIBED, self._upstream.name)
         found = await self._shelf.once.run(("resolve", self.repo, digest, caller()), lambda: self._ask_for(digest))
-        return ManifestAnswer(digest, found.media_type, found.size, None, Outcome.MISS, self._upstream.name)
+        return ManifestAnswer(digest, found.media_type, found.size, None, Outcome.ASKED, self._upstream.name)
 
     async def _read_again(self, digest: Digest) -> Manifest | None:
         """From the disk: by one reader however many ask, and remembered, because reading a large one is work."""
@@ -145,8 +150,6 @@ class ProxiedRepository:
     async def _ask_for(self, digest: Digest) -> Descriptor:
         """By HEAD, what upstream says of a manifest that is not here."""
         key = self._key("manifest", digest)
-        if await self._shelf.is_unknown(key):
-            raise ManifestUnknown(f"{self.repo} has no manifest {digest}")
         try:
             return await self._by_digest(self._upstream.resolve, digest)
         except UpstreamNotKnown as error:
@@ -231,7 +234,7 @@ class ProxiedRepository:
             await self._shelf.landed(info)
             await self._shelf.named(manifest)
         await self._shelf.grants.give(self.repo, named_by(manifest))
-        return manifest, Outcome.MISS
+        return manifest, Outcome.MISS if info else Outcome.BYPASS
 
     async def _load_stored(self, digest: Digest) -> Manifest | None:
         stored = await asyncio.to_thread(self._stored, digest)
@@ -450,10 +453,11 @@ class ProxiedRepository:
             self._shelf.touch(digest)
             return BlobStat(info.size, Outcome.HIT, self._upstream.name)
         if granted is not None and granted >= 0:
-            return BlobStat(granted, Outcome.MISS, self._upstream.name)
+            return BlobStat(granted, Outcome.DESCRIBED, self._upstream.name)
         said = await self._shelf.memo.get(self._key("size", digest))
-        size = await self._ask(digest) if granted is None or said is MISSING else said
-        return BlobStat(size, Outcome.MISS, self._upstream.name)
+        if granted is None or said is MISSING:
+            return BlobStat(await self._ask(digest), Outcome.ASKED, self._upstream.name)
+        return BlobStat(said, Outcome.DESCRIBED, self._upstream.name)
 
     async def _granted(self, digest: Digest) -> int | None:
         """The size in bytes that the blob has, -1 if unknown; None: this repository may not serve it.

@@ -27,6 +27,7 @@ from mirror.policy.records import ManifestNames, TagRecord
 from mirror.ports import BlobInfo, BlobStore, Catalog, ContentIndex
 from mirror.repository.ahead import Ahead
 from mirror.repository.content import Outcome
+from mirror.repository.described import Described
 from mirror.repository.flights import Flights
 from mirror.repository.grants import Grants
 from mirror.repository.hot import Hot
@@ -127,9 +128,11 @@ class Shelf:
     uncached_since: float | None = None
     ahead: Ahead | None = None
     referring: Referring = field(init=False)
+    described: Described = field(init=False)
 
     def __post_init__(self) -> None:
         self.referring = Referring(self.store, self.catalog, self.once, lambda: self.now())
+        self.described = Described(self.store, self.catalog, self.once)
 
     def went_uncached(self, error: StoreError, what: object) -> None:
         """The store could not take something: said once, until it has taken something again; of a blob that it could

@@ -52,6 +52,8 @@ _CACHE_STATUS: Final = {
     Outcome.REVALIDATED: "mirror; fwd=stale; fwd-status=200",
     Outcome.STALE: "mirror; hit; detail=upstream-unavailable",
     Outcome.BYPASS: "mirror; fwd=bypass",
+    Outcome.DESCRIBED: "mirror; hit; detail=described",
+    Outcome.ASKED: "mirror; fwd=uri-miss",
     Outcome.NONE: "mirror; fwd=request",
 }
 
@@ -80,7 +82,7 @@ def manifest_headers(answer: ManifestAnswer) -> dict[str, str]:
     if answer.outcome is Outcome.STALE:
         headers["Warning"] = _STALE_WARNING
     elif answer.kept is not None:
-        headers["Cache-Status"] += f"; detail={answer.kept.value}"
+        headers["Cache-Status"] = f"{headers['Cache-Status'].partition('; detail=')[0]}; detail={answer.kept.value}"
     return headers
 
 

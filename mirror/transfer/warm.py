@@ -329,7 +329,7 @@ class _Warming:
 
     def _note_manifest(self, manifest: Manifest, answer: ManifestAnswer) -> None:
         role = Role.INDEX if manifest.is_index else Role.MANIFEST
-        state = State.FETCHED if answer.outcome is Outcome.MISS else State.HERE
+        state = State.FETCHED if answer.outcome in (Outcome.MISS, Outcome.BYPASS) else State.HERE
         self._end(manifest.digest, Moved(role, len(manifest.content), state))
 
     def _end(self, digest: Digest, moved: Moved) -> None:

@@ -183,8 +183,9 @@ async def test_28_head_of_a_warm_blob(registry: FakeRegistry, mirror: LiveMirror
 async def test_28_head_of_a_cold_blob(registry: FakeRegistry, mirror: LiveMirror, layer: Digest) -> None:
     """Row 28: HEAD tells the size and starts no fill; upstream gets no HEAD of a blob, but a GET of one byte."""
     answer = await mirror.ask(_at(layer), method="HEAD")
-    assert (answer.status, answer.body) == (200, b"")
+    assert (answer.status, answer.body, answer.cache) == (200, b"", "fwd=uri-miss")
     assert answer.headers["Content-Length"] == str(_SIZE)
+    assert (await mirror.ask(_at(layer), method="HEAD")).cache == "hit; detail=described"
     assert not mirror.app.shelf.flights.active()
     assert not mirror.blob_file(layer).exists()
     assert [(request.method, request.header("Range")) for request in registry.of_kind("blobs")] == [
@@ -205,7 +206,7 @@ async def test_28_head_of_a_blob_that_a_manifest_names(registry: FakeRegistry, m
     await mirror.ask("/v2/library/app/manifests/v1")
     registry.forget()
     answer = await mirror.ask(_at(Digest.of(_LAYER)), method="HEAD")
-    assert answer.headers["Content-Length"] == str(_SIZE)
+    assert (answer.headers["Content-Length"], answer.cache) == (str(_SIZE), "hit; detail=described")
     assert not registry.requests
 
 

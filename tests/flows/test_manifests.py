@@ -6,10 +6,11 @@ import json
 
 import pytest
 
+from mirror.errors import StoreError, StoreFull
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, LARGEST, OCI_INDEX, OCI_MANIFEST
 from tests.support.fake_registry import FakeRegistry, cut, html, status, wrong_bytes
-from tests.support.live_mirror import LiveMirror
+from tests.support.live_mirror import LiveMirror, live_mirror
 from tests.support.scripted import reply
 
 _NAME = "/v2/library/app"
@@ -51,6 +52,98 @@ async def test_cache_status(registry: FakeRegistry, mirror: LiveMirror) -> None:
     mirror.clock.forward(301)
     assert (await mirror.ask(f"{_NAME}/manifests/v1")).cache == "fwd=stale; fwd-status=200"
     assert (await mirror.ask(f"{_NAME}/manifests/v1")).cache == "hit"
+
+
+async def test_head_of_a_manifest_that_an_index_describes(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """A client that was given an index asks by HEAD for its platform's manifest: the index says its type and size, so
+    upstream is not asked, and nobody is told that something was stored. In every process of the store.
+    """
+    child = registry.add_image("library/app", None, [b"layer"])
+    index = registry.add_index("library/app", "v1", [child])
+    assert (await mirror.ask(f"{_NAME}/manifests/{index}")).status == 200
+    registry.forget()
+    async with live_mirror(mirror.root, {"docker.io": registry.url}) as another:
+        for one in (mirror, another, mirror):
+            answer = await one.ask(f"{_NAME}/manifests/{child}", method="HEAD")
+            assert (answer.status, answer.cache) == (200, "hit; detail=described")
+            assert answer.headers["Content-Type"] == OCI_MANIFEST
+            assert answer.headers["Content-Length"] == str(len(registry.manifest("library/app", child)))
+            assert answer.headers["Docker-Content-Digest"] == str(child)
+    assert not registry.requests
+    answer = await mirror.ask(f"{_NAME}/manifests/{child}")
+    assert (answer.cache, answer.body) == ("fwd=uri-miss; stored", registry.manifest("library/app", child))
+    assert (await mirror.ask(f"{_NAME}/manifests/{child}", method="HEAD")).cache == "hit"
+
+
+async def test_head_of_a_manifest_that_nothing_here_describes(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """Upstream is asked, and nothing is said to be stored: if no index names it, if the index is another repository's,
+    if two indexes disagree, if the index says that it is a layer, and if the index is gone.
+    """
+    alone = registry.add_image("library/app", None, [b"alone"])
+    child = registry.add_image("library/app", None, [b"layer"])
+    registry.add_image("library/other", None, [b"layer"])
+    index = registry.add_index("library/app", "v1", [child])
+    others = {"torn": (OCI_MANIFEST, 1), "cache": ("application/vnd.oci.image.layer.v1.tar+gzip", 7)}
+    described: dict[str, Digest] = {}
+    for name, (kind, size) in others.items():
+        described[name] = registry.add_image("library/app", None, [name.encode()])
+        wrong = {"mediaType": kind, "digest": str(described[name]), "size": size}
+        body = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [wrong]}
+        registry.add_manifest("library/app", json.dumps(body).encode(), OCI_INDEX, name)
+        await mirror.ask(f"{_NAME}/manifests/{name}")
+    registry.add_index("library/app", "right", [described["torn"]])
+    await mirror.ask(f"{_NAME}/manifests/right")
+    await mirror.ask(f"{_NAME}/manifests/v1")
+    for name, digest in [("app", alone), ("other", child), ("app", described["torn"]), ("app", described["cache"])]:
+        registry.forget()
+        answer = await mirror.ask(f"/v2/library/{name}/manifests/{digest}", method="HEAD")
+        assert (answer.status, answer.cache) == (200, "fwd=uri-miss")
+        assert answer.headers["Content-Length"] == str(len(registry.manifest(f"library/{name}", digest)))
+        assert registry.count("manifests", "HEAD") == 1
+    assert (await mirror.ask(f"{_NAME}/manifests/{child}", method="HEAD")).cache == "hit; detail=described"
+    mirror.blob_file(index).unlink()
+    assert (await mirror.ask(f"{_NAME}/manifests/{child}", method="HEAD")).cache == "fwd=uri-miss"
+
+
+async def test_head_after_upstream_has_said_no(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """An index may name what was never pushed: once upstream has said so, HEAD says what GET said."""
+    child = registry.add_image("library/app", None, [b"layer"])
+    registry.add_index("library/app", "v1", [child])
+    await mirror.ask(f"{_NAME}/manifests/v1")
+    registry.fail("manifests", status(404))
+    for method in ("GET", "HEAD"):
+        assert (await mirror.ask(f"{_NAME}/manifests/{child}", method=method)).status == 404
+
+
+async def test_head_where_the_disk_does_not_tell(
+    registry: FakeRegistry, mirror: LiveMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether an index names it cannot be told: then upstream is asked, and the next time the disk again."""
+    child = registry.add_image("library/app", None, [b"layer"])
+    registry.add_index("library/app", "v1", [child])
+    await mirror.ask(f"{_NAME}/manifests/v1")
+
+    def fail(_repo: object) -> list[Digest]:
+        raise StoreError("too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror.app.shelf.catalog, "manifest_digests", fail)
+        answer = await mirror.ask(f"{_NAME}/manifests/{child}", method="HEAD")
+    assert (answer.status, answer.cache) == (200, "fwd=uri-miss")
+    assert (await mirror.ask(f"{_NAME}/manifests/{child}", method="HEAD")).cache == "hit; detail=described"
+
+
+async def test_a_manifest_that_cannot_be_stored(
+    registry: FakeRegistry, mirror: LiveMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Cache-Status` does not say that it was."""
+    registry.add_image("library/app", "v1", [b"layer"])
+
+    def fail(_digest: Digest, _content: bytes) -> None:
+        raise StoreFull("no space")
+
+    monkeypatch.setattr(mirror.app.shelf.store, "put", fail)
+    assert (await mirror.ask(f"{_NAME}/manifests/v1")).cache == "fwd=bypass"
 
 
 async def test_if_none_match(registry: FakeRegistry, mirror: LiveMirror) -> None:

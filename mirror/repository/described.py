@@ -1,0 +1,89 @@
+"""What the indexes that a repository has here say of the manifests that they name: type and size.
+
+A client that is given an index asks by HEAD for the manifest of its platform. The index says already what that HEAD
+would tell, so upstream need not be asked; a GET still has to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final
+
+from mirror import telemetry
+from mirror.errors import BlobUnknown, StoreError
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import CHECKED, INDEXES
+from mirror.oci.reference import Repo
+from mirror.once import Once
+from mirror.ports import BlobStore, Catalog
+from mirror.repository.hot import Hot
+from mirror.repository.stored import stored_manifest
+
+__all__ = ["Described"]
+
+_MANIFESTS: Final = CHECKED | INDEXES
+
+#: Media type and size in bytes of what one index names; nothing for what is no index.
+Named = Mapping[Digest, tuple[str, int]]
+
+_NOTHING: Final[Named] = {}
+
+
+class Described:
+    """Of all repositories, as this process has read their indexes."""
+
+    def __init__(self, store: BlobStore, catalog: Catalog, once: Once) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._once = once
+        self._read: Hot[Repo, Mapping[Digest, Named]] = Hot(
+            16 << 20, lambda read: 512 + sum(256 + 384 * len(named) for named in read.values())
+        )
+
+    async def get(self, repo: Repo, digest: Digest) -> tuple[str, int] | None:
+        """The manifest's media type and size in bytes; None if no index of this repository that is here names it, if
+        two of them disagree, or if the disk does not tell. Upstream can be asked in each of these cases.
+        """
+        known = self._read.get(repo) or {}
+        try:
+            read = await self._once.run(("described", repo), lambda: asyncio.to_thread(self._read_indexes, repo, known))
+            said = {named[digest] for index, named in read.items() if digest in named and self._is_here(index)}
+        except StoreError as error:
+            telemetry.log.warning("could not read an index", repository=str(repo), reason=str(error))
+            return None
+        self._read.put(repo, read)
+        return said.pop() if len(said) == 1 else None
+
+    def _read_indexes(self, repo: Repo, known: Mapping[Digest, Named]) -> Mapping[Digest, Named]:
+        """Blocking: what every index of the repository names. Those that are `known` are not read again. Raises
+        `StoreError`.
+        """
+        found: dict[Digest, Named] = {}
+        for digest in self._catalog.manifest_digests(repo):
+            named = known[digest] if digest in known else self._names(repo, digest)
+            if named is not None:
+                found[digest] = named
+        return found
+
+    def _names(self, repo: Repo, digest: Digest) -> Named | None:
+        """Blocking. None: it is not here, or could not be read this time. Raises `StoreError`."""
+        record = self._catalog.get_manifest(repo, digest)
+        if record is None:
+            return None
+        if record.media_type not in INDEXES:
+            return _NOTHING
+        manifest = stored_manifest(self._store, self._catalog, repo, digest)
+        if manifest is None:
+            return None
+        # an index may name blobs as well, and what is kept elsewhere
+        children = [one for one in manifest.manifests if one.media_type in _MANIFESTS and not one.foreign]
+        return {child.digest: (child.media_type, child.size) for child in children}
+
+    def _is_here(self, digest: Digest) -> bool:
+        """What was read of an index that is gone counts no more."""
+        try:
+            self._store.stat(digest)
+        except BlobUnknown:
+            return False
+        return True
