@@ -316,6 +316,11 @@ class Catalog(Protocol):
     def repositories(self) -> Iterable[Repo]:
         """Every repository that has a tag or a manifest."""
 
+    def repositories_added(self) -> int:
+        """A count that is higher, for every process, once a repository is among `repositories` that was not before; -1
+        if that cannot be told. Quick enough for the event loop.
+        """
+
     def settle(self) -> None:
         """What this process has put so far outlives a power cut when it returns. Raises `StoreError`."""
 

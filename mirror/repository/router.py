@@ -19,7 +19,7 @@ from mirror.repository.shelf import Shelf
 
 __all__ = ["Router"]
 
-#: Seconds that a list of all repositories is believed.
+#: Seconds that a list of all repositories is believed, if no process has added one meanwhile.
 _LIST_EVERY: float = 10.0
 #: Repositories that are kept made; names come from clients, so there is no end of them.
 _MOST: int = 10_000
@@ -52,6 +52,7 @@ class Router:
         self._signatures = Signatures()
         self._listed: tuple[Repo, ...] = ()
         self._listed_at = float("-inf")
+        self._listed_added = -1
         self._made: dict[Repo, PlainRepository] = {}
         self._routed: dict[tuple[str, str | None, str | None], Repository] = {}
 
@@ -103,13 +104,16 @@ class Router:
         return next((rule for pattern, rule in self._rules if pattern.fullmatch(text)), self._default_rule)
 
     async def repositories(self) -> Sequence[Repo]:
-        """Those that something is here of, sorted; the disk is looked at every few seconds at most."""
-        now = self._shelf.now()
-        if not 0 <= now - self._listed_at < _LIST_EVERY:
+        """Those that something is here of, sorted. The disk is looked at every few seconds at most, and at once if this
+        or another process has added a repository.
+        """
+        now, added = self._shelf.now(), self._shelf.catalog.repositories_added()
+        if added != self._listed_added or not 0 <= now - self._listed_at < _LIST_EVERY:
+            # a list that was begun before the last one was added may lack it
             self._listed = await self._shelf.once.run(
-                "repositories", lambda: asyncio.to_thread(self._read_repositories)
+                ("repositories", added), lambda: asyncio.to_thread(self._read_repositories)
             )
-            self._listed_at = now
+            self._listed_at, self._listed_added = now, added
         return self._listed
 
     def _read_repositories(self) -> tuple[Repo, ...]:

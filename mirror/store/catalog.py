@@ -80,14 +80,34 @@ class LocalCatalog:
                     yield Repo(check_registry(registry), check_name(name))
             below[:] = [name for name in below if not name.startswith("_")]
 
+    def repositories_added(self) -> int:
+        try:
+            return os.stat(self._layout.repositories_added).st_size
+        except FileNotFoundError:
+            return 0
+        except OSError:
+            return -1
+
     def settle(self) -> None:
         with store_errors("making names of the catalog durable"):
             self._unsynced.sync()
 
     def _write(self, folder: Path, name: str, content: bytes) -> None:
         with store_errors("writing a record of the catalog"):
-            make_folder(folder, below=self._layout.repositories, sync=self._unsynced.add)
+            if make_folder(folder, below=self._layout.repositories, sync=self._unsynced.add):
+                self._note_added()
             write_whole(folder / name, content, through=self._layout.ingests, sync=self._unsynced.add)
+
+    def _note_added(self) -> None:
+        """After the folder is there: who counts first and lists then has missed nothing."""
+        # without it other processes list the repository some seconds later
+        with suppress(OSError):
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(self._layout.repositories_added, flags, 0o600)
+            try:
+                os.write(descriptor, b".")
+            finally:
+                os.close(descriptor)
 
 
 def _read(path: Path) -> bytes | None:

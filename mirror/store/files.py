@@ -64,8 +64,9 @@ class Unsynced:
                 sync_folder(folder)
 
 
-def make_folder(path: Path, *, below: Path, sync: Sync = sync_folder) -> None:
-    """Make a folder (0700: cached content may be private) and sync its parents up to `below`, which exists.
+def make_folder(path: Path, *, below: Path, sync: Sync = sync_folder) -> bool:
+    """Make a folder (0700: cached content may be private) and sync its parents up to `below`, which exists. False: it
+    was there.
 
     Without the sync a power cut can lose the folder together with the synced file in it.
     """
@@ -77,6 +78,7 @@ def make_folder(path: Path, *, below: Path, sync: Sync = sync_folder) -> None:
     for folder in reversed(missing):
         folder.mkdir(mode=0o700, exist_ok=True)
         sync(folder.parent)
+    return bool(missing)
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

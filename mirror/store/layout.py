@@ -22,6 +22,7 @@
     ├── board/<n>.json                  what each running process says of itself (see `board.py`)
     ├── purges/, traffic/                likewise notes: what was purged lately; hits and bytes over the last day
     ├── admin.sock                       the admin API's socket, unless it is elsewhere
+    ├── repositories-added               grows by a byte or two with each new repository: a list of them is out of date
     └── repositories/
         └── <registry>/<name…>/
             ├── _tags/<tag>              JSON: digest, media type, size, fetched at
@@ -85,6 +86,10 @@ class Layout:
     @property
     def repositories(self) -> Path:
         return self.root / "repositories"
+
+    @property
+    def repositories_added(self) -> Path:
+        return self.root / "repositories-added"
 
     @property
     def misses(self) -> Path:

@@ -385,6 +385,9 @@ class MemoryCatalog:
     def settle(self) -> None:
         """Nothing here outlives the process."""
 
+    def repositories_added(self) -> int:
+        return len({*self._tags, *self._manifests})
+
     def repositories(self) -> Iterable[Repo]:
         return [repo for repo in {**self._tags, **self._manifests} if self._tags.get(repo) or self._manifests.get(repo)]
 

@@ -146,6 +146,28 @@ async def test_a_manifest_that_cannot_be_stored(
     assert (await mirror.ask(f"{_NAME}/manifests/v1")).cache == "fwd=bypass"
 
 
+async def test_the_catalog_of_every_worker(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """A repository is in the list of each process as soon as one of them has stored something of it. A list to which
+    nothing was added is not read again.
+    """
+    registry.add_image("library/app", "v1", [b"layer"])
+    registry.add_image("library/other", "v1", [b"layer"])
+    async with live_mirror(mirror.root, {"docker.io": registry.url}) as another:
+        known: list[str] = []
+        for name in ("app", "other"):
+            known.append(f"docker.io/library/{name}")
+            await mirror.ask(f"/v2/library/{name}/manifests/v1", method="HEAD")
+            for one in (another, mirror):
+                assert (await one.ask("/v2/_catalog")).json == {"repositories": known}
+        await mirror.ask(f"{_NAME}/manifests/v1")
+        for one in (another, mirror):
+            await one.ask("/v2/_catalog")
+            listed = one.app.router._listed
+            await mirror.ask(f"{_NAME}/manifests/v1")
+            await one.ask("/v2/_catalog")
+            assert one.app.router._listed is listed
+
+
 async def test_if_none_match(registry: FakeRegistry, mirror: LiveMirror) -> None:
     """Who has these very bytes already is told so (304), and only then (RFC 9110, 13.1.2)."""
     digest = registry.add_image("library/app", "v1", [b"layer"])

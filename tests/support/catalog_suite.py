@@ -53,6 +53,21 @@ class CatalogSuite:
         catalog.put_tag(ALPINE, tag("latest", TWO, 1732419300.0))
         assert another.get_tag(ALPINE, "latest") == tag("latest", TWO, 1732419300.0)
 
+    def test_repositories_that_come_are_counted(self, catalog: Catalog, another: Catalog) -> None:
+        """For everyone, at once; more of what is there already is no new one."""
+        before = another.repositories_added()
+        for repo in (ALPINE, Repo("docker.io", "library/alpine/nested"), Repo("ghcr.io", "library/alpine")):
+            catalog.put_manifest(repo, manifest())
+            after = another.repositories_added()
+            assert after > before
+            assert catalog.repositories_added() == after
+            catalog.put_manifest(repo, manifest(TWO))
+            catalog.drop_manifest(repo, TWO)
+            assert another.repositories_added() == after
+            before = after
+        catalog.put_tag(Repo("ghcr.io", "tags/only"), tag("latest"))
+        assert another.repositories_added() > before
+
     def test_tags_are_sorted(self, catalog: Catalog) -> None:
         """By code point, whatever the order they came in, with every character that a tag may have."""
         names = ["v1.10", "v1.2", "_x", "1", "Z", "a-b", "A" * 128, "sha256-" + "a" * 64, "a..."]
