@@ -70,6 +70,7 @@ __all__ = [
     "TooManyRanges",
     "Unauthorized",
     "Unsupported",
+    "UpstreamCircuitOpen",
     "UpstreamDenied",
     "UpstreamError",
     "UpstreamInvalid",
@@ -229,6 +230,14 @@ class UpstreamTimeout(UpstreamUnavailable):
     """No progress in time."""
 
 
+class UpstreamCircuitOpen(UpstreamUnavailable):
+    """Upstream did not answer lately, so it was not asked; in `retry_after` seconds it may be."""
+
+    def __init__(self, message: str, *, upstream: str, retry_after: float) -> None:
+        super().__init__(message, upstream=upstream)
+        self.retry_after = retry_after
+
+
 class UpstreamDenied(UpstreamError):
     """401 or 403 although every credential was tried."""
 
@@ -343,6 +352,7 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     BlobUnknown: Answer(404, "BLOB_UNKNOWN"),
     UpstreamError: Answer(502, "UNAVAILABLE"),
     UpstreamUnavailable: Answer(503, "UNAVAILABLE"),
+    UpstreamCircuitOpen: Answer(503, "UNAVAILABLE"),
     UpstreamTimeout: Answer(504, "UNAVAILABLE"),
     UpstreamDenied: Answer(403, "DENIED"),
     UpstreamThrottled: Answer(429, "TOOMANYREQUESTS"),

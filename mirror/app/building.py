@@ -98,7 +98,14 @@ async def build(config: Config, *, housework: bool = True, pulse: Pulse | None =
         async def landed(info: BlobInfo) -> None:
             await shelf.landed(info)
 
-        flights = Flights(storage.store, storage.evictor, filling, landed=landed, label=upstreams.label)
+        flights = Flights(
+            storage.store,
+            storage.evictor,
+            filling,
+            landed=landed,
+            label=upstreams.label,
+            patience=config.server.wait_for_upstream,
+        )
         stack.push_async_callback(flights.aclose)
         in_flight.flights = flights
         misses = Misses(

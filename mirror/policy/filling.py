@@ -1,18 +1,27 @@
-"""Decisions of a fill: what may be sent before the digest is known, and whether a broken body is worth another try."""
+"""Decisions of a fill: what may be sent before the digest is known, and whether upstream is worth another try."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from dataclasses import dataclass, replace
 from typing import Final
 
-from mirror.errors import UpstreamError, UpstreamThrottled, UpstreamUnavailable
+from mirror.errors import UpstreamCircuitOpen, UpstreamError, UpstreamThrottled, UpstreamUnavailable
 
-__all__ = ["HELD_BACK", "may_send", "may_send_of_part", "next_try"]
+__all__ = ["HELD_BACK", "Outages", "Tries", "may_send", "may_send_of_part", "next_try"]
 
 #: Bytes at the end of a blob that wait for its digest. Enough that no client could mistake the rest for the whole.
 HELD_BACK: Final = 64 * 1024
 
 _TRIES_WITHOUT_PROGRESS: Final = 3
 _LONGEST_THROTTLE: Final = 30.0
+#: Between two tries, in seconds; the jitter adds up to a half.
+_FIRST_PAUSE: Final = 0.2
+_LONGEST_PAUSE: Final = 3.2
+
+#: Seconds: an outage that began longer than this after the last answer is none that downloads wait out.
+_LATELY: Final = 60.0
+_MOST_REGISTRIES: Final = 1000
 
 
 def may_send(received: int, size: int | None, *, verified: bool) -> int:
@@ -30,15 +39,80 @@ def may_send_of_part(limit: int, stop: int, size: int) -> int:
     return limit if limit >= size else min(limit, stop - HELD_BACK)
 
 
-def next_try(error: UpstreamError, failures: int, jitter: float) -> float | None:
-    """Seconds to wait before resuming a body that broke, or None: give up.
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """What a fill has met since its last byte, which came at `since` (any clock in seconds).
 
-    `failures` counts the breaks since the last byte came, this one included; `jitter` is between 0 and 1.
+    `breaks` are answers that broke off without a byte, the one that broke after the last byte included. `refusals` are
+    tries that upstream gave no answer to. Tries that our own circuit refused are not counted.
     """
-    if failures > _TRIES_WITHOUT_PROGRESS:
+
+    since: float
+    breaks: int = 0
+    refusals: int = 0
+
+    def broken(self, now: float, *, progress: bool) -> Tries:
+        """After an answer that broke off; `progress` says whether it had brought a byte."""
+        return Tries(now, breaks=1) if progress else replace(self, breaks=self.breaks + 1)
+
+    def refused(self, error: UpstreamError) -> Tries:
+        """After a try without an answer."""
+        return self if isinstance(error, UpstreamCircuitOpen) else replace(self, refusals=self.refusals + 1)
+
+
+def next_try(error: UpstreamError, tries: Tries, waited: float, patience: float, jitter: float) -> float | None:
+    """Seconds to wait before upstream is asked again after `error`, or None: give up.
+
+    `tries` counts that error in. An upstream that does not answer is waited for until `patience` is over, of which
+    `waited` has passed (seconds); one that answers, and breaks off again and again, is not. `jitter`: between 0 and 1.
+    """
+    left = patience - waited
+    if tries.breaks > _TRIES_WITHOUT_PROGRESS:
+        return None
+    if isinstance(error, UpstreamCircuitOpen):
+        return min(error.retry_after + 0.1 * jitter, left) if left > 0 else None
+    if tries.refusals > _TRIES_WITHOUT_PROGRESS and (left <= 0 or not isinstance(error, UpstreamUnavailable)):
         return None
     if isinstance(error, UpstreamThrottled):
         return error.retry_after + jitter if error.retry_after <= _LONGEST_THROTTLE else None
     if isinstance(error, UpstreamUnavailable):
-        return float(2 ** (failures - 1)) * 0.2 * (0.5 + jitter)
+        pause = _FIRST_PAUSE * 2.0 ** min(tries.breaks + tries.refusals - 1, 10)
+        return min(_LONGEST_PAUSE, pause) * (0.5 + jitter)
     return None
+
+
+class Outages:
+    """Since when each registry does not answer, as the fills of one process see it. All times by one clock in seconds.
+
+    answered() ──> well ── refused() ──> away since then ── answered() ──> well
+    """
+
+    def __init__(self) -> None:
+        self._answered: OrderedDict[str, float] = OrderedDict()
+        self._away: OrderedDict[str, float] = OrderedDict()
+
+    def answered(self, registry: str, now: float) -> None:
+        """It has begun to send a blob."""
+        self._away.pop(registry, None)
+        _put(self._answered, registry, now)
+
+    def refused(self, registry: str, now: float) -> None:
+        """It has not answered a fill."""
+        if registry not in self._away:
+            _put(self._away, registry, now)
+
+    def waited(self, registry: str, now: float) -> float | None:
+        """Seconds for which a registry that has sent something shortly before does not answer; None: it had not, or
+        nothing is known of an outage. What is away for long is not waited for by those that come anew.
+        """
+        away, answered = self._away.get(registry), self._answered.get(registry)
+        if away is None or answered is None or away - answered > _LATELY:
+            return None
+        return now - away
+
+
+def _put(known: OrderedDict[str, float], registry: str, now: float) -> None:
+    known[registry] = now
+    known.move_to_end(registry)
+    while len(known) > _MOST_REGISTRIES:
+        known.popitem(last=False)

@@ -98,7 +98,7 @@ class Circuit:
 
     closed ── `_THRESHOLD` failures in a row ──> open ── delay over ──> one probe
        ^                                          ^                       │
-       └────────────── any success ───────────────┼── failed: twice the delay, at most 30 s
+       └────────────── any success ───────────────┼── failed: twice the delay, at most 5 s
     """
 
     failures: int = 0
@@ -124,7 +124,8 @@ class Circuit:
 
 _THRESHOLD: Final = 3
 _FIRST_DELAY: Final = 1.0
-_LONGEST_DELAY: Final = 30.0
+#: Short: downloads under way wait for the next probe, and a probe is one dial.
+_LONGEST_DELAY: Final = 5.0
 
 #: An upstream that answers; what any success leads to.
 CLOSED: Final = Circuit()

@@ -43,14 +43,16 @@ from mirror.errors import (
     MirrorError,
     StoreError,
     StoreFull,
+    UpstreamCircuitOpen,
     UpstreamError,
     UpstreamInvalid,
     UpstreamThrottled,
+    UpstreamTimeout,
     UpstreamUnavailable,
 )
 from mirror.oci.digest import Digest
 from mirror.once import end
-from mirror.policy.filling import may_send, next_try
+from mirror.policy.filling import Outages, Tries, may_send, next_try
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Body, Ingest
 from mirror.repository.stored import hashes_to
 from mirror.threads import to_its_end
@@ -76,8 +78,8 @@ _LOOK_LAST: Final = 0.05
 #: Seconds between two looks at whether a blob that is being filled has been published by somebody else.
 _LOOK_FOR_PUBLISHED: Final = 0.25
 
-#: Seconds without a byte after which another process's fill is not waited for any longer: more than all the time-outs
-#: of a living one together, its waits between tries included.
+#: Seconds without a byte after which another process's fill is not waited for any longer, beyond those for which it may
+#: wait for upstream: more than all the time-outs of a living one together, its waits between tries included.
 _STUCK: Final = 120.0
 
 #: A disk may say «full» for reasons that eviction does not cure (a file-size limit): do not empty the cache for it.
@@ -118,8 +120,6 @@ class Flight:
         self.landed = False
         #: Whether this process fills it; another one may still be publishing what has landed here.
         self.filled_here = False
-        #: Whether it has had its name in the store; it may have been dropped since.
-        self.stored = False
         self.error: MirrorError | None = None
         self.followers = 0
         self.known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -271,21 +271,27 @@ class Flights:
         *,
         landed: Callable[[BlobInfo], Awaitable[None]],
         label: Callable[[str], str] = str,
+        patience: float = 30.0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`executor` gives the threads that receive; a fill occupies one from its headers to its end.
 
         `landed` is told of each blob that this process has published. `label` gives the configured upstream that a
-        registry falls under, for the metrics.
+        registry falls under, for the metrics. `patience` is for how many seconds a fill waits for an upstream that does
+        not answer; `clock` counts them.
         """
         self._store = store
         self._room = room
         self._executor = executor
         self._landed = landed
         self._label = label
+        self._patience = patience
         self._sleep = sleep
         self._jitter = jitter
+        self._clock = clock
+        self._outages = Outages()
         self._flights: dict[tuple[str, Digest], Flight] = {}
         self._tasks: dict[asyncio.Task[None], Flight] = {}
 
@@ -466,7 +472,7 @@ class Flights:
                 return False
             if ingest.offset != before:
                 moved_at = time.monotonic()
-            elif time.monotonic() - moved_at > _STUCK:
+            elif time.monotonic() - moved_at > _STUCK + self._patience:
                 # a filler that gives up frees its lock; this one has stopped in its tracks, and holds it
                 raise StoreError(f"the process that fills {flight.digest} does not move")
             # clients that have had nothing yet are not kept waiting a moment longer than upstream does
@@ -486,14 +492,12 @@ class Flights:
             if await self._receive(flight, ingest, pull, vouch):
                 # in the store already, and nothing of this upstream was sent to anybody
                 ingest.abort(keep=False)
-                flight.stored = True
                 result = "stored"
                 return
             await self._in_thread(ingest.verify)
             flight._ingest = None
             flight._land(ingest.offset)
             info = await self._in_thread(ingest.commit)
-            flight.stored = True
             await self._landed(info)
             result = "stored"
         except BlobDamaged as error:
@@ -556,13 +560,15 @@ class Flights:
             # a filler died between its last byte and the commit
             flight._announce(ingest.reader)
             return
-        failures = full = 0
+        tries, full = Tries(self._clock()), 0
         reservation: Reservation | None = None
         try:
             while True:
-                before = ingest.offset
+                before, answered = ingest.offset, False
                 try:
                     async with pull(ingest.offset) as body:
+                        answered = True
+                        self._outages.answered(flight.upstream, self._clock())
                         size = self._agree(flight, body.size)
                         if reservation is None:
                             reservation = await self._room.reserve(None if size is None else size - ingest.offset)
@@ -576,21 +582,23 @@ class Flights:
                         await self._take(flight, ingest, body, progress)
                     return
                 except (UpstreamUnavailable, UpstreamThrottled) as error:
-                    if not flight.known.done():
-                        raise
-                    failures = 1 if ingest.offset > before else failures + 1
-                    wait = next_try(error, failures, self._jitter())
+                    now = self._clock()
+                    tries = tries.broken(now, progress=ingest.offset > before) if answered else tries.refused(error)
+                    if ingest.offset > before:
+                        self._outages.answered(flight.upstream, now)
+                    wait = self._wait_for(flight, error, tries, now)
                     if wait is None:
                         raise
-                    telemetry.log.warning(
-                        "fill interrupted",
-                        digest=str(flight.digest),
-                        offset=ingest.offset,
-                        size=flight.size,
-                        upstream=flight.upstream,
-                        reason=str(error),
-                        failures=failures,
-                    )
+                    if not isinstance(error, UpstreamCircuitOpen):
+                        telemetry.log.warning(
+                            "fill interrupted",
+                            digest=str(flight.digest),
+                            offset=ingest.offset,
+                            size=flight.size,
+                            upstream=flight.upstream,
+                            reason=str(error),
+                            failures=tries.breaks + tries.refusals,
+                        )
                     await self._sleep(wait)
                 except StoreFull:
                     if not flight.known.done() or full == _TRIES_WHEN_FULL:
@@ -604,6 +612,20 @@ class Flights:
         finally:
             if reservation:
                 reservation.release()
+
+    def _wait_for(self, flight: Flight, error: UpstreamError, tries: Tries, now: float) -> float | None:
+        """Seconds until upstream is asked again; None: give up. A fill that has begun waits for as long as its own
+        `patience`. One that has nothing yet fails at once, so that its clients have a clean error, unless upstream has
+        only just gone away: then it waits with those that have begun.
+        """
+        if _is_unreachable(error):
+            self._outages.refused(flight.upstream, now)
+        if flight.known.done():
+            return next_try(error, tries, now - tries.since, self._patience, self._jitter())
+        waited = self._outages.waited(flight.upstream, now)
+        if waited is None or waited >= self._patience or not _is_unreachable(error):
+            return None
+        return next_try(error, tries, waited, self._patience, self._jitter())
 
     async def _take_from_store(self, flight: Flight, ingest: Ingest, info: BlobInfo, reader: BlobReader) -> None:
         """The rest, from the blob that has been published meanwhile."""
@@ -652,3 +674,8 @@ class Flights:
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._executor, work, *arguments)
         return await to_its_end(running, stop=stop, unwanted=unwanted)
+
+
+def _is_unreachable(error: UpstreamError) -> bool:
+    """Whether upstream could not be asked at all: of a dial that fails, the next one may do better in a moment."""
+    return isinstance(error, UpstreamUnavailable) and not isinstance(error, UpstreamTimeout) and error.status is None

@@ -24,7 +24,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, Generic, TypeVar
 
 from mirror import telemetry
-from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamNotKnown, UpstreamUnavailable
+from mirror.errors import UpstreamCircuitOpen, UpstreamError, UpstreamInvalid, UpstreamNotKnown, UpstreamUnavailable
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference
@@ -168,6 +168,8 @@ class EndpointsUpstream:
             self._given.popitem(last=False)
 
     def _failed(self, number: int, error: UpstreamError) -> None:
+        if isinstance(error, UpstreamCircuitOpen):
+            return  # it was not asked
         url = self.members[number].url
         telemetry.ENDPOINT_FAILURES.labels(self.name, url, type(error).__name__).inc()
         if not isinstance(error, UpstreamUnavailable | UpstreamInvalid):

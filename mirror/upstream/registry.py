@@ -33,6 +33,7 @@ from mirror import telemetry
 from mirror.errors import (
     DigestMismatch,
     RequestError,
+    UpstreamCircuitOpen,
     UpstreamDenied,
     UpstreamError,
     UpstreamInvalid,
@@ -88,6 +89,8 @@ __all__ = ["RegistryUpstream", "unverified"]
 
 _ACCEPT: Final = ", ".join(ACCEPT)
 _RETRIES: Final = 2
+#: Seconds after which another call may see what the probe that is under way has found out.
+_WHILE_PROBING: Final = 0.25
 _LARGEST_PAGE: Final = 4 * 1024 * 1024
 #: Bytes of a manifest that is read on the event loop: that takes a millisecond or two.
 _READ_AT_ONCE: Final = 64 * 1024
@@ -669,7 +672,9 @@ class RegistryUpstream:
             )
         verdict = self._circuit.verdict(self._clock())
         if verdict.wait or (verdict.probe and self._probing):
-            raise UpstreamUnavailable(f"{self._whom} did not answer lately", upstream=self._name)
+            raise UpstreamCircuitOpen(
+                f"{self._whom} did not answer lately", upstream=self._name, retry_after=verdict.wait or _WHILE_PROBING
+            )
         self._probing = self._probing or verdict.probe
         return verdict.probe
 

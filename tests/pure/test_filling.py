@@ -6,8 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.errors import UpstreamDenied, UpstreamInvalid, UpstreamThrottled, UpstreamTimeout, UpstreamUnavailable
-from mirror.policy.filling import HELD_BACK, may_send, may_send_of_part, next_try
+from mirror.errors import (
+    UpstreamCircuitOpen,
+    UpstreamDenied,
+    UpstreamError,
+    UpstreamInvalid,
+    UpstreamThrottled,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from mirror.policy.filling import HELD_BACK, Outages, Tries, may_send, may_send_of_part, next_try
 
 
 @given(st.integers(0, 1 << 40), st.none() | st.integers(0, 1 << 40))
@@ -48,31 +56,78 @@ def _unavailable() -> UpstreamUnavailable:
     return UpstreamUnavailable("broken", upstream="x")
 
 
+def _next(error: UpstreamError, tries: Tries, *, waited: float = 0.0, jitter: float = 0.5) -> float | None:
+    return next_try(error, tries, waited, 30.0, jitter)
+
+
 def test_1_three_tries_without_progress() -> None:
     """Row 1: a broken body is resumed three times without a byte in between, with longer waits, then given up."""
-    waits = [next_try(_unavailable(), failures, 0.5) for failures in (1, 2, 3, 4)]
+    tries, waits = Tries(0.0).broken(1.0, progress=True), []
+    for _ in range(4):
+        waits.append(_next(_unavailable(), tries))
+        tries = tries.broken(1.0, progress=False)
     assert waits[3] is None
     assert all(wait is not None and 0 < wait < 5 for wait in waits[:3])
     assert sorted(wait for wait in waits if wait) == waits[:3]
+    assert tries.broken(9.0, progress=True) == Tries(9.0, breaks=1)
 
 
 @given(st.integers(1, 3), st.floats(0, 1))
 def test_jitter(failures: int, jitter: float) -> None:
     """The waits of many are spread, within bounds; a time-out is a broken body like others."""
-    wait = next_try(_unavailable(), failures, jitter)
+    tries = Tries(0.0, breaks=failures)
+    wait = _next(_unavailable(), tries, jitter=jitter)
     assert wait is not None
     assert 0.1 <= wait <= 1.3
-    assert next_try(UpstreamTimeout("stalled", upstream="x"), failures, jitter) == wait
+    assert _next(UpstreamTimeout("stalled", upstream="x"), tries, jitter=jitter) == wait
 
 
 @pytest.mark.parametrize("error", [UpstreamInvalid("x", upstream="x"), UpstreamDenied("x", upstream="x")])
 def test_what_is_not_worth_another_try(error: UpstreamInvalid | UpstreamDenied) -> None:
     """Wrong bytes and refusals do not get better by asking again."""
-    assert next_try(error, 1, 0.5) is None
+    assert _next(error, Tries(0.0, refusals=1)) is None
 
 
 def test_10_throttled() -> None:
     """Row 10: as long as upstream says, if that is not longer than clients would wait."""
-    assert next_try(UpstreamThrottled("x", upstream="x", retry_after=7), 1, 0.5) == 7.5
-    assert next_try(UpstreamThrottled("x", upstream="x", retry_after=31), 1, 0.5) is None
-    assert next_try(UpstreamThrottled("x", upstream="x", retry_after=1), 4, 0.5) is None
+    assert _next(UpstreamThrottled("x", upstream="x", retry_after=7), Tries(0.0, breaks=1)) == 7.5
+    assert _next(UpstreamThrottled("x", upstream="x", retry_after=31), Tries(0.0, breaks=1)) is None
+    assert _next(UpstreamThrottled("x", upstream="x", retry_after=1), Tries(0.0, refusals=4)) is None
+
+
+@given(st.integers(0, 100), st.floats(0, 60), st.floats(0, 1))
+def test_84_what_does_not_answer_is_waited_for(refusals: int, waited: float, jitter: float) -> None:
+    """Row 84: however often it refuses, until patience is over; and never longer than some seconds at a time."""
+    wait = _next(_unavailable(), Tries(0.0, breaks=1, refusals=refusals), waited=waited, jitter=jitter)
+    assert (wait is not None) == (waited < 30 or refusals <= 3)
+    assert wait is None or 0 < wait < 5
+
+
+def test_84_our_own_circuit_counts_for_nothing() -> None:
+    """Row 84: it is waited for as long as it says, but not beyond our patience."""
+    error = UpstreamCircuitOpen("x", upstream="x", retry_after=4.0)
+    tries = Tries(0.0, breaks=1, refusals=3)
+    assert tries.refused(error) == tries
+    assert tries.refused(_unavailable()).refusals == 4
+    assert [_next(error, tries, waited=waited) for waited in (0.0, 28.0, 30.0)] == [4.05, 2.0, None]
+
+
+def test_84_outages_that_have_begun_just_now() -> None:
+    """Row 84: they count from their first refusal; an upstream that had sent nothing shortly before has none."""
+    outages = Outages()
+    assert outages.waited("a", 0.0) is None
+    outages.refused("a", 0.0)
+    assert outages.waited("a", 0.0) is None
+    outages.answered("a", 10.0)
+    assert outages.waited("a", 20.0) is None
+    outages.refused("a", 60.0)
+    outages.refused("a", 65.0)
+    assert [outages.waited("a", now) for now in (60.0, 100.0)] == [0.0, 40.0]
+    outages.answered("a", 100.0)
+    outages.refused("a", 161.0)
+    assert outages.waited("a", 161.0) is None
+    for number in range(5000):
+        outages.answered(str(number), 200.0)
+        outages.refused(str(number), 200.0)
+    assert outages.waited("0", 200.0) is None
+    assert len(outages._away) == len(outages._answered) == 1000

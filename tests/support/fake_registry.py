@@ -184,6 +184,14 @@ class FakeRegistry:
         self._signed: dict[str, list[Any]] = {}
         self._issued = 0
 
+    def away(self) -> None:
+        """Refuse connections, and break those that are open, until `back`."""
+        self._front.away()
+
+    def back(self) -> None:
+        """Answer again, on the same port."""
+        self._front.back()
+
     # ----------------------------------------------------------------------------------------------- content
 
     def add_blob(self, name: str, content: bytes, algorithm: str = "sha256") -> Digest:

@@ -166,6 +166,28 @@ class Scripted:
         with self._lock:
             assert self._lock.wait_for(enough, timeout), f"only {len(self.requests)} requests came"
 
+    def away(self) -> None:
+        """Refuse connections, and break those that are open, until `back`. The port stays this upstream's."""
+        with self._lock:
+            still_open, stalled = list(self._open), list(self._stalled)
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        # bound and not listening: the port refuses connections, and is given to nobody else
+        self._listener = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind((self.host, self.port))
+        for connection in still_open:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        for step in stalled:
+            step.release()
+
+    def back(self) -> None:
+        """Accept connections again, on the same port."""
+        self._listener.listen(512)
+        self.start()
+
     def start(self) -> Scripted:
         """Begin to accept."""
         thread = threading.Thread(target=self._accept, daemon=True)
@@ -199,9 +221,10 @@ class Scripted:
         self.stop()
 
     def _accept(self) -> None:
+        listener = self._listener
         while True:
             try:
-                connection, _ = self._listener.accept()
+                connection, _ = listener.accept()
             except OSError:
                 return
             with self._lock:
