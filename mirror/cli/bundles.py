@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from mirror import config as settings
-from mirror.cli.base import ConfigFile, application, table_console
+from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
 from mirror.cli.working import Json, check_there, fail, from_file, in_thread, load, progress
 from mirror.errors import ConfigError
 from mirror.oci.digest import Digest
@@ -113,14 +111,14 @@ def _tell(output: str, written: Inventory, digest: Digest, *, signed: bool, as_j
             "inventory": str(digest),
             "signed": signed,
         }
-        print(json.dumps(summary, indent=1))
+        say_json(summary)
         return
-    print(f"{output}: {len(written.images)} images, {len(written.blobs)} blobs, {format_size(written.size)}")
+    say(f"{output}: {len(written.images)} images, {len(written.blobs)} blobs, {format_size(written.size)}")
     if written.left_out:
         count = len(written.left_out)
-        print(f"left out, because the other side has them: {count} blobs, {format_size(left_out)}")
+        say(f"left out, because the other side has them: {count} blobs, {format_size(left_out)}")
     if written.missing:
-        print(f"missing: {len(written.missing)} blobs")
+        say(f"missing: {len(written.missing)} blobs")
 
 
 def _answers(loaded: settings.Config, storage: Any) -> Callable[[Repo, str], Digest | None]:
@@ -174,12 +172,12 @@ def inventory(
     if as_json:
         sys.stdout.write(taken.to_bytes().decode())
         return
-    table = Table("image", "digest")
+    table = TextTable("image", "digest")
     for image in sorted(taken.images, key=lambda image: image.order):
         table.add_row(image.name if image.tag else str(image.repo), str(image.root.digest))
     if taken.images:
-        table_console().print(table)
-    print(f"{len(taken.images)} images, {len(taken.blobs)} blobs, {format_size(taken.size)}")
+        table.show()
+    say(f"{len(taken.images)} images, {len(taken.blobs)} blobs, {format_size(taken.size)}")
 
 
 @application.command()
@@ -190,7 +188,7 @@ def keygen(
     private, public = make_key_pair()
     _write_new(Path(f"{prefix}.key"), private, 0o600)
     _write_new(Path(f"{prefix}.pub"), public, 0o644)
-    print(f"{prefix}.key signs (keep it secret), {prefix}.pub verifies")
+    say(f"{prefix}.key signs (keep it secret), {prefix}.pub verifies")
 
 
 def _write_new(path: Path, content: bytes, mode: int) -> None:

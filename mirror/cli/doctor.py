@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
@@ -13,7 +12,7 @@ import typer
 
 from mirror import config as settings
 from mirror import telemetry
-from mirror.cli.base import ConfigFile, application
+from mirror.cli.base import ConfigFile, application, say, say_json
 from mirror.cli.nodes import (
     AuthorityOption,
     MirrorArgument,
@@ -107,15 +106,15 @@ def _print(findings: Sequence[Finding], as_json: bool) -> None:
         listed = [
             {"what": one.what, "level": one.level.value, "text": one.text, "advice": one.advice} for one in findings
         ]
-        print(json.dumps(listed, indent=1, ensure_ascii=False))
+        say_json(listed)
         return
     for one in findings:
-        print(f"{_LABEL[one.level]} {one.what}: {one.text}")
+        say(f"{_LABEL[one.level]} {one.what}: {one.text}")
         if one.advice:
-            print(f"        -> {one.advice}")
+            say(f"        -> {one.advice}")
     problems = sum(one.level is Level.PROBLEM for one in findings)
     warnings = sum(one.level is Level.WARNING for one in findings)
-    print(f"{len(findings)} looked at: {problems} problems, {warnings} warnings")
+    say(f"{len(findings)} looked at: {problems} problems, {warnings} warnings")
 
 
 # ---------------------------------------------------------------------------------------------------- the node

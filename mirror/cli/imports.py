@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +11,7 @@ import typer
 
 from mirror import config as settings
 from mirror.cli.audit import audited
-from mirror.cli.base import ConfigFile, application
+from mirror.cli.base import ConfigFile, application, complain, say, say_json
 from mirror.cli.working import Json, check_owner, from_file, in_thread, load, progress
 from mirror.errors import BundleError, ConfigError, RequestError
 from mirror.policy.routing import RoutingTable
@@ -66,7 +64,7 @@ def import_images(
             done = asyncio.run(importing.of_layout(source, name, key))
         about |= {one: len(done[one]) for one in ("images", "refused", "damaged")}
     if as_json:
-        print(json.dumps(done, indent=1))
+        say_json(done)
     else:
         _tell(done)
     if done["refused"] or done["damaged"]:
@@ -199,22 +197,22 @@ def _origin(bundle: Bundle) -> dict[str, Any]:
 def _tell(done: dict[str, Any]) -> None:
     count, written, here = len(done["images"]), done["written"], done["here"]
     if done["dryRun"]:
-        print(f"{done['source']}: good: {count} images; nothing was taken in")
+        say(f"{done['source']}: good: {count} images; nothing was taken in")
     else:
-        print(
-            f"{done['source']}: {count} images taken in, {written['blobs']} blobs written ({_size(written)}), ", end=""
+        say(
+            f"{done['source']}: {count} images taken in, {written['blobs']} blobs written ({_size(written)}), "
+            f"{here['blobs']} here already ({_size(here)})"
         )
-        print(f"{here['blobs']} here already ({_size(here)})")
     for image, was in done["moved"].items():
-        print(f"moved: {image} was {was}")
+        say(f"moved: {image} was {was}")
     for digest, image in done["absent"].items():
-        print(f"missing: {digest} of {image}", file=sys.stderr)
+        complain(f"missing: {digest} of {image}")
     for digest, reason in done["damaged"].items():
-        print(f"damaged: {digest}: {reason}", file=sys.stderr)
+        complain(f"damaged: {digest}: {reason}")
     for image, reason in done["refused"].items():
-        print(f"not taken in: {image}: {reason}", file=sys.stderr)
+        complain(f"not taken in: {image}: {reason}")
     if not done["indexTold"]:
-        print("the index did not answer; it takes note when it is compared with the disk", file=sys.stderr)
+        complain("the index did not answer; it takes note when it is compared with the disk")
 
 
 def _size(counted: dict[str, int]) -> str:

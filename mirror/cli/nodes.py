@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from mirror.cli.base import application
+from mirror.cli.base import application, say
 from mirror.config import PUBLIC
 from mirror.errors import ConfigError, MirrorError, RequestError
 from mirror.nodes.clients import CLIENTS
@@ -83,7 +83,7 @@ def _show(journal: Journal, plan: Plan) -> None:
     _print_notes(plan)
     if plan.conflicts:
         raise MirrorError("\n  ".join(["nothing was changed, because of", *plan.conflicts]))
-    print("nothing was changed; --apply does it" if differences else "all of it is so already")
+    say("nothing was changed; --apply does it" if differences else "all of it is so already")
     _print_needs(differences, plan, "then")
 
 
@@ -92,7 +92,7 @@ def _carry_out(journal: Journal, plan: Plan) -> None:
     _print_done(done)
     _print_notes(plan)
     if not done:
-        print("all of it is so already")
+        say("all of it is so already")
     _print_needs([one.difference for one in done], plan, "now")
 
 
@@ -100,39 +100,39 @@ def _undo(journal: Journal, dry_run: bool) -> None:
     if dry_run:
         differences = journal.undoing()
         _print_differences(differences)
-        print("nothing was changed" if differences else "there is nothing to take back")
+        say("nothing was changed" if differences else "there is nothing to take back")
         return
     done = journal.undo()
     _print_done(done)
     for one in needed([each.difference for each in done]):
-        print(f"now: {one}")
+        say(f"now: {one}")
     if not done:
-        print("there is nothing to take back")
+        say("there is nothing to take back")
 
 
 def _print_differences(differences: Sequence[Difference]) -> None:
     for one in differences:
-        print(one.unified() or f"{one.path}: only its line ends change")
+        say(one.unified() or f"{one.path}: only its line ends change")
 
 
 def _print_done(done: Sequence[Done]) -> None:
     for one in done:
         path, before, after = one.difference.path, one.difference.before, one.difference.after
         what = "removed" if after is None else "written" if before is None else "changed"
-        print(f"{path}: {what}" + (f"; as it was: {one.backup}" if one.backup else ""))
+        say(f"{path}: {what}" + (f"; as it was: {one.backup}" if one.backup else ""))
 
 
 def _print_notes(plan: Plan) -> None:
     for note in plan.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
 
 
 def _print_needs(differences: Sequence[Difference], plan: Plan, when: str) -> None:
     needs = needed(differences)
     for one in needs:
-        print(f"{when}: {one}")
+        say(f"{when}: {one}")
     if differences and not needs:
-        print(f"nothing has to be reloaded: {plan.seen}")
+        say(f"nothing has to be reloaded: {plan.seen}")
 
 
 def _client(name: str) -> Client:

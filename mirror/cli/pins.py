@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from mirror import config as settings
 from mirror.app.storage import open_disk, pin_rules
 from mirror.cli.audit import audited
-from mirror.cli.base import ConfigFile, application, parse_images, table_console
+from mirror.cli.base import ConfigFile, TextTable, application, parse_images, say, say_json
 from mirror.cli.running import Refused, ask_if_running, target_of
 from mirror.cli.working import check_owner, check_there
 from mirror.errors import ConfigError, MirrorError, PinUnknown, answer_for
@@ -49,7 +47,7 @@ def pin(
         pinned = ask_if_running(loaded, "PUT", target_of("pins", one), body=body)
         told.append(_pin_on_disk(loaded, Pin(one.repo, one.reference, reason, now, end)) if pinned is None else pinned)
     for pinned in told:
-        print(f"{pinned['image']}: pinned, {pinned['summary']}")
+        say(f"{pinned['image']}: pinned, {pinned['summary']}")
 
 
 def _check(reason: str, until: str | None, now: float) -> float | None:
@@ -84,11 +82,11 @@ def unpin(image: Images, config: ConfigFile = None) -> None:
     left = _listed(loaded, state=False)["pins"]
     for one in images:
         name = name_of(one.repo, one.reference)
-        print(f"{name}: {'was not pinned' if one in strangers else 'unpinned'}")
+        say(f"{name}: {'was not pinned' if one in strangers else 'unpinned'}")
         for why in left:
             if _keeps(why, one):
                 by = f"the rule {why['rule']}" if why["rule"] else f"the pin of {why['image']}"
-                print(f"{name}: still stays because of {by}")
+                say(f"{name}: still stays because of {by}")
     if strangers:
         raise MirrorError(f"{len(strangers)} of {len(images)} images were not pinned by `mirror pin`")
 
@@ -135,7 +133,7 @@ def pins(
     over = [{**one, "state": "over", "missing": [], "summary": "over"} for one in told["over"]]
     rows = sorted([*told["pins"], *over], key=lambda row: str(row["image"]))
     if as_json:
-        print(json.dumps([{name: row[name] for name in row if name != "summary"} for row in rows], indent=1))
+        say_json([{name: row[name] for name in row if name != "summary"} for row in rows])
     else:
         _show(rows, len(told["pins"]))
     # after all that could be told, so that nobody takes a part for the whole
@@ -156,14 +154,14 @@ def _listed(loaded: settings.Config, *, state: bool) -> dict[str, Any]:
 
 
 def _show(rows: Sequence[Mapping[str, Any]], count: int) -> None:
-    table = Table("image", "reason", "since", "until", "state")
+    table = TextTable("image", "reason", "since", "until", "state")
     for row in rows:
         # every pin that can be read says since when
         since = f"rule {row['rule']}" if row["rule"] else _minute(row["since"]) or "unreadable"
         table.add_row(row["image"], row["reason"], since, _minute(row["until"]), row["summary"])
     if rows:
-        table_console().print(table)
-    print(f"{count} pinned image{'' if count == 1 else 's'}")
+        table.show()
+    say(f"{count} pinned image{'' if count == 1 else 's'}")
 
 
 def _minute(moment: str | None) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
-import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
@@ -20,16 +18,15 @@ from rich.progress import (
     DownloadColumn,
     Progress,
     TaskID,
-    TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Column, Table
+from rich.table import Column
 
 from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.audit import audited
-from mirror.cli.base import ConfigFile, application, table_console
+from mirror.cli.base import ConfigFile, TextTable, application, complain, description_column, say, say_json
 from mirror.cli.working import check_owner
 from mirror.errors import ConfigError
 from mirror.oci.digest import Digest
@@ -81,7 +78,7 @@ def prefetch(
     if mistakes:
         raise ConfigError(mistakes)
     for warning in listed.warnings:
-        print(f"mirror: warning: {warning}", file=sys.stderr)
+        complain(f"mirror: warning: {warning}")
     if not wanted:
         raise ConfigError(["no image is named, here or in a list"])
     if dry_run:
@@ -95,7 +92,7 @@ def prefetch(
         if done.failures:
             about["reason"] = str(done.failures[0])
     if as_json:
-        print(json.dumps({**done.to_json(), "warnings": list(listed.warnings)}, indent=2))
+        say_json({**done.to_json(), "warnings": list(listed.warnings)})
     else:
         _print_summary(done)
     if not done.ok:
@@ -138,11 +135,11 @@ def _print_list(wanted: dict[Image, list[str]], listed: Listed, as_json: bool) -
         items = [
             {"image": str(image), "from": [place for place in places if place]} for image, places in wanted.items()
         ]
-        print(json.dumps({"images": items, "warnings": list(listed.warnings)}, indent=2))
+        say_json({"images": items, "warnings": list(listed.warnings)})
         return
     for image, places in wanted.items():
         named = ", ".join(place for place in places if place)
-        print(f"{image}  # {named}" if named else image)
+        say(f"{image}  # {named}" if named else str(image))
 
 
 # --------------------------------------------------------------------------------------------------- the work
@@ -181,7 +178,7 @@ def _interruptible(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     try:
         return asyncio.run(run())
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
-        print("mirror: interrupted; what has come is kept, and the same command goes on with it", file=sys.stderr)
+        complain("mirror: interrupted; what has come is kept, and the same command goes on with it")
         number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
         raise typer.Exit(128 + number) from error
 
@@ -198,7 +195,7 @@ def _display() -> Iterator[_Report]:
         yield _Lines()
         return
     columns = (
-        TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1)),
+        description_column(table_column=Column(no_wrap=True, ratio=1)),
         BarColumn(bar_width=24),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -217,11 +214,7 @@ class _Lines:
     def __call__(self, image: Image, progress: warm.Progress) -> None:
         if progress.state in (warm.State.FETCHED, warm.State.FAILED):
             size = f" ({format_size(progress.size)})" if progress.size is not None else ""
-            print(
-                f"{image}: {progress.role.value} {progress.digest} {progress.state.value}{size}",
-                file=sys.stderr,
-                flush=True,
-            )
+            complain(f"{image}: {progress.role.value} {progress.digest} {progress.state.value}{size}")
 
 
 class _Bars:
@@ -267,7 +260,7 @@ class _Bars:
 def _print_summary(done: Prefetched) -> None:
     failures = done.failures
     failed = Counter(failure.image for failure in failures)
-    table = Table("image", "new", "already here", "failed")
+    table = TextTable("image", "new", "already here", "failed")
     for image, warmed in done.images.items():
         moved = warmed.moved.values()
         table.add_row(
@@ -276,12 +269,12 @@ def _print_summary(done: Prefetched) -> None:
             _told(Tally.of(one for one in moved if one.state is warm.State.HERE)),
             str(failed[image] or ""),
         )
-    table_console().print(table)
+    table.show()
     for image in done.stale:
-        print(f"{image}: upstream did not answer for the tag; it is here as it was")
+        say(f"{image}: upstream did not answer for the tag; it is here as it was")
     for failure in failures:
-        print(f"failed: {failure}")
-    print(
+        say(f"failed: {failure}")
+    say(
         f"{_counted(len(done.images), 'image')}: {_told(done.fetched) or 'nothing'} new, "
         f"{_told(done.here) or 'nothing'} already here, {_counted(len(failures), 'failure')}"
     )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import socket
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +15,7 @@ import typer
 from mirror import config as settings
 from mirror import telemetry
 from mirror.beats import Beats, Pulse
-from mirror.cli.base import ConfigFile, application
+from mirror.cli.base import ConfigFile, application, complain, say, say_json
 from mirror.cli.unread import unread_of
 from mirror.cli.working import owner
 from mirror.errors import ConfigError, StoreError
@@ -159,22 +157,22 @@ def check(
     except StoreError as error:
         # whoever checks a file may not look into the store; the configuration is none the worse for it
         unread = []
-        print(f"mirror: pins and freezes were not looked at: {error}", file=sys.stderr)
+        complain(f"mirror: pins and freezes were not looked at: {error}")
     if as_json:
         summary = {"upstreams": len(loaded.upstream), "store": str(loaded.store.root)}
-        print(json.dumps({**summary, **({"online": [asdict(one) for one in found]} if online else {})}, indent=1))
+        say_json({**summary, **({"online": [asdict(one) for one in found]} if online else {})})
     else:
         sealed = ", none of which is contacted" if loaded.offline else ""
         syncs = f", {len(loaded.sync)} sync rules" if loaded.sync else ""
         counted = f"{len(loaded.upstream)} upstreams{sealed}{syncs}"
-        print(f"{config or 'defaults'}: good: {counted}, store at {loaded.store.root}")
+        say(f"{config or 'defaults'}: good: {counted}, store at {loaded.store.root}")
         for one in found:
-            print(f"{'ok    ' if one.ok else 'FAILED'} {one.upstream} ({one.url}): {one.detail}")
+            say(f"{'ok    ' if one.ok else 'FAILED'} {one.upstream} ({one.url}): {one.detail}")
             if one.advice:
-                print(f"       {one.advice}")
+                say(f"       {one.advice}")
     for words in [*settings.hints(loaded), *unread, *_of_certificate(loaded)]:
         # no reason to fail: what starts a mirror checks before, and pulls must go on being served
-        print(f"mirror: {words}", file=sys.stderr)
+        complain(f"mirror: {words}")
     if not all(one.ok for one in found):
         raise typer.Exit(1)
 

@@ -6,7 +6,6 @@ All of them work on the disk, beside a running server as well as alone.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 import time
@@ -18,13 +17,21 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from mirror import config as settings
 from mirror import telemetry
 from mirror.app.storage import MISSES_LOCK, SCRUB_LOCK, Storage, open_storage, pin_rules, scrub_notes
-from mirror.cli.base import ConfigFile, application, parse_images, table_console
+from mirror.cli.base import (
+    ConfigFile,
+    TextTable,
+    application,
+    complain,
+    description_column,
+    parse_images,
+    say,
+    say_json,
+)
 from mirror.cli.working import check_owner, check_there
 from mirror.config import routing_table
 from mirror.errors import ConfigError, MirrorError
@@ -67,7 +74,7 @@ def ls(
     """List the images that are here, with the platforms that are complete."""
     loaded = _load(config)
     if not as_json:
-        print(_ROW.format("COMPLETE", "SIZE", "LAST PULL", "PINNED", "DIGEST", "IMAGE", "PLATFORMS").rstrip())
+        say(_ROW.format("COMPLETE", "SIZE", "LAST PULL", "PINNED", "DIGEST", "IMAGE", "PLATFORMS").rstrip())
     asyncio.run(_list(loaded, pattern, as_json, incomplete))
 
 
@@ -80,7 +87,7 @@ async def _list(loaded: settings.Config, pattern: str, as_json: bool, incomplete
         async for image in _overview(loaded, storage).images(selection):
             if incomplete and image.complete:
                 continue
-            print(json.dumps(image_json(image), ensure_ascii=False) if as_json else _image_row(image))
+            say_json(image_json(image), indent=None) if as_json else say(_image_row(image))
 
 
 def _image_row(image: ImageHere) -> str:
@@ -91,7 +98,7 @@ def _image_row(image: ImageHere) -> str:
         "yes" if image.pinned else "frozen" if image.frozen else "",
         f"{image.root.digest.algorithm}:{image.root.digest.hex[:12]}",
         image.name,
-        ",".join(one.name for one in image.platforms if one.name and one.complete),
+        ",".join(image.complete_platforms),
     ).rstrip()
 
 
@@ -109,7 +116,7 @@ def show(
     [wanted] = parse_images([image], loaded)
     whole = asyncio.run(_show(loaded, wanted))
     if as_json:
-        print(json.dumps(whole_json(whole), ensure_ascii=False, indent=1))
+        say_json(whole_json(whole))
     else:
         _print_whole(whole)
 
@@ -142,16 +149,16 @@ def _print_whole(whole: Whole) -> None:
     }
     for name, value in facts.items():
         if value:
-            print(f"{name + ':':<18}{value}")
-    table = Table("platform", "manifest", "size", "complete")
+            say(f"{name + ':':<18}{value}")
+    table = TextTable("platform", "manifest", "size", "complete")
     for one in image.platforms:
         table.add_row(one.name, str(one.digest), format_size(one.size), _state(one))
     if image.platforms:
-        table_console().print(table)
+        table.show()
     for one in image.platforms:
         for node in one.missing:
             said = format_size(node.descriptor.size) if node.descriptor.size >= 0 else "size unknown"
-            print(f"missing: {node.digest}, {node.role.value}, {said}, {one.name or one.digest}")
+            say(f"missing: {node.digest}, {node.role.value}, {said}, {one.name or one.digest}")
 
 
 def _completeness(image: ImageHere) -> str:
@@ -200,7 +207,7 @@ def verify(
     with _bar(quiet=as_json) as bar:
         report = asyncio.run(_verify(loaded, images, limit, repair, bar))
     if as_json:
-        print(json.dumps(report, ensure_ascii=False, indent=1))
+        say_json(report)
     else:
         _print_report(report)
     if report["lost"] or report["unreadable"] or report["missing"]:
@@ -231,7 +238,7 @@ def _bar(*, quiet: bool) -> Iterator[_Bar]:
     if quiet or not console.is_terminal:
         yield _Bar(None)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (description_column(), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         yield _Bar(progress)
 
@@ -279,7 +286,7 @@ async def _verify_all(storage: Storage, scrub: Scrub, bar: _Bar) -> dict[str, An
         before = await asyncio.to_thread(read_progress, notes)
         done = 0
         if before and before.complete_at is None and before.after:
-            print(f"going on after {before.after}, begun {_date(before.begun_at)}", file=sys.stderr)
+            complain(f"going on after {before.after}, begun {_date(before.begun_at)}")
             done = before.bytes
         bar.total(await asyncio.to_thread(lambda: sum(info.size for info in store.walk())), done)
         progress = await scrub_all(scrub, store, notes)
@@ -298,14 +305,14 @@ def _progress_json(progress: ScrubProgress) -> dict[str, Any]:
 
 def _print_report(report: dict[str, Any]) -> None:
     for record in report["dangling"]:
-        print(f"record without content: {record}")
+        say(f"record without content: {record}")
     for digest in report["lost"]:
-        print(f"damaged and not repaired, now in quarantine: {digest}")
+        say(f"damaged and not repaired, now in quarantine: {digest}")
     for digest in report["unreadable"]:
-        print(f"cannot be read, left in its place: {digest}")
+        say(f"cannot be read, left in its place: {digest}")
     for missing in report["missing"]:
-        print(f"missing: {missing}")
-    print(
+        say(f"missing: {missing}")
+    say(
         f"{report['blobs']} blobs, {format_size(report['bytes'])} hashed; {report['damaged']} damaged: "
         f"{report['repaired']} repaired, {report['unneeded']} not needed by any image, "
         f"{len(report['lost']) + len(report['unreadable'])} not repaired"
@@ -376,19 +383,19 @@ async def _now(overview: Overview, miss: Miss) -> str:
 
 
 def _print_misses(found: list[tuple[Miss, str]]) -> None:
-    table = Table("image", "requests", "first", "last", "now", "missing blobs")
+    table = TextTable("image", "requests", "first", "last", "now", "missing blobs")
     for miss, now in found:
         blobs = "\n".join(map(str, miss.blobs))
         table.add_row(miss.image, str(miss.count), _date(miss.first), _date(miss.last), now, blobs)
     if found:
-        table_console().print(table)
-    print(f"{len(found)} images were asked for and not, or not wholly, here")
+        table.show()
+    say(f"{len(found)} images were asked for and not, or not wholly, here")
 
 
 def _print_images(found: list[tuple[Miss, str]]) -> None:
     for miss, now in found:
         if now in ("absent", "incomplete"):
-            print(miss.image)
+            say(miss.image)
 
 
 def _print_misses_json(found: list[tuple[Miss, str]]) -> None:
@@ -405,7 +412,7 @@ def _print_misses_json(found: list[tuple[Miss, str]]) -> None:
         }
         for miss, now in found
     ]
-    print(json.dumps(listed, indent=1))
+    say_json(listed)
 
 
 # ------------------------------------------------------------------------------------------------- what they share

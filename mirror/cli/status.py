@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from mirror import __version__, telemetry
 from mirror import config as settings
 from mirror.cli.audit import audited
-from mirror.cli.base import ConfigFile, application, table_console
+from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
 from mirror.cli.running import ask, ask_if_running, target_of
 from mirror.cli.working import check_owner, check_there
 from mirror.errors import ConfigError, RequestError
@@ -41,7 +39,7 @@ def status(
         flights = ask(loaded, "GET", "/admin/v1/flights")["flights"]
         upstreams = ask(loaded, "GET", "/admin/v1/upstreams")["upstreams"]
     if as_json:
-        print(json.dumps({**found, "flights": flights, "upstreams": upstreams}, indent=1))
+        say_json({**found, "flights": flights, "upstreams": upstreams})
     else:
         _show(found, flights, upstreams)
 
@@ -64,34 +62,34 @@ def _show(found: dict[str, Any], flights: list[dict[str, Any]], upstreams: list[
     sealed = ", sealed" if found["offline"] else ""
     up = format_duration(max((one["uptime"] for one in workers), default=0))
     running = f"{_workers(len(workers))}, up {up}" if workers else "not running"
-    print(f"mirror:    {found['version']}, {running}{sealed}")
-    print(f"store:     {_say_full(store['bytes'], store['limit'])} in {store['root']}")
+    say(f"mirror:    {found['version']}, {running}{sealed}")
+    say(f"store:     {_say_full(store['bytes'], store['limit'])} in {store['root']}")
     if store["quarantine"]:
-        print(f"damaged:   {format_size(store['quarantine'])} set aside in {store['root']}/quarantine: check the disk")
+        say(f"damaged:   {format_size(store['quarantine'])} set aside in {store['root']}/quarantine: check the disk")
     if count := store.get("failing"):
-        print(f"uncached:  {_workers(count)} could not store what came last, and passed it on: see `mirror doctor`")
+        say(f"uncached:  {_workers(count)} could not store what came last, and passed it on: see `mirror doctor`")
     if trouble := found.get("index", {}).get("trouble"):
-        print(f"index:     {trouble}; the disk is asked instead")
+        say(f"index:     {trouble}; the disk is asked instead")
     if traffic := found.get("traffic"):
         ratio = "no requests yet" if traffic["hit_ratio"] is None else f"{100 * traffic['hit_ratio']:.1f} % hits"
         sent, saved = format_size(traffic["sent"]), format_size(traffic["saved"])
-        print(f"traffic:   {ratio}, {sent} to clients, {saved} saved")
+        say(f"traffic:   {ratio}, {sent} to clients, {saved} saved")
     for one in upstreams:
         if one["state"] != "ok":
             retry = max(each["retry_in"] for each in one["endpoints"])
-            print(f"upstream:  {one['name']} is {one['state']}, asked again in {retry:.0f} s")
+            say(f"upstream:  {one['name']} is {one['state']}, asked again in {retry:.0f} s")
         for each in one["endpoints"]:
             if told := each["credentials"]:
-                print(f"login:     {one['name']} by {told['provider']}: {told['reason']}, since {told['since']}")
+                say(f"login:     {one['name']} by {told['provider']}: {told['reason']}, since {told['since']}")
         if budget := one["budget"]:
-            print(f"budget:    {one['name']} leaves {budget['remaining']} of {budget['limit']} pulls")
-    table = Table("download", "digest", "received", "clients")
+            say(f"budget:    {one['name']} leaves {budget['remaining']} of {budget['limit']} pulls")
+    table = TextTable("download", "digest", "received", "clients")
     for one in flights:
         size = "?" if one["size"] is None else format_size(one["size"])
         received = f"{format_size(one['received'])} of {size}"
         table.add_row(one["repository"] or one["upstream"], one["digest"], received, str(one["followers"]))
     if flights:
-        table_console().print(table)
+        table.show()
 
 
 def _workers(count: int) -> str:
@@ -119,12 +117,12 @@ def purge(
         check_owner(loaded, "leaves")
         purged = asyncio.run(_purge(loaded, wanted))
     if as_json:
-        print(json.dumps(purged, indent=1))
+        say_json(purged)
         return
     count, size = purged["blobs"], format_size(purged["bytes"])
-    print(f"{purged['image']}: purged, {count} blob{'' if count == 1 else 's'} with {size}")
+    say(f"{purged['image']}: purged, {count} blob{'' if count == 1 else 's'} with {size}")
     if not purged["manifests"]:
-        print("another tag points to the same image: its content stays")
+        say("another tag points to the same image: its content stays")
 
 
 async def _purge(loaded: settings.Config, wanted: Image) -> dict[str, Any]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.audit import audited
-from mirror.cli.base import ConfigFile, application, table_console
+from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
 from mirror.cli.running import ask_if_running
 from mirror.cli.working import check_owner, check_there
 from mirror.oci.digest import Digest
@@ -46,28 +44,28 @@ def gc(
         about["bytes"] = _bytes(victims)
     groups = victims_by_image(victims)
     if as_json:
-        print(json.dumps(victims_json(groups, names, dry_run=dry_run), indent=1))
+        say_json(victims_json(groups, names, dry_run=dry_run))
         return
-    table = Table("image", "digest", "size", "why")
+    table = TextTable("image", "digest", "size", "why")
     for image, group in groups.items():
         table.add_row(_title(image, names), f"{_count(group, 'blob')}", format_size(_bytes(group)), "")
         for victim in group:
             table.add_row("", str(victim.digest), format_size(victim.size), _why(victim, names))
         table.add_section()
     if victims:
-        table_console().print(table)
+        table.show()
     images = [image for image in groups if image is not None]
     total = format_size(_bytes(victims))
     verb = "would be" if dry_run else "were"
-    print(f"{_count(victims, 'blob')}, {total}, {verb} dropped, with them {_count(images, 'image')}")
+    say(f"{_count(victims, 'blob')}, {total}, {verb} dropped, with them {_count(images, 'image')}")
 
 
 def _print_told(told: dict[str, Any], as_json: bool) -> None:
     """What the running mirror has done."""
     if as_json:
-        print(json.dumps(told, indent=1))
+        say_json(told)
         return
-    table = Table("image", "digest", "size", "why")
+    table = TextTable("image", "digest", "size", "why")
     for one in told["images"]:
         title = ", ".join(one["names"]) or one["digest"] or "no cached manifest names these"
         table.add_row(title, _count(one["blobs"], "blob"), format_size(one["bytes"]), "")
@@ -75,11 +73,11 @@ def _print_told(told: dict[str, Any], as_json: bool) -> None:
             table.add_row("", blob["digest"], format_size(blob["size"]), blob["reason"])
         table.add_section()
     if told["images"]:
-        table_console().print(table)
+        table.show()
     images = [one for one in told["images"] if one["digest"]]
     count = len(images) + told["more"]
     blobs = f"{told['blobs']} blob{'' if told['blobs'] == 1 else 's'}"
-    print(f"{blobs}, {format_size(told['bytes'])}, were dropped, with them {count} image{'' if count == 1 else 's'}")
+    say(f"{blobs}, {format_size(told['bytes'])}, were dropped, with them {count} image{'' if count == 1 else 's'}")
 
 
 def _count(things: Sequence[object], noun: str) -> str:

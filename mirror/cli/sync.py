@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
+from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.audit import audited
-from mirror.cli.base import ConfigFile, application, table_console
+from mirror.cli.base import ConfigFile, TextTable, application, description_column, say, say_json
 from mirror.cli.working import check_owner
 from mirror.errors import ConfigError
 from mirror.oci.reference import Repo
@@ -44,7 +42,7 @@ def sync(
     telemetry.set_up_logging("error")
     if now is None:
         rules = asyncio.run(_rules(loaded))
-        print(json.dumps(rules, indent=1)) if as_json else _show(rules)
+        say_json(rules) if as_json else _show(rules)
         return
     titles = [rule.title for rule in loaded.sync]
     if now not in titles:
@@ -54,7 +52,7 @@ def sync(
         ended = asyncio.run(_run(loaded, now))
         result = ended.result
         about |= {"bytes": result.get("bytes"), "reason": result.get("error") or first_failure(result)}
-    print(json.dumps({"rule": now, "ok": ended.ok, **ended.result}, indent=1) if as_json else _summary(now, ended))
+    say_json({"rule": now, "ok": ended.ok, **ended.result}) if as_json else say(_summary(now, ended))
     if not ended.ok:
         raise typer.Exit(1)
 
@@ -79,7 +77,7 @@ async def _run(loaded: settings.Config, name: str) -> Ended:
     async with build(loaded, housework=False) as app:
         task = asyncio.ensure_future(app.sync.run_rule(name, meter, by="hand"))
         with Progress(
-            TextColumn("{task.description}"),
+            description_column(),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
@@ -101,9 +99,9 @@ async def _run(loaded: settings.Config, name: str) -> Ended:
 
 def _show(rules: list[dict[str, Any]]) -> None:
     if not rules:
-        print("no [[sync]] rules in the configuration")
+        say("no [[sync]] rules in the configuration")
         return
-    table = Table("rule", "tags", "when", "state", "last run", "result", "next run")
+    table = TextTable("rule", "tags", "when", "state", "last run", "result", "next run")
     for rule in rules:
         table.add_row(
             rule["name"],
@@ -114,7 +112,7 @@ def _show(rules: list[dict[str, Any]]) -> None:
             _words(rule["progress"] or rule["result"] or {}, rule["by"]),
             rule["next"] or "",
         )
-    table_console().print(table)
+    table.show()
 
 
 def _words(result: Mapping[str, Any], by: str | None) -> str:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.audit import audited
-from mirror.cli.base import ConfigFile, application, table_console
+from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
 from mirror.cli.unread import refuse_unread
 from mirror.cli.working import check_owner, check_there
 from mirror.errors import ConfigError, MirrorError, NotKnown, RequestError
@@ -48,9 +46,9 @@ def history(image: TagArgument, config: ConfigFile = None, as_json: AsJson = Fal
     if not found.standings and not found.freeze:
         raise MirrorError(f"{wanted}: this mirror has never seen such a tag")
     if as_json:
-        print(json.dumps(_written(found), indent=2))
+        say_json(_written(found))
         return
-    table = Table("digest", "first seen", "last seen", "content", "now")
+    table = TextTable("digest", "first seen", "last seen", "content", "now")
     for one in found.standings:
         seen = one.sighting
         table.add_row(
@@ -60,8 +58,8 @@ def history(image: TagArgument, config: ConfigFile = None, as_json: AsJson = Fal
             _content(one),
             ", ".join(_words(one)),
         )
-    table_console().print(table)
-    print(_summary(found))
+    table.show()
+    say(_summary(found))
 
 
 @application.command()
@@ -84,9 +82,9 @@ def freeze(
     with audited(loaded, "freeze", repository=str(wanted.repo), reference=tag, reason=reason or None) as about:
         made, missing = asyncio.run(_freeze(loaded, wanted.repo, tag, where, reason))
         about["digest"] = str(made.digest)
-    print(f"{made.repo}:{made.tag} answers {made.digest} until it is unfrozen")
+    say(f"{made.repo}:{made.tag} answers {made.digest} until it is unfrozen")
     if missing:
-        print(f"not all of it is here ({missing} missing): the rest is fetched, by digest, when somebody pulls it")
+        say(f"not all of it is here ({missing} missing): the rest is fetched, by digest, when somebody pulls it")
 
 
 @application.command()
@@ -99,7 +97,7 @@ def unfreeze(image: TagArgument, config: ConfigFile = None) -> None:
     with audited(loaded, "unfreeze", repository=str(wanted.repo), reference=str(wanted.tag)):
         if not asyncio.run(_unfreeze(loaded, wanted.repo, str(wanted.tag))):
             raise MirrorError(f"{wanted} is not frozen")
-    print(f"{wanted} follows upstream again")
+    say(f"{wanted} follows upstream again")
 
 
 @application.command()
@@ -111,19 +109,19 @@ def freezes(config: ConfigFile = None, as_json: AsJson = False) -> None:
     freezes, unread = LocalFreezes(layout).look()
     found = sorted(freezes, key=lambda one: (one.repo, one.tag))
     if as_json:
-        print(json.dumps([{"image": f"{one.repo}:{one.tag}", **_written_freeze(one)} for one in found], indent=2))
+        say_json([{"image": f"{one.repo}:{one.tag}", **_written_freeze(one)} for one in found])
     else:
         _show_freezes(found)
     refuse_unread(unread, LocalCatalog(layout))
 
 
 def _show_freezes(found: Sequence[Freeze]) -> None:
-    table = Table("image", "digest", "since", "reason")
+    table = TextTable("image", "digest", "since", "reason")
     for one in found:
         table.add_row(f"{one.repo}:{one.tag}", str(one.digest), format_moment(one.since), one.reason)
     if found:
-        table_console().print(table)
-    print(f"frozen tags: {len(found)}")
+        table.show()
+    say(f"frozen tags: {len(found)}")
 
 
 # ---------------------------------------------------------------------------------------------------- arguments

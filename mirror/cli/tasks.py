@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
-from rich.table import Table
 
 from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.audit import audited
-from mirror.cli.base import ConfigFile, application, table_console
+from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
 from mirror.cli.running import ask_if_running
 from mirror.cli.working import check_owner, check_there
 from mirror.errors import ConfigError
@@ -37,14 +35,14 @@ def jobs(
     if job is not None:
         one = _one(loaded, job, cancel)
         if cancel and not as_json:
-            print(f"job {job}: " + ("is being cancelled" if one.get("cancelling") else f"is {one['state']}"))
+            say(f"job {job}: " + ("is being cancelled" if one.get("cancelling") else f"is {one['state']}"))
             return
-        print(json.dumps(one, indent=1))
+        say_json(one)
         return
     answer = ask_if_running(loaded, "GET", "/admin/v1/jobs")
     if answer is None:
         answer = {"jobs": asyncio.run(_all_on_disk(loaded))}
-    print(json.dumps(answer, indent=1)) if as_json else _show(answer["jobs"])
+    say_json(answer) if as_json else _show(answer["jobs"])
 
 
 def _one(loaded: settings.Config, job: str, cancel: bool) -> dict[str, Any]:
@@ -79,7 +77,7 @@ async def _all_on_disk(loaded: settings.Config) -> list[dict[str, Any]]:
 
 
 def _show(found: list[dict[str, Any]]) -> None:
-    table = Table("job", "kind", "what", "state", "created", "progress")
+    table = TextTable("job", "kind", "what", "state", "created", "progress")
     for job in found:
         arguments = job.get("arguments", {})
         images, more = arguments.get("images", []), arguments.get("more", 0)
@@ -88,9 +86,9 @@ def _show(found: list[dict[str, Any]]) -> None:
         )
         table.add_row(job["id"], job["kind"], what, job["state"], job["created"] or "", _progress(job))
     if found:
-        table_console().print(table)
+        table.show()
     else:
-        print("no jobs")
+        say("no jobs")
 
 
 def _progress(job: dict[str, Any]) -> str:

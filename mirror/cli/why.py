@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,7 @@ import typer
 
 from mirror import config as settings
 from mirror import telemetry
-from mirror.cli.base import ConfigFile, application
+from mirror.cli.base import ConfigFile, application, say, say_json
 from mirror.errors import ConfigError, RequestError
 from mirror.oci.digest import Digest
 from mirror.policy.durations import format_duration
@@ -48,11 +47,11 @@ def why(
     now = time.time()
     found = asyncio.run(_look(loaded, _parse(image, loaded), now))
     if as_json:
-        print(json.dumps([_written(one, loaded) for one in found], ensure_ascii=False, indent=1))
+        say_json([_written(one, loaded) for one in found])
         return
     for number, one in enumerate(found):
         told = _told(one, loaded, now)
-        print("\n".join(["", *told] if number else told))
+        say("\n".join(["", *told] if number else told))
 
 
 def _parse(text: str, loaded: settings.Config) -> Image | Digest:

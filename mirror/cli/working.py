@@ -13,10 +13,11 @@ from typing import Annotated, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from mirror import config as settings
 from mirror import telemetry
+from mirror.cli.base import description_column
 from mirror.errors import BundleError, ConfigError
 from mirror.store.layout import Layout
 from mirror.threads import to_its_end
@@ -132,7 +133,7 @@ async def in_thread(work: Callable[[Callable[[Told], Told]], _T]) -> _T:
 def progress() -> Iterator[Callable[[str, int], Told]]:
     """Bars on standard error where that is a terminal: begin one with what is done and its bytes."""
     columns = (
-        TextColumn("{task.description}"),
+        description_column(),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

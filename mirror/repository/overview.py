@@ -85,6 +85,13 @@ class ImageHere:
         return self.closure.complete
 
     @property
+    def complete_platforms(self) -> list[str]:
+        """Names of the platforms that can be pulled without an upstream, each once: indexes within indexes, and
+        versions of an operating system, have several manifests for one.
+        """
+        return list(dict.fromkeys(one.name for one in self.platforms if one.name and one.complete))
+
+    @property
     def emptied(self) -> bool:
         """Whether manifests alone are here, and no blob that they name: those were evicted, or never pulled."""
         blobs = [node.present for node in self.closure.nodes if node.role in (Role.CONFIG, Role.LAYER)]

@@ -43,7 +43,7 @@ def image_json(image: ImageHere) -> dict[str, Any]:
         "mediaType": image.root.media_type,
         "complete": image.complete,
         "emptied": image.emptied,
-        "platforms": [one.name for one in image.platforms if one.name and one.complete],
+        "platforms": image.complete_platforms,
         "size": image.closure.held,
         "missing": len(image.closure.missing),
         "lastPull": moment(image.used_at),
