@@ -33,6 +33,14 @@ class Once:
         result: T = await asyncio.shield(task)
         return result
 
+    async def run_since(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
+        """Like `run`, but never the result of work that had begun before this call: what has changed since then is not
+        in it. That work is waited for, and one more does for all who came meanwhile.
+        """
+        if (running := self._running.get(key)) is not None:
+            await asyncio.wait({running})
+        return await self.run(key, work)
+
     def under_way(self, key: Hashable) -> bool:
         """Whether `run` would join others."""
         return key in self._running

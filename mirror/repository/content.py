@@ -235,6 +235,11 @@ class FlyingContent:
         await self._flight.over.wait()
         return self._flight.filled_here
 
+    @property
+    def stored(self) -> bool:
+        """Whether this process has put it into the store; it may have been dropped since."""
+        return self._flight.stored
+
     def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
         return self._passing.stream(span, sent, self.reader)
 

@@ -48,6 +48,7 @@ from mirror.repository.names import NamesOnDisk
 from mirror.repository.quarantine import KeptAside
 from mirror.repository.reconcile import INCOMPLETE
 from mirror.repository.write_behind import WriteBehind
+from mirror.threads import to_its_end
 
 __all__ = ["Evictor", "Reservation"]
 
@@ -225,7 +226,7 @@ class Evictor:
         where another process does not stop evicting, `StoreError`.
         """
         victims = [Victim(digest, 0, 0.0, "purged") for digest in digests]
-        async with self._in_turn():
+        async with self.turn():
             before = await asyncio.to_thread(self._behind.present, list(digests))
             dropped, _ = await self._drop(victims)
         gone = {victim.digest for victim in dropped}
@@ -313,7 +314,7 @@ class Evictor:
         where that cannot help. `on_disk`: a record without a file frees nothing, however much it was counted for.
         """
         with telemetry.span("evict") as span:
-            async with self._in_turn():
+            async with self.turn():
                 await self.flush()
                 # who had the turn before may have dropped what is in our sum; without an index all is walked anyway
                 self._held.forget()
@@ -362,8 +363,10 @@ class Evictor:
         return True
 
     @asynccontextmanager
-    async def _in_turn(self) -> AsyncIterator[None]:
-        """One at a time over all processes. Raises `StoreFull` where another one has stopped in the middle of it."""
+    async def turn(self) -> AsyncIterator[None]:
+        """One at a time over all processes: inside, nothing is evicted or purged by others, and what was chosen before
+        is gone. Raises `StoreFull` where another one has stopped in the middle of it.
+        """
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(_TURN):
@@ -404,7 +407,8 @@ class Evictor:
             # asked again at the last moment: a flight may have begun since they were chosen, or something was pinned
             staying = await self._staying()
             batch = [victim for victim in cut if victim.digest not in staying]
-            deleted = await asyncio.to_thread(self._delete, batch)
+            # to its end: whoever has the next turn must not see files go that were chosen in this one
+            deleted = await to_its_end(asyncio.to_thread(self._delete, batch))
             freed = [victim for victim, size in deleted if size]
             dropped += freed
             without_file += sum(victim.size for victim, size in deleted if not size)

@@ -120,6 +120,8 @@ class Flight:
         self.landed = False
         #: Whether this process fills it; another one may still be publishing what has landed here.
         self.filled_here = False
+        #: Whether it has had its name in the store; it may have been dropped since.
+        self.stored = False
         self.error: MirrorError | None = None
         self.followers = 0
         self.known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -492,12 +494,14 @@ class Flights:
             if await self._receive(flight, ingest, pull, vouch):
                 # in the store already, and nothing of this upstream was sent to anybody
                 ingest.abort(keep=False)
+                flight.stored = True
                 result = "stored"
                 return
             await self._in_thread(ingest.verify)
             flight._ingest = None
             flight._land(ingest.offset)
             info = await self._in_thread(ingest.commit)
+            flight.stored = True
             await self._landed(info)
             result = "stored"
         except BlobDamaged as error:

@@ -356,10 +356,12 @@ class ProxiedRepository:
 
     async def _stored_by_flight(self, content: FlyingContent) -> None:
         """Returns once it has its name in the store. Raises `StoreError` where it will not have one."""
-        filled_here = await content.settled()
+        filled_here, stored = await content.settled(), content.stored
         for _ in range(_PUBLISHING):
             if self._is_here(content.digest):
                 return
+            if filled_here and stored:
+                raise StoreError(f"dropped again as soon as it was stored: {content.digest}")
             if filled_here:
                 raise StoreError(f"{content.digest} could not be stored")
             # another process has filled it and makes it durable; should that process end first, this one goes on
@@ -369,6 +371,7 @@ class ProxiedRepository:
                 if isinstance(again, PassingContent):
                     raise StoreFull(f"the store cannot take {content.digest}: {again.why}")
                 filled_here = isinstance(again, FlyingContent) and await again.settled()
+                stored = isinstance(again, FlyingContent) and again.stored
             finally:
                 again.close()
         raise StoreError(f"the process that has filled {content.digest} does not publish it")

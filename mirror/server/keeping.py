@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any, Final, TypeVar
 
-from mirror.errors import BodyInvalid, ManifestUnknown, PinUnknown, RequestError
+from mirror.errors import BodyInvalid, ManifestUnknown, PinUnknown, RequestError, StoreFull
 from mirror.oci.reference import Repo
 from mirror.policy.eviction import Victim
 from mirror.policy.images import Image, name_of
@@ -120,12 +121,18 @@ class Keeping:
         return await asyncio.to_thread(look)
 
     async def pin(self, image: Image, body: object) -> dict[str, Any]:
-        """With `reason` and `until`; how much of it is here. Raises `BodyInvalid`, `StoreError`."""
+        """With `reason` and `until`; how much of it is here, and stays from now on. Raises `BodyInvalid`,
+        `StoreError`.
+        """
         now = time.time()
         reason, until = _read_pin(body, now)
         self._plans.forget()
         pin = Pin(image.repo, image.reference, reason, now, until)
         await asyncio.to_thread(self._pins.put, pin)
+        # an eviction or a purge that is under way has looked at the pins before: what it drops is gone after its turn
+        with suppress(StoreFull):
+            async with self._evictor.turn():
+                pass
         return await asyncio.to_thread(new_pin_json, pin, self._store, self._catalog, now)
 
     async def unpin(self, image: Image) -> dict[str, Any]:

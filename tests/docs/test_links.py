@@ -13,7 +13,7 @@ import pytest
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _PAGES: Final = [
     _ROOT / "README.md",
-    *sorted(path for part in ("docs", "k8s", "bench") for path in (_ROOT / part).rglob("*.md")),
+    *sorted(path for part in ("docs", "k8s", "bench", "tests") for path in (_ROOT / part).rglob("*.md")),
 ]
 #: A link's text may hold code with brackets, as in [`[[route]]`](…).
 _LINK: Final = re.compile(r"\[(?:`[^`]*`|[^\]`])*\]\(([^)\s]+)\)")

@@ -306,6 +306,41 @@ async def test_interrupted_downloads_go_before_anyone_is_refused() -> None:
     assert asked == [300, 0]
 
 
+async def test_a_turn_that_is_cancelled_ends_with_its_last_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that deletes cannot be cancelled: whoever has the next turn, as a pin has, sees no file go that was
+    chosen in the one before.
+    """
+    digests = [await world.add(number) for number in range(3)]
+    deleting, go_on = threading.Event(), threading.Event()
+    delete = world.store.delete
+
+    def slow(digest: Digest) -> int:
+        deleting.set()
+        assert go_on.wait(30)
+        return delete(digest)
+
+    monkeypatch.setattr(world.store, "delete", slow)
+    dropping = asyncio.create_task(world.evictor.drop(digests))
+    assert await asyncio.to_thread(deleting.wait, 30)
+    dropping.cancel()
+    # the next turn, in another process
+    present: list[set[Digest]] = []
+
+    async def look() -> None:
+        async with world.another().turn():
+            present.append(world.present())
+
+    looking = asyncio.create_task(look())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert present == []
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await dropping
+    await looking
+    assert present == [set()]
+
+
 # --------------------------------------------------------------------------------------------------- quarantine
 
 

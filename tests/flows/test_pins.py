@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from mirror.errors import IndexUnavailable, StoreError, StoreFull
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Reference, Repo
+from mirror.policy.images import Image
 from mirror.policy.pins import PinRule
 from mirror.policy.records import Freeze, ManifestRecord, Pin, TagRecord
 from mirror.repository.names import NamesOnDisk, called
@@ -107,6 +109,21 @@ async def test_a_pinned_image_survives_pressure(registry: FakeRegistry, tmp_path
         assert present(mirror, others[-1]) == others[-1]
         used = sum(info.size for info in mirror.app.storage.store.walk())
         assert used <= 1_000_000
+
+
+async def test_a_pin_in_the_middle_of_an_eviction(registry: FakeRegistry, tmp_path: Path) -> None:
+    """What was chosen before the pin goes before the pin is answered: how much the answer says is here stays here."""
+    registry.add_image("library/app", "v1", [layer(1), layer(2)])
+    async with running(registry, tmp_path / "store") as mirror:
+        content = await pull(mirror, "v1")
+        # an eviction of another process, which has looked at the pins and has not deleted yet
+        async with mirror.app.storage.locks.named("evict"):
+            pinning = asyncio.create_task(mirror.app.admin._keeping.pin(Image(APP, "v1"), {}))
+            await until(lambda: bool(mirror.app.storage.pins.all()))
+            for digest in content:
+                await asyncio.to_thread(mirror.app.storage.store.delete, digest)
+            assert not pinning.done()
+        assert (await pinning)["state"] != "complete"
 
 
 async def test_without_its_pin_it_goes(registry: FakeRegistry, tmp_path: Path) -> None:

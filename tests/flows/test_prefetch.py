@@ -550,6 +550,26 @@ async def test_a_disk_that_does_not_sync(
     assert _reasons(await _prefetch(mirror, "v1")) == ["here, but not safely on the disk: on purpose"]
 
 
+async def test_what_is_gone_as_soon_as_it_is_stored(
+    registry: FakeRegistry, mirror: LiveMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evicted, purged or removed in the very moment: that is not said to be a store that cannot take it."""
+    registry.add_image(_APP.name, "v1", [b"layer"])
+    flights, layer = mirror.app.shelf.flights, Digest.of(b"layer")
+    landed = flights._landed
+
+    async def remove(info: BlobInfo) -> None:
+        if info.digest == layer:
+            mirror.app.storage.store.delete(layer)
+        await landed(info)
+
+    monkeypatch.setattr(flights, "_landed", remove)
+    done = await _prefetch(mirror, "v1")
+    assert [(lost.digest, lost.reason) for lost in done.failures] == [
+        (layer, f"dropped again as soon as it was stored: {layer}")
+    ]
+
+
 async def test_a_store_that_is_too_small(registry: FakeRegistry, tmp_path: Path) -> None:
     """What was dropped again to make room for later images is a failure, for it is not here."""
     for number in range(6):

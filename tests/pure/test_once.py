@@ -24,6 +24,33 @@ async def test_work_asked_for_at_once_is_done_once() -> None:
     assert await once.run("x", work) == 2
 
 
+async def test_what_began_before_the_question_is_no_answer_to_it() -> None:
+    """All who ask while work runs have the result of work that began after they asked, the same for all of them."""
+    once = Once()
+    state, began = "old", 0
+    gate = asyncio.Event()
+
+    async def look() -> str:
+        nonlocal began
+        began += 1
+        seen = state
+        await gate.wait()
+        return seen
+
+    first = asyncio.create_task(once.run("x", look))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert began == 1
+    state = "new"
+    later = [asyncio.create_task(once.run_since("x", look)) for _ in range(5)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    gate.set()
+    assert await first == "old"
+    assert await asyncio.gather(*later) == ["new"] * 5
+    assert began == 2
+
+
 async def test_an_error_reaches_all() -> None:
     """Nobody is left waiting for work that failed."""
     once = Once()

@@ -193,7 +193,8 @@ class LiveMirror:
 
     async def idle(self) -> None:
         """Returns once nothing is being filled."""
-        await until(lambda: not self.app.shelf.flights.active())
+        shelf = self.app.shelf
+        await until(lambda: not (shelf.flights.active() or (shelf.ahead and shelf.ahead._tasks)))
 
     async def rebuilt(self) -> None:
         """Returns once the index knows what the disk has: it is rebuilt soon after the first start."""
