@@ -9,6 +9,7 @@
     ├── UpstreamError            the other registry's doing; carries .upstream and .status
     │   ├── UpstreamUnavailable → UpstreamTimeout     no usable answer: dial, DNS, TLS, 5xx, a broken body
     │   ├── UpstreamDenied                            401 or 403 after every credential was tried
+    │   │   └── CredentialsRefused                    our own credentials are no good any more
     │   ├── UpstreamThrottled                         429, or 503 with Retry-After; carries .retry_after in seconds
     │   ├── UpstreamNotKnown                          404
     │   └── UpstreamInvalid                           an answer that must not be believed
@@ -44,6 +45,7 @@ __all__ = [
     "BodyTooLarge",
     "BundleError",
     "ConfigError",
+    "CredentialsRefused",
     "Denied",
     "DigestInvalid",
     "DigestMismatch",
@@ -242,6 +244,10 @@ class UpstreamDenied(UpstreamError):
     """401 or 403 although every credential was tried."""
 
 
+class CredentialsRefused(UpstreamDenied):
+    """The mirror's own credentials are refused, which says nothing about what was asked for: expired, or replaced."""
+
+
 class UpstreamThrottled(UpstreamError):
     """Upstream asked us to slow down; nobody asks it again for `retry_after` seconds."""
 
@@ -355,6 +361,7 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     UpstreamCircuitOpen: Answer(503, "UNAVAILABLE"),
     UpstreamTimeout: Answer(504, "UNAVAILABLE"),
     UpstreamDenied: Answer(403, "DENIED"),
+    CredentialsRefused: Answer(401, "UNAUTHORIZED"),
     UpstreamThrottled: Answer(429, "TOOMANYREQUESTS"),
     UpstreamNotKnown: Answer(404, "NAME_UNKNOWN"),
     UpstreamInvalid: Answer(502, "UNAVAILABLE"),

@@ -16,12 +16,14 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, TypeAlias
 from urllib.parse import urljoin
 
 __all__ = [
     "MOST_HOPS",
     "Bounds",
+    "Origin",
     "Url",
     "UrlRefused",
     "looks_internal",
@@ -33,6 +35,8 @@ __all__ = [
 ]
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+#: Scheme, host and port: who is being talked to.
+Origin: TypeAlias = tuple[str, str, int]
 
 #: Redirects that are followed in a row.
 MOST_HOPS: Final = 5
@@ -63,7 +67,7 @@ class Url:
     target: str
 
     @property
-    def origin(self) -> tuple[str, str, int]:
+    def origin(self) -> Origin:
         """Scheme, host and port: who is being talked to."""
         return self.scheme, self.host, self.port
 
@@ -236,11 +240,18 @@ def same_site(one: str, other: str) -> bool:
 _TRAVELS: Final = frozenset({"accept", "accept-encoding", "range", "user-agent"})
 
 
-def surviving_headers(headers: Mapping[str, str], left: Url, entered: Url) -> dict[str, str]:
-    """The headers that go along on a redirect: all within one origin, `Accept`, `Range` and the like across."""
+def surviving_headers(
+    headers: Mapping[str, str], left: Url, entered: Url, passes: Mapping[Origin, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """The headers that go along on a redirect: all within one origin, `Accept`, `Range` and the like across.
+
+    `passes` are the `Authorization`s that other origins have given for themselves.
+    """
     if left.origin == entered.origin:
         return dict(headers)
-    return {name: value for name, value in headers.items() if name.lower() in _TRAVELS}
+    surviving = {name: value for name, value in headers.items() if name.lower() in _TRAVELS}
+    authorization = passes.get(entered.origin)
+    return surviving if authorization is None else {**surviving, "Authorization": authorization}
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from typing import Final
 from mirror import telemetry
 from mirror.behalf import caller
 from mirror.errors import (
+    CredentialsRefused,
     HeldBack,
     ManifestUnknown,
     StoreError,
@@ -212,7 +213,7 @@ class TagAnswers:
             if record:
                 await asyncio.to_thread(self._shelf.catalog.drop_tag, self._repo, tag)
             raise ManifestUnknown(f"{self._repo} has no tag {tag}") from error
-        except (UpstreamUnavailable, UpstreamThrottled, UpstreamInvalid) as error:
+        except (UpstreamUnavailable, UpstreamThrottled, UpstreamInvalid, CredentialsRefused) as error:
             if record and may_serve_stale(record.fetched_at, self._shelf.now(), self._rule.freshness):
                 self._log_stale(record, str(error))
                 return self._hot(record, Outcome.STALE)

@@ -31,6 +31,7 @@ from yarl import URL
 
 from mirror import telemetry
 from mirror.errors import (
+    CredentialsRefused,
     DigestMismatch,
     RequestError,
     UpstreamCircuitOpen,
@@ -77,8 +78,10 @@ from mirror.upstream.addresses import check_literal
 from mirror.upstream.body import Fields, HttpBody
 from mirror.upstream.client import AnswerTooLarge, Observe, open_session, read_limited, translated
 from mirror.upstream.credentials import CredentialSource, CredentialsUnavailable, GivenCredentials
+from mirror.upstream.elsewhere import Elsewhere
 from mirror.upstream.health import Health, health_of
 from mirror.upstream.holds import HostHolds, HostThrottled
+from mirror.upstream.login import NO_PASSES, Login, Passes
 from mirror.upstream.manifests import read_answer
 from mirror.upstream.proxies import DIRECT, Proxies
 from mirror.upstream.referrers import LACKS_API, FallbackChildren, NoReferrersApi, ReferrersPage, list_referrers
@@ -117,6 +120,9 @@ class _Reply:
     body: HttpBody | None = None
     sent: bytes = b""
 
+
+#: One request of a call.
+_Send = Callable[[Passes], Awaitable[_Reply]]
 
 #: Whether an answer is one that the call can use.
 _Judge = Callable[[_Reply], bool]
@@ -202,18 +208,23 @@ class RegistryUpstream:
         self._calls = asyncio.Semaphore(calls_at_once)
         self._opened: aiohttp.ClientSession | None = None
         self._credentials = credentials or GivenCredentials()
-        self._tokens = TokenSource(
-            name,
-            self._bounds,
-            self._session,
-            self._credentials,
-            memo,
-            timeout=answer_timeout,
-            proxies=proxies,
-            now=now,
-            clock=clock,
-            observe=observe,
-        )
+
+        def tokens(bounds: Bounds, credentials: CredentialSource) -> TokenSource:
+            return TokenSource(
+                name,
+                bounds,
+                self._session,
+                credentials,
+                memo,
+                timeout=answer_timeout,
+                proxies=proxies,
+                now=lambda: self._now(),
+                clock=lambda: self._clock(),
+                observe=observe,
+            )
+
+        self._tokens = tokens(self._bounds, self._credentials)
+        self._elsewhere = Elsewhere(name, self._bounds, memo, lambda bounds: tokens(bounds, GivenCredentials()))
         self._holds = HostHolds(name, lambda: self._clock())
         self._children = FallbackChildren()
         self._transfer = Transfer(
@@ -384,12 +395,12 @@ class RegistryUpstream:
         credentials = await self._credentials.credentials()
         url, asked = f"{self._base}/v2/", False
 
-        async def send(authorization: str | None) -> _Reply:
+        async def send(passes: Passes) -> _Reply:
             nonlocal asked
-            asked = asked or authorization is not None
+            asked = asked or passes.own is not None
             headers = {"Accept-Encoding": "identity", "User-Agent": self._agent}
-            if authorization:
-                headers["Authorization"] = authorization
+            if passes.own:
+                headers["Authorization"] = passes.own
             async with self._calls:
                 reply = await self._fetch("GET", url, headers, LARGEST_ERROR)
             date = parse_http_date(reply.fields.get("Date"))
@@ -454,16 +465,18 @@ class RegistryUpstream:
         """One small answer. What is not `fine` is raised."""
         url = f"{self._base}/v2/{repo}/{path}{'?' if query else ''}{query}"
 
-        async def send(authorization: str | None) -> _Reply:
+        async def send(passes: Passes) -> _Reply:
             headers = {"Accept": accept, "Accept-Encoding": "identity", "User-Agent": self._agent}
-            if authorization:
-                headers["Authorization"] = authorization
+            if passes.own:
+                headers["Authorization"] = passes.own
             async with self._calls:
-                return await self._fetch(method, url, headers, limit)
+                return await self._fetch(method, url, headers, limit, passes)
 
         return await self._call(event, Scope.pull(repo), send, fine, retries=retries)
 
-    async def _fetch(self, method: _Method, text: str, headers: Mapping[str, str], limit: int) -> _Reply:
+    async def _fetch(
+        self, method: _Method, text: str, headers: Mapping[str, str], limit: int, passes: Passes = NO_PASSES
+    ) -> _Reply:
         """With redirects, by hand."""
         hops = 0
         url: Url | None = None
@@ -488,7 +501,7 @@ class RegistryUpstream:
                             content = await read_limited(response, (limit if fine else LARGEST_ERROR) + 1)
                             break
                     entered = self._bounds.next_hop(url, fields.get("Location"), hops)
-                    headers = surviving_headers(headers, url, entered)
+                    headers = surviving_headers(headers, url, entered, passes.elsewhere)
                     url, hops = entered, hops + 1
                     self._holds.check(url)
         except UrlRefused as error:
@@ -537,15 +550,17 @@ class RegistryUpstream:
     ) -> _Reply:
         url = f"{self._base}/v2/{repo}/blobs/{digest}"
 
-        async def send(authorization: str | None) -> _Reply:
+        async def send(passes: Passes) -> _Reply:
             headers = {"Accept": "*/*", "User-Agent": self._agent}
-            if authorization:
-                headers["Authorization"] = authorization
+            if passes.own:
+                headers["Authorization"] = passes.own
 
             hangup = Hangup()
 
             def get() -> _Reply:
-                answer = self._transfer.get(url, headers, start=start, only=only, hangup=hangup)
+                answer = self._transfer.get(
+                    url, headers, start=start, only=only, hangup=hangup, passes=passes.elsewhere
+                )
                 return _Reply(answer.status, answer.fields, answer.url, answer.content, answer.body)
 
             return await self._in_thread(get, hangup)
@@ -581,7 +596,7 @@ class RegistryUpstream:
         self,
         event: str,
         scope: Scope,
-        send: Callable[[str | None], Awaitable[_Reply]],
+        send: _Send,
         fine: _Judge,
         *,
         retries: int | None = None,
@@ -594,16 +609,15 @@ class RegistryUpstream:
             self._on_failure(error)
             raise
 
-    async def _call_at_last(
-        self, event: str, scope: Scope, send: Callable[[str | None], Awaitable[_Reply]], fine: _Judge, retries: int
-    ) -> _Reply:
+    async def _call_at_last(self, event: str, scope: Scope, send: _Send, fine: _Judge, retries: int) -> _Reply:
         """Admission, authorisation, retries, back-off. The drawing is at the top of the file."""
-        tries, authenticated = 1, False
+        tries = 1
+        login = Login(self._tokens, self._elsewhere, scope)
         while True:
             probing = self._admit()
             try:
-                authorization = await self._tokens.authorization(scope)
-                reply = await self._observed(event, send, authorization)
+                passes = await login.passes()
+                reply = await self._observed(event, send, passes)
             except UpstreamUnavailable as error:
                 self._note_failure(error)
                 down = self._circuit.verdict(self._clock()).wait > 0
@@ -627,12 +641,11 @@ class RegistryUpstream:
             if fine(reply):
                 self._accounts.current.strikes = 0
                 if reply.status < 400 or reply.status == 404:
-                    self._tokens.accepted(authorization)
+                    self._tokens.accepted(passes.own)
                 return reply
-            if reply.status == 401 and not authenticated and await self._reauthenticate(reply, scope, authorization):
-                authenticated = True
+            if reply.status == 401 and await self._is_let_in_now(login, reply, passes):
                 continue
-            failure = self._failure(reply, authorization)
+            failure = self._failure(reply, passes.own)
             failure.elsewhere = reply.url.origin != self._bounds.base.origin
             if tries <= retries and isinstance(failure, UpstreamUnavailable) and is_worth_retrying(failure.status):
                 await self._pause(tries)
@@ -640,13 +653,11 @@ class RegistryUpstream:
                 continue
             raise failure
 
-    async def _observed(
-        self, event: str, send: Callable[[str | None], Awaitable[_Reply]], authorization: str | None
-    ) -> _Reply:
+    async def _observed(self, event: str, send: _Send, passes: Passes) -> _Reply:
         began, status = self._clock(), None
         try:
             with telemetry.client_span(f"upstream {event}", mirror__upstream=self._name) as span:
-                reply = await send(authorization)
+                reply = await send(passes)
                 status = reply.status
                 span.note(http__response__status_code=status, server__address=reply.url.host)
             return reply
@@ -687,16 +698,12 @@ class RegistryUpstream:
         account = self._accounts.current
         account.held_until = max(account.held_until, self._clock() + seconds)
 
-    async def _reauthenticate(self, reply: _Reply, scope: Scope, authorization: str | None) -> bool:
-        """After a 401: whether another try makes sense. A challenge of the host of a redirect is none of ours."""
-        if reply.url.origin != self._bounds.base.origin:
-            return False
-        if authorization:
-            await self._tokens.reject(scope, authorization)
-        learnt = await self._tokens.learn(parse_challenges(reply.fields.get_all("WWW-Authenticate")), scope)
-        if learnt and (authorization or "").startswith("Basic "):
-            return await self._tokens.authorization(scope) not in (None, authorization)
-        return learnt
+    async def _is_let_in_now(self, login: Login, reply: _Reply, passes: Passes) -> bool:
+        """After a 401: whether another try makes sense."""
+        challenges = parse_challenges(reply.fields.get_all("WWW-Authenticate"))
+        if reply.url.origin == self._bounds.base.origin:
+            return await login.challenged(passes, challenges)
+        return await login.challenged_elsewhere(passes, reply.url, challenges)
 
     def _failure(self, reply: _Reply, authorization: str | None) -> UpstreamError:
         """The error that a status means."""
@@ -720,8 +727,8 @@ class RegistryUpstream:
         if status >= 500 or (elsewhere and status in (400, 401, 403, 410)):
             # where we were sent does not know us: the signature has run out, and the registry gives a new one
             return UpstreamUnavailable(what, upstream=self._name, status=None if status < 500 else status)
-        if status == 401:
-            self._tokens.refused(authorization)
+        if status == 401 and self._tokens.refused(authorization):
+            return CredentialsRefused(what, upstream=self._name, status=status)
         if status in (401, 403):
             return UpstreamDenied(what, upstream=self._name, status=status)
         return self._invalid(f"{reply.url.authority} {said}", status)

@@ -23,7 +23,14 @@ import aiohttp
 from yarl import URL
 
 from mirror import telemetry
-from mirror.errors import UpstreamDenied, UpstreamInvalid, UpstreamOffLimits, UpstreamThrottled, UpstreamUnavailable
+from mirror.errors import (
+    CredentialsRefused,
+    UpstreamDenied,
+    UpstreamInvalid,
+    UpstreamOffLimits,
+    UpstreamThrottled,
+    UpstreamUnavailable,
+)
 from mirror.memo import MISSING, Memo
 from mirror.oci.challenge import Challenge, Scope
 from mirror.oci.strict_json import read_json
@@ -92,8 +99,7 @@ class TokenSource:
         Raises `UpstreamDenied` where the credentials were refused, `UpstreamInvalid` for a realm that is off limits or
         an answer that is none, `UpstreamThrottled`, `UpstreamUnavailable`, `UpstreamTimeout`.
         """
-        known = await self._memo.get(self._challenge_key(scope), private=True)
-        challenge: Mapping[str, str] | None = self._last if known is MISSING else known
+        challenge = await self._challenge(scope)
         if challenge is None:
             return None
         credentials = await self._credentials.credentials()
@@ -130,9 +136,13 @@ class TokenSource:
 
     async def learn(self, challenges: Sequence[Challenge], scope: Scope) -> bool:
         """Remember how upstream wants to be asked. False: by no way that we know. Raises `UpstreamInvalid`."""
-        usable = {challenge.scheme: challenge for challenge in reversed(challenges)}
+        usable = {
+            challenge.scheme: challenge
+            for challenge in reversed(challenges)
+            if challenge.scheme == "basic" or challenge.parameters.get("realm")
+        }
         challenge = usable.get("bearer") or usable.get("basic")
-        if challenge is None or (challenge.scheme == "bearer" and "realm" not in challenge.parameters):
+        if challenge is None:
             return False
         learnt = {"scheme": challenge.scheme}
         if challenge.scheme == "bearer":
@@ -145,23 +155,41 @@ class TokenSource:
         self._last = {**learnt, "scope": " ".join(e for e in learnt.get("scope", "").split() if ":" not in e)}
         return True
 
+    async def forget_challenge(self, scope: Scope) -> str | None:
+        """Forget what is known or guessed of how upstream asks for this scope; returns its `challenge_key`."""
+        key = await self.challenge_key(scope)
+        await self._memo.forget(self._challenge_key(scope), private=True)
+        self._last = None
+        return key
+
+    async def challenge_key(self, scope: Scope) -> str | None:
+        """Tells apart what tokens are asked for, and where; None while nothing is known or guessed."""
+        challenge = await self._challenge(scope)
+        return None if challenge is None or challenge["scheme"] == "basic" else self._token_key(challenge, scope, None)
+
+    async def _challenge(self, scope: Scope) -> Mapping[str, str] | None:
+        known = await self._memo.get(self._challenge_key(scope), private=True)
+        challenge: Mapping[str, str] | None = self._last if known is MISSING else known
+        return challenge
+
     def accepted(self, authorization: str | None) -> None:
         """Upstream took this, as far as it says something about our own credentials."""
         if authorization is not None and authorization == self._basic:
             self._login.worked()
 
-    def refused(self, authorization: str | None) -> None:
-        """Upstream did not, and there is nothing else to try."""
-        if authorization is not None and authorization == self._basic:
-            self._login.failed("the registry refuses the credentials (401)")
+    def refused(self, authorization: str | None) -> bool:
+        """Upstream did not, and there is nothing else to try: whether these are our own credentials."""
+        if authorization is None or authorization != self._basic:
+            return False
+        self._login.failed("the registry refuses the credentials (401)")
+        return True
 
     async def reject(self, scope: Scope, authorization: str) -> None:
         """Upstream refused this: drop it, unless a newer one has already taken its place.
 
         Where the credentials themselves were sent (Basic), they are rejected.
         """
-        known = await self._memo.get(self._challenge_key(scope), private=True)
-        challenge: Mapping[str, str] | None = self._last if known is MISSING else known
+        challenge = await self._challenge(scope)
         if challenge is None:
             return
         credentials = await self._credentials.credentials()
@@ -206,8 +234,7 @@ class TokenSource:
             else:
                 if credentials and credentials.username:
                     headers["Authorization"] = credentials.basic
-                query = urlencode([("service", challenge["service"]), *(("scope", one) for one in wanted.entries)])
-                asked = f"{url}{'&' if '?' in url else '?'}{query}"
+                asked = _with_query(url, challenge["service"], wanted)
                 asking = self._session().get(URL(asked, encoded=True), **more)
             try:
                 async with asyncio.timeout(self._timeout), asking as response:
@@ -216,19 +243,21 @@ class TokenSource:
                     content = await read_limited(response, _LARGEST_ANSWER + 1)
             finally:
                 self._observe("token", status, self._clock() - began)
-        if status in (400, 401, 403):
-            self._note_refusal(status, credentials)
+        if status in (400, 401, 403) and self._refuses(status, credentials):
+            raise CredentialsRefused("the token service refuses our credentials", upstream=self._upstream, status=401)
         token = self._read(status, retry_after, content)
         if credentials and credentials.ours:
             self._login.worked()
         return token
 
-    def _note_refusal(self, status: int, credentials: Credentials | None) -> None:
+    def _refuses(self, status: int, credentials: Credentials | None) -> bool:
+        """Whether it is our own credentials that a token service does not take; noted, to be shown."""
         if credentials is None or not credentials.ours:
-            return
+            return False
         if status == 403 and self._now() - self._login.worked_at < _LET_IN_FOR:
-            return
+            return False
         self._login.failed(f"the token service refuses the credentials ({status})")
+        return True
 
     def _read(self, status: int, retry_after: str | None, content: bytes) -> dict[str, Any]:
         """The token in an answer; errors by status, without quoting what came."""
@@ -241,7 +270,7 @@ class TokenSource:
             raise UpstreamDenied("the token service refuses", upstream=self._upstream, status=401)
         if status >= 500:
             raise UpstreamUnavailable(f"the token service answers {status}", upstream=self._upstream, status=status)
-        if status != 200:
+        if not 200 <= status < 300:
             raise self._invalid(f"the token service answers {status}", status)
         if len(content) > _LARGEST_ANSWER:
             raise self._invalid(f"the token service's answer is over {_LARGEST_ANSWER} bytes", status)
@@ -279,6 +308,13 @@ class TokenSource:
 
     def _invalid(self, message: str, status: int | None) -> UpstreamInvalid:
         return UpstreamInvalid(message, upstream=self._upstream, status=status)
+
+
+def _with_query(url: str, service: str, wanted: Scope) -> str:
+    """A challenge without `service` is answered without it: an empty one is another service to some."""
+    pairs = [("service", service)] if service else []
+    query = urlencode([*pairs, *(("scope", entry) for entry in wanted.entries)])
+    return f"{url}{'&' if '?' in url else '?'}{query}" if query else url
 
 
 def _wanted(challenge: Mapping[str, str], scope: Scope) -> Scope:

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from mirror.errors import (
@@ -30,7 +31,7 @@ from mirror.errors import (
     UpstreamUnavailable,
 )
 from mirror.oci.span import parse_content_range
-from mirror.policy.realms import Bounds, Url, UrlRefused, parse_url, surviving_headers
+from mirror.policy.realms import Bounds, Origin, Url, UrlRefused, parse_url, surviving_headers
 from mirror.upstream.addresses import AddressRefused, check_literal, dial
 from mirror.upstream.body import Fields, Framing, HttpBody, Pace, describe
 from mirror.upstream.connection import IdleConnections, Wire
@@ -148,8 +149,11 @@ class Transfer:
         only: int | None = None,
         attempts: int = 2,
         hangup: Hangup | None = None,
+        passes: Mapping[Origin, str] = MappingProxyType({}),
     ) -> Answer:
         """Blocking: GET of a URL from byte `start` on (with `only`, that many bytes), redirects followed.
+
+        `passes` are the `Authorization`s of other origins, should a redirect lead there.
 
         With 200, 206, and 416 to a range that begins where the blob ends, the answer has a body; its `start` is 0 where
         upstream ignored the range. A 206 that lies about where it begins, and a range refused for any other reason, are
@@ -162,18 +166,20 @@ class Transfer:
             wanted["Range"] = f"bytes={start}-{'' if only is None else start + only - 1}"
         wanted["Accept-Encoding"] = "identity"
         hangup = hangup or Hangup()
-        answer = self._follow(url, wanted, start if ranged else None, hangup)
+        answer = self._follow(url, wanted, start if ranged else None, hangup, passes)
         if answer is not None and not (answer.status == 416 and start):
             return answer
         if not ranged or attempts <= 1:
             raise self._invalid("an answer with a Content-Range that was not asked for")
-        return self.get(url, headers, attempts=attempts - 1, hangup=hangup)
+        return self.get(url, headers, attempts=attempts - 1, hangup=hangup, passes=passes)
 
     def close(self) -> None:
         """Close the idle connections. Bodies that are being read stay. Repeatable."""
         self._idle.close()
 
-    def _follow(self, text: str, headers: dict[str, str], start: int | None, hangup: Hangup) -> Answer | None:
+    def _follow(
+        self, text: str, headers: dict[str, str], start: int | None, hangup: Hangup, passes: Mapping[Origin, str]
+    ) -> Answer | None:
         """The last answer of a chain of redirects; None: its range is not the one that was asked for."""
         hops = 0
         url: Url | None = None
@@ -189,7 +195,7 @@ class Transfer:
                     if status in REDIRECTS:
                         self._leave(wire, framing, url)
                         entered = self._bounds.next_hop(url, fields.get("Location"), hops)
-                        headers = surviving_headers(headers, url, entered)
+                        headers = surviving_headers(headers, url, entered, passes)
                         url, hops = entered, hops + 1
                         self._holds.check(url)
                         continue

@@ -15,6 +15,7 @@ import pytest
 
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from mirror.upstream.registry import RegistryUpstream
 from tests.support.fake_registry import FakeRegistry, Fault, status
 from tests.support.live_mirror import Clock, LiveMirror, live_mirror, noise
 from tests.support.scripted import Answering, Request, Script, chunked, head, reply, reply_json
@@ -264,3 +265,38 @@ async def test_an_unknown_tag_is_asked_for_once_more(registry: FakeRegistry, mir
     registry.fail("manifests", status(429, {"Retry-After": "5"}))
     assert (await mirror.ask(f"{_NAME}/manifests/other")).status == 429
     assert registry.count("manifests") == 1
+
+
+# ------------------------------------------------------------------------------------------------------ logging in
+
+
+@pytest.mark.parametrize("code", [400, 401, 403])
+@pytest.mark.parametrize("tokens", [True, False])
+async def test_our_credentials_are_refused_from_now_on(tmp_path: Path, tokens: bool, code: int) -> None:
+    """An expired password keeps nobody from what is here: tags are served stale, and the failing login is shown."""
+    clock = Clock()
+    with FakeRegistry(tokens=tokens, users={"robot": "secret"}) as registry:
+        upstream = {"url": registry.url, "username": "robot", "password": "secret"}
+        digest = registry.add_image("library/app", "v1", [_LAYER])
+        async with live_mirror(tmp_path / "store", {"docker.io": upstream}, clock=clock) as mirror:
+            assert (await mirror.ask(f"{_NAME}/manifests/v1")).status == 200
+            registry.users = {"robot": "changed"}
+            registry.expire_tokens()
+            if tokens:
+                registry.fail("token", status(code), times=99)
+            clock.forward(3600)
+            for _ in range(2):
+                answer = await mirror.ask(f"{_NAME}/manifests/v1")
+                assert (answer.status, answer.headers["Docker-Content-Digest"]) == (200, str(digest))
+                assert "Warning" in answer.headers
+                clock.forward(60)
+            # what is not here cannot be had, and says why
+            answer = await mirror.ask(f"{_NAME}/manifests/other")
+            assert (answer.status, answer.code) == (401, "UNAUTHORIZED")
+            shown = mirror.app.router._upstream_for("docker.io")
+            assert isinstance(shown, RegistryUpstream)
+            [health] = shown.health()
+            failing = [login.reason for login in health.logins if login.reason]
+            assert failing
+            assert "refuses the credentials" in failing[0]
+            assert "secret" not in mirror.log_text

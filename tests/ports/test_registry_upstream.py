@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from mirror.errors import (
+    CredentialsRefused,
     DigestMismatch,
     UpstreamDenied,
     UpstreamError,
@@ -27,6 +28,7 @@ from mirror.errors import (
     UpstreamUnavailable,
 )
 from mirror.memo import Memo
+from mirror.oci.challenge import Scope
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import ACCEPT, DOCKER_MANIFEST, LARGEST, OCI_INDEX, OCI_MANIFEST, Descriptor
 from mirror.ports import Body, Upstream
@@ -554,14 +556,145 @@ async def test_a_realm_elsewhere(build: Build) -> None:
 
 
 async def test_the_challenge_of_a_redirect_is_not_ours(build: Build) -> None:
-    """Faults row 71: whoever we are sent to cannot ask for a token, nor learn one."""
+    """Faults row 71: whoever we are sent to sees nothing of ours, neither do its token service and its password box."""
     with Scripted() as front, Scripted() as elsewhere:
         front.on("*", reply(307, b"", {"Location": f"{elsewhere.url}/x"}))
-        elsewhere.on("/x", reply(401, b"", {"WWW-Authenticate": f'Bearer realm="{elsewhere.url}/token"'}))
+        for challenge in ('Basic realm="x"', f'Bearer realm="{elsewhere.url}/token",service="x"'):
+            elsewhere.on("/x", reply(401, b"", {"WWW-Authenticate": challenge}))
+            elsewhere.on("/token", reply_json(200, {"token": "theirs"}))
+            with pytest.raises(UpstreamUnavailable):
+                await build(front.url, credentials=USER, retries=0).manifest(NAME, "v1")
+        shown = [request.header("Authorization") for request in elsewhere.requests]
+        assert set(shown) == {None, "Bearer theirs"}
+        assert elsewhere.asked("/token")
+        assert all(request.header("Authorization") is None for request in elsewhere.asked("/token"))
+
+
+@pytest.mark.parametrize("where", ["/v2/other/name", ""])
+async def test_a_registry_behind_a_redirect(build: Build, where: str) -> None:
+    """A vanity registry sends to one that wants a token of its own: it gets one for nobody, for the name there.
+
+    The first one's login is for the first one alone, and the token of each goes to the registry that gave it.
+    """
+    with FakeRegistry(tokens=True, users={"user": SECRET}) as vanity, FakeRegistry(tokens=True, cdn=True) as other:
+        other._issued = 1000
+        at = where or f"/v2/{NAME}"
+        digest = other.add_image(at.removeprefix("/v2/"), "v1", [LAYER])
+
+        def send_on(request: Request, answer: Any) -> Any:
+            found = answer(request)
+            if b" 401 " in found[0]:
+                return found
+            return reply(307, b"", {"Location": other.url + request.target.replace(f"/v2/{NAME}", at)})
+
+        for kind in ("manifests", "blobs"):
+            vanity.fail(kind, send_on, times=50)
+        upstream = build(vanity.url, credentials=USER)
+        assert (await upstream.resolve(NAME, "v1")).digest == digest
+        assert (await upstream.manifest(NAME, digest)).digest == digest
+        assert (await pull(upstream, Digest.of(LAYER)))[2] == LAYER
+        assert (await pull(upstream, Digest.of(LAYER), 1000))[2] == LAYER[1000:]
+        assert other.count("token") == 1
+        (asked,) = other.of_kind("token")
+        assert asked.query["scope"] == [f"repository:{at.removeprefix('/v2/')}:pull"]
+        for request in (*other.requests, *other.cdn_requests):
+            assert SECRET not in str(request)
+            assert "Basic" not in (request.header("Authorization") or "")
+        assert not any(request.header("Authorization") for request in other.cdn_requests)
+        # each has given one token: the other never sees it
+        ours = {request.header("Authorization") for request in vanity.of_kind("manifests")}
+        theirs = {request.header("Authorization") for request in other.of_kind("manifests")}
+        assert len(vanity.of_kind("manifests")) == 4, "one challenge of each, and no second one"
+        assert (ours, theirs) == ({None, "Bearer token-1"}, {None, "Bearer token-1001"})
+        other.expire_tokens()
+        assert (await upstream.manifest(NAME, digest)).digest == digest
+        assert other.count("token") == 2
+
+
+@pytest.mark.parametrize("realm", ["http://collector.example/token", "http://169.254.169.254/token", "junk", ""])
+async def test_the_realm_behind_a_redirect_is_bound(build: Build, realm: str) -> None:
+    """Faults row 71: on the site of the registry that is redirected to, and nowhere that our upstream may not lead."""
+    with FakeRegistry() as front, FakeRegistry(tokens=True) as other:
+        other.realm = realm or "x"
+        front.fail(
+            "manifests", lambda request, answer: reply(307, b"", {"Location": other.url + request.target}), times=9
+        )
         with pytest.raises(UpstreamUnavailable):
-            await build(front.url, credentials=USER).manifest(NAME, "v1")
-        assert not elsewhere.asked("/token")
-        assert all(request.header("Authorization") is None for request in elsewhere.requests)
+            await build(front.url, retries=0).manifest(NAME, "v1")
+        assert not other.count("token")
+
+
+@pytest.mark.parametrize("fault", [status(404), status(500), status(401), throttle(60), html()])
+async def test_a_token_service_behind_a_redirect_that_fails(build: Build, fault: Fault) -> None:
+    """That is the other registry's trouble: ours is not left alone for it."""
+    with FakeRegistry() as front, FakeRegistry(tokens=True) as other:
+        digest = front.add_image(NAME, "here", [LAYER])
+        front.fail("manifests", lambda request, answer: reply(307, b"", {"Location": other.url + request.target}))
+        other.fail("token", fault, times=9)
+        upstream = build(front.url, retries=0)
+        with pytest.raises(UpstreamUnavailable):
+            await upstream.manifest(NAME, "v1")
+        assert (await upstream.manifest(NAME, "here")).digest == digest
+
+
+_FAILING = [status(404), status(500), status(503), status(401), status(403), throttle(60), html()]
+
+
+@pytest.mark.parametrize("fault", _FAILING)
+@pytest.mark.parametrize("credentials", [USER, None])
+async def test_one_challenge_closes_no_open_registry(build: Build, fault: Fault, credentials: Any) -> None:
+    """A registry that asks nobody to log in answers once with 401 and a challenge whose token service fails: what was
+    learnt, and what is guessed of it for other repositories, is forgotten, and they are asked without.
+    """
+    with FakeRegistry() as registry:
+        digest = registry.add_image(NAME, "v1", [LAYER])
+        registry.add_image("team/other", "v1", [LAYER])
+        registry.fail("manifests", status(401, {"WWW-Authenticate": f'Bearer realm="{registry.url}/token"'}))
+        registry.fail("token", fault, times=99)
+        # the 429 of a token service that the registry really asks for holds all of it back
+        upstream = build(registry.url, credentials=credentials, retries=0)
+        with pytest.raises(UpstreamError) as failure:
+            await upstream.manifest(NAME, "v1")
+        if isinstance(failure.value, UpstreamThrottled):
+            upstream._accounts.own.held_until = 0
+        assert (await upstream.manifest("team/other", "v1")).digest == digest
+        assert (await upstream.manifest(NAME, "v1")).digest == digest
+        asked = registry.count("token")
+        assert (await upstream.manifest(NAME, digest)).digest == digest
+        assert (await pull(upstream, Digest.of(LAYER)))[2] == LAYER
+        assert registry.count("token") == asked
+
+
+async def test_a_token_service_that_fails_is_asked_once_a_try(build: Build, waits: list[float]) -> None:
+    """Where the registry does want a token, its service's failure is the call's, and is tried again like any."""
+    with FakeRegistry(tokens=True) as registry:
+        digest = registry.add_image(NAME, "v1", [LAYER])
+        upstream = build(registry.url)
+        await upstream.manifest(NAME, "v1")
+        registry.expire_tokens()
+        await upstream._tokens.reject(Scope.pull(NAME), f"Bearer token-{registry.count('token')}")
+        registry.forget()
+        registry.fail("token", status(500), times=2)
+        assert (await upstream.manifest(NAME, digest)).digest == digest
+        assert registry.count("token") == 3
+        registry.expire_tokens()
+        registry.fail("token", status(500), times=9)
+        registry.forget()
+        with pytest.raises(UpstreamUnavailable, match="token service"):
+            await upstream.manifest(NAME, "v1")
+        assert registry.count("token") == 3
+
+
+async def test_refused_credentials_are_sent_once_a_call(build: Build) -> None:
+    """A token service that counts wrong passwords gets one of each call, however sure of the challenge we are."""
+    with FakeRegistry(tokens=True, users={"user": "another"}) as registry:
+        registry.add_image(NAME, "v1", [LAYER])
+        upstream = build(registry.url, credentials=USER)
+        for number in range(1, 4):
+            with pytest.raises(CredentialsRefused) as refusal:
+                await upstream.manifest(NAME, "v1")
+            assert refusal.value.status == 401
+            assert registry.count("token") == number
 
 
 async def test_upstreams_know_nothing_of_each_other(build: Build) -> None:

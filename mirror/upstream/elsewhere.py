@@ -1,0 +1,94 @@
+"""Registries that ours redirects to and that ask for a token of their own: had anonymously.
+
+A registry under a vanity name (`registry.k8s.io` began as one) redirects to the registry that has the content, and that
+one may want to see a token, as every client gets it without a login:
+
+    redirect ──> 401 with a Bearer challenge ──> a token of that registry's own service, for nobody ──> asked again
+                                                  remembered, with the scope of ours that led there
+
+Nothing of ours goes there: neither our credentials, nor a caller's, nor a token of our registry. Its token goes back to
+it alone, and its service must be on its own site and at an address that our upstream may lead to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Final
+
+from mirror.errors import UpstreamError
+from mirror.memo import MISSING, Memo
+from mirror.oci.challenge import Challenge, Scope
+from mirror.policy.realms import Bounds, Origin, Url, UrlRefused, parse_url
+from mirror.upstream.addresses import AddressRefused, check_literal
+from mirror.upstream.tokens import TokenSource
+
+__all__ = ["Elsewhere"]
+
+_KNOWN_FOR: Final = 3600.0
+#: Token sources that are kept; they hold nothing but what can be had again.
+_MOST: Final = 64
+_REPOSITORY: Final = re.compile(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/")
+
+
+class Elsewhere:
+    """Of one upstream. `make` gives a source of anonymous tokens for another registry within its bounds."""
+
+    def __init__(self, upstream: str, bounds: Bounds, memo: Memo, make: Callable[[Bounds], TokenSource]) -> None:
+        self._upstream = upstream
+        self._bounds = bounds
+        self._memo = memo
+        self._make = make
+        self._sources: dict[Origin, TokenSource] = {}
+
+    async def passes(self, scope: Scope) -> Mapping[Origin, str]:
+        """The `Authorization` for the registry that calls of this scope were redirected to lately; empty if it asked
+        for none, or none can be had now.
+        """
+        known = await self._memo.get(self._key(scope), private=True)
+        if known is MISSING:
+            return {}
+        site, there = parse_url(known["site"]), Scope.parse(known["scope"])
+        with suppress(UpstreamError):
+            authorization = await self._source(site).authorization(there)
+            return {} if authorization is None else {site.origin: authorization}
+        return {}
+
+    async def learn(
+        self, url: Url, challenges: Sequence[Challenge], scope: Scope, passes: Mapping[Origin, str]
+    ) -> bool:
+        """After a 401 of `url`: whether there is a token for it that was not among the `passes` just sent."""
+        bearer = [challenge for challenge in challenges if challenge.scheme == "bearer"]
+        site = Url(url.scheme, url.host, url.port, "/")
+        found = _REPOSITORY.match(url.target.partition("?")[0])
+        there = Scope.pull(found[1]) if found else Scope()
+        source = self._source(site)
+        try:
+            for challenge in bearer:
+                check_literal(self._bounds, parse_url(challenge.parameters.get("realm", "")).host)
+            sent = passes.get(site.origin)
+            if sent is not None:
+                await source.reject(there, sent)
+            if not await source.learn(bearer, there):
+                return False
+            authorization = await source.authorization(there)
+        except (UpstreamError, UrlRefused, AddressRefused):
+            # what another registry's token service lacks is no fault of ours, and no reason to leave ours alone
+            return False
+        if authorization in (None, sent):
+            return False
+        await self._memo.put(self._key(scope), {"site": str(site), "scope": str(there)}, _KNOWN_FOR, private=True)
+        return True
+
+    def _source(self, site: Url) -> TokenSource:
+        source = self._sources.get(site.origin)
+        if source is None:
+            if len(self._sources) >= _MOST:
+                self._sources.clear()
+            source = self._make(Bounds(site, internal=self._bounds.internal))
+            self._sources[site.origin] = source
+        return source
+
+    def _key(self, scope: Scope) -> str:
+        return f"elsewhere {self._upstream} {self._bounds.base} {scope}"

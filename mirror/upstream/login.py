@@ -1,0 +1,95 @@
+"""How one call to a registry is let in.
+
+    nothing known ───────────────────────────────────────────────────> the request goes without
+    a challenge remembered, or guessed from another repository
+        ├── a token for it, or our password ─────────────────────────> the request goes with it
+        └── its token service fails: the challenge is forgotten ─────> the request goes without
+                                                                            │
+        asked anew ── another challenge: tried <── 401 ─────────────────────┘
+                   └─ the very same one: its failure is the call's
+
+Without the last step, one 401 with a challenge whose token service fails would close a registry that asks nobody to log
+in. A call for a caller never goes without that caller's credentials once they were asked for: what upstream gives to
+everybody proves nothing about them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from mirror.behalf import caller
+from mirror.errors import UpstreamDenied, UpstreamError
+from mirror.oci.challenge import Challenge, Scope
+from mirror.policy.realms import Origin, Url
+from mirror.upstream.credentials import CredentialsUnavailable
+from mirror.upstream.elsewhere import Elsewhere
+from mirror.upstream.tokens import TokenSource
+
+__all__ = ["NO_PASSES", "Login", "Passes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """What a request may show: `own` to the registry itself, `elsewhere` to where it redirects to."""
+
+    own: str | None = None
+    elsewhere: Mapping[Origin, str] = field(default_factory=dict)
+
+
+NO_PASSES: Final = Passes()
+
+
+class Login:
+    """Of one call, for a scope."""
+
+    def __init__(self, tokens: TokenSource, elsewhere: Elsewhere, scope: Scope) -> None:
+        self._tokens = tokens
+        self._elsewhere = elsewhere
+        self._scope = scope
+        #: Which challenge failed before it was known whether upstream still asks for it, and how.
+        self._doubted: tuple[str | None, UpstreamError] | None = None
+        self._pending: UpstreamError | None = None
+        self._asked = self._asked_elsewhere = False
+
+    async def passes(self) -> Passes:
+        """What to send now. Raises like `TokenSource.authorization`."""
+        if self._pending is not None:
+            error, self._pending = self._pending, None
+            raise error
+        return Passes(await self._own(), await self._elsewhere.passes(self._scope))
+
+    async def _own(self) -> str | None:
+        try:
+            return await self._tokens.authorization(self._scope)
+        except CredentialsUnavailable:
+            raise
+        except UpstreamError as error:
+            if self._asked or (caller() and isinstance(error, UpstreamDenied)):
+                raise
+            self._doubted = await self._tokens.forget_challenge(self._scope), error
+            if caller():
+                raise
+            return None
+
+    async def challenged(self, sent: Passes, challenges: Sequence[Challenge]) -> bool:
+        """After a 401 of the registry: whether another try makes sense."""
+        if self._asked:
+            return False
+        self._asked = True
+        if sent.own:
+            await self._tokens.reject(self._scope, sent.own)
+        learnt = await self._tokens.learn(challenges, self._scope)
+        if learnt and self._doubted and await self._tokens.challenge_key(self._scope) == self._doubted[0]:
+            self._pending = self._doubted[1]
+        if learnt and (sent.own or "").startswith("Basic "):
+            return await self._tokens.authorization(self._scope) not in (None, sent.own)
+        return learnt
+
+    async def challenged_elsewhere(self, sent: Passes, url: Url, challenges: Sequence[Challenge]) -> bool:
+        """The same of `url`, to which the registry has redirected: once."""
+        if self._asked_elsewhere:
+            return False
+        self._asked_elsewhere = True
+        return await self._elsewhere.learn(url, challenges, self._scope, sent.elsewhere)
