@@ -11,6 +11,7 @@ The ports; all but the smallest have two or more implementations:
     Pins           which images must stay         store/pins.py
     Freezes        tags that must not move        store/freezes.py
     ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py     index/memory.py
+    SortedTags     tag lists, sorted on disk      index/tag_lists.py
     Authenticator  who a caller is                access/*.py
     Upstream       one remote registry            upstream/registry.py    upstream/endpoints.py
     Body           bytes that arrive in a thread  upstream/transfer.py
@@ -31,7 +32,7 @@ frees that lock when the filler dies, and a follower takes over.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -67,9 +68,12 @@ __all__ = [
     "Freezes",
     "Ingest",
     "Pins",
+    "SortedTags",
     "SupportsFileno",
     "SupportsReadOnce",
     "SupportsSplice",
+    "TagBatch",
+    "TagGathering",
     "Upstream",
 ]
 
@@ -432,7 +436,50 @@ class ContentIndex(Protocol):
         """Repeatable."""
 
 
+class TagGathering(Protocol):
+    """A tag list that is being sorted. All calls block. Belongs to one task at a time."""
+
+    @property
+    def count(self) -> int:
+        """Different tags so far."""
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk so far."""
+
+    def add(self, tags: Sequence[str]) -> None:
+        """In any order, also again. Raises `StoreError`, `StoreFull`."""
+
+    def publish(self, until: float) -> None:
+        """Others find it from now on, until then (epoch seconds). Raises `StoreError`."""
+
+    def close(self) -> None:
+        """Forget what was not published. Repeatable."""
+
+
+class SortedTags(Protocol):
+    """Tag lists of upstreams that do not sort, sorted, on disk. All calls block shortly. May be lost at any time."""
+
+    @property
+    def most_bytes(self) -> int:
+        """What all of them may have on disk together, in bytes."""
+
+    def page(self, key: str, last: str, count: int) -> TagBatch | None:
+        """Up to `count` tags behind `last`; None: no such list is here, or its time is over."""
+
+    def gather(self, key: str) -> TagGathering:
+        """Begin to sort a list; the caller closes it. Raises `StoreError`."""
+
+
 # ------------------------------------------------------------------------------------------- 5. a remote registry
+
+
+@dataclass(frozen=True, slots=True)
+class TagBatch:
+    """Some tags of a list, and whether there are more."""
+
+    tags: tuple[str, ...]
+    more: bool
 
 
 class Upstream(Protocol):
@@ -462,8 +509,12 @@ class Upstream(Protocol):
     async def blob_size(self, repo: str, digest: Digest) -> int | None:
         """Whether the repository has the blob, and its size in bytes where upstream says it. Never by HEAD."""
 
-    async def tags(self, repo: str) -> list[str]:
-        """All tags, every page."""
+    def tags(self, repo: str, after: str = "") -> AsyncGenerator[TagBatch, None]:
+        """Tags in upstream's own order, in at least one batch; behind `after`, if upstream knows how to begin there.
+
+        Pages are asked for as batches are taken; who stops before the end closes it (`aclose`). What is no tag is left
+        out; tags may stand twice. Besides, raises `StoreError` for a large page that cannot be kept meanwhile.
+        """
 
     async def referrers(self, repo: str, digest: Digest) -> list[Descriptor]:
         """Manifests whose subject is `digest`, by the API or by the fallback tag. Empty where there are none."""

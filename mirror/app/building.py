@@ -31,11 +31,13 @@ from mirror.config import (
     TraceSettings,
     masked,
 )
+from mirror.index.tag_lists import LocalSortedTags
 from mirror.memo import Memo, redis_cache
 from mirror.once import end
 from mirror.policy.images import Image, parse_image
 from mirror.policy.rules import RouteRule
 from mirror.policy.selection import search
+from mirror.policy.sizes import parse_size
 from mirror.ports import BlobInfo
 from mirror.repository.ahead import Ahead
 from mirror.repository.cosign import read_key
@@ -46,6 +48,7 @@ from mirror.repository.recent import Recent
 from mirror.repository.router import Router
 from mirror.repository.shelf import Shelf
 from mirror.repository.tag_history import TagHistories
+from mirror.repository.tag_windows import TagWindows
 from mirror.server.admin import Admin
 from mirror.server.front import Front, Page
 from mirror.server.health import Readiness, health_pages
@@ -133,6 +136,9 @@ async def build(config: Config, *, housework: bool = True, pulse: Pulse | None =
             arrived=storage.evictor.arrived,
             name=storage.evictor.name,
             histories=TagHistories(storage.catalog, storage.freezes),
+            lists=TagWindows(
+                LocalSortedTags(storage.layout.lists, parse_size(config.store.lists_bytes), now=lambda: shelf.now())
+            ),
             label=upstreams.label,
             ahead=Ahead(storage.evictor.limit, at_once=config.server.prefetch_blobs_at_once),
             misses=misses,

@@ -22,7 +22,9 @@ from mirror.config import (
 from mirror.errors import ConfigError, UpstreamError
 from mirror.memo import Memo
 from mirror.policy.budget import Budget
+from mirror.policy.sizes import parse_size
 from mirror.server.workers import UpstreamState
+from mirror.store.layout import Layout
 from mirror.upstream.caller import CallersCredentials
 from mirror.upstream.credentials import Attempts, Credentials, CredentialSource, GivenCredentials
 from mirror.upstream.docker_config import DockerConfig
@@ -31,6 +33,7 @@ from mirror.upstream.providers import ProviderOptions, open_provider
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.registry import RegistryUpstream, unverified
 from mirror.upstream.secret_files import PasswordFile
+from mirror.upstream.tag_list import ListBounds
 
 __all__ = ["MOST_HOSTS", "Upstreams", "open_registries"]
 
@@ -52,6 +55,7 @@ class Upstreams:
     def __init__(self, config: Config, executor: Executor, memo: Memo) -> None:
         self._executor = executor
         self._memo = memo
+        self._lists = ListBounds(Layout(config.store.root).lists, parse_size(config.store.lists_bytes))
         self._settings = {entry.name: entry for entry in config.upstream}
         self.table = routing_table(config)
         #: The one that was asked for last is the last one.
@@ -139,6 +143,7 @@ class Upstreams:
                 connect_timeout=settings.connect_timeout,
                 read_timeout=settings.read_timeout,
                 blobs_at_once=settings.blobs_at_once,
+                lists=self._lists,
                 user_agent=f"registry-mirror/{__version__}",
                 observe=observe,
                 on_failure=on_failure,

@@ -114,6 +114,9 @@ class StoreSettings(_Section):
     quarantine_size: Annotated[str, AfterValidator(values.size)] = Field(
         "1GB", description="Damaged blobs kept for whoever looks into it, at most a tenth of the store; 0: none is."
     )
+    lists_bytes: Annotated[str, AfterValidator(values.size)] = Field(
+        "256MB", description="What tag lists that are sorted here may take on disk; it is not part of the capacity."
+    )
     quarantine_keep: Seconds = Field(7 * 86400.0, description="So long they are kept; 0: none is.")
 
     @model_validator(mode="after")

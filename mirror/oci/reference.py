@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 from mirror.errors import NameInvalid, TagInvalid
 from mirror.oci.digest import Digest
 
-__all__ = ["Reference", "Repo", "check_name", "check_registry", "check_tag", "parse_reference"]
+__all__ = ["Reference", "Repo", "check_name", "check_registry", "check_tag", "is_tag", "parse_reference"]
 
 #: A manifest is asked for by tag (a string of the tag grammar) or by digest.
 Reference: TypeAlias = Digest | str
@@ -50,9 +50,14 @@ def check_registry(host: str) -> str:
     return host
 
 
+def is_tag(text: str) -> bool:
+    """Whether it is within the grammar of tags (at most 128 characters)."""
+    return _TAG.fullmatch(text) is not None
+
+
 def check_tag(tag: str) -> str:
     """A tag within the grammar (at most 128 characters). Raises `TagInvalid`."""
-    if not _TAG.fullmatch(tag):
+    if not is_tag(tag):
         raise TagInvalid(f"not a tag: {tag[:140]!r}")
     return tag
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Never
 
-__all__ = ["read_json"]
+__all__ = ["finite_number", "read_json", "refuse_constant"]
 
 
 def read_json(
@@ -22,16 +22,20 @@ def read_json(
     """
     text = content if isinstance(content, str) else content.decode()
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=object_pairs_hook)
+        return json.loads(
+            text, parse_constant=refuse_constant, parse_float=finite_number, object_pairs_hook=object_pairs_hook
+        )
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
-def _refuse(name: str) -> Never:
+def refuse_constant(name: str) -> Never:
+    """For `parse_constant` of `json`. Raises `ValueError`."""
     raise ValueError(f"{name} is not JSON")
 
 
-def _finite(text: str) -> float:
+def finite_number(text: str) -> float:
+    """For `parse_float` of `json`. Raises `ValueError` for a number that overflows."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text[:40]} is larger than any number that can be kept")

@@ -180,9 +180,9 @@ class GuardedRepository:
         """Raises what `ProxiedRepository.prove` raises: whether upstream gives it is another question than ours."""
         await self._inner.prove(kind, reference)
 
-    async def tags(self) -> Listing:
+    async def tags(self, last: str, count: int) -> Listing:
         """Raises what `PlainRepository.tags` raises. A list says nothing that would have to be denied."""
-        return await self._inner.tags()
+        return await self._inner.tags(last, count)
 
     async def referrers(self, digest: Digest) -> Listing:
         """Raises `Denied`, and what `PlainRepository.referrers` raises."""

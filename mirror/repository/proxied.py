@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
@@ -47,9 +47,10 @@ from mirror.repository.content import (
 )
 from mirror.repository.flights import Vouch
 from mirror.repository.grants import named_by
-from mirror.repository.shelf import LOOK_EVERY, BlobStat, HotTag, Listing, Shelf
+from mirror.repository.shelf import LOOK_EVERY, BlobStat, HotTag, Listing, Shelf, page_of
 from mirror.repository.stored import indexes_naming, set_aside, stored_manifest
 from mirror.repository.tag_answers import TagAnswers
+from mirror.repository.tag_pages import LIST_FOR, TagPages
 
 __all__ = ["ProxiedRepository"]
 
@@ -60,8 +61,6 @@ _LOOK_AGAIN: Final = 0.1
 _PUBLISHING: Final = 1200
 #: Manifests that upstream is asked for, one after the other, until it knows one.
 _PROOFS: Final = 3
-#: Seconds that a list of tags or referrers is believed.
-_LIST_FOR: Final = 60.0
 
 
 class ProxiedRepository:
@@ -73,6 +72,7 @@ class ProxiedRepository:
         self._rule = rule
         self._shelf = shelf
         self._tags = TagAnswers(repo, upstream, rule, shelf)
+        self._pages = TagPages(repo, upstream, shelf)
 
     # ----------------------------------------------------------------------------------------- manifests
 
@@ -283,7 +283,8 @@ class ProxiedRepository:
             if kind is Kind.BLOB and isinstance(reference, Digest):
                 await self._upstream.blob_size(name, reference)
             else:
-                await self._upstream.tags(name)
+                async with aclosing(self._upstream.tags(name)) as batches:
+                    await anext(batches)
         except UpstreamNotKnown as error:
             unknown = BlobUnknown if kind is Kind.BLOB else ManifestUnknown
             raise unknown(f"{self.repo} has no {reference}") from error
@@ -527,7 +528,7 @@ class ProxiedRepository:
         against later answers, one wrong one would keep the blob from ever being fetched.
         """
         await self._shelf.grants.give(self.repo, {digest: -1})
-        await self._shelf.memo.put(self._key("size", digest), size, _LIST_FOR)
+        await self._shelf.memo.put(self._key("size", digest), size, LIST_FOR)
 
     def _key(self, kind: str, digest: Digest) -> str:
         """Under which something is remembered of what this repository has."""
@@ -574,18 +575,19 @@ class ProxiedRepository:
 
     # ------------------------------------------------------------------------------------ tags, referrers
 
-    async def tags(self) -> Listing:
-        """All tags of upstream, sorted; while it is down, those that were pulled. Raises `UpstreamError`."""
+    async def tags(self, last: str, count: int) -> Listing:
+        """A page of upstream's tags; while it is down, of those that were pulled.
+
+        Raises `UpstreamError`, `StoreError`.
+        """
         try:
-            found = await self._shelf.memo.share(
-                for_caller(f"tags {self.repo}"), lambda: self._upstream.tags(self.repo.name), _LIST_FOR
-            )
+            page = await self._pages.page(last, count)
         except (UpstreamUnavailable, UpstreamThrottled):
             kept = await asyncio.to_thread(self._shelf.catalog.tags, self.repo)
             if not kept:
                 raise
-            return Listing(tuple(kept), Outcome.STALE, self._upstream.name)
-        return Listing(tuple(sorted(set(found))), Outcome.NONE, self._upstream.name)
+            return page_of(kept, last, count, Outcome.STALE, self._upstream.name)
+        return Listing(page.tags, Outcome.NONE, self._upstream.name, page.more)
 
     async def referrers(self, digest: Digest) -> Listing:
         """Descriptors of manifests whose subject is `digest`; while upstream is down, of those that were pulled."""
@@ -597,7 +599,7 @@ class ProxiedRepository:
 
         try:
             key = for_caller(self._key("referrers", digest))
-            found = await self._shelf.memo.share(key, ask, _LIST_FOR)
+            found = await self._shelf.memo.share(key, ask, LIST_FOR)
         except (UpstreamUnavailable, UpstreamThrottled):
             kept = await self._shelf.referring.to(self.repo, digest)
             if not kept:

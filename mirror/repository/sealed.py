@@ -27,7 +27,7 @@ from mirror.ports import BlobInfo, BlobReader, Body
 from mirror.repository.ahead import Fetching
 from mirror.repository.content import ManifestAnswer, Outcome, Passing, StoredContent
 from mirror.repository.grants import named_by
-from mirror.repository.shelf import LOOK_EVERY, BlobStat, HotTag, Listing, Shelf
+from mirror.repository.shelf import LOOK_EVERY, BlobStat, HotTag, Listing, Shelf, page_of
 from mirror.repository.stored import indexes_naming, set_aside, stored_manifest
 
 __all__ = ["SealedRepository"]
@@ -196,12 +196,12 @@ class SealedRepository:
 
     # ------------------------------------------------------------------------------------ tags, referrers
 
-    async def tags(self) -> Listing:
-        """All tags that are here, sorted. Raises `NameUnknown` where nothing of the repository is."""
+    async def tags(self, last: str, count: int) -> Listing:
+        """Up to `count` tags that are here, behind `last`. Raises `NameUnknown` if nothing of it is here."""
         kept = await asyncio.to_thread(self._shelf.catalog.tags, self.repo)
         if not kept and not await asyncio.to_thread(self._has_manifests):
             raise self._unknown()
-        return Listing(tuple(kept), Outcome.HIT, self.repo.registry)
+        return page_of(kept, last, count, Outcome.HIT, self.repo.registry)
 
     async def referrers(self, digest: Digest) -> Listing:
         """Descriptors of the manifests here whose subject is `digest`. Raises `NameUnknown` like `tags`."""

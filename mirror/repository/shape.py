@@ -62,8 +62,8 @@ class Repository(Protocol):
         Raises `UpstreamDenied`, `ManifestUnknown`, `BlobUnknown`, `UpstreamError`.
         """
 
-    async def tags(self) -> Listing:
-        """Sorted. Raises `NameUnknown`, `UpstreamError`."""
+    async def tags(self, last: str, count: int) -> Listing:
+        """Up to `count` tags behind `last`, sorted. Raises `NameUnknown`, `UpstreamError`."""
 
     async def referrers(self, digest: Digest) -> Listing:
         """Descriptors of manifests whose subject is `digest`. Raises `NameUnknown`, `UpstreamError`."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,8 +36,9 @@ from mirror.repository.misses import Misses
 from mirror.repository.referring import Referring
 from mirror.repository.stored import doubt, is_right
 from mirror.repository.tag_history import TagHistories
+from mirror.repository.tag_windows import TagWindows
 
-__all__ = ["LOOK_EVERY", "BlobStat", "Exclusive", "HotTag", "Listing", "Shelf"]
+__all__ = ["LOOK_EVERY", "BlobStat", "Exclusive", "HotTag", "Listing", "Shelf", "page_of"]
 
 T = TypeVar("T")
 
@@ -92,6 +94,14 @@ class Listing:
     items: tuple[Any, ...]
     outcome: Outcome
     upstream: str
+    #: Whether further ones follow: of tags, one page is given at a time.
+    more: bool = False
+
+
+def page_of(tags: Sequence[str], last: str, count: int, outcome: Outcome, upstream: str) -> Listing:
+    """A page of tags that are all here, sorted."""
+    start = bisect_right(tags, last)
+    return Listing(tuple(tags[start : start + count]), outcome, upstream, start + count < len(tags))
 
 
 @dataclass(slots=True)
@@ -112,6 +122,8 @@ class Shelf:
     histories: TagHistories
     #: What was not here in a sealed repository.
     misses: Misses
+    #: Tag lists of upstreams.
+    lists: TagWindows
     #: The configured upstream that a registry's name falls under: names below a wildcard are no labels of metrics.
     label: Callable[[str], str] = str
     now: Callable[[], float] = time.time

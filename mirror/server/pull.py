@@ -250,14 +250,13 @@ async def tags(
 ) -> web.StreamResponse:
     """The tag list, a page of it with `n` and `last` (distribution-spec, "Listing Tags")."""
     count, last = parse_page(wanted.query, most=_MOST_TAGS)
-    listing = await repository.tags()
+    listing = await repository.tags(last, count)
     told.outcome, told.upstream = listing.outcome, listing.upstream
-    following = [tag for tag in listing.items if tag > last]
-    page = following[:count]
+    page = listing.items
     headers = {**API_VERSION, "Content-Type": "application/json", "Cache-Status": cache_status(listing.outcome)}
     if listing.outcome is Outcome.STALE:
         headers |= stale_warning()
-    if page and len(following) > count:
+    if page and listing.more:
         headers["Link"] = link_to_next(wanted.name, count, page[-1], wanted.query)
     return _json({"name": repository.repo.name, "tags": page}, headers, request, told)
 

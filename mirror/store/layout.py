@@ -14,6 +14,7 @@
     │   └── <algorithm>-<hex>            a blob whose bytes were found to be wrong, kept for a while (`quarantine.py`)
     ├── locks/                           files for flock only; empty
     ├── misses.json                      what was asked for in vain of a sealed mirror (see `misses.py`)
+    ├── lists/<hash>.sqlite              long tag lists that an upstream does not sort (see `index/tag_lists.py`)
     ├── recent/<worker>.json             what clients were answered last (see `recent.py`)
     ├── scrub/<hash>.json                how far the hashing of everything is
     ├── pins/<hash>.json                 images that must stay (see `notes.py` for folders of this kind)
@@ -90,6 +91,10 @@ class Layout:
     @property
     def repositories_added(self) -> Path:
         return self.root / "repositories-added"
+
+    @property
+    def lists(self) -> Path:
+        return self.root / "lists"
 
     @property
     def misses(self) -> Path:

@@ -52,6 +52,8 @@ _LEASE: Final = 120.0
 _RENEW_EVERY: Final = 30.0
 #: Seconds until a lease that another replica has is asked for again.
 _ASK_AGAIN: Final = 60.0
+#: Tags that are asked for at a time.
+_PAGE: Final = 10_000
 #: Rules that run at once, and failures that a result names.
 _AT_ONCE: Final = 2
 _MOST_FAILURES: Final = 20
@@ -60,8 +62,8 @@ _MOST_FAILURES: Final = 20
 class SyncSource(Source, Protocol):
     """What is needed of a repository (`ProxiedRepository`)."""
 
-    async def tags(self) -> Listing:
-        """Raises `UpstreamError`."""
+    async def tags(self, last: str, count: int) -> Listing:
+        """Up to `count` tags behind `last`, sorted. Raises `UpstreamError`, `StoreError`."""
 
 
 class Leases(Protocol):
@@ -354,7 +356,7 @@ class Sync:
         if rule.sealed:
             return Ended(False, {"error": f"{rule.repo} is sealed: its upstream is never contacted"})
         try:
-            listing = await self._source_for(rule.repo).tags()
+            listing = await _all_tags(self._source_for(rule.repo))
         except MirrorError as error:
             return Ended(False, {"error": f"its tags: {error}"})
         if listing.outcome is Outcome.STALE:
@@ -414,6 +416,16 @@ class Sync:
         """Within 0 to 1, always the same for this rule in this store."""
         hashed = hashlib.blake2b(f"{self._seed} {rule.name}".encode(), digest_size=4).digest()
         return int.from_bytes(hashed) / 2**32
+
+
+async def _all_tags(source: SyncSource) -> Listing:
+    """Page by page; a list whose end is an older answer is one as a whole. Raises `UpstreamError`, `StoreError`."""
+    tags: list[str] = []
+    while True:
+        listing = await source.tags(tags[-1] if tags else "", _PAGE)
+        tags += listing.items
+        if not listing.more or not listing.items or listing.outcome is Outcome.STALE:
+            return replace(listing, items=tuple(tags))
 
 
 def _lock(rule: SyncRule) -> str:

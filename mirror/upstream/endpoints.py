@@ -19,8 +19,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Final, Generic, TypeVar
 
 from mirror import telemetry
@@ -32,7 +32,7 @@ from mirror.once import end
 from mirror.policy.budget import Budget
 from mirror.policy.endpoints import in_order
 from mirror.policy.retrying import CLOSED, Circuit
-from mirror.ports import Body
+from mirror.ports import Body, TagBatch
 from mirror.upstream.health import Health
 from mirror.upstream.registry import RegistryUpstream
 
@@ -113,15 +113,37 @@ class EndpointsUpstream:
             except (UpstreamUnavailable, UpstreamInvalid) as error:
                 self._failed(number, error)
                 raise
-        self._circuits[number] = CLOSED
 
     async def blob_size(self, repo: str, digest: Digest) -> int | None:
         """See `Upstream`."""
         return await self._first(lambda member: member.blob_size(repo, digest))
 
-    async def tags(self, repo: str) -> list[str]:
-        """See `Upstream`. A mirror's list counts as the whole one."""
-        return await self._first(lambda member: member.tags(repo))
+    async def tags(self, repo: str, after: str = "") -> AsyncGenerator[TagBatch, None]:
+        """See `Upstream`. All batches come from where the first one came from: a mirror's list counts as the whole."""
+
+        async def enter(member: RegistryUpstream) -> tuple[AsyncGenerator[TagBatch, None], TagBatch]:
+            batches = member.tags(repo, after)
+            try:
+                return batches, await anext(batches)
+            except BaseException:
+                await batches.aclose()
+                raise
+
+        async def leave(entered: tuple[AsyncGenerator[TagBatch, None], TagBatch]) -> None:
+            await entered[0].aclose()
+
+        race = _Race(self._order(), self.members, enter, leave, self._hedge_after, self._failed)
+        number, (batches, first) = await self._run(race)
+        self._circuits[number] = CLOSED
+        async with aclosing(batches):
+            yield first
+            try:
+                async for batch in batches:
+                    yield batch
+            except (UpstreamUnavailable, UpstreamInvalid) as error:
+                self._failed(number, error)
+                raise
+        self._circuits[number] = CLOSED
 
     async def referrers(self, repo: str, digest: Digest) -> list[Descriptor]:
         """See `Upstream`. That there are none is believed of the registry itself only."""

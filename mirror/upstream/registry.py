@@ -19,9 +19,9 @@ import asyncio
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal
@@ -33,7 +33,6 @@ from mirror import telemetry
 from mirror.errors import (
     CredentialsRefused,
     DigestMismatch,
-    RequestError,
     UpstreamCircuitOpen,
     UpstreamDenied,
     UpstreamError,
@@ -47,7 +46,6 @@ from mirror.memo import Memo
 from mirror.oci.challenge import Scope, parse_challenges
 from mirror.oci.coding import decode
 from mirror.oci.digest import Digest
-from mirror.oci.link import next_query
 from mirror.oci.manifest import (
     ACCEPT,
     LARGEST,
@@ -56,8 +54,7 @@ from mirror.oci.manifest import (
     Manifest,
     ManifestMalformed,
 )
-from mirror.oci.reference import Reference, check_tag
-from mirror.oci.strict_json import read_json
+from mirror.oci.reference import Reference
 from mirror.policy.budget import Budget, is_spent, parse_budget, patience
 from mirror.policy.heads import TO_BE_ASKED_BY_GET, is_worth_a_get, read_head
 from mirror.policy.quoting import quoted
@@ -72,7 +69,7 @@ from mirror.policy.retrying import (
     parse_http_date,
     parse_retry_after,
 )
-from mirror.ports import Body
+from mirror.ports import Body, TagBatch
 from mirror.upstream.accounts import Accounts
 from mirror.upstream.addresses import check_literal
 from mirror.upstream.body import Fields, HttpBody
@@ -83,8 +80,10 @@ from mirror.upstream.health import Health, health_of
 from mirror.upstream.holds import HostHolds, HostThrottled
 from mirror.upstream.login import NO_PASSES, Login, Passes
 from mirror.upstream.manifests import read_answer
+from mirror.upstream.page_file import PageFile
 from mirror.upstream.proxies import DIRECT, Proxies
 from mirror.upstream.referrers import LACKS_API, FallbackChildren, NoReferrersApi, ReferrersPage, list_referrers
+from mirror.upstream.tag_list import REFUSES_PAGING, ListBounds, TagAnswer, TagList
 from mirror.upstream.tokens import TokenSource
 from mirror.upstream.transfer import LARGEST_ERROR, REDIRECTS, DialFailed, DialTimedOut, Hangup, Transfer
 
@@ -94,11 +93,8 @@ _ACCEPT: Final = ", ".join(ACCEPT)
 _RETRIES: Final = 2
 #: Seconds after which another call may see what the probe that is under way has found out.
 _WHILE_PROBING: Final = 0.25
-_LARGEST_PAGE: Final = 4 * 1024 * 1024
 #: Bytes of a manifest that is read on the event loop: that takes a millisecond or two.
 _READ_AT_ONCE: Final = 64 * 1024
-_MOST_PAGES: Final = 1000
-_MOST_TAGS: Final = 500_000
 _SHOWN: Final = 200
 #: Statuses under which content comes. Which of them says nothing about the bytes: their digest does.
 _CONTENT: Final = frozenset({200, 201, 203, 206})
@@ -134,6 +130,7 @@ def _is_one_of(*statuses: int) -> _Judge:
 
 _has_content: Final = _is_one_of(*_CONTENT)
 _is_head: Final = _is_one_of(200, *TO_BE_ASKED_BY_GET)
+_is_tags: Final = _is_one_of(*_CONTENT, *REFUSES_PAGING)
 
 
 class RegistryUpstream:
@@ -148,7 +145,7 @@ class RegistryUpstream:
     bytes a second over `rate_window` is given up. `blobs_at_once` and `calls_at_once` bound what is under way. `now`
     is epoch seconds, `clock` any seconds, `sleep` and `jitter` are for the waits between tries. `on_budget` is told
     what upstream says is left to be pulled, `on_failure` of each call that failed in the end. `whose` says for which
-    caller something is asked, "" where it is for nobody but us.
+    caller something is asked, "" where it is for nobody but us. `lists` bounds tag lists.
 
     Raises `UrlRefused` (a `ValueError`) for a URL that is none.
     """
@@ -183,6 +180,7 @@ class RegistryUpstream:
         on_budget: Callable[[Budget], None] = lambda budget: None,
         on_failure: Callable[[UpstreamError], None] = lambda error: None,
         whose: Callable[[], str] = lambda: "",
+        lists: ListBounds = ListBounds(),  # noqa: B008 - a value that never changes
     ) -> None:
         self._name = name
         self._base = url.rstrip("/")
@@ -227,6 +225,7 @@ class RegistryUpstream:
         self._elsewhere = Elsewhere(name, self._bounds, memo, lambda bounds: tokens(bounds, GivenCredentials()))
         self._holds = HostHolds(name, lambda: self._clock())
         self._children = FallbackChildren()
+        self._tag_list = TagList(name, lists)
         self._transfer = Transfer(
             name,
             self._bounds,
@@ -343,19 +342,17 @@ class RegistryUpstream:
         reply.body.close()
         return reply.body.size
 
-    async def tags(self, repo: str) -> list[str]:
-        """Every page, by `Link` (distribution-spec, "Listing Tags"); what is no tag is left out (see `Upstream`)."""
-        tags: dict[str, None] = {}
-        async for page in self._pages("tags", repo, "tags/list"):
-            listed = [] if page.get("tags") is None else page["tags"]
-            if not isinstance(listed, list) or not all(isinstance(tag, str) for tag in listed):
-                raise self._invalid("a tag list that is none", 200)
-            for tag in listed:
-                with suppress(RequestError):
-                    tags[check_tag(tag)] = None
-            if len(tags) > _MOST_TAGS:
-                raise self._invalid(f"more than {_MOST_TAGS} tags", 200)
-        return list(tags)
+    def tags(self, repo: str, after: str = "") -> AsyncGenerator[TagBatch, None]:
+        """Page by page (`tag_list.py`; see `Upstream`)."""
+
+        async def ask(query: str, page: PageFile) -> TagAnswer:
+            fine = _is_tags if query else _has_content
+            reply = await self._ask(
+                "tags", repo, "tags/list", accept="application/json", limit=page, query=query, fine=fine
+            )
+            return TagAnswer(200 if reply.status in _CONTENT else reply.status, reply.fields.get_all("Link"))
+
+        return self._tag_list.batches(ask, after)
 
     async def referrers(self, repo: str, digest: Digest) -> list[Descriptor]:
         """By the API, or by the fallback tag if there is no API (`referrers.py`; see `Upstream`)."""
@@ -427,28 +424,6 @@ class RegistryUpstream:
 
     # ---------------------------------------------------------------------------------------------- small answers
 
-    async def _pages(self, event: str, repo: str, path: str, accept: str = "application/json") -> AsyncIterator[Any]:
-        """JSON objects, following `Link: <…>; rel="next"`: its query on our own path."""
-        seen: set[str] = set()
-        query = ""
-        for _ in range(_MOST_PAGES):
-            reply = await self._ask(event, repo, path, accept=accept, limit=_LARGEST_PAGE, query=query)
-            try:
-                page = read_json(reply.content)
-                following = next_query(reply.fields.get_all("Link"))
-            except ValueError as error:
-                raise self._invalid(f"an answer that cannot be read: {error}", reply.status) from error
-            if not isinstance(page, dict):
-                raise self._invalid("an answer that is not a JSON object", reply.status)
-            yield page
-            if following is None:
-                return
-            if following in seen:
-                raise self._invalid("pages that lead back to themselves", reply.status)
-            seen.add(following)
-            query = following
-        raise self._invalid(f"more than {_MOST_PAGES} pages", 200)
-
     async def _ask(
         self,
         event: str,
@@ -457,12 +432,12 @@ class RegistryUpstream:
         *,
         method: _Method = "GET",
         accept: str = _ACCEPT,
-        limit: int = LARGEST,
+        limit: int | PageFile = LARGEST,
         query: str = "",
         fine: _Judge = _has_content,
         retries: int | None = None,
     ) -> _Reply:
-        """One small answer. What is not `fine` is raised."""
+        """One answer of at most `limit` bytes, or put into a file. What is not `fine` is raised."""
         url = f"{self._base}/v2/{repo}/{path}{'?' if query else ''}{query}"
 
         async def send(passes: Passes) -> _Reply:
@@ -475,11 +450,12 @@ class RegistryUpstream:
         return await self._call(event, Scope.pull(repo), send, fine, retries=retries)
 
     async def _fetch(
-        self, method: _Method, text: str, headers: Mapping[str, str], limit: int, passes: Passes = NO_PASSES
+        self, method: _Method, text: str, headers: Mapping[str, str], limit: int | PageFile, passes: Passes = NO_PASSES
     ) -> _Reply:
         """With redirects, by hand."""
         hops = 0
         url: Url | None = None
+        most = LARGEST if isinstance(limit, PageFile) else limit
         try:
             async with translated(self._name, self._whom), asyncio.timeout(self._answer_timeout):
                 url = parse_url(text)
@@ -498,7 +474,10 @@ class RegistryUpstream:
                         fields = Fields(response.headers.items())
                         if response.status not in REDIRECTS:
                             fine = response.status in _CONTENT
-                            content = await read_limited(response, (limit if fine else LARGEST_ERROR) + 1)
+                            if fine and isinstance(limit, PageFile):
+                                content = await self._put_into(response, fields, limit)
+                                return _Reply(response.status, fields, url, content, sent=content)
+                            content = await read_limited(response, (most if fine else LARGEST_ERROR) + 1)
                             break
                     entered = self._bounds.next_hop(url, fields.get("Location"), hops)
                     headers = surviving_headers(headers, url, entered, passes.elsewhere)
@@ -509,12 +488,22 @@ class RegistryUpstream:
         except UpstreamError as error:
             error.elsewhere = url is not None and url.origin != self._bounds.base.origin
             raise
-        plain = decode(content, fields.get("Content-Encoding"), limit + 1) if fine else content
-        if fine and max(len(content), len(plain)) > limit:
+        plain = decode(content, fields.get("Content-Encoding"), most + 1) if fine else content
+        if fine and max(len(content), len(plain)) > most:
             raise AnswerTooLarge(
-                f"{self._name}: an answer of more than {limit} bytes", upstream=self._name, status=response.status
+                f"{self._name}: an answer of more than {most} bytes", upstream=self._name, status=response.status
             )
         return _Reply(response.status, fields, url, plain, sent=content)
+
+    async def _put_into(self, response: aiohttp.ClientResponse, fields: Fields, page: PageFile) -> bytes:
+        page.restart()
+        async with aclosing(_pieces(response, fields.get("Content-Encoding"))) as pieces:
+            async for piece in pieces:
+                if not await page.write(piece):
+                    response.close()
+                    what = f"{self._name}: a tag list that is longer than lists_bytes"
+                    raise AnswerTooLarge(what, upstream=self._name, status=response.status)
+        return b""
 
     async def _read_manifest(self, reply: _Reply, reference: Reference) -> Manifest:
         """Raises `DigestMismatch`, `UpstreamInvalid`.
@@ -779,6 +768,15 @@ def unverified() -> ssl.SSLContext:
 
 def _described(reply: _Reply) -> dict[str, str | None]:
     return {name: reply.fields.get(name) for name in ("Content-Type", "Content-Length", "Docker-Content-Digest")}
+
+
+async def _pieces(response: aiohttp.ClientResponse, coding: str | None) -> AsyncGenerator[bytes, None]:
+    """A body as it comes. One that is encoded although identity was asked for comes whole: it may not be large."""
+    if (coding or "identity").strip().lower() == "identity":
+        async for piece in response.content.iter_any():
+            yield piece
+    else:
+        yield decode(await read_limited(response, LARGEST), coding, 4 * LARGEST)
 
 
 def _close_unwanted(done: asyncio.Future[_Reply]) -> None:

@@ -99,8 +99,8 @@ async def test_clamped(registry: FakeRegistry, mirror: LiveMirror) -> None:
 
 
 async def test_pages_of_upstream(registry: FakeRegistry, mirror: LiveMirror, tags: list[str]) -> None:
-    """Upstream may give its list in small pages."""
-    registry.page = 3
+    """Upstream may give its list in pages that are smaller than we ask for."""
+    registry.largest_page = 3
     assert (await mirror.ask(_LIST)).json["tags"] == tags
     assert registry.count("tags") == 3
 

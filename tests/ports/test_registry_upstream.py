@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from mirror.ports import Body, Upstream
 from mirror.upstream.credentials import Credentials, GivenCredentials
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.registry import RegistryUpstream
+from mirror.upstream.tag_list import ListBounds
 from tests.support.certificates import Certificate
 from tests.support.clock import Clock
 from tests.support.fake_registry import (
@@ -106,6 +108,12 @@ async def read_all(body: Body) -> bytes:
         return bytes(content)
 
     return await asyncio.to_thread(read)
+
+
+async def tags_of(upstream: Upstream, repo: str, after: str = "") -> list[str]:
+    """All batches."""
+    async with aclosing(upstream.tags(repo, after)) as batches:
+        return [tag async for batch in batches for tag in batch.tags]
 
 
 async def pull(upstream: Upstream, digest: Digest, start: int = 0) -> tuple[int, int | None, bytes]:
@@ -320,7 +328,7 @@ async def test_72_a_name_that_leads_inward(build: Build, inward: str) -> None:
         digest = registry.add_blob(NAME, LAYER)
         url = f"http://{inward}:{registry.host.partition(':')[2]}"
         upstream = build(url)
-        for asked in (upstream.manifest(NAME, "v1"), pull(upstream, digest), upstream.tags(NAME)):
+        for asked in (upstream.manifest(NAME, "v1"), pull(upstream, digest), tags_of(upstream, NAME)):
             with pytest.raises(UpstreamOffLimits) as refused:
                 await asked
             assert "127.0.0.1" not in str(refused.value)
@@ -746,7 +754,7 @@ async def test_a_status_keeps_its_class(
         lambda upstream: upstream.manifest(NAME, digest),
         lambda upstream: pull(upstream, Digest.of(LAYER)),
         lambda upstream: upstream.blob_size(NAME, Digest.of(LAYER)),
-        lambda upstream: upstream.tags(NAME),
+        lambda upstream: tags_of(upstream, NAME),
     ]
     for call in calls:
         registry.heal()
@@ -800,7 +808,7 @@ async def test_one_back_off_for_all(build: Build, clock: Clock, kind: str) -> No
         assert first.value.retry_after == 30
         asked = len(registry.requests)
         clock.time += 10
-        for call in (upstream.resolve(NAME, "v1"), upstream.tags(NAME), pull(upstream, layer)):
+        for call in (upstream.resolve(NAME, "v1"), tags_of(upstream, NAME), pull(upstream, layer)):
             with pytest.raises(UpstreamThrottled) as later:
                 await call
             assert later.value.retry_after == 20
@@ -839,7 +847,7 @@ async def test_a_dead_upstream(build: Build, clock: Clock, waits: list[float]) -
     with pytest.raises(UpstreamUnavailable):
         await upstream.manifest(NAME, "v1")
     assert seen == [("manifest", None)] * 3
-    for call in (upstream.tags(NAME), pull(upstream, Digest.of(b"x")), upstream.resolve(NAME, "v1")):
+    for call in (tags_of(upstream, NAME), pull(upstream, Digest.of(b"x")), upstream.resolve(NAME, "v1")):
         with pytest.raises(UpstreamUnavailable):
             await call
     assert len(seen) == 3
@@ -934,7 +942,7 @@ async def test_what_is_sent_is_observed(registry: FakeRegistry, build: Build) ->
     upstream = build(registry.url, observe=lambda event, code, seconds: seen.append((event, code)))
     await upstream.resolve(NAME, "v1")
     await pull(upstream, Digest.of(LAYER))
-    await upstream.tags(NAME)
+    await tags_of(upstream, NAME)
     assert seen == [("resolve", 500), ("resolve", 200), ("blob", 200), ("tags", 200)]
 
 
@@ -946,7 +954,7 @@ async def test_a_path_before_v2(build: Build) -> None:
         front.on(f"/api/docker/remote/v2/{NAME}/tags/list", reply_json(200, {"tags": ["a"]}))
         upstream = build(f"{front.url}/api/docker/remote/")
         assert (await pull(upstream, digest))[2] == LAYER
-        assert await upstream.tags(NAME) == ["a"]
+        assert await tags_of(upstream, NAME) == ["a"]
 
 
 # -------------------------------------------------------------------------------------------------------- lists
@@ -954,16 +962,16 @@ async def test_a_path_before_v2(build: Build) -> None:
 
 async def test_tags(registry: FakeRegistry, build: Build) -> None:
     """All pages, whatever their size; none is an empty list."""
-    registry.page = 7
+    registry.largest_page = 7
     tags = [f"v{number:02}" for number in range(50)]
     digest = registry.add_image(NAME, tags[0], [LAYER])
     for tag in tags[1:]:
         registry.add_manifest(NAME, registry.manifest(NAME, digest), OCI_MANIFEST, tag)
     upstream = build(registry.url)
-    assert await upstream.tags(NAME) == tags
+    assert await tags_of(upstream, NAME) == tags
     assert registry.count("tags") == 8
     with pytest.raises(UpstreamNotKnown):
-        await upstream.tags("team/none")
+        await tags_of(upstream, "team/none")
 
 
 @pytest.mark.parametrize(
@@ -971,14 +979,14 @@ async def test_tags(registry: FakeRegistry, build: Build) -> None:
     [
         ({"tags": None}, []),
         ({}, []),
-        ({"tags": ["b", "a", "b", "..", "no tag", "x" * 200]}, ["b", "a"]),
+        ({"tags": ["b", "a", "b", "..", "no tag", "x" * 200]}, ["b", "a", "b"]),
     ],
 )
 async def test_odd_tag_lists(build: Build, body: Any, expected: list[str]) -> None:
-    """Null and absent are empty; repeated tags count once; what nobody could ask for is left out."""
+    """Null and absent are empty; the order is upstream's; what nobody could ask for is left out."""
     with Scripted() as front:
         front.on("*", reply_json(200, body))
-        assert await build(front.url).tags(NAME) == expected
+        assert await tags_of(build(front.url), NAME) == expected
 
 
 @pytest.mark.parametrize(
@@ -1004,7 +1012,7 @@ async def test_a_tag_list_that_is_none(build: Build, script: Any) -> None:
     with Scripted() as front:
         front.on("*", script)
         with pytest.raises(UpstreamInvalid):
-            await build(front.url).tags(NAME)
+            await tags_of(build(front.url), NAME)
         assert len(front.requests) <= 2
 
 
@@ -1025,8 +1033,65 @@ async def test_the_next_page_is_on_our_own_path(build: Build, link: str) -> None
     with Scripted() as front:
         front.once(path, reply_json(200, {"tags": ["a"]}, {"Link": f'<{link}>; rel="next"'}))
         front.once(path, reply_json(200, {"tags": ["b"]}))
-        assert await build(f"{front.url}/base/path").tags(NAME) == ["a", "b"]
-        assert front.requests[1].target == f"{path}?last=a&n=1"
+        assert await tags_of(build(f"{front.url}/base/path"), NAME) == ["a", "b"]
+        assert [request.target for request in front.requests] == [f"{path}?n=10000", f"{path}?last=a&n=1"]
+
+
+@pytest.mark.parametrize(("largest", "asked"), [(1_000, ["10000", "1000"]), (50, ["10000", "1000", None])])
+async def test_an_n_that_is_refused(
+    registry: FakeRegistry, build: Build, largest: int, asked: list[str | None]
+) -> None:
+    """Then less is asked for, and that is remembered."""
+    registry.page, registry.largest_n = 50, largest
+    tags = [f"v{number:03}" for number in range(120)]
+    digest = registry.add_image(NAME, tags[0], [LAYER])
+    for tag in tags[1:]:
+        registry.add_manifest(NAME, registry.manifest(NAME, digest), OCI_MANIFEST, tag)
+    upstream = build(registry.url)
+    for _ in range(2):
+        assert await tags_of(upstream, NAME) == tags
+        assert await tags_of(upstream, NAME, "v050") == tags[51:]
+    said = [request.query.get("n", [None])[0] for request in registry.of_kind("tags")]
+    assert said[: len(asked)] == asked
+    assert said.count("10000") == 1
+
+
+async def test_a_last_that_is_refused(build: Build) -> None:
+    """A registry that pages by a mark of its own gives the list from its beginning."""
+    with Scripted() as front:
+
+        def answer(request: Request) -> Any:
+            return reply(400, b"") if "last" in request.query else reply_json(200, {"tags": ["a", "b"]})
+
+        front.on("*", answer)
+        assert await tags_of(build(front.url), NAME, "a") == ["a", "b"]
+
+
+async def test_a_list_in_one_large_page(build: Build, tmp_path: Path) -> None:
+    """A registry that ignores `n` may send 20 MB at once: it is put on disk, read in batches, and gone at the end."""
+    tags = [f"v1.{number:07}-alpine" for number in range(200_000)]
+    bounds = ListBounds(tmp_path / "lists", 8 * 1024 * 1024)
+    with Scripted() as front:
+        front.on("*", reply_json(200, {"tags": tags}))
+        upstream = build(front.url, lists=bounds)
+        async with aclosing(upstream.tags(NAME)) as batches:
+            first = await anext(batches)
+            assert (list(first.tags), first.more) == (tags[: len(first.tags)], True)
+        assert await tags_of(upstream, NAME) == tags
+        assert list((tmp_path / "lists").iterdir()) == []
+        assert len(front.requests) == 2
+        front.on("*", reply_json(200, {"tags": tags, "more": "x" * 5_000_000}))
+        with pytest.raises(UpstreamInvalid, match="lists_bytes"):
+            await tags_of(upstream, NAME)
+
+
+async def test_a_list_whose_page_breaks_off(registry: FakeRegistry, build: Build) -> None:
+    """The page is asked for again, and read from its beginning."""
+    registry.add_image(NAME, "v1", [LAYER])
+    registry.fail("tags", cut(15))
+    registry.fail("tags", status(503))
+    assert await tags_of(build(registry.url), NAME) == ["v1"]
+    assert registry.count("tags") == 3
 
 
 async def test_pages_elsewhere_get_no_token(build: Build) -> None:
@@ -1038,7 +1103,7 @@ async def test_pages_elsewhere_get_no_token(build: Build) -> None:
         front.on(path, reply(307, b"", {"Location": f"{elsewhere.url}/tags"}))
         elsewhere.once("/tags", reply_json(200, {"tags": ["a"]}, {"Link": '</tags?2>; rel="next"'}))
         elsewhere.once("/tags", reply_json(200, {"tags": ["b"]}))
-        assert await build(front.url).tags(NAME) == ["a", "b"]
+        assert await tags_of(build(front.url), NAME) == ["a", "b"]
         assert SECRET not in str(elsewhere.requests)
 
 
@@ -1142,7 +1207,7 @@ async def test_referrers_on_a_page_of_another_host(registry: FakeRegistry, build
             assert [one.digest for one in await upstream.referrers(NAME, image)] == children
         if script[0].startswith((b"HTTP/1.1 429", b"HTTP/1.1 503")):
             assert len(pages.requests) == 1
-    assert await upstream.tags(NAME)
+    assert await tags_of(upstream, NAME)
     assert (await pull(upstream, Digest.of(LAYER)))[2] == LAYER
 
 
@@ -1159,7 +1224,7 @@ async def test_referrers_where_nothing_listens(registry: FakeRegistry, build: Bu
         assert [one.digest for one in await upstream.referrers(NAME, image)] == children
         with pytest.raises(UpstreamUnavailable):
             await upstream.referrers(NAME, Digest.of(b"none"))
-    assert await upstream.tags(NAME)
+    assert await tags_of(upstream, NAME)
 
 
 async def test_the_back_off_of_storage_is_its_own(registry: FakeRegistry, build: Build, clock: Clock) -> None:
@@ -1180,7 +1245,7 @@ async def test_the_back_off_of_storage_is_its_own(registry: FakeRegistry, build:
             await pull(upstream, second)
         assert failure.value.retry_after == 20
         assert len(storage.requests) == 1
-        assert await upstream.tags(NAME) == ["v1"]
+        assert await tags_of(upstream, NAME) == ["v1"]
         clock.time += 20
         assert (await pull(upstream, second))[2] == b"second"
 
@@ -1248,7 +1313,7 @@ async def test_pages_of_referrers(build: Build) -> None:
 
 
 @pytest.mark.parametrize("kind", ["padded", "annotated", "repeated", "empty", "many"])
-async def test_referrers_without_end(build: Build, kind: str) -> None:
+async def test_85_referrers_without_end(build: Build, kind: str) -> None:
     """Items and bytes are bounded over all pages, and pages that bring nothing new are not asked for without end."""
     numbers = iter(range(1, 1_000_000))
     padding = "x" * 3_000_000

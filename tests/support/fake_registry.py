@@ -163,6 +163,10 @@ class FakeRegistry:
         self.users = dict(users or {})
         self.referrers = referrers
         self.page = page
+        #: Tags in a page at the most, whatever is asked for; None: as many as are asked for.
+        self.largest_page: int | None = None
+        #: The largest `n` that is not refused with 400.
+        self.largest_n: int | None = None
         self.rights: dict[str, set[str]] | None = None
         self.expires_in: Any = 300
         self.token_field = "token"
@@ -419,6 +423,9 @@ class FakeRegistry:
 
     def _tags(self, request: Request, repository: _Repository) -> Script:
         size = int(request.query.get("n", [str(self.page)])[0])
+        if self.largest_n is not None and size > self.largest_n:
+            return _error(400, "PAGINATION_NUMBER_INVALID", str(size))
+        size = min(size, self.largest_page or size)
         after = request.query.get("last", [""])[0]
         with self._lock:
             tags = [tag for tag in sorted(repository.tags) if tag > after]

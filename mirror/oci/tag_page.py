@@ -1,0 +1,143 @@
+"""One page of a tag list (distribution-spec, "Listing Tags"), read piece by piece.
+
+Registries that ignore `n` send a million tags in one answer. Read at once, such an answer takes ten times its size in
+memory; read here, it takes one piece at a time.
+
+    {  member  ,  member  ,  "tags": [  string  ,  string  …  ]  ,  member  }
+       └── any JSON value of at most 64 KiB ──┘   └── strings alone, in batches ──┘
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from mirror.oci.strict_json import finite_number, refuse_constant
+
+__all__ = ["read_tag_page"]
+
+_DECODER: Final = json.JSONDecoder(parse_constant=refuse_constant, parse_float=finite_number)
+_STRING: Final = r'"(?:[^"\\\x00-\x1f]|\\[^\x00-\x1f])*+"'
+#: Elements that are followed by another one, as many as there are; what is cut off at the end of a piece waits.
+_ELEMENTS: Final = re.compile(rf"(?:[ \t\r\n]*+{_STRING}[ \t\r\n]*+,)++")
+_LAST_ELEMENT: Final = re.compile(rf"[ \t\r\n]*+({_STRING})[ \t\r\n]*+\]")
+_BLANK: Final = re.compile(r"[ \t\r\n]*+")
+#: Characters that are kept while a value is not complete: longer than any tag, and than what else stands in a page.
+_LONGEST: Final = 64 * 1024
+_PIECE: Final = 64 * 1024
+
+
+def read_tag_page(read: Callable[[int], str]) -> Iterator[list[str]]:
+    """The strings under `tags`, in batches and in order; none if `tags` is null or absent.
+
+    `read` gives up to so many further characters, "" at the end. Raises `ValueError`, at any batch, for what is no JSON
+    object, for `tags` that are no list of strings, and for `tags` that stand twice.
+    """
+    text = _Text(read)
+    text.expect("{")
+    seen = False
+    if text.peek() == "}":
+        text.expect("}")
+    else:
+        while True:
+            name = text.value()
+            if not isinstance(name, str):
+                raise ValueError("not a JSON object")
+            text.expect(":")
+            if name != "tags":
+                text.value()
+            elif seen:
+                raise ValueError("the tags stand twice")
+            elif text.peek() == "[":
+                seen = True
+                text.expect("[")
+                yield from text.elements()
+            elif text.value() is None:
+                seen = True
+            else:
+                raise ValueError("the tags are no list")
+            if text.peek() == "}":
+                text.expect("}")
+                break
+            text.expect(",")
+    text.end()
+
+
+class _Text:
+    """Text that arrives in pieces; what was read is dropped."""
+
+    def __init__(self, read: Callable[[int], str]) -> None:
+        self._read = read
+        self._text = ""
+        self._at = 0
+
+    def peek(self) -> str:
+        """The next character that is no blank. Raises `ValueError` at the end."""
+        while True:
+            found = _BLANK.match(self._text, self._at)
+            self._at = found.end() if found else self._at
+            if self._at < len(self._text):
+                return self._text[self._at]
+            self._more()
+
+    def expect(self, character: str) -> None:
+        """It comes next, and is read."""
+        if self.peek() != character:
+            raise ValueError(f"not JSON, or no page of tags: {character!r} is missing")
+        self._at += 1
+
+    def value(self) -> Any:
+        """Any JSON value that is not too long."""
+        self.peek()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+            except RecursionError:
+                raise ValueError("nested too deeply") from None
+            except json.JSONDecodeError:
+                # the rest of it may still come
+                self._more()
+                continue
+            if end == len(self._text) or self._text[end] in ".eE":
+                # a number may go on in the next piece
+                self._more()
+                continue
+            self._at = end
+            return value
+
+    def elements(self) -> Iterator[list[str]]:
+        """Strings up to the end of the list, which is read, too."""
+        if self.peek() == "]":
+            self._at += 1
+            return
+        while True:
+            if self.peek() != '"':
+                raise ValueError("the tags are no list of strings")
+            if found := _ELEMENTS.match(self._text, self._at):
+                self._at = found.end()
+                yield json.loads(f"[{found[0][:-1]}]")
+            elif found := _LAST_ELEMENT.match(self._text, self._at):
+                self._at = found.end()
+                yield [json.loads(found[1])]
+                return
+            else:
+                self._more()
+
+    def end(self) -> None:
+        """Nothing but blanks is left."""
+        while True:
+            if self._text[self._at :].strip(" \t\r\n"):
+                raise ValueError("something follows the JSON object")
+            self._text, self._at = self._read(_PIECE), 0
+            if not self._text:
+                return
+
+    def _more(self) -> None:
+        if len(self._text) - self._at > _LONGEST:
+            raise ValueError("not JSON, or a value that is too long")
+        piece = self._read(_PIECE)
+        if not piece:
+            raise ValueError("not JSON: it ends too soon")
+        self._text, self._at = self._text[self._at :] + piece, 0

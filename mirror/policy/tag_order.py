@@ -1,0 +1,26 @@
+"""Is a tag list sorted, as far as it was seen?
+
+By bytes, as `last` compares (distribution-spec, "Listing Tags"): tags are ASCII, so Python's order of strings is the
+order of their bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = ["ascending"]
+
+
+def ascending(tags: Iterable[str], behind: str) -> list[str] | None:
+    """The tags, if they ascend and begin behind `behind`; None if they do not.
+
+    What equals the one before it is left out: some registries begin a page with the last tag of the one before.
+    """
+    kept: list[str] = []
+    for tag in tags:
+        if tag < behind:
+            return None
+        if tag != behind:
+            kept.append(tag)
+            behind = tag
+    return kept

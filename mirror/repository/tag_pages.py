@@ -1,0 +1,204 @@
+"""Pages of the tag list of a repository of another registry.
+
+    a page that is here ──────────────────────────────────────────────────────────────────────> given
+    upstream sorts (as far as each page shows) ── its pages from `last` on, no more than needed ──> kept, given
+    it does not ── all of it ──┬── at most `_IN_MEMORY` tags ──> sorted, kept, given
+                               └── more ──> sorted on disk (`SortedTags`) ──> given from there
+
+So the first page of a sorted list costs about one request, however long the list is. That a list is not sorted is
+remembered, because its beginning may look sorted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mirror.behalf import caller, for_caller
+from mirror.errors import UpstreamInvalid, UpstreamUnavailable
+from mirror.memo import MISSING
+from mirror.oci.reference import Repo, is_tag
+from mirror.policy.tag_order import ascending
+from mirror.ports import TagBatch, TagGathering, Upstream
+from mirror.repository.shelf import Shelf
+from mirror.repository.tag_windows import Window
+
+__all__ = ["LIST_FOR", "TagPages"]
+
+#: Seconds that a list of tags or referrers is believed.
+LIST_FOR: Final = 60.0
+#: By which factor a list is believed longer than it took to get.
+_WORTH: Final = 10.0
+#: Seconds that a list is taken for one that is not sorted.
+_UNSORTED_FOR: Final = 3600.0
+#: Tags that are sorted in memory.
+_IN_MEMORY: Final = 20_000
+#: Batches that make one page of ours: if upstream's are very small, our page is smaller than was asked for.
+_MOST_BATCHES: Final = 100
+#: Batches in a row that bring nothing new.
+_MOST_IDLE: Final = 8
+#: Tags that a list may repeat, beside as many as it has.
+_MOST_REPEATED: Final = 20_000
+
+
+class TagPages:
+    """Of one repository. Cheap to make; everything that lasts is on the shelf."""
+
+    def __init__(self, repo: Repo, upstream: Upstream, shelf: Shelf) -> None:
+        self._repo = repo
+        self._upstream = upstream
+        self._shelf = shelf
+
+    async def page(self, last: str, count: int) -> TagBatch:
+        """Up to `count` tags behind `last`, sorted. Raises `UpstreamError`; `StoreError` if a long list that is not
+        sorted cannot be kept.
+        """
+        lists = self._shelf.lists
+        here = lists.page(self._repo, caller(), last, count, self._shelf.now())
+        if here is not None:
+            return here
+        unsorted = await self._shelf.memo.get(self._unsorted) is not MISSING
+        if unsorted and (stored := await self._stored(last, count)):
+            return stored
+        after = "" if unsorted else _tag_before(last)
+        key = for_caller(f"tags {self._repo} {'all' if unsorted else f'{count} behind {last} from {after}'}")
+        made = await self._shelf.memo.share(key, lambda: self._ask(after, last, count, unsorted), self._believed)
+        if made is None:
+            found = await self._stored(last, count)
+        else:
+            window = Window.from_json(made)
+            lists.put(self._repo, caller(), window)
+            found = window.page(last, count)
+        if found is None:
+            raise UpstreamUnavailable(
+                f"the tag list of {self._repo} is not to be had now", upstream=self._upstream.name
+            )
+        return found
+
+    @property
+    def _unsorted(self) -> str:
+        return f"unsorted tags {self._repo}"
+
+    async def _stored(self, last: str, count: int) -> TagBatch | None:
+        return await asyncio.to_thread(self._shelf.lists.sorted.page, for_caller(str(self._repo)), last, count)
+
+    def _believed(self, made: dict[str, Any] | None) -> float:
+        return made["until"] - self._shelf.now() if made else 0.0
+
+    async def _ask(self, after: str, last: str, count: int, unsorted: bool) -> dict[str, Any] | None:
+        """A window from `after` on, as JSON; None: the list is on disk now."""
+        since = self._shelf.now()
+        name = self._repo.name
+        taken: list[TagBatch] = []
+        async with aclosing(self._upstream.tags(name, after)) as batches:
+            found = None if unsorted else await self._in_order(batches, taken, after, last, count)
+            if found is not None:
+                return Window(after, found.tags, found.more, count, since, self._until(since)).to_json()
+            await self._shelf.memo.put(self._unsorted, True, _UNSORTED_FOR)
+            self._shelf.lists.drop(self._repo, caller())
+            if not unsorted and await self._stored(last, count):
+                # another process has sorted it
+                return None
+            if not after:
+                async with aclosing(_chained(taken, batches)) as all_batches:
+                    return await self._sort(all_batches, since)
+        async with aclosing(self._upstream.tags(name)) as batches:
+            return await self._sort(batches, since)
+
+    async def _in_order(
+        self, batches: AsyncIterator[TagBatch], taken: list[TagBatch], after: str, last: str, count: int
+    ) -> TagBatch | None:
+        """As many as it takes for `count` tags behind `last`; None: they are not in order. Those `taken` are noted."""
+        tags: list[str] = []
+        behind, needed, progress = after, max(count, 1), _Progress(self._repo, self._upstream.name)
+        async for batch in batches:
+            taken.append(batch)
+            fresh = ascending(batch.tags, behind)
+            if fresh is None:
+                return None
+            tags += fresh
+            behind = tags[-1] if tags else after
+            progress.note(len(batch.tags), len(tags))
+            needed -= sum(tag > last for tag in fresh) if fresh and fresh[0] <= last else len(fresh)
+            if needed <= 0 or not batch.more or (progress.batches >= _MOST_BATCHES and tags):
+                return TagBatch(tuple(tags), batch.more)
+        return TagBatch(tuple(tags), False)
+
+    async def _sort(self, batches: AsyncIterator[TagBatch], since: float) -> dict[str, Any] | None:
+        """All of a list; None: it was too long for memory, and is on disk now."""
+        few: set[str] = set()
+        gathering: TagGathering | None = None
+        progress = _Progress(self._repo, self._upstream.name)
+        try:
+            async for batch in batches:
+                tags: Sequence[str] = batch.tags
+                if gathering is None:
+                    few.update(tags)
+                    progress.note(len(tags), len(few))
+                    if len(few) <= _IN_MEMORY:
+                        continue
+                    gathering = await asyncio.to_thread(self._shelf.lists.sorted.gather, for_caller(str(self._repo)))
+                    tags, few = list(few), set()
+                    await self._shelf.write(gathering.add, tags)
+                else:
+                    await self._shelf.write(gathering.add, tags)
+                    progress.note(len(tags), gathering.count)
+                self._check_size(gathering)
+            if gathering is None:
+                return Window("", tuple(sorted(few)), False, len(few), since, self._until(since)).to_json()
+            await self._shelf.write(gathering.publish, self._until(since))
+            return None
+        finally:
+            if gathering is not None:
+                gathering.close()
+
+    def _check_size(self, gathering: TagGathering) -> None:
+        most = self._shelf.lists.sorted.most_bytes
+        if gathering.size > most:
+            raise UpstreamInvalid(
+                f"the tag list of {self._repo} is not sorted, and takes more than lists_bytes ({most} bytes) to be",
+                upstream=self._upstream.name,
+                status=200,
+            )
+
+    def _until(self, since: float) -> float:
+        now = self._shelf.now()
+        return now + max(LIST_FOR, _WORTH * (now - since))
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Whether a list gets on: each batch costs a request, or time to read it."""
+
+    repo: Repo
+    upstream: str
+    batches: int = 0
+    _idle: int = 0
+    _seen: int = 0
+    _different: int = 0
+
+    def note(self, seen: int, different: int) -> None:
+        """A batch of so many tags, and how many different ones that makes in all. Raises `UpstreamInvalid`."""
+        self.batches += 1
+        self._idle = 0 if different > self._different else self._idle + 1
+        self._different = different
+        self._seen += seen
+        if self._idle >= _MOST_IDLE or self._seen - different > different + _MOST_REPEATED:
+            raise UpstreamInvalid(
+                f"the tag list of {self.repo} repeats itself without end", upstream=self.upstream, status=200
+            )
+
+
+def _tag_before(last: str) -> str:
+    """The longest beginning of `last` that is a tag: `last` need not be one, and upstreams may refuse what is none."""
+    return next((last[:end] for end in range(min(len(last), 128), 0, -1) if is_tag(last[:end])), "")
+
+
+async def _chained(taken: list[TagBatch], batches: AsyncIterator[TagBatch]) -> AsyncGenerator[TagBatch, None]:
+    for batch in taken:
+        yield batch
+    async for batch in batches:
+        yield batch

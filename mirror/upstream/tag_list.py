@@ -1,0 +1,143 @@
+"""The tag list of one repository, page by page, as one registry gives it (distribution-spec, "Listing Tags").
+
+    ask for n=10000 (behind `after`) ── refused ──> n=1000 ── refused ──> without n ── refused ──> without `last` either
+        │
+        └── page ──> its tags in batches ── Link ──> the next page: its query on our own path ── no Link ──> the end
+
+Nothing is sorted, and nothing is collected: whoever takes the batches decides how many they take, and the next page is
+asked for when its first batch is wanted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from mirror.errors import UpstreamInvalid
+from mirror.oci.link import next_query
+from mirror.oci.reference import is_tag
+from mirror.oci.tag_page import read_tag_page
+from mirror.ports import TagBatch
+from mirror.upstream.page_file import PageFile
+
+__all__ = ["REFUSES_PAGING", "ListBounds", "TagAnswer", "TagList"]
+
+#: What is asked for, first the largest: some registries refuse what is above a bound of theirs (often 1,000), and some
+#: know no `n` at all.
+_SIZES: Final = (10_000, 1_000, None)
+#: Statuses by which a registry refuses `n` or `last`.
+REFUSES_PAGING: Final = frozenset({400, 405, 406, 413, 416, 422})
+#: Strings of a page that make a batch.
+_BATCH: Final = 10_000
+#: Pages of one list: a million tags in pages of a hundred have half as many.
+_MOST_PAGES: Final = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class ListBounds:
+    """Where a page that is large is put (None: among the temporary files), and how many bytes a list may have."""
+
+    directory: Path | None = None
+    most_bytes: int = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class TagAnswer:
+    """What came for one page, beside its body: status, and `Link` lines."""
+
+    status: int
+    links: Sequence[str]
+
+
+#: Asks for a page by its query and puts the body into the file. Raises `UpstreamError`, `StoreError`.
+AskTags = Callable[[str, PageFile], Awaitable[TagAnswer]]
+
+
+class TagList:
+    """Of one upstream, whose ways with `n` are remembered."""
+
+    def __init__(self, upstream: str, bounds: ListBounds) -> None:
+        self._upstream = upstream
+        self._bounds = bounds
+        self._size = 0
+
+    async def batches(self, ask: AskTags, after: str) -> AsyncGenerator[TagBatch, None]:
+        """At least one batch. What is outside the grammar of tags is left out. Raises `UpstreamInvalid` for what is no
+        tag list, and what `ask` raises.
+        """
+        page = PageFile(self._bounds.directory, self._bounds.most_bytes)
+        try:
+            answer = await self._first(ask, after, page)
+            room = self._bounds.most_bytes
+            asked: set[str] = set()
+            for _ in range(_MOST_PAGES):
+                try:
+                    following = next_query(answer.links)
+                    async with aclosing(self._read(page, following is not None)) as batches:
+                        async for batch in batches:
+                            yield batch
+                except ValueError as error:
+                    raise self._invalid(f"a tag list that is none: {error}", 200) from error
+                if following is None:
+                    return
+                if following in asked:
+                    raise self._invalid("pages of tags that lead back to themselves", 200)
+                asked.add(following)
+                room -= page.size
+                page.close()
+                page = PageFile(self._bounds.directory, room)
+                answer = await ask(following, page)
+                if answer.status != 200:
+                    raise self._invalid(f"a next page of tags that is answered with {answer.status}", answer.status)
+            raise self._invalid(f"more than {_MOST_PAGES} pages of tags", 200)
+        finally:
+            page.close()
+
+    async def _first(self, ask: AskTags, after: str, page: PageFile) -> TagAnswer:
+        behind = [f"last={quote(after, safe='')}"] if after else []
+        for at in range(self._size, len(_SIZES)):
+            size = _SIZES[at]
+            count = [] if size is None else [f"n={size}"]
+            answer = await ask("&".join(count + behind), page)
+            if answer.status == 200:
+                # behind a tag, `last` may be what was refused
+                self._size = self._size if behind else at
+                return answer
+        if behind:
+            return await self._first(ask, "", page)
+        raise self._invalid(f"its tag list is answered with {answer.status}", answer.status)
+
+    async def _read(self, page: PageFile, more: bool) -> AsyncGenerator[TagBatch, None]:
+        """Raises `ValueError`."""
+        batches = _in_batches(page)
+        tags: list[str] | None = None
+        while True:
+            following = next(batches, None) if page.is_small else await asyncio.to_thread(next, batches, None)
+            if tags is not None or following is None:
+                yield TagBatch(tuple(tags or ()), more or following is not None)
+            if following is None:
+                return
+            tags = following
+
+    def _invalid(self, message: str, status: int) -> UpstreamInvalid:
+        return UpstreamInvalid(f"{self._upstream}: {message}", upstream=self._upstream, status=status)
+
+
+def _in_batches(page: PageFile) -> Iterator[list[str]]:
+    """A batch for so many strings that stand there, however many of them are tags. Raises `ValueError`."""
+    kept: list[str] = []
+    looked_at = 0
+    with page.text() as text:
+        for strings in read_tag_page(text.read):
+            kept += filter(is_tag, strings)
+            looked_at += len(strings)
+            if looked_at >= _BATCH:
+                yield kept
+                kept, looked_at = [], 0
+    if kept:
+        yield kept
