@@ -11,6 +11,8 @@ from typing import Final
 
 import pytest
 
+from mirror.oci.digest import Digest
+from mirror.store.layout import Layout
 from tests.clients.conftest import Library
 from tests.support.crowd import Client, Crowd, Outcome
 from tests.support.gated_registry import BlobRequest, GatedRegistry
@@ -52,7 +54,7 @@ def _learn_image(mirror: MirrorProcess, repository: str) -> None:
 
 def _ingest(directory: Path, digest: str) -> Path:
     """The file that grows while the blob arrives; its filler holds the lock on it."""
-    return directory / "store" / "ingest" / digest.replace(":", "-")
+    return Layout(directory / "store").ingest(Digest.parse(digest), "docker.io")
 
 
 def _join_until_two_workers_follow(mirror: MirrorProcess, crowd: Crowd) -> dict[Client, int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mirror.oci.digest import Digest
+from mirror.store.layout import digest_of_ingest
 from tests.faults.conftest import APPS, Tally, add_apps
 from tests.support.ext4 import Ext4, refusal
 from tests.support.fake_registry import FakeRegistry
@@ -46,9 +47,9 @@ def _corrupt(root: Path) -> list[str]:
 def _settled(root: Path) -> set[Digest]:
     """Blobs whose commit is over: its last step drops the state file, so who has none by now had its folder synced."""
     published = _final_names(root)
-    growing = {file.name.removesuffix(".state") for file in (root / "ingest").glob("*.state")}
+    growing = {digest_of_ingest(file.name.removesuffix(".state")) for file in (root / "ingest").glob("*.state")}
     layers = {digest for digest, file in published.items() if file.stat().st_size in _LAYERS}
-    return {digest for digest in layers if f"{digest.algorithm}-{digest.hex}" not in growing}
+    return layers - growing
 
 
 def test_41_killed_again_and_again(

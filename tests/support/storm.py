@@ -44,6 +44,7 @@ from mirror.repository.overview import Overview
 from mirror.repository.pins import pinned_images
 from mirror.repository.reconcile import reconcile
 from mirror.repository.scrub import scrub_all
+from mirror.store.layout import digest_of_ingest
 from mirror.store.recovery import sweep
 from mirror.transfer.prefetch import prefetch
 from tests.support.fake_registry import (
@@ -627,8 +628,7 @@ class Storm:
             await asyncio.wait_for(one.idle(), _PATIENCE)
         ingest = self.root / "ingest"
         for file in sorted(ingest.iterdir()):
-            digest = _digest_of(file.name)
-            if digest and "." not in file.name:
+            if digest := digest_of_ingest(file.name):
                 for name in _NAMES:
                     if digest in self._blobs[name]:
                         await self._blob(name, digest, must=True)
@@ -734,9 +734,3 @@ def _is_here(store: Any, digest: Digest) -> bool:
         return digest.matches(store.read(digest, 1 << 20))
     except (BlobUnknown, BlobDamaged):
         return False
-
-
-def _digest_of(name: str) -> Digest | None:
-    from mirror.store.layout import digest_from
-
-    return digest_from(name.removesuffix(".state"))
