@@ -301,6 +301,8 @@ class Bounds:
             raise UrlRefused(f"more than {MOST_HOPS} redirects in a row")
         if not location:
             raise UrlRefused("a redirect without Location")
+        # no URL, but sent, and understood by every client (Go's net/url, RFC 3986 in its appendix C)
+        location = location.strip(" ").replace(" ", "%20")
         if not _CLEAN.fullmatch(location):
             raise UrlRefused("a redirect to something that is no URL")
         entered = parse_url(_absolute(current, location))

@@ -573,6 +573,7 @@ class Flights:
                     async with pull(ingest.offset) as body:
                         answered = True
                         self._outages.answered(flight.upstream, self._clock())
+                        disputed = None not in (flight.size, body.size) and flight.size != body.size
                         size = self._agree(flight, body.size)
                         if reservation is None:
                             reservation = await self._room.reserve(None if size is None else size - ingest.offset)
@@ -584,6 +585,9 @@ class Flights:
                         flight._ingest = ingest
                         progress = flight.progress_from(asyncio.get_running_loop())
                         await self._take(flight, ingest, body, progress)
+                        if disputed:
+                            # it may have been cut: what comes on its connection next could be the rest of it
+                            body.abort()
                     return
                 except (UpstreamUnavailable, UpstreamThrottled) as error:
                     now = self._clock()
@@ -656,8 +660,10 @@ class Flights:
                 raise
 
     def _agree(self, flight: Flight, said: int | None) -> int | None:
-        """The size of the whole, of which manifest and upstream must say the same."""
-        if said is not None and flight.size is not None and said != flight.size:
+        """The size of the whole. Until anything is promised to clients the answer that is to be sent says it, whatever
+        a manifest says: its bytes are judged by the digest. Afterwards every further answer must say the same.
+        """
+        if flight.known.done() and said is not None and flight.size is not None and said != flight.size:
             raise UpstreamInvalid(
                 f"{flight.digest} has {said} bytes upstream, where {flight.size} were expected",
                 upstream=flight.upstream,

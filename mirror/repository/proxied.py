@@ -450,7 +450,7 @@ class ProxiedRepository:
         if granted is not None:
             with suppress(BlobUnknown):
                 info = self._shelf.store.stat(digest)
-        if info and (granted == info.size or (granted == -1 and await self._is_sound(info))):
+        if info and (granted == info.size or await self._is_sound(info)):
             self._shelf.touch(digest)
             return BlobStat(info.size, Outcome.HIT, self._upstream.name)
         if granted is not None and granted >= 0:

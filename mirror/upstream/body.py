@@ -13,19 +13,26 @@ import ssl
 import threading
 import time
 import weakref
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from mirror.errors import UpstreamTimeout, UpstreamUnavailable
+from mirror.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from mirror.policy.realms import Url
 from mirror.upstream.connection import Wire
 
-__all__ = ["Fields", "Framing", "HttpBody", "Pace", "describe"]
+__all__ = ["EncodedBody", "Fields", "Framing", "HttpBody", "Pace", "describe"]
 
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _DECIMAL: Final = re.compile(r"[0-9]{1,18}")
 _MOST_TRAILERS: Final = 64
+#: How a blob begins that would not be compressed once more for storage: gzip, zstd, JSON.
+_OF_ITSELF: Final = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"{")
+
+#: Bytes that may come out of an encoded blob: more is a bomb. Of these two, only JSON shrinks, and not by that much.
+_MOST_FROM_NOTHING: Final = 1 << 20
+_MOST_FROM_A_BYTE: Final = 100
 
 
 class Fields:
@@ -114,7 +121,7 @@ class HttpBody:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._wire = wire
-        self._upstream = upstream
+        self.upstream = self._upstream = upstream
         self._url = url
         self._start = start
         self._size = framing.length if size is None and start == 0 else size
@@ -302,6 +309,84 @@ class HttpBody:
 
     def __repr__(self) -> str:
         return f"<HttpBody {self._url.authority} {self._start + self._received}/{self._size}>"
+
+
+class EncodedBody:
+    """A `mirror.ports.Body` over one that came with `Content-Encoding: gzip` although identity was asked for.
+
+    Which form does the digest name? Mostly the bytes as they came: a server that names the coding of the file it has
+    (a layer is a gzip file). Only where what comes out once the coding is undone is compressed itself, or is JSON, has
+    something on the way compressed it: then that is the blob. The digest decides whether this was right.
+    """
+
+    def __init__(self, body: HttpBody) -> None:
+        """Blocking: reads the first bytes. Raises like `HttpBody.readinto`."""
+        self._body = body
+        room = bytearray(64 * 1024)
+        first = bytes(memoryview(room)[: body.readinto(memoryview(room))])
+        undoing = zlib.decompressobj(31)
+        try:
+            begins = undoing.decompress(first, len(room))
+        except zlib.error:
+            begins = b""
+        self._undoing = undoing if begins.startswith(_OF_ITSELF) else None
+        self._ready = begins if self._undoing else first
+        self._pending = len(begins) == len(room) or bool(undoing.unconsumed_tail)
+        self._taken, self._given = len(first), len(begins)
+
+    @property
+    def start(self) -> int:
+        """Offset within the blob of the first byte that `readinto` gives."""
+        return self._body.start
+
+    @property
+    def size(self) -> int | None:
+        """None once something is undone: nobody says how long that is."""
+        return None if self._undoing else self._body.size
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Like `HttpBody.readinto`; raises `UpstreamInvalid` where it is not gzip all the way."""
+        while not self._ready:
+            if self._undoing is None:
+                return self._body.readinto(buffer)
+            if self._undoing.eof:
+                return 0
+            self._ready = self._undo(self._undoing, len(buffer))
+        piece, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def abort(self) -> None:
+        """From any thread, repeatable: makes a blocked `readinto` fail soon."""
+        self._body.abort()
+
+    def close(self) -> None:
+        """From any thread, repeatable; never blocks."""
+        self._body.close()
+
+    def _undo(self, undoing: zlib._Decompress, most: int) -> bytes:
+        fresh = b""
+        if not self._pending:
+            room = bytearray(64 * 1024)
+            fresh = bytes(memoryview(room)[: self._body.readinto(memoryview(room))])
+            if not fresh:
+                raise self._invalid("ends before its end")
+        try:
+            piece = undoing.decompress(undoing.unconsumed_tail + fresh, most)
+        except zlib.error as error:
+            raise self._invalid("stops being that") from error
+        self._count(len(fresh), len(piece))
+        self._pending = len(piece) == most or bool(undoing.unconsumed_tail)
+        return piece
+
+    def _count(self, taken: int, given: int) -> None:
+        self._taken += taken
+        self._given += given
+        if self._given > _MOST_FROM_NOTHING + _MOST_FROM_A_BYTE * self._taken:
+            raise self._invalid("is a bomb")
+
+    def _invalid(self, what: str) -> UpstreamInvalid:
+        return UpstreamInvalid(f"a blob that came as gzip {what}", upstream=self._body.upstream)
 
 
 def describe(error: BaseException) -> str:

@@ -72,7 +72,7 @@ from mirror.policy.retrying import (
 from mirror.ports import Body, TagBatch
 from mirror.upstream.accounts import Accounts
 from mirror.upstream.addresses import check_literal
-from mirror.upstream.body import Fields, HttpBody
+from mirror.upstream.body import EncodedBody, Fields, HttpBody
 from mirror.upstream.client import AnswerTooLarge, Observe, open_session, read_limited, translated
 from mirror.upstream.credentials import CredentialSource, CredentialsUnavailable, GivenCredentials
 from mirror.upstream.elsewhere import Elsewhere
@@ -85,7 +85,7 @@ from mirror.upstream.proxies import DIRECT, Proxies
 from mirror.upstream.referrers import LACKS_API, FallbackChildren, NoReferrersApi, ReferrersPage, list_referrers
 from mirror.upstream.tag_list import REFUSES_PAGING, ListBounds, TagAnswer, TagList
 from mirror.upstream.tokens import TokenSource
-from mirror.upstream.transfer import LARGEST_ERROR, REDIRECTS, DialFailed, DialTimedOut, Hangup, Transfer
+from mirror.upstream.transfer import CONTENT, LARGEST_ERROR, REDIRECTS, DialFailed, DialTimedOut, Hangup, Transfer
 
 __all__ = ["RegistryUpstream", "unverified"]
 
@@ -96,8 +96,6 @@ _WHILE_PROBING: Final = 0.25
 #: Bytes of a manifest that is read on the event loop: that takes a millisecond or two.
 _READ_AT_ONCE: Final = 64 * 1024
 _SHOWN: Final = 200
-#: Statuses under which content comes. Which of them says nothing about the bytes: their digest does.
-_CONTENT: Final = frozenset({200, 201, 203, 206})
 
 _Method = Literal["GET", "HEAD"]
 
@@ -113,7 +111,7 @@ class _Reply:
     fields: Fields
     url: Url
     content: bytes
-    body: HttpBody | None = None
+    body: HttpBody | EncodedBody | None = None
     sent: bytes = b""
 
 
@@ -128,9 +126,9 @@ def _is_one_of(*statuses: int) -> _Judge:
     return lambda reply: reply.status in statuses
 
 
-_has_content: Final = _is_one_of(*_CONTENT)
+_has_content: Final = _is_one_of(*CONTENT)
 _is_head: Final = _is_one_of(200, *TO_BE_ASKED_BY_GET)
-_is_tags: Final = _is_one_of(*_CONTENT, *REFUSES_PAGING)
+_is_tags: Final = _is_one_of(*CONTENT, *REFUSES_PAGING)
 
 
 class RegistryUpstream:
@@ -350,7 +348,7 @@ class RegistryUpstream:
             reply = await self._ask(
                 "tags", repo, "tags/list", accept="application/json", limit=page, query=query, fine=fine
             )
-            return TagAnswer(200 if reply.status in _CONTENT else reply.status, reply.fields.get_all("Link"))
+            return TagAnswer(200 if reply.status in CONTENT else reply.status, reply.fields.get_all("Link"))
 
         return self._tag_list.batches(ask, after)
 
@@ -473,7 +471,7 @@ class RegistryUpstream:
                     ) as response:
                         fields = Fields(response.headers.items())
                         if response.status not in REDIRECTS:
-                            fine = response.status in _CONTENT
+                            fine = response.status in CONTENT
                             if fine and isinstance(limit, PageFile):
                                 content = await self._put_into(response, fields, limit)
                                 return _Reply(response.status, fields, url, content, sent=content)
@@ -554,7 +552,7 @@ class RegistryUpstream:
 
             return await self._in_thread(get, hangup)
 
-        return await self._call(event, Scope.pull(repo), send, _is_one_of(200, 206))
+        return await self._call(event, Scope.pull(repo), send, _has_content)
 
     async def _in_thread(self, get: Callable[[], _Reply], hangup: Hangup) -> _Reply:
         """A blocking call; if nobody waits for it any more, it is ended, and what it brings is closed.

@@ -33,18 +33,21 @@ from mirror.errors import (
 from mirror.oci.span import parse_content_range
 from mirror.policy.realms import Bounds, Origin, Url, UrlRefused, parse_url, surviving_headers
 from mirror.upstream.addresses import AddressRefused, check_literal, dial
-from mirror.upstream.body import Fields, Framing, HttpBody, Pace, describe
+from mirror.upstream.body import EncodedBody, Fields, Framing, HttpBody, Pace, describe
 from mirror.upstream.connection import IdleConnections, Wire
 from mirror.upstream.holds import HostHolds
 from mirror.upstream.proxies import DIRECT, Proxies, Proxy, open_tunnel
 
-__all__ = ["LARGEST_ERROR", "REDIRECTS", "Answer", "DialFailed", "DialTimedOut", "Hangup", "Transfer"]
+__all__ = ["CONTENT", "LARGEST_ERROR", "REDIRECTS", "Answer", "DialFailed", "DialTimedOut", "Hangup", "Transfer"]
 
 #: Bytes of an error's text that are read; the rest is nobody's concern.
 LARGEST_ERROR: Final = 64 * 1024
 
 #: Statuses with a `Location` that is followed (RFC 9110, 15.4). We only GET and HEAD, so the method never changes.
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+
+#: Statuses under which content comes. Which of them says nothing about the bytes: their digest does.
+CONTENT: Final = frozenset({200, 201, 203, 206})
 
 _LONGEST_LINE: Final = 64 * 1024
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
@@ -71,7 +74,7 @@ class Answer:
     fields: Fields
     url: Url
     content: bytes = b""
-    body: HttpBody | None = None
+    body: HttpBody | EncodedBody | None = None
 
 
 class Hangup:
@@ -155,10 +158,11 @@ class Transfer:
 
         `passes` are the `Authorization`s of other origins, should a redirect lead there.
 
-        With 200, 206, and 416 to a range that begins where the blob ends, the answer has a body; its `start` is 0 where
-        upstream ignored the range. A 206 that lies about where it begins, and a range refused for any other reason, are
-        asked for again without a range. `hangup` ends it from another thread while there is no answer yet. Raises
-        `DialFailed`, `DialTimedOut`, `UpstreamUnavailable`, `UpstreamTimeout`, `UpstreamInvalid`.
+        With a status of `CONTENT`, and 416 to a range that begins where the blob ends, the answer has a body; its
+        `start` is 0 if upstream ignored the range. A 206 that lies about where it begins, a part of something encoded,
+        and a range refused for any other reason, are asked for again without a range. `hangup` ends it from another
+        thread while there is no answer yet. Raises `DialFailed`, `DialTimedOut`, `UpstreamUnavailable`,
+        `UpstreamTimeout`, `UpstreamInvalid`.
         """
         wanted = dict(headers)
         ranged = start > 0 or only is not None
@@ -207,29 +211,32 @@ class Transfer:
     def _answer(
         self, wire: Wire, framing: Framing, status: int, fields: Fields, url: Url, start: int | None
     ) -> Answer | None:
-        if status not in (200, 206):
+        if status not in CONTENT:
             body = self._body(wire, framing, url)
             if status == 416 and start is not None and _total_of_unsatisfied(fields) == start:
                 self._finish(body)
                 return Answer(206, fields, url, body=self._body(None, Framing(0, False, False), url, start, start))
             return Answer(status, fields, url, content=self._finish(body))
+        encoded = (fields.get("Content-Encoding") or "").strip().lower() in ("gzip", "x-gzip")
+        begin, size = 0, framing.length
+        told = parse_content_range(fields.get("Content-Range")) if status == 206 else None
+        # what was not asked for by range is whole, whatever it is called; a part of what was encoded fits nothing else
+        if status == 206 and (told is not None or start is not None):
+            if told is None or told[0].start > (start or 0) or (encoded and start):
+                wire.close()
+                return None
+            if framing.length is not None and framing.length != told[0].length:
+                wire.close()
+                raise self._invalid("Content-Range and Content-Length contradict each other", status)
+            begin, size = told[0].start, told[1]
+        body = self._body(wire, framing, url, begin, size)
+        if not encoded or begin:
+            return Answer(status, fields, url, body=body)
         try:
-            if (coding := (fields.get("Content-Encoding") or "identity").lower()) != "identity":
-                # identity was asked for: what comes instead is other bytes than those the digest names
-                raise self._invalid(f"a blob came with Content-Encoding {coding[:40]!r}", status)
-            begin, size = 0, framing.length
-            if status == 206:
-                told = parse_content_range(fields.get("Content-Range"))
-                if told is None or start is None or told[0].start > start:
-                    wire.close()
-                    return None
-                if framing.length is not None and framing.length != told[0].length:
-                    raise self._invalid("Content-Range and Content-Length contradict each other", status)
-                begin, size = told[0].start, told[1]
+            return Answer(status, fields, url, body=EncodedBody(body))
         except BaseException:
-            wire.close()
+            body.close()
             raise
-        return Answer(status, fields, url, body=self._body(wire, framing, url, begin, size))
 
     def _exchange(self, url: Url, headers: Mapping[str, str], hangup: Hangup) -> tuple[Wire, int, Fields, int]:
         """Send one request and read the head of its answer."""

@@ -18,7 +18,7 @@ from mirror.oci.manifest import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.fake_registry import FakeRegistry, Fault, status
 from tests.support.live_mirror import Clock, LiveMirror, live_mirror, noise
-from tests.support.scripted import Answering, Request, Script, chunked, head, reply, reply_json
+from tests.support.scripted import Answering, Close, Request, Script, chunked, head, reply, reply_json
 
 _LAYER = noise(300_000)
 _DIGEST = Digest.of(_LAYER)
@@ -300,3 +300,152 @@ async def test_our_credentials_are_refused_from_now_on(tmp_path: Path, tokens: b
             assert failing
             assert "refuses the credentials" in failing[0]
             assert "secret" not in mirror.log_text
+
+
+# ---------------------------------------------------------------------------------------------------------- blobs
+
+_TAR = b"usr/bin/tool" + bytes(100_000) + noise(200_000, seed=5)
+_CONFIG = json.dumps({"architecture": "amd64", "os": "linux", "history": ["x" * 70_000]}).encode()
+_GZIPPED = gzip.compress(_TAR)
+
+
+def _unasked_part(stop: int | None) -> Fault:
+    """206 although no range was asked for."""
+
+    def fault(request: Request, answer: Answering) -> Script:
+        if request.header("Range"):
+            return answer(request)
+        _, body = _parts(answer, request)
+        part = body[:stop]
+        return reply(206, part, {"Content-Range": f"bytes 0-{len(part) - 1}/{len(body)}"})
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    "oddity",
+    [
+        _as_status(201),
+        _as_status(203),
+        _as_status(206),
+        _unasked_part(None),
+        _unasked_part(150_000),
+        _changed(Content_Type=None),
+        _changed(Content_Type="application/json"),
+        _changed(Docker_Content_Digest=str(Digest.of(b"another"))),
+        _changed(Content_Encoding="gzip"),
+        _changed(Content_Encoding="x-gzip"),
+        _changed(Content_Encoding="br"),
+        _changed(Content_Encoding=""),
+        _without_length,
+    ],
+)
+@pytest.mark.parametrize("content", [_LAYER, _GZIPPED, _TAR], ids=["noise", "gzip", "tar"])
+async def test_odd_words_around_a_blob(
+    registry: FakeRegistry, mirror: LiveMirror, oddity: Fault, content: bytes
+) -> None:
+    """Statuses, ranges, types and codings that are wrong around the right bytes; a part of it, too."""
+    digest = registry.add_blob("library/app", content)
+    registry.fail("blobs", oddity, times=9)
+    answer = await mirror.ask(f"{_NAME}/blobs/{digest}")
+    assert (answer.status, answer.whole, answer.body) == (200, True, content)
+    other = registry.add_blob("library/app", content + b"!")
+    answer = await mirror.ask(f"{_NAME}/blobs/{other}", headers={"Range": "bytes=5-104"})
+    assert (answer.status, answer.body) == (206, content[5:105])
+
+
+@pytest.mark.parametrize("content", [_GZIPPED, _CONFIG], ids=["layer", "config"])
+async def test_5_a_proxy_compresses_what_is_compressed(
+    registry: FakeRegistry, mirror: LiveMirror, content: bytes
+) -> None:
+    """Row 5: the form counts whose digest is right, also where its manifest says the size of it."""
+    digest = Digest.of(content)
+    registry.add_image("library/app", "v1", [content])
+    assert (await mirror.ask(f"{_NAME}/manifests/v1")).status == 200
+    registry.fail("blobs", _encoded("gzip"), times=9)
+    answer = await mirror.ask(f"{_NAME}/blobs/{digest}")
+    assert (answer.status, answer.whole, answer.body) == (200, True, content)
+    await mirror.landed(digest)
+
+
+async def test_5_an_encoded_blob_that_breaks_off(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """Row 5: a part of what is encoded fits nothing that is here: it is had from the beginning, and passed over."""
+    digest = registry.add_blob("library/app", _GZIPPED)
+
+    def breaks(request: Request, answer: Answering) -> Script:
+        sent = _encoded("gzip")(request, answer)
+        assert isinstance(sent[1], bytes)
+        return [sent[0], sent[1][:100_000], Close()]
+
+    def part(request: Request, answer: Answering) -> Script:
+        whole = gzip.compress(_GZIPPED)
+        if (start := request.start) == 0:
+            return reply(200, whole, {"Content-Encoding": "gzip"})
+        bounds = f"bytes {start}-{len(whole) - 1}/{len(whole)}"
+        return reply(206, whole[start:], {"Content-Encoding": "gzip", "Content-Range": bounds})
+
+    registry.fail("blobs", breaks)
+    registry.fail("blobs", part, times=9)
+    answer = await mirror.ask(f"{_NAME}/blobs/{digest}")
+    assert (answer.status, answer.whole, answer.body) == (200, True, _GZIPPED)
+
+
+@pytest.mark.parametrize("cut", [1, 5000])
+async def test_5_gzip_that_is_none(registry: FakeRegistry, mirror: LiveMirror, cut: int) -> None:
+    """Row 5: what stops being gzip, or ends too soon, is no blob; nothing of it is kept."""
+    digest = registry.add_blob("library/app", _GZIPPED)
+    broken = gzip.compress(_GZIPPED)[:-cut] + (b"?" * 5000 if cut > 1 else b"")
+    registry.fail("blobs", lambda request, answer: reply(200, broken, {"Content-Encoding": "gzip"}), times=9)
+    answer = await mirror.ask(f"{_NAME}/blobs/{digest}")
+    assert not answer.whole or answer.status == 502
+    await mirror.idle()
+    assert not mirror.blob_file(digest).exists()
+    registry.heal()
+    assert (await mirror.ask(f"{_NAME}/blobs/{digest}")).body == _GZIPPED
+
+
+@pytest.mark.parametrize("said", [5, 100_000, 10**9])
+async def test_3_a_manifest_that_says_another_size(registry: FakeRegistry, mirror: LiveMirror, said: int) -> None:
+    """Row 3: the bytes have the right digest, so they are served, with the length that they have; HEAD says the same
+    once they are here.
+    """
+    registry.add_blob("library/app", _LAYER)
+    layer = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": str(_DIGEST), "size": said}
+    config = {"mediaType": "application/x", "digest": str(registry.add_blob("library/app", b"{}")), "size": 2}
+    manifest = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer]}
+    registry.add_manifest("library/app", json.dumps(manifest).encode(), OCI_MANIFEST, "v1")
+    assert (await mirror.ask(f"{_NAME}/manifests/v1")).status == 200
+    for _ in range(2):
+        answer = await mirror.ask(f"{_NAME}/blobs/{_DIGEST}")
+        assert (answer.status, answer.whole, answer.body) == (200, True, _LAYER)
+        assert answer.headers["Content-Length"] == str(len(_LAYER))
+        await mirror.landed(_DIGEST)
+    answer = await mirror.ask(f"{_NAME}/blobs/{_DIGEST}", headers={"Range": "bytes=-5"})
+    assert (answer.status, answer.body) == (206, _LAYER[-5:])
+    found = await mirror.ask(f"{_NAME}/blobs/{_DIGEST}", method="HEAD")
+    assert found.headers["Content-Length"] == str(len(_LAYER))
+    assert registry.count("blobs") == 1
+
+
+async def test_a_location_with_blanks(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """Blanks in a redirect are sent on as %20, by which every client takes them; a control character is refused."""
+    digest = registry.add_image("library/app", "v1", [_LAYER])
+
+    def send_on(request: Request, answer: Answering) -> Script:
+        where = request.target.replace("/app/", "/an app/")
+        return reply(307, b"", {"Location": f"{where}?name=a layer "})
+
+    def behind(request: Request, answer: Answering) -> Script:
+        if "/an%20app/" not in request.target:
+            return send_on(request, answer)
+        assert request.target.endswith("?name=a%20layer")
+        rest = request.target.replace("/an%20app/", "/app/").partition("?")[0]
+        return answer(Request(request.method, rest, request.version, request.headers, b"", request.connection))
+
+    for kind in ("manifests", "blobs"):
+        registry.fail(kind, behind, times=20)
+    await _pulled(mirror, digest)
+    registry.heal()
+    registry.fail("blobs", lambda request, answer: reply(307, b"", {"Location": "/a\tb"}), times=5)
+    other = registry.add_blob("library/app", b"other")
+    assert (await mirror.ask(f"{_NAME}/blobs/{other}")).status == 502

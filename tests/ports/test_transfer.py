@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import gzip
 import os
 import ssl
 import threading
@@ -18,7 +19,7 @@ from mirror.ports import Body
 from mirror.upstream.body import HttpBody
 from mirror.upstream.transfer import Answer, DialFailed, Transfer
 from tests.support.certificates import Certificate
-from tests.support.scripted import Close, Request, Reset, Scripted, Stall, chunked, head, reply
+from tests.support.scripted import Close, Request, Reset, Script, Scripted, Stall, chunked, head, reply
 
 CONTENT = bytes(range(256)) * 4096
 HALF = len(CONTENT) // 2
@@ -50,7 +51,7 @@ def transfer(upstream: Scripted, open_transfer: Callable[..., Transfer]) -> Tran
 
 
 def body_of(answer: Answer) -> HttpBody:
-    assert answer.body is not None, answer
+    assert isinstance(answer.body, HttpBody), answer
     return answer.body
 
 
@@ -284,11 +285,62 @@ def test_a_repeated_equal_length_is_one(upstream: Scripted, transfer: Transfer) 
     body.close()
 
 
-def test_an_encoded_blob_is_refused(upstream: Scripted, transfer: Transfer) -> None:
-    """Faults row 5: identity was asked for; other bytes than those the digest names are not taken."""
-    upstream.on("/blob", reply(200, b"\x1f\x8b", {"Content-Encoding": "gzip"}))
-    with pytest.raises(UpstreamInvalid, match="gzip"):
-        transfer.get(f"{upstream.url}/blob", {})
+@pytest.mark.parametrize("coding", ["gzip", "X-GZIP", "br", ""])
+def test_a_coding_of_the_file_itself(upstream: Scripted, transfer: Transfer, coding: str) -> None:
+    """Faults row 5: identity was asked for, so the bytes are the blob as it is stored, whatever is said of them."""
+    packed = gzip.compress(bytes(200_000) + CONTENT)
+    for content in (packed, CONTENT, b"\x1f\x8b", b""):
+        upstream.on("/blob", reply(200, content, {"Content-Encoding": coding}))
+        body = transfer.get(f"{upstream.url}/blob", {}).body
+        assert body
+        assert (body.start, body.size, read_all(body)) == (0, len(content), content)
+        body.close()
+
+
+@pytest.mark.parametrize("content", [gzip.compress(CONTENT), b"\x28\xb5\x2f\xfd" + CONTENT, b"{" + CONTENT])
+def test_a_coding_of_the_way(upstream: Scripted, transfer: Transfer, content: bytes) -> None:
+    """Faults row 5: a blob that is compressed itself, or is JSON, was encoded on the way: what is in it is the blob."""
+    upstream.on("/blob", reply(200, gzip.compress(content), {"Content-Encoding": "gzip"}))
+    body = transfer.get(f"{upstream.url}/blob", {}).body
+    assert body
+    assert (body.start, body.size, read_all(body)) == (0, None, content)
+    assert body.readinto(memoryview(bytearray(10))) == 0
+    body.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "trouble"),
+    [
+        (gzip.compress(b"{" + os.urandom(200_000))[:-1], "before its end"),
+        (gzip.compress(b"{" + os.urandom(200_000))[:150_000] + b"\xff" * 100_000, "stops being"),
+        (gzip.compress(b"{" + bytes(100 << 20)), "bomb"),
+    ],
+    ids=["cut", "broken", "bomb"],
+)
+def test_an_encoded_blob_that_is_none(upstream: Scripted, transfer: Transfer, sent: bytes, trouble: str) -> None:
+    """Faults rows 5 and 82: it is not believed, and does not fill the disk."""
+    upstream.on("/blob", reply(200, sent, {"Content-Encoding": "gzip"}))
+    body = transfer.get(f"{upstream.url}/blob", {}).body
+    assert body
+    with pytest.raises(UpstreamInvalid, match=trouble):
+        read_all(body)
+    body.close()
+
+
+def test_a_part_of_what_is_encoded(upstream: Scripted, transfer: Transfer) -> None:
+    """Faults row 5: it says nothing about the blob, which is asked for from its beginning."""
+    upstream.on("/blob", lambda request: _encoded_part(request))
+    answer = transfer.get(f"{upstream.url}/blob", {}, start=5)
+    assert answer.body
+    assert (answer.body.start, read_all(answer.body)) == (0, CONTENT)
+    answer.body.close()
+    assert [request.header("Range") for request in upstream.requests] == ["bytes=5-", None]
+
+
+def _encoded_part(request: Request) -> Script:
+    if not request.header("Range"):
+        return reply(200, CONTENT)
+    return reply(206, CONTENT[5:], {"Content-Encoding": "gzip", "Content-Range": f"bytes 5-{len(CONTENT) - 1}/*"})
 
 
 def test_a_drip(upstream: Scripted, open_transfer: Callable[..., Transfer]) -> None:
@@ -416,8 +468,20 @@ def test_a_bad_content_range(upstream: Scripted, transfer: Transfer, headers: di
 
 
 def test_a_part_that_was_never_asked_for(upstream: Scripted, transfer: Transfer) -> None:
-    """Faults row 22: a 206 to a plain GET is nonsense."""
-    upstream.on("/blob", reply(206, b"x", {"Content-Range": "bytes 0-0/10"}))
+    """Faults row 22: a 206 to a plain GET is the beginning, if it is one; without a Content-Range it is the whole."""
+    upstream.once("/blob", reply(206, b"x", {"Content-Range": "bytes 0-0/10"}))
+    body = transfer.get(f"{upstream.url}/blob", {}).body
+    assert body
+    assert (body.start, body.size) == (0, 10)
+    content, failure = read_until_error(body)
+    assert (content, "shorter" in str(failure)) == (b"x", True)
+    body.close()
+    upstream.once("/blob", reply(206, CONTENT))
+    body = transfer.get(f"{upstream.url}/blob", {}).body
+    assert body
+    assert (body.size, read_all(body)) == (len(CONTENT), CONTENT)
+    body.close()
+    upstream.on("/blob", reply(206, b"x", {"Content-Range": "bytes 1-1/10"}))
     with pytest.raises(UpstreamInvalid):
         transfer.get(f"{upstream.url}/blob", {})
 
@@ -707,7 +771,7 @@ def test_redirects_and_bodies_leave_no_descriptor(upstream: Scripted, open_trans
     """After errors of every kind and `close`, as many descriptors are open as before."""
     before = open_descriptors()
     transfer = open_transfer(upstream)
-    upstream.on("/gzip", reply(200, b"x", {"Content-Encoding": "gzip"}))
+    upstream.on("/gzip", head(200, {"Content-Length": "10", "Content-Encoding": "gzip"}), b"\x1f\x8b", Close())
     upstream.on("/loop", reply(307, b"", {"Location": "/loop"}))
     upstream.on("/cut", head(200, {"Content-Length": "10"}), b"x", Close())
     upstream.on("/odd", head(200, {"Content-Length": "x"}), Close())
