@@ -17,7 +17,8 @@
     ├── StoreError               ours
     │   ├── StoreFull → BlobTooLarge                  no space, no inodes, quota, or pins leave nothing to drop
     │   ├── BlobDamaged                               what is on disk is not what its name says
-    │   └── BlobUnreadable                            the disk does not give it
+    │   ├── BlobUnreadable                            the disk does not give it
+    │   └── RecordDamaged                             a record of a tag or manifest that makes no sense
     ├── AccessUnavailable        who is calling cannot be told now: an issuer of tokens does not answer
     ├── BundleError              a bundle, or the data of another registry, that cannot be taken in or written
     ├── IndexUnavailable         the index did not answer in its budget; the disk still can
@@ -62,6 +63,7 @@ __all__ = [
     "PageInvalid",
     "PinUnknown",
     "RangeInvalid",
+    "RecordDamaged",
     "RequestError",
     "RuleUnknown",
     "StoreError",
@@ -301,6 +303,10 @@ class BlobUnreadable(StoreError):
     """A file that is there, and whose bytes the disk does not give (EIO)."""
 
 
+class RecordDamaged(StoreError):
+    """A record of a tag or manifest that is there and makes no sense. What it said is not known."""
+
+
 class BundleError(MirrorError):
     """A bundle that must not be taken in, or cannot be written. Only the command line meets it."""
 
@@ -372,6 +378,7 @@ ANSWERS: dict[type[MirrorError], Answer] = {
     BlobTooLarge: Answer(503, "UNAVAILABLE"),
     BlobDamaged: Answer(503, "UNAVAILABLE"),
     BlobUnreadable: Answer(503, "UNAVAILABLE"),
+    RecordDamaged: Answer(503, "UNAVAILABLE"),
     BundleError: Answer(400, "UNSUPPORTED"),
     IndexUnavailable: Answer(503, "UNAVAILABLE"),
     AccessUnavailable: Answer(503, "UNAVAILABLE"),

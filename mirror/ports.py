@@ -222,13 +222,17 @@ class BlobStore(Protocol):
     """Content by digest."""
 
     def stat(self, digest: Digest) -> BlobInfo:
-        """Raises `BlobUnknown`. Quick enough for the event loop."""
+        """Raises `BlobUnknown` if it is absent for certain, `StoreError` if that cannot be told. Quick enough for the
+        event loop.
+        """
 
     def open(self, digest: Digest) -> tuple[BlobInfo, BlobReader]:
-        """An open blob with its size at that moment. Raises `BlobUnknown`. Quick enough for the event loop."""
+        """An open blob with its size at that moment. Raises like `stat`, of EIO `BlobUnreadable`. Quick enough for the
+        event loop.
+        """
 
     def read(self, digest: Digest, limit: int) -> bytes:
-        """Blocking: a small blob whole, verified. Raises `BlobUnknown`, `BlobDamaged` (also above `limit` bytes)."""
+        """Blocking: a small blob whole, verified. Raises like `open`, and `BlobDamaged` (also above `limit` bytes)."""
 
     def put(self, digest: Digest, content: bytes) -> BlobInfo:
         """Blocking: a small blob whole, there for every process when it returns, durable once `settle` has. Raises
@@ -272,7 +276,9 @@ class BlobStore(Protocol):
         """Blocking: note times of last use beside the blobs, so that they outlive the index. Skips unknown ones."""
 
     def walk(self) -> Iterable[BlobInfo]:
-        """Blocking: every blob present, sorted by digest. Foreign files are passed over."""
+        """Blocking: every blob present, sorted by digest. Foreign files are passed over. Raises `StoreError` rather
+        than leave out what cannot be read.
+        """
 
     def free(self) -> tuple[int, int]:
         """Blocking: bytes free for us on this disk, and the disk's size."""
@@ -282,10 +288,14 @@ class BlobStore(Protocol):
 
 
 class Catalog(Protocol):
-    """Tags and manifest links of every repository, on disk. All calls block shortly; none raises for what is absent."""
+    """Tags and manifest links of every repository, on disk. All calls block shortly.
+
+    None, or what is not listed, is absent for certain. Every call raises `StoreError` if that cannot be told at this
+    moment, and those that read one record `RecordDamaged` if it is there and makes no sense.
+    """
 
     def get_tag(self, repo: Repo, tag: str) -> TagRecord | None:
-        """What the tag pointed to when last asked."""
+        """What the tag pointed to when last asked. Raises `StoreError`, `RecordDamaged`."""
 
     def put_tag(self, repo: Repo, record: TagRecord) -> None:
         """Replace it at once for every reader, durable once `settle` has returned. Raises `StoreError`, `StoreFull`."""
@@ -297,13 +307,15 @@ class Catalog(Protocol):
         """Sorted."""
 
     def get_history(self, repo: Repo, tag: str) -> tuple[Sighting, ...]:
-        """What the tag has pointed to, oldest first; also of a tag that is no more."""
+        """What the tag has pointed to, oldest first; also of a tag that is no more. A damaged history counts as none.
+        Raises `StoreError`.
+        """
 
     def put_history(self, repo: Repo, tag: str, sightings: Sequence[Sighting]) -> None:
         """Replace all of it at once for every reader. Raises `StoreError`, `StoreFull`."""
 
     def get_manifest(self, repo: Repo, digest: Digest) -> ManifestRecord | None:
-        """Whether this repository may serve it, and as what."""
+        """Whether this repository may serve it, and as what. Raises `StoreError`, `RecordDamaged`."""
 
     def put_manifest(self, repo: Repo, record: ManifestRecord) -> None:
         """This repository may serve it from now on; durable like a tag. Raises `StoreError`, `StoreFull`."""
@@ -312,10 +324,12 @@ class Catalog(Protocol):
         """Repeatable."""
 
     def manifests(self, repo: Repo) -> Iterable[ManifestRecord]:
-        """In no order."""
+        """In no order. Damaged records are passed over: whoever must overlook none goes by `manifest_digests`. Raises
+        `StoreError`.
+        """
 
     def manifest_digests(self, repo: Repo) -> Iterable[Digest]:
-        """Of the same, without a look at each. In no order."""
+        """Of every record, damaged ones too, without a look at each. In no order. Raises `StoreError`."""
 
     def repositories(self) -> Iterable[Repo]:
         """Every repository that has a tag or a manifest."""

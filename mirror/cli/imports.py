@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +14,14 @@ from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, complain, say, say_json
 from mirror.cli.working import Json, check_owner, from_file, in_thread, load, progress
 from mirror.errors import BundleError, ConfigError, RequestError
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
 from mirror.policy.routing import RoutingTable
 from mirror.policy.sizes import format_size
 from mirror.ports import BlobStore
+from mirror.repository.grants import Grants
 from mirror.repository.tag_history import TagHistories
-from mirror.transfer.admit import Admitted, Plan, Site, Told, admit, plan_images
+from mirror.transfer.admit import Admitted, MayServe, Plan, Site, Told, admit, plan_images
 from mirror.transfer.bundle import Bundle, read_bundle, verify_bytes
 from mirror.transfer.inventory import ListedImage
 from mirror.transfer.layout_source import LayoutSource
@@ -106,9 +109,12 @@ class _Import:
         async with open_storage(self._loaded) as storage:
             try:
                 with LayoutSource(path) as layout, progress() as begin:
+                    may_serve = _rights(storage)
                     bundle = await in_thread(lambda _: read_bundle(layout, table, name=name, key=key))
                     images = [(image, layout) for image in bundle.images]
-                    plan = await in_thread(lambda _: plan_images(images, storage.store))
+                    plan = await in_thread(
+                        lambda _: plan_images(images, storage.store, may_serve=may_serve, left_out=_left_out(bundle))
+                    )
                     plan.expect_whole(partial=self._partial)
                     told = begin("checking", sum(plan.contents().values()))
                     await in_thread(lambda stoppable: verify_bytes(layout, plan, stoppable(told)))
@@ -130,7 +136,8 @@ class _Import:
         async with open_storage(self._loaded) as storage:
             with progress() as begin:
                 data = RegistryData(path)
-                plan = await in_thread(lambda _: _plan_registry(data, filed_under, table, storage.store))
+                may_serve = _rights(storage)
+                plan = await in_thread(lambda _: _plan_registry(data, filed_under, table, storage.store, may_serve))
                 admitted = await self._admit(plan, _site(self._loaded, storage), begin, pass_over_damaged=True)
         return _summary(path, plan, admitted, self._dry_run)
 
@@ -143,7 +150,25 @@ class _Import:
         return await admit(plan, site, told=told, pass_over_damaged=pass_over_damaged)
 
 
-def _plan_registry(data: RegistryData, registry: str, table: RoutingTable, store: BlobStore) -> Plan:
+def _left_out(bundle: Bundle) -> Collection[Digest]:
+    """What a bundle may leave out: who signed it says that this side has it for these images."""
+    return bundle.inventory.left_out.keys() if bundle.verified and bundle.inventory else ()
+
+
+def _rights(storage: Any) -> MayServe:
+    """Whether a repository may serve a blob already. To be called from threads, while the loop of the caller runs."""
+    loop = asyncio.get_running_loop()
+    grants = Grants(storage.index, storage.catalog, storage.store)
+
+    def may_serve(repo: Repo, digest: Digest) -> bool:
+        return asyncio.run_coroutine_threadsafe(grants.size(repo, digest), loop).result() is not None
+
+    return may_serve
+
+
+def _plan_registry(
+    data: RegistryData, registry: str, table: RoutingTable, store: BlobStore, may_serve: MayServe
+) -> Plan:
     """Blocking."""
     images: list[tuple[ListedImage, RegistryRepository]] = []
     refused: dict[str, str] = {}
@@ -155,7 +180,7 @@ def _plan_registry(data: RegistryData, registry: str, table: RoutingTable, store
             continue
         images += [(image, repository) for image in found]
         refused |= {f"{repository.name}:{tag}": "its manifest is gone or damaged" for tag in lost}
-    plan = plan_images(images, store, pass_over_damaged=True)
+    plan = plan_images(images, store, may_serve=may_serve, pass_over_damaged=True)
     plan.refused |= refused
     return plan
 

@@ -5,6 +5,7 @@ Bytes are never converted or rewritten: a `Manifest` is exactly what upstream ga
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -65,6 +66,19 @@ _IMAGES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 #: Media types that registries know, and take only with the blobs that are named where these types name blobs.
 CHECKED: Final = frozenset({*_IMAGES, _ARTIFACT, *_SCHEMA_1})
 
+#: Media types of what an index may list, and is no manifest: layers and BuildKit's own config in its cache.
+_BLOBS: Final = frozenset(
+    {
+        "application/octet-stream",
+        "application/vnd.buildkit.cacheconfig.v0",
+        "application/vnd.docker.container.image.v1+json",
+        "application/vnd.oci.empty.v1+json",
+        "application/vnd.oci.image.config.v1+json",
+    }
+)
+_BLOB_PREFIXES: Final = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
+_BLOB_SUFFIXES: Final = ("+gzip", "+zstd", ".gzip", ".tar", "/gzip", "/tar", "/zstd", "/x-tar")
+
 #: Fields that are read. Registries and clients in Go take them in any case, so one that differs only by that is another
 #: reader's field of this name (Go's encoding/json, "preferring exact matches but also accepting case-insensitive").
 _FIELDS: Final = {
@@ -104,6 +118,8 @@ class Descriptor:
     platform: Mapping[str, Any] = field(default_factory=dict)
     #: Says itself that its bytes are elsewhere (`urls`), so that registries do not ask for them.
     foreign: bool = False
+    #: The bytes themselves, if the descriptor embeds them (`data`), and they are those of its digest and size.
+    data: bytes | None = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """The descriptor as the specification writes it."""
@@ -119,7 +135,11 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The exact bytes of a manifest or index, its media type and digest, and what it names."""
+    """The exact bytes of a manifest or index, its media type and digest, and what it names.
+
+    `manifests` and `blobs` are told apart by what they are, not by the list that they stand in: BuildKit keeps its
+    cache as an index whose `manifests` are layers.
+    """
 
     content: bytes
     media_type: str
@@ -179,16 +199,25 @@ def read_manifest(content: bytes, media_type: str | None = None, *, algorithm: s
     artifact = body.get("artifactType")
     if not isinstance(artifact, str):
         artifact = config.get("mediaType") if isinstance(config, dict) and kind == OCI_MANIFEST else None
+    children = _descriptors(body.get("manifests", []))
     return Manifest(
         content=content,
         media_type=kind,
         digest=Digest.of(content, algorithm),
-        manifests=_descriptors(body.get("manifests", [])),
-        blobs=_blobs(body, kind),
+        manifests=tuple(child for child in children if not _is_blob(child)),
+        blobs=(*(child for child in children if _is_blob(child)), *_blobs(body, kind)),
         subject=read_descriptor(subject) if isinstance(subject, dict) else None,
         artifact_type=printable(artifact) if isinstance(artifact, str) else None,
         has_config=isinstance(config, dict) and kind not in (_ARTIFACT, *_SCHEMA_1),
     )
+
+
+def _is_blob(child: Descriptor) -> bool:
+    """Whether what an index lists is a blob, by its media type: a layer, a config, or some archive. All others are
+    manifests, those of unknown types too, for that is what the list is for.
+    """
+    kind = child.media_type.partition(";")[0].strip().lower()
+    return kind in _BLOBS or kind.startswith(_BLOB_PREFIXES) or kind.endswith(_BLOB_SUFFIXES)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -290,11 +319,25 @@ def read_descriptor(item: object) -> Descriptor:
         {k: v for k, v in notes.items() if isinstance(v, str)} if isinstance(notes, dict) else {},
         _printable_values(platform) if isinstance(platform, dict) else {},
         foreign=bool(item.get("urls")) or "foreign" in kind or "nondistributable" in kind,
+        data=_embedded(item.get("data"), parsed, size),
     )
 
 
 def _printable_values(platform: Mapping[str, Any]) -> dict[str, Any]:
     return {name: printable(value) if isinstance(value, str) else value for name, value in platform.items()}
+
+
+def _embedded(data: object, digest: Digest, size: int) -> bytes | None:
+    """The content that a descriptor embeds (image-spec, descriptor.md, "Embedded Content"); what is not that of its
+    digest and size is as good as none.
+    """
+    if not isinstance(data, str):
+        return None
+    try:
+        content = base64.b64decode(data, validate=True)
+    except ValueError:
+        return None
+    return content if len(content) == size and digest.matches(content) else None
 
 
 def _schema_1_layers(listed: object) -> tuple[Descriptor, ...]:

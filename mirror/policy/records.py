@@ -131,23 +131,38 @@ def read_history(text: bytes) -> tuple[Sighting, ...]:
 
 @dataclass(frozen=True, slots=True)
 class ManifestRecord:
-    """That a repository may serve a manifest. `size` is in bytes."""
+    """That a repository may serve a manifest. `size` is in bytes.
+
+    `grants` are the blobs that it may serve because of it, if only these were proven when it was imported; None: all
+    that a manifest of its media type proves (`named_by`).
+    """
 
     digest: Digest
     media_type: str
     size: int
     fetched_at: float
+    grants: tuple[Digest, ...] | None = None
 
     def to_json(self) -> bytes:
         """The contents of a manifest link's file."""
-        return json.dumps({"mediaType": self.media_type, "size": self.size, "fetchedAt": self.fetched_at}).encode()
+        body: dict[str, Any] = {"mediaType": self.media_type, "size": self.size, "fetchedAt": self.fetched_at}
+        if self.grants is not None:
+            body["grants"] = [str(digest) for digest in self.grants]
+        return json.dumps(body).encode()
 
     @classmethod
     def from_json(cls, digest: Digest, text: bytes) -> ManifestRecord | None:
         """Read it back; None if it is not whole."""
         try:
             body = json.loads(text)
-            return cls(digest, check_manifest_type(body["mediaType"]), int(body["size"]), _moment(body["fetchedAt"]))
+            grants = dict(body).get("grants")
+            return cls(
+                digest,
+                check_manifest_type(body["mediaType"]),
+                int(body["size"]),
+                _moment(body["fetchedAt"]),
+                None if grants is None else tuple(Digest.parse(str(text)) for text in grants),
+            )
         except _JUNK:
             return None
 

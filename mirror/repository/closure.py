@@ -6,22 +6,25 @@
 An index may be sparse: platforms that nobody pulled have no manifest here, and what they consist of is not known. So an
 image is *complete* when all that its present manifests name is here, and at least one of them is for pulling; what is
 missing from each platform is told one by one.
+
+What cannot be read at the moment is neither: `read_closure` raises. Only what is shown to people may show it as absent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from mirror.errors import BlobDamaged, BlobUnknown, StoreError
+from mirror.errors import BlobUnknown
+from mirror.graph.manifests import for_display, sound_manifest, stored_manifest
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_manifest
+from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.platforms import Platform, wanted_children
 from mirror.ports import BlobStore, Catalog
 
-__all__ = ["Closure", "Node", "Role", "read_closure", "read_stored_manifest"]
+__all__ = ["Closure", "Node", "Role", "read_closure", "shown_closure"]
 
 
 class Role(Enum):
@@ -35,7 +38,8 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One digest of an image. `present` means that its bytes are here; `parent` is None for the root.
+    """One digest of an image. `present` means that its bytes are here, be it in the manifest that names it (`data`);
+    `parent` is None for the root.
 
     `size` of the descriptor is in bytes, -1 where nobody says it (schema 1).
     """
@@ -107,46 +111,58 @@ class Closure:
         return node.role in (Role.MANIFEST, Role.INDEX) and node.parent is not None
 
 
-def read_stored_manifest(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> Manifest | None:
-    """Blocking: a manifest that this repository has and whose bytes are here and right; None otherwise."""
-    record = catalog.get_manifest(repo, digest)
-    if record is None:
-        return None
-    try:
-        content = store.read(digest, LARGEST)
-        return read_manifest(content, record.media_type, algorithm=digest.algorithm)
-    except (BlobUnknown, BlobDamaged, StoreError, ManifestMalformed):
-        return None
-
-
 def read_closure(
     store: BlobStore, catalog: Catalog, repo: Repo, root: Descriptor, platforms: Iterable[Platform] = ()
 ) -> Closure:
     """Blocking: everything below `root` in this repository, of these platforms (none: of all).
 
     A manifest counts as present if the repository may serve it: bytes that are here for another repository do not.
+    A damaged one is not present. Raises `StoreError` if something cannot be read: it may name what nothing else does.
     """
-    chosen = tuple(platforms)
+    return _closure(
+        root,
+        tuple(platforms),
+        lambda digest: sound_manifest(store, catalog, repo, digest),
+        lambda descriptor: _is_here(store, descriptor),
+    )
+
+
+def shown_closure(store: BlobStore, catalog: Catalog, repo: Repo, root: Descriptor) -> Closure:
+    """Blocking: the same to be shown to people: what cannot be read is logged, and not present."""
+    return _closure(
+        root,
+        (),
+        lambda digest: for_display(lambda: stored_manifest(store, catalog, repo, digest), digest),
+        lambda descriptor: bool(for_display(lambda: _is_here(store, descriptor), descriptor.digest)),
+    )
+
+
+def _closure(
+    root: Descriptor,
+    platforms: tuple[Platform, ...],
+    read: Callable[[Digest], Manifest | None],
+    is_here: Callable[[Descriptor], bool],
+) -> Closure:
     nodes: dict[Digest, Node] = {}
     named: dict[Digest, tuple[Digest, ...]] = {}
 
     def visit(descriptor: Descriptor, parent: Digest | None) -> None:
         if descriptor.digest in nodes:
             return
-        manifest = read_stored_manifest(store, catalog, repo, descriptor.digest)
+        manifest = read(descriptor.digest)
         if manifest is None:
             nodes[descriptor.digest] = Node(descriptor, _role(descriptor), False, parent)
             return
         role = Role.INDEX if manifest.is_index else Role.MANIFEST
         nodes[descriptor.digest] = Node(descriptor, role, True, parent)
-        children = wanted_children(manifest.manifests, chosen)
+        children = wanted_children(manifest.manifests, platforms)
         blobs = [(child, below) for child, below in _blobs(manifest) if not child.foreign]
         named[descriptor.digest] = tuple(child.digest for child in (*children, *(child for child, _ in blobs)))
         for child in children:
             visit(child, descriptor.digest)
         for child, below in blobs:
             if child.digest not in nodes:
-                nodes[child.digest] = Node(child, below, _is_here(store, child), descriptor.digest)
+                nodes[child.digest] = Node(child, below, child.data is not None or is_here(child), descriptor.digest)
 
     visit(root, None)
     return Closure(root.digest, tuple(nodes.values()), named)
@@ -165,6 +181,6 @@ def _blobs(manifest: Manifest) -> Iterator[tuple[Descriptor, Role]]:
 def _is_here(store: BlobStore, descriptor: Descriptor) -> bool:
     try:
         info = store.stat(descriptor.digest)
-    except (BlobUnknown, StoreError):
+    except BlobUnknown:
         return False
     return descriptor.size in (-1, info.size)

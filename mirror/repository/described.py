@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from typing import Final
 
 from mirror import telemetry
-from mirror.errors import BlobUnknown, StoreError
+from mirror.errors import StoreError
+from mirror.graph.manifests import has_blob
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import CHECKED, INDEXES
 from mirror.oci.reference import Repo
 from mirror.once import Once
 from mirror.ports import BlobStore, Catalog
 from mirror.repository.hot import Hot
-from mirror.repository.stored import stored_manifest
+from mirror.repository.stored import manifest_to_serve
 
 __all__ = ["Described"]
 
@@ -48,7 +49,8 @@ class Described:
         known = self._read.get(repo) or {}
         try:
             read = await self._once.run(("described", repo), lambda: asyncio.to_thread(self._read_indexes, repo, known))
-            said = {named[digest] for index, named in read.items() if digest in named and self._is_here(index)}
+            # what was read of an index that is gone counts no more
+            said = {named[digest] for index, named in read.items() if digest in named and has_blob(self._store, index)}
         except StoreError as error:
             telemetry.log.warning("could not read an index", repository=str(repo), reason=str(error))
             return None
@@ -67,23 +69,15 @@ class Described:
         return found
 
     def _names(self, repo: Repo, digest: Digest) -> Named | None:
-        """Blocking. None: it is not here, or could not be read this time. Raises `StoreError`."""
+        """Blocking. None: it is not here. Raises `StoreError`."""
         record = self._catalog.get_manifest(repo, digest)
         if record is None:
             return None
         if record.media_type not in INDEXES:
             return _NOTHING
-        manifest = stored_manifest(self._store, self._catalog, repo, digest)
-        if manifest is None:
+        stored = manifest_to_serve(self._store, self._catalog, repo, digest)
+        if stored is None:
             return None
         # an index may name blobs as well, and what is kept elsewhere
-        children = [one for one in manifest.manifests if one.media_type in _MANIFESTS and not one.foreign]
+        children = [one for one in stored.manifest.manifests if one.media_type in _MANIFESTS and not one.foreign]
         return {child.digest: (child.media_type, child.size) for child in children}
-
-    def _is_here(self, digest: Digest) -> bool:
-        """What was read of an index that is gone counts no more."""
-        try:
-            self._store.stat(digest)
-        except BlobUnknown:
-            return False
-        return True

@@ -60,8 +60,10 @@ _TURN: Final = 20.0
 _BATCH: Final = 256
 #: Seconds that whoever only wants to know waits for a walk.
 _SOON: Final = 1.0
-#: Seconds between two rebuilds of the index, and between two suspicions that it lacks blobs.
+#: Seconds between two rebuilds of the index, and at most after many that the disk has failed: each reads all manifests.
 _REBUILD_EVERY: Final = 60.0
+_REBUILD_AT_MOST_EVERY: Final = 3600.0
+#: Seconds between two suspicions that the index lacks blobs.
 _SUSPECT_EVERY: Final = 600.0
 #: What is kept of what is damaged, where nobody says.
 _QUARANTINE: Final = Quarantine()
@@ -128,6 +130,7 @@ class Evictor:
         self._evicting = asyncio.Lock()
         self._rebuilding: asyncio.Task[None] | None = None
         self._rebuilt_at = self._suspected_at = float("-inf")
+        self._rebuild_every = _REBUILD_EVERY
 
     # ------------------------------------------------------------------------------------------------- uses
 
@@ -403,12 +406,13 @@ class Evictor:
         """The files first, then the records; those whose file was there, and the bytes recorded for the others."""
         dropped: list[Victim] = []
         without_file = 0
+        stuck: set[Digest] = set()
         for cut in _cut(victims, _BATCH):
             # asked again at the last moment: a flight may have begun since they were chosen, or something was pinned
             staying = await self._staying()
             batch = [victim for victim in cut if victim.digest not in staying]
             # to its end: whoever has the next turn must not see files go that were chosen in this one
-            deleted = await to_its_end(asyncio.to_thread(self._delete, batch))
+            deleted = await to_its_end(asyncio.to_thread(self._delete, batch, stuck))
             freed = [victim for victim, size in deleted if size]
             dropped += freed
             without_file += sum(victim.size for victim, size in deleted if not size)
@@ -416,14 +420,19 @@ class Evictor:
             await self._behind.forget([victim.digest for victim, _ in deleted])
         return dropped, without_file
 
-    def _delete(self, victims: list[Victim]) -> list[tuple[Victim, int]]:
-        """Blocking: the bytes that each freed, without those that cannot be deleted."""
+    def _delete(self, victims: list[Victim], stuck: set[Digest]) -> list[tuple[Victim, int]]:
+        """Blocking: the bytes that each freed, without those that cannot be deleted, and without what comes after one
+        in its image (`stuck`): manifests come first, and one that stays must not lose what it names.
+        """
         deleted = []
         for victim in victims:
+            if not stuck.isdisjoint(victim.images):
+                continue
             try:
                 deleted.append((victim, self._store.delete(victim.digest)))
             except StoreError as error:
                 telemetry.log.warning("evictor.delete_failed", digest=str(victim.digest), reason=str(error))
+                stuck.update(victim.images)
         return deleted
 
     def _count(self, freed: list[Victim], size: int) -> None:
@@ -446,7 +455,7 @@ class Evictor:
 
     def _begin_rebuilding(self) -> None:
         """In the background; not again and again."""
-        if self._rebuild is None or self._rebuilding or self._now() - self._rebuilt_at < _REBUILD_EVERY:
+        if self._rebuild is None or self._rebuilding or self._now() - self._rebuilt_at < self._rebuild_every:
             return
         self._rebuilt_at = self._now()
         telemetry.log.warning("evictor.index_lost")
@@ -455,10 +464,12 @@ class Evictor:
     async def _rebuild_now(self, rebuild: Callable[[], Awaitable[object]]) -> None:
         try:
             await rebuild()
+            self._rebuild_every = _REBUILD_EVERY
         except IndexUnavailable as error:
             self._behind.note_down(error)
         except StoreError as error:
-            telemetry.log.warning("evictor.rebuild_failed", reason=str(error))
+            self._rebuild_every = min(2 * self._rebuild_every, _REBUILD_AT_MOST_EVERY)
+            telemetry.log.warning("evictor.rebuild_failed", reason=str(error), again_in=self._rebuild_every)
         finally:
             self._rebuilding = None
 

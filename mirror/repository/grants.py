@@ -7,6 +7,7 @@ this blob in this repository. Grants are asked for in this order:
     memory of this process ──> index ──> manifests of the repository on disk ──> (the caller asks upstream)
 
 The disk is read where the index has no word, because the index may be lost, late or down, and the disk is the truth.
+A manifest that cannot be read at the moment may grant anything: then "no grant" is not known, and `size` raises.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
-from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, StoreError
+from mirror.errors import BlobDamaged, IndexUnavailable, RecordDamaged, StoreError
+from mirror.graph.manifests import StoredManifest, read_stored
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import CHECKED, LARGEST, Manifest, ManifestMalformed, read_manifest
+from mirror.oci.manifest import CHECKED, Manifest
 from mirror.oci.reference import Repo
 from mirror.once import Once
-from mirror.policy.records import ManifestRecord
 from mirror.ports import BlobStore, Catalog, ContentIndex
 from mirror.repository.hot import Hot
 
-__all__ = ["Grants", "named_by"]
+__all__ = ["Grants", "granted_by", "named_by"]
 
 #: (repository, digest) pairs that a process keeps in mind.
 _MOST: Final = 200_000
@@ -43,14 +44,28 @@ def named_by(manifest: Manifest) -> dict[Digest, int]:
     """What a repository may serve because it has this manifest, with sizes in bytes (-1 where not said): the manifest
     itself and the blobs that it names. Manifests that an index names have links of their own.
     """
+    # whoever has the manifest has these bytes
+    embedded = {blob.digest: blob.size for blob in manifest.blobs if blob.data is not None}
     if manifest.media_type not in CHECKED:
-        # some registries take what they do not know without a look at what it names
-        return {manifest.digest: len(manifest.content)}
+        # some registries take what they do not know, and indexes, without a look at what they name
+        return {**embedded, manifest.digest: len(manifest.content)}
     # a registry takes a manifest only with all its blobs, but for foreign ones, which it does not look at: naming those
     # proves nothing
-    named = {blob.digest: blob.size for blob in manifest.blobs if not blob.foreign}
+    named = embedded | {blob.digest: blob.size for blob in manifest.blobs if not blob.foreign}
     named[manifest.digest] = len(manifest.content)
     return named
+
+
+def granted_by(stored: StoredManifest) -> dict[Digest, int]:
+    """What a repository may serve because it has this manifest on its disk: what `named_by` says, unless the record
+    says that less, or more, was proven when it was imported.
+    """
+    if stored.record.grants is None:
+        return named_by(stored.manifest)
+    sizes = {blob.digest: blob.size for blob in stored.manifest.blobs}
+    granted = {digest: sizes[digest] for digest in stored.record.grants if digest in sizes}
+    granted[stored.manifest.digest] = len(stored.manifest.content)
+    return granted
 
 
 class Grants:
@@ -66,7 +81,9 @@ class Grants:
         self._telling: set[asyncio.Task[None]] = set()
 
     async def size(self, repo: Repo, digest: Digest) -> int | None:
-        """The blob's size in bytes as it was granted (-1 where unknown); None: this repository has no grant."""
+        """The blob's size in bytes as it was granted (-1 where unknown); None: this repository has no grant. Raises
+        `StoreError` if that cannot be told.
+        """
         key = (repo, digest)
         known = self._known.get(key)
         if known is not None and known >= 0:
@@ -79,8 +96,10 @@ class Grants:
         if found is None or found < 0:
             # without a size a blob that was cut short on the disk cannot be told from a whole one; another process may
             # have fetched a manifest that says it
-            said = await self._on_disk(repo, digest)
+            said, trouble = await self._on_disk(repo, digest)
             found = next((one for one in (said, found, known) if one is not None), None)
+            if found is None and trouble is not None:
+                raise StoreError(f"whether {repo} may serve {digest} cannot be told: {trouble}") from trouble
         if found is not None:
             self._keep(repo, {digest: found})
         return found
@@ -112,38 +131,45 @@ class Grants:
         while len(self._known) > _MOST:
             self._known.popitem(last=False)
 
-    async def _on_disk(self, repo: Repo, digest: Digest) -> int | None:
-        """What the repository's manifests say. All of them are read at most every few seconds, for digests can be made
-        up without end; what has come since is looked for each time, for another process may have fetched it just now.
+    async def _on_disk(self, repo: Repo, digest: Digest) -> tuple[int | None, StoreError | None]:
+        """What the repository's manifests say, and why one of them could not be read. All of them are read at most
+        every few seconds, for digests can be made up without end; what has come since, or could not be read, is looked
+        for each time, for another process may have fetched it just now.
         """
         read = self._read.get(repo)
         if read is None or time.monotonic() - read[0] > _READ_EVERY:
-            named = await self._once.run(repo, lambda: self._from_disk(repo, {}))
+            named, trouble = await self._once.run(repo, lambda: self._from_disk(repo, {}))
             self._read.put(repo, (time.monotonic(), named))
-            return named.get(digest)
+            return named.get(digest), trouble
         at, named = read
+        trouble = None
         if digest not in named:
-            new = await self._once.run((repo, "since"), lambda: self._from_disk(repo, named))
+            new, trouble = await self._once.run((repo, "since"), lambda: self._from_disk(repo, named))
             if new:
                 named = {**named, **new}
                 self._read.put(repo, (at, named))
-        return named.get(digest)
+        return named.get(digest), trouble
 
-    async def _from_disk(self, repo: Repo, known: Mapping[Digest, int]) -> dict[Digest, int]:
+    async def _from_disk(self, repo: Repo, known: Mapping[Digest, int]) -> tuple[dict[Digest, int], StoreError | None]:
         return await asyncio.to_thread(self._read_manifests, repo, known)
 
-    def _read_manifests(self, repo: Repo, known: Mapping[Digest, int]) -> dict[Digest, int]:
-        """Blocking: what those name that are not `known`."""
-        named: dict[Digest, int] = {}
-        for digest in self._catalog.manifest_digests(repo):
-            record = None if digest in known else self._catalog.get_manifest(repo, digest)
-            if record is not None:
-                named.update(self._read_manifest(record))
-        return named
-
-    def _read_manifest(self, record: ManifestRecord) -> dict[Digest, int]:
+    def _read_manifests(self, repo: Repo, known: Mapping[Digest, int]) -> tuple[dict[Digest, int], StoreError | None]:
+        """Blocking: what those grant that are not `known`, and why one of them could not be read."""
+        granted: dict[Digest, int] = {}
+        trouble = None
         try:
-            content = self._store.read(record.digest, LARGEST)
-            return named_by(read_manifest(content, record.media_type, algorithm=record.digest.algorithm))
-        except (BlobUnknown, BlobDamaged, StoreError, ManifestMalformed):
-            return {}
+            for digest in self._catalog.manifest_digests(repo):
+                if digest in known:
+                    continue
+                try:
+                    stored = read_stored(self._store, self._catalog, repo, digest)
+                except (BlobDamaged, RecordDamaged):
+                    # what is wrong grants nothing
+                    continue
+                except StoreError as error:
+                    trouble = error
+                    continue
+                granted.update(granted_by(stored) if stored else {})
+        except StoreError as error:
+            trouble = error
+        return granted, trouble

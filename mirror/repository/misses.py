@@ -15,16 +15,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Final, Protocol
 
 from mirror import telemetry
 from mirror.errors import BlobUnknown, StoreError
+from mirror.graph.manifests import for_display
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.misses import Miss
 from mirror.ports import BlobStore, Catalog
-from mirror.repository.closure import read_closure
+from mirror.repository.closure import shown_closure
 from mirror.repository.hot import Hot
 
 __all__ = ["Misses", "images_naming"]
@@ -195,25 +197,29 @@ def images_naming(
 ) -> dict[Digest, list[Reference]]:
     """Blocking: the images of a repository that consist of these blobs among others, by tag where they have one.
 
-    Those that were used last come first.
+    Those that were used last come first; what cannot be read is left out, for this is only shown. Raises `StoreError`
+    if something cannot be listed.
     """
     wanted = set(digests)
     found: dict[Digest, list[tuple[float, Reference]]] = {}
     tagged: set[Digest] = set()
 
     def look(root: Descriptor, reference: Reference, *, roots_only: bool) -> None:
-        closure = read_closure(store, catalog, repo, root)
+        closure = shown_closure(store, catalog, repo, root)
         for node in closure.nodes:
             if node.digest in wanted and not (roots_only and node.digest in tagged):
                 found.setdefault(node.digest, []).append((_used_at(store, root.digest), reference))
 
     for tag in catalog.tags(repo):
-        record = catalog.get_tag(repo, tag)
+        record = for_display(partial(catalog.get_tag, repo, tag), f"{repo}:{tag}")
         if record:
             look(Descriptor(record.media_type, record.digest, record.size), tag, roots_only=False)
     tagged = set(found)
     if wanted - tagged:
-        for manifest in catalog.manifests(repo):
+        for listed in catalog.manifest_digests(repo):
+            manifest = for_display(partial(catalog.get_manifest, repo, listed), f"{repo}@{listed}")
+            if manifest is None:
+                continue
             root = Descriptor(manifest.media_type, manifest.digest, manifest.size)
             look(root, manifest.digest, roots_only=True)
     return {
@@ -225,5 +231,6 @@ def images_naming(
 def _used_at(store: BlobStore, digest: Digest) -> float:
     try:
         return store.stat(digest).used_at
-    except BlobUnknown:
+    except (BlobUnknown, StoreError):
+        # it only says where in the list
         return 0.0

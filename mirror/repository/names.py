@@ -8,11 +8,12 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Final
 
-from mirror.errors import BlobDamaged, BlobUnknown
+from mirror.errors import BlobDamaged
+from mirror.graph.manifests import for_display, has_blob, manifest_of_bytes
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import LARGEST, ManifestMalformed, read_manifest
 from mirror.policy.records import ManifestNames
 from mirror.ports import BlobStore, Catalog
 
@@ -32,9 +33,10 @@ class NamesOnDisk:
         self._lock = threading.Lock()
 
     def of(self, digest: Digest) -> ManifestNames | None:
-        """Blocking: of a manifest that is here, or was when it was read; None for what is absent, damaged, or none.
+        """Blocking: of a manifest that is here, or was when it was read; None for what is absent, damaged, or no
+        manifest: a damaged one cannot be pulled, and must not keep the store from being evicted.
 
-        Raises `StoreError` where the disk does not answer: that says nothing about the manifest.
+        Raises `StoreError` if it cannot be read at the moment: it may name anything.
         """
         with self._lock:
             known = self._known.get(digest)
@@ -42,12 +44,12 @@ class NamesOnDisk:
                 self._known.move_to_end(digest)
                 return known
         try:
-            if self._store.stat(digest).size > LARGEST:
-                return None
-            content = self._store.read(digest, LARGEST)
-            names = ManifestNames.of(read_manifest(content, algorithm=digest.algorithm))
-        except (BlobUnknown, BlobDamaged, ManifestMalformed):
+            manifest = manifest_of_bytes(self._store, digest)
+        except BlobDamaged:
             return None
+        if manifest is None:
+            return None
+        names = ManifestNames.of(manifest)
         with self._lock:
             self._known[digest] = names
             if len(self._known) > _MOST:
@@ -55,30 +57,26 @@ class NamesOnDisk:
         return names
 
     def everywhere(self) -> Mapping[Digest, ManifestNames]:
-        """Blocking, a file or two for each: of every manifest that some repository has and whose bytes are here."""
+        """Blocking, a file for each: of every manifest that some repository has and whose bytes are here. Raises
+        `StoreError` like `of`.
+        """
         found: dict[Digest, ManifestNames] = {}
         for repo in self._catalog.repositories():
-            for record in self._catalog.manifests(repo):
-                if record.digest in found or not self._is_here(record.digest):
+            # by their names: what a damaged record says does not matter
+            for digest in self._catalog.manifest_digests(repo):
+                if digest in found or not has_blob(self._store, digest):
                     continue
-                names = self.of(record.digest)
+                names = self.of(digest)
                 if names is not None:
-                    found[record.digest] = names
+                    found[digest] = names
         return found
-
-    def _is_here(self, digest: Digest) -> bool:
-        try:
-            self._store.stat(digest)
-        except BlobUnknown:
-            return False
-        return True
 
 
 def called(catalog: Catalog, manifests: Collection[Digest]) -> dict[Digest, list[str]]:
     """Blocking: what people call each of these, `docker.io/library/app:1.0`; where no tag points to it, its repository.
 
-    Lists every repository, and reads the tags of those that have one of them. Sorted; empty for a manifest that no
-    repository has.
+    Lists every repository, and reads the tags of those that have one of them; a tag that cannot be read is left out.
+    Sorted; empty for a manifest that no repository has. Raises `StoreError` if something cannot be listed.
     """
     found: dict[Digest, list[str]] = {digest: [] for digest in manifests}
     for repo in catalog.repositories() if found else ():
@@ -87,11 +85,10 @@ def called(catalog: Catalog, manifests: Collection[Digest]) -> dict[Digest, list
             continue
         tagged = set()
         for tag in catalog.tags(repo):
-            record = catalog.get_tag(repo, tag)
+            record = for_display(partial(catalog.get_tag, repo, tag), f"{repo}:{tag}")
             if record is not None and record.digest in here:
                 found[record.digest].append(f"{repo}:{tag}")
                 tagged.add(record.digest)
         for digest in here - tagged:
-            if catalog.get_manifest(repo, digest) is not None:
-                found[digest].append(str(repo))
+            found[digest].append(str(repo))
     return {digest: sorted(names) for digest, names in found.items()}

@@ -6,6 +6,7 @@ several tags point to is read once. A page of a listing begins behind the place 
 nothing of what comes before it.
 
 An image of which nothing is here any more, because all of it was evicted, is not listed: its tag is only remembered.
+What cannot be read at the moment is left out of a listing, and logged: nothing is decided by it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, StoreError
+from mirror.graph.manifests import for_display, stored_manifest
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import LARGEST, Descriptor
+from mirror.oci.manifest import LARGEST, Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.oci.strict_json import read_json
 from mirror.oci.text import printable
@@ -30,8 +33,8 @@ from mirror.policy.records import Freeze
 from mirror.policy.selection import Selection
 from mirror.policy.unread import UnreadNote
 from mirror.ports import BlobStore, Catalog, ContentIndex
-from mirror.repository.closure import Closure, Node, Role, read_closure, read_stored_manifest
-from mirror.repository.pins import PinnedImage, pinned_by_rules, why_pinned
+from mirror.repository.closure import Closure, Node, Role, shown_closure
+from mirror.repository.pins import PinnedImage, pinned_by_rules, shown_root, why_pinned
 from mirror.repository.reconcile import is_whole
 
 __all__ = ["ImageHere", "Overview", "Page", "Place", "PlatformHere", "Whole"]
@@ -218,7 +221,7 @@ class Overview:
         for tag in self._catalog.tags(repo) if ":" not in behind else ():
             if tag <= behind or (selection is not None and not selection.has_tag(tag)):
                 continue
-            root = self._root(repo, tag)
+            root = self._shown_root(repo, tag)
             if root is None:
                 yield tag, None
                 continue
@@ -235,16 +238,19 @@ class Overview:
         """Manifests that no tag points to and no manifest here names, sorted as they are written. Blocking: a file or
         two for each manifest of the repository.
         """
-        known = {root.digest for tag in self._catalog.tags(repo) if (root := self._root(repo, tag))}
+        known = {root.digest for tag in self._catalog.tags(repo) if (root := self._shown_root(repo, tag))}
         roots = {}
-        for record in self._catalog.manifests(repo):
-            roots[record.digest] = Descriptor(record.media_type, record.digest, record.size)
-            manifest = read_stored_manifest(self._store, self._catalog, repo, record.digest)
+        for digest in self._catalog.manifest_digests(repo):
+            record = for_display(partial(self._catalog.get_manifest, repo, digest), f"{repo}@{digest}")
+            if record is None:
+                continue
+            roots[digest] = Descriptor(record.media_type, digest, record.size)
+            manifest = self._shown(repo, digest)
             known.update(child.digest for child in (manifest.manifests if manifest else ()))
         return [roots[digest] for digest in sorted(roots.keys() - known, key=str)]
 
     def _look_into(self, repo: Repo, root: Descriptor) -> tuple[Closure, tuple[PlatformHere, ...]]:
-        closure = read_closure(self._store, self._catalog, repo, root)
+        closure = shown_closure(self._store, self._catalog, repo, root)
         return closure, tuple(self._platforms(closure))
 
     def _platforms(self, closure: Closure) -> Iterator[PlatformHere]:
@@ -270,7 +276,7 @@ class Overview:
     def _why(self, repo: Repo, tag: str | None, digest: Digest) -> tuple[PinnedImage, ...]:
         """Blocking, a small file for each tag of the repository where there are rules."""
         if self._rules and (self._by_rules is None or self._by_rules[0] != repo):
-            self._by_rules = repo, pinned_by_rules(self._rules, self._catalog, repo)
+            self._by_rules = repo, pinned_by_rules(self._rules, self._catalog, repo, shown_root)
         pinned = [*self._pinned.get(repo, ()), *(self._by_rules[1] if self._by_rules else ())]
         return tuple(why_pinned(pinned, repo, tag=tag, digest=digest)) if pinned else ()
 
@@ -293,7 +299,7 @@ class Overview:
             return record.last_used
         try:
             return self._store.stat(digest).used_at
-        except BlobUnknown:
+        except (BlobUnknown, StoreError):
             return 0.0
 
     # --------------------------------------------------------------------------------------------- one image
@@ -314,6 +320,13 @@ class Overview:
         tag = self._freezes.get((repo, reference)) or self._catalog.get_tag(repo, reference)
         return Descriptor(tag.media_type, tag.digest, tag.size) if tag else None
 
+    def _shown_root(self, repo: Repo, reference: Reference) -> Descriptor | None:
+        return for_display(lambda: self._root(repo, reference), name_of(repo, reference))
+
+    def _shown(self, repo: Repo, digest: Digest) -> Manifest | None:
+        """Blocking: the manifest, if it is here and can be read."""
+        return for_display(lambda: stored_manifest(self._store, self._catalog, repo, digest), f"{repo}@{digest}")
+
     async def whole(self, image: ImageHere) -> Whole:
         """Everything about an image. Where the index does not know what is shared, every manifest that is here is read.
         Raises `StoreError`.
@@ -325,11 +338,11 @@ class Overview:
         repo, root = image.repo, image.root
         record = self._catalog.get_manifest(repo, root.digest)
         tag = self._catalog.get_tag(repo, image.tag) if image.tag else None
-        manifest = read_stored_manifest(self._store, self._catalog, repo, root.digest)
+        manifest = self._shown(repo, root.digest)
         others = [
             other
             for other in self._catalog.tags(repo)
-            if other != image.tag and (found := self._root(repo, other)) and found.digest == root.digest
+            if other != image.tag and (found := self._shown_root(repo, other)) and found.digest == root.digest
         ]
         return Whole(
             image,
@@ -381,7 +394,7 @@ class Overview:
         """Blocking: what manifests of a repository name of what is `wanted`, themselves with it; `but` for some."""
         found: set[Digest] = set()
         for digest in self._catalog.manifest_digests(repo):
-            manifest = None if digest in but else read_stored_manifest(self._store, self._catalog, repo, digest)
+            manifest = None if digest in but else self._shown(repo, digest)
             if manifest is not None:
                 children = (child.digest for child in (*manifest.manifests, *manifest.blobs))
                 found |= wanted & {digest, *children}
@@ -390,7 +403,7 @@ class Overview:
     def _referrers(self, image: ImageHere) -> Iterator[Descriptor]:
         subjects = {node.digest for node in image.closure.nodes if node.role in (Role.INDEX, Role.MANIFEST)}
         for digest in self._catalog.manifest_digests(image.repo):
-            manifest = read_stored_manifest(self._store, self._catalog, image.repo, digest)
+            manifest = self._shown(image.repo, digest)
             if manifest and manifest.subject and manifest.subject.digest in subjects:
                 yield manifest.descriptor
 

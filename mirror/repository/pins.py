@@ -19,9 +19,12 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mirror.errors import StoreError
+from mirror.graph.manifests import for_display
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Reference, Repo
+from mirror.policy.images import name_of
 from mirror.policy.pins import PinRule, rule_for
 from mirror.policy.records import Freeze, Pin
 from mirror.policy.unread import Subject, UnreadNote
@@ -29,7 +32,10 @@ from mirror.ports import Catalog, Pins
 from mirror.repository.names import NamesOnDisk
 from mirror.repository.unread import Subjects, all_known, tell_unread
 
-__all__ = ["PinnedContent", "PinnedImage", "images_of", "pinned_by_rules", "pinned_images", "why_pinned"]
+__all__ = ["PinnedContent", "PinnedImage", "images_of", "pinned_by_rules", "pinned_images", "shown_root", "why_pinned"]
+
+#: Reads what an image points to; None: nothing here.
+RootReader = Callable[[Catalog, Repo, Reference], Descriptor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +60,12 @@ class PinnedImage:
 def pinned_images(
     pins: Pins, rules: Sequence[PinRule], catalog: Catalog, now: float, subjects: Subjects | None = None
 ) -> list[PinnedImage]:
-    """Blocking: every pin that is in force, those that cannot be read where it is known what they are for, then what
-    rules add to them. Raises `StoreError`. Who asks often has `subjects`, which search less.
+    """Blocking, to be shown: every pin that is in force, those that cannot be read where it is known what they are for,
+    then what rules add to them. A tag whose record cannot be read has no `root`. Raises `StoreError` for the rest.
+    Callers that ask often pass `subjects`, which search less.
     """
     read, unread = pins.look()
-    return images_of(read, (subjects or Subjects(catalog)).known(unread), rules, catalog, now)
+    return images_of(read, (subjects or Subjects(catalog)).known(unread), rules, catalog, now, root=shown_root)
 
 
 def images_of(
@@ -67,29 +74,34 @@ def images_of(
     rules: Sequence[PinRule],
     catalog: Catalog,
     now: float,
+    *,
+    root: RootReader | None = None,
 ) -> list[PinnedImage]:
-    """Blocking: the same of what was read. Raises `StoreError`."""
+    """Blocking: the same of what was read. `root` reads what an image points to. Raises `StoreError`, also if it cannot
+    be told what a pinned tag points to, unless `root` says otherwise.
+    """
+    root = root or _root
     found = [
-        PinnedImage(pin.repo, pin.reference, _root(catalog, pin.repo, pin.reference), pin.reason, pin.since, pin.until)
+        PinnedImage(pin.repo, pin.reference, root(catalog, pin.repo, pin.reference), pin.reason, pin.since, pin.until)
         for pin in pins
         if pin.holds(now)
     ]
     found += [
-        PinnedImage(repo, reference, _root(catalog, repo, reference), f"{note.file} cannot be read", unread=True)
+        PinnedImage(repo, reference, root(catalog, repo, reference), f"{note.file} cannot be read", unread=True)
         for note, (repo, reference) in unread.items()
         if note.kind == "pins"
     ]
     known = {(image.repo, image.reference) for image in found}
     for repo in catalog.repositories() if rules else ():
-        found += [one for one in pinned_by_rules(rules, catalog, repo) if (repo, one.reference) not in known]
+        found += [one for one in pinned_by_rules(rules, catalog, repo, root) if (repo, one.reference) not in known]
     return found
 
 
-def pinned_by_rules(rules: Sequence[PinRule], catalog: Catalog, repo: Repo) -> list[PinnedImage]:
-    """Blocking: the tags of one repository that rules pin."""
+def pinned_by_rules(rules: Sequence[PinRule], catalog: Catalog, repo: Repo, root: RootReader) -> list[PinnedImage]:
+    """Blocking: the tags of one repository that rules pin. Raises `StoreError`, and what `root` raises."""
     ruled = ((tag, rule_for(rules, repo, tag)) for tag in catalog.tags(repo))
     return [
-        PinnedImage(repo, tag, _root(catalog, repo, tag), rule.reason, rule=rule.match) for tag, rule in ruled if rule
+        PinnedImage(repo, tag, root(catalog, repo, tag), rule.reason, rule=rule.match) for tag, rule in ruled if rule
     ]
 
 
@@ -108,7 +120,13 @@ def why_pinned(
     ]
 
 
+def shown_root(catalog: Catalog, repo: Repo, reference: Reference) -> Descriptor | None:
+    """Blocking, to be shown: what an image points to; None, too, if that cannot be read."""
+    return for_display(lambda: _root(catalog, repo, reference), name_of(repo, reference))
+
+
 def _root(catalog: Catalog, repo: Repo, reference: Reference) -> Descriptor | None:
+    """Raises `StoreError`."""
     if isinstance(reference, Digest):
         manifest = catalog.get_manifest(repo, reference)
         return Descriptor(manifest.media_type, reference, manifest.size) if manifest else None
@@ -139,7 +157,7 @@ class PinnedContent:
         self._rules = tuple(rules)
         self._names = names
         self._lock = threading.Lock()
-        #: What each pinned tag pointed to when last read: a record that cannot be read at the moment unpins nothing.
+        #: What each pinned tag pointed to when last read: a record that cannot be read now, or is gone, unpins nothing.
         self._roots: dict[tuple[Repo, Reference], set[Digest]] = {}
         self._subjects = Subjects(catalog)
         self._told: set[UnreadNote] = set()
@@ -154,13 +172,31 @@ class PinnedContent:
             subjects = self._subjects_of([*unread_pins, *unread_freezes])
             whole = {repo for note, (repo, _) in subjects.items() if note.kind == "freezes"}
             roots: dict[tuple[Repo, Reference], set[Digest]] = {}
-            for image in images_of(pins, subjects, self._rules, self._catalog, now):
+            unread: set[tuple[Repo, Reference]] = set()
+            for image in images_of(pins, subjects, self._rules, self._catalog, now, root=self._reader(unread)):
                 key = image.repo, image.reference
-                roots[key] = self._roots_of(image, whole) or self._roots.get(key, set())
+                known = self._roots.get(key, set())
+                roots[key] = known if key in unread else self._roots_of(image, whole) or known
             self._roots = roots
             frozen = {freeze.digest for freeze in freezes}
             kept = {digest for repo in whole for digest in self._catalog.manifest_digests(repo)}
             return self._below(frozen.union(kept, *roots.values()))
+
+    def _reader(self, unread: set[tuple[Repo, Reference]]) -> RootReader:
+        """Reads what is pinned; a tag that cannot be read at the moment, and is known from before, goes to `unread`."""
+
+        def read(catalog: Catalog, repo: Repo, reference: Reference) -> Descriptor | None:
+            try:
+                return _root(catalog, repo, reference)
+            except StoreError as error:
+                if isinstance(reference, Digest):
+                    return None
+                if not self._roots.get((repo, reference)):
+                    raise StoreError(f"what the pinned {repo}:{reference} points to is not known: {error}") from error
+                unread.add((repo, reference))
+                return None
+
+        return read
 
     def _subjects_of(self, unread: Collection[UnreadNote]) -> Mapping[UnreadNote, Subject]:
         """Raises `StoreError`."""

@@ -20,12 +20,14 @@ from mirror.errors import (
     BlobUnknown,
     BlobUnreadable,
     ManifestUnknown,
+    RecordDamaged,
     StoreError,
     StoreFull,
     UpstreamNotKnown,
     UpstreamThrottled,
     UpstreamUnavailable,
 )
+from mirror.graph.manifests import StoredManifest, embedded_blob, has_blob
 from mirror.memo import MISSING
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest, is_manifest_type, read_descriptor
@@ -46,9 +48,9 @@ from mirror.repository.content import (
     StoredContent,
 )
 from mirror.repository.flights import Vouch
-from mirror.repository.grants import named_by
+from mirror.repository.grants import granted_by, named_by
 from mirror.repository.shelf import LOOK_EVERY, BlobStat, HotTag, Listing, Shelf, page_of
-from mirror.repository.stored import indexes_naming, set_aside, stored_manifest
+from mirror.repository.stored import doubt, indexes_naming, manifest_to_serve, set_aside
 from mirror.repository.tag_answers import TagAnswers
 from mirror.repository.tag_pages import LIST_FOR, TagPages
 
@@ -206,9 +208,21 @@ class ProxiedRepository:
             await self._shelf.once.run(("put back", self.repo, manifest.digest), lambda: self._place(manifest))
 
     async def _place(self, manifest: Manifest) -> None:
-        if info := await self._keep(manifest):
+        if info := await self._keep(manifest, await self._grants_of(manifest)):
             await self._shelf.landed(info)
             await self._shelf.named(manifest)
+
+    async def _grants_of(self, manifest: Manifest) -> tuple[Digest, ...] | None:
+        """What a manifest that comes from memory grants, for its record: what the record says that is there, otherwise
+        what this repository may serve anyway. It need not have come from upstream, which proves all that it names.
+        """
+        with suppress(StoreError):
+            record = await asyncio.to_thread(self._shelf.catalog.get_manifest, self.repo, manifest.digest)
+            if record:
+                return record.grants
+        named = named_by(manifest).keys() - {manifest.digest}
+        proven = [digest for digest in sorted(named) if await self._granted_size(digest) is not None]
+        return None if len(proven) == len(named) else tuple(proven)
 
     async def _load(self, digest: Digest, tag: str | None) -> tuple[Manifest, Outcome]:
         stored = await self._load_stored(digest)
@@ -237,21 +251,24 @@ class ProxiedRepository:
         return manifest, Outcome.MISS if info else Outcome.BYPASS
 
     async def _load_stored(self, digest: Digest) -> Manifest | None:
-        stored = await asyncio.to_thread(self._stored, digest)
-        if stored:
-            # whoever has the manifest may have its blobs: other processes may not know that yet
-            await self._shelf.grants.give(self.repo, named_by(stored))
-            await self._shelf.named(stored)
-        return stored
+        stored = await self._stored(digest)
+        if stored is None:
+            return None
+        # whoever has the manifest may have its blobs: other processes may not know that yet
+        await self._shelf.grants.give(self.repo, granted_by(stored))
+        await self._shelf.named(stored.manifest)
+        return stored.manifest
 
-    async def _keep(self, manifest: Manifest) -> BlobInfo | None:
+    async def _keep(self, manifest: Manifest, grants: tuple[Digest, ...] | None = None) -> BlobInfo | None:
         """Bytes first, then the link to them: a link without bytes would be a promise. None: the store cannot, or it is
         a signed manifest, whose digest names other bytes: it is kept in memory alone.
+
+        `grants`: see `ManifestRecord`.
         """
         if manifest.signed:
             return None
         since = self._shelf.histories.clocks.later()
-        record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), since)
+        record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), since, grants)
         try:
             info = await self._shelf.write(self._shelf.store.put, manifest.digest, manifest.content)
             await self._shelf.write(self._shelf.catalog.put_manifest, self.repo, record)
@@ -261,9 +278,20 @@ class ProxiedRepository:
         self._shelf.settle()
         return info
 
-    def _stored(self, digest: Digest) -> Manifest | None:
-        """Blocking: the manifest, if this repository has it and its bytes are right."""
-        return stored_manifest(self._shelf.store, self._shelf.catalog, self.repo, digest)
+    async def _stored(self, digest: Digest) -> StoredManifest | None:
+        """The manifest, if this repository has it and its bytes are right. None, too, if that cannot be told: upstream
+        is asked then, and its answer is stored over what cannot be read.
+        """
+        try:
+            return await asyncio.to_thread(manifest_to_serve, self._shelf.store, self._shelf.catalog, self.repo, digest)
+        except BlobUnreadable:
+            await asyncio.to_thread(doubt, self._shelf.store, digest)
+            return None
+        except StoreError as error:
+            telemetry.log.warning(
+                "could not read a manifest", repository=str(self.repo), digest=str(digest), reason=str(error)
+            )
+            return None
 
     async def prove(self, kind: Kind, reference: Reference | None) -> None:
         """Returns where upstream, asked now, gives what is meant to whoever we act for; nothing remembered counts.
@@ -290,7 +318,7 @@ class ProxiedRepository:
             raise unknown(f"{self.repo} has no {reference}") from error
 
     def _some_manifests(self) -> list[ManifestRecord]:
-        """Blocking: the latest that are here."""
+        """Blocking: the latest that are here. Raises `StoreError`."""
         records = self._shelf.catalog.manifests(self.repo)
         return heapq.nlargest(_PROOFS, records, key=lambda record: record.fetched_at)
 
@@ -383,13 +411,14 @@ class ProxiedRepository:
         store cannot take it.
         """
         answer = await self.manifest(reference)
-        if not await asyncio.to_thread(self._stored, answer.digest):
+        if await self._stored(answer.digest) is None:
             manifest = answer.read()
             if manifest.signed:
                 raise StoreError(
                     f"{self.repo}@{answer.digest} is a signed manifest of schema 1, which cannot be stored"
                 )
-            await self._shelf.landed(await self._shelf.write(self._put_manifest, manifest))
+            grants = await self._grants_of(manifest)
+            await self._shelf.landed(await self._shelf.write(self._put_manifest, manifest, grants))
             await self._shelf.named(manifest)
         # what a freeze or the minimum age says is on the disk, and is nothing that upstream has said
         if isinstance(reference, str) and answer.kept is None:
@@ -397,17 +426,21 @@ class ProxiedRepository:
             await self._shelf.write(self._put_tag, reference, answer, hot.record if hot and not hot.kept else None)
         return answer
 
-    def _put_manifest(self, manifest: Manifest) -> BlobInfo:
+    def _put_manifest(self, manifest: Manifest, grants: tuple[Digest, ...] | None) -> BlobInfo:
         """Blocking. Raises `StoreError`."""
         since = self._shelf.histories.clocks.later()
         info = self._shelf.store.put(manifest.digest, manifest.content)
-        record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), since)
+        record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), since, grants)
         self._shelf.catalog.put_manifest(self.repo, record)
         return info
 
     def _put_tag(self, tag: str, answer: ManifestAnswer, known: TagRecord | None) -> None:
         """Blocking: if the disk has no record of the tag, or an older one than is `known`. Raises `StoreError`."""
-        kept = self._shelf.catalog.get_tag(self.repo, tag)
+        try:
+            kept = self._shelf.catalog.get_tag(self.repo, tag)
+        except RecordDamaged:
+            # what is written now replaces it
+            kept = None
         if kept is None or (known and known.fetched_at > kept.fetched_at):
             fresh = TagRecord(tag, answer.digest, answer.media_type, answer.size, self._shelf.now())
             self._shelf.histories.put_tag(self.repo, kept, known or fresh, self._rule.age)
@@ -448,7 +481,8 @@ class ProxiedRepository:
         granted = await self._granted(digest)
         info = None
         if granted is not None:
-            with suppress(BlobUnknown):
+            # what cannot be told is told as a miss, which costs nobody a download
+            with suppress(BlobUnknown, StoreError):
                 info = self._shelf.store.stat(digest)
         if info and (granted == info.size or await self._is_sound(info)):
             self._shelf.touch(digest)
@@ -466,7 +500,7 @@ class ProxiedRepository:
         A manifest says it, or this process has hashed the blob. What the index remembers is the size of a file, which
         may have been cut; upstream's word counts for nothing.
         """
-        granted = await self._shelf.grants.size(self.repo, digest)
+        granted = await self._granted_size(digest)
         if granted is None or granted >= 0:
             return granted
         hashed = self._shelf.sound.get(digest)
@@ -475,6 +509,14 @@ class ProxiedRepository:
         await self._shelf.grants.give(self.repo, {digest: hashed})
         return hashed
 
+    async def _granted_size(self, digest: Digest) -> int | None:
+        """As `Grants.size`; None, too, if it cannot be told: upstream is asked then, as for what was never granted."""
+        try:
+            return await self._shelf.grants.size(self.repo, digest)
+        except StoreError as error:
+            telemetry.log.warning("could not read a grant", repository=str(self.repo), reason=str(error))
+            return None
+
     async def _blob_without_grant(self, digest: Digest) -> BlobContent:
         """Upstream must answer for this blob in this repository, by the fill itself where there is one to be made."""
         if self._is_here(digest):
@@ -482,7 +524,7 @@ class ProxiedRepository:
             return await self.blob(digest)
         content = await self._fly(digest, -1)
         try:
-            if await self._shelf.grants.size(self.repo, digest) is None:
+            if await self._granted_size(digest) is None:
                 # the flight was begun for another repository, whose rights are not ours
                 await self._ask(digest)
         except BaseException:
@@ -512,10 +554,21 @@ class ProxiedRepository:
         except StoreError as error:
             return await self._around(digest, granted, error)
         except UpstreamNotKnown as error:
+            if granted >= 0 and await self._put_embedded(digest):
+                return await self.blob(digest)
             await self._shelf.note_unknown(key)
             raise BlobUnknown(f"{self.repo} has no blob {digest}") from error
         outcome = Outcome.HIT if flight.landed else Outcome.JOINED if joined else Outcome.MISS
         return FlyingContent(flight, self._passing(digest), outcome)
+
+    async def _put_embedded(self, digest: Digest) -> bool:
+        """Whether a manifest here embeds the blob, which upstream then need not have, and it is in the store now."""
+        with suppress(StoreError):
+            content = await asyncio.to_thread(embedded_blob, self._shelf.store, self._shelf.catalog, self.repo, digest)
+            if content is not None:
+                await self._shelf.put_embedded(digest, content)
+                return await asyncio.to_thread(has_blob, self._shelf.store, digest)
+        return False
 
     def _vouch(self, digest: Digest) -> Vouch:
         async def vouch(size: int | None) -> None:
@@ -567,11 +620,10 @@ class ProxiedRepository:
         return False
 
     def _is_here(self, digest: Digest) -> bool:
-        try:
-            self._shelf.store.stat(digest)
-        except BlobUnknown:
-            return False
-        return True
+        """False, too, if that cannot be told: upstream has it."""
+        with suppress(StoreError):
+            return has_blob(self._shelf.store, digest)
+        return False
 
     # ------------------------------------------------------------------------------------ tags, referrers
 

@@ -1,31 +1,35 @@
 """Drop one image on purpose: what names it, then what nothing else needs.
 
-    1. refused while the image is pinned, or its tag is frozen, or nobody knows whether it is
-    2. the tag's record (by digest: those of all tags that point to it)
-    3. unless another tag of the repository points to the same: the links of its manifests that nothing else names
-    4. the blobs that no manifest of any repository names any more, but for those that pins and downloads need
+    1. refused while the image is pinned, or its tag is frozen, or it cannot be told whether it is
+    2. refused while a manifest or a tag that may need a part of it cannot be read: what that names is not known
+    3. the tag's record (by digest: those of all tags that point to it)
+    4. unless another tag of the repository points to the same: the links of its manifests that nothing else names
+    5. the blobs that no manifest of any repository names any more, but for those that pins and downloads need
 
-In this order a crash leaves blobs that nothing names, which eviction takes first. A pull in the same moment brings the
-image back, as any later one does: a purge is no prohibition (that is `[content] deny`).
+Everything is read before anything is dropped, so that a purge that is refused changes nothing. Before step 5 what came
+meanwhile is read as well; if that fails the blobs stay. A crash leaves blobs that nothing names, which eviction takes
+first. A pull in the same moment brings the image back, as any later one does: a purge is no prohibition (that is
+`[content] deny`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from mirror.errors import IndexUnavailable, Kept, ManifestUnknown
+from mirror.errors import BlobDamaged, IndexUnavailable, Kept, ManifestUnknown, RecordDamaged, StoreError
+from mirror.graph.manifests import manifest_of_bytes
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Repo
 from mirror.policy.images import Image, name_of
 from mirror.policy.pins import PinRule
 from mirror.ports import BlobStore, Catalog, ContentIndex, Freezes, Pins
-from mirror.repository.closure import Closure, read_closure, read_stored_manifest
+from mirror.repository.closure import Closure, read_closure
 from mirror.repository.evictor import Evictor
 from mirror.repository.pins import images_of, why_pinned
 from mirror.repository.unread import Subjects
@@ -55,6 +59,21 @@ class Purged:
         }
 
 
+#: Of each manifest of each repository: which of the digests that may go it is, or names.
+_Named = Mapping[Repo, Mapping[Digest, frozenset[Digest]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is to go: tags, links of manifests, and of the `candidates` those that nothing names afterwards."""
+
+    repo: Repo
+    tags: tuple[str, ...]
+    manifests: tuple[Digest, ...]
+    candidates: frozenset[Digest]
+    named: _Named
+
+
 class Purge:
     """Of one store. `forget` is told of what must not be answered from memory any more."""
 
@@ -80,29 +99,46 @@ class Purge:
         self._forget = forget
 
     async def __call__(self, image: Image) -> Purged:
-        """Raises `ManifestUnknown` where it is not here, `Kept`, `StoreError`."""
-        tags, manifests, candidates = await asyncio.to_thread(self._unname, image)
-        await asyncio.to_thread(self._forget, image.repo, tags, manifests)
-        # asked for after the links are gone: what others name now stays
-        by_repository = await asyncio.to_thread(self._named)
-        blobs, size = await self._evictor.drop(candidates.difference(*by_repository.values()))
+        """Raises `ManifestUnknown` if it is not here, `Kept`, and `StoreError`: the image is as it was then, unless the
+        message says that blobs of it stay.
+        """
+        plan = await asyncio.to_thread(self._plan, image)
+        await asyncio.to_thread(self._unname, plan)
+        await asyncio.to_thread(self._forget, image.repo, plan.tags, plan.manifests)
+        try:
+            # once more, now that the links are gone: what was linked meanwhile stays
+            named = await asyncio.to_thread(self._named, plan.candidates, plan.named)
+            needed = {repo: set().union(*by_manifest.values()) for repo, by_manifest in named.items()}
+            blobs, size = await self._evictor.drop(plan.candidates.difference(*needed.values()))
+        except StoreError as error:
+            raise StoreError(f"{image} is purged, but blobs of it stay until they are evicted: {error}") from error
         with suppress(IndexUnavailable):
             # without it the links are found to be wrong when index and disk are compared
-            await self._index.unlink(image.repo, sorted(candidates - by_repository.get(image.repo, set())))
-        return Purged(name_of(image.repo, image.reference), image.repo, tags, manifests, blobs, size)
+            await self._index.unlink(image.repo, sorted(plan.candidates - needed.get(image.repo, set())))
+        return Purged(name_of(image.repo, image.reference), image.repo, plan.tags, plan.manifests, blobs, size)
 
-    def _unname(self, image: Image) -> tuple[tuple[str, ...], tuple[Digest, ...], set[Digest]]:
-        """Blocking: steps 1 to 3, with the digests that may go."""
+    def _plan(self, image: Image) -> _Plan:
+        """Blocking: steps 1 and 2. Changes nothing."""
         repo = image.repo
-        root, tags = self._find(image)
-        self._refuse_if_kept(image, root.digest, tags)
-        closure = read_closure(self._store, self._catalog, repo, root)
-        for tag in tags:
-            self._catalog.drop_tag(repo, tag)
-        manifests = tuple(sorted(self._unnamed_manifests(repo, root, closure)))
-        for digest in manifests:
-            self._catalog.drop_manifest(repo, digest)
-        return tags, manifests, {node.digest for node in closure.nodes} if manifests else set()
+        try:
+            root, tags = self._find(image)
+            self._refuse_if_kept(image, root.digest, tags)
+            closure = read_closure(self._store, self._catalog, repo, root)
+            manifests = self._unnamed_manifests(repo, root, tags, closure)
+            candidates = frozenset(node.digest for node in closure.nodes) if manifests else frozenset[Digest]()
+            named = self._named(candidates, {})
+        except StoreError as error:
+            raise StoreError(
+                f"{image} is not purged, for it cannot be told what must stay: {error}{_hint(error)}"
+            ) from error
+        return _Plan(repo, tags, tuple(sorted(manifests)), candidates, named)
+
+    def _unname(self, plan: _Plan) -> None:
+        """Blocking: steps 3 and 4."""
+        for tag in plan.tags:
+            self._catalog.drop_tag(plan.repo, tag)
+        for digest in plan.manifests:
+            self._catalog.drop_manifest(plan.repo, digest)
 
     def _find(self, image: Image) -> tuple[Descriptor, tuple[str, ...]]:
         """What the image is, and the tags that go with it."""
@@ -144,30 +180,49 @@ class Purge:
             if freeze.repo == image.repo and freeze.digest == digest:
                 raise Kept(f"{image} stays because {freeze.repo}:{freeze.tag} is frozen at it; unfreeze that first")
 
-    def _unnamed_manifests(self, repo: Repo, root: Descriptor, closure: Closure) -> set[Digest]:
-        """Those of the image that no other tag, freeze or manifest of the repository names."""
+    def _unnamed_manifests(self, repo: Repo, root: Descriptor, tags: Collection[str], closure: Closure) -> set[Digest]:
+        """Those of the image that no tag but `tags`, and no freeze or manifest of the repository names. Raises
+        `StoreError`.
+        """
         ours = {root.digest, *closure.named}
-        kept = {digest for tag in self._catalog.tags(repo) if (digest := self._points(repo, tag))}
+        others = (tag for tag in self._catalog.tags(repo) if tag not in tags)
+        kept = {digest for tag in others if (digest := self._points(repo, tag))}
         kept |= {freeze.digest for freeze in self._freezes.all() if freeze.repo == repo}
         for digest in self._catalog.manifest_digests(repo):
             if digest not in ours:
-                other = read_stored_manifest(self._store, self._catalog, repo, digest)
+                other = manifest_of_bytes(self._store, digest)
                 kept.update(child.digest for child in (other.manifests if other else ()))
         left = [digest for digest in ours if digest in kept]
         while left:
             below = [child for child in closure.named.get(left.pop(), ()) if child in ours and child not in kept]
             kept.update(below)
             left += below
-        return {digest for digest in ours - kept if self._catalog.get_manifest(repo, digest)}
+        return (ours - kept).intersection(self._catalog.manifest_digests(repo))
 
-    def _named(self) -> dict[Repo, set[Digest]]:
-        """Blocking, a file or two for each manifest here: all that the manifests of each repository are, or name."""
-        named: dict[Repo, set[Digest]] = {}
-        for repo in self._catalog.repositories():
-            found = named.setdefault(repo, set())
-            for record in self._catalog.manifests(repo):
-                found.add(record.digest)
-                manifest = read_stored_manifest(self._store, self._catalog, repo, record.digest)
-                if manifest is not None:
-                    found.update(child.digest for child in (*manifest.manifests, *manifest.blobs))
-        return named
+    def _named(self, candidates: Collection[Digest], known: _Named) -> _Named:
+        """Blocking, a file for each manifest that is not `known`: what every manifest here is, or names, of these
+        candidates. Raises `StoreError`.
+        """
+        found: dict[Repo, dict[Digest, frozenset[Digest]]] = {}
+        for repo in self._catalog.repositories() if candidates else ():
+            before, now = known.get(repo, {}), found.setdefault(repo, {})
+            # by their names: a damaged record is one of a manifest all the same
+            for digest in self._catalog.manifest_digests(repo):
+                named = before.get(digest)
+                if named is None:
+                    manifest = manifest_of_bytes(self._store, digest)
+                    if manifest is None:
+                        continue
+                    children = (child.digest for child in (*manifest.manifests, *manifest.blobs))
+                    named = frozenset(one for one in (digest, *children) if one in candidates)
+                now[digest] = named
+        return found
+
+
+def _hint(error: StoreError) -> str:
+    """What helps against what does not go away by itself."""
+    if isinstance(error, BlobDamaged):
+        return "; `mirror scrub` repairs it, or takes it out of the way"
+    if isinstance(error, RecordDamaged):
+        return "; pull or import it again, which writes a new one"
+    return ""

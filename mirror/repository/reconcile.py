@@ -8,6 +8,10 @@ Everything is repeatable and may run while the mirror works: what is put again c
 stays, and a record is only dropped after a second look at the disk. Interrupted, it has set no mark and is done again.
 Done twice, it changes nothing.
 
+What a manifest names that cannot be read at the moment would look as if nothing named it, and go first. So everything
+else is put right, but no mark is set: until the next time the disk is asked what may go. A manifest whose bytes are
+wrong names nothing (`graph/manifests.py`).
+
 One thing is put right on the disk as well: what a repository notes of a manifest stays when the manifest is evicted,
 and says nothing any more. Without an end to it, images that nobody pulls again would cost a file each for ever.
 """
@@ -24,18 +28,18 @@ from itertools import islice
 from typing import Final, TypeVar
 
 from mirror import telemetry
-from mirror.errors import BlobUnknown, IndexUnavailable, StoreError
+from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RecordDamaged, StoreError
+from mirror.graph.manifests import has_blob, manifest_of_bytes, read_stored
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import LARGEST, Manifest, ManifestMalformed, read_manifest
 from mirror.oci.reference import Repo
-from mirror.policy.records import ContentRecord, ManifestNames, ManifestRecord
+from mirror.policy.records import ContentRecord, ManifestNames
 from mirror.ports import BlobStore, Catalog, ContentIndex
-from mirror.repository.grants import named_by
+from mirror.repository.grants import granted_by
 
 __all__ = ["INCOMPLETE", "MARK", "Reconciled", "ensure", "is_whole", "reconcile"]
 
 #: The marker of an index that this code has rebuilt; another one means that it was rebuilt to other rules.
-MARK: Final = "2"
+MARK: Final = "3"
 #: The marker of an index that is known to lack something.
 INCOMPLETE: Final = "incomplete"
 
@@ -49,16 +53,13 @@ _WAITS: Final = (1.0, 2.0, 4.0, 8.0)
 #: Seconds after which a manifest that was noted and is gone is forgotten: one that is being written is left alone.
 _FORGET_AFTER: Final = 86400.0
 
-#: How a manifest is read: bytes, media type, and the algorithm that it is named by. Raises `ManifestMalformed`.
-ManifestReader = Callable[[bytes, str, str], Manifest]
-
 _Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
     """What was found: `blobs` on disk and their `bytes`, of which `added` were unknown; records `dropped`; `links`
-    from `manifests` of `repositories`; manifests `skipped` because they are damaged or gone.
+    from `manifests` of `repositories`; manifests `skipped` because they are damaged, malformed or gone.
     """
 
     blobs: int
@@ -69,10 +70,6 @@ class Reconciled:
     manifests: int
     links: int
     skipped: int
-
-
-def _read(content: bytes, media_type: str, algorithm: str) -> Manifest:
-    return read_manifest(content, media_type, algorithm=algorithm)
 
 
 async def is_whole(index: ContentIndex) -> bool:
@@ -106,10 +103,11 @@ async def reconcile(
     catalog: Catalog,
     index: ContentIndex,
     *,
-    manifests: ManifestReader = _read,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Reconciled:
-    """Go over the whole disk and put right what the index says. Raises `IndexUnavailable`, `StoreError`."""
+    """Go over the whole disk and put right what the index says. Raises `IndexUnavailable`, and `StoreError`, also after
+    all the rest was done, if a manifest could not be read.
+    """
     telemetry.log.info("reconcile.begun")
     call = _Patient(sleep)
     before = (await call(index.usage)).blobs
@@ -121,7 +119,7 @@ async def reconcile(
         total += sum(info.size for info in batch)
     after = (await call(index.usage)).blobs
     dropped = await _drop_strays(store, index, call) if after > blobs else 0
-    repositories, read, links, skipped = await _link(store, catalog, index, manifests, call)
+    repositories, read, links, skipped = await _link(store, catalog, index, call)
     await call(partial(index.set_marker, MARK))
     result = Reconciled(blobs, total, max(0, after - before), dropped, repositories, read, links, skipped)
     telemetry.log.info("reconcile.done", **{name: getattr(result, name) for name in Reconciled.__slots__})
@@ -160,82 +158,96 @@ async def _all_recorded(index: ContentIndex) -> list[Digest]:
 
 
 def _absent(store: BlobStore, digests: Iterable[Digest]) -> list[Digest]:
-    """Blocking."""
-    absent = []
-    for digest in digests:
-        try:
-            store.stat(digest)
-        except BlobUnknown:
-            absent.append(digest)
-    return absent
+    """Blocking: those that are gone for certain. Raises `StoreError`."""
+    return [digest for digest in digests if not has_blob(store, digest)]
 
 
-async def _link(
-    store: BlobStore, catalog: Catalog, index: ContentIndex, manifests: ManifestReader, call: _Patient
-) -> tuple[int, int, int, int]:
+async def _link(store: BlobStore, catalog: Catalog, index: ContentIndex, call: _Patient) -> tuple[int, int, int, int]:
     """Link to each repository what its manifests name, and tell what that is; repositories, manifests, links and
-    manifests skipped.
+    manifests skipped. Raises `StoreError` at the end if some could not be read.
     """
-    repositories = read = links = skipped = 0
+    repositories = read = links = skipped = unread = 0
+    trouble: StoreError | None = None
     async for batch in _in_thread(catalog.repositories(), 1):
         repo = batch[0]
         repositories += 1
         used: dict[Digest, float] = {}
-        async for records in _in_thread(catalog.manifests(repo), 50):
-            found = await asyncio.to_thread(_named, store, catalog, repo, records, manifests)
+        async for digests in _in_thread(catalog.manifest_digests(repo), 50):
+            found = await asyncio.to_thread(_named, store, catalog, repo, digests)
             await call(partial(index.link, repo, found.named))
             await call(partial(index.name, found.names))
             used |= found.used
             read += len(found.names)
-            skipped += len(records) - len(found.names)
+            skipped += len(digests) - len(found.names)
             links += len(found.named)
+            unread += found.unread
+            trouble = trouble or found.trouble
         # once all are named: the disk notes the use of a manifest, not that this was one of its index
         await call(partial(index.touch, used))
+    if trouble is not None:
+        raise StoreError(f"{unread} manifests could not be read, and what they name is not known: {trouble}")
     return repositories, read, links, skipped
 
 
 @dataclass(slots=True)
 class _Found:
-    """What some manifests of a repository let it serve, with sizes in bytes; what each names, and when it was used."""
+    """What some manifests of a repository let it serve, with sizes in bytes; what each names, and when it was used. How
+    many could not be read, and why the first of them.
+    """
 
     named: dict[Digest, int] = field(default_factory=dict)
     names: list[ManifestNames] = field(default_factory=list)
     used: dict[Digest, float] = field(default_factory=dict)
+    unread: int = 0
+    trouble: StoreError | None = None
 
 
-def _named(
-    store: BlobStore, catalog: Catalog, repo: Repo, records: Iterable[ManifestRecord], manifests: ManifestReader
-) -> _Found:
-    """Blocking. Those that cannot be read are left out."""
+def _named(store: BlobStore, catalog: Catalog, repo: Repo, digests: Iterable[Digest]) -> _Found:
+    """Blocking. Those that are damaged, or cannot be read, are left out."""
     found = _Found()
-    for record in records:
+    for digest in digests:
         try:
-            used_at = store.stat(record.digest).used_at
-            content = store.read(record.digest, LARGEST)
-            manifest = manifests(content, record.media_type, record.digest.algorithm)
-        except BlobUnknown:
-            # evicted, which is nothing to be told of
-            _forget(store, catalog, repo, record)
-            continue
-        except (StoreError, ManifestMalformed) as error:
-            telemetry.log.warning(
-                "reconcile.skipped", repository=str(repo), digest=str(record.digest), reason=str(error)
-            )
-            continue
-        found.names.append(ManifestNames.of(manifest))
-        found.used[record.digest] = used_at
-        for digest, size in named_by(manifest).items():
-            found.named[digest] = max(size, found.named.get(digest, -1))
+            _look_at(store, catalog, repo, digest, found)
+        except StoreError as error:
+            telemetry.log.warning("reconcile.skipped", repository=str(repo), digest=str(digest), reason=str(error))
+            if not isinstance(error, (BlobDamaged, RecordDamaged)):
+                found.unread += 1
+                found.trouble = found.trouble or error
     return found
 
 
-def _forget(store: BlobStore, catalog: Catalog, repo: Repo, record: ManifestRecord) -> None:
-    """Blocking: drop the note of a manifest that is gone, unless it has come back meanwhile."""
-    age = time.time() - record.fetched_at
-    if age < _FORGET_AFTER or catalog.get_manifest(repo, record.digest) != record:
+def _look_at(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest, found: _Found) -> None:
+    """Blocking. Raises `StoreError`, `BlobDamaged`, `RecordDamaged`."""
+    try:
+        used_at = store.stat(digest).used_at
+    except BlobUnknown:
+        # evicted, which is nothing to be told of
+        _forget(store, catalog, repo, digest)
         return
-    if _absent(store, [record.digest]):
-        catalog.drop_manifest(repo, record.digest)
+    try:
+        stored = read_stored(store, catalog, repo, digest)
+    except RecordDamaged as error:
+        # it grants nothing, but what the manifest names stays for as long as its bytes do
+        telemetry.log.warning("reconcile.skipped", repository=str(repo), digest=str(digest), reason=str(error))
+        stored = None
+        manifest = manifest_of_bytes(store, digest)
+    else:
+        manifest = stored.manifest if stored else None
+    if manifest is None:
+        return
+    found.names.append(ManifestNames.of(manifest))
+    found.used[digest] = used_at
+    for one, size in granted_by(stored).items() if stored else ():
+        found.named[one] = max(size, found.named.get(one, -1))
+
+
+def _forget(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> None:
+    """Blocking: drop the note of a manifest that is gone, unless it has come back meanwhile. Raises `StoreError`."""
+    record = catalog.get_manifest(repo, digest)
+    if record is None or time.time() - record.fetched_at < _FORGET_AFTER:
+        return
+    if not has_blob(store, digest) and catalog.get_manifest(repo, digest) == record:
+        catalog.drop_manifest(repo, digest)
 
 
 async def _in_thread(items: Iterable[_Item], size: int) -> AsyncIterator[list[_Item]]:

@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from mirror.errors import StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
 from mirror.once import Once
 from mirror.ports import BlobStore, Catalog
 from mirror.repository.hot import Hot
-from mirror.repository.stored import stored_manifest
+from mirror.repository.stored import manifest_to_serve
 
 __all__ = ["Referring"]
 
@@ -40,7 +39,10 @@ class Referring:
         self._read: Hot[Repo, tuple[float, _Seen]] = Hot(32 << 20, lambda read: 512 + 768 * len(read[1]))
 
     async def to(self, repo: Repo, digest: Digest) -> list[Descriptor] | None:
-        """Descriptors of the manifests whose subject is `digest`, sorted by digest; None: nothing at all is here."""
+        """Descriptors of the manifests whose subject is `digest`, sorted by digest; None: nothing at all is here.
+
+        Raises `StoreError` if a manifest cannot be read: a list without it would say that there is no signature.
+        """
         read = self._read.get(repo)
         if read is None or not read[0] <= self._now() < read[0] + _READ_EVERY:
             before = read[1] if read else {}
@@ -61,12 +63,10 @@ class Referring:
         return seen
 
     def _look_at(self, repo: Repo, digest: Digest) -> tuple[Digest | None, Descriptor] | None:
-        try:
-            manifest = stored_manifest(self._store, self._catalog, repo, digest)
-        except StoreError:
+        stored = manifest_to_serve(self._store, self._catalog, repo, digest)
+        if stored is None:
             return None
-        if manifest is None:
-            return None
+        manifest = stored.manifest
         if manifest.subject is None:
             return None, manifest.descriptor
         return manifest.subject.digest, replace(manifest.descriptor, annotations=_annotations(manifest))

@@ -27,13 +27,14 @@ from itertools import dropwhile, islice
 from typing import Any, Final, Protocol
 
 from mirror import telemetry
-from mirror.errors import BlobUnknown, MirrorError, RequestError, StoreError
+from mirror.errors import BlobDamaged, BlobUnknown, MirrorError, RequestError, StoreError
+from mirror.graph.manifests import has_blob, manifest_of_bytes
 from mirror.oci.digest import Digest, hasher
-from mirror.oci.manifest import Descriptor
+from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.pacing import Pace
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog, SupportsReadOnce
-from mirror.repository.closure import Node, Role, read_closure, read_stored_manifest
+from mirror.repository.closure import Node, Role, read_closure
 from mirror.repository.router import Router
 from mirror.repository.shelf import Shelf
 from mirror.threads import to_its_end
@@ -350,12 +351,12 @@ async def scrub_image(
     while True:
         closure = await asyncio.to_thread(read_closure, store, catalog, repo, root)
         # a damaged manifest looks like one that nobody pulled
-        fresh = [node for node in closure.nodes if node.digest not in seen and _is_here(store, node.digest)]
+        fresh = [node for node in closure.nodes if node.digest not in seen and has_blob(store, node.digest)]
         for node in fresh:
             seen.add(node.digest)
             await scrub.check(node.digest, progress)
         await scrub.mend(progress)
-        missing = [node for node in closure.missing if not _is_here(store, node.digest)]
+        missing = [node for node in closure.missing if not has_blob(store, node.digest)]
         brought = [
             node
             for node in missing
@@ -364,14 +365,6 @@ async def scrub_image(
         # a manifest that came back names what was not known before
         if not fresh and not brought:
             return missing
-
-
-def _is_here(store: BlobStore, digest: Digest) -> bool:
-    try:
-        store.stat(digest)
-    except BlobUnknown:
-        return False
-    return True
 
 
 def fetching_through(router: Router, shelf: Shelf) -> Callable[[Owner, Digest], Awaitable[None]]:
@@ -393,7 +386,9 @@ def fetching_through(router: Router, shelf: Shelf) -> Callable[[Owner, Digest], 
 
 
 def owners_of(catalog: Catalog, store: BlobStore, digests: Collection[Digest]) -> dict[Digest, list[Owner]]:
-    """Blocking: which repositories name these blobs, a few for each. Reads every manifest that is here."""
+    """Blocking: which repositories name these blobs, a few for each. Reads every manifest that is here. Raises
+    `StoreError` if one cannot be read: it may be the only one that needs a blob.
+    """
     wanted = set(digests)
     found: dict[Digest, list[Owner]] = {}
 
@@ -403,33 +398,55 @@ def owners_of(catalog: Catalog, store: BlobStore, digests: Collection[Digest]) -
             owners.append(owner)
 
     for repo in catalog.repositories():
-        for record in catalog.manifests(repo):
-            if record.digest in wanted:
-                add(record.digest, Owner(repo, True))
-            manifest = read_stored_manifest(store, catalog, repo, record.digest)
+        for each in catalog.manifest_digests(repo):
+            if each in wanted:
+                add(each, Owner(repo, True))
+            manifest = _unless_damaged(store, each)
             for blob in manifest.blobs if manifest else ():
                 if blob.digest in wanted:
                     add(blob.digest, Owner(repo, False))
     return found
 
 
+def _unless_damaged(store: BlobStore, digest: Digest) -> Manifest | None:
+    """A damaged one is for the scrub to find: until then nobody can know what it named."""
+    try:
+        return manifest_of_bytes(store, digest)
+    except BlobDamaged:
+        return None
+
+
 def dangling_records(catalog: Catalog, store: BlobStore) -> Iterator[str]:
-    """Blocking: tags without their manifest and manifests without their bytes, in words for people.
+    """Blocking: tags without their manifest, manifests without their bytes, and records that cannot be read, in words
+    for people. Raises `StoreError` if something cannot be listed.
 
     They are harmless: with an upstream the next pull mends them.
     """
     for repo in catalog.repositories():
-        for record in catalog.manifests(repo):
-            try:
-                store.stat(record.digest)
-            except BlobUnknown:
-                yield f"{repo}@{record.digest}: its manifest is gone"
+        for digest in catalog.manifest_digests(repo):
+            if trouble := _trouble_with_manifest(catalog, store, repo, digest):
+                yield f"{repo}@{digest}: {trouble}"
         for tag in catalog.tags(repo):
-            pointer = catalog.get_tag(repo, tag)
-            if pointer is None:
-                yield f"{repo}:{tag}: the record of the tag cannot be read"
-            elif catalog.get_manifest(repo, pointer.digest) is None:
-                yield f"{repo}:{tag}: points to {pointer.digest}, which is not here"
+            if trouble := _trouble_with_tag(catalog, repo, tag):
+                yield f"{repo}:{tag}: {trouble}"
+
+
+def _trouble_with_manifest(catalog: Catalog, store: BlobStore, repo: Repo, digest: Digest) -> str | None:
+    try:
+        catalog.get_manifest(repo, digest)
+        return None if has_blob(store, digest) else "its manifest is gone"
+    except StoreError as error:
+        return str(error)
+
+
+def _trouble_with_tag(catalog: Catalog, repo: Repo, tag: str) -> str | None:
+    try:
+        pointer = catalog.get_tag(repo, tag)
+        if pointer is None or catalog.get_manifest(repo, pointer.digest) is not None:
+            return None
+    except StoreError as error:
+        return str(error)
+    return f"points to {pointer.digest}, which is not here"
 
 
 # ----------------------------------------------------------------------------------------------------- on a schedule

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from mirror.errors import BlobDamaged, BlobUnknown, ManifestUnknown, NameUnknown, StoreError, UpstreamDenied
+from mirror.graph.manifests import has_blob
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Reference, Repo
@@ -26,9 +27,9 @@ from mirror.policy.records import TagRecord
 from mirror.ports import BlobInfo, BlobReader, Body
 from mirror.repository.ahead import Fetching
 from mirror.repository.content import ManifestAnswer, Outcome, Passing, StoredContent
-from mirror.repository.grants import named_by
+from mirror.repository.grants import granted_by
 from mirror.repository.shelf import LOOK_EVERY, BlobStat, HotTag, Listing, Shelf, page_of
-from mirror.repository.stored import indexes_naming, set_aside, stored_manifest
+from mirror.repository.stored import indexes_naming, manifest_to_serve, set_aside
 
 __all__ = ["SealedRepository"]
 
@@ -76,6 +77,8 @@ class SealedRepository:
     def _look(self, tag: str) -> HotTag | None:
         """Blocking: what the tag answers, however old that is; a freeze goes before what it was known to point to.
 
+        Raises `StoreError` if either cannot be read: such a tag is not one that is not here.
+
         Minimum ages count for nothing: whoever imports has said what is to be served.
         """
         now = self._shelf.now()
@@ -97,12 +100,13 @@ class SealedRepository:
         return found
 
     async def _load(self, digest: Digest) -> Manifest | None:
-        stored = await asyncio.to_thread(stored_manifest, self._shelf.store, self._shelf.catalog, self.repo, digest)
-        if stored:
-            # whoever has the manifest may have its blobs: other processes may not know that yet
-            await self._shelf.grants.give(self.repo, named_by(stored))
-            await self._shelf.named(stored)
-        return stored
+        stored = await asyncio.to_thread(manifest_to_serve, self._shelf.store, self._shelf.catalog, self.repo, digest)
+        if stored is None:
+            return None
+        # whoever has the manifest may have its blobs: other processes may not know that yet
+        await self._shelf.grants.give(self.repo, granted_by(stored))
+        await self._shelf.named(stored.manifest)
+        return stored.manifest
 
     async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
         """Nothing is ever fetched: what memory alone has left of it is not here. Raises like `manifest`."""
@@ -123,11 +127,9 @@ class SealedRepository:
 
     def holds(self, digest: Digest) -> bool:
         """As `ProxiedRepository.holds`."""
-        try:
-            self._shelf.store.stat(digest)
-        except BlobUnknown:
-            return False
-        return True
+        with suppress(StoreError):
+            return has_blob(self._shelf.store, digest)
+        return False
 
     def awaits(self, digest: Digest) -> bool:
         """Nothing is ever fetched."""
@@ -212,7 +214,7 @@ class SealedRepository:
 
     def _has_manifests(self) -> bool:
         """Blocking."""
-        return any(True for _ in self._shelf.catalog.manifests(self.repo))
+        return any(True for _ in self._shelf.catalog.manifest_digests(self.repo))
 
     def _unknown(self) -> NameUnknown:
         self._shelf.misses.repository()

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, TypeVar
 from mirror import telemetry
 from mirror.behalf import for_caller
 from mirror.errors import BlobDamaged, BlobTooLarge, StoreError
+from mirror.graph.manifests import has_blob
 from mirror.memo import MISSING, Memo
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
@@ -218,9 +219,20 @@ class Shelf:
         await asyncio.wait({self._behind(self.arrived(info))}, timeout=_PATIENCE)
 
     async def named(self, manifest: Manifest) -> None:
-        """A manifest is here: what it names only goes together with it."""
+        """A manifest is here: what it names only goes together with it, and what it embeds is here as well."""
         telling = self._behind(self.name(ManifestNames.of(manifest), len(manifest.content)))
         await asyncio.wait({telling}, timeout=_PATIENCE)
+        for blob in manifest.blobs:
+            if blob.data is not None:
+                await self.put_embedded(blob.digest, blob.data)
+
+    async def put_embedded(self, digest: Digest, content: bytes) -> None:
+        """A blob of which a manifest holds the bytes: a registry need not have it (image-spec, "Embedded Content")."""
+        try:
+            if not await asyncio.to_thread(has_blob, self.store, digest):
+                await self.landed(await self.write(self.store.put, digest, content))
+        except StoreError as error:
+            self.went_uncached(error, digest)
 
     @asynccontextmanager
     async def alone(self, key: str) -> AsyncIterator[None]:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from mirror import telemetry
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
+from mirror.graph.manifests import StoredManifest, read_stored
 from mirror.oci.digest import Digest, hasher
-from mirror.oci.manifest import INDEXES, LARGEST, Manifest, ManifestMalformed, read_manifest
+from mirror.oci.manifest import INDEXES
 from mirror.oci.reference import Repo
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog
 
-__all__ = ["doubt", "hashes_to", "indexes_naming", "is_right", "set_aside", "stored_manifest"]
+__all__ = ["doubt", "hashes_to", "indexes_naming", "is_right", "manifest_to_serve", "set_aside"]
 
 
-def stored_manifest(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> Manifest | None:
-    """Blocking: the manifest, if this repository has it and its bytes are right. Raises `StoreError`."""
-    record = catalog.get_manifest(repo, digest)
-    content = _content(store, digest) if record else None
-    if record is None or content is None:
-        return None
+def manifest_to_serve(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> StoredManifest | None:
+    """Blocking: the manifest, if this repository has it and its bytes are right. One that is damaged is set aside, and
+    absent from then on.
+
+    Raises `StoreError` if it cannot be told whether it is here, `BlobUnreadable` if the disk does not give it.
+    """
     try:
-        return read_manifest(content, record.media_type, algorithm=digest.algorithm)
-    except ManifestMalformed:
+        return read_stored(store, catalog, repo, digest)
+    except BlobDamaged:
+        doubt(store, digest)
         return None
 
 
@@ -28,27 +30,10 @@ def indexes_naming(store: BlobStore, catalog: Catalog, repo: Repo, digest: Diges
     """Blocking: the indexes of this repository that are here and name this manifest. Raises `StoreError`."""
     found = []
     for record in catalog.manifests(repo):
-        manifest = stored_manifest(store, catalog, repo, record.digest) if record.media_type in INDEXES else None
-        if manifest and any(child.digest == digest for child in manifest.manifests):
+        stored = manifest_to_serve(store, catalog, repo, record.digest) if record.media_type in INDEXES else None
+        if stored and any(child.digest == digest for child in stored.manifest.manifests):
             found.append(record.digest)
     return found
-
-
-def _content(store: BlobStore, digest: Digest) -> bytes | None:
-    try:
-        if store.stat(digest).size > LARGEST:
-            # somebody asks for a layer as if it were a manifest
-            return None
-        return store.read(digest, LARGEST)
-    except BlobUnknown:
-        return None
-    except (BlobDamaged, BlobUnreadable):
-        doubt(store, digest)
-        return None
-    except StoreError as error:
-        # this time it could not be looked at, for want of descriptors perhaps; that says nothing about it
-        telemetry.log.warning("could not read a blob", digest=str(digest), reason=str(error))
-        return None
 
 
 def set_aside(store: BlobStore, digest: Digest) -> None:

@@ -6,6 +6,9 @@
     not fresh, upstream slow   likewise, after some seconds; upstream's answer is for those who come later
     unknown                    upstream is asked, by HEAD, which costs nothing on Docker Hub
 
+A tag whose record cannot be read at the moment is none of these: 503. Nobody knows what it answered, nor how long it
+may still be believed; only a record that makes no sense counts as none, for upstream's answer replaces it.
+
 Before these comes a freeze: then upstream is not asked. After them comes the route's minimum age: what upstream says
 may be too new to be served (`tag_history.py`).
 """
@@ -24,6 +27,7 @@ from mirror.errors import (
     CredentialsRefused,
     HeldBack,
     ManifestUnknown,
+    RecordDamaged,
     StoreError,
     UpstreamInvalid,
     UpstreamNotKnown,
@@ -98,7 +102,7 @@ class TagAnswers:
 
     async def _meanwhile(self, tag: str) -> HotTag | None:
         """What can be said while upstream takes its time; None: nothing. Too new an answer is held back here, too."""
-        record = await asyncio.to_thread(self._shelf.catalog.get_tag, self._repo, tag)
+        record = await asyncio.to_thread(self._known, tag)
         if record is None:
             return None
         if self._is_fresh(record):
@@ -109,6 +113,17 @@ class TagAnswers:
         found = await self._aged(tag, self._hot(record, Outcome.STALE))
         self._keep_hot(tag, found)
         return found
+
+    def _known(self, tag: str) -> TagRecord | None:
+        """Blocking: what the tag was last seen to point to. Raises `StoreError` if that cannot be told: a tag that
+        cannot be read is not one that nobody has asked for.
+        """
+        try:
+            return self._shelf.catalog.get_tag(self._repo, tag)
+        except RecordDamaged as error:
+            # upstream's answer replaces it
+            telemetry.log.warning("a tag's record is damaged", repository=str(self._repo), tag=tag, reason=str(error))
+            return None
 
     def _log_stale(self, record: TagRecord, reason: str) -> None:
         telemetry.log.warning(
@@ -143,7 +158,7 @@ class TagAnswers:
 
     async def _revalidate_now(self, tag: str) -> HotTag:
         async with self._shelf.alone(f"tag {self._repo}:{tag}"):
-            record = await asyncio.to_thread(self._shelf.catalog.get_tag, self._repo, tag)
+            record = await asyncio.to_thread(self._known, tag)
             return await self._revalidate(tag, record)
 
     async def _decide(self, tag: str, ask: Callable[[str], Awaitable[HotTag]]) -> HotTag:
@@ -177,14 +192,14 @@ class TagAnswers:
 
     async def _refresh(self, tag: str) -> HotTag:
         """One process at a time asks upstream for a tag; the others find its answer on the disk."""
-        record = await asyncio.to_thread(self._shelf.catalog.get_tag, self._repo, tag)
+        record = await asyncio.to_thread(self._known, tag)
         if record and self._is_fresh(record):
             return self._hot(record, Outcome.HIT)
         # a «not known» has dropped the record: if there is one, an import has brought the tag since
         if record is None and await self._shelf.is_unknown(self._key(tag)):
             raise ManifestUnknown(f"{self._repo} has no tag {tag}")
         async with self._shelf.alone(f"tag {self._repo}:{tag}"):
-            record = await asyncio.to_thread(self._shelf.catalog.get_tag, self._repo, tag)
+            record = await asyncio.to_thread(self._known, tag)
             if record and self._is_fresh(record):
                 return self._hot(record, Outcome.HIT)
             return await self._revalidate(tag, record)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mirror import telemetry
-from mirror.errors import StoreError
+from mirror.errors import RecordDamaged, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.history import MOST, AgeRule, Choice, choose, has_moved, learned, recalled, trimmed
@@ -114,7 +114,11 @@ class TagHistories:
         return choose(history, rule, now, lambda digest: self._here_since(repo, digest))
 
     def _here_since(self, repo: Repo, digest: Digest) -> float | None:
-        record = self.catalog.get_manifest(repo, digest)
+        try:
+            record = self.catalog.get_manifest(repo, digest)
+        except RecordDamaged:
+            # since when is lost; then its first sighting counts, which is no earlier
+            return None
         return None if record is None else record.fetched_at
 
     def _served(self, repo: Repo, tag: str, history: Sequence[Sighting], rule: AgeRule) -> set[Digest]:
@@ -127,4 +131,6 @@ class TagHistories:
                 served.add(freeze.digest)
         except StoreError as error:
             telemetry.log.warning("a freeze cannot be read", repository=str(repo), tag=tag, reason=str(error))
+            # it may be at any of them
+            served.update(one.digest for one in history)
         return served

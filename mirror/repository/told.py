@@ -17,9 +17,9 @@ from mirror.policy.pins import PinRule
 from mirror.policy.records import Pin
 from mirror.policy.unread import UnreadNote
 from mirror.ports import BlobStore, Catalog
-from mirror.repository.closure import Closure, read_closure
+from mirror.repository.closure import Closure, shown_closure
 from mirror.repository.overview import ImageHere, Whole
-from mirror.repository.pins import PinnedImage, images_of
+from mirror.repository.pins import PinnedImage, images_of, shown_root
 from mirror.repository.unread import Subjects, unread_json
 
 __all__ = [
@@ -102,7 +102,7 @@ def pin_json(image: PinnedImage) -> dict[str, Any]:
 
 def new_pin_json(pin: Pin, store: BlobStore, catalog: Catalog, now: float) -> dict[str, Any]:
     """Blocking: a pin that was set a moment ago, and how much of its image is here. Raises `StoreError`."""
-    [image] = images_of([pin], {}, (), catalog, now)
+    [image] = images_of([pin], {}, (), catalog, now, root=shown_root)
     return _with_state(image, store, catalog)
 
 
@@ -121,7 +121,7 @@ def pins_json(
     With `state` how much of each image is here, for which all its manifests are read. Raises `StoreError`.
     """
     known = subjects.known(unread)
-    images = images_of(pins, known, rules, catalog, now)
+    images = images_of(pins, known, rules, catalog, now, root=shown_root)
     over = [
         PinnedImage(one.repo, one.reference, None, one.reason, one.since, one.until)
         for one in pins
@@ -140,7 +140,7 @@ def _by_name(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _with_state(image: PinnedImage, store: BlobStore, catalog: Catalog) -> dict[str, Any]:
     """Blocking: for programs, for people, and the digests that are missing."""
-    closure = None if image.root is None else read_closure(store, catalog, image.repo, image.root)
+    closure = None if image.root is None else shown_closure(store, catalog, image.repo, image.root)
     if closure is None:
         state, summary = "absent", "not here yet; it stays once it was pulled"
     elif closure.complete:

@@ -86,7 +86,8 @@ def from_disk(
 ) -> tuple[list[Victim], bool]:
     """Blocking: the same by what the disk knows of uses, and `touches` that it does not know yet. Raises `StoreError`.
 
-    Keeps in memory what manifests name, but of other blobs only those that are to go.
+    Keeps in memory what manifests name, but of other blobs only those that are to go. A manifest that cannot be read
+    raises: what it names would look loose.
     """
     manifests = names.everywhere()
     parents = Counter(child for each in manifests.values() for child in {*each.manifests, *each.blobs})

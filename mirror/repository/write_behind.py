@@ -91,7 +91,12 @@ class WriteBehind:
         """Blobs were dropped: their records go, except of one that was fetched again in the very moment."""
         try:
             await self._index.drop(digests)
-            again = await asyncio.to_thread(self.present, digests)
+            try:
+                again = await asyncio.to_thread(self.present, digests)
+            except StoreError:
+                # one may be here again: the next flush looks once more
+                self._untold.update(dict.fromkeys(digests))
+                return
             if again:
                 await self._index.put(again)
         except IndexUnavailable as error:
@@ -160,7 +165,7 @@ class WriteBehind:
         self._touches = dict(islice(merged.items(), max(0, len(merged) - _MOST_TOUCHES), None))
 
     def present(self, digests: list[Digest]) -> list[ContentRecord]:
-        """Blocking: of those that are on disk, as the disk has them."""
+        """Blocking: of those that are on disk, as the disk has them. Raises `StoreError` if that cannot be told."""
         found = []
         for digest in digests:
             try:

@@ -1,24 +1,31 @@
 """Tags, their histories and manifest links as small files beside the blobs: the truth about what each repository has.
 
-A record is replaced by a rename, so a reader sees the old or the new one. Readers need no lock. A file that does not
-parse (cut by an old crash, or foreign) counts as absent.
+A record is replaced by a rename, so a reader sees the old or the new one. Readers need no lock.
+
+    no file                          None: there is no such record, for certain
+    a file that the disk refuses     StoreError: there may be one
+    a file that makes no sense       RecordDamaged: cut by an old crash, or foreign; of a history it counts as none,
+                                     for only the next sighting can write a new one
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
-from mirror.errors import RequestError
+from mirror.errors import RecordDamaged, RequestError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, check_name, check_registry, check_tag
 from mirror.policy.records import ManifestRecord, Sighting, TagRecord, read_history, write_history
-from mirror.store.files import Unsynced, make_folder, store_errors, write_whole
+from mirror.store.files import ABSENT, Unsynced, make_folder, store_errors, write_whole
 from mirror.store.layout import Layout, digest_from
 
 __all__ = ["LocalCatalog"]
+
+T = TypeVar("T")
 
 
 class LocalCatalog:
@@ -29,8 +36,8 @@ class LocalCatalog:
         self._unsynced = Unsynced()
 
     def get_tag(self, repo: Repo, tag: str) -> TagRecord | None:
-        text = _read(self._layout.tags(repo) / tag)
-        return None if text is None else TagRecord.from_json(tag, text)
+        path = self._layout.tags(repo) / tag
+        return _record(path, lambda text: TagRecord.from_json(tag, text), f"the record of the tag {repo}:{tag}")
 
     def put_tag(self, repo: Repo, record: TagRecord) -> None:
         self._write(self._layout.tags(repo), record.tag, record.to_json())
@@ -42,15 +49,16 @@ class LocalCatalog:
         return sorted(_names(self._layout.tags(repo)))
 
     def get_history(self, repo: Repo, tag: str) -> tuple[Sighting, ...]:
-        text = _read(self._layout.history(repo) / tag)
+        text = _read(self._layout.history(repo) / tag, f"the history of the tag {repo}:{tag}")
         return () if text is None else read_history(text)
 
     def put_history(self, repo: Repo, tag: str, sightings: Sequence[Sighting]) -> None:
         self._write(self._layout.history(repo), tag, write_history(sightings))
 
     def get_manifest(self, repo: Repo, digest: Digest) -> ManifestRecord | None:
-        text = _read(self._layout.manifests(repo) / f"{digest.algorithm}-{digest.hex}")
-        return None if text is None else ManifestRecord.from_json(digest, text)
+        path = self._layout.manifests(repo) / f"{digest.algorithm}-{digest.hex}"
+        what = f"the record of the manifest {repo}@{digest}"
+        return _record(path, lambda text: ManifestRecord.from_json(digest, text), what)
 
     def put_manifest(self, repo: Repo, record: ManifestRecord) -> None:
         name = f"{record.digest.algorithm}-{record.digest.hex}"
@@ -61,9 +69,10 @@ class LocalCatalog:
 
     def manifests(self, repo: Repo) -> Iterable[ManifestRecord]:
         for digest in self.manifest_digests(repo):
-            record = self.get_manifest(repo, digest)
-            if record:
-                yield record
+            with suppress(RecordDamaged):
+                record = self.get_manifest(repo, digest)
+                if record:
+                    yield record
 
     def manifest_digests(self, repo: Repo) -> Iterable[Digest]:
         for name in _names(self._layout.manifests(repo)):
@@ -110,12 +119,26 @@ class LocalCatalog:
                 os.close(descriptor)
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: Path, what: str) -> bytes | None:
+    """The file's content; None: there is no file, for certain. Raises `StoreError` if that cannot be told."""
     try:
         return path.read_bytes()
-    except OSError:
-        # an unreadable record is asked for again, like an absent one
+    except OSError as error:
+        if error.errno in ABSENT:
+            return None
+        with store_errors(f"reading {what}"):
+            raise
+
+
+def _record(path: Path, parse: Callable[[bytes], T | None], what: str) -> T | None:
+    """Raises `RecordDamaged` for content that makes no sense, `StoreError`."""
+    text = _read(path, what)
+    if text is None:
         return None
+    record = parse(text)
+    if record is None:
+        raise RecordDamaged(f"{what} is damaged")
+    return record
 
 
 def _drop(path: Path) -> None:
@@ -127,8 +150,9 @@ def _must_be_absent(error: OSError) -> None:
     """A folder that goes away meanwhile is as good as empty. Raises `StoreError` for one that the disk does not give:
     whoever lists would take a part for the whole.
     """
-    with store_errors("listing records of the catalog"), suppress(FileNotFoundError, NotADirectoryError):
-        raise error
+    if error.errno not in ABSENT:
+        with store_errors("listing records of the catalog"):
+            raise error
 
 
 def _names(folder: Path) -> Iterator[str]:

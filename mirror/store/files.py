@@ -13,13 +13,26 @@ from typing import Final
 
 from mirror.errors import StoreError, StoreFull
 
-__all__ = ["Unsynced", "make_folder", "store_errors", "sync_folder", "write_all", "write_lightly", "write_whole"]
+__all__ = [
+    "ABSENT",
+    "Unsynced",
+    "make_folder",
+    "store_errors",
+    "sync_folder",
+    "write_all",
+    "write_lightly",
+    "write_whole",
+]
 
 #: Makes the names in a folder durable, now or later.
 Sync = Callable[[Path], None]
 
 #: The disk, a quota, or the file system's own limits: eviction may help, and the pull goes on without the store.
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+
+#: What says for certain that there is no such file: a name that no file can have says it as well. All else (no
+#: descriptors, EIO, no permission) says only that we could not look.
+ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
 from mirror.policy.quarantine import Aside
 from mirror.ports import BlobInfo, BlobReader, Body, SupportsFileno
 from mirror.store import quarantine
-from mirror.store.files import Unsynced, make_folder, store_errors, sync_folder, write_whole
+from mirror.store.files import ABSENT, Unsynced, make_folder, store_errors, sync_folder, write_whole
 from mirror.store.layout import LAYOUT, Layout, digest_from, digest_of_ingest, state_of
 from mirror.store.locks import is_locked, open_lock
 from mirror.store.pump import pump
@@ -164,7 +164,7 @@ class LocalStore:
         try:
             found = os.lstat(self.layout.blob(digest))
         except OSError as error:
-            raise BlobUnknown(f"{digest} is not in the store") from error
+            raise _not_found(digest, error) from error
         if not modes.S_ISREG(found.st_mode):
             raise BlobUnknown(f"{digest} is not in the store")
         return BlobInfo(digest, found.st_size, max(found.st_atime, found.st_mtime))
@@ -173,11 +173,7 @@ class LocalStore:
         try:
             descriptor = _open_quietly(self.layout.blob(digest))
         except OSError as error:
-            if error.errno == errno.EIO:
-                raise BlobUnreadable(f"opening {digest}: {os.strerror(error.errno)}") from error
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise StoreError(f"opening {digest}: {os.strerror(error.errno)}") from error
-            raise BlobUnknown(f"{digest} is not in the store") from error
+            raise _not_found(digest, error) from error
         reader = LocalReader(descriptor)
         found = os.fstat(descriptor)
         if not modes.S_ISREG(found.st_mode):
@@ -268,7 +264,7 @@ class LocalStore:
                     digest = digest_from(f"{algorithm}-{entry.name}") if len(entry.name) == length else None
                     if digest is None or digest.hex[:2] != folder.name:
                         continue
-                    with suppress(OSError):
+                    with store_errors("listing blobs"), suppress(FileNotFoundError):
                         if entry.is_file(follow_symlinks=False):
                             found = entry.stat(follow_symlinks=False)
                             yield BlobInfo(digest, found.st_size, max(found.st_atime, found.st_mtime))
@@ -277,6 +273,15 @@ class LocalStore:
         with store_errors("asking for free space"):
             disk = os.statvfs(self.layout.root)
         return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+
+
+def _not_found(digest: Digest, error: OSError) -> BlobUnknown | StoreError:
+    """Whether the blob is absent for certain, or could not be looked at."""
+    # ELOOP: a symbolic link in its place, which O_NOFOLLOW refuses, is none of ours
+    if error.errno in ABSENT or error.errno == errno.ELOOP:
+        return BlobUnknown(f"{digest} is not in the store")
+    kind = BlobUnreadable if error.errno == errno.EIO else StoreError
+    return kind(f"opening {digest}: {os.strerror(error.errno or 0)}")
 
 
 def _open_quietly(path: str) -> int:

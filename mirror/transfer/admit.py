@@ -6,18 +6,32 @@
 
 A tag is the last that is written, so an image is either as it was or whole. What is here already is passed over; that
 is how an interrupted import goes on. A running mirror may fill the same blobs meanwhile: the store's lock decides who.
+
+A repository may serve what the source brought for it. That a manifest names a blob proves nothing here: no registry has
+checked it, and the bytes may be here for a private image. So a blob that is not in the source counts as absent, unless
+the repository may serve it already, or a signed inventory says that the other side left it out; and a manifest that is
+taken in without it (`partial`) does not grant it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from mirror.errors import BlobDamaged, BlobUnknown, BundleError, IndexUnavailable, StoreError, StoreFull
+from mirror.errors import (
+    BlobDamaged,
+    BlobUnknown,
+    BundleError,
+    IndexUnavailable,
+    RecordDamaged,
+    StoreError,
+    StoreFull,
+)
+from mirror.graph.manifests import StoredManifest
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_manifest
 from mirror.oci.reference import Repo
@@ -26,7 +40,7 @@ from mirror.policy.records import ContentRecord, ManifestNames, ManifestRecord, 
 from mirror.policy.sizes import format_size
 from mirror.ports import BlobStore, Catalog, ContentIndex, Ingest
 from mirror.repository.flights import Reservation, Room
-from mirror.repository.grants import named_by
+from mirror.repository.grants import granted_by, named_by
 from mirror.repository.names import NamesOnDisk
 from mirror.repository.stored import set_aside
 from mirror.repository.tag_history import TagHistories
@@ -34,7 +48,7 @@ from mirror.threads import to_its_end
 from mirror.transfer.inventory import ListedImage
 from mirror.transfer.layout_source import FileBody
 
-__all__ = ["Admitted", "Plan", "PlannedImage", "Site", "Source", "Told", "admit", "plan_images"]
+__all__ = ["Admitted", "MayServe", "Plan", "PlannedImage", "Site", "Source", "Told", "admit", "plan_images"]
 
 #: Called with the number of bytes that were read since; what it raises ends the work.
 Told = Callable[[int], None]
@@ -50,11 +64,18 @@ _LOOK: Final = 0.05
 _STUCK: Final = 120.0
 
 
+#: Whether a repository may serve a blob already. Blocking; raises `StoreError` if that cannot be told.
+MayServe = Callable[[Repo, Digest], bool]
+
+
 class Source(Protocol):
     """Where bytes come from. Every call may raise `BundleError`."""
 
     def size(self, digest: Digest) -> int | None:
         """The blob's bytes; None where it is not in here."""
+
+    def vouches(self, digest: Digest) -> bool:
+        """Whether the repository of its images has this blob, so that whoever may have these may have it."""
 
     def manifest(self, digest: Digest) -> bytes | None:
         """A small blob, verified; None where it is not in here."""
@@ -82,18 +103,22 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class PlannedImage:
-    """`manifests` children before parents; `blobs` are sizes in bytes (-1 where nobody says it)."""
+    """`manifests` children before parents; `blobs` are sizes in bytes (-1 where nobody says it). `proven` are the blobs
+    that its repository may serve, `embedded` those whose bytes a manifest holds.
+    """
 
     image: ListedImage
     source: Source
     manifests: tuple[Descriptor, ...]
     blobs: Mapping[Digest, int]
+    proven: frozenset[Digest]
+    embedded: Mapping[Digest, bytes]
 
 
 @dataclass(slots=True)
 class Plan:
-    """What would be taken in. `absent` are blobs that are neither in the source nor here, with the name of an image
-    that needs each; `refused` are images that cannot be taken, and why.
+    """What would be taken in. `absent` are blobs that are neither in the source, nor here for the repository that needs
+    them, with the name of an image that does; `refused` are images that cannot be taken, and why.
     """
 
     images: list[PlannedImage] = field(default_factory=list)
@@ -115,7 +140,8 @@ class Plan:
         problems = [f"{name}: {reason}" for name, reason in self.refused.items()]
         if not partial:
             problems += [
-                f"{name}: {digest} is neither in it nor in this mirror" for digest, name in self.absent.items()
+                f"{name}: {digest} is neither in it nor in this mirror for that repository"
+                for digest, name in self.absent.items()
             ]
         if problems:
             more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
@@ -142,14 +168,21 @@ class Admitted:
 
 
 def plan_images(
-    images: Iterable[tuple[ListedImage, Source]], store: BlobStore, *, pass_over_damaged: bool = False
+    images: Iterable[tuple[ListedImage, Source]],
+    store: BlobStore,
+    *,
+    may_serve: MayServe,
+    left_out: Collection[Digest] = (),
+    pass_over_damaged: bool = False,
 ) -> Plan:
     """Blocking: read every manifest, and compare what they say with what the sources have. Writes nothing.
 
-    A blob of another size than its descriptor says refuses the image, or with `pass_over_damaged` is one that `admit`
-    will find to be wrong.
+    `may_serve` says whether a repository may serve a blob already, and raises `StoreError` if that cannot be told;
+    `left_out` are the blobs of which a signed inventory says that this side has them. A blob of another size than its
+    descriptor says refuses the image, or with `pass_over_damaged` is one that `admit` will find to be wrong. Raises
+    `StoreError`.
     """
-    planning = _Planning(store, pass_over_damaged)
+    planning = _Planning(store, may_serve, frozenset(left_out), pass_over_damaged)
     for image, source in images:
         try:
             planning.plan.images.append(planning.image(image, source))
@@ -168,9 +201,13 @@ class _Read:
 
 
 class _Planning:
-    def __init__(self, store: BlobStore, pass_over_damaged: bool) -> None:
+    def __init__(
+        self, store: BlobStore, may_serve: MayServe, left_out: frozenset[Digest], pass_over_damaged: bool
+    ) -> None:
         self.plan = Plan()
         self._store = store
+        self._may_serve = may_serve
+        self._left_out = left_out
         self._pass_over_damaged = pass_over_damaged
         self._read: dict[tuple[Digest, str], _Read] = {}
         self._named = 0
@@ -179,13 +216,16 @@ class _Planning:
         manifests: dict[Digest, Descriptor] = {}
         blobs: dict[Digest, int] = {}
         absent: list[Digest] = []
+        embedded: dict[Digest, bytes] = {}
         for read in self._below(image.root, source, set(), 0):
             manifests[read.descriptor.digest] = read.descriptor
             for blob in read.blobs:
                 if blob.foreign or blob.digest in blobs:
                     continue
                 blobs[blob.digest] = blob.size
-                if not self._expect_blob(blob, source):
+                if blob.data is not None:
+                    embedded[blob.digest] = blob.data
+                elif not self._expect_blob(image.repo, blob, source):
                     absent.append(blob.digest)
         if image.root.digest not in manifests:
             raise BundleError(f"its manifest {image.root.digest} is not in it")
@@ -196,7 +236,8 @@ class _Planning:
             self.plan.absent.setdefault(digest, image.name)
         root = manifests[image.root.digest]
         listed = ListedImage(image.repo, image.tag, root)
-        return PlannedImage(listed, source, tuple(manifests.values()), blobs)
+        proven = frozenset(one for one in blobs.keys() - set(absent) if source.size(one) is None or source.vouches(one))
+        return PlannedImage(listed, source, tuple(manifests.values()), blobs, proven, embedded)
 
     def _below(self, descriptor: Descriptor, source: Source, seen: set[Digest], depth: int) -> Iterator[_Read]:
         """A manifest and those below it, children first. Children that are not there are platforms nobody pulled."""
@@ -230,12 +271,16 @@ class _Planning:
             self._read[key] = _Read(described, manifest.manifests, manifest.blobs)
         return self._read[key]
 
-    def _expect_blob(self, blob: Descriptor, source: Source) -> bool:
-        """Whether there is such a blob, in the source or here. Raises `BundleError` for another size."""
+    def _expect_blob(self, repo: Repo, blob: Descriptor, source: Source) -> bool:
+        """Whether there is such a blob for this repository, in the source or here. Raises `BundleError` for another
+        size, `StoreError`.
+        """
         size = source.size(blob.digest)
         if size is None:
             here = _size_here(self._store, blob.digest)
-            return here is not None and blob.size in (-1, here)
+            if here is None or blob.size not in (-1, here):
+                return False
+            return blob.digest in self._left_out or self._may_serve(repo, blob.digest)
         if blob.size not in (-1, size) and not self._pass_over_damaged:
             raise BundleError(f"{blob.digest} has {size} bytes, where its descriptor says {blob.size}")
         return True
@@ -249,6 +294,7 @@ def _parse(content: bytes, descriptor: Descriptor) -> Manifest:
 
 
 def _size_here(store: BlobStore, digest: Digest) -> int | None:
+    """None: it is absent for certain. Raises `StoreError`."""
     try:
         return store.stat(digest).size
     except BlobUnknown:
@@ -318,7 +364,10 @@ class _Admitting:
     async def image(self, planned: PlannedImage) -> None:
         """Blobs, manifests, links, the index, and the tag last."""
         for digest in planned.blobs:
-            await self._blob(planned.source, digest)
+            if digest in planned.embedded and planned.source.size(digest) is None:
+                await asyncio.to_thread(self._put_embedded, digest, planned.embedded[digest])
+            else:
+                await self._blob(planned.source, digest)
         manifests = [await asyncio.to_thread(self._manifest, planned, one) for one in planned.manifests]
         await self._tell_index(planned, manifests)
         await asyncio.to_thread(self._expect_whole, planned)
@@ -349,6 +398,14 @@ class _Admitting:
             self._told(size or 0)
         elif size is not None:
             await self._take(source, digest, size)
+
+    def _put_embedded(self, digest: Digest, content: bytes) -> None:
+        """Blocking: a blob that its manifest brings."""
+        if digest in self.result.written or digest in self.result.here:
+            return
+        done = self.result.written if _size_here(self._site.store, digest) is None else self.result.here
+        self._site.store.put(digest, content)
+        done[digest] = len(content)
 
     async def _take(self, source: Source, digest: Digest, size: int) -> None:
         try:
@@ -420,7 +477,7 @@ class _Admitting:
 
     # ------------------------------------------------------------------------------------ what names the blobs
 
-    def _manifest(self, planned: PlannedImage, descriptor: Descriptor) -> Manifest:
+    def _manifest(self, planned: PlannedImage, descriptor: Descriptor) -> StoredManifest:
         """Blocking: the bytes, then the link to them."""
         site, repo, digest = self._site, planned.image.repo, descriptor.digest
         content = planned.source.manifest(digest)
@@ -433,21 +490,31 @@ class _Admitting:
         elif digest not in self.result.written:
             self.result.here[digest] = len(content)
         self._told(len(content))
-        record = site.catalog.get_manifest(repo, digest)
-        if record is None or record.media_type != manifest.media_type:
-            site.catalog.put_manifest(repo, ManifestRecord(digest, manifest.media_type, len(content), site.now()))
-        return manifest
+        try:
+            record = site.catalog.get_manifest(repo, digest)
+        except RecordDamaged:
+            # what is written now replaces it
+            record = None
+        before = StoredManifest(record, manifest) if record and record.media_type == manifest.media_type else None
+        grants = _grants(manifest, planned.proven, before)
+        if before and before.record.grants == grants:
+            return before
+        since = before.record.fetched_at if before else site.now()
+        record = ManifestRecord(digest, manifest.media_type, len(content), since, grants)
+        site.catalog.put_manifest(repo, record)
+        return StoredManifest(record, manifest)
 
-    async def _tell_index(self, planned: PlannedImage, manifests: Sequence[Manifest]) -> None:
+    async def _tell_index(self, planned: PlannedImage, stored: Sequence[StoredManifest]) -> None:
         """Sizes and last use for the eviction, and which repository may serve what, as a pull leaves them."""
+        manifests = [one.manifest for one in stored]
         here = {manifest.digest: len(manifest.content) for manifest in manifests}
         for digest in planned.blobs:
             size = self.result.written.get(digest, self.result.here.get(digest))
             if size is not None:
                 here[digest] = size
         granted: dict[Digest, int] = {}
-        for manifest in manifests:
-            granted |= named_by(manifest)
+        for one in stored:
+            granted |= granted_by(one)
         now = self._site.now()
         try:
             await self._site.index.put([ContentRecord(digest, size, now) for digest, size in here.items()])
@@ -471,16 +538,37 @@ class _Admitting:
         """As if upstream had said it now: under the lock that pulls of this tag take, its history first."""
         site, repo, root = self._site, image.repo, image.root
         async with site.exclusive(f"tag {repo}:{tag}"):
-            was = await asyncio.to_thread(site.catalog.get_tag, repo, tag)
+            was = await asyncio.to_thread(self._known, repo, tag)
             said = TagRecord(tag, root.digest, root.media_type, root.size, site.now())
             before = await asyncio.to_thread(site.histories.put_tag, repo, was, said, site.age(repo))
         await asyncio.to_thread(site.catalog.settle)
         if before is not None:
             self.result.moved[image.name] = before
 
+    def _known(self, repo: Repo, tag: str) -> TagRecord | None:
+        """Blocking: what the tag was known to point to. Raises `StoreError` if that cannot be told: its history would
+        lose it.
+        """
+        try:
+            return self._site.catalog.get_tag(repo, tag)
+        except RecordDamaged:
+            # what is written now replaces it
+            return None
+
+
+def _grants(manifest: Manifest, proven: Collection[Digest], before: StoredManifest | None) -> tuple[Digest, ...] | None:
+    """What the record of a manifest says that its repository may serve because of it: what it may serve already, and
+    what was proven; None where that is what any such manifest grants.
+    """
+    may = {blob.digest for blob in manifest.blobs if not blob.foreign and blob.digest in proven}
+    if before:
+        may |= granted_by(before).keys()
+    may.discard(manifest.digest)
+    return None if may == named_by(manifest).keys() - {manifest.digest} else tuple(sorted(may))
+
 
 def _is_sound(store: BlobStore, digest: Digest) -> bool:
-    """Whether a manifest is here, and right."""
+    """Whether a manifest is here, and right; a damaged one is set aside. Raises `StoreError` if that cannot be told."""
     try:
         store.read(digest, LARGEST)
     except BlobUnknown:

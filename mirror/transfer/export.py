@@ -16,14 +16,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mirror import telemetry
 from mirror.errors import BlobUnknown, BundleError, StoreError
+from mirror.graph.manifests import has_blob, sound_manifest
 from mirror.oci.digest import Digest, hasher
-from mirror.oci.manifest import Descriptor
+from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.images import Image
 from mirror.policy.platforms import Platform
 from mirror.policy.sizes import format_size
 from mirror.ports import BlobReader, BlobStore, Catalog
-from mirror.repository.closure import Closure, Node, Role, read_closure, read_stored_manifest
+from mirror.repository.closure import Closure, Node, Role, read_closure
 from mirror.transfer.admit import Told
 from mirror.transfer.inventory import Inventory, ListedImage
 from mirror.transfer.layout_target import LayoutTarget
@@ -78,6 +79,7 @@ def select(
     the like too; `since`: what the other side has need not be here.
 
     Raises `BundleError`, with all that is missing, unless `partial`; an image without a manifest is always an error.
+    Raises `StoreError` if something cannot be read.
     """
     selecting = _Selecting(store, catalog, answers, tuple(platforms), since)
     for image in dict.fromkeys(images):
@@ -126,7 +128,7 @@ class _Selecting:
     def _root(self, image: Image) -> Descriptor | None:
         """What the image names here; None where its manifest is not here."""
         digest = image.digest or self._answers(image.repo, image.tag or "latest")
-        manifest = read_stored_manifest(self._store, self._catalog, image.repo, digest) if digest else None
+        manifest = self._stored(image.repo, digest) if digest else None
         return Descriptor(manifest.media_type, manifest.digest, len(manifest.content)) if manifest else None
 
     def _add(self, image: ListedImage, platforms: tuple[Platform, ...]) -> Closure:
@@ -143,13 +145,17 @@ class _Selecting:
             self.lacking.append(f"{image.name} lacks {shown}{more}")
         for platform in self._not_for(image, platforms):
             self.lacking.append(f"{image.name} is not for {platform}")
-        if not any(node.present and node.role is Role.MANIFEST for node in closure.nodes):
+        if not any(node.present and node.role is not Role.INDEX for node in closure.nodes):
             self.lacking.append(f"{image.name} has no image here of those that its index names")
         return closure
 
+    def _stored(self, repo: Repo, digest: Digest) -> Manifest | None:
+        """Raises `StoreError`, so that nothing is left out of a bundle because it could not be read."""
+        return sound_manifest(self._store, self._catalog, repo, digest)
+
     def _not_for(self, image: ListedImage, platforms: tuple[Platform, ...]) -> list[Platform]:
         """The chosen platforms that an index does not name; one that says no platforms is for all."""
-        manifest = read_stored_manifest(self._store, self._catalog, image.repo, image.root.digest)
+        manifest = self._stored(image.repo, image.root.digest)
         said = [child.platform for child in manifest.manifests if child.platform] if manifest else []
         return [one for one in platforms if said and not any(one.matches(other) for other in said)]
 
@@ -168,6 +174,9 @@ class _Selecting:
                 )
             return
         try:
+            if node.descriptor.data is not None and not has_blob(self._store, digest):
+                # it is in the manifest alone, and a bundle has files
+                self._store.put(digest, node.descriptor.data)
             held = self._store.stat(digest).size
         except BlobUnknown as error:
             raise BundleError(f"{digest} was dropped while it was looked at") from error
@@ -175,7 +184,7 @@ class _Selecting:
 
     def _add_attestations(self, repo: Repo, index: Digest, chosen: set[Digest]) -> None:
         """Those in the index that are about something chosen, as far as they are here."""
-        manifest = read_stored_manifest(self._store, self._catalog, repo, index)
+        manifest = self._stored(repo, index)
         about = {str(digest) for digest in chosen}
         for child in manifest.manifests if manifest else ():
             if child.annotations.get(_ATTESTED) in about:
@@ -202,7 +211,7 @@ class _Selecting:
         if repo not in self._referring:
             found = self._referring[repo] = {}
             for digest in self._catalog.manifest_digests(repo):
-                manifest = read_stored_manifest(self._store, self._catalog, repo, digest)
+                manifest = self._stored(repo, digest)
                 if manifest is not None and manifest.subject is not None:
                     root = Descriptor(manifest.media_type, manifest.digest, len(manifest.content))
                     found.setdefault(manifest.subject.digest, []).append(root)

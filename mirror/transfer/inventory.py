@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mirror.errors import BundleError, RequestError
+from mirror.errors import BundleError, RecordDamaged, RequestError
+from mirror.graph.manifests import sound_manifest
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, check_manifest_type
 from mirror.oci.reference import Repo, check_name, check_registry, check_tag
 from mirror.oci.strict_json import read_json
 from mirror.ports import BlobStore, Catalog
-from mirror.repository.closure import read_stored_manifest
 
 __all__ = ["LARGEST_INVENTORY", "Inventory", "ListedImage", "read_inventory", "take_inventory"]
 
@@ -146,7 +147,7 @@ def _size(entry: dict[str, Any]) -> int:
 
 def take_inventory(store: BlobStore, catalog: Catalog) -> Inventory:
     """Blocking: what this site has, from the disk. An image counts if its manifest or index is here; one that has no
-    tag counts if no index here names it. Raises `StoreError`.
+    tag counts if no index here names it. Raises `StoreError` rather than leave out what cannot be read at the moment.
     """
     images: list[ListedImage] = []
     for repo in catalog.repositories():
@@ -158,7 +159,7 @@ def _images_of(store: BlobStore, catalog: Catalog, repo: Repo) -> Iterator[Liste
     present: dict[Digest, Descriptor] = {}
     below: set[Digest] = set()
     for record in catalog.manifests(repo):
-        manifest = read_stored_manifest(store, catalog, repo, record.digest)
+        manifest = sound_manifest(store, catalog, repo, record.digest)
         if manifest is not None:
             present[record.digest] = Descriptor(manifest.media_type, record.digest, len(manifest.content))
             below.update(child.digest for child in manifest.manifests)
@@ -173,6 +174,7 @@ def _images_of(store: BlobStore, catalog: Catalog, repo: Repo) -> Iterator[Liste
 
 def _tags(catalog: Catalog, repo: Repo) -> Iterable[tuple[str, Digest]]:
     for tag in catalog.tags(repo):
-        record = catalog.get_tag(repo, tag)
-        if record is not None:
-            yield tag, record.digest
+        with suppress(RecordDamaged):
+            record = catalog.get_tag(repo, tag)
+            if record is not None:
+                yield tag, record.digest

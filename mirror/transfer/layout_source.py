@@ -120,6 +120,10 @@ class LayoutSource:
         """The blob's bytes; None where it is not in here."""
         return self.blobs.get(digest)
 
+    def vouches(self, digest: Digest) -> bool:
+        """Whether it is in here: a layout is all of one trust."""
+        return digest in self.blobs
+
     def manifest(self, digest: Digest) -> bytes | None:
         """A small blob, verified; None where it is not in here. Raises `BundleError` for wrong bytes, or too many."""
         content = self.read(blob_name(digest), LARGEST)

@@ -70,6 +70,7 @@ class RegistryRepository:
         self.name = name
         self._data = data
         self._manifests = data.place / "repositories" / name / "_manifests"
+        self._layers = data.place / "repositories" / name / "_layers"
 
     # ---------------------------------------------------------------------------------------- what there is
 
@@ -124,6 +125,11 @@ class RegistryRepository:
         except OSError:
             return None
         return found.st_size
+
+    def vouches(self, digest: Digest) -> bool:
+        """Whether it was pushed to this repository, or mounted: the registry itself serves no other."""
+        link = self._layers / digest.algorithm / digest.hex / "link"
+        return _link(link) == digest
 
     def manifest(self, digest: Digest) -> bytes | None:
         revision = self._manifests / "revisions" / digest.algorithm / digest.hex / "link"

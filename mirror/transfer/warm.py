@@ -250,7 +250,7 @@ class _Warming:
         if not self._platforms or not manifest.is_index:
             return children
         there = [child.platform for child in manifest.manifests if child.platform]
-        if manifest.digest == self.result.root and (there or not manifest.manifests):
+        if manifest.digest == self.result.root and (there or not (manifest.manifests or manifest.blobs)):
             self._miss_platforms(there)
         if self._referrers:
             chosen = {str(child.digest) for child in children}

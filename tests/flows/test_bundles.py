@@ -792,10 +792,10 @@ def test_what_another_image_has_brought_stays_when_room_is_made(gap: Gap, indexe
     warm = random.Random(3).randbytes(400_000)
     small.tag("library/warm", "v1", small.image("library/warm", [warm]))
     gap.connected.tag("library/big", "v1", gap.connected.image("library/big", [shared, own]))
-    assert gap.export("big:v1", "--since", inventory).status == 0
+    assert gap.export("big:v1", "--since", inventory, "--sign", gap.folder / "site.key").status == 0
     if indexed:
         rebuild(config)
-    done = mirror("import", gap.bundle, "-c", config, "--json")
+    done = mirror("import", gap.bundle, "-c", config, "--json", "--verify", gap.public_key)
     assert done.status == 0, done
     assert [small.has(content) for content in (shared, own, warm)] == [True, True, False]
 

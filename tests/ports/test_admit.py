@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 
 from mirror.errors import BundleError, IndexUnavailable, StoreFull
+from mirror.graph.manifests import read_stored
 from mirror.index.memory import MemoryIndex
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule
 from mirror.policy.records import Standing
 from mirror.ports import Body
+from mirror.repository.grants import granted_by
 from mirror.repository.tag_history import TagHistories, TwoClocks
 from mirror.store.freezes import LocalFreezes
 from mirror.store.locks import Locks
-from mirror.transfer.admit import Admitted, Plan, Site, admit, plan_images
+from mirror.transfer.admit import Admitted, Plan, Site, Source, admit, plan_images
 from mirror.transfer.inventory import Inventory, ListedImage, read_inventory, take_inventory
 from mirror.transfer.layout_source import FileBody
 from tests.support.stocked import Stocked
@@ -38,6 +40,9 @@ class _Of:
     def size(self, digest: Digest) -> int | None:
         path = Path(self._site.layout.blob(digest))
         return path.stat().st_size if path.exists() else None
+
+    def vouches(self, digest: Digest) -> bool:
+        return self.size(digest) is not None
 
     def manifest(self, digest: Digest) -> bytes | None:
         path = Path(self._site.layout.blob(digest))
@@ -105,7 +110,16 @@ class _Target:
         images = take_inventory(source.store, source.catalog).images
         of = _Of(source, damaged)
         ordered = sorted(images, key=lambda image: image.order)
-        return plan_images([(image, of) for image in ordered], self.stocked.store, pass_over_damaged=bool(damaged))
+        return self.plan_of([(image, of) for image in ordered], pass_over_damaged=bool(damaged))
+
+    def plan_of(self, images: Iterable[tuple[ListedImage, Source]], *, pass_over_damaged: bool = False) -> Plan:
+        """Its repositories may serve what their manifests name."""
+        return plan_images(images, self.stocked.store, may_serve=self.may_serve, pass_over_damaged=pass_over_damaged)
+
+    def may_serve(self, repo: Repo, digest: Digest) -> bool:
+        catalog, store = self.stocked.catalog, self.stocked.store
+        found = (read_stored(store, catalog, repo, each) for each in catalog.manifest_digests(repo))
+        return any(digest in granted_by(one) for one in found if one)
 
     async def take(self, source: Stocked, told: Callable[[int], None] = lambda _: None) -> Admitted:
         return await admit(self.plan(source), self.site, told=told)
@@ -174,7 +188,7 @@ async def test_an_interruption_at_any_place_leaves_whole_images(source: Stocked,
         taken = _images(target.stocked)
         for image in taken.images:
             if image.tag:
-                plan = plan_images([(image, _Of(target.stocked))], target.stocked.store)
+                plan = target.plan_of([(image, _Of(target.stocked))])
                 plan.expect_whole(partial=False)
         again = await target.take(source)
         assert _images(target.stocked) == _images(source)
@@ -205,7 +219,7 @@ async def test_an_interrupted_blob_goes_on_where_it_stopped(source: Stocked, tar
                 yield body
 
     of = Watching(source)
-    await admit(plan_images([(one.image, of) for one in plan.images], target.stocked.store), target.site)
+    await admit(target.plan_of([(one.image, of) for one in plan.images]), target.site)
     assert starts[big] == kept
     assert _images(target.stocked) == _images(source)
 
@@ -358,7 +372,8 @@ async def test_what_goes_missing_meanwhile_is_noticed(source: Stocked, target: _
             return None if digest == Digest.of(b"own of two") else super().size(digest)
 
     of = Without(source)
-    plan = plan_images([(one.image, of) for one in plan.images], target.stocked.store)
+    images = [(one.image, of) for one in plan.images]
+    plan = plan_images(images, target.stocked.store, may_serve=lambda _repo, _digest: True)
     plan.expect_whole(partial=False)
     with pytest.raises(StoreFull, match="was dropped while it was taken in"):
         await admit(plan, target.site, told=told)
@@ -401,7 +416,7 @@ async def test_indexes_within_indexes_end_somewhere(source: Stocked, target: _Ta
         root = source.index("c/deep", {"amd64": root})
     source.tag("c/deep", "v1", root)
     image = ListedImage(Repo("docker.io", "c/deep"), "v1", root)
-    plan = plan_images([(image, _Of(source))], target.stocked.store)
+    plan = target.plan_of([(image, _Of(source))])
     assert list(plan.refused) == ["docker.io/c/deep:v1"]
 
 

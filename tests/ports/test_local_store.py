@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from mirror.errors import BlobDamaged, BlobUnknown, StoreError, StoreFull
+from mirror.errors import BlobDamaged, BlobUnknown, RecordDamaged, StoreError, StoreFull
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.quarantine import Aside
-from mirror.policy.records import TagRecord
+from mirror.policy.records import ManifestRecord, Sighting, TagRecord
 from mirror.ports import BlobStore, Catalog
 from mirror.store import local, quarantine
 from mirror.store.catalog import LocalCatalog
@@ -437,19 +437,69 @@ def test_settling_makes_every_new_name_durable(store: LocalStore, monkeypatch: p
     assert synced == []
 
 
-def test_records_that_were_cut_count_as_absent(store: LocalStore) -> None:
-    """A tag's file that does not parse is asked for again, not served (row 54)."""
+def test_54_records_that_were_cut_are_not_taken_for_none(store: LocalStore) -> None:
+    """Row 54: a record that does not parse is an error of its own, for nobody knows what it said; a history counts as
+    none, and a listing passes a damaged record over, except by digest.
+    """
     catalog = LocalCatalog(store.layout)
     repo = Repo("docker.io", "library/busybox")
     folder = store.layout.tags(repo)
     folder.mkdir(parents=True)
     for name, text in (("cut", b'{"digest": "sha'), ("empty", b""), ("list", b"[]"), ("wrong", b'{"digest": 1}')):
         (folder / name).write_bytes(text)
-        assert catalog.get_tag(repo, name) is None
+        with pytest.raises(RecordDamaged, match=f"the record of the tag {repo}:{name} is damaged"):
+            catalog.get_tag(repo, name)
         history = store.layout.history(repo) / name
         history.parent.mkdir(exist_ok=True)
         history.write_bytes(text)
         assert catalog.get_history(repo, name) == ()
+    digest = Digest.of(b"manifest")
+    catalog.put_manifest(repo, ManifestRecord(digest, OCI_MANIFEST, 8, 1.0))
+    (store.layout.manifests(repo) / f"sha256-{digest.hex}").write_bytes(b"{")
+    with pytest.raises(RecordDamaged, match=f"the record of the manifest {repo}@{digest} is damaged"):
+        catalog.get_manifest(repo, digest)
+    assert list(catalog.manifests(repo)) == []
+    assert list(catalog.manifest_digests(repo)) == [digest]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES, errno.ENOMEM])
+def test_36_what_cannot_be_read_is_not_absent(store: LocalStore, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 36, 37: blobs and records that the disk does not give at the moment are errors, never an absence."""
+    catalog, repo = LocalCatalog(store.layout), Repo("docker.io", "library/busybox")
+    store.put(DIGEST, CONTENT)
+    catalog.put_tag(repo, TagRecord("v1", DIGEST, OCI_MANIFEST, 1, 1.0))
+    catalog.put_history(repo, "v1", (Sighting(DIGEST, OCI_MANIFEST, 1, 1.0, 1.0),))
+    catalog.put_manifest(repo, ManifestRecord(DIGEST, OCI_MANIFEST, 1, 1.0))
+
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    reads: list[Callable[[], object]] = [
+        lambda: store.stat(DIGEST),
+        lambda: store.open(DIGEST),
+        lambda: store.read(DIGEST, 1 << 20),
+        lambda: list(store.walk()),
+        lambda: catalog.get_tag(repo, "v1"),
+        lambda: catalog.get_history(repo, "v1"),
+        lambda: catalog.get_manifest(repo, DIGEST),
+        lambda: list(catalog.manifests(repo)),
+        lambda: list(catalog.manifest_digests(repo)),
+        lambda: catalog.tags(repo),
+        lambda: list(catalog.repositories()),
+    ]
+    for read in reads:
+        with monkeypatch.context() as patch:
+            for name in ("open", "lstat", "listdir", "scandir"):
+                patch.setattr(os, name, fail)
+            patch.setattr(Path, "read_bytes", fail)
+            with pytest.raises(StoreError, match=os.strerror(number)):
+                read()
+        assert read() is not None
+
+
+def test_a_name_that_no_file_can_have_is_absent(store: LocalStore) -> None:
+    """It is certain that there is none: a client may ask for anything."""
+    assert LocalCatalog(store.layout).get_tag(Repo("docker.io", "a" * 300), "v1") is None
 
 
 def test_quarantined_bytes_stay_for_the_curious(store: LocalStore) -> None:

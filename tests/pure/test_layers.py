@@ -37,8 +37,9 @@ _MAY_IMPORT: Final = {
     "upstream": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once", "behalf"},
     "access": {"errors", "oci", "policy", "ports", "telemetry", "once"},
     # what the product does, and HTTP in front of it
-    "repository": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once", "threads", "behalf"},
-    "transfer": {"errors", "oci", "policy", "ports", "telemetry", "once", "threads", "repository"},
+    "graph": {"errors", "oci", "policy", "ports", "telemetry"},
+    "repository": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once", "threads", "behalf", "graph"},
+    "transfer": {"errors", "oci", "policy", "ports", "telemetry", "once", "threads", "graph", "repository"},
     "server": {
         "errors",
         "oci",
