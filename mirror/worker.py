@@ -20,6 +20,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TypeAlias
@@ -33,7 +34,7 @@ from mirror.app.building import build
 from mirror.beats import Pulse
 from mirror.config import Config, ServerSettings
 from mirror.errors import ConfigError
-from mirror.listen import is_local
+from mirror.listen import address_of, is_local
 from mirror.once import end
 from mirror.server.entrance import Entrance
 from mirror.server.front import FrontServer
@@ -98,11 +99,13 @@ async def _serve(
     async with build(config, pulse=pulse) as app:
         runner = _Runner(app.front, config.server, _entrance(config.server))
         await runner.setup()
-        sites = [web.SockSite(runner, one, ssl_context=tls, backlog=4096) for one in listeners]
-        asked = _Runner(app.admin, config.server, Entrance(head=config.server.request_head))
+        sites = [_Site(runner, one, tls) for one in listeners]
+        asked = _Runner(
+            app.admin, config.server, Entrance(head=config.server.request_head, stall=config.server.client_stall)
+        )
         await asked.setup()
         # on loopback nobody listens in
-        sites += [web.SockSite(asked, one, ssl_context=None if is_local(one) else tls) for one in admin]
+        sites += [_Site(asked, one, None if is_local(one) else tls) for one in admin]
         for site in sites:
             await site.start()
         working = [asyncio.create_task(work) for work in (app.sync.run(), app.jobs.run())]
@@ -146,6 +149,12 @@ class _Runner(web.BaseRunner):
         if self._made:
             self._made.dismissing = True
 
+    def protocol(self, tls: ssl.SSLContext | None) -> Callable[[], asyncio.BaseProtocol]:
+        """What makes that of a new connection. The runner has been set up."""
+        if self._made is None:
+            raise RuntimeError("listening before set-up")
+        return self._made if tls is None else partial(self._made.over_tls, tls)
+
     async def _make_server(self) -> FrontServer:
         self._made = FrontServer(
             self._answers,
@@ -161,9 +170,30 @@ class _Runner(web.BaseRunner):
         """The server has no resources of its own."""
 
 
+class _Site(web.BaseSite):
+    """One listener. Its connections are counted before their TLS handshake, which aiohttp's own sites cannot do."""
+
+    def __init__(self, runner: _Runner, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
+        super().__init__(runner)
+        self._listener = listener
+        self._protocol = runner.protocol(tls)
+
+    @property
+    def name(self) -> str:
+        """For aiohttp's lists."""
+        return address_of(self._listener)
+
+    async def start(self) -> None:
+        """Listen."""
+        await super().start()
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._protocol, sock=self._listener, backlog=4096)
+
+
 def _entrance(settings: ServerSettings) -> Entrance:
     return Entrance(
         head=settings.request_head,
+        stall=settings.client_stall,
         most=settings.connections_per_client,
         unlimited=[ip_network(one) for one in settings.connections_unlimited],
     )

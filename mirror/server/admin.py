@@ -469,7 +469,6 @@ def _encoded(reply: _Reply) -> bytes:
 
 def _response(reply: _Reply, body: bytes, name: str) -> web.Response:
     headers = {**API_VERSION, "Content-Type": "application/json", "Cache-Control": "no-store", "X-Request-Id": name}
-    headers["X-Content-Type-Options"] = "nosniff"
     if reply.location:
         headers["Location"] = reply.location
     return web.Response(status=reply.status, body=body, headers=headers)

@@ -22,6 +22,7 @@ from mirror.repository.content import ManifestAnswer, Outcome
 
 __all__ = [
     "API_VERSION",
+    "INERT",
     "SERVER",
     "blob_headers",
     "cache_status",
@@ -36,8 +37,16 @@ __all__ = [
 #: On every answer: aiohttp would tell its own version and Python's, which are nobody's business.
 SERVER: Final = {"Server": "mirror"}
 
+#: On every answer of the public listener. A browser that is shown one neither guesses its type nor runs anything in it:
+#: manifests and names are written by others (WHATWG Fetch, "X-Content-Type-Options"; CSP Level 3, "sandbox").
+INERT: Final = {
+    **SERVER,
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+}
+
 #: On every answer of the API. Docker's clients take the version as the sign of a registry.
-API_VERSION: Final = {"Docker-Distribution-API-Version": "registry/2.0", **SERVER}
+API_VERSION: Final = {"Docker-Distribution-API-Version": "registry/2.0", **INERT}
 
 _STALE_WARNING: Final = '299 - "upstream is unavailable, this answer is an older one"'
 

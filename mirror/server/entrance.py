@@ -1,12 +1,15 @@
-"""Which connections are kept open: their requests have to come in time, and one address has only so many.
+"""Which connections are kept open: requests have to come in time, answers to be taken in time, and one address has only
+so many.
 
-    accepted ──┬── its address has as many as it may ──────────────────────────────> dropped ("many")
+    accepted ──┬── its address has as many as it may ────────────────────────────────> dropped ("many")
                └── open ── first byte of a request ── its head is not whole in time ─> dropped ("slow")
-                    ^             └── whole ── answered ──┐
-                    └─────────────────────────────────────┘
+                    ^             └── whole ── answer ── nothing of it is taken ─────> dropped ("stalled")
+                    │                            └── taken ──┐
+                    └────────────────────────────────────────┘
 
 The time of a head runs from its first byte and is not begun anew by later ones: a client that drips a byte now and then
-(slowloris) gets no more of it than others. A connection without any byte is closed when it has been idle too long.
+(slowloris) gets no more of it than others. That of a TLS handshake (handshake.py) runs in the same way. A connection
+without any byte is closed when it has been idle too long. writing.py says how answers wait for their clients.
 """
 
 from __future__ import annotations
@@ -51,17 +54,19 @@ def client_key(peer: object, unlimited: Sequence[Network]) -> str | None:
 
 
 class Entrance:
-    """Of one worker. `head` is in seconds; `most` connections of one client, 0: as many as it likes."""
+    """Of one worker. `head` and `stall` are in seconds; `most` connections of one client, 0: as many as it likes."""
 
     def __init__(
         self,
         *,
         head: float = 20.0,
+        stall: float = 300.0,
         most: int = 0,
         unlimited: Sequence[Network] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.head = head
+        self.stall = stall
         self._most = most
         self._unlimited = unlimited
         self._clock = clock
@@ -72,16 +77,17 @@ class Entrance:
     def enter(self, peer: object) -> tuple[bool, str | None]:
         """Whether this connection may stay, and what to give to `leave` at its end."""
         key = client_key(peer, self._unlimited) if self._most else None
-        if key is None:
-            return True, None
-        if self._open[key] >= self._most:
-            self._dropped("many", peer)
-            return False, None
-        self._open[key] += 1
+        if key is not None:
+            if self._open[key] >= self._most:
+                self.dropped("many", peer)
+                return False, None
+            self._open[key] += 1
+        telemetry.CONNECTIONS.inc()
         return True, key
 
     def leave(self, key: str | None) -> None:
         """A connection that stayed has ended."""
+        telemetry.CONNECTIONS.dec()
         if key is None:
             return
         self._open[key] -= 1
@@ -89,10 +95,11 @@ class Entrance:
             del self._open[key]
 
     def slow(self, peer: object) -> None:
-        """The head of a request did not come in time."""
-        self._dropped("slow", peer)
+        """The head of a request, or a TLS handshake, did not come in time."""
+        self.dropped("slow", peer)
 
-    def _dropped(self, reason: str, peer: object) -> None:
+    def dropped(self, reason: str, peer: object) -> None:
+        """Count it, and say so once a minute."""
         telemetry.CONNECTIONS_DROPPED.labels(reason).inc()
         self._untold[reason] += 1
         now = self._clock()

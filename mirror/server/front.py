@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache, lru_cache
 from typing import Any, Final, Protocol, cast
 
-from aiohttp import HttpVersion10, web
+from aiohttp import HttpVersion10, HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
+from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 from prometheus_client import Counter, Histogram
 
@@ -33,7 +36,8 @@ from mirror.server.answers import error_response
 from mirror.server.entrance import Entrance
 from mirror.server.heads import MOST_HEAD, BoundedHeads
 from mirror.server.pull import Told
-from mirror.server.sending import Sender
+from mirror.server.sending import ClientGone, Sender
+from mirror.server.writing import PieceWriter, Unsent
 
 __all__ = ["Audit", "Front", "FrontServer", "Page"]
 
@@ -105,7 +109,7 @@ class Front:
             else:
                 wanted = _parse(target)
                 kind = wanted.kind.value
-                response = await self._answer(request, wanted, told)
+                response = _checked(await self._answer(request, wanted, told))
         except MirrorError as error:
             told.trouble = f"{type(error).__name__}: {error}"
             if isinstance(error, UpstreamError):
@@ -218,6 +222,15 @@ class Front:
         telemetry.log.info("request", **line)
 
 
+def _checked(response: web.StreamResponse) -> web.StreamResponse:
+    """Raises `MirrorError` for a header that cannot be sent: aiohttp would find it too late for an answer."""
+    if not response.prepared:
+        values = "".join(response.headers.values())
+        if not (values.isascii() and values.isprintable()):
+            raise MirrorError("a header of the answer has characters that no header may have")
+    return response
+
+
 def _note(span: telemetry.Span, kind: str, response: web.StreamResponse | None, told: Told, number: str) -> None:
     span.note(
         http__response__status_code=response.status if response is not None else 499,
@@ -278,7 +291,8 @@ def _sent(outcome: str) -> Counter:
 
 
 class FrontServer(web.Server):
-    """aiohttp's server, with requests that cannot be parsed answered like all others.
+    """aiohttp's server. Requests that cannot be parsed are answered like all others, and clients must take answers in
+    time.
 
     While it is `dismissing`, each connection ends with its next answer.
     """
@@ -287,57 +301,125 @@ class FrontServer(web.Server):
 
     def __init__(self, answers: Page, *, entrance: Entrance | None = None, **more: Any) -> None:
         # what clients send is never inflated; one line may be as long as the head
-        super().__init__(answers, auto_decompress=False, max_field_size=MOST_HEAD, **more)
+        super().__init__(self._answer, auto_decompress=False, max_field_size=MOST_HEAD, **more)
         self.entrance = entrance or Entrance()
+        self.unsent = Unsent()
+        self._answers = answers
+        self._handshakes: set[Handshake] = set()
 
-    def __call__(self) -> RequestHandler:
-        return _Connection(self, self.entrance, loop=self._loop, **self._kwargs)
+    def __call__(self) -> _Connection:
+        return _Connection(self, self.entrance, self.unsent, loop=self._loop, **self._kwargs)
 
-    def _make_request(self, message: RawRequestMessage, *others: Any) -> web.BaseRequest:
-        if self.dismissing:
+    def over_tls(self, context: ssl.SSLContext) -> Handshake:
+        """What a new connection to a listener with TLS begins with."""
+        return Handshake(self, context, self.entrance, self._handshakes)
+
+    def pre_shutdown(self) -> None:
+        """Close what has no request under way."""
+        for handshake in tuple(self._handshakes):
+            handshake.cancel()
+        super().pre_shutdown()
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.version < HttpVersion11 and "Transfer-Encoding" in request.headers:
+            # RFC 9112, 6.1: whoever does not know chunks takes them for the next request
+            return _refused(request, 400, "HTTP/1.0 has no Transfer-Encoding")
+        return await self._answers(request)
+
+    def _make_request(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: RequestHandler,
+        _writer: AbstractStreamWriter,
+        task: asyncio.Task[None],
+    ) -> web.BaseRequest:
+        if self.dismissing or message.upgrade:
+            # the parser gives up what comes behind a request for another protocol: the client must not wait for it
             message = message._replace(should_close=True)
-        return super()._make_request(message, *others)
+        return super()._make_request(message, payload, protocol, PieceWriter(protocol, self._loop, self.unsent), task)
+
+
+#: Bytes of requests that wait behind one that is being answered; then no more are read.
+_MOST_BEHIND: Final = 64 << 10
 
 
 class _Connection(RequestHandler):
-    __slots__ = ("_entrance", "_key", "_late", "_stays")
+    __slots__ = ("_behind", "_entrance", "_key", "_late", "_stays", "_unsent")
 
-    def __init__(self, server: web.Server, entrance: Entrance, **more: Any) -> None:
+    def __init__(self, server: web.Server, entrance: Entrance, unsent: Unsent, **more: Any) -> None:
         super().__init__(server, **more)
         self._parser = cast(Any, BoundedHeads(self._parser))
         self._entrance = entrance
+        self._unsent = unsent
         self._stays = False
         self._key: str | None = None
+        #: Bytes of the requests in `_messages`.
+        self._behind = 0
         #: Set while a head has begun to come.
         self._late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._stays, self._key = self._entrance.enter(transport.get_extra_info("peername"))
-        if not self._stays:
+        stays, key = self._entrance.enter(transport.get_extra_info("peername"))
+        if stays:
+            self._begin(cast(asyncio.Transport, transport), key, high=0)
+        else:
             # aiohttp has not heard of it, and need not
             cast(asyncio.Transport, transport).abort()
-            return
-        telemetry.CONNECTIONS.inc()
+
+    def secured(self, transport: asyncio.Transport, key: str | None) -> None:
+        """In the place of `connection_made`, once TLS is spoken; `key` is that of the entrance."""
+        # with 0 its transport would be paused and resumed by each write
+        self._begin(transport, key, high=1)
+
+    def _begin(self, transport: asyncio.Transport, key: str | None, *, high: int) -> None:
+        self._stays, self._key = True, key
+        # whoever has written something waits until the socket has taken all of it
+        transport.set_write_buffer_limits(high=high, low=0)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if not self._stays:
             return
-        telemetry.CONNECTIONS.dec()
         self._entrance.leave(self._key)
         self._in_time()
         super().connection_lost(exc)
+
+    async def _drain_helper(self) -> None:
+        """Whoever waits for a client to take something waits here, whatever is being sent. Raises `ConnectionError`."""
+        try:
+            async with asyncio.timeout(self._entrance.stall):
+                await super()._drain_helper()
+        except TimeoutError as error:
+            self.drop("stalled")
+            raise ClientGone("took nothing for too long") from error
+
+    def drop(self, reason: str) -> None:
+        """End it without waiting for the client to take what is left."""
+        self._entrance.dropped(reason, self.peername)
+        if self.transport is not None:
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if not self._stays:
             return
         before = self._request_count
         super().data_received(data)
+        self._behind = self._behind + len(data) if self._messages else 0
+        if self._behind > _MOST_BEHIND and not self._buffer_paused:
+            self._pause_reading_for_buffer()
         if self._request_count != before:
             self._in_time()
         elif self._late is None and data and self._waiter is not None and not self._waiter.done():
             # nothing is being answered, and no request is whole: these bytes begin the head of one
             self._late = self._loop.call_later(self._entrance.head, self._too_late)
+
+    def _resume_reading_if_drained(self) -> None:
+        """Called for each request that is taken from the queue, while reading is paused."""
+        if self._behind > _MOST_BEHIND and self._messages:
+            return
+        self._behind = 0
+        super()._resume_reading_if_drained()
 
     def _in_time(self) -> None:
         if self._late is not None:
@@ -361,12 +443,19 @@ class _Connection(RequestHandler):
             raise ConnectionError("the answer has begun already")
         if status >= 500:
             telemetry.log.error("connection crashed", reason=repr(exc))
-            error: MirrorError = MirrorError("an unexpected error; the log has more")
         else:
-            error = RequestError(f"not a request that can be read: {(message or 'malformed').splitlines()[0][:120]}")
-            _requests("malformed", status, Outcome.NONE.value).inc()
-            telemetry.log.info("malformed request", client=_client(request), status=status, trouble=str(error))
-        response = error_response(error, "-")
+            return _refused(request, status, message or "malformed")
+        response = error_response(MirrorError("an unexpected error; the log has more"), "-")
         response.set_status(status)
         response.force_close()
         return response
+
+
+def _refused(request: web.BaseRequest, status: int, message: str) -> web.Response:
+    error = RequestError(f"not a request that can be read: {message.splitlines()[0][:120]}")
+    _requests("malformed", status, Outcome.NONE.value).inc()
+    telemetry.log.info("malformed request", client=_client(request), status=status, trouble=str(error))
+    response = error_response(error, "-")
+    response.set_status(status)
+    response.force_close()
+    return response

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from mirror import telemetry
-from mirror.server.answers import SERVER
+from mirror.server.answers import INERT
 
 __all__ = ["Readiness", "health_pages"]
 
@@ -36,15 +36,15 @@ def health_pages(
         silent = silence()
         if silent > longest:
             text = f"a worker's event loop has not turned for {silent:.0f} s\n"
-            return web.Response(status=503, text=text, headers=SERVER)
-        return web.Response(text="ok\n", headers=SERVER)
+            return web.Response(status=503, text=text, headers=INERT)
+        return web.Response(text="ok\n", headers=INERT)
 
     async def readyz(_request: web.BaseRequest) -> web.StreamResponse:
         if readiness.accepting:
-            return web.Response(text="ready\n", headers=SERVER)
-        return web.Response(status=503, text="draining\n", headers=SERVER)
+            return web.Response(text="ready\n", headers=INERT)
+        return web.Response(status=503, text="draining\n", headers=INERT)
 
     async def metrics(_request: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(body=telemetry.render_metrics(), headers={**SERVER, "Content-Type": telemetry.CONTENT_TYPE})
+        return web.Response(body=telemetry.render_metrics(), headers={**INERT, "Content-Type": telemetry.CONTENT_TYPE})
 
     return {"/livez": livez, "/readyz": readyz, "/metrics": metrics}

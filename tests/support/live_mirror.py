@@ -39,6 +39,7 @@ from mirror.oci.signed import signed_payload
 from mirror.ports import Upstream
 from mirror.repository.reconcile import is_whole
 from mirror.repository.tag_history import TwoClocks
+from mirror.server.entrance import Entrance
 from mirror.server.front import FrontServer
 from tests.support.scripted import Stall
 
@@ -234,7 +235,13 @@ async def live_mirror(
                 _set_clock(app, clock)
                 if before:
                     before(app)
-                server = FrontServer(app.front, access_log=None, keepalive_timeout=75.0, lingering_time=2.0)
+                server = FrontServer(
+                    app.front,
+                    entrance=Entrance(stall=config.server.client_stall),
+                    access_log=None,
+                    keepalive_timeout=75.0,
+                    lingering_time=2.0,
+                )
                 runner = web.ServerRunner(server, shutdown_timeout=1.0)
                 await runner.setup()
                 site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)

@@ -1,0 +1,104 @@
+"""How an answer that is in memory leaves: piece by piece, each once the socket has taken the one before.
+
+    answer ── piece ──> taken ── next piece … ──> done
+                └── not taken ──┬── within `client_stall` ──> taken
+                                ├── not within it ──> its connection is dropped ("stalled")
+                                └── too many bytes wait in this process ──> dropped, if it has waited longest ("memory")
+
+A client that reads nothing costs what its transport copies: the first piece, which leaves together with the head, or
+with TLS two pieces, however large the answer is and however many others are asked for behind it. Without TLS, later
+pieces are larger: of what the socket does not take, the event loop (uvloop) keeps a view and no copy. The body itself
+stays where it is. All clients share the one of a manifest; lists and metrics are made for each client, so all bodies
+that wait are bounded together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any, Final, Protocol, cast
+
+from aiohttp.http import StreamWriter
+
+__all__ = ["PIECE", "PieceWriter", "Unsent", "Waiting"]
+
+#: Bytes. As much as a record of TLS carries (RFC 8446, 5.1), less what is written with the first one.
+PIECE: Final = 15 << 10
+#: Bytes of a piece that is not copied.
+_VIEW: Final = 128 << 10
+#: Bytes after which others have their turn, though this client takes everything at once.
+_TURN: Final = 512 << 10
+#: Bytes of bodies that clients are slow to take, of one listener's connections together.
+_MOST: Final = 64 << 20
+
+
+class Waiting(Protocol):
+    """A connection whose client has not taken all of an answer."""
+
+    def drop(self, reason: str) -> None:
+        """End it at once."""
+
+
+class Unsent:
+    """The bodies that clients are slow to take, those that have waited longest first. Of one server."""
+
+    def __init__(self, most: int = _MOST) -> None:
+        self._most = most
+        self._bodies: dict[Waiting, bytes] = {}
+        #: By identity: a body that several connections share counts once.
+        self._shared: Counter[int] = Counter()
+        self.size = 0
+
+    def wait(self, connection: Waiting, body: bytes) -> None:
+        """The client has taken a part, and not the next one yet. Drops others if all of them wait for too much."""
+        if self._bodies.pop(connection, None) is None:
+            self._shared[id(body)] += 1
+            if self._shared[id(body)] == 1:
+                self.size += len(body)
+        self._bodies[connection] = body
+        while self.size > self._most and (longest := next(iter(self._bodies))) is not connection:
+            self.leave(longest)
+            longest.drop("memory")
+
+    def leave(self, connection: Waiting) -> None:
+        """The connection waits no more."""
+        body = self._bodies.pop(connection, None)
+        if body is None:
+            return
+        self._shared[id(body)] -= 1
+        if not self._shared[id(body)]:
+            del self._shared[id(body)]
+            self.size -= len(body)
+
+
+class PieceWriter(StreamWriter):
+    """aiohttp's writer of one answer, for bodies of any size."""
+
+    def __init__(self, protocol: Any, loop: asyncio.AbstractEventLoop, unsent: Unsent) -> None:
+        super().__init__(protocol, loop)
+        self._unsent = unsent
+
+    async def write_eof(self, chunk: bytes = b"") -> None:
+        """Raises `ConnectionError` if the client leaves, or takes nothing for too long."""
+        if len(chunk) > PIECE:
+            await self._write_pieces(chunk)
+            chunk = b""
+        await super().write_eof(chunk)
+
+    async def _write_pieces(self, body: bytes) -> None:
+        view = memoryview(body)
+        connection = cast(Any, self.protocol)
+        later = PIECE if connection.ssl_context is not None else _VIEW
+        start, stop, turn = 0, PIECE, _TURN
+        try:
+            while start < len(view):
+                await self.write(view[start:stop], drain=False)
+                start, stop = stop, stop + later
+                if connection.writing_paused:
+                    self._unsent.wait(connection, body)
+                    await self.drain()
+                elif start > turn:
+                    turn += _TURN
+                    await asyncio.sleep(0)
+        finally:
+            self._unsent.leave(connection)
