@@ -70,13 +70,15 @@ class ServerSettings(_Section):
     )
     tls_key: Path | None = Field(None, description="PEM file with the private key.")
     drain: Seconds = Field(30.0, description="How long answers under way may take to finish after SIGTERM.")
-    client_stall: Seconds = Field(300.0, description="A client that takes no byte for so long is dropped.")
+    client_stall: Seconds = Field(300.0, description="A client that takes no byte of an answer for so long is dropped.")
     wait_for_upstream: Seconds = Field(
         30.0, description="So long downloads wait for an upstream that has gone away in their middle; 0: they do not."
     )
     idle: Seconds = Field(75.0, description="A connection without a request is closed after this time.")
     request_head: Seconds = Field(
-        20.0, gt=0, description="So long the head of a request may take, from its first byte to its last."
+        20.0,
+        gt=0,
+        description="So long the head of a request may take, from its first byte to its last, and a TLS handshake.",
     )
     connections_per_client: int = Field(
         0, ge=0, description="Open connections of one client address at most, per worker; 0: as many as it likes."

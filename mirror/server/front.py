@@ -34,6 +34,7 @@ from mirror.server import pull
 from mirror.server.access import TOKEN_PATH, Gate
 from mirror.server.answers import error_response
 from mirror.server.entrance import Entrance
+from mirror.server.handshake import Handshake
 from mirror.server.heads import MOST_HEAD, BoundedHeads
 from mirror.server.pull import Told
 from mirror.server.sending import ClientGone, Sender

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import ssl
+import struct
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mirror import telemetry
 from mirror.config import load
 from mirror.errors import ConfigError
 from mirror.server.entrance import Entrance, client_key
+from mirror.server.front import FrontServer
+from tests.support.certificates import Certificate
 from tests.support.fake_registry import FakeRegistry
-from tests.support.live_mirror import LiveMirror
+from tests.support.live_mirror import LiveMirror, until
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.process import PATIENCE, eventually
 
@@ -209,6 +217,166 @@ class _Lines:
 
     def warning(self, _event: str, **what: object) -> None:
         self._lines.append(what)
+
+
+# ------------------------------------------------------------------------------------------------- before TLS
+
+
+@asynccontextmanager
+async def _over_tls(mirror: LiveMirror, certificate: Certificate, **limits: Any) -> AsyncIterator[_Tls]:
+    """A listener with TLS of its own, that listens already and accepts nobody before `serve`."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    entrance = Entrance(**limits)
+    server = FrontServer(mirror.app.front, entrance=entrance)
+    tls = _Tls(server, entrance, listener, certificate)
+    try:
+        yield tls
+    finally:
+        if tls.listening:
+            tls.listening.close()
+        server.pre_shutdown()
+        await server.shutdown(0.1)
+        listener.close()
+
+
+class _Tls:
+    def __init__(
+        self, server: FrontServer, entrance: Entrance, listener: socket.socket, certificate: Certificate
+    ) -> None:
+        self.server = server
+        self.entrance = entrance
+        self.port = listener.getsockname()[1]
+        self.listening: asyncio.AbstractServer | None = None
+        self._listener = listener
+        self._certificate = certificate
+
+    async def serve(self) -> None:
+        protocol = partial(self.server.over_tls, self._certificate.server())
+        self.listening = await asyncio.get_running_loop().create_server(protocol, sock=self._listener)
+
+    def connect(self) -> socket.socket:
+        """Without a handshake."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+
+    async def ask(self, plain: socket.socket) -> bytes:
+        """The handshake, and one request."""
+
+        def ask() -> bytes:
+            context = self._certificate.client()
+            with closing(context.wrap_socket(plain, server_hostname="localhost")) as connection:
+                return _ask(connection)
+
+        return await asyncio.to_thread(ask)
+
+    def count(self) -> int:
+        """Connections that are counted."""
+        return sum(self.entrance._open.values())
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Certificate:
+    """Of a listener with TLS."""
+    return Certificate(tmp_path / "tls")
+
+
+async def test_26_connections_count_before_their_handshake(mirror: LiveMirror, certificate: Certificate) -> None:
+    """Row 26: `connections_per_client` counts from the moment a connection is accepted, whatever it says."""
+    async with _over_tls(mirror, certificate, most=2) as tls:
+        await tls.serve()
+        silent = [tls.connect() for _ in range(2)]
+        await until(lambda: tls.count() == 2)
+        with tls.connect() as third:
+            await until(lambda: _is_closed(third))
+        assert not any(_is_closed(one) for one in silent)
+        silent[0].close()
+        await until(lambda: tls.count() == 1)
+        assert await tls.ask(tls.connect()) == b"HTTP/1.1 200 OK"
+        silent[1].close()
+        await until(lambda: tls.count() == 0)
+
+
+@pytest.mark.parametrize("said", ["nothing", "a part", "in drips"])
+async def test_26_handshakes_come_in_time(mirror: LiveMirror, certificate: Certificate, said: str) -> None:
+    """Row 26: a handshake has `request_head`, however much of it comes and however steadily; then it is closed and
+    counted. Others are answered meanwhile.
+    """
+    before = telemetry.CONNECTIONS_DROPPED.labels("slow")._value.get()
+    hello = _client_hello(certificate)
+    async with _over_tls(mirror, certificate, most=10, head=0.5) as tls:
+        await tls.serve()
+        slow = tls.connect()
+        if said != "nothing":
+            slow.sendall(hello[:20])
+        rest = iter(hello[20:])
+
+        def closed() -> bool:
+            if said == "in drips":
+                with suppress(ConnectionError):
+                    slow.send(bytes([next(rest, 0)]))
+            return _is_closed(slow)
+
+        await until(closed)
+        await until(lambda: tls.count() == 0)
+        assert telemetry.CONNECTIONS_DROPPED.labels("slow")._value.get() == before + 1
+        assert await tls.ask(tls.connect()) == b"HTTP/1.1 200 OK"
+        slow.close()
+
+
+def _client_hello(certificate: Certificate) -> bytes:
+    sent = ssl.MemoryBIO()
+    handshake = certificate.client().wrap_bio(ssl.MemoryBIO(), sent, server_hostname="localhost")
+    with suppress(ssl.SSLWantReadError):
+        handshake.do_handshake()
+    return sent.read()
+
+
+async def test_26_handshakes_that_fail_count_no_more(mirror: LiveMirror, certificate: Certificate) -> None:
+    """Row 26: nothing of a handshake stays that fails, or whose client leaves, however it does."""
+    gauge = telemetry.CONNECTIONS._value
+    open_before = gauge.get()
+    async with _over_tls(mirror, certificate, most=100) as tls:
+        await tls.serve()
+        hello = _client_hello(certificate)
+        for said in (b"", b"\x16", _WHOLE, hello[:100], hello):
+            for reset in (False, True):
+                connection = tls.connect()
+                connection.sendall(said)
+                if reset:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.close()
+        assert await tls.ask(tls.connect()) == b"HTTP/1.1 200 OK"
+        await until(lambda: tls.count() == 0)
+        assert not tls.server._handshakes
+        assert gauge.get() == open_before
+
+
+async def test_26_a_handshake_that_began_before_it_was_accepted(mirror: LiveMirror, certificate: Certificate) -> None:
+    """What the event loop has read before TLS is in place is not lost."""
+    async with _over_tls(mirror, certificate, most=100) as tls:
+        # all have sent the first message of their handshake, and wait for an answer
+        asking = [asyncio.create_task(tls.ask(tls.connect())) for _ in range(4)]
+        await until(lambda: _waiting_to_be_read(tls.port) == len(asking))
+        await tls.serve()
+        assert await asyncio.gather(*asking) == [b"HTTP/1.1 200 OK"] * len(asking)
+
+
+def _waiting_to_be_read(port: int) -> int:
+    """Connections to this port of loopback that have sent something nobody has read (proc(5), /proc/net/tcp)."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    local = f"0100007F:{port:04X}"
+    return sum(line[1] == local and line[3] == "01" and int(line[4].partition(":")[2], 16) > 0 for line in lines)
+
+
+async def test_26_a_handshake_under_way_holds_up_no_shutdown(mirror: LiveMirror, certificate: Certificate) -> None:
+    """Row 26: when the server stops, connections without a handshake are closed."""
+    async with _over_tls(mirror, certificate, most=100) as tls:
+        await tls.serve()
+        silent = tls.connect()
+        await until(lambda: tls.count() == 1)
+        tls.server.pre_shutdown()
+        await until(lambda: _is_closed(silent))
+        await until(lambda: tls.count() == 0)
+        silent.close()
 
 
 async def test_26_pipelined_requests_are_no_drip(mirror: LiveMirror) -> None:

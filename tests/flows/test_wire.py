@@ -11,13 +11,14 @@ import re
 import socket
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from mirror import telemetry
 from mirror.oci.digest import Digest
 from tests.support.fake_registry import FakeRegistry
-from tests.support.live_mirror import LiveMirror, noise, until
+from tests.support.live_mirror import LiveMirror, live_mirror, noise, until
 
 _LAYER = noise(300_000)
 _DIGEST = Digest.of(_LAYER)
@@ -112,6 +113,17 @@ async def test_32_smuggling(mirror: LiveMirror, framing: str) -> None:
     answers = _answers(await mirror.raw(f"GET /v2/ HTTP/1.1\r\n{_HOST}{framing}\r\n{smuggled}".encode()))
     assert answers[0].status == 400
     assert len(answers) == 1
+
+
+@pytest.mark.parametrize("target", ["/v2/", _AT, "/metrics", "/none"])
+async def test_32_chunks_before_http_1_1(mirror: LiveMirror, target: str) -> None:
+    """Row 32: HTTP/1.0 has no chunks: whoever passes such a request on may see its end elsewhere (RFC 9112, 6.1)."""
+    text = f"GET {target} HTTP/1.0\r\n{_HOST}Connection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n"
+    smuggled = f"0\r\n\r\nGET {_AT} HTTP/1.1\r\n{_HOST}\r\n"
+    for pieces in ([text + smuggled], [text, smuggled]):
+        answer = await _one(mirror, *(piece.encode() for piece in pieces))
+        assert (answer.status, answer.code) == (400, "UNSUPPORTED")
+        assert mirror.events("malformed request")
 
 
 @pytest.mark.parametrize("hosts", ["Host: a\r\nHost: b\r\n", "Host: a\r\nHost: a\r\n"])
@@ -300,6 +312,110 @@ async def test_body_of_a_get_is_ignored(mirror: LiveMirror) -> None:
     assert [(answer.status, answer.body) for answer in answers] == [(200, b"{}")] * 2
 
 
+# ------------------------------------------------------------------------------------------------ browsers
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v2/",
+        _AT,
+        "/v2/library/app/manifests/v1",
+        "/v2/library/app/manifests/none",
+        "/v2/library/app/tags/list",
+        f"/v2/library/app/referrers/{_DIGEST}",
+        "/v2/_catalog",
+        "/v2/UPPER/manifests/v1",
+        "/token",
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/",
+        "/none",
+    ],
+)
+async def test_nothing_runs_in_a_browser(mirror: LiveMirror, method: str, target: str) -> None:
+    """Each answer of the public listener says that a browser shall neither guess its type nor run anything in it."""
+    more = ["", "Range: bytes=0-9\r\n", "Range: bytes=900000-\r\n", "If-None-Match: *\r\n"]
+    for fields in more:
+        text = f"{method} {target} HTTP/1.1\r\n{_HOST}{fields}Connection: close\r\n\r\n"
+        [answer] = _answers(await mirror.raw(text.encode()), frozenset({0} if method == "HEAD" else ()))
+        assert "\r\nX-Content-Type-Options: nosniff" in answer.head
+        assert "\r\nContent-Security-Policy: sandbox; default-src 'none'" in answer.head
+        assert "text/html" not in answer.head
+
+
+async def test_nothing_runs_in_a_browser_that_is_refused(mirror: LiveMirror) -> None:
+    """The same holds for what cannot be read as a request."""
+    for text in ("hello\r\n\r\n", f"GET /v2/ HTTP/1.0\r\n{_HOST}Transfer-Encoding: chunked\r\n\r\n"):
+        answer = await _one(mirror, text.encode())
+        assert answer.status == 400
+        assert "\r\nX-Content-Type-Options: nosniff" in answer.head
+        assert "\r\nContent-Security-Policy: sandbox; default-src 'none'" in answer.head
+
+
+# ----------------------------------------------------------------------------------------- header values of others
+
+
+@pytest.mark.parametrize(
+    "sent", ["application/vnd.x\x01y", "application/vnd.x\ty", "application/vnd.x\x7f", "applicati\xf6n/x"]
+)
+async def test_an_upstreams_type_that_no_header_may_have(registry: FakeRegistry, mirror: LiveMirror, sent: str) -> None:
+    """What upstream says of a type is not passed on as it is: the manifest is served, and the log has what was sent."""
+    content = json.dumps({"schemaVersion": 2, "config": _descriptor(b"{}"), "layers": []}).encode()
+    digest = registry.add_manifest("library/app", content, sent, "odd")
+    for target in ("odd", digest):
+        for method in ("HEAD", "GET"):
+            answer = await mirror.ask(f"/v2/library/app/manifests/{target}", method=method)
+            assert answer.status == mirror.events("request")[-1]["status"] == 200
+            assert answer.headers["Content-Type"].startswith("application/")
+    assert not mirror.events("connection crashed")
+
+
+def _descriptor(content: bytes) -> dict[str, object]:
+    return {
+        "mediaType": "application/vnd.oci.image.config.v1+json",
+        "digest": str(Digest.of(content)),
+        "size": len(content),
+    }
+
+
+@pytest.mark.parametrize(
+    "stored", ["application/vnd.x\ny", "application/\x00", "application/\ud800", "application/\x85x"]
+)
+async def test_a_stored_type_that_no_header_may_have(registry: FakeRegistry, tmp_path: Path, stored: str) -> None:
+    """The same of what a record on the disk says, whoever wrote it."""
+    digest = registry.add_image("library/app", "v2", [_LAYER])
+    target = f"/v2/library/app/manifests/{digest}"
+    async with live_mirror(tmp_path / "again", {"docker.io": registry.url}) as mirror:
+        assert (await mirror.ask(target)).status == 200
+        written = 0
+        for file in mirror.root.rglob("*"):
+            if file.is_file() and b"fetchedAt" in (text := file.read_bytes()):
+                file.write_text(json.dumps(json.loads(text) | {"mediaType": stored}))
+                written += 1
+        assert written
+    async with live_mirror(tmp_path / "again", {"docker.io": registry.url}) as mirror:
+        for method in ("HEAD", "GET"):
+            answer = await mirror.ask(target, method=method)
+            assert answer.status == mirror.events("request")[-1]["status"] == 200
+            assert answer.headers["Content-Type"].isprintable()
+
+
+async def test_a_header_that_cannot_be_sent(mirror: LiveMirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever header it is, the client has an answer that the log agrees with, and the connection serves on."""
+    monkeypatch.setattr("mirror.server.pull.stale_warning", lambda: {"Warning": "a\nb"})
+    monkeypatch.setattr("mirror.server.pull.cache_status", lambda _outcome: "mirror; detail=\ud800")
+    answer = await mirror.ask("/v2/library/app/tags/list")
+    assert (answer.status, answer.code) == (500, "UNKNOWN")
+    [line] = mirror.events("request")
+    assert (line["status"], line["trouble"]) == (
+        500,
+        "MirrorError: a header of the answer has characters that no header may have",
+    )
+
+
 # ------------------------------------------------------------------------------------------------- pipelines
 
 
@@ -315,6 +431,26 @@ async def test_29_pipelined(mirror: LiveMirror) -> None:
     assert json.loads(answers[2].body)["schemaVersion"] == 2
     assert answers[5].body == b"ok\n"
     assert json.loads(answers[6].body)["tags"] == ["v1"]
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "H2C, websocket", "websocket", "TLS/1.2"])
+@pytest.mark.parametrize("body", ["", "hello"])
+async def test_29_behind_a_request_for_another_protocol(mirror: LiveMirror, protocol: str, body: str) -> None:
+    """Row 29: such a request is answered in HTTP/1.1, and ends its connection: the client sends again what was behind
+    it, and does not wait for ever (RFC 9110, 7.8; RFC 9112, 9.3.2).
+    """
+    length = f"Content-Length: {len(body)}\r\n" if body else ""
+    upgrade = f"GET {_AT} HTTP/1.1\r\n{_HOST}Connection: Upgrade\r\nUpgrade: {protocol}\r\n{length}\r\n{body}"
+    before, behind = f"GET /v2/ HTTP/1.1\r\n{_HOST}\r\n", f"GET /livez HTTP/1.1\r\n{_HOST}\r\n"
+    for pieces in (
+        [before + upgrade + behind],
+        [before, upgrade, behind],
+        [before + upgrade[:-3], upgrade[-3:] + behind],
+    ):
+        first, second = _answers(await mirror.raw(*(piece.encode() for piece in pieces)))
+        assert (first.status, second.status) == (200, 200)
+        assert second.body == _LAYER
+        assert "\r\nConnection: close" in second.head
 
 
 async def test_29_head_before_get(mirror: LiveMirror) -> None:

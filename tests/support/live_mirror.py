@@ -109,8 +109,11 @@ class Got:
 class LiveMirror:
     """A running mirror and a client of it."""
 
-    def __init__(self, app: App, config: Config, clock: Clock, port: int, output: io.StringIO) -> None:
+    def __init__(
+        self, app: App, config: Config, clock: Clock, port: int, output: io.StringIO, server: FrontServer
+    ) -> None:
         self.app = app
+        self.server = server
         self.config = config
         self.clock = clock
         self.port = port
@@ -246,7 +249,7 @@ async def live_mirror(
                 await runner.setup()
                 site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)
                 await site.start()
-                mirror = LiveMirror(app, config, clock, runner.addresses[0][1], output)
+                mirror = LiveMirror(app, config, clock, runner.addresses[0][1], output, server)
                 try:
                     yield mirror
                 finally:
