@@ -29,11 +29,11 @@ from mirror.upstream.caller import CallersCredentials
 from mirror.upstream.credentials import Attempts, Credentials, CredentialSource, GivenCredentials
 from mirror.upstream.docker_config import DockerConfig
 from mirror.upstream.endpoints import EndpointsUpstream
+from mirror.upstream.page_file import ListBounds
 from mirror.upstream.providers import ProviderOptions, open_provider
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.registry import RegistryUpstream, unverified
 from mirror.upstream.secret_files import PasswordFile
-from mirror.upstream.tag_list import ListBounds
 
 __all__ = ["MOST_HOSTS", "Upstreams", "open_registries"]
 

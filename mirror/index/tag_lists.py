@@ -74,8 +74,8 @@ class LocalSortedTags:
             self._folder.mkdir(parents=True, exist_ok=True)
             return Gathering(self, self._path(key), self._now)
 
-    def make_room(self, growing: Path) -> None:
-        """Drop published lists, the oldest first, until all files together are within the limit."""
+    def make_room(self, growing: Path) -> int:
+        """Drop published lists, the oldest first, until all files are within the limit; returns the bytes that stay."""
         files = []
         for path in self._folder.iterdir():
             with suppress(FileNotFoundError):
@@ -87,6 +87,7 @@ class LocalSortedTags:
             if left or (held > self._most_bytes and path.suffix == _PUBLISHED):
                 path.unlink(missing_ok=True)
                 held -= size
+        return held
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()}{_PUBLISHED}"
@@ -125,7 +126,8 @@ class Gathering:
             # in order, which is faster in a file that is sorted
             self._file.executemany("INSERT OR IGNORE INTO tags VALUES (?)", [(tag,) for tag in sorted(set(tags))])
             self._file.execute("COMMIT")
-            self._lists.make_room(self._part)
+            if self._lists.make_room(self._part) > self._lists.most_bytes >= self.size:
+                raise StoreFull("other tag lists that are being sorted take all of lists_bytes")
 
     def publish(self, until: float) -> None:
         """See `TagGathering`."""

@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from mirror import telemetry
-from mirror.errors import AlreadyRunning, IndexUnavailable, MirrorError, RuleUnknown, StoreError
+from mirror.errors import AlreadyRunning, IndexUnavailable, MirrorError, RuleUnknown, StoreError, UpstreamInvalid
 from mirror.oci.reference import Repo
 from mirror.once import end
 from mirror.policy.images import Image
@@ -52,8 +52,9 @@ _LEASE: Final = 120.0
 _RENEW_EVERY: Final = 30.0
 #: Seconds until a lease that another replica has is asked for again.
 _ASK_AGAIN: Final = 60.0
-#: Tags that are asked for at a time.
+#: Tags that are asked for at a time, and tags that a repository may have.
 _PAGE: Final = 10_000
+_MOST_TAGS: Final = 2_000_000
 #: Rules that run at once, and failures that a result names.
 _AT_ONCE: Final = 2
 _MOST_FAILURES: Final = 20
@@ -424,6 +425,8 @@ async def _all_tags(source: SyncSource) -> Listing:
     while True:
         listing = await source.tags(tags[-1] if tags else "", _PAGE)
         tags += listing.items
+        if len(tags) > _MOST_TAGS:
+            raise UpstreamInvalid(f"more than {_MOST_TAGS} tags", upstream=listing.upstream, status=200)
         if not listing.more or not listing.items or listing.outcome is Outcome.STALE:
             return replace(listing, items=tuple(tags))
 

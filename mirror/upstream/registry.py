@@ -80,10 +80,10 @@ from mirror.upstream.health import Health, health_of
 from mirror.upstream.holds import HostHolds, HostThrottled
 from mirror.upstream.login import NO_PASSES, Login, Passes
 from mirror.upstream.manifests import read_answer
-from mirror.upstream.page_file import PageFile
+from mirror.upstream.page_file import ListBounds, PageFile
 from mirror.upstream.proxies import DIRECT, Proxies
 from mirror.upstream.referrers import LACKS_API, FallbackChildren, NoReferrersApi, ReferrersPage, list_referrers
-from mirror.upstream.tag_list import REFUSES_PAGING, ListBounds, TagAnswer, TagList
+from mirror.upstream.tag_list import REFUSES_PAGING, TagAnswer, TagList
 from mirror.upstream.tokens import TokenSource
 from mirror.upstream.transfer import CONTENT, LARGEST_ERROR, REDIRECTS, DialFailed, DialTimedOut, Hangup, Transfer
 
@@ -143,7 +143,8 @@ class RegistryUpstream:
     bytes a second over `rate_window` is given up. `blobs_at_once` and `calls_at_once` bound what is under way. `now`
     is epoch seconds, `clock` any seconds, `sleep` and `jitter` are for the waits between tries. `on_budget` is told
     what upstream says is left to be pulled, `on_failure` of each call that failed in the end. `whose` says for which
-    caller something is asked, "" where it is for nobody but us. `lists` bounds tag lists.
+    caller something is asked, "" where it is for nobody but us. `lists` bounds tag lists,
+    those of several upstreams together.
 
     Raises `UrlRefused` (a `ValueError`) for a URL that is none.
     """
@@ -178,7 +179,7 @@ class RegistryUpstream:
         on_budget: Callable[[Budget], None] = lambda budget: None,
         on_failure: Callable[[UpstreamError], None] = lambda error: None,
         whose: Callable[[], str] = lambda: "",
-        lists: ListBounds = ListBounds(),  # noqa: B008 - a value that never changes
+        lists: ListBounds | None = None,
     ) -> None:
         self._name = name
         self._base = url.rstrip("/")
@@ -223,7 +224,7 @@ class RegistryUpstream:
         self._elsewhere = Elsewhere(name, self._bounds, memo, lambda bounds: tokens(bounds, GivenCredentials()))
         self._holds = HostHolds(name, lambda: self._clock())
         self._children = FallbackChildren()
-        self._tag_list = TagList(name, lists)
+        self._tag_list = TagList(name, lists or ListBounds())
         self._transfer = Transfer(
             name,
             self._bounds,

@@ -14,7 +14,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
@@ -23,9 +22,9 @@ from mirror.oci.link import next_query
 from mirror.oci.reference import is_tag
 from mirror.oci.tag_page import read_tag_page
 from mirror.ports import TagBatch
-from mirror.upstream.page_file import PageFile
+from mirror.upstream.page_file import ListBounds, PageFile
 
-__all__ = ["REFUSES_PAGING", "ListBounds", "TagAnswer", "TagList"]
+__all__ = ["REFUSES_PAGING", "TagAnswer", "TagList"]
 
 #: What is asked for, first the largest: some registries refuse what is above a bound of theirs (often 1,000), and some
 #: know no `n` at all.
@@ -36,14 +35,6 @@ REFUSES_PAGING: Final = frozenset({400, 405, 406, 413, 416, 422})
 _BATCH: Final = 10_000
 #: Pages of one list: a million tags in pages of a hundred have half as many.
 _MOST_PAGES: Final = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class ListBounds:
-    """Where a page that is large is put (None: among the temporary files), and how many bytes a list may have."""
-
-    directory: Path | None = None
-    most_bytes: int = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +61,7 @@ class TagList:
         """At least one batch. What is outside the grammar of tags is left out. Raises `UpstreamInvalid` for what is no
         tag list, and what `ask` raises.
         """
-        page = PageFile(self._bounds.directory, self._bounds.most_bytes)
+        page = PageFile(self._bounds, self._bounds.most_bytes)
         try:
             answer = await self._first(ask, after, page)
             room = self._bounds.most_bytes
@@ -90,7 +81,7 @@ class TagList:
                 asked.add(following)
                 room -= page.size
                 page.close()
-                page = PageFile(self._bounds.directory, room)
+                page = PageFile(self._bounds, room)
                 answer = await ask(following, page)
                 if answer.status != 200:
                     raise self._invalid(f"a next page of tags that is answered with {answer.status}", answer.status)

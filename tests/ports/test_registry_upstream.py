@@ -35,9 +35,9 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import ACCEPT, DOCKER_MANIFEST, LARGEST, OCI_INDEX, OCI_MANIFEST, Descriptor
 from mirror.ports import Body, Upstream
 from mirror.upstream.credentials import Credentials, GivenCredentials
+from mirror.upstream.page_file import ListBounds
 from mirror.upstream.proxies import Proxies
 from mirror.upstream.registry import RegistryUpstream
-from mirror.upstream.tag_list import ListBounds
 from tests.support.certificates import Certificate
 from tests.support.clock import Clock
 from tests.support.fake_registry import (
@@ -1084,8 +1084,14 @@ async def test_a_list_in_one_large_page(build: Build, tmp_path: Path) -> None:
             first = await anext(batches)
             assert (list(first.tags), first.more) == (tags[: len(first.tags)], True)
         assert await tags_of(upstream, NAME) == tags
-        assert list((tmp_path / "lists").iterdir()) == []
+        assert (list((tmp_path / "lists").iterdir()), bounds.held) == ([], 0)
         assert len(front.requests) == 2
+        # all lists of a process together are bounded, too
+        async with aclosing(upstream.tags(NAME)) as batches:
+            await anext(batches)
+            with pytest.raises(UpstreamInvalid, match="lists_bytes"):
+                await tags_of(upstream, NAME)
+        assert bounds.held == 0
         front.on("*", reply_json(200, {"tags": tags, "more": "x" * 5_000_000}))
         with pytest.raises(UpstreamInvalid, match="lists_bytes"):
             await tags_of(upstream, NAME)

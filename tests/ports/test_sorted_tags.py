@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import random
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from mirror.errors import StoreError
+from mirror.errors import StoreError, StoreFull
 from mirror.index.tag_lists import LocalSortedTags
-from mirror.ports import TagBatch
+from mirror.ports import TagBatch, TagGathering
 from tests.support.clock import Clock
 
 _TAGS = [f"v{number:05}" for number in range(20_000)]
@@ -94,6 +95,24 @@ def test_room(clock: Clock, tmp_path: Path) -> None:
     _gather(lists, "z", ["a"], clock() + 60)
     assert not left.exists()
     assert growing.exists()
+
+
+def _fill(growing: Sequence[TagGathering]) -> None:
+    for gathering in growing:
+        gathering.add(_TAGS)
+
+
+def test_lists_that_grow_at_once(clock: Clock, tmp_path: Path) -> None:
+    """All of them together are within the limit; the one that would go beyond it is refused."""
+    lists = LocalSortedTags(tmp_path / "lists", 1 << 20, clock)
+    growing = [lists.gather(str(number)) for number in range(5)]
+    for gathering in growing[:2]:
+        gathering.add(_TAGS)
+    with pytest.raises(StoreFull):
+        _fill(growing[2:])
+    for gathering in growing:
+        gathering.close()
+    assert list((tmp_path / "lists").iterdir()) == []
 
 
 def test_what_is_not_published(lists: LocalSortedTags, tmp_path: Path) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirror.errors import UpstreamInvalid
 from mirror.policy.tag_order import ascending
+from mirror.repository.content import Outcome
+from mirror.repository.shelf import Listing
 from mirror.repository.tag_windows import Window
+from mirror.transfer import schedule
 
 _TAGS = st.text("aB1_.-", min_size=1, max_size=3)
 
@@ -49,3 +56,18 @@ def test_where_a_window_ends() -> None:
     assert window.page("c", 1) is not None
     # upstream's pages were too small for more
     assert Window("b", ("c",), True, 5, 0.0, 1.0).page("b", 5) is not None
+
+
+class _Endless:
+    """A repository whose list is sorted and has no end."""
+
+    async def tags(self, last: str, count: int) -> Listing:
+        start = int(last or 0) + 1
+        return Listing(tuple(f"{number:09}" for number in range(start, start + count)), Outcome.NONE, "x.io", more=True)
+
+
+async def test_a_sync_of_a_list_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorted lists may be endless, too: what is collected for a sync is bounded."""
+    monkeypatch.setattr(schedule, "_MOST_TAGS", 50_000)
+    with pytest.raises(UpstreamInvalid, match="more than 50000 tags"):
+        await schedule._all_tags(cast(schedule.SyncSource, _Endless()))
