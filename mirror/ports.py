@@ -253,6 +253,11 @@ class BlobStore(Protocol):
         it; added up if several registries send it.
         """
 
+    def is_filling(self, registry: str, besides: Digest) -> bool:
+        """Blocking: whether some process fills a blob that this registry sends, and has bytes of it; the blob `besides`
+        does not count. Raises `StoreError`.
+        """
+
     def delete(self, digest: Digest) -> int:
         """Blocking: drop the name; returns the bytes that this frees. Repeatable (0). Open readers read on."""
 

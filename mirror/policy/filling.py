@@ -101,14 +101,14 @@ class Outages:
         if registry not in self._away:
             _put(self._away, registry, now)
 
-    def waited(self, registry: str, now: float) -> float | None:
-        """Seconds for which a registry that has sent something shortly before does not answer; None: it had not, or
-        nothing is known of an outage. What is away for long is not waited for by those that come anew.
-        """
+    def waited(self, registry: str, now: float) -> float:
+        """Seconds since it was first found not to answer; 0 if it answers."""
+        return now - self._away.get(registry, now)
+
+    def is_sudden(self, registry: str) -> bool:
+        """Whether it had begun to send a blob shortly before it was first found not to answer."""
         away, answered = self._away.get(registry), self._answered.get(registry)
-        if away is None or answered is None or away - answered > _LATELY:
-            return None
-        return now - away
+        return away is not None and answered is not None and away - answered <= _LATELY
 
 
 def _put(known: OrderedDict[str, float], registry: str, now: float) -> None:

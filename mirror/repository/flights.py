@@ -594,7 +594,7 @@ class Flights:
                     tries = tries.broken(now, progress=ingest.offset > before) if answered else tries.refused(error)
                     if ingest.offset > before:
                         self._outages.answered(flight.upstream, now)
-                    wait = self._wait_for(flight, error, tries, now)
+                    wait = await self._wait_for(flight, error, tries, now)
                     if wait is None:
                         raise
                     if not isinstance(error, UpstreamCircuitOpen):
@@ -621,19 +621,27 @@ class Flights:
             if reservation:
                 reservation.release()
 
-    def _wait_for(self, flight: Flight, error: UpstreamError, tries: Tries, now: float) -> float | None:
+    async def _wait_for(self, flight: Flight, error: UpstreamError, tries: Tries, now: float) -> float | None:
         """Seconds until upstream is asked again; None: give up. A fill that has begun waits for as long as its own
         `patience`. One that has nothing yet fails at once, so that its clients have a clean error, unless upstream has
-        only just gone away: then it waits with those that have begun.
+        only just gone away from this process or from another one: then it waits with those that have begun.
         """
         if _is_unreachable(error):
             self._outages.refused(flight.upstream, now)
         if flight.known.done():
             return next_try(error, tries, now - tries.since, self._patience, self._jitter())
         waited = self._outages.waited(flight.upstream, now)
-        if waited is None or waited >= self._patience or not _is_unreachable(error):
+        if waited >= self._patience or not _is_unreachable(error):
+            return None
+        if not self._outages.is_sudden(flight.upstream) and not await self._is_sending_others(flight):
             return None
         return next_try(error, tries, waited, self._patience, self._jitter())
+
+    async def _is_sending_others(self, flight: Flight) -> bool:
+        """Whether another process has begun to receive something from this flight's registry."""
+        with suppress(StoreError):
+            return await self._in_thread(self._store.is_filling, flight.upstream, flight.digest)
+        return False
 
     async def _take_from_store(self, flight: Flight, ingest: Ingest, info: BlobInfo, reader: BlobReader) -> None:
         """The rest, from the blob that has been published meanwhile."""

@@ -223,6 +223,18 @@ class LocalStore:
                     found[digest] = found.get(digest, 0) + whole
         return found
 
+    def is_filling(self, registry: str, besides: Digest) -> bool:
+        own = self.layout.ingest(besides, registry).name
+        of_registry = own.partition("-")[0]
+        with store_errors("listing growing blobs"), os.scandir(self.layout.ingests) as entries:
+            for entry in entries:
+                if not entry.name.startswith(of_registry) or entry.name == own or not digest_of_ingest(entry.name):
+                    continue
+                with suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_size and is_locked(entry.path):
+                        return True
+        return False
+
     def delete(self, digest: Digest) -> int:
         path = self.layout.blob(digest)
         with store_errors(f"deleting {digest}"):

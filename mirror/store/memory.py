@@ -115,6 +115,14 @@ class MemoryStore:
                 found[digest] = found.get(digest, 0) + whole
             return found
 
+    def is_filling(self, registry: str, besides: Digest) -> bool:
+        with self.changed:
+            return any(
+                blob.filler is not None and blob.content
+                for (whose, digest), blob in self._growing.items()
+                if whose == registry and digest != besides
+            )
+
     def delete(self, digest: Digest) -> int:
         with self.changed:
             blob = self._present.pop(digest, None)

@@ -245,7 +245,8 @@ async def _refused(*mirrors: LiveMirror) -> None:
     await until(lambda: any(line["failures"] > 1 for one in mirrors for line in one.events("fill interrupted")))
 
 
-async def test_84_clients_wait_with_the_fill(registry: FakeRegistry, tmp_path: Path) -> None:
+@pytest.mark.parametrize("of", [0, 1], ids=["the same worker", "another worker"])
+async def test_84_clients_wait_with_the_fill(registry: FakeRegistry, tmp_path: Path, of: int) -> None:
     """Who follows it, who asks for it while it waits, also at another worker, and who asks for the next blob."""
     registry.add_blob(_NAME, _LAYER)
     after = registry.add_blob(_NAME, b"another layer" * 10_000)
@@ -253,6 +254,7 @@ async def test_84_clients_wait_with_the_fill(registry: FakeRegistry, tmp_path: P
     registry.fail("blobs", stall(gate, after=1 << 20))
     upstreams = {"docker.io": registry.url}
     async with live_mirror(tmp_path / "store", upstreams) as one, live_mirror(tmp_path / "store", upstreams) as two:
+        asked_next = (one, two)[of]
         asking = [asyncio.create_task(one.ask(_AT))]
         await reached(gate)
         registry.away()
@@ -260,8 +262,8 @@ async def test_84_clients_wait_with_the_fill(registry: FakeRegistry, tmp_path: P
         asking += [asyncio.create_task(mirror.ask(_AT)) for mirror in (one, two)]
         await until(lambda: sum(flight.followers for flight in one.app.shelf.flights.active()) == 2)
         await until(lambda: sum(flight.followers for flight in two.app.shelf.flights.active()) == 1)
-        asking.append(asyncio.create_task(one.ask(f"/v2/{_NAME}/blobs/{after}")))
-        await until(lambda: len(one.app.shelf.flights.active()) == 2)
+        asking.append(asyncio.create_task(asked_next.ask(f"/v2/{_NAME}/blobs/{after}")))
+        await until(lambda: len(asked_next.app.shelf.flights.active()) == 2)
         registry.back()
         one.clock.forward(5.0)
         two.clock.forward(5.0)

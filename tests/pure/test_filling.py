@@ -113,21 +113,22 @@ def test_84_our_own_circuit_counts_for_nothing() -> None:
 
 
 def test_84_outages_that_have_begun_just_now() -> None:
-    """Row 84: they count from their first refusal; an upstream that had sent nothing shortly before has none."""
+    """Row 84: they count from their first refusal, and are sudden if something was sent shortly before."""
     outages = Outages()
-    assert outages.waited("a", 0.0) is None
+    assert outages.waited("a", 0.0) == 0.0
     outages.refused("a", 0.0)
-    assert outages.waited("a", 0.0) is None
+    assert (outages.waited("a", 5.0), outages.is_sudden("a")) == (5.0, False)
     outages.answered("a", 10.0)
-    assert outages.waited("a", 20.0) is None
+    assert (outages.waited("a", 20.0), outages.is_sudden("a")) == (0.0, False)
     outages.refused("a", 60.0)
     outages.refused("a", 65.0)
     assert [outages.waited("a", now) for now in (60.0, 100.0)] == [0.0, 40.0]
+    assert outages.is_sudden("a")
     outages.answered("a", 100.0)
     outages.refused("a", 161.0)
-    assert outages.waited("a", 161.0) is None
+    assert not outages.is_sudden("a")
     for number in range(5000):
         outages.answered(str(number), 200.0)
         outages.refused(str(number), 200.0)
-    assert outages.waited("0", 200.0) is None
+    assert not outages.is_sudden("0")
     assert len(outages._away) == len(outages._answered) == 1000

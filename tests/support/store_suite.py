@@ -538,6 +538,20 @@ class StoreSuite:
         first.close()
         assert another.growing()[DIGEST] == 1000
 
+    def test_whether_a_registry_is_sending(self, store: BlobStore, another: BlobStore) -> None:
+        """Only what somebody fills, and has bytes of, counts; a blob that is left out does not."""
+        other = Digest.of(b"other")
+        begun = store.ingest(DIGEST, REGISTRY)
+        assert begun.try_lock()
+        assert not another.is_filling(REGISTRY, other)
+        begun.close()
+        ingest = filled(store, CONTENT, upto=1000)
+        assert another.is_filling(REGISTRY, other)
+        assert not another.is_filling(REGISTRY, DIGEST)
+        assert not another.is_filling("quay.io", other)
+        ingest.close()
+        assert not another.is_filling(REGISTRY, other)
+
     def test_registries_meet_under_the_final_name(self, store: BlobStore, another: BlobStore) -> None:
         """The first to be verified is published; the second is as welcome, and neither leaves anything behind."""
         first, second = filled(store, CONTENT), filled(another, CONTENT, registry="quay.io")
