@@ -27,6 +27,11 @@ _LONGEST_REASON: Final = 500
 class CredentialsUnavailable(UpstreamUnavailable):
     """Whoever issues our credentials gave none: no fault of the upstream itself. The message says what to do."""
 
+    @property
+    def public(self) -> str:
+        """All of it: it names no address, and whoever pulls must not look for the fault at the registry."""
+        return str(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Credentials:

@@ -35,18 +35,20 @@ from mirror.memo import MISSING, Memo
 from mirror.oci.challenge import Challenge, Scope
 from mirror.oci.strict_json import read_json
 from mirror.policy.lifetimes import usable_seconds
-from mirror.policy.realms import Bounds, UrlRefused, parse_url
+from mirror.policy.realms import Bounds, Url, UrlRefused, parse_url
 from mirror.policy.retrying import hold_for, is_throttling, parse_retry_after
 from mirror.upstream.addresses import AddressRefused, check_literal
 from mirror.upstream.client import Observe, read_limited, translated
 from mirror.upstream.credentials import Attempts, Credentials, CredentialSource
 from mirror.upstream.proxies import DIRECT, Proxies
+from mirror.upstream.transfer import REDIRECTS
 
 __all__ = ["TokenSource"]
 
 _LARGEST_ANSWER: Final = 64 * 1024
 _CHALLENGE_KNOWN_FOR: Final = 3600.0
 _CLIENT: Final = "registry-mirror"
+_MOST_HOPS: Final = 3
 _TOKEN: Final = re.compile(r"[!-~]{1,32768}")
 #: Seconds. Some token services answer 403 for what does not exist, too: whoever was let in lately is so still.
 _LET_IN_FOR: Final = 900.0
@@ -221,6 +223,7 @@ class TokenSource:
             **self._proxies.headers(parse_url(url)),
         }
         more["headers"] = headers
+        form: dict[str, str] | None = None
         async with translated(self._upstream, "the token service"):
             if credentials and credentials.identity_token:
                 form = {
@@ -230,17 +233,13 @@ class TokenSource:
                     "scope": str(wanted),
                     "refresh_token": credentials.identity_token,
                 }
-                asking = self._session().post(URL(url, encoded=True), data=form, **more)
             else:
                 if credentials and credentials.username:
                     headers["Authorization"] = credentials.basic
-                asked = _with_query(url, challenge["service"], wanted)
-                asking = self._session().get(URL(asked, encoded=True), **more)
+                url = _with_query(url, challenge["service"], wanted)
             try:
-                async with asyncio.timeout(self._timeout), asking as response:
-                    status = response.status
-                    retry_after = response.headers.get("Retry-After")
-                    content = await read_limited(response, _LARGEST_ANSWER + 1)
+                async with asyncio.timeout(self._timeout):
+                    status, retry_after, content = await self._ask(url, form, more)
             finally:
                 self._observe("token", status, self._clock() - began)
         if status in (400, 401, 403) and self._refuses(status, credentials):
@@ -249,6 +248,34 @@ class TokenSource:
         if credentials and credentials.ours:
             self._login.worked()
         return token
+
+    async def _ask(
+        self, url: str, form: Mapping[str, str] | None, more: Mapping[str, Any]
+    ) -> tuple[int, str | None, bytes]:
+        """Status, `Retry-After` and body of the token service's answer, by POST of a form or else by GET.
+
+        A GET is redirected within the service, as for a slash at the end of its path, and nowhere else: another host
+        would be shown the credentials.
+        """
+        for _ in range(_MOST_HOPS):
+            asked = URL(url, encoded=True)
+            asking = self._session().post(asked, data=form, **more) if form else self._session().get(asked, **more)
+            async with asking as response:
+                content = await read_limited(response, _LARGEST_ANSWER + 1)
+            following = self._next_hop(parse_url(url), response)
+            if form or following is None:
+                break
+            url = following
+        return response.status, response.headers.get("Retry-After"), content
+
+    def _next_hop(self, current: Url, response: aiohttp.ClientResponse) -> str | None:
+        if response.status not in REDIRECTS:
+            return None
+        try:
+            entered = self._bounds.next_hop(current, response.headers.get("Location"), 0)
+        except UrlRefused:
+            return None
+        return str(entered) if entered.origin == current.origin else None
 
     def _refuses(self, status: int, credentials: Credentials | None) -> bool:
         """Whether it is our own credentials that a token service does not take; noted, to be shown."""

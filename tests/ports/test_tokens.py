@@ -32,7 +32,7 @@ from mirror.upstream.tokens import TokenSource
 from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry, html, status, throttle
 from tests.support.redis_server import RedisServer
-from tests.support.scripted import Scripted, Stall, reply, reply_json
+from tests.support.scripted import Answering, Request, Script, Scripted, Stall, reply, reply_json
 
 APP, OTHER = Scope.pull("team/app"), Scope.pull("team/other")
 SECRET = "canary-password"
@@ -223,6 +223,31 @@ async def test_a_realm_name_that_resolves_off_limits(build: Build) -> None:
         assert not registry.requests
 
 
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+async def test_a_token_service_that_wants_a_slash(build: Build, code: int) -> None:
+    """A redirect within the token service is followed, with the query and the credentials; not without end."""
+    with FakeRegistry(tokens=True, users={"user": SECRET}) as registry:
+        for loops in (False, True):
+
+            def slash(request: Request, answer: Answering, loops: bool = loops) -> Script:
+                path, _, query = request.target.partition("?")
+                ends = path.endswith("/") and not loops
+                return answer(request) if ends else reply(code, b"", {"Location": f"{path.rstrip('/')}/?{query}"})
+
+            registry.heal()
+            registry.forget()
+            registry.fail("token", slash, times=9)
+            tokens = build(registry.url, USER)
+            await tokens.learn(bearer(f"{registry.url}/token"), APP)
+            if loops:
+                with pytest.raises(UpstreamInvalid):
+                    await tokens.authorization(APP)
+            else:
+                assert await tokens.authorization(APP)
+            assert registry.count("token") == (3 if loops else 2)
+            assert {request.query["scope"][0] for request in registry.of_kind("token")} == {"repository:team/app:pull"}
+
+
 async def test_a_token_call_is_not_redirected(build: Build) -> None:
     """Faults row 71: a realm that sends elsewhere would take the credentials along."""
     with Scripted() as service, Scripted() as elsewhere:
@@ -342,6 +367,28 @@ async def test_basic(build: Build) -> None:
         anonymous = build(registry.url)
         assert await anonymous.learn([Challenge("basic", {"realm": "x"})], APP)
         assert await anonymous.authorization(APP) is None
+
+
+@pytest.mark.parametrize("parameters", [{}, {"realm": ""}, {"service": "x"}])
+async def test_a_bearer_that_names_no_realm(build: Build, parameters: dict[str, str]) -> None:
+    """There is no token to be had of it: the password goes, if the registry takes one as well."""
+    with Scripted() as service:
+        tokens = build(service.url, USER)
+        challenge = Challenge("bearer", parameters)
+        assert not await tokens.learn([challenge], APP)
+        assert await tokens.learn([challenge, Challenge("basic", {})], APP)
+        assert (await tokens.authorization(APP) or "").startswith("Basic ")
+
+
+async def test_odd_words_of_a_token_service(build: Build) -> None:
+    """A challenge without `service` is answered without it; 201 is as good as 200, and text of a lifetime is none."""
+    with Scripted() as service:
+        service.on("/token/", reply_json(201, {"access_token": "good", "token": None, "expires_in": "300"}))
+        tokens = build(service.url)
+        assert await tokens.learn(bearer(f"{service.url}/token/", service=""), APP)
+        assert await tokens.authorization(APP) == "Bearer good"
+        (request,) = service.requests
+        assert request.target == "/token/?scope=repository%3Ateam%2Fapp%3Apull"
 
 
 async def test_bearer_is_chosen_before_basic(build: Build) -> None:
