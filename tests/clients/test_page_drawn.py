@@ -27,7 +27,7 @@ _SITE: Final = "http://mirror.example:5001"
 _NOW: Final = 1_800_000_000
 _DOCUMENT: Final = openapi("test")
 _DIGEST: Final = "sha256:" + "a" * 64
-#: Markup, a turn of the reading direction, and more letters than fit anywhere.
+#: Markup, a turn of the reading direction (shown as an escape), and more letters than fit anywhere.
 _NASTY: Final = '<img src=x onerror="alert(1)"><script>alert(2)</script>\u202e&lt;' + "w" * 240
 
 
@@ -190,10 +190,40 @@ def test_names_without_mercy(opened: _Drawn) -> None:
     opened.answers["clients"]["clients"][0]["notes"] = [_NASTY]
     page = _load(opened)
     for place in ("#images", "#flights", "#upstream-rows", "#job-rows", "#sync-rows", "#next", "#client-files"):
-        expect(page.locator(place)).to_contain_text(_NASTY, timeout=_MS)
+        expect(page.locator(place)).to_contain_text(_NASTY.replace("\u202e", "\\u202e"), timeout=_MS)
     page.locator("summary").click()
     assert page.locator("main img, main script, main b").count() == 0
     _no_wider(page)
+
+
+#: Words, numbers and buttons of the list of images that are on several lines.
+_BROKEN: Final = """() => [...document.querySelectorAll("#images td, #images th, #images button, #images .item")]
+  .filter((one) => !one.matches("td:first-child, [data-label=platforms]") || one.matches(".item")).filter((one) => {
+    const range = document.createRange();
+    range.selectNodeContents(one);
+    const lines = [...range.getClientRects()].filter((line) => line.width > 0);
+    return lines.some((line) => line.top > lines[0].bottom);
+  }).map((one) => one.textContent)"""
+
+
+@pytest.mark.parametrize("width", [360, 800, 1300, 2000])
+def test_a_word_is_not_broken(opened: _Drawn, width: int) -> None:
+    """Sizes, times, states, platforms and buttons stay on their lines, and nothing lies beyond the edge."""
+    many = ["linux/386", "linux/amd64", "linux/arm/v6", "linux/arm/v7", "linux/arm64", "linux/ppc64le", "linux/s390x"]
+    name = "ghcr.io/acme/platform/services/payments-gateway:2026.11.28-rc.4"
+    lately = "2027-01-15T07:56:40Z"
+    states: list[dict[str, Any]] = [{}, {"complete": False, "missing": 12}, {"complete": False, "emptied": True}]
+    opened.answers["images"]["images"] = [
+        _image(name, size=187_000_000, platforms=many, lastPull=lately, pinned=pinned, frozen=True, **state)
+        for pinned in (False, True)
+        for state in states
+    ]
+    opened.page.set_viewport_size({"width": width, "height": 900})
+    page = _load(opened)
+    expect(page.locator("#image-rows tr")).to_have_count(6, timeout=_MS)
+    expect(page.locator("#image-rows")).to_contain_text("3 min ago", timeout=_MS)
+    assert page.evaluate(_BROKEN) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_a_mirror_that_goes_and_comes_back(opened: _Drawn) -> None:

@@ -20,13 +20,20 @@ function draw(tag, attributes = {}, ...children) {
 }
 
 function fill(element, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value));
-  element.append(...children.map((child) => (child instanceof Node ? child : String(child))));
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, printable(value));
+  element.append(...children.map((child) => (child instanceof Node ? child : printable(child))));
 }
 
-function put(id, text) {
-  const element = byId(id);
-  if (element.textContent !== String(text)) element.textContent = String(text);
+function put(id, text) { write(byId(id), text); }
+
+function write(element, text) {
+  const shown = printable(text);
+  if (element.textContent !== shown) element.textContent = shown;
+}
+
+// What would turn the reading direction, hide letters or not be shown at all is written as an escape, such as \u202e.
+function printable(text) {
+  return String(text).replace(/[^\P{C}\n\t]|[\p{Zl}\p{Zp}]/gu, (one) => `\\u${one.codePointAt(0).toString(16).padStart(4, "0")}`);
 }
 
 function bytes(count) {
@@ -74,7 +81,7 @@ function list(parent, items, keyOf, build, update, empty) {
 function part(row, name) { return row.querySelector(`[data-part="${name}"]`); }
 function set(row, name, text, kind) {
   const element = part(row, name);
-  if (element.textContent !== text) element.textContent = text;
+  write(element, text);
   if (kind !== undefined) element.className = kind;
 }
 
@@ -248,13 +255,19 @@ function complete(image) {
   return image.missing ? `no, ${image.missing} missing` : "no platform was pulled";
 }
 
+// A name is broken behind what parts it, before it is broken elsewhere; an item of a list is not broken if it fits.
+function breakable(name) { return name.split(/(?<=[/:@])/).flatMap((one) => [one, make("wbr")]); }
+function listed(items) {
+  return items.flatMap((one, at) => [make("span", { class: "item" }, at < items.length - 1 ? `${one},` : one), " "]);
+}
+
 function imageRow(image) {
-  const cell = (label, ...content) => make("td", { "data-label": label }, ...content);
+  const cell = (label, ...content) => make("td", { "data-label": label }, make("div", {}, ...content));
   const button = make("button", { type: "button" });
   let { pinned } = image;
   const named = () => {
     button.textContent = pinned ? "unpin" : "pin";
-    button.setAttribute("aria-label", `${button.textContent} ${image.image}`);
+    button.setAttribute("aria-label", printable(`${button.textContent} ${image.image}`));
   };
   named();
   button.addEventListener("click", async () => {
@@ -274,11 +287,11 @@ function imageRow(image) {
     }
   });
   return make("tr", {},
-    cell("image", image.image),
+    cell("image", ...breakable(image.image)),
     cell("size", bytes(image.size)),
     cell("last pull", when(image.lastPull)),
     cell("complete", make("span", { class: image.complete ? "good" : "warn" }, complete(image))),
-    cell("platforms", image.platforms.join(", ") || "–"),
+    cell("platforms", ...(image.platforms.length ? listed(image.platforms) : ["–"])),
     cell("pinned", button, image.frozen ? " frozen" : ""));
 }
 
