@@ -56,6 +56,9 @@ _SIGNATURE: Final = "dev.cosignproject.cosign/signature"
 #: Bytes of a payload or bundle that are read.
 LARGEST: Final = 1 << 20
 
+#: Signatures of one envelope: each may have to be verified with each key.
+_MOST_SIGNATURES: Final = 50
+
 #: What the tags end with where cosign puts signatures, attestations and SBOMs.
 _SUFFIXES: Final = ("sig", "att", "sbom")
 _TAG: Final = re.compile(rf"(sha256|sha512)-([0-9a-f]+)\.(?:{'|'.join(_SUFFIXES)})")
@@ -175,6 +178,8 @@ def _envelope_statement(envelope: Mapping[str, Any]) -> Statement:
     images = _digests(f"{name}:{value}" for subject in subjects for name, value in subject["digest"].items())
     # DSSE's pre-authentication encoding: what is signed cannot be read in two ways
     signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+    if len(envelope["signatures"]) > _MOST_SIGNATURES:
+        raise ValueError("more signatures than anybody verifies")
     signatures = [base64.b64decode(one["sig"], validate=True) for one in envelope["signatures"]]
     return Statement(images, signed, tuple(signatures))
 

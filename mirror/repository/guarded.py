@@ -13,6 +13,7 @@ never changes, so it is remembered; that it is not may change any moment, so tha
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +21,7 @@ from contextlib import suppress
 from typing import Final, TypeVar
 
 from mirror.behalf import caller
-from mirror.errors import BlobUnknown, Denied, NotKnown, UpstreamInvalid
+from mirror.errors import BlobDamaged, BlobUnknown, Denied, NotKnown, UpstreamInvalid
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
@@ -271,16 +272,18 @@ async def _is_signature(
     if len(layers) > _MOST_LAYERS:
         return False
     statements: list[Statement] = []
+    ours: list[Statement] = []
     for layer in layers:
         try:
             content = await repository.read(layer.digest, LARGEST)
-        except (BlobUnknown, UpstreamInvalid):
+        except (BlobUnknown, BlobDamaged, UpstreamInvalid):
             return False
-        statement = read_statement(layer, content) if is_only_document(layer, content) else None
+        statement, is_by_us = await asyncio.to_thread(_judge, layer, content, keys)
         if statement is None:
             return False
         statements.append(statement)
-    ours = [statement for statement in statements if statement.is_by(keys)]
+        if is_by_us:
+            ours.append(statement)
     image = await _image_of(repository, manifest, tag, ours) if ours else None
     return image is not None and all(image in statement.images for statement in statements)
 
@@ -313,9 +316,22 @@ async def _holds_signature(
     for layer in layers:
         try:
             content = await repository.read(layer.digest, LARGEST)
-        except (BlobUnknown, UpstreamInvalid):
+        except (BlobUnknown, BlobDamaged, UpstreamInvalid):
             continue
-        statement = read_statement(layer, content)
-        if statement is not None and digest in statement.images and statement.is_by(keys):
+        if await asyncio.to_thread(_is_signed_by, layer, content, digest, keys):
             return True
     return False
+
+
+# Documents of a megabyte, with many signatures, are work: that is done in threads.
+
+
+def _judge(layer: Descriptor, content: bytes, keys: Sequence[PublicKey]) -> tuple[Statement | None, bool]:
+    """The statement of a layer that is nothing else (None: it is none), and whether one of the keys has made it."""
+    statement = read_statement(layer, content) if is_only_document(layer, content) else None
+    return statement, statement is not None and statement.is_by(keys)
+
+
+def _is_signed_by(layer: Descriptor, content: bytes, digest: Digest, keys: Sequence[PublicKey]) -> bool:
+    statement = read_statement(layer, content)
+    return statement is not None and digest in statement.images and statement.is_by(keys)

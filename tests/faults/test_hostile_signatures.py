@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import OCI_MANIFEST
+from mirror.oci.manifest import OCI_MANIFEST, Descriptor
 from mirror.oci.reference import Repo
 from mirror.policy.images import Image
+from mirror.repository import cosign, guarded
 from mirror.transfer.prefetch import prefetch
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, live_mirror
@@ -292,6 +294,31 @@ async def test_signatures_without_end(registry: FakeRegistry, tmp_path: Path, ro
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=route) as mirror:
         assert await _statuses(mirror, "1.0") == [403]
     assert registry.count("blobs") == 100
+
+
+async def test_a_document_that_takes_long(
+    registry: FakeRegistry, tmp_path: Path, route: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One with thousands of signatures, of which ours is the last, is none; what is read is read in threads."""
+    threads: list[int] = []
+
+    def read(layer: Descriptor, content: bytes) -> cosign.Statement | None:
+        threads.append(threading.get_ident())
+        return cosign.read_statement(layer, content)
+
+    monkeypatch.setattr(guarded, "read_statement", read)
+    image = registry.add_image(_NAME, "1.0", [b"layer"])
+    kind, content, notes = _attestation(_OURS, image)
+    envelope = json.loads(content)
+    theirs = json.loads(_attestation(_THEIRS, image)[1])["signatures"]
+    envelope["signatures"] = theirs * 5000 + envelope["signatures"]
+    many = _push(registry, (kind, json.dumps(envelope).encode(), notes), subject=image)
+    ours = _push(registry, _attestation(_OURS, image), subject=image)
+    _push(registry, _simple(_OURS, image), subject=image)
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=route) as mirror:
+        assert await _statuses(mirror, many, ours, "1.0") == [403, 200, 200]
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 async def test_a_manifest_as_a_blob(registry: FakeRegistry, tmp_path: Path, route: list[dict[str, object]]) -> None:
