@@ -367,7 +367,8 @@ class RegistryUpstream:
     async def _referrers_page(self, repo: str, digest: Digest, query: str, limit: int) -> ReferrersPage:
         def is_told(reply: _Reply) -> bool:
             elsewhere = reply.url.origin != self._bounds.base.origin
-            client_error = 400 <= reply.status < 500 and not is_throttling(reply.status, None)
+            # a 401 may be the challenge of another registry that this one redirects to
+            client_error = 400 <= reply.status < 500 and reply.status not in (401, 429)
             return reply.status == 200 or reply.status in LACKS_API or (elsewhere and client_error)
 
         try:

@@ -1223,6 +1223,17 @@ async def test_referrers_on_a_page_of_another_host(registry: FakeRegistry, build
     assert (await pull(upstream, Digest.of(LAYER)))[2] == LAYER
 
 
+async def test_lists_of_a_registry_that_redirects_to_another(build: Build) -> None:
+    """That other one challenges us, and has an API for referrers: its lists are those of the first."""
+    with FakeRegistry(tokens=True) as other, Scripted() as vanity:
+        vanity.on("*", lambda request: reply(307, b"", {"Location": f"{other.url}{request.target}"}))
+        image, children = _refer(other)
+        other.drop_tag(NAME, f"sha256-{image.hex}")
+        upstream = build(vanity.url)
+        assert [one.digest for one in await upstream.referrers(NAME, image)] == children
+        assert await tags_of(upstream, NAME) == ["v1"]
+
+
 async def test_referrers_where_nothing_listens(registry: FakeRegistry, build: Build) -> None:
     """A page that cannot be reached: the fallback tag tells, and if there is none, nobody has said that there are no
     referrers. The registry is not taken to be down.
