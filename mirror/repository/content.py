@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
-from mirror.errors import BlobDamaged, DigestMismatch
+from mirror.errors import BlobDamaged, DigestMismatch, UpstreamInvalid
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Manifest
 from mirror.oci.span import Span
@@ -131,12 +131,13 @@ class Passing:
         self._received = received
 
     async def stream(
-        self, span: Span | None, sent: Span | None = None, reader: BlobReader | None = None
+        self, span: Span | None, size: int | None, sent: Span | None = None, reader: BlobReader | None = None
     ) -> AsyncIterator[bytes]:
         """The span's bytes. The whole blob is read and hashed even for a part of it: unverified bytes never leave
         whole. Nor do they as the end of others: what was `sent` from `reader` came from another answer of upstream,
-        which nobody has verified, and must be the same as in this one. Raises `UpstreamError`, `DigestMismatch` before
-        the last bytes, `StoreError`.
+        which nobody has verified, and must be the same as in this one. `size` in bytes is what the client was told of
+        the whole: a manifest may have said it wrongly, and an answer cut to that would look complete. Raises
+        `UpstreamError`, `DigestMismatch` before the last bytes, `StoreError`.
         """
         loop = asyncio.get_running_loop()
         hashing = hasher(self.digest)
@@ -169,6 +170,8 @@ class Passing:
             self._received(offset)
         if hashing.hexdigest() != self.digest.hex:
             raise DigestMismatch(f"the {offset} bytes received are not {self.digest}", upstream=self.upstream)
+        if size not in (None, offset):
+            raise UpstreamInvalid(f"{self.digest} has {offset} bytes, where {size} were told", upstream=self.upstream)
         if held:
             yield held
 
@@ -196,7 +199,7 @@ class StoredContent:
 
     def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
         self.failed()
-        return self._passing.stream(span, sent, self.reader)
+        return self._passing.stream(span, self.size, sent, self.reader)
 
     def failed(self) -> None:
         self._doubt(self.digest)
@@ -241,7 +244,7 @@ class FlyingContent:
         return self._flight.stored
 
     def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
-        return self._passing.stream(span, sent, self.reader)
+        return self._passing.stream(span, self.size, sent, self.reader)
 
     def failed(self) -> None:
         """The flight sees to it."""
@@ -269,7 +272,7 @@ class PassingContent:
         return position
 
     def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
-        return self._passing.stream(span)
+        return self._passing.stream(span, self.size)
 
     def failed(self) -> None:
         """Nothing is read."""

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from mirror.app.parts import App
+from mirror.errors import StoreFull
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from mirror.repository.flights import Flight
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.fake_registry import FakeRegistry, Fault, status
 from tests.support.live_mirror import Clock, LiveMirror, live_mirror, noise
@@ -425,6 +428,27 @@ async def test_3_a_manifest_that_says_another_size(registry: FakeRegistry, mirro
     found = await mirror.ask(f"{_NAME}/blobs/{_DIGEST}", method="HEAD")
     assert found.headers["Content-Length"] == str(len(_LAYER))
     assert registry.count("blobs") == 1
+
+
+@pytest.mark.parametrize("said", [100_000, 10**9])
+async def test_3_another_size_while_the_store_takes_nothing(registry: FakeRegistry, tmp_path: Path, said: int) -> None:
+    """Row 3: past the store the manifest's size is told before upstream's is known: nothing wrong of it is complete."""
+
+    async def join(*_: object, **__: object) -> Flight:
+        raise StoreFull("no room")
+
+    def fill(app: App) -> None:
+        app.shelf.flights.join = join  # type: ignore[method-assign]
+
+    registry.add_blob("library/app", _LAYER)
+    layer = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": str(_DIGEST), "size": said}
+    manifest = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": layer, "layers": []}
+    registry.add_manifest("library/app", json.dumps(manifest).encode(), OCI_MANIFEST, "v1")
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, before=fill) as mirror:
+        assert (await mirror.ask(f"{_NAME}/manifests/v1")).status == 200
+        answer = await mirror.ask(f"{_NAME}/blobs/{_DIGEST}")
+        assert not answer.whole
+        assert _LAYER.startswith(answer.body)
 
 
 async def test_a_location_with_blanks(registry: FakeRegistry, mirror: LiveMirror) -> None:
