@@ -13,6 +13,7 @@ import pytest
 from mirror.errors import UpstreamDenied, UpstreamNotKnown, UpstreamThrottled, UpstreamUnavailable
 from mirror.memo import Memo
 from mirror.oci.digest import Digest
+from mirror.policy.retrying import CLOSED
 from mirror.ports import Body, Upstream
 from mirror.upstream.credentials import Credentials, GivenCredentials
 from mirror.upstream.endpoints import EndpointsUpstream
@@ -125,6 +126,18 @@ async def test_an_endpoint_that_is_not_there(origin: FakeRegistry, build: Build,
     assert upstream._order() == [0, 1]
     await upstream.resolve(NAME, "v1")
     assert upstream._order() == [1, 0]
+
+
+async def test_what_an_endpoint_was_not_asked_is_no_failure(origin: FakeRegistry, build: Build) -> None:
+    """While an endpoint's own circuit is open nobody dials it, so nothing is held against it (row 84)."""
+    origin.add_image(NAME, "v1", [LAYER])
+    upstream = build(gone_url(), origin.url)
+    first = upstream.members[0]
+    for _ in range(3):
+        first._circuit = first._circuit.failed(first._clock())
+    for _ in range(10):
+        await upstream.resolve(NAME, "v1")
+    assert upstream._circuits[0] == CLOSED
 
 
 async def test_the_word_of_the_registry_counts(mirror: FakeRegistry, origin: FakeRegistry, build: Build) -> None:
