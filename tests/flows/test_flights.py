@@ -307,12 +307,26 @@ async def test_upstream_asks_for_patience_in_the_middle(hangar: Hangar) -> None:
         await everything(await hangar.join(other, digest=Digest.of(CONTENT[1:])))
 
 
-async def test_a_size_that_contradicts_the_manifest_is_refused(hangar: Hangar, store: BlobStore) -> None:
-    """A blob that cannot be the one the manifest names is not begun (row 3)."""
+async def test_a_size_that_contradicts_the_manifest(hangar: Hangar, store: BlobStore) -> None:
+    """Upstream's answer says the size that clients are told, and the digest judges its bytes (row 3)."""
+    flight = await hangar.join(GatedUpstream(is_open=True), size=SIZE + 1)
+    assert flight.size == SIZE
+    assert await everything(flight) == CONTENT
+    await flight.over.wait()
+    assert store.read(DIGEST, SIZE) == CONTENT
+
+
+async def test_a_size_that_changes_in_the_middle_is_refused(hangar: Hangar, store: BlobStore) -> None:
+    """Clients were promised the first one: an answer that says another is not gone on with (row 3)."""
     upstream = GatedUpstream()
+    upstream.troubles = [UpstreamUnavailable("cut", upstream="test")]
+    flight = await hangar.join(upstream)
+    await reached(lambda: flight.received == HALF)
+    upstream.says = SIZE + 1
+    upstream.gate.set()
     with pytest.raises(UpstreamInvalid):
-        await hangar.join(upstream, size=SIZE + 1)
-    await reached(lambda: not hangar.flights.active())
+        await everything(flight)
+    await flight.over.wait()
     assert store.growing() == {}
 
 
