@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from mirror.oci import manifest as oci
+from mirror.graph.manifests import read_stored
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import MOST_DESCRIPTORS, OCI_INDEX, OCI_MANIFEST
+from mirror.oci.manifest import MOST_DESCRIPTORS, OCI_INDEX, OCI_MANIFEST, read_manifest
 from mirror.repository import stored
 from mirror.repository.cosign import signature_tag
 from mirror.upstream import manifests as upstream
@@ -34,15 +35,20 @@ def _manifest(count: int, kind: str = OCI_MANIFEST) -> bytes:
 
 @pytest.fixture
 def readers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The thread of each reading of a manifest, from upstream or the disk."""
+    """The thread of each reading of a manifest for a client, from upstream or the disk."""
     threads: list[int] = []
 
-    def read(*given: Any, **named: Any) -> oci.Manifest:
-        threads.append(threading.get_ident())
-        return oci.read_manifest(*given, **named)
+    def noted(read: Callable[..., Any]) -> Callable[..., Any]:
+        def reading(*given: Any, **named: Any) -> Any:
+            found = read(*given, **named)
+            if found is not None:
+                threads.append(threading.get_ident())
+            return found
 
-    for module in (upstream, stored):
-        monkeypatch.setattr(module, "read_manifest", read)
+        return reading
+
+    monkeypatch.setattr(upstream, "read_manifest", noted(read_manifest))
+    monkeypatch.setattr(stored, "read_stored", noted(read_stored))
     return threads
 
 
