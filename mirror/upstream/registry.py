@@ -291,7 +291,7 @@ class RegistryUpstream:
             # one try fewer: the last one is by GET
             reply = await self._ask("resolve", repo, path, method="HEAD", fine=_is_head, retries=self._retries - 1)
         except UpstreamUnavailable as error:
-            if not is_worth_a_get(error.status):
+            if not _may_be_had_by_get(error):
                 raise
             return (await self._manifest(repo, reference, LARGEST, retries=0)).descriptor
         spent = by_tag and is_spent(self._accounts.current.budget, self._now())
@@ -595,7 +595,8 @@ class RegistryUpstream:
         except UpstreamNotKnown:
             raise
         except UpstreamError as error:
-            self._on_failure(error)
+            if event != "resolve" or not _may_be_had_by_get(error):
+                self._on_failure(error)
             raise
 
     async def _call_at_last(self, event: str, scope: Scope, send: _Send, fine: _Judge, retries: int) -> _Reply:
@@ -764,6 +765,11 @@ def unverified() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _may_be_had_by_get(error: UpstreamError) -> bool:
+    """Whether HEAD that failed like this is no failure of the call yet."""
+    return isinstance(error, UpstreamUnavailable) and is_worth_a_get(error.status)
 
 
 def _described(reply: _Reply) -> dict[str, str | None]:

@@ -40,7 +40,7 @@ async def test_a_pull_over_several_endpoints(registry: FakeRegistry, near: FakeR
         assert (answer.status, answer.body == LAYER) == (200, True)
         [resumed] = registry.of_kind("blobs")
         assert 0 < resumed.start <= 1_000_000
-        near.fail("manifests", status(404))
+        near.fail("manifests", status(404), times=2)
         mirror.clock.forward(301)
         assert (await mirror.ask("/v2/library/app/manifests/v1")).headers["Docker-Content-Digest"] == str(digest)
         assert registry.count("manifests") == 1

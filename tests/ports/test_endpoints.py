@@ -144,7 +144,8 @@ async def test_the_word_of_the_registry_counts(mirror: FakeRegistry, origin: Fak
     """Where all fail: a mirror's 404 proves nothing while the registry is down, and the registry's 404 settles it."""
     origin.add_image(NAME, "v1", [LAYER])
     upstream = build(mirror.url, origin.url)
-    origin.fail("manifests", status(503), times=1)
+    # HEAD, and GET before it is given up
+    origin.fail("manifests", status(503), times=2)
     with pytest.raises(UpstreamUnavailable):
         await upstream.resolve(NAME, "v1")
     mirror.fail("manifests", status(503), times=1)
@@ -326,11 +327,11 @@ async def test_ipv6(build: Build) -> None:
 
 
 async def test_a_mirror_without_the_image(mirror: FakeRegistry, origin: FakeRegistry, build: Build) -> None:
-    """An endpoint that answers 404 is asked once per call, and counts as healthy."""
+    """An endpoint that answers 404 is asked once per call, by HEAD and then by GET, and counts as healthy."""
     mirror.add_image(NAME, "other", [LAYER])
     origin.add_image(NAME, "v1", [LAYER])
     upstream = build(mirror.url, origin.url)
     for _ in range(5):
         await upstream.resolve(NAME, "v1")
-    assert mirror.count("manifests") == 5
+    assert [request.method for request in mirror.of_kind("manifests")] == ["HEAD", "GET"] * 5
     assert upstream._order() == [0, 1]
