@@ -72,6 +72,7 @@ def configure(
         fallback=not no_fallback,
     )
     plan = kind.plan(journal, wanted)
+    plan = replace(plan, notes=(*plan.notes, *journal.left(plan)))
     if wanted.account and mirror.is_plain and not mirror.is_loopback:
         plan = replace(plan, notes=(*plan.notes, "the password goes over the network as it is: http:// has no TLS"))
     _carry_out(journal, plan) if apply and not plan.conflicts else _show(journal, plan)

@@ -44,7 +44,10 @@ def _plan(files: Files, wanted: Wanted) -> Plan:
     changes = []
     if wanted.mirror.is_plain:
         content = set_keys(content, _FILE, ("registry", address), {"http": True})
-    elif wanted.authority:
+    elif table_of(parse(content, _FILE), ("registry", address)).get("http"):
+        # what an edited file has of the time before TLS
+        content = set_keys(content, _FILE, ("registry", address), {"http": False})
+    if wanted.authority:
         content = set_keys(content, _FILE, ("registry", address), {"ca": [_AUTHORITY]})
         changes.append(Change(_AUTHORITY, wanted.authority, _RESTART))
     notes = []

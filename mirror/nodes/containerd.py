@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from mirror.errors import ConfigError
 from mirror.nodes.plan import DIAL_TIMEOUT, Asked, Change, Client, Files, NodeRefused, Plan, Wanted, written_by
-from mirror.nodes.toml_text import insert_before_tables, literal, parse, set_keys, table_of
+from mirror.nodes.toml_text import drop_table, insert_before_tables, literal, parse, set_keys, table_of
 
 __all__ = ["CONTAINERD"]
 
@@ -206,9 +206,12 @@ def _hosts(there: str | None, path: str, wanted: Wanted) -> tuple[str, str]:
         return there, f"{path}: asks others already, and with --no-fallback nobody else may be asked: remove it first"
     known = data.get("host", {})
     if url in known:
-        if known[url] == ours["host"][url]:
+        if known[url] != ours["host"][url]:
+            return there, f'{path}: has [host."{url}"] with other settings: remove that table first'
+        if next(iter(known)) == url:
             return there, ""
-        return there, f'{path}: has [host."{url}"] with other settings: remove that table first'
+        # hosts are asked in the order of the file
+        there = drop_table(there, path, ("host", url))
     return insert_before_tables(there, path, _block(wanted), ours), ""
 
 

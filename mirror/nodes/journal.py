@@ -3,7 +3,9 @@
     untouched ── apply ──> ours ── apply, other wishes ──> ours
         ^                   │ │
         └────── undo ───────┘ └── somebody edits ──> edited ── undo: refused, shows the difference
-                                                       └── apply: merged into what they wrote; never undone
+                                                       ├── apply that changes it: merged into what they wrote, and
+                                                       │                          never undone
+                                                       └── apply that does not: left as they wrote it
 
 The journal lies in the folder of the client's configuration (`mirror-configure.json`, readable by root alone) and is
 written before the files are: after a crash in between, the same command goes on, or `undo` takes back what there is.
@@ -109,17 +111,24 @@ class Journal:
     # ----------------------------------------------------------------------------------------- forwards
 
     def differences(self, plan: Plan) -> list[Difference]:
-        """What `apply` would do; files of an earlier plan that are wanted no more go back to what they were.
-
-        Raises `NodeRefused` where one of those was changed by somebody.
+        """What `apply` would do. Files of an earlier plan that this one does not name go back to what they were, but
+        for those that somebody has edited since (see `left`).
         """
         found = [
             Difference(change.path, before, change.content, change.needs, change.secret)
             for change in plan.changes
             if (before := self._disk.text(change.path)) != change.content
         ]
-        wanted = {change.path for change in plan.changes}
-        return found + self._backwards([one for one in self._entries.values() if one.path not in wanted])
+        return found + self._backwards(self._no_more_named(plan))[0]
+
+    def left(self, plan: Plan) -> list[str]:
+        """Notes about the files that `apply` leaves as they are, because somebody has edited them."""
+        _, edited = self._backwards(self._no_more_named(plan))
+        return [f"{entry.path}: was edited since configure wrote it, and is left as it is" for entry in edited]
+
+    def _no_more_named(self, plan: Plan) -> list[_Entry]:
+        named = {change.path for change in plan.changes}
+        return [one for one in self._entries.values() if one.path not in named]
 
     def apply(self, plan: Plan, now: float) -> list[Done]:
         """Blocking; `now` in seconds since the epoch. Raises `NodeRefused`; nothing or a part is done then, and doing
@@ -172,7 +181,11 @@ class Journal:
 
     def undoing(self) -> list[Difference]:
         """What `undo` would do. Raises `NodeRefused`, with what has changed, where a file is not as we left it."""
-        return self._backwards(list(self._entries.values()))
+        differences, edited = self._backwards(list(self._entries.values()))
+        if edited:
+            strange = [self._strange(entry, self._disk.text(entry.path)) for entry in edited]
+            raise NodeRefused("\n".join([*strange, "nothing was taken back"]))
+        return differences
 
     def undo(self) -> list[Done]:
         """Every file as it was before us, every one that we made gone. Raises `NodeRefused`; nothing is done then."""
@@ -186,19 +199,18 @@ class Journal:
         self._entries, self._folders = {}, set()
         return [Done(one, None) for one in differences]
 
-    def _backwards(self, entries: list[_Entry]) -> list[Difference]:
-        found, strange = [], []
+    def _backwards(self, entries: list[_Entry]) -> tuple[list[Difference], list[_Entry]]:
+        """What it takes to have these files as they were before us, and those that are not as we left them."""
+        found, edited = [], []
         for entry in entries:
             current = self._disk.text(entry.path)
             if not self._is_ours(entry, current):
-                strange.append(self._strange(entry, current))
+                edited.append(entry)
                 continue
             before = self._before(entry)
             if current != before:
                 found.append(Difference(entry.path, current, before, entry.needs))
-        if strange:
-            raise NodeRefused("\n".join([*strange, "nothing was taken back"]))
-        return found
+        return found, edited
 
     def _strange(self, entry: _Entry, current: str | None) -> str:
         kept = f"; what it was before: {entry.backup}" if entry.backup else "; there was no such file before"

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from mirror.nodes.plan import BOM, NodeRefused
 
-__all__ = ["insert_before_tables", "literal", "parse", "set_keys", "table_of"]
+__all__ = ["drop_table", "insert_before_tables", "literal", "parse", "set_keys", "table_of"]
 
 #: One token at a time: comments, the four kinds of strings, brackets; all else is passed over.
 _TOKEN: Final = re.compile(
@@ -99,6 +99,23 @@ def insert_before_tables(text: str, where: str, block: str, added: Mapping[str, 
         head += newline
     changed = head + block.replace("\n", newline) + (newline if tail else "") + tail
     return _proven(changed, expected, NodeRefused(f"{where}: cannot be changed safely; add this by hand:\n{block}"))
+
+
+def drop_table(text: str, where: str, table: Sequence[str]) -> str:
+    """The text without a table and those below it; comments stay. Raises `NodeRefused`."""
+    expected = copy.deepcopy(parse(text, where))
+    above: Any = expected
+    for key in table[:-1]:
+        above = above[key]
+    del above[table[-1]]
+    changed = text
+    for one in reversed(list(_statements(text))):
+        if one.table[: len(table)] == tuple(table):
+            below = text.find("\n", one.end)
+            changed = changed[: text.rfind("\n", 0, one.start) + 1] + (changed[below + 1 :] if below >= 0 else "")
+    return _proven(
+        changed, expected, NodeRefused(f"{where}: cannot be changed safely; remove [{_header(table)}] first")
+    )
 
 
 def _above_tables(text: str) -> int:
