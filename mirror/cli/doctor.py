@@ -54,6 +54,9 @@ _SIGNS: Final = {
     "rke2": ("/etc/rancher/rke2", "/usr/local/bin/rke2"),
 }
 
+#: What is looked at no further.
+_UNREACHED: Final = ("certificate", "reach")
+
 _LABEL: Final = {Level.OK: "ok     ", Level.WARNING: "WARNING", Level.PROBLEM: "PROBLEM"}
 
 
@@ -90,7 +93,12 @@ def doctor(
         if wanted is not None and not any(one.what == "reach" for one in findings):
             findings += visitor.pull(wanted)
     if mirror_url is not None:
-        findings += _clients(Disk(root), MirrorUrl.parse(mirror_url), client, wanted)
+        disk = Disk(root)
+        names = [client] if client else [name for name, signs in _SIGNS.items() if any(map(disk.exists, signs))]
+        findings += _clients(disk, names, MirrorUrl.parse(mirror_url), wanted, demanded=client is not None)
+        reached = not any(one.what in _UNREACHED and one.level is Level.PROBLEM for one in findings)
+        if visitor is not None and reached and "docker" in names:
+            findings += visitor.as_docker()
     if loaded is not None:
         findings += look_at_store(loaded.store.root, parse_capacity(loaded.store.capacity))
         findings += _notes(loaded)
@@ -120,10 +128,11 @@ def _print(findings: Sequence[Finding], as_json: bool) -> None:
 # ---------------------------------------------------------------------------------------------------- the node
 
 
-def _clients(disk: Disk, mirror: MirrorUrl, demanded: str | None, image: Image | None) -> Iterable[Finding]:
-    """Of the client that was named, else of those that are here."""
+def _clients(
+    disk: Disk, names: Sequence[str], mirror: MirrorUrl, image: Image | None, *, demanded: bool
+) -> Iterable[Finding]:
+    """Of the client that was named (`demanded`), else of those that are here."""
     registry = image.repo.registry if image is not None else _HUB
-    names = [demanded] if demanded else [name for name, signs in _SIGNS.items() if any(map(disk.exists, signs))]
     if not names:
         advice = "if there is one, name it: --client containerd; does --root name the node's own root?"
         yield Finding("clients", Level.WARNING, "none found on this machine", advice)
@@ -133,7 +142,7 @@ def _clients(disk: Disk, mirror: MirrorUrl, demanded: str | None, image: Image |
         except NodeRefused as error:
             yield Finding(f"client {name}", Level.PROBLEM, str(error), "mend that file")
             continue
-        yield judge_client(name, asked, registry, mirror, demanded=demanded is not None)
+        yield judge_client(name, asked, registry, mirror, demanded=demanded)
 
 
 def _image(text: str, loaded: Config | None) -> Image:

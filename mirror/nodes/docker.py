@@ -14,7 +14,7 @@ from typing import Any, Final
 from mirror.errors import ConfigError
 from mirror.nodes.plan import BOM, Asked, Change, Client, Files, MirrorUrl, NodeRefused, Plan, Wanted
 
-__all__ = ["DOCKER"]
+__all__ = ["BY_HTTP", "DOCKER", "TOKENS", "TRUST_TOO"]
 
 _HOME: Final = "/etc/docker"
 _FILE: Final = f"{_HOME}/daemon.json"
@@ -23,6 +23,18 @@ _MIRRORS: Final = "registry-mirrors"
 _PLAIN: Final = "insecure-registries"
 
 _RELOAD: Final = "systemctl reload docker"
+
+#: What Docker trips over at a mirror that is well for other clients (seen with dockerd 28).
+TOKENS: Final = (
+    "with containerd's image store dockerd does not use certs.d for the token endpoint: if the mirror asks for a "
+    'login, pulls by its name fail with "x509: certificate signed by unknown authority"'
+)
+TRUST_TOO: Final = (
+    "add the authority to the system's store as well (update-ca-certificates, or update-ca-trust), then restart docker"
+)
+BY_HTTP: Final = (
+    "with containerd's image store dockerd asks a registry called localhost by http, which TLS does not answer"
+)
 
 #: dockerd does not start when a setting stands both in its file and on its command line.
 _COMMAND_LINES: Final = (
@@ -55,6 +67,10 @@ def _plan(files: Files, wanted: Wanted) -> Plan:
     notes = [
         f"Docker uses mirrors for docker.io alone; others by name: docker pull {wanted.mirror.address}/ghcr.io/..."
     ]
+    if wanted.authority:
+        notes.append(f"{TOKENS}: {TRUST_TOO}")
+    if not wanted.mirror.is_plain and wanted.mirror.host == "localhost":
+        notes.append(f"{BY_HTTP}: give the mirror another name")
     others = [one for one in _strings(_read(content), _MIRRORS) if not wanted.mirror.is_at(one)]
     if others:
         notes.append(f"{_FILE}: other mirrors stay behind this one: {', '.join(map(_without_user, others))}")

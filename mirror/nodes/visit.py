@@ -11,13 +11,14 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from mirror.errors import RequestError
+from mirror.nodes.docker import BY_HTTP, TOKENS, TRUST_TOO
 from mirror.nodes.findings import Finding, Level, judge_certificate_age, judge_clock
 from mirror.nodes.plan import Account, MirrorUrl
 from mirror.oci.digest import Digest
@@ -91,6 +92,33 @@ class Visitor:
                 "API", Level.PROBLEM, text, "this URL is not that of a registry: is there a proxy in between?"
             )
         return Finding("API", Level.OK, version)
+
+    def as_docker(self) -> list[Finding]:
+        """What dockerd trips over, other than others, at a mirror that answers."""
+        if self.mirror.is_plain:
+            return []
+        if self.mirror.host == "localhost":
+            return [Finding("docker", Level.WARNING, BY_HTTP, "give the mirror another name")]
+        try:
+            asks_for_token = self._asks_for_token()
+        except (OSError, http.client.HTTPException) as error:
+            return [_no_answer(self.mirror, error)]
+        if asks_for_token and self.authority is not None and not self._is_trusted_by_system():
+            return [Finding("docker", Level.WARNING, TOKENS, TRUST_TOO)]
+        return []
+
+    def _asks_for_token(self) -> bool:
+        """Whether whoever gives no credentials is sent to a token endpoint. Raises like `_ask`."""
+        answer = replace(self, account=None)._ask("GET", "/v2/")
+        return answer.status == 401 and answer.headers.get("www-authenticate", "").lower().startswith("bearer")
+
+    def _is_trusted_by_system(self) -> bool:
+        """Whether the mirror's certificate is trusted by this system's authorities alone."""
+        try:
+            with replace(self, authority=None)._connection():
+                return True
+        except ssl.SSLCertVerificationError:
+            return False
 
     # -------------------------------------------------------------------------------------------- trial pull
 

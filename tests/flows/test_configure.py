@@ -67,6 +67,23 @@ def test_conflicts_are_named_and_nothing_is_done(root: Path) -> None:
     assert len(list(later.parent.iterdir())) == 1
 
 
+def test_a_mirror_that_moves_after_an_edit(root: Path) -> None:
+    """What configuration management has added to config.toml stays, and is no reason to refuse another URL."""
+    assert _mirror(root, "containerd", _URL, "--apply")[0] == 0
+    config = root / "etc/containerd/config.toml"
+    config.write_text(config.read_text() + "# rolled out by somebody\n")
+    edited = config.read_text()
+    code, said, trouble = _mirror(root, "containerd", "https://other.internal", "--apply")
+    assert (code, trouble) == (0, "")
+    assert "note: /etc/containerd/config.toml: was edited since configure wrote it, and is left as it is" in said
+    assert config.read_text() == edited
+    hosts = (root / "etc/containerd/certs.d/_default/hosts.toml").read_text()
+    assert '[host."https://other.internal"]' in hosts
+    assert _URL not in hosts
+    code, _, trouble = _mirror(root, "containerd", "--undo")
+    assert (code, "+# rolled out by somebody" in trouble) == (1, True)
+
+
 def test_undo_refuses_and_shows_what_changed(root: Path) -> None:
     """Exit status 1."""
     _mirror(root, "k3s", _URL, "--apply")

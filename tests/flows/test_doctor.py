@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
+import bcrypt
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -219,6 +220,35 @@ def test_a_certificate_of_a_private_authority(registry: FakeRegistry, tmp_path: 
         found = Doctor(url, "--root", root, "--ca-file", made.certificate)
         assert (found.code, found.level("certificate")) == (0, "warning")
         assert "localhost, 127.0.0.1" in found.findings["certificate"][1]
+
+
+def test_docker_and_the_token_endpoint(registry: FakeRegistry, tmp_path: Path, root: Path) -> None:
+    """With containerd's image store it needs the authority in the system's store as well, where the mirror asks for a
+    login; nothing is said once it is there, of a mirror that asks nobody, or where there is no Docker.
+    """
+    made = Certificate(tmp_path / "tls")
+    config = _secure(registry, tmp_path, made.certificate, made.key)
+    with MirrorProcess(config) as mirror:
+        url = f"https://{mirror.address}"
+        _configure(root, "docker", url)
+        assert "docker" not in Doctor(url, "--root", root, "--ca-file", made.certificate).findings
+    (tmp_path / "htpasswd").write_text(f"alice:{bcrypt.hashpw(b'wonderland', bcrypt.gensalt(4)).decode()}\n")
+    config.write_text(f'{config.read_text()}\n[access]\nanonymous = false\nhtpasswd = "{tmp_path}/htpasswd"\n')
+    with MirrorProcess(config) as mirror:
+        url = f"https://{mirror.address}"
+        words = (url, "--ca-file", made.certificate, "--client")
+        found = Doctor(*words, "docker", "--root", root)
+        assert found.level("docker") == "warning"
+        assert "token endpoint" in found.findings["docker"][1]
+        assert "system's store" in found.findings["docker"][2]
+        assert "docker" not in Doctor(*words, "podman", "--root", root).findings
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SSL_CERT_FILE", str(made.certificate))
+            assert "docker" not in Doctor(*words, "docker", "--root", root).findings
+        local = f"https://localhost:{mirror.address.rpartition(':')[2]}"
+        found = Doctor(local, "--ca-file", made.certificate, "--client", "docker", "--root", root)
+        assert found.level("docker") == "warning"
+        assert "by http" in found.findings["docker"][1]
 
 
 def test_an_expired_certificate(registry: FakeRegistry, tmp_path: Path, root: Path) -> None:

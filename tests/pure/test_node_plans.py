@@ -301,6 +301,23 @@ def test_containerd_names_what_goes_before_default() -> None:
 # --------------------------------------------------------------------------------------------------------- docker
 
 
+@pytest.mark.parametrize(
+    ("url", "authority", "said"),
+    [
+        ("https://mirror.internal", "PEM", "token endpoint"),
+        ("https://mirror.internal", None, None),
+        ("https://localhost:5000", None, "by http"),
+        ("http://localhost:5000", None, None),
+    ],
+)
+def test_what_docker_trips_over(url: str, authority: str | None, said: str | None) -> None:
+    """With containerd's image store: what certs.d is not read for, and a name that means http."""
+    plan = CLIENTS["docker"].plan(GivenFiles({}), Wanted(MirrorUrl.parse(url), authority=authority))
+    trips = [note for note in plan.notes if "containerd's image store" in note]
+    assert len(trips) == (said is not None)
+    assert all(said is None or said in note for note in trips)
+
+
 def test_docker_from_nothing() -> None:
     """Both keys; an empty file counts as none."""
     for texts in ({}, {_DOCKER: ""}, {_DOCKER: " \n"}):
