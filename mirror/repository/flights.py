@@ -561,9 +561,16 @@ class Flights:
     async def _receive_from_upstream(self, flight: Flight, ingest: Ingest, pull: Pull, vouch: Vouch | None) -> None:
         """Until every byte is there, over as many upstream answers as it takes."""
         if ingest.size is not None and ingest.offset == ingest.size:
-            # a filler died between its last byte and the commit
-            flight._announce(ingest.reader)
-            return
+            # a filler died between its last byte and the commit; what it has left may be wrong
+            try:
+                await self._in_thread(ingest.verify)
+            except BlobDamaged:
+                if flight.known.done():
+                    raise
+                await self._in_thread(ingest.restart)
+            else:
+                flight._announce(ingest.reader)
+                return
         tries, full = Tries(self._clock()), 0
         reservation: Reservation | None = None
         try:

@@ -85,7 +85,7 @@ class WriteBehind:
         self._unnamed[names.digest] = names, ContentRecord(names.digest, size, self._now())
         if len(self._unnamed) > _MOST_UNNAMED:
             del self._unnamed[next(iter(self._unnamed))]
-        await self._flush_names()
+        await self._tell_names()
 
     async def forget(self, digests: list[Digest]) -> None:
         """Blobs were dropped: their records go, except of one that was fetched again in the very moment."""
@@ -146,6 +146,16 @@ class WriteBehind:
             self.note_down(error)
 
     async def _flush_names(self) -> None:
+        if self._unnamed:
+            waiting = list(self._unnamed)
+            here = {record.digest for record in await asyncio.to_thread(self.present, waiting)}
+            # some may have been dropped meanwhile: the index would count them
+            for digest in waiting:
+                if digest not in here:
+                    self._unnamed.pop(digest, None)
+        await self._tell_names()
+
+    async def _tell_names(self) -> None:
         unnamed, self._unnamed = self._unnamed, {}
         if not unnamed:
             return

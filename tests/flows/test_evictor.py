@@ -306,6 +306,20 @@ async def test_interrupted_downloads_go_before_anyone_is_refused() -> None:
     assert asked == [300, 0]
 
 
+async def test_names_of_what_is_gone_are_not_told(world: World) -> None:
+    """A manifest whose names waited for the index, and that was dropped meanwhile, is not counted once it answers."""
+    layer = await world.add(1)
+    manifest = await world.image(2.0, layer)
+    world.index.down = True
+    await world.evictor.name(ManifestNames(manifest, (), (layer,)), 600)
+    world.store.delete(manifest)
+    world.index.down = False
+    await world.index.index.drop([manifest])
+    await world.evictor.flush()
+    assert await world.index.index.get(manifest) is None
+    assert (await world.index.index.usage()).blobs == 1
+
+
 async def test_a_turn_that_is_cancelled_ends_with_its_last_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that deletes cannot be cancelled: whoever has the next turn, as a pin has, sees no file go that was
     chosen in the one before.

@@ -666,3 +666,23 @@ async def test_39_a_cut_file_that_appears_while_upstream_is_silent(hangar: Hanga
     await reached(lambda: bool(store.aside()))
     store.put(DIGEST, CONTENT)
     assert await everything(await waiting) == CONTENT
+
+
+@pytest.mark.parametrize("right", [True, False])
+async def test_41_a_filler_that_died_before_its_commit(hangar: Hangar, store: BlobStore, right: bool) -> None:
+    """Row 41: all bytes are here, and nobody has verified them. Right ones are taken as they are; wrong ones cost the
+    next client nothing but the download.
+    """
+    filling = store.ingest(DIGEST, "test")
+    assert filling.try_lock()
+    filling.resume()
+    filling.expect(SIZE)
+    content = CONTENT if right else bytes(SIZE)
+    filling.fill(GatedBody(GatedUpstream(content, is_open=True), 0), lambda: None)
+    filling.close()
+    upstream = GatedUpstream(is_open=True)
+    flight = await hangar.join(upstream, size=SIZE)
+    assert await everything(flight) == CONTENT
+    await flight.over.wait()
+    assert upstream.starts == ([] if right else [0])
+    assert store.read(DIGEST, SIZE) == CONTENT

@@ -10,13 +10,14 @@ nothing and says so; it goes through as soon as the file is put right.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Final
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
@@ -131,7 +132,8 @@ class Sequences(RuleBasedStateMachine):
         if how == "delete":
             file.unlink()
         elif how == "template":
-            file.write_text(_marked(path, self.start.get(path, ""), mark))
+            template = self.start.get(path) or dict([_BEFORE[self.kind.name]]).get(path, "")
+            file.write_text(_marked(path, template, mark))
         else:
             file.write_text(_marked(path, files[path], mark))
         for each in [each for each, where in self.marks.items() if where == path]:
@@ -201,11 +203,18 @@ def _marked(path: str, text: str, mark: str) -> str:
 
 
 @pytest.mark.parametrize("client", sorted(CLIENTS))
-def test_every_sequence(client: str) -> None:
+def test_every_sequence(client: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of applying, editing, applying something else and undoing."""
+    # thousands of files are written, and no power cut is meant
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
 
     class Machine(Sequences):
         def __init__(self) -> None:
             super().__init__(client)
 
-    run_state_machine_as_test(Machine, settings=settings(max_examples=25, stateful_step_count=12, deadline=None))
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=25, stateful_step_count=12, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        ),
+    )

@@ -616,6 +616,9 @@ class Storm:
             for tag in _TAGS:
                 mirror.app.storage.freezes.drop(Repo("docker.io", name), tag)
         self.clock.forward(10)
+        # a partial may be of bytes that were wrong: whoever resumes it finds that out, and nobody after that
+        for name, digest in self._partials():
+            await mirror.ask(f"/v2/{name}/blobs/{digest}")
         for name in _NAMES:
             for tag in _TAGS:
                 got = await self._ask(f"/v2/{name}/manifests/{tag}", method="HEAD")
@@ -623,21 +626,26 @@ class Storm:
                 now = self._registry._repository(name).tags[tag]
                 assert got.headers["Docker-Content-Digest"] == str(now), f"{name}:{tag} is not {now}: {got.headers}"
                 await self._pull_one(name, tag, must=True)
-        # partials of what no tag has any more are finished by whoever asks
+        # partials of what no tag has any more are finished by whoever asks, unless pins leave no room for them
         for one in self._mirrors:
             await asyncio.wait_for(one.idle(), _PATIENCE)
-        ingest = self.root / "ingest"
-        for file in sorted(ingest.iterdir()):
-            if digest := digest_of_ingest(file.name):
-                for name in _NAMES:
-                    if digest in self._blobs[name]:
-                        await self._blob(name, digest, must=True)
-                        break
+        kept = set()
+        for name, digest in self._partials():
+            got = await self._ask(f"/v2/{name}/blobs/{digest}")
+            assert got
+            assert (got.status, got.whole) == (200, True), f"{name} {digest}: {got.status} {got.body[:300]!r}"
+            if "bypass" in got.headers["Cache-Status"]:
+                kept.add(digest)
         for one in self._mirrors:
             await asyncio.wait_for(one.idle(), _PATIENCE)
         # who opens the partial in the moment of its commit leaves a state file, which the hourly sweep drops
         sweep(mirror.app.storage.layout, keep=_LONG, now=time.time)
-        await until(lambda: not [*ingest.iterdir()], lambda: f"left in ingest: {[*ingest.iterdir()]}")
+
+        def left() -> list[Path]:
+            files = (self.root / "ingest").iterdir()
+            return [file for file in files if digest_of_ingest(file.name.removesuffix(".state")) not in kept]
+
+        await until(lambda: not left(), lambda: f"left in ingest: {left()}")
         # files that were cut short, and that nobody has asked for since
         await self._scrub()
         for one in self._mirrors:
@@ -646,6 +654,16 @@ class Storm:
         await self._look_at_pins(mirror)
         await self._look_without_upstream(mirror)
 
+    def _partials(self) -> list[tuple[str, Digest]]:
+        """What is growing, or was interrupted, each with a repository that has it upstream."""
+        files = sorted((self.root / "ingest").iterdir())
+        digests = [digest for file in files if (digest := digest_of_ingest(file.name))]
+        return [
+            (name, digest)
+            for digest in digests
+            for name in [name for name in _NAMES if digest in self._blobs[name]][:1]
+        ]
+
     async def _look_at_bytes(self, mirror: LiveMirror) -> None:
         storage = mirror.app.storage
         for one in self._mirrors:
@@ -653,6 +671,8 @@ class Storm:
             await one.app.storage.evictor.flush()
         # the rounds of the evictors go on: they wait while disk and index are compared
         async with storage.locks.named("rebuild"), storage.locks.named("evict"):
+            for one in self._mirrors:
+                await one.app.storage.evictor.flush()
             await reconcile(storage.store, storage.catalog, storage.index)
             usage = await storage.index.usage()
             on_disk = {info.digest: info.size for info in storage.store.walk()}
