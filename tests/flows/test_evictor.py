@@ -663,6 +663,7 @@ async def test_what_has_just_come_is_not_dropped_first(images: World) -> None:
 async def test_names_wait_for_the_index(world: World) -> None:
     """What a manifest names is told with the next flush that gets through, with the manifest itself."""
     manifest, layer = Digest.of(b"manifest"), await world.add(1)
+    world.store.put(manifest, b"manifest")
     world.index.down = True
     await world.evictor.name(ManifestNames(manifest, (), (layer,)), 600)
     await world.evictor.flush()
