@@ -138,13 +138,17 @@ class Grants:
         """
         read = self._read.get(repo)
         if read is None or time.monotonic() - read[0] > _READ_EVERY:
+            ours = not self._once.under_way(repo)
             named, trouble = await self._once.run(repo, lambda: self._from_disk(repo, {}))
-            self._read.put(repo, (time.monotonic(), named))
-            return named.get(digest), trouble
-        at, named = read
-        trouble = None
+            at = time.monotonic()
+            self._read.put(repo, (at, named))
+            if ours:
+                return named.get(digest), trouble
+        else:
+            (at, named), trouble = read, None
         if digest not in named:
-            new, trouble = await self._once.run((repo, "since"), lambda: self._from_disk(repo, named))
+            # a look that others had begun before this question may have missed what came since
+            new, trouble = await self._once.run_since((repo, "since"), lambda: self._from_disk(repo, named))
             if new:
                 named = {**named, **new}
                 self._read.put(repo, (at, named))

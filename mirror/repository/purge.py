@@ -33,6 +33,7 @@ from mirror.repository.closure import Closure, read_closure
 from mirror.repository.evictor import Evictor
 from mirror.repository.pins import images_of, why_pinned
 from mirror.repository.unread import Subjects
+from mirror.threads import to_its_end
 
 __all__ = ["Purge", "Purged"]
 
@@ -68,6 +69,7 @@ class _Plan:
     """What is to go: tags, links of manifests, and of the `candidates` those that nothing names afterwards."""
 
     repo: Repo
+    root: Digest
     tags: tuple[str, ...]
     manifests: tuple[Digest, ...]
     candidates: frozenset[Digest]
@@ -103,7 +105,9 @@ class Purge:
         message says that blobs of it stay.
         """
         plan = await asyncio.to_thread(self._plan, image)
-        await asyncio.to_thread(self._unname, plan)
+        async with self._evictor.turn():
+            # pins that were put since are seen, and one that is put now waits for this turn before it is answered
+            await to_its_end(asyncio.to_thread(self._unname, image, plan))
         await asyncio.to_thread(self._forget, image.repo, plan.tags, plan.manifests)
         try:
             # once more, now that the links are gone: what was linked meanwhile stays
@@ -131,10 +135,11 @@ class Purge:
             raise StoreError(
                 f"{image} is not purged, for it cannot be told what must stay: {error}{_hint(error)}"
             ) from error
-        return _Plan(repo, tags, tuple(sorted(manifests)), candidates, named)
+        return _Plan(repo, root.digest, tags, tuple(sorted(manifests)), candidates, named)
 
-    def _unname(self, plan: _Plan) -> None:
-        """Blocking: steps 3 and 4."""
+    def _unname(self, image: Image, plan: _Plan) -> None:
+        """Blocking: steps 3 and 4. Raises `Kept`, `StoreError`."""
+        self._refuse_if_kept(image, plan.root, plan.tags)
         for tag in plan.tags:
             self._catalog.drop_tag(plan.repo, tag)
         for digest in plan.manifests:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mirror.app.parts import App
-from mirror.errors import IndexUnavailable, StoreError, StoreFull
+from mirror.errors import IndexUnavailable, Kept, StoreError, StoreFull
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Reference, Repo
@@ -124,6 +124,21 @@ async def test_a_pin_in_the_middle_of_an_eviction(registry: FakeRegistry, tmp_pa
                 await asyncio.to_thread(mirror.app.storage.store.delete, digest)
             assert not pinning.done()
         assert (await pinning)["state"] != "complete"
+
+
+async def test_a_pin_in_the_middle_of_a_purge(registry: FakeRegistry, tmp_path: Path) -> None:
+    """A purge that has looked at the pins, and has dropped nothing yet, is refused by a pin that comes meanwhile."""
+    registry.add_image("library/app", "v1", [layer(1), layer(2)])
+    async with running(registry, tmp_path / "store") as mirror:
+        content = await pull(mirror, "v1")
+        async with mirror.app.storage.locks.named("evict"):
+            purging = asyncio.create_task(mirror.app.admin._keeping.purge(Image(APP, "v1")))
+            await until(mirror.app.storage.evictor._evicting.locked)
+            pin(mirror, "v1")
+        with pytest.raises(Kept):
+            await purging
+        assert present(mirror, content) == content
+        assert mirror.app.storage.catalog.get_tag(APP, "v1") is not None
 
 
 async def test_without_its_pin_it_goes(registry: FakeRegistry, tmp_path: Path) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Iterable
+
 from mirror.index.memory import MemoryIndex
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
@@ -38,4 +42,37 @@ async def test_what_another_process_has_fetched_just_now_is_found() -> None:
     for number in range(20):
         assert await grants.size(APP, Digest.of(b"made up %d" % number)) is None
     assert catalog.looked_at == before
+    await grants.aclose()
+
+
+class Gated(MemoryCatalog):
+    """Lists manifests, and waits at a gate before it gives the list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listed, self.gate = threading.Event(), threading.Event()
+
+    def manifest_digests(self, repo: Repo) -> Iterable[Digest]:
+        found = list(super().manifest_digests(repo))
+        self.listed.set()
+        assert self.gate.wait(30)
+        return found
+
+
+async def test_what_came_while_the_disk_was_being_read_is_found() -> None:
+    """Another worker fetches a manifest while this one reads the disk for somebody else: whoever asks after that has
+    what it grants, and is not sent upstream, or away from a sealed mirror.
+    """
+    catalog = Gated()
+    here = Here(MemoryStore(), catalog)
+    grants = Grants(MemoryIndex(), catalog, here.store)
+    first = asyncio.create_task(grants.size(APP, Digest.of(b"made up")))
+    assert await asyncio.to_thread(catalog.listed.wait, 30)
+    here.image([b"a layer"], config={"only": 1})
+    second = asyncio.create_task(grants.size(APP, Digest.of(b"a layer")))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    catalog.gate.set()
+    assert await first is None
+    assert await second == 7
     await grants.aclose()
