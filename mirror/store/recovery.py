@@ -4,7 +4,8 @@
     partial, unlocked, untouched for too long   dropped: nobody came back for it
     partial, unlocked, of an older version      dropped: it does not say which registry began it
     partial, locked                             left: somebody fills it
-    state file without its blob                 dropped
+    state file without its partial              dropped once it is older than any commit could take: a commit drops it
+                                                as its last step, after the blob's new name is durable
     tmp-*                                       dropped once it is older than any write could take
     anything else                               foreign: left alone
 
@@ -30,6 +31,8 @@ __all__ = ["Swept", "sweep"]
 
 #: Seconds. A small file is written and renamed in far less.
 _TEMPORARY: Final = 3600.0
+#: Seconds. What a disk needs to sync the largest blob, many times over.
+_COMMIT: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +62,15 @@ def sweep(layout: Layout, *, keep: float, now: Callable[[], float]) -> Swept:
             elif entry.name.startswith("tmp-") and found.st_mtime < now() - _TEMPORARY:
                 os.unlink(entry.path)
                 strays, size = strays + 1, size + found.st_size
-            elif digest_of_ingest(name := entry.name.removesuffix(".state")) and not (layout.ingests / name).exists():
+            elif _is_stray_state(layout, entry.name) and found.st_mtime < now() - _COMMIT:
                 os.unlink(entry.path)
                 strays += 1
     return Swept(partials, strays, size)
+
+
+def _is_stray_state(layout: Layout, name: str) -> bool:
+    partial = name.removesuffix(".state")
+    return digest_of_ingest(partial) is not None and not (layout.ingests / partial).exists()
 
 
 def _drop_partial(path: Path, *, oldest: float) -> bool:

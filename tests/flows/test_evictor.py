@@ -320,6 +320,48 @@ async def test_names_of_what_is_gone_are_not_told(world: World) -> None:
     assert (await world.index.index.usage()).blobs == 1
 
 
+@pytest.mark.parametrize("fills", [(100, 100, 100), (50, 400, 300), (900, 90), (300, 300, 300, 100)])
+async def test_86_one_worker_never_exceeds_the_limit(world: World, fills: Sequence[int]) -> None:
+    """Row 86: whatever it fills at once, what it holds and has reserved stays within the limit of 1,000 bytes, or the
+    fill is refused."""
+    for number in range(8):
+        await world.add(number)
+    for number, size in enumerate(fills):
+        try:
+            await world.evictor.reserve(size)
+        except StoreFull:
+            continue
+        held = sum(info.size for info in MemoryStore.walk(world.store))
+        assert held + world.evictor._reserved <= 1000, number
+
+
+async def test_86_two_workers_exceed_it_by_what_is_reserved(world: World) -> None:
+    """Row 86: two that reserve at the same moment do not know of each other. Together they exceed the limit by at most
+    what the other one has reserved, and the next round brings them back."""
+    for number in range(6):
+        await world.add(number)
+    another = world.another()
+    first, second = await world.evictor.reserve(300), await another.reserve(300)
+    for seed, reservation in ((101, first), (102, second)):
+        await world.add(seed, size=300)
+        reservation.release()
+    held = sum(info.size for info in MemoryStore.walk(world.store))
+    assert 1000 < held <= 1000 + 300
+    await another.tick()
+    assert sum(info.size for info in MemoryStore.walk(world.store)) <= 900
+
+
+async def test_86_a_fill_that_has_begun_is_known_to_others(world: World) -> None:
+    """Row 86: from its first bytes on, another worker counts what it will have."""
+    for number in range(6):
+        await world.add(number)
+    await world.evictor.reserve(300)
+    ingest = growing(world.store, b"x" * 300, 300)
+    await world.another().reserve(300)
+    assert sum(info.size for info in MemoryStore.walk(world.store)) + 600 <= 1000
+    ingest.abort(keep=False)
+
+
 async def test_a_turn_that_is_cancelled_ends_with_its_last_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that deletes cannot be cancelled: whoever has the next turn, as a pin has, sees no file go that was
     chosen in the one before.
