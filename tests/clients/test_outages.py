@@ -1,4 +1,4 @@
-"""Real clients, while upstream goes away in the middle of a layer and comes back (row 84).
+"""Real clients, while upstream goes away in the middle of a layer and comes back (row 136).
 
 The registry refuses connections from the moment in which half of a layer has come, until it has refused the mirror so
 often that a mirror which counts its own circuit's refusals, too, would have given up.
@@ -134,7 +134,7 @@ def _half_of(image: Published, digest: str, gate: Stall) -> Fault:
 
 @pytest.mark.parametrize("name", ["oci", "many"])
 @pytest.mark.parametrize("client", _CLIENTS)
-def test_84_a_pull_outlives_an_outage(
+def test_136_a_pull_outlives_an_outage(
     library: Library, upstream: FakeRegistry, directory: Path, client: str, name: str
 ) -> None:
     """The pull ends well, and each byte of the layer came from upstream once."""

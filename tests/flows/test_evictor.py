@@ -321,8 +321,8 @@ async def test_names_of_what_is_gone_are_not_told(world: World) -> None:
 
 
 @pytest.mark.parametrize("fills", [(100, 100, 100), (50, 400, 300), (900, 90), (300, 300, 300, 100)])
-async def test_86_one_worker_never_exceeds_the_limit(world: World, fills: Sequence[int]) -> None:
-    """Row 86: whatever it fills at once, what it holds and has reserved stays within the limit of 1,000 bytes, or the
+async def test_138_one_worker_never_exceeds_the_limit(world: World, fills: Sequence[int]) -> None:
+    """Row 138: whatever it fills at once, what it holds and has reserved stays within the limit of 1,000 bytes, or the
     fill is refused."""
     for number in range(8):
         await world.add(number)
@@ -335,8 +335,8 @@ async def test_86_one_worker_never_exceeds_the_limit(world: World, fills: Sequen
         assert held + world.evictor._reserved <= 1000, number
 
 
-async def test_86_two_workers_exceed_it_by_what_is_reserved(world: World) -> None:
-    """Row 86: two that reserve at the same moment do not know of each other. Together they exceed the limit by at most
+async def test_138_two_workers_exceed_it_by_what_is_reserved(world: World) -> None:
+    """Row 138: two that reserve at the same moment do not know of each other. Together they exceed the limit by at most
     what the other one has reserved, and the next round brings them back."""
     for number in range(6):
         await world.add(number)
@@ -351,8 +351,8 @@ async def test_86_two_workers_exceed_it_by_what_is_reserved(world: World) -> Non
     assert sum(info.size for info in MemoryStore.walk(world.store)) <= 900
 
 
-async def test_86_a_fill_that_has_begun_is_known_to_others(world: World) -> None:
-    """Row 86: from its first bytes on, another worker counts what it will have."""
+async def test_138_a_fill_that_has_begun_is_known_to_others(world: World) -> None:
+    """Row 138: from its first bytes on, another worker counts what it will have."""
     for number in range(6):
         await world.add(number)
     await world.evictor.reserve(300)

@@ -494,7 +494,7 @@ async def test_a_disk_that_stays_full_is_not_emptied_for_it() -> None:
         assert len(hangar.room.made) == 2
 
 
-# ------------------------------------------------------------------- one blob, several registries (row 83)
+# ------------------------------------------------------------------- one blob, several registries (row 135)
 
 
 @pytest.fixture(params=[1, 2], ids=["one process", "two processes"])
@@ -504,7 +504,7 @@ def processes(request: pytest.FixtureRequest, make: Callable[[], Hangar]) -> tup
     return first, first if request.param == 1 else make()
 
 
-async def test_83_a_registry_that_drips_holds_up_nobody_else(processes: tuple[Hangar, Hangar]) -> None:
+async def test_135_a_registry_that_drips_holds_up_nobody_else(processes: tuple[Hangar, Hangar]) -> None:
     """The good registry's clients have their blob while the bad one's waits, and then the bad one's have it, too."""
     slow, fast = processes
     dripping, good = GatedUpstream(gate_at=1200), GatedUpstream(is_open=True)
@@ -518,7 +518,7 @@ async def test_83_a_registry_that_drips_holds_up_nobody_else(processes: tuple[Ha
     assert dripping.aborted == 1
 
 
-async def test_83_a_registry_that_does_not_answer_is_not_waited_for(processes: tuple[Hangar, Hangar]) -> None:
+async def test_135_a_registry_that_does_not_answer_is_not_waited_for(processes: tuple[Hangar, Hangar]) -> None:
     """Its clients, too, have the blob once another registry has sent it and it is verified."""
     slow, fast = processes
     silent = SilentUpstream()
@@ -528,7 +528,7 @@ async def test_83_a_registry_that_does_not_answer_is_not_waited_for(processes: t
     assert await everything(await waiting) == CONTENT
 
 
-async def test_83_a_partial_belongs_to_its_registry(processes: tuple[Hangar, Hangar], store: BlobStore) -> None:
+async def test_135_a_partial_belongs_to_its_registry(processes: tuple[Hangar, Hangar], store: BlobStore) -> None:
     """Rubbish that one registry has left is no beginning of what another one sends."""
     bad, good = processes
     rubbish = GatedUpstream(bytes(SIZE), is_open=True)
@@ -542,7 +542,7 @@ async def test_83_a_partial_belongs_to_its_registry(processes: tuple[Hangar, Han
     assert upstream.starts == [0]
 
 
-async def test_83_wrong_bytes_reach_no_client_of_another_registry(
+async def test_135_wrong_bytes_reach_no_client_of_another_registry(
     processes: tuple[Hangar, Hangar], store: BlobStore
 ) -> None:
     """Clients of the one that lies have a broken answer, at the latest once the right bytes are there."""
@@ -560,7 +560,7 @@ async def test_83_wrong_bytes_reach_no_client_of_another_registry(
     assert store.growing() == {}
 
 
-async def test_83_a_size_is_the_word_of_its_registry_alone(processes: tuple[Hangar, Hangar]) -> None:
+async def test_135_a_size_is_the_word_of_its_registry_alone(processes: tuple[Hangar, Hangar]) -> None:
     """A wrong one breaks the answers that were begun with it, and no others."""
     bad, good = processes
     lying = GatedUpstream()
@@ -574,7 +574,7 @@ async def test_83_a_size_is_the_word_of_its_registry_alone(processes: tuple[Hang
         await everything(lied_to)
 
 
-async def test_83_other_processes_follow_what_the_store_gives(make: Callable[[], Hangar]) -> None:
+async def test_135_other_processes_follow_what_the_store_gives(make: Callable[[], Hangar]) -> None:
     """Followers of a bad registry's flight, in a process that does not carry it out, have the whole blob as well."""
     filling, following, good = make(), make(), make()
     dripping = GatedUpstream(gate_at=1200)
@@ -587,7 +587,7 @@ async def test_83_other_processes_follow_what_the_store_gives(make: Callable[[],
     assert [each.filled_here for each in (filled_here, watched)] == [True, False]
 
 
-async def test_83_what_was_dropped_again_is_received_to_its_end(
+async def test_135_what_was_dropped_again_is_received_to_its_end(
     hangar: Hangar, store: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A blob that cannot be opened is no reason to leave an upstream that gives it."""

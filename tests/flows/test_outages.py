@@ -1,4 +1,4 @@
-"""An upstream that refuses connections for a while in the middle of a blob (row 84)."""
+"""An upstream that refuses connections for a while in the middle of a blob (row 136)."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ async def _everything(flight: Flight) -> bytes:
 
 
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 5.0, 20.0])
-async def test_84_away_in_mid_blob(site: _Site, seconds: float) -> None:
+async def test_136_away_in_mid_blob(site: _Site, seconds: float) -> None:
     """However long within our patience: the blob is gone on with where it broke, and its follower sees no seam."""
     flight = await site.join_and_break(seconds)
     assert await _everything(flight) == _LAYER
@@ -181,7 +181,7 @@ async def test_84_away_in_mid_blob(site: _Site, seconds: float) -> None:
     assert 0 < starts[1] <= len(_LAYER) // 2
 
 
-async def test_84_away_for_longer_than_our_patience(site: _Site) -> None:
+async def test_136_away_for_longer_than_our_patience(site: _Site) -> None:
     """Then the clients' connections break; what has come stays, and is gone on with once upstream is back."""
     began = site.clock()
     flight = await site.join_and_break(3600.0)
@@ -195,7 +195,7 @@ async def test_84_away_for_longer_than_our_patience(site: _Site) -> None:
     assert await _everything(await site.join()) == _LAYER
 
 
-async def test_84_a_blob_that_is_asked_for_meanwhile(site: _Site) -> None:
+async def test_136_a_blob_that_is_asked_for_meanwhile(site: _Site) -> None:
     """It waits with those that have begun: an image's next layer must not end the pull of the image."""
     other = b"another layer" * 10_000
     site.registry.add_blob(_NAME, other)
@@ -205,7 +205,7 @@ async def test_84_a_blob_that_is_asked_for_meanwhile(site: _Site) -> None:
     assert await _everything(flight) == _LAYER
 
 
-async def test_84_an_upstream_that_was_never_there(site: _Site) -> None:
+async def test_136_an_upstream_that_was_never_there(site: _Site) -> None:
     """Is not waited for: whoever asks has an error, and may ask elsewhere."""
     site.outage.begin(3600.0)
     began = site.clock()
@@ -214,7 +214,7 @@ async def test_84_an_upstream_that_was_never_there(site: _Site) -> None:
     assert site.clock() - began < 3.0
 
 
-async def test_84_an_upstream_that_has_been_away_for_long(site: _Site) -> None:
+async def test_136_an_upstream_that_has_been_away_for_long(site: _Site) -> None:
     """Is not waited for anew by each that asks."""
     flight = await site.join_and_break(3600.0)
     with pytest.raises(UpstreamUnavailable):
@@ -226,7 +226,7 @@ async def test_84_an_upstream_that_has_been_away_for_long(site: _Site) -> None:
     assert site.clock() - began < 3.0
 
 
-async def test_84_an_upstream_that_answers_that_it_cannot(site: _Site) -> None:
+async def test_136_an_upstream_that_answers_that_it_cannot(site: _Site) -> None:
     """A load balancer before an upstream that restarts answers 503 meanwhile."""
     flight = await site.join_and_break(0.0)
     site.registry.fail("blobs", status(503), times=14)
@@ -246,7 +246,7 @@ async def _refused(*mirrors: LiveMirror) -> None:
 
 
 @pytest.mark.parametrize("of", [0, 1], ids=["the same worker", "another worker"])
-async def test_84_clients_wait_with_the_fill(registry: FakeRegistry, tmp_path: Path, of: int) -> None:
+async def test_136_clients_wait_with_the_fill(registry: FakeRegistry, tmp_path: Path, of: int) -> None:
     """Who follows it, who asks for it while it waits, also at another worker, and who asks for the next blob."""
     registry.add_blob(_NAME, _LAYER)
     after = registry.add_blob(_NAME, b"another layer" * 10_000)
@@ -271,7 +271,7 @@ async def test_84_clients_wait_with_the_fill(registry: FakeRegistry, tmp_path: P
             _is_whole(answer)
 
 
-async def test_84_nobody_waits_if_told_so(registry: FakeRegistry, tmp_path: Path) -> None:
+async def test_136_nobody_waits_if_told_so(registry: FakeRegistry, tmp_path: Path) -> None:
     """`wait_for_upstream = 0`: the answer breaks as soon as upstream has refused a few times."""
     registry.add_blob(_NAME, _LAYER)
     gate = Stall()

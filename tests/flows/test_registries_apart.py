@@ -1,4 +1,4 @@
-"""One blob that two registries have, of which one drips, lies or leaves rubbish (row 83). Nobody asked for it before.
+"""One blob that two registries have, of which one drips, lies or leaves rubbish (row 135). Nobody asked for it before.
 
 Clients of the bad one are at one mirror, those of the good one at the same or at another on the same store, as workers
 of one mirror are.
@@ -53,7 +53,7 @@ def _is_whole(answer: Got) -> None:
     assert answer.body == _LAYER
 
 
-async def test_83_one_drips(bad: FakeRegistry, mirrors: tuple[LiveMirror, LiveMirror]) -> None:
+async def test_135_one_drips(bad: FakeRegistry, mirrors: tuple[LiveMirror, LiveMirror]) -> None:
     """A pull from the good one takes as long as the good one takes, and the bad one's clients are done with it."""
     gate = Stall()
     bad.fail("blobs", stall(gate, after=1200))
@@ -64,7 +64,7 @@ async def test_83_one_drips(bad: FakeRegistry, mirrors: tuple[LiveMirror, LiveMi
     gate.release()
 
 
-async def test_83_one_leaves_rubbish(
+async def test_135_one_leaves_rubbish(
     registry: FakeRegistry, bad: FakeRegistry, mirrors: tuple[LiveMirror, LiveMirror]
 ) -> None:
     """1 MB of other bytes in its partial spoils none of three pulls from the good one."""
@@ -79,7 +79,7 @@ async def test_83_one_leaves_rubbish(
     assert [request.start for request in registry.of_kind("blobs")] == [0]
 
 
-async def test_83_one_tells_another_size(bad: FakeRegistry, mirrors: tuple[LiveMirror, LiveMirror]) -> None:
+async def test_135_one_tells_another_size(bad: FakeRegistry, mirrors: tuple[LiveMirror, LiveMirror]) -> None:
     """Answers to the good one's clients have the right Content-Length; the bad one's break, and the next is right."""
     gate = Stall()
     bad.fail("blobs", _saying(lambda: [head(200, {"Content-Length": str(_SIZE + 5)}), _LAYER[:5000], gate]))
@@ -92,7 +92,7 @@ async def test_83_one_tells_another_size(bad: FakeRegistry, mirrors: tuple[LiveM
     _is_whole(await mirrors[0].ask(_AT_BAD))
 
 
-async def test_83_both_are_shown(
+async def test_135_both_are_shown(
     bad: FakeRegistry, registry: FakeRegistry, mirrors: tuple[LiveMirror, LiveMirror]
 ) -> None:
     """Whoever looks at the downloads under way sees which registry is the slow one."""

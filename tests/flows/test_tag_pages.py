@@ -112,7 +112,7 @@ async def test_small_pages_of_upstream(upstream: Scripted, mirror: LiveMirror, i
 
 
 @pytest.mark.parametrize("last", [True, False])
-async def test_85_a_long_list_that_is_not_sorted(upstream: Scripted, opened: Open, last: bool) -> None:
+async def test_137_a_long_list_that_is_not_sorted(upstream: Scripted, opened: Open, last: bool) -> None:
     """It is fetched and sorted once, on disk, for every page and every process; until it is no longer believed."""
     shuffled = random.Random(1).sample(_MANY, len(_MANY))
     upstream.on(_LIST, _paged(shuffled, last=False))
@@ -172,7 +172,7 @@ async def test_a_last_that_is_no_tag(upstream: Scripted, mirror: LiveMirror, las
 
 
 @pytest.mark.parametrize("kind", ["one", "pages", "empty", "outside", "two"])
-async def test_85_a_list_without_progress(upstream: Scripted, mirror: LiveMirror, kind: str) -> None:
+async def test_137_a_list_without_progress(upstream: Scripted, mirror: LiveMirror, kind: str) -> None:
     """Repeated tags, empty pages, and strings that are no tags are given up at once, not read without end."""
     tags = {
         "one": ["latest"] * 250_000,
@@ -194,7 +194,7 @@ async def test_85_a_list_without_progress(upstream: Scripted, mirror: LiveMirror
     assert len(upstream.requests) <= 10
 
 
-async def test_85_more_than_lists_bytes(upstream: Scripted, opened: Open) -> None:
+async def test_137_more_than_lists_bytes(upstream: Scripted, opened: Open) -> None:
     """A list that is not sorted and too long to be sorted: 502, which names the setting; nothing is left on disk."""
     upstream.on(_LIST, _paged(_MANY[::-1], last=False))
     async with opened(lists_bytes="300KB") as mirror:

@@ -129,7 +129,7 @@ async def test_an_endpoint_that_is_not_there(origin: FakeRegistry, build: Build,
 
 
 async def test_what_an_endpoint_was_not_asked_is_no_failure(origin: FakeRegistry, build: Build) -> None:
-    """While an endpoint's own circuit is open nobody dials it, so nothing is held against it (row 84)."""
+    """While an endpoint's own circuit is open nobody dials it, so nothing is held against it (row 136)."""
     origin.add_image(NAME, "v1", [LAYER])
     upstream = build(gone_url(), origin.url)
     first = upstream.members[0]

@@ -1336,7 +1336,7 @@ async def test_pages_of_referrers(build: Build) -> None:
 
 
 @pytest.mark.parametrize("kind", ["padded", "annotated", "repeated", "empty", "many"])
-async def test_85_referrers_without_end(build: Build, kind: str) -> None:
+async def test_137_referrers_without_end(build: Build, kind: str) -> None:
     """Items and bytes are bounded over all pages, and pages that bring nothing new are not asked for without end."""
     numbers = iter(range(1, 1_000_000))
     padding = "x" * 3_000_000

@@ -96,15 +96,15 @@ def test_10_throttled() -> None:
 
 
 @given(st.integers(0, 100), st.floats(0, 60), st.floats(0, 1))
-def test_84_what_does_not_answer_is_waited_for(refusals: int, waited: float, jitter: float) -> None:
-    """Row 84: however often it refuses, until patience is over; and never longer than some seconds at a time."""
+def test_136_what_does_not_answer_is_waited_for(refusals: int, waited: float, jitter: float) -> None:
+    """Row 136: however often it refuses, until patience is over; and never longer than some seconds at a time."""
     wait = _next(_unavailable(), Tries(0.0, breaks=1, refusals=refusals), waited=waited, jitter=jitter)
     assert (wait is not None) == (waited < 30 or refusals <= 3)
     assert wait is None or 0 < wait < 5
 
 
-def test_84_our_own_circuit_counts_for_nothing() -> None:
-    """Row 84: it is waited for as long as it says, but not beyond our patience."""
+def test_136_our_own_circuit_counts_for_nothing() -> None:
+    """Row 136: it is waited for as long as it says, but not beyond our patience."""
     error = UpstreamCircuitOpen("x", upstream="x", retry_after=4.0)
     tries = Tries(0.0, breaks=1, refusals=3)
     assert tries.refused(error) == tries
@@ -112,8 +112,8 @@ def test_84_our_own_circuit_counts_for_nothing() -> None:
     assert [_next(error, tries, waited=waited) for waited in (0.0, 28.0, 30.0)] == [4.05, 2.0, None]
 
 
-def test_84_outages_that_have_begun_just_now() -> None:
-    """Row 84: they count from their first refusal, and are sudden if something was sent shortly before."""
+def test_136_outages_that_have_begun_just_now() -> None:
+    """Row 136: they count from their first refusal, and are sudden if something was sent shortly before."""
     outages = Outages()
     assert outages.waited("a", 0.0) == 0.0
     outages.refused("a", 0.0)
