@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from mirror.errors import StoreError, StoreFull
 __all__ = [
     "ABSENT",
     "Unsynced",
+    "last_change",
     "make_folder",
     "store_errors",
     "sync_folder",
@@ -33,6 +35,25 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 #: What says for certain that there is no such file: a name that no file can have says it as well. All else (no
 #: descriptors, EIO, no permission) says only that we could not look.
 ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
+
+
+#: Nanoseconds after which the time of a folder's last change will not hide another one.
+_SETTLED: Final = 2_000_000_000
+
+
+def last_change(folder: Path) -> int | None:
+    """A number that differs after each change of a folder's names; 0: there is no such folder.
+
+    None if it cannot be told: the folder cannot be looked at, or it changed so lately that one more change could have
+    the same time. The caller must read the folder then.
+    """
+    try:
+        at = os.stat(folder).st_mtime_ns
+    except FileNotFoundError:
+        return 0
+    except OSError:
+        return None
+    return at if time.time_ns() - at > _SETTLED else None
 
 
 @contextmanager

@@ -29,7 +29,6 @@ import json
 import os
 import secrets
 import stat as modes
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,9 +48,6 @@ from mirror.store.state import GrowthState, boot_id, read_state, write_state
 __all__ = ["LocalIngest", "LocalReader", "LocalStore"]
 
 _BLOCK: Final = 1 << 20
-#: Nanoseconds after which the time of a folder's last change will not hide another one.
-_SETTLED: Final = 2_000_000_000
-
 #: Not every C library has preadv2.
 _NOWAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
 
@@ -254,8 +250,7 @@ class LocalStore:
         if changed is not None and changed == self._aside[0]:
             return self._aside[1]
         kept = quarantine.kept(self.layout)
-        if changed is not None and time.time_ns() - changed > _SETTLED:
-            self._aside = changed, kept
+        self._aside = changed, kept
         return kept
 
     def drop_aside(self, digest: Digest) -> int:

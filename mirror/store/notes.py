@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from mirror.policy.unread import UnreadNote, note_name
-from mirror.store.files import make_folder, store_errors, write_whole
+from mirror.store.files import last_change, make_folder, store_errors, write_whole
 from mirror.store.layout import Layout
 
 __all__ = ["Notes"]
@@ -71,12 +71,9 @@ class Notes:
                 return False
         return True
 
-    def changed(self) -> int:
-        """Another number after each change, as far as the clock of the file system tells."""
-        try:
-            return self._folder.stat().st_mtime_ns
-        except OSError:
-            return 0
+    def changed(self) -> int | None:
+        """Another number after each change; None: that cannot be told, so the notes must be read (`last_change`)."""
+        return last_change(self._folder)
 
     def all(self) -> Iterator[dict[str, Any]]:
         """In no order; each holds its `key`. What makes no sense is passed over. Raises `StoreError`."""

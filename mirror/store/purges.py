@@ -8,9 +8,10 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Final
 
-from mirror.errors import RequestError
+from mirror.errors import RequestError, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, check_name, check_registry
 from mirror.store.notes import Notes
@@ -29,8 +30,10 @@ class Purges:
     def __init__(self, notes: Notes, *, now: Callable[[], float] = time.time) -> None:
         self._notes = notes
         self._now = now
-        self._seen: set[str] = set()
         self._changed = self._notes.changed()
+        self._seen: set[str] = set()
+        with suppress(StoreError):  # then the older ones are told once more, which costs an answer from memory
+            self._seen = {note["key"] for note in notes.all()}
 
     def tell(self, repo: Repo, tags: Collection[str], digests: Collection[Digest]) -> None:
         """These names of a repository are gone."""
@@ -45,10 +48,10 @@ class Purges:
     def new(self) -> list[_Purge]:
         """What was told since the last call; since this was made, at the first one."""
         changed = self._notes.changed()
-        if changed == self._changed:
+        if changed is not None and changed == self._changed:
             return []
-        self._changed = changed
         notes = list(self._notes.all())
+        self._changed = changed
         found = [purge for note in notes if note["key"] not in self._seen and (purge := _read(note))]
         self._seen = {note["key"] for note in notes}
         return found

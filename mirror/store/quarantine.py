@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 
 from mirror.oci.digest import Digest
 from mirror.policy.quarantine import Aside
-from mirror.store.files import store_errors
+from mirror.store.files import last_change, store_errors
 from mirror.store.layout import Layout, digest_from
 from mirror.store.locks import is_locked, open_lock
 
@@ -77,11 +77,8 @@ def _cannot_be_opened(path: str) -> bool:
 
 
 def changed(layout: Layout) -> int | None:
-    """When something came or went, in nanoseconds; None: that cannot be told."""
-    try:
-        return layout.quarantine.stat().st_mtime_ns
-    except OSError:
-        return None
+    """Another number after each change; None: that cannot be told (`last_change`)."""
+    return last_change(layout.quarantine)
 
 
 def kept(layout: Layout) -> list[Aside]:

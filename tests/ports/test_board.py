@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,31 @@ def test_purges_are_told_once(layout: Layout) -> None:
     assert listener.new() == []
     Purges(notes).tell(repo, ["v1"], [digest])
     assert (repo, ["v1"], [digest]) in listener.new()
+    assert listener.new() == []
+
+
+def test_two_purges_in_one_tick(layout: Layout) -> None:
+    """A purge is told although the folder's time is that of the purge before it."""
+    notes = Notes(layout, "purges")
+    folder = layout.root / "purges"
+    repo = Repo("docker.io", "library/app")
+    listener = Purges(notes)
+    # a clock that stands still: no time has passed since the last change, however busy the machine is
+    tick = time.time_ns() + 3600 * 10**9
+    for tag in ("v1", "v2", "v3"):
+        Purges(notes).tell(repo, [tag], [])
+        os.utime(folder, ns=(tick, tick))
+        assert listener.new() == [(repo, [tag], [])]
+    assert listener.new() == []
+
+
+def test_purges_are_not_read_without_need(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that has not changed for a while is not listed."""
+    notes = Notes(layout, "purges")
+    Purges(notes).tell(Repo("docker.io", "library/app"), ["v1"], [])
+    os.utime(layout.root / "purges", ns=(10**9, 10**9))
+    listener = Purges(notes)
+    monkeypatch.setattr(notes, "all", lambda: pytest.fail("listed"))
     assert listener.new() == []
 
 
