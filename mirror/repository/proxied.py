@@ -131,11 +131,12 @@ class ProxiedRepository:
         if manifest:
             self._shelf.touch(digest)
             return self._answer(manifest, Outcome.HIT)
-        if await self._shelf.is_unknown(self._key("manifest", digest)):
-            raise ManifestUnknown(f"{self.repo} has no manifest {digest}")
+        await self._refuse_unknown(digest)
         if described and (named := await self._shelf.described.get(self.repo, digest)):
             return ManifestAnswer(digest, *named, None, Outcome.DESCRIBED, self._upstream.name)
-        found = await self._shelf.once.run(("resolve", self.repo, digest, caller()), lambda: self._ask_for(digest))
+        found = await self._shelf.once.run(
+            ("resolve", self.repo, digest, caller()), lambda: self._by_digest(self._upstream.resolve, digest)
+        )
         return ManifestAnswer(digest, found.media_type, found.size, None, Outcome.ASKED, self._upstream.name)
 
     async def _read_again(self, digest: Digest) -> Manifest | None:
@@ -149,32 +150,40 @@ class ProxiedRepository:
 
         return await self._shelf.once.run(("read", self.repo, digest), read)
 
-    async def _ask_for(self, digest: Digest) -> Descriptor:
-        """By HEAD, what upstream says of a manifest that is not here."""
-        key = self._key("manifest", digest)
-        try:
-            return await self._by_digest(self._upstream.resolve, digest)
-        except UpstreamNotKnown as error:
-            await self._shelf.note_unknown(key)
-            raise ManifestUnknown(f"{self.repo} has no manifest {digest}") from error
+    async def _refuse_unknown(self, digest: Digest, tag: str | None = None) -> None:
+        """Raises `ManifestUnknown` if upstream said a moment ago that it has no such manifest.
+
+        That a digest was not known says nothing about a tag that points to it, which may make it known: `tag`, or else
+        one that was resolved to it since.
+        """
+        if tag is None and await self._shelf.is_unknown(self._key("manifest", digest)):
+            tag = await self._tags.last_resolved_to(digest)
+            if tag is None:
+                raise ManifestUnknown(f"{self.repo} has no manifest {digest}")
+        if tag is not None and await self._shelf.is_unknown(self._key(f"manifest {tag}", digest)):
+            raise ManifestUnknown(f"{self.repo} has no manifest {digest}")
 
     async def _by_digest(
         self, ask: Callable[[str, Reference], Awaitable[_Named]], digest: Digest, tag: str | None = None
     ) -> _Named:
-        """What upstream has under a digest, by its `resolve` or `manifest`. Raises `UpstreamError`.
+        """What upstream has under a digest, by its `resolve` or `manifest`.
 
         Pull-through caches of clouds, and registries that make an image when it is asked for, know a digest only once
         its tag was asked for by GET. So a tag that points to it is asked for before the digest is given up: `tag`, or
-        else the one that was resolved to it last.
+        else the one that was resolved to it last. Raises `ManifestUnknown`, which is remembered for a while, and
+        `UpstreamError`.
         """
         try:
             return await ask(self.repo.name, digest)
-        except UpstreamNotKnown:
+        except UpstreamNotKnown as error:
             tag = tag or await self._tags.last_resolved_to(digest)
-            named = await ask(self.repo.name, tag) if tag else None
-            if named is None or named.digest != digest:
-                raise
-            return named
+            with suppress(UpstreamNotKnown):
+                if tag and (named := await ask(self.repo.name, tag)).digest == digest:
+                    return named
+            await self._shelf.note_unknown(self._key("manifest", digest))
+            if tag:
+                await self._shelf.note_unknown(self._key(f"manifest {tag}", digest))
+            raise ManifestUnknown(f"{self.repo} has no manifest {digest}") from error
 
     def _answer(self, manifest: Manifest, outcome: Outcome, kept: Kept | None = None) -> ManifestAnswer:
         return ManifestAnswer.of(manifest, outcome, self._upstream.name, kept)
@@ -228,20 +237,13 @@ class ProxiedRepository:
         stored = await self._load_stored(digest)
         if stored:
             return stored, Outcome.HIT
-        # that a digest was not known says nothing about its tag, which may make it known
-        key = self._key("manifest" if tag is None else f"manifest {tag}", digest)
-        if await self._shelf.is_unknown(key):
-            raise ManifestUnknown(f"{self.repo} has no manifest {digest}")
+        await self._refuse_unknown(digest, tag)
         async with self._shelf.alone(f"manifest {self.repo}@{digest}"):
             stored = await self._load_stored(digest)
             if stored:
                 return stored, Outcome.HIT
-            try:
-                # its bytes may be here for another repository; only upstream can tell that they are this one's too
-                manifest = await self._by_digest(self._upstream.manifest, digest, tag)
-            except UpstreamNotKnown as error:
-                await self._shelf.note_unknown(key)
-                raise ManifestUnknown(f"{self.repo} has no manifest {digest}") from error
+            # its bytes may be here for another repository; only upstream can tell that they are this one's too
+            manifest = await self._by_digest(self._upstream.manifest, digest, tag)
             info = await self._keep(manifest)
         # the others find it on the disk by now: what follows is no reason to keep them waiting
         if info:

@@ -170,6 +170,26 @@ async def test_a_digest_known_after_its_tag(registry: FakeRegistry, tmp_path: Pa
             assert mirror.blob_file(digest).exists()
 
 
+async def test_a_digest_asked_for_before_its_tag(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """That such a registry did not know a digest is forgotten as soon as a tag is resolved to it."""
+    digest = registry.add_image("library/app", "v1", [_LAYER])
+    known = False
+
+    def lazy(request: Request, answer: Answering) -> Script:
+        nonlocal known
+        by_digest = request.path.rpartition("/")[2].startswith("sha256:")
+        known = known or (request.method == "GET" and not by_digest)
+        return _unknown(request) if by_digest and not known else answer(request)
+
+    registry.fail("manifests", lazy, times=50)
+    for method in ("HEAD", "GET"):
+        assert (await mirror.ask(f"{_NAME}/manifests/{digest}", method=method)).status == 404
+    assert (await mirror.ask(f"{_NAME}/manifests/v1", method="HEAD")).status == 200
+    for method in ("HEAD", "GET"):
+        answer = await mirror.ask(f"{_NAME}/manifests/{digest}", method=method)
+        assert (answer.status, answer.headers["Docker-Content-Digest"]) == (200, str(digest)), method
+
+
 async def test_a_digest_unknown_although_its_tag_is_known(registry: FakeRegistry, mirror: LiveMirror) -> None:
     """What the tag gives by now is another manifest: the digest stays unknown, and the tag moves on."""
     old = registry.add_image("library/app", "v1", [_LAYER])
@@ -180,7 +200,10 @@ async def test_a_digest_unknown_although_its_tag_is_known(registry: FakeRegistry
         return _unknown(request) if str(old) in request.path else answer(request)
 
     registry.fail("manifests", forgotten, times=20)
-    assert (await mirror.ask(f"{_NAME}/manifests/{old}")).status == 404
+    registry.forget()
+    for _ in range(3):
+        assert (await mirror.ask(f"{_NAME}/manifests/{old}")).status == 404
+    assert registry.count("manifests") == 2, "the digest and its tag, and remembered"
     answer = await mirror.ask(f"{_NAME}/manifests/v1")
     assert (answer.status, answer.headers["Docker-Content-Digest"]) == (200, str(new))
 
