@@ -22,6 +22,7 @@ from typing import Final
 
 from mirror.access.issued import is_issued
 from mirror.errors import Unauthorized
+from mirror.latest import put_latest
 from mirror.oci.authorization import Presented, read_authorization
 from mirror.once import Once
 from mirror.policy.access import ANONYMOUS, Identity, Means
@@ -95,13 +96,9 @@ class Authentication:
         self._known.pop(key, None)
         self._refused.pop(key, None)
         if found is not None:
-            self._known[key] = found, self._now() + _KNOWN_FOR
+            put_latest(self._known, key, (found, self._now() + _KNOWN_FOR), _MOST)
         else:
-            self._refused[key] = self._now() + _REFUSED_FOR
-        if len(self._known) > _MOST:
-            self._known.popitem(last=False)
-        if len(self._refused) > _MOST:
-            self._refused.popitem(last=False)
+            put_latest(self._refused, key, self._now() + _REFUSED_FOR, _MOST)
 
     async def aclose(self) -> None:
         """Repeatable."""

@@ -25,6 +25,7 @@ import bcrypt
 from mirror import telemetry
 from mirror.access.turns import Turns
 from mirror.errors import ConfigError
+from mirror.latest import put_latest
 from mirror.oci.authorization import Presented
 from mirror.policy.access import Identity, Means
 
@@ -109,9 +110,7 @@ class Htpasswd:
     def _remember(self, hashed: bytes, *, right: bool) -> None:
         self._right.pop(hashed, None)
         if right:
-            self._right[hashed] = None
-        while len(self._right) > _MOST:
-            self._right.popitem(last=False)
+            put_latest(self._right, hashed, None, _MOST)
 
     def _check(self, presented: Presented) -> Identity | None:
         self._refresh()

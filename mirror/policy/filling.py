@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Final
 
 from mirror.errors import UpstreamCircuitOpen, UpstreamError, UpstreamThrottled, UpstreamUnavailable
 
-__all__ = ["HELD_BACK", "Outages", "Tries", "may_send", "may_send_of_part", "next_try"]
+__all__ = ["HELD_BACK", "Tries", "may_send", "may_send_of_part", "next_try"]
 
 #: Bytes at the end of a blob that wait for its digest. Enough that no client could mistake the rest for the whole.
 HELD_BACK: Final = 64 * 1024
@@ -18,10 +17,6 @@ _LONGEST_THROTTLE: Final = 30.0
 #: Between two tries, in seconds; the jitter adds up to a half.
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 3.2
-
-#: Seconds: an outage that began longer than this after the last answer is none that downloads wait out.
-_LATELY: Final = 60.0
-_MOST_REGISTRIES: Final = 1000
 
 
 def may_send(received: int, size: int | None, *, verified: bool) -> int:
@@ -79,40 +74,3 @@ def next_try(error: UpstreamError, tries: Tries, waited: float, patience: float,
         pause = _FIRST_PAUSE * 2.0 ** min(tries.breaks + tries.refusals - 1, 10)
         return min(_LONGEST_PAUSE, pause) * (0.5 + jitter)
     return None
-
-
-class Outages:
-    """Since when each registry does not answer, as the fills of one process see it. All times by one clock in seconds.
-
-    answered() ──> well ── refused() ──> away since then ── answered() ──> well
-    """
-
-    def __init__(self) -> None:
-        self._answered: OrderedDict[str, float] = OrderedDict()
-        self._away: OrderedDict[str, float] = OrderedDict()
-
-    def answered(self, registry: str, now: float) -> None:
-        """It has begun to send a blob."""
-        self._away.pop(registry, None)
-        _put(self._answered, registry, now)
-
-    def refused(self, registry: str, now: float) -> None:
-        """It has not answered a fill."""
-        if registry not in self._away:
-            _put(self._away, registry, now)
-
-    def waited(self, registry: str, now: float) -> float:
-        """Seconds since it was first found not to answer; 0 if it answers."""
-        return now - self._away.get(registry, now)
-
-    def is_sudden(self, registry: str) -> bool:
-        """Whether it had begun to send a blob shortly before it was first found not to answer."""
-        away, answered = self._away.get(registry), self._answered.get(registry)
-        return away is not None and answered is not None and away - answered <= _LATELY
-
-
-def _put(known: OrderedDict[str, float], registry: str, now: float) -> None:
-    known[registry] = now
-    known.move_to_end(registry)
-    while len(known) > _MOST_REGISTRIES:
-        known.popitem(last=False)

@@ -52,8 +52,9 @@ from mirror.errors import (
 )
 from mirror.oci.digest import Digest
 from mirror.once import end
-from mirror.policy.filling import Outages, Tries, may_send, next_try
+from mirror.policy.filling import Tries, may_send, next_try
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Body, Ingest
+from mirror.repository.outages import Outages
 from mirror.repository.stored import hashes_to
 from mirror.threads import to_its_end
 

@@ -21,6 +21,7 @@ from typing import Final
 
 from mirror.errors import BlobDamaged, IndexUnavailable, RecordDamaged, StoreError
 from mirror.graph.manifests import StoredManifest, read_stored
+from mirror.latest import put_latest
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import CHECKED, Manifest
 from mirror.oci.reference import Repo
@@ -126,10 +127,7 @@ class Grants:
     def _keep(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
         for digest, size in blobs.items():
             if size >= 0 or (repo, digest) not in self._known:
-                self._known[repo, digest] = size
-                self._known.move_to_end((repo, digest))
-        while len(self._known) > _MOST:
-            self._known.popitem(last=False)
+                put_latest(self._known, (repo, digest), size, _MOST)
 
     async def _on_disk(self, repo: Repo, digest: Digest) -> tuple[int | None, StoreError | None]:
         """What the repository's manifests say, and why one of them could not be read. All of them are read at most

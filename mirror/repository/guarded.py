@@ -18,10 +18,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Final, TypeVar
+from typing import Final
 
 from mirror.behalf import caller
 from mirror.errors import BlobDamaged, BlobUnknown, Denied, NotKnown, UpstreamInvalid
+from mirror.latest import put_latest
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
@@ -45,9 +46,6 @@ from mirror.repository.shape import PlainRepository
 from mirror.repository.shelf import BlobStat, Listing
 
 __all__ = ["GuardedRepository", "Signatures"]
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 _MOST: Final = 100_000
 #: The algorithm of digests in lists.
@@ -218,31 +216,24 @@ class Signatures:
         if found:
             self.remember(repository.repo, digest, names)
         else:
-            _keep(self._unsigned, looked, self._now() + _UNSIGNED_FOR)
+            put_latest(self._unsigned, looked, self._now() + _UNSIGNED_FOR, _MOST)
         return found
 
     def remember(self, repo: Repo, digest: Digest, names: tuple[str, ...]) -> None:
         """It is signed, or named by something that is."""
-        _keep(self._signed, (repo, digest, names), None)
+        put_latest(self._signed, (repo, digest, names), None, _MOST)
 
     def remember_children(self, repo: Repo, index: Manifest, names: tuple[str, ...]) -> None:
         """What a signed index names is as good as signed. Done once for each index: it may name thousands."""
         key = repo, index.digest, names
         if index.manifests and key not in self._spread:
-            _keep(self._spread, key, None)
+            put_latest(self._spread, key, None, _MOST)
             for child in index.manifests:
                 self.remember(repo, child.digest, names)
 
     async def aclose(self) -> None:
         """Repeatable."""
         await self._once.aclose()
-
-
-def _keep(known: OrderedDict[K, V], key: K, value: V) -> None:
-    known[key] = value
-    known.move_to_end(key)
-    while len(known) > _MOST:
-        known.popitem(last=False)
 
 
 async def _find_signature(repository: PlainRepository, digest: Digest, keys: Sequence[PublicKey]) -> bool:

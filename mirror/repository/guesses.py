@@ -17,9 +17,10 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias
 
 from mirror.errors import TooManyLogins
+from mirror.latest import put_latest
 from mirror.oci.authorization import Presented
 
 __all__ = ["Guesses"]
@@ -33,8 +34,6 @@ _MOST: Final = 10_000
 
 #: Registry, client address, user name.
 _Key: TypeAlias = tuple[str, str, str]
-_K = TypeVar("_K")
-_V = TypeVar("_V")
 
 
 class Guesses:
@@ -73,10 +72,10 @@ class Guesses:
     def answered(self, registry: str, own: Presented, *, accepted: bool) -> None:
         """What the registry said about these credentials."""
         if accepted:
-            _put(self._accepted, (registry, own.fingerprint), None)
+            put_latest(self._accepted, (registry, own.fingerprint), None, _MOST)
         elif (registry, own.fingerprint) not in self._accepted:
             key = _key(registry, own)
-            _put(self._noted, key, {**self._lately(key), own.fingerprint: self._now()})
+            put_latest(self._noted, key, {**self._lately(key), own.fingerprint: self._now()}, _MOST)
 
     def _lately(self, key: _Key) -> dict[str, float]:
         noted = self._noted.get(key, {})
@@ -85,11 +84,3 @@ class Guesses:
 
 def _key(registry: str, own: Presented) -> _Key:
     return registry, own.client, own.username
-
-
-def _put(entries: OrderedDict[_K, _V], key: _K, value: _V) -> None:
-    """As the most recent one; the least recent leaves if there are too many."""
-    entries[key] = value
-    entries.move_to_end(key)
-    if len(entries) > _MOST:
-        entries.popitem(last=False)

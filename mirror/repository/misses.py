@@ -21,6 +21,7 @@ from typing import Final, Protocol
 from mirror import telemetry
 from mirror.errors import BlobUnknown, StoreError
 from mirror.graph.manifests import for_display
+from mirror.latest import put_latest
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Reference, Repo
@@ -100,10 +101,7 @@ class Misses:
     def _note(self, waiting: OrderedDict[Hashable, Miss], miss: Miss, key: Hashable = None) -> None:
         key = key or miss.key
         known = waiting.get(key)
-        waiting[key] = known.and_(miss) if known else miss
-        waiting.move_to_end(key)
-        if len(waiting) > _MOST:
-            waiting.popitem(last=False)
+        put_latest(waiting, key, known.and_(miss) if known else miss, _MOST)
         self._some.set()
 
     # -------------------------------------------------------------------------------------------- off it

@@ -13,6 +13,7 @@ from typing import Final
 
 from mirror.errors import BlobDamaged
 from mirror.graph.manifests import for_display, has_blob, manifest_of_bytes
+from mirror.latest import put_latest
 from mirror.oci.digest import Digest
 from mirror.policy.records import ManifestNames
 from mirror.ports import BlobStore, Catalog
@@ -51,9 +52,7 @@ class NamesOnDisk:
             return None
         names = ManifestNames.of(manifest)
         with self._lock:
-            self._known[digest] = names
-            if len(self._known) > _MOST:
-                self._known.popitem(last=False)
+            put_latest(self._known, digest, names, _MOST)
         return names
 
     def everywhere(self) -> Mapping[Digest, ManifestNames]:

@@ -22,6 +22,7 @@ from typing import Final, Protocol
 
 from mirror import telemetry
 from mirror.errors import UpstreamDenied, UpstreamThrottled, UpstreamUnavailable
+from mirror.latest import put_latest
 from mirror.oci.authorization import Presented
 from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind, RegistryRequest
@@ -91,7 +92,7 @@ class Verifier:
                 telemetry.log.warning("access is not verified anew", repository=str(repository.repo), reason=str(error))
                 return True
             raise
-        self._remember(key, _Verdict(allowed, self._now()))
+        put_latest(self._verdicts, key, _Verdict(allowed, self._now()), _MOST)
         return allowed
 
     async def _ask(self, repository: Provable, wanted: RegistryRequest) -> bool:
@@ -100,12 +101,6 @@ class Verifier:
         except UpstreamDenied:
             return False
         return True
-
-    def _remember(self, key: tuple[Repo, str], verdict: _Verdict) -> None:
-        self._verdicts[key] = verdict
-        self._verdicts.move_to_end(key)
-        while len(self._verdicts) > _MOST:
-            self._verdicts.popitem(last=False)
 
     async def aclose(self) -> None:
         """Repeatable."""

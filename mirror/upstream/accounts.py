@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mirror.errors import UpstreamThrottled
+from mirror.latest import put_latest
 from mirror.memo import MISSING, Memo
 from mirror.policy.budget import LOOK_AGAIN, Budget, is_spent, newer, resets_in
 
@@ -65,10 +66,8 @@ class Accounts:
         whose = self._whose()
         if not whose:
             return self.own
-        account = self._callers.setdefault(whose, Account())
-        self._callers.move_to_end(whose)
-        if len(self._callers) > _MOST:
-            self._callers.popitem(last=False)
+        account = self._callers.get(whose) or Account()
+        put_latest(self._callers, whose, account, _MOST)
         return account
 
     async def within_budget(self) -> None:

@@ -25,6 +25,7 @@ from typing import Final, Generic, TypeVar
 
 from mirror import telemetry
 from mirror.errors import UpstreamCircuitOpen, UpstreamError, UpstreamInvalid, UpstreamNotKnown, UpstreamUnavailable
+from mirror.latest import put_latest
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference
@@ -184,10 +185,7 @@ class EndpointsUpstream:
         return in_order(self._circuits, now, probing=self._probing, avoid=avoid)
 
     def _remember(self, digest: Digest, number: int) -> None:
-        self._given[digest] = number, self._clock()
-        self._given.move_to_end(digest)
-        while len(self._given) > _MOST_REMEMBERED:
-            self._given.popitem(last=False)
+        put_latest(self._given, digest, (number, self._clock()), _MOST_REMEMBERED)
 
     def _failed(self, number: int, error: UpstreamError) -> None:
         if isinstance(error, UpstreamCircuitOpen):

@@ -19,15 +19,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from mirror.errors import UpstreamThrottled
-from mirror.policy.realms import Url
+from mirror.latest import put_latest
+from mirror.policy.realms import Origin, Url
 from mirror.policy.retrying import hold_for
 
 __all__ = ["HostHolds", "HostThrottled"]
 
 #: Hosts that are remembered; the least recently used ones leave. They are chosen by the other side.
 _MOST: Final = 256
-
-_Origin = tuple[str, str, int]
 
 
 class HostThrottled(UpstreamThrottled):
@@ -47,15 +46,13 @@ class HostHolds:
         self._upstream = upstream
         self._clock = clock
         self._lock = threading.Lock()
-        self._held: OrderedDict[_Origin, _Held] = OrderedDict()
+        self._held: OrderedDict[Origin, _Held] = OrderedDict()
 
     def hold(self, url: Url, retry_after: float | None) -> float:
         """This host asks to be left alone: for how many seconds it is. `retry_after` is what it said, in seconds."""
         with self._lock:
-            held = self._held.setdefault(url.origin, _Held())
-            self._held.move_to_end(url.origin)
-            if len(self._held) > _MOST:
-                self._held.popitem(last=False)
+            held = self._held.get(url.origin) or _Held()
+            put_latest(self._held, url.origin, held, _MOST)
             held.strikes += 1
             wait = hold_for(retry_after, held.strikes)
             held.until = max(held.until, self._clock() + wait)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamNotKnown, UpstreamUnavailable
+from mirror.latest import put_latest
 from mirror.oci.digest import Digest
 from mirror.oci.link import next_query
 from mirror.oci.manifest import LARGEST, OCI_INDEX, Descriptor, Manifest, read_descriptor
@@ -188,9 +189,8 @@ class FallbackChildren:
         except (UpstreamNotKnown, UpstreamInvalid):
             return None
         subject = found.subject.digest if found.subject else None
-        known = self._known[key] = _Child(subject, found.artifact_type, len(found.content))
-        if len(self._known) > _MOST_REMEMBERED:
-            self._known.popitem(last=False)
+        known = _Child(subject, found.artifact_type, len(found.content))
+        put_latest(self._known, key, known, _MOST_REMEMBERED)
         return known
 
 

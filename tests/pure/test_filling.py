@@ -15,7 +15,8 @@ from mirror.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from mirror.policy.filling import HELD_BACK, Outages, Tries, may_send, may_send_of_part, next_try
+from mirror.policy.filling import HELD_BACK, Tries, may_send, may_send_of_part, next_try
+from mirror.repository.outages import Outages
 
 
 @given(st.integers(0, 1 << 40), st.none() | st.integers(0, 1 << 40))

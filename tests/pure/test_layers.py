@@ -19,6 +19,7 @@ _MAY_IMPORT: Final = {
     # leaves
     "errors": set[str](),
     "once": set(),
+    "latest": set(),
     "threads": set(),
     "beats": set(),
     "counts": set(),
@@ -34,11 +35,23 @@ _MAY_IMPORT: Final = {
     # adapters: never each other, nor what uses them
     "store": {"errors", "oci", "policy", "ports", "telemetry", "once"},
     "index": {"errors", "oci", "policy", "ports", "telemetry", "once", "threads"},
-    "upstream": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once", "behalf"},
-    "access": {"errors", "oci", "policy", "ports", "telemetry", "once"},
+    "upstream": {"errors", "latest", "oci", "policy", "ports", "telemetry", "memo", "once", "behalf"},
+    "access": {"errors", "latest", "oci", "policy", "ports", "telemetry", "once"},
     # what the product does, and HTTP in front of it
     "graph": {"errors", "oci", "policy", "ports", "telemetry"},
-    "repository": {"errors", "oci", "policy", "ports", "telemetry", "memo", "once", "threads", "behalf", "graph"},
+    "repository": {
+        "errors",
+        "latest",
+        "oci",
+        "policy",
+        "ports",
+        "telemetry",
+        "memo",
+        "once",
+        "threads",
+        "behalf",
+        "graph",
+    },
     "transfer": {"errors", "oci", "policy", "ports", "telemetry", "once", "threads", "graph", "repository"},
     "server": {
         "errors",

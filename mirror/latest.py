@@ -1,0 +1,20 @@
+"""Maps that remember only so many keys, because clients and upstreams can make up keys without end."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import TypeVar
+
+__all__ = ["put_latest"]
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+def put_latest(entries: OrderedDict[K, V], key: K, value: V, most: int) -> None:
+    """Put an entry, as the latest one; the oldest entries leave if there are more than `most`."""
+    entries[key] = value
+    entries.move_to_end(key)
+    while len(entries) > most:
+        entries.popitem(last=False)
