@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from mirror.errors import DigestInvalid
 from mirror.oci.digest import Digest
-from mirror.oci.strict_json import read_json
+from mirror.oci.strict_json import FieldTwice, read_json
 from mirror.oci.text import printable
 
 __all__ = [
@@ -178,10 +178,10 @@ def read_manifest(content: bytes, media_type: str | None = None, *, algorithm: s
     if len(content) > LARGEST:
         raise ManifestMalformed(f"{len(content)} bytes, more than the {LARGEST} allowed")
     try:
-        body = read_json(content, object_pairs_hook=_object)
-    except ManifestMalformed:
-        raise
-    except (ValueError, RecursionError) as error:
+        body = read_json(content, fields_once=True)
+    except FieldTwice as error:
+        raise ManifestMalformed("has a field twice") from error
+    except ValueError as error:
         raise ManifestMalformed("not JSON") from error
     if not isinstance(body, dict):
         raise ManifestMalformed("not a JSON object")
@@ -218,13 +218,6 @@ def _is_blob(child: Descriptor) -> bool:
     """
     kind = child.media_type.partition(";")[0].strip().lower()
     return kind in _BLOBS or kind.startswith(_BLOB_PREFIXES) or kind.endswith(_BLOB_SUFFIXES)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ManifestMalformed("has a field twice")
-    return found
 
 
 def _check_fields(item: Mapping[str, Any]) -> None:

@@ -32,7 +32,7 @@ def signed_payload(content: bytes) -> bytes | None:
         [(length, tail)] = formats
         payload = content[:length] + tail
         return payload if 0 < length < len(content) and read_json(payload) == body else None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
 

@@ -8,25 +8,36 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from typing import Any, Never
 
-__all__ = ["finite_number", "read_json", "refuse_constant"]
+__all__ = ["FieldTwice", "finite_number", "read_json", "refuse_constant"]
 
 
-def read_json(
-    content: bytes | bytearray | str, *, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None
-) -> Any:
+class FieldTwice(ValueError):
+    """An object with two fields of one name, of which readers take the first or the last (RFC 8259, section 4)."""
+
+
+def read_json(content: bytes | bytearray | str, *, fields_once: bool = False) -> Any:
     """The value of a JSON text in UTF-8. Raises `ValueError` (RFC 8259, sections 3, 6 and 8.1), also for a text that
-    is nested too deeply to be read.
+    is nested too deeply to be read, and with `fields_once` `FieldTwice`.
     """
     text = content if isinstance(content, str) else content.decode()
     try:
         return json.loads(
-            text, parse_constant=refuse_constant, parse_float=finite_number, object_pairs_hook=object_pairs_hook
+            text,
+            parse_constant=refuse_constant,
+            parse_float=finite_number,
+            object_pairs_hook=_object_of if fields_once else None,
         )
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _object_of(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(fields)
+    if len(found) != len(fields):
+        raise FieldTwice("an object has two fields of the same name")
+    return found
 
 
 def refuse_constant(name: str) -> Never:

@@ -25,7 +25,7 @@ def quoted(content: bytes, authorization: str | None) -> str:
     try:
         first = read_json(content)["errors"][0]
         said = ": ".join(str(first[key]) for key in ("code", "message") if first.get(key))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return ""
     if any(secret in said for secret in secrets_of(authorization or "")):
         return ""

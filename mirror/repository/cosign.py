@@ -16,7 +16,6 @@ its media type is. So before it is let through, each of its layers must be a doc
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -160,7 +159,7 @@ def read_statement(layer: Descriptor, content: bytes) -> Statement | None:
         if layer.media_type == _SIMPLE:
             return _simple_statement(layer, content, document)
         return _envelope_statement(document if layer.media_type == _ATTESTATION else document["dsseEnvelope"])
-    except (ValueError, binascii.Error, RecursionError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
@@ -220,17 +219,10 @@ def is_only_document(layer: Descriptor, content: bytes) -> bool:
     is looked for.
     """
     try:
-        document = read_json(content, object_pairs_hook=_each_field_once)
-    except (ValueError, RecursionError):
+        document = read_json(content, fields_once=True)
+    except ValueError:
         return False
     return _has_only_known_fields(layer, document) and not _is_tar(content)
-
-
-def _each_field_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a field stands twice")
-    return found
 
 
 def _has_only_known_fields(layer: Descriptor, document: object) -> bool:

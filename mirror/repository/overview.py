@@ -269,7 +269,7 @@ class Overview:
             return ""
         try:
             said = read_json(self._store.read(config.digest, _LARGEST_CONFIG))
-        except (BlobUnknown, BlobDamaged, StoreError, ValueError, RecursionError):
+        except (BlobUnknown, BlobDamaged, StoreError, ValueError):
             return ""
         return _platform(said) if isinstance(said, dict) else ""
 

@@ -20,7 +20,6 @@ from mirror.errors import (
     BlobUnknown,
     BlobUnreadable,
     ManifestUnknown,
-    RecordDamaged,
     StoreError,
     StoreFull,
     UpstreamNotKnown,
@@ -438,11 +437,7 @@ class ProxiedRepository:
 
     def _put_tag(self, tag: str, answer: ManifestAnswer, known: TagRecord | None) -> None:
         """Blocking: if the disk has no record of the tag, or an older one than is `known`. Raises `StoreError`."""
-        try:
-            kept = self._shelf.catalog.get_tag(self.repo, tag)
-        except RecordDamaged:
-            # what is written now replaces it
-            kept = None
+        kept = self._shelf.histories.known_tag(self.repo, tag)
         if kept is None or (known and known.fetched_at > kept.fetched_at):
             fresh = TagRecord(tag, answer.digest, answer.media_type, answer.size, self._shelf.now())
             self._shelf.histories.put_tag(self.repo, kept, known or fresh, self._rule.age)

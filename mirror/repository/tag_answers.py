@@ -27,7 +27,6 @@ from mirror.errors import (
     CredentialsRefused,
     HeldBack,
     ManifestUnknown,
-    RecordDamaged,
     StoreError,
     UpstreamInvalid,
     UpstreamNotKnown,
@@ -102,7 +101,7 @@ class TagAnswers:
 
     async def _meanwhile(self, tag: str) -> HotTag | None:
         """What can be said while upstream takes its time; None: nothing. Too new an answer is held back here, too."""
-        record = await asyncio.to_thread(self._known, tag)
+        record = await asyncio.to_thread(self._shelf.histories.known_tag, self._repo, tag)
         if record is None:
             return None
         if self._is_fresh(record):
@@ -113,17 +112,6 @@ class TagAnswers:
         found = await self._aged(tag, self._hot(record, Outcome.STALE))
         self._keep_hot(tag, found)
         return found
-
-    def _known(self, tag: str) -> TagRecord | None:
-        """Blocking: what the tag was last seen to point to. Raises `StoreError` if that cannot be told: a tag that
-        cannot be read is not one that nobody has asked for.
-        """
-        try:
-            return self._shelf.catalog.get_tag(self._repo, tag)
-        except RecordDamaged as error:
-            # upstream's answer replaces it
-            telemetry.log.warning("a tag's record is damaged", repository=str(self._repo), tag=tag, reason=str(error))
-            return None
 
     def _log_stale(self, record: TagRecord, reason: str) -> None:
         telemetry.log.warning(
@@ -146,7 +134,7 @@ class TagAnswers:
 
         def newest() -> str | None:
             tags = islice(self._shelf.catalog.tags(self._repo), _MOST_TAGS)
-            records = (self._shelf.catalog.get_tag(self._repo, tag) for tag in tags)
+            records = (self._shelf.histories.known_tag(self._repo, tag) for tag in tags)
             pointing = [record for record in records if record and record.digest == digest]
             return max(pointing, key=lambda record: record.fetched_at).tag if pointing else None
 
@@ -158,7 +146,7 @@ class TagAnswers:
 
     async def _revalidate_now(self, tag: str) -> HotTag:
         async with self._shelf.alone(f"tag {self._repo}:{tag}"):
-            record = await asyncio.to_thread(self._known, tag)
+            record = await asyncio.to_thread(self._shelf.histories.known_tag, self._repo, tag)
             return await self._revalidate(tag, record)
 
     async def _decide(self, tag: str, ask: Callable[[str], Awaitable[HotTag]]) -> HotTag:
@@ -192,14 +180,14 @@ class TagAnswers:
 
     async def _refresh(self, tag: str) -> HotTag:
         """One process at a time asks upstream for a tag; the others find its answer on the disk."""
-        record = await asyncio.to_thread(self._known, tag)
+        record = await asyncio.to_thread(self._shelf.histories.known_tag, self._repo, tag)
         if record and self._is_fresh(record):
             return self._hot(record, Outcome.HIT)
         # a «not known» has dropped the record: if there is one, an import has brought the tag since
         if record is None and await self._shelf.is_unknown(self._key(tag)):
             raise ManifestUnknown(f"{self._repo} has no tag {tag}")
         async with self._shelf.alone(f"tag {self._repo}:{tag}"):
-            record = await asyncio.to_thread(self._known, tag)
+            record = await asyncio.to_thread(self._shelf.histories.known_tag, self._repo, tag)
             if record and self._is_fresh(record):
                 return self._hot(record, Outcome.HIT)
             return await self._revalidate(tag, record)

@@ -74,6 +74,17 @@ class TagHistories:
         """Raises `StoreError` where that cannot be told."""
         return self.freezes.get(repo, tag)
 
+    def known_tag(self, repo: Repo, tag: str) -> TagRecord | None:
+        """What the tag was last seen to point to. A damaged record counts as none: the next one replaces it.
+
+        Raises `StoreError` if that cannot be told: a tag that cannot be read is not one that nobody has asked for.
+        """
+        try:
+            return self.catalog.get_tag(repo, tag)
+        except RecordDamaged as error:
+            telemetry.log.warning("a tag's record is damaged", repository=str(repo), tag=tag, reason=str(error))
+            return None
+
     def put_tag(self, repo: Repo, was: TagRecord | None, said: TagRecord, rule: AgeRule) -> Digest | None:
         """Upstream has `said` what the tag points to; `was` is what was known. The other digest that it pointed to
         before; None: it did not move. Raises `StoreError`.

@@ -538,22 +538,12 @@ class _Admitting:
         """As if upstream had said it now: under the lock that pulls of this tag take, its history first."""
         site, repo, root = self._site, image.repo, image.root
         async with site.exclusive(f"tag {repo}:{tag}"):
-            was = await asyncio.to_thread(self._known, repo, tag)
+            was = await asyncio.to_thread(site.histories.known_tag, repo, tag)
             said = TagRecord(tag, root.digest, root.media_type, root.size, site.now())
             before = await asyncio.to_thread(site.histories.put_tag, repo, was, said, site.age(repo))
         await asyncio.to_thread(site.catalog.settle)
         if before is not None:
             self.result.moved[image.name] = before
-
-    def _known(self, repo: Repo, tag: str) -> TagRecord | None:
-        """Blocking: what the tag was known to point to. Raises `StoreError` if that cannot be told: its history would
-        lose it.
-        """
-        try:
-            return self._site.catalog.get_tag(repo, tag)
-        except RecordDamaged:
-            # what is written now replaces it
-            return None
 
 
 def _grants(manifest: Manifest, proven: Collection[Digest], before: StoredManifest | None) -> tuple[Digest, ...] | None:

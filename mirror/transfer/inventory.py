@@ -119,7 +119,7 @@ def read_inventory(content: bytes) -> Inventory:
         if len({image.name for image in images}) != len(images):
             raise BundleError("the inventory names an image twice")
         lists = [_read_blobs(body.get(name, [])) for name in ("blobs", "leftOut", "missing")]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RequestError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RequestError) as error:
         raise BundleError(f"not an inventory of a mirror: {type(error).__name__}: {error}") from error
     return Inventory(images, *lists)
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from mirror.errors import BundleError
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import OCI_INDEX, Descriptor, ManifestMalformed, check_manifest_type, read_descriptor
+from mirror.oci.manifest import OCI_INDEX, Descriptor, check_manifest_type, read_descriptor
 from mirror.oci.strict_json import read_json
 from mirror.transfer.inventory import ListedImage
 
@@ -72,7 +72,7 @@ def check_marker(content: bytes) -> None:
     """Raises `BundleError` unless it says a version that we know."""
     try:
         version = read_json(content)["imageLayoutVersion"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{MARKER} does not say the version of the layout") from error
     if version != _LAYOUT_VERSION:
         raise BundleError(f"{MARKER} says version {version!r}; only {_LAYOUT_VERSION} is known")
@@ -116,5 +116,5 @@ def read_index(content: bytes) -> tuple[tuple[Descriptor, ...], Digest | None]:
         notes = body.get("annotations")
         said = notes.get(_INVENTORY_DIGEST) if isinstance(notes, dict) else None
         return descriptors, None if said is None else Digest.parse(str(said))
-    except (ValueError, RecursionError, ManifestMalformed) as error:
+    except ValueError as error:
         raise BundleError(f"{INDEX}: {error}") from error

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.oci.manifest import ManifestMalformed, read_manifest
-from mirror.oci.strict_json import read_json
+from mirror.oci.strict_json import FieldTwice, read_json
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -51,3 +51,11 @@ def test_manifests(number: str) -> None:
     text = f'{{"schemaVersion": 2, "manifests": [], "x": {number}}}'
     with pytest.raises(ManifestMalformed):
         read_manifest(text.encode(), "application/vnd.oci.image.index.v1+json")
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '[{"b": {"a": 1, "b": 2, "a": 3}}]'])
+def test_a_field_twice(text: str) -> None:
+    """Refused at any depth, if the caller says so."""
+    assert read_json(text)
+    with pytest.raises(FieldTwice):
+        read_json(text, fields_once=True)
