@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,22 +124,19 @@ class Purge:
     def _plan(self, image: Image) -> _Plan:
         """Blocking: steps 1 and 2. Changes nothing."""
         repo = image.repo
-        try:
+        with _still_whole(image):
             root, tags = self._find(image)
             self._refuse_if_kept(image, root.digest, tags)
             closure = read_closure(self._store, self._catalog, repo, root)
             manifests = self._unnamed_manifests(repo, root, tags, closure)
             candidates = frozenset(node.digest for node in closure.nodes) if manifests else frozenset[Digest]()
             named = self._named(candidates, {})
-        except StoreError as error:
-            raise StoreError(
-                f"{image} is not purged, for it cannot be told what must stay: {error}{_hint(error)}"
-            ) from error
         return _Plan(repo, root.digest, tags, tuple(sorted(manifests)), candidates, named)
 
     def _unname(self, image: Image, plan: _Plan) -> None:
         """Blocking: steps 3 and 4. Raises `Kept`, `StoreError`."""
-        self._refuse_if_kept(image, plan.root, plan.tags)
+        with _still_whole(image):
+            self._refuse_if_kept(image, plan.root, plan.tags)
         for tag in plan.tags:
             self._catalog.drop_tag(plan.repo, tag)
         for digest in plan.manifests:
@@ -222,6 +219,17 @@ class Purge:
                     named = frozenset(one for one in (digest, *children) if one in candidates)
                 now[digest] = named
         return found
+
+
+@contextmanager
+def _still_whole(image: Image) -> Iterator[None]:
+    """Inside, nothing of the image is dropped yet, and errors say so. Raises `StoreError`."""
+    try:
+        yield
+    except StoreError as error:
+        raise StoreError(
+            f"{image} is not purged, for it cannot be told what must stay: {error}{_hint(error)}"
+        ) from error
 
 
 def _hint(error: StoreError) -> str:
