@@ -235,7 +235,7 @@ def _still_whole(image: Image) -> Iterator[None]:
 def _hint(error: StoreError) -> str:
     """What helps against what does not go away by itself."""
     if isinstance(error, BlobDamaged):
-        return "; `mirror scrub` repairs it, or takes it out of the way"
+        return "; `mirror verify` repairs it, or takes it out of the way"
     if isinstance(error, RecordDamaged):
         return "; pull or import it again, which writes a new one"
     return ""

@@ -237,6 +237,19 @@ def test_every_command_is_documented() -> None:
                 assert any(f"`{flag}`" in row for flag in option.opts), (name, option.name)
 
 
+def test_commands_that_messages_and_pages_name_exist() -> None:
+    """An operator is told in the night to run it."""
+    group = get_command(every_command())
+    texts = [*ROOT.glob("mirror/**/*.py"), *ROOT.glob("docs/**/*.md"), ROOT / "README.md", *ROOT.glob("config/*")]
+    named = {
+        (found[1], str(file.relative_to(ROOT)))
+        for file in texts
+        for found in re.finditer(r"`mirror ([a-z]+)", file.read_text())
+    }
+    assert ("verify", "mirror/repository/purge.py") in named
+    assert sorted(one for one in named if one[0] not in group.commands) == []  # type: ignore[attr-defined]
+
+
 def test_every_error_is_documented_and_has_an_answer() -> None:
     """Each error has a row of its own in the table of answers and in the page about errors."""
     page = (ROOT / "docs/errors.md").read_text()

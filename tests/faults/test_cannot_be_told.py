@@ -196,7 +196,7 @@ async def test_39_purge_beside_what_is_damaged(disk: Disk, damage: str) -> None:
     [tool] = disk.stocked.catalog.manifest_digests(TOOL)
     if damage == "a manifest":
         disk.stocked.plant(tool, b"garbage")
-        image, why = Image(APP, "v1"), "mirror scrub"
+        image, why = Image(APP, "v1"), "mirror verify"
     else:
         (disk.stocked.layout.tags(APP) / "v2").write_bytes(b"{")
         image, why = Image(APP, "v1"), "pull or import it again"
