@@ -399,7 +399,7 @@ class RegistryUpstream:
             if passes.own:
                 headers["Authorization"] = passes.own
             async with self._calls:
-                reply = await self._fetch("GET", url, headers, LARGEST_ERROR)
+                reply = await self._fetch("GET", url, headers, LARGEST_ERROR, passes)
             date = parse_http_date(reply.fields.get("Date"))
             self._ahead = None if date is None else self._now() - date
             return reply

@@ -625,6 +625,14 @@ async def test_a_registry_behind_a_redirect(build: Build, where: str) -> None:
         assert other.count("token") == 2
 
 
+async def test_a_check_follows_a_redirect_to_a_registry_that_wants_a_token(build: Build) -> None:
+    """What can be pulled is not called a failure by `mirror check --online` and the doctor."""
+    with FakeRegistry() as vanity, FakeRegistry(tokens=True) as other:
+        vanity.fail("ping", lambda request, answer: reply(307, b"", {"Location": other.url + request.target}), times=9)
+        assert await build(vanity.url).check() == "answers; anonymous"
+        assert other.count("token") == 1
+
+
 @pytest.mark.parametrize("realm", ["http://collector.example/token", "http://169.254.169.254/token", "junk", ""])
 async def test_the_realm_behind_a_redirect_is_bound(build: Build, realm: str) -> None:
     """Faults row 71: on the site of the registry that is redirected to, and nowhere that our upstream may not lead."""
