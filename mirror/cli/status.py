@@ -71,7 +71,7 @@ def _show(found: dict[str, Any], flights: list[dict[str, Any]], upstreams: list[
     if trouble := found.get("index", {}).get("trouble"):
         say(f"index:     {trouble}; the disk is asked instead")
     if traffic := found.get("traffic"):
-        ratio = "no requests yet" if traffic["hit_ratio"] is None else f"{100 * traffic['hit_ratio']:.1f} % hits"
+        ratio = "nothing served yet" if traffic["hit_ratio"] is None else f"{100 * traffic['hit_ratio']:.1f} % hits"
         sent, saved = format_size(traffic["sent"]), format_size(traffic["saved"])
         say(f"traffic:   {ratio}, {sent} to clients, {saved} saved")
     for one in upstreams:

@@ -457,6 +457,9 @@ def test_status_says_what_is_out_of_order(registry: FakeRegistry, tmp_path: Path
         with MirrorProcess(config) as mirror:
             mirror.wait_for_event("admin listening")
             assert told()
+            # there was a request, so it may not be said that there was none
+            assert mirror.get("/v2/library/unknown/manifests/v1")[0] == 404
+            assert "traffic:   nothing served yet" in _mirror("status", config=config).stdout
             _pull(mirror, "library/kept", "v1")
             assert _mirror("pin", "kept:v1", "--reason", "leaves no room", config=config).returncode == 0
             layer = _pull(mirror, "library/more", "v1")[-1]

@@ -194,7 +194,7 @@ function showHistory({ points }) {
   const quarters = parts(points, 96);
   const x = (at) => LEFT + ((at + 0.5) / 96) * (WIDE - LEFT);
   const known = quarters.map((one, at) => [x(at), one.requests ? one.hits / one.requests : null]).filter((one) => one[1] !== null);
-  const latest = known.length ? percent(known[known.length - 1][1]) : "no requests yet";
+  const latest = known.length ? percent(known[known.length - 1][1]) : "nothing served yet";
   const ratio = frame(`Hit ratio over the last day, now ${latest}`, top, [[1, "100 %"], [0.5, "50 %"], [0, "0 %"]]);
   // nothing is drawn over a time without requests: nobody knows what it would have been
   const gap = 1.5 * (x(1) - x(0));
