@@ -19,6 +19,8 @@ import pytest
 
 from mirror.cli.prefetch import prefetch
 from mirror.errors import ConfigError
+from mirror.oci.digest import Digest
+from mirror.store.layout import Layout
 from tests.clients.conftest import Library, Site
 from tests.support.gated_registry import GatedRegistry
 from tests.support.images import NATIVE
@@ -172,7 +174,7 @@ def test_interrupted_in_mid_blob(gated: GatedRegistry, tmp_path: Path, number: s
     """
     audit = tmp_path / "audit.log"
     config = write_config(tmp_path, {"docker.io": gated.url}, more=f'[access]\naudit_log = "{audit}"')
-    partial = tmp_path / "store/ingest" / gated.digest.replace(":", "-")
+    partial = Layout(tmp_path / "store").ingest(Digest.parse(gated.digest), "docker.io")
     with ProgramProcess([*_COMMAND, "gated:v1", "-c", config], env=_ENVIRONMENT, name="prefetch") as running:
         gated.wait_at_gate()
         eventually(lambda: partial.exists() and partial.stat().st_size == _GATE, "all bytes up to the gate")
@@ -195,7 +197,7 @@ def test_a_server_takes_over_and_is_followed(gated: GatedRegistry, tmp_path: Pat
     upstream sends each byte once.
     """
     config = write_config(tmp_path, {"docker.io": gated.url}, workers=1)
-    partial = tmp_path / "store/ingest" / gated.digest.replace(":", "-")
+    partial = Layout(tmp_path / "store").ingest(Digest.parse(gated.digest), "docker.io")
     received: list[bytes] = []
     with MirrorProcess(config) as mirror:
         target = f"/v2/library/gated/blobs/{gated.digest}"

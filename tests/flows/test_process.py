@@ -21,6 +21,7 @@ from mirror import supervisor
 from mirror.config import load
 from mirror.errors import ConfigError
 from mirror.oci.digest import Digest
+from mirror.store.layout import Layout
 from tests.support.certificates import Certificate
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.live_mirror import LiveMirror, noise
@@ -194,7 +195,7 @@ def test_65_drain_is_bounded(full: FakeRegistry, tmp_path: Path) -> None:
     with MirrorProcess(config, env=drain) as mirror:
         download = _Download(mirror.port, _AT)
         assert download.started.wait(PATIENCE)
-        partial = tmp_path / "store/ingest" / f"sha256-{_DIGEST.hex}"
+        partial = Layout(tmp_path / "store").ingest(_DIGEST, "docker.io")
         eventually(lambda: partial.stat().st_size == _SIZE // 2, "half of it")
         mirror.begin_stop()
         with pytest.raises((http.client.IncompleteRead, ConnectionError)):
