@@ -7,7 +7,8 @@
     │   ├── BodyInvalid → BodyTooLarge · AlreadyRunning · TooManyJobs · Kept   of the admin API alone
     │   └── NotKnown → NameUnknown · ManifestUnknown · BlobUnknown · JobUnknown · RuleUnknown · PinUnknown
     ├── UpstreamError            the other registry's doing; carries .upstream and .status
-    │   ├── UpstreamUnavailable → UpstreamTimeout     no usable answer: dial, DNS, TLS, 5xx, a broken body
+    │   ├── UpstreamUnavailable                       no usable answer: dial, DNS, TLS, 5xx, a broken body
+    │   │   └── UpstreamTimeout · UpstreamCircuitOpen  no progress in time; not asked, carries .retry_after in seconds
     │   ├── UpstreamDenied                            401 or 403 after every credential was tried
     │   │   └── CredentialsRefused                    our own credentials are no good any more
     │   ├── UpstreamThrottled                         429, or 503 with Retry-After; carries .retry_after in seconds
@@ -235,7 +236,7 @@ class UpstreamTimeout(UpstreamUnavailable):
 
 
 class UpstreamCircuitOpen(UpstreamUnavailable):
-    """Upstream did not answer lately, so it was not asked; in `retry_after` seconds it may be."""
+    """Upstream did not answer lately, so it was not asked; it may be asked again in `retry_after` seconds."""
 
     def __init__(self, message: str, *, upstream: str, retry_after: float) -> None:
         super().__init__(message, upstream=upstream)
@@ -247,7 +248,7 @@ class UpstreamDenied(UpstreamError):
 
 
 class CredentialsRefused(UpstreamDenied):
-    """The mirror's own credentials are refused, which says nothing about what was asked for: expired, or replaced."""
+    """The mirror's own credentials are refused: expired, or replaced. That says nothing about the content asked for."""
 
 
 class UpstreamThrottled(UpstreamError):

@@ -467,10 +467,10 @@ class TagGathering(Protocol):
         """Bytes on disk so far."""
 
     def add(self, tags: Sequence[str]) -> None:
-        """In any order, also again. Raises `StoreError`, `StoreFull`."""
+        """Tags in any order; those that are there already change nothing. Raises `StoreError`, `StoreFull`."""
 
     def publish(self, until: float) -> None:
-        """Others find it from now on, until then (epoch seconds). Raises `StoreError`."""
+        """Let every process find the list from now on, until `until` (epoch seconds). Raises `StoreError`."""
 
     def close(self) -> None:
         """Forget what was not published. Repeatable."""
@@ -481,7 +481,7 @@ class SortedTags(Protocol):
 
     @property
     def most_bytes(self) -> int:
-        """What all of them may have on disk together, in bytes."""
+        """How many bytes all lists together may take on disk."""
 
     def page(self, key: str, last: str, count: int) -> TagBatch | None:
         """Up to `count` tags behind `last`; None: no such list is here, or its time is over."""
@@ -531,8 +531,9 @@ class Upstream(Protocol):
     def tags(self, repo: str, after: str = "") -> AsyncGenerator[TagBatch, None]:
         """Tags in upstream's own order, in at least one batch; behind `after`, if upstream knows how to begin there.
 
-        Pages are asked for as batches are taken; who stops before the end closes it (`aclose`). What is no tag is left
-        out; tags may stand twice. Besides, raises `StoreError` for a large page that cannot be kept meanwhile.
+        Pages are asked for as batches are taken; a caller that stops before the end closes the generator (`aclose`).
+        What is no tag is left out, and a tag may come twice. Raises `UpstreamError`, and `StoreError` for a large page
+        that cannot be kept on disk while it is read.
         """
 
     async def referrers(self, repo: str, digest: Digest) -> list[Descriptor]:

@@ -72,7 +72,7 @@ class ServerSettings(_Section):
     drain: Seconds = Field(30.0, description="How long answers under way may take to finish after SIGTERM.")
     client_stall: Seconds = Field(300.0, description="A client that takes no byte of an answer for so long is dropped.")
     wait_for_upstream: Seconds = Field(
-        30.0, description="So long downloads wait for an upstream that has gone away in their middle; 0: they do not."
+        30.0, description="How long downloads wait for an upstream that goes away in mid-download; 0: not at all."
     )
     idle: Seconds = Field(75.0, description="A connection without a request is closed after this time.")
     request_head: Seconds = Field(

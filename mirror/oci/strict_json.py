@@ -49,5 +49,5 @@ def finite_number(text: str) -> float:
     """For `parse_float` of `json`. Raises `ValueError` for a number that overflows."""
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:40]} is larger than any number that can be kept")
+        raise ValueError(f"{text[:40]} is larger than any number that can be represented")
     return number

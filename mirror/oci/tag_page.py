@@ -83,13 +83,13 @@ class _Text:
             self._more()
 
     def expect(self, character: str) -> None:
-        """It comes next, and is read."""
+        """Read this character, which must come next. Raises `ValueError`."""
         if self.peek() != character:
             raise ValueError(f"not JSON, or no page of tags: {character!r} is missing")
         self._at += 1
 
     def value(self) -> Any:
-        """Any JSON value that is not too long."""
+        """Read any JSON value of at most 64 KiB. Raises `ValueError`."""
         self.peek()
         while True:
             try:
@@ -108,7 +108,7 @@ class _Text:
             return value
 
     def elements(self) -> Iterator[list[str]]:
-        """Strings up to the end of the list, which is read, too."""
+        """Read strings up to and including the end of the list. Raises `ValueError`."""
         if self.peek() == "]":
             self._at += 1
             return
@@ -126,7 +126,7 @@ class _Text:
                 self._more()
 
     def end(self) -> None:
-        """Nothing but blanks is left."""
+        """Read to the end. Raises `ValueError` if anything but blanks is left."""
         while True:
             if self._text[self._at :].strip(" \t\r\n"):
                 raise ValueError("something follows the JSON object")

@@ -39,9 +39,9 @@ class Outcome(Enum):
     REVALIDATED = "revalidated"
     STALE = "stale"
     BYPASS = "bypass"
-    #: A HEAD of what is not here: a manifest that is here tells what it would, so nobody was asked.
+    #: HEAD of something that is not here; a manifest that is here says its type and size, so upstream was not asked.
     DESCRIBED = "described"
-    #: A HEAD of what is not here: upstream was asked by HEAD too, and nothing was stored.
+    #: HEAD of something that is not here; upstream was asked for its type and size, and nothing was stored.
     ASKED = "asked"
     NONE = "none"
 
@@ -171,7 +171,9 @@ class Passing:
         if hashing.hexdigest() != self.digest.hex:
             raise DigestMismatch(f"the {offset} bytes received are not {self.digest}", upstream=self.upstream)
         if size not in (None, offset):
-            raise UpstreamInvalid(f"{self.digest} has {offset} bytes, where {size} were told", upstream=self.upstream)
+            raise UpstreamInvalid(
+                f"{self.digest} has {offset} bytes, where the client was told {size}", upstream=self.upstream
+            )
         if held:
             yield held
 

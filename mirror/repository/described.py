@@ -69,7 +69,7 @@ class Described:
         return found
 
     def _names(self, repo: Repo, digest: Digest) -> Named | None:
-        """Blocking. None: it is not here. Raises `StoreError`."""
+        """Blocking: what the index `digest` names; None if it is not here. Raises `StoreError`."""
         record = self._catalog.get_manifest(repo, digest)
         if record is None:
             return None

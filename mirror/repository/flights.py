@@ -121,7 +121,7 @@ class Flight:
         self.landed = False
         #: Whether this process fills it; another one may still be publishing what has landed here.
         self.filled_here = False
-        #: Whether it has had its name in the store; it may have been dropped since.
+        #: Whether the blob was published in the store; it may have been dropped since.
         self.stored = False
         self.error: MirrorError | None = None
         self.followers = 0
@@ -409,7 +409,7 @@ class Flights:
                 ingest.close()
 
     async def _is_here(self, flight: Flight) -> bool:
-        """Whether it has landed, because the blob is in the store by now."""
+        """Land the flight if its blob is in the store by now; returns whether it is."""
         if flight.known.done():
             return False
         try:

@@ -74,7 +74,7 @@ class TagPages:
             found = window.page(last, count)
         if found is None:
             raise UpstreamUnavailable(
-                f"the tag list of {self._repo} is not to be had now", upstream=self._upstream.name
+                f"the tag list of {self._repo} was dropped while it was read", upstream=self._upstream.name
             )
         return found
 
@@ -171,7 +171,7 @@ class TagPages:
 
 @dataclass(slots=True)
 class _Progress:
-    """Whether a list gets on: each batch costs a request, or time to read it."""
+    """Finds out that a list repeats itself: each batch costs a request, or time to read it."""
 
     repo: Repo
     upstream: str

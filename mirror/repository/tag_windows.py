@@ -1,4 +1,4 @@
-"""What is kept of the tag lists of other registries, so that a page of ours need not be one of theirs."""
+"""Parts of the tag lists of other registries, kept so that our pages need not be as long as upstream's."""
 
 from __future__ import annotations
 

@@ -94,12 +94,8 @@ class Entrance:
         if not self._open[key]:
             del self._open[key]
 
-    def slow(self, peer: object) -> None:
-        """The head of a request, or a TLS handshake, did not come in time."""
-        self.dropped("slow", peer)
-
     def dropped(self, reason: str, peer: object) -> None:
-        """Count it, and say so once a minute."""
+        """A connection is ended for this reason: count it, and log it once a minute."""
         telemetry.CONNECTIONS_DROPPED.labels(reason).inc()
         self._untold[reason] += 1
         now = self._clock()

@@ -429,7 +429,7 @@ class _Connection(RequestHandler):
 
     def _too_late(self) -> None:
         self._late = None
-        self._entrance.slow(self.peername)
+        self._entrance.dropped("slow", self.peername)
         self.force_close()
 
     def handle_error(

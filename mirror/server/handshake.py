@@ -29,7 +29,7 @@ class Secured(Protocol):
 
 
 class Handshake(asyncio.Protocol):
-    """Of one connection. It is in `under_way` meanwhile."""
+    """The handshake of one connection, which is in `under_way` until it is over."""
 
     def __init__(
         self,
@@ -116,5 +116,5 @@ class Handshake(asyncio.Protocol):
 
     def _too_late(self) -> None:
         self._late = None
-        self._entrance.slow(self._peer)
+        self._entrance.dropped("slow", self._peer)
         self.cancel()

@@ -108,7 +108,7 @@ class LocalCatalog:
             write_whole(folder / name, content, through=self._layout.ingests, sync=self._unsynced.add)
 
     def _note_added(self) -> None:
-        """After the folder is there: who counts first and lists then has missed nothing."""
+        """Called once the folder is there: a process that reads the count and then lists the folders misses none."""
         # without it other processes list the repository some seconds later
         with suppress(OSError):
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC

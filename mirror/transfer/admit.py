@@ -548,7 +548,7 @@ class _Admitting:
 
 def _grants(manifest: Manifest, proven: Collection[Digest], before: StoredManifest | None) -> tuple[Digest, ...] | None:
     """What the record of a manifest says that its repository may serve because of it: what it may serve already, and
-    what was proven; None where that is what any such manifest grants.
+    what was proven; None if that is what any manifest of its type grants.
     """
     may = {blob.digest for blob in manifest.blobs if not blob.foreign and blob.digest in proven}
     if before:

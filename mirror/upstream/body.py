@@ -30,7 +30,8 @@ _MOST_TRAILERS: Final = 64
 #: How a blob begins that would not be compressed once more for storage: gzip, zstd, JSON.
 _OF_ITSELF: Final = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"{")
 
-#: Bytes that may come out of an encoded blob: more is a bomb. Of these two, only JSON shrinks, and not by that much.
+#: Bytes that may come out of an encoded blob: so many in any case, and so many for each byte that was read. More is a
+#: decompression bomb: of the forms above only JSON shrinks, and not by that much.
 _MOST_FROM_NOTHING: Final = 1 << 20
 _MOST_FROM_A_BYTE: Final = 100
 
@@ -121,7 +122,7 @@ class HttpBody:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._wire = wire
-        self.upstream = self._upstream = upstream
+        self.upstream = upstream
         self._url = url
         self._start = start
         self._size = framing.length if size is None and start == 0 else size
@@ -164,7 +165,7 @@ class HttpBody:
         try:
             count = self._receive(wire, buffer)
         except (TimeoutError, BlockingIOError) as error:
-            raise UpstreamTimeout(f"no bytes for {wire.read_timeout:g} s", upstream=self._upstream) from error
+            raise UpstreamTimeout(f"no bytes for {wire.read_timeout:g} s", upstream=self.upstream) from error
         except (OSError, ValueError) as error:
             raise self._broken(describe(error)) from error
         finally:
@@ -287,7 +288,7 @@ class HttpBody:
         self._received += count
         if count and not self._pace.keeps_up(count, waited):
             raise UpstreamTimeout(
-                f"fewer than {self._pace.lowest:g} bytes a second for {self._pace.window:g} s", upstream=self._upstream
+                f"fewer than {self._pace.lowest:g} bytes a second for {self._pace.window:g} s", upstream=self.upstream
             )
 
     def _end(self) -> int:
@@ -304,7 +305,7 @@ class HttpBody:
         why = "given up" if self._aborted else why
         return UpstreamUnavailable(
             f"the body from {self._url.authority} broke off at byte {self._start + self._received}{of}: {why}",
-            upstream=self._upstream,
+            upstream=self.upstream,
         )
 
     def __repr__(self) -> str:
@@ -312,11 +313,11 @@ class HttpBody:
 
 
 class EncodedBody:
-    """A `mirror.ports.Body` over one that came with `Content-Encoding: gzip` although identity was asked for.
+    """A `mirror.ports.Body` of an answer that has `Content-Encoding: gzip` although identity was asked for.
 
-    Which form does the digest name? Mostly the bytes as they came: a server that names the coding of the file it has
-    (a layer is a gzip file). Only where what comes out once the coding is undone is compressed itself, or is JSON, has
-    something on the way compressed it: then that is the blob. The digest decides whether this was right.
+    Which form does the digest name? Mostly the bytes as they were sent: the server names the coding of the file that it
+    stores (a layer is a gzip file). If the decoded bytes are compressed themselves, or are JSON, then something on the
+    way has compressed the blob, and the decoded bytes are the blob. The digest decides whether this was right.
     """
 
     def __init__(self, body: HttpBody) -> None:
@@ -341,11 +342,11 @@ class EncodedBody:
 
     @property
     def size(self) -> int | None:
-        """None once something is undone: nobody says how long that is."""
+        """None if the coding is undone: nobody says how long the decoded blob is."""
         return None if self._undoing else self._body.size
 
     def readinto(self, buffer: memoryview) -> int:
-        """Like `HttpBody.readinto`; raises `UpstreamInvalid` where it is not gzip all the way."""
+        """Like `HttpBody.readinto`; raises `UpstreamInvalid` if the body is not valid gzip to its end."""
         while not self._ready:
             if self._undoing is None:
                 return self._body.readinto(buffer)
@@ -370,11 +371,11 @@ class EncodedBody:
             room = bytearray(64 * 1024)
             fresh = bytes(memoryview(room)[: self._body.readinto(memoryview(room))])
             if not fresh:
-                raise self._invalid("ends before its end")
+                raise self._invalid("is cut short")
         try:
             piece = undoing.decompress(undoing.unconsumed_tail + fresh, most)
         except zlib.error as error:
-            raise self._invalid("stops being that") from error
+            raise self._invalid("is not valid gzip") from error
         self._count(len(fresh), len(piece))
         self._pending = len(piece) == most or bool(undoing.unconsumed_tail)
         return piece
@@ -383,10 +384,10 @@ class EncodedBody:
         self._taken += taken
         self._given += given
         if self._given > _MOST_FROM_NOTHING + _MOST_FROM_A_BYTE * self._taken:
-            raise self._invalid("is a bomb")
+            raise self._invalid("inflates far too much")
 
     def _invalid(self, what: str) -> UpstreamInvalid:
-        return UpstreamInvalid(f"a blob that came as gzip {what}", upstream=self._body.upstream)
+        return UpstreamInvalid(f"a blob that was sent with Content-Encoding gzip {what}", upstream=self._body.upstream)
 
 
 def describe(error: BaseException) -> str:

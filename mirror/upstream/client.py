@@ -25,7 +25,7 @@ Observe = Callable[[str, int | None, float], None]
 
 
 class AnswerTooLarge(UpstreamInvalid):
-    """An answer of more bytes than are taken."""
+    """An answer that is larger than its limit."""
 
 
 #: Signed URLs in `Location` are longer than the 8 KiB that aiohttp allows by default.

@@ -1,7 +1,7 @@
-"""Registries that ours redirects to and that ask for a token of their own: had anonymously.
+"""Anonymous tokens for other registries that an upstream redirects to.
 
-A registry under a vanity name (`registry.k8s.io` began as one) redirects to the registry that has the content, and that
-one may want to see a token, as every client gets it without a login:
+A registry under a vanity name (`registry.k8s.io` began as one) redirects to the registry that has the content. That
+registry may ask for a token, which every client gets without a login:
 
     redirect ──> 401 with a Bearer challenge ──> a token of that registry's own service, for nobody ──> asked again
                                                   remembered, with the scope of ours that led there

@@ -49,7 +49,7 @@ class HostHolds:
         self._held: OrderedDict[Origin, _Held] = OrderedDict()
 
     def hold(self, url: Url, retry_after: float | None) -> float:
-        """This host asks to be left alone: for how many seconds it is. `retry_after` is what it said, in seconds."""
+        """Leave this host alone, for `retry_after` seconds if it said so; returns for how many seconds."""
         with self._lock:
             held = self._held.get(url.origin) or _Held()
             put_latest(self._held, url.origin, held, _MOST)
@@ -68,7 +68,7 @@ class HostHolds:
             raise HostThrottled(what, upstream=self._upstream, retry_after=left)
 
     def forgive(self, url: Url) -> None:
-        """This host answered otherwise. Repeatable."""
+        """Forget the strikes of this host, because it answered. Repeatable."""
         if self._held:
             with self._lock:
                 self._held.pop(url.origin, None)

@@ -1,4 +1,4 @@
-"""How one call to a registry is let in.
+"""The authentication of one call to a registry.
 
     nothing known ───────────────────────────────────────────────────> the request goes without
     a challenge remembered, or guessed from another repository
@@ -42,7 +42,7 @@ NO_PASSES: Final = Passes()
 
 
 class Login:
-    """Of one call, for a scope."""
+    """The authentication of one call, for a scope."""
 
     def __init__(self, tokens: TokenSource, elsewhere: Elsewhere, scope: Scope) -> None:
         self._tokens = tokens
@@ -54,7 +54,7 @@ class Login:
         self._asked = self._asked_elsewhere = False
 
     async def passes(self) -> Passes:
-        """What to send now. Raises like `TokenSource.authorization`."""
+        """What the next request of the call shows. Raises like `TokenSource.authorization`."""
         if self._pending is not None:
             error, self._pending = self._pending, None
             raise error

@@ -22,8 +22,8 @@ _IN_MEMORY: Final = 1024 * 1024
 
 @dataclass(slots=True)
 class ListBounds:
-    """Where pages that are large are put (None: among the temporary files), and how many bytes one list may have, and
-    all such pages of this process together. `held` are those that are on disk now.
+    """`directory` is where large pages are put (None: the system's directory for temporary files). `most_bytes` is how
+    many bytes one list may have, and also all large pages of this process together, of which `held` are on disk now.
     """
 
     directory: Path | None = None

@@ -47,7 +47,7 @@ _LARGE: Final = 64 * 1024
 
 
 class NoReferrersApi(Exception):
-    """What came is no list of referrers: this registry has no API for them."""
+    """The answer is no list of referrers: this registry has no API for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,9 @@ async def _by_api(upstream: str, digest: Digest, ask: AskPage) -> list[Descripto
         except NoReferrersApi as error:
             if number == 0:
                 raise
-            raise _invalid(upstream, f"page {number + 1} of the referrers of {digest} is none") from error
+            raise _invalid(
+                upstream, f"page {number + 1} of the referrers of {digest} is no list of referrers"
+            ) from error
         before = len(found)
         try:
             for item in items:
@@ -105,7 +107,7 @@ async def _by_api(upstream: str, digest: Digest, ask: AskPage) -> list[Descripto
                 found.setdefault(descriptor.digest, descriptor)
             following = next_query(page.links)
         except ValueError as error:
-            raise _invalid(upstream, f"a list of referrers that is none: {error}") from error
+            raise _invalid(upstream, f"not a list of referrers: {error}") from error
         if len(found) > _MOST:
             raise _invalid(upstream, f"more than {_MOST} referrers of {digest}")
         if following is None:

@@ -143,8 +143,8 @@ class RegistryUpstream:
     bytes a second over `rate_window` is given up. `blobs_at_once` and `calls_at_once` bound what is under way. `now`
     is epoch seconds, `clock` any seconds, `sleep` and `jitter` are for the waits between tries. `on_budget` is told
     what upstream says is left to be pulled, `on_failure` of each call that failed in the end. `whose` says for which
-    caller something is asked, "" where it is for nobody but us. `lists` bounds tag lists,
-    those of several upstreams together.
+    caller something is asked, "" where it is for nobody but us. `lists` bounds tag lists, those
+    of several upstreams together.
 
     Raises `UrlRefused` (a `ValueError`) for a URL that is none.
     """
@@ -521,7 +521,7 @@ class RegistryUpstream:
         try:
             manifest = read() if len(reply.content) <= _READ_AT_ONCE else await asyncio.to_thread(read)
         except ManifestMalformed as error:
-            invalid = self._invalid(f"a manifest that is none: {error}", reply.status)
+            invalid = self._invalid(f"not a manifest: {error}", reply.status)
             self._on_failure(invalid)
             raise invalid from error
         if manifest is None:

@@ -39,7 +39,7 @@ _MOST_PAGES: Final = 20_000
 
 @dataclass(frozen=True, slots=True)
 class TagAnswer:
-    """What came for one page, beside its body: status, and `Link` lines."""
+    """The status and the `Link` lines of the answer for one page; its body is in the `PageFile`."""
 
     status: int
     links: Sequence[str]
@@ -50,7 +50,7 @@ AskTags = Callable[[str, PageFile], Awaitable[TagAnswer]]
 
 
 class TagList:
-    """Of one upstream, whose ways with `n` are remembered."""
+    """The tag lists of one upstream. The largest `n` that it accepts is remembered."""
 
     def __init__(self, upstream: str, bounds: ListBounds) -> None:
         self._upstream = upstream
@@ -73,7 +73,7 @@ class TagList:
                         async for batch in batches:
                             yield batch
                 except ValueError as error:
-                    raise self._invalid(f"a tag list that is none: {error}", 200) from error
+                    raise self._invalid(f"not a tag list: {error}", 200) from error
                 if following is None:
                     return
                 if following in asked:
@@ -84,7 +84,9 @@ class TagList:
                 page = PageFile(self._bounds, room)
                 answer = await ask(following, page)
                 if answer.status != 200:
-                    raise self._invalid(f"a next page of tags that is answered with {answer.status}", answer.status)
+                    raise self._invalid(
+                        f"the next page of its tag list is answered with {answer.status}", answer.status
+                    )
             raise self._invalid(f"more than {_MOST_PAGES} pages of tags", 200)
         finally:
             page.close()

@@ -152,7 +152,7 @@ class TokenSource:
             learnt["realm"] = challenge.parameters["realm"]
             learnt["service"] = challenge.parameters.get("service", "")
             learnt["scope"] = challenge.parameters.get("scope", "")
-        await self._memo.put(self._challenge_key(scope), learnt, _CHALLENGE_KNOWN_FOR, private=True)
+        await self._memo.put(self._memo_key(scope), learnt, _CHALLENGE_KNOWN_FOR, private=True)
         # another repository has the same realm and service, but a scope of its own
         self._last = {**learnt, "scope": " ".join(e for e in learnt.get("scope", "").split() if ":" not in e)}
         return True
@@ -160,7 +160,7 @@ class TokenSource:
     async def forget_challenge(self, scope: Scope) -> str | None:
         """Forget what is known or guessed of how upstream asks for this scope; returns its `challenge_key`."""
         key = await self.challenge_key(scope)
-        await self._memo.forget(self._challenge_key(scope), private=True)
+        await self._memo.forget(self._memo_key(scope), private=True)
         self._last = None
         return key
 
@@ -170,7 +170,7 @@ class TokenSource:
         return None if challenge is None or challenge["scheme"] == "basic" else self._token_key(challenge, scope, None)
 
     async def _challenge(self, scope: Scope) -> Mapping[str, str] | None:
-        known = await self._memo.get(self._challenge_key(scope), private=True)
+        known = await self._memo.get(self._memo_key(scope), private=True)
         challenge: Mapping[str, str] | None = self._last if known is MISSING else known
         return challenge
 
@@ -320,7 +320,7 @@ class TokenSource:
             raise UpstreamOffLimits(str(error), upstream=self._upstream, status=401) from error
         return str(url)
 
-    def _challenge_key(self, scope: Scope) -> str:
+    def _memo_key(self, scope: Scope) -> str:
         return f"challenge {self._upstream} {self._bounds.base} {scope}"
 
     def _token_key(self, challenge: Mapping[str, str], scope: Scope, credentials: Credentials | None) -> str:

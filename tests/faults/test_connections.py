@@ -204,7 +204,7 @@ def test_26_the_log_is_not_flooded() -> None:
         for _ in range(1000):
             assert entrance.enter(("192.0.2.7", 2)) == (False, None)
         now = 61.0
-        entrance.slow(("192.0.2.8", 3))
+        entrance.dropped("slow", ("192.0.2.8", 3))
     assert lines == [{"many": 1, "client": "192.0.2.7"}, {"many": 999, "slow": 1, "client": "192.0.2.8"}]
     entrance.leave(key)
     assert not entrance._open

@@ -311,9 +311,9 @@ def test_a_coding_of_the_way(upstream: Scripted, transfer: Transfer, content: by
 @pytest.mark.parametrize(
     ("sent", "trouble"),
     [
-        (gzip.compress(b"{" + os.urandom(200_000))[:-1], "before its end"),
-        (gzip.compress(b"{" + os.urandom(200_000))[:150_000] + b"\xff" * 100_000, "stops being"),
-        (gzip.compress(b"{" + bytes(100 << 20)), "bomb"),
+        (gzip.compress(b"{" + os.urandom(200_000))[:-1], "is cut short"),
+        (gzip.compress(b"{" + os.urandom(200_000))[:150_000] + b"\xff" * 100_000, "is not valid gzip"),
+        (gzip.compress(b"{" + bytes(100 << 20)), "inflates far too much"),
     ],
     ids=["cut", "broken", "bomb"],
 )
