@@ -77,19 +77,14 @@ async def test_82_a_layer_that_is_a_bomb(registry: FakeRegistry, mirror: LiveMir
     assert not inflated
 
 
-async def test_82_what_upstream_says_is_encoded(
-    registry: FakeRegistry, mirror: LiveMirror, inflated: list[str]
-) -> None:
-    """Row 82: a manifest or blob with a `Content-Encoding` is refused as it came, not after it was inflated."""
+async def test_82_what_upstream_says_is_encoded(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """Row 82: a coding that something on the way has added is undone, and the bomb in it stays packed."""
     registry.add_image("library/app", "v1", [BOMB])
-    registry.fail("manifests", gzipped, times=10)
-    assert (await mirror.ask(_TAG)).status == 502
-    registry.heal()
-    mirror.clock.forward(100_000)
     assert (await mirror.ask(_TAG)).status == 200
     registry.fail("blobs", gzipped, times=10)
-    assert (await mirror.ask(_AT)).status == 502
-    assert not inflated
+    assert (await mirror.ask(_AT)).body == BOMB
+    await mirror.landed(_DIGEST)
+    assert mirror.blob_file(_DIGEST).stat().st_size == len(BOMB)
 
 
 @pytest.mark.parametrize("target", ["/v2/", "/token", "/livez", "/v2/library/app/blobs/uploads/"])

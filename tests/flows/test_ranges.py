@@ -12,7 +12,6 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from mirror.oci.digest import Digest
 from mirror.oci.span import MOST_RANGES
@@ -264,17 +263,17 @@ async def test_over_tls(mirror: LiveMirror, tmp_path: Path) -> None:
     """TLS: each part is read and encrypted here."""
     await _warm(mirror)
     certificate = Certificate(tmp_path / "certificate")
-    runner = web.ServerRunner(FrontServer(mirror.app.front), shutdown_timeout=1.0)
-    await runner.setup()
+    server, context = FrontServer(mirror.app.front), certificate.server()
+    listening = await asyncio.get_running_loop().create_server(lambda: server.over_tls(context), "127.0.0.1", 0)
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=certificate.server()).start()
         async with aiohttp.ClientSession(auto_decompress=False) as session:
             for ranges in (_TOC, _CHUNKS, [(0, 600_000), (600_010, _SIZE - 1)]):
-                url = f"https://127.0.0.1:{runner.addresses[0][1]}{_AT}"
+                url = f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}{_AT}"
                 async with session.get(url, headers=_header(ranges), ssl=certificate.client()) as response:
                     _are_right(Got(response.status, response.headers, await response.read(), True), ranges)
     finally:
-        await runner.cleanup()
+        listening.close()
+        await server.shutdown(1.0)
 
 
 async def test_25_a_slow_reader(mirror: LiveMirror) -> None:
