@@ -38,7 +38,7 @@ from mirror.server.handshake import Handshake
 from mirror.server.heads import MOST_HEAD, BoundedHeads
 from mirror.server.pull import Told
 from mirror.server.sending import ClientGone, Sender
-from mirror.server.writing import PieceWriter, Unsent
+from mirror.server.writing import PIECE, PieceWriter, Unsent
 
 __all__ = ["Audit", "Front", "FrontServer", "Page"]
 
@@ -322,23 +322,28 @@ class FrontServer(web.Server):
         super().pre_shutdown()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        if request.version < HttpVersion11 and "Transfer-Encoding" in request.headers:
+        message = request._message
+        if message.chunked and message.version < HttpVersion11:
             # RFC 9112, 6.1: whoever does not know chunks takes them for the next request
             return _refused(request, 400, "HTTP/1.0 has no Transfer-Encoding")
-        return await self._answers(request)
+        response = await self._answers(request)
+        body = response.body if isinstance(response, web.Response) else None
+        if isinstance(body, bytes) and len(body) > PIECE:
+            request._payload_writer = PieceWriter(request.protocol, self._loop, self.unsent)
+        return response
 
     def _make_request(
         self,
         message: RawRequestMessage,
         payload: StreamReader,
         protocol: RequestHandler,
-        _writer: AbstractStreamWriter,
+        writer: AbstractStreamWriter,
         task: asyncio.Task[None],
     ) -> web.BaseRequest:
         if self.dismissing or message.upgrade:
             # the parser gives up what comes behind a request for another protocol: the client must not wait for it
             message = message._replace(should_close=True)
-        return super()._make_request(message, payload, protocol, PieceWriter(protocol, self._loop, self.unsent), task)
+        return super()._make_request(message, payload, protocol, writer, task)
 
 
 #: Bytes of requests that wait behind one that is being answered; then no more are read.

@@ -26,8 +26,12 @@ _BETWEEN: Final = 4
 class BoundedHeads:
     """aiohttp's parser of one connection, with requests whose head is too large in its place answered as malformed."""
 
+    __slots__ = ("_begun", "_body", "_measuring", "_parser", "_refused", "message_consumed")
+
     def __init__(self, parser: Any) -> None:
         self._parser = parser
+        #: Called for each request: found at once, without `__getattr__`.
+        self.message_consumed = parser.message_consumed
         #: Bytes of a head that is not whole yet, without those that came in one piece with the end of a body.
         self._begun = 0
         self._body: StreamReader = EMPTY_PAYLOAD
@@ -44,7 +48,7 @@ class BoundedHeads:
             return (), False, b""
         if self._begun + len(data) > MOST_HEAD:
             self._measuring = True
-        in_body = not self._body.is_eof()
+        in_body = self._body is not EMPTY_PAYLOAD and not self._body.is_eof()
         messages, upgraded, tail = self._parser.feed_data(data)
         if messages:
             self._body = messages[-1][1]
