@@ -416,9 +416,13 @@ class _Connection(RequestHandler):
             self._pause_reading_for_buffer()
         if self._request_count != before:
             self._in_time()
-        elif self._late is None and data and self._waiter is not None and not self._waiter.done():
+        elif self._late is None and data and self._is_waiting():
             # nothing is being answered, and no request is whole: these bytes begin the head of one
             self._late = self._loop.call_later(self._entrance.head, self._too_late)
+
+    def _is_waiting(self) -> bool:
+        # bytes behind the last ones of a TLS handshake come before aiohttp's task has begun to wait
+        return self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
 
     def _resume_reading_if_drained(self) -> None:
         """Called for each request that is taken from the queue, while reading is paused."""
@@ -434,8 +438,7 @@ class _Connection(RequestHandler):
 
     def _too_late(self) -> None:
         self._late = None
-        self._entrance.dropped("slow", self.peername)
-        self.force_close()
+        self.drop("slow")
 
     def handle_error(
         self,

@@ -98,6 +98,8 @@ class Handshake(asyncio.Protocol):
                 server_side=True,
                 # our own timer ends it first, and counts it
                 ssl_handshake_timeout=2 * self._entrance.head,
+                # closing waits for the client's `close_notify` (RFC 8446, 6.1), which it need not send
+                ssl_shutdown_timeout=self._entrance.head,
             )
         except OSError:
             # it failed, or the client left; what TLS itself says is an OSError, too

@@ -330,6 +330,57 @@ def _client_hello(certificate: Certificate) -> bytes:
     return sent.read()
 
 
+async def test_26_a_head_that_begins_with_the_end_of_the_handshake(
+    mirror: LiveMirror, certificate: Certificate
+) -> None:
+    """Row 26: a head has `request_head` from its first byte on, also if that byte comes together with the client's last
+    message of the handshake. A client that reads nothing does not keep the connection.
+    """
+    before = telemetry.CONNECTIONS_DROPPED.labels("slow")._value.get()
+    async with _over_tls(mirror, certificate, most=10, head=0.5) as tls:
+        await tls.serve()
+        plain = tls.connect()
+        received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = certificate.client().wrap_bio(received, sent, server_hostname="localhost")
+
+        def shake_hands() -> None:
+            while True:
+                try:
+                    client.do_handshake()
+                except ssl.SSLWantReadError:
+                    plain.sendall(sent.read())
+                    received.write(plain.recv(1 << 16))
+                else:
+                    return
+
+        await asyncio.to_thread(shake_hands)
+        client.write(b"GET /v2/ HT")
+        plain.sendall(sent.read())
+        await until(lambda: tls.count() == 0)
+        assert telemetry.CONNECTIONS_DROPPED.labels("slow")._value.get() == before + 1
+        plain.close()
+
+
+async def test_26_clients_that_do_not_end_tls_are_left(mirror: LiveMirror, certificate: Certificate) -> None:
+    """Row 26: a connection that the mirror closes waits for the client's end of TLS as long as for a head, and not for
+    the event loop's own 30 seconds.
+    """
+    async with _over_tls(mirror, certificate, most=10, head=0.5) as tls:
+        await tls.serve()
+
+        def ask() -> ssl.SSLSocket:
+            connection = certificate.client().wrap_socket(tls.connect(), server_hostname="localhost")
+            connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: mirror\r\nConnection: close\r\n\r\n")
+            return connection
+
+        silent = await asyncio.to_thread(ask)
+        await until(lambda: tls.server.requests_count == 1)
+        # half of what the event loop would wait by itself
+        async with asyncio.timeout(15):
+            await until(lambda: tls.count() == 0)
+        silent.close()
+
+
 async def test_26_handshakes_that_fail_count_no_more(mirror: LiveMirror, certificate: Certificate) -> None:
     """Row 26: nothing of a handshake stays that fails, or whose client leaves, however it does."""
     gauge = telemetry.CONNECTIONS._value
