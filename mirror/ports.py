@@ -6,15 +6,15 @@ blob. The disk is the truth; the index is a memory of it that may be lost at any
 
 The ports; all but the smallest have two or more implementations:
 
-    BlobStore      content by digest              store/local.py      store/memory.py
-    Catalog        tags and manifest links        store/catalog.py    store/memory.py
-    Pins           which images must stay         store/pins.py
-    Freezes        tags that must not move        store/freezes.py
+    BlobStore      content by digest              store/local/blobs.py      store/memory.py
+    Catalog        tags and manifest links        store/local/catalog.py    store/memory.py
+    Pins           which images must stay         store/local/pins.py
+    Freezes        tags that must not move        store/local/freezes.py
     ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py     index/memory.py
-    SortedTags     tag lists, sorted on disk      index/tag_lists.py
+    SortedTags     tag lists, sorted on disk      index/sorted_tags.py
     Authenticator  who a caller is                access/*.py
     Upstream       one remote registry            upstream/registry.py    upstream/endpoints.py
-    Body           bytes that arrive in a thread  upstream/transfer.py
+    Body           bytes that arrive in a thread  upstream/http/blobs.py
 
 The life of a blob in a store:
 

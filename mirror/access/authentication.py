@@ -20,11 +20,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from mirror.access.issued import is_issued
+from mirror.access.own_tokens import is_issued
+from mirror.aio.latest import put_latest
+from mirror.aio.singleflight import Once
 from mirror.errors import Unauthorized
-from mirror.latest import put_latest
 from mirror.oci.authorization import Presented, read_authorization
-from mirror.once import Once
 from mirror.policy.access import ANONYMOUS, Identity, Means
 from mirror.ports import Authenticator
 

@@ -23,9 +23,9 @@ from typing import Final
 import bcrypt
 
 from mirror import telemetry
-from mirror.access.turns import Turns
+from mirror.access.password_queue import Turns
+from mirror.aio.latest import put_latest
 from mirror.errors import ConfigError
-from mirror.latest import put_latest
 from mirror.oci.authorization import Presented
 from mirror.policy.access import Identity, Means
 

@@ -15,9 +15,11 @@ from typing import Any, Final
 
 from mirror import __version__, telemetry
 from mirror.access.audit import AuditLog
-from mirror.app.clients import ClientFiles
-from mirror.app.gate import open_gate
-from mirror.app.house import keep_house, keep_scrubbing
+from mirror.aio.memo import Memo, redis_cache
+from mirror.aio.singleflight import end
+from mirror.app.access import open_gate
+from mirror.app.client_files import ClientFiles
+from mirror.app.housekeeping import keep_house, keep_scrubbing
 from mirror.app.parts import App
 from mirror.app.purging import make_purge
 from mirror.app.routes import content_lists, route_rule
@@ -25,44 +27,42 @@ from mirror.app.storage import MISSES_LOCK, InFlight, Storage, open_storage, pin
 from mirror.app.syncing import make_sync, open_leases
 from mirror.app.tasks import make_jobs
 from mirror.app.upstreams import Upstreams
-from mirror.beats import Pulse
 from mirror.config import (
     Config,
     TraceSettings,
     masked,
 )
-from mirror.index.tag_lists import LocalSortedTags
-from mirror.memo import Memo, redis_cache
-from mirror.once import end
-from mirror.policy.images import Image, parse_image
+from mirror.fills.flights import Flights
+from mirror.fills.read_ahead import Ahead
+from mirror.heartbeat import Pulse
+from mirror.index.sorted_tags import LocalSortedTags
+from mirror.inspect.recent_answers import Recent
+from mirror.policy.image_names import Image, parse_image
 from mirror.policy.rules import RouteRule
 from mirror.policy.selection import search
-from mirror.policy.sizes import parse_size
 from mirror.ports import BlobInfo
-from mirror.repository.ahead import Ahead
-from mirror.repository.cosign import read_key
-from mirror.repository.flights import Flights
+from mirror.prefetch.jobs import prefetching
 from mirror.repository.grants import Grants
-from mirror.repository.misses import Misses
-from mirror.repository.recent import Recent
+from mirror.repository.miss_report import Misses
 from mirror.repository.router import Router
-from mirror.repository.shelf import Shelf
+from mirror.repository.shared import Shelf
 from mirror.repository.tag_history import TagHistories
 from mirror.repository.tag_windows import TagWindows
-from mirror.server.admin import Admin
-from mirror.server.front import Front, Page
+from mirror.server.admin.handler import Admin
+from mirror.server.admin.image_admin import Keeping
+from mirror.server.admin.traffic import TrafficLog, total
+from mirror.server.admin.worker_status import Workers
 from mirror.server.health import Readiness, health_pages
-from mirror.server.keeping import Keeping
-from mirror.server.pulse import keep_pulse
-from mirror.server.sending import Sender
-from mirror.server.traffic import TrafficLog, total
-from mirror.server.workers import Workers
-from mirror.store.board import Board
-from mirror.store.misses import LocalMisses
-from mirror.store.notes import Notes
-from mirror.store.purges import Purges
-from mirror.store.recent import LocalRecent
-from mirror.transfer.jobs import prefetching
+from mirror.server.process_metrics import keep_pulse
+from mirror.server.registry.handler import Front, Page
+from mirror.server.registry.sending import Sender
+from mirror.store.local.misses import LocalMisses
+from mirror.store.local.purge_notices import Purges
+from mirror.store.local.recent import LocalRecent
+from mirror.store.local.records import Notes
+from mirror.store.local.status_board import Board
+from mirror.trust.cosign import read_key
+from mirror.values.sizes import parse_size
 
 __all__ = ["build"]
 
@@ -282,7 +282,7 @@ def _make_workers(storage: Storage, shelf: Shelf, flights: Flights, upstreams: U
 
 def _start_tracing(settings: TraceSettings) -> Callable[[], Awaitable[None]]:
     """Blocking: the library takes its time to be imported, and is only where tracing is wanted. What ends it."""
-    from mirror.tracing import start
+    from mirror.telemetry.tracing import start
 
     return start(settings.endpoint, settings.sample, version=__version__)
 

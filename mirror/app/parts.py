@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mirror.app.storage import Storage
+from mirror.prefetch.jobs import Jobs
+from mirror.prefetch.sync import Sync
 from mirror.repository.router import Router
-from mirror.repository.shelf import Shelf
-from mirror.server.admin import Admin
-from mirror.server.front import Front
+from mirror.repository.shared import Shelf
+from mirror.server.admin.handler import Admin
 from mirror.server.health import Readiness
-from mirror.transfer.jobs import Jobs
-from mirror.transfer.schedule import Sync
+from mirror.server.registry.handler import Front
 
 __all__ = ["App"]
 

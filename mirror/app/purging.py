@@ -6,12 +6,12 @@ from collections.abc import Collection
 
 from mirror.app.storage import Storage, pin_rules
 from mirror.config import Config
+from mirror.eviction.purge import Purge
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.repository.purge import Purge
-from mirror.repository.shelf import Shelf
-from mirror.store.notes import Notes
-from mirror.store.purges import Purges
+from mirror.repository.shared import Shelf
+from mirror.store.local.purge_notices import Purges
+from mirror.store.local.records import Notes
 
 __all__ = ["make_purge"]
 

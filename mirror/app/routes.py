@@ -13,7 +13,7 @@ from mirror.policy.freshness import FreshnessRule
 from mirror.policy.history import AgeRule
 from mirror.policy.routing import compile_pattern
 from mirror.policy.rules import RouteRule
-from mirror.policy.sizes import parse_size
+from mirror.values.sizes import parse_size
 
 __all__ = ["age_rule", "content_lists", "route_of", "route_rule", "upstream_urls"]
 

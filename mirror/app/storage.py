@@ -12,27 +12,27 @@ from mirror.app.routes import age_rule
 from mirror.config import (
     Config,
 )
+from mirror.eviction.evictor import Evictor
+from mirror.eviction.pinned_images import PinnedContent
+from mirror.eviction.reconcile import ensure
+from mirror.fills.flights import Flights
+from mirror.graph.references import NamesOnDisk
 from mirror.index.embedded import EmbeddedIndex
 from mirror.oci.digest import Digest
 from mirror.policy.eviction import Water
 from mirror.policy.pins import PinRule
 from mirror.policy.quarantine import Quarantine
-from mirror.policy.sizes import parse_capacity, parse_size
 from mirror.ports import ContentIndex
-from mirror.repository.evictor import Evictor
-from mirror.repository.flights import Flights
-from mirror.repository.names import NamesOnDisk
-from mirror.repository.pins import PinnedContent
-from mirror.repository.reconcile import ensure
 from mirror.repository.tag_history import TagHistories
-from mirror.store.catalog import LocalCatalog
-from mirror.store.freezes import LocalFreezes
-from mirror.store.layout import Layout
-from mirror.store.local import LocalStore
-from mirror.store.locks import Locks
-from mirror.store.notes import Notes
-from mirror.store.pins import LocalPins
-from mirror.store.recovery import sweep
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.catalog import LocalCatalog
+from mirror.store.local.freezes import LocalFreezes
+from mirror.store.local.layout import Layout
+from mirror.store.local.locks import Locks
+from mirror.store.local.pins import LocalPins
+from mirror.store.local.records import Notes
+from mirror.store.local.recovery import sweep
+from mirror.values.sizes import parse_capacity, parse_size
 
 __all__ = [
     "MISSES_LOCK",

@@ -13,10 +13,10 @@ from mirror.config import (
     routing_table,
 )
 from mirror.oci.reference import Repo
-from mirror.policy.platforms import parse_platforms
 from mirror.policy.routing import RoutingTable
-from mirror.store.notes import Notes
-from mirror.transfer.schedule import Leases, Sync, SyncRule, SyncSource
+from mirror.prefetch.sync import Leases, Sync, SyncRule, SyncSource
+from mirror.store.local.records import Notes
+from mirror.values.platforms import parse_platforms
 
 __all__ = ["make_sync", "open_leases"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mirror.app.storage import Storage
-from mirror.store.notes import Notes
-from mirror.transfer.jobs import Jobs, Work
+from mirror.prefetch.jobs import Jobs, Work
+from mirror.store.local.records import Notes
 
 __all__ = ["make_jobs"]
 

@@ -12,7 +12,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from mirror import __version__, telemetry
-from mirror.behalf import caller
+from mirror.aio.memo import Memo
+from mirror.caller import caller
 from mirror.config import (
     Config,
     ReachSettings,
@@ -20,20 +21,19 @@ from mirror.config import (
     routing_table,
 )
 from mirror.errors import ConfigError, UpstreamError
-from mirror.memo import Memo
-from mirror.policy.budget import Budget
-from mirror.policy.sizes import parse_size
-from mirror.server.workers import UpstreamState
-from mirror.store.layout import Layout
-from mirror.upstream.caller import CallersCredentials
-from mirror.upstream.credentials import Attempts, Credentials, CredentialSource, GivenCredentials
-from mirror.upstream.docker_config import DockerConfig
+from mirror.policy.upstream.budget import Budget
+from mirror.server.admin.worker_status import UpstreamState
+from mirror.store.local.layout import Layout
+from mirror.upstream.credentials.docker_config import DockerConfig
+from mirror.upstream.credentials.of_caller import CallersCredentials
+from mirror.upstream.credentials.providers import ProviderOptions, open_provider
+from mirror.upstream.credentials.secret_files import PasswordFile
+from mirror.upstream.credentials.source import Attempts, Credentials, CredentialSource, GivenCredentials
 from mirror.upstream.endpoints import EndpointsUpstream
-from mirror.upstream.page_file import ListBounds
-from mirror.upstream.providers import ProviderOptions, open_provider
-from mirror.upstream.proxies import Proxies
+from mirror.upstream.http.page_file import ListBounds
+from mirror.upstream.http.proxies import Proxies
 from mirror.upstream.registry import RegistryUpstream, unverified
-from mirror.upstream.secret_files import PasswordFile
+from mirror.values.sizes import parse_size
 
 __all__ = ["MOST_HOSTS", "Upstreams", "open_registries"]
 

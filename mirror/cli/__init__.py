@@ -26,7 +26,7 @@ COMMANDS: Final = {
     "tasks": ("jobs",),
     "tags": ("history", "freeze", "unfreeze", "freezes"),
     "pins": ("pin", "unpin", "pins"),
-    "site": ("ls", "show", "verify", "misses"),
+    "images": ("ls", "show", "verify", "misses"),
     "why": ("why",),
     "bundles": ("export", "inventory", "keygen"),
     "imports": ("import",),

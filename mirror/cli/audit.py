@@ -13,7 +13,7 @@ import typer
 from mirror import config as settings
 from mirror.access.audit import AuditLog
 from mirror.errors import MirrorError, answer_for
-from mirror.store.layout import Layout
+from mirror.store.local.layout import Layout
 
 __all__ = ["audited"]
 

@@ -26,7 +26,7 @@ from mirror import __version__
 from mirror import config as settings
 from mirror.errors import ConfigError, MirrorError, RequestError
 from mirror.oci.text import printable
-from mirror.policy.images import Image, parse_image
+from mirror.policy.image_names import Image, parse_image
 
 __all__ = [
     "ConfigFile",

@@ -12,22 +12,22 @@ from typing import Annotated, Any
 import typer
 
 from mirror import config as settings
+from mirror.bundles.export import export, select
+from mirror.bundles.inventory import Inventory, read_inventory, take_inventory
+from mirror.bundles.layout_target import create_layout
+from mirror.bundles.signing import make_key_pair, read_private_key
 from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
-from mirror.cli.working import Json, check_there, fail, from_file, in_thread, load, progress
+from mirror.cli.long_running import Json, check_there, fail, from_file, in_thread, load, progress
 from mirror.errors import ConfigError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.images import Image
-from mirror.policy.platforms import parse_platforms
+from mirror.policy.image_names import Image
 from mirror.policy.routing import RoutingTable
-from mirror.policy.sizes import format_size
+from mirror.prefetch.list_files import plain_file
+from mirror.prefetch.lists import Listed, ListMalformed, Named, resolve_images
 from mirror.repository.tag_history import TagHistories
-from mirror.transfer.export import export, select
-from mirror.transfer.files import plain_file
-from mirror.transfer.inventory import Inventory, read_inventory, take_inventory
-from mirror.transfer.layout_target import create_layout
-from mirror.transfer.lists import Listed, ListMalformed, Named, resolve_images
-from mirror.transfer.signing import make_key_pair, read_private_key
+from mirror.values.platforms import parse_platforms
+from mirror.values.sizes import format_size
 
 __all__ = ["export_images", "inventory", "keygen"]
 

@@ -32,11 +32,11 @@ from mirror.nodes.disk import Disk
 from mirror.nodes.findings import Finding, Level, judge_budget, judge_client, judge_clock, worst
 from mirror.nodes.machine import look_at_limits, look_at_store
 from mirror.nodes.plan import MirrorUrl, NodeRefused
-from mirror.nodes.visit import Visitor
-from mirror.policy.budget import Budget
-from mirror.policy.images import Image, looks_like_host, parse_image
+from mirror.nodes.probe import Visitor
+from mirror.policy.image_names import Image, looks_like_host, parse_image
 from mirror.policy.routing import Registry, RoutingTable
-from mirror.policy.sizes import parse_capacity
+from mirror.policy.upstream.budget import Budget
+from mirror.values.sizes import parse_capacity
 
 __all__ = ["doctor"]
 
@@ -204,7 +204,7 @@ async def _services(loaded: Config) -> list[Finding]:
         findings.append(Finding("registries", Level.OK, "sealed: none is contacted"))
         return findings
     from mirror.app.upstreams import open_registries
-    from mirror.upstream.checking import ask_budget, check_all
+    from mirror.upstream.check import ask_budget, check_all
 
     try:
         async with open_registries(loaded) as registries:

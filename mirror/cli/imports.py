@@ -10,23 +10,23 @@ from typing import Annotated, Any
 import typer
 
 from mirror import config as settings
+from mirror.bundles.bundle import Bundle, read_bundle, verify_bytes
+from mirror.bundles.importing import Admitted, MayServe, Plan, Site, Told, admit, plan_images
+from mirror.bundles.inventory import ListedImage
+from mirror.bundles.layout_source import LayoutSource
+from mirror.bundles.registry_data import RegistryData, RegistryRepository
+from mirror.bundles.signing import read_public_key
 from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, application, complain, say, say_json
-from mirror.cli.working import Json, check_owner, from_file, in_thread, load, progress
+from mirror.cli.long_running import Json, check_owner, from_file, in_thread, load, progress
 from mirror.errors import BundleError, ConfigError, RequestError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.routing import RoutingTable
-from mirror.policy.sizes import format_size
 from mirror.ports import BlobStore
 from mirror.repository.grants import Grants
 from mirror.repository.tag_history import TagHistories
-from mirror.transfer.admit import Admitted, MayServe, Plan, Site, Told, admit, plan_images
-from mirror.transfer.bundle import Bundle, read_bundle, verify_bytes
-from mirror.transfer.inventory import ListedImage
-from mirror.transfer.layout_source import LayoutSource
-from mirror.transfer.registry_data import RegistryData, RegistryRepository
-from mirror.transfer.signing import read_public_key
+from mirror.values.sizes import format_size
 
 __all__ = ["import_images"]
 

@@ -27,24 +27,24 @@ from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, TextTable, application, complain, description_column, say, say_json
-from mirror.cli.working import check_owner
+from mirror.cli.long_running import check_owner
 from mirror.errors import ConfigError
+from mirror.graph.closure import Role
 from mirror.oci.digest import Digest
-from mirror.policy.images import Image
-from mirror.policy.platforms import Platform, parse_platforms
-from mirror.policy.sizes import format_size
-from mirror.repository.closure import Role
-from mirror.transfer import warm
-from mirror.transfer.files import compose_file, kubernetes, plain_file
-from mirror.transfer.lists import Listed, ListMalformed, Named, resolve_images
-from mirror.transfer.prefetch import Prefetched, Tally
-from mirror.transfer.prefetch import prefetch as bring_in
+from mirror.policy.image_names import Image
+from mirror.prefetch import pulling
+from mirror.prefetch.list_files import compose_file, kubernetes, plain_file
+from mirror.prefetch.lists import Listed, ListMalformed, Named, resolve_images
+from mirror.prefetch.prefetch import Prefetched, Tally
+from mirror.prefetch.prefetch import prefetch as bring_in
+from mirror.values.platforms import Platform, parse_platforms
+from mirror.values.sizes import format_size
 
 __all__ = ["prefetch"]
 
 T = TypeVar("T")
 
-_Report = Callable[[Image, warm.Progress], None]
+_Report = Callable[[Image, pulling.Progress], None]
 
 
 @application.command()
@@ -211,8 +211,8 @@ def _display() -> Iterator[_Report]:
 class _Lines:
     """One line for each digest that came, or did not."""
 
-    def __call__(self, image: Image, progress: warm.Progress) -> None:
-        if progress.state in (warm.State.FETCHED, warm.State.FAILED):
+    def __call__(self, image: Image, progress: pulling.Progress) -> None:
+        if progress.state in (pulling.State.FETCHED, pulling.State.FAILED):
             size = f" ({format_size(progress.size)})" if progress.size is not None else ""
             complain(f"{image}: {progress.role.value} {progress.digest} {progress.state.value}{size}")
 
@@ -231,10 +231,10 @@ class _Bars:
         self._ended: set[Digest] = set()
         self._received = self._total = 0
 
-    def __call__(self, image: Image, progress: warm.Progress) -> None:
+    def __call__(self, image: Image, progress: pulling.Progress) -> None:
         if progress.role not in (Role.CONFIG, Role.LAYER) or progress.digest in self._ended:
             return
-        if progress.state in (warm.State.HERE, warm.State.FAILED):
+        if progress.state in (pulling.State.HERE, pulling.State.FAILED):
             self._count(progress.digest, 0, 0)
         else:
             self._count(progress.digest, progress.received, progress.size or progress.received)
@@ -265,8 +265,8 @@ def _print_summary(done: Prefetched) -> None:
         moved = warmed.moved.values()
         table.add_row(
             str(image),
-            _told(Tally.of(one for one in moved if one.state is warm.State.FETCHED)),
-            _told(Tally.of(one for one in moved if one.state is warm.State.HERE)),
+            _told(Tally.of(one for one in moved if one.state is pulling.State.FETCHED)),
+            _told(Tally.of(one for one in moved if one.state is pulling.State.HERE)),
             str(failed[image] or ""),
         )
     table.show()

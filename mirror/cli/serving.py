@@ -14,12 +14,12 @@ import typer
 
 from mirror import config as settings
 from mirror import telemetry
-from mirror.beats import Beats, Pulse
 from mirror.cli.base import ConfigFile, application, complain, say, say_json
+from mirror.cli.long_running import owner
 from mirror.cli.unread import unread_of
-from mirror.cli.working import owner
 from mirror.errors import ConfigError, StoreError
-from mirror.listen import AdminListener, connect_unix, open_admin, open_listeners
+from mirror.heartbeat import Beats, Pulse
+from mirror.process.listeners import AdminListener, connect_unix, open_admin, open_listeners
 
 __all__ = ["check", "serve"]
 
@@ -33,7 +33,7 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Processes that serve.")] = None,
 ) -> None:
     """Serve pulls until SIGTERM; SIGHUP reads the configuration again."""
-    from mirror.supervisor import Plan, supervise
+    from mirror.process.supervisor import Plan, supervise
 
     overrides = {"server": {"listen": listen or None, "workers": workers}}
     loaded = settings.load(config, overrides)
@@ -124,7 +124,7 @@ def worker(
     config: ConfigFile = None,
 ) -> None:
     """One of the serving processes; started by `serve`."""
-    from mirror.worker import run_worker
+    from mirror.process.worker import run_worker
 
     loaded = settings.load(config)
     telemetry.set_up_logging(loaded.log.level)
@@ -193,7 +193,7 @@ def _of_certificate(loaded: settings.Config) -> list[str]:
 
 async def _ask_registries(loaded: settings.Config) -> list[Any]:
     from mirror.app.upstreams import open_registries
-    from mirror.upstream.checking import check_all
+    from mirror.upstream.check import check_all
 
     async with open_registries(loaded) as registries:
         return await check_all(registries)

@@ -10,15 +10,15 @@ import typer
 
 from mirror import config as settings
 from mirror import telemetry
+from mirror.cli.admin_client import ask_if_running
 from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
-from mirror.cli.running import ask_if_running
-from mirror.cli.working import check_owner, check_there
+from mirror.cli.long_running import check_owner, check_there
+from mirror.graph.references import called
+from mirror.inspect.as_json import victims_by_image, victims_json
 from mirror.oci.digest import Digest
 from mirror.policy.eviction import Victim
-from mirror.policy.sizes import format_size
-from mirror.repository.names import called
-from mirror.repository.told import victims_by_image, victims_json
+from mirror.values.sizes import format_size
 
 __all__ = ["gc"]
 

@@ -15,13 +15,13 @@ from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, TextTable, application, description_column, say, say_json
-from mirror.cli.working import check_owner
+from mirror.cli.long_running import check_owner
 from mirror.errors import ConfigError
 from mirror.oci.reference import Repo
-from mirror.policy.sizes import format_size
-from mirror.transfer.jobs import Ended
-from mirror.transfer.meter import Meter
-from mirror.transfer.schedule import SyncSource, first_failure
+from mirror.prefetch.jobs import Ended
+from mirror.prefetch.progress import Meter
+from mirror.prefetch.sync import SyncSource, first_failure
+from mirror.values.sizes import format_size
 
 __all__ = ["sync"]
 

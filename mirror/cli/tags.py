@@ -13,21 +13,21 @@ from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
+from mirror.cli.long_running import check_owner, check_there
 from mirror.cli.unread import refuse_unread
-from mirror.cli.working import check_owner, check_there
 from mirror.errors import ConfigError, MirrorError, NotKnown, RequestError
+from mirror.graph.closure import read_closure
+from mirror.inspect.tag_view import Standing, StandingTag, read_standing
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.history import pointed_to, recalled
-from mirror.policy.images import Image, parse_image
-from mirror.policy.moments import format_moment, parse_moment
+from mirror.policy.image_names import Image, parse_image
 from mirror.policy.records import Freeze, Sighting
-from mirror.repository.closure import read_closure
-from mirror.repository.tag_standing import Standing, StandingTag, read_standing
-from mirror.store.catalog import LocalCatalog
-from mirror.store.freezes import LocalFreezes
-from mirror.store.layout import Layout
+from mirror.store.local.catalog import LocalCatalog
+from mirror.store.local.freezes import LocalFreezes
+from mirror.store.local.layout import Layout
+from mirror.values.timestamps import format_moment, parse_moment
 
 __all__ = ["freeze", "freezes", "history", "unfreeze"]
 

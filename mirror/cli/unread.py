@@ -6,13 +6,13 @@ from collections.abc import Collection
 
 from mirror.config import Config
 from mirror.errors import MirrorError
+from mirror.eviction.damaged_notes import Subjects, unread_words
 from mirror.policy.unread import UnreadNote
 from mirror.ports import Catalog
-from mirror.repository.unread import Subjects, unread_words
-from mirror.store.catalog import LocalCatalog
-from mirror.store.freezes import LocalFreezes
-from mirror.store.layout import Layout
-from mirror.store.pins import LocalPins
+from mirror.store.local.catalog import LocalCatalog
+from mirror.store.local.freezes import LocalFreezes
+from mirror.store.local.layout import Layout
+from mirror.store.local.pins import LocalPins
 
 __all__ = ["refuse_unread", "unread_of"]
 

@@ -14,16 +14,16 @@ from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.base import ConfigFile, application, say, say_json
 from mirror.errors import ConfigError, RequestError
+from mirror.eviction.pinned_images import PinnedImage, pinned_images
+from mirror.inspect.explain import Reasons, WhyBlob, WhyImage
+from mirror.inspect.images import ImageHere, Overview
 from mirror.oci.digest import Digest
-from mirror.policy.durations import format_duration
-from mirror.policy.images import Image, name_of, parse_image
-from mirror.policy.moments import format_moment, moment
+from mirror.policy.image_names import Image, name_of, parse_image
 from mirror.policy.recent import LastAnswer, explain
 from mirror.policy.rules import RouteRule
-from mirror.policy.sizes import format_size
-from mirror.repository.overview import ImageHere, Overview
-from mirror.repository.pins import PinnedImage, pinned_images
-from mirror.repository.why import Reasons, WhyBlob, WhyImage
+from mirror.values.durations import format_duration
+from mirror.values.sizes import format_size
+from mirror.values.timestamps import format_moment, moment
 
 __all__ = ["why"]
 
@@ -67,7 +67,7 @@ def _parse(text: str, loaded: settings.Config) -> Image | Digest:
 async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> list[Found]:
     from mirror.app.routes import content_lists, route_of
     from mirror.app.storage import open_storage, pin_rules
-    from mirror.store.recent import read_recent
+    from mirror.store.local.recent import read_recent
 
     async with open_storage(loaded) as storage:
         pinned = pinned_images(storage.pins, pin_rules(loaded), storage.catalog, now)

@@ -17,7 +17,8 @@ Only `app/` and `cli/` know this module: everything below takes ordinary argumen
 
 from mirror.config.checks import hints
 from mirror.config.loading import load
-from mirror.config.masked import masked
+from mirror.config.redacted import masked
+from mirror.config.routing import routing_table
 from mirror.config.settings import (
     PUBLIC,
     Config,
@@ -31,7 +32,6 @@ from mirror.config.settings import (
     TraceSettings,
     UpstreamSettings,
 )
-from mirror.config.tables import routing_table
 
 __all__ = [
     "PUBLIC",

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from mirror.access.htpasswd import check_htpasswd
-from mirror.access.issued import check_keys
+from mirror.access.own_tokens import check_keys
 from mirror.config import values
+from mirror.config.routing import routing_table
 from mirror.config.settings import (
     AccessSettings,
     Config,
@@ -19,12 +20,11 @@ from mirror.config.settings import (
     ServerSettings,
     UpstreamSettings,
 )
-from mirror.config.tables import routing_table
 from mirror.errors import ConfigError, RequestError
-from mirror.policy.realms import needs_private, parse_url
-from mirror.repository.cosign import read_key
-from mirror.upstream.docker_config import DockerConfig
-from mirror.upstream.providers import missing_library
+from mirror.policy.upstream.url_bounds import needs_private, parse_url
+from mirror.trust.cosign import read_key
+from mirror.upstream.credentials.docker_config import DockerConfig
+from mirror.upstream.credentials.providers import missing_library
 
 __all__ = ["cross_check", "hints"]
 

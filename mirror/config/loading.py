@@ -28,7 +28,7 @@ from mirror.config.settings import (
     ReachSettings,
 )
 from mirror.errors import ConfigError
-from mirror.upstream.secret_files import secret_in
+from mirror.upstream.credentials.secret_files import secret_in
 
 __all__ = ["load"]
 

@@ -22,12 +22,12 @@ from mirror.config.values import Seconds
 from mirror.errors import RequestError
 from mirror.oci.reference import Repo
 from mirror.policy.access import check_who
-from mirror.policy.clouds import ecr_region
-from mirror.policy.images import parse_image
-from mirror.policy.platforms import parse_platform
+from mirror.policy.image_names import parse_image
 from mirror.policy.routing import RoutingTable
 from mirror.policy.schedule import Cron, Every, Plan
-from mirror.policy.tagsets import TagSet
+from mirror.policy.upstream.ecr_names import ecr_region
+from mirror.values.platforms import parse_platform
+from mirror.values.tagsets import TagSet
 
 __all__ = [
     "PUBLIC",

@@ -17,11 +17,11 @@ from pydantic import (
 from mirror.errors import RequestError
 from mirror.oci.reference import check_registry
 from mirror.policy.content import ImagePattern
-from mirror.policy.durations import parse_duration
 from mirror.policy.pins import PinRule
-from mirror.policy.realms import UrlRefused, parse_url
-from mirror.policy.sizes import parse_capacity, parse_size
-from mirror.upstream.proxies import Proxies
+from mirror.policy.upstream.url_bounds import UrlRefused, parse_url
+from mirror.upstream.http.proxies import Proxies
+from mirror.values.durations import parse_duration
+from mirror.values.sizes import parse_capacity, parse_size
 
 __all__ = [
     "Seconds",

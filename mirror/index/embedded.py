@@ -32,13 +32,13 @@ from typing import Any, Final
 
 import aiosqlite
 
+from mirror.aio.threads import to_its_end
 from mirror.errors import IndexUnavailable, MirrorError
 from mirror.index.batches import batches
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import ContentRecord, ManifestNames, NamedContent, Standing, Usage
 from mirror.telemetry import INDEX_FAILURES, log
-from mirror.threads import to_its_end
 
 __all__ = ["SCHEMA", "EmbeddedIndex"]
 

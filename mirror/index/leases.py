@@ -40,7 +40,7 @@ _DONE: Final = "+"
 
 
 class RedisLeases:
-    """See `mirror.transfer.schedule.Leases`. Belongs to one event loop; connects when first asked."""
+    """See `mirror.prefetch.sync.Leases`. Belongs to one event loop; connects when first asked."""
 
     def __init__(self, address: RedisAddress, *, owner: str, budget: float = 1.0) -> None:
         """`owner` differs between replicas and stays the same over restarts; `budget` in seconds for each call."""

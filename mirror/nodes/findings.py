@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from mirror.nodes.plan import Asked, MirrorUrl
-from mirror.policy.sizes import Capacity, format_size
+from mirror.values.sizes import Capacity, format_size
 
 __all__ = [
     "Finding",

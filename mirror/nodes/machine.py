@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mirror.nodes.findings import Finding, Level, judge_files, judge_inodes, judge_owners, judge_room
-from mirror.policy.sizes import Capacity
+from mirror.values.sizes import Capacity
 
 __all__ = ["look_at_limits", "look_at_store"]
 

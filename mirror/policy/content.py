@@ -15,7 +15,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.routing import compile_pattern
-from mirror.policy.sizes import format_size
+from mirror.values.sizes import format_size
 
 __all__ = ["ContentLists", "ContentRule", "ImagePattern", "check_size", "patterns"]
 

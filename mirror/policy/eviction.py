@@ -29,7 +29,7 @@ from typing import Final
 
 from mirror.oci.digest import Digest
 from mirror.policy.records import ContentRecord, NamedContent
-from mirror.policy.sizes import Capacity
+from mirror.values.sizes import Capacity
 
 __all__ = ["Measure", "Plan", "Victim", "Water", "coldest_enough", "in_order", "is_stale", "say_ago"]
 

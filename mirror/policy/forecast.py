@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mirror.policy.durations import format_duration
 from mirror.policy.freshness import is_fresh, may_serve_stale
 from mirror.policy.history import Choice
-from mirror.policy.moments import format_moment
 from mirror.policy.records import Freeze, TagRecord
 from mirror.policy.rules import RouteRule
+from mirror.values.durations import format_duration
+from mirror.values.timestamps import format_moment
 
 __all__ = ["Facts", "blob_forecast", "forecast"]
 

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from typing import Final
 
 from mirror.oci.reference import Repo
-from mirror.policy.durations import parse_duration
 from mirror.policy.routing import compile_pattern
+from mirror.values.durations import parse_duration
 
 __all__ = ["LONGEST_REASON", "PinRule", "parse_until", "rule_for"]
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from mirror.oci.reference import Repo
-from mirror.policy.images import looks_like_host
+from mirror.policy.image_names import looks_like_host
 from mirror.policy.routing import RoutingTable, compile_pattern
 
 __all__ = ["Selection", "search", "select"]

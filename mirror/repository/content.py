@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
+from mirror.aio.threads import to_its_end
 from mirror.errors import BlobDamaged, DigestMismatch, UpstreamInvalid
+from mirror.fills.flights import Flight
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Manifest
 from mirror.oci.span import Span
-from mirror.policy.filling import HELD_BACK
 from mirror.policy.history import Kept
+from mirror.policy.send_limit import HELD_BACK
 from mirror.ports import BlobReader, Body
-from mirror.repository.flights import Flight
-from mirror.threads import to_its_end
 
 __all__ = ["BlobContent", "FlyingContent", "ManifestAnswer", "Outcome", "Passing", "PassingContent", "StoredContent"]
 

@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from typing import Final
 
 from mirror import telemetry
+from mirror.aio.lru import Hot
+from mirror.aio.singleflight import Once
 from mirror.errors import StoreError
+from mirror.graph.damage import manifest_to_serve
 from mirror.graph.manifests import has_blob
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import CHECKED, INDEXES
 from mirror.oci.reference import Repo
-from mirror.once import Once
 from mirror.ports import BlobStore, Catalog
-from mirror.repository.hot import Hot
-from mirror.repository.stored import manifest_to_serve
 
 __all__ = ["Described"]
 

@@ -19,15 +19,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
+from mirror.aio.latest import put_latest
+from mirror.aio.lru import Hot
+from mirror.aio.singleflight import Once
 from mirror.errors import BlobDamaged, IndexUnavailable, RecordDamaged, StoreError
 from mirror.graph.manifests import StoredManifest, read_stored
-from mirror.latest import put_latest
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import CHECKED, Manifest
 from mirror.oci.reference import Repo
-from mirror.once import Once
 from mirror.ports import BlobStore, Catalog, ContentIndex
-from mirror.repository.hot import Hot
 
 __all__ = ["Grants", "granted_by", "named_by"]
 

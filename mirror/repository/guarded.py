@@ -20,17 +20,19 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from mirror.behalf import caller
+from mirror.aio.latest import put_latest
+from mirror.aio.singleflight import Once
+from mirror.caller import caller
 from mirror.errors import BlobDamaged, BlobUnknown, Denied, NotKnown, UpstreamInvalid
-from mirror.latest import put_latest
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind
-from mirror.once import Once
 from mirror.policy.content import ContentLists, ContentRule, check_size
 from mirror.repository.content import BlobContent, ManifestAnswer
-from mirror.repository.cosign import (
+from mirror.repository.protocol import PlainRepository
+from mirror.repository.shared import BlobStat, Listing
+from mirror.trust.cosign import (
     LARGEST,
     PublicKey,
     Statement,
@@ -42,8 +44,6 @@ from mirror.repository.cosign import (
     signature_tag,
     signed_layers,
 )
-from mirror.repository.shape import PlainRepository
-from mirror.repository.shelf import BlobStat, Listing
 
 __all__ = ["GuardedRepository", "Signatures"]
 

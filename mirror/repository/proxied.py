@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from mirror import telemetry
-from mirror.behalf import caller, for_caller
+from mirror.aio.memo import MISSING
+from mirror.caller import caller, for_caller
 from mirror.errors import (
     BlobDamaged,
     BlobUnknown,
@@ -26,8 +27,10 @@ from mirror.errors import (
     UpstreamThrottled,
     UpstreamUnavailable,
 )
+from mirror.fills.flights import Vouch
+from mirror.fills.read_ahead import Fetching
+from mirror.graph.damage import doubt, indexes_naming, manifest_to_serve, set_aside
 from mirror.graph.manifests import StoredManifest, embedded_blob, has_blob
-from mirror.memo import MISSING
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest, is_manifest_type, read_descriptor
 from mirror.oci.reference import Reference, Repo
@@ -36,7 +39,6 @@ from mirror.policy.history import Kept
 from mirror.policy.records import ManifestRecord, TagRecord
 from mirror.policy.rules import RouteRule
 from mirror.ports import BlobInfo, Body, Upstream
-from mirror.repository.ahead import Fetching
 from mirror.repository.content import (
     BlobContent,
     FlyingContent,
@@ -46,10 +48,8 @@ from mirror.repository.content import (
     PassingContent,
     StoredContent,
 )
-from mirror.repository.flights import Vouch
 from mirror.repository.grants import granted_by, named_by
-from mirror.repository.shelf import LOOK_EVERY, BlobStat, HotTag, Listing, Shelf, page_of
-from mirror.repository.stored import doubt, indexes_naming, manifest_to_serve, set_aside
+from mirror.repository.shared import LOOK_EVERY, BlobStat, HotTag, Listing, Shelf, page_of
 from mirror.repository.tag_answers import TagAnswers
 from mirror.repository.tag_pages import LIST_FOR, TagPages
 

@@ -10,12 +10,12 @@ from mirror.policy.content import ContentLists, ContentRule
 from mirror.policy.routing import RoutingTable, compile_pattern
 from mirror.policy.rules import RouteRule
 from mirror.ports import Upstream
-from mirror.repository.cosign import PublicKey
 from mirror.repository.guarded import GuardedRepository, Signatures
+from mirror.repository.protocol import PlainRepository, Repository
 from mirror.repository.proxied import ProxiedRepository
 from mirror.repository.sealed import SealedRepository
-from mirror.repository.shape import PlainRepository, Repository
-from mirror.repository.shelf import Shelf
+from mirror.repository.shared import Shelf
+from mirror.trust.cosign import PublicKey
 
 __all__ = ["Router"]
 

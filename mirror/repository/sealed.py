@@ -17,6 +17,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from mirror.errors import BlobDamaged, BlobUnknown, ManifestUnknown, NameUnknown, StoreError, UpstreamDenied
+from mirror.fills.read_ahead import Fetching
+from mirror.graph.damage import indexes_naming, manifest_to_serve, set_aside
 from mirror.graph.manifests import has_blob
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
@@ -25,11 +27,9 @@ from mirror.oci.request import Kind
 from mirror.policy.history import Kept
 from mirror.policy.records import TagRecord
 from mirror.ports import BlobInfo, BlobReader, Body
-from mirror.repository.ahead import Fetching
 from mirror.repository.content import ManifestAnswer, Outcome, Passing, StoredContent
 from mirror.repository.grants import granted_by
-from mirror.repository.shelf import LOOK_EVERY, BlobStat, HotTag, Listing, Shelf, page_of
-from mirror.repository.stored import indexes_naming, manifest_to_serve, set_aside
+from mirror.repository.shared import LOOK_EVERY, BlobStat, HotTag, Listing, Shelf, page_of
 
 __all__ = ["SealedRepository"]
 

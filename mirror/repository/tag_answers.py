@@ -22,7 +22,7 @@ from itertools import islice
 from typing import Final
 
 from mirror import telemetry
-from mirror.behalf import caller
+from mirror.caller import caller
 from mirror.errors import (
     CredentialsRefused,
     HeldBack,
@@ -37,13 +37,13 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.freshness import FreshnessRule, is_fresh, may_serve_stale
 from mirror.policy.history import Kept
-from mirror.policy.moments import format_moment
 from mirror.policy.records import TagRecord
 from mirror.policy.rules import RouteRule
-from mirror.policy.versions import looks_like_version
 from mirror.ports import Upstream
 from mirror.repository.content import Outcome
-from mirror.repository.shelf import LOOK_EVERY, HotTag, Shelf
+from mirror.repository.shared import LOOK_EVERY, HotTag, Shelf
+from mirror.values.timestamps import format_moment
+from mirror.values.versions import looks_like_version
 
 __all__ = ["TagAnswers"]
 

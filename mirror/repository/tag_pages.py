@@ -17,13 +17,13 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mirror.behalf import caller, for_caller
+from mirror.aio.memo import MISSING
+from mirror.caller import caller, for_caller
 from mirror.errors import UpstreamInvalid, UpstreamUnavailable
-from mirror.memo import MISSING
 from mirror.oci.reference import Repo, is_tag
-from mirror.policy.tag_order import ascending
+from mirror.policy.upstream.tag_order import ascending
 from mirror.ports import TagBatch, TagGathering, Upstream
-from mirror.repository.shelf import Shelf
+from mirror.repository.shared import Shelf
 from mirror.repository.tag_windows import Window
 
 __all__ = ["LIST_FOR", "TagPages"]

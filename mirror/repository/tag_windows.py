@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from mirror.aio.lru import Hot
 from mirror.oci.reference import Repo
 from mirror.ports import SortedTags, TagBatch
-from mirror.repository.hot import Hot
 
 __all__ = ["TagWindows", "Window"]
 

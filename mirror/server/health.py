@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from mirror import telemetry
-from mirror.server.answers import INERT
+from mirror.server.registry.responses import INERT
 
 __all__ = ["Readiness", "health_pages"]
 

@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
+from mirror.aio.memo import MISSING, Memo
 from mirror.errors import UpstreamError
-from mirror.memo import MISSING, Memo
 from mirror.oci.challenge import Challenge, Scope
-from mirror.policy.realms import Bounds, Origin, Url, UrlRefused, parse_url
-from mirror.upstream.addresses import AddressRefused, check_literal
+from mirror.policy.upstream.url_bounds import Bounds, Origin, Url, UrlRefused, parse_url
+from mirror.upstream.http.dialing import AddressRefused, check_literal
 from mirror.upstream.tokens import TokenSource
 
 __all__ = ["Elsewhere"]

@@ -24,15 +24,15 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Final, Generic, TypeVar
 
 from mirror import telemetry
+from mirror.aio.latest import put_latest
+from mirror.aio.singleflight import end
 from mirror.errors import UpstreamCircuitOpen, UpstreamError, UpstreamInvalid, UpstreamNotKnown, UpstreamUnavailable
-from mirror.latest import put_latest
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference
-from mirror.once import end
-from mirror.policy.budget import Budget
-from mirror.policy.endpoints import in_order
-from mirror.policy.retrying import CLOSED, Circuit
+from mirror.policy.upstream.budget import Budget
+from mirror.policy.upstream.endpoint_order import in_order
+from mirror.policy.upstream.retrying import CLOSED, Circuit
 from mirror.ports import Body, TagBatch
 from mirror.upstream.health import Health
 from mirror.upstream.registry import RegistryUpstream

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mirror.policy.retrying import Circuit
-from mirror.upstream.credentials import Attempts
+from mirror.policy.upstream.retrying import Circuit
+from mirror.upstream.credentials.source import Attempts
 
 __all__ = ["Health", "health_of"]
 

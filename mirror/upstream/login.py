@@ -19,11 +19,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from mirror.behalf import caller
+from mirror.caller import caller
 from mirror.errors import UpstreamDenied, UpstreamError
 from mirror.oci.challenge import Challenge, Scope
-from mirror.policy.realms import Origin, Url
-from mirror.upstream.credentials import CredentialsUnavailable
+from mirror.policy.upstream.url_bounds import Origin, Url
+from mirror.upstream.credentials.source import CredentialsUnavailable
 from mirror.upstream.elsewhere import Elsewhere
 from mirror.upstream.tokens import TokenSource
 

@@ -30,6 +30,7 @@ import aiohttp
 from yarl import URL
 
 from mirror import telemetry
+from mirror.aio.memo import Memo
 from mirror.errors import (
     CredentialsRefused,
     DigestMismatch,
@@ -42,7 +43,6 @@ from mirror.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from mirror.memo import Memo
 from mirror.oci.challenge import Scope, parse_challenges
 from mirror.oci.coding import decode
 from mirror.oci.digest import Digest
@@ -55,11 +55,10 @@ from mirror.oci.manifest import (
     ManifestMalformed,
 )
 from mirror.oci.reference import Reference
-from mirror.policy.budget import Budget, is_spent, parse_budget, patience
-from mirror.policy.heads import TO_BE_ASKED_BY_GET, is_worth_a_get, read_head
-from mirror.policy.quoting import quoted
-from mirror.policy.realms import Bounds, Url, UrlRefused, parse_url, surviving_headers
-from mirror.policy.retrying import (
+from mirror.policy.upstream.budget import Budget, is_spent, parse_budget, patience
+from mirror.policy.upstream.heads import TO_BE_ASKED_BY_GET, is_worth_a_get, read_head
+from mirror.policy.upstream.quoting import quoted
+from mirror.policy.upstream.retrying import (
     CLOSED,
     Circuit,
     back_off,
@@ -69,23 +68,24 @@ from mirror.policy.retrying import (
     parse_http_date,
     parse_retry_after,
 )
+from mirror.policy.upstream.url_bounds import Bounds, Url, UrlRefused, parse_url, surviving_headers
 from mirror.ports import Body, TagBatch
-from mirror.upstream.accounts import Accounts
-from mirror.upstream.addresses import check_literal
-from mirror.upstream.body import EncodedBody, Fields, HttpBody
-from mirror.upstream.client import AnswerTooLarge, Observe, open_session, read_limited, translated
-from mirror.upstream.credentials import CredentialSource, CredentialsUnavailable, GivenCredentials
+from mirror.upstream.credentials.source import CredentialSource, CredentialsUnavailable, GivenCredentials
 from mirror.upstream.elsewhere import Elsewhere
 from mirror.upstream.health import Health, health_of
-from mirror.upstream.holds import HostHolds, HostThrottled
+from mirror.upstream.http.blobs import CONTENT, LARGEST_ERROR, REDIRECTS, DialFailed, DialTimedOut, Hangup, Transfer
+from mirror.upstream.http.body import EncodedBody, Fields, HttpBody
+from mirror.upstream.http.client import AnswerTooLarge, Observe, open_session, read_limited, translated
+from mirror.upstream.http.dialing import check_literal
+from mirror.upstream.http.host_holds import HostHolds, HostThrottled
+from mirror.upstream.http.page_file import ListBounds, PageFile
+from mirror.upstream.http.proxies import DIRECT, Proxies
 from mirror.upstream.login import NO_PASSES, Login, Passes
-from mirror.upstream.manifests import read_answer
-from mirror.upstream.page_file import ListBounds, PageFile
-from mirror.upstream.proxies import DIRECT, Proxies
-from mirror.upstream.referrers import LACKS_API, FallbackChildren, NoReferrersApi, ReferrersPage, list_referrers
+from mirror.upstream.manifest_answer import read_answer
+from mirror.upstream.rate_limits import Accounts
+from mirror.upstream.referrers_api import LACKS_API, FallbackChildren, NoReferrersApi, ReferrersPage, list_referrers
 from mirror.upstream.tag_list import REFUSES_PAGING, TagAnswer, TagList
 from mirror.upstream.tokens import TokenSource
-from mirror.upstream.transfer import CONTENT, LARGEST_ERROR, REDIRECTS, DialFailed, DialTimedOut, Hangup, Transfer
 
 __all__ = ["RegistryUpstream", "unverified"]
 

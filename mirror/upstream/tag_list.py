@@ -22,7 +22,7 @@ from mirror.oci.link import next_query
 from mirror.oci.reference import is_tag
 from mirror.oci.tag_page import read_tag_page
 from mirror.ports import TagBatch
-from mirror.upstream.page_file import ListBounds, PageFile
+from mirror.upstream.http.page_file import ListBounds, PageFile
 
 __all__ = ["REFUSES_PAGING", "TagAnswer", "TagList"]
 

@@ -23,6 +23,7 @@ import aiohttp
 from yarl import URL
 
 from mirror import telemetry
+from mirror.aio.memo import MISSING, Memo
 from mirror.errors import (
     CredentialsRefused,
     UpstreamDenied,
@@ -31,17 +32,16 @@ from mirror.errors import (
     UpstreamThrottled,
     UpstreamUnavailable,
 )
-from mirror.memo import MISSING, Memo
 from mirror.oci.challenge import Challenge, Scope
 from mirror.oci.strict_json import read_json
-from mirror.policy.lifetimes import usable_seconds
-from mirror.policy.realms import Bounds, Url, UrlRefused, parse_url
-from mirror.policy.retrying import hold_for, is_throttling, parse_retry_after
-from mirror.upstream.addresses import AddressRefused, check_literal
-from mirror.upstream.client import Observe, read_limited, translated
-from mirror.upstream.credentials import Attempts, Credentials, CredentialSource
-from mirror.upstream.proxies import DIRECT, Proxies
-from mirror.upstream.transfer import REDIRECTS
+from mirror.policy.upstream.retrying import hold_for, is_throttling, parse_retry_after
+from mirror.policy.upstream.token_lifetime import usable_seconds
+from mirror.policy.upstream.url_bounds import Bounds, Url, UrlRefused, parse_url
+from mirror.upstream.credentials.source import Attempts, Credentials, CredentialSource
+from mirror.upstream.http.blobs import REDIRECTS
+from mirror.upstream.http.client import Observe, read_limited, translated
+from mirror.upstream.http.dialing import AddressRefused, check_literal
+from mirror.upstream.http.proxies import DIRECT, Proxies
 
 __all__ = ["TokenSource"]
 

@@ -16,8 +16,8 @@ import pytest
 from jsonschema import Draft202012Validator
 from playwright.sync_api import Page, Route, expect
 
-from mirror.server.operations import PREFIX, openapi
-from mirror.server.page import ASSETS
+from mirror.server.admin.assets import ASSETS
+from mirror.server.admin.operations import PREFIX, openapi
 from tests.support.browser import Seen, browser_page
 from tests.support.process import PATIENCE
 

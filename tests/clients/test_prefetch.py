@@ -20,7 +20,7 @@ import pytest
 from mirror.cli.prefetch import prefetch
 from mirror.errors import ConfigError
 from mirror.oci.digest import Digest
-from mirror.store.layout import Layout
+from mirror.store.local.layout import Layout
 from tests.clients.conftest import Library, Site
 from tests.support.gated_registry import GatedRegistry
 from tests.support.images import NATIVE

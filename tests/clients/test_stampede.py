@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from mirror.oci.digest import Digest
-from mirror.store.layout import Layout
+from mirror.store.local.layout import Layout
 from tests.clients.conftest import Library
 from tests.support.crowd import Client, Crowd, Outcome
 from tests.support.gated_registry import BlobRequest, GatedRegistry

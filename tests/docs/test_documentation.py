@@ -14,7 +14,7 @@ from mirror import telemetry
 from mirror.cli import every_command
 from mirror.config import Config, load
 from mirror.errors import ANSWERS, ConfigError, MirrorError, answer_for
-from mirror.server.operations import OPERATIONS, PREFIX
+from mirror.server.admin.operations import OPERATIONS, PREFIX
 
 ROOT = Path(__file__).parents[2]
 
@@ -246,7 +246,7 @@ def test_commands_that_messages_and_pages_name_exist() -> None:
         for file in texts
         for found in re.finditer(r"`mirror ([a-z]+)", file.read_text())
     }
-    assert ("verify", "mirror/repository/purge.py") in named
+    assert ("verify", "mirror/eviction/purge.py") in named
     assert sorted(one for one in named if one[0] not in group.commands) == []  # type: ignore[attr-defined]
 
 

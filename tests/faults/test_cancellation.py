@@ -11,15 +11,15 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from mirror.aio.memo import MISSING, Memo, redis_cache
 from mirror.errors import MirrorError
 from mirror.index.embedded import EmbeddedIndex
-from mirror.memo import MISSING, Memo, redis_cache
 from mirror.oci.challenge import Challenge, Scope
 from mirror.oci.digest import Digest
-from mirror.policy.realms import Bounds
 from mirror.policy.records import ContentRecord
-from mirror.upstream.client import open_session
-from mirror.upstream.credentials import Attempts, Credentials
+from mirror.policy.upstream.url_bounds import Bounds
+from mirror.upstream.credentials.source import Attempts, Credentials
+from mirror.upstream.http.client import open_session
 from mirror.upstream.tokens import TokenSource
 from tests.faults.conftest import Tally
 from tests.support.cancelling import Baseline, cancelled_everywhere

@@ -23,25 +23,25 @@ import pytest
 from mirror.app.building import build
 from mirror.app.purging import make_purge
 from mirror.app.storage import Storage, open_storage
+from mirror.bundles.export import select
+from mirror.bundles.importing import Site, admit, plan_images
+from mirror.bundles.inventory import ListedImage, take_inventory
+from mirror.bundles.layout_source import LayoutSource
 from mirror.config import Config
 from mirror.errors import Kept, MirrorError, RecordDamaged, StoreError
+from mirror.eviction.reconcile import is_whole, reconcile
+from mirror.eviction.scrub import Owner, Scrub, ScrubProgress
+from mirror.graph.closure import read_closure
 from mirror.graph.manifests import read_stored, stored_manifest
 from mirror.index.memory import MemoryIndex
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST, Descriptor
 from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule
-from mirror.policy.images import Image
+from mirror.policy.image_names import Image
 from mirror.policy.records import Freeze, Pin, Sighting, Standing, TagRecord
-from mirror.repository.closure import read_closure
 from mirror.repository.grants import Grants
-from mirror.repository.reconcile import is_whole, reconcile
-from mirror.repository.scrub import Owner, Scrub, ScrubProgress
 from mirror.repository.tag_history import TagHistories
-from mirror.transfer.admit import Site, admit, plan_images
-from mirror.transfer.export import select
-from mirror.transfer.inventory import ListedImage, take_inventory
-from mirror.transfer.layout_source import LayoutSource
 from tests.support.command import mirror as command
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, live_mirror

@@ -20,8 +20,8 @@ import pytest
 from mirror import telemetry
 from mirror.config import load
 from mirror.errors import ConfigError
-from mirror.server.entrance import Entrance, client_key
-from mirror.server.front import FrontServer
+from mirror.server.registry.connection_limit import Entrance, client_key
+from mirror.server.registry.handler import FrontServer
 from tests.support.certificates import Certificate
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, until

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mirror.oci.digest import Digest
-from mirror.store.layout import digest_of_ingest
+from mirror.store.local.layout import digest_of_ingest
 from tests.faults.conftest import APPS, Tally, add_apps
 from tests.support.ext4 import Ext4, refusal
 from tests.support.fake_registry import FakeRegistry

@@ -381,8 +381,8 @@ async def test_45_foreign_files(full: FakeRegistry, mirror: LiveMirror) -> None:
     for file in foreign:
         file.parent.mkdir(exist_ok=True)
         file.write_text("mine")
-    from mirror.repository.reconcile import reconcile
-    from mirror.store.recovery import sweep
+    from mirror.eviction.reconcile import reconcile
+    from mirror.store.local.recovery import sweep
 
     sweep(mirror.app.storage.layout, keep=0, now=lambda: 4e9)
     await reconcile(mirror.app.storage.store, mirror.app.storage.catalog, mirror.app.storage.index)

@@ -21,14 +21,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mirror.aio.memo import Memo
 from mirror.errors import IndexUnavailable, UpstreamError
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.redis import Keys, RedisIndex
-from mirror.memo import Memo
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import ManifestMalformed, read_manifest
 from mirror.oci.reference import Repo
-from mirror.policy.realms import Bounds
 from mirror.policy.records import (
     ContentRecord,
     ManifestNames,
@@ -39,8 +38,9 @@ from mirror.policy.records import (
     read_history,
     write_history,
 )
+from mirror.policy.upstream.url_bounds import Bounds
 from mirror.ports import ContentIndex
-from mirror.upstream.credentials import GivenCredentials
+from mirror.upstream.credentials.source import GivenCredentials
 from mirror.upstream.tokens import TokenSource
 from tests.faults.conftest import Tally
 from tests.support.fake_registry import FakeRegistry

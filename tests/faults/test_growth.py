@@ -12,15 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mirror.aio.memo import Memo
 from mirror.app import upstreams
 from mirror.config import Config
-from mirror.memo import Memo
+from mirror.inspect import recent_answers
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.repository import misses, recent, router
+from mirror.repository import miss_report, router
 from mirror.repository.content import Outcome
-from mirror.server.front import _parse_short
-from mirror.server.pull import Told
+from mirror.server.registry.handler import _parse_short
+from mirror.server.registry.pull import Told
 from tests.faults.conftest import Tally
 from tests.support.fake_registry import FakeRegistry, status
 from tests.support.live_mirror import LiveMirror, live_mirror, noise
@@ -38,7 +39,7 @@ async def test_81_names_in_memory(
     """
     names = times("NAMES", _NAMES)
     resolve, missed = mirror.app.router.resolve, mirror.app.shelf.misses
-    answers = recent.Recent()
+    answers = recent_answers.Recent()
     digest = Digest.of(b"x")
     most = dict.fromkeys(("routed", "made", "answers", "images", "blobs", "parsed"), 0)
     for number in range(names):
@@ -66,8 +67,8 @@ async def test_81_names_in_memory(
     missed._blobs.clear()
     tally(names=names, **most)
     assert max(most["routed"], most["made"]) <= router._MOST
-    assert max(most["images"], most["blobs"]) <= misses._MOST
-    assert most["answers"] <= 2 * recent.MOST
+    assert max(most["images"], most["blobs"]) <= miss_report._MOST
+    assert most["answers"] <= 2 * recent_answers.MOST
     assert most["parsed"] <= 4096
 
 

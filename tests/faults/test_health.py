@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mirror.beats import Beats, Pulse
 from mirror.config import load
 from mirror.errors import ConfigError
+from mirror.heartbeat import Beats, Pulse
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config

@@ -14,9 +14,9 @@ import bcrypt
 import pytest
 
 from mirror.access.authentication import Authentication
-from mirror.access.given import GivenToken, GivenTokens
 from mirror.access.htpasswd import Htpasswd
-from mirror.access.turns import Turns
+from mirror.access.password_queue import Turns
+from mirror.access.static_tokens import GivenToken, GivenTokens
 from mirror.errors import TooManyLogins, Unauthorized
 from mirror.oci.authorization import Presented
 from mirror.policy.access import Identity, Means

@@ -20,9 +20,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST, Descriptor
 from mirror.oci.reference import Repo
-from mirror.policy.images import Image
-from mirror.repository import cosign, guarded
-from mirror.transfer.prefetch import prefetch
+from mirror.policy.image_names import Image
+from mirror.prefetch.prefetch import prefetch
+from mirror.repository import guarded
+from mirror.trust import cosign
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, live_mirror
 

@@ -13,12 +13,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from mirror.graph import damage
 from mirror.graph.manifests import read_stored
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import MOST_DESCRIPTORS, OCI_INDEX, OCI_MANIFEST, read_manifest
-from mirror.repository import stored
-from mirror.repository.cosign import signature_tag
-from mirror.upstream import manifests as upstream
+from mirror.trust.cosign import signature_tag
+from mirror.upstream import manifest_answer as upstream
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import live_mirror
 
@@ -48,7 +48,7 @@ def readers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return reading
 
     monkeypatch.setattr(upstream, "read_manifest", noted(read_manifest))
-    monkeypatch.setattr(stored, "read_stored", noted(read_stored))
+    monkeypatch.setattr(damage, "read_stored", noted(read_stored))
     return threads
 
 

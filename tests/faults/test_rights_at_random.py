@@ -23,7 +23,7 @@ import pytest
 from mirror.errors import Kept, ManifestUnknown, StoreFull
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.images import Image
+from mirror.policy.image_names import Image
 from tests.faults.conftest import Tally
 from tests.support.fake_registry import FakeRegistry, cut, reset, stall, status, wrong_bytes
 from tests.support.live_mirror import PATIENCE, Clock, LiveMirror, live_mirror, noise

@@ -17,8 +17,8 @@ import pytest
 from mirror import telemetry
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
-from mirror.server.handshake import Handshake
-from mirror.server.writing import PIECE, Unsent
+from mirror.server.registry.handshake import Handshake
+from mirror.server.registry.writing import PIECE, Unsent
 from tests.support.certificates import Certificate
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import PATIENCE, LiveMirror, live_mirror, until

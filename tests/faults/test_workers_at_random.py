@@ -20,11 +20,11 @@ import pytest
 
 from mirror.app.storage import open_storage
 from mirror.config import load
+from mirror.eviction.reconcile import reconcile
 from mirror.oci.digest import Digest
-from mirror.repository.reconcile import reconcile
-from mirror.server.operations import PREFIX
-from mirror.store.layout import Layout
-from mirror.store.recovery import sweep
+from mirror.server.admin.operations import PREFIX
+from mirror.store.local.layout import Layout
+from mirror.store.local.recovery import sweep
 from tests.faults.conftest import APPS, Tally, add_apps
 from tests.support.admin_client import ask_admin
 from tests.support.fake_registry import FakeRegistry, cut, reset, stall, status

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from mirror.listen import open_admin
-from mirror.store.layout import Layout
-from mirror.store.notes import Notes
+from mirror.process.listeners import open_admin
+from mirror.store.local.layout import Layout
+from mirror.store.local.records import Notes
 from tests.support.admin_client import Said, ask_admin
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.live_mirror import noise

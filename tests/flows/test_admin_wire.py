@@ -10,7 +10,7 @@ from http.client import HTTPMessage
 
 import pytest
 
-from mirror.server.operations import OPERATIONS, PREFIX
+from mirror.server.admin.operations import OPERATIONS, PREFIX
 from tests.support.fake_registry import FakeRegistry
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.process import PATIENCE, eventually

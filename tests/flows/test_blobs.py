@@ -16,8 +16,8 @@ import aiohttp
 import pytest
 
 from mirror.oci.digest import Digest
-from mirror.policy.filling import HELD_BACK
-from mirror.server import sending
+from mirror.policy.send_limit import HELD_BACK
+from mirror.server.registry import sending
 from tests.support.fake_registry import FakeRegistry, Fault, silence, stall
 from tests.support.live_mirror import PATIENCE, LiveMirror, live_mirror, noise, reached, until
 from tests.support.scripted import Stall

@@ -23,17 +23,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mirror.app.storage import open_storage
+from mirror.bundles import tar_members
+from mirror.bundles.export import export, select
+from mirror.bundles.layout_target import create_layout
 from mirror.config import load
 from mirror.errors import BundleError
+from mirror.eviction.reconcile import reconcile
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
-from mirror.policy.images import Image
+from mirror.policy.image_names import Image
 from mirror.policy.records import ManifestRecord, Sighting
-from mirror.repository.reconcile import reconcile
-from mirror.transfer import tar_members
-from mirror.transfer.export import export, select
-from mirror.transfer.layout_target import create_layout
 from tests.support.command import Done, mirror
 from tests.support.layouts import Members, blob_path, entry, foreign_layout, read_members, write_members
 from tests.support.process import ProgramProcess, eventually, run

@@ -19,8 +19,8 @@ from mirror.errors import (
     UpstreamThrottled,
     UpstreamTimeout,
 )
-from mirror.upstream.checking import advice_for
-from mirror.upstream.credentials import CredentialsUnavailable
+from mirror.upstream.check import advice_for
+from mirror.upstream.credentials.source import CredentialsUnavailable
 from tests.support.clouds import Azure, AzureRegistry
 from tests.support.fake_registry import FakeRegistry, status, throttle
 from tests.support.helper_program import HelperProgram

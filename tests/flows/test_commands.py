@@ -16,7 +16,7 @@ from mirror.cli import COMMANDS, every_command
 from tests.support.command import mirror
 
 _TREE = Path(__file__).parents[2]
-_HEAVY = ("aiohttp", "redis", "aiocache", "yaml", "mirror.memo", "mirror.server")
+_HEAVY = ("aiohttp", "redis", "aiocache", "yaml", "mirror.aio.memo", "mirror.server")
 
 
 def test_the_table_tells_which_file_has_which_command() -> None:

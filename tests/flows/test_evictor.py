@@ -15,6 +15,10 @@ import structlog
 
 from mirror import telemetry
 from mirror.errors import BlobTooLarge, BlobUnknown, IndexUnavailable, StoreError, StoreFull
+from mirror.eviction import evictor, write_behind
+from mirror.eviction.evictor import Evictor
+from mirror.eviction.reconcile import INCOMPLETE, MARK, ensure
+from mirror.graph.references import NamesOnDisk
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.memory import MemoryIndex
 from mirror.index.redis import RedisIndex
@@ -24,13 +28,9 @@ from mirror.oci.reference import Repo
 from mirror.policy.eviction import Water
 from mirror.policy.quarantine import Aside, Quarantine
 from mirror.policy.records import ContentRecord, ManifestNames, ManifestRecord, Usage
-from mirror.policy.sizes import Capacity
 from mirror.ports import BlobInfo, ContentIndex
-from mirror.repository import evictor, write_behind
-from mirror.repository.evictor import Evictor
-from mirror.repository.names import NamesOnDisk
-from mirror.repository.reconcile import INCOMPLETE, MARK, ensure
 from mirror.store.memory import MemoryCatalog, MemoryIngest, MemoryStore
+from mirror.values.sizes import Capacity
 from tests.support.clock import Clock
 from tests.support.redis_server import RedisServer
 from tests.support.store_suite import filled, put_aside

@@ -21,12 +21,12 @@ from mirror.errors import (
     UpstreamThrottled,
     UpstreamUnavailable,
 )
+from mirror.fills.flights import Flight, Flights, Reservation
 from mirror.oci.digest import Digest
-from mirror.policy.filling import HELD_BACK
+from mirror.policy.send_limit import HELD_BACK
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Body
-from mirror.repository.flights import Flight, Flights, Reservation
-from mirror.store.layout import Layout
-from mirror.store.local import LocalStore
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.layout import Layout
 from mirror.store.memory import MemoryStore
 
 CONTENT = bytes(range(256)) * 4096
@@ -422,7 +422,7 @@ async def test_a_filler_that_stops_in_its_tracks_is_not_waited_for_for_ever(
     make: Callable[[], Hangar], store: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that holds the lock and does nothing, as under SIGSTOP, makes others go on without the store."""
-    monkeypatch.setattr("mirror.repository.flights._STUCK", 0.0)
+    monkeypatch.setattr("mirror.fills.flights._STUCK", 0.0)
     stopped = store.ingest(DIGEST, "test")
     assert stopped.try_lock()
     with pytest.raises(StoreError, match="does not move"):
@@ -591,7 +591,7 @@ async def test_135_what_was_dropped_again_is_received_to_its_end(
     hangar: Hangar, store: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A blob that cannot be opened is no reason to leave an upstream that gives it."""
-    monkeypatch.setattr("mirror.repository.flights._LOOK_FOR_PUBLISHED", 0.0)
+    monkeypatch.setattr("mirror.fills.flights._LOOK_FOR_PUBLISHED", 0.0)
     looked = threading.Event()
 
     def refuse(_store: BlobStore, _digest: Digest) -> tuple[BlobInfo, BlobReader]:

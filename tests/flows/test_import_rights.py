@@ -12,9 +12,9 @@ import pytest
 from mirror.app.building import build
 from mirror.config import load
 from mirror.errors import BlobUnknown
+from mirror.eviction.reconcile import reconcile
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.repository.reconcile import reconcile
 from tests.support.command import Done
 from tests.support.command import mirror as command
 from tests.support.fake_registry import FakeRegistry

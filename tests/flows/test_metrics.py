@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from mirror.errors import IndexUnavailable
 from mirror.index.redis import RedisIndex
 from mirror.oci.digest import Digest
-from mirror.server.pulse import keep_pulse
+from mirror.server.process_metrics import keep_pulse
 from tests.support.fake_registry import FakeRegistry, stall, status, wrong_bytes
 from tests.support.live_mirror import LiveMirror, live_mirror, noise, reached, until
 from tests.support.redis_server import RedisServer

@@ -15,9 +15,9 @@ import pytest
 
 from mirror.app.parts import App
 from mirror.errors import StoreFull
+from mirror.fills.flights import Flight
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
-from mirror.repository.flights import Flight
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.fake_registry import FakeRegistry, Fault, status
 from tests.support.live_mirror import Clock, LiveMirror, live_mirror, noise

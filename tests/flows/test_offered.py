@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from mirror.cli import every_command
 from mirror.config import PUBLIC
 from mirror.nodes.clients import CLIENTS
-from mirror.nodes.offered import offered
 from mirror.nodes.plan import MirrorUrl
+from mirror.nodes.preview import offered
 
 _PUBLIC = tuple(str(one["name"]) for one in PUBLIC)
 _URL = MirrorUrl.parse("http://mirror.internal:5000")

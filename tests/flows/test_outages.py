@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from mirror.aio.memo import Memo
 from mirror.errors import UpstreamUnavailable
-from mirror.memo import Memo
+from mirror.fills.flights import Flight, Flights, Reservation
 from mirror.oci.digest import Digest
 from mirror.ports import BlobInfo, Body
-from mirror.repository.flights import Flight, Flights, Reservation
-from mirror.store.layout import Layout
-from mirror.store.local import LocalStore
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.layout import Layout
 from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.clock import Clock

@@ -7,16 +7,16 @@ import json
 import pytest
 
 from mirror.errors import IndexUnavailable
+from mirror.eviction.pinned_images import pinned_images
+from mirror.eviction.reconcile import reconcile
 from mirror.index.memory import MemoryIndex
+from mirror.inspect.images import ImageHere, Overview
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Repo
 from mirror.policy.records import ContentRecord, Freeze, Pin
 from mirror.policy.routing import Registry, RoutingTable
 from mirror.policy.selection import Selection, select
-from mirror.repository.overview import ImageHere, Overview
-from mirror.repository.pins import pinned_images
-from mirror.repository.reconcile import reconcile
 from mirror.store.memory import MemoryCatalog, MemoryPins, MemoryStore
 from tests.support.here import APP, CONFIG, Here
 

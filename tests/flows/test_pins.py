@@ -13,18 +13,18 @@ import pytest
 
 from mirror.app.parts import App
 from mirror.errors import IndexUnavailable, Kept, StoreError, StoreFull
+from mirror.eviction.pinned_images import PinnedContent, pinned_images, why_pinned
+from mirror.graph.references import NamesOnDisk, called
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Reference, Repo
-from mirror.policy.images import Image
+from mirror.policy.image_names import Image
 from mirror.policy.pins import PinRule
 from mirror.policy.records import Freeze, ManifestRecord, Pin, TagRecord
-from mirror.repository.names import NamesOnDisk, called
-from mirror.repository.pins import PinnedContent, pinned_images, why_pinned
-from mirror.store.layout import Layout
-from mirror.store.local import LocalStore
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.layout import Layout
+from mirror.store.local.pins import LocalPins
 from mirror.store.memory import MemoryCatalog, MemoryPins, MemoryStore
-from mirror.store.pins import LocalPins
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import Clock, LiveMirror, live_mirror, noise, until
 from tests.support.redis_server import RedisServer
@@ -443,7 +443,7 @@ def test_pins_that_the_disk_does_not_give(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(StoreError, match="reading a note"):
             list(pins.all())
     with monkeypatch.context() as patch:
-        patch.setattr("mirror.store.notes.os.listdir", fail)
+        patch.setattr("mirror.store.local.records.os.listdir", fail)
         with pytest.raises(StoreError, match=r"listing .*pins"):
             list(pins.all())
     assert len(list(pins.all())) == 1

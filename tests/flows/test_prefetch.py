@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 
 from mirror.errors import StoreError
+from mirror.graph.closure import Role
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
-from mirror.policy.images import Image
-from mirror.policy.platforms import parse_platforms
+from mirror.policy.image_names import Image
 from mirror.policy.records import Freeze
 from mirror.ports import BlobInfo
-from mirror.repository.closure import Role
-from mirror.store.local import LocalIngest
-from mirror.transfer.prefetch import Prefetched, prefetch
-from mirror.transfer.warm import Progress, State, platform_of
+from mirror.prefetch.prefetch import Prefetched, prefetch
+from mirror.prefetch.pulling import Progress, State, platform_of
+from mirror.store.local.blobs import LocalIngest
+from mirror.values.platforms import parse_platforms
 from tests.support.fake_registry import FakeRegistry, cut, stall, status, throttle
 from tests.support.live_mirror import LiveMirror, live_mirror, noise, reached, until
 from tests.support.scripted import Request, Stall

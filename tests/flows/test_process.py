@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from mirror import supervisor
 from mirror.config import load
 from mirror.errors import ConfigError
 from mirror.oci.digest import Digest
-from mirror.store.layout import Layout
+from mirror.process import supervisor
+from mirror.store.local.layout import Layout
 from tests.support.certificates import Certificate
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.live_mirror import LiveMirror, noise

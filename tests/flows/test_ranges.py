@@ -15,9 +15,9 @@ import pytest
 
 from mirror.oci.digest import Digest
 from mirror.oci.span import MOST_RANGES
-from mirror.policy.filling import HELD_BACK
-from mirror.server import sending
-from mirror.server.front import FrontServer
+from mirror.policy.send_limit import HELD_BACK
+from mirror.server.registry import sending
+from mirror.server.registry.handler import FrontServer
 from tests.support.certificates import Certificate
 from tests.support.fake_registry import FakeRegistry, stall, wrong_bytes
 from tests.support.live_mirror import PATIENCE, Got, LiveMirror, live_mirror, noise, reached, until

@@ -14,6 +14,7 @@ import pytest
 import structlog
 
 from mirror.errors import IndexUnavailable
+from mirror.eviction.reconcile import MARK, Reconciled, ensure, reconcile
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.memory import MemoryIndex
 from mirror.index.redis import RedisIndex
@@ -22,7 +23,6 @@ from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.records import ContentRecord, ManifestRecord, Standing, TagRecord, Usage
 from mirror.ports import ContentIndex
-from mirror.repository.reconcile import MARK, Reconciled, ensure, reconcile
 from mirror.store.memory import MemoryCatalog, MemoryStore
 from tests.support.redis_server import RedisServer
 

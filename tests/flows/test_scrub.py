@@ -13,13 +13,10 @@ from typing import Any
 
 import pytest
 
-from mirror.app.house import scrub_of
+from mirror.app.housekeeping import scrub_of
 from mirror.app.storage import SCRUB_LOCK, scrub_notes
 from mirror.errors import StoreError
-from mirror.oci.digest import Digest
-from mirror.oci.manifest import Descriptor
-from mirror.ports import BlobReader
-from mirror.repository.scrub import (
+from mirror.eviction.scrub import (
     Scrub,
     ScrubProgress,
     dangling_records,
@@ -28,7 +25,10 @@ from mirror.repository.scrub import (
     scrub_image,
     scrub_when_due,
 )
-from mirror.store.layout import Layout
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor
+from mirror.ports import BlobReader
+from mirror.store.local.layout import Layout
 from mirror.store.memory import MemoryCatalog, MemoryStore
 from tests.support.fake_registry import FakeRegistry
 from tests.support.here import APP, Here

@@ -15,8 +15,8 @@ from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import Repo
 from mirror.policy.misses import Miss
 from mirror.policy.records import Freeze
-from mirror.store.layout import Layout
-from mirror.store.misses import LocalMisses
+from mirror.store.local.layout import Layout
+from mirror.store.local.misses import LocalMisses
 from tests.support.fake_registry import FakeRegistry
 from tests.support.here import APP, Here
 from tests.support.live_mirror import Got, LiveMirror, live_mirror, noise, until
@@ -287,7 +287,7 @@ async def test_names_without_end_do_not_fill_memory_or_disk(
     mirror: LiveMirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the most recent ones are kept, in memory as well as on disk."""
-    monkeypatch.setattr("mirror.repository.misses._MOST", 50)
+    monkeypatch.setattr("mirror.repository.miss_report._MOST", 50)
     misses = mirror.app.shelf.misses
     misses._report = LocalMisses(Layout(mirror.root), most=20)
     for number in range(200):

@@ -11,8 +11,8 @@ import pytest
 
 from mirror.app.storage import SCRUB_LOCK
 from mirror.oci.digest import Digest
-from mirror.store.layout import Layout
-from mirror.store.locks import Locks
+from mirror.store.local.layout import Layout
+from mirror.store.local.locks import Locks
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config

@@ -14,8 +14,8 @@ import pytest
 
 from mirror import telemetry
 from mirror.errors import StoreError
+from mirror.eviction.reconcile import reconcile
 from mirror.oci.digest import Digest
-from mirror.repository.reconcile import reconcile
 from tests.support.fake_registry import FakeRegistry, stall, wrong_bytes
 from tests.support.live_mirror import PATIENCE, Got, LiveMirror, live_mirror, noise, reached, until
 from tests.support.scripted import Close, Script, Stall, chunked, head
@@ -224,7 +224,7 @@ async def test_39_a_size_in_doubt_and_a_disk_that_does_not_tell(
 
     registry.forget()
     with monkeypatch.context() as patch:
-        patch.setattr("mirror.repository.shelf.is_right", fail)
+        patch.setattr("mirror.repository.shared.is_right", fail)
         _is_whole(await mirror.ask(_AT))
     assert registry.count("blobs")
     assert mirror.blob_file(_DIGEST).exists()

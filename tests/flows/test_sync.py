@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from mirror.aio.singleflight import end
 from mirror.app.parts import App
 from mirror.config import load
 from mirror.errors import AlreadyRunning, ConfigError, RuleUnknown
-from mirror.once import end
-from mirror.transfer.meter import Meter
+from mirror.prefetch.progress import Meter
 from tests.support.fake_registry import FakeRegistry, stall, status
 from tests.support.live_mirror import Clock, LiveMirror, live_mirror, noise, reached, until
 from tests.support.mirror_process import write_config

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.systemd import Systemd
+from mirror.process.systemd import Systemd
 from tests.support.fake_registry import FakeRegistry
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.process import PATIENCE

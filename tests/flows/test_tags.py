@@ -9,9 +9,9 @@ from typing import TypeVar
 
 import pytest
 
+from mirror.aio.singleflight import Once
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.once import Once
 from mirror.repository import tag_answers
 from tests.support.fake_registry import FakeRegistry, silence, stall, status, throttle
 from tests.support.live_mirror import Clock, Got, LiveMirror, live_mirror, reached, until

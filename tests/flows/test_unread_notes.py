@@ -12,14 +12,14 @@ import structlog
 from mirror.app.purging import make_purge
 from mirror.config import load
 from mirror.errors import Kept, StoreError
+from mirror.eviction.damaged_notes import Subjects
+from mirror.eviction.pinned_images import PinnedContent
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Reference, Repo
-from mirror.policy.images import Image
+from mirror.policy.image_names import Image
 from mirror.policy.records import Freeze, ManifestRecord, Pin, TagRecord
 from mirror.policy.unread import UnreadNote, note_name
-from mirror.repository.pins import PinnedContent
-from mirror.repository.unread import Subjects
 from mirror.store.memory import MemoryCatalog, MemoryPins
 from tests.flows.test_pins import APP, SIZE, Site, layer, pin, present, pressure, pull, running, tagged
 from tests.support.clock import Clock

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mirror.oci.digest import Digest
-from mirror.store.layout import Layout
+from mirror.store.local.layout import Layout
 from tests.support.command import mirror as in_process
 from tests.support.fake_registry import FakeRegistry, status
 from tests.support.live_mirror import noise

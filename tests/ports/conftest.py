@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 import pytest
 
-from mirror.memo import Memo
-from mirror.upstream.credentials import CredentialSource
+from mirror.aio.memo import Memo
+from mirror.upstream.credentials.source import CredentialSource
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from mirror.bundles.importing import Admitted, Plan, Site, Source, admit, plan_images
+from mirror.bundles.inventory import Inventory, ListedImage, read_inventory, take_inventory
+from mirror.bundles.layout_source import FileBody
 from mirror.errors import BundleError, IndexUnavailable, StoreFull
 from mirror.graph.manifests import read_stored
 from mirror.index.memory import MemoryIndex
@@ -20,11 +23,8 @@ from mirror.policy.records import Standing
 from mirror.ports import Body
 from mirror.repository.grants import granted_by
 from mirror.repository.tag_history import TagHistories, TwoClocks
-from mirror.store.freezes import LocalFreezes
-from mirror.store.locks import Locks
-from mirror.transfer.admit import Admitted, Plan, Site, Source, admit, plan_images
-from mirror.transfer.inventory import Inventory, ListedImage, read_inventory, take_inventory
-from mirror.transfer.layout_source import FileBody
+from mirror.store.local.freezes import LocalFreezes
+from mirror.store.local.locks import Locks
 from tests.support.stocked import Stocked
 
 _NOW = 1_800_000_000.0

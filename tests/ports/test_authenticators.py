@@ -24,10 +24,10 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from mirror.access.audit import AuditLog
 from mirror.access.authentication import Authentication
 from mirror.access.certificate import identity_of
-from mirror.access.given import GivenToken, GivenTokens
 from mirror.access.htpasswd import Htpasswd, costs_to_spend, parse_htpasswd
-from mirror.access.issued import IssuedTokens, read_keys
-from mirror.access.issuer import Issuer, IssuerSettings
+from mirror.access.oidc import Issuer, IssuerSettings
+from mirror.access.own_tokens import IssuedTokens, read_keys
+from mirror.access.static_tokens import GivenToken, GivenTokens
 from mirror.errors import AccessUnavailable, ConfigError, Unauthorized
 from mirror.oci.authorization import Presented
 from mirror.policy.access import ANONYMOUS, Identity, Means

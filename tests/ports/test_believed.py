@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from mirror.server.believed import Believed
+from mirror.aio.costly_cache import Believed
 
 
 class _Work:

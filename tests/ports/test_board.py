@@ -10,11 +10,11 @@ import pytest
 
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.store.board import Board
-from mirror.store.layout import Layout
-from mirror.store.locks import Locks
-from mirror.store.notes import Notes
-from mirror.store.purges import Purges
+from mirror.store.local.layout import Layout
+from mirror.store.local.locks import Locks
+from mirror.store.local.purge_notices import Purges
+from mirror.store.local.records import Notes
+from mirror.store.local.status_board import Board
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from mirror.graph.closure import Closure, Role, read_closure
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor
 from mirror.oci.reference import Repo
-from mirror.policy.platforms import parse_platforms
 from mirror.policy.records import ManifestRecord
-from mirror.repository.closure import Closure, Role, read_closure
 from mirror.store.memory import MemoryCatalog, MemoryStore
+from mirror.values.platforms import parse_platforms
 
 _REPO = Repo("docker.io", "library/app")
 

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from mirror.counts import add_ended, summing
+from mirror.telemetry.worker_files import add_ended, summing
 
 
 def _key(name: str) -> str:

@@ -17,14 +17,14 @@ import pytest
 import structlog
 
 from mirror import telemetry
+from mirror.aio.memo import Memo
 from mirror.errors import ConfigError, UpstreamDenied, UpstreamUnavailable
-from mirror.memo import Memo
-from mirror.policy.lifetimes import pause_after
-from mirror.upstream.credentials import Credentials, CredentialsUnavailable
-from mirror.upstream.docker_config import DockerConfig
-from mirror.upstream.helpers import CredentialHelper
+from mirror.policy.upstream.token_lifetime import pause_after
+from mirror.upstream.credentials.credential_helpers import CredentialHelper
+from mirror.upstream.credentials.docker_config import DockerConfig
+from mirror.upstream.credentials.renewal import Issued, Renewed
+from mirror.upstream.credentials.source import Credentials, CredentialsUnavailable
 from mirror.upstream.registry import RegistryUpstream
-from mirror.upstream.renewal import Issued, Renewed
 from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry
 from tests.support.helper_program import HelperProgram

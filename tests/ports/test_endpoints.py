@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from mirror.aio.memo import Memo
 from mirror.errors import UpstreamDenied, UpstreamNotKnown, UpstreamThrottled, UpstreamUnavailable
-from mirror.memo import Memo
 from mirror.oci.digest import Digest
-from mirror.policy.retrying import CLOSED
+from mirror.policy.upstream.retrying import CLOSED
 from mirror.ports import Body, Upstream
-from mirror.upstream.credentials import Credentials, GivenCredentials
+from mirror.upstream.credentials.source import Credentials, GivenCredentials
 from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.clock import Clock

@@ -12,9 +12,9 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import Repo
 from mirror.policy.records import Freeze
-from mirror.store.freezes import LocalFreezes
-from mirror.store.layout import Layout
-from mirror.store.local import LocalStore
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.freezes import LocalFreezes
+from mirror.store.local.layout import Layout
 
 _REPO = Repo("docker.io", "library/app")
 _FREEZE = Freeze(_REPO, "1.0", Digest.of(b"x"), OCI_INDEX, 1234, "release “café”", 5.25)

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
+from mirror.aio.singleflight import end
 from mirror.errors import JobUnknown, NameUnknown, TooManyJobs
-from mirror.once import end
-from mirror.store.layout import Layout
-from mirror.store.local import LocalStore
-from mirror.store.locks import Locks
-from mirror.store.notes import Notes
-from mirror.transfer.jobs import Ended, Jobs
-from mirror.transfer.meter import Meter
+from mirror.prefetch.jobs import Ended, Jobs
+from mirror.prefetch.progress import Meter
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.layout import Layout
+from mirror.store.local.locks import Locks
+from mirror.store.local.records import Notes
 from tests.support.live_mirror import until
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mirror.errors import IndexUnavailable
 from mirror.index.leases import RedisLeases
-from mirror.transfer.schedule import Leases
+from mirror.prefetch.sync import Leases
 from tests.support.redis_server import RedisServer
 
 #: In seconds; far beyond what a busy machine needs.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mirror.transfer.files import compose_file, kubernetes, plain_file
-from mirror.transfer.lists import LARGEST, ListMalformed
+from mirror.prefetch.list_files import compose_file, kubernetes, plain_file
+from mirror.prefetch.lists import LARGEST, ListMalformed
 
 
 def _pod(image: str) -> str:

@@ -25,12 +25,12 @@ from mirror.oci.reference import Repo
 from mirror.policy.quarantine import Aside
 from mirror.policy.records import ManifestRecord, Sighting, TagRecord
 from mirror.ports import BlobStore, Catalog
-from mirror.store import local, quarantine
-from mirror.store.catalog import LocalCatalog
-from mirror.store.layout import Layout, state_of
-from mirror.store.local import LocalStore
-from mirror.store.recovery import Swept, sweep
-from mirror.store.state import read_state, write_state
+from mirror.store.local import blobs, quarantine
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.catalog import LocalCatalog
+from mirror.store.local.ingest_state import read_state, write_state
+from mirror.store.local.layout import Layout, state_of
+from mirror.store.local.recovery import Swept, sweep
 from tests.support.catalog_suite import CatalogSuite
 from tests.support.store_suite import (
     CONTENT,
@@ -234,7 +234,7 @@ def test_a_follower_never_sees_verified_before_it_sees_every_byte(
 
         return finished
 
-    for module, name in ((local, "read_state"), (os, "fstat")):
+    for module, name in ((blobs, "read_state"), (os, "fstat")):
         filler.restart()
         filler.expect(len(CONTENT))
         follower.close()
@@ -283,7 +283,7 @@ def test_42_a_sweep_in_the_middle_of_a_commit(store: LocalStore, monkeypatch: py
         sweep(store.layout, keep=3600, now=time.time)
         left.append([file.name for file in store.layout.ingests.iterdir()])
 
-    monkeypatch.setattr("mirror.store.local.sync_folder", sync)
+    monkeypatch.setattr("mirror.store.local.blobs.sync_folder", sync)
     ingest = filled(store, CONTENT)
     ingest.verify()
     ingest.commit()
@@ -353,8 +353,8 @@ def test_a_crash_at_any_step_of_a_commit_leaves_no_wrong_blob(tmp_path: Path) ->
         import os, signal, sys
         from pathlib import Path
         from mirror.store import files, local
-        from mirror.store.layout import Layout
-        from mirror.store.local import LocalStore
+        from mirror.store.local.layout import Layout
+        from mirror.store.local.blobs import LocalStore
         from tests.support.store_suite import CONTENT, DIGEST, filled
 
         root, fatal = Path(sys.argv[1]), int(sys.argv[2])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mirror.store.layout import Layout
-from mirror.store.local import LocalStore
-from mirror.store.locks import Locks
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.layout import Layout
+from mirror.store.local.locks import Locks
 
 
 @pytest.fixture

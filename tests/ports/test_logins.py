@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 
-from mirror.behalf import acting_for
+from mirror.caller import acting_for
 from mirror.errors import MirrorError
 from mirror.oci.authorization import Presented
-from mirror.server.workers import Workers
-from mirror.upstream.caller import CallersCredentials
-from mirror.upstream.credentials import (
+from mirror.server.admin.worker_status import Workers
+from mirror.upstream.credentials.docker_config import DockerConfig
+from mirror.upstream.credentials.of_caller import CallersCredentials
+from mirror.upstream.credentials.renewal import Issued, Renewed
+from mirror.upstream.credentials.source import (
     Attempts,
     Credentials,
     CredentialsUnavailable,
     GivenCredentials,
 )
-from mirror.upstream.docker_config import DockerConfig
 from mirror.upstream.registry import RegistryUpstream
-from mirror.upstream.renewal import Issued, Renewed
 from tests.ports.conftest import Pulling
 from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry, status

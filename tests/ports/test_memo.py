@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mirror.memo import MISSING, Memo, redis_cache
+from mirror.aio.memo import MISSING, Memo, redis_cache
 from tests.support.clock import Clock
 from tests.support.redis_server import RedisServer
 

@@ -9,8 +9,8 @@ import pytest
 import structlog
 
 from mirror.errors import MirrorError
-from mirror.upstream.credentials import Credentials
-from mirror.upstream.secret_files import PasswordFile, secret_in
+from mirror.upstream.credentials.secret_files import PasswordFile, secret_in
+from mirror.upstream.credentials.source import Credentials
 from tests.ports.conftest import Pulling
 from tests.support.fake_registry import FakeRegistry
 

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from mirror.errors import ConfigError, UpstreamDenied, UpstreamUnavailable
-from mirror.upstream.acr import AcrIssuer
-from mirror.upstream.credentials import Credentials, CredentialsUnavailable
-from mirror.upstream.ecr import EcrIssuer
-from mirror.upstream.google import GoogleIssuer
-from mirror.upstream.providers import PROVIDERS, ProviderOptions, missing_library, open_provider
-from mirror.upstream.proxies import Proxies
-from mirror.upstream.renewal import Renewed
+from mirror.upstream.credentials.acr import AcrIssuer
+from mirror.upstream.credentials.ecr import EcrIssuer
+from mirror.upstream.credentials.google import GoogleIssuer
+from mirror.upstream.credentials.providers import PROVIDERS, ProviderOptions, missing_library, open_provider
+from mirror.upstream.credentials.renewal import Renewed
+from mirror.upstream.credentials.source import Credentials, CredentialsUnavailable
+from mirror.upstream.http.proxies import Proxies
 from tests.ports.conftest import Pulling
 from tests.support.clock import Clock
 from tests.support.clouds import Aws, Azure, AzureRegistry, GoogleCloud
@@ -383,7 +383,7 @@ def test_a_missing_library_is_named(provider: Any, extra: str, monkeypatch: pyte
 
 _LOADED = """
 import sys
-import mirror.app, mirror.worker, mirror.upstream.providers as providers
+import mirror.app, mirror.process.worker, mirror.upstream.credentials.providers as providers
 options = providers.ProviderOptions()
 providers.open_provider("acr", "acr", "https://example.azurecr.io", options)
 libraries = {"google.auth", "botocore", "requests"}

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import uvloop
 
+from mirror.aio.memo import Memo
 from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamUnavailable
-from mirror.memo import Memo
 from mirror.oci.digest import Digest
-from mirror.policy.realms import UrlRefused, parse_url
-from mirror.upstream.proxies import Proxies, Proxy
+from mirror.policy.upstream.url_bounds import UrlRefused, parse_url
+from mirror.upstream.http.proxies import Proxies, Proxy
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.certificates import Certificate
 from tests.support.fake_registry import FakeRegistry

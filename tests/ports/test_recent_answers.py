@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import StoreError
+from mirror.inspect.recent_answers import Recent
 from mirror.policy.recent import LastAnswer
 from mirror.repository.content import Outcome
-from mirror.repository.recent import Recent
-from mirror.store.layout import Layout
-from mirror.store.local import LocalStore
-from mirror.store.locks import Locks
-from mirror.store.recent import LocalRecent, read_recent
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.layout import Layout
+from mirror.store.local.locks import Locks
+from mirror.store.local.recent import LocalRecent, read_recent
 
 
 @dataclass

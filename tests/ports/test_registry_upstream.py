@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from mirror.aio.memo import Memo
 from mirror.errors import (
     CredentialsRefused,
     DigestMismatch,
@@ -29,14 +30,13 @@ from mirror.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from mirror.memo import Memo
 from mirror.oci.challenge import Scope
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import ACCEPT, DOCKER_MANIFEST, LARGEST, OCI_INDEX, OCI_MANIFEST, Descriptor
 from mirror.ports import Body, Upstream
-from mirror.upstream.credentials import Credentials, GivenCredentials
-from mirror.upstream.page_file import ListBounds
-from mirror.upstream.proxies import Proxies
+from mirror.upstream.credentials.source import Credentials, GivenCredentials
+from mirror.upstream.http.page_file import ListBounds
+from mirror.upstream.http.proxies import Proxies
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.certificates import Certificate
 from tests.support.clock import Clock

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import StoreError, StoreFull
-from mirror.index.tag_lists import LocalSortedTags
+from mirror.index.sorted_tags import LocalSortedTags
 from mirror.ports import TagBatch, TagGathering
 from tests.support.clock import Clock
 

@@ -12,10 +12,10 @@ from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule
 from mirror.policy.records import TagRecord
 from mirror.repository.tag_history import TagHistories, TwoClocks, steady_time
-from mirror.store.catalog import LocalCatalog
-from mirror.store.freezes import LocalFreezes
-from mirror.store.layout import Layout
-from mirror.store.local import LocalStore
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.catalog import LocalCatalog
+from mirror.store.local.freezes import LocalFreezes
+from mirror.store.local.layout import Layout
 
 _REPO = Repo("docker.io", "library/app")
 _RULE = AgeRule()

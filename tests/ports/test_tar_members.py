@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirror.bundles.tar_members import END, Member, check_path, file_header, folder_header, padding, scan
 from mirror.errors import BundleError
-from mirror.transfer.tar_members import END, Member, check_path, file_header, folder_header, padding, scan
 
 _LONG = "blobs/sha512/" + "0123456789abcdef" * 8
 

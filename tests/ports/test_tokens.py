@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from mirror.aio.memo import Memo, redis_cache
 from mirror.errors import (
     ConfigError,
     UpstreamDenied,
@@ -21,13 +22,12 @@ from mirror.errors import (
     UpstreamThrottled,
     UpstreamUnavailable,
 )
-from mirror.memo import Memo, redis_cache
 from mirror.oci.challenge import Challenge, Scope
-from mirror.policy.lifetimes import usable_seconds
-from mirror.policy.realms import Bounds
-from mirror.upstream.client import open_session
-from mirror.upstream.credentials import Credentials, CredentialSource, GivenCredentials
-from mirror.upstream.docker_config import DockerConfig
+from mirror.policy.upstream.token_lifetime import usable_seconds
+from mirror.policy.upstream.url_bounds import Bounds
+from mirror.upstream.credentials.docker_config import DockerConfig
+from mirror.upstream.credentials.source import Credentials, CredentialSource, GivenCredentials
+from mirror.upstream.http.client import open_session
 from mirror.upstream.tokens import TokenSource
 from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry, html, status, throttle

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from mirror.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
-from mirror.policy.realms import Bounds
+from mirror.policy.upstream.url_bounds import Bounds
 from mirror.ports import Body
-from mirror.upstream.body import HttpBody
-from mirror.upstream.transfer import Answer, DialFailed, Transfer
+from mirror.upstream.http.blobs import Answer, DialFailed, Transfer
+from mirror.upstream.http.body import HttpBody
 from tests.support.certificates import Certificate
 from tests.support.scripted import Close, Request, Reset, Script, Scripted, Stall, chunked, head, reply
 

@@ -12,7 +12,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.span import Span
 from mirror.repository.content import ManifestAnswer, Outcome
-from mirror.server.answers import (
+from mirror.server.registry.responses import (
     blob_headers,
     cache_status,
     error_response,

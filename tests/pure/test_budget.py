@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.policy.budget import Budget, is_spent, newer, parse_budget, patience, resets_in
 from mirror.policy.freshness import FreshnessRule
+from mirror.policy.upstream.budget import Budget, is_spent, newer, parse_budget, patience, resets_in
 
 NOW = 1_700_000_000.0
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mirror.policy.bypass import is_spared
-from mirror.policy.endpoints import in_order
-from mirror.policy.retrying import CLOSED, Circuit
+from mirror.policy.upstream.endpoint_order import in_order
+from mirror.policy.upstream.no_proxy import is_spared
+from mirror.policy.upstream.retrying import CLOSED, Circuit
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mirror.policy.clouds import ecr_region
+from mirror.policy.upstream.ecr_names import ecr_region
 
 
 @pytest.mark.parametrize(

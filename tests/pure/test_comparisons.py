@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mirror.app.house import Comparisons
+from mirror.app.housekeeping import Comparisons
 from tests.support.clock import Clock
 
 _DAY = 86400

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mirror.policy.durations import format_duration, parse_duration
+from mirror.values.durations import format_duration, parse_duration
 
 
 @pytest.mark.parametrize(

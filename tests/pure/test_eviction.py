@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mirror.oci.digest import Digest
 from mirror.policy.eviction import Measure, Plan, Victim, Water, coldest_enough, in_order, is_stale
 from mirror.policy.records import ContentRecord, NamedContent
-from mirror.policy.sizes import Capacity
+from mirror.values.sizes import Capacity
 
 DIGESTS = [Digest.of(str(number).encode()) for number in range(30)]
 

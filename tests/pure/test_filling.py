@@ -15,8 +15,8 @@ from mirror.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from mirror.policy.filling import HELD_BACK, Tries, may_send, may_send_of_part, next_try
-from mirror.repository.outages import Outages
+from mirror.fills.outages import Outages
+from mirror.policy.send_limit import HELD_BACK, Tries, may_send, may_send_of_part, next_try
 
 
 @given(st.integers(0, 1 << 40), st.none() | st.integers(0, 1 << 40))

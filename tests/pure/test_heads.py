@@ -13,8 +13,8 @@ from mirror.oci.coding import decode
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, OCI_MANIFEST, Descriptor
 from mirror.oci.signed import signed_payload
-from mirror.policy.heads import TO_BE_ASKED_BY_GET, is_worth_a_get, read_head
-from mirror.upstream.manifests import read_answer
+from mirror.policy.upstream.heads import TO_BE_ASKED_BY_GET, is_worth_a_get, read_head
+from mirror.upstream.manifest_answer import read_answer
 
 _DIGEST = Digest.of(b"x")
 

@@ -6,7 +6,7 @@ import pytest
 
 from mirror.errors import DigestInvalid, MirrorError, NameInvalid, NameUnknown, TagInvalid
 from mirror.oci.digest import Digest
-from mirror.policy.images import parse_image
+from mirror.policy.image_names import parse_image
 from mirror.policy.routing import Registry, RoutingTable
 
 _TABLE = RoutingTable.build(

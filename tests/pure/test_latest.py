@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from mirror.latest import put_latest
+from mirror.aio.latest import put_latest
 
 
 def test_the_oldest_key_leaves() -> None:

@@ -14,93 +14,89 @@ import pytest
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 
-#: What each folder or file of the package may import of the package; itself is allowed.
+#: Files of one folder, at most, not counting its `__init__`.
+_MOST_FILES: Final = 20
+#: Folders that are rooms of their own within their folder, as `store/local` is in `store`.
+_ROOMS: Final = frozenset(
+    {
+        "policy/upstream",
+        "server/admin",
+        "server/registry",
+        "store/local",
+        "upstream/credentials",
+        "upstream/http",
+    }
+)
+#: What every room may import.
+_BELOW_ALL: Final = {"errors", "oci", "policy", "ports", "telemetry", "aio"}
+#: What each room, or file at the top of the package, may import of the package; itself is allowed.
 _MAY_IMPORT: Final = {
     # leaves
     "errors": set[str](),
-    "once": set(),
-    "latest": set(),
-    "threads": set(),
-    "beats": set(),
-    "counts": set(),
-    "telemetry": {"counts"},
-    "tracing": {"telemetry"},
-    "memo": {"once"},
+    "aio": set(),
+    "heartbeat": set(),
+    "telemetry": set(),
     # pure
     "oci": {"errors"},
-    "policy": {"errors", "oci"},
+    "values": {"errors", "oci"},
+    "policy": {"errors", "oci", "values"},
+    "policy/upstream": {"errors", "oci"},
     "ports": {"oci", "policy"},
     # whom work is done for: what asks upstream and what keeps callers apart read it
-    "behalf": {"oci"},
+    "caller": {"oci"},
     # adapters: never each other, nor what uses them
-    "store": {"errors", "oci", "policy", "ports", "telemetry", "once"},
-    "index": {"errors", "oci", "policy", "ports", "telemetry", "once", "threads"},
-    "upstream": {"errors", "latest", "oci", "policy", "ports", "telemetry", "memo", "once", "behalf"},
-    "access": {"errors", "latest", "oci", "policy", "ports", "telemetry", "once"},
-    # what the product does, and HTTP in front of it
-    "graph": {"errors", "oci", "policy", "ports", "telemetry"},
-    "repository": {
-        "errors",
-        "latest",
-        "oci",
-        "policy",
-        "ports",
-        "telemetry",
-        "memo",
-        "once",
-        "threads",
-        "behalf",
-        "graph",
-    },
-    "transfer": {"errors", "oci", "policy", "ports", "telemetry", "once", "threads", "graph", "repository"},
-    "server": {
-        "errors",
-        "oci",
-        "policy",
-        "ports",
-        "telemetry",
-        "repository",
-        "transfer",
-        "access",
-        "threads",
-        "behalf",
-    },
+    "store": _BELOW_ALL,
+    "store/local": _BELOW_ALL,
+    "index": _BELOW_ALL,
+    "access": _BELOW_ALL,
+    "upstream/http": _BELOW_ALL | {"policy/upstream"},
+    "upstream/credentials": _BELOW_ALL | {"policy/upstream", "caller", "upstream/http"},
+    "upstream": _BELOW_ALL | {"policy/upstream", "caller", "upstream/http", "upstream/credentials"},
+    # what the product does
+    "graph": _BELOW_ALL | {"values"},
+    "trust": _BELOW_ALL,
+    "fills": _BELOW_ALL | {"graph", "caller"},
+    "eviction": _BELOW_ALL | {"values", "graph", "repository"},
+    "repository": _BELOW_ALL | {"values", "graph", "fills", "trust", "caller", "policy/upstream"},
+    "inspect": _BELOW_ALL | {"values", "graph", "eviction", "repository"},
+    "prefetch": _BELOW_ALL | {"values", "graph", "repository"},
+    "bundles": _BELOW_ALL | {"values", "graph", "fills", "repository"},
+    # HTTP in front of it
+    "server": {"telemetry", "server/registry"},
+    "server/registry": _BELOW_ALL | {"access", "caller", "inspect", "repository", "trust"},
+    "server/admin": _BELOW_ALL | {"values", "eviction", "fills", "graph", "inspect", "prefetch", "server/registry"},
     # machines that pull
-    "nodes": {"errors", "oci", "policy"},
-    # processes
-    "listen": {"errors"},
-    "systemd": set(),
-    "supervisor": {"errors", "telemetry", "listen", "beats", "counts", "systemd"},
+    "nodes": {"errors", "oci", "policy", "policy/upstream", "values"},
 }
 
 #: Libraries that only some parts may know.
 _ONLY_IN: Final = {
-    "aiohttp": {"server", "upstream", "access", "worker"},
-    "aiohttp.web": {"server", "worker"},
-    "aiocache": {"memo"},
+    "aiohttp": {"server", "upstream", "access", "process"},
+    "aiohttp.web": {"server", "process"},
+    "aiocache": {"aio"},
     "aiosqlite": {"index"},
     "sqlite3": {"index"},
-    "redis": {"index", "memo"},
+    "redis": {"index", "aio"},
     "google": {"upstream"},
     "botocore": {"upstream"},
     "requests": {"upstream"},
-    "prometheus_client": {"telemetry", "counts", "server"},
+    "prometheus_client": {"telemetry", "server"},
     "structlog": {"telemetry"},
-    "opentelemetry": {"tracing"},
-    "yaml": {"transfer", "nodes"},
-    "cryptography": {"transfer", "access", "repository", "nodes"},
+    "opentelemetry": {"telemetry"},
+    "yaml": {"prefetch", "nodes"},
+    "cryptography": {"bundles", "access", "trust", "nodes"},
     "bcrypt": {"access"},
     "jwt": {"access"},
     "cronsim": {"policy"},
-    "semantic_version": {"policy"},
+    "semantic_version": {"values"},
     "pydantic": {"config"},
     "pydantic_settings": {"config"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "uvloop": {"worker"},
-    "mirror.config": {"app", "cli", "config", "worker"},
-    "mirror.app": {"app", "cli", "worker"},
-    "mirror.tracing": {"app"},
+    "uvloop": {"process"},
+    "mirror.config": {"app", "cli", "config", "process"},
+    "mirror.app": {"app", "cli", "process"},
+    "mirror.telemetry.tracing": {"app"},
 }
 
 
@@ -117,7 +113,7 @@ def _imports() -> list[tuple[str, str]]:
 def _read_imports() -> Iterator[tuple[str, str]]:
     """Pairs of a part of the package (a folder, or a file at its top) and the full name that it imports."""
     for file in (_ROOT / "mirror").rglob("*.py"):
-        part = file.relative_to(_ROOT / "mirror").parts[0].removesuffix(".py")
+        part = _room(file.relative_to(_ROOT / "mirror").with_suffix("").parts)
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
                 yield from ((part, alias.name) for alias in node.names)
@@ -126,35 +122,64 @@ def _read_imports() -> Iterator[tuple[str, str]]:
                 yield from ((part, f"{node.module}.{alias.name}") for alias in node.names)
 
 
+def _room(parts: tuple[str, ...]) -> str:
+    """Of a module, given by its path below the package."""
+    inner = "/".join(parts[:2])
+    return inner if inner in _ROOMS else parts[0]
+
+
 def _within(name: str, package: str) -> bool:
     return name == package or name.startswith(f"{package}.")
 
 
 def test_folders_import_only_what_lies_below() -> None:
-    """Each part imports no more of the package than the drawing says; nothing is left out of the drawing."""
+    """Each room imports no more of the package than the drawing says; nothing is left out of the drawing."""
     used: dict[str, set[str]] = {}
     for part, name in _imports():
         if _within(name, "mirror"):
-            top = name.split(".")[1] if "." in name else ""
-            used.setdefault(part, set()).add(top)
-    composing = {"__init__", "__main__", "app", "cli", "config", "worker"}
-    parts = {module.split(".")[1] for module in _modules() if "." in module}
-    assert parts - composing == _MAY_IMPORT.keys()
+            used.setdefault(part, set()).add(_room(tuple(name.split(".")[1:])) if "." in name else "")
+    composing = {"__init__", "__main__", "app", "cli", "config", "process"}
+    rooms = {_room(tuple(module.split(".")[1:])) for module in _modules() if "." in module}
+    assert rooms - composing == _MAY_IMPORT.keys()
     for part, allowed in _MAY_IMPORT.items():
         assert used.get(part, set()) <= {part, *allowed}, part
+
+
+def test_the_drawing_has_no_circle() -> None:
+    """No room may import, by way of others, what imports it."""
+    above: dict[str, set[str]] = {}
+    for part in _MAY_IMPORT:
+        seen, waiting = set[str](), [part]
+        while waiting:
+            for below in _MAY_IMPORT[waiting.pop()] - seen:
+                seen.add(below)
+                waiting.append(below)
+        above[part] = seen
+    assert [part for part, below in above.items() if part in below] == []
+
+
+def test_no_folder_has_too_many_files() -> None:
+    """A folder of more than twenty files is several rooms."""
+    folders = {folder for folder in (_ROOT / "mirror").rglob("*") if folder.is_dir() and folder.name != "__pycache__"}
+    files = {folder: len([*folder.glob("*.py")]) - 1 for folder in folders}
+    assert {str(folder.relative_to(_ROOT)): count for folder, count in files.items() if count > _MOST_FILES} == {}
 
 
 @pytest.mark.parametrize("library", _ONLY_IN)
 def test_libraries_are_known_in_few_places(library: str) -> None:
     """A library is met at one border only, so that it can be replaced there."""
-    assert {part for part, name in _imports() if _within(name, library)} <= _ONLY_IN[library]
+    assert {part.partition("/")[0] for part, name in _imports() if _within(name, library)} <= _ONLY_IN[library]
 
 
-@pytest.mark.parametrize("folder", ["oci", "policy"])
+@pytest.mark.parametrize("folder", ["oci", "policy", "values"])
 def test_pure_folders_do_nothing(folder: str) -> None:
     """What decides does not act: no loop, no thread, no file, no socket, no clock."""
     acting = ("asyncio", "threading", "concurrent", "socket", "os", "pathlib", "subprocess", "time", "random", "shutil")
-    assert not [name for part, name in _imports() if part == folder and any(_within(name, one) for one in acting)]
+    assert not [
+        name
+        for part, name in _imports()
+        if part.partition("/")[0] == folder and any(_within(name, one) for one in acting)
+    ]
 
 
 _IMPORT_ALONE = """

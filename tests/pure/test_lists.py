@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.policy.routing import Registry, RoutingTable
-from mirror.transfer.lists import (
+from mirror.prefetch.lists import (
     Listed,
     ListMalformed,
     Named,

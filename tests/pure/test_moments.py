@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mirror.policy.moments import format_moment, moment, parse_moment
+from mirror.values.timestamps import format_moment, moment, parse_moment
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from mirror.nodes.findings import (
     worst,
 )
 from mirror.nodes.plan import Asked, MirrorUrl
-from mirror.policy.sizes import Capacity
+from mirror.values.sizes import Capacity
 
 _DAY = 86400.0
 _MIRROR = MirrorUrl.parse("http://mirror:5000")

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from mirror.once import Once, end
+from mirror.aio.singleflight import Once, end
 
 
 async def test_work_asked_for_at_once_is_done_once() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mirror.policy.pacing import Pace
+from mirror.policy.token_bucket import Pace
 
 
 @pytest.mark.parametrize("piece", [1, 100, 1000, 5000])

@@ -8,7 +8,7 @@ import pytest
 
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST, Descriptor
-from mirror.policy.platforms import Platform, parse_platform, parse_platforms, wanted_children
+from mirror.values.platforms import Platform, parse_platform, parse_platforms, wanted_children
 
 
 def _child(name: str, **platform: Any) -> Descriptor:

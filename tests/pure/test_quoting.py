@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.policy.quoting import quoted, secrets_of
+from mirror.policy.upstream.quoting import quoted, secrets_of
 
 PASSWORD = "pa ss/w%rd&ü"
 BASIC = "Basic " + base64.b64encode(f"robot:{PASSWORD}".encode()).decode()

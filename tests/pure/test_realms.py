@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.policy.realms import (
+from mirror.policy.upstream.url_bounds import (
     Bounds,
     UrlRefused,
     needs_private,

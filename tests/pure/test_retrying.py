@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.policy.retrying import (
+from mirror.policy.upstream.retrying import (
     CLOSED,
     LONGEST_HOLD,
     SHORTEST_HOLD,

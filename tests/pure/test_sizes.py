@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mirror.policy.sizes import Capacity, format_size, parse_capacity, parse_size
+from mirror.values.sizes import Capacity, format_size, parse_capacity, parse_size
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.errors import UpstreamInvalid
-from mirror.policy.tag_order import ascending
+from mirror.policy.upstream.tag_order import ascending
+from mirror.prefetch import sync
 from mirror.repository.content import Outcome
-from mirror.repository.shelf import Listing
+from mirror.repository.shared import Listing
 from mirror.repository.tag_windows import Window
-from mirror.transfer import schedule
 
 _TAGS = st.text("aB1_.-", min_size=1, max_size=3)
 
@@ -68,6 +68,6 @@ class _Endless:
 
 async def test_a_sync_of_a_list_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sorted lists may be endless, too: what is collected for a sync is bounded."""
-    monkeypatch.setattr(schedule, "_MOST_TAGS", 50_000)
+    monkeypatch.setattr(sync, "_MOST_TAGS", 50_000)
     with pytest.raises(UpstreamInvalid, match="more than 50000 tags"):
-        await schedule._all_tags(cast(schedule.SyncSource, _Endless()))
+        await sync._all_tags(cast(sync.SyncSource, _Endless()))

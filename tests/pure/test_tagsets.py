@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mirror.policy.tagsets import TagSet, TagVersion, choose_tags, read_version
+from mirror.values.tagsets import TagSet, TagVersion, choose_tags, read_version
 
 _PYTHON = [
     "latest",

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from mirror.threads import to_its_end
+from mirror.aio.threads import to_its_end
 
 
 class _Work:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mirror.policy.versions import looks_like_version
+from mirror.values.versions import looks_like_version
 
 
 @pytest.mark.parametrize(

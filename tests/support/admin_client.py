@@ -9,7 +9,7 @@ from http.client import HTTPMessage
 from pathlib import Path
 from typing import Any
 
-from mirror.listen import connect_unix
+from mirror.process.listeners import connect_unix
 from tests.support.process import PATIENCE
 
 __all__ = ["Said", "ask_admin"]

@@ -113,7 +113,7 @@ def _main(config: Path, listener: int) -> None:
     """The process that forks."""
     from mirror import telemetry
     from mirror.config import load
-    from mirror.worker import run_worker
+    from mirror.process.worker import run_worker
 
     loaded = load(config)
     telemetry.set_up_logging(loaded.log.level)
@@ -148,12 +148,12 @@ def _main(config: Path, listener: int) -> None:
 
 
 def _pretend_boot(number: int) -> None:
-    from mirror.store import local, recovery
+    from mirror.store.local import blobs, recovery
 
     def boot_id() -> bytes:
         return number.to_bytes(16, "big")
 
-    for module in (local, recovery):
+    for module in (blobs, recovery):
         vars(module)["boot_id"] = boot_id
 
 

@@ -34,13 +34,13 @@ from mirror import telemetry
 from mirror.app.building import build
 from mirror.app.parts import App
 from mirror.config import Config
+from mirror.eviction.reconcile import is_whole
 from mirror.oci.digest import Digest
 from mirror.oci.signed import signed_payload
 from mirror.ports import Upstream
-from mirror.repository.reconcile import is_whole
 from mirror.repository.tag_history import TwoClocks
-from mirror.server.entrance import Entrance
-from mirror.server.front import FrontServer
+from mirror.server.registry.connection_limit import Entrance
+from mirror.server.registry.handler import FrontServer
 from tests.support.scripted import Stall
 
 __all__ = ["PATIENCE", "Clock", "Got", "LiveMirror", "live_mirror", "noise", "reached", "until"]

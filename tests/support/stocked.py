@@ -18,9 +18,9 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor
 from mirror.oci.reference import Repo
 from mirror.policy.records import ManifestRecord, TagRecord
-from mirror.store.catalog import LocalCatalog
-from mirror.store.layout import Layout
-from mirror.store.local import LocalStore
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.catalog import LocalCatalog
+from mirror.store.local.layout import Layout
 
 __all__ = ["Stocked", "tree", "write_settings"]
 

@@ -31,22 +31,22 @@ from typing import Any, Final
 
 import aiohttp
 
-from mirror.app.house import scrub_of
+from mirror.app.housekeeping import scrub_of
 from mirror.app.parts import App
 from mirror.app.storage import scrub_notes
 from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, Kept, ManifestUnknown, StoreFull
+from mirror.eviction.pinned_images import pinned_images
+from mirror.eviction.reconcile import reconcile
+from mirror.eviction.scrub import scrub_all
+from mirror.inspect.images import Overview
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
-from mirror.policy.images import Image
+from mirror.policy.image_names import Image
 from mirror.policy.records import Freeze, Pin
-from mirror.repository.overview import Overview
-from mirror.repository.pins import pinned_images
-from mirror.repository.reconcile import reconcile
-from mirror.repository.scrub import scrub_all
-from mirror.store.layout import digest_of_ingest
-from mirror.store.recovery import sweep
-from mirror.transfer.prefetch import prefetch
+from mirror.prefetch.prefetch import prefetch
+from mirror.store.local.layout import digest_of_ingest
+from mirror.store.local.recovery import sweep
 from tests.support.fake_registry import (
     FakeRegistry,
     Fault,

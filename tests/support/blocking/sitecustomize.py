@@ -14,7 +14,7 @@ from typing import Any
 
 
 def _block_when(there: Path) -> None:
-    from mirror.server import pull
+    from mirror.server.registry import pull
 
     before = pull.base
 

@@ -1,0 +1,93 @@
+"""Who is asked who they are, and how."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+
+from mirror.access import oidc as issuer_of
+from mirror.access.authentication import Authentication
+from mirror.access.htpasswd import Htpasswd
+from mirror.access.oidc import Issuer
+from mirror.access.own_tokens import IssuedTokens, read_keys
+from mirror.access.password_queue import Turns
+from mirror.access.static_tokens import GivenToken, GivenTokens
+from mirror.config import (
+    Config,
+    IssuerSettings,
+)
+from mirror.policy.access import Policy, Rule, actions
+from mirror.ports import Authenticator
+from mirror.server.registry.access import Gate
+from mirror.store.local.layout import Layout
+from mirror.trust.upstream_access import Verifier
+
+__all__ = ["open_gate"]
+
+#: Passwords checked at once, a tenth of a second of a core each: guessing must not take the machine.
+_CHECKING_THREADS = 2
+
+
+async def open_gate(config: Config, layout: Layout, label: Callable[[str], str], stack: AsyncExitStack) -> Gate | None:
+    """None where nobody has to be asked who they are. `label` gives the entry that a registry falls under."""
+    access = config.access
+    verified = {entry.name for entry in config.upstream if entry.access == "verify"}
+    if access.is_open and not verified:
+        return None
+    key_file = access.token_key_file or layout.root / "token.key"
+    keys = await asyncio.to_thread(read_keys, key_file, make=access.token_key_file is None)
+    issued = IssuedTokens(keys, lifetime=access.token_lifetime)
+    ways: list[Authenticator] = [issued]
+    if access.token:
+        ways.append(
+            GivenTokens(
+                GivenToken(one.name, one.token.get_secret_value(), frozenset(one.groups))
+                for one in access.token
+                if one.token is not None
+            )
+        )
+    for one in access.issuer:
+        issuer = Issuer(_issuer(one))
+        stack.push_async_callback(issuer.aclose)
+        ways.append(issuer)
+    if access.htpasswd is not None:
+        checking = ThreadPoolExecutor(_CHECKING_THREADS, "check")
+        stack.callback(checking.shutdown, wait=False, cancel_futures=True)
+        members = {name for listed in access.groups.values() for name in listed}
+        groups = {
+            name: frozenset(group for group, listed in access.groups.items() if name in listed) for name in members
+        }
+        accounts = Htpasswd(access.htpasswd, checking, groups, turns=Turns(_CHECKING_THREADS))
+        await asyncio.to_thread(accounts.load)
+        ways.append(accounts)
+    authentication = Authentication(ways, foreign=bool(verified))
+    stack.push_async_callback(authentication.aclose)
+    rules = tuple(
+        Rule(rule.effect == "allow", tuple(rule.who), actions(rule.actions), tuple(rule.repositories))
+        for rule in access.rule
+    )
+    verifier = Verifier(keep=access.verified_for, keep_while_down=access.verified_while_down)
+    stack.push_async_callback(verifier.aclose)
+    return Gate(
+        authentication,
+        Policy(rules, anonymous=access.anonymous),
+        issued,
+        verifier_of=lambda registry: verifier if label(registry) in verified else None,
+        realm=access.realm,
+    )
+
+
+def _issuer(one: IssuerSettings) -> issuer_of.IssuerSettings:
+    return issuer_of.IssuerSettings(
+        one.issuer,
+        one.audience,
+        one.keys_url,
+        one.keys_file,
+        one.issuer_ca_file,
+        one.bearer_file,
+        one.name_claim,
+        one.groups_claim,
+        one.prefix,
+    )

@@ -1,0 +1,64 @@
+"""What the admin API tells of clients' configuration: the plans of `mirror/nodes`, for this mirror's registries."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from mirror.config import PUBLIC, Config
+from mirror.errors import ConfigError, RequestError
+from mirror.nodes.plan import MirrorUrl
+from mirror.nodes.preview import Offer, offered
+
+__all__ = ["ClientFiles"]
+
+#: Where no listener says which.
+_PORT: Final = 5000
+
+
+class ClientFiles:
+    """Of one mirror."""
+
+    def __init__(self, config: Config) -> None:
+        self._registries = tuple(one.name for one in config.upstream)
+        self._public = tuple(str(one["name"]) for one in PUBLIC)
+        self._scheme = "https" if config.server.tls_certificate else "http"
+        self._port = next((port for one in config.server.listen if (port := _port(one))), _PORT)
+
+    def __call__(self, mirror: str, host: str) -> dict[str, Any]:
+        """`mirror` is the URL under which clients reach it; empty: the name under which `host`, of a `Host` header,
+        reached the admin API, at the port for pulls. Raises `RequestError`.
+        """
+        try:
+            url = MirrorUrl.parse(mirror or self._guess(host))
+        except ConfigError as error:
+            raise RequestError(str(error).replace("MIRROR_URL", "mirror")) from error
+        return {
+            "mirror": str(url),
+            "clients": [_told(one) for one in offered(url, self._registries, self._public)],
+        }
+
+    def _guess(self, host: str) -> str:
+        try:
+            name = urlsplit(f"//{host}").hostname or "localhost"
+        except ValueError:
+            name = "localhost"
+        name = f"[{name}]" if ":" in name else name
+        return f"{self._scheme}://{name}:{self._port}"
+
+
+def _told(offer: Offer) -> dict[str, Any]:
+    needs = list(dict.fromkeys(one.needs for one in offer.files if one.needs))
+    return {
+        "client": offer.client,
+        "command": offer.command,
+        "files": [{"path": one.path, "content": one.content} for one in offer.files],
+        "needs": needs or [f"nothing has to be reloaded: {offer.seen}"],
+        "notes": list(offer.notes),
+    }
+
+
+def _port(listen: str) -> int:
+    """Of a listener over TCP; 0 where there is none that is known beforehand."""
+    port = "" if listen.startswith("unix:") else listen.rpartition(":")[2]
+    return int(port) if port.isdecimal() else 0

@@ -1,0 +1,1 @@
+"""Images carried between sites: export, import, inventories, signatures, and other tools' layouts."""

@@ -1,0 +1,178 @@
+"""What a bundle must be before anything of it is taken in.
+
+    open ──> the layout's own files ──> ours: inventory, its digest, its signature ──> names ──> digests of all bytes
+
+A bundle of ours binds everything: `index.json` names the inventory by digest, the inventory names every image and every
+blob with its size, and there is nothing else in it. A layout of another tool has no inventory. What its images need is
+taken, what else lies in it is passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from mirror.bundles.importing import Plan, Told
+from mirror.bundles.inventory import LARGEST_INVENTORY, Inventory, ListedImage, read_inventory
+from mirror.bundles.layout_source import LayoutSource
+from mirror.bundles.oci_layout import (
+    CONTAINERD_NAME,
+    FULL_NAME,
+    INDEX,
+    INVENTORY,
+    LARGEST_INDEX,
+    MARKER,
+    REF_NAME,
+    SIGNATURE,
+    check_marker,
+    read_index,
+)
+from mirror.bundles.signing import SIGNATURE_BYTES, check_signature
+from mirror.errors import BundleError, RequestError
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor
+from mirror.policy.image_names import parse_image
+from mirror.policy.routing import RoutingTable
+
+__all__ = ["Bundle", "read_bundle", "verify_bytes"]
+
+_OURS: Final = frozenset({MARKER, INDEX, INVENTORY, SIGNATURE})
+_LARGEST_MARKER: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A layout whose structure is good. `inventory` None: another tool made it. `verified`: it is signed as wished."""
+
+    images: tuple[ListedImage, ...]
+    inventory: Inventory | None
+    verified: bool
+
+
+def read_bundle(
+    source: LayoutSource, table: RoutingTable, *, name: str | None = None, key: Ed25519PublicKey | None = None
+) -> Bundle:
+    """Blocking: check all but the bytes of blobs. `name` is for images whose layout says none, `key` that of whoever
+    must have signed. Raises `BundleError`.
+    """
+    marker = source.read(MARKER, _LARGEST_MARKER)
+    index = source.read(INDEX, LARGEST_INDEX)
+    if marker is None or index is None:
+        raise BundleError(f"no OCI image layout: it has no {MARKER if marker is None else INDEX}")
+    check_marker(marker)
+    descriptors, bound = read_index(index)
+    inventory = _inventory(source, bound, key)
+    if not descriptors:
+        raise BundleError(f"{INDEX} names no image")
+    if inventory is not None:
+        if name is not None:
+            raise BundleError("it says the names of its images itself; --name is for layouts that do not")
+        _expect_the_same(descriptors, inventory)
+    images = tuple(_images(descriptors, table, name))
+    return Bundle(images, inventory, verified=key is not None)
+
+
+def verify_bytes(source: LayoutSource, plan: Plan, told: Told) -> None:
+    """Blocking: hash all that the plan would take in, so that a bundle is refused before it has changed anything.
+
+    Raises `BundleError`.
+    """
+    for digest in plan.contents():
+        source.verify(digest, told)
+
+
+def _inventory(source: LayoutSource, bound: Digest | None, key: Ed25519PublicKey | None) -> Inventory | None:
+    content = source.read(INVENTORY, LARGEST_INVENTORY)
+    if content is None:
+        if key is not None:
+            raise BundleError("it has no inventory, so nobody can have signed it")
+        if bound is not None:
+            raise BundleError(f"{INDEX} names an inventory, and there is none")
+        return None
+    if bound is None or not bound.matches(content):
+        raise BundleError(f"{INVENTORY} is not the one that {INDEX} names")
+    if key is not None:
+        signature = source.read(SIGNATURE, SIGNATURE_BYTES)
+        if signature is None:
+            raise BundleError("it is not signed")
+        check_signature(content, signature, key)
+    inventory = read_inventory(content)
+    if strange := source.others - _OURS:
+        raise BundleError(f"it holds what no bundle does: {min(strange)!r}")
+    if unnamed := source.blobs.keys() - inventory.blobs.keys():
+        raise BundleError(f"its inventory does not name {min(unnamed)}")
+    if lost := inventory.blobs.keys() - source.blobs.keys():
+        raise BundleError(f"its inventory names {min(lost)}, which is not in it")
+    for digest, size in source.blobs.items():
+        if inventory.blobs[digest] != size:
+            raise BundleError(f"{digest} has {size} bytes, where its inventory says {inventory.blobs[digest]}")
+    return inventory
+
+
+def _expect_the_same(descriptors: tuple[Descriptor, ...], inventory: Inventory) -> None:
+    """By the names as they are written: this mirror may know a registry by another one."""
+    listed = {image.key for image in inventory.images}
+    named = {(one.annotations.get(FULL_NAME, ""), one.digest, one.media_type, one.size) for one in descriptors}
+    if different := listed ^ named:
+        raise BundleError(f"{INDEX} and its inventory do not say the same of {min(name for name, *_ in different)}")
+    if any(one.annotations.get(REF_NAME) != one.annotations.get(FULL_NAME) for one in descriptors):
+        raise BundleError(f"{INDEX} calls an image by two names")
+
+
+# ------------------------------------------------------------------------------------------------------- names
+
+
+def _images(descriptors: tuple[Descriptor, ...], table: RoutingTable, name: str | None) -> Iterator[ListedImage]:
+    problems: dict[str, None] = {}
+    named: set[str] = set()
+    if name is not None and _says_tag(name) and len(descriptors) > 1:
+        raise BundleError(f"it has {len(descriptors)} images, which cannot all be called {name}")
+    for descriptor in descriptors:
+        try:
+            image = _image(descriptor, table, name)
+        except RequestError as error:
+            problems[str(error)] = None
+            continue
+        if image.name in named:
+            raise BundleError(f"two images are called {image.name}")
+        named.add(image.name)
+        yield image
+    if problems:
+        raise BundleError("; ".join(problems))
+
+
+def _image(descriptor: Descriptor, table: RoutingTable, name: str | None) -> ListedImage:
+    """Raises `RequestError` for a name that is none, or of a registry that this mirror does not serve."""
+    text = _name_of(descriptor) if name is None else _completed(name, descriptor)
+    image = parse_image(text, table)
+    if image.digest is not None and image.digest != descriptor.digest:
+        raise BundleError(f"{text} is another digest than {descriptor.digest}, which {INDEX} says")
+    return ListedImage(image.repo, image.tag, descriptor)
+
+
+def _name_of(descriptor: Descriptor) -> str:
+    notes = descriptor.annotations
+    if full := notes.get(FULL_NAME) or notes.get(CONTAINERD_NAME):
+        return full
+    said = notes.get(REF_NAME, "")
+    # a bare word is a tag, by custom; of which repository it is nobody knows
+    if "/" not in said and ":" not in said:
+        which = f"is only called {said!r}" if said else "has no name"
+        raise BundleError(f"{descriptor.digest} {which}: say with --name which repository it belongs to")
+    return said
+
+
+def _completed(name: str, descriptor: Descriptor) -> str:
+    """The name that was given, with the tag that the layout says where the name says none."""
+    if _says_tag(name):
+        return name
+    said = descriptor.annotations.get(REF_NAME, "")
+    tag = said.rpartition(":")[2] if ":" in said.rpartition("/")[2] or "/" not in said else ""
+    return f"{name}:{tag}" if tag and "@" not in said else f"{name}@{descriptor.digest}"
+
+
+def _says_tag(name: str) -> bool:
+    return "@" in name or ":" in name.rpartition("/")[2]

@@ -1,0 +1,295 @@
+"""Writes images of this site as a bundle: an OCI image layout with an inventory (`oci_layout.py`).
+
+    images ── select: tags, closures, referrers, all from the disk ──> Selection, or every mistake at once
+    Selection ── export: small files first, then blobs by digest, each hashed while it is written ──> bundle
+
+Manifests are always in it, so that a difference says for itself what its images need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from mirror import telemetry
+from mirror.bundles.importing import Told
+from mirror.bundles.inventory import Inventory, ListedImage
+from mirror.bundles.layout_target import LayoutTarget
+from mirror.bundles.oci_layout import INDEX, INVENTORY, MARKER, SIGNATURE, blob_name, index_bytes, marker_bytes
+from mirror.bundles.signing import sign
+from mirror.errors import BlobUnknown, BundleError, StoreError
+from mirror.graph.closure import Closure, Node, Role, read_closure
+from mirror.graph.manifests import has_blob, sound_manifest
+from mirror.oci.digest import Digest, hasher
+from mirror.oci.manifest import Descriptor, Manifest
+from mirror.oci.reference import Repo
+from mirror.policy.image_names import Image
+from mirror.ports import BlobReader, BlobStore, Catalog
+from mirror.values.platforms import Platform
+from mirror.values.sizes import format_size
+
+__all__ = ["Selection", "export", "select"]
+
+_CHUNK: Final = 1 << 20
+#: Missing digests that are named of one image.
+_SHOWN: Final = 5
+#: Build tools put attestations into the index itself, and say by this annotation whose they are.
+_ATTESTED: Final = "vnd.docker.reference.digest"
+#: Endings of the tags under which cosign keeps what belongs to a digest; without one it is the fallback of referrers.
+_BY_TAG: Final = ("", ".sig", ".att", ".sbom")
+
+
+@dataclass(slots=True)
+class Selection:
+    """Images with everything below them: sizes in bytes by digest; `missing` are needed and not here (-1: unknown)."""
+
+    images: list[ListedImage] = field(default_factory=list)
+    manifests: dict[Digest, int] = field(default_factory=dict)
+    blobs: dict[Digest, int] = field(default_factory=dict)
+    missing: dict[Digest, int] = field(default_factory=dict)
+
+    def inventory(self, since: Inventory | None = None) -> Inventory:
+        """Of a bundle for a site that has `since`."""
+        there: Mapping[Digest, int] = since.held if since else {}
+        left_out = {digest: size for digest, size in self.blobs.items() if there.get(digest) == size}
+        blobs = {digest: size for digest, size in self.blobs.items() if digest not in left_out}
+        missing = {digest: size for digest, size in self.missing.items() if digest not in there}
+        return Inventory(tuple(self.images), {**blobs, **self.manifests}, left_out, missing)
+
+
+# ------------------------------------------------------------------------------------------------------ select
+
+
+def select(
+    store: BlobStore,
+    catalog: Catalog,
+    images: Iterable[Image],
+    *,
+    answers: Callable[[Repo, str], Digest | None],
+    platforms: Iterable[Platform] = (),
+    referrers: bool = False,
+    partial: bool = False,
+    since: Inventory | None = None,
+) -> Selection:
+    """Blocking: everything below these images. `answers` is what a tag answers now, which a freeze or the minimum age
+    may make another digest than upstream's. `platforms`: none means what is here of each; `referrers`: signatures and
+    the like too; `since`: what the other side has need not be here.
+
+    Raises `BundleError`, with all that is missing, unless `partial`; an image without a manifest is always an error.
+    Raises `StoreError` if something cannot be read.
+    """
+    selecting = _Selecting(store, catalog, answers, tuple(platforms), since)
+    for image in dict.fromkeys(images):
+        selecting.image(image, referrers=referrers)
+    if selecting.unknown or (selecting.lacking and not partial):
+        raise BundleError("\n  ".join([*selecting.unknown, *([] if partial else selecting.lacking)]))
+    return selecting.selection
+
+
+class _Selecting:
+    def __init__(
+        self,
+        store: BlobStore,
+        catalog: Catalog,
+        answers: Callable[[Repo, str], Digest | None],
+        platforms: tuple[Platform, ...],
+        since: Inventory | None,
+    ) -> None:
+        self.selection = Selection()
+        self.unknown: list[str] = []
+        self.lacking: list[str] = []
+        self._store = store
+        self._catalog = catalog
+        self._answers = answers
+        self._platforms = platforms
+        self._there = since.held if since else {}
+        self._added: dict[str, Digest] = {}
+        self._referring: dict[Repo, dict[Digest, list[Descriptor]]] = {}
+
+    def image(self, image: Image, *, referrers: bool) -> None:
+        root = self._root(image)
+        if root is None:
+            self.unknown.append(f"{image} is not here, or not answered yet (minimum_age): pull or prefetch it first")
+            return
+        listed = ListedImage(image.repo, image.tag, root)
+        if self._added.get(listed.name, root.digest) != root.digest:
+            self.unknown.append(f"{listed.name} is asked for as {root.digest} and as {self._added[listed.name]}")
+            return
+        closure = self._add(listed, self._platforms)
+        if referrers:
+            for node in closure.nodes:
+                if node.present and _is_manifest(node):
+                    self._add_attestations(image.repo, node.digest, {one.digest for one in closure.nodes})
+                    self._add_referrers(image.repo, node.digest)
+
+    def _root(self, image: Image) -> Descriptor | None:
+        """What the image names here; None where its manifest is not here."""
+        digest = image.digest or self._answers(image.repo, image.tag or "latest")
+        manifest = self._stored(image.repo, digest) if digest else None
+        return Descriptor(manifest.media_type, manifest.digest, len(manifest.content)) if manifest else None
+
+    def _add(self, image: ListedImage, platforms: tuple[Platform, ...]) -> Closure:
+        closure = read_closure(self._store, self._catalog, image.repo, image.root, platforms)
+        if image.name in self._added:
+            return closure
+        self._added[image.name] = image.root.digest
+        self.selection.images.append(image)
+        for node in closure.nodes:
+            self._add_node(node)
+        if lacking := self._lacking(closure, platforms):
+            shown = ", ".join(_describe(node) for node in lacking[:_SHOWN])
+            more = f" and {len(lacking) - _SHOWN} more" if len(lacking) > _SHOWN else ""
+            self.lacking.append(f"{image.name} lacks {shown}{more}")
+        for platform in self._not_for(image, platforms):
+            self.lacking.append(f"{image.name} is not for {platform}")
+        if not any(node.present and node.role is not Role.INDEX for node in closure.nodes):
+            self.lacking.append(f"{image.name} has no image here of those that its index names")
+        return closure
+
+    def _stored(self, repo: Repo, digest: Digest) -> Manifest | None:
+        """Raises `StoreError`, so that nothing is left out of a bundle because it could not be read."""
+        return sound_manifest(self._store, self._catalog, repo, digest)
+
+    def _not_for(self, image: ListedImage, platforms: tuple[Platform, ...]) -> list[Platform]:
+        """The chosen platforms that an index does not name; one that says no platforms is for all."""
+        manifest = self._stored(image.repo, image.root.digest)
+        said = [child.platform for child in manifest.manifests if child.platform] if manifest else []
+        return [one for one in platforms if said and not any(one.matches(other) for other in said)]
+
+    def _lacking(self, closure: Closure, platforms: tuple[Platform, ...]) -> list[Node]:
+        """Platforms that nobody pulled are missed where they were asked for."""
+        lacking = [*closure.missing, *(closure.unpulled if platforms else [])]
+        return [node for node in lacking if node.digest not in self._there or _is_manifest(node)]
+
+    def _add_node(self, node: Node) -> None:
+        digest, size = node.digest, node.descriptor.size
+        if not node.present:
+            if not _is_manifest(node):
+                there = self._there.get(digest)
+                (self.selection.missing if there is None else self.selection.blobs)[digest] = (
+                    size if there is None else there
+                )
+            return
+        try:
+            if node.descriptor.data is not None and not has_blob(self._store, digest):
+                # it is in the manifest alone, and a bundle has files
+                self._store.put(digest, node.descriptor.data)
+            held = self._store.stat(digest).size
+        except BlobUnknown as error:
+            raise BundleError(f"{digest} was dropped while it was looked at") from error
+        (self.selection.manifests if _is_manifest(node) else self.selection.blobs)[digest] = held
+
+    def _add_attestations(self, repo: Repo, index: Digest, chosen: set[Digest]) -> None:
+        """Those in the index that are about something chosen, as far as they are here."""
+        manifest = self._stored(repo, index)
+        about = {str(digest) for digest in chosen}
+        for child in manifest.manifests if manifest else ():
+            if child.annotations.get(_ATTESTED) in about:
+                closure = read_closure(self._store, self._catalog, repo, child)
+                if closure.complete:
+                    for node in closure.nodes:
+                        self._add_node(node)
+
+    def _add_referrers(self, repo: Repo, subject: Digest) -> None:
+        """Manifests of the repository that name the subject, theirs too, and tags that by custom belong to it."""
+        for root in self._referrers(repo).pop(subject, []):
+            closure = self._add(ListedImage(repo, None, root), ())
+            for node in closure.nodes:
+                if node.present and _is_manifest(node):
+                    self._add_referrers(repo, node.digest)
+        for ending in _BY_TAG:
+            tag = f"{subject.algorithm}-{subject.hex}{ending}"
+            custom = self._root(Image(repo, tag)) if self._catalog.get_tag(repo, tag) else None
+            if custom is not None:
+                self._add(ListedImage(repo, tag, custom), ())
+
+    def _referrers(self, repo: Repo) -> dict[Digest, list[Descriptor]]:
+        """By subject; read once for each repository."""
+        if repo not in self._referring:
+            found = self._referring[repo] = {}
+            for digest in self._catalog.manifest_digests(repo):
+                manifest = self._stored(repo, digest)
+                if manifest is not None and manifest.subject is not None:
+                    root = Descriptor(manifest.media_type, manifest.digest, len(manifest.content))
+                    found.setdefault(manifest.subject.digest, []).append(root)
+        return self._referring[repo]
+
+
+def _is_manifest(node: Node) -> bool:
+    return node.role in (Role.INDEX, Role.MANIFEST)
+
+
+def _describe(node: Node) -> str:
+    what = node.role.value
+    if platform := node.descriptor.platform:
+        what += f" for {platform.get('os')}/{platform.get('architecture')}"
+    size = f", {format_size(node.descriptor.size)}" if node.descriptor.size >= 0 else ""
+    return f"{node.digest} ({what}{size})"
+
+
+# ------------------------------------------------------------------------------------------------------ export
+
+
+def export(
+    selection: Selection,
+    store: BlobStore,
+    target: LayoutTarget,
+    *,
+    since: Inventory | None = None,
+    key: Ed25519PrivateKey | None = None,
+    told: Told = lambda _: None,
+) -> tuple[Inventory, Digest]:
+    """Blocking: write the bundle, sign it with `key`; its inventory, and that file's digest. `told` counts bytes.
+
+    Nothing is left of it where it fails. Raises `BundleError`, `StoreError`.
+    """
+    inventory = selection.inventory(since)
+    content = inventory.to_bytes()
+    small = {MARKER: marker_bytes(), INDEX: index_bytes(selection.images, Digest.of(content)), INVENTORY: content}
+    if key is not None:
+        small[SIGNATURE] = sign(content, key)
+    try:
+        for name, written in small.items():
+            target.add(name, len(written), [written])
+        for digest, size in sorted(inventory.blobs.items()):
+            target.add(blob_name(digest), size, _verified(store, digest, told))
+        target.finish()
+    except BaseException:
+        target.abandon()
+        raise
+    return inventory, Digest.of(content)
+
+
+def _verified(store: BlobStore, digest: Digest, told: Told) -> Iterator[bytes]:
+    """A blob's bytes; raises `BundleError` at their end if they are not what the digest names."""
+    try:
+        _, reader = store.open(digest)
+    except BlobUnknown as error:
+        raise BundleError(f"{digest} was dropped while the bundle was written: pull or prefetch it again") from error
+    hashing = hasher(digest)
+    offset = 0
+    try:
+        while chunk := reader.pread(_CHUNK, offset):
+            hashing.update(chunk)
+            offset += len(chunk)
+            told(len(chunk))
+            yield chunk
+        if hashing.hexdigest() != digest.hex:
+            raise _damaged(store, digest, reader)
+    finally:
+        reader.close()
+
+
+def _damaged(store: BlobStore, digest: Digest, reader: BlobReader) -> BundleError:
+    """Set aside what the reader gave; returns the error that says so."""
+    try:
+        if store.set_aside(digest, reader):
+            telemetry.log.error("damaged blob set aside", digest=str(digest), reason="found by an export")
+    except StoreError as error:
+        refused = BundleError(f"{digest} is damaged on this mirror's disk, and could not be set aside")
+        refused.__cause__ = error
+        return refused
+    return BundleError(f"{digest} was damaged on this mirror's disk and is set aside: pull or prefetch it again")

@@ -1,0 +1,569 @@
+"""Takes images in from a source that is not a registry: a bundle, or another registry's data on disk.
+
+    source ── plan: manifests read, sizes compared, what is missing named ──> plan        nothing is written yet
+    plan ── admit, image by image:
+              blobs ──> manifests, children first ──> links to them ──> the index is told ──> all synced ──> tag, synced
+
+A tag is the last that is written, so an image is either as it was or whole. What is here already is passed over; that
+is how an interrupted import goes on. A running mirror may fill the same blobs meanwhile: the store's lock decides who.
+
+A repository may serve what the source brought for it. That a manifest names a blob proves nothing here: no registry has
+checked it, and the bytes may be here for a private image. So a blob that is not in the source counts as absent, unless
+the repository may serve it already, or a signed inventory says that the other side left it out; and a manifest that is
+taken in without it (`partial`) does not grant it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from mirror.aio.threads import to_its_end
+from mirror.bundles.inventory import ListedImage
+from mirror.bundles.layout_source import FileBody
+from mirror.errors import (
+    BlobDamaged,
+    BlobUnknown,
+    BundleError,
+    IndexUnavailable,
+    RecordDamaged,
+    StoreError,
+    StoreFull,
+)
+from mirror.fills.flights import Reservation, Room
+from mirror.graph.damage import set_aside
+from mirror.graph.manifests import StoredManifest
+from mirror.graph.references import NamesOnDisk
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_manifest
+from mirror.oci.reference import Repo
+from mirror.policy.history import AgeRule
+from mirror.policy.records import ContentRecord, ManifestNames, ManifestRecord, TagRecord
+from mirror.ports import BlobStore, Catalog, ContentIndex, Ingest
+from mirror.repository.grants import granted_by, named_by
+from mirror.repository.tag_history import TagHistories
+from mirror.values.sizes import format_size
+
+__all__ = ["Admitted", "MayServe", "Plan", "PlannedImage", "Site", "Source", "Told", "admit", "plan_images"]
+
+#: Called with the number of bytes that were read since; what it raises ends the work.
+Told = Callable[[int], None]
+
+#: Indexes may name indexes, so deep.
+_DEEPEST: Final = 8
+#: Manifests and blobs of all images together; more are a bundle made to eat memory.
+_MOST_NAMED: Final = 5_000_000
+#: Mistakes that are named one by one.
+_SHOWN: Final = 20
+#: Seconds between two looks at a blob that another process fills, and how long one may stand still.
+_LOOK: Final = 0.05
+_STUCK: Final = 120.0
+
+
+#: Whether a repository may serve a blob already. Blocking; raises `StoreError` if that cannot be told.
+MayServe = Callable[[Repo, Digest], bool]
+
+
+class Source(Protocol):
+    """Where bytes come from. Every call may raise `BundleError`."""
+
+    def size(self, digest: Digest) -> int | None:
+        """The blob's bytes; None where it is not in here."""
+
+    def vouches(self, digest: Digest) -> bool:
+        """Whether the repository of its images has this blob, so that whoever may have these may have it."""
+
+    def manifest(self, digest: Digest) -> bytes | None:
+        """A small blob, verified; None where it is not in here."""
+
+    def body(self, digest: Digest, start: int, told: Told) -> AbstractContextManager[FileBody]:
+        """The blob's bytes from `start` on, not verified."""
+
+
+@dataclass(slots=True)
+class Site:
+    """Where images are taken in. `touch` notes the use of a blob, `exclusive` holds a lock over all processes of the
+    store, `age` is what a repository's route says of its tags.
+    """
+
+    store: BlobStore
+    catalog: Catalog
+    index: ContentIndex
+    room: Room
+    histories: TagHistories
+    touch: Callable[[Digest], None]
+    exclusive: Callable[[str], AbstractAsyncContextManager[None]]
+    age: Callable[[Repo], AgeRule]
+    now: Callable[[], float] = time.time
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedImage:
+    """`manifests` children before parents; `blobs` are sizes in bytes (-1 where nobody says it). `proven` are the blobs
+    that its repository may serve, `embedded` those whose bytes a manifest holds.
+    """
+
+    image: ListedImage
+    source: Source
+    manifests: tuple[Descriptor, ...]
+    blobs: Mapping[Digest, int]
+    proven: frozenset[Digest]
+    embedded: Mapping[Digest, bytes]
+
+
+@dataclass(slots=True)
+class Plan:
+    """What would be taken in. `absent` are blobs that are neither in the source, nor here for the repository that needs
+    them, with the name of an image that does; `refused` are images that cannot be taken, and why.
+    """
+
+    images: list[PlannedImage] = field(default_factory=list)
+    absent: dict[Digest, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def contents(self) -> dict[Digest, int]:
+        """Every digest that the sources have and the images need, with its size in bytes."""
+        found: dict[Digest, int] = {}
+        for planned in self.images:
+            for digest in (*(one.digest for one in planned.manifests), *planned.blobs):
+                size = planned.source.size(digest)
+                if size is not None:
+                    found[digest] = size
+        return found
+
+    def expect_whole(self, *, partial: bool) -> None:
+        """Raises `BundleError` where an image cannot be taken or, unless `partial`, would lack something."""
+        problems = [f"{name}: {reason}" for name, reason in self.refused.items()]
+        if not partial:
+            problems += [
+                f"{name}: {digest} is neither in it nor in this mirror for that repository"
+                for digest, name in self.absent.items()
+            ]
+        if problems:
+            more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+            raise BundleError("\n  ".join([*problems[:_SHOWN], *more]))
+
+
+@dataclass(slots=True)
+class Admitted:
+    """What became of a plan: images by name, blobs and manifests written and their bytes, blobs that were `here`
+    already. `damaged` are blobs that are wrong in the source, or cannot be read, and why; their images go without.
+    """
+
+    images: list[str] = field(default_factory=list)
+    written: dict[Digest, int] = field(default_factory=dict)
+    here: dict[Digest, int] = field(default_factory=dict)
+    damaged: dict[Digest, str] = field(default_factory=dict)
+    #: Tags that pointed to another digest before, by the image's name.
+    moved: dict[str, Digest] = field(default_factory=dict)
+    #: Whether the index was told of everything; if not it finds out when it is compared with the disk.
+    index_told: bool = True
+
+
+# -------------------------------------------------------------------------------------------------------- plan
+
+
+def plan_images(
+    images: Iterable[tuple[ListedImage, Source]],
+    store: BlobStore,
+    *,
+    may_serve: MayServe,
+    left_out: Collection[Digest] = (),
+    pass_over_damaged: bool = False,
+) -> Plan:
+    """Blocking: read every manifest, and compare what they say with what the sources have. Writes nothing.
+
+    `may_serve` says whether a repository may serve a blob already, and raises `StoreError` if that cannot be told;
+    `left_out` are the blobs of which a signed inventory says that this side has them. A blob of another size than its
+    descriptor says refuses the image, or with `pass_over_damaged` is one that `admit` will find to be wrong. Raises
+    `StoreError`.
+    """
+    planning = _Planning(store, may_serve, frozenset(left_out), pass_over_damaged)
+    for image, source in images:
+        try:
+            planning.plan.images.append(planning.image(image, source))
+        except (BundleError, ManifestMalformed) as error:
+            planning.plan.refused[image.name] = str(error)
+    return planning.plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a manifest names."""
+
+    descriptor: Descriptor
+    manifests: tuple[Descriptor, ...]
+    blobs: tuple[Descriptor, ...]
+
+
+class _Planning:
+    def __init__(
+        self, store: BlobStore, may_serve: MayServe, left_out: frozenset[Digest], pass_over_damaged: bool
+    ) -> None:
+        self.plan = Plan()
+        self._store = store
+        self._may_serve = may_serve
+        self._left_out = left_out
+        self._pass_over_damaged = pass_over_damaged
+        self._read: dict[tuple[Digest, str], _Read] = {}
+        self._named = 0
+
+    def image(self, image: ListedImage, source: Source) -> PlannedImage:
+        manifests: dict[Digest, Descriptor] = {}
+        blobs: dict[Digest, int] = {}
+        absent: list[Digest] = []
+        embedded: dict[Digest, bytes] = {}
+        for read in self._below(image.root, source, set(), 0):
+            manifests[read.descriptor.digest] = read.descriptor
+            for blob in read.blobs:
+                if blob.foreign or blob.digest in blobs:
+                    continue
+                blobs[blob.digest] = blob.size
+                if blob.data is not None:
+                    embedded[blob.digest] = blob.data
+                elif not self._expect_blob(image.repo, blob, source):
+                    absent.append(blob.digest)
+        if image.root.digest not in manifests:
+            raise BundleError(f"its manifest {image.root.digest} is not in it")
+        self._named += len(manifests) + len(blobs)
+        if self._named > _MOST_NAMED:
+            raise BundleError(f"the images name more than {_MOST_NAMED} blobs together")
+        for digest in absent:
+            self.plan.absent.setdefault(digest, image.name)
+        root = manifests[image.root.digest]
+        listed = ListedImage(image.repo, image.tag, root)
+        proven = frozenset(one for one in blobs.keys() - set(absent) if source.size(one) is None or source.vouches(one))
+        return PlannedImage(listed, source, tuple(manifests.values()), blobs, proven, embedded)
+
+    def _below(self, descriptor: Descriptor, source: Source, seen: set[Digest], depth: int) -> Iterator[_Read]:
+        """A manifest and those below it, children first. Children that are not there are platforms nobody pulled."""
+        if descriptor.digest in seen:
+            return
+        seen.add(descriptor.digest)
+        if depth > _DEEPEST:
+            raise BundleError("indexes within indexes within indexes")
+        read = self._manifest(descriptor, source)
+        if read is None:
+            return
+        for child in read.manifests:
+            yield from self._below(child, source, seen, depth + 1)
+        yield read
+
+    def _manifest(self, descriptor: Descriptor, source: Source) -> _Read | None:
+        digest, size = descriptor.digest, source.size(descriptor.digest)
+        key = digest, descriptor.media_type
+        if size is None:
+            return None
+        if size > LARGEST:
+            raise BundleError(f"the manifest {digest} has {size} bytes, more than the {LARGEST} allowed")
+        if descriptor.size not in (-1, size):
+            raise BundleError(f"{digest} has {size} bytes, where its descriptor says {descriptor.size}")
+        if key not in self._read:
+            content = source.manifest(digest)
+            if content is None:
+                return None
+            manifest = _parse(content, descriptor)
+            described = Descriptor(manifest.media_type, digest, len(content))
+            self._read[key] = _Read(described, manifest.manifests, manifest.blobs)
+        return self._read[key]
+
+    def _expect_blob(self, repo: Repo, blob: Descriptor, source: Source) -> bool:
+        """Whether there is such a blob for this repository, in the source or here. Raises `BundleError` for another
+        size, `StoreError`.
+        """
+        size = source.size(blob.digest)
+        if size is None:
+            here = _size_here(self._store, blob.digest)
+            if here is None or blob.size not in (-1, here):
+                return False
+            return blob.digest in self._left_out or self._may_serve(repo, blob.digest)
+        if blob.size not in (-1, size) and not self._pass_over_damaged:
+            raise BundleError(f"{blob.digest} has {size} bytes, where its descriptor says {blob.size}")
+        return True
+
+
+def _parse(content: bytes, descriptor: Descriptor) -> Manifest:
+    try:
+        return read_manifest(content, descriptor.media_type, algorithm=descriptor.digest.algorithm)
+    except ManifestMalformed as error:
+        raise BundleError(f"{descriptor.digest} is no manifest: {error}") from error
+
+
+def _size_here(store: BlobStore, digest: Digest) -> int | None:
+    """None: it is absent for certain. Raises `StoreError`."""
+    try:
+        return store.stat(digest).size
+    except BlobUnknown:
+        return None
+
+
+# ------------------------------------------------------------------------------------------------------- admit
+
+
+async def admit(plan: Plan, site: Site, *, told: Told = lambda _: None, pass_over_damaged: bool = False) -> Admitted:
+    """Take the planned images in. `told` counts bytes that need not be read, too.
+
+    `pass_over_damaged`: an image whose blob is wrong or unreadable in the source is taken without it, which is allowed
+    of one that is pulled through. Raises `BundleError`, `StoreFull`, `StoreError`; images that were done before stay.
+    """
+    admitting = _Admitting(plan, site, told, pass_over_damaged)
+    reservation = await admitting.reserve()
+    try:
+        for planned in plan.images:
+            await admitting.image(planned)
+    except (BundleError, StoreError) as error:
+        done = len(admitting.result.images)
+        raise type(error)(f"{error}; {done} of {len(plan.images)} images are in, another run goes on") from error
+    finally:
+        reservation.release()
+    return admitting.result
+
+
+class _Admitting:
+    def __init__(self, plan: Plan, site: Site, told: Told, pass_over_damaged: bool) -> None:
+        self.result = Admitted()
+        self._plan = plan
+        self._site = site
+        self._tell = told
+        self._pass_over_damaged = pass_over_damaged
+        self._stopped = False
+
+    async def reserve(self) -> Reservation:
+        """Room for everything that is to be written, at once: an import must not push out its own beginning."""
+        needed, here = await asyncio.to_thread(self._needed)
+        for digest in (*here, *await asyncio.to_thread(self._naming, frozenset(here))):
+            # noted as used, so that it is not what has to go
+            self._site.touch(digest)
+        try:
+            return await self._site.room.reserve(needed)
+        except StoreFull as error:
+            raise StoreFull(f"no room for the {format_size(needed)} to take in: {error}") from error
+
+    def _needed(self) -> tuple[int, list[Digest]]:
+        """Blocking: bytes that are not here, and what is, also of what a difference has left out."""
+        needed, here = 0, []
+        contents = self._plan.contents()
+        for digest in contents.keys() | {digest for planned in self._plan.images for digest in planned.blobs}:
+            if _size_here(self._site.store, digest) is None:
+                needed += contents.get(digest, 0)
+            else:
+                here.append(digest)
+        return needed, here
+
+    def _naming(self, here: frozenset[Digest]) -> list[Digest]:
+        """Blocking: the manifests because of which it is here. A blob that one names goes with its image, however
+        lately it was used itself.
+        """
+        names = NamesOnDisk(self._site.store, self._site.catalog).everywhere() if here else {}
+        return [each.digest for each in names.values() if each.digest not in here and not here.isdisjoint(each.blobs)]
+
+    async def image(self, planned: PlannedImage) -> None:
+        """Blobs, manifests, links, the index, and the tag last."""
+        for digest in planned.blobs:
+            if digest in planned.embedded and planned.source.size(digest) is None:
+                await asyncio.to_thread(self._put_embedded, digest, planned.embedded[digest])
+            else:
+                await self._blob(planned.source, digest)
+        manifests = [await asyncio.to_thread(self._manifest, planned, one) for one in planned.manifests]
+        await self._tell_index(planned, manifests)
+        await asyncio.to_thread(self._expect_whole, planned)
+        if planned.image.tag is not None:
+            await self._tag(planned.image, planned.image.tag)
+        self.result.images.append(planned.image.name)
+
+    def _told(self, count: int) -> None:
+        """Called from whichever thread reads; the way to end it."""
+        if self._stopped:
+            raise BundleError("stopped")
+        self._tell(count)
+
+    # --------------------------------------------------------------------------------------------- one blob
+
+    async def _blob(self, source: Source, digest: Digest) -> None:
+        done = self.result
+        size = source.size(digest)
+        if digest in done.written or digest in done.here or digest in done.damaged:
+            return
+        here = await asyncio.to_thread(_size_here, self._site.store, digest)
+        if here is not None and size not in (None, here):
+            # which of them is wrong, its bytes tell
+            await asyncio.to_thread(set_aside, self._site.store, digest)
+            here = await asyncio.to_thread(_size_here, self._site.store, digest)
+        if here is not None:
+            done.here[digest] = here
+            self._told(size or 0)
+        elif size is not None:
+            await self._take(source, digest, size)
+
+    def _put_embedded(self, digest: Digest, content: bytes) -> None:
+        """Blocking: a blob that its manifest brings."""
+        if digest in self.result.written or digest in self.result.here:
+            return
+        done = self.result.written if _size_here(self._site.store, digest) is None else self.result.here
+        self._site.store.put(digest, content)
+        done[digest] = len(content)
+
+    async def _take(self, source: Source, digest: Digest, size: int) -> None:
+        try:
+            by_us = await self._fill(source, digest, size)
+        except (BlobDamaged, BundleError) as error:
+            if self._stopped or not self._pass_over_damaged:
+                raise BundleError(f"taking in {digest}: {error}") from error
+            self.result.damaged[digest] = str(error)
+        else:
+            (self.result.written if by_us else self.result.here)[digest] = size
+
+    async def _fill(self, source: Source, digest: Digest, size: int) -> bool:
+        """Have the blob in the store; False: another process has put it there meanwhile."""
+        loop = asyncio.get_running_loop()
+        moved_at, seen = loop.time(), -1
+        while await asyncio.to_thread(_size_here, self._site.store, digest) is None:
+            ingest = await asyncio.to_thread(self._site.store.ingest, digest, "")
+            try:
+                if ingest.try_lock():
+                    return await self._in_thread(self._fill_locked, ingest, source, digest, size)
+                offset = ingest.offset
+            finally:
+                ingest.close()
+            if offset != seen:
+                moved_at, seen = loop.time(), offset
+            elif loop.time() - moved_at > _STUCK:
+                raise StoreError(f"another process fills {digest}, and does not move")
+            await asyncio.sleep(_LOOK)
+        return False
+
+    def _fill_locked(self, ingest: Ingest, source: Source, digest: Digest, size: int) -> bool:
+        """Blocking: go on where an earlier fill has stopped."""
+        if _size_here(self._site.store, digest) is not None:
+            # between the look and the lock another process may have published it
+            ingest.abort(keep=False)
+            return False
+        start = ingest.resume()
+        if start > size:
+            ingest.restart()
+            start = 0
+        self._told(start)
+        try:
+            try:
+                self._receive(ingest, source, digest, start)
+            except BlobDamaged:
+                if not start:
+                    raise
+                # what the earlier fill had left need not have been right
+                ingest.restart()
+                self._receive(ingest, source, digest, 0)
+        except BlobDamaged:
+            ingest.abort(keep=False)
+            raise
+        ingest.commit()
+        return True
+
+    def _receive(self, ingest: Ingest, source: Source, digest: Digest, start: int) -> None:
+        with source.body(digest, start, self._told) as body:
+            ingest.expect(body.size)
+            ingest.fill(body, lambda: None)
+        ingest.verify()
+
+    async def _in_thread(self, work: Callable[..., bool], *arguments: object) -> bool:
+        """Run blocking work; when cancelled, end it and wait for that, because it uses files of ours."""
+        return await to_its_end(asyncio.to_thread(work, *arguments), stop=self._stop)
+
+    def _stop(self) -> None:
+        self._stopped = True
+
+    # ------------------------------------------------------------------------------------ what names the blobs
+
+    def _manifest(self, planned: PlannedImage, descriptor: Descriptor) -> StoredManifest:
+        """Blocking: the bytes, then the link to them."""
+        site, repo, digest = self._site, planned.image.repo, descriptor.digest
+        content = planned.source.manifest(digest)
+        if content is None:
+            raise BundleError(f"{digest} is gone from where it was read before")
+        manifest = _parse(content, descriptor)
+        if not _is_sound(site.store, digest):
+            site.store.put(digest, content)
+            self.result.written[digest] = len(content)
+        elif digest not in self.result.written:
+            self.result.here[digest] = len(content)
+        self._told(len(content))
+        try:
+            record = site.catalog.get_manifest(repo, digest)
+        except RecordDamaged:
+            # what is written now replaces it
+            record = None
+        before = StoredManifest(record, manifest) if record and record.media_type == manifest.media_type else None
+        grants = _grants(manifest, planned.proven, before)
+        if before and before.record.grants == grants:
+            return before
+        since = before.record.fetched_at if before else site.now()
+        record = ManifestRecord(digest, manifest.media_type, len(content), since, grants)
+        site.catalog.put_manifest(repo, record)
+        return StoredManifest(record, manifest)
+
+    async def _tell_index(self, planned: PlannedImage, stored: Sequence[StoredManifest]) -> None:
+        """Sizes and last use for the eviction, and which repository may serve what, as a pull leaves them."""
+        manifests = [one.manifest for one in stored]
+        here = {manifest.digest: len(manifest.content) for manifest in manifests}
+        for digest in planned.blobs:
+            size = self.result.written.get(digest, self.result.here.get(digest))
+            if size is not None:
+                here[digest] = size
+        granted: dict[Digest, int] = {}
+        for one in stored:
+            granted |= granted_by(one)
+        now = self._site.now()
+        try:
+            await self._site.index.put([ContentRecord(digest, size, now) for digest, size in here.items()])
+            await self._site.index.name([ManifestNames.of(manifest) for manifest in manifests])
+            await self._site.index.link(planned.image.repo, granted)
+        except IndexUnavailable:
+            self.result.index_told = False
+
+    def _expect_whole(self, planned: PlannedImage) -> None:
+        """Blocking: before its tag is written, everything that an image leads to is seen to be here, and durable."""
+        for digest in planned.blobs:
+            expected = digest not in self._plan.absent and digest not in self.result.damaged
+            if expected and _size_here(self._site.store, digest) is None:
+                name = planned.image.name
+                raise StoreFull(f"{digest} of {name} was dropped while it was taken in: the store is too small")
+        # a tag must not outlive a power cut that what it leads to does not: here nobody can be asked for it again
+        self._site.store.settle()
+        self._site.catalog.settle()
+
+    async def _tag(self, image: ListedImage, tag: str) -> None:
+        """As if upstream had said it now: under the lock that pulls of this tag take, its history first."""
+        site, repo, root = self._site, image.repo, image.root
+        async with site.exclusive(f"tag {repo}:{tag}"):
+            was = await asyncio.to_thread(site.histories.known_tag, repo, tag)
+            said = TagRecord(tag, root.digest, root.media_type, root.size, site.now())
+            before = await asyncio.to_thread(site.histories.put_tag, repo, was, said, site.age(repo))
+        await asyncio.to_thread(site.catalog.settle)
+        if before is not None:
+            self.result.moved[image.name] = before
+
+
+def _grants(manifest: Manifest, proven: Collection[Digest], before: StoredManifest | None) -> tuple[Digest, ...] | None:
+    """What the record of a manifest says that its repository may serve because of it: what it may serve already, and
+    what was proven; None if that is what any manifest of its type grants.
+    """
+    may = {blob.digest for blob in manifest.blobs if not blob.foreign and blob.digest in proven}
+    if before:
+        may |= granted_by(before).keys()
+    may.discard(manifest.digest)
+    return None if may == named_by(manifest).keys() - {manifest.digest} else tuple(sorted(may))
+
+
+def _is_sound(store: BlobStore, digest: Digest) -> bool:
+    """Whether a manifest is here, and right; a damaged one is set aside. Raises `StoreError` if that cannot be told."""
+    try:
+        store.read(digest, LARGEST)
+    except BlobUnknown:
+        return False
+    except BlobDamaged:
+        set_aside(store, digest)
+        return False
+    return True

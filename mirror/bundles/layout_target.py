@@ -1,0 +1,143 @@
+"""Where a layout is written: a tar or a folder, under another name beside it until it is whole.
+
+create ── add … ──> finish()   synced, renamed, the folder that holds it synced
+               └──> abandon()  nothing is left
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from mirror.bundles.layout_source import file_errors
+from mirror.bundles.tar_members import END, file_header, folder_header, padding
+from mirror.errors import BundleError
+
+__all__ = ["FolderTarget", "LayoutTarget", "TarTarget", "create_layout"]
+
+
+class LayoutTarget(Protocol):
+    """Every call may raise `BundleError`; then only `abandon` may follow."""
+
+    def add(self, name: str, size: int, chunks: Iterable[bytes]) -> None:
+        """Write a file of `size` bytes. What `chunks` raises goes through."""
+
+    def finish(self) -> None:
+        """It is there, and durable."""
+
+    def abandon(self) -> None:
+        """Repeatable, harmless after `finish`."""
+
+
+def create_layout(path: Path, *, folder: bool) -> LayoutTarget:
+    """Raises `BundleError` where nothing can be written there. A tar replaces a file; a folder must be new or empty."""
+    return FolderTarget(path) if folder else TarTarget(path)
+
+
+def _beside(path: Path) -> Path:
+    return path.parent / f".{path.name}.{secrets.token_hex(8)}.part"
+
+
+class TarTarget:
+    """The same files always make the same tar."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = _beside(path)
+        self._folders: set[str] = set()
+        with file_errors(f"writing {path}"):
+            self._file = self._temporary.open("xb", buffering=1 << 20)
+
+    def add(self, name: str, size: int, chunks: Iterable[bytes]) -> None:
+        with file_errors(f"writing {self._path}"):
+            for folder in _parents(name):
+                if folder not in self._folders:
+                    self._folders.add(folder)
+                    self._file.write(folder_header(folder))
+            self._file.write(file_header(name, size))
+        written = 0
+        for chunk in chunks:
+            with file_errors(f"writing {self._path}"):
+                self._file.write(chunk)
+            written += len(chunk)
+        _expect_size(name, size, written)
+        with file_errors(f"writing {self._path}"):
+            self._file.write(padding(size))
+
+    def finish(self) -> None:
+        with file_errors(f"writing {self._path}"):
+            self._file.write(END)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._temporary.rename(self._path)
+            _sync_folder(self._path.parent)
+
+    def abandon(self) -> None:
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            self._temporary.unlink()
+
+
+class FolderTarget:
+    """A folder that appears as a whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = _beside(path)
+        with file_errors(f"writing {path}"):
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise BundleError(f"{path} is there already, and not empty")
+            self._temporary.mkdir()
+
+    def add(self, name: str, size: int, chunks: Iterable[bytes]) -> None:
+        place = self._temporary / name
+        with file_errors(f"writing {self._path}"):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file = place.open("xb", buffering=1 << 20)
+        written = 0
+        try:
+            for chunk in chunks:
+                with file_errors(f"writing {self._path}"):
+                    file.write(chunk)
+                written += len(chunk)
+            _expect_size(name, size, written)
+            with file_errors(f"writing {self._path}"):
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            with suppress(OSError):
+                file.close()
+
+    def finish(self) -> None:
+        with file_errors(f"writing {self._path}"):
+            for folder, _folders, _files in os.walk(self._temporary):
+                _sync_folder(Path(folder))
+            self._temporary.rename(self._path)
+            _sync_folder(self._path.parent)
+
+    def abandon(self) -> None:
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def _parents(name: str) -> list[str]:
+    return [str(parent) for parent in reversed(Path(name).parents) if str(parent) != "."]
+
+
+def _expect_size(name: str, size: int, written: int) -> None:
+    if written != size:
+        raise BundleError(f"{name} has {written} bytes, where {size} were expected")
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,440 @@
+"""`ls`, `show`, `verify`, `misses`: what is here, whether it is whole, and what was asked for in vain.
+
+All of them work on the disk, beside a running server as well as alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from mirror import config as settings
+from mirror import telemetry
+from mirror.app.storage import MISSES_LOCK, SCRUB_LOCK, Storage, open_storage, pin_rules, scrub_notes
+from mirror.cli.base import (
+    ConfigFile,
+    TextTable,
+    application,
+    complain,
+    description_column,
+    parse_images,
+    say,
+    say_json,
+)
+from mirror.cli.long_running import check_owner, check_there
+from mirror.config import routing_table
+from mirror.errors import ConfigError, MirrorError
+from mirror.eviction.pinned_images import PinnedImage, pinned_images
+from mirror.eviction.scrub import (
+    Scrub,
+    ScrubProgress,
+    dangling_records,
+    read_progress,
+    scrub_all,
+    scrub_image,
+)
+from mirror.inspect.as_json import image_json, whole_json
+from mirror.inspect.images import ImageHere, Overview, PlatformHere, Whole
+from mirror.oci.manifest import Descriptor
+from mirror.policy.image_names import Image, name_of
+from mirror.policy.misses import Miss
+from mirror.policy.selection import select
+from mirror.store.local.misses import LocalMisses
+from mirror.values.sizes import format_size, parse_size
+from mirror.values.timestamps import moment
+
+__all__ = ["ls", "misses", "show", "verify"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+# ------------------------------------------------------------------------------------------------------------- ls
+
+
+@application.command()
+def ls(
+    pattern: Annotated[str, typer.Argument(help="Images such as alpine, library/*, ghcr.io/**:v1.*")] = "**",
+    config: ConfigFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object in each line, for programs.")] = False,
+    incomplete: Annotated[
+        bool, typer.Option("--incomplete", help="Only images of which something is missing.")
+    ] = False,
+) -> None:
+    """List the images that are here, with the platforms that are complete."""
+    loaded = _load(config)
+    if not as_json:
+        say(_ROW.format("COMPLETE", "SIZE", "LAST PULL", "PINNED", "DIGEST", "IMAGE", "PLATFORMS").rstrip())
+    asyncio.run(_list(loaded, pattern, as_json, incomplete))
+
+
+_ROW = "{:<9} {:>8}  {:<16}  {:<6}  {:<19}  {:<50}  {}"
+
+
+async def _list(loaded: settings.Config, pattern: str, as_json: bool, incomplete: bool) -> None:
+    selection = select(pattern, routing_table(loaded))
+    async with open_storage(loaded) as storage:
+        async for image in _overview(loaded, storage).images(selection):
+            if incomplete and image.complete:
+                continue
+            say_json(image_json(image), indent=None) if as_json else say(_image_row(image))
+
+
+def _image_row(image: ImageHere) -> str:
+    return _ROW.format(
+        "emptied" if image.emptied else _yes(image.complete),
+        format_size(image.closure.held),
+        _date(image.used_at),
+        "yes" if image.pinned else "frozen" if image.frozen else "",
+        f"{image.root.digest.algorithm}:{image.root.digest.hex[:12]}",
+        image.name,
+        ",".join(image.complete_platforms),
+    ).rstrip()
+
+
+# ----------------------------------------------------------------------------------------------------------- show
+
+
+@application.command()
+def show(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="docker.io/library/app:1.0, or by digest.")],
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell everything about one image: what it consists of, what is missing, what it shares, why it stays."""
+    loaded = _load(config)
+    [wanted] = parse_images([image], loaded)
+    whole = asyncio.run(_show(loaded, wanted))
+    if as_json:
+        say_json(whole_json(whole))
+    else:
+        _print_whole(whole)
+
+
+async def _show(loaded: settings.Config, wanted: Image) -> Whole:
+    async with open_storage(loaded) as storage:
+        overview = _overview(loaded, storage)
+        found = await overview.image(wanted.repo, wanted.reference)
+        if found is None:
+            raise MirrorError(f"{wanted} is not here")
+        return await overview.whole(found)
+
+
+def _print_whole(whole: Whole) -> None:
+    image = whole.image
+    facts = {
+        "image": image.name,
+        "digest": str(image.root.digest),
+        "media type": image.root.media_type,
+        "complete offline": _completeness(image),
+        "size": f"{format_size(image.closure.held)} here, of which {format_size(whole.shared)} are shared",
+        "last pull": _date(image.used_at),
+        "fetched": _date(whole.fetched_at),
+        "tag looked up": _date(whole.checked_at),
+        "pinned": "; ".join(map(_reason, image.pinned)),
+        "frozen": f"since {_date(whole.frozen.since)} {whole.frozen.reason}" if whole.frozen else "",
+        "other tags": ", ".join(whole.other_tags),
+        "refers to": str(whole.subject or ""),
+        "referrers": ", ".join(_referrer(one) for one in whole.referrers),
+    }
+    for name, value in facts.items():
+        if value:
+            say(f"{name + ':':<18}{value}")
+    table = TextTable("platform", "manifest", "size", "complete")
+    for one in image.platforms:
+        table.add_row(one.name, str(one.digest), format_size(one.size), _state(one))
+    if image.platforms:
+        table.show()
+    for one in image.platforms:
+        for node in one.missing:
+            said = format_size(node.descriptor.size) if node.descriptor.size >= 0 else "size unknown"
+            say(f"missing: {node.digest}, {node.role.value}, {said}, {one.name or one.digest}")
+
+
+def _completeness(image: ImageHere) -> str:
+    missing, unpulled = image.closure.missing, image.closure.unpulled
+    if missing:
+        return f"no: {len(missing)} missing"
+    if not image.complete:
+        return "no: no platform was pulled"
+    return f"yes, but for {len(unpulled)} platforms that nobody pulled" if unpulled else "yes"
+
+
+def _state(one: PlatformHere) -> str:
+    if not one.pulled:
+        return "never pulled"
+    return f"no, {len(one.missing)} missing" if one.missing else "yes"
+
+
+def _reason(pinned: PinnedImage) -> str:
+    by = f"by the rule {pinned.rule}" if pinned.rule else f"as {name_of(pinned.repo, pinned.reference)}"
+    until = f", until {_date(pinned.until)}" if pinned.until else ""
+    return f"{by}{f', {pinned.reason}' if pinned.reason else ''}{until}"
+
+
+def _referrer(one: Descriptor) -> str:
+    return f"{one.digest} ({one.artifact_type or one.media_type})"
+
+
+# --------------------------------------------------------------------------------------------------------- verify
+
+
+@application.command()
+def verify(
+    image: Annotated[
+        list[str] | None, typer.Argument(metavar="IMAGE", help="Only these; without any, every blob.")
+    ] = None,
+    config: ConfigFile = None,
+    rate: Annotated[str | None, typer.Option(help="Bytes per second at most, such as 50MB.")] = None,
+    repair: Annotated[bool, typer.Option("--repair/--no-repair", help="Fetch again what is damaged.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Hash blobs again; set aside what is damaged and fetch it again; exit status 1 if something is not to be had."""
+    loaded = _load(config)
+    check_owner(loaded, "leaves")
+    limit = _parse_rate(rate)
+    images = parse_images(image or [], loaded)
+    with _bar(quiet=as_json) as bar:
+        report = asyncio.run(_verify(loaded, images, limit, repair, bar))
+    if as_json:
+        say_json(report)
+    else:
+        _print_report(report)
+    if report["lost"] or report["unreadable"] or report["missing"]:
+        raise typer.Exit(1)
+
+
+class _Bar:
+    """Told of the total once it is known, and of bytes as they are read."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._task = progress.add_task("hashing", total=None) if progress else None
+
+    def total(self, size: int, done: int = 0) -> None:
+        """In bytes."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, total=size, completed=done)
+
+    def read(self, size: int) -> None:
+        """In bytes."""
+        if self._progress is not None and self._task is not None:
+            self._progress.advance(self._task, size)
+
+
+@contextmanager
+def _bar(*, quiet: bool) -> Iterator[_Bar]:
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield _Bar(None)
+        return
+    columns = (description_column(), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        yield _Bar(progress)
+
+
+async def _verify(
+    loaded: settings.Config, images: Sequence[Image], rate: float | None, repair: bool, bar: _Bar
+) -> dict[str, Any]:
+    from mirror.app.building import build
+    from mirror.app.housekeeping import scrub_of
+
+    async with build(loaded, housework=False) as app:
+        scrub = scrub_of(app, rate=rate, repair=repair, read=bar.read)
+        if images:
+            return await _verify_images(loaded, app.storage, images, scrub, bar)
+        return await _verify_all(app.storage, scrub, bar)
+
+
+async def _verify_images(
+    loaded: settings.Config, storage: Storage, images: Sequence[Image], scrub: Scrub, bar: _Bar
+) -> dict[str, Any]:
+    store, catalog = storage.store, storage.catalog
+    overview = _overview(loaded, storage)
+    found = [(wanted, await overview.image(wanted.repo, wanted.reference)) for wanted in images]
+    absent = [str(wanted) for wanted, here in found if here is None]
+    if absent:
+        raise MirrorError(f"not here: {', '.join(absent)}")
+    here = [one for _, one in found if one is not None]
+    bar.total(sum({node.digest: max(0, node.descriptor.size) for one in here for node in one.closure.present}.values()))
+    progress = ScrubProgress(time.time())
+    missing: list[str] = []
+    for one in here:
+        lacking = await scrub_image(scrub, store, catalog, one.repo, one.root, progress)
+        missing += [f"{one.name}: {node.digest}" for node in lacking]
+    progress.complete_at = time.time()
+    return {**_progress_json(progress), "missing": missing, "dangling": []}
+
+
+async def _verify_all(storage: Storage, scrub: Scrub, bar: _Bar) -> dict[str, Any]:
+    store, catalog = storage.store, storage.catalog
+    held = storage.locks.try_hold(SCRUB_LOCK)
+    if held is None:
+        raise MirrorError("another process is verifying this store")
+    try:
+        notes = scrub_notes(storage.layout)
+        before = await asyncio.to_thread(read_progress, notes)
+        done = 0
+        if before and before.complete_at is None and before.after:
+            complain(f"going on after {before.after}, begun {_date(before.begun_at)}")
+            done = before.bytes
+        bar.total(await asyncio.to_thread(lambda: sum(info.size for info in store.walk())), done)
+        progress = await scrub_all(scrub, store, notes)
+    finally:
+        os.close(held)
+    dangling = await asyncio.to_thread(lambda: list(dangling_records(catalog, store)))
+    return {**_progress_json(progress), "missing": [], "dangling": dangling}
+
+
+def _progress_json(progress: ScrubProgress) -> dict[str, Any]:
+    shown = progress.to_json()
+    for name in ("after", "waiting"):
+        del shown[name]
+    return {**shown, "begunAt": moment(progress.begun_at), "completeAt": moment(progress.complete_at)}
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    for record in report["dangling"]:
+        say(f"record without content: {record}")
+    for digest in report["lost"]:
+        say(f"damaged and not repaired, now in quarantine: {digest}")
+    for digest in report["unreadable"]:
+        say(f"cannot be read, left in its place: {digest}")
+    for missing in report["missing"]:
+        say(f"missing: {missing}")
+    say(
+        f"{report['blobs']} blobs, {format_size(report['bytes'])} hashed; {report['damaged']} damaged: "
+        f"{report['repaired']} repaired, {report['unneeded']} not needed by any image, "
+        f"{len(report['lost']) + len(report['unreadable'])} not repaired"
+    )
+
+
+def _parse_rate(rate: str | None) -> float | None:
+    try:
+        limit = None if rate is None else parse_size(rate.removesuffix("/s"))
+    except ValueError as error:
+        raise ConfigError([f"--rate: {error}"]) from error
+    if limit == 0:
+        raise ConfigError(["--rate: a rate of nothing; leave it out for no limit"])
+    return limit
+
+
+# --------------------------------------------------------------------------------------------------------- misses
+
+
+@application.command()
+def misses(
+    config: ConfigFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list, for programs.")] = False,
+    images: Annotated[
+        bool, typer.Option("--images", help="One image in each line, without those that came since.")
+    ] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Forget them, after they were written out.")] = False,
+) -> None:
+    """List what a sealed mirror was asked for and does not have."""
+    loaded = _load(config)
+    if as_json and images:
+        raise ConfigError(["--json and --images exclude each other"])
+    if clear:
+        check_owner(loaded, "leaves")
+    asyncio.run(_misses(loaded, _printer(as_json, images), clear))
+
+
+def _printer(as_json: bool, images: bool) -> Callable[[list[tuple[Miss, str]]], None]:
+    if as_json:
+        return _print_misses_json
+    return _print_images if images else _print_misses
+
+
+async def _misses(loaded: settings.Config, write: Callable[[list[tuple[Miss, str]]], None], clear: bool) -> None:
+    async with open_storage(loaded) as storage:
+        report = LocalMisses(storage.layout)
+        overview = _overview(loaded, storage)
+
+        async def list_them() -> None:
+            write([(miss, await _now(overview, miss)) for miss in await asyncio.to_thread(report.read)])
+
+        if not clear:
+            await list_them()
+            return
+        # what comes meanwhile waits, and is not cleared unseen
+        async with storage.locks.named(MISSES_LOCK):
+            await list_them()
+            sys.stdout.flush()
+            await asyncio.to_thread(report.clear)
+
+
+async def _now(overview: Overview, miss: Miss) -> str:
+    """How it is with the image now: an import may have brought it since."""
+    if miss.reference is None:
+        return "unknown"
+    found = await overview.image(miss.repo, miss.reference)
+    return "absent" if found is None else "complete" if found.complete else "incomplete"
+
+
+def _print_misses(found: list[tuple[Miss, str]]) -> None:
+    table = TextTable("image", "requests", "first", "last", "now", "missing blobs")
+    for miss, now in found:
+        blobs = "\n".join(map(str, miss.blobs))
+        table.add_row(miss.image, str(miss.count), _date(miss.first), _date(miss.last), now, blobs)
+    if found:
+        table.show()
+    say(f"{len(found)} images were asked for and not, or not wholly, here")
+
+
+def _print_images(found: list[tuple[Miss, str]]) -> None:
+    for miss, now in found:
+        if now in ("absent", "incomplete"):
+            say(miss.image)
+
+
+def _print_misses_json(found: list[tuple[Miss, str]]) -> None:
+    listed = [
+        {
+            "image": miss.image,
+            "repository": str(miss.repo),
+            "reference": None if miss.reference is None else str(miss.reference),
+            "requests": miss.count,
+            "first": moment(miss.first),
+            "last": moment(miss.last),
+            "now": now,
+            "blobs": [str(digest) for digest in miss.blobs],
+        }
+        for miss, now in found
+    ]
+    say_json(listed)
+
+
+# ------------------------------------------------------------------------------------------------- what they share
+
+
+def _load(config: Path | None) -> settings.Config:
+    loaded = settings.load(config)
+    telemetry.set_up_logging("error")
+    check_there(loaded)
+    return loaded
+
+
+def _overview(loaded: settings.Config, storage: Storage) -> Overview:
+    pinned = pinned_images(storage.pins, pin_rules(loaded), storage.catalog, time.time())
+    freezes, unread = storage.freezes.look()
+    return Overview(storage.store, storage.catalog, storage.index, pinned, freezes, unread=unread)
+
+
+def _yes(answer: bool) -> str:
+    return "yes" if answer else "no"
+
+
+def _date(at: float | None) -> str:
+    """In UTC, to the minute."""
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}" if at else ""

@@ -1,0 +1,171 @@
+"""Where the victims of an eviction are found: in the index, or by a walk over the disk for want of one.
+
+Both feed the same plan, in the same order: what is loose and stale, then images and what is loose but young, by last
+use. From the index that takes a few look-ups for each victim, whatever the number of blobs; by a walk it takes a look
+at every blob and at every manifest.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
+from math import inf
+from typing import Final
+
+from mirror.errors import BlobUnknown
+from mirror.graph.references import NamesOnDisk
+from mirror.oci.digest import Digest
+from mirror.policy.eviction import Plan, Victim, coldest_enough, in_order, is_stale
+from mirror.policy.records import ContentRecord, ManifestNames, NamedContent, Standing
+from mirror.ports import BlobStore, ContentIndex
+
+__all__ = ["from_disk", "from_index"]
+
+#: Candidates asked for at first, and how much more each time while they are not enough.
+_FIRST_CANDIDATES: Final = 64
+_MORE: Final = 4
+#: Images whose content is asked for at once.
+_IMAGES: Final = 16
+
+
+async def from_index(
+    index: ContentIndex, size: int, spared: Collection[Digest], now: float, most: int | None = None
+) -> tuple[list[Victim], bool]:
+    """Victims that free `size` bytes, none of them `spared`; and whether there are no others.
+
+    They may be too few where that would mean to look at more than `most` candidates. Raises `IndexUnavailable`.
+    """
+    limit = _FIRST_CANDIDATES if most is None else min(_FIRST_CANDIDATES, most)
+    below: dict[Digest, list[NamedContent]] = {}
+    while True:
+        plan = Plan(size, spared, now)
+        loose = await index.coldest(Standing.LOOSE, limit)
+        stale = [record for record in loose if is_stale(record, now)]
+        for record in stale:
+            plan.take_loose(record)
+        roots: list[ContentRecord] = []
+        # where more stale ones may follow they go first
+        if not plan.enough and not len(loose) == len(stale) == limit:
+            roots = await index.coldest(Standing.ROOT, limit)
+            horizon = min((each[-1].last_used for each in (loose, roots) if len(each) == limit), default=inf)
+            rest = iter(in_order(loose[len(stale) :], roots, horizon))
+            while not plan.enough and (some := list(islice(rest, _IMAGES))):
+                wanted = [record.digest for record, is_image in some if is_image and record.digest not in spared]
+                below |= await _all_below(index, [digest for digest in wanted if digest not in below])
+                for record, is_image in some:
+                    if is_image:
+                        plan.take_image(record, below)
+                    else:
+                        plan.take_loose(record)
+        these_are_all = len(loose) < limit and len(roots) < limit
+        if these_are_all or plan.enough or limit == most:
+            return plan.victims, these_are_all
+        limit = limit * _MORE if most is None else min(limit * _MORE, most)
+
+
+async def _all_below(index: ContentIndex, manifests: Sequence[Digest]) -> dict[Digest, list[NamedContent]]:
+    """What these name, and what the manifests among that name, down to the last."""
+    found: dict[Digest, list[NamedContent]] = {}
+    left = list(manifests)
+    while left:
+        level = await index.below(left)
+        found |= level
+        children = (child for children in level.values() for child in children if child.is_manifest)
+        left = list({child.record.digest: None for child in children if child.record.digest not in found})
+    return found
+
+
+def from_disk(
+    store: BlobStore,
+    names: NamesOnDisk,
+    size: int,
+    spared: Collection[Digest],
+    touches: Mapping[Digest, float],
+    now: float,
+) -> tuple[list[Victim], bool]:
+    """Blocking: the same by what the disk knows of uses, and `touches` that it does not know yet. Raises `StoreError`.
+
+    Keeps in memory what manifests name, but of other blobs only those that are to go. A manifest that cannot be read
+    raises: what it names would look loose.
+    """
+    manifests = names.everywhere()
+    parents = Counter(child for each in manifests.values() for child in {*each.manifests, *each.blobs})
+    known: dict[Digest, ContentRecord] = {}
+
+    def loose() -> Iterator[ContentRecord]:
+        for info in store.walk():
+            record = ContentRecord(info.digest, info.size, max(info.used_at, touches.get(info.digest, 0.0)))
+            if info.digest in manifests:
+                known[info.digest] = record
+            elif info.digest not in parents:
+                yield record
+
+    blobs = coldest_enough(loose(), size, spared)
+    images = _Images(store, manifests, parents, known)
+    plan = Plan(size, spared, now)
+    stale = [record for record in blobs if is_stale(record, now)]
+    for record in stale:
+        plan.take_loose(record)
+    roots = images.roots()
+    for record, is_image in in_order(blobs[len(stale) :], roots):
+        if plan.enough:
+            break
+        if is_image:
+            plan.take_image(record, images.below(record.digest))
+        else:
+            plan.take_loose(record)
+    return plan.victims, not plan.enough
+
+
+class _Images:
+    """What the disk says about images."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        manifests: Mapping[Digest, ManifestNames],
+        parents: Mapping[Digest, int],
+        known: Mapping[Digest, ContentRecord],
+    ) -> None:
+        self._store = store
+        self._manifests = manifests
+        self._parents = parents
+        self._known = known
+
+    def roots(self) -> list[ContentRecord]:
+        """Manifests that no other names, least recently used first; the use of one below counts."""
+        found = [
+            ContentRecord(digest, record.size, max(self._known[each].last_used for each in self._with_below(digest)))
+            for digest, record in self._known.items()
+            if digest not in self._parents
+        ]
+        return sorted(found, key=lambda record: (record.last_used, record.digest))
+
+    def below(self, root: Digest) -> dict[Digest, list[NamedContent]]:
+        """Of the root and of each manifest below it: what it names and is here."""
+        return {digest: list(self._children(digest)) for digest in self._with_below(root)}
+
+    def _children(self, manifest: Digest) -> Iterator[NamedContent]:
+        names = self._manifests[manifest]
+        for digest in dict.fromkeys((*names.manifests, *names.blobs)):
+            record = self._known.get(digest) or self._looked_up(digest)
+            if record is not None:
+                yield NamedContent(record, self._parents[digest], digest in self._known)
+
+    def _looked_up(self, digest: Digest) -> ContentRecord | None:
+        try:
+            info = self._store.stat(digest)
+        except BlobUnknown:
+            return None
+        return ContentRecord(digest, info.size, info.used_at)
+
+    def _with_below(self, root: Digest) -> list[Digest]:
+        """Manifests that are here, this one first."""
+        found, left = [root], [root]
+        while left:
+            for child in self._manifests[left.pop()].manifests:
+                if child in self._known and child not in found:
+                    found.append(child)
+                    left.append(child)
+        return found

@@ -1,0 +1,241 @@
+"""Drop one image on purpose: what names it, then what nothing else needs.
+
+    1. refused while the image is pinned, or its tag is frozen, or it cannot be told whether it is
+    2. refused while a manifest or a tag that may need a part of it cannot be read: what that names is not known
+    3. the tag's record (by digest: those of all tags that point to it)
+    4. unless another tag of the repository points to the same: the links of its manifests that nothing else names
+    5. the blobs that no manifest of any repository names any more, but for those that pins and downloads need
+
+Everything is read before anything is dropped, so that a purge that is refused changes nothing. Before step 5 what came
+meanwhile is read as well; if that fails the blobs stay. A crash leaves blobs that nothing names, which eviction takes
+first. A pull in the same moment brings the image back, as any later one does: a purge is no prohibition (that is
+`[content] deny`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from mirror.aio.threads import to_its_end
+from mirror.errors import BlobDamaged, IndexUnavailable, Kept, ManifestUnknown, RecordDamaged, StoreError
+from mirror.eviction.damaged_notes import Subjects
+from mirror.eviction.evictor import Evictor
+from mirror.eviction.pinned_images import images_of, why_pinned
+from mirror.graph.closure import Closure, read_closure
+from mirror.graph.manifests import manifest_of_bytes
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor
+from mirror.oci.reference import Repo
+from mirror.policy.image_names import Image, name_of
+from mirror.policy.pins import PinRule
+from mirror.ports import BlobStore, Catalog, ContentIndex, Freezes, Pins
+
+__all__ = ["Purge", "Purged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """What went: tags, links of manifests, blobs and their bytes."""
+
+    image: str
+    repo: Repo
+    tags: tuple[str, ...]
+    manifests: tuple[Digest, ...]
+    blobs: int
+    bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "image": self.image,
+            "tags": list(self.tags),
+            "manifests": [str(digest) for digest in self.manifests],
+            "blobs": self.blobs,
+            "bytes": self.bytes,
+        }
+
+
+#: Of each manifest of each repository: which of the digests that may go it is, or names.
+_Named = Mapping[Repo, Mapping[Digest, frozenset[Digest]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is to go: tags, links of manifests, and of the `candidates` those that nothing names afterwards."""
+
+    repo: Repo
+    root: Digest
+    tags: tuple[str, ...]
+    manifests: tuple[Digest, ...]
+    candidates: frozenset[Digest]
+    named: _Named
+
+
+class Purge:
+    """Of one store. `forget` is told of what must not be answered from memory any more."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        catalog: Catalog,
+        pins: Pins,
+        rules: Iterable[PinRule],
+        freezes: Freezes,
+        index: ContentIndex,
+        evictor: Evictor,
+        *,
+        forget: Callable[[Repo, Collection[str], Collection[Digest]], None] = lambda repo, tags, digests: None,
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._pins = pins
+        self._rules = tuple(rules)
+        self._freezes = freezes
+        self._index = index
+        self._evictor = evictor
+        self._forget = forget
+
+    async def __call__(self, image: Image) -> Purged:
+        """Raises `ManifestUnknown` if it is not here, `Kept`, and `StoreError`: the image is as it was then, unless the
+        message says that blobs of it stay.
+        """
+        plan = await asyncio.to_thread(self._plan, image)
+        async with self._evictor.turn():
+            # pins that were put since are seen, and one that is put now waits for this turn before it is answered
+            await to_its_end(asyncio.to_thread(self._unname, image, plan))
+        await asyncio.to_thread(self._forget, image.repo, plan.tags, plan.manifests)
+        try:
+            # once more, now that the links are gone: what was linked meanwhile stays
+            named = await asyncio.to_thread(self._named, plan.candidates, plan.named)
+            needed = {repo: set().union(*by_manifest.values()) for repo, by_manifest in named.items()}
+            blobs, size = await self._evictor.drop(plan.candidates.difference(*needed.values()))
+        except StoreError as error:
+            raise StoreError(f"{image} is purged, but blobs of it stay until they are evicted: {error}") from error
+        with suppress(IndexUnavailable):
+            # without it the links are found to be wrong when index and disk are compared
+            await self._index.unlink(image.repo, sorted(plan.candidates - needed.get(image.repo, set())))
+        return Purged(name_of(image.repo, image.reference), image.repo, plan.tags, plan.manifests, blobs, size)
+
+    def _plan(self, image: Image) -> _Plan:
+        """Blocking: steps 1 and 2. Changes nothing."""
+        repo = image.repo
+        with _still_whole(image):
+            root, tags = self._find(image)
+            self._refuse_if_kept(image, root.digest, tags)
+            closure = read_closure(self._store, self._catalog, repo, root)
+            manifests = self._unnamed_manifests(repo, root, tags, closure)
+            candidates = frozenset(node.digest for node in closure.nodes) if manifests else frozenset[Digest]()
+            named = self._named(candidates, {})
+        return _Plan(repo, root.digest, tags, tuple(sorted(manifests)), candidates, named)
+
+    def _unname(self, image: Image, plan: _Plan) -> None:
+        """Blocking: steps 3 and 4. Raises `Kept`, `StoreError`."""
+        with _still_whole(image):
+            self._refuse_if_kept(image, plan.root, plan.tags)
+        for tag in plan.tags:
+            self._catalog.drop_tag(plan.repo, tag)
+        for digest in plan.manifests:
+            self._catalog.drop_manifest(plan.repo, digest)
+
+    def _find(self, image: Image) -> tuple[Descriptor, tuple[str, ...]]:
+        """What the image is, and the tags that go with it."""
+        repo = image.repo
+        if image.digest is None:
+            tag = str(image.reference)
+            record = self._catalog.get_tag(repo, tag)
+            if record is None:
+                raise ManifestUnknown(f"{image} is not here")
+            return Descriptor(record.media_type, record.digest, record.size), (tag,)
+        manifest = self._catalog.get_manifest(repo, image.digest)
+        if manifest is None:
+            raise ManifestUnknown(f"{image} is not here")
+        pointing = tuple(tag for tag in self._catalog.tags(repo) if self._points(repo, tag) == image.digest)
+        return Descriptor(manifest.media_type, image.digest, manifest.size), pointing
+
+    def _points(self, repo: Repo, tag: str) -> Digest | None:
+        record = self._catalog.get_tag(repo, tag)
+        return record.digest if record else None
+
+    def _refuse_if_kept(self, image: Image, digest: Digest, tags: Iterable[str]) -> None:
+        """Raises `Kept`, and `StoreError` where a pin or a freeze cannot be read and what it is for is not known."""
+        pins, unread_pins = self._pins.look()
+        freezes, unread_freezes = self._freezes.look()
+        subjects = Subjects(self._catalog).of([*unread_pins, *unread_freezes])
+        pinned = images_of(pins, subjects, self._rules, self._catalog, time.time())
+        for tag in (*tags, None):
+            for why in why_pinned(pinned, image.repo, tag=tag, digest=digest):
+                by = f"the rule {why.rule}" if why.rule else f"the pin of {name_of(why.repo, why.reference)}"
+                raise Kept(f"{image} stays because of {by}; unpin it first")
+        for note, (repo, reference) in subjects.items():
+            if note.kind == "freezes" and repo == image.repo:
+                name = name_of(repo, reference)
+                raise Kept(
+                    f"{image} stays because {name} is frozen, but at what cannot be read: freeze it --at a digest, or "
+                    "unfreeze it"
+                )
+        for freeze in freezes:
+            if freeze.repo == image.repo and freeze.digest == digest:
+                raise Kept(f"{image} stays because {freeze.repo}:{freeze.tag} is frozen at it; unfreeze that first")
+
+    def _unnamed_manifests(self, repo: Repo, root: Descriptor, tags: Collection[str], closure: Closure) -> set[Digest]:
+        """Those of the image that no tag but `tags`, and no freeze or manifest of the repository names. Raises
+        `StoreError`.
+        """
+        ours = {root.digest, *closure.named}
+        others = (tag for tag in self._catalog.tags(repo) if tag not in tags)
+        kept = {digest for tag in others if (digest := self._points(repo, tag))}
+        kept |= {freeze.digest for freeze in self._freezes.all() if freeze.repo == repo}
+        for digest in self._catalog.manifest_digests(repo):
+            if digest not in ours:
+                other = manifest_of_bytes(self._store, digest)
+                kept.update(child.digest for child in (other.manifests if other else ()))
+        left = [digest for digest in ours if digest in kept]
+        while left:
+            below = [child for child in closure.named.get(left.pop(), ()) if child in ours and child not in kept]
+            kept.update(below)
+            left += below
+        return (ours - kept).intersection(self._catalog.manifest_digests(repo))
+
+    def _named(self, candidates: Collection[Digest], known: _Named) -> _Named:
+        """Blocking, a file for each manifest that is not `known`: what every manifest here is, or names, of these
+        candidates. Raises `StoreError`.
+        """
+        found: dict[Repo, dict[Digest, frozenset[Digest]]] = {}
+        for repo in self._catalog.repositories() if candidates else ():
+            before, now = known.get(repo, {}), found.setdefault(repo, {})
+            # by their names: a damaged record is one of a manifest all the same
+            for digest in self._catalog.manifest_digests(repo):
+                named = before.get(digest)
+                if named is None:
+                    manifest = manifest_of_bytes(self._store, digest)
+                    if manifest is None:
+                        continue
+                    children = (child.digest for child in (*manifest.manifests, *manifest.blobs))
+                    named = frozenset(one for one in (digest, *children) if one in candidates)
+                now[digest] = named
+        return found
+
+
+@contextmanager
+def _still_whole(image: Image) -> Iterator[None]:
+    """Inside, nothing of the image is dropped yet, and errors say so. Raises `StoreError`."""
+    try:
+        yield
+    except StoreError as error:
+        raise StoreError(
+            f"{image} is not purged, for it cannot be told what must stay: {error}{_hint(error)}"
+        ) from error
+
+
+def _hint(error: StoreError) -> str:
+    """What helps against what does not go away by itself."""
+    if isinstance(error, BlobDamaged):
+        return "; `mirror verify` repairs it, or takes it out of the way"
+    if isinstance(error, RecordDamaged):
+        return "; pull or import it again, which writes a new one"
+    return ""

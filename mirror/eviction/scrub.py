@@ -1,0 +1,495 @@
+"""Reads every blob again and hashes it: what the disk has lost is found before a client needs it.
+
+    due ──> running ── every blob, in the order of digests ──> complete at <time>
+              │  ^
+    stopped, crashed: goes on after the last digest that was written down
+
+A blob that is found damaged:
+
+    wrong twice in a row ── set aside: into quarantine; open readers read on
+                              ├── fetched again, by a repository that names it and may ask upstream    repaired
+                              ├── no image here names it                                               not needed
+                              └── sealed, or upstream does not give it                                 lost
+    cannot be read ── left where it is: the fault may be the cable's; what it is goes into the report  unreadable
+
+Twice, because memory and cables err as well, and because another process may have replaced the file meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import dropwhile, islice
+from typing import Any, Final, Protocol
+
+from mirror import telemetry
+from mirror.aio.threads import to_its_end
+from mirror.errors import BlobDamaged, BlobUnknown, MirrorError, RequestError, StoreError
+from mirror.graph.closure import Node, Role, read_closure
+from mirror.graph.manifests import has_blob, manifest_of_bytes
+from mirror.oci.digest import Digest, hasher
+from mirror.oci.manifest import Descriptor, Manifest
+from mirror.oci.reference import Repo
+from mirror.policy.token_bucket import Pace
+from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog, SupportsReadOnce
+from mirror.repository.router import Router
+from mirror.repository.shared import Shelf
+
+__all__ = [
+    "Notebook",
+    "Owner",
+    "Scrub",
+    "ScrubProgress",
+    "dangling_records",
+    "fetching_through",
+    "read_progress",
+    "scrub_all",
+    "scrub_image",
+    "scrub_when_due",
+]
+
+#: Read in one go, in bytes.
+_PIECE: Final = 1 << 20
+#: Seconds between two notes of how far a scrub is.
+_NOTE_EVERY: Final = 10.0
+#: Damaged blobs that are looked for in the catalog in one go, and how many owners of each are asked.
+_BATCH: Final = 256
+_MOST_OWNERS: Final = 8
+#: Digests that a report names; it counts all of them.
+_MOST_NAMED: Final = 1000
+#: Blobs listed in one go.
+_LISTED: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A repository that names a blob; `is_manifest`: as a manifest of its own."""
+
+    repo: Repo
+    is_manifest: bool
+
+
+class Notebook(Protocol):
+    """Where progress outlives the process. Blocking."""
+
+    def read(self, key: str) -> dict[str, Any] | None:
+        """What was written last."""
+
+    def write(self, key: str, note: Mapping[str, Any]) -> None:
+        """Raises `StoreError`."""
+
+
+@dataclass(slots=True)
+class ScrubProgress:
+    """How far a scrub is and what it found. `bytes` were read; times are epoch seconds; `after` None: at the begin.
+
+    `waiting` are damaged blobs whose repair was not tried yet.
+    """
+
+    begun_at: float
+    after: Digest | None = None
+    blobs: int = 0
+    bytes: int = 0
+    damaged: int = 0
+    repaired: int = 0
+    unneeded: int = 0
+    lost: list[Digest] = field(default_factory=list)
+    unreadable: list[Digest] = field(default_factory=list)
+    waiting: list[Digest] = field(default_factory=list)
+    complete_at: float | None = None
+
+    @property
+    def good(self) -> bool:
+        """Whether everything is as it should be, perhaps after repairs."""
+        return not self.lost and not self.unreadable
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is written down and shown."""
+        return {
+            "begunAt": self.begun_at,
+            "completeAt": self.complete_at,
+            "after": str(self.after) if self.after else None,
+            "blobs": self.blobs,
+            "bytes": self.bytes,
+            "damaged": self.damaged,
+            "repaired": self.repaired,
+            "unneeded": self.unneeded,
+            "lost": [str(digest) for digest in self.lost],
+            "unreadable": [str(digest) for digest in self.unreadable],
+            "waiting": [str(digest) for digest in self.waiting],
+        }
+
+    @classmethod
+    def from_json(cls, note: Mapping[str, Any]) -> ScrubProgress | None:
+        """Read it back; None if it makes no sense."""
+        try:
+            return cls(
+                float(note["begunAt"]),
+                Digest.parse(note["after"]) if note["after"] else None,
+                int(note["blobs"]),
+                int(note["bytes"]),
+                int(note["damaged"]),
+                int(note["repaired"]),
+                int(note["unneeded"]),
+                [Digest.parse(text) for text in note["lost"]],
+                [Digest.parse(text) for text in note["unreadable"]],
+                [Digest.parse(text) for text in note["waiting"]],
+                None if note["completeAt"] is None else float(note["completeAt"]),
+            )
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RequestError):
+            return None
+
+
+class Scrub:
+    """Checks blobs at a pace, and mends what it can."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        catalog: Catalog,
+        *,
+        rate: float | None = None,
+        fetch_again: Callable[[Owner, Digest], Awaitable[None]] | None = None,
+        may_fetch: Callable[[Repo], bool] = lambda _: True,
+        read: Callable[[int], None] = lambda _: None,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`rate` in bytes per second. `fetch_again` brings a blob back or raises `MirrorError`; None: nothing is
+        repaired. `may_fetch` says which repositories have an upstream; `read` is told of bytes read.
+        """
+        self._store = store
+        self._catalog = catalog
+        self._pace = Pace(rate)
+        self._fetch_again = fetch_again
+        self._may_fetch = may_fetch
+        self._read = read
+        self._now = now
+        self._sleep = sleep
+
+    async def check(self, digest: Digest, progress: ScrubProgress) -> None:
+        """Hash one blob; what is damaged is set aside and waits for `mend`. Blobs that are gone are none of ours.
+
+        Raises `StoreError` where the damaged blob cannot be set aside.
+        """
+        try:
+            left = not await self._is_right(digest, progress) and await self._leaves(digest, progress)
+        except BlobUnknown:
+            return
+        except StoreError as error:
+            telemetry.SCRUB_DAMAGED.inc()
+            telemetry.log.error("scrub.unreadable", digest=str(digest), reason=str(error))
+            progress.damaged += 1
+            _name(progress.unreadable, digest)
+            return
+        progress.blobs += 1
+        if not left:
+            return
+        telemetry.SCRUB_DAMAGED.inc()
+        telemetry.log.error("scrub.damaged", digest=str(digest))
+        progress.damaged += 1
+        progress.waiting.append(digest)
+        if len(progress.waiting) >= _BATCH:
+            await self.mend(progress)
+
+    async def _is_right(self, digest: Digest, progress: ScrubProgress) -> bool:
+        """Raises `BlobUnknown`, `StoreError`."""
+        _, reader = self._store.open(digest)
+        try:
+            return await self._hashes_to(reader, digest, progress)
+        finally:
+            reader.close()
+
+    async def _leaves(self, digest: Digest, progress: ScrubProgress) -> bool:
+        """A second look at what was wrong at the first; what is still wrong is set aside. False as well if another
+        process has replaced the file meanwhile. Raises `BlobUnknown`, `StoreError`.
+        """
+        _, reader = self._store.open(digest)
+        try:
+            if await self._hashes_to(reader, digest, progress):
+                return False
+            return await to_its_end(asyncio.to_thread(self._store.set_aside, digest, reader))
+        finally:
+            reader.close()
+
+    async def _hashes_to(self, reader: BlobReader, digest: Digest, progress: ScrubProgress) -> bool:
+        hashing, offset = hasher(digest), 0
+        while True:
+            # to its end: the descriptor must not be closed, and perhaps given away, under the thread
+            piece = await to_its_end(asyncio.to_thread(_read_and_hash, reader, offset, hashing.update))
+            if not piece:
+                break
+            offset += len(piece)
+            telemetry.SCRUBBED_BYTES.inc(len(piece))
+            self._read(len(piece))
+            wait = self._pace.take(len(piece), self._now())
+            if wait > 0:
+                await self._sleep(wait)
+        progress.bytes += offset
+        return hashing.hexdigest() == digest.hex
+
+    async def mend(self, progress: ScrubProgress) -> None:
+        """Fetch again what waits, manifests first: they say which repositories may have the rest."""
+        while progress.waiting:
+            batch = progress.waiting[:_BATCH]
+            owners = await asyncio.to_thread(owners_of, self._catalog, self._store, batch)
+            batch.sort(key=lambda digest: not any(owner.is_manifest for owner in owners.get(digest, ())))
+            for digest in batch:
+                await self._mend_one(digest, owners.get(digest, []), progress)
+                progress.waiting.remove(digest)
+
+    async def _mend_one(self, digest: Digest, owners: list[Owner], progress: ScrubProgress) -> None:
+        if not owners:
+            progress.unneeded += 1
+            telemetry.log.info("scrub.unneeded", digest=str(digest))
+        elif await self.bring(digest, owners):
+            progress.repaired += 1
+        else:
+            _name(progress.lost, digest)
+            telemetry.log.error("scrub.lost", digest=str(digest), repository=str(owners[0].repo))
+
+    async def bring(self, digest: Digest, owners: Iterable[Owner]) -> bool:
+        """Have a blob fetched for one of these; whether it is here now."""
+        for owner in owners:
+            if self._fetch_again is None or not self._may_fetch(owner.repo):
+                continue
+            try:
+                await self._fetch_again(owner, digest)
+                # it must be on the disk again, not only have gone through
+                self._store.stat(digest)
+            except MirrorError as error:
+                telemetry.log.warning(
+                    "scrub.repair failed", digest=str(digest), repository=str(owner.repo), reason=str(error)
+                )
+                continue
+            telemetry.log.info("scrub.repaired", digest=str(digest), repository=str(owner.repo))
+            return True
+        return False
+
+
+def _name(named: list[Digest], digest: Digest) -> None:
+    if len(named) < _MOST_NAMED and digest not in named:
+        named.append(digest)
+
+
+def _read_and_hash(reader: BlobReader, offset: int, update: Callable[[bytes], None]) -> bytes:
+    """Blocking."""
+    read = reader.pread_once if isinstance(reader, SupportsReadOnce) else reader.pread
+    piece = read(_PIECE, offset)
+    update(piece)
+    return piece
+
+
+# ------------------------------------------------------------------------------------------------- the whole store
+
+
+def read_progress(notes: Notebook) -> ScrubProgress | None:
+    """Blocking: how far the last scrub of everything is; None where there was none. Raises `StoreError`."""
+    note = notes.read(_KEY)
+    return ScrubProgress.from_json(note) if note else None
+
+
+_KEY: Final = "everything"
+
+
+async def scrub_all(
+    scrub: Scrub, store: BlobStore, notes: Notebook, *, now: Callable[[], float] = time.time
+) -> ScrubProgress:
+    """Every blob of the store, from where the last one stopped. One process at a time: the caller holds a lock.
+
+    Raises `StoreError`; what was done so far is written down then as well.
+    """
+    before = await asyncio.to_thread(read_progress, notes)
+    progress = before if before and before.complete_at is None else ScrubProgress(now())
+    telemetry.log.info("scrub.begun", after=str(progress.after) if progress.after else None)
+    noted_at = time.monotonic()
+    try:
+        async for info in _blobs_after(store, progress.after):
+            await scrub.check(info.digest, progress)
+            progress.after = info.digest
+            if time.monotonic() - noted_at >= _NOTE_EVERY:
+                await asyncio.to_thread(_note, notes, progress)
+                noted_at = time.monotonic()
+        await scrub.mend(progress)
+        progress.complete_at = now()
+    finally:
+        # here, not in a thread: a cancelled task cannot wait for one
+        _note(notes, progress)
+    telemetry.SCRUB_COMPLETE.set(progress.complete_at)
+    counted = ("blobs", "bytes", "damaged", "repaired", "unneeded")
+    telemetry.log.info("scrub.complete", **{name: getattr(progress, name) for name in counted}, lost=len(progress.lost))
+    return progress
+
+
+def _note(notes: Notebook, progress: ScrubProgress) -> None:
+    """Blocking. A disk that takes no notes does not end a scrub: the next one begins earlier."""
+    with suppress(StoreError):
+        notes.write(_KEY, progress.to_json())
+
+
+async def _blobs_after(store: BlobStore, after: Digest | None) -> AsyncIterator[BlobInfo]:
+    blobs: Iterator[BlobInfo] = iter(store.walk())
+    if after is not None:
+        blobs = dropwhile(lambda info: info.digest <= after, blobs)
+    while batch := await asyncio.to_thread(lambda: list(islice(blobs, _LISTED))):
+        for info in batch:
+            yield info
+
+
+# --------------------------------------------------------------------------------------------------------- an image
+
+
+async def scrub_image(
+    scrub: Scrub, store: BlobStore, catalog: Catalog, repo: Repo, root: Descriptor, progress: ScrubProgress
+) -> list[Node]:
+    """Everything of one image; what is missing is fetched as well. Returns what still is. Raises `StoreError`."""
+    seen: set[Digest] = set()
+    while True:
+        closure = await asyncio.to_thread(read_closure, store, catalog, repo, root)
+        # a damaged manifest looks like one that nobody pulled
+        fresh = [node for node in closure.nodes if node.digest not in seen and has_blob(store, node.digest)]
+        for node in fresh:
+            seen.add(node.digest)
+            await scrub.check(node.digest, progress)
+        await scrub.mend(progress)
+        missing = [node for node in closure.missing if not has_blob(store, node.digest)]
+        brought = [
+            node
+            for node in missing
+            if await scrub.bring(node.digest, [Owner(repo, node.role in (Role.INDEX, Role.MANIFEST))])
+        ]
+        # a manifest that came back names what was not known before
+        if not fresh and not brought:
+            return missing
+
+
+def fetching_through(router: Router, shelf: Shelf) -> Callable[[Owner, Digest], Awaitable[None]]:
+    """Fetches a blob again as a client's request would."""
+
+    async def fetch_again(owner: Owner, digest: Digest) -> None:
+        repository = router.repository(owner.repo)
+        if owner.is_manifest:
+            # what is in memory would be answered, and nothing be stored
+            shelf.manifests.drop((owner.repo, digest))
+            await repository.manifest(digest)
+        else:
+            await repository.fetch(digest, lambda _received, _size: None)
+
+    return fetch_again
+
+
+# ---------------------------------------------------------------------------------------------- what names what
+
+
+def owners_of(catalog: Catalog, store: BlobStore, digests: Collection[Digest]) -> dict[Digest, list[Owner]]:
+    """Blocking: which repositories name these blobs, a few for each. Reads every manifest that is here. Raises
+    `StoreError` if one cannot be read: it may be the only one that needs a blob.
+    """
+    wanted = set(digests)
+    found: dict[Digest, list[Owner]] = {}
+
+    def add(digest: Digest, owner: Owner) -> None:
+        owners = found.setdefault(digest, [])
+        if owner not in owners and len(owners) < _MOST_OWNERS:
+            owners.append(owner)
+
+    for repo in catalog.repositories():
+        for each in catalog.manifest_digests(repo):
+            if each in wanted:
+                add(each, Owner(repo, True))
+            manifest = _unless_damaged(store, each)
+            for blob in manifest.blobs if manifest else ():
+                if blob.digest in wanted:
+                    add(blob.digest, Owner(repo, False))
+    return found
+
+
+def _unless_damaged(store: BlobStore, digest: Digest) -> Manifest | None:
+    """A damaged one is for the scrub to find: until then nobody can know what it named."""
+    try:
+        return manifest_of_bytes(store, digest)
+    except BlobDamaged:
+        return None
+
+
+def dangling_records(catalog: Catalog, store: BlobStore) -> Iterator[str]:
+    """Blocking: tags without their manifest, manifests without their bytes, and records that cannot be read, in words
+    for people. Raises `StoreError` if something cannot be listed.
+
+    They are harmless: with an upstream the next pull mends them.
+    """
+    for repo in catalog.repositories():
+        for digest in catalog.manifest_digests(repo):
+            if trouble := _trouble_with_manifest(catalog, store, repo, digest):
+                yield f"{repo}@{digest}: {trouble}"
+        for tag in catalog.tags(repo):
+            if trouble := _trouble_with_tag(catalog, repo, tag):
+                yield f"{repo}:{tag}: {trouble}"
+
+
+def _trouble_with_manifest(catalog: Catalog, store: BlobStore, repo: Repo, digest: Digest) -> str | None:
+    try:
+        catalog.get_manifest(repo, digest)
+        return None if has_blob(store, digest) else "its manifest is gone"
+    except StoreError as error:
+        return str(error)
+
+
+def _trouble_with_tag(catalog: Catalog, repo: Repo, tag: str) -> str | None:
+    try:
+        pointer = catalog.get_tag(repo, tag)
+        if pointer is None or catalog.get_manifest(repo, pointer.digest) is not None:
+            return None
+    except StoreError as error:
+        return str(error)
+    return f"points to {pointer.digest}, which is not here"
+
+
+# ----------------------------------------------------------------------------------------------------- on a schedule
+
+
+async def scrub_when_due(
+    scrub: Scrub,
+    store: BlobStore,
+    notes: Notebook,
+    *,
+    every: float,
+    since: float,
+    try_hold: Callable[[], int | None],
+    look_every: float = 600.0,
+    now: Callable[[], float] = time.time,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """For ever: scrub everything `every` seconds after the last time, or after `since` (epoch seconds) if never.
+
+    One process at a time does it, the one that holds a lock; an interrupted scrub goes on without waiting for its turn.
+    """
+    while True:
+        try:
+            held = try_hold() if _is_due(await asyncio.to_thread(read_progress, notes), every, since, now()) else None
+            if held is not None:
+                try:
+                    # another process may just have done it
+                    if _is_due(await asyncio.to_thread(read_progress, notes), every, since, now()):
+                        await scrub_all(scrub, store, notes, now=now)
+                finally:
+                    os.close(held)
+        except StoreError as error:
+            telemetry.log.warning("scrubbing failed", reason=str(error))
+        except Exception:
+            # whatever it was: without this task the disk is never looked at again
+            telemetry.log.exception("scrubbing crashed")
+        await sleep(look_every)
+
+
+def _is_due(last: ScrubProgress | None, every: float, since: float, now: float) -> bool:
+    if last is None:
+        return now - since >= every
+    if last.complete_at is None:
+        return True
+    telemetry.SCRUB_COMPLETE.set(last.complete_at)
+    return now - last.complete_at >= every

@@ -1,0 +1,1 @@
+"""How bytes come: one download of a blob, and what follows it."""

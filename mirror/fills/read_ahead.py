@@ -1,0 +1,115 @@
+"""Fetches the blobs of a manifest that a client has just been given, before the client asks for them.
+
+    manifest fetched ──> begin() ──> in its order: here already? under way? too large? ── no ──> a slot ──> flight
+                                                         └── yes: left alone        (`at_once` of them in a process)
+
+The client's own requests then find their blobs under way and follow. Nothing waits for what is done here, and nothing
+that goes wrong here reaches a client: its own request will tell. What is not begun when the mirror stops never is; what
+is under way stays as a partial, like any other fill.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final, Protocol
+
+from mirror import telemetry
+from mirror.aio.singleflight import end
+from mirror.errors import MirrorError
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Manifest
+
+__all__ = ["Ahead", "Fetching"]
+
+#: Manifests whose blobs wait for a slot; more are let go. Each was asked for by somebody who then asks for the blobs.
+_MOST_WAITING: Final = 200
+
+
+class Fetching(Protocol):
+    """What is needed of a repository (`ProxiedRepository`, `GuardedRepository`)."""
+
+    def holds(self, digest: Digest) -> bool:
+        """Whether its bytes are here."""
+
+    def awaits(self, digest: Digest) -> bool:
+        """Whether this process has it under way."""
+
+    async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
+        """Have it here. Raises `MirrorError`."""
+
+
+class Ahead:
+    """One in each process that serves."""
+
+    def __init__(self, limit: Callable[[], Awaitable[int]], *, at_once: int) -> None:
+        """`limit` tells the most bytes that the store may hold now. `at_once` blobs are under way at most."""
+        self._limit = limit
+        self._slots = asyncio.Semaphore(at_once)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._manifests: set[Digest] = set()
+        self._closed = False
+
+    def begin(self, repository: Fetching, manifest: Manifest) -> None:
+        """In the background: config and layers of an image manifest. Returns at once; raises nothing.
+
+        An index is left alone: its platforms are for clients to choose from.
+        """
+        full = len(self._manifests) >= _MOST_WAITING
+        if self._closed or full or manifest.is_index or manifest.digest in self._manifests:
+            return
+        self._manifests.add(manifest.digest)
+        telemetry.AHEAD.inc()
+        task = self._start(partial(self._all, repository, manifest))
+        task.add_done_callback(lambda _: self._ended(manifest.digest))
+
+    async def aclose(self) -> None:
+        """End it all; what was under way stays as partials. Repeatable."""
+        self._closed = True
+        while self._tasks:
+            await end(*self._tasks)
+
+    def _ended(self, digest: Digest) -> None:
+        self._manifests.discard(digest)
+        telemetry.AHEAD.dec()
+
+    def _start(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(_logged(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _all(self, repository: Fetching, manifest: Manifest) -> None:
+        room = await self._limit()
+        for blob in {blob.digest: blob for blob in manifest.blobs}.values():
+            # a blob of unknown size may be one that the store cannot take
+            if blob.foreign or not 0 <= blob.size <= room:
+                continue
+            # an image that the store cannot hold as a whole must not push out its own first layers
+            room -= blob.size
+            if not self._is_needless(repository, blob.digest):
+                await self._slots.acquire()
+                task = self._start(partial(self._one, repository, blob.digest))
+                task.add_done_callback(lambda _: self._slots.release())
+
+    async def _one(self, repository: Fetching, digest: Digest) -> None:
+        # the client may have come first while we waited for the slot
+        if not self._is_needless(repository, digest):
+            await repository.fetch(digest, _nobody)
+
+    def _is_needless(self, repository: Fetching, digest: Digest) -> bool:
+        return repository.awaits(digest) or repository.holds(digest)
+
+
+async def _logged(work: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await work()
+    except MirrorError as error:
+        telemetry.log.debug("not fetched ahead", reason=str(error))
+    except Exception:
+        telemetry.log.exception("fetching ahead crashed")
+
+
+def _nobody(_received: int, _size: int | None) -> None:
+    """Nobody is told of the progress."""

@@ -1,0 +1,78 @@
+"""What refers to a manifest, out of the manifests that a repository has here (distribution-spec, "Listing Referrers").
+
+A repository's manifests are gone over at most every few seconds, and each is read once: its bytes never change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Final
+
+from mirror.aio.lru import Hot
+from mirror.aio.singleflight import Once
+from mirror.graph.damage import manifest_to_serve
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor, Manifest
+from mirror.oci.reference import Repo
+from mirror.ports import BlobStore, Catalog
+
+__all__ = ["Referring"]
+
+#: Seconds that what was read stands.
+_READ_EVERY: Final = 2.0
+
+#: The subject of a manifest, and how others point to that manifest.
+_Seen = Mapping[Digest, tuple[Digest | None, Descriptor]]
+
+
+class Referring:
+    """Of all repositories, as this process has read them."""
+
+    def __init__(self, store: BlobStore, catalog: Catalog, once: Once, now: Callable[[], float]) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._once = once
+        self._now = now
+        self._read: Hot[Repo, tuple[float, _Seen]] = Hot(32 << 20, lambda read: 512 + 768 * len(read[1]))
+
+    async def to(self, repo: Repo, digest: Digest) -> list[Descriptor] | None:
+        """Descriptors of the manifests whose subject is `digest`, sorted by digest; None: nothing at all is here.
+
+        Raises `StoreError` if a manifest cannot be read: a list without it would say that there is no signature.
+        """
+        read = self._read.get(repo)
+        if read is None or not read[0] <= self._now() < read[0] + _READ_EVERY:
+            before = read[1] if read else {}
+            seen = await self._once.run(("referring", repo), lambda: asyncio.to_thread(self._from_disk, repo, before))
+            read = self._now(), seen
+            self._read.put(repo, read)
+        if not read[1]:
+            return None
+        found = [descriptor for subject, descriptor in read[1].values() if subject == digest]
+        return sorted(found, key=lambda descriptor: descriptor.digest)
+
+    def _from_disk(self, repo: Repo, before: _Seen) -> _Seen:
+        seen = {}
+        for record in self._catalog.manifests(repo):
+            known = before.get(record.digest) or self._look_at(repo, record.digest)
+            if known:
+                seen[record.digest] = known
+        return seen
+
+    def _look_at(self, repo: Repo, digest: Digest) -> tuple[Digest | None, Descriptor] | None:
+        stored = manifest_to_serve(self._store, self._catalog, repo, digest)
+        if stored is None:
+            return None
+        manifest = stored.manifest
+        if manifest.subject is None:
+            return None, manifest.descriptor
+        return manifest.subject.digest, replace(manifest.descriptor, annotations=_annotations(manifest))
+
+
+def _annotations(manifest: Manifest) -> dict[str, str]:
+    """The listing repeats them: that is where signatures and attestations say what they are."""
+    said = json.loads(manifest.content).get("annotations")
+    return {name: value for name, value in said.items() if isinstance(value, str)} if isinstance(said, dict) else {}

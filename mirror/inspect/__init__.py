@@ -1,0 +1,1 @@
+"""What people are shown: images, tags, and why an answer came about."""

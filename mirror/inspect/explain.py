@@ -1,0 +1,209 @@
+"""What there is to say about an image or a digest: the last answers, what is on the disk, what the next pull will do.
+
+From the disk alone; upstream is not asked, and no running server either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from mirror.errors import BlobUnknown, Denied
+from mirror.inspect.images import ImageHere, Overview
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Reference, Repo
+from mirror.policy.content import ContentLists
+from mirror.policy.forecast import Facts, blob_forecast, forecast
+from mirror.policy.history import Choice, choose, recalled
+from mirror.policy.recent import LastAnswer
+from mirror.policy.records import Freeze, TagRecord
+from mirror.policy.rules import RouteRule
+from mirror.ports import BlobStore, Catalog, Freezes
+from mirror.repository.miss_report import images_naming
+
+__all__ = ["BlobHere", "Reasons", "RouteOf", "WhyBlob", "WhyImage"]
+
+#: How a repository is treated, and the pattern of the route that says so; None: no route fits.
+RouteOf = Callable[[Repo], tuple[str | None, RouteRule]]
+
+
+@dataclass(frozen=True, slots=True)
+class WhyImage:
+    """An image in one repository. Times are epoch seconds; `tags` are those that answer the same digest; `parts` are
+    the last answers about what it consists of.
+    """
+
+    repo: Repo
+    reference: Reference
+    image: ImageHere | None
+    record: TagRecord | None
+    freeze: Freeze | None
+    choice: Choice | None
+    fetched_at: float | None
+    tags: tuple[str, ...]
+    route: str | None
+    rule: RouteRule
+    answers: tuple[LastAnswer, ...]
+    parts: tuple[LastAnswer, ...]
+    next: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BlobHere:
+    """A blob on the disk: `size` in bytes, None: it is not here; `growing` bytes of an unfinished download."""
+
+    size: int | None
+    used_at: float
+    growing: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class WhyBlob:
+    """A digest that no repository in question has as a manifest. `images` need it."""
+
+    digest: Digest
+    here: BlobHere
+    images: tuple[tuple[Repo, Reference], ...]
+    answers: tuple[LastAnswer, ...]
+    next: tuple[tuple[Repo, str], ...]
+
+
+class Reasons:
+    """Of one store. `answers` are the last ones, newest first (`store/local/recent.py`)."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        catalog: Catalog,
+        freezes: Freezes,
+        overview: Overview,
+        answers: Sequence[LastAnswer],
+        route_of: RouteOf,
+        lists: ContentLists | None = None,
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._freezes = freezes
+        self._overview = overview
+        self._answers = answers
+        self._route_of = route_of
+        self._lists = lists or ContentLists()
+
+    async def image(self, repo: Repo, reference: Reference, now: float) -> WhyImage:
+        """Also of one that is not here. Raises `StoreError`."""
+        choice = await asyncio.to_thread(self._choice, repo, reference, now)
+        # where the newest is held back, what is answered instead is what counts
+        older = choice.serve.digest if choice and choice.held_back and choice.serve else None
+        found = await self._overview.image(repo, older or reference)
+        return await asyncio.to_thread(self._image, repo, reference, found, choice, now)
+
+    async def repositories(self, digest: Digest) -> list[Repo]:
+        """Those that have it as a manifest, sorted. Raises `StoreError`."""
+        return await asyncio.to_thread(
+            lambda: [repo for repo in sorted(self._catalog.repositories()) if self._catalog.get_manifest(repo, digest)]
+        )
+
+    async def blob(self, digest: Digest, repos: Iterable[Repo] | None = None) -> WhyBlob:
+        """In these repositories, None: in all. Reads the manifests of them. Raises `StoreError`."""
+        return await asyncio.to_thread(self._blob, digest, None if repos is None else list(repos))
+
+    def _image(
+        self, repo: Repo, reference: Reference, image: ImageHere | None, choice: Choice | None, now: float
+    ) -> WhyImage:
+        tag = "" if isinstance(reference, Digest) else reference
+        record = self._catalog.get_tag(repo, tag) if tag else None
+        freeze = self._freezes.get(repo, tag) if tag else None
+        route, rule = self._route_of(repo)
+        root = image.root.digest if image else None
+        manifest = self._catalog.get_manifest(repo, root) if root else None
+        closure = image.closure if image else None
+        here = closure is not None and closure.nodes[0].present
+        facts = Facts(
+            registry=repo.registry,
+            rule=rule,
+            tag=tag,
+            record=record,
+            freeze=freeze,
+            choice=choice,
+            here=here,
+            missing=len(closure.missing) if closure else 0,
+            unpulled=len(closure.unpulled) if closure else 0,
+            denied=self._denied(repo, tag or None, root or (reference if isinstance(reference, Digest) else None)),
+        )
+        tags = [
+            other
+            for other in self._catalog.tags(repo)
+            if root and (known := self._catalog.get_tag(repo, other)) and known.digest == root
+        ]
+        wanted = {str(reference)} | ({str(root)} if root else set())
+        named = {str(node.digest) for node in closure.nodes} - wanted if closure else set()
+        ours = [one for one in self._answers if one.repository == str(repo)]
+        # whoever asks by digest wants to know of the pulls by tag that gave it, too
+        answers = [one for one in ours if one.reference in wanted or one.digest == str(reference)]
+        return WhyImage(
+            repo=repo,
+            reference=reference,
+            image=image,
+            record=record,
+            freeze=freeze,
+            choice=choice,
+            fetched_at=manifest.fetched_at if manifest else None,
+            tags=tuple(tags),
+            route=route,
+            rule=rule,
+            answers=tuple(answers),
+            parts=tuple(one for one in ours if one.reference in named),
+            next=tuple(forecast(facts, now)),
+        )
+
+    def _denied(self, repo: Repo, tag: str | None, digest: Digest | None) -> str:
+        try:
+            self._lists.check(repo, tag, digest)
+        except Denied as error:
+            return str(error)
+        return ""
+
+    def _choice(self, repo: Repo, reference: Reference, now: float) -> Choice | None:
+        """The minimum age's, where it is asked: a freeze goes before it, and a sealed repository has none."""
+        rule = self._route_of(repo)[1]
+        if isinstance(reference, Digest) or rule.offline or not rule.age.minimum or self._freezes.get(repo, reference):
+            return None
+        record = self._catalog.get_tag(repo, reference)
+        history = recalled(self._catalog.get_history(repo, reference), record, now)
+        if record is None or not history:
+            return None
+
+        def here_since(digest: Digest) -> float | None:
+            manifest = self._catalog.get_manifest(repo, digest)
+            return manifest.fetched_at if manifest else None
+
+        return choose(history, rule.age, now, here_since)
+
+    def _blob(self, digest: Digest, repos: list[Repo] | None) -> WhyBlob:
+        try:
+            info = self._store.stat(digest)
+            size, used_at = info.size, info.used_at
+        except BlobUnknown:
+            size, used_at = None, 0.0
+        growing = self._store.growing().get(digest)
+        images = [
+            (repo, reference)
+            for repo in (sorted(self._catalog.repositories()) if repos is None else repos)
+            for reference in images_naming(self._store, self._catalog, repo, [digest]).get(digest, ())
+        ]
+        names = None if repos is None else {str(repo) for repo in repos}
+        answers = [
+            one for one in self._answers if one.reference == str(digest) and (names is None or one.repository in names)
+        ]
+        concerned = dict.fromkeys([repo for repo, _ in images] + (repos or []))
+        return WhyBlob(
+            digest,
+            BlobHere(size, used_at, growing),
+            tuple(images),
+            tuple(answers),
+            tuple(
+                (repo, blob_forecast(repo.registry, self._route_of(repo)[1], here=size is not None, growing=growing))
+                for repo in concerned
+            ),
+        )

@@ -1,0 +1,444 @@
+"""Which images are here and whether they are whole. From the disk; the index only says when they were used last.
+
+A listing goes repository by repository and keeps nothing of the one before, so that its first lines come at once and
+its memory does not grow. The closures of tags are kept for as long as their repository is looked at, so that what
+several tags point to is read once. A page of a listing begins behind the place where the one before ended, and reads
+nothing of what comes before it.
+
+An image of which nothing is here any more, because all of it was evicted, is not listed: its tag is only remembered.
+What cannot be read at the moment is left out of a listing, and logged: nothing is decided by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, StoreError
+from mirror.eviction.pinned_images import PinnedImage, pinned_by_rules, shown_root, why_pinned
+from mirror.eviction.reconcile import is_whole
+from mirror.graph.closure import Closure, Node, Role, shown_closure
+from mirror.graph.manifests import for_display, stored_manifest
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import LARGEST, Descriptor, Manifest
+from mirror.oci.reference import Reference, Repo
+from mirror.oci.strict_json import read_json
+from mirror.oci.text import printable
+from mirror.policy.image_names import name_of
+from mirror.policy.pins import PinRule
+from mirror.policy.records import Freeze
+from mirror.policy.selection import Selection
+from mirror.policy.unread import UnreadNote
+from mirror.ports import BlobStore, Catalog, ContentIndex
+
+__all__ = ["ImageHere", "Overview", "Page", "Place", "PlatformHere", "Whole"]
+
+#: A config is small; what is not is not read for its platform.
+_LARGEST_CONFIG = LARGEST
+_CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformHere:
+    """One image manifest of an image. `name` is `linux/amd64`, or empty where nothing says it (artifacts).
+
+    `size` in bytes, of all that is known to belong to it. `pulled` False: its manifest is not here, so that nobody
+    knows what it consists of.
+    """
+
+    name: str
+    digest: Digest
+    size: int
+    pulled: bool
+    missing: tuple[Node, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether it can be pulled without an upstream."""
+        return self.pulled and not self.missing
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHere:
+    """An image, by tag or (`tag` None) by digest alone. Times are epoch seconds; `used_at` 0: not known."""
+
+    repo: Repo
+    tag: str | None
+    root: Descriptor
+    closure: Closure
+    platforms: tuple[PlatformHere, ...]
+    used_at: float
+    pinned: tuple[PinnedImage, ...]
+    frozen: bool = False
+
+    @property
+    def name(self) -> str:
+        """As people write it."""
+        return name_of(self.repo, self.tag or self.root.digest)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was begun is whole, and there is something to pull."""
+        return self.closure.complete
+
+    @property
+    def complete_platforms(self) -> list[str]:
+        """Names of the platforms that can be pulled without an upstream, each once: indexes within indexes, and
+        versions of an operating system, have several manifests for one.
+        """
+        return list(dict.fromkeys(one.name for one in self.platforms if one.name and one.complete))
+
+    @property
+    def emptied(self) -> bool:
+        """Whether manifests alone are here, and no blob that they name: those were evicted, or never pulled."""
+        blobs = [node.present for node in self.closure.nodes if node.role in (Role.CONFIG, Role.LAYER)]
+        return not self.complete and not any(blobs)
+
+
+#: Where a page begins: behind this tag, or digest, of a repository; empty: with its first image.
+Place = tuple[Repo, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some images, and where the next page begins; None: there are no more."""
+
+    images: tuple[ImageHere, ...]
+    next: Place | None
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """An image in full. `shared` are bytes here that other images need too; times are epoch seconds, None: not known.
+
+    `subject` is what it refers to, `referrers` is what refers to it or to one of its platforms.
+    """
+
+    image: ImageHere
+    fetched_at: float | None
+    checked_at: float | None
+    shared: int
+    other_tags: tuple[str, ...]
+    subject: Digest | None
+    referrers: tuple[Descriptor, ...] = ()
+    frozen: Freeze | None = None
+
+
+class Overview:
+    """Of one store. `pinned` are the images that stay (`pinned_images`), `freezes` the tags that do not move."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        catalog: Catalog,
+        index: ContentIndex,
+        pinned: Iterable[PinnedImage] = (),
+        freezes: Iterable[Freeze] = (),
+        rules: Sequence[PinRule] = (),
+        unread: Iterable[UnreadNote] = (),
+    ) -> None:
+        """`rules` pin further images: they are asked for each repository as it is looked at. `unread` are freezes that
+        cannot be read.
+        """
+        self._store = store
+        self._catalog = catalog
+        self._index: ContentIndex | None = index
+        self._freezes = {(freeze.repo, freeze.tag): freeze for freeze in freezes}
+        self._frozen = {(freeze.repo, freeze.digest) for freeze in self._freezes.values()}
+        self._unread = tuple(unread)
+        self._rules = tuple(rules)
+        self._by_rules: tuple[Repo, list[PinnedImage]] | None = None
+        self._pinned: dict[Repo, list[PinnedImage]] = {}
+        for image in pinned:
+            self._pinned.setdefault(image.repo, []).append(image)
+
+    # ------------------------------------------------------------------------------------------------- listing
+
+    async def images(self, selection: Selection | None = None) -> AsyncIterator[ImageHere]:
+        """Every image here, by repository, tags first, then what has no tag and is in no index that is here.
+
+        Raises `StoreError`.
+        """
+        repos = await asyncio.to_thread(lambda: sorted(self._catalog.repositories()))
+        work = self._walk(repos, selection)
+        while batch := await asyncio.to_thread(_some, work):
+            for (repo, _), found in batch:
+                if found is not None:
+                    yield await self._told(repo, found)
+
+    async def page(
+        self, selection: Selection, repositories: Sequence[Repo], begin: Place | None, limit: int, most: int
+    ) -> Page:
+        """Up to `limit` images of these repositories (sorted), from a place on. Raises `StoreError`.
+
+        At most `most` tags, images without one, and repositories are looked at, so that a page may be short, or
+        empty, though others follow.
+        """
+        repos = repositories if begin is None else repositories[bisect.bisect_left(repositories, begin[0]) :]
+        work = self._walk(repos, selection, begin)
+        images: list[ImageHere] = []
+        place: Place | None = None
+        # nothing is looked into that is not told, but for one: to know whether there are more
+        while batch := await asyncio.to_thread(_some, work, limit - len(images) + 1):
+            for here, found in batch:
+                if place is not None and (len(images) == limit or most <= 0):
+                    return Page(tuple(images), place)
+                place, most = here, most - 1
+                if found is not None:
+                    images.append(await self._told(here[0], found))
+        return Page(tuple(images), None)
+
+    async def _told(self, repo: Repo, found: _Found) -> ImageHere:
+        tag, root, closure, platforms = found
+        why = await asyncio.to_thread(self._why, repo, tag, root.digest)
+        used_at = await self._used_at(root.digest)
+        return ImageHere(repo, tag, root, closure, platforms, used_at, why, self._is_frozen(repo, tag, root.digest))
+
+    def _walk(
+        self, repos: Iterable[Repo], selection: Selection | None, begin: Place | None = None
+    ) -> Iterator[tuple[Place, _Found | None]]:
+        """Blocking: everything that is looked at, and where to go on behind it; None where nothing is to be told."""
+        for repo in repos:
+            if selection is not None and not selection.has(repo):
+                continue
+            behind = begin[1] if begin is not None and begin[0] == repo else ""
+            if begin is None or begin[0] != repo:
+                yield (repo, ""), None
+            for name, found in self._of_repository(repo, selection, behind):
+                yield (repo, name), found if found is not None and found[2].present else None
+
+    def _of_repository(
+        self, repo: Repo, selection: Selection | None, behind: str
+    ) -> Iterator[tuple[str, _Found | None]]:
+        """Blocking. Tags have no colon, digests have one: what is `behind` a digest is behind every tag."""
+        closures: dict[Digest, tuple[Closure, tuple[PlatformHere, ...]]] = {}
+        for tag in self._catalog.tags(repo) if ":" not in behind else ():
+            if tag <= behind or (selection is not None and not selection.has_tag(tag)):
+                continue
+            root = self._shown_root(repo, tag)
+            if root is None:
+                yield tag, None
+                continue
+            if root.digest not in closures:
+                closures[root.digest] = self._look_into(repo, root)
+            yield tag, (tag, root, *closures[root.digest])
+        if selection is None or selection.has_tag(None):
+            for root in self._untagged(repo):
+                name = str(root.digest)
+                if ":" not in behind or name > behind:
+                    yield name, (None, root, *self._look_into(repo, root))
+
+    def _untagged(self, repo: Repo) -> list[Descriptor]:
+        """Manifests that no tag points to and no manifest here names, sorted as they are written. Blocking: a file or
+        two for each manifest of the repository.
+        """
+        known = {root.digest for tag in self._catalog.tags(repo) if (root := self._shown_root(repo, tag))}
+        roots = {}
+        for digest in self._catalog.manifest_digests(repo):
+            record = for_display(partial(self._catalog.get_manifest, repo, digest), f"{repo}@{digest}")
+            if record is None:
+                continue
+            roots[digest] = Descriptor(record.media_type, digest, record.size)
+            manifest = self._shown(repo, digest)
+            known.update(child.digest for child in (manifest.manifests if manifest else ()))
+        return [roots[digest] for digest in sorted(roots.keys() - known, key=str)]
+
+    def _look_into(self, repo: Repo, root: Descriptor) -> tuple[Closure, tuple[PlatformHere, ...]]:
+        closure = shown_closure(self._store, self._catalog, repo, root)
+        return closure, tuple(self._platforms(closure))
+
+    def _platforms(self, closure: Closure) -> Iterator[PlatformHere]:
+        nodes = {node.digest: node for node in closure.nodes}
+        for node in closure.manifests:
+            below = [nodes[digest] for digest in closure.named.get(node.digest, ()) if digest in nodes]
+            missing = tuple(one for one in below if not one.present)
+            size = sum(max(0, one.descriptor.size) for one in (node, *below))
+            yield PlatformHere(self._platform_of(node, below), node.digest, size, node.present, missing)
+
+    def _platform_of(self, node: Node, below: list[Node]) -> str:
+        if node.descriptor.platform:
+            return _platform(node.descriptor.platform)
+        config = next((one for one in below if one.role is Role.CONFIG), None)
+        if config is None or not config.present or config.descriptor.media_type not in _CONFIGS:
+            return ""
+        try:
+            said = read_json(self._store.read(config.digest, _LARGEST_CONFIG))
+        except (BlobUnknown, BlobDamaged, StoreError, ValueError):
+            return ""
+        return _platform(said) if isinstance(said, dict) else ""
+
+    def _why(self, repo: Repo, tag: str | None, digest: Digest) -> tuple[PinnedImage, ...]:
+        """Blocking, a small file for each tag of the repository where there are rules."""
+        if self._rules and (self._by_rules is None or self._by_rules[0] != repo):
+            self._by_rules = repo, pinned_by_rules(self._rules, self._catalog, repo, shown_root)
+        pinned = [*self._pinned.get(repo, ()), *(self._by_rules[1] if self._by_rules else ())]
+        return tuple(why_pinned(pinned, repo, tag=tag, digest=digest)) if pinned else ()
+
+    def _is_frozen(self, repo: Repo, tag: str | None, digest: Digest) -> bool:
+        """Whether a freeze keeps it: of its tag, or of another one of the repository at the same digest."""
+        if tag is not None and ((repo, tag) in self._freezes or any(one.is_about(repo, tag) for one in self._unread)):
+            return True
+        return (repo, digest) in self._frozen
+
+    async def _used_at(self, digest: Digest) -> float:
+        """As the index remembers it, or the disk, which is told of uses more coarsely."""
+        record = None
+        if self._index is not None:
+            try:
+                record = await self._index.get(digest)
+            except IndexUnavailable:
+                # asked a hundred thousand times it would take a tenth of a second each time
+                self._index = None
+        if record is not None:
+            return record.last_used
+        try:
+            return self._store.stat(digest).used_at
+        except (BlobUnknown, StoreError):
+            return 0.0
+
+    # --------------------------------------------------------------------------------------------- one image
+
+    async def image(self, repo: Repo, reference: Reference) -> ImageHere | None:
+        """One image; None: it is not here. Raises `StoreError`."""
+        tag = None if isinstance(reference, Digest) else reference
+        root = await asyncio.to_thread(self._root, repo, reference)
+        if root is None:
+            return None
+        return await self._told(repo, (tag, root, *await asyncio.to_thread(self._look_into, repo, root)))
+
+    def _root(self, repo: Repo, reference: Reference) -> Descriptor | None:
+        if isinstance(reference, Digest):
+            manifest = self._catalog.get_manifest(repo, reference)
+            return Descriptor(manifest.media_type, reference, manifest.size) if manifest else None
+        # what the tag answers
+        tag = self._freezes.get((repo, reference)) or self._catalog.get_tag(repo, reference)
+        return Descriptor(tag.media_type, tag.digest, tag.size) if tag else None
+
+    def _shown_root(self, repo: Repo, reference: Reference) -> Descriptor | None:
+        return for_display(lambda: self._root(repo, reference), name_of(repo, reference))
+
+    def _shown(self, repo: Repo, digest: Digest) -> Manifest | None:
+        """Blocking: the manifest, if it is here and can be read."""
+        return for_display(lambda: stored_manifest(self._store, self._catalog, repo, digest), f"{repo}@{digest}")
+
+    async def whole(self, image: ImageHere) -> Whole:
+        """Everything about an image. Where the index does not know what is shared, every manifest that is here is read.
+        Raises `StoreError`.
+        """
+        shared = await self._shared_by_index(image)
+        return await asyncio.to_thread(self._whole, image, shared)
+
+    def _whole(self, image: ImageHere, shared: set[Digest] | None) -> Whole:
+        repo, root = image.repo, image.root
+        record = self._catalog.get_manifest(repo, root.digest)
+        tag = self._catalog.get_tag(repo, image.tag) if image.tag else None
+        manifest = self._shown(repo, root.digest)
+        others = [
+            other
+            for other in self._catalog.tags(repo)
+            if other != image.tag and (found := self._shown_root(repo, other)) and found.digest == root.digest
+        ]
+        return Whole(
+            image,
+            record.fetched_at if record else None,
+            tag.fetched_at if tag else None,
+            _size_of(image.closure, self._shared_by_disk(image) if shared is None else shared),
+            tuple(others),
+            manifest.subject.digest if manifest and manifest.subject else None,
+            tuple(self._referrers(image)),
+            self._freezes.get((repo, image.tag)) if image.tag else None,
+        )
+
+    async def _shared_by_index(self, image: ImageHere) -> set[Digest] | None:
+        """What of it another image names: another manifest, or the same one in another repository; None: the index does
+        not know what all manifests name.
+        """
+        if self._index is None:
+            return None
+        named = image.closure.named
+        try:
+            below = await self._index.below(list(named)) if await is_whole(self._index) else {}
+        except IndexUnavailable:
+            return None
+        if below.keys() != named.keys():
+            return None
+        ours = Counter(child for children in named.values() for child in {*children})
+        found = (child for children in below.values() for child in children)
+        shared = {child.record.digest for child in found if child.parents > ours[child.record.digest]}
+        return shared | await asyncio.to_thread(self._manifests_elsewhere, image)
+
+    def _manifests_elsewhere(self, image: ImageHere) -> set[Digest]:
+        """Blocking: its manifests that other repositories have, or that another one of its own names."""
+        own = set(image.closure.named)
+        found = self._named_in(image.repo, own, own)
+        for repo in self._catalog.repositories():
+            if repo != image.repo:
+                found |= own & set(self._catalog.manifest_digests(repo))
+        return found
+
+    def _shared_by_disk(self, image: ImageHere) -> set[Digest]:
+        """Blocking: the same from all manifests that are here."""
+        own, wanted = set(image.closure.named), {node.digest for node in image.closure.present}
+        found: set[Digest] = set()
+        for repo in self._catalog.repositories():
+            found |= self._named_in(repo, wanted, own if repo == image.repo else frozenset())
+        return found
+
+    def _named_in(self, repo: Repo, wanted: Set[Digest], but: Set[Digest]) -> set[Digest]:
+        """Blocking: what manifests of a repository name of what is `wanted`, themselves with it; `but` for some."""
+        found: set[Digest] = set()
+        for digest in self._catalog.manifest_digests(repo):
+            manifest = None if digest in but else self._shown(repo, digest)
+            if manifest is not None:
+                children = (child.digest for child in (*manifest.manifests, *manifest.blobs))
+                found |= wanted & {digest, *children}
+        return found
+
+    def _referrers(self, image: ImageHere) -> Iterator[Descriptor]:
+        subjects = {node.digest for node in image.closure.nodes if node.role in (Role.INDEX, Role.MANIFEST)}
+        for digest in self._catalog.manifest_digests(image.repo):
+            manifest = self._shown(image.repo, digest)
+            if manifest and manifest.subject and manifest.subject.digest in subjects:
+                yield manifest.descriptor
+
+
+_T = TypeVar("_T")
+_Found = tuple[str | None, Descriptor, Closure, tuple[PlatformHere, ...]]
+
+
+def _some(
+    work: Iterator[_T], most: int = 1000, seconds: float = 0.05, now: Callable[[], float] = time.monotonic
+) -> list[_T]:
+    """Up to `most`, as many as come in a short while, at least one; empty at the end."""
+    found: list[_T] = []
+    until = now() + seconds
+    for one in work:
+        found.append(one)
+        if len(found) >= most or now() >= until:
+            break
+    return found
+
+
+def _size_of(closure: Closure, shared: Set[Digest]) -> int:
+    """Bytes here of what is `shared`, and of all that a shared manifest names."""
+    needed, left = set(shared), list(shared)
+    while left:
+        children = [child for child in closure.named.get(left.pop(), ()) if child not in needed]
+        needed.update(children)
+        left += children
+    return sum(max(0, node.descriptor.size) for node in closure.present if node.digest in needed)
+
+
+def _platform(said: object) -> str:
+    """`linux/arm/v7` out of a descriptor's `platform` or an image's config."""
+    if not isinstance(said, dict):
+        return ""
+    parts = [said.get(name) for name in ("os", "architecture", "variant")]
+    text = "/".join(part for part in parts if isinstance(part, str) and part)
+    return "" if text == "unknown/unknown" else printable(text)

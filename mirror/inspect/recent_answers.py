@@ -1,0 +1,168 @@
+"""What clients were answered last, in the memory of each worker and, soon after, in a file of its own.
+
+    run() ── first what the worker before us has left, taken into memory
+    note() ──> in memory, newest last, bounded ── run(), once a second if there is something new ──> the worker's file
+
+On the path of a request this is an entry in a dictionary. What is written is no more than what the log says, without
+who asked; a crash loses the last second of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from mirror import telemetry
+from mirror.aio.threads import to_its_end
+from mirror.errors import StoreError
+from mirror.policy.recent import LONGEST, LastAnswer
+from mirror.repository.content import Outcome
+
+__all__ = ["MOST", "Keeping", "Recent"]
+
+#: Answers of each kind of resource that a worker remembers: below 500 bytes each, in memory and on disk.
+MOST: Final = 500
+#: Seconds between two writes.
+_EVERY: Final = 1.0
+
+
+class Keeping(Protocol):
+    """The worker's file (`store/local/recent.py`). Calls block shortly, and are made one after another."""
+
+    def load(self) -> Sequence[LastAnswer]:
+        """What an earlier worker has left there, oldest first. Raises `StoreError`."""
+
+    def save(self, answers: Sequence[LastAnswer]) -> None:
+        """Replaces it. Raises `StoreError`."""
+
+
+class Said(Protocol):
+    """What is known of an answer (`server/registry/pull.py`)."""
+
+    @property
+    def repository(self) -> str | None: ...
+    @property
+    def reference(self) -> str | None: ...
+    @property
+    def outcome(self) -> Outcome: ...
+    @property
+    def upstream(self) -> str | None: ...
+    @property
+    def digest(self) -> object: ...
+    @property
+    def kept(self) -> str | None: ...
+    @property
+    def trouble(self) -> str | None: ...
+    @property
+    def sent(self) -> int: ...
+
+
+_Key = tuple[str | None, str | None, str]
+_Noted = tuple[float, str, int, Said, float, str]
+
+
+class Recent:
+    """Of one process. `keeping` None: only in memory."""
+
+    def __init__(
+        self, keeping: Keeping | None = None, *, now: Callable[[], float] = time.time, most: int = MOST
+    ) -> None:
+        self._keeping = keeping
+        self._now = now
+        self._most = most
+        self._noted: dict[str, dict[_Key, _Noted | LastAnswer]] = {}
+        self._new = False
+        self._failed = False
+        self._at_the_file = asyncio.Lock()
+
+    def note(self, kind: str, method: str, status: int, said: Said, seconds: float, request: str) -> None:
+        """An answer was given; `said` must not change afterwards. The path of every request: nothing is made of it
+        here.
+        """
+        of_kind = self._noted.get(kind)
+        if of_kind is None:
+            of_kind = self._noted[kind] = {}
+        key = (said.repository, said.reference, method)
+        of_kind.pop(key, None)
+        of_kind[key] = (self._now(), method, status, said, seconds, request)
+        if len(of_kind) > self._most:
+            del of_kind[next(iter(of_kind))]
+        self._new = True
+
+    def answers(self) -> list[LastAnswer]:
+        """All of them; of each kind the oldest first."""
+        return [
+            one if isinstance(one, LastAnswer) else _answer(kind, one)
+            for kind, noted in self._noted.items()
+            for one in noted.values()
+        ]
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        if self._keeping is None:
+            return
+        await self._take_over(self._keeping)
+        while True:
+            await asyncio.sleep(_EVERY)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write what is new, if anything."""
+        if self._keeping is None:
+            return
+        async with self._at_the_file:
+            if not self._new:
+                return
+            self._new = False
+            try:
+                # the list is made here, where nothing changes it meanwhile
+                await to_its_end(asyncio.to_thread(self._keeping.save, self.answers()))
+            except StoreError as error:
+                if not self._failed:
+                    telemetry.log.warning("recent answers cannot be written down", reason=str(error))
+                self._failed = self._new = True
+            else:
+                self._failed = False
+
+    async def _take_over(self, keeping: Keeping) -> None:
+        """What the worker before us has left is older than all that we know."""
+        try:
+            # whoever stops us soon after our start flushes and closes the file next: not while the thread is at it
+            async with self._at_the_file:
+                left = await to_its_end(asyncio.to_thread(keeping.load))
+        except StoreError as error:
+            telemetry.log.warning("recent answers cannot be read", reason=str(error))
+            return
+        ours, self._noted = self._noted, {}
+        for one in left:
+            self._noted.setdefault(one.kind, {})[(one.repository, one.reference or None, one.method)] = one
+        for kind, noted in ours.items():
+            of_kind = self._noted.setdefault(kind, {})
+            for key, entry in noted.items():
+                of_kind.pop(key, None)
+                of_kind[key] = entry
+        for of_kind in self._noted.values():
+            while len(of_kind) > self._most:
+                del of_kind[next(iter(of_kind))]
+
+
+def _answer(kind: str, noted: _Noted) -> LastAnswer:
+    at, method, status, said, seconds, request = noted
+    return LastAnswer(
+        repository=said.repository or "",
+        kind=kind,
+        reference=said.reference or "",
+        at=round(at, 3),
+        method=method,
+        status=status,
+        outcome=said.outcome.value,
+        upstream=said.upstream or "",
+        digest="" if said.digest is None else str(said.digest),
+        kept=said.kept or "",
+        trouble=telemetry.redact(said.trouble or "")[:LONGEST],
+        sent=said.sent,
+        seconds=round(seconds, 6),
+        request=request,
+    )

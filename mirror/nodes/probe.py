@@ -1,0 +1,282 @@
+"""A look at a mirror from outside, as a client sees it: dial, TLS, its pages, a trial pull. Blocking.
+
+One connection for each question, with a time-out of its own; nothing is pulled but a manifest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from mirror.errors import RequestError
+from mirror.nodes.docker import BY_HTTP, TOKENS, TRUST_TOO
+from mirror.nodes.findings import Finding, Level, judge_certificate_age, judge_clock
+from mirror.nodes.plan import Account, MirrorUrl
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import ACCEPT
+from mirror.oci.strict_json import read_json
+from mirror.policy.image_names import Image
+from mirror.policy.upstream.retrying import parse_http_date
+
+__all__ = ["Visitor"]
+
+#: Seconds for a dial, and for an answer: a mirror may wait for a slow registry before it answers a pull.
+_DIAL: Final = 5.0
+_ANSWER: Final = 60.0
+#: Bytes; no manifest is larger.
+_LARGEST: Final = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Asks one mirror. `authority`: PEM text of whom to trust instead of the system's authorities.
+
+    `own`: it is asked at this machine's own address, where no certificate is for, so its name is not compared.
+    """
+
+    mirror: MirrorUrl
+    authority: str | None = None
+    account: Account | None = field(default=None, repr=False)
+    own: bool = False
+
+    def look(self) -> list[Finding]:
+        """Dial, certificate, pages, version, clock; ends where going on makes no sense."""
+        findings: list[Finding] = []
+        if not self.mirror.is_plain:
+            findings += self._certificate()
+            if any(one.level is Level.PROBLEM for one in findings):
+                return findings
+        try:
+            lives = self._ask("GET", "/livez")
+        except (OSError, http.client.HTTPException) as error:
+            return [*findings, _no_answer(self.mirror, error)]
+        findings.append(_page("/livez", lives, "is this the mirror's URL? Look at its log"))
+        if date := lives.headers.get("date"):
+            findings += _clock(date)
+        for look in (self._ready, self._version):
+            try:
+                findings.append(look())
+            except (OSError, http.client.HTTPException) as error:
+                findings.append(_no_answer(self.mirror, error))
+        return findings
+
+    def _ready(self) -> Finding:
+        return _page("/readyz", self._ask("GET", "/readyz"), "it is stopping, or behind something that is")
+
+    def _version(self) -> Finding:
+        answer = self._ask("GET", "/v2/")
+        version = answer.headers.get("docker-distribution-api-version", "")
+        if answer.status == 401:
+            advice = "" if self.account else "give --username and --password-file for a trial pull"
+            level = Level.PROBLEM if self.account else Level.WARNING
+            return Finding("API", level, "asks who is calling", advice or "check user name and password")
+        if answer.status != 200 or version != "registry/2.0":
+            text = f"status {answer.status}, version {version or 'missing'}"
+            return Finding(
+                "API", Level.PROBLEM, text, "this URL is not that of a registry: is there a proxy in between?"
+            )
+        return Finding("API", Level.OK, version)
+
+    def as_docker(self) -> list[Finding]:
+        """What dockerd trips over, other than others, at a mirror that answers."""
+        if self.mirror.is_plain:
+            return []
+        if self.mirror.host == "localhost":
+            return [Finding("docker", Level.WARNING, BY_HTTP, "give the mirror another name")]
+        try:
+            asks_for_token = self._asks_for_token()
+        except (OSError, http.client.HTTPException) as error:
+            return [_no_answer(self.mirror, error)]
+        if asks_for_token and self.authority is not None and not self._is_trusted_by_system():
+            return [Finding("docker", Level.WARNING, TOKENS, TRUST_TOO)]
+        return []
+
+    def _asks_for_token(self) -> bool:
+        """Whether whoever gives no credentials is sent to a token endpoint. Raises like `_ask`."""
+        answer = replace(self, account=None)._ask("GET", "/v2/")
+        return answer.status == 401 and answer.headers.get("www-authenticate", "").lower().startswith("bearer")
+
+    def _is_trusted_by_system(self) -> bool:
+        """Whether the mirror's certificate is trusted by this system's authorities alone."""
+        try:
+            with replace(self, authority=None)._connection():
+                return True
+        except ssl.SSLCertVerificationError:
+            return False
+
+    # -------------------------------------------------------------------------------------------- trial pull
+
+    def pull(self, image: Image) -> list[Finding]:
+        """HEAD and GET of an image's manifest, with `?ns=` as containerd sends it."""
+        target = f"/v2/{image.repo.name}/manifests/{image.reference}?ns={image.repo.registry}"
+        findings = []
+        for method in ("HEAD", "GET"):
+            try:
+                answer = self._ask(method, target, {"Accept": ", ".join(ACCEPT)})
+            except (OSError, http.client.HTTPException) as error:
+                findings.append(_no_answer(self.mirror, error))
+                break
+            findings.append(_pulled(method, image, answer))
+        return findings
+
+    # ------------------------------------------------------------------------------------------------ wires
+
+    def _ask(self, method: str, target: str, headers: Mapping[str, str] | None = None) -> _Answer:
+        """Raises `OSError`, `http.client.HTTPException`."""
+        with self._connection() as connection:
+            given = {"User-Agent": "mirror-doctor", **(headers or {})}
+            if self.account is not None:
+                given["Authorization"] = self.account.basic
+            connection.request(method, target, headers=given)
+            answer = connection.getresponse()
+            named = {name.lower(): value for name, value in answer.getheaders()}
+            return _Answer(answer.status, named, answer.read(_LARGEST))
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[http.client.HTTPConnection]:
+        host, port = self._place()
+        connection = http.client.HTTPConnection(host, port, timeout=_DIAL)
+        try:
+            connection.connect()
+            connection.sock.settimeout(_ANSWER)
+            if not self.mirror.is_plain:
+                connection.sock = self._trusting().wrap_socket(connection.sock, server_hostname=host)
+            yield connection
+        finally:
+            connection.close()
+
+    def _place(self) -> tuple[str, int]:
+        return self.mirror.host.strip("[]"), self.mirror.port or (80 if self.mirror.is_plain else 443)
+
+    def _trusting(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cadata=self.authority)
+        if self.own:
+            # its own certificate is what it trusts, and none is for 127.0.0.1
+            context.check_hostname = False
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        return context
+
+    def _certificate(self) -> list[Finding]:
+        """Which one is shown, how long it is good, whether it is trusted."""
+        host, port = self._place()
+        unsure = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        unsure.check_hostname, unsure.verify_mode = False, ssl.CERT_NONE  # only to look at what is shown
+        try:
+            with (
+                socket.create_connection((host, port), timeout=_DIAL) as raw,
+                unsure.wrap_socket(raw, server_hostname=host) as wrapped,
+            ):
+                shown = x509.load_der_x509_certificate(wrapped.getpeercert(binary_form=True) or b"")
+        except ssl.SSLError as error:
+            text = f"no TLS at {self.mirror}: {error.reason or 'the handshake failed'}"
+            return [Finding("certificate", Level.PROBLEM, text, "does it speak http:// there?")]
+        except (OSError, ValueError) as error:
+            return [_no_answer(self.mirror, error)]
+        begins, ends = shown.not_valid_before_utc.timestamp(), shown.not_valid_after_utc.timestamp()
+        age = judge_certificate_age(_names(shown), begins, ends, time.time())
+        if age.level is Level.PROBLEM:
+            return [age]
+        try:
+            with self._connection():
+                return [age]
+        except ssl.SSLCertVerificationError as error:
+            advice = "give --ca-file, and `mirror configure` too; or let the certificate name this host"
+            text = f"for {_names(shown)}: not trusted: {error.verify_message}"
+            return [Finding("certificate", Level.PROBLEM, text, advice)]
+        except OSError as error:
+            return [age, _no_answer(self.mirror, error)]
+
+
+def _names(shown: x509.Certificate) -> str:
+    try:
+        names = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        written = [str(one.value) for one in names if isinstance(one, x509.DNSName | x509.IPAddress)]
+    except x509.ExtensionNotFound:
+        written = []
+    common = [str(one.value) for one in shown.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    return ", ".join(written[:5] or common) or "no name"
+
+
+def _no_answer(mirror: MirrorUrl, error: Exception) -> Finding:
+    if isinstance(error, socket.gaierror):
+        return Finding("reach", Level.PROBLEM, f"{mirror.host}: no such name", "check DNS, or the name")
+    if isinstance(error, http.client.HTTPException):  # also a connection that is closed without a word
+        text = f"{mirror}: what answers does not speak HTTP"
+        return Finding("reach", Level.PROBLEM, text, "does it speak https:// there? Is the port right?")
+    why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+    why = "no answer in time" if isinstance(error, TimeoutError) else why
+    advice = "is it running there, and does a firewall let this machine through?"
+    return Finding("reach", Level.PROBLEM, f"{mirror}: {why}", advice)
+
+
+def _page(name: str, answer: _Answer, advice: str) -> Finding:
+    if answer.status == 200:
+        return Finding(name, Level.OK, answer.body[:40].decode("ascii", "replace").strip())
+    return Finding(name, Level.PROBLEM, f"status {answer.status}", advice)
+
+
+def _clock(date: str) -> list[Finding]:
+    moment = parse_http_date(date)
+    return [] if moment is None else [judge_clock(time.time() - moment)]
+
+
+def _pulled(method: str, image: Image, answer: _Answer) -> Finding:
+    what, status = f"{method} {image}", answer.headers.get("cache-status", "")
+    if answer.status != 200:
+        return Finding(
+            what, Level.PROBLEM, f"status {answer.status}{_message(answer)}", _ADVICE.get(answer.status, _LOG)
+        )
+    if not status.startswith("mirror;"):
+        advice = "something else answers at this URL, or rewrites its headers: look at the proxies in between"
+        return Finding(what, Level.PROBLEM, "the answer is not from the mirror: it has no Cache-Status of it", advice)
+    digest = answer.headers.get("docker-content-digest", "")
+    if method == "GET" and not _is_digest(answer.body, digest):
+        return Finding(
+            what, Level.PROBLEM, f"the bytes are not those of {digest or 'a digest'}", "a proxy changes them"
+        )
+    if "upstream-unavailable" in status:
+        return Finding(what, Level.WARNING, f"stale: {status}", "the registry is down for the mirror: see its log")
+    return Finding(what, Level.OK, f"{digest[:19]} ({status})")
+
+
+_LOG: Final = "look for the request in the mirror's log"
+_ADVICE: Final = {
+    401: "the mirror, or the registry behind it, wants a login",
+    403: "a rule of the mirror, or the registry, refuses this image",
+    404: "is the name right, and the registry configured at the mirror?",
+    429: "the registry throttles the mirror: wait, or give the mirror an account there",
+    503: "the registry is down for the mirror, and it has no copy: mirror check --online there",
+    504: "the registry does not answer the mirror in time: mirror check --online there",
+}
+
+
+def _message(answer: _Answer) -> str:
+    """What an error answer says (distribution-spec, "Error Codes"); a HEAD has no body."""
+    try:
+        return f": {str(read_json(answer.body)['errors'][0]['message'])[:300]}"
+    except (ValueError, KeyError, IndexError, TypeError):
+        return ""
+
+
+def _is_digest(body: bytes, digest: str) -> bool:
+    try:
+        wanted = Digest.parse(digest)
+    except RequestError:
+        return False
+    return Digest.of(body, wanted.algorithm) == wanted

@@ -1,0 +1,1 @@
+"""Decisions that only `mirror.upstream` asks for."""

@@ -1,0 +1,1 @@
+"""Images brought in before anybody asks: once, as jobs, or by rules."""

@@ -1,0 +1,186 @@
+"""Prefetches a list of images: each is warmed, some at once, and what became of all of them is told as one.
+
+    images ──> a few at once ──> warm(image) ──> Warmed ──┐
+                                   │                      ├──> is all of it still here? ──> Prefetched
+                                   └── blobs pass one gate┘
+
+A blob that several images name is moved once and counted once. The last look is needed because a store that is too
+small for the list drops the first images to make room for the last ones: that must not look like success.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from mirror import telemetry
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.policy.image_names import Image
+from mirror.prefetch.pulling import Moved, Progress, Source, State, Warmed, warm
+from mirror.values.platforms import Platform
+
+__all__ = ["Failure", "Prefetched", "Tally", "prefetch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What is not here, and why, for people. `digest` is None where it is not about one digest."""
+
+    image: Image
+    digest: Digest | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.image}: {self.digest}: {self.reason}" if self.digest else f"{self.image}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """So many digests of so many `bytes` together."""
+
+    count: int
+    bytes: int
+
+    @classmethod
+    def of(cls, moved: Iterable[Moved]) -> Tally:
+        """Sum them up."""
+        sizes = [max(0, one.size) for one in moved]
+        return cls(len(sizes), sum(sizes))
+
+    def to_json(self) -> dict[str, int]:
+        """Its two numbers."""
+        return {"count": self.count, "bytes": self.bytes}
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetched:
+    """What became of every image, in the order in which they were asked for."""
+
+    images: Mapping[Image, Warmed]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all of it is here."""
+        return all(warmed.ok for warmed in self.images.values())
+
+    @property
+    def fetched(self) -> Tally:
+        """What is new here; each digest once, whichever of the images brought it."""
+        return Tally.of(one for one in self._by_digest().values() if one.state is State.FETCHED)
+
+    @property
+    def here(self) -> Tally:
+        """What was here already; each digest once."""
+        return Tally.of(one for one in self._by_digest().values() if one.state is State.HERE)
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Everything that is not here, by image."""
+        return [failure for image, warmed in self.images.items() for failure in _failures(image, warmed)]
+
+    @property
+    def stale(self) -> list[Image]:
+        """Those whose tag upstream did not answer for: they are here as they were."""
+        return [image for image, warmed in self.images.items() if warmed.stale]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it; sizes are bytes, `new` and `here` at the top count each digest once."""
+        return {
+            "ok": self.ok,
+            "new": self.fetched.to_json(),
+            "here": self.here.to_json(),
+            "images": [_image_to_json(image, warmed) for image, warmed in self.images.items()],
+        }
+
+    def _by_digest(self) -> dict[Digest, Moved]:
+        """What became of each digest over all images: fetched by one of them goes before found by another."""
+        order = [State.FAILED, State.HERE, State.FETCHED]
+        found: dict[Digest, Moved] = {}
+        for warmed in self.images.values():
+            for digest, moved in warmed.moved.items():
+                known = found.get(digest)
+                if known is None or order.index(moved.state) > order.index(known.state):
+                    found[digest] = moved
+        return found
+
+
+def _failures(image: Image, warmed: Warmed) -> list[Failure]:
+    found = [Failure(image, None, warmed.error)] if warmed.error is not None else []
+    found += [Failure(image, None, trouble) for trouble in warmed.troubles]
+    found += [Failure(image, digest, warmed.moved[digest].error or "failed") for digest in warmed.of(State.FAILED)]
+    return found
+
+
+def _image_to_json(image: Image, warmed: Warmed) -> dict[str, Any]:
+    moved = warmed.moved.values()
+    return {
+        "image": str(image),
+        "digest": str(warmed.root) if warmed.root else None,
+        "ok": warmed.ok,
+        "stale": warmed.stale,
+        "new": Tally.of(one for one in moved if one.state is State.FETCHED).to_json(),
+        "here": Tally.of(one for one in moved if one.state is State.HERE).to_json(),
+        "failures": [
+            {"digest": str(failure.digest) if failure.digest else None, "reason": failure.reason}
+            for failure in _failures(image, warmed)
+        ],
+    }
+
+
+async def prefetch(
+    source_for: Callable[[Repo], Source],
+    images: Sequence[Image],
+    *,
+    platforms: Iterable[Platform] = (),
+    referrers: bool = False,
+    blobs_at_once: int = 8,
+    images_at_once: int = 4,
+    report: Callable[[Image, Progress], None] = lambda _image, _progress: None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Prefetched:
+    """Bring images in. `platforms`: none means all of an index; `referrers`: signatures, SBOMs and the like too.
+
+    `report` is called on the loop, often: it must be cheap. Raises nothing but cancellation; interrupted blobs stay as
+    partials, and doing it again goes on with them. `sleep` is for waits that an upstream asks for.
+    """
+    chosen = tuple(platforms)
+    wanted = list(dict.fromkeys(images))
+    gate = asyncio.Semaphore(blobs_at_once)
+    turn = asyncio.Semaphore(images_at_once)
+
+    async def one(image: Image) -> Warmed:
+        async with turn:
+            try:
+                return await warm(
+                    source_for(image.repo),
+                    image.reference,
+                    platforms=chosen,
+                    referrers=referrers,
+                    gate=gate,
+                    report=partial(report, image),
+                    sleep=sleep,
+                )
+            except Exception as error:
+                # a mistake of ours with one image must not cost the others
+                telemetry.log.exception("prefetch crashed", image=str(image))
+                return Warmed(error=f"unexpected: {type(error).__name__}")
+
+    async with asyncio.TaskGroup() as group:
+        tasks = {image: group.create_task(one(image)) for image in wanted}
+    done = {image: task.result() for image, task in tasks.items()}
+    for image, warmed in done.items():
+        if warmed.moved:
+            await asyncio.to_thread(_look_again, source_for(image.repo), warmed)
+    return Prefetched(done)
+
+
+def _look_again(source: Source, warmed: Warmed) -> None:
+    """Blocking: what is not here any more has failed."""
+    for digest, moved in warmed.moved.items():
+        if moved.state is not State.FAILED and not source.holds(digest):
+            lost = "dropped again to make room for others: the store is too small for all that was asked for"
+            warmed.moved[digest] = replace(moved, state=State.FAILED, error=lost)

@@ -1,0 +1,363 @@
+"""Warms the cache: an image, with everything below it, is brought into its own pulled-through repository.
+
+    reference ──> manifest ──┬─ index ──> wanted children ──> (the same again)
+                             └─ image ──> config, layers: as many at once as the gate lets through
+
+Nothing is begun twice: what is here is only looked at, what is on its way for a client is followed, and an interrupted
+blob goes on where it stopped. One failure ends nothing; the summary names it. Doing it again is how it is resumed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
+
+from mirror import telemetry
+from mirror.errors import Denied, ManifestUnknown, MirrorError, StoreError, UpstreamThrottled
+from mirror.graph.closure import Role
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor, Manifest
+from mirror.oci.reference import Reference
+from mirror.oci.strict_json import read_json
+from mirror.oci.text import printable
+from mirror.repository.content import ManifestAnswer, Outcome
+from mirror.repository.shared import Listing
+from mirror.values.platforms import Platform, read_platform, wanted_children
+
+__all__ = ["Moved", "Progress", "Source", "State", "Warmed", "platform_of", "warm"]
+
+T = TypeVar("T")
+
+#: Levels of manifests below an image, referrers of referrers included, and manifests of one image in all. Real ones
+#: have three or four levels; a registry that makes referrers up must come to an end.
+_DEEPEST: Final = 12
+_MOST_MANIFESTS: Final = 5000
+_TOO_MUCH: Final = f"not followed: more than {_DEEPEST} levels or {_MOST_MANIFESTS} manifests"
+
+#: Seconds that an upstream may ask us to wait, and how often.
+_LONGEST_WAIT: Final = 60.0
+_WAITS: Final = 5
+
+_IMAGE_CONFIGS: Final = (
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+)
+#: In bytes; configs are read for their platform only up to this size.
+_LARGEST_CONFIG: Final = 4 << 20
+
+#: Endings of the tags under which cosign keeps signatures, attestations and SBOMs of a digest.
+_COSIGN: Final = ("sig", "att", "sbom")
+#: Build tools put attestations into the index itself and say by this annotation whose they are.
+_ATTESTED: Final = "vnd.docker.reference.digest"
+
+
+class State(Enum):
+    """How one digest ended."""
+
+    HERE = "here"
+    FETCHED = "fetched"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one digest is. `received` and `size` are bytes; `size` None: unknown. `state` None: under way."""
+
+    digest: Digest
+    role: Role
+    received: int
+    size: int | None
+    state: State | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What became of one digest; `size` in bytes, `error` for people."""
+
+    role: Role
+    size: int
+    state: State
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class Warmed:
+    """What became of an image. `root` is its digest; None where not even that could be learnt (`error` says why).
+
+    `troubles` are what went wrong beside single digests, for people: a platform that the image is not for, referrers
+    that could not be listed. `stale`: upstream did not answer for the tag; the image is here as it was.
+    """
+
+    root: Digest | None = None
+    error: str | None = None
+    moved: dict[Digest, Moved] = field(default_factory=dict)
+    troubles: list[str] = field(default_factory=list)
+    stale: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether all of it is here."""
+        return self.error is None and not self.troubles and not self.of(State.FAILED)
+
+    def of(self, state: State) -> list[Digest]:
+        """The digests that ended so."""
+        return [digest for digest, moved in self.moved.items() if moved.state is state]
+
+
+class Source(Protocol):
+    """What is needed of a repository (`ProxiedRepository`, `GuardedRepository`)."""
+
+    async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
+        """On the disk when this returns, its tag too. Raises `ManifestUnknown`, `UpstreamError`, `StoreError`."""
+
+    async def settled(self) -> None:
+        """What was fetched so far outlives a power cut when this returns. Raises `StoreError`."""
+
+    async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
+        """Raises `BlobUnknown`, `UpstreamError`, `StoreError`."""
+
+    async def referrers(self, digest: Digest) -> Listing:
+        """Raises `UpstreamError`."""
+
+    def holds(self, digest: Digest) -> bool:
+        """Whether its bytes are here. Quick enough for the event loop."""
+
+    async def read(self, digest: Digest, limit: int) -> bytes:
+        """A small blob whole. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
+
+
+async def warm(
+    source: Source,
+    reference: Reference,
+    *,
+    platforms: Iterable[Platform] = (),
+    referrers: bool = False,
+    gate: asyncio.Semaphore,
+    report: Callable[[Progress], None] = lambda _: None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Warmed:
+    """Bring an image in. `platforms`: none means all of an index; `referrers`: signatures, SBOMs and the like too.
+
+    `gate` bounds the blobs under way at once, over all images that share it. A platform that the image is not for is a
+    trouble; what it has of the others is brought in all the same. An upstream that asks to be left alone for a short
+    while is. Raises nothing but cancellation.
+    """
+    warming = _Warming(source, tuple(platforms), referrers, gate, report, sleep)
+    await warming.image(reference)
+    try:
+        await source.settled()
+    except StoreError as error:
+        warming.result.troubles.append(f"here, but not safely on the disk: {error}")
+    return warming.result
+
+
+class _Warming:
+    def __init__(
+        self,
+        source: Source,
+        platforms: tuple[Platform, ...],
+        referrers: bool,
+        gate: asyncio.Semaphore,
+        report: Callable[[Progress], None],
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self.result = Warmed()
+        self._source = source
+        self._platforms = platforms
+        self._referrers = referrers
+        self._gate = gate
+        self._report = report
+        self._sleep = sleep
+        self._seen: set[Digest] = set()
+        self._manifests = 0
+        self._received: dict[Digest, int] = {}
+
+    # ------------------------------------------------------------------------------------------------ manifests
+
+    async def image(self, reference: Reference) -> None:
+        """The root, and everything below it."""
+        try:
+            answer = await self._patiently(lambda: self._source.fetch_manifest(reference))
+            manifest = answer.read()
+        except (MirrorError, ValueError) as error:
+            self.result.error = str(error)
+            return
+        self.result.root = manifest.digest
+        self.result.stale = answer.outcome is Outcome.STALE
+        self._seen.add(manifest.digest)
+        self._note_manifest(manifest, answer)
+        if self._platforms and not manifest.is_index and not await self._is_wanted(manifest):
+            return
+        await self._below(manifest, _DEEPEST)
+
+    async def _is_wanted(self, manifest: Manifest) -> bool:
+        """Whether an image without an index is for one of the platforms: only its config says what it is for."""
+        config = manifest.blobs[0] if manifest.has_config else None
+        if config is None or config.media_type not in _IMAGE_CONFIGS:
+            return True
+        self._seen.add(config.digest)
+        await self._blob(config, Role.CONFIG)
+        if self.result.moved[config.digest].state is State.FAILED:
+            return True
+        try:
+            content = await self._source.read(config.digest, _LARGEST_CONFIG)
+            platform = platform_of(content)
+        except (MirrorError, ValueError):
+            # whoever pulls it will see what it is
+            return True
+        if not platform:
+            return True
+        self._miss_platforms([platform])
+        return any(one.matches(platform) for one in self._platforms)
+
+    async def _manifest(self, descriptor: Descriptor, depth: int, *, signed: bool, refers: bool = False) -> None:
+        """One that another names, or that `refers` to another. `depth` levels more may come below it; `signed`: cosign
+        may have signed it.
+        """
+        self._manifests += 1
+        if depth <= 0 or self._manifests > _MOST_MANIFESTS:
+            self._end(descriptor.digest, Moved(Role.MANIFEST, descriptor.size, State.FAILED, _TOO_MUCH))
+            return
+        try:
+            answer = await self._patiently(lambda: self._source.fetch_manifest(descriptor.digest))
+            manifest = answer.read()
+        except (MirrorError, ValueError) as error:
+            # where rules here forbid a referrer nobody could pull it either
+            if not (refers and isinstance(error, Denied)):
+                self._end(descriptor.digest, Moved(Role.MANIFEST, descriptor.size, State.FAILED, str(error)))
+            return
+        self._note_manifest(manifest, answer)
+        await self._below(manifest, depth, signed=signed)
+
+    async def _below(self, manifest: Manifest, depth: int, *, signed: bool = True) -> None:
+        work = [self._manifest(child, depth - 1, signed=signed) for child in self._fresh(self._children(manifest))]
+        for number, blob in enumerate(manifest.blobs):
+            role = Role.CONFIG if number == 0 and manifest.has_config else Role.LAYER
+            work += [self._blob(one, role) for one in self._fresh([blob]) if not one.foreign]
+        if self._referrers:
+            work.append(self._referring(manifest.digest, depth))
+            if signed and manifest.digest.algorithm == "sha256":
+                work += [self._cosigned(manifest.digest, suffix, depth) for suffix in _COSIGN]
+        await _all(work)
+
+    def _children(self, manifest: Manifest) -> list[Descriptor]:
+        """Those of an index that are wanted."""
+        children = wanted_children(manifest.manifests, self._platforms)
+        if not self._platforms or not manifest.is_index:
+            return children
+        there = [child.platform for child in manifest.manifests if child.platform]
+        if manifest.digest == self.result.root and (there or not (manifest.manifests or manifest.blobs)):
+            self._miss_platforms(there)
+        if self._referrers:
+            chosen = {str(child.digest) for child in children}
+            children += [child for child in manifest.manifests if child.annotations.get(_ATTESTED) in chosen]
+        return children
+
+    def _miss_platforms(self, there: Sequence[Mapping[str, Any]]) -> None:
+        """Note the platforms that are asked for and not among those `there`."""
+        missing = [one for one in self._platforms if not any(one.matches(other) for other in there)]
+        if missing:
+            known = sorted({str(platform) for platform in map(read_platform, there) if platform.os != "unknown"})
+            names = ", ".join(map(str, missing))
+            self.result.troubles.append(f"not for {names}; it is for {', '.join(known) or 'no platform'}")
+
+    # ------------------------------------------------------------------------------------------------ referrers
+
+    async def _referring(self, digest: Digest, depth: int) -> None:
+        """What names this manifest as its subject: signatures, SBOMs, and what refers to these in turn."""
+        try:
+            listing = await self._patiently(lambda: self._source.referrers(digest))
+        except MirrorError as error:
+            self.result.troubles.append(f"the referrers of {digest} could not be listed: {error}")
+            return
+        await _all(self._manifest(one, depth - 1, signed=False, refers=True) for one in self._fresh(listing.items))
+
+    async def _cosigned(self, digest: Digest, suffix: str, depth: int) -> None:
+        """What cosign keeps by tag, beside the image, in registries that know no referrers."""
+        tag = f"{digest.algorithm}-{digest.hex}.{suffix}"
+        try:
+            answer = await self._patiently(lambda: self._source.fetch_manifest(tag))
+            manifest = answer.read()
+        except (ManifestUnknown, Denied):
+            # where rules here forbid it nobody could pull it either
+            return
+        except (MirrorError, ValueError) as error:
+            self.result.troubles.append(f"{tag}: {error}")
+            return
+        if manifest.digest not in self._seen:
+            self._seen.add(manifest.digest)
+            self._note_manifest(manifest, answer)
+            await self._below(manifest, depth - 1, signed=False)
+
+    # ---------------------------------------------------------------------------------------------------- blobs
+
+    async def _blob(self, descriptor: Descriptor, role: Role) -> None:
+        digest = descriptor.digest
+        # before its turn comes, so that the whole is known early
+        self._report(Progress(digest, role, 0, descriptor.size if descriptor.size >= 0 else None))
+        async with self._gate:
+            try:
+                moving = partial(self._moving, digest, role)
+                fetched = await self._patiently(lambda: self._source.fetch(digest, moving))
+            except MirrorError as error:
+                self._end(digest, Moved(role, descriptor.size, State.FAILED, str(error)))
+                return
+        size = self._received.pop(digest, descriptor.size)
+        self._end(digest, Moved(role, size, State.FETCHED if fetched else State.HERE))
+
+    def _moving(self, digest: Digest, role: Role, received: int, size: int | None) -> None:
+        self._received[digest] = received
+        self._report(Progress(digest, role, received, size))
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """A list of images is more at once than some registries like: they say how long to wait."""
+        for _ in range(_WAITS):
+            try:
+                return await ask()
+            except UpstreamThrottled as error:
+                if error.retry_after > _LONGEST_WAIT:
+                    raise
+                telemetry.log.warning("upstream throttles", upstream=error.upstream, wait=error.retry_after)
+                await self._sleep(error.retry_after)
+        return await ask()
+
+    # ----------------------------------------------------------------------------------------------- bookkeeping
+
+    def _note_manifest(self, manifest: Manifest, answer: ManifestAnswer) -> None:
+        role = Role.INDEX if manifest.is_index else Role.MANIFEST
+        state = State.FETCHED if answer.outcome in (Outcome.MISS, Outcome.BYPASS) else State.HERE
+        self._end(manifest.digest, Moved(role, len(manifest.content), state))
+
+    def _end(self, digest: Digest, moved: Moved) -> None:
+        self.result.moved[digest] = moved
+        received = 0 if moved.state is State.FAILED else moved.size
+        self._report(Progress(digest, moved.role, received, moved.size if moved.size >= 0 else None, moved.state))
+
+    def _fresh(self, descriptors: Iterable[Descriptor]) -> Iterator[Descriptor]:
+        for descriptor in descriptors:
+            if descriptor.digest not in self._seen:
+                self._seen.add(descriptor.digest)
+                yield descriptor
+
+
+def platform_of(config: bytes) -> dict[str, Any]:
+    """What an image's config says that it is for (image-spec, config.md); empty where it does not.
+
+    Raises `ValueError` where it is no JSON object.
+    """
+    body = read_json(config)
+    if not isinstance(body, dict):
+        raise ValueError("not a JSON object")
+    said = {name: body.get(name) for name in ("os", "architecture", "variant")}
+    return {name: printable(value) for name, value in said.items() if isinstance(value, str) and value}
+
+
+async def _all(work: Iterable[Coroutine[None, None, None]]) -> None:
+    """Side by side; where one crashes or we are cancelled, the others are ended, not left behind."""
+    async with asyncio.TaskGroup() as group:
+        for one in work:
+            group.create_task(one)

@@ -1,0 +1,484 @@
+"""Runs sync rules when they are due: looks which tags there are, takes those that are meant, prefetches them.
+
+    waiting ── due, its lock and its lease are ours ──> running ──┬─> ok       waits for the next time
+       ^                                                          ├─> failed   tried again sooner
+       └──────────────────────────────────────────────────────────┴─> interrupted (its process ended): again soon
+
+One process of a store looks for what is due, the one that holds the lock `sync`; when it dies another takes over. A
+run itself holds a lock of its rule, so that a run by hand and one by schedule never meet. Replicas with disks of their
+own agree by a lease on each run, where there is a place to keep leases (Redis); where there is none, or it is down, the
+replica runs the rule itself, which costs upstream a few questions more.
+
+What happened last is on disk, a note for each rule, so that a restart neither forgets nor repeats a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final, Protocol
+
+from mirror import telemetry
+from mirror.aio.singleflight import end
+from mirror.errors import AlreadyRunning, IndexUnavailable, MirrorError, RuleUnknown, StoreError, UpstreamInvalid
+from mirror.oci.reference import Repo
+from mirror.policy.image_names import Image
+from mirror.policy.schedule import Last, Lease, Plan, next_run, period_end
+from mirror.prefetch.jobs import Ended, Records
+from mirror.prefetch.prefetch import Prefetched, prefetch
+from mirror.prefetch.progress import Meter
+from mirror.prefetch.pulling import Source, State, Warmed
+from mirror.repository.content import Outcome
+from mirror.repository.shared import Listing
+from mirror.values.platforms import Platform
+from mirror.values.tagsets import TagSet, choose_tags
+from mirror.values.timestamps import moment
+
+__all__ = ["Leases", "Sync", "SyncRule", "SyncSource", "first_failure"]
+
+#: Seconds between two looks for what is due, or whether the process that does so has died; the same after the disk
+#: failed us; and between two notes of progress.
+_LOOK_EVERY: Final = 5.0
+_AFTER_TROUBLE: Final = 60.0
+_TELL_EVERY: Final = 1.0
+#: Seconds that a lease lasts unless it is renewed, and between two renewals.
+_LEASE: Final = 120.0
+_RENEW_EVERY: Final = 30.0
+#: Seconds until a lease that another replica has is asked for again.
+_ASK_AGAIN: Final = 60.0
+#: Tags that are asked for at a time, and tags that a repository may have.
+_PAGE: Final = 10_000
+_MOST_TAGS: Final = 2_000_000
+#: Rules that run at once, and failures that a result names.
+_AT_ONCE: Final = 2
+_MOST_FAILURES: Final = 20
+
+
+class SyncSource(Source, Protocol):
+    """What is needed of a repository (`ProxiedRepository`)."""
+
+    async def tags(self, last: str, count: int) -> Listing:
+        """Up to `count` tags behind `last`, sorted. Raises `UpstreamError`, `StoreError`."""
+
+
+class Leases(Protocol):
+    """A place where replicas agree who does what. All calls may raise `IndexUnavailable`."""
+
+    async def take(self, name: str, seconds: float, *, done: bool = False) -> Lease | None:
+        """Have it, or have it for longer; None: it is ours now."""
+
+    async def give_back(self, name: str) -> None:
+        """If it is ours. Repeatable."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncRule:
+    """`[[sync]]`. `platforms`: none means all; `every_replica`: each one with a disk of its own, not one for all;
+    `sealed`: its upstream is never contacted, so it never runs.
+    """
+
+    name: str
+    repo: Repo
+    tags: TagSet
+    plan: Plan
+    platforms: tuple[Platform, ...] = ()
+    referrers: bool = False
+    every_replica: bool = False
+    sealed: bool = False
+
+    @property
+    def what(self) -> str:
+        """A mark of what it brings in; another one makes it a new rule under an old name."""
+        text = f"{self.repo} {self.tags!r} {sorted(map(str, self.platforms))} {self.referrers}"
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+class Sync:
+    """All rules of this process. Without `run` they can be told and run by hand."""
+
+    def __init__(
+        self,
+        rules: Iterable[SyncRule],
+        source_for: Callable[[Repo], SyncSource],
+        notes: Records,
+        *,
+        hold: Callable[[str], int | None],
+        leases: Leases | None = None,
+        seed: str = "",
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`hold` takes a lock of all processes on one store until its descriptor is closed or the process ends.
+
+        `seed`, the same over restarts, spreads rules that are due at one time.
+        """
+        self.rules: Final = {rule.name: rule for rule in rules}
+        self._source_for = source_for
+        self._notes = notes
+        self._hold = hold
+        self.leases = leases
+        self._seed = seed
+        self.now = now
+        self._sleep = sleep
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._not_before: dict[str, float] = {}
+
+    # ---------------------------------------------------------------------------------------------------- telling
+
+    def rule(self, name: str) -> SyncRule:
+        """Raises `RuleUnknown`."""
+        found = self.rules.get(name)
+        if found is None:
+            known = ", ".join(self.rules) or "there are none"
+            raise RuleUnknown(f"no sync rule {name[:80]!r} ({known})")
+        return found
+
+    async def status(self) -> list[dict[str, Any]]:
+        """Every rule with its last result and its next run, as JSON."""
+        return await asyncio.to_thread(lambda: [self._status(rule) for rule in self.rules.values()])
+
+    def _status(self, rule: SyncRule) -> dict[str, Any]:
+        note = self._note(rule)
+        last = _last(note)
+        busy = last.interrupted and self._is_held(rule)
+        due = next_run(rule.plan, last, self.now(), self._jitter(rule))
+        return {
+            "name": rule.name,
+            "from": str(rule.repo),
+            "tags": str(rule.tags),
+            "when": str(rule.plan),
+            "platforms": [str(one) for one in rule.platforms],
+            "referrers": rule.referrers,
+            "every_replica": rule.every_replica,
+            "state": "sealed" if rule.sealed else _state(last, note, busy=busy),
+            "progress": note.get("progress") if busy else None,
+            "started": moment(last.start),
+            "ended": moment(last.end),
+            "by": note.get("by"),
+            "result": note.get("result"),
+            "failed_in_a_row": last.failures,
+            "succeeded": moment(note.get("succeeded")),
+            "next": None if busy or rule.sealed else moment(max(due, self.now())),
+        }
+
+    def busy(self, name: str) -> bool:
+        """Blocking: whether it runs, in whichever process. Raises `RuleUnknown`, `StoreError`."""
+        rule = self.rule(name)
+        return _last(self._note(rule)).interrupted and self._is_held(rule)
+
+    def _is_held(self, rule: SyncRule) -> bool:
+        held = self._hold(_lock(rule))
+        if held is None:
+            return True
+        os.close(held)
+        return False
+
+    # ---------------------------------------------------------------------------------------------------- by itself
+
+    async def run(self) -> None:
+        """Run what is due until cancelled, if this is the process that may. What runs then is interrupted."""
+        held = None
+        try:
+            while self.rules:
+                pause = _LOOK_EVERY
+                try:
+                    if held is None:
+                        held = await self._succeed()
+                    if held is not None:
+                        await self.tick()
+                except (StoreError, IndexUnavailable) as error:
+                    telemetry.log.warning("looking for due syncs failed", reason=str(error))
+                    pause = _AFTER_TROUBLE
+                except Exception:
+                    # whatever it was: without this task nothing is ever synced again
+                    telemetry.log.exception("looking for due syncs crashed")
+                    pause = _AFTER_TROUBLE
+                await self._sleep(pause)
+        finally:
+            await end(*self._running.values())
+            if held is not None:
+                os.close(held)
+
+    async def _succeed(self) -> int | None:
+        held = self._hold("sync")
+        if held is not None:
+            telemetry.log.info("syncing here", rules=len(self.rules), worker=os.getpid())
+            for rule in self.rules.values():
+                note = await asyncio.to_thread(self._note, rule)
+                if isinstance(note.get("succeeded"), int | float):
+                    telemetry.SYNC_SUCCESS.labels(rule.name).set(note["succeeded"])
+        return held
+
+    async def tick(self) -> None:
+        """Begin what is due now; returns without waiting for it. Raises `StoreError`."""
+        for rule in self.rules.values():
+            if len(self._running) >= _AT_ONCE:
+                return
+            if not rule.sealed and rule.name not in self._running and await asyncio.to_thread(self._is_due, rule):
+                await self._start(rule)
+
+    async def idle(self) -> None:
+        """Returns once nothing runs here."""
+        while self._running:
+            await asyncio.wait(set(self._running.values()))
+
+    def _is_due(self, rule: SyncRule) -> bool:
+        note = self._note(rule)
+        if "key" not in note:
+            # not on disk yet; since when it is known must not begin anew with each look
+            self._notes.write(rule.name, note)
+        due = next_run(rule.plan, _last(note), self.now(), self._jitter(rule))
+        return self.now() >= max(due, self._not_before.get(rule.name, due))
+
+    async def _start(self, rule: SyncRule) -> None:
+        held = self._hold(_lock(rule))
+        if held is None:
+            return  # by hand, or as a job
+        try:
+            # somebody else may have ended a run between our look and our having the lock
+            begins = await asyncio.to_thread(self._is_due, rule) and await self._is_ours(rule)
+        except BaseException:
+            os.close(held)
+            raise
+        if not begins:
+            os.close(held)
+            return
+        task = asyncio.create_task(self._scheduled(rule))
+        self._running[rule.name] = task
+        # not by the task itself: one that is cancelled before it begins ends nothing
+        task.add_done_callback(partial(self._let_go, rule.name, held))
+
+    def _let_go(self, name: str, held: int, _task: asyncio.Task[None]) -> None:
+        os.close(held)
+        del self._running[name]
+
+    async def _scheduled(self, rule: SyncRule) -> None:
+        try:
+            await self._carry(rule, Meter(), "schedule")
+        except MirrorError as error:
+            telemetry.log.error("a sync's note cannot be written", rule=rule.name, reason=str(error))
+            self._not_before[rule.name] = self.now() + _AFTER_TROUBLE
+        except Exception:
+            telemetry.log.exception("sync crashed", rule=rule.name)
+
+    async def _is_ours(self, rule: SyncRule) -> bool:
+        """Whether no other replica has this run."""
+        if self.leases is None or rule.every_replica:
+            return True
+        try:
+            other = await self.leases.take(_lease(rule), _LEASE)
+        except IndexUnavailable as error:
+            telemetry.log.warning("syncing without asking other replicas", rule=rule.name, reason=str(error))
+            return True
+        if other is None:
+            return True
+        if other.done:
+            await asyncio.to_thread(self._skip, rule)
+        else:
+            self._not_before[rule.name] = self.now() + min(other.seconds, _ASK_AGAIN)
+        return False
+
+    def _skip(self, rule: SyncRule) -> None:
+        """Another replica has done it: here it is due again at the next time, should that replica be gone by then."""
+        telemetry.log.info("sync done by another replica", rule=rule.name)
+        now = self.now()
+        note = {**self._note(rule), "start": now, "end": now, "ok": True, "failures": 0, "by": "another replica"}
+        self._notes.write(rule.name, {**note, "result": {}})
+
+    # ------------------------------------------------------------------------------------------------------ a run
+
+    async def run_rule(self, name: str, meter: Meter, *, by: str) -> Ended:
+        """One run now, whenever it is due. Raises `RuleUnknown`, `AlreadyRunning`, `StoreError`."""
+        rule = self.rule(name)
+        held = self._hold(_lock(rule))
+        if held is None:
+            raise AlreadyRunning(f"{name} is being synced already")
+        try:
+            return await self._carry(rule, meter, by)
+        finally:
+            os.close(held)
+
+    async def job(self, arguments: Mapping[str, Any], meter: Meter) -> Ended:
+        """The same as work of the kind `sync`, asked for with `rule`."""
+        ended = await self.run_rule(str(arguments["rule"]), meter, by="job")
+        first = first_failure(ended.result)
+        return Ended(ended.ok, {**ended.result, **({} if first is None else {"first_failure": first})})
+
+    async def _carry(self, rule: SyncRule, meter: Meter, by: str) -> Ended:
+        """The rule's lock is held. What happens is on disk, from the begin to the end."""
+        begun = {
+            **await asyncio.to_thread(self._note, rule),
+            "start": self.now(),
+            "end": None,
+            "by": by,
+            "worker": os.getpid(),
+        }
+        begun.pop("progress", None)
+        await asyncio.to_thread(self._notes.write, rule.name, begun)
+        telemetry.log.info("sync started", rule=rule.name, by=by)
+        task = asyncio.ensure_future(self._move(rule, meter))
+        try:
+            await self._accompany(rule, begun, meter, task)
+        except asyncio.CancelledError:
+            await end(task)
+            if meter.called_off:
+                self._conclude(rule, begun, None)
+            raise
+        finally:
+            await end(task)
+        ended = task.result()
+        await asyncio.to_thread(self._conclude, rule, begun, ended)
+        await self._settle_lease(rule, begun["start"], ended)
+        return ended
+
+    async def _accompany(
+        self, rule: SyncRule, begun: Mapping[str, Any], meter: Meter, task: asyncio.Future[Ended]
+    ) -> None:
+        """Until it ends: note how far it is, keep the lease."""
+        renewed = time.monotonic()
+        while not task.done():
+            await asyncio.wait({task}, timeout=_TELL_EVERY)
+            if task.done():
+                return
+            with suppress(StoreError):
+                await asyncio.to_thread(self._notes.write, rule.name, {**begun, "progress": meter.to_json()})
+            if self.leases and not rule.every_replica and time.monotonic() - renewed > _RENEW_EVERY:
+                renewed = time.monotonic()
+                with suppress(IndexUnavailable):
+                    await self.leases.take(_lease(rule), _LEASE)
+
+    async def _move(self, rule: SyncRule, meter: Meter) -> Ended:
+        if rule.sealed:
+            return Ended(False, {"error": f"{rule.repo} is sealed: its upstream is never contacted"})
+        try:
+            listing = await _all_tags(self._source_for(rule.repo))
+        except MirrorError as error:
+            return Ended(False, {"error": f"its tags: {error}"})
+        if listing.outcome is Outcome.STALE:
+            return Ended(False, {"error": f"its tags: {listing.upstream} does not answer"})
+        tags = choose_tags(listing.items, rule.tags)
+        if not tags:
+            return Ended(False, {"error": f"none of its {len(listing.items)} tags is meant by {rule.tags}"})
+        meter.expect(len(tags))
+        done = await prefetch(
+            self._source_for,
+            [Image(rule.repo, tag) for tag in tags],
+            platforms=rule.platforms,
+            referrers=rule.referrers,
+            report=meter.note,
+        )
+        return Ended(done.ok and not done.stale, _result(done))
+
+    def _conclude(self, rule: SyncRule, begun: Mapping[str, Any], ended: Ended | None) -> None:
+        """Blocking: write down and count how it ended; None: it was called off."""
+        now = self.now()
+        note = {**begun, "end": now, "ok": ended is not None and ended.ok}
+        note["result"] = dict(ended.result) if ended else {"error": "called off"}
+        result = "cancelled"
+        if ended is not None:
+            result = "ok" if ended.ok else "failed"
+            note["failures"] = 0 if ended.ok else _last(begun).failures + 1
+        if ended is not None and ended.ok:
+            note["succeeded"] = now
+            telemetry.SYNC_SUCCESS.labels(rule.name).set(now)
+        telemetry.SYNC_RUNS.labels(rule.name, result).inc()
+        log = telemetry.log.warning if result == "failed" else telemetry.log.info
+        told = {name: value for name, value in note["result"].items() if name not in ("failures", "stale")}
+        if failures := note["result"].get("failures"):
+            told["failures"], told["first_failure"] = len(failures), failures[0]
+        log("sync ended", rule=rule.name, result=result, seconds=round(now - begun["start"], 1), **told)
+        self._notes.write(rule.name, note)
+
+    async def _settle_lease(self, rule: SyncRule, start: float, ended: Ended) -> None:
+        """Done is done until the next time; after a failure another replica may have more luck."""
+        if self.leases is None or rule.every_replica:
+            return
+        with suppress(IndexUnavailable):
+            left = period_end(rule.plan, start) - self.now()
+            if ended.ok and left > 0:
+                await self.leases.take(_lease(rule), left, done=True)
+            else:
+                await self.leases.give_back(_lease(rule))
+
+    def _note(self, rule: SyncRule) -> dict[str, Any]:
+        """What is known; of a new rule, or a changed one under an old name, that it begins now."""
+        note = self._notes.read(rule.name) or {}
+        if note.get("what") == rule.what and _seconds(note.get("since")) is not None:
+            return note
+        return {"since": self.now(), "what": rule.what}
+
+    def _jitter(self, rule: SyncRule) -> float:
+        """Within 0 to 1, always the same for this rule in this store."""
+        hashed = hashlib.blake2b(f"{self._seed} {rule.name}".encode(), digest_size=4).digest()
+        return int.from_bytes(hashed) / 2**32
+
+
+async def _all_tags(source: SyncSource) -> Listing:
+    """Page by page; a list whose end is an older answer is one as a whole. Raises `UpstreamError`, `StoreError`."""
+    tags: list[str] = []
+    while True:
+        listing = await source.tags(tags[-1] if tags else "", _PAGE)
+        tags += listing.items
+        if len(tags) > _MOST_TAGS:
+            raise UpstreamInvalid(f"more than {_MOST_TAGS} tags", upstream=listing.upstream, status=200)
+        if not listing.more or not listing.items or listing.outcome is Outcome.STALE:
+            return replace(listing, items=tuple(tags))
+
+
+def _lock(rule: SyncRule) -> str:
+    return f"sync-{hashlib.blake2b(rule.name.encode(), digest_size=8).hexdigest()}"
+
+
+def _lease(rule: SyncRule) -> str:
+    return f"{rule.name} {rule.what}"
+
+
+def _last(note: Mapping[str, Any]) -> Last:
+    """What a note says; nonsense counts as nothing."""
+    failures = note.get("failures")
+    last = Last(_seconds(note.get("since")) or 0.0, failures=failures if isinstance(failures, int) else 0)
+    return replace(last, start=_seconds(note.get("start")), end=_seconds(note.get("end")))
+
+
+def _seconds(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _state(last: Last, note: Mapping[str, Any], *, busy: bool) -> str:
+    if last.start is None:
+        return "never ran"
+    if last.interrupted:
+        return "running" if busy else "interrupted"
+    if last.failures:
+        return "failed"
+    return "ok" if note.get("ok") else "cancelled"
+
+
+def _result(done: Prefetched) -> dict[str, Any]:
+    """The last run for people and machines: sizes in bytes."""
+    new = [image for image, warmed in done.images.items() if _is_new(warmed)]
+    return {
+        "tags": len(done.images),
+        "new_images": len(new),
+        "new": [str(image) for image in new[:_MOST_FAILURES]],
+        "bytes": done.fetched.bytes,
+        "failures": [str(failure) for failure in done.failures[:_MOST_FAILURES]],
+        "stale": [str(image) for image in done.stale[:_MOST_FAILURES]],
+    }
+
+
+def first_failure(result: Mapping[str, Any]) -> str | None:
+    """Of a run's result: the first of what failed, else of the tags that upstream did not answer for."""
+    stale = [f"upstream did not answer for {image}" for image in result.get("stale", ())]
+    return next(iter([*result.get("failures", ()), *stale]), None)
+
+
+def _is_new(warmed: Warmed) -> bool:
+    root = warmed.moved.get(warmed.root) if warmed.root is not None else None
+    return root is not None and root.state is State.FETCHED

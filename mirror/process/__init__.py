@@ -1,0 +1,1 @@
+"""The processes that serve: a parent, its workers, their listeners, and systemd."""

@@ -1,0 +1,407 @@
+"""The parent of the workers: starts them, replaces those that die, exchanges them for a new configuration, ends them.
+
+    slot: starting ──> ready ──> ended ──(pause, longer each time it died young)──> starting
+                          ├──(its event loop stands still for too long)──> stacks written, killed ──> ended
+                          ├──(SIGHUP: its successor is ready)──> draining ──> ended
+                          └──(SIGTERM to the parent)──────────> draining ──> ended; killed if it takes too long
+
+    SIGHUP ──> read the configuration ──┬─ bad ──────────────────────────────> every mistake is logged, nothing changes
+                                        └─ good ──> start one worker with it ──┬─ it ends ──> nothing changes either
+                                                                               └─ ready ──> one slot after the other
+
+Workers are new processes, not forks: each begins with clean threads and clean memory. They learn of the parent's death
+by the end of a pipe, so that none is left behind. Worker and successor accept from the same sockets, so no connection
+is refused in between, and what the old one has accepted it answers.
+
+What the workers are told to read is a copy of the file that was found good, held by the parent: a worker that is
+replaced because it died must not meet a file that somebody is editing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mirror import telemetry
+from mirror.errors import ConfigError, MirrorError
+from mirror.heartbeat import Beats
+from mirror.process.listeners import AdminListener, address_of
+from mirror.process.systemd import Systemd
+from mirror.telemetry.worker_files import add_ended
+
+__all__ = ["Plan", "supervise"]
+
+#: Seconds: a worker that dies sooner than this after its start is not replaced at once.
+_YOUNG = 10.0
+_LONGEST_PAUSE = 30.0
+#: Seconds beyond the drain before a worker is killed.
+_GRACE = 10.0
+#: Seconds that a worker of a new configuration has until it answers.
+_START = 60.0
+#: Seconds between two looks at whether the workers' event loops turn.
+_LOOK = 0.5
+#: Seconds that a worker has to write down what its threads are doing.
+_TO_SAY = 1.0
+#: Exit status of commands whose configuration cannot be used.
+_UNUSABLE = 2
+_MEMORY = "/dev/shm"  # noqa: S108 - the folder's name cannot be guessed, and it is ours alone
+_METRICS = "mirror-metrics-"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What workers are started with: `arguments` of their command, `descriptors` that they inherit, `drain` in seconds,
+    and for how many seconds their event loop may stand still (`blocked`; 0: for ever).
+
+    The descriptors are the plan's own.
+    """
+
+    arguments: Sequence[str]
+    drain: float
+    tls: bool = False
+    descriptors: Sequence[int] = ()
+    blocked: float = 0.0
+
+    def close(self) -> None:
+        """Once no worker will be started with it any more."""
+        for one in self.descriptors:
+            os.close(one)
+
+
+async def supervise(
+    plan: Plan,
+    listeners: Sequence[Sequence[socket.socket]],
+    *,
+    reread: Callable[[], Plan],
+    admin: Sequence[AdminListener] = (),
+) -> None:
+    """Run one worker for each element of `listeners`, which are its sockets, until SIGTERM or SIGINT.
+
+    `admin` are more, each with a socket for each worker. `reread` makes a new plan at SIGHUP and raises `ConfigError`
+    with every mistake. Raises `ConfigError`, `MirrorError` where a worker cannot even start.
+    """
+    with _metrics_folder() as metrics:
+        await _Supervisor(plan, listeners, reread, metrics, admin).run()
+
+
+@contextmanager
+def _metrics_folder() -> Iterator[str]:
+    """A folder for what the workers count, in memory where that is possible: they map its files, and a process that
+    writes to a mapped file on a full disk is killed by the kernel. What killed mirrors have left there is removed.
+    """
+    memory = None if "TMPDIR" in os.environ or not os.access(_MEMORY, os.W_OK) else _MEMORY
+    for leftover in Path(memory or tempfile.gettempdir()).glob(f"{_METRICS}*"):
+        with suppress(OSError):
+            if (held := _try_hold(leftover)) is not None:
+                shutil.rmtree(leftover, ignore_errors=True)
+                os.close(held)
+    held = None
+    while held is None:
+        folder = tempfile.mkdtemp(prefix=_METRICS, dir=memory)
+        # another mirror that starts now may have taken it for a leftover
+        with suppress(FileNotFoundError):
+            held = _try_hold(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+def _try_hold(folder: str | Path) -> int | None:
+    """Lock a folder for as long as this process lives; None: another one has it. Raises `OSError`."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@dataclass(eq=False, slots=True)
+class _Worker:
+    """One process. `ready` is true once it answers, false when it ended before; `ended` gives its exit code. `blocked`:
+    it was killed because its event loop stood still.
+    """
+
+    slot: int
+    process: asyncio.subprocess.Process
+    drain: float
+    ready: asyncio.Future[bool]
+    ended: asyncio.Task[int]
+    blocked: bool = False
+
+
+class _Supervisor:
+    def __init__(
+        self,
+        plan: Plan,
+        listeners: Sequence[Sequence[socket.socket]],
+        reread: Callable[[], Plan],
+        metrics: str,
+        admin: Sequence[AdminListener],
+    ) -> None:
+        self._admin = admin
+        self._plan = plan
+        self._listeners = listeners
+        self._reread = reread
+        self._stop = asyncio.Event()
+        self._hung_up = asyncio.Event()
+        #: Every process that has not ended, those that drain included.
+        self._workers: set[_Worker] = set()
+        #: Whose slot it is.
+        self._current: dict[int, _Worker] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._alive, self._life = os.pipe()
+        self._beats = Beats.of(len(listeners))
+        self._systemd = Systemd.of(os.environ)
+        #: Ended workers, whose counters are not added up yet.
+        self._gone: set[int] = set()
+        self._environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": metrics}
+        # it is told by this process alone
+        self._environment.pop("NOTIFY_SOCKET", None)
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up.set)
+        stopping = asyncio.create_task(self._stop.wait())
+        working: list[asyncio.Task[None]] = []
+        try:
+            starting = asyncio.create_task(self._begin())
+            working.append(starting)
+            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                self._say_listening()
+                self._systemd.ready()
+                working += [asyncio.create_task(self._keep(slot)) for slot in range(len(self._listeners))]
+                working.append(asyncio.create_task(self._heed_hang_ups()))
+                working.append(asyncio.create_task(self._watch()))
+                await stopping
+        finally:
+            self._systemd.stopping()
+            self._stop.set()
+            stopping.cancel()
+            for one in working:
+                one.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
+            await self._end()
+            self._plan.close()
+            self._beats.close()
+            os.close(self._life)
+            os.close(self._alive)
+
+    def _say_listening(self) -> None:
+        for listener in self._listeners[0]:
+            telemetry.log.info(
+                "listening", address=address_of(listener), tls=self._plan.tls, workers=len(self._listeners)
+            )
+        for admin in self._admin:
+            telemetry.log.info("admin listening", address=admin.address)
+
+    # ------------------------------------------------------------------------------------------- one slot
+
+    async def _begin(self) -> None:
+        """The first worker of every slot; returns once all answer."""
+        for slot in range(len(self._listeners)):
+            self._current[slot] = await self._start(slot, self._plan)
+        for worker in self._current.values():
+            if not await worker.ready:
+                code = await worker.ended
+                said = f"a worker ended with code {code} while it was starting"
+                raise ConfigError([said]) if code == _UNUSABLE else MirrorError(said)
+
+    async def _keep(self, slot: int) -> None:
+        """Keep one worker running in this slot."""
+        pause = 0.0
+        while True:
+            worker, began = self._current[slot], time.monotonic()
+            code = await asyncio.shield(worker.ended)
+            while self._current[slot] is worker:
+                pause = min(max(1.0, pause * 2), _LONGEST_PAUSE) if time.monotonic() - began < _YOUNG else 0.0
+                telemetry.log.error("worker died", slot=slot, code=code, restart_in=pause)
+                await asyncio.sleep(pause)
+                # a new configuration may have filled the slot meanwhile
+                if self._current[slot] is worker:
+                    self._current[slot] = await self._start(slot, self._plan, after_blocked=worker.blocked)
+
+    async def _start(self, slot: int, plan: Plan, *, after_blocked: bool = False) -> _Worker:
+        loop = asyncio.get_running_loop()
+        told, tell = os.pipe()
+        descriptors = [one.fileno() for one in self._listeners[slot]]
+        command = [sys.executable, "-m", "mirror", "worker", *plan.arguments]
+        command += ["--sockets", ",".join(map(str, descriptors)), "--ready", str(tell), "--parent", str(self._alive)]
+        if self._admin:
+            asked = [admin.sockets[slot].fileno() for admin in self._admin]
+            descriptors += asked
+            command += ["--admin", ",".join(map(str, asked))]
+        command += ["--beats", str(self._beats.descriptor), "--slot", str(slot)]
+        if after_blocked:
+            # the one that was killed can count nothing, and this process has no metrics
+            command += ["--after-blocked"]
+        descriptors += [*plan.descriptors, tell, self._alive, self._beats.descriptor]
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command, pass_fds=descriptors, env=self._environment, start_new_session=True
+            )
+        except BaseException:
+            os.close(told)
+            raise
+        finally:
+            os.close(tell)
+        ready: asyncio.Future[bool] = loop.create_future()
+
+        def answered() -> None:
+            loop.remove_reader(told)
+            ready.set_result(bool(os.read(told, 1)))
+            os.close(told)
+
+        loop.add_reader(told, answered)
+        # numbers come again: its files are those of one that lives
+        self._gone.discard(process.pid)
+        worker = _Worker(slot, process, plan.drain, ready, asyncio.create_task(self._bury(process)))
+        self._workers.add(worker)
+        worker.ended.add_done_callback(lambda _: self._ended(worker))
+        telemetry.log.info("worker started", slot=slot, worker=process.pid)
+        return worker
+
+    def _ended(self, worker: _Worker) -> None:
+        self._workers.discard(worker)
+        if self._current.get(worker.slot) is worker:
+            self._beats.put(worker.slot, 0)
+
+    async def _bury(self, process: asyncio.subprocess.Process) -> int:
+        code = await process.wait()
+        self._gone.add(process.pid)
+        self._add_up()
+        return code
+
+    def _add_up(self) -> None:
+        """What ended workers have counted; where somebody just sums up, at the next look."""
+        for pid in list(self._gone):
+            try:
+                if not add_ended(self._environment["PROMETHEUS_MULTIPROC_DIR"], pid):
+                    continue
+            except (OSError, RuntimeError) as error:
+                # they count all the same, in their own files
+                telemetry.log.warning("counters of a worker cannot be added up", worker=pid, reason=str(error))
+            self._gone.discard(pid)
+
+    # ------------------------------------------------------------------------------------------ those that hang
+
+    async def _watch(self) -> None:
+        """Kill a worker whose event loop stands still; its slot is filled again as if it had died.
+
+        Counted in looks of ours, not by the clock: when the whole machine or its container stood still, it was nobody's
+        fault.
+        """
+        looks: dict[int, tuple[_Worker, int, int]] = {}
+        while True:
+            await asyncio.sleep(_LOOK)
+            self._systemd.alive()
+            self._add_up()
+            for slot, worker in list(self._current.items()):
+                last = self._beats.last(slot)
+                known, before, count = looks.get(slot, (worker, 0, 0))
+                count = count + 1 if (known, before) == (worker, last) and last else 0
+                looks[slot] = worker, last, count
+                if self._plan.blocked and count * _LOOK >= self._plan.blocked:
+                    telemetry.log.error(
+                        "worker blocked; killed", slot=slot, worker=worker.process.pid, blocked=count * _LOOK
+                    )
+                    worker.blocked = True
+                    self._beats.put(slot, 0)
+                    # what it was doing, if it still can say so
+                    _signal(worker, signal.SIGUSR2)
+                    await asyncio.wait([worker.ended], timeout=_TO_SAY)
+                    _signal(worker, signal.SIGKILL)
+
+    # ------------------------------------------------------------------------------- another configuration
+
+    async def _heed_hang_ups(self) -> None:
+        while True:
+            await self._hung_up.wait()
+            self._hung_up.clear()
+            try:
+                await self._reload()
+            except Exception:
+                # whatever it was, the mirror serves on
+                telemetry.log.exception("reload crashed")
+
+    async def _reload(self) -> None:
+        try:
+            plan = await asyncio.to_thread(self._reread)
+        except ConfigError as error:
+            for mistake in error.mistakes:
+                telemetry.log.error("configuration refused", mistake=mistake)
+            telemetry.log.error("reload given up; the configuration in force stays", mistakes=len(error.mistakes))
+            return
+        late = 0
+        for slot in range(len(self._listeners)):
+            if await self._replace(slot, plan):
+                if self._plan is not plan:
+                    self._plan.close()
+                    self._plan = plan
+            elif slot == 0:
+                plan.close()
+                telemetry.log.error("reload given up; the configuration in force stays")
+                return
+            else:
+                late += 1
+        telemetry.log.info("reloaded", workers=len(self._listeners) - late, left=late)
+
+    async def _replace(self, slot: int, plan: Plan) -> bool:
+        """Put a worker with this plan into a slot, and let the one that is there drain. False: it did not start."""
+        fresh = await self._start(slot, plan)
+        try:
+            async with asyncio.timeout(_START):
+                ready = await asyncio.shield(fresh.ready)
+        except TimeoutError:
+            ready = False
+            _signal(fresh, signal.SIGKILL)
+        if not ready:
+            telemetry.log.error("a worker ended while it was starting", slot=slot, code=await fresh.ended)
+            return False
+        old, self._current[slot] = self._current[slot], fresh
+        task = asyncio.create_task(_drain(old))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+        return True
+
+    # ------------------------------------------------------------------------------------------- the end
+
+    async def _end(self) -> None:
+        """Stop listening, then ask every worker to drain, then insist."""
+        for sockets in (*self._listeners, *(admin.sockets for admin in self._admin)):
+            for one in sockets:
+                one.close()
+        await asyncio.gather(*(_drain(worker) for worker in tuple(self._workers)), *self._retiring)
+
+
+async def _drain(worker: _Worker) -> None:
+    """Returns when it has ended, one way or another."""
+    _signal(worker, signal.SIGTERM)
+    _, late = await asyncio.wait([worker.ended], timeout=worker.drain + _GRACE)
+    if late:
+        telemetry.log.error("worker killed, it did not drain in time", worker=worker.process.pid)
+        _signal(worker, signal.SIGKILL)
+        await asyncio.wait(late)
+
+
+def _signal(worker: _Worker, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        worker.process.send_signal(number)

@@ -1,0 +1,222 @@
+"""One process that serves: builds the mirror, answers on the listeners it is given, drains on SIGTERM.
+
+build ──> listening ──(SIGTERM, SIGINT, or the parent is gone)──> draining ──> closed
+                                                                    │
+    not ready, no new connections; answers under way finish, at most `server.drain` seconds; then what is still
+    being filled is given up and stays as partials
+
+Before connections are closed the first time, those that have just been accepted get a moment to send their request, and
+all answers of that moment say `Connection: close`: a client that has sent a request gets an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import os
+import resource
+import signal
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from ipaddress import ip_network
+from pathlib import Path
+from typing import TypeAlias
+
+import uvloop
+from aiohttp import web
+
+from mirror import telemetry
+from mirror.access.certificate import validity
+from mirror.aio.singleflight import end
+from mirror.app.building import build
+from mirror.config import Config, ServerSettings
+from mirror.errors import ConfigError
+from mirror.heartbeat import Pulse
+from mirror.process.listeners import address_of, is_local
+from mirror.server.registry.connection_limit import Entrance
+from mirror.server.registry.handler import FrontServer
+
+__all__ = ["run_worker"]
+
+#: Seconds between the last accepted connection and the first that is closed.
+_MOMENT = 0.2
+#: What is behind a listener: `Front`, `Admin`.
+Answers: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+def run_worker(
+    config: Config,
+    listeners: Sequence[socket.socket],
+    *,
+    ready: Callable[[], None],
+    parent: int | None = None,
+    admin: Sequence[socket.socket] = (),
+    pulse: Pulse | None = None,
+) -> None:
+    """Serve until told to stop; SIGUSR2 writes to standard error what every thread is doing.
+
+    `ready` is called once requests are answered; `parent` is a descriptor that reports end-of-file when the parent
+    process is gone; `admin` are the listeners of the admin API; `pulse` is where it says that it lives. Raises
+    `StoreError`, `ConfigError`.
+    """
+    _raise_descriptor_limit()
+    # by the C library alone: it works while the interpreter stands still
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    uvloop.run(_serve(config, listeners, ready, parent, admin, pulse))
+
+
+def _raise_descriptor_limit() -> None:
+    """As many descriptors as we may have: a client takes two, and the usual soft limit of 1024 is for programs that
+    still use select().
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        # a hard limit without end may be more than the kernel allows one process
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _serve(
+    config: Config,
+    listeners: Sequence[socket.socket],
+    ready: Callable[[], None],
+    parent: int | None,
+    admin: Sequence[socket.socket],
+    pulse: Pulse | None,
+) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    # a terminal that closes must not cut off every pull
+    loop.add_signal_handler(signal.SIGHUP, telemetry.log.info, "SIGHUP ignored")
+    if parent is not None:
+        loop.add_reader(parent, stop.set)
+    tls = _tls(config.server, config.access.client_ca)
+    async with build(config, pulse=pulse) as app:
+        runner = _Runner(app.front, config.server, _entrance(config.server))
+        await runner.setup()
+        sites = [_Site(runner, one, tls) for one in listeners]
+        asked = _Runner(
+            app.admin, config.server, Entrance(head=config.server.request_head, stall=config.server.client_stall)
+        )
+        await asked.setup()
+        # on loopback nobody listens in
+        sites += [_Site(asked, one, None if is_local(one) else tls) for one in admin]
+        for site in sites:
+            await site.start()
+        working = [asyncio.create_task(work) for work in (app.sync.run(), app.jobs.run())]
+        ready()
+        await stop.wait()
+        telemetry.log.info("draining", worker=os.getpid())
+        app.readiness.drain()
+        if pulse is not None:
+            pulse.rest()
+        if parent is not None:
+            loop.remove_reader(parent)
+        # others go on listening on the same sockets
+        for site in sites:
+            await site.stop()
+        # what nobody waits for is interrupted; it is begun again, or told to be so
+        await end(*working)
+        runner.dismiss()
+        await asyncio.sleep(_MOMENT)
+        # lets answers under way finish, closes idle connections
+        await asked.cleanup()
+        await runner.cleanup()
+    telemetry.log.info("stopped", worker=os.getpid())
+
+
+class _Runner(web.BaseRunner):
+    """aiohttp's runner for our own server class."""
+
+    def __init__(self, answers: Answers, settings: ServerSettings, entrance: Entrance) -> None:
+        # for aiohttp, 0 is no bound at all
+        super().__init__(shutdown_timeout=max(settings.drain, 0.001))
+        self._answers = answers
+        self._settings = settings
+        self._entrance = entrance
+        self._made: FrontServer | None = None
+
+    async def shutdown(self) -> None:
+        """Nothing to do before connections are closed."""
+
+    def dismiss(self) -> None:
+        """Every connection ends with its next answer."""
+        if self._made:
+            self._made.dismissing = True
+
+    def protocol(self, tls: ssl.SSLContext | None) -> Callable[[], asyncio.BaseProtocol]:
+        """What makes that of a new connection. The runner has been set up."""
+        if self._made is None:
+            raise RuntimeError("listening before set-up")
+        return self._made if tls is None else partial(self._made.over_tls, tls)
+
+    async def _make_server(self) -> FrontServer:
+        self._made = FrontServer(
+            self._answers,
+            entrance=self._entrance,
+            access_log=None,
+            keepalive_timeout=self._settings.idle,
+            lingering_time=2.0,
+            tcp_keepalive=True,
+        )
+        return self._made
+
+    async def _cleanup_server(self) -> None:
+        """The server has no resources of its own."""
+
+
+class _Site(web.BaseSite):
+    """One listener. Its connections are counted before their TLS handshake, which aiohttp's own sites cannot do."""
+
+    def __init__(self, runner: _Runner, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
+        super().__init__(runner)
+        self._listener = listener
+        self._protocol = runner.protocol(tls)
+
+    @property
+    def name(self) -> str:
+        """For aiohttp's lists."""
+        return address_of(self._listener)
+
+    async def start(self) -> None:
+        """Listen."""
+        await super().start()
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._protocol, sock=self._listener, backlog=4096)
+
+
+def _entrance(settings: ServerSettings) -> Entrance:
+    return Entrance(
+        head=settings.request_head,
+        stall=settings.client_stall,
+        most=settings.connections_per_client,
+        unlimited=[ip_network(one) for one in settings.connections_unlimited],
+    )
+
+
+def _tls(settings: ServerSettings, client_ca: Path | None) -> ssl.SSLContext | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        # without an answer to its question a key with a passphrase would be asked about on a terminal
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key, password=lambda: "")
+        telemetry.CERTIFICATE_UNTIL.set(validity(settings.tls_certificate)[1])
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            [f"server.tls_certificate, tls_key: {settings.tls_certificate} and {settings.tls_key} are no matching pair"]
+        ) from error
+    if client_ca is not None:
+        try:
+            context.load_verify_locations(client_ca)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError([f"access.client_ca: {client_ca} holds no certificate"]) from error
+        # who has none may still log in, or stay anonymous
+        context.verify_mode = ssl.CERT_OPTIONAL
+    return context

@@ -1,0 +1,235 @@
+"""What the admin API does with images: list, show, pin, purge, and make room."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any, Final, TypeVar
+
+from mirror.aio.costly_cache import Believed
+from mirror.errors import BodyInvalid, ManifestUnknown, PinUnknown, RequestError, StoreFull
+from mirror.eviction.damaged_notes import Subjects
+from mirror.eviction.evictor import Evictor
+from mirror.eviction.pinned_images import pinned_images
+from mirror.eviction.purge import Purge, Purged
+from mirror.graph.references import called
+from mirror.inspect.as_json import image_json, new_pin_json, pins_json, victims_by_image, victims_json, whole_json
+from mirror.inspect.images import Overview, Place
+from mirror.oci.reference import Repo
+from mirror.policy.eviction import Victim
+from mirror.policy.image_names import Image, name_of
+from mirror.policy.pins import LONGEST_REASON, PinRule, parse_until
+from mirror.policy.records import Pin
+from mirror.policy.selection import Selection
+from mirror.ports import BlobStore, Catalog, ContentIndex, Freezes, Pins
+
+__all__ = ["Keeping"]
+
+_D = TypeVar("_D")
+
+_PAGE: Final = 50
+_LARGEST_PAGE: Final = 500
+#: Images that are told one by one of those that go.
+_MOST_VICTIMS: Final = 200
+#: Tags, images without one, and repositories that are looked at for one page.
+_MOST_LOOKED_AT: Final = 2000
+
+
+class Keeping:
+    """Of one store."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        catalog: Catalog,
+        pins: Pins,
+        freezes: Freezes,
+        index: ContentIndex,
+        evictor: Evictor,
+        purge: Purge,
+        *,
+        rules: Sequence[PinRule],
+        search: Callable[[str], Selection],
+    ) -> None:
+        """`rules` pin images, too; `search` reads what is looked for."""
+        self._store = store
+        self._catalog = catalog
+        self._pins = pins
+        self._freezes = freezes
+        self._index = index
+        self._evictor = evictor
+        self._purge = purge
+        self._rules = rules
+        self._search = search
+        self._subjects = Subjects(catalog)
+        self._repositories: Believed[list[Repo]] = Believed()
+        self._plans: Believed[dict[str, Any]] = Believed()
+
+    # ---------------------------------------------------------------------------------------------------- images
+
+    async def images(self, query: Mapping[str, str]) -> dict[str, Any]:
+        """A page of images whose names fit `search`, in the order of repositories, behind `after`. It is short, or
+        empty, though `next` is there, where many that are looked at do not fit or are gone.
+        """
+        limit = _number(query, "limit", _PAGE, 1, _LARGEST_PAGE)
+        begin = _place_of(query.get("after", ""))
+        selection = self._search(query.get("search", ""))
+        overview = await asyncio.to_thread(self._overview)
+        page = await overview.page(selection, await self._all_repositories(), begin, limit, _MOST_LOOKED_AT)
+        told = [image_json(image) for image in page.images]
+        return {"images": told, "next": None if page.next is None else _name_of_place(page.next)}
+
+    async def _all_repositories(self) -> list[Repo]:
+        return await self._repositories(None, lambda: asyncio.to_thread(lambda: sorted(self._catalog.repositories())))
+
+    async def image(self, image: Image) -> dict[str, Any]:
+        """All about one. Raises `ManifestUnknown`."""
+        overview = await asyncio.to_thread(self._overview)
+        found = await overview.image(image.repo, image.reference)
+        if found is None:
+            raise ManifestUnknown(f"{image} is not here")
+        return whole_json(await overview.whole(found))
+
+    async def purge(self, image: Image) -> Purged:
+        """Drop it. Raises `ManifestUnknown`, `Kept`, `StoreError`."""
+        self._plans.forget()
+        return await self._purge(image)
+
+    def _overview(self) -> Overview:
+        """Blocking, a small file for each pin and freeze."""
+        pinned = pinned_images(self._pins, (), self._catalog, time.time(), self._subjects)
+        freezes, unread = self._freezes.look()
+        return Overview(self._store, self._catalog, self._index, pinned, freezes, self._rules, unread)
+
+    # ------------------------------------------------------------------------------------------------------ pins
+
+    async def pins(self, query: Mapping[str, str]) -> dict[str, Any]:
+        """By hand and by rules, with `state` how much of each is here; pins that are over; and the pins and freezes
+        that cannot be read. Raises `RequestError`, `StoreError`.
+        """
+        state = _truth(query, "state")
+
+        def look() -> dict[str, Any]:
+            pins, unread = self._pins.look()
+            unread = [*unread, *self._freezes.look()[1]]
+            now = time.time()
+            return pins_json(pins, unread, self._rules, self._store, self._catalog, now, self._subjects, state=state)
+
+        return await asyncio.to_thread(look)
+
+    async def pin(self, image: Image, body: object) -> dict[str, Any]:
+        """With `reason` and `until`; how much of it is here, and stays from now on. Raises `BodyInvalid`,
+        `StoreError`.
+        """
+        now = time.time()
+        reason, until = _read_pin(body, now)
+        self._plans.forget()
+        pin = Pin(image.repo, image.reference, reason, now, until)
+        await asyncio.to_thread(self._pins.put, pin)
+        # an eviction or a purge that is under way has looked at the pins before: what it drops is gone after its turn
+        with suppress(StoreFull):
+            async with self._evictor.turn():
+                pass
+        return await asyncio.to_thread(new_pin_json, pin, self._store, self._catalog, now)
+
+    async def unpin(self, image: Image) -> dict[str, Any]:
+        """Raises `PinUnknown`, `StoreError`."""
+        if not await asyncio.to_thread(self._pins.drop, image.repo, image.reference):
+            raise PinUnknown(f"{name_of(image.repo, image.reference)} was not pinned by hand")
+        self._plans.forget()
+        overview = await asyncio.to_thread(self._overview)
+        found = await overview.image(image.repo, image.reference)
+        return {"image": name_of(image.repo, image.reference), "pinned": bool(found and found.pinned)}
+
+    # -------------------------------------------------------------------------------------------------- eviction
+
+    async def plan(self, query: Mapping[str, str]) -> dict[str, Any]:
+        """What would go to free `bytes`, or without it to come down to the low water; with `limit` the first images
+        alone, and as much as costs no more than a look at some thousand candidates.
+        """
+        wanted = _number(query, "bytes", None, 1, 1 << 60)
+        limit = _number(query, "limit", None, 1, _MOST_VICTIMS)
+
+        async def plan() -> dict[str, Any]:
+            victims = await self._evictor.plan(wanted, short=limit is not None)
+            return await self._told(victims, dry_run=True, most=limit or _MOST_VICTIMS)
+
+        return await self._plans((wanted, limit), plan)
+
+    async def collect(self) -> dict[str, Any]:
+        """Come down to the low water."""
+        self._plans.forget()
+        return await self._told(await self._evictor.collect(), dry_run=False, most=_MOST_VICTIMS)
+
+    async def _told(self, victims: Sequence[Victim], *, dry_run: bool, most: int) -> dict[str, Any]:
+        """Names are looked for of those images alone that are told."""
+
+        def tell() -> dict[str, Any]:
+            groups = victims_by_image(victims)
+            names = called(self._catalog, {image for image in islice(groups, most) if image is not None})
+            return victims_json(groups, names, dry_run=dry_run, most=most)
+
+        return await asyncio.to_thread(tell)
+
+
+def _place_of(after: str) -> Place | None:
+    """Where a page begins. Raises `RequestError`."""
+    if not after:
+        return None
+    name, _, digest = after.partition("@")
+    head, slash, last = name.rpartition("/")
+    if not slash:
+        raise RequestError(f"after: not the name of an image: {after[:80]!r}")
+    last, _, tag = last.partition(":")
+    registry, _, name = f"{head}/{last}".partition("/")
+    return Repo(registry, name), digest or tag
+
+
+def _name_of_place(place: Place) -> str:
+    """The other way round; that of a whole repository means its first image."""
+    repo, name = place
+    return f"{repo}{'@' if ':' in name else ':'}{name}" if name else str(repo)
+
+
+def _number(query: Mapping[str, str], name: str, default: _D, least: int, most: int) -> int | _D:
+    """Raises `RequestError`."""
+    text = query.get(name)
+    if text is None:
+        return default
+    # as many digits as the most has, so that neither zeros before it nor thousands of digits are read
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(most)) and least <= int(text) <= most):
+        raise RequestError(f"{name}: not a number from {least} to {most}: {text[:40]!r}")
+    return int(text)
+
+
+def _truth(query: Mapping[str, str], name: str) -> bool:
+    """Not given: false. Raises `RequestError`."""
+    text = query.get(name, "false")
+    if text not in ("true", "false"):
+        raise RequestError(f"{name}: neither true nor false: {text[:40]!r}")
+    return text == "true"
+
+
+def _read_pin(body: object, now: float) -> tuple[str, float | None]:
+    """Raises `BodyInvalid` with every mistake."""
+    if body is None:
+        return "", None
+    if not isinstance(body, dict):
+        raise BodyInvalid('not an object such as {"reason": "audit", "until": "30d"}')
+    mistakes = [f"{name[:40]!r}: no such field" for name in body if name not in ("reason", "until")]
+    reason, until, end = body.get("reason", ""), body.get("until"), None
+    if not isinstance(reason, str) or len(reason) > LONGEST_REASON:
+        mistakes.append(f"reason: not text of at most {LONGEST_REASON} characters")
+    if until is not None:
+        try:
+            end = parse_until(until, now) if isinstance(until, str) else None
+            if end is None:
+                mistakes.append("until: not text such as 2026-03-01 or 30d")
+        except ValueError as error:
+            mistakes.append(f"until: {error}")
+    if mistakes:
+        raise BodyInvalid("; ".join(mistakes))
+    return reason, end

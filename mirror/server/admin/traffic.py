@@ -1,0 +1,99 @@
+"""The totals of all workers, and how they grew over time: a point each minute, on disk, so that a restart keeps them.
+
+    one worker holds the lock ── each minute ──> total now, less the total at the last point ──> a point more
+
+Whoever is asked reads the points and adds what came since the last one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from mirror import telemetry
+from mirror.errors import StoreError
+from mirror.policy.traffic import Traffic, add_point, read_points, since
+from mirror.prefetch.jobs import Records
+
+__all__ = ["TrafficLog", "total"]
+
+#: Seconds between two points, and that they are kept.
+_EVERY: Final = 60.0
+_KEEP: Final = 86400.0
+_KEY: Final = "points"
+
+
+def total() -> Traffic:
+    """Since the mirror started, over all its workers."""
+    return Traffic.of(
+        telemetry.counted("mirror_requests"),
+        telemetry.counted("mirror_sent_bytes"),
+        telemetry.counted("mirror_upstream_bytes"),
+    )
+
+
+class TrafficLog:
+    """One in each process; `hold` holds a lock over all of them. `run` tells counters of one start from another's."""
+
+    def __init__(
+        self,
+        notes: Records,
+        *,
+        hold: Callable[[str], int | None],
+        now: Callable[[], float] = time.time,
+        every: float = _EVERY,
+    ) -> None:
+        self._notes = notes
+        self._hold = hold
+        self._now = now
+        self._every = every
+        # counters of several workers lie in a folder of this run; of one, in its memory
+        self._run = os.environ.get("PROMETHEUS_MULTIPROC_DIR") or f"{os.getpid()}-{time.time_ns()}"
+
+    def history(self) -> dict[str, Any]:
+        """Blocking: the points, oldest first, the last one up to now. Raises `StoreError`."""
+        note = self._notes.read(_KEY) or {}
+        points = read_points(note.get("points"))
+        points.append((self._now(), since(total(), self._counted(note))))
+        return {"every": self._every, "points": [{"at": at, **traffic.to_json()} for at, traffic in points]}
+
+    def _counted(self, note: dict[str, Any]) -> Traffic:
+        """What is in the points already of what this run has counted."""
+        known = read_points([[0, *counted]]) if isinstance(counted := note.get("counted"), list) else []
+        return known[0][1] if known and note.get("run") == self._run else Traffic()
+
+    def record(self) -> None:
+        """Blocking: one point more. Raises `StoreError`."""
+        note = self._notes.read(_KEY) or {}
+        now = total()
+        points = add_point(read_points(note.get("points")), self._now(), since(now, self._counted(note)), _KEEP)
+        self._notes.write(
+            _KEY,
+            {
+                "run": self._run,
+                "counted": _written(now),
+                "points": [[round(at, 1), *_written(traffic)] for at, traffic in points],
+            },
+        )
+
+    async def run(self) -> None:
+        """Until cancelled, in the one process that has the lock."""
+        held = None
+        try:
+            while True:
+                await asyncio.sleep(self._every)
+                with suppress(StoreError):
+                    held = held or self._hold("traffic")
+                    if held:
+                        await asyncio.to_thread(self.record)
+        finally:
+            if held:
+                os.close(held)
+
+
+def _written(traffic: Traffic) -> list[int]:
+    return [traffic.requests, traffic.hits, traffic.sent, traffic.received]

@@ -1,0 +1,470 @@
+"""Every request comes in here and is answered once: parse, route, answer, tell.
+
+Built on aiohttp's low-level server: there are six kinds of path, and a router, middlewares and signals for them cost
+more than the answers of most requests do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import cache, lru_cache
+from typing import Any, Final, Protocol, cast
+
+from aiohttp import HttpVersion10, HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import RawRequestMessage
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler
+from prometheus_client import Counter, Histogram
+
+from mirror import telemetry
+from mirror.errors import MirrorError, NotServed, RequestError, Unsupported, UpstreamError
+from mirror.inspect.recent_answers import Recent
+from mirror.oci.request import Kind, RegistryRequest, parse_request
+from mirror.policy.access import ANONYMOUS
+from mirror.repository.content import Outcome
+from mirror.repository.protocol import Repository
+from mirror.repository.router import Router
+from mirror.server.registry import pull
+from mirror.server.registry.access import TOKEN_PATH, Gate
+from mirror.server.registry.connection_limit import Entrance
+from mirror.server.registry.handshake import Handshake
+from mirror.server.registry.head_limit import MOST_HEAD, BoundedHeads
+from mirror.server.registry.pull import Told
+from mirror.server.registry.responses import error_response
+from mirror.server.registry.sending import ClientGone, Sender
+from mirror.server.registry.writing import PIECE, PieceWriter, Unsent
+
+__all__ = ["Audit", "Front", "FrontServer", "Page"]
+
+#: Statuses that are written down whoever asked: who it was is then not known.
+_REFUSED: Final = frozenset({401, 403, 429})
+
+#: Pages beside the API: `/readyz` and the like, by their path; probes and scrapers may add a query.
+Page = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Audit(Protocol):
+    """Where accesses are written down."""
+
+    def record(self, **what: object) -> None:
+        """Raises nothing."""
+
+
+class Front:
+    """Answers requests. `pages` are served beside the API by their exact path."""
+
+    def __init__(
+        self,
+        router: Router,
+        sender: Sender,
+        pages: Mapping[str, Page],
+        *,
+        log_requests: bool,
+        gate: Gate | None = None,
+        audit: Audit | None = None,
+        recent: Recent | None = None,
+    ) -> None:
+        """`gate` None: whoever reaches the mirror may pull everything. `audit` is told of each access and refusal,
+        `recent` of each answer about a repository.
+        """
+        self._router = router
+        self._sender = sender
+        self._pages = pages
+        self._log_requests = log_requests
+        self._gate = gate
+        self._audit = audit
+        self._recent = recent
+        #: Requests are numbered; most numbers are never written down, so they are made into names only then.
+        self._numbers = itertools.count(time.time_ns() // 1_000_000)
+        self._name = f"{os.getpid():x}"
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        target: str = request._message.path  # the target as it came: aiohttp's URL is already decoded
+        if not target.startswith("/v2") and (page := self._pages.get(target.partition("?")[0])):
+            return await page(request)
+        number = next(self._numbers)
+        if (span := telemetry.request_span(request.method, target.partition("?")[0], request.headers)) is None:
+            return await self._respond(request, target, number)
+        with span:
+            return await self._respond(request, target, number, span)
+
+    async def _respond(
+        self, request: web.BaseRequest, target: str, number: int, span: telemetry.Span | None = None
+    ) -> web.StreamResponse:
+        began = time.perf_counter()
+        told = Told()
+        kind = "other"
+        response: web.StreamResponse | None = None
+        try:
+            if request.version < HttpVersion10:
+                raise RequestError("not a request of HTTP/1.0 or later")
+            if self._gate is not None and target.partition("?")[0] == TOKEN_PATH:
+                kind = "token"
+                response = await self._gate.token(request, told)
+            else:
+                wanted = _parse(target)
+                kind = wanted.kind.value
+                response = _checked(await self._answer(request, wanted, told))
+        except MirrorError as error:
+            told.trouble = f"{type(error).__name__}: {error}"
+            if isinstance(error, UpstreamError):
+                told.upstream = error.upstream
+            response = error_response(error, self._id(number), head=request.method == "HEAD")
+        except asyncio.CancelledError:
+            told.trouble = "cancelled: the mirror is stopping"
+            raise
+        except Exception as error:
+            telemetry.log.exception("request crashed", id=self._id(number), method=request.method, path=target[:1024])
+            told.trouble = f"unexpected {type(error).__name__}"
+            response = error_response(MirrorError("an unexpected error; the log has more"), self._id(number))
+        finally:
+            self._tell(request, target, kind, response, told, time.perf_counter() - began, number)
+            if span is not None:
+                _note(span, kind, response, told, self._id(number))
+        return response
+
+    def _id(self, number: int) -> str:
+        return f"{self._name}-{number:x}"
+
+    async def _answer(self, request: web.BaseRequest, wanted: RegistryRequest, told: Told) -> web.StreamResponse:
+        gate = self._gate
+        identity = await gate.enter(request, wanted, told) if gate is not None else ANONYMOUS
+        if request.method not in ("GET", "HEAD") or wanted.kind is Kind.UPLOAD:
+            raise Unsupported("this is a mirror: push to the registry itself")
+        if wanted.kind is Kind.BASE:
+            return pull.base()
+        if wanted.kind is Kind.CATALOG:
+            every = await self._router.repositories()
+            seen = every if gate is None else [repo for repo in every if gate.may_see(identity, repo)]
+            return await pull.catalog(request, wanted, seen, told)
+        if wanted.reference is not None:
+            told.reference = str(wanted.reference)
+        repository = self._router.resolve(wanted.name, host=request.headers.get("Host"), ns=wanted.query.get("ns"))
+        told.repository = str(repository.repo)
+        if gate is None:
+            return await self._give(request, wanted, repository, told)
+        with await gate.admit(identity, repository, request, wanted, told):
+            return await self._give(request, wanted, repository, told)
+
+    async def _give(
+        self,
+        request: web.BaseRequest,
+        wanted: RegistryRequest,
+        repository: Repository,
+        told: Told,
+    ) -> web.StreamResponse:
+        match wanted.kind:
+            case Kind.MANIFEST:
+                return await pull.manifest(request, wanted, repository, told)
+            case Kind.BLOB:
+                return await pull.blob(request, wanted, repository, told, self._sender)
+            case Kind.TAGS:
+                return await pull.tags(request, wanted, repository, told)
+            case Kind.REFERRERS:
+                return await pull.referrers(request, wanted, repository, told)
+        raise NotServed("not a path of this API")
+
+    def _tell(
+        self,
+        request: web.BaseRequest,
+        target: str,
+        kind: str,
+        response: web.StreamResponse | None,
+        told: Told,
+        seconds: float,
+        number: int,
+    ) -> None:
+        status = response.status if response is not None else 499
+        outcome = told.outcome.value
+        _requests(kind, status, outcome).inc()
+        _seconds(kind, outcome).observe(seconds)
+        if told.sent:
+            _sent(outcome).inc(told.sent)
+        if self._recent is not None and told.repository is not None:
+            self._recent.note(kind, request.method, status, told, seconds, self._id(number))
+        if self._audit is not None and (told.repository is not None or told.who is not None or status in _REFUSED):
+            self._audit.record(
+                id=self._id(number),
+                who=told.who,
+                client=_client(request),
+                action="login" if kind == "token" else "pull",
+                kind=kind,
+                method=request.method,
+                repository=told.repository,
+                reference=told.reference,
+                status=status,
+                bytes=told.sent,
+                reason=told.trouble,
+            )
+        if not self._log_requests:
+            return
+        line: dict[str, object] = {
+            "id": self._id(number),
+            "client": _client(request),
+            "method": request.method,
+            "path": target[:1024],
+            "status": status,
+            "bytes": told.sent,
+            "cache": outcome,
+            "upstream": told.upstream,
+            "duration": round(seconds, 6),
+            **told.notes,
+        }
+        if told.who is not None:
+            line["who"] = told.who
+        if told.trouble:
+            line["trouble"] = told.trouble
+        telemetry.log.info("request", **line)
+
+
+def _checked(response: web.StreamResponse) -> web.StreamResponse:
+    """Raises `MirrorError` for a header that cannot be sent: aiohttp would find it too late for an answer."""
+    if not response.prepared:
+        values = "".join(response.headers.values())
+        if not (values.isascii() and values.isprintable()):
+            raise MirrorError("a header of the answer has characters that no header may have")
+    return response
+
+
+def _note(span: telemetry.Span, kind: str, response: web.StreamResponse | None, told: Told, number: str) -> None:
+    span.note(
+        http__response__status_code=response.status if response is not None else 499,
+        mirror__kind=kind,
+        mirror__cache=told.outcome.value,
+        mirror__repository=told.repository,
+        mirror__reference=told.reference,
+        mirror__upstream=told.upstream,
+        mirror__bytes=told.sent,
+        mirror__trouble=told.trouble,
+        mirror__request=number,
+    )
+
+
+def _parse(target: str) -> RegistryRequest:
+    return _parse_short(target) if len(target) <= _SHORT else parse_request(_origin_form(target))
+
+
+#: Nodes of a cluster ask for the same few things: most targets have just been read.
+_SHORT: Final = 512
+
+
+@lru_cache(4096)
+def _parse_short(target: str) -> RegistryRequest:
+    return parse_request(_origin_form(target))
+
+
+def _origin_form(target: str) -> str:
+    """Only the path of an absolute target counts: its host is never contacted (RFC 9112, 3.2.2)."""
+    if target.startswith("/"):
+        return target
+    scheme, separator, rest = target.partition("://")
+    if separator and scheme.lower() in ("http", "https"):
+        return "/" + rest.partition("/")[2]
+    return target
+
+
+def _client(request: web.BaseRequest) -> str:
+    return request.remote or "unix"
+
+
+# The labels of one metric, looked up once: `labels()` takes a lock and builds strings, on every request.
+
+
+@cache
+def _requests(kind: str, status: int, outcome: str) -> Counter:
+    return telemetry.REQUESTS.labels(kind, status, outcome)
+
+
+@cache
+def _seconds(kind: str, outcome: str) -> Histogram:
+    return telemetry.REQUEST_SECONDS.labels(kind, outcome)
+
+
+@cache
+def _sent(outcome: str) -> Counter:
+    return telemetry.SENT_BYTES.labels(outcome)
+
+
+class FrontServer(web.Server):
+    """aiohttp's server. Requests that cannot be parsed are answered like all others, and clients must take answers in
+    time.
+
+    While it is `dismissing`, each connection ends with its next answer.
+    """
+
+    dismissing = False
+
+    def __init__(self, answers: Page, *, entrance: Entrance | None = None, **more: Any) -> None:
+        # what clients send is never inflated; one line may be as long as the head
+        super().__init__(self._answer, auto_decompress=False, max_field_size=MOST_HEAD, **more)
+        self.entrance = entrance or Entrance()
+        self.unsent = Unsent()
+        self._answers = answers
+        self._handshakes: set[Handshake] = set()
+
+    def __call__(self) -> _Connection:
+        return _Connection(self, self.entrance, self.unsent, loop=self._loop, **self._kwargs)
+
+    def over_tls(self, context: ssl.SSLContext) -> Handshake:
+        """What a new connection to a listener with TLS begins with."""
+        return Handshake(self, context, self.entrance, self._handshakes)
+
+    def pre_shutdown(self) -> None:
+        """Close what has no request under way."""
+        for handshake in tuple(self._handshakes):
+            handshake.cancel()
+        super().pre_shutdown()
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        message = request._message
+        if message.chunked and message.version < HttpVersion11:
+            # RFC 9112, 6.1: whoever does not know chunks takes them for the next request
+            return _refused(request, 400, "HTTP/1.0 has no Transfer-Encoding")
+        response = await self._answers(request)
+        body = response.body if isinstance(response, web.Response) else None
+        if isinstance(body, bytes) and len(body) > PIECE:
+            request._payload_writer = PieceWriter(request.protocol, self._loop, self.unsent)
+        return response
+
+    def _make_request(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: RequestHandler,
+        writer: AbstractStreamWriter,
+        task: asyncio.Task[None],
+    ) -> web.BaseRequest:
+        if self.dismissing or message.upgrade:
+            # the parser gives up what comes behind a request for another protocol: the client must not wait for it
+            message = message._replace(should_close=True)
+        return super()._make_request(message, payload, protocol, writer, task)
+
+
+#: Bytes of requests that wait behind one that is being answered; then no more are read.
+_MOST_BEHIND: Final = 64 << 10
+
+
+class _Connection(RequestHandler):
+    __slots__ = ("_behind", "_entrance", "_key", "_late", "_stays", "_unsent")
+
+    def __init__(self, server: web.Server, entrance: Entrance, unsent: Unsent, **more: Any) -> None:
+        super().__init__(server, **more)
+        self._parser = cast(Any, BoundedHeads(self._parser))
+        self._entrance = entrance
+        self._unsent = unsent
+        self._stays = False
+        self._key: str | None = None
+        #: Bytes of the requests in `_messages`.
+        self._behind = 0
+        #: Set while a head has begun to come.
+        self._late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        stays, key = self._entrance.enter(transport.get_extra_info("peername"))
+        if stays:
+            self._begin(cast(asyncio.Transport, transport), key, high=0)
+        else:
+            # aiohttp has not heard of it, and need not
+            cast(asyncio.Transport, transport).abort()
+
+    def secured(self, transport: asyncio.Transport, key: str | None) -> None:
+        """In the place of `connection_made`, once TLS is spoken; `key` is that of the entrance."""
+        # with 0 its transport would be paused and resumed by each write
+        self._begin(transport, key, high=1)
+
+    def _begin(self, transport: asyncio.Transport, key: str | None, *, high: int) -> None:
+        self._stays, self._key = True, key
+        # whoever has written something waits until the socket has taken all of it
+        transport.set_write_buffer_limits(high=high, low=0)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if not self._stays:
+            return
+        self._entrance.leave(self._key)
+        self._in_time()
+        super().connection_lost(exc)
+
+    async def _drain_helper(self) -> None:
+        """Whoever waits for a client to take something waits here, whatever is being sent. Raises `ConnectionError`."""
+        try:
+            async with asyncio.timeout(self._entrance.stall):
+                await super()._drain_helper()
+        except TimeoutError as error:
+            self.drop("stalled")
+            raise ClientGone("took nothing for too long") from error
+
+    def drop(self, reason: str) -> None:
+        """End it without waiting for the client to take what is left."""
+        self._entrance.dropped(reason, self.peername)
+        if self.transport is not None:
+            self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._stays:
+            return
+        before = self._request_count
+        super().data_received(data)
+        self._behind = self._behind + len(data) if self._messages else 0
+        if self._behind > _MOST_BEHIND and not self._buffer_paused:
+            self._pause_reading_for_buffer()
+        if self._request_count != before:
+            self._in_time()
+        elif self._late is None and data and self._is_waiting():
+            # nothing is being answered, and no request is whole: these bytes begin the head of one
+            self._late = self._loop.call_later(self._entrance.head, self._too_late)
+
+    def _is_waiting(self) -> bool:
+        # bytes behind the last ones of a TLS handshake come before aiohttp's task has begun to wait
+        return self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
+
+    def _resume_reading_if_drained(self) -> None:
+        """Called for each request that is taken from the queue, while reading is paused."""
+        if self._behind > _MOST_BEHIND and self._messages:
+            return
+        self._behind = 0
+        super()._resume_reading_if_drained()
+
+    def _in_time(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _too_late(self) -> None:
+        self._late = None
+        self.drop("slow")
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Called for what the HTTP parser refused, and for handlers that raise, which ours do not."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun already")
+        if status >= 500:
+            telemetry.log.error("connection crashed", reason=repr(exc))
+        else:
+            return _refused(request, status, message or "malformed")
+        response = error_response(MirrorError("an unexpected error; the log has more"), "-")
+        response.set_status(status)
+        response.force_close()
+        return response
+
+
+def _refused(request: web.BaseRequest, status: int, message: str) -> web.Response:
+    error = RequestError(f"not a request that can be read: {message.splitlines()[0][:120]}")
+    _requests("malformed", status, Outcome.NONE.value).inc()
+    telemetry.log.info("malformed request", client=_client(request), status=status, trouble=str(error))
+    response = error_response(error, "-")
+    response.set_status(status)
+    response.force_close()
+    return response

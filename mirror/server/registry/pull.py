@@ -1,0 +1,298 @@
+"""GET and HEAD of everything that can be pulled. One function per resource; each knows nothing of where content is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from aiohttp import HttpVersion11, web
+
+from mirror.errors import MirrorError, StoreError
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import OCI_INDEX
+from mirror.oci.reference import Repo
+from mirror.oci.request import RegistryRequest, parse_page
+from mirror.oci.span import Span, parse_ranges
+from mirror.policy.send_limit import HELD_BACK, may_send_of_part
+from mirror.repository.content import BlobContent, Outcome
+from mirror.repository.protocol import Repository
+from mirror.server.registry.byteranges import Byteranges
+from mirror.server.registry.responses import (
+    API_VERSION,
+    blob_headers,
+    cache_status,
+    is_unchanged,
+    link_to_next,
+    manifest_headers,
+    stale_warning,
+)
+from mirror.server.registry.sending import Beyond, ClientGone, Sender
+
+__all__ = ["Told", "base", "blob", "catalog", "manifest", "referrers", "tags"]
+
+#: Tags in one page at the most (CVE-2023-2253: an `n` of any size was an allocation of any size).
+_MOST_TAGS = 10_000
+
+
+@dataclass(slots=True)
+class Told:
+    """What was learnt on the way to an answer, for the log and the metrics. `sent` counts bytes of the body."""
+
+    outcome: Outcome = Outcome.NONE
+    upstream: str | None = None
+    sent: int = 0
+    trouble: str | None = None
+    #: Who asked, where that is asked; which repository and what of it they meant, once that is known.
+    who: str | None = None
+    repository: str | None = None
+    reference: str | None = None
+    #: What a tag answered, and why it is not what upstream says.
+    digest: Digest | None = None
+    kept: str | None = None
+    notes: dict[str, object] = field(default_factory=dict)
+
+
+def base() -> web.Response:
+    """`GET /v2/`: yes, this is a registry (distribution-spec, "Determining Support")."""
+    return web.Response(body=b"{}", headers={**API_VERSION, "Content-Type": "application/json"})
+
+
+async def manifest(
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: Told
+) -> web.StreamResponse:
+    """A manifest or index, byte for byte as upstream has it. HEAD asks upstream for no more than a HEAD."""
+    if wanted.reference is None:
+        raise TypeError("a manifest request without a reference")
+    head = request.method == "HEAD"
+    answer = await (repository.resolve if head else repository.manifest)(wanted.reference)
+    if not head:
+        repository.fetch_ahead(answer)
+    told.outcome, told.upstream, told.digest = answer.outcome, answer.upstream, answer.digest
+    if answer.kept is not None:
+        told.kept = told.notes["tag"] = answer.kept.value
+    headers = manifest_headers(answer)
+    if is_unchanged(request.headers.get("If-None-Match"), answer.digest):
+        del headers["Content-Length"]
+        return web.Response(status=304, headers=headers)
+    if head:
+        return web.Response(headers=headers)
+    told.sent = answer.size
+    return web.Response(body=answer.content, headers=headers)
+
+
+async def blob(
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: Told, sender: Sender
+) -> web.StreamResponse:
+    """A blob or a part of it. Once the headers are out, trouble breaks the connection: never a clean short body."""
+    if request.method == "HEAD":
+        found = await repository.stat_blob(wanted.digest)
+        told.outcome, told.upstream = found.outcome, found.upstream
+        if is_unchanged(request.headers.get("If-None-Match"), wanted.digest):
+            return web.Response(status=304, headers=blob_headers(wanted.digest, None, found.outcome))
+        return web.Response(headers=blob_headers(wanted.digest, found.size, found.outcome))
+    content = await repository.blob(wanted.digest)
+    try:
+        told.outcome, told.upstream = content.outcome, content.upstream
+        if is_unchanged(request.headers.get("If-None-Match"), wanted.digest):
+            return web.Response(status=304, headers=blob_headers(wanted.digest, None, content.outcome))
+        header = _range_header(request, wanted)
+        size = content.size
+        if size is None and (header is not None or request.version < HttpVersion11):
+            # a part of an unknown whole cannot be told, nor an end without chunks: wait for all of it
+            await content.beyond(sys.maxsize)
+            size = content.size
+        if size is not None and size <= HELD_BACK:
+            # nothing of it may leave before its digest is known: then a bad one can still have a clean error
+            with suppress(StoreError):
+                await content.beyond(0)
+        spans = _spans(header, size, content)
+        span = spans[0] if len(spans) == 1 else None
+        several = Byteranges(spans, size) if len(spans) > 1 and size is not None else None
+        headers = blob_headers(wanted.digest, size, content.outcome, span)
+        if several:
+            headers |= several.headers
+            told.notes["parts"] = len(spans)
+        response = web.StreamResponse(status=206 if spans else 200, headers=headers)
+        if size is None:
+            response.enable_chunked_encoding()
+        try:
+            await response.prepare(request)
+            if several:
+                await _send_several(request, response, content, several, told, sender)
+            else:
+                await _send(request, response, content, span, size, told, sender)
+        except ConnectionError as error:
+            told.trouble = f"client: {error if isinstance(error, ClientGone) else 'gone before the answer'}"
+            _break(request)
+        except MirrorError as error:
+            told.trouble = f"{type(error).__name__}: {error}"
+            _break(request)
+        except BaseException:
+            _break(request)
+            raise
+        return response
+    finally:
+        content.close()
+
+
+def _range_header(request: web.BaseRequest, wanted: RegistryRequest) -> str | None:
+    """RFC 9110, 13.1.5: a range that depends on other bytes than these is no range."""
+    condition = request.headers.get("If-Range")
+    if condition is not None and condition.strip().strip('"') != str(wanted.digest):
+        return None
+    ranges = request.headers.getall("Range", [])
+    return ranges[0] if len(ranges) == 1 else None
+
+
+def _spans(header: str | None, size: int | None, content: BlobContent) -> tuple[Span, ...]:
+    """What is to be sent; none: the whole. Raises `RangeInvalid`, `TooManyRanges`."""
+    if size is None:
+        return ()
+    spans = parse_ranges(header, size)
+    if len(spans) > 1 and content.reader is None:
+        # a blob that passes the store by comes once, in its own order, and is verified at its end: clients that ask for
+        # several ranges read the whole as well
+        return ()
+    return spans
+
+
+async def _send(
+    request: web.BaseRequest,
+    response: web.StreamResponse,
+    content: BlobContent,
+    span: Span | None,
+    size: int | None,
+    told: Told,
+    sender: Sender,
+) -> None:
+    start, stop = (span.start, span.stop) if span else (0, size)
+
+    def sent(count: int) -> None:
+        told.sent += count
+
+    try:
+        reader = content.reader
+        if reader is not None:
+            beyond = _guarded(content, span, size) if span is not None and size is not None else content.beyond
+            await sender.send(request, response, reader, start, stop, beyond, sent)
+            return
+    except StoreError as error:
+        # the store gave up in mid-body; the rest comes from upstream, verified, without it
+        told.notes["store"] = str(error)
+        told.outcome = Outcome.BYPASS
+    had = Span(start, start + told.sent) if told.sent else None
+    left = None if stop is None and had is None else Span(start + told.sent, stop if stop is not None else sys.maxsize)
+    async for piece in content.rest(left, had):
+        await sender.write(response, piece)
+        sent(len(piece))
+    if stop is not None and start + told.sent != stop:
+        raise StoreError(f"{start + told.sent} bytes sent, {stop} were announced")
+
+
+async def _send_several(
+    request: web.BaseRequest,
+    response: web.StreamResponse,
+    content: BlobContent,
+    several: Byteranges,
+    told: Told,
+    sender: Sender,
+) -> None:
+    """Each part's own last bytes wait for the digest of the whole. If the store gives up in mid-body, the connection
+    breaks: the rest would cost another download of the whole, and clients ask again.
+    """
+
+    def sent(count: int) -> None:
+        told.sent += count
+
+    reader = content.reader
+    if reader is None:
+        raise StoreError(f"the store has given up on {content.digest}")
+    try:
+        await sender.send_parts(
+            request,
+            response,
+            reader,
+            several.parts(),
+            several.end,
+            lambda span: _guarded(content, span, several.size),
+            sent,
+        )
+    except StoreError:
+        content.failed()
+        raise
+
+
+def _guarded(content: BlobContent, span: Span, size: int) -> Beyond:
+    """`beyond` of a part of a blob that grows: the last bytes of the part, too, wait for the digest of the whole. Else
+    a part from the middle would be a complete answer whose bytes nobody has verified.
+    """
+
+    async def beyond(position: int) -> int:
+        limit = may_send_of_part(await content.beyond(position), span.stop, size)
+        # all of the whole may be sent once it is verified, and not before
+        return limit if limit > position else await content.beyond(size - 1)
+
+    return beyond
+
+
+def _break(request: web.BaseRequest) -> None:
+    """After the headers an error can only be told by a connection that breaks."""
+    if request.transport is not None:
+        request.transport.abort()
+
+
+async def tags(
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: Told
+) -> web.StreamResponse:
+    """The tag list, a page of it with `n` and `last` (distribution-spec, "Listing Tags")."""
+    count, last = parse_page(wanted.query, most=_MOST_TAGS)
+    listing = await repository.tags(last, count)
+    told.outcome, told.upstream = listing.outcome, listing.upstream
+    page = listing.items
+    headers = {**API_VERSION, "Content-Type": "application/json", "Cache-Status": cache_status(listing.outcome)}
+    if listing.outcome is Outcome.STALE:
+        headers |= stale_warning()
+    if page and listing.more:
+        headers["Link"] = link_to_next(wanted.name, count, page[-1], wanted.query)
+    return _json({"name": repository.repo.name, "tags": page}, headers, request, told)
+
+
+async def catalog(
+    request: web.BaseRequest, wanted: RegistryRequest, repositories: Iterable[Repo], told: Told
+) -> web.StreamResponse:
+    """What is here, not what upstreams have, by names that can be pulled from this mirror (Docker registry API)."""
+    count, last = parse_page(wanted.query, most=_MOST_TAGS)
+    following = [name for name in map(str, repositories) if name > last]
+    page = following[:count]
+    headers = {**API_VERSION, "Content-Type": "application/json"}
+    if page and len(following) > count:
+        headers["Link"] = f'</v2/_catalog?n={count}&last={quote(page[-1], safe="")}>; rel="next"'
+    return _json({"repositories": page}, headers, request, told)
+
+
+async def referrers(
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: Told
+) -> web.StreamResponse:
+    """An index of what refers to a digest; an empty one where nothing does (distribution-spec, "Listing Referrers")."""
+    listing = await repository.referrers(wanted.digest)
+    told.outcome, told.upstream = listing.outcome, listing.upstream
+    kind = wanted.query.get("artifactType")
+    found = [one.to_json() for one in listing.items if kind is None or one.artifact_type == kind]
+    headers = {**API_VERSION, "Content-Type": OCI_INDEX, "Cache-Status": cache_status(listing.outcome)}
+    if kind is not None:
+        headers["OCI-Filters-Applied"] = "artifactType"
+    if listing.outcome is Outcome.STALE:
+        headers |= stale_warning()
+    return _json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}, headers, request, told)
+
+
+def _json(body: object, headers: dict[str, str], request: web.BaseRequest, told: Told) -> web.Response:
+    text = json.dumps(body).encode()
+    if request.method == "HEAD":
+        return web.Response(headers={**headers, "Content-Length": str(len(text))})
+    told.sent = len(text)
+    return web.Response(body=text, headers=headers)

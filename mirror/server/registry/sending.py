@@ -1,0 +1,270 @@
+"""Bytes from an open file to a client's socket, without passing through this process where that is possible.
+
+    plain TCP     `os.sendfile` on a duplicate of the socket, as much as the socket takes, then wait until it takes more
+    TLS, chunked  read a piece, write it to the transport, wait until it has left
+
+Several parts of a file go the same ways, one after the other, with a few bytes from memory before each.
+
+The duplicate is needed because the event loop does not lend the socket of a transport; the kernel sees one socket.
+The loop must have sent the headers before the first byte goes past it.
+
+A reader that stalls costs a task and a descriptor, but no buffer: what it does not take stays in the page cache. A
+file that is not in the page cache is sent from a thread, so that the disk is never waited for on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import Executor
+from typing import Final
+
+from aiohttp import web
+
+from mirror import telemetry
+from mirror.aio.threads import to_its_end
+from mirror.errors import BlobDamaged, BlobUnreadable, StoreError
+from mirror.oci.span import Span
+from mirror.ports import BlobReader, SupportsFileno
+
+__all__ = ["Beyond", "ClientGone", "Sender"]
+
+#: Waits until more than a position may be sent, and says how much; see `BlobContent.beyond`.
+Beyond = Callable[[int], Awaitable[int]]
+
+#: Bytes. As much as one call may move before others get their turn; TLS pieces are small because each is copied twice.
+_SENDFILE: Final = 4 << 20
+#: The first call of an answer is short: of many clients that begin at once, none has to wait for megabytes of another.
+_FIRST: Final = 64 << 10
+_PIECE: Final = 256 << 10
+
+_GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN})
+
+
+class ClientGone(ConnectionError):
+    """The client left, or took nothing for too long."""
+
+
+class Sender:
+    """How this process sends. `stall` is how many seconds a client may take nothing before it is dropped; what goes
+    through its transport is bounded there (`front.py`).
+    """
+
+    def __init__(self, executor: Executor, *, stall: float) -> None:
+        self._executor = executor
+        self._stall = stall
+
+    async def send(
+        self,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        reader: BlobReader,
+        start: int,
+        stop: int | None,
+        beyond: Beyond,
+        sent: Callable[[int], None],
+    ) -> None:
+        """Send from `start` up to `stop` (None: to the end, in chunks) after the headers; `sent` counts bytes.
+
+        Raises `ClientGone`, `BlobDamaged` where the file is shorter than promised, `StoreError`, and what `beyond`
+        raises.
+        """
+        out = self._past_the_loop(request, reader) if stop is not None else -1
+        if out < 0 or stop is None or not isinstance(reader, SupportsFileno):
+            await self._send_pieces(response, reader, start, stop, beyond, sent)
+            return
+        try:
+            await self._flush(request)
+            await self._send_file(out, reader, start, stop, beyond, sent)
+        finally:
+            os.close(out)
+
+    async def send_parts(
+        self,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        reader: BlobReader,
+        parts: Iterable[tuple[bytes, Span]],
+        end: bytes,
+        beyond: Callable[[Span], Beyond],
+        sent: Callable[[int], None],
+    ) -> None:
+        """Send each part behind its bytes from memory, then `end`. `beyond` gives the one of each part. Raises like
+        `send`.
+        """
+        out = self._past_the_loop(request, reader)
+        if out < 0 or not isinstance(reader, SupportsFileno):
+            for head, span in parts:
+                await self.write(response, head)
+                sent(len(head))
+                await self._send_pieces(response, reader, span.start, span.stop, beyond(span), sent)
+            await self.write(response, end)
+            sent(len(end))
+            return
+        with socket.socket(fileno=out) as direct:
+            await self._flush(request)
+            for head, span in parts:
+                # it leaves together with the bytes behind it
+                await self._send_bytes(direct, head, socket.MSG_MORE)
+                sent(len(head))
+                await self._send_file(out, reader, span.start, span.stop, beyond(span), sent)
+            await self._send_bytes(direct, end, 0)
+            sent(len(end))
+
+    def _past_the_loop(self, request: web.BaseRequest, reader: BlobReader) -> int:
+        """A duplicate of the client's socket, which the caller closes; -1 if bytes must go through the transport.
+
+        Raises `ClientGone`.
+        """
+        transport = request.transport
+        if transport is None:
+            raise ClientGone("gone before the answer")
+        lent = transport.get_extra_info("socket")
+        if lent is None or not isinstance(reader, SupportsFileno) or _is_tls(transport):
+            return -1
+        try:
+            return os.dup(lent.fileno())
+        except OSError:
+            # no descriptor is left for it; in pieces none is needed
+            return -1
+
+    async def _flush(self, request: web.BaseRequest) -> None:
+        """Wait until the headers have left the transport: what goes past it must not overtake them."""
+        transport = request.transport
+        if transport is None:
+            raise ClientGone("gone before the answer")
+        transport.set_write_buffer_limits(high=0)
+        while transport.get_write_buffer_size():
+            await request.writer.drain()
+            if transport.is_closing():
+                raise ClientGone("gone before the answer")
+            if transport.get_write_buffer_size():
+                await asyncio.sleep(0)
+
+    async def _send_file(
+        self, out: int, reader: SupportsFileno, position: int, stop: int, beyond: Beyond, sent: Callable[[int], None]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        most = _FIRST
+        while position < stop:
+            limit = min(stop, await beyond(position))
+            if limit <= position:
+                raise BlobDamaged(f"the blob ends at {position}, {stop} bytes were announced")
+            while position < limit:
+                count = min(limit - position, most)
+                try:
+                    if _is_cached(reader.fileno(), position, count):
+                        moved = os.sendfile(out, reader.fileno(), position, count)
+                    else:
+                        moved = await self._send_in_thread(loop, out, reader.fileno(), position, count)
+                except BlockingIOError:
+                    await self._writable(loop, out)
+                    continue
+                except OSError as error:
+                    raise _translated(error) from error
+                if not moved:
+                    raise BlobDamaged(f"the file ends at {position}, {stop} bytes were announced")
+                position += moved
+                sent(moved)
+                most = _SENDFILE
+                # others have their turn even if this client takes everything at once
+                await asyncio.sleep(0)
+
+    async def _send_bytes(self, out: socket.socket, content: bytes, flags: int) -> None:
+        loop = asyncio.get_running_loop()
+        while content:
+            try:
+                content = content[out.send(content, flags | socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                await self._writable(loop, out.fileno())
+            except OSError as error:
+                raise _translated(error) from error
+
+    async def _send_in_thread(
+        self, loop: asyncio.AbstractEventLoop, out: int, file: int, position: int, count: int
+    ) -> int:
+        """Waits for the thread even when cancelled: the numbers of both descriptors are free for others after that."""
+        return await to_its_end(loop.run_in_executor(self._executor, os.sendfile, out, file, position, count))
+
+    async def _writable(self, loop: asyncio.AbstractEventLoop, out: int) -> None:
+        ready = loop.create_future()
+        loop.add_writer(out, _set, ready)
+        try:
+            async with asyncio.timeout(self._stall):
+                await ready
+        except TimeoutError as error:
+            telemetry.CONNECTIONS_DROPPED.labels("stalled").inc()
+            raise ClientGone("took nothing for too long") from error
+        finally:
+            loop.remove_writer(out)
+
+    async def _send_pieces(
+        self,
+        response: web.StreamResponse,
+        reader: BlobReader,
+        position: int,
+        stop: int | None,
+        beyond: Beyond,
+        sent: Callable[[int], None],
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        while stop is None or position < stop:
+            limit = await beyond(position)
+            limit = limit if stop is None else min(stop, limit)
+            if limit <= position:
+                if stop is None:
+                    return
+                raise BlobDamaged(f"the blob ends at {position}, {stop} bytes were announced")
+            while position < limit:
+                size = min(limit - position, _PIECE)
+                piece = await loop.run_in_executor(self._executor, reader.pread, size, position)
+                if not piece:
+                    raise BlobDamaged(f"the file ends at {position}, {limit} bytes were announced")
+                await self.write(response, piece)
+                position += len(piece)
+                sent(len(piece))
+
+    async def write(self, response: web.StreamResponse, piece: bytes) -> None:
+        """One piece of a body, once the client has taken the one before. Raises `ClientGone`."""
+        try:
+            # its connection waits no longer than for any other answer
+            await response.write(piece)
+        except ClientGone:
+            raise
+        except (ConnectionError, RuntimeError) as error:
+            raise ClientGone("gone") from error
+
+
+def _is_tls(transport: asyncio.BaseTransport) -> bool:
+    return transport.get_extra_info("sslcontext") is not None
+
+
+_probe: Final = [bytearray(1)]
+
+
+def _is_cached(descriptor: int, position: int, count: int) -> bool:
+    """Whether the first and the last byte can be read without the disk; what lies between nearly always follows."""
+    try:
+        return bool(
+            os.preadv(descriptor, _probe, position, os.RWF_NOWAIT)
+            and os.preadv(descriptor, _probe, position + count - 1, os.RWF_NOWAIT)
+        )
+    except OSError:
+        # EAGAIN: not in memory. EOPNOTSUPP: this filesystem cannot tell; then a thread is the safe way
+        return False
+
+
+def _set(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+def _translated(error: OSError) -> Exception:
+    if error.errno in _GONE:
+        return ClientGone("gone")
+    # a socket has no EIO: it is the file's
+    kind = BlobUnreadable if error.errno == errno.EIO else StoreError
+    return kind(f"sending a blob: {os.strerror(error.errno or 0)}")

@@ -1,0 +1,502 @@
+"""Blobs on the local disk. The life of one, and what a crash leaves at each step:
+
+    ingest()   opens ingest/<name>                      nothing, or an empty file: swept
+    try_lock() flock on it: this process fills          the kernel frees the lock
+    resume()   hashes what is there
+    fill()     writes, hashes                           a partial: resumed in the same boot, else swept
+    verify()   hash = digest, or it is never published  a partial
+    commit()   1 fsync the file                         a partial
+               2 make it read-only
+               3 rename to blobs/<…>                    either name, whole under both (without step 1: perhaps zeros)
+               4 fsync the folder                       the blob
+               5 drop the state file                    a stray state file: swept
+
+Nothing gets a name under `blobs/` unverified, so start-up believes what is there. A failed fsync or rename discards the
+file: after a failed fsync the kernel may have dropped the dirty pages, and a second, successful one means nothing.
+
+Each registry has a growing file of its own for a digest, so none can spoil what another one sends. They meet under the
+final name: whichever is verified first is published, a later one takes its place with the same bytes.
+
+The lock is on the file, not on its name. After `commit` or `restart` the name leads elsewhere, so a lock only counts
+while the name still leads to the locked file; `try_lock` checks that.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import stat as modes
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
+from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
+from mirror.policy.quarantine import Aside
+from mirror.ports import BlobInfo, BlobReader, Body, SupportsFileno
+from mirror.store.local import quarantine
+from mirror.store.local.durable import ABSENT, Unsynced, make_folder, store_errors, sync_folder, write_whole
+from mirror.store.local.ingest_state import GrowthState, boot_id, read_state, write_state
+from mirror.store.local.layout import LAYOUT, Layout, digest_from, digest_of_ingest, state_of
+from mirror.store.local.locks import is_locked, open_lock
+from mirror.store.local.pump import pump
+
+__all__ = ["LocalIngest", "LocalReader", "LocalStore"]
+
+_BLOCK: Final = 1 << 20
+#: Not every C library has preadv2.
+_NOWAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
+
+
+class LocalReader:
+    """A blob's open file. Several senders may share it: every read says its offset."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def pread(self, size: int, offset: int) -> bytes:
+        with _reading("reading a blob"):
+            return os.pread(self._descriptor, size, offset)
+
+    def pread_once(self, size: int, offset: int) -> bytes:
+        with _reading("reading a blob"):
+            # no reading ahead: what that brings in would look as if others had wanted it
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+            cached = _pread_cached(self._descriptor, size, offset)
+            if cached:
+                return cached
+            piece = os.pread(self._descriptor, size, offset)
+            os.posix_fadvise(self._descriptor, offset, len(piece), os.POSIX_FADV_DONTNEED)
+        return piece
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """What the disk does not give is told from what we could not ask it for."""
+    try:
+        with store_errors(what):
+            yield
+    except StoreError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EIO:
+            raise BlobUnreadable(str(error)) from error.__cause__
+        raise
+
+
+def _pread_cached(descriptor: int, size: int, offset: int) -> bytes:
+    """What the page cache has from there on; empty where it has nothing or cannot be asked (preadv2(2))."""
+    if not _NOWAIT:
+        return b""
+    buffer = bytearray(size)
+    try:
+        return bytes(memoryview(buffer)[: os.preadv(descriptor, [buffer], offset, _NOWAIT)])
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+            return b""
+        raise
+
+
+class LocalStore:
+    """`BlobStore` on one directory, shared by any number of processes."""
+
+    def __init__(self, layout: Layout) -> None:
+        """Raises `StoreError` where the root cannot be used or is of another layout."""
+        self.layout = layout
+        self._unsynced = Unsynced()
+        self._aside: tuple[int | None, Sequence[Aside]] = None, ()
+        with store_errors(f"opening the store at {layout.root}"):
+            layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (layout.blobs, layout.ingests, layout.quarantine, layout.locks, layout.repositories):
+                folder.mkdir(mode=0o700, exist_ok=True)
+            for algorithm in HEX_LENGTHS:
+                (layout.blobs / algorithm).mkdir(mode=0o700, exist_ok=True)
+        self.id: Final = self._identify()
+
+    def _identify(self) -> str:
+        """A name for this tree, made once, so that several of them can share one Redis."""
+        with store_errors(f"reading {self.layout.marker}"):
+            if not self.layout.marker.exists():
+                self._mark()
+            text = self.layout.marker.read_bytes()
+        try:
+            marker = json.loads(text)
+            version, name = marker["layout"], str(marker["id"])
+        except (ValueError, KeyError, TypeError) as error:
+            hint = "delete it if the folders beside it are a store's"
+            raise StoreError(f"{self.layout.marker} is not the marker of a store; {hint}") from error
+        if version != LAYOUT:
+            hint = "run the version that made it, or set store.root to an empty folder"
+            raise StoreError(f"{self.layout.root} has layout {version}, this version knows layout {LAYOUT}: {hint}")
+        return name
+
+    def _mark(self) -> None:
+        """Workers that start together on a new tree: one names it. With two names they would not meet in locks that are
+        named by it, nor in Redis.
+        """
+        lock = open_lock(self.layout, "marker")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self.layout.marker.exists():
+                text = json.dumps({"layout": LAYOUT, "id": secrets.token_hex(8)}).encode()
+                write_whole(self.layout.marker, text, through=self.layout.ingests)
+        finally:
+            os.close(lock)
+
+    def stat(self, digest: Digest) -> BlobInfo:
+        try:
+            found = os.lstat(self.layout.blob(digest))
+        except OSError as error:
+            raise _not_found(digest, error) from error
+        if not modes.S_ISREG(found.st_mode):
+            raise BlobUnknown(f"{digest} is not in the store")
+        return BlobInfo(digest, found.st_size, max(found.st_atime, found.st_mtime))
+
+    def open(self, digest: Digest) -> tuple[BlobInfo, LocalReader]:
+        try:
+            descriptor = _open_quietly(self.layout.blob(digest))
+        except OSError as error:
+            raise _not_found(digest, error) from error
+        reader = LocalReader(descriptor)
+        found = os.fstat(descriptor)
+        if not modes.S_ISREG(found.st_mode):
+            reader.close()
+            raise BlobUnknown(f"{digest} is not in the store")
+        return BlobInfo(digest, found.st_size, max(found.st_atime, found.st_mtime)), reader
+
+    def read(self, digest: Digest, limit: int) -> bytes:
+        info, reader = self.open(digest)
+        try:
+            if info.size > limit:
+                raise BlobDamaged(f"{digest} has {info.size} bytes, more than the {limit} expected")
+            content = reader.pread(limit + 1, 0)
+        finally:
+            reader.close()
+        if not digest.matches(content):
+            raise BlobDamaged(f"the {len(content)} bytes of {digest} are not what the digest names")
+        return content
+
+    def put(self, digest: Digest, content: bytes) -> BlobInfo:
+        if not digest.matches(content):
+            raise BlobDamaged(f"{len(content)} bytes that are not {digest}")
+        path = Path(self.layout.blob(digest))
+        with store_errors(f"writing {digest}"):
+            make_folder(path.parent, below=self.layout.blobs, sync=self._unsynced.add)
+            write_whole(path, content, through=self.layout.ingests, mode=0o400, sync=self._unsynced.add)
+        return BlobInfo(digest, len(content))
+
+    def settle(self) -> None:
+        with store_errors("making names of blobs durable"):
+            self._unsynced.sync()
+
+    def ingest(self, digest: Digest, registry: str) -> LocalIngest:
+        return LocalIngest(self.layout, digest, registry)
+
+    def growing(self) -> Mapping[Digest, int]:
+        found: dict[Digest, int] = {}
+        with store_errors("listing growing blobs"):
+            for entry in os.scandir(self.layout.ingests):
+                digest = digest_of_ingest(entry.name)
+                if digest is None:
+                    continue
+                with suppress(OSError):
+                    size = entry.stat(follow_symlinks=False).st_size
+                    # what is announced only counts while somebody fills it: announcing costs an upstream nothing
+                    whole = max(size, _expected(Path(entry.path))) if is_locked(entry.path) else size
+                    found[digest] = found.get(digest, 0) + whole
+        return found
+
+    def is_filling(self, registry: str, besides: Digest) -> bool:
+        own = self.layout.ingest(besides, registry).name
+        of_registry = own.partition("-")[0]
+        with store_errors("listing growing blobs"), os.scandir(self.layout.ingests) as entries:
+            for entry in entries:
+                if not entry.name.startswith(of_registry) or entry.name == own or not digest_of_ingest(entry.name):
+                    continue
+                with suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_size and is_locked(entry.path):
+                        return True
+        return False
+
+    def delete(self, digest: Digest) -> int:
+        path = self.layout.blob(digest)
+        with store_errors(f"deleting {digest}"):
+            try:
+                size = os.lstat(path).st_size
+                os.unlink(path)
+            except FileNotFoundError:
+                return 0
+        return size
+
+    def set_aside(self, digest: Digest, seen: BlobReader | None) -> bool:
+        return quarantine.put(self.layout, digest, seen.fileno() if isinstance(seen, SupportsFileno) else None)
+
+    def aside(self) -> Sequence[Aside]:
+        # every worker asks each second: a folder that has not changed for a while is not opened for it
+        changed = quarantine.changed(self.layout)
+        if changed is not None and changed == self._aside[0]:
+            return self._aside[1]
+        kept = quarantine.kept(self.layout)
+        self._aside = changed, kept
+        return kept
+
+    def drop_aside(self, digest: Digest) -> int:
+        return quarantine.drop(self.layout, digest)
+
+    def mark_used(self, seen: Mapping[Digest, float]) -> None:
+        for digest, used_at in seen.items():
+            path = self.layout.blob(digest)
+            with suppress(OSError):
+                os.utime(path, (used_at, os.lstat(path).st_mtime), follow_symlinks=False)
+
+    def walk(self) -> Iterator[BlobInfo]:
+        for algorithm, length in HEX_LENGTHS.items():
+            for folder in sorted(_folders(self.layout.blobs / algorithm), key=lambda entry: entry.name):
+                with store_errors("listing blobs"):
+                    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+                for entry in entries:
+                    digest = digest_from(f"{algorithm}-{entry.name}") if len(entry.name) == length else None
+                    if digest is None or digest.hex[:2] != folder.name:
+                        continue
+                    with store_errors("listing blobs"), suppress(FileNotFoundError):
+                        if entry.is_file(follow_symlinks=False):
+                            found = entry.stat(follow_symlinks=False)
+                            yield BlobInfo(digest, found.st_size, max(found.st_atime, found.st_mtime))
+
+    def free(self) -> tuple[int, int]:
+        with store_errors("asking for free space"):
+            disk = os.statvfs(self.layout.root)
+        return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+
+
+def _not_found(digest: Digest, error: OSError) -> BlobUnknown | StoreError:
+    """Whether the blob is absent for certain, or could not be looked at."""
+    # ELOOP: a symbolic link in its place, which O_NOFOLLOW refuses, is none of ours
+    if error.errno in ABSENT or error.errno == errno.ELOOP:
+        return BlobUnknown(f"{digest} is not in the store")
+    kind = BlobUnreadable if error.errno == errno.EIO else StoreError
+    return kind(f"opening {digest}: {os.strerror(error.errno or 0)}")
+
+
+def _open_quietly(path: str) -> int:
+    """For reading, without its time of use: that is written by `mark_used` alone, or whoever only looks at a manifest
+    would make it the last to be evicted.
+    """
+    # O_NOFOLLOW: a link planted in the cache must not make us serve another file
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_NOATIME)
+    except PermissionError:
+        # a file that is not our own (open(2)): its time of use is then as good as the file system's
+        return os.open(path, flags)
+
+
+def _expected(ingest: Path) -> int:
+    """The size that a growing blob will have; 0 if nobody wrote it down."""
+    try:
+        descriptor = os.open(state_of(ingest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        state = read_state(descriptor)
+    finally:
+        os.close(descriptor)
+    return (state.size or 0) if state else 0
+
+
+def _folders(folder: Path) -> list[os.DirEntry[str]]:
+    with store_errors("listing blobs"):
+        try:
+            return [entry for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+        except FileNotFoundError:
+            return []
+
+
+class LocalIngest:
+    """A growing blob. One flight calls its methods, one at a time."""
+
+    def __init__(self, layout: Layout, digest: Digest, registry: str) -> None:
+        """Raises `StoreFull`, `StoreError`."""
+        self.digest = digest
+        self._layout = layout
+        self._path = layout.ingest(digest, registry)
+        self._state_path = state_of(self._path)
+        self._locked = False
+        self._hash = hasher(digest)
+        with store_errors(f"opening the partial of {digest}"):
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._descriptor = os.open(self._path, flags, 0o600)
+            try:
+                self._state_descriptor = os.open(self._state_path, flags, 0o600)
+            except OSError:
+                os.close(self._descriptor)
+                raise
+        self.refresh()
+
+    @property
+    def offset(self) -> int:
+        return self._offset
+
+    @property
+    def size(self) -> int | None:
+        return self._state.size
+
+    @property
+    def verified(self) -> bool:
+        return self._state.verified
+
+    def refresh(self) -> None:
+        with store_errors(f"looking at the partial of {self.digest}"):
+            # in this order: «verified» is written after the last byte, so a size that is looked at later is the whole
+            state = read_state(self._state_descriptor)
+            file = os.fstat(self._descriptor)
+        self._inode = file.st_ino
+        self._offset = file.st_size
+        # words about another file say nothing about this one: least of all that it was verified
+        self._state = (
+            state if state and state.inode == file.st_ino else GrowthState(None, False, file.st_ino, bytes(16))
+        )
+
+    @property
+    def announced(self) -> bool:
+        return self._state.boot == boot_id()
+
+    @property
+    def in_place(self) -> bool:
+        try:
+            named = os.lstat(self._path)
+        except OSError:
+            return False
+        return named.st_ino == self._inode
+
+    def try_lock(self) -> bool:
+        if self._locked:
+            return True
+        with store_errors(f"locking the partial of {self.digest}"):
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            if not self.in_place:
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+                return False
+        self._locked = True
+        return True
+
+    def resume(self) -> int:
+        self.refresh()
+        if self._offset and not self.announced:
+            # bytes of an earlier boot may be missing under their size
+            self.restart()
+        self._hash = hasher(self.digest)
+        with _reading(f"hashing the partial of {self.digest}"):
+            hashed = 0
+            while block := os.pread(self._descriptor, _BLOCK, hashed):
+                self._hash.update(block)
+                hashed += len(block)
+        self._offset = hashed
+        return hashed
+
+    def restart(self) -> None:
+        # in a new file: followers of the old one must see that it ended, not that its bytes changed under them
+        temporary = self._layout.ingests / f"tmp-{secrets.token_hex(16)}"
+        with store_errors(f"dropping the partial of {self.digest}"):
+            fresh = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fresh, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                temporary.rename(self._path)
+            except OSError:
+                os.close(fresh)
+                with suppress(OSError):
+                    temporary.unlink()
+                raise
+            os.close(self._descriptor)
+            self._descriptor = fresh
+            self._inode = os.fstat(fresh).st_ino
+        self._hash = hasher(self.digest)
+        self._offset = 0
+        self._note(size=None, verified=False)
+
+    def expect(self, size: int | None) -> None:
+        self._note(size=size, verified=False)
+
+    def _note(self, *, size: int | None, verified: bool) -> None:
+        self._state = GrowthState(size, verified, self._inode, boot_id())
+        with store_errors(f"noting the state of {self.digest}"):
+            write_state(self._state_descriptor, self._state)
+
+    def fill(self, body: Body, progress: Callable[[], None]) -> None:
+        def grown(offset: int) -> None:
+            self._offset = offset
+            progress()
+
+        pump(body, self._descriptor, self._hash, start=self._offset, limit=self._state.size, grown=grown)
+
+    def verify(self) -> None:
+        if self._state.size not in (None, self._offset):
+            raise BlobDamaged(f"{self._offset} bytes of {self.digest}, where {self._state.size} were announced")
+        if self._hash.hexdigest() != self.digest.hex:
+            raise BlobDamaged(f"the {self._offset} bytes received are not {self.digest}")
+        self._note(size=self._offset, verified=True)
+
+    def commit(self) -> BlobInfo:
+        final = Path(self._layout.blob(self.digest))
+        try:
+            with store_errors(f"publishing {self.digest}"):
+                make_folder(final.parent, below=self._layout.blobs)
+                os.fsync(self._descriptor)
+                os.fchmod(self._descriptor, 0o400)
+                self._path.rename(final)
+                sync_folder(final.parent)
+        except BaseException:
+            self.abort(keep=False)
+            with suppress(OSError):
+                # what another registry's bytes became, and was published before, is as good as it was
+                if final.lstat().st_ino == self._inode:
+                    final.unlink()
+            raise
+        with suppress(OSError):
+            self._state_path.unlink()
+        self._unlock()
+        return BlobInfo(self.digest, self._offset)
+
+    def abort(self, *, keep: bool) -> None:
+        if not self._locked:
+            return
+        if not keep or not self._offset:
+            with suppress(OSError):
+                if self.in_place:
+                    self._path.unlink()
+            with suppress(OSError):
+                self._state_path.unlink()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        self._locked = False
+        with suppress(OSError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def reader(self) -> LocalReader:
+        with store_errors(f"reading the partial of {self.digest}"):
+            return LocalReader(os.dup(self._descriptor))
+
+    def close(self) -> None:
+        if self._descriptor < 0:
+            return
+        self.abort(keep=True)
+        os.close(self._descriptor)
+        os.close(self._state_descriptor)
+        self._descriptor = self._state_descriptor = -1

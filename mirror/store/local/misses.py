@@ -1,0 +1,86 @@
+"""The report of misses on disk: one file for all processes of a store.
+
+    absent ── add() ──> present ── add(): read, joined, cut to the bound, replaced by a rename ──> present
+                           └── clear() ──> absent
+
+Whoever adds or clears holds a lock over all processes meanwhile (the caller's matter), so that no miss is lost between
+reading and writing; readers need none. A file that does not parse counts as absent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, Final
+
+from mirror.errors import RequestError
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo, check_name, check_registry, parse_reference
+from mirror.policy.misses import MOST_BLOBS, Miss, joined
+from mirror.store.local.durable import store_errors, write_whole
+from mirror.store.local.layout import Layout
+
+__all__ = ["MOST", "LocalMisses"]
+
+#: Records that are kept; the least recent ones leave. Clients choose the names, so there is no end of them.
+MOST: Final = 10_000
+
+
+class LocalMisses:
+    """Of one store. All calls block shortly."""
+
+    def __init__(self, layout: Layout, *, most: int = MOST) -> None:
+        self._layout = layout
+        self._most = most
+
+    def read(self) -> list[Miss]:
+        """The most recent first. Raises `StoreError` where the disk does not give it: adding would then replace it."""
+        text = b""
+        with store_errors("reading the report of misses"), suppress(FileNotFoundError):
+            text = self._layout.misses.read_bytes()
+        try:
+            listed = json.loads(text)["misses"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return []
+        found = [_read(one) for one in listed] if isinstance(listed, list) else []
+        return joined((miss for miss in found if miss), most=self._most)
+
+    def add(self, misses: Iterable[Miss]) -> None:
+        """Durable on return. Raises `StoreError`, `StoreFull`."""
+        kept = joined((*self.read(), *misses), most=self._most)
+        content = json.dumps({"misses": [_written(miss) for miss in kept]}, separators=(",", ":")).encode()
+        with store_errors("writing the report of misses"):
+            write_whole(self._layout.misses, content, through=self._layout.ingests)
+
+    def clear(self) -> None:
+        """Repeatable. Raises `StoreError`."""
+        with store_errors("clearing the report of misses"), suppress(FileNotFoundError):
+            self._layout.misses.unlink()
+
+
+def _written(miss: Miss) -> dict[str, Any]:
+    return {
+        "registry": miss.repo.registry,
+        "name": miss.repo.name,
+        "reference": None if miss.reference is None else str(miss.reference),
+        "first": miss.first,
+        "last": miss.last,
+        "count": miss.count,
+        "blobs": [str(digest) for digest in miss.blobs],
+    }
+
+
+def _read(body: Any) -> Miss | None:
+    try:
+        reference = body["reference"]
+        return Miss(
+            Repo(check_registry(body["registry"]), check_name(body["name"])),
+            None if reference is None else parse_reference(reference),
+            float(body["first"]),
+            float(body["last"]),
+            int(body["count"]),
+            tuple(Digest.parse(digest) for digest in body["blobs"][:MOST_BLOBS]),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError, RequestError):
+        return None

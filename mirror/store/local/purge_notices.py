@@ -1,0 +1,68 @@
+"""What was purged lately, for processes that may remember it: manifests and tags are answered from memory.
+
+tell() ── a note per repository ──> new() of each other process, within a second ──> old ──> replaced or dropped
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from typing import Final
+
+from mirror.errors import RequestError, StoreError
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo, check_name, check_registry
+from mirror.store.local.records import Notes
+
+__all__ = ["Purges"]
+
+#: Seconds after which every process has looked.
+_OLD: Final = 600.0
+
+_Purge = tuple[Repo, list[str], list[Digest]]
+
+
+class Purges:
+    """One for each process. All calls block shortly, and raise `StoreError`."""
+
+    def __init__(self, notes: Notes, *, now: Callable[[], float] = time.time) -> None:
+        self._notes = notes
+        self._now = now
+        self._changed = self._notes.changed()
+        self._seen: set[str] = set()
+        with suppress(StoreError):  # then the older ones are told once more, which costs an answer from memory
+            self._seen = {note["key"] for note in notes.all()}
+
+    def tell(self, repo: Repo, tags: Collection[str], digests: Collection[Digest]) -> None:
+        """These names of a repository are gone."""
+        for note in self._notes.all():
+            at = note.get("at")
+            if not isinstance(at, int | float) or not 0 <= self._now() - at <= _OLD:
+                self._notes.drop(note["key"])
+        key = secrets.token_hex(8)
+        written = {"registry": repo.registry, "name": repo.name, "tags": [*tags], "digests": [*map(str, digests)]}
+        self._notes.write(key, {"at": self._now(), **written})
+
+    def new(self) -> list[_Purge]:
+        """What was told since the last call; since this was made, at the first one."""
+        changed = self._notes.changed()
+        if changed is not None and changed == self._changed:
+            return []
+        notes = list(self._notes.all())
+        self._changed = changed
+        found = [purge for note in notes if note["key"] not in self._seen and (purge := _read(note))]
+        self._seen = {note["key"] for note in notes}
+        return found
+
+
+def _read(note: dict[str, object]) -> _Purge | None:
+    tags, digests = note.get("tags"), note.get("digests")
+    if not isinstance(tags, list) or not isinstance(digests, list):
+        return None
+    try:
+        repo = Repo(check_registry(str(note.get("registry"))), check_name(str(note.get("name"))))
+        return repo, [str(tag) for tag in tags], [Digest.parse(str(digest)) for digest in digests]
+    except RequestError:
+        return None

@@ -1,0 +1,98 @@
+"""What workers have answered last: a file for each worker, read together.
+
+    free ── a worker holds the lock recent-<n> ──> its own: recent/<n>.json ── replaced about once a second
+     ^                                                 │
+     └──────── the worker ends, the kernel frees the lock; the file stays, and the next one goes on with it
+
+So there are never more files than there were workers at once, and what a dead worker has written outlives it. A file
+is replaced by a rename, but not synced: after a power cut it may be empty, which counts as absent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from mirror.errors import StoreError
+from mirror.policy.recent import LastAnswer, latest
+from mirror.store.local.durable import make_folder, store_errors, write_lightly
+from mirror.store.local.layout import Layout
+
+__all__ = ["LocalRecent", "read_recent"]
+
+#: More workers than one mirror can have, and those of another beside it while they are replaced.
+_MOST_FILES: Final = 256
+#: Bytes of a file that are read: more than a worker ever writes.
+_LARGEST: Final = 4 << 20
+
+
+class LocalRecent:
+    """A worker's own file. All calls block shortly; not for two threads at once."""
+
+    def __init__(self, layout: Layout, *, hold: Callable[[str], int | None]) -> None:
+        """`hold` takes a lock by its name: a descriptor, or None where another has it."""
+        self._layout = layout
+        self._hold = hold
+        self._held: int | None = None
+        self._path: Path | None = None
+
+    def load(self) -> list[LastAnswer]:
+        """What is in it, oldest first. Raises `StoreError`."""
+        return sorted(_read(self._own()), key=lambda one: one.at)
+
+    def save(self, answers: Sequence[LastAnswer]) -> None:
+        """Replaces it. Raises `StoreError`, `StoreFull`."""
+        path = self._own()
+        lines = ",\n".join(json.dumps(one.to_json(), separators=(",", ":")) for one in answers)
+        content = f"[{lines}]\n".encode()
+        with store_errors("writing recent answers"):
+            make_folder(path.parent, below=self._layout.root)
+            write_lightly(path, content, through=self._layout.ingests)
+
+    def close(self) -> None:
+        """Let another worker go on with the file. Repeatable."""
+        if self._held is not None:
+            os.close(self._held)
+        self._held = self._path = None
+
+    def _own(self) -> Path:
+        for number in range(_MOST_FILES):
+            if self._path is not None:
+                return self._path
+            self._held = self._hold(f"recent-{number}")
+            if self._held is not None:
+                self._path = self._layout.notes("recent") / f"{number}.json"
+        if self._path is None:
+            raise StoreError("too many workers at once to write down what they answer")
+        return self._path
+
+
+def read_recent(layout: Layout) -> list[LastAnswer]:
+    """Blocking: of all workers, those that have ended too; the last answer about each thing, newest first.
+
+    Raises `StoreError`.
+    """
+    names: list[str] = []
+    with store_errors("listing recent answers"), suppress(FileNotFoundError, NotADirectoryError):
+        names = [name for name in os.listdir(layout.notes("recent")) if name.endswith(".json")]
+    return latest(one for name in names[:_MOST_FILES] for one in _read(layout.notes("recent") / name))
+
+
+def _read(path: Path) -> list[LastAnswer]:
+    text = b""
+    with (
+        store_errors("reading recent answers"),
+        suppress(FileNotFoundError, NotADirectoryError),
+        path.open("rb") as file,
+    ):
+        text = file.read(_LARGEST)
+    try:
+        written = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    found = map(LastAnswer.from_json, written if isinstance(written, list) else [])
+    return [one for one in found if one is not None]

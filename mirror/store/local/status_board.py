@@ -1,0 +1,110 @@
+"""What each process of a store says of itself, for the others to read. Nothing here outlives its process.
+
+    open() ── takes a free slot ──> silent ── say() ──> said ── say() ──> replaced by a rename
+                                                          └── the process ends: its slot is free, what it said is gone
+
+A process holds its slot's lock (`locks/board-<n>`) for as long as it lives, so what a dead one said is known by its
+lock being free. Files are not synced: after a power cut nobody wants them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from mirror.store.local.durable import make_folder, store_errors
+from mirror.store.local.layout import Layout
+
+__all__ = ["Board"]
+
+#: Processes that may say something: workers of a few mirrors on one store.
+_SLOTS: Final = 256
+
+
+class Board:
+    """One in each process. All calls block shortly."""
+
+    def __init__(self, layout: Layout, *, hold: Callable[[str], int | None]) -> None:
+        """`hold` holds a lock over all processes until its descriptor is closed; None: another one has it."""
+        self._layout = layout
+        self._folder = layout.notes("board")
+        self._hold = hold
+        self._slot: tuple[int, int] | None = None
+        self._closed = False
+        self._closing = threading.Lock()
+
+    def open(self) -> None:
+        """Take a slot; none any more once it was closed, which may happen meanwhile. Raises `StoreError`."""
+        self._take_slot()
+        if self._closed:
+            self.close()
+
+    def _take_slot(self) -> None:
+        for number in range(_SLOTS):
+            held = self._hold(_lock(number))
+            if held is not None:
+                self._slot = number, held
+                with suppress(OSError):
+                    (self._folder / f"{number}.json").unlink()
+                return
+
+    def say(self, what: Mapping[str, Any]) -> None:
+        """For all to read, instead of what was said before. Raises `StoreError`."""
+        if self._slot is None:
+            return
+        with store_errors("telling other processes"):
+            make_folder(self._folder, below=self._layout.root)
+            temporary = self._folder / f".{self._slot[0]}"
+            temporary.write_text(json.dumps(what))
+            temporary.rename(self._folder / f"{self._slot[0]}.json")
+
+    def others(self) -> list[dict[str, Any]]:
+        """What the others say now. What a process has left that is gone is dropped. Raises `StoreError`."""
+        found = []
+        names: list[str] = []
+        with store_errors("reading what other processes say"), suppress(FileNotFoundError):
+            names = os.listdir(self._folder)
+        for name in sorted(names):
+            number = name.removesuffix(".json")
+            if not number.isdecimal() or (self._slot is not None and int(number) == self._slot[0]):
+                continue
+            if not self._is_over(int(number)) and (said := self._read(name)) is not None:
+                found.append(said)
+        return found
+
+    def _is_over(self, number: int) -> bool:
+        held = self._hold(_lock(number))
+        if held is None:
+            return False
+        try:
+            with suppress(OSError):
+                (self._folder / f"{number}.json").unlink()
+        finally:
+            os.close(held)
+        return True
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            said = json.loads((self._folder / name).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        return said if isinstance(said, dict) else None
+
+    def close(self) -> None:
+        """Repeatable."""
+        self._closed = True
+        with self._closing:
+            slot, self._slot = self._slot, None
+        if slot is not None:
+            number, held = slot
+            with suppress(OSError):
+                (self._folder / f"{number}.json").unlink()
+            os.close(held)
+
+
+def _lock(number: int) -> str:
+    return f"board-{number}"

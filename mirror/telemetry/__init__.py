@@ -1,0 +1,397 @@
+"""What can be seen of the mirror from outside: every metric in one list, and the shape of the log.
+
+Counters live in memory-mapped files when `PROMETHEUS_MULTIPROC_DIR` is set (the supervisor of several workers does),
+so that a scrape that lands on any worker tells the sum of all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import Any, Final, Protocol, TextIO, cast
+
+import structlog
+from prometheus_client import REGISTRY as _REGISTRY
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from mirror.telemetry.worker_files import summing
+
+__all__ = [
+    "AHEAD",
+    "BREAKER",
+    "BUDGET_LIMIT",
+    "BUDGET_REMAINING",
+    "BUILD",
+    "CERTIFICATE_UNTIL",
+    "CONNECTIONS",
+    "CONNECTIONS_DROPPED",
+    "CONTENT_TYPE",
+    "CPU_SECONDS",
+    "DESCRIPTORS",
+    "DESCRIPTORS_LIMIT",
+    "ENDPOINT_FAILURES",
+    "EVICTED",
+    "EVICTED_BYTES",
+    "FILLED",
+    "FILL_SECONDS",
+    "FLIGHTS",
+    "FOLLOWERS",
+    "INDEX_FAILURES",
+    "LOOP_LAG",
+    "PARTIAL_BYTES",
+    "QUARANTINE_BYTES",
+    "REQUESTS",
+    "REQUEST_SECONDS",
+    "RESIDENT_BYTES",
+    "SCRUBBED_BYTES",
+    "SCRUB_COMPLETE",
+    "SCRUB_DAMAGED",
+    "SEALED_MISSES",
+    "SENT_BYTES",
+    "STORE_BLOBS",
+    "STORE_BYTES",
+    "STORE_FAILING",
+    "STORE_LIMIT",
+    "SYNC_RUNS",
+    "SYNC_SUCCESS",
+    "UNCACHED",
+    "UNREAD_NOTES",
+    "UPSTREAM_BYTES",
+    "UPSTREAM_ERRORS",
+    "UPSTREAM_REQUESTS",
+    "UPSTREAM_SECONDS",
+    "VERSION_TAGS_MOVED",
+    "WORKERS",
+    "WORKERS_BLOCKED",
+    "WORKER_STARTS",
+    "Span",
+    "Tracing",
+    "client_span",
+    "counted",
+    "log",
+    "render_metrics",
+    "request_span",
+    "set_tracing",
+    "set_up_logging",
+    "span",
+]
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_TIMES: Final = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+REQUESTS: Final = Counter(
+    "mirror_requests", "Requests answered, by kind of resource, status and cache outcome", ["kind", "status", "cache"]
+)
+REQUEST_SECONDS: Final = Histogram(
+    "mirror_request_seconds", "From the request to the last byte of its answer", ["kind", "cache"], buckets=_TIMES
+)
+SENT_BYTES: Final = Counter("mirror_sent_bytes", "Bytes of bodies sent to clients", ["cache"])
+CONNECTIONS: Final = Gauge("mirror_connections", "Open connections of clients", multiprocess_mode="livesum")
+CONNECTIONS_DROPPED: Final = Counter(
+    "mirror_connections_dropped",
+    "Connections that were not kept: too many of one address, or a request that came too slowly",
+    ["reason"],
+)
+
+UPSTREAM_REQUESTS: Final = Counter(
+    "mirror_upstream_requests",
+    "Requests to upstream registries; status 0 means no answer",
+    ["upstream", "event", "status"],
+)
+UPSTREAM_SECONDS: Final = Histogram(
+    "mirror_upstream_seconds", "Time until upstream's response headers", ["upstream", "event"], buckets=_TIMES
+)
+UPSTREAM_ERRORS: Final = Counter(
+    "mirror_upstream_errors",
+    "Calls to upstream, and bodies of it, that failed, by the name of the error; what is not known there is none",
+    ["upstream", "error"],
+)
+UPSTREAM_BYTES: Final = Counter(
+    "mirror_upstream_bytes", "Bytes of blobs received from upstream, kept or not", ["upstream"]
+)
+BUDGET_LIMIT: Final = Gauge(
+    "mirror_upstream_budget_limit",
+    "Pulls that a registry allows in its window, where it says so",
+    ["upstream"],
+    multiprocess_mode="mostrecent",
+)
+BUDGET_REMAINING: Final = Gauge(
+    "mirror_upstream_budget_remaining",
+    "Pulls that are left of them, as it last said",
+    ["upstream"],
+    multiprocess_mode="mostrecent",
+)
+ENDPOINT_FAILURES: Final = Counter(
+    "mirror_endpoint_failures",
+    "Calls that one of several endpoints of an upstream did not answer as wanted, by kind of error",
+    ["upstream", "endpoint", "error"],
+)
+
+FLIGHTS: Final = Gauge("mirror_flights", "Blobs being filled now", multiprocess_mode="livesum")
+FOLLOWERS: Final = Gauge(
+    "mirror_followers", "Readers of blobs that were not here when they were asked for", multiprocess_mode="livesum"
+)
+AHEAD: Final = Gauge(
+    "mirror_prefetch_ahead_manifests",
+    "Manifests whose blobs are being fetched before they are asked for, or wait for that",
+    multiprocess_mode="livesum",
+)
+FILLED: Final = Counter("mirror_fills", "Blob fills that ended, by result", ["upstream", "result"])
+FILL_SECONDS: Final = Histogram(
+    "mirror_fill_seconds", "From a fill's begin to its commit", ["upstream"], buckets=_TIMES
+)
+UNCACHED: Final = Counter("mirror_uncached", "Answers passed through because the store could not take them")
+
+VERSION_TAGS_MOVED: Final = Counter(
+    "mirror_version_tags_moved", "Tags that look like a version and were moved, by configured upstream", ["upstream"]
+)
+
+EVICTED: Final = Counter("mirror_evicted", "Blobs dropped to make room")
+EVICTED_BYTES: Final = Counter("mirror_evicted_bytes", "Bytes of blobs dropped to make room")
+STORE_BYTES: Final = Gauge("mirror_store_bytes", "Bytes of blobs held", multiprocess_mode="mostrecent")
+STORE_BLOBS: Final = Gauge("mirror_store_blobs", "Blobs held", multiprocess_mode="mostrecent")
+STORE_LIMIT: Final = Gauge(
+    "mirror_store_limit_bytes", "Bytes that blobs may take before eviction", multiprocess_mode="mostrecent"
+)
+STORE_FAILING: Final = Gauge(
+    "mirror_store_failing", "Workers whose store did not take what it was last given", multiprocess_mode="livesum"
+)
+PARTIAL_BYTES: Final = Gauge(
+    "mirror_store_partial_bytes", "Bytes of blobs that are not whole yet", multiprocess_mode="mostrecent"
+)
+UNREAD_NOTES: Final = Gauge(
+    "mirror_unreadable_notes", "Pins and freezes whose files cannot be read", multiprocess_mode="mostrecent"
+)
+QUARANTINE_BYTES: Final = Gauge(
+    "mirror_store_quarantine_bytes", "Bytes of damaged blobs that were set aside", multiprocess_mode="mostrecent"
+)
+SEALED_MISSES: Final = Counter(
+    "mirror_sealed_misses", "Requests for what is not here in a sealed repository, by kind of resource", ["kind"]
+)
+SCRUBBED_BYTES: Final = Counter("mirror_scrubbed_bytes", "Bytes of blobs read again and hashed")
+SCRUB_DAMAGED: Final = Counter("mirror_scrub_damaged", "Blobs found not to be what their digests name")
+CERTIFICATE_UNTIL: Final = Gauge(
+    "mirror_certificate_expires_timestamp_seconds",
+    "When the certificate that clients are shown expires, in epoch seconds; 0 without TLS",
+    multiprocess_mode="mostrecent",
+)
+SCRUB_COMPLETE: Final = Gauge(
+    "mirror_scrub_last_complete_timestamp_seconds",
+    "When every blob had been hashed, in epoch seconds",
+    multiprocess_mode="mostrecent",
+)
+INDEX_FAILURES: Final = Counter("mirror_index_failures", "Operations that the index did not answer in its budget")
+BREAKER: Final = Gauge(
+    "mirror_index_breaker_open", "Workers that leave Redis alone, because it has failed", multiprocess_mode="livesum"
+)
+LOG_LOST: Final = Counter("mirror_log_lost", "Log lines that could not be written")
+
+SYNC_RUNS: Final = Counter("mirror_sync_runs", "Runs of sync rules that ended here", ["rule", "result"])
+SYNC_SUCCESS: Final = Gauge(
+    "mirror_sync_last_success_timestamp_seconds",
+    "When a sync rule last succeeded here, in epoch seconds",
+    ["rule"],
+    multiprocess_mode="mostrecent",
+)
+
+BUILD: Final = Gauge("mirror_build_info", "1; what runs, as labels", ["version", "python"], multiprocess_mode="livemax")
+WORKERS: Final = Gauge("mirror_workers", "Workers that serve", multiprocess_mode="livesum")
+WORKERS_BLOCKED: Final = Counter(
+    "mirror_workers_blocked", "Workers that were killed because their event loop stood still, and replaced"
+)
+WORKER_STARTS: Final = Counter("mirror_worker_starts", "Workers that began to serve")
+LOOP_LAG: Final = Histogram(
+    "mirror_loop_lag_seconds",
+    "How much later than it should a timer of 100 ms rings: what every request waits as well",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
+)
+# The library has such metrics for one process alone.
+CPU_SECONDS: Final = Counter("mirror_process_cpu_seconds", "CPU time of all workers, user and system")
+RESIDENT_BYTES: Final = Gauge(
+    "mirror_process_resident_bytes",
+    "Memory of all workers; pages that they share count for each",
+    multiprocess_mode="livesum",
+)
+DESCRIPTORS: Final = Gauge(
+    "mirror_process_open_descriptors", "Open descriptors of the worker that has most", multiprocess_mode="livemax"
+)
+DESCRIPTORS_LIMIT: Final = Gauge(
+    "mirror_process_descriptors_limit", "Descriptors that one worker may have", multiprocess_mode="livemin"
+)
+
+
+def counted(name: str) -> list[tuple[dict[str, str], float]]:
+    """The samples of one counter by their labels, of all workers where there are several. `name` without `_total`."""
+    with _registry() as registry:
+        return [
+            (sample.labels, sample.value)
+            for family in registry.collect()
+            if family.name == name
+            for sample in family.samples
+            if sample.name == f"{name}_total"
+        ]
+
+
+def measured(name: str) -> float:
+    """The sum of a gauge's samples, of all workers where there are several."""
+    with _registry() as registry:
+        return sum(sample.value for family in registry.collect() if family.name == name for sample in family.samples)
+
+
+def render_metrics() -> bytes:
+    """The exposition text, of all workers where there are several."""
+    with _registry() as registry:
+        return generate_latest(registry)
+
+
+@contextmanager
+def _registry() -> Iterator[CollectorRegistry]:
+    """Of all workers where there are several; meanwhile nobody adds up what ended ones have left."""
+    if (folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR")) is None:
+        yield _REGISTRY
+        return
+    with summing(folder):
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves its constructor untyped
+        yield registry
+
+
+class Span(Protocol):
+    """Something that takes time, entered and left; an exception that leaves it is noted."""
+
+    def __enter__(self) -> Span: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None: ...
+
+    def note(self, **attributes: str | int | float | None) -> None:
+        """More about it; dots of names are written `__`. None is left out."""
+
+
+class Tracing(Protocol):
+    """What makes spans (`mirror/telemetry/tracing.py`)."""
+
+    def span(self, name: str, attributes: Mapping[str, str | int | float | None], *, client: bool = False) -> Span:
+        """A child of the span that is current here, which it is itself while it is entered."""
+
+    def request(self, method: str, path: str, headers: Mapping[str, str]) -> Span:
+        """A client's request; its `traceparent` counts (W3C Trace Context)."""
+
+
+class _NoSpan:
+    """All spans while there is no tracing."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> Span:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def note(self, **_: str | int | float | None) -> None:
+        pass
+
+
+_NO_SPAN: Final = _NoSpan()
+_tracing: Tracing | None = None
+
+
+def set_tracing(tracing: Tracing | None) -> None:
+    """From now on spans are made by this; None: there are none."""
+    global _tracing
+    _tracing = tracing
+
+
+def span(name: str, **attributes: str | int | float | None) -> Span:
+    """A span for a `with`; dots in names of attributes are written `__`."""
+    return _NO_SPAN if _tracing is None else _tracing.span(name, attributes)
+
+
+def client_span(name: str, **attributes: str | int | float | None) -> Span:
+    """The same for a request of ours to another host."""
+    return _NO_SPAN if _tracing is None else _tracing.span(name, attributes, client=True)
+
+
+def request_span(method: str, path: str, headers: Mapping[str, str]) -> Span | None:
+    """The span of a client's request; None while there is no tracing."""
+    return None if _tracing is None else _tracing.request(method, path, headers)
+
+
+log: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
+
+_SECRET_KEYS: Final = re.compile(r"authori[sz]ation|passw|secret|token|cookie|credential", re.IGNORECASE)
+#: Queries of URLs hold signatures, user parts hold passwords, and headers hold both.
+_SECRET_TEXT: Final = (
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s\"'<>?#]*)\?[^\s\"'<>]*", re.IGNORECASE), r"\1?…"),
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s\"'<>/@]*@", re.IGNORECASE), r"\1…@"),
+    (re.compile(r"\b(basic|bearer)\s+[a-z0-9._~+/=-]{6,}", re.IGNORECASE), r"\1 …"),
+)
+
+
+def redact(text: str) -> str:
+    """Text without what could be a secret: queries and user parts of URLs, credentials of headers."""
+    for pattern, instead in _SECRET_TEXT:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def _redact_event(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """The last step before a line is written, so that no call site has to remember."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            if _SECRET_KEYS.search(key):
+                event[key] = "…"
+            elif "://" in value or "earer" in value or "asic" in value:
+                event[key] = redact(value)
+    return event
+
+
+class _Output:
+    """Where lines go. One that cannot be written is counted and lost, it costs nobody an answer: the disk that the log
+    is written to fills up as well, and whoever reads a pipe may go.
+    """
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+
+    def write(self, line: str) -> None:
+        try:
+            self._output.write(line)
+            self._output.flush()
+        except (OSError, ValueError):
+            LOG_LOST.inc()
+
+    def flush(self) -> None:
+        """Each line is, when it is written."""
+
+
+def set_up_logging(level: str = "info", output: TextIO | None = None) -> None:
+    """JSON lines on standard error (or `output`), one event each. Control characters are escaped by JSON."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.processors.format_exc_info,
+            _redact_event,
+            structlog.processors.JSONRenderer(ensure_ascii=True, separators=(",", ":")),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Output(output or sys.stderr))),
+        cache_logger_on_first_use=False,
+    )
+    # libraries log through the standard module; what they say reaches the same place in the same shape
+    root = logging.getLogger()
+    root.handlers[:] = [_Forward()]
+    root.setLevel(max(number, logging.WARNING))
+
+
+class _Forward(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)

@@ -1,0 +1,107 @@
+"""Private images in a shared cache: what is cached for one is given to another only if upstream would give it to them.
+
+Of one repository and one caller's own credentials:
+
+    unknown ── upstream is asked, with those credentials ──> allowed ── `keep` over ──> asked again
+                    │                                           └── upstream down ──> allowed, up to `keep_while_down`
+                    └── refused ──> refused for some seconds
+
+Upstream is asked for what the caller asks for, or, where that would be costly, for a manifest of the repository that
+is here: by HEAD, which costs nothing. Bytes are shared between callers, the right to them is not. What is remembered
+is a fingerprint of the credentials, never they.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from mirror import telemetry
+from mirror.aio.latest import put_latest
+from mirror.aio.singleflight import Once
+from mirror.errors import UpstreamDenied, UpstreamThrottled, UpstreamUnavailable
+from mirror.oci.authorization import Presented
+from mirror.oci.reference import Reference, Repo
+from mirror.oci.request import Kind, RegistryRequest
+from mirror.trust.login_limit import Guesses
+
+__all__ = ["Provable", "Verifier"]
+
+#: Seconds that a refusal stands.
+_REFUSED_FOR: Final = 15.0
+_MOST: Final = 50_000
+
+
+class Provable(Protocol):
+    """What is needed of a repository (`ProxiedRepository`, `GuardedRepository`)."""
+
+    repo: Repo
+
+    async def prove(self, kind: Kind, reference: Reference | None) -> None:
+        """Raises `UpstreamDenied`, `NotKnown`, `UpstreamError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    allowed: bool
+    at: float
+
+
+class Verifier:
+    """`keep` and `keep_while_down` in seconds; `now` is monotonic."""
+
+    def __init__(
+        self,
+        *,
+        keep: float = 300.0,
+        keep_while_down: float = 3600.0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._keep = keep
+        self._keep_while_down = keep_while_down
+        self._now = now
+        self._verdicts: OrderedDict[tuple[Repo, str], _Verdict] = OrderedDict()
+        self._guesses = Guesses(lambda: self._now())
+        self._once = Once()
+
+    async def may_pull(self, repository: Provable, own: Presented | None, wanted: RegistryRequest) -> bool:
+        """Whether upstream lets the holder of these credentials have it. Call it inside `behalf.acting_for`.
+
+        Raises `ManifestUnknown`, `BlobUnknown` where upstream does not know what is wanted, `UpstreamError` where it
+        cannot be told now and was not told lately, `TooManyLogins` where too many of this name were refused.
+        """
+        key = repository.repo, own.fingerprint if own else ""
+        verdict = self._verdicts.get(key)
+        if verdict is not None:
+            age = self._now() - verdict.at
+            if age < (self._keep if verdict.allowed else _REFUSED_FOR):
+                return verdict.allowed
+        stranger = own if verdict is None or not verdict.allowed else None
+        try:
+            with self._guesses.asking(repository.repo.registry, stranger) if stranger else nullcontext():
+                work = (*key, wanted.kind, wanted.reference)
+                allowed = await self._once.run(work, lambda: self._ask(repository, wanted))
+                if own is not None:
+                    self._guesses.answered(repository.repo.registry, own, accepted=allowed)
+        except (UpstreamUnavailable, UpstreamThrottled) as error:
+            if verdict is not None and verdict.allowed and self._now() - verdict.at < self._keep_while_down:
+                telemetry.log.warning("access is not verified anew", repository=str(repository.repo), reason=str(error))
+                return True
+            raise
+        put_latest(self._verdicts, key, _Verdict(allowed, self._now()), _MOST)
+        return allowed
+
+    async def _ask(self, repository: Provable, wanted: RegistryRequest) -> bool:
+        try:
+            await repository.prove(wanted.kind, wanted.reference)
+        except UpstreamDenied:
+            return False
+        return True
+
+    async def aclose(self) -> None:
+        """Repeatable."""
+        await self._once.aclose()

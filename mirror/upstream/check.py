@@ -1,0 +1,78 @@
+"""Are the registries there, and do they let us in? What `mirror check --online` asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from mirror.errors import (
+    MirrorError,
+    UpstreamDenied,
+    UpstreamInvalid,
+    UpstreamNotKnown,
+    UpstreamOffLimits,
+    UpstreamThrottled,
+    UpstreamUnavailable,
+)
+from mirror.policy.upstream.budget import Budget
+from mirror.upstream.credentials.source import CredentialsUnavailable
+from mirror.upstream.registry import RegistryUpstream
+
+__all__ = ["Finding", "advice_for", "ask_budget", "check_all"]
+
+#: Docker's documentation, "Docker Hub pull usage and limits", names this image for the purpose; HEAD of it is no pull.
+_COUNTED: Final = "ratelimitpreview/test", "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Of one address of one registry: `detail` says how it stands, `advice` what to do where that is bad."""
+
+    upstream: str
+    url: str
+    ok: bool
+    detail: str
+    advice: str = ""
+
+
+async def check_all(registries: Iterable[RegistryUpstream]) -> list[Finding]:
+    """All at once, in the order given."""
+    return list(await asyncio.gather(*map(_check, registries)))
+
+
+async def _check(registry: RegistryUpstream) -> Finding:
+    try:
+        return Finding(registry.name, registry.url, True, await registry.check())
+    except MirrorError as error:
+        return Finding(registry.name, registry.url, False, str(error), advice_for(error))
+
+
+async def ask_budget(hub: RegistryUpstream) -> Budget | None:
+    """How many pulls Docker Hub leaves us, which costs none; None where it sets no limit, or does not say it."""
+    with suppress(MirrorError):  # a budget that is spent is an error, and told all the same
+        await hub.resolve(*_COUNTED)
+    return hub.budget
+
+
+def advice_for(error: MirrorError) -> str:
+    """What to look at first."""
+    if isinstance(error, CredentialsUnavailable):
+        return "the credentials' issuer is at fault, not the registry; mend it as the message says"
+    if isinstance(error, UpstreamDenied):
+        return "check the credentials: are they right, not expired, and allowed to pull?"
+    if isinstance(error, UpstreamThrottled):
+        return f"wait {error.retry_after:.0f} s; with credentials, or others, there may be more to spend"
+    if isinstance(error, UpstreamNotKnown):
+        return "is url the root of a registry, without a path of its own?"
+    if isinstance(error, UpstreamUnavailable) and (error.status or 0) >= 500:
+        return "the registry, or a proxy before it, has trouble of its own: try again, and look at its status page"
+    if isinstance(error, UpstreamUnavailable):
+        return "check url, network, proxy and, with a private certificate authority, ca_file"
+    if isinstance(error, UpstreamOffLimits):
+        return "its name leads to a private address; if that is meant, add to its [[upstream]]: private = true"
+    if isinstance(error, UpstreamInvalid):
+        return "is url that of a registry? A token server of another domain must stand in token_hosts"
+    return "mend the configuration"

@@ -1,0 +1,201 @@
+"""Azure's registry: a token of Microsoft Entra, exchanged at the registry for its refresh token.
+
+    managed identity ──── GET  metadata server ───────────┐
+    service principal ─── POST authority, a secret ───────┼──> access token ── POST <registry>/oauth2/exchange
+    workload identity ─── POST authority, a token file ───┘                        └──> refresh token, 3 hours
+
+The refresh token is an identity token to `tokens.py`, which has it turned into one for each scope. Sources: the
+registry's docs/Token-BasicAuth and AAD-OAuth pages (Azure/acr), RFC 6749, 4.4, RFC 7523, 2.2. Two plain requests, so
+no library of Azure's is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import re
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+from yarl import URL
+
+from mirror.errors import UpstreamDenied, UpstreamError, UpstreamUnavailable
+from mirror.oci.strict_json import read_json
+from mirror.policy.upstream.token_lifetime import usable_seconds
+from mirror.policy.upstream.url_bounds import Bounds, parse_url
+from mirror.upstream.credentials.renewal import Issued
+from mirror.upstream.credentials.source import Credentials, CredentialsUnavailable
+from mirror.upstream.http.client import open_session, read_limited, translated
+from mirror.upstream.http.proxies import DIRECT, Proxies
+
+__all__ = ["AcrIssuer"]
+
+_AUTHORITY: Final = "https://login.microsoftonline.com"
+_METADATA: Final = "http://169.254.169.254"
+#: What the access token is for: container registries, of every cloud of Azure.
+_AUDIENCE: Final = "https://containerregistry.azure.net"
+_ASSERTION: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+_LARGEST: Final = 64 * 1024
+_TIMEOUT: Final = 20.0
+#: Seconds that a refresh token is good for where it does not say so itself.
+_LIFETIME: Final = 3 * 3600.0
+_TOKEN: Final = re.compile(r"[!-~]{1,32768}")
+_ERROR: Final = re.compile(r"[A-Za-z0-9_.-]{1,60}")
+
+
+class AcrIssuer:
+    """Issues refresh tokens of the registry at `url`.
+
+    Which way depends on what is given: `client_secret` is a service principal's, `token_file` a workload's; without
+    either it is a managed identity, the one of `client_id` if several are there. What is not given is taken from
+    `environment`, as AKS sets it (AZURE_TENANT_ID, AZURE_CLIENT_ID, AZURE_FEDERATED_TOKEN_FILE,
+    AZURE_AUTHORITY_HOST). `tls` is for the registry, `proxies` for all but the metadata server; `now` is epoch seconds.
+    """
+
+    def __init__(
+        self,
+        upstream: str,
+        url: str,
+        *,
+        tenant: str | None = None,
+        client_id: str | None = None,
+        client_secret: str | None = None,
+        token_file: Path | None = None,
+        authority_url: str | None = None,
+        metadata_url: str | None = None,
+        private: bool = False,
+        tls: ssl.SSLContext | None = None,
+        proxies: Proxies = DIRECT,
+        environment: Mapping[str, str] | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        given = os.environ if environment is None else environment
+        self._upstream = upstream
+        self._url = url
+        self._bounds = Bounds.of(url, internal=True if private else None)
+        self._tenant = tenant or given.get("AZURE_TENANT_ID", "")
+        self._client_id = client_id or given.get("AZURE_CLIENT_ID", "")
+        self._client_secret = client_secret
+        stated = given.get("AZURE_FEDERATED_TOKEN_FILE")
+        self._token_file = token_file or (Path(stated) if stated and not client_secret else None)
+        self._authority = (authority_url or given.get("AZURE_AUTHORITY_HOST") or _AUTHORITY).rstrip("/")
+        self._metadata = (metadata_url or _METADATA).rstrip("/")
+        self._tls = tls
+        self._proxies = proxies
+        self._now = now
+
+    async def obtain(self) -> Issued:
+        """A new refresh token. Raises `UpstreamDenied`, `UpstreamUnavailable`."""
+        form = {"grant_type": "access_token", "service": self._bounds.base.authority}
+        if self._tenant:
+            form["tenant"] = self._tenant
+        form["access_token"] = await self._access_token()
+        session = open_session(
+            self._bounds, self._tls, connect_timeout=5.0, read_timeout=_TIMEOUT, proxies=self._proxies
+        )
+        async with session:
+            url = f"{self._bounds.base.scheme}://{self._bounds.base.authority}/oauth2/exchange"
+            answer = await self._ask(session, "the registry's token exchange", "POST", url, data=form, **self._by(url))
+        token = self._token(answer, "refresh_token", "the registry's token exchange")
+        lasts = _expiry(token, self._now())
+        return Issued(Credentials(identity_token=token), usable_seconds(lasts), lasts)
+
+    async def aclose(self) -> None:
+        """Nothing stays open."""
+
+    async def _access_token(self) -> str:
+        timeout = aiohttp.ClientTimeout(total=_TIMEOUT, sock_connect=5.0)
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout) as session:
+            if self._client_secret is None and self._token_file is None:
+                whom = "the metadata server"
+                query = {"api-version": "2018-02-01", "resource": _AUDIENCE}
+                if self._client_id:
+                    query["client_id"] = self._client_id
+                url = str(URL(f"{self._metadata}/metadata/identity/oauth2/token").with_query(query))
+                answer = await self._ask(session, whom, "GET", url, headers={"Metadata": "true"})
+            else:
+                whom = "the authority"
+                url = f"{self._authority}/{self._tenant}/oauth2/v2.0/token"
+                form = await asyncio.to_thread(self._grant)
+                answer = await self._ask(session, whom, "POST", url, data=form, **self._by(url))
+        return self._token(answer, "access_token", whom)
+
+    def _grant(self) -> dict[str, str]:
+        """Blocking: what a client shows to the authority. The token file is rotated, so it is read each time."""
+        if not self._tenant or not self._client_id:
+            raise self._unavailable("tenant_id and client_id must be set")
+        form = {
+            "grant_type": "client_credentials",
+            "client_id": self._client_id,
+            "scope": f"{_AUDIENCE}/.default",
+        }
+        if self._client_secret is not None:
+            return {**form, "client_secret": self._client_secret}
+        try:
+            assertion = self._token_file.read_text().strip() if self._token_file else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._unavailable(f"the token file {self._token_file} cannot be read") from error
+        return {**form, "client_assertion_type": _ASSERTION, "client_assertion": assertion}
+
+    def _by(self, url: str) -> dict[str, Any]:
+        where = parse_url(url)
+        return {"headers": self._proxies.headers(where), **self._proxies.options(where)}
+
+    async def _ask(self, session: aiohttp.ClientSession, whom: str, method: str, url: str, **more: Any) -> Any:
+        try:
+            async with (
+                translated(self._upstream, whom),
+                asyncio.timeout(_TIMEOUT),
+                session.request(method, URL(url, encoded=True), allow_redirects=False, **more) as response,
+            ):
+                status, content = response.status, await read_limited(response, _LARGEST + 1)
+        except UpstreamUnavailable as error:
+            raise self._unavailable(f"{error}; is it reachable from here?") from error
+        answer = _read(content)
+        if status != 200 or answer is None:
+            raise self._refused(whom, status, answer)
+        return answer
+
+    def _refused(self, whom: str, status: int, answer: Any) -> UpstreamError:
+        """Only the code of an error is shown: its text may quote what was sent."""
+        said = answer.get("error") if isinstance(answer, dict) else None
+        code = f", {said}" if isinstance(said, str) and _ERROR.fullmatch(said) else ""
+        what = f"{whom} answers {status}{code}"
+        if status not in (400, 401, 403):
+            return self._unavailable(what)
+        advice = {
+            "the metadata server": "has this machine the managed identity that is asked for?",
+            "the authority": "check tenant_id, client_id and the secret or token file",
+        }.get(whom, "has the identity the role AcrPull in this registry?")
+        return UpstreamDenied(f"acr: {what}: {advice}", upstream=self._upstream, status=403)
+
+    def _token(self, answer: Any, name: str, whom: str) -> str:
+        token = answer.get(name) if isinstance(answer, dict) else None
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+            raise self._unavailable(f"{whom} answered without a token")
+        return token
+
+    def _unavailable(self, why: str) -> CredentialsUnavailable:
+        return CredentialsUnavailable(f"acr: {why}", upstream=self._upstream)
+
+
+def _read(content: bytes) -> Any:
+    try:
+        return read_json(content) if len(content) <= _LARGEST else None
+    except ValueError:
+        return None
+
+
+def _expiry(token: str, now: float) -> float:
+    """Seconds that a JWT is good for, by its own word (RFC 7519, 4.1.4); it is the registry that will hold to it."""
+    try:
+        body = token.split(".")[1]
+        expires_at = read_json(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))["exp"]
+        return min(max(0.0, float(expires_at) - now), 31 * 24 * 3600.0)
+    except (ValueError, LookupError, TypeError):
+        return _LIFETIME

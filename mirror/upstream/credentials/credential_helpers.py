@@ -1,0 +1,161 @@
+"""Docker's credential helpers: programs `docker-credential-NAME` that give the credentials of a registry.
+
+    docker-credential-gcloud get  <── the server, on standard input
+                                  ──> {"ServerURL": …, "Username": …, "Secret": …} on standard output
+                                  ──> exit status 1 and «credentials not found in native keychain»: it has none
+
+Source: the protocol in docker/docker-credential-helpers, README. `gcloud auth configure-docker` sets such a helper up.
+What a helper writes may hold secrets, also when it fails: neither output is ever shown or logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from mirror.oci.strict_json import read_json
+from mirror.upstream.credentials.renewal import Issued
+from mirror.upstream.credentials.source import NO_USER, Credentials, CredentialsUnavailable
+
+__all__ = ["CredentialHelper"]
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+_LARGEST: Final = 64 * 1024
+_NOT_FOUND: Final = b"credentials not found in native keychain"
+#: Seconds. How long what a helper says is believed: it does not tell when its tokens expire, and the shortest-lived
+#: ones are good for minutes. While it fails, what it said last is used on; upstream refuses that when it has expired.
+_USABLE: Final = 300.0
+_LASTS: Final = 3600.0
+_NONE_FOR: Final = 60.0
+_TIMEOUT: Final = 30.0
+
+#: What a helper gets to see of our environment: where its own configuration is, and how to reach the internet. Not the
+#: rest, in which our settings, and so the secrets of other registries, may stand.
+_PASSED: Final = frozenset(
+    (
+        *("HOME", "USER", "LOGNAME", "PATH", "LANG", "TMPDIR", "DBUS_SESSION_BUS_ADDRESS"),
+        *("GNUPGHOME", "PASSWORD_STORE_DIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+    )
+)
+_PASSED_PREFIXES: Final = ("AWS_", "AZURE_", "CLOUDSDK_", "GOOGLE_", "LC_", "XDG_")
+
+
+class CredentialHelper:
+    """One helper for one server. `timeout` in seconds; `environment` is what ours is taken to be."""
+
+    def __init__(
+        self,
+        upstream: str,
+        name: str,
+        server: str,
+        *,
+        timeout: float = _TIMEOUT,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Raises `ValueError` for a name that could be anything but a program of this kind."""
+        if not self.is_name(name):
+            raise ValueError("not the name of a credential helper")
+        self._upstream = upstream
+        self._server = server
+        self._timeout = timeout
+        self._program = f"docker-credential-{name}"
+        self._environment = environment
+
+    @staticmethod
+    def is_name(name: object) -> bool:
+        """Letters, digits, `-`, `_`, `.`: nothing that a path or a shell would take for more."""
+        return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+    @property
+    def program(self) -> str:
+        """`docker-credential-NAME`."""
+        return self._program
+
+    async def obtain(self) -> Issued:
+        """Run it. Raises `CredentialsUnavailable`."""
+        environment = _kept(os.environ if self._environment is None else self._environment)
+        path = shutil.which(self._program, path=environment.get("PATH", os.defpath))
+        if path is None:
+            raise self._failed("is not on the PATH of the mirror; install it there")
+        try:
+            process = await asyncio.create_subprocess_exec(
+                path,
+                "get",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                env=environment,
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise self._failed(f"cannot be run: {error.strerror}") from error
+        try:
+            async with asyncio.timeout(self._timeout):
+                said = await _converse(process, self._server.encode())
+        except TimeoutError as error:
+            raise self._failed(f"gave no answer within {self._timeout:g} s; {self._by_hand}") from error
+        finally:
+            await _end(process)
+        if len(said) > _LARGEST:
+            raise self._failed(f"answered something that is no credentials; {self._by_hand}")
+        return self._read(process.returncode or 0, said)
+
+    def _read(self, code: int, said: bytes) -> Issued:
+        if code and said.strip().lower() == _NOT_FOUND:
+            return Issued(None, _NONE_FOR, _NONE_FOR)
+        if code:
+            raise self._failed(f"failed with exit status {code}; {self._by_hand}")
+        try:
+            answer: Any = read_json(said)
+        except ValueError:
+            answer = None
+        username, secret = (answer.get("Username"), answer.get("Secret")) if isinstance(answer, dict) else (None, None)
+        if not isinstance(username, str) or not isinstance(secret, str):
+            raise self._failed(f"answered something that is no credentials; {self._by_hand}")
+        if not secret:
+            return Issued(None, _NONE_FOR, _NONE_FOR)
+        found = Credentials(identity_token=secret) if username == NO_USER else Credentials(username, secret)
+        return Issued(found, _USABLE, _LASTS)
+
+    @property
+    def _by_hand(self) -> str:
+        return f"as the mirror's user, try: echo {self._server} | {self._program} get"
+
+    def _failed(self, why: str) -> CredentialsUnavailable:
+        return CredentialsUnavailable(f"the credential helper {self._program} {why}", upstream=self._upstream)
+
+
+def _kept(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name in _PASSED or name.startswith(_PASSED_PREFIXES)}
+
+
+async def _converse(process: asyncio.subprocess.Process, server: bytes) -> bytes:
+    """Everything that it answers, though little more than is allowed."""
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("no pipes")
+    with suppress(ConnectionError):  # it may answer without reading
+        process.stdin.write(server)
+        await process.stdin.drain()
+    process.stdin.close()
+    said = bytearray()
+    while len(said) <= _LARGEST and (piece := await process.stdout.read(_LARGEST)):
+        said += piece
+    if len(said) <= _LARGEST:
+        await process.wait()
+    return bytes(said)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """If it still runs, nothing of it is left behind, what it started neither."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()

@@ -1,0 +1,178 @@
+"""Docker's `config.json`: the credentials in it, or the helper program that it names.
+
+For one registry, in this order: the program under `credHelpers` for it; what stands under `auths`; the program under
+`credsStore`. (Docker itself looks into `credsStore` before `auths`, which it empties then; here a secret that somebody
+wrote into the file goes before a program that may not even be installed.)
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from mirror.upstream.credentials.credential_helpers import CredentialHelper
+from mirror.upstream.credentials.renewal import Renewed
+from mirror.upstream.credentials.secret_files import RotatedFile
+from mirror.upstream.credentials.source import NO_USER, Attempts, Credentials, CredentialSource, GivenCredentials
+
+__all__ = ["DockerConfig"]
+
+#: The key that docker writes for Docker Hub, whatever its registry's host is called.
+_HUB_KEY: Final = "https://index.docker.io/v1/"
+_HUB_HOSTS: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Helped:
+    """That a helper is to be asked: its name, and what it is to be told is the server."""
+
+    helper: str
+    server: str
+
+
+class DockerConfig:
+    """The entry for one registry in a docker `config.json`, read again when the file changes.
+
+    `registries` are the names under which it may stand, best first: host names, with or without port. A file that is
+    missing, has no such entry, or is being rewritten badly counts as what it last was (at first: anonymous).
+    `environment` is for helpers, instead of ours; `clock` counts seconds.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        registries: Iterable[str],
+        *,
+        upstream: str = "",
+        environment: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        names = tuple(registries)
+        self._upstream = upstream or names[0]
+        self._environment = environment
+        self._clock = clock
+        self._found: Credentials | _Helped | None = None
+        self._now = now
+        self._reading = Attempts("docker_config", now)
+        self._source: CredentialSource = GivenCredentials(issuing=self._reading)
+        self._file = RotatedFile(
+            path, lambda content: _understood(content, names), None, upstream=self._upstream, reading=self._reading
+        )
+
+    @property
+    def issuing(self) -> Attempts:
+        """Of the file, which is looked at anew, if that is what fails; else of the helper, if it names one."""
+        self._look()
+        return self._source.issuing if self._reading.reason is None else self._reading
+
+    def check(self) -> None:
+        """Read it now. Raises `ConfigError` where the file is missing or unusable."""
+        self._take(self._file.read())
+
+    async def credentials(self) -> Credentials | None:
+        """What the file says now, or its helper."""
+        self._look()
+        return await self._source.credentials()
+
+    async def reject(self, credentials: Credentials) -> None:
+        """Ask the helper again; what stands in the file is all that there is."""
+        await self._source.reject(credentials)
+
+    async def aclose(self) -> None:
+        """Repeatable."""
+        await self._source.aclose()
+
+    def _look(self) -> None:
+        self._take(self._file.look())
+
+    def _take(self, found: Credentials | _Helped | None) -> None:
+        if found != self._found:
+            self._found, self._source = found, self._open(found)
+
+    def _open(self, found: Credentials | _Helped | None) -> CredentialSource:
+        if not isinstance(found, _Helped):
+            return GivenCredentials(found, self._reading)
+        helper = CredentialHelper(self._upstream, found.helper, found.server, environment=self._environment)
+        return Renewed(self._upstream, helper.program, helper.obtain, clock=self._clock, now=self._now)
+
+
+class _BadHelper(ValueError):
+    """What is no name of a helper. Names are no secrets, but what stands in their place by mistake may be one."""
+
+
+def _understood(content: bytes, registries: tuple[str, ...]) -> Credentials | _Helped | None:
+    try:
+        return _find(json.loads(content), registries)
+    except _BadHelper:
+        raise
+    except (ValueError, TypeError) as error:
+        # without the cause's text: it may quote what is in the file
+        raise ValueError("not a docker config.json") from error
+
+
+def _find(config: Any, registries: tuple[str, ...]) -> Credentials | _Helped | None:
+    if not isinstance(config, dict):
+        raise ValueError("not an object")
+    helpers, auths = (_object(config, name) for name in ("credHelpers", "auths"))
+    keys = [(registry, key) for registry in registries for key in _keys(registry)]
+    for _, key in keys:
+        if helper := helpers.get(key):
+            return _Helped(_checked(helper, "credHelpers"), key)
+    for _, key in keys:
+        entry = auths.get(key)
+        if isinstance(entry, dict) and (found := _read(entry)):
+            return found
+    if store := config.get("credsStore"):
+        registry = registries[0]
+        return _Helped(_checked(store, "credsStore"), _HUB_KEY if registry in _HUB_HOSTS else registry)
+    return None
+
+
+def _object(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = config.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} is not an object")
+    return value or {}
+
+
+def _checked(name: object, setting: str) -> str:
+    if not isinstance(name, str) or not CredentialHelper.is_name(name):
+        raise _BadHelper(f"{setting} names a helper with other characters than letters, digits, - _ and .")
+    return name
+
+
+def _keys(registry: str) -> Iterator[str]:
+    """The spellings under which docker, podman and old tools write an entry."""
+    if registry in _HUB_HOSTS:
+        yield _HUB_KEY
+        yield "docker.io"
+    for scheme in ("", "https://", "http://"):
+        for path in ("", "/", "/v1/", "/v2/", "/v1", "/v2"):
+            yield f"{scheme}{registry}{path}"
+
+
+def _read(entry: Mapping[str, Any]) -> Credentials | None:
+    def text(name: str) -> str:
+        value = entry.get(name)
+        return value if isinstance(value, str) else ""
+
+    username, password = text("username"), text("password")
+    if encoded := text("auth"):
+        try:
+            username, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError) as error:
+            raise ValueError("auth is not base64") from error
+        password = password.rstrip("\0")
+    token = text("identitytoken")
+    if username == NO_USER:
+        return Credentials(identity_token=token or password) if token or password else None
+    if not username and not token:
+        return None
+    return Credentials(username, password, token)

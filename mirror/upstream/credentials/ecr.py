@@ -1,0 +1,148 @@
+"""Amazon's registries: GetAuthorizationToken of ECR, or of ECR Public, through botocore.
+
+    credentials of AWS: the library's own chain (environment, files, container, web identity, instance) ──┐
+         └── `role_arn`: AssumeRole at STS, for that token alone ──> GetAuthorizationToken ──> AWS:<token>, 12 hours
+
+The registry takes it as Basic. Needs the extra `aws`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import botocore.session
+from botocore import exceptions
+from botocore.config import Config
+
+from mirror.errors import UpstreamDenied, UpstreamError
+from mirror.policy.upstream.token_lifetime import usable_seconds
+from mirror.upstream.credentials.renewal import Issued
+from mirror.upstream.credentials.source import Credentials, CredentialsUnavailable
+
+__all__ = ["EcrIssuer"]
+
+#: Where ECR Public answers for authorisation, wherever its clients are.
+_PUBLIC_REGION: Final = "us-east-1"
+_LONGEST: Final = 60.0
+#: Codes that say the caller, not the service, is wrong.
+_DENIED: Final = (
+    *("AccessDenied", "AccessDeniedException", "UnrecognizedClientException", "InvalidClientTokenId"),
+    *("InvalidSignatureException", "SignatureDoesNotMatch", "ExpiredToken", "ExpiredTokenException", "OptInRequired"),
+)
+
+
+class EcrIssuer:
+    """Issues ECR's tokens. `region` is None for ECR Public; `now` is epoch seconds.
+
+    `api_url`, `sts_url` and `metadata_url` replace AWS's own addresses of ECR, of STS and of an instance's metadata.
+    """
+
+    def __init__(
+        self,
+        upstream: str,
+        region: str | None,
+        *,
+        role_arn: str | None = None,
+        api_url: str | None = None,
+        sts_url: str | None = None,
+        metadata_url: str | None = None,
+        proxy: str | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._upstream = upstream
+        self._public = region is None
+        self._region = region or _PUBLIC_REGION
+        self._role_arn = role_arn
+        self._api_url = api_url
+        self._sts_url = sts_url
+        self._now = now
+        self._session = botocore.session.Session()
+        if metadata_url:
+            self._session.set_config_variable("ec2_metadata_service_endpoint", metadata_url)
+        self._config = Config(
+            connect_timeout=5,
+            read_timeout=10,
+            retries={"total_max_attempts": 2},
+            proxies={"http": proxy, "https": proxy} if proxy else None,
+        )
+
+    async def obtain(self) -> Issued:
+        """A new token. Raises `UpstreamDenied`, `CredentialsUnavailable`."""
+        try:
+            async with asyncio.timeout(_LONGEST):
+                found = await asyncio.to_thread(self._ask)
+        except TimeoutError as error:
+            raise self._unavailable(f"no token within {_LONGEST:g} s") from error
+        try:
+            username, _, password = base64.b64decode(found["authorizationToken"]).decode().partition(":")
+            lasts = max(0.0, found["expiresAt"].timestamp() - self._now())
+        except (KeyError, AttributeError, TypeError, binascii.Error, UnicodeDecodeError) as error:
+            raise self._unavailable("GetAuthorizationToken answered without a token") from error
+        return Issued(Credentials(username, password), usable_seconds(lasts), lasts)
+
+    async def aclose(self) -> None:
+        """Nothing stays open."""
+
+    def _ask(self) -> Any:
+        """Blocking: `authorizationData` of the answer."""
+        try:
+            client = self._client("ecr-public" if self._public else "ecr", self._api_url, self._assume())
+            try:
+                data = client.get_authorization_token().get("authorizationData")
+            finally:
+                client.close()
+        except exceptions.ClientError as error:
+            raise self._refused(error) from error
+        except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError) as error:
+            raise self._unavailable(
+                "no AWS credentials found: give the mirror's environment, pod or machine some (a role, a key)"
+            ) from error
+        except (exceptions.HTTPClientError, exceptions.ConnectionError) as error:
+            raise self._unavailable("AWS does not answer; is its API reachable from here?") from error
+        except exceptions.BotoCoreError as error:
+            # its class says what is wrong with the configuration; its text may quote it
+            raise self._unavailable(f"the AWS library gives up ({type(error).__name__}): check its settings") from error
+        return data[0] if isinstance(data, list) and data else data
+
+    def _assume(self) -> dict[str, str]:
+        """Credentials of the role, if there is one to take on."""
+        if self._role_arn is None:
+            return {}
+        client = self._client("sts", self._sts_url, {})
+        try:
+            assumed = client.assume_role(RoleArn=self._role_arn, RoleSessionName="registry-mirror")["Credentials"]
+        finally:
+            client.close()
+        return {
+            "aws_access_key_id": assumed["AccessKeyId"],
+            "aws_secret_access_key": assumed["SecretAccessKey"],
+            "aws_session_token": assumed["SessionToken"],
+        }
+
+    def _client(self, service: str, url: str | None, credentials: dict[str, str]) -> Any:
+        return self._session.create_client(
+            service, region_name=self._region, endpoint_url=url, config=self._config, **credentials
+        )
+
+    def _refused(self, error: exceptions.ClientError) -> UpstreamError:
+        # the code alone: the text of a signature that does not match quotes the session's token
+        code = str(error.response.get("Error", {}).get("Code", "unknown"))[:60]
+        what = f"{error.operation_name} is refused ({code})"
+        if code not in _DENIED:
+            return self._unavailable(what)
+        allow = "sts:AssumeRole" if error.operation_name == "AssumeRole" else "ecr:GetAuthorizationToken"
+        if self._public and error.operation_name != "AssumeRole":
+            allow = "ecr-public:GetAuthorizationToken and sts:GetServiceBearerToken"
+        return UpstreamDenied(
+            f"ecr: {what}: check the AWS credentials, and that they are allowed {allow}",
+            upstream=self._upstream,
+            status=403,
+        )
+
+    def _unavailable(self, why: str) -> CredentialsUnavailable:
+        return CredentialsUnavailable(f"ecr: {why}", upstream=self._upstream)

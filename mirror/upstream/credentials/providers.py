@@ -1,0 +1,139 @@
+"""The clouds' own ways to let us in, each met only where it is configured: its library may not be installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Protocol, TypeAlias
+
+from mirror.errors import ConfigError
+from mirror.policy.upstream.ecr_names import ecr_region
+from mirror.policy.upstream.url_bounds import parse_url
+from mirror.upstream.credentials.renewal import Issued, Renewed
+from mirror.upstream.http.proxies import DIRECT, Proxies
+
+__all__ = ["PROVIDERS", "ProviderOptions", "missing_library", "open_provider"]
+
+ProviderName: TypeAlias = Literal["google", "ecr", "ecr-public", "acr"]
+
+#: Each with the library that it needs, and the extra that brings it.
+PROVIDERS: Final[dict[str, tuple[str, str] | None]] = {
+    "google": ("google.auth", "gcp"),
+    "ecr": ("botocore", "aws"),
+    "ecr-public": ("botocore", "aws"),
+    "acr": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderOptions:
+    """What a provider may be told; each takes what is its own (docs/upstreams.md)."""
+
+    key_file: Path | None = None
+    region: str | None = None
+    role_arn: str | None = None
+    tenant: str | None = None
+    client_id: str | None = None
+    client_secret: str | None = None
+    token_file: Path | None = None
+    provider_url: str | None = None
+    sts_url: str | None = None
+    metadata_url: str | None = None
+    private: bool = False
+
+
+class _Issuer(Protocol):
+    async def obtain(self) -> Issued: ...
+
+    async def aclose(self) -> None: ...
+
+
+def missing_library(provider: str) -> str | None:
+    """What to install before this provider can be used; None: nothing."""
+    needed = PROVIDERS[provider]
+    if needed is None:
+        return None
+    try:
+        found = importlib.util.find_spec(needed[0])
+    except ModuleNotFoundError:
+        found = None
+    return None if found else f"needs the library {needed[0]}: pip install 'registry-mirror[{needed[1]}]'"
+
+
+def open_provider(
+    upstream: str,
+    provider: ProviderName,
+    url: str,
+    options: ProviderOptions,
+    *,
+    tls: ssl.SSLContext | None = None,
+    proxy: str | None = None,
+    proxies: Proxies = DIRECT,
+    now: Callable[[], float] = time.time,
+    clock: Callable[[], float] = time.monotonic,
+) -> Renewed:
+    """The credentials of the registry at `url`. `tls` and `proxies` are those of the registry; `proxy` is
+    the one of them that everything goes through, None also where the environment says it: libraries see that.
+
+    Raises `ConfigError` where the library is missing or the region of an ECR registry is not known.
+    """
+    if missing := missing_library(provider):
+        raise ConfigError([f"upstream {upstream}: provider {provider} {missing}"])
+    issuer = _issuer(upstream, provider, url, options, tls, proxy, proxies, now)
+    return Renewed(upstream, provider, issuer.obtain, close=issuer.aclose, clock=clock, now=now)
+
+
+def _issuer(
+    upstream: str,
+    provider: ProviderName,
+    url: str,
+    options: ProviderOptions,
+    tls: ssl.SSLContext | None,
+    proxy: str | None,
+    proxies: Proxies,
+    now: Callable[[], float],
+) -> _Issuer:
+    if provider == "google":
+        from mirror.upstream.credentials.google import GoogleIssuer
+
+        return GoogleIssuer(
+            upstream, key_file=options.key_file, metadata_url=options.metadata_url, proxy=proxy, now=now
+        )
+    if provider == "acr":
+        from mirror.upstream.credentials.acr import AcrIssuer
+
+        return AcrIssuer(
+            upstream,
+            url,
+            tenant=options.tenant,
+            client_id=options.client_id,
+            client_secret=options.client_secret,
+            token_file=options.token_file,
+            authority_url=options.provider_url,
+            metadata_url=options.metadata_url,
+            private=options.private,
+            tls=tls,
+            proxies=proxies,
+            now=now,
+        )
+    from mirror.upstream.credentials.ecr import EcrIssuer
+
+    region = None
+    if provider == "ecr":
+        region = options.region or ecr_region(parse_url(url).host) or ecr_region(upstream)
+        if region is None:
+            raise ConfigError([f"upstream {upstream}: set region: the name of the registry does not tell it"])
+    return EcrIssuer(
+        upstream,
+        region,
+        role_arn=options.role_arn,
+        api_url=options.provider_url,
+        sts_url=options.sts_url,
+        metadata_url=options.metadata_url,
+        proxy=proxy,
+        now=now,
+    )

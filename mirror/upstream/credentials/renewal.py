@@ -1,0 +1,151 @@
+"""Credentials that are issued for a while: by a helper program, by a cloud.
+
+    none ── credentials() ──> one obtain(), all wait ──> kept ── nearly over: renewed, while the old ones are used
+     ^                             │                      └── over, or upstream refused it: reject() ──┐
+     │                             └── failed: the error for all, and for all who ask soon             │
+     └─────────────────────────────────────────────────────────────────────────────────────────────────┘
+
+An issuer that fails is left alone for a growing while. Credentials that are younger than `_YOUNG` are not dropped:
+registries answer 401 for what does not exist, too, and the issuer would give the same again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from mirror import telemetry
+from mirror.aio.singleflight import Once, end
+from mirror.errors import UpstreamDenied, UpstreamError, UpstreamUnavailable
+from mirror.policy.upstream.token_lifetime import pause_after
+from mirror.upstream.credentials.source import Attempts, Credentials, CredentialsUnavailable
+
+__all__ = ["Issued", "Renewed"]
+
+#: Seconds.
+_YOUNG: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """What an issuer gave (None: nothing, go anonymous): to be used for `usable` seconds, good for `lasts`."""
+
+    credentials: Credentials | None
+    usable: float
+    lasts: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    credentials: Credentials | None
+    since: float
+    renew_at: float
+    over_at: float
+
+
+class Renewed:
+    """A `CredentialSource` over an issuer; `issuer` is its name for people, `obtain` asks it.
+
+    `obtain` raises `UpstreamUnavailable` or `UpstreamDenied` with a message that says what to do, and holds no secret.
+    `close` lets go of what it uses. `clock` counts seconds, `now` is epoch seconds.
+    """
+
+    def __init__(
+        self,
+        upstream: str,
+        issuer: str,
+        obtain: Callable[[], Awaitable[Issued]],
+        *,
+        close: Callable[[], Awaitable[None]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.issuing = Attempts(issuer, now)
+        self._upstream = upstream
+        self._issuer = issuer
+        self._obtain = obtain
+        self._close = close
+        self._clock = clock
+        self._once = Once()
+        self._kept: _Kept | None = None
+        self._failures = 0
+        self._failure: UpstreamError | None = None
+        self._paused_until = -math.inf
+        self._renewing: set[asyncio.Task[_Kept]] = set()
+
+    async def credentials(self) -> Credentials | None:
+        """The present ones. Nobody waits for others as long as these are good, however slow their issuer is.
+
+        Raises `UpstreamDenied`, `UpstreamUnavailable` where there are none and none to be had.
+        """
+        now, kept = self._clock(), self._kept
+        if kept and now < kept.over_at:
+            if now >= max(kept.renew_at, self._paused_until) and not self._renewing:
+                self._renew_meanwhile()
+            return kept.credentials
+        if self._failure and now < self._paused_until:
+            # one object for many: it must not collect the tracebacks of each
+            raise self._failure.with_traceback(None)
+        return (await self._once.run("renew", self._renew)).credentials
+
+    def _renew_meanwhile(self) -> None:
+        renewing = asyncio.ensure_future(self._once.run("renew", self._renew))
+        self._renewing.add(renewing)
+        renewing.add_done_callback(self._renewed)
+
+    def _renewed(self, renewing: asyncio.Task[_Kept]) -> None:
+        self._renewing.discard(renewing)
+        if not renewing.cancelled():
+            # it was logged; whoever needs new ones asks again
+            renewing.exception()
+
+    async def reject(self, credentials: Credentials) -> None:
+        """Upstream refused these: drop them, unless others have taken their place or they are very young."""
+        kept = self._kept
+        if kept and kept.credentials == credentials and self._clock() - kept.since >= _YOUNG:
+            self._kept = None
+
+    async def aclose(self) -> None:
+        """Repeatable."""
+        await end(*self._renewing)
+        await self._once.aclose()
+        if self._close:
+            await self._close()
+
+    async def _renew(self) -> _Kept:
+        try:
+            issued = await self._obtain()
+        except (UpstreamUnavailable, UpstreamDenied) as error:
+            self._note(error)
+            raise
+        except Exception as error:
+            # a library of somebody else's; what its exception says may be anything, a secret too
+            failure = CredentialsUnavailable(
+                f"{self._issuer} failed unexpectedly ({type(error).__name__})", upstream=self._upstream
+            )
+            self._note(failure)
+            raise failure from error
+        now = self._clock()
+        self._failures, self._failure = 0, None
+        self.issuing.worked()
+        self._kept = _Kept(issued.credentials, now, now + issued.usable, now + issued.lasts)
+        telemetry.log.debug("credentials issued", upstream=self._upstream, issuer=self._issuer, usable=issued.usable)
+        return self._kept
+
+    def _note(self, error: UpstreamError) -> None:
+        self._failures += 1
+        self.issuing.failed(str(error))
+        pause = pause_after(self._failures)
+        self._failure, self._paused_until = error, self._clock() + pause
+        telemetry.log.warning(
+            "no credentials",
+            upstream=self._upstream,
+            issuer=self._issuer,
+            reason=str(error),
+            failures=self._failures,
+            asked_again_in=pause,
+        )

@@ -1,0 +1,1 @@
+"""HTTP towards a registry: addresses, connections, bodies, proxies."""

@@ -1,0 +1,391 @@
+"""Blobs from upstream: blocking HTTP/1.1 in a thread, so that bytes never cross the event loop.
+
+An exchange:
+
+    get ── dial or reuse ── request ── head ──┬── 3xx: checked, next hop (at most 5)
+                                              ├── 2xx: a `body.HttpBody`, read by the caller in a thread
+                                              └── else: the answer's text, up to 64 KiB
+
+Everything here blocks and nothing here knows an event loop. A `Transfer` belongs to one upstream: connections,
+and with them whatever the other side remembers about us, are never shared between upstreams.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from mirror.errors import (
+    UpstreamError,
+    UpstreamInvalid,
+    UpstreamOffLimits,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from mirror.oci.span import parse_content_range
+from mirror.policy.upstream.url_bounds import Bounds, Origin, Url, UrlRefused, parse_url, surviving_headers
+from mirror.upstream.http.body import EncodedBody, Fields, Framing, HttpBody, Pace, describe
+from mirror.upstream.http.connection import IdleConnections, Wire
+from mirror.upstream.http.dialing import AddressRefused, check_literal, dial
+from mirror.upstream.http.host_holds import HostHolds
+from mirror.upstream.http.proxies import DIRECT, Proxies, Proxy, open_tunnel
+
+__all__ = ["CONTENT", "LARGEST_ERROR", "REDIRECTS", "Answer", "DialFailed", "DialTimedOut", "Hangup", "Transfer"]
+
+#: Bytes of an error's text that are read; the rest is nobody's concern.
+LARGEST_ERROR: Final = 64 * 1024
+
+#: Statuses with a `Location` that is followed (RFC 9110, 15.4). We only GET and HEAD, so the method never changes.
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+
+#: Statuses under which content comes. Which of them says nothing about the bytes: their digest does.
+CONTENT: Final = frozenset({200, 201, 203, 206})
+
+_LONGEST_LINE: Final = 64 * 1024
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
+_DECIMAL: Final = re.compile(r"[0-9]{1,18}")
+_FIELD_VALUE: Final = re.compile(r"[\t -~\x80-\xff]*")
+_FIELD: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\0]*)")
+_MOST_FIELDS: Final = 200
+_MOST_INTERIM: Final = 8
+
+
+class DialFailed(UpstreamUnavailable):
+    """No connection: name, address, TCP or TLS. What the circuit breaker counts."""
+
+
+class DialTimedOut(UpstreamTimeout):
+    """Likewise, after waiting for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a request after all redirects. `url` gave it; `body` with 2xx, else `content`, at most 64 KiB."""
+
+    status: int
+    fields: Fields
+    url: Url
+    content: bytes = b""
+    body: HttpBody | EncodedBody | None = None
+
+
+class Hangup:
+    """Ends an exchange that nobody waits for any more. `on` by the thread that makes it, `now` by any, once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wire: Wire | None = None
+        self._over = False
+
+    def on(self, wire: Wire | None) -> None:
+        """The connection in use from now on. Raises `EOFError` where it is over already."""
+        with self._lock:
+            self._wire = wire
+            if self._over and wire is not None:
+                raise EOFError("given up")
+
+    def now(self) -> None:
+        """Makes a blocked read fail soon."""
+        with self._lock:
+            self._over = True
+            if self._wire is not None:
+                self._wire.shut_down()
+
+
+class Transfer:
+    """Blob exchanges with one upstream and with wherever it redirects to.
+
+    `tls` makes the context for https, `identity` is the one for the upstream itself where we show it a certificate:
+    where it redirects to sees none. `proxies` says what is reached through which proxy. Times in seconds:
+    `connect_timeout` for TCP and TLS together, `answer_timeout` from the request to the end of the headers,
+    `read_timeout` for any wait between two bytes of a body. A body is given up if it brings fewer than `lowest_rate`
+    bytes a second, averaged over `rate_window` seconds of waiting; its total time is not limited. `clock` counts
+    seconds. `holds` are the hosts that asked to be left alone.
+    """
+
+    def __init__(
+        self,
+        upstream: str,
+        bounds: Bounds,
+        *,
+        tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
+        identity: ssl.SSLContext | None = None,
+        proxies: Proxies = DIRECT,
+        connect_timeout: float = 5.0,
+        answer_timeout: float = 30.0,
+        read_timeout: float = 30.0,
+        lowest_rate: float = 1024.0,
+        rate_window: float = 60.0,
+        most_idle: int = 8,
+        longest_idle: float = 20.0,
+        clock: Callable[[], float] = time.monotonic,
+        holds: HostHolds | None = None,
+    ) -> None:
+        self._upstream = upstream
+        self._bounds = bounds
+        self._holds = holds or HostHolds(upstream, clock)
+        self._tls = tls
+        self._identity = identity
+        self._proxies = proxies
+        self._connect_timeout = connect_timeout
+        self._answer_timeout = answer_timeout
+        self._read_timeout = read_timeout
+        self._lowest_rate = lowest_rate
+        self._rate_window = rate_window
+        self._clock = clock
+        self._idle = IdleConnections(most_idle, longest_idle, clock)
+
+    def get(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        start: int = 0,
+        only: int | None = None,
+        attempts: int = 2,
+        hangup: Hangup | None = None,
+        passes: Mapping[Origin, str] = MappingProxyType({}),
+    ) -> Answer:
+        """Blocking: GET of a URL from byte `start` on (with `only`, that many bytes), redirects followed.
+
+        `passes` are the `Authorization`s of other origins, should a redirect lead there.
+
+        With a status of `CONTENT`, and 416 to a range that begins where the blob ends, the answer has a body; its
+        `start` is 0 if upstream ignored the range. A 206 that lies about where it begins, a part of something encoded,
+        and a range refused for any other reason, are asked for again without a range. `hangup` ends it from another
+        thread while there is no answer yet. Raises `DialFailed`, `DialTimedOut`, `UpstreamUnavailable`,
+        `UpstreamTimeout`, `UpstreamInvalid`.
+        """
+        wanted = dict(headers)
+        ranged = start > 0 or only is not None
+        if ranged:
+            wanted["Range"] = f"bytes={start}-{'' if only is None else start + only - 1}"
+        wanted["Accept-Encoding"] = "identity"
+        hangup = hangup or Hangup()
+        answer = self._follow(url, wanted, start if ranged else None, hangup, passes)
+        if answer is not None and not (answer.status == 416 and start):
+            return answer
+        if not ranged or attempts <= 1:
+            raise self._invalid("an answer with a Content-Range that was not asked for")
+        return self.get(url, headers, attempts=attempts - 1, hangup=hangup, passes=passes)
+
+    def close(self) -> None:
+        """Close the idle connections. Bodies that are being read stay. Repeatable."""
+        self._idle.close()
+
+    def _follow(
+        self, text: str, headers: dict[str, str], start: int | None, hangup: Hangup, passes: Mapping[Origin, str]
+    ) -> Answer | None:
+        """The last answer of a chain of redirects; None: its range is not the one that was asked for."""
+        hops = 0
+        url: Url | None = None
+        try:
+            with self._translated():
+                url = parse_url(text)
+                while True:
+                    wire, status, fields, minor = self._exchange(url, headers, hangup)
+                    framing = Framing.read(status, fields, minor)
+                    if framing is None:
+                        wire.close()
+                        raise self._invalid("an answer whose length is ambiguous", status)
+                    if status in REDIRECTS:
+                        self._leave(wire, framing, url)
+                        entered = self._bounds.next_hop(url, fields.get("Location"), hops)
+                        headers = surviving_headers(headers, url, entered, passes)
+                        url, hops = entered, hops + 1
+                        self._holds.check(url)
+                        continue
+                    return self._answer(wire, framing, status, fields, url, start)
+        except UpstreamError as error:
+            error.elsewhere = url is not None and url.origin != self._bounds.base.origin
+            raise
+
+    def _answer(
+        self, wire: Wire, framing: Framing, status: int, fields: Fields, url: Url, start: int | None
+    ) -> Answer | None:
+        if status not in CONTENT:
+            body = self._body(wire, framing, url)
+            if status == 416 and start is not None and _total_of_unsatisfied(fields) == start:
+                self._finish(body)
+                return Answer(206, fields, url, body=self._body(None, Framing(0, False, False), url, start, start))
+            return Answer(status, fields, url, content=self._finish(body))
+        encoded = (fields.get("Content-Encoding") or "").strip().lower() in ("gzip", "x-gzip")
+        begin, size = 0, framing.length
+        told = parse_content_range(fields.get("Content-Range")) if status == 206 else None
+        # what was not asked for by range is whole, whatever it is called; a part of what was encoded fits nothing else
+        if status == 206 and (told is not None or start is not None):
+            if told is None or told[0].start > (start or 0) or (encoded and start):
+                wire.close()
+                return None
+            if framing.length is not None and framing.length != told[0].length:
+                wire.close()
+                raise self._invalid("Content-Range and Content-Length contradict each other", status)
+            begin, size = told[0].start, told[1]
+        body = self._body(wire, framing, url, begin, size)
+        if not encoded or begin:
+            return Answer(status, fields, url, body=body)
+        try:
+            return Answer(status, fields, url, body=EncodedBody(body))
+        except BaseException:
+            body.close()
+            raise
+
+    def _exchange(self, url: Url, headers: Mapping[str, str], hangup: Hangup) -> tuple[Wire, int, Fields, int]:
+        """Send one request and read the head of its answer."""
+        proxy = self._proxies.for_url(url)
+        relayed = proxy is not None and url.scheme == "http"
+        request = _request(url, {**headers, **self._proxies.headers(url)}, relayed=relayed)
+        while idle := self._idle.take(url.origin):
+            # in this very moment it may have been closed at the other end, or what came too much of the last answer may
+            # have arrived and be read as the beginning of this one; a GET can be sent again
+            try:
+                return self._converse(idle, request, hangup)
+            except TimeoutError:
+                raise
+            except (OSError, EOFError, UpstreamInvalid):
+                continue
+        return self._converse(self._connect(url, proxy), request, hangup)
+
+    def _connect(self, url: Url, proxy: Proxy | None) -> Wire:
+        try:
+            connection = self._dial(url, proxy)
+            if url.scheme == "https":
+                connection.settimeout(self._connect_timeout)  # again: what is left after TCP is less than TLS may need
+                tls = self._identity if self._identity and url.origin == self._bounds.base.origin else self._tls()
+                try:
+                    connection = tls.wrap_socket(connection, server_hostname=url.host)
+                except BaseException:
+                    connection.close()
+                    raise
+        except AddressRefused:
+            raise
+        except TimeoutError as error:
+            raise DialTimedOut(f"{url.authority} did not answer the dial", upstream=self._upstream) from error
+        except (OSError, ValueError) as error:
+            raise DialFailed(f"no connection to {url.authority}: {describe(error)}", upstream=self._upstream) from error
+        return Wire(connection, url.origin, self._read_timeout, self._clock)
+
+    def _dial(self, url: Url, proxy: Proxy | None) -> socket.socket:
+        if proxy is None:
+            return dial(self._bounds, url.host, url.port, self._connect_timeout, self._clock)
+        check_literal(self._bounds, url.host)
+        if url.scheme == "https":
+            return open_tunnel(proxy, url.host, url.port, self._connect_timeout, self._clock)
+        return dial(proxy.bounds, proxy.url.host, proxy.url.port, self._connect_timeout, self._clock)
+
+    def _converse(self, wire: Wire, request: bytes, hangup: Hangup) -> tuple[Wire, int, Fields, int]:
+        try:
+            hangup.on(wire)
+            wire.begin(self._answer_timeout)
+            wire.send(request)
+            for _ in range(_MOST_INTERIM):
+                line = wire.stream.readline(_LONGEST_LINE)
+                if not line:
+                    raise EOFError("closed before an answer")
+                status_line = _STATUS_LINE.fullmatch(line)
+                if not status_line:
+                    raise self._invalid("an answer that is not HTTP/1")
+                fields = self._fields(wire)
+                status = int(status_line[2])
+                if status >= 200:
+                    wire.end_of_head()
+                    return wire, status, fields, int(status_line[1])
+            raise self._invalid("interim answers without end")
+        except BaseException:
+            wire.close()
+            raise
+        finally:
+            # from here on the connection may be another's
+            hangup.on(None)
+
+    def _fields(self, wire: Wire) -> Fields:
+        """Header lines up to the empty one (RFC 9112, 5). Half of a head is no head: a cut length is another length."""
+        pairs: list[tuple[str, str]] = []
+        for _ in range(_MOST_FIELDS):
+            line = wire.stream.readline(_LONGEST_LINE)
+            if line in (b"\r\n", b"\n"):
+                return Fields(pairs)
+            if not line.endswith(b"\n"):
+                if len(line) == _LONGEST_LINE:
+                    break
+                raise EOFError("closed in the middle of the headers")
+            text = line.decode("latin-1").rstrip("\r\n")
+            if text[:1] in (" ", "\t") and pairs:
+                name, value = pairs.pop()
+                pairs.append((name, f"{value} {text.strip()}"))
+            elif field := _FIELD.fullmatch(text):
+                pairs.append((field[1], field[2]))
+            else:
+                break
+        raise self._invalid("headers that cannot be read")
+
+    def _leave(self, wire: Wire, framing: Framing, url: Url) -> None:
+        """Pass over the text of a redirect, if that is short; waiting for an unknown end would gain nothing."""
+        if framing.chunked or (framing.length or LARGEST_ERROR) < LARGEST_ERROR:
+            self._finish(self._body(wire, framing, url))
+        elif framing.length == 0:
+            self._body(wire, framing, url).close()
+        else:
+            wire.close()
+
+    def _finish(self, body: HttpBody) -> bytes:
+        """The text of an answer that is no blob; its connection is kept if it was short."""
+        kept = bytearray()
+        room = memoryview(bytearray(16 * 1024))
+        with contextlib.closing(body), contextlib.suppress(UpstreamUnavailable):
+            while len(kept) < LARGEST_ERROR and (count := body.readinto(room)):
+                kept += room[:count]
+        return bytes(kept[:LARGEST_ERROR])
+
+    def _body(self, wire: Wire | None, framing: Framing, url: Url, start: int = 0, size: int | None = None) -> HttpBody:
+        return HttpBody(
+            self._upstream,
+            url,
+            wire,
+            framing,
+            start=start,
+            size=size,
+            pace=Pace(self._lowest_rate, self._rate_window),
+            give_back=self._idle.put,
+            clock=self._clock,
+        )
+
+    def _invalid(self, message: str, status: int | None = None) -> UpstreamInvalid:
+        return UpstreamInvalid(message, upstream=self._upstream, status=status)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """The border: what sockets, TLS and the header parser raise becomes ours."""
+        try:
+            yield
+        except UrlRefused as error:
+            raise self._invalid(str(error)) from error
+        except AddressRefused as error:
+            raise UpstreamOffLimits(str(error), upstream=self._upstream) from error
+        except (TimeoutError, BlockingIOError) as error:
+            raise UpstreamTimeout("no answer in time", upstream=self._upstream) from error
+        except (OSError, EOFError) as error:
+            raise UpstreamUnavailable(f"the connection broke: {describe(error)}", upstream=self._upstream) from error
+
+
+def _request(url: Url, headers: Mapping[str, str], *, relayed: bool) -> bytes:
+    lines = [f"GET {url if relayed else url.target} HTTP/1.1", f"Host: {url.authority}"]
+    for name, value in headers.items():
+        if not _FIELD_VALUE.fullmatch(value):
+            raise UrlRefused(f"a header {name} that cannot be sent")
+        lines.append(f"{name}: {value}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def _total_of_unsatisfied(fields: Fields) -> int | None:
+    """`Content-Range: bytes */size` of a 416 (RFC 9110, 14.4)."""
+    unit, _, total = (fields.get("Content-Range") or "").partition("*/")
+    return int(total) if unit.strip().lower() == "bytes" and _DECIMAL.fullmatch(total) else None

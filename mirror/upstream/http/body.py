@@ -1,0 +1,399 @@
+"""The body of one HTTP/1.1 answer: where it ends, whether it comes fast enough, and what is wrong if it does not.
+
+HttpBody     reading ──┬── all bytes came ──> the connection is given back
+                       ├── cut, stalled, too slow ──> UpstreamUnavailable, UpstreamTimeout; connection closed
+                       └── abort(), from any thread ──> a blocked read fails; connection closed
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+import threading
+import time
+import weakref
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from mirror.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
+from mirror.policy.upstream.url_bounds import Url
+from mirror.upstream.http.connection import Wire
+
+__all__ = ["EncodedBody", "Fields", "Framing", "HttpBody", "Pace", "describe"]
+
+_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
+_DECIMAL: Final = re.compile(r"[0-9]{1,18}")
+_MOST_TRAILERS: Final = 64
+#: How a blob begins that would not be compressed once more for storage: gzip, zstd, JSON.
+_OF_ITSELF: Final = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"{")
+
+#: Bytes that may come out of an encoded blob: so many in any case, and so many for each byte that was read. More is a
+#: decompression bomb: of the forms above only JSON shrinks, and not by that much.
+_MOST_FROM_NOTHING: Final = 1 << 20
+_MOST_FROM_A_BYTE: Final = 100
+
+
+class Fields:
+    """Header fields, names in any case, repeated ones kept apart."""
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        self._pairs = tuple((name.lower(), value.strip()) for name, value in pairs)
+
+    def get_all(self, name: str) -> list[str]:
+        """Every line of this name, in order."""
+        return [value for key, value in self._pairs if key == name.lower()]
+
+    def get(self, name: str) -> str | None:
+        """The first line of this name."""
+        return next(iter(self.get_all(name)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """Where a body ends (RFC 9112, 6.3): after `length` bytes, with its last chunk, or with the connection."""
+
+    length: int | None
+    chunked: bool
+    keeps: bool
+
+    @classmethod
+    def read(cls, status: int, fields: Fields, minor: int) -> Framing | None:
+        """None where two readers could come to two ends: lengths that differ, or a coding that is not chunked alone."""
+        tokens = {token.strip().lower() for line in fields.get_all("Connection") for token in line.split(",")}
+        keeps = "close" not in tokens and (minor == 1 or "keep-alive" in tokens)
+        if status in (204, 304):
+            return cls(0, False, keeps)
+        codings = [coding.strip().lower() for line in fields.get_all("Transfer-Encoding") for coding in line.split(",")]
+        lengths = {length.strip() for line in fields.get_all("Content-Length") for length in line.split(",")}
+        if codings:
+            if codings != ["chunked"] or lengths or minor == 0:
+                return None
+            return cls(None, True, keeps)
+        if not lengths:
+            return cls(None, False, False)
+        length = lengths.pop()
+        if lengths or not _DECIMAL.fullmatch(length):
+            return None
+        return cls(int(length), False, keeps)
+
+
+class Pace:
+    """Is a body still coming fast enough? Counts the time spent waiting for upstream, not our own."""
+
+    def __init__(self, lowest: float, window: float) -> None:
+        self.lowest = lowest
+        self.window = window
+        self._bytes = 0
+        self._waited = 0.0
+
+    def keeps_up(self, count: int, waited: float) -> bool:
+        self._bytes += count
+        self._waited += waited
+        if self._waited < self.window:
+            return True
+        fast_enough = self._bytes >= self.lowest * self._waited
+        self._bytes, self._waited = 0, 0.0
+        return fast_enough
+
+
+class HttpBody:
+    """A `mirror.ports.Body` over one answer. Read by one thread at a time; `abort` and `close` from any.
+
+    `start` and `size` are those of the blob; without a `wire` nothing is left of it to come. `give_back` gets the
+    connection if it can take another request.
+
+    A reader that can take bytes from the socket itself (splice) asks `plain_socket` and reports with `advance`.
+    """
+
+    def __init__(
+        self,
+        upstream: str,
+        url: Url,
+        wire: Wire | None,
+        framing: Framing,
+        *,
+        start: int = 0,
+        size: int | None = None,
+        pace: Pace,
+        give_back: Callable[[Wire], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._wire = wire
+        self.upstream = upstream
+        self._url = url
+        self._start = start
+        self._size = framing.length if size is None and start == 0 else size
+        self._received = 0
+        self._keeps = framing.keeps
+        self._left = framing.length
+        self._chunked = framing.chunked
+        self._chunk_left: int | None = None
+        self._ended = wire is None
+        self._pace = pace
+        self._give_back = give_back
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._reading = False
+        self._aborted = False
+        self._closed = False
+        self._lent = False
+        self._lent_at = 0.0
+
+    @property
+    def start(self) -> int:
+        """Offset within the blob of the first byte that `readinto` gives."""
+        return self._start
+
+    @property
+    def size(self) -> int | None:
+        """Size in bytes of the whole blob; None where upstream does not say."""
+        return self._size
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Blocks for the next bytes, returns as soon as some are there; 0 at a proper end only (see `ports.Body`).
+
+        A body of a known length ends there. One without a length ends with the connection, which proves nothing: its
+        digest decides. Raises `UpstreamUnavailable`, `UpstreamTimeout`, `UpstreamInvalid` for broken chunks.
+        """
+        if self._ended or not len(buffer):
+            return self._end() if self._ended else 0
+        wire = self._enter()
+        began = self._clock()
+        try:
+            count = self._receive(wire, buffer)
+        except (TimeoutError, BlockingIOError) as error:
+            raise UpstreamTimeout(f"no bytes for {wire.read_timeout:g} s", upstream=self.upstream) from error
+        except (OSError, ValueError) as error:
+            raise self._broken(describe(error)) from error
+        finally:
+            self._leave()
+        self._count(count, self._clock() - began)
+        return count or self._end()
+
+    def plain_socket(self) -> tuple[int, int] | None:
+        """The socket's descriptor and how many bytes of the body will come from it; None where that cannot be said.
+
+        Not None only for plain TCP and a `Content-Length`, once what was read along with the headers has been given
+        out by `readinto`, while bytes are left. The descriptor blocks, at most `read_timeout` seconds a call
+        (SO_RCVTIMEO: then EAGAIN). Whatever is taken from it, not more than said, is reported to `advance`.
+        """
+        with self._lock:
+            wire = self._wire
+            if wire is None or self._closed or self._aborted or not self._left or wire.is_tls or not wire.is_drained():
+                return None
+            if not self._lent:
+                self._lent, self._lent_at = True, self._clock()
+            return wire.fileno(), self._left
+
+    def advance(self, count: int) -> None:
+        """`count` bytes were taken from `plain_socket`; 0: it has ended. Raises like `readinto`."""
+        now = self._clock()
+        waited, self._lent_at = now - self._lent_at, now
+        if self._left is None or count > self._left:
+            raise ValueError("more bytes than the body has")
+        if count == 0:
+            raise self._broken("closed")
+        self._left -= count
+        self._count(count, waited)
+
+    def abort(self) -> None:
+        """From any thread, repeatable: makes a blocked `readinto` fail soon."""
+        with self._lock:
+            self._aborted = True
+            if self._wire is not None:
+                self._wire.shut_down()
+
+    def close(self) -> None:
+        """From any thread, repeatable; never blocks. Keeps the connection if the body was read to its end."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._reading:
+                # the reader lets go; closing under it could give its descriptor's number to somebody else
+                if self._wire is not None:
+                    self._wire.shut_down()
+                return
+            wire, self._wire = self._wire, None
+            complete = self._left == 0 if not self._chunked else self._ended
+            lent = self._lent
+        if wire is None:
+            return
+        if complete and self._keeps and not self._aborted and wire.is_clean():
+            self._give_back(wire)
+        elif lent:
+            # a thread may still be in a system call on the descriptor: it is freed when nobody holds this body any more
+            weakref.finalize(self, os.close, wire.detach())
+        else:
+            wire.close()
+
+    def _enter(self) -> Wire:
+        with self._lock:
+            if self._wire is None or self._closed or self._aborted:
+                raise self._broken("given up")
+            self._reading = True
+            return self._wire
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._reading = False
+            wire = self._wire if self._closed else None
+            if wire is not None:
+                self._wire = None
+        if wire is not None:
+            wire.close()
+
+    def _receive(self, wire: Wire, buffer: memoryview) -> int:
+        if self._chunked:
+            return self._receive_chunk(wire, buffer)
+        if self._left is None:
+            count = wire.take(buffer)
+        elif self._left == 0:
+            return 0
+        else:
+            count = wire.take(buffer[: self._left])
+            if not count:
+                raise self._broken("closed")
+            self._left -= count
+        return count
+
+    def _receive_chunk(self, wire: Wire, buffer: memoryview) -> int:
+        """RFC 9112, 7.1. What the header parser has read ahead and what follows are one buffered stream here."""
+        while not self._chunk_left:
+            if self._chunk_left == 0 and wire.stream.readline(3) not in (b"\r\n", b"\n"):
+                raise self._broken("a chunk without end")
+            line = wire.stream.readline(1024)
+            size = _CHUNK_LINE.fullmatch(line)
+            if not size:
+                raise self._broken("closed" if not line.endswith(b"\n") else "a chunk without size")
+            self._chunk_left = int(size[1], 16)
+            if not self._chunk_left:
+                for _ in range(_MOST_TRAILERS):
+                    trailer = wire.stream.readline(8192)
+                    if trailer in (b"\r\n", b"\n"):
+                        return 0
+                    if not trailer.endswith(b"\n"):
+                        break
+                raise self._broken("closed in the trailer")
+        count = wire.stream.readinto1(buffer[: self._chunk_left])
+        if not count:
+            raise self._broken("closed")
+        self._chunk_left -= count
+        return count
+
+    def _count(self, count: int, waited: float) -> None:
+        self._received += count
+        if count and not self._pace.keeps_up(count, waited):
+            raise UpstreamTimeout(
+                f"fewer than {self._pace.lowest:g} bytes a second for {self._pace.window:g} s", upstream=self.upstream
+            )
+
+    def _end(self) -> int:
+        """At the end of what this answer holds: is it the end of the blob?"""
+        if self._aborted:
+            raise self._broken("given up")
+        self._ended = True
+        if self._size is not None and self._start + self._received < self._size:
+            raise self._broken("the answer is shorter than it said the blob is")
+        return 0
+
+    def _broken(self, why: str) -> UpstreamUnavailable:
+        of = "" if self._size is None else f" of {self._size}"
+        why = "given up" if self._aborted else why
+        return UpstreamUnavailable(
+            f"the body from {self._url.authority} broke off at byte {self._start + self._received}{of}: {why}",
+            upstream=self.upstream,
+        )
+
+    def __repr__(self) -> str:
+        return f"<HttpBody {self._url.authority} {self._start + self._received}/{self._size}>"
+
+
+class EncodedBody:
+    """A `mirror.ports.Body` of an answer that has `Content-Encoding: gzip` although identity was asked for.
+
+    Which form does the digest name? Mostly the bytes as they were sent: the server names the coding of the file that it
+    stores (a layer is a gzip file). If the decoded bytes are compressed themselves, or are JSON, then something on the
+    way has compressed the blob, and the decoded bytes are the blob. The digest decides whether this was right.
+    """
+
+    def __init__(self, body: HttpBody) -> None:
+        """Blocking: reads the first bytes. Raises like `HttpBody.readinto`."""
+        self._body = body
+        room = bytearray(64 * 1024)
+        first = bytes(memoryview(room)[: body.readinto(memoryview(room))])
+        undoing = zlib.decompressobj(31)
+        try:
+            begins = undoing.decompress(first, len(room))
+        except zlib.error:
+            begins = b""
+        self._undoing = undoing if begins.startswith(_OF_ITSELF) else None
+        self._ready = begins if self._undoing else first
+        self._pending = len(begins) == len(room) or bool(undoing.unconsumed_tail)
+        self._taken, self._given = len(first), len(begins)
+
+    @property
+    def start(self) -> int:
+        """Offset within the blob of the first byte that `readinto` gives."""
+        return self._body.start
+
+    @property
+    def size(self) -> int | None:
+        """None if the coding is undone: nobody says how long the decoded blob is."""
+        return None if self._undoing else self._body.size
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Like `HttpBody.readinto`; raises `UpstreamInvalid` if the body is not valid gzip to its end."""
+        while not self._ready:
+            if self._undoing is None:
+                return self._body.readinto(buffer)
+            if self._undoing.eof:
+                return 0
+            self._ready = self._undo(self._undoing, len(buffer))
+        piece, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def abort(self) -> None:
+        """From any thread, repeatable: makes a blocked `readinto` fail soon."""
+        self._body.abort()
+
+    def close(self) -> None:
+        """From any thread, repeatable; never blocks."""
+        self._body.close()
+
+    def _undo(self, undoing: zlib._Decompress, most: int) -> bytes:
+        fresh = b""
+        if not self._pending:
+            room = bytearray(64 * 1024)
+            fresh = bytes(memoryview(room)[: self._body.readinto(memoryview(room))])
+            if not fresh:
+                raise self._invalid("is cut short")
+        try:
+            piece = undoing.decompress(undoing.unconsumed_tail + fresh, most)
+        except zlib.error as error:
+            raise self._invalid("is not valid gzip") from error
+        self._count(len(fresh), len(piece))
+        self._pending = len(piece) == most or bool(undoing.unconsumed_tail)
+        return piece
+
+    def _count(self, taken: int, given: int) -> None:
+        self._taken += taken
+        self._given += given
+        if self._given > _MOST_FROM_NOTHING + _MOST_FROM_A_BYTE * self._taken:
+            raise self._invalid("inflates far too much")
+
+    def _invalid(self, what: str) -> UpstreamInvalid:
+        return UpstreamInvalid(f"a blob that was sent with Content-Encoding gzip {what}", upstream=self._body.upstream)
+
+
+def describe(error: BaseException) -> str:
+    """What the system says about it; never what was sent."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate: {error.verify_message}"
+    if isinstance(error, OSError) and error.strerror:
+        return str(error.strerror)
+    return str(error)[:200] or type(error).__name__

@@ -1,0 +1,104 @@
+"""The HTTP client for what is small: manifests, tags, referrers and tokens, on the event loop.
+
+aiohttp with everything off that would change bytes or carry something from one request to another.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import aiohttp
+
+from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamOffLimits, UpstreamTimeout, UpstreamUnavailable
+from mirror.policy.upstream.url_bounds import Bounds
+from mirror.upstream.http.blobs import DialFailed, DialTimedOut
+from mirror.upstream.http.dialing import AddressRefused
+from mirror.upstream.http.proxies import DIRECT, Proxies
+from mirror.upstream.http.resolver import BoundedResolver
+
+__all__ = ["AnswerTooLarge", "Observe", "open_session", "read_limited", "translated"]
+
+#: Told of each request to upstream: what for, its status (None: no answer), seconds until its answer.
+Observe = Callable[[str, int | None, float], None]
+
+
+class AnswerTooLarge(UpstreamInvalid):
+    """An answer that is larger than its limit."""
+
+
+#: Signed URLs in `Location` are longer than the 8 KiB that aiohttp allows by default.
+_LONGEST_FIELD = 32 * 1024
+
+
+def open_session(
+    bounds: Bounds,
+    tls: ssl.SSLContext | None,
+    *,
+    connect_timeout: float,
+    read_timeout: float,
+    proxies: Proxies = DIRECT,
+) -> aiohttp.ClientSession:
+    """A session of one upstream; to be called where the event loop runs.
+
+    No cookies, no inflating (the digest names the bytes as they are), no re-quoting, no proxies but those that each
+    request is given (`Proxies.options`; `proxies` here says where they may be). Redirects are on by default in each
+    request: callers turn them off.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            resolver=BoundedResolver(bounds, timeout=connect_timeout, proxy_at=proxies.at),
+            ssl=tls or True,
+            limit=0,
+            keepalive_timeout=20,
+        ),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        requote_redirect_url=False,
+        trust_env=False,
+        timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=connect_timeout, sock_read=read_timeout),
+        max_line_size=_LONGEST_FIELD,
+        max_field_size=_LONGEST_FIELD,
+    )
+
+
+async def read_limited(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """At most `limit` bytes of a body; the rest is left, and the connection with it."""
+    kept = bytearray()
+    async for piece in response.content.iter_any():
+        kept += piece
+        if len(kept) >= limit:
+            response.close()
+            break
+    return bytes(kept[:limit])
+
+
+@asynccontextmanager
+async def translated(upstream: str, whom: str) -> AsyncIterator[None]:
+    """The border: what aiohttp raises becomes ours, without URLs, which may hold a signature."""
+    try:
+        yield
+    except UpstreamError:
+        raise
+    except AddressRefused as error:
+        raise UpstreamOffLimits(str(error), upstream=upstream) from error
+    except aiohttp.ConnectionTimeoutError as error:
+        raise DialTimedOut(f"{whom} did not answer the dial", upstream=upstream) from error
+    except TimeoutError as error:
+        raise UpstreamTimeout(f"{whom} did not answer in time", upstream=upstream) from error
+    except aiohttp.ClientConnectorCertificateError as error:
+        # in OpenSSL's words: «certificate has expired», «self-signed certificate», «Hostname mismatch, …»
+        why = getattr(error.certificate_error, "verify_message", "") or "for no reason given"
+        raise DialFailed(f"the certificate of {whom} is not trusted: {why}", upstream=upstream) from error
+    except aiohttp.ClientConnectorError as error:
+        if isinstance(error.os_error, AddressRefused):
+            raise UpstreamOffLimits(str(error.os_error), upstream=upstream) from error
+        why = error.os_error.strerror or type(error.os_error).__name__
+        raise DialFailed(f"no connection to {whom}: {why}", upstream=upstream) from error
+    except aiohttp.ClientHttpProxyError as error:
+        raise DialFailed(f"the proxy answers {error.status}", upstream=upstream) from error
+    except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
+        raise UpstreamInvalid(f"{whom} does not answer in HTTP", upstream=upstream) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise UpstreamUnavailable(f"the connection to {whom} broke", upstream=upstream) from error

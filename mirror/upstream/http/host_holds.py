@@ -1,0 +1,74 @@
+"""Hosts beside a registry that asked to be left alone: storage, and whatever else it redirects to.
+
+A host's life:
+
+    free ── 429, or 503 with Retry-After ──> held: nothing is sent to it ── its time is over ──> free
+     ^                                                                                            │
+     └── any other answer of it: the strikes are forgotten ───────────────────────────────────────┘
+
+Back-off is per host: the registry itself, and what it gives without that host, goes on being asked. The registry's own
+host is not in here (see `accounts.py`: registries count by account).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from mirror.aio.latest import put_latest
+from mirror.errors import UpstreamThrottled
+from mirror.policy.upstream.retrying import hold_for
+from mirror.policy.upstream.url_bounds import Origin, Url
+
+__all__ = ["HostHolds", "HostThrottled"]
+
+#: Hosts that are remembered; the least recently used ones leave. They are chosen by the other side.
+_MOST: Final = 256
+
+
+class HostThrottled(UpstreamThrottled):
+    """A host that the registry redirects to asks to be left alone; the registry itself does not."""
+
+
+@dataclass(slots=True)
+class _Held:
+    until: float = 0.0
+    strikes: int = 0
+
+
+class HostHolds:
+    """Of one upstream. `clock` counts seconds. Callable from any thread."""
+
+    def __init__(self, upstream: str, clock: Callable[[], float]) -> None:
+        self._upstream = upstream
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._held: OrderedDict[Origin, _Held] = OrderedDict()
+
+    def hold(self, url: Url, retry_after: float | None) -> float:
+        """Leave this host alone, for `retry_after` seconds if it said so; returns for how many seconds."""
+        with self._lock:
+            held = self._held.get(url.origin) or _Held()
+            put_latest(self._held, url.origin, held, _MOST)
+            held.strikes += 1
+            wait = hold_for(retry_after, held.strikes)
+            held.until = max(held.until, self._clock() + wait)
+        return wait
+
+    def check(self, url: Url) -> None:
+        """Raises `HostThrottled` if this host is not to be asked now."""
+        with self._lock:
+            held = self._held.get(url.origin)
+            left = held.until - self._clock() if held else 0.0
+        if left > 0:
+            what = f"{url.authority} asked to be left alone for {left:.0f} s more"
+            raise HostThrottled(what, upstream=self._upstream, retry_after=left)
+
+    def forgive(self, url: Url) -> None:
+        """Forget the strikes of this host, because it answered. Repeatable."""
+        if self._held:
+            with self._lock:
+                self._held.pop(url.origin, None)

@@ -1,0 +1,1 @@
+"""Values that people write: durations, sizes, times, platforms, versions, sets of tags."""
