@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final
 
-from mirror.oci.authorization import Presented
+from mirror.oci.authorization import CallerCredentials
 
 __all__ = ["Caller", "acting", "acting_for", "caller", "for_caller"]
 
@@ -30,7 +30,7 @@ _KEY: Final = secrets.token_bytes(32)
 class Caller:
     """Who has asked; `credentials` None: without any."""
 
-    credentials: Presented | None
+    credentials: CallerCredentials | None
     #: Tells callers apart, in this process alone.
     mark: str
 
@@ -39,7 +39,7 @@ _CALLER: Final[ContextVar[Caller | None]] = ContextVar("caller", default=None)
 
 
 @contextmanager
-def acting_for(own: Presented | None) -> Iterator[None]:
+def acting_for(own: CallerCredentials | None) -> Iterator[None]:
     """Inside, what is done is done for the holder of these credentials (None: for the anonymous)."""
     fingerprint = own.fingerprint if own else ""
     mark = hashlib.blake2b(fingerprint.encode(), key=_KEY, digest_size=16).hexdigest()

@@ -3,8 +3,8 @@
     MirrorError
     ├── RequestError             the client's doing
     │   ├── NameInvalid · DigestInvalid · TagInvalid · RangeInvalid · TooManyRanges · PageInvalid
-    │   ├── Unauthorized · Denied · Unsupported · NotServed · HeldBack · TooManyLogins
-    │   ├── BodyInvalid → BodyTooLarge · AlreadyRunning · TooManyJobs · Kept   of the admin API alone
+    │   ├── Unauthorized · Denied · Unsupported · NotServed · TagTooNew · TooManyLogins
+    │   ├── BodyInvalid → BodyTooLarge · AlreadyRunning · TooManyJobs · ImageProtected   of the admin API alone
     │   └── NotKnown → NameUnknown · ManifestUnknown · BlobUnknown · JobUnknown · RuleUnknown · PinUnknown
     ├── UpstreamError            the other registry's doing; carries .upstream and .status
     │   ├── UpstreamUnavailable                       no usable answer: dial, DNS, TLS, 5xx, a broken body
@@ -12,7 +12,7 @@
     │   ├── UpstreamDenied                            401 or 403 after every credential was tried
     │   │   └── CredentialsRefused                    our own credentials are no good any more
     │   ├── UpstreamThrottled                         429, or 503 with Retry-After; carries .retry_after in seconds
-    │   ├── UpstreamNotKnown                          404
+    │   ├── UpstreamNotFound                          404
     │   └── UpstreamInvalid                           an answer that must not be believed
     │       └── DigestMismatch · UpstreamOffLimits    other bytes; a name or URL that leads to a forbidden address
     ├── StoreError               ours
@@ -38,7 +38,6 @@ __all__ = [
     "ANSWERS",
     "AccessUnavailable",
     "AlreadyRunning",
-    "Answer",
     "BlobDamaged",
     "BlobTooLarge",
     "BlobUnknown",
@@ -51,10 +50,10 @@ __all__ = [
     "Denied",
     "DigestInvalid",
     "DigestMismatch",
-    "HeldBack",
+    "ErrorAnswer",
+    "ImageProtected",
     "IndexUnavailable",
     "JobUnknown",
-    "Kept",
     "ManifestUnknown",
     "MirrorError",
     "NameInvalid",
@@ -70,6 +69,7 @@ __all__ = [
     "StoreError",
     "StoreFull",
     "TagInvalid",
+    "TagTooNew",
     "TooManyJobs",
     "TooManyLogins",
     "TooManyRanges",
@@ -79,7 +79,7 @@ __all__ = [
     "UpstreamDenied",
     "UpstreamError",
     "UpstreamInvalid",
-    "UpstreamNotKnown",
+    "UpstreamNotFound",
     "UpstreamOffLimits",
     "UpstreamThrottled",
     "UpstreamTimeout",
@@ -173,11 +173,11 @@ class TooManyJobs(RequestError):
     """So many jobs wait that no more are taken."""
 
 
-class Kept(RequestError):
+class ImageProtected(RequestError):
     """An image that is to be purged is pinned, or its tag is frozen."""
 
 
-class HeldBack(RequestError):
+class TagTooNew(RequestError):
     """All that a tag has pointed to is newer than the route's `minimum_age`."""
 
 
@@ -259,7 +259,7 @@ class UpstreamThrottled(UpstreamError):
         self.retry_after = retry_after
 
 
-class UpstreamNotKnown(UpstreamError):
+class UpstreamNotFound(UpstreamError):
     """404. `mirror.repository` knows whether a manifest or a blob was asked for, and says so."""
 
 
@@ -329,71 +329,71 @@ class ConfigError(MirrorError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ErrorAnswer:
     """How an error looks to a client: HTTP status and error code (distribution-spec, "Error Codes")."""
 
     status: int
     code: str
 
 
-ANSWERS: dict[type[MirrorError], Answer] = {
-    MirrorError: Answer(500, "UNKNOWN"),
-    RequestError: Answer(400, "UNSUPPORTED"),
-    NameInvalid: Answer(400, "NAME_INVALID"),
-    DigestInvalid: Answer(400, "DIGEST_INVALID"),
-    TagInvalid: Answer(400, "MANIFEST_INVALID"),
-    PageInvalid: Answer(400, "PAGINATION_NUMBER_INVALID"),
-    RangeInvalid: Answer(416, "RANGE_INVALID"),
-    TooManyRanges: Answer(400, "RANGE_INVALID"),
-    Unauthorized: Answer(401, "UNAUTHORIZED"),
-    Denied: Answer(403, "DENIED"),
-    Unsupported: Answer(405, "UNSUPPORTED"),
-    NotServed: Answer(404, "UNSUPPORTED"),
-    BodyInvalid: Answer(400, "BODY_INVALID"),
-    BodyTooLarge: Answer(413, "BODY_INVALID"),
-    AlreadyRunning: Answer(409, "ALREADY_RUNNING"),
-    Kept: Answer(409, "KEPT"),
-    TooManyJobs: Answer(429, "TOOMANYREQUESTS"),
-    TooManyLogins: Answer(429, "TOOMANYREQUESTS"),
-    HeldBack: Answer(403, "DENIED"),
-    NotKnown: Answer(404, "NAME_UNKNOWN"),
-    JobUnknown: Answer(404, "JOB_UNKNOWN"),
-    PinUnknown: Answer(404, "PIN_UNKNOWN"),
-    RuleUnknown: Answer(404, "RULE_UNKNOWN"),
-    NameUnknown: Answer(404, "NAME_UNKNOWN"),
-    ManifestUnknown: Answer(404, "MANIFEST_UNKNOWN"),
-    BlobUnknown: Answer(404, "BLOB_UNKNOWN"),
-    UpstreamError: Answer(502, "UNAVAILABLE"),
-    UpstreamUnavailable: Answer(503, "UNAVAILABLE"),
-    UpstreamCircuitOpen: Answer(503, "UNAVAILABLE"),
-    UpstreamTimeout: Answer(504, "UNAVAILABLE"),
-    UpstreamDenied: Answer(403, "DENIED"),
-    CredentialsRefused: Answer(401, "UNAUTHORIZED"),
-    UpstreamThrottled: Answer(429, "TOOMANYREQUESTS"),
-    UpstreamNotKnown: Answer(404, "NAME_UNKNOWN"),
-    UpstreamInvalid: Answer(502, "UNAVAILABLE"),
-    DigestMismatch: Answer(502, "UNAVAILABLE"),
-    UpstreamOffLimits: Answer(502, "UNAVAILABLE"),
-    StoreError: Answer(503, "UNAVAILABLE"),
-    StoreFull: Answer(503, "UNAVAILABLE"),
-    BlobTooLarge: Answer(503, "UNAVAILABLE"),
-    BlobDamaged: Answer(503, "UNAVAILABLE"),
-    BlobUnreadable: Answer(503, "UNAVAILABLE"),
-    RecordDamaged: Answer(503, "UNAVAILABLE"),
-    BundleError: Answer(400, "UNSUPPORTED"),
-    IndexUnavailable: Answer(503, "UNAVAILABLE"),
-    AccessUnavailable: Answer(503, "UNAVAILABLE"),
-    ConfigError: Answer(500, "UNKNOWN"),
+ANSWERS: dict[type[MirrorError], ErrorAnswer] = {
+    MirrorError: ErrorAnswer(500, "UNKNOWN"),
+    RequestError: ErrorAnswer(400, "UNSUPPORTED"),
+    NameInvalid: ErrorAnswer(400, "NAME_INVALID"),
+    DigestInvalid: ErrorAnswer(400, "DIGEST_INVALID"),
+    TagInvalid: ErrorAnswer(400, "MANIFEST_INVALID"),
+    PageInvalid: ErrorAnswer(400, "PAGINATION_NUMBER_INVALID"),
+    RangeInvalid: ErrorAnswer(416, "RANGE_INVALID"),
+    TooManyRanges: ErrorAnswer(400, "RANGE_INVALID"),
+    Unauthorized: ErrorAnswer(401, "UNAUTHORIZED"),
+    Denied: ErrorAnswer(403, "DENIED"),
+    Unsupported: ErrorAnswer(405, "UNSUPPORTED"),
+    NotServed: ErrorAnswer(404, "UNSUPPORTED"),
+    BodyInvalid: ErrorAnswer(400, "BODY_INVALID"),
+    BodyTooLarge: ErrorAnswer(413, "BODY_INVALID"),
+    AlreadyRunning: ErrorAnswer(409, "ALREADY_RUNNING"),
+    ImageProtected: ErrorAnswer(409, "KEPT"),
+    TooManyJobs: ErrorAnswer(429, "TOOMANYREQUESTS"),
+    TooManyLogins: ErrorAnswer(429, "TOOMANYREQUESTS"),
+    TagTooNew: ErrorAnswer(403, "DENIED"),
+    NotKnown: ErrorAnswer(404, "NAME_UNKNOWN"),
+    JobUnknown: ErrorAnswer(404, "JOB_UNKNOWN"),
+    PinUnknown: ErrorAnswer(404, "PIN_UNKNOWN"),
+    RuleUnknown: ErrorAnswer(404, "RULE_UNKNOWN"),
+    NameUnknown: ErrorAnswer(404, "NAME_UNKNOWN"),
+    ManifestUnknown: ErrorAnswer(404, "MANIFEST_UNKNOWN"),
+    BlobUnknown: ErrorAnswer(404, "BLOB_UNKNOWN"),
+    UpstreamError: ErrorAnswer(502, "UNAVAILABLE"),
+    UpstreamUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
+    UpstreamCircuitOpen: ErrorAnswer(503, "UNAVAILABLE"),
+    UpstreamTimeout: ErrorAnswer(504, "UNAVAILABLE"),
+    UpstreamDenied: ErrorAnswer(403, "DENIED"),
+    CredentialsRefused: ErrorAnswer(401, "UNAUTHORIZED"),
+    UpstreamThrottled: ErrorAnswer(429, "TOOMANYREQUESTS"),
+    UpstreamNotFound: ErrorAnswer(404, "NAME_UNKNOWN"),
+    UpstreamInvalid: ErrorAnswer(502, "UNAVAILABLE"),
+    DigestMismatch: ErrorAnswer(502, "UNAVAILABLE"),
+    UpstreamOffLimits: ErrorAnswer(502, "UNAVAILABLE"),
+    StoreError: ErrorAnswer(503, "UNAVAILABLE"),
+    StoreFull: ErrorAnswer(503, "UNAVAILABLE"),
+    BlobTooLarge: ErrorAnswer(503, "UNAVAILABLE"),
+    BlobDamaged: ErrorAnswer(503, "UNAVAILABLE"),
+    BlobUnreadable: ErrorAnswer(503, "UNAVAILABLE"),
+    RecordDamaged: ErrorAnswer(503, "UNAVAILABLE"),
+    BundleError: ErrorAnswer(400, "UNSUPPORTED"),
+    IndexUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
+    AccessUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
+    ConfigError: ErrorAnswer(500, "UNKNOWN"),
 }
 
 
-def answer_for(error: MirrorError) -> Answer:
+def answer_for(error: MirrorError) -> ErrorAnswer:
     """The nearest row of the table, walking up the class's ancestors.
 
     A 401 of upstream stays a 401 (registries answer so for names that do not exist, and clients tell it from 403).
     """
     if isinstance(error, UpstreamDenied) and error.status == 401:
-        return Answer(401, "UNAUTHORIZED")
+        return ErrorAnswer(401, "UNAUTHORIZED")
     for ancestor in type(error).__mro__:
         if answer := ANSWERS.get(ancestor):
             return answer

@@ -16,12 +16,12 @@ import struct
 import time
 from typing import Final
 
-__all__ = ["Beats", "Pulse"]
+__all__ = ["Heartbeat", "Heartbeats"]
 
 _CELL: Final = struct.Struct("=q")
 
 
-class Beats:
+class Heartbeats:
     """A cell for each slot. `descriptor` is for workers to inherit."""
 
     def __init__(self, descriptor: int) -> None:
@@ -30,7 +30,7 @@ class Beats:
         self._memory = mmap.mmap(descriptor, 0)
 
     @classmethod
-    def of(cls, slots: int) -> Beats:
+    def of(cls, slots: int) -> Heartbeats:
         """New memory. Raises `OSError`."""
         descriptor = os.memfd_create("mirror-beats")
         os.ftruncate(descriptor, slots * _CELL.size)
@@ -56,10 +56,10 @@ class Beats:
         os.close(self.descriptor)
 
 
-class Pulse:
+class Heartbeat:
     """One worker's own cell. Once it rests it beats no more: its slot is another's."""
 
-    def __init__(self, beats: Beats, slot: int) -> None:
+    def __init__(self, beats: Heartbeats, slot: int) -> None:
         self.beats = beats
         self._slot = slot
         self._resting = False

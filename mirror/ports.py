@@ -37,21 +37,21 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from mirror.oci.authorization import Presented
+from mirror.oci.authorization import CallerCredentials
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.access import Identity
-from mirror.policy.quarantine import Aside
+from mirror.policy.quarantine import QuarantinedBlob
 from mirror.policy.records import (
+    BlobRole,
     ContentRecord,
     Freeze,
-    ManifestNames,
     ManifestRecord,
-    NamedContent,
     Pin,
+    ReferencedBlob,
+    References,
     Sighting,
-    Standing,
     TagRecord,
     Usage,
 )
@@ -269,7 +269,7 @@ class BlobStore(Protocol):
         blob that was seen left its place by this call. Raises `StoreError`.
         """
 
-    def aside(self) -> Sequence[Aside]:
+    def aside(self) -> Sequence[QuarantinedBlob]:
         """Blocking: what was set aside and is kept, in no order. Raises `StoreError`."""
 
     def drop_aside(self, digest: Digest) -> int:
@@ -413,16 +413,16 @@ class ContentIndex(Protocol):
         manifest names stays for as long as the manifest does.
         """
 
-    async def name(self, manifests: Sequence[ManifestNames]) -> None:
+    async def name(self, manifests: Sequence[References]) -> None:
         """What these manifests name, whether that is remembered or not. Repeatable.
 
         A manifest whose blob is not remembered is left alone, or what it names would stay for ever.
         """
 
-    async def coldest(self, standing: Standing, limit: int) -> list[ContentRecord]:
+    async def coldest(self, standing: BlobRole, limit: int) -> list[ContentRecord]:
         """Up to `limit` blobs of this standing, least recently used first (ties by digest)."""
 
-    async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[NamedContent]]:
+    async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
         """Of each of these that is a remembered manifest: the remembered blobs that it names, in no order."""
 
     def recorded(self) -> AsyncIterator[list[Digest]]:
@@ -505,7 +505,7 @@ class Upstream(Protocol):
     """One remote registry. `repo` is always the name within it.
 
     Every call may raise `UpstreamUnavailable`, `UpstreamTimeout`, `UpstreamDenied`, `UpstreamThrottled`,
-    `UpstreamNotKnown` and `UpstreamInvalid`, after having tried what is worth trying again.
+    `UpstreamNotFound` and `UpstreamInvalid`, after having tried what is worth trying again.
     """
 
     @property
@@ -549,7 +549,7 @@ class Upstream(Protocol):
 class Authenticator(Protocol):
     """One way in which callers say who they are."""
 
-    async def identify(self, presented: Presented) -> Identity | None:
+    async def identify(self, presented: CallerCredentials) -> Identity | None:
         """Who presents this; None: nobody that this way knows. Must take as long for a wrong secret as for a right one.
 
         Raises `AccessUnavailable` where it cannot be told now, `TooManyLogins` where too much waits to be told.

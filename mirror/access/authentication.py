@@ -22,10 +22,10 @@ from typing import Final
 
 from mirror.access.own_tokens import is_issued
 from mirror.aio.latest import put_latest
-from mirror.aio.singleflight import Once
+from mirror.aio.singleflight import SingleFlight
 from mirror.errors import Unauthorized
-from mirror.oci.authorization import Presented, read_authorization
-from mirror.policy.access import ANONYMOUS, Identity, Means
+from mirror.oci.authorization import CallerCredentials, read_authorization
+from mirror.policy.access import ANONYMOUS, AuthMethod, Identity
 from mirror.ports import Authenticator
 
 __all__ = ["Authentication"]
@@ -50,7 +50,7 @@ class Authentication:
         self._key = secrets.token_bytes(32)
         self._known: OrderedDict[bytes, tuple[Identity, float]] = OrderedDict()
         self._refused: OrderedDict[bytes, float] = OrderedDict()
-        self._once = Once()
+        self._once = SingleFlight()
 
     async def identify(self, lines: Sequence[str], client: Callable[[], str] = str) -> Identity:
         """Who sends these `Authorization` lines; nobody in particular where there are none. `client` tells where they
@@ -62,7 +62,7 @@ class Authentication:
         presented = read_authorization(lines)
         return ANONYMOUS if presented is None else await self.ask(presented, client)
 
-    async def ask(self, presented: Presented, client: Callable[[], str] = str) -> Identity:
+    async def ask(self, presented: CallerCredentials, client: Callable[[], str] = str) -> Identity:
         """Who presents this. Raises `Unauthorized`, `AccessUnavailable`, `TooManyLogins`."""
         presented_as = "\0".join((presented.username, presented.password, presented.bearer))
         key = hashlib.blake2b(presented_as.encode(), key=self._key, digest_size=16).digest()
@@ -80,16 +80,16 @@ class Authentication:
             raise Unauthorized("these credentials are nobody's here")
         return found
 
-    async def _find(self, presented: Presented) -> Identity | None:
+    async def _find(self, presented: CallerCredentials) -> Identity | None:
         for way in self._ways:
             if identity := await way.identify(presented):
                 return identity
         return None
 
-    def _guest(self, presented: Presented) -> Identity | None:
+    def _guest(self, presented: CallerCredentials) -> Identity | None:
         """Somebody that an upstream may know."""
         if self._foreign and presented.username and presented.password and not is_issued(presented):
-            return Identity(presented.username, Means.UPSTREAM, own=presented)
+            return Identity(presented.username, AuthMethod.UPSTREAM, own=presented)
         return None
 
     def _remember(self, key: bytes, found: Identity | None) -> None:

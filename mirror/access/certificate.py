@@ -11,7 +11,7 @@ from typing import Any
 
 from cryptography import x509
 
-from mirror.policy.access import Identity, Means
+from mirror.policy.access import AuthMethod, Identity
 
 __all__ = ["identity_of", "validity"]
 
@@ -29,7 +29,7 @@ def identity_of(certificate: Mapping[str, Any] | None) -> Identity | None:
     names = found.get("commonName", [])
     if len(names) != 1 or not names[0]:
         return None
-    return Identity(names[0], Means.CERTIFICATE, frozenset(found.get("organizationName", ())))
+    return Identity(names[0], AuthMethod.CERTIFICATE, frozenset(found.get("organizationName", ())))
 
 
 def validity(file: Path) -> tuple[float, float]:

@@ -23,11 +23,11 @@ from typing import Final
 import bcrypt
 
 from mirror import telemetry
-from mirror.access.password_queue import Turns
+from mirror.access.password_queue import PasswordQueue
 from mirror.aio.latest import put_latest
 from mirror.errors import ConfigError
-from mirror.oci.authorization import Presented
-from mirror.policy.access import Identity, Means
+from mirror.oci.authorization import CallerCredentials
+from mirror.policy.access import AuthMethod, Identity
 
 __all__ = ["Htpasswd", "check_htpasswd", "parse_htpasswd"]
 
@@ -77,14 +77,14 @@ class Htpasswd:
         executor: Executor,
         groups: Mapping[str, frozenset[str]] | None = None,
         *,
-        turns: Turns | None = None,
+        turns: PasswordQueue | None = None,
     ) -> None:
         """`executor` runs bcrypt, a tenth of a second each, in as many threads as `turns` has checks at once: that
         bounds what guessing costs us.
         """
         self._path = path
         self._executor = executor
-        self._turns = turns or Turns(1)
+        self._turns = turns or PasswordQueue(1)
         self._key = secrets.token_bytes(32)
         self._right: OrderedDict[bytes, None] = OrderedDict()
         self._groups = groups or {}
@@ -97,7 +97,7 @@ class Htpasswd:
         self._accounts = check_htpasswd(self._path)
         self._seen = seen
 
-    async def identify(self, presented: Presented) -> Identity | None:
+    async def identify(self, presented: CallerCredentials) -> Identity | None:
         """By name and password. Raises `TooManyLogins`."""
         if not presented.username:
             return None
@@ -112,7 +112,7 @@ class Htpasswd:
         if right:
             put_latest(self._right, hashed, None, _MOST)
 
-    def _check(self, presented: Presented) -> Identity | None:
+    def _check(self, presented: CallerCredentials) -> Identity | None:
         self._refresh()
         hashed = self._accounts.get(presented.username)
         password = presented.password.encode()
@@ -121,7 +121,7 @@ class Htpasswd:
             for cost in costs_to_spend(hashed, self._accounts.values()):
                 _matches(password[:_LONGEST], f"{_NOBODY[:4]}{cost:02}{_NOBODY[6:]}")
             return None
-        return Identity(presented.username, Means.PASSWORD, self._groups.get(presented.username, frozenset()))
+        return Identity(presented.username, AuthMethod.PASSWORD, self._groups.get(presented.username, frozenset()))
 
     def _refresh(self) -> None:
         stamp = _stamp(self._path)

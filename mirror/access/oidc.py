@@ -25,13 +25,13 @@ import aiohttp
 import jwt
 
 from mirror import telemetry
-from mirror.aio.singleflight import Once
+from mirror.aio.singleflight import SingleFlight
 from mirror.errors import AccessUnavailable
-from mirror.oci.authorization import Presented
+from mirror.oci.authorization import CallerCredentials
 from mirror.oci.strict_json import read_json
-from mirror.policy.access import Identity, Means
+from mirror.policy.access import AuthMethod, Identity
 
-__all__ = ["Issuer", "IssuerSettings"]
+__all__ = ["Issuer", "OidcIssuer"]
 
 _ALGORITHMS: Final = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 _LARGEST: Final = 1 << 20
@@ -42,7 +42,7 @@ _SLACK: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class IssuerSettings:
+class OidcIssuer:
     """`url` is the `iss` of its tokens, below which its discovery document lies; `keys_url` and `keys_file` go before
     that. `bearer_file` holds a token that is sent along when keys are fetched (a cluster may ask for one).
     `name_claim` and `groups_claim` are where name and groups stand; `prefix` goes before both.
@@ -62,14 +62,14 @@ class IssuerSettings:
 class Issuer:
     """See `mirror.ports.Authenticator`. A token may come as a bearer, or as the password of any user name."""
 
-    def __init__(self, settings: IssuerSettings, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, settings: OidcIssuer, *, now: Callable[[], float] = time.time) -> None:
         self._settings = settings
         self._now = now
         self._keys: dict[str | None, Any] = {}
         self._fetched_at = self._tried_at = float("-inf")
-        self._once = Once()
+        self._once = SingleFlight()
 
-    async def identify(self, presented: Presented) -> Identity | None:
+    async def identify(self, presented: CallerCredentials) -> Identity | None:
         """By a token that this issuer has signed for us. Raises `AccessUnavailable` while its keys cannot be had."""
         token = presented.secret
         if token.count(".") != 2:
@@ -113,7 +113,9 @@ class Issuer:
             return None
         listed = [groups] if isinstance(groups, str) else groups if isinstance(groups, list) else []
         prefix = self._settings.prefix
-        return Identity(prefix + name, Means.ISSUER, frozenset(prefix + one for one in listed if isinstance(one, str)))
+        return Identity(
+            prefix + name, AuthMethod.ISSUER, frozenset(prefix + one for one in listed if isinstance(one, str))
+        )
 
     async def _key(self, name: str | None) -> Any:
         """The key that a token names, or the only one there is for a token that names none."""

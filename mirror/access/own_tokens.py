@@ -25,8 +25,8 @@ from typing import Any, Final
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from mirror.errors import ConfigError
-from mirror.oci.authorization import Presented
-from mirror.policy.access import Identity, Means
+from mirror.oci.authorization import CallerCredentials
+from mirror.policy.access import AuthMethod, Identity
 
 __all__ = ["IssuedTokens", "check_keys", "is_issued", "read_keys"]
 
@@ -36,7 +36,7 @@ _PREFIX: Final = "mirror-1."
 _SLACK: Final = 60
 
 
-def is_issued(presented: Presented) -> bool:
+def is_issued(presented: CallerCredentials) -> bool:
     """Whether this looks like a token of ours, good or not: then it is for nobody else's eyes."""
     return presented.secret.startswith(_PREFIX)
 
@@ -105,7 +105,7 @@ class IssuedTokens:
         encrypted = self._keys.encrypt_at_time(json.dumps(inside).encode(), int(self._now()))
         return _PREFIX + encrypted.decode()
 
-    async def identify(self, presented: Presented) -> Identity | None:
+    async def identify(self, presented: CallerCredentials) -> Identity | None:
         """By a token that is still good; as a bearer, or as a password."""
         opened = self._open(presented)
         if opened is None:
@@ -113,12 +113,12 @@ class IssuedTokens:
         inside, left = opened
         return _read(json.loads(inside)) if 0 < left <= self.lifetime + _SLACK else None
 
-    def left(self, presented: Presented) -> float | None:
+    def left(self, presented: CallerCredentials) -> float | None:
         """Seconds that a token of ours is still good; None for what is none."""
         opened = self._open(presented)
         return None if opened is None else max(0.0, min(opened[1], self.lifetime))
 
-    def _open(self, presented: Presented) -> tuple[bytes, float] | None:
+    def _open(self, presented: CallerCredentials) -> tuple[bytes, float] | None:
         secret = presented.secret
         if not secret.startswith(_PREFIX):
             return None
@@ -135,5 +135,5 @@ class IssuedTokens:
 
 def _read(inside: Any) -> Identity:
     """What we have encrypted ourselves."""
-    own = Presented(*inside["own"]) if "own" in inside else None
-    return Identity(inside["name"], Means(inside["means"]), frozenset(inside["groups"]), own)
+    own = CallerCredentials(*inside["own"]) if "own" in inside else None
+    return Identity(inside["name"], AuthMethod(inside["means"]), frozenset(inside["groups"]), own)

@@ -17,7 +17,7 @@ from typing import Final
 
 from mirror.errors import TooManyLogins
 
-__all__ = ["Turns"]
+__all__ = ["PasswordQueue"]
 
 #: Checks of one client that wait: nodes behind one address start together.
 _EACH: Final = 32
@@ -25,7 +25,7 @@ _EACH: Final = 32
 _CLIENTS: Final = 256
 
 
-class Turns:
+class PasswordQueue:
     """Of one process, whose event loop is the only one to call it. `at_once` checks run side by side."""
 
     def __init__(self, at_once: int, *, each: int = _EACH, clients: int = _CLIENTS) -> None:

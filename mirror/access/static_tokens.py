@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from mirror.oci.authorization import Presented
-from mirror.policy.access import Identity, Means
+from mirror.oci.authorization import CallerCredentials
+from mirror.policy.access import AuthMethod, Identity
 
-__all__ = ["GivenToken", "GivenTokens"]
+__all__ = ["StaticToken", "StaticTokens"]
 
 
 @dataclass(frozen=True, slots=True)
-class GivenToken:
+class StaticToken:
     """`name` is how it is called in rules and logs."""
 
     name: str
@@ -21,14 +21,14 @@ class GivenToken:
     groups: frozenset[str] = frozenset()
 
 
-class GivenTokens:
+class StaticTokens:
     """See `mirror.ports.Authenticator`. A token may come as a bearer, or as the password of any user name."""
 
-    def __init__(self, tokens: Iterable[GivenToken]) -> None:
+    def __init__(self, tokens: Iterable[StaticToken]) -> None:
         # looked up by hash: how long that takes says nothing about the token
-        self._known = {_hashed(token.secret): Identity(token.name, Means.TOKEN, token.groups) for token in tokens}
+        self._known = {_hashed(token.secret): Identity(token.name, AuthMethod.TOKEN, token.groups) for token in tokens}
 
-    async def identify(self, presented: Presented) -> Identity | None:
+    async def identify(self, presented: CallerCredentials) -> Identity | None:
         """By the token alone."""
         return self._known.get(_hashed(presented.secret))
 

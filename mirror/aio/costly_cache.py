@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Final, Generic, TypeVar
 
-__all__ = ["Believed"]
+__all__ = ["CostlyCache"]
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ _LONGEST: Final = 600.0
 _MOST: Final = 8
 
 
-class Believed(Generic[T]):
+class CostlyCache(Generic[T]):
     """Of one kind of question; `now` counts seconds."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:

@@ -10,13 +10,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-__all__ = ["Hot"]
+__all__ = ["LruCache"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Hot(Generic[K, V]):
+class LruCache(Generic[K, V]):
     """Least recently used entries leave first, once there are more than `most_bytes` of them (as `weigh` counts)."""
 
     def __init__(self, most_bytes: int, weigh: Callable[[V], int]) -> None:

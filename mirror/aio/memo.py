@@ -28,7 +28,7 @@ from aiocache.serializers import NullSerializer, StringSerializer
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from mirror.aio.singleflight import Once
+from mirror.aio.singleflight import SingleFlight
 
 __all__ = ["MISSING", "Memo", "redis_cache"]
 
@@ -89,7 +89,7 @@ class Memo:
         #: Sizes of what `_local` holds, least recently used first: aiocache itself has no bound.
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._bytes = 0
-        self._once = Once()
+        self._once = SingleFlight()
         self._shared_after = 0.0
 
     async def share(

@@ -11,12 +11,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Final, TypeVar
 
-__all__ = ["Once", "end"]
+__all__ = ["SingleFlight", "end"]
 
 T = TypeVar("T")
 
 
-class Once:
+class SingleFlight:
     """Work under way, by key. Nothing is remembered after its end."""
 
     def __init__(self) -> None:

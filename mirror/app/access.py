@@ -12,15 +12,15 @@ from mirror.access.authentication import Authentication
 from mirror.access.htpasswd import Htpasswd
 from mirror.access.oidc import Issuer
 from mirror.access.own_tokens import IssuedTokens, read_keys
-from mirror.access.password_queue import Turns
-from mirror.access.static_tokens import GivenToken, GivenTokens
+from mirror.access.password_queue import PasswordQueue
+from mirror.access.static_tokens import StaticToken, StaticTokens
 from mirror.config import (
     Config,
     IssuerSettings,
 )
 from mirror.policy.access import Policy, Rule, actions
 from mirror.ports import Authenticator
-from mirror.server.registry.access import Gate
+from mirror.server.registry.access import AccessControl
 from mirror.store.local.layout import Layout
 from mirror.trust.upstream_access import Verifier
 
@@ -30,7 +30,9 @@ __all__ = ["open_gate"]
 _CHECKING_THREADS = 2
 
 
-async def open_gate(config: Config, layout: Layout, label: Callable[[str], str], stack: AsyncExitStack) -> Gate | None:
+async def open_gate(
+    config: Config, layout: Layout, label: Callable[[str], str], stack: AsyncExitStack
+) -> AccessControl | None:
     """None where nobody has to be asked who they are. `label` gives the entry that a registry falls under."""
     access = config.access
     verified = {entry.name for entry in config.upstream if entry.access == "verify"}
@@ -42,8 +44,8 @@ async def open_gate(config: Config, layout: Layout, label: Callable[[str], str],
     ways: list[Authenticator] = [issued]
     if access.token:
         ways.append(
-            GivenTokens(
-                GivenToken(one.name, one.token.get_secret_value(), frozenset(one.groups))
+            StaticTokens(
+                StaticToken(one.name, one.token.get_secret_value(), frozenset(one.groups))
                 for one in access.token
                 if one.token is not None
             )
@@ -59,7 +61,7 @@ async def open_gate(config: Config, layout: Layout, label: Callable[[str], str],
         groups = {
             name: frozenset(group for group, listed in access.groups.items() if name in listed) for name in members
         }
-        accounts = Htpasswd(access.htpasswd, checking, groups, turns=Turns(_CHECKING_THREADS))
+        accounts = Htpasswd(access.htpasswd, checking, groups, turns=PasswordQueue(_CHECKING_THREADS))
         await asyncio.to_thread(accounts.load)
         ways.append(accounts)
     authentication = Authentication(ways, foreign=bool(verified))
@@ -70,7 +72,7 @@ async def open_gate(config: Config, layout: Layout, label: Callable[[str], str],
     )
     verifier = Verifier(keep=access.verified_for, keep_while_down=access.verified_while_down)
     stack.push_async_callback(verifier.aclose)
-    return Gate(
+    return AccessControl(
         authentication,
         Policy(rules, anonymous=access.anonymous),
         issued,
@@ -79,8 +81,8 @@ async def open_gate(config: Config, layout: Layout, label: Callable[[str], str],
     )
 
 
-def _issuer(one: IssuerSettings) -> issuer_of.IssuerSettings:
-    return issuer_of.IssuerSettings(
+def _issuer(one: IssuerSettings) -> issuer_of.OidcIssuer:
+    return issuer_of.OidcIssuer(
         one.issuer,
         one.audience,
         one.keys_url,

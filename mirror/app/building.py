@@ -23,7 +23,7 @@ from mirror.app.housekeeping import keep_house, keep_scrubbing
 from mirror.app.parts import App
 from mirror.app.purging import make_purge
 from mirror.app.routes import content_lists, route_rule
-from mirror.app.storage import MISSES_LOCK, InFlight, Storage, open_storage, pin_rules
+from mirror.app.storage import MISSES_LOCK, ProtectedDigests, Storage, open_storage, pin_rules
 from mirror.app.syncing import make_sync, open_leases
 from mirror.app.tasks import make_jobs
 from mirror.app.upstreams import Upstreams
@@ -33,8 +33,8 @@ from mirror.config import (
     masked,
 )
 from mirror.fills.flights import Flights
-from mirror.fills.read_ahead import Ahead
-from mirror.heartbeat import Pulse
+from mirror.fills.read_ahead import ReadAhead
+from mirror.heartbeat import Heartbeat
 from mirror.index.sorted_tags import LocalSortedTags
 from mirror.inspect.recent_answers import Recent
 from mirror.policy.image_names import Image, parse_image
@@ -45,22 +45,22 @@ from mirror.prefetch.jobs import prefetching
 from mirror.repository.grants import Grants
 from mirror.repository.miss_report import Misses
 from mirror.repository.router import Router
-from mirror.repository.shared import Shelf
+from mirror.repository.shared import Shared
 from mirror.repository.tag_history import TagHistories
 from mirror.repository.tag_windows import TagWindows
 from mirror.server.admin.handler import Admin
-from mirror.server.admin.image_admin import Keeping
+from mirror.server.admin.image_admin import ImageAdmin
 from mirror.server.admin.traffic import TrafficLog, total
 from mirror.server.admin.worker_status import Workers
 from mirror.server.health import Readiness, health_pages
 from mirror.server.process_metrics import keep_pulse
-from mirror.server.registry.handler import Front, Page
+from mirror.server.registry.handler import Page, RegistryHandler
 from mirror.server.registry.sending import Sender
 from mirror.store.local.misses import LocalMisses
 from mirror.store.local.purge_notices import Purges
 from mirror.store.local.recent import LocalRecent
-from mirror.store.local.records import Notes
-from mirror.store.local.status_board import Board
+from mirror.store.local.records import JsonRecords
+from mirror.store.local.status_board import StatusBoard
 from mirror.trust.cosign import read_key
 from mirror.values.sizes import parse_size
 
@@ -72,7 +72,7 @@ _SENDING_THREADS = 16
 
 
 @asynccontextmanager
-async def build(config: Config, *, housework: bool = True, pulse: Pulse | None = None) -> AsyncIterator[App]:
+async def build(config: Config, *, housework: bool = True, pulse: Heartbeat | None = None) -> AsyncIterator[App]:
     """Everything that one worker needs, opened; a command does without the `housework` of a server.
 
     `pulse` is where a worker says that it lives.
@@ -80,7 +80,7 @@ async def build(config: Config, *, housework: bool = True, pulse: Pulse | None =
     Raises `StoreError`, `ConfigError`.
     """
     async with AsyncExitStack() as stack:
-        in_flight = InFlight()
+        in_flight = ProtectedDigests()
         storage = await stack.enter_async_context(open_storage(config, in_flight))
         if config.offline:
             telemetry.log.info("sealed: no upstream is contacted")
@@ -123,7 +123,7 @@ async def build(config: Config, *, housework: bool = True, pulse: Pulse | None =
         stack.push_async_callback(misses.aclose)
         grants = Grants(storage.index, storage.catalog, storage.store)
         stack.push_async_callback(grants.aclose)
-        shelf = Shelf(
+        shelf = Shared(
             flights=flights,
             store=storage.store,
             catalog=storage.catalog,
@@ -140,7 +140,7 @@ async def build(config: Config, *, housework: bool = True, pulse: Pulse | None =
                 LocalSortedTags(storage.layout.lists, parse_size(config.store.lists_bytes), now=lambda: shelf.now())
             ),
             label=upstreams.label,
-            ahead=Ahead(storage.evictor.limit, at_once=config.server.prefetch_blobs_at_once),
+            ahead=ReadAhead(storage.evictor.limit, at_once=config.server.prefetch_blobs_at_once),
             misses=misses,
         )
         stack.push_async_callback(shelf.aclose)
@@ -166,7 +166,7 @@ async def build(config: Config, *, housework: bool = True, pulse: Pulse | None =
         if config.access.audit_log is not None:
             audit = AuditLog(config.access.audit_log)
             stack.callback(audit.close)
-        front = Front(
+        front = RegistryHandler(
             router,
             sender,
             _pages(config, readiness, pulse),
@@ -183,11 +183,11 @@ async def build(config: Config, *, housework: bool = True, pulse: Pulse | None =
 
         jobs = make_jobs(storage, {"prefetch": prefetching(router.guarded, parse), "sync": sync.job})
         workers = _make_workers(storage, shelf, flights, upstreams)
-        traffic = TrafficLog(Notes(storage.layout, "traffic"), hold=storage.locks.try_hold)
+        traffic = TrafficLog(JsonRecords(storage.layout, "traffic"), hold=storage.locks.try_hold)
         admin = Admin(
             jobs,
             sync,
-            Keeping(
+            ImageAdmin(
                 storage.store,
                 storage.catalog,
                 storage.pins,
@@ -263,21 +263,21 @@ class _Status:
         }
 
 
-def _pages(config: Config, readiness: Readiness, pulse: Pulse | None) -> dict[str, Page]:
+def _pages(config: Config, readiness: Readiness, pulse: Heartbeat | None) -> dict[str, Page]:
     blocked = config.server.blocked
     if pulse is None or not blocked:
         return health_pages(readiness)
     return health_pages(readiness, silence=pulse.beats.silence, longest=blocked / 2)
 
 
-def _make_workers(storage: Storage, shelf: Shelf, flights: Flights, upstreams: Upstreams) -> Workers:
-    purges = Purges(Notes(storage.layout, "purges"))
+def _make_workers(storage: Storage, shelf: Shared, flights: Flights, upstreams: Upstreams) -> Workers:
+    purges = Purges(JsonRecords(storage.layout, "purges"))
 
     def look() -> None:
         for repo, tags, digests in purges.new():
             shelf.forget(repo, tags, digests)
 
-    return Workers(Board(storage.layout, hold=storage.locks.try_hold), flights, upstreams.states, look=look)
+    return Workers(StatusBoard(storage.layout, hold=storage.locks.try_hold), flights, upstreams.states, look=look)
 
 
 def _start_tracing(settings: TraceSettings) -> Callable[[], Awaitable[None]]:

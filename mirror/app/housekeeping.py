@@ -20,7 +20,7 @@ from mirror.eviction.scrub import Scrub, fetching_through, scrub_when_due
 from mirror.store.local.recovery import sweep
 from mirror.values.sizes import parse_size
 
-__all__ = ["Comparisons", "keep_house", "keep_scrubbing", "scrub_of"]
+__all__ = ["ReconcileTimer", "keep_house", "keep_scrubbing", "scrub_of"]
 
 #: Seconds between two looks at what crashes have left.
 _SWEEP_EVERY = 3600.0
@@ -32,7 +32,7 @@ _COMPARING_SHARE = 0.05
 _SUCCEED_AFTER = 30.0
 
 
-class Comparisons:
+class ReconcileTimer:
     """When index and disk are to be compared: at once, every day, and soon after the index was away.
 
     An index that comes and goes must not be told everything again and again, so one comparison after another waits
@@ -67,7 +67,7 @@ async def keep_house(config: Config, storage: Storage) -> None:
     that were published, but not remembered, by a worker that was killed in between: nobody would ever evict them.
     """
     held = None
-    comparisons = Comparisons(time.monotonic)
+    comparisons = ReconcileTimer(time.monotonic)
     swept_at = -_SWEEP_EVERY
     try:
         while True:
@@ -103,7 +103,7 @@ async def _sweep(config: Config, storage: Storage) -> None:
         await asyncio.to_thread(storage.pinned.digests, time.time())
 
 
-async def _compare(storage: Storage, comparisons: Comparisons) -> None:
+async def _compare(storage: Storage, comparisons: ReconcileTimer) -> None:
     began, done = time.monotonic(), False
     try:
         async with storage.locks.named("rebuild"):

@@ -8,10 +8,10 @@ from mirror.app.storage import Storage
 from mirror.prefetch.jobs import Jobs
 from mirror.prefetch.sync import Sync
 from mirror.repository.router import Router
-from mirror.repository.shared import Shelf
+from mirror.repository.shared import Shared
 from mirror.server.admin.handler import Admin
 from mirror.server.health import Readiness
-from mirror.server.registry.handler import Front
+from mirror.server.registry.handler import RegistryHandler
 
 __all__ = ["App"]
 
@@ -20,10 +20,10 @@ __all__ = ["App"]
 class App:
     """A worker's part of the mirror."""
 
-    front: Front
+    front: RegistryHandler
     readiness: Readiness
     router: Router
-    shelf: Shelf
+    shelf: Shared
     storage: Storage
     sync: Sync
     jobs: Jobs

@@ -9,16 +9,16 @@ from mirror.config import Config
 from mirror.eviction.purge import Purge
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.repository.shared import Shelf
+from mirror.repository.shared import Shared
 from mirror.store.local.purge_notices import Purges
-from mirror.store.local.records import Notes
+from mirror.store.local.records import JsonRecords
 
 __all__ = ["make_purge"]
 
 
-def make_purge(config: Config, storage: Storage, shelf: Shelf | None = None) -> Purge:
+def make_purge(config: Config, storage: Storage, shelf: Shared | None = None) -> Purge:
     """What drops an image: here, and from the memory of every process of this store."""
-    purges = Purges(Notes(storage.layout, "purges"))
+    purges = Purges(JsonRecords(storage.layout, "purges"))
 
     def forget(repo: Repo, tags: Collection[str], digests: Collection[Digest]) -> None:
         if shelf is not None:

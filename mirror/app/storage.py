@@ -16,12 +16,12 @@ from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import PinnedContent
 from mirror.eviction.reconcile import ensure
 from mirror.fills.flights import Flights
-from mirror.graph.references import NamesOnDisk
+from mirror.graph.references import ReferenceReader
 from mirror.index.embedded import EmbeddedIndex
 from mirror.oci.digest import Digest
-from mirror.policy.eviction import Water
+from mirror.policy.eviction import Watermarks
 from mirror.policy.pins import PinRule
-from mirror.policy.quarantine import Quarantine
+from mirror.policy.quarantine import QuarantineLimits
 from mirror.ports import ContentIndex
 from mirror.repository.tag_history import TagHistories
 from mirror.store.local.blobs import LocalStore
@@ -30,15 +30,15 @@ from mirror.store.local.freezes import LocalFreezes
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import Locks
 from mirror.store.local.pins import LocalPins
-from mirror.store.local.records import Notes
+from mirror.store.local.records import JsonRecords
 from mirror.store.local.recovery import sweep
 from mirror.values.sizes import parse_capacity, parse_size
 
 __all__ = [
     "MISSES_LOCK",
     "SCRUB_LOCK",
-    "Disk",
-    "InFlight",
+    "LocalDisk",
+    "ProtectedDigests",
     "Storage",
     "open_disk",
     "open_storage",
@@ -54,7 +54,7 @@ _IDLE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
+class LocalDisk:
     """The truth alone: enough for the command line to look at what is here, and to say what must stay."""
 
     layout: Layout
@@ -78,7 +78,7 @@ class Storage:
     pinned: PinnedContent
 
 
-class InFlight:
+class ProtectedDigests:
     """The evictor comes before the flights that it must spare: they are told to it once they exist."""
 
     def __init__(self) -> None:
@@ -88,23 +88,23 @@ class InFlight:
         return frozenset(self.flights.digests()) if self.flights else ()
 
 
-def open_disk(config: Config) -> Disk:
+def open_disk(config: Config) -> LocalDisk:
     """Blocking; nothing is to be closed. Raises `StoreError`."""
     layout = Layout(config.store.root)
-    return Disk(layout, LocalStore(layout), LocalCatalog(layout), LocalPins(layout))
+    return LocalDisk(layout, LocalStore(layout), LocalCatalog(layout), LocalPins(layout))
 
 
 @asynccontextmanager
-async def open_storage(config: Config, in_flight: InFlight | None = None) -> AsyncIterator[Storage]:
+async def open_storage(config: Config, in_flight: ProtectedDigests | None = None) -> AsyncIterator[Storage]:
     """Open disk and index. Raises `StoreError`, `ConfigError`."""
-    in_flight = in_flight or InFlight()
+    in_flight = in_flight or ProtectedDigests()
     async with AsyncExitStack() as stack:
         disk = await asyncio.to_thread(open_disk, config)
         layout, store, catalog, pins = disk.layout, disk.store, disk.catalog, disk.pins
         locks = Locks(layout, secret=store.id)
         index = _open_index(config, layout, store.id)
         stack.push_async_callback(index.aclose)
-        names = NamesOnDisk(store, catalog)
+        names = ReferenceReader(store, catalog)
         freezes = LocalFreezes(layout)
         histories = TagHistories(catalog, freezes)
         pinned = PinnedContent(
@@ -118,14 +118,14 @@ async def open_storage(config: Config, in_flight: InFlight | None = None) -> Asy
         evictor = Evictor(
             store,
             index,
-            water=Water(parse_capacity(config.store.capacity), config.store.high_water, config.store.low_water),
+            water=Watermarks(parse_capacity(config.store.capacity), config.store.high_water, config.store.low_water),
             names=names,
             protected=in_flight.digests,
             pinned=pinned.digests,
             exclusive=lambda: locks.named("evict"),
             rebuild=lambda: ensure(store, catalog, index, exclusive=lambda: locks.named("rebuild")),
             reclaim=lambda: sweep(layout, keep=_IDLE, now=time.time).bytes,
-            quarantine=Quarantine(parse_size(config.store.quarantine_size), config.store.quarantine_keep),
+            quarantine=QuarantineLimits(parse_size(config.store.quarantine_size), config.store.quarantine_keep),
         )
         yield Storage(layout, store, catalog, freezes, pins, index, locks, evictor, pinned)
 
@@ -144,6 +144,6 @@ def pin_rules(config: Config) -> list[PinRule]:
     return [PinRule(pin.match, pin.reason) for pin in config.pin]
 
 
-def scrub_notes(layout: Layout) -> Notes:
+def scrub_notes(layout: Layout) -> JsonRecords:
     """How far the scrub of everything is."""
-    return Notes(layout, "scrub")
+    return JsonRecords(layout, "scrub")

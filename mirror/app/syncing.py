@@ -15,7 +15,7 @@ from mirror.config import (
 from mirror.oci.reference import Repo
 from mirror.policy.routing import RoutingTable
 from mirror.prefetch.sync import Leases, Sync, SyncRule, SyncSource
-from mirror.store.local.records import Notes
+from mirror.store.local.records import JsonRecords
 from mirror.values.platforms import parse_platforms
 
 __all__ = ["make_sync", "open_leases"]
@@ -32,7 +32,7 @@ def make_sync(
     return Sync(
         [_sync_rule(rule, table, config) for rule in config.sync],
         source_for,
-        Notes(storage.layout, "sync"),
+        JsonRecords(storage.layout, "sync"),
         hold=storage.locks.try_hold,
         leases=leases,
         seed=storage.store.id,

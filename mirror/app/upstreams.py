@@ -28,7 +28,7 @@ from mirror.upstream.credentials.docker_config import DockerConfig
 from mirror.upstream.credentials.of_caller import CallersCredentials
 from mirror.upstream.credentials.providers import ProviderOptions, open_provider
 from mirror.upstream.credentials.secret_files import PasswordFile
-from mirror.upstream.credentials.source import Attempts, Credentials, CredentialSource, GivenCredentials
+from mirror.upstream.credentials.source import Credentials, CredentialSource, GivenCredentials, LoginState
 from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.http.page_file import ListBounds
 from mirror.upstream.http.proxies import Proxies
@@ -214,7 +214,7 @@ async def open_registries(config: Config) -> AsyncIterator[list[RegistryUpstream
         yield upstreams.open()
 
 
-def _told(login: Attempts) -> dict[str, Any]:
+def _told(login: LoginState) -> dict[str, Any]:
     return {
         "provider": login.provider,
         "reason": login.reason,

@@ -15,7 +15,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from mirror.bundles.importing import Plan, Told
+from mirror.bundles.importing import ImportPlan, Told
 from mirror.bundles.inventory import LARGEST_INVENTORY, Inventory, ListedImage, read_inventory
 from mirror.bundles.layout_source import LayoutSource
 from mirror.bundles.oci_layout import (
@@ -75,7 +75,7 @@ def read_bundle(
     return Bundle(images, inventory, verified=key is not None)
 
 
-def verify_bytes(source: LayoutSource, plan: Plan, told: Told) -> None:
+def verify_bytes(source: LayoutSource, plan: ImportPlan, told: Told) -> None:
     """Blocking: hash all that the plan would take in, so that a bundle is refused before it has changed anything.
 
     Raises `BundleError`.

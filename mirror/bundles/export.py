@@ -31,7 +31,7 @@ from mirror.ports import BlobReader, BlobStore, Catalog
 from mirror.values.platforms import Platform
 from mirror.values.sizes import format_size
 
-__all__ = ["Selection", "export", "select"]
+__all__ = ["ExportSelection", "export", "select"]
 
 _CHUNK: Final = 1 << 20
 #: Missing digests that are named of one image.
@@ -43,7 +43,7 @@ _BY_TAG: Final = ("", ".sig", ".att", ".sbom")
 
 
 @dataclass(slots=True)
-class Selection:
+class ExportSelection:
     """Images with everything below them: sizes in bytes by digest; `missing` are needed and not here (-1: unknown)."""
 
     images: list[ListedImage] = field(default_factory=list)
@@ -73,7 +73,7 @@ def select(
     referrers: bool = False,
     partial: bool = False,
     since: Inventory | None = None,
-) -> Selection:
+) -> ExportSelection:
     """Blocking: everything below these images. `answers` is what a tag answers now, which a freeze or the minimum age
     may make another digest than upstream's. `platforms`: none means what is here of each; `referrers`: signatures and
     the like too; `since`: what the other side has need not be here.
@@ -98,7 +98,7 @@ class _Selecting:
         platforms: tuple[Platform, ...],
         since: Inventory | None,
     ) -> None:
-        self.selection = Selection()
+        self.selection = ExportSelection()
         self.unknown: list[str] = []
         self.lacking: list[str] = []
         self._store = store
@@ -234,7 +234,7 @@ def _describe(node: Node) -> str:
 
 
 def export(
-    selection: Selection,
+    selection: ExportSelection,
     store: BlobStore,
     target: LayoutTarget,
     *,

@@ -34,21 +34,31 @@ from mirror.errors import (
     StoreError,
     StoreFull,
 )
-from mirror.fills.flights import Reservation, Room
+from mirror.fills.flights import ReservedSpace, Room
 from mirror.graph.damage import set_aside
 from mirror.graph.manifests import StoredManifest
-from mirror.graph.references import NamesOnDisk
+from mirror.graph.references import ReferenceReader
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_manifest
 from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule
-from mirror.policy.records import ContentRecord, ManifestNames, ManifestRecord, TagRecord
+from mirror.policy.records import ContentRecord, ManifestRecord, References, TagRecord
 from mirror.ports import BlobStore, Catalog, ContentIndex, Ingest
 from mirror.repository.grants import granted_by, named_by
 from mirror.repository.tag_history import TagHistories
 from mirror.values.sizes import format_size
 
-__all__ = ["Admitted", "MayServe", "Plan", "PlannedImage", "Site", "Source", "Told", "admit", "plan_images"]
+__all__ = [
+    "Admitted",
+    "ImportPlan",
+    "ImportSource",
+    "ImportTarget",
+    "MayServe",
+    "PlannedImage",
+    "Told",
+    "admit",
+    "plan_images",
+]
 
 #: Called with the number of bytes that were read since; what it raises ends the work.
 Told = Callable[[int], None]
@@ -68,7 +78,7 @@ _STUCK: Final = 120.0
 MayServe = Callable[[Repo, Digest], bool]
 
 
-class Source(Protocol):
+class ImportSource(Protocol):
     """Where bytes come from. Every call may raise `BundleError`."""
 
     def size(self, digest: Digest) -> int | None:
@@ -85,7 +95,7 @@ class Source(Protocol):
 
 
 @dataclass(slots=True)
-class Site:
+class ImportTarget:
     """Where images are taken in. `touch` notes the use of a blob, `exclusive` holds a lock over all processes of the
     store, `age` is what a repository's route says of its tags.
     """
@@ -108,7 +118,7 @@ class PlannedImage:
     """
 
     image: ListedImage
-    source: Source
+    source: ImportSource
     manifests: tuple[Descriptor, ...]
     blobs: Mapping[Digest, int]
     proven: frozenset[Digest]
@@ -116,7 +126,7 @@ class PlannedImage:
 
 
 @dataclass(slots=True)
-class Plan:
+class ImportPlan:
     """What would be taken in. `absent` are blobs that are neither in the source, nor here for the repository that needs
     them, with the name of an image that does; `refused` are images that cannot be taken, and why.
     """
@@ -168,13 +178,13 @@ class Admitted:
 
 
 def plan_images(
-    images: Iterable[tuple[ListedImage, Source]],
+    images: Iterable[tuple[ListedImage, ImportSource]],
     store: BlobStore,
     *,
     may_serve: MayServe,
     left_out: Collection[Digest] = (),
     pass_over_damaged: bool = False,
-) -> Plan:
+) -> ImportPlan:
     """Blocking: read every manifest, and compare what they say with what the sources have. Writes nothing.
 
     `may_serve` says whether a repository may serve a blob already, and raises `StoreError` if that cannot be told;
@@ -204,7 +214,7 @@ class _Planning:
     def __init__(
         self, store: BlobStore, may_serve: MayServe, left_out: frozenset[Digest], pass_over_damaged: bool
     ) -> None:
-        self.plan = Plan()
+        self.plan = ImportPlan()
         self._store = store
         self._may_serve = may_serve
         self._left_out = left_out
@@ -212,7 +222,7 @@ class _Planning:
         self._read: dict[tuple[Digest, str], _Read] = {}
         self._named = 0
 
-    def image(self, image: ListedImage, source: Source) -> PlannedImage:
+    def image(self, image: ListedImage, source: ImportSource) -> PlannedImage:
         manifests: dict[Digest, Descriptor] = {}
         blobs: dict[Digest, int] = {}
         absent: list[Digest] = []
@@ -239,7 +249,7 @@ class _Planning:
         proven = frozenset(one for one in blobs.keys() - set(absent) if source.size(one) is None or source.vouches(one))
         return PlannedImage(listed, source, tuple(manifests.values()), blobs, proven, embedded)
 
-    def _below(self, descriptor: Descriptor, source: Source, seen: set[Digest], depth: int) -> Iterator[_Read]:
+    def _below(self, descriptor: Descriptor, source: ImportSource, seen: set[Digest], depth: int) -> Iterator[_Read]:
         """A manifest and those below it, children first. Children that are not there are platforms nobody pulled."""
         if descriptor.digest in seen:
             return
@@ -253,7 +263,7 @@ class _Planning:
             yield from self._below(child, source, seen, depth + 1)
         yield read
 
-    def _manifest(self, descriptor: Descriptor, source: Source) -> _Read | None:
+    def _manifest(self, descriptor: Descriptor, source: ImportSource) -> _Read | None:
         digest, size = descriptor.digest, source.size(descriptor.digest)
         key = digest, descriptor.media_type
         if size is None:
@@ -271,7 +281,7 @@ class _Planning:
             self._read[key] = _Read(described, manifest.manifests, manifest.blobs)
         return self._read[key]
 
-    def _expect_blob(self, repo: Repo, blob: Descriptor, source: Source) -> bool:
+    def _expect_blob(self, repo: Repo, blob: Descriptor, source: ImportSource) -> bool:
         """Whether there is such a blob for this repository, in the source or here. Raises `BundleError` for another
         size, `StoreError`.
         """
@@ -304,7 +314,9 @@ def _size_here(store: BlobStore, digest: Digest) -> int | None:
 # ------------------------------------------------------------------------------------------------------- admit
 
 
-async def admit(plan: Plan, site: Site, *, told: Told = lambda _: None, pass_over_damaged: bool = False) -> Admitted:
+async def admit(
+    plan: ImportPlan, site: ImportTarget, *, told: Told = lambda _: None, pass_over_damaged: bool = False
+) -> Admitted:
     """Take the planned images in. `told` counts bytes that need not be read, too.
 
     `pass_over_damaged`: an image whose blob is wrong or unreadable in the source is taken without it, which is allowed
@@ -324,7 +336,7 @@ async def admit(plan: Plan, site: Site, *, told: Told = lambda _: None, pass_ove
 
 
 class _Admitting:
-    def __init__(self, plan: Plan, site: Site, told: Told, pass_over_damaged: bool) -> None:
+    def __init__(self, plan: ImportPlan, site: ImportTarget, told: Told, pass_over_damaged: bool) -> None:
         self.result = Admitted()
         self._plan = plan
         self._site = site
@@ -332,7 +344,7 @@ class _Admitting:
         self._pass_over_damaged = pass_over_damaged
         self._stopped = False
 
-    async def reserve(self) -> Reservation:
+    async def reserve(self) -> ReservedSpace:
         """Room for everything that is to be written, at once: an import must not push out its own beginning."""
         needed, here = await asyncio.to_thread(self._needed)
         for digest in (*here, *await asyncio.to_thread(self._naming, frozenset(here))):
@@ -358,7 +370,7 @@ class _Admitting:
         """Blocking: the manifests because of which it is here. A blob that one names goes with its image, however
         lately it was used itself.
         """
-        names = NamesOnDisk(self._site.store, self._site.catalog).everywhere() if here else {}
+        names = ReferenceReader(self._site.store, self._site.catalog).everywhere() if here else {}
         return [each.digest for each in names.values() if each.digest not in here and not here.isdisjoint(each.blobs)]
 
     async def image(self, planned: PlannedImage) -> None:
@@ -383,7 +395,7 @@ class _Admitting:
 
     # --------------------------------------------------------------------------------------------- one blob
 
-    async def _blob(self, source: Source, digest: Digest) -> None:
+    async def _blob(self, source: ImportSource, digest: Digest) -> None:
         done = self.result
         size = source.size(digest)
         if digest in done.written or digest in done.here or digest in done.damaged:
@@ -407,7 +419,7 @@ class _Admitting:
         self._site.store.put(digest, content)
         done[digest] = len(content)
 
-    async def _take(self, source: Source, digest: Digest, size: int) -> None:
+    async def _take(self, source: ImportSource, digest: Digest, size: int) -> None:
         try:
             by_us = await self._fill(source, digest, size)
         except (BlobDamaged, BundleError) as error:
@@ -417,7 +429,7 @@ class _Admitting:
         else:
             (self.result.written if by_us else self.result.here)[digest] = size
 
-    async def _fill(self, source: Source, digest: Digest, size: int) -> bool:
+    async def _fill(self, source: ImportSource, digest: Digest, size: int) -> bool:
         """Have the blob in the store; False: another process has put it there meanwhile."""
         loop = asyncio.get_running_loop()
         moved_at, seen = loop.time(), -1
@@ -436,7 +448,7 @@ class _Admitting:
             await asyncio.sleep(_LOOK)
         return False
 
-    def _fill_locked(self, ingest: Ingest, source: Source, digest: Digest, size: int) -> bool:
+    def _fill_locked(self, ingest: Ingest, source: ImportSource, digest: Digest, size: int) -> bool:
         """Blocking: go on where an earlier fill has stopped."""
         if _size_here(self._site.store, digest) is not None:
             # between the look and the lock another process may have published it
@@ -462,7 +474,7 @@ class _Admitting:
         ingest.commit()
         return True
 
-    def _receive(self, ingest: Ingest, source: Source, digest: Digest, start: int) -> None:
+    def _receive(self, ingest: Ingest, source: ImportSource, digest: Digest, start: int) -> None:
         with source.body(digest, start, self._told) as body:
             ingest.expect(body.size)
             ingest.fill(body, lambda: None)
@@ -518,7 +530,7 @@ class _Admitting:
         now = self._site.now()
         try:
             await self._site.index.put([ContentRecord(digest, size, now) for digest, size in here.items()])
-            await self._site.index.name([ManifestNames.of(manifest) for manifest in manifests])
+            await self._site.index.name([References.of(manifest) for manifest in manifests])
             await self._site.index.link(planned.image.repo, granted)
         except IndexUnavailable:
             self.result.index_told = False

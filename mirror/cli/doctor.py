@@ -28,7 +28,7 @@ from mirror.errors import ConfigError, IndexUnavailable, MirrorError, RequestErr
 from mirror.index.probing import probe_redis
 from mirror.index.redis import parse_redis_url
 from mirror.nodes.clients import CLIENTS
-from mirror.nodes.disk import Disk
+from mirror.nodes.disk import NodeFiles
 from mirror.nodes.findings import Finding, Level, judge_budget, judge_client, judge_clock, worst
 from mirror.nodes.machine import look_at_limits, look_at_store
 from mirror.nodes.plan import MirrorUrl, NodeRefused
@@ -93,7 +93,7 @@ def doctor(
         if wanted is not None and not any(one.what == "reach" for one in findings):
             findings += visitor.pull(wanted)
     if mirror_url is not None:
-        disk = Disk(root)
+        disk = NodeFiles(root)
         names = [client] if client else [name for name, signs in _SIGNS.items() if any(map(disk.exists, signs))]
         findings += _clients(disk, names, MirrorUrl.parse(mirror_url), wanted, demanded=client is not None)
         reached = not any(one.what in _UNREACHED and one.level is Level.PROBLEM for one in findings)
@@ -129,7 +129,7 @@ def _print(findings: Sequence[Finding], as_json: bool) -> None:
 
 
 def _clients(
-    disk: Disk, names: Sequence[str], mirror: MirrorUrl, image: Image | None, *, demanded: bool
+    disk: NodeFiles, names: Sequence[str], mirror: MirrorUrl, image: Image | None, *, demanded: bool
 ) -> Iterable[Finding]:
     """Of the client that was named (`demanded`), else of those that are here."""
     registry = image.repo.registry if image is not None else _HUB

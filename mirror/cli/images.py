@@ -45,7 +45,7 @@ from mirror.eviction.scrub import (
     scrub_image,
 )
 from mirror.inspect.as_json import image_json, whole_json
-from mirror.inspect.images import ImageHere, Overview, PlatformHere, Whole
+from mirror.inspect.images import CachedImage, ImageDetail, Overview, PlatformHere
 from mirror.oci.manifest import Descriptor
 from mirror.policy.image_names import Image, name_of
 from mirror.policy.misses import Miss
@@ -90,7 +90,7 @@ async def _list(loaded: settings.Config, pattern: str, as_json: bool, incomplete
             say_json(image_json(image), indent=None) if as_json else say(_image_row(image))
 
 
-def _image_row(image: ImageHere) -> str:
+def _image_row(image: CachedImage) -> str:
     return _ROW.format(
         "emptied" if image.emptied else _yes(image.complete),
         format_size(image.closure.held),
@@ -121,7 +121,7 @@ def show(
         _print_whole(whole)
 
 
-async def _show(loaded: settings.Config, wanted: Image) -> Whole:
+async def _show(loaded: settings.Config, wanted: Image) -> ImageDetail:
     async with open_storage(loaded) as storage:
         overview = _overview(loaded, storage)
         found = await overview.image(wanted.repo, wanted.reference)
@@ -130,7 +130,7 @@ async def _show(loaded: settings.Config, wanted: Image) -> Whole:
         return await overview.whole(found)
 
 
-def _print_whole(whole: Whole) -> None:
+def _print_whole(whole: ImageDetail) -> None:
     image = whole.image
     facts = {
         "image": image.name,
@@ -161,7 +161,7 @@ def _print_whole(whole: Whole) -> None:
             say(f"missing: {node.digest}, {node.role.value}, {said}, {one.name or one.digest}")
 
 
-def _completeness(image: ImageHere) -> str:
+def _completeness(image: CachedImage) -> str:
     missing, unpulled = image.closure.missing, image.closure.unpulled
     if missing:
         return f"no: {len(missing)} missing"

@@ -11,7 +11,7 @@ import typer
 
 from mirror import config as settings
 from mirror.bundles.bundle import Bundle, read_bundle, verify_bytes
-from mirror.bundles.importing import Admitted, MayServe, Plan, Site, Told, admit, plan_images
+from mirror.bundles.importing import Admitted, ImportPlan, ImportTarget, MayServe, Told, admit, plan_images
 from mirror.bundles.inventory import ListedImage
 from mirror.bundles.layout_source import LayoutSource
 from mirror.bundles.registry_data import RegistryData, RegistryRepository
@@ -142,7 +142,12 @@ class _Import:
         return _summary(path, plan, admitted, self._dry_run)
 
     async def _admit(
-        self, plan: Plan, site: Site, begin: Callable[[str, int], Told], *, pass_over_damaged: bool = False
+        self,
+        plan: ImportPlan,
+        site: ImportTarget,
+        begin: Callable[[str, int], Told],
+        *,
+        pass_over_damaged: bool = False,
     ) -> Admitted:
         if self._dry_run:
             return Admitted()
@@ -168,7 +173,7 @@ def _rights(storage: Any) -> MayServe:
 
 def _plan_registry(
     data: RegistryData, registry: str, table: RoutingTable, store: BlobStore, may_serve: MayServe
-) -> Plan:
+) -> ImportPlan:
     """Blocking."""
     images: list[tuple[ListedImage, RegistryRepository]] = []
     refused: dict[str, str] = {}
@@ -185,10 +190,10 @@ def _plan_registry(
     return plan
 
 
-def _site(loaded: settings.Config, storage: Any) -> Site:
+def _site(loaded: settings.Config, storage: Any) -> ImportTarget:
     from mirror.app.routes import age_rule
 
-    return Site(
+    return ImportTarget(
         store=storage.store,
         catalog=storage.catalog,
         index=storage.index,
@@ -200,7 +205,7 @@ def _site(loaded: settings.Config, storage: Any) -> Site:
     )
 
 
-def _summary(path: Path, plan: Plan, admitted: Admitted, dry_run: bool) -> dict[str, Any]:
+def _summary(path: Path, plan: ImportPlan, admitted: Admitted, dry_run: bool) -> dict[str, Any]:
     return {
         "source": str(path),
         "dryRun": dry_run,

@@ -15,9 +15,9 @@ from mirror.cli.base import application, say
 from mirror.config import PUBLIC
 from mirror.errors import ConfigError, MirrorError, RequestError
 from mirror.nodes.clients import CLIENTS
-from mirror.nodes.disk import Disk
+from mirror.nodes.disk import NodeFiles
 from mirror.nodes.journal import Difference, Done, Journal, needed
-from mirror.nodes.plan import Account, Client, MirrorUrl, Plan, Wanted
+from mirror.nodes.plan import Client, ClientLogin, FilePlan, MirrorUrl, Wanted
 from mirror.oci.reference import check_registry
 
 __all__ = ["configure", "read_account", "read_authority"]
@@ -56,7 +56,7 @@ def configure(
         raise ConfigError(["--dry-run and --apply exclude each other"])
     if not root.is_dir():
         raise ConfigError([f"--root: {root} is not a folder"])
-    journal = Journal(Disk(root), kind)
+    journal = Journal(NodeFiles(root), kind)
     if undo:
         _undo(journal, dry_run)
         return
@@ -78,7 +78,7 @@ def configure(
     _carry_out(journal, plan) if apply and not plan.conflicts else _show(journal, plan)
 
 
-def _show(journal: Journal, plan: Plan) -> None:
+def _show(journal: Journal, plan: FilePlan) -> None:
     differences = journal.differences(plan)
     _print_differences(differences)
     _print_notes(plan)
@@ -88,7 +88,7 @@ def _show(journal: Journal, plan: Plan) -> None:
     _print_needs(differences, plan, "then")
 
 
-def _carry_out(journal: Journal, plan: Plan) -> None:
+def _carry_out(journal: Journal, plan: FilePlan) -> None:
     done = journal.apply(plan, time.time())
     _print_done(done)
     _print_notes(plan)
@@ -123,12 +123,12 @@ def _print_done(done: Sequence[Done]) -> None:
         say(f"{path}: {what}" + (f"; as it was: {one.backup}" if one.backup else ""))
 
 
-def _print_notes(plan: Plan) -> None:
+def _print_notes(plan: FilePlan) -> None:
     for note in plan.notes:
         say(f"note: {note}")
 
 
-def _print_needs(differences: Sequence[Difference], plan: Plan, when: str) -> None:
+def _print_needs(differences: Sequence[Difference], plan: FilePlan, when: str) -> None:
     needs = needed(differences)
     for one in needs:
         say(f"{when}: {one}")
@@ -178,7 +178,7 @@ def read_authority(path: Path | None, mirror: MirrorUrl) -> str | None:
     return text
 
 
-def read_account(username: str | None, password_file: Path | None) -> Account | None:
+def read_account(username: str | None, password_file: Path | None) -> ClientLogin | None:
     """Raises `ConfigError`; it never shows the password."""
     if (username is None) != (password_file is None):
         raise ConfigError(["--username and --password-file belong together"])
@@ -192,4 +192,4 @@ def read_account(username: str | None, password_file: Path | None) -> Account | 
         ) from error
     if not password or not username or ":" in username:
         raise ConfigError(["--username: empty, or with a colon; or the password is empty"])
-    return Account(username, password)
+    return ClientLogin(username, password)

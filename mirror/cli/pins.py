@@ -15,7 +15,7 @@ from mirror.cli.audit import audited
 from mirror.cli.base import ConfigFile, TextTable, application, parse_images, say, say_json
 from mirror.cli.long_running import check_owner, check_there
 from mirror.errors import ConfigError, MirrorError, PinUnknown, answer_for
-from mirror.eviction.damaged_notes import Subjects
+from mirror.eviction.damaged_notes import DamagedNoteOwners
 from mirror.inspect.as_json import new_pin_json, pins_json
 from mirror.policy.image_names import Image, name_of
 from mirror.policy.pins import LONGEST_REASON, parse_until
@@ -149,7 +149,7 @@ def _listed(loaded: settings.Config, *, state: bool) -> dict[str, Any]:
     check_there(loaded)
     disk = open_disk(loaded)
     read, unread = disk.pins.look()
-    rules, subjects = pin_rules(loaded), Subjects(disk.catalog)
+    rules, subjects = pin_rules(loaded), DamagedNoteOwners(disk.catalog)
     return pins_json(read, unread, rules, disk.store, disk.catalog, time.time(), subjects, state=state)
 
 

@@ -35,7 +35,7 @@ from mirror.policy.image_names import Image
 from mirror.prefetch import pulling
 from mirror.prefetch.list_files import compose_file, kubernetes, plain_file
 from mirror.prefetch.lists import Listed, ListMalformed, Named, resolve_images
-from mirror.prefetch.prefetch import Prefetched, Tally
+from mirror.prefetch.prefetch import PrefetchCounts, Prefetched
 from mirror.prefetch.prefetch import prefetch as bring_in
 from mirror.values.platforms import Platform, parse_platforms
 from mirror.values.sizes import format_size
@@ -265,8 +265,8 @@ def _print_summary(done: Prefetched) -> None:
         moved = warmed.moved.values()
         table.add_row(
             str(image),
-            _told(Tally.of(one for one in moved if one.state is pulling.State.FETCHED)),
-            _told(Tally.of(one for one in moved if one.state is pulling.State.HERE)),
+            _told(PrefetchCounts.of(one for one in moved if one.state is pulling.State.FETCHED)),
+            _told(PrefetchCounts.of(one for one in moved if one.state is pulling.State.HERE)),
             str(failed[image] or ""),
         )
     table.show()
@@ -284,5 +284,5 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _told(tally: Tally) -> str:
+def _told(tally: PrefetchCounts) -> str:
     return f"{tally.count} ({format_size(tally.bytes)})" if tally.count else ""

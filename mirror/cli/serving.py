@@ -18,7 +18,7 @@ from mirror.cli.base import ConfigFile, application, complain, say, say_json
 from mirror.cli.long_running import owner
 from mirror.cli.unread import unread_of
 from mirror.errors import ConfigError, StoreError
-from mirror.heartbeat import Beats, Pulse
+from mirror.heartbeat import Heartbeat, Heartbeats
 from mirror.process.listeners import AdminListener, connect_unix, open_admin, open_listeners
 
 __all__ = ["check", "serve"]
@@ -33,20 +33,20 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Processes that serve.")] = None,
 ) -> None:
     """Serve pulls until SIGTERM; SIGHUP reads the configuration again."""
-    from mirror.process.supervisor import Plan, supervise
+    from mirror.process.supervisor import WorkerPlan, supervise
 
     overrides = {"server": {"listen": listen or None, "workers": workers}}
     loaded = settings.load(config, overrides)
     telemetry.set_up_logging(loaded.log.level)
 
-    def plan(now: settings.Config) -> Plan:
+    def plan(now: settings.Config) -> WorkerPlan:
         tls, drain, blocked = now.server.tls_certificate is not None, now.server.drain, now.server.blocked
         if config is None:
-            return Plan([], drain, tls, blocked=blocked)
+            return WorkerPlan([], drain, tls, blocked=blocked)
         copy = _in_memory(config.read_bytes())
-        return Plan(["--config", f"/proc/self/fd/{copy}"], drain, tls, [copy], blocked)
+        return WorkerPlan(["--config", f"/proc/self/fd/{copy}"], drain, tls, [copy], blocked)
 
-    def reread() -> Plan:
+    def reread() -> WorkerPlan:
         now = settings.load(config, overrides)
         telemetry.set_up_logging(now.log.level)
         for name, was, wanted in (
@@ -137,7 +137,7 @@ def worker(
 
     listeners = [socket.socket(fileno=int(number)) for number in sockets.split(",")]
     asked = [socket.socket(fileno=int(number)) for number in filter(None, admin.split(","))]
-    run_worker(loaded, listeners, ready=tell, parent=parent, admin=asked, pulse=Pulse(Beats(beats), slot))
+    run_worker(loaded, listeners, ready=tell, parent=parent, admin=asked, pulse=Heartbeat(Heartbeats(beats), slot))
 
 
 @application.command()

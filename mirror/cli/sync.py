@@ -19,7 +19,7 @@ from mirror.cli.long_running import check_owner
 from mirror.errors import ConfigError
 from mirror.oci.reference import Repo
 from mirror.prefetch.jobs import Ended
-from mirror.prefetch.progress import Meter
+from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.sync import SyncSource, first_failure
 from mirror.values.sizes import format_size
 
@@ -71,7 +71,7 @@ async def _rules(loaded: settings.Config) -> list[dict[str, Any]]:
 async def _run(loaded: settings.Config, name: str) -> Ended:
     from mirror.app.building import build
 
-    meter = Meter()
+    meter = ProgressMeter()
     # who stops the command means it: the rule then waits for its next time
     meter.called_off = True
     async with build(loaded, housework=False) as app:

@@ -17,7 +17,7 @@ from mirror.cli.long_running import check_owner, check_there
 from mirror.cli.unread import refuse_unread
 from mirror.errors import ConfigError, MirrorError, NotKnown, RequestError
 from mirror.graph.closure import read_closure
-from mirror.inspect.tag_view import Standing, StandingTag, read_standing
+from mirror.inspect.tag_view import TagVersion, TagView, read_standing
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Reference, Repo
@@ -158,7 +158,7 @@ def _where(at: str) -> Digest | float:
 # ------------------------------------------------------------------------------------------------------ actions
 
 
-async def _standing(loaded: settings.Config, repo: Repo, tag: str) -> StandingTag:
+async def _standing(loaded: settings.Config, repo: Repo, tag: str) -> TagView:
     from mirror.app.routes import age_rule
     from mirror.app.storage import open_storage
 
@@ -236,20 +236,20 @@ async def _unfreeze(loaded: settings.Config, repo: Repo, tag: str) -> bool:
 # ------------------------------------------------------------------------------------------------------- output
 
 
-def _content(one: Standing) -> str:
+def _content(one: TagVersion) -> str:
     if one.closure.complete:
         return "complete"
     return f"{len(one.closure.missing)} missing" if one.here else "not here"
 
 
-def _words(one: Standing) -> Iterable[str]:
+def _words(one: TagVersion) -> Iterable[str]:
     if one.answers:
         yield "frozen" if one.frozen else "answers"
     if one.held_back:
         yield "held back by minimum_age"
 
 
-def _summary(found: StandingTag) -> str:
+def _summary(found: TagView) -> str:
     name = f"{found.repo}:{found.tag}"
     if found.freeze:
         since = format_moment(found.freeze.since)
@@ -263,7 +263,7 @@ def _summary(found: StandingTag) -> str:
     return f"{name} answers {found.answers}"
 
 
-def _from(found: StandingTag) -> str:
+def _from(found: TagView) -> str:
     return format_moment(found.choice.newest_from) if found.choice else ""
 
 
@@ -271,7 +271,7 @@ def _written_freeze(one: Freeze) -> dict[str, Any]:
     return {"digest": str(one.digest), "since": format_moment(one.since), "reason": one.reason}
 
 
-def _written(found: StandingTag) -> dict[str, Any]:
+def _written(found: TagView) -> dict[str, Any]:
     return {
         "image": f"{found.repo}:{found.tag}",
         "answers": None if found.answers is None else str(found.answers),

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from mirror.config import Config
 from mirror.errors import MirrorError
-from mirror.eviction.damaged_notes import Subjects, unread_words
+from mirror.eviction.damaged_notes import DamagedNoteOwners, unread_words
 from mirror.policy.unread import UnreadNote
 from mirror.ports import Catalog
 from mirror.store.local.catalog import LocalCatalog
@@ -19,7 +19,7 @@ __all__ = ["refuse_unread", "unread_of"]
 
 def refuse_unread(notes: Collection[UnreadNote], catalog: Catalog) -> None:
     """After all that could be told. Raises `MirrorError`, so that nobody takes a part for the whole."""
-    if words := unread_words(notes, Subjects(catalog).known(notes)):
+    if words := unread_words(notes, DamagedNoteOwners(catalog).known(notes)):
         raise MirrorError("\n".join(words))
 
 
@@ -27,4 +27,4 @@ def unread_of(config: Config) -> list[str]:
     """Sentences on each; empty too where there is no store yet. Changes nothing. Raises `StoreError`."""
     layout = Layout(config.store.root)
     notes = [*LocalPins(layout).look()[1], *LocalFreezes(layout).look()[1]]
-    return unread_words(notes, Subjects(LocalCatalog(layout)).known(notes))
+    return unread_words(notes, DamagedNoteOwners(LocalCatalog(layout)).known(notes))

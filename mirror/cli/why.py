@@ -15,8 +15,8 @@ from mirror import telemetry
 from mirror.cli.base import ConfigFile, application, say, say_json
 from mirror.errors import ConfigError, RequestError
 from mirror.eviction.pinned_images import PinnedImage, pinned_images
-from mirror.inspect.explain import Reasons, WhyBlob, WhyImage
-from mirror.inspect.images import ImageHere, Overview
+from mirror.inspect.explain import Explainer, WhyBlob, WhyImage
+from mirror.inspect.images import CachedImage, Overview
 from mirror.oci.digest import Digest
 from mirror.policy.image_names import Image, name_of, parse_image
 from mirror.policy.recent import LastAnswer, explain
@@ -72,7 +72,7 @@ async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> 
     async with open_storage(loaded) as storage:
         pinned = pinned_images(storage.pins, pin_rules(loaded), storage.catalog, now)
         freezes, unread = storage.freezes.look()
-        reasons = Reasons(
+        reasons = Explainer(
             storage.store,
             storage.catalog,
             storage.freezes,
@@ -190,7 +190,7 @@ def _here(found: WhyImage, now: float) -> Iterable[str]:
         yield f"pinned {_pin(pinned)}"
 
 
-def _content(image: ImageHere) -> str:
+def _content(image: CachedImage) -> str:
     if not any(node.present for node in image.closure.nodes):
         return "its manifest is not here"
     if image.complete:

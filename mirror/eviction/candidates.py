@@ -14,10 +14,10 @@ from math import inf
 from typing import Final
 
 from mirror.errors import BlobUnknown
-from mirror.graph.references import NamesOnDisk
+from mirror.graph.references import ReferenceReader
 from mirror.oci.digest import Digest
-from mirror.policy.eviction import Plan, Victim, coldest_enough, in_order, is_stale
-from mirror.policy.records import ContentRecord, ManifestNames, NamedContent, Standing
+from mirror.policy.eviction import EvictionPlan, Victim, coldest_enough, in_order, is_stale
+from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References
 from mirror.ports import BlobStore, ContentIndex
 
 __all__ = ["from_disk", "from_index"]
@@ -37,17 +37,17 @@ async def from_index(
     They may be too few where that would mean to look at more than `most` candidates. Raises `IndexUnavailable`.
     """
     limit = _FIRST_CANDIDATES if most is None else min(_FIRST_CANDIDATES, most)
-    below: dict[Digest, list[NamedContent]] = {}
+    below: dict[Digest, list[ReferencedBlob]] = {}
     while True:
-        plan = Plan(size, spared, now)
-        loose = await index.coldest(Standing.LOOSE, limit)
+        plan = EvictionPlan(size, spared, now)
+        loose = await index.coldest(BlobRole.LOOSE, limit)
         stale = [record for record in loose if is_stale(record, now)]
         for record in stale:
             plan.take_loose(record)
         roots: list[ContentRecord] = []
         # where more stale ones may follow they go first
         if not plan.enough and not len(loose) == len(stale) == limit:
-            roots = await index.coldest(Standing.ROOT, limit)
+            roots = await index.coldest(BlobRole.ROOT, limit)
             horizon = min((each[-1].last_used for each in (loose, roots) if len(each) == limit), default=inf)
             rest = iter(in_order(loose[len(stale) :], roots, horizon))
             while not plan.enough and (some := list(islice(rest, _IMAGES))):
@@ -64,9 +64,9 @@ async def from_index(
         limit = limit * _MORE if most is None else min(limit * _MORE, most)
 
 
-async def _all_below(index: ContentIndex, manifests: Sequence[Digest]) -> dict[Digest, list[NamedContent]]:
+async def _all_below(index: ContentIndex, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
     """What these name, and what the manifests among that name, down to the last."""
-    found: dict[Digest, list[NamedContent]] = {}
+    found: dict[Digest, list[ReferencedBlob]] = {}
     left = list(manifests)
     while left:
         level = await index.below(left)
@@ -78,7 +78,7 @@ async def _all_below(index: ContentIndex, manifests: Sequence[Digest]) -> dict[D
 
 def from_disk(
     store: BlobStore,
-    names: NamesOnDisk,
+    names: ReferenceReader,
     size: int,
     spared: Collection[Digest],
     touches: Mapping[Digest, float],
@@ -103,7 +103,7 @@ def from_disk(
 
     blobs = coldest_enough(loose(), size, spared)
     images = _Images(store, manifests, parents, known)
-    plan = Plan(size, spared, now)
+    plan = EvictionPlan(size, spared, now)
     stale = [record for record in blobs if is_stale(record, now)]
     for record in stale:
         plan.take_loose(record)
@@ -124,7 +124,7 @@ class _Images:
     def __init__(
         self,
         store: BlobStore,
-        manifests: Mapping[Digest, ManifestNames],
+        manifests: Mapping[Digest, References],
         parents: Mapping[Digest, int],
         known: Mapping[Digest, ContentRecord],
     ) -> None:
@@ -142,16 +142,16 @@ class _Images:
         ]
         return sorted(found, key=lambda record: (record.last_used, record.digest))
 
-    def below(self, root: Digest) -> dict[Digest, list[NamedContent]]:
+    def below(self, root: Digest) -> dict[Digest, list[ReferencedBlob]]:
         """Of the root and of each manifest below it: what it names and is here."""
         return {digest: list(self._children(digest)) for digest in self._with_below(root)}
 
-    def _children(self, manifest: Digest) -> Iterator[NamedContent]:
+    def _children(self, manifest: Digest) -> Iterator[ReferencedBlob]:
         names = self._manifests[manifest]
         for digest in dict.fromkeys((*names.manifests, *names.blobs)):
             record = self._known.get(digest) or self._looked_up(digest)
             if record is not None:
-                yield NamedContent(record, self._parents[digest], digest in self._known)
+                yield ReferencedBlob(record, self._parents[digest], digest in self._known)
 
     def _looked_up(self, digest: Digest) -> ContentRecord | None:
         try:

@@ -23,13 +23,13 @@ from mirror.policy.image_names import name_of
 from mirror.policy.unread import Subject, UnreadNote, note_name
 from mirror.ports import Catalog
 
-__all__ = ["Subjects", "all_known", "tell_unread", "unread_json", "unread_words"]
+__all__ = ["DamagedNoteOwners", "all_known", "tell_unread", "unread_json", "unread_words"]
 
 #: Seconds between two searches for the same notes.
 _AGAIN: Final = 60.0
 
 
-class Subjects:
+class DamagedNoteOwners:
     """Of unread notes. May be asked from any thread."""
 
     def __init__(self, catalog: Catalog, now: Callable[[], float] = time.monotonic) -> None:

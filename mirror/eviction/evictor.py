@@ -38,15 +38,15 @@ from mirror.aio.singleflight import end
 from mirror.aio.threads import to_its_end
 from mirror.errors import BlobTooLarge, IndexUnavailable, StoreError, StoreFull
 from mirror.eviction import candidates as finding
-from mirror.eviction.quarantine_sweep import KeptAside
+from mirror.eviction.quarantine_sweep import QuarantineSweeper
 from mirror.eviction.reconcile import INCOMPLETE
-from mirror.eviction.usage import HeldBytes
+from mirror.eviction.usage import StoreUsage
 from mirror.eviction.write_behind import WriteBehind
-from mirror.graph.references import NamesOnDisk
+from mirror.graph.references import ReferenceReader
 from mirror.oci.digest import Digest
-from mirror.policy.eviction import Measure, Victim, Water
-from mirror.policy.quarantine import Quarantine
-from mirror.policy.records import ManifestNames
+from mirror.policy.eviction import StoreLoad, Victim, Watermarks
+from mirror.policy.quarantine import QuarantineLimits
+from mirror.policy.records import References
 from mirror.ports import BlobInfo, BlobStore, ContentIndex
 from mirror.values.sizes import format_size
 
@@ -66,7 +66,7 @@ _REBUILD_AT_MOST_EVERY: Final = 3600.0
 #: Seconds between two suspicions that the index lacks blobs.
 _SUSPECT_EVERY: Final = 600.0
 #: What is kept of what is damaged, where nobody says.
-_QUARANTINE: Final = Quarantine()
+_QUARANTINE: Final = QuarantineLimits()
 
 
 class Reservation:
@@ -92,14 +92,14 @@ class Evictor:
         store: BlobStore,
         index: ContentIndex,
         *,
-        water: Water,
-        names: NamesOnDisk,
+        water: Watermarks,
+        names: ReferenceReader,
         protected: Callable[[], Collection[Digest]],
         pinned: Callable[[float], Collection[Digest]],
         exclusive: Callable[[], AbstractAsyncContextManager[object]],
         rebuild: Callable[[], Awaitable[object]] | None = None,
         reclaim: Callable[[], int] | None = None,
-        quarantine: Quarantine = _QUARANTINE,
+        quarantine: QuarantineLimits = _QUARANTINE,
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         interval: float = 1.0,
@@ -120,10 +120,10 @@ class Evictor:
         self._exclusive = exclusive
         self._rebuild = rebuild
         self._reclaim = reclaim
-        self._aside = KeptAside(store, quarantine)
+        self._aside = QuarantineSweeper(store, quarantine)
         self._now = now
         self._behind = WriteBehind(store, index, now=lambda: self._now())
-        self._held = HeldBytes(store, index, self._behind, now=lambda: self._now())
+        self._held = StoreUsage(store, index, self._behind, now=lambda: self._now())
         self._sleep = sleep
         self._interval = interval
         self._reserved = 0
@@ -142,7 +142,7 @@ class Evictor:
         """See `WriteBehind`."""
         await self._behind.arrived(info)
 
-    async def name(self, names: ManifestNames, size: int) -> None:
+    async def name(self, names: References, size: int) -> None:
         """See `WriteBehind`."""
         await self._behind.name(names, size)
 
@@ -176,7 +176,7 @@ class Evictor:
             raise
         return Reservation(wanted, self._give_back)
 
-    async def _evict_for_fill(self, measure: Measure) -> None:
+    async def _evict_for_fill(self, measure: StoreLoad) -> None:
         try:
             await self._evict(lambda then: (self._water.excess(then), self._water.shortage(then)))
         except StoreFull:
@@ -191,7 +191,7 @@ class Evictor:
         # most likely it is held now; if not, the next walk tells
         self._held.reckon(1, size)
 
-    def _refuse_if_too_large(self, measure: Measure, wanted: int) -> None:
+    def _refuse_if_too_large(self, measure: StoreLoad, wanted: int) -> None:
         limit = self._water.limit(measure)
         if wanted > limit:
             larger = f"{format_size(wanted)} is more than the {format_size(limit)} that the store has"
@@ -292,8 +292,8 @@ class Evictor:
 
     # --------------------------------------------------------------------------------------------- measuring
 
-    async def _measure(self, *, patient: bool = True) -> Measure:
-        """Impatient: see `HeldBytes.bytes`."""
+    async def _measure(self, *, patient: bool = True) -> StoreLoad:
+        """Impatient: see `StoreUsage.bytes`."""
         growing, aside, (free, disk) = await asyncio.to_thread(
             lambda: (self._store.growing(), self._aside.kept(), self._store.free())
         )
@@ -302,7 +302,7 @@ class Evictor:
         own = sum(size for digest, size in growing.items() if digest in ours)
         # a fill of ours counts once: as what it reserved, until as much of it is growing
         pending = max(0, self._reserved - own)
-        return Measure(held, sum(growing.values()), pending, free, disk, sum(one.size for one in aside))
+        return StoreLoad(held, sum(growing.values()), pending, free, disk, sum(one.size for one in aside))
 
     async def _is_large(self) -> bool:
         """Whether a look at every blob and every manifest would take long."""
@@ -310,7 +310,7 @@ class Evictor:
 
     # ---------------------------------------------------------------------------------------------- evicting
 
-    async def _evict(self, need: Callable[[Measure], tuple[int, int]], *, on_disk: bool = False) -> list[Victim]:
+    async def _evict(self, need: Callable[[StoreLoad], tuple[int, int]], *, on_disk: bool = False) -> list[Victim]:
         """Drop what is needed, as measured once it is our turn: others may have made room meanwhile.
 
         `need` gives the bytes that should go, and those that must go or `StoreFull` is raised. Nothing is dropped
@@ -494,7 +494,7 @@ class _Eviction:
         self.must -= size
 
 
-def _above_low(water: Water, measure: Measure) -> int:
+def _above_low(water: Watermarks, measure: StoreLoad) -> int:
     """Bytes above the low water."""
     return max(0, measure.used - int(water.limit(measure) * water.low))
 

@@ -20,9 +20,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mirror.errors import StoreError
-from mirror.eviction.damaged_notes import Subjects, all_known, tell_unread
+from mirror.eviction.damaged_notes import DamagedNoteOwners, all_known, tell_unread
 from mirror.graph.manifests import for_display
-from mirror.graph.references import NamesOnDisk
+from mirror.graph.references import ReferenceReader
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Reference, Repo
@@ -58,14 +58,14 @@ class PinnedImage:
 
 
 def pinned_images(
-    pins: Pins, rules: Sequence[PinRule], catalog: Catalog, now: float, subjects: Subjects | None = None
+    pins: Pins, rules: Sequence[PinRule], catalog: Catalog, now: float, subjects: DamagedNoteOwners | None = None
 ) -> list[PinnedImage]:
     """Blocking, to be shown: every pin that is in force, those that cannot be read where it is known what they are for,
     then what rules add to them. A tag whose record cannot be read has no `root`. Raises `StoreError` for the rest.
     Callers that ask often pass `subjects`, which search less.
     """
     read, unread = pins.look()
-    return images_of(read, (subjects or Subjects(catalog)).known(unread), rules, catalog, now, root=shown_root)
+    return images_of(read, (subjects or DamagedNoteOwners(catalog)).known(unread), rules, catalog, now, root=shown_root)
 
 
 def images_of(
@@ -142,7 +142,7 @@ class PinnedContent:
         catalog: Catalog,
         pins: Pins,
         rules: Sequence[PinRule],
-        names: NamesOnDisk,
+        names: ReferenceReader,
         *,
         frozen: Callable[[], tuple[Iterable[Freeze], Sequence[UnreadNote]]],
         answer: Callable[[Repo, str], Digest | None],
@@ -159,7 +159,7 @@ class PinnedContent:
         self._lock = threading.Lock()
         #: What each pinned tag pointed to when last read: a record that cannot be read now, or is gone, unpins nothing.
         self._roots: dict[tuple[Repo, Reference], set[Digest]] = {}
-        self._subjects = Subjects(catalog)
+        self._subjects = DamagedNoteOwners(catalog)
         self._told: set[UnreadNote] = set()
 
     def digests(self, now: float) -> Collection[Digest]:

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mirror.aio.threads import to_its_end
-from mirror.errors import BlobDamaged, IndexUnavailable, Kept, ManifestUnknown, RecordDamaged, StoreError
-from mirror.eviction.damaged_notes import Subjects
+from mirror.errors import BlobDamaged, ImageProtected, IndexUnavailable, ManifestUnknown, RecordDamaged, StoreError
+from mirror.eviction.damaged_notes import DamagedNoteOwners
 from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import images_of, why_pinned
 from mirror.graph.closure import Closure, read_closure
@@ -101,8 +101,8 @@ class Purge:
         self._forget = forget
 
     async def __call__(self, image: Image) -> Purged:
-        """Raises `ManifestUnknown` if it is not here, `Kept`, and `StoreError`: the image is as it was then, unless the
-        message says that blobs of it stay.
+        """Raises `ManifestUnknown` if the image is not here, `ImageProtected`, and `StoreError`: the image is as it was then,
+        unless the message says that blobs of it stay.
         """
         plan = await asyncio.to_thread(self._plan, image)
         async with self._evictor.turn():
@@ -134,7 +134,7 @@ class Purge:
         return _Plan(repo, root.digest, tags, tuple(sorted(manifests)), candidates, named)
 
     def _unname(self, image: Image, plan: _Plan) -> None:
-        """Blocking: steps 3 and 4. Raises `Kept`, `StoreError`."""
+        """Blocking: steps 3 and 4. Raises `ImageProtected`, `StoreError`."""
         with _still_whole(image):
             self._refuse_if_kept(image, plan.root, plan.tags)
         for tag in plan.tags:
@@ -162,25 +162,27 @@ class Purge:
         return record.digest if record else None
 
     def _refuse_if_kept(self, image: Image, digest: Digest, tags: Iterable[str]) -> None:
-        """Raises `Kept`, and `StoreError` where a pin or a freeze cannot be read and what it is for is not known."""
+        """Raises `ImageProtected`, and `StoreError` if a pin or a freeze that may be for this image cannot be read."""
         pins, unread_pins = self._pins.look()
         freezes, unread_freezes = self._freezes.look()
-        subjects = Subjects(self._catalog).of([*unread_pins, *unread_freezes])
+        subjects = DamagedNoteOwners(self._catalog).of([*unread_pins, *unread_freezes])
         pinned = images_of(pins, subjects, self._rules, self._catalog, time.time())
         for tag in (*tags, None):
             for why in why_pinned(pinned, image.repo, tag=tag, digest=digest):
                 by = f"the rule {why.rule}" if why.rule else f"the pin of {name_of(why.repo, why.reference)}"
-                raise Kept(f"{image} stays because of {by}; unpin it first")
+                raise ImageProtected(f"{image} stays because of {by}; unpin it first")
         for note, (repo, reference) in subjects.items():
             if note.kind == "freezes" and repo == image.repo:
                 name = name_of(repo, reference)
-                raise Kept(
+                raise ImageProtected(
                     f"{image} stays because {name} is frozen, but at what cannot be read: freeze it --at a digest, or "
                     "unfreeze it"
                 )
         for freeze in freezes:
             if freeze.repo == image.repo and freeze.digest == digest:
-                raise Kept(f"{image} stays because {freeze.repo}:{freeze.tag} is frozen at it; unfreeze that first")
+                raise ImageProtected(
+                    f"{image} stays because {freeze.repo}:{freeze.tag} is frozen at it; unfreeze that first"
+                )
 
     def _unnamed_manifests(self, repo: Repo, root: Descriptor, tags: Collection[str], closure: Closure) -> set[Digest]:
         """Those of the image that no tag but `tags`, and no freeze or manifest of the repository names. Raises

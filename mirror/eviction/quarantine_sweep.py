@@ -10,21 +10,21 @@ from collections.abc import Collection, Sequence
 
 from mirror import telemetry
 from mirror.errors import StoreError
-from mirror.policy.quarantine import Aside, Quarantine
+from mirror.policy.quarantine import QuarantinedBlob, QuarantineLimits
 from mirror.ports import BlobStore
 
-__all__ = ["KeptAside"]
+__all__ = ["QuarantineSweeper"]
 
 
-class KeptAside:
+class QuarantineSweeper:
     """Of one store. `kept` may be asked from any thread."""
 
-    def __init__(self, store: BlobStore, bound: Quarantine) -> None:
+    def __init__(self, store: BlobStore, bound: QuarantineLimits) -> None:
         self._store = store
         self._bound = bound
         self._trouble = ""
 
-    def kept(self) -> Sequence[Aside]:
+    def kept(self) -> Sequence[QuarantinedBlob]:
         """Blocking: in no order; empty where it cannot be told."""
         try:
             return self._store.aside()
@@ -42,7 +42,7 @@ class KeptAside:
         """Drop all of it; the bytes that this frees."""
         return await self._drop(await asyncio.to_thread(self.kept), "its room is needed")
 
-    async def _drop(self, surplus: Collection[Aside], why: str) -> int:
+    async def _drop(self, surplus: Collection[QuarantinedBlob], why: str) -> int:
         if not surplus:
             return 0
         freed = await asyncio.to_thread(lambda: [self._dropped(one) for one in surplus])
@@ -50,7 +50,7 @@ class KeptAside:
             telemetry.log.info("quarantine.dropped", blobs=len(gone), bytes=sum(gone), why=why)
         return sum(freed)
 
-    def _dropped(self, one: Aside) -> int:
+    def _dropped(self, one: QuarantinedBlob) -> int:
         """Blocking: the bytes that this frees; 0 where it stays, or another process was first."""
         try:
             return self._store.drop_aside(one.digest)

@@ -32,7 +32,7 @@ from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RecordDama
 from mirror.graph.manifests import has_blob, manifest_of_bytes, read_stored
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.records import ContentRecord, ManifestNames
+from mirror.policy.records import ContentRecord, References
 from mirror.ports import BlobStore, Catalog, ContentIndex
 from mirror.repository.grants import granted_by
 
@@ -196,7 +196,7 @@ class _Found:
     """
 
     named: dict[Digest, int] = field(default_factory=dict)
-    names: list[ManifestNames] = field(default_factory=list)
+    names: list[References] = field(default_factory=list)
     used: dict[Digest, float] = field(default_factory=dict)
     unread: int = 0
     trouble: StoreError | None = None
@@ -235,7 +235,7 @@ def _look_at(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest, fou
         manifest = stored.manifest if stored else None
     if manifest is None:
         return
-    found.names.append(ManifestNames.of(manifest))
+    found.names.append(References.of(manifest))
     found.used[digest] = used_at
     for one, size in granted_by(stored).items() if stored else ():
         found.named[one] = max(size, found.named.get(one, -1))

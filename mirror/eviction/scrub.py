@@ -34,16 +34,16 @@ from mirror.graph.manifests import has_blob, manifest_of_bytes
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
-from mirror.policy.token_bucket import Pace
+from mirror.policy.token_bucket import TokenBucket
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog, SupportsReadOnce
 from mirror.repository.router import Router
-from mirror.repository.shared import Shelf
+from mirror.repository.shared import Shared
 
 __all__ = [
-    "Notebook",
     "Owner",
     "Scrub",
     "ScrubProgress",
+    "ScrubRecords",
     "dangling_records",
     "fetching_through",
     "read_progress",
@@ -73,7 +73,7 @@ class Owner:
     is_manifest: bool
 
 
-class Notebook(Protocol):
+class ScrubRecords(Protocol):
     """Where progress outlives the process. Blocking."""
 
     def read(self, key: str) -> dict[str, Any] | None:
@@ -164,7 +164,7 @@ class Scrub:
         """
         self._store = store
         self._catalog = catalog
-        self._pace = Pace(rate)
+        self._pace = TokenBucket(rate)
         self._fetch_again = fetch_again
         self._may_fetch = may_fetch
         self._read = read
@@ -287,7 +287,7 @@ def _read_and_hash(reader: BlobReader, offset: int, update: Callable[[bytes], No
 # ------------------------------------------------------------------------------------------------- the whole store
 
 
-def read_progress(notes: Notebook) -> ScrubProgress | None:
+def read_progress(notes: ScrubRecords) -> ScrubProgress | None:
     """Blocking: how far the last scrub of everything is; None where there was none. Raises `StoreError`."""
     note = notes.read(_KEY)
     return ScrubProgress.from_json(note) if note else None
@@ -297,7 +297,7 @@ _KEY: Final = "everything"
 
 
 async def scrub_all(
-    scrub: Scrub, store: BlobStore, notes: Notebook, *, now: Callable[[], float] = time.time
+    scrub: Scrub, store: BlobStore, notes: ScrubRecords, *, now: Callable[[], float] = time.time
 ) -> ScrubProgress:
     """Every blob of the store, from where the last one stopped. One process at a time: the caller holds a lock.
 
@@ -325,7 +325,7 @@ async def scrub_all(
     return progress
 
 
-def _note(notes: Notebook, progress: ScrubProgress) -> None:
+def _note(notes: ScrubRecords, progress: ScrubProgress) -> None:
     """Blocking. A disk that takes no notes does not end a scrub: the next one begins earlier."""
     with suppress(StoreError):
         notes.write(_KEY, progress.to_json())
@@ -367,7 +367,7 @@ async def scrub_image(
             return missing
 
 
-def fetching_through(router: Router, shelf: Shelf) -> Callable[[Owner, Digest], Awaitable[None]]:
+def fetching_through(router: Router, shelf: Shared) -> Callable[[Owner, Digest], Awaitable[None]]:
     """Fetches a blob again as a client's request would."""
 
     async def fetch_again(owner: Owner, digest: Digest) -> None:
@@ -455,7 +455,7 @@ def _trouble_with_tag(catalog: Catalog, repo: Repo, tag: str) -> str | None:
 async def scrub_when_due(
     scrub: Scrub,
     store: BlobStore,
-    notes: Notebook,
+    notes: ScrubRecords,
     *,
     every: float,
     since: float,

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from mirror import telemetry
-from mirror.aio.singleflight import Once
+from mirror.aio.singleflight import SingleFlight
 from mirror.errors import IndexUnavailable
 from mirror.eviction.write_behind import WriteBehind
 from mirror.ports import BlobStore, ContentIndex
 
-__all__ = ["HeldBytes"]
+__all__ = ["StoreUsage"]
 
 #: A sum found by walking the disk is believed for a second per so many blobs, but not longer than a minute: that keeps
 #: the walks to a small part of one thread. What other processes bring meanwhile is not in it, so it is soon done again
@@ -31,7 +31,7 @@ _WALK_EVERY: Final = 60.0
 _QUICKLY_WALKED: Final = 10_000
 
 
-class HeldBytes:
+class StoreUsage:
     """One in each process that fills the store. `behind` says how the index is."""
 
     def __init__(self, store: BlobStore, index: ContentIndex, behind: WriteBehind, *, now: Callable[[], float]) -> None:
@@ -39,7 +39,7 @@ class HeldBytes:
         self._index = index
         self._behind = behind
         self._now = now
-        self._walking = Once()
+        self._walking = SingleFlight()
         self._sum: _Sum | None = None
 
     async def bytes(self, free: int, *, patient: bool) -> int:

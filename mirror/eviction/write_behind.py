@@ -20,7 +20,7 @@ from mirror import telemetry
 from mirror.errors import BlobUnknown, IndexUnavailable, StoreError
 from mirror.eviction.reconcile import is_whole
 from mirror.oci.digest import Digest
-from mirror.policy.records import ContentRecord, ManifestNames
+from mirror.policy.records import ContentRecord, References
 from mirror.ports import BlobInfo, BlobStore, ContentIndex
 
 __all__ = ["WriteBehind"]
@@ -44,7 +44,7 @@ class WriteBehind:
         self._touches: dict[Digest, float] = {}
         self._unmarked: dict[Digest, float] = {}
         self._marked: dict[Digest, float] = {}
-        self._unnamed: dict[Digest, tuple[ManifestNames, ContentRecord]] = {}
+        self._unnamed: dict[Digest, tuple[References, ContentRecord]] = {}
         #: Blobs that came while the index did not answer; in order of arrival, the values say nothing.
         self._untold: dict[Digest, None] = {}
         #: Why the index was of no use when it was last asked; None: it was.
@@ -80,7 +80,7 @@ class WriteBehind:
                 raise
             self.note_down(error)
 
-    async def name(self, names: ManifestNames, size: int) -> None:
+    async def name(self, names: References, size: int) -> None:
         """A manifest of `size` bytes is here. What the index cannot take now is told with the next flush."""
         self._unnamed[names.digest] = names, ContentRecord(names.digest, size, self._now())
         if len(self._unnamed) > _MOST_UNNAMED:

@@ -58,7 +58,7 @@ from mirror.oci.digest import Digest
 from mirror.policy.send_limit import Tries, may_send, next_try
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Body, Ingest
 
-__all__ = ["Flight", "Flights", "Pull", "Reservation", "Room"]
+__all__ = ["Flight", "Flights", "Pull", "ReservedSpace", "Room"]
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ _STUCK: Final = 120.0
 _TRIES_WHEN_FULL: Final = 2
 
 
-class Reservation(Protocol):
+class ReservedSpace(Protocol):
     """Room that was set aside for a fill."""
 
     def release(self) -> None:
@@ -97,7 +97,7 @@ class Reservation(Protocol):
 class Room(Protocol):
     """What a flight needs of the evictor."""
 
-    async def reserve(self, size: int | None) -> Reservation:
+    async def reserve(self, size: int | None) -> ReservedSpace:
         """Set `size` bytes aside, evicting if needed. Raises `StoreFull`."""
 
     async def make_room(self, size: int) -> None:
@@ -573,7 +573,7 @@ class Flights:
                 flight._announce(ingest.reader)
                 return
         tries, full = Tries(self._clock()), 0
-        reservation: Reservation | None = None
+        reservation: ReservedSpace | None = None
         try:
             while True:
                 before, answered = ingest.offset, False

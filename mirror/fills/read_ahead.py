@@ -21,7 +21,7 @@ from mirror.errors import MirrorError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 
-__all__ = ["Ahead", "Fetching"]
+__all__ = ["Fetching", "ReadAhead"]
 
 #: Manifests whose blobs wait for a slot; more are let go. Each was asked for by somebody who then asks for the blobs.
 _MOST_WAITING: Final = 200
@@ -40,7 +40,7 @@ class Fetching(Protocol):
         """Have it here. Raises `MirrorError`."""
 
 
-class Ahead:
+class ReadAhead:
     """One in each process that serves."""
 
     def __init__(self, limit: Callable[[], Awaitable[int]], *, at_once: int) -> None:

@@ -15,25 +15,25 @@ from mirror.aio.latest import put_latest
 from mirror.errors import BlobDamaged
 from mirror.graph.manifests import for_display, has_blob, manifest_of_bytes
 from mirror.oci.digest import Digest
-from mirror.policy.records import ManifestNames
+from mirror.policy.records import References
 from mirror.ports import BlobStore, Catalog
 
-__all__ = ["NamesOnDisk", "called"]
+__all__ = ["ReferenceReader", "called"]
 
 #: Manifests kept in mind, some 5 KiB each.
 _MOST: Final = 20_000
 
 
-class NamesOnDisk:
+class ReferenceReader:
     """May be asked from any thread."""
 
     def __init__(self, store: BlobStore, catalog: Catalog) -> None:
         self._store = store
         self._catalog = catalog
-        self._known: OrderedDict[Digest, ManifestNames] = OrderedDict()
+        self._known: OrderedDict[Digest, References] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(self, digest: Digest) -> ManifestNames | None:
+    def of(self, digest: Digest) -> References | None:
         """Blocking: of a manifest that is here, or was when it was read; None for what is absent, damaged, or no
         manifest: a damaged one cannot be pulled, and must not keep the store from being evicted.
 
@@ -50,16 +50,16 @@ class NamesOnDisk:
             return None
         if manifest is None:
             return None
-        names = ManifestNames.of(manifest)
+        names = References.of(manifest)
         with self._lock:
             put_latest(self._known, digest, names, _MOST)
         return names
 
-    def everywhere(self) -> Mapping[Digest, ManifestNames]:
+    def everywhere(self) -> Mapping[Digest, References]:
         """Blocking, a file for each: of every manifest that some repository has and whose bytes are here. Raises
         `StoreError` like `of`.
         """
-        found: dict[Digest, ManifestNames] = {}
+        found: dict[Digest, References] = {}
         for repo in self._catalog.repositories():
             # by their names: what a damaged record says does not matter
             for digest in self._catalog.manifest_digests(repo):

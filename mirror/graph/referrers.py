@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from mirror.aio.lru import Hot
-from mirror.aio.singleflight import Once
+from mirror.aio.lru import LruCache
+from mirror.aio.singleflight import SingleFlight
 from mirror.graph.damage import manifest_to_serve
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
 from mirror.ports import BlobStore, Catalog
 
-__all__ = ["Referring"]
+__all__ = ["ReferrerScan"]
 
 #: Seconds that what was read stands.
 _READ_EVERY: Final = 2.0
@@ -28,15 +28,15 @@ _READ_EVERY: Final = 2.0
 _Seen = Mapping[Digest, tuple[Digest | None, Descriptor]]
 
 
-class Referring:
+class ReferrerScan:
     """Of all repositories, as this process has read them."""
 
-    def __init__(self, store: BlobStore, catalog: Catalog, once: Once, now: Callable[[], float]) -> None:
+    def __init__(self, store: BlobStore, catalog: Catalog, once: SingleFlight, now: Callable[[], float]) -> None:
         self._store = store
         self._catalog = catalog
         self._once = once
         self._now = now
-        self._read: Hot[Repo, tuple[float, _Seen]] = Hot(32 << 20, lambda read: 512 + 768 * len(read[1]))
+        self._read: LruCache[Repo, tuple[float, _Seen]] = LruCache(32 << 20, lambda read: 512 + 768 * len(read[1]))
 
     async def to(self, repo: Repo, digest: Digest) -> list[Descriptor] | None:
         """Descriptors of the manifests whose subject is `digest`, sorted by digest; None: nothing at all is here.

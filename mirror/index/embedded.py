@@ -37,7 +37,7 @@ from mirror.errors import IndexUnavailable, MirrorError
 from mirror.index.batches import batches
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.records import ContentRecord, ManifestNames, NamedContent, Standing, Usage
+from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
 from mirror.telemetry import INDEX_FAILURES, log
 
 __all__ = ["SCHEMA", "EmbeddedIndex"]
@@ -128,12 +128,12 @@ UPDATE content SET names = told.value, manifest = 1 FROM json_each(?) AS told
 WHERE content.digest = told.key AND content.manifest = 0
 """
 _COLDEST: Final = {
-    Standing.LOOSE: "SELECT digest, size, last_used FROM content WHERE parents = 0 AND manifest = 0"
+    BlobRole.LOOSE: "SELECT digest, size, last_used FROM content WHERE parents = 0 AND manifest = 0"
     " ORDER BY last_used, digest LIMIT ?",
-    Standing.ROOT: "SELECT digest, size, last_used FROM content WHERE parents = 0 AND manifest = 1"
+    BlobRole.ROOT: "SELECT digest, size, last_used FROM content WHERE parents = 0 AND manifest = 1"
     " ORDER BY last_used, digest LIMIT ?",
     # asked for by tests alone, so it has no index of its own
-    Standing.NAMED: "SELECT digest, size, last_used FROM content WHERE parents > 0 ORDER BY last_used, digest LIMIT ?",
+    BlobRole.NAMED: "SELECT digest, size, last_used FROM content WHERE parents > 0 ORDER BY last_used, digest LIMIT ?",
 }
 _BELOW: Final = """
 SELECT above.digest, child.digest, child.size, child.last_used, child.parents, child.manifest
@@ -208,21 +208,21 @@ class EmbeddedIndex:
         for batch in batches(seen.items(), _BATCH):
             await self._write(_TOUCH, json.dumps({str(digest): last_used for digest, last_used in batch}))
 
-    async def name(self, manifests: Sequence[ManifestNames]) -> None:
+    async def name(self, manifests: Sequence[References]) -> None:
         """Skips manifests that are not remembered."""
         for batch in batches(manifests, _NAMING):
             await self._write(_NAME, json.dumps({str(names.digest): _written(names) for names in batch}))
 
-    async def coldest(self, standing: Standing, limit: int) -> list[ContentRecord]:
+    async def coldest(self, standing: BlobRole, limit: int) -> list[ContentRecord]:
         """Reads exactly `limit` entries of an ordered index, however many blobs there are."""
         rows = await self._read(_COLDEST[standing], limit)
         if len(rows) > _MANY:
             return await asyncio.to_thread(lambda: list(_records(rows)))
         return list(_records(rows))
 
-    async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[NamedContent]]:
+    async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
         """A look-up for each blob that they name."""
-        found: dict[Digest, list[NamedContent]] = {}
+        found: dict[Digest, list[ReferencedBlob]] = {}
         for batch in batches(manifests, _BATCH):
             rows = await self._read(_BELOW, json.dumps([*map(str, batch)]))
             found |= await asyncio.to_thread(_by_parent, rows)
@@ -467,22 +467,22 @@ def _unavailable(error: Exception) -> IndexUnavailable:
     return IndexUnavailable(f"the embedded index failed: {error}")
 
 
-def _written(names: ManifestNames) -> str:
+def _written(names: References) -> str:
     """The column `names`."""
     children = {str(child): 0 for child in names.blobs} | {str(child): 1 for child in names.manifests}
     return json.dumps([*children.items()])
 
 
-def _by_parent(rows: Iterable[Any]) -> dict[Digest, list[NamedContent]]:
+def _by_parent(rows: Iterable[Any]) -> dict[Digest, list[ReferencedBlob]]:
     """Rows that make no sense are passed over; a manifest of which nothing is remembered has one of NULLs."""
-    found: dict[Digest, list[NamedContent]] = {}
+    found: dict[Digest, list[ReferencedBlob]] = {}
     for above, digest, size, last_used, parents, is_manifest in rows:
         parent = _digest(above)
         if parent is None:
             continue
         children = found.setdefault(parent, [])
         for record in _records([(digest, size, last_used)]):
-            children.append(NamedContent(record, parents if isinstance(parents, int) else 1, bool(is_manifest)))
+            children.append(ReferencedBlob(record, parents if isinstance(parents, int) else 1, bool(is_manifest)))
     return found
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.records import ContentRecord, ManifestNames, NamedContent, Standing, Usage
+from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
 
 __all__ = ["MemoryIndex"]
 
@@ -18,7 +18,7 @@ class MemoryIndex:
 
     def __init__(self) -> None:
         self._records: dict[Digest, ContentRecord] = {}
-        self._names: dict[Digest, ManifestNames] = {}
+        self._names: dict[Digest, References] = {}
         self._parents: dict[Digest, set[Digest]] = {}
         self._links: dict[Repo, dict[Digest, int]] = {}
         self._bytes = 0
@@ -63,7 +63,7 @@ class MemoryIndex:
             if digest in self._names[parent].manifests:
                 self._touch(parent, last_used)
 
-    async def name(self, manifests: Sequence[ManifestNames]) -> None:
+    async def name(self, manifests: Sequence[References]) -> None:
         """Skips manifests that are not remembered."""
         for names in manifests:
             if names.digest in self._records and names.digest not in self._names:
@@ -71,21 +71,21 @@ class MemoryIndex:
                 for child in _children(names):
                     self._parents.setdefault(child, set()).add(names.digest)
 
-    async def coldest(self, standing: Standing, limit: int) -> list[ContentRecord]:
+    async def coldest(self, standing: BlobRole, limit: int) -> list[ContentRecord]:
         """Looks at every record: good for thousands, not for millions."""
         found = (record for record in self._records.values() if self._standing(record.digest) is standing)
         return heapq.nsmallest(limit, found, key=lambda record: (record.last_used, record.digest))
 
-    def _standing(self, digest: Digest) -> Standing:
+    def _standing(self, digest: Digest) -> BlobRole:
         if digest in self._parents:
-            return Standing.NAMED
-        return Standing.ROOT if digest in self._names else Standing.LOOSE
+            return BlobRole.NAMED
+        return BlobRole.ROOT if digest in self._names else BlobRole.LOOSE
 
-    async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[NamedContent]]:
+    async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
         """Of those that are remembered."""
         return {
             digest: [
-                NamedContent(self._records[child], len(self._parents[child]), child in self._names)
+                ReferencedBlob(self._records[child], len(self._parents[child]), child in self._names)
                 for child in _children(self._names[digest])
                 if child in self._records
             ]
@@ -139,6 +139,6 @@ class MemoryIndex:
         """Repeatable."""
 
 
-def _children(names: ManifestNames | None) -> frozenset[Digest]:
+def _children(names: References | None) -> frozenset[Digest]:
     """Everything that a manifest names, each digest once."""
     return frozenset((*names.manifests, *names.blobs)) if names else frozenset()

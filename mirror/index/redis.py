@@ -46,7 +46,7 @@ from mirror.index.batches import batches
 from mirror.index.breaker import Breaker
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.records import ContentRecord, ManifestNames, NamedContent, Standing, Usage
+from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
 from mirror.telemetry import BREAKER, INDEX_FAILURES, log
 
 __all__ = ["SCHEMA", "Keys", "RedisAddress", "RedisIndex", "no_connection", "parse_redis_url"]
@@ -471,7 +471,7 @@ class RedisIndex:
                 arguments += (repr(last_used), str(digest))
             await self._run(_TOUCH, arguments)
 
-    async def name(self, manifests: Sequence[ManifestNames]) -> None:
+    async def name(self, manifests: Sequence[References]) -> None:
         """Skips manifests that are not remembered."""
         for batch in batches(manifests, _NAMING):
             arguments: list[str | int] = []
@@ -480,7 +480,7 @@ class RedisIndex:
                 arguments += (str(names.digest), len(set(names.manifests)), len(children), *map(str, children))
             await self._run(_NAME, arguments)
 
-    async def coldest(self, standing: Standing, limit: int) -> list[ContentRecord]:
+    async def coldest(self, standing: BlobRole, limit: int) -> list[ContentRecord]:
         """Reads about `limit` members of a sorted set, in pages, however many blobs there are."""
         found: dict[Digest, ContentRecord] = {}
         start = 0
@@ -495,13 +495,13 @@ class RedisIndex:
             start += wanted
         return list(found.values())
 
-    async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[NamedContent]]:
+    async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
         """A few look-ups for each blob that they name."""
-        found: dict[Digest, list[NamedContent]] = {}
+        found: dict[Digest, list[ReferencedBlob]] = {}
         for batch in batches(manifests, _NAMING):
             for digest, children in await self._run(_BELOW, [*map(str, batch)]):
                 found[Digest.parse(_text(digest))] = [
-                    NamedContent(record, _integer(parents) or 1, bool(is_manifest))
+                    ReferencedBlob(record, _integer(parents) or 1, bool(is_manifest))
                     for child, size, last_used, parents, is_manifest in children
                     if (record := _record(child, size, last_used))
                 ]

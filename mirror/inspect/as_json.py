@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mirror.eviction.damaged_notes import Subjects, unread_json
+from mirror.eviction.damaged_notes import DamagedNoteOwners, unread_json
 from mirror.eviction.pinned_images import PinnedImage, images_of, shown_root
 from mirror.graph.closure import Closure, shown_closure
-from mirror.inspect.images import ImageHere, Whole
+from mirror.inspect.images import CachedImage, ImageDetail
 from mirror.oci.digest import Digest
 from mirror.policy.eviction import Victim
 from mirror.policy.image_names import name_of
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-def image_json(image: ImageHere) -> dict[str, Any]:
+def image_json(image: CachedImage) -> dict[str, Any]:
     """In a list."""
     return {
         "image": image.name,
@@ -52,7 +52,7 @@ def image_json(image: ImageHere) -> dict[str, Any]:
     }
 
 
-def whole_json(whole: Whole) -> dict[str, Any]:
+def whole_json(whole: ImageDetail) -> dict[str, Any]:
     """All about one."""
     image = whole.image
     return {
@@ -113,7 +113,7 @@ def pins_json(
     store: BlobStore,
     catalog: Catalog,
     now: float,
-    subjects: Subjects,
+    subjects: DamagedNoteOwners,
     *,
     state: bool,
 ) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mirror.errors import BlobUnknown, Denied
-from mirror.inspect.images import ImageHere, Overview
+from mirror.inspect.images import CachedImage, Overview
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.content import ContentLists
@@ -22,7 +22,7 @@ from mirror.policy.rules import RouteRule
 from mirror.ports import BlobStore, Catalog, Freezes
 from mirror.repository.miss_report import images_naming
 
-__all__ = ["BlobHere", "Reasons", "RouteOf", "WhyBlob", "WhyImage"]
+__all__ = ["BlobHere", "Explainer", "RouteOf", "WhyBlob", "WhyImage"]
 
 #: How a repository is treated, and the pattern of the route that says so; None: no route fits.
 RouteOf = Callable[[Repo], tuple[str | None, RouteRule]]
@@ -36,7 +36,7 @@ class WhyImage:
 
     repo: Repo
     reference: Reference
-    image: ImageHere | None
+    image: CachedImage | None
     record: TagRecord | None
     freeze: Freeze | None
     choice: Choice | None
@@ -69,7 +69,7 @@ class WhyBlob:
     next: tuple[tuple[Repo, str], ...]
 
 
-class Reasons:
+class Explainer:
     """Of one store. `answers` are the last ones, newest first (`store/local/recent.py`)."""
 
     def __init__(
@@ -109,7 +109,7 @@ class Reasons:
         return await asyncio.to_thread(self._blob, digest, None if repos is None else list(repos))
 
     def _image(
-        self, repo: Repo, reference: Reference, image: ImageHere | None, choice: Choice | None, now: float
+        self, repo: Repo, reference: Reference, image: CachedImage | None, choice: Choice | None, now: float
     ) -> WhyImage:
         tag = "" if isinstance(reference, Digest) else reference
         record = self._catalog.get_tag(repo, tag) if tag else None

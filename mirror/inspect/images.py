@@ -37,7 +37,7 @@ from mirror.policy.selection import Selection
 from mirror.policy.unread import UnreadNote
 from mirror.ports import BlobStore, Catalog, ContentIndex
 
-__all__ = ["ImageHere", "Overview", "Page", "Place", "PlatformHere", "Whole"]
+__all__ = ["CachedImage", "ImageDetail", "Overview", "Page", "PageCursor", "PlatformHere"]
 
 #: A config is small; what is not is not read for its platform.
 _LARGEST_CONFIG = LARGEST
@@ -65,7 +65,7 @@ class PlatformHere:
 
 
 @dataclass(frozen=True, slots=True)
-class ImageHere:
+class CachedImage:
     """An image, by tag or (`tag` None) by digest alone. Times are epoch seconds; `used_at` 0: not known."""
 
     repo: Repo
@@ -102,25 +102,25 @@ class ImageHere:
 
 
 #: Where a page begins: behind this tag, or digest, of a repository; empty: with its first image.
-Place = tuple[Repo, str]
+PageCursor = tuple[Repo, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
     """Some images, and where the next page begins; None: there are no more."""
 
-    images: tuple[ImageHere, ...]
-    next: Place | None
+    images: tuple[CachedImage, ...]
+    next: PageCursor | None
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class ImageDetail:
     """An image in full. `shared` are bytes here that other images need too; times are epoch seconds, None: not known.
 
     `subject` is what it refers to, `referrers` is what refers to it or to one of its platforms.
     """
 
-    image: ImageHere
+    image: CachedImage
     fetched_at: float | None
     checked_at: float | None
     shared: int
@@ -160,7 +160,7 @@ class Overview:
 
     # ------------------------------------------------------------------------------------------------- listing
 
-    async def images(self, selection: Selection | None = None) -> AsyncIterator[ImageHere]:
+    async def images(self, selection: Selection | None = None) -> AsyncIterator[CachedImage]:
         """Every image here, by repository, tags first, then what has no tag and is in no index that is here.
 
         Raises `StoreError`.
@@ -173,7 +173,7 @@ class Overview:
                     yield await self._told(repo, found)
 
     async def page(
-        self, selection: Selection, repositories: Sequence[Repo], begin: Place | None, limit: int, most: int
+        self, selection: Selection, repositories: Sequence[Repo], begin: PageCursor | None, limit: int, most: int
     ) -> Page:
         """Up to `limit` images of these repositories (sorted), from a place on. Raises `StoreError`.
 
@@ -182,8 +182,8 @@ class Overview:
         """
         repos = repositories if begin is None else repositories[bisect.bisect_left(repositories, begin[0]) :]
         work = self._walk(repos, selection, begin)
-        images: list[ImageHere] = []
-        place: Place | None = None
+        images: list[CachedImage] = []
+        place: PageCursor | None = None
         # nothing is looked into that is not told, but for one: to know whether there are more
         while batch := await asyncio.to_thread(_some, work, limit - len(images) + 1):
             for here, found in batch:
@@ -194,15 +194,15 @@ class Overview:
                     images.append(await self._told(here[0], found))
         return Page(tuple(images), None)
 
-    async def _told(self, repo: Repo, found: _Found) -> ImageHere:
+    async def _told(self, repo: Repo, found: _Found) -> CachedImage:
         tag, root, closure, platforms = found
         why = await asyncio.to_thread(self._why, repo, tag, root.digest)
         used_at = await self._used_at(root.digest)
-        return ImageHere(repo, tag, root, closure, platforms, used_at, why, self._is_frozen(repo, tag, root.digest))
+        return CachedImage(repo, tag, root, closure, platforms, used_at, why, self._is_frozen(repo, tag, root.digest))
 
     def _walk(
-        self, repos: Iterable[Repo], selection: Selection | None, begin: Place | None = None
-    ) -> Iterator[tuple[Place, _Found | None]]:
+        self, repos: Iterable[Repo], selection: Selection | None, begin: PageCursor | None = None
+    ) -> Iterator[tuple[PageCursor, _Found | None]]:
         """Blocking: everything that is looked at, and where to go on behind it; None where nothing is to be told."""
         for repo in repos:
             if selection is not None and not selection.has(repo):
@@ -304,7 +304,7 @@ class Overview:
 
     # --------------------------------------------------------------------------------------------- one image
 
-    async def image(self, repo: Repo, reference: Reference) -> ImageHere | None:
+    async def image(self, repo: Repo, reference: Reference) -> CachedImage | None:
         """One image; None: it is not here. Raises `StoreError`."""
         tag = None if isinstance(reference, Digest) else reference
         root = await asyncio.to_thread(self._root, repo, reference)
@@ -327,14 +327,14 @@ class Overview:
         """Blocking: the manifest, if it is here and can be read."""
         return for_display(lambda: stored_manifest(self._store, self._catalog, repo, digest), f"{repo}@{digest}")
 
-    async def whole(self, image: ImageHere) -> Whole:
+    async def whole(self, image: CachedImage) -> ImageDetail:
         """Everything about an image. Where the index does not know what is shared, every manifest that is here is read.
         Raises `StoreError`.
         """
         shared = await self._shared_by_index(image)
         return await asyncio.to_thread(self._whole, image, shared)
 
-    def _whole(self, image: ImageHere, shared: set[Digest] | None) -> Whole:
+    def _whole(self, image: CachedImage, shared: set[Digest] | None) -> ImageDetail:
         repo, root = image.repo, image.root
         record = self._catalog.get_manifest(repo, root.digest)
         tag = self._catalog.get_tag(repo, image.tag) if image.tag else None
@@ -344,7 +344,7 @@ class Overview:
             for other in self._catalog.tags(repo)
             if other != image.tag and (found := self._shown_root(repo, other)) and found.digest == root.digest
         ]
-        return Whole(
+        return ImageDetail(
             image,
             record.fetched_at if record else None,
             tag.fetched_at if tag else None,
@@ -355,7 +355,7 @@ class Overview:
             self._freezes.get((repo, image.tag)) if image.tag else None,
         )
 
-    async def _shared_by_index(self, image: ImageHere) -> set[Digest] | None:
+    async def _shared_by_index(self, image: CachedImage) -> set[Digest] | None:
         """What of it another image names: another manifest, or the same one in another repository; None: the index does
         not know what all manifests name.
         """
@@ -373,7 +373,7 @@ class Overview:
         shared = {child.record.digest for child in found if child.parents > ours[child.record.digest]}
         return shared | await asyncio.to_thread(self._manifests_elsewhere, image)
 
-    def _manifests_elsewhere(self, image: ImageHere) -> set[Digest]:
+    def _manifests_elsewhere(self, image: CachedImage) -> set[Digest]:
         """Blocking: its manifests that other repositories have, or that another one of its own names."""
         own = set(image.closure.named)
         found = self._named_in(image.repo, own, own)
@@ -382,7 +382,7 @@ class Overview:
                 found |= own & set(self._catalog.manifest_digests(repo))
         return found
 
-    def _shared_by_disk(self, image: ImageHere) -> set[Digest]:
+    def _shared_by_disk(self, image: CachedImage) -> set[Digest]:
         """Blocking: the same from all manifests that are here."""
         own, wanted = set(image.closure.named), {node.digest for node in image.closure.present}
         found: set[Digest] = set()
@@ -400,7 +400,7 @@ class Overview:
                 found |= wanted & {digest, *children}
         return found
 
-    def _referrers(self, image: ImageHere) -> Iterator[Descriptor]:
+    def _referrers(self, image: CachedImage) -> Iterator[Descriptor]:
         subjects = {node.digest for node in image.closure.nodes if node.role in (Role.INDEX, Role.MANIFEST)}
         for digest in self._catalog.manifest_digests(image.repo):
             manifest = self._shown(image.repo, digest)

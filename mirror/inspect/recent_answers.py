@@ -20,7 +20,7 @@ from mirror.errors import StoreError
 from mirror.policy.recent import LONGEST, LastAnswer
 from mirror.repository.content import Outcome
 
-__all__ = ["MOST", "Keeping", "Recent"]
+__all__ = ["MOST", "AnswerFile", "Recent"]
 
 #: Answers of each kind of resource that a worker remembers: below 500 bytes each, in memory and on disk.
 MOST: Final = 500
@@ -28,7 +28,7 @@ MOST: Final = 500
 _EVERY: Final = 1.0
 
 
-class Keeping(Protocol):
+class AnswerFile(Protocol):
     """The worker's file (`store/local/recent.py`). Calls block shortly, and are made one after another."""
 
     def load(self) -> Sequence[LastAnswer]:
@@ -38,7 +38,7 @@ class Keeping(Protocol):
         """Replaces it. Raises `StoreError`."""
 
 
-class Said(Protocol):
+class Answered(Protocol):
     """What is known of an answer (`server/registry/pull.py`)."""
 
     @property
@@ -60,14 +60,14 @@ class Said(Protocol):
 
 
 _Key = tuple[str | None, str | None, str]
-_Noted = tuple[float, str, int, Said, float, str]
+_Noted = tuple[float, str, int, Answered, float, str]
 
 
 class Recent:
     """Of one process. `keeping` None: only in memory."""
 
     def __init__(
-        self, keeping: Keeping | None = None, *, now: Callable[[], float] = time.time, most: int = MOST
+        self, keeping: AnswerFile | None = None, *, now: Callable[[], float] = time.time, most: int = MOST
     ) -> None:
         self._keeping = keeping
         self._now = now
@@ -77,7 +77,7 @@ class Recent:
         self._failed = False
         self._at_the_file = asyncio.Lock()
 
-    def note(self, kind: str, method: str, status: int, said: Said, seconds: float, request: str) -> None:
+    def note(self, kind: str, method: str, status: int, said: Answered, seconds: float, request: str) -> None:
         """An answer was given; `said` must not change afterwards. The path of every request: nothing is made of it
         here.
         """
@@ -126,7 +126,7 @@ class Recent:
             else:
                 self._failed = False
 
-    async def _take_over(self, keeping: Keeping) -> None:
+    async def _take_over(self, keeping: AnswerFile) -> None:
         """What the worker before us has left is older than all that we know."""
         try:
             # whoever stops us soon after our start flushes and closes the file next: not while the thread is at it

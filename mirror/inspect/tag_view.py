@@ -12,11 +12,11 @@ from mirror.policy.history import AgeRule, Choice, choose, recalled
 from mirror.policy.records import Freeze, Sighting
 from mirror.ports import BlobStore, Catalog, Freezes
 
-__all__ = ["Standing", "StandingTag", "read_standing"]
+__all__ = ["TagVersion", "TagView", "read_standing"]
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class TagVersion:
     """One sighting. `closure` is what is here of its image; `answers`: it is what the tag answers now."""
 
     sighting: Sighting
@@ -32,7 +32,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class StandingTag:
+class TagView:
     """All of a tag, sightings newest first. `choice` is the minimum age's; None where nothing was ever seen.
 
     `dropped`: upstream has no such tag any more.
@@ -40,7 +40,7 @@ class StandingTag:
 
     repo: Repo
     tag: str
-    standings: tuple[Standing, ...]
+    standings: tuple[TagVersion, ...]
     freeze: Freeze | None
     choice: Choice | None
     dropped: bool
@@ -55,7 +55,7 @@ class StandingTag:
 
 def read_standing(
     store: BlobStore, catalog: Catalog, freezes: Freezes, repo: Repo, tag: str, rule: AgeRule, now: float
-) -> StandingTag:
+) -> TagView:
     """Blocking. Raises `StoreError` where a freeze cannot be read."""
     freeze = freezes.get(repo, tag)
     record = catalog.get_tag(repo, tag)
@@ -71,7 +71,7 @@ def read_standing(
     for number, one in enumerate(history):
         root = Descriptor(one.media_type, one.digest, one.size)
         standings.append(
-            Standing(
+            TagVersion(
                 sighting=one,
                 closure=read_closure(store, catalog, repo, root),
                 answers=one.digest == freeze.digest if freeze else one is served,
@@ -81,4 +81,4 @@ def read_standing(
                 and number > (history.index(choice.serve) if choice.serve else -1),
             )
         )
-    return StandingTag(repo, tag, tuple(reversed(standings)), freeze, choice, record is None)
+    return TagView(repo, tag, tuple(reversed(standings)), freeze, choice, record is None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from mirror.errors import ConfigError
-from mirror.nodes.plan import BOM, Asked, Change, Client, Files, NodeRefused, Plan, Wanted, written_by
+from mirror.nodes.plan import BOM, Asked, Change, Client, FilePlan, Files, NodeRefused, Wanted, written_by
 from mirror.nodes.toml_text import parse, set_keys, table_of
 
 __all__ = ["BUILDKIT"]
@@ -20,7 +20,7 @@ _AUTHORITY: Final = f"{_HOME}/mirror-ca.pem"
 _RESTART: Final = "systemctl restart buildkit, or docker buildx create --buildkitd-config for a new builder"
 
 
-def _plan(files: Files, wanted: Wanted) -> Plan:
+def _plan(files: Files, wanted: Wanted) -> FilePlan:
     """Raises `ConfigError` for what BuildKit cannot be told, `NodeRefused`."""
     mistakes = [
         f"--registry {name}: BuildKit knows no wildcards" for name in wanted.registries if name.startswith("*.")
@@ -53,7 +53,7 @@ def _plan(files: Files, wanted: Wanted) -> Plan:
     notes = []
     if not wanted.registries and (wild := [name for name in wanted.public if name.startswith("*.")]):
         notes.append(f"left out: {', '.join(wild)}: BuildKit knows no wildcards; name each host with --registry")
-    return Plan((*changes, Change(_FILE, content, _RESTART)), tuple(notes))
+    return FilePlan((*changes, Change(_FILE, content, _RESTART)), tuple(notes))
 
 
 def _mirrors(data: dict[str, Any], name: str) -> list[str]:

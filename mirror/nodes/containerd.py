@@ -18,7 +18,7 @@ from fnmatch import fnmatch
 from typing import Any, Final
 
 from mirror.errors import ConfigError
-from mirror.nodes.plan import DIAL_TIMEOUT, Asked, Change, Client, Files, NodeRefused, Plan, Wanted, written_by
+from mirror.nodes.plan import DIAL_TIMEOUT, Asked, Change, Client, FilePlan, Files, NodeRefused, Wanted, written_by
 from mirror.nodes.toml_text import drop_table, insert_before_tables, literal, parse, set_keys, table_of
 
 __all__ = ["CONTAINERD"]
@@ -101,7 +101,7 @@ def _is_disabled(settings: list[_Settings]) -> bool:
 # ------------------------------------------------------------------------------------------------------------- plan
 
 
-def _plan(files: Files, wanted: Wanted) -> Plan:
+def _plan(files: Files, wanted: Wanted) -> FilePlan:
     """Raises `ConfigError` for what containerd cannot be told, `NodeRefused`."""
     if wild := [name for name in wanted.registries if name.startswith("*.")]:
         raise ConfigError(
@@ -127,7 +127,7 @@ def _plan(files: Files, wanted: Wanted) -> Plan:
             one for one in files.names(folder) if one != _ALL and files.text(f"{folder}/{one}/hosts.toml") is not None
         ]
         notes += [f"{folder}/{name}/hosts.toml goes before {_ALL}: --registry {name} changes it" for name in own]
-    return Plan(tuple(changes), tuple(notes), tuple(conflicts), "containerd reads hosts.toml at each pull")
+    return FilePlan(tuple(changes), tuple(notes), tuple(conflicts), "containerd reads hosts.toml at each pull")
 
 
 def _folders_of(registry: str) -> tuple[str, ...]:

@@ -18,13 +18,13 @@ from typing import Final
 
 from mirror.nodes.plan import NodeRefused
 
-__all__ = ["Disk"]
+__all__ = ["NodeFiles"]
 
 #: As many links on one path as the kernel follows (path_resolution(7)).
 _MOST_LINKS: Final = 40
 
 
-class Disk:
+class NodeFiles:
     """`Files`, and what changes them. Blocking."""
 
     def __init__(self, root: Path = Path("/")) -> None:

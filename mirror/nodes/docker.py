@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from mirror.errors import ConfigError
-from mirror.nodes.plan import BOM, Asked, Change, Client, Files, MirrorUrl, NodeRefused, Plan, Wanted
+from mirror.nodes.plan import BOM, Asked, Change, Client, FilePlan, Files, MirrorUrl, NodeRefused, Wanted
 
 __all__ = ["BY_HTTP", "DOCKER", "TOKENS", "TRUST_TOO"]
 
@@ -46,7 +46,7 @@ _COMMAND_LINES: Final = (
 )
 
 
-def _plan(files: Files, wanted: Wanted) -> Plan:
+def _plan(files: Files, wanted: Wanted) -> FilePlan:
     """Raises `ConfigError` for what Docker cannot be told, `NodeRefused`."""
     mistakes = [
         f"--registry {name}: Docker uses mirrors for docker.io alone; pull {wanted.mirror.address}/{name}/... instead"
@@ -74,7 +74,7 @@ def _plan(files: Files, wanted: Wanted) -> Plan:
     others = [one for one in _strings(_read(content), _MIRRORS) if not wanted.mirror.is_at(one)]
     if others:
         notes.append(f"{_FILE}: other mirrors stay behind this one: {', '.join(map(_without_user, others))}")
-    return Plan(
+    return FilePlan(
         tuple(changes), tuple(notes), tuple(_on_command_line(files, content)), "dockerd reads certs.d at each pull"
     )
 

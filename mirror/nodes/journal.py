@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from mirror.nodes.disk import Disk
-from mirror.nodes.plan import Change, Client, NodeRefused, Plan
+from mirror.nodes.disk import NodeFiles
+from mirror.nodes.plan import Change, Client, FilePlan, NodeRefused
 
 __all__ = ["Difference", "Done", "Journal", "needed"]
 
@@ -87,7 +87,7 @@ def _without_secrets(line: str) -> str:
 class Journal:
     """Of one client's folder. It is `Files` as well: the files as they would be without us."""
 
-    def __init__(self, disk: Disk, client: Client) -> None:
+    def __init__(self, disk: NodeFiles, client: Client) -> None:
         """Raises `NodeRefused` where the journal is there but cannot be read."""
         self._disk = disk
         self._path = f"{client.home}/{_NAME}"
@@ -110,7 +110,7 @@ class Journal:
 
     # ----------------------------------------------------------------------------------------- forwards
 
-    def differences(self, plan: Plan) -> list[Difference]:
+    def differences(self, plan: FilePlan) -> list[Difference]:
         """What `apply` would do. Files of an earlier plan that this one does not name go back to what they were, but
         for those that somebody has edited since (see `left`).
         """
@@ -121,16 +121,16 @@ class Journal:
         ]
         return found + self._backwards(self._no_more_named(plan))[0]
 
-    def left(self, plan: Plan) -> list[str]:
+    def left(self, plan: FilePlan) -> list[str]:
         """Notes about the files that `apply` leaves as they are, because somebody has edited them."""
         _, edited = self._backwards(self._no_more_named(plan))
         return [f"{entry.path}: was edited since configure wrote it, and is left as it is" for entry in edited]
 
-    def _no_more_named(self, plan: Plan) -> list[_Entry]:
+    def _no_more_named(self, plan: FilePlan) -> list[_Entry]:
         named = {change.path for change in plan.changes}
         return [one for one in self._entries.values() if one.path not in named]
 
-    def apply(self, plan: Plan, now: float) -> list[Done]:
+    def apply(self, plan: FilePlan, now: float) -> list[Done]:
         """Blocking; `now` in seconds since the epoch. Raises `NodeRefused`; nothing or a part is done then, and doing
         it again goes on.
         """

@@ -16,7 +16,7 @@ from typing import Any, Final
 import yaml
 
 from mirror.errors import ConfigError
-from mirror.nodes.plan import BOM, Asked, Change, Client, Files, NodeRefused, Plan, Wanted, written_by
+from mirror.nodes.plan import BOM, Asked, Change, Client, FilePlan, Files, NodeRefused, Wanted, written_by
 
 __all__ = ["K3S", "RKE2"]
 
@@ -28,7 +28,7 @@ _RESTART: Final = {
 }
 
 
-def _plan(client: str, files: Files, wanted: Wanted) -> Plan:
+def _plan(client: str, files: Files, wanted: Wanted) -> FilePlan:
     """Raises `ConfigError` for what they cannot be told, `NodeRefused`."""
     if wild := [name for name in wanted.registries if name.startswith("*.")]:
         raise ConfigError([f"--registry {name}: {client} knows hosts, or none for all" for name in wild])
@@ -69,7 +69,7 @@ def _plan(client: str, files: Files, wanted: Wanted) -> Plan:
         notes.append(
             f"{path}: {', '.join(own)} have entries of their own, which go before {_ALL!r}: --registry changes them"
         )
-    return Plan(tuple(changes), tuple(notes), tuple(conflicts))
+    return FilePlan(tuple(changes), tuple(notes), tuple(conflicts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,14 @@ from mirror.errors import ConfigError, MirrorError
 __all__ = [
     "BOM",
     "DIAL_TIMEOUT",
-    "Account",
     "Asked",
     "Change",
     "Client",
+    "ClientLogin",
+    "FilePlan",
     "Files",
     "MirrorUrl",
     "NodeRefused",
-    "Plan",
     "Wanted",
     "written_by",
 ]
@@ -120,7 +120,7 @@ class MirrorUrl:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class ClientLogin:
     """How a client logs in at the mirror."""
 
     username: str
@@ -145,7 +145,7 @@ class Wanted:
     registries: tuple[str, ...] = ()
     public: tuple[str, ...] = ()
     authority: str | None = None
-    account: Account | None = None
+    account: ClientLogin | None = None
     fallback: bool = True
 
 
@@ -163,7 +163,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class FilePlan:
     """All of a client's files that should be there. `conflicts` forbid that it is carried out, `notes` are to be told.
 
     `seen` says when the client sees changes for which nothing has to be done.
@@ -204,7 +204,7 @@ class Client:
 
     name: str
     home: str
-    plan: Callable[[Files, Wanted], Plan]
+    plan: Callable[[Files, Wanted], FilePlan]
     asks: Callable[[Files, str], Asked]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from mirror.errors import ConfigError
-from mirror.nodes.plan import Asked, Change, Client, Files, Plan, Wanted, written_by
+from mirror.nodes.plan import Asked, Change, Client, FilePlan, Files, Wanted, written_by
 from mirror.nodes.toml_text import literal, parse
 
 __all__ = ["CRIO", "PODMAN"]
@@ -24,7 +24,7 @@ _NAME: Final = "50-mirror.conf"
 _FILE: Final = f"{_DROP_INS}/{_NAME}"
 
 
-def _plan(client: str, needs: str, seen: str, files: Files, wanted: Wanted) -> Plan:
+def _plan(client: str, needs: str, seen: str, files: Files, wanted: Wanted) -> FilePlan:
     """Raises `ConfigError` for what registries.conf cannot say, `NodeRefused`."""
     mistakes = [f"--registry {name}: {_WILD}" for name in wanted.registries if name.startswith("*.")]
     if wanted.account:
@@ -42,7 +42,7 @@ def _plan(client: str, needs: str, seen: str, files: Files, wanted: Wanted) -> P
         notes.insert(0, _IPV6)
     if not wanted.registries and (wild := [name for name in wanted.public if name.startswith("*.")]):
         notes.insert(0, f"left out: {', '.join(wild)}: {_WILD}")
-    return Plan(tuple(changes), tuple(notes), tuple(conflicts), seen)
+    return FilePlan(tuple(changes), tuple(notes), tuple(conflicts), seen)
 
 
 _WILD: Final = "a wildcard loses the host's name at a mirror; name each host: --registry us-docker.pkg.dev"
@@ -102,11 +102,11 @@ def _asks(files: Files, registry: str) -> Asked:
     return found or Asked((), _DROP_INS)
 
 
-def _plan_podman(files: Files, wanted: Wanted) -> Plan:
+def _plan_podman(files: Files, wanted: Wanted) -> FilePlan:
     return _plan("podman", "", "podman, skopeo and buildah read it at each start", files, wanted)
 
 
-def _plan_crio(files: Files, wanted: Wanted) -> Plan:
+def _plan_crio(files: Files, wanted: Wanted) -> FilePlan:
     return _plan("crio", "systemctl reload crio", "certificates are read at each pull", files, wanted)
 
 

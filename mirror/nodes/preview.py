@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mirror.nodes.clients import CLIENTS
-from mirror.nodes.plan import Change, Client, MirrorUrl, Plan, Wanted
+from mirror.nodes.plan import Change, Client, FilePlan, MirrorUrl, Wanted
 
 __all__ = ["Offer", "offered"]
 
@@ -56,6 +56,6 @@ def offered(mirror: MirrorUrl, registries: Sequence[str], public: Sequence[str])
         yield Offer(client.name, command, plan.changes, plan.notes, plan.seen)
 
 
-def _is_told_of_all(client: Client, plan: Plan, mirror: MirrorUrl) -> bool:
+def _is_told_of_all(client: Client, plan: FilePlan, mirror: MirrorUrl) -> bool:
     """Whether its files are the same whichever registries there are."""
     return client.plan(_Nothing(), Wanted(mirror)).changes == plan.changes

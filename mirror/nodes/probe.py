@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 from mirror.errors import RequestError
 from mirror.nodes.docker import BY_HTTP, TOKENS, TRUST_TOO
 from mirror.nodes.findings import Finding, Level, judge_certificate_age, judge_clock
-from mirror.nodes.plan import Account, MirrorUrl
+from mirror.nodes.plan import ClientLogin, MirrorUrl
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import ACCEPT
 from mirror.oci.strict_json import read_json
@@ -52,7 +52,7 @@ class Visitor:
 
     mirror: MirrorUrl
     authority: str | None = None
-    account: Account | None = field(default=None, repr=False)
+    account: ClientLogin | None = field(default=None, repr=False)
     own: bool = False
 
     def look(self) -> list[Finding]:

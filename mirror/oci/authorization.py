@@ -12,7 +12,7 @@ from typing import Final
 
 from mirror.errors import Unauthorized
 
-__all__ = ["Presented", "presented_by", "read_authorization"]
+__all__ = ["CallerCredentials", "presented_by", "read_authorization"]
 
 #: Characters of a header that are looked at: tokens of identity providers have a few kilobytes.
 _LONGEST: Final = 32 * 1024
@@ -24,7 +24,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
-class Presented:
+class CallerCredentials:
     """A user name with a password, or a bearer token. No `repr` shows a secret."""
 
     username: str = ""
@@ -45,7 +45,7 @@ class Presented:
         return self.bearer or self.password
 
 
-def presented_by(username: str, password: str) -> Presented:
+def presented_by(username: str, password: str) -> CallerCredentials:
     """Without control characters (RFC 7617, 2): they would stand in a log, and two pairs could look like one. Raises
     `Unauthorized`.
     """
@@ -53,10 +53,10 @@ def presented_by(username: str, password: str) -> Presented:
         raise Unauthorized("a user name or password with control characters")
     if len(username) > _LONGEST_NAME or len(password) > _LONGEST_PASSWORD:
         raise Unauthorized("the user name or the password is too long")
-    return Presented(username, password)
+    return CallerCredentials(username, password)
 
 
-def read_authorization(lines: Sequence[str]) -> Presented | None:
+def read_authorization(lines: Sequence[str]) -> CallerCredentials | None:
     """The header's lines as they came; None where there is none, or an empty one. Raises `Unauthorized`."""
     if not lines:
         return None
@@ -74,11 +74,11 @@ def read_authorization(lines: Sequence[str]) -> Presented | None:
         case "bearer":
             if not value or not value.isascii() or not value.isprintable() or " " in value:
                 raise Unauthorized("not a bearer token")
-            return Presented(bearer=value)
+            return CallerCredentials(bearer=value)
     raise Unauthorized("an Authorization that is neither Basic nor Bearer")
 
 
-def _basic(value: str) -> Presented | None:
+def _basic(value: str) -> CallerCredentials | None:
     try:
         username, colon, password = base64.b64decode(value, validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError, ValueError) as error:

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from mirror.oci.authorization import Presented
+from mirror.oci.authorization import CallerCredentials
 from mirror.oci.reference import Repo
 from mirror.policy.routing import compile_pattern
 
-__all__ = ["ANONYMOUS", "Action", "Identity", "Means", "Policy", "Rule", "actions", "check_who"]
+__all__ = ["ANONYMOUS", "Action", "AuthMethod", "Identity", "Policy", "Rule", "actions", "check_who"]
 
 
 class Action(Enum):
@@ -34,7 +34,7 @@ class Action(Enum):
     ADMIN = "admin"
 
 
-class Means(Enum):
+class AuthMethod(Enum):
     """How somebody said who they are."""
 
     ANONYMOUS = "anonymous"
@@ -51,29 +51,29 @@ class Identity:
     """Somebody who was let in. `name` is unique within its means: an account's name, a token's, a JWT's subject."""
 
     name: str
-    means: Means
+    means: AuthMethod
     groups: frozenset[str] = frozenset()
     #: The credentials for an upstream, of those who came with such; never shown.
-    own: Presented | None = field(default=None, repr=False)
+    own: CallerCredentials | None = field(default=None, repr=False)
 
     @property
     def is_anonymous(self) -> bool:
         """Whether they have not said who they are."""
-        return self.means is Means.ANONYMOUS
+        return self.means is AuthMethod.ANONYMOUS
 
     def __str__(self) -> str:
         return "anonymous" if self.is_anonymous else f"{_KINDS[self.means]}:{self.name}"
 
 
-ANONYMOUS: Final = Identity("", Means.ANONYMOUS)
+ANONYMOUS: Final = Identity("", AuthMethod.ANONYMOUS)
 
 #: What stands before the colon in a rule's `who`.
 _KINDS: Final = {
-    Means.PASSWORD: "user",
-    Means.TOKEN: "token",
-    Means.ISSUER: "subject",
-    Means.CERTIFICATE: "certificate",
-    Means.UPSTREAM: "upstream",
+    AuthMethod.PASSWORD: "user",
+    AuthMethod.TOKEN: "token",
+    AuthMethod.ISSUER: "subject",
+    AuthMethod.CERTIFICATE: "certificate",
+    AuthMethod.UPSTREAM: "upstream",
 }
 _WHO: Final = re.compile(r"\*|anonymous|authenticated|(?:user|token|subject|certificate|upstream|group):\S(?:.*\S)?")
 

@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from mirror.oci.digest import Digest
-from mirror.policy.records import ContentRecord, NamedContent
+from mirror.policy.records import ContentRecord, ReferencedBlob
 from mirror.values.sizes import Capacity
 
-__all__ = ["Measure", "Plan", "Victim", "Water", "coldest_enough", "in_order", "is_stale", "say_ago"]
+__all__ = ["EvictionPlan", "StoreLoad", "Victim", "Watermarks", "coldest_enough", "in_order", "is_stale", "say_ago"]
 
 #: Seconds after its last use in which a loose blob is not dropped before every image.
 _YOUNG: Final = 600.0
@@ -54,7 +54,7 @@ class Victim:
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
+class StoreLoad:
     """How full the store is, in bytes.
 
     `held` by blobs present; `growing` by partials, with what they will have; `pending` by fills that have reserved
@@ -75,7 +75,7 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True)
-class Water:
+class Watermarks:
     """Where the marks are. `high` and `low` are fractions of the limit; `reserve` in bytes stays free on the disk.
 
     Raises `ValueError` where they are out of order.
@@ -90,24 +90,24 @@ class Water:
         if not 0 < self.low <= self.high <= 1:
             raise ValueError(f"low water must be above 0, high water not below it nor above 1: {self.low}, {self.high}")
 
-    def limit(self, measure: Measure) -> int:
+    def limit(self, measure: StoreLoad) -> int:
         """The most that may be used: the capacity, or less where others take the disk's space."""
         disk = measure.held + measure.growing + measure.aside + measure.free - self.reserve
         return max(0, min(self.capacity.of(measure.disk), disk))
 
-    def excess(self, measure: Measure, wanted: int = 0) -> int:
+    def excess(self, measure: StoreLoad, wanted: int = 0) -> int:
         """Bytes to drop before `wanted` more may come; 0 while that stays within the high water."""
         limit = self.limit(measure)
         if measure.used + wanted <= int(limit * self.high):
             return 0
         return max(0, measure.used + wanted - int(limit * self.low))
 
-    def shortage(self, measure: Measure, wanted: int = 0) -> int:
+    def shortage(self, measure: StoreLoad, wanted: int = 0) -> int:
         """Bytes that must go, or `wanted` more cannot come at all."""
         return max(0, measure.used + wanted - self.limit(measure))
 
 
-class Plan:
+class EvictionPlan:
     """Victims, taken one loose blob or one image after another until they are enough. Never a protected one."""
 
     def __init__(self, bytes_to_free: int, protected: Collection[Digest], now: float) -> None:
@@ -129,7 +129,7 @@ class Plan:
             ago = say_ago(self._now - record.last_used)
             self._take(record, f"no cached manifest names it: last used {ago}", (), record.last_used)
 
-    def take_image(self, root: ContentRecord, below: Mapping[Digest, Sequence[NamedContent]]) -> None:
+    def take_image(self, root: ContentRecord, below: Mapping[Digest, Sequence[ReferencedBlob]]) -> None:
         """Drop a manifest or index whole: with it what is below, but for what others name or what is protected.
 
         `below` has what it and the manifests below it name, as the index knows it.
@@ -146,7 +146,7 @@ class Plan:
                     if child.is_manifest:
                         left.append(child.record.digest)
 
-    def _let_go(self, child: NamedContent, image: Digest) -> bool:
+    def _let_go(self, child: ReferencedBlob, image: Digest) -> bool:
         """One manifest less names it. Whether that was the last."""
         digest = child.record.digest
         self._images[digest] = tuple(dict.fromkeys((*self._images.get(digest, ()), image)))

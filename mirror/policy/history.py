@@ -18,7 +18,18 @@ from typing import Final
 from mirror.oci.digest import Digest
 from mirror.policy.records import Sighting, TagRecord
 
-__all__ = ["MOST", "AgeRule", "Choice", "Kept", "choose", "has_moved", "learned", "pointed_to", "recalled", "trimmed"]
+__all__ = [
+    "MOST",
+    "AgeRule",
+    "Choice",
+    "TagOverride",
+    "choose",
+    "has_moved",
+    "learned",
+    "pointed_to",
+    "recalled",
+    "trimmed",
+]
 
 #: Sightings of one tag that are kept.
 MOST: Final = 200
@@ -38,7 +49,7 @@ class AgeRule:
     serve_new: bool = False
 
 
-class Kept(Enum):
+class TagOverride(Enum):
     """Why a tag answers another digest than upstream says."""
 
     FROZEN = "frozen"

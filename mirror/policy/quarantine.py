@@ -16,7 +16,7 @@ from typing import Final
 
 from mirror.oci.digest import Digest
 
-__all__ = ["Aside", "Quarantine"]
+__all__ = ["QuarantineLimits", "QuarantinedBlob"]
 
 #: What all of them may take at the most of what the store may, whatever the settings say.
 _SHARE: Final = 0.1
@@ -25,7 +25,7 @@ _MOST: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Aside:
+class QuarantinedBlob:
     """A damaged blob that was set aside: `size` in bytes, `at` in epoch seconds."""
 
     digest: Digest
@@ -34,13 +34,13 @@ class Aside:
 
 
 @dataclass(frozen=True, slots=True)
-class Quarantine:
+class QuarantineLimits:
     """What may be kept: `size` bytes, for `keep` seconds. Where one of them is 0, nothing is."""
 
     size: int = 10**9
     keep: float = 7 * 86400.0
 
-    def surplus(self, kept: Iterable[Aside], now: float, limit: int) -> list[Aside]:
+    def surplus(self, kept: Iterable[QuarantinedBlob], now: float, limit: int) -> list[QuarantinedBlob]:
         """What has to go, oldest first, where all blobs may take `limit` bytes. `now` in epoch seconds."""
         most = min(self.size, int(limit * _SHARE))
         total = 0

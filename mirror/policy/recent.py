@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mirror.oci.request import Kind
-from mirror.policy.history import Kept
+from mirror.policy.history import TagOverride
 
 __all__ = ["LONGEST", "LastAnswer", "explain", "latest"]
 
@@ -84,8 +84,8 @@ def latest(answers: Iterable[LastAnswer]) -> list[LastAnswer]:
 
 
 _KEPT: Final = {
-    Kept.FROZEN.value: "the tag is frozen: it answers this digest whatever upstream says",
-    Kept.TOO_NEW.value: "upstream has a newer digest, which the route's minimum_age holds back",
+    TagOverride.FROZEN.value: "the tag is frozen: it answers this digest whatever upstream says",
+    TagOverride.TOO_NEW.value: "upstream has a newer digest, which the route's minimum_age holds back",
 }
 
 _TAG: Final = {

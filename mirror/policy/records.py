@@ -19,14 +19,14 @@ from mirror.oci.manifest import Manifest, check_manifest_type
 from mirror.oci.reference import Reference, Repo
 
 __all__ = [
+    "BlobRole",
     "ContentRecord",
     "Freeze",
-    "ManifestNames",
     "ManifestRecord",
-    "NamedContent",
     "Pin",
+    "ReferencedBlob",
+    "References",
     "Sighting",
-    "Standing",
     "TagRecord",
     "Usage",
     "read_history",
@@ -176,7 +176,7 @@ class ContentRecord:
     last_used: float
 
 
-class Standing(Enum):
+class BlobRole(Enum):
     """How a blob stands among images, and so in which order it may go."""
 
     #: No manifest, and no remembered manifest names it: nobody misses it soon.
@@ -188,7 +188,7 @@ class Standing(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class ManifestNames:
+class References:
     """What a manifest names: `manifests` where it is an index, `blobs` (config and layers) where it is an image."""
 
     digest: Digest
@@ -196,7 +196,7 @@ class ManifestNames:
     blobs: tuple[Digest, ...] = ()
 
     @classmethod
-    def of(cls, manifest: Manifest) -> ManifestNames:
+    def of(cls, manifest: Manifest) -> References:
         """Each digest once."""
         return cls(
             manifest.digest,
@@ -206,7 +206,7 @@ class ManifestNames:
 
 
 @dataclass(frozen=True, slots=True)
-class NamedContent:
+class ReferencedBlob:
     """A blob that `parents` remembered manifests name; `is_manifest`: it is one of them itself."""
 
     record: ContentRecord

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["Pace"]
+__all__ = ["TokenBucket"]
 
 
-class Pace:
+class TokenBucket:
     """`rate` in bytes per second, None: without a limit. What was not used within a second is not saved up."""
 
     def __init__(self, rate: float | None) -> None:

@@ -33,12 +33,12 @@ from mirror.errors import JobUnknown, MirrorError, StoreError, TooManyJobs
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
 from mirror.prefetch.prefetch import prefetch
-from mirror.prefetch.progress import Meter
-from mirror.prefetch.pulling import Source
+from mirror.prefetch.progress import ProgressMeter
+from mirror.prefetch.pulling import PullSource
 from mirror.values.platforms import parse_platforms
 from mirror.values.timestamps import moment
 
-__all__ = ["Ended", "JobState", "Jobs", "Records", "Work", "prefetching"]
+__all__ = ["Ended", "JobRecords", "JobState", "Jobs", "Work", "prefetching"]
 
 #: Seconds between two looks at the queue; the same after the disk failed us; and between two notes of progress.
 _LOOK_EVERY: Final = 1.0
@@ -54,7 +54,7 @@ _MOST_TOLD: Final = 200
 _FEW_NAMED: Final = 10
 
 
-class Records(Protocol):
+class JobRecords(Protocol):
     """Small notes by key, on disk (`store/local/records.py`). All calls block shortly and may raise `StoreError`."""
 
     def read(self, key: str) -> dict[str, Any] | None:
@@ -93,13 +93,13 @@ class Ended:
 
 
 #: What a job does: gets the arguments that it was submitted with, and a meter to fill.
-Work: TypeAlias = Callable[[Mapping[str, Any], Meter], Awaitable[Ended]]
+Work: TypeAlias = Callable[[Mapping[str, Any], ProgressMeter], Awaitable[Ended]]
 
 
-def prefetching(source_for: Callable[[Repo], Source], parse_image: Callable[[str], Image]) -> Work:
+def prefetching(source_for: Callable[[Repo], PullSource], parse_image: Callable[[str], Image]) -> Work:
     """Work of the kind `prefetch`: `images`, `platforms` and `referrers`, checked already."""
 
-    async def work(arguments: Mapping[str, Any], meter: Meter) -> Ended:
+    async def work(arguments: Mapping[str, Any], meter: ProgressMeter) -> Ended:
         images = [parse_image(str(text)) for text in arguments["images"]]
         meter.expect(len(images))
         done = await prefetch(
@@ -128,9 +128,9 @@ class Jobs:
 
     def __init__(
         self,
-        jobs: Records,
-        queue: Records,
-        cancels: Records,
+        jobs: JobRecords,
+        queue: JobRecords,
+        cancels: JobRecords,
         *,
         hold: Callable[[str], int | None],
         alone: Callable[[str], AbstractAsyncContextManager[None]],
@@ -323,7 +323,7 @@ class Jobs:
     async def _carry(self, note: dict[str, Any]) -> None:
         """One job, from here to its end."""
         telemetry.log.info("job started", job=note["id"], kind=note["kind"])
-        meter = Meter()
+        meter = ProgressMeter()
         task = asyncio.ensure_future(self._begin(note, meter))
         try:
             while not task.done():
@@ -343,19 +343,19 @@ class Jobs:
         finally:
             await end(task)
 
-    async def _begin(self, note: dict[str, Any], meter: Meter) -> Ended:
+    async def _begin(self, note: dict[str, Any], meter: ProgressMeter) -> Ended:
         work = self._work.get(note["kind"])
         if work is None:
             return Ended(False, {"error": f"this version knows no job of kind {note['kind']!r}"})
         return await work(note.get("arguments") or {}, meter)
 
-    def _tell(self, note: dict[str, Any], meter: Meter) -> bool:
+    def _tell(self, note: dict[str, Any], meter: ProgressMeter) -> bool:
         """Blocking: note how far it is; whether somebody wants it ended."""
         with suppress(StoreError):
             self._jobs.write(note["id"], {**note, "progress": meter.to_json()})
         return self._cancels.read(note["id"]) is not None
 
-    def _conclude(self, note: dict[str, Any], meter: Meter, task: asyncio.Future[Ended]) -> None:
+    def _conclude(self, note: dict[str, Any], meter: ProgressMeter, task: asyncio.Future[Ended]) -> None:
         """Blocking: write down how it ended."""
         told = {**note, "progress": meter.to_json()}
         if task.cancelled():

@@ -1,6 +1,6 @@
 """Prefetches a list of images: each is warmed, some at once, and what became of all of them is told as one.
 
-    images ──> a few at once ──> warm(image) ──> Warmed ──┐
+    images ──> a few at once ──> warm(image) ──> ImageResult ──┐
                                    │                      ├──> is all of it still here? ──> Prefetched
                                    └── blobs pass one gate┘
 
@@ -20,10 +20,10 @@ from mirror import telemetry
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
-from mirror.prefetch.pulling import Moved, Progress, Source, State, Warmed, warm
+from mirror.prefetch.pulling import BlobResult, ImageResult, Progress, PullSource, State, warm
 from mirror.values.platforms import Platform
 
-__all__ = ["Failure", "Prefetched", "Tally", "prefetch"]
+__all__ = ["Failure", "PrefetchCounts", "Prefetched", "prefetch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,14 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class PrefetchCounts:
     """So many digests of so many `bytes` together."""
 
     count: int
     bytes: int
 
     @classmethod
-    def of(cls, moved: Iterable[Moved]) -> Tally:
+    def of(cls, moved: Iterable[BlobResult]) -> PrefetchCounts:
         """Sum them up."""
         sizes = [max(0, one.size) for one in moved]
         return cls(len(sizes), sum(sizes))
@@ -60,7 +60,7 @@ class Tally:
 class Prefetched:
     """What became of every image, in the order in which they were asked for."""
 
-    images: Mapping[Image, Warmed]
+    images: Mapping[Image, ImageResult]
 
     @property
     def ok(self) -> bool:
@@ -68,14 +68,14 @@ class Prefetched:
         return all(warmed.ok for warmed in self.images.values())
 
     @property
-    def fetched(self) -> Tally:
+    def fetched(self) -> PrefetchCounts:
         """What is new here; each digest once, whichever of the images brought it."""
-        return Tally.of(one for one in self._by_digest().values() if one.state is State.FETCHED)
+        return PrefetchCounts.of(one for one in self._by_digest().values() if one.state is State.FETCHED)
 
     @property
-    def here(self) -> Tally:
+    def here(self) -> PrefetchCounts:
         """What was here already; each digest once."""
-        return Tally.of(one for one in self._by_digest().values() if one.state is State.HERE)
+        return PrefetchCounts.of(one for one in self._by_digest().values() if one.state is State.HERE)
 
     @property
     def failures(self) -> list[Failure]:
@@ -96,10 +96,10 @@ class Prefetched:
             "images": [_image_to_json(image, warmed) for image, warmed in self.images.items()],
         }
 
-    def _by_digest(self) -> dict[Digest, Moved]:
+    def _by_digest(self) -> dict[Digest, BlobResult]:
         """What became of each digest over all images: fetched by one of them goes before found by another."""
         order = [State.FAILED, State.HERE, State.FETCHED]
-        found: dict[Digest, Moved] = {}
+        found: dict[Digest, BlobResult] = {}
         for warmed in self.images.values():
             for digest, moved in warmed.moved.items():
                 known = found.get(digest)
@@ -108,22 +108,22 @@ class Prefetched:
         return found
 
 
-def _failures(image: Image, warmed: Warmed) -> list[Failure]:
+def _failures(image: Image, warmed: ImageResult) -> list[Failure]:
     found = [Failure(image, None, warmed.error)] if warmed.error is not None else []
     found += [Failure(image, None, trouble) for trouble in warmed.troubles]
     found += [Failure(image, digest, warmed.moved[digest].error or "failed") for digest in warmed.of(State.FAILED)]
     return found
 
 
-def _image_to_json(image: Image, warmed: Warmed) -> dict[str, Any]:
+def _image_to_json(image: Image, warmed: ImageResult) -> dict[str, Any]:
     moved = warmed.moved.values()
     return {
         "image": str(image),
         "digest": str(warmed.root) if warmed.root else None,
         "ok": warmed.ok,
         "stale": warmed.stale,
-        "new": Tally.of(one for one in moved if one.state is State.FETCHED).to_json(),
-        "here": Tally.of(one for one in moved if one.state is State.HERE).to_json(),
+        "new": PrefetchCounts.of(one for one in moved if one.state is State.FETCHED).to_json(),
+        "here": PrefetchCounts.of(one for one in moved if one.state is State.HERE).to_json(),
         "failures": [
             {"digest": str(failure.digest) if failure.digest else None, "reason": failure.reason}
             for failure in _failures(image, warmed)
@@ -132,7 +132,7 @@ def _image_to_json(image: Image, warmed: Warmed) -> dict[str, Any]:
 
 
 async def prefetch(
-    source_for: Callable[[Repo], Source],
+    source_for: Callable[[Repo], PullSource],
     images: Sequence[Image],
     *,
     platforms: Iterable[Platform] = (),
@@ -152,7 +152,7 @@ async def prefetch(
     gate = asyncio.Semaphore(blobs_at_once)
     turn = asyncio.Semaphore(images_at_once)
 
-    async def one(image: Image) -> Warmed:
+    async def one(image: Image) -> ImageResult:
         async with turn:
             try:
                 return await warm(
@@ -167,7 +167,7 @@ async def prefetch(
             except Exception as error:
                 # a mistake of ours with one image must not cost the others
                 telemetry.log.exception("prefetch crashed", image=str(image))
-                return Warmed(error=f"unexpected: {type(error).__name__}")
+                return ImageResult(error=f"unexpected: {type(error).__name__}")
 
     async with asyncio.TaskGroup() as group:
         tasks = {image: group.create_task(one(image)) for image in wanted}
@@ -178,7 +178,7 @@ async def prefetch(
     return Prefetched(done)
 
 
-def _look_again(source: Source, warmed: Warmed) -> None:
+def _look_again(source: PullSource, warmed: ImageResult) -> None:
     """Blocking: what is not here any more has failed."""
     for digest, moved in warmed.moved.items():
         if moved.state is not State.FAILED and not source.holds(digest):

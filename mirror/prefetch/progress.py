@@ -8,13 +8,13 @@ from mirror.oci.digest import Digest
 from mirror.policy.image_names import Image
 from mirror.prefetch.pulling import Progress, State
 
-__all__ = ["Meter"]
+__all__ = ["ProgressMeter"]
 
 #: Blobs under way that are told one by one. There are as many as are let through at once.
 _TOLD: Final = 100
 
 
-class Meter:
+class ProgressMeter:
     """Filled by `prefetch`'s `report`, on one event loop."""
 
     def __init__(self) -> None:

@@ -28,7 +28,7 @@ from mirror.repository.content import ManifestAnswer, Outcome
 from mirror.repository.shared import Listing
 from mirror.values.platforms import Platform, read_platform, wanted_children
 
-__all__ = ["Moved", "Progress", "Source", "State", "Warmed", "platform_of", "warm"]
+__all__ = ["BlobResult", "ImageResult", "Progress", "PullSource", "State", "platform_of", "warm"]
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class BlobResult:
     """What became of one digest; `size` in bytes, `error` for people."""
 
     role: Role
@@ -85,7 +85,7 @@ class Moved:
 
 
 @dataclass(slots=True)
-class Warmed:
+class ImageResult:
     """What became of an image. `root` is its digest; None where not even that could be learnt (`error` says why).
 
     `troubles` are what went wrong beside single digests, for people: a platform that the image is not for, referrers
@@ -94,7 +94,7 @@ class Warmed:
 
     root: Digest | None = None
     error: str | None = None
-    moved: dict[Digest, Moved] = field(default_factory=dict)
+    moved: dict[Digest, BlobResult] = field(default_factory=dict)
     troubles: list[str] = field(default_factory=list)
     stale: bool = False
 
@@ -108,7 +108,7 @@ class Warmed:
         return [digest for digest, moved in self.moved.items() if moved.state is state]
 
 
-class Source(Protocol):
+class PullSource(Protocol):
     """What is needed of a repository (`ProxiedRepository`, `GuardedRepository`)."""
 
     async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
@@ -131,7 +131,7 @@ class Source(Protocol):
 
 
 async def warm(
-    source: Source,
+    source: PullSource,
     reference: Reference,
     *,
     platforms: Iterable[Platform] = (),
@@ -139,7 +139,7 @@ async def warm(
     gate: asyncio.Semaphore,
     report: Callable[[Progress], None] = lambda _: None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-) -> Warmed:
+) -> ImageResult:
     """Bring an image in. `platforms`: none means all of an index; `referrers`: signatures, SBOMs and the like too.
 
     `gate` bounds the blobs under way at once, over all images that share it. A platform that the image is not for is a
@@ -158,14 +158,14 @@ async def warm(
 class _Warming:
     def __init__(
         self,
-        source: Source,
+        source: PullSource,
         platforms: tuple[Platform, ...],
         referrers: bool,
         gate: asyncio.Semaphore,
         report: Callable[[Progress], None],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
-        self.result = Warmed()
+        self.result = ImageResult()
         self._source = source
         self._platforms = platforms
         self._referrers = referrers
@@ -220,7 +220,7 @@ class _Warming:
         """
         self._manifests += 1
         if depth <= 0 or self._manifests > _MOST_MANIFESTS:
-            self._end(descriptor.digest, Moved(Role.MANIFEST, descriptor.size, State.FAILED, _TOO_MUCH))
+            self._end(descriptor.digest, BlobResult(Role.MANIFEST, descriptor.size, State.FAILED, _TOO_MUCH))
             return
         try:
             answer = await self._patiently(lambda: self._source.fetch_manifest(descriptor.digest))
@@ -228,7 +228,7 @@ class _Warming:
         except (MirrorError, ValueError) as error:
             # where rules here forbid a referrer nobody could pull it either
             if not (refers and isinstance(error, Denied)):
-                self._end(descriptor.digest, Moved(Role.MANIFEST, descriptor.size, State.FAILED, str(error)))
+                self._end(descriptor.digest, BlobResult(Role.MANIFEST, descriptor.size, State.FAILED, str(error)))
             return
         self._note_manifest(manifest, answer)
         await self._below(manifest, depth, signed=signed)
@@ -304,10 +304,10 @@ class _Warming:
                 moving = partial(self._moving, digest, role)
                 fetched = await self._patiently(lambda: self._source.fetch(digest, moving))
             except MirrorError as error:
-                self._end(digest, Moved(role, descriptor.size, State.FAILED, str(error)))
+                self._end(digest, BlobResult(role, descriptor.size, State.FAILED, str(error)))
                 return
         size = self._received.pop(digest, descriptor.size)
-        self._end(digest, Moved(role, size, State.FETCHED if fetched else State.HERE))
+        self._end(digest, BlobResult(role, size, State.FETCHED if fetched else State.HERE))
 
     def _moving(self, digest: Digest, role: Role, received: int, size: int | None) -> None:
         self._received[digest] = received
@@ -330,9 +330,9 @@ class _Warming:
     def _note_manifest(self, manifest: Manifest, answer: ManifestAnswer) -> None:
         role = Role.INDEX if manifest.is_index else Role.MANIFEST
         state = State.FETCHED if answer.outcome in (Outcome.MISS, Outcome.BYPASS) else State.HERE
-        self._end(manifest.digest, Moved(role, len(manifest.content), state))
+        self._end(manifest.digest, BlobResult(role, len(manifest.content), state))
 
-    def _end(self, digest: Digest, moved: Moved) -> None:
+    def _end(self, digest: Digest, moved: BlobResult) -> None:
         self.result.moved[digest] = moved
         received = 0 if moved.state is State.FAILED else moved.size
         self._report(Progress(digest, moved.role, received, moved.size if moved.size >= 0 else None, moved.state))

@@ -30,10 +30,10 @@ from mirror.errors import AlreadyRunning, IndexUnavailable, MirrorError, RuleUnk
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
 from mirror.policy.schedule import Last, Lease, Plan, next_run, period_end
-from mirror.prefetch.jobs import Ended, Records
+from mirror.prefetch.jobs import Ended, JobRecords
 from mirror.prefetch.prefetch import Prefetched, prefetch
-from mirror.prefetch.progress import Meter
-from mirror.prefetch.pulling import Source, State, Warmed
+from mirror.prefetch.progress import ProgressMeter
+from mirror.prefetch.pulling import ImageResult, PullSource, State
 from mirror.repository.content import Outcome
 from mirror.repository.shared import Listing
 from mirror.values.platforms import Platform
@@ -60,7 +60,7 @@ _AT_ONCE: Final = 2
 _MOST_FAILURES: Final = 20
 
 
-class SyncSource(Source, Protocol):
+class SyncSource(PullSource, Protocol):
     """What is needed of a repository (`ProxiedRepository`)."""
 
     async def tags(self, last: str, count: int) -> Listing:
@@ -106,7 +106,7 @@ class Sync:
         self,
         rules: Iterable[SyncRule],
         source_for: Callable[[Repo], SyncSource],
-        notes: Records,
+        notes: JobRecords,
         *,
         hold: Callable[[str], int | None],
         leases: Leases | None = None,
@@ -260,7 +260,7 @@ class Sync:
 
     async def _scheduled(self, rule: SyncRule) -> None:
         try:
-            await self._carry(rule, Meter(), "schedule")
+            await self._carry(rule, ProgressMeter(), "schedule")
         except MirrorError as error:
             telemetry.log.error("a sync's note cannot be written", rule=rule.name, reason=str(error))
             self._not_before[rule.name] = self.now() + _AFTER_TROUBLE
@@ -293,7 +293,7 @@ class Sync:
 
     # ------------------------------------------------------------------------------------------------------ a run
 
-    async def run_rule(self, name: str, meter: Meter, *, by: str) -> Ended:
+    async def run_rule(self, name: str, meter: ProgressMeter, *, by: str) -> Ended:
         """One run now, whenever it is due. Raises `RuleUnknown`, `AlreadyRunning`, `StoreError`."""
         rule = self.rule(name)
         held = self._hold(_lock(rule))
@@ -304,13 +304,13 @@ class Sync:
         finally:
             os.close(held)
 
-    async def job(self, arguments: Mapping[str, Any], meter: Meter) -> Ended:
+    async def job(self, arguments: Mapping[str, Any], meter: ProgressMeter) -> Ended:
         """The same as work of the kind `sync`, asked for with `rule`."""
         ended = await self.run_rule(str(arguments["rule"]), meter, by="job")
         first = first_failure(ended.result)
         return Ended(ended.ok, {**ended.result, **({} if first is None else {"first_failure": first})})
 
-    async def _carry(self, rule: SyncRule, meter: Meter, by: str) -> Ended:
+    async def _carry(self, rule: SyncRule, meter: ProgressMeter, by: str) -> Ended:
         """The rule's lock is held. What happens is on disk, from the begin to the end."""
         begun = {
             **await asyncio.to_thread(self._note, rule),
@@ -338,7 +338,7 @@ class Sync:
         return ended
 
     async def _accompany(
-        self, rule: SyncRule, begun: Mapping[str, Any], meter: Meter, task: asyncio.Future[Ended]
+        self, rule: SyncRule, begun: Mapping[str, Any], meter: ProgressMeter, task: asyncio.Future[Ended]
     ) -> None:
         """Until it ends: note how far it is, keep the lease."""
         renewed = time.monotonic()
@@ -353,7 +353,7 @@ class Sync:
                 with suppress(IndexUnavailable):
                     await self.leases.take(_lease(rule), _LEASE)
 
-    async def _move(self, rule: SyncRule, meter: Meter) -> Ended:
+    async def _move(self, rule: SyncRule, meter: ProgressMeter) -> Ended:
         if rule.sealed:
             return Ended(False, {"error": f"{rule.repo} is sealed: its upstream is never contacted"})
         try:
@@ -479,6 +479,6 @@ def first_failure(result: Mapping[str, Any]) -> str | None:
     return next(iter([*result.get("failures", ()), *stale]), None)
 
 
-def _is_new(warmed: Warmed) -> bool:
+def _is_new(warmed: ImageResult) -> bool:
     root = warmed.moved.get(warmed.root) if warmed.root is not None else None
     return root is not None and root.state is State.FETCHED

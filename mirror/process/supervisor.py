@@ -35,12 +35,12 @@ from pathlib import Path
 
 from mirror import telemetry
 from mirror.errors import ConfigError, MirrorError
-from mirror.heartbeat import Beats
+from mirror.heartbeat import Heartbeats
 from mirror.process.listeners import AdminListener, address_of
 from mirror.process.systemd import Systemd
 from mirror.telemetry.worker_files import add_ended
 
-__all__ = ["Plan", "supervise"]
+__all__ = ["WorkerPlan", "supervise"]
 
 #: Seconds: a worker that dies sooner than this after its start is not replaced at once.
 _YOUNG = 10.0
@@ -60,7 +60,7 @@ _METRICS = "mirror-metrics-"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class WorkerPlan:
     """What workers are started with: `arguments` of their command, `descriptors` that they inherit, `drain` in seconds,
     and for how many seconds their event loop may stand still (`blocked`; 0: for ever).
 
@@ -80,10 +80,10 @@ class Plan:
 
 
 async def supervise(
-    plan: Plan,
+    plan: WorkerPlan,
     listeners: Sequence[Sequence[socket.socket]],
     *,
-    reread: Callable[[], Plan],
+    reread: Callable[[], WorkerPlan],
     admin: Sequence[AdminListener] = (),
 ) -> None:
     """Run one worker for each element of `listeners`, which are its sockets, until SIGTERM or SIGINT.
@@ -147,9 +147,9 @@ class _Worker:
 class _Supervisor:
     def __init__(
         self,
-        plan: Plan,
+        plan: WorkerPlan,
         listeners: Sequence[Sequence[socket.socket]],
-        reread: Callable[[], Plan],
+        reread: Callable[[], WorkerPlan],
         metrics: str,
         admin: Sequence[AdminListener],
     ) -> None:
@@ -165,7 +165,7 @@ class _Supervisor:
         self._current: dict[int, _Worker] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._alive, self._life = os.pipe()
-        self._beats = Beats.of(len(listeners))
+        self._beats = Heartbeats.of(len(listeners))
         self._systemd = Systemd.of(os.environ)
         #: Ended workers, whose counters are not added up yet.
         self._gone: set[int] = set()
@@ -239,7 +239,7 @@ class _Supervisor:
                 if self._current[slot] is worker:
                     self._current[slot] = await self._start(slot, self._plan, after_blocked=worker.blocked)
 
-    async def _start(self, slot: int, plan: Plan, *, after_blocked: bool = False) -> _Worker:
+    async def _start(self, slot: int, plan: WorkerPlan, *, after_blocked: bool = False) -> _Worker:
         loop = asyncio.get_running_loop()
         told, tell = os.pipe()
         descriptors = [one.fileno() for one in self._listeners[slot]]
@@ -364,7 +364,7 @@ class _Supervisor:
                 late += 1
         telemetry.log.info("reloaded", workers=len(self._listeners) - late, left=late)
 
-    async def _replace(self, slot: int, plan: Plan) -> bool:
+    async def _replace(self, slot: int, plan: WorkerPlan) -> bool:
         """Put a worker with this plan into a slot, and let the one that is there drain. False: it did not start."""
         fresh = await self._start(slot, plan)
         try:

@@ -34,16 +34,16 @@ from mirror.aio.singleflight import end
 from mirror.app.building import build
 from mirror.config import Config, ServerSettings
 from mirror.errors import ConfigError
-from mirror.heartbeat import Pulse
+from mirror.heartbeat import Heartbeat
 from mirror.process.listeners import address_of, is_local
-from mirror.server.registry.connection_limit import Entrance
+from mirror.server.registry.connection_limit import ConnectionLimiter
 from mirror.server.registry.handler import FrontServer
 
 __all__ = ["run_worker"]
 
 #: Seconds between the last accepted connection and the first that is closed.
 _MOMENT = 0.2
-#: What is behind a listener: `Front`, `Admin`.
+#: What is behind a listener: `RegistryHandler`, `Admin`.
 Answers: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -54,7 +54,7 @@ def run_worker(
     ready: Callable[[], None],
     parent: int | None = None,
     admin: Sequence[socket.socket] = (),
-    pulse: Pulse | None = None,
+    pulse: Heartbeat | None = None,
 ) -> None:
     """Serve until told to stop; SIGUSR2 writes to standard error what every thread is doing.
 
@@ -85,7 +85,7 @@ async def _serve(
     ready: Callable[[], None],
     parent: int | None,
     admin: Sequence[socket.socket],
-    pulse: Pulse | None,
+    pulse: Heartbeat | None,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -101,7 +101,9 @@ async def _serve(
         await runner.setup()
         sites = [_Site(runner, one, tls) for one in listeners]
         asked = _Runner(
-            app.admin, config.server, Entrance(head=config.server.request_head, stall=config.server.client_stall)
+            app.admin,
+            config.server,
+            ConnectionLimiter(head=config.server.request_head, stall=config.server.client_stall),
         )
         await asked.setup()
         # on loopback nobody listens in
@@ -133,7 +135,7 @@ async def _serve(
 class _Runner(web.BaseRunner):
     """aiohttp's runner for our own server class."""
 
-    def __init__(self, answers: Answers, settings: ServerSettings, entrance: Entrance) -> None:
+    def __init__(self, answers: Answers, settings: ServerSettings, entrance: ConnectionLimiter) -> None:
         # for aiohttp, 0 is no bound at all
         super().__init__(shutdown_timeout=max(settings.drain, 0.001))
         self._answers = answers
@@ -190,8 +192,8 @@ class _Site(web.BaseSite):
         self._server = await loop.create_server(self._protocol, sock=self._listener, backlog=4096)
 
 
-def _entrance(settings: ServerSettings) -> Entrance:
-    return Entrance(
+def _entrance(settings: ServerSettings) -> ConnectionLimiter:
+    return ConnectionLimiter(
         head=settings.request_head,
         stall=settings.client_stall,
         most=settings.connections_per_client,

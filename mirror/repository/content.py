@@ -1,8 +1,8 @@
 """What a repository gives for a blob. The server sends any of these in the same way: what may be sent, then more.
 
 StoredContent    in the store: all of it may be sent at once
-FlyingContent    on its way: more may be sent as it comes
-PassingContent   the store cannot take it: from upstream to this one client, through a little memory
+GrowingContent   on its way: more may be sent as it comes
+UncachedContent  the store cannot take it: from upstream to this one client, through a little memory
 """
 
 from __future__ import annotations
@@ -21,11 +21,19 @@ from mirror.fills.flights import Flight
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Manifest
 from mirror.oci.span import Span
-from mirror.policy.history import Kept
+from mirror.policy.history import TagOverride
 from mirror.policy.send_limit import HELD_BACK
 from mirror.ports import BlobReader, Body
 
-__all__ = ["BlobContent", "FlyingContent", "ManifestAnswer", "Outcome", "Passing", "PassingContent", "StoredContent"]
+__all__ = [
+    "BlobContent",
+    "GrowingContent",
+    "ManifestAnswer",
+    "Outcome",
+    "StoredContent",
+    "UncachedContent",
+    "UpstreamStream",
+]
 
 _CHUNK: Final = 256 * 1024
 
@@ -59,10 +67,10 @@ class ManifestAnswer:
     manifest: Manifest | None
     outcome: Outcome
     upstream: str
-    kept: Kept | None = None
+    kept: TagOverride | None = None
 
     @classmethod
-    def of(cls, manifest: Manifest, outcome: Outcome, upstream: str, kept: Kept | None = None) -> ManifestAnswer:
+    def of(cls, manifest: Manifest, outcome: Outcome, upstream: str, kept: TagOverride | None = None) -> ManifestAnswer:
         """The answer that has the manifest itself."""
         size = len(manifest.content)
         return cls(manifest.digest, manifest.media_type, size, manifest, outcome, upstream, kept)
@@ -112,7 +120,7 @@ class BlobContent(Protocol):
         """Repeatable."""
 
 
-class Passing:
+class UpstreamStream:
     """Streams a blob from upstream through memory."""
 
     def __init__(
@@ -184,7 +192,7 @@ class StoredContent:
     outcome = Outcome.HIT
 
     def __init__(
-        self, digest: Digest, size: int, reader: BlobReader, passing: Passing, doubt: Callable[[Digest], None]
+        self, digest: Digest, size: int, reader: BlobReader, passing: UpstreamStream, doubt: Callable[[Digest], None]
     ) -> None:
         """`doubt` is told where the disk does not give what it should have."""
         self.digest = digest
@@ -210,10 +218,10 @@ class StoredContent:
         self._reader.close()
 
 
-class FlyingContent:
+class GrowingContent:
     """A blob on its way, followed."""
 
-    def __init__(self, flight: Flight, passing: Passing, outcome: Outcome) -> None:
+    def __init__(self, flight: Flight, passing: UpstreamStream, outcome: Outcome) -> None:
         self.digest = flight.digest
         self.outcome = outcome
         self.upstream = passing.upstream
@@ -257,13 +265,13 @@ class FlyingContent:
             self._flight.leave()
 
 
-class PassingContent:
+class UncachedContent:
     """A blob that the store cannot take; `why` says so for people."""
 
     outcome = Outcome.BYPASS
     reader: BlobReader | None = None
 
-    def __init__(self, digest: Digest, size: int | None, passing: Passing, why: str) -> None:
+    def __init__(self, digest: Digest, size: int | None, passing: UpstreamStream, why: str) -> None:
         self.digest = digest
         self.size = size
         self.upstream = passing.upstream

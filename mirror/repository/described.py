@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from mirror import telemetry
-from mirror.aio.lru import Hot
-from mirror.aio.singleflight import Once
+from mirror.aio.lru import LruCache
+from mirror.aio.singleflight import SingleFlight
 from mirror.errors import StoreError
 from mirror.graph.damage import manifest_to_serve
 from mirror.graph.manifests import has_blob
@@ -34,11 +34,11 @@ _NOTHING: Final[Named] = {}
 class Described:
     """Of all repositories, as this process has read their indexes."""
 
-    def __init__(self, store: BlobStore, catalog: Catalog, once: Once) -> None:
+    def __init__(self, store: BlobStore, catalog: Catalog, once: SingleFlight) -> None:
         self._store = store
         self._catalog = catalog
         self._once = once
-        self._read: Hot[Repo, Mapping[Digest, Named]] = Hot(
+        self._read: LruCache[Repo, Mapping[Digest, Named]] = LruCache(
             16 << 20, lambda read: 512 + sum(256 + 384 * len(named) for named in read.values())
         )
 

@@ -20,8 +20,8 @@ from contextlib import suppress
 from typing import Final
 
 from mirror.aio.latest import put_latest
-from mirror.aio.lru import Hot
-from mirror.aio.singleflight import Once
+from mirror.aio.lru import LruCache
+from mirror.aio.singleflight import SingleFlight
 from mirror.errors import BlobDamaged, IndexUnavailable, RecordDamaged, StoreError
 from mirror.graph.manifests import StoredManifest, read_stored
 from mirror.oci.digest import Digest
@@ -77,8 +77,10 @@ class Grants:
         self._catalog = catalog
         self._store = store
         self._known: OrderedDict[tuple[Repo, Digest], int] = OrderedDict()
-        self._once = Once()
-        self._read: Hot[Repo, tuple[float, dict[Digest, int]]] = Hot(64 << 20, lambda read: 512 + 256 * len(read[1]))
+        self._once = SingleFlight()
+        self._read: LruCache[Repo, tuple[float, dict[Digest, int]]] = LruCache(
+            64 << 20, lambda read: 512 + 256 * len(read[1])
+        )
         self._telling: set[asyncio.Task[None]] = set()
 
     async def size(self, repo: Repo, digest: Digest) -> int | None:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import Final
 
 from mirror.aio.latest import put_latest
-from mirror.aio.singleflight import Once
+from mirror.aio.singleflight import SingleFlight
 from mirror.caller import caller
 from mirror.errors import BlobDamaged, BlobUnknown, Denied, NotKnown, UpstreamInvalid
 from mirror.oci.digest import Digest
@@ -199,7 +199,7 @@ class Signatures:
         self._spread: OrderedDict[tuple[Repo, Digest, tuple[str, ...]], None] = OrderedDict()
         #: By whom it was looked for as well: what they may not see is not missing.
         self._unsigned: OrderedDict[tuple[Repo, Digest, tuple[str, ...], str], float] = OrderedDict()
-        self._once = Once()
+        self._once = SingleFlight()
 
     async def is_signed(
         self, repository: PlainRepository, digest: Digest, names: tuple[str, ...], keys: Sequence[PublicKey]

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 from mirror import telemetry
 from mirror.aio.latest import put_latest
-from mirror.aio.lru import Hot
+from mirror.aio.lru import LruCache
 from mirror.errors import BlobUnknown, StoreError
 from mirror.graph.closure import shown_closure
 from mirror.graph.manifests import for_display
@@ -43,7 +43,7 @@ _MOST_IMAGES: Final = 16
 _KNOWN_FOR: Final = 60.0
 
 
-class Report(Protocol):
+class MissRecords(Protocol):
     """Where misses are kept. Blocking."""
 
     def add(self, misses: Iterable[Miss]) -> None:
@@ -55,7 +55,7 @@ class Misses:
 
     def __init__(
         self,
-        report: Report,
+        report: MissRecords,
         store: BlobStore,
         catalog: Catalog,
         *,
@@ -70,7 +70,7 @@ class Misses:
         self._now = now
         self._images: OrderedDict[Hashable, Miss] = OrderedDict()
         self._blobs: OrderedDict[Hashable, Miss] = OrderedDict()
-        self._naming: Hot[tuple[Repo, Digest], tuple[float, list[Reference]]] = Hot(4 << 20, lambda _: 2048)
+        self._naming: LruCache[tuple[Repo, Digest], tuple[float, list[Reference]]] = LruCache(4 << 20, lambda _: 2048)
         self._some = asyncio.Event()
         self._closing = asyncio.Event()
         self._flushing = asyncio.Lock()

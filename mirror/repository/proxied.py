@@ -23,7 +23,7 @@ from mirror.errors import (
     ManifestUnknown,
     StoreError,
     StoreFull,
-    UpstreamNotKnown,
+    UpstreamNotFound,
     UpstreamThrottled,
     UpstreamUnavailable,
 )
@@ -35,21 +35,21 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest, is_manifest_type, read_descriptor
 from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind
-from mirror.policy.history import Kept
+from mirror.policy.history import TagOverride
 from mirror.policy.records import ManifestRecord, TagRecord
 from mirror.policy.rules import RouteRule
 from mirror.ports import BlobInfo, Body, Upstream
 from mirror.repository.content import (
     BlobContent,
-    FlyingContent,
+    GrowingContent,
     ManifestAnswer,
     Outcome,
-    Passing,
-    PassingContent,
     StoredContent,
+    UncachedContent,
+    UpstreamStream,
 )
 from mirror.repository.grants import granted_by, named_by
-from mirror.repository.shared import LOOK_EVERY, BlobStat, HotTag, Listing, Shelf, page_of
+from mirror.repository.shared import LOOK_EVERY, BlobStat, CachedTag, Listing, Shared, page_of
 from mirror.repository.tag_answers import TagAnswers
 from mirror.repository.tag_pages import LIST_FOR, TagPages
 
@@ -67,7 +67,7 @@ _PROOFS: Final = 3
 class ProxiedRepository:
     """One repository of one upstream. Cheap to make; everything that lasts is on the shelf."""
 
-    def __init__(self, repo: Repo, upstream: Upstream, rule: RouteRule, shelf: Shelf) -> None:
+    def __init__(self, repo: Repo, upstream: Upstream, rule: RouteRule, shelf: Shared) -> None:
         self.repo = repo
         self._upstream = upstream
         self._rule = rule
@@ -109,7 +109,7 @@ class ProxiedRepository:
             return self._answer(hot, tag.outcome)
         return ManifestAnswer(record.digest, record.media_type, record.size, None, tag.outcome, self._upstream.name)
 
-    async def _resolve_kept(self, reference: str, tag: HotTag) -> ManifestAnswer:
+    async def _resolve_kept(self, reference: str, tag: CachedTag) -> ManifestAnswer:
         """An older digest may be gone here and upstream: HEAD says what GET would."""
         try:
             found = await self._resolve_digest(tag.record.digest, described=False)
@@ -117,8 +117,8 @@ class ProxiedRepository:
             raise self._kept_but_gone(reference, tag, error) from error
         return replace(found, outcome=tag.outcome if found.outcome is Outcome.HIT else found.outcome, kept=tag.kept)
 
-    def _kept_but_gone(self, reference: str, tag: HotTag, error: ManifestUnknown) -> ManifestUnknown:
-        why = "frozen at" if tag.kept is Kept.FROZEN else "held back by minimum_age at"
+    def _kept_but_gone(self, reference: str, tag: CachedTag, error: ManifestUnknown) -> ManifestUnknown:
+        why = "frozen at" if tag.kept is TagOverride.FROZEN else "held back by minimum_age at"
         return ManifestUnknown(
             f"{self.repo}:{reference} is {why} {tag.record.digest}, which is not here and cannot be fetched any more:"
             f" {error}"
@@ -174,9 +174,9 @@ class ProxiedRepository:
         """
         try:
             return await ask(self.repo.name, digest)
-        except UpstreamNotKnown as error:
+        except UpstreamNotFound as error:
             tag = tag or await self._tags.last_resolved_to(digest)
-            with suppress(UpstreamNotKnown):
+            with suppress(UpstreamNotFound):
                 if tag and (named := await ask(self.repo.name, tag)).digest == digest:
                     return named
             await self._shelf.note_unknown(self._key("manifest", digest))
@@ -184,7 +184,7 @@ class ProxiedRepository:
                 await self._shelf.note_unknown(self._key(f"manifest {tag}", digest))
             raise ManifestUnknown(f"{self.repo} has no manifest {digest}") from error
 
-    def _answer(self, manifest: Manifest, outcome: Outcome, kept: Kept | None = None) -> ManifestAnswer:
+    def _answer(self, manifest: Manifest, outcome: Outcome, kept: TagOverride | None = None) -> ManifestAnswer:
         return ManifestAnswer.of(manifest, outcome, self._upstream.name, kept)
 
     async def _manifest(self, digest: Digest, tag: str | None = None) -> tuple[Manifest, Outcome]:
@@ -305,7 +305,7 @@ class ProxiedRepository:
                 await self._upstream.resolve(name, reference)
                 return
             for record in await asyncio.to_thread(self._some_manifests):
-                with suppress(UpstreamNotKnown):
+                with suppress(UpstreamNotFound):
                     # by HEAD, which costs nothing; who may have this may have all of the repository
                     await self._upstream.resolve(name, record.digest)
                     return
@@ -314,7 +314,7 @@ class ProxiedRepository:
             else:
                 async with aclosing(self._upstream.tags(name)) as batches:
                     await anext(batches)
-        except UpstreamNotKnown as error:
+        except UpstreamNotFound as error:
             unknown = BlobUnknown if kind is Kind.BLOB else ManifestUnknown
             raise unknown(f"{self.repo} has no {reference}") from error
 
@@ -358,10 +358,10 @@ class ProxiedRepository:
             return await self._around(digest, granted, refused)
         return await self._fly(digest, granted)
 
-    async def _around(self, digest: Digest, granted: int, error: StoreError) -> PassingContent:
+    async def _around(self, digest: Digest, granted: int, error: StoreError) -> UncachedContent:
         self._shelf.went_uncached(error, digest)
         size = granted if granted >= 0 else await self._ask(digest)
-        return PassingContent(digest, size, self._passing(digest), str(error))
+        return UncachedContent(digest, size, self._passing(digest), str(error))
 
     async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
         """Have the blob here, with nobody to send it to; False: it was here already.
@@ -371,20 +371,20 @@ class ProxiedRepository:
         """
         content = await self.blob(digest)
         try:
-            if isinstance(content, PassingContent):
+            if isinstance(content, UncachedContent):
                 raise StoreFull(f"the store cannot take {digest}: {content.why}")
             position = 0
             progress(position, content.size)
             while (limit := await content.beyond(position)) > position:
                 position = limit
                 progress(position, content.size)
-            if isinstance(content, FlyingContent):
+            if isinstance(content, GrowingContent):
                 await self._stored_by_flight(content)
             return content.outcome is not Outcome.HIT
         finally:
             content.close()
 
-    async def _stored_by_flight(self, content: FlyingContent) -> None:
+    async def _stored_by_flight(self, content: GrowingContent) -> None:
         """Returns once it has its name in the store. Raises `StoreError` where it will not have one."""
         filled_here, stored = await content.settled(), content.stored
         for _ in range(_PUBLISHING):
@@ -398,10 +398,10 @@ class ProxiedRepository:
             await asyncio.sleep(_LOOK_AGAIN)
             again = await self.blob(content.digest)
             try:
-                if isinstance(again, PassingContent):
+                if isinstance(again, UncachedContent):
                     raise StoreFull(f"the store cannot take {content.digest}: {again.why}")
-                filled_here = isinstance(again, FlyingContent) and await again.settled()
-                stored = isinstance(again, FlyingContent) and again.stored
+                filled_here = isinstance(again, GrowingContent) and await again.settled()
+                stored = isinstance(again, GrowingContent) and again.stored
             finally:
                 again.close()
         raise StoreError(f"the process that has filled {content.digest} does not publish it")
@@ -550,13 +550,13 @@ class ProxiedRepository:
             )
         except StoreError as error:
             return await self._around(digest, granted, error)
-        except UpstreamNotKnown as error:
+        except UpstreamNotFound as error:
             if granted >= 0 and await self._put_embedded(digest):
                 return await self.blob(digest)
             await self._shelf.note_unknown(key)
             raise BlobUnknown(f"{self.repo} has no blob {digest}") from error
         outcome = Outcome.HIT if flight.landed else Outcome.JOINED if joined else Outcome.MISS
-        return FlyingContent(flight, self._passing(digest), outcome)
+        return GrowingContent(flight, self._passing(digest), outcome)
 
     async def _put_embedded(self, digest: Digest) -> bool:
         """Whether a manifest here embeds the blob, which upstream then need not have, and it is in the store now."""
@@ -584,8 +584,8 @@ class ProxiedRepository:
         """Under which something is remembered of what this repository has."""
         return f"{kind} {self.repo}@{digest}"
 
-    def _passing(self, digest: Digest) -> Passing:
-        return Passing(
+    def _passing(self, digest: Digest) -> UpstreamStream:
+        return UpstreamStream(
             digest,
             self._upstream.name,
             lambda start: self._upstream.blob(self.repo.name, digest, start),
@@ -599,7 +599,7 @@ class ProxiedRepository:
         async def ask() -> int | None:
             try:
                 size = await self._upstream.blob_size(self.repo.name, digest)
-            except UpstreamNotKnown as error:
+            except UpstreamNotFound as error:
                 await self._shelf.note_unknown(key)
                 raise BlobUnknown(f"{self.repo} has no blob {digest}") from error
             await self._upstream_has(digest, size)

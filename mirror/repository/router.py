@@ -14,7 +14,7 @@ from mirror.repository.guarded import GuardedRepository, Signatures
 from mirror.repository.protocol import PlainRepository, Repository
 from mirror.repository.proxied import ProxiedRepository
 from mirror.repository.sealed import SealedRepository
-from mirror.repository.shared import Shelf
+from mirror.repository.shared import Shared
 from mirror.trust.cosign import PublicKey
 
 __all__ = ["Router"]
@@ -36,7 +36,7 @@ class Router:
         rules: Sequence[tuple[str, RouteRule]],
         default_rule: RouteRule,
         upstream_for: Callable[[str], Upstream],
-        shelf: Shelf,
+        shelf: Shared,
         *,
         lists: ContentLists | None = None,
         keys: Mapping[str, PublicKey] | None = None,

@@ -24,12 +24,12 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind
-from mirror.policy.history import Kept
+from mirror.policy.history import TagOverride
 from mirror.policy.records import TagRecord
 from mirror.ports import BlobInfo, BlobReader, Body
-from mirror.repository.content import ManifestAnswer, Outcome, Passing, StoredContent
+from mirror.repository.content import ManifestAnswer, Outcome, StoredContent, UpstreamStream
 from mirror.repository.grants import granted_by
-from mirror.repository.shared import LOOK_EVERY, BlobStat, HotTag, Listing, Shelf, page_of
+from mirror.repository.shared import LOOK_EVERY, BlobStat, CachedTag, Listing, Shared, page_of
 
 __all__ = ["SealedRepository"]
 
@@ -37,7 +37,7 @@ __all__ = ["SealedRepository"]
 class SealedRepository:
     """One repository, from the store alone. Cheap to make; everything that lasts is on the shelf."""
 
-    def __init__(self, repo: Repo, shelf: Shelf) -> None:
+    def __init__(self, repo: Repo, shelf: Shared) -> None:
         self.repo = repo
         self._shelf = shelf
 
@@ -65,7 +65,7 @@ class SealedRepository:
         """What HEAD tells: only what GET would have too. Raises like `manifest`."""
         return await self.manifest(reference)
 
-    async def _tag(self, tag: str) -> HotTag | None:
+    async def _tag(self, tag: str) -> CachedTag | None:
         hot = self._shelf.tags.get((self.repo, tag))
         if hot and hot.since <= self._shelf.now() < hot.until:
             return hot
@@ -74,7 +74,7 @@ class SealedRepository:
             self._shelf.tags.put((self.repo, tag), found)
         return found
 
-    def _look(self, tag: str) -> HotTag | None:
+    def _look(self, tag: str) -> CachedTag | None:
         """Blocking: what the tag answers, however old that is; a freeze goes before what it was known to point to.
 
         Raises `StoreError` if either cannot be read: such a tag is not one that is not here.
@@ -85,9 +85,9 @@ class SealedRepository:
         freeze = self._shelf.histories.frozen(self.repo, tag)
         if freeze:
             record = TagRecord(tag, freeze.digest, freeze.media_type, freeze.size, 0.0)
-            return HotTag(record, Outcome.HIT, now, now + LOOK_EVERY, Kept.FROZEN)
+            return CachedTag(record, Outcome.HIT, now, now + LOOK_EVERY, TagOverride.FROZEN)
         known = self._shelf.catalog.get_tag(self.repo, tag)
-        return HotTag(known, Outcome.HIT, now, now + LOOK_EVERY) if known else None
+        return CachedTag(known, Outcome.HIT, now, now + LOOK_EVERY) if known else None
 
     async def _manifest(self, digest: Digest) -> Manifest | None:
         found = self._shelf.manifests.get((self.repo, digest))
@@ -186,7 +186,7 @@ class SealedRepository:
         self._shelf.misses.blob(self.repo, digest, named=named)
         return BlobUnknown(f"blob {digest} of {self.repo} is not in this sealed mirror")
 
-    def _passing(self, digest: Digest) -> Passing:
+    def _passing(self, digest: Digest) -> UpstreamStream:
         """For when the disk fails in mid-body: there is nowhere else to go."""
 
         @asynccontextmanager
@@ -194,7 +194,7 @@ class SealedRepository:
             raise StoreError(f"{digest} cannot be read, and a sealed mirror has no upstream")
             yield
 
-        return Passing(digest, self.repo.registry, nowhere, self._shelf.executor)
+        return UpstreamStream(digest, self.repo.registry, nowhere, self._shelf.executor)
 
     # ------------------------------------------------------------------------------------ tags, referrers
 

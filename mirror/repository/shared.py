@@ -16,21 +16,21 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
 from mirror import telemetry
-from mirror.aio.lru import Hot
+from mirror.aio.lru import LruCache
 from mirror.aio.memo import MISSING, Memo
-from mirror.aio.singleflight import Once
+from mirror.aio.singleflight import SingleFlight
 from mirror.caller import for_caller
 from mirror.errors import BlobDamaged, BlobTooLarge, StoreError
 from mirror.fills.flights import Flights
-from mirror.fills.read_ahead import Ahead
+from mirror.fills.read_ahead import ReadAhead
 from mirror.graph.damage import doubt, is_right
 from mirror.graph.manifests import has_blob
-from mirror.graph.referrers import Referring
+from mirror.graph.referrers import ReferrerScan
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
-from mirror.policy.history import Kept
-from mirror.policy.records import ManifestNames, TagRecord
+from mirror.policy.history import TagOverride
+from mirror.policy.records import References, TagRecord
 from mirror.ports import BlobInfo, BlobStore, Catalog, ContentIndex
 from mirror.repository.content import Outcome
 from mirror.repository.described import Described
@@ -39,7 +39,7 @@ from mirror.repository.miss_report import Misses
 from mirror.repository.tag_history import TagHistories
 from mirror.repository.tag_windows import TagWindows
 
-__all__ = ["LOOK_EVERY", "BlobStat", "Exclusive", "HotTag", "Listing", "Shelf", "page_of"]
+__all__ = ["LOOK_EVERY", "BlobStat", "CachedTag", "Exclusive", "Listing", "Shared", "page_of"]
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ def _weight(manifest: Manifest) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class HotTag:
+class CachedTag:
     """What a tag points to, how that was learnt, and from when until when (epoch seconds) it is believed.
 
     `kept` says why this is not what upstream would say.
@@ -76,7 +76,7 @@ class HotTag:
     outcome: Outcome
     since: float
     until: float
-    kept: Kept | None = None
+    kept: TagOverride | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def page_of(tags: Sequence[str], last: str, count: int, outcome: Outcome, upstre
 
 
 @dataclass(slots=True)
-class Shelf:
+class Shared:
     """What all repositories share."""
 
     store: BlobStore
@@ -119,7 +119,7 @@ class Shelf:
     exclusive: Exclusive
     touch: Callable[[Digest], None]
     arrived: Callable[[BlobInfo], Coroutine[Any, Any, None]]
-    name: Callable[[ManifestNames, int], Coroutine[Any, Any, None]]
+    name: Callable[[References, int], Coroutine[Any, Any, None]]
     histories: TagHistories
     #: What was not here in a sealed repository.
     misses: Misses
@@ -128,23 +128,23 @@ class Shelf:
     #: The configured upstream that a registry's name falls under: names below a wildcard are no labels of metrics.
     label: Callable[[str], str] = str
     now: Callable[[], float] = time.time
-    tags: Hot[tuple[Repo, str], HotTag] = field(default_factory=lambda: Hot(16 << 20, lambda _: 512))
-    manifests: Hot[tuple[Repo, Digest], Manifest] = field(default_factory=lambda: Hot(64 << 20, _weight))
+    tags: LruCache[tuple[Repo, str], CachedTag] = field(default_factory=lambda: LruCache(16 << 20, lambda _: 512))
+    manifests: LruCache[tuple[Repo, Digest], Manifest] = field(default_factory=lambda: LruCache(64 << 20, _weight))
     #: When the disk was last looked at for a manifest that is in memory (epoch seconds).
-    looked: Hot[Digest, float] = field(default_factory=lambda: Hot(4 << 20, lambda _: 256))
+    looked: LruCache[Digest, float] = field(default_factory=lambda: LruCache(4 << 20, lambda _: 256))
     #: Sizes in bytes of blobs that were hashed by this process: filled by it, or read because no manifest says the size
     #: or one says another.
-    sound: Hot[Digest, int] = field(default_factory=lambda: Hot(1 << 20, lambda _: 256))
-    once: Once = field(default_factory=Once)
+    sound: LruCache[Digest, int] = field(default_factory=lambda: LruCache(1 << 20, lambda _: 256))
+    once: SingleFlight = field(default_factory=SingleFlight)
     telling: set[asyncio.Task[None]] = field(default_factory=set)
     settling: asyncio.Lock = field(default_factory=asyncio.Lock)
     uncached_since: float | None = None
-    ahead: Ahead | None = None
-    referring: Referring = field(init=False)
+    ahead: ReadAhead | None = None
+    referring: ReferrerScan = field(init=False)
     described: Described = field(init=False)
 
     def __post_init__(self) -> None:
-        self.referring = Referring(self.store, self.catalog, self.once, lambda: self.now())
+        self.referring = ReferrerScan(self.store, self.catalog, self.once, lambda: self.now())
         self.described = Described(self.store, self.catalog, self.once)
 
     def went_uncached(self, error: StoreError, what: object) -> None:
@@ -220,7 +220,7 @@ class Shelf:
 
     async def named(self, manifest: Manifest) -> None:
         """A manifest is here: what it names only goes together with it, and what it embeds is here as well."""
-        telling = self._behind(self.name(ManifestNames.of(manifest), len(manifest.content)))
+        telling = self._behind(self.name(References.of(manifest), len(manifest.content)))
         await asyncio.wait({telling}, timeout=_PATIENCE)
         for blob in manifest.blobs:
             if blob.data is not None:

@@ -25,23 +25,23 @@ from mirror import telemetry
 from mirror.caller import caller
 from mirror.errors import (
     CredentialsRefused,
-    HeldBack,
     ManifestUnknown,
     StoreError,
+    TagTooNew,
     UpstreamInvalid,
-    UpstreamNotKnown,
+    UpstreamNotFound,
     UpstreamThrottled,
     UpstreamUnavailable,
 )
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.freshness import FreshnessRule, is_fresh, may_serve_stale
-from mirror.policy.history import Kept
+from mirror.policy.history import TagOverride
 from mirror.policy.records import TagRecord
 from mirror.policy.rules import RouteRule
 from mirror.ports import Upstream
 from mirror.repository.content import Outcome
-from mirror.repository.shared import LOOK_EVERY, HotTag, Shelf
+from mirror.repository.shared import LOOK_EVERY, CachedTag, Shared
 from mirror.values.timestamps import format_moment
 from mirror.values.versions import looks_like_version
 
@@ -61,14 +61,14 @@ _MOST_TAGS: Final = 1000
 class TagAnswers:
     """Of one repository. Cheap to make; everything that lasts is on the shelf."""
 
-    def __init__(self, repo: Repo, upstream: Upstream, rule: RouteRule, shelf: Shelf) -> None:
+    def __init__(self, repo: Repo, upstream: Upstream, rule: RouteRule, shelf: Shared) -> None:
         self._repo = repo
         self._upstream = upstream
         self._rule = rule
         self._shelf = shelf
 
-    async def answer(self, tag: str) -> HotTag:
-        """What it points to, as this repository serves it. Raises `ManifestUnknown`, `HeldBack`, `UpstreamError`."""
+    async def answer(self, tag: str) -> CachedTag:
+        """What it points to, as this repository serves it. Raises `ManifestUnknown`, `TagTooNew`, `UpstreamError`."""
         hot = self._shelf.tags.get((self._repo, tag))
         if hot and hot.since - _CLOCK_SLACK <= self._shelf.now() < hot.until:
             return hot
@@ -78,10 +78,10 @@ class TagAnswers:
         except TimeoutError:
             return await self._meanwhile(tag) or await self._refreshed(tag)
 
-    async def _refreshed(self, tag: str) -> HotTag:
+    async def _refreshed(self, tag: str) -> CachedTag:
         """Goes on for those who come later when nobody waits for it any more."""
 
-        async def refresh() -> HotTag:
+        async def refresh() -> CachedTag:
             with telemetry.span("tag", mirror__repository=str(self._repo), mirror__tag=tag) as span:
                 found = await self._decide(tag, self._refresh)
                 span.note(mirror__digest=str(found.record.digest), mirror__cache=found.outcome.value)
@@ -90,16 +90,16 @@ class TagAnswers:
 
         return await self._shelf.once.run(("tag", self._repo, tag, caller()), refresh)
 
-    def _keep_hot(self, tag: str, found: HotTag) -> None:
+    def _keep_hot(self, tag: str, found: CachedTag) -> None:
         # to those who come later a new answer is a plain hit, a stale one stays stale
         if found.outcome is Outcome.STALE:
             later, until = Outcome.STALE, found.until
         else:
             # other processes, the command line among them, change what is on the disk
             later, until = Outcome.HIT, min(found.until, self._shelf.now() + LOOK_EVERY)
-        self._shelf.tags.put((self._repo, tag), HotTag(found.record, later, found.since, until, found.kept))
+        self._shelf.tags.put((self._repo, tag), CachedTag(found.record, later, found.since, until, found.kept))
 
-    async def _meanwhile(self, tag: str) -> HotTag | None:
+    async def _meanwhile(self, tag: str) -> CachedTag | None:
         """What can be said while upstream takes its time; None: nothing. Too new an answer is held back here, too."""
         record = await asyncio.to_thread(self._shelf.histories.known_tag, self._repo, tag)
         if record is None:
@@ -122,7 +122,7 @@ class TagAnswers:
             reason=reason,
         )
 
-    async def ask_again(self, tag: str) -> HotTag:
+    async def ask_again(self, tag: str) -> CachedTag:
         """Upstream's answer now, whatever is remembered."""
         self._shelf.tags.drop((self._repo, tag))
         return await self._shelf.once.run(
@@ -144,29 +144,29 @@ class TagAnswers:
             # without a tag the digest is asked for alone, as upstream should be content with
             return None
 
-    async def _revalidate_now(self, tag: str) -> HotTag:
+    async def _revalidate_now(self, tag: str) -> CachedTag:
         async with self._shelf.alone(f"tag {self._repo}:{tag}"):
             record = await asyncio.to_thread(self._shelf.histories.known_tag, self._repo, tag)
             return await self._revalidate(tag, record)
 
-    async def _decide(self, tag: str, ask: Callable[[str], Awaitable[HotTag]]) -> HotTag:
+    async def _decide(self, tag: str, ask: Callable[[str], Awaitable[CachedTag]]) -> CachedTag:
         """What the tag answers: a freeze goes before what `ask` learns, the minimum age after it."""
         freeze = await asyncio.to_thread(self._shelf.histories.frozen, self._repo, tag)
         if freeze:
             now = self._shelf.now()
             # nothing that upstream has said: older than any such record
             record = TagRecord(tag, freeze.digest, freeze.media_type, freeze.size, 0.0)
-            return HotTag(record, Outcome.HIT, now, now + LOOK_EVERY, Kept.FROZEN)
+            return CachedTag(record, Outcome.HIT, now, now + LOOK_EVERY, TagOverride.FROZEN)
         return await self._aged(tag, await ask(tag))
 
-    async def _aged(self, tag: str, said: HotTag) -> HotTag:
+    async def _aged(self, tag: str, said: CachedTag) -> CachedTag:
         """What the minimum age leaves of it."""
         return await self._hold_back(tag, said) if self._rule.age.minimum else said
 
-    async def _hold_back(self, tag: str, said: HotTag) -> HotTag:
+    async def _hold_back(self, tag: str, said: CachedTag) -> CachedTag:
         choice = await asyncio.to_thread(self._shelf.histories.choose, self._repo, said.record, self._rule.age)
         if choice.serve is None:
-            raise HeldBack(
+            raise TagTooNew(
                 f"{self._repo}:{tag} points to {choice.newest.digest}, which this mirror has not known for long enough"
                 f" (minimum_age); the tag is served from {format_moment(choice.any_from)} on"
             )
@@ -176,9 +176,9 @@ class TagAnswers:
         record = TagRecord(tag, older.digest, older.media_type, older.size, said.record.fetched_at)
         # upstream was asked, and what is answered is what is here
         outcome = Outcome.REVALIDATED if said.outcome is Outcome.MISS else said.outcome
-        return replace(said, record=record, outcome=outcome, kept=Kept.TOO_NEW)
+        return replace(said, record=record, outcome=outcome, kept=TagOverride.TOO_NEW)
 
-    async def _refresh(self, tag: str) -> HotTag:
+    async def _refresh(self, tag: str) -> CachedTag:
         """One process at a time asks upstream for a tag; the others find its answer on the disk."""
         record = await asyncio.to_thread(self._shelf.histories.known_tag, self._repo, tag)
         if record and self._is_fresh(record):
@@ -203,15 +203,15 @@ class TagAnswers:
     def _freshness(self) -> FreshnessRule:
         return self._rule.freshness.stretched(self._upstream.patience)
 
-    def _hot(self, record: TagRecord, outcome: Outcome) -> HotTag:
+    def _hot(self, record: TagRecord, outcome: Outcome) -> CachedTag:
         if outcome is Outcome.STALE:
-            return HotTag(record, outcome, self._shelf.now(), self._shelf.now() + _STALE_FOR)
-        return HotTag(record, outcome, record.fetched_at, record.fetched_at + self._freshness.tag_ttl)
+            return CachedTag(record, outcome, self._shelf.now(), self._shelf.now() + _STALE_FOR)
+        return CachedTag(record, outcome, record.fetched_at, record.fetched_at + self._freshness.tag_ttl)
 
-    async def _revalidate(self, tag: str, record: TagRecord | None) -> HotTag:
+    async def _revalidate(self, tag: str, record: TagRecord | None) -> CachedTag:
         try:
             found = await self._upstream.resolve(self._repo.name, tag)
-        except UpstreamNotKnown as error:
+        except UpstreamNotFound as error:
             await self._shelf.note_unknown(self._key(tag))
             if record:
                 await asyncio.to_thread(self._shelf.catalog.drop_tag, self._repo, tag)

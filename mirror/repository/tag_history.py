@@ -22,7 +22,7 @@ from mirror.policy.history import MOST, AgeRule, Choice, choose, has_moved, lear
 from mirror.policy.records import Freeze, Sighting, TagRecord
 from mirror.ports import Catalog, Freezes
 
-__all__ = ["TagHistories", "TwoClocks", "steady_time"]
+__all__ = ["TagHistories", "TamperProofClock", "steady_time"]
 
 #: Seconds by which the two clocks may differ before it is said.
 _CLOCK_SLACK: Final = 60.0
@@ -33,7 +33,7 @@ def steady_time() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-class TwoClocks:
+class TamperProofClock:
     """Epoch seconds by the wall clock, and by counting on from what it said when this process began.
 
     Who judges an age takes the earlier, who writes one down the later: a clock that is set, forward or back, makes
@@ -68,7 +68,7 @@ class TagHistories:
 
     catalog: Catalog
     freezes: Freezes
-    clocks: TwoClocks = field(default_factory=lambda: TwoClocks(time.time))
+    clocks: TamperProofClock = field(default_factory=lambda: TamperProofClock(time.time))
 
     def frozen(self, repo: Repo, tag: str) -> Freeze | None:
         """Raises `StoreError` where that cannot be told."""

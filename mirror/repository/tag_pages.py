@@ -23,7 +23,7 @@ from mirror.errors import UpstreamInvalid, UpstreamUnavailable
 from mirror.oci.reference import Repo, is_tag
 from mirror.policy.upstream.tag_order import ascending
 from mirror.ports import TagBatch, TagGathering, Upstream
-from mirror.repository.shared import Shelf
+from mirror.repository.shared import Shared
 from mirror.repository.tag_windows import Window
 
 __all__ = ["LIST_FOR", "TagPages"]
@@ -47,7 +47,7 @@ _MOST_REPEATED: Final = 20_000
 class TagPages:
     """Of one repository. Cheap to make; everything that lasts is on the shelf."""
 
-    def __init__(self, repo: Repo, upstream: Upstream, shelf: Shelf) -> None:
+    def __init__(self, repo: Repo, upstream: Upstream, shelf: Shared) -> None:
         self._repo = repo
         self._upstream = upstream
         self._shelf = shelf

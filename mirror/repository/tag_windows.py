@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from mirror.aio.lru import Hot
+from mirror.aio.lru import LruCache
 from mirror.oci.reference import Repo
 from mirror.ports import SortedTags, TagBatch
 
@@ -59,7 +59,7 @@ class TagWindows:
 
     def __init__(self, sorted_tags: SortedTags) -> None:
         self.sorted = sorted_tags
-        self._windows: Hot[tuple[Repo, str], tuple[Window, ...]] = Hot(
+        self._windows: LruCache[tuple[Repo, str], tuple[Window, ...]] = LruCache(
             32 << 20, lambda kept: sum(512 + 96 * len(window.tags) for window in kept)
         )
 

@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 from mirror.errors import BlobDamaged, BlobUnknown, StoreError, StoreFull
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.reference import Reference, Repo
-from mirror.policy.quarantine import Aside
+from mirror.policy.quarantine import QuarantinedBlob
 from mirror.policy.records import ManifestRecord, Pin, Sighting, TagRecord
 from mirror.policy.unread import UnreadNote
 from mirror.ports import BlobInfo, BlobReader, Body
@@ -136,9 +136,9 @@ class MemoryStore:
             self._aside[digest] = self._present.pop(digest), time.time()
             return True
 
-    def aside(self) -> Sequence[Aside]:
+    def aside(self) -> Sequence[QuarantinedBlob]:
         with self.changed:
-            return [Aside(digest, len(blob.content), at) for digest, (blob, at) in self._aside.items()]
+            return [QuarantinedBlob(digest, len(blob.content), at) for digest, (blob, at) in self._aside.items()]
 
     def drop_aside(self, digest: Digest) -> int:
         with self.changed:

@@ -69,7 +69,7 @@ __all__ = [
     "WORKERS",
     "WORKERS_BLOCKED",
     "WORKER_STARTS",
-    "Span",
+    "TraceSpan",
     "Tracing",
     "client_span",
     "counted",
@@ -262,10 +262,10 @@ def _registry() -> Iterator[CollectorRegistry]:
         yield registry
 
 
-class Span(Protocol):
+class TraceSpan(Protocol):
     """Something that takes time, entered and left; an exception that leaves it is noted."""
 
-    def __enter__(self) -> Span: ...
+    def __enter__(self) -> TraceSpan: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None: ...
 
@@ -276,10 +276,10 @@ class Span(Protocol):
 class Tracing(Protocol):
     """What makes spans (`mirror/telemetry/tracing.py`)."""
 
-    def span(self, name: str, attributes: Mapping[str, str | int | float | None], *, client: bool = False) -> Span:
+    def span(self, name: str, attributes: Mapping[str, str | int | float | None], *, client: bool = False) -> TraceSpan:
         """A child of the span that is current here, which it is itself while it is entered."""
 
-    def request(self, method: str, path: str, headers: Mapping[str, str]) -> Span:
+    def request(self, method: str, path: str, headers: Mapping[str, str]) -> TraceSpan:
         """A client's request; its `traceparent` counts (W3C Trace Context)."""
 
 
@@ -288,7 +288,7 @@ class _NoSpan:
 
     __slots__ = ()
 
-    def __enter__(self) -> Span:
+    def __enter__(self) -> TraceSpan:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -308,17 +308,17 @@ def set_tracing(tracing: Tracing | None) -> None:
     _tracing = tracing
 
 
-def span(name: str, **attributes: str | int | float | None) -> Span:
+def span(name: str, **attributes: str | int | float | None) -> TraceSpan:
     """A span for a `with`; dots in names of attributes are written `__`."""
     return _NO_SPAN if _tracing is None else _tracing.span(name, attributes)
 
 
-def client_span(name: str, **attributes: str | int | float | None) -> Span:
+def client_span(name: str, **attributes: str | int | float | None) -> TraceSpan:
     """The same for a request of ours to another host."""
     return _NO_SPAN if _tracing is None else _tracing.span(name, attributes, client=True)
 
 
-def request_span(method: str, path: str, headers: Mapping[str, str]) -> Span | None:
+def request_span(method: str, path: str, headers: Mapping[str, str]) -> TraceSpan | None:
     """The span of a client's request; None while there is no tracing."""
     return None if _tracing is None else _tracing.request(method, path, headers)
 

@@ -133,13 +133,13 @@ class _Tracing:
         self._tracer = tracer
         self._propagator = TraceContextTextMapPropagator()
 
-    def span(self, name: str, attributes: Mapping[str, _Value], *, client: bool = False) -> telemetry.Span:
+    def span(self, name: str, attributes: Mapping[str, _Value], *, client: bool = False) -> telemetry.TraceSpan:
         kind = trace.SpanKind.CLIENT if client else trace.SpanKind.INTERNAL
         made = _Span(self._tracer, name, kind, None)
         made.note(**attributes)
         return made
 
-    def request(self, method: str, path: str, headers: Mapping[str, str]) -> telemetry.Span:
+    def request(self, method: str, path: str, headers: Mapping[str, str]) -> telemetry.TraceSpan:
         carrier = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
         # without one it begins a trace of its own: what is current here is nothing of the client's
         parent = self._propagator.extract(carrier, contexts.Context())
@@ -155,7 +155,7 @@ class _Span:
         self._tracer, self._name, self._kind, self._parent = tracer, name, kind, parent
         self._noted: dict[str, str | int | float] = {}
 
-    def __enter__(self) -> telemetry.Span:
+    def __enter__(self) -> telemetry.TraceSpan:
         self._span = self._tracer.start_span(
             self._name, self._parent, self._kind, record_exception=False, set_status_on_exception=False
         )

@@ -21,9 +21,9 @@ from typing import Final, TypeAlias
 
 from mirror.aio.latest import put_latest
 from mirror.errors import TooManyLogins
-from mirror.oci.authorization import Presented
+from mirror.oci.authorization import CallerCredentials
 
-__all__ = ["Guesses"]
+__all__ = ["LoginLimiter"]
 
 #: Seconds that a refusal is noted for, how many may be, and how many may be under way.
 _FOR: Final = 60.0
@@ -36,7 +36,7 @@ _MOST: Final = 10_000
 _Key: TypeAlias = tuple[str, str, str]
 
 
-class Guesses:
+class LoginLimiter:
     """Of one process. `now` is monotonic."""
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -46,7 +46,7 @@ class Guesses:
         self._asking: dict[_Key, Counter[str]] = {}
 
     @contextmanager
-    def asking(self, registry: str, own: Presented) -> Iterator[None]:
+    def asking(self, registry: str, own: CallerCredentials) -> Iterator[None]:
         """Inside it this registry is asked about these credentials. Raises `TooManyLogins`."""
         if (registry, own.fingerprint) in self._accepted:
             yield
@@ -69,7 +69,7 @@ class Guesses:
         if not asking:
             del self._asking[key]
 
-    def answered(self, registry: str, own: Presented, *, accepted: bool) -> None:
+    def answered(self, registry: str, own: CallerCredentials, *, accepted: bool) -> None:
         """What the registry said about these credentials."""
         if accepted:
             put_latest(self._accepted, (registry, own.fingerprint), None, _MOST)
@@ -82,5 +82,5 @@ class Guesses:
         return {fingerprint: at for fingerprint, at in noted.items() if self._now() - at < _FOR}
 
 
-def _key(registry: str, own: Presented) -> _Key:
+def _key(registry: str, own: CallerCredentials) -> _Key:
     return registry, own.client, own.username

@@ -22,12 +22,12 @@ from typing import Final, Protocol
 
 from mirror import telemetry
 from mirror.aio.latest import put_latest
-from mirror.aio.singleflight import Once
+from mirror.aio.singleflight import SingleFlight
 from mirror.errors import UpstreamDenied, UpstreamThrottled, UpstreamUnavailable
-from mirror.oci.authorization import Presented
+from mirror.oci.authorization import CallerCredentials
 from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind, RegistryRequest
-from mirror.trust.login_limit import Guesses
+from mirror.trust.login_limit import LoginLimiter
 
 __all__ = ["Provable", "Verifier"]
 
@@ -65,10 +65,10 @@ class Verifier:
         self._keep_while_down = keep_while_down
         self._now = now
         self._verdicts: OrderedDict[tuple[Repo, str], _Verdict] = OrderedDict()
-        self._guesses = Guesses(lambda: self._now())
-        self._once = Once()
+        self._guesses = LoginLimiter(lambda: self._now())
+        self._once = SingleFlight()
 
-    async def may_pull(self, repository: Provable, own: Presented | None, wanted: RegistryRequest) -> bool:
+    async def may_pull(self, repository: Provable, own: CallerCredentials | None, wanted: RegistryRequest) -> bool:
         """Whether upstream lets the holder of these credentials have it. Call it inside `behalf.acting_for`.
 
         Raises `ManifestUnknown`, `BlobUnknown` where upstream does not know what is wanted, `UpstreamError` where it

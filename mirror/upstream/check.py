@@ -12,7 +12,7 @@ from mirror.errors import (
     MirrorError,
     UpstreamDenied,
     UpstreamInvalid,
-    UpstreamNotKnown,
+    UpstreamNotFound,
     UpstreamOffLimits,
     UpstreamThrottled,
     UpstreamUnavailable,
@@ -21,14 +21,14 @@ from mirror.policy.upstream.budget import Budget
 from mirror.upstream.credentials.source import CredentialsUnavailable
 from mirror.upstream.registry import RegistryUpstream
 
-__all__ = ["Finding", "advice_for", "ask_budget", "check_all"]
+__all__ = ["RegistryCheck", "advice_for", "ask_budget", "check_all"]
 
 #: Docker's documentation, "Docker Hub pull usage and limits", names this image for the purpose; HEAD of it is no pull.
 _COUNTED: Final = "ratelimitpreview/test", "latest"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class RegistryCheck:
     """Of one address of one registry: `detail` says how it stands, `advice` what to do where that is bad."""
 
     upstream: str
@@ -38,16 +38,16 @@ class Finding:
     advice: str = ""
 
 
-async def check_all(registries: Iterable[RegistryUpstream]) -> list[Finding]:
+async def check_all(registries: Iterable[RegistryUpstream]) -> list[RegistryCheck]:
     """All at once, in the order given."""
     return list(await asyncio.gather(*map(_check, registries)))
 
 
-async def _check(registry: RegistryUpstream) -> Finding:
+async def _check(registry: RegistryUpstream) -> RegistryCheck:
     try:
-        return Finding(registry.name, registry.url, True, await registry.check())
+        return RegistryCheck(registry.name, registry.url, True, await registry.check())
     except MirrorError as error:
-        return Finding(registry.name, registry.url, False, str(error), advice_for(error))
+        return RegistryCheck(registry.name, registry.url, False, str(error), advice_for(error))
 
 
 async def ask_budget(hub: RegistryUpstream) -> Budget | None:
@@ -65,7 +65,7 @@ def advice_for(error: MirrorError) -> str:
         return "check the credentials: are they right, not expired, and allowed to pull?"
     if isinstance(error, UpstreamThrottled):
         return f"wait {error.retry_after:.0f} s; with credentials, or others, there may be more to spend"
-    if isinstance(error, UpstreamNotKnown):
+    if isinstance(error, UpstreamNotFound):
         return "is url the root of a registry, without a path of its own?"
     if isinstance(error, UpstreamUnavailable) and (error.status or 0) >= 500:
         return "the registry, or a proxy before it, has trouble of its own: try again, and look at its status page"

@@ -20,7 +20,7 @@ from typing import Final
 from mirror.aio.memo import MISSING, Memo
 from mirror.errors import UpstreamError
 from mirror.oci.challenge import Challenge, Scope
-from mirror.policy.upstream.url_bounds import Bounds, Origin, Url, UrlRefused, parse_url
+from mirror.policy.upstream.url_bounds import Origin, Url, UrlBounds, UrlRefused, parse_url
 from mirror.upstream.http.dialing import AddressRefused, check_literal
 from mirror.upstream.tokens import TokenSource
 
@@ -35,7 +35,7 @@ _REPOSITORY: Final = re.compile(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/")
 class Elsewhere:
     """Of one upstream. `make` gives a source of anonymous tokens for another registry within its bounds."""
 
-    def __init__(self, upstream: str, bounds: Bounds, memo: Memo, make: Callable[[Bounds], TokenSource]) -> None:
+    def __init__(self, upstream: str, bounds: UrlBounds, memo: Memo, make: Callable[[UrlBounds], TokenSource]) -> None:
         self._upstream = upstream
         self._bounds = bounds
         self._memo = memo
@@ -86,7 +86,7 @@ class Elsewhere:
         if source is None:
             if len(self._sources) >= _MOST:
                 self._sources.clear()
-            source = self._make(Bounds(site, internal=self._bounds.internal))
+            source = self._make(UrlBounds(site, internal=self._bounds.internal))
             self._sources[site.origin] = source
         return source
 

@@ -26,7 +26,7 @@ from typing import Final, Generic, TypeVar
 from mirror import telemetry
 from mirror.aio.latest import put_latest
 from mirror.aio.singleflight import end
-from mirror.errors import UpstreamCircuitOpen, UpstreamError, UpstreamInvalid, UpstreamNotKnown, UpstreamUnavailable
+from mirror.errors import UpstreamCircuitOpen, UpstreamError, UpstreamInvalid, UpstreamNotFound, UpstreamUnavailable
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference
@@ -153,7 +153,7 @@ class EndpointsUpstream:
         async def ask(member: RegistryUpstream) -> list[Descriptor]:
             found = await member.referrers(repo, digest)
             if not found and member is not last:
-                raise UpstreamNotKnown(f"{member.url} has no referrers of {digest}", upstream=self.name, status=404)
+                raise UpstreamNotFound(f"{member.url} has no referrers of {digest}", upstream=self.name, status=404)
             return found
 
         return await self._first(ask)

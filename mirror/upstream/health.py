@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mirror.policy.upstream.retrying import Circuit
-from mirror.upstream.credentials.source import Attempts
+from mirror.upstream.credentials.source import LoginState
 
 __all__ = ["Health", "health_of"]
 
@@ -21,11 +21,11 @@ class Health:
     state: str
     failures: int
     retry_in: float
-    logins: tuple[Attempts, ...] = ()
+    logins: tuple[LoginState, ...] = ()
 
 
 def health_of(
-    url: str, circuits: tuple[Circuit, ...], held_for: float, now: float, logins: tuple[Attempts, ...] = ()
+    url: str, circuits: tuple[Circuit, ...], held_for: float, now: float, logins: tuple[LoginState, ...] = ()
 ) -> Health:
     """The worst of what is known; `now` is the clock of the circuits, `held_for` in seconds."""
     worst = max(circuits, key=lambda one: (one.delay > 0, one.failures))

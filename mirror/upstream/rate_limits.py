@@ -16,14 +16,14 @@ from mirror.aio.memo import MISSING, Memo
 from mirror.errors import UpstreamThrottled
 from mirror.policy.upstream.budget import LOOK_AGAIN, Budget, is_spent, newer, resets_in
 
-__all__ = ["Account", "Accounts"]
+__all__ = ["Accounts", "RateAccount"]
 
 #: Callers that are kept in mind, least recent ones leave.
 _MOST: Final = 1000
 
 
 @dataclass(slots=True)
-class Account:
+class RateAccount:
     """`held_until` is in seconds of the clock that tells waits, `looked_at` in epoch seconds: when a call last went out
     to see whether there are pulls left again.
     """
@@ -57,16 +57,16 @@ class Accounts:
         self._whose = whose
         self._now = now
         self._on_budget = on_budget
-        self.own = Account()
-        self._callers: OrderedDict[str, Account] = OrderedDict()
+        self.own = RateAccount()
+        self._callers: OrderedDict[str, RateAccount] = OrderedDict()
 
     @property
-    def current(self) -> Account:
+    def current(self) -> RateAccount:
         """Of whoever something is asked for now."""
         whose = self._whose()
         if not whose:
             return self.own
-        account = self._callers.get(whose) or Account()
+        account = self._callers.get(whose) or RateAccount()
         put_latest(self._callers, whose, account, _MOST)
         return account
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mirror.aio.latest import put_latest
-from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamNotKnown, UpstreamUnavailable
+from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamNotFound, UpstreamUnavailable
 from mirror.oci.digest import Digest
 from mirror.oci.link import next_query
 from mirror.oci.manifest import LARGEST, OCI_INDEX, Descriptor, Manifest, read_descriptor
@@ -160,7 +160,7 @@ class FallbackChildren:
         try:
             # the tag grammar is why the encoded part is cut (distribution-spec, "Referrers Tag Schema")
             index = await manifest(f"{digest.algorithm}-{digest.hex[:64]}", LARGEST)
-        except UpstreamNotKnown:
+        except UpstreamNotFound:
             return None
         if index.media_type != OCI_INDEX or index.digest == digest:
             return []
@@ -188,7 +188,7 @@ class FallbackChildren:
             return None
         try:
             found = await manifest(child.digest, child.size)
-        except (UpstreamNotKnown, UpstreamInvalid):
+        except (UpstreamNotFound, UpstreamInvalid):
             return None
         subject = found.subject.digest if found.subject else None
         known = _Child(subject, found.artifact_type, len(found.content))

@@ -38,7 +38,7 @@ from mirror.errors import (
     UpstreamDenied,
     UpstreamError,
     UpstreamInvalid,
-    UpstreamNotKnown,
+    UpstreamNotFound,
     UpstreamThrottled,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -68,12 +68,12 @@ from mirror.policy.upstream.retrying import (
     parse_http_date,
     parse_retry_after,
 )
-from mirror.policy.upstream.url_bounds import Bounds, Url, UrlRefused, parse_url, surviving_headers
+from mirror.policy.upstream.url_bounds import Url, UrlBounds, UrlRefused, parse_url, surviving_headers
 from mirror.ports import Body, TagBatch
 from mirror.upstream.credentials.source import CredentialSource, CredentialsUnavailable, GivenCredentials
 from mirror.upstream.elsewhere import Elsewhere
 from mirror.upstream.health import Health, health_of
-from mirror.upstream.http.blobs import CONTENT, LARGEST_ERROR, REDIRECTS, DialFailed, DialTimedOut, Hangup, Transfer
+from mirror.upstream.http.blobs import CONTENT, LARGEST_ERROR, REDIRECTS, Cancel, DialFailed, DialTimedOut, Transfer
 from mirror.upstream.http.body import EncodedBody, Fields, HttpBody
 from mirror.upstream.http.client import AnswerTooLarge, Observe, open_session, read_limited, translated
 from mirror.upstream.http.dialing import check_literal
@@ -183,7 +183,7 @@ class RegistryUpstream:
     ) -> None:
         self._name = name
         self._base = url.rstrip("/")
-        self._bounds = Bounds.of(self._base, allowed, internal=internal)
+        self._bounds = UrlBounds.of(self._base, allowed, internal=internal)
         where = self._bounds.base.authority
         #: For messages: which of several addresses it is, where the name does not say it.
         self._whom = name if where == name else f"{name} ({where})"
@@ -206,7 +206,7 @@ class RegistryUpstream:
         self._opened: aiohttp.ClientSession | None = None
         self._credentials = credentials or GivenCredentials()
 
-        def tokens(bounds: Bounds, credentials: CredentialSource) -> TokenSource:
+        def tokens(bounds: UrlBounds, credentials: CredentialSource) -> TokenSource:
             return TokenSource(
                 name,
                 bounds,
@@ -544,7 +544,7 @@ class RegistryUpstream:
             if passes.own:
                 headers["Authorization"] = passes.own
 
-            hangup = Hangup()
+            hangup = Cancel()
 
             def get() -> _Reply:
                 answer = self._transfer.get(
@@ -556,7 +556,7 @@ class RegistryUpstream:
 
         return await self._call(event, Scope.pull(repo), send, _has_content)
 
-    async def _in_thread(self, get: Callable[[], _Reply], hangup: Hangup) -> _Reply:
+    async def _in_thread(self, get: Callable[[], _Reply], hangup: Cancel) -> _Reply:
         """A blocking call; if nobody waits for it any more, it is ended, and what it brings is closed.
 
         Its own time-outs bound it but for the system's resolver, which cannot be ended: that is not waited for.
@@ -568,7 +568,7 @@ class RegistryUpstream:
             raise UpstreamTimeout("upstream did not answer in time", upstream=self._name)
         return running.result()
 
-    async def _wait(self, running: asyncio.Future[_Reply], longest: float, hangup: Hangup) -> tuple[set[Any], set[Any]]:
+    async def _wait(self, running: asyncio.Future[_Reply], longest: float, hangup: Cancel) -> tuple[set[Any], set[Any]]:
         finished = False
         try:
             done, pending = await asyncio.wait({running}, timeout=longest)
@@ -592,7 +592,7 @@ class RegistryUpstream:
     ) -> _Reply:
         try:
             return await self._call_at_last(event, scope, send, fine, self._retries if retries is None else retries)
-        except UpstreamNotKnown:
+        except UpstreamNotFound:
             raise
         except UpstreamError as error:
             if event != "resolve" or not _may_be_had_by_get(error):
@@ -729,9 +729,9 @@ class RegistryUpstream:
         """
         return self._whom if reply.url.origin == self._bounds.base.origin else reply.url.authority
 
-    def _unknown(self, reply: _Reply) -> UpstreamNotKnown:
+    def _unknown(self, reply: _Reply) -> UpstreamNotFound:
         what = f"{self._sender(reply)} does not know {reply.url.target.partition('?')[0][:_SHOWN]}"
-        return UpstreamNotKnown(what, upstream=self._name, status=404)
+        return UpstreamNotFound(what, upstream=self._name, status=404)
 
     def _invalid(self, message: str, status: int | None = None) -> UpstreamInvalid:
         return UpstreamInvalid(f"{self._name}: {message}", upstream=self._name, status=status)

@@ -36,8 +36,8 @@ from mirror.oci.challenge import Challenge, Scope
 from mirror.oci.strict_json import read_json
 from mirror.policy.upstream.retrying import hold_for, is_throttling, parse_retry_after
 from mirror.policy.upstream.token_lifetime import usable_seconds
-from mirror.policy.upstream.url_bounds import Bounds, Url, UrlRefused, parse_url
-from mirror.upstream.credentials.source import Attempts, Credentials, CredentialSource
+from mirror.policy.upstream.url_bounds import Url, UrlBounds, UrlRefused, parse_url
+from mirror.upstream.credentials.source import Credentials, CredentialSource, LoginState
 from mirror.upstream.http.blobs import REDIRECTS
 from mirror.upstream.http.client import Observe, read_limited, translated
 from mirror.upstream.http.dialing import AddressRefused, check_literal
@@ -64,7 +64,7 @@ class TokenSource:
     def __init__(
         self,
         upstream: str,
-        bounds: Bounds,
+        bounds: UrlBounds,
         session: Callable[[], aiohttp.ClientSession],
         credentials: CredentialSource,
         memo: Memo,
@@ -86,11 +86,11 @@ class TokenSource:
         self._clock = clock
         self._observe = observe or (lambda event, status, seconds: None)
         self._last: dict[str, str] | None = None
-        self._login = Attempts("", now)
+        self._login = LoginState("", now)
         self._basic: str | None = None
 
     @property
-    def login(self) -> Attempts:
+    def login(self) -> LoginState:
         """How logging in with our own credentials went; those of callers are theirs."""
         self._login.provider = self._credentials.issuing.provider
         return self._login

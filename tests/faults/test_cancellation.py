@@ -17,8 +17,8 @@ from mirror.index.embedded import EmbeddedIndex
 from mirror.oci.challenge import Challenge, Scope
 from mirror.oci.digest import Digest
 from mirror.policy.records import ContentRecord
-from mirror.policy.upstream.url_bounds import Bounds
-from mirror.upstream.credentials.source import Attempts, Credentials
+from mirror.policy.upstream.url_bounds import UrlBounds
+from mirror.upstream.credentials.source import Credentials, LoginState
 from mirror.upstream.http.client import open_session
 from mirror.upstream.tokens import TokenSource
 from tests.faults.conftest import Tally
@@ -134,7 +134,7 @@ class _Issued:
 
     def __init__(self, *given: Credentials) -> None:
         self._given = list(given)
-        self.issuing = Attempts("issuer")
+        self.issuing = LoginState("issuer")
 
     async def credentials(self) -> Credentials | None:
         await asyncio.sleep(0)
@@ -159,7 +159,7 @@ async def _token_source(*given: Credentials) -> AsyncIterator[tuple[TokenSource,
     """Of a registry whose token service takes a new connection for each exchange."""
     with FakeRegistry(tokens=True, users={"ci": "good"}) as registry:
         registry.fail("token", _on_its_own_connection, times=10_000)
-        bounds = Bounds.of(registry.url, ())
+        bounds = UrlBounds.of(registry.url, ())
         session = open_session(bounds, None, connect_timeout=5, read_timeout=20)
         memo = Memo()
         now = asyncio.get_running_loop().time

@@ -24,11 +24,11 @@ from mirror.app.building import build
 from mirror.app.purging import make_purge
 from mirror.app.storage import Storage, open_storage
 from mirror.bundles.export import select
-from mirror.bundles.importing import Site, admit, plan_images
+from mirror.bundles.importing import ImportTarget, admit, plan_images
 from mirror.bundles.inventory import ListedImage, take_inventory
 from mirror.bundles.layout_source import LayoutSource
 from mirror.config import Config
-from mirror.errors import Kept, MirrorError, RecordDamaged, StoreError
+from mirror.errors import ImageProtected, MirrorError, RecordDamaged, StoreError
 from mirror.eviction.reconcile import is_whole, reconcile
 from mirror.eviction.scrub import Owner, Scrub, ScrubProgress
 from mirror.graph.closure import read_closure
@@ -39,7 +39,7 @@ from mirror.oci.manifest import OCI_MANIFEST, Descriptor
 from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule
 from mirror.policy.image_names import Image
-from mirror.policy.records import Freeze, Pin, Sighting, Standing, TagRecord
+from mirror.policy.records import BlobRole, Freeze, Pin, Sighting, TagRecord
 from mirror.repository.grants import Grants
 from mirror.repository.tag_history import TagHistories
 from tests.support.command import mirror as command
@@ -248,7 +248,7 @@ async def test_36_37_the_index_is_rebuilt(disk: Disk) -> None:
         if trouble is not None:
             assert isinstance(trouble, StoreError), fault
             continue
-        loose = {record.digest for record in await index.coldest(Standing.LOOSE, 100)}
+        loose = {record.digest for record in await index.coldest(BlobRole.LOOSE, 100)}
         assert not loose, fault
         linked = linked or {digest: await index.linked(APP, digest) for digest in disk.blobs()}
         assert {digest: await index.linked(APP, digest) for digest in disk.blobs()} == linked, fault
@@ -449,7 +449,7 @@ async def test_36_37_import(disk: Disk, tmp_path: Path) -> None:
             with LayoutSource(bundle) as layout:
                 image = ListedImage(APP, "v1", new)
                 plan = plan_images([(image, layout)], storage.store, may_serve=lambda _repo, _digest: False)
-                site = Site(
+                site = ImportTarget(
                     store=storage.store,
                     catalog=storage.catalog,
                     index=storage.index,
@@ -550,5 +550,5 @@ async def test_36_a_pinned_image_stays_as_it_was_last_known(disk: Disk) -> None:
                     StoreError, match=r"what the pinned docker\.io/library/app:v2 points to is not known"
                 ):
                     another.pinned.digests(time.time())
-        with pytest.raises(Kept):
+        with pytest.raises(ImageProtected):
             await make_purge(disk.config, storage)(Image(APP, "v2"))

@@ -20,7 +20,7 @@ import pytest
 from mirror import telemetry
 from mirror.config import load
 from mirror.errors import ConfigError
-from mirror.server.registry.connection_limit import Entrance, client_key
+from mirror.server.registry.connection_limit import ConnectionLimiter, client_key
 from mirror.server.registry.handler import FrontServer
 from tests.support.certificates import Certificate
 from tests.support.fake_registry import FakeRegistry
@@ -195,7 +195,7 @@ def test_26_the_log_is_not_flooded() -> None:
     after its last connection.
     """
     now = 0.0
-    entrance = Entrance(most=1, clock=lambda: now)
+    entrance = ConnectionLimiter(most=1, clock=lambda: now)
     lines: list[dict[str, object]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mirror.telemetry.log", _Lines(lines))
@@ -226,7 +226,7 @@ class _Lines:
 async def _over_tls(mirror: LiveMirror, certificate: Certificate, **limits: Any) -> AsyncIterator[_Tls]:
     """A listener with TLS of its own, that listens already and accepts nobody before `serve`."""
     listener = socket.create_server(("127.0.0.1", 0))
-    entrance = Entrance(**limits)
+    entrance = ConnectionLimiter(**limits)
     server = FrontServer(mirror.app.front, entrance=entrance)
     tls = _Tls(server, entrance, listener, certificate)
     try:
@@ -241,7 +241,7 @@ async def _over_tls(mirror: LiveMirror, certificate: Certificate, **limits: Any)
 
 class _Tls:
     def __init__(
-        self, server: FrontServer, entrance: Entrance, listener: socket.socket, certificate: Certificate
+        self, server: FrontServer, entrance: ConnectionLimiter, listener: socket.socket, certificate: Certificate
     ) -> None:
         self.server = server
         self.entrance = entrance

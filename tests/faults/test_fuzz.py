@@ -29,16 +29,16 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import ManifestMalformed, read_manifest
 from mirror.oci.reference import Repo
 from mirror.policy.records import (
+    BlobRole,
     ContentRecord,
-    ManifestNames,
     ManifestRecord,
-    Standing,
+    References,
     TagRecord,
     Usage,
     read_history,
     write_history,
 )
-from mirror.policy.upstream.url_bounds import Bounds
+from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.ports import ContentIndex
 from mirror.upstream.credentials.source import GivenCredentials
 from mirror.upstream.tokens import TokenSource
@@ -265,7 +265,7 @@ _answers = st.binary(max_size=200) | (
 def test_17_any_token_answer(status: int, retry_after: str | None, content: bytes) -> None:
     """Row 17: a token that can stand in a header, usable for a bounded time; or an error that is upstream's."""
     url = "https://registry.example"
-    source = TokenSource("test", Bounds.of(url, ()), _no_session, GivenCredentials(), Memo(), now=lambda: 1.7e9)
+    source = TokenSource("test", UrlBounds.of(url, ()), _no_session, GivenCredentials(), Memo(), now=lambda: 1.7e9)
     try:
         token = source._read(status, retry_after, content)
     except UpstreamError:
@@ -311,11 +311,11 @@ async def _use_every_operation(index: ContentIndex) -> None:
         lambda: index.linked(_REPO, _DIGEST),
         lambda: index.marker(),
         lambda: index.below([_DIGEST]),
-        lambda: index.coldest(Standing.LOOSE, 10),
-        lambda: index.coldest(Standing.ROOT, 10),
+        lambda: index.coldest(BlobRole.LOOSE, 10),
+        lambda: index.coldest(BlobRole.ROOT, 10),
         lambda: index.touch({_DIGEST: 5.0}),
         lambda: index.put([ContentRecord(_DIGEST, 10, 1.0), ContentRecord(other, 20, 2.0)]),
-        lambda: index.name([ManifestNames(_DIGEST, (), (other,))]),
+        lambda: index.name([References(_DIGEST, (), (other,))]),
         lambda: index.link(_REPO, {_DIGEST: 10}),
         lambda: index.unlink(_REPO, [_DIGEST]),
         lambda: index.drop([_DIGEST]),
@@ -382,7 +382,7 @@ async def _rebuilt(index: ContentIndex) -> None:
     assert await index.marker() is None
     await index.put([ContentRecord(_DIGEST, 10, 1.0)])
     assert await index.usage() == Usage(1, 10)
-    assert await index.coldest(Standing.LOOSE, 9) == [ContentRecord(_DIGEST, 10, 1.0)]
+    assert await index.coldest(BlobRole.LOOSE, 9) == [ContentRecord(_DIGEST, 10, 1.0)]
 
 
 _cells = st.none() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False) | st.binary(max_size=20) | _digests

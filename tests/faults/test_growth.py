@@ -21,7 +21,7 @@ from mirror.oci.reference import Repo
 from mirror.repository import miss_report, router
 from mirror.repository.content import Outcome
 from mirror.server.registry.handler import _parse_short
-from mirror.server.registry.pull import Told
+from mirror.server.registry.pull import RequestRecord
 from tests.faults.conftest import Tally
 from tests.support.fake_registry import FakeRegistry, status
 from tests.support.live_mirror import LiveMirror, live_mirror, noise
@@ -49,7 +49,7 @@ async def test_81_names_in_memory(
         repo = Repo("docker.io", name)
         missed.manifest(repo, f"v{number}")
         missed.blob(repo, digest, named=True)
-        told = Told(repository=name, reference=f"v{number}", outcome=Outcome.MISS)
+        told = RequestRecord(repository=name, reference=f"v{number}", outcome=Outcome.MISS)
         answers.note("manifest", "GET", 404, told, 0.0, "x")
         if number % _PART == _PART - 1 or number == names - 1:
             await asyncio.sleep(0)

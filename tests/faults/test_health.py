@@ -12,7 +12,7 @@ import pytest
 
 from mirror.config import load
 from mirror.errors import ConfigError
-from mirror.heartbeat import Beats, Pulse
+from mirror.heartbeat import Heartbeat, Heartbeats
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
@@ -164,10 +164,10 @@ def test_69_probes_wait_for_nobody(tmp_path: Path, page: str) -> None:
 
 def test_69_silence_is_told_by_all_who_serve() -> None:
     """Row 69: the longest silence of any slot; one that nobody serves in, or whose worker drains, tells nothing."""
-    beats = Beats.of(3)
+    beats = Heartbeats.of(3)
     try:
         assert beats.silence() == 0
-        first, second = Pulse(beats, 0), Pulse(Beats(os.dup(beats.descriptor)), 1)
+        first, second = Heartbeat(beats, 0), Heartbeat(Heartbeats(os.dup(beats.descriptor)), 1)
         first.beat()
         second.beat()
         assert 0 < beats.silence() < PATIENCE

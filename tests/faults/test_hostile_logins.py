@@ -15,11 +15,11 @@ import pytest
 
 from mirror.access.authentication import Authentication
 from mirror.access.htpasswd import Htpasswd
-from mirror.access.password_queue import Turns
-from mirror.access.static_tokens import GivenToken, GivenTokens
+from mirror.access.password_queue import PasswordQueue
+from mirror.access.static_tokens import StaticToken, StaticTokens
 from mirror.errors import TooManyLogins, Unauthorized
-from mirror.oci.authorization import Presented
-from mirror.policy.access import Identity, Means
+from mirror.oci.authorization import CallerCredentials
+from mirror.policy.access import AuthMethod, Identity
 from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import live_mirror, until
@@ -98,30 +98,30 @@ async def test_a_flood_of_wrong_passwords(
 async def test_clients_take_turns(accounts: Path, checks: _Bcrypt) -> None:
     """One who guesses fills a line of their own: another who comes later is checked next but one."""
     with ThreadPoolExecutor(1) as threads:
-        way = Htpasswd(accounts, threads, turns=Turns(1, each=5, clients=2))
+        way = Htpasswd(accounts, threads, turns=PasswordQueue(1, each=5, clients=2))
         way.load()
         checks.gate.clear()
         asked = [
-            asyncio.create_task(way.identify(Presented("alice", f"guess {number}", client="mallory")))
+            asyncio.create_task(way.identify(CallerCredentials("alice", f"guess {number}", client="mallory")))
             for number in range(10)
         ]
         await until(lambda: sum(one.done() for one in asked) == 4)
-        bob = asyncio.create_task(way.identify(Presented("bob", "bob", client="bob's node")))
+        bob = asyncio.create_task(way.identify(CallerCredentials("bob", "bob", client="bob's node")))
         await asyncio.sleep(0)
         with pytest.raises(TooManyLogins):
-            await way.identify(Presented("bob", "bob", client="one more than is kept in mind"))
+            await way.identify(CallerCredentials("bob", "bob", client="one more than is kept in mind"))
         checks.gate.set()
-        assert await bob == Identity("bob", Means.PASSWORD)
+        assert await bob == Identity("bob", AuthMethod.PASSWORD)
         assert checks.asked.index(b"bob") <= 2
         results = await asyncio.gather(*asked, return_exceptions=True)
         assert [type(one) for one in results] == [type(None)] * 6 + [TooManyLogins] * 4
         # the line is empty again
-        assert await way.identify(Presented("alice", "alice", client="mallory")) is not None
+        assert await way.identify(CallerCredentials("alice", "alice", client="mallory")) is not None
 
 
 async def test_who_leaves_gives_the_turn_on() -> None:
     """Cancelled while it waits, or in the moment when its turn comes: nobody waits for ever."""
-    turns = Turns(1)
+    turns = PasswordQueue(1)
     done: list[str] = []
 
     async def take(name: str, gate: asyncio.Event) -> None:
@@ -146,15 +146,15 @@ async def test_who_leaves_gives_the_turn_on() -> None:
 async def test_a_password_that_was_right(accounts: Path, checks: _Bcrypt) -> None:
     """Goes before others as long as it is right: one that was changed since is a guess like any other."""
     with ThreadPoolExecutor(1) as threads:
-        way = Htpasswd(accounts, threads, turns=Turns(1, each=1))
+        way = Htpasswd(accounts, threads, turns=PasswordQueue(1, each=1))
         way.load()
-        old = Presented("alice", "alice", client="x")
+        old = CallerCredentials("alice", "alice", client="x")
         assert await way.identify(old)
         changed = f"alice:{bcrypt.hashpw(b'new', bcrypt.gensalt(4)).decode()}\n"
         await asyncio.to_thread(accounts.write_text, changed)
         assert await way.identify(old) is None
         checks.gate.clear()
-        waiting = [asyncio.create_task(way.identify(Presented("alice", f"{n}", client="x"))) for n in range(2)]
+        waiting = [asyncio.create_task(way.identify(CallerCredentials("alice", f"{n}", client="x"))) for n in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(TooManyLogins):
             await way.identify(old)
@@ -166,12 +166,12 @@ async def test_tokens_that_are_made_up_push_nobody_out() -> None:
     """However many are refused, who is known stays known; what is kept of both is bounded."""
     asked = []
 
-    class _Way(GivenTokens):
-        async def identify(self, presented: Presented) -> Identity | None:
+    class _Way(StaticTokens):
+        async def identify(self, presented: CallerCredentials) -> Identity | None:
             asked.append(presented.secret)
             return await super().identify(presented)
 
-    authentication = Authentication([_Way([GivenToken("ci", "right")])], now=Clock(0.0))
+    authentication = Authentication([_Way([StaticToken("ci", "right")])], now=Clock(0.0))
     await authentication.identify(["Bearer right"])
     for number in range(10_100):
         with pytest.raises(Unauthorized):

@@ -20,7 +20,7 @@ from typing import Any, Final
 import aiohttp
 import pytest
 
-from mirror.errors import Kept, ManifestUnknown, StoreFull
+from mirror.errors import ImageProtected, ManifestUnknown, StoreFull
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
@@ -172,7 +172,7 @@ class _Callers:
                 case 6:
                     name = dice.choice((_ONE, _TWO, _ALL))
                     image = Image(Repo("reg.example", name), None, dice.choice(sorted(self.manifests[name])))
-                    with suppress(ManifestUnknown, Kept):
+                    with suppress(ManifestUnknown, ImageProtected):
                         await mirror.app.admin._keeping.purge(image)
                 case 7:
                     await mirror.app.storage.index.drop([one for names in self.blobs.values() for one in names])

@@ -19,7 +19,7 @@ import pytest
 
 from mirror.process.listeners import open_admin
 from mirror.store.local.layout import Layout
-from mirror.store.local.records import Notes
+from mirror.store.local.records import JsonRecords
 from tests.support.admin_client import Said, ask_admin
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.live_mirror import noise
@@ -196,7 +196,7 @@ def test_what_waits_outlives_the_mirror(registry: FakeRegistry, config: Path, so
 
 def test_old_jobs_are_dropped(mirror: MirrorProcess, config: Path, socket: Path) -> None:
     """After a week, and beyond two hundred; notes that make no sense are passed over."""
-    notes = Notes(Layout(config.parent / "store"), "jobs")
+    notes = JsonRecords(Layout(config.parent / "store"), "jobs")
     now = time.time()
     for number in range(210):
         name = f"{number:04}"

@@ -130,7 +130,7 @@ def test_the_admin_api(config: Path, audit: _Audit, tmp_path: Path) -> None:
         assert audit.one() == {**about, "action": "pin", "status": 200, "reason": "the base"}
         ask_admin(socket, "DELETE", "/admin/v1/images/app:v1")
         kept = audit.one()
-        assert kept["reason"].startswith("Kept: ")
+        assert kept["reason"].startswith("ImageProtected: ")
         assert {**kept, "reason": ""} == {**about, "action": "purge", "status": 409, "reason": ""}
         ask_admin(socket, "DELETE", "/admin/v1/pins/app:v1")
         assert audit.one() == {**about, "action": "unpin", "status": 200}
@@ -173,7 +173,7 @@ def test_commands(config: Path, audit: _Audit, tmp_path: Path) -> None:
     assert audit.one() == {**frozen, "action": "freeze", "status": 200, "digest": digest}
     assert _mirror(config, "purge", "app:v2") == 1
     kept = audit.one()
-    assert (kept["action"], kept["status"], kept["reason"].partition(":")[0]) == ("purge", 409, "Kept")
+    assert (kept["action"], kept["status"], kept["reason"].partition(":")[0]) == ("purge", 409, "ImageProtected")
     assert _mirror(config, "unfreeze", "app:v2") == 0
     assert audit.one() == {**frozen, "action": "unfreeze", "status": 200}
     assert _mirror(config, "unfreeze", "app:v2") == 1

@@ -18,16 +18,16 @@ from mirror.errors import BlobTooLarge, BlobUnknown, IndexUnavailable, StoreErro
 from mirror.eviction import evictor, write_behind
 from mirror.eviction.evictor import Evictor
 from mirror.eviction.reconcile import INCOMPLETE, MARK, ensure
-from mirror.graph.references import NamesOnDisk
+from mirror.graph.references import ReferenceReader
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.memory import MemoryIndex
 from mirror.index.redis import RedisIndex
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
-from mirror.policy.eviction import Water
-from mirror.policy.quarantine import Aside, Quarantine
-from mirror.policy.records import ContentRecord, ManifestNames, ManifestRecord, Usage
+from mirror.policy.eviction import Watermarks
+from mirror.policy.quarantine import QuarantinedBlob, QuarantineLimits
+from mirror.policy.records import ContentRecord, ManifestRecord, References, Usage
 from mirror.ports import BlobInfo, ContentIndex
 from mirror.store.memory import MemoryCatalog, MemoryIngest, MemoryStore
 from mirror.values.sizes import Capacity
@@ -108,7 +108,7 @@ class World:
         self.catalog = MemoryCatalog()
         self.lock = asyncio.Lock()
         self.rebuilds = 0
-        self.water = Water(Capacity(bytes=capacity), 0.9, 0.8, reserve=0)
+        self.water = Watermarks(Capacity(bytes=capacity), 0.9, 0.8, reserve=0)
         self.evictor = self.another()
         self.settle: Callable[[], Awaitable[None]]
 
@@ -118,19 +118,19 @@ class World:
         return cast(ContentIndex, self.index)
 
     def another(
-        self, protected: Callable[[], Collection[Digest]] | None = None, quarantine: Quarantine | None = None
+        self, protected: Callable[[], Collection[Digest]] | None = None, quarantine: QuarantineLimits | None = None
     ) -> Evictor:
         """An evictor of another process, with its own view of what is in flight."""
         return Evictor(
             self.store,
             self.port,
             water=self.water,
-            names=NamesOnDisk(self.store, self.catalog),
+            names=ReferenceReader(self.store, self.catalog),
             protected=protected or (lambda: self.flying),
             pinned=lambda _: self.pinned,
             exclusive=self.exclusive,
             rebuild=self.rebuild,
-            quarantine=quarantine or Quarantine(),
+            quarantine=quarantine or QuarantineLimits(),
             now=self.clock,
         )
 
@@ -174,7 +174,7 @@ class World:
         self.catalog.put_manifest(repo, ManifestRecord(digest, kind, len(content), 0.0))
         MemoryStore.mark_used(self.store, {digest: START - 1000 + used})
         await self.index.index.put([ContentRecord(digest, len(content), START - 1000 + used)])
-        await self.index.index.name([ManifestNames(digest, tuple(manifests), blobs)])
+        await self.index.index.name([References(digest, tuple(manifests), blobs)])
         return digest
 
     def present(self) -> set[Digest]:
@@ -292,7 +292,7 @@ async def test_interrupted_downloads_go_before_anyone_is_refused() -> None:
         world.store,
         world.port,
         water=world.water,
-        names=NamesOnDisk(world.store, world.catalog),
+        names=ReferenceReader(world.store, world.catalog),
         protected=lambda: (),
         pinned=lambda _: world.pinned,
         exclusive=world.exclusive,
@@ -311,7 +311,7 @@ async def test_names_of_what_is_gone_are_not_told(world: World) -> None:
     layer = await world.add(1)
     manifest = await world.image(2.0, layer)
     world.index.down = True
-    await world.evictor.name(ManifestNames(manifest, (), (layer,)), 600)
+    await world.evictor.name(References(manifest, (), (layer,)), 600)
     world.store.delete(manifest)
     world.index.down = False
     await world.index.index.drop([manifest])
@@ -455,7 +455,7 @@ async def test_the_quarantine_is_swept(world: World) -> None:
 async def test_no_quarantine_at_all() -> None:
     """A size of 0 keeps nothing beyond the next round."""
     world = World()
-    evictor = world.another(quarantine=Quarantine(size=0))
+    evictor = world.another(quarantine=QuarantineLimits(size=0))
     set_aside(world, 1)
     await evictor.tick()
     assert list(world.store.aside()) == []
@@ -707,7 +707,7 @@ async def test_names_wait_for_the_index(world: World) -> None:
     manifest, layer = Digest.of(b"manifest"), await world.add(1)
     world.store.put(manifest, b"manifest")
     world.index.down = True
-    await world.evictor.name(ManifestNames(manifest, (), (layer,)), 600)
+    await world.evictor.name(References(manifest, (), (layer,)), 600)
     await world.evictor.flush()
     world.index.down = False
     await world.evictor.flush()
@@ -1117,7 +1117,7 @@ async def test_it_runs_in_rounds(world: World) -> None:
         world.store,
         world.port,
         water=world.water,
-        names=NamesOnDisk(world.store, world.catalog),
+        names=ReferenceReader(world.store, world.catalog),
         protected=lambda: (),
         pinned=lambda _: world.pinned,
         exclusive=world.exclusive,
@@ -1168,7 +1168,7 @@ async def test_stopping_stops_a_rebuild(world: World) -> None:
         world.store,
         world.port,
         water=world.water,
-        names=NamesOnDisk(world.store, world.catalog),
+        names=ReferenceReader(world.store, world.catalog),
         protected=lambda: (),
         pinned=lambda _: world.pinned,
         exclusive=world.exclusive,
@@ -1210,7 +1210,7 @@ class Counted:
     def growing(self) -> dict[Digest, int]:
         return {}
 
-    def aside(self) -> tuple[Aside, ...]:
+    def aside(self) -> tuple[QuarantinedBlob, ...]:
         return ()
 
     def free(self) -> tuple[int, int]:
@@ -1240,8 +1240,8 @@ async def test_choosing_among_many_reads_few(index: ContentIndex) -> None:
     evictor = Evictor(
         cast(Any, store),
         cast(ContentIndex, watched),
-        water=Water(Capacity(bytes=101_000_000), 1.0, 0.99, reserve=0),
-        names=NamesOnDisk(cast(Any, store), MemoryCatalog()),
+        water=Watermarks(Capacity(bytes=101_000_000), 1.0, 0.99, reserve=0),
+        names=ReferenceReader(cast(Any, store), MemoryCatalog()),
         protected=lambda: set(digests[300:310]),
         pinned=lambda _: set(digests[:300]),
         exclusive=lambda: held(asyncio.Lock()),
@@ -1265,15 +1265,15 @@ async def test_choosing_among_many_images_reads_few(index: ContentIndex) -> None
     """Among 20,000 blobs of 1,000 images, choosing reads some cold manifests and what is below the victims."""
     digests = [Digest.of(str(number).encode()) for number in range(20_000)]
     await index.put([ContentRecord(digest, 1000, START - 1e6 + n) for n, digest in enumerate(digests)])
-    await index.name([ManifestNames(digests[n], (), tuple(digests[n + 1 : n + 20])) for n in range(0, 20_000, 20)])
+    await index.name([References(digests[n], (), tuple(digests[n + 1 : n + 20])) for n in range(0, 20_000, 20)])
     await index.set_marker(MARK)
     watched = Watched(index)
     store = Counted(digests)
     evictor = Evictor(
         cast(Any, store),
         cast(ContentIndex, watched),
-        water=Water(Capacity(bytes=1 << 30), 1.0, 0.99, reserve=0),
-        names=NamesOnDisk(cast(Any, store), MemoryCatalog()),
+        water=Watermarks(Capacity(bytes=1 << 30), 1.0, 0.99, reserve=0),
+        names=ReferenceReader(cast(Any, store), MemoryCatalog()),
         protected=lambda: (),
         pinned=lambda _: digests[20:40],
         exclusive=lambda: held(asyncio.Lock()),

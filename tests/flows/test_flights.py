@@ -17,11 +17,11 @@ from mirror.errors import (
     StoreError,
     StoreFull,
     UpstreamInvalid,
-    UpstreamNotKnown,
+    UpstreamNotFound,
     UpstreamThrottled,
     UpstreamUnavailable,
 )
-from mirror.fills.flights import Flight, Flights, Reservation
+from mirror.fills.flights import Flight, Flights, ReservedSpace
 from mirror.oci.digest import Digest
 from mirror.policy.send_limit import HELD_BACK
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Body
@@ -99,7 +99,7 @@ class EndlessRoom:
         self.made: list[int] = []
         self.full = False
 
-    async def reserve(self, size: int | None) -> Reservation:
+    async def reserve(self, size: int | None) -> ReservedSpace:
         """As `Room`."""
         if self.full:
             raise StoreFull("pins leave no room")
@@ -246,9 +246,9 @@ async def test_the_first_follower_is_nobody_special(hangar: Hangar) -> None:
 async def test_a_refusal_reaches_every_joiner_as_it_is(hangar: Hangar, store: BlobStore) -> None:
     """Before upstream's headers an error is an ordinary exception, hence a clean answer; nothing is left on disk."""
     upstream = GatedUpstream()
-    upstream.refusals = [UpstreamNotKnown("no such blob", upstream="test", status=404)]
+    upstream.refusals = [UpstreamNotFound("no such blob", upstream="test", status=404)]
     results = await asyncio.gather(*(hangar.join(upstream) for _ in range(5)), return_exceptions=True)
-    assert {type(result) for result in results} == {UpstreamNotKnown}
+    assert {type(result) for result in results} == {UpstreamNotFound}
     assert upstream.starts == [0]
     await reached(lambda: not hangar.flights.active())
     assert store.growing() == {}
@@ -257,13 +257,13 @@ async def test_a_refusal_reaches_every_joiner_as_it_is(hangar: Hangar, store: Bl
 async def test_a_refusal_of_one_repository_is_not_another_ones(hangar: Hangar) -> None:
     """Who joined a flight of a repository that upstream refuses is not refused with it: it is tried for them."""
     refused, allowed = GatedUpstream(), GatedUpstream(is_open=True)
-    refused.refusals = [UpstreamNotKnown("no such blob", upstream="test", status=404)]
+    refused.refusals = [UpstreamNotFound("no such blob", upstream="test", status=404)]
     flights = hangar.flights
     mine = asyncio.create_task(flights.join(DIGEST, refused.pull, upstream="test", on_behalf="a/private"))
     theirs = [
         asyncio.create_task(flights.join(DIGEST, allowed.pull, upstream="test", on_behalf="b/public")) for _ in range(9)
     ]
-    with pytest.raises(UpstreamNotKnown):
+    with pytest.raises(UpstreamNotFound):
         await mine
     assert {await everything(await one) for one in theirs} == {CONTENT}
     assert allowed.starts == [0]

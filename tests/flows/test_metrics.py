@@ -81,13 +81,13 @@ async def test_errors_of_upstream_by_name(registry: FakeRegistry, mirror: LiveMi
         return _value("mirror_upstream_errors_total", upstream="docker.io", error=error)
 
     digest = registry.add_image("library/app", "v1", [_LAYER])
-    unavailable, unknown = count("UpstreamUnavailable"), count("UpstreamNotKnown")
+    unavailable, unknown = count("UpstreamUnavailable"), count("UpstreamNotFound")
     registry.fail("manifests", status(502), times=100)
     await mirror.ask("/v2/library/app/manifests/v1")
     assert count("UpstreamUnavailable") == unavailable + 1
     registry.heal()
     assert (await mirror.ask("/v2/library/app/manifests/none")).status == 404
-    assert count("UpstreamNotKnown") == unknown == 0
+    assert count("UpstreamNotFound") == unknown == 0
     assert (await mirror.ask(f"/v2/library/app/manifests/{digest}")).status == 200
     mismatch = count("DigestMismatch")
     registry.fail("blobs", wrong_bytes)

@@ -13,7 +13,7 @@ import pytest
 
 from mirror.aio.memo import Memo
 from mirror.errors import UpstreamUnavailable
-from mirror.fills.flights import Flight, Flights, Reservation
+from mirror.fills.flights import Flight, Flights, ReservedSpace
 from mirror.oci.digest import Digest
 from mirror.ports import BlobInfo, Body
 from mirror.store.local.blobs import LocalStore
@@ -78,7 +78,7 @@ class _Outage:
 class _Room:
     """Room without end."""
 
-    async def reserve(self, size: int | None) -> Reservation:
+    async def reserve(self, size: int | None) -> ReservedSpace:
         """As `Room`."""
 
         class Held:

@@ -10,7 +10,7 @@ from mirror.errors import IndexUnavailable
 from mirror.eviction.pinned_images import pinned_images
 from mirror.eviction.reconcile import reconcile
 from mirror.index.memory import MemoryIndex
-from mirror.inspect.images import ImageHere, Overview
+from mirror.inspect.images import CachedImage, Overview
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Repo
@@ -35,12 +35,12 @@ def _overview(here: Here, index: MemoryIndex | None = None, pins: MemoryPins | N
     return Overview(here.store, here.catalog, index or MemoryIndex(), pinned)
 
 
-async def _list(here: Here, pattern: str = "**") -> dict[str, ImageHere]:
+async def _list(here: Here, pattern: str = "**") -> dict[str, CachedImage]:
     selection: Selection = select(pattern, _TABLE)
     return {image.name: image async for image in _overview(here).images(selection)}
 
 
-async def _get(here: Here, tag: str | Digest) -> ImageHere:
+async def _get(here: Here, tag: str | Digest) -> CachedImage:
     found = await _overview(here).image(APP, tag)
     assert found
     return found
@@ -272,7 +272,7 @@ async def test_what_is_shared(here: Here, indexed: bool) -> None:
     index = MemoryIndex()
     overview = _overview(here, index)
 
-    async def shared(tag: str) -> tuple[ImageHere, int]:
+    async def shared(tag: str) -> tuple[CachedImage, int]:
         if indexed:
             await reconcile(here.store, here.catalog, index)
         image = await _get(here, tag)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from mirror.app.parts import App
-from mirror.errors import IndexUnavailable, Kept, StoreError, StoreFull
+from mirror.errors import ImageProtected, IndexUnavailable, StoreError, StoreFull
 from mirror.eviction.pinned_images import PinnedContent, pinned_images, why_pinned
-from mirror.graph.references import NamesOnDisk, called
+from mirror.graph.references import ReferenceReader, called
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Reference, Repo
@@ -135,7 +135,7 @@ async def test_a_pin_in_the_middle_of_a_purge(registry: FakeRegistry, tmp_path: 
             purging = asyncio.create_task(mirror.app.admin._keeping.purge(Image(APP, "v1")))
             await until(mirror.app.storage.evictor._evicting.locked)
             pin(mirror, "v1")
-        with pytest.raises(Kept):
+        with pytest.raises(ImageProtected):
             await purging
         assert present(mirror, content) == content
         assert mirror.app.storage.catalog.get_tag(APP, "v1") is not None
@@ -342,7 +342,7 @@ class Site:
 
     def __init__(self) -> None:
         self.store, self.catalog, self.pins = MemoryStore(), MemoryCatalog(), MemoryPins()
-        self.names = NamesOnDisk(self.store, self.catalog)
+        self.names = ReferenceReader(self.store, self.catalog)
         self.answers: dict[str, Digest] = {}
 
     def content(self, rules: Sequence[PinRule] = ()) -> PinnedContent:

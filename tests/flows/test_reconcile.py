@@ -21,7 +21,7 @@ from mirror.index.redis import RedisIndex
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
-from mirror.policy.records import ContentRecord, ManifestRecord, Standing, TagRecord, Usage
+from mirror.policy.records import BlobRole, ContentRecord, ManifestRecord, TagRecord, Usage
 from mirror.ports import ContentIndex
 from mirror.store.memory import MemoryCatalog, MemoryStore
 from tests.support.redis_server import RedisServer
@@ -109,7 +109,7 @@ async def everything(index: ContentIndex, disk: Disk) -> tuple[Any, ...]:
     digests = [info.digest for info in disk.store.walk()]
     return (
         await index.usage(),
-        *[await index.coldest(standing, 1000) for standing in Standing],
+        *[await index.coldest(standing, 1000) for standing in BlobRole],
         await index.below(digests),
         await index.marker(),
         [await index.get(digest) for digest in digests],
@@ -132,9 +132,9 @@ async def test_an_empty_index_learns_everything(index: ContentIndex, disk: Disk)
     )
     assert await index.usage() == disk.usage
     assert await index.get(Digest.of(LAYER)) == ContentRecord(Digest.of(LAYER), len(LAYER), 1001.0)
-    assert {each.digest for each in await index.coldest(Standing.ROOT, 10)} == {disk.list, disk.other}
-    assert [each.last_used for each in await index.coldest(Standing.NAMED, 10)] == [500.0, *range(1000, 1004)]
-    assert await index.coldest(Standing.LOOSE, 10) == []
+    assert {each.digest for each in await index.coldest(BlobRole.ROOT, 10)} == {disk.list, disk.other}
+    assert [each.last_used for each in await index.coldest(BlobRole.NAMED, 10)] == [500.0, *range(1000, 1004)]
+    assert await index.coldest(BlobRole.LOOSE, 10) == []
     below = await index.below([disk.list, disk.image])
     assert {each.record.digest: (each.parents, each.is_manifest) for each in below[disk.list]} == {
         disk.image: (1, True)

@@ -17,7 +17,7 @@ from mirror.aio.singleflight import end
 from mirror.app.parts import App
 from mirror.config import load
 from mirror.errors import AlreadyRunning, ConfigError, RuleUnknown
-from mirror.prefetch.progress import Meter
+from mirror.prefetch.progress import ProgressMeter
 from tests.support.fake_registry import FakeRegistry, stall, status
 from tests.support.live_mirror import Clock, LiveMirror, live_mirror, noise, reached, until
 from tests.support.mirror_process import write_config
@@ -165,7 +165,7 @@ async def test_what_is_sealed_is_not_synced(registry: FakeRegistry, tmp_path: Pa
         await _first(mirror)
         told = await _told(mirror)
         assert (told["state"], told["next"], told["result"]) == ("sealed", None, None)
-        ended = await mirror.app.sync.run_rule(_NAME, Meter(), by="hand")
+        ended = await mirror.app.sync.run_rule(_NAME, ProgressMeter(), by="hand")
         assert not ended.ok
         assert "sealed" in ended.result["error"]
         assert registry.requests == []
@@ -213,7 +213,7 @@ async def test_an_interrupted_run_begins_again_soon(registry: FakeRegistry, tmp_
         await reached(gate)
         assert (await _told(mirror))["state"] == "running"
         with pytest.raises(AlreadyRunning):
-            await mirror.app.sync.run_rule(_NAME, Meter(), by="hand")
+            await mirror.app.sync.run_rule(_NAME, ProgressMeter(), by="hand")
         await end(task)
         assert (await _told(mirror))["state"] == "interrupted"
     gate.release()
@@ -229,7 +229,7 @@ async def test_a_run_by_hand_that_is_called_off_waits_for_its_time(registry: Fak
     gate = Stall()
     registry.fail("blobs", stall(gate))
     async with _syncing(registry, tmp_path / "store") as mirror:
-        meter = Meter()
+        meter = ProgressMeter()
         task = asyncio.create_task(mirror.app.sync.run_rule(_NAME, meter, by="hand"))
         await reached(gate)
         meter.called_off = True

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import pytest
 
-from mirror.aio.singleflight import Once
+from mirror.aio.singleflight import SingleFlight
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.repository import tag_answers
@@ -132,9 +132,9 @@ async def test_64_stampede(registry: FakeRegistry, mirror: LiveMirror, image: Di
 
 async def test_64_stampede_by_digest(registry: FakeRegistry, mirror: LiveMirror, image: Digest) -> None:
     """Row 64: the same for HEAD of a digest, which containerd begins with."""
-    gate, waiting, once = Stall(), [], Once()
+    gate, waiting, once = Stall(), [], SingleFlight()
 
-    class Counted(Once):
+    class Counted(SingleFlight):
         async def run(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
             # before upstream is asked, the disk is: of that nothing is counted
             if isinstance(key, tuple) and key[0] == "resolve":

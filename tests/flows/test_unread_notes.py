@@ -11,8 +11,8 @@ import structlog
 
 from mirror.app.purging import make_purge
 from mirror.config import load
-from mirror.errors import Kept, StoreError
-from mirror.eviction.damaged_notes import Subjects
+from mirror.errors import ImageProtected, StoreError
+from mirror.eviction.damaged_notes import DamagedNoteOwners
 from mirror.eviction.pinned_images import PinnedContent
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
@@ -192,11 +192,11 @@ async def test_purging_what_a_damaged_note_is_for(mirror: LiveMirror, registry: 
     purge = make_purge(load(None, {"store": {"root": str(mirror.root)}}), mirror.app.storage)
     pin(mirror, "v1")
     note("pins", mirror.root).write_bytes(b"")
-    with pytest.raises(Kept, match="app:v1"):
+    with pytest.raises(ImageProtected, match="app:v1"):
         await purge(Image(APP, "v1"))
     mirror.app.storage.freezes.put(frozen(mirror, "v1"))
     note("freezes", mirror.root).write_bytes(b"")
-    with pytest.raises(Kept, match="app:v1 is frozen, but at what cannot be read"):
+    with pytest.raises(ImageProtected, match="app:v1 is frozen, but at what cannot be read"):
         await purge(Image(APP, "v2"))
     lost = strange("freezes", mirror.root)
     elsewhere = Image(Repo("docker.io", "library/else"), "v1")
@@ -267,7 +267,7 @@ def test_what_a_note_is_for() -> None:
     catalog.put_tag(APP, TagRecord("v1", digest, OCI_MANIFEST, 1, 0.0))
     catalog.put_manifest(APP, ManifestRecord(digest, OCI_MANIFEST, 1, 0.0))
     clock = Clock(0.0)
-    subjects = Subjects(catalog, clock)
+    subjects = DamagedNoteOwners(catalog, clock)
     by_text = unread("pins", "gone", key=f"{APP} gone")
     assert subjects.of([by_text]) == {by_text: (APP, "gone")}
     assert catalog.searches == 0
@@ -281,7 +281,7 @@ def test_what_a_note_is_for() -> None:
 def test_what_was_not_found_is_searched_for_once_a_minute() -> None:
     """A pull that waits for room must not wait for a search through all names each time."""
     catalog, clock = Watched(), Clock(0.0)
-    subjects = Subjects(catalog, clock)
+    subjects = DamagedNoteOwners(catalog, clock)
     lost = unread("freezes", "v1")
     for _ in range(5):
         assert subjects.known([lost]) == {}

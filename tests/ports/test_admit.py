@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mirror.bundles.importing import Admitted, Plan, Site, Source, admit, plan_images
+from mirror.bundles.importing import Admitted, ImportPlan, ImportSource, ImportTarget, admit, plan_images
 from mirror.bundles.inventory import Inventory, ListedImage, read_inventory, take_inventory
 from mirror.bundles.layout_source import FileBody
 from mirror.errors import BundleError, IndexUnavailable, StoreFull
@@ -19,10 +19,10 @@ from mirror.index.memory import MemoryIndex
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule
-from mirror.policy.records import Standing
+from mirror.policy.records import BlobRole
 from mirror.ports import Body
 from mirror.repository.grants import granted_by
-from mirror.repository.tag_history import TagHistories, TwoClocks
+from mirror.repository.tag_history import TagHistories, TamperProofClock
 from mirror.store.local.freezes import LocalFreezes
 from mirror.store.local.locks import Locks
 from tests.support.stocked import Stocked
@@ -89,8 +89,8 @@ class _Target:
         self.touched: list[Digest] = []
 
     @property
-    def site(self) -> Site:
-        return Site(
+    def site(self) -> ImportTarget:
+        return ImportTarget(
             store=self.stocked.store,
             catalog=self.stocked.catalog,
             index=self.index,
@@ -98,7 +98,7 @@ class _Target:
             histories=TagHistories(
                 self.stocked.catalog,
                 LocalFreezes(self.stocked.layout),
-                TwoClocks(lambda: _NOW, steady=lambda: 0.0),
+                TamperProofClock(lambda: _NOW, steady=lambda: 0.0),
             ),
             touch=self.touched.append,
             exclusive=Locks(self.stocked.layout).exclusive,
@@ -106,13 +106,15 @@ class _Target:
             now=lambda: _NOW,
         )
 
-    def plan(self, source: Stocked, *, damaged: bytes = b"") -> Plan:
+    def plan(self, source: Stocked, *, damaged: bytes = b"") -> ImportPlan:
         images = take_inventory(source.store, source.catalog).images
         of = _Of(source, damaged)
         ordered = sorted(images, key=lambda image: image.order)
         return self.plan_of([(image, of) for image in ordered], pass_over_damaged=bool(damaged))
 
-    def plan_of(self, images: Iterable[tuple[ListedImage, Source]], *, pass_over_damaged: bool = False) -> Plan:
+    def plan_of(
+        self, images: Iterable[tuple[ListedImage, ImportSource]], *, pass_over_damaged: bool = False
+    ) -> ImportPlan:
         """Its repositories may serve what their manifests name."""
         return plan_images(images, self.stocked.store, may_serve=self.may_serve, pass_over_damaged=pass_over_damaged)
 
@@ -160,8 +162,8 @@ async def test_all_of_it_and_what_is_remembered(source: Stocked, target: _Target
     assert await target.index.linked(Repo("docker.io", "b/two"), Digest.of(b"own of two")) == len(b"own of two")
     assert await target.index.linked(Repo("docker.io", "b/two"), Digest.of(b"own of one")) is None
     # what an image names goes together with it, never on its own: nothing that was taken in is loose
-    assert await target.index.coldest(Standing.LOOSE, 100) == []
-    assert len(await target.index.coldest(Standing.ROOT, 100)) == len(
+    assert await target.index.coldest(BlobRole.LOOSE, 100) == []
+    assert len(await target.index.coldest(BlobRole.ROOT, 100)) == len(
         take_inventory(source.store, source.catalog).images
     )
     tag = target.stocked.catalog.get_tag(Repo("docker.io", "a/one"), "v1")

@@ -25,12 +25,12 @@ from mirror.access.audit import AuditLog
 from mirror.access.authentication import Authentication
 from mirror.access.certificate import identity_of
 from mirror.access.htpasswd import Htpasswd, costs_to_spend, parse_htpasswd
-from mirror.access.oidc import Issuer, IssuerSettings
+from mirror.access.oidc import Issuer, OidcIssuer
 from mirror.access.own_tokens import IssuedTokens, read_keys
-from mirror.access.static_tokens import GivenToken, GivenTokens
+from mirror.access.static_tokens import StaticToken, StaticTokens
 from mirror.errors import AccessUnavailable, ConfigError, Unauthorized
-from mirror.oci.authorization import Presented
-from mirror.policy.access import ANONYMOUS, Identity, Means
+from mirror.oci.authorization import CallerCredentials
+from mirror.policy.access import ANONYMOUS, AuthMethod, Identity
 from tests.support.clock import Clock
 
 
@@ -82,9 +82,9 @@ async def test_a_refusal_spends_what_the_dearest_account_costs(
     accounts.load()
     for name in ("nobody", *_COSTS):
         steps.clear()
-        assert await accounts.identify(Presented(name, "wrong")) is None
+        assert await accounts.identify(CallerCredentials(name, "wrong")) is None
         assert sum(steps) == 2**6
-    assert await accounts.identify(Presented("cheap", "cheap"))
+    assert await accounts.identify(CallerCredentials("cheap", "cheap"))
 
 
 _COSTS = {"cheap": 4, "middling": 5, "dear": 6}
@@ -96,11 +96,13 @@ async def test_accounts(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
     path.write_text(f"# people\n\nalice:{_hashed('one')}\nbob:{_hashed('two', '2b')}\n")
     accounts = Htpasswd(path, threads, {"alice": frozenset({"ops"})})
     accounts.load()
-    assert await accounts.identify(Presented("alice", "one")) == Identity("alice", Means.PASSWORD, frozenset({"ops"}))
-    assert await accounts.identify(Presented("bob", "two")) == Identity("bob", Means.PASSWORD)
+    assert await accounts.identify(CallerCredentials("alice", "one")) == Identity(
+        "alice", AuthMethod.PASSWORD, frozenset({"ops"})
+    )
+    assert await accounts.identify(CallerCredentials("bob", "two")) == Identity("bob", AuthMethod.PASSWORD)
     for name, password in [("alice", "two"), ("carol", "one"), ("alice", ""), ("", "one"), ("alice", "one" * 100)]:
-        assert await accounts.identify(Presented(name, password)) is None
-    assert await accounts.identify(Presented(bearer="one")) is None
+        assert await accounts.identify(CallerCredentials(name, password)) is None
+    assert await accounts.identify(CallerCredentials(bearer="one")) is None
 
 
 async def test_accounts_follow_their_file(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
@@ -110,12 +112,12 @@ async def test_accounts_follow_their_file(tmp_path: Path, threads: ThreadPoolExe
     accounts = Htpasswd(path, threads)
     accounts.load()
     path.write_text(f"alice:{_hashed('changed')}\n\n")
-    assert await accounts.identify(Presented("alice", "one")) is None
-    assert await accounts.identify(Presented("alice", "changed")) is not None
+    assert await accounts.identify(CallerCredentials("alice", "one")) is None
+    assert await accounts.identify(CallerCredentials("alice", "changed")) is not None
     path.write_text("alice:plain\n")
-    assert await accounts.identify(Presented("alice", "changed")) is not None
+    assert await accounts.identify(CallerCredentials("alice", "changed")) is not None
     path.unlink()
-    assert await accounts.identify(Presented("alice", "changed")) is not None
+    assert await accounts.identify(CallerCredentials("alice", "changed")) is not None
 
 
 @pytest.mark.parametrize(
@@ -150,13 +152,18 @@ def test_a_missing_file_of_accounts(tmp_path: Path, threads: ThreadPoolExecutor)
 
 async def test_given_tokens() -> None:
     """As a bearer, or as anybody's password; never by name."""
-    given = GivenTokens([GivenToken("ci", "s3cret", frozenset({"robots"})), GivenToken("other", "else")])
-    ci = Identity("ci", Means.TOKEN, frozenset({"robots"}))
-    assert await given.identify(Presented(bearer="s3cret")) == ci
-    assert await given.identify(Presented("whoever", "s3cret")) == ci
-    for presented in (Presented(bearer="s3cre"), Presented("ci", ""), Presented("ci", "ci"), Presented()):
+    given = StaticTokens([StaticToken("ci", "s3cret", frozenset({"robots"})), StaticToken("other", "else")])
+    ci = Identity("ci", AuthMethod.TOKEN, frozenset({"robots"}))
+    assert await given.identify(CallerCredentials(bearer="s3cret")) == ci
+    assert await given.identify(CallerCredentials("whoever", "s3cret")) == ci
+    for presented in (
+        CallerCredentials(bearer="s3cre"),
+        CallerCredentials("ci", ""),
+        CallerCredentials("ci", "ci"),
+        CallerCredentials(),
+    ):
         assert await given.identify(presented) is None
-    assert "s3cret" not in repr(GivenToken("ci", "s3cret"))
+    assert "s3cret" not in repr(StaticToken("ci", "s3cret"))
 
 
 # --------------------------------------------------------------------------------------------- issued tokens
@@ -166,16 +173,16 @@ async def test_issued_tokens() -> None:
     """They say who it is until their time is over; one more second is too much."""
     clock = Clock(1_800_000_000.0)
     issued = IssuedTokens(MultiFernet([Fernet(Fernet.generate_key())]), lifetime=300, now=clock)
-    identity = Identity("alice", Means.PASSWORD, frozenset({"b", "a"}))
+    identity = Identity("alice", AuthMethod.PASSWORD, frozenset({"b", "a"}))
     token = issued.issue(identity)
     assert "alice" not in token
     for seconds, good in [(0, True), (299, True), (300, False), (1e9, False), (-3600, False)]:
         clock.time = 1_800_000_000 + seconds
-        assert (await issued.identify(Presented(bearer=token)) == identity) is good
+        assert (await issued.identify(CallerCredentials(bearer=token)) == identity) is good
     clock.time = 1_800_000_000
-    assert await issued.identify(Presented("alice", token)) == identity
+    assert await issued.identify(CallerCredentials("alice", token)) == identity
     for wrong in (token[:-2] + "AA", token[:40], "mirror-1.", token.removeprefix("mirror-1."), ""):
-        assert await issued.identify(Presented(bearer=wrong)) is None
+        assert await issued.identify(CallerCredentials(bearer=wrong)) is None
 
 
 async def test_keys_of_issued_tokens(tmp_path: Path) -> None:
@@ -186,11 +193,11 @@ async def test_keys_of_issued_tokens(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     assert os.listdir(tmp_path) == ["token.key"]
     token = first.issue(ANONYMOUS)
-    assert await again.identify(Presented(bearer=token)) == ANONYMOUS
+    assert await again.identify(CallerCredentials(bearer=token)) == ANONYMOUS
     path.write_text(f"{Fernet.generate_key().decode()}\n{path.read_text()}")
     rotated = IssuedTokens(read_keys(path, make=False), lifetime=300)
-    assert await rotated.identify(Presented(bearer=token)) == ANONYMOUS
-    assert await first.identify(Presented(bearer=rotated.issue(ANONYMOUS))) is None
+    assert await rotated.identify(CallerCredentials(bearer=token)) == ANONYMOUS
+    assert await first.identify(CallerCredentials(bearer=rotated.issue(ANONYMOUS))) is None
 
 
 def test_unusable_keys(tmp_path: Path) -> None:
@@ -284,12 +291,12 @@ async def test_tokens_of_an_issuer(kind: str, key: Any, algorithm: str) -> None:
     """Found by the discovery document, whatever the key; the keys are fetched once."""
     clock = Clock(1_800_000_000.0)
     async with _serving(_Provider(keys=[_public(kind, "k")])) as provider:
-        issuer = Issuer(IssuerSettings(provider.url, "mirror"), now=clock)
+        issuer = Issuer(OidcIssuer(provider.url, "mirror"), now=clock)
         token = _token(provider, clock, key, algorithm, groups=["devs"])
-        expected = Identity("system:serviceaccount:shop:web", Means.ISSUER, frozenset({"devs"}))
-        found = await asyncio.gather(*[issuer.identify(Presented(bearer=token)) for _ in range(10)])
+        expected = Identity("system:serviceaccount:shop:web", AuthMethod.ISSUER, frozenset({"devs"}))
+        found = await asyncio.gather(*[issuer.identify(CallerCredentials(bearer=token)) for _ in range(10)])
         assert found == [expected] * 10
-        assert await issuer.identify(Presented("oauth", token)) == expected
+        assert await issuer.identify(CallerCredentials("oauth", token)) == expected
         assert provider.asked == ["/.well-known/openid-configuration", "/keys"]
 
 
@@ -297,7 +304,7 @@ async def test_tokens_that_are_not_good() -> None:
     """Another issuer, audience or key; expired, not yet good, or without an end; unsigned; signed by the public key."""
     clock = Clock(1_800_000_000.0)
     async with _serving(_Provider(keys=[_public("rsa", "k")])) as provider:
-        issuer = Issuer(IssuerSettings(provider.url, "mirror"), now=clock)
+        issuer = Issuer(OidcIssuer(provider.url, "mirror"), now=clock)
         other = rsa.generate_private_key(65537, 2048)
         unsigned = jwt.encode({"iss": provider.url, "aud": "mirror", "sub": "x", "exp": clock.time + 9}, "", "none")
         symmetric = jwt.encode(
@@ -319,23 +326,23 @@ async def test_tokens_that_are_not_good() -> None:
             "",
         ]
         for token in bad:
-            assert await issuer.identify(Presented(bearer=token)) is None, token
-        assert await issuer.identify(Presented(bearer=_token(provider, clock))) is not None
+            assert await issuer.identify(CallerCredentials(bearer=token)) is None, token
+        assert await issuer.identify(CallerCredentials(bearer=_token(provider, clock))) is not None
 
 
 async def test_keys_that_change() -> None:
     """An unknown key makes the keys be fetched again, but not more often than once a minute."""
     clock = Clock(1_800_000_000.0)
     async with _serving(_Provider(keys=[_public("rsa", "old")])) as provider:
-        issuer = Issuer(IssuerSettings(provider.url, "mirror", keys_url=f"{provider.url}/keys"), now=clock)
-        assert await issuer.identify(Presented(bearer=_token(provider, clock, kid="old")))
+        issuer = Issuer(OidcIssuer(provider.url, "mirror", keys_url=f"{provider.url}/keys"), now=clock)
+        assert await issuer.identify(CallerCredentials(bearer=_token(provider, clock, kid="old")))
         provider.keys = [_public("ec", "new")]
         token = _token(provider, clock, _EC, "ES256", "new")
         for _ in range(5):
-            assert await issuer.identify(Presented(bearer=token)) is None
+            assert await issuer.identify(CallerCredentials(bearer=token)) is None
         assert provider.asked == ["/keys"]
         clock.time += 61
-        assert await issuer.identify(Presented(bearer=token))
+        assert await issuer.identify(CallerCredentials(bearer=token))
         assert provider.asked == ["/keys"] * 2
 
 
@@ -343,15 +350,15 @@ async def test_many_tokens_while_keys_are_fetched() -> None:
     """Who comes while the first keys, or new ones, are on their way waits for them; they are fetched once."""
     clock = Clock(1_800_000_000.0)
     async with _serving(_Provider(keys=[_public("rsa", "old")])) as provider:
-        issuer = Issuer(IssuerSettings(provider.url, "mirror", keys_url=f"{provider.url}/keys"), now=clock)
+        issuer = Issuer(OidcIssuer(provider.url, "mirror", keys_url=f"{provider.url}/keys"), now=clock)
         old, new = _token(provider, clock, kid="old"), _token(provider, clock, _EC, "ES256", "new")
         provider.gate = asyncio.Event()
         for token, asked in ((old, 1), (new, 2)):
             provider.gate.clear()
-            asking = [asyncio.create_task(issuer.identify(Presented(bearer=token))) for _ in range(20)]
+            asking = [asyncio.create_task(issuer.identify(CallerCredentials(bearer=token))) for _ in range(20)]
             while len(provider.asked) < asked:  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0)
-            asking += [asyncio.create_task(issuer.identify(Presented(bearer=token))) for _ in range(20)]
+            asking += [asyncio.create_task(issuer.identify(CallerCredentials(bearer=token))) for _ in range(20)]
             await asyncio.sleep(0)
             provider.gate.set()
             assert all(await asyncio.gather(*asking))
@@ -364,17 +371,17 @@ async def test_an_issuer_that_is_down() -> None:
     """Without keys nobody can be told, which is no refusal; with keys of before, those stay."""
     clock = Clock(1_800_000_000.0)
     async with _serving(_Provider(keys=[_public("rsa", "k")], status=500)) as provider:
-        issuer = Issuer(IssuerSettings(provider.url, "mirror"), now=clock)
+        issuer = Issuer(OidcIssuer(provider.url, "mirror"), now=clock)
         token = _token(provider, clock, exp=clock.time + 90_000)
         for _ in range(3):
             with pytest.raises(AccessUnavailable):
-                await issuer.identify(Presented(bearer=token))
+                await issuer.identify(CallerCredentials(bearer=token))
         assert len(provider.asked) == 1
         provider.status = 200
         clock.time += 61
-        assert await issuer.identify(Presented(bearer=token))
+        assert await issuer.identify(CallerCredentials(bearer=token))
     clock.time += 7200
-    assert await issuer.identify(Presented(bearer=token))
+    assert await issuer.identify(CallerCredentials(bearer=token))
 
 
 @pytest.mark.parametrize(
@@ -384,9 +391,9 @@ async def test_an_issuer_that_talks_nonsense(body: bytes) -> None:
     """It has no keys, and no symmetric ones above all."""
     clock = Clock(1_800_000_000.0)
     async with _serving(_Provider(body=body)) as provider:
-        issuer = Issuer(IssuerSettings(provider.url, "mirror", keys_url=f"{provider.url}/keys"), now=clock)
+        issuer = Issuer(OidcIssuer(provider.url, "mirror", keys_url=f"{provider.url}/keys"), now=clock)
         with pytest.raises(AccessUnavailable):
-            await issuer.identify(Presented(bearer=_token(provider, clock)))
+            await issuer.identify(CallerCredentials(bearer=_token(provider, clock)))
 
 
 async def test_keys_of_a_cluster(tmp_path: Path) -> None:
@@ -394,16 +401,16 @@ async def test_keys_of_a_cluster(tmp_path: Path) -> None:
     clock = Clock(1_800_000_000.0)
     (tmp_path / "token").write_text("let-me\n")
     async with _serving(_Provider(keys=[_public("rsa", "k")], wants="let-me")) as provider:
-        settings = IssuerSettings(provider.url, "mirror", bearer_file=tmp_path / "token", prefix="prod:")
-        found = await Issuer(settings, now=clock).identify(Presented(bearer=_token(provider, clock)))
-        assert found == Identity("prod:system:serviceaccount:shop:web", Means.ISSUER)
+        settings = OidcIssuer(provider.url, "mirror", bearer_file=tmp_path / "token", prefix="prod:")
+        found = await Issuer(settings, now=clock).identify(CallerCredentials(bearer=_token(provider, clock)))
+        assert found == Identity("prod:system:serviceaccount:shop:web", AuthMethod.ISSUER)
         (tmp_path / "keys").write_text(json.dumps({"keys": [_public("rsa", None)]}))
-        settings = IssuerSettings(
+        settings = OidcIssuer(
             provider.url, "mirror", keys_file=tmp_path / "keys", name_claim="email", groups_claim="role"
         )
         token = _token(provider, clock, kid=None, email="a@example.com", role="dev")
-        found = await Issuer(settings, now=clock).identify(Presented(bearer=token))
-        assert found == Identity("a@example.com", Means.ISSUER, frozenset({"dev"}))
+        found = await Issuer(settings, now=clock).identify(CallerCredentials(bearer=token))
+        assert found == Identity("a@example.com", AuthMethod.ISSUER, frozenset({"dev"}))
 
 
 # ------------------------------------------------------------------------------------------ all of them
@@ -412,7 +419,7 @@ async def test_keys_of_a_cluster(tmp_path: Path) -> None:
 async def test_all_ways_together() -> None:
     """The first way that knows it counts; nothing presented is nobody; what none knows is refused."""
     authentication = Authentication(
-        [GivenTokens([GivenToken("a", "1")]), GivenTokens([GivenToken("b", "1"), GivenToken("c", "2")])]
+        [StaticTokens([StaticToken("a", "1")]), StaticTokens([StaticToken("b", "1"), StaticToken("c", "2")])]
     )
     assert await authentication.identify([]) == ANONYMOUS
     assert (await authentication.identify(["Bearer 1"])).name == "a"
@@ -423,11 +430,11 @@ async def test_all_ways_together() -> None:
 
 
 class _Counting:
-    def __init__(self, answer: Callable[[Presented], Identity | None]) -> None:
+    def __init__(self, answer: Callable[[CallerCredentials], Identity | None]) -> None:
         self.asked = 0
         self._answer = answer
 
-    async def identify(self, presented: Presented) -> Identity | None:
+    async def identify(self, presented: CallerCredentials) -> Identity | None:
         self.asked += 1
         await asyncio.sleep(0)
         return self._answer(presented)
@@ -436,10 +443,10 @@ class _Counting:
 async def test_what_was_found_is_remembered() -> None:
     """Once however many ask, for a minute; a refusal for ten seconds; an error not at all."""
     clock = Clock(0.0)
-    right = Identity("alice", Means.PASSWORD)
+    right = Identity("alice", AuthMethod.PASSWORD)
     way = _Counting(lambda presented: right if presented.password == "right" else None)
     authentication = Authentication([way], now=clock)
-    good = Presented("alice", "right")
+    good = CallerCredentials("alice", "right")
     assert await asyncio.gather(*[authentication.ask(good) for _ in range(50)]) == [right] * 50
     assert way.asked == 1
     clock.time = 59.9
@@ -451,10 +458,10 @@ async def test_what_was_found_is_remembered() -> None:
     for at, asked in [(70.0, 3), (79.9, 3), (80.0, 4)]:
         clock.time = at
         with pytest.raises(Unauthorized):
-            await authentication.ask(Presented("alice", "wrong"))
+            await authentication.ask(CallerCredentials("alice", "wrong"))
         assert way.asked == asked
 
-    def down(_presented: Presented) -> Identity | None:
+    def down(_presented: CallerCredentials) -> Identity | None:
         raise AccessUnavailable("down")
 
     broken = _Counting(down)
@@ -470,9 +477,9 @@ async def test_what_was_found_is_remembered() -> None:
     [
         (
             ((("organizationName", "system:nodes"),), (("commonName", "system:node:n1"),)),
-            Identity("system:node:n1", Means.CERTIFICATE, frozenset({"system:nodes"})),
+            Identity("system:node:n1", AuthMethod.CERTIFICATE, frozenset({"system:nodes"})),
         ),
-        (((("commonName", "n1"),),), Identity("n1", Means.CERTIFICATE)),
+        (((("commonName", "n1"),),), Identity("n1", AuthMethod.CERTIFICATE)),
         (((("organizationName", "o"),),), None),
         (((("commonName", "a"), ("commonName", "b")),), None),
         ((), None),

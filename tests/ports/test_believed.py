@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from mirror.aio.costly_cache import Believed
+from mirror.aio.costly_cache import CostlyCache
 
 
 class _Work:
@@ -16,7 +16,7 @@ class _Work:
         self.takes = takes
         self.now = 0.0
         self.made = 0
-        self.believed: Believed[int] = Believed(lambda: self.now)
+        self.believed: CostlyCache[int] = CostlyCache(lambda: self.now)
 
     async def make(self) -> int:
         """How often it was made."""

@@ -13,8 +13,8 @@ from mirror.oci.reference import Repo
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import Locks
 from mirror.store.local.purge_notices import Purges
-from mirror.store.local.records import Notes
-from mirror.store.local.status_board import Board
+from mirror.store.local.records import JsonRecords
+from mirror.store.local.status_board import StatusBoard
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def layout(tmp_path: Path) -> Layout:
     return Layout(tmp_path)
 
 
-def _board(layout: Layout) -> Board:
-    made = Board(layout, hold=Locks(layout).try_hold)
+def _board(layout: Layout) -> StatusBoard:
+    made = StatusBoard(layout, hold=Locks(layout).try_hold)
     made.open()
     return made
 
@@ -62,7 +62,7 @@ def test_what_a_dead_one_left_is_dropped(layout: Layout) -> None:
 
 def test_purges_are_told_once(layout: Layout) -> None:
     """To each process, also to the one that told; not those from before it began."""
-    notes = Notes(layout, "purges")
+    notes = JsonRecords(layout, "purges")
     repo, digest = Repo("docker.io", "library/app"), Digest.parse("sha256:" + "a" * 64)
     Purges(notes).tell(repo, ["old"], [])
     listener = Purges(notes)
@@ -74,7 +74,7 @@ def test_purges_are_told_once(layout: Layout) -> None:
 
 def test_two_purges_in_one_tick(layout: Layout) -> None:
     """A purge is told although the folder's time is that of the purge before it."""
-    notes = Notes(layout, "purges")
+    notes = JsonRecords(layout, "purges")
     folder = layout.root / "purges"
     repo = Repo("docker.io", "library/app")
     listener = Purges(notes)
@@ -89,7 +89,7 @@ def test_two_purges_in_one_tick(layout: Layout) -> None:
 
 def test_purges_are_not_read_without_need(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that has not changed for a while is not listed."""
-    notes = Notes(layout, "purges")
+    notes = JsonRecords(layout, "purges")
     Purges(notes).tell(Repo("docker.io", "library/app"), ["v1"], [])
     os.utime(layout.root / "purges", ns=(10**9, 10**9))
     listener = Purges(notes)
@@ -106,7 +106,7 @@ def test_closed_while_it_opens(layout: Layout) -> None:
         late.close()
         return held
 
-    late = Board(layout, hold=hold)
+    late = StatusBoard(layout, hold=hold)
     late.open()
     late.say({"n": 1})
     assert _board(layout).others() == []

@@ -19,7 +19,7 @@ import pytest
 from mirror.errors import IndexUnavailable
 from mirror.index import embedded
 from mirror.index.embedded import SCHEMA, EmbeddedIndex
-from mirror.policy.records import ContentRecord, Standing, Usage
+from mirror.policy.records import BlobRole, ContentRecord, Usage
 from mirror.ports import ContentIndex
 from tests.support.index_suite import IndexSuite, coldest, digest, record
 
@@ -209,8 +209,8 @@ async def test_rows_that_make_no_sense_are_a_miss(index: EmbeddedIndex, path: Pa
     assert await index.get(digest(2)) is None
 
 
-@pytest.mark.parametrize("standing", [Standing.LOOSE, Standing.ROOT])
-async def test_coldest_reads_an_index_in_order(index: EmbeddedIndex, path: Path, standing: Standing) -> None:
+@pytest.mark.parametrize("standing", [BlobRole.LOOSE, BlobRole.ROOT])
+async def test_coldest_reads_an_index_in_order(index: EmbeddedIndex, path: Path, standing: BlobRole) -> None:
     """The coldest are read from an ordered index alone: no scan of all blobs, no sorting."""
     await index.put([record(1)])
     with closing(sqlite3.connect(path)) as connection:
@@ -251,7 +251,7 @@ asyncio.run(main())
 
 async def everything(index: EmbeddedIndex) -> list[ContentRecord]:
     """Of every standing."""
-    return [found for standing in Standing for found in await index.coldest(standing, 10_000)]
+    return [found for standing in BlobRole for found in await index.coldest(standing, 10_000)]
 
 
 async def counted_right(path: Path) -> None:

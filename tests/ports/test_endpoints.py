@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mirror.aio.memo import Memo
-from mirror.errors import UpstreamDenied, UpstreamNotKnown, UpstreamThrottled, UpstreamUnavailable
+from mirror.errors import UpstreamDenied, UpstreamNotFound, UpstreamThrottled, UpstreamUnavailable
 from mirror.oci.digest import Digest
 from mirror.policy.upstream.retrying import CLOSED
 from mirror.ports import Body, Upstream
@@ -149,7 +149,7 @@ async def test_the_word_of_the_registry_counts(mirror: FakeRegistry, origin: Fak
     with pytest.raises(UpstreamUnavailable):
         await upstream.resolve(NAME, "v1")
     mirror.fail("manifests", status(503), times=1)
-    with pytest.raises(UpstreamNotKnown):
+    with pytest.raises(UpstreamNotFound):
         await upstream.resolve(NAME, "v2")
     origin.fail("manifests", throttle(9), times=1)
     with pytest.raises(UpstreamThrottled):

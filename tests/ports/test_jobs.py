@@ -14,11 +14,11 @@ import pytest
 from mirror.aio.singleflight import end
 from mirror.errors import JobUnknown, NameUnknown, TooManyJobs
 from mirror.prefetch.jobs import Ended, Jobs
-from mirror.prefetch.progress import Meter
+from mirror.prefetch.progress import ProgressMeter
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import Locks
-from mirror.store.local.records import Notes
+from mirror.store.local.records import JsonRecords
 from tests.support.live_mirror import until
 
 
@@ -37,17 +37,17 @@ class Bench:
         self.begun: list[Mapping[str, Any]] = []
         self.gate = asyncio.Event()
 
-    async def good(self, arguments: Mapping[str, Any], meter: Meter) -> Ended:
+    async def good(self, arguments: Mapping[str, Any], meter: ProgressMeter) -> Ended:
         """Waits for the gate."""
         self.begun.append(arguments)
         await self.gate.wait()
         return Ended(True, {"images": 1})
 
-    async def wrong(self, _arguments: Mapping[str, Any], _meter: Meter) -> Ended:
+    async def wrong(self, _arguments: Mapping[str, Any], _meter: ProgressMeter) -> Ended:
         """Fails as expected."""
         raise NameUnknown("no such rule")
 
-    async def crash(self, _arguments: Mapping[str, Any], _meter: Meter) -> Ended:
+    async def crash(self, _arguments: Mapping[str, Any], _meter: ProgressMeter) -> Ended:
         """Has a mistake."""
         raise ZeroDivisionError
 
@@ -55,7 +55,7 @@ class Bench:
 def _jobs(layout: Layout, bench: Bench, *, at_once: int = 2) -> Jobs:
     locks = Locks(layout)
     return Jobs(
-        *(Notes(layout, kind) for kind in ("jobs", "job-queue", "job-cancels")),
+        *(JsonRecords(layout, kind) for kind in ("jobs", "job-queue", "job-cancels")),
         hold=locks.try_hold,
         alone=locks.named,
         work={"good": bench.good, "wrong": bench.wrong, "crash": bench.crash},
@@ -135,7 +135,7 @@ async def test_what_crashes_leave(layout: Layout) -> None:
     bench = Bench()
     bench.gate.set()
     jobs = _jobs(layout, bench, at_once=1)
-    notes, queue = Notes(layout, "jobs"), Notes(layout, "job-queue")
+    notes, queue = JsonRecords(layout, "jobs"), JsonRecords(layout, "job-queue")
     taken, waiting, ended, unannounced = [(await jobs.submit("good", {"n": number}))["id"] for number in range(4)]
     # taken, and dead before it was dropped from the queue
     notes.write(taken, {**(notes.read(taken) or {}), "state": "running", "slot": 0})
@@ -144,7 +144,7 @@ async def test_what_crashes_leave(layout: Layout) -> None:
         await _state(jobs, waiting, "done")
         await _state(jobs, ended, "done")
         await _state(jobs, unannounced, "done")
-    Notes(layout, "job-cancels").write(ended, {})
+    JsonRecords(layout, "job-cancels").write(ended, {})
     # in the queue, and nowhere else
     queue.write("lost", {"created": 0})
     async with _running(jobs):
@@ -153,7 +153,7 @@ async def test_what_crashes_leave(layout: Layout) -> None:
     assert (await jobs.get(taken))["state"] == "interrupted"
     assert sorted(arguments["n"] for arguments in bench.begun) == [1, 2, 3, 9]
     assert list(queue.all()) == []
-    assert list(Notes(layout, "job-cancels").all()) == []
+    assert list(JsonRecords(layout, "job-cancels").all()) == []
     with pytest.raises(JobUnknown):
         await jobs.get("lost")
 
@@ -162,7 +162,7 @@ async def test_a_slot_that_another_process_holds_is_believed(layout: Layout) -> 
     """A job is interrupted when the lock of its slot is free, and not before."""
     jobs = _jobs(layout, Bench())
     name = (await jobs.submit("good", {}))["id"]
-    notes = Notes(layout, "jobs")
+    notes = JsonRecords(layout, "jobs")
     notes.write(name, {**(notes.read(name) or {}), "state": "running", "slot": 1})
     held = Locks(layout).try_hold("job-1")
     assert held is not None

@@ -22,7 +22,7 @@ from mirror.errors import BlobDamaged, BlobUnknown, RecordDamaged, StoreError, S
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
-from mirror.policy.quarantine import Aside
+from mirror.policy.quarantine import QuarantinedBlob
 from mirror.policy.records import ManifestRecord, Sighting, TagRecord
 from mirror.ports import BlobStore, Catalog
 from mirror.store.local import blobs, quarantine
@@ -578,7 +578,7 @@ def test_a_quarantine_that_has_not_changed_is_not_listed_again(
     listed: list[Layout] = []
     kept = quarantine.kept
 
-    def list_it(layout: Layout) -> list[Aside]:
+    def list_it(layout: Layout) -> list[QuarantinedBlob]:
         listed.append(layout)
         return kept(layout)
 

@@ -11,16 +11,16 @@ import pytest
 
 from mirror.caller import acting_for
 from mirror.errors import MirrorError
-from mirror.oci.authorization import Presented
+from mirror.oci.authorization import CallerCredentials
 from mirror.server.admin.worker_status import Workers
 from mirror.upstream.credentials.docker_config import DockerConfig
 from mirror.upstream.credentials.of_caller import CallersCredentials
 from mirror.upstream.credentials.renewal import Issued, Renewed
 from mirror.upstream.credentials.source import (
-    Attempts,
     Credentials,
     CredentialsUnavailable,
     GivenCredentials,
+    LoginState,
 )
 from mirror.upstream.registry import RegistryUpstream
 from tests.ports.conftest import Pulling
@@ -49,7 +49,7 @@ async def ask(upstream: RegistryUpstream, name: str = "team/app") -> str:
 
 def test_attempts(clock: Clock) -> None:
     """A failure stands with its beginning and its latest reason until it works again."""
-    attempts = Attempts("google", clock)
+    attempts = LoginState("google", clock)
     assert attempts.reason is None
     attempts.failed("one")
     clock.time += 60
@@ -150,12 +150,12 @@ async def test_credentials_of_callers(tokens: bool, pulling: Pulling) -> None:
         registry.add_image("team/app", "v1", [b"layer"])
         own = GivenCredentials(Credentials("user", SECRET))
         upstream = pulling(registry, CallersCredentials(own))
-        with acting_for(Presented("caller", "wrong")):
+        with acting_for(CallerCredentials("caller", "wrong")):
             assert await ask(upstream) == "UpstreamDenied"
         assert failing(upstream) == []
         assert await ask(upstream) == "UpstreamDenied"
         [found] = failing(upstream)
-        with acting_for(Presented("caller", "right")):
+        with acting_for(CallerCredentials("caller", "right")):
             assert (await ask(upstream)).startswith("sha256:")
         assert failing(upstream) == [found]
 

@@ -1,4 +1,4 @@
-"""The machine's files are changed whole, once, and can be taken back: `Disk` and `Journal` on a real folder."""
+"""The machine's files are changed whole, once, and can be taken back: `NodeFiles` and `Journal` on a real folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mirror.nodes.clients import CLIENTS
-from mirror.nodes.disk import Disk
+from mirror.nodes.disk import NodeFiles
 from mirror.nodes.journal import Difference, Journal
 from mirror.nodes.plan import MirrorUrl, NodeRefused, Wanted
 from tests.support.tmpfs import tmpfs
@@ -22,7 +22,7 @@ _STAMP = "20231114T221320Z"
 
 
 def _journal(root: Path, client: str = "docker") -> Journal:
-    return Journal(Disk(root), CLIENTS[client])
+    return Journal(NodeFiles(root), CLIENTS[client])
 
 
 def _apply(root: Path, url: str = "http://mirror:5000", client: str = "docker", *registries: str) -> list[str]:
@@ -182,7 +182,7 @@ def test_what_is_no_text(root: Path) -> None:
 
 def test_a_file_with_a_password_is_for_its_owner_alone(root: Path) -> None:
     """Also where it was readable by others before."""
-    disk = Disk(root)
+    disk = NodeFiles(root)
     (root / _DOCKER).chmod(0o644)
     disk.write(f"/{_DOCKER}", "{}", secret=True)
     assert stat.S_IMODE((root / _DOCKER).stat().st_mode) == 0o600

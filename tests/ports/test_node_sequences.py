@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from mirror.nodes.clients import CLIENTS
-from mirror.nodes.disk import Disk
+from mirror.nodes.disk import NodeFiles
 from mirror.nodes.journal import Journal
 from mirror.nodes.plan import MirrorUrl, NodeRefused, Wanted
 
@@ -67,7 +67,7 @@ class Sequences(RuleBasedStateMachine):
 
     def journal(self) -> Journal:
         """As each command opens it."""
-        return Journal(Disk(self.root), self.kind)
+        return Journal(NodeFiles(self.root), self.kind)
 
     def entries(self) -> dict[str, str | None]:
         """The files that the journal knows, and the backup of each."""
@@ -112,7 +112,7 @@ class Sequences(RuleBasedStateMachine):
         for path in files.keys() - self.entries().keys():
             assert files[path] == self.start.get(path), path
         registry = registries[0] if registries else "docker.io" if self.kind.name == "docker" else "quay.io"
-        asked = self.kind.asks(Disk(self.root), registry)
+        asked = self.kind.asks(NodeFiles(self.root), registry)
         assert asked.endpoints, f"{registry} is asked of nobody"
         assert wanted.mirror.is_at(asked.endpoints[0]), f"{registry} is asked of {asked.endpoints}"
         assert not asked.trouble

@@ -18,7 +18,7 @@ from mirror.policy.unread import note_name
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from mirror.store.local.pins import LocalPins
-from mirror.store.local.records import Notes
+from mirror.store.local.records import JsonRecords
 from mirror.store.memory import MemoryPins
 
 _REPO = Repo("docker.io", "library/app")
@@ -34,7 +34,7 @@ def layout(tmp_path: Path) -> Layout:
 
 def test_the_life_of_a_note(layout: Layout) -> None:
     """Absent, written, replaced, dropped; keys may hold anything."""
-    notes = Notes(layout, "things")
+    notes = JsonRecords(layout, "things")
     key = "docker.io/../x y\n\0é"
     assert notes.read(key) is None
     assert list(notes.all()) == []
@@ -43,7 +43,7 @@ def test_the_life_of_a_note(layout: Layout) -> None:
     notes.write(key, {"n": 2})
     notes.write("other", {"n": 3})
     assert notes.read(key) == {"key": key, "n": 2}
-    assert sorted(note["n"] for note in Notes(layout, "things").all()) == [2, 3]
+    assert sorted(note["n"] for note in JsonRecords(layout, "things").all()) == [2, 3]
     assert notes.drop(key)
     assert notes.read(key) is None
     assert list((layout.root / "ingest").iterdir()) == []
@@ -51,7 +51,7 @@ def test_the_life_of_a_note(layout: Layout) -> None:
 
 def test_files_that_are_no_notes_are_passed_over(layout: Layout) -> None:
     """Cut, foreign, nested without end, or under a name that is not theirs."""
-    notes = Notes(layout, "things")
+    notes = JsonRecords(layout, "things")
     notes.write("good", {})
     folder = layout.root / "things"
     [file] = folder.iterdir()
@@ -85,7 +85,7 @@ def test_a_pin_that_does_not_parse_is_none(layout: Layout) -> None:
     """Notes are files, and files may be edited."""
     good = LocalPins(layout)
     good.put(Pin(_REPO, "1.0", "", 5.0))
-    Notes(layout, "pins").write("bad", {"registry": "docker.io", "name": "../..", "reference": "x"})
+    JsonRecords(layout, "pins").write("bad", {"registry": "docker.io", "name": "../..", "reference": "x"})
     assert [pin.reference for pin in good.all()] == ["1.0"]
 
 

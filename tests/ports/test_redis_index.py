@@ -13,7 +13,7 @@ import structlog
 from mirror.errors import ConfigError, IndexUnavailable
 from mirror.index.redis import Keys, RedisAddress, RedisIndex, parse_redis_url
 from mirror.oci.reference import Repo
-from mirror.policy.records import Standing, Usage
+from mirror.policy.records import BlobRole, Usage
 from mirror.ports import ContentIndex
 from tests.support.clock import Clock
 from tests.support.index_suite import IndexSuite, coldest, digest, names, record
@@ -270,7 +270,7 @@ async def test_keys_of_a_wrong_type_are_a_loss(
     redis_server.command(*(("SET", key, "junk") if kind == "string" else ("RPUSH", key, "junk")))
 
     await index.get(digest(1))
-    for standing in Standing:
+    for standing in BlobRole:
         await index.coldest(standing, 10)
     await index.below([digest(1)])
     [_ async for _ in index.recorded()]
@@ -289,7 +289,7 @@ async def test_keys_of_a_wrong_type_are_a_loss(
     await index.name(told)
     assert await index.usage() == Usage(5, 50)
     assert [each.digest for each in await coldest(index, 10)] == [digest(5)]
-    assert {each.digest for each in await index.coldest(Standing.ROOT, 10)} == {digest(1), digest(4)}
+    assert {each.digest for each in await index.coldest(BlobRole.ROOT, 10)} == {digest(1), digest(4)}
     await index.clear()
     assert await index.usage() == Usage(0, 0)
 
@@ -322,9 +322,9 @@ async def test_a_redis_that_evicts_keys(index: RedisIndex, redis_server: RedisSe
     await index.put(records)
     await index.name([names(1, 2)])
     assert await index.usage() == Usage(3, 30)
-    assert await index.coldest(Standing.ROOT, 9) == [record(1)]
-    assert await index.coldest(Standing.NAMED, 9) == [record(2)]
-    assert await index.coldest(Standing.LOOSE, 9) == [record(3)]
+    assert await index.coldest(BlobRole.ROOT, 9) == [record(1)]
+    assert await index.coldest(BlobRole.NAMED, 9) == [record(2)]
+    assert await index.coldest(BlobRole.LOOSE, 9) == [record(3)]
 
 
 async def test_times_and_sizes_are_exact(index: RedisIndex) -> None:

@@ -24,7 +24,7 @@ from mirror.errors import (
     UpstreamDenied,
     UpstreamError,
     UpstreamInvalid,
-    UpstreamNotKnown,
+    UpstreamNotFound,
     UpstreamOffLimits,
     UpstreamThrottled,
     UpstreamTimeout,
@@ -377,7 +377,7 @@ async def test_blob_size(registry: FakeRegistry, build: Build) -> None:
     assert await upstream.blob_size(NAME, empty) == 0
     registry.fail("blobs", lambda request, answer: [head(200, version="1.0"), LAYER, Close()])
     assert await upstream.blob_size(NAME, digest) is None
-    with pytest.raises(UpstreamNotKnown):
+    with pytest.raises(UpstreamNotFound):
         await upstream.blob_size(NAME, Digest.of(b"none"))
 
 
@@ -743,7 +743,7 @@ async def test_upstreams_know_nothing_of_each_other(build: Build) -> None:
     [
         (status(403), UpstreamDenied, 403),
         (status(401), UpstreamDenied, 401),
-        (status(404), UpstreamNotKnown, 404),
+        (status(404), UpstreamNotFound, 404),
         (status(400), UpstreamInvalid, 400),
         (status(418), UpstreamInvalid, 418),
         (status(204), UpstreamInvalid, 204),
@@ -803,7 +803,7 @@ async def test_a_404_that_flaps(registry: FakeRegistry, build: Build) -> None:
     digest = registry.add_image(NAME, "v1", [LAYER])
     upstream = build(registry.url)
     registry.fail("manifests", status(404))
-    with pytest.raises(UpstreamNotKnown):
+    with pytest.raises(UpstreamNotFound):
         await upstream.manifest(NAME, "v1")
     assert (await upstream.manifest(NAME, "v1")).digest == digest
     assert registry.count("manifests") == 2
@@ -984,7 +984,7 @@ async def test_tags(registry: FakeRegistry, build: Build) -> None:
     upstream = build(registry.url)
     assert await tags_of(upstream, NAME) == tags
     assert registry.count("tags") == 8
-    with pytest.raises(UpstreamNotKnown):
+    with pytest.raises(UpstreamNotFound):
         await tags_of(upstream, "team/none")
 
 

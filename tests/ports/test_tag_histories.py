@@ -11,7 +11,7 @@ from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule
 from mirror.policy.records import TagRecord
-from mirror.repository.tag_history import TagHistories, TwoClocks, steady_time
+from mirror.repository.tag_history import TagHistories, TamperProofClock, steady_time
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.freezes import LocalFreezes
@@ -29,7 +29,7 @@ def test_processes_that_learn_of_one_move(tmp_path: Path) -> None:
     """Eight of them at once, again and again: each move is there once, whoever wrote last."""
     layout = Layout(tmp_path / "store")
     LocalStore(layout)
-    clocks = TwoClocks(lambda: 0.0, lambda: 0.0)
+    clocks = TamperProofClock(lambda: 0.0, lambda: 0.0)
     processes = [TagHistories(LocalCatalog(layout), LocalFreezes(layout), clocks) for _ in range(8)]
     gate = threading.Barrier(len(processes))
 
@@ -50,7 +50,7 @@ def test_processes_that_learn_of_one_move(tmp_path: Path) -> None:
 def test_two_clocks() -> None:
     """Setting the one forward or back shows in the later or the earlier of the two; time that passes in both."""
     wall, steady = 1000.0, 5.0
-    clocks = TwoClocks(lambda: wall, lambda: steady)
+    clocks = TamperProofClock(lambda: wall, lambda: steady)
     wall, steady = wall + 10, steady + 10
     assert (clocks.earlier(), clocks.later()) == (1010, 1010)
     wall += 500

@@ -24,7 +24,7 @@ from mirror.errors import (
 )
 from mirror.oci.challenge import Challenge, Scope
 from mirror.policy.upstream.token_lifetime import usable_seconds
-from mirror.policy.upstream.url_bounds import Bounds
+from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.upstream.credentials.docker_config import DockerConfig
 from mirror.upstream.credentials.source import Credentials, CredentialSource, GivenCredentials
 from mirror.upstream.http.client import open_session
@@ -49,7 +49,7 @@ async def build(clock: Clock) -> AsyncIterator[Build]:
     memos: list[Memo] = []
 
     def make(url: str, credentials: CredentialSource = ANONYMOUS, **more: Any) -> TokenSource:
-        bounds = Bounds.of(url, more.pop("allowed", ()))
+        bounds = UrlBounds.of(url, more.pop("allowed", ()))
         sessions.append(open_session(bounds, None, connect_timeout=5, read_timeout=20))
         memos.append(more.pop("memo", None) or Memo(now=clock))
         session = sessions[-1]

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from mirror.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
-from mirror.policy.upstream.url_bounds import Bounds
+from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.ports import Body
-from mirror.upstream.http.blobs import Answer, DialFailed, Transfer
+from mirror.upstream.http.blobs import BlobAnswer, DialFailed, Transfer
 from mirror.upstream.http.body import HttpBody
 from tests.support.certificates import Certificate
 from tests.support.scripted import Close, Request, Reset, Script, Scripted, Stall, chunked, head, reply
@@ -36,7 +36,7 @@ def open_transfer() -> Iterator[Callable[..., Transfer]]:
     opened: list[Transfer] = []
 
     def build(upstream: Scripted, **settings: Any) -> Transfer:
-        transfer = Transfer("test", Bounds.of(upstream.url), **settings)
+        transfer = Transfer("test", UrlBounds.of(upstream.url), **settings)
         opened.append(transfer)
         return transfer
 
@@ -50,7 +50,7 @@ def transfer(upstream: Scripted, open_transfer: Callable[..., Transfer]) -> Tran
     return open_transfer(upstream)
 
 
-def body_of(answer: Answer) -> HttpBody:
+def body_of(answer: BlobAnswer) -> HttpBody:
     assert isinstance(answer.body, HttpBody), answer
     return answer.body
 
@@ -569,7 +569,7 @@ def test_a_redirect_to_where_nobody_may_go(upstream: Scripted, transfer: Transfe
 
 def test_a_public_upstream_leads_nobody_inside(upstream: Scripted) -> None:
     """Faults row 72: a redirect to loopback is refused where the upstream is not there itself."""
-    transfer = Transfer("test", Bounds.of("https://registry.example.com"))
+    transfer = Transfer("test", UrlBounds.of("https://registry.example.com"))
     with pytest.raises(UpstreamInvalid):
         transfer.get(f"{upstream.url}/blob", {})
     transfer.close()

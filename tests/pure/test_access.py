@@ -8,15 +8,15 @@ from collections.abc import Iterable
 import pytest
 
 from mirror.errors import Unauthorized
-from mirror.oci.authorization import Presented, read_authorization
+from mirror.oci.authorization import CallerCredentials, read_authorization
 from mirror.oci.reference import Repo
-from mirror.policy.access import ANONYMOUS, Action, Identity, Means, Policy, Rule, check_who
+from mirror.policy.access import ANONYMOUS, Action, AuthMethod, Identity, Policy, Rule, check_who
 
-_ALICE = Identity("alice", Means.PASSWORD, frozenset({"ops"}))
-_BOB = Identity("bob", Means.PASSWORD)
-_POD = Identity("system:serviceaccount:shop:web", Means.ISSUER)
-_CI = Identity("ci", Means.TOKEN)
-_NODE = Identity("system:node:n1", Means.CERTIFICATE, frozenset({"system:nodes"}))
+_ALICE = Identity("alice", AuthMethod.PASSWORD, frozenset({"ops"}))
+_BOB = Identity("bob", AuthMethod.PASSWORD)
+_POD = Identity("system:serviceaccount:shop:web", AuthMethod.ISSUER)
+_CI = Identity("ci", AuthMethod.TOKEN)
+_NODE = Identity("system:node:n1", AuthMethod.CERTIFICATE, frozenset({"system:nodes"}))
 _APP = Repo("ghcr.io", "acme/app")
 _ALPINE = Repo("docker.io", "library/alpine")
 
@@ -115,14 +115,14 @@ def _basic(text: str) -> str:
         ([], None),
         ([""], None),
         ([_basic(":")], None),
-        ([_basic("alice:s3:cret")], Presented("alice", "s3:cret")),
-        ([_basic("alice:").replace("Basic", "bAsIc ")], Presented("alice")),
-        ([_basic("é:ü")], Presented("é", "ü")),
-        (["Bearer abc.def"], Presented(bearer="abc.def")),
-        (["bearer   abc"], Presented(bearer="abc")),
+        ([_basic("alice:s3:cret")], CallerCredentials("alice", "s3:cret")),
+        ([_basic("alice:").replace("Basic", "bAsIc ")], CallerCredentials("alice")),
+        ([_basic("é:ü")], CallerCredentials("é", "ü")),
+        (["Bearer abc.def"], CallerCredentials(bearer="abc.def")),
+        (["bearer   abc"], CallerCredentials(bearer="abc")),
     ],
 )
-def test_what_is_presented(lines: list[str], presented: Presented | None) -> None:
+def test_what_is_presented(lines: list[str], presented: CallerCredentials | None) -> None:
     """Basic and Bearer, in any case; empty credentials are none."""
     assert read_authorization(lines) == presented
 
@@ -151,4 +151,4 @@ def test_what_cannot_be_read(lines: list[str]) -> None:
 
 def test_secrets_are_not_shown() -> None:
     """In no text form."""
-    assert "hunter2" not in repr(Presented("alice", "hunter2", "hunter2"))
+    assert "hunter2" not in repr(CallerCredentials("alice", "hunter2", "hunter2"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mirror.app.housekeeping import Comparisons
+from mirror.app.housekeeping import ReconcileTimer
 from tests.support.clock import Clock
 
 _DAY = 86400
@@ -11,7 +11,7 @@ _DAY = 86400
 def test_at_once_and_every_day() -> None:
     """At start, and a day after each that was done."""
     clock = Clock()
-    comparisons = Comparisons(clock)
+    comparisons = ReconcileTimer(clock)
     assert comparisons.due_in() <= 0
     comparisons.ended(clock.time, done=True)
     assert comparisons.due_in() == _DAY
@@ -20,7 +20,7 @@ def test_at_once_and_every_day() -> None:
 def test_after_an_outage_at_once() -> None:
     """An index that was away may have missed something, which is looked for without waiting for the day's end."""
     clock = Clock()
-    comparisons = Comparisons(clock)
+    comparisons = ReconcileTimer(clock)
     comparisons.ended(clock.time, done=True)
     clock.time += 600
     comparisons.wanted()
@@ -30,7 +30,7 @@ def test_after_an_outage_at_once() -> None:
 def test_an_index_that_comes_and_goes() -> None:
     """Comparing takes a twentieth of the time at the most, however often the index was away."""
     clock = Clock()
-    comparisons = Comparisons(clock)
+    comparisons = ReconcileTimer(clock)
     began = clock.time
     clock.time += 30
     comparisons.ended(began, done=True)
@@ -44,6 +44,6 @@ def test_an_index_that_comes_and_goes() -> None:
 def test_one_that_failed_is_done_soon() -> None:
     """What the index did not take is not put off for a day."""
     clock = Clock()
-    comparisons = Comparisons(clock)
+    comparisons = ReconcileTimer(clock)
     comparisons.ended(clock.time, done=False)
     assert 0 < comparisons.due_in() <= 60

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.oci.digest import Digest
-from mirror.policy.eviction import Measure, Plan, Victim, Water, coldest_enough, in_order, is_stale
-from mirror.policy.records import ContentRecord, NamedContent
+from mirror.policy.eviction import EvictionPlan, StoreLoad, Victim, Watermarks, coldest_enough, in_order, is_stale
+from mirror.policy.records import ContentRecord, ReferencedBlob
 from mirror.values.sizes import Capacity
 
 DIGESTS = [Digest.of(str(number).encode()) for number in range(30)]
@@ -22,16 +22,16 @@ def record(number: int, *, size: int = 10, last_used: float = 0.0) -> ContentRec
     return ContentRecord(DIGESTS[number], size, last_used)
 
 
-def child(number: int, parents: int = 1, *, manifest: bool = False) -> NamedContent:
+def child(number: int, parents: int = 1, *, manifest: bool = False) -> ReferencedBlob:
     """A blob that so many manifests name."""
-    return NamedContent(record(number), parents, manifest)
+    return ReferencedBlob(record(number), parents, manifest)
 
 
 def plan(
     candidates: Iterable[ContentRecord], bytes_to_free: int, protected: Collection[Digest], now: float
 ) -> list[Victim]:
     """Of loose blobs alone."""
-    chosen = Plan(bytes_to_free, protected, now)
+    chosen = EvictionPlan(bytes_to_free, protected, now)
     for candidate in candidates:
         if chosen.enough:
             break
@@ -74,7 +74,7 @@ def test_protected_ones_stay() -> None:
 
 def test_an_image_goes_whole() -> None:
     """A manifest with all that nothing else names, though less would be enough; then nothing more goes."""
-    plan = Plan(1, (), 100.0)
+    plan = EvictionPlan(1, (), 100.0)
     plan.take_image(record(0), {DIGESTS[0]: [child(1), child(2), child(3, parents=2)]})
     plan.take_image(record(4), {DIGESTS[4]: [child(5)]})
     assert chosen(plan.victims) == [0, 1, 2]
@@ -89,7 +89,7 @@ def test_an_index_goes_with_its_manifests_and_their_layers() -> None:
         DIGESTS[2]: [child(4, parents=2), child(5)],
         DIGESTS[9]: [child(6)],
     }
-    plan = Plan(1, (), 100.0)
+    plan = EvictionPlan(1, (), 100.0)
     plan.take_image(record(0), below)
     assert sorted(chosen(plan.victims)) == [0, 1, 2, 3, 4, 5]
     assert {victim.images for victim in plan.victims} == {(DIGESTS[0],)}
@@ -97,7 +97,7 @@ def test_an_index_goes_with_its_manifests_and_their_layers() -> None:
 
 def test_a_shared_layer_goes_with_the_last_image() -> None:
     """Not with the first, and both are named as what it belonged to."""
-    plan = Plan(1000, (), 100.0)
+    plan = EvictionPlan(1000, (), 100.0)
     for number in (0, 1):
         plan.take_image(record(number, last_used=number), {DIGESTS[number]: [child(2, parents=2)]})
     assert chosen(plan.victims) == [0, 1, 2]
@@ -108,18 +108,18 @@ def test_a_shared_layer_goes_with_the_last_image() -> None:
 def test_what_is_pinned_below_an_image_that_is_not() -> None:
     """A platform's manifest that is pinned stays with its layers when its index goes; a pinned root stays whole."""
     below = {DIGESTS[0]: [child(1, manifest=True), child(2, manifest=True)], DIGESTS[1]: [child(3)], DIGESTS[2]: []}
-    plan = Plan(1000, {DIGESTS[1], DIGESTS[3]}, 100.0)
+    plan = EvictionPlan(1000, {DIGESTS[1], DIGESTS[3]}, 100.0)
     plan.take_image(record(0), below)
     assert chosen(plan.victims) == [0, 2]
-    plan = Plan(1000, {DIGESTS[0]}, 100.0)
+    plan = EvictionPlan(1000, {DIGESTS[0]}, 100.0)
     plan.take_image(record(0), below)
     assert plan.victims == []
 
 
 def test_why_a_layer_goes() -> None:
     """Because its image is cold, whenever it was used itself."""
-    plan = Plan(1000, (), 1e6)
-    plan.take_image(record(0, last_used=1e6 - 7200), {DIGESTS[0]: [NamedContent(record(1, last_used=1e6 - 5), 1)]})
+    plan = EvictionPlan(1000, (), 1e6)
+    plan.take_image(record(0, last_used=1e6 - 7200), {DIGESTS[0]: [ReferencedBlob(record(1, last_used=1e6 - 5), 1)]})
     assert {victim.reason for victim in plan.victims} == {
         "its image was the least recently used: last used 2 hours ago"
     }
@@ -214,14 +214,14 @@ def test_a_walk_keeps_little_in_memory() -> None:
     assert [each.last_used for each in coldest] == [float(number) for number in range(10)]
 
 
-def measure(*, held: int = 0, growing: int = 0, pending: int = 0, free: int = 10_000, disk: int = 100_000) -> Measure:
+def measure(*, held: int = 0, growing: int = 0, pending: int = 0, free: int = 10_000, disk: int = 100_000) -> StoreLoad:
     """Of a disk of 100,000 bytes."""
-    return Measure(held, growing, pending, free, disk)
+    return StoreLoad(held, growing, pending, free, disk)
 
 
-def water(capacity: int = 1000, *, reserve: int = 0, high: float = 0.9, low: float = 0.8) -> Water:
+def water(capacity: int = 1000, *, reserve: int = 0, high: float = 0.9, low: float = 0.8) -> Watermarks:
     """Of 1000 bytes."""
-    return Water(Capacity(bytes=capacity), high, low, reserve)
+    return Watermarks(Capacity(bytes=capacity), high, low, reserve)
 
 
 def test_the_limit_is_the_capacity_or_what_the_disk_allows() -> None:
@@ -230,7 +230,7 @@ def test_the_limit_is_the_capacity_or_what_the_disk_allows() -> None:
     assert water().limit(measure(held=500, growing=100, free=200)) == 800
     assert water(reserve=150).limit(measure(held=500, growing=100, free=200)) == 650
     assert water(reserve=150).limit(measure(held=0, free=10)) == 0
-    assert Water(Capacity(percent=2.0), reserve=0).limit(measure(held=500)) == 2000
+    assert Watermarks(Capacity(percent=2.0), reserve=0).limit(measure(held=500)) == 2000
 
 
 def test_nothing_is_dropped_up_to_the_high_water() -> None:
@@ -253,4 +253,4 @@ def test_what_must_go_is_less_than_what_should() -> None:
 def test_marks_out_of_order_are_refused(high: float, low: float) -> None:
     """Low above high, above the limit, or at the bottom."""
     with pytest.raises(ValueError, match="low water"):
-        Water(Capacity(bytes=1), high, low)
+        Watermarks(Capacity(bytes=1), high, low)

@@ -12,14 +12,14 @@ import yaml
 from mirror.errors import ConfigError
 from mirror.nodes.clients import CLIENTS
 from mirror.nodes.findings import Level, judge_client
-from mirror.nodes.plan import Account, MirrorUrl, NodeRefused, Plan, Wanted
+from mirror.nodes.plan import ClientLogin, FilePlan, MirrorUrl, NodeRefused, Wanted
 from tests.support.node_files import GivenFiles
 
 _MIRROR = MirrorUrl.parse("http://mirror.internal:5000")
 _SECURE = MirrorUrl.parse("https://mirror.internal")
 _PUBLIC = ("docker.io", "ghcr.io", "*.pkg.dev")
 _WANTED = Wanted(_MIRROR, public=_PUBLIC)
-_TRUSTING = Wanted(_SECURE, ("ghcr.io",), _PUBLIC, "PEM\n", Account("node", "s3cret"))
+_TRUSTING = Wanted(_SECURE, ("ghcr.io",), _PUBLIC, "PEM\n", ClientLogin("node", "s3cret"))
 
 _DOCKER = "/etc/docker/daemon.json"
 _CONFIG = "/etc/containerd/config.toml"
@@ -32,7 +32,7 @@ _TWICE = ("mirrors: {}\nconfigs: {}\nmirrors: {}\n", r"mirrors stands there twic
 _LEADS = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/etc/containerd/certs.d"\n'
 
 
-def _plan(client: str, texts: dict[str, str], wanted: Wanted = _WANTED) -> tuple[Plan, dict[str, str]]:
+def _plan(client: str, texts: dict[str, str], wanted: Wanted = _WANTED) -> tuple[FilePlan, dict[str, str]]:
     """The plan, and the files after it; a plan made of those changes nothing."""
     plan = CLIENTS[client].plan(GivenFiles(texts), wanted)
     after = {**texts, **{change.path: change.content for change in plan.changes}}
@@ -548,10 +548,10 @@ def test_k3s_refuses(text: str, reason: str) -> None:
     [
         ("docker", Wanted(_MIRROR, ("ghcr.io",))),
         ("docker", Wanted(_MIRROR, fallback=False)),
-        ("docker", Wanted(_MIRROR, account=Account("a", "b"))),
-        ("podman", Wanted(_MIRROR, account=Account("a", "b"))),
-        ("crio", Wanted(_MIRROR, account=Account("a", "b"))),
-        ("buildkit", Wanted(_MIRROR, account=Account("a", "b"))),
+        ("docker", Wanted(_MIRROR, account=ClientLogin("a", "b"))),
+        ("podman", Wanted(_MIRROR, account=ClientLogin("a", "b"))),
+        ("crio", Wanted(_MIRROR, account=ClientLogin("a", "b"))),
+        ("buildkit", Wanted(_MIRROR, account=ClientLogin("a", "b"))),
         ("buildkit", Wanted(_MIRROR, fallback=False)),
         *((name, Wanted(_MIRROR, ("*.pkg.dev",))) for name in CLIENTS),
     ],

@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from mirror.aio.singleflight import Once, end
+from mirror.aio.singleflight import SingleFlight, end
 
 
 async def test_work_asked_for_at_once_is_done_once() -> None:
     """Everyone who asks meanwhile gets the one result; whoever asks later has it done anew."""
-    once = Once()
+    once = SingleFlight()
     calls = 0
 
     async def work() -> int:
@@ -26,7 +26,7 @@ async def test_work_asked_for_at_once_is_done_once() -> None:
 
 async def test_what_began_before_the_question_is_no_answer_to_it() -> None:
     """All who ask while work runs have the result of work that began after they asked, the same for all of them."""
-    once = Once()
+    once = SingleFlight()
     state, began = "old", 0
     gate = asyncio.Event()
 
@@ -53,7 +53,7 @@ async def test_what_began_before_the_question_is_no_answer_to_it() -> None:
 
 async def test_an_error_reaches_all() -> None:
     """Nobody is left waiting for work that failed."""
-    once = Once()
+    once = SingleFlight()
 
     async def work() -> None:
         await asyncio.sleep(0)
@@ -65,7 +65,7 @@ async def test_an_error_reaches_all() -> None:
 
 async def test_a_caller_who_leaves_takes_nothing_along() -> None:
     """The first one neither: the work goes on, and the others have its result."""
-    once = Once()
+    once = SingleFlight()
     release = asyncio.Event()
 
     async def work() -> str:
@@ -84,7 +84,7 @@ async def test_a_caller_who_leaves_takes_nothing_along() -> None:
 
 async def test_closing_ends_what_runs() -> None:
     """Nothing is left behind, and callers learn of it."""
-    once = Once()
+    once = SingleFlight()
     waiting = asyncio.create_task(once.run("x", asyncio.Event().wait))
     await asyncio.sleep(0)
     await once.aclose()

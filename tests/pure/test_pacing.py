@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from mirror.policy.token_bucket import Pace
+from mirror.policy.token_bucket import TokenBucket
 
 
 @pytest.mark.parametrize("piece", [1, 100, 1000, 5000])
 def test_the_rate_is_kept(piece: int) -> None:
     """Over many pieces the time is that of their bytes at the rate."""
-    pace, now = Pace(1000.0), 50.0
+    pace, now = TokenBucket(1000.0), 50.0
     for _ in range(100):
         now += pace.take(piece, now)
     assert now - 50.0 == pytest.approx(piece * 100 / 1000.0)
@@ -18,7 +18,7 @@ def test_the_rate_is_kept(piece: int) -> None:
 
 def test_slow_work_waits_for_nothing() -> None:
     """Below the rate there is no wait, and after a long pause no more than a second's worth at once."""
-    pace = Pace(1000.0)
+    pace = TokenBucket(1000.0)
     assert pace.take(1, 0.0) == pytest.approx(0.001)
     assert pace.take(500, 1.0) == 0.0
     assert pace.take(1000, 1000.0) == 0.0
@@ -27,4 +27,4 @@ def test_slow_work_waits_for_nothing() -> None:
 
 def test_without_a_rate() -> None:
     """No limit, no wait."""
-    assert Pace(None).take(10**12, 0.0) == 0.0
+    assert TokenBucket(None).take(10**12, 0.0) == 0.0

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.policy.upstream.url_bounds import (
-    Bounds,
+    UrlBounds,
     UrlRefused,
     needs_private,
     parse_address,
@@ -18,8 +18,8 @@ from mirror.policy.upstream.url_bounds import (
     surviving_headers,
 )
 
-HUB = Bounds.of("https://registry-1.docker.io")
-LOOPBACK = Bounds.of("http://127.0.0.1:5000")
+HUB = UrlBounds.of("https://registry-1.docker.io")
+LOOPBACK = UrlBounds.of("http://127.0.0.1:5000")
 
 
 @pytest.mark.parametrize(
@@ -100,11 +100,13 @@ def test_a_realm_elsewhere_is_refused(realm: str) -> None:
 def test_a_realm_on_the_allow_list_is_trusted() -> None:
     """By host, by host and port, or by origin; https it must be all the same."""
     for entry in ("auth.example.org", "auth.example.org:443", "https://auth.example.org/", "AUTH.example.org"):
-        assert Bounds.of("https://registry.test-site.net", [entry]).check_realm("https://auth.example.org/t")
+        assert UrlBounds.of("https://registry.test-site.net", [entry]).check_realm("https://auth.example.org/t")
     with pytest.raises(UrlRefused):
-        Bounds.of("https://registry.test-site.net", ["auth.example.org"]).check_realm("http://auth.example.org/t")
+        UrlBounds.of("https://registry.test-site.net", ["auth.example.org"]).check_realm("http://auth.example.org/t")
     with pytest.raises(UrlRefused):
-        Bounds.of("https://registry.test-site.net", ["auth.example.org:8443"]).check_realm("https://auth.example.org/t")
+        UrlBounds.of("https://registry.test-site.net", ["auth.example.org:8443"]).check_realm(
+            "https://auth.example.org/t"
+        )
 
 
 def test_a_refusal_does_not_show_secrets() -> None:
@@ -215,7 +217,7 @@ INTERNAL = [
 @pytest.mark.parametrize("address", NEVER)
 def test_addresses_that_nobody_may_lead_to(address: str) -> None:
     """Faults rows 71, 72: link-local, metadata, unspecified and multicast, in all their spellings, even internally."""
-    for bounds in (HUB, LOOPBACK, Bounds.of("https://registry.example.com", internal=True)):
+    for bounds in (HUB, LOOPBACK, UrlBounds.of("https://registry.example.com", internal=True)):
         assert not bounds.permits(bounds.base.host, address)
         assert not bounds.permits("cdn.example.net", address)
 
@@ -225,18 +227,18 @@ def test_internal_addresses_are_for_internal_upstreams(address: str) -> None:
     """A public registry does not lead into our network; one that is configured to be in there may."""
     assert not HUB.permits("cdn.example.net", address)
     assert LOOPBACK.permits("cdn.example.net", address)
-    assert Bounds.of("https://registry.example.com", internal=True).permits("cdn.example.net", address)
-    assert not Bounds.of("http://127.0.0.1", internal=False).permits("cdn.example.net", address)
+    assert UrlBounds.of("https://registry.example.com", internal=True).permits("cdn.example.net", address)
+    assert not UrlBounds.of("http://127.0.0.1", internal=False).permits("cdn.example.net", address)
 
 
 @pytest.mark.parametrize("url", ["https://registry.company.example", "http://registry.company.example", "http://reg"])
 def test_a_name_is_no_consent_to_a_private_address(url: str) -> None:
     """Faults rows 71, 72: the upstream's own name is checked like any other, over http and https, unless it is
     configured as private: otherwise whoever answers for the name reads, or probes, our network through the mirror."""
-    company = Bounds.of(url)
+    company = UrlBounds.of(url)
     assert not company.permits(company.base.host, "10.0.0.1")
     assert not company.permits("files.company.example", "10.0.0.2")
-    private = Bounds.of(url, internal=True)
+    private = UrlBounds.of(url, internal=True)
     assert private.permits(company.base.host, "10.0.0.1")
     assert private.permits("files.company.example", "10.0.0.2")
 
@@ -244,17 +246,17 @@ def test_a_name_is_no_consent_to_a_private_address(url: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "10.1.2.3", "[::1]", "[fd12::1]", "localhost", "127.1"])
 def test_an_address_in_the_url_is_its_own_consent(host: str) -> None:
     """And so is `localhost`, which leads nowhere else."""
-    bounds = Bounds.of(f"http://{host}:5000")
+    bounds = UrlBounds.of(f"http://{host}:5000")
     assert bounds.internal
     assert not needs_private(f"http://{host}:5000")
-    assert Bounds.of("http://10.1.2.3", internal=False).permits("10.1.2.3", "10.1.2.3")
+    assert UrlBounds.of("http://10.1.2.3", internal=False).permits("10.1.2.3", "10.1.2.3")
 
 
 @pytest.mark.parametrize("host", ["registry", "registry.corp.internal", "registry.kube.svc", "nas.local", "a.lan"])
 def test_names_that_need_private(host: str) -> None:
     """`mirror check` says so before anything is asked."""
     assert needs_private(f"http://{host}:5000")
-    assert not Bounds.of(f"http://{host}:5000").internal
+    assert not UrlBounds.of(f"http://{host}:5000").internal
 
 
 @pytest.mark.parametrize(

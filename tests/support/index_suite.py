@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from mirror.index.memory import MemoryIndex
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.records import ContentRecord, ManifestNames, NamedContent, Standing, Usage
+from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
 from mirror.ports import ContentIndex
 
 __all__ = ["IndexSuite", "coldest", "digest", "names", "record"]
@@ -28,22 +28,22 @@ def record(number: int, *, size: int = 10, last_used: float = 100.0) -> ContentR
     return ContentRecord(digest(number), size, last_used)
 
 
-def names(number: int, *blobs: int, manifests: Sequence[int] = ()) -> ManifestNames:
+def names(number: int, *blobs: int, manifests: Sequence[int] = ()) -> References:
     """What the manifest `digest(number)` names."""
-    return ManifestNames(digest(number), tuple(map(digest, manifests)), tuple(map(digest, blobs)))
+    return References(digest(number), tuple(map(digest, manifests)), tuple(map(digest, blobs)))
 
 
 async def coldest(index: ContentIndex, limit: int) -> list[ContentRecord]:
     """Of blobs that no manifest names, where there are no manifests: of all."""
-    return await index.coldest(Standing.LOOSE, limit)
+    return await index.coldest(BlobRole.LOOSE, limit)
 
 
-async def standings(index: ContentIndex, limit: int = 100) -> dict[Standing, list[ContentRecord]]:
+async def standings(index: ContentIndex, limit: int = 100) -> dict[BlobRole, list[ContentRecord]]:
     """The order within each standing."""
-    return {standing: await index.coldest(standing, limit) for standing in Standing}
+    return {standing: await index.coldest(standing, limit) for standing in BlobRole}
 
 
-async def numbers(index: ContentIndex, standing: Standing) -> list[int]:
+async def numbers(index: ContentIndex, standing: BlobRole) -> list[int]:
     """Of digests, coldest first."""
     known = {digest(number): number for number in range(100)}
     return [known[found.digest] for found in await index.coldest(standing, 100)]
@@ -54,7 +54,7 @@ async def recorded(index: ContentIndex) -> set[Digest]:
     return {found async for batch in index.recorded() for found in batch}
 
 
-async def below(index: ContentIndex, asked: Iterable[int]) -> dict[Digest, set[NamedContent]]:
+async def below(index: ContentIndex, asked: Iterable[int]) -> dict[Digest, set[ReferencedBlob]]:
     """In no order."""
     return {above: set(found) for above, found in (await index.below([*map(digest, asked)])).items()}
 
@@ -75,7 +75,7 @@ class IndexSuite:
         assert await index.get(digest(1)) is None
         assert await index.linked(ALPINE, digest(1)) is None
         assert await index.marker() is None
-        assert await standings(index) == {standing: [] for standing in Standing}
+        assert await standings(index) == {standing: [] for standing in BlobRole}
         assert await index.below([digest(1)]) == {}
         assert await recorded(index) == set()
         assert await index.usage() == Usage(0, 0)
@@ -167,9 +167,9 @@ class IndexSuite:
         """What no manifest names is loose, a manifest that no index names is a root, and each has its own order."""
         await index.put([record(number, last_used=number) for number in range(8)])
         await index.name([names(0, manifests=[1, 2]), names(2, 4, 3), names(1, 4), names(5)])
-        assert await numbers(index, Standing.ROOT) == [0, 5]
-        assert await numbers(index, Standing.NAMED) == [1, 2, 3, 4]
-        assert await numbers(index, Standing.LOOSE) == [6, 7]
+        assert await numbers(index, BlobRole.ROOT) == [0, 5]
+        assert await numbers(index, BlobRole.NAMED) == [1, 2, 3, 4]
+        assert await numbers(index, BlobRole.LOOSE) == [6, 7]
         assert await index.usage() == Usage(8, 80)
 
     async def test_a_manifest_may_come_before_what_it_names(self, index: ContentIndex) -> None:
@@ -177,20 +177,20 @@ class IndexSuite:
         await index.put([record(1)])
         await index.name([names(1, 2, 3)])
         await index.put([record(2)])
-        assert await numbers(index, Standing.NAMED) == [2]
-        assert await index.below([digest(1)]) == {digest(1): [NamedContent(record(2), 1)]}
+        assert await numbers(index, BlobRole.NAMED) == [2]
+        assert await index.below([digest(1)]) == {digest(1): [ReferencedBlob(record(2), 1)]}
         await index.drop([digest(2)])
         await index.put([record(2)])
-        assert await numbers(index, Standing.NAMED) == [2]
+        assert await numbers(index, BlobRole.NAMED) == [2]
 
     async def test_what_is_shared_stays_with_the_last(self, index: ContentIndex) -> None:
         """A layer that two images name is named until both are dropped, then loose with its own time of use."""
         await index.put([record(number, last_used=number) for number in range(1, 4)])
         await index.name([names(1, 3), names(2, 3)])
-        assert await index.below([digest(1)]) == {digest(1): [NamedContent(record(3, last_used=3), 2)]}
+        assert await index.below([digest(1)]) == {digest(1): [ReferencedBlob(record(3, last_used=3), 2)]}
         await index.drop([digest(1)])
         await index.drop([digest(1)])
-        assert await numbers(index, Standing.NAMED) == [3]
+        assert await numbers(index, BlobRole.NAMED) == [3]
         await index.touch({digest(3): 50})
         await index.drop([digest(2)])
         assert await coldest(index, 9) == [record(3, last_used=50)]
@@ -200,8 +200,8 @@ class IndexSuite:
         await index.put([record(number) for number in range(3)])
         await index.name([names(0, manifests=[1]), names(1, 2)])
         await index.drop([digest(0)])
-        assert await numbers(index, Standing.ROOT) == [1]
-        assert await index.below([digest(0), digest(1)]) == {digest(1): [NamedContent(record(2), 1)]}
+        assert await numbers(index, BlobRole.ROOT) == [1]
+        assert await index.below([digest(0), digest(1)]) == {digest(1): [ReferencedBlob(record(2), 1)]}
 
     async def test_below_an_index_are_manifests(self, index: ContentIndex) -> None:
         """Which of them are known as manifests is told; one that names nothing has an empty list."""
@@ -220,7 +220,7 @@ class IndexSuite:
         await index.put([record(2)])
         await index.name([names(1, 2)])
         await index.put([record(1)])
-        assert await numbers(index, Standing.LOOSE) == sorted([1, 2], key=digest)
+        assert await numbers(index, BlobRole.LOOSE) == sorted([1, 2], key=digest)
         assert await index.below([digest(1)]) == {}
 
     async def test_named_twice_counts_once(self, index: ContentIndex) -> None:
@@ -228,9 +228,9 @@ class IndexSuite:
         await index.put([record(1), record(2)])
         for _ in range(2):
             await index.name([names(1, 2, 2), names(1, 2)])
-        assert await index.below([digest(1)]) == {digest(1): [NamedContent(record(2), 1)]}
+        assert await index.below([digest(1)]) == {digest(1): [ReferencedBlob(record(2), 1)]}
         await index.drop([digest(1)])
-        assert await numbers(index, Standing.LOOSE) == [2]
+        assert await numbers(index, BlobRole.LOOSE) == [2]
 
     async def test_the_use_of_a_manifest_is_one_of_its_indexes(self, index: ContentIndex) -> None:
         """Upwards through every index, not downwards, and the use of a layer counts for no image."""
@@ -256,9 +256,9 @@ class IndexSuite:
         await index.name([names(number, number + count, 2 * count) for number in range(count)])
         found = await index.below([digest(number) for number in range(count)])
         assert {len(each) for each in found.values()} == {2}
-        assert len(found) == len(await index.coldest(Standing.ROOT, 1000)) == count
+        assert len(found) == len(await index.coldest(BlobRole.ROOT, 1000)) == count
         await index.drop([digest(number) for number in range(count - 1)])
-        assert len(await index.coldest(Standing.LOOSE, 1000)) == count - 1
+        assert len(await index.coldest(BlobRole.LOOSE, 1000)) == count - 1
         assert [each.parents for each in (await index.below([digest(count - 1)]))[digest(count - 1)]] == [1, 1]
 
     async def test_every_blob_is_listed(self, index: ContentIndex) -> None:
@@ -314,7 +314,7 @@ class IndexSuite:
             assert await index.linked(PAUSE, digest(1)) is None
         await index.put([record(0), record(1)])
         assert await index.get(digest(1)) == record(1)
-        assert await numbers(index, Standing.LOOSE) == sorted([0, 1], key=digest)
+        assert await numbers(index, BlobRole.LOOSE) == sorted([0, 1], key=digest)
         assert await index.usage() == Usage(2, 20)
 
     async def test_agrees_with_the_simplest_one(self, index: ContentIndex) -> None:

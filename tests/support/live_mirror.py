@@ -38,8 +38,8 @@ from mirror.eviction.reconcile import is_whole
 from mirror.oci.digest import Digest
 from mirror.oci.signed import signed_payload
 from mirror.ports import Upstream
-from mirror.repository.tag_history import TwoClocks
-from mirror.server.registry.connection_limit import Entrance
+from mirror.repository.tag_history import TamperProofClock
+from mirror.server.registry.connection_limit import ConnectionLimiter
 from mirror.server.registry.handler import FrontServer
 from tests.support.scripted import Stall
 
@@ -240,7 +240,7 @@ async def live_mirror(
                     before(app)
                 server = FrontServer(
                     app.front,
-                    entrance=Entrance(stall=config.server.client_stall),
+                    entrance=ConnectionLimiter(stall=config.server.client_stall),
                     access_log=None,
                     keepalive_timeout=75.0,
                     lingering_time=2.0,
@@ -272,7 +272,7 @@ def _set_clock(app: App, clock: Clock) -> None:
     app.shelf.now = clock
     app.shelf.memo._now = clock
     app.sync.now = app.jobs.now = clock
-    app.shelf.histories.clocks = TwoClocks(clock, clock.steady)
+    app.shelf.histories.clocks = TamperProofClock(clock, clock.steady)
     make = app.router._upstream_for
 
     def upstream_for(name: str) -> Upstream:

@@ -34,7 +34,7 @@ import aiohttp
 from mirror.app.housekeeping import scrub_of
 from mirror.app.parts import App
 from mirror.app.storage import scrub_notes
-from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, Kept, ManifestUnknown, StoreFull
+from mirror.errors import BlobDamaged, BlobUnknown, ImageProtected, IndexUnavailable, ManifestUnknown, StoreFull
 from mirror.eviction.pinned_images import pinned_images
 from mirror.eviction.reconcile import reconcile
 from mirror.eviction.scrub import scrub_all
@@ -494,7 +494,9 @@ class Storm:
         digest = None if by_tag else self.dice.choice(self._images[name])
         image = Image(Repo("docker.io", name), tag if by_tag else None, digest)
         self._say(f"purge {name} {str(image.reference)[:19]}")
-        await self._do(lambda mirror: mirror.app.admin._keeping.purge(image), ManifestUnknown, Kept, StoreFull)
+        await self._do(
+            lambda mirror: mirror.app.admin._keeping.purge(image), ManifestUnknown, ImageProtected, StoreFull
+        )
 
     async def _pin(self) -> None:
         """An image by digest, once all of it is here: from then on it stays."""

@@ -22,9 +22,9 @@ from urllib.parse import urljoin
 
 __all__ = [
     "MOST_HOPS",
-    "Bounds",
     "Origin",
     "Url",
+    "UrlBounds",
     "UrlRefused",
     "looks_internal",
     "needs_private",
@@ -255,7 +255,7 @@ def surviving_headers(
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class UrlBounds:
     """How far the upstream at `base` may lead us.
 
     `allowed` are hosts, `host:port`s or origins (`https://host:port`) that tokens may be had from besides. `internal`
@@ -267,7 +267,7 @@ class Bounds:
     internal: bool = False
 
     @classmethod
-    def of(cls, url: str, allowed: Iterable[str] = (), *, internal: bool | None = None) -> Bounds:
+    def of(cls, url: str, allowed: Iterable[str] = (), *, internal: bool | None = None) -> UrlBounds:
         """From an upstream's URL; `internal` None: only if the URL holds a private address itself, or `localhost`.
 
         A name is no consent: whoever answers for it may let it lead anywhere. Raises `UrlRefused`.

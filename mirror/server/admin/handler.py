@@ -44,11 +44,11 @@ from mirror.policy.image_names import Image
 from mirror.prefetch.jobs import Jobs
 from mirror.prefetch.sync import Sync
 from mirror.server.admin.assets import ASSETS, Asset
-from mirror.server.admin.image_admin import Keeping
+from mirror.server.admin.image_admin import ImageAdmin
 from mirror.server.admin.operations import PREFIX, Operation, find, openapi
 from mirror.server.admin.traffic import TrafficLog
 from mirror.server.admin.worker_status import Workers
-from mirror.server.registry.access import Gate
+from mirror.server.registry.access import AccessControl
 from mirror.server.registry.responses import API_VERSION, SERVER, error_response, is_unchanged
 from mirror.values.platforms import parse_platforms
 
@@ -112,7 +112,7 @@ class Admin:
         self,
         jobs: Jobs,
         sync: Sync,
-        keeping: Keeping,
+        keeping: ImageAdmin,
         workers: Workers,
         traffic: TrafficLog,
         *,
@@ -121,7 +121,7 @@ class Admin:
         config: Mapping[str, Any],
         clients: Callable[[str, str], Mapping[str, Any]],
         version: str,
-        gate: Gate | None = None,
+        gate: AccessControl | None = None,
         audit: Audit | None = None,
     ) -> None:
         """`config` is told without secrets. `clients` tells their configuration, for the mirror's URL or, where that is

@@ -9,15 +9,15 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, Final, TypeVar
 
-from mirror.aio.costly_cache import Believed
+from mirror.aio.costly_cache import CostlyCache
 from mirror.errors import BodyInvalid, ManifestUnknown, PinUnknown, RequestError, StoreFull
-from mirror.eviction.damaged_notes import Subjects
+from mirror.eviction.damaged_notes import DamagedNoteOwners
 from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import pinned_images
 from mirror.eviction.purge import Purge, Purged
 from mirror.graph.references import called
 from mirror.inspect.as_json import image_json, new_pin_json, pins_json, victims_by_image, victims_json, whole_json
-from mirror.inspect.images import Overview, Place
+from mirror.inspect.images import Overview, PageCursor
 from mirror.oci.reference import Repo
 from mirror.policy.eviction import Victim
 from mirror.policy.image_names import Image, name_of
@@ -26,7 +26,7 @@ from mirror.policy.records import Pin
 from mirror.policy.selection import Selection
 from mirror.ports import BlobStore, Catalog, ContentIndex, Freezes, Pins
 
-__all__ = ["Keeping"]
+__all__ = ["ImageAdmin"]
 
 _D = TypeVar("_D")
 
@@ -38,7 +38,7 @@ _MOST_VICTIMS: Final = 200
 _MOST_LOOKED_AT: Final = 2000
 
 
-class Keeping:
+class ImageAdmin:
     """Of one store."""
 
     def __init__(
@@ -64,9 +64,9 @@ class Keeping:
         self._purge = purge
         self._rules = rules
         self._search = search
-        self._subjects = Subjects(catalog)
-        self._repositories: Believed[list[Repo]] = Believed()
-        self._plans: Believed[dict[str, Any]] = Believed()
+        self._subjects = DamagedNoteOwners(catalog)
+        self._repositories: CostlyCache[list[Repo]] = CostlyCache()
+        self._plans: CostlyCache[dict[str, Any]] = CostlyCache()
 
     # ---------------------------------------------------------------------------------------------------- images
 
@@ -94,7 +94,7 @@ class Keeping:
         return whole_json(await overview.whole(found))
 
     async def purge(self, image: Image) -> Purged:
-        """Drop it. Raises `ManifestUnknown`, `Kept`, `StoreError`."""
+        """Drop it. Raises `ManifestUnknown`, `ImageProtected`, `StoreError`."""
         self._plans.forget()
         return await self._purge(image)
 
@@ -175,7 +175,7 @@ class Keeping:
         return await asyncio.to_thread(tell)
 
 
-def _place_of(after: str) -> Place | None:
+def _place_of(after: str) -> PageCursor | None:
     """Where a page begins. Raises `RequestError`."""
     if not after:
         return None
@@ -188,7 +188,7 @@ def _place_of(after: str) -> Place | None:
     return Repo(registry, name), digest or tag
 
 
-def _name_of_place(place: Place) -> str:
+def _name_of_place(place: PageCursor) -> str:
     """The other way round; that of a whole repository means its first image."""
     repo, name = place
     return f"{repo}{'@' if ':' in name else ':'}{name}" if name else str(repo)

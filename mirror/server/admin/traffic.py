@@ -17,7 +17,7 @@ from typing import Any, Final
 from mirror import telemetry
 from mirror.errors import StoreError
 from mirror.policy.traffic import Traffic, add_point, read_points, since
-from mirror.prefetch.jobs import Records
+from mirror.prefetch.jobs import JobRecords
 
 __all__ = ["TrafficLog", "total"]
 
@@ -41,7 +41,7 @@ class TrafficLog:
 
     def __init__(
         self,
-        notes: Records,
+        notes: JobRecords,
         *,
         hold: Callable[[str], int | None],
         now: Callable[[], float] = time.time,

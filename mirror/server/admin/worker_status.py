@@ -20,7 +20,7 @@ from mirror.errors import StoreError
 from mirror.fills.flights import Flights
 from mirror.values.timestamps import moment
 
-__all__ = ["Board", "UpstreamState", "Workers"]
+__all__ = ["SharedStatus", "UpstreamState", "Workers"]
 
 _EVERY: Final = 1.0
 #: Downloads that are told one by one, per worker.
@@ -29,7 +29,7 @@ _MOST: Final = 500
 _STATES: Final = ("ok", "failing", "held", "down")
 
 
-class Board(Protocol):
+class SharedStatus(Protocol):
     """Where processes of one store read what the others say. All calls block shortly, and raise `StoreError`."""
 
     def open(self) -> None:
@@ -54,7 +54,7 @@ class Workers:
 
     def __init__(
         self,
-        board: Board,
+        board: SharedStatus,
         flights: Flights,
         upstreams: Callable[[], list[UpstreamState]],
         *,

@@ -27,17 +27,17 @@ from mirror.access.certificate import identity_of
 from mirror.access.own_tokens import IssuedTokens
 from mirror.caller import acting_for
 from mirror.errors import Denied, NameUnknown, RequestError, Unauthorized
-from mirror.oci.authorization import Presented, presented_by, read_authorization
+from mirror.oci.authorization import CallerCredentials, presented_by, read_authorization
 from mirror.oci.reference import Repo
 from mirror.oci.request import Kind, RegistryRequest
-from mirror.policy.access import ANONYMOUS, Action, Identity, Means, Policy
+from mirror.policy.access import ANONYMOUS, Action, AuthMethod, Identity, Policy
 from mirror.repository.protocol import Repository
 from mirror.server.registry.connection_limit import client_key
-from mirror.server.registry.pull import Told
+from mirror.server.registry.pull import RequestRecord
 from mirror.server.registry.responses import API_VERSION
 from mirror.trust.upstream_access import Verifier
 
-__all__ = ["TOKEN_PATH", "Gate"]
+__all__ = ["TOKEN_PATH", "AccessControl"]
 
 TOKEN_PATH: Final = "/token"  # noqa: S105  # a path
 
@@ -53,7 +53,7 @@ _SERVICE: Final = "mirror"
 _MOST: Final = 20_000
 
 
-class Gate:
+class AccessControl:
     """`realm` is the token endpoint's URL as clients reach it; None: as they have reached us."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Gate:
         self._realm = realm
         self._verdicts: dict[tuple[Identity, Action, Repo | None], bool] = {}
 
-    async def enter(self, request: web.BaseRequest, wanted: RegistryRequest, told: Told) -> Identity:
+    async def enter(self, request: web.BaseRequest, wanted: RegistryRequest, told: RequestRecord) -> Identity:
         """Who is calling. Raises `Unauthorized` with a challenge, `AccessUnavailable`."""
         try:
             identity = await self._identity(request)
@@ -96,7 +96,7 @@ class Gate:
             identity = await self._identity(request)
         except Unauthorized as error:
             raise Unauthorized(str(error), challenge) from error
-        if identity.means in (Means.ANONYMOUS, Means.UPSTREAM):
+        if identity.means in (AuthMethod.ANONYMOUS, AuthMethod.UPSTREAM):
             # what somebody would show an upstream that nobody has asked says nothing
             raise Unauthorized("who is asking?", challenge)
         told(identity)
@@ -118,7 +118,7 @@ class Gate:
         repository: Repository,
         request: web.BaseRequest,
         wanted: RegistryRequest,
-        told: Told,
+        told: RequestRecord,
     ) -> AbstractContextManager[None]:
         """Returns where they may pull from it; within what is returned, upstream is asked on their behalf.
 
@@ -129,7 +129,7 @@ class Gate:
         verifier = self._verifier_of(repo.registry)
         if verifier is None:
             # credentials of an upstream that nobody has asked say nothing
-            identity = ANONYMOUS if identity.means is Means.UPSTREAM else identity
+            identity = ANONYMOUS if identity.means is AuthMethod.UPSTREAM else identity
             self.require(identity, Action.PULL, repo, request, wanted)
             return nullcontext()
         self.require(identity, Action.PULL, repo, request, wanted)
@@ -161,7 +161,7 @@ class Gate:
         """Whether a list may name this repository. One that upstream is asked about for every caller is on no list."""
         if self._verifier_of(repo.registry) is not None:
             return False
-        return self.allows(ANONYMOUS if identity.means is Means.UPSTREAM else identity, Action.PULL, repo)
+        return self.allows(ANONYMOUS if identity.means is AuthMethod.UPSTREAM else identity, Action.PULL, repo)
 
     def allows(self, identity: Identity, action: Action, repo: Repo | None) -> bool:
         """The policy's verdict."""
@@ -178,13 +178,13 @@ class Gate:
 
     # --------------------------------------------------------------------------------- the token endpoint
 
-    async def token(self, request: web.BaseRequest, told: Told) -> web.Response:
+    async def token(self, request: web.BaseRequest, told: RequestRecord) -> web.Response:
         """`GET` with Basic, or an OAuth2 form by `POST`; the token says who it is for, rules say what they may.
 
         Whoever shows a token of ours gets the same one: with another, an account that is gone could go on for ever.
         Raises `Unauthorized`, `RequestError`, `AccessUnavailable`.
         """
-        presented: Presented | None = None
+        presented: CallerCredentials | None = None
         if request.method == "POST":
             presented = await _read_form(request)
             identity = await self._authentication.ask(presented, lambda: _from(request))
@@ -219,7 +219,7 @@ class Gate:
 
 def _called(identity: Identity) -> str:
     """For the log: what somebody says of themselves, and nobody has judged so far, is told as that."""
-    return f"{identity} (not verified)" if identity.means is Means.UPSTREAM else str(identity)
+    return f"{identity} (not verified)" if identity.means is AuthMethod.UPSTREAM else str(identity)
 
 
 def _from(request: web.BaseRequest) -> str:
@@ -236,7 +236,7 @@ def _reached_at(request: web.BaseRequest) -> str:
     return f"{'https' if secure else 'http'}://{host}{TOKEN_PATH}"
 
 
-async def _read_form(request: web.BaseRequest) -> Presented:
+async def _read_form(request: web.BaseRequest) -> CallerCredentials:
     """OAuth2 (RFC 6749, 4.3 and 6) as containerd and Docker send it."""
     try:
         async with asyncio.timeout(_FORM_TIME):
@@ -255,5 +255,5 @@ async def _read_form(request: web.BaseRequest) -> Presented:
         case "password":
             return presented_by(form.get("username", ""), form.get("password", ""))
         case "refresh_token":
-            return Presented(bearer=form.get("refresh_token", ""))
+            return CallerCredentials(bearer=form.get("refresh_token", ""))
     raise RequestError("grant_type is neither password nor refresh_token")

@@ -22,7 +22,7 @@ from typing import Final
 
 from mirror import telemetry
 
-__all__ = ["Entrance", "client_key"]
+__all__ = ["ConnectionLimiter", "client_key"]
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -53,7 +53,7 @@ def client_key(peer: object, unlimited: Sequence[Network]) -> str | None:
     return str(address)
 
 
-class Entrance:
+class ConnectionLimiter:
     """Of one worker. `head` and `stall` are in seconds; `most` connections of one client, 0: as many as it likes."""
 
     def __init__(

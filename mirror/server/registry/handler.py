@@ -31,16 +31,16 @@ from mirror.repository.content import Outcome
 from mirror.repository.protocol import Repository
 from mirror.repository.router import Router
 from mirror.server.registry import pull
-from mirror.server.registry.access import TOKEN_PATH, Gate
-from mirror.server.registry.connection_limit import Entrance
+from mirror.server.registry.access import TOKEN_PATH, AccessControl
+from mirror.server.registry.connection_limit import ConnectionLimiter
 from mirror.server.registry.handshake import Handshake
 from mirror.server.registry.head_limit import MOST_HEAD, BoundedHeads
-from mirror.server.registry.pull import Told
+from mirror.server.registry.pull import RequestRecord
 from mirror.server.registry.responses import error_response
 from mirror.server.registry.sending import ClientGone, Sender
 from mirror.server.registry.writing import PIECE, PieceWriter, Unsent
 
-__all__ = ["Audit", "Front", "FrontServer", "Page"]
+__all__ = ["Audit", "FrontServer", "Page", "RegistryHandler"]
 
 #: Statuses that are written down whoever asked: who it was is then not known.
 _REFUSED: Final = frozenset({401, 403, 429})
@@ -56,7 +56,7 @@ class Audit(Protocol):
         """Raises nothing."""
 
 
-class Front:
+class RegistryHandler:
     """Answers requests. `pages` are served beside the API by their exact path."""
 
     def __init__(
@@ -66,7 +66,7 @@ class Front:
         pages: Mapping[str, Page],
         *,
         log_requests: bool,
-        gate: Gate | None = None,
+        gate: AccessControl | None = None,
         audit: Audit | None = None,
         recent: Recent | None = None,
     ) -> None:
@@ -95,10 +95,10 @@ class Front:
             return await self._respond(request, target, number, span)
 
     async def _respond(
-        self, request: web.BaseRequest, target: str, number: int, span: telemetry.Span | None = None
+        self, request: web.BaseRequest, target: str, number: int, span: telemetry.TraceSpan | None = None
     ) -> web.StreamResponse:
         began = time.perf_counter()
-        told = Told()
+        told = RequestRecord()
         kind = "other"
         response: web.StreamResponse | None = None
         try:
@@ -132,7 +132,9 @@ class Front:
     def _id(self, number: int) -> str:
         return f"{self._name}-{number:x}"
 
-    async def _answer(self, request: web.BaseRequest, wanted: RegistryRequest, told: Told) -> web.StreamResponse:
+    async def _answer(
+        self, request: web.BaseRequest, wanted: RegistryRequest, told: RequestRecord
+    ) -> web.StreamResponse:
         gate = self._gate
         identity = await gate.enter(request, wanted, told) if gate is not None else ANONYMOUS
         if request.method not in ("GET", "HEAD") or wanted.kind is Kind.UPLOAD:
@@ -157,7 +159,7 @@ class Front:
         request: web.BaseRequest,
         wanted: RegistryRequest,
         repository: Repository,
-        told: Told,
+        told: RequestRecord,
     ) -> web.StreamResponse:
         match wanted.kind:
             case Kind.MANIFEST:
@@ -176,7 +178,7 @@ class Front:
         target: str,
         kind: str,
         response: web.StreamResponse | None,
-        told: Told,
+        told: RequestRecord,
         seconds: float,
         number: int,
     ) -> None:
@@ -232,7 +234,9 @@ def _checked(response: web.StreamResponse) -> web.StreamResponse:
     return response
 
 
-def _note(span: telemetry.Span, kind: str, response: web.StreamResponse | None, told: Told, number: str) -> None:
+def _note(
+    span: telemetry.TraceSpan, kind: str, response: web.StreamResponse | None, told: RequestRecord, number: str
+) -> None:
     span.note(
         http__response__status_code=response.status if response is not None else 499,
         mirror__kind=kind,
@@ -300,10 +304,10 @@ class FrontServer(web.Server):
 
     dismissing = False
 
-    def __init__(self, answers: Page, *, entrance: Entrance | None = None, **more: Any) -> None:
+    def __init__(self, answers: Page, *, entrance: ConnectionLimiter | None = None, **more: Any) -> None:
         # what clients send is never inflated; one line may be as long as the head
         super().__init__(self._answer, auto_decompress=False, max_field_size=MOST_HEAD, **more)
-        self.entrance = entrance or Entrance()
+        self.entrance = entrance or ConnectionLimiter()
         self.unsent = Unsent()
         self._answers = answers
         self._handshakes: set[Handshake] = set()
@@ -353,7 +357,7 @@ _MOST_BEHIND: Final = 64 << 10
 class _Connection(RequestHandler):
     __slots__ = ("_behind", "_entrance", "_key", "_late", "_stays", "_unsent")
 
-    def __init__(self, server: web.Server, entrance: Entrance, unsent: Unsent, **more: Any) -> None:
+    def __init__(self, server: web.Server, entrance: ConnectionLimiter, unsent: Unsent, **more: Any) -> None:
         super().__init__(server, **more)
         self._parser = cast(Any, BoundedHeads(self._parser))
         self._entrance = entrance

@@ -16,7 +16,7 @@ import ssl
 from collections.abc import Callable
 from typing import Protocol, cast
 
-from mirror.server.registry.connection_limit import Entrance
+from mirror.server.registry.connection_limit import ConnectionLimiter
 
 __all__ = ["Handshake", "Secured"]
 
@@ -25,7 +25,7 @@ class Secured(Protocol):
     """What is served over TLS. It hears of the connection by `secured`, instead of `connection_made`."""
 
     def secured(self, transport: asyncio.Transport, key: str | None) -> None:
-        """The handshake is done; `key` is for `Entrance.leave` when the connection ends."""
+        """The handshake is done; `key` is for `ConnectionLimiter.leave` when the connection ends."""
 
 
 class Handshake(asyncio.Protocol):
@@ -35,7 +35,7 @@ class Handshake(asyncio.Protocol):
         self,
         serve: Callable[[], Secured],
         context: ssl.SSLContext,
-        entrance: Entrance,
+        entrance: ConnectionLimiter,
         under_way: set[Handshake],
     ) -> None:
         self._serve = serve

@@ -32,14 +32,14 @@ from mirror.server.registry.responses import (
 )
 from mirror.server.registry.sending import Beyond, ClientGone, Sender
 
-__all__ = ["Told", "base", "blob", "catalog", "manifest", "referrers", "tags"]
+__all__ = ["RequestRecord", "base", "blob", "catalog", "manifest", "referrers", "tags"]
 
 #: Tags in one page at the most (CVE-2023-2253: an `n` of any size was an allocation of any size).
 _MOST_TAGS = 10_000
 
 
 @dataclass(slots=True)
-class Told:
+class RequestRecord:
     """What was learnt on the way to an answer, for the log and the metrics. `sent` counts bytes of the body."""
 
     outcome: Outcome = Outcome.NONE
@@ -62,7 +62,7 @@ def base() -> web.Response:
 
 
 async def manifest(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: Told
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: RequestRecord
 ) -> web.StreamResponse:
     """A manifest or index, byte for byte as upstream has it. HEAD asks upstream for no more than a HEAD."""
     if wanted.reference is None:
@@ -85,7 +85,7 @@ async def manifest(
 
 
 async def blob(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: Told, sender: Sender
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: RequestRecord, sender: Sender
 ) -> web.StreamResponse:
     """A blob or a part of it. Once the headers are out, trouble breaks the connection: never a clean short body."""
     if request.method == "HEAD":
@@ -166,7 +166,7 @@ async def _send(
     content: BlobContent,
     span: Span | None,
     size: int | None,
-    told: Told,
+    told: RequestRecord,
     sender: Sender,
 ) -> None:
     start, stop = (span.start, span.stop) if span else (0, size)
@@ -198,7 +198,7 @@ async def _send_several(
     response: web.StreamResponse,
     content: BlobContent,
     several: Byteranges,
-    told: Told,
+    told: RequestRecord,
     sender: Sender,
 ) -> None:
     """Each part's own last bytes wait for the digest of the whole. If the store gives up in mid-body, the connection
@@ -246,7 +246,7 @@ def _break(request: web.BaseRequest) -> None:
 
 
 async def tags(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: Told
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: RequestRecord
 ) -> web.StreamResponse:
     """The tag list, a page of it with `n` and `last` (distribution-spec, "Listing Tags")."""
     count, last = parse_page(wanted.query, most=_MOST_TAGS)
@@ -262,7 +262,7 @@ async def tags(
 
 
 async def catalog(
-    request: web.BaseRequest, wanted: RegistryRequest, repositories: Iterable[Repo], told: Told
+    request: web.BaseRequest, wanted: RegistryRequest, repositories: Iterable[Repo], told: RequestRecord
 ) -> web.StreamResponse:
     """What is here, not what upstreams have, by names that can be pulled from this mirror (Docker registry API)."""
     count, last = parse_page(wanted.query, most=_MOST_TAGS)
@@ -275,7 +275,7 @@ async def catalog(
 
 
 async def referrers(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: Told
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: RequestRecord
 ) -> web.StreamResponse:
     """An index of what refers to a digest; an empty one where nothing does (distribution-spec, "Listing Referrers")."""
     listing = await repository.referrers(wanted.digest)
@@ -290,7 +290,7 @@ async def referrers(
     return _json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}, headers, request, told)
 
 
-def _json(body: object, headers: dict[str, str], request: web.BaseRequest, told: Told) -> web.Response:
+def _json(body: object, headers: dict[str, str], request: web.BaseRequest, told: RequestRecord) -> web.Response:
     text = json.dumps(body).encode()
     if request.method == "HEAD":
         return web.Response(headers={**headers, "Content-Length": str(len(text))})

@@ -36,10 +36,10 @@ from typing import Final
 
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
 from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
-from mirror.policy.quarantine import Aside
+from mirror.policy.quarantine import QuarantinedBlob
 from mirror.ports import BlobInfo, BlobReader, Body, SupportsFileno
 from mirror.store.local import quarantine
-from mirror.store.local.durable import ABSENT, Unsynced, make_folder, store_errors, sync_folder, write_whole
+from mirror.store.local.durable import ABSENT, PendingSyncs, make_folder, store_errors, sync_folder, write_whole
 from mirror.store.local.ingest_state import GrowthState, boot_id, read_state, write_state
 from mirror.store.local.layout import LAYOUT, Layout, digest_from, digest_of_ingest, state_of
 from mirror.store.local.locks import is_locked, open_lock
@@ -116,8 +116,8 @@ class LocalStore:
     def __init__(self, layout: Layout) -> None:
         """Raises `StoreError` where the root cannot be used or is of another layout."""
         self.layout = layout
-        self._unsynced = Unsynced()
-        self._aside: tuple[int | None, Sequence[Aside]] = None, ()
+        self._unsynced = PendingSyncs()
+        self._aside: tuple[int | None, Sequence[QuarantinedBlob]] = None, ()
         with store_errors(f"opening the store at {layout.root}"):
             layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (layout.blobs, layout.ingests, layout.quarantine, layout.locks, layout.repositories):
@@ -244,7 +244,7 @@ class LocalStore:
     def set_aside(self, digest: Digest, seen: BlobReader | None) -> bool:
         return quarantine.put(self.layout, digest, seen.fileno() if isinstance(seen, SupportsFileno) else None)
 
-    def aside(self) -> Sequence[Aside]:
+    def aside(self) -> Sequence[QuarantinedBlob]:
         # every worker asks each second: a folder that has not changed for a while is not opened for it
         changed = quarantine.changed(self.layout)
         if changed is not None and changed == self._aside[0]:

@@ -20,7 +20,7 @@ from mirror.errors import RecordDamaged, RequestError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, check_name, check_registry, check_tag
 from mirror.policy.records import ManifestRecord, Sighting, TagRecord, read_history, write_history
-from mirror.store.local.durable import ABSENT, Unsynced, make_folder, store_errors, write_whole
+from mirror.store.local.durable import ABSENT, PendingSyncs, make_folder, store_errors, write_whole
 from mirror.store.local.layout import Layout, digest_from
 
 __all__ = ["LocalCatalog"]
@@ -33,7 +33,7 @@ class LocalCatalog:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._unsynced = Unsynced()
+        self._unsynced = PendingSyncs()
 
     def get_tag(self, repo: Repo, tag: str) -> TagRecord | None:
         path = self._layout.tags(repo) / tag

@@ -16,7 +16,7 @@ from mirror.errors import StoreError, StoreFull
 
 __all__ = [
     "ABSENT",
-    "Unsynced",
+    "PendingSyncs",
     "last_change",
     "make_folder",
     "store_errors",
@@ -75,7 +75,7 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-class Unsynced:
+class PendingSyncs:
     """Folders with names in them that a power cut could still lose. May be used from any thread."""
 
     def __init__(self) -> None:

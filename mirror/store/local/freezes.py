@@ -12,7 +12,7 @@ from mirror.oci.reference import Repo, check_name, check_registry, check_tag
 from mirror.policy.records import Freeze
 from mirror.policy.unread import UnreadNote
 from mirror.store.local.layout import Layout
-from mirror.store.local.records import Notes
+from mirror.store.local.records import JsonRecords
 
 __all__ = ["LocalFreezes"]
 
@@ -21,7 +21,7 @@ class LocalFreezes:
     """`Freezes` on disk, shared by all processes of one store."""
 
     def __init__(self, layout: Layout) -> None:
-        self._notes = Notes(layout, "freezes")
+        self._notes = JsonRecords(layout, "freezes")
 
     def all(self) -> Sequence[Freeze]:
         return self.look()[0]

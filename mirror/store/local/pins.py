@@ -10,7 +10,7 @@ from mirror.oci.reference import Reference, Repo, check_name, check_registry, pa
 from mirror.policy.records import Pin
 from mirror.policy.unread import UnreadNote
 from mirror.store.local.layout import Layout
-from mirror.store.local.records import Notes
+from mirror.store.local.records import JsonRecords
 
 __all__ = ["LocalPins"]
 
@@ -19,7 +19,7 @@ class LocalPins:
     """`Pins` on disk, shared by all processes of one store."""
 
     def __init__(self, layout: Layout) -> None:
-        self._notes = Notes(layout, "pins")
+        self._notes = JsonRecords(layout, "pins")
 
     def all(self) -> Sequence[Pin]:
         return self.look()[0]

@@ -14,7 +14,7 @@ from typing import Final
 from mirror.errors import RequestError, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, check_name, check_registry
-from mirror.store.local.records import Notes
+from mirror.store.local.records import JsonRecords
 
 __all__ = ["Purges"]
 
@@ -27,7 +27,7 @@ _Purge = tuple[Repo, list[str], list[Digest]]
 class Purges:
     """One for each process. All calls block shortly, and raise `StoreError`."""
 
-    def __init__(self, notes: Notes, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, notes: JsonRecords, *, now: Callable[[], float] = time.time) -> None:
         self._notes = notes
         self._now = now
         self._changed = self._notes.changed()

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from mirror.oci.digest import Digest
-from mirror.policy.quarantine import Aside
+from mirror.policy.quarantine import QuarantinedBlob
 from mirror.store.local.durable import last_change, store_errors
 from mirror.store.local.layout import Layout, digest_from
 from mirror.store.local.locks import is_locked, open_lock
@@ -81,7 +81,7 @@ def changed(layout: Layout) -> int | None:
     return last_change(layout.quarantine)
 
 
-def kept(layout: Layout) -> list[Aside]:
+def kept(layout: Layout) -> list[QuarantinedBlob]:
     """In no order. Raises `StoreError`."""
     found = []
     with store_errors("listing the quarantine"), suppress(FileNotFoundError):
@@ -91,7 +91,7 @@ def kept(layout: Layout) -> list[Aside]:
             with suppress(OSError):
                 status = entry.stat(follow_symlinks=False)
                 if modes.S_ISREG(status.st_mode):
-                    found.append(Aside(digest, status.st_size, status.st_mtime))
+                    found.append(QuarantinedBlob(digest, status.st_size, status.st_mtime))
     return found
 
 

@@ -23,7 +23,7 @@ from mirror.policy.unread import UnreadNote, note_name
 from mirror.store.local.durable import last_change, make_folder, store_errors, write_whole
 from mirror.store.local.layout import Layout
 
-__all__ = ["Notes"]
+__all__ = ["JsonRecords"]
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ _KEY: Final = re.compile(rb'\{\s*"key":\s*("(?:[^"\\]|\\.)*")')
 _OURS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
 
 
-class Notes:
+class JsonRecords:
     """Of one kind, in a folder of that name below the root. All calls block shortly."""
 
     def __init__(self, layout: Layout, kind: str) -> None:

@@ -19,13 +19,13 @@ from typing import Any, Final
 from mirror.store.local.durable import make_folder, store_errors
 from mirror.store.local.layout import Layout
 
-__all__ = ["Board"]
+__all__ = ["StatusBoard"]
 
 #: Processes that may say something: workers of a few mirrors on one store.
 _SLOTS: Final = 256
 
 
-class Board:
+class StatusBoard:
     """One in each process. All calls block shortly."""
 
     def __init__(self, layout: Layout, *, hold: Callable[[str], int | None]) -> None:

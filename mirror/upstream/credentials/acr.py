@@ -27,7 +27,7 @@ from yarl import URL
 from mirror.errors import UpstreamDenied, UpstreamError, UpstreamUnavailable
 from mirror.oci.strict_json import read_json
 from mirror.policy.upstream.token_lifetime import usable_seconds
-from mirror.policy.upstream.url_bounds import Bounds, parse_url
+from mirror.policy.upstream.url_bounds import UrlBounds, parse_url
 from mirror.upstream.credentials.renewal import Issued
 from mirror.upstream.credentials.source import Credentials, CredentialsUnavailable
 from mirror.upstream.http.client import open_session, read_limited, translated
@@ -77,7 +77,7 @@ class AcrIssuer:
         given = os.environ if environment is None else environment
         self._upstream = upstream
         self._url = url
-        self._bounds = Bounds.of(url, internal=True if private else None)
+        self._bounds = UrlBounds.of(url, internal=True if private else None)
         self._tenant = tenant or given.get("AZURE_TENANT_ID", "")
         self._client_id = client_id or given.get("AZURE_CLIENT_ID", "")
         self._client_secret = client_secret

@@ -19,7 +19,7 @@ from typing import Any, Final
 from mirror.upstream.credentials.credential_helpers import CredentialHelper
 from mirror.upstream.credentials.renewal import Renewed
 from mirror.upstream.credentials.secret_files import RotatedFile
-from mirror.upstream.credentials.source import NO_USER, Attempts, Credentials, CredentialSource, GivenCredentials
+from mirror.upstream.credentials.source import NO_USER, Credentials, CredentialSource, GivenCredentials, LoginState
 
 __all__ = ["DockerConfig"]
 
@@ -60,14 +60,14 @@ class DockerConfig:
         self._clock = clock
         self._found: Credentials | _Helped | None = None
         self._now = now
-        self._reading = Attempts("docker_config", now)
+        self._reading = LoginState("docker_config", now)
         self._source: CredentialSource = GivenCredentials(issuing=self._reading)
         self._file = RotatedFile(
             path, lambda content: _understood(content, names), None, upstream=self._upstream, reading=self._reading
         )
 
     @property
-    def issuing(self) -> Attempts:
+    def issuing(self) -> LoginState:
         """Of the file, which is looked at anew, if that is what fails; else of the helper, if it names one."""
         self._look()
         return self._source.issuing if self._reading.reason is None else self._reading

@@ -7,8 +7,8 @@ given what another one's credentials have opened.
 from __future__ import annotations
 
 from mirror.caller import acting
-from mirror.oci.authorization import Presented
-from mirror.upstream.credentials.source import NO_USER, Attempts, Credentials, CredentialSource
+from mirror.oci.authorization import CallerCredentials
+from mirror.upstream.credentials.source import NO_USER, Credentials, CredentialSource, LoginState
 
 __all__ = ["CallersCredentials"]
 
@@ -20,7 +20,7 @@ class CallersCredentials:
         self._own = own
 
     @property
-    def issuing(self) -> Attempts:
+    def issuing(self) -> LoginState:
         """Of our own."""
         return self._own.issuing
 
@@ -41,7 +41,7 @@ class CallersCredentials:
         await self._own.aclose()
 
 
-def _credentials(presented: Presented) -> Credentials:
+def _credentials(presented: CallerCredentials) -> Credentials:
     if presented.username == NO_USER:
         return Credentials(identity_token=presented.password, ours=False)
     return Credentials(presented.username, presented.password, ours=False)

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from mirror import telemetry
-from mirror.aio.singleflight import Once, end
+from mirror.aio.singleflight import SingleFlight, end
 from mirror.errors import UpstreamDenied, UpstreamError, UpstreamUnavailable
 from mirror.policy.upstream.token_lifetime import pause_after
-from mirror.upstream.credentials.source import Attempts, Credentials, CredentialsUnavailable
+from mirror.upstream.credentials.source import Credentials, CredentialsUnavailable, LoginState
 
 __all__ = ["Issued", "Renewed"]
 
@@ -64,13 +64,13 @@ class Renewed:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self.issuing = Attempts(issuer, now)
+        self.issuing = LoginState(issuer, now)
         self._upstream = upstream
         self._issuer = issuer
         self._obtain = obtain
         self._close = close
         self._clock = clock
-        self._once = Once()
+        self._once = SingleFlight()
         self._kept: _Kept | None = None
         self._failures = 0
         self._failure: UpstreamError | None = None

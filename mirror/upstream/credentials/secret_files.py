@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 from mirror import telemetry
 from mirror.errors import ConfigError
-from mirror.upstream.credentials.source import Attempts, Credentials
+from mirror.upstream.credentials.source import Credentials, LoginState
 
 __all__ = ["PasswordFile", "RotatedFile", "secret_in"]
 
@@ -46,7 +46,7 @@ class RotatedFile(Generic[T]):
     """
 
     def __init__(
-        self, path: Path, understand: Callable[[bytes], T], said: T, *, upstream: str, reading: Attempts
+        self, path: Path, understand: Callable[[bytes], T], said: T, *, upstream: str, reading: LoginState
     ) -> None:
         self._path = path
         self._understand = understand
@@ -94,12 +94,12 @@ class PasswordFile:
     """
 
     def __init__(self, path: Path, username: str, password: str, *, upstream: str) -> None:
-        self._reading = Attempts("password_file")
+        self._reading = LoginState("password_file")
         self._username = username
         self._file = RotatedFile(path, secret_in, password, upstream=upstream, reading=self._reading)
 
     @property
-    def issuing(self) -> Attempts:
+    def issuing(self) -> LoginState:
         """Of the file, which is looked at anew."""
         self._file.look()
         return self._reading

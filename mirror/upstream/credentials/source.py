@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from mirror.errors import UpstreamUnavailable
 
-__all__ = ["NO_USER", "Attempts", "CredentialSource", "Credentials", "CredentialsUnavailable", "GivenCredentials"]
+__all__ = ["NO_USER", "CredentialSource", "Credentials", "CredentialsUnavailable", "GivenCredentials", "LoginState"]
 
 #: User name that docker and its helpers put beside an identity token.
 NO_USER: Final = "<token>"
@@ -57,7 +57,7 @@ class Credentials:
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
-class Attempts:
+class LoginState:
     """How trying something went lately, for whoever looks: the last failure until it works again.
 
         fine ── failed() ──> failing since then ── failed() ──> failing, with the latest reason
@@ -93,7 +93,7 @@ class CredentialSource(Protocol):
     """
 
     @property
-    def issuing(self) -> Attempts:
+    def issuing(self) -> LoginState:
         """How having them went."""
 
     async def credentials(self) -> Credentials | None:
@@ -111,7 +111,7 @@ class GivenCredentials:
     """Always the same ones."""
 
     given: Credentials | None = None
-    issuing: Attempts = field(default_factory=lambda: Attempts("password"), repr=False, compare=False)
+    issuing: LoginState = field(default_factory=lambda: LoginState("password"), repr=False, compare=False)
 
     async def credentials(self) -> Credentials | None:
         """What was given."""

@@ -31,14 +31,14 @@ from mirror.errors import (
     UpstreamUnavailable,
 )
 from mirror.oci.span import parse_content_range
-from mirror.policy.upstream.url_bounds import Bounds, Origin, Url, UrlRefused, parse_url, surviving_headers
-from mirror.upstream.http.body import EncodedBody, Fields, Framing, HttpBody, Pace, describe
-from mirror.upstream.http.connection import IdleConnections, Wire
+from mirror.policy.upstream.url_bounds import Origin, Url, UrlBounds, UrlRefused, parse_url, surviving_headers
+from mirror.upstream.http.body import EncodedBody, Fields, Framing, HttpBody, RateFloor, describe
+from mirror.upstream.http.connection import Connection, IdleConnections
 from mirror.upstream.http.dialing import AddressRefused, check_literal, dial
 from mirror.upstream.http.host_holds import HostHolds
 from mirror.upstream.http.proxies import DIRECT, Proxies, Proxy, open_tunnel
 
-__all__ = ["CONTENT", "LARGEST_ERROR", "REDIRECTS", "Answer", "DialFailed", "DialTimedOut", "Hangup", "Transfer"]
+__all__ = ["CONTENT", "LARGEST_ERROR", "REDIRECTS", "BlobAnswer", "Cancel", "DialFailed", "DialTimedOut", "Transfer"]
 
 #: Bytes of an error's text that are read; the rest is nobody's concern.
 LARGEST_ERROR: Final = 64 * 1024
@@ -67,7 +67,7 @@ class DialTimedOut(UpstreamTimeout):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class BlobAnswer:
     """What came of a request after all redirects. `url` gave it; `body` with 2xx, else `content`, at most 64 KiB."""
 
     status: int
@@ -77,15 +77,15 @@ class Answer:
     body: HttpBody | EncodedBody | None = None
 
 
-class Hangup:
+class Cancel:
     """Ends an exchange that nobody waits for any more. `on` by the thread that makes it, `now` by any, once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._wire: Wire | None = None
+        self._wire: Connection | None = None
         self._over = False
 
-    def on(self, wire: Wire | None) -> None:
+    def on(self, wire: Connection | None) -> None:
         """The connection in use from now on. Raises `EOFError` where it is over already."""
         with self._lock:
             self._wire = wire
@@ -114,7 +114,7 @@ class Transfer:
     def __init__(
         self,
         upstream: str,
-        bounds: Bounds,
+        bounds: UrlBounds,
         *,
         tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
         identity: ssl.SSLContext | None = None,
@@ -151,9 +151,9 @@ class Transfer:
         start: int = 0,
         only: int | None = None,
         attempts: int = 2,
-        hangup: Hangup | None = None,
+        hangup: Cancel | None = None,
         passes: Mapping[Origin, str] = MappingProxyType({}),
-    ) -> Answer:
+    ) -> BlobAnswer:
         """Blocking: GET of a URL from byte `start` on (with `only`, that many bytes), redirects followed.
 
         `passes` are the `Authorization`s of other origins, should a redirect lead there.
@@ -169,7 +169,7 @@ class Transfer:
         if ranged:
             wanted["Range"] = f"bytes={start}-{'' if only is None else start + only - 1}"
         wanted["Accept-Encoding"] = "identity"
-        hangup = hangup or Hangup()
+        hangup = hangup or Cancel()
         answer = self._follow(url, wanted, start if ranged else None, hangup, passes)
         if answer is not None and not (answer.status == 416 and start):
             return answer
@@ -182,8 +182,8 @@ class Transfer:
         self._idle.close()
 
     def _follow(
-        self, text: str, headers: dict[str, str], start: int | None, hangup: Hangup, passes: Mapping[Origin, str]
-    ) -> Answer | None:
+        self, text: str, headers: dict[str, str], start: int | None, hangup: Cancel, passes: Mapping[Origin, str]
+    ) -> BlobAnswer | None:
         """The last answer of a chain of redirects; None: its range is not the one that was asked for."""
         hops = 0
         url: Url | None = None
@@ -209,14 +209,14 @@ class Transfer:
             raise
 
     def _answer(
-        self, wire: Wire, framing: Framing, status: int, fields: Fields, url: Url, start: int | None
-    ) -> Answer | None:
+        self, wire: Connection, framing: Framing, status: int, fields: Fields, url: Url, start: int | None
+    ) -> BlobAnswer | None:
         if status not in CONTENT:
             body = self._body(wire, framing, url)
             if status == 416 and start is not None and _total_of_unsatisfied(fields) == start:
                 self._finish(body)
-                return Answer(206, fields, url, body=self._body(None, Framing(0, False, False), url, start, start))
-            return Answer(status, fields, url, content=self._finish(body))
+                return BlobAnswer(206, fields, url, body=self._body(None, Framing(0, False, False), url, start, start))
+            return BlobAnswer(status, fields, url, content=self._finish(body))
         encoded = (fields.get("Content-Encoding") or "").strip().lower() in ("gzip", "x-gzip")
         begin, size = 0, framing.length
         told = parse_content_range(fields.get("Content-Range")) if status == 206 else None
@@ -231,14 +231,14 @@ class Transfer:
             begin, size = told[0].start, told[1]
         body = self._body(wire, framing, url, begin, size)
         if not encoded or begin:
-            return Answer(status, fields, url, body=body)
+            return BlobAnswer(status, fields, url, body=body)
         try:
-            return Answer(status, fields, url, body=EncodedBody(body))
+            return BlobAnswer(status, fields, url, body=EncodedBody(body))
         except BaseException:
             body.close()
             raise
 
-    def _exchange(self, url: Url, headers: Mapping[str, str], hangup: Hangup) -> tuple[Wire, int, Fields, int]:
+    def _exchange(self, url: Url, headers: Mapping[str, str], hangup: Cancel) -> tuple[Connection, int, Fields, int]:
         """Send one request and read the head of its answer."""
         proxy = self._proxies.for_url(url)
         relayed = proxy is not None and url.scheme == "http"
@@ -254,7 +254,7 @@ class Transfer:
                 continue
         return self._converse(self._connect(url, proxy), request, hangup)
 
-    def _connect(self, url: Url, proxy: Proxy | None) -> Wire:
+    def _connect(self, url: Url, proxy: Proxy | None) -> Connection:
         try:
             connection = self._dial(url, proxy)
             if url.scheme == "https":
@@ -271,7 +271,7 @@ class Transfer:
             raise DialTimedOut(f"{url.authority} did not answer the dial", upstream=self._upstream) from error
         except (OSError, ValueError) as error:
             raise DialFailed(f"no connection to {url.authority}: {describe(error)}", upstream=self._upstream) from error
-        return Wire(connection, url.origin, self._read_timeout, self._clock)
+        return Connection(connection, url.origin, self._read_timeout, self._clock)
 
     def _dial(self, url: Url, proxy: Proxy | None) -> socket.socket:
         if proxy is None:
@@ -281,7 +281,7 @@ class Transfer:
             return open_tunnel(proxy, url.host, url.port, self._connect_timeout, self._clock)
         return dial(proxy.bounds, proxy.url.host, proxy.url.port, self._connect_timeout, self._clock)
 
-    def _converse(self, wire: Wire, request: bytes, hangup: Hangup) -> tuple[Wire, int, Fields, int]:
+    def _converse(self, wire: Connection, request: bytes, hangup: Cancel) -> tuple[Connection, int, Fields, int]:
         try:
             hangup.on(wire)
             wire.begin(self._answer_timeout)
@@ -306,7 +306,7 @@ class Transfer:
             # from here on the connection may be another's
             hangup.on(None)
 
-    def _fields(self, wire: Wire) -> Fields:
+    def _fields(self, wire: Connection) -> Fields:
         """Header lines up to the empty one (RFC 9112, 5). Half of a head is no head: a cut length is another length."""
         pairs: list[tuple[str, str]] = []
         for _ in range(_MOST_FIELDS):
@@ -327,7 +327,7 @@ class Transfer:
                 break
         raise self._invalid("headers that cannot be read")
 
-    def _leave(self, wire: Wire, framing: Framing, url: Url) -> None:
+    def _leave(self, wire: Connection, framing: Framing, url: Url) -> None:
         """Pass over the text of a redirect, if that is short; waiting for an unknown end would gain nothing."""
         if framing.chunked or (framing.length or LARGEST_ERROR) < LARGEST_ERROR:
             self._finish(self._body(wire, framing, url))
@@ -345,7 +345,9 @@ class Transfer:
                 kept += room[:count]
         return bytes(kept[:LARGEST_ERROR])
 
-    def _body(self, wire: Wire | None, framing: Framing, url: Url, start: int = 0, size: int | None = None) -> HttpBody:
+    def _body(
+        self, wire: Connection | None, framing: Framing, url: Url, start: int = 0, size: int | None = None
+    ) -> HttpBody:
         return HttpBody(
             self._upstream,
             url,
@@ -353,7 +355,7 @@ class Transfer:
             framing,
             start=start,
             size=size,
-            pace=Pace(self._lowest_rate, self._rate_window),
+            pace=RateFloor(self._lowest_rate, self._rate_window),
             give_back=self._idle.put,
             clock=self._clock,
         )

@@ -20,9 +20,9 @@ from typing import Final
 
 from mirror.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from mirror.policy.upstream.url_bounds import Url
-from mirror.upstream.http.connection import Wire
+from mirror.upstream.http.connection import Connection
 
-__all__ = ["EncodedBody", "Fields", "Framing", "HttpBody", "Pace", "describe"]
+__all__ = ["EncodedBody", "Fields", "Framing", "HttpBody", "RateFloor", "describe"]
 
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _DECIMAL: Final = re.compile(r"[0-9]{1,18}")
@@ -80,7 +80,7 @@ class Framing:
         return cls(int(length), False, keeps)
 
 
-class Pace:
+class RateFloor:
     """Is a body still coming fast enough? Counts the time spent waiting for upstream, not our own."""
 
     def __init__(self, lowest: float, window: float) -> None:
@@ -112,13 +112,13 @@ class HttpBody:
         self,
         upstream: str,
         url: Url,
-        wire: Wire | None,
+        wire: Connection | None,
         framing: Framing,
         *,
         start: int = 0,
         size: int | None = None,
-        pace: Pace,
-        give_back: Callable[[Wire], None],
+        pace: RateFloor,
+        give_back: Callable[[Connection], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._wire = wire
@@ -230,7 +230,7 @@ class HttpBody:
         else:
             wire.close()
 
-    def _enter(self) -> Wire:
+    def _enter(self) -> Connection:
         with self._lock:
             if self._wire is None or self._closed or self._aborted:
                 raise self._broken("given up")
@@ -246,7 +246,7 @@ class HttpBody:
         if wire is not None:
             wire.close()
 
-    def _receive(self, wire: Wire, buffer: memoryview) -> int:
+    def _receive(self, wire: Connection, buffer: memoryview) -> int:
         if self._chunked:
             return self._receive_chunk(wire, buffer)
         if self._left is None:
@@ -260,7 +260,7 @@ class HttpBody:
             self._left -= count
         return count
 
-    def _receive_chunk(self, wire: Wire, buffer: memoryview) -> int:
+    def _receive_chunk(self, wire: Connection, buffer: memoryview) -> int:
         """RFC 9112, 7.1. What the header parser has read ahead and what follows are one buffered stream here."""
         while not self._chunk_left:
             if self._chunk_left == 0 and wire.stream.readline(3) not in (b"\r\n", b"\n"):

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 
 from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamOffLimits, UpstreamTimeout, UpstreamUnavailable
-from mirror.policy.upstream.url_bounds import Bounds
+from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.upstream.http.blobs import DialFailed, DialTimedOut
 from mirror.upstream.http.dialing import AddressRefused
 from mirror.upstream.http.proxies import DIRECT, Proxies
@@ -33,7 +33,7 @@ _LONGEST_FIELD = 32 * 1024
 
 
 def open_session(
-    bounds: Bounds,
+    bounds: UrlBounds,
     tls: ssl.SSLContext | None,
     *,
     connect_timeout: float,

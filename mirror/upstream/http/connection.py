@@ -17,10 +17,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["IdleConnections", "Wire"]
+__all__ = ["Connection", "IdleConnections"]
 
 
-class Wire(io.RawIOBase):
+class Connection(io.RawIOBase):
     """One connection. Buffered while heads and chunks are read; `take` goes past the buffer once that is drained."""
 
     def __init__(
@@ -160,10 +160,10 @@ class IdleConnections:
         self._longest = longest
         self._clock = clock
         self._lock = threading.Lock()
-        self._waiting: list[tuple[float, Wire]] = []
+        self._waiting: list[tuple[float, Connection]] = []
         self._closed = False
 
-    def take(self, origin: tuple[str, str, int]) -> Wire | None:
+    def take(self, origin: tuple[str, str, int]) -> Connection | None:
         """One that is to this origin and, as far as can be seen, alive."""
         while True:
             with self._lock:
@@ -179,7 +179,7 @@ class IdleConnections:
                 return found[1]
             found[1].close()
 
-    def put(self, wire: Wire) -> None:
+    def put(self, wire: Connection) -> None:
         with self._lock:
             dropped = self._expire()
             if self._closed:
@@ -198,7 +198,7 @@ class IdleConnections:
         for _, wire in dropped:
             wire.close()
 
-    def _expire(self) -> list[Wire]:
+    def _expire(self) -> list[Connection]:
         oldest = self._clock() - self._longest
         expired = [wire for since, wire in self._waiting if since < oldest]
         self._waiting = [one for one in self._waiting if one[0] >= oldest]

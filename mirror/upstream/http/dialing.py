@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from mirror.policy.upstream.url_bounds import Bounds, parse_address
+from mirror.policy.upstream.url_bounds import UrlBounds, parse_address
 
 __all__ = ["AddressRefused", "check_literal", "dial", "refused"]
 
@@ -28,14 +28,14 @@ def refused(host: str) -> AddressRefused:
     return AddressRefused(f"{host} leads to a private or reserved address; {_ADVICE}")
 
 
-def check_literal(bounds: Bounds, host: str) -> None:
+def check_literal(bounds: UrlBounds, host: str) -> None:
     """Raises `AddressRefused` for a host that is a forbidden address itself: aiohttp asks no resolver about those."""
     if parse_address(host) is not None and not bounds.permits(host, host):
         raise AddressRefused(f"{host} is a private or reserved address, which this upstream may not lead to; {_ADVICE}")
 
 
 def dial(
-    bounds: Bounds, host: str, port: int, timeout: float, clock: Callable[[], float] = time.monotonic
+    bounds: UrlBounds, host: str, port: int, timeout: float, clock: Callable[[], float] = time.monotonic
 ) -> socket.socket:
     """Blocking: a connected TCP socket, within `timeout` seconds after the name is resolved.
 

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from yarl import URL
 
 from mirror.policy.upstream.no_proxy import is_spared
-from mirror.policy.upstream.url_bounds import Bounds, Url, UrlRefused, parse_url
+from mirror.policy.upstream.url_bounds import Url, UrlBounds, UrlRefused, parse_url
 from mirror.upstream.http.dialing import dial
 
 __all__ = ["DIRECT", "Proxies", "Proxy", "ProxyFailed", "open_tunnel"]
@@ -60,9 +60,9 @@ class Proxy:
         return {"Proxy-Authorization": f"Basic {encoded}"}
 
     @property
-    def bounds(self) -> Bounds:
+    def bounds(self) -> UrlBounds:
         """Where it may be: it is configured, so anywhere but where metadata servers are."""
-        return Bounds(self.url, internal=True)
+        return UrlBounds(self.url, internal=True)
 
 
 class Proxies:
@@ -72,7 +72,7 @@ class Proxies:
         self._choose = choose
         self._known = {proxy.url.host: proxy for proxy in known}
 
-    def at(self, host: str) -> Bounds | None:
+    def at(self, host: str) -> UrlBounds | None:
         """Where one of these proxies may be; None for any other host."""
         proxy = self._known.get(host)
         return proxy.bounds if proxy else None

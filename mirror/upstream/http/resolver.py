@@ -12,7 +12,7 @@ from collections.abc import Callable
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
-from mirror.policy.upstream.url_bounds import Bounds
+from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.upstream.http.dialing import refused
 
 __all__ = ["BoundedResolver"]
@@ -26,11 +26,11 @@ class BoundedResolver(AbstractResolver):
 
     def __init__(
         self,
-        bounds: Bounds,
+        bounds: UrlBounds,
         inner: AbstractResolver | None = None,
         *,
         timeout: float = 5.0,
-        proxy_at: Callable[[str], Bounds | None] = lambda host: None,
+        proxy_at: Callable[[str], UrlBounds | None] = lambda host: None,
     ) -> None:
         self._bounds = bounds
         self._proxy_at = proxy_at
