@@ -101,8 +101,8 @@ class Purge:
         self._forget = forget
 
     async def __call__(self, image: Image) -> Purged:
-        """Raises `ManifestUnknown` if the image is not here, `ImageProtected`, and `StoreError`: the image is as it was then,
-        unless the message says that blobs of it stay.
+        """Raises `ManifestUnknown` if the image is not here, `ImageProtected`, and `StoreError`: then the image is as
+        it was, unless the message says that blobs of it stay.
         """
         plan = await asyncio.to_thread(self._plan, image)
         async with self._evictor.turn():
