@@ -17,7 +17,7 @@ from mirror.cli.long_running import check_owner, check_there
 from mirror.cli.unread import refuse_unread
 from mirror.errors import ConfigError, MirrorError, NotKnown, RequestError
 from mirror.graph.closure import read_closure
-from mirror.inspect.tag_view import TagVersion, TagView, read_standing
+from mirror.inspect.tag_view import TagState, TagView, read_standing
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Reference, Repo
@@ -236,13 +236,13 @@ async def _unfreeze(loaded: settings.Config, repo: Repo, tag: str) -> bool:
 # ------------------------------------------------------------------------------------------------------- output
 
 
-def _content(one: TagVersion) -> str:
+def _content(one: TagState) -> str:
     if one.closure.complete:
         return "complete"
     return f"{len(one.closure.missing)} missing" if one.here else "not here"
 
 
-def _words(one: TagVersion) -> Iterable[str]:
+def _words(one: TagState) -> Iterable[str]:
     if one.answers:
         yield "frozen" if one.frozen else "answers"
     if one.held_back:

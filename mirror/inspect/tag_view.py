@@ -12,11 +12,11 @@ from mirror.policy.history import AgeRule, Choice, choose, recalled
 from mirror.policy.records import Freeze, Sighting
 from mirror.ports import BlobStore, Catalog, Freezes
 
-__all__ = ["TagVersion", "TagView", "read_standing"]
+__all__ = ["TagState", "TagView", "read_standing"]
 
 
 @dataclass(frozen=True, slots=True)
-class TagVersion:
+class TagState:
     """One sighting. `closure` is what is here of its image; `answers`: it is what the tag answers now."""
 
     sighting: Sighting
@@ -40,7 +40,7 @@ class TagView:
 
     repo: Repo
     tag: str
-    standings: tuple[TagVersion, ...]
+    standings: tuple[TagState, ...]
     freeze: Freeze | None
     choice: Choice | None
     dropped: bool
@@ -71,7 +71,7 @@ def read_standing(
     for number, one in enumerate(history):
         root = Descriptor(one.media_type, one.digest, one.size)
         standings.append(
-            TagVersion(
+            TagState(
                 sighting=one,
                 closure=read_closure(store, catalog, repo, root),
                 answers=one.digest == freeze.digest if freeze else one is served,

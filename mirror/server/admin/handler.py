@@ -52,7 +52,7 @@ from mirror.server.registry.access import AccessControl
 from mirror.server.registry.responses import API_VERSION, SERVER, error_response, is_unchanged
 from mirror.values.platforms import parse_platforms
 
-__all__ = ["HEADER", "Admin", "Audit"]
+__all__ = ["HEADER", "Admin", "AdminAudit"]
 
 #: What changes something must carry it over TCP: a page of another site cannot, without asking first (WHATWG Fetch,
 #: "CORS-safelisted request-header").
@@ -68,7 +68,7 @@ _MOST_IMAGES: Final = 2000
 _AUDITED: Final = {"run": "sync", "cancel": "cancel"}
 
 
-class Audit(Protocol):
+class AdminAudit(Protocol):
     """Where changes are written down."""
 
     def record(self, **what: object) -> None:
@@ -122,7 +122,7 @@ class Admin:
         clients: Callable[[str, str], Mapping[str, Any]],
         version: str,
         gate: AccessControl | None = None,
-        audit: Audit | None = None,
+        audit: AdminAudit | None = None,
     ) -> None:
         """`config` is told without secrets. `clients` tells their configuration, for the mirror's URL or, where that is
         empty, for the `Host` of the request; raises `RequestError`. `gate`: who comes over TCP must be let in by it."""
