@@ -1,15 +1,17 @@
-"""The composition root: the only folder that knows every concrete class.
+"""The composition root: the only package that knows every concrete class.
 
-building.py    a worker, put together: read this first
-parts.py       what comes of it
-storage.py     disk and index, enough for most commands
-upstreams.py   the registries that may be asked
-gate.py        who is asked who they are
-routes.py      how repositories are treated
-purging.py     what drops an image on purpose
-syncing.py     sync rules
-tasks.py       jobs
-house.py       what one worker does for all
+building.py       builds a worker: read this first
+parts.py          the result: a worker's parts
+storage.py        disk and index, enough for most commands
+upstreams.py      the upstream registries
+access.py         authentication and authorization of clients
+routes.py         the rules for repositories
+purging.py        purges of images
+syncing.py        sync rules
+tasks.py          jobs
+housekeeping.py   work that one worker does for all
+client_files.py   the configuration of clients, for the admin API
 
-Nothing is imported here: a command that looks at the disk takes `storage.py`, and with it no server and no client.
+This module imports nothing: a command that only looks at the disk imports `storage.py`, and no server or client with
+it.
 """

@@ -1,4 +1,4 @@
-"""Who is asked who they are, and how."""
+"""Builds the access control for clients from the configuration."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ from mirror.trust.upstream_access import Verifier
 
 __all__ = ["open_gate"]
 
-#: Passwords checked at once, a tenth of a second of a core each: guessing must not take the machine.
+#: Passwords checked at once. Each check takes a tenth of a second of a core, so guessing must not use all cores.
 _CHECKING_THREADS = 2
 
 
 async def open_gate(
     config: Config, layout: Layout, label: Callable[[str], str], stack: AsyncExitStack
 ) -> AccessControl | None:
-    """None where nobody has to be asked who they are. `label` gives the entry that a registry falls under."""
+    """The access control, or None if every client may pull everything without logging in.
+
+    `label` returns the configured entry that a registry belongs to. What is opened is closed by `stack`.
+    """
     access = config.access
     verified = {entry.name for entry in config.upstream if entry.access == "verify"}
     if access.is_open and not verified:

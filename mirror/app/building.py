@@ -1,6 +1,6 @@
-"""A worker's part of the mirror, put together.
+"""Builds one worker.
 
-Read `build` from top to bottom for what is opened in which order; closing is the same list read upwards.
+`build` opens everything from top to bottom, and closes it in the reverse order.
 """
 
 from __future__ import annotations
@@ -66,16 +66,17 @@ from mirror.values.sizes import parse_size
 
 __all__ = ["build"]
 
-#: Threads are made when they are needed; these are bounds. Each fill occupies one while it receives.
+#: Upper bounds: threads are started when they are needed. Each fill uses one while it receives.
 _FILLING_THREADS = 256
 _SENDING_THREADS = 16
 
 
 @asynccontextmanager
 async def build(config: Config, *, housework: bool = True, pulse: Heartbeat | None = None) -> AsyncIterator[App]:
-    """Everything that one worker needs, opened; a command does without the `housework` of a server.
+    """Opens everything that one worker needs, and closes it at the end.
 
-    `pulse` is where a worker says that it lives.
+    `housework` starts the background tasks of a server; commands do without them. The worker reports through `pulse`
+    that its event loop runs.
 
     Raises `StoreError`, `ConfigError`.
     """
@@ -228,12 +229,12 @@ async def build(config: Config, *, housework: bool = True, pulse: Heartbeat | No
         yield app
 
 
-#: Seconds that the status waits for a walk over the store.
+#: Seconds that the status waits until the size of the store is counted.
 _COUNTED: Final = 1.0
 
 
 class _Status:
-    """What the admin API tells of all workers and the store."""
+    """The status of all workers and of the store, for the admin API."""
 
     def __init__(self, config: Config, storage: Storage, workers: Workers) -> None:
         self._offline = config.offline
@@ -281,7 +282,9 @@ def _make_workers(storage: Storage, shelf: Shared, flights: Flights, upstreams: 
 
 
 def _start_tracing(settings: TraceSettings) -> Callable[[], Awaitable[None]]:
-    """Blocking: the library takes its time to be imported, and is only where tracing is wanted. What ends it."""
+    """Starts tracing, and returns the function that ends it. Blocking: importing the library is slow, so it is imported
+    only if tracing is configured.
+    """
     from mirror.telemetry.tracing import start
 
     return start(settings.endpoint, settings.sample, version=__version__)

@@ -1,4 +1,4 @@
-"""What the admin API tells of clients' configuration: the plans of `mirror/nodes`, for this mirror's registries."""
+"""The configuration of clients, for the admin API: the plans of `mirror/nodes` for the registries of this mirror."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mirror.nodes.preview import Offer, offered
 
 __all__ = ["ClientFiles"]
 
-#: Where no listener says which.
+#: The port that is shown if no listener has a known one.
 _PORT: Final = 5000
 
 
 class ClientFiles:
-    """Of one mirror."""
+    """The configuration of every kind of client for one mirror."""
 
     def __init__(self, config: Config) -> None:
         self._registries = tuple(one.name for one in config.upstream)
@@ -26,8 +26,10 @@ class ClientFiles:
         self._port = next((port for one in config.server.listen if (port := _port(one))), _PORT)
 
     def __call__(self, mirror: str, host: str) -> dict[str, Any]:
-        """`mirror` is the URL under which clients reach it; empty: the name under which `host`, of a `Host` header,
-        reached the admin API, at the port for pulls. Raises `RequestError`.
+        """The files and commands for all clients, as JSON values. Raises `RequestError`.
+
+        `mirror` is the URL at which clients reach the mirror. If it is empty, the URL is guessed: the name in `host`,
+        which is the `Host` header of the request to the admin API, with the port for pulls.
         """
         try:
             url = MirrorUrl.parse(mirror or self._guess(host))
@@ -59,6 +61,6 @@ def _told(offer: Offer) -> dict[str, Any]:
 
 
 def _port(listen: str) -> int:
-    """Of a listener over TCP; 0 where there is none that is known beforehand."""
+    """The port of a TCP listener; 0 for a unix socket, or if the port is chosen only when the listener is opened."""
     port = "" if listen.startswith("unix:") else listen.rpartition(":")[2]
     return int(port) if port.isdecimal() else 0

@@ -1,4 +1,6 @@
-"""What one worker of a store does for all: clearing up, comparing, scrubbing. The evictor sweeps the quarantine."""
+"""Work that one worker of a store does for all: clearing up after crashes, comparing index and disk, scrubbing. The
+quarantine is swept by the evictor.
+"""
 
 from __future__ import annotations
 
@@ -22,49 +24,53 @@ from mirror.values.sizes import parse_size
 
 __all__ = ["ReconcileTimer", "keep_house", "keep_scrubbing", "scrub_of"]
 
-#: Seconds between two looks at what crashes have left.
+#: Seconds between two sweeps of what crashes have left.
 _SWEEP_EVERY = 3600.0
 _COMPARE_EVERY = 86400.0
-#: After an outage of the index they are compared soon, which may take this share of the time at the most.
+#: Seconds between two comparisons at the least, and the largest share of the time that comparisons may take: limits
+#: for an index that comes and goes.
 _COMPARE_AGAIN = 5.0
 _COMPARING_SHARE = 0.05
-#: Seconds until the work of a dead worker is taken over.
+#: Seconds between two attempts to take over the work of a worker that died.
 _SUCCEED_AFTER = 30.0
 
 
 class ReconcileTimer:
-    """When index and disk are to be compared: at once, every day, and soon after the index was away.
+    """Says when index and disk are to be compared: at once, every day, and soon after an outage of the index.
 
-    An index that comes and goes must not be told everything again and again, so one comparison after another waits
-    for twenty times as long as the last one took.
+    A comparison goes over the whole store. If the index comes and goes, this must not happen all the time: the pause
+    after a comparison is at least twenty times as long as the comparison took.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
-        """`now` in seconds, steadily growing."""
+        """`now` is a monotonic clock, in seconds."""
         self._now = now
         self._due_at = self._may_at = now()
 
     def wanted(self) -> None:
-        """The index may have missed something."""
+        """Brings the next comparison forward, because the index may have missed changes."""
         self._due_at = min(self._due_at, self._may_at)
 
     def due_in(self) -> float:
-        """Seconds; 0 or less: now."""
+        """Seconds until the next comparison; 0 or less if it is due."""
         return self._due_at - self._now()
 
     def ended(self, began: float, *, done: bool) -> None:
-        """One that began then is over; what was not `done` is done soon."""
+        """Records the end of the comparison that began at `began`. If it is not `done`, it is repeated after the
+        shortest pause.
+        """
         now = self._now()
         self._may_at = now + max(_COMPARE_AGAIN, (now - began) / _COMPARING_SHARE)
         self._due_at = now + _COMPARE_EVERY if done else self._may_at
 
 
 async def keep_house(config: Config, storage: Storage) -> None:
-    """What crashes have left is cleared up at start and every hour; index and disk are compared at start, every day and
-    after the index was away.
+    """Clears up after crashes at start and every hour; compares index and disk at start, every day, and after outages
+    of the index.
 
-    One process does it, the one that holds a lock; when it dies another takes its place. The comparison finds blobs
-    that were published, but not remembered, by a worker that was killed in between: nobody would ever evict them.
+    Only the process that holds a lock does this; if it dies, another process takes over. The comparison finds blobs
+    that a worker published before it was killed, but did not enter in the index: without it they would never be
+    evicted.
     """
     held = None
     comparisons = ReconcileTimer(time.monotonic)
@@ -81,7 +87,7 @@ async def keep_house(config: Config, storage: Storage) -> None:
             except (StoreError, IndexUnavailable) as error:
                 telemetry.log.warning("keeping house failed", reason=str(error))
             except Exception:
-                # whatever it was: without this task nothing is ever cleared up again
+                # no error may end this task: nothing would be cleared up any more
                 telemetry.log.exception("keeping house crashed")
             pause = min(_SWEEP_EVERY, max(1.0, comparisons.due_in())) if held else _SUCCEED_AFTER
             with suppress(TimeoutError):
@@ -98,7 +104,7 @@ async def _sweep(config: Config, storage: Storage) -> None:
     swept = await asyncio.to_thread(sweep, storage.layout, keep=config.store.keep_partials, now=time.time)
     if swept.partials or swept.strays:
         telemetry.log.info("swept", partials=swept.partials, strays=swept.strays, bytes=swept.bytes)
-    # looked at even where nothing is evicted: a damaged pin is told before it is needed, and by itself
+    # pins are read even if nothing is evicted, so that a damaged one is reported before an eviction needs it
     with suppress(StoreError):
         await asyncio.to_thread(storage.pinned.digests, time.time())
 
@@ -114,7 +120,7 @@ async def _compare(storage: Storage, comparisons: ReconcileTimer) -> None:
 
 
 async def keep_scrubbing(config: Config, app: App) -> None:
-    """Every blob is hashed once a while; the first time so long after the store was made."""
+    """Hashes every blob every `scrub.every` seconds, the first time that long after the store was made."""
     if not config.scrub.every:
         return
     layout = app.storage.layout
@@ -131,7 +137,11 @@ async def keep_scrubbing(config: Config, app: App) -> None:
 def scrub_of(
     app: App, *, rate: float | None, repair: bool = True, read: Callable[[int], None] = lambda _: None
 ) -> Scrub:
-    """What hashes blobs, at most `rate` bytes per second, and fetches damaged ones again; `read` is told of bytes."""
+    """A scrub that hashes blobs at no more than `rate` bytes per second; None: as fast as it can.
+
+    Damaged blobs are fetched again if `repair` is set and the repository is not sealed. `read` is called with the
+    number of bytes that were read.
+    """
     return Scrub(
         app.storage.store,
         app.storage.catalog,

@@ -1,4 +1,4 @@
-"""A worker, by the names that the users of its parts know."""
+"""The parts of a worker, under the names by which other modules use them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["App"]
 
 @dataclass(slots=True)
 class App:
-    """A worker's part of the mirror."""
+    """Everything that one worker is made of."""
 
     front: RegistryHandler
     readiness: Readiness

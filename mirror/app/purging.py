@@ -1,4 +1,4 @@
-"""What drops an image on purpose."""
+"""Builds what purges images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ __all__ = ["make_purge"]
 
 
 def make_purge(config: Config, storage: Storage, shelf: Shared | None = None) -> Purge:
-    """What drops an image: here, and from the memory of every process of this store."""
+    """A purge that drops an image from the store, and from the memory of every process that uses the store.
+
+    `shelf` is the memory of this process, if it has one; other processes read the purge notices.
+    """
     purges = Purges(JsonRecords(storage.layout, "purges"))
 
     def forget(repo: Repo, tags: Collection[str], digests: Collection[Digest]) -> None:

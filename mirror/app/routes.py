@@ -1,4 +1,4 @@
-"""How repositories are treated, by the routes of the configuration."""
+"""The rules for repositories that follow from the routes of the configuration."""
 
 from __future__ import annotations
 
@@ -33,13 +33,17 @@ def route_rule(route: RouteSettings, config: Config) -> RouteRule:
 
 
 def age_rule(config: Config, repo: Repo) -> AgeRule:
-    """What the first route that fits says of a repository, for the command line; a sealed one has no minimum age."""
+    """The minimum age that the first matching route sets for a repository, for the command line. Sealed ones have
+    none.
+    """
     rule = route_of(config, repo)[1]
     return AgeRule() if rule.offline else rule.age
 
 
 def route_of(config: Config, repo: Repo) -> tuple[str | None, RouteRule]:
-    """How a repository is treated, for the command line, and the pattern of the route that says so (None: none)."""
+    """The pattern of the first matching route (None if no route matches), and the rule for the repository; for the
+    command line.
+    """
     fitting = (route for route in config.route if compile_pattern(route.match).fullmatch(str(repo)))
     return next(
         ((route.match, route_rule(route, config)) for route in fitting), (None, RouteRule(offline=config.offline))
@@ -47,12 +51,12 @@ def route_of(config: Config, repo: Repo) -> tuple[str | None, RouteRule]:
 
 
 def content_lists(config: Config) -> ContentLists:
-    """What is allowed and denied wherever it comes from."""
+    """The images that are allowed and denied, for all registries."""
     return ContentLists(patterns(config.content.allow), patterns(config.content.deny))
 
 
 def upstream_urls(config: Config, registry: str) -> list[str]:
-    """Where a registry that the table knows is asked, in this order; without credentials."""
+    """The URLs at which a registry is asked, in order, without credentials; empty if the registry is unknown."""
     known = routing_table(config).registry(registry)
     found = [one for one in config.upstream if known and one.name == known[1].name]
     return [

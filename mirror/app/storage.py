@@ -1,4 +1,4 @@
-"""Disk and index: enough for the command line without a server."""
+"""Builds disk and index: enough for commands that need no server."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ __all__ = [
     "scrub_notes",
 ]
 
-#: Locks over all processes of a store that commands take too.
+#: Locks between all processes of a store; commands take them, too.
 MISSES_LOCK = "misses"
 SCRUB_LOCK = "scrub"
-#: Seconds after which a partial without a filler may go, where there is no other room.
+#: Seconds without a new byte after which an interrupted download may be dropped, if eviction does not free enough.
 _IDLE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class LocalDisk:
-    """The truth alone: enough for the command line to look at what is here, and to say what must stay."""
+    """The files of the store, without an index: enough for commands that read the content or set pins."""
 
     layout: Layout
     store: LocalStore
@@ -65,7 +65,7 @@ class LocalDisk:
 
 @dataclass(slots=True)
 class Storage:
-    """Disk and index, and what keeps them in order: enough for the command line without a server."""
+    """Disk and index, and what maintains them: enough for commands that need no server."""
 
     layout: Layout
     store: LocalStore
@@ -79,7 +79,10 @@ class Storage:
 
 
 class ProtectedDigests:
-    """The evictor comes before the flights that it must spare: they are told to it once they exist."""
+    """The digests that are being downloaded, which the evictor must not drop.
+
+    The evictor is built before the flights, so `flights` is set later. Until then no digest is protected.
+    """
 
     def __init__(self) -> None:
         self.flights: Flights | None = None
@@ -89,14 +92,14 @@ class ProtectedDigests:
 
 
 def open_disk(config: Config) -> LocalDisk:
-    """Blocking; nothing is to be closed. Raises `StoreError`."""
+    """The store's files. Blocking; nothing needs to be closed. Raises `StoreError`."""
     layout = Layout(config.store.root)
     return LocalDisk(layout, LocalStore(layout), LocalCatalog(layout), LocalPins(layout))
 
 
 @asynccontextmanager
 async def open_storage(config: Config, in_flight: ProtectedDigests | None = None) -> AsyncIterator[Storage]:
-    """Open disk and index. Raises `StoreError`, `ConfigError`."""
+    """Opens disk and index, and closes them at the end. Raises `StoreError`, `ConfigError`."""
     in_flight = in_flight or ProtectedDigests()
     async with AsyncExitStack() as stack:
         disk = await asyncio.to_thread(open_disk, config)
@@ -132,7 +135,7 @@ async def open_storage(config: Config, in_flight: ProtectedDigests | None = None
 
 def _open_index(config: Config, layout: Layout, store_id: str) -> ContentIndex:
     if url := config.index.url.get_secret_value():
-        # here, for commands that need no library of Redis
+        # imported here, so that commands without Redis do not load its library
         from mirror.index.redis import RedisIndex, parse_redis_url
 
         return RedisIndex(parse_redis_url(url), store_id=store_id, budget=config.index.timeout)
@@ -140,10 +143,10 @@ def _open_index(config: Config, layout: Layout, store_id: str) -> ContentIndex:
 
 
 def pin_rules(config: Config) -> list[PinRule]:
-    """Which images stay because the configuration says so."""
+    """The pins that the configuration sets."""
     return [PinRule(pin.match, pin.reason) for pin in config.pin]
 
 
 def scrub_notes(layout: Layout) -> JsonRecords:
-    """How far the scrub of everything is."""
+    """The record of how far the scrub of the whole store has come."""
     return JsonRecords(layout, "scrub")

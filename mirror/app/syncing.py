@@ -1,4 +1,4 @@
-"""The sync rules of the configuration, and who may run them."""
+"""Builds the sync rules of the configuration, and the leases that decide which replica runs them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mirror.values.platforms import parse_platforms
 
 __all__ = ["make_sync", "open_leases"]
 
-#: Seconds that Redis may take for a lease at the least.
+#: The shortest time-out, in seconds, of Redis calls for leases.
 _LEASE_BUDGET = 1.0
 
 
 def make_sync(
     config: Config, storage: Storage, source_for: Callable[[Repo], SyncSource], leases: Leases | None = None
 ) -> Sync:
-    """The sync rules of the configuration, with what is on disk about them."""
+    """The sync rules of the configuration, with their state on disk."""
     table = routing_table(config)
     return Sync(
         [_sync_rule(rule, table, config) for rule in config.sync],
@@ -54,7 +54,10 @@ def _sync_rule(settings: SyncSettings, table: RoutingTable, config: Config) -> S
 
 
 def open_leases(config: Config, storage: Storage, stack: AsyncExitStack) -> Leases | None:
-    """Where replicas that share a Redis agree who syncs; not on the path of any request, so it may take its time."""
+    """The leases by which replicas with a common Redis agree which of them runs a rule; None without Redis or rules.
+
+    No request waits for a lease, so the time-out may be longer than that of the index. `stack` closes the connections.
+    """
     url = config.index.url.get_secret_value()
     if not url or not config.sync:
         return None

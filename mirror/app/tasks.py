@@ -1,4 +1,4 @@
-"""Jobs, as all processes of one store see them."""
+"""Builds the jobs of a store, which all its processes share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ __all__ = ["make_jobs"]
 
 
 def make_jobs(storage: Storage, work: Mapping[str, Work] | None = None) -> Jobs:
-    """`work` is what a process that runs jobs can do; without it they can be told and cancelled."""
+    """The jobs of a store.
+
+    `work` is the kinds of jobs that this process can run. Without it jobs can only be listed and cancelled.
+    """
     jobs, queue, cancels = (JsonRecords(storage.layout, kind) for kind in ("jobs", "job-queue", "job-cancels"))
     return Jobs(jobs, queue, cancels, hold=storage.locks.try_hold, alone=storage.locks.named, work=work or {})

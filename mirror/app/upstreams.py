@@ -1,4 +1,4 @@
-"""The registries that may be asked: one upstream for each name, with connections and credentials of its own."""
+"""The upstream registries: one object for each name, with its own connections and credentials."""
 
 from __future__ import annotations
 
@@ -37,19 +37,22 @@ from mirror.values.sizes import parse_size
 
 __all__ = ["MOST_HOSTS", "Upstreams", "open_registries"]
 
-#: Hosts under wildcards that are kept.
+#: The most hosts under wildcards that have an upstream at the same time.
 MOST_HOSTS: Final = 200
-#: Seconds, longer than any small answer may take; blobs that are being read are read on.
+#: Seconds until an upstream that was given up is closed: longer than any small answer may take. Blobs that are being
+#: read are read to the end.
 _PARTING: Final = 60.0
 
 
 class Upstreams:
-    """Upstreams by the name that content is filed under, made when first needed. One entry with a wildcard makes one
-    for each host: credentials and connections of one are never used for another.
+    """The upstreams by registry name, each made when it is first needed.
 
-    Clients can make up hosts under a wildcard without end. Of those only so many are kept: the half that was asked for
-    longest ago is then given up, `forgotten` is called, and their connections are closed once what was asked has had
-    its time. One that is wanted again is made again.
+    An entry with a wildcard makes one upstream per host: the credentials and connections of one host are never used for
+    another.
+
+    Clients can invent any number of hosts under a wildcard. When there are `MOST_HOSTS` of them, the half that was used
+    least recently is given up: `forgotten` is called, and the connections are closed a minute later, so that requests
+    under way can end. An upstream that is needed again is made again.
     """
 
     def __init__(self, config: Config, executor: Executor, memo: Memo) -> None:
@@ -58,18 +61,19 @@ class Upstreams:
         self._lists = ListBounds(Layout(config.store.root).lists, parse_size(config.store.lists_bytes))
         self._settings = {entry.name: entry for entry in config.upstream}
         self.table = routing_table(config)
-        #: The one that was asked for last is the last one.
+        #: In the order of their last use, the most recent one last.
         self._made: dict[str, RegistryUpstream | EndpointsUpstream] = {}
-        #: Those that are closed in a while.
+        #: Upstreams that were given up, and the timers that will close them.
         self._parting: dict[int, tuple[asyncio.TimerHandle, list[RegistryUpstream | EndpointsUpstream]]] = {}
         self._gone = 0
         self._closing: set[asyncio.Task[None]] = set()
         self.forgotten: Callable[[], None] = lambda: None
 
     def open(self) -> list[RegistryUpstream]:
-        """Make every registry that has no wildcard, so that mistakes show at start; each address of each.
+        """Makes the upstreams of all entries without a wildcard, so that mistakes show at start. Returns one per
+        address.
 
-        Nobody is contacted. Raises `ConfigError`.
+        No registry is contacted. Raises `ConfigError`.
         """
         opened: list[RegistryUpstream] = []
         for name in self._settings:
@@ -79,7 +83,7 @@ class Upstreams:
         return opened
 
     def named(self, name: str) -> RegistryUpstream | EndpointsUpstream:
-        """The upstream of a registry that the table knows."""
+        """The upstream of a registry. Raises `KeyError` if the routing table does not know the name."""
         found = self._made.pop(name, None)
         if found is None:
             known = self.table.registry(name)
@@ -108,12 +112,14 @@ class Upstreams:
         task.add_done_callback(self._closing.discard)
 
     def label(self, name: str) -> str:
-        """The entry that a registry falls under: bounded by the configuration, where names under a wildcard are not."""
+        """The name of the entry that a registry belongs to, for metrics: the configuration bounds the number of
+        entries, while clients can invent names under a wildcard. Empty if the registry is unknown.
+        """
         known = self.table.registry(name)
         return known[1].name if known else ""
 
     def _make(self, name: str, settings: UpstreamSettings) -> RegistryUpstream | EndpointsUpstream:
-        label = settings.name  # bounded by the configuration, where names under a wildcard are not
+        label = settings.name  # the configuration bounds their number; clients can invent names under a wildcard
 
         def observe(event: str, status: int | None, seconds: float) -> None:
             telemetry.UPSTREAM_REQUESTS.labels(label, event, status or 0).inc()
@@ -152,12 +158,12 @@ class Upstreams:
             )
 
         own = at(settings.url or f"https://{name}", settings, [name, *settings.aliases], on_budget=on_budget)
-        # where there is another endpoint to go to, nothing is gained by trying the same one again
+        # no retries: if one endpoint fails, the next one is asked
         mirrors = [at(one.url, one, [urlsplit(one.url).netloc], retries=0) for one in settings.endpoints]
         return EndpointsUpstream([*mirrors, own], hedge_after=settings.hedge_after) if mirrors else own
 
     def states(self) -> list[UpstreamState]:
-        """How each that is in use is doing; times are epoch seconds."""
+        """The state of each upstream in use. Times are in seconds since the epoch."""
         return [self._state(name, upstream) for name, upstream in list(self._made.items())]
 
     def _state(self, name: str, upstream: RegistryUpstream | EndpointsUpstream) -> UpstreamState:
@@ -200,7 +206,8 @@ async def _close(upstreams: Iterable[RegistryUpstream | EndpointsUpstream]) -> N
 
 @asynccontextmanager
 async def open_registries(config: Config) -> AsyncIterator[list[RegistryUpstream]]:
-    """Every configured registry at each of its addresses, to be checked; those with a wildcard are none yet.
+    """Yields the upstreams of all configured registries, one per address, for checks. Entries with a wildcard are left
+    out, since they name no host.
 
     Raises `ConfigError`.
     """
@@ -275,7 +282,9 @@ def _provider_options(settings: ReachSettings) -> ProviderOptions:
 
 
 def _tls(name: str, reach: ReachSettings) -> tuple[bool | ssl.SSLContext, ssl.SSLContext | None]:
-    """How certificates are checked, and the context that shows ours to the registry itself."""
+    """How the registry's certificate is verified, and the TLS context with our client certificate, if there is one.
+    That context is used for the registry itself only. Raises `ConfigError`.
+    """
     verify: bool | ssl.SSLContext = reach.verify_tls
     try:
         if reach.ca_file is not None and reach.verify_tls:
