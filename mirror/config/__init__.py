@@ -1,18 +1,18 @@
-"""What can be set, where it comes from, and whether it is right.
+"""The settings: what they are, where they come from, and whether they are right.
 
-settings.py   every setting, with its default and what it means
-values.py     what single settings may be
+settings.py   every setting, with its default and its meaning
+values.py     checks of single values
 loading.py    from file and environment to checked settings
-checks.py     what no single setting can tell
-masked.py     the same for whoever looks, without secrets
-tables.py     what they mean, for those who ask before anything is built
+checks.py     checks of several settings together, and of the files that they name
+redacted.py   the settings without secrets, to be shown
+routing.py    the routing table that follows from them
 
-A setting comes from the TOML file given with `--config`; an environment variable goes before it:
-`MIRROR__STORE__CAPACITY=500GB` is `capacity` under `[store]`. Whatever is not set has its default, and with neither
-file nor environment the mirror serves the public registries. A secret can be read from a file: `password_file`,
+Settings come from the TOML file given with `--config`. An environment variable takes precedence over the file:
+`MIRROR__STORE__CAPACITY=500GB` is `capacity` under `[store]`. A setting that is not given has its default. With neither
+file nor environment, the mirror serves the public registries. A secret can be read from a file: `password_file`,
 `url_file`.
 
-Only `app/` and `cli/` know this module: everything below takes ordinary arguments.
+Only `app/` and `cli/` import this package: the modules below them take ordinary arguments.
 """
 
 from mirror.config.checks import hints

@@ -1,4 +1,4 @@
-"""What no single setting can tell, and what only the files that are named can."""
+"""Checks of several settings together, and of the files that they name."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _check_reach(reach: ReachSettings, name: str) -> list[str]:
 
 
 def _check_contents(reach: ReachSettings, name: str) -> list[str]:
-    """What is wrong inside the files that are there."""
+    """Mistakes in the content of the files that one address needs; all of them can be read."""
     mistakes = []
     if reach.ca_file is not None:
         try:
@@ -65,7 +65,7 @@ def _check_contents(reach: ReachSettings, name: str) -> list[str]:
 
 
 def cross_check(config: Config) -> list[str]:
-    """What no single setting can tell, and what only the files that are named can."""
+    """Every mistake that shows only in several settings together, or in the files that they name."""
     mistakes = [*_check_server(config.server), *_check_upstreams(config.upstream)]
     if config.store.root.exists() and not config.store.root.is_dir():
         mistakes.append(f"store.root: {config.store.root} is not a folder")
@@ -78,7 +78,7 @@ def cross_check(config: Config) -> list[str]:
         mistakes.append(f"default_registry: {config.default_registry} is not the name of an upstream")
     mistakes += _check_syncs(config)
     if url := config.index.url.get_secret_value():
-        # here, since every command reads the configuration, and most configurations have no Redis to load a library for
+        # imported here: every command reads the configuration, and few configurations need the Redis library
         from mirror.index.redis import parse_redis_url
 
         try:
@@ -89,7 +89,7 @@ def cross_check(config: Config) -> list[str]:
 
 
 def hints(config: Config) -> list[str]:
-    """What is not wrong in itself, but will most likely fail when the registry is asked."""
+    """Warnings about settings that are valid, but with which requests to the registry will most likely fail."""
     found = []
     for number, upstream in enumerate(config.upstream, 1):
         for inner, reach in upstream.addresses:
@@ -103,7 +103,9 @@ def hints(config: Config) -> list[str]:
 
 
 def _check_admin(config: Config) -> list[str]:
-    """Who can connect may do everything, unless rules say who may."""
+    """A mistake if other machines can reach the admin API, but there is no rule for administrators or they cannot log
+    in. Without such a rule, everyone who connects may do everything.
+    """
     address, access = config.admin_tcp, config.access
     if address is None or values.is_loopback(address) or (access.has_admins and not access.is_shut):
         return []
@@ -139,7 +141,7 @@ def _check_access(config: Config) -> list[str]:
 
 
 def _unusable_secrets(access: AccessSettings) -> list[str]:
-    """What is wrong inside the files that are there."""
+    """Mistakes in the content of the htpasswd file and the token key file. Files that cannot be read are skipped."""
     mistakes: list[str] = []
     for path, check in ((access.htpasswd, check_htpasswd), (access.token_key_file, check_keys)):
         if path is not None and os.access(path, os.R_OK):
@@ -171,7 +173,7 @@ def _check_server(server: ServerSettings) -> list[str]:
     ]
     if server.tls_certificate and server.tls_key and not unreadable:
         try:
-            # a key with a passphrase must not make a server ask for it on a terminal
+            # an empty passphrase, so that OpenSSL does not ask for one on the terminal
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
                 server.tls_certificate, server.tls_key, password=lambda: ""
             )

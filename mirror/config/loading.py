@@ -1,7 +1,7 @@
-"""From a file and the environment to checked settings, with every mistake at once.
+"""Loads the settings from a file and the environment, checks them, and reports every mistake at once.
 
-TOML ──> the environment goes over it ──> each setting by itself ──> the command line ──> secrets out of their files
-     ──> what settings say together, and what lies in the files that they name
+TOML ──> environment over it ──> check of each setting ──> command line ──> secrets read from their files
+     ──> checks of several settings together, and of the files that they name
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ __all__ = ["load"]
 
 
 def load(path: Path | None, overrides: dict[str, Any] | None = None) -> Config:
-    """Read and check everything. Raises `ConfigError` with every mistake, none of which shows a secret.
+    """Reads and checks all settings. Raises `ConfigError` with every mistake; no message shows a secret.
 
-    `overrides` are settings of the command line, by section; they go before everything.
+    `overrides` are the settings of the command line, by section. They take precedence over file and environment.
     """
     content: dict[str, Any] = {}
     if path is not None:
@@ -62,7 +62,9 @@ def load(path: Path | None, overrides: dict[str, Any] | None = None) -> Config:
 
 class _Environment(EnvSettingsSource):
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
-        """What is no JSON is taken as it is written: its own setting says whether it is right."""
+        """The value parsed as JSON, or as it is written if it is not JSON: then the setting's own check accepts or
+        refuses it.
+        """
         try:
             return super().decode_complex_value(field_name, field, value)
         except ValueError:
@@ -70,7 +72,7 @@ class _Environment(EnvSettingsSource):
 
 
 def _with_environment(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The file's settings, over which those of the environment go."""
+    """The file's settings, replaced by those of the environment if both are given."""
     merged = dict(content)
     for name, value in _Environment(Config)().items():
         below = merged.get(name)
@@ -79,7 +81,7 @@ def _with_environment(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unknown_in_environment() -> list[str]:
-    """Variables whose first word is no section and no setting: pydantic never looks at those."""
+    """A mistake for each variable whose first word is no section and no setting; pydantic ignores such variables."""
     prefix = str(Config.model_config["env_prefix"])
     names = [name for name in os.environ if name.upper().startswith(prefix)]
     known = Config.model_fields
@@ -87,10 +89,11 @@ def _unknown_in_environment() -> list[str]:
 
 
 def _validated(content: dict[str, Any]) -> tuple[Config, list[str]]:
-    """What can be made of the settings, and every mistake in them.
+    """The settings as far as they are valid, and every mistake in them.
 
-    Wrong settings are left out and the rest is looked at again: what only shows once each setting is right by itself
-    must not wait for the next try. What is said about a section for want of a setting that was left out is not told.
+    Wrong settings are left out and the rest is checked again: checks of several settings run only once each single
+    setting is valid, and their mistakes must show in the same run. A mistake that is due to a setting that was left out
+    is not reported.
     """
     content = copy.deepcopy(content)
     mistakes: list[str] = []
@@ -106,20 +109,20 @@ def _validated(content: dict[str, Any]) -> tuple[Config, list[str]]:
                 )
                 if not (of_our_making or (left_out and one["type"] == "missing")):
                     mistakes.append(text)
-            # from behind, so that places in a list stay what they are
+            # last places first, so that earlier indexes in a list do not shift
             for where in sorted({one["loc"] for one in error.errors()}, key=str, reverse=True):
                 left_out |= _leave_out(content, where)
 
 
 def _leave_out(content: dict[str, Any], where: tuple[int | str, ...]) -> set[str]:
-    """Take one place out of the settings; returns the names of those that are gone."""
+    """Removes the setting at one place. Returns the names of the settings that were removed."""
     match where:
         case ("upstream", int(number), *inner) if isinstance(content["upstream"], list):
             entry = content["upstream"][number]
             if inner and isinstance(entry, dict) and inner[0] in entry and inner[0] != "name":
                 del entry[inner[0]]
                 return {str(inner[0])}
-            # it keeps its number, and as much of its name as there is
+            # the entry stays in the list, so that the others keep their numbers; a valid name stays, too
             name = entry.get("name") if isinstance(entry, dict) and (not inner or inner[0] != "name") else None
             content["upstream"][number] = {"name": name or f"left-out-{number}.invalid"}
             return {str(key) for key in entry} if isinstance(entry, dict) else set()
@@ -142,7 +145,7 @@ def _override(config: Config, section: str, given: dict[str, Any]) -> tuple[Conf
 
 
 def _mistake(error: Any, *before: str) -> str:
-    """One line: which setting, and what is wrong with it."""
+    """One line that names the setting and says what is wrong with it."""
     where = ""
     for part in (*before, *error["loc"]):
         where += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if where else str(part)
@@ -151,7 +154,7 @@ def _mistake(error: Any, *before: str) -> str:
 
 
 def _with_secrets(config: Config) -> tuple[Config, list[str]]:
-    """Replace every `…_file` by what the file holds."""
+    """Replaces every secret that is given as `…_file` by the content of that file. Returns the mistakes, too."""
     mistakes: list[str] = []
     index = config.index
     if index.url_file is not None:

@@ -1,4 +1,4 @@
-"""Every setting as it counts, without secrets: for whoever looks at a running mirror."""
+"""The settings in force, without secrets, to be shown to operators of a running mirror."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["masked"]
 
 
 def masked(config: Config) -> dict[str, Any]:
-    """As JSON has it; secrets are asterisks, URLs have neither users nor queries."""
+    """The settings as JSON values. Secrets are replaced by asterisks; user names and queries are removed from URLs."""
     told = _redacted(config.model_dump(mode="json", by_alias=True))
     assert isinstance(told, dict)  # noqa: S101  # for the type checker
     return told

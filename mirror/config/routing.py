@@ -1,4 +1,4 @@
-"""What the settings mean, for those who ask before anything is built."""
+"""The routing table that follows from the settings. No connection is opened and no file is read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["routing_table"]
 
 
 def routing_table(config: Config) -> RoutingTable:
-    """Which registry a name means."""
+    """The table that tells which configured registry a name means."""
     return RoutingTable.build(
         (
             Registry(entry.name, tuple(entry.aliases), tuple(entry.hosts), library=entry.name == "docker.io")

@@ -1,4 +1,4 @@
-"""What single settings may be: each function takes one as it is written and gives it back, or raises `ValueError`."""
+"""Checks of single values. Each function takes a value as it is written and returns it, or raises `ValueError`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Seconds = Annotated[float, BeforeValidator(parse_duration)]
 
 
 def default_root() -> Path:
-    """`/var/lib/mirror` where this process may write there, else the user's own data folder."""
+    """`/var/lib/mirror` if this process may write there, else a folder in the user's data directory."""
     system = Path("/var/lib/mirror")
     if os.access(system if system.exists() else system.parent, os.W_OK):
         return system
@@ -58,14 +58,14 @@ def default_root() -> Path:
 
 
 def blocked(seconds: float) -> float:
-    """0, or longer than what a busy machine may keep a process waiting."""
+    """Accepts 0 (never) and 2 s or more. After less time, a worker that is merely busy would be replaced."""
     if 0 < seconds < 2:
         raise ValueError(f"{seconds:g} s is too short: a worker that is merely busy would be killed; at least 2s, or 0")
     return seconds
 
 
 def network(text: str) -> str:
-    """An address, or a network as `10.0.0.0/8`."""
+    """Accepts an address, or a network such as `10.0.0.0/8`."""
     try:
         ipaddress.ip_network(text)
     except ValueError as error:
@@ -85,7 +85,9 @@ def listen(text: str) -> str:
 
 
 def split(given: object) -> object:
-    """A list of the environment, where `a,b` is easier to write than JSON."""
+    """The parts of a comma-separated string, since `a,b` in an environment variable is easier to write than JSON.
+    Anything else is returned as it is.
+    """
     return [part.strip() for part in given.split(",")] if isinstance(given, str) else given
 
 
@@ -94,7 +96,7 @@ def admin_listen(text: str) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether `host:port` is heard on this machine alone."""
+    """True if `host:port` can be reached from this machine only."""
     host = address.rpartition(":")[0].strip("[]")
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -129,7 +131,7 @@ def alias(name: str) -> str:
 
 
 def host(name: str) -> str:
-    """What stands in a `Host` header, where case does not matter and an address may be in brackets."""
+    """Accepts the value of a `Host` header: a name or address, with or without port, in any case, IPv6 in brackets."""
     try:
         check_registry(re.sub(r"\A\[[0-9a-f:.]+\]", "address", name.lower()))
     except RequestError as error:
@@ -138,7 +140,7 @@ def host(name: str) -> str:
 
 
 def token_host(name: str) -> str:
-    """As `policy.realms` compares them: a host, host:port or an origin."""
+    """Accepts a host, host:port or an origin, the forms that `policy.realms` compares."""
     host(re.sub(r"\Ahttps?://", "", name.lower()).rstrip("/"))
     return name
 
