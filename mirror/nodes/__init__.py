@@ -1,5 +1,5 @@
-"""Machines that pull: the configuration of their container clients, and whether it works.
+"""Machines that pull: the configuration of their container clients, and checks that it works.
 
-Pure functions from the text of files to the text of files, one module per client; `disk` and `journal` touch files,
-`visit` and `machine` look at what is there.
+Each client has a module of pure functions from the present text of its files to the new one. `disk` and `journal` read
+and write files; `probe` examines a mirror over the network, `machine` the mirror's own machine.
 """

@@ -1,6 +1,7 @@
 """BuildKit: `mirrors` in `buildkitd.toml`, for each registry by its name.
 
-A mirror with a path is asked below that path, which tells our mirror the registry.
+BuildKit sends requests below the path of a mirror's URL. The path is the name of the registry, which tells our mirror
+which one is meant.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _RESTART: Final = "systemctl restart buildkit, or docker buildx create --buildki
 
 
 def _plan(files: Files, wanted: Wanted) -> FilePlan:
-    """Raises `ConfigError` for what BuildKit cannot be told, `NodeRefused`."""
+    """The plan for BuildKit. Raises `ConfigError` if its file cannot express what is `wanted`, `NodeRefused`."""
     mistakes = [
         f"--registry {name}: BuildKit knows no wildcards" for name in wanted.registries if name.startswith("*.")
     ]
@@ -45,7 +46,7 @@ def _plan(files: Files, wanted: Wanted) -> FilePlan:
     if wanted.mirror.is_plain:
         content = set_keys(content, _FILE, ("registry", address), {"http": True})
     elif table_of(parse(content, _FILE), ("registry", address)).get("http"):
-        # what an edited file has of the time before TLS
+        # left from a time when the mirror had no TLS, in a file that was edited since
         content = set_keys(content, _FILE, ("registry", address), {"http": False})
     if wanted.authority:
         content = set_keys(content, _FILE, ("registry", address), {"ca": [_AUTHORITY]})

@@ -1,4 +1,4 @@
-"""Every client that is known here, by the name that the command line has for it."""
+"""All supported clients, by their names on the command line."""
 
 from __future__ import annotations
 

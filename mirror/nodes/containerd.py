@@ -1,12 +1,12 @@
-"""containerd: a `hosts.toml` for every registry, or one for all, and `config_path` in `config.toml` that leads to it.
+"""containerd: a `hosts.toml` for each registry, or one for all, and `config_path` in `config.toml` that points to them.
 
     /etc/containerd/config.toml                     config_path = "/etc/containerd/certs.d"    restart
-    /etc/containerd/certs.d/_default/hosts.toml     whom to ask for all registries             read at each pull
-    /etc/containerd/certs.d/ghcr.io/hosts.toml      the same for one: goes before `_default`
+    /etc/containerd/certs.d/_default/hosts.toml     the hosts to ask for all registries        read at each pull
+    /etc/containerd/certs.d/ghcr.io/hosts.toml      the same for one: overrides `_default`
 
-`config_path` is of the runtime interface of Kubernetes; `ctr --hosts-dir` and nerdctl read the folder by themselves.
-The settings of that plugin are called otherwise in each version of `config.toml`: 2 is containerd 1.x (and understood
-by 2.x), 3 is containerd 2.x, 4 is 2.3 and later and calls this plugin as 3 does.
+`config_path` is a setting of the runtime interface (CRI), which Kubernetes uses; `ctr --hosts-dir` and nerdctl read the
+folder without it. The name of this plugin's table depends on the version of `config.toml`: version 2 is containerd 1.x
+(2.x reads it, too), version 3 is containerd 2.x, version 4 is 2.3 and later and has the same name as 3.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _FOLDER: Final = f"{_HOME}/certs.d"
 _ALL: Final = "_default"
 _AUTHORITY: Final = "mirror-ca.pem"
 
-#: Where the registries of the runtime interface are set, by the version of the file.
+#: The table with the registries of the runtime interface, by the version of the file.
 _REGISTRY: Final = {
     1: ("plugins", "cri", "registry"),
     2: ("plugins", "io.containerd.grpc.v1.cri", "registry"),
     3: ("plugins", "io.containerd.cri.v1.images", "registry"),
     4: ("plugins", "io.containerd.cri.v1.images", "registry"),
 }
-#: How `disabled_plugins` calls the runtime interface.
+#: The names of the runtime interface in `disabled_plugins`.
 _DISABLED: Final = {"cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"}
 
 _SEVERAL: Final = "config_path names several folders, so containerd 2 may read none of them and go around the mirror"
@@ -45,7 +45,7 @@ _RESTART: Final = "systemctl restart containerd (containers go on running)"
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """One file of the daemon: its text, what it means, and the table with the registries."""
+    """One of the daemon's files: its text, the parsed text, and the path of the table with the registries."""
 
     path: str
     text: str
@@ -58,7 +58,7 @@ class _Settings:
 
 
 def _settings(files: Files) -> list[_Settings]:
-    """`config.toml` and what it imports, in the order in which they are read."""
+    """`config.toml` and the files that it imports, in the order in which they are read. Raises `NodeRefused`."""
     text = files.text(_CONFIG)
     if text is None:
         return []
@@ -89,7 +89,7 @@ def _imported(files: Files, data: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _folders(settings: list[_Settings]) -> tuple[str, ...]:
-    """Where it looks for `hosts.toml`; nothing where it is not told to."""
+    """The folders in which containerd looks for `hosts.toml`; empty if `config_path` is not set."""
     paths = [str(one.registry["config_path"]) for one in settings if one.registry.get("config_path")]
     return tuple(filter(None, paths[-1].split(":"))) if paths else ()
 
@@ -102,7 +102,7 @@ def _is_disabled(settings: list[_Settings]) -> bool:
 
 
 def _plan(files: Files, wanted: Wanted) -> FilePlan:
-    """Raises `ConfigError` for what containerd cannot be told, `NodeRefused`."""
+    """The plan for containerd. Raises `ConfigError` if its files cannot express what is `wanted`, `NodeRefused`."""
     if wild := [name for name in wanted.registries if name.startswith("*.")]:
         raise ConfigError(
             [f"--registry {name}: containerd knows no wildcards; name hosts, or none for all" for name in wild]
@@ -131,13 +131,15 @@ def _plan(files: Files, wanted: Wanted) -> FilePlan:
 
 
 def _folders_of(registry: str) -> tuple[str, ...]:
-    """In the order in which they are looked for; a port may also stand between underscores (containerd's hosts.md)."""
+    """The names of a registry's folder, in the order in which containerd looks for them. A port may be between
+    underscores (containerd's hosts.md).
+    """
     host, colon, port = registry.rpartition(":")
     return (f"{host}_{port}_", registry) if colon else (registry,)
 
 
 def _config_path(files: Files, settings: list[_Settings]) -> tuple[list[Change], list[str], list[str]]:
-    """What to do about `config_path`: changes, notes, conflicts."""
+    """The changes, notes and conflicts that concern `config_path`."""
     legacy = [one for one in settings if _excludes_hosts(one.registry)]
     if legacy:
         where = ", ".join(one.path for one in legacy)
@@ -158,7 +160,7 @@ def _config_path(files: Files, settings: list[_Settings]) -> tuple[list[Change],
         content = written_by("containerd") + "version = 2\n"
         content = set_keys(content, _CONFIG, _REGISTRY[2], {"config_path": _FOLDER})
         return [Change(_CONFIG, content, _RESTART)], [], []
-    # a plugin's settings in an imported file take the place of those before
+    # a plugin's settings in an imported file replace those of the files before it
     holder = [one for one in settings if table_of(one.data, one.table[:2])] or settings[:1]
     one = holder[-1]
     if one.table == _REGISTRY[1]:
@@ -172,7 +174,7 @@ def _config_path(files: Files, settings: list[_Settings]) -> tuple[list[Change],
 
 
 def _excludes_hosts(registry: Mapping[str, Any]) -> bool:
-    """Whether it has what may not stand beside `config_path`: mirrors, and of `configs` the `tls`; `auth` may."""
+    """True if the table has settings that exclude `config_path`: `mirrors`, or `tls` in `configs`. `auth` does not."""
     configs = registry.get("configs")
     of = configs.values() if isinstance(configs, dict) else ()
     return bool(registry.get("mirrors")) or any(isinstance(one, dict) and "tls" in one for one in of)
@@ -181,9 +183,12 @@ def _excludes_hosts(registry: Mapping[str, Any]) -> bool:
 def _one_folder(
     files: Files, settings: list[_Settings], folders: tuple[str, ...]
 ) -> tuple[list[Change], list[str], list[str]]:
-    """`config_path = "/etc/containerd/certs.d:/etc/docker/certs.d"` is what `containerd config default` writes. Its
-    transfer service, which pulls since 2.1, takes that for the name of one folder, finds nothing, and goes around the
-    mirror. Where nothing is in the others they are left out.
+    """The changes, notes and conflicts if `config_path` names several folders.
+
+    `containerd config default` writes `config_path = "/etc/containerd/certs.d:/etc/docker/certs.d"`. The transfer
+    service of containerd, which pulls images since 2.1, takes this for the name of one folder, finds nothing there, and
+    bypasses the mirror. So `config_path` is reduced to its first folder if the others are empty; otherwise there is
+    only a note.
     """
     one = next(one for one in reversed(settings) if one.registry.get("config_path"))
     if held := [folder for folder in folders[1:] if files.names(folder)]:
@@ -194,7 +199,7 @@ def _one_folder(
 
 
 def _hosts(there: str | None, path: str, wanted: Wanted) -> tuple[str, str]:
-    """The text of a `hosts.toml`, and why there cannot be one."""
+    """The text of a `hosts.toml`, and why it cannot be written; empty if it can. `there` is the present text."""
     url = str(wanted.mirror)
     if there is None or not there.strip("\ufeff \t\r\n"):
         return written_by("containerd") + _block(wanted), ""
@@ -210,19 +215,20 @@ def _hosts(there: str | None, path: str, wanted: Wanted) -> tuple[str, str]:
             return there, f'{path}: has [host."{url}"] with other settings: remove that table first'
         if next(iter(known)) == url:
             return there, ""
-        # hosts are asked in the order of the file
+        # containerd asks hosts in the order of the file, so the mirror's table moves to the front
         there = drop_table(there, path, ("host", url))
     return insert_before_tables(there, path, _block(wanted), ours), ""
 
 
 def _block(wanted: Wanted) -> str:
-    """As a host before the registry itself; without fallback as the registry's place, too.
+    """The mirror's table in `hosts.toml`: a host that is asked before the registry itself.
 
-    Then the mirror stands there twice, for containerd 1.x takes no file without a host.
+    Without fallback the mirror is also the `server`, in place of the registry. It is named twice then, because
+    containerd 1.x refuses a file without a host.
     """
     settings = {"capabilities": ["pull", "resolve"], "dial_timeout": DIAL_TIMEOUT}
     if wanted.authority:
-        settings["ca"] = _AUTHORITY  # beside this file
+        settings["ca"] = _AUTHORITY  # relative to the folder of hosts.toml
     header = f"Authorization = {literal(wanted.account.basic)}\n" if wanted.account else ""
     url = literal(str(wanted.mirror))
     lines = [f"{key} = {literal(value)}\n" for key, value in settings.items()]

@@ -1,7 +1,7 @@
-"""The machine's files below a root folder: read as text, written whole, with mode, owner and labels kept.
+"""Reads and writes the machine's files below a root folder: text in, whole files out, with mode, owner and labels kept.
 
-Paths are as the client sees them. Links are followed within the root only, as a client that runs there would: with
-`--root /mnt/image` an absolute link leads into the image, never into this machine.
+Paths are those that the client sees. Symbolic links are resolved below the root, as for a client that runs there: with
+`--root /mnt/image` an absolute link leads into the image, never to a file of this machine.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from mirror.nodes.plan import NodeRefused
 
 __all__ = ["NodeFiles"]
 
-#: As many links on one path as the kernel follows (path_resolution(7)).
+#: The number of symbolic links that the kernel follows on one path (path_resolution(7)).
 _MOST_LINKS: Final = 40
 
 
 class NodeFiles:
-    """`Files`, and what changes them. Blocking."""
+    """The `Files` of this machine, and methods that change them. All calls block."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root.absolute()
 
     def real(self, path: str) -> Path:
-        """Where it is on this machine, links followed; there need not be anything. Raises `NodeRefused`."""
+        """The path on this machine, with links resolved; nothing needs to exist there. Raises `NodeRefused`."""
         left = list(PurePosixPath(path).parts[1:])
         at, links = self._root, 0
         while left:
@@ -53,7 +53,7 @@ class NodeFiles:
         return at
 
     def text(self, path: str) -> str | None:
-        """None if there is none. Raises `NodeRefused`, also for what is not UTF-8."""
+        """The text of a file; None if the file does not exist. Raises `NodeRefused`, also if the text is not UTF-8."""
         with _refusing(path):
             try:
                 return self.real(path).read_bytes().decode()
@@ -63,11 +63,11 @@ class NodeFiles:
                 raise NodeRefused(f"{path}: not UTF-8 (byte {error.start}); mend it first") from error
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file or a folder."""
+        """True if there is a file or a folder."""
         return self.real(path).exists()
 
     def names(self, folder: str) -> list[str]:
-        """What is in a folder, sorted; nothing if there is none. Raises `NodeRefused`."""
+        """The sorted names in a folder; empty if the folder does not exist. Raises `NodeRefused`."""
         with _refusing(folder):
             try:
                 return sorted(os.listdir(self.real(folder)))
@@ -75,7 +75,7 @@ class NodeFiles:
                 return []
 
     def missing(self, path: str) -> list[str]:
-        """The folders that have to be made for a file, the outermost first. Raises `NodeRefused`."""
+        """The folders that must be made before a file can be written, the outermost first. Raises `NodeRefused`."""
         folders: list[str] = []
         for folder in PurePosixPath(path).parents:
             if self.real(str(folder)).is_dir():
@@ -84,10 +84,10 @@ class NodeFiles:
         return folders
 
     def write(self, path: str, content: str, *, secret: bool = False, like: str | None = None) -> None:
-        """Put a file in its place, whole or not at all; folders are made where there are none.
+        """Writes a file, whole or not at all. Missing folders are made.
 
-        One that exists keeps its mode, owner and labels, or takes those of `like`; others can read a new one unless it
-        is `secret`. Raises `NodeRefused`.
+        Mode, owner and labels are those of the existing file, or of `like` if it is given. A new file is readable by
+        everyone. `secret` takes all rights from everyone but the owner. Raises `NodeRefused`.
         """
         with _refusing(path):
             real = self.real(path)
@@ -98,8 +98,8 @@ class NodeFiles:
             _put(real, content.encode(), model if model.exists() else None, secret=secret)
 
     def copy(self, path: str, name: str) -> str:
-        """A copy beside the file, called `name`, with mode and owner; its path. An older one is never replaced,
-        the new one is called `name.2` and so on then.
+        """Copies a file to `name` in the same folder, with mode and owner, and returns the path of the copy. If `name`
+        exists, the copy is called `name.2`, and so on.
 
         Raises `NodeRefused`.
         """
@@ -114,7 +114,7 @@ class NodeFiles:
             return "/" + str(target.relative_to(self._root))
 
     def sweep(self, path: str) -> None:
-        """Remove what crashes have left half written of a file and of its copies; others' files are not touched."""
+        """Removes the temporary files that crashes left of a file and of its backups, and no others."""
         real = self.real(path)
         half = re.compile(rf"\.{re.escape(real.name)}(\.before-mirror-[0-9TZ.]+)?\.[0-9a-f]{{16}}")
         with suppress(OSError):
@@ -122,18 +122,19 @@ class NodeFiles:
                 (real.parent / name).unlink()
 
     def remove(self, path: str) -> None:
-        """A file; repeatable. Raises `NodeRefused`."""
+        """Removes a file; may be repeated. Raises `NodeRefused`."""
         with _refusing(path):
             self.real(path).unlink(missing_ok=True)
 
     def remove_folder(self, path: str) -> None:
-        """A folder, if it is empty."""
+        """Removes a folder if it is empty. Errors are ignored."""
         with suppress(OSError):
             self.real(path).rmdir()
 
 
 def _put(target: Path, content: bytes, model: Path | None, *, secret: bool = False) -> None:
-    """A file with the manners of its model, or for all to read where there is none: whole or not at all.
+    """Writes a file, whole or not at all, with owner, mode and labels of `model`. Without a model everyone can read the
+    file.
 
     Raises `OSError`.
     """
@@ -159,9 +160,9 @@ def _put(target: Path, content: bytes, model: Path | None, *, secret: bool = Fal
 
 
 def _copy_manners(model: Path, descriptor: int, target: Path) -> None:
-    """Owner, mode and extended attributes (among them the labels of SELinux)."""
+    """Copies owner, mode and extended attributes (the labels of SELinux are among them)."""
     status = model.stat()
-    with suppress(PermissionError):  # not root: the file becomes ours, as with every editor
+    with suppress(PermissionError):  # without root the file gets this user as owner, as with any editor
         os.fchown(descriptor, status.st_uid, status.st_gid)
     shutil.copystat(model, target)
     os.utime(target)

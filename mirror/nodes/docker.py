@@ -1,7 +1,7 @@
-"""Docker: `registry-mirrors` in `daemon.json`, which dockerd uses for Docker Hub's images and no others.
+"""Docker: `registry-mirrors` in `daemon.json`, which dockerd uses for images of Docker Hub only.
 
-JSON is changed as text: every other key, its order and its spelling stay. A reload is enough. What a registry's
-certificate is trusted by lies in `/etc/docker/certs.d/<host:port>/` and is read at each pull.
+JSON is changed as text: the other keys, their order and their spelling stay. dockerd needs a reload only. The
+authorities to trust at a registry are in `/etc/docker/certs.d/<host:port>/`, which dockerd reads at each pull.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PLAIN: Final = "insecure-registries"
 
 _RELOAD: Final = "systemctl reload docker"
 
-#: What Docker trips over at a mirror that is well for other clients (seen with dockerd 28).
+#: Problems that only Docker has with a mirror that works for other clients (seen with dockerd 28).
 TOKENS: Final = (
     "with containerd's image store dockerd does not use certs.d for the token endpoint: if the mirror asks for a "
     'login, pulls by its name fail with "x509: certificate signed by unknown authority"'
@@ -36,7 +36,7 @@ BY_HTTP: Final = (
     "with containerd's image store dockerd asks a registry called localhost by http, which TLS does not answer"
 )
 
-#: dockerd does not start when a setting stands both in its file and on its command line.
+#: Where dockerd's command line may be set: dockerd does not start if both it and `daemon.json` have a setting.
 _COMMAND_LINES: Final = (
     ("/etc/systemd/system/docker.service.d", "*"),
     ("/etc/systemd/system", "docker.service"),
@@ -47,7 +47,7 @@ _COMMAND_LINES: Final = (
 
 
 def _plan(files: Files, wanted: Wanted) -> FilePlan:
-    """Raises `ConfigError` for what Docker cannot be told, `NodeRefused`."""
+    """The plan for Docker. Raises `ConfigError` if `daemon.json` cannot express what is `wanted`, `NodeRefused`."""
     mistakes = [
         f"--registry {name}: Docker uses mirrors for docker.io alone; pull {wanted.mirror.address}/{name}/... instead"
         for name in wanted.registries
@@ -80,20 +80,20 @@ def _plan(files: Files, wanted: Wanted) -> FilePlan:
 
 
 def _merge(text: str, mirror: MirrorUrl) -> str:
-    """Raises `NodeRefused`."""
+    """The text of `daemon.json` with the mirror as the first of the mirrors. Raises `NodeRefused`."""
     data = _read(text)
     mirrors = _strings(data, _MIRRORS)
     if not mirrors or not mirror.is_at(mirrors[0]):
         text = _set(text, _MIRRORS, [str(mirror), *(one for one in mirrors if not mirror.is_at(one))])
     plain = _strings(data, _PLAIN)
-    # dockerd itself counts this machine among them
+    # dockerd allows loopback addresses without TLS by default
     if mirror.is_plain and not mirror.is_loopback and mirror.address not in plain:
         text = _set(text, _PLAIN, [*plain, mirror.address])
     return text
 
 
 def _read(text: str) -> dict[str, Any]:
-    """Raises `NodeRefused` with the position of what is wrong."""
+    """The settings in the text of `daemon.json`. Raises `NodeRefused` with the position of a syntax error."""
     if not text.strip(f"{BOM} \t\r\n"):
         return {}
 
@@ -124,7 +124,7 @@ def _strings(data: dict[str, Any], key: str) -> list[str]:
 
 
 def _set(text: str, key: str, values: Sequence[str]) -> str:
-    """Set one key of the object, all else as it is written. Raises `NodeRefused`."""
+    """The text with one key of the object set and everything else as it was. Raises `NodeRefused`."""
     expected = {**_read(text), key: list(values)}
     newline = "\r\n" if "\r\n" in text else "\n"
     if not text.strip(f"{BOM} \t\r\n"):
@@ -148,7 +148,7 @@ def _set(text: str, key: str, values: Sequence[str]) -> str:
 
 
 def _members(text: str) -> tuple[dict[str, tuple[int, int]], int]:
-    """Where each value of the object stands, and where the last one ends. The text is known to be JSON."""
+    """The start and end of each key's value, and the end of the last value. The text must be a JSON object."""
     decoder = json.JSONDecoder()
     blank = re.compile(r"[ \t\r\n]*")
     members: dict[str, tuple[int, int]] = {}

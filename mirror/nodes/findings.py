@@ -1,4 +1,4 @@
-"""What an examination finds, and the verdicts that need no looking: plain values in, findings out."""
+"""The findings of an examination, and the judgements that need no access to a machine: values in, findings out."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ __all__ = [
 ]
 
 _DAY: Final = 86400.0
-#: Certificates are renewed a month ahead where that is automated, and a fortnight leaves time where it is not.
+#: Automatic renewal happens a month before the end; a fortnight leaves enough time to renew a certificate by hand.
 _EXPIRES_SOON: Final = 14 * _DAY
-#: Seconds. A tag's age and a token's life are compared across machines.
+#: Seconds. The ages of tags and the lifetimes of tokens are compared between machines.
 _CLOCK_WARNS, _CLOCK_FAILS = 5.0, 60.0
-#: A pull of many layers takes a few dozen, each client some more.
+#: Open files: a pull of many layers takes a few dozen, and each client takes some more.
 _FEW_FILES: Final = 4096
-#: Part of the pulls that a registry allows: with less, the mirror begins to believe tags longer.
+#: Part of the pulls that a registry allows: below it, the mirror trusts cached tags for longer.
 _FEW_PULLS: Final = 0.25
-#: Part of the disk's inodes that should be free.
+#: Part of the disk's inodes that should be free at the least.
 _FEW_INODES: Final = 0.05
 
 
 class Level(Enum):
-    """How bad it is. A warning may become a problem, or is one for some."""
+    """How bad a finding is. A warning may become a problem, or is a problem for some clients only."""
 
     OK = "ok"
     WARNING = "warning"
@@ -48,7 +48,7 @@ class Level(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`what` was looked at, how it is in one line, and what to do where that is not good."""
+    """What was examined, the result in one line, and advice if the result is not good."""
 
     what: str
     level: Level
@@ -57,12 +57,12 @@ class Finding:
 
 
 def worst(findings: Iterable[Finding]) -> Level:
-    """The worst of them."""
+    """The worst level of the findings; `OK` if there are none."""
     return max((one.level for one in findings), key=list(Level).index, default=Level.OK)
 
 
 def judge_certificate_age(names: str, begins: float, ends: float, now: float) -> Finding:
-    """All three in seconds since the epoch; `names` are those that it is for."""
+    """Whether a certificate is valid, and for how long. The times are seconds since the epoch; `names` is shown."""
     left = ends - now
     if now < begins:
         return Finding("certificate", Level.PROBLEM, f"for {names}: not valid yet", "check this machine's clock")
@@ -76,7 +76,9 @@ def judge_certificate_age(names: str, begins: float, ends: float, now: float) ->
 
 
 def judge_clock(skew: float, whose: str = "the mirror's", what: str = "clock") -> Finding:
-    """`skew` in seconds: how far this machine is ahead of another's, as far as a header of whole seconds tells."""
+    """Whether two clocks agree. `skew` is how far this machine's clock is ahead of the other one, in seconds, to the
+    precision of an HTTP date (whole seconds).
+    """
     text = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} {whose}" if abs(skew) >= 2 else f"as {whose}"
     level = Level.PROBLEM if abs(skew) >= _CLOCK_FAILS else Level.WARNING if abs(skew) >= _CLOCK_WARNS else Level.OK
     advice = "" if level is Level.OK else "see to time synchronisation on both: certificates and tokens depend on it"
@@ -84,7 +86,7 @@ def judge_clock(skew: float, whose: str = "the mirror's", what: str = "clock") -
 
 
 def judge_client(client: str, asked: Asked, registry: str, mirror: MirrorUrl, *, demanded: bool) -> Finding:
-    """Whether a client asks this mirror first. `demanded`: the caller named the client."""
+    """Whether a client asks this mirror first. `demanded` means that the caller named the client."""
     what = f"client {client}"
     ours = [number for number, one in enumerate(asked.endpoints) if mirror.is_at(one)]
     advice = f"mirror configure {client} {mirror} --apply"
@@ -103,7 +105,9 @@ def judge_client(client: str, asked: Asked, registry: str, mirror: MirrorUrl, *,
 
 
 def judge_room(total: int, free: int, held: int, capacity: Capacity) -> Finding:
-    """Of the store's disk, in bytes; `held` is what is in the store already."""
+    """Whether the store's disk has room for its capacity. Sizes are in bytes; `held` is the present size of the
+    store.
+    """
     wanted = capacity.of(total)
     text = f"{format_size(free)} of {format_size(total)} free, capacity {format_size(wanted)}"
     if free < 64 * 1024 * 1024:
@@ -115,7 +119,7 @@ def judge_room(total: int, free: int, held: int, capacity: Capacity) -> Finding:
 
 
 def judge_inodes(total: int, free: int) -> Finding:
-    """Of the store's disk; file systems without a fixed number say 0."""
+    """Whether the store's disk has enough inodes. `total` is 0 on file systems without a fixed number of inodes."""
     if total == 0:
         return Finding("inodes", Level.OK, "as many as there is room for")
     text = f"{free} of {total} free"
@@ -127,8 +131,11 @@ def judge_inodes(total: int, free: int) -> Finding:
 
 
 def judge_owners(root: Path, owner: int, users: Mapping[str, int]) -> Finding | None:
-    """`users` own what lies in a store whose marker is `owner`'s. Files are readable for their owner alone: what root
-    has left there, by a command or by a start that was none of its business, the mirror can neither read nor replace.
+    """A problem if files in the store belong to a user other than `owner`, who owns the store's marker; else None.
+    `users` maps paths to user ids.
+
+    Only the owner of a file may read it. The mirror can neither read nor replace files that root left there, by a
+    command or by starting the mirror as root.
     """
     strangers = sorted(path for path, user in users.items() if user != owner)
     if not strangers:
@@ -139,7 +146,7 @@ def judge_owners(root: Path, owner: int, users: Mapping[str, int]) -> Finding | 
 
 
 def judge_budget(registry: str, limit: int, remaining: int, window: float) -> Finding:
-    """`remaining` of `limit` pulls within `window` seconds, as the registry counts them."""
+    """Whether enough pulls are left: `remaining` of `limit` within `window` seconds, as the registry counts them."""
     what, text = f"budget {registry}", f"{remaining} of {limit} pulls left within {window / 3600:.0f} hours"
     if not remaining:
         return Finding(what, Level.PROBLEM, text, "what is cached is served; for more, wait, or give it an account")
@@ -149,7 +156,7 @@ def judge_budget(registry: str, limit: int, remaining: int, window: float) -> Fi
 
 
 def judge_files(hard: int) -> Finding:
-    """The hard limit of open files, to which workers raise their own."""
+    """Whether the hard limit of open files is high enough. Workers raise their soft limit to it."""
     if hard < _FEW_FILES:
         advice = "raise it (LimitNOFILE=65536 in a unit): each client and each download takes some"
         return Finding("open files", Level.WARNING, f"at most {hard}", advice)

@@ -1,15 +1,16 @@
-"""What was done to a client's files, so that it can be done once, done again differently, and taken back.
+"""Records what was done to a client's files, so that it can be repeated, changed and undone.
 
     untouched ── apply ──> ours ── apply, other wishes ──> ours
         ^                   │ │
-        └────── undo ───────┘ └── somebody edits ──> edited ── undo: refused, shows the difference
-                                                       ├── apply that changes it: merged into what they wrote, and
+        └────── undo ───────┘ └── the user edits ──> edited ── undo: refused, shows the difference
+                                                       ├── apply that changes it: merged into the user's text, and
                                                        │                          never undone
-                                                       └── apply that does not: left as they wrote it
+                                                       └── apply that does not: left as the user wrote it
 
-The journal lies in the folder of the client's configuration (`mirror-configure.json`, readable by root alone) and is
-written before the files are: after a crash in between, the same command goes on, or `undo` takes back what there is.
-While a file is ours, plans are made from what it was before us: wishes that changed leave no trace of the old ones.
+The journal is a file in the folder of the client's configuration (`mirror-configure.json`, readable by its owner only).
+It is written before the client's files are. After a crash in between, the same command completes the change, or `undo`
+takes back the part that was done. While a file is ours, plans are made from its text before our first change, so a new
+plan leaves no trace of an older one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ __all__ = ["Difference", "Done", "Journal", "needed"]
 
 _NAME: Final = "mirror-configure.json"
 
-#: Words after which a value is nobody's business. Differences are shown, and kept in logs of whatever ran this.
+#: Values after these words are secrets. Differences are printed, and may end up in the logs of the calling program.
 _SECRET: Final = re.compile(
     r"""(?i)((?:password|passwd|secret|auth|authorization|(?:identity|registry)?_?token)["']?[ \t]*[:=][ \t]*)\S.*"""
     r"""|(//)[^/@\s]*@"""
@@ -38,9 +39,11 @@ _SECRET: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One file. `backup` is what it was before us, None: there was none. `written` is what we may have left there.
+    """The record of one file.
 
-    `edited`: somebody had changed it when we wrote again. `needs` as in `Change`.
+    `backup` is the copy of the file before our first change; None if there was no such file. `written` are the texts
+    that we may have left in the file: the last one, and after a crash the one that was being written. `edited`: the
+    user had changed the file when we wrote it again. `needs` as in `Change`.
     """
 
     path: str
@@ -52,7 +55,10 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What happens to a file: None where it is made or removed. `needs` is what makes the client see it."""
+    """The change of one file. `before` is None if the file is made, `after` is None if it is removed.
+
+    `needs` is what makes the client read the file again.
+    """
 
     path: str
     before: str | None = field(repr=False)
@@ -61,7 +67,7 @@ class Difference:
     secret: bool = False
 
     def unified(self) -> str:
-        """As `diff -u` shows it, without the values of secrets."""
+        """The difference as `diff -u` shows it, without the values of secrets."""
         lines = difflib.unified_diff(
             (self.before or "").splitlines(),
             (self.after or "").splitlines(),
@@ -74,7 +80,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A difference that is now on the disk, and where the file as it was before is kept."""
+    """A difference that was written to disk, and the path of the new backup, if one was made."""
 
     difference: Difference
     backup: str | None
@@ -85,34 +91,34 @@ def _without_secrets(line: str) -> str:
 
 
 class Journal:
-    """Of one client's folder. It is `Files` as well: the files as they would be without us."""
+    """The journal of one client. As `Files`, it shows the files as they would be without our changes."""
 
     def __init__(self, disk: NodeFiles, client: Client) -> None:
-        """Raises `NodeRefused` where the journal is there but cannot be read."""
+        """Reads the journal, if there is one. Raises `NodeRefused` if it cannot be read."""
         self._disk = disk
         self._path = f"{client.home}/{_NAME}"
         self._entries: dict[str, _Entry] = {}
-        #: Those that we made.
+        #: The folders that we made.
         self._folders: set[str] = set()
         self._load()
 
     # ------------------------------------------------------------------------------------------- Files
 
     def text(self, path: str) -> str | None:
-        """What a file was before us; as it is where somebody has changed it since."""
+        """The text of a file without our changes; its present text if the user has edited it since."""
         current = self._disk.text(path)
         entry = self._entries.get(path)
         return current if entry is None or not self._is_ours(entry, current) else self._before(entry)
 
     def names(self, folder: str) -> Sequence[str]:
-        """What is in a folder."""
+        """The present names in a folder."""
         return self._disk.names(folder)
 
     # ----------------------------------------------------------------------------------------- forwards
 
     def differences(self, plan: FilePlan) -> list[Difference]:
-        """What `apply` would do. Files of an earlier plan that this one does not name go back to what they were, but
-        for those that somebody has edited since (see `left`).
+        """What `apply` would change. Files of an earlier plan that this plan does not name are restored, except those
+        that the user has edited since (see `left`).
         """
         found = [
             Difference(change.path, before, change.content, change.needs, change.secret)
@@ -122,7 +128,7 @@ class Journal:
         return found + self._backwards(self._no_more_named(plan))[0]
 
     def left(self, plan: FilePlan) -> list[str]:
-        """Notes about the files that `apply` leaves as they are, because somebody has edited them."""
+        """Notes about files of an earlier plan that `apply` does not restore, because the user has edited them."""
         _, edited = self._backwards(self._no_more_named(plan))
         return [f"{entry.path}: was edited since configure wrote it, and is left as it is" for entry in edited]
 
@@ -131,8 +137,9 @@ class Journal:
         return [one for one in self._entries.values() if one.path not in named]
 
     def apply(self, plan: FilePlan, now: float) -> list[Done]:
-        """Blocking; `now` in seconds since the epoch. Raises `NodeRefused`; nothing or a part is done then, and doing
-        it again goes on.
+        """Carries out a plan. Blocking. `now` is in seconds since the epoch.
+
+        Raises `NodeRefused`. Nothing or a part is done then, and a repetition completes it.
         """
         differences = self.differences(plan)
         by_path = {change.path: change for change in plan.changes}
@@ -148,7 +155,7 @@ class Journal:
             if differences:
                 self._save()
         except NodeRefused:
-            # a full disk, perhaps: nobody would ever be rid of copies that no journal knows
+            # the disk may be full: remove the backups that the journal on disk does not name, since `undo` never would
             known = self._disk.text(self._path) or ""
             for copy in filter(None, backups.values()):
                 if json.dumps(copy) not in known:
@@ -167,7 +174,7 @@ class Journal:
         return [Done(one, backups.get(one.path)) for one in differences]
 
     def _prepare(self, one: Difference, stamp: str) -> tuple[_Entry, str | None]:
-        """The entry of a file that is about to be written, and the backup that was made for it."""
+        """The entry of a file that is about to be written, and the path of the backup that was made for it, if any."""
         entry = self._entries.get(one.path)
         ours = entry is not None and self._is_ours(entry, one.before)
         backup = None
@@ -180,7 +187,7 @@ class Journal:
     # ---------------------------------------------------------------------------------------- backwards
 
     def undoing(self) -> list[Difference]:
-        """What `undo` would do. Raises `NodeRefused`, with what has changed, where a file is not as we left it."""
+        """What `undo` would change. If a file is not as we left it, raises `NodeRefused` with the difference."""
         differences, edited = self._backwards(list(self._entries.values()))
         if edited:
             strange = [self._strange(entry, self._disk.text(entry.path)) for entry in edited]
@@ -188,7 +195,10 @@ class Journal:
         return differences
 
     def undo(self) -> list[Done]:
-        """Every file as it was before us, every one that we made gone. Raises `NodeRefused`; nothing is done then."""
+        """Restores every file as it was before our first change, and removes those that we made. Returns what was done.
+
+        Raises `NodeRefused` before anything is done if a file is not as we left it.
+        """
         differences = self.undoing()
         for entry in self._entries.values():
             self._restore(entry)
@@ -200,7 +210,7 @@ class Journal:
         return [Done(one, None) for one in differences]
 
     def _backwards(self, entries: list[_Entry]) -> tuple[list[Difference], list[_Entry]]:
-        """What it takes to have these files as they were before us, and those that are not as we left them."""
+        """The changes that restore these files, and the entries of those files that are not as we left them."""
         found, edited = [], []
         for entry in entries:
             current = self._disk.text(entry.path)
@@ -231,14 +241,16 @@ class Journal:
             self._disk.remove(entry.backup)
 
     def _remove_folders(self) -> None:
-        """Those that we made and that are empty, the innermost first."""
+        """Removes the folders that we made if they are empty, the innermost first."""
         for folder in sorted(self._folders, key=len, reverse=True):
             self._disk.remove_folder(folder)
 
     # ---------------------------------------------------------------------------------------- the record
 
     def _is_ours(self, entry: _Entry, current: str | None) -> bool:
-        """Whether a file is as we left it, or as it was before us, and its past is known."""
+        """True if the file is as it was before our first change, or as we left it and never edited by the user in
+        between. False if its backup is gone.
+        """
         before = self._before(entry)
         if entry.backup is not None and before is None:
             return False
@@ -273,5 +285,5 @@ class Journal:
 
 
 def needed(changes: Sequence[Change | Difference]) -> list[str]:
-    """What has to be done for the client to see them, each once."""
+    """What must be done so that the client sees the changes, without repetitions."""
     return list(dict.fromkeys(one.needs for one in changes if one.needs))

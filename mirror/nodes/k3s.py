@@ -1,8 +1,10 @@
 """k3s and RKE2: `registries.yaml`, from which they write containerd's `hosts.toml` when they start.
 
-`"*"` means every registry that has no entry of its own. The mirror is told the registry by `?ns=`, so names are not
-rewritten. YAML is read and written anew: comments do not survive, the backup has them. What is no text (`0123`, `no`)
-is kept as it is spelled: k3s takes it for a password that is spelled so, where YAML means a number.
+`"*"` matches every registry without an entry of its own. The mirror learns the registry from `?ns=`, so names are not
+rewritten.
+
+YAML is parsed and written anew. Comments are lost; the backup has them. Scalars that are not strings (`0123`, `no`)
+keep their spelling: YAML reads them as numbers or booleans, but k3s takes them literally, for example as a password.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _RESTART: Final = {
 
 
 def _plan(client: str, files: Files, wanted: Wanted) -> FilePlan:
-    """Raises `ConfigError` for what they cannot be told, `NodeRefused`."""
+    """The plan for k3s or RKE2. Raises `ConfigError` if their files cannot express what is `wanted`, `NodeRefused`."""
     if wild := [name for name in wanted.registries if name.startswith("*.")]:
         raise ConfigError([f"--registry {name}: {client} knows hosts, or none for all" for name in wild])
     home = f"/etc/rancher/{client}"
@@ -74,7 +76,7 @@ def _plan(client: str, files: Files, wanted: Wanted) -> FilePlan:
 
 @dataclass(frozen=True, slots=True)
 class _Spelled:
-    """A number, a date, yes or no, as it is written."""
+    """A number, a date or a boolean, as it is spelled in the file."""
 
     tag: str
     text: str
@@ -84,7 +86,7 @@ class _Spelled:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, as k3s does."""
+    """A safe loader that refuses a repeated key, as k3s does."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -109,7 +111,7 @@ _Dumper.add_representer(_Spelled, lambda dumper, value: dumper.represent_scalar(
 
 
 def _read(text: str, path: str) -> dict[str, Any]:
-    """Raises `NodeRefused` with the position of what is wrong."""
+    """The parsed text. Raises `NodeRefused` with the position of a syntax error."""
     try:
         data = yaml.load(text.removeprefix(BOM), _Loader)  # noqa: S506  a safe loader
     except yaml.MarkedYAMLError as error:
@@ -134,7 +136,7 @@ def _write(client: str, data: Mapping[str, Any], before: str) -> str:
 
 
 def _mapping(of: dict[str, Any], key: str, path: str) -> dict[str, Any]:
-    """The mapping at a key, made where there is none."""
+    """The mapping at a key; added if it does not exist. Raises `NodeRefused` if the value is not a mapping."""
     value = of.get(key)
     if value is None:
         value = of[key] = {}

@@ -1,4 +1,4 @@
-"""A look at the mirror's own machine: the disk of its store, and its limits. Blocking."""
+"""Examines the mirror's own machine: the disk of its store, and its limits. Blocking."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ __all__ = ["look_at_limits", "look_at_store"]
 
 
 def look_at_store(root: Path, capacity: Capacity) -> Iterator[Finding]:
-    """Whether it is there and can be written to, and how much room there is. Leaves nothing behind."""
+    """Yields findings about the store: whether it exists and can be written to, and how much room its disk has. Leaves
+    no files behind.
+    """
     place = root
     if not root.exists():
         text = f"{root} is not there yet"
@@ -41,7 +43,7 @@ def look_at_store(root: Path, capacity: Capacity) -> Iterator[Finding]:
 
 
 def _write(root: Path) -> str:
-    """Why a file of 4 KiB cannot be written; empty: it can."""
+    """Why a file of 4 KiB cannot be written; empty if it can."""
     trial = root / f".doctor-{secrets.token_hex(8)}"
     try:
         descriptor = os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -59,7 +61,9 @@ def _write(root: Path) -> str:
 
 
 def _stranger(root: Path) -> Finding | None:
-    """Two levels of folders are looked at; further down there may be millions of files."""
+    """A problem if files in the store belong to another user than the store does. Only two levels of folders are
+    examined, since there may be millions of files below them.
+    """
     try:
         owner = (root / "store.json").stat().st_uid
         found = []
@@ -67,16 +71,16 @@ def _stranger(root: Path) -> Finding | None:
             if entry.name != "lost+found":
                 found.append(entry)
                 if entry.is_dir(follow_symlinks=False):
-                    with suppress(PermissionError):  # it is one of those itself
+                    with suppress(PermissionError):  # the folder itself belongs to another user
                         found += os.scandir(entry.path)
         users = {entry.path: entry.stat(follow_symlinks=False).st_uid for entry in found}
-    except OSError:  # no store, or names that have gone meanwhile
+    except OSError:  # there is no store, or a file was removed meanwhile
         return None
     return judge_owners(root, owner, users)
 
 
 def _held(root: Path) -> int:
-    """Bytes of the blobs on disk."""
+    """The size in bytes of the blobs on disk."""
     held = 0
     for folder, _, names in os.walk(root / "blobs"):
         for name in names:
@@ -86,5 +90,5 @@ def _held(root: Path) -> int:
 
 
 def look_at_limits() -> Finding:
-    """Of this process, which a mirror that is started likewise would have."""
+    """Judges the open-files limit of this process; a mirror that is started in the same way has the same limit."""
     return judge_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])

@@ -1,7 +1,7 @@
-"""What is wanted of a client's configuration, and what it takes to get there. Values only.
+"""What a client's configuration should do, and the files that make it so. Values only.
 
-text of its files ──> a client's `plan(files, wanted)` ──> Plan: files as they should be
-                 └──> a client's `asks(files, registry)` ──> Asked: whom it asks today
+text of its files ──> a client's `plan(files, wanted)` ──> FilePlan: its files as they should be
+                 └──> a client's `asks(files, registry)` ──> Asked: the hosts that it asks today
 """
 
 from __future__ import annotations
@@ -31,22 +31,25 @@ __all__ = [
     "written_by",
 ]
 
-#: Some editors begin UTF-8 files with it.
+#: The byte order mark, which some editors write at the start of UTF-8 files.
 BOM: Final = "\ufeff"
 
-#: How long a client that can be told so waits for a mirror that does not answer the dial, before it goes on without.
+#: How long a client waits for a connection to the mirror before it goes on without; only some clients have a setting.
 DIAL_TIMEOUT: Final = "3s"
 
 _HOST: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
 
 
 class NodeRefused(MirrorError):
-    """A file of this machine cannot be read, understood or changed safely; nothing was done to it."""
+    """A file of this machine cannot be read, understood or changed safely. The file is unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class MirrorUrl:
-    """Where clients reach the mirror. `host` is a name or address (IPv6 in brackets), `port` 0: the scheme's own."""
+    """The URL at which clients reach the mirror.
+
+    `host` is a name or an address, IPv6 in brackets. `port` is 0 for the default port of the scheme.
+    """
 
     scheme: str
     host: str
@@ -54,13 +57,13 @@ class MirrorUrl:
 
     @classmethod
     def parse(cls, text: str) -> MirrorUrl:
-        """Raises `ConfigError`; it quotes nothing that could be a password."""
+        """Parses a URL. Raises `ConfigError`, whose message quotes nothing that could be a password."""
         try:
             parts = urlsplit(text.strip())
             port = parts.port
         except ValueError:
             raise ConfigError(["MIRROR_URL: host or port cannot be read"]) from None
-        if "@" in text:  # with a slash too few, too, where the user does not count as one
+        if "@" in text:  # not parts.username: with a slash too few, urlsplit finds no user
             raise ConfigError(["MIRROR_URL: holds a user or password; use --username and --password-file"])
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError([f"MIRROR_URL: write http://host:port or https://host:port, not {text[:200]!r}"])
@@ -75,9 +78,10 @@ class MirrorUrl:
 
     @property
     def address(self) -> str:
-        """`host` or `host:port`, as it stands in the names of images.
+        """`host` or `host:port`, as it is written in image names.
 
-        There a first part without dot and colon is no host, but a folder of Docker Hub's: such a host gets its port.
+        The first part of an image name is a host only if it has a dot or a colon, or is `localhost`; else it is a
+        namespace of Docker Hub. So the port is added to other names even if it is the default one.
         """
         if self.port or (self.host != "localhost" and "." not in self.host and ":" not in self.host):
             return f"{self.host}:{self.port or (80 if self.is_plain else 443)}"
@@ -85,25 +89,26 @@ class MirrorUrl:
 
     @property
     def is_ipv6(self) -> bool:
-        """Whether it is an address of IPv6, not a name."""
+        """True if the host is an IPv6 address."""
         return self.host.startswith("[")
 
     @property
     def is_plain(self) -> bool:
-        """Whether there is no TLS."""
+        """True if the mirror is reached without TLS."""
         return self.scheme == "http"
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is this machine; Docker trusts those without TLS anyway."""
+        """True if the mirror is on this machine. Docker trusts loopback addresses without TLS."""
         try:
             return ipaddress.ip_address(self.host.strip("[]")).is_loopback
         except ValueError:
             return self.host == "localhost"
 
     def is_at(self, url: str) -> bool:
-        """Whether another way of writing means this mirror: case, a slash at the end, a port that goes without saying,
-        a path behind the port."""
+        """True if a URL means this mirror, even if it is written differently: case, a slash at the end, the default
+        port written out, a path after the port.
+        """
         try:
             parts = urlsplit(url if "://" in url else f"{self.scheme}://{url}")
             port = parts.port
@@ -121,7 +126,7 @@ class MirrorUrl:
 
 @dataclass(frozen=True, slots=True)
 class ClientLogin:
-    """How a client logs in at the mirror."""
+    """The account with which a client logs in at the mirror."""
 
     username: str
     password: str = field(repr=False)
@@ -134,11 +139,11 @@ class ClientLogin:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a client shall do.
+    """What a client's configuration should do.
 
-    `registries` are those that the caller named; empty: every one that the client can be told of, of which `public`
-    are the best known. `authority` is PEM text of whom to trust at the mirror. Not `fallback`: nobody but the mirror
-    may be asked.
+    `registries` are those that the caller named. If there are none, all registries are meant; clients that need a name
+    for each are configured for those in `public`. `authority` is PEM text of the authorities to trust at the mirror.
+    Without `fallback`, the client may ask the mirror only.
     """
 
     mirror: MirrorUrl
@@ -151,9 +156,10 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A file as it should be; `needs` is what makes the client see it, empty: nothing has to be done.
+    """A file as it should be.
 
-    `path` is absolute, as the client sees it. `mode` counts where the file is made, `secret`: nobody else may read it.
+    `path` is absolute, as the client sees it. `needs` is what makes the client read the file again; empty if nothing
+    has to be done. A `secret` file is readable by its owner only.
     """
 
     path: str
@@ -164,9 +170,9 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """All of a client's files that should be there. `conflicts` forbid that it is carried out, `notes` are to be told.
+    """All files that a client needs. A plan with `conflicts` must not be carried out. `notes` are shown to the user.
 
-    `seen` says when the client sees changes for which nothing has to be done.
+    `seen` says when the client notices changes for which nothing has to be done.
     """
 
     changes: tuple[Change, ...]
@@ -177,9 +183,10 @@ class FilePlan:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Whom a client asks for a registry's images, in order, before the registry itself; `where` says so.
+    """The hosts that a client asks for a registry's images before the registry itself, in order. `where` is the file or
+    folder that says so.
 
-    `trouble`: why it does not do what is written; `doubts`: why some of its releases may not.
+    `trouble`: why the client does not do what is configured. `doubts`: why some of its releases may not.
     """
 
     endpoints: tuple[str, ...]
@@ -189,18 +196,18 @@ class Asked:
 
 
 class Files(Protocol):
-    """The machine's files as text."""
+    """Reads the machine's files as text."""
 
     def text(self, path: str) -> str | None:
-        """None if there is none. Raises `NodeRefused`."""
+        """The text of a file; None if the file does not exist. Raises `NodeRefused`."""
 
     def names(self, folder: str) -> Sequence[str]:
-        """What is in a folder, sorted; nothing if there is none. Raises `NodeRefused`."""
+        """The sorted names in a folder; empty if the folder does not exist. Raises `NodeRefused`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One kind of container client. `home` is the folder of its configuration, where what was done is kept, too."""
+    """One kind of container client. `home` is the folder of its configuration; the journal is kept there, too."""
 
     name: str
     home: str
@@ -209,5 +216,5 @@ class Client:
 
 
 def written_by(client: str) -> str:
-    """The marker at the head of what is ours alone, for formats that know comments."""
+    """The comment at the head of files that we write as a whole, for formats with comments."""
     return f"# Written by `mirror configure {client}`; `mirror configure {client} --undo` takes it back.\n"

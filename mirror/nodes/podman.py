@@ -1,9 +1,9 @@
-"""podman, skopeo, buildah and CRI-O: a drop-in for `registries.conf` with a block for each registry.
+"""podman, skopeo, buildah and CRI-O: a drop-in file for `registries.conf` with a block for each registry.
 
-Files in `registries.conf.d` are read in the order of their names after `registries.conf`; a block takes the place of
-an earlier one with the same prefix (containers-registries.conf.d(5)). The mirror is told the registry by the path:
-`location = "mirror:5000/ghcr.io"`. A prefix with a wildcard (`*.pkg.dev`) stands for whole hosts, and a mirror's
-location takes the place of the host, so that its name is lost: such registries are configured host by host.
+Files in `registries.conf.d` are read after `registries.conf`, in the order of their names; a block replaces an earlier
+one with the same prefix (containers-registries.conf.d(5)). The path of the mirror's location tells it the registry:
+`location = "mirror:5000/ghcr.io"`. A prefix with a wildcard (`*.pkg.dev`) matches whole hosts, and the location of a
+mirror replaces the host, so that its name is lost. Such registries are configured host by host.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ _FILE: Final = f"{_DROP_INS}/{_NAME}"
 
 
 def _plan(client: str, needs: str, seen: str, files: Files, wanted: Wanted) -> FilePlan:
-    """Raises `ConfigError` for what registries.conf cannot say, `NodeRefused`."""
+    """The plan for either client. Raises `ConfigError` if registries.conf cannot express what is `wanted`,
+    `NodeRefused`.
+    """
     mistakes = [f"--registry {name}: {_WILD}" for name in wanted.registries if name.startswith("*.")]
     if wanted.account:
         mistakes.append(f"--username: registries.conf holds no passwords; {_LOGIN[client]}")
     if mistakes:
         raise ConfigError([one.replace("ADDRESS", wanted.mirror.address) for one in mistakes])
     names = wanted.registries or tuple(name for name in wanted.public if not name.startswith("*."))
-    # one file for both clients, so one marker
+    # both clients share the file, so the marker is the same for both
     content = written_by("podman") + "".join(_block(name, wanted) for name in names)
     changes = [Change(_FILE, content, needs)]
     if wanted.authority:
@@ -56,13 +58,13 @@ _LOGIN: Final = {
 def _block(name: str, wanted: Wanted) -> str:
     place = literal(f"{wanted.mirror.address}/{name}")
     insecure = "insecure = true\n" if wanted.mirror.is_plain else ""
-    # a location of its own is asked when mirrors fail; the mirror as location is asked alone
+    # the location is asked when all mirrors fail; without fallback the location itself is the mirror
     location = f"location = {literal(name)}\n[[registry.mirror]]\n" if wanted.fallback else ""
     return f"\n[[registry]]\nprefix = {literal(name)}\n{location}location = {place}\n{insecure}"
 
 
 def _others(files: Files, names: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Blocks for the same prefix in other files: notes and conflicts."""
+    """Notes and conflicts about blocks for the same prefix in other files."""
     notes, conflicts = [], []
     for path, block in _blocks(files):
         prefix = block.get("prefix", block.get("location"))
@@ -78,7 +80,7 @@ def _others(files: Files, names: tuple[str, ...]) -> tuple[list[str], list[str]]
 
 
 def _blocks(files: Files) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every `[[registry]]`, in the order in which they are read."""
+    """Yields every `[[registry]]` block and its file, in the order in which they are read."""
     paths = [_MAIN, *(f"{_DROP_INS}/{name}" for name in files.names(_DROP_INS) if name.endswith(".conf"))]
     for path in paths:
         data = parse(files.text(path) or "", path)
@@ -93,7 +95,7 @@ def _asks(files: Files, registry: str) -> Asked:
         if prefix != registry and not (prefix.startswith("*.") and registry.endswith(prefix[1:])):
             continue
         mirrors = [one for one in block.get("mirror", []) if isinstance(one, dict) and one.get("location")]
-        # without a scheme: with `insecure` both are tried
+        # locations have no scheme: with `insecure`, the client tries https and http
         asked = [str(one["location"]) for one in mirrors]
         location = str(block.get("location", ""))
         if location and location.partition("/")[0] != registry:

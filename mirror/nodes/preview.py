@@ -1,6 +1,6 @@
-"""The configuration of every client as it would be on a machine where there is none yet: to be shown and copied.
+"""The configuration of every client, as `mirror configure` writes it on a machine without any, to be shown and copied.
 
-It is what `plan` says of a machine without files, so it cannot differ from what `mirror configure` writes.
+It comes from the clients' own `plan` functions, so it cannot differ from what `mirror configure` writes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ _HUB: Final = "docker.io"
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What one client needs. `files` are whole, `command` does the same on the client's machine."""
+    """The configuration of one client. `files` are complete; `command` does the same on the client's machine.
+
+    `seen` says when the client notices changes for which nothing has to be reloaded.
+    """
 
     client: str
     command: str
@@ -29,27 +32,28 @@ class Offer:
 
 
 class _Nothing:
-    """A machine without any of the clients' files."""
+    """The `Files` of a machine without any files."""
 
     def text(self, path: str) -> str | None:
-        """There is none."""
+        """None: there are no files."""
 
     def names(self, folder: str) -> Sequence[str]:
-        """Nothing is there."""
+        """Empty: there are no files."""
         return ()
 
 
 def offered(mirror: MirrorUrl, registries: Sequence[str], public: Sequence[str]) -> Iterator[Offer]:
-    """For every client that can use one of these `registries`, which are those that the mirror is configured for.
+    """Yields the configuration of each client that can use one of `registries`, which are those configured at the
+    mirror.
 
-    `public` are those that `mirror configure` means where it is told none.
+    `public` are the registries that `mirror configure` takes if it is given no `--registry`.
     """
     named = [name for name in registries if not name.startswith("*.")]
     for client in CLIENTS.values():
         if client.name == "docker" and _HUB not in registries:
             continue
         plan = client.plan(_Nothing(), Wanted(mirror, public=tuple(registries)))
-        # where the client is told of each registry, the command must name those that it would not think of itself
+        # a client whose files list the registries needs --registry if they are not the default ones
         words = [] if _is_told_of_all(client, plan, mirror) or set(registries) == set(public) else named
         options = "".join(f" --registry {name}" for name in words)
         command = f"mirror configure {client.name} {mirror}{options} --apply"
@@ -57,5 +61,5 @@ def offered(mirror: MirrorUrl, registries: Sequence[str], public: Sequence[str])
 
 
 def _is_told_of_all(client: Client, plan: FilePlan, mirror: MirrorUrl) -> bool:
-    """Whether its files are the same whichever registries there are."""
+    """True if the client's files are the same for any set of registries."""
     return client.plan(_Nothing(), Wanted(mirror)).changes == plan.changes

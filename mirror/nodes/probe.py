@@ -1,6 +1,6 @@
-"""A look at a mirror from outside, as a client sees it: dial, TLS, its pages, a trial pull. Blocking.
+"""Examines a mirror over the network, as a client sees it: connection, TLS, health pages, a trial pull. Blocking.
 
-One connection for each question, with a time-out of its own; nothing is pulled but a manifest.
+Each request has its own connection and time-out. A trial pull fetches a manifest and no blobs.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from mirror.policy.upstream.retrying import parse_http_date
 
 __all__ = ["Visitor"]
 
-#: Seconds for a dial, and for an answer: a mirror may wait for a slow registry before it answers a pull.
+#: Seconds to connect, and to wait for an answer: the mirror may have to wait for a slow registry.
 _DIAL: Final = 5.0
 _ANSWER: Final = 60.0
-#: Bytes; no manifest is larger.
+#: The most bytes of an answer that are read; no manifest is larger.
 _LARGEST: Final = 4 * 1024 * 1024
 
 
@@ -45,9 +45,10 @@ class _Answer:
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Asks one mirror. `authority`: PEM text of whom to trust instead of the system's authorities.
+    """Examines one mirror. `authority` is PEM text of the authorities to trust instead of the system's.
 
-    `own`: it is asked at this machine's own address, where no certificate is for, so its name is not compared.
+    `own`: the mirror is on this machine and is reached by a local address. No certificate names such an address, so the
+    name in the certificate is not checked.
     """
 
     mirror: MirrorUrl
@@ -56,7 +57,10 @@ class Visitor:
     own: bool = False
 
     def look(self) -> list[Finding]:
-        """Dial, certificate, pages, version, clock; ends where going on makes no sense."""
+        """Examines connection, certificate, health pages, API version and clock.
+
+        Stops early if the certificate is not accepted or nothing answers.
+        """
         findings: list[Finding] = []
         if not self.mirror.is_plain:
             findings += self._certificate()
@@ -94,7 +98,7 @@ class Visitor:
         return Finding("API", Level.OK, version)
 
     def as_docker(self) -> list[Finding]:
-        """What dockerd trips over, other than others, at a mirror that answers."""
+        """Problems that only dockerd has, with a mirror that can be reached."""
         if self.mirror.is_plain:
             return []
         if self.mirror.host == "localhost":
@@ -108,12 +112,12 @@ class Visitor:
         return []
 
     def _asks_for_token(self) -> bool:
-        """Whether whoever gives no credentials is sent to a token endpoint. Raises like `_ask`."""
+        """True if a client without credentials is sent to a token endpoint. Raises like `_ask`."""
         answer = replace(self, account=None)._ask("GET", "/v2/")
         return answer.status == 401 and answer.headers.get("www-authenticate", "").lower().startswith("bearer")
 
     def _is_trusted_by_system(self) -> bool:
-        """Whether the mirror's certificate is trusted by this system's authorities alone."""
+        """True if the system's authorities alone suffice to trust the mirror's certificate."""
         try:
             with replace(self, authority=None)._connection():
                 return True
@@ -123,7 +127,7 @@ class Visitor:
     # -------------------------------------------------------------------------------------------- trial pull
 
     def pull(self, image: Image) -> list[Finding]:
-        """HEAD and GET of an image's manifest, with `?ns=` as containerd sends it."""
+        """Asks for an image's manifest by HEAD and by GET, with `?ns=` as containerd does."""
         target = f"/v2/{image.repo.name}/manifests/{image.reference}?ns={image.repo.registry}"
         findings = []
         for method in ("HEAD", "GET"):
@@ -138,7 +142,7 @@ class Visitor:
     # ------------------------------------------------------------------------------------------------ wires
 
     def _ask(self, method: str, target: str, headers: Mapping[str, str] | None = None) -> _Answer:
-        """Raises `OSError`, `http.client.HTTPException`."""
+        """Sends one request and returns the answer. Raises `OSError`, `http.client.HTTPException`."""
         with self._connection() as connection:
             given = {"User-Agent": "mirror-doctor", **(headers or {})}
             if self.account is not None:
@@ -167,16 +171,16 @@ class Visitor:
     def _trusting(self) -> ssl.SSLContext:
         context = ssl.create_default_context(cadata=self.authority)
         if self.own:
-            # its own certificate is what it trusts, and none is for 127.0.0.1
+            # the trusted certificate is the mirror's own, not an authority's, and it does not name 127.0.0.1
             context.check_hostname = False
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         return context
 
     def _certificate(self) -> list[Finding]:
-        """Which one is shown, how long it is good, whether it is trusted."""
+        """Whom the mirror's certificate is for, how long it is valid, and whether it is trusted."""
         host, port = self._place()
         unsure = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        unsure.check_hostname, unsure.verify_mode = False, ssl.CERT_NONE  # only to look at what is shown
+        unsure.check_hostname, unsure.verify_mode = False, ssl.CERT_NONE  # only to read the certificate
         try:
             with (
                 socket.create_connection((host, port), timeout=_DIAL) as raw,
@@ -216,7 +220,7 @@ def _names(shown: x509.Certificate) -> str:
 def _no_answer(mirror: MirrorUrl, error: Exception) -> Finding:
     if isinstance(error, socket.gaierror):
         return Finding("reach", Level.PROBLEM, f"{mirror.host}: no such name", "check DNS, or the name")
-    if isinstance(error, http.client.HTTPException):  # also a connection that is closed without a word
+    if isinstance(error, http.client.HTTPException):  # also if the connection is closed without an answer
         text = f"{mirror}: what answers does not speak HTTP"
         return Finding("reach", Level.PROBLEM, text, "does it speak https:// there? Is the port right?")
     why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
@@ -267,7 +271,9 @@ _ADVICE: Final = {
 
 
 def _message(answer: _Answer) -> str:
-    """What an error answer says (distribution-spec, "Error Codes"); a HEAD has no body."""
+    """The message of an error answer (distribution-spec, "Error Codes"), with a colon before it; empty for HEAD, which
+    has no body.
+    """
     try:
         return f": {str(read_json(answer.body)['errors'][0]['message'])[:300]}"
     except (ValueError, KeyError, IndexError, TypeError):

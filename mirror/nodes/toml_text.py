@@ -1,7 +1,7 @@
 """Changes TOML as text, so that comments, order and spelling stay, and proves that nothing else has changed.
 
-Where something stands is found by a scanner of statements; that it understood the file is not taken on trust: after a
-change the text is parsed by `tomllib`, and has to mean what it meant, with the change and nothing but the change.
+A scanner finds where statements begin and end. The scanner is not trusted: after each change `tomllib` parses the text,
+and the result must be the old data with the wanted change and no other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mirror.nodes.plan import BOM, NodeRefused
 
 __all__ = ["drop_table", "insert_before_tables", "literal", "parse", "set_keys", "table_of"]
 
-#: One token at a time: comments, the four kinds of strings, brackets; all else is passed over.
+#: One token: a comment, a string of one of the four kinds, a bracket, or a line end. Everything else is skipped.
 _TOKEN: Final = re.compile(
     r'#[^\n]*|"""(?:\\.|[^\\])*?"{3,5}|\'\'\'(?s:.*?)\'{3,5}|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|[\[\]{}]|\n', re.DOTALL
 )
@@ -26,9 +26,11 @@ _TOKEN: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class _Statement:
-    """From the first character that is not blank to the end of its last line, without that line's end.
+    """A table header, or a key with its value. `start` is its first character that is not blank; `end` is the end of
+    its last line, without the line end.
 
-    A header has the keys of its table and `array` for `[[…]]`; what is no header has the table that it stands in.
+    `table` is the path of the table: the one that a header opens, or the one that a key belongs to. `array`: the header
+    of that table is `[[…]]`.
     """
 
     start: int
@@ -39,7 +41,7 @@ class _Statement:
 
 
 def parse(text: str, where: str) -> dict[str, Any]:
-    """Raises `NodeRefused` with the position of what is wrong."""
+    """The parsed text. Raises `NodeRefused` with the position of a syntax error."""
     try:
         return tomllib.loads(text.removeprefix(BOM))
     except tomllib.TOMLDecodeError as error:
@@ -47,7 +49,7 @@ def parse(text: str, where: str) -> dict[str, Any]:
 
 
 def table_of(data: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
-    """The table at a path of keys; empty where there is none."""
+    """The table at a path of keys; empty if there is none."""
     for key in path:
         inner = data.get(key)
         if not isinstance(inner, dict):
@@ -57,13 +59,13 @@ def table_of(data: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
 
 
 def literal(value: object) -> str:
-    """A string, boolean or list of strings in TOML; JSON writes them alike (TOML 1.0, "String")."""
+    """A string, boolean or list of strings in TOML. JSON writes them in the same way (TOML 1.0, "String")."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def set_keys(text: str, where: str, table: Sequence[str], values: Mapping[str, object]) -> str:
-    """The text with these keys of a table set. Raises `NodeRefused`, with the lines to add by hand, where the text
-    is written in a way that cannot be changed safely.
+    """The text with these keys of a table set. If the text cannot be changed safely, raises `NodeRefused` with the
+    lines to add by hand.
     """
     before = parse(text, where)
     present = table_of(before, table)
@@ -84,9 +86,10 @@ def set_keys(text: str, where: str, table: Sequence[str], values: Mapping[str, o
 
 
 def insert_before_tables(text: str, where: str, block: str, added: Mapping[str, Any]) -> str:
-    """The text with whole tables in front of all that are there; `added` is what they mean, merged at two levels.
+    """The text with `block`, which holds whole tables, inserted before the first table.
 
-    Raises `NodeRefused`.
+    `added` is the parsed block. Its first-level tables are merged with existing ones of the same name. Raises
+    `NodeRefused`.
     """
     before = parse(text, where)
     expected = copy.deepcopy(before)
@@ -102,7 +105,7 @@ def insert_before_tables(text: str, where: str, block: str, added: Mapping[str, 
 
 
 def drop_table(text: str, where: str, table: Sequence[str]) -> str:
-    """The text without a table and those below it; comments stay. Raises `NodeRefused`."""
+    """The text without a table and the tables below it. Comments between them stay. Raises `NodeRefused`."""
     expected = copy.deepcopy(parse(text, where))
     above: Any = expected
     for key in table[:-1]:
@@ -119,7 +122,7 @@ def drop_table(text: str, where: str, table: Sequence[str]) -> str:
 
 
 def _above_tables(text: str) -> int:
-    """Where the first table begins, with the comments right above it; the end where there is none."""
+    """The position of the first table and the comments directly above it; the end of the text if there is no table."""
     first = next((one.start for one in _statements(text) if one.header), None)
     if first is None:
         return len(text)
@@ -152,7 +155,9 @@ def _newline(text: str) -> str:
 
 
 def _set(text: str, table: tuple[str, ...], key: str, value: str) -> str:
-    """Set a key where it stands, else add it below its table's header, else add the table."""
+    """The text with a key set. If the key does not exist, it is added below its table's header; if there is no such
+    table, a table is added at the end.
+    """
     newline = _newline(text)
     statements = list(_statements(text))
     inside = [one for one in statements if one.table == table and not one.array]
@@ -173,7 +178,7 @@ def _indent(text: str, statement: _Statement) -> str:
 
 
 def _value_of(statement: str, key: str) -> tuple[int, int] | None:
-    """Where the value of `key = value  # comment` stands, if this is a statement of that key alone."""
+    """The start and end of the value in `key = value # comment`; None if the statement does not set that key alone."""
     try:
         meant = tomllib.loads(statement)
     except tomllib.TOMLDecodeError:
@@ -183,7 +188,7 @@ def _value_of(statement: str, key: str) -> tuple[int, int] | None:
     found = re.match(r"""(?:[A-Za-z0-9_-]+|"(?:\\.|[^"\\])*"|'[^']*')[ \t]*=[ \t]*""", statement)
     if not found:
         return None
-    # the shortest part before a comment that means the same is key and value alone
+    # "#" may be in a string: the shortest part before a "#" that means the same is key and value without comment
     for sign in (*re.finditer("#", statement), None):
         part = (statement[: sign.start()] if sign else statement).rstrip()
         try:
@@ -213,24 +218,24 @@ def _statements(text: str) -> Iterator[_Statement]:
 
 
 def _ends(text: str, start: int) -> Iterator[int]:
-    """Where lines end, other than within strings."""
+    """The positions of line ends outside strings."""
     for token in _TOKEN.finditer(text, start):
         if token[0] == "\n":
             yield token.start()
 
 
 def _depth(piece: str) -> int:
-    """How many brackets a piece of text leaves open."""
+    """The number of brackets that a piece of text leaves open."""
     signs = [found[0] for found in _TOKEN.finditer(piece)]
     return sum(signs.count(one) for one in "[{") - sum(signs.count(one) for one in "]}")
 
 
 def _keys(header: str) -> tuple[str, ...]:
-    """Of `[a."b.c"]` or `[[a]]`."""
+    """The path of keys in a header such as `[a."b.c"]` or `[[a]]`."""
     try:
         meant: Any = tomllib.loads(header)
     except tomllib.TOMLDecodeError:
-        return ("\0",)  # a name that no table has
+        return ("\0",)  # a name that matches no table
     keys = []
     while isinstance(meant, dict) and meant:
         key, meant = next(iter(meant.items()))
