@@ -1,1 +1,1 @@
-"""Images carried between sites: export, import, inventories, signatures, and other tools' layouts."""
+"""Carries images between sites: export, import, inventories, signatures, and layouts of other tools."""

@@ -1,10 +1,10 @@
-"""What a bundle must be before anything of it is taken in.
+"""Checks a bundle before anything in it is imported.
 
     open ──> the layout's own files ──> ours: inventory, its digest, its signature ──> names ──> digests of all bytes
 
-A bundle of ours binds everything: `index.json` names the inventory by digest, the inventory names every image and every
-blob with its size, and there is nothing else in it. A layout of another tool has no inventory. What its images need is
-taken, what else lies in it is passed over.
+In a bundle that a mirror wrote, everything is bound: `index.json` names the inventory by digest, the inventory names
+every image and every blob with its size, and the bundle contains nothing else. A layout from another tool has no
+inventory: the blobs that its images need are imported, all other files are ignored.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ _LARGEST_MARKER: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A layout whose structure is good. `inventory` None: another tool made it. `verified`: it is signed as wished."""
+    """A layout whose structure is valid. `inventory` is None if another tool made the layout. `verified` is true if the
+    signature was checked with a key of the caller.
+    """
 
     images: tuple[ListedImage, ...]
     inventory: Inventory | None
@@ -55,8 +57,10 @@ class Bundle:
 def read_bundle(
     source: LayoutSource, table: RoutingTable, *, name: str | None = None, key: Ed25519PublicKey | None = None
 ) -> Bundle:
-    """Blocking: check all but the bytes of blobs. `name` is for images whose layout says none, `key` that of whoever
-    must have signed. Raises `BundleError`.
+    """Blocking: check everything except the bytes of blobs, and return the bundle.
+
+    `name` is the name for images that the layout itself does not name. If `key` is given, the inventory must be signed
+    with it. Raises `BundleError`.
     """
     marker = source.read(MARKER, _LARGEST_MARKER)
     index = source.read(INDEX, LARGEST_INDEX)
@@ -76,9 +80,8 @@ def read_bundle(
 
 
 def verify_bytes(source: LayoutSource, plan: ImportPlan, told: Told) -> None:
-    """Blocking: hash all that the plan would take in, so that a bundle is refused before it has changed anything.
-
-    Raises `BundleError`.
+    """Blocking: hash every blob and manifest that the plan would import, so that a bad bundle is refused before the
+    import has changed anything. Raises `BundleError`.
     """
     for digest in plan.contents():
         source.verify(digest, told)
@@ -113,7 +116,10 @@ def _inventory(source: LayoutSource, bound: Digest | None, key: Ed25519PublicKey
 
 
 def _expect_the_same(descriptors: tuple[Descriptor, ...], inventory: Inventory) -> None:
-    """By the names as they are written: this mirror may know a registry by another one."""
+    """Raise `BundleError` if `index.json` and the inventory differ.
+
+    The names are compared as they are written, because this mirror may know a registry by another name.
+    """
     listed = {image.key for image in inventory.images}
     named = {(one.annotations.get(FULL_NAME, ""), one.digest, one.media_type, one.size) for one in descriptors}
     if different := listed ^ named:
@@ -145,7 +151,9 @@ def _images(descriptors: tuple[Descriptor, ...], table: RoutingTable, name: str 
 
 
 def _image(descriptor: Descriptor, table: RoutingTable, name: str | None) -> ListedImage:
-    """Raises `RequestError` for a name that is none, or of a registry that this mirror does not serve."""
+    """The image that a descriptor stands for. Raises `RequestError` if its name is not valid, or is in a registry that
+    this mirror does not serve; `BundleError` if it has no name or the name contains another digest.
+    """
     text = _name_of(descriptor) if name is None else _completed(name, descriptor)
     image = parse_image(text, table)
     if image.digest is not None and image.digest != descriptor.digest:
@@ -158,7 +166,7 @@ def _name_of(descriptor: Descriptor) -> str:
     if full := notes.get(FULL_NAME) or notes.get(CONTAINERD_NAME):
         return full
     said = notes.get(REF_NAME, "")
-    # a bare word is a tag, by custom; of which repository it is nobody knows
+    # a bare word is a tag by convention, and does not tell the repository
     if "/" not in said and ":" not in said:
         which = f"is only called {said!r}" if said else "has no name"
         raise BundleError(f"{descriptor.digest} {which}: say with --name which repository it belongs to")
@@ -166,7 +174,7 @@ def _name_of(descriptor: Descriptor) -> str:
 
 
 def _completed(name: str, descriptor: Descriptor) -> str:
-    """The name that was given, with the tag that the layout says where the name says none."""
+    """The given name. If it has neither tag nor digest, the layout's tag is added, or else the descriptor's digest."""
     if _says_tag(name):
         return name
     said = descriptor.annotations.get(REF_NAME, "")

@@ -1,9 +1,10 @@
 """Writes images of this site as a bundle: an OCI image layout with an inventory (`oci_layout.py`).
 
-    images ── select: tags, closures, referrers, all from the disk ──> Selection, or every mistake at once
-    Selection ── export: small files first, then blobs by digest, each hashed while it is written ──> bundle
+    images ── select: tags, closures, referrers, all from the disk ──> ExportSelection, or all problems in one error
+    ExportSelection ── export: small files first, then blobs by digest, each hashed while it is written ──> bundle
 
-Manifests are always in it, so that a difference says for itself what its images need.
+A bundle always contains the manifests of its images, even if it leaves out blobs that the other side has. So the bundle
+alone shows what its images need.
 """
 
 from __future__ import annotations
@@ -34,17 +35,21 @@ from mirror.values.sizes import format_size
 __all__ = ["ExportSelection", "export", "select"]
 
 _CHUNK: Final = 1 << 20
-#: Missing digests that are named of one image.
+#: How many missing digests an error names for each image.
 _SHOWN: Final = 5
-#: Build tools put attestations into the index itself, and say by this annotation whose they are.
+#: Build tools put attestations into the index itself; this annotation names the manifest that an attestation is about.
 _ATTESTED: Final = "vnd.docker.reference.digest"
-#: Endings of the tags under which cosign keeps what belongs to a digest; without one it is the fallback of referrers.
+#: Suffixes of the tags under which cosign stores signatures, attestations and SBOMs of a digest. The tag without suffix
+#: is that of the referrers tag schema (distribution-spec).
 _BY_TAG: Final = ("", ".sig", ".att", ".sbom")
 
 
 @dataclass(slots=True)
 class ExportSelection:
-    """Images with everything below them: sizes in bytes by digest; `missing` are needed and not here (-1: unknown)."""
+    """Images with everything below them. The mappings give sizes in bytes by digest.
+
+    `missing` are blobs that the images need and that are not here (size -1: unknown).
+    """
 
     images: list[ListedImage] = field(default_factory=list)
     manifests: dict[Digest, int] = field(default_factory=dict)
@@ -52,7 +57,7 @@ class ExportSelection:
     missing: dict[Digest, int] = field(default_factory=dict)
 
     def inventory(self, since: Inventory | None = None) -> Inventory:
-        """Of a bundle for a site that has `since`."""
+        """The inventory of a bundle of these images, for a site that has what `since` lists."""
         there: Mapping[Digest, int] = since.held if since else {}
         left_out = {digest: size for digest, size in self.blobs.items() if there.get(digest) == size}
         blobs = {digest: size for digest, size in self.blobs.items() if digest not in left_out}
@@ -74,12 +79,14 @@ def select(
     partial: bool = False,
     since: Inventory | None = None,
 ) -> ExportSelection:
-    """Blocking: everything below these images. `answers` is what a tag answers now, which a freeze or the minimum age
-    may make another digest than upstream's. `platforms`: none means what is here of each; `referrers`: signatures and
-    the like too; `since`: what the other side has need not be here.
+    """Blocking: collect everything below these images.
 
-    Raises `BundleError`, with all that is missing, unless `partial`; an image without a manifest is always an error.
-    Raises `StoreError` if something cannot be read.
+    `answers` gives the digest that this mirror serves for a tag now; because of a freeze or the minimum age this may be
+    another digest than upstream's. Without `platforms`, the platforms that are here are selected. `referrers` adds
+    signatures, SBOMs and other referrers. `since` is the other side's inventory: blobs in it need not be here.
+
+    Raises `BundleError`, which lists everything that is missing, unless `partial` is true; an image whose manifest is
+    missing is always an error. Raises `StoreError` if something cannot be read.
     """
     selecting = _Selecting(store, catalog, answers, tuple(platforms), since)
     for image in dict.fromkeys(images):
@@ -126,7 +133,7 @@ class _Selecting:
                     self._add_referrers(image.repo, node.digest)
 
     def _root(self, image: Image) -> Descriptor | None:
-        """What the image names here; None where its manifest is not here."""
+        """The descriptor of the manifest that the image resolves to here; None if that manifest is not here."""
         digest = image.digest or self._answers(image.repo, image.tag or "latest")
         manifest = self._stored(image.repo, digest) if digest else None
         return Descriptor(manifest.media_type, manifest.digest, len(manifest.content)) if manifest else None
@@ -150,17 +157,21 @@ class _Selecting:
         return closure
 
     def _stored(self, repo: Repo, digest: Digest) -> Manifest | None:
-        """Raises `StoreError`, so that nothing is left out of a bundle because it could not be read."""
+        """The manifest, or None. Raises `StoreError` if it cannot be read, so that a read error never makes a bundle
+        incomplete.
+        """
         return sound_manifest(self._store, self._catalog, repo, digest)
 
     def _not_for(self, image: ListedImage, platforms: tuple[Platform, ...]) -> list[Platform]:
-        """The chosen platforms that an index does not name; one that says no platforms is for all."""
+        """The chosen platforms that the index does not list. An index that lists no platforms fits all of them."""
         manifest = self._stored(image.repo, image.root.digest)
         said = [child.platform for child in manifest.manifests if child.platform] if manifest else []
         return [one for one in platforms if said and not any(one.matches(other) for other in said)]
 
     def _lacking(self, closure: Closure, platforms: tuple[Platform, ...]) -> list[Node]:
-        """Platforms that nobody pulled are missed where they were asked for."""
+        """The missing nodes, without the blobs that the other side has. Platforms that were never pulled count as
+        missing only if the caller chose platforms.
+        """
         lacking = [*closure.missing, *(closure.unpulled if platforms else [])]
         return [node for node in lacking if node.digest not in self._there or _is_manifest(node)]
 
@@ -175,7 +186,7 @@ class _Selecting:
             return
         try:
             if node.descriptor.data is not None and not has_blob(self._store, digest):
-                # it is in the manifest alone, and a bundle has files
+                # only the manifest has the bytes (`data`), and a bundle needs a file
                 self._store.put(digest, node.descriptor.data)
             held = self._store.stat(digest).size
         except BlobUnknown as error:
@@ -183,7 +194,7 @@ class _Selecting:
         (self.selection.manifests if _is_manifest(node) else self.selection.blobs)[digest] = held
 
     def _add_attestations(self, repo: Repo, index: Digest, chosen: set[Digest]) -> None:
-        """Those in the index that are about something chosen, as far as they are here."""
+        """Add the attestations that the index contains for the chosen digests, if they are complete here."""
         manifest = self._stored(repo, index)
         about = {str(digest) for digest in chosen}
         for child in manifest.manifests if manifest else ():
@@ -194,7 +205,9 @@ class _Selecting:
                         self._add_node(node)
 
     def _add_referrers(self, repo: Repo, subject: Digest) -> None:
-        """Manifests of the repository that name the subject, theirs too, and tags that by custom belong to it."""
+        """Add the referrers of the subject in this repository, the referrers of those in turn, and the tags that belong
+        to the subject by convention (`_BY_TAG`).
+        """
         for root in self._referrers(repo).pop(subject, []):
             closure = self._add(ListedImage(repo, None, root), ())
             for node in closure.nodes:
@@ -207,7 +220,7 @@ class _Selecting:
                 self._add(ListedImage(repo, tag, custom), ())
 
     def _referrers(self, repo: Repo) -> dict[Digest, list[Descriptor]]:
-        """By subject; read once for each repository."""
+        """The referrers of the repository, by subject. They are read once for each repository."""
         if repo not in self._referring:
             found = self._referring[repo] = {}
             for digest in self._catalog.manifest_digests(repo):
@@ -242,9 +255,10 @@ def export(
     key: Ed25519PrivateKey | None = None,
     told: Told = lambda _: None,
 ) -> tuple[Inventory, Digest]:
-    """Blocking: write the bundle, sign it with `key`; its inventory, and that file's digest. `told` counts bytes.
+    """Blocking: write the bundle, and sign it if `key` is given. Returns its inventory and the inventory file's digest.
 
-    Nothing is left of it where it fails. Raises `BundleError`, `StoreError`.
+    `told` is called with the number of bytes that were read. If the export fails, nothing of the bundle is left. Raises
+    `BundleError`, `StoreError`.
     """
     inventory = selection.inventory(since)
     content = inventory.to_bytes()
@@ -264,7 +278,9 @@ def export(
 
 
 def _verified(store: BlobStore, digest: Digest, told: Told) -> Iterator[bytes]:
-    """A blob's bytes; raises `BundleError` at their end if they are not what the digest names."""
+    """The blob's bytes in chunks. Raises `BundleError` after the last one if they do not match the digest; the damaged
+    blob is set aside.
+    """
     try:
         _, reader = store.open(digest)
     except BlobUnknown as error:
@@ -284,7 +300,7 @@ def _verified(store: BlobStore, digest: Digest, told: Told) -> Iterator[bytes]:
 
 
 def _damaged(store: BlobStore, digest: Digest, reader: BlobReader) -> BundleError:
-    """Set aside what the reader gave; returns the error that says so."""
+    """Set aside the damaged file that the reader has open; returns the error to raise."""
     try:
         if store.set_aside(digest, reader):
             telemetry.log.error("damaged blob set aside", digest=str(digest), reason="found by an export")

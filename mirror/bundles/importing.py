@@ -1,16 +1,17 @@
-"""Takes images in from a source that is not a registry: a bundle, or another registry's data on disk.
+"""Imports images from a source that is not a registry: a bundle, or another registry's data on disk.
 
-    source ── plan: manifests read, sizes compared, what is missing named ──> plan        nothing is written yet
+    source ── plan: manifests read, sizes compared, missing blobs listed ──> plan        nothing is written yet
     plan ── admit, image by image:
-              blobs ──> manifests, children first ──> links to them ──> the index is told ──> all synced ──> tag, synced
+              blobs ──> manifests, children first ──> records of them ──> index updated ──> all synced ──> tag, synced
 
-A tag is the last that is written, so an image is either as it was or whole. What is here already is passed over; that
-is how an interrupted import goes on. A running mirror may fill the same blobs meanwhile: the store's lock decides who.
+The tag is written last, so an image is either unchanged or complete. Blobs that are here already are skipped; so an
+interrupted import continues where it stopped. A running mirror may fill the same blobs at the same time: the store's
+lock decides which process fills a blob.
 
-A repository may serve what the source brought for it. That a manifest names a blob proves nothing here: no registry has
-checked it, and the bytes may be here for a private image. So a blob that is not in the source counts as absent, unless
-the repository may serve it already, or a signed inventory says that the other side left it out; and a manifest that is
-taken in without it (`partial`) does not grant it.
+A repository may serve the blobs that the source brought for it. A blob's name in a manifest is not proof: no registry
+has checked that manifest, and the blob may be here because of a private image. So a blob that is not in the source
+counts as absent, unless the repository may serve it already, or a signed inventory says that the other side left it
+out. A manifest that is imported without the blob (`partial`) does not grant it.
 """
 
 from __future__ import annotations
@@ -60,44 +61,46 @@ __all__ = [
     "plan_images",
 ]
 
-#: Called with the number of bytes that were read since; what it raises ends the work.
+#: Called with the number of bytes that were read since the last call. If it raises, the work ends with that error.
 Told = Callable[[int], None]
 
-#: Indexes may name indexes, so deep.
+#: How many levels of indexes within indexes are allowed.
 _DEEPEST: Final = 8
-#: Manifests and blobs of all images together; more are a bundle made to eat memory.
+#: Manifests and blobs of all images together. A bundle with more is taken for an attack on memory.
 _MOST_NAMED: Final = 5_000_000
-#: Mistakes that are named one by one.
+#: How many problems an error lists.
 _SHOWN: Final = 20
-#: Seconds between two looks at a blob that another process fills, and how long one may stand still.
+#: Seconds between two looks at a blob that another process fills, and seconds that such a blob may stop growing.
 _LOOK: Final = 0.05
 _STUCK: Final = 120.0
 
 
-#: Whether a repository may serve a blob already. Blocking; raises `StoreError` if that cannot be told.
+#: Returns whether the repository may serve the blob already. Blocking; raises `StoreError` if that cannot be found out.
 MayServe = Callable[[Repo, Digest], bool]
 
 
 class ImportSource(Protocol):
-    """Where bytes come from. Every call may raise `BundleError`."""
+    """Where the bytes of an import come from. Every call may raise `BundleError`."""
 
     def size(self, digest: Digest) -> int | None:
-        """The blob's bytes; None where it is not in here."""
+        """The blob's size in bytes; None if the source does not have it."""
 
     def vouches(self, digest: Digest) -> bool:
-        """Whether the repository of its images has this blob, so that whoever may have these may have it."""
+        """True if the source shows that the blob belongs to the repository of its images, which may then serve it."""
 
     def manifest(self, digest: Digest) -> bytes | None:
-        """A small blob, verified; None where it is not in here."""
+        """The manifest's bytes, checked against the digest; None if the source does not have it."""
 
     def body(self, digest: Digest, start: int, told: Told) -> AbstractContextManager[FileBody]:
-        """The blob's bytes from `start` on, not verified."""
+        """The blob's bytes from offset `start`, not verified. `told` is called with the bytes of each read."""
 
 
 @dataclass(slots=True)
 class ImportTarget:
-    """Where images are taken in. `touch` notes the use of a blob, `exclusive` holds a lock over all processes of the
-    store, `age` is what a repository's route says of its tags.
+    """The site that images are imported into.
+
+    `touch` records that a blob was used now, `exclusive` holds a named lock against all processes of the store, `age`
+    gives the age rule for the tags of a repository.
     """
 
     store: BlobStore
@@ -113,8 +116,9 @@ class ImportTarget:
 
 @dataclass(frozen=True, slots=True)
 class PlannedImage:
-    """`manifests` children before parents; `blobs` are sizes in bytes (-1 where nobody says it). `proven` are the blobs
-    that its repository may serve, `embedded` those whose bytes a manifest holds.
+    """An image to import. `manifests` has children before parents; `blobs` gives sizes in bytes (-1: unknown).
+
+    `proven` are the blobs that the repository may serve, `embedded` the blobs whose bytes are in a manifest (`data`).
     """
 
     image: ListedImage
@@ -127,8 +131,10 @@ class PlannedImage:
 
 @dataclass(slots=True)
 class ImportPlan:
-    """What would be taken in. `absent` are blobs that are neither in the source, nor here for the repository that needs
-    them, with the name of an image that does; `refused` are images that cannot be taken, and why.
+    """What an import would do.
+
+    `absent` are blobs that are neither in the source nor here for the repository that needs them, each with the name of
+    an image that needs it. `refused` are the names of images that cannot be imported, each with the reason.
     """
 
     images: list[PlannedImage] = field(default_factory=list)
@@ -136,7 +142,7 @@ class ImportPlan:
     refused: dict[str, str] = field(default_factory=dict)
 
     def contents(self) -> dict[Digest, int]:
-        """Every digest that the sources have and the images need, with its size in bytes."""
+        """The digests that the images need and the sources have, with their sizes in bytes."""
         found: dict[Digest, int] = {}
         for planned in self.images:
             for digest in (*(one.digest for one in planned.manifests), *planned.blobs):
@@ -146,7 +152,7 @@ class ImportPlan:
         return found
 
     def expect_whole(self, *, partial: bool) -> None:
-        """Raises `BundleError` where an image cannot be taken or, unless `partial`, would lack something."""
+        """Raise `BundleError` if an image cannot be imported or, unless `partial`, would lack a blob."""
         problems = [f"{name}: {reason}" for name, reason in self.refused.items()]
         if not partial:
             problems += [
@@ -160,17 +166,20 @@ class ImportPlan:
 
 @dataclass(slots=True)
 class Admitted:
-    """What became of a plan: images by name, blobs and manifests written and their bytes, blobs that were `here`
-    already. `damaged` are blobs that are wrong in the source, or cannot be read, and why; their images go without.
+    """The result of an import: the names of the images, the blobs and manifests that were `written` and those that were
+    `here` already, with sizes in bytes.
+
+    `damaged` are blobs that are wrong or unreadable in the source, with the reason; their images were imported without
+    them.
     """
 
     images: list[str] = field(default_factory=list)
     written: dict[Digest, int] = field(default_factory=dict)
     here: dict[Digest, int] = field(default_factory=dict)
     damaged: dict[Digest, str] = field(default_factory=dict)
-    #: Tags that pointed to another digest before, by the image's name.
+    #: The digests that moved tags pointed to before, by the image's name.
     moved: dict[str, Digest] = field(default_factory=dict)
-    #: Whether the index was told of everything; if not it finds out when it is compared with the disk.
+    #: False if the index could not be updated; it then learns of the import when it is next compared with the disk.
     index_told: bool = True
 
 
@@ -185,12 +194,11 @@ def plan_images(
     left_out: Collection[Digest] = (),
     pass_over_damaged: bool = False,
 ) -> ImportPlan:
-    """Blocking: read every manifest, and compare what they say with what the sources have. Writes nothing.
+    """Blocking: read every manifest and compare it with what the sources have. Writes nothing.
 
-    `may_serve` says whether a repository may serve a blob already, and raises `StoreError` if that cannot be told;
-    `left_out` are the blobs of which a signed inventory says that this side has them. A blob of another size than its
-    descriptor says refuses the image, or with `pass_over_damaged` is one that `admit` will find to be wrong. Raises
-    `StoreError`.
+    `left_out` are the blobs that this side has according to a signed inventory. If a blob in the source has another
+    size than its descriptor says, the image is refused; with `pass_over_damaged` it is planned, and `admit` will find
+    that the blob is damaged. Raises `StoreError`.
     """
     planning = _Planning(store, may_serve, frozenset(left_out), pass_over_damaged)
     for image, source in images:
@@ -203,7 +211,7 @@ def plan_images(
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What a manifest names."""
+    """A manifest's descriptor, and the manifests and blobs that the manifest names."""
 
     descriptor: Descriptor
     manifests: tuple[Descriptor, ...]
@@ -250,7 +258,9 @@ class _Planning:
         return PlannedImage(listed, source, tuple(manifests.values()), blobs, proven, embedded)
 
     def _below(self, descriptor: Descriptor, source: ImportSource, seen: set[Digest], depth: int) -> Iterator[_Read]:
-        """A manifest and those below it, children first. Children that are not there are platforms nobody pulled."""
+        """The manifest and those below it, children first. A child that the source lacks is a platform that was never
+        pulled, and is skipped.
+        """
         if descriptor.digest in seen:
             return
         seen.add(descriptor.digest)
@@ -282,8 +292,8 @@ class _Planning:
         return self._read[key]
 
     def _expect_blob(self, repo: Repo, blob: Descriptor, source: ImportSource) -> bool:
-        """Whether there is such a blob for this repository, in the source or here. Raises `BundleError` for another
-        size, `StoreError`.
+        """True if the source has the blob, or if it is here and the repository may use it. Raises `BundleError` if the
+        source's blob has another size, `StoreError`.
         """
         size = source.size(blob.digest)
         if size is None:
@@ -304,7 +314,7 @@ def _parse(content: bytes, descriptor: Descriptor) -> Manifest:
 
 
 def _size_here(store: BlobStore, digest: Digest) -> int | None:
-    """None: it is absent for certain. Raises `StoreError`."""
+    """The blob's size in this store in bytes; None if it is certainly absent. Raises `StoreError`."""
     try:
         return store.stat(digest).size
     except BlobUnknown:
@@ -317,10 +327,11 @@ def _size_here(store: BlobStore, digest: Digest) -> int | None:
 async def admit(
     plan: ImportPlan, site: ImportTarget, *, told: Told = lambda _: None, pass_over_damaged: bool = False
 ) -> Admitted:
-    """Take the planned images in. `told` counts bytes that need not be read, too.
+    """Import the planned images. `told` also counts bytes that need not be read because they are here already.
 
-    `pass_over_damaged`: an image whose blob is wrong or unreadable in the source is taken without it, which is allowed
-    of one that is pulled through. Raises `BundleError`, `StoreFull`, `StoreError`; images that were done before stay.
+    With `pass_over_damaged`, a blob that is wrong or unreadable in the source is left out and its image is imported all
+    the same; this is for repositories that can pull the blob from upstream later. Raises `BundleError`, `StoreFull`,
+    `StoreError`; images that were finished before the error stay.
     """
     admitting = _Admitting(plan, site, told, pass_over_damaged)
     reservation = await admitting.reserve()
@@ -345,10 +356,10 @@ class _Admitting:
         self._stopped = False
 
     async def reserve(self) -> ReservedSpace:
-        """Room for everything that is to be written, at once: an import must not push out its own beginning."""
+        """Reserve room for everything at once, so that the import's last blobs do not evict its first ones."""
         needed, here = await asyncio.to_thread(self._needed)
         for digest in (*here, *await asyncio.to_thread(self._naming, frozenset(here))):
-            # noted as used, so that it is not what has to go
+            # marked as used now, so that the eviction does not choose it to make the room
             self._site.touch(digest)
         try:
             return await self._site.room.reserve(needed)
@@ -356,7 +367,9 @@ class _Admitting:
             raise StoreFull(f"no room for the {format_size(needed)} to take in: {error}") from error
 
     def _needed(self) -> tuple[int, list[Digest]]:
-        """Blocking: bytes that are not here, and what is, also of what a difference has left out."""
+        """Blocking: the number of bytes to write, and the digests that are here already, including blobs that the
+        bundle left out.
+        """
         needed, here = 0, []
         contents = self._plan.contents()
         for digest in contents.keys() | {digest for planned in self._plan.images for digest in planned.blobs}:
@@ -367,14 +380,14 @@ class _Admitting:
         return needed, here
 
     def _naming(self, here: frozenset[Digest]) -> list[Digest]:
-        """Blocking: the manifests because of which it is here. A blob that one names goes with its image, however
-        lately it was used itself.
+        """Blocking: the other manifests that name these blobs. The eviction drops a blob together with an image that
+        names it, however recently the blob itself was used, so these manifests must count as used too.
         """
         names = ReferenceReader(self._site.store, self._site.catalog).everywhere() if here else {}
         return [each.digest for each in names.values() if each.digest not in here and not here.isdisjoint(each.blobs)]
 
     async def image(self, planned: PlannedImage) -> None:
-        """Blobs, manifests, links, the index, and the tag last."""
+        """Import one image: blobs, manifests with their records, the index, and the tag last."""
         for digest in planned.blobs:
             if digest in planned.embedded and planned.source.size(digest) is None:
                 await asyncio.to_thread(self._put_embedded, digest, planned.embedded[digest])
@@ -388,7 +401,7 @@ class _Admitting:
         self.result.images.append(planned.image.name)
 
     def _told(self, count: int) -> None:
-        """Called from whichever thread reads; the way to end it."""
+        """Count bytes. Called from the thread that reads; raises `BundleError` there if the import was stopped."""
         if self._stopped:
             raise BundleError("stopped")
         self._tell(count)
@@ -402,7 +415,7 @@ class _Admitting:
             return
         here = await asyncio.to_thread(_size_here, self._site.store, digest)
         if here is not None and size not in (None, here):
-            # which of them is wrong, its bytes tell
+            # only the bytes show whether the stored blob or the source's is wrong
             await asyncio.to_thread(set_aside, self._site.store, digest)
             here = await asyncio.to_thread(_size_here, self._site.store, digest)
         if here is not None:
@@ -412,7 +425,7 @@ class _Admitting:
             await self._take(source, digest, size)
 
     def _put_embedded(self, digest: Digest, content: bytes) -> None:
-        """Blocking: a blob that its manifest brings."""
+        """Blocking: store a blob whose bytes are in its manifest."""
         if digest in self.result.written or digest in self.result.here:
             return
         done = self.result.written if _size_here(self._site.store, digest) is None else self.result.here
@@ -430,7 +443,7 @@ class _Admitting:
             (self.result.written if by_us else self.result.here)[digest] = size
 
     async def _fill(self, source: ImportSource, digest: Digest, size: int) -> bool:
-        """Have the blob in the store; False: another process has put it there meanwhile."""
+        """Get the blob into the store. False if another process stored it meanwhile."""
         loop = asyncio.get_running_loop()
         moved_at, seen = loop.time(), -1
         while await asyncio.to_thread(_size_here, self._site.store, digest) is None:
@@ -449,7 +462,9 @@ class _Admitting:
         return False
 
     def _fill_locked(self, ingest: Ingest, source: ImportSource, digest: Digest, size: int) -> bool:
-        """Blocking: go on where an earlier fill has stopped."""
+        """Blocking, under the ingest's lock: fill the blob, from where an earlier fill stopped. False if it is stored
+        already.
+        """
         if _size_here(self._site.store, digest) is not None:
             # between the look and the lock another process may have published it
             ingest.abort(keep=False)
@@ -465,7 +480,7 @@ class _Admitting:
             except BlobDamaged:
                 if not start:
                     raise
-                # what the earlier fill had left need not have been right
+                # the bytes of the earlier fill may have been wrong: read the whole blob
                 ingest.restart()
                 self._receive(ingest, source, digest, 0)
         except BlobDamaged:
@@ -481,16 +496,20 @@ class _Admitting:
         ingest.verify()
 
     async def _in_thread(self, work: Callable[..., bool], *arguments: object) -> bool:
-        """Run blocking work; when cancelled, end it and wait for that, because it uses files of ours."""
+        """Run blocking work in a thread. If cancelled, stop the work and wait for its end, because it uses open files
+        that belong to this import.
+        """
         return await to_its_end(asyncio.to_thread(work, *arguments), stop=self._stop)
 
     def _stop(self) -> None:
         self._stopped = True
 
-    # ------------------------------------------------------------------------------------ what names the blobs
+    # ----------------------------------------------------------------------------------- manifests, index, tag
 
     def _manifest(self, planned: PlannedImage, descriptor: Descriptor) -> StoredManifest:
-        """Blocking: the bytes, then the link to them."""
+        """Blocking: write the manifest's bytes, then the repository's record of it. A record that is here already keeps
+        its time and its grants.
+        """
         site, repo, digest = self._site, planned.image.repo, descriptor.digest
         content = planned.source.manifest(digest)
         if content is None:
@@ -505,7 +524,7 @@ class _Admitting:
         try:
             record = site.catalog.get_manifest(repo, digest)
         except RecordDamaged:
-            # what is written now replaces it
+            # the new record replaces the damaged one
             record = None
         before = StoredManifest(record, manifest) if record and record.media_type == manifest.media_type else None
         grants = _grants(manifest, planned.proven, before)
@@ -517,7 +536,7 @@ class _Admitting:
         return StoredManifest(record, manifest)
 
     async def _tell_index(self, planned: PlannedImage, stored: Sequence[StoredManifest]) -> None:
-        """Sizes and last use for the eviction, and which repository may serve what, as a pull leaves them."""
+        """Update the index as a pull does: sizes and last use for the eviction, and what the repository may serve."""
         manifests = [one.manifest for one in stored]
         here = {manifest.digest: len(manifest.content) for manifest in manifests}
         for digest in planned.blobs:
@@ -536,18 +555,23 @@ class _Admitting:
             self.result.index_told = False
 
     def _expect_whole(self, planned: PlannedImage) -> None:
-        """Blocking: before its tag is written, everything that an image leads to is seen to be here, and durable."""
+        """Blocking: check that the image's blobs are here, and make everything durable, before the tag is written.
+
+        Raises `StoreFull` if a blob was evicted meanwhile.
+        """
         for digest in planned.blobs:
             expected = digest not in self._plan.absent and digest not in self.result.damaged
             if expected and _size_here(self._site.store, digest) is None:
                 name = planned.image.name
                 raise StoreFull(f"{digest} of {name} was dropped while it was taken in: the store is too small")
-        # a tag must not outlive a power cut that what it leads to does not: here nobody can be asked for it again
+        # after a power cut a tag must never point to lost content: there may be no upstream to fetch it from again
         self._site.store.settle()
         self._site.catalog.settle()
 
     async def _tag(self, image: ListedImage, tag: str) -> None:
-        """As if upstream had said it now: under the lock that pulls of this tag take, its history first."""
+        """Write the tag as if upstream had answered with it now: its history first, under the lock that pulls of this
+        tag take.
+        """
         site, repo, root = self._site, image.repo, image.root
         async with site.exclusive(f"tag {repo}:{tag}"):
             was = await asyncio.to_thread(site.histories.known_tag, repo, tag)
@@ -559,8 +583,8 @@ class _Admitting:
 
 
 def _grants(manifest: Manifest, proven: Collection[Digest], before: StoredManifest | None) -> tuple[Digest, ...] | None:
-    """What the record of a manifest says that its repository may serve because of it: what it may serve already, and
-    what was proven; None if that is what any manifest of its type grants.
+    """The grants to write into the manifest's record: the blobs that the repository may serve because of this manifest,
+    which are those granted before and the proven ones. None if that is what any manifest of its type grants.
     """
     may = {blob.digest for blob in manifest.blobs if not blob.foreign and blob.digest in proven}
     if before:
@@ -570,7 +594,7 @@ def _grants(manifest: Manifest, proven: Collection[Digest], before: StoredManife
 
 
 def _is_sound(store: BlobStore, digest: Digest) -> bool:
-    """Whether a manifest is here, and right; a damaged one is set aside. Raises `StoreError` if that cannot be told."""
+    """True if the manifest is here and undamaged; a damaged one is set aside. Raises `StoreError` if unreadable."""
     try:
         store.read(digest, LARGEST)
     except BlobUnknown:

@@ -1,9 +1,10 @@
-"""Inventories: which images and blobs a site, or a bundle, has.
+"""Inventories: the lists of images and blobs that a site or a bundle has.
 
-The connected side reads the isolated side's inventory to leave out what is there already; a bundle carries one of its
-own, which names every file in it by digest, so that a signature over the inventory is one over the whole bundle.
+The connected side reads the isolated side's inventory and leaves the blobs in it out of a bundle. A bundle contains an
+inventory of its own, which names every blob in it by digest, so that a signature of the inventory covers the whole
+bundle.
 
-The same content always gives the same bytes: sorted, without times or names of machines.
+The same content always gives the same bytes: an inventory is sorted and contains no times or host names.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ LARGEST_INVENTORY: Final = 128 << 20
 
 @dataclass(frozen=True, slots=True)
 class ListedImage:
-    """An image of a site or bundle. `tag` None: known by its digest alone, as referrers are. `root` is its manifest or
-    index.
+    """An image of a site or bundle. `root` describes its manifest or index. `tag` is None if the image is known by its
+    digest only, as referrers are.
     """
 
     repo: Repo
@@ -47,16 +48,16 @@ class ListedImage:
 
     @property
     def order(self) -> tuple[Repo, str, Digest]:
-        """By which images are sorted."""
+        """The key by which images are sorted."""
         return self.repo, self.tag or "", self.root.digest
 
     @property
     def key(self) -> tuple[str, Digest, str, int]:
-        """All that an inventory says of it."""
+        """Everything that an inventory says about the image, to compare it."""
         return self.name, self.root.digest, self.root.media_type, self.root.size
 
     def to_json(self) -> dict[str, Any]:
-        """Its entry; `size` is that of the manifest or index in bytes."""
+        """The image's entry in an inventory; `size` is that of the manifest or index in bytes."""
         return {
             "registry": self.repo.registry,
             "repository": self.repo.name,
@@ -69,8 +70,10 @@ class ListedImage:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """`blobs` are here, with their sizes in bytes. Of a bundle besides: `left_out` are blobs of its images that the
-    other side has by its own inventory, `missing` those that the exporting side did not have (size -1: unknown).
+    """The images and blobs of a site or bundle; `blobs` gives sizes in bytes and includes manifests.
+
+    Only in a bundle's inventory: `left_out` are blobs of its images that the other side has according to its own
+    inventory, `missing` are blobs that the exporting side did not have (size -1: unknown).
     """
 
     images: tuple[ListedImage, ...]
@@ -80,16 +83,16 @@ class Inventory:
 
     @property
     def held(self) -> Mapping[Digest, int]:
-        """What a site has that has taken this in."""
+        """The blobs that a site has after it imported a bundle with this inventory."""
         return {**self.left_out, **self.blobs}
 
     @property
     def size(self) -> int:
-        """Bytes of all blobs."""
+        """Size of all blobs together, in bytes."""
         return sum(self.blobs.values())
 
     def to_bytes(self) -> bytes:
-        """The file: JSON, one line for each image and blob."""
+        """The inventory file: JSON with one line for each image and blob."""
         lists = {
             "images": [image.to_json() for image in sorted(self.images, key=lambda image: image.order)],
             "blobs": _entries(self.blobs),
@@ -109,7 +112,7 @@ def _lines(entries: list[dict[str, Any]]) -> str:
 
 
 def read_inventory(content: bytes) -> Inventory:
-    """Read it back; unknown fields are passed over. Raises `BundleError` where it is none, or not whole."""
+    """Parse an inventory file; unknown fields are ignored. Raises `BundleError` if it is not a complete inventory."""
     try:
         body = read_json(content)
         version = body["mirrorInventory"]
@@ -146,8 +149,10 @@ def _size(entry: dict[str, Any]) -> int:
 
 
 def take_inventory(store: BlobStore, catalog: Catalog) -> Inventory:
-    """Blocking: what this site has, from the disk. An image counts if its manifest or index is here; one that has no
-    tag counts if no index here names it. Raises `StoreError` rather than leave out what cannot be read at the moment.
+    """Blocking: the inventory of this site, read from the disk.
+
+    An image is listed if its manifest or index is here. A manifest without a tag is listed if no index here names it.
+    Raises `StoreError` if a manifest cannot be read at the moment, instead of leaving it out.
     """
     images: list[ListedImage] = []
     for repo in catalog.repositories():

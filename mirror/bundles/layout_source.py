@@ -1,5 +1,5 @@
-"""An image layout opened for reading, be it a tar or a folder. Nothing is believed: names, kinds and sizes are checked
-when it is opened, digests by `verify` or by whoever takes a blob in.
+"""An image layout opened for reading: a tar file or a folder. Its content is not trusted: names, file types and sizes
+are checked when it is opened, digests by `verify` or by the import of the blob.
 
     LayoutSource(path) ──> files known by name and size ── read, body ──> bytes ── close
 """
@@ -25,7 +25,10 @@ _CHUNK: Final = 1 << 20
 
 
 class FileBody:
-    """Part of an open file as a `Body`: what a blob is filled from. `told` is called with how many bytes were read."""
+    """Part of an open file as a `Body`, to fill a blob from. `told` is called with the number of bytes of each read.
+
+    The caller closes the file.
+    """
 
     def __init__(
         self, descriptor: int, place: int, size: int, start: int = 0, told: Callable[[int], None] = lambda _: None
@@ -39,7 +42,9 @@ class FileBody:
         self._aborted = False
 
     def readinto(self, buffer: memoryview) -> int:
-        """Raises `BundleError` where the file has become shorter, cannot be read, or reading was stopped."""
+        """Read into the buffer; returns the number of bytes, 0 at the end. Raises `BundleError` if the file became
+        shorter or cannot be read, or if reading was aborted.
+        """
         if self._aborted:
             raise BundleError("stopped")
         if not self._left:
@@ -56,13 +61,13 @@ class FileBody:
         return read
 
     def abort(self) -> None:
-        """From any thread."""
+        """Make the next `readinto` fail. May be called from any thread."""
         self._aborted = True
 
 
 @contextmanager
 def file_errors(what: str) -> Iterator[None]:
-    """`OSError` becomes `BundleError`."""
+    """Turn an `OSError` within the block into a `BundleError`; `what` says what was being done."""
     try:
         yield
     except OSError as error:
@@ -70,13 +75,15 @@ def file_errors(what: str) -> Iterator[None]:
 
 
 class LayoutSource:
-    """An open layout. `blobs` are the sizes in bytes of all files below `blobs/`, `others` the names of the rest."""
+    """An open layout. `blobs` gives the sizes in bytes of all files below `blobs/`, `others` the names of all other
+    files. The caller closes it.
+    """
 
     def __init__(self, path: Path) -> None:
-        """A tar or a folder. Raises `BundleError` for whatever a layout does not hold."""
+        """Open a tar file or a folder. Raises `BundleError` if it contains what does not belong in a layout."""
         self._path = path
         with file_errors(f"opening {path}"):
-            # not waiting for whoever may write to a pipe; of a file it changes nothing
+            # O_NONBLOCK: opening a pipe does not wait for a writer; for a regular file the flag changes nothing
             self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             kind = os.fstat(self._descriptor).st_mode
@@ -104,7 +111,9 @@ class LayoutSource:
                 raise BundleError(f"{name[:200]!r} lies below {BLOBS}/ and is not named by a digest") from error
 
     def read(self, name: str, limit: int) -> bytes | None:
-        """A small file; None where there is none. Raises `BundleError` above `limit` bytes."""
+        """The content of a small file; None if there is no such file. Raises `BundleError` if it has more than `limit`
+        bytes.
+        """
         member = self._files.get(name)
         if member is None:
             return None
@@ -117,15 +126,17 @@ class LayoutSource:
         return content
 
     def size(self, digest: Digest) -> int | None:
-        """The blob's bytes; None where it is not in here."""
+        """The blob's size in bytes; None if the layout does not have it."""
         return self.blobs.get(digest)
 
     def vouches(self, digest: Digest) -> bool:
-        """Whether it is in here: a layout is all of one trust."""
+        """True if the layout has the blob: all images of a layout are trusted alike."""
         return digest in self.blobs
 
     def manifest(self, digest: Digest) -> bytes | None:
-        """A small blob, verified; None where it is not in here. Raises `BundleError` for wrong bytes, or too many."""
+        """The manifest's bytes; None if the layout does not have it. Raises `BundleError` if the bytes do not match the
+        digest, or if there are more than any manifest may have.
+        """
         content = self.read(blob_name(digest), LARGEST)
         if content is not None and not digest.matches(content):
             raise BundleError(f"{blob_name(digest)} is not what its name says")
@@ -133,13 +144,13 @@ class LayoutSource:
 
     @contextmanager
     def body(self, digest: Digest, start: int, told: Callable[[int], None] = lambda _: None) -> Iterator[FileBody]:
-        """The blob's bytes from `start` on. Raises `BundleError`."""
+        """The blob's bytes from offset `start`, not verified. Raises `BundleError`."""
         member = self._files[blob_name(digest)]
         with file_errors(f"reading {member.name}"), self._opened(member) as (descriptor, place):
             yield FileBody(descriptor, place, member.size, start, told)
 
     def verify(self, digest: Digest, told: Callable[[int], None]) -> None:
-        """Blocking: raises `BundleError` unless the bytes are those that the digest names."""
+        """Blocking: hash the blob. Raises `BundleError` if its bytes do not match the digest."""
         hashing = hasher(digest)
         buffer = memoryview(bytearray(_CHUNK))
         with self.body(digest, 0, told) as body:
@@ -150,7 +161,7 @@ class LayoutSource:
 
     @contextmanager
     def _opened(self, member: Member) -> Iterator[tuple[int, int]]:
-        """The descriptor that a member's bytes are in, and where."""
+        """The file descriptor to read a member's bytes from, and their offset in that file."""
         if not self._is_folder:
             yield self._descriptor, member.offset
             return
@@ -163,7 +174,7 @@ class LayoutSource:
             os.close(descriptor)
 
     def close(self) -> None:
-        """Repeatable."""
+        """Close the layout. Repeatable."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -176,9 +187,11 @@ class LayoutSource:
 
 
 def _walk(root: int) -> dict[str, Member]:
-    """Every regular file below a folder. Raises `BundleError` for links, devices and what else is no file or folder."""
+    """Every regular file below a folder, by path. Raises `BundleError` for links, devices and anything else that is
+    neither a file nor a folder.
+    """
     try:
-        # first: a folder that was named by mistake may be large, and what is odd in it is not what is wrong
+        # first: a folder that was given by mistake may be large, and an error about one of its files would mislead
         os.stat(MARKER, dir_fd=root, follow_symlinks=False)
     except FileNotFoundError:
         raise BundleError(f"no OCI image layout: it has no {MARKER}") from None
@@ -203,7 +216,7 @@ def _walk(root: int) -> dict[str, Member]:
 
 
 def _open_below(root: int, name: str) -> int:
-    """Open a file step by step, so that no link on the way is followed, whoever puts one there meanwhile."""
+    """Open a file below `root`, folder by folder, so that no symbolic link is followed, even one created meanwhile."""
     *folders, last = name.split("/")
     folder = os.dup(root)
     try:

@@ -1,6 +1,6 @@
-"""Where a layout is written: a tar or a folder, under another name beside it until it is whole.
+"""Writes a layout as a tar file or a folder, under a temporary name beside the final one until it is complete.
 
-create ── add … ──> finish()   synced, renamed, the folder that holds it synced
+create ── add … ──> finish()   synced, renamed, parent folder synced
                └──> abandon()  nothing is left
 """
 
@@ -22,20 +22,23 @@ __all__ = ["FolderTarget", "LayoutTarget", "TarTarget", "create_layout"]
 
 
 class LayoutTarget(Protocol):
-    """Every call may raise `BundleError`; then only `abandon` may follow."""
+    """A layout being written. Every call may raise `BundleError`; after an error only `abandon` may be called."""
 
     def add(self, name: str, size: int, chunks: Iterable[bytes]) -> None:
-        """Write a file of `size` bytes. What `chunks` raises goes through."""
+        """Write a file of `size` bytes. Errors that `chunks` raises are passed on."""
 
     def finish(self) -> None:
-        """It is there, and durable."""
+        """Give the layout its final name. When this returns it is complete and durable."""
 
     def abandon(self) -> None:
-        """Repeatable, harmless after `finish`."""
+        """Delete what was written. Repeatable, harmless after `finish`."""
 
 
 def create_layout(path: Path, *, folder: bool) -> LayoutTarget:
-    """Raises `BundleError` where nothing can be written there. A tar replaces a file; a folder must be new or empty."""
+    """Begin a layout at `path`. A tar replaces an existing file; a folder must not exist yet, or be empty.
+
+    Raises `BundleError` if the layout cannot be written there.
+    """
     return FolderTarget(path) if folder else TarTarget(path)
 
 
@@ -44,7 +47,7 @@ def _beside(path: Path) -> Path:
 
 
 class TarTarget:
-    """The same files always make the same tar."""
+    """A layout as a tar file. The same files in the same order always give the same bytes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -86,7 +89,7 @@ class TarTarget:
 
 
 class FolderTarget:
-    """A folder that appears as a whole."""
+    """A layout as a folder, which appears under its final name only when it is complete."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,14 +1,14 @@
-"""The files of an OCI image layout (image-spec, image-layout.md), and what ours holds besides.
+"""The files of an OCI image layout (image-spec, image-layout.md), and the two files that this mirror adds.
 
     oci-layout                       {"imageLayoutVersion":"1.0.0"}
     index.json                       a descriptor for each image, with its name
     mirror-inventory.json            ours: every image and blob, see `inventory.py`
-    mirror-inventory.json.sig        ours, where it was signed
+    mirror-inventory.json.sig        ours, if the bundle is signed
     blobs/<algorithm>/<hex>          manifests, configs, layers
 
-An image's name stands where tools look for it. skopeo and umoci take `org.opencontainers.image.ref.name`, whose grammar
-allows the full name with registry and tag; a bare tag would not do, for two images have the tag `latest`. containerd
-takes `io.containerd.image.name`.
+An image's name is written where other tools look for it. skopeo and umoci read `org.opencontainers.image.ref.name`; its
+grammar allows the full name with registry and tag. A bare tag would not be enough, because two images may both have the
+tag `latest`. containerd reads `io.containerd.image.name`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SIGNATURE: Final = "mirror-inventory.json.sig"
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 CONTAINERD_NAME: Final = "io.containerd.image.name"
-#: Ours: the name as this mirror reads it, and of the whole index the digest of its inventory.
+#: Annotations of this mirror: the full name of an image, and on the index itself the digest of the inventory.
 FULL_NAME: Final = "registry-mirror.image"
 _INVENTORY_DIGEST: Final = "registry-mirror.inventory"
 
@@ -59,17 +59,17 @@ _LAYOUT_VERSION: Final = "1.0.0"
 
 
 def blob_name(digest: Digest) -> str:
-    """Where a blob lies within the layout."""
+    """The path of a blob within the layout."""
     return f"{BLOBS}/{digest.algorithm}/{digest.hex}"
 
 
 def marker_bytes() -> bytes:
-    """The file `oci-layout`."""
+    """The content of the file `oci-layout`."""
     return json.dumps({"imageLayoutVersion": _LAYOUT_VERSION}, separators=(",", ":")).encode()
 
 
 def check_marker(content: bytes) -> None:
-    """Raises `BundleError` unless it says a version that we know."""
+    """Raise `BundleError` unless the content of `oci-layout` names the layout version that this mirror reads."""
     try:
         version = read_json(content)["imageLayoutVersion"]
     except (ValueError, KeyError, TypeError) as error:
@@ -79,7 +79,7 @@ def check_marker(content: bytes) -> None:
 
 
 def index_bytes(images: Iterable[ListedImage], inventory: Digest) -> bytes:
-    """`index.json` of these images, bound to the inventory of this digest."""
+    """The content of `index.json` for these images; `inventory` is the digest of the inventory file."""
     return json.dumps(
         {
             "schemaVersion": 2,
@@ -94,13 +94,13 @@ def index_bytes(images: Iterable[ListedImage], inventory: Digest) -> bytes:
 def _entry(image: ListedImage) -> dict[str, Any]:
     names = {REF_NAME: image.name, FULL_NAME: image.name}
     if image.tag is not None:
-        # containerd makes an image of whatever has this, and signatures are none
+        # only for tags: containerd creates an image for every entry with this annotation, and signatures are not images
         names[CONTAINERD_NAME] = image.name
     return {**image.root.to_json(), "annotations": names}
 
 
 def read_index(content: bytes) -> tuple[tuple[Descriptor, ...], Digest | None]:
-    """The descriptors of `index.json`, and the digest of the inventory where it is one of ours.
+    """The descriptors in `index.json`, and the digest of the inventory if a mirror wrote the index.
 
     Raises `BundleError`.
     """

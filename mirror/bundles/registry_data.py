@@ -1,14 +1,15 @@
-"""The data directory of a `docker-registry` (`registry:2`) as a source of images, pull-through ones too.
+"""The data directory of a `docker-registry` (`registry:2`), pull-through caches included, as a source of images.
 
     <root>/docker/registry/v2/
     ├── blobs/<algorithm>/<ab>/<hex>/data
     └── repositories/<name…>/
         ├── _manifests/tags/<tag>/current/link            the digest that the tag names, as text
         ├── _manifests/revisions/<algorithm>/<hex>/link   the repository has this manifest
-        └── _layers/<algorithm>/<hex>/link                and this blob
+        └── _layers/<algorithm>/<hex>/link                the repository has this blob
 
-Media types are not kept there; they are read out of the manifests, where clients have to write them. It is only read,
-and may be in use meanwhile: what its garbage collection takes away is missing, what is wrong is found by its digest.
+The registry does not store media types; they are read from the manifests, in which clients have to write them. The
+directory is only read. The registry may run meanwhile: a file that its garbage collection deletes counts as missing,
+and wrong bytes are found by their digest.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ _LONGEST_LINK: Final = 256
 
 
 class RegistryData:
-    """One data directory."""
+    """The data directory of one registry."""
 
     def __init__(self, root: Path) -> None:
-        """`root` is the `rootdirectory` of the registry's settings, or the folder `v2` in it. Raises `BundleError`."""
+        """`root` is the `rootdirectory` of the registry's settings, or the folder `v2` in it. Raises `BundleError` if
+        it is neither.
+        """
         for place in (root / _BELOW, root):
             if (place / "repositories").is_dir() and (place / "blobs").is_dir():
                 self.place = place
@@ -46,7 +49,7 @@ class RegistryData:
         raise BundleError(f"{root} is not the data directory of a registry: it has no {_BELOW}/repositories")
 
     def repositories(self) -> Iterator[RegistryRepository]:
-        """Sorted by name. Raises `BundleError` for a folder that cannot be read."""
+        """The repositories, sorted by name. Raises `BundleError` if a folder cannot be read."""
 
         def fail(error: OSError) -> None:
             raise error
@@ -59,12 +62,12 @@ class RegistryData:
                 below[:] = sorted(name for name in below if not name.startswith("_"))
 
     def blob(self, digest: Digest) -> Path:
-        """Where its bytes are."""
+        """The path of the blob's bytes."""
         return self.place / "blobs" / digest.algorithm / digest.hex[:2] / digest.hex / "data"
 
 
 class RegistryRepository:
-    """A repository as a `Source`: its own manifests, and any blob that those name."""
+    """A repository as an `ImportSource`: its own manifests, and all blobs of the registry, for those that they name."""
 
     def __init__(self, data: RegistryData, name: str) -> None:
         self.name = name
@@ -72,13 +75,13 @@ class RegistryRepository:
         self._manifests = data.place / "repositories" / name / "_manifests"
         self._layers = data.place / "repositories" / name / "_layers"
 
-    # ---------------------------------------------------------------------------------------- what there is
+    # ----------------------------------------------------------------------------------------------- images
 
     def images(self, registry: str, table: RoutingTable) -> tuple[list[ListedImage], list[str]]:
-        """Its tags, and the manifests that neither a tag nor an index names, filed under a registry of this mirror; and
-        the tags whose manifest is gone or damaged.
+        """The repository's images under the given registry of this mirror, and the tags whose manifest is missing or
+        damaged. Images are its tags, and the manifests that neither a tag nor an index names.
 
-        Raises `RequestError` for a name outside the grammar.
+        Raises `RequestError` if a name or tag is not valid.
         """
         repo = parse_image(f"{registry}/{self.name}", table).repo
         revisions = {digest: root for digest in self._revisions() if (root := self._root(digest))}
@@ -94,7 +97,7 @@ class RegistryRepository:
         return found, lost
 
     def _root(self, digest: Digest) -> tuple[Descriptor, list[Digest]] | None:
-        """A manifest's descriptor and the manifests that it names; None where it is not here, or wrong."""
+        """A manifest's descriptor and the manifests that it names; None if it is missing or damaged."""
         try:
             content = self.manifest(digest)
             manifest = read_manifest(content, algorithm=digest.algorithm) if content else None
@@ -117,7 +120,7 @@ class RegistryRepository:
                 with suppress(DigestInvalid):
                     yield Digest.parse(f"{algorithm}:{name}")
 
-    # ----------------------------------------------------------------------------------------- as a `Source`
+    # ---------------------------------------------------------------------------------- as an `ImportSource`
 
     def size(self, digest: Digest) -> int | None:
         try:
@@ -127,14 +130,14 @@ class RegistryRepository:
         return found.st_size
 
     def vouches(self, digest: Digest) -> bool:
-        """Whether it was pushed to this repository, or mounted: the registry itself serves no other."""
+        """True if the blob was pushed to this repository or mounted into it; the registry itself serves no other."""
         link = self._layers / digest.algorithm / digest.hex / "link"
         return _link(link) == digest
 
     def manifest(self, digest: Digest) -> bytes | None:
         revision = self._manifests / "revisions" / digest.algorithm / digest.hex / "link"
         if _link(revision) != digest or (size := self.size(digest)) is None:
-            # its bytes may be another repository's, whose rights are not this one's
+            # if the repository has no link to it, the bytes may belong to another repository, with other access rights
             return None
         if size > LARGEST:
             raise BundleError(f"the manifest {digest} has {size} bytes, more than the {LARGEST} allowed")

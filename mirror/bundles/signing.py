@@ -1,6 +1,6 @@
 """Signatures of inventories: Ed25519 (RFC 8032) over the exact bytes, detached, 64 raw bytes.
 
-Keys are PEM files (PKCS 8, SubjectPublicKeyInfo), so that others can make and check them too:
+Keys are PEM files (PKCS 8, SubjectPublicKeyInfo), so that other tools can create keys and check signatures too:
 
     openssl genpkey -algorithm ed25519 -out site.key && openssl pkey -in site.key -pubout -out site.pub
     openssl pkeyutl -verify -rawin -pubin -inkey site.pub -in mirror-inventory.json -sigfile mirror-inventory.json.sig
@@ -29,7 +29,7 @@ SIGNATURE_BYTES: Final = 64
 
 
 def make_key_pair() -> tuple[bytes, bytes]:
-    """A private key, without a password, and its public key, as PEM."""
+    """A new private key, without a password, and its public key, both as PEM."""
     key = Ed25519PrivateKey.generate()
     return (
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
@@ -38,7 +38,7 @@ def make_key_pair() -> tuple[bytes, bytes]:
 
 
 def read_private_key(pem: bytes) -> Ed25519PrivateKey:
-    """Raises `BundleError` for anything but an Ed25519 key without a password."""
+    """Parse a private key. Raises `BundleError` for anything but an Ed25519 key without a password."""
     try:
         key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -49,7 +49,7 @@ def read_private_key(pem: bytes) -> Ed25519PrivateKey:
 
 
 def read_public_key(pem: bytes) -> Ed25519PublicKey:
-    """Raises `BundleError` for anything but an Ed25519 public key."""
+    """Parse a public key. Raises `BundleError` for anything but an Ed25519 public key."""
     try:
         key = load_pem_public_key(pem)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -60,12 +60,12 @@ def read_public_key(pem: bytes) -> Ed25519PublicKey:
 
 
 def sign(content: bytes, key: Ed25519PrivateKey) -> bytes:
-    """The signature of these bytes; the same each time."""
+    """The signature of these bytes. Ed25519 is deterministic: the same bytes and key give the same signature."""
     return key.sign(content)
 
 
 def check_signature(content: bytes, signature: bytes, key: Ed25519PublicKey) -> None:
-    """Raises `BundleError` unless the key's owner signed exactly these bytes."""
+    """Raise `BundleError` unless the key's owner signed exactly these bytes."""
     try:
         key.verify(signature, content)
     except InvalidSignature as error:

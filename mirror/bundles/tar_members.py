@@ -1,8 +1,8 @@
-"""Tar files (POSIX.1-2001, "pax"), as far as a bundle needs them: written always alike, read strictly.
+"""Tar files (POSIX.1-2001, "pax"), as far as a bundle needs them: written reproducibly, read strictly.
 
-Reading never unpacks: it lists the members with where their bytes lie, and refuses the whole file for anything that a
-bundle does not have. Headers are decoded by `tarfile`; what is allowed to stand there is decided here, because
-`tarfile` takes a damaged header in the middle for the end.
+Reading never unpacks: it lists the members with the offsets of their bytes, and refuses the whole file if it contains
+anything that does not belong in a bundle. `tarfile` decodes single headers only; this module walks from header to
+header itself, because `tarfile` takes a damaged header in the middle for the end of the file.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = ["END", "MOST_MEMBERS", "Member", "check_path", "file_header", "folder
 
 _BLOCK: Final = tarfile.BLOCKSIZE
 
-#: What a tar ends with.
+#: The end mark of a tar: two blocks of zeros.
 END: Final = bytes(2 * _BLOCK)
 
-#: More members than this are refused: a large site has some hundred thousand blobs.
+#: A tar with more members is refused. A large site has a few hundred thousand blobs.
 MOST_MEMBERS: Final = 500_000
 
-#: Bytes of a name, and of the header that brings a long one.
+#: The longest name of a member, in characters, and the largest extended header, in bytes.
 _LONGEST_NAME: Final = 1024
 _LARGEST_EXTENSION: Final = 64 * 1024
 
@@ -48,7 +48,7 @@ _KINDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file: where its bytes begin in the tar, and how many they are."""
+    """A regular file: the offset of its bytes in the tar, and its size in bytes."""
 
     name: str
     offset: int
@@ -56,12 +56,12 @@ class Member:
 
 
 def file_header(name: str, size: int) -> bytes:
-    """What stands before the bytes of a file."""
+    """The header blocks that precede the bytes of a file."""
     return _header(name, tarfile.REGTYPE, 0o644, size)
 
 
 def folder_header(name: str) -> bytes:
-    """A folder's entry."""
+    """The header blocks of a folder."""
     return _header(name, tarfile.DIRTYPE, 0o755, 0)
 
 
@@ -72,12 +72,15 @@ def _header(name: str, kind: bytes, mode: int, size: int) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """What stands after a file of `size` bytes."""
+    """The zeros that fill the last block after a file of `size` bytes."""
     return bytes(-size % _BLOCK)
 
 
 def check_path(name: str) -> str:
-    """A member's name without a leading `./` or trailing slash. Raises `BundleError` for one that leads elsewhere."""
+    """A member's name without a leading `./` or trailing slash; "" for the root folder.
+
+    Raises `BundleError` if the path is absolute, contains `..`, or is not a plain printable path.
+    """
     if not name or len(name) > _LONGEST_NAME or not name.isprintable():
         raise BundleError(f"a name that is empty, too long or not printable: {name[:80]!r}")
     if name.startswith("/"):
@@ -94,10 +97,10 @@ def check_path(name: str) -> str:
 
 
 def scan(descriptor: int) -> dict[str, Member]:
-    """Every regular file of a tar by name. Reads headers only, so it is quick however large the tar is.
+    """Every regular file of a tar, by name. Only headers are read, so this is quick even for a large tar.
 
-    Raises `BundleError` for whatever is not a plain file or folder with an innocent name, for names that come twice,
-    and for a tar that is compressed, cut, damaged, or followed by something.
+    Raises `BundleError` for a member that is not a plain file or folder, for an unsafe name (`check_path`), for a name
+    that occurs twice, and for a tar that is compressed, truncated, damaged, or followed by other bytes.
     """
     return _Scan(descriptor).members()
 
@@ -129,9 +132,8 @@ class _Scan:
                 raise BundleError(f"it is compressed by {kind}; decompress it first, layers are compressed already")
 
     def _entry(self, offset: int) -> tuple[int, tarfile.TarInfo] | None:
-        """The member whose header begins at `offset`, with what extensions before it say, and where its bytes begin.
-
-        None where the end begins.
+        """The member whose header begins at `offset`: the offset of its bytes, and its header, with name and size from
+        the extended headers before it. None at the end mark.
         """
         extended: dict[str, str] = {}
         while (entry := self._header(offset)) is not None:
@@ -172,7 +174,7 @@ class _Scan:
         return content
 
     def _add(self, entry: tarfile.TarInfo, offset: int) -> int:
-        """Take note of a member; returns where the next header is."""
+        """Check and record a member; returns the offset of the next header."""
         if entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE):
             kind = _KINDS.get(entry.type, f"a member of type {entry.type!r}")
             raise BundleError(f"{kind}: {entry.name[:200]!r}")
@@ -191,7 +193,7 @@ class _Scan:
         return after
 
     def _expect_end(self, offset: int) -> None:
-        """Two empty blocks, and nothing but zeros after them: what nobody reads, nobody has checked."""
+        """Raise `BundleError` unless only zeros follow, at least two blocks: no part of the file stays unchecked."""
         if self._end - offset < len(END):
             raise BundleError("it is cut in the end mark")
         while block := os.pread(self._descriptor, 1 << 20, offset):
@@ -205,7 +207,7 @@ def _next(offset: int, size: int) -> int:
 
 
 def _read_pax(content: bytes) -> dict[str, str]:
-    """The records that matter out of `<length> <key>=<value>\\n …`."""
+    """The `path` and `size` records of an extended header, which consists of `<length> <key>=<value>\\n` records."""
     found: dict[str, str] = {}
     while content:
         digits, space, _ = content.partition(b" ")
