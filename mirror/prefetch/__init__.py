@@ -1,1 +1,1 @@
-"""Images brought in before anybody asks: once, as jobs, or by rules."""
+"""Fetches images before clients ask for them: once, as jobs, or by sync rules."""

@@ -1,17 +1,17 @@
-"""Work that somebody asked for and does not wait for. Any worker process takes it, runs it, tells of it, ends it.
+"""Jobs: work that runs in the background. Any worker process can run a job, show its state, or cancel it.
 
-    submit() ──> queued ── a worker has a slot ──> running ──┬─> done       all that was asked for is here
-                   │                                         ├─> failed     something is not; `result` says what
+    submit() ──> queued ── a worker has a slot ──> running ──┬─> done       everything requested is here
+                   │                                         ├─> failed     something is missing; `result` says what
                    └── cancel() ──> cancelled <── cancel() ──┤
                                                              └─> interrupted   its process was stopped, or died
 
 Everything is on disk, so that any process can answer:
 
-    jobs/        a note for each job: what was asked for, its state, its progress (about once a second), its result
-    job-queue/   a note for each job that waits; whoever takes it drops it, under a lock
-    job-cancels/ a note for each job that is to be ended; its runner looks for it
-    locks/job-<n>  the slots. A job runs in a slot whose lock its process holds, so there are never more jobs than slots
-                   over all processes, and a running job whose slot is free has lost its process
+    jobs/        a note for each job: its request, its state, its progress (about once a second), its result
+    job-queue/   a note for each waiting job; the worker that takes the job deletes the note, under a lock
+    job-cancels/ a note for each job that is to be cancelled; the process that runs the job looks for it
+    locks/job-<n>  the slots. A job runs in a slot whose lock its process holds. So all processes together never run
+                   more jobs than there are slots, and if a running job's slot is free, its process has died
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from mirror.values.timestamps import moment
 
 __all__ = ["Ended", "JobRecords", "JobState", "Jobs", "Work", "prefetching"]
 
-#: Seconds between two looks at the queue; the same after the disk failed us; and between two notes of progress.
+#: Seconds between two looks at the queue; between two looks after an error; and between two notes of progress.
 _LOOK_EVERY: Final = 1.0
 _AFTER_TROUBLE: Final = 30.0
 _TELL_EVERY: Final = 1.0
-#: Jobs at once, waiting, and kept when ended; and for how many seconds those are kept.
+#: How many jobs run at once, may wait, and are kept after their end; and for how many seconds they are kept then.
 _AT_ONCE: Final = 2
 _MOST_QUEUED: Final = 100
 _MOST_KEPT: Final = 200
 _KEPT_FOR: Final = 7 * 86400.0
-#: Images that a result tells one by one, unless more have failed; and that a list of jobs names of each.
+#: How many images a job's result lists, unless more have failed; and how many images of each job a list of jobs names.
 _MOST_TOLD: Final = 200
 _FEW_NAMED: Final = 10
 
@@ -58,20 +58,20 @@ class JobRecords(Protocol):
     """Small notes by key, on disk (`store/local/records.py`). All calls block shortly and may raise `StoreError`."""
 
     def read(self, key: str) -> dict[str, Any] | None:
-        """None where there is none."""
+        """The note; None if there is none."""
 
     def write(self, key: str, note: Mapping[str, Any]) -> None:
-        """Replaces it."""
+        """Write the note, replacing an earlier one."""
 
     def drop(self, key: str) -> bool:
-        """Whether there was one."""
+        """Delete the note; true if there was one."""
 
     def all(self) -> Iterator[dict[str, Any]]:
-        """In no order; each with its `key`."""
+        """All notes in no particular order, each with its `key`."""
 
 
 class JobState(Enum):
-    """See the drawing above."""
+    """The state of a job; see the drawing at the top of this module."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -86,18 +86,20 @@ _OVER: Final = frozenset(state.value for state in JobState) - {JobState.QUEUED.v
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How some work ended: whether all of it succeeded, and what it has to tell, as JSON."""
+    """How some work ended. `ok`: all of it succeeded; `result`: its outcome, as JSON."""
 
     ok: bool
     result: Mapping[str, Any]
 
 
-#: What a job does: gets the arguments that it was submitted with, and a meter to fill.
+#: The function that does a job's work. It gets the arguments that the job was submitted with, and a meter to fill.
 Work: TypeAlias = Callable[[Mapping[str, Any], ProgressMeter], Awaitable[Ended]]
 
 
 def prefetching(source_for: Callable[[Repo], PullSource], parse_image: Callable[[str], Image]) -> Work:
-    """Work of the kind `prefetch`: `images`, `platforms` and `referrers`, checked already."""
+    """The work of jobs of the kind `prefetch`. Their arguments are `images`, `platforms` and `referrers`, which were
+    checked before the job was submitted.
+    """
 
     async def work(arguments: Mapping[str, Any], meter: ProgressMeter) -> Ended:
         images = [parse_image(str(text)) for text in arguments["images"]]
@@ -116,7 +118,7 @@ def prefetching(source_for: Callable[[Repo], PullSource], parse_image: Callable[
 
 
 def _shortened(result: dict[str, Any]) -> dict[str, Any]:
-    """What failed is told whole; of what is here, as much as people read."""
+    """The result with every failed image, but only as many of the others as a person reads; `more` counts the rest."""
     images = result["images"]
     told = [image for image in images if not image["ok"]]
     told += [image for image in images if image["ok"]][: max(0, _MOST_TOLD - len(told))]
@@ -124,7 +126,9 @@ def _shortened(result: dict[str, Any]) -> dict[str, Any]:
 
 
 class Jobs:
-    """One for each process. Without `run` it can submit, tell and cancel, and others do the work."""
+    """The jobs, as one process sees them. A process that does not call `run` can submit, show and cancel jobs, and
+    other processes run them.
+    """
 
     def __init__(
         self,
@@ -139,8 +143,9 @@ class Jobs:
         tell_every: float = _TELL_EVERY,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`hold` takes a lock until its descriptor is closed or the process ends, and `alone` waits for one; both over
-        all processes on one store. `work` is what can be asked for, by kind.
+        """`hold` takes a lock if it is free, and returns a file descriptor; the lock lasts until that is closed or the
+        process ends. `alone` waits for a lock. Both locks are shared by all processes on one store. `work` gives the
+        function for each kind of job.
         """
         self._jobs = jobs
         self._queue = queue
@@ -154,10 +159,10 @@ class Jobs:
         self._poked = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}
 
-    # ------------------------------------------------------------------------------------------- asked from outside
+    # ----------------------------------------------------------------------------------------- submit, show, cancel
 
     async def submit(self, kind: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """A new job, on disk when this returns. Raises `TooManyJobs`, `StoreError`."""
+        """Create a job and return it. It is on disk when this returns. Raises `TooManyJobs`, `StoreError`."""
         note = await asyncio.to_thread(self._submit, kind, arguments)
         self._poked.set()
         return _told(note)
@@ -179,16 +184,18 @@ class Jobs:
         return note
 
     async def get(self, name: str) -> dict[str, Any]:
-        """How it stands. Raises `JobUnknown`."""
+        """The job with its present state. Raises `JobUnknown`, `StoreError`."""
         return _told(await asyncio.to_thread(self._read, name))
 
     async def all(self) -> list[dict[str, Any]]:
-        """All that are kept, the newest first, without what is told of each blob."""
+        """All jobs on disk, the newest first, with their results and progress shortened."""
         notes = await asyncio.to_thread(lambda: [self._checked(note) for note in self._jobs.all() if _is_whole(note)])
         return [_brief(_told(note)) for note in sorted(notes, key=_created, reverse=True)]
 
     async def cancel(self, name: str) -> dict[str, Any]:
-        """Have it ended, whichever process runs it; one that is over stays as it is. Raises `JobUnknown`."""
+        """Cancel a job, whichever process runs it, and return it; a job that has ended is not changed. A running job
+        ends a little later. Raises `JobUnknown`, `StoreError`.
+        """
         async with self._alone("jobs"):
             note = await asyncio.to_thread(self._cancel, name)
         self._poked.set()
@@ -214,14 +221,16 @@ class Jobs:
         return checked
 
     def _checked(self, note: dict[str, Any]) -> dict[str, Any]:
-        """The same, or that it was interrupted: it says that it runs, but nobody holds its slot."""
+        """The note itself, or, if it says that the job runs but no process holds the job's slot, the note of the job's
+        end; a job that did not end properly is marked as interrupted.
+        """
         if note["state"] != JobState.RUNNING.value:
             return note
         held = self._hold(_lock(note.get("slot")))
         if held is None:
             return note
         try:
-            # it may have ended properly between our look and our having the lock
+            # the job may have ended properly after the note was read and before the lock was taken
             latest = self._jobs.read(note["id"]) or note
             return self._interrupted(latest) if latest["state"] == JobState.RUNNING.value else latest
         finally:
@@ -237,7 +246,7 @@ class Jobs:
         return ended
 
     def _prune(self) -> None:
-        """What has ended is kept for a while, and not without bound."""
+        """Delete the notes of jobs that ended long ago, or that are too many, and cancel notes of ended jobs."""
         over = sorted((note for note in self._jobs.all() if note.get("state") in _OVER), key=_created, reverse=True)
         for number, note in enumerate(over):
             if number >= _MOST_KEPT or self.now() - _created(note) > _KEPT_FOR:
@@ -245,13 +254,13 @@ class Jobs:
         ended = {note["key"] for note in over}
         for cancel in self._cancels.all():
             if cancel["key"] in ended:
-                # it ended while it was being called off
+                # the job ended while it was being cancelled
                 self._cancels.drop(cancel["key"])
 
     # ------------------------------------------------------------------------------------------------------- running
 
     async def run(self) -> None:
-        """Take up jobs until cancelled; then those that run here are interrupted."""
+        """Run waiting jobs until cancelled; the jobs that this process runs then are interrupted."""
         try:
             while True:
                 self._poked.clear()
@@ -262,7 +271,7 @@ class Jobs:
                     telemetry.log.warning("taking up jobs failed", reason=str(error))
                     pause = _AFTER_TROUBLE
                 except Exception:
-                    # whatever it was: without this task no job is ever run again
+                    # any error is survived: without this task no job would ever run again
                     telemetry.log.exception("taking up jobs crashed")
                     pause = _AFTER_TROUBLE
                 with suppress(TimeoutError):
@@ -288,7 +297,7 @@ class Jobs:
             if note is not None:
                 task = asyncio.create_task(self._carry(note))
                 self._running[note["id"]] = task
-                # not by the task itself: one that is cancelled before it begins ends nothing
+                # a callback, not the task itself: a task that is cancelled before it begins runs no `finally`
                 task.add_done_callback(partial(self._let_go, note["id"], held))
 
     def _let_go(self, name: str, held: int, _task: asyncio.Task[None]) -> None:
@@ -297,7 +306,7 @@ class Jobs:
         self._poked.set()
 
     def _free_slot(self) -> tuple[int, int] | None:
-        """A slot with the descriptor that holds it."""
+        """The number of a free slot, and the file descriptor that holds its lock; None if all slots are taken."""
         for number in self._slots:
             held = self._hold(_lock(number))
             if held is not None:
@@ -305,7 +314,9 @@ class Jobs:
         return None
 
     def _claim(self, name: str, slot: int) -> dict[str, Any] | None:
-        """Take a job out of the queue; None: somebody else did. The slot is ours: what says it runs in it does not."""
+        """Take a job out of the queue; None if another process did. This process has the slot's lock, so a job whose
+        note says that it runs in this slot was interrupted.
+        """
         for note in self._jobs.all():
             if note.get("state") == JobState.RUNNING.value and note.get("slot") == slot:
                 self._interrupted(note)
@@ -314,14 +325,14 @@ class Jobs:
         if not waits or found is None or found.get("state") != JobState.QUEUED.value:
             self._queue.drop(name)
             return None
-        # in this order: a crash in between leaves a job that is interrupted, never one that waits for ever
+        # in this order: a crash in between leaves an interrupted job, never one that waits for ever
         taken = {**found, "state": JobState.RUNNING.value, "started": self.now(), "slot": slot, "worker": os.getpid()}
         self._jobs.write(name, taken)
         self._queue.drop(name)
         return taken
 
     async def _carry(self, note: dict[str, Any]) -> None:
-        """One job, from here to its end."""
+        """Run one job to its end, and keep its note up to date."""
         telemetry.log.info("job started", job=note["id"], kind=note["kind"])
         meter = ProgressMeter()
         task = asyncio.ensure_future(self._begin(note, meter))
@@ -338,7 +349,7 @@ class Jobs:
                 self._interrupted({**note, "progress": meter.to_json()})
             raise
         except StoreError as error:
-            # nobody can be told; that it is over shows by its slot
+            # the note cannot be updated; other processes see by the free slot that the job is over
             telemetry.log.error("a job's note cannot be written", job=note["id"], reason=str(error))
         finally:
             await end(task)
@@ -350,13 +361,13 @@ class Jobs:
         return await work(note.get("arguments") or {}, meter)
 
     def _tell(self, note: dict[str, Any], meter: ProgressMeter) -> bool:
-        """Blocking: note how far it is; whether somebody wants it ended."""
+        """Blocking: write the progress; true if the job is to be cancelled."""
         with suppress(StoreError):
             self._jobs.write(note["id"], {**note, "progress": meter.to_json()})
         return self._cancels.read(note["id"]) is not None
 
     def _conclude(self, note: dict[str, Any], meter: ProgressMeter, task: asyncio.Future[Ended]) -> None:
-        """Blocking: write down how it ended."""
+        """Blocking: write down how the job ended."""
         told = {**note, "progress": meter.to_json()}
         if task.cancelled():
             state, result = JobState.CANCELLED, {}
@@ -383,12 +394,12 @@ def _created(note: Mapping[str, Any]) -> float:
 
 
 def _is_whole(note: Mapping[str, Any]) -> bool:
-    """Whether it is one of ours: notes are files, and files may be edited."""
+    """True if the note is a job's: notes are files, and people may edit files."""
     return isinstance(note.get("id"), str) and note.get("state") in {state.value for state in JobState}
 
 
 def _told(note: Mapping[str, Any]) -> dict[str, Any]:
-    """As others see it: times as text, without what is only ours."""
+    """The job as clients see it: times as text, without internal fields."""
     told = {name: value for name, value in note.items() if name not in ("key", "slot")}
     for name in ("created", "started", "ended"):
         told[name] = moment(told.get(name))
@@ -396,7 +407,7 @@ def _told(note: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _brief(job: dict[str, Any]) -> dict[str, Any]:
-    """For lists: a result can be as long as its list of images, and that can be long."""
+    """The job without long lists, to be shown in a list of jobs."""
     brief = {name: value for name, value in job.items() if name not in ("result", "progress")}
     arguments = dict(job.get("arguments") or {})
     if isinstance(images := arguments.get("images"), list):

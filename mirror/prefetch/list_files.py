@@ -1,8 +1,8 @@
-"""Reads lists of images (`lists.py`) out of files and folders. All calls block.
+"""Reads lists of images (`lists.py`) from files and folders. All calls block.
 
-A file that was named must be readable and be what it was said to be. A folder of Kubernetes manifests is looked through
-as a whole, so a template or a huge file in it is a warning; but what should be YAML and is not stays a mistake, for
-nobody can say which images it names.
+A file that the caller names must be readable and have the expected format. A folder of Kubernetes manifests is read as
+a whole, so a template or a huge file in it only causes a warning. But a file that should be YAML and is not stays an
+error, because the images that it names are unknown.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from mirror.prefetch.lists import LARGEST, Listed, ListMalformed, read_compose, 
 
 __all__ = ["STANDARD_INPUT", "compose_file", "kubernetes", "plain_file"]
 
-#: The name that means standard input.
+#: The path that stands for standard input.
 STANDARD_INPUT: Final = Path("-")
 
 _MANIFESTS: Final = (".yaml", ".yml", ".json")
 
 
 class _TooLarge(ListMalformed):
-    """More than is read of one file."""
+    """A file that is larger than `LARGEST`."""
 
 
 def plain_file(path: Path) -> Listed:
-    """One image a line. Raises `ListMalformed`."""
+    """The images of a plain list: one image a line. Raises `ListMalformed`."""
     return read_plain(_read(path), _name(path))
 
 
 def kubernetes(path: Path) -> Listed:
-    """A file with Kubernetes manifests, or every one in a folder and all below it. Raises `ListMalformed`.
+    """The images of a file with Kubernetes manifests, or of all such files in a folder and its subfolders.
 
-    Hidden files and folders are passed over, as `kubectl` does it.
+    Hidden files and folders are ignored, as `kubectl` does it. Raises `ListMalformed`.
     """
     if path == STANDARD_INPUT or not path.is_dir():
         return read_kubernetes(_read(path), _name(path))
@@ -49,7 +49,10 @@ def kubernetes(path: Path) -> Listed:
 
 
 def compose_file(path: Path, environment: Mapping[str, str]) -> Listed:
-    """A Compose file, with the variables of a `.env` file beside it. Raises `ListMalformed`."""
+    """The images of a Compose file. Variables come from `environment`, then from a `.env` file beside the Compose file.
+
+    Raises `ListMalformed`.
+    """
     beside = path.parent / ".env"
     if path != STANDARD_INPUT and beside.is_file():
         environment = read_env(_read(beside), environment)
@@ -73,7 +76,7 @@ def _name(path: Path) -> str:
 
 
 def _read(path: Path) -> str:
-    """At most `LARGEST` bytes of UTF-8."""
+    """The text of a file or of standard input: UTF-8, at most `LARGEST` bytes. Raises `ListMalformed`."""
     try:
         if path == STANDARD_INPUT:
             content = sys.stdin.buffer.read(LARGEST + 1)

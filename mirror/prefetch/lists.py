@@ -1,11 +1,12 @@
-"""Images out of texts that people have anyway: plain lists, Kubernetes manifests, Compose files.
+"""Finds the images in texts that users have already: plain lists, Kubernetes manifests, Compose files.
 
-Pure: from a text and its name to the images that stand in it, each with the line where it stands; `files.py` reads.
-The texts may come from anyone. YAML is only ever read as events: no object is made of it, an alias is a second look at
-the same value however often it stands there, and depth and number of values are bounded.
+The functions are pure: from a text and its name to the images in it, each with its line; `list_files.py` reads the
+files. The texts are not trusted. YAML is read as events only: no Python objects are constructed from tags, an alias
+refers to the same value however often it is used, and the depth and the number of values are bounded.
 
-Kubernetes manifests are not judged by their kind: whatever has a kind and, somewhere in it, a list called `containers`,
-`initContainers` or `ephemeralContainers`, runs these. So custom resources that hold a pod template are understood, too.
+Kubernetes objects of every kind are searched: any object with a `kind` that contains, at any level, a list called
+`containers`, `initContainers` or `ephemeralContainers` is taken to run these containers. So custom resources that
+contain a pod template are understood, too.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ __all__ = [
 ]
 
 
-#: Bytes of a file that is still read. The largest manifests that projects publish have a few megabytes, a list of all
-#: pods of a cluster may have more.
+#: The largest file that is read, in bytes. The largest manifests that projects publish have a few megabytes; a list of
+#: all pods of a cluster may have more.
 LARGEST: Final = 32 * 1024 * 1024
 
-#: Levels and values of one file.
+#: How many levels and how many values (YAML events) one file may have.
 _DEEPEST: Final = 100
 _MOST_VALUES: Final = 1_000_000
 
@@ -49,14 +50,14 @@ _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _HUB: Final = "docker.io"
 _CONTAINERS: Final = ("containers", "initContainers", "ephemeralContainers")
 _NULLS: Final = ("", "~", "null", "Null", "NULL")
-#: What templates and substitutions leave in a text that was not rendered.
+#: Template and substitution marks, which are in a text only if it was not rendered.
 _TEMPLATE: Final = re.compile(r"\{\{|\$\{|\$\(")
-#: Kinds whose content describes objects instead of being one.
+#: Kinds that describe other objects, and run no containers themselves.
 _DESCRIPTIONS: Final = ("CustomResourceDefinition",)
 
 
 class ListMalformed(ValueError):
-    """A text that cannot be read as what it should be. `line` counts from 1, 0 where it is not about one line."""
+    """A text that does not have the expected format. `line` counts from 1; 0 if the error is not about one line."""
 
     def __init__(self, name: str, line: int, reason: str) -> None:
         super().__init__(f"{name}:{line}: {reason}" if line else f"{name}: {reason}")
@@ -65,9 +66,9 @@ class ListMalformed(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """An image as it is written, and where (`deploy.yaml:12`).
+    """An image's name as it is written, and the place where it is written (`deploy.yaml:12`).
 
-    `hub`: a name without a registry is one of Docker Hub there, whatever the mirror's default registry is.
+    `hub` is true if a name without a registry means Docker Hub there, whatever the mirror's default registry is.
     """
 
     text: str
@@ -77,7 +78,7 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """What a text names. `warnings` are for people: what was seen there and could not be used."""
+    """The images that a text names. `warnings` are for people: parts of the text that could not be used."""
 
     images: tuple[Named, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -87,7 +88,9 @@ class Listed:
 
 
 def resolve_images(named: Iterable[Named], table: RoutingTable) -> tuple[dict[Image, list[str]], list[str]]:
-    """The images that are meant, each once, with the places where they stand; and every mistake."""
+    """The named images, each once, with the places that name it; and a message for each name that is not valid or that
+    this mirror does not serve.
+    """
     found: dict[Image, list[str]] = {}
     mistakes: dict[str, None] = {}
     for one in named:
@@ -110,7 +113,7 @@ def _whole(named: Named, table: RoutingTable) -> str:
 
 
 def read_plain(text: str, name: str) -> Listed:
-    """One image a line; `#` begins a comment. Raises `ListMalformed`."""
+    """The images of a plain list: one image a line, `#` begins a comment. Raises `ListMalformed`."""
     found = []
     for number, line in enumerate(text.splitlines(), 1):
         words = re.sub(r"(^|\s)#.*", "", line).split()
@@ -124,9 +127,9 @@ def read_plain(text: str, name: str) -> Listed:
 
 
 def read_kubernetes(text: str, name: str) -> Listed:
-    """The images of every container, and of image volumes, in any number of documents. Raises `ListMalformed`.
+    """The images of every container and of image volumes, in any number of documents. Raises `ListMalformed`.
 
-    A template that was not rendered is a warning: nobody knows what it will name.
+    A template that was not rendered causes a warning, because the images that it will name are unknown.
     """
     try:
         documents = list(_documents(text, name))
@@ -147,14 +150,14 @@ def read_kubernetes(text: str, name: str) -> Listed:
 
 
 def _overrides(document: Any, name: str) -> list[str]:
-    """A kustomization may give images other names than those that stand in the files beside it."""
+    """Warnings for a kustomization that replaces images: the names in the files beside it may not be the final ones."""
     if isinstance(document, dict) and document.get("kind") == "Kustomization" and document.get("images"):
         return [f"{name}: replaces images: render it first, with kubectl kustomize"]
     return []
 
 
 def _in_objects(document: Any) -> Iterator[str]:
-    """Within everything that has a `kind`, down to the last level; what stands there twice by an alias only once."""
+    """The images in every object that has a `kind`, at any level. A value that aliases repeat is searched only once."""
     seen: set[tuple[int, bool]] = set()
     waiting: list[tuple[Any, bool]] = [(document, False)]
     while waiting:
@@ -174,7 +177,7 @@ def _in_objects(document: Any) -> Iterator[str]:
 
 
 def _of_pod(value: Mapping[str, Any]) -> Iterator[str]:
-    """If it is a pod's `spec`, or looks like one."""
+    """The images of a pod's `spec`, or of a mapping that looks like one."""
     for key in _CONTAINERS:
         for container in _mappings(value.get(key)):
             image = _get(container, "image")
@@ -195,9 +198,9 @@ def _mappings(value: Any) -> list[dict[str, Any]]:
 
 
 def read_compose(text: str, name: str, environment: Mapping[str, str]) -> Listed:
-    """The images of every service, and of image volumes, of a Compose file. Raises `ListMalformed`.
+    """The images of every service and of image volumes in a Compose file. Raises `ListMalformed`.
 
-    Services that are built here, and not pulled, are left out. Variables are put in as Compose does it.
+    Services whose `pull_policy` is `build` or `never` are left out. Variables are interpolated as Compose does it.
     """
     found: list[Named] = []
     warnings: list[str] = []
@@ -248,10 +251,12 @@ _OPERATOR: Final = re.compile(r":?[-?+]")
 def interpolate(
     text: str, environment: Mapping[str, str], unset: Callable[[str], None] = lambda _: None, depth: int = 0
 ) -> str:
-    """Put variables in as the Compose specification says it ("Interpolation"): `$NAME`, `${NAME}`, `${NAME:-default}`,
-    `${NAME-default}`, `${NAME:?message}`, `${NAME:+replacement}`, nested ones, and `$$` for a dollar.
+    """The text with its variables replaced, as in the Compose specification ("Interpolation"): `$NAME`, `${NAME}`,
+    `${NAME:-default}`, `${NAME-default}`, `${NAME:?message}`, `${NAME:+replacement}`, nested ones, and `$$` for a
+    dollar.
 
-    `unset` is told of variables that are blank for want of a value. Raises `ValueError`.
+    `unset` is called with the name of each variable that is not set and has no default. Raises `ValueError` if the text
+    is malformed or a required variable is not set.
     """
     if depth > 10:
         raise ValueError("variables within variables, more than 10 deep")
@@ -274,7 +279,7 @@ def interpolate(
 
 
 def _closing(text: str, position: int) -> int:
-    """Where the brace that was opened before `position` is closed."""
+    """The position of the brace that closes the one opened before `position`."""
     open_ = 1
     for found in re.compile(r"\$\{|\}").finditer(text, position):
         open_ += 1 if found[0] == "${" else -1
@@ -284,7 +289,7 @@ def _closing(text: str, position: int) -> int:
 
 
 def _expression(inner: str, environment: Mapping[str, str], unset: Callable[[str], None], depth: int) -> str:
-    """What stands between the braces."""
+    """The value of an expression, which is the text between the braces."""
     name = _NAME.match(inner)
     if name is None:
         raise ValueError(f"not the name of a variable: {inner[:80]!r}")
@@ -309,8 +314,8 @@ def _expression(inner: str, environment: Mapping[str, str], unset: Callable[[str
 
 
 def read_env(text: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of a `.env` file beside a Compose file; `environment` goes before them. Lines that set nothing are
-    passed over.
+    """The variables of a `.env` file and of `environment`, which takes precedence. Lines that set no variable are
+    ignored.
     """
     found: dict[str, str] = {}
     for line in text.splitlines():
@@ -336,7 +341,7 @@ def read_env(text: str, environment: Mapping[str, str]) -> dict[str, str]:
 
 
 class _Text(str):
-    """A text of a YAML file with the number of its line."""
+    """A string of a YAML file, with its line number."""
 
     __slots__ = ("line",)
     line: int
@@ -347,7 +352,7 @@ def _line(text: str) -> int:
 
 
 def _get(mapping: Mapping[str, Any], key: str) -> Any:
-    """What stands under a key, there or in what is merged in by `<<`; what is written there goes before."""
+    """The value of a key in a mapping or in what `<<` merges into it; the mapping's own value takes precedence."""
     waiting: list[Any] = [mapping]
     seen: set[int] = set()
     while waiting:
@@ -365,12 +370,12 @@ def _get(mapping: Mapping[str, Any], key: str) -> Any:
 
 
 def _documents(text: str, name: str) -> Iterator[Any]:
-    """Every document: mappings, lists, texts, None. Raises `ListMalformed`."""
+    """Every document of a text, made of mappings, lists, strings and None. Raises `ListMalformed`."""
     if name.lower().endswith(".json"):
         yield _read_json(text, name)
         return
     if text.lstrip().startswith("{"):
-        # what kubectl prints as JSON may be large, and is read faster as that
+        # output of kubectl as JSON may be large, and the JSON parser is faster
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
@@ -382,7 +387,7 @@ def _documents(text: str, name: str) -> Iterator[Any]:
         yield from _read_yaml(text, name)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        # newer parsers have a bound of their own, which may be met before ours
+        # newer parsers have a nesting limit of their own, which may be reached first
         deep = "nesting depth" in (error.problem or "")
         problem = f"more than {_DEEPEST} levels" if deep else f"not YAML: {error.problem}"
         raise ListMalformed(name, mark.line + 1 if mark else 0, problem) from error
@@ -400,7 +405,9 @@ def _read_json(text: str, name: str) -> Any:
 
 
 def _read_yaml(text: str, name: str) -> Iterator[Any]:
-    """Builds values out of events. A second key of the same name replaces the first; keys that are no text get lost."""
+    """Build the documents from YAML events. A second key of the same name replaces the first; keys that are not strings
+    are dropped.
+    """
     building = _Building(name)
     for number, event in enumerate(yaml.parse(text, Loader=_LOADER)):
         line = event.start_mark.line + 1 if event.start_mark else 0
@@ -437,7 +444,7 @@ class _Building:
         self.root: Any = None
         self._name = name
         self._open: list[dict[str, Any] | list[Any]] = []
-        #: For each mapping that is open: the key that waits for its value, in a list; empty where a key comes next.
+        #: For each open mapping: a list with the key that waits for its value; empty if a key is next.
         self._keys: list[list[Any]] = []
         self._anchors: dict[str, Any] = {}
 

@@ -1,11 +1,11 @@
-"""Prefetches a list of images: each is warmed, some at once, and what became of all of them is told as one.
+"""Prefetches a list of images, a few at a time, and returns one result for all of them.
 
-    images ──> a few at once ──> warm(image) ──> ImageResult ──┐
-                                   │                      ├──> is all of it still here? ──> Prefetched
-                                   └── blobs pass one gate┘
+    images ──> a few at once ──> warm(image) ──> ImageResult ──> is all of it still here? ──> Prefetched
+                                   │
+                                   └── the blobs of all images pass one gate
 
-A blob that several images name is moved once and counted once. The last look is needed because a store that is too
-small for the list drops the first images to make room for the last ones: that must not look like success.
+A blob that several images name is fetched once and counted once. The check at the end is needed because a store that is
+too small for the list evicts the first images to make room for the last ones, and that must not look like success.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ __all__ = ["Failure", "PrefetchCounts", "Prefetched", "prefetch"]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What is not here, and why, for people. `digest` is None where it is not about one digest."""
+    """A part of an image that could not be brought in, with the reason, for people. `digest` is None if the failure is
+    not about one digest.
+    """
 
     image: Image
     digest: Digest | None
@@ -40,55 +42,55 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class PrefetchCounts:
-    """So many digests of so many `bytes` together."""
+    """A number of digests, and their size together in bytes."""
 
     count: int
     bytes: int
 
     @classmethod
     def of(cls, moved: Iterable[BlobResult]) -> PrefetchCounts:
-        """Sum them up."""
+        """The count and total size of these results."""
         sizes = [max(0, one.size) for one in moved]
         return cls(len(sizes), sum(sizes))
 
     def to_json(self) -> dict[str, int]:
-        """Its two numbers."""
+        """The two numbers as JSON."""
         return {"count": self.count, "bytes": self.bytes}
 
 
 @dataclass(frozen=True, slots=True)
 class Prefetched:
-    """What became of every image, in the order in which they were asked for."""
+    """The result of each image, in the order in which the caller listed them."""
 
     images: Mapping[Image, ImageResult]
 
     @property
     def ok(self) -> bool:
-        """Whether all of it is here."""
+        """True if all images are completely here."""
         return all(warmed.ok for warmed in self.images.values())
 
     @property
     def fetched(self) -> PrefetchCounts:
-        """What is new here; each digest once, whichever of the images brought it."""
+        """The digests that were fetched; each is counted once, even if several images name it."""
         return PrefetchCounts.of(one for one in self._by_digest().values() if one.state is State.FETCHED)
 
     @property
     def here(self) -> PrefetchCounts:
-        """What was here already; each digest once."""
+        """The digests that were here already; each is counted once."""
         return PrefetchCounts.of(one for one in self._by_digest().values() if one.state is State.HERE)
 
     @property
     def failures(self) -> list[Failure]:
-        """Everything that is not here, by image."""
+        """All failures, image by image."""
         return [failure for image, warmed in self.images.items() for failure in _failures(image, warmed)]
 
     @property
     def stale(self) -> list[Image]:
-        """Those whose tag upstream did not answer for: they are here as they were."""
+        """The images for whose tag upstream did not answer; the images are here as they were before."""
         return [image for image, warmed in self.images.items() if warmed.stale]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it; sizes are bytes, `new` and `here` at the top count each digest once."""
+        """The result as JSON; sizes are in bytes. `new` and `here` at the top level count each digest once."""
         return {
             "ok": self.ok,
             "new": self.fetched.to_json(),
@@ -97,7 +99,7 @@ class Prefetched:
         }
 
     def _by_digest(self) -> dict[Digest, BlobResult]:
-        """What became of each digest over all images: fetched by one of them goes before found by another."""
+        """One result for each digest over all images: FETCHED takes precedence over HERE, and HERE over FAILED."""
         order = [State.FAILED, State.HERE, State.FETCHED]
         found: dict[Digest, BlobResult] = {}
         for warmed in self.images.values():
@@ -142,10 +144,11 @@ async def prefetch(
     report: Callable[[Image, Progress], None] = lambda _image, _progress: None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Prefetched:
-    """Bring images in. `platforms`: none means all of an index; `referrers`: signatures, SBOMs and the like too.
+    """Fetch the images that are not here. Without `platforms`, all manifests of an index are fetched. `referrers` also
+    fetches signatures, SBOMs and other referrers.
 
-    `report` is called on the loop, often: it must be cheap. Raises nothing but cancellation; interrupted blobs stay as
-    partials, and doing it again goes on with them. `sleep` is for waits that an upstream asks for.
+    `report` is called on the event loop, often: it must be cheap. Raises nothing but cancellation; interrupted blobs
+    stay as partials, and another call continues them. `sleep` does the waits that an upstream asks for.
     """
     chosen = tuple(platforms)
     wanted = list(dict.fromkeys(images))
@@ -165,7 +168,7 @@ async def prefetch(
                     sleep=sleep,
                 )
             except Exception as error:
-                # a mistake of ours with one image must not cost the others
+                # a bug that one image meets must not end the others
                 telemetry.log.exception("prefetch crashed", image=str(image))
                 return ImageResult(error=f"unexpected: {type(error).__name__}")
 
@@ -179,7 +182,7 @@ async def prefetch(
 
 
 def _look_again(source: PullSource, warmed: ImageResult) -> None:
-    """Blocking: what is not here any more has failed."""
+    """Blocking: mark the digests that are not here any more as failed."""
     for digest, moved in warmed.moved.items():
         if moved.state is not State.FAILED and not source.holds(digest):
             lost = "dropped again to make room for others: the store is too small for all that was asked for"

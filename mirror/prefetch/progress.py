@@ -1,4 +1,4 @@
-"""How far a list of images is, digest by digest and in all, for whoever looks: a job, a sync, a progress bar."""
+"""The progress of a prefetch, for each digest and in total. Jobs, syncs and progress bars show it."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from mirror.prefetch.pulling import Progress, State
 
 __all__ = ["ProgressMeter"]
 
-#: Blobs under way that are told one by one. There are as many as are let through at once.
+#: How many of the blobs under way are listed. Blobs that wait for their turn count as under way, too.
 _TOLD: Final = 100
 
 
 class ProgressMeter:
-    """Filled by `prefetch`'s `report`, on one event loop."""
+    """Collects what `prefetch` reports. Used on one event loop."""
 
     def __init__(self) -> None:
         self.images = 0
-        #: Whoever cancels the work on purpose, rather than because the process ends, says so here first.
+        #: Set by code that cancels the work on purpose, before it cancels; not set if the process ends.
         self.called_off = False
         self._seen: dict[Digest, Progress] = {}
 
     def expect(self, images: int) -> None:
-        """So many images it will be."""
+        """Set the number of images that will be prefetched."""
         self.images = images
 
     def note(self, _image: Image, progress: Progress) -> None:
-        """What `prefetch` reports. A digest that several images name counts once."""
+        """Take a report of `prefetch`. A digest that several images name counts once."""
         known = self._seen.get(progress.digest)
         if known is None or known.state is None or progress.state is State.FETCHED:
             self._seen[progress.digest] = progress
 
     @property
     def received(self) -> int:
-        """Bytes that are here, of all digests seen so far."""
+        """How many bytes of all digests seen so far are here."""
         return sum(one.received for one in self._seen.values())
 
     @property
     def size(self) -> int:
-        """Bytes that all digests seen so far will have; grows while manifests are read."""
+        """How many bytes all digests seen so far will have; this grows while manifests are read."""
         return sum(max(one.size or 0, one.received) for one in self._seen.values())
 
     def to_json(self) -> dict[str, Any]:
-        """Totals, and each digest that is under way. All sizes are bytes."""
+        """The totals, and the digests under way, at most `_TOLD` of them. All sizes are in bytes."""
         under_way = [one for one in self._seen.values() if one.state is None]
         ended = [one.state for one in self._seen.values() if one.state is not None]
         return {

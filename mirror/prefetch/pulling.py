@@ -1,10 +1,11 @@
-"""Warms the cache: an image, with everything below it, is brought into its own pulled-through repository.
+"""Warms the cache: fetches an image, with everything below it, through the repository that clients pull it from.
 
     reference ──> manifest ──┬─ index ──> wanted children ──> (the same again)
                              └─ image ──> config, layers: as many at once as the gate lets through
 
-Nothing is begun twice: what is here is only looked at, what is on its way for a client is followed, and an interrupted
-blob goes on where it stopped. One failure ends nothing; the summary names it. Doing it again is how it is resumed.
+Nothing is fetched twice: a blob that is here is only checked, a transfer that a client started is followed, and an
+interrupted blob continues where it stopped. A failure does not end the work; the result lists it. To resume, the caller
+calls `warm` again.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ __all__ = ["BlobResult", "ImageResult", "Progress", "PullSource", "State", "plat
 
 T = TypeVar("T")
 
-#: Levels of manifests below an image, referrers of referrers included, and manifests of one image in all. Real ones
-#: have three or four levels; a registry that makes referrers up must come to an end.
+#: Limits for one image: levels of manifests below it, referrers of referrers included, and manifests in total. Real
+#: images have three or four levels. The limits stop a registry that invents referrers without end.
 _DEEPEST: Final = 12
 _MOST_MANIFESTS: Final = 5000
 _TOO_MUCH: Final = f"not followed: more than {_DEEPEST} levels or {_MOST_MANIFESTS} manifests"
 
-#: Seconds that an upstream may ask us to wait, and how often.
+#: How many seconds an upstream may ask the mirror to wait, and how many times for one request.
 _LONGEST_WAIT: Final = 60.0
 _WAITS: Final = 5
 
@@ -46,17 +47,17 @@ _IMAGE_CONFIGS: Final = (
     "application/vnd.oci.image.config.v1+json",
     "application/vnd.docker.container.image.v1+json",
 )
-#: In bytes; configs are read for their platform only up to this size.
+#: The largest config that is read for its platform, in bytes.
 _LARGEST_CONFIG: Final = 4 << 20
 
-#: Endings of the tags under which cosign keeps signatures, attestations and SBOMs of a digest.
+#: Suffixes of the tags under which cosign stores signatures, attestations and SBOMs of a digest.
 _COSIGN: Final = ("sig", "att", "sbom")
-#: Build tools put attestations into the index itself and say by this annotation whose they are.
+#: Build tools put attestations into the index itself; this annotation names the manifest that an attestation is about.
 _ATTESTED: Final = "vnd.docker.reference.digest"
 
 
 class State(Enum):
-    """How one digest ended."""
+    """How the work on one digest ended."""
 
     HERE = "here"
     FETCHED = "fetched"
@@ -65,7 +66,9 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far one digest is. `received` and `size` are bytes; `size` None: unknown. `state` None: under way."""
+    """The progress of one digest. `received` and `size` are in bytes; `size` is None if unknown. `state` is None while
+    the digest is under way.
+    """
 
     digest: Digest
     role: Role
@@ -76,7 +79,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class BlobResult:
-    """What became of one digest; `size` in bytes, `error` for people."""
+    """The result for one digest. `size` is in bytes; `error` is for people."""
 
     role: Role
     size: int
@@ -86,10 +89,10 @@ class BlobResult:
 
 @dataclass(slots=True)
 class ImageResult:
-    """What became of an image. `root` is its digest; None where not even that could be learnt (`error` says why).
+    """The result for one image. `root` is its digest; None if its manifest could not be fetched (`error` says why).
 
-    `troubles` are what went wrong beside single digests, for people: a platform that the image is not for, referrers
-    that could not be listed. `stale`: upstream did not answer for the tag; the image is here as it was.
+    `troubles` are problems that are not about one digest, for people: a platform that the image does not support,
+    referrers that could not be listed. `stale`: upstream did not answer for the tag; the image is here as it was.
     """
 
     root: Digest | None = None
@@ -100,34 +103,38 @@ class ImageResult:
 
     @property
     def ok(self) -> bool:
-        """Whether all of it is here."""
+        """True if everything that was requested of the image is here."""
         return self.error is None and not self.troubles and not self.of(State.FAILED)
 
     def of(self, state: State) -> list[Digest]:
-        """The digests that ended so."""
+        """The digests whose result has this state."""
         return [digest for digest, moved in self.moved.items() if moved.state is state]
 
 
 class PullSource(Protocol):
-    """What is needed of a repository (`ProxiedRepository`, `GuardedRepository`)."""
+    """What warming needs of a repository (`ProxiedRepository`, `GuardedRepository`)."""
 
     async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
-        """On the disk when this returns, its tag too. Raises `ManifestUnknown`, `UpstreamError`, `StoreError`."""
+        """Fetch a manifest; it is on the disk when this returns, its tag too. Raises `ManifestUnknown`,
+        `UpstreamError`, `StoreError`.
+        """
 
     async def settled(self) -> None:
-        """What was fetched so far outlives a power cut when this returns. Raises `StoreError`."""
+        """Make everything that was fetched so far durable. Raises `StoreError`."""
 
     async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
-        """Raises `BlobUnknown`, `UpstreamError`, `StoreError`."""
+        """Bring a blob here; false if it was here already. `progress` gets the bytes that are here and the blob's size
+        (None: unknown). Raises `BlobUnknown`, `UpstreamError`, `StoreError`.
+        """
 
     async def referrers(self, digest: Digest) -> Listing:
-        """Raises `UpstreamError`."""
+        """The manifests that name this digest as their subject. Raises `UpstreamError`."""
 
     def holds(self, digest: Digest) -> bool:
-        """Whether its bytes are here. Quick enough for the event loop."""
+        """True if the blob's bytes are here. Quick enough for the event loop."""
 
     async def read(self, digest: Digest, limit: int) -> bytes:
-        """A small blob whole. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
+        """All bytes of a small blob. Raises like `fetch`, and `BlobDamaged` if it has more than `limit` bytes."""
 
 
 async def warm(
@@ -140,11 +147,12 @@ async def warm(
     report: Callable[[Progress], None] = lambda _: None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> ImageResult:
-    """Bring an image in. `platforms`: none means all of an index; `referrers`: signatures, SBOMs and the like too.
+    """Fetch one image. Without `platforms`, all manifests of an index are fetched. `referrers` also fetches signatures,
+    SBOMs and other referrers.
 
-    `gate` bounds the blobs under way at once, over all images that share it. A platform that the image is not for is a
-    trouble; what it has of the others is brought in all the same. An upstream that asks to be left alone for a short
-    while is. Raises nothing but cancellation.
+    `gate` limits how many blobs are under way at once, over all images that share it. If the image does not support a
+    requested platform, that is a trouble in the result; the other platforms are fetched all the same. If an upstream
+    throttles and asks for a short wait, this waits. Raises nothing but cancellation.
     """
     warming = _Warming(source, tuple(platforms), referrers, gate, report, sleep)
     await warming.image(reference)
@@ -179,7 +187,7 @@ class _Warming:
     # ------------------------------------------------------------------------------------------------ manifests
 
     async def image(self, reference: Reference) -> None:
-        """The root, and everything below it."""
+        """Fetch the root manifest and everything below it."""
         try:
             answer = await self._patiently(lambda: self._source.fetch_manifest(reference))
             manifest = answer.read()
@@ -195,7 +203,7 @@ class _Warming:
         await self._below(manifest, _DEEPEST)
 
     async def _is_wanted(self, manifest: Manifest) -> bool:
-        """Whether an image without an index is for one of the platforms: only its config says what it is for."""
+        """True if an image without an index is for one of the platforms, or if its config does not name a platform."""
         config = manifest.blobs[0] if manifest.has_config else None
         if config is None or config.media_type not in _IMAGE_CONFIGS:
             return True
@@ -207,7 +215,7 @@ class _Warming:
             content = await self._source.read(config.digest, _LARGEST_CONFIG)
             platform = platform_of(content)
         except (MirrorError, ValueError):
-            # whoever pulls it will see what it is
+            # the platform is unknown, so the image is taken
             return True
         if not platform:
             return True
@@ -215,8 +223,9 @@ class _Warming:
         return any(one.matches(platform) for one in self._platforms)
 
     async def _manifest(self, descriptor: Descriptor, depth: int, *, signed: bool, refers: bool = False) -> None:
-        """One that another names, or that `refers` to another. `depth` levels more may come below it; `signed`: cosign
-        may have signed it.
+        """Fetch a manifest that another one names, or (`refers`) that names another one as its subject.
+
+        `depth` more levels may follow below it. `signed`: cosign may have signed it, so the tags for that are tried.
         """
         self._manifests += 1
         if depth <= 0 or self._manifests > _MOST_MANIFESTS:
@@ -226,7 +235,7 @@ class _Warming:
             answer = await self._patiently(lambda: self._source.fetch_manifest(descriptor.digest))
             manifest = answer.read()
         except (MirrorError, ValueError) as error:
-            # where rules here forbid a referrer nobody could pull it either
+            # a referrer that this mirror's rules forbid is not missed: no client could pull it either
             if not (refers and isinstance(error, Denied)):
                 self._end(descriptor.digest, BlobResult(Role.MANIFEST, descriptor.size, State.FAILED, str(error)))
             return
@@ -245,7 +254,7 @@ class _Warming:
         await _all(work)
 
     def _children(self, manifest: Manifest) -> list[Descriptor]:
-        """Those of an index that are wanted."""
+        """The wanted manifests of an index. A platform that the root does not have is noted as a trouble."""
         children = wanted_children(manifest.manifests, self._platforms)
         if not self._platforms or not manifest.is_index:
             return children
@@ -258,7 +267,7 @@ class _Warming:
         return children
 
     def _miss_platforms(self, there: Sequence[Mapping[str, Any]]) -> None:
-        """Note the platforms that are asked for and not among those `there`."""
+        """Note the requested platforms that are not among those `there`."""
         missing = [one for one in self._platforms if not any(one.matches(other) for other in there)]
         if missing:
             known = sorted({str(platform) for platform in map(read_platform, there) if platform.os != "unknown"})
@@ -268,7 +277,7 @@ class _Warming:
     # ------------------------------------------------------------------------------------------------ referrers
 
     async def _referring(self, digest: Digest, depth: int) -> None:
-        """What names this manifest as its subject: signatures, SBOMs, and what refers to these in turn."""
+        """Fetch the referrers of this manifest (signatures, SBOMs), and their referrers in turn."""
         try:
             listing = await self._patiently(lambda: self._source.referrers(digest))
         except MirrorError as error:
@@ -277,13 +286,13 @@ class _Warming:
         await _all(self._manifest(one, depth - 1, signed=False, refers=True) for one in self._fresh(listing.items))
 
     async def _cosigned(self, digest: Digest, suffix: str, depth: int) -> None:
-        """What cosign keeps by tag, beside the image, in registries that know no referrers."""
+        """Fetch what cosign stores under a tag beside the image, in registries without the referrers API."""
         tag = f"{digest.algorithm}-{digest.hex}.{suffix}"
         try:
             answer = await self._patiently(lambda: self._source.fetch_manifest(tag))
             manifest = answer.read()
         except (ManifestUnknown, Denied):
-            # where rules here forbid it nobody could pull it either
+            # if this mirror's rules forbid the tag, no client could pull it either
             return
         except (MirrorError, ValueError) as error:
             self.result.troubles.append(f"{tag}: {error}")
@@ -297,7 +306,7 @@ class _Warming:
 
     async def _blob(self, descriptor: Descriptor, role: Role) -> None:
         digest = descriptor.digest
-        # before its turn comes, so that the whole is known early
+        # reported before the blob passes the gate, so that the total size is known early
         self._report(Progress(digest, role, 0, descriptor.size if descriptor.size >= 0 else None))
         async with self._gate:
             try:
@@ -314,7 +323,9 @@ class _Warming:
         self._report(Progress(digest, role, received, size))
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """A list of images is more at once than some registries like: they say how long to wait."""
+        """Run a request, and repeat it after the requested wait if upstream throttles, as registries do that see many
+        requests at once.
+        """
         for _ in range(_WAITS):
             try:
                 return await ask()
@@ -345,9 +356,9 @@ class _Warming:
 
 
 def platform_of(config: bytes) -> dict[str, Any]:
-    """What an image's config says that it is for (image-spec, config.md); empty where it does not.
+    """The platform that an image's config names (image-spec, config.md); empty if it names none.
 
-    Raises `ValueError` where it is no JSON object.
+    Raises `ValueError` if the config is not a JSON object.
     """
     body = read_json(config)
     if not isinstance(body, dict):
@@ -357,7 +368,7 @@ def platform_of(config: bytes) -> dict[str, Any]:
 
 
 async def _all(work: Iterable[Coroutine[None, None, None]]) -> None:
-    """Side by side; where one crashes or we are cancelled, the others are ended, not left behind."""
+    """Run all of it concurrently. If one crashes, or this call is cancelled, the others are cancelled and awaited."""
     async with asyncio.TaskGroup() as group:
         for one in work:
             group.create_task(one)

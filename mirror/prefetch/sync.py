@@ -1,15 +1,15 @@
-"""Runs sync rules when they are due: looks which tags there are, takes those that are meant, prefetches them.
+"""Runs sync rules when they are due: lists the repository's tags, selects those that the rule names, prefetches them.
 
-    waiting ── due, its lock and its lease are ours ──> running ──┬─> ok       waits for the next time
-       ^                                                          ├─> failed   tried again sooner
-       └──────────────────────────────────────────────────────────┴─> interrupted (its process ended): again soon
+    waiting ── due, rule's lock and lease taken ──> running ──┬─> ok       waits for the next time
+       ^                                                      ├─> failed   tried again sooner
+       └──────────────────────────────────────────────────────┴─> interrupted (its process ended): again soon
 
-One process of a store looks for what is due, the one that holds the lock `sync`; when it dies another takes over. A
-run itself holds a lock of its rule, so that a run by hand and one by schedule never meet. Replicas with disks of their
-own agree by a lease on each run, where there is a place to keep leases (Redis); where there is none, or it is down, the
-replica runs the rule itself, which costs upstream a few questions more.
+One process of a store, the one that holds the lock `sync`, looks for rules that are due; if it dies another takes over.
+A run itself holds a lock of its rule, so that a manual run and a scheduled one never overlap. Replicas with disks of
+their own agree on each run by a lease, if there is a place to keep leases (Redis). If there is none, or if it is down,
+the replica runs the rule itself, which costs upstream a few more requests.
 
-What happened last is on disk, a note for each rule, so that a restart neither forgets nor repeats a run.
+The last run of each rule is noted on disk, so that a restart neither forgets nor repeats it.
 """
 
 from __future__ import annotations
@@ -42,45 +42,49 @@ from mirror.values.timestamps import moment
 
 __all__ = ["Leases", "Sync", "SyncRule", "SyncSource", "first_failure"]
 
-#: Seconds between two looks for what is due, or whether the process that does so has died; the same after the disk
-#: failed us; and between two notes of progress.
+#: Seconds between two looks for rules that are due, and between two attempts to take over from a process that died;
+#: the same after an error; and between two notes of progress.
 _LOOK_EVERY: Final = 5.0
 _AFTER_TROUBLE: Final = 60.0
 _TELL_EVERY: Final = 1.0
-#: Seconds that a lease lasts unless it is renewed, and between two renewals.
+#: Seconds that a lease lasts unless it is renewed, and seconds between two renewals.
 _LEASE: Final = 120.0
 _RENEW_EVERY: Final = 30.0
-#: Seconds until a lease that another replica has is asked for again.
+#: The longest wait, in seconds, until a lease that another replica has is requested again.
 _ASK_AGAIN: Final = 60.0
-#: Tags that are asked for at a time, and tags that a repository may have.
+#: Tags that are requested at a time, and the most tags that a repository may have.
 _PAGE: Final = 10_000
 _MOST_TAGS: Final = 2_000_000
-#: Rules that run at once, and failures that a result names.
+#: How many rules the schedule runs at once, and how many failures and images a result lists.
 _AT_ONCE: Final = 2
 _MOST_FAILURES: Final = 20
 
 
 class SyncSource(PullSource, Protocol):
-    """What is needed of a repository (`ProxiedRepository`)."""
+    """What a sync needs of a repository (`ProxiedRepository`)."""
 
     async def tags(self, last: str, count: int) -> Listing:
-        """Up to `count` tags behind `last`, sorted. Raises `UpstreamError`, `StoreError`."""
+        """Up to `count` tags that follow `last`, sorted. Raises `UpstreamError`, `StoreError`."""
 
 
 class Leases(Protocol):
-    """A place where replicas agree who does what. All calls may raise `IndexUnavailable`."""
+    """Leases that the replicas share, to agree which of them does a run. All calls may raise `IndexUnavailable`."""
 
     async def take(self, name: str, seconds: float, *, done: bool = False) -> Lease | None:
-        """Have it, or have it for longer; None: it is ours now."""
+        """Take or renew a lease for so many seconds from now. None if this replica has it now, otherwise the lease of
+        another replica. `done` marks the run as finished.
+        """
 
     async def give_back(self, name: str) -> None:
-        """If it is ours. Repeatable."""
+        """Give the lease up if this replica has it. Repeatable."""
 
 
 @dataclass(frozen=True, slots=True)
 class SyncRule:
-    """`[[sync]]`. `platforms`: none means all; `every_replica`: each one with a disk of its own, not one for all;
-    `sealed`: its upstream is never contacted, so it never runs.
+    """A rule of the configuration (`[[sync]]`). No `platforms` means all.
+
+    `every_replica`: each replica with a disk of its own runs the rule, instead of one for all. `sealed`: the upstream
+    is never contacted, so the rule never runs.
     """
 
     name: str
@@ -94,13 +98,13 @@ class SyncRule:
 
     @property
     def what(self) -> str:
-        """A mark of what it brings in; another one makes it a new rule under an old name."""
+        """A hash of what the rule fetches. If it changes, the rule counts as a new one under the same name."""
         text = f"{self.repo} {self.tags!r} {sorted(map(str, self.platforms))} {self.referrers}"
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 class Sync:
-    """All rules of this process. Without `run` they can be told and run by hand."""
+    """All sync rules, as one process sees them. Without `run`, rules can be shown and run by hand only."""
 
     def __init__(
         self,
@@ -114,9 +118,10 @@ class Sync:
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`hold` takes a lock of all processes on one store until its descriptor is closed or the process ends.
+        """`hold` takes a lock, shared by all processes on one store, if it is free, and returns a file descriptor; the
+        lock lasts until that is closed or the process ends.
 
-        `seed`, the same over restarts, spreads rules that are due at one time.
+        `seed` spreads rules that are due at the same time; it must be the same after a restart.
         """
         self.rules: Final = {rule.name: rule for rule in rules}
         self._source_for = source_for
@@ -129,10 +134,10 @@ class Sync:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._not_before: dict[str, float] = {}
 
-    # ---------------------------------------------------------------------------------------------------- telling
+    # ----------------------------------------------------------------------------------------------------- status
 
     def rule(self, name: str) -> SyncRule:
-        """Raises `RuleUnknown`."""
+        """The rule of this name. Raises `RuleUnknown`."""
         found = self.rules.get(name)
         if found is None:
             known = ", ".join(self.rules) or "there are none"
@@ -140,7 +145,7 @@ class Sync:
         return found
 
     async def status(self) -> list[dict[str, Any]]:
-        """Every rule with its last result and its next run, as JSON."""
+        """Every rule with its last result and the time of its next run, as JSON."""
         return await asyncio.to_thread(lambda: [self._status(rule) for rule in self.rules.values()])
 
     def _status(self, rule: SyncRule) -> dict[str, Any]:
@@ -168,7 +173,7 @@ class Sync:
         }
 
     def busy(self, name: str) -> bool:
-        """Blocking: whether it runs, in whichever process. Raises `RuleUnknown`, `StoreError`."""
+        """Blocking: true if the rule is running, in any process. Raises `RuleUnknown`, `StoreError`."""
         rule = self.rule(name)
         return _last(self._note(rule)).interrupted and self._is_held(rule)
 
@@ -179,10 +184,12 @@ class Sync:
         os.close(held)
         return False
 
-    # ---------------------------------------------------------------------------------------------------- by itself
+    # ----------------------------------------------------------------------------------------------------- schedule
 
     async def run(self) -> None:
-        """Run what is due until cancelled, if this is the process that may. What runs then is interrupted."""
+        """Run the rules that are due until cancelled, while this process has the lock `sync`. When cancelled, running
+        syncs are interrupted.
+        """
         held = None
         try:
             while self.rules:
@@ -196,7 +203,7 @@ class Sync:
                     telemetry.log.warning("looking for due syncs failed", reason=str(error))
                     pause = _AFTER_TROUBLE
                 except Exception:
-                    # whatever it was: without this task nothing is ever synced again
+                    # any error is survived: without this task nothing would ever be synced again
                     telemetry.log.exception("looking for due syncs crashed")
                     pause = _AFTER_TROUBLE
                 await self._sleep(pause)
@@ -216,7 +223,7 @@ class Sync:
         return held
 
     async def tick(self) -> None:
-        """Begin what is due now; returns without waiting for it. Raises `StoreError`."""
+        """Start the rules that are due now; returns without waiting for their ends. Raises `StoreError`."""
         for rule in self.rules.values():
             if len(self._running) >= _AT_ONCE:
                 return
@@ -224,14 +231,14 @@ class Sync:
                 await self._start(rule)
 
     async def idle(self) -> None:
-        """Returns once nothing runs here."""
+        """Wait until no sync that `tick` started is running."""
         while self._running:
             await asyncio.wait(set(self._running.values()))
 
     def _is_due(self, rule: SyncRule) -> bool:
         note = self._note(rule)
         if "key" not in note:
-            # not on disk yet; since when it is known must not begin anew with each look
+            # not on disk yet: written now, so that `since` stays the same at the next look
             self._notes.write(rule.name, note)
         due = next_run(rule.plan, _last(note), self.now(), self._jitter(rule))
         return self.now() >= max(due, self._not_before.get(rule.name, due))
@@ -239,9 +246,9 @@ class Sync:
     async def _start(self, rule: SyncRule) -> None:
         held = self._hold(_lock(rule))
         if held is None:
-            return  # by hand, or as a job
+            return  # it runs already: by hand, or as a job
         try:
-            # somebody else may have ended a run between our look and our having the lock
+            # another run may have ended after the first check and before the lock was taken
             begins = await asyncio.to_thread(self._is_due, rule) and await self._is_ours(rule)
         except BaseException:
             os.close(held)
@@ -251,7 +258,7 @@ class Sync:
             return
         task = asyncio.create_task(self._scheduled(rule))
         self._running[rule.name] = task
-        # not by the task itself: one that is cancelled before it begins ends nothing
+        # a callback, not the task itself: a task that is cancelled before it begins runs no `finally`
         task.add_done_callback(partial(self._let_go, rule.name, held))
 
     def _let_go(self, name: str, held: int, _task: asyncio.Task[None]) -> None:
@@ -268,7 +275,7 @@ class Sync:
             telemetry.log.exception("sync crashed", rule=rule.name)
 
     async def _is_ours(self, rule: SyncRule) -> bool:
-        """Whether no other replica has this run."""
+        """True if no other replica does this run or has done it."""
         if self.leases is None or rule.every_replica:
             return True
         try:
@@ -285,7 +292,9 @@ class Sync:
         return False
 
     def _skip(self, rule: SyncRule) -> None:
-        """Another replica has done it: here it is due again at the next time, should that replica be gone by then."""
+        """Note that another replica has done this run. The rule is due here again at its next regular time, in case the
+        other replica is gone by then.
+        """
         telemetry.log.info("sync done by another replica", rule=rule.name)
         now = self.now()
         note = {**self._note(rule), "start": now, "end": now, "ok": True, "failures": 0, "by": "another replica"}
@@ -294,7 +303,7 @@ class Sync:
     # ------------------------------------------------------------------------------------------------------ a run
 
     async def run_rule(self, name: str, meter: ProgressMeter, *, by: str) -> Ended:
-        """One run now, whenever it is due. Raises `RuleUnknown`, `AlreadyRunning`, `StoreError`."""
+        """Run the rule now, whether it is due or not. Raises `RuleUnknown`, `AlreadyRunning`, `StoreError`."""
         rule = self.rule(name)
         held = self._hold(_lock(rule))
         if held is None:
@@ -305,13 +314,13 @@ class Sync:
             os.close(held)
 
     async def job(self, arguments: Mapping[str, Any], meter: ProgressMeter) -> Ended:
-        """The same as work of the kind `sync`, asked for with `rule`."""
+        """The work of jobs of the kind `sync`: `run_rule` for the rule that the argument `rule` names."""
         ended = await self.run_rule(str(arguments["rule"]), meter, by="job")
         first = first_failure(ended.result)
         return Ended(ended.ok, {**ended.result, **({} if first is None else {"first_failure": first})})
 
     async def _carry(self, rule: SyncRule, meter: ProgressMeter, by: str) -> Ended:
-        """The rule's lock is held. What happens is on disk, from the begin to the end."""
+        """Do one run, and keep the rule's note on disk up to date. The caller has the rule's lock."""
         begun = {
             **await asyncio.to_thread(self._note, rule),
             "start": self.now(),
@@ -340,7 +349,7 @@ class Sync:
     async def _accompany(
         self, rule: SyncRule, begun: Mapping[str, Any], meter: ProgressMeter, task: asyncio.Future[Ended]
     ) -> None:
-        """Until it ends: note how far it is, keep the lease."""
+        """Until the run ends: note its progress and renew the lease."""
         renewed = time.monotonic()
         while not task.done():
             await asyncio.wait({task}, timeout=_TELL_EVERY)
@@ -376,7 +385,7 @@ class Sync:
         return Ended(done.ok and not done.stale, _result(done))
 
     def _conclude(self, rule: SyncRule, begun: Mapping[str, Any], ended: Ended | None) -> None:
-        """Blocking: write down and count how it ended; None: it was called off."""
+        """Blocking: write down, log and count how the run ended; `ended` is None if it was cancelled on purpose."""
         now = self.now()
         note = {**begun, "end": now, "ok": ended is not None and ended.ok}
         note["result"] = dict(ended.result) if ended else {"error": "called off"}
@@ -396,7 +405,9 @@ class Sync:
         self._notes.write(rule.name, note)
 
     async def _settle_lease(self, rule: SyncRule, start: float, ended: Ended) -> None:
-        """Done is done until the next time; after a failure another replica may have more luck."""
+        """After a success, keep the lease as done until the next regular time. After a failure, give it back, so that
+        another replica can try.
+        """
         if self.leases is None or rule.every_replica:
             return
         with suppress(IndexUnavailable):
@@ -407,20 +418,22 @@ class Sync:
                 await self.leases.give_back(_lease(rule))
 
     def _note(self, rule: SyncRule) -> dict[str, Any]:
-        """What is known; of a new rule, or a changed one under an old name, that it begins now."""
+        """The rule's note; a fresh one, known since now, if the rule is new or changed under its old name."""
         note = self._notes.read(rule.name) or {}
         if note.get("what") == rule.what and _seconds(note.get("since")) is not None:
             return note
         return {"since": self.now(), "what": rule.what}
 
     def _jitter(self, rule: SyncRule) -> float:
-        """Within 0 to 1, always the same for this rule in this store."""
+        """A fraction from 0 to 1, always the same for this rule in this store."""
         hashed = hashlib.blake2b(f"{self._seed} {rule.name}".encode(), digest_size=4).digest()
         return int.from_bytes(hashed) / 2**32
 
 
 async def _all_tags(source: SyncSource) -> Listing:
-    """Page by page; a list whose end is an older answer is one as a whole. Raises `UpstreamError`, `StoreError`."""
+    """All tags, fetched page by page. If a page is stale, the whole list counts as stale and ends there. Raises
+    `UpstreamError`, `StoreError`.
+    """
     tags: list[str] = []
     while True:
         listing = await source.tags(tags[-1] if tags else "", _PAGE)
@@ -440,7 +453,7 @@ def _lease(rule: SyncRule) -> str:
 
 
 def _last(note: Mapping[str, Any]) -> Last:
-    """What a note says; nonsense counts as nothing."""
+    """The last run according to a note; fields with invalid values count as absent."""
     failures = note.get("failures")
     last = Last(_seconds(note.get("since")) or 0.0, failures=failures if isinstance(failures, int) else 0)
     return replace(last, start=_seconds(note.get("start")), end=_seconds(note.get("end")))
@@ -461,7 +474,7 @@ def _state(last: Last, note: Mapping[str, Any], *, busy: bool) -> str:
 
 
 def _result(done: Prefetched) -> dict[str, Any]:
-    """The last run for people and machines: sizes in bytes."""
+    """The result of a run, as JSON; `bytes` are those that were fetched."""
     new = [image for image, warmed in done.images.items() if _is_new(warmed)]
     return {
         "tags": len(done.images),
@@ -474,7 +487,7 @@ def _result(done: Prefetched) -> dict[str, Any]:
 
 
 def first_failure(result: Mapping[str, Any]) -> str | None:
-    """Of a run's result: the first of what failed, else of the tags that upstream did not answer for."""
+    """The first failure in a run's result, or else the first image that upstream did not answer for."""
     stale = [f"upstream did not answer for {image}" for image in result.get("stale", ())]
     return next(iter([*result.get("failures", ()), *stale]), None)
 
