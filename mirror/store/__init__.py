@@ -1,1 +1,1 @@
-"""Bytes and records on the local disk, which is the truth about what the mirror holds."""
+"""Blobs and records on the local disk. The disk is the source of truth for what the mirror has."""

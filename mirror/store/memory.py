@@ -1,8 +1,9 @@
-"""A `BlobStore`, a `Catalog` and `Pins` in dicts: the simplest correct ones. They live and die with their process.
+"""A `BlobStore`, a `Catalog` and `Pins` in dicts: the simplest correct implementations. Their content is lost when the
+process ends.
 
-One `MemoryStore` stands for a disk. What other processes are to `LocalStore`, several ingests of one digest are here:
-they share one growing blob, and one of them at a time is its filler. A growing blob that was committed or begun anew
-is no longer `in_place`; who holds it open reads on.
+One `MemoryStore` stands for a disk. Several ingests of one digest here correspond to several processes on one
+`LocalStore`: they share one growing blob, and one ingest at a time is its filler. A growing blob that was committed or
+restarted is no longer `in_place`; readers that have it open can still read it.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from mirror.ports import BlobInfo, BlobReader, Body
 
 __all__ = ["MemoryCatalog", "MemoryIngest", "MemoryPins", "MemoryReader", "MemoryStore"]
 
-#: Received at once, in bytes.
+#: The size of the receive buffer in bytes.
 _RECEIVE: Final = 256 * 1024
 
-#: Which registry sends a growing blob, and the blob.
+#: The registry that sends a growing blob, and the digest of the blob.
 _Key: TypeAlias = tuple[str, Digest]
 
 
 @dataclass(slots=True, eq=False)
 class _Blob:
-    """Bytes, growing or present. `filler` is who holds the lock."""
+    """The bytes of a growing or present blob. `filler` is the ingest that holds the lock."""
 
     content: bytearray = field(default_factory=bytearray)
     size: int | None = None
@@ -43,7 +44,7 @@ class _Blob:
 
 
 class MemoryReader:
-    """Reads a blob whatever happens to its name."""
+    """An open blob. It stays readable after the blob is deleted or replaced."""
 
     def __init__(self, blob: _Blob) -> None:
         self._blob: _Blob | None = blob
@@ -54,7 +55,7 @@ class MemoryReader:
         return bytes(memoryview(self._blob.content)[offset : offset + size])
 
     def reads(self, blob: _Blob) -> bool:
-        """Whether this is what is read."""
+        """True if this reader has opened exactly this blob."""
         return self._blob is blob
 
     def close(self) -> None:
@@ -65,8 +66,8 @@ class MemoryStore:
     """See `mirror.ports.BlobStore`. May be used from any thread."""
 
     def __init__(self, disk: int = 1 << 40) -> None:
-        """`disk` is how much fits, in bytes."""
-        #: Guards all that is below; who waits for growth waits on it.
+        """`disk` is the capacity of the store in bytes."""
+        #: Guards all attributes below. It is notified after every change to a growing blob.
         self.changed = threading.Condition(threading.RLock())
         self.disk = disk
         self._present: dict[Digest, _Blob] = {}
@@ -102,7 +103,7 @@ class MemoryStore:
         return BlobInfo(digest, len(content))
 
     def settle(self) -> None:
-        """Nothing here outlives the process."""
+        """Does nothing: the content does not outlive the process."""
 
     def ingest(self, digest: Digest, registry: str) -> MemoryIngest:
         return MemoryIngest(self, digest, registry)
@@ -167,35 +168,35 @@ class MemoryStore:
             return max(0, self.disk - sum(len(blob.content) for blob in blobs)), self.disk
 
     def damage(self, digest: Digest, content: bytes) -> None:
-        """What a bad disk does: other bytes under the same name. Raises `BlobUnknown`."""
+        """Replace the bytes of a blob, as a bad disk would. Raises `BlobUnknown`."""
         with self.changed:
             self._find(digest).content[:] = content
 
     def claim(self, size: int) -> None:
-        """Under `changed`, before `size` bytes are written. Raises `StoreFull`."""
+        """Check that `size` more bytes fit; the caller holds `changed`. Raises `StoreFull`."""
         if size > self.free()[0]:
             raise StoreFull(f"no room for {size} bytes")
 
     def begin(self, key: _Key, *, anew: bool = False) -> _Blob:
-        """The growing blob that others would find, made if there is none, or `anew`."""
+        """The current growing blob of this key. A new one is made if there is none, or if `anew`."""
         with self.changed:
             if anew or key not in self._growing:
                 self._growing[key] = _Blob()
             return self._growing[key]
 
     def is_growing(self, key: _Key, blob: _Blob) -> bool:
-        """Whether this is the growing blob that others would find."""
+        """True if this is the current growing blob of this key."""
         with self.changed:
             return self._growing.get(key) is blob
 
     def publish(self, key: _Key, blob: _Blob) -> None:
-        """Under the final name, and no longer growing."""
+        """Make a growing blob present under its digest; it is no longer growing."""
         with self.changed:
             del self._growing[key]
             self._present[key[1]] = blob
 
     def forget(self, key: _Key, blob: _Blob) -> None:
-        """A growing blob is not wanted any more."""
+        """Drop a growing blob, unless another one has taken its place."""
         with self.changed:
             if self.is_growing(key, blob):
                 del self._growing[key]
@@ -264,7 +265,7 @@ class MemoryIngest:
     def restart(self) -> None:
         self._must_hold_the_lock()
         with self._store.changed:
-            # in a new blob: followers of the old one must see that it ended, not that its bytes changed under them
+            # a new blob, so that followers of the old one see it end, and do not see its bytes change under them
             self._blob.filler = None
             self._blob = self._store.begin(self._key, anew=True)
             self._blob.filler = self
@@ -286,7 +287,7 @@ class MemoryIngest:
             raise BlobDamaged(f"the body begins at {offset}, beyond the {self._offset} bytes that are here")
         buffer = memoryview(bytearray(_RECEIVE))
         while received := body.readinto(buffer):
-            # not every upstream heeds a range: what is here already is passed over
+            # not every upstream honours a range request: skip the bytes that are already in the blob
             fresh = buffer[max(0, self._offset - offset) : received]
             offset += received
             self._append(fresh)
@@ -341,7 +342,7 @@ class MemoryIngest:
         with self._store.changed:
             self.abort(keep=True)
             if not self._blob.content and self._blob.filler is None:
-                # an empty one is worth nothing, and would be counted as growing for ever
+                # an empty blob is useless, and would count as growing for ever
                 self._store.forget(self._key, self._blob)
 
     def _must_hold_the_lock(self) -> None:
@@ -391,7 +392,7 @@ class MemoryCatalog:
         return list(self._manifests.get(repo, {}))
 
     def settle(self) -> None:
-        """Nothing here outlives the process."""
+        """Does nothing: the content does not outlive the process."""
 
     def repositories_added(self) -> int:
         return len({*self._tags, *self._manifests})
