@@ -1,1 +1,1 @@
-"""The store on a local disk. `layout.py` draws its tree."""
+"""The store on a local disk. `layout.py` shows its directory tree."""

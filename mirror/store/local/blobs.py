@@ -1,24 +1,25 @@
-"""Blobs on the local disk. The life of one, and what a crash leaves at each step:
+"""Blobs on the local disk. The life of a blob, and what a crash leaves at each step:
 
     ingest()   opens ingest/<name>                      nothing, or an empty file: swept
-    try_lock() flock on it: this process fills          the kernel frees the lock
-    resume()   hashes what is there
-    fill()     writes, hashes                           a partial: resumed in the same boot, else swept
-    verify()   hash = digest, or it is never published  a partial
+    try_lock() flocks it: this process is the filler    the kernel releases the lock
+    resume()   hashes the bytes that are there
+    fill()     writes and hashes                        a partial: resumed in the same boot, else swept
+    verify()   compares the hash with the digest        a partial; without a match it is never published
     commit()   1 fsync the file                         a partial
                2 make it read-only
-               3 rename to blobs/<…>                    either name, whole under both (without step 1: perhaps zeros)
+               3 rename to blobs/<…>                    either name, with all bytes (without step 1: maybe zeros)
                4 fsync the folder                       the blob
                5 drop the state file                    a stray state file: swept
 
-Nothing gets a name under `blobs/` unverified, so start-up believes what is there. A failed fsync or rename discards the
-file: after a failed fsync the kernel may have dropped the dirty pages, and a second, successful one means nothing.
+A blob gets a name under `blobs/` only after it was verified, so start-up trusts every file there. If an fsync or the
+rename fails, the file is discarded: after a failed fsync the kernel may have dropped the dirty pages, and a second
+fsync that succeeds proves nothing.
 
-Each registry has a growing file of its own for a digest, so none can spoil what another one sends. They meet under the
-final name: whichever is verified first is published, a later one takes its place with the same bytes.
+Each registry has its own growing file for a digest, so that no registry can corrupt the bytes of another. The final
+name is shared: the first file that is verified is published, and a later one replaces it with the same bytes.
 
-The lock is on the file, not on its name. After `commit` or `restart` the name leads elsewhere, so a lock only counts
-while the name still leads to the locked file; `try_lock` checks that.
+The lock is on the file, not on its name. After `commit` or `restart` the name no longer leads to the locked file, so a
+lock is valid only while the name leads to the file that is locked; `try_lock` checks that.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _NOWAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
 
 
 class LocalReader:
-    """A blob's open file. Several senders may share it: every read says its offset."""
+    """The open file of a blob. Several senders may share it, because every read gives its own offset."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -67,7 +68,7 @@ class LocalReader:
 
     def pread_once(self, size: int, offset: int) -> bytes:
         with _reading("reading a blob"):
-            # no reading ahead: what that brings in would look as if others had wanted it
+            # no read-ahead: its pages would stay in the cache, and look like pages that other readers asked for
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
             cached = _pread_cached(self._descriptor, size, offset)
             if cached:
@@ -87,7 +88,7 @@ class LocalReader:
 
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
-    """What the disk does not give is told from what we could not ask it for."""
+    """Raises `BlobUnreadable` if the disk fails to read (EIO), `StoreFull` or `StoreError` for any other `OSError`."""
     try:
         with store_errors(what):
             yield
@@ -98,7 +99,7 @@ def _reading(what: str) -> Iterator[None]:
 
 
 def _pread_cached(descriptor: int, size: int, offset: int) -> bytes:
-    """What the page cache has from there on; empty where it has nothing or cannot be asked (preadv2(2))."""
+    """The bytes from `offset` on that are in the page cache; empty if there are none or preadv2(2) is not supported."""
     if not _NOWAIT:
         return b""
     buffer = bytearray(size)
@@ -114,7 +115,7 @@ class LocalStore:
     """`BlobStore` on one directory, shared by any number of processes."""
 
     def __init__(self, layout: Layout) -> None:
-        """Raises `StoreError` where the root cannot be used or is of another layout."""
+        """Raises `StoreError` if the root cannot be used or has another layout."""
         self.layout = layout
         self._unsynced = PendingSyncs()
         self._aside: tuple[int | None, Sequence[QuarantinedBlob]] = None, ()
@@ -127,7 +128,7 @@ class LocalStore:
         self.id: Final = self._identify()
 
     def _identify(self) -> str:
-        """A name for this tree, made once, so that several of them can share one Redis."""
+        """The store's id from `store.json`; it separates the stores that share one Redis. Raises `StoreError`."""
         with store_errors(f"reading {self.layout.marker}"):
             if not self.layout.marker.exists():
                 self._mark()
@@ -144,8 +145,9 @@ class LocalStore:
         return name
 
     def _mark(self) -> None:
-        """Workers that start together on a new tree: one names it. With two names they would not meet in locks that are
-        named by it, nor in Redis.
+        """Write the marker of a new tree with a new id. If several workers start together on it, only one writes.
+
+        With two ids, the workers would not share the locks whose names depend on the id, nor the keys in Redis.
         """
         lock = open_lock(self.layout, "marker")
         try:
@@ -214,7 +216,7 @@ class LocalStore:
                     continue
                 with suppress(OSError):
                     size = entry.stat(follow_symlinks=False).st_size
-                    # what is announced only counts while somebody fills it: announcing costs an upstream nothing
+                    # the announced size counts only while a filler holds the lock: announcing costs an upstream nothing
                     whole = max(size, _expected(Path(entry.path))) if is_locked(entry.path) else size
                     found[digest] = found.get(digest, 0) + whole
         return found
@@ -245,7 +247,7 @@ class LocalStore:
         return quarantine.put(self.layout, digest, seen.fileno() if isinstance(seen, SupportsFileno) else None)
 
     def aside(self) -> Sequence[QuarantinedBlob]:
-        # every worker asks each second: a folder that has not changed for a while is not opened for it
+        # every worker asks each second: the folder is listed again only if it changed, or may have
         changed = quarantine.changed(self.layout)
         if changed is not None and changed == self._aside[0]:
             return self._aside[1]
@@ -283,8 +285,8 @@ class LocalStore:
 
 
 def _not_found(digest: Digest, error: OSError) -> BlobUnknown | StoreError:
-    """Whether the blob is absent for certain, or could not be looked at."""
-    # ELOOP: a symbolic link in its place, which O_NOFOLLOW refuses, is none of ours
+    """The error to raise: `BlobUnknown` if the blob is absent for certain, `BlobUnreadable` on EIO, or `StoreError`."""
+    # ELOOP: O_NOFOLLOW refused a symbolic link in place of the blob; the store never makes one
     if error.errno in ABSENT or error.errno == errno.ELOOP:
         return BlobUnknown(f"{digest} is not in the store")
     kind = BlobUnreadable if error.errno == errno.EIO else StoreError
@@ -292,20 +294,22 @@ def _not_found(digest: Digest, error: OSError) -> BlobUnknown | StoreError:
 
 
 def _open_quietly(path: str) -> int:
-    """For reading, without its time of use: that is written by `mark_used` alone, or whoever only looks at a manifest
-    would make it the last to be evicted.
+    """A descriptor for reading, opened without an update of the access time. Raises `OSError`.
+
+    Only `mark_used` writes the access time; otherwise each internal read of a manifest would count as a use and delay
+    its eviction.
     """
     # O_NOFOLLOW: a link planted in the cache must not make us serve another file
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         return os.open(path, flags | os.O_NOATIME)
     except PermissionError:
-        # a file that is not our own (open(2)): its time of use is then as good as the file system's
+        # O_NOATIME needs a file of our own user (open(2)); without it the file system decides on the access time
         return os.open(path, flags)
 
 
 def _expected(ingest: Path) -> int:
-    """The size that a growing blob will have; 0 if nobody wrote it down."""
+    """The expected size of a growing blob in bytes; 0 if its state file does not give one."""
     try:
         descriptor = os.open(state_of(ingest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -326,7 +330,7 @@ def _folders(folder: Path) -> list[os.DirEntry[str]]:
 
 
 class LocalIngest:
-    """A growing blob. One flight calls its methods, one at a time."""
+    """A growing blob. Only one flight calls its methods, and only one method at a time."""
 
     def __init__(self, layout: Layout, digest: Digest, registry: str) -> None:
         """Raises `StoreFull`, `StoreError`."""
@@ -360,12 +364,12 @@ class LocalIngest:
 
     def refresh(self) -> None:
         with store_errors(f"looking at the partial of {self.digest}"):
-            # in this order: «verified» is written after the last byte, so a size that is looked at later is the whole
+            # in this order: the verified flag is written after the last byte, so a size read later is the full size
             state = read_state(self._state_descriptor)
             file = os.fstat(self._descriptor)
         self._inode = file.st_ino
         self._offset = file.st_size
-        # words about another file say nothing about this one: least of all that it was verified
+        # a state that was written for another inode does not apply to this file, above all not its verified flag
         self._state = (
             state if state and state.inode == file.st_ino else GrowthState(None, False, file.st_ino, bytes(16))
         )
@@ -399,7 +403,7 @@ class LocalIngest:
     def resume(self) -> int:
         self.refresh()
         if self._offset and not self.announced:
-            # bytes of an earlier boot may be missing under their size
+            # after a power cut a file can have its size without its bytes
             self.restart()
         self._hash = hasher(self.digest)
         with _reading(f"hashing the partial of {self.digest}"):
@@ -411,7 +415,7 @@ class LocalIngest:
         return hashed
 
     def restart(self) -> None:
-        # in a new file: followers of the old one must see that it ended, not that its bytes changed under them
+        # a new file, so that followers of the old one see it end, and do not see its bytes change under them
         temporary = self._layout.ingests / f"tmp-{secrets.token_hex(16)}"
         with store_errors(f"dropping the partial of {self.digest}"):
             fresh = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -464,7 +468,7 @@ class LocalIngest:
         except BaseException:
             self.abort(keep=False)
             with suppress(OSError):
-                # what another registry's bytes became, and was published before, is as good as it was
+                # remove only our own file: a blob that another registry's ingest has published is still valid
                 if final.lstat().st_ino == self._inode:
                     final.unlink()
             raise

@@ -1,11 +1,11 @@
-"""Tags, their histories and manifest links as small files beside the blobs: the truth about what each repository has.
+"""Tags, their histories and manifest links as small files beside the blobs: the source of truth for each repository.
 
-A record is replaced by a rename, so a reader sees the old or the new one. Readers need no lock.
+A record is replaced by a rename, so a reader sees the old or the new record. Readers need no lock.
 
-    no file                          None: there is no such record, for certain
-    a file that the disk refuses     StoreError: there may be one
-    a file that makes no sense       RecordDamaged: cut by an old crash, or foreign; of a history it counts as none,
-                                     for only the next sighting can write a new one
+    no file                          None: there is certainly no such record
+    a file that cannot be read       StoreError: there may be a record
+    a file that does not parse       RecordDamaged: truncated by an old crash, or foreign; a history counts as empty
+                                     instead, because only the next sighting can write a new one
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class LocalCatalog:
-    """`Catalog` on disk; see `layout.py` for the drawing."""
+    """A `Catalog` on disk; `layout.py` shows its files."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -108,8 +108,10 @@ class LocalCatalog:
             write_whole(folder / name, content, through=self._layout.ingests, sync=self._unsynced.add)
 
     def _note_added(self) -> None:
-        """Called once the folder is there: a process that reads the count and then lists the folders misses none."""
-        # without it other processes list the repository some seconds later
+        """Raise the count of repositories. Called after the folder is made: a process that reads the count and then
+        lists the folders misses none.
+        """
+        # if this fails, other processes list the repository some seconds later
         with suppress(OSError):
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(self._layout.repositories_added, flags, 0o600)
@@ -120,7 +122,7 @@ class LocalCatalog:
 
 
 def _read(path: Path, what: str) -> bytes | None:
-    """The file's content; None: there is no file, for certain. Raises `StoreError` if that cannot be told."""
+    """The content of the file; None if there is certainly no file. Raises `StoreError` if the file cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -131,7 +133,7 @@ def _read(path: Path, what: str) -> bytes | None:
 
 
 def _record(path: Path, parse: Callable[[bytes], T | None], what: str) -> T | None:
-    """Raises `RecordDamaged` for content that makes no sense, `StoreError`."""
+    """The parsed record; None if there is no file. Raises `RecordDamaged` if it does not parse, `StoreError`."""
     text = _read(path, what)
     if text is None:
         return None
@@ -147,8 +149,8 @@ def _drop(path: Path) -> None:
 
 
 def _must_be_absent(error: OSError) -> None:
-    """A folder that goes away meanwhile is as good as empty. Raises `StoreError` for one that the disk does not give:
-    whoever lists would take a part for the whole.
+    """Ignore the error if the folder is absent: a folder that disappears meanwhile counts as empty. Raises `StoreError`
+    for any other error, because the caller would take an incomplete list for a complete one.
     """
     if error.errno not in ABSENT:
         with store_errors("listing records of the catalog"):

@@ -1,4 +1,4 @@
-"""Small steps on files that survive a crash, and the border where `OSError` ends."""
+"""File operations that survive a crash, and the translation of `OSError` into the errors of the store."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ __all__ = [
     "write_whole",
 ]
 
-#: Makes the names in a folder durable, now or later.
+#: Makes the names in a folder durable, at once or later.
 Sync = Callable[[Path], None]
 
-#: The disk, a quota, or the file system's own limits: eviction may help, and the pull goes on without the store.
+#: The disk is full or read-only, or a quota or a limit of the file system was met: eviction may help, and the pull goes
+#: on without the store.
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
-#: What says for certain that there is no such file: a name that no file can have says it as well. All else (no
-#: descriptors, EIO, no permission) says only that we could not look.
+#: Errors that prove that there is no such file, including a name that no file can have. Any other error (no descriptors
+#: left, EIO, no permission) means only that the file could not be examined.
 ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
 
 
-#: Nanoseconds after which the time of a folder's last change will not hide another one.
+#: Nanoseconds. Once a folder's last change is older than this, a further change will have a different time.
 _SETTLED: Final = 2_000_000_000
 
 
 def last_change(folder: Path) -> int | None:
-    """A number that differs after each change of a folder's names; 0: there is no such folder.
+    """A number that differs after each change of the names in a folder; 0 if there is no such folder.
 
-    None if it cannot be told: the folder cannot be looked at, or it changed so lately that one more change could have
-    the same time. The caller must read the folder then.
+    None if that is not known: the folder cannot be examined, or it changed so recently that a further change could
+    have the same time. The caller must then read the folder.
     """
     try:
         at = os.stat(folder).st_mtime_ns
@@ -58,7 +59,7 @@ def last_change(folder: Path) -> int | None:
 
 @contextmanager
 def store_errors(what: str) -> Iterator[None]:
-    """`OSError` becomes `StoreFull` or `StoreError`, with what was being done and never a client's data."""
+    """Turn an `OSError` into `StoreFull` or `StoreError`. The message names the operation, never a client's data."""
     try:
         yield
     except OSError as error:
@@ -76,7 +77,7 @@ def sync_folder(path: Path) -> None:
 
 
 class PendingSyncs:
-    """Folders with names in them that a power cut could still lose. May be used from any thread."""
+    """Folders with new names that a power cut could still lose. May be used from any thread."""
 
     def __init__(self) -> None:
         self._folders: set[Path] = set()
@@ -84,13 +85,13 @@ class PendingSyncs:
         self._syncing = threading.Lock()
 
     def add(self, path: Path) -> None:
-        """There is a new name in this folder."""
+        """Record that this folder has a new name in it."""
         with self._changing:
             self._folders.add(path)
 
     def sync(self) -> None:
-        """Blocking: whatever was added before the call is durable when it returns. Raises `OSError`."""
-        # one at a time: what another call has taken from the set is only durable when that call has ended
+        """Blocking: sync every folder that was added before the call. Raises `OSError`."""
+        # one at a time: folders that another call took from the set are durable only once that call has ended
         with self._syncing:
             with self._changing:
                 folders, self._folders = self._folders, set()
@@ -99,10 +100,10 @@ class PendingSyncs:
 
 
 def make_folder(path: Path, *, below: Path, sync: Sync = sync_folder) -> bool:
-    """Make a folder (0700: cached content may be private) and sync its parents up to `below`, which exists. False: it
-    was there.
+    """Make a folder (mode 0700, because cached content may be private) and sync its parents up to `below`, which must
+    exist. Returns False if the folder existed.
 
-    Without the sync a power cut can lose the folder together with the synced file in it.
+    Without the sync, a power cut can lose the folder together with the synced file in it. Raises `OSError`.
     """
     missing = []
     step = path
@@ -116,24 +117,27 @@ def make_folder(path: Path, *, below: Path, sync: Sync = sync_folder) -> bool:
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """`write` until everything is written: a nearly full disk writes a part and reports the error only next time."""
+    """Write all of `data`, in several writes if need be. Raises `OSError`.
+
+    A nearly full disk writes a part and reports the error only at the next write.
+    """
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def write_whole(path: Path, content: bytes, *, through: Path, mode: int = 0o600, sync: Sync = sync_folder) -> None:
-    """Put a small file in its place, whole or not at all, even after a power cut; its name is durable once `sync` has
-    seen to its folder. `through` is a folder for the temporary name on the same filesystem. Raises `OSError`; nothing
-    is left behind then.
+    """Write or replace a small file atomically, even across a power cut. Its name is durable once `sync` has synced its
+    folder. `through` is a folder on the same filesystem for the temporary file. Raises `OSError`, and then leaves no
+    temporary file behind.
     """
     _replace(path, content, through=through, mode=mode, finish=os.fsync)
     sync(path.parent)
 
 
 def write_lightly(path: Path, content: bytes, *, through: Path) -> None:
-    """The same without its syncs, which once a second would slow down what the disk is there for: after a power cut the
-    file may be the old one, or empty. Raises `OSError`.
+    """Like `write_whole`, but without syncs, which once a second would slow down the disk for its real work. After a
+    power cut the file may have its old content or be empty. Raises `OSError`.
     """
     _replace(path, content, through=through, mode=0o600, finish=lambda _descriptor: None)
 

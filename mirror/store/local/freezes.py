@@ -1,4 +1,4 @@
-"""Freezes on disk: which tags must not move. The command line writes them, every worker looks at them."""
+"""Freezes on disk: the tags that must not move. The command line writes them, and every worker reads them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LocalFreezes:
         note = self._notes.read(key)
         freeze = None if note is None else _read(note)
         if freeze is None and self._notes.holds(key):
-            # a tag that was frozen for a reason must not move because its note is damaged or the disk is failing
+            # a frozen tag must not move just because its note is damaged or the disk fails
             raise StoreError(
                 f"{repo}:{tag} is frozen, but at what cannot be read: freeze it --at a digest, or unfreeze it"
             )

@@ -1,18 +1,18 @@
-"""The few words about a growing blob that its followers in other processes need.
+"""The state of a growing blob, for its followers in other processes.
 
-A file of one fixed record beside the blob, written in place by the lock's holder and read by anyone:
+It is a file of one fixed record beside the blob. The holder of the lock writes it in place, and any process reads it:
 
     magic and version   8 bytes
     size of the whole   signed 64 bit, -1 while unknown
     flags               unsigned 64 bit: 1 verified
-    inode               unsigned 64 bit: which file the words are about; another file of the same name began anew
-    boot                16 bytes: which boot of the machine the bytes were written in
+    inode               unsigned 64 bit: the file that the state describes; a restarted blob has another inode
+    boot                16 bytes: the boot of the machine in which the bytes were written
 
-One `pwrite` of 48 bytes inside a page is seen whole or not at all by `pread` on Linux's page cache. How far the blob
-has grown is the size of the blob's own file.
+With Linux's page cache, `pread` sees one `pwrite` of 48 bytes inside a page whole or not at all. The state does not say
+how far the blob has grown: that is the size of the blob's file.
 
-Why the boot: after a power cut a file can have its size without its bytes. A partial of an earlier boot is therefore
-not resumed. (It would be noticed by its digest at the end, but the client would pay for it with a broken pull.)
+The boot is recorded because after a power cut a file can have its size without its bytes. A partial of an earlier boot
+is therefore not resumed. (The digest would reveal the damage at the end, but only after the client's pull has failed.)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _VERIFIED: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class GrowthState:
-    """`size` of the whole blob in bytes, None while unknown; `boot` as `boot_id` gives it."""
+    """`size` is that of the whole blob in bytes, None while unknown; `boot` is a value of `boot_id`."""
 
     size: int | None
     verified: bool
@@ -44,7 +44,7 @@ class GrowthState:
 
 @cache
 def boot_id() -> bytes:
-    """16 bytes that differ after each start of the machine; zeros where the kernel does not tell."""
+    """16 bytes that differ after each start of the machine; zeros if the kernel does not provide them."""
     try:
         return UUID(Path("/proc/sys/kernel/random/boot_id").read_text().strip()).bytes
     except (OSError, ValueError):
@@ -52,7 +52,7 @@ def boot_id() -> bytes:
 
 
 def read_state(descriptor: int) -> GrowthState | None:
-    """None where nothing, or something else, is written there."""
+    """The state in this file; None if there is no valid record. Raises `OSError`."""
     raw = os.pread(descriptor, _RECORD.size, 0)
     if len(raw) != _RECORD.size:
         return None
@@ -63,7 +63,7 @@ def read_state(descriptor: int) -> GrowthState | None:
 
 
 def write_state(descriptor: int, state: GrowthState) -> None:
-    """In place. Raises `OSError`."""
+    """Write the state in place. Raises `OSError`."""
     size = -1 if state.size is None else state.size
     flags = _VERIFIED if state.verified else 0
     os.pwrite(descriptor, _RECORD.pack(_MAGIC, size, flags, state.inode, state.boot), 0)

@@ -1,39 +1,40 @@
-"""Where files live. Everything else under the root is foreign and left alone.
+"""The paths of all files of a store. Everything else under the root is foreign and left alone.
 
     <root>/
-    ├── store.json                       {"layout": 1, "id": "…"}: who wrote this tree; an unknown layout is refused
+    ├── store.json                       {"layout": 1, "id": "…"}: the id of this tree; an unknown layout is refused
     ├── blobs/
-    │   └── <algorithm>/<ab>/<hex>       committed, read-only, named by digest; <ab> are the first two digits
+    │   └── <algorithm>/<ab>/<hex>       committed, read-only, named by digest; <ab> is the first two digits
     ├── ingest/
     │   ├── <registry>-<algorithm>-<hex>        growing, or a partial that waits to be resumed; its filler holds its
-    │   │                                       flock; <registry> is a hash of the name whose bytes these are
-    │   ├── <registry>-<algorithm>-<hex>.state  what followers in other processes need to know (see `state.py`)
+    │   │                                       flock; <registry> is a hash of the name of the sending registry
+    │   ├── <registry>-<algorithm>-<hex>.state  its state, for followers in other processes (`ingest_state.py`)
     │   ├── <algorithm>-<hex>, with .state      a partial of an older version: dropped at start-up
-    │   └── tmp-<random>                        a small file about to be renamed into its place
+    │   └── tmp-<random>                        a small file that will be renamed to its final name
     ├── quarantine/
-    │   └── <algorithm>-<hex>            a blob whose bytes were found to be wrong, kept for a while (`quarantine.py`)
-    ├── locks/                           files for flock only; empty
-    ├── misses.json                      what was asked for in vain of a sealed mirror (see `misses.py`)
-    ├── lists/<hash>.sqlite              long tag lists that an upstream does not sort (see `index/sorted_tags.py`)
-    ├── recent/<worker>.json             what clients were answered last (see `recent.py`)
-    ├── scrub/<hash>.json                how far the hashing of everything is
-    ├── pins/<hash>.json                 images that must stay (see `notes.py` for folders of this kind)
-    ├── freezes/<hash>.json              tags that answer one digest, whatever upstream says
-    ├── sync/, jobs/, job-queue/, job-cancels/   likewise: what syncs did last, and what was asked for
-    ├── board/<n>.json                  what each running process says of itself (see `board.py`)
-    ├── purges/, traffic/                likewise notes: what was purged lately; hits and bytes over the last day
-    ├── admin.sock                       the admin API's socket, unless it is elsewhere
-    ├── repositories-added               grows by a byte or two with each new repository: a list of them is out of date
+    │   └── <algorithm>-<hex>            a damaged blob, kept for a while (see `quarantine.py`)
+    ├── locks/                           empty files, for flock only
+    ├── index.sqlite                     the embedded index, if no Redis is configured (see `index/embedded.py`)
+    ├── misses.json                      images that a sealed mirror was asked for and lacks (see `misses.py`)
+    ├── lists/<hash>.sqlite              long tag lists of upstreams that do not sort (see `index/sorted_tags.py`)
+    ├── recent/<n>.json                  the last answers of each worker (see `recent.py`)
+    ├── scrub/<hash>.json                the progress of the check of all blobs
+    ├── pins/<hash>.json                 images that must not be evicted (see `records.py` for folders of this kind)
+    ├── freezes/<hash>.json              tags fixed to one digest, whatever upstream answers
+    ├── sync/, jobs/, job-queue/, job-cancels/   likewise: the last result of each sync, and requested jobs
+    ├── board/<n>.json                   the status of each running process (see `status_board.py`)
+    ├── purges/, traffic/                likewise: recent purges; hits and bytes of the last day
+    ├── admin.sock                       the admin API's socket, unless it is configured elsewhere
+    ├── repositories-added               grows with each new repository: an older list of them is then out of date
     └── repositories/
         └── <registry>/<name…>/
             ├── _tags/<tag>              JSON: digest, media type, size, fetched at
-            ├── _history/<tag>           JSON: what it has pointed to, and when; written when it moves, never dropped
+            ├── _history/<tag>           JSON: the digests it pointed to, and when; written if it moves, never dropped
             └── _manifests/<algorithm>-<hex>   JSON: media type, size, fetched at
 
-Repository names have several parts and may hold the words `tags` and `manifests`, but no part of a name begins with an
-underscore (distribution-spec, "Pulling manifests"), so these folders cannot be mistaken for a part of it.
+A repository name has several parts and may contain the words `tags` and `manifests`, but no part begins with an
+underscore (distribution-spec, "Pulling manifests"), so these folders cannot be confused with a part of a name.
 
-`blobs` and `ingest` are on one filesystem, because a blob is published by a rename.
+`blobs` and `ingest` must be on one filesystem, because a blob is published by a rename.
 """
 
 from __future__ import annotations
@@ -50,17 +51,17 @@ from mirror.oci.reference import Repo
 
 __all__ = ["LAYOUT", "Layout", "digest_from", "digest_of_ingest", "state_of"]
 
-#: The version of this drawing. A tree of another version is refused rather than guessed at.
+#: The version of this layout. A tree of another version is refused.
 LAYOUT = 1
 
-#: 128 bits: a registry under a wildcard can choose its name, and must not find one that has another's hash.
+#: 128 bits: a registry under a wildcard can choose its name, and must not be able to find one with another's hash.
 _REGISTRY_BYTES: Final = 16
 _INGEST: Final = re.compile(rf"(?:[0-9a-f]{{{2 * _REGISTRY_BYTES}}}-)?(?P<digest>[a-z0-9]+-[0-9a-f]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Paths below one root. Digests and names are checked values, so no path leaves the root."""
+    """Paths below one root. Digests and names are validated values, so no path leads out of the root."""
 
     root: Path
 
@@ -104,12 +105,12 @@ class Layout:
         return self.root / kind
 
     def blob(self, digest: Digest) -> str:
-        """As text: this is on the path of every hit, and `Path` is slow."""
+        """The path as `str`, because every hit needs it and `Path` is slow."""
         return f"{self.root}/blobs/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
 
     def ingest(self, digest: Digest, registry: str) -> Path:
-        """The growing bytes that this registry has sent; "" for bytes that came from no registry."""
-        # hashed: a name and a digest together may be longer than a file's name may be
+        """The path of the growing file of this registry; `registry` is "" for bytes that come from no registry."""
+        # hashed, because a name and a digest together may be too long for a file name
         hashed = hashlib.blake2b(registry.encode(), digest_size=_REGISTRY_BYTES).hexdigest()
         return self.ingests / f"{hashed}-{digest.algorithm}-{digest.hex}"
 
@@ -132,7 +133,7 @@ def state_of(ingest: Path) -> Path:
 
 
 def digest_of_ingest(name: str) -> Digest | None:
-    """The digest of a file under `ingest/`, also of one that an older version left; None for any other name."""
+    """The digest of a growing file under `ingest/`, also one that an older version left; None for any other name."""
     found = _INGEST.fullmatch(name)
     return digest_from(found["digest"]) if found else None
 

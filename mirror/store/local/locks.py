@@ -1,6 +1,6 @@
-"""Locks that processes on one store share: the kernel's, so that a dead holder holds nothing.
+"""Locks that the processes of one store share. They are flocks, so the kernel releases the lock of a dead process.
 
-A lock file is never removed: another process could then lock a file that has lost its name.
+A lock file is never deleted: otherwise two processes could lock different files, one of them without a name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mirror.store.local.layout import Layout
 
 __all__ = ["Locks", "is_locked", "open_lock"]
 
-#: Keys share this many files; two keys that meet wait for each other for no reason, which is rare.
+#: Keys share this many files. Two keys that map to one file wait for each other needlessly, which is rare.
 _FILES: Final = 1024
 _FIRST_WAIT: Final = 0.002
 _LAST_WAIT: Final = 0.05
@@ -30,21 +30,23 @@ class Locks:
     def __init__(
         self, layout: Layout, *, secret: str = "", sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
-        """`secret` is the same in all processes: without it a client could choose names that meet another's lock."""
+        """`secret` is mixed into the hash of a key, so that a client cannot choose names that share a lock file with
+        another key. It must be the same in all processes.
+        """
         self._layout = layout
         self._secret = secret.encode()[:64]
         self._sleep = sleep
 
     def exclusive(self, key: str) -> AbstractAsyncContextManager[None]:
-        """Wait for the lock of a key, hold it inside. Not reentrant. Raises `StoreError`.
+        """Wait for the lock of a key and hold it inside the context. Not reentrant. Raises `StoreError`.
 
-        For short work and any number of keys, which share files.
+        For short work and any number of keys; keys share lock files.
         """
         hashed = hashlib.blake2b(key.encode(), digest_size=4, key=self._secret).digest()
         return self._held(f"{int.from_bytes(hashed) % _FILES:03x}")
 
     def named(self, name: str) -> AbstractAsyncContextManager[None]:
-        """The same with a file of its own, for work that may take long: nobody else waits for it."""
+        """Like `exclusive`, but the lock has its own file, so long work does not block other keys."""
         return self._held(name)
 
     @asynccontextmanager
@@ -60,7 +62,9 @@ class Locks:
             os.close(descriptor)
 
     def try_hold(self, name: str) -> int | None:
-        """Hold a lock of its own name until the process ends or the descriptor is closed; None: another holds it."""
+        """Take the lock of this name, which has its own file, without waiting. Returns a descriptor that holds the lock
+        until it is closed or the process ends; None if the lock is held already. Raises `StoreError`.
+        """
         descriptor = open_lock(self._layout, name)
         if _try(descriptor):
             return descriptor
@@ -69,7 +73,7 @@ class Locks:
 
 
 def open_lock(layout: Layout, name: str) -> int:
-    """The descriptor of a lock's file, not locked yet. Raises `StoreError`."""
+    """A descriptor of the lock file, which is not locked yet; the caller closes it. Raises `StoreError`."""
     with store_errors("opening a lock"):
         return os.open(layout.locks / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
@@ -84,7 +88,7 @@ def _try(descriptor: int) -> bool:
 
 
 def is_locked(path: str) -> bool:
-    """Whether somebody holds a file for themselves, as who fills a blob does. Raises `OSError`."""
+    """True if a process holds an exclusive lock on the file, as the filler of a blob does. Raises `OSError`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,10 +1,10 @@
 """The report of misses on disk: one file for all processes of a store.
 
-    absent ── add() ──> present ── add(): read, joined, cut to the bound, replaced by a rename ──> present
+    absent ── add() ──> present ── add(): read, joined, cut to the limit, replaced by a rename ──> present
                            └── clear() ──> absent
 
-Whoever adds or clears holds a lock over all processes meanwhile (the caller's matter), so that no miss is lost between
-reading and writing; readers need none. A file that does not parse counts as absent.
+The caller of `add` and `clear` must hold a lock among all processes, so that no miss is lost between the read and the
+write. Readers need no lock. A file that does not parse counts as absent.
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ from mirror.store.local.layout import Layout
 
 __all__ = ["MOST", "LocalMisses"]
 
-#: Records that are kept; the least recent ones leave. Clients choose the names, so there is no end of them.
+#: Records in the report at most; the least recent ones are dropped. Clients choose the names, so they are unbounded.
 MOST: Final = 10_000
 
 
 class LocalMisses:
-    """Of one store. All calls block shortly."""
+    """The report of misses of one store. All calls block briefly."""
 
     def __init__(self, layout: Layout, *, most: int = MOST) -> None:
         self._layout = layout
         self._most = most
 
     def read(self) -> list[Miss]:
-        """The most recent first. Raises `StoreError` where the disk does not give it: adding would then replace it."""
+        """The misses, the most recent first.
+
+        Raises `StoreError` if the file exists but cannot be read: after an empty result `add` would overwrite it.
+        """
         text = b""
         with store_errors("reading the report of misses"), suppress(FileNotFoundError):
             text = self._layout.misses.read_bytes()
@@ -47,14 +50,14 @@ class LocalMisses:
         return joined((miss for miss in found if miss), most=self._most)
 
     def add(self, misses: Iterable[Miss]) -> None:
-        """Durable on return. Raises `StoreError`, `StoreFull`."""
+        """Add misses to the report; durable on return. Raises `StoreError`, `StoreFull`."""
         kept = joined((*self.read(), *misses), most=self._most)
         content = json.dumps({"misses": [_written(miss) for miss in kept]}, separators=(",", ":")).encode()
         with store_errors("writing the report of misses"):
             write_whole(self._layout.misses, content, through=self._layout.ingests)
 
     def clear(self) -> None:
-        """Repeatable. Raises `StoreError`."""
+        """Delete the report. Repeatable. Raises `StoreError`."""
         with store_errors("clearing the report of misses"), suppress(FileNotFoundError):
             self._layout.misses.unlink()
 

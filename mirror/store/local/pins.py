@@ -1,4 +1,4 @@
-"""Pins on disk: which images must stay. The index may be lost, pins may not."""
+"""Pins on disk: the images that must not be evicted. They are records of the store, because the index may be lost."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""From an upstream body into a file, hashed on the way: the work of a cold pull, off the event loop.
+"""Copies an upstream body into a file and hashes it: the work of a cold pull, off the event loop.
 
     socket ── splice through a pipe, or receive and write ──> file ──> followers send it
                                                                │
                                                                └────> hashed from the page cache, by a second thread
 
-The calling thread moves the bytes. A second one, started once there is more than one block, hashes behind it what is
-in the file. Reading the file again for the hash costs less than handing buffers from thread to thread: those fall out
-of the processor's cache between the two. A body that offers its bare socket is spliced, so its bytes are never copied
-into this process except for the hash. Other bodies (TLS, chunked) are received into one reused buffer.
+The calling thread moves the bytes. A second thread, started once there is more than one block, hashes the bytes that
+are already in the file. Reading the file again for the hash costs less than passing buffers between the threads: such
+buffers fall out of the processor's cache in between. A body that offers its plain socket is spliced, so its bytes
+are copied into this process only for the hash. Other bodies (TLS, chunked) are received into one reused buffer.
 
-Write-back is started every few megabytes, so that the `fsync` before a blob is published finds little left to do.
+Write-back is started every few megabytes, so that the `fsync` before a blob is published has little left to write.
 
-Bytes may be read by followers before they are hashed. They hold back the end of the blob until the digest is known.
+Followers may read bytes before they are hashed. They withhold the end of the blob until the digest is verified.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mirror.store.local.durable import store_errors, write_all
 
 __all__ = ["pump"]
 
-#: Measured: larger buffers fall out of the cache, smaller ones cost system calls. Bytes.
+#: Bytes. Measured: larger buffers fall out of the cache, smaller ones cost more system calls.
 _RECEIVE: Final = 512 * 1024
 _HASH_BLOCK: Final = 1 << 20
 _PIPE: Final = 1 << 20
@@ -50,16 +50,16 @@ def pump(
     limit: int | None,
     grown: Callable[[int], None],
 ) -> None:
-    """Append to the file what the body has beyond `start` bytes, and to `hashing`, up to the body's end.
+    """Append to the file all bytes of the body beyond offset `start`, and hash them, until the body ends.
 
     `grown` is called after each write with the new size in bytes. Raises what the body raises, `StoreFull`,
-    `StoreError`, and `BlobDamaged` where the body has more than `limit` bytes. What `grown` was told before an error
-    is in the file and hashed.
+    `StoreError`, and `BlobDamaged` if the body begins after `start`, ends before it, or has more than `limit` bytes.
+    After an error, all bytes up to the last size passed to `grown` are in the file and hashed.
     """
     if body.start > start:
         raise BlobDamaged(f"the body begins at {body.start}, beyond the {start} bytes that are here")
     with store_errors("seeking in a partial"):
-        # beyond `start` there can be the remains of a write that failed
+        # a failed write may have left bytes beyond `start`
         os.ftruncate(descriptor, start)
         os.lseek(descriptor, start, os.SEEK_SET)
     behind = _HashBehind(descriptor, hashing, start)
@@ -89,7 +89,7 @@ def pump(
 
 
 def _skip(body: Body, start: int) -> int:
-    """Read past the bytes that are here already: not every upstream heeds a range."""
+    """Skip the body's bytes before `start`, because not every upstream honours a range request; returns `start`."""
     offset = body.start
     buffer = memoryview(bytearray(_RECEIVE)) if offset < start else memoryview(b"")
     while offset < start:
@@ -104,7 +104,7 @@ _buffers = threading.local()
 
 
 def _receive(body: Body, descriptor: int, offset: int, limit: int | None) -> int:
-    """One buffer of the body into the file; returns its size in bytes, 0 at the end."""
+    """Write one buffer of the body to the file; returns its size in bytes, 0 at the end of the body."""
     buffer: memoryview | None = getattr(_buffers, "receive", None)
     if buffer is None:
         buffer = _buffers.receive = memoryview(bytearray(_RECEIVE))
@@ -117,7 +117,7 @@ def _receive(body: Body, descriptor: int, offset: int, limit: int | None) -> int
 
 
 class _Splice:
-    """Moves bytes from a socket to a file inside the kernel, as long as the body has a socket to offer."""
+    """Moves bytes from a socket to a file inside the kernel, as long as the body offers a socket."""
 
     def __init__(self) -> None:
         self._pipe: tuple[int, int] | None = None
@@ -132,9 +132,9 @@ class _Splice:
             os.close(self._pipe[1])
 
     def move(self, body: Body, descriptor: int, offset: int, limit: int | None, advance: Callable[[int], None]) -> int:
-        """Move what can be moved; returns how many bytes that were. 0 where the body has nothing to splice.
+        """Splice as many bytes as possible; returns their number, 0 if the body has nothing to splice.
 
-        The body's own `readinto` goes on after it, and finds the end or tells why there is none.
+        The caller continues with the body's `readinto`, which finds the end of the body or raises its error.
         """
         if not isinstance(body, SupportsSplice) or limit is None:
             return 0
@@ -160,22 +160,25 @@ class _Splice:
             except OSError:
                 return False
             with contextlib.suppress(OSError):
-                # refused beyond the user's share of pipe memory; a smaller pipe only costs more calls
+                # the kernel refuses if the user's limit of pipe memory is reached; a smaller pipe only costs more calls
                 fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE)
         return True
 
     def _take(self, socket: int, count: int) -> int:
-        """From the socket into the pipe. 0 where the socket has an end or an error that `readinto` should meet."""
+        """Splice from the socket into the pipe; returns the number of bytes, 0 at the end of the socket or on an error.
+
+        The body's `readinto` then meets the same end or error.
+        """
         if self._pipe is None:
             return 0
         try:
-            # waits for the first bytes, at most as long as the body lets its socket wait
+            # blocks until the first bytes arrive, at most for the socket's timeout, which the body sets
             return os.splice(socket, self._pipe[1], count, flags=_MOVE)
         except OSError:
             return 0
 
     def _put(self, descriptor: int, count: int) -> None:
-        """From the pipe into the file, all of it: what stays in the pipe would be lost."""
+        """Splice all `count` bytes from the pipe into the file; bytes left in the pipe would be lost."""
         if self._pipe is None:
             return
         with store_errors("writing a partial"):
@@ -187,7 +190,7 @@ class _Splice:
 
 
 class _HashBehind:
-    """Hashes a file up to where it has grown, in a thread of its own from the second block on."""
+    """Hashes a growing file up to its current size. A file of more than one block is hashed in a separate thread."""
 
     def __init__(self, descriptor: int, hashing: hashlib._Hash, start: int) -> None:
         self._descriptor = descriptor
@@ -202,7 +205,7 @@ class _HashBehind:
     def grew(self, offset: int) -> None:
         with self._changed:
             self._grown = offset
-            # the hash reads whole blocks: waking it for less would cost both threads their turn
+            # the thread hashes whole blocks; waking it for less would only cost context switches
             if self._grown - self._hashed >= _HASH_BLOCK:
                 self._changed.notify()
         if self._thread is None and offset - self._start > _HASH_BLOCK:
@@ -210,7 +213,7 @@ class _HashBehind:
             self._thread.start()
 
     def close(self) -> None:
-        """Everything that has grown is hashed when this returns. Raises `StoreError` where it could not be read."""
+        """Hash the rest of the file and end the thread. Raises `StoreError` if the file could not be read back."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -223,7 +226,7 @@ class _HashBehind:
                 raise self._error
 
     def _run(self) -> None:
-        # without a thread there is at most one block: no larger buffer than that
+        # without a thread there is at most one block to hash: the buffer need not be larger
         size = _HASH_BLOCK if self._thread else min(_HASH_BLOCK, max(1, self._grown - self._hashed))
         buffer = memoryview(bytearray(size))
         while True:
@@ -246,13 +249,13 @@ class _HashBehind:
 
 
 def _start_write_back(descriptor: int, start: int, length: int) -> None:
-    """Ask the kernel to begin writing; it is only a hint, so its failure is nobody's."""
+    """Ask the kernel to start writing this range to disk. This is only a hint, so a failure is ignored."""
     if _sync_file_range is not None:
         _sync_file_range(descriptor, start, length, 2)
 
 
 def _find_sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    """Linux has it, the standard library does not."""
+    """The C library's `sync_file_range`, which Python's standard library does not offer; None if there is none."""
     try:
         found = ctypes.CDLL(None).sync_file_range
     except (OSError, AttributeError):

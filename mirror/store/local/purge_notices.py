@@ -1,6 +1,6 @@
-"""What was purged lately, for processes that may remember it: manifests and tags are answered from memory.
+"""Notices of recent purges, for processes that still have the purged manifests and tags in memory.
 
-tell() ── a note per repository ──> new() of each other process, within a second ──> old ──> replaced or dropped
+tell() ── a note per repository ──> new() of each other process, within a second ──> old ──> dropped by a later tell()
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from mirror.store.local.records import JsonRecords
 
 __all__ = ["Purges"]
 
-#: Seconds after which every process has looked.
+#: Seconds after which every process has read the notice.
 _OLD: Final = 600.0
 
 _Purge = tuple[Repo, list[str], list[Digest]]
 
 
 class Purges:
-    """One for each process. All calls block shortly, and raise `StoreError`."""
+    """The notices as one process sees them. All calls block briefly, and raise `StoreError`."""
 
     def __init__(self, notes: JsonRecords, *, now: Callable[[], float] = time.time) -> None:
         self._notes = notes
         self._now = now
         self._changed = self._notes.changed()
         self._seen: set[str] = set()
-        with suppress(StoreError):  # then the older ones are told once more, which costs an answer from memory
+        with suppress(StoreError):  # then `new` returns older notices too, and only costs answers from memory
             self._seen = {note["key"] for note in notes.all()}
 
     def tell(self, repo: Repo, tags: Collection[str], digests: Collection[Digest]) -> None:
-        """These names of a repository are gone."""
+        """Write a notice that these tags and digests of a repository were purged; drops notices that are too old."""
         for note in self._notes.all():
             at = note.get("at")
             if not isinstance(at, int | float) or not 0 <= self._now() - at <= _OLD:
@@ -46,7 +46,7 @@ class Purges:
         self._notes.write(key, {"at": self._now(), **written})
 
     def new(self) -> list[_Purge]:
-        """What was told since the last call; since this was made, at the first one."""
+        """The purges noted since the last call; at the first call, since this object was made."""
         changed = self._notes.changed()
         if changed is not None and changed == self._changed:
             return []

@@ -1,14 +1,14 @@
-"""Damaged blobs on disk, out of service. The life of one:
+"""Damaged blobs on disk, out of service. The life of a damaged blob:
 
-    blobs/<…> ── put() ──> 1 its time of change: now ──> 2 a rename to quarantine/<name>
-                              └── drop(), unless somebody holds its lock ──> absent
+    blobs/<…> ── put() ──> 1 its mtime is set to now ──> 2 a rename to quarantine/<name>
+                              └── drop(), unless a filler holds its lock ──> absent
 
-Whoever has it open reads on. The time of change says when it was set aside: it is written first, so that a blob never
-lies here with an older one. Files of other names are foreign and left alone.
+Readers that have the file open can still read it. Its mtime is the time at which it was set aside; `put` sets the mtime
+before the rename, so a file never lies here with an older one. Files of other names are foreign and left alone.
 
 Several processes may find the same damaged blob. The first one sets it aside and fetches it again; the others must not
-take the new file for the old one. So `put` moves the very file that its caller has read and still has open (its inode
-cannot be given to a new file until then), one `put` at a time over all processes of the store.
+mistake the new file for the damaged one. So `put` moves only the file that its caller has read and still has open (the
+inode of an open file is not reused). Only one `put` runs at a time among all processes of the store.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ __all__ = ["changed", "drop", "kept", "put"]
 
 
 def put(layout: Layout, digest: Digest, seen: int | None) -> bool:
-    """Move the file that is open as the descriptor `seen` (None: the disk refuses to open it) here, if the blob's name
-    still leads to it; returns whether it did. Repeatable. Raises `StoreError`.
+    """Move a damaged blob into the quarantine, if its name still leads to the file that the caller examined. `seen` is
+    the open descriptor of that file; None if the disk failed to open it. Returns True if the file was moved.
+
+    Repeatable. Raises `StoreError`.
     """
     path = layout.blob(digest)
     with store_errors(f"setting {digest} aside"), _one_at_a_time(layout):
@@ -42,10 +44,10 @@ def put(layout: Layout, digest: Digest, seen: int | None) -> bool:
             return False
         if not (_cannot_be_opened(path) if seen is None else os.path.samestat(found, os.fstat(seen))):
             return False
-        # what refuses to take a time is set aside all the same
+        # the blob is set aside even if its times cannot be set
         with suppress(OSError):
             os.utime(path, (found.st_atime, time.time()), follow_symlinks=False)
-        # the folder may have been cleared away by hand; what is damaged must not stay in its place for that
+        # an operator may have deleted the folder; the damaged blob must still leave its place
         layout.quarantine.mkdir(mode=0o700, exist_ok=True)
         try:
             os.rename(path, _path(layout, digest))
@@ -56,7 +58,7 @@ def put(layout: Layout, digest: Digest, seen: int | None) -> bool:
 
 @contextmanager
 def _one_at_a_time(layout: Layout) -> Iterator[None]:
-    """Blocking, for the few system calls of another process's `put`."""
+    """Hold the quarantine's lock. Blocking, for the few system calls of another process's `put`."""
     lock = open_lock(layout, "quarantine")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -66,7 +68,7 @@ def _one_at_a_time(layout: Layout) -> Iterator[None]:
 
 
 def _cannot_be_opened(path: str) -> bool:
-    """Whether the disk does not give the file at all. Raises `OSError` if that cannot be told."""
+    """True if the disk fails to open the file (EIO). Raises any other `OSError`."""
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
     except OSError as error:
@@ -77,12 +79,12 @@ def _cannot_be_opened(path: str) -> bool:
 
 
 def changed(layout: Layout) -> int | None:
-    """Another number after each change; None: that cannot be told (`last_change`)."""
+    """A number that differs after each change; None if that is not known (see `last_change`)."""
     return last_change(layout.quarantine)
 
 
 def kept(layout: Layout) -> list[QuarantinedBlob]:
-    """In no order. Raises `StoreError`."""
+    """The blobs in the quarantine, in no order. Raises `StoreError`."""
     found = []
     with store_errors("listing the quarantine"), suppress(FileNotFoundError):
         for entry in os.scandir(layout.quarantine):
@@ -96,7 +98,10 @@ def kept(layout: Layout) -> list[QuarantinedBlob]:
 
 
 def drop(layout: Layout, digest: Digest) -> int:
-    """The bytes that this frees; 0 too for one that is written to. Repeatable. Raises `StoreError`."""
+    """Delete a blob from the quarantine; returns the bytes freed, 0 if it is absent or a filler still writes to it.
+
+    Repeatable. Raises `StoreError`.
+    """
     path = _path(layout, digest)
     with store_errors(f"dropping {digest} from the quarantine"):
         try:
@@ -114,11 +119,11 @@ def _path(layout: Layout, digest: Digest) -> str:
 
 
 def _is_held(path: str) -> bool:
-    """Whether a filler still has the lock that it had on the growing file, which is the same file."""
+    """True if a filler still holds the lock on this file: the lock of a growing file survives its renames."""
     try:
         return is_locked(path)
     except OSError as error:
         if error.errno == errno.ENOLCK:
             raise
-        # a file that the disk does not open, nobody writes
+        # no filler writes to a file that cannot be opened
         return False

@@ -1,11 +1,11 @@
-"""What workers have answered last: a file for each worker, read together.
+"""The last answers of the workers: one file for each worker, all read together.
 
-    free ── a worker holds the lock recent-<n> ──> its own: recent/<n>.json ── replaced about once a second
+    free ── a worker takes the lock recent-<n> ──> owned: recent/<n>.json ── replaced about once a second
      ^                                                 │
-     └──────── the worker ends, the kernel frees the lock; the file stays, and the next one goes on with it
+     └──────── the worker ends, the kernel releases the lock; the file stays, and the next worker continues it
 
-So there are never more files than there were workers at once, and what a dead worker has written outlives it. A file
-is replaced by a rename, but not synced: after a power cut it may be empty, which counts as absent.
+So there are never more files than workers that ran at once, and the answers of a dead worker are not lost. A file is
+replaced by a rename, but not synced: after a power cut it may be empty, which counts as absent.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from mirror.store.local.layout import Layout
 
 __all__ = ["LocalRecent", "read_recent"]
 
-#: More workers than one mirror can have, and those of another beside it while they are replaced.
+#: More than the workers of one mirror and of the mirror that replaces it, which may run side by side for a while.
 _MOST_FILES: Final = 256
-#: Bytes of a file that are read: more than a worker ever writes.
+#: Bytes of a file that are read at most: more than a worker ever writes.
 _LARGEST: Final = 4 << 20
 
 
 class LocalRecent:
-    """A worker's own file. All calls block shortly; not for two threads at once."""
+    """A worker's own file. All calls block briefly. Must not be used by two threads at once."""
 
     def __init__(self, layout: Layout, *, hold: Callable[[str], int | None]) -> None:
-        """`hold` takes a lock by its name: a descriptor, or None where another has it."""
+        """`hold` takes a lock by its name and returns its descriptor; None if another process has it."""
         self._layout = layout
         self._hold = hold
         self._held: int | None = None
         self._path: Path | None = None
 
     def load(self) -> list[LastAnswer]:
-        """What is in it, oldest first. Raises `StoreError`."""
+        """The answers in this worker's file, oldest first. Raises `StoreError`."""
         return sorted(_read(self._own()), key=lambda one: one.at)
 
     def save(self, answers: Sequence[LastAnswer]) -> None:
-        """Replaces it. Raises `StoreError`, `StoreFull`."""
+        """Replace the content of this worker's file. Raises `StoreError`, `StoreFull`."""
         path = self._own()
         lines = ",\n".join(json.dumps(one.to_json(), separators=(",", ":")) for one in answers)
         content = f"[{lines}]\n".encode()
@@ -54,7 +54,7 @@ class LocalRecent:
             write_lightly(path, content, through=self._layout.ingests)
 
     def close(self) -> None:
-        """Let another worker go on with the file. Repeatable."""
+        """Release the file, so that another worker can continue it. Repeatable."""
         if self._held is not None:
             os.close(self._held)
         self._held = self._path = None
@@ -72,7 +72,7 @@ class LocalRecent:
 
 
 def read_recent(layout: Layout) -> list[LastAnswer]:
-    """Blocking: of all workers, those that have ended too; the last answer about each thing, newest first.
+    """Blocking: the last answer about each resource, newest first, from the files of all workers, including ended ones.
 
     Raises `StoreError`.
     """

@@ -1,11 +1,12 @@
-"""Small records that belong to no repository (pins, jobs, what a sync did last), a file each, replaced whole.
+"""Small JSON records that belong to no repository (pins, jobs, the last result of a sync), each in its own file.
 
     absent ── write() ──> present ── write() ──> replaced by a rename; a reader sees the old or the new one
                              └── drop() ──> absent
 
-A file's name is a hash of its key, because keys hold what file names may not. For most kinds a note that does not
-parse, cut by an old crash or foreign, counts as absent. One that the disk does not give does not. Who must not take a
-damaged note for none, as with a pin, asks with `look`, which tells of both.
+The name of a file is a hash of its key, because a key may contain characters that a file name may not. For most kinds,
+a note that does not parse (truncated by an old crash, or foreign) counts as absent. A note that cannot be read from
+the disk raises an error. A caller that must not take a damaged note for an absent one, as with pins, uses `look`, which
+returns the unreadable notes as well.
 """
 
 from __future__ import annotations
@@ -28,25 +29,25 @@ __all__ = ["JsonRecords"]
 T = TypeVar("T")
 
 _NAME: Final = re.compile(r"([0-9a-f]{32})\.json")
-#: The key is written first, so that it is what is left of a note that was cut.
+#: The key is written first, so that it can still be read if the note is truncated.
 _KEY: Final = re.compile(rb'\{\s*"key":\s*("(?:[^"\\]|\\.)*")')
-#: What says nothing about the file, but that we could not look.
+#: Errors of this process or the system, not of the file: the file could not be examined.
 _OURS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
 
 
 class JsonRecords:
-    """Of one kind, in a folder of that name below the root. All calls block shortly."""
+    """The notes of one kind, in the folder of that name below the root. All calls block briefly."""
 
     def __init__(self, layout: Layout, kind: str) -> None:
         self._layout = layout
         self._folder = layout.notes(kind)
 
     def read(self, key: str) -> dict[str, Any] | None:
-        """What was written last; None where there is nothing that makes sense. Raises `StoreError`."""
+        """The note of this key; None if it is absent or does not parse. Raises `StoreError` if it cannot be read."""
         return _parsed(self._path(key))
 
     def holds(self, key: str) -> bool:
-        """Whether there is one, be it that it cannot be read."""
+        """True if there is a note of this key, even one that cannot be read."""
         try:
             self._path(key).lstat()
         except (FileNotFoundError, NotADirectoryError):
@@ -56,14 +57,14 @@ class JsonRecords:
         return True
 
     def write(self, key: str, note: Mapping[str, Any]) -> None:
-        """Durable on return. Raises `StoreError`, `StoreFull`."""
+        """Write or replace the note of this key; durable on return. Raises `StoreError`, `StoreFull`."""
         with store_errors("writing a note"):
             make_folder(self._folder, below=self._layout.root)
             content = json.dumps({"key": key, **note}, ensure_ascii=False, indent=1).encode()
             write_whole(self._path(key), content, through=self._layout.ingests)
 
     def drop(self, key: str) -> bool:
-        """Whether there was one. Repeatable. Raises `StoreError`."""
+        """Delete the note of this key; True if there was one. Repeatable. Raises `StoreError`."""
         with store_errors("dropping a note"):
             try:
                 self._path(key).unlink()
@@ -72,11 +73,11 @@ class JsonRecords:
         return True
 
     def changed(self) -> int | None:
-        """Another number after each change; None: that cannot be told, so the notes must be read (`last_change`)."""
+        """A number that differs after each change; None if unknown: the notes must then be read (see `last_change`)."""
         return last_change(self._folder)
 
     def all(self) -> Iterator[dict[str, Any]]:
-        """In no order; each holds its `key`. What makes no sense is passed over. Raises `StoreError`."""
+        """All notes, in no order, each with its `key`. Skips notes that do not parse. Raises `StoreError`."""
         names: list[str] = []
         with store_errors("listing notes"), suppress(FileNotFoundError, NotADirectoryError):
             names = os.listdir(self._folder)
@@ -86,10 +87,11 @@ class JsonRecords:
                 yield note
 
     def look(self, read: Callable[[dict[str, Any]], T | None]) -> tuple[list[T], list[UnreadNote]]:
-        """What `read` makes of every note, in no order, and those that are there and cannot be read, or make no sense
-        to it (None). Files of other names are foreign.
+        """The results of `read` for every note, in no order, and the notes that cannot be read or for which `read`
+        returned None. Files of other names are foreign and skipped.
 
-        Raises `StoreError` where the folder is not given, or a file for a reason that is not its own.
+        Raises `StoreError` if the folder cannot be listed, or if a file cannot be read for a reason that lies in this
+        process or the system (`_OURS`).
         """
         names: list[str] = []
         with store_errors(f"listing {self._folder}"), suppress(FileNotFoundError):
@@ -113,7 +115,10 @@ class JsonRecords:
         return UnreadNote(self._folder.name, str(path), path.stem, "its content makes no sense", note["key"])
 
     def _look_at(self, path: Path, name: str) -> dict[str, Any] | UnreadNote | None:
-        """None: it was dropped meanwhile."""
+        """The note in this file, or why it cannot be read; None if the file was dropped in the meantime.
+
+        Raises `StoreError` for an error in `_OURS`.
+        """
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -137,7 +142,7 @@ class JsonRecords:
 
 
 def _loaded(content: bytes) -> object:
-    """None for what is no JSON."""
+    """The parsed JSON; None if the content is not JSON."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
@@ -145,11 +150,11 @@ def _loaded(content: bytes) -> object:
 
 
 def _is_named(key: object, name: str) -> bool:
-    """Whether the note of this key has a file of this name."""
+    """True if the note of this key belongs in a file of this name."""
     try:
         return isinstance(key, str) and note_name(key) == name
     except ValueError:
-        # half a surrogate pair
+        # a lone surrogate cannot be encoded
         return False
 
 

@@ -1,15 +1,15 @@
-"""What start-up, and every hour after it, does with what crashes left under `ingest/`.
+"""The sweep of `ingest/`, at start-up and every hour: it removes files that crashes left behind.
 
-    partial, unlocked, of an earlier boot       dropped: after a power cut its bytes may be missing under its size
-    partial, unlocked, untouched for too long   dropped: nobody came back for it
-    partial, unlocked, of an older version      dropped: it does not say which registry began it
-    partial, locked                             left: somebody fills it
+    partial, unlocked, of an earlier boot       dropped: after a power cut it can have its size without its bytes
+    partial, unlocked, untouched for too long   dropped: no client asked for the blob again
+    partial, unlocked, of an older version      dropped: its name does not say which registry sent it
+    partial, locked                             left: a process fills it
     state file without its partial              dropped once it is older than any commit could take: a commit drops it
                                                 as its last step, after the blob's new name is durable
     tmp-*                                       dropped once it is older than any write could take
     anything else                               foreign: left alone
 
-Under `blobs/` nothing is looked at: what has a name there was verified and synced before it got it.
+`blobs/` is not examined: a file there was verified and synced before it got its name.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from mirror.store.local.layout import Layout, digest_from, digest_of_ingest, sta
 
 __all__ = ["Swept", "sweep"]
 
-#: Seconds. A small file is written and renamed in far less.
+#: Seconds. Writing and renaming a small file takes far less.
 _TEMPORARY: Final = 3600.0
-#: Seconds. What a disk needs to sync the largest blob, many times over.
+#: Seconds. Many times what a disk needs to sync the largest blob.
 _COMMIT: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What was dropped, and the bytes of it."""
+    """The number of partials and of other files that were dropped, and their size in bytes."""
 
     partials: int = 0
     strays: int = 0
@@ -45,9 +45,9 @@ class Swept:
 
 
 def sweep(layout: Layout, *, keep: float, now: Callable[[], float]) -> Swept:
-    """Drop what nobody needs; partials stay for `keep` seconds after their last byte. Safe beside other processes.
+    """Drop files that are of no more use; a partial stays for `keep` seconds after its last byte.
 
-    Raises `StoreError`.
+    Other processes may use the store meanwhile. Raises `StoreError` if the folder cannot be listed.
     """
     partials = strays = size = 0
     with store_errors("listing partials"):
@@ -74,7 +74,10 @@ def _is_stray_state(layout: Layout, name: str) -> bool:
 
 
 def _drop_partial(path: Path, *, oldest: float) -> bool:
-    """Under its lock, so that nobody is filling it."""
+    """Drop a partial and its state file, under its lock; False if a filler holds the lock or the partial is kept.
+
+    A partial of this boot is kept if it was modified at `oldest` (epoch seconds) or later. Raises `OSError`.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         try:
@@ -98,7 +101,7 @@ def _is_of_this_boot(path: Path, inode: int) -> bool:
     try:
         descriptor = os.open(state_of(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
-        # just begun: its filler writes the state next
+        # without a state file: the filler has just begun and writes it next
         return True
     try:
         state = read_state(descriptor)

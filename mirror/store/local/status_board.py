@@ -1,10 +1,10 @@
-"""What each process of a store says of itself, for the others to read. Nothing here outlives its process.
+"""The status that each process of a store publishes for the others. A status does not outlive its process.
 
-    open() ── takes a free slot ──> silent ── say() ──> said ── say() ──> replaced by a rename
-                                                          └── the process ends: its slot is free, what it said is gone
+    open() ── takes a free slot ──> silent ── say() ──> published ── say() ──> replaced by a rename
+                                                            └── the process ends: its slot is free, its status is gone
 
-A process holds its slot's lock (`locks/board-<n>`) for as long as it lives, so what a dead one said is known by its
-lock being free. Files are not synced: after a power cut nobody wants them.
+A process holds the lock of its slot (`locks/board-<n>`) for as long as it lives, so a file whose lock is free was left
+by a dead process. Files are not synced, because they are useless after a power cut.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from mirror.store.local.layout import Layout
 
 __all__ = ["StatusBoard"]
 
-#: Processes that may say something: workers of a few mirrors on one store.
+#: The number of slots, enough for the workers of a few mirrors on one store.
 _SLOTS: Final = 256
 
 
 class StatusBoard:
-    """One in each process. All calls block shortly."""
+    """The board as one process sees it, with that process's slot. All calls block briefly."""
 
     def __init__(self, layout: Layout, *, hold: Callable[[str], int | None]) -> None:
-        """`hold` holds a lock over all processes until its descriptor is closed; None: another one has it."""
+        """`hold` takes a lock by its name and returns a descriptor that holds it until it is closed; None if another
+        process has the lock.
+        """
         self._layout = layout
         self._folder = layout.notes("board")
         self._hold = hold
@@ -38,7 +40,10 @@ class StatusBoard:
         self._closing = threading.Lock()
 
     def open(self) -> None:
-        """Take a slot; none any more once it was closed, which may happen meanwhile. Raises `StoreError`."""
+        """Take a free slot, if there is one. The slot is released again if `close` was called before or meanwhile.
+
+        Raises `StoreError`.
+        """
         self._take_slot()
         if self._closed:
             self.close()
@@ -53,7 +58,7 @@ class StatusBoard:
                 return
 
     def say(self, what: Mapping[str, Any]) -> None:
-        """For all to read, instead of what was said before. Raises `StoreError`."""
+        """Publish this process's status and replace the previous one; a no-op without a slot. Raises `StoreError`."""
         if self._slot is None:
             return
         with store_errors("telling other processes"):
@@ -63,7 +68,7 @@ class StatusBoard:
             temporary.rename(self._folder / f"{self._slot[0]}.json")
 
     def others(self) -> list[dict[str, Any]]:
-        """What the others say now. What a process has left that is gone is dropped. Raises `StoreError`."""
+        """The status of every other process. Files left by processes that ended are deleted. Raises `StoreError`."""
         found = []
         names: list[str] = []
         with store_errors("reading what other processes say"), suppress(FileNotFoundError):
@@ -95,7 +100,7 @@ class StatusBoard:
         return said if isinstance(said, dict) else None
 
     def close(self) -> None:
-        """Repeatable."""
+        """Delete this process's status and release its slot. Repeatable."""
         self._closed = True
         with self._closing:
             slot, self._slot = self._slot, None
