@@ -1,1 +1,1 @@
-"""What is remembered about the content on disk: sizes, last use, names, links. Losing it loses nothing."""
+"""The index of the content on disk: sizes, times of last use, references, links. It can be rebuilt from the disk."""

@@ -1,4 +1,4 @@
-"""Cutting long lists, so that one operation never holds a shared index for long."""
+"""Splitting long lists, so that one operation never occupies a shared index for long."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _Item = TypeVar("_Item")
 
 
 def batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    """Lists of up to `size` items, none empty."""
+    """Split `items` into lists of up to `size` items, none empty."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch

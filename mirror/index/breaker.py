@@ -1,11 +1,11 @@
-"""When a service that fails is left alone, and when it is tried again.
+"""A circuit breaker: decides when a failing service is left alone, and when it is tried again.
 
     closed ── failure ──> open ── pause over, one call is let through ──> probing ── success ──> closed
                            ^                                                 │
                            └──────────────── failure: twice the pause ───────┘
 
-Calls that began before a change of state do not count any more when they end: fifty calls that fail together open the
-breaker once, and the pause doubles once.
+The result of a call that began before the last change of state is ignored: fifty calls that fail together open the
+breaker once, and the pause is doubled only after a failed probe.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["Breaker"]
 
 
 class Breaker:
-    """Pauses of `first` seconds, doubled by every probe that fails, up to `longest`."""
+    """A breaker whose pause is `first` seconds, doubled after each failed probe, up to `longest` seconds."""
 
     def __init__(self, now: Callable[[], float], *, first: float = 1.0, longest: float = 30.0) -> None:
-        """`now` in seconds, steadily growing."""
+        """`now` is a monotonic clock in seconds."""
         self._now = now
         self._first = first
         self._longest = longest
@@ -30,11 +30,11 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether the service counts as failing."""
+        """True if the service counts as failing."""
         return self._retry_at is not None
 
     def admit(self) -> int | None:
-        """A ticket for one call, to be handed back by `succeed`, `fail` or `withdraw`; None: leave it alone."""
+        """A ticket for one call, which the caller hands back to `succeed`, `fail` or `withdraw`; None: do not call."""
         if self._retry_at is not None:
             if self._probing or self._now() < self._retry_at:
                 return None
@@ -42,7 +42,7 @@ class Breaker:
         return self._era
 
     def succeed(self, ticket: int) -> bool:
-        """The service answered. Whether this ends an outage."""
+        """Note that the service answered; True if this ends an outage."""
         if ticket != self._era or self._retry_at is None:
             return False
         self._retry_at, self._probing, self._pause = None, False, self._first
@@ -50,7 +50,7 @@ class Breaker:
         return True
 
     def fail(self, ticket: int) -> bool:
-        """It did not. Whether this begins an outage."""
+        """Note that the call failed; True if this begins an outage."""
         if ticket != self._era:
             return False
         begins = self._retry_at is None
@@ -61,6 +61,6 @@ class Breaker:
         return begins
 
     def withdraw(self, ticket: int) -> None:
-        """The call was given up by its caller and proves nothing."""
+        """Note that the caller gave up the call, which proves nothing about the service."""
         if ticket == self._era:
             self._probing = False

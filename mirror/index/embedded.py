@@ -4,17 +4,18 @@ The life of the file:
 
     absent ── first operation ──> current schema ── damaged, foreign or of another schema ──> set aside (`<file>.old`)
                                         ^                                                              │
-                                        └──────────────────────── begun anew, without a marker <───────┘
+                                        └──────────────────────── created again, without a marker <────┘
 
-It is a memory of the disk, so nothing is rescued from a file that is not whole: a file begun anew has no marker, which
-makes the mirror rebuild it from the disk. Who sets aside holds the kernel's lock on `<file>.lock`, so that two workers
-that meet the same damage do not set aside each other's fresh file; a worker whose file was replaced by another notices
-by the inode and opens the new one.
+The index can be rebuilt from the disk, so nothing is rescued from a damaged file: the new file has no marker, and the
+mirror therefore rebuilds it. A worker that sets a file aside holds a lock (flock) on `<file>.lock`, so that two workers
+that find the same damage do not set aside each other's new file. A worker notices by the inode that its file was
+replaced, and opens the new one.
 
-Every operation is a single SQL statement on a batch (the batch travels as JSON): it is atomic, makes one trip to the
-connection's thread, and a task that is cancelled meanwhile leaves no transaction open. Readers have a connection of
-their own, for in WAL mode they never wait for a writer. Counters are kept by triggers, thus exact whoever writes.
-Needs SQLite 3.33 with JSON functions. An instance belongs to one event loop of one process; make it after a fork.
+Every operation is a single SQL statement on a batch, which is passed as JSON. So an operation is atomic, makes one trip
+to the connection's thread, and leaves no transaction open if its task is cancelled. Reads have their own connection,
+because in WAL mode they never wait for a writer. Triggers update the counters, so these are exact with any number of
+writers. Needs SQLite 3.33 with JSON functions. An instance belongs to one event loop of one process; create it after a
+fork.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ from mirror.telemetry import INDEX_FAILURES, log
 
 __all__ = ["SCHEMA", "EmbeddedIndex"]
 
-#: Written to `PRAGMA user_version`. A file of any other is begun anew.
+#: Written to `PRAGMA user_version`. A file of another schema is replaced by a new one.
 SCHEMA: Final = 2
 
-#: Records per statement: about 10 ms of the write lock, so that other workers get their turn.
+#: Records per statement: the write lock is held for about 10 ms, so that other workers get their turn.
 _BATCH: Final = 250
 
 _CREATE: Final = f"""
@@ -102,7 +103,7 @@ CREATE TRIGGER content_resized AFTER UPDATE OF size ON content WHEN new.size <> 
 END;
 PRAGMA user_version = {SCHEMA};
 COMMIT;
-"""  # noqa: S608  # the one value put in is our own number
+"""  # noqa: S608  # the only value inserted is our own number
 
 _PUT: Final = """
 INSERT INTO content (digest, size, last_used)
@@ -113,7 +114,7 @@ ON CONFLICT (digest) DO UPDATE SET
     last_used = max(last_used, excluded.last_used)
 WHERE size <> excluded.size OR last_used < excluded.last_used
 """
-# Upwards from a manifest to every index above it.
+# Also touches every index above a manifest.
 _TOUCH: Final = """
 WITH RECURSIVE seen (digest, at) AS (
     SELECT key, value FROM json_each(?)
@@ -132,7 +133,7 @@ _COLDEST: Final = {
     " ORDER BY last_used, digest LIMIT ?",
     BlobRole.ROOT: "SELECT digest, size, last_used FROM content WHERE parents = 0 AND manifest = 1"
     " ORDER BY last_used, digest LIMIT ?",
-    # asked for by tests alone, so it has no index of its own
+    # used only by tests, so it has no SQL index
     BlobRole.NAMED: "SELECT digest, size, last_used FROM content WHERE parents > 0 ORDER BY last_used, digest LIMIT ?",
 }
 _BELOW: Final = """
@@ -142,7 +143,8 @@ JOIN content AS above ON above.digest = asked.value AND above.manifest = 1
 LEFT JOIN json_each(above.names) AS named
 LEFT JOIN content AS child ON child.digest = json_extract(named.value, '$[0]')
 """
-# of another type, in a file that somebody else wrote in: a blob of bytes comes after every text, and would never end
+# `digest < x''` excludes BLOB values, which a foreign program may have written: they sort after all text, and the
+# paging would never end
 _RECORDED: Final = "SELECT digest FROM content WHERE digest > ? AND digest < x'' ORDER BY digest LIMIT ?"
 _LINK: Final = """
 INSERT INTO links (repo, digest, size) SELECT ?, key, value FROM json_each(?) WHERE true
@@ -150,16 +152,17 @@ ON CONFLICT (repo, digest) DO UPDATE SET size = excluded.size WHERE excluded.siz
 """
 _UNLINK: Final = "DELETE FROM links WHERE repo = ? AND digest IN (SELECT value FROM json_each(?))"
 
-#: Digests are random, so writes go all over the file: with SQLite's own 2 MB each of them would be a read as well.
+#: Digests are random, so writes are spread over the file: with SQLite's default of 2 MB almost every write would also
+#: need a read.
 _CACHE: Final = "PRAGMA cache_size = -32000"
-#: Manifests per statement, for each brings dozens of rows.
+#: Manifests per statement: few, because each brings dozens of rows.
 _NAMING: Final = 20
 #: Digests per page of `recorded`.
 _PAGE: Final = 1000
 
-#: In pages of 4 KiB. Fewer, larger checkpoints: each ends in an fsync.
+#: In pages of 4 KiB: fewer and larger checkpoints, because each ends with an fsync.
 _CHECKPOINT: Final = "PRAGMA wal_autocheckpoint = 4000"
-#: Rows above which they are made into records in a thread, about 10 µs each.
+#: More rows than this are converted to records in a thread; each takes about 10 µs.
 _MANY: Final = 1000
 
 _SPOILED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -167,7 +170,7 @@ _SPOILED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 @dataclass(slots=True)
 class _Connections:
-    """Both on one file, known by its inode."""
+    """The two connections to one file, and the inode of that file."""
 
     reading: aiosqlite.Connection
     writing: aiosqlite.Connection
@@ -175,10 +178,10 @@ class _Connections:
 
 
 class EmbeddedIndex:
-    """See `mirror.ports.ContentIndex`. Opened by the first operation; a directory that is missing is made."""
+    """See `mirror.ports.ContentIndex`. The first operation opens the file; a missing directory is created."""
 
     def __init__(self, path: Path, *, busy_timeout: float = 5.0) -> None:
-        """`busy_timeout` in seconds: how long a write waits for other workers' before `IndexUnavailable`."""
+        """A write waits up to `busy_timeout` seconds for other workers' writes, then raises `IndexUnavailable`."""
         self._path = path
         self._busy_timeout = busy_timeout
         self._opening = asyncio.Lock()
@@ -186,42 +189,42 @@ class EmbeddedIndex:
         self._closed = False
 
     async def put(self, records: Sequence[ContentRecord]) -> None:
-        """Keeps the later time of last use."""
+        """Add or replace records; the later time of last use is kept."""
         for batch in batches(records, _BATCH):
             rows = [(str(record.digest), record.size, record.last_used) for record in batch]
             await self._write(_PUT, json.dumps(rows))
 
     async def get(self, digest: Digest) -> ContentRecord | None:
-        """What is remembered."""
+        """The record of a blob; None if there is none."""
         rows = await self._read("SELECT digest, size, last_used FROM content WHERE digest = ?", str(digest))
         return next(_records(rows), None)
 
     async def drop(self, digests: Sequence[Digest]) -> None:
-        """Repeatable."""
+        """Drop records, and the references of those that are manifests. Repeatable."""
         for batch in batches(digests, _BATCH):
             await self._write(
                 "DELETE FROM content WHERE digest IN (SELECT value FROM json_each(?))", json.dumps([*map(str, batch)])
             )
 
     async def touch(self, seen: Mapping[Digest, float]) -> None:
-        """Skips what is not remembered."""
+        """Raise times of last use, also of all indexes above a manifest. Skips blobs without a record."""
         for batch in batches(seen.items(), _BATCH):
             await self._write(_TOUCH, json.dumps({str(digest): last_used for digest, last_used in batch}))
 
     async def name(self, manifests: Sequence[References]) -> None:
-        """Skips manifests that are not remembered."""
+        """Add the references of manifests. Skips manifests without a record."""
         for batch in batches(manifests, _NAMING):
             await self._write(_NAME, json.dumps({str(names.digest): _written(names) for names in batch}))
 
     async def coldest(self, standing: BlobRole, limit: int) -> list[ContentRecord]:
-        """Reads exactly `limit` entries of an ordered index, however many blobs there are."""
+        """The least recently used blobs of this role. Reads at most `limit` entries of a sorted SQL index."""
         rows = await self._read(_COLDEST[standing], limit)
         if len(rows) > _MANY:
             return await asyncio.to_thread(lambda: list(_records(rows)))
         return list(_records(rows))
 
     async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
-        """A look-up for each blob that they name."""
+        """The recorded blobs that each recorded manifest references. Costs one look-up for each such blob."""
         found: dict[Digest, list[ReferencedBlob]] = {}
         for batch in batches(manifests, _BATCH):
             rows = await self._read(_BELOW, json.dumps([*map(str, batch)]))
@@ -229,14 +232,14 @@ class EmbeddedIndex:
         return found
 
     async def recorded(self) -> AsyncIterator[list[Digest]]:
-        """In the order of digests."""
+        """The digests of all records, in pages, sorted."""
         last = ""
         while rows := await self._read(_RECORDED, last, _PAGE):
             last = str(rows[-1][0])
             yield [digest for (text,) in rows if (digest := _digest(text))]
 
     async def usage(self) -> Usage:
-        """Blobs and bytes."""
+        """The number of blobs and their total size in bytes."""
         connections = await self._open()
         rows = await self._run(connections.reading, connections, "SELECT blobs, bytes FROM usage", ())
         if not rows:
@@ -244,37 +247,37 @@ class EmbeddedIndex:
         try:
             return Usage(*map(int, rows[0]))
         except (ValueError, TypeError, OverflowError) as error:
-            # counters that do not count are of no use to anyone, and only a file begun anew has others
+            # the counters are garbage, and only a new file has correct ones
             INDEX_FAILURES.inc()
             await self._abandon(connections, spoiled=True)
             raise _unavailable(error) from error
 
     async def link(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
-        """A size that is known is not replaced by one that is not."""
+        """Link blobs to a repository. An unknown size (-1) does not replace a known one."""
         for batch in batches(blobs.items(), _BATCH):
             await self._write(_LINK, str(repo), json.dumps({str(digest): size for digest, size in batch}))
 
     async def linked(self, repo: Repo, digest: Digest) -> int | None:
-        """The size, -1 where unknown; None where not linked."""
+        """The size of a linked blob in bytes, -1 if unknown; None if it is not linked."""
         rows = await self._read("SELECT size FROM links WHERE repo = ? AND digest = ?", str(repo), str(digest))
         return rows[0][0] if rows and isinstance(rows[0][0], int) else None
 
     async def unlink(self, repo: Repo, digests: Sequence[Digest]) -> None:
-        """Repeatable."""
+        """Drop links of a repository. Repeatable."""
         for batch in batches(digests, _BATCH):
             await self._write(_UNLINK, str(repo), json.dumps([*map(str, batch)]))
 
     async def marker(self) -> str | None:
-        """The mark of the last complete rebuild."""
+        """The mark of the last complete rebuild; None if there is none."""
         rows = await self._read("SELECT max(mark) FROM marker")
         return str(rows[0][0]) if rows and rows[0][0] is not None else None
 
     async def set_marker(self, mark: str) -> None:
-        """Set last in a rebuild."""
+        """Set the mark; a rebuild does this as its last step."""
         await self._write("INSERT OR REPLACE INTO marker (rowid, mark) VALUES (1, ?)", mark)
 
     async def clear(self) -> None:
-        """Forget everything, by a new file: deleting a million rows would hold the write lock for a minute."""
+        """Drop everything by starting a new file: deleting a million rows would hold the write lock for a minute."""
         connections = await self._open()
         async with self._opening:
             if self._connections is connections:
@@ -286,7 +289,7 @@ class EmbeddedIndex:
                 raise _unavailable(error) from error
 
     async def aclose(self) -> None:
-        """Repeatable. Without it the connections' threads keep the process from ending."""
+        """Close the connections, whose threads otherwise keep the process from ending. Repeatable."""
         self._closed = True
         async with self._opening:
             await self._let_go()
@@ -302,17 +305,17 @@ class EmbeddedIndex:
     async def _run(
         self, connection: aiosqlite.Connection, both: _Connections, statement: str, parameters: tuple[object, ...]
     ) -> list[Any]:
-        """One statement, one trip to the thread."""
+        """Run one statement in one trip to the connection's thread. Raises `IndexUnavailable`."""
         try:
             return list(await connection.execute_fetchall(statement, parameters))
-        except (sqlite3.Error, ValueError) as error:  # aiosqlite says ValueError on a connection that was closed
+        except (sqlite3.Error, ValueError) as error:  # aiosqlite raises ValueError on a closed connection
             INDEX_FAILURES.inc()
             if not _is_busy(error):
                 await self._abandon(both, spoiled=_is_spoiled(error))
             raise _unavailable(error) from error
 
     async def _open(self) -> _Connections:
-        """The connections to the file that has the name now."""
+        """The connections to the file that currently has the name. Raises `IndexUnavailable`."""
         if self._connections is not None and self._connections.inode == _inode(self._path):
             return self._connections
         async with self._opening:
@@ -322,7 +325,7 @@ class EmbeddedIndex:
             if self._closed:
                 raise IndexUnavailable("the index is closed")
             try:
-                # half made it would keep its thread and its files: it is finished, and kept for whoever comes next
+                # a half-made connection would keep its thread and files: it is completed, and kept for the next caller
                 self._connections = await to_its_end(self._connect(), unwanted=self._keep)
             except (sqlite3.Error, OSError) as error:
                 INDEX_FAILURES.inc()
@@ -342,7 +345,7 @@ class EmbeddedIndex:
             raise
         connections = _Connections(reading, writing, inode)
         try:
-            # NORMAL syncs at checkpoints only: a power cut may lose the latest records but not damage the file
+            # NORMAL syncs only at checkpoints: a power cut may lose the latest records, but does not damage the file
             await writing.execute_fetchall("PRAGMA synchronous = NORMAL")
             await writing.execute_fetchall(_CACHE)
             await writing.execute_fetchall(_CHECKPOINT)
@@ -353,7 +356,7 @@ class EmbeddedIndex:
         return connections
 
     async def _abandon(self, failed: _Connections, *, spoiled: bool) -> None:
-        """Open anew next time, and begin a spoiled file anew."""
+        """Close the connections after a failure, and set a `spoiled` file aside. The next operation opens new ones."""
         async with self._opening:
             if self._connections is not failed:
                 return
@@ -366,7 +369,7 @@ class EmbeddedIndex:
     async def _let_go(self) -> None:
         if self._connections is not None:
             connections, self._connections = self._connections, None
-            # half closed it would keep its thread, and with that the process from ending
+            # a half-closed connection would keep its thread alive, and with it the process
             await to_its_end(_close(connections))
 
 
@@ -377,7 +380,7 @@ async def _close(connections: _Connections) -> None:
 
 
 def _prepare(path: Path, busy_timeout: float) -> int:
-    """Blocking: make sure that the file is there and of this schema; returns its inode."""
+    """Blocking: make sure that the file exists and has this schema; returns its inode."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         if not _is_current(path, busy_timeout):
@@ -394,7 +397,7 @@ def _prepare(path: Path, busy_timeout: float) -> int:
 
 
 def _is_current(path: Path, busy_timeout: float) -> bool:
-    """Whether the file is there, readable and of this schema."""
+    """True if the file exists, is readable and has this schema."""
     if not path.exists():
         return False
     try:
@@ -408,21 +411,27 @@ def _is_current(path: Path, busy_timeout: float) -> bool:
             connection.execute("SELECT mark FROM marker LIMIT 1").fetchone()
             return bool(found == (1,))
     except sqlite3.DatabaseError as error:
-        # a table that is missing is a foreign file; a lock that is held, or a disk that fails, is neither
+        # SQLITE_ERROR: a table is missing, so the file is foreign. A held lock or a failing disk is neither
         if _is_spoiled(error) or _primary_code(error) == sqlite3.SQLITE_ERROR:
             return False
         raise
 
 
 def _renew(path: Path, inode: int, *, keep: bool) -> None:
-    """Blocking: make way for a new file, unless another worker has done it."""
+    """Blocking: set the file aside, or delete it unless `keep`; a no-op if its inode is no longer `inode`.
+
+    Another worker has then replaced the file already. Raises `OSError`.
+    """
     with _locked(path):
         if _inode(path) == inode:
             _set_aside(path, keep=keep)
 
 
 def _set_aside(path: Path, *, keep: bool = True) -> None:
-    """Under the lock. One old file is kept for whoever wants to know what happened; its logs would only mislead."""
+    """Move the file to `<file>.old` for diagnosis, or delete it unless `keep`. Delete its logs: they would mislead.
+
+    The caller holds the lock.
+    """
     if not keep:
         path.unlink(missing_ok=True)
     for suffix in ("-wal", "-shm", "-journal"):
@@ -433,7 +442,7 @@ def _set_aside(path: Path, *, keep: bool = True) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """The kernel frees the lock when its holder dies."""
+    """Hold the lock of the file. Blocking. The kernel releases the lock if its holder dies."""
     descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -443,7 +452,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _inode(path: Path) -> int | None:
-    """Costs 2 µs, and catches a file that was deleted or replaced beneath us."""
+    """The inode of the file; None if there is none. Costs 2 µs, and reveals that the file was deleted or replaced."""
     try:
         return path.stat().st_ino
     except OSError:
@@ -451,7 +460,7 @@ def _inode(path: Path) -> int | None:
 
 
 def _primary_code(error: Exception) -> int:
-    """SQLite's result code without its extension; 0 where there is none."""
+    """SQLite's primary result code, without the extended part; 0 if the error has none."""
     return int(getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
 
 
@@ -468,13 +477,15 @@ def _unavailable(error: Exception) -> IndexUnavailable:
 
 
 def _written(names: References) -> str:
-    """The column `names`."""
+    """The value of the column `names`."""
     children = {str(child): 0 for child in names.blobs} | {str(child): 1 for child in names.manifests}
     return json.dumps([*children.items()])
 
 
 def _by_parent(rows: Iterable[Any]) -> dict[Digest, list[ReferencedBlob]]:
-    """Rows that make no sense are passed over; a manifest of which nothing is remembered has one of NULLs."""
+    """The rows grouped by manifest. Skips rows that do not parse, and the row of NULLs of a manifest without recorded
+    children.
+    """
     found: dict[Digest, list[ReferencedBlob]] = {}
     for above, digest, size, last_used, parents, is_manifest in rows:
         parent = _digest(above)
@@ -487,7 +498,7 @@ def _by_parent(rows: Iterable[Any]) -> dict[Digest, list[ReferencedBlob]]:
 
 
 def _digest(text: object) -> Digest | None:
-    """None where it makes no sense."""
+    """The value as a digest; None if it does not parse."""
     try:
         return Digest.parse(str(text))
     except MirrorError:
@@ -495,7 +506,7 @@ def _digest(text: object) -> Digest | None:
 
 
 def _records(rows: Iterable[Any]) -> Iterator[ContentRecord]:
-    """Rows that make no sense are passed over: as good as not remembered."""
+    """The rows as records. Skips rows that do not parse: they count as no record."""
     for digest, size, last_used in rows:
         try:
             yield ContentRecord(Digest.parse(digest), int(size), float(last_used))

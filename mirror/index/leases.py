@@ -1,11 +1,11 @@
-"""Leases in Redis: replicas with disks of their own agree who does what.
+"""Leases in Redis: replicas that have their own disks agree on which of them does a piece of work.
 
-    free ── take() ──> ours ── take() again ──> ours for longer ── take(done) ──> done, until the next time ──> free
+    free ── take() ──> ours ── take() again ──> ours for longer ── take(done) ──> done, until it expires ──> free
                          ├── give_back() ──> free
                          └── not renewed: it expires ──> free
 
-One key for each lease, `mirror:<schema>:lease:<hash of its name>`, the same for all replicas; its value says whose it
-is and whether the work is done. A lease is advice: whoever cannot ask works without.
+Each lease is one key, `mirror:<schema>:lease:<hash of its name>`, the same for all replicas. Its value gives the owner
+and whether the work is done. A lease is advisory: a replica that cannot reach Redis works without it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mirror.policy.schedule import Lease
 
 __all__ = ["RedisLeases"]
 
-# Answers nothing where the lease is ours now, else what stands there and how long it will.
+# Returns false if the lease is now ours, else the value of the key and its remaining time in milliseconds.
 _TAKE: Final = """
 local found = redis.call('GET', KEYS[1])
 if found and string.sub(found, 2) ~= ARGV[1] then return {found, redis.call('PTTL', KEYS[1])} end
@@ -40,16 +40,19 @@ _DONE: Final = "+"
 
 
 class RedisLeases:
-    """See `mirror.prefetch.sync.Leases`. Belongs to one event loop; connects when first asked."""
+    """See `mirror.prefetch.sync.Leases`. Belongs to one event loop. Connects at the first call."""
 
     def __init__(self, address: RedisAddress, *, owner: str, budget: float = 1.0) -> None:
-        """`owner` differs between replicas and stays the same over restarts; `budget` in seconds for each call."""
+        """`owner` is unique to a replica and stays the same over restarts; `budget` is in seconds for each call."""
         self._owner = owner
         self._budget = budget
         self._client = Redis(connection_pool=address.pool(connections=2, budget=budget))
 
     async def take(self, name: str, seconds: float, *, done: bool = False) -> Lease | None:
-        """Have it for so long from now; None: it is ours. Raises `IndexUnavailable`."""
+        """Take or renew the lease for `seconds` from now; `done` marks its work as done.
+
+        Returns None if the lease is now ours, else the lease of the other replica. Raises `IndexUnavailable`.
+        """
         milliseconds = max(1, math.ceil(seconds * 1000))
         found = await self._call(_TAKE, name, self._owner, _DONE if done else _RUNS, milliseconds)
         if not isinstance(found, list):
@@ -58,11 +61,11 @@ class RedisLeases:
         return Lease(max(0, int(left)) / 1000, done=bytes(value).startswith(_DONE.encode()))
 
     async def give_back(self, name: str) -> None:
-        """If it is ours. Repeatable. Raises `IndexUnavailable`."""
+        """Release the lease if it is ours. Repeatable. Raises `IndexUnavailable`."""
         await self._call(_GIVE_BACK, name, self._owner)
 
     async def aclose(self) -> None:
-        """Repeatable. Leases stay until they expire."""
+        """Close the connections. Leases stay until they expire. Repeatable."""
         await self._client.aclose(close_connection_pool=True)
 
     async def _call(self, script: str, name: str, *arguments: str | int) -> object:

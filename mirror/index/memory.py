@@ -1,4 +1,4 @@
-"""A `ContentIndex` in dicts: the simplest correct one. It lives and dies with its process."""
+"""A `ContentIndex` in dicts: the simplest correct implementation. Its records are lost when the process ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MemoryIndex:
         self._marker: str | None = None
 
     async def put(self, records: Sequence[ContentRecord]) -> None:
-        """Keeps the later time of last use."""
+        """Add or replace records; the later time of last use is kept."""
         for record in records:
             known = self._records.get(record.digest)
             if known is not None:
@@ -35,11 +35,11 @@ class MemoryIndex:
             self._records[record.digest] = record
 
     async def get(self, digest: Digest) -> ContentRecord | None:
-        """What is remembered."""
+        """The record of a blob; None if there is none."""
         return self._records.get(digest)
 
     async def drop(self, digests: Sequence[Digest]) -> None:
-        """Repeatable."""
+        """Drop records, and the references of those that are manifests. Repeatable."""
         for digest in digests:
             known = self._records.pop(digest, None)
             if known is not None:
@@ -51,7 +51,7 @@ class MemoryIndex:
                     del self._parents[child]
 
     async def touch(self, seen: Mapping[Digest, float]) -> None:
-        """Skips what is not remembered."""
+        """Raise times of last use, also of all indexes above a manifest. Skips blobs without a record."""
         for digest, last_used in seen.items():
             self._touch(digest, last_used)
 
@@ -64,7 +64,7 @@ class MemoryIndex:
                 self._touch(parent, last_used)
 
     async def name(self, manifests: Sequence[References]) -> None:
-        """Skips manifests that are not remembered."""
+        """Add the references of manifests. Skips manifests without a record."""
         for names in manifests:
             if names.digest in self._records and names.digest not in self._names:
                 self._names[names.digest] = names
@@ -72,7 +72,7 @@ class MemoryIndex:
                     self._parents.setdefault(child, set()).add(names.digest)
 
     async def coldest(self, standing: BlobRole, limit: int) -> list[ContentRecord]:
-        """Looks at every record: good for thousands, not for millions."""
+        """The least recently used blobs of this role. Reads every record: good for thousands of blobs, not millions."""
         found = (record for record in self._records.values() if self._standing(record.digest) is standing)
         return heapq.nsmallest(limit, found, key=lambda record: (record.last_used, record.digest))
 
@@ -82,7 +82,7 @@ class MemoryIndex:
         return BlobRole.ROOT if digest in self._names else BlobRole.LOOSE
 
     async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
-        """Of those that are remembered."""
+        """The recorded blobs that each recorded manifest references."""
         return {
             digest: [
                 ReferencedBlob(self._records[child], len(self._parents[child]), child in self._names)
@@ -94,40 +94,40 @@ class MemoryIndex:
         }
 
     async def recorded(self) -> AsyncIterator[list[Digest]]:
-        """In one batch."""
+        """The digests of all records, in one batch."""
         if self._records:
             yield list(self._records)
 
     async def usage(self) -> Usage:
-        """Blobs and bytes."""
+        """The number of blobs and their total size in bytes."""
         return Usage(len(self._records), self._bytes)
 
     async def link(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
-        """A size that is known is not replaced by one that is not."""
+        """Link blobs to a repository. An unknown size (-1) does not replace a known one."""
         links = self._links.setdefault(repo, {})
         for digest, size in blobs.items():
             links[digest] = size if size >= 0 else links.get(digest, -1)
 
     async def linked(self, repo: Repo, digest: Digest) -> int | None:
-        """The size, -1 where unknown; None where not linked."""
+        """The size of a linked blob in bytes, -1 if unknown; None if it is not linked."""
         return self._links.get(repo, {}).get(digest)
 
     async def unlink(self, repo: Repo, digests: Sequence[Digest]) -> None:
-        """Repeatable."""
+        """Drop links of a repository. Repeatable."""
         links = self._links.get(repo, {})
         for digest in digests:
             links.pop(digest, None)
 
     async def marker(self) -> str | None:
-        """The mark of the last complete rebuild."""
+        """The mark of the last complete rebuild; None if there is none."""
         return self._marker
 
     async def set_marker(self, mark: str) -> None:
-        """Set last in a rebuild."""
+        """Set the mark; a rebuild does this as its last step."""
         self._marker = mark
 
     async def clear(self) -> None:
-        """Forget everything."""
+        """Drop all records, links and the mark."""
         self._records.clear()
         self._names.clear()
         self._parents.clear()
@@ -136,9 +136,9 @@ class MemoryIndex:
         self._marker = None
 
     async def aclose(self) -> None:
-        """Repeatable."""
+        """Does nothing. Repeatable."""
 
 
 def _children(names: References | None) -> frozenset[Digest]:
-    """Everything that a manifest names, each digest once."""
+    """All digests that a manifest references, each once; empty for None."""
     return frozenset((*names.manifests, *names.blobs)) if names else frozenset()

@@ -1,4 +1,4 @@
-"""Is Redis there, and how does it do? What `mirror doctor` asks."""
+"""The check of Redis for `mirror doctor`: whether it answers, its version, speed and memory settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ __all__ = ["RedisHealth", "probe_redis"]
 
 @dataclass(frozen=True, slots=True)
 class RedisHealth:
-    """`seconds` of the quickest of a few round trips; `policy` is `maxmemory-policy`, `limit` bytes, 0: none."""
+    """`seconds` is the time of the fastest of a few round trips, `limit` is `maxmemory` in bytes (0: no limit),
+    `policy` is `maxmemory-policy`.
+    """
 
     version: str
     seconds: float
@@ -26,7 +28,10 @@ class RedisHealth:
 
 
 async def probe_redis(address: RedisAddress, *, patience: float = 5.0) -> RedisHealth:
-    """Raises `IndexUnavailable` after `patience` seconds; nothing in it is a secret."""
+    """Connect to Redis and measure it, for at most `patience` seconds.
+
+    Raises `IndexUnavailable` if Redis fails or does not answer in time; its message contains no secret.
+    """
     client: Redis = Redis(connection_pool=address.pool(connections=1, budget=patience))
     try:
         async with asyncio.timeout(patience):
@@ -41,7 +46,7 @@ async def probe_redis(address: RedisAddress, *, patience: float = 5.0) -> RedisH
     except TimeoutError as error:
         raise IndexUnavailable(f"{address}: no answer within {patience:g} s") from error
     except (RedisError, OSError) as error:
-        # while it connects, redis-py wraps what the server says of a password
+        # during connecting, redis-py wraps the server's authentication error
         shut = isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError)
         why = "user name or password is missing or wrong" if shut else no_connection(error)
         raise IndexUnavailable(f"{address}: {why or type(error).__name__}") from error

@@ -1,26 +1,26 @@
 """A `ContentIndex` in Redis, shared by workers and replicas. Needs Redis 7 or Valkey; no Sentinel, no Cluster.
 
-Every key stands under `mirror:<schema>:<store id>:`, for replicas with disks of their own share one Redis:
+Every key has the prefix `mirror:<schema>:<store id>:`, because replicas with their own disks may share one Redis:
 
-    loose     sorted set   digest by time of last use, of blobs that no remembered manifest names
-    root      sorted set   the same of manifests that no other names: the least-recently-used order of images
-    named     sorted set   the same of blobs that remembered manifests name
+    loose     sorted set   digest by time of last use, of blobs that no recorded manifest references
+    root      sorted set   likewise, of manifests that no other references: the least-recently-used order of images
+    named     sorted set   likewise, of blobs that recorded manifests reference
     sizes     hash         digest to bytes; its length is the number of blobs
-    names     hash         manifest to the digests that it names, a space between them
-    parents   hash         digest to how many remembered manifests name it, whether it is remembered itself or not
-    indexes   hash         manifest to the remembered indexes that name it, a space between them
+    names     hash         manifest to the digests that it references, separated by spaces
+    parents   hash         digest to the number of recorded manifests that reference it, even if it has no record itself
+    indexes   hash         manifest to the recorded indexes that reference it, separated by spaces
     bytes     counter      the sum of `sizes`
     marker    string       the mark of the last complete rebuild
     repos     set          names of the repositories that have links, so that `clear` finds them
     links:<registry>/<name>  hash  digest to bytes
 
-Every operation is a Lua script on a batch: it runs alone in Redis, so the counters are exact whoever writes. A key of
-a wrong type, or counters that do not agree (a Redis that evicts keys), make us throw away the records and the marker,
-and the mirror rebuilds them from the disk; a single value that makes no sense is passed over.
+Every operation is a Lua script on a batch. Redis runs a script atomically, so the counters stay exact with any number
+of writers. If a key has the wrong type, or the counters do not agree (say, after Redis evicted keys), all records
+and the marker are deleted, and the mirror rebuilds them from the disk. A single value that does not parse is skipped.
 
-Redis is never waited for: an operation has a budget (per batch), is not retried, and after a failure the breaker
-keeps everyone away for a while. Replies that only refuse a write (`-OOM`) do not open it, for reads still work.
-An instance belongs to one event loop of one process.
+An operation never waits long for Redis: each batch has a time budget. A failure of Redis is not retried; the breaker
+then keeps all callers away from Redis for a while. Replies that only refuse a write (`-OOM`) do not open the breaker,
+because reads still work. An instance belongs to one event loop of one process.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ from mirror.telemetry import BREAKER, INDEX_FAILURES, log
 
 __all__ = ["SCHEMA", "Keys", "RedisAddress", "RedisIndex", "no_connection", "parse_redis_url"]
 
-#: Part of every key. Records of another schema are left alone, and are never found.
+#: Part of every key. Records of another schema are neither found nor changed.
 SCHEMA: Final = 2
 
-#: Records per script: 1 to 2 ms of Redis' one thread, so that the budget holds on a busy machine too.
+#: Records per script: 1 to 2 ms of Redis' single thread, so that the budget suffices on a busy machine too.
 _BATCH: Final = 100
-#: Manifests per script, for each names dozens of blobs.
+#: Manifests per script: few, because each references dozens of blobs.
 _NAMING: Final = 10
 #: Records per page of `coldest` and `recorded`.
 _PAGE: Final = 1000
@@ -64,7 +64,7 @@ _PAGE: Final = 1000
 _LOCALS: Final = """
 local loose, root, named, sizes, names, parents, indexes, bytes, marker, repos, links = unpack(KEYS)
 """
-# A blob stands in exactly one of three orders; which one is told by `parents` and `names` alone.
+# A blob is in exactly one of the three sorted sets; `parents` and `names` alone determine which one.
 _STANDING: Final = (
     _LOCALS
     + """
@@ -104,7 +104,7 @@ _GET: Final = (
 return {redis.call('HGET', sizes, ARGV[1]), redis.call('ZSCORE', order_of(ARGV[1]), ARGV[1])}
 """
 )
-# Works in a Redis that is out of memory, or eviction would meet the same records again and again.
+# Must work when Redis is out of memory: otherwise eviction would find the same records again and again.
 _DROP: Final = (
     "#!lua flags=allow-oom\n"
     + _STANDING
@@ -135,7 +135,7 @@ end
 if shrunk ~= 0 then redis.call('DECRBY', bytes, string.format('%.0f', shrunk)) end
 """
 )
-# Upwards from a manifest to every index above it.
+# Also touches every index above a manifest.
 _TOUCH: Final = (
     _LOCALS
     + """
@@ -146,7 +146,7 @@ end
 for i = 1, #ARGV, 2 do touch(ARGV[i], ARGV[i + 1]) end
 """
 )
-# A manifest, how many manifests it names, how many digests it names, these digests; and the next one.
+# ARGV: for each manifest its digest, the number of manifests and of all digests it references, and these digests.
 _NAME: Final = (
     _STANDING
     + """
@@ -244,7 +244,7 @@ if redis.call('EXISTS', links) == 0 then redis.call('SREM', repos, ARGV[1]) end
 """
 )
 _FORGET_RECORDS: Final = "redis.call('UNLINK', marker, loose, root, named, sizes, names, parents, indexes, bytes)\n"
-# A rebuild only adds, so records that do not agree with one another must go before it.
+# A rebuild only adds records, so inconsistent records must be deleted before it.
 _MARKER: Final = (
     _LOCALS
     + f"""
@@ -292,29 +292,29 @@ redis.call('SREM', repos, ARGV[1])
 
 
 class Keys:
-    """The names of one store's keys."""
+    """The names of the keys of one store."""
 
-    #: In the order in which the scripts know them.
+    #: In the order in which `_LOCALS` unpacks them.
     NAMES: Final = (
         *("loose", "root", "named", "sizes", "names", "parents", "indexes"),
         *("bytes", "marker", "repos"),
     )
 
     def __init__(self, store_id: str) -> None:
-        """`store_id`: 1 to 128 letters, digits, `.`, `_` and `-`; replicas with disks of their own have their own."""
+        """`store_id` has 1 to 128 letters, digits, `.`, `_` and `-`; each store has its own. Raises `ValueError`."""
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", store_id):
             raise ValueError(f"a store id has 1 to 128 letters, digits, '.', '_' and '-': {store_id[:160]!r}")
         self._prefix = f"mirror:{SCHEMA}:{store_id}:"
         self.fixed: Final = tuple(self._prefix + name for name in self.NAMES)
 
     def links(self, repo: str) -> str:
-        """Of one repository, named `registry/name`."""
+        """The key of the links of one repository, which is given as `registry/name`."""
         return f"{self._prefix}links:{repo}"
 
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """Where Redis is and how to be let in. `str` and `repr` leave out the password."""
+    """The address of a Redis server and its credentials. `str` and `repr` omit the password."""
 
     host: str = ""
     port: int = 6379
@@ -334,13 +334,15 @@ class RedisAddress:
         return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.db}"
 
     def pool(self, *, connections: int, budget: float) -> BlockingConnectionPool:
-        """A pool of up to `connections`; nothing in it waits longer than `budget` seconds, nothing is tried twice."""
+        """A pool of up to `connections` connections, which waits at most `budget` seconds for a free one and never
+        retries.
+        """
         options: dict[str, Any] = {
             "db": self.db,
             "username": self.username,
             "password": self.password,
-            # none of redis-py's own: with it every command goes through asyncio.wait_for, which in Python 3.11 can
-            # swallow a cancellation, and then whoever was to be stopped goes on for ever. Our budget is around it all.
+            # no timeouts of redis-py: they put every command through asyncio.wait_for, which in Python 3.11 can swallow
+            # a cancellation, so that a cancelled task runs on for ever. The callers apply the budget to each call.
             "socket_timeout": None,
             "socket_connect_timeout": None,
             "retry": Retry(NoBackoff(), 0),
@@ -369,10 +371,10 @@ _FILES: Final = {"ssl_ca_certs": "ca_file", "ssl_certfile": "cert_file", "ssl_ke
 
 
 def parse_redis_url(url: str) -> RedisAddress:
-    """Read `redis://[user:password@]host[:port][/db]`, the same with `rediss://` (TLS), or `unix://[…@]/path[?db=n]`.
+    """Parse `redis://[user:password@]host[:port][/db]`, the same with `rediss://` (TLS), or `unix://[…@]/path[?db=n]`.
 
     `rediss://` takes `ssl_ca_certs`, `ssl_certfile` and `ssl_keyfile` (paths of PEM files) in its query. Raises
-    `ConfigError` with every mistake; it quotes no part of the URL that could hold the password.
+    `ConfigError` with all mistakes; its messages quote no part of the URL that could contain the password.
     """
     scheme, there, _ = url.strip().partition("://")
     scheme = scheme.lower()
@@ -384,7 +386,7 @@ def parse_redis_url(url: str) -> RedisAddress:
         parts = urlsplit(url.strip())
         port = parts.port
     except ValueError:
-        # its text would quote a password whose special characters were not escaped
+        # the text of the ValueError could quote a password whose special characters were not escaped
         raise ConfigError(["Redis URL: host or port cannot be read; is the password percent-encoded?"]) from None
     mistakes = []
     options: dict[str, Any] = {}
@@ -424,7 +426,7 @@ def parse_redis_url(url: str) -> RedisAddress:
 
 
 class RedisIndex:
-    """See `mirror.ports.ContentIndex`. Connects when first asked."""
+    """See `mirror.ports.ContentIndex`. Connects at the first operation."""
 
     def __init__(
         self,
@@ -435,7 +437,7 @@ class RedisIndex:
         connections: int = 16,
         now: Callable[[], float] = monotonic,
     ) -> None:
-        """`budget` in seconds, for each batch of an operation, connecting included. Raises `ValueError` (`Keys`)."""
+        """`budget` is in seconds for each batch of an operation, connecting included. Raises `ValueError` (`Keys`)."""
         self._address = address
         self._keys = Keys(store_id)
         self._budget = budget
@@ -446,7 +448,7 @@ class RedisIndex:
         self._closed = False
 
     async def put(self, records: Sequence[ContentRecord]) -> None:
-        """Keeps the later time of last use."""
+        """Add or replace records; the later time of last use is kept."""
         for batch in batches(records, _BATCH):
             arguments: list[str | int] = []
             for record in batch:
@@ -454,17 +456,17 @@ class RedisIndex:
             await self._run(_PUT, arguments)
 
     async def get(self, digest: Digest) -> ContentRecord | None:
-        """What is remembered."""
+        """The record of a blob; None if there is none."""
         size, last_used = await self._run(_GET, [str(digest)])
         return _record(str(digest), size, last_used)
 
     async def drop(self, digests: Sequence[Digest]) -> None:
-        """Repeatable."""
+        """Drop records, and the references of those that are manifests. Repeatable."""
         for batch in batches(digests, _BATCH):
             await self._run(_DROP, [str(digest) for digest in batch])
 
     async def touch(self, seen: Mapping[Digest, float]) -> None:
-        """Skips what is not remembered."""
+        """Raise times of last use, also of all indexes above a manifest. Skips blobs without a record."""
         for batch in batches(seen.items(), _BATCH):
             arguments: list[str] = []
             for digest, last_used in batch:
@@ -472,7 +474,7 @@ class RedisIndex:
             await self._run(_TOUCH, arguments)
 
     async def name(self, manifests: Sequence[References]) -> None:
-        """Skips manifests that are not remembered."""
+        """Add the references of manifests. Skips manifests without a record."""
         for batch in batches(manifests, _NAMING):
             arguments: list[str | int] = []
             for names in batch:
@@ -481,7 +483,7 @@ class RedisIndex:
             await self._run(_NAME, arguments)
 
     async def coldest(self, standing: BlobRole, limit: int) -> list[ContentRecord]:
-        """Reads about `limit` members of a sorted set, in pages, however many blobs there are."""
+        """The least recently used blobs of this role. Reads about `limit` members of a sorted set, in pages."""
         found: dict[Digest, ContentRecord] = {}
         start = 0
         while len(found) < limit:
@@ -496,7 +498,7 @@ class RedisIndex:
         return list(found.values())
 
     async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
-        """A few look-ups for each blob that they name."""
+        """The recorded blobs that each recorded manifest references. Costs a few look-ups for each such blob."""
         found: dict[Digest, list[ReferencedBlob]] = {}
         for batch in batches(manifests, _NAMING):
             for digest, children in await self._run(_BELOW, [*map(str, batch)]):
@@ -508,7 +510,7 @@ class RedisIndex:
         return found
 
     async def recorded(self) -> AsyncIterator[list[Digest]]:
-        """In the order of the hash table."""
+        """The digests of all records, in pages, in the order of the hash table."""
         cursor: object = "0"
         while True:
             cursor, digests = await self._run(_RECORDED, [_text(cursor), _PAGE])
@@ -518,12 +520,12 @@ class RedisIndex:
                 break
 
     async def usage(self) -> Usage:
-        """Blobs and bytes."""
+        """The number of blobs and their total size in bytes."""
         blobs, total = await self._run(_USAGE)
         return Usage(int(blobs), _integer(total) or 0)
 
     async def link(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
-        """A size that is known is not replaced by one that is not."""
+        """Link blobs to a repository. An unknown size (-1) does not replace a known one."""
         for batch in batches(blobs.items(), _BATCH):
             arguments: list[str | int] = [str(repo)]
             for digest, size in batch:
@@ -531,37 +533,40 @@ class RedisIndex:
             await self._run(_LINK, arguments, repo=str(repo))
 
     async def linked(self, repo: Repo, digest: Digest) -> int | None:
-        """The size, -1 where unknown; None where not linked."""
+        """The size of a linked blob in bytes, -1 if unknown; None if it is not linked."""
         return _integer(await self._run(_LINKED, [str(digest)], repo=str(repo)))
 
     async def unlink(self, repo: Repo, digests: Sequence[Digest]) -> None:
-        """Repeatable."""
+        """Drop links of a repository. Repeatable."""
         for batch in batches(digests, _BATCH):
             await self._run(_UNLINK, [str(repo), *map(str, batch)], repo=str(repo))
 
     async def marker(self) -> str | None:
-        """The mark of the last complete rebuild."""
+        """The mark of the last complete rebuild; None if there is none.
+
+        Inconsistent records are deleted together with the mark, and the result is None.
+        """
         mark = await self._run(_MARKER)
         return _text(mark) if mark is not None else None
 
     async def set_marker(self, mark: str) -> None:
-        """Set last in a rebuild."""
+        """Set the mark; a rebuild does this as its last step."""
         await self._run(_SET_MARKER, [mark])
 
     async def clear(self) -> None:
-        """Forget everything of this store. The marker goes first, so that a rebuild follows whatever interrupts it."""
+        """Drop everything of this store. The marker goes first, so that an interrupted call leads to a rebuild."""
         while repos := await self._run(_CLEAR, [_BATCH]):
             for repo in map(_text, repos):
                 await self._run(_CLEAR_LINKS, [repo], repo=repo)
 
     async def aclose(self) -> None:
-        """Repeatable."""
+        """Close the connections; later operations raise `IndexUnavailable`. Repeatable."""
         self._closed = True
         self._tell_breaker(open=False)
         await self._client.aclose(close_connection_pool=True)
 
     async def _run(self, script: str, arguments: Sequence[str | int] = (), *, repo: str | None = None) -> Any:
-        """One script; once more after what stood in its way under our keys was thrown away."""
+        """Run a script. If a key has a wrong type or value, delete it and all records, then run it again."""
         keys = self._keys.fixed if repo is None else (*self._keys.fixed, self._keys.links(repo))
         try:
             return await self._call(script, keys, arguments)
@@ -571,7 +576,7 @@ class RedisIndex:
             return await self._call(script, keys, arguments)
 
     async def _call(self, script: str, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
-        """One trip to Redis within the budget, if the breaker lets us."""
+        """One round trip to Redis within the budget. Raises `IndexUnavailable`, also if the breaker is open."""
         if self._closed:
             raise IndexUnavailable("the index is closed")
         ticket = self._breaker.admit()
@@ -583,7 +588,7 @@ class RedisIndex:
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(ticket, error)
             if isinstance(error, ReadOnlyError):
-                # a name that now means another server is looked up again only by a new connection
+                # only a new connection resolves the host name again, which may now lead to another server
                 with suppress(RedisError, OSError):
                     await self._pool.disconnect(inuse_connections=False)
             raise (_Junk if _is_junk(error) else IndexUnavailable)(_explain(error)) from error
@@ -599,7 +604,7 @@ class RedisIndex:
             log.info("index.back", redis=str(self._address))
 
     def _failed(self, ticket: int, error: Exception) -> None:
-        """Count it, and leave Redis alone for a while unless it did answer."""
+        """Count the failure, and open the breaker unless Redis did answer. A key of a wrong type does not count."""
         if _is_junk(error):
             self._succeeded(ticket)
             return
@@ -611,14 +616,14 @@ class RedisIndex:
             log.warning("index.unavailable", redis=str(self._address), reason=_explain(error))
 
     def _tell_breaker(self, *, open: bool) -> None:
-        """Counted once for each of us that leaves Redis alone."""
+        """Update the gauge of open breakers, which counts each instance once."""
         if open != self._told_open:
             self._told_open = open
             BREAKER.inc(1 if open else -1)
 
 
 class _Junk(IndexUnavailable):
-    """Something under our keys is not of the type that we write."""
+    """A key of this store has a type or value that this class never writes."""
 
 
 def _is_junk(error: Exception) -> bool:
@@ -634,9 +639,9 @@ def _only_refuses_writes(error: Exception) -> bool:
 
 
 def _explain(error: Exception) -> str:
-    """What went wrong, in words of our own: Redis' own may quote what was sent."""
-    # what happens while connecting comes wrapped in a plain ConnectionError; who has not said a password may not even
-    # send ten words: «Protocol error: unauthenticated multibulk length»
+    """The cause in our own words, because a message of Redis may quote the data that was sent."""
+    # an error during connecting is wrapped in a plain ConnectionError; and Redis refuses a command of more than ten
+    # arguments before authentication with «Protocol error: unauthenticated multibulk length»
     refused = isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError)
     if refused or "unauthenticated" in str(error):
         return "Redis refused the user name or password"
@@ -654,13 +659,13 @@ def _explain(error: Exception) -> str:
 
 
 def no_connection(error: BaseException) -> str:
-    """Why the system gave no connection, in its own words; empty: that is not what went wrong."""
+    """The system's or TLS's reason why connecting failed; empty if the error has another cause."""
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, ssl.SSLError):
             return getattr(inner, "verify_message", "") or inner.reason or "TLS failed"
         if isinstance(inner, OSError) and inner.errno:
-            # those of the resolver are negative, and no numbers of the kernel's
+            # errors of the resolver are negative, and strerror does not know them
             return os.strerror(inner.errno) if inner.errno > 0 else str(inner.strerror)
         inner = inner.__cause__ or inner.__context__
     return ""
@@ -671,7 +676,7 @@ def _text(raw: object) -> str:
 
 
 def _integer(raw: object) -> int | None:
-    """None where it makes no sense."""
+    """The value as an integer; None if it is absent or does not parse."""
     try:
         return int(_text(raw)) if raw is not None else None
     except ValueError:
@@ -679,7 +684,7 @@ def _integer(raw: object) -> int | None:
 
 
 def _digest(raw: object) -> Digest | None:
-    """None where it makes no sense."""
+    """The value as a digest; None if it does not parse."""
     try:
         return Digest.parse(_text(raw))
     except MirrorError:
@@ -687,7 +692,7 @@ def _digest(raw: object) -> Digest | None:
 
 
 def _record(digest: object, size: object, last_used: object) -> ContentRecord | None:
-    """None where it makes no sense: as good as not remembered."""
+    """The record; None if a value is absent or does not parse, which counts as no record."""
     known = _integer(size)
     if known is None or known < 0 or last_used is None:
         return None

@@ -1,12 +1,12 @@
-"""Tag lists of upstreams that do not sort, each in an SQLite file that is sorted by its key.
+"""Tag lists of upstreams that do not sort, each in an SQLite file whose table is sorted by tag.
 
-    absent ── gather() ──> <hash>.<random>.part ── publish() ──> <hash>.sqlite ── its time is over, no room ──> absent
+    absent ── gather() ──> <hash>.<random>.part ── publish() ──> <hash>.sqlite ── no room: the oldest ──> absent
                                  │
-                                 └── close(), or nobody has written to it for an hour ──> absent
+                                 └── close(), or not written for an hour ──> absent
 
-SQLite keeps the memory bounded, however long the list is: 16 MiB of its pages while it grows. Published files are only
-read, by every process of the store; whoever reads one that is replaced or removed reads it to the end. Nothing here
-outlives a power cut, or needs to.
+SQLite bounds the memory, however long the list is: its page cache is 16 MiB while a list grows. Published files are
+read-only and shared by all processes of the store; a process that has one open can read it to the end after it was
+replaced or deleted. An expired list is not used. Files are not synced, so a power cut may destroy them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ __all__ = ["LocalSortedTags"]
 
 _PUBLISHED: Final = ".sqlite"
 _GROWING: Final = ".part"
-#: Seconds after which a growing file is taken for one whose process has died.
+#: Seconds without a write after which a growing file counts as left by a dead process.
 _LEFT_AFTER: Final = 3600.0
-#: Seconds by which the clock may have been put back.
+#: Seconds by which the clock may have been set back.
 _SLACK: Final = 60.0
 _CREATE: Final = """
 PRAGMA journal_mode = OFF;
@@ -43,7 +43,7 @@ CREATE TABLE tags (tag TEXT PRIMARY KEY) WITHOUT ROWID;
 
 
 class LocalSortedTags:
-    """A `SortedTags` in a folder, which is made when it is needed. `now` is epoch seconds."""
+    """A `SortedTags` in a folder, which is made when it is first needed. `now` returns epoch seconds."""
 
     def __init__(self, folder: Path, most_bytes: int, now: Callable[[], float] = time.time) -> None:
         self._folder = folder
@@ -56,7 +56,7 @@ class LocalSortedTags:
         return self._most_bytes
 
     def page(self, key: str, last: str, count: int) -> TagBatch | None:
-        """See `SortedTags`. What cannot be read is not here."""
+        """See `SortedTags`. A list that cannot be read counts as absent."""
         try:
             with closing(sqlite3.connect(f"{self._path(key).as_uri()}?mode=ro&immutable=1", uri=True)) as file:
                 [(since, until)] = file.execute("SELECT since, until FROM list").fetchall()
@@ -75,7 +75,10 @@ class LocalSortedTags:
             return Gathering(self, self._path(key), self._now)
 
     def make_room(self, growing: Path) -> int:
-        """Drop published lists, the oldest first, until all files are within the limit; returns the bytes that stay."""
+        """Drop published lists, oldest first, until all files fit into the limit; returns the bytes that are left.
+
+        Also drops growing files of dead processes, but never `growing`. Raises `OSError`.
+        """
         files = []
         for path in self._folder.iterdir():
             with suppress(FileNotFoundError):
@@ -102,7 +105,7 @@ class Gathering:
         self._now = now
         self._part = path.with_suffix(f".{secrets.token_hex(4)}{_GROWING}")
         self._published = False
-        # calls come from any thread, one at a time
+        # calls may come from any thread, one at a time
         self._file = sqlite3.connect(self._part, isolation_level=None, check_same_thread=False)
         self._file.executescript(_CREATE)
         self._since = now()
@@ -123,7 +126,7 @@ class Gathering:
         """See `TagGathering`."""
         with _errors():
             self._file.execute("BEGIN")
-            # in order, which is faster in a file that is sorted
+            # sorted, because insertion in key order is faster
             self._file.executemany("INSERT OR IGNORE INTO tags VALUES (?)", [(tag,) for tag in sorted(set(tags))])
             self._file.execute("COMMIT")
             if self._lists.make_room(self._part) > self._lists.most_bytes >= self.size:
@@ -146,7 +149,7 @@ class Gathering:
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """The border where those of SQLite and of the disk become ours."""
+    """Turn the errors of SQLite and `OSError` into `StoreFull` or `StoreError`."""
     try:
         yield
     except sqlite3.OperationalError as error:
