@@ -1,1 +1,1 @@
-"""HTTP in front: the only folder that imports `aiohttp.web`."""
+"""The HTTP servers: the only folder that imports `aiohttp.web`."""

@@ -1,4 +1,4 @@
-"""Pages beside the API: is it alive, may it have traffic, what has it counted."""
+"""Pages beside the API: liveness, readiness, and metrics."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ __all__ = ["Readiness", "health_pages"]
 
 @dataclass(slots=True)
 class Readiness:
-    """Whether new requests are welcome. With upstreams or Redis down they are: the cache still serves."""
+    """True in `accepting` while the mirror wants new requests. It does so with upstreams or Redis down: the cache still
+    serves.
+    """
 
     accepting: bool = True
 
     def drain(self) -> None:
-        """The mirror is stopping: load balancers should look elsewhere."""
+        """Stop accepting: the mirror is shutting down, and load balancers should use another instance."""
         self.accepting = False
 
 
 def health_pages(
     readiness: Readiness, *, silence: Callable[[], float] = lambda: 0.0, longest: float = float("inf")
 ) -> dict[str, Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]]:
-    """`/livez`: the event loops turn. `/readyz`: 200, or 503 while draining. `/metrics`: Prometheus text.
+    """`/livez`: 200, or 503 if an event loop stands still. `/readyz`: 200, or 503 while draining. `/metrics`:
+    Prometheus text.
 
-    `silence` tells for how many seconds the loop of some worker has stood still: from `longest` on this is no life.
+    `silence` returns for how many seconds the slowest worker's event loop has not turned; above `longest`, `/livez`
+    fails.
     """
 
     async def livez(_request: web.BaseRequest) -> web.StreamResponse:

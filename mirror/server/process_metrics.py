@@ -1,4 +1,4 @@
-"""How a worker is: whether its event loop is held up, and what it takes of the machine."""
+"""Metrics of a worker process: the lag of its event loop, and the resources it uses."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mirror import telemetry
 
 __all__ = ["keep_pulse", "lag"]
 
-#: Seconds between two looks at the event loop.
+#: Seconds between two measurements of the event loop's lag.
 _BEAT: Final = 0.1
-#: Looks at the loop between two looks at the process.
+#: Measurements of the event loop between two measurements of the process.
 _BEATS: Final = 50
 
 
 def lag(slept: float) -> float:
-    """Seconds by which a timer of `_BEAT` rang late, after it took `slept` seconds."""
+    """Seconds by which a timer of `_BEAT` seconds fired late, if it took `slept` seconds."""
     return max(0.0, slept - _BEAT)
 
 
@@ -31,9 +31,9 @@ async def keep_pulse(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Until cancelled; `beat` is called each time the loop turns.
+    """Measure the event loop and the process until cancelled; `beat` is called each time the loop turns.
 
-    What a worker takes is looked at on the loop: it costs less than to leave it.
+    The process is measured on the event loop itself: that costs less than a switch to a thread.
     """
     telemetry.WORKER_STARTS.inc()
     telemetry.WORKERS.inc()
@@ -51,11 +51,11 @@ async def keep_pulse(
 
 
 def _look(spent: float) -> float:
-    """`spent` and the answer are CPU seconds of this process."""
+    """Update the process metrics. `spent` is the process's CPU seconds at the last call; returns those of now."""
     now = time.process_time()
     telemetry.CPU_SECONDS.inc(max(0.0, now - spent))
     telemetry.DESCRIPTORS_LIMIT.set(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    # without /proc there is no such number, and that is all
+    # without /proc these metrics are left out
     with suppress(OSError, ValueError, IndexError):
         telemetry.DESCRIPTORS.set(len(os.listdir("/proc/self/fd")) - 1)
         with open("/proc/self/statm") as file:

@@ -1,7 +1,7 @@
-"""The web page: three files that come with the package, and the headers that keep them to themselves.
+"""The web page: three files of the package, and the headers they are served with.
 
-The page is only a client of the admin API. Whoever may ask that may see it; it loads nothing from elsewhere, runs no
-script but its own, and keeps nothing in the browser.
+The page is only a client of the admin API: a caller who may use that API may load the page. It loads nothing from other
+sites, runs no script but its own, and stores nothing in the browser.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
-    # a newer mirror has another page: asked for again each time, but not sent again
+    # a newer mirror has another page: the browser asks again each time, but an unchanged file is not sent again
     "Cache-Control": "no-cache",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file, with all its headers."""
+    """A file's content, its entity tag, and all its headers."""
 
     content: bytes
     tag: str
@@ -44,7 +44,7 @@ def _asset(name: str, media_type: str) -> Asset:
     return Asset(content, tag, {**_HEADERS, "Content-Type": f"{media_type}; charset=utf-8", "ETag": f'"{tag}"'})
 
 
-#: By path.
+#: The assets by request path.
 ASSETS: Final = {
     "/": _asset("index.html", "text/html"),
     "/page.css": _asset("page.css", "text/css"),

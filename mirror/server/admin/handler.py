@@ -1,13 +1,13 @@
-"""The admin API and the web page: what is going on, and what shall be done. On a listener of its own, never the public
-one. What can be asked is the table in `operations.py`.
+"""The admin API and the web page: they show the mirror's state and change it. They have their own listener and are
+never on the public one. The table of operations is in `operations.py`.
 
     request ── from a page of another site? ──> 403
-       ├── unix socket: this user's file ──────────────────────────────────────────────> done, as `unix:<user>`
-       └── TCP ──┬─ rules say who may administer ── who is it? ── nobody ──> 401; not allowed ──> 403
-                 └─ they do not: loopback alone (`config/checks.py`), by a name that means it ──> done
-                       what changes something needs a header that no page of another site can send
+       ├── unix socket: file permissions decide ───────────────────────────────────────> done, as `unix:<user>`
+       └── TCP ──┬─ rules name administrators ── caller identified? ── no ──> 401; not allowed ──> 403
+                 └─ no such rules: loopback only (`config/checks.py`), with a loopback `Host` ──> done
+                       an operation that changes something needs a header that no page of another site can send
 
-What changes something is written to the audit log.
+Operations that change something and refusals (401, 403) are written to the audit log.
 """
 
 from __future__ import annotations
@@ -54,30 +54,30 @@ from mirror.values.platforms import parse_platforms
 
 __all__ = ["HEADER", "Admin", "AdminAudit"]
 
-#: What changes something must carry it over TCP: a page of another site cannot, without asking first (WHATWG Fetch,
-#: "CORS-safelisted request-header").
+#: A request over TCP that changes something must carry this header. A page of another site cannot send it without a
+#: CORS preflight, which the mirror does not grant (WHATWG Fetch, "CORS-safelisted request-header").
 HEADER: Final = "Mirror-Admin"
 
-#: In bytes; a list of a thousand images fits several times.
+#: Bytes of a request body; a list of a thousand images fits several times.
 _LARGEST_BODY: Final = 1 << 20
-#: Seconds that a body may take to come.
+#: Seconds within which a whole body must arrive.
 _BODY_IN: Final = 30.0
 _MOST_IMAGES: Final = 2000
 
-#: What the audit log calls it, where that is not the operation's own name.
+#: Names in the audit log, if they differ from the operation's own name.
 _AUDITED: Final = {"run": "sync", "cancel": "cancel"}
 
 
 class AdminAudit(Protocol):
-    """Where changes are written down."""
+    """The log that changes are written to."""
 
     def record(self, **what: object) -> None:
-        """Raises nothing."""
+        """Write one entry. Raises nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """What a request is answered with; `location` is where to look on."""
+    """The JSON body and status of an answer; `location` is the path at which the client follows the operation."""
 
     body: Mapping[str, Any]
     status: int = 200
@@ -86,8 +86,8 @@ class _Reply:
 
 @dataclass(slots=True)
 class _Asked:
-    """A request; `given` is what the path's `{…}` stands for. `who` is asking, once that is known; `about` is what the
-    audit log shall know.
+    """A request. `given` is the value of the `{…}` in its path. `who` is the caller, once identified; `about` are
+    fields for the audit log.
     """
 
     request: web.BaseRequest
@@ -97,7 +97,7 @@ class _Asked:
     about: dict[str, Any] = field(default_factory=dict)
 
     def image(self, image: Image) -> Image:
-        """Note what it is about."""
+        """Note for the audit log which image the request is about, and return that image."""
         self.about |= {"repository": str(image.repo), "reference": str(image.reference)}
         return image
 
@@ -124,8 +124,10 @@ class Admin:
         gate: AccessControl | None = None,
         audit: AdminAudit | None = None,
     ) -> None:
-        """`config` is told without secrets. `clients` tells their configuration, for the mirror's URL or, where that is
-        empty, for the `Host` of the request; raises `RequestError`. `gate`: who comes over TCP must be let in by it."""
+        """`config` is the configuration without secrets. `clients` returns the configuration of container clients for
+        the mirror's URL or, if that is empty, for the `Host` of the request; it raises `RequestError`. `gate`
+        authenticates and authorises callers over TCP; without it, only loopback is served.
+        """
         self._jobs = jobs
         self._sync = sync
         self._keeping = keeping
@@ -164,7 +166,7 @@ class Admin:
         }
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        target: str = request._message.path  # as it came: aiohttp's URL is already decoded
+        target: str = request._message.path  # the raw target: aiohttp's URL is already decoded
         name = f"admin-{os.getpid():x}-{next(self._numbers):x}"
         operations, given = find(target.partition("?")[0])
         asked = _Asked(request, given)
@@ -200,7 +202,7 @@ class Admin:
             _refuse_without_header(asked.request)
         asked.query = _query_of(asked.request, operation)
         reply = await self._actions[operation.name](asked)
-        # megabytes of JSON would hold up every pull
+        # encoding megabytes of JSON on the event loop would delay every pull
         return _response(reply, await asyncio.to_thread(_encoded, reply), name)
 
     def _tell(
@@ -226,7 +228,9 @@ class Admin:
     # ------------------------------------------------------------------------------------------------ who may come in
 
     async def _admit(self, asked: _Asked) -> None:
-        """Returns where they may. Raises `Unauthorized`, `Denied`, `AccessUnavailable`."""
+        """Returns only if the caller may use the admin API; `asked.who` then says who it is. Raises `Unauthorized`,
+        `Denied`, `AccessUnavailable`.
+        """
         request = asked.request
         _refuse_other_sites(request)
         if (user := _user_of(request)) is not None:
@@ -328,7 +332,9 @@ class Admin:
 
 
 def read_prefetch(body: object, parse_image: Callable[[str], Image]) -> dict[str, Any]:
-    """What shall be prefetched, checked and in full names. Raises `BodyInvalid` with every mistake."""
+    """The arguments of a prefetch job, validated, with full image names. Raises `BodyInvalid` with the mistakes, at
+    most 20 of them.
+    """
     if not isinstance(body, dict):
         raise BodyInvalid('not an object such as {"images": ["alpine:3.20"]}')
     mistakes = [f"{name[:40]!r}: no such field" for name in body if name not in ("images", "platforms", "referrers")]
@@ -365,7 +371,7 @@ def _is_texts(value: object) -> bool:
 
 
 async def _body(request: web.BaseRequest, *, optional: bool = False) -> object:
-    """JSON; None where there is none and need not be. Raises `BodyInvalid`, `BodyTooLarge`."""
+    """The parsed JSON body; None if it is empty and `optional`. Raises `BodyInvalid`, `BodyTooLarge`."""
     received = bytearray()
     try:
         async with asyncio.timeout(_BODY_IN):
@@ -379,7 +385,7 @@ async def _body(request: web.BaseRequest, *, optional: bool = False) -> object:
         return None
     try:
         read = read_json(bytes(received))
-        # half of a surrogate pair is JSON and no text (RFC 8259, 8.2): it could not be written down
+        # half of a surrogate pair is valid JSON but no valid text (RFC 8259, 8.2): it could not be encoded later
         json.dumps(read, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise BodyInvalid("not JSON in UTF-8") from error
@@ -387,7 +393,9 @@ async def _body(request: web.BaseRequest, *, optional: bool = False) -> object:
 
 
 def _query_of(request: web.BaseRequest, operation: Operation) -> dict[str, str]:
-    """Raises `RequestError` for what the operation does not know."""
+    """The query parameters by name. Raises `RequestError` for a parameter that the operation does not have, or that is
+    repeated.
+    """
     query = dict(request.query)
     unknown = [name for name in query if name not in operation.query]
     if unknown:
@@ -398,32 +406,34 @@ def _query_of(request: web.BaseRequest, operation: Operation) -> dict[str, str]:
 
 
 def _method(request: web.BaseRequest) -> str:
-    """HEAD is answered as GET is, without the body, which the library leaves out (RFC 9110, 9.3.2)."""
+    """The method that the request is answered as. HEAD is answered like GET; the library omits the body (RFC 9110,
+    9.3.2).
+    """
     return "GET" if request.method == "HEAD" else request.method
 
 
 def _allowed(operations: Mapping[str, Operation]) -> list[str]:
-    """Of a path, for `Allow`; without operations it is a file's."""
+    """The methods of a path, for `Allow`; without operations the path is that of a file."""
     methods = list(operations) or ["GET"]
     return [*methods, "HEAD"] if "GET" in methods else methods
 
 
 def _refuse_other_sites(request: web.BaseRequest) -> None:
-    """A page from anywhere can make a browser send requests here, but not without these marks of it (WHATWG Fetch,
-    "Origin header"; W3C, "Fetch Metadata Request Headers").
+    """Raise `Denied` for a request that a page of another site made. Such a page can make a browser send requests here,
+    but not without these headers (WHATWG Fetch, "Origin header"; W3C, "Fetch Metadata Request Headers").
     """
     origin, host = request.headers.get("Origin"), request.headers.get("Host", "")
     if origin is not None and (not host or _host_of(origin) != host.lower()):
         raise Denied("the admin API is not for pages of other sites")
     if request.headers.get("Sec-Fetch-Site", "none") in ("cross-site", "same-site"):
-        # following a link to the page itself is no harm
+        # following a link to the web page is harmless
         navigating = request.headers.get("Sec-Fetch-Mode") == "navigate" and request.method == "GET"
         if not navigating:
             raise Denied("the admin API is not for pages of other sites")
 
 
 def _host_of(origin: str) -> str:
-    """With its port; empty where there is none, or it makes no sense."""
+    """Host and port of an origin, in lower case; empty if it has none or cannot be parsed."""
     try:
         return urlsplit(origin).netloc.lower()
     except ValueError:
@@ -436,7 +446,9 @@ def _refuse_without_header(request: web.BaseRequest) -> None:
 
 
 def _user_of(request: web.BaseRequest) -> str | None:
-    """Who has connected to our unix socket (unix(7), SO_PEERCRED); None: it is not one."""
+    """The user at the other end of our unix socket, as `unix:<name>` (unix(7), SO_PEERCRED); None if the request came
+    over TCP.
+    """
     transport = request.transport
     connected = transport.get_extra_info("socket") if transport else None
     if connected is None or connected.family != socket.AF_UNIX:

@@ -1,4 +1,4 @@
-"""What the admin API does with images: list, show, pin, purge, and make room."""
+"""The admin API's operations on images: list, show, pin, unpin, purge, plan an eviction, and evict."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _D = TypeVar("_D")
 
 _PAGE: Final = 50
 _LARGEST_PAGE: Final = 500
-#: Images that are told one by one of those that go.
+#: Images of an eviction that are listed one by one.
 _MOST_VICTIMS: Final = 200
-#: Tags, images without one, and repositories that are looked at for one page.
+#: Entries (tags, images without a tag, repositories) that are examined for one page.
 _MOST_LOOKED_AT: Final = 2000
 
 
 class ImageAdmin:
-    """Of one store."""
+    """The image operations on one store."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class ImageAdmin:
         rules: Sequence[PinRule],
         search: Callable[[str], Selection],
     ) -> None:
-        """`rules` pin images, too; `search` reads what is looked for."""
+        """`rules` are the configured rules that pin images; `search` parses a search text into a selection."""
         self._store = store
         self._catalog = catalog
         self._pins = pins
@@ -71,8 +71,9 @@ class ImageAdmin:
     # ---------------------------------------------------------------------------------------------------- images
 
     async def images(self, query: Mapping[str, str]) -> dict[str, Any]:
-        """A page of images whose names fit `search`, in the order of repositories, behind `after`. It is short, or
-        empty, though `next` is there, where many that are looked at do not fit or are gone.
+        """A page of images whose names match `search`, ordered by repository, after the cursor `after`. The page may be
+        short or even empty while `next` is set: if many of the examined images do not match or are gone. Raises
+        `RequestError`.
         """
         limit = _number(query, "limit", _PAGE, 1, _LARGEST_PAGE)
         begin = _place_of(query.get("after", ""))
@@ -86,7 +87,7 @@ class ImageAdmin:
         return await self._repositories(None, lambda: asyncio.to_thread(lambda: sorted(self._catalog.repositories())))
 
     async def image(self, image: Image) -> dict[str, Any]:
-        """All about one. Raises `ManifestUnknown`."""
+        """All details of one image. Raises `ManifestUnknown`."""
         overview = await asyncio.to_thread(self._overview)
         found = await overview.image(image.repo, image.reference)
         if found is None:
@@ -94,12 +95,12 @@ class ImageAdmin:
         return whole_json(await overview.whole(found))
 
     async def purge(self, image: Image) -> Purged:
-        """Drop it. Raises `ManifestUnknown`, `ImageProtected`, `StoreError`."""
+        """Remove the image. Raises `ManifestUnknown`, `ImageProtected`, `StoreError`."""
         self._plans.forget()
         return await self._purge(image)
 
     def _overview(self) -> Overview:
-        """Blocking, a small file for each pin and freeze."""
+        """Blocking: reads a small file for each pin and freeze."""
         pinned = pinned_images(self._pins, (), self._catalog, time.time(), self._subjects)
         freezes, unread = self._freezes.look()
         return Overview(self._store, self._catalog, self._index, pinned, freezes, self._rules, unread)
@@ -107,8 +108,8 @@ class ImageAdmin:
     # ------------------------------------------------------------------------------------------------------ pins
 
     async def pins(self, query: Mapping[str, str]) -> dict[str, Any]:
-        """By hand and by rules, with `state` how much of each is here; pins that are over; and the pins and freezes
-        that cannot be read. Raises `RequestError`, `StoreError`.
+        """Pins set by hand and by rules (with `state`, how much of each image is here), expired pins, and the pin and
+        freeze files that cannot be read. Raises `RequestError`, `StoreError`.
         """
         state = _truth(query, "state")
 
@@ -121,22 +122,25 @@ class ImageAdmin:
         return await asyncio.to_thread(look)
 
     async def pin(self, image: Image, body: object) -> dict[str, Any]:
-        """With `reason` and `until`; how much of it is here, and stays from now on. Raises `BodyInvalid`,
-        `StoreError`.
+        """Pin the image, with `reason` and `until` from the body. The answer says how much of the image is here; that
+        much is no longer evicted. Raises `BodyInvalid`, `StoreError`.
         """
         now = time.time()
         reason, until = _read_pin(body, now)
         self._plans.forget()
         pin = Pin(image.repo, image.reference, reason, now, until)
         await asyncio.to_thread(self._pins.put, pin)
-        # an eviction or a purge that is under way has looked at the pins before: what it drops is gone after its turn
+        # an eviction or purge that is under way read the pins before this one: wait for its turn to end, so that what
+        # it removes is gone before the answer is made
         with suppress(StoreFull):
             async with self._evictor.turn():
                 pass
         return await asyncio.to_thread(new_pin_json, pin, self._store, self._catalog, now)
 
     async def unpin(self, image: Image) -> dict[str, Any]:
-        """Raises `PinUnknown`, `StoreError`."""
+        """Remove a pin set by hand. `pinned` in the answer is true if the image is still pinned by a rule. Raises
+        `PinUnknown`, `StoreError`.
+        """
         if not await asyncio.to_thread(self._pins.drop, image.repo, image.reference):
             raise PinUnknown(f"{name_of(image.repo, image.reference)} was not pinned by hand")
         self._plans.forget()
@@ -147,8 +151,8 @@ class ImageAdmin:
     # -------------------------------------------------------------------------------------------------- eviction
 
     async def plan(self, query: Mapping[str, str]) -> dict[str, Any]:
-        """What would go to free `bytes`, or without it to come down to the low water; with `limit` the first images
-        alone, and as much as costs no more than a look at some thousand candidates.
+        """What an eviction would remove to free `bytes` or, without that, to reach the low water mark. With `limit`,
+        only the first images are listed, and the search stops after a few thousand candidates. Raises `RequestError`.
         """
         wanted = _number(query, "bytes", None, 1, 1 << 60)
         limit = _number(query, "limit", None, 1, _MOST_VICTIMS)
@@ -160,12 +164,12 @@ class ImageAdmin:
         return await self._plans((wanted, limit), plan)
 
     async def collect(self) -> dict[str, Any]:
-        """Come down to the low water."""
+        """Evict down to the low water mark, and return what was removed."""
         self._plans.forget()
         return await self._told(await self._evictor.collect(), dry_run=False, most=_MOST_VICTIMS)
 
     async def _told(self, victims: Sequence[Victim], *, dry_run: bool, most: int) -> dict[str, Any]:
-        """Names are looked for of those images alone that are told."""
+        """The victims as JSON. Names are looked up only for the images that are listed."""
 
         def tell() -> dict[str, Any]:
             groups = victims_by_image(victims)
@@ -176,7 +180,7 @@ class ImageAdmin:
 
 
 def _place_of(after: str) -> PageCursor | None:
-    """Where a page begins. Raises `RequestError`."""
+    """The cursor at which a page begins; None for the first page. Raises `RequestError`."""
     if not after:
         return None
     name, _, digest = after.partition("@")
@@ -189,24 +193,26 @@ def _place_of(after: str) -> PageCursor | None:
 
 
 def _name_of_place(place: PageCursor) -> str:
-    """The other way round; that of a whole repository means its first image."""
+    """The inverse of `_place_of`. The name of a repository alone means its first image."""
     repo, name = place
     return f"{repo}{'@' if ':' in name else ':'}{name}" if name else str(repo)
 
 
 def _number(query: Mapping[str, str], name: str, default: _D, least: int, most: int) -> int | _D:
-    """Raises `RequestError`."""
+    """The integer parameter `name`, or `default` if it is absent. Raises `RequestError` if it is not a number from
+    `least` to `most`.
+    """
     text = query.get(name)
     if text is None:
         return default
-    # as many digits as the most has, so that neither zeros before it nor thousands of digits are read
+    # no more digits than `most` has: longer text is refused before it is converted
     if not (text.isascii() and text.isdecimal() and len(text) <= len(str(most)) and least <= int(text) <= most):
         raise RequestError(f"{name}: not a number from {least} to {most}: {text[:40]!r}")
     return int(text)
 
 
 def _truth(query: Mapping[str, str], name: str) -> bool:
-    """Not given: false. Raises `RequestError`."""
+    """The boolean parameter `name`; false if it is absent. Raises `RequestError`."""
     text = query.get(name, "false")
     if text not in ("true", "false"):
         raise RequestError(f"{name}: neither true nor false: {text[:40]!r}")
@@ -214,7 +220,9 @@ def _truth(query: Mapping[str, str], name: str) -> bool:
 
 
 def _read_pin(body: object, now: float) -> tuple[str, float | None]:
-    """Raises `BodyInvalid` with every mistake."""
+    """Reason and end (epoch seconds; None: no end) of a pin from the request body. Raises `BodyInvalid` with every
+    mistake.
+    """
     if body is None:
         return "", None
     if not isinstance(body, dict):

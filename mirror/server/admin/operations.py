@@ -1,6 +1,6 @@
-"""Everything that the admin API can be asked, in one table, and the OpenAPI document that is made of it.
+"""All operations of the admin API in one table, and the OpenAPI document made from it.
 
-The table is what requests are looked up in, so that a path that is not in the document does not exist.
+Requests are looked up in the same table, so a path that is not in the document does not exist.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ _IMAGE: Final[dict[str, Schema]] = {
     "frozen": {**_BOOL, "description": "a tag that does not move answers it, so that it stays"},
 }
 
-#: `as` is a word of Python's.
+#: A dict, because `as` is a Python keyword.
 _WHY: Final[dict[str, Schema]] = {"as": _TEXT, "reason": _TEXT, "rule": _MAYBE_TEXT, "until": _TIME}
 
-#: `from` is one, too.
+#: A dict, because `from` is a Python keyword.
 _RULE: Final[dict[str, Schema]] = {
     "name": _TEXT,
     "from": {**_TEXT, "description": "the repository"},
@@ -264,9 +264,11 @@ _SCHEMAS: Final[Mapping[str, Schema]] = {
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one path. `answers` are schemas by status; `query` are parameters; `errors` are further statuses.
+    """One method of one path. `answers` are schemas by status; `query` are the query parameters; `errors` are further
+    statuses.
 
-    `path` is below the prefix; what a `{rest}` of a path stands for may hold slashes, escaped or not, but for a job's.
+    `path` is relative to the prefix. The value of a `{…}` in it may contain slashes, escaped or not, except for a
+    job's.
     """
 
     name: str
@@ -281,7 +283,7 @@ class Operation:
 
     @property
     def changes(self) -> bool:
-        """Whether it does something."""
+        """True if the operation changes something."""
         return self.method != "GET"
 
 
@@ -414,11 +416,11 @@ _PATTERNS: Final = tuple((_pattern(operation.path), operation) for operation in 
 
 
 def find(path: str) -> tuple[dict[str, Operation], str]:
-    """What can be done with a path (without a query) by method, and what its `{…}` stands for, unescaped."""
+    """The operations on a path (without its query) by method, and the unescaped value of the `{…}` in that path."""
     if not path.startswith(f"{PREFIX}/"):
         return {}, ""
     below = path.removeprefix(PREFIX)
-    # `/sync/<name>/run` and the like before what ends in anything
+    # the first match gives the value of the `{…}`
     found = [(matched, operation) for pattern, operation in _PATTERNS if (matched := pattern.fullmatch(below))]
     given = next((unquote(matched[1]) for matched, _ in found if matched.groups()), "")
     return {operation.method: operation for _, operation in found}, given
@@ -437,7 +439,7 @@ _STATUSES: Final = {
 
 
 def openapi(version: str) -> dict[str, Any]:
-    """The whole document (OpenAPI 3.1)."""
+    """The OpenAPI 3.1 document of the whole API."""
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         paths.setdefault(f"{PREFIX}{operation.path}", {})[operation.method.lower()] = _described(operation)

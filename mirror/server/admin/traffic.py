@@ -1,8 +1,8 @@
-"""The totals of all workers, and how they grew over time: a point each minute, on disk, so that a restart keeps them.
+"""Traffic totals of all workers and their history: one point each minute, stored on disk, so that a restart keeps them.
 
-    one worker holds the lock ── each minute ──> total now, less the total at the last point ──> a point more
+    one worker holds the lock ── each minute ──> totals now, minus the totals at the last point ──> a new point
 
-Whoever is asked reads the points and adds what came since the last one.
+A worker that is asked for the history reads the points and adds the traffic since the last one.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from mirror.prefetch.jobs import JobRecords
 
 __all__ = ["TrafficLog", "total"]
 
-#: Seconds between two points, and that they are kept.
+#: Seconds between two points, and seconds for which points are kept.
 _EVERY: Final = 60.0
 _KEEP: Final = 86400.0
 _KEY: Final = "points"
 
 
 def total() -> Traffic:
-    """Since the mirror started, over all its workers."""
+    """Traffic of all workers since the mirror started."""
     return Traffic.of(
         telemetry.counted("mirror_requests"),
         telemetry.counted("mirror_sent_bytes"),
@@ -37,7 +37,9 @@ def total() -> Traffic:
 
 
 class TrafficLog:
-    """One in each process; `hold` holds a lock over all of them. `run` tells counters of one start from another's."""
+    """The traffic history; each process has one. `hold` tries to take a lock across processes and returns its
+    descriptor, or None. `_run` distinguishes the counters of this start from those of an earlier one.
+    """
 
     def __init__(
         self,
@@ -51,23 +53,25 @@ class TrafficLog:
         self._hold = hold
         self._now = now
         self._every = every
-        # counters of several workers lie in a folder of this run; of one, in its memory
+        # several workers keep their counters in a folder made for this run; a single worker keeps them in memory
         self._run = os.environ.get("PROMETHEUS_MULTIPROC_DIR") or f"{os.getpid()}-{time.time_ns()}"
 
     def history(self) -> dict[str, Any]:
-        """Blocking: the points, oldest first, the last one up to now. Raises `StoreError`."""
+        """Blocking. The points, oldest first; the last one covers the time since the last stored point. Raises
+        `StoreError`.
+        """
         note = self._notes.read(_KEY) or {}
         points = read_points(note.get("points"))
         points.append((self._now(), since(total(), self._counted(note))))
         return {"every": self._every, "points": [{"at": at, **traffic.to_json()} for at, traffic in points]}
 
     def _counted(self, note: dict[str, Any]) -> Traffic:
-        """What is in the points already of what this run has counted."""
+        """The counters of this run at the last stored point; zero if another run stored it."""
         known = read_points([[0, *counted]]) if isinstance(counted := note.get("counted"), list) else []
         return known[0][1] if known and note.get("run") == self._run else Traffic()
 
     def record(self) -> None:
-        """Blocking: one point more. Raises `StoreError`."""
+        """Blocking. Add one point. Raises `StoreError`."""
         note = self._notes.read(_KEY) or {}
         now = total()
         points = add_point(read_points(note.get("points")), self._now(), since(now, self._counted(note)), _KEEP)
@@ -81,7 +85,7 @@ class TrafficLog:
         )
 
     async def run(self) -> None:
-        """Until cancelled, in the one process that has the lock."""
+        """Record a point each minute if this process gets the lock; until cancelled. Releases the lock at the end."""
         held = None
         try:
             while True:

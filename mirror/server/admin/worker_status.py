@@ -1,9 +1,10 @@
-"""What all workers are doing: each says it of itself, and reads what the others say (`store/local/status_board.py`).
+"""What all workers are doing: each publishes its own status and reads that of the others
+(`store/local/status_board.py`).
 
-    each second: something to say that was not said before ──> said
-                 something was purged by another process ──> forgotten here
+    each second: own status has changed ─────────────────> published
+                 another process has purged something ──> forgotten here too
 
-Whoever is asked puts its own state, as it is now, beside what the others said last.
+A worker that is asked combines its own current status with what the others published last.
 """
 
 from __future__ import annotations
@@ -23,34 +24,36 @@ from mirror.values.timestamps import moment
 __all__ = ["SharedStatus", "UpstreamState", "Workers"]
 
 _EVERY: Final = 1.0
-#: Downloads that are told one by one, per worker.
+#: Downloads that one worker lists one by one.
 _MOST: Final = 500
-#: From good to bad.
+#: States of an address, from best to worst.
 _STATES: Final = ("ok", "failing", "held", "down")
 
 
 class SharedStatus(Protocol):
-    """Where processes of one store read what the others say. All calls block shortly, and raise `StoreError`."""
+    """A board on which the processes of one store publish their status. All calls block briefly and raise
+    `StoreError`.
+    """
 
     def open(self) -> None:
-        """Begin to be heard."""
+        """Begin to publish."""
 
     def say(self, what: Mapping[str, Any]) -> None:
-        """Instead of what was said before."""
+        """Publish this status in place of the one before."""
 
     def others(self) -> list[dict[str, Any]]:
-        """What the others that live say now."""
+        """The last published status of every other live process."""
 
     def close(self) -> None:
-        """Be heard no more."""
+        """Withdraw the published status."""
 
 
-#: What a process knows of its upstreams: `name`, `endpoints`, `budget`.
+#: Status of one upstream as one process knows it: `name`, `endpoints`, `budget`.
 UpstreamState = dict[str, Any]
 
 
 class Workers:
-    """One in each process. `look` is called each second, in a thread."""
+    """The status of all workers; each process has one. `look` is called each second, in a thread."""
 
     def __init__(
         self,
@@ -69,11 +72,11 @@ class Workers:
 
     @property
     def uptime(self) -> float:
-        """Seconds since this process began."""
+        """Seconds since this process started."""
         return time.monotonic() - self._began
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Publish this worker's status each second; until cancelled."""
         trouble = False
         try:
             await asyncio.to_thread(self._board.open)
@@ -92,7 +95,7 @@ class Workers:
 
     async def _tell(self) -> None:
         now = self._own()
-        # the uptime alone is nothing new
+        # a changed uptime alone is not published
         if self._said is None or {**now, "uptime": 0} != {**self._said, "uptime": 0}:
             self._said = now
             await asyncio.to_thread(self._board.say, {**now, "at": time.time()})
@@ -121,7 +124,9 @@ class Workers:
         return [self._own(), *(one for one in others if _makes_sense(one))]
 
     async def workers(self) -> list[dict[str, Any]]:
-        """Each with its `worker` (process id), `uptime` in seconds, and number of `flights`. Raises `StoreError`."""
+        """Each worker with its `worker` (process id), `uptime` in seconds, and number of `flights`. Raises
+        `StoreError`.
+        """
         return sorted(
             (
                 {
@@ -135,7 +140,7 @@ class Workers:
         )
 
     async def flights(self) -> list[dict[str, Any]]:
-        """One for each digest and upstream, whichever workers know it. Raises `StoreError`."""
+        """The downloads under way, merged over all workers: one for each digest and upstream. Raises `StoreError`."""
         found: dict[tuple[str, str], dict[str, Any]] = {}
         for said in await self._all():
             for flight in said["flights"]:
@@ -150,7 +155,9 @@ class Workers:
         return list(found.values())
 
     async def upstreams(self) -> list[dict[str, Any]]:
-        """The worst that any worker knows of each address, and the latest budget. Raises `StoreError`."""
+        """The upstreams by name: the worst state that any worker knows of each address, and the latest budget. Raises
+        `StoreError`.
+        """
         merged: dict[str, dict[str, Any]] = {}
         for said in await self._all():
             for one in said["upstreams"]:
@@ -159,7 +166,7 @@ class Workers:
 
 
 def _makes_sense(said: Mapping[str, Any]) -> bool:
-    """What another version says may look otherwise."""
+    """True if a published status has the expected shape; another version may publish another one."""
     return (
         isinstance(said.get("worker"), int)
         and isinstance(said.get("uptime"), int | float)
@@ -181,8 +188,8 @@ def _merge(into: dict[str, Any], one: Mapping[str, Any]) -> None:
 
 
 def _merged_logins(known: Sequence[Mapping[str, Any]], more: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Having credentials, and being let in with them, as two workers say it went: the latest word of either counts,
-    for one that is not asked any more goes on saying what it saw last.
+    """The credential checks of one address, merged over two workers: first having credentials, then being let in with
+    them. The latest result counts, because a worker that no longer calls the address keeps publishing its last result.
     """
     return [_merged_login(one, other) for one, other in zip_longest(known, more)]
 
@@ -199,7 +206,9 @@ def _merged_login(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None
 
 
 def _failure(logins: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The first of what fails: who has no credentials cannot be let in with them."""
+    """The first failing check, or None. The order matters: without credentials, being let in with them cannot
+    succeed.
+    """
     for one in logins:
         if one["reason"] is not None:
             return {"provider": one["provider"], "reason": one["reason"], "since": moment(one["since"])}
@@ -226,5 +235,5 @@ def _told(merged: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _best(endpoints: Iterable[Mapping[str, Any]]) -> str:
-    """As long as one address answers, the upstream does."""
+    """The best state of all addresses: the upstream works as long as one address does."""
     return min((str(one["state"]) for one in endpoints), key=_STATES.index, default="ok")

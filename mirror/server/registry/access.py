@@ -1,11 +1,12 @@
-"""The one gate before everything: who is calling, what they may, and the token endpoint that clients log in at.
+"""Access control of the registry API: authentication, authorisation, and the token endpoint at which clients log in.
 
     request ── certificate or Authorization ──> identity ── policy ──> allowed
-                         │                                    └── refused ── anonymous ──> 401, with the way to `/token`
-                         └── wrong ──> 401                                └── somebody ──> 404, as for an unknown name
+                         │                                    └── refused ── anonymous ──> 401, with the URL of `/token`
+                         └── wrong ──> 401                                └── identified ──> 404, as for an unknown name
 
 Docker, podman and containerd ask `/token` with name and password (distribution's token specification: GET, and the
-OAuth2 form of POST), and then send what they get as a bearer. Tools that send Basic with each request are let in, too.
+OAuth2 form of POST), and then send the token they get as a bearer. Clients that send Basic with each request are
+accepted too.
 """
 
 from __future__ import annotations
@@ -42,19 +43,21 @@ __all__ = ["TOKEN_PATH", "AccessControl"]
 TOKEN_PATH: Final = "/token"  # noqa: S105  # a path
 
 _HOST: Final = re.compile(r"[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?")
-#: What may stand in a challenge's `scope`: the name comes from the path, and is checked only by who looks for it.
+#: Names that may appear in a challenge's `scope`. The name comes from the request path and has not been validated yet.
 _SCOPED: Final = re.compile(r"[a-z0-9._:/-]{1,320}")
 _LARGEST_FORM: Final = 64 * 1024
-#: Seconds that one may take to come, however its bytes are dripped.
+#: Seconds within which a whole form must arrive, however slowly the client sends it.
 _FORM_TIME: Final = 10.0
-#: What clients are told that they log in to.
+#: The service name in challenges.
 _SERVICE: Final = "mirror"
-#: Verdicts that are kept; rules are the same as long as the process lives.
+#: Verdicts that are cached; they stay valid because rules do not change while the process lives.
 _MOST: Final = 20_000
 
 
 class AccessControl:
-    """`realm` is the token endpoint's URL as clients reach it; None: as they have reached us."""
+    """Decides who may do what. `realm` is the token endpoint's URL as clients reach it; None: derived from each
+    request.
+    """
 
     def __init__(
         self,
@@ -65,7 +68,9 @@ class AccessControl:
         verifier_of: Callable[[str], Verifier | None] = lambda registry: None,
         realm: str | None = None,
     ) -> None:
-        """`verifier_of` gives the verifier of a registry that is asked about every caller."""
+        """`verifier_of` returns the verifier of a registry whose upstream is asked about every caller; None for other
+        registries.
+        """
         self._verifier_of = verifier_of
         self._authentication = authentication
         self._policy = policy
@@ -74,20 +79,21 @@ class AccessControl:
         self._verdicts: dict[tuple[Identity, Action, Repo | None], bool] = {}
 
     async def enter(self, request: web.BaseRequest, wanted: RegistryRequest, told: RequestRecord) -> Identity:
-        """Who is calling. Raises `Unauthorized` with a challenge, `AccessUnavailable`."""
+        """The caller's identity. Raises `Unauthorized` with a challenge, `AccessUnavailable`."""
         try:
             identity = await self._identity(request)
         except Unauthorized as error:
             raise Unauthorized(str(error), self._challenge(request, wanted)) from error
         told.who = _called(identity)
-        # `GET /v2/` is how clients learn that there is something to log in to
+        # clients send `GET /v2/` to learn whether they have to log in
         asking_how = wanted.kind is Kind.BASE and "Authorization" not in request.headers
         if identity.is_anonymous and (asking_how or not self._policy.anonymous):
             raise self._unknown_caller(request, wanted)
         return identity
 
     async def administrator(self, request: web.BaseRequest, told: Callable[[Identity], None]) -> Identity:
-        """Who is calling, if they may administer the mirror; `told` of them also if they may not.
+        """The caller's identity, if the caller may administer the mirror. `told` is called with it even if it is then
+        denied.
 
         Raises `Unauthorized` with a challenge, `Denied`, `AccessUnavailable`.
         """
@@ -97,7 +103,7 @@ class AccessControl:
         except Unauthorized as error:
             raise Unauthorized(str(error), challenge) from error
         if identity.means in (AuthMethod.ANONYMOUS, AuthMethod.UPSTREAM):
-            # what somebody would show an upstream that nobody has asked says nothing
+            # credentials meant for an upstream prove nothing as long as that upstream has not checked them
             raise Unauthorized("who is asking?", challenge)
         told(identity)
         if not self.allows(identity, Action.ADMIN, None):
@@ -120,20 +126,20 @@ class AccessControl:
         wanted: RegistryRequest,
         told: RequestRecord,
     ) -> AbstractContextManager[None]:
-        """Returns where they may pull from it; within what is returned, upstream is asked on their behalf.
+        """Returns only if the caller may pull from the repository. Within the returned context, upstream is called with
+        the caller's credentials.
 
-        Raises `Unauthorized` for who has not said who they are, `NameUnknown` for others, and what asking upstream
-        raises.
+        Raises `Unauthorized` for an anonymous caller, `NameUnknown` for others, and the errors of asking upstream.
         """
         repo = repository.repo
         verifier = self._verifier_of(repo.registry)
         if verifier is None:
-            # credentials of an upstream that nobody has asked say nothing
+            # upstream does not check these credentials, so they prove nothing
             identity = ANONYMOUS if identity.means is AuthMethod.UPSTREAM else identity
             self.require(identity, Action.PULL, repo, request, wanted)
             return nullcontext()
         self.require(identity, Action.PULL, repo, request, wanted)
-        # out of a token they come from wherever that was given
+        # these credentials carry no client address yet: set that of this request
         own = replace(identity.own, client=_from(request)) if identity.own else None
         with acting_for(own):
             allowed = await verifier.may_pull(repository, own, wanted)
@@ -147,7 +153,9 @@ class AccessControl:
     def require(
         self, identity: Identity, action: Action, repo: Repo, request: web.BaseRequest, wanted: RegistryRequest
     ) -> None:
-        """Returns where they may. Raises `Unauthorized` for who has not said who they are, `NameUnknown` for others."""
+        """Returns only if the caller may do this. Raises `Unauthorized` for an anonymous caller, `NameUnknown` for
+        others.
+        """
         if self.allows(identity, action, repo):
             return
         if identity.is_anonymous:
@@ -158,15 +166,17 @@ class AccessControl:
         return Unauthorized("who is asking?", self._challenge(request, wanted))
 
     def may_see(self, identity: Identity, repo: Repo) -> bool:
-        """Whether a list may name this repository. One that upstream is asked about for every caller is on no list."""
+        """True if a listing for this caller may name the repository. A repository whose upstream is asked about every
+        caller is never listed.
+        """
         if self._verifier_of(repo.registry) is not None:
             return False
         return self.allows(ANONYMOUS if identity.means is AuthMethod.UPSTREAM else identity, Action.PULL, repo)
 
     def allows(self, identity: Identity, action: Action, repo: Repo | None) -> bool:
-        """The policy's verdict."""
+        """The policy's verdict, cached."""
         if identity.own is not None:
-            # rules do not look at it, and what is remembered must not hold it
+            # the rules do not use the caller's own credentials, and the cache must not store them
             identity = replace(identity, own=None)
         key = (identity, action, repo)
         verdict = self._verdicts.get(key)
@@ -179,10 +189,11 @@ class AccessControl:
     # --------------------------------------------------------------------------------- the token endpoint
 
     async def token(self, request: web.BaseRequest, told: RequestRecord) -> web.Response:
-        """`GET` with Basic, or an OAuth2 form by `POST`; the token says who it is for, rules say what they may.
+        """Answer `GET` with Basic, or `POST` with an OAuth2 form. The token carries the identity; the rules decide what
+        it may do.
 
-        Whoever shows a token of ours gets the same one: with another, an account that is gone could go on for ever.
-        Raises `Unauthorized`, `RequestError`, `AccessUnavailable`.
+        A caller that presents a token of ours gets the same token back: with a new one, a deleted account could renew
+        its access for ever. Raises `Unauthorized`, `RequestError`, `AccessUnavailable`.
         """
         presented: CallerCredentials | None = None
         if request.method == "POST":
@@ -212,13 +223,13 @@ class AccessControl:
         return web.Response(body=json.dumps(body).encode(), headers=headers)
 
     def _challenge(self, request: web.BaseRequest, wanted: RegistryRequest) -> str:
-        """distribution's token specification: where to ask, and for what."""
+        """A Bearer challenge with the token endpoint and the scope to ask for (distribution's token specification)."""
         scope = f',scope="repository:{wanted.name}:pull"' if _SCOPED.fullmatch(wanted.name) else ""
         return f'Bearer realm="{self._realm or _reached_at(request)}",service="{_SERVICE}"{scope}'
 
 
 def _called(identity: Identity) -> str:
-    """For the log: what somebody says of themselves, and nobody has judged so far, is told as that."""
+    """The identity as logged. Credentials for an upstream that have not been checked yet are marked as such."""
     return f"{identity} (not verified)" if identity.means is AuthMethod.UPSTREAM else str(identity)
 
 
@@ -228,7 +239,9 @@ def _from(request: web.BaseRequest) -> str:
 
 
 def _reached_at(request: web.BaseRequest) -> str:
-    """Only ever told to the one who said it."""
+    """The token endpoint's URL at the host and scheme by which the client reached us. A client can forge these headers,
+    but the answer goes to that client alone. Raises `RequestError` if there is no usable `Host`.
+    """
     host = request.headers.get("Host", "")
     if not _HOST.fullmatch(host):
         raise RequestError("no usable Host header, and no access.realm is set")
@@ -237,7 +250,9 @@ def _reached_at(request: web.BaseRequest) -> str:
 
 
 async def _read_form(request: web.BaseRequest) -> CallerCredentials:
-    """OAuth2 (RFC 6749, 4.3 and 6) as containerd and Docker send it."""
+    """The credentials in an OAuth2 form (RFC 6749, 4.3 and 6) as containerd and Docker send it. Raises
+    `RequestError`.
+    """
     try:
         async with asyncio.timeout(_FORM_TIME):
             content = await request.content.read(_LARGEST_FORM + 1)

@@ -8,8 +8,8 @@
     bytes
     (end of line) --boundary--              the end
 
-Each range that was asked for is a part, in the order of the request, and none is merged with another: podman counts
-them. The length of the body is known before the first byte is sent.
+Each requested range is a part of its own, in the order of the request, and ranges are never merged: podman counts the
+parts. The length of the body is known before the first byte is sent.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["Byteranges"]
 
 
 class Byteranges:
-    """The parts `spans` of a blob of `size` bytes, and what stands between them."""
+    """The parts `spans` of a blob of `size` bytes, and the delimiters between them."""
 
     def __init__(self, spans: Sequence[Span], size: int, *, boundary: str | None = None) -> None:
-        """`boundary`: letters and digits alone, for some clients read no other; a random one, which no blob contains,
-        if none is given.
+        """`boundary` consists of letters and digits only, because some clients parse no other. If none is given, it is
+        random, so that no blob contains it.
         """
         self._spans = spans
         self.size = size
@@ -37,15 +37,15 @@ class Byteranges:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of the whole answer, in the place of those of a blob."""
+        """Headers of the answer that replace those of a whole blob."""
         return {
             "Content-Type": f"multipart/byteranges; boundary={self._boundary}",
             "Content-Length": str(self.length),
         }
 
     def parts(self) -> Iterator[tuple[bytes, Span]]:
-        """What is sent before each part, and the part."""
-        # made while they are sent: a client that stalls holds no copy of them
+        """The bytes to send before each part, and the part."""
+        # generated while the parts are sent, so that a stalled client costs no memory for them
         start = f"--{self._boundary}\r\nContent-Type: application/octet-stream\r\nContent-Range: bytes "
         for number, span in enumerate(self._spans):
             gap = "\r\n" if number else ""

@@ -1,15 +1,15 @@
-"""Which connections are kept open: requests have to come in time, answers to be taken in time, and one address has only
-so many.
+"""Limits on client connections: requests must arrive in time, answers must be read in time, and one address may have
+only a limited number of connections.
 
-    accepted ──┬── its address has as many as it may ────────────────────────────────> dropped ("many")
+    accepted ──┬── its address has the most it may have ─────────────────────────────> dropped ("many")
                └── open ── first byte of a request ── its head is not whole in time ─> dropped ("slow")
-                    ^             └── whole ── answer ── nothing of it is taken ─────> dropped ("stalled")
-                    │                            └── taken ──┐
+                    ^             └── whole ── answer ── client reads nothing of it ─> dropped ("stalled")
+                    │                            └── read ───┐
                     └────────────────────────────────────────┘
 
-The time of a head runs from its first byte and is not begun anew by later ones: a client that drips a byte now and then
-(slowloris) gets no more of it than others. That of a TLS handshake (handshake.py) runs in the same way. A connection
-without any byte is closed when it has been idle too long. writing.py says how answers wait for their clients.
+The time for a head starts at its first byte and is not extended by later bytes: a client that sends a byte now and then
+(slowloris) gets no more time than others. The time for a TLS handshake (handshake.py) runs in the same way. An idle
+connection without any byte is closed after a while. writing.py describes how answers wait for their clients.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ __all__ = ["ConnectionLimiter", "client_key"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-#: Seconds between two log lines about this; metrics count each.
+#: Seconds between two log lines about dropped connections; metrics count every one.
 _QUIET: Final = 60.0
-#: Bits of an IPv6 address that one client has no choice of: it may use any address of its subnet (RFC 4291, 2.5.4).
+#: Prefix length of an IPv6 subnet: one client may use any address of its subnet (RFC 4291, 2.5.4).
 _SUBNET: Final = 64
 
 
 def client_key(peer: object, unlimited: Sequence[Network]) -> str | None:
-    """What one client's connections are counted under, from the socket's name of it; None: they are not counted.
+    """The key under which a client's connections are counted, from the socket's peer name; None: they are not counted.
 
-    Those of an IPv6 subnet count together. A unix socket's clients are not told apart, so they are not counted.
+    Addresses of one IPv6 subnet share a key. Clients of a unix socket cannot be told apart, so they are not counted.
     """
     if not isinstance(peer, tuple) or not peer:
         return None
@@ -54,7 +54,9 @@ def client_key(peer: object, unlimited: Sequence[Network]) -> str | None:
 
 
 class ConnectionLimiter:
-    """Of one worker. `head` and `stall` are in seconds; `most` connections of one client, 0: as many as it likes."""
+    """The limits of one worker. `head` and `stall` are seconds; `most` is the number of connections per client, 0: no
+    limit.
+    """
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class ConnectionLimiter:
         self._told = float("-inf")
 
     def enter(self, peer: object) -> tuple[bool, str | None]:
-        """Whether this connection may stay, and what to give to `leave` at its end."""
+        """True if this connection may stay, and the key to pass to `leave` when it ends."""
         key = client_key(peer, self._unlimited) if self._most else None
         if key is not None:
             if self._open[key] >= self._most:
@@ -86,7 +88,7 @@ class ConnectionLimiter:
         return True, key
 
     def leave(self, key: str | None) -> None:
-        """A connection that stayed has ended."""
+        """A connection that was allowed to stay has ended."""
         telemetry.CONNECTIONS.dec()
         if key is None:
             return
@@ -95,7 +97,7 @@ class ConnectionLimiter:
             del self._open[key]
 
     def dropped(self, reason: str, peer: object) -> None:
-        """A connection is ended for this reason: count it, and log it once a minute."""
+        """Count a connection that is dropped for this reason; log at most one line a minute."""
         telemetry.CONNECTIONS_DROPPED.labels(reason).inc()
         self._untold[reason] += 1
         now = self._clock()

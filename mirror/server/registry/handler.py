@@ -1,7 +1,7 @@
-"""Every request comes in here and is answered once: parse, route, answer, tell.
+"""The handler of every request to the registry API: parse, route, answer, log.
 
-Built on aiohttp's low-level server: there are six kinds of path, and a router, middlewares and signals for them cost
-more than the answers of most requests do.
+It uses aiohttp's low-level server. There are only six kinds of path, and aiohttp's router, middlewares and signals
+would cost more than most answers do.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from mirror.server.registry.writing import PIECE, PieceWriter, Unsent
 
 __all__ = ["Audit", "FrontServer", "Page", "RegistryHandler"]
 
-#: Statuses that are written down whoever asked: who it was is then not known.
+#: Statuses that go to the audit log even if the caller and the repository are unknown.
 _REFUSED: Final = frozenset({401, 403, 429})
 
-#: Pages beside the API: `/readyz` and the like, by their path; probes and scrapers may add a query.
+#: A page beside the API, such as `/readyz`. Pages are found by their path; probes and scrapers may add a query.
 Page = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Audit(Protocol):
-    """Where accesses are written down."""
+    """The log that accesses are written to."""
 
     def record(self, **what: object) -> None:
-        """Raises nothing."""
+        """Write one entry. Raises nothing."""
 
 
 class RegistryHandler:
@@ -70,8 +70,8 @@ class RegistryHandler:
         audit: Audit | None = None,
         recent: Recent | None = None,
     ) -> None:
-        """`gate` None: whoever reaches the mirror may pull everything. `audit` is told of each access and refusal,
-        `recent` of each answer about a repository.
+        """Without a `gate`, every client that reaches the mirror may pull everything. `audit` records each access and
+        refusal, `recent` each answer about a repository.
         """
         self._router = router
         self._sender = sender
@@ -80,12 +80,12 @@ class RegistryHandler:
         self._gate = gate
         self._audit = audit
         self._recent = recent
-        #: Requests are numbered; most numbers are never written down, so they are made into names only then.
+        #: Requests are numbered. Most numbers are never logged, so they are formatted as identifiers only when needed.
         self._numbers = itertools.count(time.time_ns() // 1_000_000)
         self._name = f"{os.getpid():x}"
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        target: str = request._message.path  # the target as it came: aiohttp's URL is already decoded
+        target: str = request._message.path  # the raw target: aiohttp's URL is already decoded
         if not target.startswith("/v2") and (page := self._pages.get(target.partition("?")[0])):
             return await page(request)
         number = next(self._numbers)
@@ -226,7 +226,9 @@ class RegistryHandler:
 
 
 def _checked(response: web.StreamResponse) -> web.StreamResponse:
-    """Raises `MirrorError` for a header that cannot be sent: aiohttp would find it too late for an answer."""
+    """The response, if its headers can be sent. Raises `MirrorError` for a header value that cannot: aiohttp would
+    notice only when it is too late to send an error.
+    """
     if not response.prepared:
         values = "".join(response.headers.values())
         if not (values.isascii() and values.isprintable()):
@@ -254,7 +256,7 @@ def _parse(target: str) -> RegistryRequest:
     return _parse_short(target) if len(target) <= _SHORT else parse_request(_origin_form(target))
 
 
-#: Nodes of a cluster ask for the same few things: most targets have just been read.
+#: Characters up to which parsed targets are cached: the nodes of a cluster request the same few targets.
 _SHORT: Final = 512
 
 
@@ -264,7 +266,9 @@ def _parse_short(target: str) -> RegistryRequest:
 
 
 def _origin_form(target: str) -> str:
-    """Only the path of an absolute target counts: its host is never contacted (RFC 9112, 3.2.2)."""
+    """The path and query of a request target. The host of an absolute target is ignored and never contacted (RFC 9112,
+    3.2.2).
+    """
     if target.startswith("/"):
         return target
     scheme, separator, rest = target.partition("://")
@@ -277,7 +281,7 @@ def _client(request: web.BaseRequest) -> str:
     return request.remote or "unix"
 
 
-# The labels of one metric, looked up once: `labels()` takes a lock and builds strings, on every request.
+# Metrics with their labels, cached: `labels()` takes a lock and builds strings, which is too slow for every request.
 
 
 @cache
@@ -296,16 +300,16 @@ def _sent(outcome: str) -> Counter:
 
 
 class FrontServer(web.Server):
-    """aiohttp's server. Requests that cannot be parsed are answered like all others, and clients must take answers in
-    time.
+    """aiohttp's server with limits: requests that cannot be parsed get the same kind of error as all others, and
+    clients must read answers in time.
 
-    While it is `dismissing`, each connection ends with its next answer.
+    While `dismissing` is true, each connection ends after its next answer.
     """
 
     dismissing = False
 
     def __init__(self, answers: Page, *, entrance: ConnectionLimiter | None = None, **more: Any) -> None:
-        # what clients send is never inflated; one line may be as long as the head
+        # request bodies are never decompressed; one header line may be as long as the whole head
         super().__init__(self._answer, auto_decompress=False, max_field_size=MOST_HEAD, **more)
         self.entrance = entrance or ConnectionLimiter()
         self.unsent = Unsent()
@@ -316,11 +320,11 @@ class FrontServer(web.Server):
         return _Connection(self, self.entrance, self.unsent, loop=self._loop, **self._kwargs)
 
     def over_tls(self, context: ssl.SSLContext) -> Handshake:
-        """What a new connection to a listener with TLS begins with."""
+        """The first protocol of a new connection to a TLS listener."""
         return Handshake(self, context, self.entrance, self._handshakes)
 
     def pre_shutdown(self) -> None:
-        """Close what has no request under way."""
+        """Close connections without a request under way."""
         for handshake in tuple(self._handshakes):
             handshake.cancel()
         super().pre_shutdown()
@@ -328,7 +332,7 @@ class FrontServer(web.Server):
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         message = request._message
         if message.chunked and message.version < HttpVersion11:
-            # RFC 9112, 6.1: whoever does not know chunks takes them for the next request
+            # RFC 9112, 6.1: a peer that does not know chunks would take them for the next request
             return _refused(request, 400, "HTTP/1.0 has no Transfer-Encoding")
         response = await self._answers(request)
         body = response.body if isinstance(response, web.Response) else None
@@ -345,12 +349,12 @@ class FrontServer(web.Server):
         task: asyncio.Task[None],
     ) -> web.BaseRequest:
         if self.dismissing or message.upgrade:
-            # the parser gives up what comes behind a request for another protocol: the client must not wait for it
+            # the parser ignores everything after a request to upgrade: close, so that the client does not wait for it
             message = message._replace(should_close=True)
         return super()._make_request(message, payload, protocol, writer, task)
 
 
-#: Bytes of requests that wait behind one that is being answered; then no more are read.
+#: Bytes of pipelined requests that wait behind the one being answered; above this, reading pauses.
 _MOST_BEHIND: Final = 64 << 10
 
 
@@ -366,7 +370,7 @@ class _Connection(RequestHandler):
         self._key: str | None = None
         #: Bytes of the requests in `_messages`.
         self._behind = 0
-        #: Set while a head has begun to come.
+        #: The timer of a head that is only partly received.
         self._late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -374,17 +378,19 @@ class _Connection(RequestHandler):
         if stays:
             self._begin(cast(asyncio.Transport, transport), key, high=0)
         else:
-            # aiohttp has not heard of it, and need not
+            # aiohttp does not know this connection yet, and need not
             cast(asyncio.Transport, transport).abort()
 
     def secured(self, transport: asyncio.Transport, key: str | None) -> None:
-        """In the place of `connection_made`, once TLS is spoken; `key` is that of the entrance."""
-        # with 0 its transport would be paused and resumed by each write
+        """Called instead of `connection_made` once the TLS handshake is done; `key` is that of
+        `ConnectionLimiter.enter`.
+        """
+        # with 0 each write would pause and resume the transport
         self._begin(transport, key, high=1)
 
     def _begin(self, transport: asyncio.Transport, key: str | None, *, high: int) -> None:
         self._stays, self._key = True, key
-        # whoever has written something waits until the socket has taken all of it
+        # a write waits until the socket has taken all of it
         transport.set_write_buffer_limits(high=high, low=0)
         super().connection_made(transport)
 
@@ -396,7 +402,7 @@ class _Connection(RequestHandler):
         super().connection_lost(exc)
 
     async def _drain_helper(self) -> None:
-        """Whoever waits for a client to take something waits here, whatever is being sent. Raises `ConnectionError`."""
+        """Every wait for the client to read happens here, whatever is being sent. Raises `ConnectionError`."""
         try:
             async with asyncio.timeout(self._entrance.stall):
                 await super()._drain_helper()
@@ -405,7 +411,7 @@ class _Connection(RequestHandler):
             raise ClientGone("took nothing for too long") from error
 
     def drop(self, reason: str) -> None:
-        """End it without waiting for the client to take what is left."""
+        """End the connection without waiting for the client to read the rest."""
         self._entrance.dropped(reason, self.peername)
         if self.transport is not None:
             self.transport.abort()
@@ -421,15 +427,15 @@ class _Connection(RequestHandler):
         if self._request_count != before:
             self._in_time()
         elif self._late is None and data and self._is_waiting():
-            # nothing is being answered, and no request is whole: these bytes begin the head of one
+            # no answer is under way and no request is complete: these bytes begin the head of one
             self._late = self._loop.call_later(self._entrance.head, self._too_late)
 
     def _is_waiting(self) -> bool:
-        # bytes behind the last ones of a TLS handshake come before aiohttp's task has begun to wait
+        # bytes that follow the last ones of a TLS handshake arrive before aiohttp's task has begun to wait
         return self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
 
     def _resume_reading_if_drained(self) -> None:
-        """Called for each request that is taken from the queue, while reading is paused."""
+        """Called for each request taken from the queue, while reading is paused."""
         if self._behind > _MOST_BEHIND and self._messages:
             return
         self._behind = 0
@@ -451,7 +457,7 @@ class _Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Called for what the HTTP parser refused, and for handlers that raise, which ours do not."""
+        """Called for requests that the HTTP parser refused, and for handlers that raise, which ours do not."""
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun already")
         if status >= 500:

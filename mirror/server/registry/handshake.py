@@ -1,12 +1,13 @@
-"""A connection before it speaks HTTP: counted when it is accepted, and given so long for TLS as for a request's head.
+"""A connection before it speaks HTTP: it is counted when accepted, and has as long for its TLS handshake as for the
+head of a request.
 
-    accepted ──┬── its address has as many as it may ───────> dropped ("many")
-               └── handshake ──┬── done ────────────────────> `serve` has it, over TLS
+    accepted ──┬── its address has the most it may have ────> dropped ("many")
+               └── handshake ──┬── done ────────────────────> passed to `serve`, over TLS
                                ├── not done in time ────────> dropped ("slow")
                                └── failed, or client left ──> closed
 
-The event loop's own TLS server tells us of a connection only after the handshake, so that nobody would count those that
-never finish it.
+The event loop's own TLS server reports a connection only after the handshake, so connections that never finish it would
+not be counted.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ __all__ = ["Handshake", "Secured"]
 
 
 class Secured(Protocol):
-    """What is served over TLS. It hears of the connection by `secured`, instead of `connection_made`."""
+    """The protocol served over TLS. The connection is passed to it by `secured`, instead of `connection_made`."""
 
     def secured(self, transport: asyncio.Transport, key: str | None) -> None:
-        """The handshake is done; `key` is for `ConnectionLimiter.leave` when the connection ends."""
+        """The handshake is done; `key` is to be passed to `ConnectionLimiter.leave` when the connection ends."""
 
 
 class Handshake(asyncio.Protocol):
-    """The handshake of one connection, which is in `under_way` until it is over."""
+    """The handshake of one connection, which is in `under_way` until the handshake is over."""
 
     def __init__(
         self,
@@ -56,26 +57,26 @@ class Handshake(asyncio.Protocol):
         if not stays:
             plain.abort()
             return
-        # TLS waits as soon as the socket takes no more, and makes its own caller wait
+        # TLS stops writing as soon as the socket takes no more, and then makes its own caller wait
         plain.set_write_buffer_limits(high=0)
         loop = asyncio.get_running_loop()
         self._under_way.add(self)
         self._late = loop.call_later(self._entrance.head, self._too_late)
         self._task = loop.create_task(self._secure(plain))
         self._task.add_done_callback(lambda _: self._end(plain))
-        # right behind the first step of this task, which puts TLS in our place
+        # runs right after the first step of the task, which makes TLS the transport's protocol instead of this object
         loop.call_soon(self._hand_over, plain)
 
     def data_received(self, data: bytes) -> None:
-        """Read by the event loop before TLS was in our place."""
+        """Bytes that the event loop read before TLS took over."""
         self._early += data
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """The same."""
+        """The connection ended before TLS took over."""
         self.cancel()
 
     def cancel(self) -> None:
-        """Give up and close the connection."""
+        """Abandon the handshake and close the connection."""
         if self._task is not None:
             self._task.cancel()
 
@@ -96,13 +97,13 @@ class Handshake(asyncio.Protocol):
                 cast(asyncio.BaseProtocol, served),
                 self._context,
                 server_side=True,
-                # our own timer ends it first, and counts it
+                # our own timer ends the handshake earlier, and counts it
                 ssl_handshake_timeout=2 * self._entrance.head,
                 # closing waits for the client's `close_notify` (RFC 8446, 6.1), which it need not send
                 ssl_shutdown_timeout=self._entrance.head,
             )
         except OSError:
-            # it failed, or the client left; what TLS itself says is an OSError, too
+            # the handshake failed, or the client left; TLS errors are OSErrors, too
             return
         if tls is not None and not plain.is_closing():
             self._served = True

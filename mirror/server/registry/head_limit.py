@@ -1,7 +1,7 @@
-"""How large the head of a request may be, over all its lines.
+"""A limit on the size of a request's head, over all its lines.
 
-aiohttp bounds one line and how many there are. A line must be as long as 1,024 ranges are; many of that length would be
-megabytes for every connection.
+aiohttp limits the length of one line and the number of lines. A line must have room for 1,024 ranges; many lines of
+that length would be megabytes for every connection.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from aiohttp.web_protocol import _ErrInfo
 
 __all__ = ["MOST_HEAD", "BoundedHeads"]
 
-#: Bytes. podman's 1,024 ranges of a blob of some gigabytes are about 24,000.
+#: Largest head in bytes. podman's 1,024 ranges of a blob of some gigabytes take about 24,000.
 MOST_HEAD: Final = 32 << 10
 
-#: Of a line that names a field and its value: `: ` and the end of line.
+#: Bytes in a header line besides name and value: `: ` and the end of line.
 _BETWEEN: Final = 4
 
 
 class BoundedHeads:
-    """aiohttp's parser of one connection, with requests whose head is too large in its place answered as malformed."""
+    """Wraps aiohttp's parser of one connection. A request whose head is too large is replaced by a malformed one."""
 
     __slots__ = ("_begun", "_body", "_measuring", "_parser", "_refused", "message_consumed")
 
     def __init__(self, parser: Any) -> None:
         self._parser = parser
-        #: Called for each request: found at once, without `__getattr__`.
+        #: Called for each request: an attribute of its own is faster than `__getattr__`.
         self.message_consumed = parser.message_consumed
-        #: Bytes of a head that is not whole yet, without those that came in one piece with the end of a body.
+        #: Bytes of a partly received head, without those that arrived together with the end of a body.
         self._begun = 0
         self._body: StreamReader = EMPTY_PAYLOAD
-        #: Whether so much has come at once that a head among it may be too large: the usual ones are not measured.
+        #: True once so many bytes arrived that a head may be too large; usual requests are not measured.
         self._measuring = False
         self._refused = False
 
@@ -43,7 +43,7 @@ class BoundedHeads:
         return getattr(self._parser, name)
 
     def feed_data(self, data: bytes) -> tuple[Sequence[tuple[Any, StreamReader]], bool, bytes]:
-        """Like the parser's. After a head that is too large nothing is read any more."""
+        """Like the parser's method. After a head that is too large, nothing more is read."""
         if self._refused:
             return (), False, b""
         if self._begun + len(data) > MOST_HEAD:
@@ -55,7 +55,7 @@ class BoundedHeads:
             self._begun = 0
             if self._measuring:
                 for number, (message, _) in enumerate(messages):
-                    # what the parser itself refused is no message
+                    # a request that the parser itself refused is no `RawRequestMessage`
                     if isinstance(message, RawRequestMessage) and _size(message) > MOST_HEAD:
                         return self._refuse(messages[:number])
                 if self._body.is_eof():
@@ -73,7 +73,7 @@ class BoundedHeads:
 
 
 def _size(message: RawRequestMessage) -> int:
-    """Bytes of a head, about."""
+    """The approximate size of a head in bytes."""
     size = len(message.path)
     for name, value in message.raw_headers:
         size += len(name) + len(value) + _BETWEEN

@@ -1,4 +1,6 @@
-"""GET and HEAD of everything that can be pulled. One function per resource; each knows nothing of where content is."""
+"""GET and HEAD of everything that can be pulled: one function per resource. None of them knows where content is
+stored.
+"""
 
 from __future__ import annotations
 
@@ -34,37 +36,37 @@ from mirror.server.registry.sending import Beyond, ClientGone, Sender
 
 __all__ = ["RequestRecord", "base", "blob", "catalog", "manifest", "referrers", "tags"]
 
-#: Tags in one page at the most (CVE-2023-2253: an `n` of any size was an allocation of any size).
+#: Most tags in one page (CVE-2023-2253: an `n` of any size caused an allocation of any size).
 _MOST_TAGS = 10_000
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What was learnt on the way to an answer, for the log and the metrics. `sent` counts bytes of the body."""
+    """Facts gathered while a request is answered, for the log and the metrics. `sent` counts bytes of the body."""
 
     outcome: Outcome = Outcome.NONE
     upstream: str | None = None
     sent: int = 0
     trouble: str | None = None
-    #: Who asked, where that is asked; which repository and what of it they meant, once that is known.
+    #: The caller, if callers are identified; the repository and reference of the request, once known.
     who: str | None = None
     repository: str | None = None
     reference: str | None = None
-    #: What a tag answered, and why it is not what upstream says.
+    #: The digest that was answered for a manifest, and why a tag's answer may differ from upstream's.
     digest: Digest | None = None
     kept: str | None = None
     notes: dict[str, object] = field(default_factory=dict)
 
 
 def base() -> web.Response:
-    """`GET /v2/`: yes, this is a registry (distribution-spec, "Determining Support")."""
+    """`GET /v2/`: says that this is a registry (distribution-spec, "Determining Support")."""
     return web.Response(body=b"{}", headers={**API_VERSION, "Content-Type": "application/json"})
 
 
 async def manifest(
     request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: RequestRecord
 ) -> web.StreamResponse:
-    """A manifest or index, byte for byte as upstream has it. HEAD asks upstream for no more than a HEAD."""
+    """A manifest or index, byte for byte as upstream has it. A HEAD sends at most a HEAD to upstream."""
     if wanted.reference is None:
         raise TypeError("a manifest request without a reference")
     head = request.method == "HEAD"
@@ -87,7 +89,9 @@ async def manifest(
 async def blob(
     request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: RequestRecord, sender: Sender
 ) -> web.StreamResponse:
-    """A blob or a part of it. Once the headers are out, trouble breaks the connection: never a clean short body."""
+    """A blob or a part of it. An error after the headers breaks the connection, so that a short body never looks
+    complete.
+    """
     if request.method == "HEAD":
         found = await repository.stat_blob(wanted.digest)
         told.outcome, told.upstream = found.outcome, found.upstream
@@ -102,11 +106,13 @@ async def blob(
         header = _range_header(request, wanted)
         size = content.size
         if size is None and (header is not None or request.version < HttpVersion11):
-            # a part of an unknown whole cannot be told, nor an end without chunks: wait for all of it
+            # without the size, neither a part can be answered nor a body without chunks be ended: wait for the whole
+            # blob
             await content.beyond(sys.maxsize)
             size = content.size
         if size is not None and size <= HELD_BACK:
-            # nothing of it may leave before its digest is known: then a bad one can still have a clean error
+            # a small blob is not sent before its digest is verified: a damaged one can then still be answered with an
+            # error
             with suppress(StoreError):
                 await content.beyond(0)
         spans = _spans(header, size, content)
@@ -140,7 +146,7 @@ async def blob(
 
 
 def _range_header(request: web.BaseRequest, wanted: RegistryRequest) -> str | None:
-    """RFC 9110, 13.1.5: a range that depends on other bytes than these is no range."""
+    """The `Range` header; None if there is not exactly one, or `If-Range` names other content (RFC 9110, 13.1.5)."""
     condition = request.headers.get("If-Range")
     if condition is not None and condition.strip().strip('"') != str(wanted.digest):
         return None
@@ -149,13 +155,13 @@ def _range_header(request: web.BaseRequest, wanted: RegistryRequest) -> str | No
 
 
 def _spans(header: str | None, size: int | None, content: BlobContent) -> tuple[Span, ...]:
-    """What is to be sent; none: the whole. Raises `RangeInvalid`, `TooManyRanges`."""
+    """The parts to send; empty: the whole blob. Raises `RangeInvalid`, `TooManyRanges`."""
     if size is None:
         return ()
     spans = parse_ranges(header, size)
     if len(spans) > 1 and content.reader is None:
-        # a blob that passes the store by comes once, in its own order, and is verified at its end: clients that ask for
-        # several ranges read the whole as well
+        # a blob that bypasses the store arrives once, in order, and is verified at its end: send the whole, which
+        # clients that ask for several ranges also accept
         return ()
     return spans
 
@@ -181,7 +187,7 @@ async def _send(
             await sender.send(request, response, reader, start, stop, beyond, sent)
             return
     except StoreError as error:
-        # the store gave up in mid-body; the rest comes from upstream, verified, without it
+        # the store failed in mid-body: the rest comes from upstream, verified, without the store
         told.notes["store"] = str(error)
         told.outcome = Outcome.BYPASS
     had = Span(start, start + told.sent) if told.sent else None
@@ -201,8 +207,8 @@ async def _send_several(
     told: RequestRecord,
     sender: Sender,
 ) -> None:
-    """Each part's own last bytes wait for the digest of the whole. If the store gives up in mid-body, the connection
-    breaks: the rest would cost another download of the whole, and clients ask again.
+    """Send several parts. The last bytes of each part wait until the digest of the whole is verified. If the store
+    fails in mid-body, the connection breaks: the rest would cost another download of the whole, and clients retry.
     """
 
     def sent(count: int) -> None:
@@ -227,20 +233,20 @@ async def _send_several(
 
 
 def _guarded(content: BlobContent, span: Span, size: int) -> Beyond:
-    """`beyond` of a part of a blob that grows: the last bytes of the part, too, wait for the digest of the whole. Else
-    a part from the middle would be a complete answer whose bytes nobody has verified.
+    """The `beyond` for a part of a blob that is still growing: the last bytes of the part, too, wait until the digest
+    of the whole is verified. Otherwise a part from the middle would be a complete answer with unverified bytes.
     """
 
     async def beyond(position: int) -> int:
         limit = may_send_of_part(await content.beyond(position), span.stop, size)
-        # all of the whole may be sent once it is verified, and not before
+        # everything may be sent once the whole is verified, and not before
         return limit if limit > position else await content.beyond(size - 1)
 
     return beyond
 
 
 def _break(request: web.BaseRequest) -> None:
-    """After the headers an error can only be told by a connection that breaks."""
+    """Abort the connection: after the headers, this is the only way to report an error."""
     if request.transport is not None:
         request.transport.abort()
 
@@ -248,7 +254,7 @@ def _break(request: web.BaseRequest) -> None:
 async def tags(
     request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: RequestRecord
 ) -> web.StreamResponse:
-    """The tag list, a page of it with `n` and `last` (distribution-spec, "Listing Tags")."""
+    """The tag list, or a page of it with `n` and `last` (distribution-spec, "Listing Tags")."""
     count, last = parse_page(wanted.query, most=_MOST_TAGS)
     listing = await repository.tags(last, count)
     told.outcome, told.upstream = listing.outcome, listing.upstream
@@ -264,7 +270,9 @@ async def tags(
 async def catalog(
     request: web.BaseRequest, wanted: RegistryRequest, repositories: Iterable[Repo], told: RequestRecord
 ) -> web.StreamResponse:
-    """What is here, not what upstreams have, by names that can be pulled from this mirror (Docker registry API)."""
+    """The repositories in this cache, not those of the upstreams, under names that can be pulled from this mirror
+    (Docker registry API).
+    """
     count, last = parse_page(wanted.query, most=_MOST_TAGS)
     following = [name for name in map(str, repositories) if name > last]
     page = following[:count]
@@ -277,7 +285,9 @@ async def catalog(
 async def referrers(
     request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: RequestRecord
 ) -> web.StreamResponse:
-    """An index of what refers to a digest; an empty one where nothing does (distribution-spec, "Listing Referrers")."""
+    """An index of the referrers of a digest; an empty one if there are none (distribution-spec, "Listing
+    Referrers").
+    """
     listing = await repository.referrers(wanted.digest)
     told.outcome, told.upstream = listing.outcome, listing.upstream
     kind = wanted.query.get("artifactType")

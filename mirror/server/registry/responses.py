@@ -1,6 +1,6 @@
-"""What answers look like: headers of each kind, and errors as the specification writes them.
+"""The form of answers: the headers of each kind, and errors as the specification defines them.
 
-Decisions only; nothing here is sent.
+This module sends nothing.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ __all__ = [
     "stale_warning",
 ]
 
-#: On every answer: aiohttp would tell its own version and Python's, which are nobody's business.
+#: On every answer. Otherwise aiohttp would disclose its own version and Python's.
 SERVER: Final = {"Server": "mirror"}
 
-#: On every answer of the public listener. A browser that is shown one neither guesses its type nor runs anything in it:
+#: On every answer of the public listener. A browser then neither guesses the content's type nor runs anything in it:
 #: manifests and names are written by others (WHATWG Fetch, "X-Content-Type-Options"; CSP Level 3, "sandbox").
 INERT: Final = {
     **SERVER,
@@ -45,15 +45,15 @@ INERT: Final = {
     "Content-Security-Policy": "sandbox; default-src 'none'",
 }
 
-#: On every answer of the API. Docker's clients take the version as the sign of a registry.
+#: On every answer of the API. Docker's clients recognise a registry by the version header.
 API_VERSION: Final = {"Docker-Distribution-API-Version": "registry/2.0", **INERT}
 
 _STALE_WARNING: Final = '299 - "upstream is unavailable, this answer is an older one"'
 
-#: Seconds after which a client may ask again what failed for a passing reason.
+#: Seconds after which a client may retry a request that failed for a temporary reason.
 _RETRY_AFTER: Final = 5
 
-#: RFC 9211. The name before the semicolon is that of the cache.
+#: `Cache-Status` values (RFC 9211); the name before the semicolon is that of the cache.
 _CACHE_STATUS: Final = {
     Outcome.HIT: "mirror; hit",
     Outcome.MISS: "mirror; fwd=uri-miss; stored",
@@ -68,17 +68,19 @@ _CACHE_STATUS: Final = {
 
 
 def cache_status(outcome: Outcome) -> str:
-    """The `Cache-Status` of an outcome."""
+    """The `Cache-Status` value of an outcome."""
     return _CACHE_STATUS[outcome]
 
 
 def stale_warning() -> dict[str, str]:
-    """For an answer that upstream could not confirm (RFC 7234, 5.5.7: registries and their clients still use it)."""
+    """The header of an answer that upstream could not confirm (RFC 7234, 5.5.7: registries and their clients still use
+    it).
+    """
     return {"Warning": _STALE_WARNING}
 
 
 def manifest_headers(answer: ManifestAnswer) -> dict[str, str]:
-    """For GET and HEAD alike; clients take digest, type and length of a HEAD for granted."""
+    """Headers for GET and HEAD alike; clients rely on the digest, type and length of a HEAD."""
     digest = str(answer.digest)
     headers = {
         **API_VERSION,
@@ -97,12 +99,14 @@ def manifest_headers(answer: ManifestAnswer) -> dict[str, str]:
 
 @lru_cache(256)
 def _content_type(media_type: str) -> str:
-    """Whatever has been read or remembered of a manifest's type, a browser is never given a page of it."""
+    """The type if it is that of a manifest, else a neutral one, so that a browser never renders a manifest as a
+    page.
+    """
     return media_type if is_manifest_type(media_type) else "application/octet-stream"
 
 
 def blob_headers(digest: Digest, size: int | None, outcome: Outcome, span: Span | None = None) -> dict[str, str]:
-    """For a whole blob of `size` bytes (None: not known, sent in chunks) or a part of it."""
+    """Headers of a whole blob of `size` bytes (None: unknown, sent in chunks), or of the part `span` of it."""
     text = str(digest)
     headers = {
         **API_VERSION,
@@ -110,7 +114,7 @@ def blob_headers(digest: Digest, size: int | None, outcome: Outcome, span: Span 
         "Docker-Content-Digest": text,
         "ETag": f'"{text}"',
         "Accept-Ranges": "bytes",
-        # a digest's bytes never change
+        # the content of a digest never changes
         "Cache-Control": "max-age=31536000, immutable",
         "Cache-Status": _CACHE_STATUS[outcome],
     }
@@ -123,7 +127,7 @@ def blob_headers(digest: Digest, size: int | None, outcome: Outcome, span: Span 
 
 
 def is_unchanged(if_none_match: str | None, tag: Digest | str) -> bool:
-    """Whether the client has the very bytes of this entity tag already (RFC 9110, 13.1.2)."""
+    """True if the client already has the content of this entity tag (RFC 9110, 13.1.2)."""
     if not if_none_match:
         return False
     tags = {one.strip().removeprefix("W/").strip('"') for one in if_none_match.split(",")}
@@ -131,14 +135,16 @@ def is_unchanged(if_none_match: str | None, tag: Digest | str) -> bool:
 
 
 def error_body(error: MirrorError, request_id: str) -> bytes:
-    """distribution-spec, "Error Codes". The detail says which request it was, for whoever looks into the log."""
+    """The JSON of an error (distribution-spec, "Error Codes"). Its detail names the request, so that it can be found in
+    the log.
+    """
     code = answer_for(error).code
     entry = {"code": code, "message": error.public, "detail": {"request": request_id, "error": type(error).__name__}}
     return json.dumps({"errors": [entry]}).encode()
 
 
 def error_response(error: MirrorError, request_id: str, *, head: bool = False) -> web.Response:
-    """An error that was raised before anything was sent."""
+    """The answer for an error raised before anything was sent."""
     body = error_body(error, request_id)
     status = answer_for(error).status
     headers = {**API_VERSION, "Content-Type": "application/json", "X-Request-Id": request_id}
@@ -159,6 +165,6 @@ def error_response(error: MirrorError, request_id: str, *, head: bool = False) -
 
 
 def link_to_next(name: str, count: int, last: str, query: Mapping[str, str]) -> str:
-    """The `Link` to the next page of a tag list, with our own path (distribution-spec, "Listing Tags")."""
+    """The `Link` header to the next page of a tag list, with our own path (distribution-spec, "Listing Tags")."""
     namespace = f"&ns={quote(query['ns'], safe='')}" if "ns" in query else ""
     return f'</v2/{quote(name)}/tags/list?n={count}&last={quote(last, safe="")}{namespace}>; rel="next"'

@@ -1,15 +1,15 @@
-"""Bytes from an open file to a client's socket, without passing through this process where that is possible.
+"""Send bytes from an open file to a client's socket, without copying them through this process if possible.
 
     plain TCP     `os.sendfile` on a duplicate of the socket, as much as the socket takes, then wait until it takes more
     TLS, chunked  read a piece, write it to the transport, wait until it has left
 
-Several parts of a file go the same ways, one after the other, with a few bytes from memory before each.
+Several parts of a file are sent in the same ways, one after the other, with a few bytes from memory before each.
 
-The duplicate is needed because the event loop does not lend the socket of a transport; the kernel sees one socket.
-The loop must have sent the headers before the first byte goes past it.
+The duplicate is needed because the event loop does not hand out the socket of a transport; to the kernel both are one
+socket. The loop must have sent the headers before the first byte of the file.
 
-A reader that stalls costs a task and a descriptor, but no buffer: what it does not take stays in the page cache. A
-file that is not in the page cache is sent from a thread, so that the disk is never waited for on the event loop.
+A stalled client costs a task and a descriptor, but no buffer: unread bytes stay in the page cache. A file that is not
+in the page cache is sent from a thread, so that the event loop never waits for the disk.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from mirror.ports import BlobReader, SupportsFileno
 
 __all__ = ["Beyond", "ClientGone", "Sender"]
 
-#: Waits until more than a position may be sent, and says how much; see `BlobContent.beyond`.
+#: Waits until bytes after a position may be sent, and returns up to where; see `BlobContent.beyond`.
 Beyond = Callable[[int], Awaitable[int]]
 
-#: Bytes. As much as one call may move before others get their turn; TLS pieces are small because each is copied twice.
+#: Bytes that one call may send before other clients get their turn. TLS pieces are small because each is copied twice.
 _SENDFILE: Final = 4 << 20
-#: The first call of an answer is short: of many clients that begin at once, none has to wait for megabytes of another.
+#: The first call of an answer is short: if many clients begin at once, none waits for megabytes of another.
 _FIRST: Final = 64 << 10
 _PIECE: Final = 256 << 10
 
@@ -45,12 +45,12 @@ _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.
 
 
 class ClientGone(ConnectionError):
-    """The client left, or took nothing for too long."""
+    """The client left, or read nothing for too long."""
 
 
 class Sender:
-    """How this process sends. `stall` is how many seconds a client may take nothing before it is dropped; what goes
-    through its transport is bounded there (`front.py`).
+    """Sends for this process. `stall` is how many seconds a client may read nothing before it is dropped; writes
+    through its transport are limited by the connection (`handler.py`).
     """
 
     def __init__(self, executor: Executor, *, stall: float) -> None:
@@ -67,10 +67,11 @@ class Sender:
         beyond: Beyond,
         sent: Callable[[int], None],
     ) -> None:
-        """Send from `start` up to `stop` (None: to the end, in chunks) after the headers; `sent` counts bytes.
+        """Send from `start` up to `stop` (None: to the end, in chunks) after the headers; `sent` is called with each
+        count of bytes.
 
-        Raises `ClientGone`, `BlobDamaged` where the file is shorter than promised, `StoreError`, and what `beyond`
-        raises.
+        Raises `ClientGone`, `BlobDamaged` if the file is shorter than promised, `StoreError`, and the errors of
+        `beyond`.
         """
         out = self._past_the_loop(request, reader) if stop is not None else -1
         if out < 0 or stop is None or not isinstance(reader, SupportsFileno):
@@ -92,8 +93,8 @@ class Sender:
         beyond: Callable[[Span], Beyond],
         sent: Callable[[int], None],
     ) -> None:
-        """Send each part behind its bytes from memory, then `end`. `beyond` gives the one of each part. Raises like
-        `send`.
+        """Send each part after its bytes from memory, then `end`. `beyond` returns the function to wait with for a
+        part. Raises the same errors as `send`.
         """
         out = self._past_the_loop(request, reader)
         if out < 0 or not isinstance(reader, SupportsFileno):
@@ -107,7 +108,7 @@ class Sender:
         with socket.socket(fileno=out) as direct:
             await self._flush(request)
             for head, span in parts:
-                # it leaves together with the bytes behind it
+                # these bytes leave together with the first ones of the part
                 await self._send_bytes(direct, head, socket.MSG_MORE)
                 sent(len(head))
                 await self._send_file(out, reader, span.start, span.stop, beyond(span), sent)
@@ -128,11 +129,13 @@ class Sender:
         try:
             return os.dup(lent.fileno())
         except OSError:
-            # no descriptor is left for it; in pieces none is needed
+            # no descriptor is free; sending in pieces needs none
             return -1
 
     async def _flush(self, request: web.BaseRequest) -> None:
-        """Wait until the headers have left the transport: what goes past it must not overtake them."""
+        """Wait until the headers have left the transport: bytes sent past it must not overtake them. Raises
+        `ClientGone`.
+        """
         transport = request.transport
         if transport is None:
             raise ClientGone("gone before the answer")
@@ -170,7 +173,7 @@ class Sender:
                 position += moved
                 sent(moved)
                 most = _SENDFILE
-                # others have their turn even if this client takes everything at once
+                # other clients get their turn even if this one takes everything at once
                 await asyncio.sleep(0)
 
     async def _send_bytes(self, out: socket.socket, content: bytes, flags: int) -> None:
@@ -186,7 +189,7 @@ class Sender:
     async def _send_in_thread(
         self, loop: asyncio.AbstractEventLoop, out: int, file: int, position: int, count: int
     ) -> int:
-        """Waits for the thread even when cancelled: the numbers of both descriptors are free for others after that."""
+        """Waits for the thread even if cancelled: afterwards the numbers of both descriptors may be reused."""
         return await to_its_end(loop.run_in_executor(self._executor, os.sendfile, out, file, position, count))
 
     async def _writable(self, loop: asyncio.AbstractEventLoop, out: int) -> None:
@@ -228,9 +231,9 @@ class Sender:
                 sent(len(piece))
 
     async def write(self, response: web.StreamResponse, piece: bytes) -> None:
-        """One piece of a body, once the client has taken the one before. Raises `ClientGone`."""
+        """Write one piece of a body, and wait until the client has taken it. Raises `ClientGone`."""
         try:
-            # its connection waits no longer than for any other answer
+            # the connection limits the wait, as for any other answer
             await response.write(piece)
         except ClientGone:
             raise
@@ -246,14 +249,16 @@ _probe: Final = [bytearray(1)]
 
 
 def _is_cached(descriptor: int, position: int, count: int) -> bool:
-    """Whether the first and the last byte can be read without the disk; what lies between nearly always follows."""
+    """True if the first and the last byte can be read without the disk; the bytes between them nearly always can,
+    too.
+    """
     try:
         return bool(
             os.preadv(descriptor, _probe, position, os.RWF_NOWAIT)
             and os.preadv(descriptor, _probe, position + count - 1, os.RWF_NOWAIT)
         )
     except OSError:
-        # EAGAIN: not in memory. EOPNOTSUPP: this filesystem cannot tell; then a thread is the safe way
+        # EAGAIN: not in memory. EOPNOTSUPP: this filesystem cannot tell, so a thread is the safe way
         return False
 
 
@@ -265,6 +270,6 @@ def _set(ready: asyncio.Future[None]) -> None:
 def _translated(error: OSError) -> Exception:
     if error.errno in _GONE:
         return ClientGone("gone")
-    # a socket has no EIO: it is the file's
+    # a socket never gives EIO, so the error is the file's
     kind = BlobUnreadable if error.errno == errno.EIO else StoreError
     return kind(f"sending a blob: {os.strerror(error.errno or 0)}")

@@ -1,15 +1,15 @@
-"""How an answer that is in memory leaves: piece by piece, each once the socket has taken the one before.
+"""How an answer in memory is sent: piece by piece, each once the socket has taken the one before.
 
     answer ── piece ──> taken ── next piece … ──> done
                 └── not taken ──┬── within `client_stall` ──> taken
-                                ├── not within it ──> its connection is dropped ("stalled")
-                                └── too many bytes wait in this process ──> dropped, if it has waited longest ("memory")
+                                ├── not within `client_stall` ──> connection dropped ("stalled")
+                                └── too many bytes wait in this process ──> the longest waiting one dropped ("memory")
 
-A client that reads nothing costs what its transport copies: the first piece, which leaves together with the head, or
-with TLS two pieces, however large the answer is and however many others are asked for behind it. Without TLS, later
-pieces are larger: of what the socket does not take, the event loop (uvloop) keeps a view and no copy. The body itself
-stays where it is. All clients share the one of a manifest; lists and metrics are made for each client, so all bodies
-that wait are bounded together.
+A client that reads nothing costs only the bytes that its transport copies: the first piece, which leaves together with
+the head, or with TLS two pieces, however large the answer is and however many requests are queued behind it. Without
+TLS, later pieces are larger: the event loop (uvloop) keeps a view, not a copy, of the bytes that the socket does not
+take. The body itself stays in memory. All clients share one body of a manifest, but lists and metrics are made for each
+client, so the size of all waiting bodies together is limited.
 """
 
 from __future__ import annotations
@@ -22,35 +22,37 @@ from aiohttp.http import StreamWriter
 
 __all__ = ["PIECE", "PieceWriter", "Unsent", "Waiting"]
 
-#: Bytes. As much as a record of TLS carries (RFC 8446, 5.1), less what is written with the first one.
+#: Bytes of a copied piece: what a TLS record carries (RFC 8446, 5.1), less what is written with the first one.
 PIECE: Final = 15 << 10
-#: Bytes of a piece that is not copied.
+#: Bytes of a piece that is not copied (without TLS).
 _VIEW: Final = 128 << 10
-#: Bytes after which others have their turn, though this client takes everything at once.
+#: Bytes after which other clients get their turn, even if this one takes everything at once.
 _TURN: Final = 512 << 10
-#: Bytes of bodies that clients are slow to take, of one listener's connections together.
+#: Most bytes of waiting bodies, over all connections of one listener.
 _MOST: Final = 64 << 20
 
 
 class Waiting(Protocol):
-    """A connection whose client has not taken all of an answer."""
+    """A connection whose client has not yet taken all of an answer."""
 
     def drop(self, reason: str) -> None:
-        """End it at once."""
+        """End the connection at once."""
 
 
 class Unsent:
-    """The bodies that clients are slow to take, those that have waited longest first. Of one server."""
+    """The bodies that wait for slow clients, ordered by how long they have waited. One per server."""
 
     def __init__(self, most: int = _MOST) -> None:
         self._most = most
         self._bodies: dict[Waiting, bytes] = {}
-        #: By identity: a body that several connections share counts once.
+        #: Counted by identity: a body that several connections share counts once.
         self._shared: Counter[int] = Counter()
         self.size = 0
 
     def wait(self, connection: Waiting, body: bytes) -> None:
-        """The client has taken a part, and not the next one yet. Drops others if all of them wait for too much."""
+        """The client has taken a part of the body but not the next one. Drops the longest waiting connections if all
+        bodies together are too large.
+        """
         if self._bodies.pop(connection, None) is None:
             self._shared[id(body)] += 1
             if self._shared[id(body)] == 1:
@@ -61,7 +63,7 @@ class Unsent:
             longest.drop("memory")
 
     def leave(self, connection: Waiting) -> None:
-        """The connection waits no more."""
+        """The connection waits no longer."""
         body = self._bodies.pop(connection, None)
         if body is None:
             return
@@ -79,7 +81,9 @@ class PieceWriter(StreamWriter):
         self._unsent = unsent
 
     async def write_eof(self, chunk: bytes = b"") -> None:
-        """Raises `ConnectionError` if the client leaves, or takes nothing for too long."""
+        """Write the body and end the answer. Raises `ConnectionError` if the client leaves, or takes nothing for too
+        long.
+        """
         if len(chunk) > PIECE:
             await self._write_pieces(chunk)
             chunk = b""
