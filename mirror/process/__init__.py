@@ -1,1 +1,1 @@
-"""The processes that serve: a parent, its workers, their listeners, and systemd."""
+"""The serving processes: the supervisor, its workers, their listeners, and the notices to systemd."""

@@ -1,7 +1,7 @@
-"""Listening sockets, opened once by the parent and handed to its workers.
+"""Listening sockets, opened once by the parent and inherited by its workers.
 
-Each worker has a socket of its own on the same address (SO_REUSEPORT), so that the kernel spreads connections evenly.
-The parent keeps all of them open: what waits in the queue of a worker that died is taken by its successor.
+Each worker has its own socket on the same address (SO_REUSEPORT), so that the kernel spreads connections evenly. The
+parent keeps all of them open: connections that wait in the queue of a worker that died are accepted by its successor.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BACKLOG = 4096
 
 
 def open_listeners(listen: str, workers: int) -> list[socket.socket]:
-    """One socket for each worker; of a unix path, the same one for all. Raises `ConfigError` naming the address."""
+    """One socket for each worker; for a unix path, all workers share one. Raises `ConfigError` naming the address."""
     try:
         if listen.startswith("unix:"):
             return [_unix(listen.removeprefix("unix:"))] * workers
@@ -38,7 +38,8 @@ def _tcp(host: str, port: int, workers: int) -> list[socket.socket]:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    # without sharing first: with it, two mirrors started by mistake on one port would each get half of the clients
+    # bind without SO_REUSEPORT first: with it, two mirrors started by mistake on one port would each get half of the
+    # clients
     first = _bound(family, kind, protocol, address, share=False)
     if workers == 1:
         first.listen(_BACKLOG)
@@ -57,7 +58,7 @@ def _bound(family: int, kind: int, protocol: int, address: object, *, share: boo
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if share:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        made.bind(address)  # type: ignore[arg-type]  # as getaddrinfo gave it
+        made.bind(address)  # an address from getaddrinfo
     except OSError:
         made.close()
         raise
@@ -67,7 +68,7 @@ def _bound(family: int, kind: int, protocol: int, address: object, *, share: boo
 def _unix(path: str) -> socket.socket:
     with suppress(FileNotFoundError):
         if stat.S_ISSOCK(os.stat(path).st_mode):
-            # the socket of a mirror that did not end properly; a living one would be answered
+            # may be left by a mirror that crashed; if a live one accepts, the socket stays, and bind fails
             probe = socket.socket(socket.AF_UNIX)
             try:
                 probe.connect(path)
@@ -87,17 +88,18 @@ def _unix(path: str) -> socket.socket:
 
 @dataclass(frozen=True, slots=True)
 class AdminListener:
-    """Where the admin API is heard, as a client would write it, and a socket for each worker."""
+    """The address of the admin API, as a client would write it, and a socket for each worker."""
 
     address: str
     sockets: list[socket.socket]
 
 
 def open_admin(listen: str, workers: int) -> AdminListener:
-    """Raises `ConfigError` naming the address. A unix socket is for this user alone (0600).
+    """The admin API's listener. Only this user may connect to a unix socket (0600). Raises `ConfigError` naming the
+    address.
 
-    It replaces the socket of another mirror in the same place, dead or alive: while one process takes over from
-    another, the newer one is spoken to. Either could answer, for they share what they know.
+    A unix socket replaces that of another mirror in the same place, dead or alive: while one process takes over from
+    another, clients reach the newer one. Either could answer, because both share their state.
     """
     try:
         if listen.startswith("unix:"):
@@ -118,7 +120,7 @@ def _private_unix(path: Path) -> socket.socket:
         with _short(path.parent) as folder:
             made.bind(f"{folder}/{temporary}")
             try:
-                # before anybody can find it
+                # before the socket has its final name
                 os.chmod(f"{folder}/{temporary}", 0o600)
                 made.listen(_BACKLOG)
                 os.rename(f"{folder}/{temporary}", path)
@@ -132,7 +134,7 @@ def _private_unix(path: Path) -> socket.socket:
 
 
 def connect_unix(path: Path, *, timeout: float) -> socket.socket:
-    """A connection to a unix socket, however long its path is. Raises `OSError`."""
+    """A connection to a unix socket, whatever the length of its path. `timeout` is in seconds. Raises `OSError`."""
     made = socket.socket(socket.AF_UNIX)
     try:
         made.settimeout(timeout)
@@ -146,7 +148,9 @@ def connect_unix(path: Path, *, timeout: float) -> socket.socket:
 
 @contextmanager
 def _short(folder: Path) -> Iterator[str]:
-    """Another name of a folder, for the kernel takes no more than 107 bytes for a unix socket's path (unix(7))."""
+    """A short path of a folder, valid inside the `with`: the kernel takes at most 107 bytes for a unix socket's path
+    (unix(7)).
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{descriptor}"
@@ -155,12 +159,12 @@ def _short(folder: Path) -> Iterator[str]:
 
 
 def is_local(listener: socket.socket) -> bool:
-    """Whether only this machine reaches it."""
+    """True if only this machine can reach the listener."""
     return listener.family == socket.AF_UNIX or ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 def address_of(listener: socket.socket) -> str:
-    """As a client would write it."""
+    """The listener's address as a client would write it."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"unix:{name}"

@@ -1,6 +1,6 @@
 """The parent of the workers: starts them, replaces those that die, exchanges them for a new configuration, ends them.
 
-    slot: starting ──> ready ──> ended ──(pause, longer each time it died young)──> starting
+    slot: starting ──> ready ──> ended ──(pause, doubled each time it died young)──> starting
                           ├──(its event loop stands still for too long)──> stacks written, killed ──> ended
                           ├──(SIGHUP: its successor is ready)──> draining ──> ended
                           └──(SIGTERM to the parent)──────────> draining ──> ended; killed if it takes too long
@@ -9,12 +9,12 @@
                                         └─ good ──> start one worker with it ──┬─ it ends ──> nothing changes either
                                                                                └─ ready ──> one slot after the other
 
-Workers are new processes, not forks: each begins with clean threads and clean memory. They learn of the parent's death
-by the end of a pipe, so that none is left behind. Worker and successor accept from the same sockets, so no connection
-is refused in between, and what the old one has accepted it answers.
+Workers are new processes, not forks: each starts with clean threads and clean memory. They notice the parent's death by
+end-of-file on a pipe, so that no worker is left behind. A worker and its successor accept from the same sockets, so no
+connection is refused in between, and the old worker answers the connections that it has accepted.
 
-What the workers are told to read is a copy of the file that was found good, held by the parent: a worker that is
-replaced because it died must not meet a file that somebody is editing.
+Workers read a copy of the configuration file that was validated, kept by the parent: a worker that replaces a dead one
+must not read a file that is being edited.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from mirror.telemetry.worker_files import add_ended
 
 __all__ = ["WorkerPlan", "supervise"]
 
-#: Seconds: a worker that dies sooner than this after its start is not replaced at once.
+#: Seconds: a worker that dies sooner than this after its start is replaced only after a pause.
 _YOUNG = 10.0
 _LONGEST_PAUSE = 30.0
 #: Seconds beyond the drain before a worker is killed.
 _GRACE = 10.0
-#: Seconds that a worker of a new configuration has until it answers.
+#: Seconds within which a worker with a new configuration must answer.
 _START = 60.0
-#: Seconds between two looks at whether the workers' event loops turn.
+#: Seconds between two checks that the workers' event loops turn.
 _LOOK = 0.5
-#: Seconds that a worker has to write down what its threads are doing.
+#: Seconds that a blocked worker has to write the stacks of its threads.
 _TO_SAY = 1.0
-#: Exit status of commands whose configuration cannot be used.
+#: Exit status of a command whose configuration cannot be used.
 _UNUSABLE = 2
 _MEMORY = "/dev/shm"  # noqa: S108 - the folder's name cannot be guessed, and it is ours alone
 _METRICS = "mirror-metrics-"
@@ -61,10 +61,10 @@ _METRICS = "mirror-metrics-"
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlan:
-    """What workers are started with: `arguments` of their command, `descriptors` that they inherit, `drain` in seconds,
-    and for how many seconds their event loop may stand still (`blocked`; 0: for ever).
+    """How workers are started: the `arguments` of their command, the `descriptors` that they inherit, their `drain`
+    time in seconds, and for how many seconds their event loop may stand still (`blocked`; 0: no limit).
 
-    The descriptors are the plan's own.
+    The plan owns the descriptors.
     """
 
     arguments: Sequence[str]
@@ -74,7 +74,7 @@ class WorkerPlan:
     blocked: float = 0.0
 
     def close(self) -> None:
-        """Once no worker will be started with it any more."""
+        """Close the descriptors. To be called when no more workers will be started with this plan."""
         for one in self.descriptors:
             os.close(one)
 
@@ -86,10 +86,10 @@ async def supervise(
     reread: Callable[[], WorkerPlan],
     admin: Sequence[AdminListener] = (),
 ) -> None:
-    """Run one worker for each element of `listeners`, which are its sockets, until SIGTERM or SIGINT.
+    """Run one worker for each element of `listeners`, which holds the sockets of that worker, until SIGTERM or SIGINT.
 
-    `admin` are more, each with a socket for each worker. `reread` makes a new plan at SIGHUP and raises `ConfigError`
-    with every mistake. Raises `ConfigError`, `MirrorError` where a worker cannot even start.
+    `admin` are the listeners of the admin API, each with a socket for each worker. `reread` makes a new plan at SIGHUP
+    and raises `ConfigError` with every mistake. Raises `ConfigError`, or `MirrorError` if a worker cannot start.
     """
     with _metrics_folder() as metrics:
         await _Supervisor(plan, listeners, reread, metrics, admin).run()
@@ -97,8 +97,8 @@ async def supervise(
 
 @contextmanager
 def _metrics_folder() -> Iterator[str]:
-    """A folder for what the workers count, in memory where that is possible: they map its files, and a process that
-    writes to a mapped file on a full disk is killed by the kernel. What killed mirrors have left there is removed.
+    """A folder for the workers' counters, in memory if possible: workers map the files in it, and the kernel kills a
+    process that writes to a mapped file on a full disk. Folders left by mirrors that were killed are removed.
     """
     memory = None if "TMPDIR" in os.environ or not os.access(_MEMORY, os.W_OK) else _MEMORY
     for leftover in Path(memory or tempfile.gettempdir()).glob(f"{_METRICS}*"):
@@ -109,7 +109,7 @@ def _metrics_folder() -> Iterator[str]:
     held = None
     while held is None:
         folder = tempfile.mkdtemp(prefix=_METRICS, dir=memory)
-        # another mirror that starts now may have taken it for a leftover
+        # another mirror that starts now may have removed the folder as a leftover
         with suppress(FileNotFoundError):
             held = _try_hold(folder)
     try:
@@ -120,7 +120,9 @@ def _metrics_folder() -> Iterator[str]:
 
 
 def _try_hold(folder: str | Path) -> int | None:
-    """Lock a folder for as long as this process lives; None: another one has it. Raises `OSError`."""
+    """Lock a folder for as long as this process lives, and return its descriptor; None if another process has the lock.
+    Raises `OSError`.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -132,8 +134,8 @@ def _try_hold(folder: str | Path) -> int | None:
 
 @dataclass(eq=False, slots=True)
 class _Worker:
-    """One process. `ready` is true once it answers, false when it ended before; `ended` gives its exit code. `blocked`:
-    it was killed because its event loop stood still.
+    """One worker process. `ready` is true once it answers, false if it ended before; `ended` gives its exit code.
+    `blocked` is true if it was killed because its event loop stood still.
     """
 
     slot: int
@@ -159,18 +161,18 @@ class _Supervisor:
         self._reread = reread
         self._stop = asyncio.Event()
         self._hung_up = asyncio.Event()
-        #: Every process that has not ended, those that drain included.
+        #: Every process that has not ended, including those that drain.
         self._workers: set[_Worker] = set()
-        #: Whose slot it is.
+        #: The current worker of each slot.
         self._current: dict[int, _Worker] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._alive, self._life = os.pipe()
         self._beats = Heartbeats.of(len(listeners))
         self._systemd = Systemd.of(os.environ)
-        #: Ended workers, whose counters are not added up yet.
+        #: Process ids of ended workers whose counters have not been added up yet.
         self._gone: set[int] = set()
         self._environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": metrics}
-        # it is told by this process alone
+        # only this process notifies systemd
         self._environment.pop("NOTIFY_SOCKET", None)
 
     async def run(self) -> None:
@@ -216,7 +218,7 @@ class _Supervisor:
     # ------------------------------------------------------------------------------------------- one slot
 
     async def _begin(self) -> None:
-        """The first worker of every slot; returns once all answer."""
+        """Start the first worker of every slot; return once all answer. Raises `ConfigError`, `MirrorError`."""
         for slot in range(len(self._listeners)):
             self._current[slot] = await self._start(slot, self._plan)
         for worker in self._current.values():
@@ -251,7 +253,7 @@ class _Supervisor:
             command += ["--admin", ",".join(map(str, asked))]
         command += ["--beats", str(self._beats.descriptor), "--slot", str(slot)]
         if after_blocked:
-            # the one that was killed can count nothing, and this process has no metrics
+            # the new worker counts the killed one, because this process has no metrics
             command += ["--after-blocked"]
         descriptors += [*plan.descriptors, tell, self._alive, self._beats.descriptor]
         try:
@@ -271,7 +273,7 @@ class _Supervisor:
             os.close(told)
 
         loop.add_reader(told, answered)
-        # numbers come again: its files are those of one that lives
+        # process ids are reused: the files of this id now belong to a live worker
         self._gone.discard(process.pid)
         worker = _Worker(slot, process, plan.drain, ready, asyncio.create_task(self._bury(process)))
         self._workers.add(worker)
@@ -291,13 +293,13 @@ class _Supervisor:
         return code
 
     def _add_up(self) -> None:
-        """What ended workers have counted; where somebody just sums up, at the next look."""
+        """Add up the counters of ended workers; while a scrape sums them, leave it to the next call."""
         for pid in list(self._gone):
             try:
                 if not add_ended(self._environment["PROMETHEUS_MULTIPROC_DIR"], pid):
                     continue
             except (OSError, RuntimeError) as error:
-                # they count all the same, in their own files
+                # scrapes still include them, in their own files
                 telemetry.log.warning("counters of a worker cannot be added up", worker=pid, reason=str(error))
             self._gone.discard(pid)
 
@@ -306,8 +308,8 @@ class _Supervisor:
     async def _watch(self) -> None:
         """Kill a worker whose event loop stands still; its slot is filled again as if it had died.
 
-        Counted in looks of ours, not by the clock: when the whole machine or its container stood still, it was nobody's
-        fault.
+        The time is counted in our own checks, not by the clock: if the whole machine or its container stood still, the
+        worker is not to blame.
         """
         looks: dict[int, tuple[_Worker, int, int]] = {}
         while True:
@@ -325,7 +327,7 @@ class _Supervisor:
                     )
                     worker.blocked = True
                     self._beats.put(slot, 0)
-                    # what it was doing, if it still can say so
+                    # makes the worker write the stacks of its threads, if it still can
                     _signal(worker, signal.SIGUSR2)
                     await asyncio.wait([worker.ended], timeout=_TO_SAY)
                     _signal(worker, signal.SIGKILL)
@@ -339,7 +341,7 @@ class _Supervisor:
             try:
                 await self._reload()
             except Exception:
-                # whatever it was, the mirror serves on
+                # the mirror keeps serving, whatever the error
                 telemetry.log.exception("reload crashed")
 
     async def _reload(self) -> None:
@@ -365,7 +367,9 @@ class _Supervisor:
         telemetry.log.info("reloaded", workers=len(self._listeners) - late, left=late)
 
     async def _replace(self, slot: int, plan: WorkerPlan) -> bool:
-        """Put a worker with this plan into a slot, and let the one that is there drain. False: it did not start."""
+        """Start a worker with this plan in a slot, and let the current one drain. False if the new one did not
+        start.
+        """
         fresh = await self._start(slot, plan)
         try:
             async with asyncio.timeout(_START):
@@ -385,7 +389,7 @@ class _Supervisor:
     # ------------------------------------------------------------------------------------------- the end
 
     async def _end(self) -> None:
-        """Stop listening, then ask every worker to drain, then insist."""
+        """Stop listening, then ask every worker to drain, then kill those that do not end in time."""
         for sockets in (*self._listeners, *(admin.sockets for admin in self._admin)):
             for one in sockets:
                 one.close()
@@ -393,7 +397,7 @@ class _Supervisor:
 
 
 async def _drain(worker: _Worker) -> None:
-    """Returns when it has ended, one way or another."""
+    """Ask a worker to drain, and kill it if it takes too long. Returns when it has ended."""
     _signal(worker, signal.SIGTERM)
     _, late = await asyncio.wait([worker.ended], timeout=worker.drain + _GRACE)
     if late:

@@ -1,9 +1,9 @@
-"""What systemd is told of this process, where it has asked to be (sd_notify(3)): a datagram for each change.
+"""Notices to systemd about this process, if systemd asked for them (sd_notify(3)): one datagram for each change.
 
     starting ── every worker answers ──> READY=1 ── SIGTERM ──> STOPPING=1
                                             └── WATCHDOG=1, several times in each WatchdogSec
 
-Nothing is waited for, and nothing follows from a socket that is gone: systemd's ear is no reason to serve or not.
+Sending never waits, and errors are ignored: whether the mirror serves does not depend on systemd's socket.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ __all__ = ["Systemd"]
 
 
 class Systemd:
-    """Of the process that systemd has started. `period` is in seconds, 0: it does not watch."""
+    """Notifies systemd about the process that it started. `period` is the watchdog period in seconds, 0: no
+    watchdog.
+    """
 
     def __init__(self, address: str = "", period: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
-        # a name in the abstract namespace is written with @
+        # an address in the abstract namespace is written with @
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._period = period
         self._clock = clock
@@ -28,7 +30,7 @@ class Systemd:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Systemd:
-        """By `NOTIFY_SOCKET` and `WATCHDOG_USEC`."""
+        """The notifier that `NOTIFY_SOCKET` and `WATCHDOG_USEC` in the environment ask for."""
         period = environment.get("WATCHDOG_USEC", "")
         return cls(environment.get("NOTIFY_SOCKET", ""), int(period) / 1e6 if period.isdecimal() else 0.0)
 
@@ -37,11 +39,11 @@ class Systemd:
         self._tell("READY=1")
 
     def stopping(self) -> None:
-        """It ends, and may need some time for it."""
+        """The process is ending, which may take some time."""
         self._tell("STOPPING=1")
 
     def alive(self) -> None:
-        """To be called often: every fourth part of the period one is passed on."""
+        """Feed the watchdog. To be called often: a notice is sent once in each quarter of the period."""
         if self._period and self._clock() - self._said >= self._period / 4:
             self._said = self._clock()
             self._tell("WATCHDOG=1")

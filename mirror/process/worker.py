@@ -1,12 +1,12 @@
-"""One process that serves: builds the mirror, answers on the listeners it is given, drains on SIGTERM.
+"""One serving process: builds the mirror, answers on the listeners it inherits, drains on SIGTERM.
 
-build ──> listening ──(SIGTERM, SIGINT, or the parent is gone)──> draining ──> closed
-                                                                    │
-    not ready, no new connections; answers under way finish, at most `server.drain` seconds; then what is still
-    being filled is given up and stays as partials
+    build ──> listening ──(SIGTERM, SIGINT, or the parent is gone)──> draining ──> closed
+                                                                        │
+        not ready, no new connections; answers under way finish, at most `server.drain` seconds; then fills that are
+        still under way are abandoned and stay as partials
 
-Before connections are closed the first time, those that have just been accepted get a moment to send their request, and
-all answers of that moment say `Connection: close`: a client that has sent a request gets an answer.
+Before the first connections are closed, those that have just been accepted get a moment to send their request, and all
+answers of that moment say `Connection: close`: a client that has sent a request gets an answer.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from mirror.server.registry.handler import FrontServer
 
 __all__ = ["run_worker"]
 
-#: Seconds between the last accepted connection and the first that is closed.
+#: Seconds between the last accepted connection and the first one that is closed.
 _MOMENT = 0.2
-#: What is behind a listener: `RegistryHandler`, `Admin`.
+#: The handler behind a listener: `RegistryHandler`, `Admin`.
 Answers: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -56,25 +56,25 @@ def run_worker(
     admin: Sequence[socket.socket] = (),
     pulse: Heartbeat | None = None,
 ) -> None:
-    """Serve until told to stop; SIGUSR2 writes to standard error what every thread is doing.
+    """Serve until a signal or the parent's end; SIGUSR2 writes the stacks of all threads to standard error.
 
     `ready` is called once requests are answered; `parent` is a descriptor that reports end-of-file when the parent
-    process is gone; `admin` are the listeners of the admin API; `pulse` is where it says that it lives. Raises
+    process is gone; `admin` are the listeners of the admin API; `pulse` is the worker's heartbeat cell. Raises
     `StoreError`, `ConfigError`.
     """
     _raise_descriptor_limit()
-    # by the C library alone: it works while the interpreter stands still
+    # written in C: it works even while the interpreter stands still
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     uvloop.run(_serve(config, listeners, ready, parent, admin, pulse))
 
 
 def _raise_descriptor_limit() -> None:
-    """As many descriptors as we may have: a client takes two, and the usual soft limit of 1024 is for programs that
-    still use select().
+    """Raise the soft limit of descriptors to the hard one: a client takes two, and the usual soft limit of 1024 is
+    meant for programs that still use select().
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        # a hard limit without end may be more than the kernel allows one process
+        # an unlimited hard limit may be more than the kernel allows one process
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -106,7 +106,7 @@ async def _serve(
             ConnectionLimiter(head=config.server.request_head, stall=config.server.client_stall),
         )
         await asked.setup()
-        # on loopback nobody listens in
+        # loopback needs no TLS: no other machine can read it
         sites += [_Site(asked, one, None if is_local(one) else tls) for one in admin]
         for site in sites:
             await site.start()
@@ -119,14 +119,14 @@ async def _serve(
             pulse.rest()
         if parent is not None:
             loop.remove_reader(parent)
-        # others go on listening on the same sockets
+        # other workers keep listening on the same addresses
         for site in sites:
             await site.stop()
-        # what nobody waits for is interrupted; it is begun again, or told to be so
+        # background work is cancelled; it is started again later, or its job is marked as interrupted
         await end(*working)
         runner.dismiss()
         await asyncio.sleep(_MOMENT)
-        # lets answers under way finish, closes idle connections
+        # lets answers under way finish, and closes idle connections
         await asked.cleanup()
         await runner.cleanup()
     telemetry.log.info("stopped", worker=os.getpid())
@@ -136,7 +136,7 @@ class _Runner(web.BaseRunner):
     """aiohttp's runner for our own server class."""
 
     def __init__(self, answers: Answers, settings: ServerSettings, entrance: ConnectionLimiter) -> None:
-        # for aiohttp, 0 is no bound at all
+        # for aiohttp, 0 means no limit
         super().__init__(shutdown_timeout=max(settings.drain, 0.001))
         self._answers = answers
         self._settings = settings
@@ -147,12 +147,12 @@ class _Runner(web.BaseRunner):
         """Nothing to do before connections are closed."""
 
     def dismiss(self) -> None:
-        """Every connection ends with its next answer."""
+        """Make every connection end after its next answer."""
         if self._made:
             self._made.dismissing = True
 
     def protocol(self, tls: ssl.SSLContext | None) -> Callable[[], asyncio.BaseProtocol]:
-        """What makes that of a new connection. The runner has been set up."""
+        """The factory of protocols for new connections. Raises `RuntimeError` before the runner is set up."""
         if self._made is None:
             raise RuntimeError("listening before set-up")
         return self._made if tls is None else partial(self._made.over_tls, tls)
@@ -182,7 +182,7 @@ class _Site(web.BaseSite):
 
     @property
     def name(self) -> str:
-        """For aiohttp's lists."""
+        """The listener's address, for aiohttp's lists."""
         return address_of(self._listener)
 
     async def start(self) -> None:
@@ -207,7 +207,7 @@ def _tls(settings: ServerSettings, client_ca: Path | None) -> ssl.SSLContext | N
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        # without an answer to its question a key with a passphrase would be asked about on a terminal
+        # without a password callback, a key with a passphrase would make OpenSSL ask on the terminal
         context.load_cert_chain(settings.tls_certificate, settings.tls_key, password=lambda: "")
         telemetry.CERTIFICATE_UNTIL.set(validity(settings.tls_certificate)[1])
     except (OSError, ValueError) as error:
@@ -219,6 +219,6 @@ def _tls(settings: ServerSettings, client_ca: Path | None) -> ssl.SSLContext | N
             context.load_verify_locations(client_ca)
         except (OSError, ssl.SSLError) as error:
             raise ConfigError([f"access.client_ca: {client_ca} holds no certificate"]) from error
-        # who has none may still log in, or stay anonymous
+        # a client without a certificate may still log in, or stay anonymous
         context.verify_mode = ssl.CERT_OPTIONAL
     return context
