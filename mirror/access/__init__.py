@@ -1,1 +1,1 @@
-"""How callers say who they are: adapters of `Authenticator`."""
+"""Authentication of callers: adapters of `Authenticator`."""

@@ -1,10 +1,10 @@
-"""Who did what, when, from where, with which result: JSON lines in a file of their own.
+"""The audit log: who did what, when, from where, and with which result, as JSON lines in its own file.
 
     closed ── first record ──> open ── the file was moved away (by a rotation) ──> closed, and opened anew
-                                 └── cannot be written ──> said once in the log; the next record tries again
+                                 └── cannot be written ──> logged once; the next record tries again
 
-A line is one `write` to a file opened for appending, so that several processes share it without tearing lines. An audit
-that cannot be written never fails a pull.
+Each line is a single `write` to a file opened for appending, so that several processes can share it without mixing
+lines. A pull never fails because the audit log cannot be written.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def _now() -> datetime:
 
 
 class AuditLog:
-    """Opened by the first record. The file is made with mode 0600."""
+    """The audit log of this process. The first record opens the file, and creates it with mode 0600 if it is
+    missing.
+    """
 
     def __init__(self, path: Path, *, now: Callable[[], datetime] = _now) -> None:
         self._path = path
@@ -36,7 +38,7 @@ class AuditLog:
         self._failing = False
 
     def record(self, **what: object) -> None:
-        """One line; what is None is left out. Raises nothing."""
+        """Write one line; fields that are None are left out. Raises nothing."""
         line = {"time": self._now().isoformat(timespec="milliseconds").replace("+00:00", "Z")}
         line |= {key: value for key, value in what.items() if value is not None}  # type: ignore[misc]  # JSON's own types
         try:
@@ -59,7 +61,7 @@ class AuditLog:
         self._inode = os.fstat(self._descriptor).st_ino
 
     def close(self) -> None:
-        """Repeatable."""
+        """Close the file; the next record opens it again. Repeatable."""
         if self._descriptor >= 0:
             with suppress(OSError):
                 os.close(self._descriptor)

@@ -1,13 +1,13 @@
-"""All the ways in which callers say who they are, tried one after the other, and what was found remembered for a while.
+"""All ways to authenticate a caller, tried one after the other, with a short cache of the results.
 
-    presented ── seen lately ──> the same identity, or refused again
-        └── not seen ──> each way in turn ── one knows it ──> identity, remembered for a minute
-                                └── none does ──> refused, remembered for some seconds
+    presented ── cached ──> the same identity, or refused again
+        └── not cached ──> each way in turn ── one knows it ──> identity, cached for a minute
+                                └── none does ──> refused, cached for some seconds
 
-What is remembered is a keyed hash of what was presented, nothing of it. Refusals are remembered apart, so that however
-many there are, they push out nobody who is known; and whoever comes with credentials for an upstream is not remembered:
-anybody can make up any number of them. Checking a password takes a tenth of a second by design; without this each of a
-pull's requests would pay for it.
+The cache key is a keyed hash of the credentials; the credentials themselves are not stored. Refusals are cached apart,
+so that any number of them cannot push out known identities. Identities that carry credentials for an upstream are not
+cached, because anybody can invent any number of those. Checking a password takes a tenth of a second by design; without
+the cache each request of a pull would pay for it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from mirror.ports import Authenticator
 
 __all__ = ["Authentication"]
 
-#: Seconds that an identity and a refusal stand.
+#: Seconds for which an identity, and for which a refusal, is cached.
 _KNOWN_FOR: Final = 60.0
 _REFUSED_FOR: Final = 10.0
 _MOST: Final = 10_000
 
 
 class Authentication:
-    """`foreign` says that names and passwords which nobody here knows may be somebody's at an upstream, which will be
-    asked. `now` is monotonic.
+    """Authenticates callers. With `foreign`, names and passwords unknown here are accepted as credentials for an
+    upstream, which will check them. `now` is monotonic.
     """
 
     def __init__(
@@ -53,17 +53,16 @@ class Authentication:
         self._once = SingleFlight()
 
     async def identify(self, lines: Sequence[str], client: Callable[[], str] = str) -> Identity:
-        """Who sends these `Authorization` lines; nobody in particular where there are none. `client` tells where they
-        come from, if somebody has to wait for others from there.
+        """The identity behind these `Authorization` lines; `ANONYMOUS` if there are none. `client` returns the client's
+        address, for the queue of password checks.
 
-        Raises `Unauthorized` where what is presented is wrong, malformed or nobody's, `AccessUnavailable`,
-        `TooManyLogins`.
+        Raises `Unauthorized` if the credentials are wrong, malformed or unknown, `AccessUnavailable`, `TooManyLogins`.
         """
         presented = read_authorization(lines)
         return ANONYMOUS if presented is None else await self.ask(presented, client)
 
     async def ask(self, presented: CallerCredentials, client: Callable[[], str] = str) -> Identity:
-        """Who presents this. Raises `Unauthorized`, `AccessUnavailable`, `TooManyLogins`."""
+        """The identity behind these credentials. Raises `Unauthorized`, `AccessUnavailable`, `TooManyLogins`."""
         presented_as = "\0".join((presented.username, presented.password, presented.bearer))
         key = hashlib.blake2b(presented_as.encode(), key=self._key, digest_size=16).digest()
         now = self._now()
@@ -87,7 +86,7 @@ class Authentication:
         return None
 
     def _guest(self, presented: CallerCredentials) -> Identity | None:
-        """Somebody that an upstream may know."""
+        """An unverified identity that an upstream may know; None if these credentials cannot be for an upstream."""
         if self._foreign and presented.username and presented.password and not is_issued(presented):
             return Identity(presented.username, AuthMethod.UPSTREAM, own=presented)
         return None
@@ -101,5 +100,5 @@ class Authentication:
             put_latest(self._refused, key, self._now() + _REFUSED_FOR, _MOST)
 
     async def aclose(self) -> None:
-        """Repeatable."""
+        """Cancel checks under way. Repeatable."""
         await self._once.aclose()

@@ -1,6 +1,6 @@
-"""Certificates: who a client's says it is, and until when our own is good.
+"""Certificates: the identity in a client's certificate, and the validity of our own.
 
-The TLS listener has verified the client's against the configured authority by then.
+The TLS listener has already verified the client's certificate against the configured authority.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ __all__ = ["identity_of", "validity"]
 
 
 def identity_of(certificate: Mapping[str, Any] | None) -> Identity | None:
-    """Out of what `ssl.SSLSocket.getpeercert` gives: the common name is the name, organisations are the groups, as in
-    Kubernetes. None where there is no certificate, or no common name in it.
+    """The identity in the result of `ssl.SSLSocket.getpeercert`: the common name is the name, the organisations are the
+    groups, as in Kubernetes. None if there is no certificate, or not exactly one common name in it.
     """
     if not certificate:
         return None
@@ -33,10 +33,10 @@ def identity_of(certificate: Mapping[str, Any] | None) -> Identity | None:
 
 
 def validity(file: Path) -> tuple[float, float]:
-    """From when until when, in epoch seconds, the certificate is valid that is shown with this PEM file: its first
-    (RFC 5280, 4.1.2.5).
+    """The start and end of validity, in epoch seconds, of the certificate that a server with this PEM file presents:
+    the first one in it (RFC 5280, 4.1.2.5).
 
-    Blocking. Raises `OSError`, and `ValueError` where there is none in it.
+    Blocking. Raises `OSError`, and `ValueError` if the file holds no certificate.
     """
     shown = x509.load_pem_x509_certificate(file.read_bytes())
     return shown.not_valid_before_utc.timestamp(), shown.not_valid_after_utc.timestamp()

@@ -1,10 +1,10 @@
 """Accounts with passwords in an htpasswd file, bcrypt only.
 
-A password that was right before is checked before others (`turns.py`), so that whoever has an account can log in,
-however many wrong ones come meanwhile.
+A password that was right before is checked before others (`password_queue.py`), so that account holders can log in
+however many wrong passwords arrive meanwhile.
 
-The file is read again when it changes. A file that has become unusable, or is gone, leaves the accounts as they were
-last: a mistake in an editor must not lock a cluster out, and the log says what is wrong.
+The file is read again when it changes. If it becomes unusable or is removed, the accounts last read stay valid: an
+editing mistake must not lock a cluster out, and the log says what is wrong.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from mirror.policy.access import AuthMethod, Identity
 __all__ = ["Htpasswd", "check_htpasswd", "parse_htpasswd"]
 
 _HASH: Final = re.compile(r"\$2[aby]\$\d\d\$[./A-Za-z0-9]{53}")
-#: bcrypt looks at no more bytes of a password; two that differ only behind them would be the same.
+#: Bytes of a password that bcrypt uses. Longer passwords are refused: two that differ only after these bytes would be
+#: equal.
 _LONGEST: Final = 72
-#: Passwords that are known to have been right.
+#: Hashes of right passwords that are remembered.
 _MOST: Final = 10_000
-#: Compared with only to spend time, at any cost that is put in. Nobody knows its password.
+#: A hash without a known password, compared with only to spend time; its cost is replaced as needed.
 _NOBODY: Final = "$2b$10$CwTycUXWue0Thq9StjUM0uJ8n1Z1Cw1Z1Cw1Z1Cw1Z1Cw1Z1Cw1Z"
 
 
 def parse_htpasswd(text: str) -> dict[str, str]:
-    """Hashes by name. Raises `ValueError` naming the line, never what it holds."""
+    """Hashes by name. Raises `ValueError` with the number of the line, never its hash."""
     accounts: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -58,7 +59,7 @@ def parse_htpasswd(text: str) -> dict[str, str]:
 
 
 def check_htpasswd(path: Path) -> dict[str, str]:
-    """Blocking: hashes by name. Raises `ConfigError` naming file and line."""
+    """Blocking. Hashes by name. Raises `ConfigError` naming file and line."""
     try:
         return parse_htpasswd(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
@@ -69,7 +70,7 @@ def check_htpasswd(path: Path) -> dict[str, str]:
 
 
 class Htpasswd:
-    """See `mirror.ports.Authenticator`. `groups` are of names."""
+    """Authenticates by an htpasswd file; see `mirror.ports.Authenticator`. `groups` are the groups of each name."""
 
     def __init__(
         self,
@@ -79,8 +80,8 @@ class Htpasswd:
         *,
         turns: PasswordQueue | None = None,
     ) -> None:
-        """`executor` runs bcrypt, a tenth of a second each, in as many threads as `turns` has checks at once: that
-        bounds what guessing costs us.
+        """`executor` runs bcrypt, a tenth of a second for each check, in as many threads as `turns` allows checks at
+        once: that limits the cost of password guessing.
         """
         self._path = path
         self._executor = executor
@@ -92,13 +93,13 @@ class Htpasswd:
         self._seen: tuple[int, ...] | None = None
 
     def load(self) -> None:
-        """Blocking. Raises `ConfigError` where the file cannot be used."""
+        """Blocking. Read the file. Raises `ConfigError` if it cannot be used."""
         seen = _stamp(self._path)
         self._accounts = check_htpasswd(self._path)
         self._seen = seen
 
     async def identify(self, presented: CallerCredentials) -> Identity | None:
-        """By name and password. Raises `TooManyLogins`."""
+        """The account with this name and password, or None. Raises `TooManyLogins`."""
         if not presented.username:
             return None
         hashed = hashlib.blake2b(presented.fingerprint.encode(), key=self._key, digest_size=16).digest()
@@ -131,16 +132,17 @@ class Htpasswd:
             self.load()
         except ConfigError as error:
             telemetry.log.error("accounts stay as they were", reason=str(error))
-        # a bad file is complained of once, not at each request
+        # an unusable file is logged once, not at each request
         self._seen = stamp
 
 
 def costs_to_spend(hashed: str | None, accounts: Iterable[str]) -> list[int]:
-    """The costs of further bcrypt hashes after a refusal, so that every refusal takes as long as the dearest account's.
+    """The costs of further bcrypt hashes after a refusal, so that every refusal takes as long as for the most costly
+    account.
 
     `hashed` is the hash that was compared, None if there is no such account. A hash of cost n takes 2^n steps, so after
-    one of cost 9 among accounts of at most 12, those of 9, 10 and 11 make up the difference exactly. Without this, the
-    time of a refusal tells which names exist.
+    one of cost 9 among accounts of at most 12, hashes of cost 9, 10 and 11 make up the difference exactly. Without
+    this, the time of a refusal would reveal which names exist.
     """
     highest = max(map(_cost, accounts), default=_cost(_NOBODY))
     return [highest] if hashed is None else list(range(_cost(hashed), highest))

@@ -1,13 +1,13 @@
-"""Tokens of an identity provider: JWTs (RFC 7519) that an OpenID Connect issuer has signed, such as a Kubernetes
+"""Tokens of an identity provider: JWTs (RFC 7519) signed by an OpenID Connect issuer, for example by a Kubernetes
 cluster for its service accounts.
 
 The issuer's keys:
 
     unknown ── first token ──> fetched ── an hour ──> fetched again; while that fails, the old ones stay
-                                  └── a token names a key that is not among them: fetched again, at most once a minute
+                                  └── a token names an unknown key: fetched again, at most once a minute
 
-Only asymmetric signatures are accepted: with a symmetric one, whoever knows the public key could sign (RFC 8725, 3.1).
-Issuer, audience and times are always checked.
+Only asymmetric signatures are accepted: with a symmetric one, anybody who knows the public key could sign (RFC 8725,
+3.1). Issuer, audience and times are always checked.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _SLACK: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class OidcIssuer:
-    """`url` is the `iss` of its tokens, below which its discovery document lies; `keys_url` and `keys_file` go before
-    that. `bearer_file` holds a token that is sent along when keys are fetched (a cluster may ask for one).
-    `name_claim` and `groups_claim` are where name and groups stand; `prefix` goes before both.
+    """Settings of an issuer. `url` is the `iss` of its tokens and the base of its discovery document; `keys_file`, or
+    else `keys_url`, replaces discovery. `bearer_file` holds a token that is sent when keys are fetched (a cluster may
+    require one). `name_claim` and `groups_claim` are the claims with name and groups; `prefix` is put before both.
     """
 
     url: str
@@ -60,7 +60,9 @@ class OidcIssuer:
 
 
 class Issuer:
-    """See `mirror.ports.Authenticator`. A token may come as a bearer, or as the password of any user name."""
+    """Authenticates by an issuer's tokens; see `mirror.ports.Authenticator`. A token may come as a bearer, or as the
+    password of any user name.
+    """
 
     def __init__(self, settings: OidcIssuer, *, now: Callable[[], float] = time.time) -> None:
         self._settings = settings
@@ -70,7 +72,9 @@ class Issuer:
         self._once = SingleFlight()
 
     async def identify(self, presented: CallerCredentials) -> Identity | None:
-        """By a token that this issuer has signed for us. Raises `AccessUnavailable` while its keys cannot be had."""
+        """The identity in a token that this issuer has signed for us, or None. Raises `AccessUnavailable` while its
+        keys cannot be fetched.
+        """
         token = presented.secret
         if token.count(".") != 2:
             return None
@@ -92,7 +96,7 @@ class Issuer:
                 algorithms=_ALGORITHMS,
                 audience=self._settings.audience,
                 issuer=self._settings.url,
-                # times are compared with our own clock, below
+                # times are compared with our own clock, below, not by the library
                 options={
                     "require": ["exp", "iss", "aud"],
                     "verify_exp": False,
@@ -118,10 +122,12 @@ class Issuer:
         )
 
     async def _key(self, name: str | None) -> Any:
-        """The key that a token names, or the only one there is for a token that names none."""
+        """The key that a token names, or the only key if the token names none; None if there is no such key. Raises
+        `AccessUnavailable`.
+        """
         now = self._now()
         if self._find(name) is None or not 0 <= now - self._fetched_at < _KEEP:
-            # whoever comes while the keys are being fetched waits for them: they may well be the ones that are lacking
+            # if the key is unknown and a fetch is under way, wait for that fetch: it may bring the key
             waits = self._find(name) is None and self._once.under_way("keys")
             if waits or not 0 <= now - self._tried_at < _ASK_AGAIN:
                 await self._once.run("keys", self._fetch)
@@ -167,12 +173,12 @@ class Issuer:
             return await _get(session, url)
 
     async def aclose(self) -> None:
-        """Repeatable."""
+        """Cancel a fetch under way. Repeatable."""
         await self._once.aclose()
 
 
 def _date(claim: object) -> float | None:
-    """A NumericDate (RFC 7519, 2): a number, nothing that reads like one, and one that a clock may come to."""
+    """A NumericDate (RFC 7519, 2) in epoch seconds; None unless the claim is a finite JSON number."""
     if isinstance(claim, bool) or not isinstance(claim, int | float):
         return None
     try:
@@ -199,7 +205,7 @@ async def _get(session: aiohttp.ClientSession, url: str) -> Any:
 
 
 def _parse(listed: Any) -> dict[str | None, Any]:
-    """Public keys by name (RFC 7517); those of kinds that we do not use are left out. Raises `ValueError`."""
+    """Public keys by name (RFC 7517); keys of kinds that we do not use are left out. Raises `ValueError`."""
     if not isinstance(listed, dict) or not isinstance(listed.get("keys"), list):
         raise ValueError("not a JSON Web Key Set")
     keys: dict[str | None, Any] = {}

@@ -1,13 +1,12 @@
-"""Tokens of our own, which `/token` gives to those who have said who they are (distribution's token specification).
+"""Tokens of our own, which `/token` issues to authenticated callers (distribution's token specification).
 
     identity ── issue() ──> token, encrypted, good for minutes ── identify() ──> the same identity
-                                      └── another key, altered, or its time over ──> nobody
+                                      └── another key, altered, or expired ──> None
 
-A token is encrypted as a whole (Fernet: AES-CBC with an HMAC, versioned and dated), so what is inside, which may be
-somebody's credentials for an upstream, is nobody's business, and any process that has the key can read it: nothing is
-remembered on our side. The key is a file beside the store, made at the first start; replicas share one by
-configuration. Of several keys in it the first one issues and all are accepted, so that a key can be changed without
-sending anybody away.
+A token is encrypted as a whole (Fernet: AES-CBC with an HMAC, versioned and dated), because it may contain a caller's
+credentials for an upstream. Any process that has the key can read it, so the mirror stores no tokens. The key is a file
+beside the store, created at the first start; replicas share one by configuration. If the file holds several keys, the
+first one encrypts and all decrypt, so that a key can be changed without invalidating tokens.
 """
 
 from __future__ import annotations
@@ -30,19 +29,20 @@ from mirror.policy.access import AuthMethod, Identity
 
 __all__ = ["IssuedTokens", "check_keys", "is_issued", "read_keys"]
 
-#: Tells our tokens from all others at a look.
+#: Distinguishes our tokens from all others.
 _PREFIX: Final = "mirror-1."
 #: Seconds by which the clocks of replicas may differ.
 _SLACK: Final = 60
 
 
 def is_issued(presented: CallerCredentials) -> bool:
-    """Whether this looks like a token of ours, good or not: then it is for nobody else's eyes."""
+    """True if this looks like a token of ours, valid or not. Such a token must not be shown to anybody else."""
     return presented.secret.startswith(_PREFIX)
 
 
 def read_keys(path: Path, *, make: bool) -> MultiFernet:
-    """The keys in a file, one a line. Blocking. With `make` a missing file is made (0600), by one of several processes.
+    """Blocking. The keys in a file, one a line. With `make` a missing file is created (0600); of several processes that
+    try, one succeeds and all use its file.
 
     Raises `ConfigError`.
     """
@@ -52,7 +52,7 @@ def read_keys(path: Path, *, make: bool) -> MultiFernet:
 
 
 def check_keys(path: Path) -> MultiFernet:
-    """Blocking. Raises `ConfigError`."""
+    """Blocking. The keys in a file, one a line. Raises `ConfigError`."""
     try:
         lines = path.read_text().split()
     except (OSError, UnicodeDecodeError) as error:
@@ -67,7 +67,7 @@ def check_keys(path: Path) -> MultiFernet:
 
 
 def _make(path: Path) -> None:
-    """Whole or not at all, and never over another process's."""
+    """Create the file whole or not at all, and never replace that of another process. Raises `ConfigError`."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -86,7 +86,7 @@ def _make(path: Path) -> None:
 
 
 class IssuedTokens:
-    """Issues, and is an `Authenticator` for what it issued. `lifetime` is in seconds."""
+    """Issues tokens, and is the `Authenticator` for them. `lifetime` is in seconds."""
 
     def __init__(self, keys: MultiFernet, *, lifetime: float, now: Callable[[], float] = time.time) -> None:
         self.lifetime = lifetime
@@ -94,7 +94,7 @@ class IssuedTokens:
         self._now = now
 
     def issue(self, identity: Identity) -> str:
-        """A token that says who this is."""
+        """A token that carries this identity."""
         inside: dict[str, Any] = {
             "name": identity.name,
             "means": identity.means.value,
@@ -106,7 +106,7 @@ class IssuedTokens:
         return _PREFIX + encrypted.decode()
 
     async def identify(self, presented: CallerCredentials) -> Identity | None:
-        """By a token that is still good; as a bearer, or as a password."""
+        """The identity in a token that has not expired, sent as a bearer or as a password; None for anything else."""
         opened = self._open(presented)
         if opened is None:
             return None
@@ -114,7 +114,7 @@ class IssuedTokens:
         return _read(json.loads(inside)) if 0 < left <= self.lifetime + _SLACK else None
 
     def left(self, presented: CallerCredentials) -> float | None:
-        """Seconds that a token of ours is still good; None for what is none."""
+        """Seconds for which a token of ours is still valid; None if it is not one of ours."""
         opened = self._open(presented)
         return None if opened is None else max(0.0, min(opened[1], self.lifetime))
 
@@ -124,7 +124,7 @@ class IssuedTokens:
             return None
         token = secret.removeprefix(_PREFIX).encode()
         try:
-            # what is no letter of base64 is passed over in decoding: one token would have any number of spellings
+            # the decoder skips characters that are not base64: without this check one token would have many spellings
             if base64.urlsafe_b64encode(base64.urlsafe_b64decode(token)) != token:
                 return None
             inside = self._keys.decrypt(token)
@@ -134,6 +134,6 @@ class IssuedTokens:
 
 
 def _read(inside: Any) -> Identity:
-    """What we have encrypted ourselves."""
+    """The identity in the decrypted content of a token, which we wrote ourselves."""
     own = CallerCredentials(*inside["own"]) if "own" in inside else None
     return Identity(inside["name"], AuthMethod(inside["means"]), frozenset(inside["groups"]), own)

@@ -1,10 +1,11 @@
-"""Whose password is checked next. A check costs a tenth of a second of a core by design, so wrong passwords are the
-cheapest way to keep a machine busy: they wait in a line of bounded length, and not before others.
+"""The order in which passwords are checked. A check costs a tenth of a second of a core by design, so wrong passwords
+are the cheapest way to keep a machine busy: they wait in queues of limited length, behind passwords that were right
+before.
 
     asked ── a thread is idle ───────────────────────────────> checked
       ├── was right before ──────────────> goes before the others ──┐
-      ├── its client has room in its line ─> clients take turns ────┴── a thread is idle ──> checked
-      └── it has none, or there are too many clients ──> `TooManyLogins`
+      ├── room in its client's queue ────> clients take turns ────┴── a thread is idle ──> checked
+      └── queue full, or too many clients wait ──> `TooManyLogins`
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ from mirror.errors import TooManyLogins
 
 __all__ = ["PasswordQueue"]
 
-#: Checks of one client that wait: nodes behind one address start together.
+#: Waiting checks of one client: nodes behind one address start together.
 _EACH: Final = 32
-#: Clients that wait.
+#: Clients with waiting checks.
 _CLIENTS: Final = 256
 
 
 class PasswordQueue:
-    """Of one process, whose event loop is the only one to call it. `at_once` checks run side by side."""
+    """The queue of one process; only its event loop may use it. `at_once` checks run at the same time."""
 
     def __init__(self, at_once: int, *, each: int = _EACH, clients: int = _CLIENTS) -> None:
         self._idle = at_once
         self._each = each
         self._clients = clients
-        #: Those that were right before: their number is that of the accounts.
+        #: Checks of passwords that were right before; there are no more distinct ones than accounts.
         self._first: deque[asyncio.Future[None]] = deque()
         self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @asynccontextmanager
     async def turn(self, client: str, *, first: bool) -> AsyncIterator[None]:
-        """Inside it is this one's turn. `client` is where it comes from. Raises `TooManyLogins`."""
+        """The check runs inside the `with`. `client` is the address that it comes from. Raises `TooManyLogins`."""
         if self._idle:
             self._idle -= 1
         else:
@@ -55,7 +56,7 @@ class PasswordQueue:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                # it had just been given, and nobody takes it
+                # this caller had just been given its turn: pass it on
                 self._next()
             raise
 

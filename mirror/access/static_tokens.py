@@ -1,4 +1,4 @@
-"""Tokens that stand in the configuration: for machines that cannot log in in any other way."""
+"""Tokens written in the configuration, for machines that cannot log in in any other way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["StaticToken", "StaticTokens"]
 
 @dataclass(frozen=True, slots=True)
 class StaticToken:
-    """`name` is how it is called in rules and logs."""
+    """A configured token; `name` identifies it in rules and logs."""
 
     name: str
     secret: str = field(repr=False)
@@ -22,14 +22,16 @@ class StaticToken:
 
 
 class StaticTokens:
-    """See `mirror.ports.Authenticator`. A token may come as a bearer, or as the password of any user name."""
+    """Authenticates by configured tokens; see `mirror.ports.Authenticator`. A token may come as a bearer, or as the
+    password of any user name.
+    """
 
     def __init__(self, tokens: Iterable[StaticToken]) -> None:
-        # looked up by hash: how long that takes says nothing about the token
+        # looked up by hash, so that the time of a look-up reveals nothing about the token
         self._known = {_hashed(token.secret): Identity(token.name, AuthMethod.TOKEN, token.groups) for token in tokens}
 
     async def identify(self, presented: CallerCredentials) -> Identity | None:
-        """By the token alone."""
+        """The identity of this token, or None. The user name is ignored."""
         return self._known.get(_hashed(presented.secret))
 
 
