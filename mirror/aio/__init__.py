@@ -1,1 +1,1 @@
-"""Pieces of asyncio that know nothing of registries: one call for many callers, bounded maps, threads, a cache."""
+"""Building blocks for asyncio that know nothing of registries: single flight, bounded maps, threads, caches."""

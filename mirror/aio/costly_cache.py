@@ -1,10 +1,11 @@
-"""Answers that cost much: made once for all who ask meanwhile, and believed for a while that grows with what they cost.
+"""A cache for costly answers: each is computed once for all concurrent callers, and kept for a time proportional to its
+cost.
 
-    asked ── known and young ──> the same again
-        └── made, by one at a time ── quick ──> not kept
-                                  └── slow ───> kept for some times as long as it took
+    asked ── known and young ──> the same answer
+        └── computed, one at a time ── quick ──> not kept
+                                    └── slow ───> kept for a multiple of the time it took
 
-So a page that is left open asks for a share of one thread at most, however large the store is, and on a small store
+A page that is left open therefore uses at most a share of one thread, however large the store is; on a small store
 every answer is new.
 """
 
@@ -19,17 +20,17 @@ __all__ = ["CostlyCache"]
 
 T = TypeVar("T")
 
-#: Seconds: what is made in less is not kept.
+#: Seconds: an answer computed in less time is not kept.
 _QUICK: Final = 0.25
-#: How many times as long as it took an answer is believed, and the most seconds.
+#: An answer is kept for this many times as long as it took to compute, up to so many seconds.
 _TIMES: Final = 20.0
 _LONGEST: Final = 600.0
-#: Answers kept, to different questions.
+#: Most answers kept, one for each question.
 _MOST: Final = 8
 
 
 class CostlyCache(Generic[T]):
-    """Of one kind of question; `now` counts seconds."""
+    """The answers to one kind of question; `now` counts seconds."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -38,7 +39,7 @@ class CostlyCache(Generic[T]):
         self._epoch = 0
 
     async def __call__(self, question: Hashable, make: Callable[[], Awaitable[T]]) -> T:
-        """The answer; raises what `make` does."""
+        """The answer, from the cache or from `make`. Raises the errors of `make`."""
         async with self._turn:
             began, epoch = self._now(), self._epoch
             known = self._known.get(question)
@@ -47,7 +48,7 @@ class CostlyCache(Generic[T]):
             self._known.pop(question, None)
             answer = await make()
             took = self._now() - began
-            # what was made while something changed may lack it
+            # an answer computed while something changed may lack the change
             if took >= _QUICK and epoch == self._epoch:
                 if len(self._known) >= _MOST:
                     del self._known[next(iter(self._known))]
@@ -55,6 +56,6 @@ class CostlyCache(Generic[T]):
             return answer
 
     def forget(self) -> None:
-        """Something was changed: the next answer is a new one."""
+        """Something was changed: the next answer is computed anew."""
         self._epoch += 1
         self._known.clear()

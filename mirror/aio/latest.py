@@ -1,4 +1,4 @@
-"""Maps that remember only so many keys, because clients and upstreams can make up keys without end."""
+"""Maps with a limited number of keys, because clients and upstreams can invent any number of keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ V = TypeVar("V")
 
 
 def put_latest(entries: OrderedDict[K, V], key: K, value: V, most: int) -> None:
-    """Put an entry, as the latest one; the oldest entries leave if there are more than `most`."""
+    """Put an entry as the latest one; remove the oldest entries if there are more than `most`."""
     entries[key] = value
     entries.move_to_end(key)
     while len(entries) > most:

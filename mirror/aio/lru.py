@@ -1,7 +1,7 @@
-"""Manifests and tags that were asked for lately, in memory: the whole path of most requests.
+"""Recently requested manifests and tags, in memory: most requests are answered from here.
 
-Nothing here is the truth. A manifest by digest never changes, so it may stay as long as there is room; what a tag
-points to is only believed until the time that comes with it.
+The cache is never authoritative. A manifest by digest never changes, so it may stay as long as there is room; the
+digest of a tag is valid only until the expiry time stored with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ V = TypeVar("V")
 
 
 class LruCache(Generic[K, V]):
-    """Least recently used entries leave first, once there are more than `most_bytes` of them (as `weigh` counts)."""
+    """A cache that removes the least recently used entries once their sizes (by `weigh`) exceed `most_bytes`."""
 
     def __init__(self, most_bytes: int, weigh: Callable[[V], int]) -> None:
         self._most = most_bytes
@@ -26,14 +26,14 @@ class LruCache(Generic[K, V]):
         self._bytes = 0
 
     def get(self, key: K) -> V | None:
-        """The entry, which is thereby the most recently used one."""
+        """The entry, or None. The entry becomes the most recently used one."""
         entry = self._entries.get(key)
         if entry is not None:
             self._entries.move_to_end(key)
         return entry
 
     def put(self, key: K, value: V) -> None:
-        """Replaces what was there."""
+        """Put an entry, in place of the one before."""
         self.drop(key)
         self._entries[key] = value
         self._bytes += self._weigh(value)
@@ -42,7 +42,7 @@ class LruCache(Generic[K, V]):
             self._bytes -= self._weigh(oldest)
 
     def drop(self, key: K) -> None:
-        """Repeatable."""
+        """Remove an entry, if it is there. Repeatable."""
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._bytes -= self._weigh(entry)

@@ -1,15 +1,15 @@
-"""Short-lived shared answers: asked once however many want them, remembered for a while.
+"""Short-lived shared answers: each is computed once for all concurrent callers, and remembered for a while.
 
-The only file that knows aiocache. A key's life:
+This is the only file that knows aiocache. A key's life:
 
     unknown ── share() ──> one task makes it, all callers wait ──> remembered ── ttl over, forget(), no room ──> unknown
                                        └── it fails: all callers get the error, nothing is remembered
 
-The task belongs to nobody: a caller that is cancelled takes nothing from the others. Values are JSON (never pickle,
-which would let whoever can write to Redis run code here). Entries live in this process, bounded in number and bytes,
-and, where Redis is given, there as well for the other workers and replicas; Redis has a tenth of a second to answer
-and is left alone for a while when it does not, unnoticed by callers. What is `private` never leaves the process.
-Everything here may be lost at any time.
+The task belongs to no caller: cancelling one caller does not affect the others. Values are JSON (never pickle, which
+would let anybody who can write to Redis run code here). Entries live in this process, limited in number and bytes, and,
+if Redis is configured, there as well for the other workers and replicas. Redis has a tenth of a second to answer; if it
+does not, it is not called for a while, and callers notice nothing. `private` entries never leave the process. Any entry
+may be lost at any time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["MISSING", "Memo", "redis_cache"]
 
 T = TypeVar("T")
 
-#: What `get` says when there is nothing: None is a value like any other.
+#: The result of `get` for an unknown key; None is a value like any other.
 MISSING: Final = object()
 
 _BUDGET: Final = 0.1
@@ -44,8 +44,8 @@ _LEFT_ALONE: Final = 1.0
 def redis_cache(url: str, *, budget: float = _BUDGET, connections: int = 8) -> RedisCache:
     """aiocache's Redis for a `redis://`, `rediss://` or `unix://` URL; connects at first use.
 
-    `budget` in seconds bounds the wait for a free connection; that for an answer is the memo's. redis-py's own retries
-    are off: ten of them make a dead Redis cost seconds. Raises `ValueError` for another URL.
+    `budget`, in seconds, limits the wait for a free connection; `Memo` limits the wait for an answer. redis-py's own
+    retries are off: its ten retries make a dead Redis cost seconds. Raises `ValueError` for another URL.
     """
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         url,
@@ -63,10 +63,10 @@ def redis_cache(url: str, *, budget: float = _BUDGET, connections: int = 8) -> R
 
 
 class Memo:
-    """Answers under `prefix`, which keeps several memos in one Redis apart and carries the version of their form.
+    """Answers under `prefix`, which separates several memos in one Redis and carries the version of their format.
 
-    At most `most_entries` and `most_bytes` of JSON text are kept, least recently used ones leave first. `now` is
-    epoch seconds, because times of expiry are shared through Redis.
+    At most `most_entries` and `most_bytes` of JSON text are kept; the least recently used ones are removed first. `now`
+    is epoch seconds, because expiry times are shared through Redis.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Memo:
         self._budget = budget
         self._now = now
         self._local = SimpleMemoryCache(serializer=NullSerializer(), timeout=None)
-        #: Sizes of what `_local` holds, least recently used first: aiocache itself has no bound.
+        #: Sizes of the entries in `_local`, least recently used first: aiocache itself has no limit.
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._bytes = 0
         self._once = SingleFlight()
@@ -95,11 +95,11 @@ class Memo:
     async def share(
         self, key: str, make: Callable[[], Awaitable[T]], ttl: float | Callable[[T], float], *, private: bool = False
     ) -> T:
-        """What is remembered under `key`; else what `make` gives, called once for all who ask meanwhile.
+        """The value remembered under `key`; otherwise that of `make`, which is called once for all concurrent callers.
 
-        `ttl` in seconds, or how to tell it from the value; 0 or less is not remembered. The value must be JSON (tuples
-        come back as lists). An error of `make` reaches all who wait and is not remembered: to remember a refusal for a
-        short while, return a value that says so. Raises what `make` raises.
+        `ttl` is in seconds, or a function that derives it from the value; with 0 or less the value is not remembered.
+        The value must be JSON (tuples come back as lists). An error of `make` reaches all waiting callers and is not
+        remembered: to remember a refusal for a short while, return a value that says so. Raises the errors of `make`.
         """
         found = await self._get_local(key)
         if found is not MISSING:
@@ -108,12 +108,12 @@ class Memo:
         return await self._once.run(key, lambda: self._make(key, make, ttl, private))
 
     async def get(self, key: str, *, private: bool = False) -> Any:
-        """What is remembered, or `MISSING`."""
+        """The remembered value, or `MISSING`."""
         found = await self._get_local(key)
         return await self._get_shared(key) if found is MISSING and not private else found
 
     async def put(self, key: str, value: Any, ttl: float, *, private: bool = False) -> None:
-        """Remember a JSON value for `ttl` seconds. Raises `TypeError` for what is not JSON."""
+        """Remember a JSON value for `ttl` seconds. Raises `TypeError` or `ValueError` if the value is not JSON."""
         if ttl <= 0:
             return
         text = json.dumps([self._now() + ttl, value], separators=(",", ":"), allow_nan=False)
@@ -122,13 +122,13 @@ class Memo:
             await self._ask_shared(lambda cache: cache.set(self._name(key), text, ttl=max(0.001, float(ttl))))
 
     async def forget(self, key: str, *, private: bool = False) -> None:
-        """Forget it here and in Redis; other processes that have it keep it until its time is over. Repeatable."""
+        """Forget the entry here and in Redis; other processes that have it keep it until it expires. Repeatable."""
         await self._drop_local(key)
         if not private:
             await self._ask_shared(lambda cache: cache.delete(self._name(key)))
 
     async def aclose(self) -> None:
-        """End what is under way and let go of Redis. Repeatable."""
+        """Cancel work under way and disconnect from Redis. Repeatable."""
         await self._once.aclose()
         shared, self._shared = self._shared, None
         if shared is not None:
@@ -139,7 +139,7 @@ class Memo:
 
     @property
     def entries(self) -> int:
-        """How many are kept in this process, outdated ones that nobody has asked for since included."""
+        """The number of entries in this process, including expired ones that have not been asked for since."""
         return len(self._sizes)
 
     async def _make(
@@ -158,7 +158,7 @@ class Memo:
         return f"{self._prefix}:{key}"
 
     async def _get_local(self, key: str) -> Any:
-        """Never waits: `share` relies on nobody coming in between."""
+        """The value in this process, or `MISSING`. Never yields to the event loop: `share` relies on that."""
         text = await self._local.get(key)
         if text is None:
             return MISSING
@@ -171,7 +171,7 @@ class Memo:
     async def _put_local(self, key: str, text: str) -> None:
         await self._drop_local(key)
         if len(text) * 8 > self._most_bytes:
-            return  # one value must not push out everything else
+            return  # a single large value must not push out everything else
         await self._local.set(key, text)
         self._sizes[key] = len(text)
         self._bytes += len(text)
@@ -190,19 +190,19 @@ class Memo:
         return value
 
     async def _ask_shared(self, ask: Callable[[RedisCache], Awaitable[Any]]) -> Any:
-        """One call to Redis within its budget; None where there is no Redis or it fails."""
+        """One call to Redis within its budget; None if there is no Redis or the call fails."""
         if self._shared is None or self._now() < self._shared_after:
             return None
         try:
             async with asyncio.timeout(self._budget):
                 return await ask(self._shared)
         except Exception:
-            # whatever it is: this is a memory of things that can be asked for again
+            # any error counts as a miss: every value can be obtained again
             self._shared_after = self._now() + _LEFT_ALONE
             return None
 
     def _read(self, text: str) -> Any:
-        """The value, unless its time is over or somebody else wrote something else there."""
+        """The value, or `MISSING` if it has expired or the text has another form."""
         try:
             expires, value = json.loads(text)
             return value if self._now() < expires else MISSING

@@ -1,8 +1,8 @@
-"""The same work asked for at the same time is done once.
+"""Concurrent requests for the same work run it once.
 
-Unlike a lock, everyone gets the one result or the one error. The work runs in a task of its own: the first caller is
-nobody special, and when a caller leaves, the work goes on for the others. When all have left it still goes on, because
-its result is worth keeping (it fills a cache).
+Unlike with a lock, every caller gets the one result or the one error. The work runs in a task of its own, which does
+not belong to the first caller: when a caller is cancelled, the work goes on for the others. If all callers are
+cancelled it still goes on, because its result is worth keeping (it fills a cache).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ T = TypeVar("T")
 
 
 class SingleFlight:
-    """Work under way, by key. Nothing is remembered after its end."""
+    """Work under way, by key. Nothing is remembered after the work ends."""
 
     def __init__(self) -> None:
         self._running: dict[Hashable, asyncio.Task[Any]] = {}
 
     async def run(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
-        """The result of `work`, or of the work that runs for this key already. Raises what it raises."""
+        """The result of `work`, or of the work already running for this key. Raises the errors of that work."""
         task = self._running.get(key)
         if task is None:
             task = asyncio.ensure_future(_as_coroutine(work))
@@ -34,26 +34,26 @@ class SingleFlight:
         return result
 
     async def run_since(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
-        """Like `run`, but never the result of work that had begun before this call: what has changed since then is not
-        in it. That work is waited for, and one more does for all who came meanwhile.
+        """Like `run`, but never the result of work that began before this call, because that work may have missed a
+        recent change. Waits for such work, then runs once more for all callers that arrived meanwhile.
         """
         if (running := self._running.get(key)) is not None:
             await asyncio.wait({running})
         return await self.run(key, work)
 
     def under_way(self, key: Hashable) -> bool:
-        """Whether `run` would join others."""
+        """True if `run` would join work that is running."""
         return key in self._running
 
     def _ended(self, key: Hashable, task: asyncio.Task[Any]) -> None:
         if self._running.get(key) is task:
             del self._running[key]
         if not task.cancelled():
-            # when every caller has left, nobody else would look at it
+            # retrieve the error: if every caller was cancelled, asyncio would complain that nobody did
             task.exception()
 
     async def aclose(self) -> None:
-        """Cancel what runs. Repeatable."""
+        """Cancel all running work. Repeatable."""
         await end(*self._running.values())
 
 
@@ -61,15 +61,15 @@ async def _as_coroutine(work: Callable[[], Awaitable[T]]) -> T:
     return await work()
 
 
-#: Seconds after which a task that goes on is cancelled again.
+#: Seconds after which a task that is still running is cancelled again.
 _AGAIN: Final = 0.5
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks and wait until they have ended, however: they are asked again while they go on.
+    """Cancel tasks and wait until they have ended, in whatever way; tasks that keep running are cancelled again.
 
-    A cancellation can be lost on its way: `asyncio.wait_for` of Python 3.11, which libraries use, drops it if what it
-    waits for has ended in the same moment. Waiting for such a task once would mean to wait for ever.
+    A cancellation can be lost: `asyncio.wait_for` of Python 3.11, which libraries use, drops it if the awaited work
+    ends at the same moment. After a single cancellation, waiting for such a task could take for ever.
     """
     pending = {task for task in tasks if not task.done()}
     while pending:

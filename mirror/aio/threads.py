@@ -1,7 +1,7 @@
-"""Work in threads that outlives the one who waits for it.
+"""Work in threads that must end before its caller goes on.
 
-A thread cannot be cancelled, and what it works with (files, descriptors, buffers) is mostly its caller's: who goes on
-while it runs closes a file under it, or gives the number of its descriptor to somebody else.
+A thread cannot be cancelled, and it works with files, descriptors and buffers that mostly belong to its caller. A
+caller that went on while the thread runs would close a file in use, or free a descriptor's number for another file.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ async def to_its_end(
     stop: Callable[[], None] | None = None,
     unwanted: Callable[[T], None] | None = None,
 ) -> T:
-    """The result of work that runs in a thread. When cancelled, once or again, tell the work to `stop` and wait for its
-    end all the same; a result that nobody gets any more is `unwanted`. Raises what the work raises.
+    """The result of work that runs in a thread. If cancelled, even repeatedly, calls `stop` and still waits for the
+    work to end; a result that can no longer be returned is passed to `unwanted`. Raises the errors of the work.
     """
     running = asyncio.ensure_future(work)
     try:
