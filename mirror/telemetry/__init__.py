@@ -1,7 +1,7 @@
-"""What can be seen of the mirror from outside: every metric in one list, and the shape of the log.
+"""Metrics and logging: every metric in one list, and the format of the log.
 
-Counters live in memory-mapped files when `PROMETHEUS_MULTIPROC_DIR` is set (the supervisor of several workers does),
-so that a scrape that lands on any worker tells the sum of all.
+Counters live in memory-mapped files if `PROMETHEUS_MULTIPROC_DIR` is set (the supervisor of several workers sets it),
+so that a scrape of any worker returns the sum of all.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ LOOP_LAG: Final = Histogram(
     "How much later than it should a timer of 100 ms rings: what every request waits as well",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
 )
-# The library has such metrics for one process alone.
+# The library's own process metrics cover one process only.
 CPU_SECONDS: Final = Counter("mirror_process_cpu_seconds", "CPU time of all workers, user and system")
 RESIDENT_BYTES: Final = Gauge(
     "mirror_process_resident_bytes",
@@ -227,7 +227,7 @@ DESCRIPTORS_LIMIT: Final = Gauge(
 
 
 def counted(name: str) -> list[tuple[dict[str, str], float]]:
-    """The samples of one counter by their labels, of all workers where there are several. `name` without `_total`."""
+    """The samples of one counter with their labels, over all workers. `name` is without `_total`."""
     with _registry() as registry:
         return [
             (sample.labels, sample.value)
@@ -239,20 +239,20 @@ def counted(name: str) -> list[tuple[dict[str, str], float]]:
 
 
 def measured(name: str) -> float:
-    """The sum of a gauge's samples, of all workers where there are several."""
+    """The sum of a gauge's samples, over all workers."""
     with _registry() as registry:
         return sum(sample.value for family in registry.collect() if family.name == name for sample in family.samples)
 
 
 def render_metrics() -> bytes:
-    """The exposition text, of all workers where there are several."""
+    """The metrics of all workers in Prometheus's text format."""
     with _registry() as registry:
         return generate_latest(registry)
 
 
 @contextmanager
 def _registry() -> Iterator[CollectorRegistry]:
-    """Of all workers where there are several; meanwhile nobody adds up what ended ones have left."""
+    """A registry with the metrics of all workers. Inside the `with`, no counters of ended workers are added up."""
     if (folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR")) is None:
         yield _REGISTRY
         return
@@ -263,28 +263,28 @@ def _registry() -> Iterator[CollectorRegistry]:
 
 
 class TraceSpan(Protocol):
-    """Something that takes time, entered and left; an exception that leaves it is noted."""
+    """A traced period of time, entered and left with `with`; an exception that leaves it is noted."""
 
     def __enter__(self) -> TraceSpan: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None: ...
 
     def note(self, **attributes: str | int | float | None) -> None:
-        """More about it; dots of names are written `__`. None is left out."""
+        """Add attributes; dots in their names are written `__`. Attributes that are None are left out."""
 
 
 class Tracing(Protocol):
-    """What makes spans (`mirror/telemetry/tracing.py`)."""
+    """Makes spans (`mirror/telemetry/tracing.py`)."""
 
     def span(self, name: str, attributes: Mapping[str, str | int | float | None], *, client: bool = False) -> TraceSpan:
-        """A child of the span that is current here, which it is itself while it is entered."""
+        """A child of the current span; it is itself the current span while it is entered."""
 
     def request(self, method: str, path: str, headers: Mapping[str, str]) -> TraceSpan:
-        """A client's request; its `traceparent` counts (W3C Trace Context)."""
+        """The span of a client's request, which continues the trace of its `traceparent` (W3C Trace Context)."""
 
 
 class _NoSpan:
-    """All spans while there is no tracing."""
+    """The span used while tracing is off."""
 
     __slots__ = ()
 
@@ -303,30 +303,30 @@ _tracing: Tracing | None = None
 
 
 def set_tracing(tracing: Tracing | None) -> None:
-    """From now on spans are made by this; None: there are none."""
+    """Make spans with this from now on; None: make none."""
     global _tracing
     _tracing = tracing
 
 
 def span(name: str, **attributes: str | int | float | None) -> TraceSpan:
-    """A span for a `with`; dots in names of attributes are written `__`."""
+    """A span to be used in a `with`; dots in attribute names are written `__`."""
     return _NO_SPAN if _tracing is None else _tracing.span(name, attributes)
 
 
 def client_span(name: str, **attributes: str | int | float | None) -> TraceSpan:
-    """The same for a request of ours to another host."""
+    """A span for a request of ours to another host."""
     return _NO_SPAN if _tracing is None else _tracing.span(name, attributes, client=True)
 
 
 def request_span(method: str, path: str, headers: Mapping[str, str]) -> TraceSpan | None:
-    """The span of a client's request; None while there is no tracing."""
+    """The span of a client's request; None while tracing is off."""
     return None if _tracing is None else _tracing.request(method, path, headers)
 
 
 log: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
 
 _SECRET_KEYS: Final = re.compile(r"authori[sz]ation|passw|secret|token|cookie|credential", re.IGNORECASE)
-#: Queries of URLs hold signatures, user parts hold passwords, and headers hold both.
+#: URL queries may hold signatures, user parts may hold passwords, and headers may hold both.
 _SECRET_TEXT: Final = (
     (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s\"'<>?#]*)\?[^\s\"'<>]*", re.IGNORECASE), r"\1?…"),
     (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s\"'<>/@]*@", re.IGNORECASE), r"\1…@"),
@@ -335,14 +335,14 @@ _SECRET_TEXT: Final = (
 
 
 def redact(text: str) -> str:
-    """Text without what could be a secret: queries and user parts of URLs, credentials of headers."""
+    """The text without possible secrets: queries and user parts of URLs, credentials in headers."""
     for pattern, instead in _SECRET_TEXT:
         text = pattern.sub(instead, text)
     return text
 
 
 def _redact_event(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """The last step before a line is written, so that no call site has to remember."""
+    """Redact an event, as the last step before its line is written, so that call sites need not do so."""
     for key, value in event.items():
         if isinstance(value, str):
             if _SECRET_KEYS.search(key):
@@ -353,8 +353,8 @@ def _redact_event(_logger: object, _method: str, event: MutableMapping[str, Any]
 
 
 class _Output:
-    """Where lines go. One that cannot be written is counted and lost, it costs nobody an answer: the disk that the log
-    is written to fills up as well, and whoever reads a pipe may go.
+    """The stream of the log. A line that cannot be written is lost and counted, but no answer fails because of it: the
+    disk of the log may be full, and the reader of a pipe may be gone.
     """
 
     def __init__(self, output: TextIO) -> None:
@@ -368,11 +368,11 @@ class _Output:
             LOG_LOST.inc()
 
     def flush(self) -> None:
-        """Each line is, when it is written."""
+        """Nothing to do: `write` flushes each line."""
 
 
 def set_up_logging(level: str = "info", output: TextIO | None = None) -> None:
-    """JSON lines on standard error (or `output`), one event each. Control characters are escaped by JSON."""
+    """Log JSON lines, one event each, to standard error (or `output`). JSON escapes control characters."""
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[
@@ -386,7 +386,7 @@ def set_up_logging(level: str = "info", output: TextIO | None = None) -> None:
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Output(output or sys.stderr))),
         cache_logger_on_first_use=False,
     )
-    # libraries log through the standard module; what they say reaches the same place in the same shape
+    # libraries log through the standard module; their lines go to the same stream in the same format
     root = logging.getLogger()
     root.handlers[:] = [_Forward()]
     root.setLevel(max(number, logging.WARNING))

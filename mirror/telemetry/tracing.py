@@ -1,16 +1,16 @@
-"""Traces for an OpenTelemetry collector. The only file that knows the library, imported where tracing is switched on.
+"""Traces for an OpenTelemetry collector. The only file that imports the library; it is imported only if tracing is on.
 
     request                             server; continues the client's traceparent
     ├── tag                             what a tag points to: freeze, memory, disk or upstream
-    │   └── upstream resolve            client; each try is one
+    │   └── upstream resolve            client; one for each try
     │       upstream token              client; a token was exchanged
     ├── manifest ── upstream manifest
     └── flight ──┬─ upstream blob       until upstream's headers
                  ├─ fill                its body
                  └─ evict               room is made
 
-A flight belongs to the request that began it; those that join it say so (`mirror.cache` = `joined`). The `traceparent`
-goes no further: upstreams are foreign hosts, and need not know who asks for what.
+A flight belongs to the request that began it; requests that join it say so (`mirror.cache` = `joined`). The
+`traceparent` is not sent to upstreams: they are foreign hosts, and need not know which client asks for what.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from mirror import telemetry
 
 __all__ = ["start"]
 
-#: Seconds that a collector may take for a batch.
+#: Seconds within which a collector must accept a batch.
 _PATIENCE: Final = 5
-#: Seconds that a worker waits at its end for what is left to be sent.
+#: Seconds that a stopping worker waits until the remaining spans are sent.
 _AT_THE_END: Final = 10
-#: Characters of an error.
+#: Most characters of an error's text.
 _LONGEST: Final = 500
-#: As many as the library's own exporters send.
+#: Types of attribute values that are sent.
 _VALUES: Final = (str, int, float)
 
 _Value = str | int | float | None
 
 
 def start(endpoint: str, sample: float, *, version: str) -> Callable[[], Awaitable[None]]:
-    """Blocking: trace from now on; `sample` is the part of the requests that no client has decided about. The answer
-    ends it, and sends what is left.
+    """Blocking. Trace from now on; `sample` is the share of requests traced if the client has not decided. The returned
+    function ends tracing and sends the remaining spans.
     """
     url = endpoint if urlsplit(endpoint).path.strip("/") else f"{endpoint.rstrip('/')}/v1/traces"
     provider = TracerProvider(
@@ -77,10 +77,10 @@ def start(endpoint: str, sample: float, *, version: str) -> Callable[[], Awaitab
 
         def shut_down() -> None:
             provider.shutdown()
-            with suppress(RuntimeError):  # the loop is gone: it was not waited for any longer
+            with suppress(RuntimeError):  # the loop has ended: nobody waits any more
                 loop.call_soon_threadsafe(ended.set)
 
-        # a daemon, so that a collector that hangs keeps no process from its end
+        # a daemon thread, so that a collector that hangs does not keep the process from ending
         threading.Thread(target=shut_down, daemon=True).start()
         with suppress(TimeoutError):
             async with asyncio.timeout(_AT_THE_END):
@@ -90,7 +90,7 @@ def start(endpoint: str, sample: float, *, version: str) -> Callable[[], Awaitab
 
 
 class _Exporter(SpanExporter):
-    """Says once that the collector takes nothing, and once that it does again, in place of a line for each try."""
+    """Logs once that the collector accepts nothing, and once that it does again, instead of a line for each try."""
 
     def __init__(self, inner: OTLPSpanExporter, url: str) -> None:
         self._inner = inner
@@ -102,7 +102,7 @@ class _Exporter(SpanExporter):
         logger.propagate = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """In a thread of the library's."""
+        """Called in a thread of the library."""
         result = self._inner.export(spans)
         failed = result is not SpanExportResult.SUCCESS
         if failed and not self._failed:
@@ -120,7 +120,7 @@ class _Exporter(SpanExporter):
 
 
 class _LastWords(logging.Handler):
-    """What the library logged last."""
+    """Keeps the last message that the library logged."""
 
     text = ""
 
@@ -141,7 +141,7 @@ class _Tracing:
 
     def request(self, method: str, path: str, headers: Mapping[str, str]) -> telemetry.TraceSpan:
         carrier = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
-        # without one it begins a trace of its own: what is current here is nothing of the client's
+        # without a traceparent the request begins a new trace: the span that is current here is not its parent
         parent = self._propagator.extract(carrier, contexts.Context())
         made = _Span(self._tracer, "request", trace.SpanKind.SERVER, parent)
         made.note(http__request__method=method, url__path=path[:1024])
@@ -149,7 +149,9 @@ class _Tracing:
 
 
 class _Span:
-    """Begins when it is entered. A crash is told by its name and text alone: a trace of calls could hold a secret."""
+    """Begins when it is entered. An error is recorded by its type and text only: a stack trace could contain a
+    secret.
+    """
 
     def __init__(self, tracer: trace.Tracer, name: str, kind: trace.SpanKind, parent: contexts.Context | None) -> None:
         self._tracer, self._name, self._kind, self._parent = tracer, name, kind, parent

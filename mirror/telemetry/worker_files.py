@@ -1,17 +1,16 @@
-"""What workers that are gone have counted, in one file of each kind instead of one of each worker.
+"""The counters of ended workers, merged into one file of each kind instead of one for each worker.
 
     <kind>_<pid>.db    a worker counts in it, mapped into its memory (the library's format)
          │ the worker has ended
          ├── counters, histograms ──> added to <kind>_ended.db
-         ├── the most recent of a gauge ──> it, or what is in <kind>_ended.db: the later one
-         └── gauges of who lives ──> gone
+         ├── most recent gauges ────> the later of this value and that in <kind>_ended.db
+         └── live gauges ───────────> deleted
 
-The library has no public way to these files: how it names and writes them is held by tests/ports/test_counts.py, and
-the bound on its version in pyproject.toml is raised after that has passed.
+The library has no public interface to these files. tests/ports/test_counts.py checks how it names and writes them;
+raise the limit on its version in pyproject.toml only after that test has passed.
 
-Without this every reload and every crash would leave files in memory for good, and each scrape would read all of them.
-Whoever sums up holds a lock together with others, whoever adds holds it alone: in between, numbers would
-count twice.
+Without this, every reload and every crash would leave files in memory for good, and each scrape would read all of them.
+Scrapes share a lock, and adding up takes it exclusively: otherwise a scrape in between would count numbers twice.
 """
 
 from __future__ import annotations
@@ -28,29 +27,32 @@ from prometheus_client.mmap_dict import MmapedDict
 __all__ = ["add_ended", "summing"]
 
 _ENDED: Final = "ended"
-#: The folder itself is locked by whoever owns it.
+#: A file of its own, because the process that owns the folder locks the folder itself.
 _LOCK: Final = "adding-up.lock"
-#: Bytes: of an entry beside its key, and what files are rounded up to.
+#: Bytes of an entry besides its key, and bytes to multiples of which files are rounded up.
 _ENTRY: Final = 32
 _BLOCK: Final = 4096
 
-#: By key: a number and when it was set, in epoch seconds; 0 where that does not matter.
+#: By key: a value and when it was set, in epoch seconds; 0 if the time does not matter.
 _Values = dict[str, tuple[float, float]]
 
 
 @contextmanager
 def summing(folder: str) -> Iterator[None]:
-    """Meanwhile nothing is added up; waits for that. Raises `OSError`."""
+    """Inside the `with`, no counters of ended workers are added up. Waits for an addition under way. Raises
+    `OSError`.
+    """
     with _locked(folder, fcntl.LOCK_SH):
         yield
 
 
 def add_ended(folder: str, pid: int) -> bool:
-    """What a process has left; False: somebody sums up, so later. The process must have ended.
+    """Add up the counters of a process, which must have ended. False: a scrape is reading the files, so try again
+    later.
 
-    Raises `OSError` where there is no room; the file in question is left as it is then, and counts as before.
+    Raises `OSError` if there is no room; the file in question then stays as it is, and still counts.
     """
-    # those who sum up can do without these
+    # no lock is needed: a scrape tolerates that these files vanish
     for gauge in Path(folder).glob(f"gauge_live*_{pid}.db"):
         gauge.unlink(missing_ok=True)
     try:
@@ -92,12 +94,12 @@ def _read(file: Path) -> _Values:
 
 
 def _write(file: Path, values: _Values) -> None:
-    """Whole: beside the old one, then in its place."""
+    """Write the whole file beside the old one, then replace the old one."""
     beside = file.with_suffix(".new")
     size = 8 + sum(_ENTRY + len(key.encode()) for key in values)
     try:
         with open(beside, "wb") as made:
-            # to write into a mapped file for which there is no room would kill us
+            # writing into a mapped file without room on the disk would kill this process
             os.posix_fallocate(made.fileno(), 0, -(-size // _BLOCK) * _BLOCK)
         written = MmapedDict(str(beside))  # type: ignore[no-untyped-call]
         for key, (value, at) in values.items():
