@@ -231,7 +231,7 @@ class Sender:
                 sent(len(piece))
 
     async def write(self, response: web.StreamResponse, piece: bytes) -> None:
-        """Write one piece of a body, and wait until the client has taken it. Raises `ClientGone`."""
+        """Write one piece of a body, once the client has taken the one before. Raises `ClientGone`."""
         try:
             # the connection limits the wait, as for any other answer
             await response.write(piece)
