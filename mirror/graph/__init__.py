@@ -1,1 +1,1 @@
-"""What names what, read from the disk: manifests, and what is below them."""
+"""The graph of stored content: manifests and the blobs that they name, read from the disk."""

@@ -1,13 +1,14 @@
-"""What an image consists of, and how much of it is here. Read from the disk alone; upstream is never asked.
+"""What an image consists of, and which parts of it are on the disk. Upstream is never asked.
 
     tag ──> index ──> manifest per platform ──> config, layers
        └──> manifest ──> config, layers
 
-An index may be sparse: platforms that nobody pulled have no manifest here, and what they consist of is not known. So an
-image is *complete* when all that its present manifests name is here, and at least one of them is for pulling; what is
-missing from each platform is told one by one.
+An index may be sparse: a platform that no client pulled has no manifest here, and its config and layers are not known.
+So an image is *complete* if everything that its present manifests name is here and at least one of them can be pulled.
+What is missing is listed for each platform.
 
-What cannot be read at the moment is neither: `read_closure` raises. Only what is shown to people may show it as absent.
+Content that cannot be read at the moment is neither present nor absent: `read_closure` raises. Only `shown_closure`,
+whose result is shown to people, counts it as absent.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ __all__ = ["Closure", "Node", "Role", "read_closure", "shown_closure"]
 
 
 class Role(Enum):
-    """What a node is in its image."""
+    """The role of a node in its image."""
 
     INDEX = "index"
     MANIFEST = "manifest"
@@ -38,10 +39,10 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One digest of an image. `present` means that its bytes are here, be it in the manifest that names it (`data`);
-    `parent` is None for the root.
+    """One digest of an image. `present` means that its bytes are here, in the store or embedded in the manifest that
+    names it (`data`). `parent` is None for the root.
 
-    `size` of the descriptor is in bytes, -1 where nobody says it (schema 1).
+    The `size` of the descriptor is in bytes, or -1 if no manifest states it (schema 1).
     """
 
     descriptor: Descriptor
@@ -51,7 +52,7 @@ class Node:
 
     @property
     def digest(self) -> Digest:
-        """Of the descriptor."""
+        """The digest of the descriptor."""
         return self.descriptor.digest
 
 
@@ -59,42 +60,42 @@ class Node:
 class Closure:
     """Everything below one digest, parents before children, each digest once.
 
-    Foreign layers, whose bytes registries do not have, are left out.
+    Foreign layers are left out: registries do not have their bytes.
     """
 
     root: Digest
     nodes: tuple[Node, ...]
-    #: What each present manifest names, also where another one names it too.
+    #: What each present manifest names. A digest that several manifests name is listed for each of them.
     named: Mapping[Digest, tuple[Digest, ...]] = field(default_factory=dict)
 
     @property
     def present(self) -> list[Node]:
-        """What is here."""
+        """The nodes that are here."""
         return [node for node in self.nodes if node.present]
 
     @property
     def missing(self) -> list[Node]:
-        """What is not here and is needed: manifests of platforms that nobody pulled are not."""
+        """The nodes that are needed but not here. Manifests of platforms that no client pulled are not needed."""
         return [node for node in self.nodes if not node.present and not self._is_unpulled_platform(node)]
 
     @property
     def unpulled(self) -> list[Node]:
-        """Manifests that an index names and nobody pulled."""
+        """Manifests that an index names and no client pulled."""
         return [node for node in self.nodes if not node.present and self._is_unpulled_platform(node)]
 
     @property
     def complete(self) -> bool:
-        """Whether all that was begun is whole, and there is something to pull."""
+        """True if nothing is missing from the platforms that were pulled, and at least one of them is here."""
         return not self.missing and any(node.present and node.role is not Role.INDEX for node in self.nodes)
 
     @property
     def held(self) -> int:
-        """Bytes of what is here."""
+        """The size in bytes of the nodes that are here."""
         return sum(max(0, node.descriptor.size) for node in self.nodes if node.present)
 
     @property
     def size(self) -> int:
-        """Bytes of everything that is known to belong to it."""
+        """The size in bytes of all nodes, present or not."""
         return sum(max(0, node.descriptor.size) for node in self.nodes)
 
     @property
@@ -103,7 +104,7 @@ class Closure:
         return [node for node in self.nodes if node.role is Role.MANIFEST]
 
     def below(self, digest: Digest) -> list[Node]:
-        """What the manifest `digest` names; of an index the manifests alone."""
+        """The nodes that the manifest or index `digest` names directly; for an index these are its manifests."""
         named = set(self.named.get(digest, ()))
         return [node for node in self.nodes if node.digest in named]
 
@@ -114,10 +115,11 @@ class Closure:
 def read_closure(
     store: BlobStore, catalog: Catalog, repo: Repo, root: Descriptor, platforms: Iterable[Platform] = ()
 ) -> Closure:
-    """Blocking: everything below `root` in this repository, of these platforms (none: of all).
+    """Blocking: returns everything below `root` in this repository, for these platforms (for all, if none is given).
 
-    A manifest counts as present if the repository may serve it: bytes that are here for another repository do not.
-    A damaged one is not present. Raises `StoreError` if something cannot be read: it may name what nothing else does.
+    A manifest counts as present only if this repository may serve it; bytes that are here for another repository do
+    not count. A damaged manifest is not present. Raises `StoreError` if something cannot be read: an unreadable
+    manifest may be the only one that names a blob.
     """
     return _closure(
         root,
@@ -128,7 +130,7 @@ def read_closure(
 
 
 def shown_closure(store: BlobStore, catalog: Catalog, repo: Repo, root: Descriptor) -> Closure:
-    """Blocking: the same to be shown to people: what cannot be read is logged, and not present."""
+    """Blocking: returns the closure for showing it to people. What cannot be read is logged and counts as absent."""
     return _closure(
         root,
         (),
@@ -173,7 +175,7 @@ def _role(descriptor: Descriptor) -> Role:
 
 
 def _blobs(manifest: Manifest) -> Iterator[tuple[Descriptor, Role]]:
-    """The config comes first where there is one (`read_manifest`)."""
+    """Yields the blobs with their roles. If there is a config, it is the first blob (see `read_manifest`)."""
     for number, blob in enumerate(manifest.blobs):
         yield blob, Role.CONFIG if number == 0 and manifest.has_config else Role.LAYER
 

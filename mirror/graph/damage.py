@@ -1,4 +1,4 @@
-"""What a repository has on disk, looked at once more before it is believed: a damaged file is set aside, not served."""
+"""Checks of stored content against its digest: a damaged file is set aside (quarantined) instead of served."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ __all__ = ["doubt", "hashes_to", "indexes_naming", "is_right", "manifest_to_serv
 
 
 def manifest_to_serve(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> StoredManifest | None:
-    """Blocking: the manifest, if this repository has it and its bytes are right. One that is damaged is set aside, and
-    absent from then on.
+    """Blocking: returns the manifest if this repository has it and its bytes match the digest, else None. A damaged
+    manifest is set aside and is absent from then on.
 
-    Raises `StoreError` if it cannot be told whether it is here, `BlobUnreadable` if the disk does not give it.
+    Raises `StoreError` if it is not certain whether the manifest is here, and `BlobUnreadable` if the disk cannot read
+    its bytes.
     """
     try:
         return read_stored(store, catalog, repo, digest)
@@ -27,7 +28,7 @@ def manifest_to_serve(store: BlobStore, catalog: Catalog, repo: Repo, digest: Di
 
 
 def indexes_naming(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> list[Digest]:
-    """Blocking: the indexes of this repository that are here and name this manifest. Raises `StoreError`."""
+    """Blocking: returns the indexes of this repository that are here and name this manifest. Raises `StoreError`."""
     found = []
     for record in catalog.manifests(repo):
         stored = manifest_to_serve(store, catalog, repo, record.digest) if record.media_type in INDEXES else None
@@ -37,11 +38,11 @@ def indexes_naming(store: BlobStore, catalog: Catalog, repo: Repo, digest: Diges
 
 
 def set_aside(store: BlobStore, digest: Digest) -> None:
-    """Blocking: read all of a blob, and take it out of service if it is damaged or the disk does not give it. Raises
+    """Blocking: reads the whole blob, and takes it out of service if it is damaged or cannot be read. Raises
     `StoreError`.
 
-    The caller has found it damaged, but others may have found that too, and fetched it again since. And a cable that
-    was loose for a moment must not empty a sealed mirror.
+    The caller has already found the blob damaged. It is read again because another worker may have found that too and
+    fetched the blob again since, and because a brief fault, such as a loose cable, must not empty a sealed mirror.
     """
     try:
         info, reader = store.open(digest)
@@ -65,7 +66,9 @@ def _put_aside(store: BlobStore, digest: Digest, seen: BlobReader | None, error:
 
 
 def doubt(store: BlobStore, digest: Digest) -> None:
-    """Blocking: the same for a blob that failed while it was sent, or was found damaged, if that is possible."""
+    """Blocking: like `set_aside`, for a blob that could not be sent or was found damaged. A `StoreError` is logged
+    instead of raised.
+    """
     try:
         set_aside(store, digest)
     except StoreError as error:
@@ -73,10 +76,10 @@ def doubt(store: BlobStore, digest: Digest) -> None:
 
 
 def is_right(store: BlobStore, info: BlobInfo) -> bool:
-    """Blocking: whether the blob has this size and the bytes that its digest names. False also if it is gone, and if
-    the file that the caller opened had another size: it was replaced since.
+    """Blocking: True if the stored blob has the size in `info` and its bytes match the digest. False also if the blob
+    is gone, or if the file that the caller opened had another size: it was replaced since.
 
-    Raises `BlobUnreadable`, `StoreError`: that the disk does not tell says nothing about the blob.
+    Raises `BlobUnreadable` or `StoreError` if the disk cannot be read: that does not mean that the blob is damaged.
     """
     try:
         found, reader = store.open(info.digest)
@@ -89,7 +92,7 @@ def is_right(store: BlobStore, info: BlobInfo) -> bool:
 
 
 def hashes_to(reader: BlobReader, digest: Digest) -> bool:
-    """Blocking: whether these are the bytes that the digest names. Raises `BlobUnreadable`, `StoreError`."""
+    """Blocking: True if the bytes of `reader` match the digest. Raises `BlobUnreadable`, `StoreError`."""
     hashing = hasher(digest)
     offset = 0
     while block := reader.pread(1 << 20, offset):

@@ -1,22 +1,22 @@
-"""Stored manifests: the one place that reads them back.
+"""Reads stored manifests back from the disk; no other module does.
 
-    record of the repository ── there is none ───────────────────────────> None
-       │                     ├─ cannot be read at this moment ───────────> StoreError
-       │                     └─ makes no sense ──────────────────────────> RecordDamaged
+    record of the repository ── does not exist ──────────────────────────> None
+       │                     ├─ cannot be read at the moment ────────────> StoreError
+       │                     └─ does not parse ──────────────────────────> RecordDamaged
        v
-    bytes in the store ─────── there are none ───────────────────────────> None
-       │                     ├─ cannot be read at this moment ───────────> StoreError, of EIO BlobUnreadable
-       │                     └─ are not those of their digest ───────────> BlobDamaged
+    bytes in the store ─────── do not exist ─────────────────────────────> None
+       │                     ├─ cannot be read at the moment ────────────> StoreError; on EIO BlobUnreadable
+       │                     └─ do not match their digest ───────────────> BlobDamaged
        v
-    parsed ─────────────────── is no manifest, or larger than any may be ─> None
+    parsed ─────────────────── is no manifest, or exceeds the size limit ─> None
        └──────────────────────────────────────────────────────────────────> StoredManifest
 
-So None means for certain that there is no such manifest. "Cannot be read" means that the manifest may be there and may
-name anything: whoever deletes, evicts, grants, or decides what a tag answers lets the error pass. Damaged bytes are
-known to be wrong: they name nothing, nobody can pull them, and the repository layer sets them aside (`stored.py`). They
-raise all the same, so that a caller that can wait for a repair does.
+So None means for certain that there is no such manifest. "Cannot be read" means that the manifest may exist and may
+name anything: a caller that deletes, evicts, grants, or decides what a tag answers must not catch the error. Damaged
+bytes are known to be wrong: they name nothing, no client can pull them, and `graph/damage.py` sets them aside. They
+raise `BlobDamaged` all the same, so that a caller that can wait for a repair does so.
 
-What is only shown to people may be shown without what cannot be read; such a caller says so with `for_display`.
+A caller that only shows manifests to people may leave out what cannot be read; it uses `for_display`.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StoredManifest:
-    """A manifest whose bytes are here, and the record by which the repository has it."""
+    """A manifest whose bytes are here, and the repository's record of it."""
 
     record: ManifestRecord
     manifest: Manifest
 
 
 def read_stored(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> StoredManifest | None:
-    """Blocking: the manifest with its record, as far as this repository has it.
+    """Blocking: returns the manifest with its record, or None if this repository does not have it.
 
-    Raises `StoreError` if that cannot be told (`RecordDamaged`, `BlobUnreadable`, `BlobDamaged`; see above).
+    Raises `StoreError` if that is not certain (`RecordDamaged`, `BlobUnreadable`, `BlobDamaged`; see above).
     """
     record = catalog.get_manifest(repo, digest)
     manifest = None if record is None else manifest_of_bytes(store, digest, record.media_type)
@@ -66,13 +66,15 @@ def read_stored(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) 
 
 
 def stored_manifest(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> Manifest | None:
-    """Blocking: the manifest alone. Raises like `read_stored`."""
+    """Blocking: returns the manifest without its record, or None. Raises the same errors as `read_stored`."""
     stored = read_stored(store, catalog, repo, digest)
     return stored.manifest if stored else None
 
 
 def sound_manifest(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> Manifest | None:
-    """Blocking: the same, and None for damaged bytes, which nobody can pull. Raises `StoreError` for all else."""
+    """Blocking: like `stored_manifest`, but returns None if the bytes are damaged: no client can pull them. All other
+    errors are raised as `StoreError`.
+    """
     try:
         return stored_manifest(store, catalog, repo, digest)
     except BlobDamaged:
@@ -80,12 +82,13 @@ def sound_manifest(store: BlobStore, catalog: Catalog, repo: Repo, digest: Diges
 
 
 def manifest_of_bytes(store: BlobStore, digest: Digest, media_type: str | None = None) -> Manifest | None:
-    """Blocking: the manifest whose bytes are here for any repository. `media_type` is what it was served as.
+    """Blocking: returns the manifest if its bytes are in the store, for whichever repository; None if they are not or
+    are no manifest. `media_type` is the media type under which it was served.
 
-    Raises `StoreError` if that cannot be told (`BlobUnreadable`, `BlobDamaged`).
+    Raises `StoreError` if its bytes cannot be read (`BlobUnreadable`) or are damaged (`BlobDamaged`).
     """
     try:
-        # first its size: the digest may be that of a layer
+        # the size is checked before anything is read: the digest may be that of a layer
         if store.stat(digest).size > LARGEST:
             return None
         return read_manifest(store.read(digest, LARGEST), media_type, algorithm=digest.algorithm)
@@ -94,8 +97,8 @@ def manifest_of_bytes(store: BlobStore, digest: Digest, media_type: str | None =
 
 
 def embedded_blob(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> bytes | None:
-    """Blocking, a file or two for each manifest of the repository: the bytes of a blob that one of them embeds. Damaged
-    manifests are passed over. Raises `StoreError`.
+    """Blocking: returns the bytes of a blob that a manifest of the repository embeds (`data`), or None. Reads one or
+    two files for each manifest of the repository, and skips damaged manifests. Raises `StoreError`.
     """
     for each in catalog.manifest_digests(repo):
         try:
@@ -109,7 +112,7 @@ def embedded_blob(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest
 
 
 def has_blob(store: BlobStore, digest: Digest) -> bool:
-    """Whether the blob's bytes are here, for any repository. Quick. Raises `StoreError` if that cannot be told."""
+    """True if the store has the blob, for whichever repository. Fast. Raises `StoreError` if that is not certain."""
     try:
         store.stat(digest)
     except BlobUnknown:
@@ -118,9 +121,11 @@ def has_blob(store: BlobStore, digest: Digest) -> bool:
 
 
 def for_display(read: Callable[[], T | None], what: object) -> T | None:
-    """What `read` returns, or None if it cannot be read; that is logged. `what` is being read, for the log.
+    """Returns what `read` returns, or None if it raises `StoreError`, which is logged. `what` names the thing being
+    read, for the log.
 
-    Only for lists and explanations: never to decide what goes, who may have something, or what a tag answers.
+    Only for lists and explanations. It must never decide what is deleted, who may access content, or what a tag
+    answers.
     """
     try:
         return read()

@@ -1,6 +1,6 @@
-"""What manifests name, read from the disk and kept in mind: a digest's content never changes.
+"""What manifests name, read from the disk and cached in memory: the content of a digest never changes.
 
-Everything that eviction asks about images when it cannot ask the index, or must not, comes from here.
+Eviction uses this if it cannot or must not ask the index about images.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from mirror.ports import BlobStore, Catalog
 
 __all__ = ["ReferenceReader", "called"]
 
-#: Manifests kept in mind, some 5 KiB each.
+#: Manifests cached in memory, about 5 KiB each.
 _MOST: Final = 20_000
 
 
 class ReferenceReader:
-    """May be asked from any thread."""
+    """Reads and caches what manifests name. May be called from any thread."""
 
     def __init__(self, store: BlobStore, catalog: Catalog) -> None:
         self._store = store
@@ -34,10 +34,11 @@ class ReferenceReader:
         self._lock = threading.Lock()
 
     def of(self, digest: Digest) -> References | None:
-        """Blocking: of a manifest that is here, or was when it was read; None for what is absent, damaged, or no
-        manifest: a damaged one cannot be pulled, and must not keep the store from being evicted.
+        """Blocking: returns what the manifest names, from memory even if the manifest was dropped since it was read.
+        None if `digest` is absent, damaged, or no manifest. A damaged manifest cannot be pulled, and must not keep its
+        blobs from being evicted.
 
-        Raises `StoreError` if it cannot be read at the moment: it may name anything.
+        Raises `StoreError` if the manifest cannot be read at the moment: it may name anything.
         """
         with self._lock:
             known = self._known.get(digest)
@@ -56,12 +57,12 @@ class ReferenceReader:
         return names
 
     def everywhere(self) -> Mapping[Digest, References]:
-        """Blocking, a file for each: of every manifest that some repository has and whose bytes are here. Raises
-        `StoreError` like `of`.
+        """Blocking: returns what each manifest names that a repository has and whose bytes are here. Reads one file for
+        each manifest. Raises `StoreError` like `of`.
         """
         found: dict[Digest, References] = {}
         for repo in self._catalog.repositories():
-            # by their names: what a damaged record says does not matter
+            # digests come from the names of the records, so that a damaged record does not matter
             for digest in self._catalog.manifest_digests(repo):
                 if digest in found or not has_blob(self._store, digest):
                     continue
@@ -72,10 +73,11 @@ class ReferenceReader:
 
 
 def called(catalog: Catalog, manifests: Collection[Digest]) -> dict[Digest, list[str]]:
-    """Blocking: what people call each of these, `docker.io/library/app:1.0`; where no tag points to it, its repository.
+    """Blocking: returns the names of each manifest, such as `docker.io/library/app:1.0`, sorted. In a repository in
+    which no tag points to the manifest, its name is that of the repository. The list is empty if no repository has it.
 
-    Lists every repository, and reads the tags of those that have one of them; a tag that cannot be read is left out.
-    Sorted; empty for a manifest that no repository has. Raises `StoreError` if something cannot be listed.
+    Lists every repository, and reads the tags of those that have one of the manifests. A tag that cannot be read is
+    left out. Raises `StoreError` if something cannot be listed.
     """
     found: dict[Digest, list[str]] = {digest: [] for digest in manifests}
     for repo in catalog.repositories() if found else ():

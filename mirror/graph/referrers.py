@@ -1,6 +1,7 @@
-"""What refers to a manifest, out of the manifests that a repository has here (distribution-spec, "Listing Referrers").
+"""The referrers of a manifest among the manifests that a repository has here (distribution-spec, "Listing Referrers").
 
-A repository's manifests are gone over at most every few seconds, and each is read once: its bytes never change.
+The manifests of a repository are listed at most once every few seconds, and each is read only once: its bytes never
+change.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from mirror.ports import BlobStore, Catalog
 
 __all__ = ["ReferrerScan"]
 
-#: Seconds that what was read stands.
+#: Seconds for which the result of a scan is used.
 _READ_EVERY: Final = 2.0
 
-#: The subject of a manifest, and how others point to that manifest.
+#: For each manifest: its subject, and its own descriptor as a referrers list gives it.
 _Seen = Mapping[Digest, tuple[Digest | None, Descriptor]]
 
 
 class ReferrerScan:
-    """Of all repositories, as this process has read them."""
+    """The referrers in all repositories, as this process has read them."""
 
     def __init__(self, store: BlobStore, catalog: Catalog, once: SingleFlight, now: Callable[[], float]) -> None:
         self._store = store
@@ -39,9 +40,10 @@ class ReferrerScan:
         self._read: LruCache[Repo, tuple[float, _Seen]] = LruCache(32 << 20, lambda read: 512 + 768 * len(read[1]))
 
     async def to(self, repo: Repo, digest: Digest) -> list[Descriptor] | None:
-        """Descriptors of the manifests whose subject is `digest`, sorted by digest; None: nothing at all is here.
+        """Returns the descriptors of the manifests whose subject is `digest`, sorted by digest; None if the repository
+        has no manifest here at all.
 
-        Raises `StoreError` if a manifest cannot be read: a list without it would say that there is no signature.
+        Raises `StoreError` if a manifest cannot be read: a list without it would claim that there is no signature.
         """
         read = self._read.get(repo)
         if read is None or not read[0] <= self._now() < read[0] + _READ_EVERY:
@@ -73,6 +75,8 @@ class ReferrerScan:
 
 
 def _annotations(manifest: Manifest) -> dict[str, str]:
-    """The listing repeats them: that is where signatures and attestations say what they are."""
+    """Returns the annotations of a manifest. A referrers list repeats them: signatures and attestations say there what
+    they are.
+    """
     said = json.loads(manifest.content).get("annotations")
     return {name: value for name, value in said.items() if isinstance(value, str)} if isinstance(said, dict) else {}
