@@ -1,1 +1,1 @@
-"""What people are shown: images, tags, and why an answer came about."""
+"""Reports for people and programs: which images and tags are here, and why a client was answered as it was."""

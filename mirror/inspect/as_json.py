@@ -1,6 +1,6 @@
-"""Images and victims as programs are told of them: the same on the command line and by the admin API.
+"""The JSON forms of images, pins, and victims of eviction, for the command line and the admin API.
 
-Sizes are bytes, times ISO 8601 in UTC; None: not known.
+Sizes are in bytes; times are ISO 8601 in UTC; None means not known.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def image_json(image: CachedImage) -> dict[str, Any]:
-    """In a list."""
+    """Returns an image as an entry of a list."""
     return {
         "image": image.name,
         "repository": str(image.repo),
@@ -53,7 +53,7 @@ def image_json(image: CachedImage) -> dict[str, Any]:
 
 
 def whole_json(whole: ImageDetail) -> dict[str, Any]:
-    """All about one."""
+    """Returns all details of an image."""
     image = whole.image
     return {
         **image_json(image),
@@ -89,7 +89,7 @@ def whole_json(whole: ImageDetail) -> dict[str, Any]:
 
 
 def pin_json(image: PinnedImage) -> dict[str, Any]:
-    """Why an image stays; `digest` None: it is not here yet."""
+    """Returns a pinned image and why it stays. `digest` is None if the image is not here yet."""
     return {
         "image": name_of(image.repo, image.reference),
         "digest": str(image.root.digest) if image.root else None,
@@ -101,7 +101,7 @@ def pin_json(image: PinnedImage) -> dict[str, Any]:
 
 
 def new_pin_json(pin: Pin, store: BlobStore, catalog: Catalog, now: float) -> dict[str, Any]:
-    """Blocking: a pin that was set a moment ago, and how much of its image is here. Raises `StoreError`."""
+    """Blocking: returns a pin that was just set, with how much of its image is here. Raises `StoreError`."""
     [image] = images_of([pin], {}, (), catalog, now, root=shown_root)
     return _with_state(image, store, catalog)
 
@@ -117,8 +117,9 @@ def pins_json(
     *,
     state: bool,
 ) -> dict[str, Any]:
-    """Blocking: what stays by hand and by rules, by name; the pins that are over; and the notes that cannot be read.
-    With `state` how much of each image is here, for which all its manifests are read. Raises `StoreError`.
+    """Blocking: returns the images pinned by hand and by rules, and the expired pins (`over`), both sorted by name, and
+    the notes that cannot be read. If `state` is true, each pinned image says how much of it is here; for that all its
+    manifests are read. Raises `StoreError`.
     """
     known = subjects.known(unread)
     images = images_of(pins, known, rules, catalog, now, root=shown_root)
@@ -139,7 +140,9 @@ def _by_name(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _with_state(image: PinnedImage, store: BlobStore, catalog: Catalog) -> dict[str, Any]:
-    """Blocking: for programs, for people, and the digests that are missing."""
+    """Blocking: returns a pinned image with its `state` for programs, a `summary` of it for people, and the digests
+    that are missing.
+    """
     closure = None if image.root is None else shown_closure(store, catalog, image.repo, image.root)
     if closure is None:
         state, summary = "absent", "not here yet; it stays once it was pulled"
@@ -152,7 +155,7 @@ def _with_state(image: PinnedImage, store: BlobStore, catalog: Catalog) -> dict[
 
 
 def _lacking(closure: Closure) -> str:
-    """`2 layers, 1 config missing`."""
+    """Returns what is missing, in words: `2 layers, 1 config missing`."""
     count = Counter(node.role.value for node in closure.missing)
     if not count:
         return "no platform was pulled yet"
@@ -160,7 +163,9 @@ def _lacking(closure: Closure) -> str:
 
 
 def victims_by_image(victims: Sequence[Victim]) -> dict[Digest | None, list[Victim]]:
-    """With each image what goes together with it, loose blobs under None; in the order in which they go."""
+    """Groups victims by the image with which they are dropped; loose blobs are under None. The order in which they are
+    dropped is preserved.
+    """
     groups: dict[Digest | None, list[Victim]] = {}
     for victim in victims:
         groups.setdefault(victim.images[-1] if victim.images else None, []).append(victim)
@@ -174,7 +179,9 @@ def victims_json(
     dry_run: bool,
     most: int | None = None,
 ) -> dict[str, Any]:
-    """Of `victims_by_image`; of more than `most` images the rest is only counted, under `more`."""
+    """Returns the groups that `victims_by_image` returned. If there are more than `most`, the rest is left out of
+    `images` and counted in `more`.
+    """
     told = list(groups.items())[:most]
     return {
         "dry_run": dry_run,

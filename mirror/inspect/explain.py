@@ -1,6 +1,6 @@
-"""What there is to say about an image or a digest: the last answers, what is on the disk, what the next pull will do.
+"""Explains an image or a digest: the last answers to clients, what is on the disk, and what the next pull will do.
 
-From the disk alone; upstream is not asked, and no running server either.
+Everything is read from the disk; neither an upstream nor a running server is asked.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from mirror.repository.miss_report import images_naming
 
 __all__ = ["BlobHere", "Explainer", "RouteOf", "WhyBlob", "WhyImage"]
 
-#: How a repository is treated, and the pattern of the route that says so; None: no route fits.
+#: Returns the pattern of the route that matches a repository (None if none does), and the rule that applies to it.
 RouteOf = Callable[[Repo], tuple[str | None, RouteRule]]
 
 
 @dataclass(frozen=True, slots=True)
 class WhyImage:
-    """An image in one repository. Times are epoch seconds; `tags` are those that answer the same digest; `parts` are
-    the last answers about what it consists of.
+    """An image in one repository. Times are epoch seconds. `tags` point to the same digest. `answers` are the last
+    answers about the image itself, `parts` those about its manifests and blobs. `next` says what the next pull will do.
     """
 
     repo: Repo
@@ -51,7 +51,9 @@ class WhyImage:
 
 @dataclass(frozen=True, slots=True)
 class BlobHere:
-    """A blob on the disk: `size` in bytes, None: it is not here; `growing` bytes of an unfinished download."""
+    """A blob on the disk. `size` is in bytes, None if the blob is not here; `growing` is the number of bytes of its
+    unfinished download.
+    """
 
     size: int | None
     used_at: float
@@ -60,7 +62,9 @@ class BlobHere:
 
 @dataclass(frozen=True, slots=True)
 class WhyBlob:
-    """A digest that no repository in question has as a manifest. `images` need it."""
+    """A digest that none of the repositories in question has as a manifest. `images` name it; `next` says, for each
+    repository concerned, what the next pull will do.
+    """
 
     digest: Digest
     here: BlobHere
@@ -70,7 +74,9 @@ class WhyBlob:
 
 
 class Explainer:
-    """Of one store. `answers` are the last ones, newest first (`store/local/recent.py`)."""
+    """Explains the contents of one store. `answers` are the last answers to clients, newest first
+    (`store/local/recent.py`).
+    """
 
     def __init__(
         self,
@@ -91,21 +97,21 @@ class Explainer:
         self._lists = lists or ContentLists()
 
     async def image(self, repo: Repo, reference: Reference, now: float) -> WhyImage:
-        """Also of one that is not here. Raises `StoreError`."""
+        """Explains an image, even one that is not here. Raises `StoreError`."""
         choice = await asyncio.to_thread(self._choice, repo, reference, now)
-        # where the newest is held back, what is answered instead is what counts
+        # if the newest version is held back, explain the older one that is answered instead
         older = choice.serve.digest if choice and choice.held_back and choice.serve else None
         found = await self._overview.image(repo, older or reference)
         return await asyncio.to_thread(self._image, repo, reference, found, choice, now)
 
     async def repositories(self, digest: Digest) -> list[Repo]:
-        """Those that have it as a manifest, sorted. Raises `StoreError`."""
+        """Returns the repositories that have the digest as a manifest, sorted. Raises `StoreError`."""
         return await asyncio.to_thread(
             lambda: [repo for repo in sorted(self._catalog.repositories()) if self._catalog.get_manifest(repo, digest)]
         )
 
     async def blob(self, digest: Digest, repos: Iterable[Repo] | None = None) -> WhyBlob:
-        """In these repositories, None: in all. Reads the manifests of them. Raises `StoreError`."""
+        """Explains a blob in these repositories (in all if None). Reads all their manifests. Raises `StoreError`."""
         return await asyncio.to_thread(self._blob, digest, None if repos is None else list(repos))
 
     def _image(
@@ -139,7 +145,7 @@ class Explainer:
         wanted = {str(reference)} | ({str(root)} if root else set())
         named = {str(node.digest) for node in closure.nodes} - wanted if closure else set()
         ours = [one for one in self._answers if one.repository == str(repo)]
-        # whoever asks by digest wants to know of the pulls by tag that gave it, too
+        # for a digest, include the pulls by tag that were answered with it
         answers = [one for one in ours if one.reference in wanted or one.digest == str(reference)]
         return WhyImage(
             repo=repo,
@@ -165,7 +171,9 @@ class Explainer:
         return ""
 
     def _choice(self, repo: Repo, reference: Reference, now: float) -> Choice | None:
-        """The minimum age's, where it is asked: a freeze goes before it, and a sealed repository has none."""
+        """Returns the choice that the minimum age makes, or None if it does not apply: for a digest, for a frozen tag,
+        in a sealed repository, or if no minimum age is set or the tag is not known.
+        """
         rule = self._route_of(repo)[1]
         if isinstance(reference, Digest) or rule.offline or not rule.age.minimum or self._freezes.get(repo, reference):
             return None

@@ -1,12 +1,14 @@
-"""Which images are here and whether they are whole. From the disk; the index only says when they were used last.
+"""Which images are here and whether they are complete, read from the disk.
 
-A listing goes repository by repository and keeps nothing of the one before, so that its first lines come at once and
-its memory does not grow. The closures of tags are kept for as long as their repository is looked at, so that what
-several tags point to is read once. A page of a listing begins behind the place where the one before ended, and reads
-nothing of what comes before it.
+The index only tells when an image was last used, and which of its content other images share.
 
-An image of which nothing is here any more, because all of it was evicted, is not listed: its tag is only remembered.
-What cannot be read at the moment is left out of a listing, and logged: nothing is decided by it.
+A listing goes repository by repository and forgets each one before the next, so that its first lines come at once and
+its memory does not grow. Within a repository the closures of tags are kept, so that an image to which several tags
+point is read once. A page of a listing begins behind the place where the previous page ended, and reads none of the
+images before that place.
+
+An image that was evicted entirely is not listed, although its tag is still remembered. What cannot be read at the
+moment is left out of a listing and logged: no decision depends on a listing.
 """
 
 from __future__ import annotations
@@ -39,17 +41,17 @@ from mirror.ports import BlobStore, Catalog, ContentIndex
 
 __all__ = ["CachedImage", "ImageDetail", "Overview", "Page", "PageCursor", "PlatformHere"]
 
-#: A config is small; what is not is not read for its platform.
+#: The largest config, in bytes, that is read to find the platform of an image.
 _LARGEST_CONFIG = LARGEST
 _CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
 
 
 @dataclass(frozen=True, slots=True)
 class PlatformHere:
-    """One image manifest of an image. `name` is `linux/amd64`, or empty where nothing says it (artifacts).
+    """One image manifest of an image. `name` is like `linux/amd64`, or empty if the platform is not known (artifacts).
 
-    `size` in bytes, of all that is known to belong to it. `pulled` False: its manifest is not here, so that nobody
-    knows what it consists of.
+    `size` is in bytes and covers all content that is known to belong to it. If `pulled` is False its manifest is not
+    here, so that its config and layers are not known. `missing` are those that are known but not here.
     """
 
     name: str
@@ -60,13 +62,13 @@ class PlatformHere:
 
     @property
     def complete(self) -> bool:
-        """Whether it can be pulled without an upstream."""
+        """True if the platform can be pulled without an upstream."""
         return self.pulled and not self.missing
 
 
 @dataclass(frozen=True, slots=True)
 class CachedImage:
-    """An image, by tag or (`tag` None) by digest alone. Times are epoch seconds; `used_at` 0: not known."""
+    """An image, by tag, or by digest alone if `tag` is None. `used_at` is in epoch seconds, 0 if not known."""
 
     repo: Repo
     tag: str | None
@@ -79,35 +81,35 @@ class CachedImage:
 
     @property
     def name(self) -> str:
-        """As people write it."""
+        """The name of the image as people write it."""
         return name_of(self.repo, self.tag or self.root.digest)
 
     @property
     def complete(self) -> bool:
-        """Whether all that was begun is whole, and there is something to pull."""
+        """True if nothing is missing from the platforms that were pulled, and at least one of them is here."""
         return self.closure.complete
 
     @property
     def complete_platforms(self) -> list[str]:
-        """Names of the platforms that can be pulled without an upstream, each once: indexes within indexes, and
-        versions of an operating system, have several manifests for one.
+        """Names of the platforms that can be pulled without an upstream, each once. Nested indexes, and several
+        versions of an operating system, have more than one manifest for the same platform.
         """
         return list(dict.fromkeys(one.name for one in self.platforms if one.name and one.complete))
 
     @property
     def emptied(self) -> bool:
-        """Whether manifests alone are here, and no blob that they name: those were evicted, or never pulled."""
+        """True if only manifests are here, and none of the blobs that they name: these were evicted or never pulled."""
         blobs = [node.present for node in self.closure.nodes if node.role in (Role.CONFIG, Role.LAYER)]
         return not self.complete and not any(blobs)
 
 
-#: Where a page begins: behind this tag, or digest, of a repository; empty: with its first image.
+#: Where a page begins: in this repository, behind this tag or digest; with its first image if the string is empty.
 PageCursor = tuple[Repo, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some images, and where the next page begins; None: there are no more."""
+    """Some images, and where the next page begins (None if there are no more)."""
 
     images: tuple[CachedImage, ...]
     next: PageCursor | None
@@ -115,9 +117,10 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class ImageDetail:
-    """An image in full. `shared` are bytes here that other images need too; times are epoch seconds, None: not known.
+    """All details of an image. `shared` is the number of bytes here that other images need too. Times are epoch
+    seconds, None if not known; `checked_at` is when upstream was last asked for the tag.
 
-    `subject` is what it refers to, `referrers` is what refers to it or to one of its platforms.
+    `subject` is the manifest to which the image refers. `referrers` refer to the image or to one of its manifests.
     """
 
     image: CachedImage
@@ -131,7 +134,7 @@ class ImageDetail:
 
 
 class Overview:
-    """Of one store. `pinned` are the images that stay (`pinned_images`), `freezes` the tags that do not move."""
+    """The images of one store. `pinned` are those that must stay (`pinned_images`); `freezes` are the frozen tags."""
 
     def __init__(
         self,
@@ -143,8 +146,8 @@ class Overview:
         rules: Sequence[PinRule] = (),
         unread: Iterable[UnreadNote] = (),
     ) -> None:
-        """`rules` pin further images: they are asked for each repository as it is looked at. `unread` are freezes that
-        cannot be read.
+        """`rules` pin further images; they are applied to each repository when it is read. `unread` are the freezes
+        that cannot be read.
         """
         self._store = store
         self._catalog = catalog
@@ -161,7 +164,8 @@ class Overview:
     # ------------------------------------------------------------------------------------------------- listing
 
     async def images(self, selection: Selection | None = None) -> AsyncIterator[CachedImage]:
-        """Every image here, by repository, tags first, then what has no tag and is in no index that is here.
+        """Yields every image here, by repository: first the tags, then the manifests that have no tag and are in no
+        index that is here.
 
         Raises `StoreError`.
         """
@@ -175,16 +179,16 @@ class Overview:
     async def page(
         self, selection: Selection, repositories: Sequence[Repo], begin: PageCursor | None, limit: int, most: int
     ) -> Page:
-        """Up to `limit` images of these repositories (sorted), from a place on. Raises `StoreError`.
+        """Returns up to `limit` images of these repositories (sorted), beginning at `begin`. Raises `StoreError`.
 
-        At most `most` tags, images without one, and repositories are looked at, so that a page may be short, or
-        empty, though others follow.
+        At most `most` entries are read: tags, images without a tag, and repositories. So a page may be short or empty
+        even if others follow.
         """
         repos = repositories if begin is None else repositories[bisect.bisect_left(repositories, begin[0]) :]
         work = self._walk(repos, selection, begin)
         images: list[CachedImage] = []
         place: PageCursor | None = None
-        # nothing is looked into that is not told, but for one: to know whether there are more
+        # one more image is read than the page has, to know whether there are more
         while batch := await asyncio.to_thread(_some, work, limit - len(images) + 1):
             for here, found in batch:
                 if place is not None and (len(images) == limit or most <= 0):
@@ -203,7 +207,9 @@ class Overview:
     def _walk(
         self, repos: Iterable[Repo], selection: Selection | None, begin: PageCursor | None = None
     ) -> Iterator[tuple[PageCursor, _Found | None]]:
-        """Blocking: everything that is looked at, and where to go on behind it; None where nothing is to be told."""
+        """Blocking: yields every entry that is read, as the place behind which a later page begins and the image. The
+        image is None if the entry is not listed.
+        """
         for repo in repos:
             if selection is not None and not selection.has(repo):
                 continue
@@ -216,7 +222,9 @@ class Overview:
     def _of_repository(
         self, repo: Repo, selection: Selection | None, behind: str
     ) -> Iterator[tuple[str, _Found | None]]:
-        """Blocking. Tags have no colon, digests have one: what is `behind` a digest is behind every tag."""
+        """Blocking: yields the images of a repository that come after `behind`, with their tag or digest. Tags come
+        first. A digest has a colon and a tag has none, so that a `behind` with a colon is after every tag.
+        """
         closures: dict[Digest, tuple[Closure, tuple[PlatformHere, ...]]] = {}
         for tag in self._catalog.tags(repo) if ":" not in behind else ():
             if tag <= behind or (selection is not None and not selection.has_tag(tag)):
@@ -235,8 +243,8 @@ class Overview:
                     yield name, (None, root, *self._look_into(repo, root))
 
     def _untagged(self, repo: Repo) -> list[Descriptor]:
-        """Manifests that no tag points to and no manifest here names, sorted as they are written. Blocking: a file or
-        two for each manifest of the repository.
+        """Blocking: returns the manifests to which no tag points and which no manifest here names, sorted by their
+        digests as text. Reads one or two files for each manifest of the repository.
         """
         known = {root.digest for tag in self._catalog.tags(repo) if (root := self._shown_root(repo, tag))}
         roots = {}
@@ -274,26 +282,30 @@ class Overview:
         return _platform(said) if isinstance(said, dict) else ""
 
     def _why(self, repo: Repo, tag: str | None, digest: Digest) -> tuple[PinnedImage, ...]:
-        """Blocking, a small file for each tag of the repository where there are rules."""
+        """Blocking: returns the pins because of which an image stays. If there are rules, this reads a small file for
+        each tag of the repository.
+        """
         if self._rules and (self._by_rules is None or self._by_rules[0] != repo):
             self._by_rules = repo, pinned_by_rules(self._rules, self._catalog, repo, shown_root)
         pinned = [*self._pinned.get(repo, ()), *(self._by_rules[1] if self._by_rules else ())]
         return tuple(why_pinned(pinned, repo, tag=tag, digest=digest)) if pinned else ()
 
     def _is_frozen(self, repo: Repo, tag: str | None, digest: Digest) -> bool:
-        """Whether a freeze keeps it: of its tag, or of another one of the repository at the same digest."""
+        """True if a freeze keeps the image: that of its tag, or of another tag of the repository at the same digest."""
         if tag is not None and ((repo, tag) in self._freezes or any(one.is_about(repo, tag) for one in self._unread)):
             return True
         return (repo, digest) in self._frozen
 
     async def _used_at(self, digest: Digest) -> float:
-        """As the index remembers it, or the disk, which is told of uses more coarsely."""
+        """Returns the time of last use from the index, or else from the disk, where it is less precise; 0 if neither
+        knows.
+        """
         record = None
         if self._index is not None:
             try:
                 record = await self._index.get(digest)
             except IndexUnavailable:
-                # asked a hundred thousand times it would take a tenth of a second each time
+                # do not ask again: an index that is down costs a tenth of a second for each of perhaps 100,000 images
                 self._index = None
         if record is not None:
             return record.last_used
@@ -305,7 +317,7 @@ class Overview:
     # --------------------------------------------------------------------------------------------- one image
 
     async def image(self, repo: Repo, reference: Reference) -> CachedImage | None:
-        """One image; None: it is not here. Raises `StoreError`."""
+        """Returns one image, or None if it is not here. Raises `StoreError`."""
         tag = None if isinstance(reference, Digest) else reference
         root = await asyncio.to_thread(self._root, repo, reference)
         if root is None:
@@ -316,7 +328,7 @@ class Overview:
         if isinstance(reference, Digest):
             manifest = self._catalog.get_manifest(repo, reference)
             return Descriptor(manifest.media_type, reference, manifest.size) if manifest else None
-        # what the tag answers
+        # a frozen tag answers with the digest of its freeze
         tag = self._freezes.get((repo, reference)) or self._catalog.get_tag(repo, reference)
         return Descriptor(tag.media_type, tag.digest, tag.size) if tag else None
 
@@ -324,12 +336,12 @@ class Overview:
         return for_display(lambda: self._root(repo, reference), name_of(repo, reference))
 
     def _shown(self, repo: Repo, digest: Digest) -> Manifest | None:
-        """Blocking: the manifest, if it is here and can be read."""
+        """Blocking: returns the manifest, or None if it is not here or cannot be read."""
         return for_display(lambda: stored_manifest(self._store, self._catalog, repo, digest), f"{repo}@{digest}")
 
     async def whole(self, image: CachedImage) -> ImageDetail:
-        """Everything about an image. Where the index does not know what is shared, every manifest that is here is read.
-        Raises `StoreError`.
+        """Returns all details of an image. If the index does not know what other images share, every manifest here is
+        read. Raises `StoreError`.
         """
         shared = await self._shared_by_index(image)
         return await asyncio.to_thread(self._whole, image, shared)
@@ -356,8 +368,8 @@ class Overview:
         )
 
     async def _shared_by_index(self, image: CachedImage) -> set[Digest] | None:
-        """What of it another image names: another manifest, or the same one in another repository; None: the index does
-        not know what all manifests name.
+        """Returns the digests of the image that another manifest names, or that the same manifest in another repository
+        names. None if the index is unavailable or does not know what all manifests name.
         """
         if self._index is None:
             return None
@@ -374,7 +386,9 @@ class Overview:
         return shared | await asyncio.to_thread(self._manifests_elsewhere, image)
 
     def _manifests_elsewhere(self, image: CachedImage) -> set[Digest]:
-        """Blocking: its manifests that other repositories have, or that another one of its own names."""
+        """Blocking: returns the manifests of the image that other repositories have, or that another manifest of its
+        own repository names.
+        """
         own = set(image.closure.named)
         found = self._named_in(image.repo, own, own)
         for repo in self._catalog.repositories():
@@ -383,7 +397,7 @@ class Overview:
         return found
 
     def _shared_by_disk(self, image: CachedImage) -> set[Digest]:
-        """Blocking: the same from all manifests that are here."""
+        """Blocking: like `_shared_by_index`, but reads all manifests that are here."""
         own, wanted = set(image.closure.named), {node.digest for node in image.closure.present}
         found: set[Digest] = set()
         for repo in self._catalog.repositories():
@@ -391,7 +405,9 @@ class Overview:
         return found
 
     def _named_in(self, repo: Repo, wanted: Set[Digest], but: Set[Digest]) -> set[Digest]:
-        """Blocking: what manifests of a repository name of what is `wanted`, themselves with it; `but` for some."""
+        """Blocking: returns the `wanted` digests that manifests of a repository are or name. Manifests in `but` are
+        skipped.
+        """
         found: set[Digest] = set()
         for digest in self._catalog.manifest_digests(repo):
             manifest = None if digest in but else self._shown(repo, digest)
@@ -415,7 +431,7 @@ _Found = tuple[str | None, Descriptor, Closure, tuple[PlatformHere, ...]]
 def _some(
     work: Iterator[_T], most: int = 1000, seconds: float = 0.05, now: Callable[[], float] = time.monotonic
 ) -> list[_T]:
-    """Up to `most`, as many as come in a short while, at least one; empty at the end."""
+    """Returns up to `most` items, as many as `work` yields within `seconds`, but at least one; empty at the end."""
     found: list[_T] = []
     until = now() + seconds
     for one in work:
@@ -426,7 +442,7 @@ def _some(
 
 
 def _size_of(closure: Closure, shared: Set[Digest]) -> int:
-    """Bytes here of what is `shared`, and of all that a shared manifest names."""
+    """Returns the bytes here of the `shared` digests and of everything below a shared manifest."""
     needed, left = set(shared), list(shared)
     while left:
         children = [child for child in closure.named.get(left.pop(), ()) if child not in needed]
@@ -436,7 +452,7 @@ def _size_of(closure: Closure, shared: Set[Digest]) -> int:
 
 
 def _platform(said: object) -> str:
-    """`linux/arm/v7` out of a descriptor's `platform` or an image's config."""
+    """Returns a name like `linux/arm/v7` from a descriptor's `platform` or an image's config; empty if not known."""
     if not isinstance(said, dict):
         return ""
     parts = [said.get(name) for name in ("os", "architecture", "variant")]

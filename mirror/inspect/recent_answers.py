@@ -1,10 +1,10 @@
-"""What clients were answered last, in the memory of each worker and, soon after, in a file of its own.
+"""The last answers to clients. Each worker keeps them in memory and, shortly after, in a file of its own.
 
-    run() ── first what the worker before us has left, taken into memory
+    run() ── on start: reads into memory what the previous worker left in the file
     note() ──> in memory, newest last, bounded ── run(), once a second if there is something new ──> the worker's file
 
-On the path of a request this is an entry in a dictionary. What is written is no more than what the log says, without
-who asked; a crash loses the last second of it.
+On the path of a request this costs one entry in a dictionary. The file holds no more than the log does, and does not
+say which client asked. A crash loses the last second.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from mirror.repository.content import Outcome
 
 __all__ = ["MOST", "AnswerFile", "Recent"]
 
-#: Answers of each kind of resource that a worker remembers: below 500 bytes each, in memory and on disk.
+#: The number of answers that a worker remembers for each kind of resource: below 500 bytes each, in memory and on disk.
 MOST: Final = 500
 #: Seconds between two writes.
 _EVERY: Final = 1.0
 
 
 class AnswerFile(Protocol):
-    """The worker's file (`store/local/recent.py`). Calls block shortly, and are made one after another."""
+    """The worker's file (`store/local/recent.py`). Calls block briefly, and are never concurrent."""
 
     def load(self) -> Sequence[LastAnswer]:
-        """What an earlier worker has left there, oldest first. Raises `StoreError`."""
+        """Returns what an earlier worker has left in the file, oldest first. Raises `StoreError`."""
 
     def save(self, answers: Sequence[LastAnswer]) -> None:
-        """Replaces it. Raises `StoreError`."""
+        """Replaces the contents of the file. Raises `StoreError`."""
 
 
 class Answered(Protocol):
-    """What is known of an answer (`server/registry/pull.py`)."""
+    """The details of one answer (`server/registry/pull.py`)."""
 
     @property
     def repository(self) -> str | None: ...
@@ -64,7 +64,7 @@ _Noted = tuple[float, str, int, Answered, float, str]
 
 
 class Recent:
-    """Of one process. `keeping` None: only in memory."""
+    """The last answers of one process. They are only in memory if `keeping` is None."""
 
     def __init__(
         self, keeping: AnswerFile | None = None, *, now: Callable[[], float] = time.time, most: int = MOST
@@ -78,8 +78,8 @@ class Recent:
         self._at_the_file = asyncio.Lock()
 
     def note(self, kind: str, method: str, status: int, said: Answered, seconds: float, request: str) -> None:
-        """An answer was given; `said` must not change afterwards. The path of every request: nothing is made of it
-        here.
+        """Notes an answer that was given. `said` must not change afterwards: to keep this cheap on the path of every
+        request, it is only stored here and converted later.
         """
         of_kind = self._noted.get(kind)
         if of_kind is None:
@@ -92,7 +92,7 @@ class Recent:
         self._new = True
 
     def answers(self) -> list[LastAnswer]:
-        """All of them; of each kind the oldest first."""
+        """Returns all answers, grouped by kind, the oldest of each kind first."""
         return [
             one if isinstance(one, LastAnswer) else _answer(kind, one)
             for kind, noted in self._noted.items()
@@ -100,7 +100,7 @@ class Recent:
         ]
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Reads the file once, then writes it every second if there is something new, until cancelled."""
         if self._keeping is None:
             return
         await self._take_over(self._keeping)
@@ -109,7 +109,7 @@ class Recent:
             await self.flush()
 
     async def flush(self) -> None:
-        """Write what is new, if anything."""
+        """Writes the file if there are new answers. A failure is logged, and the next call tries again."""
         if self._keeping is None:
             return
         async with self._at_the_file:
@@ -117,7 +117,7 @@ class Recent:
                 return
             self._new = False
             try:
-                # the list is made here, where nothing changes it meanwhile
+                # the list is made on the event loop, not in the thread, so that no `note` changes it meanwhile
                 await to_its_end(asyncio.to_thread(self._keeping.save, self.answers()))
             except StoreError as error:
                 if not self._failed:
@@ -127,9 +127,9 @@ class Recent:
                 self._failed = False
 
     async def _take_over(self, keeping: AnswerFile) -> None:
-        """What the worker before us has left is older than all that we know."""
+        """Reads the answers of the previous worker; they are older than all answers of this one."""
         try:
-            # whoever stops us soon after our start flushes and closes the file next: not while the thread is at it
+            # a stop soon after the start flushes and closes the file next; that must wait until the thread has read it
             async with self._at_the_file:
                 left = await to_its_end(asyncio.to_thread(keeping.load))
         except StoreError as error:

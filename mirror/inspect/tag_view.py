@@ -1,4 +1,7 @@
-"""How a tag stands: what it has pointed to, what of that is here, and what it answers now. Read from the disk alone."""
+"""The state of a tag: to what it has pointed, how much of that is here, and what it answers now.
+
+Read from the disk alone.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ __all__ = ["TagState", "TagView", "read_standing"]
 
 @dataclass(frozen=True, slots=True)
 class TagState:
-    """One sighting. `closure` is what is here of its image; `answers`: it is what the tag answers now."""
+    """One sighting of a tag. `closure` is the content of its image; `answers` is true if the tag answers it now."""
 
     sighting: Sighting
     closure: Closure
@@ -27,15 +30,16 @@ class TagState:
 
     @property
     def here(self) -> bool:
-        """Whether the manifest or index itself is here."""
+        """True if the manifest or index itself is here."""
         return any(node.present for node in self.closure.nodes if node.digest == self.closure.root)
 
 
 @dataclass(frozen=True, slots=True)
 class TagView:
-    """All of a tag, sightings newest first. `choice` is the minimum age's; None where nothing was ever seen.
+    """The state of a tag, with its sightings newest first. `choice` is what the minimum age chooses, None if the tag
+    was never seen.
 
-    `dropped`: upstream has no such tag any more.
+    `dropped` is true if the tag has no record: upstream no longer has it, it was purged, or it was never seen.
     """
 
     repo: Repo
@@ -47,7 +51,7 @@ class TagView:
 
     @property
     def answers(self) -> Digest | None:
-        """What the tag answers now, if it answers at all."""
+        """The digest that the tag answers now, or None if it does not answer from the disk."""
         if self.freeze:
             return self.freeze.digest
         return self.choice.serve.digest if self.choice and self.choice.serve and not self.dropped else None
@@ -56,7 +60,9 @@ class TagView:
 def read_standing(
     store: BlobStore, catalog: Catalog, freezes: Freezes, repo: Repo, tag: str, rule: AgeRule, now: float
 ) -> TagView:
-    """Blocking. Raises `StoreError` where a freeze cannot be read."""
+    """Blocking: reads the state of a tag. `now` is in epoch seconds. Raises `StoreError` if the freeze, a record or a
+    manifest of the tag cannot be read.
+    """
     freeze = freezes.get(repo, tag)
     record = catalog.get_tag(repo, tag)
     history = recalled(catalog.get_history(repo, tag), record, now)
