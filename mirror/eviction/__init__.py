@@ -1,1 +1,1 @@
-"""What goes and what stays: eviction, pins, purges, quarantine, the comparison of index and disk, the scrub."""
+"""What is dropped and what stays: eviction, pins, purges, quarantine, reconciliation of index and disk, the scrub."""

@@ -1,8 +1,8 @@
-"""Where the victims of an eviction are found: in the index, or by a walk over the disk for want of one.
+"""Finds the victims of an eviction: in the index, or by a walk over the disk if there is no usable index.
 
-Both feed the same plan, in the same order: what is loose and stale, then images and what is loose but young, by last
-use. From the index that takes a few look-ups for each victim, whatever the number of blobs; by a walk it takes a look
-at every blob and at every manifest.
+Both ways fill the same plan in the same order: first stale loose blobs, then images and young loose blobs by last use.
+A loose blob is one that no manifest here names. The index needs a few look-ups for each victim, whatever the number of
+blobs; a walk reads every manifest and the metadata of every blob.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from mirror.ports import BlobStore, ContentIndex
 
 __all__ = ["from_disk", "from_index"]
 
-#: Candidates asked for at first, and how much more each time while they are not enough.
+#: The number of candidates requested at first, and the factor by which it grows while they are not enough.
 _FIRST_CANDIDATES: Final = 64
 _MORE: Final = 4
-#: Images whose content is asked for at once.
+#: Images whose content is requested in one call.
 _IMAGES: Final = 16
 
 
 async def from_index(
     index: ContentIndex, size: int, spared: Collection[Digest], now: float, most: int | None = None
 ) -> tuple[list[Victim], bool]:
-    """Victims that free `size` bytes, none of them `spared`; and whether there are no others.
+    """Returns victims that free `size` bytes, none of them `spared`, and whether there are no other candidates.
 
-    They may be too few where that would mean to look at more than `most` candidates. Raises `IndexUnavailable`.
+    The victims may be too few if more would mean to read more than `most` candidates. `now` is in epoch seconds. Raises
+    `IndexUnavailable`.
     """
     limit = _FIRST_CANDIDATES if most is None else min(_FIRST_CANDIDATES, most)
     below: dict[Digest, list[ReferencedBlob]] = {}
@@ -45,7 +46,7 @@ async def from_index(
         for record in stale:
             plan.take_loose(record)
         roots: list[ContentRecord] = []
-        # where more stale ones may follow they go first
+        # if more stale blobs may follow, they come before all images
         if not plan.enough and not len(loose) == len(stale) == limit:
             roots = await index.coldest(BlobRole.ROOT, limit)
             horizon = min((each[-1].last_used for each in (loose, roots) if len(each) == limit), default=inf)
@@ -65,7 +66,7 @@ async def from_index(
 
 
 async def _all_below(index: ContentIndex, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
-    """What these name, and what the manifests among that name, down to the last."""
+    """Returns what each of these manifests and each manifest below them names."""
     found: dict[Digest, list[ReferencedBlob]] = {}
     left = list(manifests)
     while left:
@@ -84,10 +85,10 @@ def from_disk(
     touches: Mapping[Digest, float],
     now: float,
 ) -> tuple[list[Victim], bool]:
-    """Blocking: the same by what the disk knows of uses, and `touches` that it does not know yet. Raises `StoreError`.
+    """Blocking: like `from_index`, with the times of use from the disk and from `touches`, which the disk may lack.
 
-    Keeps in memory what manifests name, but of other blobs only those that are to go. A manifest that cannot be read
-    raises: what it names would look loose.
+    Keeps in memory what all manifests name, but of other blobs only the victims. Raises `StoreError`, also if a
+    manifest cannot be read: the blobs that it names would look loose.
     """
     manifests = names.everywhere()
     parents = Counter(child for each in manifests.values() for child in {*each.manifests, *each.blobs})
@@ -119,7 +120,7 @@ def from_disk(
 
 
 class _Images:
-    """What the disk says about images."""
+    """The images on the disk and what they consist of."""
 
     def __init__(
         self,
@@ -134,7 +135,9 @@ class _Images:
         self._known = known
 
     def roots(self) -> list[ContentRecord]:
-        """Manifests that no other names, least recently used first; the use of one below counts."""
+        """Returns the manifests that no other manifest names, least recently used first. A use of a manifest below
+        counts as one of its root.
+        """
         found = [
             ContentRecord(digest, record.size, max(self._known[each].last_used for each in self._with_below(digest)))
             for digest, record in self._known.items()
@@ -143,7 +146,7 @@ class _Images:
         return sorted(found, key=lambda record: (record.last_used, record.digest))
 
     def below(self, root: Digest) -> dict[Digest, list[ReferencedBlob]]:
-        """Of the root and of each manifest below it: what it names and is here."""
+        """Returns what the root, and each manifest below it, names, as far as that is here."""
         return {digest: list(self._children(digest)) for digest in self._with_below(root)}
 
     def _children(self, manifest: Digest) -> Iterator[ReferencedBlob]:
@@ -161,7 +164,7 @@ class _Images:
         return ContentRecord(digest, info.size, info.used_at)
 
     def _with_below(self, root: Digest) -> list[Digest]:
-        """Manifests that are here, this one first."""
+        """Returns `root` and the manifests below it that are here, `root` first."""
         found, left = [root], [root]
         while left:
             for child in self._manifests[left.pop()].manifests:

@@ -1,12 +1,12 @@
-"""What damaged pins and freezes were about, so that they protect as much as can be known.
+"""Finds the image of a damaged pin or freeze, so that it still protects that image. A *note* is the file of either.
 
     note that cannot be read
-      ├── the text that is left names its image ───────────────────> that image
-      ├── a tag or digest here has the hash that is its file's name ──> that image
-      └── neither: not known; whoever would drop something must not
+      ├── the text that is left names its image ─────────────────> that image
+      ├── its file name is the hash of a tag or digest here ─────> that image
+      └── neither: not known; nothing may be dropped
 
-The search reads the names of all tags, and for a pin those of all manifests; what was not found is not looked for again
-for a minute.
+The search reads the names of all tags, and for a pin also those of all manifests. A note whose image was not found is
+not searched for again for a minute.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _AGAIN: Final = 60.0
 
 
 class DamagedNoteOwners:
-    """Of unread notes. May be asked from any thread."""
+    """Finds the images of notes that cannot be read. May be called from any thread."""
 
     def __init__(self, catalog: Catalog, now: Callable[[], float] = time.monotonic) -> None:
         self._catalog = catalog
@@ -40,9 +40,11 @@ class DamagedNoteOwners:
         self._missed: dict[UnreadNote, float] = {}
 
     def known(self, notes: Collection[UnreadNote]) -> dict[UnreadNote, Subject]:
-        """Blocking: of those of which it can be told. Raises `StoreError` where the names here cannot be read."""
+        """Blocking: returns the images of the notes for which they are known. Raises `StoreError` if the names of tags
+        and manifests cannot be listed.
+        """
         with self._lock:
-            # what was mended is forgotten
+            # notes that were repaired are forgotten
             self._found = {note: self._found[note] for note in notes if note in self._found}
             self._missed = {note: self._missed[note] for note in notes if note in self._missed}
             for note in notes:
@@ -54,7 +56,9 @@ class DamagedNoteOwners:
             return dict(self._found)
 
     def of(self, notes: Collection[UnreadNote]) -> dict[UnreadNote, Subject]:
-        """Blocking: of all of them. Raises `StoreError` where that of one is not known; it says what to do."""
+        """Blocking: returns the images of all notes. Raises `StoreError` if one is not known; the error says what to
+        do.
+        """
         return all_known(notes, self.known(notes))
 
     def _is_due(self, note: UnreadNote) -> bool:
@@ -73,7 +77,7 @@ class DamagedNoteOwners:
         self._missed |= dict.fromkeys(wanted.values(), self._now())
 
     def _names(self, with_digests: bool) -> Iterator[Subject]:
-        """Tags first: most notes are about one."""
+        """Yields the tags here and, if `with_digests`, the manifests. Tags come first: most notes are about one."""
         for repo in self._catalog.repositories():
             yield from ((repo, tag) for tag in self._catalog.tags(repo))
         for repo in self._catalog.repositories() if with_digests else ():
@@ -81,7 +85,7 @@ class DamagedNoteOwners:
 
 
 def all_known(notes: Iterable[UnreadNote], known: dict[UnreadNote, Subject]) -> dict[UnreadNote, Subject]:
-    """What is `known` of these notes. Raises `StoreError` where that of one is not; it says what to do."""
+    """Returns `known`. Raises `StoreError` if it lacks the image of one of the notes; the error says what to do."""
     for note in notes:
         if note not in known:
             raise StoreError(note.trouble)
@@ -89,7 +93,7 @@ def all_known(notes: Iterable[UnreadNote], known: dict[UnreadNote, Subject]) -> 
 
 
 def unread_words(notes: Collection[UnreadNote], known: Mapping[UnreadNote, Subject]) -> list[str]:
-    """For people: a sentence or two on each, with what to do."""
+    """Returns one or two sentences about each note, for people, with what to do."""
     return [
         f"{note.file} cannot be read ({note.why}): {_it_is(note, known[note])}" if note in known else note.trouble
         for note in notes
@@ -107,7 +111,7 @@ def _it_is(note: UnreadNote, subject: Subject) -> str:
 
 
 def unread_json(notes: Collection[UnreadNote], known: Mapping[UnreadNote, Subject]) -> list[dict[str, Any]]:
-    """For programs; `message` is for people."""
+    """Returns the notes for programs; their `message` is for people."""
     return [
         {
             "kind": note.kind,
@@ -121,7 +125,9 @@ def unread_json(notes: Collection[UnreadNote], known: Mapping[UnreadNote, Subjec
 
 
 def tell_unread(notes: Collection[UnreadNote], told: set[UnreadNote], known: Mapping[UnreadNote, Subject]) -> None:
-    """Count them, and log those that were not `told`, once each; those that were mended are forgotten."""
+    """Updates the metric, and logs each note that is not yet in `told`. Then `told` is set to `notes`, so that repaired
+    notes are forgotten.
+    """
     telemetry.UNREAD_NOTES.set(len(notes))
     new = [note for note in notes if note not in told]
     for note, words in zip(new, unread_words(new, known), strict=True):

@@ -1,4 +1,5 @@
-"""Keeps the store within its capacity: first what no cached manifest names, then the coldest images, each whole.
+"""Keeps the store within its capacity. Drops first the blobs that no cached manifest names (loose blobs), then whole
+images, the least recently used first.
 
 What happens to one blob here:
 
@@ -6,22 +7,22 @@ What happens to one blob here:
                                                                 │
                       a crash here leaves a record without a file: dropped when it is next chosen
 
-    manifest fetched ── name() ──> index: what it names is not loose, and only goes with the last that names it
+    manifest fetched ── name() ──> index: blobs that it names are not loose, and are dropped with the last such manifest
 
-The index counts how many remembered manifests name each blob. So what is used is the manifest alone, and nothing below
-it has to be touched: a blob that is named is no candidate, and the order of images is the order of their manifests.
-Choosing among a million blobs reads the ends of two ordered lists, and what is below the victims.
+The index counts how many recorded manifests name each blob. So only the use of a manifest is recorded, and nothing
+below it has to be touched: a blob that is named is no candidate, and images are ordered by the use of their manifests.
+Choosing among a million blobs reads the ends of two ordered lists, and the content of the victims.
 
-The order of use comes from the index, which is told of uses a little later (`write_behind.py`). Where the index is
-down, or empty because it was lost, the disk is walked instead, with the times of use noted there and the manifests
-read: a dead Redis must not let the disk fill up, and an empty index says nothing about what may go. Pins are read from
-the disk in either case, each time before anything is dropped; where nobody knows what they are for nothing is, and what
-comes is taken up to the limit.
+The order of use comes from the index, which receives uses with a short delay (`write_behind.py`). If the index is down,
+or is empty because it was lost, the disk is walked instead: its own times of use apply, and all manifests are read. A
+dead Redis must not let the disk fill up, and an empty index does not tell what may be dropped. Pins are always read
+from the disk, each time before anything is dropped. If it is not known what must stay, nothing is dropped, and new
+content is stored until the limit is reached.
 
-Room is reserved before a fill begins. Several workers may reserve at the same moment without knowing of each other;
-the gap between high water and limit is for that, and the next round, a second later, brings them back. What the store
-holds is estimated where there is no index (`held.py`), but measured before anything is dropped.
-Evicting is done by one process at a time, under a lock of the kernel (`exclusive`).
+Room is reserved before a fill begins. Several workers may reserve at the same moment without knowing of each other. The
+gap between high water and limit is for that, and the next round, a second later, evicts what is too much. Without an
+index the usage of the store is estimated (`usage.py`), but it is measured before anything is dropped. One process at a
+time evicts, under a lock of the kernel (`exclusive`).
 """
 
 from __future__ import annotations
@@ -52,25 +53,26 @@ from mirror.values.sizes import format_size
 
 __all__ = ["Evictor", "Reservation"]
 
-#: Candidates looked at in one go while evicting: thousands more would hold up the event loop, and there is a next go.
+#: Candidates read in one step of an eviction. Many more would block the event loop; further steps follow if needed.
 _MOST_CANDIDATES: Final = 4096
-#: Seconds to wait for one's turn to evict. The pull that waits for it then goes through uncached.
+#: Seconds to wait for the turn to evict. After that, a pull that waits for it is passed through without being cached.
 _TURN: Final = 20.0
-#: Blobs deleted before the index is told.
+#: Blobs deleted before their records are dropped from the index.
 _BATCH: Final = 256
-#: Seconds that whoever only wants to know waits for a walk.
+#: Seconds that a caller that changes nothing waits for a walk.
 _SOON: Final = 1.0
-#: Seconds between two rebuilds of the index, and at most after many that the disk has failed: each reads all manifests.
+#: Seconds between two rebuilds of the index, and the most to which this grows while the disk makes rebuilds fail. Each
+#: rebuild reads all manifests.
 _REBUILD_EVERY: Final = 60.0
 _REBUILD_AT_MOST_EVERY: Final = 3600.0
-#: Seconds between two suspicions that the index lacks blobs.
+#: Seconds for which the index is not suspected again of lacking blobs.
 _SUSPECT_EVERY: Final = 600.0
-#: What is kept of what is damaged, where nobody says.
+#: The default limits of the quarantine of damaged blobs.
 _QUARANTINE: Final = QuarantineLimits()
 
 
 class Reservation:
-    """Room set aside for one fill, until `release`."""
+    """Room that is reserved for one fill, until `release` is called."""
 
     def __init__(self, size: int, released: Callable[[int], None]) -> None:
         self.size = size
@@ -78,14 +80,14 @@ class Reservation:
         self._held = True
 
     def release(self) -> None:
-        """Repeatable. After the blob is in the index, or was given up."""
+        """Gives the room back, after the blob was recorded in the index or the fill has failed. Repeatable."""
         if self._held:
             self._held = False
             self._released(self.size)
 
 
 class Evictor:
-    """One in each process that fills the store."""
+    """Reserves room for fills and evicts, one instance in each process that fills the store."""
 
     def __init__(
         self,
@@ -104,12 +106,13 @@ class Evictor:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         interval: float = 1.0,
     ) -> None:
-        """`names` are asked where the index cannot be. `protected` are digests never to be dropped, such as those in
-        flight here; `pinned` those that must stay at a time (epoch seconds), blocking, and `StoreError` where nobody
-        knows. `exclusive` holds a lock over all processes of this store. `rebuild` is started when the index answers
-        but is not whole; it sees to it that one process at a time does it, under another lock (`reconcile.ensure`).
-        `reclaim`, blocking, drops what else can be done without, and returns its bytes: asked before anyone is refused.
-        `quarantine` bounds what was set aside as damaged. `interval` is in seconds.
+        """`names` reads what manifests name if the index cannot tell. `protected` returns digests that must never be
+        dropped, such as those of fills in this process. `pinned` returns the digests that must stay at a time (epoch
+        seconds); it blocks, and raises `StoreError` if they are not known. `exclusive` holds a lock across all
+        processes of this store. `rebuild` is started if the index answers but is not whole; it takes another lock, so
+        that one process at a time rebuilds (`reconcile.ensure`). `reclaim` drops other dispensable files, and returns
+        their bytes; it blocks, and is called before a fill is refused. `quarantine` limits the quarantine of damaged
+        blobs. `interval` is in seconds.
         """
         self._store = store
         self._index = index
@@ -135,36 +138,36 @@ class Evictor:
     # ------------------------------------------------------------------------------------------------- uses
 
     def touch(self, digest: Digest) -> None:
-        """See `WriteBehind`."""
+        """Notes that a blob was used; see `WriteBehind.touch`."""
         self._behind.touch(digest)
 
     async def arrived(self, info: BlobInfo) -> None:
-        """See `WriteBehind`."""
+        """Records a new blob in the index; see `WriteBehind.arrived`."""
         await self._behind.arrived(info)
 
     async def name(self, names: References, size: int) -> None:
-        """See `WriteBehind`."""
+        """Records what a new manifest names; see `WriteBehind.name`."""
         await self._behind.name(names, size)
 
     async def flush(self) -> None:
-        """See `WriteBehind`."""
+        """Writes everything pending to index and disk; see `WriteBehind.flush`."""
         await self._behind.flush()
 
     @property
     def index_came_back(self) -> asyncio.Event:
-        """See `WriteBehind`."""
+        """Set when the index answers again after a failure; the caller clears it (see `WriteBehind`)."""
         return self._behind.index_came_back
 
     # ------------------------------------------------------------------------------------------------- room
 
     async def reserve(self, size: int | None) -> Reservation:
-        """Set `size` bytes aside (None: unknown, nothing), evicting if needed.
+        """Reserves `size` bytes, and evicts if needed. If the size is not known (None), nothing is reserved.
 
-        Raises `BlobTooLarge` where the blob is larger than the store may be, `StoreFull` where pins and fills leave no
-        room for it, and `StoreError` where there is none and nobody knows what must stay.
+        Raises `BlobTooLarge` if the blob is larger than the limit of the store, `StoreFull` if pins and fills leave no
+        room for it, and `StoreError` if there is no room and it is not known what must stay.
         """
         wanted = size or 0
-        # counted while we look, so that others of this process look at the disk with us in mind
+        # counted before the disk is measured, so that other fills of this process take this one into account
         self._reserved += wanted
         try:
             measure = await self._measure(patient=False)
@@ -182,13 +185,13 @@ class Evictor:
         except StoreFull:
             raise
         except StoreError:
-            # nobody knows what must stay, so that nothing went: no reason to refuse what fits all the same
+            # it is not known what must stay, so nothing was dropped; a blob that fits below the limit is stored anyway
             if self._water.shortage(measure):
                 raise
 
     def _give_back(self, size: int) -> None:
         self._reserved -= size
-        # most likely it is held now; if not, the next walk tells
+        # most likely the blob is stored now; if not, the next walk corrects the sum
         self._held.reckon(1, size)
 
     def _refuse_if_too_large(self, measure: StoreLoad, wanted: int) -> None:
@@ -198,18 +201,20 @@ class Evictor:
             raise BlobTooLarge(f"a blob of {larger}")
 
     async def limit(self) -> int:
-        """The most bytes that the store may hold now. Raises `StoreError`."""
+        """Returns the most bytes that the store may hold now. Raises `StoreError`."""
         return self._water.limit(await self._measure(patient=False))
 
     async def make_room(self, size: int) -> None:
-        """The disk was full in mid-write, whatever we counted: drop at least `size` bytes. Raises `StoreFull`."""
+        """Drops at least `size` bytes, whatever the measured usage, because a write found the disk full. Raises
+        `StoreFull`.
+        """
         await self._evict(lambda _: (size, size), on_disk=True)
 
     async def plan(self, size: int | None = None, *, short: bool = False) -> list[Victim]:
-        """What would be dropped to free `size` bytes; None: to come down to the low water. Changes nothing.
+        """Returns what would be dropped to free `size` bytes, or, if None, to get down to the low water. Drops nothing.
 
-        `short`: the first of it will do, as many as are found among some thousand candidates. Raises `IndexUnavailable`
-        where that would mean to read a large store, for want of an index that knows it.
+        If `short`, only the first victims are returned, as many as are found among some thousand candidates. Then
+        `IndexUnavailable` is raised if the index is not usable and the store is too large to be read instead.
         """
         await self.flush()
         if short and not await self._behind.index_is_whole() and await self._is_large():
@@ -219,14 +224,16 @@ class Evictor:
         return victims
 
     async def collect(self, *, dry_run: bool = False) -> list[Victim]:
-        """Come down to the low water; what was dropped, or would be. Dropping less than wished is no error here."""
+        """Evicts down to the low water. Returns what was dropped, or, if `dry_run`, what would be. It is no error if
+        less can be dropped.
+        """
         if dry_run:
             return await self.plan()
         return await self._evict(lambda then: (_above_low(self._water, then), 0))
 
     async def drop(self, digests: Collection[Digest]) -> tuple[int, int]:
-        """Drop these blobs, but for those that must stay; how many there were, and their bytes. Raises `StoreFull`
-        where another process does not stop evicting, `StoreError`.
+        """Drops these blobs, except those that must stay. Returns how many were dropped, and their bytes. Raises
+        `StoreFull` if another process does not finish evicting, and `StoreError`.
         """
         victims = [Victim(digest, 0, 0.0, "purged") for digest in digests]
         async with self.turn():
@@ -236,7 +243,7 @@ class Evictor:
         return len(gone), sum(record.size for record in before if record.digest in gone)
 
     async def run(self) -> None:
-        """Flush and evict, every `interval`, until cancelled."""
+        """Flushes and evicts every `interval` seconds, until cancelled."""
         trouble: str | None = None
         try:
             while True:
@@ -246,18 +253,18 @@ class Evictor:
                     trouble = None
                 except StoreError as error:
                     if str(error) != trouble:
-                        # said once: a disk that is read-only or pinned full stays so for many rounds
+                        # logged once: a disk that is read-only, or full of pinned images, stays so for many rounds
                         telemetry.log.warning("evictor.failed", reason=str(error))
                     trouble = str(error)
                 except Exception:
-                    # whatever it was: without this task nothing is evicted until the disk is full
+                    # go on after any error: without this task nothing is evicted until the disk is full
                     telemetry.log.exception("evictor.crashed")
         finally:
             await self._stop_rebuilding()
             await self._held.aclose()
 
     async def tick(self) -> None:
-        """One round of `run`. Raises `StoreError`."""
+        """Does one round of `run`. Raises `StoreError`."""
         await self.flush()
         if not await self._behind.index_is_whole() and self._behind.index_up:
             self._begin_rebuilding()
@@ -270,9 +277,10 @@ class Evictor:
             await self._evict(lambda then: (self._water.excess(then), 0))
 
     async def fullness(self, patience: float | None = None) -> tuple[int, int] | None:
-        """Bytes that blobs take, and that they may take. Raises `StoreError`.
+        """Returns the bytes that blobs take, and the most that they may take. Raises `StoreError`.
 
-        None: without an index a large store is walked, which takes longer than `patience` (seconds); it goes on.
+        Returns None if this takes longer than `patience` (seconds), because without an index a large store is walked.
+        The walk continues in the background.
         """
         try:
             async with asyncio.timeout(patience):
@@ -283,43 +291,48 @@ class Evictor:
 
     @property
     def index_trouble(self) -> str | None:
-        """Why the index was of no use when it was last asked, as `fullness` does; None: it was."""
+        """Why the last call of the index failed, None if it did not. `fullness` calls the index, too."""
         return self._behind.trouble
 
     def quarantined(self) -> int:
-        """Blocking: bytes of damaged blobs that were set aside."""
+        """Blocking: returns the bytes of the damaged blobs in quarantine."""
         return sum(one.size for one in self._aside.kept())
 
     # --------------------------------------------------------------------------------------------- measuring
 
     async def _measure(self, *, patient: bool = True) -> StoreLoad:
-        """Impatient: see `StoreUsage.bytes`."""
+        """Returns the load of the store, including what fills of this process have reserved. For `patient` see
+        `StoreUsage.bytes`.
+        """
         growing, aside, (free, disk) = await asyncio.to_thread(
             lambda: (self._store.growing(), self._aside.kept(), self._store.free())
         )
         held = await self._held.bytes(free, patient=patient)
         ours = self._protected()
         own = sum(size for digest, size in growing.items() if digest in ours)
-        # a fill of ours counts once: as what it reserved, until as much of it is growing
+        # a fill of this process counts once: by its reservation, until its partial file accounts for as much
         pending = max(0, self._reserved - own)
         return StoreLoad(held, sum(growing.values()), pending, free, disk, sum(one.size for one in aside))
 
     async def _is_large(self) -> bool:
-        """Whether a look at every blob and every manifest would take long."""
+        """True if reading every blob's metadata and every manifest would take long."""
         return not await self.fullness(_SOON) or self._held.is_large
 
     # ---------------------------------------------------------------------------------------------- evicting
 
     async def _evict(self, need: Callable[[StoreLoad], tuple[int, int]], *, on_disk: bool = False) -> list[Victim]:
-        """Drop what is needed, as measured once it is our turn: others may have made room meanwhile.
+        """Waits for the turn, measures again, because other processes may have made room meanwhile, and drops what is
+        still needed. Returns what was dropped.
 
-        `need` gives the bytes that should go, and those that must go or `StoreFull` is raised. Nothing is dropped
-        where that cannot help. `on_disk`: a record without a file frees nothing, however much it was counted for.
+        `need` returns the bytes that should be dropped, and those that must be dropped or `StoreFull` is raised. No
+        blob is dropped if all that can be dropped would not be enough. If `on_disk`, only deleted files count as freed,
+        not the bytes of records without a file.
         """
         with telemetry.span("evict") as span:
             async with self.turn():
                 await self.flush()
-                # who had the turn before may have dropped what is in our sum; without an index all is walked anyway
+                # the process that had the turn before may have dropped blobs that are in the sum of this one; without
+                # an index all blobs are walked anyway
                 self._held.forget()
                 eviction = _Eviction(*need(await self._measure()))
                 await self._carry_out(eviction, on_disk)
@@ -329,13 +342,13 @@ class Evictor:
 
     async def _carry_out(self, eviction: _Eviction, on_disk: bool) -> None:
         if urgent := eviction.must > 0:
-            # what is damaged goes before anything that is good
+            # damaged blobs are dropped before any good one
             eviction.has_freed(await self._aside.give_up())
         while eviction.should > 0:
             try:
                 victims, these_are_all = await self._choose(eviction.should, eviction.tried, _MOST_CANDIDATES)
             except StoreError:
-                # nobody knows what must stay; what was interrupted need not
+                # it is not known what must stay, but interrupted downloads need not
                 if eviction.must > 0 and await self._reclaim_for(eviction):
                     continue
                 if urgent and eviction.must <= 0:
@@ -356,8 +369,8 @@ class Evictor:
             eviction.has_freed(sum(victim.size for victim in freed) + (0 if on_disk else without_file))
 
     async def _reclaim_for(self, eviction: _Eviction) -> bool:
-        """Before anyone is refused, interrupted downloads go that nobody resumes at the moment; once. Whether to look
-        again at what is still needed.
+        """Drops interrupted downloads that no worker resumes at the moment, once for each eviction, before a fill is
+        refused. True if this was done, so that the caller checks again what is still needed.
         """
         if self._reclaim is None or eviction.reclaimed:
             return False
@@ -367,8 +380,9 @@ class Evictor:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """One at a time over all processes: inside, nothing is evicted or purged by others, and what was chosen before
-        is gone. Raises `StoreFull` where another one has stopped in the middle of it.
+        """Holds the turn to drop blobs, one holder at a time across all processes. Inside, no other process evicts or
+        purges, and everything that an earlier holder chose is gone. Raises `StoreFull` if the turn does not come in
+        time, because another process hangs while it holds the turn.
         """
         async with AsyncExitStack() as stack:
             try:
@@ -380,9 +394,10 @@ class Evictor:
             yield
 
     async def _choose(self, size: int, tried: Collection[Digest], most: int | None = None) -> tuple[list[Victim], bool]:
-        """Victims that free `size` bytes, but for those that were `tried`; and whether there are no others.
+        """Returns victims that free `size` bytes, none of them `tried`, and whether there are no other candidates.
 
-        They may be too few where that would mean to look at more than `most` candidates.
+        The victims may be too few if more would mean to read more than `most` candidates. Raises `StoreError` if it is
+        not known what must stay.
         """
         if size <= 0:
             return [], False
@@ -398,20 +413,22 @@ class Evictor:
         )
 
     async def _staying(self) -> set[Digest]:
-        """What must not be dropped at this moment. Raises `StoreError` where nobody knows."""
+        """Returns the digests that must not be dropped at this moment. Raises `StoreError` if they are not known."""
         pinned = await asyncio.to_thread(self._pinned, self._now())
         return {*pinned, *self._protected()}
 
     async def _drop(self, victims: list[Victim]) -> tuple[list[Victim], int]:
-        """The files first, then the records; those whose file was there, and the bytes recorded for the others."""
+        """Deletes the files, then the records. Returns the victims whose file was there, and the bytes that were
+        recorded for the others.
+        """
         dropped: list[Victim] = []
         without_file = 0
         stuck: set[Digest] = set()
         for cut in _cut(victims, _BATCH):
-            # asked again at the last moment: a flight may have begun since they were chosen, or something was pinned
+            # asked again at the last moment: since the choice a fill may have begun, or an image may have been pinned
             staying = await self._staying()
             batch = [victim for victim in cut if victim.digest not in staying]
-            # to its end: whoever has the next turn must not see files go that were chosen in this one
+            # to its end, even if cancelled: files chosen in this turn must not be deleted during the next one
             deleted = await to_its_end(asyncio.to_thread(self._delete, batch, stuck))
             freed = [victim for victim, size in deleted if size]
             dropped += freed
@@ -421,8 +438,9 @@ class Evictor:
         return dropped, without_file
 
     def _delete(self, victims: list[Victim], stuck: set[Digest]) -> list[tuple[Victim, int]]:
-        """Blocking: the bytes that each freed, without those that cannot be deleted, and without what comes after one
-        in its image (`stuck`): manifests come first, and one that stays must not lose what it names.
+        """Blocking: deletes the files of these victims, and returns each with the bytes that it freed. A victim that
+        cannot be deleted is left out, and its images are added to `stuck`: the victims that follow in these images
+        stay. Manifests come first, and a manifest that stays must not lose what it names.
         """
         deleted = []
         for victim in victims:
@@ -443,7 +461,10 @@ class Evictor:
     # ---------------------------------------------------------------------------------------------- the index
 
     async def _suspect_index(self) -> bool:
-        """There is too little to drop: perhaps the disk has blobs that the index missed. Whether to look there."""
+        """Marks the index as incomplete, because it offers too little to drop: perhaps the disk has blobs that the
+        index lacks. True if the caller should try again, with a walk over the disk; False if the index is not used
+        anyway or was suspected not long ago.
+        """
         if self._now() - self._suspected_at < _SUSPECT_EVERY or not await self._behind.index_is_whole():
             return False
         self._suspected_at = self._now()
@@ -454,7 +475,7 @@ class Evictor:
         return True
 
     def _begin_rebuilding(self) -> None:
-        """In the background; not again and again."""
+        """Starts a rebuild of the index in the background, unless one runs or the last one began not long ago."""
         if self._rebuild is None or self._rebuilding or self._now() - self._rebuilt_at < self._rebuild_every:
             return
         self._rebuilt_at = self._now()
@@ -480,7 +501,9 @@ class Evictor:
 
 @dataclass(slots=True)
 class _Eviction:
-    """Bytes that should still go, and those of them that must; what was dropped for it, and what was tried."""
+    """The state of one eviction: the bytes that should still be dropped, and those that must be; the victims that were
+    dropped, and all that were tried; and whether `reclaim` was called.
+    """
 
     should: int
     must: int
@@ -489,13 +512,13 @@ class _Eviction:
     reclaimed: bool = False
 
     def has_freed(self, size: int) -> None:
-        """So many bytes less are needed."""
+        """Notes that `size` bytes fewer are needed."""
         self.should -= size
         self.must -= size
 
 
 def _above_low(water: Watermarks, measure: StoreLoad) -> int:
-    """Bytes above the low water."""
+    """Returns the bytes above the low water."""
     return max(0, measure.used - int(water.limit(measure) * water.low))
 
 

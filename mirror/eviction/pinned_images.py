@@ -1,16 +1,18 @@
-"""Which images are pinned, and which content stays for that. Read from the disk; the index has no say in it.
+"""Which images are pinned, and which content must stay because of that. Read from the disk, never from the index.
 
     pins on disk ─────┐
                       ├──> images ── tag record ──> digest ──> what its manifests name, present or not: it stays
     rules, over tags ─┘                                             │
     freezes on disk ──────────────────────────────────────> digest ─┘
 
-A pin whose file is damaged holds as far as it is known what it was for. A damaged freeze keeps its whole repository,
-for what it was at is not known. Where not even the image is known nothing may go (`unread.py`).
+A pin whose file is damaged still holds if its image is known. A damaged freeze keeps its whole repository, because its
+digest is not known. If not even the image of a damaged pin or freeze is known, nothing may be dropped
+(`damaged_notes.py`).
 
-A pinned tag protects what it points to now, and what it answers now where that is another digest: because it is frozen,
-or because the newest one is not old enough yet. A frozen tag protects what it answers, pinned or not. What is named but
-absent counts too, so that a blob that comes later is safe from its first moment on.
+A pinned tag protects the digest to which it points now. It also protects the digest that it answers now if that is
+another one, because the tag is frozen or because the newest digest is not old enough yet. A frozen tag protects what it
+answers, pinned or not. Content that is named but absent is protected as well, so that a blob that arrives later is safe
+from the start.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from mirror.ports import Catalog, Pins
 
 __all__ = ["PinnedContent", "PinnedImage", "images_of", "pinned_by_rules", "pinned_images", "shown_root", "why_pinned"]
 
-#: Reads what an image points to; None: nothing here.
+#: Reads the descriptor to which a tag or digest points; None if it is not known here.
 RootReader = Callable[[Catalog, Repo, Reference], Descriptor | None]
 
 
@@ -42,9 +44,9 @@ RootReader = Callable[[Catalog, Repo, Reference], Descriptor | None]
 class PinnedImage:
     """An image that must stay, and why.
 
-    `root` is what it points to now; None: that is not known here, because nobody pulled it yet. `since` and `until` are
-    epoch seconds. `rule` is the pattern of the configuration that says it; None: it was pinned by hand. `unread`: the
-    pin's file cannot be read, and this is what it was for; `reason` names the file.
+    `root` is what it points to now, None if that is not known here because no client pulled it yet. `since` and `until`
+    are epoch seconds. `rule` is the pattern of the configured rule that pins it, None if it was pinned by hand.
+    `unread` is true if the pin's file cannot be read but its image is known; `reason` then names the file.
     """
 
     repo: Repo
@@ -60,9 +62,10 @@ class PinnedImage:
 def pinned_images(
     pins: Pins, rules: Sequence[PinRule], catalog: Catalog, now: float, subjects: DamagedNoteOwners | None = None
 ) -> list[PinnedImage]:
-    """Blocking, to be shown: every pin that is in force, those that cannot be read where it is known what they are for,
-    then what rules add to them. A tag whose record cannot be read has no `root`. Raises `StoreError` for the rest.
-    Callers that ask often pass `subjects`, which search less.
+    """Blocking: returns the pinned images for showing them to people: every pin in force, then the damaged pins whose
+    image is known, then what the rules pin besides. A tag whose record cannot be read has no `root`. Raises
+    `StoreError` for all other errors. A caller that asks often passes the same `subjects` each time, which saves
+    searches.
     """
     read, unread = pins.look()
     return images_of(read, (subjects or DamagedNoteOwners(catalog)).known(unread), rules, catalog, now, root=shown_root)
@@ -77,8 +80,9 @@ def images_of(
     *,
     root: RootReader | None = None,
 ) -> list[PinnedImage]:
-    """Blocking: the same of what was read. `root` reads what an image points to. Raises `StoreError`, also if it cannot
-    be told what a pinned tag points to, unless `root` says otherwise.
+    """Blocking: returns the pinned images for pins that were read already. `unread` are the damaged notes whose image
+    is known; those of freezes are ignored. `root` reads what an image points to. Raises `StoreError`, also if the
+    record of a pinned tag cannot be read, unless `root` catches that.
     """
     root = root or _root
     found = [
@@ -98,7 +102,7 @@ def images_of(
 
 
 def pinned_by_rules(rules: Sequence[PinRule], catalog: Catalog, repo: Repo, root: RootReader) -> list[PinnedImage]:
-    """Blocking: the tags of one repository that rules pin. Raises `StoreError`, and what `root` raises."""
+    """Blocking: returns the tags of one repository that rules pin. Raises `StoreError`, and what `root` raises."""
     ruled = ((tag, rule_for(rules, repo, tag)) for tag in catalog.tags(repo))
     return [
         PinnedImage(repo, tag, root(catalog, repo, tag), rule.reason, rule=rule.match) for tag, rule in ruled if rule
@@ -108,7 +112,7 @@ def pinned_by_rules(rules: Sequence[PinRule], catalog: Catalog, repo: Repo, root
 def why_pinned(
     pinned: Iterable[PinnedImage], repo: Repo, *, tag: str | None = None, digest: Digest | None = None
 ) -> list[PinnedImage]:
-    """Those of `pinned` because of which an image stays: by its tag, or as what its digest is pinned as."""
+    """Returns the images of `pinned` because of which an image stays: those with its tag and those with its digest."""
     return [
         image
         for image in pinned
@@ -121,12 +125,12 @@ def why_pinned(
 
 
 def shown_root(catalog: Catalog, repo: Repo, reference: Reference) -> Descriptor | None:
-    """Blocking, to be shown: what an image points to; None, too, if that cannot be read."""
+    """Blocking: returns what an image points to, for showing it to people; None also if that cannot be read."""
     return for_display(lambda: _root(catalog, repo, reference), name_of(repo, reference))
 
 
 def _root(catalog: Catalog, repo: Repo, reference: Reference) -> Descriptor | None:
-    """Raises `StoreError`."""
+    """Blocking: returns what an image points to, None if it is not known here. Raises `StoreError`."""
     if isinstance(reference, Digest):
         manifest = catalog.get_manifest(repo, reference)
         return Descriptor(manifest.media_type, reference, manifest.size) if manifest else None
@@ -135,7 +139,7 @@ def _root(catalog: Catalog, repo: Repo, reference: Reference) -> Descriptor | No
 
 
 class PinnedContent:
-    """The digests that stay because of pins and freezes. May be asked from any thread."""
+    """The digests that stay because of pins and freezes. May be called from any thread."""
 
     def __init__(
         self,
@@ -147,8 +151,8 @@ class PinnedContent:
         frozen: Callable[[], tuple[Iterable[Freeze], Sequence[UnreadNote]]],
         answer: Callable[[Repo, str], Digest | None],
     ) -> None:
-        """`frozen` are the tags that are, and freezes that cannot be read; `answer` is what a tag answers as far as it
-        is known here, and `StoreError` where that cannot be told.
+        """`frozen` returns the freezes, and the notes of freezes that cannot be read. `answer` returns the digest that
+        a tag answers, None if it is not known here; it raises `StoreError` if that cannot be read.
         """
         self._frozen = frozen
         self._answer = answer
@@ -157,14 +161,15 @@ class PinnedContent:
         self._rules = tuple(rules)
         self._names = names
         self._lock = threading.Lock()
-        #: What each pinned tag pointed to when last read: a record that cannot be read now, or is gone, unpins nothing.
+        #: What each pinned tag pointed to when last read. It stays pinned if the record is gone or cannot be read now.
         self._roots: dict[tuple[Repo, Reference], set[Digest]] = {}
         self._subjects = DamagedNoteOwners(catalog)
         self._told: set[UnreadNote] = set()
 
     def digests(self, now: float) -> Collection[Digest]:
-        """Blocking, some 0.1 ms for each pinned image. Raises `StoreError` where pins or freezes cannot be read and it
-        is not known what they are for: then nobody knows what must stay, and nothing may go.
+        """Blocking: returns the digests that must stay. `now` is in epoch seconds. Takes about 0.1 ms for each pinned
+        image. Raises `StoreError` if it is not known what must stay, for example because a pin or freeze cannot be read
+        and its image is not known; then nothing may be dropped.
         """
         with self._lock:
             pins, unread_pins = self._pins.look()
@@ -183,7 +188,9 @@ class PinnedContent:
             return self._below(frozen.union(kept, *roots.values()))
 
     def _reader(self, unread: set[tuple[Repo, Reference]]) -> RootReader:
-        """Reads what is pinned; a tag that cannot be read at the moment, and is known from before, goes to `unread`."""
+        """Returns a reader of what a pinned image points to. A tag that cannot be read at the moment, but is known from
+        an earlier read, is added to `unread`.
+        """
 
         def read(catalog: Catalog, repo: Repo, reference: Reference) -> Descriptor | None:
             try:
@@ -199,20 +206,22 @@ class PinnedContent:
         return read
 
     def _subjects_of(self, unread: Collection[UnreadNote]) -> Mapping[UnreadNote, Subject]:
-        """Raises `StoreError`."""
+        """Returns the image of each note, and logs new notes. Raises `StoreError` if one of the images is not known."""
         known = self._subjects.known(unread)
         tell_unread(unread, self._told, known)
         return all_known(unread, known)
 
     def _roots_of(self, image: PinnedImage, whole: Collection[Repo]) -> set[Digest]:
-        """Empty where a tag is not known. Of a repository that is kept `whole`, what the tag answers cannot be told."""
+        """Returns the digests that a pinned image protects; empty if its tag is not known. In a repository that is kept
+        `whole`, because of a damaged freeze, it is not known what the tag answers.
+        """
         if isinstance(image.reference, Digest):
             return {image.reference}
         now = None if image.repo in whole else self._answer(image.repo, image.reference)
         return {digest for digest in (now, image.root.digest if image.root else None) if digest}
 
     def _below(self, roots: set[Digest]) -> set[Digest]:
-        """These, and all that they and the manifests below them name."""
+        """Returns `roots`, and everything that they and the manifests below them name."""
         kept, left = set(roots), list(roots)
         while left:
             names = self._names.of(left.pop())

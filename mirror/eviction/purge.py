@@ -1,15 +1,15 @@
-"""Drop one image on purpose: what names it, then what nothing else needs.
+"""Drops one image at an operator's request: first its tags and manifests, then the blobs that nothing else needs.
 
-    1. refused while the image is pinned, or its tag is frozen, or it cannot be told whether it is
-    2. refused while a manifest or a tag that may need a part of it cannot be read: what that names is not known
-    3. the tag's record (by digest: those of all tags that point to it)
-    4. unless another tag of the repository points to the same: the links of its manifests that nothing else names
-    5. the blobs that no manifest of any repository names any more, but for those that pins and downloads need
+    1. refuses if the image is pinned or frozen, or if that cannot be read
+    2. refuses if a manifest or tag that may need a part of the image cannot be read: what it names is not known
+    3. drops the record of the tag (for a digest: of all tags that point to it)
+    4. drops the links of those of its manifests that nothing else in the repository names; none of them if another tag
+       points to the same image
+    5. drops the blobs that no manifest of any repository names any more, except those that pins or downloads need
 
-Everything is read before anything is dropped, so that a purge that is refused changes nothing. Before step 5 what came
-meanwhile is read as well; if that fails the blobs stay. A crash leaves blobs that nothing names, which eviction takes
-first. A pull in the same moment brings the image back, as any later one does: a purge is no prohibition (that is
-`[content] deny`).
+Everything is read before anything is dropped, so that a refused purge changes nothing. Before step 5 the manifests that
+arrived meanwhile are read as well; if that fails, the blobs stay. A crash leaves blobs that nothing names; eviction
+drops them first. A pull at the same moment, or later, brings the image back: to forbid an image use `[content] deny`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["Purge", "Purged"]
 
 @dataclass(frozen=True, slots=True)
 class Purged:
-    """What went: tags, links of manifests, blobs and their bytes."""
+    """What was dropped: tags, links of manifests, and the number of blobs and their bytes."""
 
     image: str
     repo: Repo
@@ -50,7 +50,7 @@ class Purged:
     bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Returns the JSON form, for programs."""
         return {
             "image": self.image,
             "tags": list(self.tags),
@@ -60,13 +60,15 @@ class Purged:
         }
 
 
-#: Of each manifest of each repository: which of the digests that may go it is, or names.
+#: For each manifest of each repository: the candidates that it is or names.
 _Named = Mapping[Repo, Mapping[Digest, frozenset[Digest]]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is to go: tags, links of manifests, and of the `candidates` those that nothing names afterwards."""
+    """What will be dropped: tags, links of manifests, and those `candidates` that nothing names afterwards. `named` is
+    what the manifests here named when the plan was made.
+    """
 
     repo: Repo
     root: Digest
@@ -77,7 +79,9 @@ class _Plan:
 
 
 class Purge:
-    """Of one store. `forget` is told of what must not be answered from memory any more."""
+    """Purges images of one store. `forget` is called with the tags and manifests that must no longer be answered from
+    memory.
+    """
 
     def __init__(
         self,
@@ -101,28 +105,31 @@ class Purge:
         self._forget = forget
 
     async def __call__(self, image: Image) -> Purged:
-        """Raises `ManifestUnknown` if the image is not here, `ImageProtected`, and `StoreError`: then the image is as
-        it was, unless the message says that blobs of it stay.
+        """Purges an image and returns what was dropped. Raises `ManifestUnknown` if the image is not here,
+        `ImageProtected` if it must stay, and `StoreError`. After an error the image is unchanged, unless the message of
+        the `StoreError` says that blobs of it stay.
         """
         plan = await asyncio.to_thread(self._plan, image)
         async with self._evictor.turn():
-            # pins that were put since are seen, and one that is put now waits for this turn before it is answered
+            # pins set since the plan was made are read here; setting a pin now waits for the end of this turn
             await to_its_end(asyncio.to_thread(self._unname, image, plan))
         await asyncio.to_thread(self._forget, image.repo, plan.tags, plan.manifests)
         try:
-            # once more, now that the links are gone: what was linked meanwhile stays
+            # read again, now that the links are gone: what was linked meanwhile stays
             named = await asyncio.to_thread(self._named, plan.candidates, plan.named)
             needed = {repo: set().union(*by_manifest.values()) for repo, by_manifest in named.items()}
             blobs, size = await self._evictor.drop(plan.candidates.difference(*needed.values()))
         except StoreError as error:
             raise StoreError(f"{image} is purged, but blobs of it stay until they are evicted: {error}") from error
         with suppress(IndexUnavailable):
-            # without it the links are found to be wrong when index and disk are compared
+            # without the index, the reconciliation of index and disk finds the wrong links later
             await self._index.unlink(image.repo, sorted(plan.candidates - needed.get(image.repo, set())))
         return Purged(name_of(image.repo, image.reference), image.repo, plan.tags, plan.manifests, blobs, size)
 
     def _plan(self, image: Image) -> _Plan:
-        """Blocking: steps 1 and 2. Changes nothing."""
+        """Blocking: does steps 1 and 2, and returns what to drop. Changes nothing. Raises `ManifestUnknown`,
+        `ImageProtected`, `StoreError`.
+        """
         repo = image.repo
         with _still_whole(image):
             root, tags = self._find(image)
@@ -134,7 +141,7 @@ class Purge:
         return _Plan(repo, root.digest, tags, tuple(sorted(manifests)), candidates, named)
 
     def _unname(self, image: Image, plan: _Plan) -> None:
-        """Blocking: steps 3 and 4. Raises `ImageProtected`, `StoreError`."""
+        """Blocking: checks pins and freezes again, then does steps 3 and 4. Raises `ImageProtected`, `StoreError`."""
         with _still_whole(image):
             self._refuse_if_kept(image, plan.root, plan.tags)
         for tag in plan.tags:
@@ -143,7 +150,9 @@ class Purge:
             self._catalog.drop_manifest(plan.repo, digest)
 
     def _find(self, image: Image) -> tuple[Descriptor, tuple[str, ...]]:
-        """What the image is, and the tags that go with it."""
+        """Blocking: returns the descriptor of the image, and the tags that are dropped with it. Raises
+        `ManifestUnknown`, `StoreError`.
+        """
         repo = image.repo
         if image.digest is None:
             tag = str(image.reference)
@@ -162,7 +171,9 @@ class Purge:
         return record.digest if record else None
 
     def _refuse_if_kept(self, image: Image, digest: Digest, tags: Iterable[str]) -> None:
-        """Raises `ImageProtected`, and `StoreError` if a pin or a freeze that may be for this image cannot be read."""
+        """Blocking: raises `ImageProtected` if the image must stay, and `StoreError` if a pin or a freeze that may be
+        for this image cannot be read.
+        """
         pins, unread_pins = self._pins.look()
         freezes, unread_freezes = self._freezes.look()
         subjects = DamagedNoteOwners(self._catalog).of([*unread_pins, *unread_freezes])
@@ -185,8 +196,8 @@ class Purge:
                 )
 
     def _unnamed_manifests(self, repo: Repo, root: Descriptor, tags: Collection[str], closure: Closure) -> set[Digest]:
-        """Those of the image that no tag but `tags`, and no freeze or manifest of the repository names. Raises
-        `StoreError`.
+        """Blocking: returns the manifests of the image that no freeze, no tag except `tags`, and no other manifest of
+        the repository names. Raises `StoreError`.
         """
         ours = {root.digest, *closure.named}
         others = (tag for tag in self._catalog.tags(repo) if tag not in tags)
@@ -204,13 +215,13 @@ class Purge:
         return (ours - kept).intersection(self._catalog.manifest_digests(repo))
 
     def _named(self, candidates: Collection[Digest], known: _Named) -> _Named:
-        """Blocking, a file for each manifest that is not `known`: what every manifest here is, or names, of these
-        candidates. Raises `StoreError`.
+        """Blocking: returns for every manifest here the `candidates` that it is or names. Reads one file for each
+        manifest that is not in `known`. Raises `StoreError`.
         """
         found: dict[Repo, dict[Digest, frozenset[Digest]]] = {}
         for repo in self._catalog.repositories() if candidates else ():
             before, now = known.get(repo, {}), found.setdefault(repo, {})
-            # by their names: a damaged record is one of a manifest all the same
+            # digests come from the names of the records: a manifest with a damaged record counts too
             for digest in self._catalog.manifest_digests(repo):
                 named = before.get(digest)
                 if named is None:
@@ -225,7 +236,9 @@ class Purge:
 
 @contextmanager
 def _still_whole(image: Image) -> Iterator[None]:
-    """Inside, nothing of the image is dropped yet, and errors say so. Raises `StoreError`."""
+    """Turns each `StoreError` raised inside into one that says that the image is not purged. To be used while nothing
+    of the image was dropped yet.
+    """
     try:
         yield
     except StoreError as error:
@@ -235,7 +248,7 @@ def _still_whole(image: Image) -> Iterator[None]:
 
 
 def _hint(error: StoreError) -> str:
-    """What helps against what does not go away by itself."""
+    """Returns what an operator can do about an error that does not go away by itself, else an empty string."""
     if isinstance(error, BlobDamaged):
         return "; `mirror verify` repairs it, or takes it out of the way"
     if isinstance(error, RecordDamaged):

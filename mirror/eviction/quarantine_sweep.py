@@ -1,6 +1,6 @@
-"""Keeps what was set aside as damaged within its bound, and gives it up where its room is needed.
+"""Keeps the quarantine of damaged blobs within its limits, and drops it if its room is needed.
 
-A folder of evidence that is damaged itself stops nothing: it counts as empty then, and that is said once.
+If the folder of the quarantine cannot be read, it counts as empty, and this is logged once. Nothing else fails.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["QuarantineSweeper"]
 
 
 class QuarantineSweeper:
-    """Of one store. `kept` may be asked from any thread."""
+    """Sweeps the quarantine of one store. `kept` may be called from any thread."""
 
     def __init__(self, store: BlobStore, bound: QuarantineLimits) -> None:
         self._store = store
@@ -25,7 +25,7 @@ class QuarantineSweeper:
         self._trouble = ""
 
     def kept(self) -> Sequence[QuarantinedBlob]:
-        """Blocking: in no order; empty where it cannot be told."""
+        """Blocking: returns the blobs in quarantine, in no order; empty if they cannot be listed."""
         try:
             return self._store.aside()
         except StoreError as error:
@@ -33,13 +33,15 @@ class QuarantineSweeper:
             return ()
 
     async def sweep(self, now: float, limit: int) -> int:
-        """Drop what is too old or too much where all blobs may take `limit` bytes; the bytes that are left."""
+        """Drops what is too old or too much, given that all blobs of the store may take `limit` bytes. Returns the
+        bytes that are left. `now` is in epoch seconds.
+        """
         kept = await asyncio.to_thread(self.kept)
         gone = await self._drop(self._bound.surplus(kept, now, limit), "too old, or too much of it")
         return sum(one.size for one in kept) - gone
 
     async def give_up(self) -> int:
-        """Drop all of it; the bytes that this frees."""
+        """Drops the whole quarantine, and returns the bytes that this frees."""
         return await self._drop(await asyncio.to_thread(self.kept), "its room is needed")
 
     async def _drop(self, surplus: Collection[QuarantinedBlob], why: str) -> int:
@@ -51,7 +53,9 @@ class QuarantineSweeper:
         return sum(freed)
 
     def _dropped(self, one: QuarantinedBlob) -> int:
-        """Blocking: the bytes that this frees; 0 where it stays, or another process was first."""
+        """Blocking: drops one blob and returns the bytes that this frees; 0 if it stays, or if another process was
+        first.
+        """
         try:
             return self._store.drop_aside(one.digest)
         except StoreError as error:

@@ -1,19 +1,20 @@
-"""Makes the index agree with the disk, which is the truth. No upstream is asked.
+"""Makes the index agree with the disk, which is authoritative. No upstream is asked.
 
     absent or lost ── every blob put ── records without a file dropped ── links and names put ── MARK ──> whole
           ^                                                                                                │
-          └─────────────────── FLUSHALL, a file begun anew, or found to lack blobs: no MARK <──────────────┘
+          └────────────── FLUSHALL, a new index file, or found to lack blobs: no MARK <────────────────────┘
 
-Everything is repeatable and may run while the mirror works: what is put again counts once, the later time of use
-stays, and a record is only dropped after a second look at the disk. Interrupted, it has set no mark and is done again.
-Done twice, it changes nothing.
+Every step is repeatable and may run while the mirror works: a blob that is put again counts once, the later time of
+use stays, and a record is dropped only after a second look at the disk. An interrupted run has set no mark and is done
+again. A second run changes nothing.
 
-What a manifest names that cannot be read at the moment would look as if nothing named it, and go first. So everything
-else is put right, but no mark is set: until the next time the disk is asked what may go. A manifest whose bytes are
-wrong names nothing (`graph/manifests.py`).
+If a manifest cannot be read at the moment, the blobs that it names would look as if nothing named them, and would be
+evicted first. So everything else is corrected, but no mark is set; until a later run succeeds, eviction asks the disk
+what may be dropped. A manifest whose bytes are damaged names nothing (`graph/manifests.py`).
 
-One thing is put right on the disk as well: what a repository notes of a manifest stays when the manifest is evicted,
-and says nothing any more. Without an end to it, images that nobody pulls again would cost a file each for ever.
+One thing is corrected on the disk as well: a repository's record of a manifest stays when the manifest is evicted, and
+is of no more use. These records are deleted; otherwise every image that is never pulled again would cost a file for
+ever.
 """
 
 from __future__ import annotations
@@ -38,19 +39,20 @@ from mirror.repository.grants import granted_by
 
 __all__ = ["INCOMPLETE", "MARK", "Reconciled", "ensure", "is_whole", "reconcile"]
 
-#: The marker of an index that this code has rebuilt; another one means that it was rebuilt to other rules.
+#: The marker of an index that this code has rebuilt. Another marker means that it was rebuilt by other rules.
 MARK: Final = "3"
 #: The marker of an index that is known to lack something.
 INCOMPLETE: Final = "incomplete"
 
-#: Blobs per call of the index.
+#: Blobs in one call of the index.
 _BATCH: Final = 1000
 
-#: Seconds to wait before asking an index again that did not answer: among thousands of calls one may be late, and the
-#: whole is not given up for that.
+#: Seconds to wait before each retry if the index did not answer. Among thousands of calls one may be late, which must
+#: not end the whole run.
 _WAITS: Final = (1.0, 2.0, 4.0, 8.0)
 
-#: Seconds after which a manifest that was noted and is gone is forgotten: one that is being written is left alone.
+#: Seconds after which the record of a manifest that is gone is deleted. The record of one that is being written is
+#: younger, and is left alone.
 _FORGET_AFTER: Final = 86400.0
 
 _Item = TypeVar("_Item")
@@ -58,8 +60,9 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """What was found: `blobs` on disk and their `bytes`, of which `added` were unknown; records `dropped`; `links`
-    from `manifests` of `repositories`; manifests `skipped` because they are damaged, malformed or gone.
+    """The result of a run: `blobs` on disk and their `bytes`; how many blobs were `added` to the index; how many
+    records were `dropped`; how many `repositories`, `manifests` and `links` were found; and how many manifests were
+    `skipped` because they are damaged, malformed or gone.
     """
 
     blobs: int
@@ -73,7 +76,7 @@ class Reconciled:
 
 
 async def is_whole(index: ContentIndex) -> bool:
-    """Whether it knows what the disk has. Raises `IndexUnavailable`."""
+    """True if the index knows everything that the disk has. Raises `IndexUnavailable`."""
     return await index.marker() == MARK
 
 
@@ -85,10 +88,10 @@ async def ensure(
     exclusive: Callable[[], AbstractAsyncContextManager[object]],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Reconciled | None:
-    """Rebuild an index that is not whole; None where it is.
+    """Rebuilds the index if it is not whole; returns None if it is.
 
-    `exclusive` holds a lock over all processes of this store, for rebuilds alone: evictions must not wait for it.
-    Raises `IndexUnavailable`, `StoreError`.
+    `exclusive` holds a lock across all processes of this store. The lock is for rebuilds only: evictions must not wait
+    for it. Raises `IndexUnavailable`, `StoreError`.
     """
     if await is_whole(index):
         return None
@@ -105,8 +108,8 @@ async def reconcile(
     *,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Reconciled:
-    """Go over the whole disk and put right what the index says. Raises `IndexUnavailable`, and `StoreError`, also after
-    all the rest was done, if a manifest could not be read.
+    """Reads the whole disk and corrects the index. Raises `IndexUnavailable` and `StoreError`. If a manifest cannot be
+    read, `StoreError` is raised after everything else was done.
     """
     telemetry.log.info("reconcile.begun")
     call = _Patient(sleep)
@@ -127,7 +130,7 @@ async def reconcile(
 
 
 class _Patient:
-    """Calls the index, and again after a while where it did not answer; every call here is repeatable."""
+    """Calls the index, and retries a few times with waits if it does not answer. Every call here is repeatable."""
 
     def __init__(self, sleep: Callable[[float], Awaitable[None]]) -> None:
         self._sleep = sleep
@@ -142,7 +145,7 @@ class _Patient:
 
 
 async def _drop_strays(store: BlobStore, index: ContentIndex, call: _Patient) -> int:
-    """Drop the records whose file is gone."""
+    """Drops the records whose file is gone; returns how many."""
     dropped = 0
     recorded = await call(partial(_all_recorded, index))
     for batch in _cut(recorded, _BATCH):
@@ -153,18 +156,19 @@ async def _drop_strays(store: BlobStore, index: ContentIndex, call: _Patient) ->
 
 
 async def _all_recorded(index: ContentIndex) -> list[Digest]:
-    """Each once."""
+    """Returns all digests in the index, each once."""
     return list({digest: None async for batch in index.recorded() for digest in batch})
 
 
 def _absent(store: BlobStore, digests: Iterable[Digest]) -> list[Digest]:
-    """Blocking: those that are gone for certain. Raises `StoreError`."""
+    """Blocking: returns the digests that are certainly gone. Raises `StoreError`."""
     return [digest for digest in digests if not has_blob(store, digest)]
 
 
 async def _link(store: BlobStore, catalog: Catalog, index: ContentIndex, call: _Patient) -> tuple[int, int, int, int]:
-    """Link to each repository what its manifests name, and tell what that is; repositories, manifests, links and
-    manifests skipped. Raises `StoreError` at the end if some could not be read.
+    """Writes to the index what each manifest names, and links to each repository the blobs that it may serve. Returns
+    the numbers of repositories, manifests, links, and skipped manifests. Raises `StoreError` at the end if some
+    manifests could not be read.
     """
     repositories = read = links = skipped = unread = 0
     trouble: StoreError | None = None
@@ -182,7 +186,8 @@ async def _link(store: BlobStore, catalog: Catalog, index: ContentIndex, call: _
             links += len(found.named)
             unread += found.unread
             trouble = trouble or found.trouble
-        # once all are named: the disk notes the use of a manifest, not that this was one of its index
+        # only after all names are known: the disk notes the use of a manifest alone, and the index counts it for the
+        # indexes above it as well
         await call(partial(index.touch, used))
     if trouble is not None:
         raise StoreError(f"{unread} manifests could not be read, and what they name is not known: {trouble}")
@@ -191,8 +196,9 @@ async def _link(store: BlobStore, catalog: Catalog, index: ContentIndex, call: _
 
 @dataclass(slots=True)
 class _Found:
-    """What some manifests of a repository let it serve, with sizes in bytes; what each names, and when it was used. How
-    many could not be read, and why the first of them.
+    """What was read of some manifests of a repository. `named` are the blobs that the repository may serve because of
+    them, with sizes in bytes (-1 if not known). `names` is what each manifest names, `used` when it was last used
+    (epoch seconds). `unread` is how many could not be read, and `trouble` the error of the first of these.
     """
 
     named: dict[Digest, int] = field(default_factory=dict)
@@ -203,7 +209,7 @@ class _Found:
 
 
 def _named(store: BlobStore, catalog: Catalog, repo: Repo, digests: Iterable[Digest]) -> _Found:
-    """Blocking. Those that are damaged, or cannot be read, are left out."""
+    """Blocking: reads these manifests. Those that are damaged or cannot be read are left out."""
     found = _Found()
     for digest in digests:
         try:
@@ -217,17 +223,17 @@ def _named(store: BlobStore, catalog: Catalog, repo: Repo, digests: Iterable[Dig
 
 
 def _look_at(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest, found: _Found) -> None:
-    """Blocking. Raises `StoreError`, `BlobDamaged`, `RecordDamaged`."""
+    """Blocking: reads one manifest into `found`. Raises `StoreError`, `BlobDamaged`, `RecordDamaged`."""
     try:
         used_at = store.stat(digest).used_at
     except BlobUnknown:
-        # evicted, which is nothing to be told of
+        # evicted: nothing to log
         _forget(store, catalog, repo, digest)
         return
     try:
         stored = read_stored(store, catalog, repo, digest)
     except RecordDamaged as error:
-        # it grants nothing, but what the manifest names stays for as long as its bytes do
+        # a damaged record grants nothing, but what the manifest names stays as long as the manifest does
         telemetry.log.warning("reconcile.skipped", repository=str(repo), digest=str(digest), reason=str(error))
         stored = None
         manifest = manifest_of_bytes(store, digest)
@@ -242,7 +248,9 @@ def _look_at(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest, fou
 
 
 def _forget(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> None:
-    """Blocking: drop the note of a manifest that is gone, unless it has come back meanwhile. Raises `StoreError`."""
+    """Blocking: deletes a repository's record of a manifest that is gone, unless the record is younger than a day or
+    the manifest has come back meanwhile. Raises `StoreError`.
+    """
     record = catalog.get_manifest(repo, digest)
     if record is None or time.time() - record.fetched_at < _FORGET_AFTER:
         return
@@ -251,7 +259,7 @@ def _forget(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> N
 
 
 async def _in_thread(items: Iterable[_Item], size: int) -> AsyncIterator[list[_Item]]:
-    """Batches of a blocking iterable, each read in a thread."""
+    """Yields batches of up to `size` items of a blocking iterable, each read in a thread."""
     iterator = iter(items)
     while batch := await asyncio.to_thread(lambda: list(islice(iterator, size))):
         yield batch

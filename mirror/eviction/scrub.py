@@ -1,18 +1,19 @@
-"""Reads every blob again and hashes it: what the disk has lost is found before a client needs it.
+"""Reads and hashes every blob again, so that damage on the disk is found before a client needs the blob.
 
     due ──> running ── every blob, in the order of digests ──> complete at <time>
               │  ^
-    stopped, crashed: goes on after the last digest that was written down
+    stopped, crashed: continues after the last digest that was written to the notes
 
 A blob that is found damaged:
 
-    wrong twice in a row ── set aside: into quarantine; open readers read on
+    wrong twice in a row ── set aside: moved to quarantine; open readers can read on
                               ├── fetched again, by a repository that names it and may ask upstream    repaired
                               ├── no image here names it                                               not needed
-                              └── sealed, or upstream does not give it                                 lost
-    cannot be read ── left where it is: the fault may be the cable's; what it is goes into the report  unreadable
+                              └── sealed, or upstream does not have it                                 lost
+    cannot be read ── left in place: the cause may be a cable; the digest goes into the report         unreadable
 
-Twice, because memory and cables err as well, and because another process may have replaced the file meanwhile.
+A blob is hashed twice because memory and cables fail too, and because another process may have replaced the file
+meanwhile.
 """
 
 from __future__ import annotations
@@ -52,40 +53,41 @@ __all__ = [
     "scrub_when_due",
 ]
 
-#: Read in one go, in bytes.
+#: Bytes in one read.
 _PIECE: Final = 1 << 20
-#: Seconds between two notes of how far a scrub is.
+#: Seconds between two writes of a scrub's progress.
 _NOTE_EVERY: Final = 10.0
-#: Damaged blobs that are looked for in the catalog in one go, and how many owners of each are asked.
+#: Damaged blobs whose owners are searched for in one pass over the catalog, and the most owners found for each.
 _BATCH: Final = 256
 _MOST_OWNERS: Final = 8
-#: Digests that a report names; it counts all of them.
+#: The most digests that each list of a report names.
 _MOST_NAMED: Final = 1000
-#: Blobs listed in one go.
+#: Blobs listed in one call of a thread.
 _LISTED: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A repository that names a blob; `is_manifest`: as a manifest of its own."""
+    """A repository that needs a blob. `is_manifest` is true if the blob is one of its manifests."""
 
     repo: Repo
     is_manifest: bool
 
 
 class ScrubRecords(Protocol):
-    """Where progress outlives the process. Blocking."""
+    """Where progress is stored so that it outlives the process. Calls block."""
 
     def read(self, key: str) -> dict[str, Any] | None:
-        """What was written last."""
+        """Returns what was last written under `key`; None if there is nothing valid. Raises `StoreError`."""
 
     def write(self, key: str, note: Mapping[str, Any]) -> None:
-        """Raises `StoreError`."""
+        """Replaces what is stored under `key`. Raises `StoreError`."""
 
 
 @dataclass(slots=True)
 class ScrubProgress:
-    """How far a scrub is and what it found. `bytes` were read; times are epoch seconds; `after` None: at the begin.
+    """How far a scrub is and what it found. `bytes` is the number of bytes read. Times are epoch seconds. `after` is
+    the last digest that was checked, None at the beginning.
 
     `waiting` are damaged blobs whose repair was not tried yet.
     """
@@ -104,11 +106,11 @@ class ScrubProgress:
 
     @property
     def good(self) -> bool:
-        """Whether everything is as it should be, perhaps after repairs."""
+        """True if no blob is lost or unreadable, perhaps after repairs."""
         return not self.lost and not self.unreadable
 
     def to_json(self) -> dict[str, Any]:
-        """As it is written down and shown."""
+        """Returns the form that is stored and shown."""
         return {
             "begunAt": self.begun_at,
             "completeAt": self.complete_at,
@@ -125,7 +127,7 @@ class ScrubProgress:
 
     @classmethod
     def from_json(cls, note: Mapping[str, Any]) -> ScrubProgress | None:
-        """Read it back; None if it makes no sense."""
+        """Parses what `to_json` returned; None if it is malformed."""
         try:
             return cls(
                 float(note["begunAt"]),
@@ -145,7 +147,7 @@ class ScrubProgress:
 
 
 class Scrub:
-    """Checks blobs at a pace, and mends what it can."""
+    """Checks blobs at a limited rate, and repairs what it can."""
 
     def __init__(
         self,
@@ -159,8 +161,9 @@ class Scrub:
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`rate` in bytes per second. `fetch_again` brings a blob back or raises `MirrorError`; None: nothing is
-        repaired. `may_fetch` says which repositories have an upstream; `read` is told of bytes read.
+        """`rate` is in bytes per second, None for no limit. `fetch_again` fetches a blob again or raises `MirrorError`;
+        if it is None, nothing is repaired. `may_fetch` is true for repositories that may ask an upstream. `read` is
+        called with the number of bytes of each read.
         """
         self._store = store
         self._catalog = catalog
@@ -172,9 +175,10 @@ class Scrub:
         self._sleep = sleep
 
     async def check(self, digest: Digest, progress: ScrubProgress) -> None:
-        """Hash one blob; what is damaged is set aside and waits for `mend`. Blobs that are gone are none of ours.
+        """Hashes one blob. A damaged blob is set aside and waits for `mend`. One that cannot be read or set aside is
+        only noted as unreadable. A blob that is gone is ignored.
 
-        Raises `StoreError` where the damaged blob cannot be set aside.
+        Raises `StoreError` if `mend`, which runs once enough blobs wait, cannot read the catalog.
         """
         try:
             left = not await self._is_right(digest, progress) and await self._leaves(digest, progress)
@@ -197,7 +201,7 @@ class Scrub:
             await self.mend(progress)
 
     async def _is_right(self, digest: Digest, progress: ScrubProgress) -> bool:
-        """Raises `BlobUnknown`, `StoreError`."""
+        """True if the blob matches its digest. Raises `BlobUnknown`, `StoreError`."""
         _, reader = self._store.open(digest)
         try:
             return await self._hashes_to(reader, digest, progress)
@@ -205,8 +209,8 @@ class Scrub:
             reader.close()
 
     async def _leaves(self, digest: Digest, progress: ScrubProgress) -> bool:
-        """A second look at what was wrong at the first; what is still wrong is set aside. False as well if another
-        process has replaced the file meanwhile. Raises `BlobUnknown`, `StoreError`.
+        """Hashes a blob a second time, and sets it aside if it is still wrong. True if it was set aside; False if it
+        is right now, or if another process has replaced the file meanwhile. Raises `BlobUnknown`, `StoreError`.
         """
         _, reader = self._store.open(digest)
         try:
@@ -219,7 +223,8 @@ class Scrub:
     async def _hashes_to(self, reader: BlobReader, digest: Digest, progress: ScrubProgress) -> bool:
         hashing, offset = hasher(digest), 0
         while True:
-            # to its end: the descriptor must not be closed, and perhaps given away, under the thread
+            # to its end, even if cancelled: the file descriptor must not be closed, and perhaps reused, while the
+            # thread reads from it
             piece = await to_its_end(asyncio.to_thread(_read_and_hash, reader, offset, hashing.update))
             if not piece:
                 break
@@ -233,7 +238,9 @@ class Scrub:
         return hashing.hexdigest() == digest.hex
 
     async def mend(self, progress: ScrubProgress) -> None:
-        """Fetch again what waits, manifests first: they say which repositories may have the rest."""
+        """Fetches the waiting blobs again, manifests first: they determine which repositories may have the others.
+        Raises `StoreError` if a manifest cannot be read.
+        """
         while progress.waiting:
             batch = progress.waiting[:_BATCH]
             owners = await asyncio.to_thread(owners_of, self._catalog, self._store, batch)
@@ -253,13 +260,13 @@ class Scrub:
             telemetry.log.error("scrub.lost", digest=str(digest), repository=str(owners[0].repo))
 
     async def bring(self, digest: Digest, owners: Iterable[Owner]) -> bool:
-        """Have a blob fetched for one of these; whether it is here now."""
+        """Fetches a blob for the first of these owners for which that succeeds. True if the blob is here now."""
         for owner in owners:
             if self._fetch_again is None or not self._may_fetch(owner.repo):
                 continue
             try:
                 await self._fetch_again(owner, digest)
-                # it must be on the disk again, not only have gone through
+                # the blob must be stored on the disk again, not only passed through
                 self._store.stat(digest)
             except MirrorError as error:
                 telemetry.log.warning(
@@ -277,7 +284,7 @@ def _name(named: list[Digest], digest: Digest) -> None:
 
 
 def _read_and_hash(reader: BlobReader, offset: int, update: Callable[[bytes], None]) -> bytes:
-    """Blocking."""
+    """Blocking: reads one piece of a blob and passes it to `update`; empty at the end."""
     read = reader.pread_once if isinstance(reader, SupportsReadOnce) else reader.pread
     piece = read(_PIECE, offset)
     update(piece)
@@ -288,7 +295,7 @@ def _read_and_hash(reader: BlobReader, offset: int, update: Callable[[bytes], No
 
 
 def read_progress(notes: ScrubRecords) -> ScrubProgress | None:
-    """Blocking: how far the last scrub of everything is; None where there was none. Raises `StoreError`."""
+    """Blocking: returns the progress of the last scrub of the store; None if there was none. Raises `StoreError`."""
     note = notes.read(_KEY)
     return ScrubProgress.from_json(note) if note else None
 
@@ -299,9 +306,10 @@ _KEY: Final = "everything"
 async def scrub_all(
     scrub: Scrub, store: BlobStore, notes: ScrubRecords, *, now: Callable[[], float] = time.time
 ) -> ScrubProgress:
-    """Every blob of the store, from where the last one stopped. One process at a time: the caller holds a lock.
+    """Checks every blob of the store, or, if the last scrub was interrupted, the rest. The caller holds a lock, so that
+    one process at a time does this.
 
-    Raises `StoreError`; what was done so far is written down then as well.
+    Raises `StoreError`; the progress so far is stored in that case, too.
     """
     before = await asyncio.to_thread(read_progress, notes)
     progress = before if before and before.complete_at is None else ScrubProgress(now())
@@ -317,7 +325,7 @@ async def scrub_all(
         await scrub.mend(progress)
         progress.complete_at = now()
     finally:
-        # here, not in a thread: a cancelled task cannot wait for one
+        # not in a thread: a cancelled task cannot wait for one
         _note(notes, progress)
     telemetry.SCRUB_COMPLETE.set(progress.complete_at)
     counted = ("blobs", "bytes", "damaged", "repaired", "unneeded")
@@ -326,7 +334,7 @@ async def scrub_all(
 
 
 def _note(notes: ScrubRecords, progress: ScrubProgress) -> None:
-    """Blocking. A disk that takes no notes does not end a scrub: the next one begins earlier."""
+    """Blocking: stores the progress. A failure does not end the scrub: if interrupted, the next one begins earlier."""
     with suppress(StoreError):
         notes.write(_KEY, progress.to_json())
 
@@ -346,11 +354,13 @@ async def _blobs_after(store: BlobStore, after: Digest | None) -> AsyncIterator[
 async def scrub_image(
     scrub: Scrub, store: BlobStore, catalog: Catalog, repo: Repo, root: Descriptor, progress: ScrubProgress
 ) -> list[Node]:
-    """Everything of one image; what is missing is fetched as well. Returns what still is. Raises `StoreError`."""
+    """Checks everything of one image, and also fetches what is missing. Returns what is still missing. Raises
+    `StoreError`.
+    """
     seen: set[Digest] = set()
     while True:
         closure = await asyncio.to_thread(read_closure, store, catalog, repo, root)
-        # a damaged manifest looks like one that nobody pulled
+        # `present` does not help: a damaged manifest looks like one that no client pulled
         fresh = [node for node in closure.nodes if node.digest not in seen and has_blob(store, node.digest)]
         for node in fresh:
             seen.add(node.digest)
@@ -362,18 +372,18 @@ async def scrub_image(
             for node in missing
             if await scrub.bring(node.digest, [Owner(repo, node.role in (Role.INDEX, Role.MANIFEST))])
         ]
-        # a manifest that came back names what was not known before
+        # go on while something new turned up: a manifest that was fetched again names further content
         if not fresh and not brought:
             return missing
 
 
 def fetching_through(router: Router, shelf: Shared) -> Callable[[Owner, Digest], Awaitable[None]]:
-    """Fetches a blob again as a client's request would."""
+    """Returns a function that fetches a blob again as a client's request would."""
 
     async def fetch_again(owner: Owner, digest: Digest) -> None:
         repository = router.repository(owner.repo)
         if owner.is_manifest:
-            # what is in memory would be answered, and nothing be stored
+            # otherwise the manifest would be answered from memory, and nothing would be stored
             shelf.manifests.drop((owner.repo, digest))
             await repository.manifest(digest)
         else:
@@ -386,8 +396,8 @@ def fetching_through(router: Router, shelf: Shared) -> Callable[[Owner, Digest],
 
 
 def owners_of(catalog: Catalog, store: BlobStore, digests: Collection[Digest]) -> dict[Digest, list[Owner]]:
-    """Blocking: which repositories name these blobs, a few for each. Reads every manifest that is here. Raises
-    `StoreError` if one cannot be read: it may be the only one that needs a blob.
+    """Blocking: returns the repositories that have or name these blobs, a few for each blob. Reads every manifest that
+    is here. Raises `StoreError` if one cannot be read: it may be the only one that needs a blob.
     """
     wanted = set(digests)
     found: dict[Digest, list[Owner]] = {}
@@ -409,7 +419,9 @@ def owners_of(catalog: Catalog, store: BlobStore, digests: Collection[Digest]) -
 
 
 def _unless_damaged(store: BlobStore, digest: Digest) -> Manifest | None:
-    """A damaged one is for the scrub to find: until then nobody can know what it named."""
+    """Blocking: returns the manifest, or None if it is damaged or absent. The scrub finds damaged manifests itself;
+    until such a manifest is repaired, it is not known what it named.
+    """
     try:
         return manifest_of_bytes(store, digest)
     except BlobDamaged:
@@ -417,10 +429,10 @@ def _unless_damaged(store: BlobStore, digest: Digest) -> Manifest | None:
 
 
 def dangling_records(catalog: Catalog, store: BlobStore) -> Iterator[str]:
-    """Blocking: tags without their manifest, manifests without their bytes, and records that cannot be read, in words
-    for people. Raises `StoreError` if something cannot be listed.
+    """Blocking: yields tags without their manifest, manifests without their bytes, and records that cannot be read, as
+    text for people. Raises `StoreError` if something cannot be listed.
 
-    They are harmless: with an upstream the next pull mends them.
+    Such records are harmless: if there is an upstream, the next pull repairs them.
     """
     for repo in catalog.repositories():
         for digest in catalog.manifest_digests(repo):
@@ -464,16 +476,19 @@ async def scrub_when_due(
     now: Callable[[], float] = time.time,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """For ever: scrub everything `every` seconds after the last time, or after `since` (epoch seconds) if never.
+    """Scrubs the whole store `every` seconds after the last scrub was complete, or after `since` (epoch seconds) if
+    there was none. Runs until cancelled.
 
-    One process at a time does it, the one that holds a lock; an interrupted scrub goes on without waiting for its turn.
+    One process at a time scrubs: the one that gets the lock. `try_hold` returns the lock's file descriptor, which is
+    closed here, or None if another process has the lock. An interrupted scrub is continued without waiting until the
+    next one is due.
     """
     while True:
         try:
             held = try_hold() if _is_due(await asyncio.to_thread(read_progress, notes), every, since, now()) else None
             if held is not None:
                 try:
-                    # another process may just have done it
+                    # another process may just have finished a scrub
                     if _is_due(await asyncio.to_thread(read_progress, notes), every, since, now()):
                         await scrub_all(scrub, store, notes, now=now)
                 finally:
@@ -481,7 +496,7 @@ async def scrub_when_due(
         except StoreError as error:
             telemetry.log.warning("scrubbing failed", reason=str(error))
         except Exception:
-            # whatever it was: without this task the disk is never looked at again
+            # go on after any error: without this task the disk is never checked again
             telemetry.log.exception("scrubbing crashed")
         await sleep(look_every)
 

@@ -1,10 +1,10 @@
-"""How many bytes the blobs of the store take: by the index where it knows them, else by a walk over the disk.
+"""How many bytes the blobs of the store take: from the index if it is whole, otherwise from a walk over the disk.
 
     index is whole ──> its sum, each time
-    it is not ──> a walk ──> believed for a while, corrected by what we store and drop ── too old ──> a walk
+    index is not ──> a walk ──> used for a while, corrected by what this process stores and drops ── too old ──> a walk
 
-Several that ask at once wait for the same walk. Without an index nobody tells what others have stored since the walk:
-where that matters, what the disk has less of is taken for it.
+Concurrent callers wait for the same walk. Without an index this process does not know what other processes have stored
+since the walk. If that matters, all space that the disk has lost since is assumed to be theirs.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from mirror.ports import BlobStore, ContentIndex
 
 __all__ = ["StoreUsage"]
 
-#: A sum found by walking the disk is believed for a second per so many blobs, but not longer than a minute: that keeps
-#: the walks to a small part of one thread. What other processes bring meanwhile is not in it, so it is soon done again
-#: where the store is small and they could fill it in no time.
+#: A sum found by walking the disk is used for one second for each so many blobs, but at most for a minute. That keeps
+#: the walks to a small part of one thread. The sum lacks what other processes store meanwhile, so a small store, which
+#: they could fill quickly, is walked again soon.
 _BELIEVED_PER_SECOND: Final = 1000
 _WALK_EVERY: Final = 60.0
-#: Blobs that are walked while a fill waits: some tenths of a second at the most.
+#: The most blobs that are walked while a fill waits, which takes at most some tenths of a second.
 _QUICKLY_WALKED: Final = 10_000
 
 
 class StoreUsage:
-    """One in each process that fills the store. `behind` says how the index is."""
+    """The usage of the store, one instance in each process that fills it. `behind` knows the state of the index."""
 
     def __init__(self, store: BlobStore, index: ContentIndex, behind: WriteBehind, *, now: Callable[[], float]) -> None:
         self._store = store
@@ -43,10 +43,11 @@ class StoreUsage:
         self._sum: _Sum | None = None
 
     async def bytes(self, free: int, *, patient: bool) -> int:
-        """Of all blobs. `free` are the bytes that the disk has free, looked at just now. Raises `StoreError`.
+        """Returns the bytes of all blobs. `free` is the free space of the disk in bytes, read just now. Raises
+        `StoreError`.
 
-        Impatient: without an index an older sum of a large store will do, for a walk over a million blobs takes its
-        time; what others may have stored since is added.
+        If not `patient` and without an index, an older sum of a large store is used, because a walk over a million
+        blobs takes long; what other processes may have stored since is added.
         """
         if await self._behind.index_is_whole():
             try:
@@ -55,36 +56,36 @@ class StoreUsage:
                 self._behind.note_down(error)
             else:
                 telemetry.STORE_BLOBS.set(usage.blobs)
-                # good enough for the impatient, should the index go away
+                # callers that are not patient use this sum if the index goes away
                 self._sum = _Sum(usage.blobs, usage.bytes, float("-inf"), usage.bytes, free)
                 return usage.bytes
         known = self._sum
         if known is None or ((patient or not self.is_large) and self._is_old(known)):
-            # fills that begin together wait for the same walk; whoever evicts wants to see what was dropped before
+            # fills that begin together wait for the same walk; an eviction needs a new one that sees the latest drops
             known = await (self._walk_now() if patient else self._walking.run("all", self._walk_now))
         telemetry.STORE_BLOBS.set(known.blobs)
         return known.bytes if patient else known.at_most(free)
 
     @property
     def is_large(self) -> bool:
-        """Whether a look at every blob would take long, as far as is known."""
+        """True if a walk over all blobs would take long, or if their number is not known."""
         return self._sum is None or self._sum.blobs > _QUICKLY_WALKED
 
     def reckon(self, blobs: int, size: int) -> None:
-        """Into the sum: what this process has stored since, or (negative) dropped."""
+        """Adds to the sum what this process has stored since, or, if negative, dropped."""
         if self._sum is not None:
             self._sum = replace(self._sum, blobs=self._sum.blobs + blobs, bytes=self._sum.bytes + size)
 
     def forget(self) -> None:
-        """The sum is wrong: other processes have dropped what is in it."""
+        """Discards the sum, because other processes may have dropped what is in it."""
         self._sum = None
 
     async def aclose(self) -> None:
-        """Repeatable."""
+        """Ends the walk that is under way, if any. Repeatable."""
         await self._walking.aclose()
 
     def _is_old(self, known: _Sum) -> bool:
-        """Whether a walk is not believed any more, or the clock was set."""
+        """True if the sum is too old to be used, or if the clock was set back."""
         return not 0 <= self._now() - known.at < min(_WALK_EVERY, known.blobs / _BELIEVED_PER_SECOND)
 
     async def _walk_now(self) -> _Sum:
@@ -92,7 +93,7 @@ class StoreUsage:
         return self._sum
 
     def _walk(self) -> _Sum:
-        """Blocking: what is on disk."""
+        """Blocking: walks the disk and adds up what is there."""
         began, (free, _) = self._now(), self._store.free()
         blobs = total = 0
         for info in self._store.walk():
@@ -103,7 +104,9 @@ class StoreUsage:
 
 @dataclass(frozen=True, slots=True)
 class _Sum:
-    """Blobs and bytes on disk, when they were summed up, and how many bytes there were and the disk had free then."""
+    """The sum of the blobs on disk. `blobs` and `bytes` are kept up to date; `at` is when they were added up (epoch
+    seconds), `then` the bytes that the blobs took at that time, and `free` the bytes that the disk had free.
+    """
 
     blobs: int
     bytes: int
@@ -112,5 +115,7 @@ class _Sum:
     free: int
 
     def at_most(self, free: int) -> int:
-        """Bytes, if all that the disk has less of now went to blobs that other processes have stored since."""
+        """Returns the bytes, assuming that all space lost on the disk since went to blobs that other processes stored.
+        `free` is the free space in bytes now.
+        """
         return self.bytes + max(0, self.free - free - (self.bytes - self.then))

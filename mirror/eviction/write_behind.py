@@ -1,12 +1,12 @@
-"""What the index and the disk are told a little later: uses, blobs that have come, and what manifests name.
+"""Writes uses, new blobs, and what manifests name to the index and the disk, with a delay if need be.
 
-    used ── touch() ──> in memory ── flush(), each second ──> index (order) and, hourly, the disk (used_at)
-    came ── arrived() ──> index ─┬─> known there
-    names ── name() ──> index ───┤
-                                 └── it does not answer: in memory, bounded ── flush() ──> index
+    use of a blob ── touch() ──> in memory ── flush(), each second ──> index (order) and, hourly, the disk (used_at)
+    new blob ── arrived() ──> index ───┬─> recorded there
+    new manifest ── name() ──> index ──┤
+                                       └── index does not answer: in memory, bounded ── flush() ──> index
 
-Nothing here fails, or waits, for an index that is down: it is noted, said once in the log, and told what it missed as
-soon as it answers. What does not fit in memory until then is found by the daily comparison with the disk.
+If the index is down, nothing here fails or waits for it. The failure is logged once, and the index is sent what it
+missed as soon as it answers. What does not fit in memory until then is found by the daily reconciliation with the disk.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from mirror.ports import BlobInfo, BlobStore, ContentIndex
 
 __all__ = ["WriteBehind"]
 
-#: Uses kept in memory while the index cannot take them; the oldest go first.
+#: Uses kept in memory while the index does not answer; the oldest are dropped first.
 _MOST_TOUCHES: Final = 100_000
-#: Seconds between two notes of a blob's use on disk.
+#: Seconds between two writes of a blob's time of use to the disk.
 _COARSE: Final = 3600.0
-#: Manifests whose names wait for the index, and blobs that do.
+#: The most manifests, and the most blobs, that wait in memory for the index.
 _MOST_UNNAMED: Final = 10_000
 _MOST_UNTOLD: Final = 100_000
 
 
 class WriteBehind:
-    """One in each process that fills the store."""
+    """The pending writes to index and disk, one instance in each process that fills the store."""
 
     def __init__(self, store: BlobStore, index: ContentIndex, *, now: Callable[[], float]) -> None:
         self._store = store
@@ -45,17 +45,17 @@ class WriteBehind:
         self._unmarked: dict[Digest, float] = {}
         self._marked: dict[Digest, float] = {}
         self._unnamed: dict[Digest, tuple[References, ContentRecord]] = {}
-        #: Blobs that came while the index did not answer; in order of arrival, the values say nothing.
+        #: Blobs that arrived while the index did not answer, in order of arrival; the values are not used.
         self._untold: dict[Digest, None] = {}
-        #: Why the index was of no use when it was last asked; None: it was.
+        #: Why the last call of the index failed; None if it did not.
         self.trouble: str | None = None
-        #: Set when the index answers again after it did not; cleared by whoever sees to what it may have missed.
+        #: Set when the index answers again after a failure. Cleared by the task that repairs what the index missed.
         self.index_came_back = asyncio.Event()
 
-    # ------------------------------------------------------------------------------------------------- what is told
+    # ------------------------------------------------------------------------------------------------------ writes
 
     def touch(self, digest: Digest) -> None:
-        """A blob was used. Cheap: a few dictionary operations."""
+        """Notes that a blob was used. Cheap: a few dictionary operations."""
         now = self._now()
         _remember(self._touches, digest, now)
         if now - self._marked.get(digest, float("-inf")) >= _COARSE:
@@ -63,12 +63,14 @@ class WriteBehind:
             _remember(self._unmarked, digest, now)
 
     def uses(self) -> dict[Digest, float]:
-        """Of which neither index nor disk know yet: when, in epoch seconds."""
+        """Returns the times of use (epoch seconds) that were not yet written to the index. The disk lacks most of them
+        too.
+        """
         return dict(self._touches)
 
     async def arrived(self, info: BlobInfo) -> None:
-        """A blob is here. What the index cannot take now is told once it answers again: a blob that it does not know is
-        neither counted nor ever dropped.
+        """Records a new blob in the index. If the index does not answer, the blob is recorded by a later flush: a blob
+        that the index does not know is neither counted nor ever dropped.
         """
         try:
             await self._index.put([ContentRecord(info.digest, info.size, self._now())])
@@ -81,32 +83,34 @@ class WriteBehind:
             self.note_down(error)
 
     async def name(self, names: References, size: int) -> None:
-        """A manifest of `size` bytes is here. What the index cannot take now is told with the next flush."""
+        """Records in the index what a new manifest of `size` bytes names. If the index does not answer, the next flush
+        does so.
+        """
         self._unnamed[names.digest] = names, ContentRecord(names.digest, size, self._now())
         if len(self._unnamed) > _MOST_UNNAMED:
             del self._unnamed[next(iter(self._unnamed))]
         await self._tell_names()
 
     async def forget(self, digests: list[Digest]) -> None:
-        """Blobs were dropped: their records go, except of one that was fetched again in the very moment."""
+        """Drops the records of blobs that were dropped, except of those that were fetched again at the same moment."""
         try:
             await self._index.drop(digests)
             try:
                 again = await asyncio.to_thread(self.present, digests)
             except StoreError:
-                # one may be here again: the next flush looks once more
+                # one of them may be here again: the next flush checks
                 self._untold.update(dict.fromkeys(digests))
                 return
             if again:
                 await self._index.put(again)
         except IndexUnavailable as error:
-            # records without files are dropped when they are met
+            # a record without a file is dropped when it is next chosen for eviction
             self.note_down(error)
 
     # ---------------------------------------------------------------------------------------------------- flushing
 
     async def flush(self) -> None:
-        """Tell index and disk of what came since. What the index cannot take now is kept for the next time."""
+        """Writes everything pending to index and disk. What the index cannot take now is kept for the next flush."""
         await self._flush_to_disk()
         await self._flush_untold()
         await self._flush_names()
@@ -137,7 +141,7 @@ class WriteBehind:
             return
         untold, self._untold = self._untold, {}
         try:
-            # some may have been dropped meanwhile
+            # leaves out blobs that were dropped meanwhile
             await self._index.put(await asyncio.to_thread(self.present, list(untold)))
         except BaseException as error:
             self._untold = {**untold, **self._untold}
@@ -149,7 +153,7 @@ class WriteBehind:
         if self._unnamed:
             waiting = list(self._unnamed)
             here = {record.digest for record in await asyncio.to_thread(self.present, waiting)}
-            # some may have been dropped meanwhile: the index would count them
+            # leave out manifests that were dropped meanwhile: the index would count them
             for digest in waiting:
                 if digest not in here:
                     self._unnamed.pop(digest, None)
@@ -160,7 +164,7 @@ class WriteBehind:
         if not unnamed:
             return
         try:
-            # the blob too: of one that it does not know, the index takes no names
+            # the manifest's own record comes first: without it the index does not accept what the manifest names
             await self._index.put([record for _, record in unnamed.values()])
             await self._index.name([names for names, _ in unnamed.values()])
         except BaseException as error:
@@ -170,12 +174,14 @@ class WriteBehind:
             self.note_down(error)
 
     def _put_back(self, touches: Mapping[Digest, float]) -> None:
-        """Before what came meanwhile, which is later; the oldest beyond the bound are lost."""
+        """Puts uses back, before those that were noted meanwhile and are later. The oldest above the limit are lost."""
         merged = {**touches, **self._touches}
         self._touches = dict(islice(merged.items(), max(0, len(merged) - _MOST_TOUCHES), None))
 
     def present(self, digests: list[Digest]) -> list[ContentRecord]:
-        """Blocking: of those that are on disk, as the disk has them. Raises `StoreError` if that cannot be told."""
+        """Blocking: returns the records, read from the disk, of those digests that are there. Raises `StoreError` if
+        the disk cannot be read.
+        """
         found = []
         for digest in digests:
             try:
@@ -185,15 +191,15 @@ class WriteBehind:
             found.append(ContentRecord(digest, info.size, info.used_at))
         return found
 
-    # ------------------------------------------------------------------------------------------ how the index is
+    # ------------------------------------------------------------------------------------ the state of the index
 
     @property
     def index_up(self) -> bool:
-        """Whether the index answered when it was asked last."""
+        """True if the index answered the last call."""
         return self.trouble is None
 
     async def index_is_whole(self) -> bool:
-        """Whether it answers, and knows what the disk has."""
+        """True if the index answers and knows everything that the disk has."""
         try:
             whole = await is_whole(self._index)
         except IndexUnavailable as error:
@@ -203,7 +209,7 @@ class WriteBehind:
         return whole
 
     def note_down(self, error: IndexUnavailable) -> None:
-        """It did not answer just now."""
+        """Notes that the index did not answer just now; logs this once."""
         if self.index_up:
             self.trouble = str(error)
             telemetry.log.warning("evictor.without_index", reason=str(error))
@@ -216,7 +222,7 @@ class WriteBehind:
 
 
 def _remember(times: dict[Digest, float], digest: Digest, now: float) -> None:
-    """As the latest; the oldest goes where there are too many."""
+    """Adds `digest` as the latest; drops the oldest if there are too many."""
     times.pop(digest, None)
     times[digest] = now
     if len(times) > _MOST_TOUCHES:
