@@ -1,1 +1,1 @@
-"""Credentials for a registry, wherever they come from."""
+"""Credentials for a registry, one module for each source."""

@@ -1,12 +1,12 @@
-"""Azure's registry: a token of Microsoft Entra, exchanged at the registry for its refresh token.
+"""Azure Container Registry: an access token of Microsoft Entra, exchanged at the registry for a refresh token.
 
     managed identity ──── GET  metadata server ───────────┐
     service principal ─── POST authority, a secret ───────┼──> access token ── POST <registry>/oauth2/exchange
     workload identity ─── POST authority, a token file ───┘                        └──> refresh token, 3 hours
 
-The refresh token is an identity token to `tokens.py`, which has it turned into one for each scope. Sources: the
-registry's docs/Token-BasicAuth and AAD-OAuth pages (Azure/acr), RFC 6749, 4.4, RFC 7523, 2.2. Two plain requests, so
-no library of Azure's is needed.
+`tokens.py` uses the refresh token as an identity token and exchanges it for an access token for each scope. Sources:
+the pages docs/Token-BasicAuth and AAD-OAuth in Azure/acr; RFC 6749, 4.4; RFC 7523, 2.2. Both are plain HTTP requests,
+so no Azure library is needed.
 """
 
 from __future__ import annotations
@@ -37,24 +37,25 @@ __all__ = ["AcrIssuer"]
 
 _AUTHORITY: Final = "https://login.microsoftonline.com"
 _METADATA: Final = "http://169.254.169.254"
-#: What the access token is for: container registries, of every cloud of Azure.
+#: The audience of the access token: container registries, the same in every Azure cloud.
 _AUDIENCE: Final = "https://containerregistry.azure.net"
 _ASSERTION: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _LARGEST: Final = 64 * 1024
 _TIMEOUT: Final = 20.0
-#: Seconds that a refresh token is good for where it does not say so itself.
+#: Seconds for which a refresh token is assumed to be valid if it names no expiry.
 _LIFETIME: Final = 3 * 3600.0
 _TOKEN: Final = re.compile(r"[!-~]{1,32768}")
 _ERROR: Final = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 
 
 class AcrIssuer:
-    """Issues refresh tokens of the registry at `url`.
+    """Issues refresh tokens for the registry at `url`.
 
-    Which way depends on what is given: `client_secret` is a service principal's, `token_file` a workload's; without
-    either it is a managed identity, the one of `client_id` if several are there. What is not given is taken from
-    `environment`, as AKS sets it (AZURE_TENANT_ID, AZURE_CLIENT_ID, AZURE_FEDERATED_TOKEN_FILE,
-    AZURE_AUTHORITY_HOST). `tls` is for the registry, `proxies` for all but the metadata server; `now` is epoch seconds.
+    The arguments select the identity: with `client_secret` a service principal, with `token_file` a workload identity,
+    with neither a managed identity (`client_id` selects it if the machine has several). Missing values are taken from
+    `environment`, as AKS sets them (AZURE_TENANT_ID, AZURE_CLIENT_ID, AZURE_FEDERATED_TOKEN_FILE,
+    AZURE_AUTHORITY_HOST). `tls` applies to the registry, `proxies` to every request except those to the metadata
+    server. `now` gives epoch seconds.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class AcrIssuer:
         self._now = now
 
     async def obtain(self) -> Issued:
-        """A new refresh token. Raises `UpstreamDenied`, `UpstreamUnavailable`."""
+        """Obtain a new refresh token. Raises `UpstreamDenied`, `UpstreamUnavailable`."""
         form = {"grant_type": "access_token", "service": self._bounds.base.authority}
         if self._tenant:
             form["tenant"] = self._tenant
@@ -106,7 +107,7 @@ class AcrIssuer:
         return Issued(Credentials(identity_token=token), usable_seconds(lasts), lasts)
 
     async def aclose(self) -> None:
-        """Nothing stays open."""
+        """Do nothing: nothing stays open between calls."""
 
     async def _access_token(self) -> str:
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT, sock_connect=5.0)
@@ -126,7 +127,7 @@ class AcrIssuer:
         return self._token(answer, "access_token", whom)
 
     def _grant(self) -> dict[str, str]:
-        """Blocking: what a client shows to the authority. The token file is rotated, so it is read each time."""
+        """The form that a client sends to the authority. Blocking: the token file is rotated, so each call reads it."""
         if not self._tenant or not self._client_id:
             raise self._unavailable("tenant_id and client_id must be set")
         form = {
@@ -162,7 +163,7 @@ class AcrIssuer:
         return answer
 
     def _refused(self, whom: str, status: int, answer: Any) -> UpstreamError:
-        """Only the code of an error is shown: its text may quote what was sent."""
+        """The error for a refusal. Its message shows only the error code: the error text may quote the request."""
         said = answer.get("error") if isinstance(answer, dict) else None
         code = f", {said}" if isinstance(said, str) and _ERROR.fullmatch(said) else ""
         what = f"{whom} answers {status}{code}"
@@ -192,7 +193,10 @@ def _read(content: bytes) -> Any:
 
 
 def _expiry(token: str, now: float) -> float:
-    """Seconds that a JWT is good for, by its own word (RFC 7519, 4.1.4); it is the registry that will hold to it."""
+    """Seconds until the `exp` of a JWT (RFC 7519, 4.1.4), at most 31 days; `_LIFETIME` if it has none.
+
+    The signature is not checked: the registry enforces the expiry.
+    """
     try:
         body = token.split(".")[1]
         expires_at = read_json(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))["exp"]

@@ -1,11 +1,11 @@
-"""Docker's credential helpers: programs `docker-credential-NAME` that give the credentials of a registry.
+"""Docker's credential helpers: programs `docker-credential-NAME` that return the credentials for a registry.
 
     docker-credential-gcloud get  <── the server, on standard input
                                   ──> {"ServerURL": …, "Username": …, "Secret": …} on standard output
-                                  ──> exit status 1 and «credentials not found in native keychain»: it has none
+                                  ──> exit status 1 and «credentials not found in native keychain»: no credentials
 
-Source: the protocol in docker/docker-credential-helpers, README. `gcloud auth configure-docker` sets such a helper up.
-What a helper writes may hold secrets, also when it fails: neither output is ever shown or logged.
+Source: the protocol in docker/docker-credential-helpers, README. `gcloud auth configure-docker` installs such a helper.
+The output of a helper may contain secrets, even if the helper fails: stdout and stderr are never shown or logged.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ __all__ = ["CredentialHelper"]
 _NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _LARGEST: Final = 64 * 1024
 _NOT_FOUND: Final = b"credentials not found in native keychain"
-#: Seconds. How long what a helper says is believed: it does not tell when its tokens expire, and the shortest-lived
-#: ones are good for minutes. While it fails, what it said last is used on; upstream refuses that when it has expired.
+#: Seconds. A helper does not report when its tokens expire, and some expire within minutes: its answer is used for
+#: `_USABLE`, then renewed. While the helper fails, its last answer is used for up to `_LASTS`; upstream refuses it once
+#: it has expired. `_NONE_FOR`: how long the answer that there are no credentials is used.
 _USABLE: Final = 300.0
 _LASTS: Final = 3600.0
 _NONE_FOR: Final = 60.0
 _TIMEOUT: Final = 30.0
 
-#: What a helper gets to see of our environment: where its own configuration is, and how to reach the internet. Not the
-#: rest, in which our settings, and so the secrets of other registries, may stand.
+#: The environment variables that are passed to a helper: those that locate its configuration and its network access.
+#: The others may contain the mirror's settings, and with them the secrets of other registries.
 _PASSED: Final = frozenset(
     (
         *("HOME", "USER", "LOGNAME", "PATH", "LANG", "TMPDIR", "DBUS_SESSION_BUS_ADDRESS"),
@@ -48,7 +49,7 @@ _PASSED_PREFIXES: Final = ("AWS_", "AZURE_", "CLOUDSDK_", "GOOGLE_", "LC_", "XDG
 
 
 class CredentialHelper:
-    """One helper for one server. `timeout` in seconds; `environment` is what ours is taken to be."""
+    """One helper for one server. `timeout` is in seconds; `environment` replaces the process's own environment."""
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class CredentialHelper:
         timeout: float = _TIMEOUT,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Raises `ValueError` for a name that could be anything but a program of this kind."""
+        """Raises `ValueError` if `name` is not the name of a credential helper (`is_name`)."""
         if not self.is_name(name):
             raise ValueError("not the name of a credential helper")
         self._upstream = upstream
@@ -70,7 +71,7 @@ class CredentialHelper:
 
     @staticmethod
     def is_name(name: object) -> bool:
-        """Letters, digits, `-`, `_`, `.`: nothing that a path or a shell would take for more."""
+        """True for a string of letters, digits, `-`, `_` and `.` only: no path separators or shell syntax."""
         return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
     @property
@@ -79,7 +80,7 @@ class CredentialHelper:
         return self._program
 
     async def obtain(self) -> Issued:
-        """Run it. Raises `CredentialsUnavailable`."""
+        """Run the helper. Raises `CredentialsUnavailable`."""
         environment = _kept(os.environ if self._environment is None else self._environment)
         path = shutil.which(self._program, path=environment.get("PATH", os.defpath))
         if path is None:
@@ -138,10 +139,10 @@ def _kept(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 async def _converse(process: asyncio.subprocess.Process, server: bytes) -> bytes:
-    """Everything that it answers, though little more than is allowed."""
+    """The helper's answer. Reading stops soon after `_LARGEST` bytes, so the caller can tell that it is too long."""
     if process.stdin is None or process.stdout is None:
         raise RuntimeError("no pipes")
-    with suppress(ConnectionError):  # it may answer without reading
+    with suppress(ConnectionError):  # the helper may answer without reading its input
         process.stdin.write(server)
         await process.stdin.drain()
     process.stdin.close()
@@ -154,7 +155,7 @@ async def _converse(process: asyncio.subprocess.Process, server: bytes) -> bytes
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """If it still runs, nothing of it is left behind, what it started neither."""
+    """Kill the helper and the processes that it started, if it still runs."""
     if process.returncode is None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

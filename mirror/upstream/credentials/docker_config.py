@@ -1,8 +1,8 @@
 """Docker's `config.json`: the credentials in it, or the helper program that it names.
 
-For one registry, in this order: the program under `credHelpers` for it; what stands under `auths`; the program under
-`credsStore`. (Docker itself looks into `credsStore` before `auths`, which it empties then; here a secret that somebody
-wrote into the file goes before a program that may not even be installed.)
+The order for one registry: its program under `credHelpers`, its entry under `auths`, the program under `credsStore`.
+(Docker itself prefers `credsStore` to `auths`, which it empties in that case. Here a secret written into the file takes
+precedence over a program that may not be installed.)
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from mirror.upstream.credentials.source import NO_USER, Credentials, CredentialS
 
 __all__ = ["DockerConfig"]
 
-#: The key that docker writes for Docker Hub, whatever its registry's host is called.
+#: The key that docker writes for Docker Hub, which is not the host name of its registry.
 _HUB_KEY: Final = "https://index.docker.io/v1/"
 _HUB_HOSTS: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
 
 
 @dataclass(frozen=True, slots=True)
 class _Helped:
-    """That a helper is to be asked: its name, and what it is to be told is the server."""
+    """The name of the helper to run, and the server to pass to it."""
 
     helper: str
     server: str
@@ -39,9 +39,10 @@ class _Helped:
 class DockerConfig:
     """The entry for one registry in a docker `config.json`, read again when the file changes.
 
-    `registries` are the names under which it may stand, best first: host names, with or without port. A file that is
-    missing, has no such entry, or is being rewritten badly counts as what it last was (at first: anonymous).
-    `environment` is for helpers, instead of ours; `clock` counts seconds.
+    `registries` are the names under which the entry may be found, best first: host names, with or without port. While
+    the file is missing or cannot be understood, its last good content is used (before the first: anonymous). A file
+    without an entry means anonymous. `environment` is passed to helpers instead of the process's own environment.
+    `clock` counts seconds; `now` gives epoch seconds.
     """
 
     def __init__(
@@ -68,21 +69,21 @@ class DockerConfig:
 
     @property
     def issuing(self) -> LoginState:
-        """Of the file, which is looked at anew, if that is what fails; else of the helper, if it names one."""
+        """The state of reading the file if that fails, else the state of its helper. Looks at the file first."""
         self._look()
         return self._source.issuing if self._reading.reason is None else self._reading
 
     def check(self) -> None:
-        """Read it now. Raises `ConfigError` where the file is missing or unusable."""
+        """Read the file now. Raises `ConfigError` if it is missing or unusable."""
         self._take(self._file.read())
 
     async def credentials(self) -> Credentials | None:
-        """What the file says now, or its helper."""
+        """The credentials that are in the file now, or those of the helper that it names."""
         self._look()
         return await self._source.credentials()
 
     async def reject(self, credentials: Credentials) -> None:
-        """Ask the helper again; what stands in the file is all that there is."""
+        """Drop the helper's credentials, so that it is asked again. Credentials in the file itself stay in use."""
         await self._source.reject(credentials)
 
     async def aclose(self) -> None:
@@ -104,7 +105,7 @@ class DockerConfig:
 
 
 class _BadHelper(ValueError):
-    """What is no name of a helper. Names are no secrets, but what stands in their place by mistake may be one."""
+    """A value that is no helper name. The message does not quote it: it may be a secret put there by mistake."""
 
 
 def _understood(content: bytes, registries: tuple[str, ...]) -> Credentials | _Helped | None:
@@ -113,7 +114,7 @@ def _understood(content: bytes, registries: tuple[str, ...]) -> Credentials | _H
     except _BadHelper:
         raise
     except (ValueError, TypeError) as error:
-        # without the cause's text: it may quote what is in the file
+        # without the text of the cause, which may quote the file
         raise ValueError("not a docker config.json") from error
 
 
@@ -149,7 +150,7 @@ def _checked(name: object, setting: str) -> str:
 
 
 def _keys(registry: str) -> Iterator[str]:
-    """The spellings under which docker, podman and old tools write an entry."""
+    """The keys under which docker, podman and old tools write the entry of a registry."""
     if registry in _HUB_HOSTS:
         yield _HUB_KEY
         yield "docker.io"

@@ -1,9 +1,9 @@
 """Amazon's registries: GetAuthorizationToken of ECR, or of ECR Public, through botocore.
 
-    credentials of AWS: the library's own chain (environment, files, container, web identity, instance) ──┐
+    AWS credentials: the library's own chain (environment, files, container, web identity, instance) ─────┐
          └── `role_arn`: AssumeRole at STS, for that token alone ──> GetAuthorizationToken ──> AWS:<token>, 12 hours
 
-The registry takes it as Basic. Needs the extra `aws`.
+The registry accepts the token as Basic credentials. Needs the extra `aws`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from mirror.upstream.credentials.source import Credentials, CredentialsUnavailab
 
 __all__ = ["EcrIssuer"]
 
-#: Where ECR Public answers for authorisation, wherever its clients are.
+#: The region in which ECR Public issues tokens, for clients of every region.
 _PUBLIC_REGION: Final = "us-east-1"
 _LONGEST: Final = 60.0
-#: Codes that say the caller, not the service, is wrong.
+#: AWS error codes that mean wrong credentials or missing permissions, not a failing service.
 _DENIED: Final = (
     *("AccessDenied", "AccessDeniedException", "UnrecognizedClientException", "InvalidClientTokenId"),
     *("InvalidSignatureException", "SignatureDoesNotMatch", "ExpiredToken", "ExpiredTokenException", "OptInRequired"),
@@ -37,9 +37,9 @@ _DENIED: Final = (
 
 
 class EcrIssuer:
-    """Issues ECR's tokens. `region` is None for ECR Public; `now` is epoch seconds.
+    """Issues ECR tokens. `region` is None for ECR Public; `now` gives epoch seconds.
 
-    `api_url`, `sts_url` and `metadata_url` replace AWS's own addresses of ECR, of STS and of an instance's metadata.
+    `api_url`, `sts_url` and `metadata_url` replace AWS's own addresses of ECR, STS and the instance metadata service.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class EcrIssuer:
         )
 
     async def obtain(self) -> Issued:
-        """A new token. Raises `UpstreamDenied`, `CredentialsUnavailable`."""
+        """Obtain a new token. Raises `UpstreamDenied`, `CredentialsUnavailable`."""
         try:
             async with asyncio.timeout(_LONGEST):
                 found = await asyncio.to_thread(self._ask)
@@ -86,10 +86,10 @@ class EcrIssuer:
         return Issued(Credentials(username, password), usable_seconds(lasts), lasts)
 
     async def aclose(self) -> None:
-        """Nothing stays open."""
+        """Do nothing: nothing stays open between calls."""
 
     def _ask(self) -> Any:
-        """Blocking: `authorizationData` of the answer."""
+        """Return `authorizationData` of the answer. Blocking."""
         try:
             client = self._client("ecr-public" if self._public else "ecr", self._api_url, self._assume())
             try:
@@ -105,12 +105,12 @@ class EcrIssuer:
         except (exceptions.HTTPClientError, exceptions.ConnectionError) as error:
             raise self._unavailable("AWS does not answer; is its API reachable from here?") from error
         except exceptions.BotoCoreError as error:
-            # its class says what is wrong with the configuration; its text may quote it
+            # the class of the exception says what is wrong with the configuration; its text may quote secrets
             raise self._unavailable(f"the AWS library gives up ({type(error).__name__}): check its settings") from error
         return data[0] if isinstance(data, list) and data else data
 
     def _assume(self) -> dict[str, str]:
-        """Credentials of the role, if there is one to take on."""
+        """The temporary credentials of `role_arn`; empty if no role is configured."""
         if self._role_arn is None:
             return {}
         client = self._client("sts", self._sts_url, {})
@@ -130,7 +130,7 @@ class EcrIssuer:
         )
 
     def _refused(self, error: exceptions.ClientError) -> UpstreamError:
-        # the code alone: the text of a signature that does not match quotes the session's token
+        # only the code: the text of SignatureDoesNotMatch quotes the session token
         code = str(error.response.get("Error", {}).get("Code", "unknown"))[:60]
         what = f"{error.operation_name} is refused ({code})"
         if code not in _DENIED:

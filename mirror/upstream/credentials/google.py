@@ -1,10 +1,10 @@
 """Google's registries (gcr.io, pkg.dev): an access token of a service account, through google-auth.
 
-    key_file       a service account's key signs a request for a token, at the `token_uri` that stands in the file
-    none           application default credentials: GOOGLE_APPLICATION_CREDENTIALS, gcloud's own, the metadata server
-    metadata_url   the metadata server alone, and there
+    key_file       the key of a service account signs a token request, sent to the `token_uri` in the key file
+    metadata_url   only the metadata server, at that URL
+    neither        application default credentials: GOOGLE_APPLICATION_CREDENTIALS, gcloud's own, the metadata server
 
-The registry takes the token as the password of the user `oauth2accesstoken`. Needs the extra `gcp`.
+The registry accepts the token as the password of the user `oauth2accesstoken`. Needs the extra `gcp`.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from mirror.upstream.credentials.source import Credentials, CredentialsUnavailab
 __all__ = ["GoogleIssuer"]
 
 _USER: Final = "oauth2accesstoken"
-#: What gcloud asks for, too; the roles of the account say what it may.
+#: The scope that gcloud requests, too; the roles of the account limit what the token permits.
 _SCOPES: Final = ["https://www.googleapis.com/auth/cloud-platform"]
 _METADATA: Final = ("http://metadata.google.internal", "http://169.254.169.254", "https://metadata.google.internal")
-#: Seconds: of one request, and of all together (the library tries the metadata server several times).
+#: Seconds: for one request, and for all of them (the library tries the metadata server several times).
 _TIMEOUT: Final = 10.0
 _LONGEST: Final = 45.0
 
 
 class GoogleIssuer:
-    """Issues access tokens. `metadata_url` replaces `http://metadata.google.internal`; `now` is epoch seconds."""
+    """Issues access tokens. `metadata_url` replaces `http://metadata.google.internal`; `now` gives epoch seconds."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class GoogleIssuer:
         self._now = now
 
     async def obtain(self) -> Issued:
-        """A new token. Raises `UpstreamDenied`, `CredentialsUnavailable`."""
+        """Obtain a new token. Raises `UpstreamDenied`, `CredentialsUnavailable`."""
         try:
             async with asyncio.timeout(_LONGEST):
                 token, expires_at = await asyncio.to_thread(self._refresh)
@@ -69,10 +69,10 @@ class GoogleIssuer:
         return Issued(Credentials(_USER, token), usable_seconds(lasts), lasts)
 
     async def aclose(self) -> None:
-        """Nothing stays open."""
+        """Do nothing: nothing stays open between calls."""
 
     def _refresh(self) -> tuple[str, float]:
-        """Blocking. The key file is read anew, so that a rotated key takes effect."""
+        """The token and its expiry in epoch seconds. Blocking. Each call reads the key file: it may be rotated."""
         with requests.Session() as session:
             transport = _Transport(session, self._metadata_url, self._proxy)
             try:
@@ -94,7 +94,7 @@ class GoogleIssuer:
         if self._key_file is not None:
             return self._read_key(self._key_file)
         if self._metadata_url is not None:
-            return MetadataCredentials(scopes=_SCOPES)  # type: ignore[no-untyped-call]  # as the library leaves it
+            return MetadataCredentials(scopes=_SCOPES)  # type: ignore[no-untyped-call]  # the library is untyped
         return google.auth.default(scopes=_SCOPES, request=transport)[0]
 
     def _read_key(self, path: Path) -> Any:
@@ -107,7 +107,7 @@ class GoogleIssuer:
         except OSError as error:
             raise self._unavailable(f"key_file {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, exceptions.GoogleAuthError) as error:
-            # without the cause's text: it may quote what is in the file
+            # without the text of the cause, which may quote the file
             raise self._unavailable(f"key_file {path} is not the key of a service account") from error
 
     def _refused(self, error: exceptions.RefreshError) -> UpstreamError:
@@ -125,8 +125,8 @@ class GoogleIssuer:
 
 
 class _Transport(Request):
-    """The library's own way to send, with a time-out of ours, the metadata server where we are told it is, and a proxy
-    for everything else.
+    """The library's own transport with three changes: our time-out, the configured address of the metadata server, and
+    the proxy for every other request.
     """
 
     def __init__(self, session: requests.Session, metadata_url: str | None, proxy: str | None) -> None:

@@ -1,7 +1,7 @@
-"""Credentials of whoever we act for (`mirror/caller.py`), instead of our own.
+"""Uses the credentials of the caller for whom the mirror acts (`mirror/caller.py`) instead of the mirror's own.
 
-The tokens that upstream gives for them are remembered under a fingerprint of the credentials, so no caller is ever
-given what another one's credentials have opened.
+Tokens from upstream are remembered under a fingerprint of the credentials they were issued for, so no caller can use a
+token that was issued for the credentials of another.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ __all__ = ["CallersCredentials"]
 
 
 class CallersCredentials:
-    """See `CredentialSource`. `own` are those used where nobody is acted for."""
+    """A `CredentialSource`. `own` gives the credentials to use if the mirror acts for no caller."""
 
     def __init__(self, own: CredentialSource) -> None:
         self._own = own
 
     @property
     def issuing(self) -> LoginState:
-        """Of our own."""
+        """The state of the mirror's own credentials."""
         return self._own.issuing
 
     async def credentials(self) -> Credentials | None:
-        """The caller's, if there is one."""
+        """The caller's credentials, None if it sent none; the mirror's own if there is no caller."""
         caller = acting()
         if caller is None:
             return await self._own.credentials()
         return None if caller.credentials is None else _credentials(caller.credentials)
 
     async def reject(self, credentials: Credentials) -> None:
-        """A caller has no others."""
+        """Reject the mirror's own credentials. Does nothing for a caller, who has no others."""
         if acting() is None:
             await self._own.reject(credentials)
 
     async def aclose(self) -> None:
-        """Repeatable."""
+        """Close the source of the mirror's own credentials. Repeatable."""
         await self._own.aclose()
 
 

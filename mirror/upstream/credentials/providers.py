@@ -1,4 +1,4 @@
-"""The clouds' own ways to let us in, each met only where it is configured: its library may not be installed."""
+"""Credential providers of the clouds. Each is imported only if it is configured: its library may not be installed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["PROVIDERS", "ProviderOptions", "missing_library", "open_provider"]
 
 ProviderName: TypeAlias = Literal["google", "ecr", "ecr-public", "acr"]
 
-#: Each with the library that it needs, and the extra that brings it.
+#: For each provider, the library that it needs and the extra that installs it; None if it needs no library.
 PROVIDERS: Final[dict[str, tuple[str, str] | None]] = {
     "google": ("google.auth", "gcp"),
     "ecr": ("botocore", "aws"),
@@ -31,7 +31,7 @@ PROVIDERS: Final[dict[str, tuple[str, str] | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class ProviderOptions:
-    """What a provider may be told; each takes what is its own (docs/upstreams.md)."""
+    """The options of all providers; each provider reads only its own (docs/upstreams.md)."""
 
     key_file: Path | None = None
     region: str | None = None
@@ -53,7 +53,7 @@ class _Issuer(Protocol):
 
 
 def missing_library(provider: str) -> str | None:
-    """What to install before this provider can be used; None: nothing."""
+    """Says what to install before this provider can be used; None if nothing is missing."""
     needed = PROVIDERS[provider]
     if needed is None:
         return None
@@ -76,10 +76,11 @@ def open_provider(
     now: Callable[[], float] = time.time,
     clock: Callable[[], float] = time.monotonic,
 ) -> Renewed:
-    """The credentials of the registry at `url`. `tls` and `proxies` are those of the registry; `proxy` is
-    the one of them that everything goes through, None also where the environment says it: libraries see that.
+    """A source of credentials for the registry at `url`.
 
-    Raises `ConfigError` where the library is missing or the region of an ECR registry is not known.
+    `tls` and `proxies` are those of the registry. `proxy` is the URL of the one proxy through which the cloud's library
+    sends everything. It is None if there is none, and also if the environment sets the proxies: libraries read those
+    variables themselves. Raises `ConfigError` if the library is missing or the region of an ECR registry is not known.
     """
     if missing := missing_library(provider):
         raise ConfigError([f"upstream {upstream}: provider {provider} {missing}"])

@@ -1,12 +1,12 @@
-"""Credentials that are issued for a while: by a helper program, by a cloud.
+"""Credentials that are issued for a limited time, by a helper program or by a cloud.
 
-    none ── credentials() ──> one obtain(), all wait ──> kept ── nearly over: renewed, while the old ones are used
-     ^                             │                      └── over, or upstream refused it: reject() ──┐
-     │                             └── failed: the error for all, and for all who ask soon             │
-     └─────────────────────────────────────────────────────────────────────────────────────────────────┘
+    none ── credentials() ──> one obtain(), all wait ──> kept ── nearly expired: renewed while the old ones are used
+     ^                             │                      └── expired, or refused by upstream: reject() ──┐
+     │                             └── failed: the error for all callers, and for those that call soon    │
+     └────────────────────────────────────────────────────────────────────────────────────────────────────┘
 
-An issuer that fails is left alone for a growing while. Credentials that are younger than `_YOUNG` are not dropped:
-registries answer 401 for what does not exist, too, and the issuer would give the same again.
+After each failure in a row the issuer is left alone for longer. Credentials younger than `_YOUNG` are not dropped:
+registries also answer 401 for a repository that does not exist, and the issuer would give the same ones again.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from mirror.upstream.credentials.source import Credentials, CredentialsUnavailab
 
 __all__ = ["Issued", "Renewed"]
 
-#: Seconds.
+#: Age in seconds below which refused credentials are not dropped.
 _YOUNG: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """What an issuer gave (None: nothing, go anonymous): to be used for `usable` seconds, good for `lasts`."""
+    """Credentials from an issuer (None: be anonymous): to be renewed after `usable` seconds, invalid after `lasts`."""
 
     credentials: Credentials | None
     usable: float
@@ -48,10 +48,10 @@ class _Kept:
 
 
 class Renewed:
-    """A `CredentialSource` over an issuer; `issuer` is its name for people, `obtain` asks it.
+    """A `CredentialSource` over an issuer. `issuer` is its name in messages; `obtain` asks it for credentials.
 
-    `obtain` raises `UpstreamUnavailable` or `UpstreamDenied` with a message that says what to do, and holds no secret.
-    `close` lets go of what it uses. `clock` counts seconds, `now` is epoch seconds.
+    `obtain` raises `UpstreamUnavailable` or `UpstreamDenied`, with a message that says what to do and contains no
+    secret. `close` releases the issuer's resources. `clock` counts seconds, `now` gives epoch seconds.
     """
 
     def __init__(
@@ -78,9 +78,9 @@ class Renewed:
         self._renewing: set[asyncio.Task[_Kept]] = set()
 
     async def credentials(self) -> Credentials | None:
-        """The present ones. Nobody waits for others as long as these are good, however slow their issuer is.
+        """The current credentials. A caller waits for the issuer only if they are missing or have expired.
 
-        Raises `UpstreamDenied`, `UpstreamUnavailable` where there are none and none to be had.
+        Raises `UpstreamDenied`, `UpstreamUnavailable` if there are no valid credentials and the issuer gives none.
         """
         now, kept = self._clock(), self._kept
         if kept and now < kept.over_at:
@@ -88,7 +88,7 @@ class Renewed:
                 self._renew_meanwhile()
             return kept.credentials
         if self._failure and now < self._paused_until:
-            # one object for many: it must not collect the tracebacks of each
+            # many callers raise the same object: it must not collect all their tracebacks
             raise self._failure.with_traceback(None)
         return (await self._once.run("renew", self._renew)).credentials
 
@@ -100,17 +100,17 @@ class Renewed:
     def _renewed(self, renewing: asyncio.Task[_Kept]) -> None:
         self._renewing.discard(renewing)
         if not renewing.cancelled():
-            # it was logged; whoever needs new ones asks again
+            # marks the error as retrieved: it was logged, and the next call that needs credentials asks again
             renewing.exception()
 
     async def reject(self, credentials: Credentials) -> None:
-        """Upstream refused these: drop them, unless others have taken their place or they are very young."""
+        """Drop these credentials, which upstream refused, unless they were replaced or are younger than `_YOUNG`."""
         kept = self._kept
         if kept and kept.credentials == credentials and self._clock() - kept.since >= _YOUNG:
             self._kept = None
 
     async def aclose(self) -> None:
-        """Repeatable."""
+        """End a renewal that is under way, and close the issuer. Repeatable."""
         await end(*self._renewing)
         await self._once.aclose()
         if self._close:
@@ -123,7 +123,7 @@ class Renewed:
             self._note(error)
             raise
         except Exception as error:
-            # a library of somebody else's; what its exception says may be anything, a secret too
+            # from a third-party library: the text of its exception may contain a secret
             failure = CredentialsUnavailable(
                 f"{self._issuer} failed unexpectedly ({type(error).__name__})", upstream=self._upstream
             )

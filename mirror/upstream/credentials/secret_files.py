@@ -1,11 +1,12 @@
-"""A file with credentials that somebody else rotates, and the password in one.
+"""Files with credentials that are rotated from outside, and the password in such a file.
 
-    read ── look(): another time, size or inode, or `again` ──┬─ understood ──> what it says now
-                                                              └─ gone, or refused by `understand` ──> what it said last,
-                                                                 told once for each reason, and looked at again
+    read ── look(): another time, size or inode, or `again` ──┬─ understood ──> the new content
+                                                              └─ missing, or refused by `understand` ──> the last good
+                                                                 content; each new reason is logged once; read again
+                                                                 at the next look()
 
-The path is followed at each look, so a file that another one is renamed over is noticed, and so are the links of a
-mounted Kubernetes Secret. Reading blocks for as long as a small file takes.
+Each look() resolves the path again. So it notices a file that is replaced by a rename, and the changed links of a
+mounted Kubernetes Secret. Reading blocks, but the files are small.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ T = TypeVar("T")
 
 
 def secret_in(content: bytes) -> str:
-    """A secret that is the whole content of a file, without the white space around it. Raises `ValueError`, which
-    quotes nothing of it.
+    """The secret in a file that contains nothing else, without the white space around it.
+
+    Raises `ValueError` if the content is empty or not text; the message does not quote it.
     """
     try:
         text = content.decode().strip()
     except UnicodeDecodeError:
-        # without the cause, which holds the content
+        # without the cause, which contains the secret
         raise ValueError("not text") from None
     if not text:
         raise ValueError("empty")
@@ -39,10 +41,11 @@ def secret_in(content: bytes) -> str:
 
 
 class RotatedFile(Generic[T]):
-    """What a file says; see the drawing above.
+    """The parsed content of a file; see the drawing above.
 
-    `understand` raises `ValueError` for what is no such file; its text is shown and may quote nothing secret. `said`
-    counts until the file was read first; `reading` is told how that goes.
+    `understand` parses the content. It raises `ValueError` for content that is not valid; the message is shown, so it
+    must not quote secrets. `said` is the value until the file is read for the first time. `reading` records whether
+    reading works.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class RotatedFile(Generic[T]):
         self._seen: tuple[int, ...] | None = None
 
     def read(self) -> T:
-        """Read it now. Raises `ConfigError` where the file is missing or unusable."""
+        """Read the file now. Raises `ConfigError` if it is missing or unusable."""
         try:
             self._said = self._understand(self._path.read_bytes())
         except OSError as error:
@@ -66,7 +69,7 @@ class RotatedFile(Generic[T]):
         return self._said
 
     def look(self, *, again: bool = False) -> T:
-        """What it says, or said last; `again`: read it even if it seems to be the same."""
+        """The present content, or the last good one. With `again`, read the file even if it looks unchanged."""
         try:
             status = os.stat(self._path)
             seen = (status.st_mtime_ns, status.st_size, status.st_ino)
@@ -89,8 +92,8 @@ class RotatedFile(Generic[T]):
 
 
 class PasswordFile:
-    """See `CredentialSource`: a user with the password that stands in a file. `password` is what the file said when the
-    configuration was read.
+    """A `CredentialSource`: a user name, and the password in a file. `password` is the one that the file contained when
+    the configuration was read.
     """
 
     def __init__(self, path: Path, username: str, password: str, *, upstream: str) -> None:
@@ -100,17 +103,17 @@ class PasswordFile:
 
     @property
     def issuing(self) -> LoginState:
-        """Of the file, which is looked at anew."""
+        """The state of reading the file, which is checked for changes first."""
         self._file.look()
         return self._reading
 
     async def credentials(self) -> Credentials | None:
-        """With what the file says now."""
+        """The user name with the password that is in the file now."""
         return Credentials(self._username, self._file.look())
 
     async def reject(self, credentials: Credentials) -> None:
-        """Read the file again: what was written over it in the same moment, with the same size, looks the same."""
+        """Read the file again: a rewrite within the same clock tick, of the same size, looks like no change."""
         self._file.look(again=True)
 
     async def aclose(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: the file is not kept open."""

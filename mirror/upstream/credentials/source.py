@@ -1,9 +1,10 @@
-"""What the credentials for an upstream are, and the port of what gives them.
+"""The credentials for an upstream, and the protocol of their sources.
 
-GivenCredentials   always the same               here
-PasswordFile       the password in a file        secret_files.py
-DockerConfig       docker's config.json          docker_config.py, with its helper programs in helpers.py
-Renewed            issued for a while            renewal.py, over a helper or one of the clouds
+GivenCredentials     always the same               here
+PasswordFile         the password in a file        secret_files.py
+DockerConfig         docker's config.json          docker_config.py, with its helper programs in credential_helpers.py
+Renewed              issued for a limited time     renewal.py, over a helper or one of the clouds
+CallersCredentials   those of the caller           of_caller.py
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from mirror.errors import UpstreamUnavailable
 
 __all__ = ["NO_USER", "CredentialSource", "Credentials", "CredentialsUnavailable", "GivenCredentials", "LoginState"]
 
-#: User name that docker and its helpers put beside an identity token.
+#: The user name that docker and its helpers give with an identity token.
 NO_USER: Final = "<token>"
 _LONGEST_REASON: Final = 500
 
 
 class CredentialsUnavailable(UpstreamUnavailable):
-    """Whoever issues our credentials gave none: no fault of the upstream itself. The message says what to do."""
+    """The issuer of our credentials gave none: the upstream itself is not at fault. The message says what to do."""
 
     @property
     def public(self) -> str:
-        """All of it: it names no address, and whoever pulls must not look for the fault at the registry."""
+        """The whole message: it names no address, and it shows the client that the fault is not the registry's."""
         return str(self)
 
 
@@ -37,7 +38,7 @@ class CredentialsUnavailable(UpstreamUnavailable):
 class Credentials:
     """A user name with a password, or an identity token (an OAuth2 refresh token). Never shown by `repr` or `str`.
 
-    `ours` is False for those of a caller whom we act for: how they fare says nothing about the mirror's own.
+    `ours` is False for the credentials of a caller: whether upstream accepts them says nothing about the mirror's own.
     """
 
     username: str = ""
@@ -52,20 +53,20 @@ class Credentials:
 
     @property
     def fingerprint(self) -> str:
-        """Tells credentials apart without giving them away: 16 hex digits."""
+        """16 hex digits that tell credentials apart without disclosing them."""
         parts = "\0".join((self.username, self.password, self.identity_token))
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
 class LoginState:
-    """How trying something went lately, for whoever looks: the last failure until it works again.
+    """Whether logging in, or obtaining credentials, works: the last failure is kept until the next success.
 
         fine ── failed() ──> failing since then ── failed() ──> failing, with the latest reason
           ^                         └── worked() ──┐
           └────────────────────────────────────────┘
 
-    `provider` is what gives the credentials, in the words of the configuration. Times are epoch seconds. A reason is
-    for people and holds no secret.
+    `provider` names the source of the credentials as the configuration does. Times are epoch seconds. A reason is
+    a text for people and contains no secret.
     """
 
     def __init__(self, provider: str, now: Callable[[], float] = time.time) -> None:
@@ -75,50 +76,52 @@ class LoginState:
         self._now = now
 
     def failed(self, reason: str) -> None:
-        """It did not work."""
+        """Record a failure. `since` is the time of the first failure in a row."""
         self.failed_at = self._now()
         if self.reason is None:
             self.since = self.failed_at
         self.reason = reason[:_LONGEST_REASON]
 
     def worked(self) -> None:
-        """It did."""
+        """Record a success, which clears the reason."""
         self.reason, self.worked_at = None, self._now()
 
 
 class CredentialSource(Protocol):
-    """Asked anew before each token exchange, so that changed credentials take effect without a restart.
+    """A source of credentials. It is asked before each token exchange, so changed credentials need no restart.
 
-    Every method may be called by many at once; having new credentials is done once for all of them.
+    Every method may be called by many tasks at once; new credentials are obtained once for all of them.
     """
 
     @property
     def issuing(self) -> LoginState:
-        """How having them went."""
+        """Whether obtaining the credentials works."""
 
     async def credentials(self) -> Credentials | None:
-        """Good for now; None: anonymous. Raises `UpstreamDenied`, `UpstreamUnavailable` where their issuer fails."""
+        """The credentials to use now; None: anonymous. Raises `UpstreamDenied`, `UpstreamUnavailable` if the issuer
+        fails.
+        """
 
     async def reject(self, credentials: Credentials) -> None:
-        """Upstream refused these: give others the next time, if there are any. Repeatable."""
+        """Note that upstream refused these, so that the next call gives others if there are any. Repeatable."""
 
     async def aclose(self) -> None:
-        """Repeatable."""
+        """Release what the source holds. Repeatable."""
 
 
 @dataclass(frozen=True, slots=True)
 class GivenCredentials:
-    """Always the same ones."""
+    """A `CredentialSource` that always gives the same credentials."""
 
     given: Credentials | None = None
     issuing: LoginState = field(default_factory=lambda: LoginState("password"), repr=False, compare=False)
 
     async def credentials(self) -> Credentials | None:
-        """What was given."""
+        """The given credentials."""
         return self.given
 
     async def reject(self, credentials: Credentials) -> None:
-        """There are no others."""
+        """Do nothing: there are no others."""
 
     async def aclose(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: nothing is held."""
