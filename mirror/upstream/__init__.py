@@ -1,1 +1,1 @@
-"""Speaking to other registries."""
+"""Clients of other registries."""

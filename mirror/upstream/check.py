@@ -1,4 +1,4 @@
-"""Are the registries there, and do they let us in? What `mirror check --online` asks."""
+"""Checks whether the registries answer and accept our credentials, for `mirror check --online`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from mirror.upstream.registry import RegistryUpstream
 
 __all__ = ["RegistryCheck", "advice_for", "ask_budget", "check_all"]
 
-#: Docker's documentation, "Docker Hub pull usage and limits", names this image for the purpose; HEAD of it is no pull.
+#: The image that Docker's documentation names for this ("Docker Hub pull usage and limits"). HEAD does not count as a
+#: pull.
 _COUNTED: Final = "ratelimitpreview/test", "latest"
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryCheck:
-    """Of one address of one registry: `detail` says how it stands, `advice` what to do where that is bad."""
+    """The result for one address of one registry. `advice` says what to do if `ok` is False."""
 
     upstream: str
     url: str
@@ -39,7 +40,7 @@ class RegistryCheck:
 
 
 async def check_all(registries: Iterable[RegistryUpstream]) -> list[RegistryCheck]:
-    """All at once, in the order given."""
+    """Check all registries at the same time; the results are in the order given."""
     return list(await asyncio.gather(*map(_check, registries)))
 
 
@@ -51,14 +52,14 @@ async def _check(registry: RegistryUpstream) -> RegistryCheck:
 
 
 async def ask_budget(hub: RegistryUpstream) -> Budget | None:
-    """How many pulls Docker Hub leaves us, which costs none; None where it sets no limit, or does not say it."""
-    with suppress(MirrorError):  # a budget that is spent is an error, and told all the same
+    """How many pulls Docker Hub still allows us; None if it states no limit. Asking costs no pull."""
+    with suppress(MirrorError):  # a spent budget is raised as an error, but recorded all the same
         await hub.resolve(*_COUNTED)
     return hub.budget
 
 
 def advice_for(error: MirrorError) -> str:
-    """What to look at first."""
+    """What the operator should check first after this error."""
     if isinstance(error, CredentialsUnavailable):
         return "the credentials' issuer is at fault, not the registry; mend it as the message says"
     if isinstance(error, UpstreamDenied):

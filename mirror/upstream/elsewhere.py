@@ -1,13 +1,13 @@
-"""Anonymous tokens for other registries that an upstream redirects to.
+"""Anonymous tokens for other registries to which an upstream redirects.
 
 A registry under a vanity name (`registry.k8s.io` began as one) redirects to the registry that has the content. That
-registry may ask for a token, which every client gets without a login:
+registry may require a token, which every client gets without a login:
 
-    redirect ──> 401 with a Bearer challenge ──> a token of that registry's own service, for nobody ──> asked again
-                                                  remembered, with the scope of ours that led there
+    redirect ──> 401 with a Bearer challenge ──> an anonymous token from that registry's token service ──> sent again
+                                                 remembered for the scope whose call led there
 
-Nothing of ours goes there: neither our credentials, nor a caller's, nor a token of our registry. Its token goes back to
-it alone, and its service must be on its own site and at an address that our upstream may lead to.
+That registry is sent neither our credentials, nor a caller's, nor a token of our registry. Its token is sent to it
+alone. Its token service must be on its own site, at an address that our upstream may lead to.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from mirror.upstream.tokens import TokenSource
 __all__ = ["Elsewhere"]
 
 _KNOWN_FOR: Final = 3600.0
-#: Token sources that are kept; they hold nothing but what can be had again.
+#: The most token sources that are kept; everything in them can be obtained again.
 _MOST: Final = 64
 _REPOSITORY: Final = re.compile(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/")
 
 
 class Elsewhere:
-    """Of one upstream. `make` gives a source of anonymous tokens for another registry within its bounds."""
+    """The tokens for the redirect targets of one upstream. `make` gives a source of anonymous tokens for a registry."""
 
     def __init__(self, upstream: str, bounds: UrlBounds, memo: Memo, make: Callable[[UrlBounds], TokenSource]) -> None:
         self._upstream = upstream
@@ -43,8 +43,9 @@ class Elsewhere:
         self._sources: dict[Origin, TokenSource] = {}
 
     async def passes(self, scope: Scope) -> Mapping[Origin, str]:
-        """The `Authorization` for the registry that calls of this scope were redirected to lately; empty if it asked
-        for none, or none can be had now.
+        """The `Authorization` for the registry to which calls of this scope were last redirected.
+
+        Empty if that registry required none, or no token can be obtained now.
         """
         known = await self._memo.get(self._key(scope), private=True)
         if known is MISSING:
@@ -58,7 +59,7 @@ class Elsewhere:
     async def learn(
         self, url: Url, challenges: Sequence[Challenge], scope: Scope, passes: Mapping[Origin, str]
     ) -> bool:
-        """After a 401 of `url`: whether there is a token for it that was not among the `passes` just sent."""
+        """Learn from a 401 of `url`. True if there is now a token for it other than the one in `passes`, just sent."""
         bearer = [challenge for challenge in challenges if challenge.scheme == "bearer"]
         site = Url(url.scheme, url.host, url.port, "/")
         found = _REPOSITORY.match(url.target.partition("?")[0])
@@ -74,7 +75,7 @@ class Elsewhere:
                 return False
             authorization = await source.authorization(there)
         except (UpstreamError, UrlRefused, AddressRefused):
-            # what another registry's token service lacks is no fault of ours, and no reason to leave ours alone
+            # a failing token service of another registry is no reason to leave our own upstream alone
             return False
         if authorization in (None, sent):
             return False

@@ -2,16 +2,15 @@
 
 A call:
 
-    order ── ask the first ──┬── answer ───────────────────────────────────────> given up to the caller
-      ^                      ├── any error, a 404 too: ask the next at once          (of a blob, its body then
-      │                      └── slow: after `hedge_after`, ask the next too          comes from this one)
-      │                              the first answer counts, the others are cancelled
-      └── down endpoints come last; so does the one that a blob was had from just now: it is asked for again
-          because it broke off, or was not what its digest names
+    order ── ask the first ──┬── answer ───────────────────────────────────────> returned to the caller
+      ^                      ├── any error, also 404: ask the next at once           (the body of a blob then
+      │                      └── slow: after `hedge_after`, ask the next too          comes from this endpoint)
+      │                              the first answer wins, the others are cancelled
+      └── endpoints that are down come last; before them comes the endpoint that gave this blob just now: the blob is
+          requested again because its body broke off, or did not have its digest
 
-The last endpoint is the registry itself: where every one fails, its error is the one that counts. A mirror that does
-not know something proves nothing. Each endpoint has connections, credentials and back-off of its own: nothing that
-belongs to one is sent to another.
+The last endpoint is the registry itself: if all endpoints fail, its error is raised. A 404 of a mirror proves nothing.
+Each endpoint has its own connections, credentials and back-off: nothing that belongs to one is sent to another.
 """
 
 from __future__ import annotations
@@ -41,13 +40,16 @@ __all__ = ["EndpointsUpstream"]
 
 T = TypeVar("T")
 
-#: How long, in seconds, and of how many blobs it is remembered where they came from.
+#: For how many seconds, and for how many blobs, it is remembered which endpoint gave them.
 _AVOID_FOR: Final = 60.0
 _MOST_REMEMBERED: Final = 4096
 
 
 class EndpointsUpstream:
-    """An `Upstream` over several. `hedge_after` in seconds; None: wait for an answer, however slow."""
+    """An `Upstream` over several endpoints.
+
+    `hedge_after` is in seconds; None: wait for an answer, however slow. `clock` counts seconds.
+    """
 
     def __init__(
         self,
@@ -56,7 +58,7 @@ class EndpointsUpstream:
         hedge_after: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`members` in the order in which they are tried, the registry itself last."""
+        """`members` are in the order in which they are tried, the registry itself last."""
         self.members = tuple(members)
         self._hedge_after = hedge_after
         self._clock = clock
@@ -66,21 +68,21 @@ class EndpointsUpstream:
 
     @property
     def name(self) -> str:
-        """As clients say it."""
+        """The registry's name, as clients write it."""
         return self.members[-1].name
 
     @property
     def patience(self) -> float:
-        """As the registry itself has it: its mirrors are there to be asked."""
+        """The patience of the registry itself; that of its mirrors does not count (see `Upstream`)."""
         return self.members[-1].patience
 
     @property
     def budget(self) -> Budget | None:
-        """Of the registry itself."""
+        """The pulls that the registry itself still allows us; None if it does not say."""
         return self.members[-1].budget
 
     def health(self) -> list[Health]:
-        """How each address is doing, in the order in which they are tried."""
+        """The health of each address, in the configured order."""
         pairs = zip(self.members, self._circuits, strict=True)
         return [health for member, circuit in pairs for health in member.health(circuit)]
 
@@ -94,7 +96,7 @@ class EndpointsUpstream:
 
     @asynccontextmanager
     async def blob(self, repo: str, digest: Digest, start: int = 0) -> AsyncIterator[Body]:
-        """See `Upstream`. Asked for again soon, it comes from another endpoint, from `start` on."""
+        """See `Upstream`. If the same blob is requested again soon, other endpoints are tried first."""
 
         async def enter(member: RegistryUpstream) -> tuple[AsyncExitStack, Body]:
             async with AsyncExitStack() as stack:
@@ -120,7 +122,7 @@ class EndpointsUpstream:
         return await self._first(lambda member: member.blob_size(repo, digest))
 
     async def tags(self, repo: str, after: str = "") -> AsyncGenerator[TagBatch, None]:
-        """See `Upstream`. All batches come from where the first one came from: a mirror's list counts as the whole."""
+        """See `Upstream`. All batches come from the endpoint that gave the first: a mirror's list counts as whole."""
 
         async def enter(member: RegistryUpstream) -> tuple[AsyncGenerator[TagBatch, None], TagBatch]:
             batches = member.tags(repo, after)
@@ -147,7 +149,7 @@ class EndpointsUpstream:
         self._circuits[number] = CLOSED
 
     async def referrers(self, repo: str, digest: Digest) -> list[Descriptor]:
-        """See `Upstream`. That there are none is believed of the registry itself only."""
+        """See `Upstream`. Only the registry itself is believed if it has no referrers."""
         last = self.members[-1]
 
         async def ask(member: RegistryUpstream) -> list[Descriptor]:
@@ -159,7 +161,7 @@ class EndpointsUpstream:
         return await self._first(ask)
 
     async def aclose(self) -> None:
-        """Repeatable."""
+        """Close every endpoint. Repeatable."""
         for member in self.members:
             await member.aclose()
 
@@ -189,11 +191,11 @@ class EndpointsUpstream:
 
     def _failed(self, number: int, error: UpstreamError) -> None:
         if isinstance(error, UpstreamCircuitOpen):
-            return  # it was not asked
+            return  # the endpoint was not asked
         url = self.members[number].url
         telemetry.ENDPOINT_FAILURES.labels(self.name, url, type(error).__name__).inc()
         if not isinstance(error, UpstreamUnavailable | UpstreamInvalid):
-            return  # it answered: not known, not allowed, not now
+            return  # the endpoint answered: not found, denied or throttled
         before = self._circuits[number]
         self._circuits[number] = before.failed(self._clock())
         if self._circuits[number].delay and not before.delay:
@@ -204,7 +206,10 @@ class EndpointsUpstream:
 
 
 class _Race(Generic[T]):
-    """One call to one endpoint after another, or beside it; the first answer wins."""
+    """One call, to one endpoint after another or to several at once; the first answer wins.
+
+    `discard` releases an answer that lost. `failed` is called with the number and the error of each failed endpoint.
+    """
 
     def __init__(
         self,
@@ -226,7 +231,7 @@ class _Race(Generic[T]):
         self._errors: dict[int, UpstreamError] = {}
 
     async def run(self) -> tuple[int, T]:
-        """The winner's number and answer. Raises the error of the last endpoint where all fail."""
+        """The number and the answer of the winner. Raises the error of the last member if all fail."""
         try:
             while self._start():
                 patience = self._hedge_after if self._waiting else None
@@ -273,4 +278,4 @@ async def _as_coroutine(asking: Awaitable[T]) -> T:
 
 
 async def _forget(_answer: object) -> None:
-    """An answer that holds nothing."""
+    """Discard an answer that holds no resources."""

@@ -1,4 +1,4 @@
-"""How one address of an upstream is doing, for whoever looks."""
+"""The health of one address of an upstream, for status displays."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ __all__ = ["Health", "health_of"]
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """`state` is `ok`, `failing` (some calls in a row got no answer), `down` (left alone), `held` (it asked to be left
-    alone). `retry_in` are the seconds until it may be asked again. `logins` are how having our credentials went, and
-    being let in with them.
+    """The health of the address `url`.
+
+    `state` is `ok`, `failing` (the last calls got no answer), `down` (left alone because of that) or `held` (upstream
+    asked to be left alone). `failures` counts the failed calls in a row. `retry_in` is the number of seconds until the
+    address may be asked again. `logins` tell whether obtaining our credentials works, and logging in with them.
     """
 
     url: str
@@ -27,7 +29,10 @@ class Health:
 def health_of(
     url: str, circuits: tuple[Circuit, ...], held_for: float, now: float, logins: tuple[LoginState, ...] = ()
 ) -> Health:
-    """The worst of what is known; `now` is the clock of the circuits, `held_for` in seconds."""
+    """The health of an address by the worst of its circuits. `now` is by the clock of the circuits.
+
+    `held_for` is the number of seconds for which upstream still asks to be left alone, 0 or less for none.
+    """
     worst = max(circuits, key=lambda one: (one.delay > 0, one.failures))
     wait = worst.verdict(now).wait
     if held_for > max(0.0, wait):

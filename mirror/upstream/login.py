@@ -1,16 +1,16 @@
 """The authentication of one call to a registry.
 
-    nothing known ───────────────────────────────────────────────────> the request goes without
+    no challenge known ──────────────────────────────────────────────> the request is sent without authorization
     a challenge remembered, or guessed from another repository
-        ├── a token for it, or our password ─────────────────────────> the request goes with it
-        └── its token service fails: the challenge is forgotten ─────> the request goes without
+        ├── a token for it, or our password ─────────────────────────> the request is sent with it
+        └── its token service fails: the challenge is forgotten ─────> the request is sent without
                                                                             │
-        asked anew ── another challenge: tried <── 401 ─────────────────────┘
-                   └─ the very same one: its failure is the call's
+        a new challenge ── another one: it is tried <── 401 ────────────────┘
+                        └─ the same one: the call fails with the failure of its token service
 
-Without the last step, one 401 with a challenge whose token service fails would close a registry that asks nobody to log
-in. A call for a caller never goes without that caller's credentials once they were asked for: what upstream gives to
-everybody proves nothing about them.
+Without the last branch, one 401 whose token service fails would block a registry that requires no login. A call for a
+caller is never sent without that caller's credentials once upstream has asked for them: what upstream gives to everyone
+does not prove that this caller has access.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ __all__ = ["NO_PASSES", "Login", "Passes"]
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """What a request may show: `own` to the registry itself, `elsewhere` to where it redirects to."""
+    """The `Authorization` headers of one request: `own` for the registry itself, `elsewhere` for the origins to which
+    it redirects.
+    """
 
     own: str | None = None
     elsewhere: Mapping[Origin, str] = field(default_factory=dict)
@@ -42,19 +44,19 @@ NO_PASSES: Final = Passes()
 
 
 class Login:
-    """The authentication of one call, for a scope."""
+    """The authentication of one call, for one scope. Each call has its own `Login`."""
 
     def __init__(self, tokens: TokenSource, elsewhere: Elsewhere, scope: Scope) -> None:
         self._tokens = tokens
         self._elsewhere = elsewhere
         self._scope = scope
-        #: Which challenge failed before it was known whether upstream still asks for it, and how.
+        #: The key and the error of a remembered challenge that failed, until upstream confirms that challenge.
         self._doubted: tuple[str | None, UpstreamError] | None = None
         self._pending: UpstreamError | None = None
         self._asked = self._asked_elsewhere = False
 
     async def passes(self) -> Passes:
-        """What the next request of the call shows. Raises like `TokenSource.authorization`."""
+        """The headers for the next request of the call. Raises like `TokenSource.authorization`."""
         if self._pending is not None:
             error, self._pending = self._pending, None
             raise error
@@ -74,7 +76,7 @@ class Login:
             return None
 
     async def challenged(self, sent: Passes, challenges: Sequence[Challenge]) -> bool:
-        """After a 401 of the registry: whether another try makes sense."""
+        """Learn from a 401 of the registry. True if the request should be sent again: at most once for each call."""
         if self._asked:
             return False
         self._asked = True
@@ -88,7 +90,7 @@ class Login:
         return learnt
 
     async def challenged_elsewhere(self, sent: Passes, url: Url, challenges: Sequence[Challenge]) -> bool:
-        """The same of `url`, to which the registry has redirected: once."""
+        """Like `challenged`, for a 401 of `url`, to which the registry has redirected; also at most once."""
         if self._asked_elsewhere:
             return False
         self._asked_elsewhere = True

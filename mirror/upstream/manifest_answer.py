@@ -1,7 +1,7 @@
-"""What an answer to GET of a manifest holds: which bytes of it the digest names, and how they are read.
+"""Reads the manifest in an answer to GET, and finds the form of its bytes that has the digest.
 
-by digest   the bytes that the digest names, however they were sent; none: another manifest
-by tag      the bytes decide; `Docker-Content-Digest` only says by which algorithm, and of which form
+by digest   the form that has the requested digest; if no form has it, the answer is another manifest
+by tag      the bytes decide; `Docker-Content-Digest` only helps to choose the algorithm and the form
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ["read_answer"]
 def read_answer(
     forms: Iterable[bytes], media_type: str | None, said: str | None, reference: Reference
 ) -> Manifest | None:
-    """The manifest; None if it was asked for by digest and no form of it has that digest.
+    """The manifest; None if it was requested by digest and no form of it has that digest.
 
-    `forms` are the bytes without and with their `Content-Encoding`, likeliest first; `media_type` is the
+    `forms` are the bytes without and with their `Content-Encoding`, the likeliest first. `media_type` is the
     `Content-Type`, `said` the `Docker-Content-Digest`. Raises `ManifestMalformed`.
     """
     wanted = reference if isinstance(reference, Digest) else _parse(said)

@@ -1,7 +1,7 @@
-"""What an upstream lets each account do: how many pulls are left, and until when it is to be left alone.
+"""The rate limits of each account at an upstream: the pulls that are left, and until when to leave upstream alone.
 
-Registries count by account. So what a caller with credentials of their own has used up is theirs alone, and neither the
-mirror's own account nor another caller goes without for it.
+Registries count by account. So the limits that a caller with its own credentials has used up affect that caller alone,
+not the mirror's own account and not other callers.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from mirror.policy.upstream.budget import LOOK_AGAIN, Budget, is_spent, newer, r
 
 __all__ = ["Accounts", "RateAccount"]
 
-#: Callers that are kept in mind, least recent ones leave.
+#: The most callers that are remembered; the least recently used ones are dropped.
 _MOST: Final = 1000
 
 
 @dataclass(slots=True)
 class RateAccount:
-    """`held_until` is in seconds of the clock that tells waits, `looked_at` in epoch seconds: when a call last went out
-    to see whether there are pulls left again.
+    """The limits of one account. `strikes` counts the throttled answers in a row.
+
+    `held_until` is in seconds of the clock that measures waits, not epoch seconds. `looked_at` is the time, in epoch
+    seconds, when a call was last let through to find out whether pulls are left again.
     """
 
     budget: Budget | None = None
@@ -35,7 +37,7 @@ class RateAccount:
 
 
 class Accounts:
-    """Of one upstream, at one address."""
+    """The accounts at one address of one upstream."""
 
     def __init__(
         self,
@@ -47,9 +49,9 @@ class Accounts:
         now: Callable[[], float],
         on_budget: Callable[[Budget], None],
     ) -> None:
-        """`memo` tells other processes of our own budget, at `address`. `whose` says for which caller something is
-        asked, "" where it is for nobody but us; `on_budget` is told what is left to be pulled by us. `now` is epoch
-        seconds.
+        """`memo` shares the budget of our own account at `address` with other processes. `whose` gives the caller on
+        whose behalf a call is made, "" for the mirror's own account. `on_budget` is called with each new budget of our
+        own account. `now` gives epoch seconds.
         """
         self._upstream = upstream
         self._key = f"budget {upstream} {address}"
@@ -62,7 +64,7 @@ class Accounts:
 
     @property
     def current(self) -> RateAccount:
-        """Of whoever something is asked for now."""
+        """The account of the present caller, or the mirror's own."""
         whose = self._whose()
         if not whose:
             return self.own
@@ -71,7 +73,7 @@ class Accounts:
         return account
 
     async def within_budget(self) -> None:
-        """Raises `UpstreamThrottled` while nothing is left to be pulled; one call a minute goes out to see."""
+        """Raises `UpstreamThrottled` while no pulls are left. One call a minute passes, to find out if that changed."""
         account = self.current
         if account is self.own:
             shared = await self._memo.get(self._key)
@@ -84,17 +86,17 @@ class Accounts:
         account.looked_at = now
 
     async def note_budget(self, budget: Budget) -> None:
-        """Upstream has just said so."""
+        """Record the budget that upstream has just stated, and share it if it is that of our own account."""
         account = self.current
         account.budget = budget
         if account is not self.own:
             return
         self._on_budget(budget)
-        # for other processes; each of them has news of its own soon enough
+        # for other processes; each soon gets a budget from its own calls
         await self._memo.put(self._key, budget.to_json(), LOOK_AGAIN)
 
     def spent(self) -> UpstreamThrottled:
-        """The error that says so."""
+        """The error to raise if no pulls are left."""
         budget, wait = self.current.budget, LOOK_AGAIN
         if budget is not None:
             wait = resets_in(budget, self._now())

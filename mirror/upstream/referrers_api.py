@@ -1,14 +1,14 @@
-"""What refers to a manifest, as one registry tells it (distribution-spec, "Listing Referrers").
+"""The referrers of a manifest, as one registry lists them (distribution-spec, "Listing Referrers").
 
     API ──┬── an index, in pages ──────────────────────────────────────────────────────────> its descriptors
           ├── 404, 400, 405, 406, 501, HTML, JSON that is no index, a page of another host ──┐
-          └── another host that it sends to fails: the tag may still tell ───────────────────┤
+          └── a host to which it redirects fails: the fallback tag may still answer ─────────┤
                                                                                              v
     fallback tag ──┬── an index ── each child is fetched: is this its subject? ──> the children that are
-                   └── absent, or something else, such as the manifest itself ───> none
+                   └── absent, or not an index, or the subject itself ───> none
 
-Everything that is collected is bounded over all pages: the answer is an index, and clients read no index that is larger
-than a manifest may be.
+Everything that is collected is limited over all pages: the mirror answers with one index, and clients read no index
+larger than a manifest may be.
 """
 
 from __future__ import annotations
@@ -29,47 +29,48 @@ from mirror.oci.strict_json import read_json
 
 __all__ = ["LACKS_API", "FallbackChildren", "NoReferrersApi", "ReferrersPage", "list_referrers"]
 
-#: Statuses by which a registry says that it has no such API; 404 also means that it does not know the repository.
+#: Statuses that mean that a registry has no such API; 404 may also mean that the repository does not exist.
 LACKS_API: Final = frozenset({400, 404, 405, 406, 410, 415, 422, 501})
-#: Descriptors of one answer.
+#: The most descriptors, and the most pages, of one list.
 _MOST: Final = 10_000
 _MOST_PAGES: Final = 200
-#: Pages in a row that bring nothing new.
+#: The most pages in a row that bring no new descriptor.
 _MOST_IDLE: Final = 8
-#: Children of a fallback index that are looked at, how many of them at once, and their bytes together.
+#: The most children of a fallback index that are fetched, how many of them at once, and their total size in bytes.
 _MOST_CHILDREN: Final = 1_000
 _AT_ONCE: Final = 8
 _MOST_BYTES: Final = 32 * 1024 * 1024
-#: Children that are remembered: their bytes never change.
+#: The most children that are remembered, which is safe because the bytes of a digest never change.
 _MOST_REMEMBERED: Final = 4_096
-#: Bytes of a page above which it is parsed in a thread.
+#: A page with more bytes is parsed in a thread.
 _LARGE: Final = 64 * 1024
 
 
 class NoReferrersApi(Exception):
-    """The answer is no list of referrers: this registry has no API for them."""
+    """The answer is no list of referrers: the registry has no API for them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReferrersPage:
-    """The body of one answer with status 200, and its `Link` lines."""
+    """The body of one answer with status 200, and its `Link` fields."""
 
     content: bytes
     links: Sequence[str]
 
 
-#: Asks for one page: its query (empty for the first one), and the bytes that it may have. Raises `NoReferrersApi`.
+#: Requests one page, by its query (empty for the first) and the most bytes it may have. Raises `NoReferrersApi`,
+#: `UpstreamError`.
 AskPage = Callable[[str, int], Awaitable[ReferrersPage]]
-#: GET of a manifest of at most so many bytes. Raises `UpstreamError`.
+#: Requests a manifest of at most that many bytes by GET. Raises `UpstreamError`.
 AskManifest = Callable[[Reference, int], Awaitable[Manifest]]
 
 
 async def list_referrers(
     upstream: str, repo: str, digest: Digest, ask: AskPage, manifest: AskManifest, children: FallbackChildren
 ) -> list[Descriptor]:
-    """Manifests whose subject is `digest`, by the API or by the fallback tag. Empty if there are none.
+    """The manifests whose subject is `digest`, from the API or from the fallback tag. Empty if there are none.
 
-    Raises `UpstreamInvalid` for a list that is too long or holds what is no descriptor, and what the callables raise.
+    Raises `UpstreamInvalid` if the list is too long or contains an invalid descriptor, and what the callables raise.
     """
     failure: UpstreamError | None = None
     try:
@@ -82,7 +83,7 @@ async def list_referrers(
         failure = error
     found = await children.listed(upstream, repo, digest, manifest)
     if found is None and failure is not None:
-        # nothing was told: neither by where the registry sends us, nor by the tag
+        # neither the host to which the registry redirects nor the fallback tag gave an answer
         raise failure
     return found or []
 
@@ -121,7 +122,7 @@ async def _by_api(upstream: str, digest: Digest, ask: AskPage) -> list[Descripto
 
 
 async def _items(upstream: str, content: bytes) -> list[object]:
-    """Raises `NoReferrersApi` for what is no index, `UpstreamInvalid` for one that cannot be read."""
+    """The `manifests` of a page. Raises `NoReferrersApi` if it is no index, `UpstreamInvalid` if it is bad JSON."""
     if not content.lstrip().startswith(b"{"):
         raise NoReferrersApi
     try:
@@ -138,7 +139,7 @@ async def _items(upstream: str, content: bytes) -> list[object]:
 
 @dataclass(frozen=True, slots=True)
 class _Child:
-    """What the bytes of a manifest say; `size` counts them."""
+    """The facts about a child manifest that was fetched; `size` is in bytes."""
 
     subject: Digest | None
     artifact_type: str | None
@@ -146,19 +147,20 @@ class _Child:
 
 
 class FallbackChildren:
-    """Reads indexes under fallback tags, and remembers what the manifests in them have for a subject."""
+    """Reads the indexes under fallback tags, and remembers the subjects of the manifests in them."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[str, Digest], _Child] = OrderedDict()
 
     async def listed(self, upstream: str, repo: str, digest: Digest, manifest: AskManifest) -> list[Descriptor] | None:
-        """The children of the index under the fallback tag whose subject is `digest`; None: there is no such tag.
+        """The children of the index under the fallback tag whose subject is `digest`; None if there is no such tag.
 
-        Anybody who may push can put an index there, and a registry may resolve that tag to the subject itself, so a
-        child counts if its own bytes name this subject. Raises `UpstreamInvalid` for more children than are looked at.
+        Anyone who may push can put any index there, so a child counts only if its own bytes name this subject. If the
+        registry resolves that tag to the subject itself, or to no index, there are no referrers. Raises
+        `UpstreamInvalid` if there are more children than are fetched.
         """
         try:
-            # the tag grammar is why the encoded part is cut (distribution-spec, "Referrers Tag Schema")
+            # the hex digits are truncated to fit the tag grammar (distribution-spec, "Referrers Tag Schema")
             index = await manifest(f"{digest.algorithm}-{digest.hex[:64]}", LARGEST)
         except UpstreamNotFound:
             return None
@@ -197,7 +199,10 @@ class FallbackChildren:
 
 
 async def _all(work: Sequence[Coroutine[Any, Any, Descriptor | None]]) -> list[Descriptor | None]:
-    """Side by side, in order; if one fails the others are ended. Raises what the first one raises."""
+    """The results of coroutines that run at the same time, in order.
+
+    If one fails, the others are cancelled and the first `UpstreamError` is raised.
+    """
     failure: BaseException
     try:
         async with asyncio.TaskGroup() as group:

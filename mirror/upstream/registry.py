@@ -1,4 +1,4 @@
-"""One remote registry, spoken to by the distribution API.
+"""One remote registry, accessed by the distribution API.
 
 A call:
 
@@ -6,11 +6,11 @@ A call:
         │
     send ──┬── 401: challenge learnt, one new token, sent again once ── 401 again ──> UpstreamDenied
            ├── 5xx, broken connection: at most 2 further tries, after a jittered wait
-           ├── 429, 503 + Retry-After ──> everybody waits, UpstreamThrottled
-           └── 2xx ──> checked, given up to the caller
+           ├── 429, 503 + Retry-After ──> UpstreamThrottled, also for every later call until the wait is over
+           └── 2xx ──> checked, returned to the caller
 
-Small things come by aiohttp (`client`), blobs by blocking sockets in threads (`transfer`). Blobs are never asked for
-by HEAD: some registries answer it with 401 and GET with a redirect.
+Small answers are fetched with aiohttp (`http/client.py`), blobs with blocking sockets in threads (`http/blobs.py`).
+HEAD is never sent for blobs: some registries answer it with 401 although they answer GET with a redirect.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ __all__ = ["RegistryUpstream", "unverified"]
 
 _ACCEPT: Final = ", ".join(ACCEPT)
 _RETRIES: Final = 2
-#: Seconds after which another call may see what the probe that is under way has found out.
+#: Seconds until a call that is refused during a probe may be repeated, to see the result of the probe.
 _WHILE_PROBING: Final = 0.25
-#: Bytes of a manifest that is read on the event loop: that takes a millisecond or two.
+#: A manifest of at most so many bytes is read on the event loop: that takes a millisecond or two.
 _READ_AT_ONCE: Final = 64 * 1024
 _SHOWN: Final = 200
 
@@ -102,9 +102,9 @@ _Method = Literal["GET", "HEAD"]
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """An answer of either client; `body` only for blobs that came.
+    """An answer of either HTTP client. `body` is set only for a blob that was found; the caller closes it.
 
-    `content` is without any Content-Encoding that it came with, `sent` as it came.
+    `content` is without its `Content-Encoding`, `sent` is as upstream sent it.
     """
 
     status: int
@@ -115,10 +115,10 @@ class _Reply:
     sent: bytes = b""
 
 
-#: One request of a call.
+#: Sends one request of a call.
 _Send = Callable[[Passes], Awaitable[_Reply]]
 
-#: Whether an answer is one that the call can use.
+#: True if the call can use the answer.
 _Judge = Callable[[_Reply], bool]
 
 
@@ -132,21 +132,25 @@ _is_tags: Final = _is_one_of(*CONTENT, *REFUSES_PAGING)
 
 
 class RegistryUpstream:
-    """An `Upstream` behind a URL, which may have a path before `/v2/`.
+    """An `Upstream` at a URL, which may have a path before `/v2/`.
 
-    `allowed` are hosts that tokens may be had from besides the registry's own site. `verify` is a TLS context, or
-    whether to check certificates at all; `identity` is a context that shows a certificate of ours, to the registry
-    itself alone. `proxies` says what is reached through which proxy. `retries` bounds further tries of one call where
-    upstream answers 5xx or breaks off. `internal` says that this upstream, and what it points to, may be on a private
-    network; None: judged by its URL. Times in seconds: `connect_timeout` per dial, `answer_timeout` for the whole of a
-    small answer and the headers of a blob, `read_timeout` between two bytes of a blob; a blob slower than `lowest_rate`
-    bytes a second over `rate_window` is given up. `blobs_at_once` and `calls_at_once` bound what is under way. `now`
-    is epoch seconds, `clock` any seconds, `sleep` and `jitter` are for the waits between tries. `on_budget` is told
-    what upstream says is left to be pulled, `on_failure` of each call that failed in the end. `whose` says for which
-    caller something is asked, "" where it is for nobody but us. `lists` bounds tag lists, those
-    of several upstreams together.
+    `executor` runs the blocking calls for blobs. `allowed` are hosts that may issue tokens, besides those of the
+    registry's own site. `internal` permits this upstream, and the hosts it points to, to be on a private network; if it
+    is None, the URL decides. `verify` is a TLS context, or says whether to check certificates at all. `identity` is a
+    context with our client certificate, which is shown to the registry itself alone. `proxies` chooses the proxy for
+    each URL.
 
-    Raises `UrlRefused` (a `ValueError`) for a URL that is none.
+    `retries` limits the further tries of one call if upstream answers 5xx or breaks off. Times are in seconds:
+    `connect_timeout` for each dial, `answer_timeout` for a whole small answer and for the headers of a blob,
+    `read_timeout` between two bytes of a blob. A blob slower than `lowest_rate` bytes a second over `rate_window` is
+    given up. `blobs_at_once` and `calls_at_once` limit the blobs and the small calls under way at the same time.
+
+    `now` gives epoch seconds, `clock` counts seconds; `sleep` and `jitter` serve the waits between tries. `observe` is
+    called for each request, `on_budget` with the pulls that upstream still allows us, `on_failure` with the error of
+    each call that failed after all tries. `whose` gives the caller on whose behalf a call is made, "" for the mirror's
+    own. `lists` limits tag lists, and may be shared by several upstreams.
+
+    Raises `UrlRefused` (a `ValueError`) for an invalid URL.
     """
 
     def __init__(
@@ -185,7 +189,7 @@ class RegistryUpstream:
         self._base = url.rstrip("/")
         self._bounds = UrlBounds.of(self._base, allowed, internal=internal)
         where = self._bounds.base.authority
-        #: For messages: which of several addresses it is, where the name does not say it.
+        #: For messages: the name, with the address if the name is not the address.
         self._whom = name if where == name else f"{name} ({where})"
         self._executor = executor
         self._verify = verify
@@ -249,22 +253,22 @@ class RegistryUpstream:
 
     @property
     def name(self) -> str:
-        """As clients say it."""
+        """The registry's name, as clients write it."""
         return self._name
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The base URL, without a slash at its end."""
         return self._base
 
     @property
     def budget(self) -> Budget | None:
-        """What upstream has last said is left to be pulled by us; None where it does not say."""
+        """The pulls that upstream still allowed our own account at the last answer; None if it does not say."""
         return self._accounts.own.budget
 
     @property
     def ahead(self) -> float | None:
-        """Seconds that our clock is ahead of upstream's, as `check` has seen it; None where upstream did not say."""
+        """Seconds by which our clock is ahead of upstream's, as `check` measured; None if upstream sent no date."""
         return self._ahead
 
     @property
@@ -273,22 +277,22 @@ class RegistryUpstream:
         return patience(self._accounts.current.budget, self._now())
 
     def health(self, *more: Circuit) -> list[Health]:
-        """How it is doing, of one address; `more` is what others have found out about it."""
+        """The health of this one address. `more` are circuits that others keep about it."""
         now = self._clock()
         logins = self._credentials.issuing, self._tokens.login
         return [health_of(self._base, (self._circuit, *more), self._accounts.own.held_until - now, now, logins)]
 
     async def resolve(self, repo: str, reference: Reference) -> Descriptor:
-        """By HEAD, which costs nothing where pulls are counted; by GET where that does not say all (see `Upstream`).
+        """Resolve by HEAD, which never counts as a pull; by GET if the answer to HEAD is incomplete (see `Upstream`).
 
-        Where nothing is left to be pulled, no tag is resolved: what it points to now could not be had.
+        Raises `UpstreamThrottled` for a tag if no pulls are left: the manifest that it names could not be fetched.
         """
         by_tag = not isinstance(reference, Digest)
         if by_tag:
             await self._accounts.within_budget()
         path = f"manifests/{reference}"
         try:
-            # one try fewer: the last one is by GET
+            # one try fewer by HEAD, because the last try is by GET
             reply = await self._ask("resolve", repo, path, method="HEAD", fine=_is_head, retries=self._retries - 1)
         except UpstreamUnavailable as error:
             if not _may_be_had_by_get(error):
@@ -304,7 +308,7 @@ class RegistryUpstream:
         return (await self.manifest(repo, reference)).descriptor
 
     async def manifest(self, repo: str, reference: Reference) -> Manifest:
-        """At most 4 MiB, hashed before it is parsed (see `Upstream`). This is what counts as a pull."""
+        """Fetch a manifest of at most 4 MiB and hash it before it is parsed (see `Upstream`). This counts as a pull."""
         return await self._manifest(repo, reference, LARGEST)
 
     async def _manifest(self, repo: str, reference: Reference, limit: int, *, retries: int | None = None) -> Manifest:
@@ -314,9 +318,9 @@ class RegistryUpstream:
 
     @asynccontextmanager
     async def blob(self, repo: str, digest: Digest, start: int = 0) -> AsyncIterator[Body]:
-        """By GET in a thread of the executor, with a range if `start` is above 0 (see `Upstream`).
+        """GET a blob in a thread of the executor, with a range if `start` is above 0 (see `Upstream`).
 
-        The body must not be read any more when the context is left; `abort` it to get a thread out of a read.
+        Leaving the context closes the body; no thread may still read it. `abort` ends a read that blocks.
         """
         async with self._blobs:
             reply = await self._get_blob("blob", repo, digest, start=start)
@@ -326,14 +330,14 @@ class RegistryUpstream:
             try:
                 yield body
             except UpstreamInvalid:
-                # who lies about what is sent is not believed about where it ends: no other answer comes this way
+                # the answer was invalid, so its end is not trusted either: the connection is not used again
                 body.abort()
                 raise
             finally:
                 body.close()
 
     async def blob_size(self, repo: str, digest: Digest) -> int | None:
-        """By a GET of the first byte (see `Upstream`)."""
+        """Determine the size by a GET of the first byte (see `Upstream`)."""
         async with self._blobs:
             reply = await self._get_blob("blob_size", repo, digest, only=1)
         if reply.body is None:
@@ -342,7 +346,7 @@ class RegistryUpstream:
         return reply.body.size
 
     def tags(self, repo: str, after: str = "") -> AsyncGenerator[TagBatch, None]:
-        """Page by page (`tag_list.py`; see `Upstream`)."""
+        """List the tags page by page (`tag_list.py`; see `Upstream`)."""
 
         async def ask(query: str, page: PageFile) -> TagAnswer:
             fine = _is_tags if query else _has_content
@@ -354,7 +358,7 @@ class RegistryUpstream:
         return self._tag_list.batches(ask, after)
 
     async def referrers(self, repo: str, digest: Digest) -> list[Descriptor]:
-        """By the API, or by the fallback tag if there is no API (`referrers.py`; see `Upstream`)."""
+        """List referrers by the API, or by the fallback tag if there is no API (`referrers_api.py`; see `Upstream`)."""
 
         async def page(query: str, limit: int) -> ReferrersPage:
             return await self._referrers_page(repo, digest, query, limit)
@@ -378,16 +382,16 @@ class RegistryUpstream:
         except AnswerTooLarge:
             raise
         except (UpstreamInvalid, HostThrottled) as error:
-            # a redirect to where we do not go, or to a page on a host that wants to be left alone
+            # a redirect to a forbidden address, or to a host that asked to be left alone
             raise NoReferrersApi from error
         if reply.status != 200:
             raise NoReferrersApi
         return ReferrersPage(reply.content, reply.fields.get_all("Link"))
 
     async def check(self) -> str:
-        """Whether we are let in, by GET of `/v2/`; returns how, for people. Raises like every call.
+        """Check by GET of `/v2/` that the registry lets us in; return a text that says how. Raises like every call.
 
-        Credentials are had even where they are not asked for, so that an issuer that fails shows.
+        Credentials are obtained even if the registry does not ask for them, so that a failing issuer is noticed.
         """
         credentials = await self._credentials.credentials()
         url, asked = f"{self._base}/v2/", False
@@ -415,7 +419,7 @@ class RegistryUpstream:
         return "answers; lets us in with our credentials" if asked else "answers; did not ask for our credentials"
 
     async def aclose(self) -> None:
-        """Repeatable. Blobs that are being read stay open until their contexts are left."""
+        """Close the connections. Blobs that are being read stay open until their contexts are left. Repeatable."""
         opened, self._opened = self._opened, None
         if opened is not None:
             await opened.close()
@@ -437,7 +441,10 @@ class RegistryUpstream:
         fine: _Judge = _has_content,
         retries: int | None = None,
     ) -> _Reply:
-        """One answer of at most `limit` bytes, or put into a file. What is not `fine` is raised."""
+        """Make a call; return an answer of at most `limit` bytes, or with its body written into that `PageFile`.
+
+        An answer that is not `fine` is raised as an error.
+        """
         url = f"{self._base}/v2/{repo}/{path}{'?' if query else ''}{query}"
 
         async def send(passes: Passes) -> _Reply:
@@ -452,7 +459,7 @@ class RegistryUpstream:
     async def _fetch(
         self, method: _Method, text: str, headers: Mapping[str, str], limit: int | PageFile, passes: Passes = NO_PASSES
     ) -> _Reply:
-        """With redirects, by hand."""
+        """Send a request and follow redirects, each of which is checked against the URL rules."""
         hops = 0
         url: Url | None = None
         most = LARGEST if isinstance(limit, PageFile) else limit
@@ -506,9 +513,9 @@ class RegistryUpstream:
         return b""
 
     async def _read_manifest(self, reply: _Reply, reference: Reference) -> Manifest:
-        """Raises `DigestMismatch`, `UpstreamInvalid`.
+        """The manifest in an answer. Raises `DigestMismatch`, `UpstreamInvalid`.
 
-        A large one is hashed and read in a thread: everybody else would wait while thousands of descriptors are read.
+        A large manifest is hashed and parsed in a thread: thousands of descriptors would block the event loop.
         """
         fields = reply.fields
         read = partial(
@@ -557,9 +564,10 @@ class RegistryUpstream:
         return await self._call(event, Scope.pull(repo), send, _has_content)
 
     async def _in_thread(self, get: Callable[[], _Reply], hangup: Cancel) -> _Reply:
-        """A blocking call; if nobody waits for it any more, it is ended, and what it brings is closed.
+        """Run a blocking call. If the caller gives up, the call is ended and a body that it still returns is closed.
 
-        Its own time-outs bound it but for the system's resolver, which cannot be ended: that is not waited for.
+        Its own time-outs limit the call, except in the system's resolver, which cannot be ended: after a limit for the
+        whole call, it is no longer waited for. Raises `UpstreamTimeout` then.
         """
         running = asyncio.get_running_loop().run_in_executor(self._executor, get)
         longest = 6 * (self._connect_timeout + self._answer_timeout)
@@ -600,7 +608,7 @@ class RegistryUpstream:
             raise
 
     async def _call_at_last(self, event: str, scope: Scope, send: _Send, fine: _Judge, retries: int) -> _Reply:
-        """Admission, authorisation, retries, back-off. The drawing is at the top of the file."""
+        """Send with admission, authorisation, retries and back-off, as drawn at the top of the file."""
         tries = 1
         login = Login(self._tokens, self._elsewhere, scope)
         while True:
@@ -665,7 +673,9 @@ class RegistryUpstream:
         await self._sleep(back_off(attempt, self._jitter()))
 
     def _admit(self) -> bool:
-        """Whether this call is the probe of an upstream that was down. Raises where none may go out."""
+        """True if this call is the probe of an upstream that was down. Raises `UpstreamThrottled` or
+        `UpstreamCircuitOpen` if no call may be sent now.
+        """
         held = self._accounts.current.held_until - self._clock()
         if held > 0:
             raise UpstreamThrottled(
@@ -689,14 +699,14 @@ class RegistryUpstream:
         account.held_until = max(account.held_until, self._clock() + seconds)
 
     async def _is_let_in_now(self, login: Login, reply: _Reply, passes: Passes) -> bool:
-        """After a 401: whether another try makes sense."""
+        """Learn from a 401. True if the request should be sent again."""
         challenges = parse_challenges(reply.fields.get_all("WWW-Authenticate"))
         if reply.url.origin == self._bounds.base.origin:
             return await login.challenged(passes, challenges)
         return await login.challenged_elsewhere(passes, reply.url, challenges)
 
     def _failure(self, reply: _Reply, authorization: str | None) -> UpstreamError:
-        """The error that a status means."""
+        """The error for an answer by its status. A throttled account or host is held from now on."""
         status = reply.status
         elsewhere = reply.url.origin != self._bounds.base.origin
         retry_after = reply.fields.get("Retry-After")
@@ -715,7 +725,7 @@ class RegistryUpstream:
         if status == 404:
             return self._unknown(reply)
         if status >= 500 or (elsewhere and status in (400, 401, 403, 410)):
-            # where we were sent does not know us: the signature has run out, and the registry gives a new one
+            # the redirect target refuses its URL: the signature may have expired, and the registry gives a new one
             return UpstreamUnavailable(what, upstream=self._name, status=None if status < 500 else status)
         if status == 401 and self._tokens.refused(authorization):
             return CredentialsRefused(what, upstream=self._name, status=status)
@@ -724,8 +734,9 @@ class RegistryUpstream:
         return self._invalid(f"{reply.url.authority} {said}", status)
 
     def _sender(self, reply: _Reply) -> str:
-        """By the registry's name: a client that reads this must not take it for the mirror's own refusal of its login.
-        Where we were redirected to has none but its address.
+        """The other side, as messages name it: the registry's name, or the address of a host to which it redirected.
+
+        The name shows the client that upstream refused the call, not the mirror.
         """
         return self._whom if reply.url.origin == self._bounds.base.origin else reply.url.authority
 
@@ -749,7 +760,7 @@ class RegistryUpstream:
         return self._opened
 
     def _tls(self) -> ssl.SSLContext:
-        """One context for all connections, made when the first needs it."""
+        """The TLS context for all connections, created when it is first needed."""
         if self._context is None:
             self._context = ssl.create_default_context() if self._verify else unverified()
             self._context.set_alpn_protocols(["http/1.1"])
@@ -760,7 +771,7 @@ class RegistryUpstream:
 
 
 def unverified() -> ssl.SSLContext:
-    """For a registry whose certificate is not checked, because its configuration says so."""
+    """A TLS context that checks no certificate, for a registry whose configuration says so."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -768,7 +779,7 @@ def unverified() -> ssl.SSLContext:
 
 
 def _may_be_had_by_get(error: UpstreamError) -> bool:
-    """Whether HEAD that failed like this is no failure of the call yet."""
+    """True if GET may succeed although HEAD failed with this error."""
     return isinstance(error, UpstreamUnavailable) and is_worth_a_get(error.status)
 
 
@@ -777,7 +788,7 @@ def _described(reply: _Reply) -> dict[str, str | None]:
 
 
 async def _pieces(response: aiohttp.ClientResponse, coding: str | None) -> AsyncGenerator[bytes, None]:
-    """A body as it comes. One that is encoded although identity was asked for comes whole: it may not be large."""
+    """The pieces of a body as they arrive. An encoded body is read whole, at most `LARGEST` bytes, and decoded."""
     if (coding or "identity").strip().lower() == "identity":
         async for piece in response.content.iter_any():
             yield piece

@@ -1,11 +1,11 @@
 """The tag list of one repository, page by page, as one registry gives it (distribution-spec, "Listing Tags").
 
-    ask for n=10000 (behind `after`) ── refused ──> n=1000 ── refused ──> without n ── refused ──> without `last` either
+    ask for n=10000 (after `after`) ── refused ──> n=1000 ── refused ──> without n ── refused ──> without `last` either
         │
         └── page ──> its tags in batches ── Link ──> the next page: its query on our own path ── no Link ──> the end
 
-Nothing is sorted, and nothing is collected: whoever takes the batches decides how many they take, and the next page is
-asked for when its first batch is wanted.
+Nothing is sorted or collected: the consumer decides how many batches it takes, and the next page is requested when its
+first batch is needed.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from mirror.upstream.http.page_file import ListBounds, PageFile
 
 __all__ = ["REFUSES_PAGING", "TagAnswer", "TagList"]
 
-#: What is asked for, first the largest: some registries refuse what is above a bound of theirs (often 1,000), and some
-#: know no `n` at all.
+#: The values of `n`, in the order in which they are tried: some registries refuse an `n` above a limit of theirs (often
+#: 1,000), and some refuse every `n`.
 _SIZES: Final = (10_000, 1_000, None)
 #: Statuses by which a registry refuses `n` or `last`.
 REFUSES_PAGING: Final = frozenset({400, 405, 406, 413, 416, 422})
-#: Strings of a page that make a batch.
+#: How many strings of a page make a batch.
 _BATCH: Final = 10_000
-#: Pages of one list: a million tags in pages of a hundred have half as many.
+#: The most pages of one list; a million tags in pages of a hundred need half as many.
 _MOST_PAGES: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class TagAnswer:
-    """The status and the `Link` lines of the answer for one page; its body is in the `PageFile`."""
+    """The status and the `Link` fields of the answer for one page; its body is in the `PageFile`."""
 
     status: int
     links: Sequence[str]
 
 
-#: Asks for a page by its query and puts the body into the file. Raises `UpstreamError`, `StoreError`.
+#: Requests the page with this query and writes its body into the file. Raises `UpstreamError`, `StoreError`.
 AskTags = Callable[[str, PageFile], Awaitable[TagAnswer]]
 
 
 class TagList:
-    """The tag lists of one upstream. The largest `n` that it accepts is remembered."""
+    """Reads the tag lists of one upstream. The largest `n` that it accepts is remembered."""
 
     def __init__(self, upstream: str, bounds: ListBounds) -> None:
         self._upstream = upstream
@@ -58,8 +58,10 @@ class TagList:
         self._size = 0
 
     async def batches(self, ask: AskTags, after: str) -> AsyncGenerator[TagBatch, None]:
-        """At least one batch. What is outside the grammar of tags is left out. Raises `UpstreamInvalid` for what is no
-        tag list, and what `ask` raises.
+        """The tags, in at least one batch, after the tag `after` if the registry supports that.
+
+        Strings that are no valid tags are left out. Raises `UpstreamInvalid` if an answer is no tag list or the pages
+        do not end, and what `ask` raises.
         """
         page = PageFile(self._bounds, self._bounds.most_bytes)
         try:
@@ -98,7 +100,7 @@ class TagList:
             count = [] if size is None else [f"n={size}"]
             answer = await ask("&".join(count + behind), page)
             if answer.status == 200:
-                # behind a tag, `last` may be what was refused
+                # with `last`, the refusals may have been about `last`, not `n`
                 self._size = self._size if behind else at
                 return answer
         if behind:
@@ -106,7 +108,7 @@ class TagList:
         raise self._invalid(f"its tag list is answered with {answer.status}", answer.status)
 
     async def _read(self, page: PageFile, more: bool) -> AsyncGenerator[TagBatch, None]:
-        """Raises `ValueError`."""
+        """The batches of one page; `more` says that another page follows. Raises `ValueError`."""
         batches = _in_batches(page)
         tags: list[str] | None = None
         while True:
@@ -122,7 +124,7 @@ class TagList:
 
 
 def _in_batches(page: PageFile) -> Iterator[list[str]]:
-    """A batch for so many strings that stand there, however many of them are tags. Raises `ValueError`."""
+    """The valid tags of a page, in a batch for every `_BATCH` strings or more. Raises `ValueError`. Blocking."""
     kept: list[str] = []
     looked_at = 0
     with page.text() as text:

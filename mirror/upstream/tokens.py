@@ -1,12 +1,14 @@
-"""How to be let in: what to send as `Authorization`, after the challenge that a registry sent.
+"""The `Authorization` header to send, according to the challenge that a registry sent.
 
     nothing known ── 401 ──> learn(challenges) ──> authorization() ── GET realm ──> token, remembered until shortly
          ^                        ^                                                 before it expires
          │                        └── 401 although a token was sent: reject(), which drops that one token
-         └── a challenge is remembered per repository and, as a first guess, per upstream: no 401 for the next request
+         └── a challenge is remembered for its repository, and for the upstream as a first guess for other
+             repositories: so the next request is not answered with 401
 
 Source: the distribution project's token specification; RFC 6749, 6 for identity tokens; RFC 7617 for Basic. Tokens
-stay in this process's memory, whatever else a memo shares. Nothing here logs, and no message holds a secret.
+stay in the memory of this process, even if the memo shares other values. Nothing here logs, and no message contains a
+secret.
 """
 
 from __future__ import annotations
@@ -50,15 +52,17 @@ _CHALLENGE_KNOWN_FOR: Final = 3600.0
 _CLIENT: Final = "registry-mirror"
 _MOST_HOPS: Final = 3
 _TOKEN: Final = re.compile(r"[!-~]{1,32768}")
-#: Seconds. Some token services answer 403 for what does not exist, too: whoever was let in lately is so still.
+#: Seconds. Some token services answer 403 for a repository that does not exist, too: a 403 within this time after a
+#: success does not mean that the credentials are refused.
 _LET_IN_FOR: Final = 900.0
 
 
 class TokenSource:
-    """The `Authorization` for one upstream, and nobody else.
+    """Gives the `Authorization` header for one upstream; tokens of different upstreams never mix.
 
-    `session` gives the HTTP client; it must not follow redirects on its own, keep cookies or inflate. Every method
-    may be called by many at once: one exchange goes out for those who want the same token.
+    `session` gives the HTTP client, which must not keep cookies or decompress bodies. `timeout` limits one exchange, in
+    seconds. `now` gives epoch seconds, `clock` counts seconds. Every method may be called by many tasks at once; those
+    that want the same token share one exchange.
     """
 
     def __init__(
@@ -91,15 +95,15 @@ class TokenSource:
 
     @property
     def login(self) -> LoginState:
-        """How logging in with our own credentials went; those of callers are theirs."""
+        """Whether logging in with our own credentials works. The credentials of callers do not count."""
         self._login.provider = self._credentials.issuing.provider
         return self._login
 
     async def authorization(self, scope: Scope) -> str | None:
-        """What to send for this scope, None for nothing: not challenged yet, or Basic without credentials.
+        """The header to send for this scope; None if there was no challenge yet, or for Basic without credentials.
 
-        Raises `UpstreamDenied` where the credentials were refused, `UpstreamInvalid` for a realm that is off limits or
-        an answer that is none, `UpstreamThrottled`, `UpstreamUnavailable`, `UpstreamTimeout`.
+        Raises `UpstreamDenied` if the credentials are refused, `UpstreamInvalid` for a realm that is not allowed or an
+        answer without a token, `UpstreamOffLimits`, `UpstreamThrottled`, `UpstreamUnavailable`, `UpstreamTimeout`.
         """
         challenge = await self._challenge(scope)
         if challenge is None:
@@ -129,7 +133,7 @@ class TokenSource:
         return f"Bearer {token['token']}"
 
     async def _renewed(self, refused: Credentials | None) -> Credentials | None:
-        """Other credentials than those refused, if there are any."""
+        """Reject these credentials; return others if the source has any."""
         if refused is None:
             return None
         await self._credentials.reject(refused)
@@ -137,7 +141,10 @@ class TokenSource:
         return None if found == refused else found
 
     async def learn(self, challenges: Sequence[Challenge], scope: Scope) -> bool:
-        """Remember how upstream wants to be asked. False: by no way that we know. Raises `UpstreamInvalid`."""
+        """Remember the challenge to answer, Bearer before Basic. False if none of them can be answered.
+
+        Raises `UpstreamInvalid`, `UpstreamOffLimits` for a realm that is not allowed.
+        """
         usable = {
             challenge.scheme: challenge
             for challenge in reversed(challenges)
@@ -153,19 +160,22 @@ class TokenSource:
             learnt["service"] = challenge.parameters.get("service", "")
             learnt["scope"] = challenge.parameters.get("scope", "")
         await self._memo.put(self._memo_key(scope), learnt, _CHALLENGE_KNOWN_FOR, private=True)
-        # another repository has the same realm and service, but a scope of its own
+        # other repositories have the same realm and service, but each has its own scope
         self._last = {**learnt, "scope": " ".join(e for e in learnt.get("scope", "").split() if ":" not in e)}
         return True
 
     async def forget_challenge(self, scope: Scope) -> str | None:
-        """Forget what is known or guessed of how upstream asks for this scope; returns its `challenge_key`."""
+        """Forget the challenge for this scope, known or guessed; returns its `challenge_key`."""
         key = await self.challenge_key(scope)
         await self._memo.forget(self._memo_key(scope), private=True)
         self._last = None
         return key
 
     async def challenge_key(self, scope: Scope) -> str | None:
-        """Tells apart what tokens are asked for, and where; None while nothing is known or guessed."""
+        """A key for the token service and the token that the challenge for this scope leads to.
+
+        None for Basic, and if no challenge is known or guessed.
+        """
         challenge = await self._challenge(scope)
         return None if challenge is None or challenge["scheme"] == "basic" else self._token_key(challenge, scope, None)
 
@@ -175,21 +185,23 @@ class TokenSource:
         return challenge
 
     def accepted(self, authorization: str | None) -> None:
-        """Upstream took this, as far as it says something about our own credentials."""
+        """Note that upstream accepted this header. It counts as a login only if it was our own Basic credentials."""
         if authorization is not None and authorization == self._basic:
             self._login.worked()
 
     def refused(self, authorization: str | None) -> bool:
-        """Upstream did not, and there is nothing else to try: whether these are our own credentials."""
+        """Note that upstream refused this header and nothing else can be tried. True if it was our own Basic
+        credentials.
+        """
         if authorization is None or authorization != self._basic:
             return False
         self._login.failed("the registry refuses the credentials (401)")
         return True
 
     async def reject(self, scope: Scope, authorization: str) -> None:
-        """Upstream refused this: drop it, unless a newer one has already taken its place.
+        """Drop the token in this header, which upstream refused, unless a newer one has replaced it.
 
-        Where the credentials themselves were sent (Basic), they are rejected.
+        If the header was Basic, the credentials themselves are rejected.
         """
         challenge = await self._challenge(scope)
         if challenge is None:
@@ -252,10 +264,10 @@ class TokenSource:
     async def _ask(
         self, url: str, form: Mapping[str, str] | None, more: Mapping[str, Any]
     ) -> tuple[int, str | None, bytes]:
-        """Status, `Retry-After` and body of the token service's answer, by POST of a form or else by GET.
+        """Status, `Retry-After` and body of the token service's answer to POST of the form, or to GET without a form.
 
-        A GET is redirected within the service, as for a slash at the end of its path, and nowhere else: another host
-        would be shown the credentials.
+        A GET follows redirects only within the same origin, such as one that adds a slash to the path: another host
+        would be sent the credentials.
         """
         for _ in range(_MOST_HOPS):
             asked = URL(url, encoded=True)
@@ -278,7 +290,7 @@ class TokenSource:
         return str(entered) if entered.origin == current.origin else None
 
     def _refuses(self, status: int, credentials: Credentials | None) -> bool:
-        """Whether it is our own credentials that a token service does not take; noted, to be shown."""
+        """True if the token service refuses our own credentials, which is also recorded in `login`."""
         if credentials is None or not credentials.ours:
             return False
         if status == 403 and self._now() - self._login.worked_at < _LET_IN_FOR:
@@ -287,7 +299,7 @@ class TokenSource:
         return True
 
     def _read(self, status: int, retry_after: str | None, content: bytes) -> dict[str, Any]:
-        """The token in an answer; errors by status, without quoting what came."""
+        """The token in an answer, and for how many seconds to use it. Raises by status, without quoting the answer."""
         if is_throttling(status, retry_after):
             wait = hold_for(parse_retry_after(retry_after, self._now()), 1)
             raise UpstreamThrottled(
@@ -338,12 +350,12 @@ class TokenSource:
 
 
 def _with_query(url: str, service: str, wanted: Scope) -> str:
-    """A challenge without `service` is answered without it: an empty one is another service to some."""
+    """The URL with the query of a token request. An empty `service` is left out: some treat it as another service."""
     pairs = [("service", service)] if service else []
     query = urlencode([*pairs, *(("scope", entry) for entry in wanted.entries)])
     return f"{url}{'&' if '?' in url else '?'}{query}" if query else url
 
 
 def _wanted(challenge: Mapping[str, str], scope: Scope) -> Scope:
-    """What upstream asked for and what we need."""
+    """The scope of the challenge together with the scope that we need."""
     return Scope.parse(challenge.get("scope", "")).union(scope)

@@ -1,1 +1,1 @@
-"""HTTP towards a registry: addresses, connections, bodies, proxies."""
+"""HTTP to a registry: addresses, connections, bodies, proxies."""

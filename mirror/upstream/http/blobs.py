@@ -6,8 +6,8 @@ An exchange:
                                               ├── 2xx: a `body.HttpBody`, read by the caller in a thread
                                               └── else: the answer's text, up to 64 KiB
 
-Everything here blocks and nothing here knows an event loop. A `Transfer` belongs to one upstream: connections,
-and with them whatever the other side remembers about us, are never shared between upstreams.
+Everything here blocks and uses no event loop. A `Transfer` belongs to one upstream: upstreams never share connections,
+nor what the other side may associate with a connection.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from mirror.upstream.http.proxies import DIRECT, Proxies, Proxy, open_tunnel
 
 __all__ = ["CONTENT", "LARGEST_ERROR", "REDIRECTS", "BlobAnswer", "Cancel", "DialFailed", "DialTimedOut", "Transfer"]
 
-#: Bytes of an error's text that are read; the rest is nobody's concern.
+#: The most bytes of an error's text that are read; the rest is dropped.
 LARGEST_ERROR: Final = 64 * 1024
 
-#: Statuses with a `Location` that is followed (RFC 9110, 15.4). We only GET and HEAD, so the method never changes.
+#: Statuses whose `Location` is followed (RFC 9110, 15.4). Only GET and HEAD are sent, so the method never changes.
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
-#: Statuses under which content comes. Which of them says nothing about the bytes: their digest does.
+#: Statuses that are accepted for content, whichever of them it is: the digest decides whether the bytes are right.
 CONTENT: Final = frozenset({200, 201, 203, 206})
 
 _LONGEST_LINE: Final = 64 * 1024
@@ -59,16 +59,19 @@ _MOST_INTERIM: Final = 8
 
 
 class DialFailed(UpstreamUnavailable):
-    """No connection: name, address, TCP or TLS. What the circuit breaker counts."""
+    """No connection could be made: name, address, TCP or TLS. The circuit breaker counts these."""
 
 
 class DialTimedOut(UpstreamTimeout):
-    """Likewise, after waiting for it."""
+    """No connection could be made in time. The circuit breaker counts these, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlobAnswer:
-    """What came of a request after all redirects. `url` gave it; `body` with 2xx, else `content`, at most 64 KiB."""
+    """The last answer after all redirects, given by `url`.
+
+    `body` is set if the answer has content, and the caller closes it; else `content` is its text, at most 64 KiB.
+    """
 
     status: int
     fields: Fields
@@ -78,7 +81,7 @@ class BlobAnswer:
 
 
 class Cancel:
-    """Ends an exchange that nobody waits for any more. `on` by the thread that makes it, `now` by any, once."""
+    """Ends an exchange whose caller has given up. The thread of the exchange calls `on`; any thread calls `now`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -86,14 +89,14 @@ class Cancel:
         self._over = False
 
     def on(self, wire: Connection | None) -> None:
-        """The connection in use from now on. Raises `EOFError` where it is over already."""
+        """Set the connection in use from now on (None: none). Raises `EOFError` if `now` was called already."""
         with self._lock:
             self._wire = wire
             if self._over and wire is not None:
                 raise EOFError("given up")
 
     def now(self) -> None:
-        """Makes a blocked read fail soon."""
+        """End the exchange: a blocked read fails soon."""
         with self._lock:
             self._over = True
             if self._wire is not None:
@@ -101,13 +104,16 @@ class Cancel:
 
 
 class Transfer:
-    """Blob exchanges with one upstream and with wherever it redirects to.
+    """Blob exchanges with one upstream and with the hosts to which it redirects.
 
-    `tls` makes the context for https, `identity` is the one for the upstream itself where we show it a certificate:
-    where it redirects to sees none. `proxies` says what is reached through which proxy. Times in seconds:
-    `connect_timeout` for TCP and TLS together, `answer_timeout` from the request to the end of the headers,
-    `read_timeout` for any wait between two bytes of a body. A body is given up if it brings fewer than `lowest_rate`
-    bytes a second, averaged over `rate_window` seconds of waiting; its total time is not limited. `clock` counts
+    `tls` makes the context for https. `identity` is the context with our client certificate, which is shown to the
+    upstream itself and to no host to which it redirects. `proxies` chooses the proxy for each URL.
+
+    Times are in seconds: `connect_timeout` for TCP, and again for TLS; `answer_timeout` from the request to the end of
+    the headers; `read_timeout` for any wait between two bytes of a body. A body is given up if it brings fewer than
+    `lowest_rate` bytes a second, averaged over `rate_window` seconds of waiting; its total time is not limited.
+
+    At most `most_idle` connections wait for another request, for at most `longest_idle` seconds. `clock` counts
     seconds. `holds` are the hosts that asked to be left alone.
     """
 
@@ -154,15 +160,17 @@ class Transfer:
         hangup: Cancel | None = None,
         passes: Mapping[Origin, str] = MappingProxyType({}),
     ) -> BlobAnswer:
-        """Blocking: GET of a URL from byte `start` on (with `only`, that many bytes), redirects followed.
+        """GET a URL from byte `start` on (with `only`, that many bytes) and follow redirects. Blocking.
 
-        `passes` are the `Authorization`s of other origins, should a redirect lead there.
+        `passes` are the `Authorization` headers for other origins, to which a redirect may lead. With `hangup` another
+        thread can end the exchange until there is an answer.
 
-        With a status of `CONTENT`, and 416 to a range that begins where the blob ends, the answer has a body; its
-        `start` is 0 if upstream ignored the range. A 206 that lies about where it begins, a part of something encoded,
-        and a range refused for any other reason, are asked for again without a range. `hangup` ends it from another
-        thread while there is no answer yet. Raises `DialFailed`, `DialTimedOut`, `UpstreamUnavailable`,
-        `UpstreamTimeout`, `UpstreamInvalid`.
+        The answer has a body if its status is in `CONTENT`; so has a 416 to a range that begins where the blob ends.
+        The body's `start` is 0 if upstream ignored the range. The request is repeated without a range if a 206 begins
+        after `start`, names no range, or is a part of an encoded body, and if the range is refused otherwise.
+
+        Raises `DialFailed`, `DialTimedOut`, `UpstreamUnavailable`, `UpstreamTimeout`, `UpstreamInvalid`,
+        `UpstreamOffLimits`, `HostThrottled`.
         """
         wanted = dict(headers)
         ranged = start > 0 or only is not None
@@ -178,13 +186,13 @@ class Transfer:
         return self.get(url, headers, attempts=attempts - 1, hangup=hangup, passes=passes)
 
     def close(self) -> None:
-        """Close the idle connections. Bodies that are being read stay. Repeatable."""
+        """Close the idle connections. Bodies that are being read stay open. Repeatable."""
         self._idle.close()
 
     def _follow(
         self, text: str, headers: dict[str, str], start: int | None, hangup: Cancel, passes: Mapping[Origin, str]
     ) -> BlobAnswer | None:
-        """The last answer of a chain of redirects; None: its range is not the one that was asked for."""
+        """The last answer of a chain of redirects; None if its range is not the one that was requested."""
         hops = 0
         url: Url | None = None
         try:
@@ -220,7 +228,7 @@ class Transfer:
         encoded = (fields.get("Content-Encoding") or "").strip().lower() in ("gzip", "x-gzip")
         begin, size = 0, framing.length
         told = parse_content_range(fields.get("Content-Range")) if status == 206 else None
-        # what was not asked for by range is whole, whatever it is called; a part of what was encoded fits nothing else
+        # without a requested range, a 206 that names none is the whole; a part of an encoded body cannot be used
         if status == 206 and (told is not None or start is not None):
             if told is None or told[0].start > (start or 0) or (encoded and start):
                 wire.close()
@@ -239,13 +247,13 @@ class Transfer:
             raise
 
     def _exchange(self, url: Url, headers: Mapping[str, str], hangup: Cancel) -> tuple[Connection, int, Fields, int]:
-        """Send one request and read the head of its answer."""
+        """Send one request; return the connection, and the status, fields and minor HTTP version of the answer."""
         proxy = self._proxies.for_url(url)
         relayed = proxy is not None and url.scheme == "http"
         request = _request(url, {**headers, **self._proxies.headers(url)}, relayed=relayed)
         while idle := self._idle.take(url.origin):
-            # in this very moment it may have been closed at the other end, or what came too much of the last answer may
-            # have arrived and be read as the beginning of this one; a GET can be sent again
+            # the other end may have closed the connection just now, or surplus bytes of the last answer may be read as
+            # the beginning of this one; a GET can be sent again
             try:
                 return self._converse(idle, request, hangup)
             except TimeoutError:
@@ -258,7 +266,7 @@ class Transfer:
         try:
             connection = self._dial(url, proxy)
             if url.scheme == "https":
-                connection.settimeout(self._connect_timeout)  # again: what is left after TCP is less than TLS may need
+                connection.settimeout(self._connect_timeout)  # anew: what TCP has left may be too short for TLS
                 tls = self._identity if self._identity and url.origin == self._bounds.base.origin else self._tls()
                 try:
                     connection = tls.wrap_socket(connection, server_hostname=url.host)
@@ -303,11 +311,14 @@ class Transfer:
             wire.close()
             raise
         finally:
-            # from here on the connection may be another's
+            # from here on the connection may belong to another exchange
             hangup.on(None)
 
     def _fields(self, wire: Connection) -> Fields:
-        """Header lines up to the empty one (RFC 9112, 5). Half of a head is no head: a cut length is another length."""
+        """The header lines up to the empty line (RFC 9112, 5).
+
+        Raises `EOFError` if the head is cut short, since a number cut short is a wrong length, and `UpstreamInvalid`.
+        """
         pairs: list[tuple[str, str]] = []
         for _ in range(_MOST_FIELDS):
             line = wire.stream.readline(_LONGEST_LINE)
@@ -328,7 +339,9 @@ class Transfer:
         raise self._invalid("headers that cannot be read")
 
     def _leave(self, wire: Connection, framing: Framing, url: Url) -> None:
-        """Pass over the text of a redirect, if that is short; waiting for an unknown end would gain nothing."""
+        """Read the text of a redirect if it is short or chunked, so that the connection can be used again; else close
+        the connection.
+        """
         if framing.chunked or (framing.length or LARGEST_ERROR) < LARGEST_ERROR:
             self._finish(self._body(wire, framing, url))
         elif framing.length == 0:
@@ -337,7 +350,7 @@ class Transfer:
             wire.close()
 
     def _finish(self, body: HttpBody) -> bytes:
-        """The text of an answer that is no blob; its connection is kept if it was short."""
+        """The text of an answer that is no blob, at most `LARGEST_ERROR` bytes. Keeps the connection if that is all."""
         kept = bytearray()
         room = memoryview(bytearray(16 * 1024))
         with contextlib.closing(body), contextlib.suppress(UpstreamUnavailable):
@@ -365,7 +378,7 @@ class Transfer:
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """The border: what sockets, TLS and the header parser raise becomes ours."""
+        """Translate the exceptions of sockets, TLS and the header parser into `UpstreamError`s."""
         try:
             yield
         except UrlRefused as error:
@@ -388,6 +401,6 @@ def _request(url: Url, headers: Mapping[str, str], *, relayed: bool) -> bytes:
 
 
 def _total_of_unsatisfied(fields: Fields) -> int | None:
-    """`Content-Range: bytes */size` of a 416 (RFC 9110, 14.4)."""
+    """The size in `Content-Range: bytes */size` of a 416 (RFC 9110, 14.4); None if it names none."""
     unit, _, total = (fields.get("Content-Range") or "").partition("*/")
     return int(total) if unit.strip().lower() == "bytes" and _DECIMAL.fullmatch(total) else None

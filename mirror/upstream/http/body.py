@@ -1,6 +1,6 @@
-"""The body of one HTTP/1.1 answer: where it ends, whether it comes fast enough, and what is wrong if it does not.
+"""The body of one HTTP/1.1 answer: where it ends, whether it arrives fast enough, and the errors if it does not.
 
-HttpBody     reading ──┬── all bytes came ──> the connection is given back
+HttpBody     reading ──┬── all bytes arrived ──> the connection is given back
                        ├── cut, stalled, too slow ──> UpstreamUnavailable, UpstreamTimeout; connection closed
                        └── abort(), from any thread ──> a blocked read fails; connection closed
 """
@@ -27,33 +27,36 @@ __all__ = ["EncodedBody", "Fields", "Framing", "HttpBody", "RateFloor", "describ
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _DECIMAL: Final = re.compile(r"[0-9]{1,18}")
 _MOST_TRAILERS: Final = 64
-#: How a blob begins that would not be compressed once more for storage: gzip, zstd, JSON.
+#: The first bytes of blobs that a server does not store compressed once more: gzip, zstd, JSON.
 _OF_ITSELF: Final = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"{")
 
-#: Bytes that may come out of an encoded blob: so many in any case, and so many for each byte that was read. More is a
-#: decompression bomb: of the forms above only JSON shrinks, and not by that much.
+#: The most bytes that decoding a blob may give: a fixed number, plus a number for each encoded byte. More is treated as
+#: a decompression bomb: of the forms above only JSON compresses well, and less than a hundredfold.
 _MOST_FROM_NOTHING: Final = 1 << 20
 _MOST_FROM_A_BYTE: Final = 100
 
 
 class Fields:
-    """Header fields, names in any case, repeated ones kept apart."""
+    """Header fields. Names are case-insensitive; repeated fields are not joined."""
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
         self._pairs = tuple((name.lower(), value.strip()) for name, value in pairs)
 
     def get_all(self, name: str) -> list[str]:
-        """Every line of this name, in order."""
+        """The values of every field with this name, in order."""
         return [value for key, value in self._pairs if key == name.lower()]
 
     def get(self, name: str) -> str | None:
-        """The first line of this name."""
+        """The value of the first field with this name; None if there is none."""
         return next(iter(self.get_all(name)), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """Where a body ends (RFC 9112, 6.3): after `length` bytes, with its last chunk, or with the connection."""
+    """Where a body ends (RFC 9112, 6.3): after `length` bytes, with its last chunk, or with the connection.
+
+    `keeps` is True if the connection may take another request afterwards.
+    """
 
     length: int | None
     chunked: bool
@@ -61,7 +64,11 @@ class Framing:
 
     @classmethod
     def read(cls, status: int, fields: Fields, minor: int) -> Framing | None:
-        """None where two readers could come to two ends: lengths that differ, or a coding that is not chunked alone."""
+        """The framing of an answer to GET; `minor` is the HTTP/1 minor version.
+
+        None if two readers could disagree about the end: a bad length, lengths that differ, a length beside a transfer
+        coding, or a coding other than chunked alone.
+        """
         tokens = {token.strip().lower() for line in fields.get_all("Connection") for token in line.split(",")}
         keeps = "close" not in tokens and (minor == 1 or "keep-alive" in tokens)
         if status in (204, 304):
@@ -81,7 +88,10 @@ class Framing:
 
 
 class RateFloor:
-    """Is a body still coming fast enough? Counts the time spent waiting for upstream, not our own."""
+    """Measures whether a body arrives fast enough. Only the time spent waiting for upstream counts, not our own.
+
+    `lowest` is in bytes a second, averaged over `window` seconds of waiting.
+    """
 
     def __init__(self, lowest: float, window: float) -> None:
         self.lowest = lowest
@@ -100,12 +110,12 @@ class RateFloor:
 
 
 class HttpBody:
-    """A `mirror.ports.Body` over one answer. Read by one thread at a time; `abort` and `close` from any.
+    """A `mirror.ports.Body` over one answer. One thread at a time may read; any thread may call `abort` and `close`.
 
-    `start` and `size` are those of the blob; without a `wire` nothing is left of it to come. `give_back` gets the
-    connection if it can take another request.
+    `start` is the offset of the body in the blob, `size` the size of the whole blob. If `wire` is None, no more bytes
+    follow. `give_back` receives the connection if it can take another request.
 
-    A reader that can take bytes from the socket itself (splice) asks `plain_socket` and reports with `advance`.
+    A reader that can take bytes from the socket itself (splice) calls `plain_socket` and reports with `advance`.
     """
 
     def __init__(
@@ -149,14 +159,15 @@ class HttpBody:
 
     @property
     def size(self) -> int | None:
-        """Size in bytes of the whole blob; None where upstream does not say."""
+        """Size in bytes of the whole blob; None if upstream does not say."""
         return self._size
 
     def readinto(self, buffer: memoryview) -> int:
-        """Blocks for the next bytes, returns as soon as some are there; 0 at a proper end only (see `ports.Body`).
+        """Return the number of bytes read, as soon as some arrive; 0 only at a proper end (see `ports.Body`). Blocking.
 
-        A body of a known length ends there. One without a length ends with the connection, which proves nothing: its
-        digest decides. Raises `UpstreamUnavailable`, `UpstreamTimeout`, `UpstreamInvalid` for broken chunks.
+        A body of known length ends after that length. A body without one ends when the connection closes, which does
+        not prove that it is complete: the digest decides. Raises `UpstreamTimeout`, and `UpstreamUnavailable` if the
+        body breaks off or its chunks are broken.
         """
         if self._ended or not len(buffer):
             return self._end() if self._ended else 0
@@ -174,11 +185,12 @@ class HttpBody:
         return count or self._end()
 
     def plain_socket(self) -> tuple[int, int] | None:
-        """The socket's descriptor and how many bytes of the body will come from it; None where that cannot be said.
+        """The socket's descriptor and how many bytes of the body are left to read from it; None if it cannot be used.
 
-        Not None only for plain TCP and a `Content-Length`, once what was read along with the headers has been given
-        out by `readinto`, while bytes are left. The descriptor blocks, at most `read_timeout` seconds a call
-        (SO_RCVTIMEO: then EAGAIN). Whatever is taken from it, not more than said, is reported to `advance`.
+        It can be used only for plain TCP with a `Content-Length`, while bytes are left, and after `readinto` has
+        returned everything that was read along with the headers. The descriptor is blocking, for at most `read_timeout`
+        seconds a call (SO_RCVTIMEO: then EAGAIN). The caller takes at most that many bytes and reports each count to
+        `advance`.
         """
         with self._lock:
             wire = self._wire
@@ -189,7 +201,10 @@ class HttpBody:
             return wire.fileno(), self._left
 
     def advance(self, count: int) -> None:
-        """`count` bytes were taken from `plain_socket`; 0: it has ended. Raises like `readinto`."""
+        """Report that `count` bytes were taken from `plain_socket`, or 0 if the socket has ended.
+
+        Raises like `readinto`, and `ValueError` for more bytes than the body has.
+        """
         now = self._clock()
         waited, self._lent_at = now - self._lent_at, now
         if self._left is None or count > self._left:
@@ -200,20 +215,23 @@ class HttpBody:
         self._count(count, waited)
 
     def abort(self) -> None:
-        """From any thread, repeatable: makes a blocked `readinto` fail soon."""
+        """Make a blocked `readinto` fail soon. Callable from any thread, repeatable."""
         with self._lock:
             self._aborted = True
             if self._wire is not None:
                 self._wire.shut_down()
 
     def close(self) -> None:
-        """From any thread, repeatable; never blocks. Keeps the connection if the body was read to its end."""
+        """Close the body. The connection is given back if the body was read to its end.
+
+        Callable from any thread, repeatable; never blocks.
+        """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             if self._reading:
-                # the reader lets go; closing under it could give its descriptor's number to somebody else
+                # the reader closes it: if it were closed here, another file could get the number of its descriptor
                 if self._wire is not None:
                     self._wire.shut_down()
                 return
@@ -225,7 +243,7 @@ class HttpBody:
         if complete and self._keeps and not self._aborted and wire.is_clean():
             self._give_back(wire)
         elif lent:
-            # a thread may still be in a system call on the descriptor: it is freed when nobody holds this body any more
+            # a thread may still be in a system call on the descriptor: it is closed once this body is unreferenced
             weakref.finalize(self, os.close, wire.detach())
         else:
             wire.close()
@@ -261,7 +279,7 @@ class HttpBody:
         return count
 
     def _receive_chunk(self, wire: Connection, buffer: memoryview) -> int:
-        """RFC 9112, 7.1. What the header parser has read ahead and what follows are one buffered stream here."""
+        """Read from a chunked body (RFC 9112, 7.1), through the buffer that may hold bytes read with the headers."""
         while not self._chunk_left:
             if self._chunk_left == 0 and wire.stream.readline(3) not in (b"\r\n", b"\n"):
                 raise self._broken("a chunk without end")
@@ -292,7 +310,7 @@ class HttpBody:
             )
 
     def _end(self) -> int:
-        """At the end of what this answer holds: is it the end of the blob?"""
+        """Return 0 at the end of the answer. Raises `UpstreamUnavailable` if that is not the end of the blob."""
         if self._aborted:
             raise self._broken("given up")
         self._ended = True
@@ -315,13 +333,14 @@ class HttpBody:
 class EncodedBody:
     """A `mirror.ports.Body` of an answer that has `Content-Encoding: gzip` although identity was asked for.
 
-    Which form does the digest name? Mostly the bytes as they were sent: the server names the coding of the file that it
-    stores (a layer is a gzip file). If the decoded bytes are compressed themselves, or are JSON, then something on the
-    way has compressed the blob, and the decoded bytes are the blob. The digest decides whether this was right.
+    Usually the digest is that of the bytes as they were sent: the server names the coding of the file that it stores (a
+    layer is a gzip file). If the decoded bytes are compressed themselves, or are JSON, then a server or proxy has
+    compressed the blob on the way, and the decoded bytes are the blob. This is a guess, which the digest check confirms
+    or refutes.
     """
 
     def __init__(self, body: HttpBody) -> None:
-        """Blocking: reads the first bytes. Raises like `HttpBody.readinto`."""
+        """Read the first bytes to choose the form. Blocking. Raises like `HttpBody.readinto`."""
         self._body = body
         room = bytearray(64 * 1024)
         first = bytes(memoryview(room)[: body.readinto(memoryview(room))])
@@ -342,11 +361,13 @@ class EncodedBody:
 
     @property
     def size(self) -> int | None:
-        """None if the coding is undone: nobody says how long the decoded blob is."""
+        """Size in bytes of the whole blob; None if the body is decoded: upstream does not give the decoded size."""
         return None if self._undoing else self._body.size
 
     def readinto(self, buffer: memoryview) -> int:
-        """Like `HttpBody.readinto`; raises `UpstreamInvalid` if the body is not valid gzip to its end."""
+        """Like `HttpBody.readinto`. Also raises `UpstreamInvalid` if a body that is decoded is not valid gzip to its
+        end, or expands too much.
+        """
         while not self._ready:
             if self._undoing is None:
                 return self._body.readinto(buffer)
@@ -358,11 +379,11 @@ class EncodedBody:
         return len(piece)
 
     def abort(self) -> None:
-        """From any thread, repeatable: makes a blocked `readinto` fail soon."""
+        """Make a blocked `readinto` fail soon. Callable from any thread, repeatable."""
         self._body.abort()
 
     def close(self) -> None:
-        """From any thread, repeatable; never blocks."""
+        """Close the body. Callable from any thread, repeatable; never blocks."""
         self._body.close()
 
     def _undo(self, undoing: zlib._Decompress, most: int) -> bytes:
@@ -391,7 +412,7 @@ class EncodedBody:
 
 
 def describe(error: BaseException) -> str:
-    """What the system says about it; never what was sent."""
+    """The system's description of an error. It never contains what was sent."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate: {error.verify_message}"
     if isinstance(error, OSError) and error.strerror:

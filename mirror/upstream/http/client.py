@@ -1,6 +1,6 @@
-"""The HTTP client for what is small: manifests, tags, referrers and tokens, on the event loop.
+"""The HTTP client for small answers on the event loop: manifests, tags, referrers and tokens.
 
-aiohttp with everything off that would change bytes or carry something from one request to another.
+It is aiohttp, with every feature off that changes bytes or carries state from one request to another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mirror.upstream.http.resolver import BoundedResolver
 
 __all__ = ["AnswerTooLarge", "Observe", "open_session", "read_limited", "translated"]
 
-#: Told of each request to upstream: what for, its status (None: no answer), seconds until its answer.
+#: Called for each request to upstream with its purpose, its status (None: no answer) and the seconds until then.
 Observe = Callable[[str, int | None, float], None]
 
 
@@ -40,11 +40,11 @@ def open_session(
     read_timeout: float,
     proxies: Proxies = DIRECT,
 ) -> aiohttp.ClientSession:
-    """A session of one upstream; to be called where the event loop runs.
+    """A new session for one upstream, which the caller closes. To be called with the event loop running.
 
-    No cookies, no inflating (the digest names the bytes as they are), no re-quoting, no proxies but those that each
-    request is given (`Proxies.options`; `proxies` here says where they may be). Redirects are on by default in each
-    request: callers turn them off.
+    It keeps no cookies, does not decompress bodies (digests are those of the bytes as sent) and does not re-quote URLs.
+    It uses no proxy unless a request names one (`Proxies.options`); `proxies` gives the address rules for those.
+    aiohttp follows redirects by default: callers turn that off in each request.
     """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
@@ -64,7 +64,7 @@ def open_session(
 
 
 async def read_limited(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """At most `limit` bytes of a body; the rest is left, and the connection with it."""
+    """At most `limit` bytes of a body. If more may follow, the connection is closed."""
     kept = bytearray()
     async for piece in response.content.iter_any():
         kept += piece
@@ -76,7 +76,10 @@ async def read_limited(response: aiohttp.ClientResponse, limit: int) -> bytes:
 
 @asynccontextmanager
 async def translated(upstream: str, whom: str) -> AsyncIterator[None]:
-    """The border: what aiohttp raises becomes ours, without URLs, which may hold a signature."""
+    """Translate aiohttp's exceptions into `UpstreamError`s, without URLs, which may contain a signature.
+
+    `whom` names the other side in messages.
+    """
     try:
         yield
     except UpstreamError:

@@ -1,8 +1,8 @@
-"""One connection to upstream, and those that wait for their next request. Blocking, knows no HTTP but its buffer.
+"""One connection to upstream, and the connections that wait for their next request. Blocking; does not parse HTTP.
 
-Wire     begin ── send ── `stream` gives the head ── end_of_head ──┬── take … until the caller has its bytes
-            ^                                                      └── `stream` again, where bodies have lines
-            └───────────────── idle, if nothing is left over (is_clean) ──────┘
+Connection  begin ── send ── head read from `stream` ── end_of_head ──┬── take … until the caller has its bytes
+              ^                                                       ├── or `stream` again, for a chunked body
+              └───────────────── idle, if nothing is left over (is_clean) ──────┘
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ __all__ = ["Connection", "IdleConnections"]
 
 
 class Connection(io.RawIOBase):
-    """One connection. Buffered while heads and chunks are read; `take` goes past the buffer once that is drained."""
+    """One connection. Heads and chunks are read through a buffer; `take` reads from the socket once it is drained.
+
+    `origin` is the scheme, host and port that the connection serves. `read_timeout` is in seconds.
+    """
 
     def __init__(
         self,
@@ -37,29 +40,29 @@ class Connection(io.RawIOBase):
         self._clock = clock
         self._deadline: float | None = None
         self._shut = False
-        #: Whether the buffer is empty, and reading goes past it.
+        #: True once the buffer is empty; `take` then reads from the socket.
         self._drained = False
-        #: While True the buffer may give what it has, but not read on.
+        #: While True, the buffer may return what it has, but not read more.
         self._sealed = False
         self.stream = io.BufferedReader(self, 16 * 1024)
 
     def begin(self, timeout: float) -> None:
-        """A request starts: its head must be in after `timeout` seconds, however it drips."""
+        """Start a request. The whole head of its answer must arrive within `timeout` seconds."""
         self._deadline = self._clock() + timeout
         self._drained = self._sealed = False
         self._socket.settimeout(timeout)
 
     def send(self, request: bytes) -> None:
-        """All of it."""
+        """Send all of the request."""
         self._socket.sendall(request)
 
     def end_of_head(self) -> None:
-        """From here on each wait has the read time-out."""
+        """Mark the end of the head: from here on, each single wait is limited by the read time-out."""
         self._deadline = None
         if self.is_tls:
-            self._socket.settimeout(0)  # `_receive` waits by itself
+            self._socket.settimeout(0)  # `_receive` polls
             return
-        # the kernel's own time-out leaves the descriptor blocking: no poll before each read, and splice can wait too
+        # the kernel's time-out leaves the descriptor blocking: reads need no poll before them, and splice can wait
         self._socket.settimeout(None)
         whole, part = divmod(self.read_timeout, 1)
         limit = struct.pack("@ll", int(whole), max(int(part * 1e6), 0 if whole else 1))
@@ -69,7 +72,7 @@ class Connection(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:  # io's own buffer type is not public
-        """For the buffered stream only."""
+        """Read for the buffered stream; not for other callers."""
         if self._sealed:
             return None
         if self._deadline is not None:
@@ -81,14 +84,14 @@ class Connection(io.RawIOBase):
         return self._receive(memoryview(buffer))
 
     def take(self, buffer: memoryview) -> int:
-        """The next bytes: first what was read along with the head, then straight from the socket."""
+        """Read the next bytes: first those in the buffer, then straight from the socket."""
         return self._receive(buffer) if self.is_drained() else self.stream.readinto1(buffer)
 
     def _receive(self, buffer: memoryview) -> int:
-        """From the socket, whatever is there; waits for the first byte only, at most the read time-out."""
+        """Read what the socket has. Waits only for the first byte, at most the read time-out."""
         if not self.is_tls:
             return self._socket.recv_into(buffer)
-        # TLS gives one record of 16 KiB a call: as many as are there, so that the caller is not called for each
+        # TLS gives one record of at most 16 KiB a call: take all that have arrived, to save the caller calls
         count = 0
         while count < len(buffer):
             try:
@@ -110,15 +113,15 @@ class Connection(io.RawIOBase):
             raise TimeoutError("nothing came")
 
     def is_drained(self) -> bool:
-        """Whether everything that was read along with the head has been given out; from then on nothing is buffered."""
+        """True once everything in the buffer has been returned. From the first call on, the buffer reads no more."""
         self._sealed = True
         self._drained = self._drained or not self.stream.peek(1)
         return self._drained
 
     def is_clean(self) -> bool:
-        """Whether nothing is left over or has come since: then the connection can take another request.
+        """True if no byte is unread and the other side has not closed: the connection can take another request.
 
-        Bytes beyond the announced end would be read as the beginning of the next answer.
+        Bytes after the announced end would be read as the beginning of the next answer.
         """
         if self.closed or self._shut:
             return False
@@ -134,13 +137,16 @@ class Connection(io.RawIOBase):
         return self._socket.fileno()
 
     def shut_down(self) -> None:
-        """Wakes whoever is blocked in it. Past TLS: its own shutdown would take the session from under the reader."""
+        """Wake a thread that is blocked in a read. Callable from any thread.
+
+        It shuts down the TCP socket, not TLS: an SSL socket's own shutdown drops the session that the reader uses.
+        """
         self._shut = True
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def detach(self) -> int:
-        """Give the descriptor up, shut down but open."""
+        """Return the descriptor, shut down but open; the caller closes it."""
         self.shut_down()
         descriptor = self._socket.detach()
         self.close()
@@ -153,7 +159,10 @@ class Connection(io.RawIOBase):
 
 
 class IdleConnections:
-    """Connections that wait for their next request; the newest is used first."""
+    """At most `most` connections that wait for their next request, each for at most `longest` seconds.
+
+    The newest is used first. Callable from any thread.
+    """
 
     def __init__(self, most: int, longest: float, clock: Callable[[], float]) -> None:
         self._most = most
@@ -164,7 +173,7 @@ class IdleConnections:
         self._closed = False
 
     def take(self, origin: tuple[str, str, int]) -> Connection | None:
-        """One that is to this origin and, as far as can be seen, alive."""
+        """Take a connection to this origin that seems alive; None if there is none."""
         while True:
             with self._lock:
                 expired = self._expire()

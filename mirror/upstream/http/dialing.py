@@ -1,7 +1,7 @@
-"""Names to addresses, for both kinds of connection, by the rules of `mirror.policy.upstream.url_bounds`.
+"""Connects to hosts by the address rules of `mirror.policy.upstream.url_bounds`, which both HTTP clients apply.
 
-The rules are applied to what a name resolved to, at the moment of dialling, so that a name which changes its address
-after it was checked gains nothing.
+The rules are applied to the resolved addresses at the moment of dialling. So a name cannot pass a check and then
+resolve to a forbidden address.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ __all__ = ["AddressRefused", "check_literal", "dial", "refused"]
 
 
 class AddressRefused(OSError):
-    """A name leads to an address that its upstream has no business with."""
+    """A host has an address that its upstream may not lead to."""
 
 
 _ADVICE: Final = "if the registry is in a private network, set private = true"
 
 
 def refused(host: str) -> AddressRefused:
-    """The error for a name whose every address is forbidden. It says what to do, and no address."""
+    """The error for a name whose addresses are all forbidden. It says what to do, and names no address."""
     return AddressRefused(f"{host} leads to a private or reserved address; {_ADVICE}")
 
 
 def check_literal(bounds: UrlBounds, host: str) -> None:
-    """Raises `AddressRefused` for a host that is a forbidden address itself: aiohttp asks no resolver about those."""
+    """Raises `AddressRefused` if the host is itself a forbidden address: aiohttp passes no address to the resolver."""
     if parse_address(host) is not None and not bounds.permits(host, host):
         raise AddressRefused(f"{host} is a private or reserved address, which this upstream may not lead to; {_ADVICE}")
 
@@ -37,11 +37,11 @@ def check_literal(bounds: UrlBounds, host: str) -> None:
 def dial(
     bounds: UrlBounds, host: str, port: int, timeout: float, clock: Callable[[], float] = time.monotonic
 ) -> socket.socket:
-    """Blocking: a connected TCP socket, within `timeout` seconds after the name is resolved.
+    """A connected TCP socket, within `timeout` seconds after the name is resolved. Blocking.
 
-    Addresses are tried in the resolver's order; each gets its share of the time, so that one that does not answer
-    leaves some for the next. How long resolving takes is up to the system's resolver (`resolv.conf`): a blocking call
-    to it cannot be ended, so callers on the event loop bound their own waiting. Raises `OSError` (`TimeoutError`,
+    Addresses are tried in the resolver's order. Each gets its share of the time, so an address that does not answer
+    leaves time for the next. The system's resolver (`resolv.conf`) decides how long resolving takes: a blocking call to
+    it cannot be ended, so callers on the event loop limit their own waiting. Raises `OSError` (`TimeoutError`,
     `socket.gaierror`, `AddressRefused`).
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

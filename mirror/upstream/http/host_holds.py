@@ -1,13 +1,13 @@
-"""Hosts beside a registry that asked to be left alone: storage, and whatever else it redirects to.
+"""Hosts that asked to be left alone, to which a registry redirects: storage and others.
 
-A host's life:
+The states of a host:
 
-    free ── 429, or 503 with Retry-After ──> held: nothing is sent to it ── its time is over ──> free
+    free ── 429, or 503 with Retry-After ──> held: nothing is sent to it ── the time is over ──> free
      ^                                                                                            │
-     └── any other answer of it: the strikes are forgotten ───────────────────────────────────────┘
+     └── a successful answer: its strikes are forgotten ──────────────────────────────────────────┘
 
-Back-off is per host: the registry itself, and what it gives without that host, goes on being asked. The registry's own
-host is not in here (see `accounts.py`: registries count by account).
+Back-off is per host: calls to the registry itself, and those that it answers without that host, go on. The registry's
+own host is not among these (see `rate_limits.py`: registries count by account).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from mirror.policy.upstream.url_bounds import Origin, Url
 
 __all__ = ["HostHolds", "HostThrottled"]
 
-#: Hosts that are remembered; the least recently used ones leave. They are chosen by the other side.
+#: The most hosts that are remembered, because upstream chooses them; the least recently held ones are dropped.
 _MOST: Final = 256
 
 
 class HostThrottled(UpstreamThrottled):
-    """A host that the registry redirects to asks to be left alone; the registry itself does not."""
+    """A host to which the registry redirects asked to be left alone; the registry itself did not."""
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class _Held:
 
 
 class HostHolds:
-    """Of one upstream. `clock` counts seconds. Callable from any thread."""
+    """The hosts of one upstream. `clock` counts seconds. Callable from any thread."""
 
     def __init__(self, upstream: str, clock: Callable[[], float]) -> None:
         self._upstream = upstream
@@ -49,7 +49,7 @@ class HostHolds:
         self._held: OrderedDict[Origin, _Held] = OrderedDict()
 
     def hold(self, url: Url, retry_after: float | None) -> float:
-        """Leave this host alone, for `retry_after` seconds if it said so; returns for how many seconds."""
+        """Hold this host and return for how many seconds: `retry_after` if it is given, else longer at each strike."""
         with self._lock:
             held = self._held.get(url.origin) or _Held()
             put_latest(self._held, url.origin, held, _MOST)
@@ -59,7 +59,7 @@ class HostHolds:
         return wait
 
     def check(self, url: Url) -> None:
-        """Raises `HostThrottled` if this host is not to be asked now."""
+        """Raises `HostThrottled` if this host is held now."""
         with self._lock:
             held = self._held.get(url.origin)
             left = held.until - self._clock() if held else 0.0

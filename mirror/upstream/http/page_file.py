@@ -1,6 +1,6 @@
-"""The body of one answer that may be large: in memory at first, then in a file without a name.
+"""The body of one answer that may be large: in memory at first, then in an unnamed temporary file.
 
-empty ── write ──> in memory ── more than 1 MiB ──> in a file ── close ──> gone, the file too
+empty ── write ──> in memory ── more than 1 MiB ──> in a file ── close ──> freed, the file deleted
   ^                    └──────── restart ───────────────┘
 """
 
@@ -22,8 +22,10 @@ _IN_MEMORY: Final = 1024 * 1024
 
 @dataclass(slots=True)
 class ListBounds:
-    """`directory` is where large pages are put (None: the system's directory for temporary files). `most_bytes` is how
-    many bytes one list may have, and also all large pages of this process together, of which `held` are on disk now.
+    """Limits for tag lists, shared by every list of the process.
+
+    `directory` is for large pages (None: the system's directory for temporary files). `most_bytes` limits one list, and
+    also all large pages of this process together; `held` is how many bytes of those are on disk now.
     """
 
     directory: Path | None = None
@@ -32,9 +34,9 @@ class ListBounds:
 
 
 class PageFile:
-    """At most `limit` bytes; the file is in the directory of `bounds`, which is made when it is needed.
+    """A body of at most `limit` bytes. Its file is in the directory of `bounds`, which is created when needed.
 
-    Belongs to one task at a time.
+    Used by one task at a time, which closes it.
     """
 
     def __init__(self, bounds: ListBounds, limit: int) -> None:
@@ -46,11 +48,14 @@ class PageFile:
 
     @property
     def is_small(self) -> bool:
-        """Whether it is in memory, so that reading it never waits for a disk."""
+        """True if the body is in memory, so that reading it never waits for a disk."""
         return self.size <= _IN_MEMORY
 
     async def write(self, piece: bytes) -> bool:
-        """False, and nothing is written, if this page or all of them would have too many bytes. Raises `StoreError`."""
+        """Append a piece. False, with nothing written, if this page or all large pages together would be too large.
+
+        Raises `StoreError`.
+        """
         size = self.size + len(piece)
         held = size if size > _IN_MEMORY else 0
         if size > self.limit or self._bounds.held + held - self._held > self._bounds.most_bytes:
@@ -69,7 +74,7 @@ class PageFile:
         return True
 
     def _spill(self) -> IO[bytes]:
-        """Blocking."""
+        """Copy the body from memory to a new temporary file. Blocking."""
         if self._bounds.directory is not None:
             self._bounds.directory.mkdir(parents=True, exist_ok=True)
         file = tempfile.TemporaryFile(dir=self._bounds.directory)  # noqa: SIM115 - `close` closes it
@@ -78,17 +83,17 @@ class PageFile:
         return file
 
     def restart(self) -> None:
-        """Forget what was written: the answer begins anew."""
+        """Drop what was written, because the answer starts again."""
         self.close()
         self._file, self.size = io.BytesIO(), 0
 
     def text(self) -> io.TextIOWrapper:
-        """All of it, as UTF-8, from the beginning. Closing either closes both."""
+        """A reader of the whole body as UTF-8. Closing the reader closes the page, and the other way round."""
         self._file.seek(0)
         return io.TextIOWrapper(self._file, encoding="utf-8", newline="")
 
     def close(self) -> None:
-        """Repeatable."""
+        """Free the memory or delete the file. Repeatable."""
         self._hold(0)
         self._file.close()
 

@@ -1,10 +1,10 @@
-"""HTTP proxies on the way to upstream: which one for a URL, and the tunnel through it.
+"""HTTP proxies on the way to upstream: the choice of the proxy for a URL, and the tunnel through it.
 
-    https   CONNECT host:port ──> 200 ──> TLS with the registry itself, which the proxy cannot look into
-    http    the whole URL in the request line (RFC 9112, 3.2.2), and the proxy's own credentials beside it
+    https   CONNECT host:port ──> 200 ──> TLS with the registry itself, which the proxy cannot read
+    http    the whole URL in the request line (RFC 9112, 3.2.2), with the credentials for the proxy in a header
 
-Names are resolved by the proxy, so of the address rules only those about literal addresses still hold: what lies
-behind the proxy is the proxy's to guard.
+The proxy resolves names, so of the address rules only those about literal addresses apply: the proxy has to protect
+the network behind it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _LONGEST: Final = 16 * 1024
 
 
 class ProxyFailed(OSError):
-    """The proxy gives no tunnel."""
+    """The proxy refuses the tunnel, or does not answer in HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """One proxy, spoken to in plain HTTP; its password is not shown."""
+    """One proxy, reached by plain HTTP. `repr` does not show its password."""
 
     url: Url
     username: str = ""
@@ -44,7 +44,10 @@ class Proxy:
 
     @classmethod
     def parse(cls, text: str) -> Proxy:
-        """`http://[user:password@]host:port`. Raises `UrlRefused`, whose message quotes nothing."""
+        """Parse `http://[user:password@]host:port`; the scheme may be missing. Raises `UrlRefused`.
+
+        The message does not quote the text.
+        """
         parts = urlsplit(text if "://" in text else f"http://{text}")
         if parts.scheme != "http" or not parts.hostname:
             raise UrlRefused("a proxy is http://host:port")
@@ -53,7 +56,7 @@ class Proxy:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What it is shown of us (RFC 9110, 11.7.2)."""
+        """The headers with our credentials for this proxy (RFC 9110, 11.7.2); empty if there are none."""
         if not self.username:
             return {}
         encoded = base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
@@ -61,25 +64,28 @@ class Proxy:
 
     @property
     def bounds(self) -> UrlBounds:
-        """Where it may be: it is configured, so anywhere but where metadata servers are."""
+        """The addresses that the proxy may have: as it is configured, private ones too, but no metadata server."""
         return UrlBounds(self.url, internal=True)
 
 
 class Proxies:
-    """Which proxy is used for which URL."""
+    """Chooses the proxy for each URL. `known` are all proxies that `choose` may return."""
 
     def __init__(self, choose: Callable[[Url], Proxy | None] = lambda url: None, known: Iterable[Proxy] = ()) -> None:
         self._choose = choose
         self._known = {proxy.url.host: proxy for proxy in known}
 
     def at(self, host: str) -> UrlBounds | None:
-        """Where one of these proxies may be; None for any other host."""
+        """The address rules for `host` if it is one of these proxies; None for any other host."""
         proxy = self._known.get(host)
         return proxy.bounds if proxy else None
 
     @classmethod
     def given(cls, text: str | None) -> Proxies:
-        """None: none. `env`: as the environment says. Else this one, for everything. Raises `UrlRefused`."""
+        """The proxies of a setting: None for no proxy, `env` for those of the environment, else one for every URL.
+
+        Raises `UrlRefused`.
+        """
         if text is None:
             return DIRECT
         if text == "env":
@@ -89,7 +95,10 @@ class Proxies:
 
     @classmethod
     def environment(cls, environment: Mapping[str, str]) -> Proxies:
-        """HTTP_PROXY, HTTPS_PROXY and NO_PROXY, in lower case first, as they are now. Raises `UrlRefused`."""
+        """The proxies in HTTP_PROXY, HTTPS_PROXY and NO_PROXY, read once; names in lower case take precedence.
+
+        Raises `UrlRefused`.
+        """
         variables = {name.lower(): value for name, value in environment.items() if name.upper() == name}
         variables |= {name: value for name, value in environment.items() if name.lower() == name}
         named = {scheme: variables.get(f"{scheme}_proxy") for scheme in ("http", "https")}
@@ -102,18 +111,18 @@ class Proxies:
         return cls(choose, proxies.values())
 
     def for_url(self, url: Url) -> Proxy | None:
-        """None: directly."""
+        """The proxy for this URL; None for a direct connection."""
         return self._choose(url)
 
     def options(self, url: Url) -> dict[str, Any]:
-        """What an aiohttp request to this URL is to be given, besides `headers`."""
+        """The keyword arguments that select the proxy of an aiohttp request to this URL; see also `headers`."""
         proxy = self.for_url(url)
         if proxy is None:
             return {}
         return {"proxy": URL(str(proxy.url), encoded=True), "proxy_headers": proxy.headers or None}
 
     def headers(self, url: Url) -> dict[str, str]:
-        """What is to be added to a request's own headers: those for the proxy, where the request itself goes to it."""
+        """The proxy's headers that a request itself must carry: only with http, where the proxy gets the request."""
         proxy = self.for_url(url)
         return proxy.headers if proxy and url.scheme == "http" else {}
 
@@ -122,7 +131,10 @@ DIRECT: Final = Proxies()
 
 
 def open_tunnel(proxy: Proxy, host: str, port: int, timeout: float, clock: Callable[[], float]) -> socket.socket:
-    """Blocking: a connection to `host` through the proxy, within about `timeout` seconds. Raises `OSError`."""
+    """A connection to `host` through the proxy. Blocking.
+
+    Connecting to the proxy and waiting for its answer take at most `timeout` seconds each. Raises `OSError`.
+    """
     connection = dial(proxy.bounds, proxy.url.host, proxy.url.port, timeout, clock)
     try:
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -141,7 +153,7 @@ def open_tunnel(proxy: Proxy, host: str, port: int, timeout: float, clock: Calla
 
 
 def _head(connection: socket.socket, deadline: float, clock: Callable[[], float]) -> bytes:
-    """Byte by byte: what follows the head is the registry's already."""
+    """The head of the proxy's answer. It is read byte by byte: the bytes after it come from the registry."""
     head = bytearray()
     while not head.endswith((b"\r\n\r\n", b"\n\n")):
         remaining = deadline - clock()

@@ -1,6 +1,6 @@
-"""aiohttp's way from names to addresses, with the same rules as in `addresses.py`.
+"""A resolver for aiohttp, with the same address rules as in `dialing.py`.
 
-A file of its own: aiohttp takes a tenth of a second to import, and most commands speak to no registry.
+It is a separate module because aiohttp takes a tenth of a second to import, and most commands contact no registry.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ __all__ = ["BoundedResolver"]
 
 
 class BoundedResolver(AbstractResolver):
-    """The system's resolver (in a thread), less the addresses that are forbidden.
+    """The system's resolver (in a thread), without the addresses that `bounds` forbids.
 
-    `proxy_at` gives the rules for a host that is a proxy of ours, None for any other.
+    `proxy_at` gives the address rules for a host that is one of our proxies, None for any other. `timeout` is in
+    seconds.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class BoundedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Within `timeout` seconds. Raises `OSError`; `AddressRefused` where every address is forbidden."""
+        """The permitted addresses of `host`. Raises `OSError`: `TimeoutError` after `timeout` seconds, `AddressRefused`
+        if every address is forbidden.
+        """
         async with asyncio.timeout(self._timeout):
             found = await self._inner.resolve(host, port, family)
         bounds = self._proxy_at(host) or self._bounds
@@ -50,5 +53,5 @@ class BoundedResolver(AbstractResolver):
         return permitted
 
     async def close(self) -> None:
-        """Repeatable."""
+        """Close the inner resolver. Repeatable."""
         await self._inner.close()
