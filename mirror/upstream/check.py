@@ -30,7 +30,7 @@ _COUNTED: Final = "ratelimitpreview/test", "latest"
 
 @dataclass(frozen=True, slots=True)
 class RegistryCheck:
-    """The result for one address of one registry. `advice` says what to do if `ok` is False."""
+    """The result for one address of a registry: `detail` describes it, `advice` says what to do if `ok` is False."""
 
     upstream: str
     url: str

@@ -149,7 +149,7 @@ class EndpointsUpstream:
         self._circuits[number] = CLOSED
 
     async def referrers(self, repo: str, digest: Digest) -> list[Descriptor]:
-        """See `Upstream`. Only the registry itself is believed if it has no referrers."""
+        """See `Upstream`. An empty list is believed only from the registry itself; of a mirror it counts as a 404."""
         last = self.members[-1]
 
         async def ask(member: RegistryUpstream) -> list[Descriptor]:

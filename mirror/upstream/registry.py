@@ -147,8 +147,8 @@ class RegistryUpstream:
 
     `now` gives epoch seconds, `clock` counts seconds; `sleep` and `jitter` serve the waits between tries. `observe` is
     called for each request, `on_budget` with the pulls that upstream still allows us, `on_failure` with the error of
-    each call that failed after all tries. `whose` gives the caller on whose behalf a call is made, "" for the mirror's
-    own. `lists` limits tag lists, and may be shared by several upstreams.
+    each call that failed after all tries, except `UpstreamNotFound`. `whose` gives the caller on whose behalf a call is
+    made, "" for the mirror's own account. `lists` limits tag lists, and may be shared by several upstreams.
 
     Raises `UrlRefused` (a `ValueError`) for an invalid URL.
     """
@@ -283,7 +283,7 @@ class RegistryUpstream:
         return [health_of(self._base, (self._circuit, *more), self._accounts.own.held_until - now, now, logins)]
 
     async def resolve(self, repo: str, reference: Reference) -> Descriptor:
-        """Resolve by HEAD, which never counts as a pull; by GET if the answer to HEAD is incomplete (see `Upstream`).
+        """Resolve by HEAD, which never counts as a pull; by GET if HEAD fails or says too little (see `Upstream`).
 
         Raises `UpstreamThrottled` for a tag if no pulls are left: the manifest that it names could not be fetched.
         """
@@ -673,8 +673,9 @@ class RegistryUpstream:
         await self._sleep(back_off(attempt, self._jitter()))
 
     def _admit(self) -> bool:
-        """True if this call is the probe of an upstream that was down. Raises `UpstreamThrottled` or
-        `UpstreamCircuitOpen` if no call may be sent now.
+        """True if this call is the probe of an upstream that was down.
+
+        Raises `UpstreamThrottled`, `UpstreamCircuitOpen` if no call may be sent now.
         """
         held = self._accounts.current.held_until - self._clock()
         if held > 0:

@@ -190,8 +190,9 @@ class TokenSource:
             self._login.worked()
 
     def refused(self, authorization: str | None) -> bool:
-        """Note that upstream refused this header and nothing else can be tried. True if it was our own Basic
-        credentials.
+        """Note that upstream refused this header, and that nothing else can be tried.
+
+        True if the header was our own Basic credentials.
         """
         if authorization is None or authorization != self._basic:
             return False

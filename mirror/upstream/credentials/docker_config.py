@@ -87,7 +87,7 @@ class DockerConfig:
         await self._source.reject(credentials)
 
     async def aclose(self) -> None:
-        """Repeatable."""
+        """Close the present source. Repeatable."""
         await self._source.aclose()
 
     def _look(self) -> None:

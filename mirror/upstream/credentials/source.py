@@ -98,8 +98,9 @@ class CredentialSource(Protocol):
         """Whether obtaining the credentials works."""
 
     async def credentials(self) -> Credentials | None:
-        """The credentials to use now; None: anonymous. Raises `UpstreamDenied`, `UpstreamUnavailable` if the issuer
-        fails.
+        """The credentials to use now; None: anonymous.
+
+        Raises `UpstreamDenied`, `UpstreamUnavailable` if their issuer fails.
         """
 
     async def reject(self, credentials: Credentials) -> None:

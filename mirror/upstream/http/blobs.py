@@ -339,8 +339,9 @@ class Transfer:
         raise self._invalid("headers that cannot be read")
 
     def _leave(self, wire: Connection, framing: Framing, url: Url) -> None:
-        """Read the text of a redirect if it is short or chunked, so that the connection can be used again; else close
-        the connection.
+        """Read the text of a redirect if it is short or chunked, so that the connection can be used again.
+
+        Otherwise close the connection.
         """
         if framing.chunked or (framing.length or LARGEST_ERROR) < LARGEST_ERROR:
             self._finish(self._body(wire, framing, url))

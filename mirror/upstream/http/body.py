@@ -67,7 +67,7 @@ class Framing:
         """The framing of an answer to GET; `minor` is the HTTP/1 minor version.
 
         None if two readers could disagree about the end: a bad length, lengths that differ, a length beside a transfer
-        coding, or a coding other than chunked alone.
+        coding, a coding other than chunked alone, or any coding in HTTP/1.0.
         """
         tokens = {token.strip().lower() for line in fields.get_all("Connection") for token in line.split(",")}
         keeps = "close" not in tokens and (minor == 1 or "keep-alive" in tokens)
@@ -365,8 +365,9 @@ class EncodedBody:
         return None if self._undoing else self._body.size
 
     def readinto(self, buffer: memoryview) -> int:
-        """Like `HttpBody.readinto`. Also raises `UpstreamInvalid` if a body that is decoded is not valid gzip to its
-        end, or expands too much.
+        """Like `HttpBody.readinto`.
+
+        Also raises `UpstreamInvalid` if a body that is decoded is not valid gzip to its end, or expands too much.
         """
         while not self._ready:
             if self._undoing is None:

@@ -41,8 +41,9 @@ class BoundedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """The permitted addresses of `host`. Raises `OSError`: `TimeoutError` after `timeout` seconds, `AddressRefused`
-        if every address is forbidden.
+        """The permitted addresses of `host`.
+
+        Raises `OSError`: `TimeoutError` after `timeout` seconds, `AddressRefused` if every address is forbidden.
         """
         async with asyncio.timeout(self._timeout):
             found = await self._inner.resolve(host, port, family)
