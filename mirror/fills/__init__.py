@@ -1,1 +1,1 @@
-"""How bytes come: one download of a blob, and what follows it."""
+"""Downloads of blobs: shared transfers (flights), fetching ahead, and outages of registries."""

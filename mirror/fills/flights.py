@@ -1,6 +1,7 @@
-"""One transfer per registry and digest, any number of followers, over all processes that share a store.
+"""Transfers of blobs: one for each registry and digest over all processes that share a store, with any number of
+followers.
 
-The life of a flight, in the process that looks at it:
+The life cycle of a flight, as one process sees it:
 
     join() ──> STARTING ──┬─ in the store already ────────────────────────────────────────────> LANDED
                           ├─ lock taken: we are the filler ──> headers in ──> FILLING ── verified ─> LANDED ─> committed
@@ -8,19 +9,19 @@ The life of a flight, in the process that looks at it:
                                    ^                               │
                                    └──── the filler died: its lock is free, go on at the file's size
 
-    FAILED from any of them: before `known` every joiner gets the error as an ordinary exception, hence a clean HTTP
-    error; after it the answer has begun, and `beyond` raises, hence a broken connection.
+    FAILED from any state. Before `known` is set, `join` raises the error to every joiner, and each client gets a clean
+    HTTP error. Afterwards the answer has begun: `beyond` raises, and the client's connection is broken.
 
-Nobody owns a flight. Its task belongs to `Flights`; a client that leaves takes nothing with it, the first one neither.
+The task of a flight belongs to `Flights`, not to a client. A client that leaves, even the one that began the flight,
+does not end it.
 
-Registries do not share flights: what one sends may be slow, wrong or of another size, and must not reach clients of
-another one before it is verified. A flight whose blob is published meanwhile, by another registry's flight or by an
-import, leaves its upstream and takes the rest from the store. Its digest is checked all the same: what it had before
-may have been wrong.
+Registries do not share flights. The bytes that one registry sends may be slow, wrong or of another length, and must not
+reach clients of another registry before they are verified. If another registry's flight or an import publishes the blob
+meanwhile, the flight leaves its upstream and copies the rest from the store. The digest of the whole is still checked,
+because the bytes received before may be wrong.
 
-What may be sent is less than what is there: the last bytes are held back until the digest is verified, so a wrong blob
-is never delivered whole. It is published (synced, renamed) after that; waiting for the disk would add nothing to what
-the client gets.
+Clients are not sent the last bytes until the digest is verified, so a wrong blob is never delivered whole. The blob is
+published (synced, renamed) after that: clients need not wait for the disk.
 """
 
 from __future__ import annotations
@@ -62,71 +63,74 @@ __all__ = ["Flight", "Flights", "Pull", "ReservedSpace", "Room"]
 
 T = TypeVar("T")
 
-#: A blob of one upstream repository from an offset on; entered once upstream's headers are in.
+#: Opens a blob of one upstream repository from an offset on. Entering the context waits for upstream's headers.
 Pull = Callable[[int], AbstractAsyncContextManager[Body]]
 
-#: Told once upstream has answered for a repository, with the size in bytes where it is known.
+#: Called when upstream has answered for the blob in a repository, with its size in bytes (None: unknown).
 Vouch = Callable[[int | None], Awaitable[None]]
 
-#: Followers in one process are told together: a wake-up per received buffer would cost more than the transfer.
+#: Followers in one process are woken after so many bytes or seconds: a wake-up for each received buffer would cost more
+#: than the transfer.
 _NOTICE_BYTES: Final = 4 << 20
 _NOTICE_SECONDS: Final = 0.05
 
-#: How often a process looks at what another one writes, in seconds: at once quick, slower while nothing moves.
+#: Seconds between two looks at a file that another process fills: `_LOOK_FIRST` while it grows, otherwise longer, up to
+#: `_LOOK_LAST`.
 _LOOK_FIRST: Final = 0.005
 _LOOK_LAST: Final = 0.05
 
-#: Seconds between two looks at whether a blob that is being filled has been published by somebody else.
+#: Seconds between two checks whether another flight or an import has published a blob that is being filled.
 _LOOK_FOR_PUBLISHED: Final = 0.25
 
-#: Seconds without a byte after which another process's fill is not waited for any longer, beyond those for which it may
-#: wait for upstream: more than all the time-outs of a living one together, its waits between tries included.
+#: Seconds without a new byte after which another process's fill counts as stuck, in addition to the seconds for which
+#: it may wait for upstream. More than the sum of all time-outs and pauses between tries of a working fill.
 _STUCK: Final = 120.0
 
-#: A disk may say «full» for reasons that eviction does not cure (a file-size limit): do not empty the cache for it.
+#: How often a full disk is answered by eviction. The disk may report "full" for a reason that eviction does not cure (a
+#: file-size limit), and the cache must not be emptied for it.
 _TRIES_WHEN_FULL: Final = 2
 
 
 class ReservedSpace(Protocol):
-    """Room that was set aside for a fill."""
+    """Disk space that is reserved for a fill."""
 
     def release(self) -> None:
-        """Repeatable."""
+        """Gives the space back. Repeatable."""
 
 
 class Room(Protocol):
-    """What a flight needs of the evictor."""
+    """The part of the evictor that a flight uses."""
 
     async def reserve(self, size: int | None) -> ReservedSpace:
-        """Set `size` bytes aside, evicting if needed. Raises `StoreFull`."""
+        """Reserves `size` bytes (None: unknown), evicting if needed. Raises `StoreFull`."""
 
     async def make_room(self, size: int) -> None:
-        """The disk was full in mid-write: drop at least `size` bytes. Raises `StoreFull`."""
+        """Evicts at least `size` bytes after a write failed because the disk was full. Raises `StoreFull`."""
 
 
 class Flight:
-    """A blob on its way, as this process sees it."""
+    """The transfer of one blob, as this process sees it."""
 
     def __init__(self, digest: Digest, upstream: str, size: int | None, on_behalf: object) -> None:
         self.digest = digest
         self.upstream = upstream
-        #: Whose rights at upstream it uses, whose manifest it took the size from.
+        #: The repository whose rights at upstream the flight uses and whose manifest gave the size.
         self.on_behalf = on_behalf
         self.caller = caller()
-        #: The whole blob in bytes; None while, or where, nobody says it.
+        #: Size of the whole blob in bytes; None while it is unknown.
         self.size = size
         #: Bytes from the start that may be sent to clients now.
         self.sendable = 0
         self.received = 0
         self.landed = False
-        #: Whether this process fills it; another one may still be publishing what has landed here.
+        #: True if this process fills the file. If not, another process may still be publishing a blob that landed here.
         self.filled_here = False
-        #: Whether the blob was published in the store; it may have been dropped since.
+        #: True if this process's fill ended with the blob in the store; the blob may have been dropped since.
         self.stored = False
         self.error: MirrorError | None = None
         self.followers = 0
         self.known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        #: The fill is over in every respect: committed, or given up.
+        #: Set when the flight's task ends: the fill is committed or given up.
         self.over = asyncio.Event()
         self._reader: BlobReader | None = None
         self._pulse = asyncio.Event()
@@ -145,15 +149,15 @@ class Flight:
 
     @property
     def reader(self) -> BlobReader:
-        """The growing bytes, shared by all followers. Only once `known`."""
+        """The reader of the growing file, shared by all followers. Raises `StoreError` before `known` is set."""
         if self._reader is None:
             raise StoreError(f"{self.digest} has no bytes yet")
         return self._reader
 
     async def beyond(self, position: int) -> int:
-        """Wait until more than the first `position` bytes may be sent; returns how many may.
+        """Waits until more than `position` bytes may be sent. Returns how many bytes from the start may be sent.
 
-        Returns `position` or less once the blob has landed and has no more. Raises what ended the flight.
+        Returns `position` or less if the blob has landed and has no more bytes. Raises the error of a failed flight.
         """
         while self.sendable <= position:
             if self.error:
@@ -164,21 +168,21 @@ class Flight:
         return self.sendable
 
     def follow(self) -> None:
-        """A follower comes; it must `leave`."""
+        """Adds a follower, who must `leave`."""
         self.followers += 1
         telemetry.FOLLOWERS.inc()
 
     def leave(self) -> None:
-        """A follower goes. The last one out after the end closes the file."""
+        """Removes a follower. If it is the last one and the flight is over, the file is closed."""
         self.followers -= 1
         telemetry.FOLLOWERS.dec()
         self._let_go()
 
-    # ------------------------------------------------------------ by the task that carries the flight
+    # ------------------------------------------------------------ called by the task that carries the flight
 
     def _look(self, ingest: Ingest) -> None:
-        """Take over what the ingest says now, and tell the followers."""
-        # before looking: what the thread writes after the look must find that it has to ask for another one
+        """Copies the present state of the ingest and wakes the followers."""
+        # reset first: if the filling thread writes after this look, it must schedule another one
         self._telling = False
         self.received = ingest.offset
         self.size = ingest.size if ingest.size is not None else self.size
@@ -191,7 +195,7 @@ class Flight:
         pulse.set()
 
     def _grew(self, loop: asyncio.AbstractEventLoop) -> None:
-        """On the loop: bytes have come; tell now, or a little later together with more."""
+        """Wakes the followers, now or a little later with more bytes. Runs on the event loop after bytes have come."""
         ingest = self._ingest
         if ingest is None or self.landed or self.error:
             self._telling = False
@@ -203,7 +207,10 @@ class Flight:
             loop.call_later(late, self._grew, loop)
 
     def progress_from(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
-        """What the filling thread calls after each write: cheap, and at most one call on the loop is pending."""
+        """Returns the callback that the filling thread calls after each write.
+
+        The callback is cheap and leaves at most one call pending on the event loop.
+        """
 
         def progress() -> None:
             if not self._telling:
@@ -227,7 +234,7 @@ class Flight:
         self.error = error
         if not self.known.done():
             self.known.set_exception(error)
-            # joiners may all have left; then nobody asks, and that is fine
+            # mark the exception as retrieved: all joiners may have left
             self.known.exception()
         self._tell()
 
@@ -241,7 +248,7 @@ class Flight:
 
 
 class _StoredBody:
-    """The rest of a blob from the store, in place of what upstream would send. Fits `Body`."""
+    """The rest of a blob, read from the store instead of upstream. Implements `Body`."""
 
     def __init__(self, reader: BlobReader, start: int, size: int) -> None:
         self.start = start
@@ -251,7 +258,7 @@ class _StoredBody:
         self._aborted = False
 
     def readinto(self, buffer: memoryview) -> int:
-        """Raises `StoreError`."""
+        """Fills the buffer; returns the number of bytes, 0 at the end. Raises `StoreError`, also after `abort`."""
         if self._aborted:
             raise StoreError("the copy was given up")
         piece = self._reader.pread(len(buffer), self._position)
@@ -279,11 +286,11 @@ class Flights:
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`executor` gives the threads that receive; a fill occupies one from its headers to its end.
+        """`executor` runs the threads that receive: each fill occupies one thread from upstream's headers to its end.
 
-        `landed` is told of each blob that this process has published. `label` gives the configured upstream that a
-        registry falls under, for the metrics. `patience` is for how many seconds a fill waits for an upstream that does
-        not answer; `clock` counts them.
+        `landed` is called with each blob that this process has published. `label` returns, for the metrics, the
+        configured upstream that a registry belongs to. A fill waits `patience` seconds, measured by `clock`, for an
+        upstream that does not answer.
         """
         self._store = store
         self._room = room
@@ -299,15 +306,15 @@ class Flights:
         self._tasks: dict[asyncio.Task[None], Flight] = {}
 
     def active(self) -> Collection[Flight]:
-        """Flights under way, to be shown."""
+        """Returns the flights under way, for display."""
         return tuple(self._flights.values())
 
     def digests(self) -> Collection[Digest]:
-        """What must not be evicted now."""
+        """Returns the digests of all flights under way, which must not be evicted."""
         return {digest for _, digest in self._flights}
 
     def under_way(self, digest: Digest, upstream: str) -> bool:
-        """Whether this process has a flight of it from that registry."""
+        """True if this process has a flight of the digest from that registry."""
         return (upstream, digest) in self._flights
 
     async def join(
@@ -320,12 +327,13 @@ class Flights:
         vouch: Vouch | None = None,
         on_behalf: object = None,
     ) -> Flight:
-        """Follow the flight of a digest from `upstream` (a registry as clients say it), begun if there is none; returns
-        once its headers are known.
+        """Returns the flight of a digest from `upstream` (the registry's name as clients write it) once upstream's
+        headers, or the blob in the store, are there. Begins the flight if there is none.
 
-        `size` in bytes is what a manifest says, if one does. The caller must `leave` the flight. Raises what kept it
-        from taking off: `UpstreamError`, `StoreFull`, `StoreError`. Where it was begun on behalf of another repository
-        or caller and upstream did not give the blob to that one, it is tried again on behalf of this one.
+        `size` is the size in bytes that a manifest gives (None: none does). The caller must `leave` the flight. Raises
+        the error that kept the flight from starting: `UpstreamError`, `StoreFull`, `StoreError`. If an upstream error
+        ends a flight that was begun on behalf of another repository or caller, a new flight is begun on behalf of this
+        one.
         """
         while True:
             flight = self._flights.get((upstream, digest))
@@ -337,7 +345,7 @@ class Flights:
             except UpstreamError as error:
                 flight.leave()
                 if flight.on_behalf == on_behalf and flight.caller == caller():
-                    # one exception object for all joiners must not collect the tracebacks of each
+                    # all joiners share the exception object: it must not collect their tracebacks
                     raise error.with_traceback(None) from None
                 await flight.over.wait()
             except MirrorError as error:
@@ -359,7 +367,7 @@ class Flights:
         return flight
 
     async def aclose(self) -> None:
-        """Give up every flight; what has come stays as a partial, what has landed is published. Repeatable."""
+        """Cancels every flight: received bytes stay as partials, landed blobs are still published. Repeatable."""
         for task, flight in self._tasks.items():
             if not flight.landed:
                 task.cancel()
@@ -392,7 +400,7 @@ class Flights:
             )
             try:
                 if ingest.try_lock():
-                    # between the look above and the lock another process may have published it
+                    # another process may have published the blob between the look above and the lock
                     if await self._is_here(flight):
                         ingest.abort(keep=False)
                         return
@@ -403,13 +411,16 @@ class Flights:
                         await self._fill(flight, ingest, pull, vouch)
                     return
                 if flight.known.done():
-                    # others have been sent bytes of a file that was thrown away
+                    # followers have been sent bytes of a file that was discarded
                     raise StoreError(f"{flight.digest} began anew while it was being followed")
             finally:
                 ingest.close()
 
     async def _is_here(self, flight: Flight) -> bool:
-        """Land the flight if its blob is in the store by now; returns whether it is."""
+        """Lands the flight if its blob is in the store. True if it is.
+
+        Always False once `known` is set: the followers then read from another file.
+        """
         if flight.known.done():
             return False
         try:
@@ -421,8 +432,8 @@ class Flights:
         return True
 
     async def _open_right(self, digest: Digest, size: int | None) -> tuple[BlobInfo, BlobReader]:
-        """The blob that is in the store. One of another size than `size` (None: nobody says it) is read before it is
-        believed; a damaged one leaves the store. Raises `BlobUnknown`, `StoreError`.
+        """Returns the blob that is in the store, opened; the caller closes the reader. If it has another size than
+        `size` (None: unknown), it is hashed first, and set aside if it is damaged. Raises `BlobUnknown`, `StoreError`.
         """
         while True:
             info, reader = self._store.open(digest)
@@ -433,7 +444,7 @@ class Flights:
         return await self._in_thread(self._is_right, digest, reader, unwanted=lambda _right: reader.close())
 
     def _is_right(self, digest: Digest, reader: BlobReader) -> bool:
-        """Blocking: what is not right leaves the store, and is closed."""
+        """Blocking: True if the bytes hash to the digest. If not, the blob is set aside and the reader closed."""
         try:
             right = hashes_to(reader, digest)
             if not right and self._store.set_aside(digest, reader):
@@ -448,12 +459,14 @@ class Flights:
     # ---------------------------------------------------------------------------- another process fills
 
     async def _watch(self, flight: Flight, ingest: Ingest) -> bool:
-        """Follow the file that another process fills. True: landed, or the lock is ours; False: the file is gone."""
+        """Follows the file that another process fills. True if the flight has landed or this process has taken the
+        lock; False if the file is gone. Raises `StoreError` if the file does not grow for too long.
+        """
         pause = _LOOK_FIRST
         moved_at = time.monotonic()
         while True:
             if await self._is_here(flight):
-                # before the headers of this registry another one's bytes may have been verified
+                # another registry's flight may have published the blob before the headers of this one
                 return True
             before = ingest.offset
             ingest.refresh()
@@ -476,9 +489,9 @@ class Flights:
             if ingest.offset != before:
                 moved_at = time.monotonic()
             elif time.monotonic() - moved_at > _STUCK + self._patience:
-                # a filler that gives up frees its lock; this one has stopped in its tracks, and holds it
+                # a process that gives up a fill releases the lock; this one hangs and still holds it
                 raise StoreError(f"the process that fills {flight.digest} does not move")
-            # clients that have had nothing yet are not kept waiting a moment longer than upstream does
+            # look often until clients can be sent their first bytes, so that they wait no longer than for upstream
             quick = ingest.offset != before or not flight.sendable
             pause = _LOOK_FIRST if quick else min(pause * 1.5, _LOOK_LAST)
             await self._sleep(pause)
@@ -493,7 +506,7 @@ class Flights:
         try:
             await self._in_thread(ingest.resume)
             if await self._receive(flight, ingest, pull, vouch):
-                # in the store already, and nothing of this upstream was sent to anybody
+                # the blob is in the store, and no byte of this upstream was sent to a client
                 ingest.abort(keep=False)
                 flight.stored = True
                 result = "stored"
@@ -506,18 +519,18 @@ class Flights:
             await self._landed(info)
             result = "stored"
         except BlobDamaged as error:
-            # every byte may be wrong: none is kept, and the client's connection breaks before the last of them
+            # any byte may be wrong: the file is dropped, and the clients' connections break before the last bytes
             ingest.abort(keep=False)
             telemetry.UPSTREAM_ERRORS.labels(self._label(flight.upstream), DigestMismatch.__name__).inc()
             raise DigestMismatch(str(error), upstream=flight.upstream) from error
         except (UpstreamInvalid, BlobUnreadable):
-            # a partial that cannot be read is no beginning either: the next fill takes a new file
+            # a partial that cannot be read cannot be resumed either: the next fill begins a new file
             ingest.abort(keep=False)
             raise
         except StoreError as error:
             if not flight.landed:
                 raise
-            # the followers have had it whole and right; only the store goes without
+            # the followers have the whole, verified blob; only the store lacks it
             telemetry.log.error("could not publish a blob", digest=str(flight.digest), reason=str(error))
         finally:
             flight._ingest = None
@@ -526,9 +539,9 @@ class Flights:
             telemetry.FILL_SECONDS.labels(self._label(flight.upstream)).observe(time.monotonic() - began)
 
     async def _receive(self, flight: Flight, ingest: Ingest, pull: Pull, vouch: Vouch | None) -> bool:
-        """Until every byte is there, from upstream, or from the store if the blob is published meanwhile.
+        """Receives every byte from upstream, or the rest from the store if the blob is published meanwhile.
 
-        True: the flight has landed in the store before upstream had answered; the ingest is not needed.
+        True if the blob was published before upstream answered: the flight has landed and needs no ingest.
         """
         receiving = asyncio.create_task(self._receive_from_upstream(flight, ingest, pull, vouch))
         publishing = asyncio.create_task(self._wait_until_published(flight))
@@ -554,15 +567,15 @@ class Flights:
     async def _wait_until_published(self, flight: Flight) -> tuple[BlobInfo, BlobReader]:
         while True:
             await asyncio.sleep(_LOOK_FOR_PUBLISHED)
-            # what cannot be opened now is no reason to leave an upstream that gives it
+            # a stored blob that cannot be opened is no reason to leave an upstream that sends it
             with suppress(BlobUnknown, StoreError):
                 self._store.stat(flight.digest)
                 return await self._open_right(flight.digest, flight.size)
 
     async def _receive_from_upstream(self, flight: Flight, ingest: Ingest, pull: Pull, vouch: Vouch | None) -> None:
-        """Until every byte is there, over as many upstream answers as it takes."""
+        """Receives every byte, over as many upstream answers as needed."""
         if ingest.size is not None and ingest.offset == ingest.size:
-            # a filler died between its last byte and the commit; what it has left may be wrong
+            # another process died between the last byte and the commit; the file may be wrong
             try:
                 await self._in_thread(ingest.verify)
             except BlobDamaged:
@@ -586,7 +599,7 @@ class Flights:
                         if reservation is None:
                             reservation = await self._room.reserve(None if size is None else size - ingest.offset)
                         if vouch:
-                            # before followers learn the size: they take it as the sign that upstream has answered
+                            # before `expect`: followers take an announced size as proof that upstream has answered
                             await vouch(size)
                         ingest.expect(size)
                         flight._announce(ingest.reader)
@@ -594,7 +607,7 @@ class Flights:
                         progress = flight.progress_from(asyncio.get_running_loop())
                         await self._take(flight, ingest, body, progress)
                         if disputed:
-                            # it may have been cut: what comes on its connection next could be the rest of it
+                            # the body may have been cut: its connection may still carry the rest, so do not reuse it
                             body.abort()
                     return
                 except (UpstreamUnavailable, UpstreamThrottled) as error:
@@ -620,7 +633,7 @@ class Flights:
                     if not flight.known.done() or full == _TRIES_WHEN_FULL:
                         raise
                     full += 1
-                    # what was reserved went to someone else's files; without more room the followers go on uncached
+                    # other files took the reserved space; without more room the followers go on uncached
                     await self._room.make_room(_NOTICE_BYTES if flight.size is None else flight.size - ingest.offset)
                 finally:
                     received = max(0, ingest.offset - before)
@@ -630,9 +643,11 @@ class Flights:
                 reservation.release()
 
     async def _wait_for(self, flight: Flight, error: UpstreamError, tries: Tries, now: float) -> float | None:
-        """Seconds until upstream is asked again; None: give up. A fill that has begun waits for as long as its own
-        `patience`. One that has nothing yet fails at once, so that its clients have a clean error, unless upstream has
-        only just gone away from this process or from another one: then it waits with those that have begun.
+        """Returns the seconds until upstream is asked again; None: give up.
+
+        A fill whose headers are known waits for `patience` seconds. One without headers gives up at once, so that its
+        clients get a clean error, unless the outage is sudden or another process is receiving from this registry: then
+        it waits until `patience` seconds of the outage have passed.
         """
         if _is_unreachable(error):
             self._outages.refused(flight.upstream, now)
@@ -646,13 +661,13 @@ class Flights:
         return next_try(error, tries, waited, self._patience, self._jitter())
 
     async def _is_sending_others(self, flight: Flight) -> bool:
-        """Whether another process has begun to receive something from this flight's registry."""
+        """True if another process is receiving a blob from this flight's registry. False if the disk cannot tell."""
         with suppress(StoreError):
             return await self._in_thread(self._store.is_filling, flight.upstream, flight.digest)
         return False
 
     async def _take_from_store(self, flight: Flight, ingest: Ingest, info: BlobInfo, reader: BlobReader) -> None:
-        """The rest, from the blob that has been published meanwhile."""
+        """Copies the rest from the blob that was published meanwhile. Raises `UpstreamInvalid` if the sizes differ."""
         if flight.size not in (None, info.size):
             raise UpstreamInvalid(
                 f"{flight.digest} has {flight.size} bytes upstream, and {info.size} in truth", upstream=flight.upstream
@@ -667,7 +682,7 @@ class Flights:
         await self._in_thread(ingest.fill, body, progress, stop=body.abort)
 
     async def _take(self, flight: Flight, ingest: Ingest, body: Body, progress: Callable[[], None]) -> None:
-        """One body to its end."""
+        """Receives one body to its end. Raises `UpstreamError`, `StoreError`."""
         with telemetry.span("fill", mirror__upstream=flight.upstream, mirror__offset=ingest.offset):
             try:
                 await self._in_thread(ingest.fill, body, progress, stop=body.abort)
@@ -676,8 +691,10 @@ class Flights:
                 raise
 
     def _agree(self, flight: Flight, said: int | None) -> int | None:
-        """The size of the whole. Until anything is promised to clients the answer that is to be sent says it, whatever
-        a manifest says: its bytes are judged by the digest. Afterwards every further answer must say the same.
+        """Returns the size of the whole blob in bytes (None: unknown), given the size that upstream's answer says.
+
+        Until clients have been given a size, upstream's answer overrides the manifest: the digest judges the bytes.
+        Afterwards a different size raises `UpstreamInvalid`.
         """
         if flight.known.done() and said is not None and flight.size is not None and said != flight.size:
             raise UpstreamInvalid(
@@ -694,8 +711,10 @@ class Flights:
         stop: Callable[[], None] | None = None,
         unwanted: Callable[[T], None] | None = None,
     ) -> T:
-        """Run blocking work; when cancelled, stop it and wait for its end, because it uses files of ours. A result that
-        nobody gets any more is `unwanted`.
+        """Runs blocking work in the executor and returns its result.
+
+        If cancelled, calls `stop` and waits for the end of the work, because it uses this flight's files; its result is
+        then passed to `unwanted`.
         """
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._executor, work, *arguments)
@@ -703,5 +722,5 @@ class Flights:
 
 
 def _is_unreachable(error: UpstreamError) -> bool:
-    """Whether upstream could not be asked at all: of a dial that fails, the next one may do better in a moment."""
+    """True if upstream could not be reached at all: the next connection may succeed a moment later."""
     return isinstance(error, UpstreamUnavailable) and not isinstance(error, UpstreamTimeout) and error.status is None

@@ -3,9 +3,9 @@
     manifest fetched ──> begin() ──> in its order: here already? under way? too large? ── no ──> a slot ──> flight
                                                          └── yes: left alone        (`at_once` of them in a process)
 
-The client's own requests then find their blobs under way and follow. Nothing waits for what is done here, and nothing
-that goes wrong here reaches a client: its own request will tell. What is not begun when the mirror stops never is; what
-is under way stays as a partial, like any other fill.
+The client's own requests then find their blobs under way and follow them. No request waits for this work, and no error
+in it reaches a client: the client's own request reports its own error. When the mirror stops, blobs that were not begun
+are dropped; those under way stay as partials, like any other fill.
 """
 
 from __future__ import annotations
@@ -23,28 +23,29 @@ from mirror.oci.manifest import Manifest
 
 __all__ = ["Fetching", "ReadAhead"]
 
-#: Manifests whose blobs wait for a slot; more are let go. Each was asked for by somebody who then asks for the blobs.
+#: Manifests whose blobs may be fetched, or wait for a slot, at a time. Further manifests are skipped: their clients ask
+#: for the blobs anyway.
 _MOST_WAITING: Final = 200
 
 
 class Fetching(Protocol):
-    """What is needed of a repository (`ProxiedRepository`, `GuardedRepository`)."""
+    """The part of a repository that `ReadAhead` uses (`ProxiedRepository`, `GuardedRepository`)."""
 
     def holds(self, digest: Digest) -> bool:
-        """Whether its bytes are here."""
+        """True if the blob is in the store."""
 
     def awaits(self, digest: Digest) -> bool:
-        """Whether this process has it under way."""
+        """True if this process is fetching the blob."""
 
     async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
-        """Have it here. Raises `MirrorError`."""
+        """Fetches the blob into the store. Raises `MirrorError`."""
 
 
 class ReadAhead:
-    """One in each process that serves."""
+    """Fetches blobs in the background. Each serving process has one."""
 
     def __init__(self, limit: Callable[[], Awaitable[int]], *, at_once: int) -> None:
-        """`limit` tells the most bytes that the store may hold now. `at_once` blobs are under way at most."""
+        """`limit` returns how many bytes the store may hold now. At most `at_once` blobs are fetched at a time."""
         self._limit = limit
         self._slots = asyncio.Semaphore(at_once)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -52,9 +53,9 @@ class ReadAhead:
         self._closed = False
 
     def begin(self, repository: Fetching, manifest: Manifest) -> None:
-        """In the background: config and layers of an image manifest. Returns at once; raises nothing.
+        """Starts fetching the config and the layers of an image manifest. Returns at once; raises nothing.
 
-        An index is left alone: its platforms are for clients to choose from.
+        An index is skipped: the client chooses the platform.
         """
         full = len(self._manifests) >= _MOST_WAITING
         if self._closed or full or manifest.is_index or manifest.digest in self._manifests:
@@ -65,7 +66,7 @@ class ReadAhead:
         task.add_done_callback(lambda _: self._ended(manifest.digest))
 
     async def aclose(self) -> None:
-        """End it all; what was under way stays as partials. Repeatable."""
+        """Cancels all fetching; blobs under way stay as partials. Repeatable."""
         self._closed = True
         while self._tasks:
             await end(*self._tasks)
@@ -83,10 +84,10 @@ class ReadAhead:
     async def _all(self, repository: Fetching, manifest: Manifest) -> None:
         room = await self._limit()
         for blob in {blob.digest: blob for blob in manifest.blobs}.values():
-            # a blob of unknown size may be one that the store cannot take
+            # a blob of unknown size may be too large for the store
             if blob.foreign or not 0 <= blob.size <= room:
                 continue
-            # an image that the store cannot hold as a whole must not push out its own first layers
+            # an image that is larger than the store must not evict its own first layers
             room -= blob.size
             if not self._is_needless(repository, blob.digest):
                 await self._slots.acquire()
@@ -94,7 +95,7 @@ class ReadAhead:
                 task.add_done_callback(lambda _: self._slots.release())
 
     async def _one(self, repository: Fetching, digest: Digest) -> None:
-        # the client may have come first while we waited for the slot
+        # the client may have asked for the blob while this task waited for its slot
         if not self._is_needless(repository, digest):
             await repository.fetch(digest, _nobody)
 
@@ -112,4 +113,4 @@ async def _logged(work: Callable[[], Awaitable[None]]) -> None:
 
 
 def _nobody(_received: int, _size: int | None) -> None:
-    """Nobody is told of the progress."""
+    """Ignores the progress."""
