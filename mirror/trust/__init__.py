@@ -1,1 +1,1 @@
-"""May the caller have it, and is it genuine: access verified upstream, and signatures."""
+"""Access and authenticity: callers' rights verified at upstream, limits to logins, and cosign signatures."""

@@ -1,16 +1,16 @@
-"""Signatures as cosign makes them with a key, read and verified.
+"""Reads and verifies the signatures that cosign makes with a key.
 
 Two forms, both attached to an image by its digest:
 
     simple signing   a layer is the payload, a JSON document with the image's digest; its annotation holds the signature
     sigstore bundle  a layer is a JSON document that holds a DSSE envelope, whose in-toto statement names the digest
 
-What certificates and transparency logs would add is not looked at: the keys are the operator's own. A signature that
-does not verify, of another key or for another digest, counts as none.
+Certificates and transparency logs are ignored: the operator configures the keys. A signature that does not verify, is
+by another key or is for another digest counts as none.
 
-A manifest of signatures can be pulled, so that clients can verify them, and some clients unpack every layer whatever
-its media type is. So before it is let through, each of its layers must be a document and nothing else
-(`is_only_document`): the fields of its form, each once, and no tar, which a JSON text can be at the same time.
+Clients may pull a manifest of signatures in order to verify them, and some clients unpack every layer whatever its
+media type is. So each layer of such a manifest must be a document and nothing else (`is_only_document`): it has the
+fields of its form, each once, and is no tar. A JSON text can be a tar at the same time.
 """
 
 from __future__ import annotations
@@ -48,22 +48,22 @@ __all__ = [
 ]
 
 _SIMPLE: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
-#: With `.v0.3` or `;version=0.1` (sigstore's protobuf-specs, sigstore_bundle.proto, "media_type").
+#: The version is `.v0.3` or `;version=0.1` (sigstore's protobuf-specs, sigstore_bundle.proto, "media_type").
 _BUNDLE: Final = re.compile(r"application/vnd\.dev\.sigstore\.bundle(\.v\d+(\.\d+)*)?\+json(;version=\d+(\.\d+)*)?")
 _ATTESTATION: Final = "application/vnd.dsse.envelope.v1+json"
 _SIGNATURE: Final = "dev.cosignproject.cosign/signature"
-#: Bytes of a payload or bundle that are read.
+#: Size in bytes of the largest payload or bundle that is read.
 LARGEST: Final = 1 << 20
 
-#: Signatures of one envelope: each may have to be verified with each key.
+#: Signatures that an envelope may have: each may have to be verified with each key.
 _MOST_SIGNATURES: Final = 50
 
-#: What the tags end with where cosign puts signatures, attestations and SBOMs.
+#: Endings of the tags under which cosign stores signatures, attestations and SBOMs.
 _SUFFIXES: Final = ("sig", "att", "sbom")
 _TAG: Final = re.compile(rf"(sha256|sha512)-([0-9a-f]+)\.(?:{'|'.join(_SUFFIXES)})")
 
-#: The fields of each form; the fields within those that are free (`optional`, certificates, log entries) are not looked
-#: into: `_is_tar` sees what they could make of the whole.
+#: The fields of each form. Fields of free content (`optional`, certificates, log entries) are not checked inside:
+#: `_is_tar` finds out if their content makes the whole document a tar.
 _SIMPLE_FIELDS: Final = frozenset({"critical", "optional"})
 _CRITICAL_FIELDS: Final = frozenset({"identity", "image", "type"})
 _ENVELOPE_FIELDS: Final = frozenset({"payload", "payloadType", "signatures"})
@@ -78,7 +78,7 @@ PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519Public
 
 
 def read_key(path: Path) -> PublicKey:
-    """Blocking: a PEM file. Raises `ConfigError`."""
+    """Blocking: returns the public key of a PEM file. Raises `ConfigError`."""
     try:
         key = load_pem_public_key(path.read_bytes())
     except OSError as error:
@@ -91,17 +91,17 @@ def read_key(path: Path) -> PublicKey:
 
 
 def signature_tag(digest: Digest) -> str:
-    """The tag that cosign gives to the signatures of an image, in registries without referrers."""
+    """Returns the tag that cosign gives to the signatures of an image, in registries without referrers."""
     return f"{digest.algorithm}-{digest.hex}.sig"
 
 
 def attachment_tags(digest: Digest) -> list[str]:
-    """The tags that cosign gives to what is attached to an image: signatures, attestations, SBOMs."""
+    """Returns the tags that cosign gives to the signatures, attestations and SBOMs of an image."""
     return [f"{digest.algorithm}-{digest.hex}.{suffix}" for suffix in _SUFFIXES]
 
 
 def image_of_tag(tag: str) -> Digest | None:
-    """The image that one of `attachment_tags` belongs to; None for any other tag."""
+    """Returns the image whose `attachment_tags` include this tag; None for any other tag."""
     if (found := _TAG.fullmatch(tag)) is None:
         return None
     try:
@@ -111,7 +111,7 @@ def image_of_tag(tag: str) -> Digest | None:
 
 
 def signed_layers(manifest: Manifest) -> list[Descriptor]:
-    """The layers of a manifest that hold signatures of an image."""
+    """Returns the layers of a manifest whose media type is that of signatures and which are small enough to be read."""
     return [
         layer
         for layer in manifest.blobs
@@ -120,9 +120,9 @@ def signed_layers(manifest: Manifest) -> list[Descriptor]:
 
 
 def signature_layers(manifest: Manifest) -> tuple[Descriptor, ...]:
-    """The layers of an image manifest that are all called signatures or attestations; none if any is called otherwise.
+    """Returns the layers of an image manifest if all have the media type of a signature or attestation; otherwise none.
 
-    The name proves nothing: podman unpacks layers whatever they are called.
+    The media type proves nothing: podman unpacks layers whatever their media type is.
     """
     if manifest.media_type not in (OCI_MANIFEST, DOCKER_MANIFEST):
         return ()
@@ -135,25 +135,25 @@ def _is_called_ours(layer: Descriptor) -> bool:
     return known and layer.size <= LARGEST
 
 
-# ------------------------------------------------------------------------------------------ what a document says
+# ------------------------------------------------------------------------------------------ statements of documents
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What a signature or attestation says: about which images, and the bytes that were signed with the signatures."""
+    """A signature or attestation: the images that it is about, the signed bytes, and the signatures of these bytes."""
 
     images: frozenset[Digest]
     signed: bytes
     signatures: tuple[bytes, ...]
 
     def is_by(self, keys: Iterable[PublicKey]) -> bool:
-        """Whether one of the keys has made one of the signatures."""
+        """True if one of the keys has made one of the signatures."""
         known = tuple(keys)
         return any(_verifies(known, signature, self.signed) for signature in self.signatures)
 
 
 def read_statement(layer: Descriptor, content: bytes) -> Statement | None:
-    """The statement of a layer that holds a signature or attestation; None if it holds none."""
+    """Returns the statement in the content of a layer; None if it is no signature or attestation."""
     try:
         document = read_json(content)
         if layer.media_type == _SIMPLE:
@@ -175,7 +175,7 @@ def _envelope_statement(envelope: Mapping[str, Any]) -> Statement:
     payload, kind = base64.b64decode(envelope["payload"], validate=True), envelope["payloadType"].encode()
     subjects = read_json(payload)["subject"]
     images = _digests(f"{name}:{value}" for subject in subjects for name, value in subject["digest"].items())
-    # DSSE's pre-authentication encoding: what is signed cannot be read in two ways
+    # DSSE's pre-authentication encoding: the signed bytes have one reading only
     signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
     if len(envelope["signatures"]) > _MOST_SIGNATURES:
         raise ValueError("more signatures than anybody verifies")
@@ -184,7 +184,7 @@ def _envelope_statement(envelope: Mapping[str, Any]) -> Statement:
 
 
 def _digests(texts: Iterable[str]) -> frozenset[Digest]:
-    """Those that are digests of content: what else a statement may name (commits, older algorithms) is no image."""
+    """Returns the texts that are digests of content. Others (commits, older algorithms) cannot name an image."""
     found = set()
     for text in texts:
         with suppress(DigestInvalid):
@@ -213,10 +213,11 @@ def _verifies_by(key: PublicKey, signature: bytes, content: bytes) -> bool:
 
 
 def is_only_document(layer: Descriptor, content: bytes) -> bool:
-    """Whether these bytes have the fields of the form that the layer is called by, and no client could unpack them.
+    """True if the content has only the fields of the form that the layer's media type names, and no client can unpack
+    it.
 
-    They are UTF-8 text without control characters (RFC 8259), which no compressed stream and no file system is; a tar
-    is looked for.
+    JSON is UTF-8 text without control characters (RFC 8259), so it is no compressed stream and no file system. It could
+    still be a tar, so that is checked.
     """
     try:
         document = read_json(content, fields_once=True)
@@ -247,9 +248,9 @@ def _is_object_of(value: object, fields: frozenset[str]) -> TypeGuard[dict[str, 
 
 
 def _is_tar(content: bytes) -> bool:
-    """Whether a tar begins at any block of these bytes: some readers skip what is none before it.
+    """True if any block of the content is the header of a tar: some readers skip other blocks before it.
 
-    A header is known by its checksum alone: that of the seventh edition of Unix has no magic number.
+    A header is recognized by its checksum alone: the headers of the seventh edition of Unix have no magic number.
     """
     return any(_is_tar_header(content[at : at + _TAR_BLOCK]) for at in range(0, len(content), _TAR_BLOCK))
 
@@ -257,7 +258,7 @@ def _is_tar(content: bytes) -> bool:
 def _is_tar_header(block: bytes) -> bool:
     if (found := _OCTAL.match(block[_TAR_CHECKSUM])) is None:
         return False
-    # the field itself counts as spaces; some readers take bytes as signed numbers
+    # the checksum field itself counts as spaces; some readers sum up signed bytes
     counted = block[: _TAR_CHECKSUM.start] + b" " * 8 + block[_TAR_CHECKSUM.stop :]
     unsigned = sum(counted)
     signed = unsigned - 256 * sum(byte > 127 for byte in counted)

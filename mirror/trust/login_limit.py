@@ -1,4 +1,4 @@
-"""How many credentials of one user name are tried at one registry, from one client address.
+"""Limits how many different credentials of one user name are tried at one registry from one client address.
 
     asked ── the registry has accepted these credentials ───────────────────────────────> upstream is asked
       ├── `_AT_ONCE` others of this name, from this client, are being asked about ──> `TooManyLogins`
@@ -6,10 +6,10 @@
       └── upstream is asked ──┬── refused ───> noted for a minute
                               └── accepted ──> remembered
 
-A mirror that asks on behalf of others would otherwise guess for them: upstream sees its address, and locks out the
-account, or the mirror. The same wrong password counts once however often it comes. Robots share names (`AWS`,
-`oauth2accesstoken`), so credentials that the registry has once accepted are never counted and never held up, whatever
-else comes under their name: whoever has them is not guessing.
+Without a limit, clients could guess passwords through the mirror: upstream sees the mirror's address, and locks out the
+account or the mirror. The same wrong password counts once, however often it is sent. Robot accounts share user names
+(`AWS`, `oauth2accesstoken`), so credentials that the registry has accepted once are neither counted nor refused,
+whatever else is tried under the same name: their holder is not guessing.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from mirror.oci.authorization import CallerCredentials
 
 __all__ = ["LoginLimiter"]
 
-#: Seconds that a refusal is noted for, how many may be, and how many may be under way.
+#: Seconds for which a refusal counts, how many may count at a time, and how many questions may be under way at a time.
 _FOR: Final = 60.0
 _EACH: Final = 10
 _AT_ONCE: Final = 32
-#: Names and credentials that are remembered; the least recent ones leave.
+#: Names and credentials that are remembered; the least recent ones are dropped.
 _MOST: Final = 10_000
 
 #: Registry, client address, user name.
@@ -37,7 +37,7 @@ _Key: TypeAlias = tuple[str, str, str]
 
 
 class LoginLimiter:
-    """Of one process. `now` is monotonic."""
+    """The limiter of one process. `now` is monotonic, in seconds."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
@@ -47,7 +47,7 @@ class LoginLimiter:
 
     @contextmanager
     def asking(self, registry: str, own: CallerCredentials) -> Iterator[None]:
-        """Inside it this registry is asked about these credentials. Raises `TooManyLogins`."""
+        """Counts a question to the registry about these credentials as under way. Raises `TooManyLogins`."""
         if (registry, own.fingerprint) in self._accepted:
             yield
             return
@@ -70,7 +70,7 @@ class LoginLimiter:
             del self._asking[key]
 
     def answered(self, registry: str, own: CallerCredentials, *, accepted: bool) -> None:
-        """What the registry said about these credentials."""
+        """Records whether the registry accepted these credentials."""
         if accepted:
             put_latest(self._accepted, (registry, own.fingerprint), None, _MOST)
         elif (registry, own.fingerprint) not in self._accepted:

@@ -1,14 +1,14 @@
-"""Private images in a shared cache: what is cached for one is given to another only if upstream would give it to them.
+"""Private images in a shared cache: cached content is given to a caller only if upstream would give it to that caller.
 
-Of one repository and one caller's own credentials:
+The states of a repository and a caller's own credentials:
 
     unknown ── upstream is asked, with those credentials ──> allowed ── `keep` over ──> asked again
                     │                                           └── upstream down ──> allowed, up to `keep_while_down`
                     └── refused ──> refused for some seconds
 
-Upstream is asked for what the caller asks for, or, where that would be costly, for a manifest of the repository that
-is here: by HEAD, which costs nothing. Bytes are shared between callers, the right to them is not. What is remembered
-is a fingerprint of the credentials, never they.
+Upstream is asked for what the caller wants, or, if that would be costly, by a free HEAD for a manifest of the
+repository that is cached here. Callers share the cached bytes, but not the right to them. Only a fingerprint of the
+credentials is remembered, never the credentials.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from mirror.trust.login_limit import LoginLimiter
 
 __all__ = ["Provable", "Verifier"]
 
-#: Seconds that a refusal stands.
+#: Seconds for which a refusal is remembered.
 _REFUSED_FOR: Final = 15.0
 _MOST: Final = 50_000
 
 
 class Provable(Protocol):
-    """What is needed of a repository (`ProxiedRepository`, `GuardedRepository`)."""
+    """The part of a repository that `Verifier` uses (`ProxiedRepository`, `GuardedRepository`)."""
 
     repo: Repo
 
     async def prove(self, kind: Kind, reference: Reference | None) -> None:
-        """Raises `UpstreamDenied`, `NotKnown`, `UpstreamError`."""
+        """Returns if upstream gives the content to the caller. Raises `UpstreamDenied`, `NotKnown`, `UpstreamError`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,11 @@ class _Verdict:
 
 
 class Verifier:
-    """`keep` and `keep_while_down` in seconds; `now` is monotonic."""
+    """Asks upstream whether callers may pull, and remembers the answers.
+
+    An approval is believed for `keep` seconds, and for `keep_while_down` seconds while upstream does not answer. `now`
+    is monotonic.
+    """
 
     def __init__(
         self,
@@ -69,10 +73,12 @@ class Verifier:
         self._once = SingleFlight()
 
     async def may_pull(self, repository: Provable, own: CallerCredentials | None, wanted: RegistryRequest) -> bool:
-        """Whether upstream lets the holder of these credentials have it. Call it inside `behalf.acting_for`.
+        """True if upstream gives the wanted content to the holder of these credentials. Call it inside
+        `caller.acting_for`.
 
-        Raises `ManifestUnknown`, `BlobUnknown` where upstream does not know what is wanted, `UpstreamError` where it
-        cannot be told now and was not told lately, `TooManyLogins` where too many of this name were refused.
+        Raises `ManifestUnknown` or `BlobUnknown` if upstream does not have the content, `UpstreamError` if upstream
+        cannot tell now and no approval is recent enough, `TooManyLogins` if too many credentials of this user name were
+        refused or are being asked about.
         """
         key = repository.repo, own.fingerprint if own else ""
         verdict = self._verdicts.get(key)
@@ -103,5 +109,5 @@ class Verifier:
         return True
 
     async def aclose(self) -> None:
-        """Repeatable."""
+        """Cancels questions under way. Repeatable."""
         await self._once.aclose()
