@@ -1,1 +1,1 @@
-"""What the product does: pull-through, flights, eviction. Talks to the outside only through `mirror.ports`."""
+"""Repositories as clients see them: proxied, sealed, or guarded by rules. Uses the outside only by `mirror.ports`."""

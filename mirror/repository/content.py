@@ -1,8 +1,8 @@
-"""What a repository gives for a blob. The server sends any of these in the same way: what may be sent, then more.
+"""The answers of a repository: manifests, and the content of blobs. The server sends all kinds of blob content alike.
 
-StoredContent    in the store: all of it may be sent at once
-GrowingContent   on its way: more may be sent as it comes
-UncachedContent  the store cannot take it: from upstream to this one client, through a little memory
+StoredContent    the blob is in the store: all of it may be sent at once
+GrowingContent   the blob is being received: more may be sent as bytes arrive
+UncachedContent  the store cannot take the blob: it is streamed from upstream to this one client through memory
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _CHUNK: Final = 256 * 1024
 
 
 class Outcome(Enum):
-    """How an answer came about; metric, log and `Cache-Status` tell it."""
+    """How an answer came about, as metrics, log and the `Cache-Status` header show it."""
 
     HIT = "hit"
     MISS = "miss"
@@ -47,18 +47,18 @@ class Outcome(Enum):
     REVALIDATED = "revalidated"
     STALE = "stale"
     BYPASS = "bypass"
-    #: HEAD of something that is not here; a manifest that is here says its type and size, so upstream was not asked.
+    #: HEAD of content that is not here. Its type and size were known here, so upstream was not asked.
     DESCRIBED = "described"
-    #: HEAD of something that is not here; upstream was asked for its type and size, and nothing was stored.
+    #: HEAD of content that is not here. Upstream was asked for its type and size, and nothing was stored.
     ASKED = "asked"
     NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestAnswer:
-    """A manifest, or for HEAD perhaps only what points to it. `size` in bytes; `manifest` None if it was not fetched.
+    """A manifest, or for HEAD perhaps only its descriptor: `manifest` is None if it was not fetched. `size` in bytes.
 
-    `kept` says why a tag answers another digest than upstream would.
+    `kept` is the reason if a tag is answered with another digest than upstream's.
     """
 
     digest: Digest
@@ -71,24 +71,24 @@ class ManifestAnswer:
 
     @classmethod
     def of(cls, manifest: Manifest, outcome: Outcome, upstream: str, kept: TagOverride | None = None) -> ManifestAnswer:
-        """The answer that has the manifest itself."""
+        """Returns the answer with the manifest itself."""
         size = len(manifest.content)
         return cls(manifest.digest, manifest.media_type, size, manifest, outcome, upstream, kept)
 
     @property
     def content(self) -> bytes | None:
-        """The exact bytes."""
+        """The manifest's exact bytes; None if it was not fetched."""
         return None if self.manifest is None else self.manifest.content
 
     def read(self) -> Manifest:
-        """The manifest of an answer to GET, which always has it. Raises `TypeError` for one that has not."""
+        """Returns the manifest. Answers to GET always have it; raises `TypeError` if this answer does not."""
         if self.manifest is None:
             raise TypeError(f"an answer without its manifest: {self.digest}")
         return self.manifest
 
 
 class BlobContent(Protocol):
-    """A blob to be sent."""
+    """The content of a blob that is to be sent."""
 
     digest: Digest
     outcome: Outcome
@@ -96,32 +96,33 @@ class BlobContent(Protocol):
 
     @property
     def size(self) -> int | None:
-        """In bytes; None where upstream does not say it before the end."""
+        """Size in bytes; None if upstream does not say it in its headers."""
 
     @property
     def reader(self) -> BlobReader | None:
-        """Bytes that may be sent up to what `beyond` says; None: only `rest` has them."""
+        """Reads the bytes that may be sent, as many as `beyond` returns; None if only `rest` has them."""
 
     async def beyond(self, position: int) -> int:
-        """Wait until more than `position` bytes may be sent; returns how many, or at most `position` at the end."""
+        """Waits until more than `position` bytes may be sent. Returns how many, or at most `position` at the end."""
 
     def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
-        """The bytes of a span (None: all) when the store gave up on them: verified, the last ones held back.
+        """Returns the bytes of a span (None: all) from upstream, if `reader` cannot give them. The last bytes are held
+        back until the digest is verified.
 
-        `sent` is what the client has already from `reader`.
+        `sent` is the span that the client has already received from `reader`.
         """
 
     def failed(self) -> None:
-        """`reader` did not give what it should have, and the caller does without `rest`: the blob is looked at, so that
-        the next answer is not sent from wrong bytes.
+        """Call it if `reader` failed and `rest` is not used: the stored blob is then checked, so that the next answer
+        is not sent from wrong bytes.
         """
 
     def close(self) -> None:
-        """Repeatable."""
+        """Releases the content. Repeatable."""
 
 
 class UpstreamStream:
-    """Streams a blob from upstream through memory."""
+    """Streams a blob from upstream to one client through memory."""
 
     def __init__(
         self,
@@ -131,7 +132,7 @@ class UpstreamStream:
         executor: Executor,
         received: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """`received` is told how many bytes upstream has sent, each time that it was asked."""
+        """`received` is called at the end of each stream with the number of bytes that upstream has sent."""
         self.digest = digest
         self.upstream = upstream
         self._pull = pull
@@ -141,11 +142,13 @@ class UpstreamStream:
     async def stream(
         self, span: Span | None, size: int | None, sent: Span | None = None, reader: BlobReader | None = None
     ) -> AsyncIterator[bytes]:
-        """The span's bytes. The whole blob is read and hashed even for a part of it: unverified bytes never leave
-        whole. Nor do they as the end of others: what was `sent` from `reader` came from another answer of upstream,
-        which nobody has verified, and must be the same as in this one. `size` in bytes is what the client was told of
-        the whole: a manifest may have said it wrongly, and an answer cut to that would look complete. Raises
-        `UpstreamError`, `DigestMismatch` before the last bytes, `StoreError`.
+        """Yields the bytes of the span (None: all).
+
+        The whole blob is read and hashed even for a part of it: the last bytes are held back until the digest is
+        verified. Bytes `sent` from `reader` came from another, unverified answer of upstream, so they are compared with
+        this one. `size` is the size in bytes that the client was told: it may come from a wrong manifest, and an answer
+        cut to that size would look complete. Raises `UpstreamError`; `DigestMismatch` or `UpstreamInvalid` before the
+        last bytes; `BlobDamaged` if the bytes `sent` differ; `StoreError`.
         """
         loop = asyncio.get_running_loop()
         hashing = hasher(self.digest)
@@ -187,14 +190,14 @@ class UpstreamStream:
 
 
 class StoredContent:
-    """A blob that was present when it was opened; it can be read to its end even if it is evicted meanwhile."""
+    """A blob in the store, opened. It can be read to its end even if it is evicted meanwhile."""
 
     outcome = Outcome.HIT
 
     def __init__(
         self, digest: Digest, size: int, reader: BlobReader, passing: UpstreamStream, doubt: Callable[[Digest], None]
     ) -> None:
-        """`doubt` is told where the disk does not give what it should have."""
+        """`doubt` is called with the digest if the disk does not give the bytes that it should have."""
         self.digest = digest
         self.size: int | None = size
         self.reader: BlobReader | None = reader
@@ -219,7 +222,7 @@ class StoredContent:
 
 
 class GrowingContent:
-    """A blob on its way, followed."""
+    """A blob that is being received: a follower of its flight."""
 
     def __init__(self, flight: Flight, passing: UpstreamStream, outcome: Outcome) -> None:
         self.digest = flight.digest
@@ -241,23 +244,23 @@ class GrowingContent:
         return await self._flight.beyond(position)
 
     async def settled(self) -> bool:
-        """Returns once the flight is over in every respect; whether this process has filled it.
+        """Returns once the flight is over. True if this process has filled it.
 
-        If so the blob is stored by now, or the store does without it; if not, another process may still be at it.
+        If True, the blob is stored or cannot be stored. If False, another process may still be filling it.
         """
         await self._flight.over.wait()
         return self._flight.filled_here
 
     @property
     def stored(self) -> bool:
-        """Whether this process has put it into the store; it may have been dropped since."""
+        """True if the fill of this process ended with the blob in the store; it may have been dropped since."""
         return self._flight.stored
 
     def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
         return self._passing.stream(span, self.size, sent, self.reader)
 
     def failed(self) -> None:
-        """The flight sees to it."""
+        """Does nothing: the flight checks the digest itself."""
 
     def close(self) -> None:
         if not self._left:
@@ -266,7 +269,7 @@ class GrowingContent:
 
 
 class UncachedContent:
-    """A blob that the store cannot take; `why` says so for people."""
+    """A blob that the store cannot take; `why` is the reason, for people."""
 
     outcome = Outcome.BYPASS
     reader: BlobReader | None = None
@@ -285,7 +288,7 @@ class UncachedContent:
         return self._passing.stream(span, self.size)
 
     def failed(self) -> None:
-        """Nothing is read."""
+        """Does nothing: there is no reader."""
 
     def close(self) -> None:
-        """Nothing is open between calls."""
+        """Does nothing: nothing is open between calls."""

@@ -1,7 +1,7 @@
-"""What the indexes that a repository has here say of the manifests that they name: type and size.
+"""Media types and sizes of manifests, as the stored indexes of their repository describe them.
 
-A client that is given an index asks by HEAD for the manifest of its platform. The index says already what that HEAD
-would tell, so upstream need not be asked; a GET still has to.
+A client that has pulled an index asks by HEAD for the manifest of its platform. The index already has the answer to
+that HEAD, so upstream need not be asked. A GET still asks upstream.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = ["Described"]
 
 _MANIFESTS: Final = CHECKED | INDEXES
 
-#: Media type and size in bytes of what one index names; nothing for what is no index.
+#: Media types and sizes in bytes of the manifests that one index names; empty for a manifest that is no index.
 Named = Mapping[Digest, tuple[str, int]]
 
 _NOTHING: Final[Named] = {}
 
 
 class Described:
-    """Of all repositories, as this process has read their indexes."""
+    """The descriptions in the indexes of all repositories, as this process has read them."""
 
     def __init__(self, store: BlobStore, catalog: Catalog, once: SingleFlight) -> None:
         self._store = store
@@ -43,13 +43,13 @@ class Described:
         )
 
     async def get(self, repo: Repo, digest: Digest) -> tuple[str, int] | None:
-        """The manifest's media type and size in bytes; None if no index of this repository that is here names it, if
-        two of them disagree, or if the disk does not tell. Upstream can be asked in each of these cases.
+        """Returns the manifest's media type and size in bytes. None if no stored index of this repository names it, if
+        two indexes disagree, or if the disk cannot be read; upstream can then be asked.
         """
         known = self._read.get(repo) or {}
         try:
             read = await self._once.run(("described", repo), lambda: asyncio.to_thread(self._read_indexes, repo, known))
-            # what was read of an index that is gone counts no more
+            # an index that is gone from the store no longer counts
             said = {named[digest] for index, named in read.items() if digest in named and has_blob(self._store, index)}
         except StoreError as error:
             telemetry.log.warning("could not read an index", repository=str(repo), reason=str(error))
@@ -58,8 +58,8 @@ class Described:
         return said.pop() if len(said) == 1 else None
 
     def _read_indexes(self, repo: Repo, known: Mapping[Digest, Named]) -> Mapping[Digest, Named]:
-        """Blocking: what every index of the repository names. Those that are `known` are not read again. Raises
-        `StoreError`.
+        """Blocking: returns the manifests that each index of the repository names. Indexes in `known` are not read
+        again. Raises `StoreError`.
         """
         found: dict[Digest, Named] = {}
         for digest in self._catalog.manifest_digests(repo):
@@ -69,7 +69,7 @@ class Described:
         return found
 
     def _names(self, repo: Repo, digest: Digest) -> Named | None:
-        """Blocking: what the index `digest` names; None if it is not here. Raises `StoreError`."""
+        """Blocking: the manifests that the index `digest` names; None if it is not here. Raises `StoreError`."""
         record = self._catalog.get_manifest(repo, digest)
         if record is None:
             return None
@@ -78,6 +78,6 @@ class Described:
         stored = manifest_to_serve(self._store, self._catalog, repo, digest)
         if stored is None:
             return None
-        # an index may name blobs as well, and what is kept elsewhere
+        # an index may also name blobs and foreign content
         children = [one for one in stored.manifest.manifests if one.media_type in _MANIFESTS and not one.foreign]
         return {child.digest: (child.media_type, child.size) for child in children}

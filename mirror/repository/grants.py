@@ -1,13 +1,13 @@
-"""Which blobs a repository may serve. Bytes are shared between repositories, the right to them is not: without this a
-blob of a private image could be had through any other name.
+"""Which blobs a repository may serve. Repositories share the bytes of blobs, but not the right to serve them: otherwise
+a blob of a private image could be pulled through any other repository's name.
 
-A grant comes from one of two places: a manifest that the repository has names the blob, or upstream has answered for
-this blob in this repository. Grants are asked for in this order:
+A repository has a grant for a blob if one of its manifests names the blob, or if upstream has answered for the blob in
+this repository. Grants are looked up in this order:
 
     memory of this process ──> index ──> manifests of the repository on disk ──> (the caller asks upstream)
 
-The disk is read where the index has no word, because the index may be lost, late or down, and the disk is the truth.
-A manifest that cannot be read at the moment may grant anything: then "no grant" is not known, and `size` raises.
+The disk is read if the index has no answer: the index may be lost, late or down, while the disk is authoritative. A
+manifest that cannot be read at the moment may grant any blob, so if no other manifest grants the blob, `size` raises.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ from mirror.ports import BlobStore, Catalog, ContentIndex
 
 __all__ = ["Grants", "granted_by", "named_by"]
 
-#: (repository, digest) pairs that a process keeps in mind.
+#: (repository, digest) pairs that a process remembers.
 _MOST: Final = 200_000
 
-#: Seconds that what was read from the disk stands, as the last word after memory and index.
+#: Seconds until all manifests of a repository are read from the disk again.
 _READ_EVERY: Final = 2.0
 
-#: Seconds that an answer waits for the index to take note of a grant.
+#: Seconds that an answer waits for a grant to be written to the index.
 _PATIENCE: Final = 0.25
 
 
 def named_by(manifest: Manifest) -> dict[Digest, int]:
-    """What a repository may serve because it has this manifest, with sizes in bytes (-1 where not said): the manifest
-    itself and the blobs that it names. Manifests that an index names have links of their own.
+    """Returns the content that a repository may serve because upstream has this manifest in it, with sizes in bytes (-1
+    if unknown): the manifest itself and the blobs that it names. Manifests that an index names have links of their own.
     """
-    # whoever has the manifest has these bytes
+    # the manifest itself contains these bytes
     embedded = {blob.digest: blob.size for blob in manifest.blobs if blob.data is not None}
     if manifest.media_type not in CHECKED:
-        # some registries take what they do not know, and indexes, without a look at what they name
+        # some registries accept indexes and unknown media types without checking the content that they name
         return {**embedded, manifest.digest: len(manifest.content)}
-    # a registry takes a manifest only with all its blobs, but for foreign ones, which it does not look at: naming those
-    # proves nothing
+    # a registry accepts a manifest only if it has all its blobs, but does not check foreign blobs: to name a foreign
+    # blob proves nothing
     named = embedded | {blob.digest: blob.size for blob in manifest.blobs if not blob.foreign}
     named[manifest.digest] = len(manifest.content)
     return named
 
 
 def granted_by(stored: StoredManifest) -> dict[Digest, int]:
-    """What a repository may serve because it has this manifest on its disk: what `named_by` says, unless the record
-    says that less, or more, was proven when it was imported.
+    """Returns the content that a repository may serve because it has this manifest on the disk, with sizes in bytes:
+    the grants in the manifest's record if it has any, otherwise those of `named_by`.
     """
     if stored.record.grants is None:
         return named_by(stored.manifest)
@@ -70,7 +70,7 @@ def granted_by(stored: StoredManifest) -> dict[Digest, int]:
 
 
 class Grants:
-    """Of all repositories, as this process knows them."""
+    """The grants of all repositories, as this process knows them."""
 
     def __init__(self, index: ContentIndex, catalog: Catalog, store: BlobStore) -> None:
         self._index = index
@@ -84,8 +84,8 @@ class Grants:
         self._telling: set[asyncio.Task[None]] = set()
 
     async def size(self, repo: Repo, digest: Digest) -> int | None:
-        """The blob's size in bytes as it was granted (-1 where unknown); None: this repository has no grant. Raises
-        `StoreError` if that cannot be told.
+        """Returns the size in bytes with which the blob was granted (-1: unknown); None if this repository has no
+        grant. Raises `StoreError` if that cannot be told.
         """
         key = (repo, digest)
         known = self._known.get(key)
@@ -97,8 +97,8 @@ class Grants:
         except IndexUnavailable:
             found = None
         if found is None or found < 0:
-            # without a size a blob that was cut short on the disk cannot be told from a whole one; another process may
-            # have fetched a manifest that says it
+            # without a size, a truncated blob on the disk looks like a whole one; another process may have fetched a
+            # manifest that has the size
             said, trouble = await self._on_disk(repo, digest)
             found = next((one for one in (said, found, known) if one is not None), None)
             if found is None and trouble is not None:
@@ -108,7 +108,7 @@ class Grants:
         return found
 
     async def give(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
-        """From now on this repository may serve these blobs, of these sizes in bytes (-1 where unknown)."""
+        """Grants these blobs to the repository, with their sizes in bytes (-1: unknown)."""
         self._keep(repo, blobs)
         telling = asyncio.create_task(self._tell_index(repo, blobs))
         self._telling.add(telling)
@@ -117,12 +117,12 @@ class Grants:
         await asyncio.wait({telling}, timeout=_PATIENCE)
 
     async def _tell_index(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
-        # without it this process has it in mind, and the others find it by the manifest on disk or ask upstream
+        # without the index, this process remembers the grant; others find it by the manifest on disk or ask upstream
         with suppress(IndexUnavailable):
             await self._index.link(repo, blobs)
 
     async def aclose(self) -> None:
-        """Wait for what the index is still being told. Repeatable."""
+        """Waits for pending writes to the index and cancels reads. Repeatable."""
         await asyncio.gather(*self._telling)
         await self._once.aclose()
 
@@ -132,9 +132,12 @@ class Grants:
                 put_latest(self._known, (repo, digest), size, _MOST)
 
     async def _on_disk(self, repo: Repo, digest: Digest) -> tuple[int | None, StoreError | None]:
-        """What the repository's manifests say, and why one of them could not be read. All of them are read at most
-        every few seconds, for digests can be made up without end; what has come since, or could not be read, is looked
-        for each time, for another process may have fetched it just now.
+        """Returns the size that the repository's manifests grant for the blob (None: no grant), and the error if one of
+        them could not be read.
+
+        All manifests are read again only every few seconds, because clients can ask for any number of invented digests.
+        Manifests that are new since, or could not be read, are looked for on each call, because another process may
+        have fetched one just now.
         """
         read = self._read.get(repo)
         if read is None or time.monotonic() - read[0] > _READ_EVERY:
@@ -147,7 +150,7 @@ class Grants:
         else:
             (at, named), trouble = read, None
         if digest not in named:
-            # a look that others had begun before this question may have missed what came since
+            # a read that began before this call may have missed newer manifests
             new, trouble = await self._once.run_since((repo, "since"), lambda: self._from_disk(repo, named))
             if new:
                 named = {**named, **new}
@@ -158,7 +161,7 @@ class Grants:
         return await asyncio.to_thread(self._read_manifests, repo, known)
 
     def _read_manifests(self, repo: Repo, known: Mapping[Digest, int]) -> tuple[dict[Digest, int], StoreError | None]:
-        """Blocking: what those grant that are not `known`, and why one of them could not be read."""
+        """Blocking: returns what the manifests that are not in `known` grant, and the error if one cannot be read."""
         granted: dict[Digest, int] = {}
         trouble = None
         try:
@@ -168,7 +171,7 @@ class Grants:
                 try:
                     stored = read_stored(self._store, self._catalog, repo, digest)
                 except (BlobDamaged, RecordDamaged):
-                    # what is wrong grants nothing
+                    # a damaged manifest grants nothing
                     continue
                 except StoreError as error:
                     trouble = error

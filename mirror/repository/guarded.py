@@ -1,14 +1,14 @@
-"""A repository with rules about its content before it: what they refuse is 403 with the reason.
+"""A repository that is guarded by rules about its content. Clients get 403 with the reason for refused content.
 
     by tag      lists, `require_digest` ──> the manifest ──> lists by its digest, size, signature ──> given
     by digest   lists ───────────────────────────^
     blob        lists by repository and digest
 
-A manifest is given if it is signed itself, or if an index of this repository that is signed names it: cosign signs what
-is pulled, and clients go on from an index by the digests in it. Signatures and attestations by the same keys are given
-as well, so that clients can verify them: each of their layers must be a document about the image that they belong to
-(by `subject`, or by the tag that cosign gives them), and nothing that a client could unpack. That a digest is signed
-never changes, so it is remembered; that it is not may change any moment, so that is asked again after a while.
+A manifest is given if it is signed itself, or if a signed index of this repository names it: cosign signs the index
+that is pulled, and clients then pull the digests in it. Signatures and attestations by the same keys are given as well,
+so that clients can verify them. Each of their layers must be a document about the image that they belong to (by
+`subject`, or by the tag that cosign gives them), and nothing that a client could unpack. A signed digest stays signed,
+so that is remembered for good. An unsigned one may be signed at any moment, so it is checked again after a while.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ from mirror.trust.cosign import (
 __all__ = ["GuardedRepository", "Signatures"]
 
 _MOST: Final = 100_000
-#: The algorithm of digests in lists.
+#: The algorithm of the digests in the lists.
 _LISTED: Final = "sha256"
-#: Seconds that «not signed» stands.
+#: Seconds for which a digest without a signature is remembered.
 _UNSIGNED_FOR: Final = 30.0
-#: Referrers and signatures of one image that are looked at: anybody who may push there can make more.
+#: Referrers of one image, and layers of one signature manifest, that are read. Anyone who may push can add more.
 _MOST_REFERRERS: Final = 50
 _MOST_LAYERS: Final = 50
-#: Layers of all of them together: each may have to be fetched.
+#: Layers that are read for one image in all: each may have to be fetched.
 _MOST_READ: Final = 100
-#: Images that one attestation is looked up under: it may be about many.
+#: Images of one attestation, which may be about many, whose tags are looked up.
 _MOST_IMAGES: Final = 10
 
 
 class GuardedRepository:
-    """What a plain repository offers, less what rules refuse. Cheap to make."""
+    """A plain repository without the content that the rules refuse. Cheap to make."""
 
     def __init__(
         self,
@@ -81,14 +81,16 @@ class GuardedRepository:
         self._signatures = signatures
 
     async def manifest(self, reference: Reference) -> ManifestAnswer:
-        """Raises `Denied`, and what `PlainRepository.manifest` raises."""
+        """Returns an answer with the manifest itself. Raises `Denied`, and like `PlainRepository.manifest`."""
         tag = self._check_reference(reference)
         answer = await self._inner.manifest(reference)
         await self._check_answer(answer, tag)
         return answer
 
     async def resolve(self, reference: Reference) -> ManifestAnswer:
-        """Raises like `manifest`: what GET would refuse, HEAD refuses too, as far as can be told without the bytes."""
+        """Returns the answer to HEAD. Raises like `manifest`: HEAD refuses what GET would refuse, as far as that can be
+        told without the manifest's bytes.
+        """
         tag = self._check_reference(reference)
         answer = await self._inner.resolve(reference)
         await self._check_answer(answer, tag)
@@ -106,7 +108,7 @@ class GuardedRepository:
         if answer.content is not None:
             manifest = answer.read()
             if answer.digest.algorithm != _LISTED:
-                # the same bytes under another name
+                # the same bytes may be listed under this digest
                 self._lists.check_denied(self.repo, tag, Digest.of(answer.content, _LISTED))
             check_size(self._rule, self.repo, manifest)
         if self._rule.signed_by:
@@ -133,78 +135,83 @@ class GuardedRepository:
         return False
 
     async def blob(self, digest: Digest) -> BlobContent:
-        """Raises `Denied`, and what `PlainRepository.blob` raises."""
+        """Returns the blob. The caller closes it. Raises `Denied`, and like `PlainRepository.blob`."""
         self._lists.check_blob(self.repo, digest)
         return await self._inner.blob(digest)
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
-        """Raises like `blob`."""
+        """Returns the answer to HEAD of a blob. Raises like `blob`."""
         self._lists.check_blob(self.repo, digest)
         return await self._inner.stat_blob(digest)
 
     async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
-        """Raises like `blob`, and `StoreError`."""
+        """Fetches the blob into the store. False if it was there already. Raises like `blob`, and `StoreError`."""
         self._lists.check_blob(self.repo, digest)
         return await self._inner.fetch(digest, progress)
 
     async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
-        """Raises like `manifest`, and `StoreError`."""
+        """Returns the manifest once it and its tag are on the disk. Raises like `manifest`, and `StoreError`.
+
+        A manifest that is refused by its digest, size or signature stays on the disk.
+        """
         tag = self._check_reference(reference)
         answer = await self._inner.fetch_manifest(reference)
         await self._check_answer(answer, tag)
         return answer
 
     async def read(self, digest: Digest, limit: int) -> bytes:
-        """Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
+        """Returns the whole content of a small blob. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
         self._lists.check_blob(self.repo, digest)
         return await self._inner.read(digest, limit)
 
     def fetch_ahead(self, answer: ManifestAnswer) -> None:
-        """As `ProxiedRepository.fetch_ahead`; what may not be pulled is not fetched."""
+        """Like `ProxiedRepository.fetch_ahead`, through this repository: blobs that the lists deny are not fetched."""
         self._inner.fetch_ahead(answer, self)
 
     async def settled(self) -> None:
-        """Raises `StoreError`."""
+        """Returns once all that was fetched before this call is durable. Raises `StoreError`."""
         await self._inner.settled()
 
     def holds(self, digest: Digest) -> bool:
-        """As `ProxiedRepository.holds`."""
+        """True if the store has the content, from any repository. Fast enough for the event loop."""
         return self._inner.holds(digest)
 
     def awaits(self, digest: Digest) -> bool:
-        """As `ProxiedRepository.awaits`."""
+        """True if this process is fetching the blob, for any repository."""
         return self._inner.awaits(digest)
 
     async def prove(self, kind: Kind, reference: Reference | None) -> None:
-        """Raises what `ProxiedRepository.prove` raises: whether upstream gives it is another question than ours."""
+        """Like `ProxiedRepository.prove`: the rules are not applied, because only upstream's answer matters here."""
         await self._inner.prove(kind, reference)
 
     async def tags(self, last: str, count: int) -> Listing:
-        """Raises what `PlainRepository.tags` raises. A list says nothing that would have to be denied."""
+        """Returns a page of tags. Raises like `PlainRepository.tags`. The rules do not apply to a list of tags."""
         return await self._inner.tags(last, count)
 
     async def referrers(self, digest: Digest) -> Listing:
-        """Raises `Denied`, and what `PlainRepository.referrers` raises."""
+        """Returns descriptors of the referrers. Raises `Denied`, and like `PlainRepository.referrers`."""
         self._lists.check_blob(self.repo, digest)
         return await self._inner.referrers(digest)
 
 
 class Signatures:
-    """Which digests of which repositories are signed, as this process knows it. `now` is monotonic."""
+    """Remembers in this process which digests of which repositories are signed. `now` is monotonic, in seconds."""
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._signed: OrderedDict[tuple[Repo, Digest, tuple[str, ...]], None] = OrderedDict()
-        #: Signed indexes whose children were remembered as signed; a child that was forgotten is found by its index.
+        #: Signed indexes whose children are remembered as signed. A forgotten child is found again by its index.
         self._spread: OrderedDict[tuple[Repo, Digest, tuple[str, ...]], None] = OrderedDict()
-        #: By whom it was looked for as well: what they may not see is not missing.
+        #: Until when a digest counts as unsigned. Kept for each caller: one may not see a signature that another sees.
         self._unsigned: OrderedDict[tuple[Repo, Digest, tuple[str, ...], str], float] = OrderedDict()
         self._once = SingleFlight()
 
     async def is_signed(
         self, repository: PlainRepository, digest: Digest, names: tuple[str, ...], keys: Sequence[PublicKey]
     ) -> bool:
-        """Raises `UpstreamError` where it cannot be told now. `names` stand for the keys."""
+        """True if the digest is signed by one of the keys. `names` are the keys' names. Raises `UpstreamError` if that
+        cannot be told now.
+        """
         key = repository.repo, digest, names
         if key in self._signed:
             self._signed.move_to_end(key)
@@ -220,11 +227,13 @@ class Signatures:
         return found
 
     def remember(self, repo: Repo, digest: Digest, names: tuple[str, ...]) -> None:
-        """It is signed, or named by something that is."""
+        """Remembers that a digest is signed, or named by a signed index."""
         put_latest(self._signed, (repo, digest, names), None, _MOST)
 
     def remember_children(self, repo: Repo, index: Manifest, names: tuple[str, ...]) -> None:
-        """What a signed index names is as good as signed. Done once for each index: it may name thousands."""
+        """Remembers the manifests that a signed index names as signed. Done once for each index, which may name
+        thousands.
+        """
         key = repo, index.digest, names
         if index.manifests and key not in self._spread:
             put_latest(self._spread, key, None, _MOST)
@@ -232,12 +241,12 @@ class Signatures:
                 self.remember(repo, child.digest, names)
 
     async def aclose(self) -> None:
-        """Repeatable."""
+        """Cancels the search for signatures. Repeatable."""
         await self._once.aclose()
 
 
 async def _find_signature(repository: PlainRepository, digest: Digest, keys: Sequence[PublicKey]) -> bool:
-    """By cosign's tag first, which most registries have, then among the referrers."""
+    """True if a signature is found: first under cosign's tag, which most registries use, then among the referrers."""
     references: list[Reference] = [signature_tag(digest)]
     left = _MOST_READ
     for looked in range(2):
@@ -258,7 +267,9 @@ async def _find_signature(repository: PlainRepository, digest: Digest, keys: Seq
 async def _is_signature(
     repository: PlainRepository, manifest: Manifest, tag: str | None, keys: Sequence[PublicKey]
 ) -> bool:
-    """Whether it is nothing but signatures and attestations of the image it belongs to, one of them by these keys."""
+    """True if the manifest has nothing but signatures and attestations of the image that it belongs to, and one of them
+    is by these keys.
+    """
     layers = signature_layers(manifest)[: _MOST_LAYERS + 1]
     if len(layers) > _MOST_LAYERS:
         return False
@@ -282,10 +293,11 @@ async def _is_signature(
 async def _image_of(
     repository: PlainRepository, manifest: Manifest, tag: str | None, signed: Iterable[Statement]
 ) -> Digest | None:
-    """The image that a manifest of signatures belongs to; None: to none.
+    """Returns the image that a manifest of signatures belongs to; None if it belongs to none.
 
-    Clients ask by digest once they know what a tag points to. Then it belongs to an image that one of the statements
-    that our keys have `signed` names, if a tag for signatures of that image points to it.
+    Clients that have resolved a tag ask by digest, so without a tag here. Then the statements that our keys have
+    `signed` give the candidates: the manifest belongs to one of their images if a tag that cosign gives to signatures,
+    attestations or SBOMs of that image points to the manifest.
     """
     if manifest.subject is not None:
         return manifest.subject.digest
@@ -303,7 +315,10 @@ async def _image_of(
 async def _holds_signature(
     repository: PlainRepository, layers: Iterable[Descriptor], digest: Digest, keys: Sequence[PublicKey]
 ) -> bool:
-    """Skips signatures that are missing or malformed: otherwise anyone who can attach one could block the image."""
+    """True if one of the layers is a signature of the digest by one of the keys.
+
+    Missing or malformed signatures are skipped: otherwise anyone who can attach one could block the image.
+    """
     for layer in layers:
         try:
             content = await repository.read(layer.digest, LARGEST)
@@ -314,11 +329,13 @@ async def _holds_signature(
     return False
 
 
-# Documents of a megabyte, with many signatures, are work: that is done in threads.
+# The following run in threads: a document of a megabyte with many signatures takes time.
 
 
 def _judge(layer: Descriptor, content: bytes, keys: Sequence[PublicKey]) -> tuple[Statement | None, bool]:
-    """The statement of a layer that is nothing else (None: it is none), and whether one of the keys has made it."""
+    """Returns the statement of a layer and whether one of the keys has signed it. The statement is None if the layer is
+    anything but a statement.
+    """
     statement = read_statement(layer, content) if is_only_document(layer, content) else None
     return statement, statement is not None and statement.is_by(keys)
 

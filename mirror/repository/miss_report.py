@@ -1,10 +1,11 @@
-"""Takes note of what sealed repositories do not have, off the path of the answers.
+"""Records requests for content that sealed repositories do not have, without delaying the answers.
 
     missed ──> in memory, bounded, one record for each image or blob
-                  └── every few seconds, and at the end ──> blobs become the images that name them
+                  └── every few seconds, and at the end ──> blobs are replaced by the images that name them
                          └── under a lock over all processes ──> the report on disk
 
-A crash loses the last few seconds. Where the disk does not take it, it is kept in memory and tried again.
+A crash loses the misses of the last few seconds. If the disk cannot be written, they stay in memory and are tried
+again.
 """
 
 from __future__ import annotations
@@ -32,26 +33,26 @@ from mirror.ports import BlobStore, Catalog
 
 __all__ = ["Misses", "images_naming"]
 
-#: Records that wait in memory; the least recent ones leave.
+#: Records that wait in memory; the least recent ones are dropped.
 _MOST: Final = 10_000
-#: Seconds between two batches, and how many times as long as writing one took.
+#: The pause between two batches: at least so many seconds, and at least so many times as long as the last batch took.
 _EVERY: Final = 2.0
 _REST: Final = 20.0
-#: Images that are told for one missing blob: a base layer may belong to hundreds.
+#: Images that are reported for one missing blob: a base layer may belong to hundreds.
 _MOST_IMAGES: Final = 16
-#: Seconds that what was found out about a missing blob stands.
+#: Seconds for which the images that name a missing blob are remembered.
 _KNOWN_FOR: Final = 60.0
 
 
 class MissRecords(Protocol):
-    """Where misses are kept. Blocking."""
+    """The report on disk. Blocking."""
 
     def add(self, misses: Iterable[Miss]) -> None:
-        """Raises `StoreError`."""
+        """Adds misses to the report. Raises `StoreError`."""
 
 
 class Misses:
-    """Of one process."""
+    """The misses of one process."""
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class Misses:
         exclusive: Callable[[], AbstractAsyncContextManager[object]],
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`exclusive` holds a lock over all processes of this store, for the report alone."""
+        """`exclusive` is the report's own lock over all processes that share the store. `now` is in epoch seconds."""
         self._report = report
         self._store = store
         self._catalog = catalog
@@ -79,13 +80,13 @@ class Misses:
     # ------------------------------------------------------------------------------------- on the hot path
 
     def manifest(self, repo: Repo, reference: Reference) -> None:
-        """No such manifest is here."""
+        """Records a missing manifest."""
         telemetry.SEALED_MISSES.labels("manifest").inc()
         now = self._now()
         self._note(self._images, Miss(repo, reference, now, now))
 
     def blob(self, repo: Repo, digest: Digest, *, named: bool) -> None:
-        """No such blob is here; `named`: a manifest of the repository names it."""
+        """Records a missing blob. `named` is True if a manifest of the repository names the blob."""
         telemetry.SEALED_MISSES.labels("blob").inc()
         now = self._now()
         miss = Miss(repo, None, now, now, blobs=(digest,))
@@ -95,7 +96,7 @@ class Misses:
             self._note(self._images, miss)
 
     def repository(self) -> None:
-        """Nothing of a repository is here: only counted, because a list of tags is no image."""
+        """Counts a request for tags or referrers of a repository without content here. There is no image to report."""
         telemetry.SEALED_MISSES.labels("tags").inc()
 
     def _note(self, waiting: OrderedDict[Hashable, Miss], miss: Miss, key: Hashable = None) -> None:
@@ -104,17 +105,17 @@ class Misses:
         put_latest(waiting, key, known.and_(miss) if known else miss, _MOST)
         self._some.set()
 
-    # -------------------------------------------------------------------------------------------- off it
+    # ------------------------------------------------------------------------------------- off the hot path
 
     async def run(self) -> None:
-        """Write batches until `aclose`, with a rest after each that bounds what this costs."""
+        """Writes batches until `aclose`, with a pause after each that limits the cost."""
         while not self._closing.is_set():
             await self._some.wait()
             began = time.monotonic()
             try:
                 await self.flush()
             except Exception:
-                # whatever it was: without this task no miss is ever written down again
+                # go on after any error: without this task no further miss would be written
                 telemetry.log.exception("writing misses crashed")
             rest = max(_EVERY, _REST * (time.monotonic() - began))
             try:
@@ -124,7 +125,7 @@ class Misses:
                 continue
 
     async def flush(self) -> None:
-        """Write what waits, if anything. What the disk does not take waits on."""
+        """Writes all waiting records. If the disk cannot be written, they go on waiting."""
         async with self._flushing:
             await self._flush()
 
@@ -155,7 +156,7 @@ class Misses:
         self._some.set()
 
     def _by_image(self, blobs: Iterable[Miss]) -> list[Miss]:
-        """Blocking: the same misses, told of the images that name these blobs."""
+        """Blocking: returns the same misses, each with the images that name its blob."""
         asked: dict[Repo, list[Miss]] = {}
         for miss in blobs:
             asked.setdefault(miss.repo, []).append(miss)
@@ -184,7 +185,7 @@ class Misses:
         return known
 
     async def aclose(self) -> None:
-        """Ends `run` and writes what waits. Repeatable."""
+        """Ends `run` and writes the waiting records. Repeatable."""
         self._closing.set()
         self._some.set()
         await self.flush()
@@ -193,10 +194,10 @@ class Misses:
 def images_naming(
     store: BlobStore, catalog: Catalog, repo: Repo, digests: Iterable[Digest]
 ) -> dict[Digest, list[Reference]]:
-    """Blocking: the images of a repository that consist of these blobs among others, by tag where they have one.
+    """Blocking: returns, for each digest, the images of the repository that contain it, by tag if they have one.
 
-    Those that were used last come first; what cannot be read is left out, for this is only shown. Raises `StoreError`
-    if something cannot be listed.
+    The most recently used images come first. Unreadable records are left out, because the result is only displayed.
+    Raises `StoreError` if tags or manifests cannot be listed.
     """
     wanted = set(digests)
     found: dict[Digest, list[tuple[float, Reference]]] = {}
@@ -230,5 +231,5 @@ def _used_at(store: BlobStore, digest: Digest) -> float:
     try:
         return store.stat(digest).used_at
     except (BlobUnknown, StoreError):
-        # it only says where in the list
+        # the time only decides the order of the list
         return 0.0

@@ -1,4 +1,4 @@
-"""What can be asked of a repository, wherever its content comes from: proxied, sealed, guarded by rules."""
+"""The interface of a repository, whether it is proxied, sealed, or guarded by rules."""
 
 from __future__ import annotations
 
@@ -16,64 +16,64 @@ __all__ = ["PlainRepository", "Repository"]
 
 
 class Repository(Protocol):
-    """As clients may see it, and who warms the cache. Every call may raise `Denied` where there are rules."""
+    """A repository as clients and the sync may see it. Every call may raise `Denied` if rules apply to it."""
 
     repo: Repo
 
     async def manifest(self, reference: Reference) -> ManifestAnswer:
-        """The manifest itself. Raises `ManifestUnknown`, `UpstreamError`."""
+        """Returns an answer with the manifest itself. Raises `ManifestUnknown`, `UpstreamError`."""
 
     async def resolve(self, reference: Reference) -> ManifestAnswer:
-        """What HEAD of a manifest tells. Raises like `manifest`."""
+        """Returns the answer to HEAD of a manifest. Raises like `manifest`."""
 
     async def blob(self, digest: Digest) -> BlobContent:
-        """The blob, from its first byte on. The caller closes it. Raises `BlobUnknown`, `UpstreamError`."""
+        """Returns the blob, from its first byte on. The caller closes it. Raises `BlobUnknown`, `UpstreamError`."""
 
     async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
-        """Have the blob here, with nobody to send it to; False: it was here already. Raises like `blob`, `StoreError`.
+        """Fetches the blob into the store. False if it was there already. Raises like `blob`, and `StoreError`.
 
-        `progress` is told how many bytes are here and how many there will be (None: unknown).
+        `progress` is called with the number of bytes received so far and the blob's size (None: unknown).
         """
 
     async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
-        """Have the manifest on the disk, its tag too. Raises like `manifest`, `StoreError`."""
+        """Returns the manifest once it and its tag are on the disk. Raises like `manifest`, and `StoreError`."""
 
     def fetch_ahead(self, answer: ManifestAnswer) -> None:
-        """A client was given this: its blobs may be fetched before they are asked for. Returns at once."""
+        """Call it after this manifest was sent to a client: its blobs may then be fetched ahead. Returns at once."""
 
     async def read(self, digest: Digest, limit: int) -> bytes:
-        """A small blob whole. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
+        """Returns the whole content of a small blob. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
 
     async def settled(self) -> None:
-        """What was fetched so far outlives a power cut when this returns. Raises `StoreError`."""
+        """Returns once all that was fetched before this call is durable. Raises `StoreError`."""
 
     def holds(self, digest: Digest) -> bool:
-        """Whether its bytes are here, for whichever repository. Quick enough for the event loop."""
+        """True if the store has the content, from any repository. Fast enough for the event loop."""
 
     def awaits(self, digest: Digest) -> bool:
-        """Whether this process has it under way, for whichever repository."""
+        """True if this process is fetching the blob, for any repository."""
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
-        """What HEAD of a blob tells. Raises like `blob`."""
+        """Returns the answer to HEAD of a blob. Raises like `blob`."""
 
     async def prove(self, kind: Kind, reference: Reference | None) -> None:
-        """Returns where upstream, asked now, gives what is meant to whoever we act for; nothing remembered counts.
+        """Returns if upstream, asked now, gives the content to the current caller. No remembered answer is used.
 
         Raises `UpstreamDenied`, `ManifestUnknown`, `BlobUnknown`, `UpstreamError`.
         """
 
     async def tags(self, last: str, count: int) -> Listing:
-        """Up to `count` tags behind `last`, sorted. Raises `NameUnknown`, `UpstreamError`."""
+        """Returns up to `count` tags after `last`, sorted. Raises `NameUnknown`, `UpstreamError`."""
 
     async def referrers(self, digest: Digest) -> Listing:
-        """Descriptors of manifests whose subject is `digest`. Raises `NameUnknown`, `UpstreamError`."""
+        """Returns descriptors of the manifests whose subject is `digest`. Raises `NameUnknown`, `UpstreamError`."""
 
 
 class PlainRepository(Repository, Protocol):
-    """Without rules about its content; what rules are judged by can be asked besides."""
+    """A repository without rules about its content. It also answers what the rules of a guarded one need to know."""
 
     def fetch_ahead(self, answer: ManifestAnswer, by: Fetching | None = None) -> None:
-        """Through `by`, where something stands before this repository."""
+        """Like `Repository.fetch_ahead`. Fetches through `by` if a guarded repository stands before this one."""
 
     async def indexes_naming(self, digest: Digest) -> list[Digest]:
-        """The indexes of this repository that are here and name this manifest. Raises `StoreError`."""
+        """Returns the stored indexes of this repository that name this manifest. Raises `StoreError`."""

@@ -1,7 +1,7 @@
-"""A repository of another registry, seen through the store: what is here is served from here, the rest is fetched.
+"""A repository of an upstream registry: content in the store is served from there, the rest is fetched.
 
-A manifest is only fetched by digest, after its tag was resolved (`tag_answers.py`), and never if this repository has it
-already. A blob is served if this repository may have it (`grants.py`), from the store or from its flight.
+A manifest is fetched by digest, after its tag was resolved (`tag_answers.py`), and only if this repository does not
+have it yet. A blob is served, from the store or from its flight, if this repository has a grant for it (`grants.py`).
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ __all__ = ["ProxiedRepository"]
 
 _Named = TypeVar("_Named", Descriptor, Manifest)
 
-#: Seconds between two looks at whether another process has published what it has filled, and how many there are.
+#: Seconds between two checks whether another process has published a blob that it has filled, and number of checks.
 _LOOK_AGAIN: Final = 0.1
 _PUBLISHING: Final = 1200
-#: Manifests that upstream is asked for, one after the other, until it knows one.
+#: Manifests that upstream is asked for, one after the other, until it has one of them.
 _PROOFS: Final = 3
 
 
 class ProxiedRepository:
-    """One repository of one upstream. Cheap to make; everything that lasts is on the shelf."""
+    """One repository of one upstream. Cheap to make: all lasting state is in `Shared`."""
 
     def __init__(self, repo: Repo, upstream: Upstream, rule: RouteRule, shelf: Shared) -> None:
         self.repo = repo
@@ -78,7 +78,7 @@ class ProxiedRepository:
     # ----------------------------------------------------------------------------------------- manifests
 
     async def manifest(self, reference: Reference) -> ManifestAnswer:
-        """The manifest itself. Raises `ManifestUnknown`, `UpstreamError`."""
+        """Returns an answer with the manifest itself. Raises `ManifestUnknown`, `UpstreamError`."""
         if isinstance(reference, Digest):
             manifest, outcome = await self._manifest(reference)
             return self._answer(manifest, outcome)
@@ -88,7 +88,7 @@ class ProxiedRepository:
         except ManifestUnknown as error:
             if tag.kept:
                 raise self._kept_but_gone(reference, tag, error) from error
-            # the tag moved on between the HEAD and the GET, or the record is of a digest that upstream has dropped
+            # the tag moved between HEAD and GET, or upstream has deleted the digest of the record
             tag = await self._tags.ask_again(reference)
             manifest, fetched = await self._manifest(tag.record.digest, reference)
         if fetched is not Outcome.HIT and tag.outcome is not Outcome.STALE:
@@ -96,7 +96,7 @@ class ProxiedRepository:
         return self._answer(manifest, tag.outcome, tag.kept)
 
     async def resolve(self, reference: Reference) -> ManifestAnswer:
-        """What HEAD of a manifest tells; upstream is asked for no more than that. Raises like `manifest`."""
+        """Returns the answer to HEAD of a manifest. Upstream is asked by HEAD at most. Raises like `manifest`."""
         if isinstance(reference, Digest):
             return await self._resolve_digest(reference)
         tag = await self._tags.answer(reference)
@@ -105,12 +105,14 @@ class ProxiedRepository:
         record = tag.record
         self._shelf.touch(record.digest)
         if hot := self._shelf.manifests.get((self.repo, record.digest)):
-            # upstream's HEAD may have said another size or type than the manifest has that GET gives
+            # upstream's HEAD may have given another size or type than the manifest has
             return self._answer(hot, tag.outcome)
         return ManifestAnswer(record.digest, record.media_type, record.size, None, tag.outcome, self._upstream.name)
 
     async def _resolve_kept(self, reference: str, tag: CachedTag) -> ManifestAnswer:
-        """An older digest may be gone here and upstream: HEAD says what GET would."""
+        """Returns the answer to HEAD of a frozen tag or one held back by the minimum age. Its digest may be gone here
+        and upstream; then HEAD fails as GET would.
+        """
         try:
             found = await self._resolve_digest(tag.record.digest, described=False)
         except ManifestUnknown as error:
@@ -125,7 +127,9 @@ class ProxiedRepository:
         )
 
     async def _resolve_digest(self, digest: Digest, *, described: bool = True) -> ManifestAnswer:
-        """`described`: what is not here is told as an index here describes it, whether or not upstream has it still."""
+        """Returns the answer to HEAD of a digest. If `described`, a manifest that is not here is answered as a stored
+        index describes it, without asking whether upstream still has it.
+        """
         manifest = self._shelf.manifests.get((self.repo, digest)) or await self._read_again(digest)
         if manifest:
             self._shelf.touch(digest)
@@ -139,7 +143,9 @@ class ProxiedRepository:
         return ManifestAnswer(digest, found.media_type, found.size, None, Outcome.ASKED, self._upstream.name)
 
     async def _read_again(self, digest: Digest) -> Manifest | None:
-        """From the disk: by one reader however many ask, and remembered, because reading a large one is work."""
+        """Returns the manifest from the disk and keeps it in memory. Concurrent callers share one read, because reading
+        a large manifest takes time.
+        """
 
         async def read() -> Manifest | None:
             manifest = await self._load_stored(digest)
@@ -150,10 +156,10 @@ class ProxiedRepository:
         return await self._shelf.once.run(("read", self.repo, digest), read)
 
     async def _refuse_unknown(self, digest: Digest, tag: str | None = None) -> None:
-        """Raises `ManifestUnknown` if upstream said a moment ago that it has no such manifest.
+        """Raises `ManifestUnknown` if upstream answered a moment ago that it has no such manifest.
 
-        That a digest was not known says nothing about a tag that points to it, which may make it known: `tag`, or else
-        one that was resolved to it since.
+        If a tag points to the digest (`tag`, or else the tag that was last resolved to it), only a remembered answer
+        about both counts: asking for the tag may make an unknown digest known.
         """
         if tag is None and await self._shelf.is_unknown(self._key("manifest", digest)):
             tag = await self._tags.last_resolved_to(digest)
@@ -165,12 +171,11 @@ class ProxiedRepository:
     async def _by_digest(
         self, ask: Callable[[str, Reference], Awaitable[_Named]], digest: Digest, tag: str | None = None
     ) -> _Named:
-        """What upstream has under a digest, by its `resolve` or `manifest`.
+        """Returns upstream's answer for a digest. `ask` is upstream's `resolve` or `manifest`.
 
-        Pull-through caches of clouds, and registries that make an image when it is asked for, know a digest only once
-        its tag was asked for by GET. So a tag that points to it is asked for before the digest is given up: `tag`, or
-        else the one that was resolved to it last. Raises `ManifestUnknown`, which is remembered for a while, and
-        `UpstreamError`.
+        Pull-through caches of clouds, and registries that build an image on demand, know a digest only after a GET for
+        its tag. So before the digest is given up, a tag that points to it is asked for: `tag`, or else the tag that was
+        last resolved to it. Raises `ManifestUnknown`, which is remembered for a while, and `UpstreamError`.
         """
         try:
             return await ask(self.repo.name, digest)
@@ -188,7 +193,7 @@ class ProxiedRepository:
         return ManifestAnswer.of(manifest, outcome, self._upstream.name, kept)
 
     async def _manifest(self, digest: Digest, tag: str | None = None) -> tuple[Manifest, Outcome]:
-        """By digest, from memory, disk or upstream; `tag` was just resolved to it."""
+        """Returns a manifest from memory, disk or upstream. `tag` (None: unknown) was just resolved to the digest."""
         self._shelf.touch(digest)
         hot = self._shelf.manifests.get((self.repo, digest))
         if hot:
@@ -206,7 +211,9 @@ class ProxiedRepository:
         return loaded, outcome
 
     async def _put_back(self, manifest: Manifest) -> None:
-        """What was evicted but is in memory gets its place on the disk again: else what it names would be nobody's."""
+        """Writes a manifest that is in memory back to the disk if it was evicted. Otherwise no manifest on the disk
+        would name its blobs, and they would be evicted first. Checks the disk every few seconds at most.
+        """
         now = self._shelf.now()
         looked = self._shelf.looked.get(manifest.digest)
         if looked is not None and 0 <= now - looked < LOOK_EVERY:
@@ -221,8 +228,9 @@ class ProxiedRepository:
             await self._shelf.named(manifest)
 
     async def _grants_of(self, manifest: Manifest) -> tuple[Digest, ...] | None:
-        """What a manifest that comes from memory grants, for its record: what the record says that is there, otherwise
-        what this repository may serve anyway. It need not have come from upstream, which proves all that it names.
+        """Returns the grants for the record of a manifest that comes from memory: those of its record on the disk if
+        there is one, otherwise the named content that this repository may serve already (None: all of it). Only a
+        manifest from upstream proves all that it names, and this one may have been imported.
         """
         with suppress(StoreError):
             record = await asyncio.to_thread(self._shelf.catalog.get_manifest, self.repo, manifest.digest)
@@ -241,10 +249,10 @@ class ProxiedRepository:
             stored = await self._load_stored(digest)
             if stored:
                 return stored, Outcome.HIT
-            # its bytes may be here for another repository; only upstream can tell that they are this one's too
+            # another repository may have stored the bytes; only upstream can tell that this repository has them too
             manifest = await self._by_digest(self._upstream.manifest, digest, tag)
             info = await self._keep(manifest)
-        # the others find it on the disk by now: what follows is no reason to keep them waiting
+        # the lock is released: other processes find the manifest on the disk and need not wait for what follows
         if info:
             await self._shelf.landed(info)
             await self._shelf.named(manifest)
@@ -255,16 +263,16 @@ class ProxiedRepository:
         stored = await self._stored(digest)
         if stored is None:
             return None
-        # whoever has the manifest may have its blobs: other processes may not know that yet
+        # the manifest grants its blobs, which other processes may not know yet
         await self._shelf.grants.give(self.repo, granted_by(stored))
         await self._shelf.named(stored.manifest)
         return stored.manifest
 
     async def _keep(self, manifest: Manifest, grants: tuple[Digest, ...] | None = None) -> BlobInfo | None:
-        """Bytes first, then the link to them: a link without bytes would be a promise. None: the store cannot, or it is
-        a signed manifest, whose digest names other bytes: it is kept in memory alone.
+        """Writes a manifest to the disk: first its bytes, then the link, so that no link points to missing bytes.
 
-        `grants`: see `ManifestRecord`.
+        Returns None if the store cannot take it. A signed manifest is not written either, because its digest is that of
+        other bytes; it stays in memory alone. `grants`: see `ManifestRecord`.
         """
         if manifest.signed:
             return None
@@ -280,8 +288,8 @@ class ProxiedRepository:
         return info
 
     async def _stored(self, digest: Digest) -> StoredManifest | None:
-        """The manifest, if this repository has it and its bytes are right. None, too, if that cannot be told: upstream
-        is asked then, and its answer is stored over what cannot be read.
+        """Returns the manifest if this repository has it on the disk and its bytes are right. None also if the disk
+        cannot be read: upstream is then asked, and its answer replaces the unreadable one.
         """
         try:
             return await asyncio.to_thread(manifest_to_serve, self._shelf.store, self._shelf.catalog, self.repo, digest)
@@ -295,9 +303,9 @@ class ProxiedRepository:
             return None
 
     async def prove(self, kind: Kind, reference: Reference | None) -> None:
-        """Returns where upstream, asked now, gives what is meant to whoever we act for; nothing remembered counts.
+        """Returns if upstream, asked now, gives the content to the current caller. No remembered answer is used.
 
-        Raises `UpstreamDenied`, `ManifestUnknown`, `BlobUnknown`, `UpstreamError`.
+        Raises `UpstreamDenied`, `ManifestUnknown`, `BlobUnknown`, `UpstreamError`, and `StoreError`.
         """
         name = self.repo.name
         try:
@@ -306,7 +314,7 @@ class ProxiedRepository:
                 return
             for record in await asyncio.to_thread(self._some_manifests):
                 with suppress(UpstreamNotFound):
-                    # by HEAD, which costs nothing; who may have this may have all of the repository
+                    # HEAD costs nothing; a caller who may have one manifest may have all of the repository
                     await self._upstream.resolve(name, record.digest)
                     return
             if kind is Kind.BLOB and isinstance(reference, Digest):
@@ -319,14 +327,14 @@ class ProxiedRepository:
             raise unknown(f"{self.repo} has no {reference}") from error
 
     def _some_manifests(self) -> list[ManifestRecord]:
-        """Blocking: the latest that are here. Raises `StoreError`."""
+        """Blocking: returns the stored manifests that were fetched last. Raises `StoreError`."""
         records = self._shelf.catalog.manifests(self.repo)
         return heapq.nlargest(_PROOFS, records, key=lambda record: record.fetched_at)
 
     # --------------------------------------------------------------------------------------------- blobs
 
     async def blob(self, digest: Digest) -> BlobContent:
-        """The blob, from its first byte on. The caller closes it. Raises `BlobUnknown`, `UpstreamError`."""
+        """Returns the blob, from its first byte on. The caller closes it. Raises `BlobUnknown`, `UpstreamError`."""
         granted = await self._granted(digest)
         if granted is None:
             return await self._blob_without_grant(digest)
@@ -351,7 +359,7 @@ class ProxiedRepository:
         return StoredContent(digest, info.size, reader, self._passing(digest), self._shelf.doubt)
 
     async def _instead(self, digest: Digest, granted: int) -> BlobContent:
-        """Fetched again, around the store where what is wrong there cannot be moved out of the way."""
+        """Sets a damaged blob aside and fetches it again; past the store if it cannot be set aside."""
         try:
             await asyncio.to_thread(set_aside, self._shelf.store, digest)
         except StoreError as refused:
@@ -364,10 +372,10 @@ class ProxiedRepository:
         return UncachedContent(digest, size, self._passing(digest), str(error))
 
     async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
-        """Have the blob here, with nobody to send it to; False: it was here already.
+        """Fetches the blob into the store. False if it was there already.
 
-        `progress` is told how many bytes are here and how many there will be (None: unknown). Raises like `blob`, and
-        `StoreError` where the store cannot take it.
+        `progress` is called with the number of bytes received so far and the blob's size (None: unknown). Raises like
+        `blob`, and `StoreError` if the store cannot take it.
         """
         content = await self.blob(digest)
         try:
@@ -385,7 +393,7 @@ class ProxiedRepository:
             content.close()
 
     async def _stored_by_flight(self, content: GrowingContent) -> None:
-        """Returns once it has its name in the store. Raises `StoreError` where it will not have one."""
+        """Returns once the flight's blob is published in the store. Raises `StoreError` if it cannot be."""
         filled_here, stored = await content.settled(), content.stored
         for _ in range(_PUBLISHING):
             if self._is_here(content.digest):
@@ -394,7 +402,7 @@ class ProxiedRepository:
                 raise StoreError(f"dropped again as soon as it was stored: {content.digest}")
             if filled_here:
                 raise StoreError(f"{content.digest} could not be stored")
-            # another process has filled it and makes it durable; should that process end first, this one goes on
+            # another process has filled the blob and publishes it; if that process dies first, this one fills it
             await asyncio.sleep(_LOOK_AGAIN)
             again = await self.blob(content.digest)
             try:
@@ -407,9 +415,9 @@ class ProxiedRepository:
         raise StoreError(f"the process that has filled {content.digest} does not publish it")
 
     async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
-        """The manifest, on the disk when this returns, its tag too (durable after `settled`): an answer from memory may
-        be all that is left of it, or all that could be had of it. Raises like `manifest`, and `StoreError` where the
-        store cannot take it.
+        """Returns the manifest once it and its tag are on the disk (durable after `settled`). A manifest that is only
+        in memory, because it was evicted or could not be stored, is written now. Raises like `manifest`, and
+        `StoreError` if the store cannot take it.
         """
         answer = await self.manifest(reference)
         if await self._stored(answer.digest) is None:
@@ -421,14 +429,14 @@ class ProxiedRepository:
             grants = await self._grants_of(manifest)
             await self._shelf.landed(await self._shelf.write(self._put_manifest, manifest, grants))
             await self._shelf.named(manifest)
-        # what a freeze or the minimum age says is on the disk, and is nothing that upstream has said
+        # the answer of a freeze or of the minimum age is on the disk already, and did not come from upstream
         if isinstance(reference, str) and answer.kept is None:
             hot = self._shelf.tags.get((self.repo, reference))
             await self._shelf.write(self._put_tag, reference, answer, hot.record if hot and not hot.kept else None)
         return answer
 
     def _put_manifest(self, manifest: Manifest, grants: tuple[Digest, ...] | None) -> BlobInfo:
-        """Blocking. Raises `StoreError`."""
+        """Blocking: writes the manifest and its link. Raises `StoreError`."""
         since = self._shelf.histories.clocks.later()
         info = self._shelf.store.put(manifest.digest, manifest.content)
         record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), since, grants)
@@ -436,49 +444,54 @@ class ProxiedRepository:
         return info
 
     def _put_tag(self, tag: str, answer: ManifestAnswer, known: TagRecord | None) -> None:
-        """Blocking: if the disk has no record of the tag, or an older one than is `known`. Raises `StoreError`."""
+        """Blocking: writes the tag's record if the disk has none, or one older than `known`. Raises `StoreError`."""
         kept = self._shelf.histories.known_tag(self.repo, tag)
         if kept is None or (known and known.fetched_at > kept.fetched_at):
             fresh = TagRecord(tag, answer.digest, answer.media_type, answer.size, self._shelf.now())
             self._shelf.histories.put_tag(self.repo, kept, known or fresh, self._rule.age)
 
     def fetch_ahead(self, answer: ManifestAnswer, by: Fetching | None = None) -> None:
-        """A client was given this: if it had to be fetched, and the route says so, begin with its blobs, before they
-        are asked for; through `by`, where something stands before this repository. Returns at once.
+        """Begins to fetch the blobs of a manifest that was sent to a client, before the client asks for them. Only if
+        the manifest had to be fetched and the route has `prefetch`. Fetches through `by` if a guarded repository stands
+        before this one. Returns at once.
         """
-        # while the store takes nothing, each blob fetched ahead would be fetched twice
+        # while the store is failing, each blob fetched ahead would be fetched twice
         if answer.outcome is Outcome.MISS and self._rule.prefetch and self._shelf.uncached_since is None:
             manifest = self._shelf.manifests.get((self.repo, answer.digest))
             if manifest and self._shelf.ahead:
                 self._shelf.ahead.begin(by or self, manifest)
 
     async def settled(self) -> None:
-        """What was fetched so far outlives a power cut when this returns. Raises `StoreError`."""
+        """Returns once all that was fetched before this call is durable. Raises `StoreError`."""
         await self._shelf.settled()
 
     def holds(self, digest: Digest) -> bool:
-        """Whether its bytes are here, for whichever repository. Quick enough for the event loop."""
+        """True if the store has the content, from any repository. False if the disk cannot tell. Fast enough for the
+        event loop.
+        """
         return self._is_here(digest)
 
     def awaits(self, digest: Digest) -> bool:
-        """Whether this process has it under way, for whichever repository of this registry."""
+        """True if this process is fetching the blob, for any repository of this registry."""
         return self._shelf.flights.under_way(digest, self._upstream.name)
 
     async def read(self, digest: Digest, limit: int) -> bytes:
-        """A small blob whole. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
+        """Returns the whole content of a small blob. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
         await self.fetch(digest, lambda received, size: None)
         return await asyncio.to_thread(self._shelf.store.read, digest, limit)
 
     async def indexes_naming(self, digest: Digest) -> list[Digest]:
-        """The indexes of this repository that are here and name this manifest."""
+        """Returns the stored indexes of this repository that name this manifest. Raises `StoreError`."""
         return await asyncio.to_thread(indexes_naming, self._shelf.store, self._shelf.catalog, self.repo, digest)
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
-        """What HEAD tells. Starts no fill: a client that only looks must not cost a download."""
+        """Returns the answer to HEAD. Starts no fill: a client that only looks must not cause a download. Raises like
+        `blob`.
+        """
         granted = await self._granted(digest)
         info = None
         if granted is not None:
-            # what cannot be told is told as a miss, which costs nobody a download
+            # an unreadable blob is answered as a miss, which costs no download
             with suppress(BlobUnknown, StoreError):
                 info = self._shelf.store.stat(digest)
         if info and (granted == info.size or await self._is_sound(info)):
@@ -492,10 +505,10 @@ class ProxiedRepository:
         return BlobStat(said, Outcome.DESCRIBED, self._upstream.name)
 
     async def _granted(self, digest: Digest) -> int | None:
-        """The size in bytes that the blob has, -1 if unknown; None: this repository may not serve it.
+        """Returns the blob's size in bytes (-1: unknown); None if this repository has no grant for it.
 
-        A manifest says it, or this process has hashed the blob. What the index remembers is the size of a file, which
-        may have been cut; upstream's word counts for nothing.
+        The size comes from a manifest, or from hashing the blob in this process. Neither the file's size nor upstream's
+        is used: the file may be truncated, and upstream's answer may be wrong.
         """
         granted = await self._granted_size(digest)
         if granted is None or granted >= 0:
@@ -507,7 +520,7 @@ class ProxiedRepository:
         return hashed
 
     async def _granted_size(self, digest: Digest) -> int | None:
-        """As `Grants.size`; None, too, if it cannot be told: upstream is asked then, as for what was never granted."""
+        """Like `Grants.size`. None also if the grant cannot be read: upstream is then asked, as if there were none."""
         try:
             return await self._shelf.grants.size(self.repo, digest)
         except StoreError as error:
@@ -515,14 +528,16 @@ class ProxiedRepository:
             return None
 
     async def _blob_without_grant(self, digest: Digest) -> BlobContent:
-        """Upstream must answer for this blob in this repository, by the fill itself where there is one to be made."""
+        """Returns the blob after upstream has answered for it in this repository. A fill, if one is needed, is that
+        question too.
+        """
         if self._is_here(digest):
             await self._ask(digest)
             return await self.blob(digest)
         content = await self._fly(digest, -1)
         try:
             if await self._granted_size(digest) is None:
-                # the flight was begun for another repository, whose rights are not ours
+                # the flight was begun for another repository, which proves nothing for this one
                 await self._ask(digest)
         except BaseException:
             content.close()
@@ -559,7 +574,9 @@ class ProxiedRepository:
         return GrowingContent(flight, self._passing(digest), outcome)
 
     async def _put_embedded(self, digest: Digest) -> bool:
-        """Whether a manifest here embeds the blob, which upstream then need not have, and it is in the store now."""
+        """Stores the blob if a stored manifest of this repository embeds it: upstream need not have such a blob. True
+        if it is in the store now.
+        """
         with suppress(StoreError):
             content = await asyncio.to_thread(embedded_blob, self._shelf.store, self._shelf.catalog, self.repo, digest)
             if content is not None:
@@ -574,14 +591,14 @@ class ProxiedRepository:
         return vouch
 
     async def _upstream_has(self, digest: Digest, size: int | None) -> None:
-        """Upstream has answered for this blob: that is the right to it. Its size is only good enough for a HEAD: held
-        against later answers, one wrong one would keep the blob from ever being fetched.
+        """Grants the blob after upstream has answered for it. Upstream's size is remembered only for answers to HEAD:
+        if later answers were compared with it, one wrong size would keep the blob from ever being fetched.
         """
         await self._shelf.grants.give(self.repo, {digest: -1})
         await self._shelf.memo.put(self._key("size", digest), size, LIST_FOR)
 
     def _key(self, kind: str, digest: Digest) -> str:
-        """Under which something is remembered of what this repository has."""
+        """Returns the key under which facts about this repository's content are remembered."""
         return f"{kind} {self.repo}@{digest}"
 
     def _passing(self, digest: Digest) -> UpstreamStream:
@@ -594,7 +611,9 @@ class ProxiedRepository:
         )
 
     async def _ask(self, digest: Digest) -> int | None:
-        """Upstream's word that this repository has the blob; raises `BlobUnknown` where it has not."""
+        """Asks upstream by HEAD for the blob and grants it. Returns its size in bytes (None: unknown). Raises
+        `BlobUnknown` if this repository does not have it, which is remembered for a while.
+        """
 
         async def ask() -> int | None:
             try:
@@ -611,13 +630,13 @@ class ProxiedRepository:
         return await self._shelf.once.run(("ask", self.repo, digest, caller()), ask)
 
     async def _is_sound(self, info: BlobInfo) -> bool:
-        """False, too, where the disk does not tell."""
+        """Like `Shared.is_sound`, but False if the disk cannot be read."""
         with suppress(StoreError):
             return await self._shelf.is_sound(info)
         return False
 
     def _is_here(self, digest: Digest) -> bool:
-        """False, too, if that cannot be told: upstream has it."""
+        """True if the store has the content. False also if the disk cannot tell: upstream can then be asked."""
         with suppress(StoreError):
             return has_blob(self._shelf.store, digest)
         return False
@@ -625,9 +644,8 @@ class ProxiedRepository:
     # ------------------------------------------------------------------------------------ tags, referrers
 
     async def tags(self, last: str, count: int) -> Listing:
-        """A page of upstream's tags; while it is down, of those that were pulled.
-
-        Raises `UpstreamError`, `StoreError`.
+        """Returns up to `count` of upstream's tags after `last`, sorted. While upstream is down, the tags that were
+        pulled are listed instead. Raises `UpstreamError`, `StoreError`.
         """
         try:
             page = await self._pages.page(last, count)
@@ -639,11 +657,13 @@ class ProxiedRepository:
         return Listing(page.tags, Outcome.NONE, self._upstream.name, page.more)
 
     async def referrers(self, digest: Digest) -> Listing:
-        """Descriptors of manifests whose subject is `digest`; while upstream is down, of those that were pulled."""
+        """Returns descriptors of the manifests whose subject is `digest`. While upstream is down, those that were
+        pulled are listed instead. Raises `UpstreamError`, `StoreError`.
+        """
 
         async def ask() -> list[dict[str, Any]]:
             found = await self._upstream.referrers(self.repo.name, digest)
-            # one that is called what no manifest is could not be pulled from here
+            # a descriptor whose media type is not a manifest's could not be pulled from here
             return [one.to_json() for one in found if not one.media_type or is_manifest_type(one.media_type)]
 
         try:
@@ -652,7 +672,7 @@ class ProxiedRepository:
         except (UpstreamUnavailable, UpstreamThrottled):
             kept = await self._shelf.referring.to(self.repo, digest)
             if not kept:
-                # an empty list would say that there are none, such as no signatures
+                # an empty list would claim that there are no referrers, such as signatures
                 raise
             return Listing(tuple(kept), Outcome.STALE, self._upstream.name)
         return Listing(tuple(read_descriptor(item) for item in found), Outcome.NONE, self._upstream.name)

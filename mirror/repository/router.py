@@ -1,4 +1,4 @@
-"""From a request to the repository that it means, proxied or sealed."""
+"""Finds the repository that a request means, proxied or sealed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from mirror.trust.cosign import PublicKey
 
 __all__ = ["Router"]
 
-#: Seconds that a list of all repositories is believed, if no process has added one meanwhile.
+#: Seconds for which a list of all repositories is believed if no process adds a repository.
 _LIST_EVERY: float = 10.0
-#: Repositories that are kept made; names come from clients, so there is no end of them.
+#: Repository objects that are kept. Clients choose the names, so their number must be bounded.
 _MOST: int = 10_000
 
 
 class Router:
-    """Makes repositories out of names; upstreams are made by `upstream_for` when they are first needed, and none is
-    ever made for a sealed repository.
+    """Makes repositories from names. An upstream is made by `upstream_for` when it is first needed; a sealed repository
+    has none.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Router:
         lists: ContentLists | None = None,
         keys: Mapping[str, PublicKey] | None = None,
     ) -> None:
-        """`rules` are (pattern, rule) pairs; the first that fits counts. `keys` are those that rules name, by name."""
+        """`rules` are (pattern, rule) pairs; the first that matches applies. `keys` maps the names that rules use."""
         self._table = table
         self._rules = [(compile_pattern(pattern), rule) for pattern, rule in rules]
         self._default_rule = default_rule
@@ -57,8 +57,8 @@ class Router:
         self._routed: dict[tuple[str, str | None, str | None], Repository] = {}
 
     def resolve(self, name: str, *, host: str | None, ns: str | None) -> Repository:
-        """The repository that is meant, as clients may see it. Raises `NameInvalid`, `NameUnknown`."""
-        # any other host means nothing, and there is no end of those that a client can name
+        """Returns the repository that the request means, as clients may see it. Raises `NameInvalid`, `NameUnknown`."""
+        # unknown hosts do not affect routing, and a client can send any number of them, so they stay out of the key
         host = host if self._table.meant_by(host) else None
         key = (name, host, ns)
         found = self._routed.get(key)
@@ -70,7 +70,7 @@ class Router:
         return found
 
     def guarded(self, repo: Repo) -> Repository:
-        """The repository of a checked name, with the rules about its content before it where there are any."""
+        """Returns the repository of a checked name, guarded by the rules about its content if there are any."""
         inner, rule = self.repository(repo), self.rule_for(repo).content
         if rule == ContentRule() and self._lists == ContentLists():
             return inner
@@ -79,7 +79,7 @@ class Router:
         )
 
     def repository(self, repo: Repo) -> PlainRepository:
-        """The repository of a checked name."""
+        """Returns the repository of a checked name, without rules about its content."""
         found = self._made.get(repo)
         if found is None:
             if len(self._made) >= _MOST:
@@ -94,22 +94,22 @@ class Router:
         return ProxiedRepository(repo, self._upstream_for(repo.registry), rule, self._shelf)
 
     def forget(self) -> None:
-        """Make every repository anew when it is next asked for: upstreams that they know are not there any more."""
+        """Drops all repository objects, after their upstreams have been replaced. They are made again when needed."""
         self._made.clear()
         self._routed.clear()
 
     def rule_for(self, repo: Repo) -> RouteRule:
-        """How this repository is treated."""
+        """Returns the route rule of this repository."""
         text = str(repo)
         return next((rule for pattern, rule in self._rules if pattern.fullmatch(text)), self._default_rule)
 
     async def repositories(self) -> Sequence[Repo]:
-        """Those that something is here of, sorted. The disk is looked at every few seconds at most, and at once if this
-        or another process has added a repository.
+        """Returns the repositories that have content here, sorted. The disk is read every few seconds at most, and
+        immediately if this or another process has added a repository.
         """
         now, added = self._shelf.now(), self._shelf.catalog.repositories_added()
         if added != self._listed_added or not 0 <= now - self._listed_at < _LIST_EVERY:
-            # a list that was begun before the last one was added may lack it
+            # the key includes the counter: a read that began before the last addition may lack that repository
             self._listed = await self._shelf.once.run(
                 ("repositories", added), lambda: asyncio.to_thread(self._read_repositories)
             )
@@ -117,10 +117,10 @@ class Router:
         return self._listed
 
     def _read_repositories(self) -> tuple[Repo, ...]:
-        """Blocking: of registries that are configured still."""
+        """Blocking: returns the repositories on the disk whose registry is still configured, sorted."""
         found = self._shelf.catalog.repositories()
         return tuple(sorted(repo for repo in found if self._table.registry(repo.registry) is not None))
 
     async def aclose(self) -> None:
-        """Repeatable."""
+        """Cancels the search for signatures. Repeatable."""
         await self._signatures.aclose()

@@ -1,13 +1,15 @@
-"""A repository without an upstream: what is here is served whatever its age, the rest is «not in this sealed mirror».
+"""A repository without an upstream. Content in the store is served whatever its age; all else is "not in this sealed
+mirror".
 
     manifest by tag      the tag's record on disk, believed for two seconds ──> by digest
     manifest by digest   memory ──> disk
     blob                 the bytes, if a manifest of this repository names them
     tags, referrers      what the catalog has
 
-Another class than the proxied one, rather than an upstream that always fails: there, an upstream that is down means
-stale answers, limits to their age, and 503. Here a miss is final and told at once, to the client and to the report of
-misses. What is absent is never remembered: another process may import it in the next moment.
+This is a class of its own instead of a proxied repository with an upstream that always fails. In a proxied repository,
+an upstream that is down leads to stale answers, limits to their age, and 503. Here a miss is final: the client gets it
+at once, and the report of misses records it. A miss is not remembered, because another process may import the content
+a moment later.
 """
 
 from __future__ import annotations
@@ -35,26 +37,26 @@ __all__ = ["SealedRepository"]
 
 
 class SealedRepository:
-    """One repository, from the store alone. Cheap to make; everything that lasts is on the shelf."""
+    """One repository, served from the store alone. Cheap to make: all lasting state is in `Shared`."""
 
     def __init__(self, repo: Repo, shelf: Shared) -> None:
         self.repo = repo
         self._shelf = shelf
 
     async def prove(self, kind: Kind, reference: Reference | None) -> None:
-        """Raises `UpstreamDenied`: nobody can be asked, so nobody's own rights can be proven."""
+        """Raises `UpstreamDenied`: without an upstream no caller's rights can be proven."""
         raise UpstreamDenied(f"{self.repo} is sealed: no caller's rights can be verified", upstream=self.repo.registry)
 
     # ----------------------------------------------------------------------------------------- manifests
 
     async def manifest(self, reference: Reference) -> ManifestAnswer:
-        """The manifest itself. Raises `ManifestUnknown`, `StoreError`."""
+        """Returns an answer with the manifest itself. Raises `ManifestUnknown`, `StoreError`."""
         tag = None if isinstance(reference, Digest) else await self._tag(reference)
         digest = reference if isinstance(reference, Digest) else tag.record.digest if tag else None
         found = await self._manifest(digest) if digest else None
         if found is None:
             if isinstance(reference, str):
-                # the tag may have moved to what is here: the next one to ask looks again
+                # the tag may move to a manifest that is here: the next request reads the record again
                 self._shelf.tags.drop((self.repo, reference))
             self._shelf.misses.manifest(self.repo, reference)
             joint = "@" if isinstance(reference, Digest) else ":"
@@ -62,7 +64,7 @@ class SealedRepository:
         return ManifestAnswer.of(found, Outcome.HIT, self.repo.registry, tag.kept if tag else None)
 
     async def resolve(self, reference: Reference) -> ManifestAnswer:
-        """What HEAD tells: only what GET would have too. Raises like `manifest`."""
+        """Returns the same answer as `manifest`: HEAD succeeds only if GET would. Raises like `manifest`."""
         return await self.manifest(reference)
 
     async def _tag(self, tag: str) -> CachedTag | None:
@@ -75,11 +77,11 @@ class SealedRepository:
         return found
 
     def _look(self, tag: str) -> CachedTag | None:
-        """Blocking: what the tag answers, however old that is; a freeze goes before what it was known to point to.
+        """Blocking: returns the tag's answer, however old; None if the tag is not here. A freeze overrides the record.
 
-        Raises `StoreError` if either cannot be read: such a tag is not one that is not here.
+        Raises `StoreError` if the freeze or the record cannot be read: an unreadable tag is not an absent one.
 
-        Minimum ages count for nothing: whoever imports has said what is to be served.
+        The minimum age is ignored: the import has decided what is served.
         """
         now = self._shelf.now()
         freeze = self._shelf.histories.frozen(self.repo, tag)
@@ -103,13 +105,15 @@ class SealedRepository:
         stored = await asyncio.to_thread(manifest_to_serve, self._shelf.store, self._shelf.catalog, self.repo, digest)
         if stored is None:
             return None
-        # whoever has the manifest may have its blobs: other processes may not know that yet
+        # the manifest grants its blobs, which other processes may not know yet
         await self._shelf.grants.give(self.repo, granted_by(stored))
         await self._shelf.named(stored.manifest)
         return stored.manifest
 
     async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
-        """Nothing is ever fetched: what memory alone has left of it is not here. Raises like `manifest`."""
+        """Returns the manifest if it is on the disk. Nothing is fetched. A manifest that is only in memory, not on
+        disk, counts as missing. Raises like `manifest`.
+        """
         answer = await self.manifest(reference)
         if await self._load(answer.digest) is None:
             self._shelf.manifests.drop((self.repo, answer.digest))
@@ -117,47 +121,47 @@ class SealedRepository:
         return answer
 
     def fetch_ahead(self, answer: ManifestAnswer, by: Fetching | None = None) -> None:
-        """Nothing is ever fetched."""
+        """Does nothing: a sealed repository never fetches."""
 
     async def settled(self) -> None:
-        """Raises `StoreError`."""
+        """Returns once all that was written before this call is durable. Raises `StoreError`."""
         await self._shelf.settled()
 
     # --------------------------------------------------------------------------------------------- blobs
 
     def holds(self, digest: Digest) -> bool:
-        """As `ProxiedRepository.holds`."""
+        """True if the store has the content, from any repository. False if the disk cannot tell."""
         with suppress(StoreError):
             return has_blob(self._shelf.store, digest)
         return False
 
     def awaits(self, digest: Digest) -> bool:
-        """Nothing is ever fetched."""
+        """Returns False: a sealed repository never fetches."""
         return False
 
     async def blob(self, digest: Digest) -> StoredContent:
-        """The blob. The caller closes it. Raises `BlobUnknown`, `StoreError`."""
+        """Returns the blob. The caller closes it. Raises `BlobUnknown`, `StoreError`."""
         info, reader = await self._open(digest)
         return StoredContent(digest, info.size, reader, self._passing(digest), self._shelf.doubt)
 
     async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
-        """Nothing is ever fetched: False, for it is here, or `BlobUnknown`."""
+        """Returns False if the blob is here: nothing is fetched. Raises like `blob`."""
         info, reader = await self._open(digest)
         reader.close()
         progress(info.size, info.size)
         return False
 
     async def read(self, digest: Digest, limit: int) -> bytes:
-        """A small blob whole. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
+        """Returns the whole content of a small blob. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
         await self.fetch(digest, lambda received, size: None)
         return await asyncio.to_thread(self._shelf.store.read, digest, limit)
 
     async def indexes_naming(self, digest: Digest) -> list[Digest]:
-        """The indexes of this repository that are here and name this manifest. Raises `StoreError`."""
+        """Returns the stored indexes of this repository that name this manifest. Raises `StoreError`."""
         return await asyncio.to_thread(indexes_naming, self._shelf.store, self._shelf.catalog, self.repo, digest)
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
-        """What HEAD tells: only what GET would have too. Raises like `blob`."""
+        """Returns the answer to HEAD, which succeeds only if GET would. Raises like `blob`."""
         info, reader = await self._open(digest)
         reader.close()
         return BlobStat(info.size, Outcome.HIT, self.repo.registry)
@@ -187,7 +191,7 @@ class SealedRepository:
         return BlobUnknown(f"blob {digest} of {self.repo} is not in this sealed mirror")
 
     def _passing(self, digest: Digest) -> UpstreamStream:
-        """For when the disk fails in mid-body: there is nowhere else to go."""
+        """Returns the fallback for a disk that fails in mid-body. It raises `StoreError`, for there is no upstream."""
 
         @asynccontextmanager
         async def nowhere(_start: int) -> AsyncIterator[Body]:
@@ -199,21 +203,25 @@ class SealedRepository:
     # ------------------------------------------------------------------------------------ tags, referrers
 
     async def tags(self, last: str, count: int) -> Listing:
-        """Up to `count` tags that are here, behind `last`. Raises `NameUnknown` if nothing of it is here."""
+        """Returns up to `count` stored tags after `last`. Raises `NameUnknown` if the store has nothing of this
+        repository.
+        """
         kept = await asyncio.to_thread(self._shelf.catalog.tags, self.repo)
         if not kept and not await asyncio.to_thread(self._has_manifests):
             raise self._unknown()
         return page_of(kept, last, count, Outcome.HIT, self.repo.registry)
 
     async def referrers(self, digest: Digest) -> Listing:
-        """Descriptors of the manifests here whose subject is `digest`. Raises `NameUnknown` like `tags`."""
+        """Returns descriptors of the stored manifests whose subject is `digest`. Raises `NameUnknown` like `tags`, and
+        `StoreError`.
+        """
         found = await self._shelf.referring.to(self.repo, digest)
         if found is None and not await asyncio.to_thread(self._shelf.catalog.tags, self.repo):
             raise self._unknown()
         return Listing(tuple(found or ()), Outcome.HIT, self.repo.registry)
 
     def _has_manifests(self) -> bool:
-        """Blocking."""
+        """Blocking: true if the store has a manifest of this repository."""
         return any(True for _ in self._shelf.catalog.manifest_digests(self.repo))
 
     def _unknown(self) -> NameUnknown:

@@ -1,7 +1,8 @@
-"""What all repositories share: store, catalog, index, flights, and what is kept in memory of them.
+"""The state that all repositories share: store, catalog, index, flights, and caches in memory.
 
-How something gets from an answer to the disk: `write` puts it there, visible to all; `settle` makes its name durable
-behind the answer. Telling the index comes last, and may fail: it is a memory of the disk.
+Content gets from an answer to the disk in three steps. `write` puts it on the disk, visible to all processes. `settle`
+makes its name durable in the background, after the answer. The index is updated last, which may fail: it is only a
+cache of the disk.
 """
 
 from __future__ import annotations
@@ -43,33 +44,33 @@ __all__ = ["LOOK_EVERY", "BlobStat", "CachedTag", "Exclusive", "Listing", "Share
 
 T = TypeVar("T")
 
-#: Seconds that upstream is not asked again after it said «not known».
+#: Seconds for which upstream is not asked again after it answered "not found".
 _UNKNOWN_FOR: Final = 10.0
-#: Seconds until the disk is looked at again for what a tag points to, and for a manifest that is in memory.
+#: Seconds until the disk is checked again for a tag's record, or for a manifest that is in memory.
 LOOK_EVERY: Final = 2.0
-#: Seconds that another process may keep us from asking upstream ourselves. After that each process asks for itself.
-#: Containerd gives up without headers after 30 s, so both waits of a pull by tag (tag, manifest) stay well below that.
+#: Seconds to wait for the lock of another process that asks upstream. After that each process asks for itself.
+#: Containerd gives up if it gets no headers for 30 s; both waits of a pull by tag (tag, manifest) stay well below that.
 _ALONE_FOR: Final = 10.0
-#: Seconds that an answer waits for the index to take note of a blob.
+#: Seconds that an answer waits for a blob or manifest to be written to the index.
 _PATIENCE: Final = 0.25
 
 
 class Exclusive(Protocol):
-    """A lock over all processes on one store."""
+    """A lock over all processes that share a store."""
 
     def __call__(self, key: str) -> AbstractAsyncContextManager[None]: ...
 
 
 def _weight(manifest: Manifest) -> int:
-    """Bytes of memory, roughly: a descriptor is some objects and a digest in text."""
+    """Returns roughly the bytes of memory that a manifest takes: each descriptor is some objects and a digest."""
     return 2 * len(manifest.content) + 800 * (len(manifest.manifests) + len(manifest.blobs)) + 1024
 
 
 @dataclass(frozen=True, slots=True)
 class CachedTag:
-    """What a tag points to, how that was learnt, and from when until when (epoch seconds) it is believed.
+    """A tag's record, how it was obtained, and from when until when (epoch seconds) it is believed.
 
-    `kept` says why this is not what upstream would say.
+    `kept` is the reason if the tag is answered with another digest than upstream's.
     """
 
     record: TagRecord
@@ -81,7 +82,7 @@ class CachedTag:
 
 @dataclass(frozen=True, slots=True)
 class BlobStat:
-    """What HEAD of a blob tells: `size` in bytes, None where upstream does not say it."""
+    """The answer to HEAD of a blob: `size` in bytes, None if upstream does not say it."""
 
     size: int | None
     outcome: Outcome
@@ -90,24 +91,24 @@ class BlobStat:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Tags, or referrers, and how the list came about."""
+    """A list of tags or referrers, and how it came about."""
 
     items: tuple[Any, ...]
     outcome: Outcome
     upstream: str
-    #: Whether further ones follow: of tags, one page is given at a time.
+    #: True if more items follow: tags are given page by page.
     more: bool = False
 
 
 def page_of(tags: Sequence[str], last: str, count: int, outcome: Outcome, upstream: str) -> Listing:
-    """A page of tags that are all here, sorted."""
+    """Returns a page of at most `count` tags after `last`, cut from the whole, sorted list."""
     start = bisect_right(tags, last)
     return Listing(tuple(tags[start : start + count]), outcome, upstream, start + count < len(tags))
 
 
 @dataclass(slots=True)
 class Shared:
-    """What all repositories share."""
+    """The state that all repositories share."""
 
     store: BlobStore
     catalog: Catalog
@@ -121,19 +122,20 @@ class Shared:
     arrived: Callable[[BlobInfo], Coroutine[Any, Any, None]]
     name: Callable[[References, int], Coroutine[Any, Any, None]]
     histories: TagHistories
-    #: What was not here in a sealed repository.
+    #: Records content that a sealed repository did not have.
     misses: Misses
     #: Tag lists of upstreams.
     lists: TagWindows
-    #: The configured upstream that a registry's name falls under: names below a wildcard are no labels of metrics.
+    #: Returns the configured upstream that a registry belongs to, as a label of metrics. Names that only match a
+    #: wildcard must not become labels.
     label: Callable[[str], str] = str
     now: Callable[[], float] = time.time
     tags: LruCache[tuple[Repo, str], CachedTag] = field(default_factory=lambda: LruCache(16 << 20, lambda _: 512))
     manifests: LruCache[tuple[Repo, Digest], Manifest] = field(default_factory=lambda: LruCache(64 << 20, _weight))
-    #: When the disk was last looked at for a manifest that is in memory (epoch seconds).
+    #: When the disk was last checked for a manifest that is in memory (epoch seconds).
     looked: LruCache[Digest, float] = field(default_factory=lambda: LruCache(4 << 20, lambda _: 256))
-    #: Sizes in bytes of blobs that were hashed by this process: filled by it, or read because no manifest says the size
-    #: or one says another.
+    #: Sizes in bytes of blobs whose digest this process has verified: it has stored them, or read them because no
+    #: manifest has the size or one has another size.
     sound: LruCache[Digest, int] = field(default_factory=lambda: LruCache(1 << 20, lambda _: 256))
     once: SingleFlight = field(default_factory=SingleFlight)
     telling: set[asyncio.Task[None]] = field(default_factory=set)
@@ -148,12 +150,12 @@ class Shared:
         self.described = Described(self.store, self.catalog, self.once)
 
     def went_uncached(self, error: StoreError, what: object) -> None:
-        """The store could not take something: said once, until it has taken something again; of a blob that it could
-        never take, each time.
+        """Counts and logs that the store could not take something. A failing store is logged once, until it takes
+        content again; a blob that is larger than the store is logged each time.
         """
         telemetry.UNCACHED.inc()
         if isinstance(error, BlobTooLarge):
-            # nothing is broken, and nothing that the store takes next would mend it
+            # the store is not failing, and will never take this blob
             telemetry.log.warning("a blob is larger than the store", blob=str(what), reason=str(error))
         elif self.uncached_since is None:
             self.uncached_since = self.now()
@@ -161,40 +163,41 @@ class Shared:
             telemetry.log.error("the store is failing; pulls go through uncached", first=str(what), reason=str(error))
 
     def went_cached(self) -> None:
-        """The store has taken something."""
+        """Notes that the store has taken something: it is no longer failing."""
         if self.uncached_since is not None:
             telemetry.log.info("the store takes content again", uncached_since=self.uncached_since)
             telemetry.STORE_FAILING.dec()
             self.uncached_since = None
 
     async def is_unknown(self, what: str) -> bool:
-        """Whether upstream has said of this a moment ago that it does not know it, to whom we act for."""
+        """True if upstream has just told the current caller that it does not have this."""
         return await self.memo.get(for_caller(what)) is not MISSING
 
     async def note_unknown(self, what: str) -> None:
-        """Upstream has just said so."""
+        """Remembers for a while that upstream told the current caller that it does not have this."""
         await self.memo.put(for_caller(what), "unknown", _UNKNOWN_FOR)
 
     def forget(self, repo: Repo, tags: Iterable[str], digests: Iterable[Digest]) -> None:
-        """These were purged: they are not answered from memory."""
+        """Drops purged tags and manifests from memory."""
         for tag in tags:
             self.tags.drop((repo, tag))
         for digest in digests:
             self.manifests.drop((repo, digest))
 
     async def check_whole(self, info: BlobInfo, size: int) -> None:
-        """Returns where what is on the disk is all of a blob that should have `size` bytes (-1: nobody knows how many).
+        """Returns if the blob on the disk has `size` bytes (-1: unknown) or its bytes have the right digest.
 
-        Raises `BlobDamaged` where it is not, `StoreError` where the disk does not tell.
+        Raises `BlobDamaged` if it has not, `StoreError` if the disk cannot be read.
         """
         if info.size != size and not await self.is_sound(info):
             expected = f"{size} expected" if size >= 0 else "and not those of its digest"
             raise BlobDamaged(f"{info.size} bytes on disk, {expected}")
 
     async def is_sound(self, info: BlobInfo) -> bool:
-        """Who is wrong, the disk or the manifest? A manifest that lies about a size must not cost others their blob.
+        """True if the blob on the disk has the right digest. Decides whether the disk or a manifest has the wrong size:
+        a manifest with a wrong size must not make others lose the blob.
 
-        All of it is hashed, once in each process. Raises `StoreError` where the disk does not tell.
+        The whole blob is hashed, once in each process. Raises `StoreError` if the disk cannot be read.
         """
         if self.sound.get(info.digest) == info.size:
             return True
@@ -206,20 +209,22 @@ class Shared:
         return matches
 
     def doubt(self, digest: Digest) -> None:
-        """A blob failed while it was sent: look at it behind the answer, so that the next one is not sent from it."""
+        """Checks a blob in the background after it failed to be sent, so that it is not sent again if it is damaged."""
         self._behind(self.once.run(("doubt", digest), lambda: self._doubt(digest)))
 
     async def _doubt(self, digest: Digest) -> None:
         await asyncio.to_thread(doubt, self.store, digest)
 
     async def landed(self, info: BlobInfo) -> None:
-        """A blob was published, which means that its digest was right: remember it."""
+        """Notes that a blob was published: remembers that its digest is right, and updates the index."""
         self.went_cached()
         self.sound.put(info.digest, info.size)
         await asyncio.wait({self._behind(self.arrived(info))}, timeout=_PATIENCE)
 
     async def named(self, manifest: Manifest) -> None:
-        """A manifest is here: what it names only goes together with it, and what it embeds is here as well."""
+        """Notes that a manifest is stored: records in the index the content that it names, and stores the blobs that it
+        embeds. Named content is evicted only with the last manifest that names it.
+        """
         telling = self._behind(self.name(References.of(manifest), len(manifest.content)))
         await asyncio.wait({telling}, timeout=_PATIENCE)
         for blob in manifest.blobs:
@@ -227,7 +232,7 @@ class Shared:
                 await self.put_embedded(blob.digest, blob.data)
 
     async def put_embedded(self, digest: Digest, content: bytes) -> None:
-        """A blob of which a manifest holds the bytes: a registry need not have it (image-spec, "Embedded Content")."""
+        """Stores a blob whose bytes a manifest embeds. Upstream need not have it (image-spec, "Embedded Content")."""
         try:
             if not await asyncio.to_thread(has_blob, self.store, digest):
                 await self.landed(await self.write(self.store.put, digest, content))
@@ -236,8 +241,8 @@ class Shared:
 
     @asynccontextmanager
     async def alone(self, key: str) -> AsyncIterator[None]:
-        """One process at a time, so that upstream is asked once. A help, not a condition: a lock that cannot be had, or
-        whose holder has stopped in its tracks, keeps nobody from an answer.
+        """Holds a lock over all processes, so that upstream is asked only once. The body also runs if the lock fails or
+        cannot be had in time, for example because its holder hangs.
         """
         async with AsyncExitStack() as stack:
             try:
@@ -250,13 +255,13 @@ class Shared:
             yield
 
     def settle(self) -> None:
-        """Make durable what was put, behind the answer: a busy disk takes seconds for it, and a power cut before its
-        end costs no more than asking upstream again.
+        """Makes written content durable in the background, after the answer. A busy disk takes seconds for that. After
+        a power cut before its end, upstream is only asked again.
         """
         self._behind(self._settle())
 
     async def write(self, work: Callable[..., T], *arguments: object) -> T:
-        """Blocking work that syncs. Not in the threads that read: they are few, and a busy disk would hold them all."""
+        """Runs blocking work that syncs, in the executor. The few threads that read would all wait for a busy disk."""
         return await asyncio.get_running_loop().run_in_executor(self.executor, work, *arguments)
 
     def _behind(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -272,14 +277,14 @@ class Shared:
             self.went_uncached(error, "names of blobs, tags and manifests")
 
     async def settled(self) -> None:
-        """What was put so far outlives a power cut when this returns. Raises `StoreError`."""
-        # one at a time, which sees to all that was put meanwhile
+        """Returns once all that was written before this call is durable. Raises `StoreError`."""
+        # one at a time: each also makes durable what was written while it waited
         async with self.settling:
             await self.write(self.store.settle)
             await self.write(self.catalog.settle)
 
     async def aclose(self) -> None:
-        """Wait for what index and disk are still being told, end what is shared. Repeatable."""
+        """Ends fetching ahead, waits for pending writes to index and disk, and cancels shared work. Repeatable."""
         if self.ahead:
             await self.ahead.aclose()
         await asyncio.gather(*self.telling)

@@ -1,16 +1,16 @@
-"""What the tags of a repository of another registry answer.
+"""How the tags of a proxied repository are answered.
 
-    fresh                      its answer stands, upstream is not asked
-    not fresh, upstream says   the same digest: the clock begins anew; another: the tag moves at once
+    fresh                      the remembered answer; upstream is not asked
+    not fresh, upstream says   the same digest: it is fresh again; another digest: the tag moves at once
     not fresh, upstream down   the old answer, marked stale, for as long as the route allows
-    not fresh, upstream slow   likewise, after some seconds; upstream's answer is for those who come later
+    not fresh, upstream slow   likewise, after some seconds; upstream's answer serves later requests
     unknown                    upstream is asked, by HEAD, which costs nothing on Docker Hub
 
-A tag whose record cannot be read at the moment is none of these: 503. Nobody knows what it answered, nor how long it
-may still be believed; only a record that makes no sense counts as none, for upstream's answer replaces it.
+A tag whose record cannot be read at the moment is answered with 503: its last answer and the age of that are not known.
+A damaged record counts as none: upstream's answer replaces it.
 
-Before these comes a freeze: then upstream is not asked. After them comes the route's minimum age: what upstream says
-may be too new to be served (`tag_history.py`).
+A freeze comes first: upstream is not asked for a frozen tag. The route's minimum age comes last: upstream's answer may
+be too new to be served (`tag_history.py`).
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ from mirror.values.versions import looks_like_version
 
 __all__ = ["TagAnswers"]
 
-#: Seconds that upstream is not asked again after it was down and we said «stale».
+#: Seconds for which upstream is not asked again after a stale answer.
 _STALE_FOR: Final = 5.0
-#: Seconds that an answer waits for upstream where there is an older one to give: one that hangs would hold up every
-#: pull until its time-out, which is longer than clients are patient.
+#: Seconds to wait for upstream if there is an older answer to give. Without this, an upstream that hangs would delay
+#: every pull until its time-out, which is longer than clients wait.
 _SLOW_AFTER: Final = 5.0
-#: Seconds by which a clock may have been put back before what was remembered under the later time counts for nothing.
+#: Seconds by which the clock may be set back before answers that were remembered under the later time are ignored.
 _CLOCK_SLACK: Final = 60.0
-#: Records of tags that are read to find those of one digest.
+#: Tag records that are read to find the tags of one digest.
 _MOST_TAGS: Final = 1000
 
 
 class TagAnswers:
-    """Of one repository. Cheap to make; everything that lasts is on the shelf."""
+    """The tag answers of one repository. Cheap to make: all lasting state is in `Shared`."""
 
     def __init__(self, repo: Repo, upstream: Upstream, rule: RouteRule, shelf: Shared) -> None:
         self._repo = repo
@@ -68,7 +68,9 @@ class TagAnswers:
         self._shelf = shelf
 
     async def answer(self, tag: str) -> CachedTag:
-        """What it points to, as this repository serves it. Raises `ManifestUnknown`, `TagTooNew`, `UpstreamError`."""
+        """Returns the tag's answer as clients get it. Raises `ManifestUnknown`, `TagTooNew`, `UpstreamError`, and
+        `StoreError` if the tag's record cannot be read.
+        """
         hot = self._shelf.tags.get((self._repo, tag))
         if hot and hot.since - _CLOCK_SLACK <= self._shelf.now() < hot.until:
             return hot
@@ -79,7 +81,7 @@ class TagAnswers:
             return await self._meanwhile(tag) or await self._refreshed(tag)
 
     async def _refreshed(self, tag: str) -> CachedTag:
-        """Goes on for those who come later when nobody waits for it any more."""
+        """Returns a refreshed answer. The work goes on, for later requests, if no request waits for it any more."""
 
         async def refresh() -> CachedTag:
             with telemetry.span("tag", mirror__repository=str(self._repo), mirror__tag=tag) as span:
@@ -91,16 +93,16 @@ class TagAnswers:
         return await self._shelf.once.run(("tag", self._repo, tag, caller()), refresh)
 
     def _keep_hot(self, tag: str, found: CachedTag) -> None:
-        # to those who come later a new answer is a plain hit, a stale one stays stale
+        # for later requests a new answer is a plain hit, and a stale one stays stale
         if found.outcome is Outcome.STALE:
             later, until = Outcome.STALE, found.until
         else:
-            # other processes, the command line among them, change what is on the disk
+            # other processes, including the command line, change the records on the disk
             later, until = Outcome.HIT, min(found.until, self._shelf.now() + LOOK_EVERY)
         self._shelf.tags.put((self._repo, tag), CachedTag(found.record, later, found.since, until, found.kept))
 
     async def _meanwhile(self, tag: str) -> CachedTag | None:
-        """What can be said while upstream takes its time; None: nothing. Too new an answer is held back here, too."""
+        """Returns an older answer to give while upstream is slow; None if there is none. The minimum age applies."""
         record = await asyncio.to_thread(self._shelf.histories.known_tag, self._repo, tag)
         if record is None:
             return None
@@ -123,14 +125,16 @@ class TagAnswers:
         )
 
     async def ask_again(self, tag: str) -> CachedTag:
-        """Upstream's answer now, whatever is remembered."""
+        """Asks upstream now, even if a remembered answer is fresh. Raises like `answer`."""
         self._shelf.tags.drop((self._repo, tag))
         return await self._shelf.once.run(
             ("tag again", self._repo, tag, caller()), lambda: self._decide(tag, self._revalidate_now)
         )
 
     async def last_resolved_to(self, digest: Digest) -> str | None:
-        """The tag that upstream has last said to point to this digest, as far as the disk tells."""
+        """Returns the tag that upstream most recently resolved to this digest, by the records on disk. None if there is
+        none, or the disk cannot be read.
+        """
 
         def newest() -> str | None:
             tags = islice(self._shelf.catalog.tags(self._repo), _MOST_TAGS)
@@ -141,7 +145,7 @@ class TagAnswers:
         try:
             return await asyncio.to_thread(newest)
         except StoreError:
-            # without a tag the digest is asked for alone, as upstream should be content with
+            # without a tag, upstream is asked for the digest alone, which should do
             return None
 
     async def _revalidate_now(self, tag: str) -> CachedTag:
@@ -150,17 +154,17 @@ class TagAnswers:
             return await self._revalidate(tag, record)
 
     async def _decide(self, tag: str, ask: Callable[[str], Awaitable[CachedTag]]) -> CachedTag:
-        """What the tag answers: a freeze goes before what `ask` learns, the minimum age after it."""
+        """Returns the tag's answer: that of the freeze if there is one, otherwise `ask`'s after the minimum age."""
         freeze = await asyncio.to_thread(self._shelf.histories.frozen, self._repo, tag)
         if freeze:
             now = self._shelf.now()
-            # nothing that upstream has said: older than any such record
+            # time 0: this did not come from upstream, so it is older than any record that did
             record = TagRecord(tag, freeze.digest, freeze.media_type, freeze.size, 0.0)
             return CachedTag(record, Outcome.HIT, now, now + LOOK_EVERY, TagOverride.FROZEN)
         return await self._aged(tag, await ask(tag))
 
     async def _aged(self, tag: str, said: CachedTag) -> CachedTag:
-        """What the minimum age leaves of it."""
+        """Applies the route's minimum age to the answer. Raises `TagTooNew` if no digest is old enough."""
         return await self._hold_back(tag, said) if self._rule.age.minimum else said
 
     async def _hold_back(self, tag: str, said: CachedTag) -> CachedTag:
@@ -174,16 +178,18 @@ class TagAnswers:
             return said
         older = choice.serve
         record = TagRecord(tag, older.digest, older.media_type, older.size, said.record.fetched_at)
-        # upstream was asked, and what is answered is what is here
+        # upstream was asked, but the answer was known here
         outcome = Outcome.REVALIDATED if said.outcome is Outcome.MISS else said.outcome
         return replace(said, record=record, outcome=outcome, kept=TagOverride.TOO_NEW)
 
     async def _refresh(self, tag: str) -> CachedTag:
-        """One process at a time asks upstream for a tag; the others find its answer on the disk."""
+        """Returns the record on the disk if it is fresh; otherwise asks upstream. One process at a time asks for a tag;
+        the others find its answer on the disk.
+        """
         record = await asyncio.to_thread(self._shelf.histories.known_tag, self._repo, tag)
         if record and self._is_fresh(record):
             return self._hot(record, Outcome.HIT)
-        # a «not known» has dropped the record: if there is one, an import has brought the tag since
+        # a "not found" drops the record: if there is a record, an import has brought the tag since
         if record is None and await self._shelf.is_unknown(self._key(tag)):
             raise ManifestUnknown(f"{self._repo} has no tag {tag}")
         async with self._shelf.alone(f"tag {self._repo}:{tag}"):
@@ -193,7 +199,7 @@ class TagAnswers:
             return await self._revalidate(tag, record)
 
     def _key(self, tag: str) -> str:
-        """Under which something is remembered of the tag."""
+        """Returns the key under which facts about the tag are remembered."""
         return f"tag {self._repo}:{tag}"
 
     def _is_fresh(self, record: TagRecord) -> bool:
@@ -229,7 +235,7 @@ class TagAnswers:
         return self._hot(fresh, Outcome.REVALIDATED if same else Outcome.MISS)
 
     async def _remember(self, record: TagRecord | None, fresh: TagRecord) -> Digest | None:
-        """The other digest that the tag pointed to before."""
+        """Writes the new record. Returns the digest that the tag pointed to before; None if the tag did not move."""
         try:
             was = await self._shelf.write(self._shelf.histories.put_tag, self._repo, record, fresh, self._rule.age)
             self._shelf.settle()

@@ -1,10 +1,10 @@
-"""What the tags of all repositories have pointed to: learnt, judged by the minimum age, or frozen.
+"""The history of each tag: which digests it has pointed to, which of them may be served, and whether it is frozen.
 
-    upstream says another digest ── put_tag() ──> a sighting more, on the disk ── choose() ──> what is served now
-    mirror freeze ──> frozen() ──> upstream is not asked, and nothing is learnt, until mirror unfreeze
+    upstream says another digest ── put_tag() ──> one more sighting on the disk ── choose() ──> the digest to serve
+    mirror freeze ──> frozen() ──> upstream is not asked, and no history is written, until mirror unfreeze
 
-Learning is repeatable: two processes that hear of the same move write the same history. It takes place under the tag's
-lock, so that of two moves none is lost.
+Writing is repeatable: two processes that learn of the same move write the same history. It happens under the tag's
+lock, so that neither of two moves is lost.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from mirror.ports import Catalog, Freezes
 
 __all__ = ["TagHistories", "TamperProofClock", "steady_time"]
 
-#: Seconds by which the two clocks may differ before it is said.
+#: Seconds by which the two clocks may differ before a warning is logged.
 _CLOCK_SLACK: Final = 60.0
 
 
 def steady_time() -> float:
-    """Seconds that nobody can set; they go on while the machine sleeps."""
+    """Returns seconds of a clock that cannot be set and goes on while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class TamperProofClock:
-    """Epoch seconds by the wall clock, and by counting on from what it said when this process began.
+    """Epoch seconds by two clocks: the wall clock, and a steady clock that counts on from the wall clock's time at the
+    start of this process.
 
-    Who judges an age takes the earlier, who writes one down the later: a clock that is set, forward or back, makes
-    nothing older. A restart believes the wall clock again.
+    Ages are judged by the earlier of the two and recorded by the later, so a clock that is set forward or back makes
+    nothing older. After a restart the wall clock is believed again.
     """
 
     def __init__(self, now: Callable[[], float], steady: Callable[[], float] = steady_time) -> None:
@@ -47,11 +48,11 @@ class TamperProofClock:
         self._told = False
 
     def earlier(self) -> float:
-        """For judging."""
+        """Returns the earlier time, for judging an age."""
         return min(self._both())
 
     def later(self) -> float:
-        """For writing down."""
+        """Returns the later time, for recording a moment."""
         return max(self._both())
 
     def _both(self) -> tuple[float, float]:
@@ -64,20 +65,21 @@ class TamperProofClock:
 
 @dataclass(slots=True)
 class TagHistories:
-    """All calls block shortly."""
+    """The tag histories of all repositories. All calls block briefly."""
 
     catalog: Catalog
     freezes: Freezes
     clocks: TamperProofClock = field(default_factory=lambda: TamperProofClock(time.time))
 
     def frozen(self, repo: Repo, tag: str) -> Freeze | None:
-        """Raises `StoreError` where that cannot be told."""
+        """Returns the freeze of the tag; None if it is not frozen. Raises `StoreError` if that cannot be told."""
         return self.freezes.get(repo, tag)
 
     def known_tag(self, repo: Repo, tag: str) -> TagRecord | None:
-        """What the tag was last seen to point to. A damaged record counts as none: the next one replaces it.
+        """Returns the tag's last record; None if there is none. A damaged record counts as none: the next one replaces
+        it.
 
-        Raises `StoreError` if that cannot be told: a tag that cannot be read is not one that nobody has asked for.
+        Raises `StoreError` if the record cannot be read: an unreadable tag is not an unknown one.
         """
         try:
             return self.catalog.get_tag(repo, tag)
@@ -86,10 +88,10 @@ class TagHistories:
             return None
 
     def put_tag(self, repo: Repo, was: TagRecord | None, said: TagRecord, rule: AgeRule) -> Digest | None:
-        """Upstream has `said` what the tag points to; `was` is what was known. The other digest that it pointed to
-        before; None: it did not move. Raises `StoreError`.
+        """Writes upstream's new record `said`; `was` is the previous record. Returns the digest that the tag pointed to
+        before; None if the tag did not move. Raises `StoreError`.
 
-        The history comes first: after a crash in between, the next answer finds it written.
+        The history is written before the record, so that a crash in between does not lose the move.
         """
         before = self._learn(repo, was, said, rule)
         self.catalog.put_tag(repo, said)
@@ -107,12 +109,14 @@ class TagHistories:
         return previous if previous != said.digest else None
 
     def choose(self, repo: Repo, record: TagRecord, rule: AgeRule) -> Choice:
-        """What to serve of a tag whose last known answer of upstream is `record`."""
+        """Returns what to serve for a tag whose last known answer of upstream is `record`. Raises `StoreError`."""
         now = self.clocks.earlier()
         return self._choose(repo, recalled(self.catalog.get_history(repo, record.tag), record, now), rule, now)
 
     def answer(self, repo: Repo, tag: str, rule: AgeRule) -> Digest | None:
-        """What the tag answers as far as it is known here, without asking upstream. Raises like `frozen`."""
+        """Returns the digest that the tag answers by what is known here, without asking upstream; None if there is none
+        to serve. Raises `StoreError`.
+        """
         if freeze := self.frozen(repo, tag):
             return freeze.digest
         record = self.catalog.get_tag(repo, tag)
@@ -128,12 +132,12 @@ class TagHistories:
         try:
             record = self.catalog.get_manifest(repo, digest)
         except RecordDamaged:
-            # since when is lost; then its first sighting counts, which is no earlier
+            # the time of the fetch is lost; then the first sighting counts, which is no earlier
             return None
         return None if record is None else record.fetched_at
 
     def _served(self, repo: Repo, tag: str, history: Sequence[Sighting], rule: AgeRule) -> set[Digest]:
-        """What must stay in the history however long that gets."""
+        """Returns the digests that must stay in the history, however long it gets: those now served or frozen."""
         served = set()
         if choice := self._choose(repo, history, rule, self.clocks.earlier()).serve:
             served.add(choice.digest)
@@ -142,6 +146,6 @@ class TagHistories:
                 served.add(freeze.digest)
         except StoreError as error:
             telemetry.log.warning("a freeze cannot be read", repository=str(repo), tag=tag, reason=str(error))
-            # it may be at any of them
+            # the tag may be frozen at any of the digests
             served.update(one.digest for one in history)
         return served

@@ -1,12 +1,12 @@
-"""Pages of the tag list of a repository of another registry.
+"""Pages of the tag list of a proxied repository.
 
-    a page that is here ──────────────────────────────────────────────────────────────────────> given
+    a page that is in memory ─────────────────────────────────────────────────────────────────> given
     upstream sorts (as far as each page shows) ── its pages from `last` on, no more than needed ──> kept, given
     it does not ── all of it ──┬── at most `_IN_MEMORY` tags ──> sorted, kept, given
                                └── more ──> sorted on disk (`SortedTags`) ──> given from there
 
-So the first page of a sorted list costs about one request, however long the list is. That a list is not sorted is
-remembered, because its beginning may look sorted.
+So the first page of a sorted list costs about one request, however long the list is. The mirror remembers that a list
+is not sorted, because the beginning of such a list may look sorted.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from mirror.repository.tag_windows import Window
 
 __all__ = ["LIST_FOR", "TagPages"]
 
-#: Seconds that a list of tags or referrers is believed.
+#: Seconds for which a list of tags or referrers is believed.
 LIST_FOR: Final = 60.0
-#: By which factor a list is believed longer than it took to get.
+#: A list is believed for at least this many times as long as it took to fetch.
 _WORTH: Final = 10.0
-#: Seconds that a list is taken for one that is not sorted.
+#: Seconds for which a list is remembered as not sorted.
 _UNSORTED_FOR: Final = 3600.0
-#: Tags that are sorted in memory.
+#: Tags of the longest list that is sorted in memory.
 _IN_MEMORY: Final = 20_000
-#: Batches that make one page of ours: if upstream's are very small, our page is smaller than was asked for.
+#: Upstream's batches that are read for one page. If they are very small, the page is shorter than the client asked for.
 _MOST_BATCHES: Final = 100
-#: Batches in a row that bring nothing new.
+#: Batches in a row without a new tag, after which the list counts as endless.
 _MOST_IDLE: Final = 8
-#: Tags that a list may repeat, beside as many as it has.
+#: A list may repeat as many tags as it has, and this many more.
 _MOST_REPEATED: Final = 20_000
 
 
 class TagPages:
-    """Of one repository. Cheap to make; everything that lasts is on the shelf."""
+    """The tag pages of one repository. Cheap to make: all lasting state is in `Shared`."""
 
     def __init__(self, repo: Repo, upstream: Upstream, shelf: Shared) -> None:
         self._repo = repo
@@ -53,8 +53,8 @@ class TagPages:
         self._shelf = shelf
 
     async def page(self, last: str, count: int) -> TagBatch:
-        """Up to `count` tags behind `last`, sorted. Raises `UpstreamError`; `StoreError` if a long list that is not
-        sorted cannot be kept.
+        """Returns up to `count` tags after `last`, sorted. Raises `UpstreamError`, and `StoreError` if a long unsorted
+        list cannot be written to disk.
         """
         lists = self._shelf.lists
         here = lists.page(self._repo, caller(), last, count, self._shelf.now())
@@ -89,7 +89,7 @@ class TagPages:
         return made["until"] - self._shelf.now() if made else 0.0
 
     async def _ask(self, after: str, last: str, count: int, unsorted: bool) -> dict[str, Any] | None:
-        """A window from `after` on, as JSON; None: the list is on disk now."""
+        """Asks upstream. Returns a window from `after` on, as JSON; None if the list is on disk now."""
         since = self._shelf.now()
         name = self._repo.name
         taken: list[TagBatch] = []
@@ -100,7 +100,7 @@ class TagPages:
             await self._shelf.memo.put(self._unsorted, True, _UNSORTED_FOR)
             self._shelf.lists.drop(self._repo, caller())
             if not unsorted and await self._stored(last, count):
-                # another process has sorted it
+                # another process has sorted the list on disk
                 return None
             if not after:
                 async with aclosing(_chained(taken, batches)) as all_batches:
@@ -111,7 +111,9 @@ class TagPages:
     async def _in_order(
         self, batches: AsyncIterator[TagBatch], taken: list[TagBatch], after: str, last: str, count: int
     ) -> TagBatch | None:
-        """As many as it takes for `count` tags behind `last`; None: they are not in order. Those `taken` are noted."""
+        """Returns tags until there are `count` of them after `last`; None if they are not sorted. Appends each batch
+        that was read to `taken`.
+        """
         tags: list[str] = []
         behind, needed, progress = after, max(count, 1), _Progress(self._repo, self._upstream.name)
         async for batch in batches:
@@ -128,7 +130,7 @@ class TagPages:
         return TagBatch(tuple(tags), False)
 
     async def _sort(self, batches: AsyncIterator[TagBatch], since: float) -> dict[str, Any] | None:
-        """All of a list; None: it was too long for memory, and is on disk now."""
+        """Sorts a whole list. Returns its window, as JSON; None if it is too long for memory and is on disk now."""
         few: set[str] = set()
         gathering: TagGathering | None = None
         progress = _Progress(self._repo, self._upstream.name)
@@ -171,7 +173,7 @@ class TagPages:
 
 @dataclass(slots=True)
 class _Progress:
-    """Finds out that a list repeats itself: each batch costs a request, or time to read it."""
+    """Detects a list that repeats itself without end, since each batch costs a request or time to read."""
 
     repo: Repo
     upstream: str
@@ -181,7 +183,7 @@ class _Progress:
     _different: int = 0
 
     def note(self, seen: int, different: int) -> None:
-        """A batch of so many tags, and how many different ones that makes in all. Raises `UpstreamInvalid`."""
+        """Counts a batch of `seen` tags, after which there are `different` tags in all. Raises `UpstreamInvalid`."""
         self.batches += 1
         self._idle = 0 if different > self._different else self._idle + 1
         self._different = different
@@ -193,7 +195,7 @@ class _Progress:
 
 
 def _tag_before(last: str) -> str:
-    """The longest beginning of `last` that is a tag: `last` need not be one, and upstreams may refuse what is none."""
+    """Returns the longest prefix of `last` that is a tag. Clients may send any text, and upstreams may refuse it."""
     return next((last[:end] for end in range(min(len(last), 128), 0, -1) if is_tag(last[:end])), "")
 
 

@@ -1,4 +1,4 @@
-"""Parts of the tag lists of other registries, kept so that our pages need not be as long as upstream's."""
+"""Sorted parts of upstream's tag lists, kept in memory so that clients can be given pages of any length."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mirror.ports import SortedTags, TagBatch
 
 __all__ = ["TagWindows", "Window"]
 
-#: Windows of one repository that are kept: a walk along a list leaves one behind for every 10,000 tags.
+#: Windows that are kept for each repository. Paging through a list leaves one window for every 10,000 tags.
 _MOST: Final = 8
-#: Seconds by which the clock may have been put back.
+#: Seconds by which the clock may be set back before a window is no longer believed.
 _SLACK: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Sorted tags behind `after`, without a gap; `more`: others follow them.
+    """The sorted tags that follow `after`, without a gap. `more` is True if the list goes on after them.
 
-    `asked` is how many were wanted when it was made: fewer than that are here if upstream's pages are very small.
-    Believed from `since` to `until` (epoch seconds).
+    `asked` is the number of tags that were wanted when the window was made. It has fewer if upstream's pages are very
+    small. The window is believed from `since` to `until` (epoch seconds).
     """
 
     after: str
@@ -35,7 +35,7 @@ class Window:
     until: float
 
     def page(self, last: str, count: int) -> TagBatch | None:
-        """Up to `count` tags behind `last`; None: not all of them are here."""
+        """Returns up to `count` tags after `last`; None if the window does not have all of them."""
         start = bisect_right(self.tags, last)
         stop = start + count
         if last < self.after:
@@ -45,17 +45,17 @@ class Window:
         return TagBatch(self.tags[start:stop], self.more or stop < len(self.tags))
 
     def to_json(self) -> dict[str, Any]:
-        """As it is remembered."""
+        """Returns the window as JSON, for the memo."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Window:
-        """What `to_json` wrote."""
+        """Returns the window that `to_json` wrote."""
         return cls(**{**said, "tags": tuple(said["tags"])})
 
 
 class TagWindows:
-    """Of all repositories: windows in this process, and `sorted`, long lists on disk."""
+    """The tag lists of all repositories: windows in the memory of this process, and long lists on disk (`sorted`)."""
 
     def __init__(self, sorted_tags: SortedTags) -> None:
         self.sorted = sorted_tags
@@ -64,17 +64,17 @@ class TagWindows:
         )
 
     def page(self, repo: Repo, whose: str, last: str, count: int, now: float) -> TagBatch | None:
-        """A page that is here; `whose` is for whom the list was asked."""
+        """Returns a page from memory; None if no window has it. `whose` is the caller for whom the list was fetched."""
         for window in self._windows.get((repo, whose)) or ():
             if window.since - _SLACK <= now < window.until and (page := window.page(last, count)):
                 return page
         return None
 
     def drop(self, repo: Repo, whose: str) -> None:
-        """The list is not sorted, whatever its windows looked like. Repeatable."""
+        """Drops the windows of a list that turned out not to be sorted. Repeatable."""
         self._windows.drop((repo, whose))
 
     def put(self, repo: Repo, whose: str, window: Window) -> None:
-        """The latest is looked at first; one from the same place is replaced."""
+        """Adds a window, which is searched first. It replaces a window with the same `after`."""
         others = [one for one in self._windows.get((repo, whose)) or () if one.after != window.after]
         self._windows.put((repo, whose), (window, *others[: _MOST - 1]))
