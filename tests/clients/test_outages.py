@@ -22,7 +22,7 @@ from tests.support.fake_registry import FakeRegistry, Fault, stall
 from tests.support.images import Published, sha256
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.mounts import overlay_works, unmount_below
-from tests.support.process import eventually
+from tests.support.process import PATIENCE, eventually
 from tests.support.scripted import Stall
 from tests.support.skopeo import Skopeo, compare_directory
 
@@ -150,7 +150,7 @@ def test_136_a_pull_outlives_an_outage(
         ThreadPoolExecutor(1) as threads,
     ):
         pulling = threads.submit(pull, image)
-        assert gate.reached.wait(60)
+        assert gate.reached.wait(PATIENCE)
         upstream.away()
         eventually(lambda: _refusals(mirror, layer) >= _REFUSED, "upstream has refused to go on")
         upstream.back()
