@@ -1,11 +1,12 @@
-"""On whose behalf something is done now: with whose credentials upstream is asked, and whose answer it is.
+"""The caller on whose behalf the current task asks upstream, and so the credentials that it uses.
 
-    a request for a registry that is asked about each caller ── acting_for() ──> inside it, and in its tasks: theirs
-    everything else (other requests, a sync, the command line) ────────────────> the mirror's own
+    a request to a registry that checks each caller's own credentials ── acting_for() ──> the caller's, in its tasks too
+    everything else (other requests, a sync, the command line) ─────────────────────────> the mirror's own
 
-What one caller is refused, or does not get, says nothing about another: work under way and refusals that are remembered
-are kept apart by `caller`, tokens that upstream gives by the credentials themselves. What was fetched is everybody's,
-once upstream has said that they may have it (`trust/upstream_access.py`).
+If one caller is refused, or a download for that caller fails, this says nothing about other callers. So work in
+progress and remembered refusals are kept apart by `caller`, and upstream tokens by the credentials themselves. Content
+that was fetched is shared, but each caller gets it only after upstream has confirmed that this caller may have it
+(`trust/upstream_access.py`).
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from mirror.oci.authorization import CallerCredentials
 
 __all__ = ["Caller", "acting", "acting_for", "caller", "for_caller"]
 
-#: What is remembered may be shared through Redis, where nothing may stand that a password could be guessed from.
+#: Key of the hash in `mark`. Marks may reach Redis, and must not allow anyone to guess a password from them.
 _KEY: Final = secrets.token_bytes(32)
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who has asked; `credentials` None: without any."""
+    """The caller of a request. `credentials` is None if the caller presented none."""
 
     credentials: CallerCredentials | None
-    #: Tells callers apart, in this process alone.
+    #: Identifies the caller. Valid in this process only.
     mark: str
 
 
@@ -40,7 +41,7 @@ _CALLER: Final[ContextVar[Caller | None]] = ContextVar("caller", default=None)
 
 @contextmanager
 def acting_for(own: CallerCredentials | None) -> Iterator[None]:
-    """Inside, what is done is done for the holder of these credentials (None: for the anonymous)."""
+    """In this context, upstream is asked on behalf of the holder of these credentials (None: an anonymous caller)."""
     fingerprint = own.fingerprint if own else ""
     mark = hashlib.blake2b(fingerprint.encode(), key=_KEY, digest_size=16).hexdigest()
     token = _CALLER.set(Caller(own, mark))
@@ -51,16 +52,16 @@ def acting_for(own: CallerCredentials | None) -> Iterator[None]:
 
 
 def acting() -> Caller | None:
-    """Whom we act for; None: for nobody in particular, with our own credentials."""
+    """The caller that the current task acts for; None if it acts for the mirror, with the mirror's own credentials."""
     return _CALLER.get()
 
 
 def caller() -> str:
-    """The mark of whom we act for; empty where that is nobody in particular."""
+    """The mark of the caller that the current task acts for; empty if it acts for the mirror."""
     found = _CALLER.get()
     return found.mark if found else ""
 
 
 def for_caller(key: str) -> str:
-    """A key under which something is remembered of whom we act for alone."""
+    """`key` extended by the caller's mark, for values that hold for the current caller only."""
     return f"{key} {caller()}".rstrip()

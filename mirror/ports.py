@@ -1,33 +1,33 @@
-"""Read this first: what the mirror is made of, without how.
+"""Read this first: the parts of the mirror and what each must do, not how.
 
-A request names a repository; a repository gives content; the server sends content. Bytes reach a client only from the
-store: a miss starts one *flight* that writes into the store, and every client, the first one too, follows the growing
-blob. The disk is the truth; the index is a memory of it that may be lost at any time.
+A request names a repository, the repository provides content, and the server sends it. Bytes reach a client only from
+the store: a cache miss starts one *flight* that writes into the store, and every client, including the first, reads the
+growing blob from there. The disk is the source of truth. The index is derived from it and may be lost at any time.
 
-The ports; all but the smallest have two or more implementations:
+The ports (some have several implementations):
 
     BlobStore      content by digest              store/local/blobs.py      store/memory.py
     Catalog        tags and manifest links        store/local/catalog.py    store/memory.py
     Pins           which images must stay         store/local/pins.py
-    Freezes        tags that must not move        store/local/freezes.py
+    Freezes        tags held at one digest        store/local/freezes.py
     ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py     index/memory.py
     SortedTags     tag lists, sorted on disk      index/sorted_tags.py
-    Authenticator  who a caller is                access/*.py
+    Authenticator  who the caller is              access/*.py
     Upstream       one remote registry            upstream/registry.py    upstream/endpoints.py
-    Body           bytes that arrive in a thread  upstream/http/blobs.py
+    Body           an upstream answer's bytes     upstream/http/blobs.py
 
-The life of a blob in a store:
+The life cycle of a blob in a store:
 
     absent ── ingest() ──> growing ── commit() ──> present ── delete() ──> absent
-                              │  ^                               (who has it open reads on)
-                  abort(keep) │  │ ingest() again: hashed anew, resumed at its size
+                              │  ^                               (open readers read on)
+                  abort(keep) │  │ ingest() again: hashed again, resumed at its size
                               v  │
                             partial
 
-A blob is invisible under its final name until `commit` has verified its digest and made it durable. Until then its
-bytes belong to the registry that sends them: each has a growing blob, and a partial, of its own. A growing blob may be
-followed from any process that shares the store; exactly one process at a time, the *filler*, holds its lock. The kernel
-frees that lock when the filler dies, and a follower takes over.
+A blob appears under its final name only after `verify` has checked its digest and `commit` has made it durable. Until
+then its bytes belong to the registry that sends them: each registry has its own growing blob, and its own partial, for
+the same digest. Any process that shares the store may follow a growing blob. One process at a time, the *filler*, holds
+its lock. The kernel releases the lock when the filler dies, and a follower takes over.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ __all__ = [
 
 
 class Body(Protocol):
-    """The body of one upstream answer, read by blocking calls in a thread: bytes never cross the event loop."""
+    """The body of one upstream answer, read by blocking calls in a thread, never in the event loop."""
 
     @property
     def start(self) -> int:
@@ -90,17 +90,17 @@ class Body(Protocol):
 
     @property
     def size(self) -> int | None:
-        """Size in bytes of the whole blob, not of what is left of it; None where upstream does not say."""
+        """Size in bytes of the whole blob, not of the rest from `start` on; None if upstream does not state it."""
 
     def readinto(self, buffer: memoryview) -> int:
-        """Blocks for the next bytes and returns how many there are, at least 1; 0 at a proper end only.
+        """Block until bytes arrive, write them to `buffer` and return their number: at least 1, or 0 at a proper end.
 
-        May return less than fits. Raises `UpstreamUnavailable` where the body breaks off, `UpstreamTimeout` where it
-        stalls or falls below the lowest rate allowed.
+        May fill only a part of the buffer. Raises `UpstreamUnavailable` if the body breaks off, and `UpstreamTimeout`
+        if it stalls or falls below the lowest rate allowed.
         """
 
     def abort(self) -> None:
-        """From any thread, repeatable: makes a blocked `readinto` fail soon."""
+        """Make a blocked `readinto` fail soon. May be called from any thread, and repeatedly."""
 
 
 @runtime_checkable
@@ -108,13 +108,14 @@ class SupportsSplice(Protocol):
     """A body that can lend its socket, so that the kernel moves its bytes."""
 
     def plain_socket(self) -> tuple[int, int] | None:
-        """A blocking socket's descriptor and how many bytes of the body come from it; None: only `readinto` has them.
+        """The descriptor of a blocking socket, and how many bytes of the body to take from it.
 
-        The answer changes while the body is read: first there is what came along with the headers.
+        None if the next bytes are available from `readinto` alone. The answer changes while the body is read: the bytes
+        that arrived together with the headers come first, by `readinto`.
         """
 
     def advance(self, count: int) -> None:
-        """`count` bytes were taken from that socket. Raises like `readinto`."""
+        """Record that `count` bytes were taken from the socket. Raises like `readinto`."""
 
 
 # ------------------------------------------------------------------------------------ 2. content by digest
@@ -122,7 +123,7 @@ class SupportsSplice(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BlobInfo:
-    """A blob that is present; `size` in bytes, `used_at` the time of last use known to the disk (epoch seconds)."""
+    """A blob that is present: its `size` in bytes, and `used_at`, the last use recorded on disk (epoch seconds)."""
 
     digest: Digest
     size: int
@@ -130,13 +131,13 @@ class BlobInfo:
 
 
 class BlobReader(Protocol):
-    """An open blob, present or growing. It can be read to its end whatever happens to its name."""
+    """An open blob, present or growing. It stays readable if its file is renamed or deleted."""
 
     def pread(self, size: int, offset: int) -> bytes:
-        """Blocking read of up to `size` bytes; empty past the end. Raises `StoreError`."""
+        """Up to `size` bytes from `offset` on; empty past the end. Blocks. Raises `StoreError`."""
 
     def close(self) -> None:
-        """Repeatable."""
+        """Close the blob. Repeatable."""
 
 
 @runtime_checkable
@@ -144,350 +145,403 @@ class SupportsFileno(Protocol):
     """A reader that is a plain file, so that the kernel can send it."""
 
     def fileno(self) -> int:
-        """The descriptor; stays the reader's own."""
+        """The file descriptor. The reader still owns it and closes it."""
 
 
 @runtime_checkable
 class SupportsReadOnce(Protocol):
-    """A reader for whoever reads everything and must not push out of memory what others will want again."""
+    """A reader that can read whole blobs without evicting other files from the page cache."""
 
     def pread_once(self, size: int, offset: int) -> bytes:
-        """Like `pread`, but what was not in the page cache before is not there afterwards. May return less than asked
-        for before the end.
+        """Like `pread`, but pages that were not in the page cache before are dropped from it again.
+
+        May return fewer than `size` bytes before the end of the blob.
         """
 
 
 class Ingest(Protocol):
-    """A growing blob that one registry sends, as this process sees it. Several may exist of it; one holds the lock."""
+    """A growing blob that one registry sends, as seen by this process.
+
+    Several `Ingest` objects may exist for the same blob. At most one holds the lock: its process is the filler.
+    """
 
     @property
     def offset(self) -> int:
-        """Bytes that can be read now, in bytes."""
+        """How many bytes can be read now."""
 
     @property
     def size(self) -> int | None:
-        """Expected size of the whole blob, once a filler has learnt it."""
+        """Expected size of the whole blob in bytes; None until a filler knows it."""
 
     @property
     def verified(self) -> bool:
-        """Whether all bytes are here and are those that the digest names."""
+        """Whether the blob is complete and its bytes match the digest."""
 
     @property
     def announced(self) -> bool:
-        """Whether a filler has had upstream's headers: what can be read may be sent, as far as `verified` allows."""
+        """Whether a filler has received upstream's headers.
+
+        From then on the bytes that can be read may be sent; `verified` decides whether the last ones may be, too.
+        """
 
     @property
     def in_place(self) -> bool:
-        """Whether this is still the file that others would find: False once it was committed or begun anew."""
+        """Whether the growing blob's path still leads to this file. False after a commit or a restart."""
 
     def refresh(self) -> None:
-        """Look at what another process has written since."""
+        """Read again what other processes have written."""
 
     def try_lock(self) -> bool:
-        """Become the filler if nobody is. False while another is, or once the blob has left this place."""
+        """Become the filler if there is none. False if another process is, or if the file is no longer in place."""
 
     def resume(self) -> int:
-        """Blocking, by the lock's holder: hash what is there already; returns the offset to go on from."""
+        """Hash the bytes that are already there and return the offset to continue from. Blocks; needs the lock."""
 
     def restart(self) -> None:
-        """Blocking, by the lock's holder: forget every byte."""
+        """Discard every byte and begin again. Blocks; needs the lock."""
 
     def expect(self, size: int | None) -> None:
-        """By the lock's holder: tell followers the size of the whole."""
+        """Tell followers the size of the whole blob in bytes. Needs the lock."""
 
     def fill(self, body: Body, progress: Callable[[], None]) -> None:
-        """Blocking, by the lock's holder: write and hash a body to its end.
+        """Write and hash a body to its end. Blocks; needs the lock.
 
-        `progress` is called from this thread after each write: it must be cheap. Raises what `body` raises, `StoreFull`
-        and `StoreError`. Bytes written before an error stay and count.
+        `progress` is called in this thread after each write, so it must be cheap. Raises what `body` raises,
+        `StoreFull` and `StoreError`. Bytes written before an error are kept, and the next attempt resumes after them.
         """
 
     def verify(self) -> None:
-        """Blocking, by the lock's holder: raises `BlobDamaged` unless the hash is the digest's."""
+        """Check the hash. Raises `BlobDamaged` if it does not match the digest. Blocks; needs the lock."""
 
     def commit(self) -> BlobInfo:
-        """Blocking, after `verify`: sync, publish under the final name, sync the directory. Releases the lock."""
+        """Sync the file, publish it under the final name, and sync the directory. Releases the lock.
+
+        Blocks. May be called only after `verify`.
+        """
 
     def abort(self, *, keep: bool) -> None:
-        """Give up the lock; the bytes stay for the next filler if `keep`. Repeatable, harmless after commit."""
+        """Release the lock. With `keep`, the bytes stay for the next filler. Repeatable; no effect after `commit`."""
 
     def reader(self) -> BlobReader:
-        """The growing bytes; the caller closes it. Raises `StoreError`."""
+        """A reader of the growing bytes. The caller closes it. Raises `StoreError`."""
 
     def close(self) -> None:
-        """Let go of everything; like `abort(keep=True)` where the lock is still held. Repeatable."""
+        """Close all files. Acts like `abort(keep=True)` if the lock is still held. Repeatable."""
 
 
 class BlobStore(Protocol):
     """Content by digest."""
 
     def stat(self, digest: Digest) -> BlobInfo:
-        """Raises `BlobUnknown` if it is absent for certain, `StoreError` if that cannot be told. Quick enough for the
-        event loop.
+        """Size and time of last use of a blob. Quick enough for the event loop.
+
+        Raises `BlobUnknown` if the blob is certainly absent, and `StoreError` if that cannot be determined.
         """
 
     def open(self, digest: Digest) -> tuple[BlobInfo, BlobReader]:
-        """An open blob with its size at that moment. Raises like `stat`, of EIO `BlobUnreadable`. Quick enough for the
-        event loop.
+        """Open a blob: its size at that moment, and a reader that the caller closes. Quick enough for the event loop.
+
+        Raises like `stat`, and `BlobUnreadable` on EIO.
         """
 
     def read(self, digest: Digest, limit: int) -> bytes:
-        """Blocking: a small blob whole, verified. Raises like `open`, and `BlobDamaged` (also above `limit` bytes)."""
+        """The verified content of a small blob. Blocks.
+
+        Raises like `open`, and `BlobDamaged` if the bytes do not match the digest or are more than `limit`.
+        """
 
     def put(self, digest: Digest, content: bytes) -> BlobInfo:
-        """Blocking: a small blob whole, there for every process when it returns, durable once `settle` has. Raises
-        `BlobDamaged` for wrong bytes, `StoreFull`, `StoreError`.
+        """Store a small blob. Blocks.
+
+        On return every process can read it. It is durable once `settle` has returned. Raises `BlobDamaged` if the
+        bytes do not match the digest, `StoreFull`, `StoreError`.
         """
 
     def settle(self) -> None:
-        """Blocking: what this process has `put` so far outlives a power cut when it returns. Raises `StoreError`."""
+        """Make everything that this process has `put` so far survive a power cut. Blocks. Raises `StoreError`."""
 
     def ingest(self, digest: Digest, registry: str) -> Ingest:
-        """Join or begin the growing blob that `registry` sends; "" if the bytes come from no registry. What another
-        registry has sent of it is never seen here before it is verified and has its final name. Raises `StoreFull`,
-        `StoreError`.
+        """Join or begin the growing blob that `registry` sends; "" if the bytes come from no registry.
+
+        Bytes that another registry sends for the same digest are visible only after they are verified and published
+        under the final name. Raises `StoreFull`, `StoreError`.
         """
 
     def growing(self) -> Mapping[Digest, int]:
-        """Blocking: blobs that hold disk while they grow, with the bytes that each has, or will have if somebody fills
-        it; added up if several registries send it.
+        """The growing blobs and the disk space that each takes, in bytes. Blocks.
+
+        A blob that is being filled counts with its expected size if that is known, any other with the bytes it has.
+        The sizes are added up if several registries send the same blob.
         """
 
     def is_filling(self, registry: str, besides: Digest) -> bool:
-        """Blocking: whether some process fills a blob that this registry sends, and has bytes of it; the blob `besides`
-        does not count. Raises `StoreError`.
+        """Whether any process is filling a blob from this registry and has received bytes of it. Blocks.
+
+        The blob `besides` does not count. Raises `StoreError`.
         """
 
     def delete(self, digest: Digest) -> int:
-        """Blocking: drop the name; returns the bytes that this frees. Repeatable (0). Open readers read on."""
+        """Delete a blob and return the number of bytes freed; 0 if there is none. Repeatable. Blocks.
+
+        Readers that are open can read on.
+        """
 
     def set_aside(self, digest: Digest, seen: BlobReader | None) -> bool:
-        """Blocking: take a blob out of service; a later request fetches it again. Repeatable.
+        """Take a damaged blob out of service, so that a later request fetches it again. Repeatable. Blocks.
 
-        `seen` is the open reader that gave wrong bytes, or could not read them; None if `open` raised
-        `BlobUnreadable`. A file that has taken its place since was judged by nobody, and stays. Returns whether the
-        blob that was seen left its place by this call. Raises `StoreError`.
+        `seen` is the open reader that gave wrong bytes or failed to read; None if `open` raised `BlobUnreadable`. If
+        another file has replaced the damaged one since, that file stays: nothing is known against it. Returns True if
+        this call removed the damaged blob from its place. Raises `StoreError`.
         """
 
     def aside(self) -> Sequence[QuarantinedBlob]:
-        """Blocking: what was set aside and is kept, in no order. Raises `StoreError`."""
+        """The blobs that were set aside and are still kept, in no order. Blocks. Raises `StoreError`."""
 
     def drop_aside(self, digest: Digest) -> int:
-        """Blocking: drop what was set aside; returns the bytes that this frees. Repeatable (0). What somebody still
-        writes to stays (0). Raises `StoreError`.
+        """Delete a blob that was set aside and return the number of bytes freed. Repeatable. Blocks.
+
+        Returns 0 if there is none, or if a process still writes to it, in which case it stays. Raises `StoreError`.
         """
 
     def mark_used(self, seen: Mapping[Digest, float]) -> None:
-        """Blocking: note times of last use beside the blobs, so that they outlive the index. Skips unknown ones."""
+        """Record times of last use on disk, so that they survive the loss of the index. Skips unknown blobs. Blocks."""
 
     def walk(self) -> Iterable[BlobInfo]:
-        """Blocking: every blob present, sorted by digest. Foreign files are passed over. Raises `StoreError` rather
-        than leave out what cannot be read.
+        """Every blob present, sorted by digest. Foreign files are skipped. Blocks.
+
+        Raises `StoreError` if a folder or file cannot be read, rather than leaving it out.
         """
 
     def free(self) -> tuple[int, int]:
-        """Blocking: bytes free for us on this disk, and the disk's size."""
+        """The bytes of this disk that the mirror may still use, and the size of the disk. Blocks."""
 
 
 # --------------------------------------------------------------------------- 3. what a repository has: the truth
 
 
 class Catalog(Protocol):
-    """Tags and manifest links of every repository, on disk. All calls block shortly.
+    """Tags and manifest links of every repository, on disk. All calls block for a short time.
 
-    None, or what is not listed, is absent for certain. Every call raises `StoreError` if that cannot be told at this
-    moment, and those that read one record `RecordDamaged` if it is there and makes no sense.
+    A record that is returned as None, or not listed, is certainly absent. Every call raises `StoreError` if that cannot
+    be determined. Calls that read one record raise `RecordDamaged` if it exists but cannot be parsed.
     """
 
     def get_tag(self, repo: Repo, tag: str) -> TagRecord | None:
-        """What the tag pointed to when last asked. Raises `StoreError`, `RecordDamaged`."""
+        """What the tag pointed to when upstream was last asked. Raises `StoreError`, `RecordDamaged`."""
 
     def put_tag(self, repo: Repo, record: TagRecord) -> None:
-        """Replace it at once for every reader, durable once `settle` has returned. Raises `StoreError`, `StoreFull`."""
+        """Write the record of a tag. Raises `StoreError`, `StoreFull`.
+
+        Every reader sees it at once. It is durable once `settle` has returned.
+        """
 
     def drop_tag(self, repo: Repo, tag: str) -> None:
-        """Its history stays. Repeatable."""
+        """Delete the record of a tag, but not its history. Repeatable."""
 
     def tags(self, repo: Repo) -> list[str]:
-        """Sorted."""
+        """The repository's tags, sorted."""
 
     def get_history(self, repo: Repo, tag: str) -> tuple[Sighting, ...]:
-        """What the tag has pointed to, oldest first; also of a tag that is no more. A damaged history counts as none.
-        Raises `StoreError`.
+        """What the tag has pointed to, oldest first, even if the tag itself was deleted. Raises `StoreError`.
+
+        A damaged history counts as empty.
         """
 
     def put_history(self, repo: Repo, tag: str, sightings: Sequence[Sighting]) -> None:
-        """Replace all of it at once for every reader. Raises `StoreError`, `StoreFull`."""
+        """Replace the whole history. Every reader sees it at once. Raises `StoreError`, `StoreFull`."""
 
     def get_manifest(self, repo: Repo, digest: Digest) -> ManifestRecord | None:
-        """Whether this repository may serve it, and as what. Raises `StoreError`, `RecordDamaged`."""
+        """The record that lets this repository serve the manifest; None if it may not.
+
+        Raises `StoreError`, `RecordDamaged`.
+        """
 
     def put_manifest(self, repo: Repo, record: ManifestRecord) -> None:
-        """This repository may serve it from now on; durable like a tag. Raises `StoreError`, `StoreFull`."""
+        """Let this repository serve the manifest from now on. Raises `StoreError`, `StoreFull`.
+
+        The record is durable once `settle` has returned.
+        """
 
     def drop_manifest(self, repo: Repo, digest: Digest) -> None:
-        """Repeatable."""
+        """Delete the record of a manifest. Repeatable."""
 
     def manifests(self, repo: Repo) -> Iterable[ManifestRecord]:
-        """In no order. Damaged records are passed over: whoever must overlook none goes by `manifest_digests`. Raises
-        `StoreError`.
+        """The repository's manifest records, in no order. Raises `StoreError`.
+
+        Damaged records are skipped. A caller that must not miss any uses `manifest_digests`.
         """
 
     def manifest_digests(self, repo: Repo) -> Iterable[Digest]:
-        """Of every record, damaged ones too, without a look at each. In no order. Raises `StoreError`."""
+        """The digest of every manifest record, in no order. Raises `StoreError`.
+
+        The records are not opened, so damaged ones are included.
+        """
 
     def repositories(self) -> Iterable[Repo]:
         """Every repository that has a tag or a manifest."""
 
     def repositories_added(self) -> int:
-        """A count that is higher, for every process, once a repository is among `repositories` that was not before; -1
-        if that cannot be told. Quick enough for the event loop.
+        """A counter that increases, for every process, whenever a new repository appears in `repositories`.
+
+        -1 if it cannot be read. Quick enough for the event loop.
         """
 
     def settle(self) -> None:
-        """What this process has put so far outlives a power cut when it returns. Raises `StoreError`."""
+        """Make everything that this process has put so far survive a power cut. Raises `StoreError`."""
 
 
 class Pins(Protocol):
-    """Which images must stay, on disk. All calls block shortly."""
+    """The images that must stay, on disk. All calls block for a short time."""
 
     def all(self) -> Iterable[Pin]:
-        """In no order; those that are over too. What cannot be read is missing: who drops something asks with `look`.
-        Raises `StoreError`.
+        """All pins, including expired ones, in no order. Raises `StoreError`.
+
+        Unreadable pins are missing, so a caller that is about to delete content must use `look`.
         """
 
     def look(self) -> tuple[Sequence[Pin], Sequence[UnreadNote]]:
-        """All at one look, and those that are there and cannot be read. Raises `StoreError` where neither is told."""
+        """All pins, and the files of those that exist but cannot be read, from one listing.
+
+        Raises `StoreError` if the pins cannot be listed.
+        """
 
     def get(self, repo: Repo, reference: Reference) -> Pin | None:
-        """The pin of exactly this tag or digest."""
+        """The pin of exactly this tag or digest; None if there is none."""
 
     def put(self, pin: Pin) -> None:
-        """Replaces one of the same image. Raises `StoreError`, `StoreFull`."""
+        """Write a pin; it replaces an earlier one of the same image. Raises `StoreError`, `StoreFull`."""
 
     def drop(self, repo: Repo, reference: Reference) -> bool:
-        """Whether there was one. Repeatable."""
+        """Delete a pin. True if there was one. Repeatable."""
 
 
 class Freezes(Protocol):
-    """Tags that answer one digest until further notice, on disk. All calls block shortly."""
+    """The tags that answer with one digest until they are released, on disk. All calls block for a short time."""
 
     def all(self) -> Iterable[Freeze]:
-        """In no order. What cannot be read is missing, as with pins. Raises `StoreError`."""
+        """All freezes, in no order. Unreadable ones are missing. Raises `StoreError`."""
 
     def look(self) -> tuple[Sequence[Freeze], Sequence[UnreadNote]]:
-        """As with pins."""
+        """All freezes, and the files of those that exist but cannot be read, from one listing.
+
+        Raises `StoreError` if the freezes cannot be listed.
+        """
 
     def get(self, repo: Repo, tag: str) -> Freeze | None:
-        """None: the tag is free to move. Raises `StoreError` where that cannot be told."""
+        """The freeze of a tag; None if the tag may move. Raises `StoreError` if that cannot be determined."""
 
     def put(self, freeze: Freeze) -> None:
-        """Replaces one of the same tag. Raises `StoreError`, `StoreFull`."""
+        """Write a freeze; it replaces an earlier one of the same tag. Raises `StoreError`, `StoreFull`."""
 
     def drop(self, repo: Repo, tag: str) -> bool:
-        """Whether there was one. Repeatable."""
+        """Delete a freeze. True if there was one. Repeatable."""
 
 
 # -------------------------------------------------------------------------- 4. what is remembered about content
 
 
 class ContentIndex(Protocol):
-    """The least-recently-used order of images, sizes and links. Every method may raise `IndexUnavailable`.
+    """The least-recently-used order of images, the sizes of blobs, and the links of repositories.
 
-    Nothing here is asked on the path of a hit that this process has seen before.
+    Every method may raise `IndexUnavailable`. The index is not called for a hit that this process has seen before.
     """
 
     async def put(self, records: Sequence[ContentRecord]) -> None:
-        """Remember blobs. Repeatable: the later time of last use stays."""
+        """Add blobs. Repeatable: the later time of last use is kept."""
 
     async def get(self, digest: Digest) -> ContentRecord | None:
-        """What is remembered."""
+        """The record of a blob; None if it is not in the index."""
 
     async def drop(self, digests: Sequence[Digest]) -> None:
-        """Forget blobs, and what those among them that are manifests named; links stay. Repeatable."""
+        """Remove blobs, and the references of those that are manifests. Links stay. Repeatable."""
 
     async def touch(self, seen: Mapping[Digest, float]) -> None:
-        """Later times of last use; digests that are not remembered are not added.
+        """Raise times of last use (epoch seconds). Digests that are not in the index are not added.
 
-        The use of a manifest is one of every index above it as well. It need not be one of what is below it: what a
+        Using a manifest also uses every index above it. It does not touch what is below it: the content that a
         manifest names stays for as long as the manifest does.
         """
 
     async def name(self, manifests: Sequence[References]) -> None:
-        """What these manifests name, whether that is remembered or not. Repeatable.
+        """Record what these manifests name, whether or not the named blobs are in the index. Repeatable.
 
-        A manifest whose blob is not remembered is left alone, or what it names would stay for ever.
+        A manifest whose own blob is not in the index is skipped: otherwise the content that it names would never be
+        evicted.
         """
 
     async def coldest(self, standing: BlobRole, limit: int) -> list[ContentRecord]:
-        """Up to `limit` blobs of this standing, least recently used first (ties by digest)."""
+        """Up to `limit` blobs of this role, least recently used first (ties by digest)."""
 
     async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
-        """Of each of these that is a remembered manifest: the remembered blobs that it names, in no order."""
+        """For each of the digests that is a manifest in the index: the indexed blobs that it names, in no order."""
 
     def recorded(self) -> AsyncIterator[list[Digest]]:
-        """Every blob that is remembered, in batches and no order. What comes or goes meanwhile may be missing, and one
-        may come twice.
+        """The digests of all blobs in the index, in batches and in no order.
+
+        Blobs that are added or removed meanwhile may be missing, and a digest may come twice.
         """
 
     async def usage(self) -> Usage:
-        """Counted as records come and go, not summed up."""
+        """The number of blobs and their bytes. The totals are kept up to date, not summed up at each call."""
 
     async def link(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
-        """This repository may serve these blobs; the values are their sizes in bytes, -1 where unknown."""
+        """Let this repository serve these blobs. The values are their sizes in bytes, -1 if unknown."""
 
     async def linked(self, repo: Repo, digest: Digest) -> int | None:
-        """The size that was linked (-1 where unknown); None: not linked."""
+        """The size of a blob that this repository may serve (-1 if unknown); None if the blob is not linked."""
 
     async def unlink(self, repo: Repo, digests: Sequence[Digest]) -> None:
-        """Repeatable."""
+        """Remove the links of these blobs. Repeatable."""
 
     async def marker(self) -> str | None:
-        """The mark set at the end of the last complete rebuild; None after a loss."""
+        """The mark set at the end of the last complete rebuild; None if the index was lost since."""
 
     async def set_marker(self, mark: str) -> None:
-        """Set last in a rebuild, so that an interrupted one shows."""
+        """Set the mark. A rebuild does so last, so that an interrupted rebuild is recognised."""
 
     async def clear(self) -> None:
-        """Forget everything of this store, other stores' records in a shared Redis not."""
+        """Remove all records of this store. Records of other stores in a shared Redis stay."""
 
     async def aclose(self) -> None:
-        """Repeatable."""
+        """Close the connections or files of the index. Repeatable."""
 
 
 class TagGathering(Protocol):
-    """A tag list that is being sorted. All calls block. Belongs to one task at a time."""
+    """A tag list that is being sorted. All calls block. Used by one task at a time."""
 
     @property
     def count(self) -> int:
-        """Different tags so far."""
+        """The number of different tags so far."""
 
     @property
     def size(self) -> int:
-        """Bytes on disk so far."""
+        """The bytes on disk so far."""
 
     def add(self, tags: Sequence[str]) -> None:
-        """Tags in any order; those that are there already change nothing. Raises `StoreError`, `StoreFull`."""
+        """Add tags, in any order. Duplicates are ignored. Raises `StoreError`, `StoreFull`."""
 
     def publish(self, until: float) -> None:
-        """Let every process find the list from now on, until `until` (epoch seconds). Raises `StoreError`."""
+        """Make the list visible to every process until `until` (epoch seconds). Raises `StoreError`."""
 
     def close(self) -> None:
-        """Forget what was not published. Repeatable."""
+        """Discard the list if it was not published. Repeatable."""
 
 
 class SortedTags(Protocol):
-    """Tag lists of upstreams that do not sort, sorted, on disk. All calls block shortly. May be lost at any time."""
+    """Sorted copies, on disk, of the tag lists of upstreams that do not sort. They may be lost at any time.
+
+    All calls block for a short time.
+    """
 
     @property
     def most_bytes(self) -> int:
         """How many bytes all lists together may take on disk."""
 
     def page(self, key: str, last: str, count: int) -> TagBatch | None:
-        """Up to `count` tags behind `last`; None: no such list is here, or its time is over."""
+        """Up to `count` tags after `last`; None if there is no such list or it has expired."""
 
     def gather(self, key: str) -> TagGathering:
-        """Begin to sort a list; the caller closes it. Raises `StoreError`."""
+        """Begin to sort a list. The caller closes the result. Raises `StoreError`."""
 
 
 # ------------------------------------------------------------------------------------------- 5. a remote registry
@@ -495,62 +549,66 @@ class SortedTags(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TagBatch:
-    """Some tags of a list, and whether there are more."""
+    """Some tags of a list, and whether more follow."""
 
     tags: tuple[str, ...]
     more: bool
 
 
 class Upstream(Protocol):
-    """One remote registry. `repo` is always the name within it.
+    """One remote registry. `repo` is always the repository's name within that registry.
 
     Every call may raise `UpstreamUnavailable`, `UpstreamTimeout`, `UpstreamDenied`, `UpstreamThrottled`,
-    `UpstreamNotFound` and `UpstreamInvalid`, after having tried what is worth trying again.
+    `UpstreamNotFound` and `UpstreamInvalid`. Calls that are worth retrying have been retried before.
     """
 
     @property
     def name(self) -> str:
-        """As clients say it: `docker.io`."""
+        """The registry's name as clients write it: `docker.io`."""
 
     @property
     def patience(self) -> float:
-        """By which factor, at least 1, tags may be believed longer, because upstream has little left to give."""
+        """The factor, at least 1, by which a tag's answer is trusted longer because upstream's pull quota runs low."""
 
     async def resolve(self, repo: str, reference: Reference) -> Descriptor:
-        """What a reference points to, by HEAD; by GET only where upstream's HEAD does not say it."""
+        """The descriptor that a reference points to, by HEAD; by GET only if upstream's answer to HEAD is unusable."""
 
     async def manifest(self, repo: str, reference: Reference) -> Manifest:
-        """By GET. The digest is that of the bytes; asked for by digest, it is the one asked for."""
+        """The manifest, by GET. Its digest matches its bytes, and the reference if that is a digest."""
 
     def blob(self, repo: str, digest: Digest, start: int = 0) -> AbstractAsyncContextManager[Body]:
-        """A blob from an offset on; entered once upstream's headers are in. `body.start` may be below `start`."""
+        """A blob from offset `start` on; `body.start` may be lower. Entered once upstream's headers have arrived."""
 
     async def blob_size(self, repo: str, digest: Digest) -> int | None:
-        """Whether the repository has the blob, and its size in bytes where upstream says it. Never by HEAD."""
+        """The size of a blob in bytes; None if the repository has it but upstream does not state its size.
+
+        Raises `UpstreamNotFound` if the repository does not have the blob. Never uses HEAD.
+        """
 
     def tags(self, repo: str, after: str = "") -> AsyncGenerator[TagBatch, None]:
-        """Tags in upstream's own order, in at least one batch; behind `after`, if upstream knows how to begin there.
+        """The tags in upstream's own order, in at least one batch; from after `after` on, if upstream supports that.
 
-        Pages are asked for as batches are taken; a caller that stops before the end closes the generator (`aclose`).
-        What is no tag is left out, and a tag may come twice. Raises `UpstreamError`, and `StoreError` for a large page
-        that cannot be kept on disk while it is read.
+        A page is requested when the caller takes its batch. A caller that stops before the end closes the generator
+        (`aclose`). Strings that are not valid tags are left out, and a tag may come twice. Raises `UpstreamError`, and
+        `StoreError` if a large page cannot be kept on disk while it is read.
         """
 
     async def referrers(self, repo: str, digest: Digest) -> list[Descriptor]:
-        """Manifests whose subject is `digest`, by the API or by the fallback tag. Empty where there are none."""
+        """Manifests whose subject is `digest`, by the API or by the fallback tag. Empty if there are none."""
 
     async def aclose(self) -> None:
-        """Repeatable."""
+        """Close all connections. Repeatable."""
 
 
 # ------------------------------------------------------------------------------------------- 6. who is calling
 
 
 class Authenticator(Protocol):
-    """One way in which callers say who they are."""
+    """One method of authenticating callers."""
 
     async def identify(self, presented: CallerCredentials) -> Identity | None:
-        """Who presents this; None: nobody that this way knows. Must take as long for a wrong secret as for a right one.
+        """The identity that these credentials prove; None if this method does not accept them.
 
-        Raises `AccessUnavailable` where it cannot be told now, `TooManyLogins` where too much waits to be told.
+        Must take as long for a wrong secret as for a right one. Raises `AccessUnavailable` if the credentials cannot be
+        checked now, and `TooManyLogins` if too many checks are waiting.
         """
