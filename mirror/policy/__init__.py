@@ -1,1 +1,1 @@
-"""Decisions as pure functions: plain values in, a verdict out. Nothing here waits or touches a file."""
+"""Decisions as pure functions of plain values. Nothing in this package does I/O or waits."""

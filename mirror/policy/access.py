@@ -1,14 +1,15 @@
-"""Who may do what with which repository. Pure: identities and rules in, a verdict out.
+"""Which identity may do what with which repository. Pure functions of identities and rules.
 
-A request is decided in this order, whatever order the rules stand in:
+The order of the rules does not matter. An action is decided by the first of these that applies:
 
-    1. a rule that denies fits            no
-    2. a rule that allows fits            yes
-    3. there are rules that allow it      no: to somebody else, or elsewhere
-    4. there are none                     pull: whoever was let in; push and administration: nobody
+    1. a deny rule fits                         refused
+    2. an allow rule fits                       allowed
+    3. other allow rules name the action        refused: they are for other identities or other repositories
+    4. no allow rule names the action           pull is allowed to every admitted identity; push and admin to none
 
-What one may not see does not exist: the caller turns a refusal into the answer for an unknown name, or, for somebody
-who has not said who they are, into the question who they are. Both are the same for names that do exist.
+A refusal must not reveal whether a repository exists. So it is answered like a request for an unknown name, or, if the
+client has not authenticated, with an authentication challenge. Both answers are the same for existing and unknown
+names.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["ANONYMOUS", "Action", "AuthMethod", "Identity", "Policy", "Rule", "a
 
 
 class Action(Enum):
-    """What a rule is about."""
+    """What a rule allows or denies."""
 
     PULL = "pull"
     PUSH = "push"
@@ -35,30 +36,30 @@ class Action(Enum):
 
 
 class AuthMethod(Enum):
-    """How somebody said who they are."""
+    """How an identity was authenticated."""
 
     ANONYMOUS = "anonymous"
     PASSWORD = "password"  # noqa: S105  # a kind, not a password
-    TOKEN = "token"  # noqa: S105  # likewise
+    TOKEN = "token"  # noqa: S105  # a kind, not a token
     ISSUER = "issuer"
     CERTIFICATE = "certificate"
-    #: With credentials of their own for an upstream, which only that upstream can judge.
+    #: By the caller's own credentials for an upstream, which only that upstream can check.
     UPSTREAM = "upstream"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Somebody who was let in. `name` is unique within its means: an account's name, a token's, a JWT's subject."""
+    """A caller who was admitted. `name` is unique for its `means`: the name of an account or token, a JWT's subject."""
 
     name: str
     means: AuthMethod
     groups: frozenset[str] = frozenset()
-    #: The credentials for an upstream, of those who came with such; never shown.
+    #: The caller's own credentials for an upstream, if `means` is `UPSTREAM`; never shown.
     own: CallerCredentials | None = field(default=None, repr=False)
 
     @property
     def is_anonymous(self) -> bool:
-        """Whether they have not said who they are."""
+        """Whether the caller presented no credentials."""
         return self.means is AuthMethod.ANONYMOUS
 
     def __str__(self) -> str:
@@ -67,7 +68,7 @@ class Identity:
 
 ANONYMOUS: Final = Identity("", AuthMethod.ANONYMOUS)
 
-#: What stands before the colon in a rule's `who`.
+#: The prefix before the colon in a rule's `who`.
 _KINDS: Final = {
     AuthMethod.PASSWORD: "user",
     AuthMethod.TOKEN: "token",
@@ -79,7 +80,7 @@ _WHO: Final = re.compile(r"\*|anonymous|authenticated|(?:user|token|subject|cert
 
 
 def check_who(text: str) -> str:
-    """One entry of a rule's `who`. Raises `ValueError`."""
+    """Return one entry of a rule's `who` unchanged. Raises `ValueError` if it is invalid."""
     if not _WHO.fullmatch(text):
         raise ValueError(
             f"{text!r} is none of *, anonymous, authenticated, and user, token, subject, certificate, upstream or group"
@@ -90,8 +91,10 @@ def check_who(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`who` are entries as `check_who` takes them (`*` within a name stands for anything), `match` are patterns over
-    `registry/name` as routes have them; none means every repository.
+    """One rule of the access policy.
+
+    `who` has entries that `check_who` accepts; `*` within a name stands for any characters. `match` has patterns for
+    `registry/name`, as in routes; an empty one means every repository.
     """
 
     allow: bool
@@ -103,7 +106,7 @@ class Rule:
     _repositories: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # a name may hold slashes (certificates' subjects, service accounts): `*` goes over them
+        # names may contain slashes (certificate subjects, service accounts), and `*` matches slashes too
         names = tuple(
             re.compile(".*".join(re.escape(part) for part in check_who(one).split("*")), re.DOTALL)
             for one in self.who
@@ -113,8 +116,9 @@ class Rule:
         object.__setattr__(self, "_repositories", tuple(compile_pattern(one) for one in self.match))
 
     def fits(self, identity: Identity, action: Action, repo: Repo | None) -> bool:
-        """Whether this rule is about that. `repo` None: about the mirror as a whole, which only rules without patterns
-        are.
+        """Whether this rule applies to the identity, action and repository.
+
+        `repo` None means the mirror as a whole; only rules without patterns apply to that.
         """
         return action in self.actions and self._is_about(identity) and self._covers(repo)
 
@@ -136,13 +140,13 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """All rules. `anonymous` says whether those who have not said who they are are let in at all."""
+    """All rules. `anonymous` says whether callers without credentials are admitted at all."""
 
     rules: tuple[Rule, ...] = ()
     anonymous: bool = True
 
     def allows(self, identity: Identity, action: Action, repo: Repo | None) -> bool:
-        """The verdict."""
+        """Whether the identity may do this with the repository (None: the mirror as a whole)."""
         if identity.is_anonymous and not self.anonymous:
             return False
         about = [rule for rule in self.rules if action in rule.actions]
@@ -154,5 +158,5 @@ class Policy:
 
 
 def actions(names: Iterable[str]) -> frozenset[Action]:
-    """Out of a configuration. Raises `ValueError`."""
+    """The actions that a configuration names. Raises `ValueError`."""
     return frozenset(Action(name) for name in names)

@@ -1,6 +1,6 @@
-"""What may be pulled through here, whoever asks: lists of images, sizes, digests instead of tags, signatures.
+"""Which content may be pulled, for all callers alike: image lists, size limits, required digests and signatures.
 
-Pure; reading manifests and signatures is `repository/guarded.py`'s.
+Pure functions. `repository/guarded.py` reads the manifests and signatures.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _PATTERN: Final = re.compile(r"(?P<repo>[^:@\s]+(?::\d+/[^:@\s]+)?)(?::(?P<tag>[
 
 @dataclass(frozen=True, slots=True)
 class ImagePattern:
-    """`registry/name`, `registry/name:tag` or `registry/name@digest`, the first two with `*`, `**` and `?`.
+    """`registry/name`, `registry/name:tag` or `registry/name@digest`. Name and tag may contain `*`, `**` and `?`.
 
-    Without tag and digest it means everything of the repository. Raises `ValueError` where it is none.
+    A pattern without tag and digest matches everything in the repository. Raises `ValueError` if `text` is none of
+    these.
     """
 
     text: str
@@ -49,7 +50,7 @@ class ImagePattern:
         object.__setattr__(self, "_digest", digest)
 
     def fits(self, repo: Repo, tag: str | None, digest: Digest | None) -> bool:
-        """Whether it means this. `tag` and `digest` are what is known; a pattern of the unknown one does not fit."""
+        """Whether the pattern matches this image. None means unknown: a pattern with a tag or digest then fails."""
         if not self._repo.fullmatch(str(repo)):
             return False
         if self._digest is not None:
@@ -57,21 +58,22 @@ class ImagePattern:
         return self._tag is None or (tag is not None and self._tag.fullmatch(tag) is not None)
 
     def covers(self, repo: Repo) -> bool:
-        """Whether it means anything of this repository."""
+        """Whether the pattern matches any image of this repository."""
         return self._repo.fullmatch(str(repo)) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class ContentLists:
-    """`deny` goes before `allow`; an empty `allow` allows everything."""
+    """Lists of denied and allowed images. `deny` takes precedence; an empty `allow` allows everything."""
 
     allow: tuple[ImagePattern, ...] = ()
     deny: tuple[ImagePattern, ...] = ()
 
     def check(self, repo: Repo, tag: str | None, digest: Digest | None) -> None:
-        """Of a manifest. Raises `Denied` with the reason.
+        """Check a manifest against both lists. Raises `Denied` with the reason.
 
-        Asked by digest alone, what is allowed by tag only is let through: its tag was asked for before, or its index.
+        If only the digest is known, any manifest of a repository that `allow` covers passes: the client has asked for
+        its tag, or for its index, before.
         """
         self.check_denied(repo, tag, digest)
         if self.allow and not any(
@@ -80,34 +82,37 @@ class ContentLists:
             raise Denied(f"{_called(repo, tag, digest)} is on no list of what is allowed here")
 
     def check_denied(self, repo: Repo, tag: str | None, digest: Digest | None) -> None:
-        """Against `deny` alone. Raises `Denied` with the reason."""
+        """Check against `deny` alone. Raises `Denied` with the reason."""
         for pattern in self.deny:
             if pattern.fits(repo, tag, digest):
                 raise Denied(f"{_called(repo, tag, digest)} is denied here by {pattern.text}")
 
     def check_blob(self, repo: Repo, digest: Digest) -> None:
-        """Of a blob, or of what is about the repository as a whole. Raises `Denied`."""
+        """Check a blob against both lists. Raises `Denied`."""
         self.check(repo, None, digest)
 
 
 @dataclass(frozen=True, slots=True)
 class ContentRule:
-    """Of one route. `largest` is bytes of an image's config and layers together; `signed_by` are names of key files."""
+    """The content rule of one route.
+
+    `largest` is the greatest total size of an image's config and layers, in bytes. `signed_by` has names of key files.
+    """
 
     require_digest: bool = False
     largest: int | None = None
     signed_by: tuple[str, ...] = ()
 
     def check_reference(self, repo: Repo, reference: Reference) -> None:
-        """Raises `Denied` for a tag where a digest is required."""
+        """Raises `Denied` if the reference is a tag and the route requires a digest."""
         if self.require_digest and not isinstance(reference, Digest):
             raise Denied(f"{repo} is pulled by digest here, not by tag: {repo}@sha256:… instead of {repo}:{reference}")
 
 
 def check_size(rule: ContentRule, repo: Repo, manifest: Manifest) -> None:
-    """Raises `Denied` for an image that is too large, or does not say how large it is.
+    """Raises `Denied` if the image is too large, or if its manifest does not state all sizes.
 
-    Layers with `urls` count: clients take them from here where these lead nowhere.
+    Layers with `urls` count, because clients pull them from the mirror if the URLs do not work.
     """
     if rule.largest is None:
         return
@@ -119,7 +124,7 @@ def check_size(rule: ContentRule, repo: Repo, manifest: Manifest) -> None:
 
 
 def patterns(texts: Iterable[str]) -> tuple[ImagePattern, ...]:
-    """Raises `ValueError`."""
+    """The texts as patterns. Raises `ValueError`."""
     return tuple(ImagePattern(text) for text in texts)
 
 

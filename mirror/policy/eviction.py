@@ -1,23 +1,24 @@
-"""Which blobs to drop, and when. Pure: the evictor measures, asks here, and acts.
+"""Which blobs to evict, and when. Pure functions: the evictor measures the store, asks this module, and deletes.
 
     0 ─────────────── low water ─────── high water ──── limit
                           ^                  │
                           └──── evict ───────┘
 
-What counts against the limit is what the store holds, what is growing, what fills have reserved, and damaged blobs that
-were set aside, which go first where there is no room at all (`quarantine.py`). Above the high water, blobs are dropped
-down to the low water, so that not every pull has to evict. The gap between high water and limit is for what several
-workers begin at the same moment.
+Blobs that are present, growing blobs, space that fills have reserved, and damaged blobs that were set aside all count
+against the limit. (Damaged blobs are deleted first if there is no room at all, see `quarantine.py`.) Above the high
+water, blobs are evicted down to the low water, so that not every pull has to evict. The gap between high water and
+limit is for downloads that several workers begin at the same moment.
 
-What goes, in this order:
+The order of eviction:
 
     1  loose blobs      that no cached manifest names, least recently used first
-    2  whole images     least recently used first: the index or manifest with all that nothing else names
+    2  whole images     least recently used first: the index or manifest, with every blob that no other manifest names
 
-A blob that a cached manifest names never goes on its own, however long ago it was asked for itself: a client that has
-all layers asks for the manifest alone. So the use of a manifest keeps what is below it without touching any of it, and
-a layer that two images share goes with the last of them. A loose blob that was used lately is no better and no worse
-than an image: what has just come may be named in a moment, or only seem loose to an index that was told late.
+A blob that a cached manifest names is never evicted on its own, however old its last use is: a client that has all
+layers asks for the manifest alone. So using a manifest keeps the content below it, without touching that content's own
+times. A layer that two images share is evicted with the last of them. A loose blob that was used recently is ranked
+with the images by its time of last use: a manifest may name it in a moment, or may do so already although the index
+does not know it yet.
 """
 
 from __future__ import annotations
@@ -33,16 +34,17 @@ from mirror.values.sizes import Capacity
 
 __all__ = ["EvictionPlan", "StoreLoad", "Victim", "Watermarks", "coldest_enough", "in_order", "is_stale", "say_ago"]
 
-#: Seconds after its last use in which a loose blob is not dropped before every image.
+#: A loose blob that was used within this many seconds is not evicted ahead of all images.
 _YOUNG: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """A blob to drop: `size` in bytes, `last_used` in seconds since the epoch, `reason` a phrase for people.
+    """A blob to evict: `size` in bytes, `last_used` in epoch seconds, `reason` a phrase for people.
 
-    `images` are the images with which it goes, by their index or manifest, the one that goes last at the end; none: it
-    is loose. `image_used` is the time of last use of that one, or of the blob itself.
+    `images` are the images with which the blob is evicted, by the digest of their index or manifest, in order of
+    eviction; empty if the blob is loose. `image_used` is the time of last use of the last of these images, or of the
+    loose blob itself.
     """
 
     digest: Digest
@@ -57,8 +59,9 @@ class Victim:
 class StoreLoad:
     """How full the store is, in bytes.
 
-    `held` by blobs present; `growing` by partials, with what they will have; `pending` by fills that have reserved
-    but not begun; `free` and `disk` of the filesystem; `aside` by damaged blobs.
+    `held`: blobs that are present. `growing`: growing blobs, with their expected size if it is known. `pending`: space
+    reserved by fills that have not begun. `free` and `disk`: free space and size of the filesystem. `aside`: damaged
+    blobs that were set aside.
     """
 
     held: int
@@ -70,15 +73,15 @@ class StoreLoad:
 
     @property
     def used(self) -> int:
-        """What counts against the limit."""
+        """The bytes that count against the limit."""
         return self.held + self.growing + self.pending + self.aside
 
 
 @dataclass(frozen=True, slots=True)
 class Watermarks:
-    """Where the marks are. `high` and `low` are fractions of the limit; `reserve` in bytes stays free on the disk.
+    """The limits of the store. `high` and `low` are fractions of the limit; `reserve` bytes stay free on the disk.
 
-    Raises `ValueError` where they are out of order.
+    Raises `ValueError` unless 0 < `low` <= `high` <= 1.
     """
 
     capacity: Capacity
@@ -91,24 +94,24 @@ class Watermarks:
             raise ValueError(f"low water must be above 0, high water not below it nor above 1: {self.low}, {self.high}")
 
     def limit(self, measure: StoreLoad) -> int:
-        """The most that may be used: the capacity, or less where others take the disk's space."""
+        """The most bytes that may be used: the capacity, or less if other data takes up the disk."""
         disk = measure.held + measure.growing + measure.aside + measure.free - self.reserve
         return max(0, min(self.capacity.of(measure.disk), disk))
 
     def excess(self, measure: StoreLoad, wanted: int = 0) -> int:
-        """Bytes to drop before `wanted` more may come; 0 while that stays within the high water."""
+        """Bytes to evict before `wanted` more bytes are stored; 0 if the total stays within the high water."""
         limit = self.limit(measure)
         if measure.used + wanted <= int(limit * self.high):
             return 0
         return max(0, measure.used + wanted - int(limit * self.low))
 
     def shortage(self, measure: StoreLoad, wanted: int = 0) -> int:
-        """Bytes that must go, or `wanted` more cannot come at all."""
+        """Bytes that must be evicted so that `wanted` more bytes fit within the limit."""
         return max(0, measure.used + wanted - self.limit(measure))
 
 
 class EvictionPlan:
-    """Victims, taken one loose blob or one image after another until they are enough. Never a protected one."""
+    """Collects loose blobs and whole images as victims until they free enough bytes. Skips protected blobs."""
 
     def __init__(self, bytes_to_free: int, protected: Collection[Digest], now: float) -> None:
         self.victims: list[Victim] = []
@@ -120,19 +123,20 @@ class EvictionPlan:
 
     @property
     def enough(self) -> bool:
-        """Whether nothing more has to go."""
+        """Whether the victims free enough bytes."""
         return self._missing <= 0
 
     def take_loose(self, record: ContentRecord) -> None:
-        """Drop a blob that no cached manifest names."""
+        """Add a blob that no cached manifest names, unless the plan is complete or the blob is protected."""
         if not self.enough and record.digest not in self._protected:
             ago = say_ago(self._now - record.last_used)
             self._take(record, f"no cached manifest names it: last used {ago}", (), record.last_used)
 
     def take_image(self, root: ContentRecord, below: Mapping[Digest, Sequence[ReferencedBlob]]) -> None:
-        """Drop a manifest or index whole: with it what is below, but for what others name or what is protected.
+        """Add a manifest or index and everything below it, except content that others name and protected blobs.
 
-        `below` has what it and the manifests below it name, as the index knows it.
+        Does nothing if the plan is complete or `root` is protected. `below` maps the root and the manifests below it to
+        the blobs that they name, as recorded in the index.
         """
         if self.enough or root.digest in self._protected:
             return
@@ -147,7 +151,7 @@ class EvictionPlan:
                         left.append(child.record.digest)
 
     def _let_go(self, child: ReferencedBlob, image: Digest) -> bool:
-        """One manifest less names it. Whether that was the last."""
+        """Count down the manifests that still name this blob. True if none is left."""
         digest = child.record.digest
         self._images[digest] = tuple(dict.fromkeys((*self._images.get(digest, ()), image)))
         self._left[digest] = self._left.get(digest, child.parents) - 1
@@ -159,16 +163,16 @@ class EvictionPlan:
 
 
 def is_stale(record: ContentRecord, now: float) -> bool:
-    """Whether a loose blob goes before every image."""
+    """Whether a loose blob is old enough to be evicted ahead of all images."""
     return now - record.last_used >= _YOUNG
 
 
 def in_order(
     loose: Sequence[ContentRecord], roots: Sequence[ContentRecord], horizon: float = float("inf")
 ) -> Iterable[tuple[ContentRecord, bool]]:
-    """Loose blobs and images, each in order, by time of last use together; with whether it is an image.
+    """Merge loose blobs and images, each sorted, by time of last use. Each pair says whether the record is an image.
 
-    `horizon` (epoch seconds) is how far both lists are known: of what was used later something may be missing.
+    Records used after `horizon` (epoch seconds) are left out: both lists are complete only up to that time.
     """
     both = heapq.merge(
         ((record, False) for record in loose),
@@ -181,11 +185,11 @@ def in_order(
 def coldest_enough(
     records: Iterable[ContentRecord], bytes_to_free: int, protected: Collection[Digest]
 ) -> list[ContentRecord]:
-    """The coldest of `records`, which come in any order, that free `bytes_to_free` together; coldest first.
+    """The least recently used of `records` that together free `bytes_to_free`, least recently used first.
 
-    Keeps no more of them in memory than that.
+    `records` may be in any order. Only the result is kept in memory. Protected blobs are skipped.
     """
-    # hottest on top, to be let go once the colder ones are enough without it
+    # a heap with the most recently used on top, which is removed once the others free enough without it
     kept: list[tuple[float, int, ContentRecord]] = []
     total = 0
     for number, record in enumerate(records):
@@ -199,7 +203,7 @@ def coldest_enough(
 
 
 def say_ago(seconds: float) -> str:
-    """`3 days ago`, in the largest unit that there is one of."""
+    """`3 days ago`: the time in the largest unit of which there is at least one; `just now` below a second."""
     if seconds < 1:
         return "just now"
     for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)):

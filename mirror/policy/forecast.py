@@ -1,4 +1,4 @@
-"""What the next pull will do, in words: the decisions of `repository/proxied.py`, told before they are taken."""
+"""Predicts in words what the next pull of an image will do. The decisions are those of `repository/proxied.py`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ __all__ = ["Facts", "blob_forecast", "forecast"]
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """About one image. `tag` empty: by digest. `registry` is its upstream; `here`: the manifest that is answered is on
-    the disk; `missing` blobs or manifests of it are not, and `unpulled` platforms were never asked for. `denied` is
-    what the lists of content say against it.
+    """What is known about one image.
+
+    `registry` is its upstream. `tag` is empty if the image is pulled by digest. `here` says whether the manifest that
+    will be answered is on disk. `missing` is the number of its blobs and manifests that are not on disk. `unpulled` is
+    the number of its platforms that no client has asked for. `denied` is the reason if the content lists deny it.
     """
 
     registry: str
@@ -35,7 +37,7 @@ class Facts:
 
 
 def forecast(facts: Facts, now: float) -> list[str]:
-    """A sentence for each step, in their order. `now` in epoch seconds."""
+    """A sentence for each step of the pull, in order. `now` is in epoch seconds."""
     if facts.tag and facts.rule.content.require_digest:
         return ["refused (403): the route takes digests only (require_digest)"]
     if facts.denied:
@@ -49,7 +51,7 @@ def forecast(facts: Facts, now: float) -> list[str]:
 
 
 def blob_forecast(registry: str, rule: RouteRule, *, here: bool, growing: int | None) -> str:
-    """For a blob; `growing` are the bytes of an unfinished download."""
+    """What the next pull of a blob will do. `growing` is the size in bytes of an unfinished download, if any."""
     if here:
         return f"served from here; {registry} is not asked"
     if rule.offline:

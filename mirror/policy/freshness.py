@@ -1,4 +1,4 @@
-"""How long a tag's answer may be believed. A digest's answer never changes, so only tags come here."""
+"""How long a cached answer for a tag may be used. Answers for a digest never change, so they need no such rule."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Final
 
 __all__ = ["FreshnessRule", "is_fresh", "may_serve_stale"]
 
-#: A record from the future by more than this was written under another clock, and its age means nothing. Seconds.
+#: Seconds. A record dated further in the future was written under a wrong clock, so its age is meaningless.
 _CLOCK_SLACK: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class FreshnessRule:
-    """Of one route, in seconds: believe a tag for `tag_ttl`; while upstream is down, for `stale_while_down`."""
+    """The times of one route, in seconds: `tag_ttl` for a tag's answer, `stale_while_down` while upstream is down."""
 
     tag_ttl: float
     stale_while_down: float
 
     def stretched(self, factor: float) -> FreshnessRule:
-        """With a longer `tag_ttl`."""
+        """This rule with `tag_ttl` multiplied by `factor`."""
         return self if factor == 1 else FreshnessRule(self.tag_ttl * factor, self.stale_while_down)
 
 
 def is_fresh(fetched_at: float, now: float, rule: FreshnessRule) -> bool:
-    """Whether an answer of `fetched_at` may be given at `now` without asking upstream."""
+    """Whether an answer fetched at `fetched_at` may be given at `now` without asking upstream (epoch seconds)."""
     age = now - fetched_at
     return -_CLOCK_SLACK <= age < rule.tag_ttl
 
 
 def may_serve_stale(fetched_at: float, now: float, rule: FreshnessRule) -> bool:
-    """Whether an old answer is better than none, now that upstream gives none."""
+    """Whether an answer fetched at `fetched_at` may be given at `now` because upstream does not answer."""
     return now - fetched_at < max(rule.tag_ttl, rule.stale_while_down)

@@ -1,11 +1,11 @@
-"""What a tag has pointed to, and which of it may be served: a cooldown against releases that were tampered with.
+"""The digests that a tag has pointed to, and which of them may be served: a cooldown against tampered releases.
 
-    seen ── as long as the route's minimum age ──> old enough ──> served, until a newer one is old enough
-     └── taken back by upstream before that ──> what it went back to is served all along
+    digest seen ── the route's minimum age passes ──> old enough ──> served, until a newer digest is old enough
+     └── upstream moves the tag back before that ──> the earlier digest is served all the time
 
-The age of a digest counts from when this mirror first saw it: dates within an image are written by whoever built it.
-A clock that was wrong must not make anything older. What was seen "in the future" is not old; it is judged by the
-earlier of two clocks, and written down by the later one (`repository/tag_history.py`).
+The age of a digest counts from the time when this mirror first saw it, because the dates in an image are written by its
+builder. A wrong clock must not make a digest seem older. A digest that was first seen "in the future" is not old. Ages
+are judged by the earlier of two clocks, and sightings are dated by the later one (`repository/tag_history.py`).
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ __all__ = [
     "trimmed",
 ]
 
-#: Sightings of one tag that are kept.
+#: The number of sightings that are kept for one tag.
 MOST: Final = 200
 
-#: A record from the future by more than this was written under another clock. Seconds.
+#: Seconds. A record dated further in the future was written under a wrong clock.
 _CLOCK_SLACK: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class AgeRule:
-    """Of one route. `minimum` in seconds, 0: whatever upstream says is served at once.
+    """The minimum age of one route. `minimum` is in seconds; with 0 every digest is served at once.
 
-    `serve_new`: the first digest ever seen of a tag counts as old enough; otherwise a new tag is refused at first.
+    With `serve_new` the first digest ever seen of a tag counts as old enough. Without it a new tag is refused until its
+    digest has reached the minimum age.
     """
 
     minimum: float = 0.0
@@ -50,7 +51,7 @@ class AgeRule:
 
 
 class TagOverride(Enum):
-    """Why a tag answers another digest than upstream says."""
+    """Why a tag is answered with another digest than upstream's."""
 
     FROZEN = "frozen"
     TOO_NEW = "minimum-age"
@@ -58,8 +59,10 @@ class TagOverride(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What to serve; None: nothing is old enough. `newest_from` is when the newest will be, `any_from` when the first
-    of all will be or was (epoch seconds).
+    """The sighting to serve; None if no digest is old enough.
+
+    `newest_from` is when the newest digest is old enough. `any_from` is when the first of all digests is, or the served
+    one was (epoch seconds).
     """
 
     serve: Sighting | None
@@ -69,13 +72,16 @@ class Choice:
 
     @property
     def held_back(self) -> bool:
-        """Whether the newest is not what is served."""
+        """Whether the newest sighting is not the one that is served."""
         return self.serve is not self.newest
 
 
 def recalled(history: Sequence[Sighting], record: TagRecord | None, now: float) -> tuple[Sighting, ...]:
-    """The history with what the tag's record knows besides: how long the newest was confirmed, or one that it lacks,
-    because it began later or could not be written. A record older than the newest sighting knows nothing.
+    """The history, completed from the tag's record.
+
+    If the record has the newest digest, that sighting's `last_seen` is advanced to the record's time. If the record has
+    another digest and is newer, a sighting is added: the history began later, or could not be written. A record that is
+    older than the newest sighting adds nothing.
     """
     last = history[-1] if history else None
     if record is None or (last and record.digest != last.digest and record.fetched_at <= last.first_seen):
@@ -87,24 +93,25 @@ def recalled(history: Sequence[Sighting], record: TagRecord | None, now: float) 
 
 
 def learned(history: Sequence[Sighting], said: TagRecord) -> tuple[Sighting, ...]:
-    """The history after this answer of upstream. One that is known already adds nothing."""
+    """The history after this answer of upstream. It grows only if the digest differs from the newest sighting's."""
     last = history[-1] if history else None
     if last and last.digest == said.digest:
         return tuple(history)
-    # nothing is older than what came before it, whatever the clock says
+    # a sighting is never older than the one before it, whatever the clock says
     at = max(said.fetched_at, last.last_seen) if last else said.fetched_at
     return (*history, Sighting(said.digest, said.media_type, said.size, at, at))
 
 
 def has_moved(before: Sequence[Sighting], after: Sequence[Sighting]) -> bool:
-    """Whether there is something to write: who was merely seen again is not."""
+    """True if the digests changed; a repeated sighting of the newest one is not written."""
     return [one.digest for one in before] != [one.digest for one in after]
 
 
 def trimmed(history: Sequence[Sighting], keep: Collection[Digest] = (), most: int = MOST) -> tuple[Sighting, ...]:
-    """The newest `most`, and the first sighting of each digest in `keep`, however old: what is served is not forgotten.
+    """The newest `most` sightings, and the first sighting of each digest in `keep`, however old.
 
-    Else a tag could be moved so often that its last good digest is lost.
+    `keep` protects the digest that is served. Otherwise upstream could move a tag so often that its last good digest is
+    lost.
     """
     saved: dict[Digest, Sighting] = {}
     for one in history[:-most]:
@@ -119,9 +126,9 @@ def choose(
     now: float,
     here_since: Callable[[Digest], float | None] = lambda _: None,
 ) -> Choice:
-    """The newest sighting whose digest was first seen at least the minimum age ago. `history` is not empty.
+    """Choose the newest sighting whose digest was first seen at least the minimum age ago. `history` is not empty.
 
-    `here_since` tells since when the repository has a manifest by its digest, from whatever tag it came.
+    `here_since` gives the time since which the repository has had a manifest, under any tag; None if it has not.
     """
     newest = history[-1]
     first_seen: dict[Digest, float] = {}
@@ -148,5 +155,5 @@ def choose(
 
 
 def pointed_to(history: Sequence[Sighting], when: float) -> Sighting | None:
-    """What the tag pointed to at a time (epoch seconds), as far as this mirror knew; None: it did not know it yet."""
+    """What the tag pointed to at `when` (epoch seconds), as this mirror saw it; None if it did not know the tag yet."""
     return next((one for one in reversed(history) if one.first_seen <= when), None)

@@ -1,7 +1,7 @@
-"""Images as people write them: `alpine`, `quay.io/org/app:1.2`, `ghcr.io/owner/app@sha256:…`.
+"""Image names as people write them: `alpine`, `quay.io/org/app:1.2`, `ghcr.io/owner/app@sha256:…`.
 
-The rules are Docker's, except that the registry must be one of the mirror's own: an image that this mirror would never
-serve is a mistake, to be told at once.
+The rules are Docker's, except that the registry must be configured in this mirror: an image that the mirror would never
+serve is reported as a mistake at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DEFAULT_TAG: Final = "latest"
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A repository with a tag, a digest, or both: then the digest says what is meant, the tag what it is called."""
+    """A repository with a tag, a digest, or both. If it has both, the digest decides and the tag is only a name."""
 
     repo: Repo
     tag: str | None = None
@@ -29,7 +29,7 @@ class Image:
 
     @property
     def reference(self) -> Reference:
-        """What a registry is asked for."""
+        """The reference to request from a registry."""
         return self.digest or self.tag or _DEFAULT_TAG
 
     def __str__(self) -> str:
@@ -38,19 +38,19 @@ class Image:
 
 
 def name_of(repo: Repo, reference: Reference) -> str:
-    """As people write it."""
+    """The image as people write it."""
     return str(Image(repo, digest=reference) if isinstance(reference, Digest) else Image(repo, reference))
 
 
 def looks_like_host(first: str) -> bool:
-    """Whether the first part of a name is a registry: `library` and `bitnami` are names on the default one."""
+    """Whether the first part of a name is a registry. `library` and `bitnami` are names on the default registry."""
     return "." in first or ":" in first or first == "localhost"
 
 
 def parse_image(text: str, table: RoutingTable) -> Image:
-    """An image of a configured registry; without a tag or digest `latest` is meant, as everywhere.
+    """Parse an image of a configured registry. Without a tag or digest, the tag is `latest`.
 
-    Raises `NameInvalid`, `TagInvalid`, `DigestInvalid`, and `NameUnknown` where the registry is not configured.
+    Raises `NameInvalid`, `TagInvalid`, `DigestInvalid`, and `NameUnknown` if the registry is not configured.
     """
     written = text.strip().removeprefix("docker://")
     name, at, digest = written.partition("@")

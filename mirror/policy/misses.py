@@ -1,4 +1,4 @@
-"""What a sealed mirror was asked for and did not have: one record for each image, however often it was asked for."""
+"""Images that clients asked a sealed mirror for and that it did not have: one record for each image."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from mirror.oci.reference import Reference, Repo
 
 __all__ = ["MOST_BLOBS", "Miss", "joined"]
 
-#: Blobs that are named for one image. Whoever fetches the image again gets all of them.
+#: The most blobs recorded for one image. A few are enough: fetching the image again brings all of its blobs.
 MOST_BLOBS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """An image that was asked for in vain, whole or in part. Times are seconds since the epoch; `count` is of requests.
+    """An image that was requested and missing, as a whole or in part. `first` and `last` are in epoch seconds.
 
-    `reference` None: it is only known that these `blobs` were asked for in this repository.
+    `count` is the number of requests. If `reference` is None, it is only known that `blobs` were requested from this
+    repository.
     """
 
     repo: Repo
@@ -31,18 +32,18 @@ class Miss:
 
     @property
     def key(self) -> tuple[Repo, str]:
-        """What two records of one image have in common."""
+        """The repository and reference, which are the same in all records of one image."""
         return self.repo, "" if self.reference is None else str(self.reference)
 
     @property
     def image(self) -> str:
-        """As people and other commands write it."""
+        """The image as people and other commands write it."""
         if self.reference is None:
             return str(self.repo)
         return f"{self.repo}{'@' if isinstance(self.reference, Digest) else ':'}{self.reference}"
 
     def and_(self, other: Miss) -> Miss:
-        """The two as one; the blobs that were asked for last stay."""
+        """This record and another of the same image as one. If there are too many blobs, the latest requested stay."""
         earlier, later = sorted((self, other), key=lambda miss: miss.last)
         blobs = tuple(dict.fromkeys((*later.blobs, *earlier.blobs)))[:MOST_BLOBS]
         first = min(self.first, other.first)
@@ -50,7 +51,7 @@ class Miss:
 
 
 def joined(misses: Iterable[Miss], *, most: int) -> list[Miss]:
-    """One record for each image, the most recent first, at most `most` of them."""
+    """Merge records into one for each image, most recent first. At most `most` are returned."""
     found: dict[tuple[Repo, str], Miss] = {}
     for miss in misses:
         known = found.get(miss.key)

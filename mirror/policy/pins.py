@@ -1,6 +1,6 @@
-"""Which images the configuration says must stay, and until when a pin holds. Pure.
+"""Which images the configuration pins, and until when a pin is in force. Pure.
 
-A rule names images as a route names repositories, with a pattern for the tag behind the last colon:
+A rule names images by a pattern for the repository, as in routes, and a pattern for the tag after the last colon:
 
     docker.io/library/*:3.1*     registry.k8s.io/**:v1.29.?     ghcr.io/owner/app:*
 """
@@ -19,13 +19,13 @@ from mirror.values.durations import parse_duration
 
 __all__ = ["LONGEST_REASON", "PinRule", "parse_until", "rule_for"]
 
-#: Characters of the reason that may be given with a pin.
+#: The most characters of the reason that is given with a pin.
 LONGEST_REASON: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class PinRule:
-    """Images that stay. `match` is `registry/name:tag` with `*`, `**` and `?` as in routes. Raises `ValueError`."""
+    """Images that must stay. `match` is `registry/name:tag`, with wildcards as in routes. Raises `ValueError`."""
 
     match: str
     reason: str = ""
@@ -43,18 +43,20 @@ class PinRule:
         object.__setattr__(self, "_tag", compile_pattern(tag))
 
     def fits(self, repo: Repo, tag: str) -> bool:
-        """Whether an image of this name must stay."""
+        """Whether this image must stay."""
         return self._tag.fullmatch(tag) is not None and self._repository.fullmatch(str(repo)) is not None
 
 
 def rule_for(rules: Iterable[PinRule], repo: Repo, tag: str) -> PinRule | None:
-    """The first that fits."""
+    """The first rule that matches this image; None if there is none."""
     return next((rule for rule in rules if rule.fits(repo, tag)), None)
 
 
 def parse_until(text: str, now: float) -> float:
-    """Epoch seconds out of a date (`2026-03-01`, its beginning in UTC), a time (`2026-03-01T12:00+01:00`; UTC where it
-    says no zone) or a duration from now (`30d`). Raises `ValueError`, also for what is over already.
+    """Parse the end of a pin and return it in epoch seconds. Raises `ValueError`, also for a time that is past.
+
+    `text` is a date (`2026-03-01`: its beginning in UTC), a time (`2026-03-01T12:00+01:00`; UTC if it has no zone) or a
+    duration from now (`30d`).
     """
     try:
         moment = datetime.fromisoformat(text.strip())

@@ -1,11 +1,11 @@
 """How long damaged blobs that were set aside are kept, and how many of them. Pure.
 
-    set aside ──(age)──────────────> dropped
-       ├──(more than may be kept)──> the oldest are dropped
-       └──(no room on the disk)────> dropped, before anything that is good
+    set aside ──(age)────────────────> deleted
+       ├──(more than may be kept)────> the oldest are deleted
+       └──(no room on the disk)──────> deleted, before any intact blob
 
-They are evidence for whoever looks into the disk's trouble, and nothing else: no client is ever given one. So they
-count as what the store takes, and a disk that fails in many places must not fill up with its own failures.
+They are only evidence for the administrator who examines the disk; no client ever receives one. They count against the
+store's capacity, and they are limited so that a disk that fails in many places does not fill up with damaged blobs.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from mirror.oci.digest import Digest
 
 __all__ = ["QuarantineLimits", "QuarantinedBlob"]
 
-#: What all of them may take at the most of what the store may, whatever the settings say.
+#: The greatest share of the store's limit that damaged blobs may take together, whatever the settings say.
 _SHARE: Final = 0.1
-#: Blobs that are kept at the most: they are listed at each look at the store.
+#: The most damaged blobs that are kept, because they are listed at each measurement of the store.
 _MOST: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedBlob:
-    """A damaged blob that was set aside: `size` in bytes, `at` in epoch seconds."""
+    """A damaged blob that was set aside at `at` (epoch seconds). `size` is in bytes."""
 
     digest: Digest
     size: int
@@ -35,13 +35,13 @@ class QuarantinedBlob:
 
 @dataclass(frozen=True, slots=True)
 class QuarantineLimits:
-    """What may be kept: `size` bytes, for `keep` seconds. Where one of them is 0, nothing is."""
+    """How much is kept: `size` bytes, for `keep` seconds. If one of them is 0, nothing is kept."""
 
     size: int = 10**9
     keep: float = 7 * 86400.0
 
     def surplus(self, kept: Iterable[QuarantinedBlob], now: float, limit: int) -> list[QuarantinedBlob]:
-        """What has to go, oldest first, where all blobs may take `limit` bytes. `now` in epoch seconds."""
+        """The blobs to delete, oldest first. `limit` is the store's limit in bytes, `now` is in epoch seconds."""
         most = min(self.size, int(limit * _SHARE))
         total = 0
         surplus = []

@@ -1,4 +1,4 @@
-"""What a client was answered last about one thing, and what that means in words."""
+"""The last answer that a client got for a tag, manifest, blob or list, and what it means in words."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from mirror.policy.history import TagOverride
 
 __all__ = ["LONGEST", "LastAnswer", "explain", "latest"]
 
-#: Characters of what went wrong.
+#: The most characters of `LastAnswer.trouble`.
 LONGEST: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
 class LastAnswer:
-    """`kind` of resource, `reference` a tag or digest, empty for lists; `at` epoch seconds of its end, `seconds` it
-    took, `sent` bytes of its body. `outcome` is that of the metrics, `digest` what a tag answered, `kept` why that is
-    not what upstream says, `request` the number that the log and error answers tell.
+    """One answer to a client.
+
+    `kind` is the kind of resource; `reference` is a tag or digest, empty for lists. `at` is when the answer ended, in
+    epoch seconds, `seconds` how long it took, `sent` the bytes of its body. `outcome` is the one in the metrics.
+    `digest` is the digest that a tag was answered with, `kept` the reason if it is not upstream's. `trouble` says what
+    went wrong. `request` is the request's number in the log and in error answers.
     """
 
     repository: str
@@ -38,12 +41,12 @@ class LastAnswer:
     request: str
 
     def to_json(self) -> dict[str, Any]:
-        """As it is kept on disk; what is empty is left out."""
+        """The form that is kept on disk, without empty fields."""
         return {name: value for name in self.__slots__ if (value := getattr(self, name)) != ""}
 
     @classmethod
     def from_json(cls, written: object) -> LastAnswer | None:
-        """Read it back; None if it makes no sense."""
+        """Read it back; None if it cannot be parsed."""
         if not isinstance(written, Mapping):
             return None
         try:
@@ -74,7 +77,10 @@ _TEXTS: Final = (
 
 
 def latest(answers: Iterable[LastAnswer]) -> list[LastAnswer]:
-    """The last one about each thing by each method, newest first: clients ask by HEAD before they ask by GET."""
+    """The last answer for each resource and method, newest first.
+
+    Methods are kept apart because clients ask by HEAD before they ask by GET.
+    """
     found: dict[tuple[str, str, str, str], LastAnswer] = {}
     for one in answers:
         key = (one.repository, one.kind, one.reference, one.method)
@@ -117,7 +123,7 @@ _LIST: Final = {
 
 
 def explain(answer: LastAnswer) -> str:
-    """Why it was what it was, in one sentence."""
+    """One sentence that explains the answer."""
     if answer.status == 499:
         return "the client went away, or the mirror was stopping, before there was an answer"
     if answer.status >= 400:

@@ -1,7 +1,7 @@
-"""What is remembered about content, and the one JSON form in which it is written down.
+"""The records about content, and their JSON form.
 
-Records are versioned by their key or file, not inside; unknown fields are ignored and a record that does not parse
-is as good as none (`None`), because everything here can be asked for again.
+The version of a record is part of its key or file name, not of its content. Unknown fields are ignored. A record that
+cannot be parsed counts as missing (`None`).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ __all__ = [
     "write_history",
 ]
 
-#: What reading a record that somebody damaged can raise; JSON here may say Infinity, which is no size.
+#: What parsing a damaged record can raise. `OverflowError`: Python's JSON reader accepts Infinity, which is no size.
 _JUNK = (ValueError, KeyError, TypeError, RecursionError, OverflowError, RequestError)
 
 
 def _moment(value: Any) -> float:
-    """Seconds since the epoch. Raises one of `_JUNK`."""
+    """A finite time in epoch seconds. Raises one of `_JUNK`."""
     seconds = float(value)
     if not math.isfinite(seconds):
         raise ValueError("no moment")
@@ -47,7 +47,7 @@ def _moment(value: Any) -> float:
 
 @dataclass(frozen=True, slots=True)
 class TagRecord:
-    """What a tag pointed to when upstream was last asked. Times are seconds since the epoch."""
+    """What a tag pointed to when upstream was last asked, at `fetched_at` (epoch seconds). `size` is in bytes."""
 
     tag: str
     digest: Digest
@@ -84,10 +84,10 @@ class TagRecord:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """That a tag pointed to a digest, from when until when (epoch seconds). `size` in bytes.
+    """A period in which a tag pointed to a digest. `first_seen` and `last_seen` are in epoch seconds, `size` in bytes.
 
-    A tag's history is a tuple of them, oldest first; a tag that moved back has two of one digest. How long the newest
-    has been confirmed says the tag's own record, not this.
+    A tag's history is a tuple of sightings, oldest first. A tag that moved back has two sightings of the same digest.
+    The latest confirmation of the newest sighting is in the tag's record, not in `last_seen`.
     """
 
     digest: Digest
@@ -98,7 +98,7 @@ class Sighting:
 
 
 def write_history(sightings: Iterable[Sighting]) -> bytes:
-    """The contents of a history's file."""
+    """The contents of a history file."""
     entries = [
         {
             "digest": str(one.digest),
@@ -113,7 +113,7 @@ def write_history(sightings: Iterable[Sighting]) -> bytes:
 
 
 def read_history(text: bytes) -> tuple[Sighting, ...]:
-    """Read it back; nothing if it is not whole."""
+    """Read the history back; empty if it cannot be parsed."""
     try:
         return tuple(
             Sighting(
@@ -131,10 +131,10 @@ def read_history(text: bytes) -> tuple[Sighting, ...]:
 
 @dataclass(frozen=True, slots=True)
 class ManifestRecord:
-    """That a repository may serve a manifest. `size` is in bytes.
+    """The record that lets a repository serve a manifest. `size` is in bytes, `fetched_at` in epoch seconds.
 
-    `grants` are the blobs that it may serve because of it, if only these were proven when it was imported; None: all
-    that a manifest of its media type proves (`named_by`).
+    `grants` are the blobs that the repository may serve because of this manifest, if an import has proven only some of
+    them. None means all blobs that a manifest of its media type proves (`named_by`).
     """
 
     digest: Digest
@@ -169,7 +169,7 @@ class ManifestRecord:
 
 @dataclass(frozen=True, slots=True)
 class ContentRecord:
-    """A blob that the store holds: `size` in bytes, `last_used` in seconds since the epoch."""
+    """A blob in the store: `size` in bytes, `last_used` in epoch seconds."""
 
     digest: Digest
     size: int
@@ -177,19 +177,19 @@ class ContentRecord:
 
 
 class BlobRole(Enum):
-    """How a blob stands among images, and so in which order it may go."""
+    """The role of a blob among images, which decides the order of eviction."""
 
-    #: No manifest, and no remembered manifest names it: nobody misses it soon.
+    #: Not a manifest in the index, and no manifest in the index names it.
     LOOSE = "loose"
-    #: A manifest or index that no other names: with it goes an image.
+    #: A manifest or index that no other one names. Evicting it evicts an image.
     ROOT = "root"
-    #: Some remembered manifest names it: it stays for as long as that one does.
+    #: A manifest in the index names it. It stays for as long as that manifest does.
     NAMED = "named"
 
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """What a manifest names: `manifests` where it is an index, `blobs` (config and layers) where it is an image."""
+    """What a manifest names: the `manifests` of an index, the `blobs` (config and layers) of an image."""
 
     digest: Digest
     manifests: tuple[Digest, ...] = ()
@@ -197,7 +197,7 @@ class References:
 
     @classmethod
     def of(cls, manifest: Manifest) -> References:
-        """Each digest once."""
+        """The references of a manifest, each digest once."""
         return cls(
             manifest.digest,
             tuple(dict.fromkeys(child.digest for child in manifest.manifests)),
@@ -207,7 +207,7 @@ class References:
 
 @dataclass(frozen=True, slots=True)
 class ReferencedBlob:
-    """A blob that `parents` remembered manifests name; `is_manifest`: it is one of them itself."""
+    """A blob that manifests in the index name: `parents` is their number. `is_manifest`: it is a manifest itself."""
 
     record: ContentRecord
     parents: int
@@ -216,9 +216,9 @@ class ReferencedBlob:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """That an image must stay: a tag, whatever it points to at the time, or a digest. Times are epoch seconds.
+    """An image that must stay: a digest, or a tag with whatever it points to at the time.
 
-    `until` None: for good.
+    `since` and `until` are in epoch seconds; `until` None means without end.
     """
 
     repo: Repo
@@ -228,13 +228,13 @@ class Pin:
     until: float | None = None
 
     def holds(self, now: float) -> bool:
-        """Whether it is still in force."""
+        """Whether the pin is in force at `now` (epoch seconds)."""
         return self.until is None or now < self.until
 
 
 @dataclass(frozen=True, slots=True)
 class Freeze:
-    """That a tag answers one digest, whatever upstream says. `size` in bytes, `since` in epoch seconds."""
+    """A tag that answers with one digest, whatever upstream says. `size` is in bytes, `since` in epoch seconds."""
 
     repo: Repo
     tag: str
@@ -247,7 +247,7 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the index counts: number of blobs and their bytes in all."""
+    """The totals of the index: the number of blobs and their bytes."""
 
     blobs: int
     bytes: int

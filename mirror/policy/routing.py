@@ -1,13 +1,13 @@
-"""Which registry a request means. A pure table: nothing that is not configured is ever contacted.
+"""Which registry a request is for. A pure table: a registry that is not configured is never contacted.
 
-The four ways, in this order:
+The registry is found in this order:
 
-    1. a `Host` header that the configuration gives to a registry
-    2. `?ns=`, which containerd sends to mirrors
-    3. a first path component that names a configured registry: /v2/ghcr.io/owner/app/…
+    1. by a `Host` header that the configuration assigns to a registry
+    2. by `?ns=`, which containerd sends to mirrors
+    3. by a first path component that names a configured registry: /v2/ghcr.io/owner/app/…
     4. the default registry
 
-Beside 1 and 2 the path may name the registry again (`override_path` in hosts.toml does that); it is then taken off.
+With 1 and 2 the path may name the registry again (`override_path` in hosts.toml does that). That part is then removed.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _WILD: Final = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """A pattern over `registry/name`: `*` is anything within one part, `**` anything at all, `?` one character."""
+    """Compile a pattern of `registry/name`: `*` matches within one component, `**` anything, `?` one character."""
     return re.compile("".join(_WILD.get(token) or re.escape(token) for token in re.split(r"(\*\*|\*|\?)", pattern)))
 
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """One configured registry. `name` is as clients say it, or `*.suffix` for all hosts below a domain.
+    """One configured registry. `name` is as clients write it, or `*.suffix` for all hosts below a domain.
 
-    `aliases` are other names for the same registry, `hosts` are `Host` headers that lead to it. `library` says that
-    one-part names mean `library/<name>`, which is so on Docker Hub alone.
+    `aliases` are other names of the same registry, `hosts` are the `Host` headers that lead to it. `library` says that
+    a name of one part means `library/<name>`, which is true of Docker Hub only.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Registry:
 
 @dataclass(frozen=True, slots=True)
 class RoutingTable:
-    """Made once from the configuration by `build`."""
+    """All registries. `build` makes the table once from the configuration."""
 
     default: str | None
     exact: Mapping[str, Registry] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class RoutingTable:
 
     @classmethod
     def build(cls, registries: Iterable[Registry], default: str | None) -> RoutingTable:
-        """Of two entries for one name the first counts; longer wildcards go before shorter ones."""
+        """Make the table. The first of two entries for the same name counts; longer wildcards precede shorter ones."""
         exact: dict[str, Registry] = {}
         hosts: dict[str, str] = {}
         wildcards: list[tuple[str, Registry]] = []
@@ -70,7 +70,7 @@ class RoutingTable:
         return cls(default, exact, tuple(wildcards), hosts)
 
     def registry(self, name: str) -> tuple[str, Registry] | None:
-        """The entry for a registry's name, with the name that its content is filed under; None: not configured."""
+        """The entry for a registry's name, and the name under which its content is stored; None if not configured."""
         if (entry := self.exact.get(name)) and not name.startswith("*"):
             return entry.name, entry
         for suffix, entry in self.wildcards:
@@ -79,13 +79,13 @@ class RoutingTable:
         return None
 
     def meant_by(self, host: str | None) -> str | None:
-        """The registry that a `Host` header is given to."""
+        """The name of the registry that a `Host` header is assigned to; None if there is none."""
         if not host or not self.hosts:
             return None
         return self.hosts.get(host.lower()) or self.hosts.get(_no_port(host))
 
     def route(self, path_name: str, *, host: str | None = None, ns: str | None = None) -> Repo:
-        """The repository that a request means; `path_name` is what stands between `/v2/` and the resource.
+        """The repository that a request is for. `path_name` is the part of the path between `/v2/` and the resource.
 
         Raises `NameInvalid` for a name outside the grammar, `NameUnknown` for a registry that is not configured.
         """
@@ -116,7 +116,10 @@ class RoutingTable:
         return found
 
     def _in_path(self, first: str) -> tuple[str, Registry] | None:
-        """Only what looks like a host: `library` and `bitnami` are names on the default registry."""
+        """The registry that the first path component names; None if it does not look like a host or is unknown.
+
+        `library` and `bitnami` are names on the default registry.
+        """
         if "." not in first and ":" not in first and first != "localhost":
             return None
         try:

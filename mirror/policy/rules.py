@@ -1,4 +1,4 @@
-"""How the repositories of one route are treated: all that `[[route]]` says, as one value."""
+"""The settings of one `[[route]]` as one value."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["RouteRule"]
 
 @dataclass(frozen=True, slots=True)
 class RouteRule:
-    """The defaults are those of a repository that no route fits."""
+    """How the repositories of a route are treated. The defaults apply to repositories that match no route."""
 
     freshness: FreshnessRule = field(default_factory=lambda: FreshnessRule(tag_ttl=300.0, stale_while_down=604800.0))
-    #: Whether the blobs of an image manifest that was fetched are fetched before clients ask for them.
+    #: Whether the blobs of a fetched image manifest are fetched before clients ask for them.
     prefetch: bool = False
     age: AgeRule = field(default_factory=AgeRule)
     content: ContentRule = field(default_factory=ContentRule)

@@ -1,12 +1,12 @@
-"""When something is due next, given when it ran last: every so often, or by a cron expression.
+"""When a task is due next, given its last run: at a fixed interval, or by a cron expression.
 
-    never ran ── first ──> ok ── the next time ──> …
-                     └──> failed ── sooner, later each time ──> …
+    never ran ── first run ──> ok ── at its regular time ──> …
+                     └──> failed ── retried after a growing delay ──> …
                      └──> interrupted ── soon ──> …
 
-What was missed while the mirror was off is made up for once. Nothing here reads a clock: the time is an argument. A
-last run that lies in the future (a clock was set back) counts for nothing, so that no rule waits for a time to come
-again.
+Runs that were missed while the mirror was off are made up for by one run. Nothing in this module reads a clock: the
+time is an argument. A last run that lies in the future (the clock was set back) makes the task due at once, so that no
+task waits until the clock reaches that time again.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from cronsim import CronSim, CronSimError
 
 __all__ = ["Cron", "Every", "Last", "Lease", "Plan", "next_run", "period_end"]
 
-#: Seconds. Runs are spread over the first part of their period, and over no more than this.
+#: Runs are spread over at most this many seconds, and over at most this part of their period.
 _LONGEST_SPREAD: Final = 300.0
 _SPREAD: Final = 0.1
-#: Seconds after which a failed run is tried again, doubled by each further failure, up to the second.
+#: Seconds after which a failed run is retried: the first value, doubled by each further failure, up to the second.
 _FIRST_RETRY: Final = 300.0
 _LONGEST_RETRY: Final = 3600.0
-#: Seconds after a start within which an interrupted run begins anew.
+#: An interrupted run is repeated within this many seconds of its start.
 _SOON: Final = 15.0
-#: Seconds by which clocks of the same machine may differ from themselves.
+#: Seconds. A last run that began further in the future than this was dated by a wrong clock.
 _CLOCK_SLACK: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """So many seconds from start to start."""
+    """A fixed interval, in seconds from start to start."""
 
     seconds: float
 
@@ -44,10 +44,11 @@ class Every:
 
 @dataclass(frozen=True, slots=True)
 class Cron:
-    """Debian's cron: minute, hour, day of month, month, day of week; or six fields, seconds first.
+    """A cron expression as Debian's cron reads it: minute, hour, day of month, month, day of week.
 
-    Where clocks are put forward, a time that does not exist is moved to the next that does; where they are put back,
-    one that comes twice counts once, unless the minute or the hour is `*`. Raises `ValueError` that says what is wrong.
+    Six fields are accepted, too; the first is then seconds. When clocks are put forward, a time that does not exist is
+    moved to the next one that does. When clocks are put back, a time that comes twice counts once, unless the minute or
+    the hour is `*`. Raises `ValueError` that says what is wrong.
     """
 
     expression: str
@@ -59,7 +60,7 @@ class Cron:
             raise ValueError(f"{self.expression!r} is never due")
 
     def after(self, moment: float) -> float | None:
-        """The first time after `moment` (epoch seconds both); None where there is none within 50 years."""
+        """The first due time after `moment` (both in epoch seconds); None if there is none within 50 years."""
         begin = datetime.fromtimestamp(moment, _zone(self.timezone))
         try:
             return next(CronSim(self.expression, begin)).timestamp()
@@ -77,10 +78,11 @@ Plan: TypeAlias = Every | Cron
 
 @dataclass(frozen=True, slots=True)
 class Last:
-    """How it stands. Times in epoch seconds.
+    """The last run of a task. Times are in epoch seconds.
 
-    `since`: when it was first known. `start`: of the last run, None before the first; `end` None: it runs, or was
-    interrupted. `failures`: how many runs in a row have failed, the last one included.
+    `since` is when the task was first known. `start` is when the last run began, None before the first run. `end` is
+    when that run ended; None if it still runs or was interrupted. `failures` is the number of runs in a row that have
+    failed, including the last one.
     """
 
     since: float
@@ -90,23 +92,23 @@ class Last:
 
     @property
     def interrupted(self) -> bool:
-        """Begun and not ended; whether it still runs is for the caller to know."""
+        """Whether the run has begun and not ended. The caller must know whether it is still running."""
         return self.start is not None and self.end is None
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """That another replica has a run for `seconds` yet; `done`: it has done it already."""
+    """Another replica's lease on a run, valid for `seconds` more. `done`: that replica has completed the run."""
 
     seconds: float
     done: bool
 
 
 def next_run(plan: Plan, last: Last, now: float, jitter: float) -> float:
-    """When it is due, in epoch seconds; at `now` or before: at once.
+    """When the task is due, in epoch seconds. A time at or before `now` means at once.
 
-    `jitter` within 0 to 1, always the same for the same thing, spreads things that are due at one time: over a tenth of
-    their period, at most five minutes.
+    `jitter` is between 0 and 1 and always the same for the same task. It spreads tasks that are due at the same time
+    over a tenth of their period, at most five minutes.
     """
     if last.start is None:
         return _first(plan, min(last.since, now), jitter)
@@ -122,14 +124,14 @@ def next_run(plan: Plan, last: Last, now: float, jitter: float) -> float:
 
 
 def period_end(plan: Plan, start: float) -> float:
-    """When the next run after one of `start` may come at the earliest, without any jitter."""
+    """The earliest time of the run after one that began at `start`, without jitter."""
     if isinstance(plan, Every):
         return start + plan.seconds
     return plan.after(start) or start
 
 
 def _first(plan: Plan, since: float, jitter: float) -> float:
-    """Of `every` soon, of `cron` at its time."""
+    """When the first run is due: soon for an interval, at its regular time for a cron expression."""
     if isinstance(plan, Every):
         return since + jitter * _spread(plan.seconds)
     return _regular(plan, since, jitter)
@@ -137,7 +139,7 @@ def _first(plan: Plan, since: float, jitter: float) -> float:
 
 def _regular(plan: Plan, start: float, jitter: float) -> float:
     if isinstance(plan, Every):
-        # begun at times that are spread already
+        # no jitter: the last run began at a time that was spread already
         return start + plan.seconds
     due = period_end(plan, start)
     return due + jitter * _spread((plan.after(due) or due) - due)

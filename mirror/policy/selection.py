@@ -1,4 +1,4 @@
-"""Which images are meant by a pattern, as people write it: `alpine`, `library/*`, `ghcr.io/**:v1.*`."""
+"""Patterns that select images, as people write them: `alpine`, `library/*`, `ghcr.io/**:v1.*`."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ __all__ = ["Selection", "search", "select"]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Repositories by `registry/name`, and their tags; `tag` None: all of them, and what has no tag too."""
+    """A pattern for repositories (`registry/name`) and one for their tags.
+
+    `tag` None selects all tags, and images without a tag as well.
+    """
 
     repository: re.Pattern[str]
     tag: re.Pattern[str] | None = None
 
     def has(self, repo: Repo) -> bool:
-        """Whether images of this repository may be meant."""
+        """Whether the selection may contain images of this repository."""
         return self.repository.fullmatch(str(repo)) is not None
 
     def has_tag(self, tag: str | None) -> bool:
-        """Whether this tag is meant; None: an image without one."""
+        """Whether the tag is selected; None stands for an image without a tag."""
         return self.tag is None or (tag is not None and self.tag.fullmatch(tag) is not None)
 
 
 def select(pattern: str, table: RoutingTable) -> Selection:
-    """`*` is anything within one part, `**` anything at all, `?` one character.
+    """The selection for a pattern: `*` matches within one path component, `**` anything, `?` one character.
 
-    As everywhere, a name without a registry is one of the default registry, and `alpine` on Docker Hub is
-    `library/alpine`; a pattern that begins with a wildcard is left as it is.
+    A name without a registry belongs to the default registry, and `alpine` on Docker Hub is `library/alpine`. A pattern
+    that begins with a wildcard is not completed in this way.
     """
     head, slash, last = (pattern.strip() or "**").removeprefix("docker://").rpartition("/")
     last, colon, tag = last.partition(":")
@@ -50,8 +53,10 @@ def select(pattern: str, table: RoutingTable) -> Selection:
 
 
 def search(text: str, table: RoutingTable) -> Selection:
-    """What somebody types who looks for an image: with a wildcard a pattern, else a part of the name, in any case;
-    behind a colon the beginning of the tag.
+    """The selection for a text typed into a search box.
+
+    A text with a wildcard is a pattern. Any other text is a part of the name, in upper or lower case; after a colon
+    follows the beginning of the tag.
     """
     text = text.strip()
     if "*" in text or "?" in text:

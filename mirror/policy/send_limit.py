@@ -1,4 +1,4 @@
-"""Decisions of a fill: what may be sent before the digest is known, and whether upstream is worth another try."""
+"""Decisions of a fill: how much may be sent before the digest is verified, and whether to ask upstream again."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from mirror.errors import UpstreamCircuitOpen, UpstreamError, UpstreamThrottled,
 
 __all__ = ["HELD_BACK", "Tries", "may_send", "may_send_of_part", "next_try"]
 
-#: Bytes at the end of a blob that wait for its digest. Enough that no client could mistake the rest for the whole.
+#: Bytes at the end of a blob that are held back until its digest is verified: a client cannot take the rest for the
+#: whole blob.
 HELD_BACK: Final = 64 * 1024
 
 _TRIES_WITHOUT_PROGRESS: Final = 3
 _LONGEST_THROTTLE: Final = 30.0
-#: Between two tries, in seconds; the jitter adds up to a half.
+#: Pauses between two tries, in seconds. Each is multiplied by 0.5 to 1.5, depending on the jitter.
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 3.2
 
 
 def may_send(received: int, size: int | None, *, verified: bool) -> int:
-    """How many bytes from the start may leave, of `received` that are here and `size` (None: unknown) in all."""
+    """How many bytes from the start may be sent. `received` have arrived, of `size` in total (None if unknown)."""
     if verified:
         return received
     end = received if size is None else size
@@ -28,18 +29,20 @@ def may_send(received: int, size: int | None, *, verified: bool) -> int:
 
 
 def may_send_of_part(limit: int, stop: int, size: int) -> int:
-    """How many bytes from the start may leave for a part that ends before `stop`, of the `limit` that may for the whole
-    of `size`: its own last bytes wait as well, until all of the whole may be sent.
+    """How many bytes from the start of the blob may be sent to a client that asked for a part ending before `stop`.
+
+    `limit` is the number that `may_send` allows for the whole blob of `size` bytes. The last bytes of the part are held
+    back, too, until the whole blob may be sent.
     """
     return limit if limit >= size else min(limit, stop - HELD_BACK)
 
 
 @dataclass(frozen=True, slots=True)
 class Tries:
-    """What a fill has met since its last byte, which came at `since` (any clock in seconds).
+    """The failures of a fill since its last byte, which arrived at `since` (seconds of any clock).
 
-    `breaks` are answers that broke off without a byte, the one that broke after the last byte included. `refusals` are
-    tries that upstream gave no answer to. Tries that our own circuit refused are not counted.
+    `breaks` counts answers that broke off without a byte, and the one that broke off after the last byte. `refusals`
+    counts tries that upstream did not answer. Tries that the mirror's own circuit breaker refused are not counted.
     """
 
     since: float
@@ -47,19 +50,20 @@ class Tries:
     refusals: int = 0
 
     def broken(self, now: float, *, progress: bool) -> Tries:
-        """After an answer that broke off; `progress` says whether it had brought a byte."""
+        """The counts after an answer that broke off; `progress` says whether it had brought a byte."""
         return Tries(now, breaks=1) if progress else replace(self, breaks=self.breaks + 1)
 
     def refused(self, error: UpstreamError) -> Tries:
-        """After a try without an answer."""
+        """The counts after a try without an answer."""
         return self if isinstance(error, UpstreamCircuitOpen) else replace(self, refusals=self.refusals + 1)
 
 
 def next_try(error: UpstreamError, tries: Tries, waited: float, patience: float, jitter: float) -> float | None:
-    """Seconds to wait before upstream is asked again after `error`, or None: give up.
+    """Seconds to wait after `error` before upstream is asked again; None to give up.
 
-    `tries` counts that error in. An upstream that does not answer is waited for until `patience` is over, of which
-    `waited` has passed (seconds); one that answers, and breaks off again and again, is not. `jitter`: between 0 and 1.
+    `tries` includes this error. If upstream does not answer, the fill waits for up to `patience` seconds in total, of
+    which `waited` have passed. It does not wait that long for an upstream whose answers break off again and again.
+    `jitter` is between 0 and 1.
     """
     left = patience - waited
     if tries.breaks > _TRIES_WITHOUT_PROGRESS:

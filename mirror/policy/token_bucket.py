@@ -1,4 +1,4 @@
-"""How fast work may go: a token bucket, asked with the time at hand."""
+"""A token bucket that limits the rate of work. The caller passes the time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["TokenBucket"]
 
 
 class TokenBucket:
-    """`rate` in bytes per second, None: without a limit. What was not used within a second is not saved up."""
+    """Limits work to `rate` bytes per second; None means no limit. At most one second's worth of bytes is saved up."""
 
     def __init__(self, rate: float | None) -> None:
         self._rate = rate
@@ -14,7 +14,7 @@ class TokenBucket:
         self._at: float | None = None
 
     def take(self, size: int, now: float) -> float:
-        """Seconds to wait after `size` bytes were taken at `now` (seconds, of any clock that never goes back)."""
+        """Take `size` bytes at `now` and return the seconds to wait. `now` is in seconds of any monotonic clock."""
         if self._rate is None:
             return 0.0
         since = 0.0 if self._at is None else now - self._at

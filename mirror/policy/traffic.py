@@ -1,4 +1,4 @@
-"""How much of what clients asked for was here: totals, and what a time of them comes to. Pure."""
+"""How many requests the cache answered, and how many bytes it saved: totals, and differences of totals. Pure."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any, Final
 
 __all__ = ["Traffic", "add_point", "read_points", "since"]
 
-#: Outcomes of answers that needed no download; upstream may have confirmed the tag.
+#: Outcomes of answers that needed no download of their own; upstream may have confirmed the tag.
 _WITHOUT_DOWNLOAD: Final = frozenset({"hit", "joined", "revalidated", "stale", "described"})
-#: A HEAD that upstream was asked for counts as well: it is not what a cache is for.
+#: Outcomes that count as misses. A HEAD that was passed on to upstream (`asked`) is one, too.
 _WITH_DOWNLOAD: Final = frozenset({"miss", "bypass", "asked"})
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """`requests` for manifests and blobs that were answered, `hits` of them without a download of their own; bytes
-    `sent` to clients and `received` from upstreams.
+    """Totals of answered requests.
+
+    `requests` counts answered requests for manifests and blobs, `hits` those that needed no download of their own.
+    `sent` is bytes sent to clients, `received` bytes received from upstreams.
     """
 
     requests: int = 0
@@ -27,12 +29,12 @@ class Traffic:
 
     @property
     def saved(self) -> int:
-        """Bytes that upstreams did not have to send; never below 0, as while images are fetched before anyone asks."""
+        """Bytes that upstreams did not have to send. 0 if more was received than sent, as after prefetching images."""
         return max(0, self.sent - self.received)
 
     @property
     def hit_ratio(self) -> float | None:
-        """0 to 1; None before the first request."""
+        """Share of hits, from 0 to 1; None before the first request."""
         return self.hits / self.requests if self.requests else None
 
     @classmethod
@@ -42,7 +44,7 @@ class Traffic:
         sent: Iterable[tuple[Mapping[str, str], float]],
         received: Iterable[tuple[Mapping[str, str], float]],
     ) -> Traffic:
-        """Out of what the metrics count, by their labels."""
+        """The totals of the metrics' counters, each given with its labels."""
         hits = misses = 0.0
         for labels, value in requests:
             if labels.get("kind") in ("manifest", "blob") and labels.get("status", "")[:1] in ("2", "3"):
@@ -56,7 +58,7 @@ class Traffic:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """For programs."""
+        """The totals in JSON, for programs."""
         return {
             "requests": self.requests,
             "hits": self.hits,
@@ -68,7 +70,7 @@ class Traffic:
 
 
 def since(now: Traffic, before: Traffic) -> Traffic:
-    """What came between two totals. A total that has shrunk began anew: then all of it is new."""
+    """The traffic between two totals. If a total has shrunk, the counters were restarted: all of `now` is new."""
     if now.requests < before.requests or now.sent < before.sent or now.received < before.received:
         return now
     return Traffic(
@@ -83,12 +85,12 @@ _Point = tuple[float, Traffic]
 
 
 def add_point(points: list[_Point], at: float, traffic: Traffic, keep: float) -> list[_Point]:
-    """With one more, without those older than `keep` seconds, or from the future (a clock was set)."""
+    """The points with one more, without those older than `keep` seconds and those in the future (the clock was set)."""
     return [point for point in points if at - keep <= point[0] <= at] + [(at, traffic)]
 
 
 def read_points(written: object) -> list[_Point]:
-    """As they were written, `[at, requests, hits, sent, received]`; what makes no sense is passed over."""
+    """Read points back from lists `[at, requests, hits, sent, received]`. Invalid ones are skipped."""
     return [
         (float(one[0]), Traffic(*(int(part) for part in one[1:])))
         for one in (written if isinstance(written, list) else ())

@@ -1,7 +1,7 @@
-"""A pin or a freeze whose file is there and cannot be read, and what is known of it all the same. Pure.
+"""A pin or a freeze whose file exists but cannot be read, and what is still known about it. Pure.
 
-A note's file is called by a hash of its key, `<repository> <tag or digest>`. So whoever has a name can tell whether the
-note was about it, whatever has become of its content.
+The name of a note's file is a hash of its key, `<repository> <tag or digest>`. So it can be checked whether a note was
+written for a given tag or digest, even if the content of the file is damaged.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ Subject = tuple[Repo, Reference]
 
 
 def note_name(key: str) -> str:
-    """What the file of a note is called, without its suffix: 32 hexadecimal digits."""
+    """The name of a note's file without its suffix: 32 hexadecimal digits."""
     return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class UnreadNote:
-    """`kind` is `pins` or `freezes`; `why` it cannot be read; `key` what is left of its text says, checked by its name,
-    empty where nothing is.
+    """A note that cannot be read.
+
+    `kind` is `pins` or `freezes`. `file` is its path, `name` the file's name without suffix. `why` is the reason. `key`
+    is the key found in what is left of the text, if it matches `name`; otherwise it is empty.
     """
 
     kind: str
@@ -36,12 +38,12 @@ class UnreadNote:
     key: str = ""
 
     def is_about(self, repo: Repo, reference: Reference) -> bool:
-        """Whether it was written for this tag or digest."""
+        """Whether the note was written for this tag or digest."""
         return note_name(f"{repo} {reference}") == self.name
 
     @property
     def subject(self) -> Subject | None:
-        """By its own text; None where too little is left of it."""
+        """The repository and reference according to `key`; None if `key` is empty or cannot be parsed."""
         name, _, reference = self.key.partition(" ")
         registry, _, path = name.partition("/")
         try:
@@ -51,7 +53,7 @@ class UnreadNote:
 
     @property
     def trouble(self) -> str:
-        """What is wrong and what to do, where nobody knows what it was about."""
+        """A message for a note whose subject is unknown: what is wrong and what to do."""
         commands = "mirror pin` or `mirror unpin" if self.kind == "pins" else "mirror freeze` or `mirror unfreeze"
         return (
             f"{self.file} cannot be read ({self.why}), and what it keeps is not known: nothing is evicted or purged. "

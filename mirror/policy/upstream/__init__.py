@@ -1,1 +1,1 @@
-"""Decisions that only `mirror.upstream` asks for."""
+"""Pure decisions that concern upstream registries."""

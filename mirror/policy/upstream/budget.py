@@ -1,12 +1,12 @@
-"""How many pulls a registry still allows, and what follows from it.
+"""The pull quota of a registry: how many pulls are left, and what follows from that.
 
-Docker Hub says it with every answer about a manifest, by HEAD too, which costs nothing:
+Docker Hub states the quota with every answer about a manifest, also by HEAD, which does not count as a pull:
 
-    ratelimit-limit: 100;w=21600          so many in so many seconds
-    ratelimit-remaining: 76;w=21600       so many are left
+    ratelimit-limit: 100;w=21600          pulls allowed within a window of so many seconds
+    ratelimit-remaining: 76;w=21600       pulls left
 
-Source: Docker's documentation, "Docker Hub pull usage and limits". Registries that name no window limit the rate of
-requests, not what may be pulled: they are left to 429 and `Retry-After`.
+Source: Docker's documentation, "Docker Hub pull usage and limits". Registries that state no window limit the rate of
+requests, not the number of pulls. For those, 429 and `Retry-After` are enough.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any, Final
 __all__ = ["LOOK_AGAIN", "Budget", "is_spent", "newer", "parse_budget", "patience", "resets_in"]
 
 _FIELD: Final = re.compile(r"\s*([0-9]{1,9})\s*;\s*w\s*=\s*([0-9]{1,8})\s*")
-#: Seconds after which one call may find out whether there is something left again: windows slide.
+#: Seconds. While the quota is spent, one call per period checks whether pulls are left again, because windows slide.
 LOOK_AGAIN: Final = 60.0
-#: Below this part of the limit, tags are believed longer; at most by this factor.
+#: If less than this part of the limit is left, tags are trusted longer; at most by this factor.
 _PLENTY: Final = 0.5
 _MOST_PATIENT: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """`remaining` pulls of `limit` in `window` seconds, as of `seen_at` (epoch seconds)."""
+    """A quota: `remaining` of `limit` pulls in `window` seconds, as of `seen_at` (epoch seconds)."""
 
     limit: int
     remaining: int
@@ -35,12 +35,12 @@ class Budget:
     seen_at: float
 
     def to_json(self) -> list[float]:
-        """As it is shared between processes."""
+        """The form in which processes share the quota."""
         return [self.limit, self.remaining, self.window, self.seen_at]
 
     @classmethod
     def from_json(cls, value: Any) -> Budget | None:
-        """Read it back; None if it is not whole."""
+        """Read it back; None if it cannot be parsed."""
         try:
             limit, remaining, window, seen_at = value
             return cls(int(limit), int(remaining), float(window), float(seen_at))
@@ -49,7 +49,7 @@ class Budget:
 
 
 def parse_budget(limit: str | None, remaining: str | None, now: float) -> Budget | None:
-    """The two header fields of one answer; None where they are not there, or say no window."""
+    """Parse the two header fields of one answer; None if one is missing or states no window."""
     allowed, left = _FIELD.fullmatch(limit or ""), _FIELD.fullmatch(remaining or "")
     if not allowed or not left or not int(allowed[1]) or not int(allowed[2]):
         return None
@@ -57,24 +57,24 @@ def parse_budget(limit: str | None, remaining: str | None, now: float) -> Budget
 
 
 def newer(one: Budget | None, other: Budget | None) -> Budget | None:
-    """What was seen later."""
+    """The quota that was seen later."""
     if one is None or other is None:
         return one or other
     return other if other.seen_at > one.seen_at else one
 
 
 def is_spent(budget: Budget | None, now: float) -> bool:
-    """Whether nothing is left. After a whole window nothing of what was seen holds any more."""
+    """Whether no pulls are left. A quota that was seen more than a whole window ago no longer counts."""
     return budget is not None and budget.remaining == 0 and resets_in(budget, now) > 0
 
 
 def resets_in(budget: Budget, now: float) -> float:
-    """Seconds until the window that was seen is over, at the latest; within 0 and the window."""
+    """Seconds until the window is certainly over; between 0 and the length of the window."""
     return min(budget.window, max(0.0, budget.seen_at + budget.window - now))
 
 
 def patience(budget: Budget | None, now: float) -> float:
-    """By which factor, at least 1, a tag may be believed longer: 2 at a quarter of the limit, 10 at a twentieth."""
+    """The factor, at least 1, by which a tag is trusted longer: 2 at a quarter of the limit, 10 at a twentieth."""
     if budget is None or not resets_in(budget, now):
         return 1.0
     part = budget.remaining / budget.limit

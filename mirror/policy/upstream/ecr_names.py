@@ -1,4 +1,4 @@
-"""What the host names of the clouds' registries say."""
+"""The AWS region in the host name of a private ECR registry."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 __all__ = ["ecr_region"]
 
-#: As AWS writes them: <account>.dkr.ecr[-fips].<region>.amazonaws.com[.cn], and for both IP versions
+#: Host names are <account>.dkr.ecr[-fips].<region>.amazonaws.com[.cn], and with both IPv4 and IPv6
 #: <account>.dkr-ecr[-fips].<region>.on.aws (Amazon ECR User Guide, "Registry endpoints").
 _ECR: Final = re.compile(
     r"[0-9]{12}\.dkr[.-]ecr(?:-fips)?\.(?P<region>[a-z]{2,4}(?:-[a-z]+)+-[0-9]+)\.(?:[a-z0-9-]+\.)*[a-z0-9-]+"
@@ -15,6 +15,6 @@ _ECR: Final = re.compile(
 
 
 def ecr_region(host: str) -> str | None:
-    """The region of a private ECR registry; None where the name does not tell it."""
+    """The region of a private ECR registry; None if `host` is not the name of one."""
     found = _ECR.fullmatch(host.lower())
     return found["region"] if found else None

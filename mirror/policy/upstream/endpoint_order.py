@@ -1,4 +1,4 @@
-"""In which order the addresses of one upstream are tried."""
+"""The order in which the endpoints of one upstream are tried."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["in_order"]
 def in_order(
     circuits: Sequence[Circuit], now: float, *, probing: Collection[int] = (), avoid: int | None = None
 ) -> list[int]:
-    """Numbers of endpoints: as configured, then the one to `avoid`, then those that count as down.
+    """The numbers of the endpoints in the order to try: as configured, then `avoid`, then those that are down.
 
-    One whose pause is over is back in its place, for one call: `probing` are those that have that call under way. None
-    is left out: when all are down, each is worth a try.
+    An endpoint whose pause is over returns to its configured place for one call, the probe. `probing` are the endpoints
+    with a probe in progress. No endpoint is left out: if all are down, each is tried.
     """
 
     def place(number: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Which hosts are reached without a proxy, by the environment variable NO_PROXY."""
+"""The hosts that the environment variable NO_PROXY exempts from the proxy."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["is_spared"]
 
 
 def is_spared(no_proxy: str, host: str, port: int) -> bool:
-    """Whether `no_proxy` names the host: entries separated by commas.
+    """Whether `no_proxy`, a list of entries separated by commas, includes the host.
 
-    `*` is everything; a name stands for itself and what lies below it, with or without a dot before it; an address for
-    itself, a network (`10.0.0.0/8`) for the addresses in it; `:port` narrows an entry down.
+    `*` matches every host. A name matches itself and all names below it, with or without a leading dot. An address
+    matches itself, a network (`10.0.0.0/8`) the addresses in it. `:port` limits an entry to that port.
     """
     return any(_names(entry.strip().lower(), host.lower(), port) for entry in no_proxy.split(","))
 

@@ -1,4 +1,4 @@
-"""What an upstream says is wrong, made fit to be repeated to clients and in the log."""
+"""Error messages of upstreams, made safe to repeat to clients and in the log."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from urllib.parse import quote, quote_plus
 
 from mirror.oci.strict_json import read_json
 
-#: Characters of an upstream's message that are repeated.
+#: The most characters of an upstream's message that are repeated.
 _LONGEST: Final = 200
-#: A part of a token that is shorter could stand in any message.
+#: Parts of a token that are shorter are not searched for, because they could occur in any message.
 _SHORTEST_PART: Final = 8
 
 
 def quoted(content: bytes, authorization: str | None) -> str:
-    """The first error of an answer (distribution-spec, "Error Codes") in brackets, short and escaped.
+    """The first error of an answer (distribution-spec, "Error Codes") in brackets, shortened and escaped.
 
-    "" if the answer holds none, or if it repeats any part of `authorization`, the header that was sent: the password in
-    Basic credentials, in clear or encoded, or a part of a token.
+    "" if the answer contains no error, or if the message repeats a secret of `authorization`, the header that was sent:
+    the password of Basic credentials, in clear or encoded, or a part of a token.
     """
     try:
         first = read_json(content)["errors"][0]

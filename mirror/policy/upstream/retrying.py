@@ -1,6 +1,6 @@
-"""Is it worth another try, how long to wait before it, and when does an upstream count as down?
+"""Whether to retry a request, how long to wait before that, and when an upstream counts as down.
 
-Plain values in, verdict out: the time and the jitter are arguments.
+Pure functions: the time and the jitter are arguments.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ __all__ = [
     "parse_retry_after",
 ]
 
-#: 5xx that say "never" rather than "not now" (RFC 9110, 15.6).
+#: 5xx that are permanent (RFC 9110, 15.6).
 _LASTING: Final = frozenset({501, 505})
 
-#: Bounds of what a `Retry-After` is believed to be, in seconds: below, we would hammer; above, one odd header would
-#: take an upstream away for good.
+#: Bounds for the value of `Retry-After`, in seconds. A shorter pause would flood the upstream with requests. A longer
+#: one would let a single odd header block the upstream for good.
 SHORTEST_HOLD: Final = 1.0
 LONGEST_HOLD: Final = 300.0
 
 
 def is_worth_retrying(status: int | None) -> bool:
-    """Whether the same request may fare better soon. None: the connection failed before there was a status.
+    """Whether the same request may succeed soon. None: the connection failed before there was a status.
 
-    429 is not among them: asking again is what upstream asked us not to do.
+    False for 429, with which upstream asks the client not to repeat the request.
     """
     return status is None or status == 408 or (status >= 500 and status not in _LASTING)
 
 
 def is_throttling(status: int, retry_after: str | None) -> bool:
-    """Whether an answer asks everybody to slow down: 429, or 503 with a time (RFC 6585, 4; RFC 9110, 15.6.4)."""
+    """Whether an answer asks clients to slow down: 429, or 503 with `Retry-After` (RFC 6585, 4; RFC 9110, 15.6.4)."""
     return status == 429 or (status == 503 and retry_after is not None)
 
 
 def parse_retry_after(text: str | None, now: float) -> float | None:
-    """`Retry-After` (RFC 9110, 10.2.3) in seconds from `now` (epoch seconds), at least 0; None where it is not one."""
+    """`Retry-After` (RFC 9110, 10.2.3) in seconds from `now` (epoch seconds), at least 0; None if it is invalid."""
     text = (text or "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:12])
@@ -56,7 +56,7 @@ def parse_retry_after(text: str | None, now: float) -> float | None:
 
 
 def parse_http_date(text: str | None) -> float | None:
-    """A date (RFC 9110, 5.6.7) in epoch seconds; None where it is not one."""
+    """A date (RFC 9110, 5.6.7) in epoch seconds; None if it is invalid."""
     try:
         return parsedate_to_datetime(text or "").timestamp()
     except (ValueError, TypeError, OverflowError, IndexError):
@@ -64,9 +64,9 @@ def parse_http_date(text: str | None) -> float | None:
 
 
 def hold_for(retry_after: float | None, strikes: int) -> float:
-    """Seconds during which nobody asks an upstream that said 429 or 503.
+    """Seconds during which an upstream that answered 429 or 503 is not asked again.
 
-    What upstream said, within bounds; if it said nothing, 2 seconds, twice that for each further strike in a row
+    This is `retry_after` within bounds. If upstream gave none: 2 seconds, doubled for each further such answer in a row
     (`strikes` counts from 1), at most a minute.
     """
     if retry_after is None:
@@ -75,10 +75,10 @@ def hold_for(retry_after: float | None, strikes: int) -> float:
 
 
 def back_off(attempt: int, jitter: float, *, first: float = 0.25, longest: float = 5.0) -> float:
-    """Seconds before try number `attempt` + 1 (the first retry has `attempt` 1).
+    """Seconds to wait before a retry; `attempt` is 1 for the first retry.
 
-    Doubles each time; `jitter` within 0 to 1 spreads the wait over its upper half, so that many who failed together
-    do not come back together.
+    The wait doubles each time. `jitter`, from 0 to 1, spreads it over its upper half, so that clients that failed
+    together do not return together.
     """
     whole = min(longest, first * 2.0 ** min(max(attempt, 1) - 1, 30))
     return whole * (0.5 + 0.5 * jitter)
@@ -86,7 +86,7 @@ def back_off(attempt: int, jitter: float, *, first: float = 0.25, longest: float
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """May a call go out? `wait` is the seconds until one may, 0 if now; a `probe` must be the only one under way."""
+    """Whether a call may be made. `wait` is the seconds until then, 0 for now. Only one `probe` may be in progress."""
 
     wait: float = 0.0
     probe: bool = False
@@ -94,7 +94,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Circuit:
-    """Whether an upstream counts as down: a value that is replaced after each success and failure.
+    """A circuit breaker: whether an upstream counts as down. The value is replaced after each success and failure.
 
     closed ── `_THRESHOLD` failures in a row ──> open ── delay over ──> one probe
        ^                                          ^                       │
@@ -106,13 +106,13 @@ class Circuit:
     delay: float = 0.0
 
     def verdict(self, now: float) -> Verdict:
-        """Whether a call may go out at `now` (any clock in seconds, the same throughout)."""
+        """Whether a call may be made at `now` (in seconds; always of the same clock)."""
         if not self.delay:
             return Verdict()
         return Verdict(wait=self.open_until - now) if now < self.open_until else Verdict(probe=True)
 
     def failed(self, now: float) -> Circuit:
-        """After a call that got no answer. Failures of calls that were under way when it opened do not add up."""
+        """The circuit after a call without an answer. Calls that fail while the circuit is open are not counted."""
         if self.delay and now < self.open_until:
             return self
         failures = self.failures + 1
@@ -124,8 +124,8 @@ class Circuit:
 
 _THRESHOLD: Final = 3
 _FIRST_DELAY: Final = 1.0
-#: Short: downloads under way wait for the next probe, and a probe is one dial.
+#: Short, because downloads in progress wait for the next probe, and a probe costs only one connection attempt.
 _LONGEST_DELAY: Final = 5.0
 
-#: An upstream that answers; what any success leads to.
+#: The circuit of an upstream that answers. Any success leads to it.
 CLOSED: Final = Circuit()

@@ -1,7 +1,7 @@
 """Whether a tag list is sorted, as far as it has been read.
 
-By bytes, as `last` compares (distribution-spec, "Listing Tags"): tags are ASCII, so Python's order of strings is the
-order of their bytes.
+The order is that of bytes, as `last` compares (distribution-spec, "Listing Tags"). Tags are ASCII, so Python's order of
+strings is the same.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ __all__ = ["ascending"]
 
 
 def ascending(tags: Iterable[str], behind: str) -> list[str] | None:
-    """The tags, if they ascend and begin behind `behind`; None if they do not.
+    """The tags, if they are sorted and none sorts before `behind`; otherwise None.
 
-    A tag that equals the one before it is left out: some registries begin a page with the last tag of the page before.
+    A tag that equals the one before it, or `behind`, is left out: some registries begin a page with the last tag of the
+    page before.
     """
     kept: list[str] = []
     for tag in tags:

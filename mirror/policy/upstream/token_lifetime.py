@@ -1,4 +1,4 @@
-"""How long what was issued to us is used, and how long an issuer that failed is left alone. Seconds throughout."""
+"""How long an issued token is used, and how long an issuer that failed is not asked again. All times in seconds."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ _LONGEST_PAUSE: Final = 60.0
 
 
 def usable_seconds(expires_in: object) -> float:
-    """For how long a token is used: what `expires_in` says less a margin; an absent or absurd one counts as 60 s.
+    """For how long a token is used: `expires_in` less a margin. A missing or absurd `expires_in` counts as 60 s.
 
-    The margin, a tenth but at least 5 s and at most half, is for the clock of the other side and the way there.
+    The margin is a tenth of the lifetime, but at least 5 s and at most half. It allows for the issuer's clock and for
+    the time that requests take.
     """
     lifetime = _LIFETIME
     if isinstance(expires_in, int | float) and not isinstance(expires_in, bool) and 0 < expires_in <= _LONGEST_LIFETIME:
@@ -24,5 +25,5 @@ def usable_seconds(expires_in: object) -> float:
 
 
 def pause_after(failures: int) -> float:
-    """How long nobody asks an issuer again that has failed so many times in a row (from 1): 2 s, 4 s … a minute."""
+    """How long an issuer that has failed this many times in a row (from 1) is not asked: 2 s, 4 s … up to a minute."""
     return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(failures - 1, 10))

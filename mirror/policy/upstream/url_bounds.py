@@ -1,12 +1,12 @@
-"""How far one upstream may lead us: token realms, redirects and the addresses that names resolve to.
+"""Where one upstream may direct the mirror: token realms, redirects and the addresses that names resolve to.
 
-All three are chosen by the other side, so each is an attempt to make the mirror ask, or tell a secret to, somebody
-else (server-side request forgery; CVE-2026-33540, CVE-2020-15157). The rules:
+The upstream chooses all three. Each may be an attempt to make the mirror send requests or secrets to a third party
+(server-side request forgery; CVE-2026-33540, CVE-2020-15157). The rules:
 
     realm      on the upstream's own site or on its allow-list; https unless the upstream is http; no user part
-    redirect   http(s), never from https to http, at most 5; nothing of ours but `_TRAVELS` crosses to another origin
-    address    checked after resolving, at each dial: link-local, metadata, unspecified, multicast never;
-               loopback and private addresses only if the upstream's URL holds such an address itself, or its
+    redirect   http(s), never from https to http, at most 5; only the headers in `_TRAVELS` cross to another origin
+    address    checked after resolving, at each connection: link-local, metadata, unspecified and multicast never;
+               loopback and private addresses only if the upstream's URL contains such an address itself, or its
                configuration says `private`; the upstream's own name is checked like any other
 """
 
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
-#: Scheme, host and port: who is being talked to.
+#: Scheme, host and port.
 Origin: TypeAlias = tuple[str, str, int]
 
 #: Redirects that are followed in a row.
@@ -51,14 +51,14 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 class UrlRefused(ValueError):
-    """A URL that we do not go to. The message holds neither a query nor a user part."""
+    """A URL that the mirror must not use. The message contains neither the query nor a user part."""
 
 
 @dataclass(frozen=True, slots=True)
 class Url:
-    """An http(s) URL taken apart but not rewritten. `host` is lower case and without brackets.
+    """An http(s) URL, parsed but not rewritten. `host` is lower case and without brackets.
 
-    `target` is path and query, byte for byte: a signed URL that is quoted anew is another URL.
+    `target` is the path and query, byte for byte: quoting a signed URL again would invalidate it.
     """
 
     scheme: str
@@ -68,18 +68,18 @@ class Url:
 
     @property
     def origin(self) -> Origin:
-        """Scheme, host and port: who is being talked to."""
+        """Scheme, host and port."""
         return self.scheme, self.host, self.port
 
     @property
     def authority(self) -> str:
-        """For the `Host` header: no port where it is the scheme's own."""
+        """Host and port for the `Host` header, without the port if it is the scheme's default."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def public(self) -> str:
-        """For messages and logs: without the query, which may hold a signature."""
+        """The URL for messages and logs, without the query, which may contain a signature."""
         return f"{self.scheme}://{self.authority}{self.target.partition('?')[0]}"
 
     def __str__(self) -> str:
@@ -87,9 +87,10 @@ class Url:
 
 
 def parse_url(text: str) -> Url:
-    """An absolute http or https URL. Raises `UrlRefused`, also for user parts, blanks, control and non-ASCII letters.
+    """Parse an absolute http or https URL.
 
-    Being strict keeps every reader of the URL of one opinion about its host.
+    Raises `UrlRefused`, also for user parts, blanks, control characters and non-ASCII characters. Strictness makes sure
+    that all software that reads the URL finds the same host in it.
     """
     found = _URL.fullmatch(text) if _CLEAN.fullmatch(text) else None
     if not found:
@@ -107,12 +108,12 @@ def parse_url(text: str) -> Url:
 
 
 def parse_address(host: str) -> Address | None:
-    """A literal address, IPv4 inside IPv6 unwrapped; None for names.
+    """A literal address, with IPv4 inside IPv6 unwrapped; None for names.
 
-    IPv4 is read as `inet_aton` reads it, because the C library and proxies do: `127.1`, `0x7f000001` and `2130706433`
-    are all loopback. It is unwrapped because the kernel or a gateway unwraps it: `::ffff:169.254.169.254` is the
-    metadata service. Known wrappings: mapped (RFC 4291, 2.5.5.2), compatible (2.5.5.1), 6to4 (RFC 3056), NAT64
-    (RFC 6052; RFC 8215 with a prefix of 96 bits) and translated (RFC 2765, 2.1).
+    IPv4 addresses are read as `inet_aton` reads them, because the C library and proxies do so: `127.1`, `0x7f000001`
+    and `2130706433` are all loopback. IPv4 inside IPv6 is unwrapped because the kernel or a gateway does so:
+    `::ffff:169.254.169.254` is the metadata service. Known wrappings: mapped (RFC 4291, 2.5.5.2), compatible (2.5.5.1),
+    6to4 (RFC 3056), NAT64 (RFC 6052; RFC 8215 with a prefix of 96 bits) and translated (RFC 2765, 2.1).
     """
     host = host.rstrip(".")
     if _IPV4_OF_C.fullmatch(host):
@@ -130,7 +131,10 @@ def parse_address(host: str) -> Address | None:
 
 
 def _parse_ipv4(host: str) -> ipaddress.IPv4Address | None:
-    """One to four numbers, decimal, octal (`0…`) or hexadecimal (`0x…`); the last one fills all bytes that are left."""
+    """Parse one to four numbers, each decimal, octal (`0…`) or hexadecimal (`0x…`). The last fills the remaining bytes.
+
+    None if the text is not such an address.
+    """
     try:
         *leading, last = (_number_of_c(part) for part in host.split("."))
     except ValueError:
@@ -141,20 +145,20 @@ def _parse_ipv4(host: str) -> ipaddress.IPv4Address | None:
 
 
 def _number_of_c(digits: str) -> int:
-    """Raises `ValueError`."""
+    """A number in C's notation: decimal, octal (`0…`) or hexadecimal (`0x…`). Raises `ValueError`."""
     if digits[:2].lower() == "0x":
         return int(digits[2:] or "0", 16)
     return int(digits, 8 if digits.startswith("0") else 10)
 
 
-#: What `inet_aton` may take for an address.
+#: Texts that `inet_aton` may accept as an address.
 _IPV4_OF_C: Final = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)(?:\.(?:0x[0-9a-f]*|[0-9]+)){0,3}", re.IGNORECASE)
 #: Networks whose addresses end in an IPv4 address.
 _WRAPPING: Final = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/96", "::ffff:0:0:0/96", "::/96")))
-#: RFC 8215: a network's own translator, which may put the IPv4 address at any of several places (RFC 6052, 2.2).
+#: RFC 8215: a network's own translator, which may put the IPv4 address at one of several positions (RFC 6052, 2.2).
 _LOCAL_NAT64: Final = ipaddress.IPv6Network("64:ff9b:1::/48")
 
-#: Where clouds tell a machine its secrets, other than under link-local addresses.
+#: Addresses of cloud metadata services that are not link-local.
 _METADATA: Final = frozenset(
     map(
         ipaddress.ip_address,
@@ -165,13 +169,13 @@ _METADATA: Final = frozenset(
 
 def _is_never(address: Address) -> bool:
     if address.version == 6 and address in _LOCAL_NAT64:
-        # where the IPv4 address stands cannot be known, so the metadata service cannot be ruled out
+        # the position of the IPv4 address is unknown, so the metadata service cannot be ruled out
         return True
     return address.is_link_local or address.is_unspecified or address.is_multicast or address in _METADATA
 
 
 def _is_internal(address: Address) -> bool:
-    """Loopback, private (RFC 1918, ULA, fec0::/10), shared (100.64/10), reserved: not on the public internet."""
+    """Whether the address is not public: loopback, private (RFC 1918, ULA, fec0::/10), shared (100.64/10), reserved."""
     return not address.is_global or (address.version == 6 and address.is_site_local)
 
 
@@ -179,24 +183,25 @@ _INTERNAL_NAME: Final = re.compile(r"[^.]+|.*\.(?:localhost|local|internal|intra
 
 
 def looks_internal(host: str) -> bool:
-    """Whether a host is an address that is not public, or a name of a kind that only private networks resolve."""
+    """Whether a host is an address that is not public, or a name that only private networks resolve."""
     address = parse_address(host)
     return _is_internal(address) if address else bool(_INTERNAL_NAME.fullmatch(host))
 
 
 def needs_private(url: str) -> bool:
-    """Whether an upstream at this URL looks as if it needs `private = true`: a name, of a private network.
+    """Whether an upstream at this URL probably needs `private = true`: its host is a name in a private network.
 
-    An address in the URL says itself where it is, and so does `localhost`. Names that look public but lead inward are
-    only found out by asking for them. Raises `UrlRefused`.
+    False for an address in the URL and for `localhost`, which are permitted without that setting. A name that looks
+    public but resolves to a private address is not recognised here. Raises `UrlRefused`.
     """
     host = parse_url(url).host
     return looks_internal(host) and not _is_internal_literal(host)
 
 
-#: Second levels under which whole countries register; and suffixes under which strangers get a name of their own.
-#: Both end the search for a common parent. Not the public suffix list: what is missing here is only refused too
-#: rarely for hosts that share at least two labels, and the allow-list mends what is refused too often.
+#: Second-level labels under which countries register names (`co` in `co.uk`), and suffixes under which unrelated
+#: parties get names of their own. Hosts that have only such a parent in common are not on the same site. This is not
+#: the public suffix list. If a suffix is missing here, hosts below it that share at least two labels wrongly count as
+#: one site. If the rule refuses too much, the allow-list helps.
 _SECOND_LEVEL: Final = "ac co com edu gob gouv gov go govt gen in info ltd me mil ne net nhs nom or org plc sch web"
 _SHARED: Final = """
     amazonaws.com amazonaws.com.cn aliyuncs.com appspot.com awsapprunner.com azure.com azurecontainer.io azurecr.cn
@@ -213,10 +218,11 @@ _SHARED_SUFFIXES: Final = frozenset(_SHARED.split())
 
 
 def same_site(one: str, other: str) -> bool:
-    """Whether two hosts belong to the same registrant, as far as their names can tell.
+    """Whether two hosts belong to the same registrant, as far as their names show.
 
-    Equal, or with a common parent of at least two labels that nobody else can register under: `auth.docker.io` and
-    `registry-1.docker.io` share `docker.io`; `a.co.uk` and `b.co.uk`, `a.azurecr.io` and `b.azurecr.io` share nothing.
+    They do if they are equal, or have a common parent of at least two labels under which others cannot register names:
+    `auth.docker.io` and `registry-1.docker.io` share `docker.io`. `a.co.uk` and `b.co.uk` do not belong together, and
+    neither do `a.azurecr.io` and `b.azurecr.io`.
     """
     one, other = one.rstrip("."), other.rstrip(".")
     if one == other:
@@ -231,21 +237,21 @@ def same_site(one: str, other: str) -> bool:
     if len(common) < 2:
         return False
     if any(".".join(common[at:]) in _SHARED_SUFFIXES for at in range(len(common))):
-        # a tenant's name is one label more, and may itself have hosts: that is more than we can know
+        # the common part is or ends in a shared suffix: which labels below it belong to one tenant is unknown
         return False
     return len(common) > 2 or not (len(common[1]) == 2 and common[0] in _SECOND_LEVELS)
 
 
-#: What may be sent to another origin than the one it was meant for: nothing that says who we are or what we hold.
+#: Headers that may be sent to another origin after a redirect: none that contain credentials.
 _TRAVELS: Final = frozenset({"accept", "accept-encoding", "range", "user-agent"})
 
 
 def surviving_headers(
     headers: Mapping[str, str], left: Url, entered: Url, passes: Mapping[Origin, str] = MappingProxyType({})
 ) -> dict[str, str]:
-    """The headers that go along on a redirect: all within one origin, `Accept`, `Range` and the like across.
+    """The headers to send after a redirect: all within one origin, only those in `_TRAVELS` to another origin.
 
-    `passes` are the `Authorization`s that other origins have given for themselves.
+    `passes` maps other origins to the `Authorization` header that each of them has issued for itself.
     """
     if left.origin == entered.origin:
         return dict(headers)
@@ -256,10 +262,10 @@ def surviving_headers(
 
 @dataclass(frozen=True, slots=True)
 class UrlBounds:
-    """How far the upstream at `base` may lead us.
+    """Where the upstream at `base` may direct the mirror.
 
-    `allowed` are hosts, `host:port`s or origins (`https://host:port`) that tokens may be had from besides. `internal`
-    says that the upstream is on a private network, and that what it points to may be there, too.
+    `allowed` are further hosts, `host:port`s or origins (`https://host:port`) that may issue tokens. `internal` says
+    that the upstream is on a private network, and that its realms and redirects may lead there, too.
     """
 
     base: Url
@@ -268,18 +274,20 @@ class UrlBounds:
 
     @classmethod
     def of(cls, url: str, allowed: Iterable[str] = (), *, internal: bool | None = None) -> UrlBounds:
-        """From an upstream's URL; `internal` None: only if the URL holds a private address itself, or `localhost`.
+        """The bounds of the upstream at `url`. Raises `UrlRefused`.
 
-        A name is no consent: whoever answers for it may let it lead anywhere. Raises `UrlRefused`.
+        With `internal` None, private addresses are allowed only if the URL contains one itself, or `localhost`. Another
+        name in the URL is not enough, because its owner may let it resolve to any address.
         """
         base = parse_url(url)
         named = frozenset(entry.lower().rstrip("/") for entry in allowed)
         return cls(base, named, _is_internal_literal(base.host) if internal is None else internal)
 
     def check_realm(self, text: str) -> Url:
-        """The realm of a challenge, if a token may be asked of it and credentials shown to it. Raises `UrlRefused`.
+        """The realm of a challenge, if the mirror may send credentials to it and request a token there.
 
-        Without this, whoever answers for the upstream once collects the credentials of all later pulls.
+        Raises `UrlRefused` otherwise. Without this check, an attacker who answers once in place of the upstream could
+        collect the credentials of all later pulls.
         """
         realm = parse_url(text)
         if realm.scheme != "https" and self.base.scheme != "http":
@@ -296,12 +304,13 @@ class UrlBounds:
         )
 
     def next_hop(self, current: Url, location: str | None, hops: int) -> Url:
-        """Where a redirect leads, after `hops` earlier ones. Relative ones allowed. Raises `UrlRefused`."""
+        """The URL that a redirect leads to, after `hops` earlier ones. It may be relative. Raises `UrlRefused`."""
         if hops >= MOST_HOPS:
             raise UrlRefused(f"more than {MOST_HOPS} redirects in a row")
         if not location:
             raise UrlRefused("a redirect without Location")
-        # no URL, but sent, and understood by every client (Go's net/url, RFC 3986 in its appendix C)
+        # blanks are invalid in a URL, but some servers send them and every client accepts them (Go's net/url; RFC 3986,
+        # appendix C)
         location = location.strip(" ").replace(" ", "%20")
         if not _CLEAN.fullmatch(location):
             raise UrlRefused("a redirect to something that is no URL")
@@ -311,13 +320,13 @@ class UrlBounds:
         return entered
 
     def permits(self, host: str, address: str) -> bool:
-        """Whether `host`, which resolved to the literal `address`, may be dialled there."""
+        """Whether the mirror may connect to `host` at `address`, the literal address that it resolved to."""
         found = parse_address(address.partition("%")[0])
         if found is None or _is_never(found):
             return False
         if not _is_internal(found) or self.internal:
             return True
-        # the URL holds this very address: whoever configured it knew
+        # the configured URL contains this very address
         return host == self.base.host and parse_address(host) == found
 
 
@@ -327,7 +336,7 @@ def _is_internal_literal(host: str) -> bool:
 
 
 def _absolute(current: Url, location: str) -> str:
-    """`Location` as an absolute URL, without touching what is already said (RFC 9110, 10.2.2)."""
+    """`Location` as an absolute URL (RFC 9110, 10.2.2). The parts that it has are not changed."""
     if _HAS_SCHEME.match(location):
         return location
     if location.startswith("//"):
