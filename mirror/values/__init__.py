@@ -1,1 +1,1 @@
-"""Values that people write: durations, sizes, times, platforms, versions, sets of tags."""
+"""Values that people write: durations, sizes, times, platforms, versions and tag sets."""

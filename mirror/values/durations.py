@@ -1,4 +1,4 @@
-"""Times as people write them in a configuration."""
+"""Durations as people write them in a configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ _PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
 
 
 def parse_duration(text: str | float) -> float:
-    """Seconds out of `90`, `"90s"`, `"1h30m"`, `"7d"`. Raises `ValueError` that says what is wrong."""
+    """Parse `90` (seconds), `"90s"`, `"1h30m"` or `"7d"` and return seconds.
+
+    Raises `ValueError` that says what is wrong.
+    """
     if isinstance(text, int | float) and not isinstance(text, bool):
         seconds = float(text)
     else:
@@ -27,7 +30,7 @@ def parse_duration(text: str | float) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """`5m30s`, `7d`: as one writes them, by the two largest units, rounded down."""
+    """Format seconds as `5m30s` or `7d`, with at most two units, rounded down."""
     left = int(seconds)
     parts: list[str] = []
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):

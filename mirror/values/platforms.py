@@ -1,4 +1,4 @@
-"""Which platforms of an image are wanted (image-spec, image-index.md: `os`, `architecture`, `variant`)."""
+"""Platforms of images, and the choice of those that are wanted (image-spec, image-index.md)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mirror.oci.manifest import Descriptor
 __all__ = ["Platform", "parse_platform", "parse_platforms", "read_platform", "wanted_children"]
 
 _PART: Final = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
-#: Other names that people use (the same that container runtimes take).
+#: Other common names of architectures, the same that container runtimes accept.
 _ARCHITECTURES: Final = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386", "armhf": "arm"}
-#: What an architecture means without a variant.
+#: The variant that an architecture without one means.
 _VARIANTS: Final = {"arm64": "v8", "arm": "v7"}
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Platform:
-    """`linux/arm/v7`; an empty `variant` is the architecture's usual one."""
+    """A platform such as `linux/arm/v7`. An empty `variant` means the architecture's usual one."""
 
     os: str
     architecture: str
@@ -30,7 +30,7 @@ class Platform:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
     def matches(self, other: Mapping[str, Any]) -> bool:
-        """Whether a descriptor's `platform` is this one."""
+        """Whether a descriptor's `platform` is this platform."""
         return self._whole() == read_platform(other)._whole()
 
     def _whole(self) -> tuple[str, str, str]:
@@ -38,7 +38,7 @@ class Platform:
 
 
 def read_platform(platform: Mapping[str, Any]) -> Platform:
-    """A descriptor's `platform`, in the names that are usual."""
+    """Read a descriptor's `platform`. Architectures get their usual names."""
     architecture = str(platform.get("architecture", "")).lower()
     return Platform(
         str(platform.get("os", "")).lower(),
@@ -48,7 +48,7 @@ def read_platform(platform: Mapping[str, Any]) -> Platform:
 
 
 def parse_platform(text: str) -> Platform:
-    """`os/architecture` or `os/architecture/variant`. Raises `ValueError`."""
+    """Parse `os/architecture` or `os/architecture/variant`. Raises `ValueError`."""
     parts = text.strip().lower().split("/")
     if len(parts) not in (2, 3) or not all(_PART.fullmatch(part) for part in parts):
         raise ValueError(f"not a platform such as linux/amd64: {text!r}")
@@ -56,15 +56,18 @@ def parse_platform(text: str) -> Platform:
 
 
 def parse_platforms(texts: Iterable[str]) -> tuple[Platform, ...]:
-    """Of texts that may each hold several, separated by commas; none means every platform. Raises `ValueError`."""
+    """Parse texts, each of which may contain several platforms separated by commas. Raises `ValueError`.
+
+    An empty result means every platform.
+    """
     return tuple(dict.fromkeys(parse_platform(one) for text in texts for one in text.split(",") if one.strip()))
 
 
 def wanted_children(children: Iterable[Descriptor], platforms: Iterable[Platform]) -> list[Descriptor]:
-    """Of an index's manifests those for one of `platforms`; all where none is given.
+    """The manifests of an index that are for one of `platforms`; all of them if `platforms` is empty.
 
-    Children that say no platform belong to every choice: an index of artifacts has no others. Attestations
-    (`unknown/unknown`, written by build tools) belong only to the choice of everything.
+    Manifests without a platform are always included: an index of artifacts has no others. Attestations
+    (`unknown/unknown`, written by build tools) are included only if `platforms` is empty.
     """
     chosen = tuple(platforms)
     if not chosen:

@@ -35,7 +35,7 @@ class Capacity:
     percent: float | None = None
 
     def of(self, disk: int) -> int:
-        """In bytes, on a disk of `disk` bytes."""
+        """The capacity in bytes on a disk of `disk` bytes."""
         if self.bytes is not None:
             return self.bytes
         return int(disk * (self.percent or 0.0) / 100)
@@ -45,10 +45,10 @@ class Capacity:
 
 
 def parse_size(text: str) -> int:
-    """Bytes: a number with B, kB, MB, GB, TB, PB (powers of 1000) or KiB, MiB, GiB, TiB, PiB (powers of 1024).
+    """Parse a number with B, kB, MB, GB, TB, PB (powers of 1000) or KiB, MiB, GiB, TiB, PiB (powers of 1024).
 
-    A number without a unit counts bytes. A lone K, M, G or T is refused, for it means 1000 to some and 1024 to others.
-    Raises `ValueError`.
+    Returns bytes. A number without a unit is in bytes. A lone K, M, G or T is refused, because it means a power of 1000
+    to some people and of 1024 to others. Raises `ValueError`.
     """
     found = _SIZE.fullmatch(text.strip())
     if not found:
@@ -64,7 +64,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_capacity(text: str) -> Capacity:
-    """A size, or a share of the disk such as `80%`; more than nothing. Raises `ValueError`."""
+    """Parse a size, or a share of the disk such as `80%`. Raises `ValueError`, also for a capacity of 0."""
     found = _PERCENT.fullmatch(text.strip())
     if found:
         percent = float(found[1])
@@ -80,7 +80,7 @@ def parse_capacity(text: str) -> Capacity:
 
 
 def format_size(size: int) -> str:
-    """Bytes for people, three digits, in powers of 1000: `1.54 GB`."""
+    """Format bytes for people, with three digits and units that are powers of 1000: `1.54 GB`."""
     value, step = float(size), 0
     while abs(value) >= 999.5 and step < len(_STEPS) - 1:
         value /= 1000
@@ -89,7 +89,7 @@ def format_size(size: int) -> str:
 
 
 def _hint(unit: str) -> str:
-    """What may have been meant."""
+    """The units that may have been meant by an unknown one, for the error message."""
     letter = unit[:1].upper()
     if unit.upper() in ("K", "M", "G", "T", "P"):
         return f"{'k' if letter == 'K' else letter}B for powers of 1000 or {letter}iB for powers of 1024"

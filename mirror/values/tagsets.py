@@ -1,15 +1,15 @@
-"""Which tags of a repository are meant: by glob, regular expression or version range, and of those the newest.
+"""Tag sets: the tags selected by a glob, a regular expression or a version range, and the newest of them.
 
-Tags are read as versions leniently, for registries know no grammar of them:
+Tags are read as versions leniently, because registries prescribe no grammar for versions:
 
     1.2.3  v1.2.3      major, minor, patch
-    1.2  v1            what is missing is 0
-    1.2.3-rc1  3.14b2  before the version itself; a variant such as 1.2.3-alpine cannot be told from a prerelease
-    1.2.3_amd64        built from it (a tag may not hold `+`; others write `_` for it too)
-    1.2.3.4            a version with more parts: it has an order, but fits no range
+    1.2  v1            missing parts are 0
+    1.2.3-rc1  3.14b2  older than the release; a variant such as 1.2.3-alpine cannot be told from a prerelease
+    1.2.3_amd64        a build of the release (`_` stands for `+`, which a tag may not contain; other tools do so, too)
+    1.2.3.4            a version with more parts: it can be ordered, but matches no range
 
-A version range (npm's notation) means releases alone, unless prereleases are asked for or it names one itself. A glob
-or a regular expression means what it says.
+A version range (npm's notation) matches releases only, unless prereleases are asked for or the range itself names one.
+Globs and regular expressions match prereleases like any other tag.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _VERSION: Final = re.compile(
 _OPERATOR: Final = re.compile(r"([<>=~^]) ")
 _DIGITS: Final = re.compile(r"([0-9]+)")
 
-#: A piece of text for comparison: numbers in it count by value.
+#: A text split into pieces for comparison, in which numbers compare by value.
 _Natural = tuple[tuple[int, int, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TagVersion:
-    """A tag as a version. `numbers` has one to eight; `pre` and `build` are empty for a plain release."""
+    """A tag read as a version. `numbers` has one to eight parts. `pre` and `build` are empty for a plain release."""
 
     numbers: tuple[int, ...]
     pre: str = ""
@@ -47,14 +47,14 @@ class TagVersion:
 
     @property
     def release(self) -> tuple[int, int, int] | None:
-        """Major, minor, patch; None where there are more numbers than that."""
+        """Major, minor and patch; None if there are more numbers."""
         if len(self.numbers) > 3:
             return None
         major, minor, patch = (*self.numbers, 0, 0)[:3]
         return major, minor, patch
 
     def order(self) -> tuple[tuple[int, ...], bool, _Natural, _Natural]:
-        """The older comes first; `rc2` before `rc10`, both before the release."""
+        """A sort key: older versions come first; `rc2` before `rc10`, both before the release."""
         numbers = self.numbers
         while len(numbers) > 1 and not numbers[-1]:
             numbers = numbers[:-1]
@@ -62,7 +62,7 @@ class TagVersion:
 
 
 def read_version(tag: str) -> TagVersion | None:
-    """None where it is no version: `latest`, `bookworm`, a commit."""
+    """Read a tag as a version; None if it is none, such as `latest`, `bookworm` or a commit."""
     found = _VERSION.fullmatch(tag)
     if found is None:
         return None
@@ -72,9 +72,10 @@ def read_version(tag: str) -> TagVersion | None:
 
 @dataclass(frozen=True, slots=True)
 class TagSet:
-    """At most one of `glob`, `regex` and `semver`; without any all tags. `newest`: only so many of them.
+    """A set of tags, given by at most one of `glob`, `regex` and `semver`; all tags if none is given.
 
-    Raises `ValueError` that says what is wrong with it.
+    `newest` limits the set to that many of the newest. `prereleases` extends the range `semver` to prereleases. Raises
+    `ValueError` that says what is wrong.
     """
 
     glob: str | None = None
@@ -108,9 +109,9 @@ class TagSet:
 
 
 def choose_tags(tags: Iterable[str], wanted: TagSet) -> list[str]:
-    """The tags that are meant, newest first: by version; then, by name, those that are no versions.
+    """The tags in the set, newest first: first the versions, then all others by name.
 
-    Names are compared with the numbers in them by value (`build-9` before `build-10`); of names the last is the newest.
+    Numbers in names are compared by value (`build-9` before `build-10`). The name that sorts last counts as the newest.
     """
     chosen = sorted({tag for tag in tags if _fits(tag, wanted)}, key=_age, reverse=True)
     return chosen if wanted.newest is None else chosen[: wanted.newest]
@@ -127,9 +128,11 @@ def _fits(tag: str, wanted: TagSet) -> bool:
 
 
 def _within(tag: str, wanted: str, *, prereleases: bool) -> bool:
-    """With `prereleases` one is within a range where its release is: `>=1.2 <2` has 1.2.0-rc1, and has not 2.0.0-rc1.
+    """Whether a tag is within a version range.
 
-    Without, only where the range itself names a prerelease of the same version, as `>=1.2.0-rc2` does (npm's rule).
+    With `prereleases`, a prerelease is within a range if its release is: `>=1.2 <2` includes 1.2.0-rc1 but not
+    2.0.0-rc1. Without, it is so only if the range itself names a prerelease of the same version, as `>=1.2.0-rc2` does
+    (npm's rule).
     """
     version = read_version(tag)
     if version is None or version.release is None:
@@ -140,7 +143,7 @@ def _within(tag: str, wanted: str, *, prereleases: bool) -> bool:
     try:
         return bool(_range(wanted).match(Version(text)))
     except ValueError:
-        # no prerelease in the eyes of semver, such as 1.2.3-a..b
+        # not a valid semver prerelease, such as 1.2.3-a..b
         return False
 
 
@@ -150,7 +153,7 @@ def _age(tag: str) -> tuple[bool, Any, _Natural]:
 
 
 def _natural(text: str) -> _Natural:
-    """Pieces that compare: numbers before words, as in semver 2.0, section 11."""
+    """The text in pieces that can be compared: numbers before words, as in semver 2.0, section 11."""
     pieces = (piece for piece in _DIGITS.split(text) if piece)
     return tuple((0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces)
 
@@ -167,7 +170,10 @@ def _compiled(regex: str) -> re.Pattern[str]:
 
 @cache
 def _range(text: str) -> Any:
-    """npm's notation; commas may stand between the parts, and blanks behind an operator: `>= 1.2, < 2`."""
+    """Parse a range in npm's notation. Raises `ValueError`.
+
+    Commas between the parts and blanks after an operator are allowed, too: `>= 1.2, < 2`.
+    """
     written = _OPERATOR.sub(r"\1", " ".join(text.replace(",", " ").split()))
     try:
         if not written:

@@ -1,4 +1,4 @@
-"""Points in time as people write and read them: ISO 8601, in UTC where they do not say otherwise."""
+"""Points in time as people write and read them: ISO 8601, in UTC unless a zone is given."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["format_moment", "moment", "parse_moment"]
 
 
 def parse_moment(text: str) -> float:
-    """Epoch seconds out of `2025-01-31` (its beginning), `2025-01-31T12:30`, `2025-01-31 12:30:05+02:00`.
+    """Parse `2025-01-31` (its beginning), `2025-01-31T12:30` or `2025-01-31 12:30:05+02:00` to epoch seconds.
 
     Raises `ValueError` that says what is wrong.
     """
@@ -20,7 +20,7 @@ def parse_moment(text: str) -> float:
 
 
 def format_moment(seconds: float) -> str:
-    """`2025-01-31T12:30:05Z`; seconds beyond the calendar as a number."""
+    """Format epoch seconds as `2025-01-31T12:30:05Z`, or as a number if they are beyond the calendar."""
     try:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (ValueError, OverflowError, OSError):
@@ -28,5 +28,5 @@ def format_moment(seconds: float) -> str:
 
 
 def moment(seconds: float | None) -> str | None:
-    """The same for programs: every time in JSON, of commands and of the admin API. None, and 0, are not known."""
+    """Format epoch seconds for JSON, in commands and the admin API. None if the time is unknown (None or 0)."""
     return format_moment(seconds) if seconds else None
