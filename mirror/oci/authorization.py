@@ -1,4 +1,4 @@
-"""What a caller presents to be let in: the `Authorization` header (RFC 7617 Basic, RFC 6750 Bearer)."""
+"""The credentials that a caller presents in the `Authorization` header (RFC 7617 Basic, RFC 6750 Bearer)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mirror.errors import Unauthorized
 
 __all__ = ["CallerCredentials", "presented_by", "read_authorization"]
 
-#: Characters of a header that are looked at: tokens of identity providers have a few kilobytes.
+#: The most characters of a header: tokens of identity providers have a few kilobytes.
 _LONGEST: Final = 32 * 1024
-#: Characters of a name and of a password: the largest are keys and tokens of clouds, with some thousands.
+#: The most characters of a name and of a password: the longest are cloud keys and tokens with some thousands.
 _LONGEST_NAME: Final = 512
 _LONGEST_PASSWORD: Final = 16 * 1024
 #: RFC 5234, B.1.
@@ -30,24 +30,26 @@ class CallerCredentials:
     username: str = ""
     password: str = field(default="", repr=False)
     bearer: str = field(default="", repr=False)
-    #: Where it comes from, such as an address; says nothing about who it is.
+    #: Where the request comes from, such as an address. Not part of the caller's identity.
     client: str = field(default="", repr=False, compare=False)
 
     @property
     def fingerprint(self) -> str:
-        """Tells credentials apart without giving them away: 32 hex digits."""
+        """32 hex digits that identify the credentials without revealing them."""
         parts = "\0".join((self.username, self.password, self.bearer))
         return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
     @property
     def secret(self) -> str:
-        """The token, or the password, which may hold a token: clients that know only passwords send it so."""
+        """The bearer token or the password. Clients that support only passwords send a token as the password."""
         return self.bearer or self.password
 
 
 def presented_by(username: str, password: str) -> CallerCredentials:
-    """Without control characters (RFC 7617, 2): they would stand in a log, and two pairs could look like one. Raises
-    `Unauthorized`.
+    """The credentials made of a user name and a password.
+
+    Raises `Unauthorized` if one is too long or contains control characters (RFC 7617, 2): these could reach a log, and
+    could give two different pairs the same fingerprint.
     """
     if _CONTROL.search(username) or _CONTROL.search(password):
         raise Unauthorized("a user name or password with control characters")
@@ -57,7 +59,10 @@ def presented_by(username: str, password: str) -> CallerCredentials:
 
 
 def read_authorization(lines: Sequence[str]) -> CallerCredentials | None:
-    """The header's lines as they came; None where there is none, or an empty one. Raises `Unauthorized`."""
+    """Parse the lines of the `Authorization` header; None if there is no header, or an empty one.
+
+    Raises `Unauthorized`.
+    """
     if not lines:
         return None
     if len(lines) > 1:

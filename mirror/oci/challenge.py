@@ -1,4 +1,4 @@
-"""How a registry says what it wants to see first: `WWW-Authenticate` and scopes.
+"""Authentication challenges of a registry: `WWW-Authenticate` and scopes.
 
 Sources: RFC 9110, 11.6.1 (challenges), the distribution project's token specification (`Bearer` with `realm`,
 `service` and `scope`), RFC 6750, 3.
@@ -17,27 +17,27 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TOKEN68: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*(?=[ \t]*(?:,|$))")
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
-#: Not the grammar's: some registries leave a URL unquoted.
+#: More than the grammar allows: some registries do not quote URLs.
 _BARE: Final = re.compile(r"[^\s,\"]+")
 _GAP: Final = re.compile(r"[ \t,]*")
 _EQUALS: Final = re.compile(r"[ \t]*=[ \t]*")
-#: A header line longer than this is not read to its end: nobody has that much to ask.
+#: Only this many characters of a header line are read. No real challenge is longer.
 _LONGEST: Final = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One way to be let in. `scheme` and the names of `parameters` are lower case, values are as sent, unquoted."""
+    """One challenge. `scheme` and the names of `parameters` are lower case; values are as sent, but unquoted."""
 
     scheme: str
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_challenges(lines: Iterable[str]) -> list[Challenge]:
-    """All challenges of all `WWW-Authenticate` lines, in order; several may share one line.
+    """All challenges of all `WWW-Authenticate` lines, in order; one line may have several.
 
-    Of a repeated parameter the first counts. Where a line stops making sense the rest of it is left unread: what was
-    read before stays, and nothing is raised, because the answer is an error already.
+    The first of a repeated parameter counts. If a line is malformed, everything before the error is returned and the
+    rest of that line is ignored. Nothing is raised, because the answer is an error already.
     """
     return [challenge for line in lines for challenge in _parse_line(line[:_LONGEST])]
 
@@ -62,7 +62,7 @@ def _parse_line(line: str) -> list[Challenge]:
 
 
 def _value(line: str, at: int) -> tuple[str | None, int]:
-    """A quoted string, or what stands there bare; None where it is neither."""
+    """A parameter's value, quoted or bare, and the position after it. The value is None if there is none."""
     if quoted := _QUOTED.match(line, at):
         return _ESCAPED.sub(r"\1", quoted[1]), quoted.end()
     if bare := _BARE.match(line, at):
@@ -71,7 +71,10 @@ def _value(line: str, at: int) -> tuple[str | None, int]:
 
 
 def _skip_token68(line: str, at: int) -> int:
-    """`Negotiate abc==`: one blob in place of parameters, which only the scheme itself could read."""
+    """The position after a token68, if one follows the scheme instead of parameters (`Negotiate abc==`).
+
+    Its meaning depends on the scheme, so it is skipped.
+    """
     after = _skip(_GAP, line, at)
     if after > at and "," not in line[at:after] and (blob := _TOKEN68.match(line, after)):
         return blob.end()
@@ -85,25 +88,26 @@ def _skip(pattern: re.Pattern[str], line: str, at: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What a token is to allow: entries such as `repository:library/redis:pull`, sorted, each resource once.
+    """The permissions to request with a token: entries such as `repository:library/redis:pull`.
 
-    Entries of another form (`aws` is one registry's whole scope) are kept as they are.
+    Entries are sorted, and each resource occurs once. Entries of another form are kept as they are: the whole scope of
+    one registry is `aws`.
     """
 
     entries: tuple[str, ...] = ()
 
     @classmethod
     def pull(cls, name: str) -> Scope:
-        """To pull from the repository of this name."""
+        """The scope for pulling from this repository."""
         return cls((f"repository:{name}:pull",))
 
     @classmethod
     def parse(cls, text: str) -> Scope:
-        """A challenge's `scope`: entries separated by blanks."""
+        """Parse a challenge's `scope`: entries separated by blanks."""
         return cls().union(cls(tuple(text.split())))
 
     def union(self, other: Scope) -> Scope:
-        """Both, with the actions of one resource joined in one entry."""
+        """Both scopes, with the actions for the same resource joined in one entry."""
         actions: dict[str, set[str]] = {}
         opaque: set[str] = set()
         for entry in (*self.entries, *other.entries):

@@ -1,4 +1,4 @@
-"""Content codings (RFC 9110, 8.4.1) of small answers that come encoded although identity was asked for."""
+"""Content codings (RFC 9110, 8.4.1) of small answers that are encoded although identity was requested."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 47}
 
 
 def decode(content: bytes, coding: str | None, limit: int) -> bytes:
-    """What `content` says once its coding is undone, at most `limit` bytes of it.
+    """The decoded content, at most `limit` bytes of it.
 
-    `content` itself if there is no coding, none that we know, or if it is not encoded in it after all: some servers
-    name the coding of what they have stored (Apache's `x-gzip` for every gzip file).
+    Returns `content` unchanged if there is no coding, if the coding is unknown, or if the content is not encoded in
+    that coding: some servers state the format of the stored file instead (Apache's `x-gzip` for every gzip file).
     """
     window = _WINDOWS.get((coding or "identity").strip().lower())
     if window is None:

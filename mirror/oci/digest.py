@@ -10,7 +10,7 @@ from mirror.errors import DigestInvalid
 
 __all__ = ["HEX_LENGTHS", "Digest", "hasher"]
 
-#: Algorithms that the image-spec registers and we support, with the length of their encoded part in characters.
+#: The supported algorithms of those that the image-spec registers, and the number of hex digits of their digests.
 HEX_LENGTHS: Final = {"sha256": 64, "sha512": 128}
 
 _HEX: Final = frozenset("0123456789abcdef")
@@ -18,14 +18,14 @@ _HEX: Final = frozenset("0123456789abcdef")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Digest:
-    """`algorithm:hex`. Only ever made by `parse` or `of`, so that `hex` is safe as a file name."""
+    """A digest, `algorithm:hex`. Made only by `parse` or `of`, so `hex` is safe as a file name."""
 
     algorithm: str
     hex: str
 
     @classmethod
     def parse(cls, text: str) -> Digest:
-        """Read `sha256:…` or `sha512:…`, lower-case hex only. Raises `DigestInvalid`."""
+        """Parse `sha256:…` or `sha512:…`, with lower-case hex only. Raises `DigestInvalid`."""
         algorithm, colon, encoded = text.partition(":")
         length = HEX_LENGTHS.get(algorithm)
         if not colon or length is None:

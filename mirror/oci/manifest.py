@@ -1,6 +1,6 @@
 """Manifests and indexes (image-spec, manifest.md and image-index.md; Docker image manifest v2, schemas 1 and 2).
 
-Bytes are never converted or rewritten: a `Manifest` is exactly what upstream gave, with what was read out of it.
+Bytes are never converted or rewritten: a `Manifest` has the exact bytes from upstream, and the fields parsed from them.
 """
 
 from __future__ import annotations
@@ -45,28 +45,29 @@ _SCHEMA_1: Final = (
 )
 _ARTIFACT: Final = "application/vnd.oci.artifact.manifest.v1+json"
 
-#: What we ask upstreams for: everything, best first. Without the schema 2 types an old registry converts to schema 1,
-#: and a converted manifest has another digest than the one that the tag names.
+#: The media types that the mirror accepts from upstreams, best first. Without the schema 2 types an old registry
+#: converts to schema 1, and a converted manifest has another digest than the one that the tag points to.
 ACCEPT: Final = (OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST, _ARTIFACT, *_SCHEMA_1)
 
 #: The largest manifest that is accepted, in bytes (distribution-spec, "Pushing Manifests", asks for at least this).
 LARGEST: Final = 4 * 1024 * 1024
 
-#: Descriptors that a manifest may have. Images have some dozens of layers, caches of build tools hundreds; each costs
-#: time to read and a row in the index, and 4 MiB have room for 36,000.
+#: The most descriptors of a manifest. Images have some dozens of layers, caches of build tools some hundreds. Each
+#: descriptor costs parsing time and a row in the index, and 4 MiB have room for 36,000.
 MOST_DESCRIPTORS: Final = 10_000
 
-#: What a manifest's media type looks like (RFC 6838, 4.2, and image-spec, descriptor.md). It is sent as `Content-Type`
-#: from the mirror's own origin: of another kind than `application` it could be a page that a browser shows.
+#: The form of a manifest's media type (RFC 6838, 4.2, and image-spec, descriptor.md). It is sent as `Content-Type` from
+#: the mirror's own origin. With a type other than `application/…`, a browser could show the content as a page.
 _MANIFEST_TYPE: Final = re.compile(r"application/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}", re.IGNORECASE)
 
-#: Media types of what names manifests.
+#: Media types of indexes, which name manifests.
 INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 _IMAGES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
-#: Media types that registries know, and take only with the blobs that are named where these types name blobs.
+#: Media types that registries know. They accept such a manifest only if they have the blobs in the fields that its type
+#: defines.
 CHECKED: Final = frozenset({*_IMAGES, _ARTIFACT, *_SCHEMA_1})
 
-#: Media types of what an index may list, and is no manifest: layers and BuildKit's own config in its cache.
+#: Media types of blobs that an index may list: layers, configs, and the config of BuildKit's cache.
 _BLOBS: Final = frozenset(
     {
         "application/octet-stream",
@@ -79,8 +80,9 @@ _BLOBS: Final = frozenset(
 _BLOB_PREFIXES: Final = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 _BLOB_SUFFIXES: Final = ("+gzip", "+zstd", ".gzip", ".tar", "/gzip", "/tar", "/zstd", "/x-tar")
 
-#: Fields that are read. Registries and clients in Go take them in any case, so one that differs only by that is another
-#: reader's field of this name (Go's encoding/json, "preferring exact matches but also accepting case-insensitive").
+#: The fields that are read. Registries and clients in Go match field names case-insensitively, so they would read a
+#: field that differs only in case as one of these (Go's encoding/json, "preferring exact matches but also accepting
+#: case-insensitive").
 _FIELDS: Final = {
     name.casefold(): name
     for name in (
@@ -91,16 +93,16 @@ _FIELDS: Final = {
 
 
 class ManifestMalformed(ValueError):
-    """Bytes that are no manifest, or one that two readers could understand differently."""
+    """The bytes are not a manifest, or are one that two readers could understand differently."""
 
 
 def is_manifest_type(text: str) -> bool:
-    """Whether a manifest may be sent with this `Content-Type`: `application/…` alone, without parameters."""
+    """Whether a manifest may be sent with this `Content-Type`: `application/…` without parameters."""
     return _MANIFEST_TYPE.fullmatch(text) is not None
 
 
 def check_manifest_type(text: object) -> str:
-    """The media type of a manifest, as a descriptor or a record says it. Raises `ManifestMalformed`."""
+    """Return the media type that a descriptor or record gives for a manifest. Raises `ManifestMalformed` if invalid."""
     if not isinstance(text, str) or not is_manifest_type(text):
         raise ManifestMalformed(f"{printable(str(text)[:80])!r} is not a manifest's media type (application/…)")
     return text
@@ -116,13 +118,13 @@ class Descriptor:
     artifact_type: str | None = None
     annotations: Mapping[str, str] = field(default_factory=dict)
     platform: Mapping[str, Any] = field(default_factory=dict)
-    #: Says itself that its bytes are elsewhere (`urls`), so that registries do not ask for them.
+    #: Whether the descriptor says that its content is elsewhere (`urls`), so that registries do not require it.
     foreign: bool = False
-    #: The bytes themselves, if the descriptor embeds them (`data`), and they are those of its digest and size.
+    #: The content, if the descriptor embeds it (`data`) and it matches the digest and size.
     data: bytes | None = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """The descriptor as the specification writes it."""
+        """The descriptor as JSON, with the field names of the specification."""
         written: dict[str, Any] = {"mediaType": self.media_type, "digest": str(self.digest), "size": self.size}
         if self.artifact_type:
             written["artifactType"] = self.artifact_type
@@ -135,10 +137,10 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The exact bytes of a manifest or index, its media type and digest, and what it names.
+    """The exact bytes of a manifest or index, its media type and digest, and the content that it names.
 
-    `manifests` and `blobs` are told apart by what they are, not by the list that they stand in: BuildKit keeps its
-    cache as an index whose `manifests` are layers.
+    A descriptor is in `manifests` or `blobs` according to its media type, not to the list that contains it: BuildKit
+    stores its cache as an index whose `manifests` are layers.
     """
 
     content: bytes
@@ -150,30 +152,32 @@ class Manifest:
     artifact_type: str | None = None
     #: Whether the first of `blobs` is the config.
     has_config: bool = False
-    #: Whether `digest` is that of a signed manifest's payload (schema 1), and not of `content`.
+    #: Whether `digest` is the digest of a signed manifest's payload (schema 1), not of `content`.
     signed: bool = False
 
     @property
     def descriptor(self) -> Descriptor:
-        """How others point to this manifest."""
+        """A descriptor that points to this manifest."""
         return Descriptor(self.media_type, self.digest, len(self.content), self.artifact_type)
 
     @property
     def is_index(self) -> bool:
-        """Whether this names manifests rather than layers."""
+        """Whether this is an index, which names manifests rather than layers."""
         return self.media_type in INDEXES
 
 
 def read_manifest(content: bytes, media_type: str | None = None, *, algorithm: str = "sha256") -> Manifest:
-    """Parse a manifest that came with the `Content-Type` given.
+    """Parse a manifest that was sent with the `Content-Type` `media_type`.
 
-    `algorithm` is that of the digest that it was asked for by. The media type is taken from the body when the body
-    says it, and blobs from where that type names them: a registry looks at no others, so others prove nothing. Raises
-    `ManifestMalformed` if the bytes are not a JSON object, are over 4 MiB, have more than `MOST_DESCRIPTORS`, name both
-    `manifests` and `layers`, have a field twice, have a media type that is none of a manifest, or contradict their
-    Content-Type (CVE-2021-41190: one digest must not be read as two things).
+    `algorithm` is the algorithm of the digest by which the manifest was requested. The media type is taken from the
+    body if the body states it. Blobs are taken only from the fields that this type defines: a registry ignores all
+    other fields, so they prove nothing.
 
-    4 MiB take a tenth of a second or more: what comes from an upstream is read in a thread if it is large.
+    Raises `ManifestMalformed` if the bytes are not a JSON object, are over 4 MiB, have more than `MOST_DESCRIPTORS`
+    descriptors, name both `manifests` and `layers`, have a field twice, have a media type that no manifest may have, or
+    contradict their Content-Type (CVE-2021-41190: readers must not interpret one digest in two ways).
+
+    Parsing 4 MiB takes a tenth of a second or more, so large manifests from an upstream are parsed in a thread.
     """
     if len(content) > LARGEST:
         raise ManifestMalformed(f"{len(content)} bytes, more than the {LARGEST} allowed")
@@ -213,8 +217,9 @@ def read_manifest(content: bytes, media_type: str | None = None, *, algorithm: s
 
 
 def _is_blob(child: Descriptor) -> bool:
-    """Whether what an index lists is a blob, by its media type: a layer, a config, or some archive. All others are
-    manifests, those of unknown types too, for that is what the list is for.
+    """Whether an entry of an index is a blob: its media type is that of a layer, a config or an archive.
+
+    All other entries count as manifests, also those of unknown types, because an index is a list of manifests.
     """
     kind = child.media_type.partition(";")[0].strip().lower()
     return kind in _BLOBS or kind.startswith(_BLOB_PREFIXES) or kind.endswith(_BLOB_SUFFIXES)
@@ -253,10 +258,11 @@ def _blobs(body: Mapping[str, Any], kind: str) -> tuple[Descriptor, ...]:
 
 
 def _media_type(body: dict[str, Any], header: str | None) -> str:
-    """The body's own word, which the header may repeat but not contradict.
+    """The media type in the body, which the header must not contradict. Without one, the header's, or a derived one.
 
-    Only a header of the vendor tree names a kind of manifest. Registries have sent manifests as `text/html` (Quay,
-    GCR), `text/plain` (registry.access.redhat.com) and `application/octet-stream` (Docker Hub): that says nothing.
+    Only a header in the vendor tree (`application/vnd.…`) counts. All others are ignored: registries have sent
+    manifests as `text/html` (Quay, GCR), `text/plain` (registry.access.redhat.com) and `application/octet-stream`
+    (Docker Hub).
     """
     said = body.get("mediaType")
     sent = (header or "").partition(";")[0].strip().lower()
@@ -268,7 +274,7 @@ def _media_type(body: dict[str, Any], header: str | None) -> str:
         if body.get("schemaVersion") == 1:
             return _SCHEMA_1[0] if "signatures" in body else _SCHEMA_1[1]
         if not body.keys() & {"manifests", "config", "layers", "blobs"}:
-            # an error, or a page for logging in, that came as JSON with 200
+            # an error or a login page that was sent as JSON with status 200
             raise ManifestMalformed("names nothing, and does not say what it is")
         return OCI_INDEX if "manifests" in body else OCI_MANIFEST
     said = check_manifest_type(said)
@@ -286,10 +292,10 @@ def _descriptors(listed: object) -> tuple[Descriptor, ...]:
 
 
 def read_descriptor(item: object) -> Descriptor:
-    """One descriptor out of JSON. Its `urls` are never fetched (CVE-2020-15157).
+    """Read one descriptor from JSON. Its `urls` are never fetched (CVE-2020-15157). Raises `ManifestMalformed`.
 
-    What people are shown of it is printable: media type, artifact type and platform. A layer's type may be any text.
-    Raises `ManifestMalformed`.
+    The fields that are shown to people are made printable: media type, artifact type and platform. The media type of a
+    layer may be any text.
     """
     if not isinstance(item, dict):
         raise ManifestMalformed("a descriptor is not an object")
@@ -321,8 +327,9 @@ def _printable_values(platform: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _embedded(data: object, digest: Digest, size: int) -> bytes | None:
-    """The content that a descriptor embeds (image-spec, descriptor.md, "Embedded Content"); what is not that of its
-    digest and size is as good as none.
+    """The content that a descriptor embeds (image-spec, descriptor.md, "Embedded Content").
+
+    None if there is none, or if it does not match the digest and size.
     """
     if not isinstance(data, str):
         return None
@@ -334,7 +341,7 @@ def _embedded(data: object, digest: Digest, size: int) -> bytes | None:
 
 
 def _schema_1_layers(listed: object) -> tuple[Descriptor, ...]:
-    """Schema 1 names layers without sizes; the same layer often stands several times."""
+    """The layers of schema 1, each once: the list often repeats a layer. Sizes are unknown (-1)."""
     if not isinstance(listed, list):
         raise ManifestMalformed("fsLayers is not a list")
     found: dict[Digest, Descriptor] = {}

@@ -1,6 +1,6 @@
 """Names: repositories, tags and references (distribution-spec, "Pulling manifests").
 
-A `Repo` says the registry too, because one mirror stands in front of many.
+A `Repo` includes the registry, because one mirror serves many registries.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mirror.oci.digest import Digest
 
 __all__ = ["Reference", "Repo", "check_name", "check_registry", "check_tag", "is_tag", "parse_reference"]
 
-#: A manifest is asked for by tag (a string of the tag grammar) or by digest.
+#: A manifest is requested by tag (a string that matches the tag grammar) or by digest.
 Reference: TypeAlias = Digest | str
 
 _COMPONENT: Final = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
@@ -27,7 +27,7 @@ _LONGEST: Final = 255
 
 @dataclass(frozen=True, slots=True, order=True)
 class Repo:
-    """A repository of one registry: `registry` is its name as clients say it (`docker.io`), `name` the path below."""
+    """A repository: `registry` is the registry's name as clients write it (`docker.io`), `name` the path within it."""
 
     registry: str
     name: str
@@ -37,31 +37,34 @@ class Repo:
 
 
 def check_name(name: str) -> str:
-    """A repository name within the grammar and at most 255 characters. Raises `NameInvalid`."""
+    """Return a repository name unchanged. Raises `NameInvalid` if it is invalid or longer than 255 characters."""
     if len(name) > _LONGEST or not _NAME.fullmatch(name):
         raise NameInvalid(f"not a repository name: {name[:80]!r}")
     return name
 
 
 def check_registry(host: str) -> str:
-    """A registry's name: a DNS name or address with an optional port, lower case. Raises `NameInvalid`."""
+    """Return a registry's name unchanged: a lower-case DNS name or address with an optional port.
+
+    Raises `NameInvalid` if it is none.
+    """
     if len(host) > _LONGEST or not _REGISTRY.fullmatch(host):
         raise NameInvalid(f"not the name of a registry: {host[:80]!r}")
     return host
 
 
 def is_tag(text: str) -> bool:
-    """Whether it is within the grammar of tags (at most 128 characters)."""
+    """Whether the text matches the tag grammar (at most 128 characters)."""
     return _TAG.fullmatch(text) is not None
 
 
 def check_tag(tag: str) -> str:
-    """A tag within the grammar (at most 128 characters). Raises `TagInvalid`."""
+    """Return a tag unchanged. Raises `TagInvalid` if it does not match the grammar (at most 128 characters)."""
     if not is_tag(tag):
         raise TagInvalid(f"not a tag: {tag[:140]!r}")
     return tag
 
 
 def parse_reference(text: str) -> Reference:
-    """A tag or a digest: only a digest holds a colon. Raises `TagInvalid` or `DigestInvalid`."""
+    """Parse a tag or a digest; only a digest contains a colon. Raises `TagInvalid` or `DigestInvalid`."""
     return Digest.parse(text) if ":" in text else check_tag(text)

@@ -1,7 +1,7 @@
-"""A request to the distribution API as one checked value. Below this nobody splits a path.
+"""A request to the distribution API as one checked value. Code that gets it never parses a path again.
 
-The path is decoded once and must then fit the grammar, so nothing that decodes to a slash, a dot segment or a NUL gets
-further (RFC 3986, 2.4: decoding twice is how they would).
+The path is decoded once and must then match the grammar. So escapes that decode to a slash, a dot segment or a NUL are
+refused. Nothing decodes the path a second time, which could bring them back (RFC 3986, 2.4).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Kind(Enum):
     TAGS = "tags"
     REFERRERS = "referrers"
     UPLOAD = "upload"
-    #: Docker registry API: not in the OCI specification.
+    #: Part of the Docker registry API, not of the OCI specification.
     CATALOG = "catalog"
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryRequest:
-    """`name` is what stands before the resource: it may still begin with a registry."""
+    """A parsed request. `name` is the part of the path before the resource; it may still begin with a registry."""
 
     kind: Kind
     name: str = ""
@@ -42,14 +42,14 @@ class RegistryRequest:
 
     @property
     def digest(self) -> Digest:
-        """Of a blob or of referrers."""
+        """The digest of a request for a blob or referrers. Raises `TypeError` if the reference is not a digest."""
         if not isinstance(self.reference, Digest):
             raise TypeError(f"a {self.kind.value} request has no digest")
         return self.reference
 
 
 def parse_request(target: str) -> RegistryRequest:
-    """Read a request target (path and query, not decoded).
+    """Parse a request target (path and query, not decoded).
 
     Raises `NotServed` for a path outside the API, `NameInvalid`, `TagInvalid`, `DigestInvalid`.
     """
@@ -92,7 +92,10 @@ def _fields(query: str) -> list[tuple[str, str]]:
 
 
 def parse_page(query: Mapping[str, str], *, most: int) -> tuple[int, str]:
-    """`n` (clamped to `most`, which is also what its absence means) and `last` of a list. Raises `PageInvalid`."""
+    """The parameters `n` and `last` of a list request. `n` is at most `most`, which is also its default.
+
+    Raises `PageInvalid`.
+    """
     text = query.get("n")
     if text is None:
         return most, query.get("last", "")

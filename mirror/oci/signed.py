@@ -1,8 +1,8 @@
-"""Signed manifests of schema 1: their digest is that of the payload, not of the bytes that come over the wire.
+"""Signed manifests of schema 1. Their digest is the digest of the payload, not of the bytes that are transferred.
 
-Such a manifest is JSON in the "pretty" form of a JSON Web Signature: the payload with one more field, `signatures`, put
-in before its end. Each signature's `protected` header says how to get the payload back: the first `formatLength` bytes,
-and then `formatTail` (Docker image manifest v2, schema 1, "Signed Manifests").
+Such a manifest is JSON in the "pretty" form of a JSON Web Signature: the payload with an additional field `signatures`,
+inserted before its end. Each signature's `protected` header says how to restore the payload: it is the first
+`formatLength` bytes, followed by `formatTail` (Docker image manifest v2, schema 1, "Signed Manifests").
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["signed_payload"]
 
 
 def signed_payload(content: bytes) -> bytes | None:
-    """The payload of a signed manifest of schema 1; None if `content` is none.
+    """The payload of a signed manifest of schema 1; None if `content` is not such a manifest.
 
-    None, too, if the fields outside the payload are other than the signatures: nothing vouches for those. Nobody's
-    signature is verified: a digest names bytes, whoever signed them.
+    Also None if the content has fields outside the payload other than the signatures, because the digest does not cover
+    them. Signatures are not verified: the digest is that of the bytes, whoever signed them.
     """
     if b'"signatures"' not in content:
         return None

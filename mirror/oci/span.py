@@ -10,10 +10,10 @@ from mirror.errors import RangeInvalid, TooManyRanges
 
 __all__ = ["MOST_RANGES", "Span", "parse_content_range", "parse_ranges"]
 
-#: Ranges in one request: as many as podman asks for of a zstd:chunked layer.
+#: The most ranges in one request: as many as podman asks for in a zstd:chunked layer.
 MOST_RANGES: Final = 1024
-#: How often all ranges of one request may add up to the whole blob. Clients never ask for a byte twice; a request whose
-#: ranges overlap much (CVE-2011-3192) would be answered with up to 1,024 times the blob.
+#: The most bytes that all ranges of one request may have in total, as a multiple of the blob's size. Clients do not ask
+#: for a byte twice. A request with overlapping ranges (CVE-2011-3192) could ask for up to 1,024 times the blob.
 _MOST_WHOLES: Final = 2
 
 _UNIT: Final = re.compile(r"\s*bytes\s*=", re.IGNORECASE | re.ASCII)
@@ -24,24 +24,24 @@ _MOST_DIGITS: Final = 19
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes `start` up to, not including, `stop`."""
+    """The bytes from `start` up to, but not including, `stop`."""
 
     start: int
     stop: int
 
     @property
     def length(self) -> int:
-        """In bytes."""
+        """The length in bytes."""
         return self.stop - self.start
 
 
 def parse_ranges(header: str | None, size: int) -> tuple[Span, ...]:
-    """The spans that a `Range` header asks for of `size` bytes, in its order; none means: send the whole, with 200.
+    """The spans that a `Range` header requests from a blob of `size` bytes, in its order.
 
-    A header that is no list of byte ranges is ignored, as RFC 9110 allows (14.2). Ranges that lie outside the bytes are
-    left out while others do not. Raises `RangeInvalid` if there are no others, or if a range ends before it starts
-    (15.5.17), `TooManyRanges` for more than `MOST_RANGES` of them and for ranges that add up to more than twice the
-    bytes.
+    An empty result means that the whole blob is sent, with status 200. A header that is not a list of byte ranges is
+    ignored, as RFC 9110 allows (14.2). Ranges outside the blob are left out if there are others. Raises `RangeInvalid`
+    if all ranges are outside, or if a range ends before it starts (15.5.17). Raises `TooManyRanges` if there are more
+    than `MOST_RANGES`, or if several ranges add up to more than twice the size.
     """
     unit = _UNIT.match(header) if header is not None else None
     if header is None or unit is None:
@@ -67,12 +67,15 @@ def parse_ranges(header: str | None, size: int) -> tuple[Span, ...]:
 
 
 def _satisfied(first: str, last: str, size: int) -> Span | None:
-    """One range, cut to the bytes that there are; None if it lies outside them. Raises `RangeInvalid`."""
+    """One range, cut to the blob's size; None if it is outside the blob.
+
+    Raises `RangeInvalid` if the range ends before it starts.
+    """
     stop = int(last) if last and len(last) <= _MOST_DIGITS else None
     if not first:
         length = size if stop is None else min(stop, size)
         return Span(size - length, size) if length else None
-    # more digits than any size has: beyond the end
+    # a start with more digits than any size has is beyond the end
     start = int(first) if len(first) <= _MOST_DIGITS else max(size, stop or 0)
     if stop is not None and stop < start:
         raise RangeInvalid(f"the range {start}-{stop} ends before it starts", size)
@@ -80,7 +83,7 @@ def _satisfied(first: str, last: str, size: int) -> Span | None:
 
 
 def parse_content_range(header: str | None) -> tuple[Span, int | None] | None:
-    """`Content-Range: bytes a-b/size` as span and total size (None for `*`); None where it is missing or invalid."""
+    """`Content-Range: bytes a-b/size` as span and total size (None for `*`); None if it is missing or invalid."""
     found = _CONTENT_RANGE.fullmatch(header or "")
     if not found or max(map(len, found.groups())) > _MOST_DIGITS:
         return None

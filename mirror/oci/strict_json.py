@@ -1,7 +1,7 @@
-"""JSON as RFC 8259 has it, for text that others wrote.
+"""JSON as RFC 8259 defines it, for text from outside.
 
-Python's reader also takes `NaN`, `Infinity`, numbers that overflow to infinity, and UTF-16. Go's clients and registries
-refuse all of these, and none of them can be written as JSON again.
+Python's reader also accepts `NaN`, `Infinity`, numbers that overflow to infinity, and UTF-16. Clients and registries
+written in Go refuse all of these, and none of them can be written as JSON again.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ __all__ = ["FieldTwice", "finite_number", "read_json", "refuse_constant"]
 
 
 class FieldTwice(ValueError):
-    """An object with two fields of one name, of which readers take the first or the last (RFC 8259, section 4)."""
+    """An object has two fields of the same name. Some readers take the first, others the last (RFC 8259, section 4)."""
 
 
 def read_json(content: bytes | bytearray | str, *, fields_once: bool = False) -> Any:
-    """The value of a JSON text in UTF-8. Raises `ValueError` (RFC 8259, sections 3, 6 and 8.1), also for a text that
-    is nested too deeply to be read, and with `fields_once` `FieldTwice`.
+    """The value of a JSON text in UTF-8.
+
+    Raises `ValueError` if the text is invalid (RFC 8259, sections 3, 6 and 8.1) or nested too deeply. With
+    `fields_once`, raises `FieldTwice` if an object has two fields of the same name.
     """
     text = content if isinstance(content, str) else content.decode()
     try:
@@ -41,12 +43,12 @@ def _object_of(fields: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_constant(name: str) -> Never:
-    """For `parse_constant` of `json`. Raises `ValueError`."""
+    """Always raises `ValueError`; for the argument `parse_constant` of `json.loads`."""
     raise ValueError(f"{name} is not JSON")
 
 
 def finite_number(text: str) -> float:
-    """For `parse_float` of `json`. Raises `ValueError` for a number that overflows."""
+    """Parse a number; for the argument `parse_float` of `json.loads`. Raises `ValueError` if the number overflows."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text[:40]} is larger than any number that can be represented")

@@ -1,10 +1,10 @@
-"""One page of a tag list (distribution-spec, "Listing Tags"), read piece by piece.
+"""A streaming parser for one page of a tag list (distribution-spec, "Listing Tags").
 
-Registries that ignore `n` send a million tags in one answer. Read at once, such an answer takes ten times its size in
-memory; read here, it takes one piece at a time.
+Registries that ignore `n` may send a million tags in one answer. Parsed at once, such an answer takes ten times its
+size in memory. This parser holds only one piece of it at a time.
 
     {  member  ,  member  ,  "tags": [  string  ,  string  …  ]  ,  member  }
-       └── any JSON value of at most 64 KiB ──┘   └── strings alone, in batches ──┘
+       └── any JSON value of at most 64 KiB ──┘   └── only strings, in batches ──┘
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ __all__ = ["read_tag_page"]
 
 _DECODER: Final = json.JSONDecoder(parse_constant=refuse_constant, parse_float=finite_number)
 _STRING: Final = r'"(?:[^"\\\x00-\x1f]|\\[^\x00-\x1f])*+"'
-#: Elements that are followed by another one, as many as there are; what is cut off at the end of a piece waits.
+#: All complete elements that are followed by a comma. An element that is cut off at the end of a piece is left for the
+#: next match.
 _ELEMENTS: Final = re.compile(rf"(?:[ \t\r\n]*+{_STRING}[ \t\r\n]*+,)++")
 _LAST_ELEMENT: Final = re.compile(rf"[ \t\r\n]*+({_STRING})[ \t\r\n]*+\]")
 _BLANK: Final = re.compile(r"[ \t\r\n]*+")
-#: Characters that are kept while a value is not complete: longer than any tag, and than what else stands in a page.
+#: The most characters of a value that is not complete yet. Tags, and other values in a page, are shorter.
 _LONGEST: Final = 64 * 1024
 _PIECE: Final = 64 * 1024
 
@@ -32,8 +33,8 @@ _PIECE: Final = 64 * 1024
 def read_tag_page(read: Callable[[int], str]) -> Iterator[list[str]]:
     """The strings under `tags`, in batches and in order; none if `tags` is null or absent.
 
-    `read` gives up to so many further characters, "" at the end. Raises `ValueError`, at any batch, for what is no JSON
-    object, for `tags` that are no list of strings, and for `tags` that stand twice.
+    `read` returns at most the given number of further characters, "" at the end. Raises `ValueError`, possibly after
+    some batches, if the text is not a JSON object, if `tags` is not a list of strings, or if `tags` occurs twice.
     """
     text = _Text(read)
     text.expect("{")
@@ -66,7 +67,7 @@ def read_tag_page(read: Callable[[int], str]) -> Iterator[list[str]]:
 
 
 class _Text:
-    """Text that arrives in pieces; what was read is dropped."""
+    """Text that arrives in pieces. The part that was parsed is discarded."""
 
     def __init__(self, read: Callable[[int], str]) -> None:
         self._read = read
@@ -74,7 +75,7 @@ class _Text:
         self._at = 0
 
     def peek(self) -> str:
-        """The next character that is no blank. Raises `ValueError` at the end."""
+        """The next character that is not a blank; it is not consumed. Raises `ValueError` at the end."""
         while True:
             found = _BLANK.match(self._text, self._at)
             self._at = found.end() if found else self._at
@@ -83,7 +84,7 @@ class _Text:
             self._more()
 
     def expect(self, character: str) -> None:
-        """Read this character, which must come next. Raises `ValueError`."""
+        """Consume the next character. Raises `ValueError` if it is not this one."""
         if self.peek() != character:
             raise ValueError(f"not JSON, or no page of tags: {character!r} is missing")
         self._at += 1
@@ -97,18 +98,18 @@ class _Text:
             except RecursionError:
                 raise ValueError("nested too deeply") from None
             except json.JSONDecodeError:
-                # the rest of it may still come
+                # the value may continue in the next piece
                 self._more()
                 continue
             if end == len(self._text) or self._text[end] in ".eE":
-                # a number may go on in the next piece
+                # a number may continue in the next piece
                 self._more()
                 continue
             self._at = end
             return value
 
     def elements(self) -> Iterator[list[str]]:
-        """Read strings up to and including the end of the list. Raises `ValueError`."""
+        """Read strings, in batches, up to and including the end of the list. Raises `ValueError`."""
         if self.peek() == "]":
             self._at += 1
             return
@@ -126,7 +127,7 @@ class _Text:
                 self._more()
 
     def end(self) -> None:
-        """Read to the end. Raises `ValueError` if anything but blanks is left."""
+        """Read to the end of the text. Raises `ValueError` if anything but blanks follows."""
         while True:
             if self._text[self._at :].strip(" \t\r\n"):
                 raise ValueError("something follows the JSON object")

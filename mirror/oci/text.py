@@ -1,8 +1,8 @@
-"""Text from outside, made harmless to show: a terminal, a page and a log are told what it says, and do not obey it.
+"""Makes text from outside safe to show in terminals, web pages and logs.
 
-Platforms, media types and error messages come from registries and layouts, and end in tables, logs and web pages.
-There an escape sequence would move the cursor, a line break would begin a line of its own, a mark for text from right
-to left would turn a name round, and half a surrogate pair cannot be written at all.
+Platforms, media types and error messages come from registries and layouts, and are shown in tables, logs and web pages.
+There an escape sequence could move the cursor, a line break could forge a log line, a right-to-left mark could reverse
+a name, and half a surrogate pair cannot be written at all.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ __all__ = ["printable"]
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """The text with every character that is not printable written as Python writes it, such as `\\x1b` or `\\ud800`.
+    """The text with unprintable characters escaped as in Python, such as `\\x1b` or `\\ud800`.
 
-    `keep` are characters that stay all the same, such as line breaks in a text of several lines.
+    The characters in `keep` are not escaped, for example line breaks in a text of several lines.
     """
     if text.isprintable():
         return text
