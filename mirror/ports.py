@@ -78,7 +78,7 @@ __all__ = [
 ]
 
 
-# ------------------------------------------------------------------------------------- 1. bytes that arrive
+# ----------------------------------------------------------------------------------- 1. bytes from upstream
 
 
 class Body(Protocol):
@@ -316,7 +316,7 @@ class BlobStore(Protocol):
         """The bytes of this disk that the mirror may still use, and the size of the disk. Blocks."""
 
 
-# --------------------------------------------------------------------------- 3. what a repository has: the truth
+# ----------------------------------------------------- 3. tags, manifests, pins and freezes: the source of truth
 
 
 class Catalog(Protocol):
@@ -437,7 +437,7 @@ class Freezes(Protocol):
         """Delete a freeze. True if there was one. Repeatable."""
 
 
-# -------------------------------------------------------------------------- 4. what is remembered about content
+# -------------------------------------------------------------------------- 4. the index and other derived data
 
 
 class ContentIndex(Protocol):
@@ -574,7 +574,10 @@ class Upstream(Protocol):
         """The descriptor that a reference points to, by HEAD; by GET only if upstream's answer to HEAD is unusable."""
 
     async def manifest(self, repo: str, reference: Reference) -> Manifest:
-        """The manifest, by GET. Its digest matches its bytes, and the reference if that is a digest."""
+        """The manifest, by GET. Its digest is computed from its bytes (from the payload if it is a signed manifest).
+
+        If `reference` is a digest, the manifest has that digest.
+        """
 
     def blob(self, repo: str, digest: Digest, start: int = 0) -> AbstractAsyncContextManager[Body]:
         """A blob from offset `start` on; `body.start` may be lower. Entered once upstream's headers have arrived."""
@@ -586,7 +589,7 @@ class Upstream(Protocol):
         """
 
     def tags(self, repo: str, after: str = "") -> AsyncGenerator[TagBatch, None]:
-        """The tags in upstream's own order, in at least one batch; from after `after` on, if upstream supports that.
+        """The tags in upstream's own order, in at least one batch; only those after `after`, if upstream supports that.
 
         A page is requested when the caller takes its batch. A caller that stops before the end closes the generator
         (`aclose`). Strings that are not valid tags are left out, and a tag may come twice. Raises `UpstreamError`, and
@@ -600,7 +603,7 @@ class Upstream(Protocol):
         """Close all connections. Repeatable."""
 
 
-# ------------------------------------------------------------------------------------------- 6. who is calling
+# -------------------------------------------------------------------------------- 6. authentication of callers
 
 
 class Authenticator(Protocol):

@@ -19,7 +19,7 @@ def signed_payload(content: bytes) -> bytes | None:
     """The payload of a signed manifest of schema 1; None if `content` is not such a manifest.
 
     Also None if the content has fields outside the payload other than the signatures, because the digest does not cover
-    them. Signatures are not verified: the digest is that of the bytes, whoever signed them.
+    them. Signatures are not verified: a digest identifies the bytes, not the signer.
     """
     if b'"signatures"' not in content:
         return None

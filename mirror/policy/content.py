@@ -24,10 +24,10 @@ _PATTERN: Final = re.compile(r"(?P<repo>[^:@\s]+(?::\d+/[^:@\s]+)?)(?::(?P<tag>[
 
 @dataclass(frozen=True, slots=True)
 class ImagePattern:
-    """`registry/name`, `registry/name:tag` or `registry/name@digest`. Name and tag may contain `*`, `**` and `?`.
+    """A pattern for images: `registry/name`, `registry/name:tag` or `registry/name@digest`.
 
-    A pattern without tag and digest matches everything in the repository. Raises `ValueError` if `text` is none of
-    these.
+    Name and tag may contain `*`, `**` and `?`. A pattern without tag and digest matches everything in the repository.
+    Raises `ValueError` if `text` is none of these.
     """
 
     text: str

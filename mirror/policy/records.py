@@ -68,7 +68,7 @@ class TagRecord:
 
     @classmethod
     def from_json(cls, tag: str, text: bytes) -> TagRecord | None:
-        """Read it back; None if it is not whole."""
+        """Read it back; None if it cannot be parsed."""
         try:
             body = json.loads(text)
             return cls(
@@ -152,7 +152,7 @@ class ManifestRecord:
 
     @classmethod
     def from_json(cls, digest: Digest, text: bytes) -> ManifestRecord | None:
-        """Read it back; None if it is not whole."""
+        """Read it back; None if it cannot be parsed."""
         try:
             body = json.loads(text)
             grants = dict(body).get("grants")
