@@ -402,7 +402,7 @@ class Pins(Protocol):
     def look(self) -> tuple[Sequence[Pin], Sequence[UnreadNote]]:
         """All pins, and the files of those that exist but cannot be read, from one listing.
 
-        Raises `StoreError` if the pins cannot be listed.
+        Raises `StoreError` if that cannot be determined now.
         """
 
     def get(self, repo: Repo, reference: Reference) -> Pin | None:
@@ -424,7 +424,7 @@ class Freezes(Protocol):
     def look(self) -> tuple[Sequence[Freeze], Sequence[UnreadNote]]:
         """All freezes, and the files of those that exist but cannot be read, from one listing.
 
-        Raises `StoreError` if the freezes cannot be listed.
+        Raises `StoreError` if that cannot be determined now.
         """
 
     def get(self, repo: Repo, tag: str) -> Freeze | None:
