@@ -352,7 +352,6 @@ def test_a_crash_at_any_step_of_a_commit_leaves_no_wrong_blob(tmp_path: Path) ->
         """
         import os, signal, sys
         from pathlib import Path
-        from mirror.store import files, local
         from mirror.store.local.layout import Layout
         from mirror.store.local.blobs import LocalStore
         from tests.support.store_suite import CONTENT, DIGEST, filled

@@ -112,7 +112,7 @@ async def test_a_login_that_is_refused(tokens: bool, pulling: Pulling, clock: Cl
     with FakeRegistry(tokens=tokens, users={"user": "another"}) as registry:
         registry.add_image("team/app", "v1", [b"layer"])
         upstream = pulling(registry, GivenCredentials(Credentials("user", SECRET)))
-        assert await ask(upstream) == "UpstreamDenied"
+        assert await ask(upstream) == "CredentialsRefused"
         whom = "the token service" if tokens else "the registry"
         assert failing(upstream) == [("password", f"{whom} refuses the credentials (401)")]
         registry.users["user"] = SECRET
@@ -130,7 +130,7 @@ async def test_a_403_of_the_token_service(pulling: Pulling, clock: Clock) -> Non
         assert await ask(upstream, "team/nope") == "UpstreamDenied"
         assert failing(upstream) == []
         clock.time += 901
-        assert await ask(upstream, "team/nope") == "UpstreamDenied"
+        assert await ask(upstream, "team/nope") == "CredentialsRefused"
         assert failing(upstream) == [("password", "the token service refuses the credentials (403)")]
 
 
@@ -153,7 +153,7 @@ async def test_credentials_of_callers(tokens: bool, pulling: Pulling) -> None:
         with acting_for(CallerCredentials("caller", "wrong")):
             assert await ask(upstream) == "UpstreamDenied"
         assert failing(upstream) == []
-        assert await ask(upstream) == "UpstreamDenied"
+        assert await ask(upstream) == "CredentialsRefused"
         [found] = failing(upstream)
         with acting_for(CallerCredentials("caller", "right")):
             assert (await ask(upstream)).startswith("sha256:")
