@@ -58,7 +58,7 @@ def _bound(family: int, kind: int, protocol: int, address: object, *, share: boo
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if share:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        made.bind(address)  # an address from getaddrinfo
+        made.bind(address)  # type: ignore[arg-type]  # an address from getaddrinfo
     except OSError:
         made.close()
         raise

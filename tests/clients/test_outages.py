@@ -161,8 +161,8 @@ def test_136_a_pull_outlives_an_outage(
 
 
 def _refusals(mirror: MirrorProcess) -> int:
-    """How often upstream has not answered when it was asked to go on with a blob: with any blob, because of several that
-    wait for one upstream only one at a time asks whether it is back.
+    """How often upstream has not answered when it was asked to go on with any blob: if several wait for it, only one of
+    them asks at a time.
     """
     interrupted = [entry["digest"] for entry in mirror.log if entry["event"] == "fill interrupted"]
     return len(interrupted) - len(set(interrupted))
