@@ -31,6 +31,7 @@ Errors are raised where they are known and translated once, in `mirror.server`. 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -221,6 +222,11 @@ class UpstreamError(MirrorError):
         self.status = status
         self.elsewhere = False
 
+    @property
+    def public(self) -> str:
+        """The message without the upstream's address, which is about our network."""
+        return re.sub(rf"{re.escape(self.upstream)} \([^)]*\)", self.upstream, str(self))
+
 
 class UpstreamUnavailable(UpstreamError):
     """No usable answer: DNS, dial, TLS, 5xx, a connection that broke. Worth another try."""
@@ -228,7 +234,7 @@ class UpstreamUnavailable(UpstreamError):
     @property
     def public(self) -> str:
         """Without a status nobody answered: why not, and at which address, would tell open ports from closed ones."""
-        return str(self) if self.status is not None else _unreachable(self)
+        return super().public if self.status is not None else _unreachable(self)
 
 
 class UpstreamTimeout(UpstreamUnavailable):
@@ -265,6 +271,11 @@ class UpstreamNotFound(UpstreamError):
 
 class UpstreamInvalid(UpstreamError):
     """An answer that breaks the protocol and must not be believed."""
+
+    @property
+    def public(self) -> str:
+        """Without a status it was no HTTP answer: what answers there is about our network."""
+        return super().public if self.status is not None else _unreachable(self)
 
 
 class DigestMismatch(UpstreamInvalid):

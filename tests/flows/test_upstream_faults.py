@@ -441,6 +441,10 @@ async def test_no_http(registry: FakeRegistry, mirror: LiveMirror, nonsense: byt
     registry.fail("blobs", _answering(lambda: [nonsense, Close()]), times=9)
     answer = await mirror.ask(_AT)
     assert answer.status in (502, 503) or not answer.whole
+    if answer.whole:
+        # neither where the upstream is nor what answers there
+        assert registry.host not in answer.body.decode()
+        assert "HTTP" not in answer.body.decode()
     registry.heal()
     await mirror.idle()
     _is_whole(await mirror.ask(_AT))
