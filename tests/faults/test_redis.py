@@ -143,12 +143,18 @@ def test_46_to_52_what_becomes_of_redis(
         becomes(redis)
         pulls.again()
         if said:
-            eventually(lambda: any(line["event"] == said for line in mirror.log[before:]), f"{said} is logged")
+            eventually(lambda: _is_said(mirror, said, before), f"{said} is logged")
         pulls.again()
         if becomes is _hung:
             redis.resume()
         tally(warm=pulls.warm, cold=pulls.cold, failed=0)
         assert not [line for line in mirror.log if _SECRET in str(line)]
+
+
+def _is_said(mirror: MirrorProcess, said: str, before: int) -> bool:
+    """Since line `before` of the log; or already before, if a busy machine made Redis slow and it is not back since."""
+    events = [line["event"] for line in mirror.log]
+    return said in events[before:] or (said == "index.unavailable" and events.count(said) > events.count("index.back"))
 
 
 @pytest.mark.parametrize("wrong", ["absent", "password"])
