@@ -146,24 +146,29 @@ async def test_odd_words_around_a_manifest(registry: FakeRegistry, mirror: LiveM
     await _pulled(mirror, digest)
 
 
+class _KnownAfterItsTag:
+    """A registry that knows a digest only after a GET by tag; `known` says whether there was one."""
+
+    def __init__(self) -> None:
+        self.known = False
+
+    def __call__(self, request: Request, answer: Answering) -> Script:
+        by_digest = request.path.rpartition("/")[2].startswith("sha256:")
+        self.known = self.known or (request.method == "GET" and not by_digest)
+        return _unknown(request) if by_digest and not self.known else answer(request)
+
+
 async def test_a_digest_known_after_its_tag(registry: FakeRegistry, tmp_path: Path) -> None:
     """Pull-through caches of clouds, and registries that build on demand, know a digest after GET by tag alone."""
     digest = registry.add_image("library/app", "v1", [_LAYER])
-    known = False
-
-    def lazy(request: Request, answer: Answering) -> Script:
-        nonlocal known
-        by_digest = request.path.rpartition("/")[2].startswith("sha256:")
-        known = known or (request.method == "GET" and not by_digest)
-        return _unknown(request) if by_digest and not known else answer(request)
-
+    lazy = _KnownAfterItsTag()
     registry.fail("manifests", lazy, times=50)
     for first in ("v1", str(digest)):
-        known = False
+        lazy.known = False
         async with live_mirror(tmp_path / first, {"docker.io": registry.url}) as mirror:
             found = await mirror.ask(f"{_NAME}/manifests/v1", method="HEAD")
             assert found.headers["Docker-Content-Digest"] == str(digest)
-            known = False
+            lazy.known = False
             assert (await mirror.ask(f"{_NAME}/manifests/{digest}", method="HEAD")).status == 200
             answer = await mirror.ask(f"{_NAME}/manifests/{first}")
             assert (answer.status, answer.headers["Docker-Content-Digest"]) == (200, str(digest))
@@ -173,15 +178,7 @@ async def test_a_digest_known_after_its_tag(registry: FakeRegistry, tmp_path: Pa
 async def test_a_digest_asked_for_before_its_tag(registry: FakeRegistry, mirror: LiveMirror) -> None:
     """That such a registry did not know a digest is forgotten as soon as a tag is resolved to it."""
     digest = registry.add_image("library/app", "v1", [_LAYER])
-    known = False
-
-    def lazy(request: Request, answer: Answering) -> Script:
-        nonlocal known
-        by_digest = request.path.rpartition("/")[2].startswith("sha256:")
-        known = known or (request.method == "GET" and not by_digest)
-        return _unknown(request) if by_digest and not known else answer(request)
-
-    registry.fail("manifests", lazy, times=50)
+    registry.fail("manifests", _KnownAfterItsTag(), times=50)
     for method in ("HEAD", "GET"):
         assert (await mirror.ask(f"{_NAME}/manifests/{digest}", method=method)).status == 404
     assert (await mirror.ask(f"{_NAME}/manifests/v1", method="HEAD")).status == 200
