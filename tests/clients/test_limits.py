@@ -57,7 +57,9 @@ def test_redis_may_be_emptied_hung_and_killed_under_pulls(library: Library, dire
     with (
         RedisServer() as redis,
         RegistryProcess(library.docker_root, read_only=True) as registry,
-        MirrorProcess(write_config(directory, {"docker.io": registry.url}, index=redis.url)) as mirror,
+        MirrorProcess(
+            write_config(directory, {"docker.io": registry.url}, index=redis.url, index_timeout="100ms")
+        ) as mirror,
     ):
         skopeo, target = Skopeo(directory, mirror.address), directory / "copy"
 

@@ -147,7 +147,7 @@ def test_69_probes_wait_for_nobody(tmp_path: Path, page: str) -> None:
         RedisServer() as redis,
     ):
         upstream = f"http://127.0.0.1:{black_hole.getsockname()[1]}"
-        config = write_config(tmp_path, {"docker.io": upstream}, workers=1, index=redis.url)
+        config = write_config(tmp_path, {"docker.io": upstream}, workers=1, index=redis.url, index_timeout="100ms")
         with MirrorProcess(config, env={"MIRROR__SERVER__DRAIN": "0s"}) as mirror:
             redis.pause()
             try:

@@ -136,7 +136,8 @@ def test_46_to_52_what_becomes_of_redis(
     full: FakeRegistry, tmp_path: Path, tally: Tally, becomes: Callable[[RedisServer], None], said: str | None
 ) -> None:
     """Row 47 to 52: no warm pull fails or asks upstream, no cold one fails; the log says what is wrong, no secret."""
-    with RedisServer() as redis, _mirrored(tmp_path, full, redis.url) as mirror:
+    patience = "100ms" if becomes is _hung else "5s"
+    with RedisServer() as redis, _mirrored(tmp_path, full, redis.url, index_timeout=patience) as mirror:
         pulls = _Pulls(mirror, full)
         pulls.again()
         before = len(mirror.log)
@@ -204,7 +205,7 @@ def test_47_what_a_killed_worker_had_not_told(full: FakeRegistry, tmp_path: Path
     """
     name, layer = next(iter(_LAYERS.items()))
     digest = Digest.of(layer)
-    with RedisServer() as redis, _mirrored(tmp_path, full, redis.url) as mirror:
+    with RedisServer() as redis, _mirrored(tmp_path, full, redis.url, index_timeout="100ms") as mirror:
         mirror.wait_for_event("reconcile.done")
         pids = mirror.wait_for_workers(2)
         housekeeper = eventually(

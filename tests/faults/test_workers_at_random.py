@@ -64,7 +64,15 @@ def test_58_workers_are_killed_at_random(
     kills = times("KILLS", 12)
     dice = random.Random(_SEED)
     index = redis.url if redis else ""
-    config = write_config(tmp_path, {"docker.io": library.url}, workers=1, capacity="4MB", tag_ttl="0s", index=index)
+    config = write_config(
+        tmp_path,
+        {"docker.io": library.url},
+        workers=1,
+        capacity="4MB",
+        tag_ttl="0s",
+        index=index,
+        index_timeout="100ms",
+    )
     gates: list[Stall] = []
     counted: Counter[str] = Counter()
     with ExitStack() as stack:

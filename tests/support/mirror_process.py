@@ -38,10 +38,15 @@ def write_config(
     workers: int = 2,
     capacity: str = "10GB",
     index: str = "",
+    index_timeout: str = "5s",
     tag_ttl: str = "5m",
     more: str = "",
 ) -> Path:
-    """A configuration in `directory`, its store beside it; `upstreams` are root URLs by name. `more` is TOML to add."""
+    """A configuration in `directory`, its store beside it; `upstreams` are root URLs by name. `more` is TOML to add.
+
+    Redis gets 5 seconds for each answer, because a busy machine can make it slow. A test that lets Redis hang sets a
+    shorter `index_timeout`.
+    """
     text = [
         "[server]",
         'listen = ["127.0.0.1:0"]',
@@ -51,6 +56,7 @@ def write_config(
         f'capacity = "{capacity}"',
         "[index]",
         f"url = {json.dumps(index)}",
+        f"timeout = {json.dumps(index_timeout)}",
     ]
     for name, url in upstreams.items():
         text += ["[[upstream]]", f'name = "{name}"', f'url = "{url}"']
