@@ -8,8 +8,6 @@ import http.client
 from bench.content import MANIFEST_SIZE, MANIFEST_TYPE, Image
 from bench.process import BenchFailed
 
-__all__ = ["check_image", "pull_small"]
-
 
 def check_image(port: int, image: Image) -> None:
     """Pull an image whole as a client does, cold or warm, and compare digests. Raises `BenchFailed`."""

@@ -20,8 +20,6 @@ from bench.results import Results
 from bench.systems import COMPARED, SYSTEMS
 from bench.table import as_json, as_table
 
-__all__ = ["main"]
-
 _MIB: Final = 1 << 20
 
 FULL: Final = Scale(

@@ -24,8 +24,6 @@ from typing import Final
 from bench.content import MANIFEST_TYPE
 from bench.process import BenchFailed
 
-__all__ = ["Download", "Stalled", "download", "request"]
-
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _MOST: Final = 16 << 20
 #: Receive buffer in bytes of a reader that stalls, and what it reads before.

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["MANIFEST_SIZE", "MANIFEST_TYPE", "Image", "make_image"]
-
 MANIFEST_SIZE: Final = 4096
 MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 _CHUNK: Final = 1 << 20

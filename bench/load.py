@@ -11,8 +11,6 @@ from typing import Final
 from bench.content import MANIFEST_TYPE
 from bench.process import BenchFailed, program
 
-__all__ = ["get_rate", "head_rate"]
-
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _CONNECTIONS: Final = 64
 _CLIENTS: Final = 2

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from bench.process import program
 
-__all__ = ["facts", "filesystem"]
-
 
 def filesystem(path: Path) -> str:
     """The type of the file system that holds a path: `ext4`, `tmpfs`, …"""

@@ -19,8 +19,6 @@ from bench.process import cpu_seconds, memory, settle
 from bench.results import Results
 from bench.systems import SYSTEMS, Running
 
-__all__ = ["COLD", "WARM", "Bench", "Scale", "measure_cold", "measure_warm"]
-
 _MIB: Final = 1 << 20
 _GIB: Final = 1 << 30
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from bench.content import MANIFEST_TYPE, Image
 from bench.process import Server, free_port, program, wait_listening
 
-__all__ = ["Origin", "Sent", "nginx_head"]
-
 
 @dataclass(frozen=True, slots=True)
 class Sent:

@@ -16,8 +16,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["BenchFailed", "Server", "cpu_seconds", "free_port", "memory", "program", "settle", "wait_listening"]
-
 T = TypeVar("T")
 
 #: Seconds to wait for something that has to happen; nothing is judged by it.

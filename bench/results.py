@@ -9,8 +9,6 @@ from typing import Final, Literal
 
 from bench.systems import MIRROR, NGINX, REGISTRY
 
-__all__ = ["FIGURES", "Figure", "Results", "Target"]
-
 Group = Literal["warm", "cold", "stampede", "slow", "small", "stalled"]
 
 

@@ -15,8 +15,6 @@ from typing import Final
 from bench.origin import nginx_head
 from bench.process import Server, free_port, program, wait_listening
 
-__all__ = ["COMPARED", "MIRROR", "NGINX", "REGISTRY", "SYSTEMS", "Running"]
-
 NGINX: Final = "nginx"
 NGINX_DEFAULTS: Final = "nginx-defaults"
 REGISTRY: Final = "docker-registry"

@@ -8,8 +8,6 @@ from typing import Any
 from bench.results import FIGURES, Figure, Results
 from bench.systems import NGINX, REGISTRY
 
-__all__ = ["as_json", "as_table"]
-
 
 def as_table(results: Results, systems: Sequence[str], facts: Mapping[str, str]) -> str:
     """Median and, in brackets, lowest and highest of all rounds; one row for each figure that was measured."""

@@ -4,8 +4,6 @@ import gc
 
 from mirror import cli
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """The entry of the `mirror` command, whose end is the process's."""

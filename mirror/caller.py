@@ -21,8 +21,6 @@ from typing import Final
 
 from mirror.oci.authorization import CallerCredentials
 
-__all__ = ["Caller", "acting", "acting_for", "caller", "for_caller"]
-
 #: Key of the hash in `mark`. Marks may reach Redis, and must not allow anyone to guess a password from them.
 _KEY: Final = secrets.token_bytes(32)
 

@@ -17,8 +17,6 @@ import struct
 import time
 from typing import Final
 
-__all__ = ["Heartbeat", "Heartbeats"]
-
 _CELL: Final = struct.Struct("=q")
 
 

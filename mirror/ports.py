@@ -4,17 +4,17 @@ A request names a repository, the repository provides content, and the server se
 the store: a cache miss starts one *flight* that writes into the store, and every client, including the first, reads the
 growing blob from there. The disk is the source of truth. The index is derived from it and may be lost at any time.
 
-The ports (some have several implementations):
+The ports, and what implements them (the tests have implementations in memory, in `tests/support`):
 
-    BlobStore      content by digest              store/local/blobs.py      store/memory.py
-    Catalog        tags and manifest links        store/local/catalog.py    store/memory.py
-    Pins           which images must stay         store/local/pins.py
+    BlobStore      content by digest              store/local/blobs.py
+    Catalog        tags and manifest links        store/local/catalog.py
+    Pins           which images must stay         store/local/pin_files.py
     Freezes        tags held at one digest        store/local/freezes.py
-    ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py     index/memory.py
+    ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py
     SortedTags     tag lists, sorted on disk      index/sorted_tags.py
     Authenticator  who the caller is              access/*.py
     Upstream       one remote registry            upstream/registry.py    upstream/endpoints.py
-    Body           an upstream answer's bytes     upstream/http/blobs.py
+    Body           an upstream answer's bytes     upstream/http/download.py
 
 The life cycle of a blob in a store:
 
@@ -41,8 +41,8 @@ from mirror.oci.authorization import CallerCredentials
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
-from mirror.policy.access import Identity
-from mirror.policy.quarantine import QuarantinedBlob
+from mirror.policy.access_rules import Identity
+from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.policy.records import (
     BlobRole,
     ContentRecord,
@@ -55,28 +55,7 @@ from mirror.policy.records import (
     TagRecord,
     Usage,
 )
-from mirror.policy.unread import UnreadNote
-
-__all__ = [
-    "Authenticator",
-    "BlobInfo",
-    "BlobReader",
-    "BlobStore",
-    "Body",
-    "Catalog",
-    "ContentIndex",
-    "Freezes",
-    "Ingest",
-    "Pins",
-    "SortedTags",
-    "SupportsFileno",
-    "SupportsReadOnce",
-    "SupportsSplice",
-    "TagBatch",
-    "TagGathering",
-    "Upstream",
-]
-
+from mirror.policy.unread_notes import UnreadNote
 
 # ----------------------------------------------------------------------------------- 1. bytes from upstream
 

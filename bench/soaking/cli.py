@@ -33,8 +33,6 @@ from bench.soaking.schedule import draw_schedule
 from bench.soaking.watch import Watch, held_locks, sample, store_files
 from tests.support.redis_server import RedisServer
 
-__all__ = ["main", "soak"]
-
 _MIB: Final = 1 << 20
 #: The store holds a part of what is pulled: the rest of it has to be evicted, again and again.
 _PART: Final = 3

@@ -28,8 +28,6 @@ from bench.soaking.exchange import Answer, ask
 from bench.soaking.history import History
 from bench.soaking.library import Image, Library
 
-__all__ = ["Clients", "Failure"]
-
 _WAITS: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
 _LONGEST_WAIT: Final = 20.0
 _RESUMES: Final = 3

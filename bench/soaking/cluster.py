@@ -16,8 +16,6 @@ from typing import Final
 
 from bench.process import Server, free_port, program, wait_listening
 
-__all__ = ["WORKERS", "MirrorUnderTest", "Settings", "start_registry"]
-
 WORKERS: Final = 4
 _ROOT: Final = Path(__file__).resolve().parents[2]
 

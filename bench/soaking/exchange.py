@@ -19,8 +19,6 @@ from typing import Any, Final
 
 from bench.soaking.library import MANIFEST
 
-__all__ = ["Answer", "ask"]
-
 _PIECE: Final = 128 << 10
 #: Seconds without a byte after which a client gives up: containerd has no limit here, its users have.
 _SILENCE: Final = 60.0

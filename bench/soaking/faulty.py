@@ -23,8 +23,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Faulty"]
-
 _PIECE: Final = 128 << 10
 #: Bytes a second of one answer; the slow ones let clients meet blobs that grow.
 _RATES: Final = (2 << 20, 8 << 20, 32 << 20, 256 << 20)

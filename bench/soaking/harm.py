@@ -15,8 +15,6 @@ from bench.soaking.faulty import Faulty
 from bench.soaking.schedule import UPSTREAM, Event
 from tests.support.redis_server import RedisServer
 
-__all__ = ["Harm"]
-
 
 class Harm:
     """`carried_out` counts events by kind; `disturbed` are the seconds, since the begin, at which workers went."""

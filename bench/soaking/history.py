@@ -14,8 +14,6 @@ from typing import Any, Final
 
 from bench.soaking.exchange import Answer
 
-__all__ = ["Checked", "History", "check"]
-
 #: Wrong answers that are shown.
 _SHOWN: Final = 20
 

@@ -13,8 +13,6 @@ from typing import Final
 
 from tests.support.images import Blob, Pusher, sha256
 
-__all__ = ["Image", "Library", "Size", "publish"]
-
 MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG: Final = "application/vnd.oci.image.config.v1+json"
 _LAYER: Final = "application/vnd.oci.image.layer.v1.tar"

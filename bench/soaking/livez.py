@@ -18,8 +18,6 @@ from typing import Final, TextIO
 
 from bench.process import Server
 
-__all__ = ["latencies", "start_asking"]
-
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _EVERY: Final = 0.05
 _PATIENCE: Final = 10.0

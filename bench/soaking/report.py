@@ -13,8 +13,6 @@ from typing import Any, Final
 from bench.soaking.clients import Clients, Failure
 from bench.soaking.history import Checked
 
-__all__ = ["LogRead", "Report", "damaged_files", "quantile", "read_logs"]
-
 _MIB: Final = 1 << 20
 _SHOWN: Final = 20
 

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["REDIS", "UPSTREAM", "Event", "draw_schedule"]
-
 #: What the proxy before the registry can do, each for a while, to a part of the requests.
 UPSTREAM: Final = ("cut", "stall", "reset", "503", "429", "wrong-bytes", "no-range", "slow", "down")
 REDIS: Final = ("redis-kill", "redis-stop", "redis-flush")

@@ -13,8 +13,6 @@ from typing import Final
 
 from bench.soaking.cluster import MirrorUnderTest
 
-__all__ = ["Sample", "Watch", "disk_use", "held_locks", "sample", "slope", "store_files"]
-
 _DISK_EVERY: Final = 0.5
 _WORKERS_EVERY: Final = 5
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")

@@ -18,8 +18,6 @@ from pathlib import Path
 
 from mirror import telemetry
 
-__all__ = ["AuditLog"]
-
 
 def _now() -> datetime:
     return datetime.now(UTC)

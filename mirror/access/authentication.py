@@ -25,10 +25,8 @@ from mirror.aio.latest import put_latest
 from mirror.aio.singleflight import SingleFlight
 from mirror.errors import Unauthorized
 from mirror.oci.authorization import CallerCredentials, read_authorization
-from mirror.policy.access import ANONYMOUS, AuthMethod, Identity
+from mirror.policy.access_rules import ANONYMOUS, AuthMethod, Identity
 from mirror.ports import Authenticator
-
-__all__ = ["Authentication"]
 
 #: Seconds for which an identity, and for which a refusal, is cached.
 _KNOWN_FOR: Final = 60.0

@@ -11,9 +11,7 @@ from typing import Any
 
 from cryptography import x509
 
-from mirror.policy.access import AuthMethod, Identity
-
-__all__ = ["identity_of", "validity"]
+from mirror.policy.access_rules import AuthMethod, Identity
 
 
 def identity_of(certificate: Mapping[str, Any] | None) -> Identity | None:

@@ -27,9 +27,7 @@ from mirror.access.password_queue import PasswordQueue
 from mirror.aio.latest import put_latest
 from mirror.errors import ConfigError
 from mirror.oci.authorization import CallerCredentials
-from mirror.policy.access import AuthMethod, Identity
-
-__all__ = ["Htpasswd", "check_htpasswd", "parse_htpasswd"]
+from mirror.policy.access_rules import AuthMethod, Identity
 
 _HASH: Final = re.compile(r"\$2[aby]\$\d\d\$[./A-Za-z0-9]{53}")
 #: Bytes of a password that bcrypt uses. Longer passwords are refused: two that differ only after these bytes would be

@@ -29,9 +29,7 @@ from mirror.aio.singleflight import SingleFlight
 from mirror.errors import AccessUnavailable
 from mirror.oci.authorization import CallerCredentials
 from mirror.oci.strict_json import read_json
-from mirror.policy.access import AuthMethod, Identity
-
-__all__ = ["Issuer", "OidcIssuer"]
+from mirror.policy.access_rules import AuthMethod, Identity
 
 _ALGORITHMS: Final = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 _LARGEST: Final = 1 << 20

@@ -25,9 +25,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from mirror.errors import ConfigError
 from mirror.oci.authorization import CallerCredentials
-from mirror.policy.access import AuthMethod, Identity
-
-__all__ = ["IssuedTokens", "check_keys", "is_issued", "read_keys"]
+from mirror.policy.access_rules import AuthMethod, Identity
 
 #: Distinguishes our tokens from all others.
 _PREFIX: Final = "mirror-1."

@@ -18,8 +18,6 @@ from typing import Final
 
 from mirror.errors import TooManyLogins
 
-__all__ = ["PasswordQueue"]
-
 #: Waiting checks of one client: nodes behind one address start together.
 _EACH: Final = 32
 #: Clients with waiting checks.

@@ -7,9 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mirror.oci.authorization import CallerCredentials
-from mirror.policy.access import AuthMethod, Identity
-
-__all__ = ["StaticToken", "StaticTokens"]
+from mirror.policy.access_rules import AuthMethod, Identity
 
 
 @dataclass(frozen=True, slots=True)

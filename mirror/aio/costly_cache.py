@@ -16,8 +16,6 @@ import time
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Final, Generic, TypeVar
 
-__all__ = ["CostlyCache"]
-
 T = TypeVar("T")
 
 #: Seconds: an answer computed in less time is not kept.

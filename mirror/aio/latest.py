@@ -6,8 +6,6 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import TypeVar
 
-__all__ = ["put_latest"]
-
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 

@@ -30,8 +30,6 @@ from redis.backoff import NoBackoff
 
 from mirror.aio.singleflight import SingleFlight
 
-__all__ = ["MISSING", "Memo", "redis_cache"]
-
 T = TypeVar("T")
 
 #: The result of `get` for an unknown key; None is a value like any other.

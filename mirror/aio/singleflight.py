@@ -11,8 +11,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Final, TypeVar
 
-__all__ = ["SingleFlight", "end"]
-
 T = TypeVar("T")
 
 

@@ -11,8 +11,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
-__all__ = ["to_its_end"]
-
 T = TypeVar("T")
 
 

@@ -17,7 +17,7 @@ from mirror import __version__, telemetry
 from mirror.access.audit import AuditLog
 from mirror.aio.memo import Memo, redis_cache
 from mirror.aio.singleflight import end
-from mirror.app.access import open_gate
+from mirror.app.client_auth import open_gate
 from mirror.app.client_files import ClientFiles
 from mirror.app.housekeeping import keep_house, keep_scrubbing
 from mirror.app.parts import App
@@ -48,23 +48,21 @@ from mirror.repository.router import Router
 from mirror.repository.shared import Shared
 from mirror.repository.tag_history import TagHistories
 from mirror.repository.tag_windows import TagWindows
-from mirror.server.admin.handler import Admin
+from mirror.server.admin.api import Admin
 from mirror.server.admin.image_admin import ImageAdmin
-from mirror.server.admin.traffic import TrafficLog, total
+from mirror.server.admin.traffic_log import TrafficLog, total
 from mirror.server.admin.worker_status import Workers
-from mirror.server.health import Readiness, health_pages
+from mirror.server.probes import Readiness, health_pages
 from mirror.server.process_metrics import keep_pulse
 from mirror.server.registry.handler import Page, RegistryHandler
 from mirror.server.registry.sending import Sender
-from mirror.store.local.misses import LocalMisses
+from mirror.store.local.answer_files import LocalRecent
+from mirror.store.local.json_records import JsonRecords
+from mirror.store.local.miss_file import LocalMisses
 from mirror.store.local.purge_notices import Purges
-from mirror.store.local.recent import LocalRecent
-from mirror.store.local.records import JsonRecords
 from mirror.store.local.status_board import StatusBoard
 from mirror.trust.cosign import read_key
 from mirror.values.sizes import parse_size
-
-__all__ = ["build"]
 
 #: Upper bounds: threads are started when they are needed. Each fill uses one while it receives.
 _FILLING_THREADS = 256

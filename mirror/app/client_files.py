@@ -10,8 +10,6 @@ from mirror.errors import ConfigError, RequestError
 from mirror.nodes.plan import MirrorUrl
 from mirror.nodes.preview import Offer, offered
 
-__all__ = ["ClientFiles"]
-
 #: The port that is shown if no listener has a known one.
 _PORT: Final = 5000
 

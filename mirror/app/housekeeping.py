@@ -22,8 +22,6 @@ from mirror.eviction.scrub import Scrub, fetching_through, scrub_when_due
 from mirror.store.local.recovery import sweep
 from mirror.values.sizes import parse_size
 
-__all__ = ["ReconcileTimer", "keep_house", "keep_scrubbing", "scrub_of"]
-
 #: Seconds between two sweeps of what crashes have left.
 _SWEEP_EVERY = 3600.0
 _COMPARE_EVERY = 86400.0

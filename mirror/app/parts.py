@@ -9,11 +9,9 @@ from mirror.prefetch.jobs import Jobs
 from mirror.prefetch.sync import Sync
 from mirror.repository.router import Router
 from mirror.repository.shared import Shared
-from mirror.server.admin.handler import Admin
-from mirror.server.health import Readiness
+from mirror.server.admin.api import Admin
+from mirror.server.probes import Readiness
 from mirror.server.registry.handler import RegistryHandler
-
-__all__ = ["App"]
 
 
 @dataclass(slots=True)

@@ -10,10 +10,8 @@ from mirror.eviction.purge import Purge
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.repository.shared import Shared
+from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.purge_notices import Purges
-from mirror.store.local.records import JsonRecords
-
-__all__ = ["make_purge"]
 
 
 def make_purge(config: Config, storage: Storage, shelf: Shared | None = None) -> Purge:

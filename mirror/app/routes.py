@@ -8,14 +8,12 @@ from mirror.config import (
     routing_table,
 )
 from mirror.oci.reference import Repo
-from mirror.policy.content import ContentLists, ContentRule, patterns
+from mirror.policy.content_rules import ContentLists, ContentRule, patterns
 from mirror.policy.freshness import FreshnessRule
 from mirror.policy.history import AgeRule
 from mirror.policy.routing import compile_pattern
 from mirror.policy.rules import RouteRule
 from mirror.values.sizes import parse_size
-
-__all__ = ["age_rule", "content_lists", "route_of", "route_rule", "upstream_urls"]
 
 
 def route_rule(route: RouteSettings, config: Config) -> RouteRule:

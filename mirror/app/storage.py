@@ -21,30 +21,18 @@ from mirror.index.embedded import EmbeddedIndex
 from mirror.oci.digest import Digest
 from mirror.policy.eviction import Watermarks
 from mirror.policy.pins import PinRule
-from mirror.policy.quarantine import QuarantineLimits
+from mirror.policy.quarantine_limits import QuarantineLimits
 from mirror.ports import ContentIndex
 from mirror.repository.tag_history import TagHistories
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.freezes import LocalFreezes
+from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import Locks
-from mirror.store.local.pins import LocalPins
-from mirror.store.local.records import JsonRecords
+from mirror.store.local.pin_files import LocalPins
 from mirror.store.local.recovery import sweep
 from mirror.values.sizes import parse_capacity, parse_size
-
-__all__ = [
-    "MISSES_LOCK",
-    "SCRUB_LOCK",
-    "LocalDisk",
-    "ProtectedDigests",
-    "Storage",
-    "open_disk",
-    "open_storage",
-    "pin_rules",
-    "scrub_notes",
-]
 
 #: Locks between all processes of a store; commands take them, too.
 MISSES_LOCK = "misses"

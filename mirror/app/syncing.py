@@ -15,10 +15,8 @@ from mirror.config import (
 from mirror.oci.reference import Repo
 from mirror.policy.routing import RoutingTable
 from mirror.prefetch.sync import Leases, Sync, SyncRule, SyncSource
-from mirror.store.local.records import JsonRecords
+from mirror.store.local.json_records import JsonRecords
 from mirror.values.platforms import parse_platforms
-
-__all__ = ["make_sync", "open_leases"]
 
 #: The shortest time-out, in seconds, of Redis calls for leases.
 _LEASE_BUDGET = 1.0

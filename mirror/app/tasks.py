@@ -6,9 +6,7 @@ from collections.abc import Mapping
 
 from mirror.app.storage import Storage
 from mirror.prefetch.jobs import Jobs, Work
-from mirror.store.local.records import JsonRecords
-
-__all__ = ["make_jobs"]
+from mirror.store.local.json_records import JsonRecords
 
 
 def make_jobs(storage: Storage, work: Mapping[str, Work] | None = None) -> Jobs:

@@ -35,8 +35,6 @@ from mirror.upstream.http.proxies import Proxies
 from mirror.upstream.registry import RegistryUpstream, unverified
 from mirror.values.sizes import parse_size
 
-__all__ = ["MOST_HOSTS", "Upstreams", "open_registries"]
-
 #: The most hosts under wildcards that have an upstream at the same time.
 MOST_HOSTS: Final = 200
 #: Seconds until an upstream that was given up is closed: longer than any small answer may take. Blobs that are being

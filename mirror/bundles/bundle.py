@@ -37,8 +37,6 @@ from mirror.oci.manifest import Descriptor
 from mirror.policy.image_names import parse_image
 from mirror.policy.routing import RoutingTable
 
-__all__ = ["Bundle", "read_bundle", "verify_bytes"]
-
 _OURS: Final = frozenset({MARKER, INDEX, INVENTORY, SIGNATURE})
 _LARGEST_MARKER: Final = 4096
 

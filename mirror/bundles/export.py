@@ -32,8 +32,6 @@ from mirror.ports import BlobReader, BlobStore, Catalog
 from mirror.values.platforms import Platform
 from mirror.values.sizes import format_size
 
-__all__ = ["ExportSelection", "export", "select"]
-
 _CHUNK: Final = 1 << 20
 #: How many missing digests an error names for each image.
 _SHOWN: Final = 5

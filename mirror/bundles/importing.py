@@ -49,18 +49,6 @@ from mirror.repository.grants import granted_by, named_by
 from mirror.repository.tag_history import TagHistories
 from mirror.values.sizes import format_size
 
-__all__ = [
-    "Admitted",
-    "ImportPlan",
-    "ImportSource",
-    "ImportTarget",
-    "MayServe",
-    "PlannedImage",
-    "Told",
-    "admit",
-    "plan_images",
-]
-
 #: Called with the number of bytes that were read since the last call. If it raises, the work ends with that error.
 Told = Callable[[int], None]
 

@@ -23,8 +23,6 @@ from mirror.oci.reference import Repo, check_name, check_registry, check_tag
 from mirror.oci.strict_json import read_json
 from mirror.ports import BlobStore, Catalog
 
-__all__ = ["LARGEST_INVENTORY", "Inventory", "ListedImage", "read_inventory", "take_inventory"]
-
 _VERSION: Final = 1
 
 #: The largest inventory that is read, in bytes: half a million blobs.

@@ -19,8 +19,6 @@ from mirror.errors import BundleError, DigestInvalid
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import LARGEST
 
-__all__ = ["FileBody", "LayoutSource", "file_errors"]
-
 _CHUNK: Final = 1 << 20
 
 

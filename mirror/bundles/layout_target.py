@@ -18,8 +18,6 @@ from mirror.bundles.layout_source import file_errors
 from mirror.bundles.tar_members import END, file_header, folder_header, padding
 from mirror.errors import BundleError
 
-__all__ = ["FolderTarget", "LayoutTarget", "TarTarget", "create_layout"]
-
 
 class LayoutTarget(Protocol):
     """A layout being written. Every call may raise `BundleError`; after an error only `abandon` may be called."""

@@ -23,23 +23,6 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, Descriptor, check_manifest_type, read_descriptor
 from mirror.oci.strict_json import read_json
 
-__all__ = [
-    "BLOBS",
-    "CONTAINERD_NAME",
-    "FULL_NAME",
-    "INDEX",
-    "INVENTORY",
-    "LARGEST_INDEX",
-    "MARKER",
-    "REF_NAME",
-    "SIGNATURE",
-    "blob_name",
-    "check_marker",
-    "index_bytes",
-    "marker_bytes",
-    "read_index",
-]
-
 MARKER: Final = "oci-layout"
 INDEX: Final = "index.json"
 BLOBS: Final = "blobs"

@@ -29,8 +29,6 @@ from mirror.oci.reference import check_tag
 from mirror.policy.image_names import parse_image
 from mirror.policy.routing import RoutingTable
 
-__all__ = ["RegistryData", "RegistryRepository"]
-
 _BELOW: Final = Path("docker/registry/v2")
 _LONGEST_LINK: Final = 256
 

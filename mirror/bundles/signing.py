@@ -23,8 +23,6 @@ from cryptography.hazmat.primitives.serialization import (
 
 from mirror.errors import BundleError
 
-__all__ = ["SIGNATURE_BYTES", "check_signature", "make_key_pair", "read_private_key", "read_public_key", "sign"]
-
 SIGNATURE_BYTES: Final = 64
 
 

@@ -14,8 +14,6 @@ from typing import Final
 
 from mirror.errors import BundleError
 
-__all__ = ["END", "MOST_MEMBERS", "Member", "check_path", "file_header", "folder_header", "padding", "scan"]
-
 _BLOCK: Final = tarfile.BLOCKSIZE
 
 #: The end mark of a tar: two blocks of zeros.

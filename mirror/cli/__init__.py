@@ -14,8 +14,6 @@ import typer
 
 from mirror.cli import base
 
-__all__ = ["COMMANDS", "every_command", "main"]
-
 #: Which file has which commands; `--help` lists them in this order.
 COMMANDS: Final = {
     "serving": ("serve", "worker", "check"),

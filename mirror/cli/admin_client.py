@@ -15,8 +15,6 @@ from mirror.errors import ConfigError, MirrorError
 from mirror.policy.image_names import Image, name_of
 from mirror.process.listeners import connect_unix
 
-__all__ = ["NotRunning", "Refused", "ask", "ask_if_running", "target_of"]
-
 #: Seconds until an answer.
 _PATIENCE = 30.0
 

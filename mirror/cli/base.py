@@ -28,18 +28,6 @@ from mirror.errors import ConfigError, MirrorError, RequestError
 from mirror.oci.text import printable
 from mirror.policy.image_names import Image, parse_image
 
-__all__ = [
-    "ConfigFile",
-    "TextTable",
-    "application",
-    "complain",
-    "description_column",
-    "main",
-    "parse_images",
-    "say",
-    "say_json",
-]
-
 _NOT_ASCII: Final = re.compile(r"[^\x20-\x7e\n]")
 
 application = typer.Typer(

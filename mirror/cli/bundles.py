@@ -29,8 +29,6 @@ from mirror.repository.tag_history import TagHistories
 from mirror.values.platforms import parse_platforms
 from mirror.values.sizes import format_size
 
-__all__ = ["export_images", "inventory", "keygen"]
-
 
 @application.command("export")
 def export_images(

@@ -22,7 +22,7 @@ from mirror.cli.nodes import (
     read_account,
     read_authority,
 )
-from mirror.cli.unread import unread_of
+from mirror.cli.note_checks import unread_of
 from mirror.config import PUBLIC, Config
 from mirror.errors import ConfigError, IndexUnavailable, MirrorError, RequestError, StoreError
 from mirror.index.probing import probe_redis
@@ -37,8 +37,6 @@ from mirror.policy.image_names import Image, looks_like_host, parse_image
 from mirror.policy.routing import Registry, RoutingTable
 from mirror.policy.upstream.budget import Budget
 from mirror.values.sizes import parse_capacity
-
-__all__ = ["doctor"]
 
 _HUB: Final = "docker.io"
 

@@ -16,7 +16,7 @@ from mirror.bundles.inventory import ListedImage
 from mirror.bundles.layout_source import LayoutSource
 from mirror.bundles.registry_data import RegistryData, RegistryRepository
 from mirror.bundles.signing import read_public_key
-from mirror.cli.audit import audited
+from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, application, complain, say, say_json
 from mirror.cli.long_running import Json, check_owner, from_file, in_thread, load, progress
 from mirror.errors import BundleError, ConfigError, RequestError
@@ -27,8 +27,6 @@ from mirror.ports import BlobStore
 from mirror.repository.grants import Grants
 from mirror.repository.tag_history import TagHistories
 from mirror.values.sizes import format_size
-
-__all__ = ["import_images"]
 
 
 @application.command("import")

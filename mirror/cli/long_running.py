@@ -23,19 +23,6 @@ from mirror.cli.base import description_column
 from mirror.errors import BundleError, ConfigError
 from mirror.store.local.layout import Layout
 
-__all__ = [
-    "Json",
-    "check_owner",
-    "check_there",
-    "fail",
-    "from_file",
-    "in_thread",
-    "load",
-    "owner",
-    "progress",
-    "read_file",
-]
-
 _T = TypeVar("_T")
 
 Json = Annotated[bool, typer.Option("--json", help="Print a summary for scripts.")]

@@ -20,8 +20,6 @@ from mirror.nodes.journal import Difference, Done, Journal, needed
 from mirror.nodes.plan import Client, ClientLogin, FilePlan, MirrorUrl, Wanted
 from mirror.oci.reference import check_registry
 
-__all__ = ["configure", "read_account", "read_authority"]
-
 MirrorArgument = Annotated[str | None, typer.Argument(metavar="MIRROR_URL", help="http://mirror.internal:5000")]
 RootOption = Annotated[Path, typer.Option(help="Below this folder instead: an image, a chroot, a host's mount.")]
 AuthorityOption = Annotated[

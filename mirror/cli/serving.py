@@ -16,12 +16,10 @@ from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.base import ConfigFile, application, complain, say, say_json
 from mirror.cli.long_running import owner
-from mirror.cli.unread import unread_of
+from mirror.cli.note_checks import unread_of
 from mirror.errors import ConfigError, StoreError
 from mirror.heartbeat import Heartbeat, Heartbeats
 from mirror.process.listeners import AdminListener, connect_unix, open_admin, open_listeners
-
-__all__ = ["check", "serve"]
 
 
 @application.command()

@@ -10,15 +10,13 @@ import typer
 from mirror import __version__, telemetry
 from mirror import config as settings
 from mirror.cli.admin_client import ask, ask_if_running, target_of
-from mirror.cli.audit import audited
+from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
 from mirror.cli.long_running import check_owner, check_there
 from mirror.errors import ConfigError, RequestError
 from mirror.policy.image_names import Image, parse_image
 from mirror.values.durations import format_duration
 from mirror.values.sizes import format_size
-
-__all__ = ["purge", "status"]
 
 
 @application.command()

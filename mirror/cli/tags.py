@@ -11,10 +11,10 @@ import typer
 
 from mirror import config as settings
 from mirror import telemetry
-from mirror.cli.audit import audited
+from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
 from mirror.cli.long_running import check_owner, check_there
-from mirror.cli.unread import refuse_unread
+from mirror.cli.note_checks import refuse_unread
 from mirror.errors import ConfigError, MirrorError, NotKnown, RequestError
 from mirror.graph.closure import read_closure
 from mirror.inspect.tag_view import TagState, TagView, read_standing
@@ -28,8 +28,6 @@ from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.freezes import LocalFreezes
 from mirror.store.local.layout import Layout
 from mirror.values.timestamps import format_moment, parse_moment
-
-__all__ = ["freeze", "freezes", "history", "unfreeze"]
 
 TagArgument = Annotated[str, typer.Argument(metavar="IMAGE:TAG", help="An image by tag: alpine, quay.io/org/app:1.2")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]

@@ -19,13 +19,11 @@ from mirror.inspect.explain import Explainer, WhyBlob, WhyImage
 from mirror.inspect.images import CachedImage, Overview
 from mirror.oci.digest import Digest
 from mirror.policy.image_names import Image, name_of, parse_image
-from mirror.policy.recent import LastAnswer, explain
+from mirror.policy.last_answer import LastAnswer, explain
 from mirror.policy.rules import RouteRule
 from mirror.values.durations import format_duration
 from mirror.values.sizes import format_size
 from mirror.values.timestamps import format_moment, moment
-
-__all__ = ["why"]
 
 Found = WhyImage | WhyBlob
 
@@ -67,7 +65,7 @@ def _parse(text: str, loaded: settings.Config) -> Image | Digest:
 async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> list[Found]:
     from mirror.app.routes import content_lists, route_of
     from mirror.app.storage import open_storage, pin_rules
-    from mirror.store.local.recent import read_recent
+    from mirror.store.local.answer_files import read_recent
 
     async with open_storage(loaded) as storage:
         pinned = pinned_images(storage.pins, pin_rules(loaded), storage.catalog, now)

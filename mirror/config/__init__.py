@@ -18,7 +18,7 @@ Only `app/` and `cli/` import this package: the modules below them take ordinary
 from mirror.config.checks import hints
 from mirror.config.loading import load
 from mirror.config.redacted import masked
-from mirror.config.routing import routing_table
+from mirror.config.routing_table import routing_table
 from mirror.config.settings import (
     PUBLIC,
     Config,

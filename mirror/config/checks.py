@@ -11,7 +11,7 @@ from typing import Final
 from mirror.access.htpasswd import check_htpasswd
 from mirror.access.own_tokens import check_keys
 from mirror.config import values
-from mirror.config.routing import routing_table
+from mirror.config.routing_table import routing_table
 from mirror.config.settings import (
     AccessSettings,
     Config,
@@ -25,8 +25,6 @@ from mirror.policy.upstream.url_bounds import needs_private, parse_url
 from mirror.trust.cosign import read_key
 from mirror.upstream.credentials.docker_config import DockerConfig
 from mirror.upstream.credentials.providers import missing_library
-
-__all__ = ["cross_check", "hints"]
 
 _FILES: Final = ("docker_config", "ca_file", "key_file", "token_file", "client_certificate", "client_key")
 

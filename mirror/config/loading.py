@@ -30,8 +30,6 @@ from mirror.config.settings import (
 from mirror.errors import ConfigError
 from mirror.upstream.credentials.secret_files import secret_in
 
-__all__ = ["load"]
-
 
 def load(path: Path | None, overrides: dict[str, Any] | None = None) -> Config:
     """Reads and checks all settings. Raises `ConfigError` with every mistake; no message shows a secret.

@@ -7,8 +7,6 @@ from typing import Any
 from mirror import telemetry
 from mirror.config.settings import Config
 
-__all__ = ["masked"]
-
 
 def masked(config: Config) -> dict[str, Any]:
     """The settings as JSON values. Secrets are replaced by asterisks; user names and queries are removed from URLs."""

@@ -21,35 +21,13 @@ from mirror.config import values
 from mirror.config.values import Seconds
 from mirror.errors import RequestError
 from mirror.oci.reference import Repo
-from mirror.policy.access import check_who
+from mirror.policy.access_rules import check_who
 from mirror.policy.image_names import parse_image
 from mirror.policy.routing import RoutingTable
 from mirror.policy.schedule import Cron, Every, Plan
 from mirror.policy.upstream.ecr_names import ecr_region
 from mirror.values.platforms import parse_platform
 from mirror.values.tagsets import TagSet
-
-__all__ = [
-    "PUBLIC",
-    "AccessSettings",
-    "AdminSettings",
-    "Config",
-    "ContentSettings",
-    "EndpointSettings",
-    "IndexSettings",
-    "IssuerSettings",
-    "LogSettings",
-    "PinSettings",
-    "ReachSettings",
-    "RouteSettings",
-    "RuleSettings",
-    "ScrubSettings",
-    "ServerSettings",
-    "StoreSettings",
-    "SyncSettings",
-    "TokenSettings",
-    "UpstreamSettings",
-]
 
 
 class _Section(BaseModel):

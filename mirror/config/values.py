@@ -16,35 +16,12 @@ from pydantic import (
 
 from mirror.errors import RequestError
 from mirror.oci.reference import check_registry
-from mirror.policy.content import ImagePattern
+from mirror.policy.content_rules import ImagePattern
 from mirror.policy.pins import PinRule
 from mirror.policy.upstream.url_bounds import UrlRefused, parse_url
 from mirror.upstream.http.proxies import Proxies
 from mirror.values.durations import parse_duration
 from mirror.values.sizes import parse_capacity, parse_size
-
-__all__ = [
-    "Seconds",
-    "admin_listen",
-    "alias",
-    "blocked",
-    "capacity",
-    "default_root",
-    "host",
-    "image_pattern",
-    "is_loopback",
-    "listen",
-    "network",
-    "pin_pattern",
-    "proxy",
-    "rate",
-    "registry",
-    "route_pattern",
-    "size",
-    "split",
-    "token_host",
-    "url",
-]
 
 Seconds = Annotated[float, BeforeValidator(parse_duration)]
 

@@ -20,8 +20,6 @@ from mirror.policy.eviction import EvictionPlan, Victim, coldest_enough, in_orde
 from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References
 from mirror.ports import BlobStore, ContentIndex
 
-__all__ = ["from_disk", "from_index"]
-
 #: The number of candidates requested at first, and the factor by which it grows while they are not enough.
 _FIRST_CANDIDATES: Final = 64
 _MORE: Final = 4

@@ -20,10 +20,8 @@ from mirror import telemetry
 from mirror.errors import StoreError
 from mirror.oci.digest import Digest
 from mirror.policy.image_names import name_of
-from mirror.policy.unread import Subject, UnreadNote, note_name
+from mirror.policy.unread_notes import Subject, UnreadNote, note_name
 from mirror.ports import Catalog
-
-__all__ = ["DamagedNoteOwners", "all_known", "tell_unread", "unread_json", "unread_words"]
 
 #: Seconds between two searches for the same notes.
 _AGAIN: Final = 60.0

@@ -46,12 +46,10 @@ from mirror.eviction.write_behind import WriteBehind
 from mirror.graph.references import ReferenceReader
 from mirror.oci.digest import Digest
 from mirror.policy.eviction import StoreLoad, Victim, Watermarks
-from mirror.policy.quarantine import QuarantineLimits
+from mirror.policy.quarantine_limits import QuarantineLimits
 from mirror.policy.records import References
 from mirror.ports import BlobInfo, BlobStore, ContentIndex
 from mirror.values.sizes import format_size
-
-__all__ = ["Evictor", "Reservation"]
 
 #: Candidates read in one step of an eviction. Many more would block the event loop; further steps follow if needed.
 _MOST_CANDIDATES: Final = 4096

@@ -31,10 +31,8 @@ from mirror.oci.reference import Reference, Repo
 from mirror.policy.image_names import name_of
 from mirror.policy.pins import PinRule, rule_for
 from mirror.policy.records import Freeze, Pin
-from mirror.policy.unread import Subject, UnreadNote
+from mirror.policy.unread_notes import Subject, UnreadNote
 from mirror.ports import Catalog, Pins
-
-__all__ = ["PinnedContent", "PinnedImage", "images_of", "pinned_by_rules", "pinned_images", "shown_root", "why_pinned"]
 
 #: Reads the descriptor to which a tag or digest points; None if it is not known here.
 RootReader = Callable[[Catalog, Repo, Reference], Descriptor | None]

@@ -35,8 +35,6 @@ from mirror.policy.image_names import Image, name_of
 from mirror.policy.pins import PinRule
 from mirror.ports import BlobStore, Catalog, ContentIndex, Freezes, Pins
 
-__all__ = ["Purge", "Purged"]
-
 
 @dataclass(frozen=True, slots=True)
 class Purged:

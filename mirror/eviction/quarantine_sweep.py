@@ -10,10 +10,8 @@ from collections.abc import Collection, Sequence
 
 from mirror import telemetry
 from mirror.errors import StoreError
-from mirror.policy.quarantine import QuarantinedBlob, QuarantineLimits
+from mirror.policy.quarantine_limits import QuarantinedBlob, QuarantineLimits
 from mirror.ports import BlobStore
-
-__all__ = ["QuarantineSweeper"]
 
 
 class QuarantineSweeper:

@@ -37,8 +37,6 @@ from mirror.policy.records import ContentRecord, References
 from mirror.ports import BlobStore, Catalog, ContentIndex
 from mirror.repository.grants import granted_by
 
-__all__ = ["INCOMPLETE", "MARK", "Reconciled", "ensure", "is_whole", "reconcile"]
-
 #: The marker of an index that this code has rebuilt. Another marker means that it was rebuilt by other rules.
 MARK: Final = "3"
 #: The marker of an index that is known to lack something.

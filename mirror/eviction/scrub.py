@@ -40,19 +40,6 @@ from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog, SupportsReadO
 from mirror.repository.router import Router
 from mirror.repository.shared import Shared
 
-__all__ = [
-    "Owner",
-    "Scrub",
-    "ScrubProgress",
-    "ScrubRecords",
-    "dangling_records",
-    "fetching_through",
-    "read_progress",
-    "scrub_all",
-    "scrub_image",
-    "scrub_when_due",
-]
-
 #: Bytes in one read.
 _PIECE: Final = 1 << 20
 #: Seconds between two writes of a scrub's progress.

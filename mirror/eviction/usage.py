@@ -20,8 +20,6 @@ from mirror.errors import IndexUnavailable
 from mirror.eviction.write_behind import WriteBehind
 from mirror.ports import BlobStore, ContentIndex
 
-__all__ = ["StoreUsage"]
-
 #: A sum found by walking the disk is used for one second for each so many blobs, but at most for a minute. That keeps
 #: the walks to a small part of one thread. The sum lacks what other processes store meanwhile, so a small store, which
 #: they could fill quickly, is walked again soon.

@@ -23,8 +23,6 @@ from mirror.oci.digest import Digest
 from mirror.policy.records import ContentRecord, References
 from mirror.ports import BlobInfo, BlobStore, ContentIndex
 
-__all__ = ["WriteBehind"]
-
 #: Uses kept in memory while the index does not answer; the oldest are dropped first.
 _MOST_TOUCHES: Final = 100_000
 #: Seconds between two writes of a blob's time of use to the disk.

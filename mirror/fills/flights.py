@@ -59,8 +59,6 @@ from mirror.oci.digest import Digest
 from mirror.policy.send_limit import Tries, may_send, next_try
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Body, Ingest
 
-__all__ = ["Flight", "Flights", "Pull", "ReservedSpace", "Room"]
-
 T = TypeVar("T")
 
 #: Opens a blob of one upstream repository from an offset on. Entering the context waits for upstream's headers.

@@ -10,8 +10,6 @@ from typing import Final
 
 from mirror.aio.latest import put_latest
 
-__all__ = ["Outages"]
-
 #: Seconds. An outage is sudden if it begins at most this long after the registry's last answer.
 _LATELY: Final = 60.0
 _MOST_REGISTRIES: Final = 1000

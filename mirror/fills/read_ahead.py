@@ -21,8 +21,6 @@ from mirror.errors import MirrorError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 
-__all__ = ["Fetching", "ReadAhead"]
-
 #: Manifests whose blobs may be fetched, or wait for a slot, at a time. Further manifests are skipped: their clients ask
 #: for the blobs anyway.
 _MOST_WAITING: Final = 200

@@ -25,8 +25,6 @@ from mirror.oci.reference import Repo
 from mirror.ports import BlobStore, Catalog
 from mirror.values.platforms import Platform, wanted_children
 
-__all__ = ["Closure", "Node", "Role", "read_closure", "shown_closure"]
-
 
 class Role(Enum):
     """The role of a node in its image."""

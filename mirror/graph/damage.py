@@ -10,8 +10,6 @@ from mirror.oci.manifest import INDEXES
 from mirror.oci.reference import Repo
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog
 
-__all__ = ["doubt", "hashes_to", "indexes_naming", "is_right", "manifest_to_serve", "set_aside"]
-
 
 def manifest_to_serve(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> StoredManifest | None:
     """Blocking: returns the manifest if this repository has it and its bytes match the digest, else None. A damaged

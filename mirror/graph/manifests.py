@@ -33,17 +33,6 @@ from mirror.oci.reference import Repo
 from mirror.policy.records import ManifestRecord
 from mirror.ports import BlobStore, Catalog
 
-__all__ = [
-    "StoredManifest",
-    "embedded_blob",
-    "for_display",
-    "has_blob",
-    "manifest_of_bytes",
-    "read_stored",
-    "sound_manifest",
-    "stored_manifest",
-]
-
 T = TypeVar("T")
 
 

@@ -18,8 +18,6 @@ from mirror.oci.digest import Digest
 from mirror.policy.records import References
 from mirror.ports import BlobStore, Catalog
 
-__all__ = ["ReferenceReader", "called"]
-
 #: Manifests cached in memory, about 5 KiB each.
 _MOST: Final = 20_000
 

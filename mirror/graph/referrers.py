@@ -20,8 +20,6 @@ from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
 from mirror.ports import BlobStore, Catalog
 
-__all__ = ["ReferrerScan"]
-
 #: Seconds for which the result of a scan is used.
 _READ_EVERY: Final = 2.0
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["Breaker"]
-
 
 class Breaker:
     """A breaker whose pause is `first` seconds, doubled after each failed probe, up to `longest` seconds."""

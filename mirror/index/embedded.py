@@ -41,8 +41,6 @@ from mirror.oci.reference import Repo
 from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
 from mirror.telemetry import INDEX_FAILURES, log
 
-__all__ = ["SCHEMA", "EmbeddedIndex"]
-
 #: Written to `PRAGMA user_version`. A file of another schema is replaced by a new one.
 SCHEMA: Final = 2
 

@@ -22,8 +22,6 @@ from mirror.errors import IndexUnavailable
 from mirror.index.redis import SCHEMA, RedisAddress
 from mirror.policy.schedule import Lease
 
-__all__ = ["RedisLeases"]
-
 # Returns false if the lease is now ours, else the value of the key and its remaining time in milliseconds.
 _TAKE: Final = """
 local found = redis.call('GET', KEYS[1])

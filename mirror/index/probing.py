@@ -12,8 +12,6 @@ from redis.exceptions import AuthenticationError, RedisError
 from mirror.errors import IndexUnavailable
 from mirror.index.redis import RedisAddress, no_connection
 
-__all__ = ["RedisHealth", "probe_redis"]
-
 
 @dataclass(frozen=True, slots=True)
 class RedisHealth:

@@ -49,8 +49,6 @@ from mirror.oci.reference import Repo
 from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
 from mirror.telemetry import BREAKER, INDEX_FAILURES, log
 
-__all__ = ["SCHEMA", "Keys", "RedisAddress", "RedisIndex", "no_connection", "parse_redis_url"]
-
 #: Part of every key. Records of another schema are neither found nor changed.
 SCHEMA: Final = 2
 

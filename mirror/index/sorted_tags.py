@@ -24,8 +24,6 @@ from typing import Final
 from mirror.errors import StoreError, StoreFull
 from mirror.ports import TagBatch
 
-__all__ = ["LocalSortedTags"]
-
 _PUBLISHED: Final = ".sqlite"
 _GROWING: Final = ".part"
 #: Seconds without a write after which a growing file counts as left by a dead process.

@@ -18,19 +18,9 @@ from mirror.policy.eviction import Victim
 from mirror.policy.image_names import name_of
 from mirror.policy.pins import PinRule
 from mirror.policy.records import Pin
-from mirror.policy.unread import UnreadNote
+from mirror.policy.unread_notes import UnreadNote
 from mirror.ports import BlobStore, Catalog
 from mirror.values.timestamps import moment
-
-__all__ = [
-    "image_json",
-    "new_pin_json",
-    "pin_json",
-    "pins_json",
-    "victims_by_image",
-    "victims_json",
-    "whole_json",
-]
 
 
 def image_json(image: CachedImage) -> dict[str, Any]:

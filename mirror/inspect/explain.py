@@ -13,16 +13,14 @@ from mirror.errors import BlobUnknown, Denied
 from mirror.inspect.images import CachedImage, Overview
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
-from mirror.policy.content import ContentLists
+from mirror.policy.content_rules import ContentLists
 from mirror.policy.forecast import Facts, blob_forecast, forecast
 from mirror.policy.history import Choice, choose, recalled
-from mirror.policy.recent import LastAnswer
+from mirror.policy.last_answer import LastAnswer
 from mirror.policy.records import Freeze, TagRecord
 from mirror.policy.rules import RouteRule
 from mirror.ports import BlobStore, Catalog, Freezes
 from mirror.repository.miss_report import images_naming
-
-__all__ = ["BlobHere", "Explainer", "RouteOf", "WhyBlob", "WhyImage"]
 
 #: Returns the pattern of the route that matches a repository (None if none does), and the rule that applies to it.
 RouteOf = Callable[[Repo], tuple[str | None, RouteRule]]
@@ -75,7 +73,7 @@ class WhyBlob:
 
 class Explainer:
     """Explains the contents of one store. `answers` are the last answers to clients, newest first
-    (`store/local/recent.py`).
+    (`store/local/answer_files.py`).
     """
 
     def __init__(

@@ -36,10 +36,8 @@ from mirror.policy.image_names import name_of
 from mirror.policy.pins import PinRule
 from mirror.policy.records import Freeze
 from mirror.policy.selection import Selection
-from mirror.policy.unread import UnreadNote
+from mirror.policy.unread_notes import UnreadNote
 from mirror.ports import BlobStore, Catalog, ContentIndex
-
-__all__ = ["CachedImage", "ImageDetail", "Overview", "Page", "PageCursor", "PlatformHere"]
 
 #: The largest config, in bytes, that is read to find the platform of an image.
 _LARGEST_CONFIG = LARGEST

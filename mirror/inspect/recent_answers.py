@@ -17,10 +17,8 @@ from typing import Final, Protocol
 from mirror import telemetry
 from mirror.aio.threads import to_its_end
 from mirror.errors import StoreError
-from mirror.policy.recent import LONGEST, LastAnswer
-from mirror.repository.content import Outcome
-
-__all__ = ["MOST", "AnswerFile", "Recent"]
+from mirror.policy.last_answer import LONGEST, LastAnswer
+from mirror.repository.answers import Outcome
 
 #: The number of answers that a worker remembers for each kind of resource: below 500 bytes each, in memory and on disk.
 MOST: Final = 500
@@ -29,7 +27,7 @@ _EVERY: Final = 1.0
 
 
 class AnswerFile(Protocol):
-    """The worker's file (`store/local/recent.py`). Calls block briefly, and are never concurrent."""
+    """The worker's file (`store/local/answer_files.py`). Calls block briefly, and are never concurrent."""
 
     def load(self) -> Sequence[LastAnswer]:
         """Returns what an earlier worker has left in the file, oldest first. Raises `StoreError`."""

@@ -15,8 +15,6 @@ from mirror.policy.history import AgeRule, Choice, choose, recalled
 from mirror.policy.records import Freeze, Sighting
 from mirror.ports import BlobStore, Catalog, Freezes
 
-__all__ = ["TagState", "TagView", "read_standing"]
-
 
 @dataclass(frozen=True, slots=True)
 class TagState:

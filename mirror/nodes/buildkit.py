@@ -12,8 +12,6 @@ from mirror.errors import ConfigError
 from mirror.nodes.plan import BOM, Asked, Change, Client, FilePlan, Files, NodeRefused, Wanted, written_by
 from mirror.nodes.toml_text import parse, set_keys, table_of
 
-__all__ = ["BUILDKIT"]
-
 _HOME: Final = "/etc/buildkit"
 _FILE: Final = f"{_HOME}/buildkitd.toml"
 _AUTHORITY: Final = f"{_HOME}/mirror-ca.pem"

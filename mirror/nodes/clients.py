@@ -13,8 +13,6 @@ from mirror.nodes.k3s import K3S, RKE2
 from mirror.nodes.plan import Client
 from mirror.nodes.podman import CRIO, PODMAN
 
-__all__ = ["CLIENTS"]
-
 CLIENTS: Final[Mapping[str, Client]] = MappingProxyType(
     {one.name: one for one in (DOCKER, CONTAINERD, PODMAN, CRIO, BUILDKIT, K3S, RKE2)}
 )

@@ -21,8 +21,6 @@ from mirror.errors import ConfigError
 from mirror.nodes.plan import DIAL_TIMEOUT, Asked, Change, Client, FilePlan, Files, NodeRefused, Wanted, written_by
 from mirror.nodes.toml_text import drop_table, insert_before_tables, literal, parse, set_keys, table_of
 
-__all__ = ["CONTAINERD"]
-
 _HOME: Final = "/etc/containerd"
 _CONFIG: Final = f"{_HOME}/config.toml"
 _FOLDER: Final = f"{_HOME}/certs.d"

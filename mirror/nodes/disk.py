@@ -18,8 +18,6 @@ from typing import Final
 
 from mirror.nodes.plan import NodeRefused
 
-__all__ = ["NodeFiles"]
-
 #: The number of symbolic links that the kernel follows on one path (path_resolution(7)).
 _MOST_LINKS: Final = 40
 

@@ -14,8 +14,6 @@ from typing import Any, Final
 from mirror.errors import ConfigError
 from mirror.nodes.plan import BOM, Asked, Change, Client, FilePlan, Files, MirrorUrl, NodeRefused, Wanted
 
-__all__ = ["BY_HTTP", "DOCKER", "TOKENS", "TRUST_TOO"]
-
 _HOME: Final = "/etc/docker"
 _FILE: Final = f"{_HOME}/daemon.json"
 _HUB: Final = "docker.io"

@@ -11,20 +11,6 @@ from typing import Final
 from mirror.nodes.plan import Asked, MirrorUrl
 from mirror.values.sizes import Capacity, format_size
 
-__all__ = [
-    "Finding",
-    "Level",
-    "judge_budget",
-    "judge_certificate_age",
-    "judge_client",
-    "judge_clock",
-    "judge_files",
-    "judge_inodes",
-    "judge_owners",
-    "judge_room",
-    "worst",
-]
-
 _DAY: Final = 86400.0
 #: Automatic renewal happens a month before the end; a fortnight leaves enough time to renew a certificate by hand.
 _EXPIRES_SOON: Final = 14 * _DAY

@@ -26,8 +26,6 @@ from typing import Any, Final
 from mirror.nodes.disk import NodeFiles
 from mirror.nodes.plan import Change, Client, FilePlan, NodeRefused
 
-__all__ = ["Difference", "Done", "Journal", "needed"]
-
 _NAME: Final = "mirror-configure.json"
 
 #: Values after these words are secrets. Differences are printed, and may end up in the logs of the calling program.

@@ -20,8 +20,6 @@ import yaml
 from mirror.errors import ConfigError
 from mirror.nodes.plan import BOM, Asked, Change, Client, FilePlan, Files, NodeRefused, Wanted, written_by
 
-__all__ = ["K3S", "RKE2"]
-
 _ALL: Final = "*"
 
 _RESTART: Final = {

@@ -12,8 +12,6 @@ from pathlib import Path
 from mirror.nodes.findings import Finding, Level, judge_files, judge_inodes, judge_owners, judge_room
 from mirror.values.sizes import Capacity
 
-__all__ = ["look_at_limits", "look_at_store"]
-
 
 def look_at_store(root: Path, capacity: Capacity) -> Iterator[Finding]:
     """Yields findings about the store: whether it exists and can be written to, and how much room its disk has. Leaves

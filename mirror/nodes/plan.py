@@ -16,21 +16,6 @@ from urllib.parse import urlsplit
 
 from mirror.errors import ConfigError, MirrorError
 
-__all__ = [
-    "BOM",
-    "DIAL_TIMEOUT",
-    "Asked",
-    "Change",
-    "Client",
-    "ClientLogin",
-    "FilePlan",
-    "Files",
-    "MirrorUrl",
-    "NodeRefused",
-    "Wanted",
-    "written_by",
-]
-
 #: The byte order mark, which some editors write at the start of UTF-8 files.
 BOM: Final = "\ufeff"
 

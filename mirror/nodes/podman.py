@@ -15,8 +15,6 @@ from mirror.errors import ConfigError
 from mirror.nodes.plan import Asked, Change, Client, FilePlan, Files, Wanted, written_by
 from mirror.nodes.toml_text import literal, parse
 
-__all__ = ["CRIO", "PODMAN"]
-
 _HOME: Final = "/etc/containers"
 _MAIN: Final = f"{_HOME}/registries.conf"
 _DROP_INS: Final = f"{_HOME}/registries.conf.d"

@@ -12,8 +12,6 @@ from typing import Final
 from mirror.nodes.clients import CLIENTS
 from mirror.nodes.plan import Change, Client, FilePlan, MirrorUrl, Wanted
 
-__all__ = ["Offer", "offered"]
-
 _HUB: Final = "docker.io"
 
 

@@ -27,8 +27,6 @@ from mirror.oci.strict_json import read_json
 from mirror.policy.image_names import Image
 from mirror.policy.upstream.retrying import parse_http_date
 
-__all__ = ["Visitor"]
-
 #: Seconds to connect, and to wait for an answer: the mirror may have to wait for a slow registry.
 _DIAL: Final = 5.0
 _ANSWER: Final = 60.0

@@ -16,8 +16,6 @@ from typing import Any, Final
 
 from mirror.nodes.plan import BOM, NodeRefused
 
-__all__ = ["drop_table", "insert_before_tables", "literal", "parse", "set_keys", "table_of"]
-
 #: One token: a comment, a string of one of the four kinds, a bracket, or a line end. Everything else is skipped.
 _TOKEN: Final = re.compile(
     r'#[^\n]*|"""(?:\\.|[^\\])*?"{3,5}|\'\'\'(?s:.*?)\'{3,5}|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|[\[\]{}]|\n', re.DOTALL

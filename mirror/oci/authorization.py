@@ -12,8 +12,6 @@ from typing import Final
 
 from mirror.errors import Unauthorized
 
-__all__ = ["CallerCredentials", "presented_by", "read_authorization"]
-
 #: The most characters of a header: tokens of identity providers have a few kilobytes.
 _LONGEST: Final = 32 * 1024
 #: The most characters of a name and of a password: the longest are cloud keys and tokens with some thousands.

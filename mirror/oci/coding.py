@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import zlib
 
-__all__ = ["decode"]
-
 _WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 47}
 
 

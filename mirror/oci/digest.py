@@ -8,8 +8,6 @@ from typing import Final
 
 from mirror.errors import DigestInvalid
 
-__all__ = ["HEX_LENGTHS", "Digest", "hasher"]
-
 #: The supported algorithms of those that the image-spec registers, and the number of hex digits of their digests.
 HEX_LENGTHS: Final = {"sha256": 64, "sha512": 128}
 

@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["next_page", "next_query"]
-
 #: Matches in linear time, whatever the header contains: no part of it can match a `<`, or a comma that begins the next
 #: link.
 _NEXT: Final = re.compile(r"<([^<>]*+)>\s*+;(?:[^,<]*;)?\s*rel\s*=\s*\"?next\"?", re.IGNORECASE)

@@ -16,25 +16,6 @@ from mirror.oci.digest import Digest
 from mirror.oci.strict_json import FieldTwice, read_json
 from mirror.oci.text import printable
 
-__all__ = [
-    "ACCEPT",
-    "CHECKED",
-    "DOCKER_LIST",
-    "DOCKER_MANIFEST",
-    "INDEXES",
-    "LARGEST",
-    "MOST_DESCRIPTORS",
-    "OCI_INDEX",
-    "OCI_MANIFEST",
-    "Descriptor",
-    "Manifest",
-    "ManifestMalformed",
-    "check_manifest_type",
-    "is_manifest_type",
-    "read_descriptor",
-    "read_manifest",
-]
-
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"

@@ -12,8 +12,6 @@ from typing import Final, TypeAlias
 from mirror.errors import NameInvalid, TagInvalid
 from mirror.oci.digest import Digest
 
-__all__ = ["Reference", "Repo", "check_name", "check_registry", "check_tag", "is_tag", "parse_reference"]
-
 #: A manifest is requested by tag (a string that matches the tag grammar) or by digest.
 Reference: TypeAlias = Digest | str
 

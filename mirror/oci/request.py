@@ -15,8 +15,6 @@ from mirror.errors import NameInvalid, NotServed, PageInvalid
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, parse_reference
 
-__all__ = ["Kind", "RegistryRequest", "parse_page", "parse_request"]
-
 
 class Kind(Enum):
     """The resources of the API (distribution-spec, "Endpoints")."""

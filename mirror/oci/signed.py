@@ -12,8 +12,6 @@ from typing import Any
 
 from mirror.oci.strict_json import read_json
 
-__all__ = ["signed_payload"]
-
 
 def signed_payload(content: bytes) -> bytes | None:
     """The payload of a signed manifest of schema 1; None if `content` is not such a manifest.

@@ -8,8 +8,6 @@ from typing import Final
 
 from mirror.errors import RangeInvalid, TooManyRanges
 
-__all__ = ["MOST_RANGES", "Span", "parse_content_range", "parse_ranges"]
-
 #: The most ranges in one request: as many as podman asks for in a zstd:chunked layer.
 MOST_RANGES: Final = 1024
 #: The most bytes that all ranges of one request may have in total, as a multiple of the blob's size. Clients do not ask

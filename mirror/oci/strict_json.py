@@ -10,8 +10,6 @@ import json
 import math
 from typing import Any, Never
 
-__all__ = ["FieldTwice", "finite_number", "read_json", "refuse_constant"]
-
 
 class FieldTwice(ValueError):
     """An object has two fields of the same name. Some readers take the first, others the last (RFC 8259, section 4)."""

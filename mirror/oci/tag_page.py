@@ -16,8 +16,6 @@ from typing import Any, Final
 
 from mirror.oci.strict_json import finite_number, refuse_constant
 
-__all__ = ["read_tag_page"]
-
 _DECODER: Final = json.JSONDecoder(parse_constant=refuse_constant, parse_float=finite_number)
 _STRING: Final = r'"(?:[^"\\\x00-\x1f]|\\[^\x00-\x1f])*+"'
 #: All complete elements that are followed by a comma. An element that is cut off at the end of a piece is left for the

@@ -7,8 +7,6 @@ a name, and half a surrogate pair cannot be written at all.
 
 from __future__ import annotations
 
-__all__ = ["printable"]
-
 
 def printable(text: str, *, keep: str = "") -> str:
     """The text with unprintable characters escaped as in Python, such as `\\x1b` or `\\ud800`.

@@ -32,8 +32,6 @@ from mirror.oci.digest import Digest
 from mirror.policy.records import ContentRecord, ReferencedBlob
 from mirror.values.sizes import Capacity
 
-__all__ = ["EvictionPlan", "StoreLoad", "Victim", "Watermarks", "coldest_enough", "in_order", "is_stale", "say_ago"]
-
 #: A loose blob that was used within this many seconds is not evicted ahead of all images.
 _YOUNG: Final = 600.0
 

@@ -12,8 +12,6 @@ from mirror.policy.rules import RouteRule
 from mirror.values.durations import format_duration
 from mirror.values.timestamps import format_moment
 
-__all__ = ["Facts", "blob_forecast", "forecast"]
-
 
 @dataclass(frozen=True, slots=True)
 class Facts:

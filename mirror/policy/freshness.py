@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["FreshnessRule", "is_fresh", "may_serve_stale"]
-
 #: Seconds. A record dated further in the future was written under a wrong clock, so its age is meaningless.
 _CLOCK_SLACK: Final = 60.0
 

@@ -18,19 +18,6 @@ from typing import Final
 from mirror.oci.digest import Digest
 from mirror.policy.records import Sighting, TagRecord
 
-__all__ = [
-    "MOST",
-    "AgeRule",
-    "Choice",
-    "TagOverride",
-    "choose",
-    "has_moved",
-    "learned",
-    "pointed_to",
-    "recalled",
-    "trimmed",
-]
-
 #: The number of sightings that are kept for one tag.
 MOST: Final = 200
 

@@ -14,8 +14,6 @@ from mirror.oci.digest import HEX_LENGTHS, Digest
 from mirror.oci.reference import Reference, Repo, check_name, check_registry, check_tag
 from mirror.policy.routing import RoutingTable
 
-__all__ = ["Image", "looks_like_host", "name_of", "parse_image"]
-
 _DEFAULT_TAG: Final = "latest"
 
 

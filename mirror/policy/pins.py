@@ -17,8 +17,6 @@ from mirror.oci.reference import Repo
 from mirror.policy.routing import compile_pattern
 from mirror.values.durations import parse_duration
 
-__all__ = ["LONGEST_REASON", "PinRule", "parse_until", "rule_for"]
-
 #: The most characters of the reason that is given with a pin.
 LONGEST_REASON: Final = 1000
 

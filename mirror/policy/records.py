@@ -18,21 +18,6 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest, check_manifest_type
 from mirror.oci.reference import Reference, Repo
 
-__all__ = [
-    "BlobRole",
-    "ContentRecord",
-    "Freeze",
-    "ManifestRecord",
-    "Pin",
-    "ReferencedBlob",
-    "References",
-    "Sighting",
-    "TagRecord",
-    "Usage",
-    "read_history",
-    "write_history",
-]
-
 #: What parsing a damaged record can raise. `OverflowError`: Python's JSON reader accepts Infinity, which is no size.
 _JUNK = (ValueError, KeyError, TypeError, RecursionError, OverflowError, RequestError)
 

@@ -20,8 +20,6 @@ from typing import Final
 from mirror.errors import NameInvalid, NameUnknown
 from mirror.oci.reference import Repo, check_name, check_registry
 
-__all__ = ["Registry", "RoutingTable", "compile_pattern"]
-
 _WILD: Final = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mirror.policy.content import ContentRule
+from mirror.policy.content_rules import ContentRule
 from mirror.policy.freshness import FreshnessRule
 from mirror.policy.history import AgeRule
-
-__all__ = ["RouteRule"]
 
 
 @dataclass(frozen=True, slots=True)

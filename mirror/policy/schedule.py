@@ -18,8 +18,6 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
-__all__ = ["Cron", "Every", "Last", "Lease", "Plan", "next_run", "period_end"]
-
 #: Runs are spread over at most this many seconds, and over at most this part of their period.
 _LONGEST_SPREAD: Final = 300.0
 _SPREAD: Final = 0.1

@@ -9,8 +9,6 @@ from mirror.oci.reference import Repo
 from mirror.policy.image_names import looks_like_host
 from mirror.policy.routing import RoutingTable, compile_pattern
 
-__all__ = ["Selection", "search", "select"]
-
 
 @dataclass(frozen=True, slots=True)
 class Selection:

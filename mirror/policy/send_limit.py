@@ -7,8 +7,6 @@ from typing import Final
 
 from mirror.errors import UpstreamCircuitOpen, UpstreamError, UpstreamThrottled, UpstreamUnavailable
 
-__all__ = ["HELD_BACK", "Tries", "may_send", "may_send_of_part", "next_try"]
-
 #: Bytes at the end of a blob that are held back until its digest is verified: a client cannot take the rest for the
 #: whole blob.
 HELD_BACK: Final = 64 * 1024

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["TokenBucket"]
-
 
 class TokenBucket:
     """Limits work to `rate` bytes per second; None means no limit. At most one second's worth of bytes is saved up."""

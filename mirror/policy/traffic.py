@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["Traffic", "add_point", "read_points", "since"]
-
 #: Outcomes of answers that needed no download of their own; upstream may have confirmed the tag.
 _WITHOUT_DOWNLOAD: Final = frozenset({"hit", "joined", "revalidated", "stale", "described"})
 #: Outcomes that count as misses. A HEAD that was passed on to upstream (`asked`) is one, too.

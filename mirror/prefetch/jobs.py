@@ -32,13 +32,11 @@ from mirror.aio.singleflight import end
 from mirror.errors import JobUnknown, MirrorError, StoreError, TooManyJobs
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
-from mirror.prefetch.prefetch import prefetch
+from mirror.prefetch.batch import prefetch
 from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.pulling import PullSource
 from mirror.values.platforms import parse_platforms
 from mirror.values.timestamps import moment
-
-__all__ = ["Ended", "JobRecords", "JobState", "Jobs", "Work", "prefetching"]
 
 #: Seconds between two looks at the queue; between two looks after an error; and between two notes of progress.
 _LOOK_EVERY: Final = 1.0
@@ -55,7 +53,7 @@ _FEW_NAMED: Final = 10
 
 
 class JobRecords(Protocol):
-    """Small notes by key, on disk (`store/local/records.py`). All calls block shortly and may raise `StoreError`."""
+    """Small notes by key, on disk (`store/local/json_records.py`). Calls block shortly and may raise `StoreError`."""
 
     def read(self, key: str) -> dict[str, Any] | None:
         """The note; None if there is none."""

@@ -15,8 +15,6 @@ from typing import Final
 
 from mirror.prefetch.lists import LARGEST, Listed, ListMalformed, read_compose, read_env, read_kubernetes, read_plain
 
-__all__ = ["STANDARD_INPUT", "compose_file", "kubernetes", "plain_file"]
-
 #: The path that stands for standard input.
 STANDARD_INPUT: Final = Path("-")
 

@@ -23,20 +23,6 @@ from mirror.errors import MirrorError
 from mirror.policy.image_names import Image, looks_like_host, parse_image
 from mirror.policy.routing import RoutingTable
 
-__all__ = [
-    "LARGEST",
-    "ListMalformed",
-    "Listed",
-    "Named",
-    "interpolate",
-    "read_compose",
-    "read_env",
-    "read_kubernetes",
-    "read_plain",
-    "resolve_images",
-]
-
-
 #: The largest file that is read, in bytes. The largest manifests that projects publish have a few megabytes; a list of
 #: all pods of a cluster may have more.
 LARGEST: Final = 32 * 1024 * 1024

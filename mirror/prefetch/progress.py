@@ -8,8 +8,6 @@ from mirror.oci.digest import Digest
 from mirror.policy.image_names import Image
 from mirror.prefetch.pulling import Progress, State
 
-__all__ = ["ProgressMeter"]
-
 #: How many of the blobs under way are listed. Blobs that wait for their turn count as under way, too.
 _TOLD: Final = 100
 

@@ -25,11 +25,9 @@ from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference
 from mirror.oci.strict_json import read_json
 from mirror.oci.text import printable
-from mirror.repository.content import ManifestAnswer, Outcome
+from mirror.repository.answers import ManifestAnswer, Outcome
 from mirror.repository.shared import Listing
 from mirror.values.platforms import Platform, read_platform, wanted_children
-
-__all__ = ["BlobResult", "ImageResult", "Progress", "PullSource", "State", "platform_of", "warm"]
 
 T = TypeVar("T")
 

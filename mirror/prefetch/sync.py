@@ -30,17 +30,15 @@ from mirror.errors import AlreadyRunning, IndexUnavailable, MirrorError, RuleUnk
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
 from mirror.policy.schedule import Last, Lease, Plan, next_run, period_end
+from mirror.prefetch.batch import Prefetched, prefetch
 from mirror.prefetch.jobs import Ended, JobRecords
-from mirror.prefetch.prefetch import Prefetched, prefetch
 from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.pulling import ImageResult, PullSource, State
-from mirror.repository.content import Outcome
+from mirror.repository.answers import Outcome
 from mirror.repository.shared import Listing
 from mirror.values.platforms import Platform
 from mirror.values.tagsets import TagSet, choose_tags
 from mirror.values.timestamps import moment
-
-__all__ = ["Leases", "Sync", "SyncRule", "SyncSource", "first_failure"]
 
 #: Seconds between two looks for rules that are due, and between two attempts to take over from a process that died;
 #: the same after an error; and between two notes of progress.

@@ -18,8 +18,6 @@ from pathlib import Path
 
 from mirror.errors import ConfigError
 
-__all__ = ["AdminListener", "address_of", "connect_unix", "is_local", "open_admin", "open_listeners"]
-
 _BACKLOG = 4096
 
 

@@ -40,8 +40,6 @@ from mirror.process.listeners import AdminListener, address_of
 from mirror.process.systemd import Systemd
 from mirror.telemetry.worker_files import add_ended
 
-__all__ = ["WorkerPlan", "supervise"]
-
 #: Seconds: a worker that dies sooner than this after its start is replaced only after a pause.
 _YOUNG = 10.0
 _LONGEST_PAUSE = 30.0

@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-__all__ = ["Systemd"]
-
 
 class Systemd:
     """Notifies systemd about the process that it started. `period` is the watchdog period in seconds, 0: no

@@ -39,8 +39,6 @@ from mirror.process.listeners import address_of, is_local
 from mirror.server.registry.connection_limit import ConnectionLimiter
 from mirror.server.registry.handler import FrontServer
 
-__all__ = ["run_worker"]
-
 #: Seconds between the last accepted connection and the first one that is closed.
 _MOMENT = 0.2
 #: The handler behind a listener: `RegistryHandler`, `Admin`.

@@ -21,8 +21,6 @@ from mirror.oci.manifest import CHECKED, INDEXES
 from mirror.oci.reference import Repo
 from mirror.ports import BlobStore, Catalog
 
-__all__ = ["Described"]
-
 _MANIFESTS: Final = CHECKED | INDEXES
 
 #: Media types and sizes in bytes of the manifests that one index names; empty for a manifest that is no index.

@@ -29,8 +29,6 @@ from mirror.oci.manifest import CHECKED, Manifest
 from mirror.oci.reference import Repo
 from mirror.ports import BlobStore, Catalog, ContentIndex
 
-__all__ = ["Grants", "granted_by", "named_by"]
-
 #: (repository, digest) pairs that a process remembers.
 _MOST: Final = 200_000
 

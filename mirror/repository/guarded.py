@@ -28,8 +28,8 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind
-from mirror.policy.content import ContentLists, ContentRule, check_size
-from mirror.repository.content import BlobContent, ManifestAnswer
+from mirror.policy.content_rules import ContentLists, ContentRule, check_size
+from mirror.repository.answers import BlobContent, ManifestAnswer
 from mirror.repository.protocol import PlainRepository
 from mirror.repository.shared import BlobStat, Listing
 from mirror.trust.cosign import (
@@ -44,8 +44,6 @@ from mirror.trust.cosign import (
     signature_tag,
     signed_layers,
 )
-
-__all__ = ["GuardedRepository", "Signatures"]
 
 _MOST: Final = 100_000
 #: The algorithm of the digests in the lists.

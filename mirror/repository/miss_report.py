@@ -28,10 +28,8 @@ from mirror.graph.manifests import for_display
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Reference, Repo
-from mirror.policy.misses import Miss
+from mirror.policy.image_misses import Miss
 from mirror.ports import BlobStore, Catalog
-
-__all__ = ["Misses", "images_naming"]
 
 #: Records that wait in memory; the least recent ones are dropped.
 _MOST: Final = 10_000

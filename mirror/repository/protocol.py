@@ -9,10 +9,8 @@ from mirror.fills.read_ahead import Fetching
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind
-from mirror.repository.content import BlobContent, ManifestAnswer
+from mirror.repository.answers import BlobContent, ManifestAnswer
 from mirror.repository.shared import BlobStat, Listing
-
-__all__ = ["PlainRepository", "Repository"]
 
 
 class Repository(Protocol):

@@ -39,7 +39,7 @@ from mirror.policy.history import TagOverride
 from mirror.policy.records import ManifestRecord, TagRecord
 from mirror.policy.rules import RouteRule
 from mirror.ports import BlobInfo, Body, Upstream
-from mirror.repository.content import (
+from mirror.repository.answers import (
     BlobContent,
     GrowingContent,
     ManifestAnswer,
@@ -52,8 +52,6 @@ from mirror.repository.grants import granted_by, named_by
 from mirror.repository.shared import LOOK_EVERY, BlobStat, CachedTag, Listing, Shared, page_of
 from mirror.repository.tag_answers import TagAnswers
 from mirror.repository.tag_pages import LIST_FOR, TagPages
-
-__all__ = ["ProxiedRepository"]
 
 _Named = TypeVar("_Named", Descriptor, Manifest)
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 from mirror.oci.reference import Repo
-from mirror.policy.content import ContentLists, ContentRule
+from mirror.policy.content_rules import ContentLists, ContentRule
 from mirror.policy.routing import RoutingTable, compile_pattern
 from mirror.policy.rules import RouteRule
 from mirror.ports import Upstream
@@ -16,8 +16,6 @@ from mirror.repository.proxied import ProxiedRepository
 from mirror.repository.sealed import SealedRepository
 from mirror.repository.shared import Shared
 from mirror.trust.cosign import PublicKey
-
-__all__ = ["Router"]
 
 #: Seconds for which a list of all repositories is believed if no process adds a repository.
 _LIST_EVERY: float = 10.0

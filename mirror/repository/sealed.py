@@ -29,11 +29,9 @@ from mirror.oci.request import Kind
 from mirror.policy.history import TagOverride
 from mirror.policy.records import TagRecord
 from mirror.ports import BlobInfo, BlobReader, Body
-from mirror.repository.content import ManifestAnswer, Outcome, StoredContent, UpstreamStream
+from mirror.repository.answers import ManifestAnswer, Outcome, StoredContent, UpstreamStream
 from mirror.repository.grants import granted_by
 from mirror.repository.shared import LOOK_EVERY, BlobStat, CachedTag, Listing, Shared, page_of
-
-__all__ = ["SealedRepository"]
 
 
 class SealedRepository:

@@ -33,14 +33,12 @@ from mirror.oci.reference import Repo
 from mirror.policy.history import TagOverride
 from mirror.policy.records import References, TagRecord
 from mirror.ports import BlobInfo, BlobStore, Catalog, ContentIndex
-from mirror.repository.content import Outcome
+from mirror.repository.answers import Outcome
 from mirror.repository.described import Described
 from mirror.repository.grants import Grants
 from mirror.repository.miss_report import Misses
 from mirror.repository.tag_history import TagHistories
 from mirror.repository.tag_windows import TagWindows
-
-__all__ = ["LOOK_EVERY", "BlobStat", "CachedTag", "Exclusive", "Listing", "Shared", "page_of"]
 
 T = TypeVar("T")
 

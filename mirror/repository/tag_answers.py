@@ -40,12 +40,10 @@ from mirror.policy.history import TagOverride
 from mirror.policy.records import TagRecord
 from mirror.policy.rules import RouteRule
 from mirror.ports import Upstream
-from mirror.repository.content import Outcome
+from mirror.repository.answers import Outcome
 from mirror.repository.shared import LOOK_EVERY, CachedTag, Shared
 from mirror.values.timestamps import format_moment
 from mirror.values.versions import looks_like_version
-
-__all__ = ["TagAnswers"]
 
 #: Seconds for which upstream is not asked again after a stale answer.
 _STALE_FOR: Final = 5.0

@@ -22,8 +22,6 @@ from mirror.policy.history import MOST, AgeRule, Choice, choose, has_moved, lear
 from mirror.policy.records import Freeze, Sighting, TagRecord
 from mirror.ports import Catalog, Freezes
 
-__all__ = ["TagHistories", "TamperProofClock", "steady_time"]
-
 #: Seconds by which the two clocks may differ before a warning is logged.
 _CLOCK_SLACK: Final = 60.0
 

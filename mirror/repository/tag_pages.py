@@ -26,8 +26,6 @@ from mirror.ports import TagBatch, TagGathering, Upstream
 from mirror.repository.shared import Shared
 from mirror.repository.tag_windows import Window
 
-__all__ = ["LIST_FOR", "TagPages"]
-
 #: Seconds for which a list of tags or referrers is believed.
 LIST_FOR: Final = 60.0
 #: A list is believed for at least this many times as long as it took to fetch.

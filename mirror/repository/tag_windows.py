@@ -11,8 +11,6 @@ from mirror.aio.lru import LruCache
 from mirror.oci.reference import Repo
 from mirror.ports import SortedTags, TagBatch
 
-__all__ = ["TagWindows", "Window"]
-
 #: Windows that are kept for each repository. Paging through a list leaves one window for every 10,000 tags.
 _MOST: Final = 8
 #: Seconds by which the clock may be set back before a window is no longer believed.

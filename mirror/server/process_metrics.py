@@ -12,8 +12,6 @@ from typing import Final
 
 from mirror import telemetry
 
-__all__ = ["keep_pulse", "lag"]
-
 #: Seconds between two measurements of the event loop's lag.
 _BEAT: Final = 0.1
 #: Measurements of the event loop between two measurements of the process.

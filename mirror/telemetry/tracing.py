@@ -36,8 +36,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from mirror import telemetry
 
-__all__ = ["start"]
-
 #: Seconds within which a collector must accept a batch.
 _PATIENCE: Final = 5
 #: Seconds that a stopping worker waits until the remaining spans are sent.

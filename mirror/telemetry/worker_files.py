@@ -24,8 +24,6 @@ from typing import Final
 
 from prometheus_client.mmap_dict import MmapedDict
 
-__all__ = ["add_ended", "summing"]
-
 _ENDED: Final = "ended"
 #: A file of its own, because the process that owns the folder locks the folder itself.
 _LOCK: Final = "adding-up.lock"

@@ -33,20 +33,6 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import DOCKER_MANIFEST, OCI_MANIFEST, Descriptor, Manifest
 from mirror.oci.strict_json import read_json
 
-__all__ = [
-    "LARGEST",
-    "PublicKey",
-    "Statement",
-    "attachment_tags",
-    "image_of_tag",
-    "is_only_document",
-    "read_key",
-    "read_statement",
-    "signature_layers",
-    "signature_tag",
-    "signed_layers",
-]
-
 _SIMPLE: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
 #: The version is `.v0.3` or `;version=0.1` (sigstore's protobuf-specs, sigstore_bundle.proto, "media_type").
 _BUNDLE: Final = re.compile(r"application/vnd\.dev\.sigstore\.bundle(\.v\d+(\.\d+)*)?\+json(;version=\d+(\.\d+)*)?")

@@ -23,8 +23,6 @@ from mirror.aio.latest import put_latest
 from mirror.errors import TooManyLogins
 from mirror.oci.authorization import CallerCredentials
 
-__all__ = ["LoginLimiter"]
-
 #: Seconds for which a refusal counts, how many may count at a time, and how many questions may be under way at a time.
 _FOR: Final = 60.0
 _EACH: Final = 10

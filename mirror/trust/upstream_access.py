@@ -29,8 +29,6 @@ from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind, RegistryRequest
 from mirror.trust.login_limit import LoginLimiter
 
-__all__ = ["Provable", "Verifier"]
-
 #: Seconds for which a refusal is remembered.
 _REFUSED_FOR: Final = 15.0
 _MOST: Final = 50_000

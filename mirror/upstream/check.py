@@ -21,8 +21,6 @@ from mirror.policy.upstream.budget import Budget
 from mirror.upstream.credentials.source import CredentialsUnavailable
 from mirror.upstream.registry import RegistryUpstream
 
-__all__ = ["RegistryCheck", "advice_for", "ask_budget", "check_all"]
-
 #: The image that Docker's documentation names for this ("Docker Hub pull usage and limits"). HEAD does not count as a
 #: pull.
 _COUNTED: Final = "ratelimitpreview/test", "latest"

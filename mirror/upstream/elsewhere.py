@@ -24,8 +24,6 @@ from mirror.policy.upstream.url_bounds import Origin, Url, UrlBounds, UrlRefused
 from mirror.upstream.http.dialing import AddressRefused, check_literal
 from mirror.upstream.tokens import TokenSource
 
-__all__ = ["Elsewhere"]
-
 _KNOWN_FOR: Final = 3600.0
 #: The most token sources that are kept; everything in them can be obtained again.
 _MOST: Final = 64

@@ -33,10 +33,8 @@ from mirror.policy.upstream.budget import Budget
 from mirror.policy.upstream.endpoint_order import in_order
 from mirror.policy.upstream.retrying import CLOSED, Circuit
 from mirror.ports import Body, TagBatch
-from mirror.upstream.health import Health
+from mirror.upstream.endpoint_health import Health
 from mirror.upstream.registry import RegistryUpstream
-
-__all__ = ["EndpointsUpstream"]
 
 T = TypeVar("T")
 

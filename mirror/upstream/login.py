@@ -27,8 +27,6 @@ from mirror.upstream.credentials.source import CredentialsUnavailable
 from mirror.upstream.elsewhere import Elsewhere
 from mirror.upstream.tokens import TokenSource
 
-__all__ = ["NO_PASSES", "Login", "Passes"]
-
 
 @dataclass(frozen=True, slots=True)
 class Passes:

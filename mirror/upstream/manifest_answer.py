@@ -16,8 +16,6 @@ from mirror.oci.manifest import Manifest, read_manifest
 from mirror.oci.reference import Reference
 from mirror.oci.signed import signed_payload
 
-__all__ = ["read_answer"]
-
 
 def read_answer(
     forms: Iterable[bytes], media_type: str | None, said: str | None, reference: Reference

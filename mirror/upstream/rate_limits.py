@@ -16,8 +16,6 @@ from mirror.aio.memo import MISSING, Memo
 from mirror.errors import UpstreamThrottled
 from mirror.policy.upstream.budget import LOOK_AGAIN, Budget, is_spent, newer, resets_in
 
-__all__ = ["Accounts", "RateAccount"]
-
 #: The most callers that are remembered; the least recently used ones are dropped.
 _MOST: Final = 1000
 

@@ -27,8 +27,6 @@ from mirror.oci.manifest import LARGEST, OCI_INDEX, Descriptor, Manifest, read_d
 from mirror.oci.reference import Reference
 from mirror.oci.strict_json import read_json
 
-__all__ = ["LACKS_API", "FallbackChildren", "NoReferrersApi", "ReferrersPage", "list_referrers"]
-
 #: Statuses that mean that a registry has no such API; 404 may also mean that the repository does not exist.
 LACKS_API: Final = frozenset({400, 404, 405, 406, 410, 415, 422, 501})
 #: The most descriptors, and the most pages, of one list.

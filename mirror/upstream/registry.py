@@ -72,11 +72,11 @@ from mirror.policy.upstream.url_bounds import Url, UrlBounds, UrlRefused, parse_
 from mirror.ports import Body, TagBatch
 from mirror.upstream.credentials.source import CredentialSource, CredentialsUnavailable, GivenCredentials
 from mirror.upstream.elsewhere import Elsewhere
-from mirror.upstream.health import Health, health_of
-from mirror.upstream.http.blobs import CONTENT, LARGEST_ERROR, REDIRECTS, Cancel, DialFailed, DialTimedOut, Transfer
+from mirror.upstream.endpoint_health import Health, health_of
 from mirror.upstream.http.body import EncodedBody, Fields, HttpBody
 from mirror.upstream.http.client import AnswerTooLarge, Observe, open_session, read_limited, translated
 from mirror.upstream.http.dialing import check_literal
+from mirror.upstream.http.download import CONTENT, LARGEST_ERROR, REDIRECTS, Cancel, DialFailed, DialTimedOut, Transfer
 from mirror.upstream.http.host_holds import HostHolds, HostThrottled
 from mirror.upstream.http.page_file import ListBounds, PageFile
 from mirror.upstream.http.proxies import DIRECT, Proxies
@@ -86,8 +86,6 @@ from mirror.upstream.rate_limits import Accounts
 from mirror.upstream.referrers_api import LACKS_API, FallbackChildren, NoReferrersApi, ReferrersPage, list_referrers
 from mirror.upstream.tag_list import REFUSES_PAGING, TagAnswer, TagList
 from mirror.upstream.tokens import TokenSource
-
-__all__ = ["RegistryUpstream", "unverified"]
 
 _ACCEPT: Final = ", ".join(ACCEPT)
 _RETRIES: Final = 2

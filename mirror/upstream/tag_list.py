@@ -24,8 +24,6 @@ from mirror.oci.tag_page import read_tag_page
 from mirror.ports import TagBatch
 from mirror.upstream.http.page_file import ListBounds, PageFile
 
-__all__ = ["REFUSES_PAGING", "TagAnswer", "TagList"]
-
 #: The values of `n`, in the order in which they are tried: some registries refuse an `n` above a limit of theirs (often
 #: 1,000), and some refuse every `n`.
 _SIZES: Final = (10_000, 1_000, None)

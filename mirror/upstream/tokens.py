@@ -40,12 +40,10 @@ from mirror.policy.upstream.retrying import hold_for, is_throttling, parse_retry
 from mirror.policy.upstream.token_lifetime import usable_seconds
 from mirror.policy.upstream.url_bounds import Url, UrlBounds, UrlRefused, parse_url
 from mirror.upstream.credentials.source import Credentials, CredentialSource, LoginState
-from mirror.upstream.http.blobs import REDIRECTS
 from mirror.upstream.http.client import Observe, read_limited, translated
 from mirror.upstream.http.dialing import AddressRefused, check_literal
+from mirror.upstream.http.download import REDIRECTS
 from mirror.upstream.http.proxies import DIRECT, Proxies
-
-__all__ = ["TokenSource"]
 
 _LARGEST_ANSWER: Final = 64 * 1024
 _CHALLENGE_KNOWN_FOR: Final = 3600.0

@@ -9,8 +9,6 @@ from typing import Any, Final
 
 from mirror.oci.manifest import Descriptor
 
-__all__ = ["Platform", "parse_platform", "parse_platforms", "read_platform", "wanted_children"]
-
 _PART: Final = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 #: Other common names of architectures, the same that container runtimes accept.
 _ARCHITECTURES: Final = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386", "armhf": "arm"}

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
-__all__ = ["Capacity", "format_size", "parse_capacity", "parse_size"]
-
 _UNITS: Final = {
     "B": 1,
     "KB": 10**3,

@@ -23,8 +23,6 @@ from typing import Any, Final
 
 from semantic_version import NpmSpec, Version
 
-__all__ = ["TagSet", "TagVersion", "choose_tags", "read_version"]
-
 _VERSION: Final = re.compile(
     r"[vV]?(?P<numbers>[0-9]{1,18}(?:\.[0-9]{1,18}){0,7})"
     r"(?:(?P<pre>-[a-zA-Z0-9.-]+)|(?P<glued>(?:a|b|c|rc|alpha|beta|pre|dev)[.]?[0-9]*(?:-[a-zA-Z0-9.-]+)?))?"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-__all__ = ["format_moment", "moment", "parse_moment"]
-
 
 def parse_moment(text: str) -> float:
     """Parse `2025-01-31` (its beginning), `2025-01-31T12:30` or `2025-01-31 12:30:05+02:00` to epoch seconds.

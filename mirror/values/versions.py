@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["looks_like_version"]
-
 #: At least two numbers (`1.2`, `v3.12.1-slim`) or a date (`20240501`, `2024-05-01`), with an optional prefix such as
 #: `v` or `release-`. One number alone (`3`, `v1`) stands for a series of releases, so such a tag moves.
 _VERSION: Final = re.compile(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.cli.prefetch import prefetch
+from mirror.cli.prefetch_command import prefetch
 from mirror.errors import ConfigError
 from mirror.oci.digest import Digest
 from mirror.store.local.layout import Layout
@@ -292,7 +292,7 @@ def test_the_store_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "store").mkdir()
     (tmp_path / "store/store.json").write_text("{}")
     owner = os.geteuid()
-    monkeypatch.setattr("mirror.cli.prefetch.os.geteuid", lambda: owner + 1)
+    monkeypatch.setattr("mirror.cli.prefetch_command.os.geteuid", lambda: owner + 1)
     with pytest.raises(ConfigError, match=f"is user {owner}'s, and this is user {owner + 1}"):
         prefetch(["alpine"], config)
     assert [file.name for file in (tmp_path / "store").iterdir()] == ["store.json"]

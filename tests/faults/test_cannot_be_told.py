@@ -33,7 +33,6 @@ from mirror.eviction.reconcile import is_whole, reconcile
 from mirror.eviction.scrub import Owner, Scrub, ScrubProgress
 from mirror.graph.closure import read_closure
 from mirror.graph.manifests import read_stored, stored_manifest
-from mirror.index.memory import MemoryIndex
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST, Descriptor
 from mirror.oci.reference import Repo
@@ -45,6 +44,7 @@ from mirror.repository.tag_history import TagHistories
 from tests.support.command import mirror as command
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, live_mirror
+from tests.support.memory_index import MemoryIndex
 from tests.support.stocked import Stocked
 from tests.support.unreadable import Refuse, every, nth, refusing
 

@@ -19,7 +19,7 @@ from mirror.inspect import recent_answers
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.repository import miss_report, router
-from mirror.repository.content import Outcome
+from mirror.repository.answers import Outcome
 from mirror.server.registry.handler import _parse_short
 from mirror.server.registry.pull import RequestRecord
 from tests.faults.conftest import Tally

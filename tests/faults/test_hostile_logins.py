@@ -19,7 +19,7 @@ from mirror.access.password_queue import PasswordQueue
 from mirror.access.static_tokens import StaticToken, StaticTokens
 from mirror.errors import TooManyLogins, Unauthorized
 from mirror.oci.authorization import CallerCredentials
-from mirror.policy.access import AuthMethod, Identity
+from mirror.policy.access_rules import AuthMethod, Identity
 from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import live_mirror, until

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mirror.server.admin.handler import HEADER
+from mirror.server.admin.api import HEADER
 from mirror.server.admin.operations import PREFIX
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import live_mirror

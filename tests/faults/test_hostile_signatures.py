@@ -21,7 +21,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST, Descriptor
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
-from mirror.prefetch.prefetch import prefetch
+from mirror.prefetch.batch import prefetch
 from mirror.repository import guarded
 from mirror.trust import cosign
 from tests.support.fake_registry import FakeRegistry

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from mirror.process.listeners import open_admin
+from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
-from mirror.store.local.records import JsonRecords
 from tests.support.admin_client import Said, ask_admin
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.live_mirror import noise

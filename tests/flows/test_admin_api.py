@@ -25,7 +25,7 @@ from mirror.oci.reference import Repo
 from mirror.policy.records import Pin
 from mirror.server.admin.operations import OPERATIONS, PREFIX
 from mirror.store.local.layout import Layout
-from mirror.store.local.pins import LocalPins
+from mirror.store.local.pin_files import LocalPins
 from tests.support.admin_client import Said, ask_admin
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.live_mirror import noise

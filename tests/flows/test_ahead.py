@@ -14,7 +14,7 @@ from mirror.errors import StoreFull
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
-from mirror.prefetch.prefetch import prefetch
+from mirror.prefetch.batch import prefetch
 from tests.support.fake_registry import FakeRegistry, stall, status
 from tests.support.live_mirror import LiveMirror, live_mirror, noise, reached, until
 from tests.support.mirror_process import MirrorProcess, write_config

@@ -20,18 +20,18 @@ from mirror.eviction.evictor import Evictor
 from mirror.eviction.reconcile import INCOMPLETE, MARK, ensure
 from mirror.graph.references import ReferenceReader
 from mirror.index.embedded import EmbeddedIndex
-from mirror.index.memory import MemoryIndex
 from mirror.index.redis import RedisIndex
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.eviction import Watermarks
-from mirror.policy.quarantine import QuarantinedBlob, QuarantineLimits
+from mirror.policy.quarantine_limits import QuarantinedBlob, QuarantineLimits
 from mirror.policy.records import ContentRecord, ManifestRecord, References, Usage
 from mirror.ports import BlobInfo, ContentIndex
-from mirror.store.memory import MemoryCatalog, MemoryIngest, MemoryStore
 from mirror.values.sizes import Capacity
 from tests.support.clock import Clock
+from tests.support.memory_index import MemoryIndex
+from tests.support.memory_store import MemoryCatalog, MemoryIngest, MemoryStore
 from tests.support.redis_server import RedisServer
 from tests.support.store_suite import filled, put_aside
 

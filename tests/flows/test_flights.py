@@ -27,7 +27,7 @@ from mirror.policy.send_limit import HELD_BACK
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Body
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
-from mirror.store.memory import MemoryStore
+from tests.support.memory_store import MemoryStore
 
 CONTENT = bytes(range(256)) * 4096
 DIGEST = Digest.of(CONTENT)

@@ -9,7 +9,6 @@ import pytest
 from mirror.errors import IndexUnavailable
 from mirror.eviction.pinned_images import pinned_images
 from mirror.eviction.reconcile import reconcile
-from mirror.index.memory import MemoryIndex
 from mirror.inspect.images import CachedImage, Overview
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
@@ -17,8 +16,9 @@ from mirror.oci.reference import Repo
 from mirror.policy.records import ContentRecord, Freeze, Pin
 from mirror.policy.routing import Registry, RoutingTable
 from mirror.policy.selection import Selection, select
-from mirror.store.memory import MemoryCatalog, MemoryPins, MemoryStore
 from tests.support.here import APP, CONFIG, Here
+from tests.support.memory_index import MemoryIndex
+from tests.support.memory_store import MemoryCatalog, MemoryPins, MemoryStore
 
 _TABLE = RoutingTable.build([Registry("docker.io", library=True), Registry("ghcr.io")], "docker.io")
 _SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"

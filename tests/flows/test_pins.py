@@ -23,10 +23,10 @@ from mirror.policy.pins import PinRule
 from mirror.policy.records import Freeze, ManifestRecord, Pin, TagRecord
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
-from mirror.store.local.pins import LocalPins
-from mirror.store.memory import MemoryCatalog, MemoryPins, MemoryStore
+from mirror.store.local.pin_files import LocalPins
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import Clock, LiveMirror, live_mirror, noise, until
+from tests.support.memory_store import MemoryCatalog, MemoryPins, MemoryStore
 from tests.support.redis_server import RedisServer
 
 #: Bytes of every layer.
@@ -443,7 +443,7 @@ def test_pins_that_the_disk_does_not_give(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(StoreError, match="reading a note"):
             list(pins.all())
     with monkeypatch.context() as patch:
-        patch.setattr("mirror.store.local.records.os.listdir", fail)
+        patch.setattr("mirror.store.local.json_records.os.listdir", fail)
         with pytest.raises(StoreError, match=r"listing .*pins"):
             list(pins.all())
     assert len(list(pins.all())) == 1

@@ -20,7 +20,7 @@ from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
 from mirror.policy.records import Freeze
 from mirror.ports import BlobInfo
-from mirror.prefetch.prefetch import Prefetched, prefetch
+from mirror.prefetch.batch import Prefetched, prefetch
 from mirror.prefetch.pulling import Progress, State, platform_of
 from mirror.store.local.blobs import LocalIngest
 from mirror.values.platforms import parse_platforms

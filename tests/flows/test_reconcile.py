@@ -16,14 +16,14 @@ import structlog
 from mirror.errors import IndexUnavailable
 from mirror.eviction.reconcile import MARK, Reconciled, ensure, reconcile
 from mirror.index.embedded import EmbeddedIndex
-from mirror.index.memory import MemoryIndex
 from mirror.index.redis import RedisIndex
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.records import BlobRole, ContentRecord, ManifestRecord, TagRecord, Usage
 from mirror.ports import ContentIndex
-from mirror.store.memory import MemoryCatalog, MemoryStore
+from tests.support.memory_index import MemoryIndex
+from tests.support.memory_store import MemoryCatalog, MemoryStore
 from tests.support.redis_server import RedisServer
 
 ALPINE = Repo("docker.io", "library/alpine")

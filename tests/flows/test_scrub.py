@@ -29,10 +29,10 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.ports import BlobReader
 from mirror.store.local.layout import Layout
-from mirror.store.memory import MemoryCatalog, MemoryStore
 from tests.support.fake_registry import FakeRegistry
 from tests.support.here import APP, Here
 from tests.support.live_mirror import LiveMirror, live_mirror, noise, until
+from tests.support.memory_store import MemoryCatalog, MemoryStore
 
 _LAYER = noise(3 << 20)
 _DIGEST = Digest.of(_LAYER)
@@ -358,7 +358,7 @@ async def test_what_cannot_be_read_stays(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(*_: object) -> bytes:
         raise StoreError("reading a blob: Input/output error")
 
-    monkeypatch.setattr("mirror.store.memory.MemoryReader.pread", fail)
+    monkeypatch.setattr("tests.support.memory_store.MemoryReader.pread", fail)
     progress = ScrubProgress(0.0)
     await Scrub(store, here.catalog).check(Digest.of(b"good"), progress)
     assert (progress.unreadable, progress.good) == ([Digest.of(b"good")], False)

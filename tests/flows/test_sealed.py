@@ -13,10 +13,10 @@ from mirror.errors import BlobUnknown, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import Repo
-from mirror.policy.misses import Miss
+from mirror.policy.image_misses import Miss
 from mirror.policy.records import Freeze
 from mirror.store.local.layout import Layout
-from mirror.store.local.misses import LocalMisses
+from mirror.store.local.miss_file import LocalMisses
 from tests.support.fake_registry import FakeRegistry
 from tests.support.here import APP, Here
 from tests.support.live_mirror import Got, LiveMirror, live_mirror, noise, until

@@ -19,13 +19,13 @@ from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.image_names import Image
 from mirror.policy.records import Freeze, ManifestRecord, Pin, TagRecord
-from mirror.policy.unread import UnreadNote, note_name
-from mirror.store.memory import MemoryCatalog, MemoryPins
+from mirror.policy.unread_notes import UnreadNote, note_name
 from tests.flows.test_pins import APP, SIZE, Site, layer, pin, present, pressure, pull, running, tagged
 from tests.support.clock import Clock
 from tests.support.command import mirror as command
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror
+from tests.support.memory_store import MemoryCatalog, MemoryPins
 from tests.support.mirror_process import write_config
 
 #: More than any of the tests puts into a mirror of this size.

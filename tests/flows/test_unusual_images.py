@@ -17,7 +17,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, read_manifest
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
-from mirror.prefetch.prefetch import prefetch
+from mirror.prefetch.batch import prefetch
 from tests.support.command import Done
 from tests.support.command import mirror as command
 from tests.support.fake_registry import FakeRegistry

@@ -15,7 +15,6 @@ from mirror.bundles.inventory import Inventory, ListedImage, read_inventory, tak
 from mirror.bundles.layout_source import FileBody
 from mirror.errors import BundleError, IndexUnavailable, StoreFull
 from mirror.graph.manifests import read_stored
-from mirror.index.memory import MemoryIndex
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule
@@ -25,6 +24,7 @@ from mirror.repository.grants import granted_by
 from mirror.repository.tag_history import TagHistories, TamperProofClock
 from mirror.store.local.freezes import LocalFreezes
 from mirror.store.local.locks import Locks
+from tests.support.memory_index import MemoryIndex
 from tests.support.stocked import Stocked
 
 _NOW = 1_800_000_000.0

@@ -30,7 +30,7 @@ from mirror.access.own_tokens import IssuedTokens, read_keys
 from mirror.access.static_tokens import StaticToken, StaticTokens
 from mirror.errors import AccessUnavailable, ConfigError, Unauthorized
 from mirror.oci.authorization import CallerCredentials
-from mirror.policy.access import ANONYMOUS, AuthMethod, Identity
+from mirror.policy.access_rules import ANONYMOUS, AuthMethod, Identity
 from tests.support.clock import Clock
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
+from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import Locks
 from mirror.store.local.purge_notices import Purges
-from mirror.store.local.records import JsonRecords
 from mirror.store.local.status_board import StatusBoard
 
 

@@ -12,8 +12,8 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor
 from mirror.oci.reference import Repo
 from mirror.policy.records import ManifestRecord
-from mirror.store.memory import MemoryCatalog, MemoryStore
 from mirror.values.platforms import parse_platforms
+from tests.support.memory_store import MemoryCatalog, MemoryStore
 
 _REPO = Repo("docker.io", "library/app")
 

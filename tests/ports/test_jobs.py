@@ -16,9 +16,9 @@ from mirror.errors import JobUnknown, NameUnknown, TooManyJobs
 from mirror.prefetch.jobs import Ended, Jobs
 from mirror.prefetch.progress import ProgressMeter
 from mirror.store.local.blobs import LocalStore
+from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import Locks
-from mirror.store.local.records import JsonRecords
 from tests.support.live_mirror import until
 
 

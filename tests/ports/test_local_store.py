@@ -22,7 +22,7 @@ from mirror.errors import BlobDamaged, BlobUnknown, RecordDamaged, StoreError, S
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
-from mirror.policy.quarantine import QuarantinedBlob
+from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.policy.records import ManifestRecord, Sighting, TagRecord
 from mirror.ports import BlobStore, Catalog
 from mirror.store.local import blobs, quarantine

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mirror.index.memory import MemoryIndex
 from mirror.ports import ContentIndex
 from tests.support.index_suite import IndexSuite
+from tests.support.memory_index import MemoryIndex
 
 
 class TestMemoryIndex(IndexSuite):

@@ -7,8 +7,8 @@ import pytest
 from mirror.errors import StoreFull
 from mirror.oci.digest import Digest
 from mirror.ports import BlobStore, Catalog
-from mirror.store.memory import MemoryCatalog, MemoryStore
 from tests.support.catalog_suite import CatalogSuite
+from tests.support.memory_store import MemoryCatalog, MemoryStore
 from tests.support.store_suite import CONTENT, DIGEST, REGISTRY, Damage, Pieces, StoreSuite, quiet
 
 

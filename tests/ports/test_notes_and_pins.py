@@ -14,12 +14,12 @@ from mirror.errors import StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import Pin
-from mirror.policy.unread import note_name
+from mirror.policy.unread_notes import note_name
 from mirror.store.local.blobs import LocalStore
+from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
-from mirror.store.local.pins import LocalPins
-from mirror.store.local.records import JsonRecords
-from mirror.store.memory import MemoryPins
+from mirror.store.local.pin_files import LocalPins
+from tests.support.memory_store import MemoryPins
 
 _REPO = Repo("docker.io", "library/app")
 
@@ -170,13 +170,13 @@ def test_a_pin_that_the_disk_does_not_give(layout: Layout, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", fail)
         # of a folder that may be listed, but not entered, no file can be looked at
-        patch.setattr("mirror.store.local.records.os.lstat", fail)
+        patch.setattr("mirror.store.local.json_records.os.lstat", fail)
         found, [unread] = pins.look()
         assert found == []
         assert unread.is_about(_REPO, "1.0")
         assert unread.why == os.strerror(number)
     with monkeypatch.context() as patch:
-        patch.setattr("mirror.store.local.records.os.listdir", fail)
+        patch.setattr("mirror.store.local.json_records.os.listdir", fail)
         with pytest.raises(StoreError, match="/pins"):
             pins.look()
         with pytest.raises(StoreError, match="/pins"):

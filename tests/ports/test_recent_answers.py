@@ -12,12 +12,12 @@ import pytest
 
 from mirror.errors import StoreError
 from mirror.inspect.recent_answers import Recent
-from mirror.policy.recent import LastAnswer
-from mirror.repository.content import Outcome
+from mirror.policy.last_answer import LastAnswer
+from mirror.repository.answers import Outcome
+from mirror.store.local.answer_files import LocalRecent, read_recent
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import Locks
-from mirror.store.local.recent import LocalRecent, read_recent
 
 
 @dataclass

@@ -16,8 +16,8 @@ import pytest
 from mirror.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.ports import Body
-from mirror.upstream.http.blobs import BlobAnswer, DialFailed, Transfer
 from mirror.upstream.http.body import HttpBody
+from mirror.upstream.http.download import BlobAnswer, DialFailed, Transfer
 from tests.support.certificates import Certificate
 from tests.support.scripted import Close, Request, Reset, Script, Scripted, Stall, chunked, head, reply
 

@@ -10,7 +10,7 @@ import pytest
 from mirror.errors import Unauthorized
 from mirror.oci.authorization import CallerCredentials, read_authorization
 from mirror.oci.reference import Repo
-from mirror.policy.access import ANONYMOUS, Action, AuthMethod, Identity, Policy, Rule, check_who
+from mirror.policy.access_rules import ANONYMOUS, Action, AuthMethod, Identity, Policy, Rule, check_who
 
 _ALICE = Identity("alice", AuthMethod.PASSWORD, frozenset({"ops"}))
 _BOB = Identity("bob", AuthMethod.PASSWORD)

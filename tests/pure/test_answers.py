@@ -11,7 +11,7 @@ from mirror.errors import ANSWERS, MirrorError, RangeInvalid, UpstreamDenied, Up
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.span import Span
-from mirror.repository.content import ManifestAnswer, Outcome
+from mirror.repository.answers import ManifestAnswer, Outcome
 from mirror.server.registry.responses import (
     blob_headers,
     cache_status,

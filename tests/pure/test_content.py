@@ -10,7 +10,7 @@ from mirror.errors import Denied
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST, read_manifest
 from mirror.oci.reference import Repo
-from mirror.policy.content import ContentLists, ContentRule, ImagePattern, check_size, patterns
+from mirror.policy.content_rules import ContentLists, ContentRule, ImagePattern, check_size, patterns
 
 _APP = Repo("docker.io", "library/app")
 _LOCAL = Repo("localhost:5000", "app")

@@ -9,14 +9,14 @@ import pytest
 
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.content import ContentRule
+from mirror.policy.content_rules import ContentRule
 from mirror.policy.forecast import Facts, blob_forecast, forecast
 from mirror.policy.freshness import FreshnessRule
 from mirror.policy.history import AgeRule, choose
-from mirror.policy.recent import LastAnswer, explain, latest
+from mirror.policy.last_answer import LastAnswer, explain, latest
 from mirror.policy.records import Freeze, Sighting, TagRecord
 from mirror.policy.rules import RouteRule
-from mirror.repository.content import Outcome
+from mirror.repository.answers import Outcome
 
 _DIGEST = Digest.of(b"one")
 _OTHER = Digest.of(b"two")

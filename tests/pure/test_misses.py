@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.misses import MOST_BLOBS, Miss, joined
+from mirror.policy.image_misses import MOST_BLOBS, Miss, joined
 
 _APP = Repo("docker.io", "library/app")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mirror.oci.digest import Digest
-from mirror.policy.quarantine import QuarantinedBlob, QuarantineLimits
+from mirror.policy.quarantine_limits import QuarantinedBlob, QuarantineLimits
 
 NOW = 1_000_000.0
 LARGE = 1 << 50

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mirror.errors import UpstreamInvalid
 from mirror.policy.upstream.tag_order import ascending
 from mirror.prefetch import sync
-from mirror.repository.content import Outcome
+from mirror.repository.answers import Outcome
 from mirror.repository.shared import Listing
 from mirror.repository.tag_windows import Window
 

@@ -12,8 +12,6 @@ from typing import Any
 from mirror.process.listeners import connect_unix
 from tests.support.process import PATIENCE
 
-__all__ = ["Said", "ask_admin"]
-
 
 @dataclass(frozen=True)
 class Said:

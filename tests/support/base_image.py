@@ -16,8 +16,6 @@ from typing import Final
 from tests.support.images import Published, Pusher
 from tests.support.process import program, run
 
-__all__ = ["publish_python"]
-
 #: Parts of Python's library that no build needs.
 _UNWANTED: Final = {
     "__pycache__",

@@ -9,8 +9,6 @@ from typing import Any, Final
 
 from playwright.sync_api import BrowserContext, Page, sync_playwright
 
-__all__ = ["Seen", "browser_page"]
-
 _PROGRAM: Final = "/usr/bin/chromium"
 _ARGUMENTS: Final = [
     "--headless",

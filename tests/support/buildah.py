@@ -12,8 +12,6 @@ from tests.support.mounts import overlay_works, unmount_below
 from tests.support.process import run
 from tests.support.pulls import OFFLINE
 
-__all__ = ["Buildah"]
-
 
 class Buildah:
     """`mirror` is `host:port`; it stands for docker.io. As root, without containers: `--isolation chroot`."""

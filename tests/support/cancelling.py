@@ -16,8 +16,6 @@ from typing import Any
 
 from tests.support.live_mirror import until
 
-__all__ = ["Baseline", "cancelled_everywhere"]
-
 #: Ends of idle connections beyond those that there were.
 _KEPT = 4
 #: More awaits than any of the tried things has.

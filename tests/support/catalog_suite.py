@@ -11,8 +11,6 @@ from mirror.oci.reference import Repo
 from mirror.policy.records import ManifestRecord, Sighting, TagRecord
 from mirror.ports import Catalog
 
-__all__ = ["CatalogSuite"]
-
 ALPINE = Repo("docker.io", "library/alpine")
 ONE = Digest.of(b"one")
 TWO = Digest.of(b"two", "sha512")

@@ -6,8 +6,6 @@ import ssl
 import subprocess
 from pathlib import Path
 
-__all__ = ["Certificate"]
-
 
 class Certificate:
     """For `localhost` and 127.0.0.1, or other `names`; two PEM files below the directory given."""

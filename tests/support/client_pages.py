@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 from typing import Final
 
-__all__ = ["MIRROR", "shown_files"]
-
 #: How the pages call the mirror.
 MIRROR: Final = "mirror.internal:5000"
 

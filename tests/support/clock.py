@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["Clock"]
-
 
 class Clock:
     """Seconds, epoch seconds or any others, that stand still until a test sets `time`."""

@@ -26,8 +26,6 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from tests.support.fake_registry import FakeRegistry
 from tests.support.scripted import Request, Script, Scripted, reply, reply_json
 
-__all__ = ["Aws", "Azure", "AzureRegistry", "GoogleCloud"]
-
 
 class _Cloud:
     """A server with a list of what it has issued."""

@@ -16,8 +16,6 @@ import structlog
 
 from mirror.cli import main
 
-__all__ = ["Done", "mirror"]
-
 
 @dataclass(frozen=True, slots=True)
 class Done:

@@ -20,8 +20,6 @@ from tests.support.mounts import overlay_works, unmount_below
 from tests.support.process import PATIENCE, ProgramProcess, run
 from tests.support.pulls import OFFLINE
 
-__all__ = ["CRI_NAMESPACE", "PULLS", "ContainerdProcess", "Cri", "CriImage", "write_hosts"]
-
 #: What a mirror is used for, in a `[host…]` section.
 PULLS: Final = '\n  capabilities = ["pull", "resolve"]\n'
 

@@ -23,8 +23,6 @@ from types import TracebackType
 
 from tests.support.process import PATIENCE
 
-__all__ = ["Client", "Crowd", "Outcome"]
-
 _BUFFER = 512 * 1024
 
 

@@ -17,8 +17,6 @@ from tests.support.mounts import overlay_works, unmount_below
 from tests.support.process import PATIENCE, ProgramProcess
 from tests.support.pulls import OFFLINE
 
-__all__ = ["DockerdProcess", "PullFailed"]
-
 
 class PullFailed(AssertionError):
     """dockerd answered that a pull did not work; shows what it said."""

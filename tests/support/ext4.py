@@ -20,8 +20,6 @@ from typing import Final
 
 from tests.support.process import run
 
-__all__ = ["Ext4", "refusal"]
-
 _FS_IOC_SHUTDOWN: Final = 0x8004587D
 _NO_LOG_FLUSH: Final = struct.pack("i", 2)
 

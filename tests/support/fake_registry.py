@@ -28,21 +28,6 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from tests.support.scripted import Answering, Close, Request, Reset, Script, Scripted, Stall, head, reply, reply_json
 
-__all__ = [
-    "FakeRegistry",
-    "Fault",
-    "cut",
-    "gzipped",
-    "html",
-    "ignore_range",
-    "reset",
-    "silence",
-    "stall",
-    "status",
-    "throttle",
-    "wrong_bytes",
-]
-
 Fault: TypeAlias = Callable[[Request, Answering], Script]
 
 _PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|tags|referrers)/(?P<what>[^/]+)")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["FakeTime"]
-
 
 class FakeTime:
     """The wall clock alone: what counts steadily goes on as it does, as on a machine whose clock is set."""

@@ -21,8 +21,6 @@ from types import TracebackType
 
 from tests.support.process import PATIENCE
 
-__all__ = ["ForkedWorkers"]
-
 
 class ForkedWorkers:
     """At most one worker at a time. `log` is the file that all of them write to. `beside`: on the listener of those."""

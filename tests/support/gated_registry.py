@@ -18,8 +18,6 @@ from types import TracebackType
 from tests.support.images import sha256
 from tests.support.process import PATIENCE
 
-__all__ = ["BlobRequest", "GatedRegistry"]
-
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _STEP = 256 * 1024
 

@@ -13,8 +13,6 @@ import os
 import shlex
 from pathlib import Path
 
-__all__ = ["HelperProgram"]
-
 
 class HelperProgram:
     """`docker-credential-<name>` below `directory`; what it does may be changed between two runs."""

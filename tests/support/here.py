@@ -16,8 +16,6 @@ from mirror.store.local.blobs import LocalStore
 from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.layout import Layout
 
-__all__ = ["APP", "CONFIG", "Here"]
-
 APP = Repo("docker.io", "library/app")
 CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"

@@ -31,8 +31,6 @@ from urllib.parse import urlsplit
 
 from tests.support.process import PATIENCE, program, run
 
-__all__ = ["BIG", "NATIVE", "Blob", "Image", "Published", "Pusher", "publish_all", "publish_small", "sha256"]
-
 #: Bytes of the big layer's one file; the layer itself is a little larger.
 BIG: Final = 200 * 1024 * 1024
 

@@ -6,13 +6,11 @@ import asyncio
 import random
 from collections.abc import Iterable, Sequence
 
-from mirror.index.memory import MemoryIndex
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
 from mirror.ports import ContentIndex
-
-__all__ = ["IndexSuite", "coldest", "digest", "names", "record"]
+from tests.support.memory_index import MemoryIndex
 
 ALPINE = Repo("docker.io", "library/alpine")
 PAUSE = Repo("localhost:5000", "pause")

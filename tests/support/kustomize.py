@@ -10,8 +10,6 @@ import yaml
 
 from tests.support.process import run
 
-__all__ = ["Object", "only", "render"]
-
 Object = dict[str, Any]
 
 

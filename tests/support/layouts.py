@@ -13,8 +13,6 @@ from typing import Any, TypeAlias
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 
-__all__ = ["Members", "blob_path", "entry", "foreign_layout", "read_members", "write_members"]
-
 #: In order, names may come twice.
 Members: TypeAlias = list[tuple[tarfile.TarInfo, bytes]]
 

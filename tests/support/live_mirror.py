@@ -43,8 +43,6 @@ from mirror.server.registry.connection_limit import ConnectionLimiter
 from mirror.server.registry.handler import FrontServer
 from tests.support.scripted import Stall
 
-__all__ = ["PATIENCE", "Clock", "Got", "LiveMirror", "live_mirror", "noise", "reached", "until"]
-
 T = TypeVar("T")
 
 #: Seconds to wait for what has to happen; nothing is judged by it.

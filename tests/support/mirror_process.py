@@ -23,8 +23,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.process import PATIENCE, ProgramProcess, eventually
 
-__all__ = ["MirrorProcess", "holder_of_lock", "write_config"]
-
 #: The directory that the package lies in, so that `-m mirror` finds it wherever the tests are started from.
 _TREE: Final = Path(__file__).resolve().parents[2]
 #: Lines of trouble that are shown when a test fails.

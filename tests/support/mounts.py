@@ -8,8 +8,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-__all__ = ["overlay_works", "remove_tree", "unmount_below"]
-
 _MNT_DETACH = 2
 
 

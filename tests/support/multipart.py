@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from tests.support.live_mirror import Got
 
-__all__ = ["Part", "parts_of"]
-
 
 @dataclass(frozen=True)
 class Part:

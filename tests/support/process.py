@@ -19,8 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
-__all__ = ["PATIENCE", "CommandFailed", "ProgramFailed", "ProgramProcess", "eventually", "program", "run"]
-
 T = TypeVar("T")
 
 #: Seconds to wait for something that has to happen; generous, because nothing is judged by it.

@@ -19,8 +19,6 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-__all__ = ["HttpProxy"]
-
 
 class HttpProxy:
     """`users` are those who may use it (none: everybody); `hosts` maps `name:port` to an address."""

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 
 from tests.support.images import Image, Published
 
-__all__ = ["ALL", "OFFLINE", "expect_each_once", "wanted_blobs"]
-
 #: The images that every client pulls, by their names in `images.publish_all`.
 ALL = ("oci", "schema2", "index", "list", "many", "big", "umoci")
 

@@ -18,8 +18,6 @@ from types import TracebackType
 
 from mirror.index.redis import RedisAddress
 
-__all__ = ["RedisServer"]
-
 
 class RedisServer:
     """Started by `start` or as a context; `arguments` are redis-server's own, as on its command line."""

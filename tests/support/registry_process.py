@@ -18,8 +18,6 @@ from typing import Any
 
 from tests.support.process import PATIENCE, ProgramProcess
 
-__all__ = ["RegistryProcess", "Request"]
-
 _markers = count()
 
 

@@ -25,8 +25,6 @@ from types import TracebackType
 from typing import Any, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
-__all__ = ["Close", "Request", "Reset", "Scripted", "Stall", "chunked", "head", "reply", "reply_json"]
-
 
 @dataclass(frozen=True)
 class Request:

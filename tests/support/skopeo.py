@@ -10,8 +10,6 @@ from tests.support.images import Published, sha256
 from tests.support.process import run
 from tests.support.pulls import OFFLINE, wanted_blobs
 
-__all__ = ["Skopeo", "compare_directory"]
-
 
 class Skopeo:
     """skopeo with settings of its own; `mirror` is `host:port`."""

@@ -22,8 +22,6 @@ from mirror.store.local.blobs import LocalStore
 from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.layout import Layout
 
-__all__ = ["Stocked", "tree", "write_settings"]
-
 _REGISTRY: Final = "docker.io"
 
 

@@ -17,8 +17,6 @@ from mirror.errors import BlobDamaged, BlobUnknown, UpstreamUnavailable
 from mirror.oci.digest import HEX_LENGTHS, Digest
 from mirror.ports import BlobInfo, BlobStore, Ingest
 
-__all__ = ["REGISTRY", "Pieces", "StoreSuite", "filled", "put_aside", "quiet"]
-
 CONTENT = bytes(range(256)) * 3000
 DIGEST = Digest.of(CONTENT)
 #: Whose bytes a growing blob holds, unless a test says otherwise.

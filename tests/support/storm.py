@@ -44,7 +44,7 @@ from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
 from mirror.policy.records import Freeze, Pin
-from mirror.prefetch.prefetch import prefetch
+from mirror.prefetch.batch import prefetch
 from mirror.store.local.layout import digest_of_ingest
 from mirror.store.local.recovery import sweep
 from tests.support.fake_registry import (
@@ -63,8 +63,6 @@ from tests.support.fake_registry import (
 from tests.support.live_mirror import Clock, Got, LiveMirror, live_mirror, noise, until
 from tests.support.redis_server import RedisServer
 from tests.support.scripted import Stall
-
-__all__ = ["Storm"]
 
 _NAMES: Final = ("library/app", "team/other")
 _TAGS: Final = ("v1", "v2", "v3", "v4")

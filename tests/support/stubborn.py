@@ -22,8 +22,6 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Stubborn"]
-
 
 class _GivenUp(Exception):
     """No answer after so many tries."""

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["read_only", "remount_read_only", "tmpfs"]
-
 _MNT_DETACH = 2
 _MS_RDONLY = 1
 _MS_REMOUNT = 32

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-__all__ = ["Refuse", "every", "nth", "refusing"]
-
 #: Whether a read fails, by its number, counted from 0, and its path.
 Refuse = Callable[[int, str], bool]
 

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-__all__ = ["native_libraries", "pack_wheels", "with_dependencies"]
-
 
 def with_dependencies(names: Iterable[str]) -> list[Distribution]:
     """These distributions and all that they need here, with the extras that are asked for; each once."""

@@ -15,8 +15,6 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["LOOK_AGAIN", "Budget", "is_spent", "newer", "parse_budget", "patience", "resets_in"]
-
 _FIELD: Final = re.compile(r"\s*([0-9]{1,9})\s*;\s*w\s*=\s*([0-9]{1,8})\s*")
 #: Seconds. While the quota is spent, one call per period checks whether pulls are left again, because windows slide.
 LOOK_AGAIN: Final = 60.0

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["ecr_region"]
-
 #: Host names are <account>.dkr.ecr[-fips].<region>.amazonaws.com[.cn], and with both IPv4 and IPv6
 #: <account>.dkr-ecr[-fips].<region>.on.aws (Amazon ECR User Guide, "Registry endpoints").
 _ECR: Final = re.compile(

@@ -6,8 +6,6 @@ from collections.abc import Collection, Sequence
 
 from mirror.policy.upstream.retrying import Circuit
 
-__all__ = ["in_order"]
-
 
 def in_order(
     circuits: Sequence[Circuit], now: float, *, probing: Collection[int] = (), avoid: int | None = None

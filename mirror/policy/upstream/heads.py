@@ -16,8 +16,6 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import ACCEPT, LARGEST, Descriptor
 from mirror.oci.reference import Reference
 
-__all__ = ["TO_BE_ASKED_BY_GET", "is_worth_a_get", "read_head"]
-
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 
 #: Statuses of HEAD that say nothing about GET. Not included: 401, which is answered by authenticating or refuses our

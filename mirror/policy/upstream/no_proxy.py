@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 
-__all__ = ["is_spared"]
-
 
 def is_spared(no_proxy: str, host: str, port: int) -> bool:
     """Whether `no_proxy`, a list of entries separated by commas, includes the host.

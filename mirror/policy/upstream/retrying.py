@@ -10,20 +10,6 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-__all__ = [
-    "CLOSED",
-    "LONGEST_HOLD",
-    "SHORTEST_HOLD",
-    "Circuit",
-    "Verdict",
-    "back_off",
-    "hold_for",
-    "is_throttling",
-    "is_worth_retrying",
-    "parse_http_date",
-    "parse_retry_after",
-]
-
 #: 5xx that are permanent (RFC 9110, 15.6).
 _LASTING: Final = frozenset({501, 505})
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["ascending"]
-
 
 def ascending(tags: Iterable[str], behind: str) -> list[str] | None:
     """The tags, if they are sorted and none sorts before `behind`; otherwise None.

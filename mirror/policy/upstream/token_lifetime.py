@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["pause_after", "usable_seconds"]
-
 _LIFETIME: Final = 60.0
 _LONGEST_LIFETIME: Final = 31 * 24 * 3600.0
 _FIRST_PAUSE: Final = 2.0

@@ -20,20 +20,6 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 from urllib.parse import urljoin
 
-__all__ = [
-    "MOST_HOPS",
-    "Origin",
-    "Url",
-    "UrlBounds",
-    "UrlRefused",
-    "looks_internal",
-    "needs_private",
-    "parse_address",
-    "parse_url",
-    "same_site",
-    "surviving_headers",
-]
-
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 #: Scheme, host and port.
 Origin: TypeAlias = tuple[str, str, int]

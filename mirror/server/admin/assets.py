@@ -14,8 +14,6 @@ from typing import Final
 
 from mirror.server.registry.responses import SERVER
 
-__all__ = ["ASSETS", "Asset"]
-
 _HEADERS: Final = {
     **SERVER,
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "

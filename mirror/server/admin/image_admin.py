@@ -26,8 +26,6 @@ from mirror.policy.records import Pin
 from mirror.policy.selection import Selection
 from mirror.ports import BlobStore, Catalog, ContentIndex, Freezes, Pins
 
-__all__ = ["ImageAdmin"]
-
 _D = TypeVar("_D")
 
 _PAGE: Final = 50

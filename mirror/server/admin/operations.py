@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote
 
-__all__ = ["OPERATIONS", "PREFIX", "Operation", "find", "openapi"]
-
 PREFIX: Final = "/admin/v1"
 
 Schema = Mapping[str, Any]

@@ -21,8 +21,6 @@ from mirror.errors import StoreError
 from mirror.fills.flights import Flights
 from mirror.values.timestamps import moment
 
-__all__ = ["SharedStatus", "UpstreamState", "Workers"]
-
 _EVERY: Final = 1.0
 #: Downloads that one worker lists one by one.
 _MOST: Final = 500

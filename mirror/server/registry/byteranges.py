@@ -19,8 +19,6 @@ from collections.abc import Iterator, Sequence
 
 from mirror.oci.span import Span
 
-__all__ = ["Byteranges"]
-
 
 class Byteranges:
     """The parts `spans` of a blob of `size` bytes, and the delimiters between them."""

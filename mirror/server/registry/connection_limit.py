@@ -22,8 +22,6 @@ from typing import Final
 
 from mirror import telemetry
 
-__all__ = ["ConnectionLimiter", "client_key"]
-
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -26,12 +26,12 @@ from mirror import telemetry
 from mirror.errors import MirrorError, NotServed, RequestError, Unsupported, UpstreamError
 from mirror.inspect.recent_answers import Recent
 from mirror.oci.request import Kind, RegistryRequest, parse_request
-from mirror.policy.access import ANONYMOUS
-from mirror.repository.content import Outcome
+from mirror.policy.access_rules import ANONYMOUS
+from mirror.repository.answers import Outcome
 from mirror.repository.protocol import Repository
 from mirror.repository.router import Router
 from mirror.server.registry import pull
-from mirror.server.registry.access import TOKEN_PATH, AccessControl
+from mirror.server.registry.access_control import TOKEN_PATH, AccessControl
 from mirror.server.registry.connection_limit import ConnectionLimiter
 from mirror.server.registry.handshake import Handshake
 from mirror.server.registry.head_limit import MOST_HEAD, BoundedHeads
@@ -39,8 +39,6 @@ from mirror.server.registry.pull import RequestRecord
 from mirror.server.registry.responses import error_response
 from mirror.server.registry.sending import ClientGone, Sender
 from mirror.server.registry.writing import PIECE, PieceWriter, Unsent
-
-__all__ = ["Audit", "FrontServer", "Page", "RegistryHandler"]
 
 #: Statuses that go to the audit log even if the caller and the repository are unknown.
 _REFUSED: Final = frozenset({401, 403, 429})

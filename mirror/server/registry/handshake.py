@@ -19,8 +19,6 @@ from typing import Protocol, cast
 
 from mirror.server.registry.connection_limit import ConnectionLimiter
 
-__all__ = ["Handshake", "Secured"]
-
 
 class Secured(Protocol):
     """The protocol served over TLS. The connection is passed to it by `secured`, instead of `connection_made`."""

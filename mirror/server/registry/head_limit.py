@@ -14,8 +14,6 @@ from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import _ErrInfo
 
-__all__ = ["MOST_HEAD", "BoundedHeads"]
-
 #: Largest head in bytes. podman's 1,024 ranges of a blob of some gigabytes take about 24,000.
 MOST_HEAD: Final = 32 << 10
 

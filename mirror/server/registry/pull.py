@@ -20,7 +20,7 @@ from mirror.oci.reference import Repo
 from mirror.oci.request import RegistryRequest, parse_page
 from mirror.oci.span import Span, parse_ranges
 from mirror.policy.send_limit import HELD_BACK, may_send_of_part
-from mirror.repository.content import BlobContent, Outcome
+from mirror.repository.answers import BlobContent, Outcome
 from mirror.repository.protocol import Repository
 from mirror.server.registry.byteranges import Byteranges
 from mirror.server.registry.responses import (
@@ -33,8 +33,6 @@ from mirror.server.registry.responses import (
     stale_warning,
 )
 from mirror.server.registry.sending import Beyond, ClientGone, Sender
-
-__all__ = ["RequestRecord", "base", "blob", "catalog", "manifest", "referrers", "tags"]
 
 #: Most tags in one page (CVE-2023-2253: an `n` of any size caused an allocation of any size).
 _MOST_TAGS = 10_000

@@ -18,21 +18,7 @@ from mirror.errors import MirrorError, RangeInvalid, TooManyLogins, Unauthorized
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import is_manifest_type
 from mirror.oci.span import Span
-from mirror.repository.content import ManifestAnswer, Outcome
-
-__all__ = [
-    "API_VERSION",
-    "INERT",
-    "SERVER",
-    "blob_headers",
-    "cache_status",
-    "error_body",
-    "error_response",
-    "is_unchanged",
-    "link_to_next",
-    "manifest_headers",
-    "stale_warning",
-]
+from mirror.repository.answers import ManifestAnswer, Outcome
 
 #: On every answer. Otherwise aiohttp would disclose its own version and Python's.
 SERVER: Final = {"Server": "mirror"}

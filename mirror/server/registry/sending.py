@@ -30,8 +30,6 @@ from mirror.errors import BlobDamaged, BlobUnreadable, StoreError
 from mirror.oci.span import Span
 from mirror.ports import BlobReader, SupportsFileno
 
-__all__ = ["Beyond", "ClientGone", "Sender"]
-
 #: Waits until bytes after a position may be sent, and returns up to where; see `BlobContent.beyond`.
 Beyond = Callable[[int], Awaitable[int]]
 

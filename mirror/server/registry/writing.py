@@ -20,8 +20,6 @@ from typing import Any, Final, Protocol, cast
 
 from aiohttp.http import StreamWriter
 
-__all__ = ["PIECE", "PieceWriter", "Unsent", "Waiting"]
-
 #: Bytes of a copied piece: what a TLS record carries (RFC 8446, 5.1), less what is written with the first one.
 PIECE: Final = 15 << 10
 #: Bytes of a piece that is not copied (without TLS).

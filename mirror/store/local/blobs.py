@@ -37,7 +37,7 @@ from typing import Final
 
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
 from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
-from mirror.policy.quarantine import QuarantinedBlob
+from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.ports import BlobInfo, BlobReader, Body, SupportsFileno
 from mirror.store.local import quarantine
 from mirror.store.local.durable import ABSENT, PendingSyncs, make_folder, store_errors, sync_folder, write_whole
@@ -45,8 +45,6 @@ from mirror.store.local.ingest_state import GrowthState, boot_id, read_state, wr
 from mirror.store.local.layout import LAYOUT, Layout, digest_from, digest_of_ingest, state_of
 from mirror.store.local.locks import is_locked, open_lock
 from mirror.store.local.pump import pump
-
-__all__ = ["LocalIngest", "LocalReader", "LocalStore"]
 
 _BLOCK: Final = 1 << 20
 #: Not every C library has preadv2.

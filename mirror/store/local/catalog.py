@@ -23,8 +23,6 @@ from mirror.policy.records import ManifestRecord, Sighting, TagRecord, read_hist
 from mirror.store.local.durable import ABSENT, PendingSyncs, make_folder, store_errors, write_whole
 from mirror.store.local.layout import Layout, digest_from
 
-__all__ = ["LocalCatalog"]
-
 T = TypeVar("T")
 
 

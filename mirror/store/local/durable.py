@@ -14,18 +14,6 @@ from typing import Final
 
 from mirror.errors import StoreError, StoreFull
 
-__all__ = [
-    "ABSENT",
-    "PendingSyncs",
-    "last_change",
-    "make_folder",
-    "store_errors",
-    "sync_folder",
-    "write_all",
-    "write_lightly",
-    "write_whole",
-]
-
 #: Makes the names in a folder durable, at once or later.
 Sync = Callable[[Path], None]
 

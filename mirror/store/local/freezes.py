@@ -10,11 +10,9 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import check_manifest_type
 from mirror.oci.reference import Repo, check_name, check_registry, check_tag
 from mirror.policy.records import Freeze
-from mirror.policy.unread import UnreadNote
+from mirror.policy.unread_notes import UnreadNote
+from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
-from mirror.store.local.records import JsonRecords
-
-__all__ = ["LocalFreezes"]
 
 
 class LocalFreezes:

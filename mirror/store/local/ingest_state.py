@@ -25,8 +25,6 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-__all__ = ["GrowthState", "boot_id", "read_state", "write_state"]
-
 _RECORD: Final = struct.Struct("<8sqQQ16s")
 _MAGIC: Final = b"mirror\x00\x01"
 _VERIFIED: Final = 1

@@ -49,8 +49,6 @@ from mirror.errors import RequestError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 
-__all__ = ["LAYOUT", "Layout", "digest_from", "digest_of_ingest", "state_of"]
-
 #: The version of this layout. A tree of another version is refused.
 LAYOUT = 1
 

@@ -16,8 +16,6 @@ from typing import Final
 from mirror.store.local.durable import store_errors
 from mirror.store.local.layout import Layout
 
-__all__ = ["Locks", "is_locked", "open_lock"]
-
 #: Keys share this many files. Two keys that map to one file wait for each other needlessly, which is rare.
 _FILES: Final = 1024
 _FIRST_WAIT: Final = 0.002

@@ -30,8 +30,6 @@ from mirror.errors import BlobDamaged
 from mirror.ports import Body, SupportsSplice
 from mirror.store.local.durable import store_errors, write_all
 
-__all__ = ["pump"]
-
 #: Bytes. Measured: larger buffers fall out of the cache, smaller ones cost more system calls.
 _RECEIVE: Final = 512 * 1024
 _HASH_BLOCK: Final = 1 << 20

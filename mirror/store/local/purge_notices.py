@@ -14,9 +14,7 @@ from typing import Final
 from mirror.errors import RequestError, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, check_name, check_registry
-from mirror.store.local.records import JsonRecords
-
-__all__ = ["Purges"]
+from mirror.store.local.json_records import JsonRecords
 
 #: Seconds after which every process has read the notice.
 _OLD: Final = 600.0

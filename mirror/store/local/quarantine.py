@@ -22,12 +22,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from mirror.oci.digest import Digest
-from mirror.policy.quarantine import QuarantinedBlob
+from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.store.local.durable import last_change, store_errors
 from mirror.store.local.layout import Layout, digest_from
 from mirror.store.local.locks import is_locked, open_lock
-
-__all__ = ["changed", "drop", "kept", "put"]
 
 
 def put(layout: Layout, digest: Digest, seen: int | None) -> bool:

@@ -27,8 +27,6 @@ from mirror.store.local.durable import store_errors
 from mirror.store.local.ingest_state import boot_id, read_state
 from mirror.store.local.layout import Layout, digest_from, digest_of_ingest, state_of
 
-__all__ = ["Swept", "sweep"]
-
 #: Seconds. Writing and renaming a small file takes far less.
 _TEMPORARY: Final = 3600.0
 #: Seconds. Many times what a disk needs to sync the largest blob.

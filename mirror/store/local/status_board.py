@@ -19,8 +19,6 @@ from typing import Any, Final
 from mirror.store.local.durable import make_folder, store_errors
 from mirror.store.local.layout import Layout
 
-__all__ = ["StatusBoard"]
-
 #: The number of slots, enough for the workers of a few mirrors on one store.
 _SLOTS: Final = 256
 

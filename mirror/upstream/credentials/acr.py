@@ -33,8 +33,6 @@ from mirror.upstream.credentials.source import Credentials, CredentialsUnavailab
 from mirror.upstream.http.client import open_session, read_limited, translated
 from mirror.upstream.http.proxies import DIRECT, Proxies
 
-__all__ = ["AcrIssuer"]
-
 _AUTHORITY: Final = "https://login.microsoftonline.com"
 _METADATA: Final = "http://169.254.169.254"
 #: The audience of the access token: container registries, the same in every Azure cloud.

@@ -23,8 +23,6 @@ from mirror.oci.strict_json import read_json
 from mirror.upstream.credentials.renewal import Issued
 from mirror.upstream.credentials.source import NO_USER, Credentials, CredentialsUnavailable
 
-__all__ = ["CredentialHelper"]
-
 _NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _LARGEST: Final = 64 * 1024
 _NOT_FOUND: Final = b"credentials not found in native keychain"

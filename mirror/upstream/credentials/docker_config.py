@@ -21,8 +21,6 @@ from mirror.upstream.credentials.renewal import Renewed
 from mirror.upstream.credentials.secret_files import RotatedFile
 from mirror.upstream.credentials.source import NO_USER, Credentials, CredentialSource, GivenCredentials, LoginState
 
-__all__ = ["DockerConfig"]
-
 #: The key that docker writes for Docker Hub, which is not the host name of its registry.
 _HUB_KEY: Final = "https://index.docker.io/v1/"
 _HUB_HOSTS: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})

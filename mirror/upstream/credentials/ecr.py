@@ -24,8 +24,6 @@ from mirror.policy.upstream.token_lifetime import usable_seconds
 from mirror.upstream.credentials.renewal import Issued
 from mirror.upstream.credentials.source import Credentials, CredentialsUnavailable
 
-__all__ = ["EcrIssuer"]
-
 #: The region in which ECR Public issues tokens, for clients of every region.
 _PUBLIC_REGION: Final = "us-east-1"
 _LONGEST: Final = 60.0

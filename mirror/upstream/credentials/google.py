@@ -29,8 +29,6 @@ from mirror.policy.upstream.token_lifetime import usable_seconds
 from mirror.upstream.credentials.renewal import Issued
 from mirror.upstream.credentials.source import Credentials, CredentialsUnavailable
 
-__all__ = ["GoogleIssuer"]
-
 _USER: Final = "oauth2accesstoken"
 #: The scope that gcloud requests, too; the roles of the account limit what the token permits.
 _SCOPES: Final = ["https://www.googleapis.com/auth/cloud-platform"]

@@ -10,8 +10,6 @@ from mirror.caller import acting
 from mirror.oci.authorization import CallerCredentials
 from mirror.upstream.credentials.source import NO_USER, Credentials, CredentialSource, LoginState
 
-__all__ = ["CallersCredentials"]
-
 
 class CallersCredentials:
     """A `CredentialSource`. `own` gives the credentials to use if the mirror acts for no caller."""

@@ -16,8 +16,6 @@ from mirror.policy.upstream.url_bounds import parse_url
 from mirror.upstream.credentials.renewal import Issued, Renewed
 from mirror.upstream.http.proxies import DIRECT, Proxies
 
-__all__ = ["PROVIDERS", "ProviderOptions", "missing_library", "open_provider"]
-
 ProviderName: TypeAlias = Literal["google", "ecr", "ecr-public", "acr"]
 
 #: For each provider, the library that it needs and the extra that installs it; None if it needs no library.

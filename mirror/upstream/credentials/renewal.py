@@ -24,8 +24,6 @@ from mirror.errors import UpstreamDenied, UpstreamError, UpstreamUnavailable
 from mirror.policy.upstream.token_lifetime import pause_after
 from mirror.upstream.credentials.source import Credentials, CredentialsUnavailable, LoginState
 
-__all__ = ["Issued", "Renewed"]
-
 #: Age in seconds below which refused credentials are not dropped.
 _YOUNG: Final = 30.0
 

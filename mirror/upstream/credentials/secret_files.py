@@ -20,8 +20,6 @@ from mirror import telemetry
 from mirror.errors import ConfigError
 from mirror.upstream.credentials.source import Credentials, LoginState
 
-__all__ = ["PasswordFile", "RotatedFile", "secret_in"]
-
 T = TypeVar("T")
 
 

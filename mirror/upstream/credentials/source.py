@@ -18,8 +18,6 @@ from typing import Final, Protocol
 
 from mirror.errors import UpstreamUnavailable
 
-__all__ = ["NO_USER", "CredentialSource", "Credentials", "CredentialsUnavailable", "GivenCredentials", "LoginState"]
-
 #: The user name that docker and its helpers give with an identity token.
 NO_USER: Final = "<token>"
 _LONGEST_REASON: Final = 500

@@ -22,8 +22,6 @@ from mirror.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from mirror.policy.upstream.url_bounds import Url
 from mirror.upstream.http.connection import Connection
 
-__all__ = ["EncodedBody", "Fields", "Framing", "HttpBody", "RateFloor", "describe"]
-
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _DECIMAL: Final = re.compile(r"[0-9]{1,18}")
 _MOST_TRAILERS: Final = 64

@@ -13,12 +13,10 @@ import aiohttp
 
 from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamOffLimits, UpstreamTimeout, UpstreamUnavailable
 from mirror.policy.upstream.url_bounds import UrlBounds
-from mirror.upstream.http.blobs import DialFailed, DialTimedOut
 from mirror.upstream.http.dialing import AddressRefused
+from mirror.upstream.http.download import DialFailed, DialTimedOut
 from mirror.upstream.http.proxies import DIRECT, Proxies
 from mirror.upstream.http.resolver import BoundedResolver
-
-__all__ = ["AnswerTooLarge", "Observe", "open_session", "read_limited", "translated"]
 
 #: Called for each request to upstream with its purpose, its status (None: no answer) and the seconds until then.
 Observe = Callable[[str, int | None, float], None]

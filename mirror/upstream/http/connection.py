@@ -17,8 +17,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Connection", "IdleConnections"]
-
 
 class Connection(io.RawIOBase):
     """One connection. Heads and chunks are read through a buffer; `take` reads from the socket once it is drained.

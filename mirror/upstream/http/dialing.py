@@ -13,8 +13,6 @@ from typing import Final
 
 from mirror.policy.upstream.url_bounds import UrlBounds, parse_address
 
-__all__ = ["AddressRefused", "check_literal", "dial", "refused"]
-
 
 class AddressRefused(OSError):
     """A host has an address that its upstream may not lead to."""

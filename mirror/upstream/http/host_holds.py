@@ -23,8 +23,6 @@ from mirror.errors import UpstreamThrottled
 from mirror.policy.upstream.retrying import hold_for
 from mirror.policy.upstream.url_bounds import Origin, Url
 
-__all__ = ["HostHolds", "HostThrottled"]
-
 #: The most hosts that are remembered, because upstream chooses them; the least recently held ones are dropped.
 _MOST: Final = 256
 

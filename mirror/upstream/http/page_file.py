@@ -15,8 +15,6 @@ from typing import IO, Final
 
 from mirror.errors import StoreError
 
-__all__ = ["ListBounds", "PageFile"]
-
 _IN_MEMORY: Final = 1024 * 1024
 
 

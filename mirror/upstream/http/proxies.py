@@ -24,8 +24,6 @@ from mirror.policy.upstream.no_proxy import is_spared
 from mirror.policy.upstream.url_bounds import Url, UrlBounds, UrlRefused, parse_url
 from mirror.upstream.http.dialing import dial
 
-__all__ = ["DIRECT", "Proxies", "Proxy", "ProxyFailed", "open_tunnel"]
-
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: |\r?\n)")
 _LONGEST: Final = 16 * 1024
 

@@ -15,8 +15,6 @@ from aiohttp.resolver import ThreadedResolver
 from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.upstream.http.dialing import refused
 
-__all__ = ["BoundedResolver"]
-
 
 class BoundedResolver(AbstractResolver):
     """The system's resolver (in a thread), without the addresses that `bounds` forbids.

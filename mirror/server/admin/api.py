@@ -39,20 +39,18 @@ from mirror.errors import (
     Unsupported,
 )
 from mirror.oci.strict_json import read_json
-from mirror.policy.access import Identity
+from mirror.policy.access_rules import Identity
 from mirror.policy.image_names import Image
 from mirror.prefetch.jobs import Jobs
 from mirror.prefetch.sync import Sync
 from mirror.server.admin.assets import ASSETS, Asset
 from mirror.server.admin.image_admin import ImageAdmin
 from mirror.server.admin.operations import PREFIX, Operation, find, openapi
-from mirror.server.admin.traffic import TrafficLog
+from mirror.server.admin.traffic_log import TrafficLog
 from mirror.server.admin.worker_status import Workers
-from mirror.server.registry.access import AccessControl
+from mirror.server.registry.access_control import AccessControl
 from mirror.server.registry.responses import API_VERSION, SERVER, error_response, is_unchanged
 from mirror.values.platforms import parse_platforms
-
-__all__ = ["HEADER", "Admin", "AdminAudit"]
 
 #: A request over TCP that changes something must carry this header. A page of another site cannot send it without a
 #: CORS preflight, which the mirror does not grant (WHATWG Fetch, "CORS-safelisted request-header").

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColu
 
 from mirror import config as settings
 from mirror import telemetry
-from mirror.cli.audit import audited
+from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, TextTable, application, description_column, say, say_json
 from mirror.cli.long_running import check_owner
 from mirror.errors import ConfigError
@@ -22,8 +22,6 @@ from mirror.prefetch.jobs import Ended
 from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.sync import SyncSource, first_failure
 from mirror.values.sizes import format_size
-
-__all__ = ["sync"]
 
 #: Seconds between two drawings of the progress bar.
 _DRAW_EVERY = 0.2

@@ -25,16 +25,6 @@ from mirror.policy.history import TagOverride
 from mirror.policy.send_limit import HELD_BACK
 from mirror.ports import BlobReader, Body
 
-__all__ = [
-    "BlobContent",
-    "GrowingContent",
-    "ManifestAnswer",
-    "Outcome",
-    "StoredContent",
-    "UncachedContent",
-    "UpstreamStream",
-]
-
 _CHUNK: Final = 256 * 1024
 
 

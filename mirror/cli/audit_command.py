@@ -15,8 +15,6 @@ from mirror.access.audit import AuditLog
 from mirror.errors import MirrorError, answer_for
 from mirror.store.local.layout import Layout
 
-__all__ = ["audited"]
-
 
 @contextmanager
 def audited(

@@ -9,8 +9,6 @@ from typing import Final
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
 
-__all__ = ["MOST_BLOBS", "Miss", "joined"]
-
 #: The most blobs recorded for one image. A few are enough: fetching the image again brings all of its blobs.
 MOST_BLOBS: Final = 16
 

@@ -10,8 +10,6 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
 
-__all__ = ["MemoryIndex"]
-
 
 class MemoryIndex:
     """See `mirror.ports.ContentIndex`. Never raises `IndexUnavailable`."""

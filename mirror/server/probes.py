@@ -10,8 +10,6 @@ from aiohttp import web
 from mirror import telemetry
 from mirror.server.registry.responses import INERT
 
-__all__ = ["Readiness", "health_pages"]
-
 
 @dataclass(slots=True)
 class Readiness:

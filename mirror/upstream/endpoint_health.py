@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from mirror.policy.upstream.retrying import Circuit
 from mirror.upstream.credentials.source import LoginState
 
-__all__ = ["Health", "health_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Health:

@@ -47,14 +47,12 @@ from mirror.eviction.scrub import (
 from mirror.inspect.as_json import image_json, whole_json
 from mirror.inspect.images import CachedImage, ImageDetail, Overview, PlatformHere
 from mirror.oci.manifest import Descriptor
+from mirror.policy.image_misses import Miss
 from mirror.policy.image_names import Image, name_of
-from mirror.policy.misses import Miss
 from mirror.policy.selection import select
-from mirror.store.local.misses import LocalMisses
+from mirror.store.local.miss_file import LocalMisses
 from mirror.values.sizes import format_size, parse_size
 from mirror.values.timestamps import moment
-
-__all__ = ["ls", "misses", "show", "verify"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 

@@ -18,13 +18,11 @@ from mirror.config import (
     Config,
     IssuerSettings,
 )
-from mirror.policy.access import Policy, Rule, actions
+from mirror.policy.access_rules import Policy, Rule, actions
 from mirror.ports import Authenticator
-from mirror.server.registry.access import AccessControl
+from mirror.server.registry.access_control import AccessControl
 from mirror.store.local.layout import Layout
 from mirror.trust.upstream_access import Verifier
-
-__all__ = ["open_gate"]
 
 #: Passwords checked at once. Each check takes a tenth of a second of a core, so guessing must not use all cores.
 _CHECKING_THREADS = 2

@@ -25,7 +25,7 @@ from rich.table import Column
 
 from mirror import config as settings
 from mirror import telemetry
-from mirror.cli.audit import audited
+from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, TextTable, application, complain, description_column, say, say_json
 from mirror.cli.long_running import check_owner
 from mirror.errors import ConfigError
@@ -33,14 +33,12 @@ from mirror.graph.closure import Role
 from mirror.oci.digest import Digest
 from mirror.policy.image_names import Image
 from mirror.prefetch import pulling
+from mirror.prefetch.batch import PrefetchCounts, Prefetched
+from mirror.prefetch.batch import prefetch as bring_in
 from mirror.prefetch.list_files import compose_file, kubernetes, plain_file
 from mirror.prefetch.lists import Listed, ListMalformed, Named, resolve_images
-from mirror.prefetch.prefetch import PrefetchCounts, Prefetched
-from mirror.prefetch.prefetch import prefetch as bring_in
 from mirror.values.platforms import Platform, parse_platforms
 from mirror.values.sizes import format_size
-
-__all__ = ["prefetch"]
 
 T = TypeVar("T")
 

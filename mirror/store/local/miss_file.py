@@ -17,11 +17,9 @@ from typing import Any, Final
 from mirror.errors import RequestError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, check_name, check_registry, parse_reference
-from mirror.policy.misses import MOST_BLOBS, Miss, joined
+from mirror.policy.image_misses import MOST_BLOBS, Miss, joined
 from mirror.store.local.durable import store_errors, write_whole
 from mirror.store.local.layout import Layout
-
-__all__ = ["MOST", "LocalMisses"]
 
 #: Records in the report at most; the least recent ones are dropped. Clients choose the names, so they are unbounded.
 MOST: Final = 10_000

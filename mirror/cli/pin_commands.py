@@ -11,7 +11,7 @@ import typer
 from mirror import config as settings
 from mirror.app.storage import open_disk, pin_rules
 from mirror.cli.admin_client import Refused, ask_if_running, target_of
-from mirror.cli.audit import audited
+from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, TextTable, application, parse_images, say, say_json
 from mirror.cli.long_running import check_owner, check_there
 from mirror.errors import ConfigError, MirrorError, PinUnknown, answer_for
@@ -20,8 +20,6 @@ from mirror.inspect.as_json import new_pin_json, pins_json
 from mirror.policy.image_names import Image, name_of
 from mirror.policy.pins import LONGEST_REASON, parse_until
 from mirror.policy.records import Pin
-
-__all__ = ["pin", "pins", "unpin"]
 
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="docker.io/library/app:1.0, or by digest.")]
 

@@ -8,11 +8,9 @@ from typing import Any
 from mirror.errors import RequestError
 from mirror.oci.reference import Reference, Repo, check_name, check_registry, parse_reference
 from mirror.policy.records import Pin
-from mirror.policy.unread import UnreadNote
+from mirror.policy.unread_notes import UnreadNote
+from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
-from mirror.store.local.records import JsonRecords
-
-__all__ = ["LocalPins"]
 
 
 class LocalPins:

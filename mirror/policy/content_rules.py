@@ -17,8 +17,6 @@ from mirror.oci.reference import Reference, Repo
 from mirror.policy.routing import compile_pattern
 from mirror.values.sizes import format_size
 
-__all__ = ["ContentLists", "ContentRule", "ImagePattern", "check_size", "patterns"]
-
 _PATTERN: Final = re.compile(r"(?P<repo>[^:@\s]+(?::\d+/[^:@\s]+)?)(?::(?P<tag>[^:@\s/]+))?(?:@(?P<digest>\S+))?")
 
 

@@ -11,7 +11,7 @@ import typer
 from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.admin_client import ask_if_running
-from mirror.cli.audit import audited
+from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
 from mirror.cli.long_running import check_owner, check_there
 from mirror.graph.references import called
@@ -19,8 +19,6 @@ from mirror.inspect.as_json import victims_by_image, victims_json
 from mirror.oci.digest import Digest
 from mirror.policy.eviction import Victim
 from mirror.values.sizes import format_size
-
-__all__ = ["gc"]
 
 
 @application.command()

@@ -7,14 +7,12 @@ from collections.abc import Collection
 from mirror.config import Config
 from mirror.errors import MirrorError
 from mirror.eviction.damaged_notes import DamagedNoteOwners, unread_words
-from mirror.policy.unread import UnreadNote
+from mirror.policy.unread_notes import UnreadNote
 from mirror.ports import Catalog
 from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.freezes import LocalFreezes
 from mirror.store.local.layout import Layout
-from mirror.store.local.pins import LocalPins
-
-__all__ = ["refuse_unread", "unread_of"]
+from mirror.store.local.pin_files import LocalPins
 
 
 def refuse_unread(notes: Collection[UnreadNote], catalog: Catalog) -> None:

@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from mirror.errors import StoreError
-from mirror.policy.recent import LastAnswer, latest
+from mirror.policy.last_answer import LastAnswer, latest
 from mirror.store.local.durable import make_folder, store_errors, write_lightly
 from mirror.store.local.layout import Layout
-
-__all__ = ["LocalRecent", "read_recent"]
 
 #: More than the workers of one mirror and of the mirror that replaces it, which may run side by side for a while.
 _MOST_FILES: Final = 256

@@ -16,8 +16,6 @@ from typing import Final
 
 from mirror.oci.digest import Digest
 
-__all__ = ["QuarantineLimits", "QuarantinedBlob"]
-
 #: The greatest share of the store's limit that damaged blobs may take together, whatever the settings say.
 _SHARE: Final = 0.1
 #: The most damaged blobs that are kept, because they are listed at each measurement of the store.

@@ -20,11 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from mirror.policy.unread import UnreadNote, note_name
+from mirror.policy.unread_notes import UnreadNote, note_name
 from mirror.store.local.durable import last_change, make_folder, store_errors, write_whole
 from mirror.store.local.layout import Layout
-
-__all__ = ["JsonRecords"]
 
 T = TypeVar("T")
 

@@ -7,8 +7,6 @@ from mirror.config.settings import (
 )
 from mirror.policy.routing import Registry, RoutingTable
 
-__all__ = ["routing_table"]
-
 
 def routing_table(config: Config) -> RoutingTable:
     """The table that tells which configured registry a name means."""

@@ -11,13 +11,11 @@ import typer
 from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.admin_client import ask_if_running
-from mirror.cli.audit import audited
+from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
 from mirror.cli.long_running import check_owner, check_there
 from mirror.errors import ConfigError
 from mirror.values.sizes import format_size
-
-__all__ = ["jobs"]
 
 
 @application.command()

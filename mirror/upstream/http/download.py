@@ -38,8 +38,6 @@ from mirror.upstream.http.dialing import AddressRefused, check_literal, dial
 from mirror.upstream.http.host_holds import HostHolds
 from mirror.upstream.http.proxies import DIRECT, Proxies, Proxy, open_tunnel
 
-__all__ = ["CONTENT", "LARGEST_ERROR", "REDIRECTS", "BlobAnswer", "Cancel", "DialFailed", "DialTimedOut", "Transfer"]
-
 #: The most bytes of an error's text that are read; the rest is dropped.
 LARGEST_ERROR: Final = 64 * 1024
 

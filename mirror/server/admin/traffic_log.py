@@ -19,8 +19,6 @@ from mirror.errors import StoreError
 from mirror.policy.traffic import Traffic, add_point, read_points, since
 from mirror.prefetch.jobs import JobRecords
 
-__all__ = ["TrafficLog", "total"]
-
 #: Seconds between two points, and seconds for which points are kept.
 _EVERY: Final = 60.0
 _KEEP: Final = 86400.0

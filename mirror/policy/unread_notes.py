@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from mirror.errors import RequestError
 from mirror.oci.reference import Reference, Repo, check_name, check_registry, parse_reference
 
-__all__ = ["Subject", "UnreadNote", "note_name"]
-
 #: What a pin or a freeze is about.
 Subject = tuple[Repo, Reference]
 

@@ -31,14 +31,12 @@ from mirror.errors import Denied, NameUnknown, RequestError, Unauthorized
 from mirror.oci.authorization import CallerCredentials, presented_by, read_authorization
 from mirror.oci.reference import Repo
 from mirror.oci.request import Kind, RegistryRequest
-from mirror.policy.access import ANONYMOUS, Action, AuthMethod, Identity, Policy
+from mirror.policy.access_rules import ANONYMOUS, Action, AuthMethod, Identity, Policy
 from mirror.repository.protocol import Repository
 from mirror.server.registry.connection_limit import client_key
 from mirror.server.registry.pull import RequestRecord
 from mirror.server.registry.responses import API_VERSION
 from mirror.trust.upstream_access import Verifier
-
-__all__ = ["TOKEN_PATH", "AccessControl"]
 
 TOKEN_PATH: Final = "/token"  # noqa: S105  # a path
 

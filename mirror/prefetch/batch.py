@@ -23,8 +23,6 @@ from mirror.policy.image_names import Image
 from mirror.prefetch.pulling import BlobResult, ImageResult, Progress, PullSource, State, warm
 from mirror.values.platforms import Platform
 
-__all__ = ["Failure", "PrefetchCounts", "Prefetched", "prefetch"]
-
 
 @dataclass(frozen=True, slots=True)
 class Failure:

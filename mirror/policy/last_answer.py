@@ -9,8 +9,6 @@ from typing import Any, Final
 from mirror.oci.request import Kind
 from mirror.policy.history import TagOverride
 
-__all__ = ["LONGEST", "LastAnswer", "explain", "latest"]
-
 #: The most characters of `LastAnswer.trouble`.
 LONGEST: Final = 300
 

@@ -24,8 +24,6 @@ from mirror.oci.authorization import CallerCredentials
 from mirror.oci.reference import Repo
 from mirror.policy.routing import compile_pattern
 
-__all__ = ["ANONYMOUS", "Action", "AuthMethod", "Identity", "Policy", "Rule", "actions", "check_who"]
-
 
 class Action(Enum):
     """What a rule allows or denies."""

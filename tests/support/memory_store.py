@@ -17,12 +17,10 @@ from typing import Final, TypeAlias
 from mirror.errors import BlobDamaged, BlobUnknown, StoreError, StoreFull
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.reference import Reference, Repo
-from mirror.policy.quarantine import QuarantinedBlob
+from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.policy.records import ManifestRecord, Pin, Sighting, TagRecord
-from mirror.policy.unread import UnreadNote
+from mirror.policy.unread_notes import UnreadNote
 from mirror.ports import BlobInfo, BlobReader, Body
-
-__all__ = ["MemoryCatalog", "MemoryIngest", "MemoryPins", "MemoryReader", "MemoryStore"]
 
 #: The size of the receive buffer in bytes.
 _RECEIVE: Final = 256 * 1024
