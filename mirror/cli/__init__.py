@@ -1,7 +1,7 @@
 """The command line: thin calls into what the rest can do. One file per group of commands.
 
-A file that is imported adds its commands to the application. A run imports the one that has the command it was given:
-to import all of them takes longer than most commands take to run.
+A file adds its commands to the application when it is imported. A run imports only the file with the command on its
+command line, because importing all of them takes longer than most commands take to run.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from mirror.cli import base
 COMMANDS: Final = {
     "serving": ("serve", "worker", "check"),
     "status": ("status", "purge"),
-    "storage": ("gc",),
-    "prefetch": ("prefetch",),
-    "sync": ("sync",),
-    "tasks": ("jobs",),
+    "collect": ("gc",),
+    "prefetch_command": ("prefetch",),
+    "sync_command": ("sync",),
+    "job_commands": ("jobs",),
     "tags": ("history", "freeze", "unfreeze", "freezes"),
-    "pins": ("pin", "unpin", "pins"),
-    "images": ("ls", "show", "verify", "misses"),
+    "pin_commands": ("pin", "unpin", "pins"),
+    "image_commands": ("ls", "show", "verify", "misses"),
     "why": ("why",),
     "bundles": ("export", "inventory", "keygen"),
     "imports": ("import",),
@@ -35,9 +35,9 @@ COMMANDS: Final = {
 
 def main() -> None:
     """The entry of the `mirror` command."""
-    given = sys.argv[1] if len(sys.argv) > 1 else ""
-    having = [file for file, commands in COMMANDS.items() if given in commands]
-    for file in having or COMMANDS:
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    files = [file for file, commands in COMMANDS.items() if command in commands]
+    for file in files or COMMANDS:
         import_module(f"mirror.cli.{file}")
     base.main()
 
