@@ -1,7 +1,7 @@
 """A cache for costly answers: each is computed once for all concurrent callers, and kept for a time proportional to its
 cost.
 
-    asked ── known and young ──> the same answer
+    question ── answered lately ──> the same answer
         └── computed, one at a time ── quick ──> not kept
                                     └── slow ───> kept for a multiple of the time it took
 
@@ -15,6 +15,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Final, Generic, TypeVar
+
+from mirror.aio.caches import CacheStats, LruCache
 
 T = TypeVar("T")
 
@@ -33,27 +35,30 @@ class CostlyCache(Generic[T]):
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._turn = asyncio.Lock()
-        self._known: dict[Hashable, tuple[T, float]] = {}
+        #: Answers, and until when they are given.
+        self._answers: LruCache[Hashable, tuple[T, float]] = LruCache(_MOST)
         self._epoch = 0
 
     async def __call__(self, question: Hashable, make: Callable[[], Awaitable[T]]) -> T:
         """The answer, from the cache or from `make`. Raises the errors of `make`."""
         async with self._turn:
             began, epoch = self._now(), self._epoch
-            known = self._known.get(question)
-            if known is not None and began < known[1]:
-                return known[0]
-            self._known.pop(question, None)
+            cached = self._answers.get(question)
+            if cached is not None and began < cached[1]:
+                return cached[0]
+            self._answers.pop(question, None)
             answer = await make()
             took = self._now() - began
             # an answer computed while something changed may lack the change
             if took >= _QUICK and epoch == self._epoch:
-                if len(self._known) >= _MOST:
-                    del self._known[next(iter(self._known))]
-                self._known[question] = answer, self._now() + min(_LONGEST, took * _TIMES)
+                self._answers[question] = answer, self._now() + min(_LONGEST, took * _TIMES)
             return answer
 
     def forget(self) -> None:
         """Something was changed: the next answer is computed anew."""
         self._epoch += 1
-        self._known.clear()
+        self._answers.clear()
+
+    def stats(self) -> CacheStats:
+        """How many answers are kept."""
+        return self._answers.stats()

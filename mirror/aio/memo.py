@@ -28,6 +28,7 @@ from aiocache.serializers import NullSerializer, StringSerializer
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from mirror.aio.caches import CacheStats
 from mirror.aio.singleflight import SingleFlight
 
 T = TypeVar("T")
@@ -135,10 +136,9 @@ class Memo:
                 await shared.client.aclose()
                 await shared.client.connection_pool.aclose()
 
-    @property
-    def entries(self) -> int:
-        """The number of entries in this process, including expired ones that have not been asked for since."""
-        return len(self._sizes)
+    def stats(self) -> CacheStats:
+        """The entries in this process, including expired ones that have not been asked for since, and their size."""
+        return CacheStats(len(self._sizes), self._bytes, self._most_bytes)
 
     async def _make(
         self, key: str, make: Callable[[], Awaitable[T]], ttl: float | Callable[[T], float], private: bool

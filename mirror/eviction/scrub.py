@@ -371,7 +371,7 @@ def fetching_through(router: Router, shelf: Shared) -> Callable[[Owner, Digest],
         repository = router.repository(owner.repo)
         if owner.is_manifest:
             # otherwise the manifest would be answered from memory, and nothing would be stored
-            shelf.manifests.drop((owner.repo, digest))
+            shelf.manifests.pop((owner.repo, digest), None)
             await repository.manifest(digest)
         else:
             await repository.fetch(digest, lambda _received, _size: None)

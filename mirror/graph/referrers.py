@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from mirror.aio.lru import LruCache
+from mirror.aio.caches import LruCache
 from mirror.aio.singleflight import SingleFlight
 from mirror.graph.damage import manifest_to_serve
 from mirror.oci.digest import Digest
@@ -48,7 +48,7 @@ class ReferrerScan:
             before = read[1] if read else {}
             seen = await self._once.run(("referring", repo), lambda: asyncio.to_thread(self._from_disk, repo, before))
             read = self._now(), seen
-            self._read.put(repo, read)
+            self._read[repo] = read
         if not read[1]:
             return None
         found = [descriptor for subject, descriptor in read[1].values() if subject == digest]

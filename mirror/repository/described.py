@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from mirror import telemetry
-from mirror.aio.lru import LruCache
+from mirror.aio.caches import LruCache
 from mirror.aio.singleflight import SingleFlight
 from mirror.errors import StoreError
 from mirror.graph.damage import manifest_to_serve
@@ -52,7 +52,7 @@ class Described:
         except StoreError as error:
             telemetry.log.warning("could not read an index", repository=str(repo), reason=str(error))
             return None
-        self._read.put(repo, read)
+        self._read[repo] = read
         return said.pop() if len(said) == 1 else None
 
     def _read_indexes(self, repo: Repo, known: Mapping[Digest, Named]) -> Mapping[Digest, Named]:

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
+from mirror.aio.caches import LruCache
 from mirror.aio.latest import put_latest
-from mirror.aio.lru import LruCache
 from mirror.aio.singleflight import SingleFlight
 from mirror.errors import BlobDamaged, IndexUnavailable, RecordDamaged, StoreError
 from mirror.graph.manifests import StoredManifest, read_stored
@@ -142,7 +142,7 @@ class Grants:
             ours = not self._once.under_way(repo)
             named, trouble = await self._once.run(repo, lambda: self._from_disk(repo, {}))
             at = time.monotonic()
-            self._read.put(repo, (at, named))
+            self._read[repo] = at, named
             if ours:
                 return named.get(digest), trouble
         else:
@@ -152,7 +152,7 @@ class Grants:
             new, trouble = await self._once.run_since((repo, "since"), lambda: self._from_disk(repo, named))
             if new:
                 named = {**named, **new}
-                self._read.put(repo, (at, named))
+                self._read[repo] = at, named
         return named.get(digest), trouble
 
     async def _from_disk(self, repo: Repo, known: Mapping[Digest, int]) -> tuple[dict[Digest, int], StoreError | None]:

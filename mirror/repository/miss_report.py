@@ -20,8 +20,8 @@ from functools import partial
 from typing import Final, Protocol
 
 from mirror import telemetry
+from mirror.aio.caches import LruCache
 from mirror.aio.latest import put_latest
-from mirror.aio.lru import LruCache
 from mirror.errors import BlobUnknown, StoreError
 from mirror.graph.closure import shown_closure
 from mirror.graph.manifests import for_display
@@ -179,7 +179,7 @@ class Misses:
             fresh = images_naming(self._store, self._catalog, repo, asked)
             for digest in asked:
                 known[digest] = fresh.get(digest, [])[:_MOST_IMAGES]
-                self._naming.put((repo, digest), (time.monotonic(), known[digest]))
+                self._naming[repo, digest] = time.monotonic(), known[digest]
         return known
 
     async def aclose(self) -> None:

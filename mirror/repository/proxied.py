@@ -148,7 +148,7 @@ class ProxiedRepository:
         async def read() -> Manifest | None:
             manifest = await self._load_stored(digest)
             if manifest:
-                self._shelf.manifests.put((self.repo, digest), manifest)
+                self._shelf.manifests[self.repo, digest] = manifest
             return manifest
 
         return await self._shelf.once.run(("read", self.repo, digest), read)
@@ -205,7 +205,7 @@ class ProxiedRepository:
                 return loaded, outcome
 
         loaded, outcome = await self._shelf.once.run(("manifest", self.repo, digest, tag, caller()), load)
-        self._shelf.manifests.put((self.repo, digest), loaded)
+        self._shelf.manifests[self.repo, digest] = loaded
         return loaded, outcome
 
     async def _put_back(self, manifest: Manifest) -> None:
@@ -216,7 +216,7 @@ class ProxiedRepository:
         looked = self._shelf.looked.get(manifest.digest)
         if looked is not None and 0 <= now - looked < LOOK_EVERY:
             return
-        self._shelf.looked.put(manifest.digest, now)
+        self._shelf.looked[manifest.digest] = now
         if not self._is_here(manifest.digest):
             await self._shelf.once.run(("put back", self.repo, manifest.digest), lambda: self._place(manifest))
 

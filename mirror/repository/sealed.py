@@ -55,7 +55,7 @@ class SealedRepository:
         if found is None:
             if isinstance(reference, str):
                 # the tag may move to a manifest that is here: the next request reads the record again
-                self._shelf.tags.drop((self.repo, reference))
+                self._shelf.tags.pop((self.repo, reference), None)
             self._shelf.misses.manifest(self.repo, reference)
             joint = "@" if isinstance(reference, Digest) else ":"
             raise ManifestUnknown(f"{self.repo}{joint}{reference} is not in this sealed mirror")
@@ -71,7 +71,7 @@ class SealedRepository:
             return hot
         found = await self._shelf.once.run(("tag", self.repo, tag), lambda: asyncio.to_thread(self._look, tag))
         if found:
-            self._shelf.tags.put((self.repo, tag), found)
+            self._shelf.tags[self.repo, tag] = found
         return found
 
     def _look(self, tag: str) -> CachedTag | None:
@@ -95,7 +95,7 @@ class SealedRepository:
             found = await self._shelf.once.run(("manifest", self.repo, digest), lambda: self._load(digest))
             if found is None:
                 return None
-            self._shelf.manifests.put((self.repo, digest), found)
+            self._shelf.manifests[self.repo, digest] = found
         self._shelf.touch(digest)
         return found
 
@@ -114,7 +114,7 @@ class SealedRepository:
         """
         answer = await self.manifest(reference)
         if await self._load(answer.digest) is None:
-            self._shelf.manifests.drop((self.repo, answer.digest))
+            self._shelf.manifests.pop((self.repo, answer.digest), None)
             return await self.manifest(reference)
         return answer
 

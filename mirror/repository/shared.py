@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
 from mirror import telemetry
-from mirror.aio.lru import LruCache
+from mirror.aio.caches import LruCache
 from mirror.aio.memo import MISSING, Memo
 from mirror.aio.singleflight import SingleFlight
 from mirror.caller import for_caller
@@ -178,9 +178,9 @@ class Shared:
     def forget(self, repo: Repo, tags: Iterable[str], digests: Iterable[Digest]) -> None:
         """Drops purged tags and manifests from memory."""
         for tag in tags:
-            self.tags.drop((repo, tag))
+            self.tags.pop((repo, tag), None)
         for digest in digests:
-            self.manifests.drop((repo, digest))
+            self.manifests.pop((repo, digest), None)
 
     async def check_whole(self, info: BlobInfo, size: int) -> None:
         """Returns if the blob on the disk has `size` bytes (-1: unknown) or its bytes have the right digest.
@@ -203,7 +203,7 @@ class Shared:
             ("sound", info.digest, info.size), lambda: asyncio.to_thread(is_right, self.store, info)
         )
         if matches:
-            self.sound.put(info.digest, info.size)
+            self.sound[info.digest] = info.size
         return matches
 
     def doubt(self, digest: Digest) -> None:
@@ -216,7 +216,7 @@ class Shared:
     async def landed(self, info: BlobInfo) -> None:
         """Notes that a blob was published: remembers that its digest is right, and updates the index."""
         self.went_cached()
-        self.sound.put(info.digest, info.size)
+        self.sound[info.digest] = info.size
         await asyncio.wait({self._behind(self.arrived(info))}, timeout=_PATIENCE)
 
     async def named(self, manifest: Manifest) -> None:

@@ -97,7 +97,7 @@ class TagAnswers:
         else:
             # other processes, including the command line, change the records on the disk
             later, until = Outcome.HIT, min(found.until, self._shelf.now() + LOOK_EVERY)
-        self._shelf.tags.put((self._repo, tag), CachedTag(found.record, later, found.since, until, found.kept))
+        self._shelf.tags[self._repo, tag] = CachedTag(found.record, later, found.since, until, found.kept)
 
     async def _meanwhile(self, tag: str) -> CachedTag | None:
         """Returns an older answer to give while upstream is slow; None if there is none. The minimum age applies."""
@@ -124,7 +124,7 @@ class TagAnswers:
 
     async def ask_again(self, tag: str) -> CachedTag:
         """Asks upstream now, even if a remembered answer is fresh. Raises like `answer`."""
-        self._shelf.tags.drop((self._repo, tag))
+        self._shelf.tags.pop((self._repo, tag), None)
         return await self._shelf.once.run(
             ("tag again", self._repo, tag, caller()), lambda: self._decide(tag, self._revalidate_now)
         )

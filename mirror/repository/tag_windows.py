@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from mirror.aio.lru import LruCache
+from mirror.aio.caches import LruCache
 from mirror.oci.reference import Repo
 from mirror.ports import SortedTags, TagBatch
 
@@ -70,9 +70,9 @@ class TagWindows:
 
     def drop(self, repo: Repo, whose: str) -> None:
         """Drops the windows of a list that turned out not to be sorted. Repeatable."""
-        self._windows.drop((repo, whose))
+        self._windows.pop((repo, whose), None)
 
     def put(self, repo: Repo, whose: str, window: Window) -> None:
         """Adds a window, which is searched first. It replaces a window with the same `after`."""
         others = [one for one in self._windows.get((repo, whose)) or () if one.after != window.after]
-        self._windows.put((repo, whose), (window, *others[: _MOST - 1]))
+        self._windows[repo, whose] = (window, *others[: _MOST - 1])

@@ -79,11 +79,11 @@ async def test_81_answers_in_the_memo(times: Callable[[str, int], int], tally: T
     most = largest = 0
     for number in range(names):
         await memo.put(f"tag docker.io/made-up:{number}", {"status": 404, "why": "x" * (number % 200)}, 3600)
-        most, largest = max(most, memo.entries), max(largest, memo._bytes)
+        most, largest = max(most, memo.stats().entries), max(largest, memo.stats().bytes or 0)
     tally(names=names, entries=most, bytes=largest)
     assert most == 10_000
     assert largest <= 64 << 20
-    assert len(memo._local._cache) == memo.entries
+    assert len(memo._local._cache) == memo.stats().entries
     await memo.aclose()
 
 

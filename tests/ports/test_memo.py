@@ -169,7 +169,7 @@ async def test_endless_keys_are_bounded(clock: Clock) -> None:
     for number in range(5000):
         await memo.put(f"key {number}", number, 60)
         assert await memo.get("wanted") == 1
-    assert memo.entries == 100
+    assert memo.stats().entries == 100
     assert await memo.get("key 4999") == 4999
     assert await memo.get("key 4000") is MISSING
 
@@ -179,10 +179,10 @@ async def test_bytes_are_bounded(clock: Clock) -> None:
     memo = Memo(most_bytes=80_000, now=clock)
     for number in range(100):
         await memo.put(f"key {number}", "x" * 5000, 60)
-    assert memo.entries == 15
+    assert memo.stats().entries == 15
     await memo.put("huge", "x" * 20_000, 60)
     assert await memo.get("huge") is MISSING
-    assert memo.entries == 15
+    assert memo.stats().entries == 15
 
 
 async def test_closing_ends_what_is_under_way(clock: Clock) -> None:

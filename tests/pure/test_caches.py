@@ -1,0 +1,45 @@
+"""Caches stay within their bounds, remove the entries that were not used for longest, and say how full they are."""
+
+from __future__ import annotations
+
+from mirror.aio.caches import CacheStats, LruCache, TtlCache
+
+
+def test_the_least_recently_used_entry_goes_first() -> None:
+    """Reading an entry counts as a use; an entry that is put again is one entry."""
+    cache: LruCache[str, int] = LruCache(2)
+    cache["a"], cache["b"] = 1, 2
+    assert cache["a"] == 1
+    cache["c"] = 3
+    cache["c"] = 4
+    assert dict(cache) == {"a": 1, "c": 4}
+    assert cache.get("b") is None
+    assert cache.stats() == CacheStats(entries=2, bytes=None, limit=2)
+
+
+def test_a_cache_of_bytes_stays_within_them() -> None:
+    """Large values remove more entries; a value larger than the whole cache removes only the one that it replaces."""
+    cache: LruCache[str, bytes] = LruCache(10, len)
+    cache["a"], cache["b"] = b"1234", b"1234"
+    assert cache.stats() == CacheStats(entries=2, bytes=8, limit=10)
+    cache["c"] = b"1234567"
+    assert dict(cache) == {"c": b"1234567"}
+    cache["a"] = b"1"
+    cache["c"] = b"12345678901"
+    assert dict(cache) == {"a": b"1"}
+    assert cache.stats() == CacheStats(entries=1, bytes=1, limit=10)
+
+
+def test_entries_expire() -> None:
+    """An entry is gone after its time, also from the number of entries; putting it again renews it."""
+    clock = [100.0]
+    cache: TtlCache[str, int] = TtlCache(2, 10.0, lambda: clock[0])
+    cache["a"] = 1
+    clock[0] += 6
+    cache["b"] = 2
+    clock[0] += 6
+    assert cache.get("a") is None
+    assert cache.stats() == CacheStats(entries=1, bytes=None, limit=2)
+    cache["b"] = 3
+    clock[0] += 6
+    assert cache["b"] == 3
