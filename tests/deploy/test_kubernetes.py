@@ -440,7 +440,7 @@ def metrics() -> dict[str, set[str]]:
 
 
 def test_every_alert_asks_for_metrics_that_exist(monitoring: list[Object]) -> None:
-    """Each expression can be read, and names metrics of telemetry.py and labels that they have."""
+    """Each expression can be read, and names metrics that are declared and labels that they have."""
     known = metrics()
     for rule in alerts(monitoring):
         asked = selectors(promql_parser.parse(rule["expr"]))
