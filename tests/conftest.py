@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
+
+from tests.support.fake_registry import FakeRegistry
+from tests.support.live_mirror import LiveMirror, live_mirror
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell that starts a run in the background has SIGINT ignored, and the programs that are tested inherit that
@@ -24,6 +31,25 @@ _PROGRAMS = {
     "skopeo": "--version",
     "umoci": "--version",
 }
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that the mirror runs on: it differs from the stock one where sockets are concerned."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+def registry() -> Iterator[FakeRegistry]:
+    """An upstream that does what a test tells it to."""
+    with FakeRegistry() as running:
+        yield running
+
+
+@pytest.fixture
+async def mirror(registry: FakeRegistry, tmp_path: Path) -> AsyncIterator[LiveMirror]:
+    """A mirror of `registry` as docker.io, on the test's own loop."""
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}) as running:
+        yield running
 
 
 def pytest_report_header() -> list[str]:

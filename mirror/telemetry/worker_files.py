@@ -6,8 +6,8 @@
          ├── most recent gauges ────> the later of this value and that in <kind>_ended.db
          └── live gauges ───────────> deleted
 
-The library has no public interface to these files. tests/ports/test_counts.py checks how it names and writes them;
-raise the limit on its version in pyproject.toml only after that test has passed.
+The library has no public interface to these files. tests/ports/test_worker_files.py checks how it names and writes
+them; raise the limit on its version in pyproject.toml only after that test has passed.
 
 Without this, every reload and every crash would leave files in memory for good, and each scrape would read all of them.
 Scrapes share a lock, and adding up takes it exclusively: otherwise a scrape in between would count numbers twice.

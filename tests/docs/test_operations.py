@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 _TREE = Path(__file__).resolve().parents[2]
@@ -27,3 +28,9 @@ def test_every_test_that_is_named_exists() -> None:
         for file, name in named:
             text = (_TREE / "tests" / f"{file}.py").read_text()
             assert re.search(rf"^\s*(?:async )?def {name}\(", text, re.MULTILINE), f"row {number}: {file}::{name}"
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """Failures, the table and `git log` are read without folders."""
+    files = Counter(file.name for file in (_TREE / "tests").rglob("test_*.py"))
+    assert [name for name, times in files.items() if times > 1] == []

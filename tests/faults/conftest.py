@@ -13,9 +13,6 @@ from typing import Any, Final
 
 import pytest
 
-from tests.flows.conftest import mirror as mirror
-from tests.flows.conftest import pytest_asyncio_loop_factories as pytest_asyncio_loop_factories
-from tests.flows.conftest import registry as registry
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import noise
 

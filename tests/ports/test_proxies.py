@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
 from mirror.aio.memo import Memo
 from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamUnavailable
@@ -26,11 +25,6 @@ from tests.support.scripted import Scripted
 NAME = "team/app"
 LAYER = bytes(range(256)) * 1024
 SECRET = "canary-proxy"
-
-
-def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The loop that serves in earnest: TLS through a tunnel is its own matter."""
-    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

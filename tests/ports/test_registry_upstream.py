@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
@@ -91,12 +91,6 @@ async def build(clock: Clock, waits: list[float]) -> AsyncIterator[Build]:
         await upstream.aclose()
     await memo.aclose()
     executor.shutdown()
-
-
-@pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as registry:
-        yield registry
 
 
 async def read_all(body: Body) -> bytes:
