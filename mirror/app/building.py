@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,7 +24,7 @@ from mirror.app.housekeeping import keep_house, keep_scrubbing
 from mirror.app.parts import App
 from mirror.app.purging import make_purge
 from mirror.app.routes import content_lists, route_rule
-from mirror.app.storage import MISSES_LOCK, ProtectedDigests, Storage, open_storage, pin_rules
+from mirror.app.storage import MISSES_LOCK, Storage, open_storage, pin_rules
 from mirror.app.syncing import make_sync, open_leases
 from mirror.app.tasks import make_jobs
 from mirror.app.upstreams import Upstreams
@@ -70,17 +71,22 @@ _SENDING_THREADS = 16
 
 
 @asynccontextmanager
-async def build(config: Config, *, housework: bool = True, pulse: Heartbeat | None = None) -> AsyncIterator[App]:
+async def build(
+    config: Config,
+    *,
+    housework: bool = True,
+    pulse: Heartbeat | None = None,
+    now: Callable[[], float] = time.time,
+) -> AsyncIterator[App]:
     """Opens everything that one worker needs, and closes it at the end.
 
     `housework` starts the background tasks of a server; commands do without them. The worker reports through `pulse`
-    that its event loop runs.
+    that its event loop runs. `now` is the clock, in epoch seconds.
 
     Raises `StoreError`, `ConfigError`.
     """
     async with AsyncExitStack() as stack:
-        in_flight = ProtectedDigests()
-        storage = await stack.enter_async_context(open_storage(config, in_flight))
+        storage = await stack.enter_async_context(open_storage(config, now=now))
         if config.offline:
             telemetry.log.info("sealed: no upstream is contacted")
         filling = ThreadPoolExecutor(_FILLING_THREADS, "fill")
@@ -88,7 +94,7 @@ async def build(config: Config, *, housework: bool = True, pulse: Heartbeat | No
         sending = ThreadPoolExecutor(_SENDING_THREADS, "send")
         stack.callback(sending.shutdown, wait=False, cancel_futures=True)
 
-        memo = _open_memo(config)
+        memo = _open_memo(config, now)
         stack.push_async_callback(memo.aclose)
         upstreams = Upstreams(config, filling, memo)
         stack.push_async_callback(upstreams.aclose)
@@ -102,20 +108,20 @@ async def build(config: Config, *, housework: bool = True, pulse: Heartbeat | No
 
         flights = Flights(
             storage.store,
-            storage.evictor,
+            storage.eviction.space,
             filling,
             landed=landed,
             label=upstreams.label,
             patience=config.server.wait_for_upstream,
         )
         stack.push_async_callback(flights.aclose)
-        in_flight.flights = flights
+        storage.eviction.protection.add(flights.digests)
         misses = Misses(
             LocalMisses(storage.layout),
             storage.store,
             storage.catalog,
             exclusive=lambda: storage.locks.named(MISSES_LOCK),
-            now=lambda: shelf.now(),
+            now=now,
         )
         noting = asyncio.create_task(misses.run())
         stack.push_async_callback(end, noting)
@@ -131,15 +137,14 @@ async def build(config: Config, *, housework: bool = True, pulse: Heartbeat | No
             memo=memo,
             executor=filling,
             exclusive=storage.locks.exclusive,
-            touch=storage.evictor.touch,
-            arrived=storage.evictor.arrived,
-            name=storage.evictor.name,
+            now=now,
+            touch=storage.eviction.write_behind.touch,
+            arrived=storage.eviction.write_behind.record_blob,
+            name=storage.eviction.write_behind.record_references,
             histories=TagHistories(storage.catalog, storage.freezes),
-            lists=TagWindows(
-                LocalSortedTags(storage.layout.lists, parse_size(config.store.lists_bytes), now=lambda: shelf.now())
-            ),
+            lists=TagWindows(LocalSortedTags(storage.layout.lists, parse_size(config.store.lists_bytes), now=now)),
             label=upstreams.label,
-            ahead=ReadAhead(storage.evictor.limit, at_once=config.server.prefetch_blobs_at_once),
+            ahead=ReadAhead(storage.eviction.space.limit, at_once=config.server.prefetch_blobs_at_once),
             misses=misses,
         )
         stack.push_async_callback(shelf.aclose)
@@ -158,7 +163,7 @@ async def build(config: Config, *, housework: bool = True, pulse: Heartbeat | No
         stack.push_async_callback(router.aclose)
         kept = LocalRecent(storage.layout, hold=storage.locks.try_hold)
         stack.callback(kept.close)
-        recent = Recent(kept if housework else None, now=lambda: shelf.now())
+        recent = Recent(kept if housework else None, now=now)
         sender = Sender(sending, stall=config.server.client_stall)
         gate = await open_gate(config, storage.layout, upstreams.label, stack)
         audit = None
@@ -175,12 +180,12 @@ async def build(config: Config, *, housework: bool = True, pulse: Heartbeat | No
             recent=recent,
         )
 
-        sync = make_sync(config, storage, router.guarded, open_leases(config, storage, stack))
+        sync = make_sync(config, storage, router.guarded, open_leases(config, storage, stack), now=now)
 
         def parse(text: str) -> Image:
             return parse_image(text, upstreams.table)
 
-        jobs = make_jobs(storage, {"prefetch": prefetching(router.guarded, parse), "sync": sync.job})
+        jobs = make_jobs(storage, {"prefetch": prefetching(router.guarded, parse), "sync": sync.job}, now=now)
         workers = _make_workers(storage, shelf, flights, upstreams)
         traffic = TrafficLog(JsonRecords(storage.layout, "traffic"), hold=storage.locks.try_hold)
         admin = Admin(
@@ -192,7 +197,8 @@ async def build(config: Config, *, housework: bool = True, pulse: Heartbeat | No
                 storage.pins,
                 storage.freezes,
                 storage.index,
-                storage.evictor,
+                storage.eviction.evictor,
+                storage.eviction.space,
                 make_purge(config, storage, shelf),
                 rules=pin_rules(config),
                 search=lambda text: search(text, upstreams.table),
@@ -212,7 +218,7 @@ async def build(config: Config, *, housework: bool = True, pulse: Heartbeat | No
         if housework:
             telemetry.BUILD.labels(__version__, platform.python_version()).set(1)
             for work in (
-                storage.evictor.run(),
+                storage.eviction.rounds.run(),
                 keep_house(config, storage),
                 keep_scrubbing(config, app),
                 keep_pulse(beat=pulse.beat) if pulse else keep_pulse(),
@@ -222,7 +228,7 @@ async def build(config: Config, *, housework: bool = True, pulse: Heartbeat | No
             ):
                 task = asyncio.create_task(work)
                 stack.push_async_callback(end, task)
-        stack.push_async_callback(storage.evictor.flush)
+        stack.push_async_callback(storage.eviction.write_behind.flush)
         stack.push_async_callback(recent.flush)
         yield app
 
@@ -240,8 +246,9 @@ class _Status:
         self._workers = workers
 
     async def __call__(self) -> dict[str, Any]:
-        held, limit = await self._storage.evictor.fullness(_COUNTED) or (None, None)
-        aside = await asyncio.to_thread(self._storage.evictor.quarantined)
+        eviction = self._storage.eviction
+        size, limit = await eviction.space.fullness(_COUNTED) or (None, None)
+        quarantined = await asyncio.to_thread(eviction.space.quarantined)
         workers = await self._workers.workers()
         return {
             "version": __version__,
@@ -250,12 +257,12 @@ class _Status:
             "workers": workers,
             "store": {
                 "root": str(self._storage.layout.root),
-                "bytes": held,
+                "bytes": size,
                 "limit": limit,
-                "quarantine": aside,
+                "quarantine": quarantined,
                 "failing": int(await asyncio.to_thread(telemetry.measured, "mirror_store_failing")),
             },
-            "index": {"trouble": self._storage.evictor.index_trouble},
+            "index": {"trouble": eviction.write_behind.trouble},
             "flights": len(await self._workers.flights()),
             "traffic": (await asyncio.to_thread(total)).to_json(),
             "offline": self._offline,
@@ -288,6 +295,7 @@ def _start_tracing(settings: TraceSettings) -> Callable[[], Awaitable[None]]:
     return start(settings.endpoint, settings.sample, version=__version__)
 
 
-def _open_memo(config: Config) -> Memo:
+def _open_memo(config: Config, now: Callable[[], float]) -> Memo:
     url = config.index.url.get_secret_value()
-    return Memo(shared=redis_cache(url, budget=config.index.timeout) if url else None, budget=config.index.timeout)
+    shared = redis_cache(url, budget=config.index.timeout) if url else None
+    return Memo(shared=shared, budget=config.index.timeout, now=now)

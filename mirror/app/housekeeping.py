@@ -1,5 +1,5 @@
 """Work that one worker of a store does for all: clearing up after crashes, comparing index and disk, scrubbing. The
-quarantine is swept by the evictor.
+quarantine is swept by the rounds of eviction.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ async def keep_house(config: Config, storage: Storage) -> None:
     evicted.
     """
     held = None
+    index_came_back = storage.eviction.write_behind.index_came_back
     comparisons = ReconcileTimer(time.monotonic)
     swept_at = -_SWEEP_EVERY
     try:
@@ -90,9 +91,9 @@ async def keep_house(config: Config, storage: Storage) -> None:
             pause = min(_SWEEP_EVERY, max(1.0, comparisons.due_in())) if held else _SUCCEED_AFTER
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await storage.evictor.index_came_back.wait()
+                    await index_came_back.wait()
                     comparisons.wanted()
-                    storage.evictor.index_came_back.clear()
+                    index_came_back.clear()
     finally:
         if held:
             os.close(held)
@@ -104,7 +105,7 @@ async def _sweep(config: Config, storage: Storage) -> None:
         telemetry.log.info("swept", partials=swept.partials, strays=swept.strays, bytes=swept.bytes)
     # pins are read even if nothing is evicted, so that a damaged one is reported before an eviction needs it
     with suppress(StoreError):
-        await asyncio.to_thread(storage.pinned.digests, time.time())
+        await asyncio.to_thread(storage.eviction.pinned.digests, time.time())
 
 
 async def _compare(storage: Storage, comparisons: ReconcileTimer) -> None:

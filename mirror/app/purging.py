@@ -33,6 +33,6 @@ def make_purge(config: Config, storage: Storage, shelf: Shared | None = None) ->
         pin_rules(config),
         storage.freezes,
         storage.index,
-        storage.evictor,
+        storage.eviction.evictor,
         forget=forget,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -14,11 +14,16 @@ from mirror.config import (
 )
 from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import PinnedContent
+from mirror.eviction.protection import Protection
+from mirror.eviction.quarantine_sweep import QuarantineSweeper
+from mirror.eviction.rebuilding import IndexRebuilder
 from mirror.eviction.reconcile import ensure
-from mirror.fills.flights import Flights
+from mirror.eviction.rounds import EvictionRounds
+from mirror.eviction.space import Space
+from mirror.eviction.usage import StoreUsage
+from mirror.eviction.write_behind import WriteBehind
 from mirror.graph.references import ReferenceReader
 from mirror.index.embedded import EmbeddedIndex
-from mirror.oci.digest import Digest
 from mirror.policy.eviction import Watermarks
 from mirror.policy.pins import PinRule
 from mirror.policy.quarantine_limits import QuarantineLimits
@@ -62,21 +67,19 @@ class Storage:
     pins: LocalPins
     index: ContentIndex
     locks: Locks
-    evictor: Evictor
+    eviction: Eviction
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """What keeps the store within its capacity, and the index in step with the disk."""
+
+    write_behind: WriteBehind
+    protection: Protection
     pinned: PinnedContent
-
-
-class ProtectedDigests:
-    """The digests that are being downloaded, which the evictor must not drop.
-
-    The evictor is built before the flights, so `flights` is set later. Until then no digest is protected.
-    """
-
-    def __init__(self) -> None:
-        self.flights: Flights | None = None
-
-    def digests(self) -> Collection[Digest]:
-        return frozenset(self.flights.digests()) if self.flights else ()
+    evictor: Evictor
+    space: Space
+    rounds: EvictionRounds
 
 
 def open_disk(config: Config) -> LocalDisk:
@@ -86,39 +89,79 @@ def open_disk(config: Config) -> LocalDisk:
 
 
 @asynccontextmanager
-async def open_storage(config: Config, in_flight: ProtectedDigests | None = None) -> AsyncIterator[Storage]:
-    """Opens disk and index, and closes them at the end. Raises `StoreError`, `ConfigError`."""
-    in_flight = in_flight or ProtectedDigests()
+async def open_storage(config: Config, *, now: Callable[[], float] = time.time) -> AsyncIterator[Storage]:
+    """Opens disk and index, and closes them at the end. `now` is the clock of eviction, in epoch seconds. Raises
+    `StoreError`, `ConfigError`.
+    """
     async with AsyncExitStack() as stack:
         disk = await asyncio.to_thread(open_disk, config)
         layout, store, catalog, pins = disk.layout, disk.store, disk.catalog, disk.pins
         locks = Locks(layout, secret=store.id)
         index = _open_index(config, layout, store.id)
         stack.push_async_callback(index.aclose)
-        names = ReferenceReader(store, catalog)
         freezes = LocalFreezes(layout)
-        histories = TagHistories(catalog, freezes)
-        pinned = PinnedContent(
-            catalog,
-            pins,
-            pin_rules(config),
-            names,
-            frozen=freezes.look,
-            answer=lambda repo, tag: histories.answer(repo, tag, age_rule(config, repo)),
-        )
-        evictor = Evictor(
+        yield Storage(
+            layout,
             store,
+            catalog,
+            freezes,
+            pins,
             index,
-            water=Watermarks(parse_capacity(config.store.capacity), config.store.high_water, config.store.low_water),
-            names=names,
-            protected=in_flight.digests,
-            pinned=pinned.digests,
-            exclusive=lambda: locks.named("evict"),
-            rebuild=lambda: ensure(store, catalog, index, exclusive=lambda: locks.named("rebuild")),
-            reclaim=lambda: sweep(layout, keep=_IDLE, now=time.time).bytes,
-            quarantine=QuarantineLimits(parse_size(config.store.quarantine_size), config.store.quarantine_keep),
+            locks,
+            _make_eviction(config, disk, freezes, index, locks, now),
         )
-        yield Storage(layout, store, catalog, freezes, pins, index, locks, evictor, pinned)
+
+
+def _make_eviction(
+    config: Config, disk: LocalDisk, freezes: LocalFreezes, index: ContentIndex, locks: Locks, now: Callable[[], float]
+) -> Eviction:
+    settings = config.store
+    layout, store, catalog = disk.layout, disk.store, disk.catalog
+    references = ReferenceReader(store, catalog)
+    histories = TagHistories(catalog, freezes)
+    pinned = PinnedContent(
+        catalog,
+        disk.pins,
+        pin_rules(config),
+        references,
+        frozen=freezes.look,
+        answer=lambda repo, tag: histories.answer(repo, tag, age_rule(config, repo)),
+    )
+    protection = Protection()
+    protection.add_on_disk(pinned.digests)
+    write_behind = WriteBehind(store, index, now=now)
+    usage = StoreUsage(store, index, write_behind, now=now)
+    evictor = Evictor(
+        store,
+        index,
+        write_behind,
+        usage,
+        references,
+        protection,
+        exclusive=lambda: locks.named("evict"),
+        now=now,
+    )
+    rebuilder = IndexRebuilder(
+        index,
+        write_behind,
+        lambda: ensure(store, catalog, index, exclusive=lambda: locks.named("rebuild")),
+        now=now,
+    )
+    space = Space(
+        store,
+        evictor,
+        usage,
+        write_behind,
+        protection,
+        QuarantineSweeper(
+            store, QuarantineLimits(parse_size(settings.quarantine_size), settings.quarantine_keep), now=now
+        ),
+        Watermarks(parse_capacity(settings.capacity), settings.high_water, settings.low_water),
+        rebuilder=rebuilder,
+        reclaim=lambda: sweep(layout, keep=_IDLE, now=time.time).bytes,
+    )
+    rounds = EvictionRounds(space, usage, write_behind, rebuilder)
+    return Eviction(write_behind, protection, pinned, evictor, space, rounds)
 
 
 def _open_index(config: Config, layout: Layout, store_id: str) -> ContentIndex:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
@@ -23,7 +24,12 @@ _LEASE_BUDGET = 1.0
 
 
 def make_sync(
-    config: Config, storage: Storage, source_for: Callable[[Repo], SyncSource], leases: Leases | None = None
+    config: Config,
+    storage: Storage,
+    source_for: Callable[[Repo], SyncSource],
+    leases: Leases | None = None,
+    *,
+    now: Callable[[], float] = time.time,
 ) -> Sync:
     """The sync rules of the configuration, with their state on disk."""
     table = routing_table(config)
@@ -34,6 +40,7 @@ def make_sync(
         hold=storage.locks.try_hold,
         leases=leases,
         seed=storage.store.id,
+        now=now,
     )
 
 

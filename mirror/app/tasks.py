@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from mirror.app.storage import Storage
 from mirror.prefetch.jobs import Jobs, Work
 from mirror.store.local.json_records import JsonRecords
 
 
-def make_jobs(storage: Storage, work: Mapping[str, Work] | None = None) -> Jobs:
+def make_jobs(
+    storage: Storage, work: Mapping[str, Work] | None = None, *, now: Callable[[], float] = time.time
+) -> Jobs:
     """The jobs of a store.
 
     `work` is the kinds of jobs that this process can run. Without it jobs can only be listed and cancelled.
     """
     jobs, queue, cancels = (JsonRecords(storage.layout, kind) for kind in ("jobs", "job-queue", "job-cancels"))
-    return Jobs(jobs, queue, cancels, hold=storage.locks.try_hold, alone=storage.locks.named, work=work or {})
+    return Jobs(jobs, queue, cancels, hold=storage.locks.try_hold, alone=storage.locks.named, work=work or {}, now=now)

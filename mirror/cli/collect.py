@@ -87,7 +87,8 @@ async def _collect(loaded: settings.Config, dry_run: bool) -> tuple[list[Victim]
     from mirror.app.storage import open_storage
 
     async with open_storage(loaded) as storage:
-        victims = await storage.evictor.collect(dry_run=dry_run)
+        space = storage.eviction.space
+        victims = await (space.plan() if dry_run else space.collect())
         images = {image for victim in victims for image in victim.images}
         return victims, await asyncio.to_thread(called, storage.catalog, images)
 

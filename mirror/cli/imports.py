@@ -195,9 +195,9 @@ def _site(loaded: settings.Config, storage: Any) -> ImportTarget:
         store=storage.store,
         catalog=storage.catalog,
         index=storage.index,
-        room=storage.evictor,
+        room=storage.eviction.space,
         histories=TagHistories(storage.catalog, storage.freezes),
-        touch=storage.evictor.touch,
+        touch=storage.eviction.write_behind.touch,
         exclusive=storage.locks.exclusive,
         age=lambda repo: age_rule(loaded, repo),
     )

@@ -46,9 +46,9 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
     from mirror.app.storage import open_storage
 
     async with open_storage(loaded) as storage:
-        held, limit = await storage.evictor.fullness() or (None, None)
-        aside = await asyncio.to_thread(storage.evictor.quarantined)
-        index = {"trouble": storage.evictor.index_trouble}
+        held, limit = await storage.eviction.space.fullness() or (None, None)
+        aside = await asyncio.to_thread(storage.eviction.space.quarantined)
+        index = {"trouble": storage.eviction.write_behind.trouble}
     # what nobody counts is null: programs find the same names beside a mirror that runs and without
     store = {"root": str(loaded.store.root), "bytes": held, "limit": limit, "quarantine": aside, "failing": None}
     unknown = {"worker": None, "uptime": None, "traffic": None}

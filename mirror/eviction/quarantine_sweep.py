@@ -6,7 +6,7 @@ If the folder of the quarantine cannot be read, it counts as empty, and this is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from mirror import telemetry
 from mirror.errors import StoreError
@@ -17,9 +17,11 @@ from mirror.ports import BlobStore
 class QuarantineSweeper:
     """Sweeps the quarantine of one store. `kept` may be called from any thread."""
 
-    def __init__(self, store: BlobStore, bound: QuarantineLimits) -> None:
+    def __init__(self, store: BlobStore, limits: QuarantineLimits, *, now: Callable[[], float]) -> None:
+        """`now` is in epoch seconds."""
         self._store = store
-        self._bound = bound
+        self._limits = limits
+        self._now = now
         self._trouble = ""
 
     def kept(self) -> Sequence[QuarantinedBlob]:
@@ -30,13 +32,13 @@ class QuarantineSweeper:
             self._note(str(error))
             return ()
 
-    async def sweep(self, now: float, limit: int) -> int:
+    async def sweep(self, limit: int) -> int:
         """Drops what is too old or too much, given that all blobs of the store may take `limit` bytes. Returns the
-        bytes that are left. `now` is in epoch seconds.
+        bytes that are left.
         """
         kept = await asyncio.to_thread(self.kept)
-        gone = await self._drop(self._bound.surplus(kept, now, limit), "too old, or too much of it")
-        return sum(one.size for one in kept) - gone
+        gone = await self._drop(self._limits.surplus(kept, self._now(), limit), "too old, or too much of it")
+        return sum(blob.size for blob in kept) - gone
 
     async def give_up(self) -> int:
         """Drops the whole quarantine, and returns the bytes that this frees."""
@@ -45,17 +47,17 @@ class QuarantineSweeper:
     async def _drop(self, surplus: Collection[QuarantinedBlob], why: str) -> int:
         if not surplus:
             return 0
-        freed = await asyncio.to_thread(lambda: [self._dropped(one) for one in surplus])
+        freed = await asyncio.to_thread(lambda: [self._drop_blob(blob) for blob in surplus])
         if gone := [size for size in freed if size]:
             telemetry.log.info("quarantine.dropped", blobs=len(gone), bytes=sum(gone), why=why)
         return sum(freed)
 
-    def _dropped(self, one: QuarantinedBlob) -> int:
+    def _drop_blob(self, blob: QuarantinedBlob) -> int:
         """Blocking: drops one blob and returns the bytes that this frees; 0 if it stays, or if another process was
         first.
         """
         try:
-            return self._store.drop_aside(one.digest)
+            return self._store.drop_aside(blob.digest)
         except StoreError as error:
             self._note(str(error))
             return 0

@@ -69,7 +69,7 @@ class StoreUsage:
         """True if a walk over all blobs would take long, or if their number is not known."""
         return self._sum is None or self._sum.blobs > _QUICKLY_WALKED
 
-    def reckon(self, blobs: int, size: int) -> None:
+    def adjust(self, blobs: int, size: int) -> None:
         """Adds to the sum what this process has stored since, or, if negative, dropped."""
         if self._sum is not None:
             self._sum = replace(self._sum, blobs=self._sum.blobs + blobs, bytes=self._sum.bytes + size)

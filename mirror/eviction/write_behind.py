@@ -1,9 +1,9 @@
 """Writes uses, new blobs, and what manifests name to the index and the disk, with a delay if need be.
 
     use of a blob ── touch() ──> in memory ── flush(), each second ──> index (order) and, hourly, the disk (used_at)
-    new blob ── arrived() ──> index ───┬─> recorded there
-    new manifest ── name() ──> index ──┤
-                                       └── index does not answer: in memory, bounded ── flush() ──> index
+    new blob ── record_blob() ──────────────> index ──┬─> recorded there
+    new manifest ── record_references() ────> index ──┤
+                                                      └── index does not answer: in memory, bounded ── flush() ──> index
 
 If the index is down, nothing here fails or waits for it. The failure is logged once, and the index is sent what it
 missed as soon as it answers. What does not fit in memory until then is found by the daily reconciliation with the disk.
@@ -66,7 +66,7 @@ class WriteBehind:
         """
         return dict(self._touches)
 
-    async def arrived(self, info: BlobInfo) -> None:
+    async def record_blob(self, info: BlobInfo) -> None:
         """Records a new blob in the index. If the index does not answer, the blob is recorded by a later flush: a blob
         that the index does not know is neither counted nor ever dropped.
         """
@@ -80,11 +80,11 @@ class WriteBehind:
                 raise
             self.note_down(error)
 
-    async def name(self, names: References, size: int) -> None:
+    async def record_references(self, references: References, size: int) -> None:
         """Records in the index what a new manifest of `size` bytes names. If the index does not answer, the next flush
         does so.
         """
-        self._unnamed[names.digest] = names, ContentRecord(names.digest, size, self._now())
+        self._unnamed[references.digest] = references, ContentRecord(references.digest, size, self._now())
         if len(self._unnamed) > _MOST_UNNAMED:
             del self._unnamed[next(iter(self._unnamed))]
         await self._tell_names()
@@ -164,7 +164,7 @@ class WriteBehind:
         try:
             # the manifest's own record comes first: without it the index does not accept what the manifest names
             await self._index.put([record for _, record in unnamed.values()])
-            await self._index.name([names for names, _ in unnamed.values()])
+            await self._index.name([references for references, _ in unnamed.values()])
         except BaseException as error:
             self._unnamed = {**unnamed, **self._unnamed}
             if not isinstance(error, IndexUnavailable):

@@ -1,4 +1,4 @@
-"""Which blobs to evict, and when. Pure functions: the evictor measures the store, asks this module, and deletes.
+"""Which blobs to evict, and when. Pure functions: `eviction/space.py` measures the store and asks this module.
 
     0 ─────────────── low water ─────── high water ──── limit
                           ^                  │
@@ -102,6 +102,10 @@ class Watermarks:
         if measure.used + wanted <= int(limit * self.high):
             return 0
         return max(0, measure.used + wanted - int(limit * self.low))
+
+    def above_low(self, measure: StoreLoad) -> int:
+        """Bytes above the low water."""
+        return max(0, measure.used - int(self.limit(measure) * self.low))
 
     def shortage(self, measure: StoreLoad, wanted: int = 0) -> int:
         """Bytes that must be evicted so that `wanted` more bytes fit within the limit."""

@@ -15,10 +15,9 @@ import structlog
 
 from mirror import telemetry
 from mirror.errors import BlobTooLarge, BlobUnknown, IndexUnavailable, StoreError, StoreFull
-from mirror.eviction import evictor, write_behind
-from mirror.eviction.evictor import Evictor
+from mirror.eviction import space as space_module
+from mirror.eviction import write_behind
 from mirror.eviction.reconcile import INCOMPLETE, MARK, ensure
-from mirror.graph.references import ReferenceReader
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.redis import RedisIndex
 from mirror.oci.digest import Digest
@@ -30,6 +29,7 @@ from mirror.policy.records import ContentRecord, ManifestRecord, References, Usa
 from mirror.ports import BlobInfo, ContentIndex
 from mirror.values.sizes import Capacity
 from tests.support.clock import Clock
+from tests.support.eviction_parts import EvictionParts, make_eviction
 from tests.support.memory_index import MemoryIndex
 from tests.support.memory_store import MemoryCatalog, MemoryIngest, MemoryStore
 from tests.support.redis_server import RedisServer
@@ -109,7 +109,9 @@ class World:
         self.lock = asyncio.Lock()
         self.rebuilds = 0
         self.water = Watermarks(Capacity(bytes=capacity), 0.9, 0.8, reserve=0)
-        self.evictor = self.another()
+        parts = self.another()
+        self.write_behind, self.evictor = parts.write_behind, parts.evictor
+        self.space, self.rounds = parts.space, parts.rounds
         self.settle: Callable[[], Awaitable[None]]
 
     @property
@@ -117,21 +119,18 @@ class World:
         """The watched index, as the port that it stands for."""
         return cast(ContentIndex, self.index)
 
-    def another(
-        self, protected: Callable[[], Collection[Digest]] | None = None, quarantine: QuarantineLimits | None = None
-    ) -> Evictor:
-        """An evictor of another process, with its own view of what is in flight."""
-        return Evictor(
+    def another(self, protected: Callable[[], Collection[Digest]] | None = None, **more: Any) -> EvictionParts:
+        """What another process has, with its own view of what is in flight."""
+        given: dict[str, Any] = {"pinned": lambda _: self.pinned, "rebuild": self.rebuild, **more}
+        return make_eviction(
             self.store,
+            self.catalog,
             self.port,
-            water=self.water,
-            names=ReferenceReader(self.store, self.catalog),
-            protected=protected or (lambda: self.flying),
-            pinned=lambda _: self.pinned,
+            self.water,
             exclusive=self.exclusive,
-            rebuild=self.rebuild,
-            quarantine=quarantine or QuarantineLimits(),
+            protected=protected or (lambda: self.flying),
             now=self.clock,
+            **given,
         )
 
     def exclusive(self) -> AbstractAsyncContextManager[None]:
@@ -148,7 +147,7 @@ class World:
         content = f"{number:08}".encode().ljust(100, b".")
         self.store.put(digest := Digest.of(content), content)
         info = self.store.stat(digest)
-        await self.evictor.arrived(info)
+        await self.write_behind.record_blob(info)
         return info
 
     async def add(self, number: int, size: int = 100, *, used: float | None = None, pin: bool = False) -> Digest:
@@ -211,7 +210,7 @@ def growing(store: MemoryStore, content: bytes, size: int) -> MemoryIngest:
 async def test_nothing_goes_while_there_is_room(world: World) -> None:
     """A fill that ends within the high water evicts nothing."""
     digests = [await world.add(number) for number in range(8)]
-    reservation = await world.evictor.reserve(100)
+    reservation = await world.space.reserve(100)
     assert world.present() == set(digests)
     reservation.release()
 
@@ -219,7 +218,7 @@ async def test_nothing_goes_while_there_is_room(world: World) -> None:
 async def test_the_coldest_go_down_to_the_low_water(world: World) -> None:
     """A fill that goes beyond the high water makes room down to the low water, least recently used first."""
     digests = [await world.add(number) for number in range(9)]
-    await world.evictor.reserve(100)
+    await world.space.reserve(100)
     assert world.present() == set(digests[2:])
     assert await world.port.usage() == Usage(7, 700)
 
@@ -227,15 +226,15 @@ async def test_the_coldest_go_down_to_the_low_water(world: World) -> None:
 async def test_a_use_saves_a_blob(world: World) -> None:
     """What was used a moment ago is not the coldest any more, though the index has not been told yet."""
     digests = [await world.add(number) for number in range(9)]
-    world.evictor.touch(digests[0])
-    await world.evictor.reserve(100)
+    world.write_behind.touch(digests[0])
+    await world.space.reserve(100)
     assert world.present() == {digests[0], *digests[3:]}
 
 
 async def test_pinned_blobs_stay(world: World) -> None:
     """However cold."""
     digests = [await world.add(number, pin=number < 3) for number in range(9)]
-    await world.evictor.reserve(100)
+    await world.space.reserve(100)
     assert world.present() == {*digests[:3], *digests[5:]}
 
 
@@ -243,10 +242,10 @@ async def test_pins_that_leave_no_room(world: World) -> None:
     """Where even all that may go is too little, `StoreFull`, and nothing is dropped in vain."""
     digests = [await world.add(number, pin=number < 8) for number in range(9)]
     with pytest.raises(StoreFull, match="pinned or in use"):
-        await world.evictor.reserve(300)
+        await world.space.reserve(300)
     assert world.present() == set(digests)
     # the 200 that can be had are given, although the low water cannot be reached
-    await world.evictor.reserve(200)
+    await world.space.reserve(200)
     assert world.present() == set(digests[:8])
 
 
@@ -254,8 +253,8 @@ async def test_a_blob_that_is_too_large(world: World) -> None:
     """More than the capacity is refused at once; nothing is dropped for it, and nothing stays reserved."""
     digests = [await world.add(number) for number in range(8)]
     with pytest.raises(BlobTooLarge, match="1 kB"):
-        await world.evictor.reserve(1001)
-    await world.evictor.reserve(100)
+        await world.space.reserve(1001)
+    await world.space.reserve(100)
     assert world.present() == set(digests)
 
 
@@ -263,11 +262,11 @@ async def test_a_refused_blob_is_not_counted_as_held() -> None:
     """While the index does not know the whole and the disk was summed up, a refusal must not fill the sum."""
     world = World()
     digests = [await world.add(number) for number in range(3)]
-    await world.evictor.reserve(100)
+    await world.space.reserve(100)
     for _ in range(5):
         with pytest.raises(StoreFull):
-            await world.evictor.reserve(5000)
-    await world.evictor.reserve(100)
+            await world.space.reserve(5000)
+    await world.space.reserve(100)
     assert world.present() == set(digests)
 
 
@@ -288,21 +287,11 @@ async def test_interrupted_downloads_go_before_anyone_is_refused() -> None:
         ingest.close()
         return asked[-1]
 
-    evictor = Evictor(
-        world.store,
-        world.port,
-        water=world.water,
-        names=ReferenceReader(world.store, world.catalog),
-        protected=lambda: (),
-        pinned=lambda _: world.pinned,
-        exclusive=world.exclusive,
-        reclaim=reclaim,
-        now=world.clock,
-    )
-    await evictor.reserve(500)
+    space = world.another(lambda: (), reclaim=reclaim).space
+    await space.reserve(500)
     assert asked == [300]
     with pytest.raises(StoreFull):
-        await evictor.reserve(500)
+        await space.reserve(500)
     assert asked == [300, 0]
 
 
@@ -311,11 +300,11 @@ async def test_names_of_what_is_gone_are_not_told(world: World) -> None:
     layer = await world.add(1)
     manifest = await world.image(2.0, layer)
     world.index.down = True
-    await world.evictor.name(References(manifest, (), (layer,)), 600)
+    await world.write_behind.record_references(References(manifest, (), (layer,)), 600)
     world.store.delete(manifest)
     world.index.down = False
     await world.index.index.drop([manifest])
-    await world.evictor.flush()
+    await world.write_behind.flush()
     assert await world.index.index.get(manifest) is None
     assert (await world.index.index.usage()).blobs == 1
 
@@ -328,11 +317,11 @@ async def test_138_one_worker_never_exceeds_the_limit(world: World, fills: Seque
         await world.add(number)
     for number, size in enumerate(fills):
         try:
-            await world.evictor.reserve(size)
+            await world.space.reserve(size)
         except StoreFull:
             continue
         held = sum(info.size for info in MemoryStore.walk(world.store))
-        assert held + world.evictor._reserved <= 1000, number
+        assert held + world.space.reserved <= 1000, number
 
 
 async def test_138_two_workers_exceed_it_by_what_is_reserved(world: World) -> None:
@@ -341,13 +330,13 @@ async def test_138_two_workers_exceed_it_by_what_is_reserved(world: World) -> No
     for number in range(6):
         await world.add(number)
     another = world.another()
-    first, second = await world.evictor.reserve(300), await another.reserve(300)
+    first, second = await world.space.reserve(300), await another.space.reserve(300)
     for seed, reservation in ((101, first), (102, second)):
         await world.add(seed, size=300)
         reservation.release()
     held = sum(info.size for info in MemoryStore.walk(world.store))
     assert 1000 < held <= 1000 + 300
-    await another.tick()
+    await another.rounds.tick()
     assert sum(info.size for info in MemoryStore.walk(world.store)) <= 900
 
 
@@ -355,9 +344,9 @@ async def test_138_a_fill_that_has_begun_is_known_to_others(world: World) -> Non
     """Row 138: from its first bytes on, another worker counts what it will have."""
     for number in range(6):
         await world.add(number)
-    await world.evictor.reserve(300)
+    await world.space.reserve(300)
     ingest = growing(world.store, b"x" * 300, 300)
-    await world.another().reserve(300)
+    await world.another().space.reserve(300)
     assert sum(info.size for info in MemoryStore.walk(world.store)) + 600 <= 1000
     ingest.abort(keep=False)
 
@@ -383,7 +372,7 @@ async def test_a_turn_that_is_cancelled_ends_with_its_last_file(world: World, mo
     present: list[set[Digest]] = []
 
     async def look() -> None:
-        async with world.another().turn():
+        async with world.another().evictor.turn():
             present.append(world.present())
 
     looking = asyncio.create_task(look())
@@ -414,13 +403,13 @@ async def test_what_is_set_aside_takes_room(world: World) -> None:
     """The limit holds with a full quarantine, and within its bound it goes as little as any blob that was just used."""
     digests = [await world.add(number) for number in range(8)]
     damaged = set_aside(world, 1)
-    await world.evictor.tick()
+    await world.rounds.tick()
     assert world.present() == set(digests)
-    await world.evictor.reserve(50)
+    await world.space.reserve(50)
     assert world.present() == set(digests[2:])
     assert [one.digest for one in world.store.aside()] == [damaged]
-    assert await world.evictor.fullness() == (600, 1000)
-    assert world.evictor.quarantined() == 100
+    assert await world.space.fullness() == (600, 1000)
+    assert world.space.quarantined() == 100
 
 
 async def test_the_quarantine_goes_before_anything_good(world: World) -> None:
@@ -428,12 +417,12 @@ async def test_the_quarantine_goes_before_anything_good(world: World) -> None:
     digests = [await world.add(number) for number in range(8)]
     for _ in range(2):
         set_aside(world, 1)
-        await world.evictor.make_room(100)
+        await world.space.make_room(100)
         assert world.present() == set(digests)
         assert list(world.store.aside()) == []
     set_aside(world, 1)
     # 800 + 100 + 150 is more than the limit; without the 100 it is more than the high water
-    (await world.evictor.reserve(150)).release()
+    (await world.space.reserve(150)).release()
     assert list(world.store.aside()) == []
     assert world.present() == set(digests[2:])
 
@@ -443,8 +432,8 @@ async def test_the_quarantine_is_swept(world: World) -> None:
     old = set_aside(world, 1, 10, ago=7 * 86400.0)
     oldest, young = set_aside(world, 2, 60, ago=100.0), set_aside(world, 3, 50)
     with structlog.testing.capture_logs() as logs:
-        await world.evictor.tick()
-        await world.evictor.tick()
+        await world.rounds.tick()
+        await world.rounds.tick()
     assert [one.digest for one in world.store.aside()] == [young]
     assert {old, oldest}.isdisjoint(one.digest for one in world.store.aside())
     [told] = [line for line in logs if line["event"] == "quarantine.dropped"]
@@ -455,9 +444,9 @@ async def test_the_quarantine_is_swept(world: World) -> None:
 async def test_no_quarantine_at_all() -> None:
     """A size of 0 keeps nothing beyond the next round."""
     world = World()
-    evictor = world.another(quarantine=QuarantineLimits(size=0))
+    rounds = world.another(quarantine=QuarantineLimits(size=0)).rounds
     set_aside(world, 1)
-    await evictor.tick()
+    await rounds.tick()
     assert list(world.store.aside()) == []
 
 
@@ -471,11 +460,11 @@ async def test_a_quarantine_that_the_disk_does_not_give(world: World, monkeypatc
     set_aside(world, 1)
     monkeypatch.setattr(world.store, "drop_aside", failing)
     with structlog.testing.capture_logs() as logs:
-        await world.evictor.make_room(100)
+        await world.space.make_room(100)
         monkeypatch.setattr(world.store, "aside", failing)
         for _ in range(3):
-            await world.evictor.tick()
-            (await world.evictor.reserve(100)).release()
+            await world.rounds.tick()
+            (await world.space.reserve(100)).release()
     assert world.present() == set(digests[1:])
     assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["quarantine.failed"]
 
@@ -484,21 +473,21 @@ async def test_blobs_in_flight_stay(world: World) -> None:
     """Rows 61, 62: what is protected is passed over."""
     digests = [await world.add(number) for number in range(9)]
     world.flying.update(digests[:4])
-    await world.evictor.reserve(100)
+    await world.space.reserve(100)
     assert world.present() == {*digests[:4], *digests[6:]}
 
 
 async def test_reservations_are_counted(world: World) -> None:
     """Fills that are about to begin count, until they are released, and a release twice counts once."""
     digests = [await world.add(number) for number in range(5)]
-    first = await world.evictor.reserve(200)
-    await world.evictor.reserve(200)
+    first = await world.space.reserve(200)
+    await world.space.reserve(200)
     assert world.present() == set(digests)
     first.release()
     first.release()
-    await world.evictor.reserve(200)
+    await world.space.reserve(200)
     assert world.present() == set(digests)
-    await world.evictor.reserve(100)
+    await world.space.reserve(100)
     assert world.present() == set(digests[2:])
 
 
@@ -506,7 +495,7 @@ async def test_reservations_at_once_do_not_overlook_each_other(world: World) -> 
     """Many that reserve at the same moment get room for all of them."""
     for number in range(9):
         await world.add(number)
-    await asyncio.gather(*(world.evictor.reserve(100) for _ in range(5)))
+    await asyncio.gather(*(world.space.reserve(100) for _ in range(5)))
     assert len(world.present()) * 100 + 500 <= 900
 
 
@@ -514,26 +503,26 @@ async def test_fills_of_others_are_counted(world: World) -> None:
     """What grows in another process takes room, with the size that it will have."""
     digests = [await world.add(number) for number in range(5)]
     growing(world.store, b"another's", 300)
-    await world.evictor.reserve(100)
+    await world.space.reserve(100)
     assert world.present() == set(digests)
-    await world.evictor.reserve(100)
+    await world.space.reserve(100)
     assert world.present() == set(digests[2:])
 
 
 async def test_fills_of_our_own_are_not_counted_twice(world: World) -> None:
     """A fill that has reserved and has begun counts once."""
     digests = [await world.add(number) for number in range(5)]
-    await world.evictor.reserve(300)
+    await world.space.reserve(300)
     ours = growing(world.store, b"ours", 300)
     world.flying.add(ours.digest)
-    await world.evictor.reserve(100)
+    await world.space.reserve(100)
     assert world.present() == set(digests)
 
 
 async def test_a_size_that_nobody_knows(world: World) -> None:
     """Reserves nothing, but makes room where the store is too full already."""
     digests = [await world.add(number) for number in range(10)]
-    reservation = await world.evictor.reserve(None)
+    reservation = await world.space.reserve(None)
     assert reservation.size == 0
     assert world.present() == set(digests[2:])
 
@@ -543,19 +532,19 @@ async def test_a_disk_that_others_fill(world: World) -> None:
     small = World(disk=500)
     await small.index.index.set_marker(MARK)
     digests = [await small.add(number) for number in range(4)]
-    await small.evictor.reserve(100)
+    await small.space.reserve(100)
     assert small.present() == set(digests[1:])
     with pytest.raises(StoreFull):
-        await small.evictor.reserve(501)
+        await small.space.reserve(501)
 
 
 async def test_a_full_disk_in_mid_write(world: World) -> None:
     """Row 34: `make_room` drops at least what it is asked for, however little is counted."""
     digests = [await world.add(number) for number in range(4)]
-    await world.evictor.make_room(150)
+    await world.space.make_room(150)
     assert world.present() == set(digests[2:])
     with pytest.raises(StoreFull):
-        await world.evictor.make_room(201)
+        await world.space.make_room(201)
     assert world.present() == set(digests[2:])
 
 
@@ -563,14 +552,14 @@ async def test_a_reservation_that_is_cancelled_is_given_back(world: World) -> No
     """Row 63: a task that ends while it waits for room leaves nothing reserved and no lock held."""
     digests = [await world.add(number) for number in range(8)]
     async with world.lock:
-        waiting = asyncio.ensure_future(world.evictor.reserve(500))
+        waiting = asyncio.ensure_future(world.space.reserve(500))
         await until(lambda: "usage" in world.index.calls)
         for _ in range(20):
             await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-    await world.evictor.reserve(100)
+    await world.space.reserve(100)
     assert world.present() == set(digests)
 
 
@@ -578,7 +567,7 @@ async def test_two_processes_evict_one_after_the_other(world: World) -> None:
     """The second finds the room that the first has made, and drops nothing more for itself than it needs."""
     digests = [await world.add(number) for number in range(10)]
     other = world.another()
-    await asyncio.gather(world.evictor.reserve(None), other.reserve(None))
+    await asyncio.gather(world.space.reserve(None), other.space.reserve(None))
     assert world.present() == set(digests[2:])
 
 
@@ -588,21 +577,20 @@ async def test_two_processes_evict_one_after_the_other(world: World) -> None:
 async def test_a_dry_run_lists_each_victim_and_why(world: World) -> None:
     """The list is what would be dropped, with sizes and reasons; nothing is."""
     digests = [await world.add(number, used=1000 - 86400 * (10 - number)) for number in range(10)]
-    for victims in (await world.evictor.plan(), await world.evictor.collect(dry_run=True)):
-        assert [(each.digest, each.size, each.reason) for each in victims] == [
-            (digests[0], 100, "no cached manifest names it: last used 10 days ago"),
-            (digests[1], 100, "no cached manifest names it: last used 9 days ago"),
-        ]
-    assert [each.digest for each in await world.evictor.plan(250)] == digests[:3]
+    assert [(each.digest, each.size, each.reason) for each in await world.space.plan()] == [
+        (digests[0], 100, "no cached manifest names it: last used 10 days ago"),
+        (digests[1], 100, "no cached manifest names it: last used 9 days ago"),
+    ]
+    assert [each.digest for each in await world.space.plan(250)] == digests[:3]
     assert world.present() == set(digests)
 
 
 async def test_collecting_by_hand(world: World) -> None:
     """Comes down to the low water, also from below the high water, and says what went; then there is nothing to do."""
     digests = [await world.add(number) for number in range(9)]
-    assert [each.digest for each in await world.evictor.collect()] == digests[:1]
+    assert [each.digest for each in await world.space.collect()] == digests[:1]
     assert world.present() == set(digests[1:])
-    assert await world.evictor.collect() == []
+    assert await world.space.collect() == []
 
 
 # ---------------------------------------------------------------------------------------------------- images
@@ -629,9 +617,9 @@ async def test_loose_blobs_go_before_images(images: World) -> None:
     cold = await images.image(-4000, layer)
     loose = [await images.add(number, used=number) for number in range(2, 5)]
     await images.settle()
-    await images.evictor.make_room(200)
+    await images.space.make_room(200)
     assert images.present() == {layer, cold, loose[2]}
-    await images.evictor.make_room(101)
+    await images.space.make_room(101)
     assert images.present() == set()
 
 
@@ -641,10 +629,10 @@ async def test_images_go_whole(images: World) -> None:
     warm = await images.image(50, *layers[3:])
     cold = await images.image(40, *layers[:3])
     await images.settle()
-    victims = await images.evictor.collect() or await images.evictor.plan(1)
+    victims = await images.space.collect() or await images.space.plan(1)
     assert {victim.digest for victim in victims} == {cold, *layers[:3]}
     assert {victim.images for victim in victims} == {(cold,)}
-    await images.evictor.make_room(1)
+    await images.space.make_room(1)
     assert images.present() == {warm, *layers[3:]}
 
 
@@ -654,9 +642,9 @@ async def test_shared_layers_stay_with_the_warm_image(images: World) -> None:
     await images.image(10, own, shared)
     warm = await images.image(20, shared, other)
     await images.settle()
-    await images.evictor.make_room(1)
+    await images.space.make_room(1)
     assert images.present() == {warm, shared, other}
-    await images.evictor.make_room(1)
+    await images.space.make_room(1)
     assert images.present() == set()
 
 
@@ -667,11 +655,11 @@ async def test_the_use_of_a_manifest_alone_keeps_its_image(images: World) -> Non
     index = await images.image(12, manifests=platforms)
     other = await images.image(500, layers[2])
     await images.settle()
-    images.evictor.touch(platforms[0])
-    await images.evictor.make_room(1)
+    images.write_behind.touch(platforms[0])
+    await images.space.make_room(1)
     assert images.present() == {index, *platforms, *layers[:2]}
-    images.evictor.touch(index)
-    await images.evictor.make_room(1)
+    images.write_behind.touch(index)
+    await images.space.make_room(1)
     assert images.present() == set()
     assert other not in images.present()
 
@@ -683,10 +671,10 @@ async def test_a_pinned_platform_of_a_cold_index(images: World) -> None:
     await images.image(12, manifests=platforms)
     images.pinned |= {platforms[0], layers[0]}
     await images.settle()
-    await images.evictor.make_room(1)
+    await images.space.make_room(1)
     assert images.present() == {platforms[0], layers[0]}
     with pytest.raises(StoreFull, match="pinned"):
-        await images.evictor.make_room(1)
+        await images.space.make_room(1)
 
 
 async def test_what_has_just_come_is_not_dropped_first(images: World) -> None:
@@ -696,9 +684,9 @@ async def test_what_has_just_come_is_not_dropped_first(images: World) -> None:
     warm = await images.image(990, layers[1])
     young = await images.add(7, used=700)
     await images.settle()
-    await images.evictor.make_room(1)
+    await images.space.make_room(1)
     assert images.present() == {young, warm, layers[1]}
-    await images.evictor.make_room(1)
+    await images.space.make_room(1)
     assert images.present() == {warm, layers[1]}
 
 
@@ -707,15 +695,15 @@ async def test_names_wait_for_the_index(world: World) -> None:
     manifest, layer = Digest.of(b"manifest"), await world.add(1)
     world.store.put(manifest, b"manifest")
     world.index.down = True
-    await world.evictor.name(References(manifest, (), (layer,)), 600)
-    await world.evictor.flush()
+    await world.write_behind.record_references(References(manifest, (), (layer,)), 600)
+    await world.write_behind.flush()
     world.index.down = False
-    await world.evictor.flush()
+    await world.write_behind.flush()
     assert {
         above: [each.record.digest for each in found] for above, found in (await world.port.below([manifest])).items()
     } == {manifest: [layer]}
     world.index.calls.clear()
-    await world.evictor.flush()
+    await world.write_behind.flush()
     assert "name" not in world.index.calls
 
 
@@ -726,13 +714,13 @@ async def test_blobs_wait_for_the_index(world: World) -> None:
     world.index.down = True
     came = [await world.come(number) for number in range(3)]
     world.store.delete(came[0].digest)
-    await world.evictor.flush()
+    await world.write_behind.flush()
     world.index.down = False
-    await world.evictor.tick()
-    await world.evictor.tick()
+    await world.rounds.tick()
+    await world.rounds.tick()
     assert await world.port.usage() == Usage(2, 200)
     world.index.calls.clear()
-    await world.evictor.flush()
+    await world.write_behind.flush()
     assert "put" not in world.index.calls
 
 
@@ -743,8 +731,8 @@ async def test_blobs_wait_without_end(world: World, monkeypatch: pytest.MonkeyPa
     for number in range(3):
         await world.come(number)
     world.index.down = False
-    await world.evictor.tick()
-    await world.evictor.tick()
+    await world.rounds.tick()
+    await world.rounds.tick()
     assert await world.port.usage() == Usage(2, 200)
 
 
@@ -754,10 +742,10 @@ async def test_without_an_index_nobody_evicts_twice(world: World) -> None:
     for number in range(10):
         await world.add(number)
     world.index.down = True
-    for one in (world.evictor, other):
-        await one.fullness()
-    for one in (world.evictor, other):
-        await one.tick()
+    for space in (world.space, other.space):
+        await space.fullness()
+    for rounds in (world.rounds, other.rounds):
+        await rounds.tick()
     assert len(world.present()) == 8
 
 
@@ -769,7 +757,7 @@ async def test_a_crash_between_file_and_record(world: World) -> None:
     digests = [await world.add(number) for number in range(12)]
     for digest in digests[:3]:
         world.store.delete(digest)
-    await world.evictor.reserve(None)
+    await world.space.reserve(None)
     assert await world.port.usage() == Usage(8, 800)
     assert world.present() == set(digests[4:])
 
@@ -779,7 +767,7 @@ async def test_records_without_files_free_nothing_on_a_full_disk(world: World) -
     digests = [await world.add(number) for number in range(6)]
     for digest in digests[:3]:
         world.store.delete(digest)
-    await world.evictor.make_room(200)
+    await world.space.make_room(200)
     assert world.present() == set(digests[5:])
     assert await world.port.usage() == Usage(1, 100)
 
@@ -790,7 +778,7 @@ async def test_a_blob_that_comes_back_in_the_very_moment(world: World) -> None:
     content = b"00000000".ljust(100, b".")
     assert Digest.of(content) == digests[0]
     world.index.before["drop"] = lambda: void(world.store.put(digests[0], content))
-    await world.evictor.reserve(None)
+    await world.space.reserve(None)
     assert digests[0] in world.present()
     assert await world.port.get(digests[0]) is not None
     assert await world.port.usage() == Usage(9, 900)
@@ -804,11 +792,11 @@ async def test_files_that_cannot_be_deleted(world: World) -> None:
     """Others go in their place, their records stay, and it comes to an end."""
     digests = [await world.add(number) for number in range(10)]
     world.store.stuck.update(digests[:3])
-    await world.evictor.reserve(None)
+    await world.space.reserve(None)
     assert world.present() == {*digests[:3], *digests[5:]}
     world.store.stuck.update(digests)
     with pytest.raises(StoreFull):
-        await world.evictor.make_room(100)
+        await world.space.make_room(100)
     assert await world.port.usage() == Usage(8, 800)
 
 
@@ -816,13 +804,13 @@ async def test_an_empty_index_deletes_nothing(world: World) -> None:
     """Row 49: after FLUSHALL nothing is dropped for it, and the index is rebuilt from the disk."""
     digests = [await world.add(number) for number in range(8)]
     await world.port.clear()
-    await world.evictor.tick()
+    await world.rounds.tick()
     await until(lambda: "set_marker" in world.index.calls)
     assert world.present() == set(digests)
     assert await world.port.usage() == Usage(8, 800)
     assert await world.port.marker() == MARK
     assert world.rebuilds == 1
-    await world.evictor.tick()
+    await world.rounds.tick()
     assert world.rebuilds == 1
 
 
@@ -830,7 +818,7 @@ async def test_an_index_lost_while_the_store_is_full(world: World) -> None:
     """Row 49: with the index flushed, room is made by what the disk knows, the coldest first."""
     digests = [await world.add(number) for number in range(9)]
     await world.port.clear()
-    await world.evictor.reserve(100)
+    await world.space.reserve(100)
     assert world.present() == set(digests[2:])
 
 
@@ -838,17 +826,17 @@ async def test_pins_hold_without_a_whole_index(world: World) -> None:
     """Pins are on the disk: an index that is not whole, is empty or is down makes no difference to them."""
     digests = [await world.add(number, pin=number < 2) for number in range(9)]
     await world.port.set_marker(INCOMPLETE)
-    await world.evictor.reserve(100)
+    await world.space.reserve(100)
     assert world.present() == {*digests[:2], *digests[4:]}
     await world.port.clear()
-    await world.evictor.make_room(200)
+    await world.space.make_room(200)
     assert world.present() == {*digests[:2], *digests[6:]}
     world.index.down = True
-    await world.evictor.make_room(200)
+    await world.space.make_room(200)
     assert world.present() == {*digests[:2], digests[8]}
 
 
-async def test_pins_that_cannot_be_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pins_that_cannot_be_read(world: World) -> None:
     """Nobody knows what must stay, so nothing goes: what fits into the limit may come, the pull that wants more is
     told, and counts no longer.
     """
@@ -857,15 +845,15 @@ async def test_pins_that_cannot_be_read(world: World, monkeypatch: pytest.Monkey
     def fail(_: float) -> Collection[Digest]:
         raise StoreError("no descriptor left")
 
-    monkeypatch.setattr(world.evictor, "_pinned", fail)
-    reserved = await world.evictor.reserve(100)
+    space = world.another(pinned=fail).space
+    reserved = await space.reserve(100)
     for _ in range(2):
         with pytest.raises(StoreError, match="descriptor"):
-            await world.evictor.reserve(1)
+            await space.reserve(1)
     reserved.release()
-    (await world.evictor.reserve(100)).release()
+    (await space.reserve(100)).release()
     with pytest.raises(StoreError, match="descriptor"):
-        await world.evictor.make_room(1)
+        await space.make_room(1)
     assert world.present() == set(digests)
 
 
@@ -873,7 +861,7 @@ async def test_what_is_pinned_after_it_was_chosen(world: World) -> None:
     """Pins are read once more before each deletion."""
     digests = [await world.add(number) for number in range(9)]
     world.index.before["coldest"] = lambda: world.pinned.add(digests[0])
-    await world.evictor.reserve(100)
+    await world.space.reserve(100)
     assert digests[0] in world.present()
 
 
@@ -881,10 +869,10 @@ async def test_blobs_that_the_index_missed(world: World) -> None:
     """Where the index has too little to drop, the disk is looked at, and the index rebuilt."""
     digests = [await world.add(number) for number in range(9)]
     await world.port.drop(digests[1:])
-    await world.evictor.make_room(400)
+    await world.space.make_room(400)
     assert world.present() == set(digests[4:])
     assert await world.port.marker() == INCOMPLETE
-    await world.evictor.tick()
+    await world.rounds.tick()
     await until(lambda: world.index.calls[-1] == "set_marker")
     assert await world.port.usage() == Usage(5, 500)
     assert await world.port.marker() == MARK
@@ -896,7 +884,7 @@ async def test_pins_alone_do_not_cause_walks_again_and_again(world: World) -> No
         await world.add(number, pin=True)
     for _ in range(5):
         with pytest.raises(StoreFull):
-            await world.evictor.reserve(100)
+            await world.space.reserve(100)
         await world.port.set_marker(MARK)
         world.clock.time += 10
     assert world.store.walks <= 2
@@ -909,8 +897,8 @@ async def test_a_dead_index_does_not_let_the_disk_fill_up(world: World) -> None:
     """Row 47: the coldest by the disk's own times go, and uses that the index was not told of count."""
     digests = [await world.add(number) for number in range(9)]
     world.index.down = True
-    world.evictor.touch(digests[1])
-    await world.evictor.reserve(100)
+    world.write_behind.touch(digests[1])
+    await world.space.reserve(100)
     assert world.present() == {digests[1], *digests[3:]}
 
 
@@ -918,7 +906,7 @@ async def test_a_dead_index_and_a_thousand_fills(world: World) -> None:
     """Row 47: pull after pull, the store stays within its capacity, and the disk is not walked for each."""
     world.index.down = True
     for number in range(300):
-        reservation = await world.evictor.reserve(10)
+        reservation = await world.space.reserve(10)
         await world.add(number, 10)
         reservation.release()
         assert len(world.present()) * 10 <= 1000
@@ -930,7 +918,7 @@ async def test_a_dead_index_and_fills_of_several_processes(world: World) -> None
     world.index.down = True
     evictors = [world.another(lambda: ()) for _ in range(4)]
     for number in range(300):
-        reservation = await evictors[number % 4].reserve(10)
+        reservation = await evictors[number % 4].space.reserve(10)
         await world.add(number, 10)
         reservation.release()
         world.clock.time += 0.03
@@ -943,11 +931,11 @@ async def test_a_large_store_without_an_index_is_not_walked_while_a_fill_waits()
     world.index.down = True
     for number in range(10_001):
         world.store.put(Digest.of(content := b"%d" % number), content)
-    await world.evictor.reserve(10)
+    await world.space.reserve(10)
     world.clock.time += 50
-    await asyncio.gather(*(world.evictor.reserve(10) for _ in range(5)))
+    await asyncio.gather(*(world.space.reserve(10) for _ in range(5)))
     assert world.store.walks == 1
-    await world.evictor.tick()
+    await world.rounds.tick()
     assert world.store.walks == 2
 
 
@@ -955,24 +943,24 @@ async def test_fills_that_begin_together_walk_once(world: World) -> None:
     """Without an index, they wait for one sum."""
     world.index.down = True
     await world.add(1)
-    await asyncio.gather(*(world.evictor.reserve(10) for _ in range(5)))
+    await asyncio.gather(*(world.space.reserve(10) for _ in range(5)))
     world.clock.time += 50
-    await asyncio.gather(*(world.evictor.reserve(10) for _ in range(5)))
+    await asyncio.gather(*(world.space.reserve(10) for _ in range(5)))
     assert world.store.walks == 2
 
 
 async def test_a_large_store_is_not_read_for_a_short_plan(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an index a plan of a large store is refused to who wants its beginning alone, and made in whole."""
-    monkeypatch.setattr(evictor, "_SOON", 60.0)
+    monkeypatch.setattr(space_module, "_SOON", 60.0)
     world.index.down = True
     first = await world.add(1)
-    assert [victim.digest for victim in await world.evictor.plan(1, short=True)] == [first]
+    assert [victim.digest for victim in await world.space.plan(1, short=True)] == [first]
     for number in range(10_001):
         world.store.put(Digest.of(content := b"%d" % number), content)
     world.clock.time += 50
     with pytest.raises(IndexUnavailable, match="too large"):
-        await world.evictor.plan(1, short=True)
-    assert await world.evictor.plan(1)
+        await world.space.plan(1, short=True)
+    assert await world.space.plan(1)
 
 
 async def test_how_full_it_is_may_not_be_known_yet(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -989,11 +977,11 @@ async def test_how_full_it_is_may_not_be_known_yet(world: World, monkeypatch: py
     monkeypatch.setattr(world.store, "walk", slowly)
     try:
         while not world.store.walks:
-            assert await world.evictor.fullness(0.01) is None
-        assert await world.evictor.fullness(0.01) is None
+            assert await world.space.fullness(0.01) is None
+        assert await world.space.fullness(0.01) is None
     finally:
         go.set()
-    assert await world.evictor.fullness() == (100, 1000)
+    assert await world.space.fullness() == (100, 1000)
     assert world.store.walks == 1
 
 
@@ -1003,10 +991,10 @@ async def test_a_dead_index_and_what_others_have_stored_since(world: World) -> N
         await world.add(number)
     world.index.down = True
     mine = world.another()
-    await mine.reserve(0)
+    await mine.space.reserve(0)
     for number in range(5, 10):
         await world.add(number)
-    reservation = await mine.reserve(100)
+    reservation = await mine.space.reserve(100)
     assert len(world.present()) * 100 + reservation.size <= 1000
 
 
@@ -1014,10 +1002,10 @@ async def test_a_dead_index_and_a_disk_that_others_write_on(world: World) -> Non
     """Row 47: space that went to files of others makes nothing go, and costs one more walk, not one for each fill."""
     digests = {await world.add(number) for number in range(5)}
     world.index.down = True
-    await world.evictor.reserve(0)
+    await world.space.reserve(0)
     world.store.disk -= 1000
     for _ in range(20):
-        (await world.evictor.reserve(1)).release()
+        (await world.space.reserve(1)).release()
     assert world.present() == digests
     assert world.store.walks <= 2
 
@@ -1029,17 +1017,17 @@ async def test_uses_wait_for_the_index(world: World) -> None:
     with structlog.testing.capture_logs() as logged:
         for number in range(3):
             world.clock.time += 1
-            world.evictor.touch(digests[number])
-            await world.evictor.flush()
+            world.write_behind.touch(digests[number])
+            await world.write_behind.flush()
         world.clock.time += 1
-        world.evictor.touch(digests[0])
+        world.write_behind.touch(digests[0])
         world.index.down = False
-        await world.evictor.flush()
+        await world.write_behind.flush()
     assert [line["event"] for line in logged] == ["evictor.without_index", "evictor.with_index"]
     found = [await world.port.get(digest) for digest in digests]
     assert [each.last_used - START for each in found if each] == [4, 2, 3]
     world.index.calls.clear()
-    await world.evictor.flush()
+    await world.write_behind.flush()
     assert "touch" not in world.index.calls
 
 
@@ -1048,11 +1036,11 @@ async def test_uses_kept_in_memory_are_bounded(world: World) -> None:
     digests = [Digest.of(str(number).encode()) for number in range(100_010)]
     world.index.down = True
     for digest in digests:
-        world.evictor.touch(digest)
-    await world.evictor.flush()
+        world.write_behind.touch(digest)
+    await world.write_behind.flush()
     for digest in digests[:5]:
-        world.evictor.touch(digest)
-    await world.evictor.flush()
+        world.write_behind.touch(digest)
+    await world.write_behind.flush()
     told: list[dict[Digest, float]] = []
 
     async def remember(seen: dict[Digest, float]) -> None:
@@ -1060,7 +1048,7 @@ async def test_uses_kept_in_memory_are_bounded(world: World) -> None:
 
     world.index.down = False
     world.index.index.touch = remember  # type: ignore[method-assign, assignment]
-    await world.evictor.flush()
+    await world.write_behind.flush()
     assert len(told[0]) == 100_000
     assert set(digests[:5]) <= told[0].keys()
     assert digests[10] not in told[0]
@@ -1070,14 +1058,14 @@ async def test_uses_are_noted_on_disk_hourly(world: World) -> None:
     """The first use is noted, then none of the same blob for an hour, however often it is used."""
     first, second = [await world.add(number) for number in range(2)]
     for _ in range(60):
-        world.evictor.touch(first)
-        await world.evictor.flush()
+        world.write_behind.touch(first)
+        await world.write_behind.flush()
         world.clock.time += 59
-    world.evictor.touch(second)
-    await world.evictor.flush()
+    world.write_behind.touch(second)
+    await world.write_behind.flush()
     world.clock.time += 100
-    world.evictor.touch(first)
-    await world.evictor.flush()
+    world.write_behind.touch(first)
+    await world.write_behind.flush()
     assert [set(each) for each in world.store.marked] == [{first}, {second}, {first}]
     assert world.store.stat(first).used_at == world.clock.time
 
@@ -1113,21 +1101,11 @@ class Turns:
 async def test_it_runs_in_rounds(world: World) -> None:
     """Each round flushes uses and comes back below the high water; trouble with the disk does not end it."""
     turns = Turns()
-    evictor = Evictor(
-        world.store,
-        world.port,
-        water=world.water,
-        names=ReferenceReader(world.store, world.catalog),
-        protected=lambda: (),
-        pinned=lambda _: world.pinned,
-        exclusive=world.exclusive,
-        now=world.clock,
-        sleep=turns,
-    )
-    running = asyncio.ensure_future(evictor.run())
+    parts = world.another(lambda: (), sleep=turns)
+    running = asyncio.ensure_future(parts.rounds.run())
     await until(lambda: turns.asked == 1)
     digests = [await world.add(number) for number in range(10)]
-    evictor.touch(digests[0])
+    parts.write_behind.touch(digests[0])
     await turns.next()
     assert world.present() == {digests[0], *digests[3:]}
     found = await world.port.get(digests[0])
@@ -1164,20 +1142,9 @@ async def test_stopping_stops_a_rebuild(world: World) -> None:
             ended.append("rebuild")
 
     turns = Turns()
-    evictor = Evictor(
-        world.store,
-        world.port,
-        water=world.water,
-        names=ReferenceReader(world.store, world.catalog),
-        protected=lambda: (),
-        pinned=lambda _: world.pinned,
-        exclusive=world.exclusive,
-        rebuild=rebuild,
-        now=world.clock,
-        sleep=turns,
-    )
+    parts = world.another(lambda: (), rebuild=rebuild, sleep=turns)
     await world.port.clear()
-    running = asyncio.ensure_future(evictor.run())
+    running = asyncio.ensure_future(parts.rounds.run())
     await turns.next()
     await begun.wait()
     running.cancel()
@@ -1237,26 +1204,26 @@ async def test_choosing_among_many_reads_few(index: ContentIndex) -> None:
     await index.set_marker(MARK)
     watched = Watched(index)
     store = Counted(digests)
-    evictor = Evictor(
+    parts = make_eviction(
         cast(Any, store),
+        MemoryCatalog(),
         cast(ContentIndex, watched),
-        water=Watermarks(Capacity(bytes=101_000_000), 1.0, 0.99, reserve=0),
-        names=ReferenceReader(cast(Any, store), MemoryCatalog()),
+        Watermarks(Capacity(bytes=101_000_000), 1.0, 0.99, reserve=0),
         protected=lambda: set(digests[300:310]),
         pinned=lambda _: set(digests[:300]),
         exclusive=lambda: held(asyncio.Lock()),
         now=Clock(START),
     )
-    assert [each.digest for each in await evictor.plan(5000)] == digests[310:315]
+    assert [each.digest for each in await parts.space.plan(5000)] == digests[310:315]
     assert watched.records_read <= 64 + 4 * 310 * 2
     watched.records_read = 0
-    await evictor.reserve(1_500_000)
+    await parts.space.reserve(1_500_000)
     assert store.deleted == digests[310 : 310 + 1510]
     assert watched.records_read <= 4 * 1510 + 64
     assert await index.usage() == Usage(100_000 - 1510, (100_000 - 1510) * 1000)
     # more than is looked at in one go
     watched.records_read = 0
-    await evictor.make_room(10_000_000)
+    await parts.space.make_room(10_000_000)
     assert store.deleted == digests[310 : 310 + 11_510]
     assert watched.records_read <= 4 * 10_000
 
@@ -1269,16 +1236,16 @@ async def test_choosing_among_many_images_reads_few(index: ContentIndex) -> None
     await index.set_marker(MARK)
     watched = Watched(index)
     store = Counted(digests)
-    evictor = Evictor(
+    parts = make_eviction(
         cast(Any, store),
+        MemoryCatalog(),
         cast(ContentIndex, watched),
-        water=Watermarks(Capacity(bytes=1 << 30), 1.0, 0.99, reserve=0),
-        names=ReferenceReader(cast(Any, store), MemoryCatalog()),
+        Watermarks(Capacity(bytes=1 << 30), 1.0, 0.99, reserve=0),
         protected=lambda: (),
         pinned=lambda _: digests[20:40],
         exclusive=lambda: held(asyncio.Lock()),
         now=Clock(START),
     )
-    await evictor.make_room(35_000)
+    await parts.space.make_room(35_000)
     assert set(store.deleted) == {*digests[:20], *digests[40:60]}
     assert watched.records_read <= 64 + 16 * 19

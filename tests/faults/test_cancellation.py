@@ -38,7 +38,7 @@ _TAG = "/v2/library/app/manifests/v1"
 async def _nothing_left(mirror: LiveMirror) -> None:
     """Of a pull: no flight, no reservation."""
     await mirror.idle()
-    await until(lambda: not mirror.app.storage.evictor._reserved, lambda: "still reserved")
+    await until(lambda: not mirror.app.storage.eviction.space.reserved, lambda: "still reserved")
 
 
 async def _ask(mirror: LiveMirror, target: str) -> None:
@@ -102,11 +102,11 @@ async def test_63_a_reservation(registry: FakeRegistry, mirror: LiveMirror, tall
     await mirror.ask(_AT)
     await mirror.landed(_DIGEST)
     await mirror.rebuilt()
-    evictor = mirror.app.storage.evictor
+    space = mirror.app.storage.eviction.space
     baseline = Baseline()
 
     async def reserve_for_a_while() -> None:
-        reservation = await evictor.reserve(1_000_000)
+        reservation = await space.reserve(1_000_000)
         try:
             await asyncio.sleep(0)
         finally:
@@ -115,7 +115,7 @@ async def test_63_a_reservation(registry: FakeRegistry, mirror: LiveMirror, tall
     async def scenario() -> None:
         with suppress(asyncio.CancelledError, MirrorError):
             await asyncio.create_task(reserve_for_a_while())
-        await until(lambda: not evictor._reserved, lambda: "still reserved")
+        await until(lambda: not space.reserved, lambda: "still reserved")
         await baseline.reached()
 
     rounds = await cancelled_everywhere("reserve_for_a_while", scenario)

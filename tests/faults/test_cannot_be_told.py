@@ -217,7 +217,7 @@ async def test_36_37_eviction(disk: Disk, indexed: bool) -> None:
 
     async def evict(copy: Disk) -> None:
         async with opened(copy) as storage:
-            await storage.evictor.make_room(len(TOOLS))
+            await storage.eviction.space.make_room(len(TOOLS))
 
     [tool] = disk.stocked.catalog.manifest_digests(TOOL)
     before = disk.blobs()
@@ -453,9 +453,9 @@ async def test_36_37_import(disk: Disk, tmp_path: Path) -> None:
                     store=storage.store,
                     catalog=storage.catalog,
                     index=storage.index,
-                    room=storage.evictor,
+                    room=storage.eviction.space,
                     histories=TagHistories(storage.catalog, storage.freezes),
-                    touch=storage.evictor.touch,
+                    touch=storage.eviction.write_behind.touch,
                     exclusive=storage.locks.exclusive,
                     age=lambda _: AgeRule(),
                 )
@@ -539,16 +539,16 @@ async def test_36_a_pinned_image_stays_as_it_was_last_known(disk: Disk) -> None:
     """By what its tag pointed to before; a process that never knew it evicts nothing."""
     async with opened(disk) as storage:
         storage.pins.put(Pin(APP, "v2", "", 1.0))
-        known = storage.pinned.digests(time.time())
+        known = storage.eviction.pinned.digests(time.time())
         path = str(storage.layout.tags(APP) / "v2")
         with refusing(disk.root, every(path), errno.EIO):
-            assert storage.pinned.digests(time.time()) == known
+            assert storage.eviction.pinned.digests(time.time()) == known
             with pytest.raises(StoreError, match="is not purged"):
                 await make_purge(disk.config, storage)(Image(APP, "v1"))
             async with opened(disk) as another:
                 with pytest.raises(
                     StoreError, match=r"what the pinned docker\.io/library/app:v2 points to is not known"
                 ):
-                    another.pinned.digests(time.time())
+                    another.eviction.pinned.digests(time.time())
         with pytest.raises(ImageProtected):
             await make_purge(disk.config, storage)(Image(APP, "v2"))

@@ -366,7 +366,7 @@ def _without_rounds(app: App) -> None:
 
     async def nothing() -> None: ...
 
-    app.storage.evictor.tick = nothing  # type: ignore[method-assign]
+    app.storage.eviction.rounds.tick = nothing  # type: ignore[method-assign]
 
 
 async def test_45_foreign_files(full: FakeRegistry, mirror: LiveMirror) -> None:

@@ -168,7 +168,7 @@ class _Callers:
                     self.clock.forward(dice.choice((5, 60, 400)))
                 case 5:
                     with suppress(StoreFull):
-                        await mirror.app.storage.evictor.make_room(200_000)
+                        await mirror.app.storage.eviction.space.make_room(200_000)
                 case 6:
                     name = dice.choice((_ONE, _TWO, _ALL))
                     image = Image(Repo("reg.example", name), None, dice.choice(sorted(self.manifests[name])))

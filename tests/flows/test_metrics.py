@@ -132,7 +132,7 @@ async def test_unfinished_downloads_take_room(registry: FakeRegistry, mirror: Li
     """Their bytes are told beside those of whole blobs, from one look of the evictor to the next."""
     partial = mirror.app.storage.layout.ingest(Digest.of(b"another"), "docker.io")
     partial.write_bytes(b"x" * 5000)
-    await mirror.app.storage.evictor.tick()
+    await mirror.app.storage.eviction.rounds.tick()
     assert _value("mirror_store_partial_bytes") == 5000
 
 

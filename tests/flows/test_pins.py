@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from mirror.app.parts import App
 from mirror.errors import ImageProtected, IndexUnavailable, StoreError, StoreFull
 from mirror.eviction.pinned_images import PinnedContent, pinned_images, why_pinned
 from mirror.graph.references import ReferenceReader, called
@@ -25,7 +24,7 @@ from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from mirror.store.local.pin_files import LocalPins
 from tests.support.fake_registry import FakeRegistry
-from tests.support.live_mirror import Clock, LiveMirror, live_mirror, noise, until
+from tests.support.live_mirror import LiveMirror, live_mirror, noise, until
 from tests.support.memory_store import MemoryCatalog, MemoryPins, MemoryStore
 from tests.support.redis_server import RedisServer
 
@@ -43,17 +42,10 @@ def layer(seed: int) -> bytes:
 async def running(
     registry: FakeRegistry, root: Path, capacity: str = "1MB", **settings: Any
 ) -> AsyncIterator[LiveMirror]:
-    """A mirror whose evictor has the test's clock; its index knows the disk."""
-    clock = Clock()
-
-    def before(app: App) -> None:
-        app.storage.evictor._now = clock
-
+    """A mirror whose index knows the disk."""
     async with live_mirror(
         root,
         {"docker.io": registry.url},
-        clock=clock,
-        before=before,
         store={"capacity": capacity},
         **settings,
     ) as mirror:
@@ -133,7 +125,7 @@ async def test_a_pin_in_the_middle_of_a_purge(registry: FakeRegistry, tmp_path: 
         content = await pull(mirror, "v1")
         async with mirror.app.storage.locks.named("evict"):
             purging = asyncio.create_task(mirror.app.admin._keeping.purge(Image(APP, "v1")))
-            await until(mirror.app.storage.evictor._evicting.locked)
+            await until(mirror.app.storage.eviction.evictor._ours.locked)
             pin(mirror, "v1")
         with pytest.raises(ImageProtected):
             await purging
@@ -147,12 +139,12 @@ async def test_without_its_pin_it_goes(registry: FakeRegistry, tmp_path: Path) -
     async with running(registry, tmp_path / "store") as mirror:
         kept = await pull(mirror, "v1")
         pin(mirror, "v1", until=mirror.clock() + 5)
-        await mirror.app.storage.evictor.collect()
+        await mirror.app.storage.eviction.space.collect()
         with pytest.raises(StoreFull, match="pinned"):
-            await mirror.app.storage.evictor.make_room(1)
+            await mirror.app.storage.eviction.space.make_room(1)
         assert present(mirror, kept) == kept
         mirror.clock.forward(5)
-        await mirror.app.storage.evictor.make_room(1)
+        await mirror.app.storage.eviction.space.make_room(1)
         assert not present(mirror, kept)
 
 
@@ -243,14 +235,14 @@ async def test_pins_hold_whatever_becomes_of_redis(registry: FakeRegistry, tmp_p
             kept = await pull(mirror, "v1")
             pin(mirror, "v1")
             others = await pressure(mirror, registry, 3)
-            evictor = mirror.app.storage.evictor
+            space = mirror.app.storage.eviction.space
             redis.command("FLUSHALL")
-            await evictor.make_room(1)
+            await space.make_room(1)
             assert [len(present(mirror, each)) for each in others] == [0, 7, 7]
             redis.kill()
             with pytest.raises(IndexUnavailable):
                 await mirror.app.storage.index.usage()
-            await evictor.make_room(1)
+            await space.make_room(1)
             assert [len(present(mirror, each)) for each in others] == [0, 0, 7]
             assert present(mirror, kept) == kept
 
@@ -267,7 +259,7 @@ async def test_an_image_used_by_head_alone_stays_warm(registry: FakeRegistry, tm
         first, second = await pull(mirror, "v1"), await pull(mirror, "v2")
         mirror.clock.forward(100)
         assert (await mirror.ask("/v2/library/app/manifests/v1", method="HEAD")).status == 200
-        await mirror.app.storage.evictor.make_room(1)
+        await mirror.app.storage.eviction.space.make_room(1)
         assert present(mirror, first) == first
         assert not present(mirror, second)
 
@@ -280,7 +272,7 @@ async def test_shared_layers_stay_with_the_warm_image(registry: FakeRegistry, tm
         cold = await pull(mirror, "v1")
         mirror.clock.forward(10)
         warm = await pull(mirror, "v2")
-        await mirror.app.storage.evictor.make_room(1)
+        await mirror.app.storage.eviction.space.make_room(1)
         assert present(mirror, cold | warm) == warm
         asked = registry.count("blobs", "GET")
         assert await pull(mirror, "v2") == warm
@@ -297,9 +289,9 @@ async def test_loose_blobs_go_first(registry: FakeRegistry, tmp_path: Path) -> N
         assert (await mirror.ask(f"/v2/library/app/blobs/{loose}")).status == 200
         await mirror.landed(loose)
         mirror.clock.forward(600)
-        victims = await mirror.app.storage.evictor.plan(1)
+        victims = await mirror.app.storage.eviction.space.plan(1)
         assert [(each.digest, each.images) for each in victims] == [(loose, ())]
-        await mirror.app.storage.evictor.make_room(1)
+        await mirror.app.storage.eviction.space.make_room(1)
         assert present(mirror, {loose, *image}) == image
 
 
@@ -309,15 +301,15 @@ async def test_an_evicted_image_is_fetched_again(registry: FakeRegistry, tmp_pat
     registry.add_image("library/app", "v2", [layer(2)], config=b'{"v": 2}')
     async with running(registry, tmp_path / "store") as mirror:
         first, second = await pull(mirror, "v1"), await pull(mirror, "v2")
-        evictor = mirror.app.storage.evictor
-        await evictor.make_room(2 * SIZE)
+        space = mirror.app.storage.eviction.space
+        await space.make_room(2 * SIZE)
         assert not present(mirror, first | second)
         mirror.clock.forward(10)
         assert await pull(mirror, "v2") == second
         assert present(mirror, first | second) == second
         mirror.clock.forward(10)
         assert await pull(mirror, "v1") == first
-        await evictor.make_room(1)
+        await space.make_room(1)
         assert present(mirror, first | second) == first
 
 
@@ -329,8 +321,8 @@ async def test_uses_that_only_one_worker_knows(registry: FakeRegistry, tmp_path:
         first, second = await pull(one, "v1"), await pull(one, "v2")
         other.clock.forward(3600)
         assert (await other.ask("/v2/library/app/manifests/v1", method="HEAD")).status == 200
-        await other.app.storage.evictor.flush()
-        await one.app.storage.evictor.make_room(1)
+        await other.app.storage.eviction.write_behind.flush()
+        await one.app.storage.eviction.space.make_room(1)
         assert present(one, first | second) == first
 
 

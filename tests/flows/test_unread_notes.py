@@ -79,7 +79,7 @@ async def test_what_a_damaged_pin_is_for_stays(mirror: LiveMirror, registry: Fak
     assert "mirror pin docker.io/library/app:v1" in told["reason"]
     assert b"mirror_unreadable_notes 1.0" in (await mirror.ask("/metrics")).body
     pin(mirror, "v1")
-    await mirror.app.storage.evictor.make_room(1)
+    await mirror.app.storage.eviction.space.make_room(1)
     assert b"mirror_unreadable_notes 0.0" in (await mirror.ask("/metrics")).body
 
 
@@ -137,9 +137,9 @@ async def test_nothing_goes_where_nobody_knows(mirror: LiveMirror, registry: Fak
     assert str(file) in failing
     assert "restore the file, or delete it" in failing
     with pytest.raises(StoreError, match=str(file)):
-        await mirror.app.storage.evictor.collect()
+        await mirror.app.storage.eviction.space.collect()
     file.unlink()
-    await mirror.app.storage.evictor.collect()
+    await mirror.app.storage.eviction.space.collect()
     assert present(mirror, first) != first
 
 
@@ -151,17 +151,17 @@ async def test_interrupted_downloads_go_where_nobody_knows(mirror: LiveMirror, r
     partial.write_bytes(bytes(860_000))
     content = layer(50)
     registry.add_image("library/more", "v1", [content])
-    evictor = mirror.app.storage.evictor
-    evictor._reclaim = lambda: 0
+    space = mirror.app.storage.eviction.space
+    space._reclaim = lambda: 0
     with pytest.raises(StoreError, match="not known"):
-        await evictor.reserve(SIZE)
+        await space.reserve(SIZE)
 
     def reclaim() -> int:
         partial.unlink()
         return 860_000
 
-    evictor._reclaim = reclaim
-    (await evictor.reserve(SIZE)).release()
+    space._reclaim = reclaim
+    (await space.reserve(SIZE)).release()
     assert not partial.exists()
 
 
@@ -170,7 +170,7 @@ async def test_a_folder_that_the_disk_does_not_give(mirror: LiveMirror, registry
     first = await pull(mirror, "v1")
     (mirror.root / "pins").write_text("no folder")
     with pytest.raises(StoreError, match="Not a directory"):
-        await mirror.app.storage.evictor.make_room(1)
+        await mirror.app.storage.eviction.space.make_room(1)
     assert present(mirror, first) == first
     content = layer(50)
     registry.add_image("library/more", "v1", [content])

@@ -119,8 +119,8 @@ async def test_a_cache_of_buildkit_goes_as_a_whole(registry: FakeRegistry, tmp_p
             gone = await make_purge(mirror.config, storage)(Image(APP, "cache"))
             assert gone.blobs == 4
         else:
-            storage.evictor.touch(Digest.of(LAYERS[0]))
-            await storage.evictor.make_room(1)
+            storage.eviction.write_behind.touch(Digest.of(LAYERS[0]))
+            await storage.eviction.space.make_room(1)
         assert list(storage.store.walk()) == []
 
 

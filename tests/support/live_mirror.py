@@ -232,7 +232,7 @@ async def live_mirror(
     with _logging_to(output):
         _roots[str(root)] += 1
         try:
-            async with build(config) as app:
+            async with build(config, now=clock) as app:
                 _set_clock(app, clock)
                 if before:
                     before(app)
@@ -266,10 +266,7 @@ async def live_mirror(
 
 
 def _set_clock(app: App, clock: Clock) -> None:
-    """Time passes only when the test says so, and waits between two tries at an upstream take none."""
-    app.shelf.now = clock
-    app.shelf.memo._now = clock
-    app.sync.now = app.jobs.now = clock
+    """Waits between two tries at an upstream take no time."""
     app.shelf.histories.clocks = TamperProofClock(clock, clock.steady)
     make = app.router._upstream_for
 

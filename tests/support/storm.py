@@ -163,7 +163,6 @@ class Storm:
 
     async def _open(self) -> None:
         def before(app: App) -> None:
-            app.storage.evictor._now = self.clock
             app.shelf.flights._sleep = _briefly
 
         self._stack = AsyncExitStack()
@@ -484,7 +483,7 @@ class Storm:
     async def _evict(self) -> None:
         self._say("evict")
         size = self.dice.choice((1, 100_000, 400_000))
-        await self._do(lambda mirror: mirror.app.storage.evictor.make_room(size), StoreFull)
+        await self._do(lambda mirror: mirror.app.storage.eviction.space.make_room(size), StoreFull)
 
     async def _purge(self) -> None:
         name, tag = self._some()
@@ -600,7 +599,7 @@ class Storm:
             with suppress(IndexUnavailable):
                 await keeping.plan({"bytes": "300000"})
             await keeping.pins({})
-            await mirror.app.storage.evictor.tick()
+            await mirror.app.storage.eviction.rounds.tick()
 
         await self._do(work, StoreFull)
 
@@ -668,17 +667,17 @@ class Storm:
         storage = mirror.app.storage
         for one in self._mirrors:
             await asyncio.gather(*one.app.shelf.telling)
-            await one.app.storage.evictor.flush()
+            await one.app.storage.eviction.write_behind.flush()
         # the rounds of the evictors go on: they wait while disk and index are compared
         async with storage.locks.named("rebuild"), storage.locks.named("evict"):
             for one in self._mirrors:
-                await one.app.storage.evictor.flush()
+                await one.app.storage.eviction.write_behind.flush()
             await reconcile(storage.store, storage.catalog, storage.index)
             usage = await storage.index.usage()
             on_disk = {info.digest: info.size for info in storage.store.walk()}
             assert (usage.blobs, usage.bytes) == (len(on_disk), sum(on_disk.values())), f"{usage} is not {len(on_disk)}"
         with suppress(StoreFull):
-            await storage.evictor.collect()
+            await storage.eviction.space.collect()
         async with storage.locks.named("rebuild"), storage.locks.named("evict"):
             on_disk = {info.digest: info.size for info in storage.store.walk()}
             recorded = {digest async for batch in storage.index.recorded() for digest in batch}
@@ -688,7 +687,7 @@ class Storm:
         # dropped when it is met
         assert self.redis or not strays, f"the index has what is not on disk: {strays}"
         for one in self._mirrors:
-            assert one.app.storage.evictor._reserved == 0
+            assert one.app.storage.eviction.space.reserved == 0
         if not any(self._safe.values()) and not list(storage.pins.all()):
             assert sum(on_disk.values()) <= self._capacity
         for digest in on_disk:

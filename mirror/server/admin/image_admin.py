@@ -15,6 +15,7 @@ from mirror.eviction.damaged_notes import DamagedNoteOwners
 from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import pinned_images
 from mirror.eviction.purge import Purge, Purged
+from mirror.eviction.space import Space
 from mirror.graph.references import called
 from mirror.inspect.as_json import image_json, new_pin_json, pins_json, victims_by_image, victims_json, whole_json
 from mirror.inspect.images import Overview, PageCursor
@@ -47,6 +48,7 @@ class ImageAdmin:
         freezes: Freezes,
         index: ContentIndex,
         evictor: Evictor,
+        space: Space,
         purge: Purge,
         *,
         rules: Sequence[PinRule],
@@ -59,6 +61,7 @@ class ImageAdmin:
         self._freezes = freezes
         self._index = index
         self._evictor = evictor
+        self._space = space
         self._purge = purge
         self._rules = rules
         self._search = search
@@ -156,7 +159,7 @@ class ImageAdmin:
         limit = _number(query, "limit", None, 1, _MOST_VICTIMS)
 
         async def plan() -> dict[str, Any]:
-            victims = await self._evictor.plan(wanted, short=limit is not None)
+            victims = await self._space.plan(wanted, short=limit is not None)
             return await self._told(victims, dry_run=True, most=limit or _MOST_VICTIMS)
 
         return await self._plans((wanted, limit), plan)
@@ -164,7 +167,7 @@ class ImageAdmin:
     async def collect(self) -> dict[str, Any]:
         """Evict down to the low water mark, and return what was removed."""
         self._plans.forget()
-        return await self._told(await self._evictor.collect(), dry_run=False, most=_MOST_VICTIMS)
+        return await self._told(await self._space.collect(), dry_run=False, most=_MOST_VICTIMS)
 
     async def _told(self, victims: Sequence[Victim], *, dry_run: bool, most: int) -> dict[str, Any]:
         """The victims as JSON. Names are looked up only for the images that are listed."""

@@ -1,0 +1,62 @@
+"""The rounds that keep store and index in order, one each second in each worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from mirror import telemetry
+from mirror.errors import StoreError
+from mirror.eviction.rebuilding import IndexRebuilder
+from mirror.eviction.space import Space
+from mirror.eviction.usage import StoreUsage
+from mirror.eviction.write_behind import WriteBehind
+
+
+class EvictionRounds:
+    """Flushes what waits for the index, rebuilds the index if it was lost, and evicts what is too much."""
+
+    def __init__(
+        self,
+        space: Space,
+        usage: StoreUsage,
+        write_behind: WriteBehind,
+        rebuilder: IndexRebuilder,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        interval: float = 1.0,
+    ) -> None:
+        """`interval` is in seconds."""
+        self._space = space
+        self._usage = usage
+        self._write_behind = write_behind
+        self._rebuilder = rebuilder
+        self._sleep = sleep
+        self._interval = interval
+
+    async def run(self) -> None:
+        """Does a round every `interval` seconds, until cancelled. Then ends a rebuild and a walk that are under way."""
+        trouble: str | None = None
+        try:
+            while True:
+                await self._sleep(self._interval)
+                try:
+                    await self.tick()
+                    trouble = None
+                except StoreError as error:
+                    if str(error) != trouble:
+                        # logged once: a disk that is read-only, or full of pinned images, stays so for many rounds
+                        telemetry.log.warning("evictor.failed", reason=str(error))
+                    trouble = str(error)
+                except Exception:
+                    # go on after any error: without this task nothing is evicted until the disk is full
+                    telemetry.log.exception("evictor.crashed")
+        finally:
+            await self._rebuilder.aclose()
+            await self._usage.aclose()
+
+    async def tick(self) -> None:
+        """Does one round. Raises `StoreError`."""
+        await self._write_behind.flush()
+        await self._rebuilder.check()
+        await self._space.check()
