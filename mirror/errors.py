@@ -266,6 +266,10 @@ class RecordDamaged(StoreError):
     """A record of a tag or manifest that is there and makes no sense. What it said is not known."""
 
 
+class RecordChanged(MirrorError):
+    """Another process changed a record between the moment when it was read and the change that rested on it."""
+
+
 class BundleError(MirrorError):
     """A bundle that must not be taken in, or cannot be written. Only the command line meets it."""
 
@@ -338,6 +342,7 @@ ANSWERS: dict[type[MirrorError], ErrorAnswer] = {
     BlobDamaged: ErrorAnswer(503, "UNAVAILABLE"),
     BlobUnreadable: ErrorAnswer(503, "UNAVAILABLE"),
     RecordDamaged: ErrorAnswer(503, "UNAVAILABLE"),
+    RecordChanged: ErrorAnswer(503, "UNAVAILABLE"),
     BundleError: ErrorAnswer(400, "UNSUPPORTED"),
     IndexUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
     AccessUnavailable: ErrorAnswer(503, "UNAVAILABLE"),

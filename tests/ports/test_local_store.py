@@ -31,7 +31,7 @@ from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.ingest_state import read_state, write_state
 from mirror.store.local.layout import Layout, state_of
 from mirror.store.local.recovery import Swept, sweep
-from tests.support.catalog_suite import CatalogSuite
+from tests.support.catalog_suite import ALPINE, CatalogSuite, count_up
 from tests.support.store_suite import (
     CONTENT,
     DIGEST,
@@ -84,6 +84,20 @@ class TestLocalCatalog(CatalogSuite):
     def another(self, catalog: Catalog, tmp_path: Path) -> Catalog:
         """Another process's view of the same disk."""
         return LocalCatalog(Layout(tmp_path))
+
+    def test_no_change_of_another_process_is_lost(self, catalog: Catalog, tmp_path: Path) -> None:
+        """Processes that change one tag at the same time read it again when another was first."""
+        code = (
+            "import sys; from pathlib import Path; from mirror.store.local.catalog import LocalCatalog;"
+            "from mirror.store.local.layout import Layout; from tests.support.catalog_suite import count_up;"
+            "count_up(LocalCatalog(Layout(Path(sys.argv[1]))), 50)"
+        )
+        processes = [subprocess.Popen([sys.executable, "-c", code, tmp_path]) for _ in range(2)]
+        count_up(catalog, 50)
+        assert [process.wait() for process in processes] == [0, 0]
+        found = catalog.get_tag(ALPINE, "counter")
+        assert found
+        assert found.size == 150
 
 
 @pytest.fixture

@@ -5,11 +5,18 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+
+from mirror.errors import RecordChanged
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.records import ManifestRecord, Sighting, TagRecord
-from mirror.ports import Catalog
+from mirror.ports import ABSENT, Catalog
 
 ALPINE = Repo("docker.io", "library/alpine")
 ONE = Digest.of(b"one")
@@ -24,6 +31,19 @@ def tag(name: str, digest: Digest = ONE, fetched_at: float = 1732419199.25) -> T
 def manifest(digest: Digest = ONE) -> ManifestRecord:
     """A record of a manifest."""
     return ManifestRecord(digest, OCI_MANIFEST, 567, 1732419199.25)
+
+
+def count_up(catalog: Catalog, times: int) -> None:
+    """Raise the size in the record of a tag by one, so many times, however many others do the same."""
+    done = 0
+    while done < times:
+        with suppress(RecordChanged):
+            found = catalog.tag(ALPINE, "counter")
+            if found is None:
+                catalog.put_tag(ALPINE, replace(tag("counter"), size=1), expect=ABSENT)
+            else:
+                catalog.put_tag(ALPINE, replace(found.record, size=found.record.size + 1), expect=found.version)
+            done += 1
 
 
 class CatalogSuite:
@@ -82,6 +102,52 @@ class CatalogSuite:
             another.drop_tag(ALPINE, "one")
             assert catalog.get_tag(ALPINE, "one") is None
             assert catalog.tags(ALPINE) == ["two"]
+
+    def test_a_tag_changes_only_from_the_expected_version(self, catalog: Catalog, another: Catalog) -> None:
+        """A refused change or deletion changes nothing; without an expectation every change is made."""
+        first = catalog.put_tag(ALPINE, tag("1.0"), expect=ABSENT)
+        with pytest.raises(RecordChanged):
+            another.put_tag(ALPINE, tag("1.0", TWO), expect=ABSENT)
+        found = another.tag(ALPINE, "1.0")
+        assert found
+        assert (found.record, found.version) == (tag("1.0"), first)
+        second = another.put_tag(ALPINE, tag("1.0", TWO), expect=first)
+        assert second != first
+        with pytest.raises(RecordChanged):
+            catalog.put_tag(ALPINE, tag("1.0"), expect=first)
+        with pytest.raises(RecordChanged):
+            catalog.drop_tag(ALPINE, "1.0", expect=first)
+        assert catalog.get_tag(ALPINE, "1.0") == tag("1.0", TWO)
+        third = catalog.put_tag(ALPINE, tag("1.0", fetched_at=3.0))
+        another.drop_tag(ALPINE, "1.0", expect=third)
+        assert catalog.tag(ALPINE, "1.0") is None
+        with pytest.raises(RecordChanged):
+            catalog.put_tag(ALPINE, tag("1.0"), expect=third)
+        assert catalog.tag(ALPINE, "1.0") is None
+
+    def test_a_manifest_changes_only_from_the_expected_version(self, catalog: Catalog, another: Catalog) -> None:
+        """As with tags; the version does not depend on the digest's algorithm."""
+        for digest in (ONE, TWO):
+            first = catalog.put_manifest(ALPINE, manifest(digest), expect=ABSENT)
+            second = another.put_manifest(ALPINE, replace(manifest(digest), grants=(ONE,)), expect=first)
+            with pytest.raises(RecordChanged):
+                catalog.drop_manifest(ALPINE, digest, expect=first)
+            found = catalog.manifest(ALPINE, digest)
+            assert found
+            assert (found.record.grants, found.version) == ((ONE,), second)
+            catalog.drop_manifest(ALPINE, digest, expect=second)
+            assert another.manifest(ALPINE, digest) is None
+
+    def test_no_change_is_lost(self, catalog: Catalog, another: Catalog) -> None:
+        """Of writers at the same time that expect the same version one succeeds; the others read again."""
+        threads = [threading.Thread(target=count_up, args=(one, 20)) for one in (catalog, another) * 2]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        found = catalog.get_tag(ALPINE, "counter")
+        assert found
+        assert found.size == 80
 
     def test_a_history_comes_back_as_it_was_put(self, catalog: Catalog, another: Catalog) -> None:
         """In its order, with a digest twice; for everyone, of its tag and repository only; put again it is replaced."""

@@ -12,15 +12,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
-from mirror.errors import BlobDamaged, BlobUnknown, StoreError, StoreFull
+from mirror.errors import BlobDamaged, BlobUnknown, RecordChanged, StoreError, StoreFull
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.policy.records import ManifestRecord, Pin, Sighting, TagRecord
 from mirror.policy.unread_notes import UnreadNote
-from mirror.ports import BlobInfo, BlobReader, Body
+from mirror.ports import ABSENT, BlobInfo, BlobReader, Body, Expected, Version, Versioned
+
+T = TypeVar("T")
 
 #: The size of the receive buffer in bytes.
 _RECEIVE: Final = 256 * 1024
@@ -355,15 +357,24 @@ class MemoryCatalog:
         self._tags: dict[Repo, dict[str, TagRecord]] = {}
         self._manifests: dict[Repo, dict[Digest, ManifestRecord]] = {}
         self._histories: dict[tuple[Repo, str], tuple[Sighting, ...]] = {}
+        self._changing = threading.Lock()
+
+    def tag(self, repo: Repo, tag: str) -> Versioned[TagRecord] | None:
+        return _versioned(self._tags.get(repo, {}).get(tag))
 
     def get_tag(self, repo: Repo, tag: str) -> TagRecord | None:
         return self._tags.get(repo, {}).get(tag)
 
-    def put_tag(self, repo: Repo, record: TagRecord) -> None:
-        self._tags.setdefault(repo, {})[record.tag] = record
+    def put_tag(self, repo: Repo, record: TagRecord, *, expect: Expected = None) -> Version:
+        with self._changing:
+            _expect(self.tag(repo, record.tag), expect)
+            self._tags.setdefault(repo, {})[record.tag] = record
+        return _version(record)
 
-    def drop_tag(self, repo: Repo, tag: str) -> None:
-        self._tags.get(repo, {}).pop(tag, None)
+    def drop_tag(self, repo: Repo, tag: str, *, expect: Expected = None) -> None:
+        with self._changing:
+            _expect(self.tag(repo, tag), expect)
+            self._tags.get(repo, {}).pop(tag, None)
 
     def tags(self, repo: Repo) -> list[str]:
         return sorted(self._tags.get(repo, {}))
@@ -374,14 +385,22 @@ class MemoryCatalog:
     def put_history(self, repo: Repo, tag: str, sightings: Sequence[Sighting]) -> None:
         self._histories[repo, tag] = tuple(sightings)
 
+    def manifest(self, repo: Repo, digest: Digest) -> Versioned[ManifestRecord] | None:
+        return _versioned(self._manifests.get(repo, {}).get(digest))
+
     def get_manifest(self, repo: Repo, digest: Digest) -> ManifestRecord | None:
         return self._manifests.get(repo, {}).get(digest)
 
-    def put_manifest(self, repo: Repo, record: ManifestRecord) -> None:
-        self._manifests.setdefault(repo, {})[record.digest] = record
+    def put_manifest(self, repo: Repo, record: ManifestRecord, *, expect: Expected = None) -> Version:
+        with self._changing:
+            _expect(self.manifest(repo, record.digest), expect)
+            self._manifests.setdefault(repo, {})[record.digest] = record
+        return _version(record)
 
-    def drop_manifest(self, repo: Repo, digest: Digest) -> None:
-        self._manifests.get(repo, {}).pop(digest, None)
+    def drop_manifest(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
+        with self._changing:
+            _expect(self.manifest(repo, digest), expect)
+            self._manifests.get(repo, {}).pop(digest, None)
 
     def manifests(self, repo: Repo) -> Iterable[ManifestRecord]:
         return list(self._manifests.get(repo, {}).values())
@@ -397,6 +416,19 @@ class MemoryCatalog:
 
     def repositories(self) -> Iterable[Repo]:
         return [repo for repo in {**self._tags, **self._manifests} if self._tags.get(repo) or self._manifests.get(repo)]
+
+
+def _version(record: object) -> Version:
+    return Version(repr(record))
+
+
+def _versioned(record: T | None) -> Versioned[T] | None:
+    return None if record is None else Versioned(record, _version(record))
+
+
+def _expect(found: Versioned[object] | None, expect: Expected) -> None:
+    if expect is not None and (found.version if found else ABSENT) != expect:
+        raise RecordChanged("the record was changed meanwhile")
 
 
 class MemoryPins:

@@ -40,7 +40,7 @@ from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
 from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.ports import BlobInfo, BlobReader, Body, SupportsFileno
 from mirror.store.local import quarantine
-from mirror.store.local.durable import ABSENT, PendingSyncs, make_folder, store_errors, sync_folder, write_whole
+from mirror.store.local.durable import ABSENT_ERRNOS, PendingSyncs, make_folder, store_errors, sync_folder, write_whole
 from mirror.store.local.ingest_state import GrowthState, boot_id, read_state, write_state
 from mirror.store.local.layout import LAYOUT, Layout, digest_from, digest_of_ingest, state_of
 from mirror.store.local.locks import is_locked, open_lock
@@ -285,7 +285,7 @@ class LocalStore:
 def _not_found(digest: Digest, error: OSError) -> BlobUnknown | StoreError:
     """The error to raise: `BlobUnknown` if the blob is absent for certain, `BlobUnreadable` on EIO, or `StoreError`."""
     # ELOOP: O_NOFOLLOW refused a symbolic link in place of the blob; the store never makes one
-    if error.errno in ABSENT or error.errno == errno.ELOOP:
+    if error.errno in ABSENT_ERRNOS or error.errno == errno.ELOOP:
         return BlobUnknown(f"{digest} is not in the store")
     kind = BlobUnreadable if error.errno == errno.EIO else StoreError
     return kind(f"opening {digest}: {os.strerror(error.errno or 0)}")

@@ -1,6 +1,7 @@
 """Tags, their histories and manifest links as small files beside the blobs: the source of truth for each repository.
 
-A record is replaced by a rename, so a reader sees the old or the new record. Readers need no lock.
+A record is replaced by a rename, so a reader sees the old or the new record and needs no lock. Of several writers that
+expect the same version of a record, one succeeds (`record_versions.py`).
 
     no file                          None: there is certainly no such record
     a file that cannot be read       StoreError: there may be a record
@@ -20,8 +21,10 @@ from mirror.errors import RecordDamaged, RequestError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, check_name, check_registry, check_tag
 from mirror.policy.records import ManifestRecord, Sighting, TagRecord, read_history, write_history
-from mirror.store.local.durable import ABSENT, PendingSyncs, make_folder, store_errors, write_whole
+from mirror.ports import Expected, Version, Versioned
+from mirror.store.local.durable import ABSENT_ERRNOS, PendingSyncs, make_folder, store_errors, write_whole
 from mirror.store.local.layout import Layout, digest_from
+from mirror.store.local.record_versions import only_writer, version_of
 
 T = TypeVar("T")
 
@@ -33,15 +36,19 @@ class LocalCatalog:
         self._layout = layout
         self._unsynced = PendingSyncs()
 
-    def get_tag(self, repo: Repo, tag: str) -> TagRecord | None:
+    def tag(self, repo: Repo, tag: str) -> Versioned[TagRecord] | None:
         path = self._layout.tags(repo) / tag
         return _record(path, lambda text: TagRecord.from_json(tag, text), f"the record of the tag {repo}:{tag}")
 
-    def put_tag(self, repo: Repo, record: TagRecord) -> None:
-        self._write(self._layout.tags(repo), record.tag, record.to_json())
+    def get_tag(self, repo: Repo, tag: str) -> TagRecord | None:
+        found = self.tag(repo, tag)
+        return found.record if found else None
 
-    def drop_tag(self, repo: Repo, tag: str) -> None:
-        _drop(self._layout.tags(repo) / tag)
+    def put_tag(self, repo: Repo, record: TagRecord, *, expect: Expected = None) -> Version:
+        return self._write(self._layout.tags(repo) / record.tag, record.to_json(), expect)
+
+    def drop_tag(self, repo: Repo, tag: str, *, expect: Expected = None) -> None:
+        self._drop(self._layout.tags(repo) / tag, expect)
 
     def tags(self, repo: Repo) -> list[str]:
         return sorted(_names(self._layout.tags(repo)))
@@ -51,19 +58,21 @@ class LocalCatalog:
         return () if text is None else read_history(text)
 
     def put_history(self, repo: Repo, tag: str, sightings: Sequence[Sighting]) -> None:
-        self._write(self._layout.history(repo), tag, write_history(sightings))
+        self._write(self._layout.history(repo) / tag, write_history(sightings))
+
+    def manifest(self, repo: Repo, digest: Digest) -> Versioned[ManifestRecord] | None:
+        what = f"the record of the manifest {repo}@{digest}"
+        return _record(self._manifest(repo, digest), lambda text: ManifestRecord.from_json(digest, text), what)
 
     def get_manifest(self, repo: Repo, digest: Digest) -> ManifestRecord | None:
-        path = self._layout.manifests(repo) / f"{digest.algorithm}-{digest.hex}"
-        what = f"the record of the manifest {repo}@{digest}"
-        return _record(path, lambda text: ManifestRecord.from_json(digest, text), what)
+        found = self.manifest(repo, digest)
+        return found.record if found else None
 
-    def put_manifest(self, repo: Repo, record: ManifestRecord) -> None:
-        name = f"{record.digest.algorithm}-{record.digest.hex}"
-        self._write(self._layout.manifests(repo), name, record.to_json())
+    def put_manifest(self, repo: Repo, record: ManifestRecord, *, expect: Expected = None) -> Version:
+        return self._write(self._manifest(repo, record.digest), record.to_json(), expect)
 
-    def drop_manifest(self, repo: Repo, digest: Digest) -> None:
-        _drop(self._layout.manifests(repo) / f"{digest.algorithm}-{digest.hex}")
+    def drop_manifest(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
+        self._drop(self._manifest(repo, digest), expect)
 
     def manifests(self, repo: Repo) -> Iterable[ManifestRecord]:
         for digest in self.manifest_digests(repo):
@@ -99,11 +108,24 @@ class LocalCatalog:
         with store_errors("making names of the catalog durable"):
             self._unsynced.sync()
 
-    def _write(self, folder: Path, name: str, content: bytes) -> None:
+    def _manifest(self, repo: Repo, digest: Digest) -> Path:
+        return self._layout.manifests(repo) / f"{digest.algorithm}-{digest.hex}"
+
+    def _write(self, path: Path, content: bytes, expect: Expected = None) -> Version:
         with store_errors("writing a record of the catalog"):
-            if make_folder(folder, below=self._layout.repositories, sync=self._unsynced.add):
+            if make_folder(path.parent, below=self._layout.repositories, sync=self._unsynced.add):
                 self._note_added()
-            write_whole(folder / name, content, through=self._layout.ingests, sync=self._unsynced.add)
+            guard = only_writer(self._layout, path, expect)
+            write_whole(path, content, through=self._layout.ingests, sync=self._unsynced.add, guard=guard)
+        return version_of(content)
+
+    def _drop(self, path: Path, expect: Expected) -> None:
+        with (
+            store_errors("dropping a record of the catalog"),
+            only_writer(self._layout, path, expect),
+            suppress(FileNotFoundError, NotADirectoryError),
+        ):
+            path.unlink()
 
     def _note_added(self) -> None:
         """Raise the count of repositories. Called after the folder is made: a process that reads the count and then
@@ -124,13 +146,13 @@ def _read(path: Path, what: str) -> bytes | None:
     try:
         return path.read_bytes()
     except OSError as error:
-        if error.errno in ABSENT:
+        if error.errno in ABSENT_ERRNOS:
             return None
         with store_errors(f"reading {what}"):
             raise
 
 
-def _record(path: Path, parse: Callable[[bytes], T | None], what: str) -> T | None:
+def _record(path: Path, parse: Callable[[bytes], T | None], what: str) -> Versioned[T] | None:
     """The parsed record; None if there is no file. Raises `RecordDamaged` if it does not parse, `StoreError`."""
     text = _read(path, what)
     if text is None:
@@ -138,19 +160,14 @@ def _record(path: Path, parse: Callable[[bytes], T | None], what: str) -> T | No
     record = parse(text)
     if record is None:
         raise RecordDamaged(f"{what} is damaged")
-    return record
-
-
-def _drop(path: Path) -> None:
-    with store_errors("dropping a record of the catalog"), suppress(FileNotFoundError, NotADirectoryError):
-        path.unlink()
+    return Versioned(record, version_of(text))
 
 
 def _must_be_absent(error: OSError) -> None:
     """Ignore the error if the folder is absent: a folder that disappears meanwhile counts as empty. Raises `StoreError`
     for any other error, because the caller would take an incomplete list for a complete one.
     """
-    if error.errno not in ABSENT:
+    if error.errno not in ABSENT_ERRNOS:
         with store_errors("listing records of the catalog"):
             raise error
 

@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,7 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 #: Errors that prove that there is no such file, including a name that no file can have. Any other error (no descriptors
 #: left, EIO, no permission) means only that the file could not be examined.
-ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
+ABSENT_ERRNOS: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
 
 
 #: Nanoseconds. Once a folder's last change is older than this, a further change will have a different time.
@@ -114,12 +114,21 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def write_whole(path: Path, content: bytes, *, through: Path, mode: int = 0o600, sync: Sync = sync_folder) -> None:
+def write_whole(
+    path: Path,
+    content: bytes,
+    *,
+    through: Path,
+    mode: int = 0o600,
+    sync: Sync = sync_folder,
+    guard: AbstractContextManager[None] | None = None,
+) -> None:
     """Write or replace a small file atomically, even across a power cut. Its name is durable once `sync` has synced its
-    folder. `through` is a folder on the same filesystem for the temporary file. Raises `OSError`, and then leaves no
-    temporary file behind.
+    folder. `through` is a folder on the same filesystem for the temporary file. The rename is done inside `guard`.
+
+    Raises `OSError`, or what `guard` raises to refuse the change, and then leaves no temporary file behind.
     """
-    _replace(path, content, through=through, mode=mode, finish=os.fsync)
+    _replace(path, content, through=through, mode=mode, finish=os.fsync, guard=guard or nullcontext())
     sync(path.parent)
 
 
@@ -127,10 +136,18 @@ def write_lightly(path: Path, content: bytes, *, through: Path) -> None:
     """Like `write_whole`, but without syncs, which once a second would slow down the disk for its real work. After a
     power cut the file may have its old content or be empty. Raises `OSError`.
     """
-    _replace(path, content, through=through, mode=0o600, finish=lambda _descriptor: None)
+    _replace(path, content, through=through, mode=0o600, finish=lambda _descriptor: None, guard=nullcontext())
 
 
-def _replace(path: Path, content: bytes, *, through: Path, mode: int, finish: Callable[[int], None]) -> None:
+def _replace(
+    path: Path,
+    content: bytes,
+    *,
+    through: Path,
+    mode: int,
+    finish: Callable[[int], None],
+    guard: AbstractContextManager[None],
+) -> None:
     temporary = through / f"tmp-{secrets.token_hex(16)}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
@@ -139,7 +156,8 @@ def _replace(path: Path, content: bytes, *, through: Path, mode: int, finish: Ca
             finish(descriptor)
         finally:
             os.close(descriptor)
-        temporary.rename(path)
+        with guard:
+            temporary.rename(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()

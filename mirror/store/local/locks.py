@@ -72,8 +72,14 @@ class Locks:
 
 def open_lock(layout: Layout, name: str) -> int:
     """A descriptor of the lock file, which is not locked yet; the caller closes it. Raises `StoreError`."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     with store_errors("opening a lock"):
-        return os.open(layout.locks / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            return os.open(layout.locks / name, flags, 0o600)
+        except FileNotFoundError:
+            # an operator may have deleted the folder
+            layout.locks.mkdir(mode=0o700, exist_ok=True)
+            return os.open(layout.locks / name, flags, 0o600)
 
 
 def _try(descriptor: int) -> bool:

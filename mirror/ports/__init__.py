@@ -1,0 +1,47 @@
+"""Read this first: the parts of the mirror and what each must do, not how.
+
+A request names a repository, the repository provides content, and the server sends it. Bytes reach a client only from
+the store: a cache miss starts one *flight* that writes into the store, and every client, including the first, reads the
+growing blob from there. The disk is the source of truth. The index is derived from it and may be lost at any time.
+
+The ports, and what implements them (the tests have implementations in memory, in `tests/support`):
+
+    content.py    BlobStore      content by digest              store/local/blobs.py
+    catalogs.py   Catalog        tags and manifest links        store/local/catalog.py
+                  Pins           which images must stay         store/local/pin_files.py
+                  Freezes        tags held at one digest        store/local/freezes.py
+    recording.py  Records        small JSON records by key      store/local/json_records.py
+    locking.py    Locks          locks between processes        store/local/locks.py
+    indexes.py    ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py
+                  SortedTags     tag lists, sorted on disk      index/sorted_tags.py
+    remotes.py    Upstream       one remote registry            upstream/registry.py    upstream/endpoints.py
+    streams.py    Body           an upstream answer's bytes     upstream/http/download.py
+    callers.py    Authenticator  who the caller is              access/*.py
+
+`BlobStore` and `Catalog` are sums of small protocols (`Blobs`, `BlobDeleter`, `TagRecords`, ...): a function asks for
+the part that it needs.
+
+The life cycle of a blob in a store:
+
+    absent ── ingest() ──> growing ── commit() ──> present ── delete() ──> absent
+                              │  ^                               (open readers read on)
+                  abort(keep) │  │ ingest() again: hashed again, resumed at its size
+                              v  │
+                            partial
+
+A blob appears under its final name only after `verify` has checked its digest and `commit` has made it durable. Until
+then its bytes belong to the registry that sends them: each registry has its own growing blob, and its own partial, for
+the same digest. Any process that shares the store may follow a growing blob. One process at a time, the *filler*, holds
+its lock. The kernel releases the lock when the filler dies, and a follower takes over.
+"""
+
+# ruff: noqa: F403  # each name without `_` in these modules is part of the face
+from mirror.ports.callers import *
+from mirror.ports.catalogs import *
+from mirror.ports.content import *
+from mirror.ports.indexes import *
+from mirror.ports.locking import *
+from mirror.ports.recording import *
+from mirror.ports.remotes import *
+from mirror.ports.streams import *
+from mirror.ports.versioned import *

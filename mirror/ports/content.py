@@ -1,0 +1,230 @@
+"""Content by digest. `BlobStore` is the sum of small protocols; a function asks for those that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from mirror.oci.digest import Digest
+from mirror.policy.quarantine_limits import QuarantinedBlob
+from mirror.ports.streams import Body
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """A blob that is present: its `size` in bytes, and `used_at`, the last use recorded on disk (epoch seconds)."""
+
+    digest: Digest
+    size: int
+    used_at: float = 0.0
+
+
+class BlobReader(Protocol):
+    """An open blob, present or growing. It stays readable if its file is renamed or deleted."""
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Up to `size` bytes from `offset` on; empty past the end. Blocks. Raises `StoreError`."""
+
+    def close(self) -> None:
+        """Close the blob. Repeatable."""
+
+
+@runtime_checkable
+class SupportsFileno(Protocol):
+    """A reader that is a plain file, so that the kernel can send it."""
+
+    def fileno(self) -> int:
+        """The file descriptor. The reader still owns it and closes it."""
+
+
+@runtime_checkable
+class SupportsReadOnce(Protocol):
+    """A reader that can read whole blobs without evicting other files from the page cache."""
+
+    def pread_once(self, size: int, offset: int) -> bytes:
+        """Like `pread`, but pages that were not in the page cache before are dropped from it again.
+
+        May return fewer than `size` bytes before the end of the blob.
+        """
+
+
+class Ingest(Protocol):
+    """A growing blob that one registry sends, as seen by this process.
+
+    Several `Ingest` objects may exist for the same blob. At most one holds the lock: its process is the filler.
+    """
+
+    @property
+    def offset(self) -> int:
+        """How many bytes can be read now."""
+
+    @property
+    def size(self) -> int | None:
+        """Expected size of the whole blob in bytes; None until a filler knows it."""
+
+    @property
+    def verified(self) -> bool:
+        """Whether the blob is complete and its bytes match the digest."""
+
+    @property
+    def announced(self) -> bool:
+        """Whether a filler has received upstream's headers.
+
+        From then on the bytes that can be read may be sent; `verified` decides whether the last ones may be, too.
+        """
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the growing blob's path still leads to this file. False after a commit or a restart."""
+
+    def refresh(self) -> None:
+        """Read again what other processes have written."""
+
+    def try_lock(self) -> bool:
+        """Become the filler if there is none. False if another process is, or if the file is no longer in place."""
+
+    def resume(self) -> int:
+        """Hash the bytes that are already there and return the offset to continue from. Blocks; needs the lock."""
+
+    def restart(self) -> None:
+        """Discard every byte and begin again. Blocks; needs the lock."""
+
+    def expect(self, size: int | None) -> None:
+        """Tell followers the size of the whole blob in bytes. Needs the lock."""
+
+    def fill(self, body: Body, progress: Callable[[], None]) -> None:
+        """Write and hash a body to its end. Blocks; needs the lock.
+
+        `progress` is called in this thread after each write, so it must be cheap. Raises what `body` raises,
+        `StoreFull` and `StoreError`. Bytes written before an error are kept, and the next attempt resumes after them.
+        """
+
+    def verify(self) -> None:
+        """Check the hash. Raises `BlobDamaged` if it does not match the digest. Blocks; needs the lock."""
+
+    def commit(self) -> BlobInfo:
+        """Sync the file, publish it under the final name, and sync the directory. Releases the lock.
+
+        Blocks. May be called only after `verify`.
+        """
+
+    def abort(self, *, keep: bool) -> None:
+        """Release the lock. With `keep`, the bytes stay for the next filler. Repeatable; no effect after `commit`."""
+
+    def reader(self) -> BlobReader:
+        """A reader of the growing bytes. The caller closes it. Raises `StoreError`."""
+
+    def close(self) -> None:
+        """Close all files. Acts like `abort(keep=True)` if the lock is still held. Repeatable."""
+
+
+class Blobs(Protocol):
+    """Read blobs."""
+
+    def stat(self, digest: Digest) -> BlobInfo:
+        """Size and time of last use of a blob. Quick enough for the event loop.
+
+        Raises `BlobUnknown` if the blob is certainly absent, and `StoreError` if that cannot be determined.
+        """
+
+    def open(self, digest: Digest) -> tuple[BlobInfo, BlobReader]:
+        """Open a blob: its size at that moment, and a reader that the caller closes. Quick enough for the event loop.
+
+        Raises like `stat`, and `BlobUnreadable` on EIO.
+        """
+
+    def read(self, digest: Digest, limit: int) -> bytes:
+        """The verified content of a small blob. Blocks.
+
+        Raises like `open`, and `BlobDamaged` if the bytes do not match the digest or are more than `limit`.
+        """
+
+    def walk(self) -> Iterable[BlobInfo]:
+        """Every blob present, sorted by digest. Foreign files are skipped. Blocks.
+
+        Raises `StoreError` if a folder or file cannot be read, rather than leaving it out.
+        """
+
+
+class BlobWriter(Protocol):
+    """Store small blobs."""
+
+    def put(self, digest: Digest, content: bytes) -> BlobInfo:
+        """Store a small blob. Blocks.
+
+        On return every process can read it. It is durable once `settle` has returned. Raises `BlobDamaged` if the
+        bytes do not match the digest, `StoreFull`, `StoreError`.
+        """
+
+    def settle(self) -> None:
+        """Make everything that this process has `put` so far survive a power cut. Blocks. Raises `StoreError`."""
+
+
+class BlobIngester(Protocol):
+    """Store blobs while they arrive."""
+
+    def ingest(self, digest: Digest, registry: str) -> Ingest:
+        """Join or begin the growing blob that `registry` sends; "" if the bytes come from no registry.
+
+        Bytes that another registry sends for the same digest are visible only after they are verified and published
+        under the final name. Raises `StoreFull`, `StoreError`.
+        """
+
+    def is_filling(self, registry: str, besides: Digest) -> bool:
+        """Whether any process is filling a blob from this registry and has received bytes of it. Blocks.
+
+        The blob `besides` does not count. Raises `StoreError`.
+        """
+
+
+class BlobDeleter(Protocol):
+    """Delete blobs."""
+
+    def delete(self, digest: Digest) -> int:
+        """Delete a blob and return the number of bytes freed; 0 if there is none. Repeatable. Blocks.
+
+        Readers that are open can read on.
+        """
+
+
+class Quarantine(Protocol):
+    """Take damaged blobs out of service."""
+
+    def set_aside(self, digest: Digest, seen: BlobReader | None) -> bool:
+        """Take a damaged blob out of service, so that a later request fetches it again. Repeatable. Blocks.
+
+        `seen` is the open reader that gave wrong bytes or failed to read; None if `open` raised `BlobUnreadable`. If
+        another file has replaced the damaged one since, that file stays: nothing is known against it. Returns True if
+        this call removed the damaged blob from its place. Raises `StoreError`.
+        """
+
+    def aside(self) -> Sequence[QuarantinedBlob]:
+        """The blobs that were set aside and are still kept, in no order. Blocks. Raises `StoreError`."""
+
+    def drop_aside(self, digest: Digest) -> int:
+        """Delete a blob that was set aside and return the number of bytes freed. Repeatable. Blocks.
+
+        Returns 0 if there is none, or if a process still writes to it, in which case it stays. Raises `StoreError`.
+        """
+
+
+class DiskUsage(Protocol):
+    """The disk of a local store, and the times of last use on it."""
+
+    def free(self) -> tuple[int, int]:
+        """The bytes of this disk that the mirror may still use, and the size of the disk. Blocks."""
+
+    def growing(self) -> Mapping[Digest, int]:
+        """The growing blobs and the disk space that each takes, in bytes. Blocks.
+
+        A blob that is being filled counts with its expected size if that is known, any other with the bytes it has.
+        The sizes are added up if several registries send the same blob.
+        """
+
+    def mark_used(self, seen: Mapping[Digest, float]) -> None:
+        """Record times of last use on disk, so that they survive the loss of the index. Skips unknown blobs. Blocks."""
+
+
+class BlobStore(Blobs, BlobWriter, BlobIngester, BlobDeleter, Quarantine, DiskUsage, Protocol):
+    """All that a store of blobs on a local disk does. A function asks for the part that it needs."""

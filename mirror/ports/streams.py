@@ -1,0 +1,42 @@
+"""Bytes from upstream."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+
+class Body(Protocol):
+    """The body of one upstream answer, read by blocking calls in a thread, never in the event loop."""
+
+    @property
+    def start(self) -> int:
+        """Offset within the blob of the first byte that `readinto` gives."""
+
+    @property
+    def size(self) -> int | None:
+        """Size in bytes of the whole blob, not of the rest from `start` on; None if upstream does not state it."""
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Block until bytes arrive, write them to `buffer` and return their number: at least 1, or 0 at a proper end.
+
+        May fill only a part of the buffer. Raises `UpstreamUnavailable` if the body breaks off, and `UpstreamTimeout`
+        if it stalls or falls below the lowest rate allowed.
+        """
+
+    def abort(self) -> None:
+        """Make a blocked `readinto` fail soon. May be called from any thread, and repeatedly."""
+
+
+@runtime_checkable
+class SupportsSplice(Protocol):
+    """A body that can lend its socket, so that the kernel moves its bytes."""
+
+    def plain_socket(self) -> tuple[int, int] | None:
+        """The descriptor of a blocking socket, and how many bytes of the body to take from it.
+
+        None if the next bytes are available from `readinto` alone. The answer changes while the body is read: the bytes
+        that arrived together with the headers come first, by `readinto`.
+        """
+
+    def advance(self, count: int) -> None:
+        """Record that `count` bytes were taken from the socket. Raises like `readinto`."""
