@@ -95,7 +95,7 @@ def read_logs(logs: Sequence[Path]) -> LogRead:
                     continue
                 entry = json.loads(line)
                 found.events[str(entry.get("event"))] += 1
-                if (entry.get("event") == "worker died" and entry.get("code") != -9) or "drain in time" in line:
+                if (entry.get("event") == "worker died" and entry.get("code") != -9) or "drain timeout" in line:
                     found.deaths.append(f"{log.name}: {line.rstrip()}")
     return found
 

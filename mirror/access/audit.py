@@ -44,7 +44,7 @@ class AuditLog:
             os.write(self._descriptor, json.dumps(line, separators=(",", ":")).encode() + b"\n")
         except OSError as error:
             if not self._failing:
-                telemetry.log.error("the audit log cannot be written", path=str(self._path), reason=error.strerror)
+                telemetry.log.error("audit log cannot be written", path=str(self._path), reason=error.strerror)
             self._failing = True
             self.close()
         else:

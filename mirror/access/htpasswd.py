@@ -129,7 +129,7 @@ class Htpasswd:
         try:
             self.load()
         except ConfigError as error:
-            telemetry.log.error("accounts stay as they were", reason=str(error))
+            telemetry.log.error("accounts not reloaded", reason=str(error))
         # an unusable file is logged once, not at each request
         self._seen = stamp
 

@@ -143,7 +143,7 @@ class Issuer:
         try:
             keys = _parse(await self._read_keys())
         except (OSError, ValueError, RecursionError, aiohttp.ClientError, TimeoutError) as error:
-            telemetry.log.warning("an issuer's keys are not to be had", issuer=self._settings.url, reason=repr(error))
+            telemetry.log.warning("issuer keys unavailable", issuer=self._settings.url, reason=repr(error))
             if not self._keys:
                 raise AccessUnavailable(f"the keys of the issuer {self._settings.url} are not to be had") from error
             return

@@ -88,7 +88,7 @@ async def build(
     async with AsyncExitStack() as stack:
         storage = await stack.enter_async_context(open_storage(config, now=now))
         if config.offline:
-            telemetry.log.info("sealed: no upstream is contacted")
+            telemetry.log.info("sealed mirror contacts no upstream")
         filling = ThreadPoolExecutor(_FILLING_THREADS, "fill")
         stack.callback(filling.shutdown, wait=False, cancel_futures=True)
         sending = ThreadPoolExecutor(_SENDING_THREADS, "send")

@@ -84,10 +84,10 @@ async def keep_house(config: Config, storage: Storage) -> None:
                 if held and comparisons.due_in() <= 0:
                     await _compare(storage, comparisons)
             except (StoreError, IndexUnavailable) as error:
-                telemetry.log.warning("keeping house failed", reason=str(error))
+                telemetry.log.warning("housekeeping failed", reason=str(error))
             except Exception:
                 # no error may end this task: nothing would be cleared up any more
-                telemetry.log.exception("keeping house crashed")
+                telemetry.log.exception("housekeeping crashed")
             pause = min(_SWEEP_EVERY, max(1.0, comparisons.due_in())) if held else _SUCCEED_AFTER
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -102,7 +102,7 @@ async def keep_house(config: Config, storage: Storage) -> None:
 async def _sweep(config: Config, storage: Storage) -> None:
     swept = await asyncio.to_thread(sweep, storage.layout, keep=config.store.keep_partials, now=time.time)
     if swept.partials or swept.strays:
-        telemetry.log.info("swept", partials=swept.partials, strays=swept.strays, bytes=swept.bytes)
+        telemetry.log.info("leftover files deleted", partials=swept.partials, strays=swept.strays, bytes=swept.bytes)
     # pins are read even if nothing is evicted, so that a damaged one is reported before an eviction needs it
     with suppress(StoreError):
         await asyncio.to_thread(storage.eviction.pinned.digests, time.time())

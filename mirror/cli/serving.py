@@ -53,12 +53,12 @@ def serve(
             ("admin.listen", (loaded.admin_address, loaded.admin_tcp), (now.admin_address, now.admin_tcp)),
         ):
             if was != wanted:
-                telemetry.log.warning("a setting changed that takes a restart", setting=name)
+                telemetry.log.warning("changed setting needs restart", setting=name)
         return plan(now)
 
     if (whose := owner(loaded)) not in (None, os.geteuid()):
         telemetry.log.warning(
-            "the store is another user's",
+            "store belongs to another user",
             root=str(loaded.store.root),
             owner=whose,
             user=os.geteuid(),
@@ -106,7 +106,7 @@ def _open_admin(loaded: settings.Config, workers: int) -> list[AdminListener]:
         loaded.store.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         return [open_admin(loaded.admin_address, workers), *opened]
     except (ConfigError, OSError) as error:
-        telemetry.log.warning("no admin API", reason=str(error))
+        telemetry.log.warning("admin API unavailable", reason=str(error))
         return opened
 
 

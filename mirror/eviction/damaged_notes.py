@@ -129,6 +129,6 @@ def tell_unread(notes: Collection[UnreadNote], told: set[UnreadNote], known: Map
     telemetry.UNREAD_NOTES.set(len(notes))
     new = [note for note in notes if note not in told]
     for note, words in zip(new, unread_words(new, known), strict=True):
-        telemetry.log.error("note.unreadable", file=note.file, reason=words)
+        telemetry.log.error("pin or freeze cannot be read", file=note.file, reason=words)
     told.clear()
     told.update(notes)

@@ -155,7 +155,7 @@ class Evictor:
             try:
                 deleted.append((victim, self._store.delete(victim.digest)))
             except StoreError as error:
-                telemetry.log.warning("evictor.delete_failed", digest=str(victim.digest), reason=str(error))
+                telemetry.log.warning("blob cannot be deleted", digest=str(victim.digest), reason=str(error))
                 stuck.update(victim.images)
         return deleted
 

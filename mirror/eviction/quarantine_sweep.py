@@ -49,7 +49,7 @@ class QuarantineSweeper:
             return 0
         freed = await asyncio.to_thread(lambda: [self._drop_blob(blob) for blob in surplus])
         if gone := [size for size in freed if size]:
-            telemetry.log.info("quarantine.dropped", blobs=len(gone), bytes=sum(gone), why=why)
+            telemetry.log.info("quarantined blobs deleted", blobs=len(gone), bytes=sum(gone), reason=why)
         return sum(freed)
 
     def _drop_blob(self, blob: QuarantinedBlob) -> int:
@@ -64,5 +64,5 @@ class QuarantineSweeper:
 
     def _note(self, trouble: str) -> None:
         if trouble != self._trouble:
-            telemetry.log.warning("quarantine.failed", reason=trouble)
+            telemetry.log.warning("quarantine cannot be swept", reason=trouble)
         self._trouble = trouble

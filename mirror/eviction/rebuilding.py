@@ -57,7 +57,7 @@ class IndexRebuilder:
             return
         if self._running is None and self._now() - self._began_at >= self._every:
             self._began_at = self._now()
-            telemetry.log.warning("evictor.index_lost")
+            telemetry.log.warning("index lost")
             self._running = asyncio.create_task(self._run(), name="rebuild of the index")
 
     async def suspect(self) -> bool:
@@ -87,6 +87,6 @@ class IndexRebuilder:
             self._write_behind.note_down(error)
         except StoreError as error:
             self._every = min(2 * self._every, _AT_MOST_EVERY)
-            telemetry.log.warning("evictor.rebuild_failed", reason=str(error), again_in=self._every)
+            telemetry.log.warning("index rebuild failed", reason=str(error), again_in=self._every)
         finally:
             self._running = None

@@ -109,7 +109,7 @@ async def reconcile(
     """Reads the whole disk and corrects the index. Raises `IndexUnavailable` and `StoreError`. If a manifest cannot be
     read, `StoreError` is raised after everything else was done.
     """
-    telemetry.log.info("reconcile.begun")
+    telemetry.log.info("reconcile started")
     call = _Patient(sleep)
     before = (await call(index.usage)).blobs
     blobs = total = 0
@@ -123,7 +123,7 @@ async def reconcile(
     repositories, read, links, skipped = await _link(store, catalog, index, call)
     await call(partial(index.set_marker, MARK))
     result = Reconciled(blobs, total, max(0, after - before), dropped, repositories, read, links, skipped)
-    telemetry.log.info("reconcile.done", **{name: getattr(result, name) for name in Reconciled.__slots__})
+    telemetry.log.info("reconcile ended", **{name: getattr(result, name) for name in Reconciled.__slots__})
     return result
 
 
@@ -213,7 +213,9 @@ def _named(store: BlobStore, catalog: Catalog, repo: Repo, digests: Iterable[Dig
         try:
             _look_at(store, catalog, repo, digest, found)
         except StoreError as error:
-            telemetry.log.warning("reconcile.skipped", repository=str(repo), digest=str(digest), reason=str(error))
+            telemetry.log.warning(
+                "manifest skipped by reconcile", repository=str(repo), digest=str(digest), reason=str(error)
+            )
             if not isinstance(error, (BlobDamaged, RecordDamaged)):
                 found.unread += 1
                 found.trouble = found.trouble or error
@@ -232,7 +234,9 @@ def _look_at(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest, fou
         stored = read_stored(store, catalog, repo, digest)
     except RecordDamaged as error:
         # a damaged record grants nothing, but what the manifest names stays as long as the manifest does
-        telemetry.log.warning("reconcile.skipped", repository=str(repo), digest=str(digest), reason=str(error))
+        telemetry.log.warning(
+            "manifest skipped by reconcile", repository=str(repo), digest=str(digest), reason=str(error)
+        )
         stored = None
         manifest = manifest_of_bytes(store, digest)
     else:

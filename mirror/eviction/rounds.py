@@ -46,11 +46,11 @@ class EvictionRounds:
                 except StoreError as error:
                     if str(error) != trouble:
                         # logged once: a disk that is read-only, or full of pinned images, stays so for many rounds
-                        telemetry.log.warning("evictor.failed", reason=str(error))
+                        telemetry.log.warning("eviction failed", reason=str(error))
                     trouble = str(error)
                 except Exception:
                     # go on after any error: without this task nothing is evicted until the disk is full
-                    telemetry.log.exception("evictor.crashed")
+                    telemetry.log.exception("eviction crashed")
         finally:
             await self._rebuilder.aclose()
             await self._usage.aclose()

@@ -173,7 +173,7 @@ class Scrub:
             return
         except StoreError as error:
             telemetry.SCRUB_DAMAGED.inc()
-            telemetry.log.error("scrub.unreadable", digest=str(digest), reason=str(error))
+            telemetry.log.error("blob cannot be read", digest=str(digest), reason=str(error))
             progress.damaged += 1
             _name(progress.unreadable, digest)
             return
@@ -181,7 +181,7 @@ class Scrub:
         if not left:
             return
         telemetry.SCRUB_DAMAGED.inc()
-        telemetry.log.error("scrub.damaged", digest=str(digest))
+        telemetry.log.error("damaged blob detected", digest=str(digest))
         progress.damaged += 1
         progress.waiting.append(digest)
         if len(progress.waiting) >= _BATCH:
@@ -239,12 +239,12 @@ class Scrub:
     async def _mend_one(self, digest: Digest, owners: list[Owner], progress: ScrubProgress) -> None:
         if not owners:
             progress.unneeded += 1
-            telemetry.log.info("scrub.unneeded", digest=str(digest))
+            telemetry.log.info("damaged blob not needed", digest=str(digest))
         elif await self.bring(digest, owners):
             progress.repaired += 1
         else:
             _name(progress.lost, digest)
-            telemetry.log.error("scrub.lost", digest=str(digest), repository=str(owners[0].repo))
+            telemetry.log.error("damaged blob lost", digest=str(digest), repository=str(owners[0].repo))
 
     async def bring(self, digest: Digest, owners: Iterable[Owner]) -> bool:
         """Fetches a blob for the first of these owners for which that succeeds. True if the blob is here now."""
@@ -257,10 +257,10 @@ class Scrub:
                 self._store.stat(digest)
             except MirrorError as error:
                 telemetry.log.warning(
-                    "scrub.repair failed", digest=str(digest), repository=str(owner.repo), reason=str(error)
+                    "damaged blob not repaired", digest=str(digest), repository=str(owner.repo), reason=str(error)
                 )
                 continue
-            telemetry.log.info("scrub.repaired", digest=str(digest), repository=str(owner.repo))
+            telemetry.log.info("damaged blob repaired", digest=str(digest), repository=str(owner.repo))
             return True
         return False
 
@@ -300,7 +300,7 @@ async def scrub_all(
     """
     before = await asyncio.to_thread(read_progress, notes)
     progress = before if before and before.complete_at is None else ScrubProgress(now())
-    telemetry.log.info("scrub.begun", after=str(progress.after) if progress.after else None)
+    telemetry.log.info("scrub started", after=str(progress.after) if progress.after else None)
     noted_at = time.monotonic()
     try:
         async for info in _blobs_after(store, progress.after):
@@ -316,7 +316,7 @@ async def scrub_all(
         _note(notes, progress)
     telemetry.SCRUB_COMPLETE.set(progress.complete_at)
     counted = ("blobs", "bytes", "damaged", "repaired", "unneeded")
-    telemetry.log.info("scrub.complete", **{name: getattr(progress, name) for name in counted}, lost=len(progress.lost))
+    telemetry.log.info("scrub ended", **{name: getattr(progress, name) for name in counted}, lost=len(progress.lost))
     return progress
 
 
@@ -481,10 +481,10 @@ async def scrub_when_due(
                 finally:
                     os.close(held)
         except StoreError as error:
-            telemetry.log.warning("scrubbing failed", reason=str(error))
+            telemetry.log.warning("scrub failed", reason=str(error))
         except Exception:
             # go on after any error: without this task the disk is never checked again
-            telemetry.log.exception("scrubbing crashed")
+            telemetry.log.exception("scrub crashed")
         await sleep(look_every)
 
 

@@ -132,7 +132,7 @@ class WriteBehind:
             try:
                 await asyncio.to_thread(self._store.mark_used, unmarked)
             except StoreError as error:
-                telemetry.log.warning("evictor.mark_failed", reason=str(error))
+                telemetry.log.warning("times of use cannot be written", reason=str(error))
 
     async def _flush_untold(self) -> None:
         if not self._untold or not self.index_up:
@@ -210,13 +210,13 @@ class WriteBehind:
         """Notes that the index did not answer just now; logs this once."""
         if self.index_up:
             self.trouble = str(error)
-            telemetry.log.warning("evictor.without_index", reason=str(error))
+            telemetry.log.warning("eviction runs without index", reason=str(error))
 
     def _note_up(self) -> None:
         if not self.index_up:
             self.trouble = None
             self.index_came_back.set()
-            telemetry.log.info("evictor.with_index")
+            telemetry.log.info("eviction uses index again")
 
 
 def _remember(times: dict[Digest, float], digest: Digest, now: float) -> None:

@@ -477,7 +477,7 @@ class Flights:
                 flight._land(ingest.offset)
                 return True
             if ingest.try_lock():
-                telemetry.log.info("took over a fill", digest=str(flight.digest), offset=ingest.offset)
+                telemetry.log.info("fill taken over", digest=str(flight.digest), offset=ingest.offset)
                 return True
             if not ingest.in_place:
                 ingest.refresh()
@@ -529,7 +529,7 @@ class Flights:
             if not flight.landed:
                 raise
             # the followers have the whole, verified blob; only the store lacks it
-            telemetry.log.error("could not publish a blob", digest=str(flight.digest), reason=str(error))
+            telemetry.log.error("blob cannot be published", digest=str(flight.digest), reason=str(error))
         finally:
             flight._ingest = None
             telemetry.FLIGHTS.dec()
@@ -671,7 +671,7 @@ class Flights:
                 f"{flight.digest} has {flight.size} bytes upstream, and {info.size} in truth", upstream=flight.upstream
             )
         telemetry.log.info(
-            "fill goes on from the store", digest=str(flight.digest), upstream=flight.upstream, offset=ingest.offset
+            "fill continues from store", digest=str(flight.digest), upstream=flight.upstream, offset=ingest.offset
         )
         ingest.expect(info.size)
         flight._ingest = ingest

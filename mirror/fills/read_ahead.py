@@ -105,9 +105,9 @@ async def _logged(work: Callable[[], Awaitable[None]]) -> None:
     try:
         await work()
     except MirrorError as error:
-        telemetry.log.debug("not fetched ahead", reason=str(error))
+        telemetry.log.debug("read-ahead skipped", reason=str(error))
     except Exception:
-        telemetry.log.exception("fetching ahead crashed")
+        telemetry.log.exception("read-ahead crashed")
 
 
 def _nobody(_received: int, _size: int | None) -> None:

@@ -70,7 +70,7 @@ def doubt(store: BlobStore, digest: Digest) -> None:
     try:
         set_aside(store, digest)
     except StoreError as error:
-        telemetry.log.error("could not set a blob aside", digest=str(digest), reason=str(error))
+        telemetry.log.error("damaged blob cannot be set aside", digest=str(digest), reason=str(error))
 
 
 def is_right(store: BlobStore, info: BlobInfo) -> bool:

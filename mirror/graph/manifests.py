@@ -119,5 +119,5 @@ def for_display(read: Callable[[], T | None], what: object) -> T | None:
     try:
         return read()
     except StoreError as error:
-        telemetry.log.warning("left out what cannot be read", what=str(what), reason=str(error))
+        telemetry.log.warning("unreadable record left out", what=str(what), reason=str(error))
         return None

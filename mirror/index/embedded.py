@@ -360,7 +360,7 @@ class EmbeddedIndex:
                 return
             await self._let_go()
             if spoiled:
-                log.warning("index.spoiled", path=str(self._path))
+                log.warning("index damaged", path=str(self._path))
                 with suppress(OSError):
                     await asyncio.to_thread(_renew, self._path, failed.inode, keep=True)
 
@@ -383,7 +383,7 @@ def _prepare(path: Path, busy_timeout: float) -> int:
     with _locked(path):
         if not _is_current(path, busy_timeout):
             if path.exists() and path.stat().st_size:
-                log.warning("index.begun_anew", path=str(path))
+                log.warning("index recreated", path=str(path))
             _set_aside(path)
             with closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")

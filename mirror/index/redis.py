@@ -569,7 +569,7 @@ class RedisIndex:
         try:
             return await self._call(script, keys, arguments)
         except _Junk:
-            log.warning("index.spoiled", redis=str(self._address))
+            log.warning("index damaged", redis=str(self._address))
             await self._call(_MEND, keys, ())
             return await self._call(script, keys, arguments)
 
@@ -599,7 +599,7 @@ class RedisIndex:
     def _succeeded(self, ticket: int) -> None:
         if self._breaker.succeed(ticket):
             self._tell_breaker(open=False)
-            log.info("index.back", redis=str(self._address))
+            log.info("index available", redis=str(self._address))
 
     def _failed(self, ticket: int, error: Exception) -> None:
         """Count the failure, and open the breaker unless Redis did answer. A key of a wrong type does not count."""
@@ -611,7 +611,7 @@ class RedisIndex:
             self._succeeded(ticket)
         elif self._breaker.fail(ticket):
             self._tell_breaker(open=True)
-            log.warning("index.unavailable", redis=str(self._address), reason=_explain(error))
+            log.warning("index unavailable", redis=str(self._address), reason=_explain(error))
 
     def _tell_breaker(self, *, open: bool) -> None:
         """Update the gauge of open breakers, which counts each instance once."""

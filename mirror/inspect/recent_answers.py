@@ -119,7 +119,7 @@ class Recent:
                 await to_its_end(asyncio.to_thread(self._keeping.save, self.answers()))
             except StoreError as error:
                 if not self._failed:
-                    telemetry.log.warning("recent answers cannot be written down", reason=str(error))
+                    telemetry.log.warning("recent answers cannot be written", reason=str(error))
                 self._failed = self._new = True
             else:
                 self._failed = False

@@ -266,11 +266,11 @@ class Jobs:
                 try:
                     await self._take_up()
                 except StoreError as error:
-                    telemetry.log.warning("taking up jobs failed", reason=str(error))
+                    telemetry.log.warning("job queue failed", reason=str(error))
                     pause = _AFTER_TROUBLE
                 except Exception:
                     # any error is survived: without this task no job would ever run again
-                    telemetry.log.exception("taking up jobs crashed")
+                    telemetry.log.exception("job queue crashed")
                     pause = _AFTER_TROUBLE
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
@@ -348,7 +348,7 @@ class Jobs:
             raise
         except StoreError as error:
             # the note cannot be updated; other processes see by the free slot that the job is over
-            telemetry.log.error("a job's note cannot be written", job=note["id"], reason=str(error))
+            telemetry.log.error("job record cannot be written", job=note["id"], reason=str(error))
         finally:
             await end(task)
 

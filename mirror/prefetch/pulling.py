@@ -330,7 +330,7 @@ class _Warming:
             except UpstreamThrottled as error:
                 if error.retry_after > _LONGEST_WAIT:
                     raise
-                telemetry.log.warning("upstream throttles", upstream=error.upstream, wait=error.retry_after)
+                telemetry.log.warning("upstream throttled", upstream=error.upstream, wait=error.retry_after)
                 await self._sleep(error.retry_after)
         return await ask()
 

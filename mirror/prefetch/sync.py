@@ -198,11 +198,11 @@ class Sync:
                     if held is not None:
                         await self.tick()
                 except (StoreError, IndexUnavailable) as error:
-                    telemetry.log.warning("looking for due syncs failed", reason=str(error))
+                    telemetry.log.warning("sync scheduler failed", reason=str(error))
                     pause = _AFTER_TROUBLE
                 except Exception:
                     # any error is survived: without this task nothing would ever be synced again
-                    telemetry.log.exception("looking for due syncs crashed")
+                    telemetry.log.exception("sync scheduler crashed")
                     pause = _AFTER_TROUBLE
                 await self._sleep(pause)
         finally:
@@ -213,7 +213,7 @@ class Sync:
     async def _succeed(self) -> int | None:
         held = self._hold("sync")
         if held is not None:
-            telemetry.log.info("syncing here", rules=len(self.rules), worker=os.getpid())
+            telemetry.log.info("sync scheduler started", rules=len(self.rules), worker=os.getpid())
             for rule in self.rules.values():
                 note = await asyncio.to_thread(self._note, rule)
                 if isinstance(note.get("succeeded"), int | float):
@@ -267,7 +267,7 @@ class Sync:
         try:
             await self._carry(rule, ProgressMeter(), "schedule")
         except MirrorError as error:
-            telemetry.log.error("a sync's note cannot be written", rule=rule.name, reason=str(error))
+            telemetry.log.error("sync record cannot be written", rule=rule.name, reason=str(error))
             self._not_before[rule.name] = self.now() + _AFTER_TROUBLE
         except Exception:
             telemetry.log.exception("sync crashed", rule=rule.name)
@@ -279,7 +279,7 @@ class Sync:
         try:
             other = await self.leases.take(_lease(rule), _LEASE)
         except IndexUnavailable as error:
-            telemetry.log.warning("syncing without asking other replicas", rule=rule.name, reason=str(error))
+            telemetry.log.warning("sync runs without lease", rule=rule.name, reason=str(error))
             return True
         if other is None:
             return True

@@ -298,7 +298,7 @@ class _Supervisor:
                     continue
             except (OSError, RuntimeError) as error:
                 # scrapes still include them, in their own files
-                telemetry.log.warning("counters of a worker cannot be added up", worker=pid, reason=str(error))
+                telemetry.log.warning("worker counters cannot be added", worker=pid, reason=str(error))
             self._gone.discard(pid)
 
     # ------------------------------------------------------------------------------------------ those that hang
@@ -321,7 +321,7 @@ class _Supervisor:
                 looks[slot] = worker, last, count
                 if self._plan.blocked and count * _LOOK >= self._plan.blocked:
                     telemetry.log.error(
-                        "worker blocked; killed", slot=slot, worker=worker.process.pid, blocked=count * _LOOK
+                        "blocked worker killed", slot=slot, worker=worker.process.pid, blocked=count * _LOOK
                     )
                     worker.blocked = True
                     self._beats.put(slot, 0)
@@ -348,7 +348,7 @@ class _Supervisor:
         except ConfigError as error:
             for mistake in error.mistakes:
                 telemetry.log.error("configuration refused", mistake=mistake)
-            telemetry.log.error("reload given up; the configuration in force stays", mistakes=len(error.mistakes))
+            telemetry.log.error("configuration not reloaded", mistakes=len(error.mistakes))
             return
         late = 0
         for slot in range(len(self._listeners)):
@@ -358,11 +358,11 @@ class _Supervisor:
                     self._plan = plan
             elif slot == 0:
                 plan.close()
-                telemetry.log.error("reload given up; the configuration in force stays")
+                telemetry.log.error("configuration not reloaded")
                 return
             else:
                 late += 1
-        telemetry.log.info("reloaded", workers=len(self._listeners) - late, left=late)
+        telemetry.log.info("configuration reloaded", workers=len(self._listeners) - late, left=late)
 
     async def _replace(self, slot: int, plan: WorkerPlan) -> bool:
         """Start a worker with this plan in a slot, and let the current one drain. False if the new one did not
@@ -376,7 +376,7 @@ class _Supervisor:
             ready = False
             _signal(fresh, signal.SIGKILL)
         if not ready:
-            telemetry.log.error("a worker ended while it was starting", slot=slot, code=await fresh.ended)
+            telemetry.log.error("worker ended while starting", slot=slot, code=await fresh.ended)
             return False
         old, self._current[slot] = self._current[slot], fresh
         task = asyncio.create_task(_drain(old))
@@ -399,7 +399,7 @@ async def _drain(worker: _Worker) -> None:
     _signal(worker, signal.SIGTERM)
     _, late = await asyncio.wait([worker.ended], timeout=worker.drain + _GRACE)
     if late:
-        telemetry.log.error("worker killed, it did not drain in time", worker=worker.process.pid)
+        telemetry.log.error("worker killed after drain timeout", worker=worker.process.pid)
         _signal(worker, signal.SIGKILL)
         await asyncio.wait(late)
 

@@ -50,7 +50,7 @@ class Described:
             # an index that is gone from the store no longer counts
             said = {named[digest] for index, named in read.items() if digest in named and has_blob(self._store, index)}
         except StoreError as error:
-            telemetry.log.warning("could not read an index", repository=str(repo), reason=str(error))
+            telemetry.log.warning("stored index cannot be read", repository=str(repo), reason=str(error))
             return None
         self._read[repo] = read
         return said.pop() if len(said) == 1 else None

@@ -114,7 +114,7 @@ class Misses:
                 await self.flush()
             except Exception:
                 # go on after any error: without this task no further miss would be written
-                telemetry.log.exception("writing misses crashed")
+                telemetry.log.exception("miss report crashed")
             rest = max(_EVERY, _REST * (time.monotonic() - began))
             try:
                 async with asyncio.timeout(rest):
@@ -140,7 +140,7 @@ class Misses:
         except StoreError as error:
             self._put_back(images, blobs)
             if not self._failed:
-                telemetry.log.warning("misses cannot be written down", reason=str(error))
+                telemetry.log.warning("miss report cannot be written", reason=str(error))
             self._failed = True
         else:
             self._failed = False

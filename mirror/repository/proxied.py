@@ -296,7 +296,7 @@ class ProxiedRepository:
             return None
         except StoreError as error:
             telemetry.log.warning(
-                "could not read a manifest", repository=str(self.repo), digest=str(digest), reason=str(error)
+                "manifest cannot be read", repository=str(self.repo), digest=str(digest), reason=str(error)
             )
             return None
 
@@ -522,7 +522,7 @@ class ProxiedRepository:
         try:
             return await self._shelf.grants.size(self.repo, digest)
         except StoreError as error:
-            telemetry.log.warning("could not read a grant", repository=str(self.repo), reason=str(error))
+            telemetry.log.warning("grant cannot be read", repository=str(self.repo), reason=str(error))
             return None
 
     async def _blob_without_grant(self, digest: Digest) -> BlobContent:

@@ -154,16 +154,16 @@ class Shared:
         telemetry.UNCACHED.inc()
         if isinstance(error, BlobTooLarge):
             # the store is not failing, and will never take this blob
-            telemetry.log.warning("a blob is larger than the store", blob=str(what), reason=str(error))
+            telemetry.log.warning("blob larger than store", blob=str(what), reason=str(error))
         elif self.uncached_since is None:
             self.uncached_since = self.now()
             telemetry.STORE_FAILING.inc()
-            telemetry.log.error("the store is failing; pulls go through uncached", first=str(what), reason=str(error))
+            telemetry.log.error("store failed", first=str(what), reason=str(error))
 
     def went_cached(self) -> None:
         """Notes that the store has taken something: it is no longer failing."""
         if self.uncached_since is not None:
-            telemetry.log.info("the store takes content again", uncached_since=self.uncached_since)
+            telemetry.log.info("store recovered", uncached_since=self.uncached_since)
             telemetry.STORE_FAILING.dec()
             self.uncached_since = None
 
@@ -249,7 +249,7 @@ class Shared:
             except StoreError as error:
                 self.went_uncached(error, key)
             except TimeoutError:
-                telemetry.log.warning("a lock was not to be had", key=key, waited=_ALONE_FOR)
+                telemetry.log.warning("lock not obtained", key=key, waited=_ALONE_FOR)
             yield
 
     def settle(self) -> None:

@@ -115,7 +115,7 @@ class TagAnswers:
 
     def _log_stale(self, record: TagRecord, reason: str) -> None:
         telemetry.log.warning(
-            "serving a stale tag",
+            "stale tag served",
             repository=str(self._repo),
             tag=record.tag,
             age=round(self._shelf.now() - record.fetched_at),

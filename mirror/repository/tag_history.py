@@ -57,7 +57,7 @@ class TamperProofClock:
         wall, counted = self._now(), self._began + self._steady()
         if abs(wall - counted) > _CLOCK_SLACK and not self._told:
             self._told = True
-            telemetry.log.warning("the clock was set; minimum ages are counted without that", by=round(wall - counted))
+            telemetry.log.warning("clock jumped", by=round(wall - counted))
         return wall, counted
 
 
@@ -82,7 +82,7 @@ class TagHistories:
         try:
             return self.catalog.get_tag(repo, tag)
         except RecordDamaged as error:
-            telemetry.log.warning("a tag's record is damaged", repository=str(repo), tag=tag, reason=str(error))
+            telemetry.log.warning("tag record damaged", repository=str(repo), tag=tag, reason=str(error))
             return None
 
     def put_tag(self, repo: Repo, was: TagRecord | None, said: TagRecord, rule: AgeRule) -> Digest | None:
@@ -143,7 +143,7 @@ class TagHistories:
             if freeze := self.freezes.get(repo, tag):
                 served.add(freeze.digest)
         except StoreError as error:
-            telemetry.log.warning("a freeze cannot be read", repository=str(repo), tag=tag, reason=str(error))
+            telemetry.log.warning("freeze cannot be read", repository=str(repo), tag=tag, reason=str(error))
             # the tag may be frozen at any of the digests
             served.update(one.digest for one in history)
         return served

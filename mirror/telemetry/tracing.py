@@ -66,7 +66,7 @@ def start(endpoint: str, sample: float, *, version: str) -> Callable[[], Awaitab
     )
     provider.add_span_processor(BatchSpanProcessor(_Exporter(OTLPSpanExporter(endpoint=url, timeout=_PATIENCE), url)))
     telemetry.set_tracing(_Tracing(provider.get_tracer("mirror", version)))
-    telemetry.log.info("tracing", endpoint=url, sample=sample)
+    telemetry.log.info("tracing started", endpoint=url, sample=sample)
 
     async def stop() -> None:
         telemetry.set_tracing(None)
@@ -104,9 +104,9 @@ class _Exporter(SpanExporter):
         result = self._inner.export(spans)
         failed = result is not SpanExportResult.SUCCESS
         if failed and not self._failed:
-            telemetry.log.warning("traces are not taken", endpoint=self._url, reason=self._said.text)
+            telemetry.log.warning("traces cannot be sent", endpoint=self._url, reason=self._said.text)
         elif self._failed and not failed:
-            telemetry.log.info("traces are taken again", endpoint=self._url)
+            telemetry.log.info("traces sent again", endpoint=self._url)
         self._failed = failed
         return result
 

@@ -93,7 +93,7 @@ class Verifier:
                     self._guesses.answered(repository.repo.registry, own, accepted=allowed)
         except (UpstreamUnavailable, UpstreamThrottled) as error:
             if verdict is not None and verdict.allowed and self._now() - verdict.at < self._keep_while_down:
-                telemetry.log.warning("access is not verified anew", repository=str(repository.repo), reason=str(error))
+                telemetry.log.warning("access not verified again", repository=str(repository.repo), reason=str(error))
                 return True
             raise
         put_latest(self._verdicts, key, _Verdict(allowed, self._now()), _MOST)

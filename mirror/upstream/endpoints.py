@@ -197,7 +197,7 @@ class EndpointsUpstream:
         before = self._circuits[number]
         self._circuits[number] = before.failed(self._clock())
         if self._circuits[number].delay and not before.delay:
-            telemetry.log.warning("endpoint left alone", upstream=self.name, endpoint=url, reason=str(error))
+            telemetry.log.warning("endpoint paused", upstream=self.name, endpoint=url, reason=str(error))
 
     def __repr__(self) -> str:
         return f"<EndpointsUpstream {self.name} at {', '.join(member.url for member in self.members)}>"

@@ -436,7 +436,7 @@ async def test_the_quarantine_is_swept(world: World) -> None:
         await world.rounds.tick()
     assert [one.digest for one in world.store.aside()] == [young]
     assert {old, oldest}.isdisjoint(one.digest for one in world.store.aside())
-    [told] = [line for line in logs if line["event"] == "quarantine.dropped"]
+    [told] = [line for line in logs if line["event"] == "quarantined blobs deleted"]
     assert (told["blobs"], told["bytes"]) == (2, 70)
     assert "mirror_store_quarantine_bytes 50.0" in telemetry.render_metrics().decode()
 
@@ -466,7 +466,7 @@ async def test_a_quarantine_that_the_disk_does_not_give(world: World, monkeypatc
             await world.rounds.tick()
             (await world.space.reserve(100)).release()
     assert world.present() == set(digests[1:])
-    assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["quarantine.failed"]
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["quarantine cannot be swept"]
 
 
 async def test_blobs_in_flight_stay(world: World) -> None:
@@ -1023,7 +1023,7 @@ async def test_uses_wait_for_the_index(world: World) -> None:
         world.write_behind.touch(digests[0])
         world.index.down = False
         await world.write_behind.flush()
-    assert [line["event"] for line in logged] == ["evictor.without_index", "evictor.with_index"]
+    assert [line["event"] for line in logged] == ["eviction runs without index", "eviction uses index again"]
     found = [await world.port.get(digest) for digest in digests]
     assert [each.last_used - START for each in found if each] == [4, 2, 3]
     world.index.calls.clear()

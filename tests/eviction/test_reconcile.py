@@ -226,7 +226,7 @@ async def test_manifests_that_were_evicted_are_forgotten(index: ContentIndex, di
         await reconcile(disk.store, disk.catalog, index)
     assert [record.digest for record in disk.catalog.manifests(OTHER)] == [late]
     assert {record.digest for record in disk.catalog.manifests(ALPINE)} == {disk.list, disk.image}
-    assert [line["digest"] for line in lines if line["event"] == "reconcile.skipped"] == [str(disk.image)]
+    assert [line["digest"] for line in lines if line["event"] == "manifest skipped by reconcile"] == [str(disk.image)]
     assert (await reconcile(disk.store, disk.catalog, index)).skipped == 2
 
 

@@ -101,7 +101,7 @@ def test_69_a_worker_that_blocks_is_replaced(full: FakeRegistry, tmp_path: Path,
         before = mirror.wait_for_workers(workers)
         flag.touch()
         with closing(_begin(mirror, "/v2/")) as blocked:
-            told = mirror.wait_for_event("worker blocked; killed")
+            told = mirror.wait_for_event("blocked worker killed")
             with closing(blocked):
                 blocked.settimeout(PATIENCE)
                 assert _ends(blocked)
@@ -133,7 +133,7 @@ def test_69_a_worker_that_is_stopped_is_replaced(full: FakeRegistry, tmp_path: P
     with MirrorProcess(config, env={"MIRROR__SERVER__BLOCKED": "3s"}) as mirror:
         stopped = mirror.wait_for_workers(2)[0]
         os.kill(stopped, signal.SIGSTOP)
-        mirror.wait_for_event("worker blocked; killed", worker=stopped)
+        mirror.wait_for_event("blocked worker killed", worker=stopped)
         eventually(lambda: stopped not in (now := mirror.worker_pids()) and len(now) == 2, "another one serves")
 
 

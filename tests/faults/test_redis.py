@@ -71,7 +71,7 @@ def _mirrored(directory: Path, full: FakeRegistry, url: str, **settings: str) ->
     config = write_config(directory, {"docker.io": full.url}, index=url, workers=2, **settings)
     with MirrorProcess(config) as mirror:
         yield mirror
-        assert not [line for line in mirror.log if line.get("event") in ("request crashed", "evictor.crashed")]
+        assert not [line for line in mirror.log if line.get("event") in ("request crashed", "eviction crashed")]
         assert all(request["status"] == 200 for request in mirror.requests())
 
 
@@ -122,13 +122,13 @@ def _another_password(redis: RedisServer) -> None:
 @pytest.mark.parametrize(
     ("becomes", "said"),
     [
-        (_down, "index.unavailable"),
-        (_hung, "index.unavailable"),
-        (_flushed, "reconcile.begun"),
+        (_down, "index unavailable"),
+        (_hung, "index unavailable"),
+        (_flushed, "reconcile started"),
         (_out_of_memory, None),
-        (_read_only, "index.unavailable"),
-        (_loading, "index.unavailable"),
-        (_another_password, "index.unavailable"),
+        (_read_only, "index unavailable"),
+        (_loading, "index unavailable"),
+        (_another_password, "index unavailable"),
     ],
     ids=["47 killed", "48 hung", "49 flushed", "50 out of memory", "51 read-only", "51 loading", "52 password"],
 )
@@ -155,7 +155,9 @@ def test_46_to_52_what_becomes_of_redis(
 def _is_said(mirror: MirrorProcess, said: str, before: int) -> bool:
     """Since line `before` of the log; or already before, if a busy machine made Redis slow and it is not back since."""
     events = [line["event"] for line in mirror.log]
-    return said in events[before:] or (said == "index.unavailable" and events.count(said) > events.count("index.back"))
+    return said in events[before:] or (
+        said == "index unavailable" and events.count(said) > events.count("index available")
+    )
 
 
 @pytest.mark.parametrize("wrong", ["absent", "password"])
@@ -176,7 +178,7 @@ def test_46_52_redis_is_of_no_use_at_start(full: FakeRegistry, tmp_path: Path, w
             pulls = _Pulls(mirror, full)
             assert full.count("blobs", "GET") == 0
             pulls.again()
-            reason = mirror.wait_for_event("index.unavailable")["reason"]
+            reason = mirror.wait_for_event("index unavailable")["reason"]
             assert ("password" in reason) == (wrong == "password")
             assert not [line for line in mirror.log if _SECRET in str(line)]
 
@@ -206,7 +208,7 @@ def test_47_what_a_killed_worker_had_not_told(full: FakeRegistry, tmp_path: Path
     name, layer = next(iter(_LAYERS.items()))
     digest = Digest.of(layer)
     with RedisServer() as redis, _mirrored(tmp_path, full, redis.url, index_timeout="100ms") as mirror:
-        mirror.wait_for_event("reconcile.done")
+        mirror.wait_for_event("reconcile ended")
         pids = mirror.wait_for_workers(2)
         housekeeper = eventually(
             lambda: holder_of_lock(tmp_path / "store" / "locks" / "house", pids), "a worker keeps house"
@@ -219,7 +221,7 @@ def test_47_what_a_killed_worker_had_not_told(full: FakeRegistry, tmp_path: Path
                 assert answer.status == 200
                 answer.read()
         eventually(lambda: _held(tmp_path / "store") > len(layer), "the blob is published")
-        eventually(lambda: _count(mirror, "evictor.without_index") >= 2, "both workers know that Redis is away")
+        eventually(lambda: _count(mirror, "eviction runs without index") >= 2, "both workers know that Redis is away")
         mirror.kill_worker(next(pid for pid in pids if pid != housekeeper))
         redis.resume()
         marker = re.search(r'"id": "(\w+)"', (tmp_path / "store" / "store.json").read_text())

@@ -243,13 +243,13 @@ def test_the_worker_that_syncs_is_replaced(registry: FakeRegistry, tmp_path: Pat
     rule = '[[sync]]\nfrom = "docker.io/library/app"\ntags = "v1"\nevery = "60s"'
     config = write_config(tmp_path, {"docker.io": registry.url}, workers=2, more=rule)
     with MirrorProcess(config) as mirror:
-        worker = mirror.wait_for_event("syncing here")["worker"]
+        worker = mirror.wait_for_event("sync scheduler started")["worker"]
         assert gate.reached.wait(PATIENCE)
         mirror.kill_worker(worker)
         gate.release()
         ended = mirror.wait_for_event("sync ended")
         assert (ended["result"], ended["new_images"]) == ("ok", 0) or ended["new_images"] == 1
-        begun = [line["worker"] for line in mirror.log if line["event"] == "syncing here"]
+        begun = [line["worker"] for line in mirror.log if line["event"] == "sync scheduler started"]
         assert len(begun) == 2
         assert begun[1] != worker
 
@@ -398,7 +398,7 @@ def test_a_place_that_cannot_be_had(registry: FakeRegistry, tmp_path: Path, sock
     socket.mkdir(parents=True)
     with MirrorProcess(write_config(tmp_path, {"docker.io": registry.url}, workers=2)) as mirror:
         assert mirror.get("/v2/")[0] == 200
-        mirror.wait_for_event("no admin API")
+        mirror.wait_for_event("admin API unavailable")
 
 
 def test_a_long_path_and_an_old_socket(tmp_path: Path) -> None:

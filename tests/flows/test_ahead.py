@@ -206,7 +206,7 @@ async def test_a_failure_is_nobodys_error(registry: FakeRegistry, eager: LiveMir
     del registry._repository("library/app").blobs[Digest.of(b"first")]
     assert (await eager.ask(f"{_AT}/manifests/v1")).status == 200
     await _quiet(eager)
-    assert [line["level"] for line in eager.events("not fetched ahead")] == ["debug"]
+    assert [line["level"] for line in eager.events("read-ahead skipped")] == ["debug"]
     assert eager.blob_file(Digest.of(b"second")).exists()
     assert (await eager.ask(f"{_AT}/blobs/{Digest.of(b'first')}")).code == "BLOB_UNKNOWN"
     assert not [line for line in eager.log if line["level"] in ("warning", "error")]
@@ -218,7 +218,7 @@ async def test_upstream_fails_ahead_and_not_later(registry: FakeRegistry, eager:
     registry.fail("blobs", status(403), times=2)
     await eager.ask(f"{_AT}/manifests/v1")
     await _quiet(eager)
-    assert len(eager.events("not fetched ahead")) == 2
+    assert len(eager.events("read-ahead skipped")) == 2
     assert (await eager.ask(f"{_AT}/blobs/{Digest.of(b'layer')}")).body == b"layer"
 
 

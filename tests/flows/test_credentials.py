@@ -59,7 +59,7 @@ async def test_a_helper_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             failed = await mirror.ask("/v2/library/app/manifests/v2")
             assert (failed.status, failed.code) == (503, "UNAVAILABLE")
             assert b"docker-credential-cloud failed with exit status 7" in failed.body
-            [line] = mirror.events("no credentials")
+            [line] = mirror.events("credentials unavailable")
             assert (line["issuer"], line["failures"]) == ("docker-credential-cloud", 1)
             assert SECRET not in mirror.log_text
             helper.answers("user", SECRET)
@@ -192,6 +192,6 @@ def test_a_password_that_is_rotated(tmp_path: Path) -> None:
             shown = ask_admin(tmp_path / "store/admin.sock", "GET", "/admin/v1/config")
             assert shown.status == 200
             log = json.dumps(mirror.log)
-            noted = [line["reason"] for line in mirror.log if line["event"] == "credentials stay as they were"]
+            noted = [line["reason"] for line in mirror.log if line["event"] == "credentials not reloaded"]
             assert f"{own}: No such file or directory; what it said last is used on" in noted
             assert "canary" not in log + json.dumps(shown.json)

@@ -245,7 +245,7 @@ async def test_signed_schema_1(registry: FakeRegistry, tmp_path: Path, media_typ
                 assert method == "HEAD" or (found.body, found.headers["Content-Type"]) == (signed, _SCHEMA_1)
         assert (await mirror.ask(f"{_NAME}/blobs/{_DIGEST}")).body == _LAYER
         assert not mirror.blob_file(digest).exists()
-        assert not mirror.events("the store is failing")
+        assert not mirror.events("store failed")
 
 
 async def test_a_signed_manifest_that_says_more_than_its_payload(registry: FakeRegistry, mirror: LiveMirror) -> None:

@@ -139,7 +139,7 @@ async def test_sealed_it_is_lost_and_said_so(sealed: LiveMirror) -> None:
     assert (progress.damaged, progress.repaired, progress.lost, progress.good) == (1, 0, [_DIGEST], False)
     assert (sealed.root / "quarantine" / f"sha256-{_DIGEST.hex}").exists()
     assert (await sealed.ask(f"{_AT}/blobs/{_DIGEST}")).code == "BLOB_UNKNOWN"
-    assert sealed.events("scrub.lost")[0]["repository"] == str(APP)
+    assert sealed.events("damaged blob lost")[0]["repository"] == str(APP)
 
 
 async def test_without_repair(full: LiveMirror, registry: FakeRegistry) -> None:
@@ -157,7 +157,7 @@ async def test_what_upstream_does_not_have_any_more(full: LiveMirror, registry: 
     _flip(full.blob_file(_DIGEST))
     registry._repositories.clear()
     assert (await _everything(full)).lost == [_DIGEST]
-    assert full.events("scrub.repair failed")
+    assert full.events("damaged blob not repaired")
 
 
 async def test_what_no_image_needs(full: LiveMirror) -> None:
@@ -430,7 +430,7 @@ async def test_a_running_mirror_scrubs_itself(registry: FakeRegistry, tmp_path: 
     _flip(file)
     scrub = {"every": "1ms", "rate": "1GB"}
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, scrub=scrub) as mirror:
-        await until(lambda: mirror.events("scrub.complete"))
+        await until(lambda: mirror.events("scrub ended"))
         assert await asyncio.to_thread(file.read_bytes) == _LAYER
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, scrub={"every": 0}) as mirror:
-        assert not mirror.events("scrub.begun")
+        assert not mirror.events("scrub started")

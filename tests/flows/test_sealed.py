@@ -331,7 +331,7 @@ async def test_a_disk_that_takes_no_report(mirror: LiveMirror) -> None:
     for _ in range(2):
         _expect_miss(await mirror.ask(f"{_AT}/manifests/v1"), "MANIFEST_UNKNOWN")
         await mirror.app.shelf.misses.flush()
-    assert len(mirror.events("misses cannot be written down")) == 1
+    assert len(mirror.events("miss report cannot be written")) == 1
     place.rmdir()
     assert (await _report(mirror))[f"{APP}:v1"].count == 2
 

@@ -140,7 +140,7 @@ async def test_without_redis_it_is_done_all_the_same(
         await _tick(mirrors)
         assert await _states(mirrors) == [("ok", "schedule"), ("ok", "schedule")]
         assert _have(mirrors) == [True, True]
-        assert mirrors[1].events("syncing without asking other replicas")
+        assert mirrors[1].events("sync runs without lease")
 
 
 async def test_every_replica(registry: FakeRegistry, redis_server: RedisServer, tmp_path: Path) -> None:

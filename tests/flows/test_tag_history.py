@@ -205,7 +205,7 @@ async def test_a_disk_that_takes_no_history(registry: FakeRegistry, mirror: Live
     mirror.app.storage.layout.history(_APP).parent.mkdir(parents=True)
     mirror.app.storage.layout.history(_APP).write_text("a file where a folder should be")
     assert await _answers(mirror) == str(first)
-    assert mirror.events("the store is failing; pulls go through uncached")
+    assert mirror.events("store failed")
 
 
 # ------------------------------------------------------------------------------------------------- versions
@@ -287,7 +287,7 @@ async def test_frozen_at_what_it_was(registry: FakeRegistry, mirror: LiveMirror)
     assert await _answers(mirror) == str(first)
     answer = await mirror.ask(_TAG)
     assert "Warning" not in answer.headers
-    assert not mirror.events("serving a stale tag")
+    assert not mirror.events("stale tag served")
 
 
 async def test_frozen_while_stale(registry: FakeRegistry, mirror: LiveMirror) -> None:
@@ -540,7 +540,7 @@ async def test_43_a_clock_that_is_set_opens_nothing(registry: FakeRegistry, caut
     cautious.clock.forward(_TTL + 1)
     assert await _answers(cautious) == str(first)
     assert [digest for digest, _, _ in _history(cautious)] == [str(first), str(second), str(third)]
-    assert len(cautious.events("the clock was set; minimum ages are counted without that")) == 1
+    assert len(cautious.events("clock jumped")) == 1
     cautious.clock.forward(370 * _DAY)
     assert await _answers(cautious) == str(third)
 

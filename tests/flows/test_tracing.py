@@ -109,7 +109,7 @@ async def test_a_collector_that_fails(answer: int, registry: FakeRegistry, tmp_p
         async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, **_trace(collector)) as mirror:
             got = await mirror.ask(_MANIFEST)
             assert got.headers["Docker-Content-Digest"] == str(digest)
-    assert len(mirror.events("traces are not taken")) == 1
+    assert len(mirror.events("traces cannot be sent")) == 1
     assert collector.paths
 
 

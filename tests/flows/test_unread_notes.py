@@ -74,7 +74,7 @@ async def test_what_a_damaged_pin_is_for_stays(mirror: LiveMirror, registry: Fak
     others = await pressure(mirror, registry, 6)
     assert present(mirror, first) == first
     assert not present(mirror, others[0])
-    [told] = mirror.events("note.unreadable")
+    [told] = mirror.events("pin or freeze cannot be read")
     assert told["file"] == str(file)
     assert "mirror pin docker.io/library/app:v1" in told["reason"]
     assert b"mirror_unreadable_notes 1.0" in (await mirror.ask("/metrics")).body
@@ -132,8 +132,8 @@ async def test_nothing_goes_where_nobody_knows(mirror: LiveMirror, registry: Fak
     assert present(mirror, first) == first
     # up to the limit, not only to the high water
     assert (len(here) + 2) * SIZE == 950_000
-    assert len(mirror.events("note.unreadable")) == 1
-    failing = mirror.events("the store is failing; pulls go through uncached")[0]["reason"]
+    assert len(mirror.events("pin or freeze cannot be read")) == 1
+    failing = mirror.events("store failed")[0]["reason"]
     assert str(file) in failing
     assert "restore the file, or delete it" in failing
     with pytest.raises(StoreError, match=str(file)):
@@ -344,4 +344,4 @@ def test_it_is_said_once() -> None:
         for lost in (pins.lost, pins.lost, (), pins.lost):
             pins.lost = lost
             keeping.digests(0.0)
-    assert [line["event"] for line in logs] == ["note.unreadable"] * 2
+    assert [line["event"] for line in logs] == ["pin or freeze cannot be read"] * 2

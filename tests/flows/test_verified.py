@@ -170,7 +170,7 @@ async def test_while_upstream_is_down(tmp_path: Path) -> None:
             registry.__exit__(None, None, None)
             steady[0] = 3000.0
             assert await _statuses(mirror, targets[1:3], _basic(_ALICE)) == [200] * 2
-            assert mirror.events("access is not verified anew")
+            assert mirror.events("access not verified again")
             assert await _statuses(mirror, targets[1:3], _basic(_BOB)) == [503] * 2
             steady[0] = 4000.0
             assert await _statuses(mirror, targets[1:3], _basic(_ALICE)) == [503] * 2

@@ -132,7 +132,7 @@ async def test_a_file_of_no_use(
             await source.reject(Credentials("user", OLD))
         told = f"{path}: {reason}; what it said last is used on"
         assert logged == [
-            {"event": "credentials stay as they were", "upstream": "a.test", "reason": told, "log_level": "warning"}
+            {"event": "credentials not reloaded", "upstream": "a.test", "reason": told, "log_level": "warning"}
         ]
         assert (source.issuing.provider, source.issuing.reason) == ("password_file", told)
         put(path, NEW)

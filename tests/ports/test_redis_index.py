@@ -120,7 +120,7 @@ async def test_one_outage_is_told_once_and_bypassed(redis_server: RedisServer) -
             redis_server.start()
             assert await index.usage() == Usage(0, 0)
             assert await index.marker() is None
-        assert [line["event"] for line in logged] == ["index.unavailable", "index.back"]
+        assert [line["event"] for line in logged] == ["index unavailable", "index available"]
 
 
 async def test_redis_absent_at_start(redis_server: RedisServer) -> None:

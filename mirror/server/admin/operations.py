@@ -114,7 +114,7 @@ _SCHEMAS: Final[Mapping[str, Schema]] = {
         index=_object(trouble={**_MAYBE_TEXT, "description": "why the index is of no use; null: it is"}),
         flights={**_COUNT, "description": "downloads under way, of all workers"},
         traffic=_object(**_TRAFFIC),
-        offline={**_BOOL, "description": "sealed: no upstream is contacted"},
+        offline={**_BOOL, "description": "sealed mirror contacts no upstream"},
     ),
     "History": _object(every=_SECONDS, points=_list(_object(at={"type": "number"}, **_TRAFFIC))),
     "Flights": _object(

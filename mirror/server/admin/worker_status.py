@@ -85,7 +85,7 @@ class Workers:
                     trouble = False
                 except StoreError as error:
                     if not trouble:
-                        telemetry.log.warning("other workers are not told", reason=str(error))
+                        telemetry.log.warning("worker status cannot be written", reason=str(error))
                     trouble = True
                 await asyncio.sleep(_EVERY)
         finally:

@@ -140,10 +140,10 @@ class Renewed:
         pause = pause_after(self._failures)
         self._failure, self._paused_until = error, self._clock() + pause
         telemetry.log.warning(
-            "no credentials",
+            "credentials unavailable",
             upstream=self._upstream,
             issuer=self._issuer,
             reason=str(error),
             failures=self._failures,
-            asked_again_in=pause,
+            retry_in=pause,
         )

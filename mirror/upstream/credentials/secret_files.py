@@ -85,7 +85,7 @@ class RotatedFile(Generic[T]):
 
     def _note(self, reason: str) -> None:
         if reason != self._reading.reason:
-            telemetry.log.warning("credentials stay as they were", upstream=self._upstream, reason=reason)
+            telemetry.log.warning("credentials not reloaded", upstream=self._upstream, reason=reason)
         self._reading.failed(reason)
 
 

@@ -1,0 +1,61 @@
+"""The events of the log: named in one style, and the docs and tests name only events that exist."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_TREE = Path(__file__).resolve().parents[2]
+_LEVELS = {"debug", "info", "warning", "error", "exception"}
+
+
+def _calls(tree: ast.AST) -> Iterator[ast.Call]:
+    """The calls that write a line to the log. `log` is the logger, or one of its methods chosen by the level."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            written = ast.unparse(node.func)
+            prefix, _, method = written.rpartition(".")
+            if written == "log" or (prefix.rpartition(".")[2] == "log" and method in _LEVELS):
+                yield node
+
+
+@functools.cache
+def _events() -> set[str]:
+    events = set()
+    for path in (_TREE / "mirror").rglob("*.py"):
+        for call in _calls(ast.parse(path.read_text())):
+            event = call.args[0]
+            assert isinstance(event, ast.Constant), f"{path.name}:{call.lineno}: an event has no variable parts"
+            events.add(str(event.value))
+    assert len(events) > 90
+    return events
+
+
+def test_events_have_one_style() -> None:
+    """A few words, the subject first: no articles, and no punctuation. What varies is in the fields."""
+    for event in _events():
+        assert re.fullmatch(r"[a-zA-Z]+([ -][a-zA-Z]+)*", event), event
+        assert event.partition(" ")[0] not in ("a", "an", "the", "could", "not"), event
+
+
+def test_docs_name_events_that_exist() -> None:
+    """Both in the pages' JSON and in the column of the table of faults that shows what an operator sees."""
+    for path in [*(_TREE / "docs").rglob("*.md"), *(_TREE / "k8s").rglob("*.yaml")]:
+        assert set(re.findall(r'"event":"([^"]+)"', path.read_text())) <= _events(), path.name
+    table = (_TREE / "docs" / "operations.md").read_text()
+    for row in re.findall(r"^\| \d+ \|.*$", table, re.MULTILINE):
+        seen = re.findall(r"`([^`]+)`", row.split(" | ")[3])
+        assert {text for text in seen if " " in text} <= _events(), row.split(" | ")[0]
+
+
+def test_tests_wait_for_events_that_exist() -> None:
+    """Otherwise a test that counts no lines of an event could not fail."""
+    named = re.compile(
+        r"""(?:wait_for_event|_wait_for_another|\.events)\((?:\w+, )?"([^"]+)"|\["event"\] == "([^"]+)\""""
+    )
+    for path in (_TREE / "tests").rglob("test_*.py"):
+        for event in (first or second for first, second in named.findall(path.read_text())):
+            assert event in _events() | {"forged", "raw"}, f"{path.name}: {event}"
