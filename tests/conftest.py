@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import uvloop
 
@@ -19,6 +20,12 @@ from tests.support.live_mirror import LiveMirror, live_mirror
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell that starts a run in the background has SIGINT ignored, and the programs that are tested inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# a busy machine is slow at drawing examples, and at running them
+hypothesis.settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("busy")
 
 #: Programs that the tests start, with what makes them say their version.
 _PROGRAMS = {

@@ -345,7 +345,9 @@ _KINDS: Final = ("string", "hash", "zset", "set", "list")
         min_size=1,
     )
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 def test_54_any_redis(redis: RedisServer, held: dict[str, tuple[str, list[tuple[str, str]]]]) -> None:
     """Row 54: whatever stands under our keys in Redis, of whichever type, is a miss; a rebuild puts it right."""
     keys = Keys("junk")
@@ -393,7 +395,9 @@ _cells = st.none() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False) |
     st.lists(st.tuples(_cells, _cells, _cells), max_size=4),
     st.lists(st.tuples(_cells, _cells), max_size=2),
 )
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 def test_54_any_embedded_index(
     content: list[tuple[object, ...]], links: list[tuple[object, ...]], usage: list[tuple[object, ...]]
 ) -> None:

@@ -128,6 +128,7 @@ class Scripted:
         self._threads: list[threading.Thread] = []
         self._stalled: list[Stall] = []
         self._stopping = False
+        self._is_away = False
         self.requests: list[Request] = []
         self.connections = 0
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -167,6 +168,8 @@ class Scripted:
     def away(self) -> None:
         """Refuse connections, and break those that are open, until `back`. The port stays this upstream's."""
         with self._lock:
+            # a client whose connection broke may send its request again on another one before that is broken as well
+            self._is_away = True
             still_open, stalled = list(self._open), list(self._stalled)
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -183,6 +186,8 @@ class Scripted:
 
     def back(self) -> None:
         """Accept connections again, on the same port."""
+        with self._lock:
+            self._is_away = False
         self._listener.listen(512)
         self.start()
 
@@ -257,6 +262,8 @@ class Scripted:
 
     def _answer(self, connection: socket.socket, request: Request) -> bool:
         with self._lock:
+            if self._is_away:
+                return False
             self.requests.append(request)
             self._lock.notify_all()
             queued = self._queued.get(request.path)
