@@ -111,7 +111,7 @@ def _config(settings: Settings, store: Path, port: int) -> str:
     return f"""[server]
 listen = ["127.0.0.1:{port}"]
 workers = {WORKERS}
-drain = "10s"
+drain_timeout = "10s"
 [store]
 root = {json.dumps(str(store))}
 capacity = "{settings.capacity}B"

@@ -142,9 +142,11 @@ async def build(
             arrived=storage.eviction.write_behind.record_blob,
             name=storage.eviction.write_behind.record_references,
             histories=TagHistories(storage.catalog, storage.freezes),
-            lists=TagWindows(LocalSortedTags(storage.layout.lists, parse_size(config.store.lists_bytes), now=now)),
+            lists=TagWindows(
+                LocalSortedTags(storage.layout.lists, parse_size(config.store.tag_lists_max_size), now=now)
+            ),
             label=upstreams.label,
-            ahead=ReadAhead(storage.eviction.space.limit, at_once=config.server.prefetch_blobs_at_once),
+            ahead=ReadAhead(storage.eviction.space.limit, at_once=config.server.max_concurrent_prefetches),
             misses=misses,
         )
         stack.push_async_callback(shelf.aclose)
@@ -164,7 +166,7 @@ async def build(
         kept = LocalRecent(storage.layout, hold=storage.locks.try_hold)
         stack.callback(kept.close)
         recent = Recent(kept if housework else None, now=now)
-        sender = Sender(sending, stall=config.server.client_stall)
+        sender = Sender(sending, stall=config.server.client_stall_timeout)
         gate = await open_gate(config, storage.layout, upstreams.label, stack)
         audit = None
         if config.access.audit_log is not None:
@@ -270,7 +272,7 @@ class _Status:
 
 
 def _pages(config: Config, readiness: Readiness, pulse: Heartbeat | None) -> dict[str, Page]:
-    blocked = config.server.blocked
+    blocked = config.server.blocked_timeout
     if pulse is None or not blocked:
         return health_pages(readiness)
     return health_pages(readiness, silence=pulse.beats.silence, longest=blocked / 2)
@@ -292,7 +294,7 @@ def _start_tracing(settings: TraceSettings) -> Callable[[], Awaitable[None]]:
     """
     from mirror.telemetry.tracing import start
 
-    return start(settings.endpoint, settings.sample, version=__version__)
+    return start(settings.endpoint, settings.sample_ratio, version=__version__)
 
 
 def _open_memo(config: Config, now: Callable[[], float]) -> Memo:

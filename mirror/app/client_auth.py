@@ -68,7 +68,7 @@ async def open_gate(
     authentication = Authentication(ways, foreign=bool(verified))
     stack.push_async_callback(authentication.aclose)
     rules = tuple(
-        Rule(rule.effect == "allow", tuple(rule.who), actions(rule.actions), tuple(rule.repositories))
+        Rule(rule.effect == "allow", tuple(rule.callers), actions(rule.actions), tuple(rule.repositories))
         for rule in access.rule
     )
     verifier = Verifier(keep=access.verified_for, keep_while_down=access.verified_while_down)

@@ -100,7 +100,7 @@ async def keep_house(config: Config, storage: Storage) -> None:
 
 
 async def _sweep(config: Config, storage: Storage) -> None:
-    swept = await asyncio.to_thread(sweep, storage.layout, keep=config.store.keep_partials, now=time.time)
+    swept = await asyncio.to_thread(sweep, storage.layout, keep=config.store.partials_max_age, now=time.time)
     if swept.partials or swept.strays:
         telemetry.log.info("leftover files deleted", partials=swept.partials, strays=swept.strays, bytes=swept.bytes)
     # pins are read even if nothing is evicted, so that a damaged one is reported before an eviction needs it

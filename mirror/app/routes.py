@@ -20,7 +20,7 @@ def route_rule(route: RouteSettings, config: Config) -> RouteRule:
     return RouteRule(
         FreshnessRule(route.tag_ttl, route.stale_while_down),
         offline=config.offline or route.offline,
-        age=AgeRule(route.minimum_age, serve_new=route.minimum_age_new == "serve"),
+        age=AgeRule(route.minimum_age, serve_new=route.minimum_age_new_tags == "serve"),
         content=ContentRule(
             route.require_digest,
             None if route.max_size is None else parse_size(route.max_size),

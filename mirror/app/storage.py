@@ -154,7 +154,7 @@ def _make_eviction(
         write_behind,
         protection,
         QuarantineSweeper(
-            store, QuarantineLimits(parse_size(settings.quarantine_size), settings.quarantine_keep), now=now
+            store, QuarantineLimits(parse_size(settings.quarantine_max_size), settings.quarantine_max_age), now=now
         ),
         Watermarks(parse_capacity(settings.capacity), settings.high_water, settings.low_water),
         rebuilder=rebuilder,

@@ -56,7 +56,7 @@ class Upstreams:
     def __init__(self, config: Config, executor: Executor, memo: Memo) -> None:
         self._executor = executor
         self._memo = memo
-        self._lists = ListBounds(Layout(config.store.root).lists, parse_size(config.store.lists_bytes))
+        self._lists = ListBounds(Layout(config.store.root).lists, parse_size(config.store.tag_lists_max_size))
         self._settings = {entry.name: entry for entry in config.upstream}
         self.table = routing_table(config)
         #: In the order of their last use, the most recent one last.
@@ -140,13 +140,13 @@ class Upstreams:
                 memo=self._memo,
                 credentials=_for_callers(settings, _credentials(name, url, reach, names, identity or tls, proxies)),
                 allowed=reach.token_hosts,
-                internal=True if reach.private else None,
+                internal=True if reach.private_network else None,
                 verify=tls,
                 identity=identity,
                 proxies=proxies,
                 connect_timeout=settings.connect_timeout,
                 read_timeout=settings.read_timeout,
-                blobs_at_once=settings.blobs_at_once,
+                blobs_at_once=settings.max_concurrent_downloads,
                 lists=self._lists,
                 user_agent=f"registry-mirror/{__version__}",
                 observe=observe,
@@ -268,7 +268,7 @@ def _provider_options(settings: ReachSettings) -> ProviderOptions:
         key_file=settings.key_file,
         region=settings.region,
         role_arn=settings.role_arn,
-        private=settings.private,
+        private=settings.private_network,
         tenant=settings.tenant_id,
         client_id=settings.client_id,
         client_secret=settings.client_secret.get_secret_value() if settings.client_secret else None,

@@ -18,7 +18,7 @@ from mirror.cli import base
 COMMANDS: Final = {
     "serving": ("serve", "worker", "check"),
     "status": ("status", "purge"),
-    "collect": ("gc",),
+    "evicting": ("evict",),
     "prefetch_command": ("prefetch",),
     "sync_command": ("sync",),
     "job_commands": ("jobs",),

@@ -49,7 +49,7 @@ def _audit(loaded: settings.Config, action: str, **what: object) -> None:
         return
     made = not path.exists()
     log = AuditLog(path)
-    log.record(who=f"cli:{_user()}", client="local", action=action, **what)
+    log.record(caller=f"cli:{_user()}", client="local", action=action, **what)
     log.close()
     if made:
         # the server must be able to go on with what root has begun

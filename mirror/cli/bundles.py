@@ -47,7 +47,9 @@ def export_images(
         typer.Option("--platform", help="os/architecture[/variant], several by commas; else all here."),
     ] = None,
     referrers: Annotated[bool, typer.Option("--referrers", help="With signatures, SBOMs and the like.")] = False,
-    partial: Annotated[bool, typer.Option("--partial", help="Also images of which something is missing here.")] = False,
+    partial: Annotated[
+        bool, typer.Option("--allow-incomplete", help="Also images of which something is missing here.")
+    ] = False,
     sign: Annotated[Path | None, typer.Option("--sign", help="PEM file with the Ed25519 key to sign with.")] = None,
     as_json: Json = False,
     config: ConfigFile = None,

@@ -33,7 +33,7 @@ from mirror.values.sizes import format_size
 def import_images(
     source: Annotated[Path | None, typer.Argument(help="A bundle, or any OCI image layout: a tar or a folder.")] = None,
     from_registry: Annotated[
-        Path | None, typer.Option("--from-registry", help="Data directory of a docker-registry instead.")
+        Path | None, typer.Option("--registry-data", help="Data directory of a docker-registry instead.")
     ] = None,
     as_registry: Annotated[
         str | None, typer.Option("--as", help="The registry that its images are filed under; else the default one.")
@@ -47,7 +47,7 @@ def import_images(
     require_signature: Annotated[
         bool, typer.Option("--require-signature", help="Refuse to run without --verify.")
     ] = False,
-    partial: Annotated[bool, typer.Option("--partial", help="Also images that would lack something.")] = False,
+    partial: Annotated[bool, typer.Option("--allow-incomplete", help="Also images that would lack something.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check everything.")] = False,
     as_json: Json = False,
     config: ConfigFile = None,
@@ -82,11 +82,11 @@ def _check_import(
 ) -> None:
     mistakes = []
     if (source is None) == (from_registry is None):
-        mistakes.append("import: say either a bundle or --from-registry")
+        mistakes.append("import: say either a bundle or --registry-data")
     if from_registry is not None and (name or verify or require_signature):
         mistakes.append("import: --name, --verify and --require-signature are for bundles; a registry's data has none")
     if as_registry is not None and from_registry is None:
-        mistakes.append("import: --as belongs to --from-registry")
+        mistakes.append("import: --as belongs to --registry-data")
     if require_signature and verify is None:
         mistakes.append("import: --require-signature needs --verify with the key of who must have signed")
     if mistakes:

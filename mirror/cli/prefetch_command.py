@@ -62,7 +62,7 @@ def prefetch(
     ] = None,
     from_compose: Annotated[list[Path] | None, typer.Option(help="A Compose file, or -. May be given again.")] = None,
     referrers: Annotated[bool, typer.Option("--referrers", help="Signatures, SBOMs and attestations too.")] = False,
-    jobs: Annotated[int, typer.Option(min=1, max=256, help="Blobs that are downloaded at once.")] = 8,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Blobs that are downloaded at once.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Nothing but JSON on standard output.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the images that are meant.")] = False,
 ) -> None:
@@ -85,7 +85,7 @@ def prefetch(
     check_owner(loaded, "downloads")
     with audited(loaded, "prefetch", images=[str(image) for image in wanted]) as about:
         with _display() as report:
-            done = _interruptible(lambda: _bring_in(loaded, list(wanted), chosen, referrers, jobs, report))
+            done = _interruptible(lambda: _bring_in(loaded, list(wanted), chosen, referrers, concurrency, report))
         about |= {"bytes": done.fetched.bytes, "failures": len(done.failures)}
         if done.failures:
             about["reason"] = str(done.failures[0])
@@ -148,7 +148,7 @@ async def _bring_in(
     images: list[Image],
     platforms: tuple[Platform, ...],
     referrers: bool,
-    jobs: int,
+    concurrency: int,
     report: _Report,
 ) -> Prefetched:
     from mirror.app.building import build
@@ -159,7 +159,7 @@ async def _bring_in(
             images,
             platforms=platforms,
             referrers=referrers,
-            blobs_at_once=jobs,
+            blobs_at_once=concurrency,
             report=report,
         )
 

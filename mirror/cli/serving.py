@@ -38,7 +38,11 @@ def serve(
     telemetry.set_up_logging(loaded.log.level)
 
     def plan(now: settings.Config) -> WorkerPlan:
-        tls, drain, blocked = now.server.tls_certificate is not None, now.server.drain, now.server.blocked
+        tls, drain, blocked = (
+            now.server.tls_certificate is not None,
+            now.server.drain_timeout,
+            now.server.blocked_timeout,
+        )
         if config is None:
             return WorkerPlan([], drain, tls, blocked=blocked)
         copy = _in_memory(config.read_bytes())

@@ -92,10 +92,10 @@ def hints(config: Config) -> list[str]:
     for number, upstream in enumerate(config.upstream, 1):
         for inner, reach in upstream.addresses:
             url = getattr(reach, "url", None) or f"https://{upstream.name}"
-            if not upstream.name.startswith("*.") and not reach.private and needs_private(url):
+            if not upstream.name.startswith("*.") and not reach.private_network and needs_private(url):
                 found.append(
                     f"upstream[{number}]{inner}: {parse_url(url).host} looks like a name of a private network; "
-                    "it may lead there only with the line: private = true"
+                    "it may lead there only with the line: private_network = true"
                 )
     return found
 
@@ -195,8 +195,8 @@ def _check_upstreams(upstreams: Iterable[UpstreamSettings]) -> list[str]:
             if names.setdefault(name, number) != number
         ]
         mistakes += [
-            f"{where}.hosts: {host} means upstream[{hosts[host.lower()]}] already"
-            for host in upstream.hosts
+            f"{where}.host_headers: {host} means upstream[{hosts[host.lower()]}] already"
+            for host in upstream.host_headers
             if hosts.setdefault(host.lower(), number) != number
         ]
         for inner, reach in upstream.addresses:

@@ -12,7 +12,7 @@ def routing_table(config: Config) -> RoutingTable:
     """The table that tells which configured registry a name means."""
     return RoutingTable.build(
         (
-            Registry(entry.name, tuple(entry.aliases), tuple(entry.hosts), library=entry.name == "docker.io")
+            Registry(entry.name, tuple(entry.aliases), tuple(entry.host_headers), library=entry.name == "docker.io")
             for entry in config.upstream
         ),
         config.default_registry or None,

@@ -21,7 +21,7 @@ from mirror.config import values
 from mirror.config.values import Seconds
 from mirror.errors import RequestError
 from mirror.oci.reference import Repo
-from mirror.policy.access_rules import check_who
+from mirror.policy.access_rules import check_caller
 from mirror.policy.image_names import parse_image
 from mirror.policy.routing import RoutingTable
 from mirror.policy.schedule import Cron, Every, Plan
@@ -47,13 +47,15 @@ class ServerSettings(_Section):
         None, description="PEM file with certificate and chain; then listeners speak TLS."
     )
     tls_key: Path | None = Field(None, description="PEM file with the private key.")
-    drain: Seconds = Field(30.0, description="How long answers under way may take to finish after SIGTERM.")
-    client_stall: Seconds = Field(300.0, description="A client that takes no byte of an answer for so long is dropped.")
+    drain_timeout: Seconds = Field(30.0, description="How long answers under way may take to finish after SIGTERM.")
+    client_stall_timeout: Seconds = Field(
+        300.0, description="A client that takes no byte of an answer for so long is dropped."
+    )
     wait_for_upstream: Seconds = Field(
         30.0, description="How long downloads wait for an upstream that goes away in mid-download; 0: not at all."
     )
-    idle: Seconds = Field(75.0, description="A connection without a request is closed after this time.")
-    request_head: Seconds = Field(
+    idle_timeout: Seconds = Field(75.0, description="A connection without a request is closed after this time.")
+    request_head_timeout: Seconds = Field(
         20.0,
         gt=0,
         description="So long the head of a request may take, from its first byte to its last, and a TLS handshake.",
@@ -61,14 +63,14 @@ class ServerSettings(_Section):
     connections_per_client: int = Field(
         0, ge=0, description="Open connections of one client address at most, per worker; 0: as many as it likes."
     )
-    connections_unlimited: Annotated[
+    connections_exempt: Annotated[
         list[Annotated[str, AfterValidator(values.network)]], BeforeValidator(values.split)
     ] = Field(["127.0.0.0/8", "::1"], description="Addresses and networks that this does not bind: proxies, ingresses.")
-    blocked: Annotated[Seconds, AfterValidator(values.blocked)] = Field(
+    blocked_timeout: Annotated[Seconds, AfterValidator(values.blocked_timeout)] = Field(
         30.0, description="A worker whose event loop stands still for so long is replaced; 0: it never is."
     )
     access_log: bool = Field(True, description="One log line per request.")
-    prefetch_blobs_at_once: int = Field(
+    max_concurrent_prefetches: int = Field(
         4, ge=1, le=100, description="Blobs fetched before they are asked for, at most, per worker (see `prefetch`)."
     )
 
@@ -88,16 +90,16 @@ class StoreSettings(_Section):
     )
     high_water: float = Field(0.95, gt=0, le=1, description="Eviction begins above this part of the capacity.")
     low_water: float = Field(0.85, gt=0, le=1, description="Eviction ends below this part of the capacity.")
-    keep_partials: Seconds = Field(
+    partials_max_age: Seconds = Field(
         86400.0, description="An interrupted download that nobody resumes is dropped after this."
     )
-    quarantine_size: Annotated[str, AfterValidator(values.size)] = Field(
+    quarantine_max_size: Annotated[str, AfterValidator(values.size)] = Field(
         "1GB", description="Damaged blobs kept for whoever looks into it, at most a tenth of the store; 0: none is."
     )
-    lists_bytes: Annotated[str, AfterValidator(values.size)] = Field(
+    tag_lists_max_size: Annotated[str, AfterValidator(values.size)] = Field(
         "256MB", description="What tag lists that are sorted here may take on disk; it is not part of the capacity."
     )
-    quarantine_keep: Seconds = Field(7 * 86400.0, description="So long they are kept; 0: none is.")
+    quarantine_max_age: Seconds = Field(7 * 86400.0, description="So long they are kept; 0: none is.")
 
     @model_validator(mode="after")
     def _order(self) -> StoreSettings:
@@ -139,7 +141,9 @@ class TraceSettings(_Section):
     endpoint: Annotated[str, AfterValidator(values.collector)] = Field(
         "", description="URL of a collector that takes OTLP over HTTP; empty: nothing is traced."
     )
-    sample: float = Field(0.01, ge=0, le=1, description="Part of the requests without a traceparent that are traced.")
+    sample_ratio: float = Field(
+        0.01, ge=0, le=1, description="Part of the requests without a traceparent that are traced."
+    )
 
 
 class ReachSettings(_Section):
@@ -176,7 +180,7 @@ class ReachSettings(_Section):
     token_hosts: list[Annotated[str, AfterValidator(values.token_host)]] = Field(
         [], description="Hosts of other domains that may be sent these credentials for a token."
     )
-    private: bool = Field(
+    private_network: bool = Field(
         False,
         description="Its name may lead to private addresses. Not needed if url holds such an address, or localhost.",
     )
@@ -249,7 +253,7 @@ class UpstreamSettings(ReachSettings):
     aliases: list[Annotated[str, AfterValidator(values.alias)]] = Field(
         [], description="Other names for the same registry."
     )
-    hosts: list[Annotated[str, AfterValidator(values.host)]] = Field(
+    host_headers: list[Annotated[str, AfterValidator(values.host)]] = Field(
         [], description="Requests with these Host headers mean this registry."
     )
     endpoints: list[Annotated[EndpointSettings, BeforeValidator(_endpoint)]] = Field(
@@ -262,14 +266,14 @@ class UpstreamSettings(ReachSettings):
     hedge_after: Seconds | None = Field(
         None, gt=0, description="An endpoint that has not answered by then is raced by the next; not set: never."
     )
-    blobs_at_once: int = Field(32, ge=1, le=1000, description="Downloads under way at most, per worker.")
+    max_concurrent_downloads: int = Field(32, ge=1, le=1000, description="Downloads under way at most, per worker.")
     connect_timeout: Seconds = Field(5.0, description="For a connection, with TLS.")
     read_timeout: Seconds = Field(30.0, description="Without a byte for so long a download is resumed anew.")
 
     @model_validator(mode="after")
     def _wildcard(self) -> UpstreamSettings:
         if self.name.startswith("*."):
-            given = [setting for setting in ("url", "aliases", "hosts", "endpoints") if getattr(self, setting)]
+            given = [setting for setting in ("url", "aliases", "host_headers", "endpoints") if getattr(self, setting)]
             if given:
                 raise ValueError(f"{', '.join(given)}: not possible for a wildcard, each host is its own")
         if self.provider == "ecr" and not self.name.startswith("*.") and not (self.region or ecr_region(self.name)):
@@ -339,7 +343,7 @@ class RuleSettings(_Section):
     """`[[access.rule]]`: who may do what; a rule that denies goes before all that allow."""
 
     effect: Literal["allow", "deny"] = Field(description="What it does.")
-    who: list[Annotated[str, AfterValidator(check_who)]] = Field(
+    callers: list[Annotated[str, AfterValidator(check_caller)]] = Field(
         min_length=1, description="*, anonymous, authenticated, user:…, token:…, subject:…, certificate:…, group:…"
     )
     actions: list[Literal["pull", "push", "admin"]] = Field(["pull"], min_length=1, description="What it is about.")
@@ -383,7 +387,7 @@ class AccessSettings(_Section):
             rule.effect == "allow"
             and "admin" in rule.actions
             and not rule.repositories
-            and any(one != "anonymous" for one in rule.who)
+            and any(one != "anonymous" for one in rule.callers)
             for rule in self.rule
         )
 
@@ -408,7 +412,7 @@ class RouteSettings(_Section):
     minimum_age: Seconds = Field(
         0.0, description="Serve the newest digest of a tag that was first seen at least so long ago; 0: the newest."
     )
-    minimum_age_new: Literal["refuse", "serve"] = Field(
+    minimum_age_new_tags: Literal["refuse", "serve"] = Field(
         "refuse", description="What is done about a tag that was never seen before, until it is old enough."
     )
     require_digest: bool = Field(False, description="Refuse pulls by tag.")

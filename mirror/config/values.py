@@ -34,7 +34,7 @@ def default_root() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "mirror"
 
 
-def blocked(seconds: float) -> float:
+def blocked_timeout(seconds: float) -> float:
     """Accepts 0 (never) and 2 s or more. After less time, a worker that is merely busy would be replaced."""
     if 0 < seconds < 2:
         raise ValueError(f"{seconds:g} s is too short: a worker that is merely busy would be killed; at least 2s, or 0")

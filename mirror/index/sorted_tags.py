@@ -128,7 +128,7 @@ class Gathering:
             self._file.executemany("INSERT OR IGNORE INTO tags VALUES (?)", [(tag,) for tag in sorted(set(tags))])
             self._file.execute("COMMIT")
             if self._lists.make_room(self._part) > self._lists.most_bytes >= self.size:
-                raise StoreFull("other tag lists that are being sorted take all of lists_bytes")
+                raise StoreFull("other tag lists that are being sorted take all of tag_lists_max_size")
 
     def publish(self, until: float) -> None:
         """See `TagGathering`."""

@@ -66,7 +66,7 @@ class Identity:
 
 ANONYMOUS: Final = Identity("", AuthMethod.ANONYMOUS)
 
-#: The prefix before the colon in a rule's `who`.
+#: The prefix before the colon in a rule's `callers`.
 _KINDS: Final = {
     AuthMethod.PASSWORD: "user",
     AuthMethod.TOKEN: "token",
@@ -77,8 +77,8 @@ _KINDS: Final = {
 _WHO: Final = re.compile(r"\*|anonymous|authenticated|(?:user|token|subject|certificate|upstream|group):\S(?:.*\S)?")
 
 
-def check_who(text: str) -> str:
-    """Return one entry of a rule's `who` unchanged. Raises `ValueError` if it is invalid."""
+def check_caller(text: str) -> str:
+    """Return one entry of a rule's `callers` unchanged. Raises `ValueError` if it is invalid."""
     if not _WHO.fullmatch(text):
         raise ValueError(
             f"{text!r} is none of *, anonymous, authenticated, and user, token, subject, certificate, upstream or group"
@@ -91,12 +91,12 @@ def check_who(text: str) -> str:
 class Rule:
     """One rule of the access policy.
 
-    `who` has entries that `check_who` accepts; `*` within a name stands for any characters. `match` has patterns for
-    `registry/name`, as in routes; an empty one means every repository.
+    `callers` has entries that `check_caller` accepts; `*` within a name stands for any characters. `match` has patterns
+    for `registry/name`, as in routes; an empty one means every repository.
     """
 
     allow: bool
-    who: tuple[str, ...]
+    callers: tuple[str, ...]
     actions: frozenset[Action]
     match: tuple[str, ...] = ()
     name: str = ""
@@ -106,8 +106,8 @@ class Rule:
     def __post_init__(self) -> None:
         # names may contain slashes (certificate subjects, service accounts), and `*` matches slashes too
         names = tuple(
-            re.compile(".*".join(re.escape(part) for part in check_who(one).split("*")), re.DOTALL)
-            for one in self.who
+            re.compile(".*".join(re.escape(part) for part in check_caller(one).split("*")), re.DOTALL)
+            for one in self.callers
             if one not in ("*", "anonymous", "authenticated")
         )
         object.__setattr__(self, "_names", names)
@@ -121,11 +121,11 @@ class Rule:
         return action in self.actions and self._is_about(identity) and self._covers(repo)
 
     def _is_about(self, identity: Identity) -> bool:
-        if "*" in self.who:
+        if "*" in self.callers:
             return True
         if identity.is_anonymous:
-            return "anonymous" in self.who
-        if "authenticated" in self.who:
+            return "anonymous" in self.callers
+        if "authenticated" in self.callers:
             return True
         called = [str(identity), *(f"group:{group}" for group in identity.groups)]
         return any(pattern.fullmatch(one) for pattern in self._names for one in called)

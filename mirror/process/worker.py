@@ -2,8 +2,8 @@
 
     build ──> listening ──(SIGTERM, SIGINT, or the parent is gone)──> draining ──> closed
                                                                         │
-        not ready, no new connections; answers under way finish, at most `server.drain` seconds; then fills that are
-        still under way are abandoned and stay as partials
+        not ready, no new connections; answers under way finish, at most `server.drain_timeout` seconds; then fills
+        that are still under way are abandoned and stay as partials
 
 Before the first connections are closed, those that have just been accepted get a moment to send their request, and all
 answers of that moment say `Connection: close`: a client that has sent a request gets an answer.
@@ -101,7 +101,7 @@ async def _serve(
         asked = _Runner(
             app.admin,
             config.server,
-            ConnectionLimiter(head=config.server.request_head, stall=config.server.client_stall),
+            ConnectionLimiter(head=config.server.request_head_timeout, stall=config.server.client_stall_timeout),
         )
         await asked.setup()
         # loopback needs no TLS: no other machine can read it
@@ -135,7 +135,7 @@ class _Runner(web.BaseRunner):
 
     def __init__(self, answers: Answers, settings: ServerSettings, entrance: ConnectionLimiter) -> None:
         # for aiohttp, 0 means no limit
-        super().__init__(shutdown_timeout=max(settings.drain, 0.001))
+        super().__init__(shutdown_timeout=max(settings.drain_timeout, 0.001))
         self._answers = answers
         self._settings = settings
         self._entrance = entrance
@@ -160,7 +160,7 @@ class _Runner(web.BaseRunner):
             self._answers,
             entrance=self._entrance,
             access_log=None,
-            keepalive_timeout=self._settings.idle,
+            keepalive_timeout=self._settings.idle_timeout,
             lingering_time=2.0,
             tcp_keepalive=True,
         )
@@ -192,10 +192,10 @@ class _Site(web.BaseSite):
 
 def _entrance(settings: ServerSettings) -> ConnectionLimiter:
     return ConnectionLimiter(
-        head=settings.request_head,
-        stall=settings.client_stall,
+        head=settings.request_head_timeout,
+        stall=settings.client_stall_timeout,
         most=settings.connections_per_client,
-        unlimited=[ip_network(one) for one in settings.connections_unlimited],
+        unlimited=[ip_network(one) for one in settings.connections_exempt],
     )
 
 

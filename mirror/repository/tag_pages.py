@@ -159,7 +159,8 @@ class TagPages:
         most = self._shelf.lists.sorted.most_bytes
         if gathering.size > most:
             raise UpstreamInvalid(
-                f"the tag list of {self._repo} is not sorted, and takes more than lists_bytes ({most} bytes) to be",
+                f"the tag list of {self._repo} is not sorted, and to sort it takes more than tag_lists_max_size "
+                f"({most} bytes)",
                 upstream=self._upstream.name,
                 status=200,
             )

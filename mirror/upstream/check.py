@@ -71,7 +71,7 @@ def advice_for(error: MirrorError) -> str:
     if isinstance(error, UpstreamUnavailable):
         return "check url, network, proxy and, with a private certificate authority, ca_file"
     if isinstance(error, UpstreamOffLimits):
-        return "its name leads to a private address; if that is meant, add to its [[upstream]]: private = true"
+        return "its name leads to a private address; if that is meant, add to its [[upstream]]: private_network = true"
     if isinstance(error, UpstreamInvalid):
         return "is url that of a registry? A token server of another domain must stand in token_hosts"
     return "mend the configuration"

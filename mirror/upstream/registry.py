@@ -506,7 +506,7 @@ class RegistryUpstream:
             async for piece in pieces:
                 if not await page.write(piece):
                     response.close()
-                    what = f"{self._name}: a tag list that is longer than lists_bytes"
+                    what = f"{self._name}: a tag list that is longer than tag_lists_max_size"
                     raise AnswerTooLarge(what, upstream=self._name, status=response.status)
         return b""
 

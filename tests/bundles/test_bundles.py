@@ -593,13 +593,13 @@ def test_what_is_not_here_is_named(gap: Gap) -> None:
 
 
 def test_a_partial_image_by_wish(gap: Gap) -> None:
-    """Exported with `--partial`, it is taken with `--partial` only, and lacks what it lacked."""
+    """Exported with `--allow-incomplete`, it is taken with `--allow-incomplete` only, and lacks what it lacked."""
     lacking = gap.connected.image("library/half", [b"here", b"never came"], missing=[b"never came"])
     gap.connected.tag("library/half", "v1", lacking)
-    done = gap.export("half:v1", "--partial", "--json")
+    done = gap.export("half:v1", "--allow-incomplete", "--json")
     assert (done.status, done.json["missing"]) == (0, [str(Digest.of(b"never came"))]), done
     gap.expect_refused(gap.bundle, why=str(Digest.of(b"never came")))
-    done = gap.take(gap.bundle, "--partial", "--json")
+    done = gap.take(gap.bundle, "--allow-incomplete", "--json")
     assert (done.status, list(done.json["absent"])) == (0, [str(Digest.of(b"never came"))]), done
     assert gap.isolated.has(b"here")
 
@@ -732,12 +732,12 @@ def test_a_folder_with_something_in_it_is_left_alone(gap: Gap) -> None:
         (["export", "app:v1", "-o", "x.tar", "--sign", "no-such.key"], "no-such.key: No such file"),
         (["export", "app:v1", "-o", "x.tar", "--since", __file__], "not an inventory of a mirror"),
         (["export", "--from-file", "no-such.txt", "-o", "x.tar"], "no-such.txt: No such file"),
-        (["import"], "either a bundle or --from-registry"),
-        (["import", "x.tar", "--from-registry", "."], "either a bundle or --from-registry"),
-        (["import", "x.tar", "--as", "docker.io"], "--as belongs to --from-registry"),
+        (["import"], "either a bundle or --registry-data"),
+        (["import", "x.tar", "--registry-data", "."], "either a bundle or --registry-data"),
+        (["import", "x.tar", "--as", "docker.io"], "--as belongs to --registry-data"),
         (["import", "x.tar", "--require-signature"], "--require-signature needs --verify"),
-        (["import", "--from-registry", ".", "--verify", "x.pub"], "are for bundles"),
-        (["import", "--from-registry", ".", "--as", "quay.io"], "not a registry of this mirror"),
+        (["import", "--registry-data", ".", "--verify", "x.pub"], "are for bundles"),
+        (["import", "--registry-data", ".", "--as", "quay.io"], "not a registry of this mirror"),
     ],
 )
 def test_unusable_arguments(gap: Gap, words: list[str], why: str) -> None:

@@ -32,7 +32,7 @@ def test_the_table_tells_which_file_has_which_command() -> None:
     assert all(import_module(f"mirror.cli.{file}") for file in files)
 
 
-@pytest.mark.parametrize("words", [["check"], ["serve", "--workers", "0"], ["status"], ["why", "app"], ["gc"]])
+@pytest.mark.parametrize("words", [["check"], ["serve", "--workers", "0"], ["status"], ["why", "app"], ["evict"]])
 def test_a_command_loads_what_it_needs(words: list[str], tmp_path: Path) -> None:
     """The configuration and the disk are read without what only a server and a client of registries need."""
     program = (

@@ -59,10 +59,10 @@ def _access(directory: Path) -> str:
         audit_log = "{directory}/audit.jsonl"
         [[access.rule]]
         effect = "allow"
-        who = ["user:alice", "certificate:node-*"]
+        callers = ["user:alice", "certificate:node-*"]
         [[access.rule]]
         effect = "allow"
-        who = ["user:bob"]
+        callers = ["user:bob"]
         repositories = ["ghcr.io/**"]
     """
 
@@ -182,7 +182,7 @@ def test_what_the_audit_says(guarded: Guarded) -> None:
         assert guarded.mirror.get(target, {"Authorization": f"Basic {encoded}"})[0] == status
     text = (guarded.directory / "audit.jsonl").read_text()
     said = [json.loads(line) for line in text.splitlines()][-2:]
-    assert [(line["who"], line["status"], line["reference"]) for line in said] == [
+    assert [(line["caller"], line["status"], line["reference"]) for line in said] == [
         ("user:alice", 200, guarded.docker.tag),
         ("user:bob", 404, guarded.docker.tag),
     ]
@@ -283,6 +283,6 @@ def test_client_certificates(library: Library) -> None:
                     pull = ("images", "pull", "--hosts-dir", str(hosts), "--snapshotter", containerd.snapshotter)
                     containerd.ctr(*pull, image.name)
                     containerd.compare(image, [image.native])
-                assert {line.get("who") for line in mirror.requests(path="/blobs/")} == {"certificate:node-7"}
+                assert {line.get("caller") for line in mirror.requests(path="/blobs/")} == {"certificate:node-7"}
     finally:
         shutil.rmtree(directory)

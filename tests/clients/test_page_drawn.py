@@ -94,7 +94,7 @@ def _quiet() -> dict[str, Any]:
         "flights": {"flights": []},
         "upstreams": {"upstreams": []},
         "images": {"images": [], "next": None},
-        "gc": {"dry_run": True, "blobs": 0, "bytes": 0, "more": 0, "images": []},
+        "eviction": {"dry_run": True, "blobs": 0, "bytes": 0, "more": 0, "images": []},
         "jobs": {"jobs": []},
         "sync": {"rules": []},
         "clients": {
@@ -185,7 +185,7 @@ def test_names_without_mercy(opened: _Drawn) -> None:
     opened.answers["jobs"]["jobs"] = [{**job, "arguments": {"images": [_NASTY]}}]
     opened.answers["sync"]["rules"] = [_rule(_NASTY)]
     victim = {"digest": None, "names": [_NASTY], "last_used": 0.0, "bytes": 5, "blobs": []}
-    opened.answers["gc"]["images"] = [victim]
+    opened.answers["eviction"]["images"] = [victim]
     opened.answers["status"]["store"]["root"] = _NASTY
     opened.answers["clients"]["clients"][0]["notes"] = [_NASTY]
     page = _load(opened)
@@ -274,7 +274,7 @@ def test_a_store_that_is_counted(opened: _Drawn) -> None:
 
     def instead(route: Route) -> None:
         opened.instead = None
-        if urlsplit(route.request.url).path.endswith("/gc"):
+        if urlsplit(route.request.url).path.endswith("/eviction"):
             route.fulfill(status=503, json=refusal)
         else:
             opened.give(route)

@@ -99,24 +99,24 @@ def test_the_life_of_a_pin(registry: RegistryProcess, directory: Path) -> None:
     said = mirror(config, "pins")
     assert image.name in said
     assert "1 pinned image" in said
-    listed = mirror(small, "gc", "--dry-run")
+    listed = mirror(small, "evict", "--dry-run")
     assert other.name in listed
     assert "its image was the least recently used" in listed
     assert image.name not in listed
-    plan = json.loads(mirror(small, "gc", "--dry-run", "--json"))
+    plan = json.loads(mirror(small, "evict", "--dry-run", "--json"))
     [group] = plan["images"]
     assert (group["names"], group["digest"]) == ([other.name], other.digest)
     assert {each["digest"] for each in group["blobs"]} == {other.digest, *other.blobs}
     assert plan["bytes"] == group["bytes"] == sum(each["size"] for each in group["blobs"])
     before = stored(directory)
-    mirror(small, "gc")
+    mirror(small, "evict")
     assert stored(directory) == before - plan["bytes"]
 
     assert mirror(config, "unpin", "app:v1") == f"{image.name}: unpinned\n"
     with pytest.raises(CommandFailed, match="was not pinned"):
         mirror(config, "unpin", "app:v1")
     assert json.loads(mirror(config, "pins", "--json")) == []
-    assert json.loads(mirror(small, "gc", "--json"))["images"][0]["names"] == [image.name]
+    assert json.loads(mirror(small, "evict", "--json"))["images"][0]["names"] == [image.name]
     assert stored(directory) == 0
 
 

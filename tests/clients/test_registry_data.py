@@ -39,12 +39,12 @@ def _expect_pulls(config: Path, images: dict[str, Published], *, every_platform:
 
 def test_every_kind_of_image_is_taken_in(library: Library, isolated: Path) -> None:
     """Pushed by skopeo and others into a real registry, each is pulled complete from a mirror that has no upstream."""
-    done = mirror("import", "--from-registry", library.docker_root / "data", "-c", isolated, "--json")
+    done = mirror("import", "--registry-data", library.docker_root / "data", "-c", isolated, "--json")
     assert done.status == 0, done
     assert set(done.json["images"]) == {library.images[name].name for name in ALL}
     _expect_pulls(isolated, library.images)
     # once more there is nothing to do; the folder `v2` itself will do, too
-    again: list[str | Path] = ["import", "--from-registry", library.docker_root / "data/docker/registry/v2"]
+    again: list[str | Path] = ["import", "--registry-data", library.docker_root / "data/docker/registry/v2"]
     done = mirror(*again, "-c", isolated, "--json")
     assert (done.status, done.json["written"]["blobs"]) == (0, 0), done
 
@@ -52,7 +52,7 @@ def test_every_kind_of_image_is_taken_in(library: Library, isolated: Path) -> No
 def test_it_is_filed_under_another_registry(library: Library, isolated: Path) -> None:
     """`--as` says which one its images are of."""
     root = library.ghcr_root / "data"
-    done = mirror("import", "--from-registry", root, "--as", "ghcr.io", "-c", isolated)
+    done = mirror("import", "--registry-data", root, "--as", "ghcr.io", "-c", isolated)
     assert done.status == 0, done
     _expect_pulls(isolated, library.foreign)
 
@@ -74,7 +74,7 @@ def test_a_pull_through_registry(library: Library, isolated: Path, directory: Pa
         blobs = [data / "docker/registry/v2/blobs/sha256" / one[7:9] / one[7:] / "data" for one in image.native.blobs]
         eventually(lambda: all(blob.exists() for blob in blobs), "the proxy has stored every blob")
         eventually(lambda: (data / "scheduler-state.json").exists(), "the proxy has written its state")
-    done = mirror("import", "--from-registry", data, "-c", isolated, "--json")
+    done = mirror("import", "--registry-data", data, "-c", isolated, "--json")
     assert (done.status, done.json["images"]) == (0, [image.name]), done
     assert done.json["written"]["blobs"] == 2 + len(image.native.blobs)
     _expect_pulls(isolated, {"index": image}, every_platform=False)
@@ -96,7 +96,7 @@ def test_what_is_damaged_there_is_named_and_the_rest_taken(isolated: Path, direc
     layer.write_bytes(bytes(layer.stat().st_size))
     place(empty.native.layers[0].digest).write_bytes(b"")
     shutil.rmtree(place(gone.digest).parent)
-    done = mirror("import", "--from-registry", data, "-c", isolated, "--json")
+    done = mirror("import", "--registry-data", data, "-c", isolated, "--json")
     assert done.status == 1, done
     damaged = {image.native.layers[0].digest for image in (wrong, empty)}
     assert done.json["damaged"].keys() == damaged
@@ -109,7 +109,7 @@ def test_images_known_by_digest_alone(isolated: Path, directory: Path) -> None:
     """A manifest that no tag and no index names is taken in too."""
     with RegistryProcess(directory / "registry") as registry, Pusher(registry.url, "team/app") as pusher:
         image = pusher.image([{"etc/x": b"by digest"}], platform=NATIVE)
-    done = mirror("import", "--from-registry", directory / "registry/data", "-c", isolated, "--json")
+    done = mirror("import", "--registry-data", directory / "registry/data", "-c", isolated, "--json")
     assert (done.status, done.json["images"]) == (0, [f"docker.io/team/app@{image.digest}"]), done
 
 
@@ -122,12 +122,12 @@ def test_a_link_in_the_data_is_not_followed(isolated: Path, directory: Path) -> 
     layer = directory / "registry/data/docker/registry/v2/blobs/sha256" / digest[7:9] / digest[7:] / "data"
     layer.rename(directory / "elsewhere")
     layer.symlink_to(directory / "elsewhere")
-    done = mirror("import", "--from-registry", directory / "registry/data", "-c", isolated)
+    done = mirror("import", "--registry-data", directory / "registry/data", "-c", isolated)
     assert (done.status, f"damaged: {digest}" in done.err) == (1, True), done
     _expect_pulls(isolated, {"other": other})
 
 
 def test_a_folder_that_is_no_registry(isolated: Path, directory: Path) -> None:
     """Is said at once."""
-    done = mirror("import", "--from-registry", directory, "-c", isolated)
+    done = mirror("import", "--registry-data", directory, "-c", isolated)
     assert (done.status, "not the data directory of a registry" in done.err) == (1, True), done

@@ -50,7 +50,7 @@ def test_a_wrong_setting_hides_no_other_mistake(tmp_path: Path) -> None:
             default_registry = "nowhere.example"
             unknown = 1
             [server]
-            drain = "soon"
+            drain_timeout = "soon"
             tls_key = "{tmp_path}/key.pem"
             [store]
             capacity = "lots"
@@ -61,7 +61,7 @@ def test_a_wrong_setting_hides_no_other_mistake(tmp_path: Path) -> None:
             [[upstream]]
             name = "docker.io"
             username = "user"
-            blobs_at_once = 0
+            max_concurrent_downloads = 0
             [[upstream]]
             name = "ghcr.io"
             aliases = ["docker.io"]
@@ -73,14 +73,14 @@ def test_a_wrong_setting_hides_no_other_mistake(tmp_path: Path) -> None:
         ),
         "default_registry: nowhere.example",
         "unknown: no such setting",
-        "server.drain: ",
+        "server.drain_timeout: ",
         "server: tls_certificate and tls_key belong together",
         "store.capacity: ",
         "store: low_water (0.99) is above",
         "index.url: ",
         "index.timeout: ",
         "upstream[1]: username and password",
-        "upstream[1].blobs_at_once: ",
+        "upstream[1].max_concurrent_downloads: ",
         "upstream[2]: docker.io is the name of upstream[1] already",
         "upstream[2].ca_file: ",
         "route[1].tag_ttl: ",
@@ -123,16 +123,16 @@ def test_what_would_only_show_later(tmp_path: Path, environment: pytest.MonkeyPa
             [[upstream]]
             name = "docker.io"
             url = "https://registry.example:99999"
-            hosts = ["Hub.example:5000", "[::1]:5000", "a host", ""]
+            host_headers = ["Hub.example:5000", "[::1]:5000", "a host", ""]
             [[upstream]]
             name = "ghcr.io"
-            hosts = ["hub.example:5000"]
+            host_headers = ["hub.example:5000"]
             docker_config = "{plain}"
             ca_file = "{plain}"
             token_hosts = ["https://tokens.example", "tokens.example:444", "of whom?"]
             [[upstream]]
             name = "*.gcr.io"
-            hosts = ["gcr.example"]
+            host_headers = ["gcr.example"]
             [[route]]
             match = "docker.io"
             """,
@@ -142,18 +142,18 @@ def test_what_would_only_show_later(tmp_path: Path, environment: pytest.MonkeyPa
         f"store.root: {plain} is not a folder",
         "store.low_water: ",
         "upstream[1].url: ",
-        "upstream[1].hosts[3]: ",
-        "upstream[1].hosts[4]: ",
+        "upstream[1].host_headers[3]: ",
+        "upstream[1].host_headers[4]: ",
         f"upstream[2].docker_config: {plain}: not a docker config.json",
         f"upstream[2].ca_file: {plain} holds no certificate",
         "upstream[2].token_hosts[3]: ",
-        "upstream[3]: hosts: not possible for a wildcard",
+        "upstream[3]: host_headers: not possible for a wildcard",
         "route[1].match: 'docker.io' fits nothing",
     )
-    hosts = '[[upstream]]\nname = "{}"\nhosts = ["hub.example"]\n'
+    hosts = '[[upstream]]\nname = "{}"\nhost_headers = ["hub.example"]\n'
     _expect(
         _mistakes(tmp_path, hosts.format("docker.io") + hosts.format("ghcr.io").replace("hub", "Hub")),
-        "upstream[2].hosts: Hub.example means upstream[1] already",
+        "upstream[2].host_headers: Hub.example means upstream[1] already",
     )
     _expect(_mistakes(tmp_path, "[server]\nlisten = []"), "server.listen: ")
 

@@ -174,7 +174,7 @@ def test_the_configuration_is_good_and_fits_the_pod(overlay: str, tmp_path: Path
     )
     before = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
     # beyond the drain the parent waits ten seconds for its workers
-    assert spec["terminationGracePeriodSeconds"] > before + config.server.drain + 10
+    assert spec["terminationGracePeriodSeconds"] > before + config.server.drain_timeout + 10
     assert (container["startupProbe"]["httpGet"]["path"], container["livenessProbe"]["httpGet"]["path"]) == (
         "/livez",
         "/livez",

@@ -61,7 +61,7 @@ def test_compose_waits_for_the_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIRROR__INDEX__URL", "")
     assert load(_ROOT / "config/container.toml").index.url.get_secret_value() == ""
     grace = yaml.safe_load((_ROOT / "compose.yaml").read_text())["services"]["mirror"]["stop_grace_period"]
-    assert int(grace.removesuffix("s")) > config.server.drain + 10
+    assert int(grace.removesuffix("s")) > config.server.drain_timeout + 10
 
 
 # -------------------------------------------------------------------------------------------------- systemd
@@ -105,7 +105,7 @@ def test_the_unit_runs_what_the_configuration_is_for(tmp_path: Path) -> None:
     """It is given time to drain, may write where the store is by default, and is not started again for a bad file."""
     unit = settings()
     config = load(_ROOT / "config/mirror.toml")
-    assert int(unit["TimeoutStopSec"]) > config.server.drain + 10
+    assert int(unit["TimeoutStopSec"]) > config.server.drain_timeout + 10
     assert Path("/var/lib", unit["StateDirectory"]) == config.store.root
     assert unit["RestartPreventExitStatus"] == "2"
     assert unit["KillSignal"] == "SIGTERM"

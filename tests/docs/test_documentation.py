@@ -132,7 +132,7 @@ def test_the_example_configuration_is_good(tmp_path: Path) -> None:
     ]
     path = tmp_path / "mirror.toml"
     path.write_text("\n".join(lines))
-    assert load(path).store.keep_partials == 86400
+    assert load(path).store.partials_max_age == 86400
 
 
 def test_the_examples_of_sync_rules_are_good(tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ def test_26_heads_that_drip_are_cut_off(registry: FakeRegistry, tmp_path: Path) 
     has been answered; others are answered meanwhile, the metric counts each, and the log tells of it once a minute.
     """
     config = write_config(tmp_path, {"docker.io": registry.url}, workers=1)
-    with MirrorProcess(config, env={"MIRROR__SERVER__REQUEST_HEAD": "2s", "MIRROR__SERVER__IDLE": "1h"}) as mirror:
+    with MirrorProcess(
+        config, env={"MIRROR__SERVER__REQUEST_HEAD_TIMEOUT": "2s", "MIRROR__SERVER__IDLE_TIMEOUT": "1h"}
+    ) as mirror:
         with _connected(mirror.port) as steady, _connected(mirror.port) as new, _connected(mirror.port) as used:
             assert _ask(steady) == b"HTTP/1.1 200 OK"
             assert _ask(used) == b"HTTP/1.1 200 OK"
@@ -105,9 +107,9 @@ def test_26_heads_that_drip_are_cut_off(registry: FakeRegistry, tmp_path: Path) 
 
 
 def test_26_connections_without_a_request_are_closed(registry: FakeRegistry, tmp_path: Path) -> None:
-    """Row 26: who connects and says nothing, and who says nothing more after an answer, is closed after `idle`."""
+    """Row 26: a connection without a request, or without another after an answer, is closed after `idle_timeout`."""
     config = write_config(tmp_path, {"docker.io": registry.url}, workers=1)
-    with MirrorProcess(config, env={"MIRROR__SERVER__IDLE": "1500ms"}) as mirror:
+    with MirrorProcess(config, env={"MIRROR__SERVER__IDLE_TIMEOUT": "1500ms"}) as mirror:
         with _connected(mirror.port) as silent, _connected(mirror.port) as used:
             assert _ask(used) == b"HTTP/1.1 200 OK"
             assert silent.recv(1) == b""
@@ -118,7 +120,10 @@ def test_26_connections_without_a_request_are_closed(registry: FakeRegistry, tmp
 def test_26_bodies_that_drip_are_cut_off(registry: FakeRegistry, tmp_path: Path) -> None:
     """Row 26: a request is answered without its body, and the connection does not outlive a body that drips."""
     config = write_config(tmp_path, {"docker.io": registry.url}, workers=1)
-    with MirrorProcess(config, env={"MIRROR__SERVER__IDLE": "1h"}) as mirror, _connected(mirror.port) as connection:
+    with (
+        MirrorProcess(config, env={"MIRROR__SERVER__IDLE_TIMEOUT": "1h"}) as mirror,
+        _connected(mirror.port) as connection,
+    ):
         connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
         received = b""
         while not received.endswith(b"{}"):
@@ -132,7 +137,7 @@ def test_26_one_address_has_only_so_many(registry: FakeRegistry, tmp_path: Path)
     one that ends makes room for another.
     """
     config = write_config(tmp_path, {"docker.io": registry.url}, workers=1)
-    limits = {"MIRROR__SERVER__CONNECTIONS_PER_CLIENT": "3", "MIRROR__SERVER__CONNECTIONS_UNLIMITED": "[]"}
+    limits = {"MIRROR__SERVER__CONNECTIONS_PER_CLIENT": "3", "MIRROR__SERVER__CONNECTIONS_EXEMPT": "[]"}
     with MirrorProcess(config, env=limits) as mirror:
         with ExitStack() as stack:
             kept = [stack.enter_context(_connected(mirror.port)) for _ in range(3)]
@@ -297,8 +302,8 @@ async def test_26_connections_count_before_their_handshake(mirror: LiveMirror, c
 
 @pytest.mark.parametrize("said", ["nothing", "a part", "in drips"])
 async def test_26_handshakes_come_in_time(mirror: LiveMirror, certificate: Certificate, said: str) -> None:
-    """Row 26: a handshake has `request_head`, however much of it comes and however steadily; then it is closed and
-    counted. Others are answered meanwhile.
+    """Row 26: a handshake has `request_head_timeout`, however much of it comes and however steadily; then it is
+    closed and counted. Others are answered meanwhile.
     """
     before = telemetry.CONNECTIONS_DROPPED.labels("slow")._value.get()
     hello = _client_hello(certificate)
@@ -333,8 +338,8 @@ def _client_hello(certificate: Certificate) -> bytes:
 async def test_26_a_head_that_begins_with_the_end_of_the_handshake(
     mirror: LiveMirror, certificate: Certificate
 ) -> None:
-    """Row 26: a head has `request_head` from its first byte on, also if that byte comes together with the client's last
-    message of the handshake. A client that reads nothing does not keep the connection.
+    """Row 26: a head has `request_head_timeout` from its first byte on, also if that byte comes together with the
+    client's last message of the handshake. A client that reads nothing does not keep the connection.
     """
     before = telemetry.CONNECTIONS_DROPPED.labels("slow")._value.get()
     async with _over_tls(mirror, certificate, most=10, head=0.5) as tls:
@@ -447,12 +452,12 @@ def test_26_what_is_no_network(tmp_path: Path, wrong: str) -> None:
     file.write_text(f"[server]\nconnections_unlimited = {json.dumps(['10.0.0.0/8', wrong])}\n")
     with pytest.raises(ConfigError) as caught:
         load(file)
-    assert caught.value.mistakes[0].startswith("server.connections_unlimited[2]: ")
+    assert caught.value.mistakes[0].startswith("server.connections_exempt[2]: ")
 
 
 def test_26_networks_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The list may be written with commas there, as other lists."""
     file = tmp_path / "mirror.toml"
     file.write_text("")
-    monkeypatch.setenv("MIRROR__SERVER__CONNECTIONS_UNLIMITED", "10.0.0.0/8, fd00::/8,192.0.2.1")
-    assert load(file).server.connections_unlimited == ["10.0.0.0/8", "fd00::/8", "192.0.2.1"]
+    monkeypatch.setenv("MIRROR__SERVER__CONNECTIONS_EXEMPT", "10.0.0.0/8, fd00::/8,192.0.2.1")
+    assert load(file).server.connections_exempt == ["10.0.0.0/8", "fd00::/8", "192.0.2.1"]

@@ -69,7 +69,7 @@ def test_69_a_handler_that_blocks(full: FakeRegistry, tmp_path: Path) -> None:
     environment, flag = _blocking(tmp_path)
     config = write_config(tmp_path, {"docker.io": full.url}, workers=2)
     # half of it passes before it is said; the parent puts an end to it after the whole
-    with MirrorProcess(config, env={**environment, "MIRROR__SERVER__BLOCKED": "20s"}) as mirror:
+    with MirrorProcess(config, env={**environment, "MIRROR__SERVER__BLOCKED_TIMEOUT": "20s"}) as mirror:
         mirror.wait_for_workers(2)
         assert eventually(lambda: _page(mirror, "/livez"), "it answers") == (200, b"ok\n")
         flag.touch()
@@ -97,7 +97,7 @@ def test_69_a_worker_that_blocks_is_replaced(full: FakeRegistry, tmp_path: Path,
     """Row 69: a worker that stays blocked is killed and replaced; its log says where it stood."""
     environment, flag = _blocking(tmp_path)
     config = write_config(tmp_path, {"docker.io": full.url}, workers=workers)
-    with MirrorProcess(config, env={**environment, "MIRROR__SERVER__BLOCKED": "3s"}) as mirror:
+    with MirrorProcess(config, env={**environment, "MIRROR__SERVER__BLOCKED_TIMEOUT": "3s"}) as mirror:
         before = mirror.wait_for_workers(workers)
         flag.touch()
         with closing(_begin(mirror, "/v2/")) as blocked:
@@ -130,7 +130,7 @@ def _ends(connection: socket.socket) -> bool:
 def test_69_a_worker_that_is_stopped_is_replaced(full: FakeRegistry, tmp_path: Path) -> None:
     """Row 69: a process that does not run at all (here: SIGSTOP) is replaced as well."""
     config = write_config(tmp_path, {"docker.io": full.url}, workers=2)
-    with MirrorProcess(config, env={"MIRROR__SERVER__BLOCKED": "3s"}) as mirror:
+    with MirrorProcess(config, env={"MIRROR__SERVER__BLOCKED_TIMEOUT": "3s"}) as mirror:
         stopped = mirror.wait_for_workers(2)[0]
         os.kill(stopped, signal.SIGSTOP)
         mirror.wait_for_event("blocked worker killed", worker=stopped)
@@ -148,7 +148,7 @@ def test_69_probes_wait_for_nobody(tmp_path: Path, page: str) -> None:
     ):
         upstream = f"http://127.0.0.1:{black_hole.getsockname()[1]}"
         config = write_config(tmp_path, {"docker.io": upstream}, workers=1, index=redis.url, index_timeout="100ms")
-        with MirrorProcess(config, env={"MIRROR__SERVER__DRAIN": "0s"}) as mirror:
+        with MirrorProcess(config, env={"MIRROR__SERVER__DRAIN_TIMEOUT": "0s"}) as mirror:
             redis.pause()
             try:
                 with closing(_begin(mirror, _TAG)) as pull:
@@ -186,10 +186,10 @@ def test_69_silence_is_told_by_all_who_serve() -> None:
 def test_69_how_long_is_blocked(tmp_path: Path, given: str, is_good: bool) -> None:
     """Row 69: a time in which a worker may merely be busy is refused, by its name."""
     file = tmp_path / "mirror.toml"
-    file.write_text(f"[server]\nblocked = {given}\n")
+    file.write_text(f"[server]\nblocked_timeout = {given}\n")
     if is_good:
         load(file)
         return
     with pytest.raises(ConfigError, match="too short") as caught:
         load(file)
-    assert caught.value.mistakes[0].startswith("server.blocked: ")
+    assert caught.value.mistakes[0].startswith("server.blocked_timeout: ")

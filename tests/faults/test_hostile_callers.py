@@ -244,7 +244,7 @@ async def test_one_goes_by_the_name_of_another(private: FakeRegistry, tmp_path: 
             await mirror.ask(f"/v2/reg.example/{_NAME}/manifests/1.0", headers=_ALICE)
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
     claimed = "upstream:alice (not verified)"
-    assert [(line["who"], line["status"]) for line in lines] == [
+    assert [(line["caller"], line["status"]) for line in lines] == [
         (claimed, 200),
         (claimed, 200),
         (claimed, 404),

@@ -195,7 +195,7 @@ async def test_control_characters(name: str, accounts: Path, registry: FakeRegis
         head = f"POST /token HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(form)}\r\n\r\n".encode()
         assert (await mirror.raw(head + form)).startswith(b"HTTP/1.1 401 ")
         assert not registry.requests
-        assert "who" not in {key for line in mirror.events("request") for key in line}
+        assert "caller" not in {key for line in mirror.events("request") for key in line}
 
 
 async def test_what_is_kept_of_strangers(registry: FakeRegistry, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ async def test_what_is_kept_of_strangers(registry: FakeRegistry, tmp_path: Path)
     """
     registry.add_image("library/app", "1.0", [b"layer"])
     upstreams: dict[str, Any] = {"docker.io": {"url": registry.url, "access": "verify"}}
-    access: dict[str, Any] = {"rule": [{"effect": "allow", "who": ["*"]}]}
+    access: dict[str, Any] = {"rule": [{"effect": "allow", "callers": ["*"]}]}
     async with live_mirror(tmp_path / "store", upstreams, access=access) as mirror:
         gate = mirror.app.front._gate
         assert gate

@@ -82,10 +82,10 @@ async def test_ways_around_the_gate(request_text: str, status: int, registry: Fa
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE"])
 async def test_the_admin_api_is_not_there(method: str, registry: FakeRegistry, tmp_path: Path) -> None:
     """On the port of pulls no path of it is served, whoever asks and however the path is written."""
-    access = {**_ACCESS, "rule": [{"effect": "allow", "who": ["*"], "actions": ["admin", "pull"]}]}
+    access = {**_ACCESS, "rule": [{"effect": "allow", "callers": ["*"], "actions": ["admin", "pull"]}]}
     async with live_mirror(tmp_path, {"docker.io": registry.url}, access=access) as mirror:
         who = {"Authorization": "Bearer s3cret", HEADER: "1", "Host": "localhost"}
-        for target in (f"{PREFIX}/status", f"{PREFIX}/gc", "/", f"/{PREFIX}/status", f"/v2/..{PREFIX}/status"):
+        for target in (f"{PREFIX}/status", f"{PREFIX}/eviction", "/", f"/{PREFIX}/status", f"/v2/..{PREFIX}/status"):
             assert (await mirror.ask(target, method=method, headers=who)).status == 404, target
 
 
@@ -105,7 +105,7 @@ async def test_who_is_told_in_the_audit_log(registry: FakeRegistry, tmp_path: Pa
         await mirror.ask("/v2/library/app/blobs/uploads/?mount=sha256:0&from=secret%0d%0a", method="POST")
         clients = {line["client"] for line in mirror.events("request")}
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(line.get("who"), line["status"]) for line in lines] == [
+    assert [(line.get("caller"), line["status"]) for line in lines] == [
         ("token:ci", 200),
         *[(None, 401)] * 4,
         ("anonymous", 401),

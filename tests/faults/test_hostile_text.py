@@ -59,7 +59,7 @@ def _is_plain(done: Done) -> None:
         ["why", "docker.io/library/app:v1", "--json"],
         ["verify", "docker.io/library/app:v1"],
         ["inventory"],
-        ["gc", "--dry-run"],
+        ["evict", "--dry-run"],
         ["history", "docker.io/library/app:v1"],
         ["export", "docker.io/library/app:v1", "--output", "OUT", "--referrers"],
     ],

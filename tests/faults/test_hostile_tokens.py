@@ -210,9 +210,9 @@ async def test_odd_spellings(registry: FakeRegistry, tmp_path: Path) -> None:
 async def test_a_name_with_line_ends(registry: FakeRegistry, tmp_path: Path) -> None:
     """What an issuer signs may be anything: in the log it is one line, and one name."""
     async with _mirror(tmp_path, registry, []) as (mirror, url, _):
-        name = 'web\n{"event": "request", "who": "root"}\x1b[31m'
+        name = 'web\n{"event": "request", "caller": "root"}\x1b[31m'
         assert await _status(mirror, _signed(_claims(url, sub=name))) == 200
-        assert [line["who"] for line in mirror.events("request")] == [f"subject:{name}"]
+        assert [line["caller"] for line in mirror.events("request")] == [f"subject:{name}"]
         assert "\x1b" not in mirror.log_text
 
 
@@ -244,9 +244,9 @@ async def test_a_token_for_one_is_none_for_another(registry: FakeRegistry, tmp_p
     """
     registry.add_image("secret/app", "1.0", [b"secret"])
     registry.add_image("library/app", "1.0", [b"layer"])
-    rule = {"effect": "allow", "who": ["token:ci"], "repositories": ["docker.io/library/**"]}
+    rule = {"effect": "allow", "callers": ["token:ci"], "repositories": ["docker.io/library/**"]}
     access: dict[str, Any] = {"anonymous": False, "token": [{"name": "ci", "token": "s3cret"}], "rule": [rule]}
-    upstreams = {"docker.io": {"url": registry.url, "aliases": ["hub.example"], "hosts": ["hub.internal"]}}
+    upstreams = {"docker.io": {"url": registry.url, "aliases": ["hub.example"], "host_headers": ["hub.internal"]}}
     async with live_mirror(tmp_path, upstreams, access=access) as mirror:
         scopes = "&".join(f"scope=repository:{name}:pull,push,*" for name in ("secret/app", "**", "library/app"))
         got = await mirror.ask(

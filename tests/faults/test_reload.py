@@ -273,7 +273,7 @@ def test_66_the_admin_listeners_show_what_is_in_force(full: FakeRegistry, tmp_pa
             [
                 '\n[admin]\nlisten = "127.0.0.1:0"',
                 f'[[access.token]]\nname = "ops"\ntoken = "{token}"',
-                '[[access.rule]]\neffect = "allow"\nwho = ["token:ops"]\nactions = ["admin"]',
+                '[[access.rule]]\neffect = "allow"\ncallers = ["token:ops"]\nactions = ["admin"]',
                 pins,
                 "",
             ]

@@ -26,9 +26,9 @@ from tests.support.live_mirror import PATIENCE, LiveMirror, live_mirror, until
 #: Bytes of a body that no socket's buffers take: those of both sides are made small.
 _LARGE = 4_000_000
 #: More than a client could have to wait; what is dropped within a test has waited for something else.
-_FOR_EVER = {"client_stall": 3600}
+_FOR_EVER = {"client_stall_timeout": 3600}
 #: A stall that is over before anybody looks.
-_SHORT = {"client_stall": 0.2}
+_SHORT = {"client_stall_timeout": 0.2}
 
 
 def _add_manifest(registry: FakeRegistry, size: int, tag: str) -> Digest:
@@ -193,7 +193,7 @@ async def test_25_every_answer_is_taken_in_time_or_its_client_dropped(
     registry: FakeRegistry, tmp_path: Path, certificate: Certificate, kind: str, tls: bool
 ) -> None:
     """Row 25: whichever answer it is, and however small each of those that are asked for, a client that takes nothing
-    for `client_stall` is dropped, and counted.
+    for `client_stall_timeout` is dropped, and counted.
     """
     _add_manifest(registry, _LARGE, "v1")
     digest = _add_manifest(registry, 1000, "v2")

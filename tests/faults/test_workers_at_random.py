@@ -136,7 +136,7 @@ def _trouble(
             return "purged"
         case 7:
             with suppress(OSError, HTTPException, ValueError):
-                ask_admin(root / "admin.sock", "POST", f"{PREFIX}/gc")
+                ask_admin(root / "admin.sock", "POST", f"{PREFIX}/eviction")
             return "collected"
     gate = Stall()
     gates.append(gate)

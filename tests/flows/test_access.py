@@ -17,8 +17,8 @@ from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import Got, LiveMirror, live_mirror
 
 _RULES = [
-    {"effect": "allow", "who": ["authenticated"], "repositories": ["docker.io/**"]},
-    {"effect": "deny", "who": ["user:bob"], "repositories": ["docker.io/secret/**"]},
+    {"effect": "allow", "callers": ["authenticated"], "repositories": ["docker.io/**"]},
+    {"effect": "deny", "callers": ["user:bob"], "repositories": ["docker.io/secret/**"]},
 ]
 
 
@@ -99,7 +99,7 @@ async def test_ways_in(how: str, registry: FakeRegistry, tmp_path: Path, access:
         assert (await mirror.ask("/v2/", headers=headers)).status == 200
         for target in targets:
             assert (await mirror.ask(target, headers=headers)).status == 200
-        assert {line["who"] for line in mirror.events("request")} == {
+        assert {line["caller"] for line in mirror.events("request")} == {
             "user:alice",
             *(["token:ci"] if how == "given token" else []),
         }
@@ -184,8 +184,8 @@ async def test_anonymous_beside_accounts(registry: FakeRegistry, tmp_path: Path,
     """Anonymous pulls go on where rules let them; `/v2/` still asks, because clients learn of the login there."""
     public, secret = _targets(registry, "open/app"), _targets(registry, "secret/app")
     rules = [
-        {"effect": "allow", "who": ["*"], "repositories": ["docker.io/open/**"]},
-        {"effect": "allow", "who": ["user:alice"], "repositories": ["docker.io/**"]},
+        {"effect": "allow", "callers": ["*"], "repositories": ["docker.io/open/**"]},
+        {"effect": "allow", "callers": ["user:alice"], "repositories": ["docker.io/**"]},
     ]
     settings = {**access, "anonymous": True, "rule": rules}
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, access=settings) as mirror:
@@ -206,7 +206,7 @@ async def test_an_open_mirror_has_no_gate(registry: FakeRegistry, tmp_path: Path
         assert (await mirror.ask("/v2/")).status == 200
         assert (await mirror.ask(target, headers=_basic("who", "ever"))).status == 200
         assert (await mirror.ask("/token")).status == 404
-        assert all("who" not in line for line in mirror.events("request"))
+        assert all("caller" not in line for line in mirror.events("request"))
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ async def test_the_audit_log(registry: FakeRegistry, tmp_path: Path, access: dic
         await mirror.ask(target, headers=_basic("bob", "wrong-pw"))
         await mirror.ask(target)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(line["action"], line.get("who"), line["status"]) for line in lines] == [
+    assert [(line["action"], line.get("caller"), line["status"]) for line in lines] == [
         ("login", "user:alice", 200),
         ("pull", "user:alice", 200),
         ("pull", "user:bob", 404),
@@ -302,9 +302,9 @@ def test_mistakes_in_the_section_are_all_named(tmp_path: Path) -> None:
     [
         ("[access]\nanonymous = false", "access: nobody could come in"),
         ('[access]\ngroups = { ops = ["a"] }', "access.groups: are of accounts"),
-        ('[[access.rule]]\neffect = "allow"\nwho = ["alice"]', "access.rule[1].who[1]: 'alice' is none of"),
-        ('[[access.rule]]\neffect = "maybe"\nwho = ["*"]', "access.rule[1].effect"),
-        ('[[access.rule]]\neffect = "allow"\nwho = []', "access.rule[1].who"),
+        ('[[access.rule]]\neffect = "allow"\ncallers = ["alice"]', "access.rule[1].callers[1]: 'alice' is none of"),
+        ('[[access.rule]]\neffect = "maybe"\ncallers = ["*"]', "access.rule[1].effect"),
+        ('[[access.rule]]\neffect = "allow"\ncallers = []', "access.rule[1].callers"),
         ('[[access.token]]\nname = "x"', "access.token[1]: needs one of token and token_file"),
         ('[[access.issuer]]\nissuer = "ftp://x"\naudience = "m"', "access.issuer[1].issuer: not an http or https URL"),
         ("[access]\ntoken_lifetime = 5", "access.token_lifetime"),

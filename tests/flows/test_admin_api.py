@@ -269,7 +269,7 @@ def test_pins(mirror: MirrorProcess, api: Callable[..., Said], config: Path, tmp
         ("pin", "v1", "audit"),
         ("unpin", "v1", None),
     ]
-    assert all(line["who"].startswith("unix:") for line in said)
+    assert all(line["caller"].startswith("unix:") for line in said)
 
 
 def test_purge(mirror: MirrorProcess, registry: FakeRegistry, api: Callable[..., Said], tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_what_is_pinned_or_frozen_is_not_purged(mirror: MirrorProcess, config: P
     assert all(image["complete"] for image in api("GET", "/images").json["images"])
 
 
-def test_gc(registry: FakeRegistry, tmp_path: Path, api: Callable[..., Said]) -> None:
+def test_evict(registry: FakeRegistry, tmp_path: Path, api: Callable[..., Said]) -> None:
     """The plan says what goes next and changes nothing; the run brings the store down to the low water."""
     config = write_config(tmp_path, {"docker.io": registry.url}, workers=1, capacity="3300KB")
     text = config.read_text().replace('capacity = "3300KB"', 'capacity = "3300KB"\nhigh_water = 1.0\nlow_water = 0.5')
@@ -336,7 +336,7 @@ def test_gc(registry: FakeRegistry, tmp_path: Path, api: Callable[..., Said]) ->
         mirror.wait_for_event("admin listening")
         for number in range(3):
             _pull(mirror, "library/app", f"v{number}")
-        plan = api("GET", "/gc?bytes=1").json
+        plan = api("GET", "/eviction?bytes=1").json
         assert [image["names"] for image in plan["images"]] == [[f"{_APP}:v0"]]
 
         def told() -> int | None:
@@ -344,7 +344,7 @@ def test_gc(registry: FakeRegistry, tmp_path: Path, api: Callable[..., Said]) ->
             return found if found > 3 * _SIZE else None
 
         held = eventually(told, "the index knows of everything")
-        done = json.loads(_mirror("gc", "--json", config=config).stdout)
+        done = json.loads(_mirror("evict", "--json", config=config).stdout)
         assert [image["names"] for image in done["images"]] == [[f"{_APP}:v0"], [f"{_APP}:v1"]]
         assert api("GET", "/status").json["store"]["bytes"] == held - done["bytes"]
 
@@ -371,9 +371,11 @@ def test_the_command_line_asks_the_server(
     assert (absent.returncode, "is not here" in absent.stderr) == (1, True)
     assert _mirror("pin", "app:v1", "--reason", "why", config=config).returncode == 0
     assert _mirror("unpin", "app:v1", config=config).returncode == 0
-    assert _mirror("gc", config=config).returncode == 0
-    said = [(line["action"], line["who"].partition(":")[0]) for line in _audited(tmp_path) if line["action"] != "pull"]
-    assert said == [("purge", "unix"), *[("purge", "cli")] * 2, ("pin", "cli"), ("unpin", "cli"), ("gc", "cli")]
+    assert _mirror("evict", config=config).returncode == 0
+    said = [
+        (line["action"], line["caller"].partition(":")[0]) for line in _audited(tmp_path) if line["action"] != "pull"
+    ]
+    assert said == [("purge", "unix"), *[("purge", "cli")] * 2, ("pin", "cli"), ("unpin", "cli"), ("evict", "cli")]
 
 
 def test_pinning_by_command_is_the_same_with_a_server_and_without(
@@ -412,7 +414,9 @@ def test_pinning_by_command_is_the_same_with_a_server_and_without(
         return [(one.returncode, now.sub("NOW", one.stdout), one.stderr) for one in done]
 
     def audited(by: str) -> list[dict[str, Any]]:
-        lines = [one for one in _audited(tmp_path) if one["action"] in ("pin", "unpin") and one["who"].startswith(by)]
+        lines = [
+            one for one in _audited(tmp_path) if one["action"] in ("pin", "unpin") and one["caller"].startswith(by)
+        ]
         told = ("action", "repository", "reference", "status", "reason")
         return [{name: line.get(name) for name in told} for line in lines]
 
@@ -490,7 +494,7 @@ def guarded(registry: FakeRegistry, tmp_path: Path) -> Iterator[tuple[str, Path]
         '[admin]\nlisten = "0.0.0.0:0"',
         f"[access]\nhtpasswd = {json.dumps(str(tmp_path / 'htpasswd'))}",
         f"audit_log = {json.dumps(str(tmp_path / 'audit.log'))}",
-        '[[access.rule]]\neffect = "allow"\nwho = ["user:alice", "token:ops", "upstream:*"]\nactions = ["admin"]',
+        '[[access.rule]]\neffect = "allow"\ncallers = ["user:alice", "token:ops", "upstream:*"]\nactions = ["admin"]',
         '[[access.token]]\nname = "ops"\ntoken = "t0ken"',
         '[[upstream]]\nname = "ghcr.io"\naccess = "verify"',
     ]
@@ -541,7 +545,7 @@ def test_changes_over_tcp(guarded: tuple[str, Path]) -> None:
         with closing(http.client.HTTPConnection(address, timeout=PATIENCE)) as connection:
             connection.request("PUT", "/admin/v1/pins/app:v1", headers=headers)
             assert connection.getresponse().status == status
-    said = [(line["action"], line.get("who"), line["status"], line["client"]) for line in _audited(folder)]
+    said = [(line["action"], line.get("caller"), line["status"], line["client"]) for line in _audited(folder)]
     assert said == [
         ("pin", None, 401, "127.0.0.1"),
         ("pin", "user:alice", 403, "127.0.0.1"),
@@ -556,10 +560,10 @@ def test_changes_over_tcp(guarded: tuple[str, Path]) -> None:
     [
         ("", "a way to log in"),
         ('[[access.token]]\nname = "a"\ntoken = "b"', "[[access.rule]]"),
-        ('[[access.rule]]\neffect = "allow"\nwho = ["*"]\nactions = ["admin"]', "a way to log in"),
+        ('[[access.rule]]\neffect = "allow"\ncallers = ["*"]\nactions = ["admin"]', "a way to log in"),
         (
             '[[access.token]]\nname = "a"\ntoken = "b"\n'
-            '[[access.rule]]\neffect = "allow"\nwho = ["anonymous"]\nactions = ["admin"]',
+            '[[access.rule]]\neffect = "allow"\ncallers = ["anonymous"]\nactions = ["admin"]',
             "[[access.rule]]",
         ),
     ],
@@ -617,8 +621,9 @@ def test_the_document_is_true(mirror: MirrorProcess, registry: FakeRegistry, api
         ("PUT", "/pins/app:v1", {"reason": "x"}), ("PUT", "/pins/app:v1", {"until": "x"}), ("GET", "/pins", None),
         ("GET", "/pins?state=true", None), ("GET", "/pins?state=1", None),
         ("DELETE", "/images/app:v1", None), ("DELETE", "/pins/app:v1", None), ("DELETE", "/pins/app:v1", None),
-        ("DELETE", "/images/app:v1", None), ("GET", "/gc?bytes=1000000", None), ("GET", "/gc?bytes=x", None),
-        ("POST", "/gc", None), ("POST", "/prefetch", {"images": ["app:v2"]}), ("POST", "/prefetch", {}),
+        ("DELETE", "/images/app:v1", None), ("GET", "/eviction?bytes=1000000", None),
+        ("GET", "/eviction?bytes=x", None), ("POST", "/eviction", None),
+        ("POST", "/prefetch", {"images": ["app:v2"]}), ("POST", "/prefetch", {}),
         ("GET", "/jobs", None), ("GET", f"/jobs/{job}", None), ("DELETE", f"/jobs/{job}", None),
         ("GET", "/jobs/nope", None), ("DELETE", "/jobs/nope", None), ("GET", "/sync", None),
         ("POST", "/sync/team/nightly/run", None), ("POST", "/sync/nope/run", None), ("GET", "/config", None),

@@ -37,7 +37,7 @@ class _Guarded:
         more = [
             '[admin]\nlisten = "0.0.0.0:0"',
             f'[access]\nclient_ca = "{authorities}"\nhtpasswd = "{folder}/htpasswd"\naudit_log = "{folder}/audit"',
-            '[[access.rule]]\neffect = "allow"\nwho = ["group:admins", "user:alice"]\nactions = ["admin"]',
+            '[[access.rule]]\neffect = "allow"\ncallers = ["group:admins", "user:alice"]\nactions = ["admin"]',
         ]
         self.config = write_config(folder, {"docker.io": registry.url}, workers=1, more="\n".join(more))
         tls = f'[server]\ntls_certificate = "{self.server.certificate}"\ntls_key = "{self.server.key}"\n'
@@ -102,7 +102,7 @@ def test_a_certificate_is_no_proof_of_intent(guarded: _Guarded) -> None:
     assert guarded.ask(guarded.ops, *pin, Mirror_Admin="1")[0] == 200
     assert guarded.ask(guarded.node, *pin, Mirror_Admin="1")[0] == 403
     lines = [json.loads(line) for line in (guarded.folder / "audit").read_text().splitlines()]
-    assert [(line["action"], line.get("who"), line["status"], line["client"]) for line in lines] == [
+    assert [(line["action"], line.get("caller"), line["status"], line["client"]) for line in lines] == [
         ("pin", "certificate:ops", 403, "127.0.0.1"),
         ("pin", None, 403, "127.0.0.1"),
         ("pin", "certificate:ops", 200, "127.0.0.1"),

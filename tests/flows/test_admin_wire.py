@@ -85,7 +85,7 @@ def test_methods_that_are_not_allowed(mirror: MirrorProcess) -> None:
         ("/images?limit=1&limit=2", "more than once"),
         ("/images?nope=1", "no such parameter"),
         ("/images?after=x", "after"),
-        ("/gc?bytes=0", "bytes"),
+        ("/eviction?bytes=0", "bytes"),
         (f"/images/sha256:{'a' * 64}", f"write NAME@sha256:{'a' * 64}"),
         ("/images/%00", "repository name"),
         ("/images/%FF", "repository name"),

@@ -30,7 +30,7 @@ async def eager(registry: FakeRegistry, tmp_path: Path) -> AsyncIterator[LiveMir
     """A mirror of `registry` that fetches ahead, two blobs at once."""
     upstreams = {"docker.io": registry.url}
     async with live_mirror(
-        tmp_path / "store", upstreams, route=_ROUTE, server={"prefetch_blobs_at_once": 2}
+        tmp_path / "store", upstreams, route=_ROUTE, server={"max_concurrent_prefetches": 2}
     ) as running:
         yield running
 
@@ -231,7 +231,9 @@ async def test_the_mirror_stops_in_the_middle(registry: FakeRegistry, tmp_path: 
         registry.fail("blobs", stall(gate, after=1 << 19))
     upstreams = {"docker.io": registry.url}
     before = asyncio.all_tasks()
-    async with live_mirror(tmp_path / "store", upstreams, route=_ROUTE, server={"prefetch_blobs_at_once": 2}) as mirror:
+    async with live_mirror(
+        tmp_path / "store", upstreams, route=_ROUTE, server={"max_concurrent_prefetches": 2}
+    ) as mirror:
         await mirror.ask(f"{_AT}/manifests/v1")
         await reached(gates[0])
         await reached(gates[1])

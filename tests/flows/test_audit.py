@@ -84,7 +84,7 @@ def test_pulls_and_logins(config: Path, audit: _Audit) -> None:
     """Answered or not, by GET and HEAD, with the bytes that went out; a login that fails is nobody's."""
     with MirrorProcess(config) as mirror:
         _, _, manifest = mirror.get("/v2/library/app/manifests/v1", _basic(_PASSWORD))
-        pulled = {"who": "user:alice", "client": "127.0.0.1", "action": "pull", "repository": _APP, "status": 200}
+        pulled = {"caller": "user:alice", "client": "127.0.0.1", "action": "pull", "repository": _APP, "status": 200}
         manifests = {**pulled, "kind": "manifest", "reference": "v1"}
         assert audit.one() == {**manifests, "method": "GET", "bytes": len(manifest)}
         mirror.get("/v2/library/app/manifests/v1", _basic(_PASSWORD), method="HEAD")
@@ -95,17 +95,17 @@ def test_pulls_and_logins(config: Path, audit: _Audit) -> None:
         assert audit.one() == blob
         mirror.get("/v2/library/app/tags/list")
         tags = audit.one()
-        assert (tags["who"], tags["kind"], tags["repository"]) == ("anonymous", "tags", _APP)
+        assert (tags["caller"], tags["kind"], tags["repository"]) == ("anonymous", "tags", _APP)
         mirror.get("/v2/library/app/manifests/nope", _basic(_PASSWORD))
         absent = audit.one()
-        assert (absent["status"], absent["reference"], absent["who"]) == (404, "nope", "user:alice")
+        assert (absent["status"], absent["reference"], absent["caller"]) == (404, "nope", "user:alice")
         assert absent["reason"].startswith("ManifestUnknown")
         mirror.get("/v2/library/app/manifests/v1", _basic("wrong"))
         refused = audit.one()
-        assert (refused["status"], refused.get("who"), refused["action"]) == (401, None, "pull")
+        assert (refused["status"], refused.get("caller"), refused["action"]) == (401, None, "pull")
         mirror.get("/token", _basic(_PASSWORD))
         login = {"client": "127.0.0.1", "action": "login", "kind": "token", "method": "GET", "bytes": 0}
-        assert audit.one() == {**login, "who": "user:alice", "status": 200}
+        assert audit.one() == {**login, "caller": "user:alice", "status": 200}
         mirror.get("/token", _basic("wrong"))
         assert audit.one() == {
             **login,
@@ -120,7 +120,7 @@ def test_pulls_and_logins(config: Path, audit: _Audit) -> None:
 def test_the_admin_api(config: Path, audit: _Audit, tmp_path: Path) -> None:
     """What changes something, over the socket as the user who asked; what could not be done, too; questions are not."""
     socket = tmp_path / "store/admin.sock"
-    by = {"who": f"unix:{_USER}", "client": "unix"}
+    by = {"caller": f"unix:{_USER}", "client": "unix"}
     about = {**by, "repository": _APP, "reference": "v1"}
     with MirrorProcess(config) as mirror:
         mirror.wait_for_event("admin listening")
@@ -139,16 +139,16 @@ def test_the_admin_api(config: Path, audit: _Audit, tmp_path: Path) -> None:
         assert (gone["action"], gone["status"], gone["reason"].partition(":")[0]) == ("unpin", 404, "PinUnknown")
         purged = ask_admin(socket, "DELETE", "/admin/v1/images/app:v1").json
         assert audit.one() == {**about, "action": "purge", "status": 200, "bytes": purged["bytes"]}
-        ask_admin(socket, "POST", "/admin/v1/gc")
-        assert audit.one() == {**by, "action": "gc", "status": 200, "bytes": 0}
-        for path in ("status", "images", "pins", "gc", "config"):
+        ask_admin(socket, "POST", "/admin/v1/eviction")
+        assert audit.one() == {**by, "action": "evict", "status": 200, "bytes": 0}
+        for path in ("status", "images", "pins", "eviction", "config"):
             ask_admin(socket, "GET", f"/admin/v1/{path}")
     assert audit.new() == []
 
 
 def test_commands(config: Path, audit: _Audit, tmp_path: Path) -> None:
     """Each that changes something, with its result, also where it fails; what only looks is not written down."""
-    by = {"who": f"cli:{_USER}", "client": "local"}
+    by = {"caller": f"cli:{_USER}", "client": "local"}
     about = {**by, "repository": _APP, "reference": "v1"}
     with MirrorProcess(config) as mirror:
         for tag in ("v1", "v2"):
@@ -195,16 +195,16 @@ def test_commands(config: Path, audit: _Audit, tmp_path: Path) -> None:
     bad = audit.one()
     assert bad.pop("reason").startswith("BundleError: ")
     assert bad == {**imported, "status": 400}
-    assert _mirror(config, "gc", "--dry-run") == 0
+    assert _mirror(config, "evict", "--dry-run") == 0
     assert audit.new() == []
-    assert _mirror(config, "gc") == 0
-    assert audit.one() == {**by, "action": "gc", "status": 200, "bytes": 0}
+    assert _mirror(config, "evict") == 0
+    assert audit.one() == {**by, "action": "evict", "status": 200, "bytes": 0}
 
 
 def test_commands_that_fetch(registry: FakeRegistry, config: Path, audit: _Audit) -> None:
     """With what they were asked for, the bytes that came, and the first of what failed; a list alone is no change."""
     config.write_text(config.read_text() + '[[sync]]\nname = "nightly"\nfrom = "app"\nevery = "1d"\n')
-    by = {"who": f"cli:{_USER}", "client": "local", "status": 200}
+    by = {"caller": f"cli:{_USER}", "client": "local", "status": 200}
     assert _mirror(config, "prefetch", "app:v1", "--dry-run") == 0
     assert audit.new() == []
     assert _mirror(config, "prefetch", "app:v1") == 0

@@ -458,10 +458,10 @@ async def test_25_slow_readers(registry: FakeRegistry, mirror: LiveMirror) -> No
 
 
 async def test_25_a_reader_that_stalls_is_dropped(registry: FakeRegistry, tmp_path: Path) -> None:
-    """Row 25: a client that takes nothing for `client_stall` is dropped: the connection breaks."""
+    """Row 25: a client that takes nothing for `client_stall_timeout` is dropped: the connection breaks."""
     content = noise(24 << 20, seed=3)
     digest = registry.add_blob("library/app", content)
-    server = {"client_stall": 0.2}
+    server = {"client_stall_timeout": 0.2}
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, server=server) as mirror:
         reader, writer = await mirror.connect()
         writer.write(f"GET {_at(digest)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())

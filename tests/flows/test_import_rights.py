@@ -87,16 +87,16 @@ def test_77_a_bundle_that_names_what_it_does_not_bring(sites: Sites) -> None:
 
 
 def test_77_a_partial_import_grants_what_it_brought(sites: Sites) -> None:
-    """Row 77: `--partial` takes the image in without the layer, and with no right to it; the layer comes with a later
-    bundle that has it.
+    """Row 77: `--allow-incomplete` takes the image in without the layer, and with no right to it; the layer comes with
+    a later bundle that has it.
     """
     bundle = sites.bundle()
-    assert sites.take(bundle, "--partial").status == 0
+    assert sites.take(bundle, "--allow-incomplete").status == 0
     assert sites.isolated.tagged("library/evil") is not None
     assert sites.serves(EVIL, OWN)
     assert not sites.serves(EVIL, SECRET)
     assert sites.serves(PRIVATE, SECRET)
-    assert sites.take(bundle, "--partial").status == 0
+    assert sites.take(bundle, "--allow-incomplete").status == 0
     assert not sites.serves(EVIL, SECRET)
     whole = sites.folder / "whole.tar"
     assert command("export", "evil:v1", "-o", whole, "-c", sites.other_config).status == 0
@@ -109,7 +109,7 @@ def test_77_what_comes_later_is_not_granted_either(sites: Sites) -> None:
     bundle = sites.bundle()
     other = Stocked(sites.folder / "isolated 2")
     sites.config = write_settings(other.root, more=_SEALED)
-    assert sites.take(bundle, "--partial").status == 0
+    assert sites.take(bundle, "--allow-incomplete").status == 0
     other.tag("team/private", "v1", other.image("team/private", [SECRET]))
     assert sites.serves(PRIVATE, SECRET)
     assert not sites.serves(EVIL, SECRET)
@@ -142,7 +142,7 @@ async def test_a_mirror_with_an_upstream_asks_it(registry: FakeRegistry, tmp_pat
     sites = await asyncio.to_thread(Sites, tmp_path)
     bundle = await asyncio.to_thread(sites.bundle)
     root = sites.isolated.root
-    done = await asyncio.to_thread(command, "import", bundle, "--partial", "-c", sites.config)
+    done = await asyncio.to_thread(command, "import", bundle, "--allow-incomplete", "-c", sites.config)
     assert done.status == 0, done
     digest = sites.isolated.tagged("library/evil")
     assert digest

@@ -54,7 +54,9 @@ async def test_what_is_fetched_ahead(registry: FakeRegistry, tmp_path: Path) -> 
     gate = Stall()
     registry.fail("blobs", stall(gate), times=2)
     upstreams = {"docker.io": registry.url}
-    async with live_mirror(tmp_path / "store", upstreams, route=route, server={"prefetch_blobs_at_once": 1}) as mirror:
+    async with live_mirror(
+        tmp_path / "store", upstreams, route=route, server={"max_concurrent_prefetches": 1}
+    ) as mirror:
         await mirror.ask("/v2/library/app/manifests/v1")
         await reached(gate)
         assert _value("mirror_prefetch_ahead_manifests") == before + 1

@@ -185,13 +185,13 @@ def _is_refused(port: int) -> bool:
 
 
 def test_65_drain_is_bounded(full: FakeRegistry, tmp_path: Path) -> None:
-    """Row 65: what is not done when `drain` is over is broken, never ended as if whole; the partial is kept, and the
-    next process goes on with it.
+    """Row 65: what is not done within `drain_timeout` is broken, never ended as if whole; the partial is kept, and
+    the next process goes on with it.
     """
     gate = Stall()
     full.fail("blobs", stall(gate, after=_SIZE // 2))
     config = write_config(tmp_path, {"docker.io": full.url}, workers=1)
-    drain = {"MIRROR__SERVER__DRAIN": "200ms"}
+    drain = {"MIRROR__SERVER__DRAIN_TIMEOUT": "200ms"}
     with MirrorProcess(config, env=drain) as mirror:
         download = _Download(mirror.port, _AT)
         assert download.started.wait(PATIENCE)
@@ -209,8 +209,8 @@ def test_65_drain_is_bounded(full: FakeRegistry, tmp_path: Path) -> None:
 
 
 def test_sigterm_while_idle(config: Path) -> None:
-    """With an idle connection open it ends at once: `drain` is for answers, not for keep-alive."""
-    with MirrorProcess(config, env={"MIRROR__SERVER__DRAIN": "1h"}) as mirror:
+    """With an idle connection open it ends at once: `drain_timeout` is for answers, not for keep-alive."""
+    with MirrorProcess(config, env={"MIRROR__SERVER__DRAIN_TIMEOUT": "1h"}) as mirror:
         connection = http.client.HTTPConnection("127.0.0.1", mirror.port, timeout=PATIENCE)
         connection.request("GET", "/v2/")
         connection.getresponse().read()
@@ -348,7 +348,7 @@ def test_check_names_every_mistake(tmp_path: Path) -> None:
         unknown = 1
         [server]
         listen = ["nonsense"]
-        drain = "soon"
+        drain_timeout = "soon"
         [store]
         capacity = "lots"
         low_water = 0.99
@@ -369,7 +369,7 @@ def test_check_names_every_mistake(tmp_path: Path) -> None:
     for setting in (
         "unknown: no such setting",
         "server.listen[1]: ",
-        "server.drain: ",
+        "server.drain_timeout: ",
         "store.capacity: ",
         "upstream[1].url: ",
         "upstream[2]: ",
@@ -472,8 +472,8 @@ def test_defaults(environment: pytest.MonkeyPatch) -> None:
     } == {upstream.name for upstream in loaded.upstream}
 
 
-def test_gc(config: Path, full: FakeRegistry, tmp_path: Path) -> None:
-    """`mirror gc --dry-run` lists what would go and why, and drops nothing; without it, that goes. Afterwards the
+def test_evict(config: Path, full: FakeRegistry, tmp_path: Path) -> None:
+    """`mirror evict --dry-run` lists what would go and why, and drops nothing; without it, that goes. Afterwards the
     mirror fetches again.
     """
     with MirrorProcess(config) as mirror:
@@ -482,12 +482,12 @@ def test_gc(config: Path, full: FakeRegistry, tmp_path: Path) -> None:
     file = tmp_path / "store/blobs/sha256" / _DIGEST.hex[:2] / _DIGEST.hex
     small = tmp_path / "small.toml"
     small.write_text(config.read_text().replace('"10GB"', '"500KB"'))
-    listed = _mirror("gc", "--dry-run", "--config", str(small))
+    listed = _mirror("evict", "--dry-run", "--config", str(small))
     assert str(_DIGEST) in listed
     assert "least recently used" in listed
     assert "would be dropped" in listed
     assert file.exists()
-    assert str(_DIGEST) in _mirror("gc", "--config", str(small))
+    assert str(_DIGEST) in _mirror("evict", "--config", str(small))
     assert not file.exists()
     with MirrorProcess(config) as mirror:
         assert mirror.get(_AT)[2] == _LAYER

@@ -23,7 +23,7 @@ async def mirror(registry: FakeRegistry, other: FakeRegistry, tmp_path: Path) ->
     """docker.io with its aliases, and ghcr.io, which has a host of its own at the mirror."""
     upstreams = {
         "docker.io": {"url": registry.url, "aliases": ["index.docker.io", "registry-1.docker.io"]},
-        "ghcr.io": {"url": other.url, "hosts": ["ghcr.mirror.test"]},
+        "ghcr.io": {"url": other.url, "host_headers": ["ghcr.mirror.test"]},
     }
     async with live_mirror(tmp_path / "store", upstreams) as running:
         yield running

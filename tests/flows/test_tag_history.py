@@ -42,7 +42,7 @@ async def mirror(registry: FakeRegistry, tmp_path: Path) -> AsyncIterator[LiveMi
 @pytest.fixture
 async def cautious(registry: FakeRegistry, tmp_path: Path) -> AsyncIterator[LiveMirror]:
     """Three days behind; `library/eager` takes new tags at once."""
-    eager = {"match": "docker.io/library/eager", "tag_ttl": _TTL, "minimum_age": "3d", "minimum_age_new": "serve"}
+    eager = {"match": "docker.io/library/eager", "tag_ttl": _TTL, "minimum_age": "3d", "minimum_age_new_tags": "serve"}
     route = [eager, *_route(minimum_age="3d")]
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=route) as running:
         yield running

@@ -194,13 +194,13 @@ async def test_137_a_list_without_progress(upstream: Scripted, mirror: LiveMirro
     assert len(upstream.requests) <= 10
 
 
-async def test_137_more_than_lists_bytes(upstream: Scripted, opened: Open) -> None:
+async def test_137_more_than_tag_lists_max_size(upstream: Scripted, opened: Open) -> None:
     """A list that is not sorted and too long to be sorted: 502, which names the setting; nothing is left on disk."""
     upstream.on(_LIST, _paged(_MANY[::-1], last=False))
-    async with opened(lists_bytes="300KB") as mirror:
+    async with opened(tag_lists_max_size="300KB") as mirror:
         refused = await mirror.ask(f"{_LIST}?n=10")
         assert (refused.status, refused.code) == (502, "UNAVAILABLE")
-        assert "lists_bytes" in refused.body.decode()
+        assert "tag_lists_max_size" in refused.body.decode()
         assert list((mirror.root / "lists").glob("*")) == []
         # sorted ones need no room
         upstream.on("/v2/team/other/tags/list", _paged(_MANY))

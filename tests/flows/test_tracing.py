@@ -29,7 +29,7 @@ def _parent(flags: str) -> dict[str, str]:
 
 
 def _trace(collector: Collector, sample: float = 1.0) -> dict[str, Any]:
-    return {"trace": {"endpoint": collector.url, "sample": sample}}
+    return {"trace": {"endpoint": collector.url, "sample_ratio": sample}}
 
 
 def _below(collector: Collector, span: Received) -> list[str]:

@@ -110,7 +110,7 @@ async def test_logging_in(private: FakeRegistry, tmp_path: Path) -> None:
             assert next(iter(user.values())) not in answer.json["token"]
         statuses = [await _statuses(mirror, targets, {"Authorization": f"Bearer {one}"}) for one in tokens.values()]
         assert statuses == [[200] * 5, [404] * 5]
-        assert {line["who"] for line in mirror.events("request") if "/blobs/" in line["path"]} == {
+        assert {line["caller"] for line in mirror.events("request") if "/blobs/" in line["path"]} == {
             "upstream:alice",
             "upstream:bob (not verified)",
         }
@@ -184,7 +184,7 @@ async def test_a_shared_upstream_beside_it(private: FakeRegistry, registry: Fake
         "docker.io": registry.url,
         "reg.example": {"url": private.url, "access": "verify"},
     }
-    rules = [{"effect": "deny", "who": ["anonymous"], "repositories": ["docker.io/library/other"]}]
+    rules = [{"effect": "deny", "callers": ["anonymous"], "repositories": ["docker.io/library/other"]}]
     async with live_mirror(tmp_path, upstreams, access={"rule": rules}) as mirror:
         alice = _basic(_ALICE)
         assert (await mirror.ask("/v2/library/app/manifests/1.0", headers=alice)).status == 200

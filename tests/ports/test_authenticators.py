@@ -499,16 +499,16 @@ def test_the_audit_log(tmp_path: Path) -> None:
     """A line each, for this user alone; a file that is moved away is opened anew; control characters are escaped."""
     path = tmp_path / "audit"
     log = AuditLog(path, now=lambda: datetime(2026, 1, 2, tzinfo=UTC))
-    log.record(who="alice", status=200, reason=None)
+    log.record(caller="alice", status=200, reason=None)
     path.rename(tmp_path / "audit.1")
-    log.record(who="bob\n{}", status=404)
+    log.record(caller="bob\n{}", status=404)
     assert json.loads((tmp_path / "audit.1").read_text()) == {
         "time": "2026-01-02T00:00:00.000Z",
-        "who": "alice",
+        "caller": "alice",
         "status": 200,
     }
     [line] = path.read_text().splitlines()
-    assert json.loads(line)["who"] == "bob\n{}"
+    assert json.loads(line)["caller"] == "bob\n{}"
     assert path.stat().st_mode & 0o777 == 0o600
     log.close()
     log.close()
@@ -518,9 +518,9 @@ def test_an_audit_log_that_cannot_be_written(tmp_path: Path) -> None:
     """It fails nothing, and goes on when it can."""
     path = tmp_path / "folder" / "audit"
     log = AuditLog(path)
-    log.record(who="lost")
+    log.record(caller="lost")
     path.parent.mkdir()
-    log.record(who="kept")
-    assert json.loads(path.read_text())["who"] == "kept"
+    log.record(caller="kept")
+    assert json.loads(path.read_text())["caller"] == "kept"
     log.close()
     assert os.listdir(path.parent) == ["audit"]

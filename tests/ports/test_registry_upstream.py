@@ -1091,11 +1091,11 @@ async def test_a_list_in_one_large_page(build: Build, tmp_path: Path) -> None:
         # all lists of a process together are bounded, too
         async with aclosing(upstream.tags(NAME)) as batches:
             await anext(batches)
-            with pytest.raises(UpstreamInvalid, match="lists_bytes"):
+            with pytest.raises(UpstreamInvalid, match="tag_lists_max_size"):
                 await tags_of(upstream, NAME)
         assert bounds.held == 0
         front.on("*", reply_json(200, {"tags": tags, "more": "x" * 5_000_000}))
-        with pytest.raises(UpstreamInvalid, match="lists_bytes"):
+        with pytest.raises(UpstreamInvalid, match="tag_lists_max_size"):
             await tags_of(upstream, NAME)
 
 

@@ -10,7 +10,7 @@ import pytest
 from mirror.errors import Unauthorized
 from mirror.oci.authorization import CallerCredentials, read_authorization
 from mirror.oci.reference import Repo
-from mirror.policy.access_rules import ANONYMOUS, Action, AuthMethod, Identity, Policy, Rule, check_who
+from mirror.policy.access_rules import ANONYMOUS, Action, AuthMethod, Identity, Policy, Rule, check_caller
 
 _ALICE = Identity("alice", AuthMethod.PASSWORD, frozenset({"ops"}))
 _BOB = Identity("bob", AuthMethod.PASSWORD)
@@ -52,7 +52,7 @@ def test_whom_a_rule_is_about(who: str, identities: list[Identity]) -> None:
 def test_what_names_nobody(text: str) -> None:
     """A mistake in a rule must not make it fit nobody, or everybody."""
     with pytest.raises(ValueError, match="is none of"):
-        check_who(text)
+        check_caller(text)
 
 
 def test_without_rules() -> None:

@@ -7,7 +7,7 @@ The upstream chooses all three. Each may be an attempt to make the mirror send r
     redirect   http(s), never from https to http, at most 5; only the headers in `_TRAVELS` cross to another origin
     address    checked after resolving, at each connection: link-local, metadata, unspecified and multicast never;
                loopback and private addresses only if the upstream's URL contains such an address itself, or its
-               configuration says `private`; the upstream's own name is checked like any other
+               configuration says `private_network`; the upstream's own name is checked like any other
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def looks_internal(host: str) -> bool:
 
 
 def needs_private(url: str) -> bool:
-    """Whether an upstream at this URL probably needs `private = true`: its host is a name in a private network.
+    """Whether an upstream at this URL probably needs `private_network = true`: its host is a name in a private network.
 
     False for an address in the URL and for `localhost`, which are permitted without that setting. A name that looks
     public but resolves to a private address is not recognised here. Raises `UrlRefused`.

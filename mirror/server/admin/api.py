@@ -151,7 +151,7 @@ class Admin:
             "pin": self._pin,
             "unpin": self._unpin,
             "plan": self._plan,
-            "gc": self._gc,
+            "evict": self._evict,
             "prefetch": self._prefetch,
             "jobs": self._get_jobs,
             "job": self._get_job,
@@ -216,12 +216,12 @@ class Admin:
         quiet = request.method in ("GET", "HEAD") and error is None
         level = telemetry.log.debug if quiet else telemetry.log.info
         path = request._message.path[:1024]
-        level("admin request", id=name, method=request.method, path=path, status=status, who=asked.who, **trouble)
+        level("admin request", id=name, method=request.method, path=path, status=status, caller=asked.who, **trouble)
         if self._audit is None or not ((operation and operation.changes) or status in (401, 403)):
             return
         action = _AUDITED.get(operation.name, operation.name) if operation else "admin"
         about = {**asked.about, "reason": trouble.get("trouble") or asked.about.get("reason")}
-        self._audit.record(id=name, who=asked.who, client=_client(request), action=action, status=status, **about)
+        self._audit.record(id=name, caller=asked.who, client=_client(request), action=action, status=status, **about)
 
     # ------------------------------------------------------------------------------------------------ who may come in
 
@@ -284,7 +284,7 @@ class Admin:
     async def _plan(self, asked: _Asked) -> _Reply:
         return _Reply(await self._keeping.plan(asked.query))
 
-    async def _gc(self, asked: _Asked) -> _Reply:
+    async def _evict(self, asked: _Asked) -> _Reply:
         dropped = await self._keeping.collect()
         asked.about |= {"bytes": dropped["bytes"]}
         return _Reply(dropped)

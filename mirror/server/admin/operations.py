@@ -357,7 +357,7 @@ OPERATIONS: Final = (
     Operation(
         "plan",
         "GET",
-        "/gc",
+        "/eviction",
         "What would be evicted next",
         {200: "Victims"},
         query={
@@ -371,7 +371,7 @@ OPERATIONS: Final = (
         },
         errors=(400,),
     ),
-    Operation("gc", "POST", "/gc", "Evict down to the low water", {200: "Victims"}),
+    Operation("evict", "POST", "/eviction", "Evict down to the low water", {200: "Victims"}),
     Operation("prefetch", "POST", "/prefetch", "Bring images in", {202: "Job"}, body=_PREFETCH, errors=(400, 413, 429)),
     Operation("jobs", "GET", "/jobs", "All jobs, the newest first", {200: "Jobs"}),
     Operation("job", "GET", "/jobs/{job}", "One, with its progress and result", {200: "Job"}, errors=(404,)),

@@ -311,7 +311,7 @@ function showNext({ images }) {
 async function loadNext() {
   if (!limit) return;
   try {
-    showNext(await ask(`/gc?bytes=${Math.max(1, Math.round(limit / 20))}&limit=10`));
+    showNext(await ask(`/eviction?bytes=${Math.max(1, Math.round(limit / 20))}&limit=10`));
   } catch (error) {
     if (!(error instanceof Refused) || loggedOut) throw error;
     byId("next").replaceChildren(make("li", { class: "quiet" }, error.message));

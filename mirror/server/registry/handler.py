@@ -191,7 +191,7 @@ class RegistryHandler:
         if self._audit is not None and (told.repository is not None or told.who is not None or status in _REFUSED):
             self._audit.record(
                 id=self._id(number),
-                who=told.who,
+                caller=told.who,
                 client=_client(request),
                 action="login" if kind == "token" else "pull",
                 kind=kind,
@@ -217,7 +217,7 @@ class RegistryHandler:
             **told.notes,
         }
         if told.who is not None:
-            line["who"] = told.who
+            line["caller"] = told.who
         if told.trouble:
             line["trouble"] = told.trouble
         telemetry.log.info("request", **line)

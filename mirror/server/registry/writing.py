@@ -1,8 +1,8 @@
 """How an answer in memory is sent: piece by piece, each once the socket has taken the one before.
 
     answer ── piece ──> taken ── next piece … ──> done
-                └── not taken ──┬── within `client_stall` ──> taken
-                                ├── not within `client_stall` ──> connection dropped ("stalled")
+                └── not taken ──┬── within `client_stall_timeout` ──> taken
+                                ├── not within `client_stall_timeout` ──> connection dropped ("stalled")
                                 └── too many bytes wait in this process ──> the longest waiting one dropped ("memory")
 
 A client that reads nothing costs only the bytes that its transport copies: the first piece, which leaves together with

@@ -18,7 +18,7 @@ class AddressRefused(OSError):
     """A host has an address that its upstream may not lead to."""
 
 
-_ADVICE: Final = "if the registry is in a private network, set private = true"
+_ADVICE: Final = "if the registry is in a private network, set private_network = true"
 
 
 def refused(host: str) -> AddressRefused:

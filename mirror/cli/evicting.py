@@ -1,4 +1,4 @@
-"""`gc`: what keeps the store in order, by hand."""
+"""`evict`: evicts images now instead of when room is needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mirror.values.sizes import format_size
 
 
 @application.command()
-def gc(
+def evict(
     config: ConfigFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be dropped, and why.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The list in JSON, for programs.")] = False,
@@ -30,14 +30,14 @@ def gc(
     """Bring the store down to its low water: first what no cached manifest names, then the coldest images."""
     loaded = settings.load(config)
     telemetry.set_up_logging("warning")
-    told = None if dry_run else ask_if_running(loaded, "POST", "/admin/v1/gc", patience=None)
+    told = None if dry_run else ask_if_running(loaded, "POST", "/admin/v1/eviction", patience=None)
     if told is not None:
         _print_told(told, as_json)
         return
     check_there(loaded)
     if not dry_run:
         check_owner(loaded, "leaves")
-    with audited(loaded, "gc", dry_run=dry_run) as about:
+    with audited(loaded, "evict", dry_run=dry_run) as about:
         victims, names = asyncio.run(_collect(loaded, dry_run))
         about["bytes"] = _bytes(victims)
     groups = victims_by_image(victims)
