@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.app.storage import open_storage
@@ -159,7 +159,7 @@ def test_a_dry_run_changes_nothing(gap: Gap) -> None:
     assert tree(gap.isolated.root) == before
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12)
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z]{1,3}/[a-z]{1,3}:[a-z0-9]{1,3}", fullmatch=True),

@@ -407,20 +407,22 @@ async def test_status_keeps_its_class(
     _is_whole(await mirror.ask(_AT))
 
 
-async def test_21_upstream_is_not_there(registry: FakeRegistry, mirror: LiveMirror) -> None:
-    """Row 21: nobody listens: 503 at once with Retry-After; what is cached is served as ever."""
+async def test_21_upstream_is_not_there(registry: FakeRegistry, tmp_path: Path) -> None:
+    """Row 21: nothing listens: 503 at once with Retry-After; what is cached is served as ever."""
     other = registry.add_blob("library/app", b"cached")
-    await mirror.ask(f"/v2/library/app/blobs/{other}")
-    await mirror.landed(other)
-    registry.stop()
-    for _ in range(5):
-        answer = await mirror.ask(_AT)
-        assert (answer.status, answer.code) == (503, "UNAVAILABLE")
-        assert answer.headers["Retry-After"]
-        # where the registry is, and why it does not answer, is for the log
-        assert answer.json["errors"][0]["message"] == "docker.io cannot be reached"
-        assert (await mirror.ask(f"/v2/library/app/blobs/{other}")).body == b"cached"
-    assert "refused" in mirror.log_text
+    upstreams, server = {"docker.io": registry.url}, {"wait_for_upstream": 0}
+    async with live_mirror(tmp_path / "store", upstreams, server=server) as mirror:
+        await mirror.ask(f"/v2/library/app/blobs/{other}")
+        await mirror.landed(other)
+        registry.stop()
+        for _ in range(5):
+            answer = await mirror.ask(_AT)
+            assert (answer.status, answer.code) == (503, "UNAVAILABLE")
+            assert answer.headers["Retry-After"]
+            # where the registry is, and why it does not answer, is for the log
+            assert answer.json["errors"][0]["message"] == "docker.io cannot be reached"
+            assert (await mirror.ask(f"/v2/library/app/blobs/{other}")).body == b"cached"
+        assert "refused" in mirror.log_text
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ async def test_a_helper_that_is_not_there(tmp_path: Path, helper: HelperProgram,
 async def test_a_program_that_cannot_be_run(tmp_path: Path, helper: HelperProgram, clock: Clock) -> None:
     """The system's reason is passed on."""
     program = tmp_path / "bin/docker-credential-broken"
-    program.write_bytes(b"\x7fELF nonsense")
+    program.write_bytes(b"#!/nowhere/interpreter\n")
     program.chmod(0o700)
     with pytest.raises(UpstreamUnavailable, match="cannot be run"):
         await configured(tmp_path, {"credsStore": "broken"}, "a.io", helper, clock).credentials()

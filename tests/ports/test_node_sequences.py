@@ -17,7 +17,7 @@ from tempfile import mkdtemp
 from typing import Any, Final
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
@@ -214,7 +214,5 @@ def test_every_sequence(client: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     run_state_machine_as_test(
         Machine,
-        settings=settings(
-            max_examples=25, stateful_step_count=12, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-        ),
+        settings=settings(max_examples=25, stateful_step_count=12),
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp.resolver import ThreadedResolver
 
 from mirror.aio.memo import Memo
 from mirror.errors import (
@@ -308,12 +309,14 @@ async def test_a_public_upstream_leads_nobody_inside(build: Build, host: str) ->
 @pytest.fixture
 def inward(monkeypatch: pytest.MonkeyPatch) -> str:
     """A host name that leads to this machine, as a stranger's DNS may answer."""
-    resolve = socket.getaddrinfo
+    blocking, in_loop = socket.getaddrinfo, ThreadedResolver.resolve
 
-    def answer(host: Any, *arguments: Any, **options: Any) -> Any:
-        return resolve("127.0.0.1" if host == "registry.example.com" else host, *arguments, **options)
+    def at(host: str) -> str:
+        return "127.0.0.1" if host == "registry.example.com" else host
 
-    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *more, **named: blocking(at(host), *more, **named))
+    # uvloop does not ask Python's resolver
+    monkeypatch.setattr(ThreadedResolver, "resolve", lambda self, host, *more: in_loop(self, at(host), *more))
     return "registry.example.com"
 
 
