@@ -25,6 +25,8 @@ from mirror.upstream.credentials.source import NO_USER, Credentials, Credentials
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _LARGEST: Final = 64 * 1024
+#: Seconds to wait for the end of the output of a helper that was killed.
+_DRAIN: Final = 1.0
 _NOT_FOUND: Final = b"credentials not found in native keychain"
 #: Seconds. A helper does not report when its tokens expire, and some expire within minutes: its answer is used for
 #: `_USABLE`, then renewed. While the helper fails, its last answer is used for up to `_LASTS`; upstream refuses it once
@@ -158,3 +160,9 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+    if process.stdout is not None:
+        # an unread rest would keep the pipe open for good; another process may hold its other end
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN):
+                while await process.stdout.read(_LARGEST):
+                    pass
