@@ -120,7 +120,7 @@ async def build(
             LocalMisses(storage.layout),
             storage.store,
             storage.catalog,
-            exclusive=lambda: storage.locks.named(MISSES_LOCK),
+            exclusive=lambda: storage.locks.hold(MISSES_LOCK),
             now=now,
         )
         noting = asyncio.create_task(misses.run())
@@ -136,7 +136,7 @@ async def build(
             grants=grants,
             memo=memo,
             executor=filling,
-            exclusive=storage.locks.exclusive,
+            exclusive=storage.locks.hold,
             now=now,
             touch=storage.eviction.write_behind.touch,
             arrived=storage.eviction.write_behind.record_blob,
@@ -163,7 +163,7 @@ async def build(
         )
         upstreams.forgotten = router.forget
         stack.push_async_callback(router.aclose)
-        kept = LocalRecent(storage.layout, hold=storage.locks.try_hold)
+        kept = LocalRecent(storage.layout, storage.locks)
         stack.callback(kept.close)
         recent = Recent(kept if housework else None, now=now)
         sender = Sender(sending, stall=config.server.client_stall_timeout)
@@ -189,7 +189,7 @@ async def build(
 
         jobs = make_jobs(storage, {"prefetch": prefetching(router.guarded, parse), "sync": sync.job}, now=now)
         workers = _make_workers(storage, shelf, flights, upstreams)
-        traffic = TrafficLog(JsonRecords(storage.layout, "traffic"), hold=storage.locks.try_hold)
+        traffic = TrafficLog(JsonRecords(storage.layout, "traffic"), locks=storage.locks)
         admin = Admin(
             jobs,
             sync,
@@ -285,7 +285,7 @@ def _make_workers(storage: Storage, shelf: Shared, flights: Flights, upstreams: 
         for repo, tags, digests in purges.new():
             shelf.forget(repo, tags, digests)
 
-    return Workers(StatusBoard(storage.layout, hold=storage.locks.try_hold), flights, upstreams.states, look=look)
+    return Workers(StatusBoard(storage.layout, storage.locks), flights, upstreams.states, look=look)
 
 
 def _start_tracing(settings: TraceSettings) -> Callable[[], Awaitable[None]]:

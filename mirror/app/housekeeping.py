@@ -5,7 +5,6 @@ quarantine is swept by the rounds of eviction.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -70,33 +69,33 @@ async def keep_house(config: Config, storage: Storage) -> None:
     that a worker published before it was killed, but did not enter in the index: without it they would never be
     evicted.
     """
-    held = None
+    lease = None
     index_came_back = storage.eviction.write_behind.index_came_back
     comparisons = ReconcileTimer(time.monotonic)
     swept_at = -_SWEEP_EVERY
     try:
         while True:
             try:
-                held = held or storage.locks.try_hold("house")
-                if held and time.monotonic() - swept_at >= _SWEEP_EVERY:
+                lease = lease or await storage.locks.try_hold("house")
+                if lease and time.monotonic() - swept_at >= _SWEEP_EVERY:
                     swept_at = time.monotonic()
                     await _sweep(config, storage)
-                if held and comparisons.due_in() <= 0:
+                if lease and comparisons.due_in() <= 0:
                     await _compare(storage, comparisons)
             except (StoreError, IndexUnavailable) as error:
                 telemetry.log.warning("housekeeping failed", reason=str(error))
             except Exception:
                 # no error may end this task: nothing would be cleared up any more
                 telemetry.log.exception("housekeeping crashed")
-            pause = min(_SWEEP_EVERY, max(1.0, comparisons.due_in())) if held else _SUCCEED_AFTER
+            pause = min(_SWEEP_EVERY, max(1.0, comparisons.due_in())) if lease else _SUCCEED_AFTER
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await index_came_back.wait()
                     comparisons.wanted()
                     index_came_back.clear()
     finally:
-        if held:
-            os.close(held)
+        if lease:
+            lease.release()
 
 
 async def _sweep(config: Config, storage: Storage) -> None:
@@ -111,7 +110,7 @@ async def _sweep(config: Config, storage: Storage) -> None:
 async def _compare(storage: Storage, comparisons: ReconcileTimer) -> None:
     began, done = time.monotonic(), False
     try:
-        async with storage.locks.named("rebuild"):
+        async with storage.locks.hold("rebuild"):
             await reconcile(storage.store, storage.catalog, storage.index)
         done = True
     finally:

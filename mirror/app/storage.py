@@ -34,7 +34,7 @@ from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.freezes import LocalFreezes
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
-from mirror.store.local.locks import Locks
+from mirror.store.local.locks import FileLocks
 from mirror.store.local.pin_files import LocalPins
 from mirror.store.local.recovery import sweep
 from mirror.values.sizes import parse_capacity, parse_size
@@ -66,7 +66,7 @@ class Storage:
     freezes: LocalFreezes
     pins: LocalPins
     index: ContentIndex
-    locks: Locks
+    locks: FileLocks
     eviction: Eviction
 
 
@@ -96,7 +96,7 @@ async def open_storage(config: Config, *, now: Callable[[], float] = time.time) 
     async with AsyncExitStack() as stack:
         disk = await asyncio.to_thread(open_disk, config)
         layout, store, catalog, pins = disk.layout, disk.store, disk.catalog, disk.pins
-        locks = Locks(layout, secret=store.id)
+        locks = FileLocks(layout, secret=store.id)
         index = _open_index(config, layout, store.id)
         stack.push_async_callback(index.aclose)
         freezes = LocalFreezes(layout)
@@ -113,7 +113,12 @@ async def open_storage(config: Config, *, now: Callable[[], float] = time.time) 
 
 
 def _make_eviction(
-    config: Config, disk: LocalDisk, freezes: LocalFreezes, index: ContentIndex, locks: Locks, now: Callable[[], float]
+    config: Config,
+    disk: LocalDisk,
+    freezes: LocalFreezes,
+    index: ContentIndex,
+    locks: FileLocks,
+    now: Callable[[], float],
 ) -> Eviction:
     settings = config.store
     layout, store, catalog = disk.layout, disk.store, disk.catalog
@@ -138,13 +143,13 @@ def _make_eviction(
         usage,
         references,
         protection,
-        exclusive=lambda: locks.named("evict"),
+        exclusive=lambda: locks.hold("evict"),
         now=now,
     )
     rebuilder = IndexRebuilder(
         index,
         write_behind,
-        lambda: ensure(store, catalog, index, exclusive=lambda: locks.named("rebuild")),
+        lambda: ensure(store, catalog, index, exclusive=lambda: locks.hold("rebuild")),
         now=now,
     )
     space = Space(

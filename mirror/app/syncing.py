@@ -37,7 +37,7 @@ def make_sync(
         [_sync_rule(rule, table, config) for rule in config.sync],
         source_for,
         JsonRecords(storage.layout, "sync"),
-        hold=storage.locks.try_hold,
+        locks=storage.locks,
         leases=leases,
         seed=storage.store.id,
         now=now,

@@ -18,4 +18,4 @@ def make_jobs(
     `work` is the kinds of jobs that this process can run. Without it jobs can only be listed and cancelled.
     """
     jobs, queue, cancels = (JsonRecords(storage.layout, kind) for kind in ("jobs", "job-queue", "job-cancels"))
-    return Jobs(jobs, queue, cancels, hold=storage.locks.try_hold, alone=storage.locks.named, work=work or {}, now=now)
+    return Jobs(jobs, queue, cancels, locks=storage.locks, work=work or {}, now=now)

@@ -97,7 +97,7 @@ class ImportTarget:
     room: Room
     histories: TagHistories
     touch: Callable[[Digest], None]
-    exclusive: Callable[[str], AbstractAsyncContextManager[None]]
+    exclusive: Callable[[str], AbstractAsyncContextManager[object]]
     age: Callable[[Repo], AgeRule]
     now: Callable[[], float] = time.time
 

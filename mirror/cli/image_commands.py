@@ -6,7 +6,6 @@ All of them work on the disk, beside a running server as well as alone.
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -276,10 +275,10 @@ async def _verify_images(
 
 async def _verify_all(storage: Storage, scrub: Scrub, bar: _Bar) -> dict[str, Any]:
     store, catalog = storage.store, storage.catalog
-    held = storage.locks.try_hold(SCRUB_LOCK)
-    if held is None:
+    lease = await storage.locks.try_hold(SCRUB_LOCK)
+    if lease is None:
         raise MirrorError("another process is verifying this store")
-    try:
+    with lease:
         notes = scrub_notes(storage.layout)
         before = await asyncio.to_thread(read_progress, notes)
         done = 0
@@ -288,8 +287,6 @@ async def _verify_all(storage: Storage, scrub: Scrub, bar: _Bar) -> dict[str, An
             done = before.bytes
         bar.total(await asyncio.to_thread(lambda: sum(info.size for info in store.walk())), done)
         progress = await scrub_all(scrub, store, notes)
-    finally:
-        os.close(held)
     dangling = await asyncio.to_thread(lambda: list(dangling_records(catalog, store)))
     return {**_progress_json(progress), "missing": [], "dangling": dangling}
 
@@ -366,7 +363,7 @@ async def _misses(loaded: settings.Config, write: Callable[[list[tuple[Miss, str
             await list_them()
             return
         # what comes meanwhile waits, and is not cleared unseen
-        async with storage.locks.named(MISSES_LOCK):
+        async with storage.locks.hold(MISSES_LOCK):
             await list_them()
             sys.stdout.flush()
             await asyncio.to_thread(report.clear)

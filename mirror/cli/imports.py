@@ -198,7 +198,7 @@ def _site(loaded: settings.Config, storage: Any) -> ImportTarget:
         room=storage.eviction.space,
         histories=TagHistories(storage.catalog, storage.freezes),
         touch=storage.eviction.write_behind.touch,
-        exclusive=storage.locks.exclusive,
+        exclusive=storage.locks.hold,
         age=lambda repo: age_rule(loaded, repo),
     )
 

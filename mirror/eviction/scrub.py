@@ -19,7 +19,6 @@ meanwhile.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -36,7 +35,7 @@ from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.token_bucket import TokenBucket
-from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog, SupportsReadOnce
+from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog, Lease, SupportsReadOnce
 from mirror.repository.router import Router
 from mirror.repository.shared import Shared
 
@@ -458,7 +457,7 @@ async def scrub_when_due(
     *,
     every: float,
     since: float,
-    try_hold: Callable[[], int | None],
+    try_hold: Callable[[], Awaitable[Lease | None]],
     look_every: float = 600.0,
     now: Callable[[], float] = time.time,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -466,20 +465,18 @@ async def scrub_when_due(
     """Scrubs the whole store `every` seconds after the last scrub was complete, or after `since` (epoch seconds) if
     there was none. Runs until cancelled.
 
-    One process at a time scrubs: the one that gets the lock. `try_hold` returns the lock's file descriptor, which is
-    closed here, or None if another process has the lock. An interrupted scrub is continued without waiting until the
-    next one is due.
+    One process at a time scrubs: the one that gets the lock. `try_hold` returns it, or None if another process has
+    it. An interrupted scrub is continued without waiting until the next one is due.
     """
     while True:
         try:
-            held = try_hold() if _is_due(await asyncio.to_thread(read_progress, notes), every, since, now()) else None
-            if held is not None:
-                try:
+            due = _is_due(await asyncio.to_thread(read_progress, notes), every, since, now())
+            lease = await try_hold() if due else None
+            if lease is not None:
+                with lease:
                     # another process may just have finished a scrub
                     if _is_due(await asyncio.to_thread(read_progress, notes), every, since, now()):
                         await scrub_all(scrub, store, notes, now=now)
-                finally:
-                    os.close(held)
         except StoreError as error:
             telemetry.log.warning("scrub failed", reason=str(error))
         except Exception:

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from mirror.errors import IndexUnavailable
 from mirror.index.redis import SCHEMA, RedisAddress
-from mirror.policy.schedule import Lease
+from mirror.policy.schedule import OtherLease
 
 # Returns false if the lease is now ours, else the value of the key and its remaining time in milliseconds.
 _TAKE: Final = """
@@ -46,7 +46,7 @@ class RedisLeases:
         self._budget = budget
         self._client = Redis(connection_pool=address.pool(connections=2, budget=budget))
 
-    async def take(self, name: str, seconds: float, *, done: bool = False) -> Lease | None:
+    async def take(self, name: str, seconds: float, *, done: bool = False) -> OtherLease | None:
         """Take or renew the lease for `seconds` from now; `done` marks its work as done.
 
         Returns None if the lease is now ours, else the lease of the other replica. Raises `IndexUnavailable`.
@@ -56,7 +56,7 @@ class RedisLeases:
         if not isinstance(found, list):
             return None
         value, left = found
-        return Lease(max(0, int(left)) / 1000, done=bytes(value).startswith(_DONE.encode()))
+        return OtherLease(max(0, int(left)) / 1000, done=bytes(value).startswith(_DONE.encode()))
 
     async def give_back(self, name: str) -> None:
         """Release the lease if it is ours. Repeatable. Raises `IndexUnavailable`."""

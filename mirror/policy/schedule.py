@@ -95,7 +95,7 @@ class Last:
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class OtherLease:
     """Another replica's lease on a run, valid for `seconds` more. `done`: that replica has completed the run."""
 
     seconds: float

@@ -21,7 +21,7 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -29,9 +29,11 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from mirror import telemetry
 from mirror.aio.singleflight import end
+from mirror.aio.threads import to_its_end
 from mirror.errors import JobUnknown, MirrorError, StoreError, TooManyJobs
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
+from mirror.ports import Lease, Locks
 from mirror.prefetch.batch import prefetch
 from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.pulling import PullSource
@@ -134,22 +136,17 @@ class Jobs:
         queue: JobRecords,
         cancels: JobRecords,
         *,
-        hold: Callable[[str], int | None],
-        alone: Callable[[str], AbstractAsyncContextManager[None]],
+        locks: Locks,
         work: Mapping[str, Work],
         at_once: int = _AT_ONCE,
         tell_every: float = _TELL_EVERY,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`hold` takes a lock if it is free, and returns a file descriptor; the lock lasts until that is closed or the
-        process ends. `alone` waits for a lock. Both locks are shared by all processes on one store. `work` gives the
-        function for each kind of job.
-        """
+        """`locks` are shared by all processes on one store. `work` gives the function for each kind of job."""
         self._jobs = jobs
         self._queue = queue
         self._cancels = cancels
-        self._hold = hold
-        self._alone = alone
+        self._locks = locks
         self._work = work
         self._slots = range(at_once)
         self._tell_every = tell_every
@@ -183,56 +180,56 @@ class Jobs:
 
     async def get(self, name: str) -> dict[str, Any]:
         """The job with its present state. Raises `JobUnknown`, `StoreError`."""
-        return _told(await asyncio.to_thread(self._read, name))
+        return _told(await self._read(name))
 
     async def all(self) -> list[dict[str, Any]]:
         """All jobs on disk, the newest first, with their results and progress shortened."""
-        notes = await asyncio.to_thread(lambda: [self._checked(note) for note in self._jobs.all() if _is_whole(note)])
-        return [_brief(_told(note)) for note in sorted(notes, key=_created, reverse=True)]
+        notes = await asyncio.to_thread(lambda: [note for note in self._jobs.all() if _is_whole(note)])
+        return [_brief(_told(await self._checked(note))) for note in sorted(notes, key=_created, reverse=True)]
 
     async def cancel(self, name: str) -> dict[str, Any]:
         """Cancel a job, whichever process runs it, and return it; a job that has ended is not changed. A running job
         ends a little later. Raises `JobUnknown`, `StoreError`.
         """
-        async with self._alone("jobs"):
-            note = await asyncio.to_thread(self._cancel, name)
+        async with self._locks.hold("jobs"):
+            note = await asyncio.to_thread(self._request_cancel, await self._read(name))
         self._poked.set()
         return _told(note)
 
-    def _cancel(self, name: str) -> dict[str, Any]:
-        note = self._read(name)
+    def _request_cancel(self, note: dict[str, Any]) -> dict[str, Any]:
         if note["state"] == JobState.QUEUED.value:
-            self._queue.drop(name)
+            self._queue.drop(note["id"])
             return self._end(note, JobState.CANCELLED)
         if note["state"] == JobState.RUNNING.value and not note.get("cancelling"):
-            self._cancels.write(name, {"asked": self.now()})
+            self._cancels.write(note["id"], {"asked": self.now()})
             return {**note, "cancelling": True}
         return note
 
-    def _read(self, name: str) -> dict[str, Any]:
-        note = self._jobs.read(name)
+    async def _read(self, name: str) -> dict[str, Any]:
+        note = await asyncio.to_thread(self._jobs.read, name)
         if note is None or not _is_whole(note):
             raise JobUnknown(f"no job {name[:80]!r}")
-        checked = self._checked(note)
-        if checked["state"] == JobState.RUNNING.value and self._cancels.read(name) is not None:
-            return {**checked, "cancelling": True}
-        return checked
+        checked = await self._checked(note)
+        if checked["state"] != JobState.RUNNING.value or await asyncio.to_thread(self._cancels.read, name) is None:
+            return checked
+        return {**checked, "cancelling": True}
 
-    def _checked(self, note: dict[str, Any]) -> dict[str, Any]:
+    async def _checked(self, note: dict[str, Any]) -> dict[str, Any]:
         """The note itself, or, if it says that the job runs but no process holds the job's slot, the note of the job's
         end; a job that did not end properly is marked as interrupted.
         """
         if note["state"] != JobState.RUNNING.value:
             return note
-        held = self._hold(_lock(note.get("slot")))
-        if held is None:
+        slot = await self._locks.try_hold(_lock(note.get("slot")))
+        if slot is None:
             return note
-        try:
-            # the job may have ended properly after the note was read and before the lock was taken
-            latest = self._jobs.read(note["id"]) or note
-            return self._interrupted(latest) if latest["state"] == JobState.RUNNING.value else latest
-        finally:
-            os.close(held)
+        with slot:
+            return await to_its_end(asyncio.to_thread(self._end_unless_ended, note))
+
+    def _end_unless_ended(self, note: dict[str, Any]) -> dict[str, Any]:
+        # the job may have ended properly after the note was read and before the lock was taken
+        latest = self._jobs.read(note["id"]) or note
+        return self._interrupted(latest) if latest["state"] == JobState.RUNNING.value else latest
 
     def _interrupted(self, note: dict[str, Any]) -> dict[str, Any]:
         return self._end(note, JobState.INTERRUPTED, {"error": "its process ended before it was done"})
@@ -281,34 +278,34 @@ class Jobs:
     async def _take_up(self) -> None:
         waiting = await asyncio.to_thread(lambda: sorted(self._queue.all(), key=_created))
         for one in waiting:
-            slot = self._free_slot()
+            slot = await self._free_slot()
             if slot is None:
                 return
-            number, held = slot
+            number, lease = slot
             note = None
             try:
-                async with self._alone("jobs"):
+                async with self._locks.hold("jobs"):
                     note = await asyncio.to_thread(self._claim, one["key"], number)
             finally:
                 if note is None:
-                    os.close(held)
+                    lease.release()
             if note is not None:
                 task = asyncio.create_task(self._carry(note))
                 self._running[note["id"]] = task
                 # a callback, not the task itself: a task that is cancelled before it begins runs no `finally`
-                task.add_done_callback(partial(self._let_go, note["id"], held))
+                task.add_done_callback(partial(self._let_go, note["id"], lease))
 
-    def _let_go(self, name: str, held: int, _task: asyncio.Task[None]) -> None:
-        os.close(held)
+    def _let_go(self, name: str, lease: Lease, _task: asyncio.Task[None]) -> None:
+        lease.release()
         del self._running[name]
         self._poked.set()
 
-    def _free_slot(self) -> tuple[int, int] | None:
-        """The number of a free slot, and the file descriptor that holds its lock; None if all slots are taken."""
+    async def _free_slot(self) -> tuple[int, Lease] | None:
+        """The number of a free slot, and its lock; None if all slots are taken."""
         for number in self._slots:
-            held = self._hold(_lock(number))
-            if held is not None:
-                return number, held
+            lease = await self._locks.try_hold(_lock(number))
+            if lease is not None:
+                return number, lease
         return None
 
     def _claim(self, name: str, slot: int) -> dict[str, Any] | None:

@@ -29,7 +29,8 @@ from mirror.aio.singleflight import end
 from mirror.errors import AlreadyRunning, IndexUnavailable, MirrorError, RuleUnknown, StoreError, UpstreamInvalid
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
-from mirror.policy.schedule import Last, Lease, Plan, next_run, period_end
+from mirror.policy.schedule import Last, OtherLease, Plan, next_run, period_end
+from mirror.ports import Lease, Locks
 from mirror.prefetch.batch import Prefetched, prefetch
 from mirror.prefetch.jobs import Ended, JobRecords
 from mirror.prefetch.progress import ProgressMeter
@@ -68,7 +69,7 @@ class SyncSource(PullSource, Protocol):
 class Leases(Protocol):
     """Leases that the replicas share, to agree which of them does a run. All calls may raise `IndexUnavailable`."""
 
-    async def take(self, name: str, seconds: float, *, done: bool = False) -> Lease | None:
+    async def take(self, name: str, seconds: float, *, done: bool = False) -> OtherLease | None:
         """Take or renew a lease for so many seconds from now. None if this replica has it now, otherwise the lease of
         another replica. `done` marks the run as finished.
         """
@@ -110,21 +111,19 @@ class Sync:
         source_for: Callable[[Repo], SyncSource],
         notes: JobRecords,
         *,
-        hold: Callable[[str], int | None],
+        locks: Locks,
         leases: Leases | None = None,
         seed: str = "",
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`hold` takes a lock, shared by all processes on one store, if it is free, and returns a file descriptor; the
-        lock lasts until that is closed or the process ends.
-
-        `seed` spreads rules that are due at the same time; it must be the same after a restart.
+        """`locks` are shared by all processes on one store. `seed` spreads rules that are due at the same time; it must
+        be the same after a restart.
         """
         self.rules: Final = {rule.name: rule for rule in rules}
         self._source_for = source_for
         self._notes = notes
-        self._hold = hold
+        self._locks = locks
         self.leases = leases
         self._seed = seed
         self.now = now
@@ -144,12 +143,12 @@ class Sync:
 
     async def status(self) -> list[dict[str, Any]]:
         """Every rule with its last result and the time of its next run, as JSON."""
-        return await asyncio.to_thread(lambda: [self._status(rule) for rule in self.rules.values()])
+        return [await self._status(rule) for rule in self.rules.values()]
 
-    def _status(self, rule: SyncRule) -> dict[str, Any]:
-        note = self._note(rule)
+    async def _status(self, rule: SyncRule) -> dict[str, Any]:
+        note = await asyncio.to_thread(self._note, rule)
         last = _last(note)
-        busy = last.interrupted and self._is_held(rule)
+        busy = last.interrupted and await self._is_running(rule)
         due = next_run(rule.plan, last, self.now(), self._jitter(rule))
         return {
             "name": rule.name,
@@ -170,16 +169,17 @@ class Sync:
             "next": None if busy or rule.sealed else moment(max(due, self.now())),
         }
 
-    def busy(self, name: str) -> bool:
-        """Blocking: true if the rule is running, in any process. Raises `RuleUnknown`, `StoreError`."""
+    async def busy(self, name: str) -> bool:
+        """True if the rule is running, in any process. Raises `RuleUnknown`, `StoreError`."""
         rule = self.rule(name)
-        return _last(self._note(rule)).interrupted and self._is_held(rule)
+        note = await asyncio.to_thread(self._note, rule)
+        return _last(note).interrupted and await self._is_running(rule)
 
-    def _is_held(self, rule: SyncRule) -> bool:
-        held = self._hold(_lock(rule))
-        if held is None:
+    async def _is_running(self, rule: SyncRule) -> bool:
+        lease = await self._locks.try_hold(_lock(rule))
+        if lease is None:
             return True
-        os.close(held)
+        lease.release()
         return False
 
     # ----------------------------------------------------------------------------------------------------- schedule
@@ -188,14 +188,14 @@ class Sync:
         """Run the rules that are due until cancelled, while this process has the lock `sync`. When cancelled, running
         syncs are interrupted.
         """
-        held = None
+        lease = None
         try:
             while self.rules:
                 pause = _LOOK_EVERY
                 try:
-                    if held is None:
-                        held = await self._succeed()
-                    if held is not None:
+                    if lease is None:
+                        lease = await self._succeed()
+                    if lease is not None:
                         await self.tick()
                 except (StoreError, IndexUnavailable) as error:
                     telemetry.log.warning("sync scheduler failed", reason=str(error))
@@ -207,18 +207,18 @@ class Sync:
                 await self._sleep(pause)
         finally:
             await end(*self._running.values())
-            if held is not None:
-                os.close(held)
+            if lease is not None:
+                lease.release()
 
-    async def _succeed(self) -> int | None:
-        held = self._hold("sync")
-        if held is not None:
+    async def _succeed(self) -> Lease | None:
+        lease = await self._locks.try_hold("sync")
+        if lease is not None:
             telemetry.log.info("sync scheduler started", rules=len(self.rules), worker=os.getpid())
             for rule in self.rules.values():
                 note = await asyncio.to_thread(self._note, rule)
                 if isinstance(note.get("succeeded"), int | float):
                     telemetry.SYNC_SUCCESS.labels(rule.name).set(note["succeeded"])
-        return held
+        return lease
 
     async def tick(self) -> None:
         """Start the rules that are due now; returns without waiting for their ends. Raises `StoreError`."""
@@ -242,25 +242,25 @@ class Sync:
         return self.now() >= max(due, self._not_before.get(rule.name, due))
 
     async def _start(self, rule: SyncRule) -> None:
-        held = self._hold(_lock(rule))
-        if held is None:
+        lease = await self._locks.try_hold(_lock(rule))
+        if lease is None:
             return  # it runs already: by hand, or as a job
         try:
             # another run may have ended after the first check and before the lock was taken
             begins = await asyncio.to_thread(self._is_due, rule) and await self._is_ours(rule)
         except BaseException:
-            os.close(held)
+            lease.release()
             raise
         if not begins:
-            os.close(held)
+            lease.release()
             return
         task = asyncio.create_task(self._scheduled(rule))
         self._running[rule.name] = task
         # a callback, not the task itself: a task that is cancelled before it begins runs no `finally`
-        task.add_done_callback(partial(self._let_go, rule.name, held))
+        task.add_done_callback(partial(self._let_go, rule.name, lease))
 
-    def _let_go(self, name: str, held: int, _task: asyncio.Task[None]) -> None:
-        os.close(held)
+    def _let_go(self, name: str, lease: Lease, _task: asyncio.Task[None]) -> None:
+        lease.release()
         del self._running[name]
 
     async def _scheduled(self, rule: SyncRule) -> None:
@@ -303,13 +303,11 @@ class Sync:
     async def run_rule(self, name: str, meter: ProgressMeter, *, by: str) -> Ended:
         """Run the rule now, whether it is due or not. Raises `RuleUnknown`, `AlreadyRunning`, `StoreError`."""
         rule = self.rule(name)
-        held = self._hold(_lock(rule))
-        if held is None:
+        lease = await self._locks.try_hold(_lock(rule))
+        if lease is None:
             raise AlreadyRunning(f"{name} is being synced already")
-        try:
+        with lease:
             return await self._carry(rule, meter, by)
-        finally:
-            os.close(held)
 
     async def job(self, arguments: Mapping[str, Any], meter: ProgressMeter) -> Ended:
         """The work of jobs of the kind `sync`: `run_rule` for the rule that the argument `rule` names."""

@@ -56,7 +56,7 @@ _PATIENCE: Final = 0.25
 class Exclusive(Protocol):
     """A lock over all processes that share a store."""
 
-    def __call__(self, key: str) -> AbstractAsyncContextManager[None]: ...
+    def __call__(self, key: str, /) -> AbstractAsyncContextManager[object]: ...
 
 
 def _weight(manifest: Manifest) -> int:

@@ -456,7 +456,7 @@ async def test_36_37_import(disk: Disk, tmp_path: Path) -> None:
                     room=storage.eviction.space,
                     histories=TagHistories(storage.catalog, storage.freezes),
                     touch=storage.eviction.write_behind.touch,
-                    exclusive=storage.locks.exclusive,
+                    exclusive=storage.locks.hold,
                     age=lambda _: AgeRule(),
                 )
                 await admit(plan, site)

@@ -109,7 +109,7 @@ async def test_a_pin_in_the_middle_of_an_eviction(registry: FakeRegistry, tmp_pa
     async with running(registry, tmp_path / "store") as mirror:
         content = await pull(mirror, "v1")
         # an eviction of another process, which has looked at the pins and has not deleted yet
-        async with mirror.app.storage.locks.named("evict"):
+        async with mirror.app.storage.locks.hold("evict"):
             pinning = asyncio.create_task(mirror.app.admin._keeping.pin(Image(APP, "v1"), {}))
             await until(lambda: bool(mirror.app.storage.pins.all()))
             for digest in content:
@@ -123,7 +123,7 @@ async def test_a_pin_in_the_middle_of_a_purge(registry: FakeRegistry, tmp_path: 
     registry.add_image("library/app", "v1", [layer(1), layer(2)])
     async with running(registry, tmp_path / "store") as mirror:
         content = await pull(mirror, "v1")
-        async with mirror.app.storage.locks.named("evict"):
+        async with mirror.app.storage.locks.hold("evict"):
             purging = asyncio.create_task(mirror.app.admin._keeping.purge(Image(APP, "v1")))
             await until(mirror.app.storage.eviction.evictor._ours.locked)
             pin(mirror, "v1")

@@ -400,8 +400,8 @@ async def test_on_schedule(full: LiveMirror) -> None:
 async def test_another_process_is_at_it(full: LiveMirror) -> None:
     """Whoever does not get the lock does nothing, and looks again later."""
     storage = full.app.storage
-    held = storage.locks.try_hold(SCRUB_LOCK)
-    assert held is not None
+    lease = await storage.locks.try_hold(SCRUB_LOCK)
+    assert lease is not None
 
     async def sleep(_seconds: float) -> None:
         raise asyncio.CancelledError
@@ -416,7 +416,7 @@ async def test_another_process_is_at_it(full: LiveMirror) -> None:
             try_hold=lambda: storage.locks.try_hold(SCRUB_LOCK),
             sleep=sleep,
         )
-    os.close(held)
+    lease.release()
     assert read_progress(scrub_notes(storage.layout)) is None
 
 

@@ -12,7 +12,7 @@ import pytest
 from mirror.app.storage import SCRUB_LOCK
 from mirror.oci.digest import Digest
 from mirror.store.local.layout import Layout
-from mirror.store.local.locks import Locks
+from mirror.store.local.locks import FileLocks
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
@@ -82,8 +82,8 @@ def test_verify_fetches_what_an_image_lacks(site: _Site) -> None:
 
 def test_what_verify_refuses(site: _Site) -> None:
     """Another one at work, an image that is not here, a rate that is none."""
-    held = Locks(site.layout).try_hold(SCRUB_LOCK)
-    assert held is not None
+    lease = FileLocks(site.layout).try_hold_now(SCRUB_LOCK)
+    assert lease is not None
     with pytest.raises(CommandFailed, match=r"exit code 1\n.*another process"):
         site.cli("verify")
     for words, code in ((["never/was"], 1), (["--rate", "fast"], 2), (["--rate", "0"], 2), (["A B"], 2)):

@@ -23,7 +23,7 @@ from mirror.ports import Body
 from mirror.repository.grants import granted_by
 from mirror.repository.tag_history import TagHistories, TamperProofClock
 from mirror.store.local.freezes import LocalFreezes
-from mirror.store.local.locks import Locks
+from mirror.store.local.locks import FileLocks
 from tests.support.memory_index import MemoryIndex
 from tests.support.stocked import Stocked
 
@@ -101,7 +101,7 @@ class _Target:
                 TamperProofClock(lambda: _NOW, steady=lambda: 0.0),
             ),
             touch=self.touched.append,
-            exclusive=Locks(self.stocked.layout).exclusive,
+            exclusive=FileLocks(self.stocked.layout).hold,
             age=lambda _: AgeRule(),
             now=lambda: _NOW,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from mirror.prefetch.progress import ProgressMeter
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
-from mirror.store.local.locks import Locks
+from mirror.store.local.locks import FileLocks
 from tests.support.live_mirror import until
 
 
@@ -53,11 +52,9 @@ class Bench:
 
 
 def _jobs(layout: Layout, bench: Bench, *, at_once: int = 2) -> Jobs:
-    locks = Locks(layout)
     return Jobs(
         *(JsonRecords(layout, kind) for kind in ("jobs", "job-queue", "job-cancels")),
-        hold=locks.try_hold,
-        alone=locks.named,
+        locks=FileLocks(layout),
         work={"good": bench.good, "wrong": bench.wrong, "crash": bench.crash},
         at_once=at_once,
         tell_every=0.01,
@@ -164,10 +161,10 @@ async def test_a_slot_that_another_process_holds_is_believed(layout: Layout) -> 
     name = (await jobs.submit("good", {}))["id"]
     notes = JsonRecords(layout, "jobs")
     notes.write(name, {**(notes.read(name) or {}), "state": "running", "slot": 1})
-    held = Locks(layout).try_hold("job-1")
-    assert held is not None
+    slot = FileLocks(layout).try_hold_now("job-1")
+    assert slot is not None
     assert (await jobs.get(name))["state"] == "running"
-    os.close(held)
+    slot.release()
     assert (await jobs.get(name))["state"] == "interrupted"
     assert [job["state"] for job in await jobs.all()] == ["interrupted"]
 
@@ -180,6 +177,4 @@ async def test_the_end_of_the_process_interrupts(layout: Layout) -> None:
     async with _running(jobs):
         await _state(jobs, name, "running")
     assert (await jobs.get(name))["result"] == {"error": "its process ended before it was done"}
-    held = Locks(layout).try_hold("job-0")
-    assert held is not None
-    os.close(held)
+    assert FileLocks(layout).try_hold_now("job-0") is not None

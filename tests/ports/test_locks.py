@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,62 +11,38 @@ import pytest
 
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
-from mirror.store.local.locks import Locks
+from mirror.store.local.locks import FileLocks
+from tests.support.locks_suite import LocksSuite, take_and_leave
 
 
 @pytest.fixture
-def process(tmp_path: Path) -> Callable[[], Locks]:
+def process(tmp_path: Path) -> Callable[[], FileLocks]:
     """Makes the view that each of several processes has: they share nothing but files."""
     layout = LocalStore(Layout(tmp_path)).layout
-    return lambda: Locks(layout)
+    return lambda: FileLocks(layout)
 
 
-async def test_one_at_a_time(process: Callable[[], Locks]) -> None:
-    """Whoever comes second waits until the first has left."""
-    inside: list[str] = []
-    most = 0
-
-    async def work(locks: Locks, name: str) -> None:
-        nonlocal most
-        async with locks.exclusive("tag docker.io/library/alpine:latest"):
-            inside.append(name)
-            most = max(most, len(inside))
-            await asyncio.sleep(0)
-            inside.remove(name)
-
-    await asyncio.gather(*(work(process(), str(number)) for number in range(20)))
-    assert most == 1
+class TestFileLocks(LocksSuite):
+    """Locks of the kernel."""
 
 
-async def test_a_cancelled_waiter_leaves_nothing(process: Callable[[], Locks]) -> None:
-    """Waiting can be given up, and the lock is free when its holder has left."""
-    async with process().exclusive("x"):
-        waiting = asyncio.create_task(_enter(process(), "x"))
-        await asyncio.sleep(0)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-    async with asyncio.timeout(10):
-        await _enter(process(), "x")
-
-
-async def _enter(locks: Locks, key: str) -> None:
-    async with locks.exclusive(key):
-        pass
-
-
-async def test_long_work_keeps_no_key_waiting(process: Callable[[], Locks]) -> None:
-    """A named lock has a file of its own: none of the keys, which share files, meets it."""
-    async with process().named("rebuild"), asyncio.timeout(60):
+async def test_long_work_blocks_no_key(process: Callable[[], FileLocks]) -> None:
+    """A plain name has a file of its own, which is none of those that the names of tags share."""
+    async with process().hold("rebuild"), asyncio.timeout(60):
         for number in range(3000):
-            await _enter(process(), f"tag {number}")
+            await take_and_leave(process(), f"tag {number}")
 
 
-def test_a_post_is_held_by_one_until_it_goes(process: Callable[[], Locks]) -> None:
-    """Of all processes one has it; when its descriptor is closed, as by its death, another may."""
-    held = process().try_hold("house")
-    assert held is not None
-    assert process().try_hold("house") is None
-    os.close(held)
-    again = process().try_hold("house")
-    assert again is not None
-    os.close(again)
+async def test_plain_names_share_no_file(process: Callable[[], FileLocks]) -> None:
+    """All of them can be held at the same time."""
+    names = [*("evict", "rebuild", "misses", "scrub", "house", "sync", "traffic", "jobs", "sync-0123456789abcdef")]
+    names += [f"{kind}-{number}" for kind in ("job", "board", "recent") for number in range(50)]
+    leases = [process().try_hold_now(name) for name in names]
+    assert None not in leases
+
+
+async def test_a_deleted_folder_is_made_again(process: Callable[[], FileLocks], tmp_path: Path) -> None:
+    """An operator who empties the folder of locks does not stop the mirror."""
+    shutil.rmtree(tmp_path / "locks")
+    assert process().try_hold_now("house") is not None
+    assert process().try_hold_now("house") is None

@@ -17,7 +17,7 @@ from mirror.repository.answers import Outcome
 from mirror.store.local.answer_files import LocalRecent, read_recent
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
-from mirror.store.local.locks import Locks
+from mirror.store.local.locks import FileLocks
 
 
 @dataclass
@@ -41,7 +41,7 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def _worker(layout: Layout) -> LocalRecent:
-    return LocalRecent(layout, hold=Locks(layout).try_hold)
+    return LocalRecent(layout, FileLocks(layout))
 
 
 def _noted(*references: str, most: int = 500, at: float = 5.0) -> Recent:

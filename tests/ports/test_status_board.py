@@ -12,7 +12,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
-from mirror.store.local.locks import Locks
+from mirror.store.local.locks import FileLease, FileLocks
 from mirror.store.local.purge_notices import Purges
 from mirror.store.local.status_board import StatusBoard
 
@@ -26,7 +26,7 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def _board(layout: Layout) -> StatusBoard:
-    made = StatusBoard(layout, hold=Locks(layout).try_hold)
+    made = StatusBoard(layout, FileLocks(layout))
     made.open()
     return made
 
@@ -99,17 +99,15 @@ def test_purges_are_not_read_without_need(layout: Layout, monkeypatch: pytest.Mo
 
 def test_closed_while_it_opens(layout: Layout) -> None:
     """A process that ends as soon as it has begun keeps no slot, though a thread was about to take it."""
-    locks = Locks(layout)
 
-    def hold(name: str) -> int | None:
-        held = locks.try_hold(name)
-        late.close()
-        return held
+    class Closing(FileLocks):
+        def try_hold_now(self, name: str) -> FileLease | None:
+            lease = super().try_hold_now(name)
+            late.close()
+            return lease
 
-    late = StatusBoard(layout, hold=hold)
+    late = StatusBoard(layout, Closing(layout))
     late.open()
     late.say({"n": 1})
     assert _board(layout).others() == []
-    freed = locks.try_hold("board-1")
-    assert freed is not None
-    os.close(freed)
+    assert FileLocks(layout).try_hold_now("board-1") is not None

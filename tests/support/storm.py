@@ -507,7 +507,7 @@ class Storm:
         mirror.app.storage.pins.put(Pin(repo, digest, "a storm", self.clock(), None))
         self._say(f"pin {name} {str(digest)[:19]}")
         # what is being evicted at this moment was chosen before
-        async with mirror.app.storage.locks.named("evict"):
+        async with mirror.app.storage.locks.hold("evict"):
             pass
         parsed = json.loads(self._registry.manifest(name, digest))
         below = {digest, *(Digest.parse(one["digest"]) for one in parsed.get("layers", []))}
@@ -669,7 +669,7 @@ class Storm:
             await asyncio.gather(*one.app.shelf.telling)
             await one.app.storage.eviction.write_behind.flush()
         # the rounds of the evictors go on: they wait while disk and index are compared
-        async with storage.locks.named("rebuild"), storage.locks.named("evict"):
+        async with storage.locks.hold("rebuild"), storage.locks.hold("evict"):
             for one in self._mirrors:
                 await one.app.storage.eviction.write_behind.flush()
             await reconcile(storage.store, storage.catalog, storage.index)
@@ -678,7 +678,7 @@ class Storm:
             assert (usage.blobs, usage.bytes) == (len(on_disk), sum(on_disk.values())), f"{usage} is not {len(on_disk)}"
         with suppress(StoreFull):
             await storage.eviction.space.collect()
-        async with storage.locks.named("rebuild"), storage.locks.named("evict"):
+        async with storage.locks.hold("rebuild"), storage.locks.hold("evict"):
             on_disk = {info.digest: info.size for info in storage.store.walk()}
             recorded = {digest async for batch in storage.index.recorded() for digest in batch}
         lacking, strays = on_disk.keys() - recorded, recorded - on_disk.keys()

@@ -305,7 +305,7 @@ class Admin:
 
     async def _run(self, asked: _Asked) -> _Reply:
         asked.about |= {"rule": asked.given[:100]}
-        if await asyncio.to_thread(self._sync.busy, asked.given):
+        if await self._sync.busy(asked.given):
             raise AlreadyRunning(f"{asked.given} is being synced already")
         return await self._submitted(asked, "sync", {"rule": asked.given})
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 from mirror import telemetry
 from mirror.errors import StoreError
 from mirror.policy.traffic import Traffic, add_point, read_points, since
+from mirror.ports import Locks
 from mirror.prefetch.jobs import JobRecords
 
 #: Seconds between two points, and seconds for which points are kept.
@@ -35,20 +36,20 @@ def total() -> Traffic:
 
 
 class TrafficLog:
-    """The traffic history; each process has one. `hold` tries to take a lock across processes and returns its
-    descriptor, or None. `_run` distinguishes the counters of this start from those of an earlier one.
+    """The traffic history; each process has one. `locks` are shared by the processes of one store. `_run` distinguishes
+    the counters of this start from those of an earlier one.
     """
 
     def __init__(
         self,
         notes: JobRecords,
         *,
-        hold: Callable[[str], int | None],
+        locks: Locks,
         now: Callable[[], float] = time.time,
         every: float = _EVERY,
     ) -> None:
         self._notes = notes
-        self._hold = hold
+        self._locks = locks
         self._now = now
         self._every = every
         # several workers keep their counters in a folder made for this run; a single worker keeps them in memory
@@ -84,17 +85,17 @@ class TrafficLog:
 
     async def run(self) -> None:
         """Record a point each minute if this process gets the lock; until cancelled. Releases the lock at the end."""
-        held = None
+        lease = None
         try:
             while True:
                 await asyncio.sleep(self._every)
                 with suppress(StoreError):
-                    held = held or self._hold("traffic")
-                    if held:
+                    lease = lease or await self._locks.try_hold("traffic")
+                    if lease:
                         await asyncio.to_thread(self.record)
         finally:
-            if held:
-                os.close(held)
+            if lease:
+                lease.release()
 
 
 def _written(traffic: Traffic) -> list[int]:

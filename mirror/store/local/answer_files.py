@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ from mirror.errors import StoreError
 from mirror.policy.last_answer import LastAnswer, latest
 from mirror.store.local.durable import make_folder, store_errors, write_lightly
 from mirror.store.local.layout import Layout
+from mirror.store.local.locks import FileLease, FileLocks
 
 #: More than the workers of one mirror and of the mirror that replaces it, which may run side by side for a while.
 _MOST_FILES: Final = 256
@@ -31,11 +32,10 @@ _LARGEST: Final = 4 << 20
 class LocalRecent:
     """A worker's own file. All calls block briefly. Must not be used by two threads at once."""
 
-    def __init__(self, layout: Layout, *, hold: Callable[[str], int | None]) -> None:
-        """`hold` takes a lock by its name and returns its descriptor; None if another process has it."""
+    def __init__(self, layout: Layout, locks: FileLocks) -> None:
         self._layout = layout
-        self._hold = hold
-        self._held: int | None = None
+        self._locks = locks
+        self._lease: FileLease | None = None
         self._path: Path | None = None
 
     def load(self) -> list[LastAnswer]:
@@ -53,16 +53,16 @@ class LocalRecent:
 
     def close(self) -> None:
         """Release the file, so that another worker can continue it. Repeatable."""
-        if self._held is not None:
-            os.close(self._held)
-        self._held = self._path = None
+        if self._lease is not None:
+            self._lease.release()
+        self._lease = self._path = None
 
     def _own(self) -> Path:
         for number in range(_MOST_FILES):
             if self._path is not None:
                 return self._path
-            self._held = self._hold(f"recent-{number}")
-            if self._held is not None:
+            self._lease = self._locks.try_hold_now(f"recent-{number}")
+            if self._lease is not None:
                 self._path = self._layout.notes("recent") / f"{number}.json"
         if self._path is None:
             raise StoreError("too many workers at once to write down what they answer")

@@ -9,65 +9,94 @@ import asyncio
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
+from types import TracebackType
 from typing import Final
 
 from mirror.store.local.durable import store_errors
 from mirror.store.local.layout import Layout
 
-#: Keys share this many files. Two keys that map to one file wait for each other needlessly, which is rare.
+#: A lock of such a name has a file of its own, so long work under it does not block other names.
+_PLAIN: Final = re.compile(r"[a-z]+(-[0-9a-z]+)?")
+#: Other names, of which there may be any number, share so many files. Two that share one wait for each other.
 _FILES: Final = 1024
 _FIRST_WAIT: Final = 0.002
 _LAST_WAIT: Final = 0.05
 
 
-class Locks:
-    """Named locks below one root."""
+class FileLease:
+    """A `Lease` of the kernel: it ends when its file is closed, at the latest by the death of the process."""
+
+    def __init__(self, name: str, descriptor: int) -> None:
+        self._name = name
+        self._descriptor = descriptor
+        self.lost: Final = asyncio.Event()
+
+    def fileno(self) -> int:
+        """The descriptor of the lock file."""
+        return self._descriptor
+
+    def release(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __enter__(self) -> FileLease:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        return f"<FileLease {self._name} {'held' if self._descriptor >= 0 else 'released'}>"
+
+
+class FileLocks:
+    """`Locks` below one root. A name such as `evict` or `job-1` has a file of its own; any other name, such as
+    `tag docker.io/library/alpine:latest`, shares one, and must be held for short work only.
+    """
 
     def __init__(
         self, layout: Layout, *, secret: str = "", sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
-        """`secret` is mixed into the hash of a key, so that a client cannot choose names that share a lock file with
-        another key. It must be the same in all processes.
+        """`secret` is mixed into the hash of a name, so that a client cannot choose names that share a file with
+        another one. It must be the same in all processes.
         """
         self._layout = layout
         self._secret = secret.encode()[:64]
         self._sleep = sleep
 
-    def exclusive(self, key: str) -> AbstractAsyncContextManager[None]:
-        """Wait for the lock of a key and hold it inside the context. Not reentrant. Raises `StoreError`.
-
-        For short work and any number of keys; keys share lock files.
-        """
-        hashed = hashlib.blake2b(key.encode(), digest_size=4, key=self._secret).digest()
-        return self._held(f"{int.from_bytes(hashed) % _FILES:03x}")
-
-    def named(self, name: str) -> AbstractAsyncContextManager[None]:
-        """Like `exclusive`, but the lock has its own file, so long work does not block other keys."""
-        return self._held(name)
-
     @asynccontextmanager
-    async def _held(self, name: str) -> AsyncIterator[None]:
-        descriptor = open_lock(self._layout, name)
-        try:
+    async def hold(self, name: str) -> AsyncIterator[FileLease]:
+        with FileLease(name, open_lock(self._layout, self._file(name))) as lease:
             wait = _FIRST_WAIT
-            while not _try(descriptor):
+            while not _try(lease):
                 await self._sleep(wait)
                 wait = min(wait * 2, _LAST_WAIT)
-            yield
-        finally:
-            os.close(descriptor)
+            yield lease
 
-    def try_hold(self, name: str) -> int | None:
-        """Take the lock of this name, which has its own file, without waiting. Returns a descriptor that holds the lock
-        until it is closed or the process ends; None if the lock is held already. Raises `StoreError`.
-        """
-        descriptor = open_lock(self._layout, name)
-        if _try(descriptor):
-            return descriptor
-        os.close(descriptor)
+    async def try_hold(self, name: str) -> FileLease | None:
+        return self.try_hold_now(name)
+
+    def try_hold_now(self, name: str) -> FileLease | None:
+        """Like `try_hold`, for code in threads. Quick enough for the event loop."""
+        lease = FileLease(name, open_lock(self._layout, self._file(name)))
+        try:
+            if _try(lease):
+                return lease
+        except BaseException:
+            lease.release()
+            raise
+        lease.release()
         return None
+
+    def _file(self, name: str) -> str:
+        if _PLAIN.fullmatch(name):
+            return name
+        hashed = hashlib.blake2b(name.encode(), digest_size=4, key=self._secret).digest()
+        return f"{int.from_bytes(hashed) % _FILES:03x}"
 
 
 def open_lock(layout: Layout, name: str) -> int:
@@ -82,10 +111,10 @@ def open_lock(layout: Layout, name: str) -> int:
             return os.open(layout.locks / name, flags, 0o600)
 
 
-def _try(descriptor: int) -> bool:
+def _try(lease: FileLease) -> bool:
     with store_errors("locking"):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lease.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
     return True

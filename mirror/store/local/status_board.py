@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
 from mirror.store.local.durable import make_folder, store_errors
 from mirror.store.local.layout import Layout
+from mirror.store.local.locks import FileLease, FileLocks
 
 #: The number of slots, enough for the workers of a few mirrors on one store.
 _SLOTS: Final = 256
@@ -26,14 +27,11 @@ _SLOTS: Final = 256
 class StatusBoard:
     """The board as one process sees it, with that process's slot. All calls block briefly."""
 
-    def __init__(self, layout: Layout, *, hold: Callable[[str], int | None]) -> None:
-        """`hold` takes a lock by its name and returns a descriptor that holds it until it is closed; None if another
-        process has the lock.
-        """
+    def __init__(self, layout: Layout, locks: FileLocks) -> None:
         self._layout = layout
         self._folder = layout.notes("board")
-        self._hold = hold
-        self._slot: tuple[int, int] | None = None
+        self._locks = locks
+        self._slot: tuple[int, FileLease] | None = None
         self._closed = False
         self._closing = threading.Lock()
 
@@ -48,9 +46,9 @@ class StatusBoard:
 
     def _take_slot(self) -> None:
         for number in range(_SLOTS):
-            held = self._hold(_lock(number))
-            if held is not None:
-                self._slot = number, held
+            lease = self._locks.try_hold_now(_lock(number))
+            if lease is not None:
+                self._slot = number, lease
                 with suppress(OSError):
                     (self._folder / f"{number}.json").unlink()
                 return
@@ -80,14 +78,11 @@ class StatusBoard:
         return found
 
     def _is_over(self, number: int) -> bool:
-        held = self._hold(_lock(number))
-        if held is None:
+        lease = self._locks.try_hold_now(_lock(number))
+        if lease is None:
             return False
-        try:
-            with suppress(OSError):
-                (self._folder / f"{number}.json").unlink()
-        finally:
-            os.close(held)
+        with lease, suppress(OSError):
+            (self._folder / f"{number}.json").unlink()
         return True
 
     def _read(self, name: str) -> dict[str, Any] | None:
@@ -103,10 +98,9 @@ class StatusBoard:
         with self._closing:
             slot, self._slot = self._slot, None
         if slot is not None:
-            number, held = slot
-            with suppress(OSError):
+            number, lease = slot
+            with lease, suppress(OSError):
                 (self._folder / f"{number}.json").unlink()
-            os.close(held)
 
 
 def _lock(number: int) -> str:
