@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -32,7 +33,9 @@ from mirror.upstream.credentials.source import Credentials, CredentialSource, Gi
 from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.http.page_file import ListBounds
 from mirror.upstream.http.proxies import Proxies
-from mirror.upstream.registry import RegistryUpstream, unverified
+from mirror.upstream.http.transport import Timeouts, Tls, unverified
+from mirror.upstream.parameters import Hooks, Limits, Reach
+from mirror.upstream.registry import RegistryUpstream
 from mirror.values.sizes import parse_size
 
 #: The most hosts under wildcards that have an upstream at the same time.
@@ -130,34 +133,45 @@ class Upstreams:
         def on_failure(error: UpstreamError) -> None:
             telemetry.UPSTREAM_ERRORS.labels(label, type(error).__name__).inc()
 
-        def at(url: str, reach: ReachSettings, names: Sequence[str], **more: Any) -> RegistryUpstream:
-            tls, identity = _tls(name, reach)
-            proxies = _proxies(reach)
+        of_mirrors = Hooks(observe, on_failure=on_failure, whose=caller if settings.access == "verify" else lambda: "")
+        timeouts = Timeouts(connect=settings.connect_timeout, read=settings.read_timeout)
+        limits = Limits(blobs_at_once=settings.max_concurrent_downloads, lists=self._lists)
+
+        def at(
+            url: str, reach: ReachSettings, names: Sequence[str], *, limits: Limits, hooks: Hooks
+        ) -> RegistryUpstream:
+            tls, proxies = _tls(name, reach), _proxies(reach)
             return RegistryUpstream(
                 name,
                 url,
                 executor=self._executor,
                 memo=self._memo,
-                credentials=_for_callers(settings, _credentials(name, url, reach, names, identity or tls, proxies)),
-                allowed=reach.token_hosts,
-                internal=True if reach.private_network else None,
-                verify=tls,
-                identity=identity,
-                proxies=proxies,
-                connect_timeout=settings.connect_timeout,
-                read_timeout=settings.read_timeout,
-                blobs_at_once=settings.max_concurrent_downloads,
-                lists=self._lists,
-                user_agent=f"registry-mirror/{__version__}",
-                observe=observe,
-                on_failure=on_failure,
-                whose=caller if settings.access == "verify" else lambda: "",
-                **more,
+                credentials=_for_callers(settings, _credentials(name, url, reach, names, tls, proxies)),
+                reach=Reach(
+                    token_hosts=reach.token_hosts,
+                    internal=True if reach.private_network else None,
+                    tls=tls,
+                    proxies=proxies,
+                    timeouts=timeouts,
+                    user_agent=f"registry-mirror/{__version__}",
+                ),
+                limits=limits,
+                hooks=hooks,
             )
 
-        own = at(settings.url or f"https://{name}", settings, [name, *settings.aliases], on_budget=on_budget)
+        own = at(
+            settings.url or f"https://{name}",
+            settings,
+            [name, *settings.aliases],
+            limits=limits,
+            hooks=replace(of_mirrors, on_budget=on_budget),
+        )
         # no retries: if one endpoint fails, the next one is asked
-        mirrors = [at(one.url, one, [urlsplit(one.url).netloc], retries=0) for one in settings.endpoints]
+        once = replace(limits, retries=0)
+        mirrors = [
+            at(endpoint.url, endpoint, [urlsplit(endpoint.url).netloc], limits=once, hooks=of_mirrors)
+            for endpoint in settings.endpoints
+        ]
         return EndpointsUpstream([*mirrors, own], hedge_after=settings.hedge_after) if mirrors else own
 
     def states(self) -> list[UpstreamState]:
@@ -238,7 +252,7 @@ def _credentials(
     url: str,
     reach: ReachSettings,
     names: Sequence[str],
-    tls: bool | ssl.SSLContext,
+    tls: Tls,
     proxies: Proxies,
 ) -> CredentialSource:
     if reach.docker_config is not None:
@@ -246,7 +260,7 @@ def _credentials(
         source.check()
         return source
     if reach.provider is not None:
-        context = tls if isinstance(tls, ssl.SSLContext) else None if tls else unverified()
+        context = tls.identity or tls.given or (None if tls.verify else unverified())
         proxy = reach.proxy.get_secret_value() if reach.proxy else None
         proxy = None if proxy == "env" else proxy
         options = _provider_options(reach)
@@ -279,10 +293,8 @@ def _provider_options(settings: ReachSettings) -> ProviderOptions:
     )
 
 
-def _tls(name: str, reach: ReachSettings) -> tuple[bool | ssl.SSLContext, ssl.SSLContext | None]:
-    """How the registry's certificate is verified, and the TLS context with our client certificate, if there is one.
-    That context is used for the registry itself only. Raises `ConfigError`.
-    """
+def _tls(name: str, reach: ReachSettings) -> Tls:
+    """How the registry's certificate is verified, and our client certificate, if there is one. Raises `ConfigError`."""
     verify: bool | ssl.SSLContext = reach.verify_tls
     try:
         if reach.ca_file is not None and reach.verify_tls:
@@ -290,7 +302,7 @@ def _tls(name: str, reach: ReachSettings) -> tuple[bool | ssl.SSLContext, ssl.SS
     except (OSError, ssl.SSLError) as error:
         raise ConfigError([f"upstream {name}: ca_file {reach.ca_file} holds no certificate"]) from error
     if reach.client_certificate is None or reach.client_key is None:
-        return verify, None
+        return Tls(verify)
     identity = ssl.create_default_context(cafile=reach.ca_file) if reach.verify_tls else unverified()
     identity.set_alpn_protocols(["http/1.1"])
     try:
@@ -298,4 +310,4 @@ def _tls(name: str, reach: ReachSettings) -> tuple[bool | ssl.SSLContext, ssl.SS
     except (OSError, ssl.SSLError) as error:
         pair = f"{reach.client_certificate} and {reach.client_key}"
         raise ConfigError([f"upstream {name}: client_certificate, client_key: {pair} are no matching pair"]) from error
-    return verify, identity
+    return Tls(verify, identity)

@@ -6,15 +6,15 @@ not the mirror's own account and not other callers.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from mirror.aio.latest import put_latest
+from cachetools import LRUCache
+
 from mirror.aio.memo import MISSING, Memo
 from mirror.errors import UpstreamThrottled
 from mirror.policy.upstream.budget import LOOK_AGAIN, Budget, is_spent, newer, resets_in
+from mirror.upstream.parameters import Clocks, Hooks
 
 #: The most callers that are remembered; the least recently used ones are dropped.
 _MOST: Final = 1000
@@ -37,38 +37,21 @@ class RateAccount:
 class Accounts:
     """The accounts at one address of one upstream."""
 
-    def __init__(
-        self,
-        upstream: str,
-        address: str,
-        memo: Memo,
-        *,
-        whose: Callable[[], str],
-        now: Callable[[], float],
-        on_budget: Callable[[Budget], None],
-    ) -> None:
-        """`memo` shares the budget of our own account at `address` with other processes. `whose` gives the caller on
-        whose behalf a call is made, "" for the mirror's own account. `on_budget` is called with each new budget of our
-        own account. `now` gives epoch seconds.
-        """
+    def __init__(self, upstream: str, address: str, memo: Memo, hooks: Hooks, clocks: Clocks) -> None:
+        """`memo` shares the budget of our own account at `address` with other processes."""
         self._upstream = upstream
         self._key = f"budget {upstream} {address}"
         self._memo = memo
-        self._whose = whose
-        self._now = now
-        self._on_budget = on_budget
+        self._hooks = hooks
+        self._clocks = clocks
         self.own = RateAccount()
-        self._callers: OrderedDict[str, RateAccount] = OrderedDict()
+        self._callers: LRUCache[str, RateAccount] = LRUCache(_MOST)
 
     @property
     def current(self) -> RateAccount:
         """The account of the present caller, or the mirror's own."""
-        whose = self._whose()
-        if not whose:
-            return self.own
-        account = self._callers.get(whose) or RateAccount()
-        put_latest(self._callers, whose, account, _MOST)
-        return account
+        whose = self._hooks.whose()
+        return self._callers.setdefault(whose, RateAccount()) if whose else self.own
 
     async def within_budget(self) -> None:
         """Raises `UpstreamThrottled` while no pulls are left. One call a minute passes, to find out if that changed."""
@@ -76,7 +59,7 @@ class Accounts:
         if account is self.own:
             shared = await self._memo.get(self._key)
             account.budget = newer(account.budget, None if shared is MISSING else Budget.from_json(shared))
-        now, budget = self._now(), account.budget
+        now, budget = self._clocks.now(), account.budget
         if budget is None or not is_spent(budget, now):
             return
         if now - max(budget.seen_at, account.looked_at) < LOOK_AGAIN:
@@ -89,7 +72,7 @@ class Accounts:
         account.budget = budget
         if account is not self.own:
             return
-        self._on_budget(budget)
+        self._hooks.on_budget(budget)
         # for other processes; each soon gets a budget from its own calls
         await self._memo.put(self._key, budget.to_json(), LOOK_AGAIN)
 
@@ -97,7 +80,7 @@ class Accounts:
         """The error to raise if no pulls are left."""
         budget, wait = self.current.budget, LOOK_AGAIN
         if budget is not None:
-            wait = resets_in(budget, self._now())
+            wait = resets_in(budget, self._clocks.now())
         of = "" if budget is None else f" of {budget.limit} in {budget.window:.0f} s"
         return UpstreamThrottled(
             f"{self._upstream} allows no more pulls{of}; it may be {wait:.0f} s until it does",
@@ -105,3 +88,6 @@ class Accounts:
             status=429,
             retry_after=wait,
         )
+
+    def __repr__(self) -> str:
+        return f"<Accounts at {self._upstream}, {len(self._callers)} callers>"

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -44,6 +43,7 @@ from mirror.upstream.http.client import Observe, read_limited, translated
 from mirror.upstream.http.dialing import AddressRefused, check_literal
 from mirror.upstream.http.download import REDIRECTS
 from mirror.upstream.http.proxies import DIRECT, Proxies
+from mirror.upstream.parameters import Clocks
 
 _LARGEST_ANSWER: Final = 64 * 1024
 _CHALLENGE_KNOWN_FOR: Final = 3600.0
@@ -59,7 +59,7 @@ class TokenSource:
     """Gives the `Authorization` header for one upstream; tokens of different upstreams never mix.
 
     `session` gives the HTTP client, which must not keep cookies or decompress bodies. `timeout` limits one exchange, in
-    seconds. `now` gives epoch seconds, `clock` counts seconds. Every method may be called by many tasks at once; those
+    seconds. Every method may be called by many tasks at once; those
     that want the same token share one exchange.
     """
 
@@ -73,8 +73,7 @@ class TokenSource:
         *,
         proxies: Proxies = DIRECT,
         timeout: float = 20.0,
-        now: Callable[[], float] = time.time,
-        clock: Callable[[], float] = time.monotonic,
+        clocks: Clocks | None = None,
         observe: Observe | None = None,
     ) -> None:
         self._upstream = upstream
@@ -84,11 +83,10 @@ class TokenSource:
         self._memo = memo
         self._proxies = proxies
         self._timeout = timeout
-        self._now = now
-        self._clock = clock
+        self._clocks = clocks = clocks or Clocks()
         self._observe = observe or (lambda event, status, seconds: None)
         self._last: dict[str, str] | None = None
-        self._login = LoginState("", now)
+        self._login = LoginState("", lambda: clocks.now())
         self._basic: str | None = None
 
     @property
@@ -227,7 +225,7 @@ class TokenSource:
         wanted = _wanted(challenge, scope)
         url = self._check(challenge["realm"])
         more: dict[str, Any] = {"allow_redirects": False, **self._proxies.options(parse_url(url))}
-        began, status = self._clock(), None
+        began, status = self._clocks.monotonic(), None
         headers = {
             "Accept": "application/json",
             "Accept-Encoding": "identity",
@@ -252,7 +250,7 @@ class TokenSource:
                 async with asyncio.timeout(self._timeout):
                     status, retry_after, content = await self._ask(url, form, more)
             finally:
-                self._observe("token", status, self._clock() - began)
+                self._observe("token", status, self._clocks.monotonic() - began)
         if status in (400, 401, 403) and self._refuses(status, credentials):
             raise CredentialsRefused("the token service refuses our credentials", upstream=self._upstream, status=401)
         token = self._read(status, retry_after, content)
@@ -292,7 +290,7 @@ class TokenSource:
         """True if the token service refuses our own credentials, which is also recorded in `login`."""
         if credentials is None or not credentials.ours:
             return False
-        if status == 403 and self._now() - self._login.worked_at < _LET_IN_FOR:
+        if status == 403 and self._clocks.now() - self._login.worked_at < _LET_IN_FOR:
             return False
         self._login.failed(f"the token service refuses the credentials ({status})")
         return True
@@ -300,7 +298,7 @@ class TokenSource:
     def _read(self, status: int, retry_after: str | None, content: bytes) -> dict[str, Any]:
         """The token in an answer, and for how many seconds to use it. Raises by status, without quoting the answer."""
         if is_throttling(status, retry_after):
-            wait = hold_for(parse_retry_after(retry_after, self._now()), 1)
+            wait = hold_for(parse_retry_after(retry_after, self._clocks.now()), 1)
             raise UpstreamThrottled(
                 "the token service asks to slow down", upstream=self._upstream, status=status, retry_after=wait
             )

@@ -20,6 +20,7 @@ from mirror.policy.records import ContentRecord
 from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.upstream.credentials.source import Credentials, LoginState
 from mirror.upstream.http.client import open_session
+from mirror.upstream.parameters import Clocks
 from mirror.upstream.tokens import TokenSource
 from tests.faults.conftest import Tally
 from tests.support.cancelling import Baseline, cancelled_everywhere
@@ -164,7 +165,7 @@ async def _token_source(*given: Credentials) -> AsyncIterator[tuple[TokenSource,
         session = open_session(bounds, None, connect_timeout=5, read_timeout=20)
         memo = Memo()
         now = asyncio.get_running_loop().time
-        source = TokenSource("test", bounds, lambda: session, _Issued(*given), memo, now=now)
+        source = TokenSource("test", bounds, lambda: session, _Issued(*given), memo, clocks=Clocks(now=now))
         challenge = Challenge("bearer", {"realm": f"{registry.url}/token", "service": "fake", "scope": ""})
         try:
             yield source, challenge, registry

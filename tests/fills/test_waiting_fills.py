@@ -23,6 +23,7 @@ from mirror.upstream.registry import RegistryUpstream
 from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry, stall, status
 from tests.support.live_mirror import noise, reached
+from tests.support.registry_upstream import registry_upstream
 from tests.support.scripted import Stall
 
 _LAYER = noise(3 << 20)
@@ -132,12 +133,11 @@ async def site(request: pytest.FixtureRequest, registry: FakeRegistry, tmp_path:
     with ThreadPoolExecutor(8) as executor:
 
         def make() -> RegistryUpstream:
-            return RegistryUpstream(
+            return registry_upstream(
                 "docker.io",
                 registry.url,
                 executor=executor,
                 memo=memo,
-                now=clock,
                 clock=clock,
                 sleep=outage.sleep,
                 jitter=lambda: 0.5,

@@ -13,6 +13,7 @@ from mirror.upstream.credentials.source import CredentialSource
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry
+from tests.support.registry_upstream import registry_upstream
 
 #: An upstream with these credentials; closed at the end of the test.
 Pulling: TypeAlias = Callable[[FakeRegistry, CredentialSource], RegistryUpstream]
@@ -32,8 +33,8 @@ async def pulling(clock: Clock) -> AsyncIterator[Pulling]:
 
     def make(registry: FakeRegistry, credentials: CredentialSource) -> RegistryUpstream:
         opened.append(
-            RegistryUpstream(
-                "a.test", registry.url, executor=executor, memo=memo, credentials=credentials, now=clock, clock=clock
+            registry_upstream(
+                "a.test", registry.url, executor=executor, memo=memo, credentials=credentials, clock=clock
             )
         )
         return opened[-1]

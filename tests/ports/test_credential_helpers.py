@@ -24,11 +24,11 @@ from mirror.upstream.credentials.credential_helpers import CredentialHelper
 from mirror.upstream.credentials.docker_config import DockerConfig
 from mirror.upstream.credentials.renewal import Issued, Renewed
 from mirror.upstream.credentials.source import Credentials, CredentialsUnavailable
-from mirror.upstream.registry import RegistryUpstream
 from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry
 from tests.support.helper_program import HelperProgram
 from tests.support.live_mirror import PATIENCE, until
+from tests.support.registry_upstream import registry_upstream
 
 HUB = "https://index.docker.io/v1/"
 SECRET = "canary-secret"
@@ -245,8 +245,8 @@ async def test_credentials_that_upstream_refuses_are_had_anew(
         digest = registry.add_image("team/app", "v1", [b"layer"])
         config = configured(tmp_path, {"credsStore": "cloud"}, registry.host, helper, clock)
         memo = Memo(now=clock)
-        upstream = RegistryUpstream(
-            "a.io", registry.url, executor=executor, memo=memo, credentials=config, now=clock, clock=clock
+        upstream = registry_upstream(
+            "a.io", registry.url, executor=executor, memo=memo, credentials=config, clock=clock
         )
         assert (await upstream.resolve("team/app", "v1")).digest == digest
         clock.time += 120

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import gzip
 import os
-import ssl
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,8 +16,10 @@ from mirror.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.ports import Body
 from mirror.upstream.http.body import HttpBody
-from mirror.upstream.http.download import BlobAnswer, DialFailed, Transfer
+from mirror.upstream.http.download import Answer, DialFailed, Transfer
+from mirror.upstream.http.transport import Tls
 from tests.support.certificates import Certificate
+from tests.support.registry_upstream import take_timeouts
 from tests.support.scripted import Close, Request, Reset, Script, Scripted, Stall, chunked, head, reply
 
 CONTENT = bytes(range(256)) * 4096
@@ -36,7 +37,9 @@ def open_transfer() -> Iterator[Callable[..., Transfer]]:
     opened: list[Transfer] = []
 
     def build(upstream: Scripted, **settings: Any) -> Transfer:
-        transfer = Transfer("test", UrlBounds.of(upstream.url), **settings)
+        timeouts, others = take_timeouts(settings), {"tls", "clock", "holds", "most_idle", "longest_idle"}
+        more = {name: value for name, value in settings.items() if name in others}
+        transfer = Transfer("test", UrlBounds.of(upstream.url), timeouts=timeouts, **more)
         opened.append(transfer)
         return transfer
 
@@ -50,7 +53,7 @@ def transfer(upstream: Scripted, open_transfer: Callable[..., Transfer]) -> Tran
     return open_transfer(upstream)
 
 
-def body_of(answer: BlobAnswer) -> HttpBody:
+def body_of(answer: Answer) -> HttpBody:
     assert isinstance(answer.body, HttpBody), answer
     return answer.body
 
@@ -605,7 +608,7 @@ def test_tls(certificate: Certificate, open_transfer: Callable[..., Transfer]) -
     with Scripted(tls=certificate.server()) as upstream:
         upstream.on("/blob", reply(200, CONTENT))
         upstream.on("/chunked", head(200, {"Transfer-Encoding": "chunked"}), chunked(CONTENT))
-        transfer = open_transfer(upstream, tls=certificate.client)
+        transfer = open_transfer(upstream, tls=Tls(certificate.client()))
         for path in ("blob", "chunked", "blob"):
             body = body_of(transfer.get(f"{upstream.url}/{path}", {}))
             body.readinto(memoryview(bytearray(1)))
@@ -620,7 +623,7 @@ def test_tls_cut_short(certificate: Certificate, open_transfer: Callable[..., Tr
     with Scripted(tls=certificate.server()) as upstream:
         upstream.on("/cut", head(200, {"Content-Length": "10"}), b"hello", Close())
         upstream.on("/stalled", head(200, {"Content-Length": "10"}), b"hello", Stall())
-        transfer = open_transfer(upstream, tls=certificate.client, read_timeout=0.2)
+        transfer = open_transfer(upstream, tls=Tls(certificate.client()), read_timeout=0.2)
         for path, error in (("cut", UpstreamUnavailable), ("stalled", UpstreamTimeout)):
             body = body_of(transfer.get(f"{upstream.url}/{path}", {}))
             content, failure = read_until_error(body)
@@ -633,7 +636,7 @@ def test_tls_that_is_not_trusted(certificate: Certificate, open_transfer: Callab
     """Faults row 21: a certificate of nobody we know is a failed dial, and nothing was sent."""
     with Scripted(tls=certificate.server()) as upstream:
         with pytest.raises(DialFailed, match="certificate"):
-            open_transfer(upstream, tls=ssl.create_default_context).get(f"{upstream.url}/blob", {"Authorization": "x"})
+            open_transfer(upstream).get(f"{upstream.url}/blob", {"Authorization": "x"})
         assert not upstream.requests
 
 
@@ -645,7 +648,7 @@ def test_abort_ends_a_blocked_read(
     with Scripted(tls=certificate.server() if over_tls else None) as upstream:
         stall = Stall()
         upstream.on("/blob", head(200, {"Content-Length": "10"}), b"hello", stall)
-        body = body_of(open_transfer(upstream, tls=certificate.client).get(f"{upstream.url}/blob", {}))
+        body = body_of(open_transfer(upstream, tls=Tls(certificate.client())).get(f"{upstream.url}/blob", {}))
         caught: list[BaseException] = []
         first = threading.Event()
 

@@ -21,6 +21,7 @@ from mirror.upstream.registry import RegistryUpstream
 from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry, Fault, cut, html, silence, status, throttle, wrong_bytes
 from tests.support.live_mirror import PATIENCE
+from tests.support.registry_upstream import registry_upstream
 from tests.support.scripted import Answering, Request, Script, Scripted, Stall, head
 
 NAME = "team/app"
@@ -50,8 +51,8 @@ async def build(clock: Clock) -> AsyncIterator[Build]:
     async def sleep(_seconds: float) -> None: ...
 
     def make(*urls: str, hedge_after: float | None = None, **more: Any) -> EndpointsUpstream:
-        settings = {"executor": executor, "memo": memo, "now": clock, "clock": clock, "sleep": sleep, **more}
-        members = [RegistryUpstream("a.io", url, retries=0, **settings) for url in urls]
+        settings = {"executor": executor, "memo": memo, "clock": clock, "sleep": sleep, **more}
+        members = [registry_upstream("a.io", url, retries=0, **settings) for url in urls]
         opened.append(EndpointsUpstream(members, hedge_after=hedge_after, clock=clock))
         return opened[-1]
 
@@ -134,7 +135,7 @@ async def test_what_an_endpoint_was_not_asked_is_no_failure(origin: FakeRegistry
     upstream = build(gone_url(), origin.url)
     first = upstream.members[0]
     for _ in range(3):
-        first._circuit = first._circuit.failed(first._clock())
+        first._calls.circuit = first._calls.circuit.failed(first.clocks.monotonic())
     for _ in range(10):
         await upstream.resolve(NAME, "v1")
     assert upstream._circuits[0] == CLOSED

@@ -20,6 +20,7 @@ from mirror.upstream.registry import RegistryUpstream
 from tests.support.certificates import Certificate
 from tests.support.fake_registry import FakeRegistry
 from tests.support.proxy import HttpProxy
+from tests.support.registry_upstream import registry_upstream
 from tests.support.scripted import Scripted
 
 NAME = "team/app"
@@ -47,7 +48,7 @@ async def build() -> AsyncIterator[Build]:
     executor, memo = ThreadPoolExecutor(4), Memo()
 
     def make(url: str, **more: Any) -> RegistryUpstream:
-        opened.append(RegistryUpstream("a.io", url, executor=executor, memo=memo, retries=0, **more))
+        opened.append(registry_upstream("a.io", url, executor=executor, memo=memo, retries=0, **more))
         return opened[-1]
 
     yield make
@@ -143,7 +144,7 @@ async def test_literal_addresses_stay_forbidden(proxy: HttpProxy, build: Build) 
     """Faults rows 71 and 72: a redirect to a metadata address does not go out through the proxy either."""
     upstream = build("http://registry.test", proxies=Proxies.given(proxy.url))
     with pytest.raises(UpstreamInvalid):
-        await asyncio.to_thread(upstream._transfer.get, "http://169.254.169.254/x", {})
+        await asyncio.to_thread(upstream._blob_client._transfer.get, "http://169.254.169.254/x", {})
     assert proxy.requests == []
 
 

@@ -55,6 +55,7 @@ from tests.support.fake_registry import (
     throttle,
     wrong_bytes,
 )
+from tests.support.registry_upstream import registry_upstream
 from tests.support.scripted import Close, Request, Scripted, Stall, head, reply, reply_json
 
 NAME = "team/app"
@@ -82,8 +83,8 @@ async def build(clock: Clock, waits: list[float]) -> AsyncIterator[Build]:
         waits.append(seconds)
 
     def make(url: str, name: str = "test", **settings: Any) -> RegistryUpstream:
-        settings = {"memo": memo, "now": clock, "clock": clock, "sleep": sleep, "jitter": lambda: 0.5, **settings}
-        upstreams.append(RegistryUpstream(name, url, executor=executor, **settings))
+        settings = {"memo": memo, "clock": clock, "sleep": sleep, "jitter": lambda: 0.5, **settings}
+        upstreams.append(registry_upstream(name, url, executor=executor, **settings))
         return upstreams[-1]
 
     yield make
@@ -852,9 +853,8 @@ async def test_a_dead_upstream(build: Build, clock: Clock, waits: list[float]) -
     """Faults row 21: after three failed dials calls fail at once for a while, then one probe goes out at a time."""
     with FakeRegistry() as gone:
         url = gone.url
-    upstream = build(url)
     seen: list[tuple[str, int | None]] = []
-    upstream._observe = lambda event, code, seconds: seen.append((event, code))
+    upstream = build(url, observe=lambda event, code, seconds: seen.append((event, code)))
     with pytest.raises(UpstreamUnavailable):
         await upstream.manifest(NAME, "v1")
     assert seen == [("manifest", None)] * 3
@@ -874,7 +874,7 @@ async def test_an_upstream_that_comes_back(registry: FakeRegistry, build: Build,
     digest = registry.add_image(NAME, "v1", [LAYER])
     upstream = build(registry.url)
     for _ in range(3):
-        upstream._circuit = upstream._circuit.failed(clock())
+        upstream._calls.circuit = upstream._calls.circuit.failed(clock())
     with pytest.raises(UpstreamUnavailable):
         await upstream.manifest(NAME, "v1")
     clock.time += 1
@@ -887,7 +887,7 @@ async def test_a_cancelled_probe_is_no_probe(registry: FakeRegistry, build: Buil
     digest = registry.add_image(NAME, "v1", [LAYER])
     upstream = build(registry.url)
     for _ in range(3):
-        upstream._circuit = upstream._circuit.failed(clock())
+        upstream._calls.circuit = upstream._calls.circuit.failed(clock())
     clock.time += 1
     gate = Stall()
     registry.fail("manifests", stall(gate))

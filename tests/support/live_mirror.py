@@ -41,6 +41,8 @@ from mirror.ports import Upstream
 from mirror.repository.tag_history import TamperProofClock
 from mirror.server.registry.connection_limit import ConnectionLimiter
 from mirror.server.registry.handler import FrontServer
+from mirror.upstream.endpoints import EndpointsUpstream
+from mirror.upstream.registry import RegistryUpstream
 from tests.support.scripted import Stall
 
 T = TypeVar("T")
@@ -272,9 +274,14 @@ def _set_clock(app: App, clock: Clock) -> None:
 
     def upstream_for(name: str) -> Upstream:
         upstream = make(name)
-        for one in (upstream, *getattr(upstream, "members", ())):
-            one._sleep = _no_sleep
-            one._clock = one._now = clock
+        members: tuple[Upstream, ...] = (upstream,)
+        if isinstance(upstream, EndpointsUpstream):
+            upstream._clock = clock
+            members = upstream.members
+        for member in members:
+            if isinstance(member, RegistryUpstream):
+                member.clocks.sleep = _no_sleep
+                member.clocks.monotonic = member.clocks.now = clock
         return upstream
 
     app.router._upstream_for = upstream_for

@@ -5,18 +5,30 @@ It is aiohttp, with every feature off that changes bytes or carries state from o
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import Final, Literal
 
 import aiohttp
+from yarl import URL
 
 from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamOffLimits, UpstreamTimeout, UpstreamUnavailable
-from mirror.policy.upstream.url_bounds import UrlBounds
-from mirror.upstream.http.dialing import AddressRefused
-from mirror.upstream.http.download import DialFailed, DialTimedOut
+from mirror.oci.coding import decode
+from mirror.oci.manifest import LARGEST
+from mirror.policy.upstream.url_bounds import Origin, Url, UrlBounds, UrlRefused, parse_url, surviving_headers
+from mirror.upstream.http.body import Fields
+from mirror.upstream.http.dialing import AddressRefused, check_literal
+from mirror.upstream.http.download import CONTENT, LARGEST_ERROR, REDIRECTS, Answer, DialFailed, DialTimedOut
+from mirror.upstream.http.host_holds import HostHolds
+from mirror.upstream.http.page_file import PageFile
 from mirror.upstream.http.proxies import DIRECT, Proxies
 from mirror.upstream.http.resolver import BoundedResolver
+from mirror.upstream.http.transport import Timeouts, Tls
+
+#: Signed URLs in `Location` are longer than the 8 KiB that aiohttp allows by default.
+_LONGEST_FIELD: Final = 32 * 1024
 
 #: Called for each request to upstream with its purpose, its status (None: no answer) and the seconds until then.
 Observe = Callable[[str, int | None, float], None]
@@ -26,8 +38,135 @@ class AnswerTooLarge(UpstreamInvalid):
     """An answer that is larger than its limit."""
 
 
-#: Signed URLs in `Location` are longer than the 8 KiB that aiohttp allows by default.
-_LONGEST_FIELD = 32 * 1024
+#: Reads the content of an answer. Returns it without its `Content-Encoding`, and as it was sent.
+ReadContent = Callable[[aiohttp.ClientResponse], Awaitable[tuple[bytes, bytes]]]
+
+
+class HttpClient:
+    """Sends small requests to one upstream and follows redirects, each of which is checked against the URL rules.
+
+    `described` names the upstream in messages. `holds` are the hosts that asked to be left alone.
+    """
+
+    def __init__(
+        self,
+        upstream: str,
+        described: str,
+        bounds: UrlBounds,
+        *,
+        tls: Tls,
+        proxies: Proxies,
+        timeouts: Timeouts,
+        holds: HostHolds,
+    ) -> None:
+        self._upstream = upstream
+        self._described = described
+        self._bounds = bounds
+        self._tls = tls
+        self._proxies = proxies
+        self._timeouts = timeouts
+        self._holds = holds
+        self._session: aiohttp.ClientSession | None = None
+
+    def session(self) -> aiohttp.ClientSession:
+        """The session, opened when it is first needed. To be called with the event loop running."""
+        if self._session is None:
+            base, tls = self._bounds.base, self._tls
+            self._session = open_session(
+                self._bounds,
+                tls.context if base.scheme == "https" else tls.given,
+                connect_timeout=self._timeouts.connect,
+                read_timeout=self._timeouts.answer,
+                proxies=self._proxies,
+            )
+        return self._session
+
+    async def send(
+        self,
+        method: Literal["GET", "HEAD"],
+        text: str,
+        headers: Mapping[str, str],
+        read: ReadContent,
+        passes: Mapping[Origin, str],
+    ) -> Answer:
+        """Send a request to the URL `text`, and follow redirects. `read` reads the content if the status is in
+        `CONTENT`; of any other answer the first 64 KiB are read.
+
+        `passes` are the `Authorization` headers for other origins, to which a redirect may lead. Raises what
+        `Transfer.get` raises, and what `read` raises.
+        """
+        hops = 0
+        url: Url | None = None
+        try:
+            async with translated(self._upstream, self._described), asyncio.timeout(self._timeouts.answer):
+                url = parse_url(text)
+                while True:
+                    check_literal(self._bounds, url.host)
+                    options = self._proxies.options(url)
+                    if self._tls.identity and url.origin == self._bounds.base.origin:
+                        options["ssl"] = self._tls.identity
+                    async with self.session().request(
+                        method,
+                        URL(str(url), encoded=True),
+                        headers={**headers, **self._proxies.headers(url)},
+                        allow_redirects=False,
+                        **options,
+                    ) as response:
+                        fields = Fields(response.headers.items())
+                        if response.status in CONTENT:
+                            content, sent = await read(response)
+                            return Answer(response.status, fields, url, content, sent=sent)
+                        if response.status not in REDIRECTS:
+                            content = await read_limited(response, LARGEST_ERROR + 1)
+                            return Answer(response.status, fields, url, content, sent=content)
+                    entered = self._bounds.next_hop(url, fields.get("Location"), hops)
+                    headers = surviving_headers(headers, url, entered, passes)
+                    url, hops = entered, hops + 1
+                    self._holds.check(url)
+        except UrlRefused as error:
+            raise UpstreamInvalid(f"{self._upstream}: {error}", upstream=self._upstream) from error
+        except UpstreamError as error:
+            error.elsewhere = url is not None and url.origin != self._bounds.base.origin
+            raise
+
+    def whole(self, limit: int) -> ReadContent:
+        """Reads and decodes a content of at most `limit` bytes. Raises `AnswerTooLarge`."""
+
+        async def read(response: aiohttp.ClientResponse) -> tuple[bytes, bytes]:
+            sent = await read_limited(response, limit + 1)
+            content = decode(sent, response.headers.get("Content-Encoding"), limit + 1)
+            if max(len(sent), len(content)) > limit:
+                raise self._too_large(f"an answer of more than {limit} bytes", response)
+            return content, sent
+
+        return read
+
+    def into(self, page: PageFile) -> ReadContent:
+        """Writes the decoded content into `page`, and returns none. Raises `AnswerTooLarge`, `StoreError`."""
+
+        async def read(response: aiohttp.ClientResponse) -> tuple[bytes, bytes]:
+            page.restart()
+            async with aclosing(_pieces(response)) as pieces:
+                async for piece in pieces:
+                    if not await page.write(piece):
+                        response.close()
+                        raise self._too_large("a tag list that is longer than tag_lists_max_size", response)
+            return b"", b""
+
+        return read
+
+    async def aclose(self) -> None:
+        """Close the connections. Repeatable."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def _too_large(self, what: str, response: aiohttp.ClientResponse) -> AnswerTooLarge:
+        return AnswerTooLarge(f"{self._upstream}: {what}", upstream=self._upstream, status=response.status)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._session is None else "open"
+        return f"<HttpClient {self._described} {state}>"
 
 
 def open_session(
@@ -63,20 +202,30 @@ def open_session(
 
 async def read_limited(response: aiohttp.ClientResponse, limit: int) -> bytes:
     """At most `limit` bytes of a body. If more may follow, the connection is closed."""
-    kept = bytearray()
+    content = bytearray()
     async for piece in response.content.iter_any():
-        kept += piece
-        if len(kept) >= limit:
+        content += piece
+        if len(content) >= limit:
             response.close()
             break
-    return bytes(kept[:limit])
+    return bytes(content[:limit])
+
+
+async def _pieces(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+    """The pieces of a body as they arrive. An encoded body is read whole, at most `LARGEST` bytes, and decoded."""
+    coding = response.headers.get("Content-Encoding")
+    if (coding or "identity").strip().lower() == "identity":
+        async for piece in response.content.iter_any():
+            yield piece
+    else:
+        yield decode(await read_limited(response, LARGEST), coding, 4 * LARGEST)
 
 
 @asynccontextmanager
-async def translated(upstream: str, whom: str) -> AsyncIterator[None]:
+async def translated(upstream: str, described: str) -> AsyncIterator[None]:
     """Translate aiohttp's exceptions into `UpstreamError`s, without URLs, which may contain a signature.
 
-    `whom` names the other side in messages.
+    `described` names the other side in messages.
     """
     try:
         yield
@@ -85,21 +234,21 @@ async def translated(upstream: str, whom: str) -> AsyncIterator[None]:
     except AddressRefused as error:
         raise UpstreamOffLimits(str(error), upstream=upstream) from error
     except aiohttp.ConnectionTimeoutError as error:
-        raise DialTimedOut(f"{whom} did not answer the dial", upstream=upstream) from error
+        raise DialTimedOut(f"{described} did not answer the dial", upstream=upstream) from error
     except TimeoutError as error:
-        raise UpstreamTimeout(f"{whom} did not answer in time", upstream=upstream) from error
+        raise UpstreamTimeout(f"{described} did not answer in time", upstream=upstream) from error
     except aiohttp.ClientConnectorCertificateError as error:
         # in OpenSSL's words: «certificate has expired», «self-signed certificate», «Hostname mismatch, …»
         why = getattr(error.certificate_error, "verify_message", "") or "for no reason given"
-        raise DialFailed(f"the certificate of {whom} is not trusted: {why}", upstream=upstream) from error
+        raise DialFailed(f"the certificate of {described} is not trusted: {why}", upstream=upstream) from error
     except aiohttp.ClientConnectorError as error:
         if isinstance(error.os_error, AddressRefused):
             raise UpstreamOffLimits(str(error.os_error), upstream=upstream) from error
         why = error.os_error.strerror or type(error.os_error).__name__
-        raise DialFailed(f"no connection to {whom}: {why}", upstream=upstream) from error
+        raise DialFailed(f"no connection to {described}: {why}", upstream=upstream) from error
     except aiohttp.ClientHttpProxyError as error:
         raise DialFailed(f"the proxy answers {error.status}", upstream=upstream) from error
     except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
-        raise UpstreamInvalid(f"{whom} does not answer in HTTP", upstream=upstream) from error
+        raise UpstreamInvalid(f"{described} does not answer in HTTP", upstream=upstream) from error
     except (aiohttp.ClientError, OSError) as error:
-        raise UpstreamUnavailable(f"the connection to {whom} broke", upstream=upstream) from error
+        raise UpstreamUnavailable(f"the connection to {described} broke", upstream=upstream) from error

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +36,7 @@ from mirror.upstream.http.connection import Connection, IdleConnections
 from mirror.upstream.http.dialing import AddressRefused, check_literal, dial
 from mirror.upstream.http.host_holds import HostHolds
 from mirror.upstream.http.proxies import DIRECT, Proxies, Proxy, open_tunnel
+from mirror.upstream.http.transport import Timeouts, Tls
 
 #: The most bytes of an error's text that are read; the rest is dropped.
 LARGEST_ERROR: Final = 64 * 1024
@@ -65,10 +65,11 @@ class DialTimedOut(UpstreamTimeout):
 
 
 @dataclass(frozen=True, slots=True)
-class BlobAnswer:
+class Answer:
     """The last answer after all redirects, given by `url`.
 
-    `body` is set if the answer has content, and the caller closes it; else `content` is its text, at most 64 KiB.
+    Of a small answer, `content` is its content without its `Content-Encoding`, and `sent` as it was sent. Of a blob,
+    `body` is set, and the caller closes it. Of an error, `content` is its text, at most 64 KiB.
     """
 
     status: int
@@ -76,6 +77,7 @@ class BlobAnswer:
     url: Url
     content: bytes = b""
     body: HttpBody | EncodedBody | None = None
+    sent: bytes = b""
 
 
 class Cancel:
@@ -104,15 +106,8 @@ class Cancel:
 class Transfer:
     """Blob exchanges with one upstream and with the hosts to which it redirects.
 
-    `tls` makes the context for https. `identity` is the context with our client certificate, which is shown to the
-    upstream itself and to no host to which it redirects. `proxies` chooses the proxy for each URL.
-
-    Times are in seconds: `connect_timeout` for TCP, and again for TLS; `answer_timeout` from the request to the end of
-    the headers; `read_timeout` for any wait between two bytes of a body. A body is given up if it brings fewer than
-    `lowest_rate` bytes a second, averaged over `rate_window` seconds of waiting; its total time is not limited.
-
-    At most `most_idle` connections wait for another request, for at most `longest_idle` seconds. `clock` counts
-    seconds. `holds` are the hosts that asked to be left alone.
+    `proxies` chooses the proxy for each URL. At most `most_idle` connections wait for another request, for at most
+    `longest_idle` seconds. `clock` counts seconds. `holds` are the hosts that asked to be left alone.
     """
 
     def __init__(
@@ -120,14 +115,9 @@ class Transfer:
         upstream: str,
         bounds: UrlBounds,
         *,
-        tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
-        identity: ssl.SSLContext | None = None,
+        tls: Tls | None = None,
         proxies: Proxies = DIRECT,
-        connect_timeout: float = 5.0,
-        answer_timeout: float = 30.0,
-        read_timeout: float = 30.0,
-        lowest_rate: float = 1024.0,
-        rate_window: float = 60.0,
+        timeouts: Timeouts | None = None,
         most_idle: int = 8,
         longest_idle: float = 20.0,
         clock: Callable[[], float] = time.monotonic,
@@ -136,14 +126,9 @@ class Transfer:
         self._upstream = upstream
         self._bounds = bounds
         self._holds = holds or HostHolds(upstream, clock)
-        self._tls = tls
-        self._identity = identity
+        self._tls = tls or Tls()
         self._proxies = proxies
-        self._connect_timeout = connect_timeout
-        self._answer_timeout = answer_timeout
-        self._read_timeout = read_timeout
-        self._lowest_rate = lowest_rate
-        self._rate_window = rate_window
+        self._timeouts = timeouts or Timeouts()
         self._clock = clock
         self._idle = IdleConnections(most_idle, longest_idle, clock)
 
@@ -155,12 +140,12 @@ class Transfer:
         start: int = 0,
         only: int | None = None,
         attempts: int = 2,
-        hangup: Cancel | None = None,
+        cancel: Cancel | None = None,
         passes: Mapping[Origin, str] = MappingProxyType({}),
-    ) -> BlobAnswer:
+    ) -> Answer:
         """GET a URL from byte `start` on (with `only`, that many bytes) and follow redirects. Blocking.
 
-        `passes` are the `Authorization` headers for other origins, to which a redirect may lead. With `hangup` another
+        `passes` are the `Authorization` headers for other origins, to which a redirect may lead. With `cancel` another
         thread can end the exchange until there is an answer.
 
         The answer has a body if its status is in `CONTENT`; so has a 416 to a range that begins where the blob ends.
@@ -175,21 +160,21 @@ class Transfer:
         if ranged:
             wanted["Range"] = f"bytes={start}-{'' if only is None else start + only - 1}"
         wanted["Accept-Encoding"] = "identity"
-        hangup = hangup or Cancel()
-        answer = self._follow(url, wanted, start if ranged else None, hangup, passes)
+        cancel = cancel or Cancel()
+        answer = self._follow(url, wanted, start if ranged else None, cancel, passes)
         if answer is not None and not (answer.status == 416 and start):
             return answer
         if not ranged or attempts <= 1:
             raise self._invalid("an answer with a Content-Range that was not asked for")
-        return self.get(url, headers, attempts=attempts - 1, hangup=hangup, passes=passes)
+        return self.get(url, headers, attempts=attempts - 1, cancel=cancel, passes=passes)
 
     def close(self) -> None:
         """Close the idle connections. Bodies that are being read stay open. Repeatable."""
         self._idle.close()
 
     def _follow(
-        self, text: str, headers: dict[str, str], start: int | None, hangup: Cancel, passes: Mapping[Origin, str]
-    ) -> BlobAnswer | None:
+        self, text: str, headers: dict[str, str], start: int | None, cancel: Cancel, passes: Mapping[Origin, str]
+    ) -> Answer | None:
         """The last answer of a chain of redirects; None if its range is not the one that was requested."""
         hops = 0
         url: Url | None = None
@@ -197,7 +182,7 @@ class Transfer:
             with self._translated():
                 url = parse_url(text)
                 while True:
-                    wire, status, fields, minor = self._exchange(url, headers, hangup)
+                    wire, status, fields, minor = self._exchange(url, headers, cancel)
                     framing = Framing.read(status, fields, minor)
                     if framing is None:
                         wire.close()
@@ -216,13 +201,13 @@ class Transfer:
 
     def _answer(
         self, wire: Connection, framing: Framing, status: int, fields: Fields, url: Url, start: int | None
-    ) -> BlobAnswer | None:
+    ) -> Answer | None:
         if status not in CONTENT:
             body = self._body(wire, framing, url)
             if status == 416 and start is not None and _total_of_unsatisfied(fields) == start:
                 self._finish(body)
-                return BlobAnswer(206, fields, url, body=self._body(None, Framing(0, False, False), url, start, start))
-            return BlobAnswer(status, fields, url, content=self._finish(body))
+                return Answer(206, fields, url, body=self._body(None, Framing(0, False, False), url, start, start))
+            return Answer(status, fields, url, content=self._finish(body))
         encoded = (fields.get("Content-Encoding") or "").strip().lower() in ("gzip", "x-gzip")
         begin, size = 0, framing.length
         told = parse_content_range(fields.get("Content-Range")) if status == 206 else None
@@ -237,14 +222,14 @@ class Transfer:
             begin, size = told[0].start, told[1]
         body = self._body(wire, framing, url, begin, size)
         if not encoded or begin:
-            return BlobAnswer(status, fields, url, body=body)
+            return Answer(status, fields, url, body=body)
         try:
-            return BlobAnswer(status, fields, url, body=EncodedBody(body))
+            return Answer(status, fields, url, body=EncodedBody(body))
         except BaseException:
             body.close()
             raise
 
-    def _exchange(self, url: Url, headers: Mapping[str, str], hangup: Cancel) -> tuple[Connection, int, Fields, int]:
+    def _exchange(self, url: Url, headers: Mapping[str, str], cancel: Cancel) -> tuple[Connection, int, Fields, int]:
         """Send one request; return the connection, and the status, fields and minor HTTP version of the answer."""
         proxy = self._proxies.for_url(url)
         relayed = proxy is not None and url.scheme == "http"
@@ -253,19 +238,19 @@ class Transfer:
             # the other end may have closed the connection just now, or surplus bytes of the last answer may be read as
             # the beginning of this one; a GET can be sent again
             try:
-                return self._converse(idle, request, hangup)
+                return self._converse(idle, request, cancel)
             except TimeoutError:
                 raise
             except (OSError, EOFError, UpstreamInvalid):
                 continue
-        return self._converse(self._connect(url, proxy), request, hangup)
+        return self._converse(self._connect(url, proxy), request, cancel)
 
     def _connect(self, url: Url, proxy: Proxy | None) -> Connection:
         try:
             connection = self._dial(url, proxy)
             if url.scheme == "https":
-                connection.settimeout(self._connect_timeout)  # anew: what TCP has left may be too short for TLS
-                tls = self._identity if self._identity and url.origin == self._bounds.base.origin else self._tls()
+                connection.settimeout(self._timeouts.connect)  # anew: what TCP has left may be too short for TLS
+                tls = self._tls.context_for(url, self._bounds.base)
                 try:
                     connection = tls.wrap_socket(connection, server_hostname=url.host)
                 except BaseException:
@@ -277,20 +262,20 @@ class Transfer:
             raise DialTimedOut(f"{url.authority} did not answer the dial", upstream=self._upstream) from error
         except (OSError, ValueError) as error:
             raise DialFailed(f"no connection to {url.authority}: {describe(error)}", upstream=self._upstream) from error
-        return Connection(connection, url.origin, self._read_timeout, self._clock)
+        return Connection(connection, url.origin, self._timeouts.read, self._clock)
 
     def _dial(self, url: Url, proxy: Proxy | None) -> socket.socket:
         if proxy is None:
-            return dial(self._bounds, url.host, url.port, self._connect_timeout, self._clock)
+            return dial(self._bounds, url.host, url.port, self._timeouts.connect, self._clock)
         check_literal(self._bounds, url.host)
         if url.scheme == "https":
-            return open_tunnel(proxy, url.host, url.port, self._connect_timeout, self._clock)
-        return dial(proxy.bounds, proxy.url.host, proxy.url.port, self._connect_timeout, self._clock)
+            return open_tunnel(proxy, url.host, url.port, self._timeouts.connect, self._clock)
+        return dial(proxy.bounds, proxy.url.host, proxy.url.port, self._timeouts.connect, self._clock)
 
-    def _converse(self, wire: Connection, request: bytes, hangup: Cancel) -> tuple[Connection, int, Fields, int]:
+    def _converse(self, wire: Connection, request: bytes, cancel: Cancel) -> tuple[Connection, int, Fields, int]:
         try:
-            hangup.on(wire)
-            wire.begin(self._answer_timeout)
+            cancel.on(wire)
+            wire.begin(self._timeouts.answer)
             wire.send(request)
             for _ in range(_MOST_INTERIM):
                 line = wire.stream.readline(_LONGEST_LINE)
@@ -310,7 +295,7 @@ class Transfer:
             raise
         finally:
             # from here on the connection may belong to another exchange
-            hangup.on(None)
+            cancel.on(None)
 
     def _fields(self, wire: Connection) -> Fields:
         """The header lines up to the empty line (RFC 9112, 5).
@@ -367,7 +352,7 @@ class Transfer:
             framing,
             start=start,
             size=size,
-            pace=RateFloor(self._lowest_rate, self._rate_window),
+            pace=RateFloor(self._timeouts.lowest_rate, self._timeouts.rate_window),
             give_back=self._idle.put,
             clock=self._clock,
         )

@@ -1,0 +1,282 @@
+"""Sends the calls to one registry: admission, authorization, retries and back-off.
+
+admitted? ── throttled (429/503 said wait) or down (dials failed) ──> error at once, upstream is not contacted
+    │
+send ──┬── 401: challenge learnt, one new token, sent again once ── 401 again ──> UpstreamDenied
+       ├── 5xx, broken connection: at most `retries` further tries, each after a jittered wait
+       ├── 429, 503 + Retry-After ──> UpstreamThrottled, also for every later call until the wait is over
+       └── an answer that the call can use ──> returned to the caller
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from mirror import telemetry
+from mirror.errors import (
+    CredentialsRefused,
+    UpstreamCircuitOpen,
+    UpstreamDenied,
+    UpstreamError,
+    UpstreamInvalid,
+    UpstreamNotFound,
+    UpstreamThrottled,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from mirror.oci.challenge import Scope, parse_challenges
+from mirror.policy.upstream.budget import parse_budget
+from mirror.policy.upstream.quoting import quoted
+from mirror.policy.upstream.retrying import (
+    CLOSED,
+    back_off,
+    hold_for,
+    is_throttling,
+    is_worth_retrying,
+    parse_retry_after,
+)
+from mirror.policy.upstream.url_bounds import UrlBounds
+from mirror.upstream.credentials.source import CredentialsUnavailable
+from mirror.upstream.elsewhere import Elsewhere
+from mirror.upstream.http.download import Answer, DialFailed, DialTimedOut
+from mirror.upstream.http.host_holds import HostHolds, HostThrottled
+from mirror.upstream.login import Login, Passes
+from mirror.upstream.parameters import Clocks, Hooks
+from mirror.upstream.rate_limits import Accounts
+from mirror.upstream.tokens import TokenSource
+
+#: Seconds until a call that is refused during a probe may be repeated, to see the result of the probe.
+_WHILE_PROBING: Final = 0.25
+#: The most characters of a path that a message shows.
+_LONGEST_PATH: Final = 200
+
+
+def _never(_error: UpstreamError) -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call, for metrics named `event`. `send` sends one request of it; `retries` limits the further tries.
+
+    `is_usable` tells whether the call can use an answer; any other answer is raised as an error. An error for which
+    `has_fallback` is True is not reported as a failure, because the caller goes on with another call.
+    """
+
+    event: str
+    scope: Scope
+    send: Callable[[Passes], Awaitable[Answer]]
+    is_usable: Callable[[Answer], bool]
+    retries: int
+    has_fallback: Callable[[UpstreamError], bool] = _never
+
+
+class Calls:
+    """The calls to one registry, which share its back-off. `described` names the registry in messages.
+
+    `tokens` authenticates to the registry, `elsewhere` to others to which it redirects. `accounts` and `holds` are the
+    accounts and the hosts that are left alone after a 429.
+    """
+
+    def __init__(
+        self,
+        upstream: str,
+        described: str,
+        bounds: UrlBounds,
+        *,
+        tokens: TokenSource,
+        elsewhere: Elsewhere,
+        accounts: Accounts,
+        holds: HostHolds,
+        hooks: Hooks,
+        clocks: Clocks,
+    ) -> None:
+        self._upstream = upstream
+        self._described = described
+        self._origin = bounds.base.origin
+        self._tokens = tokens
+        self._elsewhere = elsewhere
+        self._accounts = accounts
+        self._holds = holds
+        self._hooks = hooks
+        self._clocks = clocks
+        #: Whether the registry counts as down.
+        self.circuit = CLOSED
+        self._probing = False
+
+    async def run(self, call: Call) -> Answer:
+        """The answer to a call. Raises the `UpstreamError` of its last try, which `Hooks.on_failure` gets, too."""
+        try:
+            return await self._try(call)
+        except UpstreamNotFound:
+            raise
+        except UpstreamError as error:
+            if not call.has_fallback(error):
+                self._hooks.on_failure(error)
+            raise
+
+    async def _try(self, call: Call) -> Answer:
+        login = Login(self._tokens, self._elsewhere, call.scope)
+        tries = 1
+        while True:
+            with self._admitted():
+                try:
+                    passes = await login.passes()
+                    answer = await self._send(call, passes)
+                except UpstreamError as error:
+                    self._note_failure(error)
+                    if tries > call.retries or not self._is_passing(error):
+                        raise
+                    await self._pause(tries)
+                    tries += 1
+                    continue
+            self.circuit = CLOSED
+            await self._note_limits(answer)
+            if call.is_usable(answer):
+                self._note_success(answer, passes)
+                return answer
+            if answer.status == 401 and await self._learn(login, answer, passes):
+                continue
+            failure = self._failure(answer, passes.own)
+            failure.elsewhere = self._is_elsewhere(answer)
+            if tries > call.retries or not _is_unavailable(failure):
+                raise failure
+            await self._pause(tries)
+            tries += 1
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """Raises `UpstreamThrottled`, `UpstreamCircuitOpen` if no call may be sent now.
+
+        After an upstream was down, the first call that is admitted is a probe, and others are refused meanwhile.
+        """
+        now = self._clocks.monotonic()
+        wait = self._accounts.current.held_until - now
+        if wait > 0:
+            message = f"{self._described} asked to be left alone for {wait:.0f} s more"
+            raise UpstreamThrottled(message, upstream=self._upstream, retry_after=wait)
+        verdict = self.circuit.verdict(now)
+        if verdict.wait or (verdict.probe and self._probing):
+            raise UpstreamCircuitOpen(
+                f"{self._described} did not answer lately",
+                upstream=self._upstream,
+                retry_after=verdict.wait or _WHILE_PROBING,
+            )
+        self._probing = self._probing or verdict.probe
+        try:
+            yield
+        finally:
+            self._probing = self._probing and not verdict.probe
+
+    async def _send(self, call: Call, passes: Passes) -> Answer:
+        began, status = self._clocks.monotonic(), None
+        try:
+            with telemetry.client_span(f"upstream {call.event}", mirror__upstream=self._upstream) as span:
+                answer = await call.send(passes)
+                status = answer.status
+                span.note(http__response__status_code=status, server__address=answer.url.host)
+            return answer
+        finally:
+            self._hooks.observe(call.event, status, self._clocks.monotonic() - began)
+
+    async def _pause(self, tries: int) -> None:
+        await self._clocks.sleep(back_off(tries, self._clocks.jitter()))
+
+    async def _learn(self, login: Login, answer: Answer, passes: Passes) -> bool:
+        """Learn from a 401. True if the request should be sent again."""
+        challenges = parse_challenges(answer.fields.get_all("WWW-Authenticate"))
+        if self._is_elsewhere(answer):
+            return await login.challenged_elsewhere(passes, answer.url, challenges)
+        return await login.challenged(passes, challenges)
+
+    # ------------------------------------------------------------------------------------ what each result changes
+
+    def _note_failure(self, error: UpstreamError) -> None:
+        if isinstance(error, UpstreamThrottled) and not isinstance(error, HostThrottled):
+            self._hold(error.retry_after)
+        # if the registry has answered with a redirect, it is not down
+        if isinstance(error, DialFailed | DialTimedOut | UpstreamTimeout) and not error.elsewhere:
+            self.circuit = self.circuit.failed(self._clocks.monotonic())
+
+    def _is_passing(self, error: UpstreamError) -> bool:
+        """True if the same request may succeed soon, after no answer. A time-out has taken long enough already."""
+        is_down = self.circuit.verdict(self._clocks.monotonic()).wait > 0
+        return (
+            _is_unavailable(error) and not is_down and not isinstance(error, UpstreamTimeout | CredentialsUnavailable)
+        )
+
+    async def _note_limits(self, answer: Answer) -> None:
+        if self._is_elsewhere(answer):
+            if answer.status < 400:
+                self._holds.forgive(answer.url)
+            return
+        limit, remaining = answer.fields.get("RateLimit-Limit"), answer.fields.get("RateLimit-Remaining")
+        budget = parse_budget(limit, remaining, self._clocks.now())
+        if budget is not None:
+            await self._accounts.note_budget(budget)
+
+    def _note_success(self, answer: Answer, passes: Passes) -> None:
+        self._accounts.current.strikes = 0
+        if answer.status < 400 or answer.status == 404:
+            self._tokens.accepted(passes.own)
+
+    def _hold(self, seconds: float) -> None:
+        account = self._accounts.current
+        account.held_until = max(account.held_until, self._clocks.monotonic() + seconds)
+
+    # ------------------------------------------------------------------------------------ the error for an answer
+
+    def _failure(self, answer: Answer, authorization: str | None) -> UpstreamError:
+        """The error for an answer by its status. A throttled account or host is held from now on."""
+        status, elsewhere = answer.status, self._is_elsewhere(answer)
+        message = f"{self._sender(answer)} answers {status}{quoted(answer.content, authorization)}"
+        if is_throttling(status, answer.fields.get("Retry-After")):
+            return self._throttled(answer, message)
+        if status == 404:
+            return self.not_found(answer)
+        if status >= 500 or (elsewhere and status in (400, 401, 403, 410)):
+            # the redirect target refuses its URL: the signature may have expired, and the registry gives a new one
+            return UpstreamUnavailable(message, upstream=self._upstream, status=None if status < 500 else status)
+        if status == 401 and self._tokens.refused(authorization):
+            return CredentialsRefused(message, upstream=self._upstream, status=status)
+        if status in (401, 403):
+            return UpstreamDenied(message, upstream=self._upstream, status=status)
+        return UpstreamInvalid(message, upstream=self._upstream, status=status)
+
+    def _throttled(self, answer: Answer, message: str) -> UpstreamThrottled:
+        seconds = parse_retry_after(answer.fields.get("Retry-After"), self._clocks.now())
+        if self._is_elsewhere(answer):
+            wait = self._holds.hold(answer.url, seconds)
+            return HostThrottled(message, upstream=self._upstream, status=answer.status, retry_after=wait)
+        account = self._accounts.current
+        account.strikes += 1
+        wait = hold_for(seconds, account.strikes)
+        self._hold(wait)
+        return UpstreamThrottled(message, upstream=self._upstream, status=answer.status, retry_after=wait)
+
+    def not_found(self, answer: Answer) -> UpstreamNotFound:
+        """The error for an answer with status 404."""
+        path = answer.url.target.partition("?")[0][:_LONGEST_PATH]
+        return UpstreamNotFound(f"{self._sender(answer)} does not know {path}", upstream=self._upstream, status=404)
+
+    def _sender(self, answer: Answer) -> str:
+        """The other side, as messages name it: the registry, or the address of a host to which it redirected.
+
+        The name shows the client that upstream refused the call, not the mirror.
+        """
+        return answer.url.authority if self._is_elsewhere(answer) else self._described
+
+    def _is_elsewhere(self, answer: Answer) -> bool:
+        """True if a host to which the registry redirected gave the answer."""
+        return answer.url.origin != self._origin
+
+    def __repr__(self) -> str:
+        return f"<Calls to {self._described}, {self.circuit.failures} failures>"
+
+
+def _is_unavailable(error: UpstreamError) -> bool:
+    """True if the registry, or a host to which it redirects, has trouble that may be over soon."""
+    return isinstance(error, UpstreamUnavailable) and is_worth_retrying(error.status)

@@ -1,0 +1,73 @@
+"""What a `RegistryUpstream` is built with, apart from its address and its credentials."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+
+from mirror.errors import UpstreamError
+from mirror.policy.upstream.budget import Budget
+from mirror.upstream.http.client import Observe
+from mirror.upstream.http.page_file import ListBounds
+from mirror.upstream.http.proxies import DIRECT, Proxies
+from mirror.upstream.http.transport import Timeouts, Tls
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How a registry is reached.
+
+    `token_hosts` are hosts that may issue tokens, besides those of the registry's own site. `internal` permits the
+    registry, and the hosts it points to, to be on a private network; if it is None, the URL decides. `proxies` chooses
+    the proxy for each URL.
+    """
+
+    token_hosts: Collection[str] = ()
+    internal: bool | None = None
+    tls: Tls = field(default_factory=Tls)
+    proxies: Proxies = DIRECT
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    user_agent: str = "registry-mirror"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`retries` are the most further tries of one call if upstream answers 5xx or breaks off. `blobs_at_once` and
+    `calls_at_once` limit the blobs and the small calls under way. `lists` limits tag lists, and may be shared.
+    """
+
+    retries: int = 2
+    blobs_at_once: int = 32
+    calls_at_once: int = 64
+    lists: ListBounds = field(default_factory=ListBounds)
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """Functions that an upstream calls.
+
+    `observe` is called for each request, `on_budget` with the pulls that upstream still allows us, `on_failure` with
+    the error of each call that failed after all tries, except `UpstreamNotFound`. `whose` gives the caller on whose
+    behalf a call is made, "" for the mirror's own account.
+    """
+
+    observe: Observe = lambda event, status, seconds: None
+    on_budget: Callable[[Budget], None] = lambda budget: None
+    on_failure: Callable[[UpstreamError], None] = lambda error: None
+    whose: Callable[[], str] = lambda: ""
+
+
+@dataclass(slots=True)
+class Clocks:
+    """The time, and the waits between tries. `now` gives epoch seconds, `monotonic` counts seconds.
+
+    They are looked up at each use, so that a test can replace them while a mirror runs.
+    """
+
+    now: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    jitter: Callable[[], float] = random.random
