@@ -189,7 +189,7 @@ async def build(
 
         jobs = make_jobs(storage, {"prefetch": prefetching(router.guarded, parse), "sync": sync.job}, now=now)
         workers = _make_workers(storage, shelf, flights, upstreams)
-        traffic = TrafficLog(JsonRecords(storage.layout, "traffic"), locks=storage.locks)
+        traffic = TrafficLog(storage.records("traffic"), locks=storage.locks)
         admin = Admin(
             jobs,
             sync,

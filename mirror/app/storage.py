@@ -27,7 +27,7 @@ from mirror.index.embedded import EmbeddedIndex
 from mirror.policy.eviction import Watermarks
 from mirror.policy.pins import PinRule
 from mirror.policy.quarantine_limits import QuarantineLimits
-from mirror.ports import ContentIndex
+from mirror.ports import ContentIndex, Records
 from mirror.repository.tag_history import TagHistories
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.catalog import LocalCatalog
@@ -68,6 +68,10 @@ class Storage:
     index: ContentIndex
     locks: FileLocks
     eviction: Eviction
+
+    def records(self, kind: str) -> Records:
+        """The records of one kind, such as `jobs`."""
+        return JsonRecords(self.layout, kind)
 
 
 @dataclass(frozen=True, slots=True)

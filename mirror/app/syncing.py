@@ -16,7 +16,6 @@ from mirror.config import (
 from mirror.oci.reference import Repo
 from mirror.policy.routing import RoutingTable
 from mirror.prefetch.sync import Leases, Sync, SyncRule, SyncSource
-from mirror.store.local.json_records import JsonRecords
 from mirror.values.platforms import parse_platforms
 
 #: The shortest time-out, in seconds, of Redis calls for leases.
@@ -36,7 +35,7 @@ def make_sync(
     return Sync(
         [_sync_rule(rule, table, config) for rule in config.sync],
         source_for,
-        JsonRecords(storage.layout, "sync"),
+        storage.records("sync"),
         locks=storage.locks,
         leases=leases,
         seed=storage.store.id,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 
 from mirror.app.storage import Storage
 from mirror.prefetch.jobs import Jobs, Work
-from mirror.store.local.json_records import JsonRecords
 
 
 def make_jobs(
@@ -17,5 +16,5 @@ def make_jobs(
 
     `work` is the kinds of jobs that this process can run. Without it jobs can only be listed and cancelled.
     """
-    jobs, queue, cancels = (JsonRecords(storage.layout, kind) for kind in ("jobs", "job-queue", "job-cancels"))
+    jobs, queue, cancels = (storage.records(kind) for kind in ("jobs", "job-queue", "job-cancels"))
     return Jobs(jobs, queue, cancels, locks=storage.locks, work=work or {}, now=now)

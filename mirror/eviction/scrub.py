@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import dropwhile, islice
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from mirror import telemetry
 from mirror.aio.threads import to_its_end
@@ -35,7 +35,7 @@ from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.token_bucket import TokenBucket
-from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog, Lease, SupportsReadOnce
+from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog, Lease, Records, SupportsReadOnce
 from mirror.repository.router import Router
 from mirror.repository.shared import Shared
 
@@ -58,16 +58,6 @@ class Owner:
 
     repo: Repo
     is_manifest: bool
-
-
-class ScrubRecords(Protocol):
-    """Where progress is stored so that it outlives the process. Calls block."""
-
-    def read(self, key: str) -> dict[str, Any] | None:
-        """Returns what was last written under `key`; None if there is nothing valid. Raises `StoreError`."""
-
-    def write(self, key: str, note: Mapping[str, Any]) -> None:
-        """Replaces what is stored under `key`. Raises `StoreError`."""
 
 
 @dataclass(slots=True)
@@ -280,9 +270,9 @@ def _read_and_hash(reader: BlobReader, offset: int, update: Callable[[bytes], No
 # ------------------------------------------------------------------------------------------------- the whole store
 
 
-def read_progress(notes: ScrubRecords) -> ScrubProgress | None:
+def read_progress(notes: Records) -> ScrubProgress | None:
     """Blocking: returns the progress of the last scrub of the store; None if there was none. Raises `StoreError`."""
-    note = notes.read(_KEY)
+    note = notes.get(_KEY)
     return ScrubProgress.from_json(note) if note else None
 
 
@@ -290,7 +280,7 @@ _KEY: Final = "everything"
 
 
 async def scrub_all(
-    scrub: Scrub, store: BlobStore, notes: ScrubRecords, *, now: Callable[[], float] = time.time
+    scrub: Scrub, store: BlobStore, notes: Records, *, now: Callable[[], float] = time.time
 ) -> ScrubProgress:
     """Checks every blob of the store, or, if the last scrub was interrupted, the rest. The caller holds a lock, so that
     one process at a time does this.
@@ -319,10 +309,10 @@ async def scrub_all(
     return progress
 
 
-def _note(notes: ScrubRecords, progress: ScrubProgress) -> None:
+def _note(notes: Records, progress: ScrubProgress) -> None:
     """Blocking: stores the progress. A failure does not end the scrub: if interrupted, the next one begins earlier."""
     with suppress(StoreError):
-        notes.write(_KEY, progress.to_json())
+        notes.put(_KEY, progress.to_json())
 
 
 async def _blobs_after(store: BlobStore, after: Digest | None) -> AsyncIterator[BlobInfo]:
@@ -453,7 +443,7 @@ def _trouble_with_tag(catalog: Catalog, repo: Repo, tag: str) -> str | None:
 async def scrub_when_due(
     scrub: Scrub,
     store: BlobStore,
-    notes: ScrubRecords,
+    notes: Records,
     *,
     every: float,
     since: float,

@@ -20,12 +20,12 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from mirror import telemetry
 from mirror.aio.singleflight import end
@@ -33,7 +33,7 @@ from mirror.aio.threads import to_its_end
 from mirror.errors import JobUnknown, MirrorError, StoreError, TooManyJobs
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
-from mirror.ports import Lease, Locks
+from mirror.ports import Lease, Locks, Records
 from mirror.prefetch.batch import prefetch
 from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.pulling import PullSource
@@ -52,22 +52,6 @@ _KEPT_FOR: Final = 7 * 86400.0
 #: How many images a job's result lists, unless more have failed; and how many images of each job a list of jobs names.
 _MOST_TOLD: Final = 200
 _FEW_NAMED: Final = 10
-
-
-class JobRecords(Protocol):
-    """Small notes by key, on disk (`store/local/json_records.py`). Calls block shortly and may raise `StoreError`."""
-
-    def read(self, key: str) -> dict[str, Any] | None:
-        """The note; None if there is none."""
-
-    def write(self, key: str, note: Mapping[str, Any]) -> None:
-        """Write the note, replacing an earlier one."""
-
-    def drop(self, key: str) -> bool:
-        """Delete the note; true if there was one."""
-
-    def all(self) -> Iterator[dict[str, Any]]:
-        """All notes in no particular order, each with its `key`."""
 
 
 class JobState(Enum):
@@ -132,9 +116,9 @@ class Jobs:
 
     def __init__(
         self,
-        jobs: JobRecords,
-        queue: JobRecords,
-        cancels: JobRecords,
+        jobs: Records,
+        queue: Records,
+        cancels: Records,
         *,
         locks: Locks,
         work: Mapping[str, Work],
@@ -174,8 +158,8 @@ class Jobs:
             "state": JobState.QUEUED.value,
             "created": self.now(),
         }
-        self._jobs.write(name, note)
-        self._queue.write(name, {"created": note["created"]})
+        self._jobs.put(name, note)
+        self._queue.put(name, {"created": note["created"]})
         return note
 
     async def get(self, name: str) -> dict[str, Any]:
@@ -201,16 +185,16 @@ class Jobs:
             self._queue.drop(note["id"])
             return self._end(note, JobState.CANCELLED)
         if note["state"] == JobState.RUNNING.value and not note.get("cancelling"):
-            self._cancels.write(note["id"], {"asked": self.now()})
+            self._cancels.put(note["id"], {"asked": self.now()})
             return {**note, "cancelling": True}
         return note
 
     async def _read(self, name: str) -> dict[str, Any]:
-        note = await asyncio.to_thread(self._jobs.read, name)
+        note = await asyncio.to_thread(self._jobs.get, name)
         if note is None or not _is_whole(note):
             raise JobUnknown(f"no job {name[:80]!r}")
         checked = await self._checked(note)
-        if checked["state"] != JobState.RUNNING.value or await asyncio.to_thread(self._cancels.read, name) is None:
+        if checked["state"] != JobState.RUNNING.value or await asyncio.to_thread(self._cancels.get, name) is None:
             return checked
         return {**checked, "cancelling": True}
 
@@ -228,7 +212,7 @@ class Jobs:
 
     def _end_unless_ended(self, note: dict[str, Any]) -> dict[str, Any]:
         # the job may have ended properly after the note was read and before the lock was taken
-        latest = self._jobs.read(note["id"]) or note
+        latest = self._jobs.get(note["id"]) or note
         return self._interrupted(latest) if latest["state"] == JobState.RUNNING.value else latest
 
     def _interrupted(self, note: dict[str, Any]) -> dict[str, Any]:
@@ -236,7 +220,7 @@ class Jobs:
 
     def _end(self, note: dict[str, Any], state: JobState, result: Mapping[str, Any] | None = None) -> dict[str, Any]:
         ended = {**note, "state": state.value, "ended": self.now(), "result": dict(result or {})}
-        self._jobs.write(note["id"], ended)
+        self._jobs.put(note["id"], ended)
         self._cancels.drop(note["id"])
         return ended
 
@@ -315,14 +299,14 @@ class Jobs:
         for note in self._jobs.all():
             if note.get("state") == JobState.RUNNING.value and note.get("slot") == slot:
                 self._interrupted(note)
-        waits = self._queue.read(name) is not None
-        found = self._jobs.read(name)
+        waits = self._queue.get(name) is not None
+        found = self._jobs.get(name)
         if not waits or found is None or found.get("state") != JobState.QUEUED.value:
             self._queue.drop(name)
             return None
         # in this order: a crash in between leaves an interrupted job, never one that waits for ever
         taken = {**found, "state": JobState.RUNNING.value, "started": self.now(), "slot": slot, "worker": os.getpid()}
-        self._jobs.write(name, taken)
+        self._jobs.put(name, taken)
         self._queue.drop(name)
         return taken
 
@@ -358,8 +342,8 @@ class Jobs:
     def _tell(self, note: dict[str, Any], meter: ProgressMeter) -> bool:
         """Blocking: write the progress; true if the job is to be cancelled."""
         with suppress(StoreError):
-            self._jobs.write(note["id"], {**note, "progress": meter.to_json()})
-        return self._cancels.read(note["id"]) is not None
+            self._jobs.put(note["id"], {**note, "progress": meter.to_json()})
+        return self._cancels.get(note["id"]) is not None
 
     def _conclude(self, note: dict[str, Any], meter: ProgressMeter, task: asyncio.Future[Ended]) -> None:
         """Blocking: write down how the job ended."""

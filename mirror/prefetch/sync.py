@@ -30,9 +30,9 @@ from mirror.errors import AlreadyRunning, IndexUnavailable, MirrorError, RuleUnk
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
 from mirror.policy.schedule import Last, OtherLease, Plan, next_run, period_end
-from mirror.ports import Lease, Locks
+from mirror.ports import Lease, Locks, Records
 from mirror.prefetch.batch import Prefetched, prefetch
-from mirror.prefetch.jobs import Ended, JobRecords
+from mirror.prefetch.jobs import Ended
 from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.pulling import ImageResult, PullSource, State
 from mirror.repository.answers import Outcome
@@ -109,7 +109,7 @@ class Sync:
         self,
         rules: Iterable[SyncRule],
         source_for: Callable[[Repo], SyncSource],
-        notes: JobRecords,
+        notes: Records,
         *,
         locks: Locks,
         leases: Leases | None = None,
@@ -237,7 +237,7 @@ class Sync:
         note = self._note(rule)
         if "key" not in note:
             # not on disk yet: written now, so that `since` stays the same at the next look
-            self._notes.write(rule.name, note)
+            self._notes.put(rule.name, note)
         due = next_run(rule.plan, _last(note), self.now(), self._jitter(rule))
         return self.now() >= max(due, self._not_before.get(rule.name, due))
 
@@ -296,7 +296,7 @@ class Sync:
         telemetry.log.info("sync done by another replica", rule=rule.name)
         now = self.now()
         note = {**self._note(rule), "start": now, "end": now, "ok": True, "failures": 0, "by": "another replica"}
-        self._notes.write(rule.name, {**note, "result": {}})
+        self._notes.put(rule.name, {**note, "result": {}})
 
     # ------------------------------------------------------------------------------------------------------ a run
 
@@ -325,7 +325,7 @@ class Sync:
             "worker": os.getpid(),
         }
         begun.pop("progress", None)
-        await asyncio.to_thread(self._notes.write, rule.name, begun)
+        await asyncio.to_thread(self._notes.put, rule.name, begun)
         telemetry.log.info("sync started", rule=rule.name, by=by)
         task = asyncio.ensure_future(self._move(rule, meter))
         try:
@@ -352,7 +352,7 @@ class Sync:
             if task.done():
                 return
             with suppress(StoreError):
-                await asyncio.to_thread(self._notes.write, rule.name, {**begun, "progress": meter.to_json()})
+                await asyncio.to_thread(self._notes.put, rule.name, {**begun, "progress": meter.to_json()})
             if self.leases and not rule.every_replica and time.monotonic() - renewed > _RENEW_EVERY:
                 renewed = time.monotonic()
                 with suppress(IndexUnavailable):
@@ -398,7 +398,7 @@ class Sync:
         if failures := note["result"].get("failures"):
             told["failures"], told["first_failure"] = len(failures), failures[0]
         log("sync ended", rule=rule.name, result=result, seconds=round(now - begun["start"], 1), **told)
-        self._notes.write(rule.name, note)
+        self._notes.put(rule.name, note)
 
     async def _settle_lease(self, rule: SyncRule, start: float, ended: Ended) -> None:
         """After a success, keep the lease as done until the next regular time. After a failure, give it back, so that
@@ -415,7 +415,7 @@ class Sync:
 
     def _note(self, rule: SyncRule) -> dict[str, Any]:
         """The rule's note; a fresh one, known since now, if the rule is new or changed under its old name."""
-        note = self._notes.read(rule.name) or {}
+        note = self._notes.get(rule.name) or {}
         if note.get("what") == rule.what and _seconds(note.get("since")) is not None:
             return note
         return {"since": self.now(), "what": rule.what}

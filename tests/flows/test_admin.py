@@ -200,9 +200,9 @@ def test_old_jobs_are_dropped(mirror: MirrorProcess, config: Path, socket: Path)
     now = time.time()
     for number in range(210):
         name = f"{number:04}"
-        notes.write(name, {"id": name, "kind": "prefetch", "state": "done", "created": now - 1000 + number})
-    notes.write("old", {"id": "old", "kind": "prefetch", "state": "failed", "created": now - 8 * 86400})
-    notes.write("junk", {"state": "what", "created": []})
+        notes.put(name, {"id": name, "kind": "prefetch", "state": "done", "created": now - 1000 + number})
+    notes.put("old", {"id": "old", "kind": "prefetch", "state": "failed", "created": now - 8 * 86400})
+    notes.put("junk", {"state": "what", "created": []})
     _wait(socket, _begin(socket), "done")
     kept = {job["id"] for job in ask_admin(socket, "GET", "/admin/v1/jobs").json["jobs"]}
     assert len(kept) == 201

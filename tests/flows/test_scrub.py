@@ -331,7 +331,7 @@ async def test_progress_that_makes_no_sense_is_none(tmp_path: Path) -> None:
     here.blob(b"x")
     notes = scrub_notes(Layout(tmp_path / "store"))
     for after in ("sha256:zz", 5, None):
-        notes.write("everything", {"begunAt": 1, "after": after})
+        notes.put("everything", {"begunAt": 1, "after": after})
         assert read_progress(notes) is None
     assert (await scrub_all(Scrub(here.store, here.catalog), here.store, notes)).blobs == 1
 

@@ -273,7 +273,7 @@ async def test_notes_that_make_no_sense_count_for_nothing(registry: FakeRegistry
     async with _syncing(registry, tmp_path / "store") as mirror:
         what = mirror.app.sync.rule(_NAME).what
         for junk in ({"since": "x"}, {"what": what, "since": 1.0, "start": "x", "end": [], "failures": {}}):
-            mirror.app.sync._notes.write(_NAME, junk)
+            mirror.app.sync._notes.put(_NAME, junk)
             assert (await _told(mirror))["state"] == "never ran"
         await _first(mirror)
         assert (await _told(mirror))["state"] == "ok"

@@ -135,15 +135,15 @@ async def test_what_crashes_leave(layout: Layout) -> None:
     notes, queue = JsonRecords(layout, "jobs"), JsonRecords(layout, "job-queue")
     taken, waiting, ended, unannounced = [(await jobs.submit("good", {"n": number}))["id"] for number in range(4)]
     # taken, and dead before it was dropped from the queue
-    notes.write(taken, {**(notes.read(taken) or {}), "state": "running", "slot": 0})
+    notes.put(taken, {**(notes.get(taken) or {}), "state": "running", "slot": 0})
     # ended, and called off in the same moment
     async with _running(jobs):
         await _state(jobs, waiting, "done")
         await _state(jobs, ended, "done")
         await _state(jobs, unannounced, "done")
-    JsonRecords(layout, "job-cancels").write(ended, {})
+    JsonRecords(layout, "job-cancels").put(ended, {})
     # in the queue, and nowhere else
-    queue.write("lost", {"created": 0})
+    queue.put("lost", {"created": 0})
     async with _running(jobs):
         last = (await jobs.submit("good", {"n": 9}))["id"]
         await _state(jobs, last, "done")
@@ -160,7 +160,7 @@ async def test_a_slot_that_another_process_holds_is_believed(layout: Layout) -> 
     jobs = _jobs(layout, Bench())
     name = (await jobs.submit("good", {}))["id"]
     notes = JsonRecords(layout, "jobs")
-    notes.write(name, {**(notes.read(name) or {}), "state": "running", "slot": 1})
+    notes.put(name, {**(notes.get(name) or {}), "state": "running", "slot": 1})
     slot = FileLocks(layout).try_hold_now("job-1")
     assert slot is not None
     assert (await jobs.get(name))["state"] == "running"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +15,13 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import Pin
 from mirror.policy.unread_notes import note_name
+from mirror.ports import Records
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
 from mirror.store.local.pin_files import LocalPins
 from tests.support.memory_store import MemoryPins
+from tests.support.records_suite import RecordsSuite
 
 _REPO = Repo("docker.io", "library/app")
 
@@ -32,27 +34,25 @@ def layout(tmp_path: Path) -> Layout:
     return layout
 
 
-def test_the_life_of_a_note(layout: Layout) -> None:
-    """Absent, written, replaced, dropped; keys may hold anything."""
-    notes = JsonRecords(layout, "things")
-    key = "docker.io/../x y\n\0é"
-    assert notes.read(key) is None
-    assert list(notes.all()) == []
-    assert not notes.drop(key)
-    notes.write(key, {"n": 1})
-    notes.write(key, {"n": 2})
-    notes.write("other", {"n": 3})
-    assert notes.read(key) == {"key": key, "n": 2}
-    assert sorted(note["n"] for note in JsonRecords(layout, "things").all()) == [2, 3]
-    assert notes.drop(key)
-    assert notes.read(key) is None
-    assert list((layout.root / "ingest").iterdir()) == []
+class TestJsonRecords(RecordsSuite):
+    """A file for each record."""
+
+    @pytest.fixture
+    def records(self, layout: Layout) -> Iterator[Records]:
+        """None yet. No write leaves a temporary file."""
+        yield JsonRecords(layout, "things")
+        assert list((layout.root / "ingest").iterdir()) == []
+
+    @pytest.fixture
+    def another(self, layout: Layout) -> Records:
+        """Another process's view of the same disk."""
+        return JsonRecords(layout, "things")
 
 
 def test_files_that_are_no_notes_are_passed_over(layout: Layout) -> None:
     """Cut, foreign, nested without end, or under a name that is not theirs."""
     notes = JsonRecords(layout, "things")
-    notes.write("good", {})
+    notes.put("good", {})
     folder = layout.root / "things"
     [file] = folder.iterdir()
     (folder / "cut.json").write_bytes(file.read_bytes()[:-3])
@@ -85,7 +85,7 @@ def test_a_pin_that_does_not_parse_is_none(layout: Layout) -> None:
     """Notes are files, and files may be edited."""
     good = LocalPins(layout)
     good.put(Pin(_REPO, "1.0", "", 5.0))
-    JsonRecords(layout, "pins").write("bad", {"registry": "docker.io", "name": "../..", "reference": "x"})
+    JsonRecords(layout, "pins").put("bad", {"registry": "docker.io", "name": "../..", "reference": "x"})
     assert [pin.reference for pin in good.all()] == ["1.0"]
 
 

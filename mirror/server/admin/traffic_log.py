@@ -17,8 +17,7 @@ from typing import Any, Final
 from mirror import telemetry
 from mirror.errors import StoreError
 from mirror.policy.traffic import Traffic, add_point, read_points, since
-from mirror.ports import Locks
-from mirror.prefetch.jobs import JobRecords
+from mirror.ports import Locks, Records
 
 #: Seconds between two points, and seconds for which points are kept.
 _EVERY: Final = 60.0
@@ -42,7 +41,7 @@ class TrafficLog:
 
     def __init__(
         self,
-        notes: JobRecords,
+        notes: Records,
         *,
         locks: Locks,
         now: Callable[[], float] = time.time,
@@ -59,7 +58,7 @@ class TrafficLog:
         """Blocking. The points, oldest first; the last one covers the time since the last stored point. Raises
         `StoreError`.
         """
-        note = self._notes.read(_KEY) or {}
+        note = self._notes.get(_KEY) or {}
         points = read_points(note.get("points"))
         points.append((self._now(), since(total(), self._counted(note))))
         return {"every": self._every, "points": [{"at": at, **traffic.to_json()} for at, traffic in points]}
@@ -71,10 +70,10 @@ class TrafficLog:
 
     def record(self) -> None:
         """Blocking. Add one point. Raises `StoreError`."""
-        note = self._notes.read(_KEY) or {}
+        note = self._notes.get(_KEY) or {}
         now = total()
         points = add_point(read_points(note.get("points")), self._now(), since(now, self._counted(note)), _KEEP)
-        self._notes.write(
+        self._notes.put(
             _KEY,
             {
                 "run": self._run,

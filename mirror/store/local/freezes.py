@@ -29,9 +29,9 @@ class LocalFreezes:
 
     def get(self, repo: Repo, tag: str) -> Freeze | None:
         key = _key(repo, tag)
-        note = self._notes.read(key)
+        note = self._notes.get(key)
         freeze = None if note is None else _read(note)
-        if freeze is None and self._notes.holds(key):
+        if freeze is None and self._notes.has(key):
             # a frozen tag must not move just because its note is damaged or the disk fails
             raise StoreError(
                 f"{repo}:{tag} is frozen, but at what cannot be read: freeze it --at a digest, or unfreeze it"
@@ -39,7 +39,7 @@ class LocalFreezes:
         return freeze
 
     def put(self, freeze: Freeze) -> None:
-        self._notes.write(
+        self._notes.put(
             _key(freeze.repo, freeze.tag),
             {
                 "registry": freeze.repo.registry,

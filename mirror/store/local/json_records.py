@@ -1,7 +1,7 @@
 """Small JSON records that belong to no repository (pins, jobs, the last result of a sync), each in its own file.
 
-    absent ── write() ──> present ── write() ──> replaced by a rename; a reader sees the old or the new one
-                             └── drop() ──> absent
+    absent ── put() ──> present ── put() ──> replaced by a rename; a reader sees the old or the new one
+                           └── drop() ──> absent
 
 The name of a file is a hash of its key, because a key may contain characters that a file name may not. For most kinds,
 a note that does not parse (truncated by an old crash, or foreign) counts as absent. A note that cannot be read from
@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from mirror.policy.unread_notes import UnreadNote, note_name
+from mirror.ports import Expected, Version, Versioned
 from mirror.store.local.durable import last_change, make_folder, store_errors, write_whole
 from mirror.store.local.layout import Layout
+from mirror.store.local.record_versions import only_writer, version_of
 
 T = TypeVar("T")
 
@@ -34,18 +36,23 @@ _OURS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR,
 
 
 class JsonRecords:
-    """The notes of one kind, in the folder of that name below the root. All calls block briefly."""
+    """`Records` of one kind, in the folder of that name below the root."""
 
     def __init__(self, layout: Layout, kind: str) -> None:
         self._layout = layout
         self._folder = layout.notes(kind)
 
-    def read(self, key: str) -> dict[str, Any] | None:
-        """The note of this key; None if it is absent or does not parse. Raises `StoreError` if it cannot be read."""
-        return _parsed(self._path(key))
+    def get(self, key: str) -> dict[str, Any] | None:
+        found = self.versioned(key)
+        return found.record if found else None
 
-    def holds(self, key: str) -> bool:
-        """True if there is a note of this key, even one that cannot be read."""
+    def versioned(self, key: str) -> Versioned[dict[str, Any]] | None:
+        content = _read(self._path(key))
+        record = None if content is None else _object(content)
+        return None if content is None or record is None else Versioned(record, version_of(content))
+
+    def has(self, key: str) -> bool:
+        """True if there is a record of this key, even one that cannot be read."""
         try:
             self._path(key).lstat()
         except (FileNotFoundError, NotADirectoryError):
@@ -54,16 +61,16 @@ class JsonRecords:
             return True
         return True
 
-    def write(self, key: str, note: Mapping[str, Any]) -> None:
-        """Write or replace the note of this key; durable on return. Raises `StoreError`, `StoreFull`."""
-        with store_errors("writing a note"):
+    def put(self, key: str, record: Mapping[str, Any], *, expect: Expected = None) -> Version:
+        content = json.dumps({"key": key, **record}, ensure_ascii=False, indent=1).encode()
+        with store_errors("writing a record"):
             make_folder(self._folder, below=self._layout.root)
-            content = json.dumps({"key": key, **note}, ensure_ascii=False, indent=1).encode()
-            write_whole(self._path(key), content, through=self._layout.ingests)
+            guard = only_writer(self._layout, self._path(key), expect)
+            write_whole(self._path(key), content, through=self._layout.ingests, guard=guard)
+        return version_of(content)
 
-    def drop(self, key: str) -> bool:
-        """Delete the note of this key; True if there was one. Repeatable. Raises `StoreError`."""
-        with store_errors("dropping a note"):
+    def drop(self, key: str, *, expect: Expected = None) -> bool:
+        with store_errors("deleting a record"), only_writer(self._layout, self._path(key), expect):
             try:
                 self._path(key).unlink()
             except FileNotFoundError:
@@ -75,14 +82,14 @@ class JsonRecords:
         return last_change(self._folder)
 
     def all(self) -> Iterator[dict[str, Any]]:
-        """All notes, in no order, each with its `key`. Skips notes that do not parse. Raises `StoreError`."""
         names: list[str] = []
-        with store_errors("listing notes"), suppress(FileNotFoundError, NotADirectoryError):
+        with store_errors("listing records"), suppress(FileNotFoundError, NotADirectoryError):
             names = os.listdir(self._folder)
         for name in names:
-            note = _parsed(self._folder / name) if name.endswith(".json") else None
-            if note is not None and isinstance(note.get("key"), str) and self._path(note["key"]).name == name:
-                yield note
+            content = _read(self._folder / name) if name.endswith(".json") else None
+            record = None if content is None else _object(content)
+            if record is not None and isinstance(record.get("key"), str) and self._path(record["key"]).name == name:
+                yield record
 
     def look(self, read: Callable[[dict[str, Any]], T | None]) -> tuple[list[T], list[UnreadNote]]:
         """The results of `read` for every note, in no order, and the notes that cannot be read or for which `read`
@@ -156,11 +163,14 @@ def _is_named(key: object, name: str) -> bool:
         return False
 
 
-def _parsed(path: Path) -> dict[str, Any] | None:
-    try:
-        with store_errors("reading a note"), suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            note = json.loads(path.read_bytes())
-            return note if isinstance(note, dict) else None
-    except (ValueError, RecursionError):
-        return None
+def _object(content: bytes) -> dict[str, Any] | None:
+    """The JSON object; None if the content is anything else."""
+    loaded = _loaded(content)
+    return loaded if isinstance(loaded, dict) else None
+
+
+def _read(path: Path) -> bytes | None:
+    """The content of the file; None if there is no such file. Raises `StoreError`."""
+    with store_errors("reading a record"), suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return path.read_bytes()
     return None

@@ -26,11 +26,11 @@ class LocalPins:
         return self._notes.look(_read)
 
     def get(self, repo: Repo, reference: Reference) -> Pin | None:
-        note = self._notes.read(_key(repo, reference))
+        note = self._notes.get(_key(repo, reference))
         return None if note is None else _read(note)
 
     def put(self, pin: Pin) -> None:
-        self._notes.write(
+        self._notes.put(
             _key(pin.repo, pin.reference),
             {
                 "registry": pin.repo.registry,

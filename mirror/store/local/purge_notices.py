@@ -41,7 +41,7 @@ class Purges:
                 self._notes.drop(note["key"])
         key = secrets.token_hex(8)
         written = {"registry": repo.registry, "name": repo.name, "tags": [*tags], "digests": [*map(str, digests)]}
-        self._notes.write(key, {"at": self._now(), **written})
+        self._notes.put(key, {"at": self._now(), **written})
 
     def new(self) -> list[_Purge]:
         """The purges noted since the last call; at the first call, since this object was made."""
