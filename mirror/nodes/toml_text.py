@@ -1,41 +1,21 @@
-"""Changes TOML as text, so that comments, order and spelling stay, and proves that nothing else has changed.
+"""Changes TOML so that comments, order and spelling stay, and proves that nothing else has changed.
 
-A scanner finds where statements begin and end. The scanner is not trusted: after each change `tomllib` parses the text,
-and the result must be the old data with the wanted change and no other.
+`tomlkit` edits the text. After each change `tomllib`, another parser, reads the result, which must be the old data with
+the wanted change and no other.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import AoT, Comment, Item, Key, Table
 
 from mirror.nodes.plan import BOM, NodeRefused
-
-#: One token: a comment, a string of one of the four kinds, a bracket, or a line end. Everything else is skipped.
-_TOKEN: Final = re.compile(
-    r'#[^\n]*|"""(?:\\.|[^\\])*?"{3,5}|\'\'\'(?s:.*?)\'{3,5}|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|[\[\]{}]|\n', re.DOTALL
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Statement:
-    """A table header, or a key with its value. `start` is its first character that is not blank; `end` is the end of
-    its last line, without the line end.
-
-    `table` is the path of the table: the one that a header opens, or the one that a key belongs to. `array`: the header
-    of that table is `[[…]]`.
-    """
-
-    start: int
-    end: int
-    header: bool
-    table: tuple[str, ...]
-    array: bool
 
 
 def parse(text: str, where: str) -> dict[str, Any]:
@@ -43,7 +23,7 @@ def parse(text: str, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text.removeprefix(BOM))
     except tomllib.TOMLDecodeError as error:
-        raise NodeRefused(f"{where}: not TOML: {error}; mend it first") from error
+        raise NodeRefused(f"{where}: not TOML: {error}; repair it first") from error
 
 
 def table_of(data: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
@@ -57,8 +37,8 @@ def table_of(data: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
 
 
 def literal(value: object) -> str:
-    """A string, boolean or list of strings in TOML. JSON writes them in the same way (TOML 1.0, "String")."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """A string, boolean or list of strings in TOML."""
+    return str(tomlkit.item(value).as_string())
 
 
 def set_keys(text: str, where: str, table: Sequence[str], values: Mapping[str, object]) -> str:
@@ -70,173 +50,125 @@ def set_keys(text: str, where: str, table: Sequence[str], values: Mapping[str, o
     todo = {key: value for key, value in values.items() if present.get(key) != value}
     if not todo:
         return text
+    lines = [f"  {key} = {literal(value)}" for key, value in todo.items()]
+    refusal = NodeRefused(
+        "\n".join([f"{where}: cannot be changed safely; these lines are needed:", _header(table), *lines])
+    )
     expected = copy.deepcopy(before)
-    place = expected
+    inner = expected
     for key in table:
-        place = place.setdefault(key, {})
-        if not isinstance(place, dict):
-            raise _by_hand(where, table, todo)
-    place.update(todo)
-    changed = text
-    for key, value in todo.items():
-        changed = _set(changed, tuple(table), key, literal(value))
-    return _proven(changed, expected, _by_hand(where, table, todo))
+        inner = inner.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise refusal
+    inner.update(todo)
+
+    def change(lf_text: str) -> str:
+        document = tomlkit.parse(lf_text)
+        found: Any = document
+        for key in table:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if not isinstance(found, Table) or found.is_super_table():
+            gap = "" if not lf_text else "\n" if lf_text.endswith("\n") else "\n\n"
+            return lf_text + gap + "\n".join([_header(table), *lines, ""])
+        for key, value in todo.items():
+            if key in found:
+                found[key] = value
+            else:
+                _add_below_header(found, key, value)
+        return document.as_string()
+
+    return _proven(text, change, expected, refusal)
 
 
 def insert_before_tables(text: str, where: str, block: str, added: Mapping[str, Any]) -> str:
-    """The text with `block`, which holds whole tables, inserted before the first table.
+    """The text with `block`, which holds whole tables, inserted before the first table and the comments above it.
 
     `added` is the parsed block. Its first-level tables are merged with existing ones of the same name. Raises
     `NodeRefused`.
     """
-    before = parse(text, where)
-    expected = copy.deepcopy(before)
+    expected = copy.deepcopy(parse(text, where))
     for key, value in added.items():
         expected[key] = {**value, **expected.get(key, {})}
-    newline = _newline(text)
-    at = _above_tables(text)
-    head, tail = text[:at], text[at:]
-    if head.removeprefix(BOM) and not head.endswith("\n"):
-        head += newline
-    changed = head + block.replace("\n", newline) + (newline if tail else "") + tail
-    return _proven(changed, expected, NodeRefused(f"{where}: cannot be changed safely; add this by hand:\n{block}"))
+
+    def change(lf_text: str) -> str:
+        body = tomlkit.parse(lf_text).body
+        at = next((number for number, (key, item) in enumerate(body) if _is_table(key, item)), len(body))
+        while at and at < len(body) and isinstance(body[at - 1][1], Comment):
+            at -= 1
+        above = tomlkit.document()
+        above.body.extend(body[:at])
+        head = above.as_string()
+        tail = lf_text.removeprefix(head)
+        gap = "\n" if head and not head.endswith("\n") else ""
+        return head + gap + block + ("\n" if tail else "") + tail
+
+    refusal = NodeRefused(f"{where}: cannot be changed safely; add this by hand:\n{block}")
+    return _proven(text, change, expected, refusal)
 
 
 def drop_table(text: str, where: str, table: Sequence[str]) -> str:
-    """The text without a table and the tables below it. Comments between them stay. Raises `NodeRefused`."""
-    expected = copy.deepcopy(parse(text, where))
-    above: Any = expected
+    """The text without a table and the tables below it. The comments after it stay: they are about what follows. Raises
+    `NodeRefused`.
+    """
+    expected: Any = copy.deepcopy(parse(text, where))
+    inner = expected
     for key in table[:-1]:
-        above = above[key]
-    del above[table[-1]]
-    changed = text
-    for one in reversed(list(_statements(text))):
-        if one.table[: len(table)] == tuple(table):
-            below = text.find("\n", one.end)
-            changed = changed[: text.rfind("\n", 0, one.start) + 1] + (changed[below + 1 :] if below >= 0 else "")
-    return _proven(
-        changed, expected, NodeRefused(f"{where}: cannot be changed safely; remove [{_header(table)}] first")
-    )
+        inner = inner[key]
+    del inner[table[-1]]
+
+    def change(lf_text: str) -> str:
+        document = tomlkit.parse(lf_text)
+        above: Any = document
+        for key in table[:-1]:
+            above = above[key]
+        siblings = list(above.value.body)
+        number = next(number for number, (key, _) in enumerate(siblings) if key is not None and key.key == table[-1])
+        if number:
+            _last_items(siblings[number - 1][1]).extend(_trailing_comments(siblings[number][1]))
+        above.remove(table[-1])
+        return document.as_string()
+
+    refusal = NodeRefused(f"{where}: cannot be changed safely; remove {_header(table)} first")
+    return _proven(text, change, expected, refusal)
 
 
-def _above_tables(text: str) -> int:
-    """The position of the first table and the comments directly above it; the end of the text if there is no table."""
-    first = next((one.start for one in _statements(text) if one.header), None)
-    if first is None:
-        return len(text)
-    at = text.rfind("\n", 0, first) + 1
-    while at and text[(above := text.rfind("\n", 0, at - 1) + 1) : at].lstrip().startswith("#"):
-        at = above
-    return at or (1 if text.startswith(BOM) else 0)
-
-
-def _proven(changed: str, expected: object, refusal: NodeRefused) -> str:
+def _proven(text: str, change: Callable[[str], str], expected: object, refusal: NodeRefused) -> str:
+    """The changed text, if it parses to what is `expected`. `change` sees neither a byte order mark nor CRLF."""
+    marked, plain = text.startswith(BOM), text.removeprefix(BOM)
+    crlf = "\r\n" in plain and "\n" not in plain.replace("\r\n", "")
     try:
-        if tomllib.loads(changed.removeprefix(BOM)) == expected:
-            return changed
-    except tomllib.TOMLDecodeError:
-        pass
+        changed = change(plain.replace("\r\n", "\n") if crlf else plain)
+        changed = changed.replace("\n", "\r\n") if crlf else changed
+        if tomllib.loads(changed) == expected:
+            return (BOM if marked else "") + changed
+    except (TOMLKitError, tomllib.TOMLDecodeError, AttributeError, LookupError, TypeError) as error:
+        raise refusal from error
     raise refusal
 
 
-def _by_hand(where: str, table: Sequence[str], values: Mapping[str, object]) -> NodeRefused:
-    lines = [f"[{_header(table)}]", *(f"  {key} = {literal(value)}" for key, value in values.items())]
-    return NodeRefused(f"{where}: cannot be changed safely; these lines are needed:\n" + "\n".join(lines))
+def _add_below_header(table: Table, key: str, value: object) -> None:
+    """As part of the header's line end: tomlkit itself appends, which is below comments about the next table."""
+    first = next((item for name, item in table.value.body if name is not None and not _is_table(name, item)), None)
+    indent = table.trivia.indent + "  " if first is None else first.trivia.indent
+    table.trivia.trail = f"\n{indent}{key} = {literal(value)}{table.trivia.trail}"
+
+
+def _is_table(key: Key | None, item: Item) -> bool:
+    """True if the item begins with a header; a dotted key (`a.b = 1`) is a table without one."""
+    return isinstance(item, AoT) or (isinstance(item, Table) and key is not None and not key.is_dotted())
+
+
+def _last_items(table: Any) -> list[Any]:
+    """The items of a table, or of the table below it that comes last in the text."""
+    items: list[Any] = table.value.body
+    return _last_items(items[-1][1]) if items and isinstance(items[-1][1], Table) else items
+
+
+def _trailing_comments(table: Table) -> list[Any]:
+    items = _last_items(table)
+    end = next((number for number in range(len(items), 0, -1) if items[number - 1][0] is not None), 0)
+    return items[end:]
 
 
 def _header(table: Sequence[str]) -> str:
-    return ".".join(key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else literal(key) for key in table)
-
-
-def _newline(text: str) -> str:
-    return "\r\n" if "\r\n" in text else "\n"
-
-
-def _set(text: str, table: tuple[str, ...], key: str, value: str) -> str:
-    """The text with a key set. If the key does not exist, it is added below its table's header; if there is no such
-    table, a table is added at the end.
-    """
-    newline = _newline(text)
-    statements = list(_statements(text))
-    inside = [one for one in statements if one.table == table and not one.array]
-    for one in inside:
-        if not one.header and (span := _value_of(text[one.start : one.end], key)):
-            return text[: one.start + span[0]] + value + text[one.start + span[1] :]
-    for one in inside:
-        if one.header:
-            follower = next((each for each in inside if not each.header), None)
-            indent = _indent(text, follower) if follower else _indent(text, one) + "  "
-            return f"{text[: one.end]}{newline}{indent}{key} = {value}{text[one.end :]}"
-    gap = "" if not text.removeprefix(BOM) else newline if text.endswith("\n") else newline * 2
-    return f"{text}{gap}[{_header(table)}]{newline}  {key} = {value}{newline}"
-
-
-def _indent(text: str, statement: _Statement) -> str:
-    return text[text.rfind("\n", 0, statement.start) + 1 : statement.start].lstrip(BOM)
-
-
-def _value_of(statement: str, key: str) -> tuple[int, int] | None:
-    """The start and end of the value in `key = value # comment`; None if the statement does not set that key alone."""
-    try:
-        meant = tomllib.loads(statement)
-    except tomllib.TOMLDecodeError:
-        return None
-    if list(meant) != [key]:
-        return None
-    found = re.match(r"""(?:[A-Za-z0-9_-]+|"(?:\\.|[^"\\])*"|'[^']*')[ \t]*=[ \t]*""", statement)
-    if not found:
-        return None
-    # "#" may be in a string: the shortest part before a "#" that means the same is key and value without comment
-    for sign in (*re.finditer("#", statement), None):
-        part = (statement[: sign.start()] if sign else statement).rstrip()
-        try:
-            if tomllib.loads(part) == meant:
-                return found.end(), len(part)
-        except tomllib.TOMLDecodeError:
-            continue
-    return None
-
-
-def _statements(text: str) -> Iterator[_Statement]:
-    table: tuple[str, ...] = ()
-    array = False
-    start = 1 if text.startswith(BOM) else 0
-    for end in (*_ends(text, start), len(text)):
-        piece = text[start:end]
-        if _depth(piece) > 0 and end != len(text):
-            continue
-        body = piece.lstrip()
-        if body and not body.startswith("#"):
-            at = start + len(piece) - len(body)
-            header = body.startswith("[")
-            if header:
-                table, array = _keys(body), body.startswith("[[")
-            yield _Statement(at, at + len(body.rstrip("\r")), header, table, array)
-        start = end + 1
-
-
-def _ends(text: str, start: int) -> Iterator[int]:
-    """The positions of line ends outside strings."""
-    for token in _TOKEN.finditer(text, start):
-        if token[0] == "\n":
-            yield token.start()
-
-
-def _depth(piece: str) -> int:
-    """The number of brackets that a piece of text leaves open."""
-    signs = [found[0] for found in _TOKEN.finditer(piece)]
-    return sum(signs.count(one) for one in "[{") - sum(signs.count(one) for one in "]}")
-
-
-def _keys(header: str) -> tuple[str, ...]:
-    """The path of keys in a header such as `[a."b.c"]` or `[[a]]`."""
-    try:
-        meant: Any = tomllib.loads(header)
-    except tomllib.TOMLDecodeError:
-        return ("\0",)  # a name that matches no table
-    keys = []
-    while isinstance(meant, dict) and meant:
-        key, meant = next(iter(meant.items()))
-        keys.append(key)
-        meant = meant[0] if isinstance(meant, list) else meant
-    return tuple(keys)
+    return f"[{'.'.join(tomlkit.key(key).as_string() for key in table)}]"
