@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
 from mirror.access import oidc as issuer_of
+from mirror.access.audit import AuditLog
 from mirror.access.authentication import Authentication
 from mirror.access.htpasswd import Htpasswd
 from mirror.access.oidc import Issuer
@@ -80,6 +81,15 @@ async def open_gate(
         verifier_of=lambda registry: verifier if label(registry) in verified else None,
         realm=access.realm,
     )
+
+
+def open_audit(config: Config, stack: AsyncExitStack) -> AuditLog | None:
+    """The audit log, or None if none is configured. `stack` closes it."""
+    if config.access.audit_log is None:
+        return None
+    audit = AuditLog(config.access.audit_log)
+    stack.callback(audit.close)
+    return audit
 
 
 def _issuer(one: IssuerSettings) -> issuer_of.OidcIssuer:

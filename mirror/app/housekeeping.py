@@ -6,20 +6,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from mirror import telemetry
-from mirror.app.parts import App
 from mirror.app.storage import SCRUB_LOCK, Storage, scrub_notes
-from mirror.config import (
-    Config,
-)
+from mirror.config import Config
 from mirror.errors import IndexUnavailable, StoreError
 from mirror.eviction.reconcile import reconcile
-from mirror.eviction.scrub import Scrub, fetching_through, scrub_when_due
+from mirror.eviction.scrub import Owner, Scrub, scrub_when_due
+from mirror.oci.digest import Digest
+from mirror.repository.router import Router
+from mirror.repository.shared import Shared
 from mirror.store.local.recovery import sweep
-from mirror.values.sizes import parse_size
 
 #: Seconds between two sweeps of what crashes have left.
 _SWEEP_EVERY = 3600.0
@@ -117,34 +116,30 @@ async def _compare(storage: Storage, comparisons: ReconcileTimer) -> None:
         comparisons.ended(began, done=done)
 
 
-async def keep_scrubbing(config: Config, app: App) -> None:
+async def keep_scrubbing(config: Config, storage: Storage, scrub: Scrub) -> None:
     """Hashes every blob every `scrub.every` seconds, the first time that long after the store was made."""
     if not config.scrub.every:
         return
-    layout = app.storage.layout
     await scrub_when_due(
-        scrub_of(app, rate=parse_size(config.scrub.rate)),
-        app.storage.store,
-        scrub_notes(layout),
+        scrub,
+        storage.store,
+        scrub_notes(storage.layout),
         every=config.scrub.every,
-        since=layout.marker.stat().st_mtime,
-        try_hold=lambda: app.storage.locks.try_hold(SCRUB_LOCK),
+        since=storage.layout.marker.stat().st_mtime,
+        try_hold=lambda: storage.locks.try_hold(SCRUB_LOCK),
     )
 
 
-def scrub_of(
-    app: App, *, rate: float | None, repair: bool = True, read: Callable[[int], None] = lambda _: None
-) -> Scrub:
-    """A scrub that hashes blobs at no more than `rate` bytes per second; None: as fast as it can.
+def fetching_through(router: Router, shelf: Shared) -> Callable[[Owner, Digest], Awaitable[None]]:
+    """Returns a function that fetches a blob again as a client's request would."""
 
-    Damaged blobs are fetched again if `repair` is set and the repository is not sealed. `read` is called with the
-    number of bytes that were read.
-    """
-    return Scrub(
-        app.storage.store,
-        app.storage.catalog,
-        rate=rate,
-        fetch_again=fetching_through(app.router, app.shelf) if repair else None,
-        may_fetch=lambda repo: not app.router.rule_for(repo).offline,
-        read=read,
-    )
+    async def fetch_again(owner: Owner, digest: Digest) -> None:
+        repository = router.repository(owner.repo)
+        if owner.is_manifest:
+            # otherwise the manifest would be answered from memory, and nothing would be stored
+            shelf.manifests.pop((owner.repo, digest), None)
+            await repository.manifest(digest)
+        else:
+            await repository.fetch(digest, lambda _received, _size: None)
+
+    return fetch_again

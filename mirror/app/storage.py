@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from mirror.app.routes import age_rule
-from mirror.config import (
-    Config,
-)
+from mirror.config import Config
 from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import PinnedContent
 from mirror.eviction.protection import Protection
+from mirror.eviction.purge import Purge
 from mirror.eviction.quarantine_sweep import QuarantineSweeper
 from mirror.eviction.rebuilding import IndexRebuilder
 from mirror.eviction.reconcile import ensure
@@ -24,6 +23,8 @@ from mirror.eviction.usage import StoreUsage
 from mirror.eviction.write_behind import WriteBehind
 from mirror.graph.references import ReferenceReader
 from mirror.index.embedded import EmbeddedIndex
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
 from mirror.policy.eviction import Watermarks
 from mirror.policy.pins import PinRule
 from mirror.policy.quarantine_limits import QuarantineLimits
@@ -36,6 +37,7 @@ from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import FileLocks
 from mirror.store.local.pin_files import LocalPins
+from mirror.store.local.purge_notices import Purges
 from mirror.store.local.recovery import sweep
 from mirror.values.sizes import parse_capacity, parse_size
 
@@ -190,3 +192,30 @@ def pin_rules(config: Config) -> list[PinRule]:
 def scrub_notes(layout: Layout) -> JsonRecords:
     """The record of how far the scrub of the whole store has come."""
     return JsonRecords(layout, "scrub")
+
+
+def make_purge(
+    config: Config,
+    storage: Storage,
+    forget: Callable[[Repo, Collection[str], Collection[Digest]], None] = lambda repo, tags, digests: None,
+) -> Purge:
+    """A purge that drops an image from the store, and from the memory of every process that uses the store.
+
+    `forget` drops tags and manifests from the memory of this process; other processes read the purge notices.
+    """
+    notices = Purges(JsonRecords(storage.layout, "purges"))
+
+    def forget_everywhere(repo: Repo, tags: Collection[str], digests: Collection[Digest]) -> None:
+        forget(repo, tags, digests)
+        notices.tell(repo, tags, digests)
+
+    return Purge(
+        storage.store,
+        storage.catalog,
+        storage.pins,
+        pin_rules(config),
+        storage.freezes,
+        storage.index,
+        storage.eviction.evictor,
+        forget=forget_everywhere,
+    )

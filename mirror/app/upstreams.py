@@ -52,8 +52,8 @@ class Upstreams:
     another.
 
     Clients can invent any number of hosts under a wildcard. When there are `MOST_HOSTS` of them, the half that was used
-    least recently is given up: `forgotten` is called, and the connections are closed a minute later, so that requests
-    under way can end. An upstream that is needed again is made again.
+    least recently is given up: the callbacks of `on_given_up` are called, and the connections are closed a minute
+    later, so that requests under way can end. An upstream that is needed again is made again.
     """
 
     def __init__(self, config: Config, executor: Executor, memo: Memo) -> None:
@@ -68,7 +68,7 @@ class Upstreams:
         self._parting: dict[int, tuple[asyncio.TimerHandle, list[RegistryUpstream | EndpointsUpstream]]] = {}
         self._gone = 0
         self._closing: set[asyncio.Task[None]] = set()
-        self.forgotten: Callable[[], None] = lambda: None
+        self._given_up: list[Callable[[], None]] = []
 
     def open(self) -> list[RegistryUpstream]:
         """Makes the upstreams of all entries without a wildcard, so that mistakes show at start. Returns one per
@@ -96,12 +96,17 @@ class Upstreams:
         self._made[name] = found
         return found
 
+    def on_given_up(self, call: Callable[[], None]) -> None:
+        """Registers a function that is called when upstreams are given up; it drops what still uses them."""
+        self._given_up.append(call)
+
     def _make_room(self) -> None:
         hosts = [name for name in self._made if name not in self._settings]
         if len(hosts) < MOST_HOSTS:
             return
         parting = [self._made.pop(name) for name in hosts[: MOST_HOSTS // 2]]
-        self.forgotten()
+        for call in self._given_up:
+            call()
         self._gone += 1
         timer = asyncio.get_running_loop().call_later(_PARTING, self._part, self._gone)
         self._parting[self._gone] = timer, parting

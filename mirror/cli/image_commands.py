@@ -244,10 +244,9 @@ async def _verify(
     loaded: settings.Config, images: Sequence[Image], rate: float | None, repair: bool, bar: _Bar
 ) -> dict[str, Any]:
     from mirror.app.building import build
-    from mirror.app.housekeeping import scrub_of
 
     async with build(loaded, housework=False) as app:
-        scrub = scrub_of(app, rate=rate, repair=repair, read=bar.read)
+        scrub = app.scrub(rate=rate, repair=repair, read=bar.read)
         if images:
             return await _verify_images(loaded, app.storage, images, scrub, bar)
         return await _verify_all(app.storage, scrub, bar)

@@ -50,8 +50,8 @@ def _one(loaded: settings.Config, job: str, cancel: bool) -> dict[str, Any]:
 
 
 async def _one_on_disk(loaded: settings.Config, job: str, cancel: bool) -> dict[str, Any]:
+    from mirror.app.prefetching import make_jobs
     from mirror.app.storage import open_storage
-    from mirror.app.tasks import make_jobs
 
     # that a job is over, because its process is, is written down as well
     check_there(loaded)
@@ -65,8 +65,8 @@ async def _one_on_disk(loaded: settings.Config, job: str, cancel: bool) -> dict[
 
 
 async def _all_on_disk(loaded: settings.Config) -> list[dict[str, Any]]:
+    from mirror.app.prefetching import make_jobs
     from mirror.app.storage import open_storage
-    from mirror.app.tasks import make_jobs
 
     check_there(loaded)
     check_owner(loaded, "leaves")

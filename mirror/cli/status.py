@@ -124,8 +124,7 @@ def purge(
 
 
 async def _purge(loaded: settings.Config, wanted: Image) -> dict[str, Any]:
-    from mirror.app.purging import make_purge
-    from mirror.app.storage import open_storage
+    from mirror.app.storage import make_purge, open_storage
 
     with audited(loaded, "purge", repository=str(wanted.repo), reference=str(wanted.reference)) as about:
         async with open_storage(loaded) as storage:

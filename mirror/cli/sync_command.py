@@ -56,8 +56,8 @@ def sync(
 
 
 async def _rules(loaded: settings.Config) -> list[dict[str, Any]]:
+    from mirror.app.prefetching import make_sync
     from mirror.app.storage import open_storage
-    from mirror.app.syncing import make_sync
 
     def nowhere(repo: Repo) -> SyncSource:
         raise NotImplementedError(f"only told, never run: {repo}")

@@ -36,8 +36,6 @@ from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.token_bucket import TokenBucket
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog, Lease, Records, SupportsReadOnce
-from mirror.repository.router import Router
-from mirror.repository.shared import Shared
 
 #: Bytes in one read.
 _PIECE: Final = 1 << 20
@@ -351,21 +349,6 @@ async def scrub_image(
         # go on while something new turned up: a manifest that was fetched again names further content
         if not fresh and not brought:
             return missing
-
-
-def fetching_through(router: Router, shelf: Shared) -> Callable[[Owner, Digest], Awaitable[None]]:
-    """Returns a function that fetches a blob again as a client's request would."""
-
-    async def fetch_again(owner: Owner, digest: Digest) -> None:
-        repository = router.repository(owner.repo)
-        if owner.is_manifest:
-            # otherwise the manifest would be answered from memory, and nothing would be stored
-            shelf.manifests.pop((owner.repo, digest), None)
-            await repository.manifest(digest)
-        else:
-            await repository.fetch(digest, lambda _received, _size: None)
-
-    return fetch_again
 
 
 # ---------------------------------------------------------------------------------------------- what names what

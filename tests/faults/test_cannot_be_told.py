@@ -21,8 +21,7 @@ from typing import Any
 import pytest
 
 from mirror.app.building import build
-from mirror.app.purging import make_purge
-from mirror.app.storage import Storage, open_storage
+from mirror.app.storage import Storage, make_purge, open_storage
 from mirror.bundles.export import select
 from mirror.bundles.importing import ImportTarget, admit, plan_images
 from mirror.bundles.inventory import ListedImage, take_inventory

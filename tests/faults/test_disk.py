@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.app.parts import App
+from mirror.app.building import App
 from mirror.oci.digest import Digest
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, live_mirror, noise

@@ -103,7 +103,7 @@ async def test_81_hosts_under_a_wildcard(tmp_path: Path, tally: Tally) -> None:
 
     with ThreadPoolExecutor(1) as executor:
         made = upstreams.Upstreams(config, executor, memo)
-        made.forgotten = forgotten
+        made.on_given_up(forgotten)
         made.open()
         named = made.named("docker.io")
         most = 0

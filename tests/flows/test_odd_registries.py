@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.app.parts import App
+from mirror.app.building import App
 from mirror.errors import StoreFull
 from mirror.fills.flights import Flight
 from mirror.oci.digest import Digest

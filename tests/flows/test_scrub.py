@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from mirror.app.housekeeping import scrub_of
 from mirror.app.storage import SCRUB_LOCK, scrub_notes
 from mirror.errors import StoreError
 from mirror.eviction.scrub import (
@@ -77,7 +76,7 @@ def _truncate(file: Path) -> None:
 
 
 async def _everything(mirror: LiveMirror, **more: Any) -> ScrubProgress:
-    scrub = scrub_of(mirror.app, rate=None, **more)
+    scrub = mirror.app.scrub(rate=None, **more)
     return await scrub_all(scrub, mirror.app.storage.store, scrub_notes(mirror.app.storage.layout))
 
 
@@ -123,7 +122,7 @@ async def test_a_damaged_manifest_is_fetched_again(full: LiveMirror, image: Dige
 async def test_manifest_and_layer_at_once(full: LiveMirror, image: Digest) -> None:
     """The manifest comes first, or nobody would know whose the layer is."""
     progress = ScrubProgress(0.0)
-    scrub = scrub_of(full.app, rate=None)
+    scrub = full.app.scrub(rate=None)
     for digest in (_DIGEST, image):
         _flip(full.blob_file(digest), at=10)
     root = Descriptor("", image, -1)
@@ -181,7 +180,7 @@ async def test_whoever_is_reading_reads_on(full: LiveMirror) -> None:
 
 async def test_files_that_vanish_meanwhile(full: LiveMirror) -> None:
     """Evicted under the scrub: nothing is wrong with that."""
-    scrub = scrub_of(full.app, rate=None)
+    scrub = full.app.scrub(rate=None)
     full.blob_file(_DIGEST).unlink()
     progress = ScrubProgress(0.0)
     await scrub.check(_DIGEST, progress)
@@ -195,7 +194,7 @@ async def test_an_image_of_which_something_is_missing(full: LiveMirror, sealed: 
     for mirror, wanted in ((sealed, [_DIGEST]), (full, [])):
         storage = mirror.app.storage
         progress = ScrubProgress(0.0)
-        scrub = scrub_of(mirror.app, rate=None)
+        scrub = mirror.app.scrub(rate=None)
         missing = await scrub_image(scrub, storage.store, storage.catalog, APP, root, progress)
         assert [node.digest for node in missing] == wanted
     assert full.blob_file(_DIGEST).read_bytes() == _LAYER
@@ -373,7 +372,7 @@ async def test_on_schedule(full: LiveMirror) -> None:
     storage = full.app.storage
     notes = scrub_notes(storage.layout)
     clock = _Time()
-    scrub = scrub_of(full.app, rate=None)
+    scrub = full.app.scrub(rate=None)
     looks: list[float | None] = []
 
     async def sleep(_seconds: float) -> None:
@@ -408,7 +407,7 @@ async def test_another_process_is_at_it(full: LiveMirror) -> None:
 
     with pytest.raises(asyncio.CancelledError):
         await scrub_when_due(
-            scrub_of(full.app, rate=None),
+            full.app.scrub(rate=None),
             storage.store,
             scrub_notes(storage.layout),
             every=1,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mirror.aio.singleflight import end
-from mirror.app.parts import App
+from mirror.app.building import App
 from mirror.config import load
 from mirror.errors import AlreadyRunning, ConfigError, RuleUnknown
 from mirror.prefetch.progress import ProgressMeter

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from mirror.app.purging import make_purge
+from mirror.app.storage import make_purge
 from mirror.config import load
 from mirror.errors import ImageProtected, StoreError
 from mirror.eviction.damaged_notes import DamagedNoteOwners

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mirror.app.building import build
-from mirror.app.purging import make_purge
+from mirror.app.storage import make_purge
 from mirror.config import load
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, read_manifest

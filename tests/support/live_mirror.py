@@ -31,8 +31,7 @@ from multidict import CIMultiDictProxy
 from yarl import URL
 
 from mirror import telemetry
-from mirror.app.building import build
-from mirror.app.parts import App
+from mirror.app.building import App, build
 from mirror.config import Config
 from mirror.eviction.reconcile import is_whole
 from mirror.oci.digest import Digest

@@ -31,8 +31,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from mirror.app.housekeeping import scrub_of
-from mirror.app.parts import App
+from mirror.app.building import App
 from mirror.app.storage import scrub_notes
 from mirror.errors import BlobDamaged, BlobUnknown, ImageProtected, IndexUnavailable, ManifestUnknown, StoreFull
 from mirror.eviction.pinned_images import pinned_images
@@ -564,7 +563,7 @@ class Storm:
 
         def work(mirror: LiveMirror) -> Coroutine[Any, Any, object]:
             storage = mirror.app.storage
-            return scrub_all(scrub_of(mirror.app, rate=None), storage.store, scrub_notes(storage.layout))
+            return scrub_all(mirror.app.scrub(rate=None), storage.store, scrub_notes(storage.layout))
 
         await self._do(work)
 

@@ -1,25 +1,35 @@
-"""Builds the sync rules of the configuration, and the leases that decide which replica runs them."""
+"""Builds what brings images in before clients ask: jobs, sync rules, and the leases that decide which replica runs a
+rule.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
 from mirror.app.routes import route_of
 from mirror.app.storage import Storage
-from mirror.config import (
-    Config,
-    SyncSettings,
-    routing_table,
-)
+from mirror.config import Config, SyncSettings, routing_table
 from mirror.oci.reference import Repo
 from mirror.policy.routing import RoutingTable
+from mirror.prefetch.jobs import Jobs, Work
 from mirror.prefetch.sync import Leases, Sync, SyncRule, SyncSource
 from mirror.values.platforms import parse_platforms
 
 #: The shortest time-out, in seconds, of Redis calls for leases.
 _LEASE_BUDGET = 1.0
+
+
+def make_jobs(
+    storage: Storage, work: Mapping[str, Work] | None = None, *, now: Callable[[], float] = time.time
+) -> Jobs:
+    """The jobs of a store.
+
+    `work` is the kinds of jobs that this process can run. Without it jobs can only be listed and cancelled.
+    """
+    jobs, queue, cancels = (storage.records(kind) for kind in ("jobs", "job-queue", "job-cancels"))
+    return Jobs(jobs, queue, cancels, locks=storage.locks, work=work or {}, now=now)
 
 
 def make_sync(
