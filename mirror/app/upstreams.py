@@ -27,7 +27,8 @@ from mirror.server.admin.worker_status import UpstreamState
 from mirror.store.local.layout import Layout
 from mirror.upstream.credentials.docker_config import DockerConfig
 from mirror.upstream.credentials.of_caller import CallersCredentials
-from mirror.upstream.credentials.providers import ProviderOptions, open_provider
+from mirror.upstream.credentials.provider_options import ProviderOptions
+from mirror.upstream.credentials.providers import open_provider
 from mirror.upstream.credentials.secret_files import PasswordFile
 from mirror.upstream.credentials.source import Credentials, CredentialSource, GivenCredentials, LoginState
 from mirror.upstream.endpoints import EndpointsUpstream
@@ -269,7 +270,16 @@ def _credentials(
         proxy = reach.proxy.get_secret_value() if reach.proxy else None
         proxy = None if proxy == "env" else proxy
         options = _provider_options(reach)
-        return open_provider(name, reach.provider, url, options, tls=context, proxy=proxy, proxies=proxies)
+        return open_provider(
+            name,
+            reach.provider,
+            url,
+            options,
+            private=reach.private_network,
+            tls=context,
+            proxy=proxy,
+            proxies=proxies,
+        )
     if reach.username is not None and reach.password is not None:
         password = reach.password.get_secret_value()
         if reach.password_file is not None:
@@ -287,7 +297,6 @@ def _provider_options(settings: ReachSettings) -> ProviderOptions:
         key_file=settings.key_file,
         region=settings.region,
         role_arn=settings.role_arn,
-        private=settings.private_network,
         tenant=settings.tenant_id,
         client_id=settings.client_id,
         client_secret=settings.client_secret.get_secret_value() if settings.client_secret else None,

@@ -1,7 +1,8 @@
-"""Content codings (RFC 9110, 8.4.1) of small answers that are encoded although identity was requested."""
+"""Decodes small answers that are encoded although identity was requested (RFC 9110, 8.4.1), and base64url."""
 
 from __future__ import annotations
 
+import base64
 import zlib
 
 _WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 47}
@@ -22,3 +23,8 @@ def decode(content: bytes, coding: str | None, limit: int) -> bytes:
     except zlib.error:
         return content
     return decoded if undoing.eof or len(decoded) == limit else content
+
+
+def decode_base64url(text: str) -> bytes:
+    """Decode base64url without padding (RFC 7515, 2). Raises `ValueError`."""
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

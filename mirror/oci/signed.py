@@ -7,9 +7,9 @@ inserted before its end. Each signature's `protected` header says how to restore
 
 from __future__ import annotations
 
-import base64
 from typing import Any
 
+from mirror.oci.coding import decode_base64url
 from mirror.oci.strict_json import read_json
 
 
@@ -35,10 +35,5 @@ def signed_payload(content: bytes) -> bytes | None:
 
 
 def _format(protected: str) -> tuple[int, bytes]:
-    header: dict[str, Any] = read_json(_decode(protected))
-    return int(header["formatLength"]), _decode(header["formatTail"])
-
-
-def _decode(text: str) -> bytes:
-    """Base64url without padding (RFC 7515, 2)."""
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    header: dict[str, Any] = read_json(decode_base64url(protected))
+    return int(header["formatLength"]), decode_base64url(header["formatTail"])

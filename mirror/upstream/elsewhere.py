@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
+from mirror.aio.caches import LruCache
 from mirror.aio.memo import MISSING, Memo
 from mirror.errors import UpstreamError
 from mirror.oci.challenge import Challenge, Scope
@@ -38,7 +39,7 @@ class Elsewhere:
         self._bounds = bounds
         self._memo = memo
         self._make = make
-        self._sources: dict[Origin, TokenSource] = {}
+        self._sources: LruCache[Origin, TokenSource] = LruCache(_MOST)
 
     async def passes(self, scope: Scope) -> Mapping[Origin, str]:
         """The `Authorization` for the registry to which calls of this scope were last redirected.
@@ -83,8 +84,6 @@ class Elsewhere:
     def _source(self, site: Url) -> TokenSource:
         source = self._sources.get(site.origin)
         if source is None:
-            if len(self._sources) >= _MOST:
-                self._sources.clear()
             source = self._make(UrlBounds(site, internal=self._bounds.internal))
             self._sources[site.origin] = source
         return source

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Final, Generic, TypeVar
 
 from mirror import telemetry
-from mirror.aio.latest import put_latest
+from mirror.aio.caches import TtlCache
 from mirror.aio.singleflight import end
 from mirror.errors import UpstreamCircuitOpen, UpstreamError, UpstreamInvalid, UpstreamNotFound, UpstreamUnavailable
 from mirror.oci.digest import Digest
@@ -62,7 +61,8 @@ class EndpointsUpstream:
         self._clock = clock
         self._circuits: list[Circuit] = [CLOSED] * len(self.members)
         self._probing: set[int] = set()
-        self._given: OrderedDict[Digest, tuple[int, float]] = OrderedDict()
+        #: The endpoint that gave a blob just now.
+        self._given: TtlCache[Digest, int] = TtlCache(_MOST_REMEMBERED, _AVOID_FOR, lambda: self._clock())
 
     @property
     def name(self) -> str:
@@ -107,7 +107,7 @@ class EndpointsUpstream:
 
         race = _Race(self._order(digest), self.members, enter, leave, self._hedge_after, self._failed)
         number, (stack, body) = await self._run(race)
-        self._remember(digest, number)
+        self._given[digest] = number
         async with stack:
             try:
                 yield body
@@ -179,13 +179,8 @@ class EndpointsUpstream:
             self._probing -= probes
 
     def _order(self, digest: Digest | None = None) -> list[int]:
-        now = self._clock()
-        number, since = self._given.get(digest, (None, now)) if digest else (None, now)
-        avoid = number if now - since < _AVOID_FOR else None
-        return in_order(self._circuits, now, probing=self._probing, avoid=avoid)
-
-    def _remember(self, digest: Digest, number: int) -> None:
-        put_latest(self._given, digest, (number, self._clock()), _MOST_REMEMBERED)
+        avoid = self._given.get(digest) if digest else None
+        return in_order(self._circuits, self._clock(), probing=self._probing, avoid=avoid)
 
     def _failed(self, number: int, error: UpstreamError) -> None:
         if isinstance(error, UpstreamCircuitOpen):

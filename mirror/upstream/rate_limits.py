@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from cachetools import LRUCache
-
+from mirror.aio.caches import LruCache
 from mirror.aio.memo import MISSING, Memo
 from mirror.errors import UpstreamThrottled
 from mirror.policy.upstream.budget import LOOK_AGAIN, Budget, is_spent, newer, resets_in
@@ -45,7 +44,7 @@ class Accounts:
         self._hooks = hooks
         self._clocks = clocks
         self.own = RateAccount()
-        self._callers: LRUCache[str, RateAccount] = LRUCache(_MOST)
+        self._callers: LruCache[str, RateAccount] = LruCache(_MOST)
 
     @property
     def current(self) -> RateAccount:

@@ -14,12 +14,11 @@ larger than a manifest may be.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from mirror.aio.latest import put_latest
+from mirror.aio.caches import LruCache
 from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamNotFound, UpstreamUnavailable
 from mirror.oci.digest import Digest
 from mirror.oci.link import next_query
@@ -148,7 +147,7 @@ class FallbackChildren:
     """Reads the indexes under fallback tags, and remembers the subjects of the manifests in them."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[str, Digest], _Child] = OrderedDict()
+        self._known: LruCache[tuple[str, Digest], _Child] = LruCache(_MOST_REMEMBERED)
 
     async def listed(self, upstream: str, repo: str, digest: Digest, manifest: AskManifest) -> list[Descriptor] | None:
         """The children of the index under the fallback tag whose subject is `digest`; None if there is no such tag.
@@ -182,7 +181,6 @@ class FallbackChildren:
         key = repo, child.digest
         known = self._known.get(key)
         if known is not None:
-            self._known.move_to_end(key)
             return known
         if not 0 < child.size <= LARGEST:
             return None
@@ -192,7 +190,7 @@ class FallbackChildren:
             return None
         subject = found.subject.digest if found.subject else None
         known = _Child(subject, found.artifact_type, len(found.content))
-        put_latest(self._known, key, known, _MOST_REMEMBERED)
+        self._known[key] = known
         return known
 
 

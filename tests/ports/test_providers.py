@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from mirror.errors import ConfigError, UpstreamDenied, UpstreamUnavailable
 from mirror.upstream.credentials.acr import AcrIssuer
 from mirror.upstream.credentials.ecr import EcrIssuer
 from mirror.upstream.credentials.google import GoogleIssuer
-from mirror.upstream.credentials.providers import PROVIDERS, ProviderOptions, missing_library, open_provider
+from mirror.upstream.credentials.provider_options import ProviderOptions
+from mirror.upstream.credentials.providers import PROVIDERS, missing_library, open_provider
 from mirror.upstream.credentials.renewal import Renewed
 from mirror.upstream.credentials.source import Credentials, CredentialsUnavailable
 from mirror.upstream.http.proxies import Proxies
@@ -121,7 +123,7 @@ async def test_google_by_application_default_credentials(
     key = tmp_path / "key.json"
     key.write_text(google.key_file())
     environment.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key))
-    issued = await GoogleIssuer("gcr.io").obtain()
+    issued = await GoogleIssuer("gcr.io", ProviderOptions()).obtain()
     assert issued.credentials == Credentials("oauth2accesstoken", "google-1")
     assert 3000 < issued.usable < issued.lasts <= 3600
 
@@ -129,7 +131,7 @@ async def test_google_by_application_default_credentials(
 async def test_google_without_any() -> None:
     """The message says what to do."""
     with pytest.raises(CredentialsUnavailable, match="google: no credentials found: give key_file"):
-        await GoogleIssuer("gcr.io").obtain()
+        await GoogleIssuer("gcr.io", ProviderOptions()).obtain()
 
 
 async def test_a_google_key_that_is_refused(google: GoogleCloud, tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ async def test_a_google_key_that_is_refused(google: GoogleCloud, tmp_path: Path)
     key.write_text(google.key_file())
     google.refuse = reply_json(400, {"error": "invalid_grant", "error_description": "canary"})
     with pytest.raises(UpstreamDenied, match="google: the token service refuses") as failure:
-        await GoogleIssuer("gcr.io", key_file=key).obtain()
+        await GoogleIssuer("gcr.io", ProviderOptions(key_file=key)).obtain()
     assert "canary" not in str(failure.value)
 
 
@@ -148,10 +150,10 @@ async def test_a_google_key_file_that_is_none(tmp_path: Path, content: str) -> N
     key = tmp_path / "key.json"
     key.write_text(content)
     with pytest.raises(CredentialsUnavailable, match=r"key_file .*key.json is not the key") as failure:
-        await GoogleIssuer("gcr.io", key_file=key).obtain()
+        await GoogleIssuer("gcr.io", ProviderOptions(key_file=key)).obtain()
     assert "canary" not in str(failure.value)
     with pytest.raises(CredentialsUnavailable, match="No such file"):
-        await GoogleIssuer("gcr.io", key_file=tmp_path / "gone").obtain()
+        await GoogleIssuer("gcr.io", ProviderOptions(key_file=tmp_path / "gone")).obtain()
 
 
 async def test_google_that_does_not_answer(tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ async def test_google_that_does_not_answer(tmp_path: Path) -> None:
     with GoogleCloud() as google:
         key.write_text(google.key_file())
     with pytest.raises(CredentialsUnavailable, match="does not answer"):
-        await GoogleIssuer("gcr.io", key_file=key).obtain()
+        await GoogleIssuer("gcr.io", ProviderOptions(key_file=key)).obtain()
 
 
 # ------------------------------------------------------------------------------------------------------- AWS
@@ -183,7 +185,7 @@ async def test_ecr(aws: Aws, clock: Clock) -> None:
 
 async def test_ecr_with_a_role(aws: Aws) -> None:
     """STS gives the role's credentials, with which the token is asked for."""
-    issuer = EcrIssuer(ECR, "eu-west-1", role_arn=ROLE, api_url=aws.url, sts_url=aws.url)
+    issuer = EcrIssuer(ECR, "eu-west-1", ProviderOptions(role_arn=ROLE, provider_url=aws.url, sts_url=aws.url))
     assert (await issuer.obtain()).credentials == Credentials("AWS", "ASIAROLE-1")
     assert aws.scopes == [("eu-west-1", "sts"), ("eu-west-1", "ecr")]
     assert aws.complaints == []
@@ -199,7 +201,7 @@ async def test_ecr_public(aws: Aws) -> None:
 
 async def test_ecr_refuses(aws: Aws) -> None:
     """The code is told, with what must be allowed; the text, which may quote a token, is not."""
-    issuer = EcrIssuer(ECR, "eu-west-1", api_url=aws.url)
+    issuer = EcrIssuer(ECR, "eu-west-1", ProviderOptions(provider_url=aws.url))
     aws.refuse = reply_json(400, {"__type": "AccessDeniedException", "message": "canary"})
     with pytest.raises(UpstreamDenied, match=r"AccessDeniedException.*ecr:GetAuthorizationToken") as failure:
         await issuer.obtain()
@@ -208,7 +210,9 @@ async def test_ecr_refuses(aws: Aws) -> None:
     with pytest.raises(CredentialsUnavailable, match="ThrottlingException"):
         await issuer.obtain()
     aws.refuse = None
-    other = EcrIssuer(ECR, "eu-west-1", role_arn=f"{ROLE}-other", api_url=aws.url, sts_url=aws.url)
+    other = EcrIssuer(
+        ECR, "eu-west-1", ProviderOptions(role_arn=f"{ROLE}-other", provider_url=aws.url, sts_url=aws.url)
+    )
     with pytest.raises(UpstreamDenied, match=r"AssumeRole is refused.*sts:AssumeRole"):
         await other.obtain()
 
@@ -218,11 +222,11 @@ async def test_ecr_without_credentials_or_answer(aws: Aws, environment: pytest.M
     with Scripted() as gone:
         pass
     with pytest.raises(CredentialsUnavailable, match="AWS does not answer"):
-        await EcrIssuer(ECR, "eu-west-1", api_url=gone.url).obtain()
+        await EcrIssuer(ECR, "eu-west-1", ProviderOptions(provider_url=gone.url)).obtain()
     environment.delenv("AWS_ACCESS_KEY_ID")
     environment.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(CredentialsUnavailable, match="no AWS credentials found"):
-        await EcrIssuer(ECR, "eu-west-1", api_url=aws.url).obtain()
+        await EcrIssuer(ECR, "eu-west-1", ProviderOptions(provider_url=aws.url)).obtain()
 
 
 async def test_ecr_by_the_instance(environment: pytest.MonkeyPatch, aws: Aws) -> None:
@@ -238,7 +242,7 @@ async def test_ecr_by_the_instance(environment: pytest.MonkeyPatch, aws: Aws) ->
         secret = {"AccessKeyId": "AKIDMACHINE", "SecretAccessKey": "secret-of-the-machine", "Token": "session"}
         whole = {"Code": "Success", "Type": "AWS-HMAC", "Expiration": "2099-01-01T00:00:00Z", **secret}
         metadata.on(f"{root}/machine", reply_json(200, whole))
-        issuer = EcrIssuer(ECR, "eu-west-1", api_url=aws.url, metadata_url=metadata.url)
+        issuer = EcrIssuer(ECR, "eu-west-1", ProviderOptions(provider_url=aws.url, metadata_url=metadata.url))
         assert (await issuer.obtain()).credentials == Credentials("AWS", "AKIDMACHINE-1")
 
 
@@ -305,7 +309,7 @@ async def test_acr_as_aks_sets_it_up(azure: Azure, tmp_path: Path) -> None:
         "AZURE_AUTHORITY_HOST": f"{azure.url}/",
     }
     with AzureRegistry(azure) as registry:
-        issued = await AcrIssuer("acr", registry.url, environment=environment).obtain()
+        issued = await AcrIssuer("acr", registry.url, ProviderOptions(), environment=environment).obtain()
         assert issued.credentials
         assert issued.credentials.identity_token == registry.users["refresh"]
         assert issued.lasts == pytest.approx(3 * 3600, abs=60)
@@ -314,13 +318,13 @@ async def test_acr_as_aks_sets_it_up(azure: Azure, tmp_path: Path) -> None:
 async def test_acr_refusals(azure: Azure, tmp_path: Path) -> None:
     """Whoever says no is named, with what to look at; nothing of what was sent is."""
     with AzureRegistry(azure) as registry:
-        who = {"tenant": azure.tenant, "client_id": azure.client}
-        wrong = AcrIssuer("acr", registry.url, client_secret="canary-wrong", authority_url=azure.url, **who)  # type: ignore[arg-type]
+        identity = ProviderOptions(tenant=azure.tenant, client_id=azure.client, provider_url=azure.url)
+        wrong = AcrIssuer("acr", registry.url, replace(identity, client_secret="canary-wrong"))
         with pytest.raises(UpstreamDenied, match=r"authority answers 401, invalid_client.*tenant_id") as failure:
             await wrong.obtain()
         assert "canary" not in str(failure.value)
         registry.trusting = False
-        stranger = AcrIssuer("acr", registry.url, metadata_url=azure.url)
+        stranger = AcrIssuer("acr", registry.url, ProviderOptions(metadata_url=azure.url))
         with pytest.raises(UpstreamDenied, match="token exchange answers 401: has the identity the role AcrPull"):
             await stranger.obtain()
         azure.refuse = reply_json(400, {"error": "invalid_request", "error_description": "Identity not found"})
@@ -330,10 +334,10 @@ async def test_acr_refusals(azure: Azure, tmp_path: Path) -> None:
             azure.refuse = broken
             with pytest.raises(CredentialsUnavailable):
                 await stranger.obtain()
-        incomplete = AcrIssuer("acr", registry.url, client_secret="x", authority_url=azure.url)
+        incomplete = AcrIssuer("acr", registry.url, ProviderOptions(client_secret="x", provider_url=azure.url))
         with pytest.raises(CredentialsUnavailable, match="tenant_id and client_id must be set"):
             await incomplete.obtain()
-        gone = AcrIssuer("acr", registry.url, token_file=tmp_path / "gone", authority_url=azure.url, **who)  # type: ignore[arg-type]
+        gone = AcrIssuer("acr", registry.url, replace(identity, token_file=tmp_path / "gone"))
         with pytest.raises(CredentialsUnavailable, match="cannot be read"):
             await gone.obtain()
 
@@ -343,7 +347,7 @@ async def test_acr_that_is_redirected(azure: Azure) -> None:
     with Scripted() as elsewhere, AzureRegistry(azure) as registry:
         azure.refuse = reply(307, b"", {"Location": f"{elsewhere.url}/x"})
         with pytest.raises(UpstreamUnavailable):
-            await AcrIssuer("acr", registry.url, metadata_url=azure.url).obtain()
+            await AcrIssuer("acr", registry.url, ProviderOptions(metadata_url=azure.url)).obtain()
         assert not elsewhere.requests
 
 
@@ -384,7 +388,8 @@ def test_a_missing_library_is_named(provider: Any, extra: str, monkeypatch: pyte
 _LOADED = """
 import sys
 import mirror.app, mirror.process.worker, mirror.upstream.credentials.providers as providers
-options = providers.ProviderOptions()
+from mirror.upstream.credentials.provider_options import ProviderOptions
+options = ProviderOptions()
 providers.open_provider("acr", "acr", "https://example.azurecr.io", options)
 libraries = {"google.auth", "botocore", "requests"}
 assert not libraries & set(sys.modules), libraries & set(sys.modules)

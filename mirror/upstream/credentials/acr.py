@@ -12,7 +12,6 @@ so no Azure library is needed.
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 import re
 import ssl
@@ -25,9 +24,11 @@ import aiohttp
 from yarl import URL
 
 from mirror.errors import UpstreamDenied, UpstreamError, UpstreamUnavailable
+from mirror.oci.coding import decode_base64url
 from mirror.oci.strict_json import read_json
 from mirror.policy.upstream.token_lifetime import usable_seconds
 from mirror.policy.upstream.url_bounds import UrlBounds, parse_url
+from mirror.upstream.credentials.provider_options import ProviderOptions
 from mirror.upstream.credentials.renewal import Issued
 from mirror.upstream.credentials.source import Credentials, CredentialsUnavailable
 from mirror.upstream.http.client import open_session, read_limited, translated
@@ -49,7 +50,7 @@ _ERROR: Final = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 class AcrIssuer:
     """Issues refresh tokens for the registry at `url`.
 
-    The arguments select the identity: with `client_secret` a service principal, with `token_file` a workload identity,
+    The options select the identity: with `client_secret` a service principal, with `token_file` a workload identity,
     with neither a managed identity (`client_id` selects it if the machine has several). Missing values are taken from
     `environment`, as AKS sets them (AZURE_TENANT_ID, AZURE_CLIENT_ID, AZURE_FEDERATED_TOKEN_FILE,
     AZURE_AUTHORITY_HOST). `tls` applies to the registry, `proxies` to every request except those to the metadata
@@ -60,13 +61,8 @@ class AcrIssuer:
         self,
         upstream: str,
         url: str,
+        options: ProviderOptions,
         *,
-        tenant: str | None = None,
-        client_id: str | None = None,
-        client_secret: str | None = None,
-        token_file: Path | None = None,
-        authority_url: str | None = None,
-        metadata_url: str | None = None,
         private: bool = False,
         tls: ssl.SSLContext | None = None,
         proxies: Proxies = DIRECT,
@@ -75,15 +71,14 @@ class AcrIssuer:
     ) -> None:
         given = os.environ if environment is None else environment
         self._upstream = upstream
-        self._url = url
         self._bounds = UrlBounds.of(url, internal=True if private else None)
-        self._tenant = tenant or given.get("AZURE_TENANT_ID", "")
-        self._client_id = client_id or given.get("AZURE_CLIENT_ID", "")
-        self._client_secret = client_secret
+        self._tenant = options.tenant or given.get("AZURE_TENANT_ID", "")
+        self._client_id = options.client_id or given.get("AZURE_CLIENT_ID", "")
+        self._client_secret = options.client_secret
         stated = given.get("AZURE_FEDERATED_TOKEN_FILE")
-        self._token_file = token_file or (Path(stated) if stated and not client_secret else None)
-        self._authority = (authority_url or given.get("AZURE_AUTHORITY_HOST") or _AUTHORITY).rstrip("/")
-        self._metadata = (metadata_url or _METADATA).rstrip("/")
+        self._token_file = options.token_file or (Path(stated) if stated and not options.client_secret else None)
+        self._authority = (options.provider_url or given.get("AZURE_AUTHORITY_HOST") or _AUTHORITY).rstrip("/")
+        self._metadata = (options.metadata_url or _METADATA).rstrip("/")
         self._tls = tls
         self._proxies = proxies
         self._now = now
@@ -196,8 +191,7 @@ def _expiry(token: str, now: float) -> float:
     The signature is not checked: the registry enforces the expiry.
     """
     try:
-        body = token.split(".")[1]
-        expires_at = read_json(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))["exp"]
+        expires_at = read_json(decode_base64url(token.split(".")[1]))["exp"]
         return min(max(0.0, float(expires_at) - now), 31 * 24 * 3600.0)
     except (ValueError, LookupError, TypeError):
         return _LIFETIME

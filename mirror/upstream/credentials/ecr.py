@@ -21,6 +21,7 @@ from botocore.config import Config
 
 from mirror.errors import UpstreamDenied, UpstreamError
 from mirror.policy.upstream.token_lifetime import usable_seconds
+from mirror.upstream.credentials.provider_options import ProviderOptions
 from mirror.upstream.credentials.renewal import Issued
 from mirror.upstream.credentials.source import Credentials, CredentialsUnavailable
 
@@ -35,33 +36,25 @@ _DENIED: Final = (
 
 
 class EcrIssuer:
-    """Issues ECR tokens. `region` is None for ECR Public; `now` gives epoch seconds.
-
-    `api_url`, `sts_url` and `metadata_url` replace AWS's own addresses of ECR, STS and the instance metadata service.
-    """
+    """Issues ECR tokens. `region` is None for ECR Public; `now` gives epoch seconds."""
 
     def __init__(
         self,
         upstream: str,
         region: str | None,
+        options: ProviderOptions,
         *,
-        role_arn: str | None = None,
-        api_url: str | None = None,
-        sts_url: str | None = None,
-        metadata_url: str | None = None,
         proxy: str | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._upstream = upstream
         self._public = region is None
         self._region = region or _PUBLIC_REGION
-        self._role_arn = role_arn
-        self._api_url = api_url
-        self._sts_url = sts_url
+        self._options = options
         self._now = now
         self._session = botocore.session.Session()
-        if metadata_url:
-            self._session.set_config_variable("ec2_metadata_service_endpoint", metadata_url)
+        if options.metadata_url:
+            self._session.set_config_variable("ec2_metadata_service_endpoint", options.metadata_url)
         self._config = Config(
             connect_timeout=5,
             read_timeout=10,
@@ -89,7 +82,7 @@ class EcrIssuer:
     def _ask(self) -> Any:
         """Return `authorizationData` of the answer. Blocking."""
         try:
-            client = self._client("ecr-public" if self._public else "ecr", self._api_url, self._assume())
+            client = self._client("ecr-public" if self._public else "ecr", self._options.provider_url, self._assume())
             try:
                 data = client.get_authorization_token().get("authorizationData")
             finally:
@@ -109,11 +102,12 @@ class EcrIssuer:
 
     def _assume(self) -> dict[str, str]:
         """The temporary credentials of `role_arn`; empty if no role is configured."""
-        if self._role_arn is None:
+        role = self._options.role_arn
+        if role is None:
             return {}
-        client = self._client("sts", self._sts_url, {})
+        client = self._client("sts", self._options.sts_url, {})
         try:
-            assumed = client.assume_role(RoleArn=self._role_arn, RoleSessionName="registry-mirror")["Credentials"]
+            assumed = client.assume_role(RoleArn=role, RoleSessionName="registry-mirror")["Credentials"]
         finally:
             client.close()
         return {

@@ -26,6 +26,7 @@ from google.oauth2.service_account import Credentials as KeyCredentials
 
 from mirror.errors import UpstreamDenied, UpstreamError
 from mirror.policy.upstream.token_lifetime import usable_seconds
+from mirror.upstream.credentials.provider_options import ProviderOptions
 from mirror.upstream.credentials.renewal import Issued
 from mirror.upstream.credentials.source import Credentials, CredentialsUnavailable
 
@@ -39,20 +40,19 @@ _LONGEST: Final = 45.0
 
 
 class GoogleIssuer:
-    """Issues access tokens. `metadata_url` replaces `http://metadata.google.internal`; `now` gives epoch seconds."""
+    """Issues access tokens. `now` gives epoch seconds."""
 
     def __init__(
         self,
         upstream: str,
+        options: ProviderOptions,
         *,
-        key_file: Path | None = None,
-        metadata_url: str | None = None,
         proxy: str | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._upstream = upstream
-        self._key_file = key_file
-        self._metadata_url = metadata_url
+        self._key_file = options.key_file
+        self._metadata_url = options.metadata_url
         self._proxy = proxy
         self._now = now
 

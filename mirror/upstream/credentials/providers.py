@@ -6,13 +6,12 @@ import importlib.util
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal, Protocol, TypeAlias
 
 from mirror.errors import ConfigError
 from mirror.policy.upstream.ecr_names import ecr_region
 from mirror.policy.upstream.url_bounds import parse_url
+from mirror.upstream.credentials.provider_options import ProviderOptions
 from mirror.upstream.credentials.renewal import Issued, Renewed
 from mirror.upstream.http.proxies import DIRECT, Proxies
 
@@ -25,23 +24,6 @@ PROVIDERS: Final[dict[str, tuple[str, str] | None]] = {
     "ecr-public": ("botocore", "aws"),
     "acr": None,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderOptions:
-    """The options of all providers; each provider reads only its own (docs/upstreams.md)."""
-
-    key_file: Path | None = None
-    region: str | None = None
-    role_arn: str | None = None
-    tenant: str | None = None
-    client_id: str | None = None
-    client_secret: str | None = None
-    token_file: Path | None = None
-    provider_url: str | None = None
-    sts_url: str | None = None
-    metadata_url: str | None = None
-    private: bool = False
 
 
 class _Issuer(Protocol):
@@ -68,6 +50,7 @@ def open_provider(
     url: str,
     options: ProviderOptions,
     *,
+    private: bool = False,
     tls: ssl.SSLContext | None = None,
     proxy: str | None = None,
     proxies: Proxies = DIRECT,
@@ -76,13 +59,15 @@ def open_provider(
 ) -> Renewed:
     """A source of credentials for the registry at `url`.
 
-    `tls` and `proxies` are those of the registry. `proxy` is the URL of the one proxy through which the cloud's library
-    sends everything. It is None if there is none, and also if the environment sets the proxies: libraries read those
-    variables themselves. Raises `ConfigError` if the library is missing or the region of an ECR registry is not known.
+    `private` says that the registry is in a private network; `tls` and `proxies` are the registry's own. `proxy` is the
+    URL of the one proxy through which the cloud's library sends everything. It is None if there is none, and also if
+    the environment sets the proxies: libraries read those variables themselves.
+
+    Raises `ConfigError` if the library is missing or the region of an ECR registry is not known.
     """
     if missing := missing_library(provider):
         raise ConfigError([f"upstream {upstream}: provider {provider} {missing}"])
-    issuer = _issuer(upstream, provider, url, options, tls, proxy, proxies, now)
+    issuer = _issuer(upstream, provider, url, options, private, tls, proxy, proxies, now)
     return Renewed(upstream, provider, issuer.obtain, close=issuer.aclose, clock=clock, now=now)
 
 
@@ -91,6 +76,7 @@ def _issuer(
     provider: ProviderName,
     url: str,
     options: ProviderOptions,
+    private: bool,
     tls: ssl.SSLContext | None,
     proxy: str | None,
     proxies: Proxies,
@@ -99,26 +85,11 @@ def _issuer(
     if provider == "google":
         from mirror.upstream.credentials.google import GoogleIssuer
 
-        return GoogleIssuer(
-            upstream, key_file=options.key_file, metadata_url=options.metadata_url, proxy=proxy, now=now
-        )
+        return GoogleIssuer(upstream, options, proxy=proxy, now=now)
     if provider == "acr":
         from mirror.upstream.credentials.acr import AcrIssuer
 
-        return AcrIssuer(
-            upstream,
-            url,
-            tenant=options.tenant,
-            client_id=options.client_id,
-            client_secret=options.client_secret,
-            token_file=options.token_file,
-            authority_url=options.provider_url,
-            metadata_url=options.metadata_url,
-            private=options.private,
-            tls=tls,
-            proxies=proxies,
-            now=now,
-        )
+        return AcrIssuer(upstream, url, options, private=private, tls=tls, proxies=proxies, now=now)
     from mirror.upstream.credentials.ecr import EcrIssuer
 
     region = None
@@ -126,13 +97,4 @@ def _issuer(
         region = options.region or ecr_region(parse_url(url).host) or ecr_region(upstream)
         if region is None:
             raise ConfigError([f"upstream {upstream}: set region: the name of the registry does not tell it"])
-    return EcrIssuer(
-        upstream,
-        region,
-        role_arn=options.role_arn,
-        api_url=options.provider_url,
-        sts_url=options.sts_url,
-        metadata_url=options.metadata_url,
-        proxy=proxy,
-        now=now,
-    )
+    return EcrIssuer(upstream, region, options, proxy=proxy, now=now)

@@ -13,12 +13,11 @@ own host is not among these (see `rate_limits.py`: registries count by account).
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from mirror.aio.latest import put_latest
+from mirror.aio.caches import LruCache
 from mirror.errors import UpstreamThrottled
 from mirror.policy.upstream.retrying import hold_for
 from mirror.policy.upstream.url_bounds import Origin, Url
@@ -44,13 +43,12 @@ class HostHolds:
         self._upstream = upstream
         self._clock = clock
         self._lock = threading.Lock()
-        self._held: OrderedDict[Origin, _Held] = OrderedDict()
+        self._held: LruCache[Origin, _Held] = LruCache(_MOST)
 
     def hold(self, url: Url, retry_after: float | None) -> float:
         """Hold this host and return for how many seconds: `retry_after` if it is given, else longer at each strike."""
         with self._lock:
-            held = self._held.get(url.origin) or _Held()
-            put_latest(self._held, url.origin, held, _MOST)
+            held = self._held.setdefault(url.origin, _Held())
             held.strikes += 1
             wait = hold_for(retry_after, held.strikes)
             held.until = max(held.until, self._clock() + wait)
