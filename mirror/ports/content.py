@@ -120,16 +120,16 @@ class Ingest(Protocol):
 
 
 class Blobs(Protocol):
-    """Read blobs."""
+    """Read blobs. They may be far away."""
 
     def stat(self, digest: Digest) -> BlobInfo:
-        """Size and time of last use of a blob. Quick enough for the event loop.
+        """Size and time of last use of a blob. Blocks.
 
         Raises `BlobUnknown` if the blob is certainly absent, and `StoreError` if that cannot be determined.
         """
 
     def open(self, digest: Digest) -> tuple[BlobInfo, BlobReader]:
-        """Open a blob: its size at that moment, and a reader that the caller closes. Quick enough for the event loop.
+        """Open a blob: its size at that moment, and a reader that the caller closes. Blocks.
 
         Raises like `stat`, and `BlobUnreadable` on EIO.
         """
@@ -227,4 +227,4 @@ class DiskUsage(Protocol):
 
 
 class BlobStore(Blobs, BlobWriter, BlobIngester, BlobDeleter, Quarantine, DiskUsage, Protocol):
-    """All that a store of blobs on a local disk does. A function asks for the part that it needs."""
+    """All that a store of blobs on a local disk does. `stat` and `open` are quick enough for the event loop."""
