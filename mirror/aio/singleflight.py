@@ -52,7 +52,7 @@ class SingleFlight:
 
     async def aclose(self) -> None:
         """Cancel all running work. Repeatable."""
-        await end(*self._running.values())
+        await cancel_and_wait(*self._running.values())
 
 
 async def _as_coroutine(work: Callable[[], Awaitable[T]]) -> T:
@@ -63,7 +63,7 @@ async def _as_coroutine(work: Callable[[], Awaitable[T]]) -> T:
 _AGAIN: Final = 0.5
 
 
-async def end(*tasks: asyncio.Task[Any]) -> None:
+async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks and wait until they have ended, in whatever way; tasks that keep running are cancelled again.
 
     A cancellation can be lost: `asyncio.wait_for` of Python 3.11, which libraries use, drops it if the awaited work

@@ -14,7 +14,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def to_its_end(
+async def uninterrupted(
     work: Awaitable[T],
     *,
     stop: Callable[[], None] | None = None,

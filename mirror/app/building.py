@@ -16,7 +16,7 @@ from typing import Final
 
 from mirror import __version__, telemetry
 from mirror.access.audit import AuditLog
-from mirror.aio.singleflight import end
+from mirror.aio.singleflight import cancel_and_wait
 from mirror.app.administration import open_administration
 from mirror.app.client_auth import open_audit, open_gate
 from mirror.app.housekeeping import fetching_through, keep_house, keep_scrubbing
@@ -114,7 +114,7 @@ async def build(
                 admin.workers.run(),
                 admin.traffic.run(),
             ):
-                stack.push_async_callback(end, asyncio.create_task(work))
+                stack.push_async_callback(cancel_and_wait, asyncio.create_task(work))
         stack.push_async_callback(storage.eviction.write_behind.flush)
         stack.push_async_callback(recent.flush)
         yield app

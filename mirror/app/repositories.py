@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mirror.aio.memo import Memo, redis_cache
-from mirror.aio.singleflight import end
+from mirror.aio.singleflight import cancel_and_wait
 from mirror.app.routes import content_lists, route_rule
 from mirror.app.storage import MISSES_LOCK, Storage
 from mirror.app.upstreams import Upstreams
@@ -118,7 +118,7 @@ def _open_misses(storage: Storage, stack: AsyncExitStack, now: Callable[[], floa
         exclusive=lambda: storage.locks.hold(MISSES_LOCK),
         now=now,
     )
-    stack.push_async_callback(end, asyncio.create_task(misses.run()))
+    stack.push_async_callback(cancel_and_wait, asyncio.create_task(misses.run()))
     stack.push_async_callback(misses.aclose)
     return misses
 

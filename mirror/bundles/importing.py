@@ -23,7 +23,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from mirror.aio.threads import to_its_end
+from mirror.aio.threads import uninterrupted
 from mirror.bundles.inventory import ListedImage
 from mirror.bundles.layout_source import FileBody
 from mirror.errors import (
@@ -487,7 +487,7 @@ class _Admitting:
         """Run blocking work in a thread. If cancelled, stop the work and wait for its end, because it uses open files
         that belong to this import.
         """
-        return await to_its_end(asyncio.to_thread(work, *arguments), stop=self._stop)
+        return await uninterrupted(asyncio.to_thread(work, *arguments), stop=self._stop)
 
     def _stop(self) -> None:
         self._stopped = True

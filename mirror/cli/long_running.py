@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from mirror import config as settings
 from mirror import telemetry
-from mirror.aio.threads import to_its_end
+from mirror.aio.threads import uninterrupted
 from mirror.bundles.importing import Told
 from mirror.cli.base import description_column
 from mirror.errors import BundleError, ConfigError
@@ -113,7 +113,7 @@ async def in_thread(work: Callable[[Callable[[Told], Told]], _T]) -> _T:
 
         return tell
 
-    return await to_its_end(asyncio.to_thread(work, stoppable), stop=stopped.set)
+    return await uninterrupted(asyncio.to_thread(work, stoppable), stop=stopped.set)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Final
 
 from mirror import telemetry
-from mirror.aio.threads import to_its_end
+from mirror.aio.threads import uninterrupted
 from mirror.errors import IndexUnavailable, StoreError, StoreFull
 from mirror.eviction import candidates
 from mirror.eviction.protection import Protection
@@ -135,7 +135,7 @@ class Evictor:
             staying = await self._protection.at(self._now())
             batch = [victim for victim in cut if victim.digest not in staying]
             # to its end, even if cancelled: files chosen in this turn must not be deleted during the next one
-            deleted = await to_its_end(asyncio.to_thread(self._delete, batch, stuck))
+            deleted = await uninterrupted(asyncio.to_thread(self._delete, batch, stuck))
             freed = [victim for victim, size in deleted if size]
             dropped += freed
             without_file += sum(victim.size for victim, size in deleted if not size)

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from mirror.aio.threads import to_its_end
+from mirror.aio.threads import uninterrupted
 from mirror.errors import BlobDamaged, ImageProtected, IndexUnavailable, ManifestUnknown, RecordDamaged, StoreError
 from mirror.eviction.damaged_notes import DamagedNoteOwners
 from mirror.eviction.evictor import Evictor
@@ -110,7 +110,7 @@ class Purge:
         plan = await asyncio.to_thread(self._plan, image)
         async with self._evictor.turn():
             # pins set since the plan was made are read here; setting a pin now waits for the end of this turn
-            await to_its_end(asyncio.to_thread(self._unname, image, plan))
+            await uninterrupted(asyncio.to_thread(self._unname, image, plan))
         await asyncio.to_thread(self._forget, image.repo, plan.tags, plan.manifests)
         try:
             # read again, now that the links are gone: what was linked meanwhile stays

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from mirror import telemetry
-from mirror.aio.singleflight import end
+from mirror.aio.singleflight import cancel_and_wait
 from mirror.errors import IndexUnavailable, StoreError
 from mirror.eviction.reconcile import INCOMPLETE
 from mirror.eviction.write_behind import WriteBehind
@@ -77,7 +77,7 @@ class IndexRebuilder:
     async def aclose(self) -> None:
         """Ends the rebuild that runs, if any. Repeatable."""
         if self._running is not None:
-            await end(self._running)
+            await cancel_and_wait(self._running)
 
     async def _run(self) -> None:
         try:

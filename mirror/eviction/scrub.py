@@ -27,7 +27,7 @@ from itertools import dropwhile, islice
 from typing import Any, Final
 
 from mirror import telemetry
-from mirror.aio.threads import to_its_end
+from mirror.aio.threads import uninterrupted
 from mirror.errors import BlobDamaged, BlobUnknown, MirrorError, RequestError, StoreError
 from mirror.graph.closure import Node, Role, read_closure
 from mirror.graph.manifests import has_blob, manifest_of_bytes
@@ -190,7 +190,7 @@ class Scrub:
         try:
             if await self._hashes_to(reader, digest, progress):
                 return False
-            return await to_its_end(asyncio.to_thread(self._store.set_aside, digest, reader))
+            return await uninterrupted(asyncio.to_thread(self._store.set_aside, digest, reader))
         finally:
             reader.close()
 
@@ -199,7 +199,7 @@ class Scrub:
         while True:
             # to its end, even if cancelled: the file descriptor must not be closed, and perhaps reused, while the
             # thread reads from it
-            piece = await to_its_end(asyncio.to_thread(_read_and_hash, reader, offset, hashing.update))
+            piece = await uninterrupted(asyncio.to_thread(_read_and_hash, reader, offset, hashing.update))
             if not piece:
                 break
             offset += len(piece)

@@ -35,8 +35,8 @@ from contextlib import AbstractAsyncContextManager, suppress
 from typing import Final, Protocol, TypeVar
 
 from mirror import telemetry
-from mirror.aio.singleflight import end
-from mirror.aio.threads import to_its_end
+from mirror.aio.singleflight import cancel_and_wait
+from mirror.aio.threads import uninterrupted
 from mirror.caller import caller
 from mirror.errors import (
     BlobDamaged,
@@ -546,7 +546,7 @@ class Flights:
         try:
             await asyncio.wait({receiving, publishing}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await end(receiving, publishing)
+            await cancel_and_wait(receiving, publishing)
         if publishing.cancelled():
             receiving.result()
             return False
@@ -716,7 +716,7 @@ class Flights:
         """
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._executor, work, *arguments)
-        return await to_its_end(running, stop=stop, unwanted=unwanted)
+        return await uninterrupted(running, stop=stop, unwanted=unwanted)
 
 
 def _is_unreachable(error: UpstreamError) -> bool:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from mirror import telemetry
-from mirror.aio.singleflight import end
+from mirror.aio.singleflight import cancel_and_wait
 from mirror.errors import MirrorError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
@@ -67,7 +67,7 @@ class ReadAhead:
         """Cancels all fetching; blobs under way stay as partials. Repeatable."""
         self._closed = True
         while self._tasks:
-            await end(*self._tasks)
+            await cancel_and_wait(*self._tasks)
 
     def _ended(self, digest: Digest) -> None:
         self._manifests.discard(digest)

@@ -33,7 +33,7 @@ from typing import Any, Final
 
 import aiosqlite
 
-from mirror.aio.threads import to_its_end
+from mirror.aio.threads import uninterrupted
 from mirror.errors import IndexUnavailable, MirrorError
 from mirror.index.batches import batches
 from mirror.oci.digest import Digest
@@ -324,7 +324,7 @@ class EmbeddedIndex:
                 raise IndexUnavailable("the index is closed")
             try:
                 # a half-made connection would keep its thread and files: it is completed, and kept for the next caller
-                self._connections = await to_its_end(self._connect(), unwanted=self._keep)
+                self._connections = await uninterrupted(self._connect(), unwanted=self._keep)
             except (sqlite3.Error, OSError) as error:
                 INDEX_FAILURES.inc()
                 raise _unavailable(error) from error
@@ -368,7 +368,7 @@ class EmbeddedIndex:
         if self._connections is not None:
             connections, self._connections = self._connections, None
             # a half-closed connection would keep its thread alive, and with it the process
-            await to_its_end(_close(connections))
+            await uninterrupted(_close(connections))
 
 
 async def _close(connections: _Connections) -> None:

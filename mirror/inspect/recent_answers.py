@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from mirror import telemetry
-from mirror.aio.threads import to_its_end
+from mirror.aio.threads import uninterrupted
 from mirror.errors import StoreError
 from mirror.policy.last_answer import LONGEST, LastAnswer
 from mirror.repository.answers import Outcome
@@ -116,7 +116,7 @@ class Recent:
             self._new = False
             try:
                 # the list is made on the event loop, not in the thread, so that no `note` changes it meanwhile
-                await to_its_end(asyncio.to_thread(self._keeping.save, self.answers()))
+                await uninterrupted(asyncio.to_thread(self._keeping.save, self.answers()))
             except StoreError as error:
                 if not self._failed:
                     telemetry.log.warning("recent answers cannot be written", reason=str(error))
@@ -129,7 +129,7 @@ class Recent:
         try:
             # a stop soon after the start flushes and closes the file next; that must wait until the thread has read it
             async with self._at_the_file:
-                left = await to_its_end(asyncio.to_thread(keeping.load))
+                left = await uninterrupted(asyncio.to_thread(keeping.load))
         except StoreError as error:
             telemetry.log.warning("recent answers cannot be read", reason=str(error))
             return

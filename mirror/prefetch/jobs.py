@@ -28,8 +28,8 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 
 from mirror import telemetry
-from mirror.aio.singleflight import end
-from mirror.aio.threads import to_its_end
+from mirror.aio.singleflight import cancel_and_wait
+from mirror.aio.threads import uninterrupted
 from mirror.errors import JobUnknown, MirrorError, StoreError, TooManyJobs
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
@@ -208,7 +208,7 @@ class Jobs:
         if slot is None:
             return note
         with slot:
-            return await to_its_end(asyncio.to_thread(self._end_unless_ended, note))
+            return await uninterrupted(asyncio.to_thread(self._end_unless_ended, note))
 
     def _end_unless_ended(self, note: dict[str, Any]) -> dict[str, Any]:
         # the job may have ended properly after the note was read and before the lock was taken
@@ -257,7 +257,7 @@ class Jobs:
                     async with asyncio.timeout(pause):
                         await self._poked.wait()
         finally:
-            await end(*self._running.values())
+            await cancel_and_wait(*self._running.values())
 
     async def _take_up(self) -> None:
         waiting = await asyncio.to_thread(lambda: sorted(self._queue.all(), key=_created))
@@ -320,10 +320,10 @@ class Jobs:
                 await asyncio.wait({task}, timeout=self._tell_every)
                 if not task.done() and await asyncio.to_thread(self._tell, note, meter):
                     meter.called_off = True
-                    await end(task)
+                    await cancel_and_wait(task)
             await asyncio.to_thread(self._conclude, note, meter, task)
         except asyncio.CancelledError:
-            await end(task)
+            await cancel_and_wait(task)
             with suppress(StoreError):
                 self._interrupted({**note, "progress": meter.to_json()})
             raise
@@ -331,7 +331,7 @@ class Jobs:
             # the note cannot be updated; other processes see by the free slot that the job is over
             telemetry.log.error("job record cannot be written", job=note["id"], reason=str(error))
         finally:
-            await end(task)
+            await cancel_and_wait(task)
 
     async def _begin(self, note: dict[str, Any], meter: ProgressMeter) -> Ended:
         work = self._work.get(note["kind"])

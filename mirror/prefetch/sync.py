@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from mirror import telemetry
-from mirror.aio.singleflight import end
+from mirror.aio.singleflight import cancel_and_wait
 from mirror.errors import AlreadyRunning, IndexUnavailable, MirrorError, RuleUnknown, StoreError, UpstreamInvalid
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
@@ -206,7 +206,7 @@ class Sync:
                     pause = _AFTER_TROUBLE
                 await self._sleep(pause)
         finally:
-            await end(*self._running.values())
+            await cancel_and_wait(*self._running.values())
             if lease is not None:
                 lease.release()
 
@@ -331,12 +331,12 @@ class Sync:
         try:
             await self._accompany(rule, begun, meter, task)
         except asyncio.CancelledError:
-            await end(task)
+            await cancel_and_wait(task)
             if meter.called_off:
                 self._conclude(rule, begun, None)
             raise
         finally:
-            await end(task)
+            await cancel_and_wait(task)
         ended = task.result()
         await asyncio.to_thread(self._conclude, rule, begun, ended)
         await self._settle_lease(rule, begun["start"], ended)

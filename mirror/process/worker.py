@@ -30,7 +30,7 @@ from aiohttp import web
 
 from mirror import telemetry
 from mirror.access.certificate import validity
-from mirror.aio.singleflight import end
+from mirror.aio.singleflight import cancel_and_wait
 from mirror.app.building import build
 from mirror.config import Config, ServerSettings
 from mirror.errors import ConfigError
@@ -121,7 +121,7 @@ async def _serve(
         for site in sites:
             await site.stop()
         # background work is cancelled; it is started again later, or its job is marked as interrupted
-        await end(*working)
+        await cancel_and_wait(*working)
         runner.dismiss()
         await asyncio.sleep(_MOMENT)
         # lets answers under way finish, and closes idle connections

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
-from mirror.aio.threads import to_its_end
+from mirror.aio.threads import uninterrupted
 from mirror.errors import BlobDamaged, DigestMismatch, UpstreamInvalid
 from mirror.fills.flights import Flight
 from mirror.oci.digest import Digest, hasher
@@ -158,7 +158,7 @@ class UpstreamStream:
         try:
             async with self._pull(0) as body:
                 while True:
-                    fresh = await to_its_end(loop.run_in_executor(self._executor, receive), stop=body.abort)
+                    fresh = await uninterrupted(loop.run_in_executor(self._executor, receive), stop=body.abort)
                     if not fresh:
                         break
                     wanted = fresh if span is None else fresh[max(0, span.start - offset) : max(0, span.stop - offset)]

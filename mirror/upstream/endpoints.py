@@ -23,7 +23,7 @@ from typing import Final, Generic, TypeVar
 
 from mirror import telemetry
 from mirror.aio.caches import TtlCache
-from mirror.aio.singleflight import end
+from mirror.aio.singleflight import cancel_and_wait
 from mirror.errors import UpstreamCircuitOpen, UpstreamError, UpstreamInvalid, UpstreamNotFound, UpstreamUnavailable
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
@@ -260,7 +260,7 @@ class _Race(Generic[T]):
 
     async def _cancel(self) -> None:
         losers, self._running = list(self._running), {}
-        await end(*losers)
+        await cancel_and_wait(*losers)
         for task in losers:
             if not task.cancelled() and task.exception() is None:
                 await self._discard(task.result())

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mirror.aio.singleflight import end
+from mirror.aio.singleflight import cancel_and_wait
 from mirror.app.building import App
 from mirror.config import load
 from mirror.errors import AlreadyRunning, ConfigError, RuleUnknown
@@ -215,7 +215,7 @@ async def test_an_interrupted_run_begins_again_soon(registry: FakeRegistry, tmp_
         assert (await _told(mirror))["state"] == "running"
         with pytest.raises(AlreadyRunning):
             await mirror.app.sync.run_rule(_NAME, ProgressMeter(), by="hand")
-        await end(task)
+        await cancel_and_wait(task)
         assert (await _told(mirror))["state"] == "interrupted"
     gate.release()
     async with _syncing(registry, tmp_path / "store", rule, clock=clock) as mirror:
@@ -234,7 +234,7 @@ async def test_a_run_by_hand_that_is_called_off_waits_for_its_time(registry: Fak
         task = asyncio.create_task(mirror.app.sync.run_rule(_NAME, meter, by="hand"))
         await reached(gate)
         meter.called_off = True
-        await end(task)
+        await cancel_and_wait(task)
         gate.release()
         told = await _told(mirror)
         assert (told["state"], told["result"]) == ("cancelled", {"error": "called off"})
@@ -300,11 +300,11 @@ async def test_one_of_two_processes_runs_and_the_other_takes_over(registry: Fake
         await until(lambda: len(_ended(one, other)) == 2)
         assert registry.count("tags") == 2
         [holder] = [number for number, counted in enumerate(looks) if counted]
-        await end(loops[holder])
+        await cancel_and_wait(loops[holder])
         clock.forward(_EVERY)
         await until(lambda: len(_ended(one, other)) == 3)
         assert looks[1 - holder]
-        await end(*loops)
+        await cancel_and_wait(*loops)
 
 
 def _counted(app: App) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mirror.aio.singleflight import end
+from mirror.aio.singleflight import cancel_and_wait
 from mirror.errors import JobUnknown, NameUnknown, TooManyJobs
 from mirror.prefetch.jobs import Ended, Jobs
 from mirror.prefetch.progress import ProgressMeter
@@ -67,7 +67,7 @@ async def _running(*all_jobs: Jobs) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await end(*tasks)
+        await cancel_and_wait(*tasks)
 
 
 async def _state(jobs: Jobs, name: str, *states: str) -> dict[str, Any]:

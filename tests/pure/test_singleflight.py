@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from mirror.aio.singleflight import SingleFlight, end
+from mirror.aio.singleflight import SingleFlight, cancel_and_wait
 
 
 async def test_work_asked_for_at_once_is_done_once() -> None:
@@ -109,5 +109,5 @@ async def test_a_task_that_swallows_a_cancellation_is_ended_all_the_same() -> No
     task = asyncio.create_task(stubborn())
     await asyncio.sleep(0)
     async with asyncio.timeout(60):
-        await end(task)
+        await cancel_and_wait(task)
     assert task.cancelled()

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from mirror.aio.threads import to_its_end
+from mirror.aio.threads import uninterrupted
 
 
 class _Work:
@@ -36,9 +36,9 @@ async def test_its_result_and_its_error() -> None:
     work, failing = _Work(), _Work(ValueError("no"))
     work.go_on.set()
     failing.go_on.set()
-    assert await to_its_end(work.start(), unwanted=lambda _: pytest.fail("it was wanted")) == "made"
+    assert await uninterrupted(work.start(), unwanted=lambda _: pytest.fail("it was wanted")) == "made"
     with pytest.raises(ValueError, match="no"):
-        await to_its_end(failing.start())
+        await uninterrupted(failing.start())
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -46,7 +46,7 @@ async def test_cancelled(times: int) -> None:
     """However often it is cancelled: stopped, waited for, and what it made is handed back; then the cancellation."""
     work, calls = _Work(), list[str]()
     waiting = asyncio.create_task(
-        to_its_end(work.start(), stop=lambda: calls.append("stop"), unwanted=lambda made: calls.append(made))
+        uninterrupted(work.start(), stop=lambda: calls.append("stop"), unwanted=lambda made: calls.append(made))
     )
     await asyncio.to_thread(work.begun.wait)
     for _ in range(times):
@@ -65,7 +65,7 @@ async def test_cancelled(times: int) -> None:
 async def test_an_error_after_the_cancellation() -> None:
     """It is nobody's any more: no one is told of it, and nothing is handed back."""
     work = _Work(ValueError("no"))
-    waiting = asyncio.create_task(to_its_end(work.start(), unwanted=lambda _: pytest.fail("nothing was made")))
+    waiting = asyncio.create_task(uninterrupted(work.start(), unwanted=lambda _: pytest.fail("nothing was made")))
     await asyncio.to_thread(work.begun.wait)
     waiting.cancel()
     work.go_on.set()

@@ -25,7 +25,7 @@ from typing import Final
 from aiohttp import web
 
 from mirror import telemetry
-from mirror.aio.threads import to_its_end
+from mirror.aio.threads import uninterrupted
 from mirror.errors import BlobDamaged, BlobUnreadable, StoreError
 from mirror.oci.span import Span
 from mirror.ports import BlobReader, SupportsFileno
@@ -188,7 +188,7 @@ class Sender:
         self, loop: asyncio.AbstractEventLoop, out: int, file: int, position: int, count: int
     ) -> int:
         """Waits for the thread even if cancelled: afterwards the numbers of both descriptors may be reused."""
-        return await to_its_end(loop.run_in_executor(self._executor, os.sendfile, out, file, position, count))
+        return await uninterrupted(loop.run_in_executor(self._executor, os.sendfile, out, file, position, count))
 
     async def _writable(self, loop: asyncio.AbstractEventLoop, out: int) -> None:
         ready = loop.create_future()

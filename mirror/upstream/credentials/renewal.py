@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mirror import telemetry
-from mirror.aio.singleflight import SingleFlight, end
+from mirror.aio.singleflight import SingleFlight, cancel_and_wait
 from mirror.errors import UpstreamDenied, UpstreamError, UpstreamUnavailable
 from mirror.policy.upstream.token_lifetime import pause_after
 from mirror.upstream.credentials.source import Credentials, CredentialsUnavailable, LoginState
@@ -109,7 +109,7 @@ class Renewed:
 
     async def aclose(self) -> None:
         """End a renewal that is under way, and close the issuer. Repeatable."""
-        await end(*self._renewing)
+        await cancel_and_wait(*self._renewing)
         await self._once.aclose()
         if self._close:
             await self._close()
