@@ -68,7 +68,7 @@ def open_administration(
         storage.index,
         storage.eviction.evictor,
         storage.eviction.space,
-        make_purge(config, storage, repositories.shelf.forget),
+        make_purge(config, storage, repositories.shared.caches.forget),
         rules=pin_rules(config),
         search=lambda text: search(text, table),
     )
@@ -94,10 +94,10 @@ def _make_workers(storage: Storage, repositories: Repositories) -> Workers:
 
     def look() -> None:
         for repo, tags, digests in purges.new():
-            repositories.shelf.forget(repo, tags, digests)
+            repositories.shared.caches.forget(repo, tags, digests)
 
     board = StatusBoard(storage.layout, storage.locks)
-    return Workers(board, repositories.flights, repositories.upstreams.states, look=look)
+    return Workers(board, repositories.shared.flights, repositories.upstreams.states, look=look)
 
 
 #: Seconds that the status waits until the size of the store is counted.

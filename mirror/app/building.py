@@ -50,7 +50,7 @@ class App:
     front: RegistryHandler
     readiness: Readiness
     router: Router
-    shelf: Shared
+    shared: Shared
     storage: Storage
     sync: Sync
     jobs: Jobs
@@ -66,7 +66,7 @@ class App:
             self.storage.store,
             self.storage.catalog,
             rate=rate,
-            fetch_again=fetching_through(self.router, self.shelf) if repair else None,
+            fetch_again=fetching_through(self.router, self.shared.caches) if repair else None,
             may_fetch=lambda repo: not self.router.rule_for(repo).offline,
             read=read,
         )
@@ -101,7 +101,7 @@ async def build(
         front = _open_front(config, repositories.router, _pages(config, readiness, pulse), gate, audit, recent, stack)
         admin = open_administration(config, storage, repositories, gate, audit, stack, now)
         app = App(
-            front, readiness, repositories.router, repositories.shelf, storage, admin.sync, admin.jobs, admin.admin
+            front, readiness, repositories.router, repositories.shared, storage, admin.sync, admin.jobs, admin.admin
         )
         if housework:
             telemetry.BUILD.labels(__version__, platform.python_version()).set(1)

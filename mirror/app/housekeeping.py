@@ -16,8 +16,9 @@ from mirror.errors import IndexUnavailable, StoreError
 from mirror.eviction.reconcile import reconcile
 from mirror.eviction.scrub import Owner, Scrub, scrub_when_due
 from mirror.oci.digest import Digest
+from mirror.repository.caches import Caches
+from mirror.repository.protocol import Fetchable
 from mirror.repository.router import Router
-from mirror.repository.shared import Shared
 from mirror.store.local.recovery import sweep
 
 #: Seconds between two sweeps of what crashes have left.
@@ -130,16 +131,16 @@ async def keep_scrubbing(config: Config, storage: Storage, scrub: Scrub) -> None
     )
 
 
-def fetching_through(router: Router, shelf: Shared) -> Callable[[Owner, Digest], Awaitable[None]]:
+def fetching_through(router: Router, caches: Caches) -> Callable[[Owner, Digest], Awaitable[None]]:
     """Returns a function that fetches a blob again as a client's request would."""
 
     async def fetch_again(owner: Owner, digest: Digest) -> None:
         repository = router.repository(owner.repo)
         if owner.is_manifest:
             # otherwise the manifest would be answered from memory, and nothing would be stored
-            shelf.manifests.pop((owner.repo, digest), None)
+            caches.manifests.pop((owner.repo, digest), None)
             await repository.manifest(digest)
-        else:
+        elif isinstance(repository, Fetchable):
             await repository.fetch(digest, lambda _received, _size: None)
 
     return fetch_again

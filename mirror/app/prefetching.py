@@ -14,7 +14,8 @@ from mirror.config import Config, SyncSettings, routing_table
 from mirror.oci.reference import Repo
 from mirror.policy.routing import RoutingTable
 from mirror.prefetch.jobs import Jobs, Work
-from mirror.prefetch.sync import Leases, Sync, SyncRule, SyncSource
+from mirror.prefetch.sync import Leases, Sync, SyncRule
+from mirror.repository.protocol import Readable
 from mirror.values.platforms import parse_platforms
 
 #: The shortest time-out, in seconds, of Redis calls for leases.
@@ -35,7 +36,7 @@ def make_jobs(
 def make_sync(
     config: Config,
     storage: Storage,
-    source_for: Callable[[Repo], SyncSource],
+    source_for: Callable[[Repo], Readable],
     leases: Leases | None = None,
     *,
     now: Callable[[], float] = time.time,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
 
+from mirror.aio.background import BackgroundTasks
 from mirror.aio.memo import Memo, redis_cache
 from mirror.aio.singleflight import cancel_and_wait
 from mirror.app.routes import content_lists, route_rule
@@ -18,13 +19,17 @@ from mirror.config import Config
 from mirror.fills.flights import Flights
 from mirror.fills.read_ahead import ReadAhead
 from mirror.index.sorted_tags import LocalSortedTags
+from mirror.intake.grants import Grants
+from mirror.intake.intake import Intake
+from mirror.intake.integrity import Integrity
+from mirror.intake.store_health import StoreHealth
+from mirror.intake.tag_history import TagHistories
 from mirror.policy.rules import RouteRule
-from mirror.ports import BlobInfo
-from mirror.repository.grants import Grants
+from mirror.repository.caches import Caches
 from mirror.repository.miss_report import Misses
+from mirror.repository.questions import Questions
 from mirror.repository.router import Router
 from mirror.repository.shared import Shared
-from mirror.repository.tag_history import TagHistories
 from mirror.repository.tag_windows import TagWindows
 from mirror.store.local.miss_file import LocalMisses
 from mirror.trust.cosign import read_key
@@ -39,8 +44,7 @@ class Repositories:
     """The repositories that this worker serves, and what they share."""
 
     upstreams: Upstreams
-    flights: Flights
-    shelf: Shared
+    shared: Shared
     router: Router
 
 
@@ -56,52 +60,73 @@ async def open_repositories(
     stack.push_async_callback(upstreams.aclose)
     upstreams.open()
 
-    async def landed(info: BlobInfo) -> None:
-        await shelf.landed(info)
+    shared = _open_shared(config, storage, memo, filling, upstreams.label, now, stack)
+    return Repositories(upstreams, shared, _open_router(config, upstreams, shared, stack))
 
+
+def _open_shared(
+    config: Config,
+    storage: Storage,
+    memo: Memo,
+    executor: Executor,
+    label: Callable[[str], str],
+    now: Callable[[], float],
+    stack: AsyncExitStack,
+) -> Shared:
+    store, catalog = storage.store, storage.catalog
+    health, background = StoreHealth(now), BackgroundTasks()
+    lists = LocalSortedTags(storage.layout.lists, parse_size(config.store.tag_lists_max_size), now=now)
+    caches = Caches(store, catalog, TagWindows(lists), now)
+    integrity = Integrity(store, caches.once, background)
+    grants = Grants(storage.index, catalog, store)
+    histories = TagHistories(catalog, storage.freezes)
+    intake = Intake(
+        store,
+        catalog,
+        histories,
+        grants,
+        storage.eviction.write_behind,
+        executor=executor,
+        integrity=integrity,
+        health=health,
+        background=background,
+    )
     flights = Flights(
-        storage.store,
+        store,
         storage.eviction.space,
-        filling,
-        landed=landed,
-        label=upstreams.label,
+        executor,
+        landed=intake.record_blob,
+        label=label,
         patience=config.server.wait_for_upstream,
     )
-    stack.push_async_callback(flights.aclose)
     storage.eviction.protection.add(flights.digests)
-    misses = _open_misses(storage, stack, now)
-    grants = Grants(storage.index, storage.catalog, storage.store)
-    stack.push_async_callback(grants.aclose)
-    shelf = Shared(
-        flights=flights,
-        store=storage.store,
-        catalog=storage.catalog,
-        index=storage.index,
+    shared = Shared(
+        store=store,
+        catalog=catalog,
+        histories=histories,
         grants=grants,
-        memo=memo,
-        executor=filling,
-        exclusive=storage.locks.hold,
-        now=now,
-        touch=storage.eviction.write_behind.touch,
-        arrived=storage.eviction.write_behind.record_blob,
-        name=storage.eviction.write_behind.record_references,
-        histories=TagHistories(storage.catalog, storage.freezes),
-        lists=TagWindows(LocalSortedTags(storage.layout.lists, parse_size(config.store.tag_lists_max_size), now=now)),
-        label=upstreams.label,
+        caches=caches,
+        questions=Questions(memo, storage.locks.hold, health),
+        integrity=integrity,
+        intake=intake,
+        flights=flights,
         ahead=ReadAhead(storage.eviction.space.limit, at_once=config.server.max_concurrent_prefetches),
-        misses=misses,
+        misses=_open_misses(storage, stack, now),
+        background=background,
+        executor=executor,
+        label=label,
     )
-    stack.push_async_callback(shelf.aclose)
-    return Repositories(upstreams, flights, shelf, _open_router(config, upstreams, shelf, stack))
+    stack.push_async_callback(shared.aclose)
+    return shared
 
 
-def _open_router(config: Config, upstreams: Upstreams, shelf: Shared, stack: AsyncExitStack) -> Router:
+def _open_router(config: Config, upstreams: Upstreams, shared: Shared, stack: AsyncExitStack) -> Router:
     router = Router(
         upstreams.table,
         [(route.match, route_rule(route, config)) for route in config.route],
         RouteRule(offline=config.offline),
         upstreams.named,
-        shelf,
+        shared,
         lists=content_lists(config),
         keys={str(path): read_key(path) for route in config.route for path in route.signed_by},
     )

@@ -23,13 +23,13 @@ from mirror.eviction.usage import StoreUsage
 from mirror.eviction.write_behind import WriteBehind
 from mirror.graph.references import ReferenceReader
 from mirror.index.embedded import EmbeddedIndex
+from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.eviction import Watermarks
 from mirror.policy.pins import PinRule
 from mirror.policy.quarantine_limits import QuarantineLimits
 from mirror.ports import ContentIndex, Records
-from mirror.repository.tag_history import TagHistories
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.freezes import LocalFreezes

@@ -39,14 +39,14 @@ from mirror.fills.flights import ReservedSpace, Room
 from mirror.graph.damage import set_aside
 from mirror.graph.manifests import StoredManifest
 from mirror.graph.references import ReferenceReader
+from mirror.intake.grants import granted_by, named_by
+from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_manifest
 from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule
 from mirror.policy.records import ContentRecord, ManifestRecord, References, TagRecord
 from mirror.ports import BlobStore, Catalog, ContentIndex, Ingest
-from mirror.repository.grants import granted_by, named_by
-from mirror.repository.tag_history import TagHistories
 from mirror.values.sizes import format_size
 
 #: Called with the number of bytes that were read since the last call. If it raises, the work ends with that error.

@@ -19,13 +19,13 @@ from mirror.bundles.signing import make_key_pair, read_private_key
 from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
 from mirror.cli.long_running import Json, check_there, fail, from_file, in_thread, load, progress
 from mirror.errors import ConfigError
+from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
 from mirror.policy.routing import RoutingTable
 from mirror.prefetch.list_files import plain_file
 from mirror.prefetch.lists import Listed, ListMalformed, Named, resolve_images
-from mirror.repository.tag_history import TagHistories
 from mirror.values.platforms import parse_platforms
 from mirror.values.sizes import format_size
 

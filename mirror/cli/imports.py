@@ -20,12 +20,12 @@ from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, application, complain, say, say_json
 from mirror.cli.long_running import Json, check_owner, from_file, in_thread, load, progress
 from mirror.errors import BundleError, ConfigError, RequestError
+from mirror.intake.grants import Grants
+from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.routing import RoutingTable
 from mirror.ports import BlobStore
-from mirror.repository.grants import Grants
-from mirror.repository.tag_history import TagHistories
 from mirror.values.sizes import format_size
 
 

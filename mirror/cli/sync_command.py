@@ -20,7 +20,8 @@ from mirror.errors import ConfigError
 from mirror.oci.reference import Repo
 from mirror.prefetch.jobs import Ended
 from mirror.prefetch.progress import ProgressMeter
-from mirror.prefetch.sync import SyncSource, first_failure
+from mirror.prefetch.sync import first_failure
+from mirror.repository.protocol import Readable
 from mirror.values.sizes import format_size
 
 #: Seconds between two drawings of the progress bar.
@@ -59,7 +60,7 @@ async def _rules(loaded: settings.Config) -> list[dict[str, Any]]:
     from mirror.app.prefetching import make_sync
     from mirror.app.storage import open_storage
 
-    def nowhere(repo: Repo) -> SyncSource:
+    def nowhere(repo: Repo) -> Readable:
         raise NotImplementedError(f"only told, never run: {repo}")
 
     async with open_storage(loaded) as storage:

@@ -31,11 +31,11 @@ from typing import Final, TypeVar
 from mirror import telemetry
 from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RecordDamaged, StoreError
 from mirror.graph.manifests import has_blob, manifest_of_bytes, read_stored
+from mirror.intake.grants import granted_by
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import ContentRecord, References
 from mirror.ports import BlobStore, Catalog, ContentIndex
-from mirror.repository.grants import granted_by
 
 #: The marker of an index that this code has rebuilt. Another marker means that it was rebuilt by other rules.
 MARK: Final = "3"

@@ -27,12 +27,12 @@ _MOST_WAITING: Final = 200
 
 
 class Fetching(Protocol):
-    """The part of a repository that `ReadAhead` uses (`ProxiedRepository`, `GuardedRepository`)."""
+    """The part of a repository that `ReadAhead` uses (`ProxiedRepository`, `GuardedProxy`)."""
 
-    def holds(self, digest: Digest) -> bool:
+    def has(self, digest: Digest) -> bool:
         """True if the blob is in the store."""
 
-    def awaits(self, digest: Digest) -> bool:
+    def is_fetching(self, digest: Digest) -> bool:
         """True if this process is fetching the blob."""
 
     async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
@@ -98,7 +98,7 @@ class ReadAhead:
             await repository.fetch(digest, _nobody)
 
     def _is_needless(self, repository: Fetching, digest: Digest) -> bool:
-        return repository.awaits(digest) or repository.holds(digest)
+        return repository.is_fetching(digest) or repository.has(digest)
 
 
 async def _logged(work: Callable[[], Awaitable[None]]) -> None:

@@ -5,7 +5,7 @@
 
 The age of a digest counts from the time when this mirror first saw it, because the dates in an image are written by its
 builder. A wrong clock must not make a digest seem older. A digest that was first seen "in the future" is not old. Ages
-are judged by the earlier of two clocks, and sightings are dated by the later one (`repository/tag_history.py`).
+are judged by the earlier of two clocks, and sightings are dated by the later one (`intake/tag_history.py`).
 """
 
 from __future__ import annotations

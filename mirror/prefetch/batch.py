@@ -20,7 +20,8 @@ from mirror import telemetry
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
-from mirror.prefetch.pulling import BlobResult, ImageResult, Progress, PullSource, State, warm
+from mirror.prefetch.pulling import BlobResult, ImageResult, Progress, State, warm
+from mirror.repository.protocol import Readable
 from mirror.values.platforms import Platform
 
 
@@ -132,7 +133,7 @@ def _image_to_json(image: Image, warmed: ImageResult) -> dict[str, Any]:
 
 
 async def prefetch(
-    source_for: Callable[[Repo], PullSource],
+    source_for: Callable[[Repo], Readable],
     images: Sequence[Image],
     *,
     platforms: Iterable[Platform] = (),
@@ -179,9 +180,9 @@ async def prefetch(
     return Prefetched(done)
 
 
-def _look_again(source: PullSource, warmed: ImageResult) -> None:
+def _look_again(source: Readable, warmed: ImageResult) -> None:
     """Blocking: mark the digests that are not here any more as failed."""
     for digest, moved in warmed.moved.items():
-        if moved.state is not State.FAILED and not source.holds(digest):
+        if moved.state is not State.FAILED and not source.has(digest):
             lost = "dropped again to make room for others: the store is too small for all that was asked for"
             warmed.moved[digest] = replace(moved, state=State.FAILED, error=lost)

@@ -36,7 +36,7 @@ from mirror.policy.image_names import Image
 from mirror.ports import Lease, Locks, Records
 from mirror.prefetch.batch import prefetch
 from mirror.prefetch.progress import ProgressMeter
-from mirror.prefetch.pulling import PullSource
+from mirror.repository.protocol import Readable
 from mirror.values.platforms import parse_platforms
 from mirror.values.timestamps import moment
 
@@ -80,7 +80,7 @@ class Ended:
 Work: TypeAlias = Callable[[Mapping[str, Any], ProgressMeter], Awaitable[Ended]]
 
 
-def prefetching(source_for: Callable[[Repo], PullSource], parse_image: Callable[[str], Image]) -> Work:
+def prefetching(source_for: Callable[[Repo], Readable], parse_image: Callable[[str], Image]) -> Work:
     """The work of jobs of the kind `prefetch`. Their arguments are `images`, `platforms` and `referrers`, which were
     checked before the job was submitted.
     """

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from mirror import telemetry
 from mirror.errors import Denied, ManifestUnknown, MirrorError, StoreError, UpstreamThrottled
@@ -26,7 +26,7 @@ from mirror.oci.reference import Reference
 from mirror.oci.strict_json import read_json
 from mirror.oci.text import printable
 from mirror.repository.answers import ManifestAnswer, Outcome
-from mirror.repository.shared import Listing
+from mirror.repository.protocol import Fetchable, Readable
 from mirror.values.platforms import Platform, read_platform, wanted_children
 
 T = TypeVar("T")
@@ -109,34 +109,8 @@ class ImageResult:
         return [digest for digest, moved in self.moved.items() if moved.state is state]
 
 
-class PullSource(Protocol):
-    """What warming needs of a repository (`ProxiedRepository`, `GuardedRepository`)."""
-
-    async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
-        """Fetch a manifest; it is on the disk when this returns, its tag too. Raises `ManifestUnknown`,
-        `UpstreamError`, `StoreError`.
-        """
-
-    async def settled(self) -> None:
-        """Make everything that was fetched so far durable. Raises `StoreError`."""
-
-    async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
-        """Bring a blob here; false if it was here already. `progress` gets the bytes that are here and the blob's size
-        (None: unknown). Raises `BlobUnknown`, `UpstreamError`, `StoreError`.
-        """
-
-    async def referrers(self, digest: Digest) -> Listing:
-        """The manifests that name this digest as their subject. Raises `UpstreamError`."""
-
-    def holds(self, digest: Digest) -> bool:
-        """True if the blob's bytes are here. Quick enough for the event loop."""
-
-    async def read(self, digest: Digest, limit: int) -> bytes:
-        """All bytes of a small blob. Raises like `fetch`, and `BlobDamaged` if it has more than `limit` bytes."""
-
-
 async def warm(
-    source: PullSource,
+    source: Readable,
     reference: Reference,
     *,
     platforms: Iterable[Platform] = (),
@@ -154,17 +128,18 @@ async def warm(
     """
     warming = _Warming(source, tuple(platforms), referrers, gate, report, sleep)
     await warming.image(reference)
-    try:
-        await source.settled()
-    except StoreError as error:
-        warming.result.troubles.append(f"here, but not safely on the disk: {error}")
+    if isinstance(source, Fetchable):
+        try:
+            await source.settled()
+        except StoreError as error:
+            warming.result.troubles.append(f"here, but not safely on the disk: {error}")
     return warming.result
 
 
 class _Warming:
     def __init__(
         self,
-        source: PullSource,
+        source: Readable,
         platforms: tuple[Platform, ...],
         referrers: bool,
         gate: asyncio.Semaphore,
@@ -173,6 +148,7 @@ class _Warming:
     ) -> None:
         self.result = ImageResult()
         self._source = source
+        self._fetchable = source if isinstance(source, Fetchable) else None
         self._platforms = platforms
         self._referrers = referrers
         self._gate = gate
@@ -187,7 +163,7 @@ class _Warming:
     async def image(self, reference: Reference) -> None:
         """Fetch the root manifest and everything below it."""
         try:
-            answer = await self._patiently(lambda: self._source.fetch_manifest(reference))
+            answer = await self._patiently(lambda: self._fetch_manifest(reference))
             manifest = answer.read()
         except (MirrorError, ValueError) as error:
             self.result.error = str(error)
@@ -230,7 +206,7 @@ class _Warming:
             self._end(descriptor.digest, BlobResult(Role.MANIFEST, descriptor.size, State.FAILED, _TOO_MUCH))
             return
         try:
-            answer = await self._patiently(lambda: self._source.fetch_manifest(descriptor.digest))
+            answer = await self._patiently(lambda: self._fetch_manifest(descriptor.digest))
             manifest = answer.read()
         except (MirrorError, ValueError) as error:
             # a referrer that this mirror's rules forbid is not missed: no client could pull it either
@@ -287,7 +263,7 @@ class _Warming:
         """Fetch what cosign stores under a tag beside the image, in registries without the referrers API."""
         tag = f"{digest.algorithm}-{digest.hex}.{suffix}"
         try:
-            answer = await self._patiently(lambda: self._source.fetch_manifest(tag))
+            answer = await self._patiently(lambda: self._fetch_manifest(tag))
             manifest = answer.read()
         except (ManifestUnknown, Denied):
             # if this mirror's rules forbid the tag, no client could pull it either
@@ -309,7 +285,7 @@ class _Warming:
         async with self._gate:
             try:
                 moving = partial(self._moving, digest, role)
-                fetched = await self._patiently(lambda: self._source.fetch(digest, moving))
+                fetched = await self._patiently(lambda: self._fetch(digest, moving))
             except MirrorError as error:
                 self._end(digest, BlobResult(role, descriptor.size, State.FAILED, str(error)))
                 return
@@ -333,6 +309,23 @@ class _Warming:
                 telemetry.log.warning("upstream throttled", upstream=error.upstream, wait=error.retry_after)
                 await self._sleep(error.retry_after)
         return await ask()
+
+    # ------------------------------------------------------------------------- of a sealed repository, what is here
+
+    async def _fetch_manifest(self, reference: Reference) -> ManifestAnswer:
+        if self._fetchable:
+            return await self._fetchable.fetch_manifest(reference)
+        answer = await self._source.manifest(reference)
+        if not self._source.has(answer.digest):
+            raise ManifestUnknown(f"{self._source.repo}@{answer.digest} is not in this sealed mirror any more")
+        return answer
+
+    async def _fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
+        if self._fetchable:
+            return await self._fetchable.fetch(digest, progress)
+        stat = await self._source.stat_blob(digest)
+        progress(stat.size or 0, stat.size)
+        return False
 
     # ----------------------------------------------------------------------------------------------- bookkeeping
 

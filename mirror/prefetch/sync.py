@@ -34,9 +34,9 @@ from mirror.ports import Lease, Locks, Records
 from mirror.prefetch.batch import Prefetched, prefetch
 from mirror.prefetch.jobs import Ended
 from mirror.prefetch.progress import ProgressMeter
-from mirror.prefetch.pulling import ImageResult, PullSource, State
-from mirror.repository.answers import Outcome
-from mirror.repository.shared import Listing
+from mirror.prefetch.pulling import ImageResult, State
+from mirror.repository.answers import Listing, Outcome
+from mirror.repository.protocol import Readable
 from mirror.values.platforms import Platform
 from mirror.values.tagsets import TagSet, choose_tags
 from mirror.values.timestamps import moment
@@ -57,13 +57,6 @@ _MOST_TAGS: Final = 2_000_000
 #: How many rules the schedule runs at once, and how many failures and images a result lists.
 _AT_ONCE: Final = 2
 _MOST_FAILURES: Final = 20
-
-
-class SyncSource(PullSource, Protocol):
-    """What a sync needs of a repository (`ProxiedRepository`)."""
-
-    async def tags(self, last: str, count: int) -> Listing:
-        """Up to `count` tags that follow `last`, sorted. Raises `UpstreamError`, `StoreError`."""
 
 
 class Leases(Protocol):
@@ -108,7 +101,7 @@ class Sync:
     def __init__(
         self,
         rules: Iterable[SyncRule],
-        source_for: Callable[[Repo], SyncSource],
+        source_for: Callable[[Repo], Readable],
         notes: Records,
         *,
         locks: Locks,
@@ -426,7 +419,7 @@ class Sync:
         return int.from_bytes(hashed) / 2**32
 
 
-async def _all_tags(source: SyncSource) -> Listing:
+async def _all_tags(source: Readable) -> Listing:
     """All tags, fetched page by page. If a page is stale, the whole list counts as stale and ends there. Raises
     `UpstreamError`, `StoreError`.
     """

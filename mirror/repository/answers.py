@@ -8,12 +8,13 @@ UncachedContent  the store cannot take the blob: it is streamed from upstream to
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from mirror.aio.threads import uninterrupted
 from mirror.errors import BlobDamaged, DigestMismatch, UpstreamInvalid
@@ -75,6 +76,32 @@ class ManifestAnswer:
         if self.manifest is None:
             raise TypeError(f"an answer without its manifest: {self.digest}")
         return self.manifest
+
+
+@dataclass(frozen=True, slots=True)
+class BlobStat:
+    """The answer to HEAD of a blob: `size` in bytes, None if upstream does not say it."""
+
+    size: int | None
+    outcome: Outcome
+    upstream: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A list of tags or referrers, and how it came about."""
+
+    items: tuple[Any, ...]
+    outcome: Outcome
+    upstream: str
+    #: True if more items follow: tags are given page by page.
+    more: bool = False
+
+    @classmethod
+    def page(cls, tags: Sequence[str], last: str, count: int, outcome: Outcome, upstream: str) -> Listing:
+        """Returns a page of at most `count` tags after `last`, cut from the whole, sorted list."""
+        start = bisect_right(tags, last)
+        return cls(tuple(tags[start : start + count]), outcome, upstream, start + count < len(tags))
 
 
 class BlobContent(Protocol):

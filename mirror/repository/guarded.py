@@ -24,14 +24,15 @@ from mirror.aio.latest import put_latest
 from mirror.aio.singleflight import SingleFlight
 from mirror.caller import caller
 from mirror.errors import BlobDamaged, BlobUnknown, Denied, NotKnown, UpstreamInvalid
+from mirror.fills.read_ahead import Fetching
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
-from mirror.oci.request import Kind
 from mirror.policy.content_rules import ContentLists, ContentRule, check_size
-from mirror.repository.answers import BlobContent, ManifestAnswer
-from mirror.repository.protocol import PlainRepository
-from mirror.repository.shared import BlobStat, Listing
+from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer
+from mirror.repository.protocol import Readable
+from mirror.repository.proxied import ProxiedRepository
+from mirror.repository.stored import StoredRepository
 from mirror.trust.cosign import (
     LARGEST,
     PublicKey,
@@ -60,26 +61,34 @@ _MOST_IMAGES: Final = 10
 
 
 class GuardedRepository:
-    """A plain repository without the content that the rules refuse. Cheap to make."""
+    """A repository without the content that the rules refuse. Cheap to make."""
 
     def __init__(
         self,
-        inner: PlainRepository,
+        inner: Readable,
+        stored: StoredRepository,
         lists: ContentLists,
         rule: ContentRule,
         keys: Sequence[PublicKey],
         signatures: Signatures,
     ) -> None:
-        """`keys` are those of `rule.signed_by`."""
+        """`stored` is what the store has of `inner`. `keys` are those of `rule.signed_by`."""
         self.repo = inner.repo
+        self.has = inner.has
+        # the rules do not apply to a list of tags
+        self.tags = inner.tags
         self._inner = inner
+        self._stored = stored
         self._lists = lists
         self._rule = rule
         self._keys = keys
         self._signatures = signatures
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._inner!r}>"
+
     async def manifest(self, reference: Reference) -> ManifestAnswer:
-        """Returns an answer with the manifest itself. Raises `Denied`, and like `PlainRepository.manifest`."""
+        """Returns an answer with the manifest itself. Raises `Denied`, and like `inner`."""
         tag = self._check_reference(reference)
         answer = await self._inner.manifest(reference)
         await self._check_answer(answer, tag)
@@ -126,14 +135,14 @@ class GuardedRepository:
         names = self._rule.signed_by
         if await self._signatures.is_signed(self._inner, digest, names, self._keys):
             return True
-        for index in await self._inner.indexes_naming(digest):
+        for index in await self._stored.indexes_naming(digest):
             if await self._signatures.is_signed(self._inner, index, names, self._keys):
                 self._signatures.remember(self.repo, digest, names)
                 return True
         return False
 
     async def blob(self, digest: Digest) -> BlobContent:
-        """Returns the blob. The caller closes it. Raises `Denied`, and like `PlainRepository.blob`."""
+        """Returns the blob. The caller closes it. Raises `Denied`, and like `inner`."""
         self._lists.check_blob(self.repo, digest)
         return await self._inner.blob(digest)
 
@@ -142,10 +151,40 @@ class GuardedRepository:
         self._lists.check_blob(self.repo, digest)
         return await self._inner.stat_blob(digest)
 
+    async def read(self, digest: Digest, limit: int) -> bytes:
+        """Returns the whole content of a small blob. Raises like `blob`, and `BlobDamaged` above `limit` bytes."""
+        self._lists.check_blob(self.repo, digest)
+        return await self._inner.read(digest, limit)
+
+    async def referrers(self, digest: Digest) -> Listing:
+        """Returns descriptors of the referrers. Raises `Denied`, and like `inner`."""
+        self._lists.check_blob(self.repo, digest)
+        return await self._inner.referrers(digest)
+
+
+class GuardedProxy(GuardedRepository):
+    """A guarded repository of an upstream: the rules apply to what is fetched, too."""
+
+    def __init__(
+        self,
+        inner: ProxiedRepository,
+        stored: StoredRepository,
+        lists: ContentLists,
+        rule: ContentRule,
+        keys: Sequence[PublicKey],
+        signatures: Signatures,
+    ) -> None:
+        super().__init__(inner, stored, lists, rule, keys, signatures)
+        self._proxied = inner
+        self.is_fetching = inner.is_fetching
+        self.settled = inner.settled
+        # only upstream's answer matters for the rights of a caller
+        self.prove = inner.prove
+
     async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
         """Fetches the blob into the store. False if it was there already. Raises like `blob`, and `StoreError`."""
         self._lists.check_blob(self.repo, digest)
-        return await self._inner.fetch(digest, progress)
+        return await self._proxied.fetch(digest, progress)
 
     async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
         """Returns the manifest once it and its tag are on the disk. Raises like `manifest`, and `StoreError`.
@@ -153,43 +192,13 @@ class GuardedRepository:
         A manifest that is refused by its digest, size or signature stays on the disk.
         """
         tag = self._check_reference(reference)
-        answer = await self._inner.fetch_manifest(reference)
+        answer = await self._proxied.fetch_manifest(reference)
         await self._check_answer(answer, tag)
         return answer
 
-    async def read(self, digest: Digest, limit: int) -> bytes:
-        """Returns the whole content of a small blob. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
-        self._lists.check_blob(self.repo, digest)
-        return await self._inner.read(digest, limit)
-
-    def fetch_ahead(self, answer: ManifestAnswer) -> None:
-        """Like `ProxiedRepository.fetch_ahead`, through this repository: blobs that the lists deny are not fetched."""
-        self._inner.fetch_ahead(answer, self)
-
-    async def settled(self) -> None:
-        """Returns once all that was fetched before this call is durable. Raises `StoreError`."""
-        await self._inner.settled()
-
-    def holds(self, digest: Digest) -> bool:
-        """True if the store has the content, from any repository. Fast enough for the event loop."""
-        return self._inner.holds(digest)
-
-    def awaits(self, digest: Digest) -> bool:
-        """True if this process is fetching the blob, for any repository."""
-        return self._inner.awaits(digest)
-
-    async def prove(self, kind: Kind, reference: Reference | None) -> None:
-        """Like `ProxiedRepository.prove`: the rules are not applied, because only upstream's answer matters here."""
-        await self._inner.prove(kind, reference)
-
-    async def tags(self, last: str, count: int) -> Listing:
-        """Returns a page of tags. Raises like `PlainRepository.tags`. The rules do not apply to a list of tags."""
-        return await self._inner.tags(last, count)
-
-    async def referrers(self, digest: Digest) -> Listing:
-        """Returns descriptors of the referrers. Raises `Denied`, and like `PlainRepository.referrers`."""
-        self._lists.check_blob(self.repo, digest)
-        return await self._inner.referrers(digest)
+    def fetch_ahead(self, answer: ManifestAnswer, through: Fetching | None = None) -> None:
+        """Like `ProxiedRepository.fetch_ahead`: blobs that the lists deny are not fetched."""
+        self._proxied.fetch_ahead(answer, through or self)
 
 
 class Signatures:
@@ -205,7 +214,7 @@ class Signatures:
         self._once = SingleFlight()
 
     async def is_signed(
-        self, repository: PlainRepository, digest: Digest, names: tuple[str, ...], keys: Sequence[PublicKey]
+        self, repository: Readable, digest: Digest, names: tuple[str, ...], keys: Sequence[PublicKey]
     ) -> bool:
         """True if the digest is signed by one of the keys. `names` are the keys' names. Raises `UpstreamError` if that
         cannot be told now.
@@ -243,7 +252,7 @@ class Signatures:
         await self._once.aclose()
 
 
-async def _find_signature(repository: PlainRepository, digest: Digest, keys: Sequence[PublicKey]) -> bool:
+async def _find_signature(repository: Readable, digest: Digest, keys: Sequence[PublicKey]) -> bool:
     """True if a signature is found: first under cosign's tag, which most registries use, then among the referrers."""
     references: list[Reference] = [signature_tag(digest)]
     left = _MOST_READ
@@ -262,9 +271,7 @@ async def _find_signature(repository: PlainRepository, digest: Digest, keys: Seq
     return False
 
 
-async def _is_signature(
-    repository: PlainRepository, manifest: Manifest, tag: str | None, keys: Sequence[PublicKey]
-) -> bool:
+async def _is_signature(repository: Readable, manifest: Manifest, tag: str | None, keys: Sequence[PublicKey]) -> bool:
     """True if the manifest has nothing but signatures and attestations of the image that it belongs to, and one of them
     is by these keys.
     """
@@ -289,7 +296,7 @@ async def _is_signature(
 
 
 async def _image_of(
-    repository: PlainRepository, manifest: Manifest, tag: str | None, signed: Iterable[Statement]
+    repository: Readable, manifest: Manifest, tag: str | None, signed: Iterable[Statement]
 ) -> Digest | None:
     """Returns the image that a manifest of signatures belongs to; None if it belongs to none.
 
@@ -311,7 +318,7 @@ async def _image_of(
 
 
 async def _holds_signature(
-    repository: PlainRepository, layers: Iterable[Descriptor], digest: Digest, keys: Sequence[PublicKey]
+    repository: Readable, layers: Iterable[Descriptor], digest: Digest, keys: Sequence[PublicKey]
 ) -> bool:
     """True if one of the layers is a signature of the digest by one of the keys.
 

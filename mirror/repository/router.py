@@ -1,17 +1,18 @@
-"""Finds the repository that a request means, proxied or sealed."""
+"""Finds the repository that a request means, and makes it: proxied or sealed, guarded by rules or not."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
+from mirror.aio.caches import LruCache
 from mirror.oci.reference import Repo
 from mirror.policy.content_rules import ContentLists, ContentRule
 from mirror.policy.routing import RoutingTable, compile_pattern
 from mirror.policy.rules import RouteRule
 from mirror.ports import Upstream
-from mirror.repository.guarded import GuardedRepository, Signatures
-from mirror.repository.protocol import PlainRepository, Repository
+from mirror.repository.guarded import GuardedProxy, GuardedRepository, Signatures
+from mirror.repository.protocol import Readable
 from mirror.repository.proxied import ProxiedRepository
 from mirror.repository.sealed import SealedRepository
 from mirror.repository.shared import Shared
@@ -34,7 +35,7 @@ class Router:
         rules: Sequence[tuple[str, RouteRule]],
         default_rule: RouteRule,
         upstream_for: Callable[[str], Upstream],
-        shelf: Shared,
+        shared: Shared,
         *,
         lists: ContentLists | None = None,
         keys: Mapping[str, PublicKey] | None = None,
@@ -44,52 +45,54 @@ class Router:
         self._rules = [(compile_pattern(pattern), rule) for pattern, rule in rules]
         self._default_rule = default_rule
         self._upstream_for = upstream_for
-        self._shelf = shelf
+        self._shared = shared
         self._lists = lists or ContentLists()
         self._keys = keys or {}
         self._signatures = Signatures()
         self._listed: tuple[Repo, ...] = ()
         self._listed_at = float("-inf")
         self._listed_added = -1
-        self._made: dict[Repo, PlainRepository] = {}
-        self._routed: dict[tuple[str, str | None, str | None], Repository] = {}
+        self._made: LruCache[Repo, ProxiedRepository | SealedRepository] = LruCache(_MOST)
+        self._routed: LruCache[tuple[str, str | None, str | None], Readable] = LruCache(_MOST)
 
-    def resolve(self, name: str, *, host: str | None, ns: str | None) -> Repository:
+    def __repr__(self) -> str:
+        return f"<Router {len(self._made)} repositories, {len(self._routed)} names>"
+
+    def resolve(self, name: str, *, host: str | None, ns: str | None) -> Readable:
         """Returns the repository that the request means, as clients may see it. Raises `NameInvalid`, `NameUnknown`."""
         # unknown hosts do not affect routing, and a client can send any number of them, so they stay out of the key
         host = host if self._table.meant_by(host) else None
         key = (name, host, ns)
-        found = self._routed.get(key)
-        if found is None:
-            found = self.guarded(self._table.route(name, host=host, ns=ns))
-            if len(self._routed) >= _MOST:
-                self._routed.clear()
-            self._routed[key] = found
-        return found
+        repository = self._routed.get(key)
+        if repository is None:
+            repository = self._routed[key] = self.guarded(self._table.route(name, host=host, ns=ns))
+        return repository
 
-    def guarded(self, repo: Repo) -> Repository:
-        """Returns the repository of a checked name, guarded by the rules about its content if there are any."""
+    def guarded(self, repo: Repo) -> Readable:
+        """Returns the repository of a checked name, guarded by the rules about its content if there are any. It is also
+        `Fetchable` if it has an upstream.
+        """
         inner, rule = self.repository(repo), self.rule_for(repo).content
         if rule == ContentRule() and self._lists == ContentLists():
             return inner
-        return GuardedRepository(
-            inner, self._lists, rule, [self._keys[name] for name in rule.signed_by], self._signatures
-        )
+        keys = [self._keys[name] for name in rule.signed_by]
+        guards = self._shared.stored(repo), self._lists, rule, keys, self._signatures
+        if isinstance(inner, ProxiedRepository):
+            return GuardedProxy(inner, *guards)
+        return GuardedRepository(inner, *guards)
 
-    def repository(self, repo: Repo) -> PlainRepository:
+    def repository(self, repo: Repo) -> ProxiedRepository | SealedRepository:
         """Returns the repository of a checked name, without rules about its content."""
-        found = self._made.get(repo)
-        if found is None:
-            if len(self._made) >= _MOST:
-                self._made.clear()
-            found = self._made[repo] = self._make(repo)
-        return found
+        repository = self._made.get(repo)
+        if repository is None:
+            repository = self._made[repo] = self._make(repo)
+        return repository
 
-    def _make(self, repo: Repo) -> PlainRepository:
+    def _make(self, repo: Repo) -> ProxiedRepository | SealedRepository:
         rule = self.rule_for(repo)
         if rule.offline:
-            return SealedRepository(repo, self._shelf)
-        return ProxiedRepository(repo, self._upstream_for(repo.registry), rule, self._shelf)
+            return self._shared.sealed(repo)
+        return self._shared.proxied(repo, self._upstream_for(repo.registry), rule)
 
     def forget(self) -> None:
         """Drops all repository objects, after their upstreams have been replaced. They are made again when needed."""
@@ -105,10 +108,10 @@ class Router:
         """Returns the repositories that have content here, sorted. The disk is read every few seconds at most, and
         immediately if this or another process has added a repository.
         """
-        now, added = self._shelf.now(), self._shelf.catalog.repositories_added()
+        now, added = self._shared.caches.now(), self._shared.catalog.repositories_added()
         if added != self._listed_added or not 0 <= now - self._listed_at < _LIST_EVERY:
             # the key includes the counter: a read that began before the last addition may lack that repository
-            self._listed = await self._shelf.once.run(
+            self._listed = await self._shared.caches.once.run(
                 ("repositories", added), lambda: asyncio.to_thread(self._read_repositories)
             )
             self._listed_at, self._listed_added = now, added
@@ -116,8 +119,8 @@ class Router:
 
     def _read_repositories(self) -> tuple[Repo, ...]:
         """Blocking: returns the repositories on the disk whose registry is still configured, sorted."""
-        found = self._shelf.catalog.repositories()
-        return tuple(sorted(repo for repo in found if self._table.registry(repo.registry) is not None))
+        repositories = self._shared.catalog.repositories()
+        return tuple(sorted(repo for repo in repositories if self._table.registry(repo.registry) is not None))
 
     async def aclose(self) -> None:
         """Cancels the search for signatures. Repeatable."""

@@ -15,35 +15,53 @@ a moment later.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 
-from mirror.errors import BlobDamaged, BlobUnknown, ManifestUnknown, NameUnknown, StoreError, UpstreamDenied
-from mirror.fills.read_ahead import Fetching
-from mirror.graph.damage import indexes_naming, manifest_to_serve, set_aside
-from mirror.graph.manifests import has_blob
+from mirror.errors import BlobDamaged, BlobUnknown, ManifestUnknown, NameUnknown, StoreError
+from mirror.intake.grants import Grants
+from mirror.intake.intake import Intake
+from mirror.intake.integrity import Integrity
+from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
-from mirror.oci.reference import Reference, Repo
-from mirror.oci.request import Kind
-from mirror.policy.history import TagOverride
-from mirror.policy.records import TagRecord
+from mirror.oci.reference import Reference
 from mirror.ports import BlobInfo, BlobReader, Body
-from mirror.repository.answers import ManifestAnswer, Outcome, StoredContent, UpstreamStream
-from mirror.repository.grants import granted_by
-from mirror.repository.shared import LOOK_EVERY, BlobStat, CachedTag, Listing, Shared, page_of
+from mirror.repository.answers import BlobStat, Listing, ManifestAnswer, Outcome, StoredContent, UpstreamStream
+from mirror.repository.caches import LOOK_EVERY, CachedTag, Caches
+from mirror.repository.miss_report import Misses
+from mirror.repository.stored import StoredRepository
 
 
 class SealedRepository:
-    """One repository, served from the store alone. Cheap to make: all lasting state is in `Shared`."""
+    """One repository, served from the store alone. Cheap to make: it keeps no state of its own."""
 
-    def __init__(self, repo: Repo, shelf: Shared) -> None:
-        self.repo = repo
-        self._shelf = shelf
+    def __init__(
+        self,
+        stored: StoredRepository,
+        histories: TagHistories,
+        grants: Grants,
+        caches: Caches,
+        integrity: Integrity,
+        intake: Intake,
+        misses: Misses,
+        executor: Executor,
+    ) -> None:
+        """`executor` runs the threads that read blobs."""
+        self.repo = stored.repo
+        self.has = stored.has
+        self._stored = stored
+        self._histories = histories
+        self._grants = grants
+        self._caches = caches
+        self._integrity = integrity
+        self._touch = intake.touch
+        self._misses = misses
+        self._executor = executor
 
-    async def prove(self, kind: Kind, reference: Reference | None) -> None:
-        """Raises `UpstreamDenied`: without an upstream no caller's rights can be proven."""
-        raise UpstreamDenied(f"{self.repo} is sealed: no caller's rights can be verified", upstream=self.repo.registry)
+    def __repr__(self) -> str:
+        return f"<SealedRepository {self.repo}>"
 
     # ----------------------------------------------------------------------------------------- manifests
 
@@ -51,112 +69,59 @@ class SealedRepository:
         """Returns an answer with the manifest itself. Raises `ManifestUnknown`, `StoreError`."""
         tag = None if isinstance(reference, Digest) else await self._tag(reference)
         digest = reference if isinstance(reference, Digest) else tag.record.digest if tag else None
-        found = await self._manifest(digest) if digest else None
-        if found is None:
+        manifest = await self._manifest(digest) if digest else None
+        if manifest is None:
             if isinstance(reference, str):
                 # the tag may move to a manifest that is here: the next request reads the record again
-                self._shelf.tags.pop((self.repo, reference), None)
-            self._shelf.misses.manifest(self.repo, reference)
+                self._caches.tags.pop((self.repo, reference), None)
+            self._misses.manifest(self.repo, reference)
             joint = "@" if isinstance(reference, Digest) else ":"
             raise ManifestUnknown(f"{self.repo}{joint}{reference} is not in this sealed mirror")
-        return ManifestAnswer.of(found, Outcome.HIT, self.repo.registry, tag.kept if tag else None)
+        return ManifestAnswer.of(manifest, Outcome.HIT, self.repo.registry, tag.kept if tag else None)
 
     async def resolve(self, reference: Reference) -> ManifestAnswer:
         """Returns the same answer as `manifest`: HEAD succeeds only if GET would. Raises like `manifest`."""
         return await self.manifest(reference)
 
     async def _tag(self, tag: str) -> CachedTag | None:
-        hot = self._shelf.tags.get((self.repo, tag))
-        if hot and hot.since <= self._shelf.now() < hot.until:
-            return hot
-        found = await self._shelf.once.run(("tag", self.repo, tag), lambda: asyncio.to_thread(self._look, tag))
-        if found:
-            self._shelf.tags[self.repo, tag] = found
-        return found
+        cached = self._caches.tags.get((self.repo, tag))
+        if cached and cached.since <= self._caches.now() < cached.until:
+            return cached
+        fresh = await self._caches.once.run(("tag", self.repo, tag), lambda: asyncio.to_thread(self._read_tag, tag))
+        if fresh:
+            self._caches.tags[self.repo, tag] = fresh
+        return fresh
 
-    def _look(self, tag: str) -> CachedTag | None:
+    def _read_tag(self, tag: str) -> CachedTag | None:
         """Blocking: returns the tag's answer, however old; None if the tag is not here. A freeze overrides the record.
 
         Raises `StoreError` if the freeze or the record cannot be read: an unreadable tag is not an absent one.
 
         The minimum age is ignored: the import has decided what is served.
         """
-        now = self._shelf.now()
-        freeze = self._shelf.histories.frozen(self.repo, tag)
-        if freeze:
-            record = TagRecord(tag, freeze.digest, freeze.media_type, freeze.size, 0.0)
-            return CachedTag(record, Outcome.HIT, now, now + LOOK_EVERY, TagOverride.FROZEN)
-        known = self._shelf.catalog.get_tag(self.repo, tag)
-        return CachedTag(known, Outcome.HIT, now, now + LOOK_EVERY) if known else None
+        now = self._caches.now()
+        if freeze := self._histories.frozen(self.repo, tag):
+            return CachedTag.frozen(freeze, now)
+        record = self._stored.catalog.get_tag(self.repo, tag)
+        return CachedTag(record, Outcome.HIT, now, now + LOOK_EVERY) if record else None
 
     async def _manifest(self, digest: Digest) -> Manifest | None:
-        found = self._shelf.manifests.get((self.repo, digest))
-        if found is None:
-            found = await self._shelf.once.run(("manifest", self.repo, digest), lambda: self._load(digest))
-            if found is None:
+        manifest = self._caches.manifests.get((self.repo, digest))
+        if manifest is None:
+            key = "manifest", self.repo, digest
+            manifest = await self._caches.once.run(key, lambda: self._stored.load(digest))
+            if manifest is None:
                 return None
-            self._shelf.manifests[self.repo, digest] = found
-        self._shelf.touch(digest)
-        return found
-
-    async def _load(self, digest: Digest) -> Manifest | None:
-        stored = await asyncio.to_thread(manifest_to_serve, self._shelf.store, self._shelf.catalog, self.repo, digest)
-        if stored is None:
-            return None
-        # the manifest grants its blobs, which other processes may not know yet
-        await self._shelf.grants.give(self.repo, granted_by(stored))
-        await self._shelf.named(stored.manifest)
-        return stored.manifest
-
-    async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
-        """Returns the manifest if it is on the disk. Nothing is fetched. A manifest that is only in memory, not on
-        disk, counts as missing. Raises like `manifest`.
-        """
-        answer = await self.manifest(reference)
-        if await self._load(answer.digest) is None:
-            self._shelf.manifests.pop((self.repo, answer.digest), None)
-            return await self.manifest(reference)
-        return answer
-
-    def fetch_ahead(self, answer: ManifestAnswer, by: Fetching | None = None) -> None:
-        """Does nothing: a sealed repository never fetches."""
-
-    async def settled(self) -> None:
-        """Returns once all that was written before this call is durable. Raises `StoreError`."""
-        await self._shelf.settled()
+            self._caches.manifests[self.repo, digest] = manifest
+        self._touch(digest)
+        return manifest
 
     # --------------------------------------------------------------------------------------------- blobs
-
-    def holds(self, digest: Digest) -> bool:
-        """True if the store has the content, from any repository. False if the disk cannot tell."""
-        with suppress(StoreError):
-            return has_blob(self._shelf.store, digest)
-        return False
-
-    def awaits(self, digest: Digest) -> bool:
-        """Returns False: a sealed repository never fetches."""
-        return False
 
     async def blob(self, digest: Digest) -> StoredContent:
         """Returns the blob. The caller closes it. Raises `BlobUnknown`, `StoreError`."""
         info, reader = await self._open(digest)
-        return StoredContent(digest, info.size, reader, self._passing(digest), self._shelf.doubt)
-
-    async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
-        """Returns False if the blob is here: nothing is fetched. Raises like `blob`."""
-        info, reader = await self._open(digest)
-        reader.close()
-        progress(info.size, info.size)
-        return False
-
-    async def read(self, digest: Digest, limit: int) -> bytes:
-        """Returns the whole content of a small blob. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
-        await self.fetch(digest, lambda received, size: None)
-        return await asyncio.to_thread(self._shelf.store.read, digest, limit)
-
-    async def indexes_naming(self, digest: Digest) -> list[Digest]:
-        """Returns the stored indexes of this repository that name this manifest. Raises `StoreError`."""
-        return await asyncio.to_thread(indexes_naming, self._shelf.store, self._shelf.catalog, self.repo, digest)
+        return StoredContent(digest, info.size, reader, self._no_stream(digest), self._integrity.recheck_later)
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """Returns the answer to HEAD, which succeeds only if GET would. Raises like `blob`."""
@@ -164,31 +129,36 @@ class SealedRepository:
         reader.close()
         return BlobStat(info.size, Outcome.HIT, self.repo.registry)
 
+    async def read(self, digest: Digest, limit: int) -> bytes:
+        """Returns the whole content of a small blob. Raises like `blob`, and `BlobDamaged` above `limit` bytes."""
+        await self.stat_blob(digest)
+        return await self._stored.read(digest, limit)
+
     async def _open(self, digest: Digest) -> tuple[BlobInfo, BlobReader]:
-        granted = await self._shelf.grants.size(self.repo, digest)
+        granted = await self._grants.size(self.repo, digest)
         if granted is None:
             raise self._missed(digest, named=False)
         try:
-            info, reader = self._shelf.store.open(digest)
+            info, reader = self._stored.store.open(digest)
         except BlobUnknown:
             raise self._missed(digest, named=True) from None
         try:
-            await self._shelf.check_whole(info, granted)
+            await self._integrity.check(info, granted)
         except BlobDamaged:
             reader.close()
-            await asyncio.to_thread(set_aside, self._shelf.store, digest)
+            await self._integrity.set_aside(digest)
             raise self._missed(digest, named=True) from None
         except BaseException:
             reader.close()
             raise
-        self._shelf.touch(digest)
+        self._touch(digest)
         return info, reader
 
     def _missed(self, digest: Digest, *, named: bool) -> BlobUnknown:
-        self._shelf.misses.blob(self.repo, digest, named=named)
+        self._misses.blob(self.repo, digest, named=named)
         return BlobUnknown(f"blob {digest} of {self.repo} is not in this sealed mirror")
 
-    def _passing(self, digest: Digest) -> UpstreamStream:
+    def _no_stream(self, digest: Digest) -> UpstreamStream:
         """Returns the fallback for a disk that fails in mid-body. It raises `StoreError`, for there is no upstream."""
 
         @asynccontextmanager
@@ -196,7 +166,7 @@ class SealedRepository:
             raise StoreError(f"{digest} cannot be read, and a sealed mirror has no upstream")
             yield
 
-        return UpstreamStream(digest, self.repo.registry, nowhere, self._shelf.executor)
+        return UpstreamStream(digest, self.repo.registry, nowhere, self._executor)
 
     # ------------------------------------------------------------------------------------ tags, referrers
 
@@ -204,24 +174,24 @@ class SealedRepository:
         """Returns up to `count` stored tags after `last`. Raises `NameUnknown` if the store has nothing of this
         repository.
         """
-        kept = await asyncio.to_thread(self._shelf.catalog.tags, self.repo)
-        if not kept and not await asyncio.to_thread(self._has_manifests):
+        tags = await self._stored.tags()
+        if not tags and not await asyncio.to_thread(self._has_manifests):
             raise self._unknown()
-        return page_of(kept, last, count, Outcome.HIT, self.repo.registry)
+        return Listing.page(tags, last, count, Outcome.HIT, self.repo.registry)
 
     async def referrers(self, digest: Digest) -> Listing:
         """Returns descriptors of the stored manifests whose subject is `digest`. Raises `NameUnknown` like `tags`, and
         `StoreError`.
         """
-        found = await self._shelf.referring.to(self.repo, digest)
-        if found is None and not await asyncio.to_thread(self._shelf.catalog.tags, self.repo):
+        referrers = await self._stored.referrers(digest)
+        if referrers is None and not await self._stored.tags():
             raise self._unknown()
-        return Listing(tuple(found or ()), Outcome.HIT, self.repo.registry)
+        return Listing(tuple(referrers or ()), Outcome.HIT, self.repo.registry)
 
     def _has_manifests(self) -> bool:
         """Blocking: true if the store has a manifest of this repository."""
-        return any(True for _ in self._shelf.catalog.manifest_digests(self.repo))
+        return any(True for _ in self._stored.catalog.manifest_digests(self.repo))
 
     def _unknown(self) -> NameUnknown:
-        self._shelf.misses.repository()
+        self._misses.repository()
         return NameUnknown(f"{self.repo} is not in this sealed mirror")

@@ -10,7 +10,7 @@ A tag whose record cannot be read at the moment is answered with 503: its last a
 A damaged record counts as none: upstream's answer replaces it.
 
 A freeze comes first: upstream is not asked for a frozen tag. The route's minimum age comes last: upstream's answer may
-be too new to be served (`tag_history.py`).
+be too new to be served (`intake/tag_history.py`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from mirror.errors import (
     UpstreamThrottled,
     UpstreamUnavailable,
 )
+from mirror.intake.intake import Intake
+from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.freshness import FreshnessRule, is_fresh, may_serve_stale
@@ -40,8 +42,9 @@ from mirror.policy.history import TagOverride
 from mirror.policy.records import TagRecord
 from mirror.policy.rules import RouteRule
 from mirror.ports import Upstream
-from mirror.repository.answers import Outcome
-from mirror.repository.shared import LOOK_EVERY, CachedTag, Shared
+from mirror.repository.answers import ManifestAnswer, Outcome
+from mirror.repository.caches import LOOK_EVERY, CachedTag, Caches
+from mirror.repository.questions import Questions
 from mirror.values.timestamps import format_moment
 from mirror.values.versions import looks_like_version
 
@@ -57,20 +60,35 @@ _MOST_TAGS: Final = 1000
 
 
 class TagAnswers:
-    """The tag answers of one repository. Cheap to make: all lasting state is in `Shared`."""
+    """The tag answers of one repository. Cheap to make: it keeps no state of its own."""
 
-    def __init__(self, repo: Repo, upstream: Upstream, rule: RouteRule, shelf: Shared) -> None:
+    def __init__(
+        self,
+        repo: Repo,
+        upstream: Upstream,
+        rule: RouteRule,
+        histories: TagHistories,
+        caches: Caches,
+        questions: Questions,
+        intake: Intake,
+        label: str,
+    ) -> None:
+        """`label` is the upstream's label in metrics."""
         self._repo = repo
         self._upstream = upstream
         self._rule = rule
-        self._shelf = shelf
+        self._histories = histories
+        self._caches = caches
+        self._questions = questions
+        self._intake = intake
+        self._label = label
 
     async def answer(self, tag: str) -> CachedTag:
         """Returns the tag's answer as clients get it. Raises `ManifestUnknown`, `TagTooNew`, `UpstreamError`, and
         `StoreError` if the tag's record cannot be read.
         """
-        hot = self._shelf.tags.get((self._repo, tag))
-        if hot and hot.since - _CLOCK_SLACK <= self._shelf.now() < hot.until:
+        hot = self._caches.tags.get((self._repo, tag))
+        if hot and hot.since - _CLOCK_SLACK <= self._caches.now() < hot.until:
             return hot
         try:
             async with asyncio.timeout(_SLOW_AFTER):
@@ -88,7 +106,7 @@ class TagAnswers:
             self._keep_hot(tag, found)
             return found
 
-        return await self._shelf.once.run(("tag", self._repo, tag, caller()), refresh)
+        return await self._caches.once.run(("tag", self._repo, tag, caller()), refresh)
 
     def _keep_hot(self, tag: str, found: CachedTag) -> None:
         # for later requests a new answer is a plain hit, and a stale one stays stale
@@ -96,17 +114,17 @@ class TagAnswers:
             later, until = Outcome.STALE, found.until
         else:
             # other processes, including the command line, change the records on the disk
-            later, until = Outcome.HIT, min(found.until, self._shelf.now() + LOOK_EVERY)
-        self._shelf.tags[self._repo, tag] = CachedTag(found.record, later, found.since, until, found.kept)
+            later, until = Outcome.HIT, min(found.until, self._caches.now() + LOOK_EVERY)
+        self._caches.tags[self._repo, tag] = CachedTag(found.record, later, found.since, until, found.kept)
 
     async def _meanwhile(self, tag: str) -> CachedTag | None:
         """Returns an older answer to give while upstream is slow; None if there is none. The minimum age applies."""
-        record = await asyncio.to_thread(self._shelf.histories.known_tag, self._repo, tag)
+        record = await asyncio.to_thread(self._histories.known_tag, self._repo, tag)
         if record is None:
             return None
         if self._is_fresh(record):
             return await self._aged(tag, self._hot(record, Outcome.HIT))
-        if not may_serve_stale(record.fetched_at, self._shelf.now(), self._rule.freshness):
+        if not may_serve_stale(record.fetched_at, self._caches.now(), self._rule.freshness):
             return None
         self._log_stale(record, f"no answer for {_SLOW_AFTER:g} s")
         found = await self._aged(tag, self._hot(record, Outcome.STALE))
@@ -118,14 +136,14 @@ class TagAnswers:
             "stale tag served",
             repository=str(self._repo),
             tag=record.tag,
-            age=round(self._shelf.now() - record.fetched_at),
+            age=round(self._caches.now() - record.fetched_at),
             reason=reason,
         )
 
     async def ask_again(self, tag: str) -> CachedTag:
         """Asks upstream now, even if a remembered answer is fresh. Raises like `answer`."""
-        self._shelf.tags.pop((self._repo, tag), None)
-        return await self._shelf.once.run(
+        self._caches.tags.pop((self._repo, tag), None)
+        return await self._caches.once.run(
             ("tag again", self._repo, tag, caller()), lambda: self._decide(tag, self._revalidate_now)
         )
 
@@ -135,8 +153,8 @@ class TagAnswers:
         """
 
         def newest() -> str | None:
-            tags = islice(self._shelf.catalog.tags(self._repo), _MOST_TAGS)
-            records = (self._shelf.histories.known_tag(self._repo, tag) for tag in tags)
+            tags = islice(self._histories.catalog.tags(self._repo), _MOST_TAGS)
+            records = (self._histories.known_tag(self._repo, tag) for tag in tags)
             pointing = [record for record in records if record and record.digest == digest]
             return max(pointing, key=lambda record: record.fetched_at).tag if pointing else None
 
@@ -146,19 +164,28 @@ class TagAnswers:
             # without a tag, upstream is asked for the digest alone, which should do
             return None
 
+    async def store(self, tag: str, answer: ManifestAnswer) -> None:
+        """Writes the tag's record if the disk has none, or an older one: `answer` may have come from memory alone.
+
+        Raises `StoreError`.
+        """
+        cached = self._caches.tags.get((self._repo, tag))
+        known = cached.record if cached and not cached.kept else None
+        stored = await asyncio.to_thread(self._histories.known_tag, self._repo, tag)
+        if stored is None or (known and known.fetched_at > stored.fetched_at):
+            fresh = TagRecord(tag, answer.digest, answer.media_type, answer.size, self._caches.now())
+            await self._intake.put_tag(self._repo, stored, known or fresh, self._rule.age)
+
     async def _revalidate_now(self, tag: str) -> CachedTag:
-        async with self._shelf.alone(f"tag {self._repo}:{tag}"):
-            record = await asyncio.to_thread(self._shelf.histories.known_tag, self._repo, tag)
+        async with self._questions.locked(f"tag {self._repo}:{tag}"):
+            record = await asyncio.to_thread(self._histories.known_tag, self._repo, tag)
             return await self._revalidate(tag, record)
 
     async def _decide(self, tag: str, ask: Callable[[str], Awaitable[CachedTag]]) -> CachedTag:
         """Returns the tag's answer: that of the freeze if there is one, otherwise `ask`'s after the minimum age."""
-        freeze = await asyncio.to_thread(self._shelf.histories.frozen, self._repo, tag)
+        freeze = await asyncio.to_thread(self._histories.frozen, self._repo, tag)
         if freeze:
-            now = self._shelf.now()
-            # time 0: this did not come from upstream, so it is older than any record that did
-            record = TagRecord(tag, freeze.digest, freeze.media_type, freeze.size, 0.0)
-            return CachedTag(record, Outcome.HIT, now, now + LOOK_EVERY, TagOverride.FROZEN)
+            return CachedTag.frozen(freeze, self._caches.now())
         return await self._aged(tag, await ask(tag))
 
     async def _aged(self, tag: str, said: CachedTag) -> CachedTag:
@@ -166,7 +193,7 @@ class TagAnswers:
         return await self._hold_back(tag, said) if self._rule.age.minimum else said
 
     async def _hold_back(self, tag: str, said: CachedTag) -> CachedTag:
-        choice = await asyncio.to_thread(self._shelf.histories.choose, self._repo, said.record, self._rule.age)
+        choice = await asyncio.to_thread(self._histories.choose, self._repo, said.record, self._rule.age)
         if choice.serve is None:
             raise TagTooNew(
                 f"{self._repo}:{tag} points to {choice.newest.digest}, which this mirror has not known for long enough"
@@ -184,14 +211,14 @@ class TagAnswers:
         """Returns the record on the disk if it is fresh; otherwise asks upstream. One process at a time asks for a tag;
         the others find its answer on the disk.
         """
-        record = await asyncio.to_thread(self._shelf.histories.known_tag, self._repo, tag)
+        record = await asyncio.to_thread(self._histories.known_tag, self._repo, tag)
         if record and self._is_fresh(record):
             return self._hot(record, Outcome.HIT)
         # a "not found" drops the record: if there is a record, an import has brought the tag since
-        if record is None and await self._shelf.is_unknown(self._key(tag)):
+        if record is None and await self._questions.is_unknown(self._key(tag)):
             raise ManifestUnknown(f"{self._repo} has no tag {tag}")
-        async with self._shelf.alone(f"tag {self._repo}:{tag}"):
-            record = await asyncio.to_thread(self._shelf.histories.known_tag, self._repo, tag)
+        async with self._questions.locked(f"tag {self._repo}:{tag}"):
+            record = await asyncio.to_thread(self._histories.known_tag, self._repo, tag)
             if record and self._is_fresh(record):
                 return self._hot(record, Outcome.HIT)
             return await self._revalidate(tag, record)
@@ -201,7 +228,7 @@ class TagAnswers:
         return f"tag {self._repo}:{tag}"
 
     def _is_fresh(self, record: TagRecord) -> bool:
-        return is_fresh(record.fetched_at, self._shelf.now(), self._freshness)
+        return is_fresh(record.fetched_at, self._caches.now(), self._freshness)
 
     @property
     def _freshness(self) -> FreshnessRule:
@@ -209,23 +236,23 @@ class TagAnswers:
 
     def _hot(self, record: TagRecord, outcome: Outcome) -> CachedTag:
         if outcome is Outcome.STALE:
-            return CachedTag(record, outcome, self._shelf.now(), self._shelf.now() + _STALE_FOR)
+            return CachedTag(record, outcome, self._caches.now(), self._caches.now() + _STALE_FOR)
         return CachedTag(record, outcome, record.fetched_at, record.fetched_at + self._freshness.tag_ttl)
 
     async def _revalidate(self, tag: str, record: TagRecord | None) -> CachedTag:
         try:
             found = await self._upstream.resolve(self._repo.name, tag)
         except UpstreamNotFound as error:
-            await self._shelf.note_unknown(self._key(tag))
+            await self._questions.note_unknown(self._key(tag))
             if record:
-                await asyncio.to_thread(self._shelf.catalog.drop_tag, self._repo, tag)
+                await asyncio.to_thread(self._histories.catalog.drop_tag, self._repo, tag)
             raise ManifestUnknown(f"{self._repo} has no tag {tag}") from error
         except (UpstreamUnavailable, UpstreamThrottled, UpstreamInvalid, CredentialsRefused) as error:
-            if record and may_serve_stale(record.fetched_at, self._shelf.now(), self._rule.freshness):
+            if record and may_serve_stale(record.fetched_at, self._caches.now(), self._rule.freshness):
                 self._log_stale(record, str(error))
                 return self._hot(record, Outcome.STALE)
             raise
-        fresh = TagRecord(tag, found.digest, found.media_type, found.size, self._shelf.now())
+        fresh = TagRecord(tag, found.digest, found.media_type, found.size, self._caches.now())
         was = await self._remember(record, fresh)
         if was:
             self._tell_of_move(tag, was, fresh.digest)
@@ -235,17 +262,17 @@ class TagAnswers:
     async def _remember(self, record: TagRecord | None, fresh: TagRecord) -> Digest | None:
         """Writes the new record. Returns the digest that the tag pointed to before; None if the tag did not move."""
         try:
-            was = await self._shelf.write(self._shelf.histories.put_tag, self._repo, record, fresh, self._rule.age)
-            self._shelf.settle()
+            was = await self._intake.put_tag(self._repo, record, fresh, self._rule.age)
+            self._intake.settle()
             return was
         except StoreError as error:
-            self._shelf.went_uncached(error, f"{self._repo}:{fresh.tag}")
+            self._intake.health.failed(error, f"{self._repo}:{fresh.tag}")
             return record.digest if record and record.digest != fresh.digest else None
 
     def _tell_of_move(self, tag: str, was: Digest, now: Digest) -> None:
         told = {"repository": str(self._repo), "tag": tag, "was": str(was), "now": str(now)}
         if looks_like_version(tag):
-            telemetry.VERSION_TAGS_MOVED.labels(self._shelf.label(self._repo.registry)).inc()
+            telemetry.VERSION_TAGS_MOVED.labels(self._label).inc()
             telemetry.log.warning("version tag moved", **told)
         else:
             telemetry.log.info("tag moved", **told)

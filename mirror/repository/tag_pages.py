@@ -20,10 +20,12 @@ from typing import Any, Final
 from mirror.aio.memo import MISSING
 from mirror.caller import caller, for_caller
 from mirror.errors import UpstreamInvalid, UpstreamUnavailable
+from mirror.intake.intake import Intake
 from mirror.oci.reference import Repo, is_tag
 from mirror.policy.upstream.tag_order import ascending
 from mirror.ports import TagBatch, TagGathering, Upstream
-from mirror.repository.shared import Shared
+from mirror.repository.caches import Caches
+from mirror.repository.questions import Questions
 from mirror.repository.tag_windows import Window
 
 #: Seconds for which a list of tags or referrers is believed.
@@ -43,32 +45,34 @@ _MOST_REPEATED: Final = 20_000
 
 
 class TagPages:
-    """The tag pages of one repository. Cheap to make: all lasting state is in `Shared`."""
+    """The tag pages of one repository. Cheap to make: it keeps no state of its own."""
 
-    def __init__(self, repo: Repo, upstream: Upstream, shelf: Shared) -> None:
+    def __init__(self, repo: Repo, upstream: Upstream, caches: Caches, questions: Questions, intake: Intake) -> None:
         self._repo = repo
         self._upstream = upstream
-        self._shelf = shelf
+        self._lists = caches.lists
+        self._now = caches.now
+        self._memo = questions.memo
+        self._write = intake.write
 
     async def page(self, last: str, count: int) -> TagBatch:
         """Returns up to `count` tags after `last`, sorted. Raises `UpstreamError`, and `StoreError` if a long unsorted
         list cannot be written to disk.
         """
-        lists = self._shelf.lists
-        here = lists.page(self._repo, caller(), last, count, self._shelf.now())
+        here = self._lists.page(self._repo, caller(), last, count, self._now())
         if here is not None:
             return here
-        unsorted = await self._shelf.memo.get(self._unsorted) is not MISSING
+        unsorted = await self._memo.get(self._unsorted) is not MISSING
         if unsorted and (stored := await self._stored(last, count)):
             return stored
         after = "" if unsorted else _tag_before(last)
         key = for_caller(f"tags {self._repo} {'all' if unsorted else f'{count} behind {last} from {after}'}")
-        made = await self._shelf.memo.share(key, lambda: self._ask(after, last, count, unsorted), self._believed)
+        made = await self._memo.share(key, lambda: self._ask(after, last, count, unsorted), self._believed)
         if made is None:
             found = await self._stored(last, count)
         else:
             window = Window.from_json(made)
-            lists.put(self._repo, caller(), window)
+            self._lists.put(self._repo, caller(), window)
             found = window.page(last, count)
         if found is None:
             raise UpstreamUnavailable(
@@ -81,22 +85,22 @@ class TagPages:
         return f"unsorted tags {self._repo}"
 
     async def _stored(self, last: str, count: int) -> TagBatch | None:
-        return await asyncio.to_thread(self._shelf.lists.sorted.page, for_caller(str(self._repo)), last, count)
+        return await asyncio.to_thread(self._lists.sorted.page, for_caller(str(self._repo)), last, count)
 
     def _believed(self, made: dict[str, Any] | None) -> float:
-        return made["until"] - self._shelf.now() if made else 0.0
+        return made["until"] - self._now() if made else 0.0
 
     async def _ask(self, after: str, last: str, count: int, unsorted: bool) -> dict[str, Any] | None:
         """Asks upstream. Returns a window from `after` on, as JSON; None if the list is on disk now."""
-        since = self._shelf.now()
+        since = self._now()
         name = self._repo.name
         taken: list[TagBatch] = []
         async with aclosing(self._upstream.tags(name, after)) as batches:
             found = None if unsorted else await self._in_order(batches, taken, after, last, count)
             if found is not None:
                 return Window(after, found.tags, found.more, count, since, self._until(since)).to_json()
-            await self._shelf.memo.put(self._unsorted, True, _UNSORTED_FOR)
-            self._shelf.lists.drop(self._repo, caller())
+            await self._memo.put(self._unsorted, True, _UNSORTED_FOR)
+            self._lists.drop(self._repo, caller())
             if not unsorted and await self._stored(last, count):
                 # another process has sorted the list on disk
                 return None
@@ -140,23 +144,23 @@ class TagPages:
                     progress.note(len(tags), len(few))
                     if len(few) <= _IN_MEMORY:
                         continue
-                    gathering = await asyncio.to_thread(self._shelf.lists.sorted.gather, for_caller(str(self._repo)))
+                    gathering = await asyncio.to_thread(self._lists.sorted.gather, for_caller(str(self._repo)))
                     tags, few = list(few), set()
-                    await self._shelf.write(gathering.add, tags)
+                    await self._write(gathering.add, tags)
                 else:
-                    await self._shelf.write(gathering.add, tags)
+                    await self._write(gathering.add, tags)
                     progress.note(len(tags), gathering.count)
                 self._check_size(gathering)
             if gathering is None:
                 return Window("", tuple(sorted(few)), False, len(few), since, self._until(since)).to_json()
-            await self._shelf.write(gathering.publish, self._until(since))
+            await self._write(gathering.publish, self._until(since))
             return None
         finally:
             if gathering is not None:
                 gathering.close()
 
     def _check_size(self, gathering: TagGathering) -> None:
-        most = self._shelf.lists.sorted.most_bytes
+        most = self._lists.sorted.most_bytes
         if gathering.size > most:
             raise UpstreamInvalid(
                 f"the tag list of {self._repo} is not sorted, and to sort it takes more than tag_lists_max_size "
@@ -166,7 +170,7 @@ class TagPages:
             )
 
     def _until(self, since: float) -> float:
-        now = self._shelf.now()
+        now = self._now()
         return now + max(LIST_FOR, _WORTH * (now - since))
 
 

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from mirror import telemetry
 from mirror.aio.latest import put_latest
@@ -34,10 +34,15 @@ _REFUSED_FOR: Final = 15.0
 _MOST: Final = 50_000
 
 
-class Provable(Protocol):
-    """The part of a repository that `Verifier` uses (`ProxiedRepository`, `GuardedRepository`)."""
+class Verifiable(Protocol):
+    """A repository that a caller wants to pull from."""
 
     repo: Repo
+
+
+@runtime_checkable
+class Provable(Protocol):
+    """A repository whose upstream can prove what a caller may do (`ProxiedRepository`, `GuardedProxy`)."""
 
     async def prove(self, kind: Kind, reference: Reference | None) -> None:
         """Returns if upstream gives the content to the caller. Raises `UpstreamDenied`, `NotKnown`, `UpstreamError`."""
@@ -70,7 +75,7 @@ class Verifier:
         self._guesses = LoginLimiter(lambda: self._now())
         self._once = SingleFlight()
 
-    async def may_pull(self, repository: Provable, own: CallerCredentials | None, wanted: RegistryRequest) -> bool:
+    async def may_pull(self, repository: Verifiable, own: CallerCredentials | None, wanted: RegistryRequest) -> bool:
         """True if upstream gives the wanted content to the holder of these credentials. Call it inside
         `caller.acting_for`.
 
@@ -99,7 +104,10 @@ class Verifier:
         put_latest(self._verdicts, key, _Verdict(allowed, self._now()), _MOST)
         return allowed
 
-    async def _ask(self, repository: Provable, wanted: RegistryRequest) -> bool:
+    async def _ask(self, repository: Verifiable, wanted: RegistryRequest) -> bool:
+        if not isinstance(repository, Provable):
+            # a sealed repository: without an upstream no caller's rights can be proven
+            return False
         try:
             await repository.prove(wanted.kind, wanted.reference)
         except UpstreamDenied:

@@ -32,14 +32,14 @@ from mirror.eviction.reconcile import is_whole, reconcile
 from mirror.eviction.scrub import Owner, Scrub, ScrubProgress
 from mirror.graph.closure import read_closure
 from mirror.graph.manifests import read_stored, stored_manifest
+from mirror.intake.grants import Grants
+from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST, Descriptor
 from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule
 from mirror.policy.image_names import Image
 from mirror.policy.records import BlobRole, Freeze, Pin, Sighting, TagRecord
-from mirror.repository.grants import Grants
-from mirror.repository.tag_history import TagHistories
 from tests.support.command import mirror as command
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, live_mirror
@@ -370,7 +370,7 @@ async def test_36_37_a_tag_of_an_upstream(registry: FakeRegistry, tmp_path: Path
         async def ask() -> tuple[int, str | None]:
             mirror.clock.forward(60)
             # nothing is answered from memory
-            mirror.app.shelf.forget(APP, ["v1"], [old])
+            mirror.app.shared.caches.forget(APP, ["v1"], [old])
             got = await mirror.ask(target)
             return got.status, got.headers.get("Docker-Content-Digest")
 

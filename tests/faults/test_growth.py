@@ -38,7 +38,7 @@ async def test_81_names_in_memory(
     repositories, answers and misses, however many there are.
     """
     names = times("NAMES", _NAMES)
-    resolve, missed = mirror.app.router.resolve, mirror.app.shelf.misses
+    resolve, missed = mirror.app.router.resolve, mirror.app.shared.misses
     answers = recent_answers.Recent()
     digest = Digest.of(b"x")
     most = dict.fromkeys(("routed", "made", "answers", "images", "blobs", "parsed"), 0)

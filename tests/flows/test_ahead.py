@@ -37,8 +37,8 @@ async def eager(registry: FakeRegistry, tmp_path: Path) -> AsyncIterator[LiveMir
 
 async def _quiet(mirror: LiveMirror) -> None:
     """Returns once nothing is fetched ahead, nor will be for what was asked so far."""
-    assert mirror.app.shelf.ahead
-    ahead = mirror.app.shelf.ahead
+    assert mirror.app.shared.ahead
+    ahead = mirror.app.shared.ahead
     await until(lambda: not ahead._tasks)
 
 
@@ -62,7 +62,7 @@ async def test_a_client_finds_its_layers_under_way(registry: FakeRegistry, eager
     assert (await eager.ask(f"{_AT}/manifests/v1")).cache.startswith("fwd=")
     await reached(gate)
     clients = [asyncio.create_task(eager.ask(f"{_AT}/blobs/{digest}")) for digest in _blobs(layers)]
-    await until(lambda: sum(flight.followers == 2 for flight in eager.app.shelf.flights.active()) == 2)
+    await until(lambda: sum(flight.followers == 2 for flight in eager.app.shared.flights.active()) == 2)
     gate.release()
     answers = await asyncio.gather(*clients)
     assert [answer.status for answer in answers] == [200, 200, 200]
@@ -82,7 +82,7 @@ async def test_in_order_and_bounded(registry: FakeRegistry, eager: LiveMirror) -
         await reached(gate)
         if number + 1 < len(gates):
             await reached(gates[number + 1])
-        assert len(eager.app.shelf.flights.active()) <= 2
+        assert len(eager.app.shared.flights.active()) <= 2
         assert len(_asked(registry)) <= number + 2
         gate.release()
     await _quiet(eager)
@@ -241,7 +241,7 @@ async def test_the_mirror_stops_in_the_middle(registry: FakeRegistry, tmp_path: 
         await reached(gates[2])
         await until(lambda: len(_partials(mirror)) == 2)
         await until(lambda: all(file.stat().st_size == 1 << 19 for file in _partials(mirror)))
-        ahead = mirror.app.shelf.ahead
+        ahead = mirror.app.shared.ahead
     assert ahead
     assert not ahead._tasks
     # the test's client, for one, may still say goodbye to its connections
@@ -252,10 +252,10 @@ async def test_the_mirror_stops_in_the_middle(registry: FakeRegistry, tmp_path: 
         gate.release()
     root = registry.add_image("library/app", "v2", [b"late"])
     async with live_mirror(tmp_path / "store", upstreams, route=_ROUTE) as again:
-        assert again.app.shelf.ahead
-        await again.app.shelf.ahead.aclose()
+        assert again.app.shared.ahead
+        await again.app.shared.ahead.aclose()
         assert (await again.ask(f"{_AT}/manifests/{root}")).status == 200
-        assert not again.app.shelf.ahead._tasks
+        assert not again.app.shared.ahead._tasks
 
 
 def _partials(mirror: LiveMirror) -> list[Path]:
@@ -269,7 +269,7 @@ async def test_a_prefetch_keeps_to_its_own_bound(registry: FakeRegistry, eager: 
 
     def look(*_: object) -> None:
         nonlocal most
-        most = max(most, len(eager.app.shelf.flights.active()))
+        most = max(most, len(eager.app.shared.flights.active()))
 
     image = Image(Repo("docker.io", "library/app"), tag="v1")
     assert (await prefetch(eager.app.router.guarded, [image], blobs_at_once=1, report=look)).ok

@@ -186,7 +186,7 @@ async def test_28_head_of_a_cold_blob(registry: FakeRegistry, mirror: LiveMirror
     assert (answer.status, answer.body, answer.cache) == (200, b"", "fwd=uri-miss")
     assert answer.headers["Content-Length"] == str(_SIZE)
     assert (await mirror.ask(_at(layer), method="HEAD")).cache == "hit; detail=described"
-    assert not mirror.app.shelf.flights.active()
+    assert not mirror.app.shared.flights.active()
     assert not mirror.blob_file(layer).exists()
     assert [(request.method, request.header("Range")) for request in registry.of_kind("blobs")] == [
         ("GET", "bytes=0-0")
@@ -367,7 +367,7 @@ async def test_57_many_clients_one_download(registry: FakeRegistry, mirror: Live
     registry.fail("blobs", stall(gate, after=100_000))
     asking = [asyncio.create_task(mirror.ask(_at(layer))) for _ in range(200)]
     await reached(gate)
-    await until(lambda: sum(flight.followers for flight in mirror.app.shelf.flights.active()) == 200)
+    await until(lambda: sum(flight.followers for flight in mirror.app.shared.flights.active()) == 200)
     gate.release()
     answers = await asyncio.gather(*asking)
     assert {(answer.status, answer.whole, len(answer.body)) for answer in answers} == {(200, True, _SIZE)}
@@ -397,7 +397,7 @@ async def test_last_bytes_wait_for_the_digest(registry: FakeRegistry, mirror: Li
         await reached(gate)
         received = await response.content.readexactly(_SIZE - 65536)
         reading = asyncio.create_task(response.content.readexactly(1))
-        [flight] = mirror.app.shelf.flights.active()
+        [flight] = mirror.app.shared.flights.active()
         await until(lambda: flight.received == _SIZE - 1)
         assert flight.sendable == _SIZE - 65536
         assert not reading.done()
@@ -430,7 +430,7 @@ async def test_24_the_first_leaves(
     first = asyncio.create_task(mirror.ask(_at(layer)))
     await reached(gate)
     others = [asyncio.create_task(mirror.ask(_at(layer))) for _ in range(4)]
-    await until(lambda: sum(flight.followers for flight in mirror.app.shelf.flights.active()) == 5)
+    await until(lambda: sum(flight.followers for flight in mirror.app.shared.flights.active()) == 5)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     gate.release()
@@ -446,7 +446,7 @@ async def test_25_slow_readers(registry: FakeRegistry, mirror: LiveMirror) -> No
     slow = [await mirror.connect() for _ in range(5)]
     for _, writer in slow:
         writer.write(f"GET {_at(digest)} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-    await until(lambda: sum(flight.followers for flight in mirror.app.shelf.flights.active()) == 5)
+    await until(lambda: sum(flight.followers for flight in mirror.app.shared.flights.active()) == 5)
     await mirror.landed(digest)
     assert (await mirror.ask(_at(digest))).whole
     assert len(mirror.events("request")) == 1, "the others have not been sent yet"
@@ -602,7 +602,7 @@ async def test_41_restart_resumes(registry: FakeRegistry, tmp_path: Path, layer:
     async with live_mirror(tmp_path / "again", upstreams) as mirror:
         asking = asyncio.create_task(mirror.ask(_at(layer)))
         await reached(gate)
-        [flight] = await until(lambda: mirror.app.shelf.flights.active())
+        [flight] = await until(lambda: mirror.app.shared.flights.active())
         await until(lambda: flight.received == _SIZE // 2)
     assert not (await asking).whole
     async with live_mirror(tmp_path / "again", upstreams) as mirror:

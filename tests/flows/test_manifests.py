@@ -127,7 +127,7 @@ async def test_head_where_the_disk_does_not_tell(
         raise StoreError("too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr(mirror.app.shelf.catalog, "manifest_digests", fail)
+        patch.setattr(mirror.app.shared.catalog, "manifest_digests", fail)
         answer = await mirror.ask(f"{_NAME}/manifests/{child}", method="HEAD")
     assert (answer.status, answer.cache) == (200, "fwd=uri-miss")
     assert (await mirror.ask(f"{_NAME}/manifests/{child}", method="HEAD")).cache == "hit; detail=described"
@@ -142,7 +142,7 @@ async def test_a_manifest_that_cannot_be_stored(
     def fail(_digest: Digest, _content: bytes) -> None:
         raise StoreFull("no space")
 
-    monkeypatch.setattr(mirror.app.shelf.store, "put", fail)
+    monkeypatch.setattr(mirror.app.shared.store, "put", fail)
     assert (await mirror.ask(f"{_NAME}/manifests/v1")).cache == "fwd=bypass"
 
 

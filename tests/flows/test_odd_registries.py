@@ -458,7 +458,7 @@ async def test_3_another_size_while_the_store_takes_nothing(registry: FakeRegist
         raise StoreFull("no room")
 
     def fill(app: App) -> None:
-        app.shelf.flights.join = join  # type: ignore[method-assign]
+        app.shared.flights.join = join  # type: ignore[method-assign]
 
     registry.add_blob("library/app", _LAYER)
     layer = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": str(_DIGEST), "size": said}

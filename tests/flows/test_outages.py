@@ -43,10 +43,10 @@ async def test_136_clients_wait_with_the_fill(registry: FakeRegistry, tmp_path: 
         registry.away()
         await _refused(one, two)
         asking += [asyncio.create_task(mirror.ask(_AT)) for mirror in (one, two)]
-        await until(lambda: sum(flight.followers for flight in one.app.shelf.flights.active()) == 2)
-        await until(lambda: sum(flight.followers for flight in two.app.shelf.flights.active()) == 1)
+        await until(lambda: sum(flight.followers for flight in one.app.shared.flights.active()) == 2)
+        await until(lambda: sum(flight.followers for flight in two.app.shared.flights.active()) == 1)
         asking.append(asyncio.create_task(asked_next.ask(f"/v2/{_NAME}/blobs/{after}")))
-        await until(lambda: len(asked_next.app.shelf.flights.active()) == 2)
+        await until(lambda: len(asked_next.app.shared.flights.active()) == 2)
         if asked_next is two:
             # it waits because the other worker is receiving, which ends soon after upstream is back
             await until(lambda: any(line["digest"] == str(after) for line in two.events("fill interrupted")))

@@ -469,4 +469,4 @@ async def test_names_are_told_by_whoever_serves(registry: FakeRegistry, tmp_path
         await pull(mirror, "v1")
         found = await mirror.app.storage.index.below([root])
         assert {each.record.digest for each in found[root]} == image - {root}
-        await until(lambda: not mirror.app.shelf.telling)
+        await until(lambda: not mirror.app.shared.background)

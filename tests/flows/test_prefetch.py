@@ -253,7 +253,7 @@ async def test_blobs_pass_one_gate(registry: FakeRegistry, mirror: LiveMirror) -
 
     def look(_image: Image, _progress: Progress) -> None:
         nonlocal most
-        most = max(most, len(mirror.app.shelf.flights.active()))
+        most = max(most, len(mirror.app.shared.flights.active()))
 
     assert (await _prefetch(mirror, "v0", "v1", "v2", blobs_at_once=2, report=look)).ok
     assert 1 <= most <= 2
@@ -555,7 +555,7 @@ async def test_what_is_gone_as_soon_as_it_is_stored(
 ) -> None:
     """Evicted, purged or removed in the very moment: that is not said to be a store that cannot take it."""
     registry.add_image(_APP.name, "v1", [b"layer"])
-    flights, layer = mirror.app.shelf.flights, Digest.of(b"layer")
+    flights, layer = mirror.app.shared.flights, Digest.of(b"layer")
     landed = flights._landed
 
     async def remove(info: BlobInfo) -> None:
@@ -611,7 +611,7 @@ async def test_a_client_pulls_meanwhile(registry: FakeRegistry, mirror: LiveMirr
     task = asyncio.create_task(_prefetch(mirror, "v1"))
     await reached(gate)
     client = asyncio.create_task(mirror.ask(f"/v2/{_APP.name}/blobs/{Digest.of(layer)}"))
-    await until(lambda: any(flight.followers == 2 for flight in mirror.app.shelf.flights.active()))
+    await until(lambda: any(flight.followers == 2 for flight in mirror.app.shared.flights.active()))
     gate.release()
     assert "collapsed" in (await client).cache
     assert (await task).ok

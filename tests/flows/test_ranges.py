@@ -200,7 +200,7 @@ async def test_27_of_a_growing_blob(registry: FakeRegistry, mirror: LiveMirror) 
     async with mirror.open(_AT, headers=_header(ranges)) as response:
         assert response.status == 206
         await reached(gate)
-        [flight] = mirror.app.shelf.flights.active()
+        [flight] = mirror.app.shared.flights.active()
         await until(lambda: flight.received == _SIZE - 1)
         head = await response.content.readuntil(b"\r\n\r\n")
         early = await response.content.readexactly(199_001 - HELD_BACK)

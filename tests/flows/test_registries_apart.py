@@ -102,7 +102,7 @@ async def test_135_both_are_shown(
     asking = [asyncio.create_task(mirrors[0].ask(_AT_BAD)), asyncio.create_task(mirrors[1].ask(_AT))]
     for gate in gates:
         await reached(gate)
-    under_way = [flight for mirror in {*mirrors} for flight in mirror.app.shelf.flights.active()]
+    under_way = [flight for mirror in {*mirrors} for flight in mirror.app.shared.flights.active()]
     await until(lambda: sorted(flight.received for flight in under_way) == [1200, 1 << 20])
     assert {(flight.upstream, flight.received) for flight in under_way} == {(_BAD, 1200), ("docker.io", 1 << 20)}
     gates[1].release()

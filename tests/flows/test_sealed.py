@@ -15,8 +15,10 @@ from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import Repo
 from mirror.policy.image_misses import Miss
 from mirror.policy.records import Freeze
+from mirror.repository.protocol import Fetchable
 from mirror.store.local.layout import Layout
 from mirror.store.local.miss_file import LocalMisses
+from mirror.trust.upstream_access import Provable
 from tests.support.fake_registry import FakeRegistry
 from tests.support.here import APP, Here
 from tests.support.live_mirror import Got, LiveMirror, live_mirror, noise, until
@@ -56,7 +58,7 @@ def _expect_miss(answer: Got, code: str) -> None:
 
 
 async def _report(mirror: LiveMirror) -> dict[str, Miss]:
-    await mirror.app.shelf.misses.flush()
+    await mirror.app.shared.misses.flush()
     return {miss.image: miss for miss in LocalMisses(Layout(mirror.root)).read()}
 
 
@@ -226,14 +228,13 @@ async def test_a_damaged_blob_is_a_miss(mirror: LiveMirror, here: Here) -> None:
 
 
 async def test_what_other_parts_of_the_mirror_get(mirror: LiveMirror, here: Here) -> None:
-    """Fetching is looking whether it is here; where the disk fails in the middle there is nowhere else to go."""
+    """It can be read and not fetched from; if the disk fails in the middle of a blob, there is no upstream to ask."""
     here.image([_LAYER], tag="v1")
-    repository = mirror.app.router.repository(APP)
-    told: list[tuple[int, int | None]] = []
-    assert not await repository.fetch(Digest.of(_LAYER), lambda received, size: told.append((received, size)))
-    assert told == [(len(_LAYER), len(_LAYER))]
+    repository = mirror.app.router.guarded(APP)
+    assert not isinstance(repository, Fetchable | Provable)
+    assert await repository.read(Digest.of(_LAYER), 1 << 20) == _LAYER
     with pytest.raises(BlobUnknown, match=_WORDS):
-        await repository.fetch(Digest.of(b"x"), lambda received, size: None)
+        await repository.read(Digest.of(b"x"), 1000)
     content = await repository.blob(Digest.of(_LAYER))
     with pytest.raises(StoreError, match="no upstream"):
         async for _ in content.rest(None):
@@ -288,7 +289,7 @@ async def test_names_without_end_do_not_fill_memory_or_disk(
 ) -> None:
     """Only the most recent ones are kept, in memory as well as on disk."""
     monkeypatch.setattr("mirror.repository.miss_report._MOST", 50)
-    misses = mirror.app.shelf.misses
+    misses = mirror.app.shared.misses
     misses._report = LocalMisses(Layout(mirror.root), most=20)
     for number in range(200):
         mirror.clock.forward(1)
@@ -309,7 +310,7 @@ async def test_the_report_survives_and_is_shared(upstream: Scripted, tmp_path: P
         live_mirror(root, upstreams, offline=True, clock=one.clock) as two,
     ):
         await asyncio.gather(*(each.ask(f"{_AT}/manifests/v1") for each in (one, two) for _ in range(5)))
-        await asyncio.gather(*(each.app.shelf.misses.flush() for each in (one, two)))
+        await asyncio.gather(*(each.app.shared.misses.flush() for each in (one, two)))
         [miss] = (await _report(one)).values()
         assert miss.count == 10
     async with live_mirror(root, upstreams, offline=True) as again:
@@ -330,7 +331,7 @@ async def test_a_disk_that_takes_no_report(mirror: LiveMirror) -> None:
     place.mkdir()
     for _ in range(2):
         _expect_miss(await mirror.ask(f"{_AT}/manifests/v1"), "MANIFEST_UNKNOWN")
-        await mirror.app.shelf.misses.flush()
+        await mirror.app.shared.misses.flush()
     assert len(mirror.events("miss report cannot be written")) == 1
     place.rmdir()
     assert (await _report(mirror))[f"{APP}:v1"].count == 2

@@ -217,14 +217,14 @@ async def test_39_a_size_in_doubt_and_a_disk_that_does_not_tell(
     await _pull(mirror, by_manifest=False)
     await mirror.app.storage.index.clear()
     # as a process that has not filled it
-    mirror.app.shelf.sound.pop(_DIGEST, None)
+    mirror.app.shared.integrity._verified.pop(_DIGEST, None)
 
     def fail(store: object, digest: Digest) -> bool:
         raise StoreError("too many open files")
 
     registry.forget()
     with monkeypatch.context() as patch:
-        patch.setattr("mirror.repository.shared.is_right", fail)
+        patch.setattr("mirror.intake.integrity.is_right", fail)
         _is_whole(await mirror.ask(_AT))
     assert registry.count("blobs")
     assert mirror.blob_file(_DIGEST).exists()
@@ -340,7 +340,7 @@ async def test_partial_with_other_bytes(registry: FakeRegistry, tmp_path: Path, 
     async with live_mirror(tmp_path / "again", upstreams) as mirror:
         asking = asyncio.create_task(mirror.ask(_AT))
         await reached(gate)
-        [flight] = await until(lambda: mirror.app.shelf.flights.active())
+        [flight] = await until(lambda: mirror.app.shared.flights.active())
         await until(lambda: flight.received == _SIZE // 2)
         partial = mirror.app.storage.layout.ingest(_DIGEST, "docker.io")
     gate.release()
@@ -443,7 +443,7 @@ async def test_34_disk_fills_up_in_mid_write(registry: FakeRegistry, tmp_path: P
             registry.fail("blobs", stall(gate, after=_SIZE // 2))
             asking = [asyncio.create_task(mirror.ask(_AT)) for _ in range(3)]
             await reached(gate)
-            await until(lambda: sum(flight.followers for flight in mirror.app.shelf.flights.active()) == 3)
+            await until(lambda: sum(flight.followers for flight in mirror.app.shared.flights.active()) == 3)
             _fill_up(disk / "foreign")
             gate.release()
             for answer in await asyncio.gather(*asking):

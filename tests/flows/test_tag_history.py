@@ -234,8 +234,8 @@ async def test_a_version_that_moves(registry: FakeRegistry, mirror: LiveMirror) 
 async def test_81_names_below_a_wildcard_are_no_labels(registry: FakeRegistry, tmp_path: Path) -> None:
     """Row 81: moves are counted by what is configured, not by the hosts that clients name."""
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url, "*.pkg.dev": {}}) as mirror:
-        assert mirror.app.shelf.label("docker.io") == "docker.io"
-        assert mirror.app.shelf.label("made-up.pkg.dev") == "*.pkg.dev"
+        assert mirror.app.shared.label("docker.io") == "docker.io"
+        assert mirror.app.shared.label("made-up.pkg.dev") == "*.pkg.dev"
 
 
 def _count(text: bytes, name: bytes) -> float:

@@ -141,7 +141,7 @@ async def test_64_stampede_by_digest(registry: FakeRegistry, mirror: LiveMirror,
                 waiting.append(key)
             return await once.run(key, work)
 
-    mirror.app.shelf.once = Counted()
+    mirror.app.shared.caches.once = Counted()
     registry.fail("manifests", silence(gate))
     target = f"/v2/library/app/manifests/{image}"
     asking = [asyncio.create_task(mirror.ask(target, method="HEAD")) for _ in range(100)]
@@ -234,7 +234,7 @@ async def test_upstream_that_hangs(
     await reached(gate)
     gate.release()
     # it takes the place of the stale one as soon as it is there
-    await until(lambda: (hot := mirror.app.shelf.tags.get((_REPO, "v1"))) and hot.record.digest == second)
+    await until(lambda: (hot := mirror.app.shared.caches.tags.get((_REPO, "v1"))) and hot.record.digest == second)
     answer = await mirror.ask(_TAG)
     assert _digest(answer) == str(second)
     assert "Warning" not in answer.headers

@@ -234,7 +234,7 @@ async def test_4_mismatch_reaches_every_follower(registry: FakeRegistry, mirror:
     await reached(gate)
     parts = "0-0", f"0-{_SIZE // 4}", f"{_SIZE // 4}-{_SIZE - 1000}", f"{_SIZE - 100}-", "-10"
     asking += [asyncio.create_task(mirror.ask(_AT, headers={"Range": f"bytes={part}"})) for part in parts]
-    await until(lambda: sum(flight.followers for flight in mirror.app.shelf.flights.active()) == 10)
+    await until(lambda: sum(flight.followers for flight in mirror.app.shared.flights.active()) == 10)
     gate.release()
     assert not any(answer.whole for answer in await asyncio.gather(*asking))
     await _nothing_kept(mirror)
@@ -397,7 +397,7 @@ async def test_status_keeps_its_class(
     registry.fail("blobs", status(upstream, retry_after), times=5)
     asking = [asyncio.create_task(mirror.ask(_AT)) for _ in range(5)]
     await reached(gate)
-    await until(lambda: sum(flight.followers for flight in mirror.app.shelf.flights.active()) == 5)
+    await until(lambda: sum(flight.followers for flight in mirror.app.shared.flights.active()) == 5)
     gate.release()
     for answer in await asyncio.gather(*asking):
         assert (answer.status, answer.code) == (wanted, code)

@@ -147,7 +147,7 @@ async def test_how_long_a_word_counts(private: FakeRegistry, tmp_path: Path) -> 
         assert await _statuses(mirror, blob, _basic(_ALICE)) == [404]
         private.rights["alice"] = {_SECRET}
         private.expire_tokens()
-        await mirror.app.shelf.memo.aclose()
+        await mirror.app.shared.questions.memo.aclose()
         steady[0] = 310.0
         assert await _statuses(mirror, blob, _basic(_ALICE)) == [404]
         mirror.clock.forward(400)

@@ -6,10 +6,10 @@ import asyncio
 import threading
 from collections.abc import Iterable
 
+from mirror.intake.grants import Grants
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import ManifestRecord
-from mirror.repository.grants import Grants
 from tests.support.here import APP, Here
 from tests.support.memory_index import MemoryIndex
 from tests.support.memory_store import MemoryCatalog, MemoryStore

@@ -15,13 +15,13 @@ from mirror.bundles.inventory import Inventory, ListedImage, read_inventory, tak
 from mirror.bundles.layout_source import FileBody
 from mirror.errors import BundleError, IndexUnavailable, StoreFull
 from mirror.graph.manifests import read_stored
+from mirror.intake.grants import granted_by
+from mirror.intake.tag_history import TagHistories, TamperProofClock
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule
 from mirror.policy.records import BlobRole
 from mirror.ports import Body
-from mirror.repository.grants import granted_by
-from mirror.repository.tag_history import TagHistories, TamperProofClock
 from mirror.store.local.freezes import LocalFreezes
 from mirror.store.local.locks import FileLocks
 from tests.support.memory_index import MemoryIndex

@@ -6,12 +6,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mirror.intake.tag_history import TagHistories, TamperProofClock, steady_time
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule
 from mirror.policy.records import TagRecord
-from mirror.repository.tag_history import TagHistories, TamperProofClock, steady_time
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.freezes import LocalFreezes

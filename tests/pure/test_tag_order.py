@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from mirror.errors import UpstreamInvalid
 from mirror.policy.upstream.tag_order import ascending
 from mirror.prefetch import sync
-from mirror.repository.answers import Outcome
-from mirror.repository.shared import Listing
+from mirror.repository.answers import Listing, Outcome
+from mirror.repository.protocol import Readable
 from mirror.repository.tag_windows import Window
 
 _TAGS = st.text("aB1_.-", min_size=1, max_size=3)
@@ -70,4 +70,4 @@ async def test_a_sync_of_a_list_without_end(monkeypatch: pytest.MonkeyPatch) -> 
     """Sorted lists may be endless, too: what is collected for a sync is bounded."""
     monkeypatch.setattr(sync, "_MOST_TAGS", 50_000)
     with pytest.raises(UpstreamInvalid, match="more than 50000 tags"):
-        await sync._all_tags(cast(sync.SyncSource, _Endless()))
+        await sync._all_tags(cast(Readable, _Endless()))

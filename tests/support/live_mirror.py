@@ -34,10 +34,10 @@ from mirror import telemetry
 from mirror.app.building import App, build
 from mirror.config import Config
 from mirror.eviction.reconcile import is_whole
+from mirror.intake.tag_history import TamperProofClock
 from mirror.oci.digest import Digest
 from mirror.oci.signed import signed_payload
 from mirror.ports import Upstream
-from mirror.repository.tag_history import TamperProofClock
 from mirror.server.registry.connection_limit import ConnectionLimiter
 from mirror.server.registry.handler import FrontServer
 from mirror.upstream.endpoints import EndpointsUpstream
@@ -192,12 +192,12 @@ class LiveMirror:
 
     async def landed(self, digest: Digest) -> None:
         """Returns once a blob is published and its flight is over in every respect."""
-        await until(lambda: self.blob_file(digest).exists() and digest not in self.app.shelf.flights.digests())
+        await until(lambda: self.blob_file(digest).exists() and digest not in self.app.shared.flights.digests())
 
     async def idle(self) -> None:
         """Returns once nothing is being filled."""
-        shelf = self.app.shelf
-        await until(lambda: not (shelf.flights.active() or (shelf.ahead and shelf.ahead._tasks)))
+        shared = self.app.shared
+        await until(lambda: not (shared.flights.active() or shared.ahead._tasks))
 
     async def rebuilt(self) -> None:
         """Returns once the index knows what the disk has: it is rebuilt soon after the first start."""
@@ -268,7 +268,7 @@ async def live_mirror(
 
 def _set_clock(app: App, clock: Clock) -> None:
     """Waits between two tries at an upstream take no time."""
-    app.shelf.histories.clocks = TamperProofClock(clock, clock.steady)
+    app.shared.histories.clocks = TamperProofClock(clock, clock.steady)
     make = app.router._upstream_for
 
     def upstream_for(name: str) -> Upstream:

@@ -162,7 +162,7 @@ class Storm:
 
     async def _open(self) -> None:
         def before(app: App) -> None:
-            app.shelf.flights._sleep = _briefly
+            app.shared.flights._sleep = _briefly
 
         self._stack = AsyncExitStack()
         settings: dict[str, Any] = {"store": {"capacity": str(self._capacity)}}
@@ -665,7 +665,7 @@ class Storm:
     async def _look_at_bytes(self, mirror: LiveMirror) -> None:
         storage = mirror.app.storage
         for one in self._mirrors:
-            await asyncio.gather(*one.app.shelf.telling)
+            await one.app.shared.background.finish()
             await one.app.storage.eviction.write_behind.flush()
         # the rounds of the evictors go on: they wait while disk and index are compared
         async with storage.locks.hold("rebuild"), storage.locks.hold("evict"):

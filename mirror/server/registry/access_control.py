@@ -32,7 +32,7 @@ from mirror.oci.authorization import CallerCredentials, presented_by, read_autho
 from mirror.oci.reference import Repo
 from mirror.oci.request import Kind, RegistryRequest
 from mirror.policy.access_rules import ANONYMOUS, Action, AuthMethod, Identity, Policy
-from mirror.repository.protocol import Repository
+from mirror.repository.protocol import Readable
 from mirror.server.registry.connection_limit import client_key
 from mirror.server.registry.pull import RequestRecord
 from mirror.server.registry.responses import API_VERSION
@@ -119,7 +119,7 @@ class AccessControl:
     async def admit(
         self,
         identity: Identity,
-        repository: Repository,
+        repository: Readable,
         request: web.BaseRequest,
         wanted: RegistryRequest,
         told: RequestRecord,

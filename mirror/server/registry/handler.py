@@ -28,7 +28,7 @@ from mirror.inspect.recent_answers import Recent
 from mirror.oci.request import Kind, RegistryRequest, parse_request
 from mirror.policy.access_rules import ANONYMOUS
 from mirror.repository.answers import Outcome
-from mirror.repository.protocol import Repository
+from mirror.repository.protocol import Readable
 from mirror.repository.router import Router
 from mirror.server.registry import pull
 from mirror.server.registry.access_control import TOKEN_PATH, AccessControl
@@ -156,7 +156,7 @@ class RegistryHandler:
         self,
         request: web.BaseRequest,
         wanted: RegistryRequest,
-        repository: Repository,
+        repository: Readable,
         told: RequestRecord,
     ) -> web.StreamResponse:
         match wanted.kind:

@@ -21,7 +21,7 @@ from mirror.oci.request import RegistryRequest, parse_page
 from mirror.oci.span import Span, parse_ranges
 from mirror.policy.send_limit import HELD_BACK, may_send_of_part
 from mirror.repository.answers import BlobContent, Outcome
-from mirror.repository.protocol import Repository
+from mirror.repository.protocol import Fetchable, Readable
 from mirror.server.registry.byteranges import Byteranges
 from mirror.server.registry.responses import (
     API_VERSION,
@@ -62,14 +62,14 @@ def base() -> web.Response:
 
 
 async def manifest(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: RequestRecord
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Readable, told: RequestRecord
 ) -> web.StreamResponse:
     """A manifest or index, byte for byte as upstream has it. A HEAD sends at most a HEAD to upstream."""
     if wanted.reference is None:
         raise TypeError("a manifest request without a reference")
     head = request.method == "HEAD"
     answer = await (repository.resolve if head else repository.manifest)(wanted.reference)
-    if not head:
+    if not head and answer.outcome is Outcome.MISS and isinstance(repository, Fetchable):
         repository.fetch_ahead(answer)
     told.outcome, told.upstream, told.digest = answer.outcome, answer.upstream, answer.digest
     if answer.kept is not None:
@@ -85,7 +85,7 @@ async def manifest(
 
 
 async def blob(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: RequestRecord, sender: Sender
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Readable, told: RequestRecord, sender: Sender
 ) -> web.StreamResponse:
     """A blob or a part of it. An error after the headers breaks the connection, so that a short body never looks
     complete.
@@ -250,7 +250,7 @@ def _break(request: web.BaseRequest) -> None:
 
 
 async def tags(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: RequestRecord
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Readable, told: RequestRecord
 ) -> web.StreamResponse:
     """The tag list, or a page of it with `n` and `last` (distribution-spec, "Listing Tags")."""
     count, last = parse_page(wanted.query, most=_MOST_TAGS)
@@ -281,7 +281,7 @@ async def catalog(
 
 
 async def referrers(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: Repository, told: RequestRecord
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Readable, told: RequestRecord
 ) -> web.StreamResponse:
     """An index of the referrers of a digest; an empty one if there are none (distribution-spec, "Listing
     Referrers").

@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
+from mirror import telemetry
+from mirror.aio.background import BackgroundTasks
 from mirror.aio.caches import LruCache
 from mirror.aio.latest import put_latest
 from mirror.aio.singleflight import SingleFlight
@@ -79,7 +81,7 @@ class Grants:
         self._read: LruCache[Repo, tuple[float, dict[Digest, int]]] = LruCache(
             64 << 20, lambda read: 512 + 256 * len(read[1])
         )
-        self._telling: set[asyncio.Task[None]] = set()
+        self._background = BackgroundTasks()
 
     async def size(self, repo: Repo, digest: Digest) -> int | None:
         """Returns the size in bytes with which the blob was granted (-1: unknown); None if this repository has no
@@ -105,23 +107,28 @@ class Grants:
             self._keep(repo, {digest: found})
         return found
 
+    async def known_size(self, repo: Repo, digest: Digest) -> int | None:
+        """Like `size`. None also if the grant cannot be read: upstream is then asked, as if there were none."""
+        try:
+            return await self.size(repo, digest)
+        except StoreError as error:
+            telemetry.log.warning("grant cannot be read", repository=str(repo), reason=str(error))
+            return None
+
     async def give(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
         """Grants these blobs to the repository, with their sizes in bytes (-1: unknown)."""
         self._keep(repo, blobs)
-        telling = asyncio.create_task(self._tell_index(repo, blobs))
-        self._telling.add(telling)
-        telling.add_done_callback(self._telling.discard)
         # the index may be busy with a rebuild; an answer must not wait for that
-        await asyncio.wait({telling}, timeout=_PATIENCE)
+        await self._background.start_and_wait(self._link(repo, blobs), _PATIENCE)
 
-    async def _tell_index(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
+    async def _link(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
         # without the index, this process remembers the grant; others find it by the manifest on disk or ask upstream
         with suppress(IndexUnavailable):
             await self._index.link(repo, blobs)
 
     async def aclose(self) -> None:
         """Waits for pending writes to the index and cancels reads. Repeatable."""
-        await asyncio.gather(*self._telling)
+        await self._background.finish()
         await self._once.aclose()
 
     def _keep(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:

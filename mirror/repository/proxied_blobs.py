@@ -1,0 +1,310 @@
+"""The blobs of a proxied repository.
+
+    granted, in the store ──> sent from there
+    granted, or not known ──> its flight (`fills/flights.py`), which asks upstream
+    not granted, in the store ──> upstream is asked whether this repository has it ──> granted, sent from the store
+
+A blob is served, from the store or from its flight, only if this repository has a grant for it (`intake/grants.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import suppress
+from typing import Final
+
+from mirror.aio.memo import MISSING
+from mirror.caller import caller
+from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError, StoreFull, UpstreamNotFound
+from mirror.fills.flights import Flights
+from mirror.intake.grants import Grants
+from mirror.intake.intake import Intake
+from mirror.intake.integrity import Integrity
+from mirror.oci.digest import Digest
+from mirror.ports import BlobInfo, Upstream
+from mirror.repository.answers import (
+    BlobContent,
+    BlobStat,
+    GrowingContent,
+    Outcome,
+    StoredContent,
+    UncachedContent,
+    UpstreamStream,
+)
+from mirror.repository.caches import Caches
+from mirror.repository.questions import Questions
+from mirror.repository.stored import StoredRepository
+from mirror.repository.tag_pages import LIST_FOR
+
+#: Seconds between two checks whether another process has published a blob that it has filled, and number of checks.
+_LOOK_AGAIN: Final = 0.1
+_PUBLISHING: Final = 1200
+
+
+class ProxiedBlobs:
+    """The blobs of one repository of one upstream. Cheap to make: it keeps no state of its own."""
+
+    def __init__(
+        self,
+        stored: StoredRepository,
+        upstream: Upstream,
+        grants: Grants,
+        flights: Flights,
+        caches: Caches,
+        questions: Questions,
+        integrity: Integrity,
+        intake: Intake,
+        executor: Executor,
+        received: Callable[[int], None],
+    ) -> None:
+        """`executor` runs the threads that receive a blob past the store; `received` counts the bytes of that."""
+        self.repo = stored.repo
+        self._stored = stored
+        self._store = stored.store
+        self._upstream = upstream
+        self._grants = grants
+        self._flights = flights
+        self._caches = caches
+        self._questions = questions
+        self._integrity = integrity
+        self._intake = intake
+        self._executor = executor
+        self._received = received
+
+    # ------------------------------------------------------------------------------------------------ GET, HEAD
+
+    async def blob(self, digest: Digest) -> BlobContent:
+        """Returns the blob, from its first byte on. The caller closes it. Raises `BlobUnknown`, `UpstreamError`."""
+        granted = await self._granted(digest)
+        if granted is None:
+            return await self._without_grant(digest)
+        try:
+            info, reader = self._store.open(digest)
+        except BlobUnreadable:
+            return await self._refetch(digest, granted)
+        except (BlobUnknown, StoreError):
+            return await self._join_flight(digest, granted)
+        try:
+            await self._integrity.check(info, granted)
+        except (BlobDamaged, BlobUnreadable):
+            reader.close()
+            return await self._refetch(digest, granted)
+        except StoreError as error:
+            reader.close()
+            return await self._bypass_store(digest, granted, error)
+        except BaseException:
+            reader.close()
+            raise
+        self._intake.touch(digest)
+        return StoredContent(digest, info.size, reader, self._stream(digest), self._integrity.recheck_later)
+
+    async def stat_blob(self, digest: Digest) -> BlobStat:
+        """Returns the answer to HEAD. Starts no fill: a client that only looks must not cause a download. Raises like
+        `blob`.
+        """
+        granted = await self._granted(digest)
+        info = None
+        if granted is not None:
+            # an unreadable blob is answered as a miss, which costs no download
+            with suppress(BlobUnknown, StoreError):
+                info = self._store.stat(digest)
+        if info and (granted == info.size or await self._is_sound(info)):
+            self._intake.touch(digest)
+            return BlobStat(info.size, Outcome.HIT, self._upstream.name)
+        if granted is not None and granted >= 0:
+            return BlobStat(granted, Outcome.DESCRIBED, self._upstream.name)
+        remembered = await self._questions.memo.get(self._key("size", digest))
+        if granted is None or remembered is MISSING:
+            return BlobStat(await self._ask(digest), Outcome.ASKED, self._upstream.name)
+        return BlobStat(remembered, Outcome.DESCRIBED, self._upstream.name)
+
+    async def _is_sound(self, info: BlobInfo) -> bool:
+        """Like `Integrity.verify`, but False if the disk cannot be read."""
+        with suppress(StoreError):
+            return await self._integrity.verify(info)
+        return False
+
+    async def _refetch(self, digest: Digest, granted: int) -> BlobContent:
+        """Sets a damaged blob aside and fetches it again; past the store if it cannot be set aside."""
+        try:
+            await self._integrity.set_aside(digest)
+        except StoreError as refused:
+            return await self._bypass_store(digest, granted, refused)
+        return await self._join_flight(digest, granted)
+
+    async def _bypass_store(self, digest: Digest, granted: int, error: StoreError) -> UncachedContent:
+        self._intake.health.failed(error, digest)
+        size = granted if granted >= 0 else await self._ask(digest)
+        return UncachedContent(digest, size, self._stream(digest), str(error))
+
+    def _stream(self, digest: Digest) -> UpstreamStream:
+        return UpstreamStream(
+            digest,
+            self._upstream.name,
+            lambda start: self._upstream.blob(self.repo.name, digest, start),
+            self._executor,
+            self._received,
+        )
+
+    # -------------------------------------------------------------------------------------------------- fills
+
+    async def _join_flight(self, digest: Digest, granted: int) -> BlobContent:
+        key = self._key("blob", digest)
+        if await self._questions.is_unknown(key):
+            raise BlobUnknown(f"{self.repo} has no blob {digest}")
+        size = granted if granted >= 0 else None
+        joined = self.is_fetching(digest)
+
+        async def upstream_has(size: int | None) -> None:
+            await self._grant(digest, size)
+
+        try:
+            flight = await self._flights.join(
+                digest,
+                lambda start: self._upstream.blob(self.repo.name, digest, start),
+                upstream=self._upstream.name,
+                size=size,
+                vouch=upstream_has if size is None else None,
+                on_behalf=self.repo,
+            )
+        except StoreError as error:
+            return await self._bypass_store(digest, granted, error)
+        except UpstreamNotFound as error:
+            if granted >= 0 and await self._put_embedded(digest):
+                return await self.blob(digest)
+            await self._questions.note_unknown(key)
+            raise BlobUnknown(f"{self.repo} has no blob {digest}") from error
+        outcome = Outcome.HIT if flight.landed else Outcome.JOINED if joined else Outcome.MISS
+        return GrowingContent(flight, self._stream(digest), outcome)
+
+    async def _put_embedded(self, digest: Digest) -> bool:
+        """Stores the blob if a stored manifest of this repository embeds it: upstream need not have such a blob. True
+        if it is in the store now.
+        """
+        with suppress(StoreError):
+            content = await self._stored.embedded(digest)
+            if content is not None:
+                await self._intake.put_embedded(digest, content)
+                return self._stored.has(digest)
+        return False
+
+    def is_fetching(self, digest: Digest) -> bool:
+        """True if this process is fetching the blob, for any repository of this registry."""
+        return self._flights.under_way(digest, self._upstream.name)
+
+    async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
+        """Fetches the blob into the store. False if it was there already.
+
+        `progress` is called with the number of bytes received so far and the blob's size (None: unknown). Raises like
+        `blob`, and `StoreError` if the store cannot take it.
+        """
+        content = await self.blob(digest)
+        try:
+            _expect_cached(content)
+            position = 0
+            progress(position, content.size)
+            while (limit := await content.beyond(position)) > position:
+                position = limit
+                progress(position, content.size)
+            if isinstance(content, GrowingContent):
+                await self._published(content)
+            return content.outcome is not Outcome.HIT
+        finally:
+            content.close()
+
+    async def _published(self, content: GrowingContent) -> None:
+        """Returns once the flight's blob is published in the store. Raises `StoreError` if it cannot be."""
+        filled_here, stored = await content.settled(), content.stored
+        for _ in range(_PUBLISHING):
+            if self._stored.has(content.digest):
+                return
+            if filled_here and stored:
+                raise StoreError(f"dropped again as soon as it was stored: {content.digest}")
+            if filled_here:
+                raise StoreError(f"{content.digest} could not be stored")
+            # another process has filled the blob and publishes it; if that process dies first, this one fills it
+            await asyncio.sleep(_LOOK_AGAIN)
+            again = await self.blob(content.digest)
+            try:
+                _expect_cached(again)
+                filled_here = isinstance(again, GrowingContent) and await again.settled()
+                stored = isinstance(again, GrowingContent) and again.stored
+            finally:
+                again.close()
+        raise StoreError(f"the process that has filled {content.digest} does not publish it")
+
+    async def read(self, digest: Digest, limit: int) -> bytes:
+        """Returns the whole content of a small blob. Raises like `fetch`, and `BlobDamaged` above `limit` bytes."""
+        await self.fetch(digest, lambda received, size: None)
+        return await self._stored.read(digest, limit)
+
+    # ------------------------------------------------------------------------------------------------- grants
+
+    async def _granted(self, digest: Digest) -> int | None:
+        """Returns the blob's size in bytes (-1: unknown); None if this repository has no grant for it.
+
+        The size comes from a manifest, or from hashing the blob in this process. Neither the file's size nor upstream's
+        is used: the file may be truncated, and upstream's answer may be wrong.
+        """
+        granted = await self._grants.known_size(self.repo, digest)
+        if granted is None or granted >= 0:
+            return granted
+        hashed = self._integrity.verified_size(digest)
+        if hashed is None:
+            return -1
+        await self._grants.give(self.repo, {digest: hashed})
+        return hashed
+
+    async def _without_grant(self, digest: Digest) -> BlobContent:
+        """Returns the blob after upstream has answered for it in this repository. A fill, if one is needed, is that
+        question too.
+        """
+        if self._stored.has(digest):
+            await self._ask(digest)
+            return await self.blob(digest)
+        content = await self._join_flight(digest, -1)
+        try:
+            if await self._grants.known_size(self.repo, digest) is None:
+                # the flight was begun for another repository, which proves nothing for this one
+                await self._ask(digest)
+        except BaseException:
+            content.close()
+            raise
+        return content
+
+    async def _ask(self, digest: Digest) -> int | None:
+        """Asks upstream by HEAD for the blob and grants it. Returns its size in bytes (None: unknown). Raises
+        `BlobUnknown` if this repository does not have it, which is remembered for a while.
+        """
+
+        async def ask() -> int | None:
+            try:
+                size = await self._upstream.blob_size(self.repo.name, digest)
+            except UpstreamNotFound as error:
+                await self._questions.note_unknown(key)
+                raise BlobUnknown(f"{self.repo} has no blob {digest}") from error
+            await self._grant(digest, size)
+            return size
+
+        key = self._key("blob", digest)
+        if await self._questions.is_unknown(key):
+            raise BlobUnknown(f"{self.repo} has no blob {digest}")
+        return await self._caches.once.run(("ask", self.repo, digest, caller()), ask)
+
+    async def _grant(self, digest: Digest, size: int | None) -> None:
+        """Grants the blob after upstream has answered for it. Upstream's size is remembered only for answers to HEAD:
+        if later answers were compared with it, one wrong size would keep the blob from ever being fetched.
+        """
+        await self._grants.give(self.repo, {digest: -1})
+        await self._questions.memo.put(self._key("size", digest), size, LIST_FOR)
+
+    def _key(self, kind: str, digest: Digest) -> str:
+        return f"{kind} {self.repo}@{digest}"
+
+
+def _expect_cached(content: BlobContent) -> None:
+    """Raises `StoreFull` if the store cannot take the blob."""
+    if isinstance(content, UncachedContent):
+        raise StoreFull(f"the store cannot take {content.digest}: {content.why}")

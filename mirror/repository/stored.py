@@ -1,0 +1,72 @@
+"""What the store has of one repository: the part that all repositories have in common, whatever else they can do."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from mirror.errors import StoreError
+from mirror.graph.damage import indexes_naming, manifest_to_serve
+from mirror.graph.manifests import StoredManifest, embedded_blob, has_blob
+from mirror.intake.intake import Intake
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor, Manifest
+from mirror.oci.reference import Repo
+from mirror.policy.records import ManifestRecord
+from mirror.ports import BlobStore, Catalog
+from mirror.repository.caches import Caches
+
+
+class StoredRepository:
+    """One repository in the store. Cheap to make. Every coroutine raises `StoreError` if the disk cannot tell."""
+
+    def __init__(self, repo: Repo, store: BlobStore, catalog: Catalog, caches: Caches, intake: Intake) -> None:
+        self.repo = repo
+        self.store = store
+        self.catalog = catalog
+        self._caches = caches
+        self._intake = intake
+
+    def has(self, digest: Digest) -> bool:
+        """True if the store has the content, from any repository. False if the disk cannot tell. Fast enough for the
+        event loop.
+        """
+        with suppress(StoreError):
+            return has_blob(self.store, digest)
+        return False
+
+    async def manifest(self, digest: Digest) -> StoredManifest | None:
+        """Returns the manifest if this repository has it and its bytes are right."""
+        return await asyncio.to_thread(manifest_to_serve, self.store, self.catalog, self.repo, digest)
+
+    async def load(self, digest: Digest) -> Manifest | None:
+        """Like `manifest`; also records it in the index and grants its blobs, which other processes may not know."""
+        stored = await self.manifest(digest)
+        if stored is None:
+            return None
+        await self._intake.record_manifests(self.repo, stored)
+        return stored.manifest
+
+    async def record(self, digest: Digest) -> ManifestRecord | None:
+        """Returns the repository's record of a manifest; None if it has none."""
+        return await asyncio.to_thread(self.catalog.get_manifest, self.repo, digest)
+
+    async def indexes_naming(self, digest: Digest) -> list[Digest]:
+        """Returns the indexes of this repository that name this manifest."""
+        return await asyncio.to_thread(indexes_naming, self.store, self.catalog, self.repo, digest)
+
+    async def embedded(self, digest: Digest) -> bytes | None:
+        """Returns the bytes of a blob that a manifest of this repository embeds; None if none does."""
+        return await asyncio.to_thread(embedded_blob, self.store, self.catalog, self.repo, digest)
+
+    async def read(self, digest: Digest, limit: int) -> bytes:
+        """Returns the verified content of a small blob. Raises like `BlobStore.read`."""
+        return await asyncio.to_thread(self.store.read, digest, limit)
+
+    async def tags(self) -> list[str]:
+        """Returns the tags, sorted."""
+        return await asyncio.to_thread(self.catalog.tags, self.repo)
+
+    async def referrers(self, digest: Digest) -> list[Descriptor] | None:
+        """Returns the manifests whose subject is `digest`; None if the repository has no manifest at all."""
+        return await self._caches.referrers.to(self.repo, digest)
