@@ -27,6 +27,7 @@ from mirror.eviction.scrub import Scrub
 from mirror.heartbeat import Heartbeat
 from mirror.inspect.recent_answers import Recent
 from mirror.prefetch.jobs import Jobs
+from mirror.prefetch.scheduler import SyncScheduler
 from mirror.prefetch.sync import Sync
 from mirror.repository.router import Router
 from mirror.repository.shared import Shared
@@ -53,6 +54,7 @@ class App:
     shared: Shared
     storage: Storage
     sync: Sync
+    scheduler: SyncScheduler
     jobs: Jobs
     admin: Admin
 
@@ -90,7 +92,7 @@ async def build(
     async with AsyncExitStack() as stack:
         storage = await stack.enter_async_context(open_storage(config, now=now))
         if config.offline:
-            telemetry.log.info("sealed: no upstream is contacted")
+            telemetry.log.info("sealed mirror contacts no upstream")
         if housework and config.trace.endpoint:
             stack.push_async_callback(await asyncio.to_thread(_start_tracing, config.trace))
         repositories = await open_repositories(config, storage, stack, now)
@@ -101,7 +103,15 @@ async def build(
         front = _open_front(config, repositories.router, _pages(config, readiness, pulse), gate, audit, recent, stack)
         admin = open_administration(config, storage, repositories, gate, audit, stack, now)
         app = App(
-            front, readiness, repositories.router, repositories.shared, storage, admin.sync, admin.jobs, admin.admin
+            front,
+            readiness,
+            repositories.router,
+            repositories.shared,
+            storage,
+            admin.sync,
+            SyncScheduler(admin.sync),
+            admin.jobs,
+            admin.admin,
         )
         if housework:
             telemetry.BUILD.labels(__version__, platform.python_version()).set(1)

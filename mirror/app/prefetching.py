@@ -14,7 +14,9 @@ from mirror.config import Config, SyncSettings, routing_table
 from mirror.oci.reference import Repo
 from mirror.policy.routing import RoutingTable
 from mirror.prefetch.jobs import Jobs, Work
-from mirror.prefetch.sync import Leases, Sync, SyncRule
+from mirror.prefetch.run_leases import Leases
+from mirror.prefetch.sync import Sync
+from mirror.prefetch.sync_rules import SyncRule
 from mirror.repository.protocol import Readable
 from mirror.values.platforms import parse_platforms
 

@@ -42,7 +42,7 @@ from mirror.values.sizes import format_size
 
 T = TypeVar("T")
 
-_Report = Callable[[Image, pulling.Progress], None]
+_Report = Callable[[Image, pulling.BlobProgress], None]
 
 
 @application.command()
@@ -209,7 +209,7 @@ def _display() -> Iterator[_Report]:
 class _Lines:
     """One line for each digest that came, or did not."""
 
-    def __call__(self, image: Image, progress: pulling.Progress) -> None:
+    def __call__(self, image: Image, progress: pulling.BlobProgress) -> None:
         if progress.state in (pulling.State.FETCHED, pulling.State.FAILED):
             size = f" ({format_size(progress.size)})" if progress.size is not None else ""
             complain(f"{image}: {progress.role.value} {progress.digest} {progress.state.value}{size}")
@@ -229,7 +229,7 @@ class _Bars:
         self._ended: set[Digest] = set()
         self._received = self._total = 0
 
-    def __call__(self, image: Image, progress: pulling.Progress) -> None:
+    def __call__(self, image: Image, progress: pulling.BlobProgress) -> None:
         if progress.role not in (Role.CONFIG, Role.LAYER) or progress.digest in self._ended:
             return
         if progress.state in (pulling.State.HERE, pulling.State.FAILED):
@@ -259,12 +259,12 @@ def _print_summary(done: Prefetched) -> None:
     failures = done.failures
     failed = Counter(failure.image for failure in failures)
     table = TextTable("image", "new", "already here", "failed")
-    for image, warmed in done.images.items():
-        moved = warmed.moved.values()
+    for image, result in done.images.items():
+        blobs = result.blobs.values()
         table.add_row(
             str(image),
-            _told(PrefetchCounts.of(one for one in moved if one.state is pulling.State.FETCHED)),
-            _told(PrefetchCounts.of(one for one in moved if one.state is pulling.State.HERE)),
+            _words(PrefetchCounts.of(blob for blob in blobs if blob.state is pulling.State.FETCHED)),
+            _words(PrefetchCounts.of(blob for blob in blobs if blob.state is pulling.State.HERE)),
             str(failed[image] or ""),
         )
     table.show()
@@ -273,8 +273,8 @@ def _print_summary(done: Prefetched) -> None:
     for failure in failures:
         say(f"failed: {failure}")
     say(
-        f"{_counted(len(done.images), 'image')}: {_told(done.fetched) or 'nothing'} new, "
-        f"{_told(done.here) or 'nothing'} already here, {_counted(len(failures), 'failure')}"
+        f"{_counted(len(done.images), 'image')}: {_words(done.fetched) or 'nothing'} new, "
+        f"{_words(done.here) or 'nothing'} already here, {_counted(len(failures), 'failure')}"
     )
 
 
@@ -282,5 +282,5 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _told(tally: PrefetchCounts) -> str:
-    return f"{tally.count} ({format_size(tally.bytes)})" if tally.count else ""
+def _words(counts: PrefetchCounts) -> str:
+    return f"{counts.count} ({format_size(counts.bytes)})" if counts.count else ""

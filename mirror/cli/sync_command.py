@@ -20,7 +20,7 @@ from mirror.errors import ConfigError
 from mirror.oci.reference import Repo
 from mirror.prefetch.jobs import Ended
 from mirror.prefetch.progress import ProgressMeter
-from mirror.prefetch.sync import first_failure
+from mirror.prefetch.sync_run import first_failure
 from mirror.repository.protocol import Readable
 from mirror.values.sizes import format_size
 
@@ -61,7 +61,7 @@ async def _rules(loaded: settings.Config) -> list[dict[str, Any]]:
     from mirror.app.storage import open_storage
 
     def nowhere(repo: Repo) -> Readable:
-        raise NotImplementedError(f"only told, never run: {repo}")
+        raise NotImplementedError(f"only shown, never run: {repo}")
 
     async with open_storage(loaded) as storage:
         return await make_sync(loaded, storage, nowhere).status()
@@ -71,8 +71,8 @@ async def _run(loaded: settings.Config, name: str) -> Ended:
     from mirror.app.building import build
 
     meter = ProgressMeter()
-    # who stops the command means it: the rule then waits for its next time
-    meter.called_off = True
+    # a user who stops the command wants no retry: the rule then waits for its next regular time
+    meter.cancelled = True
     async with build(loaded, housework=False) as app:
         task = asyncio.ensure_future(app.sync.run_rule(name, meter, by="hand"))
         with Progress(

@@ -38,7 +38,7 @@ _DONE: Final = "+"
 
 
 class RedisLeases:
-    """See `mirror.prefetch.sync.Leases`. Belongs to one event loop. Connects at the first call."""
+    """See `mirror.prefetch.run_leases.Leases`. Belongs to one event loop. Connects at the first call."""
 
     def __init__(self, address: RedisAddress, *, owner: str, budget: float = 1.0) -> None:
         """`owner` is unique to a replica and stays the same over restarts; `budget` is in seconds for each call."""

@@ -1,8 +1,8 @@
 """Prefetches a list of images, a few at a time, and returns one result for all of them.
 
-    images ──> a few at once ──> warm(image) ──> ImageResult ──> is all of it still here? ──> Prefetched
+    images ──> a few at once ──> pull_image ──> ImageResult ──> is all of it still here? ──> Prefetched
                                    │
-                                   └── the blobs of all images pass one gate
+                                   └── the blobs of all images share the slots
 
 A blob that several images name is fetched once and counted once. The check at the end is needed because a store that is
 too small for the list evicts the first images to make room for the last ones, and that must not look like success.
@@ -20,15 +20,15 @@ from mirror import telemetry
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
-from mirror.prefetch.pulling import BlobResult, ImageResult, Progress, State, warm
+from mirror.prefetch.pulling import BlobProgress, BlobResult, ImageResult, State, pull_image
 from mirror.repository.protocol import Readable
 from mirror.values.platforms import Platform
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A part of an image that could not be brought in, with the reason, for people. `digest` is None if the failure is
-    not about one digest.
+    """A part of an image that could not be fetched, with the reason, for people. `digest` is None if the failure is not
+    about one digest.
     """
 
     image: Image
@@ -47,9 +47,9 @@ class PrefetchCounts:
     bytes: int
 
     @classmethod
-    def of(cls, moved: Iterable[BlobResult]) -> PrefetchCounts:
+    def of(cls, blobs: Iterable[BlobResult]) -> PrefetchCounts:
         """The count and total size of these results."""
-        sizes = [max(0, one.size) for one in moved]
+        sizes = [max(0, blob.size) for blob in blobs]
         return cls(len(sizes), sum(sizes))
 
     def to_json(self) -> dict[str, int]:
@@ -66,27 +66,27 @@ class Prefetched:
     @property
     def ok(self) -> bool:
         """True if all images are completely here."""
-        return all(warmed.ok for warmed in self.images.values())
+        return all(result.ok for result in self.images.values())
 
     @property
     def fetched(self) -> PrefetchCounts:
         """The digests that were fetched; each is counted once, even if several images name it."""
-        return PrefetchCounts.of(one for one in self._by_digest().values() if one.state is State.FETCHED)
+        return PrefetchCounts.of(blob for blob in self._by_digest().values() if blob.state is State.FETCHED)
 
     @property
     def here(self) -> PrefetchCounts:
         """The digests that were here already; each is counted once."""
-        return PrefetchCounts.of(one for one in self._by_digest().values() if one.state is State.HERE)
+        return PrefetchCounts.of(blob for blob in self._by_digest().values() if blob.state is State.HERE)
 
     @property
     def failures(self) -> list[Failure]:
         """All failures, image by image."""
-        return [failure for image, warmed in self.images.items() for failure in _failures(image, warmed)]
+        return [failure for image, result in self.images.items() for failure in _failures(image, result)]
 
     @property
     def stale(self) -> list[Image]:
         """The images for whose tag upstream did not answer; the images are here as they were before."""
-        return [image for image, warmed in self.images.items() if warmed.stale]
+        return [image for image, result in self.images.items() if result.stale]
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON; sizes are in bytes. `new` and `here` at the top level count each digest once."""
@@ -94,40 +94,40 @@ class Prefetched:
             "ok": self.ok,
             "new": self.fetched.to_json(),
             "here": self.here.to_json(),
-            "images": [_image_to_json(image, warmed) for image, warmed in self.images.items()],
+            "images": [_image_to_json(image, result) for image, result in self.images.items()],
         }
 
     def _by_digest(self) -> dict[Digest, BlobResult]:
         """One result for each digest over all images: FETCHED takes precedence over HERE, and HERE over FAILED."""
         order = [State.FAILED, State.HERE, State.FETCHED]
-        found: dict[Digest, BlobResult] = {}
-        for warmed in self.images.values():
-            for digest, moved in warmed.moved.items():
-                known = found.get(digest)
-                if known is None or order.index(moved.state) > order.index(known.state):
-                    found[digest] = moved
-        return found
+        best: dict[Digest, BlobResult] = {}
+        for result in self.images.values():
+            for digest, blob in result.blobs.items():
+                other = best.get(digest)
+                if other is None or order.index(blob.state) > order.index(other.state):
+                    best[digest] = blob
+        return best
 
 
-def _failures(image: Image, warmed: ImageResult) -> list[Failure]:
-    found = [Failure(image, None, warmed.error)] if warmed.error is not None else []
-    found += [Failure(image, None, trouble) for trouble in warmed.troubles]
-    found += [Failure(image, digest, warmed.moved[digest].error or "failed") for digest in warmed.of(State.FAILED)]
-    return found
+def _failures(image: Image, result: ImageResult) -> list[Failure]:
+    failures = [Failure(image, None, result.error)] if result.error is not None else []
+    failures += [Failure(image, None, problem) for problem in result.problems]
+    failures += [Failure(image, digest, result.blobs[digest].error or "failed") for digest in result.of(State.FAILED)]
+    return failures
 
 
-def _image_to_json(image: Image, warmed: ImageResult) -> dict[str, Any]:
-    moved = warmed.moved.values()
+def _image_to_json(image: Image, result: ImageResult) -> dict[str, Any]:
+    blobs = result.blobs.values()
     return {
         "image": str(image),
-        "digest": str(warmed.root) if warmed.root else None,
-        "ok": warmed.ok,
-        "stale": warmed.stale,
-        "new": PrefetchCounts.of(one for one in moved if one.state is State.FETCHED).to_json(),
-        "here": PrefetchCounts.of(one for one in moved if one.state is State.HERE).to_json(),
+        "digest": str(result.root) if result.root else None,
+        "ok": result.ok,
+        "stale": result.stale,
+        "new": PrefetchCounts.of(blob for blob in blobs if blob.state is State.FETCHED).to_json(),
+        "here": PrefetchCounts.of(blob for blob in blobs if blob.state is State.HERE).to_json(),
         "failures": [
             {"digest": str(failure.digest) if failure.digest else None, "reason": failure.reason}
-            for failure in _failures(image, warmed)
+            for failure in _failures(image, result)
         ],
     }
 
@@ -140,7 +140,7 @@ async def prefetch(
     referrers: bool = False,
     blobs_at_once: int = 8,
     images_at_once: int = 4,
-    report: Callable[[Image, Progress], None] = lambda _image, _progress: None,
+    report: Callable[[Image, BlobProgress], None] = lambda _image, _progress: None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Prefetched:
     """Fetch the images that are not here. Without `platforms`, all manifests of an index are fetched. `referrers` also
@@ -151,18 +151,18 @@ async def prefetch(
     """
     chosen = tuple(platforms)
     wanted = list(dict.fromkeys(images))
-    gate = asyncio.Semaphore(blobs_at_once)
-    turn = asyncio.Semaphore(images_at_once)
+    blob_slots = asyncio.Semaphore(blobs_at_once)
+    image_slots = asyncio.Semaphore(images_at_once)
 
-    async def one(image: Image) -> ImageResult:
-        async with turn:
+    async def pull(image: Image) -> ImageResult:
+        async with image_slots:
             try:
-                return await warm(
+                return await pull_image(
                     source_for(image.repo),
                     image.reference,
                     platforms=chosen,
                     referrers=referrers,
-                    gate=gate,
+                    slots=blob_slots,
                     report=partial(report, image),
                     sleep=sleep,
                 )
@@ -172,17 +172,17 @@ async def prefetch(
                 return ImageResult(error=f"unexpected: {type(error).__name__}")
 
     async with asyncio.TaskGroup() as group:
-        tasks = {image: group.create_task(one(image)) for image in wanted}
-    done = {image: task.result() for image, task in tasks.items()}
-    for image, warmed in done.items():
-        if warmed.moved:
-            await asyncio.to_thread(_look_again, source_for(image.repo), warmed)
-    return Prefetched(done)
+        tasks = {image: group.create_task(pull(image)) for image in wanted}
+    results = {image: task.result() for image, task in tasks.items()}
+    for image, result in results.items():
+        if result.blobs:
+            await asyncio.to_thread(_check_again, source_for(image.repo), result)
+    return Prefetched(results)
 
 
-def _look_again(source: Readable, warmed: ImageResult) -> None:
+def _check_again(source: Readable, result: ImageResult) -> None:
     """Blocking: mark the digests that are not here any more as failed."""
-    for digest, moved in warmed.moved.items():
-        if moved.state is not State.FAILED and not source.has(digest):
-            lost = "dropped again to make room for others: the store is too small for all that was asked for"
-            warmed.moved[digest] = replace(moved, state=State.FAILED, error=lost)
+    for digest, blob in result.blobs.items():
+        if blob.state is not State.FAILED and not source.has(digest):
+            error = "dropped again to make room for others: the store is too small for all of these images"
+            result.blobs[digest] = replace(blob, state=State.FAILED, error=error)

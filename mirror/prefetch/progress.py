@@ -6,10 +6,10 @@ from typing import Any, Final
 
 from mirror.oci.digest import Digest
 from mirror.policy.image_names import Image
-from mirror.prefetch.pulling import Progress, State
+from mirror.prefetch.pulling import BlobProgress, State
 
 #: How many of the blobs under way are listed. Blobs that wait for their turn count as under way, too.
-_TOLD: Final = 100
+_MOST_LISTED: Final = 100
 
 
 class ProgressMeter:
@@ -18,40 +18,43 @@ class ProgressMeter:
     def __init__(self) -> None:
         self.images = 0
         #: Set by code that cancels the work on purpose, before it cancels; not set if the process ends.
-        self.called_off = False
-        self._seen: dict[Digest, Progress] = {}
+        self.cancelled = False
+        self._seen: dict[Digest, BlobProgress] = {}
 
     def expect(self, images: int) -> None:
         """Set the number of images that will be prefetched."""
         self.images = images
 
-    def note(self, _image: Image, progress: Progress) -> None:
+    def note(self, _image: Image, progress: BlobProgress) -> None:
         """Take a report of `prefetch`. A digest that several images name counts once."""
-        known = self._seen.get(progress.digest)
-        if known is None or known.state is None or progress.state is State.FETCHED:
+        before = self._seen.get(progress.digest)
+        if before is None or before.state is None or progress.state is State.FETCHED:
             self._seen[progress.digest] = progress
+
+    def __repr__(self) -> str:
+        return f"<ProgressMeter {len(self._seen)} digests of {self.images} images>"
 
     @property
     def received(self) -> int:
         """How many bytes of all digests seen so far are here."""
-        return sum(one.received for one in self._seen.values())
+        return sum(blob.received for blob in self._seen.values())
 
     @property
     def size(self) -> int:
         """How many bytes all digests seen so far will have; this grows while manifests are read."""
-        return sum(max(one.size or 0, one.received) for one in self._seen.values())
+        return sum(max(blob.size or 0, blob.received) for blob in self._seen.values())
 
     def to_json(self) -> dict[str, Any]:
-        """The totals, and the digests under way, at most `_TOLD` of them. All sizes are in bytes."""
-        under_way = [one for one in self._seen.values() if one.state is None]
-        ended = [one.state for one in self._seen.values() if one.state is not None]
+        """The totals, and the digests under way, at most `_MOST_LISTED` of them. All sizes are in bytes."""
+        under_way = [blob for blob in self._seen.values() if blob.state is None]
+        ended = [blob.state for blob in self._seen.values() if blob.state is not None]
         return {
             "images": self.images,
             "digests": {"seen": len(self._seen), **{state.value: ended.count(state) for state in State}},
             "received": self.received,
             "size": self.size,
             "under_way": [
-                {"digest": str(one.digest), "role": one.role.value, "received": one.received, "size": one.size}
-                for one in under_way[:_TOLD]
+                {"digest": str(blob.digest), "role": blob.role.value, "received": blob.received, "size": blob.size}
+                for blob in under_way[:_MOST_LISTED]
             ],
         }

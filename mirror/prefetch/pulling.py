@@ -1,11 +1,11 @@
-"""Warms the cache: fetches an image, with everything below it, through the repository that clients pull it from.
+"""Fetches an image, with everything below it, through the repository that clients pull it from.
 
     reference ──> manifest ──┬─ index ──> wanted children ──> (the same again)
-                             └─ image ──> config, layers: as many at once as the gate lets through
+                             └─ image ──> config, layers: as many at once as there are slots
 
 Nothing is fetched twice: a blob that is here is only checked, a transfer that a client started is followed, and an
 interrupted blob continues where it stopped. A failure does not end the work; the result lists it. To resume, the caller
-calls `warm` again.
+calls `pull_image` again.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class State(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class BlobProgress:
     """The progress of one digest. `received` and `size` are in bytes; `size` is None if unknown. `state` is None while
     the digest is under way.
     """
@@ -88,62 +88,63 @@ class BlobResult:
 @dataclass(slots=True)
 class ImageResult:
     """The result for one image. `root` is its digest; None if its manifest could not be fetched (`error` says why).
+    `blobs` has its manifests, too.
 
-    `troubles` are problems that are not about one digest, for people: a platform that the image does not support,
+    `problems` are problems that are not about one digest, for people: a platform that the image does not support,
     referrers that could not be listed. `stale`: upstream did not answer for the tag; the image is here as it was.
     """
 
     root: Digest | None = None
     error: str | None = None
-    moved: dict[Digest, BlobResult] = field(default_factory=dict)
-    troubles: list[str] = field(default_factory=list)
+    blobs: dict[Digest, BlobResult] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
     stale: bool = False
 
     @property
     def ok(self) -> bool:
         """True if everything that was requested of the image is here."""
-        return self.error is None and not self.troubles and not self.of(State.FAILED)
+        return self.error is None and not self.problems and not self.of(State.FAILED)
 
     def of(self, state: State) -> list[Digest]:
         """The digests whose result has this state."""
-        return [digest for digest, moved in self.moved.items() if moved.state is state]
+        return [digest for digest, blob in self.blobs.items() if blob.state is state]
 
 
-async def warm(
+async def pull_image(
     source: Readable,
     reference: Reference,
     *,
     platforms: Iterable[Platform] = (),
     referrers: bool = False,
-    gate: asyncio.Semaphore,
-    report: Callable[[Progress], None] = lambda _: None,
+    slots: asyncio.Semaphore,
+    report: Callable[[BlobProgress], None] = lambda _: None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> ImageResult:
     """Fetch one image. Without `platforms`, all manifests of an index are fetched. `referrers` also fetches signatures,
     SBOMs and other referrers.
 
-    `gate` limits how many blobs are under way at once, over all images that share it. If the image does not support a
-    requested platform, that is a trouble in the result; the other platforms are fetched all the same. If an upstream
+    `slots` limits how many blobs are under way at once, over all images that share it. If the image does not support a
+    requested platform, that is a problem in the result; the other platforms are fetched all the same. If an upstream
     throttles and asks for a short wait, this waits. Raises nothing but cancellation.
     """
-    warming = _Warming(source, tuple(platforms), referrers, gate, report, sleep)
-    await warming.image(reference)
+    pull = _ImagePull(source, tuple(platforms), referrers, slots, report, sleep)
+    await pull.image(reference)
     if isinstance(source, Fetchable):
         try:
             await source.settled()
         except StoreError as error:
-            warming.result.troubles.append(f"here, but not safely on the disk: {error}")
-    return warming.result
+            pull.result.problems.append(f"here, but not safely on the disk: {error}")
+    return pull.result
 
 
-class _Warming:
+class _ImagePull:
     def __init__(
         self,
         source: Readable,
         platforms: tuple[Platform, ...],
         referrers: bool,
-        gate: asyncio.Semaphore,
-        report: Callable[[Progress], None],
+        slots: asyncio.Semaphore,
+        report: Callable[[BlobProgress], None],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self.result = ImageResult()
@@ -151,7 +152,7 @@ class _Warming:
         self._fetchable = source if isinstance(source, Fetchable) else None
         self._platforms = platforms
         self._referrers = referrers
-        self._gate = gate
+        self._slots = slots
         self._report = report
         self._sleep = sleep
         self._seen: set[Digest] = set()
@@ -163,7 +164,7 @@ class _Warming:
     async def image(self, reference: Reference) -> None:
         """Fetch the root manifest and everything below it."""
         try:
-            answer = await self._patiently(lambda: self._fetch_manifest(reference))
+            answer = await self._retried(lambda: self._fetch_manifest(reference))
             manifest = answer.read()
         except (MirrorError, ValueError) as error:
             self.result.error = str(error)
@@ -174,7 +175,7 @@ class _Warming:
         self._note_manifest(manifest, answer)
         if self._platforms and not manifest.is_index and not await self._is_wanted(manifest):
             return
-        await self._below(manifest, _DEEPEST)
+        await self._pull_below(manifest, _DEEPEST)
 
     async def _is_wanted(self, manifest: Manifest) -> bool:
         """True if an image without an index is for one of the platforms, or if its config does not name a platform."""
@@ -182,8 +183,8 @@ class _Warming:
         if config is None or config.media_type not in _IMAGE_CONFIGS:
             return True
         self._seen.add(config.digest)
-        await self._blob(config, Role.CONFIG)
-        if self.result.moved[config.digest].state is State.FAILED:
+        await self._pull_blob(config, Role.CONFIG)
+        if self.result.blobs[config.digest].state is State.FAILED:
             return True
         try:
             content = await self._source.read(config.digest, _LARGEST_CONFIG)
@@ -193,122 +194,127 @@ class _Warming:
             return True
         if not platform:
             return True
-        self._miss_platforms([platform])
-        return any(one.matches(platform) for one in self._platforms)
+        self._note_missing([platform])
+        return any(wanted.matches(platform) for wanted in self._platforms)
 
-    async def _manifest(self, descriptor: Descriptor, depth: int, *, signed: bool, refers: bool = False) -> None:
+    async def _pull_manifest(self, descriptor: Descriptor, depth: int, *, signed: bool, refers: bool = False) -> None:
         """Fetch a manifest that another one names, or (`refers`) that names another one as its subject.
 
         `depth` more levels may follow below it. `signed`: cosign may have signed it, so the tags for that are tried.
         """
         self._manifests += 1
         if depth <= 0 or self._manifests > _MOST_MANIFESTS:
-            self._end(descriptor.digest, BlobResult(Role.MANIFEST, descriptor.size, State.FAILED, _TOO_MUCH))
+            self._finish(descriptor.digest, BlobResult(Role.MANIFEST, descriptor.size, State.FAILED, _TOO_MUCH))
             return
         try:
-            answer = await self._patiently(lambda: self._fetch_manifest(descriptor.digest))
+            answer = await self._retried(lambda: self._fetch_manifest(descriptor.digest))
             manifest = answer.read()
         except (MirrorError, ValueError) as error:
             # a referrer that this mirror's rules forbid is not missed: no client could pull it either
             if not (refers and isinstance(error, Denied)):
-                self._end(descriptor.digest, BlobResult(Role.MANIFEST, descriptor.size, State.FAILED, str(error)))
+                self._finish(descriptor.digest, BlobResult(Role.MANIFEST, descriptor.size, State.FAILED, str(error)))
             return
         self._note_manifest(manifest, answer)
-        await self._below(manifest, depth, signed=signed)
+        await self._pull_below(manifest, depth, signed=signed)
 
-    async def _below(self, manifest: Manifest, depth: int, *, signed: bool = True) -> None:
-        work = [self._manifest(child, depth - 1, signed=signed) for child in self._fresh(self._children(manifest))]
+    async def _pull_below(self, manifest: Manifest, depth: int, *, signed: bool = True) -> None:
+        tasks = [
+            self._pull_manifest(child, depth - 1, signed=signed) for child in self._unseen(self._children(manifest))
+        ]
         for number, blob in enumerate(manifest.blobs):
             role = Role.CONFIG if number == 0 and manifest.has_config else Role.LAYER
-            work += [self._blob(one, role) for one in self._fresh([blob]) if not one.foreign]
+            tasks += [self._pull_blob(layer, role) for layer in self._unseen([blob]) if not layer.foreign]
         if self._referrers:
-            work.append(self._referring(manifest.digest, depth))
+            tasks.append(self._pull_referrers(manifest.digest, depth))
             if signed and manifest.digest.algorithm == "sha256":
-                work += [self._cosigned(manifest.digest, suffix, depth) for suffix in _COSIGN]
-        await _all(work)
+                tasks += [self._pull_cosign_tag(manifest.digest, suffix, depth) for suffix in _COSIGN]
+        await _all(tasks)
 
     def _children(self, manifest: Manifest) -> list[Descriptor]:
-        """The wanted manifests of an index. A platform that the root does not have is noted as a trouble."""
+        """The wanted manifests of an index. A platform that the root does not have is noted as a problem."""
         children = wanted_children(manifest.manifests, self._platforms)
         if not self._platforms or not manifest.is_index:
             return children
-        there = [child.platform for child in manifest.manifests if child.platform]
-        if manifest.digest == self.result.root and (there or not (manifest.manifests or manifest.blobs)):
-            self._miss_platforms(there)
+        offered = [child.platform for child in manifest.manifests if child.platform]
+        if manifest.digest == self.result.root and (offered or not (manifest.manifests or manifest.blobs)):
+            self._note_missing(offered)
         if self._referrers:
             chosen = {str(child.digest) for child in children}
             children += [child for child in manifest.manifests if child.annotations.get(_ATTESTED) in chosen]
         return children
 
-    def _miss_platforms(self, there: Sequence[Mapping[str, Any]]) -> None:
-        """Note the requested platforms that are not among those `there`."""
-        missing = [one for one in self._platforms if not any(one.matches(other) for other in there)]
+    def _note_missing(self, offered: Sequence[Mapping[str, Any]]) -> None:
+        """Note the requested platforms that are not `offered`."""
+        missing = [wanted for wanted in self._platforms if not any(wanted.matches(platform) for platform in offered)]
         if missing:
-            known = sorted({str(platform) for platform in map(read_platform, there) if platform.os != "unknown"})
+            others = sorted({str(platform) for platform in map(read_platform, offered) if platform.os != "unknown"})
             names = ", ".join(map(str, missing))
-            self.result.troubles.append(f"not for {names}; it is for {', '.join(known) or 'no platform'}")
+            self.result.problems.append(f"not for {names}; it is for {', '.join(others) or 'no platform'}")
 
     # ------------------------------------------------------------------------------------------------ referrers
 
-    async def _referring(self, digest: Digest, depth: int) -> None:
+    async def _pull_referrers(self, digest: Digest, depth: int) -> None:
         """Fetch the referrers of this manifest (signatures, SBOMs), and their referrers in turn."""
         try:
-            listing = await self._patiently(lambda: self._source.referrers(digest))
+            listing = await self._retried(lambda: self._source.referrers(digest))
         except MirrorError as error:
-            self.result.troubles.append(f"the referrers of {digest} could not be listed: {error}")
+            self.result.problems.append(f"the referrers of {digest} could not be listed: {error}")
             return
-        await _all(self._manifest(one, depth - 1, signed=False, refers=True) for one in self._fresh(listing.items))
+        await _all(
+            self._pull_manifest(referrer, depth - 1, signed=False, refers=True)
+            for referrer in self._unseen(listing.items)
+        )
 
-    async def _cosigned(self, digest: Digest, suffix: str, depth: int) -> None:
+    async def _pull_cosign_tag(self, digest: Digest, suffix: str, depth: int) -> None:
         """Fetch what cosign stores under a tag beside the image, in registries without the referrers API."""
         tag = f"{digest.algorithm}-{digest.hex}.{suffix}"
         try:
-            answer = await self._patiently(lambda: self._fetch_manifest(tag))
+            answer = await self._retried(lambda: self._fetch_manifest(tag))
             manifest = answer.read()
         except (ManifestUnknown, Denied):
             # if this mirror's rules forbid the tag, no client could pull it either
             return
         except (MirrorError, ValueError) as error:
-            self.result.troubles.append(f"{tag}: {error}")
+            self.result.problems.append(f"{tag}: {error}")
             return
         if manifest.digest not in self._seen:
             self._seen.add(manifest.digest)
             self._note_manifest(manifest, answer)
-            await self._below(manifest, depth - 1, signed=False)
+            await self._pull_below(manifest, depth - 1, signed=False)
 
     # ---------------------------------------------------------------------------------------------------- blobs
 
-    async def _blob(self, descriptor: Descriptor, role: Role) -> None:
+    async def _pull_blob(self, descriptor: Descriptor, role: Role) -> None:
         digest = descriptor.digest
-        # reported before the blob passes the gate, so that the total size is known early
-        self._report(Progress(digest, role, 0, descriptor.size if descriptor.size >= 0 else None))
-        async with self._gate:
+        # reported before the blob has a slot, so that the total size is known early
+        self._report(BlobProgress(digest, role, 0, descriptor.size if descriptor.size >= 0 else None))
+        async with self._slots:
             try:
-                moving = partial(self._moving, digest, role)
-                fetched = await self._patiently(lambda: self._fetch(digest, moving))
+                progress = partial(self._progress, digest, role)
+                fetched = await self._retried(lambda: self._fetch(digest, progress))
             except MirrorError as error:
-                self._end(digest, BlobResult(role, descriptor.size, State.FAILED, str(error)))
+                self._finish(digest, BlobResult(role, descriptor.size, State.FAILED, str(error)))
                 return
         size = self._received.pop(digest, descriptor.size)
-        self._end(digest, BlobResult(role, size, State.FETCHED if fetched else State.HERE))
+        self._finish(digest, BlobResult(role, size, State.FETCHED if fetched else State.HERE))
 
-    def _moving(self, digest: Digest, role: Role, received: int, size: int | None) -> None:
+    def _progress(self, digest: Digest, role: Role, received: int, size: int | None) -> None:
         self._received[digest] = received
-        self._report(Progress(digest, role, received, size))
+        self._report(BlobProgress(digest, role, received, size))
 
-    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+    async def _retried(self, request: Callable[[], Awaitable[T]]) -> T:
         """Run a request, and repeat it after the requested wait if upstream throttles, as registries do that see many
         requests at once.
         """
         for _ in range(_WAITS):
             try:
-                return await ask()
+                return await request()
             except UpstreamThrottled as error:
                 if error.retry_after > _LONGEST_WAIT:
                     raise
                 telemetry.log.warning("upstream throttled", upstream=error.upstream, wait=error.retry_after)
                 await self._sleep(error.retry_after)
-        return await ask()
+        return await request()
 
     # ------------------------------------------------------------------------- of a sealed repository, what is here
 
@@ -332,14 +338,14 @@ class _Warming:
     def _note_manifest(self, manifest: Manifest, answer: ManifestAnswer) -> None:
         role = Role.INDEX if manifest.is_index else Role.MANIFEST
         state = State.FETCHED if answer.outcome in (Outcome.MISS, Outcome.BYPASS) else State.HERE
-        self._end(manifest.digest, BlobResult(role, len(manifest.content), state))
+        self._finish(manifest.digest, BlobResult(role, len(manifest.content), state))
 
-    def _end(self, digest: Digest, moved: BlobResult) -> None:
-        self.result.moved[digest] = moved
-        received = 0 if moved.state is State.FAILED else moved.size
-        self._report(Progress(digest, moved.role, received, moved.size if moved.size >= 0 else None, moved.state))
+    def _finish(self, digest: Digest, blob: BlobResult) -> None:
+        self.result.blobs[digest] = blob
+        received = 0 if blob.state is State.FAILED else blob.size
+        self._report(BlobProgress(digest, blob.role, received, blob.size if blob.size >= 0 else None, blob.state))
 
-    def _fresh(self, descriptors: Iterable[Descriptor]) -> Iterator[Descriptor]:
+    def _unseen(self, descriptors: Iterable[Descriptor]) -> Iterator[Descriptor]:
         for descriptor in descriptors:
             if descriptor.digest not in self._seen:
                 self._seen.add(descriptor.digest)
@@ -354,12 +360,12 @@ def platform_of(config: bytes) -> dict[str, Any]:
     body = read_json(config)
     if not isinstance(body, dict):
         raise ValueError("not a JSON object")
-    said = {name: body.get(name) for name in ("os", "architecture", "variant")}
-    return {name: printable(value) for name, value in said.items() if isinstance(value, str) and value}
+    named = {name: body.get(name) for name in ("os", "architecture", "variant")}
+    return {name: printable(value) for name, value in named.items() if isinstance(value, str) and value}
 
 
-async def _all(work: Iterable[Coroutine[None, None, None]]) -> None:
+async def _all(tasks: Iterable[Coroutine[None, None, None]]) -> None:
     """Run all of it concurrently. If one crashes, or this call is cancelled, the others are cancelled and awaited."""
     async with asyncio.TaskGroup() as group:
-        for one in work:
-            group.create_task(one)
+        for task in tasks:
+            group.create_task(task)

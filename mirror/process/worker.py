@@ -108,7 +108,7 @@ async def _serve(
         sites += [_Site(asked, one, None if is_local(one) else tls) for one in admin]
         for site in sites:
             await site.start()
-        working = [asyncio.create_task(work) for work in (app.sync.run(), app.jobs.run())]
+        working = [asyncio.create_task(work) for work in (app.scheduler.run(), app.jobs.run())]
         ready()
         await stop.wait()
         telemetry.log.info("draining", worker=os.getpid())

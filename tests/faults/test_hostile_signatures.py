@@ -345,5 +345,5 @@ async def test_a_prefetch_of_a_signed_image(
         done = await prefetch(mirror.app.router.guarded, wanted, referrers=True)
         assert done.ok, done.failures
         [brought] = done.images.values()
-        assert {image, ours} <= set(brought.moved)
-        assert not {theirs, program} & set(brought.moved)
+        assert {image, ours} <= set(brought.blobs)
+        assert not {theirs, program} & set(brought.blobs)

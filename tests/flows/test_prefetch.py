@@ -21,7 +21,7 @@ from mirror.policy.image_names import Image
 from mirror.policy.records import Freeze
 from mirror.ports import BlobInfo
 from mirror.prefetch.batch import Prefetched, prefetch
-from mirror.prefetch.pulling import Progress, State, platform_of
+from mirror.prefetch.pulling import BlobProgress, State, platform_of
 from mirror.store.local.blobs import LocalIngest
 from mirror.values.platforms import parse_platforms
 from tests.support.fake_registry import FakeRegistry, cut, stall, status, throttle
@@ -108,7 +108,7 @@ async def test_cold_and_warm(registry: FakeRegistry, mirror: LiveMirror) -> None
     assert (done.fetched.count, done.fetched.bytes, done.here.count) == (4, size, 0)
     [warmed] = done.images.values()
     assert warmed.root == root
-    assert Counter(moved.role for moved in warmed.moved.values()) == {Role.MANIFEST: 1, Role.CONFIG: 1, Role.LAYER: 2}
+    assert Counter(moved.role for moved in warmed.blobs.values()) == {Role.MANIFEST: 1, Role.CONFIG: 1, Role.LAYER: 2}
     assert set(_gets(registry).values()) == {1}
     assert registry.count("manifests", "GET") == 1
 
@@ -163,7 +163,7 @@ async def test_children_that_say_no_platform(registry: FakeRegistry, mirror: Liv
     _add_index(registry, "mixed", [(one, {"platform": _AMD64}), (two, {})])
     done = await _prefetch(mirror, "mixed", platforms="linux/arm64")
     assert _reasons(done) == ["not for linux/arm64; it is for linux/amd64"]
-    assert two in next(iter(done.images.values())).moved
+    assert two in next(iter(done.images.values())).blobs
     _add_index(registry, "empty", [])
     done = await _prefetch(mirror, "empty", platforms="linux/arm64")
     assert _reasons(done) == ["not for linux/arm64; it is for no platform"]
@@ -239,7 +239,7 @@ async def test_many_images_share_layers(registry: FakeRegistry, mirror: LiveMirr
     assert set(_gets(registry).values()) == {1}
     assert (done.fetched.count, done.here.count) == (3 + 3 + 2, 0)
     assert done.fetched.bytes == 400_000 + sum(
-        moved.size for warmed in done.images.values() for moved in warmed.moved.values() if moved.role is not Role.LAYER
+        moved.size for warmed in done.images.values() for moved in warmed.blobs.values() if moved.role is not Role.LAYER
     )
 
 
@@ -251,7 +251,7 @@ async def test_blobs_pass_one_gate(registry: FakeRegistry, mirror: LiveMirror) -
         )
     most = 0
 
-    def look(_image: Image, _progress: Progress) -> None:
+    def look(_image: Image, _progress: BlobProgress) -> None:
         nonlocal most
         most = max(most, len(mirror.app.shared.flights.active()))
 
@@ -286,7 +286,7 @@ async def test_referrers(registry: FakeRegistry, mirror: LiveMirror, api: bool) 
             _add_index(registry, f"sha256-{subject.hex}", [(referrer, {})])
     done = await _prefetch(mirror, "v1", platforms="linux/amd64", referrers=True)
     assert done.ok, done.failures
-    moved = next(iter(done.images.values())).moved
+    moved = next(iter(done.images.values())).blobs
     assert {digest for digest in (signature, sbom, signed, unwanted) if digest in moved} == {signature, sbom, signed}
 
     mirror.clock.forward(100)
@@ -346,10 +346,10 @@ async def test_attestations_in_the_index(registry: FakeRegistry, mirror: LiveMir
     )
     plain = await _prefetch(mirror, "v1", platforms="linux/amd64")
     assert plain.ok
-    assert attested not in next(iter(plain.images.values())).moved
+    assert attested not in next(iter(plain.images.values())).blobs
     done = await _prefetch(mirror, "v1", platforms="linux/amd64", referrers=True)
     assert done.ok
-    moved = next(iter(done.images.values())).moved
+    moved = next(iter(done.images.values())).blobs
     assert attested in moved
     assert unwanted not in moved
 
@@ -641,7 +641,7 @@ async def test_another_process_has_filled_it(
     upstreams = {"docker.io": registry.url}
     whole = asyncio.Event()
 
-    def look(_image: Image, progress: Progress) -> None:
+    def look(_image: Image, progress: BlobProgress) -> None:
         if progress.digest == Digest.of(layer) and progress.received == len(layer):
             whole.set()
 
@@ -734,11 +734,11 @@ async def test_progress(registry: FakeRegistry, mirror: LiveMirror) -> None:
     """Each blob is known before it moves, grows, and ends once; the numbers are bytes."""
     layer = noise(10 << 20, 4)
     registry.add_image(_APP.name, "v1", [layer])
-    seen: list[Progress] = []
+    seen: list[BlobProgress] = []
     await _prefetch(mirror, "v1", report=lambda image, progress: seen.append(progress))
     mine = [progress for progress in seen if progress.digest == Digest.of(layer)]
-    assert mine[0] == Progress(Digest.of(layer), Role.LAYER, 0, len(layer))
-    assert mine[-1] == Progress(Digest.of(layer), Role.LAYER, len(layer), len(layer), State.FETCHED)
+    assert mine[0] == BlobProgress(Digest.of(layer), Role.LAYER, 0, len(layer))
+    assert mine[-1] == BlobProgress(Digest.of(layer), Role.LAYER, len(layer), len(layer), State.FETCHED)
     assert [progress.received for progress in mine] == sorted(progress.received for progress in mine)
     assert sum(progress.state is not None for progress in mine) == 1
     assert {progress.role for progress in seen} == {Role.MANIFEST, Role.CONFIG, Role.LAYER}

@@ -18,6 +18,7 @@ from mirror.app.building import App
 from mirror.config import load
 from mirror.errors import AlreadyRunning, ConfigError, RuleUnknown
 from mirror.prefetch.progress import ProgressMeter
+from mirror.store.local.json_records import JsonRecords
 from tests.support.fake_registry import FakeRegistry, stall, status
 from tests.support.live_mirror import Clock, LiveMirror, live_mirror, noise, reached, until
 from tests.support.mirror_process import write_config
@@ -50,8 +51,8 @@ async def _syncing(
 
 async def _tick(mirror: LiveMirror) -> None:
     """One look for what is due, and what is begun to its end."""
-    await mirror.app.sync.tick()
-    await mirror.app.sync.idle()
+    await mirror.app.scheduler.tick()
+    await mirror.app.scheduler.idle()
 
 
 async def _first(mirror: LiveMirror) -> None:
@@ -210,7 +211,7 @@ async def test_an_interrupted_run_begins_again_soon(registry: FakeRegistry, tmp_
     async with _syncing(registry, tmp_path / "store", rule, clock=clock) as mirror:
         await _tick(mirror)
         clock.forward(301)
-        task = asyncio.create_task(mirror.app.sync.run())
+        task = asyncio.create_task(mirror.app.scheduler.run())
         await reached(gate)
         assert (await _told(mirror))["state"] == "running"
         with pytest.raises(AlreadyRunning):
@@ -225,19 +226,19 @@ async def test_an_interrupted_run_begins_again_soon(registry: FakeRegistry, tmp_
         assert (await _told(mirror))["state"] == "ok"
 
 
-async def test_a_run_by_hand_that_is_called_off_waits_for_its_time(registry: FakeRegistry, tmp_path: Path) -> None:
-    """Who ends it means it: it does not begin again by itself."""
+async def test_a_run_by_hand_that_is_cancelled_waits_for_its_time(registry: FakeRegistry, tmp_path: Path) -> None:
+    """A run that a user cancels is not repeated before its regular time."""
     gate = Stall()
     registry.fail("blobs", stall(gate))
     async with _syncing(registry, tmp_path / "store") as mirror:
         meter = ProgressMeter()
         task = asyncio.create_task(mirror.app.sync.run_rule(_NAME, meter, by="hand"))
         await reached(gate)
-        meter.called_off = True
+        meter.cancelled = True
         await cancel_and_wait(task)
         gate.release()
         told = await _told(mirror)
-        assert (told["state"], told["result"]) == ("cancelled", {"error": "called off"})
+        assert (told["state"], told["result"]) == ("cancelled", {"error": "cancelled"})
         # a blob that was under way comes to its end, as when a client leaves
         await mirror.idle()
         mirror.clock.forward(_EVERY - 60)
@@ -254,26 +255,26 @@ async def test_few_rules_at_once(registry: FakeRegistry, tmp_path: Path) -> None
         registry.add_image(f"team/app{number}", "1.0", [noise(100, number)])
     rules = [{"from": f"docker.io/team/app{number}", "every": "6h"} for number in range(5)]
     async with _syncing(registry, tmp_path / "store", *rules) as mirror:
-        await mirror.app.sync.tick()
+        await mirror.app.scheduler.tick()
         mirror.clock.forward(301)
-        await mirror.app.sync.tick()
+        await mirror.app.scheduler.tick()
         # both are under way, and say so
         await until(lambda: registry.count("tags") == 2)
-        await mirror.app.sync.tick()
+        await mirror.app.scheduler.tick()
         assert [rule["state"] for rule in await mirror.app.sync.status()].count("running") == 2
         gate.release()
-        await mirror.app.sync.idle()
+        await mirror.app.scheduler.idle()
         for _ in range(2):
             await _tick(mirror)
         assert {rule["state"] for rule in await mirror.app.sync.status()} == {"ok"}
 
 
-async def test_notes_that_make_no_sense_count_for_nothing(registry: FakeRegistry, tmp_path: Path) -> None:
-    """They are files, and files may be edited."""
+async def test_records_that_are_not_valid_count_as_absent(registry: FakeRegistry, tmp_path: Path) -> None:
+    """Records are files, and people may edit files."""
     async with _syncing(registry, tmp_path / "store") as mirror:
-        what = mirror.app.sync.rule(_NAME).what
+        what, records = mirror.app.sync.rule(_NAME).what, JsonRecords(mirror.app.storage.layout, "sync")
         for junk in ({"since": "x"}, {"what": what, "since": 1.0, "start": "x", "end": [], "failures": {}}):
-            mirror.app.sync._notes.put(_NAME, junk)
+            records.put(_NAME, junk)
             assert (await _told(mirror))["state"] == "never ran"
         await _first(mirror)
         assert (await _told(mirror))["state"] == "ok"
@@ -294,7 +295,7 @@ async def test_one_of_two_processes_runs_and_the_other_takes_over(registry: Fake
         await _tick(one)
         clock.forward(301)
         looks = [_counted(mirror.app) for mirror in (one, other)]
-        loops = [asyncio.create_task(mirror.app.sync.run()) for mirror in (one, other)]
+        loops = [asyncio.create_task(mirror.app.scheduler.run()) for mirror in (one, other)]
         await until(lambda: len(_ended(one, other)) == 1)
         clock.forward(_EVERY)
         await until(lambda: len(_ended(one, other)) == 2)
@@ -310,14 +311,14 @@ async def test_one_of_two_processes_runs_and_the_other_takes_over(registry: Fake
 def _counted(app: App) -> list[float]:
     """When its loop looks for what is due, from now on; it does so without waiting in between."""
     looks: list[float] = []
-    tick = app.sync.tick
+    tick = app.scheduler.tick
 
     async def counted() -> None:
         looks.append(app.sync.now())
         await tick()
 
-    app.sync.tick = counted  # type: ignore[method-assign]
-    app.sync._sleep = lambda _: asyncio.sleep(0.01)
+    app.scheduler.tick = counted  # type: ignore[method-assign]
+    app.scheduler._sleep = lambda _: asyncio.sleep(0.01)
     return looks
 
 

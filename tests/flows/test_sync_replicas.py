@@ -47,17 +47,17 @@ async def _replicas(
         live_mirror(tmp_path / "two", upstreams, clock=clock, index=index, sync=rules) as two,
     ):
         for mirror in (one, two):
-            await mirror.app.sync.tick()
-            await mirror.app.sync.idle()
+            await mirror.app.scheduler.tick()
+            await mirror.app.scheduler.idle()
         clock.forward(301)
         yield [one, two]
 
 
 async def _tick(mirrors: list[LiveMirror]) -> None:
     for mirror in mirrors:
-        await mirror.app.sync.tick()
+        await mirror.app.scheduler.tick()
     for mirror in mirrors:
-        await mirror.app.sync.idle()
+        await mirror.app.scheduler.idle()
 
 
 async def _states(mirrors: list[LiveMirror]) -> list[tuple[str, str]]:
@@ -93,13 +93,13 @@ async def test_while_one_runs_the_other_waits(
     gate = Stall()
     registry.fail("blobs", stall(gate))
     async with _replicas(registry, redis_server, tmp_path) as mirrors:
-        await mirrors[0].app.sync.tick()
+        await mirrors[0].app.scheduler.tick()
         await reached(gate)
-        await mirrors[1].app.sync.tick()
-        await mirrors[1].app.sync.idle()
+        await mirrors[1].app.scheduler.tick()
+        await mirrors[1].app.scheduler.idle()
         assert await _states(mirrors) == [("running", "schedule"), ("never ran", None)]
         gate.release()
-        await mirrors[0].app.sync.idle()
+        await mirrors[0].app.scheduler.idle()
         mirrors[0].clock.forward(61)
         await _tick(mirrors)
         assert await _states(mirrors) == [("ok", "schedule"), ("ok", "another replica")]
@@ -112,8 +112,8 @@ async def test_when_one_fails_the_other_tries(
     """It may have more luck, or a disk that is not full."""
     registry.fail("tags", status(404))
     async with _replicas(registry, redis_server, tmp_path) as mirrors:
-        await mirrors[0].app.sync.tick()
-        await mirrors[0].app.sync.idle()
+        await mirrors[0].app.scheduler.tick()
+        await mirrors[0].app.scheduler.idle()
         mirrors[1].clock.forward(11)
         await _tick(mirrors)
         assert await _states(mirrors) == [("failed", "schedule"), ("ok", "schedule")]

@@ -57,7 +57,7 @@ def _jobs(layout: Layout, bench: Bench, *, at_once: int = 2) -> Jobs:
         locks=FileLocks(layout),
         work={"good": bench.good, "wrong": bench.wrong, "crash": bench.crash},
         at_once=at_once,
-        tell_every=0.01,
+        record_every=0.01,
     )
 
 
@@ -132,11 +132,11 @@ async def test_what_crashes_leave(layout: Layout) -> None:
     bench = Bench()
     bench.gate.set()
     jobs = _jobs(layout, bench, at_once=1)
-    notes, queue = JsonRecords(layout, "jobs"), JsonRecords(layout, "job-queue")
+    records, queue = JsonRecords(layout, "jobs"), JsonRecords(layout, "job-queue")
     taken, waiting, ended, unannounced = [(await jobs.submit("good", {"n": number}))["id"] for number in range(4)]
     # taken, and dead before it was dropped from the queue
-    notes.put(taken, {**(notes.get(taken) or {}), "state": "running", "slot": 0})
-    # ended, and called off in the same moment
+    records.put(taken, {**(records.get(taken) or {}), "state": "running", "slot": 0})
+    # ended, and cancelled at the same moment
     async with _running(jobs):
         await _state(jobs, waiting, "done")
         await _state(jobs, ended, "done")
@@ -159,8 +159,8 @@ async def test_a_slot_that_another_process_holds_is_believed(layout: Layout) -> 
     """A job is interrupted when the lock of its slot is free, and not before."""
     jobs = _jobs(layout, Bench())
     name = (await jobs.submit("good", {}))["id"]
-    notes = JsonRecords(layout, "jobs")
-    notes.put(name, {**(notes.get(name) or {}), "state": "running", "slot": 1})
+    records = JsonRecords(layout, "jobs")
+    records.put(name, {**(records.get(name) or {}), "state": "running", "slot": 1})
     slot = FileLocks(layout).try_hold_now("job-1")
     assert slot is not None
     assert (await jobs.get(name))["state"] == "running"

@@ -10,7 +10,7 @@ import pytest
 
 from mirror.errors import IndexUnavailable
 from mirror.index.leases import RedisLeases
-from mirror.prefetch.sync import Leases
+from mirror.prefetch.run_leases import Leases
 from tests.support.redis_server import RedisServer
 
 #: In seconds; far beyond what a busy machine needs.

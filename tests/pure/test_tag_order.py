@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mirror.errors import UpstreamInvalid
 from mirror.policy.upstream.tag_order import ascending
-from mirror.prefetch import sync
+from mirror.prefetch import sync_run
 from mirror.repository.answers import Listing, Outcome
 from mirror.repository.protocol import Readable
 from mirror.repository.tag_windows import Window
@@ -68,6 +68,6 @@ class _Endless:
 
 async def test_a_sync_of_a_list_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sorted lists may be endless, too: what is collected for a sync is bounded."""
-    monkeypatch.setattr(sync, "_MOST_TAGS", 50_000)
+    monkeypatch.setattr(sync_run, "_MOST_TAGS", 50_000)
     with pytest.raises(UpstreamInvalid, match="more than 50000 tags"):
-        await sync._all_tags(cast(Readable, _Endless()))
+        await sync_run.all_tags(cast(Readable, _Endless()))

@@ -1,0 +1,83 @@
+"""A job: its record on disk, and the JSON that clients see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from mirror.values.timestamps import moment
+
+#: How many images of each job a list of jobs names.
+_IMAGES_IN_LIST: Final = 10
+
+
+class JobState(Enum):
+    """The state of a job; see the drawing in `jobs.py`."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job. Times are in epoch seconds.
+
+    `slot` is the number of the slot in which it runs, `worker` the process that runs it. `cancelling`: a caller has
+    cancelled it, and it has not ended yet. `progress` and `result` are JSON for people.
+    """
+
+    id: str
+    kind: str
+    arguments: dict[str, Any]
+    state: JobState
+    created: float
+    started: float | None = None
+    ended: float | None = None
+    slot: int | None = None
+    worker: int | None = None
+    progress: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    cancelling: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """True if the job will not run any more."""
+        return self.state not in (JobState.QUEUED, JobState.RUNNING)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any] | None) -> Job | None:
+        """The job of a record on disk; None if there is none, or if it is not valid: people may edit files."""
+        try:
+            return _JOB.validate_python(record)
+        except ValidationError:
+            return None
+
+    def to_record(self) -> dict[str, Any]:
+        """The job as JSON for the disk. Fields without a value are left out."""
+        return _JOB.dump_python(self, mode="json", exclude_defaults=True)  # type: ignore[no-any-return]
+
+    def to_json(self) -> dict[str, Any]:
+        """The job as clients see it: times as text, without internal fields."""
+        times = {name: moment(getattr(self, name)) for name in ("created", "started", "ended")}
+        return {name: value for name, value in self.to_record().items() if name != "slot"} | times
+
+    def summary(self) -> dict[str, Any]:
+        """The job without long lists, as a list of jobs shows it."""
+        summary = self.to_json()
+        if isinstance(images := self.arguments.get("images"), list):
+            listed = {"images": images[:_IMAGES_IN_LIST], "more": len(images[_IMAGES_IN_LIST:])}
+            summary["arguments"] = {**self.arguments, **listed}
+        for part in {"result", "progress"} & summary.keys():
+            summary[part] = {name: value for name, value in summary[part].items() if not isinstance(value, list)}
+        return summary
+
+
+_JOB: Final = TypeAdapter(Job)

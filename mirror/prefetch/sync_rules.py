@@ -1,0 +1,126 @@
+"""The sync rules of the configuration, and what the disk has on the last run of each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from mirror.oci.reference import Repo
+from mirror.policy.schedule import Last, Plan
+from mirror.ports import Records
+from mirror.values.platforms import Platform
+from mirror.values.tagsets import TagSet
+
+
+@dataclass(frozen=True, slots=True)
+class SyncRule:
+    """A rule of the configuration (`[[sync]]`). No `platforms` means all.
+
+    `every_replica`: each replica with a disk of its own runs the rule, instead of one for all. `sealed`: the upstream
+    is never contacted, so the rule never runs.
+    """
+
+    name: str
+    repo: Repo
+    tags: TagSet
+    plan: Plan
+    platforms: tuple[Platform, ...] = ()
+    referrers: bool = False
+    every_replica: bool = False
+    sealed: bool = False
+
+    @property
+    def what(self) -> str:
+        """A hash of what the rule fetches. If it changes, the rule counts as a new one under the same name."""
+        text = f"{self.repo} {self.tags!r} {sorted(map(str, self.platforms))} {self.referrers}"
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    @property
+    def lock(self) -> str:
+        """The name of the lock that a run of this rule holds, among the processes of one store."""
+        return f"sync-{hashlib.blake2b(self.name.encode(), digest_size=8).hexdigest()}"
+
+    @property
+    def lease(self) -> str:
+        """The name of the lease by which replicas agree on a run of this rule."""
+        return f"{self.name} {self.what}"
+
+    def jitter(self, seed: str) -> float:
+        """A fraction from 0 to 1, always the same for this rule and seed."""
+        hashed = hashlib.blake2b(f"{seed} {self.name}".encode(), digest_size=4).digest()
+        return int.from_bytes(hashed) / 2**32
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRecord:
+    """The last run of a rule, as its JSON file on disk has it. Times are in epoch seconds.
+
+    `what` and `since`: what the rule fetches, and when it was first known with that. `end` is None while the run lasts,
+    and if it was interrupted. `failures` counts the failed runs in a row. `succeeded` is the end of the last run that
+    succeeded. `progress` and `result` are JSON for people.
+    """
+
+    what: str
+    since: float
+    start: float | None = None
+    end: float | None = None
+    by: str | None = None
+    worker: int | None = None
+    ok: bool = False
+    failures: int = 0
+    succeeded: float | None = None
+    progress: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+
+    @property
+    def last(self) -> Last:
+        """The last run, as the schedule needs it."""
+        return Last(self.since, self.start, self.end, self.failures)
+
+    def state(self, *, running: bool) -> str:
+        """The state, for people. `running`: a process has the rule's lock."""
+        if self.start is None:
+            return "never ran"
+        if self.end is None:
+            return "running" if running else "interrupted"
+        if self.failures:
+            return "failed"
+        return "ok" if self.ok else "cancelled"
+
+
+_RECORD: Final = TypeAdapter(RuleRecord)
+
+
+class RuleRecords:
+    """The records of all rules. All calls block and may raise `StoreError`."""
+
+    def __init__(self, records: Records, now: Callable[[], float]) -> None:
+        self._records = records
+        self._now = now
+
+    def get(self, rule: SyncRule) -> RuleRecord:
+        """The rule's record; a new one, known since now, if there is none that is valid and about the same content."""
+        return self._read(rule) or RuleRecord(rule.what, self._now())
+
+    def get_or_create(self, rule: SyncRule) -> RuleRecord:
+        """Like `get`, but a new record is written, so that the rule is not known since later at the next call."""
+        record = self._read(rule)
+        if record is None:
+            record = RuleRecord(rule.what, self._now())
+            self.put(rule, record)
+        return record
+
+    def put(self, rule: SyncRule, record: RuleRecord) -> None:
+        """Write the rule's record."""
+        self._records.put(rule.name, _RECORD.dump_python(record, mode="json", exclude_none=True))
+
+    def _read(self, rule: SyncRule) -> RuleRecord | None:
+        try:
+            record = _RECORD.validate_python(self._records.get(rule.name))
+        except ValidationError:
+            return None
+        return record if record.what == rule.what else None
