@@ -90,7 +90,7 @@ _ONLY_IN: Final = {
     "jwt": {"access"},
     "cronsim": {"policy"},
     "semantic_version": {"values"},
-    "pydantic": {"config"},
+    "pydantic": {"config", "prefetch"},
     "pydantic_settings": {"config"},
     "typer": {"cli"},
     "rich": {"cli"},
