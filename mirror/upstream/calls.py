@@ -33,16 +33,16 @@ from mirror.policy.upstream.quoting import quoted
 from mirror.policy.upstream.retrying import (
     CLOSED,
     back_off,
-    hold_for,
     is_throttling,
     is_worth_retrying,
     parse_retry_after,
+    throttle_seconds,
 )
 from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.upstream.credentials.source import CredentialsUnavailable
 from mirror.upstream.elsewhere import Elsewhere
 from mirror.upstream.http.download import Answer, DialFailed, DialTimedOut
-from mirror.upstream.http.host_holds import HostHolds, HostThrottled
+from mirror.upstream.http.throttled_hosts import HostThrottled, ThrottledHosts
 from mirror.upstream.login import Login, Passes
 from mirror.upstream.parameters import Clocks, Hooks
 from mirror.upstream.rate_limits import Accounts
@@ -77,7 +77,7 @@ class Call:
 class Calls:
     """The calls to one registry, which share its back-off. `described` names the registry in messages.
 
-    `tokens` authenticates to the registry, `elsewhere` to others to which it redirects. `accounts` and `holds` are the
+    `tokens` authenticates to the registry, `elsewhere` to others to which it redirects. `accounts` and `hosts` are the
     accounts and the hosts that are left alone after a 429.
     """
 
@@ -90,7 +90,7 @@ class Calls:
         tokens: TokenSource,
         elsewhere: Elsewhere,
         accounts: Accounts,
-        holds: HostHolds,
+        hosts: ThrottledHosts,
         hooks: Hooks,
         clocks: Clocks,
     ) -> None:
@@ -100,7 +100,7 @@ class Calls:
         self._tokens = tokens
         self._elsewhere = elsewhere
         self._accounts = accounts
-        self._holds = holds
+        self._hosts = hosts
         self._hooks = hooks
         self._clocks = clocks
         #: Whether the registry counts as down.
@@ -154,7 +154,7 @@ class Calls:
         After an upstream was down, the first call that is admitted is a probe, and others are refused meanwhile.
         """
         now = self._clocks.monotonic()
-        wait = self._accounts.current.held_until - now
+        wait = self._accounts.current.throttled_until - now
         if wait > 0:
             message = f"{self._described} asked to be left alone for {wait:.0f} s more"
             raise UpstreamThrottled(message, upstream=self._upstream, retry_after=wait)
@@ -196,7 +196,7 @@ class Calls:
 
     def _note_failure(self, error: UpstreamError) -> None:
         if isinstance(error, UpstreamThrottled) and not isinstance(error, HostThrottled):
-            self._hold(error.retry_after)
+            self._throttle(error.retry_after)
         # if the registry has answered with a redirect, it is not down
         if isinstance(error, DialFailed | DialTimedOut | UpstreamTimeout) and not error.elsewhere:
             self.circuit = self.circuit.failed(self._clocks.monotonic())
@@ -211,7 +211,7 @@ class Calls:
     async def _note_limits(self, answer: Answer) -> None:
         if self._is_elsewhere(answer):
             if answer.status < 400:
-                self._holds.forgive(answer.url)
+                self._hosts.forgive(answer.url)
             return
         limit, remaining = answer.fields.get("RateLimit-Limit"), answer.fields.get("RateLimit-Remaining")
         budget = parse_budget(limit, remaining, self._clocks.now())
@@ -223,14 +223,14 @@ class Calls:
         if answer.status < 400 or answer.status == 404:
             self._tokens.accepted(passes.own)
 
-    def _hold(self, seconds: float) -> None:
+    def _throttle(self, seconds: float) -> None:
         account = self._accounts.current
-        account.held_until = max(account.held_until, self._clocks.monotonic() + seconds)
+        account.throttled_until = max(account.throttled_until, self._clocks.monotonic() + seconds)
 
     # ------------------------------------------------------------------------------------ the error for an answer
 
     def _failure(self, answer: Answer, authorization: str | None) -> UpstreamError:
-        """The error for an answer by its status. A throttled account or host is held from now on."""
+        """The error for an answer by its status. A throttled account or host is left alone from now on."""
         status, elsewhere = answer.status, self._is_elsewhere(answer)
         message = f"{self._sender(answer)} answers {status}{quoted(answer.content, authorization)}"
         if is_throttling(status, answer.fields.get("Retry-After")):
@@ -249,12 +249,12 @@ class Calls:
     def _throttled(self, answer: Answer, message: str) -> UpstreamThrottled:
         seconds = parse_retry_after(answer.fields.get("Retry-After"), self._clocks.now())
         if self._is_elsewhere(answer):
-            wait = self._holds.hold(answer.url, seconds)
+            wait = self._hosts.throttle(answer.url, seconds)
             return HostThrottled(message, upstream=self._upstream, status=answer.status, retry_after=wait)
         account = self._accounts.current
         account.strikes += 1
-        wait = hold_for(seconds, account.strikes)
-        self._hold(wait)
+        wait = throttle_seconds(seconds, account.strikes)
+        self._throttle(wait)
         return UpstreamThrottled(message, upstream=self._upstream, status=answer.status, retry_after=wait)
 
     def not_found(self, answer: Answer) -> UpstreamNotFound:

@@ -46,10 +46,10 @@ class Elsewhere:
 
         Empty if that registry required none, or no token can be obtained now.
         """
-        known = await self._memo.get(self._key(scope), private=True)
-        if known is MISSING:
+        remembered = await self._memo.get(self._key(scope), private=True)
+        if remembered is MISSING:
             return {}
-        site, there = parse_url(known["site"]), Scope.parse(known["scope"])
+        site, there = parse_url(remembered["site"]), Scope.parse(remembered["scope"])
         with suppress(UpstreamError):
             authorization = await self._source(site).authorization(there)
             return {} if authorization is None else {site.origin: authorization}
@@ -61,8 +61,8 @@ class Elsewhere:
         """Learn from a 401 of `url`. True if there is now a token for it other than the one in `passes`, just sent."""
         bearer = [challenge for challenge in challenges if challenge.scheme == "bearer"]
         site = Url(url.scheme, url.host, url.port, "/")
-        found = _REPOSITORY.match(url.target.partition("?")[0])
-        there = Scope.pull(found[1]) if found else Scope()
+        match = _REPOSITORY.match(url.target.partition("?")[0])
+        there = Scope.pull(match[1]) if match else Scope()
         source = self._source(site)
         try:
             for challenge in bearer:

@@ -12,9 +12,10 @@ from mirror.upstream.credentials.source import LoginState
 class Health:
     """The health of the address `url`.
 
-    `state` is `ok`, `failing` (the last calls got no answer), `down` (left alone because of that) or `held` (upstream
-    asked to be left alone). `failures` counts the failed calls in a row. `retry_in` is the number of seconds until the
-    address may be asked again. `logins` tell whether obtaining our credentials works, and logging in with them.
+    `state` is `ok`, `failing` (the last calls got no answer), `down` (left alone because of that) or `throttled`
+    (upstream asked to be left alone). `failures` counts the failed calls in a row. `retry_in` is the number of seconds
+    until the address may be asked again. `logins` tell whether obtaining our credentials, and logging in with them,
+    works.
     """
 
     url: str
@@ -25,15 +26,15 @@ class Health:
 
 
 def health_of(
-    url: str, circuits: tuple[Circuit, ...], held_for: float, now: float, logins: tuple[LoginState, ...] = ()
+    url: str, circuits: tuple[Circuit, ...], throttled_for: float, now: float, logins: tuple[LoginState, ...] = ()
 ) -> Health:
     """The health of an address by the worst of its circuits. `now` is by the clock of the circuits.
 
-    `held_for` is the number of seconds for which upstream still asks to be left alone, 0 or less for none.
+    `throttled_for` is the number of seconds for which upstream still asks to be left alone, 0 or less for none.
     """
-    worst = max(circuits, key=lambda one: (one.delay > 0, one.failures))
+    worst = max(circuits, key=lambda circuit: (circuit.delay > 0, circuit.failures))
     wait = worst.verdict(now).wait
-    if held_for > max(0.0, wait):
-        return Health(url, "held", worst.failures, held_for, logins)
+    if throttled_for > max(0.0, wait):
+        return Health(url, "throttled", worst.failures, throttled_for, logins)
     state = "down" if worst.delay else "failing" if worst.failures else "ok"
     return Health(url, state, worst.failures, max(0.0, wait), logins)

@@ -151,10 +151,10 @@ class EndpointsUpstream:
         last = self.members[-1]
 
         async def ask(member: RegistryUpstream) -> list[Descriptor]:
-            found = await member.referrers(repo, digest)
-            if not found and member is not last:
+            referrers = await member.referrers(repo, digest)
+            if not referrers and member is not last:
                 raise UpstreamNotFound(f"{member.url} has no referrers of {digest}", upstream=self.name, status=404)
-            return found
+            return referrers
 
         return await self._first(ask)
 

@@ -51,7 +51,7 @@ class Login:
         #: The key and the error of a remembered challenge that failed, until upstream confirms that challenge.
         self._doubted: tuple[str | None, UpstreamError] | None = None
         self._pending: UpstreamError | None = None
-        self._asked = self._asked_elsewhere = False
+        self._challenged = self._challenged_elsewhere = False
 
     async def passes(self) -> Passes:
         """The headers for the next request of the call. Raises like `TokenSource.authorization`."""
@@ -66,7 +66,7 @@ class Login:
         except CredentialsUnavailable:
             raise
         except UpstreamError as error:
-            if self._asked or (caller() and isinstance(error, UpstreamDenied)):
+            if self._challenged or (caller() and isinstance(error, UpstreamDenied)):
                 raise
             self._doubted = await self._tokens.forget_challenge(self._scope), error
             if caller():
@@ -75,9 +75,9 @@ class Login:
 
     async def challenged(self, sent: Passes, challenges: Sequence[Challenge]) -> bool:
         """Learn from a 401 of the registry. True if the request should be sent again: at most once for each call."""
-        if self._asked:
+        if self._challenged:
             return False
-        self._asked = True
+        self._challenged = True
         if sent.own:
             await self._tokens.reject(self._scope, sent.own)
         learnt = await self._tokens.learn(challenges, self._scope)
@@ -89,7 +89,7 @@ class Login:
 
     async def challenged_elsewhere(self, sent: Passes, url: Url, challenges: Sequence[Challenge]) -> bool:
         """Like `challenged`, for a 401 of `url`, to which the registry has redirected; also at most once."""
-        if self._asked_elsewhere:
+        if self._challenged_elsewhere:
             return False
-        self._asked_elsewhere = True
+        self._challenged_elsewhere = True
         return await self._elsewhere.learn(url, challenges, self._scope, sent.elsewhere)

@@ -23,13 +23,13 @@ _MOST: Final = 1000
 class RateAccount:
     """The limits of one account. `strikes` counts the throttled answers in a row.
 
-    `held_until` is in seconds of the clock that measures waits, not epoch seconds. `looked_at` is the time, in epoch
-    seconds, when a call was last let through to find out whether pulls are left again.
+    `throttled_until` is in seconds of the clock that measures waits, not epoch seconds. `looked_at` is the time, in
+    epoch seconds, when a call was last let through to find out whether pulls are left again.
     """
 
     budget: Budget | None = None
     looked_at: float = 0.0
-    held_until: float = 0.0
+    throttled_until: float = 0.0
     strikes: int = 0
 
 

@@ -78,15 +78,15 @@ async def list_referrers(
         if not error.elsewhere:
             raise
         failure = error
-    found = await children.listed(upstream, repo, digest, manifest)
-    if found is None and failure is not None:
+    referrers = await children.listed(upstream, repo, digest, manifest)
+    if referrers is None and failure is not None:
         # neither the host to which the registry redirects nor the fallback tag gave an answer
         raise failure
-    return found or []
+    return referrers or []
 
 
 async def _by_api(upstream: str, digest: Digest, ask: AskPage) -> list[Descriptor]:
-    found: dict[Digest, Descriptor] = {}
+    referrers: dict[Digest, Descriptor] = {}
     query, room, idle = "", LARGEST, 0
     for number in range(_MOST_PAGES):
         try:
@@ -98,20 +98,20 @@ async def _by_api(upstream: str, digest: Digest, ask: AskPage) -> list[Descripto
             raise _invalid(
                 upstream, f"page {number + 1} of the referrers of {digest} is no list of referrers"
             ) from error
-        before = len(found)
+        before = len(referrers)
         try:
             for item in items:
                 descriptor = read_descriptor(item)
-                found.setdefault(descriptor.digest, descriptor)
+                referrers.setdefault(descriptor.digest, descriptor)
             following = next_query(page.links)
         except ValueError as error:
             raise _invalid(upstream, f"not a list of referrers: {error}") from error
-        if len(found) > _MOST:
+        if len(referrers) > _MOST:
             raise _invalid(upstream, f"more than {_MOST} referrers of {digest}")
         if following is None:
-            return list(found.values())
+            return list(referrers.values())
         room -= len(page.content)
-        idle = 0 if len(found) > before else idle + 1
+        idle = 0 if len(referrers) > before else idle + 1
         if room <= 0 or idle >= _MOST_IDLE:
             break
         query = following
@@ -147,7 +147,7 @@ class FallbackChildren:
     """Reads the indexes under fallback tags, and remembers the subjects of the manifests in them."""
 
     def __init__(self) -> None:
-        self._known: LruCache[tuple[str, Digest], _Child] = LruCache(_MOST_REMEMBERED)
+        self._children: LruCache[tuple[str, Digest], _Child] = LruCache(_MOST_REMEMBERED)
 
     async def listed(self, upstream: str, repo: str, digest: Digest, manifest: AskManifest) -> list[Descriptor] | None:
         """The children of the index under the fallback tag whose subject is `digest`; None if there is no such tag.
@@ -170,28 +170,26 @@ class FallbackChildren:
 
         async def look(child: Descriptor) -> Descriptor | None:
             async with turns:
-                known = await self._look_at(repo, child, manifest)
-            if known is None or known.subject != digest or known.size != child.size:
+                facts = await self._look_at(repo, child, manifest)
+            if facts is None or facts.subject != digest or facts.size != child.size:
                 return None
-            return replace(child, artifact_type=known.artifact_type)
+            return replace(child, artifact_type=facts.artifact_type)
 
-        return [one for one in await _all([look(child) for child in children]) if one is not None]
+        return [child for child in await _all([look(child) for child in children]) if child is not None]
 
     async def _look_at(self, repo: str, child: Descriptor, manifest: AskManifest) -> _Child | None:
         key = repo, child.digest
-        known = self._known.get(key)
-        if known is not None:
+        if (known := self._children.get(key)) is not None:
             return known
         if not 0 < child.size <= LARGEST:
             return None
         try:
-            found = await manifest(child.digest, child.size)
+            fetched = await manifest(child.digest, child.size)
         except (UpstreamNotFound, UpstreamInvalid):
             return None
-        subject = found.subject.digest if found.subject else None
-        known = _Child(subject, found.artifact_type, len(found.content))
-        self._known[key] = known
-        return known
+        subject = fetched.subject.digest if fetched.subject else None
+        facts = self._children[key] = _Child(subject, fetched.artifact_type, len(fetched.content))
+        return facts
 
 
 async def _all(work: Sequence[Coroutine[Any, Any, Descriptor | None]]) -> list[Descriptor | None]:
@@ -202,7 +200,7 @@ async def _all(work: Sequence[Coroutine[Any, Any, Descriptor | None]]) -> list[D
     failure: BaseException
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
+            tasks = [group.create_task(coroutine) for coroutine in work]
         return [task.result() for task in tasks]
     except* UpstreamError as failures:
         failure = failures.exceptions[0]

@@ -26,7 +26,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import ACCEPT, LARGEST, OCI_INDEX, Descriptor, Manifest
 from mirror.oci.reference import Reference
 from mirror.policy.upstream.budget import Budget, is_spent, patience
-from mirror.policy.upstream.heads import TO_BE_ASKED_BY_GET, is_worth_a_get, read_head
+from mirror.policy.upstream.heads import WORTH_A_GET, is_worth_a_get, read_head
 from mirror.policy.upstream.retrying import Circuit, parse_http_date
 from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.ports import Body, TagBatch
@@ -38,8 +38,8 @@ from mirror.upstream.http.blob_client import BlobClient
 from mirror.upstream.http.body import EncodedBody, HttpBody
 from mirror.upstream.http.client import AnswerTooLarge, HttpClient, ReadContent
 from mirror.upstream.http.download import CONTENT, LARGEST_ERROR, Answer, Transfer
-from mirror.upstream.http.host_holds import HostHolds, HostThrottled
 from mirror.upstream.http.page_file import PageFile
+from mirror.upstream.http.throttled_hosts import HostThrottled, ThrottledHosts
 from mirror.upstream.login import Passes
 from mirror.upstream.manifest_answer import manifest_in
 from mirror.upstream.parameters import Clocks, Hooks, Limits, Reach
@@ -59,7 +59,7 @@ def _is_one_of(*statuses: int) -> _IsUsable:
 
 
 _has_content: Final = _is_one_of(*CONTENT)
-_is_head: Final = _is_one_of(200, *TO_BE_ASKED_BY_GET)
+_is_head: Final = _is_one_of(200, *WORTH_A_GET)
 _is_tags: Final = _is_one_of(*CONTENT, *REFUSES_PAGING)
 
 
@@ -101,9 +101,9 @@ class RegistryUpstream:
         self._children = FallbackChildren()
         self._tag_list = TagList(name, limits.lists)
         self._ahead: float | None = None
-        holds = HostHolds(name, lambda: clocks.monotonic())
+        hosts = ThrottledHosts(name, lambda: clocks.monotonic())
         self._client = HttpClient(
-            name, described, bounds, tls=reach.tls, proxies=reach.proxies, timeouts=reach.timeouts, holds=holds
+            name, described, bounds, tls=reach.tls, proxies=reach.proxies, timeouts=reach.timeouts, hosts=hosts
         )
         transfer = Transfer(
             name,
@@ -112,7 +112,7 @@ class RegistryUpstream:
             proxies=reach.proxies,
             timeouts=reach.timeouts,
             clock=clocks.monotonic,
-            holds=holds,
+            hosts=hosts,
         )
         self._blob_client = BlobClient(name, transfer, executor, reach.timeouts)
 
@@ -138,7 +138,7 @@ class RegistryUpstream:
             tokens=self._tokens,
             elsewhere=Elsewhere(name, bounds, memo, lambda bounds: tokens(bounds, GivenCredentials())),
             accounts=self._accounts,
-            holds=holds,
+            hosts=hosts,
             hooks=hooks,
             clocks=clocks,
         )
@@ -173,7 +173,7 @@ class RegistryUpstream:
         now = self.clocks.monotonic()
         logins = self._credentials.issuing, self._tokens.login
         circuits = (self._calls.circuit, *more)
-        return [health_of(self._base, circuits, self._accounts.own.held_until - now, now, logins)]
+        return [health_of(self._base, circuits, self._accounts.own.throttled_until - now, now, logins)]
 
     async def resolve(self, repo: str, reference: Reference) -> Descriptor:
         """Resolve by HEAD, which never counts as a pull; by GET if HEAD fails or says too little (see `Upstream`).

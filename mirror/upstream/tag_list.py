@@ -65,7 +65,7 @@ class TagList:
         try:
             answer = await self._first(ask, after, page)
             room = self._bounds.most_bytes
-            asked: set[str] = set()
+            queries: set[str] = set()
             for _ in range(_MOST_PAGES):
                 try:
                     following = next_query(answer.links)
@@ -76,9 +76,9 @@ class TagList:
                     raise self._invalid(f"not a tag list: {error}", 200) from error
                 if following is None:
                     return
-                if following in asked:
+                if following in queries:
                     raise self._invalid("pages of tags that lead back to themselves", 200)
-                asked.add(following)
+                queries.add(following)
                 room -= page.size
                 page.close()
                 page = PageFile(self._bounds, room)
@@ -123,14 +123,14 @@ class TagList:
 
 def _in_batches(page: PageFile) -> Iterator[list[str]]:
     """The valid tags of a page, in a batch for every `_BATCH` strings or more. Raises `ValueError`. Blocking."""
-    kept: list[str] = []
+    tags: list[str] = []
     looked_at = 0
     with page.text() as text:
         for strings in read_tag_page(text.read):
-            kept += filter(is_tag, strings)
+            tags += filter(is_tag, strings)
             looked_at += len(strings)
             if looked_at >= _BATCH:
-                yield kept
-                kept, looked_at = [], 0
-    if kept:
-        yield kept
+                yield tags
+                tags, looked_at = [], 0
+    if tags:
+        yield tags

@@ -35,7 +35,7 @@ from mirror.errors import (
 )
 from mirror.oci.challenge import Challenge, Scope
 from mirror.oci.strict_json import read_json
-from mirror.policy.upstream.retrying import hold_for, is_throttling, parse_retry_after
+from mirror.policy.upstream.retrying import is_throttling, parse_retry_after, throttle_seconds
 from mirror.policy.upstream.token_lifetime import usable_seconds
 from mirror.policy.upstream.url_bounds import Url, UrlBounds, UrlRefused, parse_url
 from mirror.upstream.credentials.source import Credentials, CredentialSource, LoginState
@@ -133,8 +133,8 @@ class TokenSource:
         if refused is None:
             return None
         await self._credentials.reject(refused)
-        found = await self._credentials.credentials()
-        return None if found == refused else found
+        renewed = await self._credentials.credentials()
+        return None if renewed == refused else renewed
 
     async def learn(self, challenges: Sequence[Challenge], scope: Scope) -> bool:
         """Remember the challenge to answer, Bearer before Basic. False if none of them can be answered.
@@ -176,8 +176,8 @@ class TokenSource:
         return None if challenge is None or challenge["scheme"] == "basic" else self._token_key(challenge, scope, None)
 
     async def _challenge(self, scope: Scope) -> Mapping[str, str] | None:
-        known = await self._memo.get(self._memo_key(scope), private=True)
-        challenge: Mapping[str, str] | None = self._last if known is MISSING else known
+        remembered = await self._memo.get(self._memo_key(scope), private=True)
+        challenge: Mapping[str, str] | None = self._last if remembered is MISSING else remembered
         return challenge
 
     def accepted(self, authorization: str | None) -> None:
@@ -267,9 +267,8 @@ class TokenSource:
         would be sent the credentials.
         """
         for _ in range(_MOST_HOPS):
-            asked = URL(url, encoded=True)
-            asking = self._session().post(asked, data=form, **more) if form else self._session().get(asked, **more)
-            async with asking as response:
+            method = "POST" if form else "GET"
+            async with self._session().request(method, URL(url, encoded=True), data=form, **more) as response:
                 content = await read_limited(response, _LARGEST_ANSWER + 1)
             following = self._next_hop(parse_url(url), response)
             if form or following is None:
@@ -298,7 +297,7 @@ class TokenSource:
     def _read(self, status: int, retry_after: str | None, content: bytes) -> dict[str, Any]:
         """The token in an answer, and for how many seconds to use it. Raises by status, without quoting the answer."""
         if is_throttling(status, retry_after):
-            wait = hold_for(parse_retry_after(retry_after, self._clocks.now()), 1)
+            wait = throttle_seconds(parse_retry_after(retry_after, self._clocks.now()), 1)
             raise UpstreamThrottled(
                 "the token service asks to slow down", upstream=self._upstream, status=status, retry_after=wait
             )

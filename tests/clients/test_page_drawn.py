@@ -420,7 +420,7 @@ _CONTRASTS = """() => {
 def test_everything_written_can_be_read(opened: _Drawn) -> None:
     """Each text stands out from what is behind it by 4.5 to 1 (WCAG 2.2, 1.4.3), in both schemes."""
     opened.answers["images"]["images"] = [_image("docker.io/a:1"), _image("docker.io/a:2", complete=False, missing=1)]
-    states = [(state, f"https://{state}.example") for state in ("ok", "failing", "held", "down")]
+    states = [(state, f"https://{state}.example") for state in ("ok", "failing", "throttled", "down")]
     opened.answers["upstreams"]["upstreams"] = [
         {
             "name": state,

@@ -676,7 +676,7 @@ async def test_one_challenge_closes_no_open_registry(build: Build, fault: Fault,
         with pytest.raises(UpstreamError) as failure:
             await upstream.manifest(NAME, "v1")
         if isinstance(failure.value, UpstreamThrottled):
-            upstream._accounts.own.held_until = 0
+            upstream._accounts.own.throttled_until = 0
         assert (await upstream.manifest("team/other", "v1")).digest == digest
         assert (await upstream.manifest(NAME, "v1")).digest == digest
         asked = registry.count("token")
@@ -1089,14 +1089,14 @@ async def test_a_list_in_one_large_page(build: Build, tmp_path: Path) -> None:
             first = await anext(batches)
             assert (list(first.tags), first.more) == (tags[: len(first.tags)], True)
         assert await tags_of(upstream, NAME) == tags
-        assert (list((tmp_path / "lists").iterdir()), bounds.held) == ([], 0)
+        assert (list((tmp_path / "lists").iterdir()), bounds.on_disk) == ([], 0)
         assert len(front.requests) == 2
         # all lists of a process together are bounded, too
         async with aclosing(upstream.tags(NAME)) as batches:
             await anext(batches)
             with pytest.raises(UpstreamInvalid, match="tag_lists_max_size"):
                 await tags_of(upstream, NAME)
-        assert bounds.held == 0
+        assert bounds.on_disk == 0
         front.on("*", reply_json(200, {"tags": tags, "more": "x" * 5_000_000}))
         with pytest.raises(UpstreamInvalid, match="tag_lists_max_size"):
             await tags_of(upstream, NAME)

@@ -13,7 +13,7 @@ from mirror.oci.coding import decode
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, OCI_MANIFEST, Descriptor
 from mirror.oci.signed import signed_payload
-from mirror.policy.upstream.heads import TO_BE_ASKED_BY_GET, is_worth_a_get, read_head
+from mirror.policy.upstream.heads import WORTH_A_GET, is_worth_a_get, read_head
 from mirror.upstream.manifest_answer import read_answer
 
 _DIGEST = Digest.of(b"x")
@@ -41,8 +41,8 @@ def test_a_head_says_all_or_nothing(headers: dict[str, str | None], by_tag: bool
 
 def test_statuses_of_head() -> None:
     """Only what asks for a password, or to wait, is believed of HEAD alone."""
-    assert {400, 403, 404, 405, 406, 410, 415, 501, 204, 304} <= TO_BE_ASKED_BY_GET
-    assert not {200, 401, 408, 429, 500, 502, 503, 504} & TO_BE_ASKED_BY_GET
+    assert {400, 403, 404, 405, 406, 410, 415, 501, 204, 304} <= WORTH_A_GET
+    assert not {200, 401, 408, 429, 500, 502, 503, 504} & WORTH_A_GET
     assert all(map(is_worth_a_get, (404, 500, 502, 504)))
     assert not any(map(is_worth_a_get, (None, 401, 429)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mirror.policy.upstream.endpoint_order import in_order
-from mirror.policy.upstream.no_proxy import is_spared
+from mirror.policy.upstream.no_proxy import bypasses_proxy
 from mirror.policy.upstream.retrying import CLOSED, Circuit
 
 
@@ -36,7 +36,7 @@ from mirror.policy.upstream.retrying import CLOSED, Circuit
 )
 def test_no_proxy(no_proxy: str, host: str, port: int, spared: bool) -> None:
     """The forms in which people write it."""
-    assert is_spared(no_proxy, host, port) is spared
+    assert bypasses_proxy(no_proxy, host, port) is spared
 
 
 def test_order_of_endpoints() -> None:

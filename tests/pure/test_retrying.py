@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 
 from mirror.policy.upstream.retrying import (
     CLOSED,
-    LONGEST_HOLD,
-    SHORTEST_HOLD,
+    LONGEST_THROTTLE,
+    SHORTEST_THROTTLE,
     Circuit,
     Verdict,
     back_off,
-    hold_for,
     is_throttling,
     is_worth_retrying,
     parse_retry_after,
+    throttle_seconds,
 )
 
 NOW = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
@@ -74,10 +74,10 @@ def test_any_retry_after_is_read_without_an_error(text: str) -> None:
 
 def test_a_hold_is_bounded() -> None:
     """Faults row 10: neither hammering nor one odd header for good."""
-    assert hold_for(0.0, 1) == SHORTEST_HOLD
-    assert hold_for(1e12, 1) == LONGEST_HOLD
-    assert hold_for(30.0, 5) == 30.0
-    assert [hold_for(None, strikes) for strikes in (1, 2, 3, 99)] == [2.0, 4.0, 8.0, 60.0]
+    assert throttle_seconds(0.0, 1) == SHORTEST_THROTTLE
+    assert throttle_seconds(1e12, 1) == LONGEST_THROTTLE
+    assert throttle_seconds(30.0, 5) == 30.0
+    assert [throttle_seconds(None, strikes) for strikes in (1, 2, 3, 99)] == [2.0, 4.0, 8.0, 60.0]
 
 
 @given(st.integers(1, 1000), st.floats(0, 1))

@@ -48,17 +48,17 @@ class Budget:
 
 def parse_budget(limit: str | None, remaining: str | None, now: float) -> Budget | None:
     """Parse the two header fields of one answer; None if one is missing or states no window."""
-    allowed, left = _FIELD.fullmatch(limit or ""), _FIELD.fullmatch(remaining or "")
-    if not allowed or not left or not int(allowed[1]) or not int(allowed[2]):
+    allowed, unused = _FIELD.fullmatch(limit or ""), _FIELD.fullmatch(remaining or "")
+    if not allowed or not unused or not int(allowed[1]) or not int(allowed[2]):
         return None
-    return Budget(int(allowed[1]), min(int(left[1]), int(allowed[1])), float(allowed[2]), now)
+    return Budget(int(allowed[1]), min(int(unused[1]), int(allowed[1])), float(allowed[2]), now)
 
 
-def newer(one: Budget | None, other: Budget | None) -> Budget | None:
+def newer(first: Budget | None, second: Budget | None) -> Budget | None:
     """The quota that was seen later."""
-    if one is None or other is None:
-        return one or other
-    return other if other.seen_at > one.seen_at else one
+    if first is None or second is None:
+        return first or second
+    return second if second.seen_at > first.seen_at else first
 
 
 def is_spent(budget: Budget | None, now: float) -> bool:

@@ -14,5 +14,5 @@ _ECR: Final = re.compile(
 
 def ecr_region(host: str) -> str | None:
     """The region of a private ECR registry; None if `host` is not the name of one."""
-    found = _ECR.fullmatch(host.lower())
-    return found["region"] if found else None
+    match = _ECR.fullmatch(host.lower())
+    return match["region"] if match else None

@@ -20,12 +20,12 @@ _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 
 #: Statuses of HEAD that say nothing about GET. Not included: 401, which is answered by authenticating or refuses our
 #: password; 408 and 429, which ask the client to wait; and 5xx other than 501 and 505, which may change soon.
-TO_BE_ASKED_BY_GET: Final = frozenset({*range(201, 500), 501, 505} - {401, 408, 429})
+WORTH_A_GET: Final = frozenset({*range(201, 500), 501, 505} - {401, 408, 429})
 
 
 def is_worth_a_get(status: int | None) -> bool:
     """Whether GET may succeed although HEAD, after all retries, failed with this status (None: no answer at all)."""
-    return status is not None and (status in TO_BE_ASKED_BY_GET or status >= 500)
+    return status is not None and (status in WORTH_A_GET or status >= 500)
 
 
 def read_head(headers: Mapping[str, str | None], reference: Reference) -> Descriptor | None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import ipaddress
 
 
-def is_spared(no_proxy: str, host: str, port: int) -> bool:
+def bypasses_proxy(no_proxy: str, host: str, port: int) -> bool:
     """Whether `no_proxy`, a list of entries separated by commas, includes the host.
 
     `*` matches every host. A name matches itself and all names below it, with or without a leading dot. An address
     matches itself, a network (`10.0.0.0/8`) the addresses in it. `:port` limits an entry to that port.
     """
-    return any(_names(entry.strip().lower(), host.lower(), port) for entry in no_proxy.split(","))
+    return any(_covers(entry.strip().lower(), host.lower(), port) for entry in no_proxy.split(","))
 
 
-def _names(entry: str, host: str, port: int) -> bool:
+def _covers(entry: str, host: str, port: int) -> bool:
     if entry == "*":
         return True
     name, colon, wanted = entry.rpartition(":")

@@ -24,12 +24,12 @@ def quoted(content: bytes, authorization: str | None) -> str:
     """
     try:
         first = read_json(content)["errors"][0]
-        said = ": ".join(str(first[key]) for key in ("code", "message") if first.get(key))
+        message = ": ".join(str(first[key]) for key in ("code", "message") if first.get(key))
     except (ValueError, LookupError, TypeError, AttributeError):
         return ""
-    if any(secret in said for secret in secrets_of(authorization or "")):
+    if any(secret in message for secret in secrets_of(authorization or "")):
         return ""
-    return f" ({said[:_LONGEST].encode('unicode_escape').decode('ascii')})" if said else ""
+    return f" ({message[:_LONGEST].encode('unicode_escape').decode('ascii')})" if message else ""
 
 
 def secrets_of(authorization: str) -> set[str]:

@@ -15,8 +15,8 @@ _LASTING: Final = frozenset({501, 505})
 
 #: Bounds for the value of `Retry-After`, in seconds. A shorter pause would flood the upstream with requests. A longer
 #: one would let a single odd header block the upstream for good.
-SHORTEST_HOLD: Final = 1.0
-LONGEST_HOLD: Final = 300.0
+SHORTEST_THROTTLE: Final = 1.0
+LONGEST_THROTTLE: Final = 300.0
 
 
 def is_worth_retrying(status: int | None) -> bool:
@@ -49,7 +49,7 @@ def parse_http_date(text: str | None) -> float | None:
         return None
 
 
-def hold_for(retry_after: float | None, strikes: int) -> float:
+def throttle_seconds(retry_after: float | None, strikes: int) -> float:
     """Seconds during which an upstream that answered 429 or 503 is not asked again.
 
     This is `retry_after` within bounds. If upstream gave none: 2 seconds, doubled for each further such answer in a row
@@ -57,7 +57,7 @@ def hold_for(retry_after: float | None, strikes: int) -> float:
     """
     if retry_after is None:
         return min(60.0, 2.0 * 2.0 ** min(strikes - 1, 10))
-    return min(LONGEST_HOLD, max(SHORTEST_HOLD, retry_after))
+    return min(LONGEST_THROTTLE, max(SHORTEST_THROTTLE, retry_after))
 
 
 def back_off(attempt: int, jitter: float, *, first: float = 0.25, longest: float = 5.0) -> float:

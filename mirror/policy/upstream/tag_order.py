@@ -15,11 +15,11 @@ def ascending(tags: Iterable[str], behind: str) -> list[str] | None:
     A tag that equals the one before it, or `behind`, is left out: some registries begin a page with the last tag of the
     page before.
     """
-    kept: list[str] = []
+    sorted_tags: list[str] = []
     for tag in tags:
         if tag < behind:
             return None
         if tag != behind:
-            kept.append(tag)
+            sorted_tags.append(tag)
             behind = tag
-    return kept
+    return sorted_tags

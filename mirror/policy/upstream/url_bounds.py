@@ -78,18 +78,18 @@ def parse_url(text: str) -> Url:
     Raises `UrlRefused`, also for user parts, blanks, control characters and non-ASCII characters. Strictness makes sure
     that all software that reads the URL finds the same host in it.
     """
-    found = _URL.fullmatch(text) if _CLEAN.fullmatch(text) else None
-    if not found:
+    match = _URL.fullmatch(text) if _CLEAN.fullmatch(text) else None
+    if not match:
         raise UrlRefused("not a plain http or https URL")
-    scheme, host = found["scheme"].lower(), found["host"].lower()
-    port = int(found["port"] or _PORTS[scheme])
+    scheme, host = match["scheme"].lower(), match["host"].lower()
+    port = int(match["port"] or _PORTS[scheme])
     if not 0 < port < 65536:
         raise UrlRefused("not a port")
     if host.startswith("["):
         host = host[1:-1]
         if parse_address(host) is None:
             raise UrlRefused("not an IPv6 address")
-    target = found["target"] or "/"
+    target = match["target"] or "/"
     return Url(scheme, host, port, target if target.startswith("/") else f"/{target}")
 
 
@@ -203,20 +203,20 @@ _SECOND_LEVELS: Final = frozenset(_SECOND_LEVEL.split())
 _SHARED_SUFFIXES: Final = frozenset(_SHARED.split())
 
 
-def same_site(one: str, other: str) -> bool:
+def same_site(host: str, other: str) -> bool:
     """Whether two hosts belong to the same registrant, as far as their names show.
 
     They do if they are equal, or have a common parent of at least two labels under which others cannot register names:
     `auth.docker.io` and `registry-1.docker.io` share `docker.io`. `a.co.uk` and `b.co.uk` do not belong together, and
     neither do `a.azurecr.io` and `b.azurecr.io`.
     """
-    one, other = one.rstrip("."), other.rstrip(".")
-    if one == other:
+    host, other = host.rstrip("."), other.rstrip(".")
+    if host == other:
         return True
-    if parse_address(one) or parse_address(other):
+    if parse_address(host) or parse_address(other):
         return False
     common: list[str] = []
-    for left, right in zip(reversed(one.split(".")), reversed(other.split(".")), strict=False):
+    for left, right in zip(reversed(host.split(".")), reversed(other.split(".")), strict=False):
         if left != right or not left:
             break
         common.insert(0, left)
@@ -233,13 +233,13 @@ _TRAVELS: Final = frozenset({"accept", "accept-encoding", "range", "user-agent"}
 
 
 def surviving_headers(
-    headers: Mapping[str, str], left: Url, entered: Url, passes: Mapping[Origin, str] = MappingProxyType({})
+    headers: Mapping[str, str], current: Url, entered: Url, passes: Mapping[Origin, str] = MappingProxyType({})
 ) -> dict[str, str]:
     """The headers to send after a redirect: all within one origin, only those in `_TRAVELS` to another origin.
 
     `passes` maps other origins to the `Authorization` header that each of them has issued for itself.
     """
-    if left.origin == entered.origin:
+    if current.origin == entered.origin:
         return dict(headers)
     surviving = {name: value for name, value in headers.items() if name.lower() in _TRAVELS}
     authorization = passes.get(entered.origin)
@@ -307,13 +307,13 @@ class UrlBounds:
 
     def permits(self, host: str, address: str) -> bool:
         """Whether the mirror may connect to `host` at `address`, the literal address that it resolved to."""
-        found = parse_address(address.partition("%")[0])
-        if found is None or _is_never(found):
+        resolved = parse_address(address.partition("%")[0])
+        if resolved is None or _is_never(resolved):
             return False
-        if not _is_internal(found) or self.internal:
+        if not _is_internal(resolved) or self.internal:
             return True
         # the configured URL contains this very address
-        return host == self.base.host and parse_address(host) == found
+        return host == self.base.host and parse_address(host) == resolved
 
 
 def _is_internal_literal(host: str) -> bool:

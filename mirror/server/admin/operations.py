@@ -135,11 +135,11 @@ _SCHEMAS: Final[Mapping[str, Schema]] = {
         upstreams=_list(
             _object(
                 name=_TEXT,
-                state={"enum": ["ok", "failing", "held", "down"]},
+                state={"enum": ["ok", "failing", "throttled", "down"]},
                 endpoints=_list(
                     _object(
                         url=_TEXT,
-                        state={"enum": ["ok", "failing", "held", "down"]},
+                        state={"enum": ["ok", "failing", "throttled", "down"]},
                         failures={**_COUNT, "description": "calls in a row without an answer"},
                         retry_in=_SECONDS,
                         credentials={

@@ -25,7 +25,7 @@ _EVERY: Final = 1.0
 #: Downloads that one worker lists one by one.
 _MOST: Final = 500
 #: States of an address, from best to worst.
-_STATES: Final = ("ok", "failing", "held", "down")
+_STATES: Final = ("ok", "failing", "throttled", "down")
 
 
 class SharedStatus(Protocol):

@@ -318,7 +318,7 @@ async function loadNext() {
   }
 }
 
-const KINDS = { ok: "good", done: "good", running: "warn", failing: "warn", held: "warn", down: "bad", failed: "bad" };
+const KINDS = { ok: "good", done: "good", running: "warn", failing: "warn", throttled: "warn", down: "bad", failed: "bad" };
 
 function showUpstreams({ upstreams }) {
   list(byId("upstream-rows"), upstreams, (one) => one.name, () => make("li", {},

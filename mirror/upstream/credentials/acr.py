@@ -94,8 +94,9 @@ class AcrIssuer:
         )
         async with session:
             url = f"{self._bounds.base.scheme}://{self._bounds.base.authority}/oauth2/exchange"
-            answer = await self._ask(session, "the registry's token exchange", "POST", url, data=form, **self._by(url))
-        token = self._token(answer, "refresh_token", "the registry's token exchange")
+            service = "the registry's token exchange"
+            answer = await self._ask(session, service, "POST", url, data=form, **self._through_proxy(url))
+        token = self._token(answer, "refresh_token", service)
         lasts = _expiry(token, self._now())
         return Issued(Credentials(identity_token=token), usable_seconds(lasts), lasts)
 
@@ -106,18 +107,18 @@ class AcrIssuer:
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT, sock_connect=5.0)
         async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout) as session:
             if self._client_secret is None and self._token_file is None:
-                whom = "the metadata server"
+                service = "the metadata server"
                 query = {"api-version": "2018-02-01", "resource": _AUDIENCE}
                 if self._client_id:
                     query["client_id"] = self._client_id
                 url = str(URL(f"{self._metadata}/metadata/identity/oauth2/token").with_query(query))
-                answer = await self._ask(session, whom, "GET", url, headers={"Metadata": "true"})
+                answer = await self._ask(session, service, "GET", url, headers={"Metadata": "true"})
             else:
-                whom = "the authority"
+                service = "the authority"
                 url = f"{self._authority}/{self._tenant}/oauth2/v2.0/token"
                 form = await asyncio.to_thread(self._grant)
-                answer = await self._ask(session, whom, "POST", url, data=form, **self._by(url))
-        return self._token(answer, "access_token", whom)
+                answer = await self._ask(session, service, "POST", url, data=form, **self._through_proxy(url))
+        return self._token(answer, "access_token", service)
 
     def _grant(self) -> dict[str, str]:
         """The form that a client sends to the authority. Blocking: the token file is rotated, so each call reads it."""
@@ -136,14 +137,14 @@ class AcrIssuer:
             raise self._unavailable(f"the token file {self._token_file} cannot be read") from error
         return {**form, "client_assertion_type": _ASSERTION, "client_assertion": assertion}
 
-    def _by(self, url: str) -> dict[str, Any]:
+    def _through_proxy(self, url: str) -> dict[str, Any]:
         where = parse_url(url)
         return {"headers": self._proxies.headers(where), **self._proxies.options(where)}
 
-    async def _ask(self, session: aiohttp.ClientSession, whom: str, method: str, url: str, **more: Any) -> Any:
+    async def _ask(self, session: aiohttp.ClientSession, service: str, method: str, url: str, **more: Any) -> Any:
         try:
             async with (
-                translated(self._upstream, whom),
+                translated(self._upstream, service),
                 asyncio.timeout(_TIMEOUT),
                 session.request(method, URL(url, encoded=True), allow_redirects=False, **more) as response,
             ):
@@ -152,26 +153,26 @@ class AcrIssuer:
             raise self._unavailable(f"{error}; is it reachable from here?") from error
         answer = _read(content)
         if status != 200 or answer is None:
-            raise self._refused(whom, status, answer)
+            raise self._refused(service, status, answer)
         return answer
 
-    def _refused(self, whom: str, status: int, answer: Any) -> UpstreamError:
+    def _refused(self, service: str, status: int, answer: Any) -> UpstreamError:
         """The error for a refusal. Its message shows only the error code: the error text may quote the request."""
-        said = answer.get("error") if isinstance(answer, dict) else None
-        code = f", {said}" if isinstance(said, str) and _ERROR.fullmatch(said) else ""
-        what = f"{whom} answers {status}{code}"
+        error = answer.get("error") if isinstance(answer, dict) else None
+        code = f", {error}" if isinstance(error, str) and _ERROR.fullmatch(error) else ""
+        message = f"{service} answers {status}{code}"
         if status not in (400, 401, 403):
-            return self._unavailable(what)
+            return self._unavailable(message)
         advice = {
             "the metadata server": "has this machine the managed identity that is asked for?",
             "the authority": "check tenant_id, client_id and the secret or token file",
-        }.get(whom, "has the identity the role AcrPull in this registry?")
-        return UpstreamDenied(f"acr: {what}: {advice}", upstream=self._upstream, status=403)
+        }.get(service, "has the identity the role AcrPull in this registry?")
+        return UpstreamDenied(f"acr: {message}: {advice}", upstream=self._upstream, status=403)
 
-    def _token(self, answer: Any, name: str, whom: str) -> str:
+    def _token(self, answer: Any, name: str, service: str) -> str:
         token = answer.get(name) if isinstance(answer, dict) else None
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-            raise self._unavailable(f"{whom} answered without a token")
+            raise self._unavailable(f"{service} answered without a token")
         return token
 
     def _unavailable(self, why: str) -> CredentialsUnavailable:

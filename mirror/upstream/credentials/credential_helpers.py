@@ -81,7 +81,7 @@ class CredentialHelper:
 
     async def obtain(self) -> Issued:
         """Run the helper. Raises `CredentialsUnavailable`."""
-        environment = _kept(os.environ if self._environment is None else self._environment)
+        environment = _passed_environment(os.environ if self._environment is None else self._environment)
         path = shutil.which(self._program, path=environment.get("PATH", os.defpath))
         if path is None:
             raise self._failed("is not on the PATH of the mirror; install it there")
@@ -100,22 +100,22 @@ class CredentialHelper:
             raise self._failed(f"cannot be run: {error.strerror}") from error
         try:
             async with asyncio.timeout(self._timeout):
-                said = await _converse(process, self._server.encode())
+                output = await _converse(process, self._server.encode())
         except TimeoutError as error:
             raise self._failed(f"gave no answer within {self._timeout:g} s; {self._by_hand}") from error
         finally:
             await _end(process)
-        if len(said) > _LARGEST:
+        if len(output) > _LARGEST:
             raise self._failed(f"answered something that is no credentials; {self._by_hand}")
-        return self._read(process.returncode or 0, said)
+        return self._read(process.returncode or 0, output)
 
-    def _read(self, code: int, said: bytes) -> Issued:
-        if code and said.strip().lower() == _NOT_FOUND:
+    def _read(self, code: int, output: bytes) -> Issued:
+        if code and output.strip().lower() == _NOT_FOUND:
             return Issued(None, _NONE_FOR, _NONE_FOR)
         if code:
             raise self._failed(f"failed with exit status {code}; {self._by_hand}")
         try:
-            answer: Any = read_json(said)
+            answer: Any = read_json(output)
         except ValueError:
             answer = None
         username, secret = (answer.get("Username"), answer.get("Secret")) if isinstance(answer, dict) else (None, None)
@@ -123,8 +123,8 @@ class CredentialHelper:
             raise self._failed(f"answered something that is no credentials; {self._by_hand}")
         if not secret:
             return Issued(None, _NONE_FOR, _NONE_FOR)
-        found = Credentials(identity_token=secret) if username == NO_USER else Credentials(username, secret)
-        return Issued(found, _USABLE, _LASTS)
+        credentials = Credentials(identity_token=secret) if username == NO_USER else Credentials(username, secret)
+        return Issued(credentials, _USABLE, _LASTS)
 
     @property
     def _by_hand(self) -> str:
@@ -134,7 +134,7 @@ class CredentialHelper:
         return CredentialsUnavailable(f"the credential helper {self._program} {why}", upstream=self._upstream)
 
 
-def _kept(environment: Mapping[str, str]) -> dict[str, str]:
+def _passed_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name in _PASSED or name.startswith(_PASSED_PREFIXES)}
 
 
@@ -146,12 +146,12 @@ async def _converse(process: asyncio.subprocess.Process, server: bytes) -> bytes
         process.stdin.write(server)
         await process.stdin.drain()
     process.stdin.close()
-    said = bytearray()
-    while len(said) <= _LARGEST and (piece := await process.stdout.read(_LARGEST)):
-        said += piece
-    if len(said) <= _LARGEST:
+    output = bytearray()
+    while len(output) <= _LARGEST and (piece := await process.stdout.read(_LARGEST)):
+        output += piece
+    if len(output) <= _LARGEST:
         await process.wait()
-    return bytes(said)
+    return bytes(output)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

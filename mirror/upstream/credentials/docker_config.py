@@ -27,10 +27,10 @@ _HUB_HOSTS: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docke
 
 
 @dataclass(frozen=True, slots=True)
-class _Helped:
+class _Helper:
     """The name of the helper to run, and the server to pass to it."""
 
-    helper: str
+    name: str
     server: str
 
 
@@ -57,12 +57,12 @@ class DockerConfig:
         self._upstream = upstream or names[0]
         self._environment = environment
         self._clock = clock
-        self._found: Credentials | _Helped | None = None
+        self._entry: Credentials | _Helper | None = None
         self._now = now
         self._reading = LoginState("docker_config", now)
         self._source: CredentialSource = GivenCredentials(issuing=self._reading)
         self._file = RotatedFile(
-            path, lambda content: _understood(content, names), None, upstream=self._upstream, reading=self._reading
+            path, lambda content: _parse(content, names), None, upstream=self._upstream, reading=self._reading
         )
 
     @property
@@ -73,7 +73,7 @@ class DockerConfig:
 
     def check(self) -> None:
         """Read the file now. Raises `ConfigError` if it is missing or unusable."""
-        self._take(self._file.read())
+        self._use(self._file.read())
 
     async def credentials(self) -> Credentials | None:
         """The credentials that are in the file now, or those of the helper that it names."""
@@ -89,16 +89,16 @@ class DockerConfig:
         await self._source.aclose()
 
     def _look(self) -> None:
-        self._take(self._file.look())
+        self._use(self._file.look())
 
-    def _take(self, found: Credentials | _Helped | None) -> None:
-        if found != self._found:
-            self._found, self._source = found, self._open(found)
+    def _use(self, entry: Credentials | _Helper | None) -> None:
+        if entry != self._entry:
+            self._entry, self._source = entry, self._open(entry)
 
-    def _open(self, found: Credentials | _Helped | None) -> CredentialSource:
-        if not isinstance(found, _Helped):
-            return GivenCredentials(found, self._reading)
-        helper = CredentialHelper(self._upstream, found.helper, found.server, environment=self._environment)
+    def _open(self, entry: Credentials | _Helper | None) -> CredentialSource:
+        if not isinstance(entry, _Helper):
+            return GivenCredentials(entry, self._reading)
+        helper = CredentialHelper(self._upstream, entry.name, entry.server, environment=self._environment)
         return Renewed(self._upstream, helper.program, helper.obtain, clock=self._clock, now=self._now)
 
 
@@ -106,7 +106,7 @@ class _BadHelper(ValueError):
     """A value that is no helper name. The message does not quote it: it may be a secret put there by mistake."""
 
 
-def _understood(content: bytes, registries: tuple[str, ...]) -> Credentials | _Helped | None:
+def _parse(content: bytes, registries: tuple[str, ...]) -> Credentials | _Helper | None:
     try:
         return _find(json.loads(content), registries)
     except _BadHelper:
@@ -116,21 +116,21 @@ def _understood(content: bytes, registries: tuple[str, ...]) -> Credentials | _H
         raise ValueError("not a docker config.json") from error
 
 
-def _find(config: Any, registries: tuple[str, ...]) -> Credentials | _Helped | None:
+def _find(config: Any, registries: tuple[str, ...]) -> Credentials | _Helper | None:
     if not isinstance(config, dict):
         raise ValueError("not an object")
     helpers, auths = (_object(config, name) for name in ("credHelpers", "auths"))
     keys = [(registry, key) for registry in registries for key in _keys(registry)]
     for _, key in keys:
         if helper := helpers.get(key):
-            return _Helped(_checked(helper, "credHelpers"), key)
+            return _Helper(_checked(helper, "credHelpers"), key)
     for _, key in keys:
         entry = auths.get(key)
-        if isinstance(entry, dict) and (found := _read(entry)):
-            return found
+        if isinstance(entry, dict) and (credentials := _read(entry)):
+            return credentials
     if store := config.get("credsStore"):
         registry = registries[0]
-        return _Helped(_checked(store, "credsStore"), _HUB_KEY if registry in _HUB_HOSTS else registry)
+        return _Helper(_checked(store, "credsStore"), _HUB_KEY if registry in _HUB_HOSTS else registry)
     return None
 
 

@@ -66,12 +66,12 @@ class EcrIssuer:
         """Obtain a new token. Raises `UpstreamDenied`, `CredentialsUnavailable`."""
         try:
             async with asyncio.timeout(_LONGEST):
-                found = await asyncio.to_thread(self._ask)
+                data = await asyncio.to_thread(self._ask)
         except TimeoutError as error:
             raise self._unavailable(f"no token within {_LONGEST:g} s") from error
         try:
-            username, _, password = base64.b64decode(found["authorizationToken"]).decode().partition(":")
-            lasts = max(0.0, found["expiresAt"].timestamp() - self._now())
+            username, _, password = base64.b64decode(data["authorizationToken"]).decode().partition(":")
+            lasts = max(0.0, data["expiresAt"].timestamp() - self._now())
         except (KeyError, AttributeError, TypeError, binascii.Error, UnicodeDecodeError) as error:
             raise self._unavailable("GetAuthorizationToken answered without a token") from error
         return Issued(Credentials(username, password), usable_seconds(lasts), lasts)
@@ -124,14 +124,14 @@ class EcrIssuer:
     def _refused(self, error: exceptions.ClientError) -> UpstreamError:
         # only the code: the text of SignatureDoesNotMatch quotes the session token
         code = str(error.response.get("Error", {}).get("Code", "unknown"))[:60]
-        what = f"{error.operation_name} is refused ({code})"
+        message = f"{error.operation_name} is refused ({code})"
         if code not in _DENIED:
-            return self._unavailable(what)
+            return self._unavailable(message)
         allow = "sts:AssumeRole" if error.operation_name == "AssumeRole" else "ecr:GetAuthorizationToken"
         if self._public and error.operation_name != "AssumeRole":
             allow = "ecr-public:GetAuthorizationToken and sts:GetServiceBearerToken"
         return UpstreamDenied(
-            f"ecr: {what}: check the AWS credentials, and that they are allowed {allow}",
+            f"ecr: {message}: check the AWS credentials, and that they are allowed {allow}",
             upstream=self._upstream,
             status=403,
         )

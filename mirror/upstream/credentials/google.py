@@ -133,7 +133,7 @@ class _Transport(Request):
         self._proxy = proxy
 
     def __call__(self, url: str, *arguments: Any, **more: Any) -> Any:
-        root = next((one for one in _METADATA if url.startswith(f"{one}/")), None)
+        root = next((server for server in _METADATA if url.startswith(f"{server}/")), None)
         if root:
             url = f"{self._metadata_url or root}{url.removeprefix(root)}"
             more["proxies"] = {"no_proxy": "*"}

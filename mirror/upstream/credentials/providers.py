@@ -38,10 +38,10 @@ def missing_library(provider: str) -> str | None:
     if needed is None:
         return None
     try:
-        found = importlib.util.find_spec(needed[0])
+        spec = importlib.util.find_spec(needed[0])
     except ModuleNotFoundError:
-        found = None
-    return None if found else f"needs the library {needed[0]}: pip install 'registry-mirror[{needed[1]}]'"
+        spec = None
+    return None if spec else f"needs the library {needed[0]}: pip install 'registry-mirror[{needed[1]}]'"
 
 
 def open_provider(

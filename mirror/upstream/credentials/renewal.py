@@ -1,6 +1,6 @@
 """Credentials that are issued for a limited time, by a helper program or by a cloud.
 
-    none ── credentials() ──> one obtain(), all wait ──> kept ── nearly expired: renewed while the old ones are used
+    none ── credentials() ──> one obtain(), all wait ──> used ── nearly expired: renewed while the old ones are used
      ^                             │                      └── expired, or refused by upstream: reject() ──┐
      │                             └── failed: the error for all callers, and for those that call soon    │
      └────────────────────────────────────────────────────────────────────────────────────────────────────┘
@@ -38,7 +38,7 @@ class Issued:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _Current:
     credentials: Credentials | None
     since: float
     renew_at: float
@@ -69,22 +69,22 @@ class Renewed:
         self._close = close
         self._clock = clock
         self._once = SingleFlight()
-        self._kept: _Kept | None = None
+        self._current: _Current | None = None
         self._failures = 0
         self._failure: UpstreamError | None = None
         self._paused_until = -math.inf
-        self._renewing: set[asyncio.Task[_Kept]] = set()
+        self._renewing: set[asyncio.Task[_Current]] = set()
 
     async def credentials(self) -> Credentials | None:
         """The current credentials. A caller waits for the issuer only if they are missing or have expired.
 
         Raises `UpstreamDenied`, `UpstreamUnavailable` if there are no valid credentials and the issuer gives none.
         """
-        now, kept = self._clock(), self._kept
-        if kept and now < kept.over_at:
-            if now >= max(kept.renew_at, self._paused_until) and not self._renewing:
+        now, current = self._clock(), self._current
+        if current and now < current.over_at:
+            if now >= max(current.renew_at, self._paused_until) and not self._renewing:
                 self._renew_meanwhile()
-            return kept.credentials
+            return current.credentials
         if self._failure and now < self._paused_until:
             # many callers raise the same object: it must not collect all their tracebacks
             raise self._failure.with_traceback(None)
@@ -95,7 +95,7 @@ class Renewed:
         self._renewing.add(renewing)
         renewing.add_done_callback(self._renewed)
 
-    def _renewed(self, renewing: asyncio.Task[_Kept]) -> None:
+    def _renewed(self, renewing: asyncio.Task[_Current]) -> None:
         self._renewing.discard(renewing)
         if not renewing.cancelled():
             # marks the error as retrieved: it was logged, and the next call that needs credentials asks again
@@ -103,9 +103,9 @@ class Renewed:
 
     async def reject(self, credentials: Credentials) -> None:
         """Drop these credentials, which upstream refused, unless they were replaced or are younger than `_YOUNG`."""
-        kept = self._kept
-        if kept and kept.credentials == credentials and self._clock() - kept.since >= _YOUNG:
-            self._kept = None
+        current = self._current
+        if current and current.credentials == credentials and self._clock() - current.since >= _YOUNG:
+            self._current = None
 
     async def aclose(self) -> None:
         """End a renewal that is under way, and close the issuer. Repeatable."""
@@ -114,7 +114,7 @@ class Renewed:
         if self._close:
             await self._close()
 
-    async def _renew(self) -> _Kept:
+    async def _renew(self) -> _Current:
         try:
             issued = await self._obtain()
         except (UpstreamUnavailable, UpstreamDenied) as error:
@@ -130,9 +130,9 @@ class Renewed:
         now = self._clock()
         self._failures, self._failure = 0, None
         self.issuing.worked()
-        self._kept = _Kept(issued.credentials, now, now + issued.usable, now + issued.lasts)
+        self._current = _Current(issued.credentials, now, now + issued.usable, now + issued.lasts)
         telemetry.log.debug("credentials issued", upstream=self._upstream, issuer=self._issuer, usable=issued.usable)
-        return self._kept
+        return self._current
 
     def _note(self, error: UpstreamError) -> None:
         self._failures += 1

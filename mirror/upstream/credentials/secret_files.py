@@ -1,7 +1,7 @@
 """Files with credentials that are rotated from outside, and the password in such a file.
 
-    read ── look(): another time, size or inode, or `again` ──┬─ understood ──> the new content
-                                                              └─ missing, or refused by `understand` ──> the last good
+    read ── look(): another time, size or inode, or `again` ──┬──── parsed ──> the new content
+                                                              └─ missing, or refused by `parse` ──> the last good
                                                                  content; each new reason is logged once; read again
                                                                  at the next look()
 
@@ -41,17 +41,17 @@ def secret_in(content: bytes) -> str:
 class RotatedFile(Generic[T]):
     """The parsed content of a file; see the drawing above.
 
-    `understand` parses the content. It raises `ValueError` for content that is not valid; the message is shown, so it
-    must not quote secrets. `said` is the value until the file is read for the first time. `reading` records whether
+    `parse` parses the content. It raises `ValueError` for content that is not valid; the message is shown, so it
+    must not quote secrets. `content` is the value until the file is read for the first time. `reading` records whether
     reading works.
     """
 
     def __init__(
-        self, path: Path, understand: Callable[[bytes], T], said: T, *, upstream: str, reading: LoginState
+        self, path: Path, parse: Callable[[bytes], T], content: T, *, upstream: str, reading: LoginState
     ) -> None:
         self._path = path
-        self._understand = understand
-        self._said = said
+        self._parse = parse
+        self._content = content
         self._upstream = upstream
         self._reading = reading
         self._seen: tuple[int, ...] | None = None
@@ -59,12 +59,12 @@ class RotatedFile(Generic[T]):
     def read(self) -> T:
         """Read the file now. Raises `ConfigError` if it is missing or unusable."""
         try:
-            self._said = self._understand(self._path.read_bytes())
+            self._content = self._parse(self._path.read_bytes())
         except OSError as error:
             raise ConfigError([f"{self._path}: {error.strerror}"]) from error
         except ValueError as error:
             raise ConfigError([f"{self._path}: {error}"]) from error
-        return self._said
+        return self._content
 
     def look(self, *, again: bool = False) -> T:
         """The present content, or the last good one. With `again`, read the file even if it looks unchanged."""
@@ -81,7 +81,7 @@ class RotatedFile(Generic[T]):
         else:
             if self._reading.reason is not None:
                 self._reading.worked()
-        return self._said
+        return self._content
 
     def _note(self, reason: str) -> None:
         if reason != self._reading.reason:

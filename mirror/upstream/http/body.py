@@ -136,9 +136,9 @@ class HttpBody:
         self._size = framing.length if size is None and start == 0 else size
         self._received = 0
         self._keeps = framing.keeps
-        self._left = framing.length
+        self._remaining = framing.length
         self._chunked = framing.chunked
-        self._chunk_left: int | None = None
+        self._chunk_remaining: int | None = None
         self._ended = wire is None
         self._pace = pace
         self._give_back = give_back
@@ -192,11 +192,13 @@ class HttpBody:
         """
         with self._lock:
             wire = self._wire
-            if wire is None or self._closed or self._aborted or not self._left or wire.is_tls or not wire.is_drained():
+            if wire is None or self._closed or self._aborted or not self._remaining:
+                return None
+            if wire.is_tls or not wire.is_drained():
                 return None
             if not self._lent:
                 self._lent, self._lent_at = True, self._clock()
-            return wire.fileno(), self._left
+            return wire.fileno(), self._remaining
 
     def advance(self, count: int) -> None:
         """Report that `count` bytes were taken from `plain_socket`, or 0 if the socket has ended.
@@ -205,11 +207,11 @@ class HttpBody:
         """
         now = self._clock()
         waited, self._lent_at = now - self._lent_at, now
-        if self._left is None or count > self._left:
+        if self._remaining is None or count > self._remaining:
             raise ValueError("more bytes than the body has")
         if count == 0:
             raise self._broken("closed")
-        self._left -= count
+        self._remaining -= count
         self._count(count, waited)
 
     def abort(self) -> None:
@@ -234,7 +236,7 @@ class HttpBody:
                     self._wire.shut_down()
                 return
             wire, self._wire = self._wire, None
-            complete = self._left == 0 if not self._chunked else self._ended
+            complete = self._remaining == 0 if not self._chunked else self._ended
             lent = self._lent
         if wire is None:
             return
@@ -265,28 +267,28 @@ class HttpBody:
     def _receive(self, wire: Connection, buffer: memoryview) -> int:
         if self._chunked:
             return self._receive_chunk(wire, buffer)
-        if self._left is None:
+        if self._remaining is None:
             count = wire.take(buffer)
-        elif self._left == 0:
+        elif self._remaining == 0:
             return 0
         else:
-            count = wire.take(buffer[: self._left])
+            count = wire.take(buffer[: self._remaining])
             if not count:
                 raise self._broken("closed")
-            self._left -= count
+            self._remaining -= count
         return count
 
     def _receive_chunk(self, wire: Connection, buffer: memoryview) -> int:
         """Read from a chunked body (RFC 9112, 7.1), through the buffer that may hold bytes read with the headers."""
-        while not self._chunk_left:
-            if self._chunk_left == 0 and wire.stream.readline(3) not in (b"\r\n", b"\n"):
+        while not self._chunk_remaining:
+            if self._chunk_remaining == 0 and wire.stream.readline(3) not in (b"\r\n", b"\n"):
                 raise self._broken("a chunk without end")
             line = wire.stream.readline(1024)
             size = _CHUNK_LINE.fullmatch(line)
             if not size:
                 raise self._broken("closed" if not line.endswith(b"\n") else "a chunk without size")
-            self._chunk_left = int(size[1], 16)
-            if not self._chunk_left:
+            self._chunk_remaining = int(size[1], 16)
+            if not self._chunk_remaining:
                 for _ in range(_MOST_TRAILERS):
                     trailer = wire.stream.readline(8192)
                     if trailer in (b"\r\n", b"\n"):
@@ -294,10 +296,10 @@ class HttpBody:
                     if not trailer.endswith(b"\n"):
                         break
                 raise self._broken("closed in the trailer")
-        count = wire.stream.readinto1(buffer[: self._chunk_left])
+        count = wire.stream.readinto1(buffer[: self._chunk_remaining])
         if not count:
             raise self._broken("closed")
-        self._chunk_left -= count
+        self._chunk_remaining -= count
         return count
 
     def _count(self, count: int, waited: float) -> None:
@@ -316,11 +318,11 @@ class HttpBody:
             raise self._broken("the answer is shorter than it said the blob is")
         return 0
 
-    def _broken(self, why: str) -> UpstreamUnavailable:
+    def _broken(self, reason: str) -> UpstreamUnavailable:
         of = "" if self._size is None else f" of {self._size}"
-        why = "given up" if self._aborted else why
+        reason = "given up" if self._aborted else reason
         return UpstreamUnavailable(
-            f"the body from {self._url.authority} broke off at byte {self._start + self._received}{of}: {why}",
+            f"the body from {self._url.authority} broke off at byte {self._start + self._received}{of}: {reason}",
             upstream=self.upstream,
         )
 
@@ -342,14 +344,14 @@ class EncodedBody:
         self._body = body
         room = bytearray(64 * 1024)
         first = bytes(memoryview(room)[: body.readinto(memoryview(room))])
-        undoing = zlib.decompressobj(31)
+        decompressor = zlib.decompressobj(31)
         try:
-            begins = undoing.decompress(first, len(room))
+            begins = decompressor.decompress(first, len(room))
         except zlib.error:
             begins = b""
-        self._undoing = undoing if begins.startswith(_OF_ITSELF) else None
-        self._ready = begins if self._undoing else first
-        self._pending = len(begins) == len(room) or bool(undoing.unconsumed_tail)
+        self._decompressor = decompressor if begins.startswith(_OF_ITSELF) else None
+        self._ready = begins if self._decompressor else first
+        self._pending = len(begins) == len(room) or bool(decompressor.unconsumed_tail)
         self._taken, self._given = len(first), len(begins)
 
     @property
@@ -360,7 +362,7 @@ class EncodedBody:
     @property
     def size(self) -> int | None:
         """Size in bytes of the whole blob; None if the body is decoded: upstream does not give the decoded size."""
-        return None if self._undoing else self._body.size
+        return None if self._decompressor else self._body.size
 
     def readinto(self, buffer: memoryview) -> int:
         """Like `HttpBody.readinto`.
@@ -368,11 +370,11 @@ class EncodedBody:
         Also raises `UpstreamInvalid` if a body that is decoded is not valid gzip to its end, or expands too much.
         """
         while not self._ready:
-            if self._undoing is None:
+            if self._decompressor is None:
                 return self._body.readinto(buffer)
-            if self._undoing.eof:
+            if self._decompressor.eof:
                 return 0
-            self._ready = self._undo(self._undoing, len(buffer))
+            self._ready = self._decompress(self._decompressor, len(buffer))
         piece, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
         buffer[: len(piece)] = piece
         return len(piece)
@@ -385,7 +387,7 @@ class EncodedBody:
         """Close the body. Callable from any thread, repeatable; never blocks."""
         self._body.close()
 
-    def _undo(self, undoing: zlib._Decompress, most: int) -> bytes:
+    def _decompress(self, decompressor: zlib._Decompress, most: int) -> bytes:
         fresh = b""
         if not self._pending:
             room = bytearray(64 * 1024)
@@ -393,11 +395,11 @@ class EncodedBody:
             if not fresh:
                 raise self._invalid("is cut short")
         try:
-            piece = undoing.decompress(undoing.unconsumed_tail + fresh, most)
+            piece = decompressor.decompress(decompressor.unconsumed_tail + fresh, most)
         except zlib.error as error:
             raise self._invalid("is not valid gzip") from error
         self._count(len(fresh), len(piece))
-        self._pending = len(piece) == most or bool(undoing.unconsumed_tail)
+        self._pending = len(piece) == most or bool(decompressor.unconsumed_tail)
         return piece
 
     def _count(self, taken: int, given: int) -> None:
@@ -406,8 +408,10 @@ class EncodedBody:
         if self._given > _MOST_FROM_NOTHING + _MOST_FROM_A_BYTE * self._taken:
             raise self._invalid("inflates far too much")
 
-    def _invalid(self, what: str) -> UpstreamInvalid:
-        return UpstreamInvalid(f"a blob that was sent with Content-Encoding gzip {what}", upstream=self._body.upstream)
+    def _invalid(self, reason: str) -> UpstreamInvalid:
+        return UpstreamInvalid(
+            f"a blob that was sent with Content-Encoding gzip {reason}", upstream=self._body.upstream
+        )
 
 
 def describe(error: BaseException) -> str:

@@ -21,10 +21,10 @@ from mirror.policy.upstream.url_bounds import Origin, Url, UrlBounds, UrlRefused
 from mirror.upstream.http.body import Fields
 from mirror.upstream.http.dialing import AddressRefused, check_literal
 from mirror.upstream.http.download import CONTENT, LARGEST_ERROR, REDIRECTS, Answer, DialFailed, DialTimedOut
-from mirror.upstream.http.host_holds import HostHolds
 from mirror.upstream.http.page_file import PageFile
 from mirror.upstream.http.proxies import DIRECT, Proxies
 from mirror.upstream.http.resolver import BoundedResolver
+from mirror.upstream.http.throttled_hosts import ThrottledHosts
 from mirror.upstream.http.transport import Timeouts, Tls
 
 #: Signed URLs in `Location` are longer than the 8 KiB that aiohttp allows by default.
@@ -45,7 +45,7 @@ ReadContent = Callable[[aiohttp.ClientResponse], Awaitable[tuple[bytes, bytes]]]
 class HttpClient:
     """Sends small requests to one upstream and follows redirects, each of which is checked against the URL rules.
 
-    `described` names the upstream in messages. `holds` are the hosts that asked to be left alone.
+    `described` names the upstream in messages. `hosts` are the hosts that asked to be left alone.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class HttpClient:
         tls: Tls,
         proxies: Proxies,
         timeouts: Timeouts,
-        holds: HostHolds,
+        hosts: ThrottledHosts,
     ) -> None:
         self._upstream = upstream
         self._described = described
@@ -65,7 +65,7 @@ class HttpClient:
         self._tls = tls
         self._proxies = proxies
         self._timeouts = timeouts
-        self._holds = holds
+        self._hosts = hosts
         self._session: aiohttp.ClientSession | None = None
 
     def session(self) -> aiohttp.ClientSession:
@@ -122,7 +122,7 @@ class HttpClient:
                     entered = self._bounds.next_hop(url, fields.get("Location"), hops)
                     headers = surviving_headers(headers, url, entered, passes)
                     url, hops = entered, hops + 1
-                    self._holds.check(url)
+                    self._hosts.check(url)
         except UrlRefused as error:
             raise UpstreamInvalid(f"{self._upstream}: {error}", upstream=self._upstream) from error
         except UpstreamError as error:

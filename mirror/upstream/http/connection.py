@@ -175,16 +175,16 @@ class IdleConnections:
         while True:
             with self._lock:
                 expired = self._expire()
-                found = next((one for one in reversed(self._waiting) if one[1].origin == origin), None)
-                if found:
-                    self._waiting.remove(found)
+                idle = next((entry for entry in reversed(self._waiting) if entry[1].origin == origin), None)
+                if idle:
+                    self._waiting.remove(idle)
             for wire in expired:
                 wire.close()
-            if found is None:
+            if idle is None:
                 return None
-            if found[1].is_clean():
-                return found[1]
-            found[1].close()
+            if idle[1].is_clean():
+                return idle[1]
+            idle[1].close()
 
     def put(self, wire: Connection) -> None:
         with self._lock:
@@ -208,5 +208,5 @@ class IdleConnections:
     def _expire(self) -> list[Connection]:
         oldest = self._clock() - self._longest
         expired = [wire for since, wire in self._waiting if since < oldest]
-        self._waiting = [one for one in self._waiting if one[0] >= oldest]
+        self._waiting = [entry for entry in self._waiting if entry[0] >= oldest]
         return expired

@@ -42,8 +42,8 @@ def dial(
     it cannot be ended, so callers on the event loop limit their own waiting. Raises `OSError` (`TimeoutError`,
     `socket.gaierror`, `AddressRefused`).
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    permitted = [one for one in found if bounds.permits(host, str(one[4][0]))]
+    resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    permitted = [entry for entry in resolved if bounds.permits(host, str(entry[4][0]))]
     if not permitted:
         raise refused(host)
     deadline = clock() + timeout

@@ -34,8 +34,8 @@ from mirror.policy.upstream.url_bounds import Origin, Url, UrlBounds, UrlRefused
 from mirror.upstream.http.body import EncodedBody, Fields, Framing, HttpBody, RateFloor, describe
 from mirror.upstream.http.connection import Connection, IdleConnections
 from mirror.upstream.http.dialing import AddressRefused, check_literal, dial
-from mirror.upstream.http.host_holds import HostHolds
 from mirror.upstream.http.proxies import DIRECT, Proxies, Proxy, open_tunnel
+from mirror.upstream.http.throttled_hosts import ThrottledHosts
 from mirror.upstream.http.transport import Timeouts, Tls
 
 #: The most bytes of an error's text that are read; the rest is dropped.
@@ -107,7 +107,7 @@ class Transfer:
     """Blob exchanges with one upstream and with the hosts to which it redirects.
 
     `proxies` chooses the proxy for each URL. At most `most_idle` connections wait for another request, for at most
-    `longest_idle` seconds. `clock` counts seconds. `holds` are the hosts that asked to be left alone.
+    `longest_idle` seconds. `clock` counts seconds. `hosts` are the hosts that asked to be left alone.
     """
 
     def __init__(
@@ -121,11 +121,11 @@ class Transfer:
         most_idle: int = 8,
         longest_idle: float = 20.0,
         clock: Callable[[], float] = time.monotonic,
-        holds: HostHolds | None = None,
+        hosts: ThrottledHosts | None = None,
     ) -> None:
         self._upstream = upstream
         self._bounds = bounds
-        self._holds = holds or HostHolds(upstream, clock)
+        self._hosts = hosts or ThrottledHosts(upstream, clock)
         self._tls = tls or Tls()
         self._proxies = proxies
         self._timeouts = timeouts or Timeouts()
@@ -192,7 +192,7 @@ class Transfer:
                         entered = self._bounds.next_hop(url, fields.get("Location"), hops)
                         headers = surviving_headers(headers, url, entered, passes)
                         url, hops = entered, hops + 1
-                        self._holds.check(url)
+                        self._hosts.check(url)
                         continue
                     return self._answer(wire, framing, status, fields, url, start)
         except UpstreamError as error:
@@ -210,16 +210,16 @@ class Transfer:
             return Answer(status, fields, url, content=self._finish(body))
         encoded = (fields.get("Content-Encoding") or "").strip().lower() in ("gzip", "x-gzip")
         begin, size = 0, framing.length
-        told = parse_content_range(fields.get("Content-Range")) if status == 206 else None
+        content_range = parse_content_range(fields.get("Content-Range")) if status == 206 else None
         # without a requested range, a 206 that names none is the whole; a part of an encoded body cannot be used
-        if status == 206 and (told is not None or start is not None):
-            if told is None or told[0].start > (start or 0) or (encoded and start):
+        if status == 206 and (content_range is not None or start is not None):
+            if content_range is None or content_range[0].start > (start or 0) or (encoded and start):
                 wire.close()
                 return None
-            if framing.length is not None and framing.length != told[0].length:
+            if framing.length is not None and framing.length != content_range[0].length:
                 wire.close()
                 raise self._invalid("Content-Range and Content-Length contradict each other", status)
-            begin, size = told[0].start, told[1]
+            begin, size = content_range[0].start, content_range[1]
         body = self._body(wire, framing, url, begin, size)
         if not encoded or begin:
             return Answer(status, fields, url, body=body)
@@ -335,12 +335,12 @@ class Transfer:
 
     def _finish(self, body: HttpBody) -> bytes:
         """The text of an answer that is no blob, at most `LARGEST_ERROR` bytes. Keeps the connection if that is all."""
-        kept = bytearray()
+        content = bytearray()
         room = memoryview(bytearray(16 * 1024))
         with contextlib.closing(body), contextlib.suppress(UpstreamUnavailable):
-            while len(kept) < LARGEST_ERROR and (count := body.readinto(room)):
-                kept += room[:count]
-        return bytes(kept[:LARGEST_ERROR])
+            while len(content) < LARGEST_ERROR and (count := body.readinto(room)):
+                content += room[:count]
+        return bytes(content[:LARGEST_ERROR])
 
     def _body(
         self, wire: Connection | None, framing: Framing, url: Url, start: int = 0, size: int | None = None

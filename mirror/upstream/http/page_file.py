@@ -23,12 +23,12 @@ class ListBounds:
     """Limits for tag lists, shared by every list of the process.
 
     `directory` is for large pages (None: the system's directory for temporary files). `most_bytes` limits one list, and
-    also all large pages of this process together; `held` is how many bytes of those are on disk now.
+    also all large pages of this process together; `on_disk` is how many bytes of those are on disk now.
     """
 
     directory: Path | None = None
     most_bytes: int = 256 * 1024 * 1024
-    held: int = 0
+    on_disk: int = 0
 
 
 class PageFile:
@@ -39,7 +39,7 @@ class PageFile:
 
     def __init__(self, bounds: ListBounds, limit: int) -> None:
         self._bounds = bounds
-        self._held = 0
+        self._on_disk = 0
         self.limit = limit
         self.size = 0
         self._file: IO[bytes] = io.BytesIO()
@@ -55,10 +55,10 @@ class PageFile:
         Raises `StoreError`.
         """
         size = self.size + len(piece)
-        held = size if size > _IN_MEMORY else 0
-        if size > self.limit or self._bounds.held + held - self._held > self._bounds.most_bytes:
+        on_disk = size if size > _IN_MEMORY else 0
+        if size > self.limit or self._bounds.on_disk + on_disk - self._on_disk > self._bounds.most_bytes:
             return False
-        self._hold(held)
+        self._set_on_disk(on_disk)
         try:
             if self.size <= _IN_MEMORY < self.size + len(piece):
                 self._file = await asyncio.to_thread(self._spill)
@@ -92,9 +92,9 @@ class PageFile:
 
     def close(self) -> None:
         """Free the memory or delete the file. Repeatable."""
-        self._hold(0)
+        self._set_on_disk(0)
         self._file.close()
 
-    def _hold(self, count: int) -> None:
-        self._bounds.held += count - self._held
-        self._held = count
+    def _set_on_disk(self, count: int) -> None:
+        self._bounds.on_disk += count - self._on_disk
+        self._on_disk = count

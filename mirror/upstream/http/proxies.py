@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from yarl import URL
 
-from mirror.policy.upstream.no_proxy import is_spared
+from mirror.policy.upstream.no_proxy import bypasses_proxy
 from mirror.policy.upstream.url_bounds import Url, UrlBounds, UrlRefused, parse_url
 from mirror.upstream.http.dialing import dial
 
@@ -67,15 +67,15 @@ class Proxy:
 
 
 class Proxies:
-    """Chooses the proxy for each URL. `known` are all proxies that `choose` may return."""
+    """Chooses the proxy for each URL. `proxies` are all that `choose` may return."""
 
-    def __init__(self, choose: Callable[[Url], Proxy | None] = lambda url: None, known: Iterable[Proxy] = ()) -> None:
+    def __init__(self, choose: Callable[[Url], Proxy | None] = lambda url: None, proxies: Iterable[Proxy] = ()) -> None:
         self._choose = choose
-        self._known = {proxy.url.host: proxy for proxy in known}
+        self._by_host = {proxy.url.host: proxy for proxy in proxies}
 
     def at(self, host: str) -> UrlBounds | None:
         """The address rules for `host` if it is one of these proxies; None for any other host."""
-        proxy = self._known.get(host)
+        proxy = self._by_host.get(host)
         return proxy.bounds if proxy else None
 
     @classmethod
@@ -99,12 +99,12 @@ class Proxies:
         """
         variables = {name.lower(): value for name, value in environment.items() if name.upper() == name}
         variables |= {name: value for name, value in environment.items() if name.lower() == name}
-        named = {scheme: variables.get(f"{scheme}_proxy") for scheme in ("http", "https")}
-        proxies = {scheme: Proxy.parse(text) for scheme, text in named.items() if text}
-        spared = variables.get("no_proxy", "")
+        urls = {scheme: variables.get(f"{scheme}_proxy") for scheme in ("http", "https")}
+        proxies = {scheme: Proxy.parse(text) for scheme, text in urls.items() if text}
+        no_proxy = variables.get("no_proxy", "")
 
         def choose(url: Url) -> Proxy | None:
-            return None if is_spared(spared, url.host, url.port) else proxies.get(url.scheme)
+            return None if bypasses_proxy(no_proxy, url.host, url.port) else proxies.get(url.scheme)
 
         return cls(choose, proxies.values())
 
@@ -142,8 +142,8 @@ def open_tunnel(proxy: Proxy, host: str, port: int, timeout: float, clock: Calla
         connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
         status = _STATUS.match(_head(connection, clock() + timeout, clock))
         if status is None or status[1] != b"200":
-            said = status[1].decode() if status else "no HTTP"
-            raise ProxyFailed(f"the proxy {proxy.url.authority} answers {said}")
+            answer = status[1].decode() if status else "no HTTP"
+            raise ProxyFailed(f"the proxy {proxy.url.authority} answers {answer}")
     except BaseException:
         connection.close()
         raise

@@ -44,10 +44,10 @@ class BoundedResolver(AbstractResolver):
         Raises `OSError`: `TimeoutError` after `timeout` seconds, `AddressRefused` if every address is forbidden.
         """
         async with asyncio.timeout(self._timeout):
-            found = await self._inner.resolve(host, port, family)
+            resolved = await self._inner.resolve(host, port, family)
         bounds = self._proxy_at(host) or self._bounds
-        permitted = [one for one in found if bounds.permits(host, one["host"])]
-        if found and not permitted:
+        permitted = [entry for entry in resolved if bounds.permits(host, entry["host"])]
+        if resolved and not permitted:
             raise refused(host)
         return permitted
 
