@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any, Final
 
-from mirror import __version__, telemetry
+from mirror import __version__
 from mirror.access.audit import AuditLog
 from mirror.app.client_files import ClientFiles
 from mirror.app.prefetching import make_jobs, make_sync, open_leases
@@ -22,7 +19,8 @@ from mirror.prefetch.jobs import Jobs, prefetching
 from mirror.prefetch.sync import Sync
 from mirror.server.admin.api import Admin
 from mirror.server.admin.image_admin import ImageAdmin
-from mirror.server.admin.traffic_log import TrafficLog, total
+from mirror.server.admin.mirror_status import MirrorStatus
+from mirror.server.admin.traffic_log import TrafficLog
 from mirror.server.admin.worker_status import Workers
 from mirror.server.registry.access_control import AccessControl
 from mirror.store.local.json_records import JsonRecords
@@ -72,18 +70,25 @@ def open_administration(
         rules=pin_rules(config),
         search=lambda text: search(text, table),
     )
+    status = MirrorStatus(
+        config.store.root,
+        storage.eviction.space,
+        storage.eviction.write_behind,
+        workers,
+        traffic,
+        version=__version__,
+        offline=config.offline,
+        caches=dict,
+    )
     admin = Admin(
         jobs,
         sync,
         images,
-        workers,
-        traffic,
+        status,
         parse_image=parse,
-        status=_Status(config, storage, workers),
         config=masked(config),
         clients=ClientFiles(config),
-        version=__version__,
-        gate=gate if config.access.has_admins else None,
+        access=gate if config.access.has_admins else None,
         audit=audit,
     )
     return Administration(admin, sync, jobs, workers, traffic)
@@ -98,39 +103,3 @@ def _make_workers(storage: Storage, repositories: Repositories) -> Workers:
 
     board = StatusBoard(storage.layout, storage.locks)
     return Workers(board, repositories.shared.flights, repositories.upstreams.states, look=look)
-
-
-#: Seconds that the status waits until the size of the store is counted.
-_COUNTED: Final = 1.0
-
-
-class _Status:
-    """The status of all workers and of the store, for the admin API."""
-
-    def __init__(self, config: Config, storage: Storage, workers: Workers) -> None:
-        self._offline = config.offline
-        self._storage = storage
-        self._workers = workers
-
-    async def __call__(self) -> dict[str, Any]:
-        eviction = self._storage.eviction
-        size, limit = await eviction.space.fullness(_COUNTED) or (None, None)
-        quarantined = await asyncio.to_thread(eviction.space.quarantined)
-        workers = await self._workers.workers()
-        return {
-            "version": __version__,
-            "worker": os.getpid(),
-            "uptime": round(self._workers.uptime, 1),
-            "workers": workers,
-            "store": {
-                "root": str(self._storage.layout.root),
-                "bytes": size,
-                "limit": limit,
-                "quarantine": quarantined,
-                "failing": int(await asyncio.to_thread(telemetry.measured, "mirror_store_failing")),
-            },
-            "index": {"trouble": eviction.write_behind.trouble},
-            "flights": len(await self._workers.flights()),
-            "traffic": (await asyncio.to_thread(total)).to_json(),
-            "offline": self._offline,
-        }

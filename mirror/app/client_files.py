@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 from mirror.config import PUBLIC, Config
 from mirror.errors import ConfigError, RequestError
 from mirror.nodes.plan import MirrorUrl
 from mirror.nodes.preview import Offer, offered
+from mirror.server.admin.replies import ClientJson, ClientsJson
 
 #: The port that is shown if no listener has a known one.
 _PORT: Final = 5000
@@ -23,8 +24,8 @@ class ClientFiles:
         self._scheme = "https" if config.server.tls_certificate else "http"
         self._port = next((port for one in config.server.listen if (port := _port(one))), _PORT)
 
-    def __call__(self, mirror: str, host: str) -> dict[str, Any]:
-        """The files and commands for all clients, as JSON values. Raises `RequestError`.
+    def __call__(self, mirror: str, host: str) -> ClientsJson:
+        """The files and commands for all clients. Raises `RequestError`.
 
         `mirror` is the URL at which clients reach the mirror. If it is empty, the URL is guessed: the name in `host`,
         which is the `Host` header of the request to the admin API, with the port for pulls.
@@ -35,7 +36,7 @@ class ClientFiles:
             raise RequestError(str(error).replace("MIRROR_URL", "mirror")) from error
         return {
             "mirror": str(url),
-            "clients": [_told(one) for one in offered(url, self._registries, self._public)],
+            "clients": [_client_json(offer) for offer in offered(url, self._registries, self._public)],
         }
 
     def _guess(self, host: str) -> str:
@@ -47,13 +48,13 @@ class ClientFiles:
         return f"{self._scheme}://{name}:{self._port}"
 
 
-def _told(offer: Offer) -> dict[str, Any]:
-    needs = list(dict.fromkeys(one.needs for one in offer.files if one.needs))
+def _client_json(offer: Offer) -> ClientJson:
+    steps = list(dict.fromkeys(one.needs for one in offer.files if one.needs))
     return {
         "client": offer.client,
         "command": offer.command,
         "files": [{"path": one.path, "content": one.content} for one in offer.files],
-        "needs": needs or [f"nothing has to be reloaded: {offer.seen}"],
+        "next_steps": steps or [f"nothing has to be reloaded: {offer.seen}"],
         "notes": list(offer.notes),
     }
 

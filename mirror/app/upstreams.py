@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 from mirror import __version__, telemetry
@@ -23,14 +23,14 @@ from mirror.config import (
 )
 from mirror.errors import ConfigError, UpstreamError
 from mirror.policy.upstream.budget import Budget
-from mirror.server.admin.worker_status import UpstreamState
+from mirror.server.admin.worker_status import BudgetStatus, EndpointStatus, LoginStatus, UpstreamStatus
 from mirror.store.local.layout import Layout
 from mirror.upstream.credentials.docker_config import DockerConfig
 from mirror.upstream.credentials.of_caller import CallersCredentials
 from mirror.upstream.credentials.provider_options import ProviderOptions
 from mirror.upstream.credentials.providers import open_provider
 from mirror.upstream.credentials.secret_files import PasswordFile
-from mirror.upstream.credentials.source import Credentials, CredentialSource, GivenCredentials, LoginState
+from mirror.upstream.credentials.source import Credentials, CredentialSource, GivenCredentials
 from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.http.page_file import ListBounds
 from mirror.upstream.http.proxies import Proxies
@@ -180,33 +180,29 @@ class Upstreams:
         ]
         return EndpointsUpstream([*mirrors, own], hedge_after=settings.hedge_after) if mirrors else own
 
-    def states(self) -> list[UpstreamState]:
-        """The state of each upstream in use. Times are in seconds since the epoch."""
+    def states(self) -> list[UpstreamStatus]:
+        """The status of each upstream in use."""
         return [self._state(name, upstream) for name, upstream in list(self._made.items())]
 
-    def _state(self, name: str, upstream: RegistryUpstream | EndpointsUpstream) -> UpstreamState:
+    def _state(self, name: str, upstream: RegistryUpstream | EndpointsUpstream) -> UpstreamStatus:
+        endpoints = [
+            EndpointStatus(
+                url=telemetry.redact(health.url),
+                state=health.state,
+                failures=health.failures,
+                retry_at=round(time.time() + health.retry_in) if health.retry_in else 0,
+                logins=[
+                    LoginStatus(login.provider, login.reason, login.since, login.failed_at, login.worked_at)
+                    for login in health.logins
+                ],
+            )
+            for health in upstream.health()
+        ]
         budget = upstream.budget
-        return {
-            "name": name,
-            "endpoints": [
-                {
-                    "url": telemetry.redact(health.url),
-                    "state": health.state,
-                    "failures": health.failures,
-                    "retry_at": round(time.time() + health.retry_in) if health.retry_in else 0,
-                    "logins": [_told(login) for login in health.logins],
-                }
-                for health in upstream.health()
-            ],
-            "budget": None
-            if budget is None
-            else {
-                "limit": budget.limit,
-                "remaining": budget.remaining,
-                "window": budget.window,
-                "seen": budget.seen_at,
-            },
-        }
+        if budget is None:
+            return UpstreamStatus(name, endpoints, None)
+        seen = BudgetStatus(budget.limit, budget.remaining, budget.window, budget.seen_at)
+        return UpstreamStatus(name, endpoints, seen)
 
     async def aclose(self) -> None:
         parting, self._parting = self._parting, {}
@@ -237,16 +233,6 @@ async def open_registries(config: Config) -> AsyncIterator[list[RegistryUpstream
         upstreams = Upstreams(config, executor, memo)
         stack.push_async_callback(upstreams.aclose)
         yield upstreams.open()
-
-
-def _told(login: LoginState) -> dict[str, Any]:
-    return {
-        "provider": login.provider,
-        "reason": login.reason,
-        "since": login.since,
-        "failed_at": login.failed_at,
-        "worked_at": login.worked_at,
-    }
 
 
 def _for_callers(settings: UpstreamSettings, own: CredentialSource) -> CredentialSource:

@@ -43,7 +43,7 @@ from mirror.eviction.scrub import (
     scrub_all,
     scrub_image,
 )
-from mirror.inspect.as_json import image_json, whole_json
+from mirror.inspect.as_json import image_detail_json, image_json
 from mirror.inspect.images import CachedImage, ImageDetail, Overview, PlatformHere
 from mirror.oci.manifest import Descriptor
 from mirror.policy.image_misses import Miss
@@ -113,7 +113,7 @@ def show(
     [wanted] = parse_images([image], loaded)
     whole = asyncio.run(_show(loaded, wanted))
     if as_json:
-        say_json(whole_json(whole))
+        say_json(image_detail_json(whole))
     else:
         _print_whole(whole)
 

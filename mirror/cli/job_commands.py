@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -15,6 +16,7 @@ from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
 from mirror.cli.long_running import check_owner, check_there
 from mirror.errors import ConfigError
+from mirror.prefetch.job_record import JobJson
 from mirror.values.sizes import format_size
 
 
@@ -43,13 +45,13 @@ def jobs(
     say_json(answer) if as_json else _show(answer["jobs"])
 
 
-def _one(loaded: settings.Config, job: str, cancel: bool) -> dict[str, Any]:
+def _one(loaded: settings.Config, job: str, cancel: bool) -> Mapping[str, Any]:
     """Raises `MirrorError`."""
     told = ask_if_running(loaded, "DELETE" if cancel else "GET", f"/admin/v1/jobs/{quote(job, safe='')}")
     return asyncio.run(_one_on_disk(loaded, job, cancel)) if told is None else told
 
 
-async def _one_on_disk(loaded: settings.Config, job: str, cancel: bool) -> dict[str, Any]:
+async def _one_on_disk(loaded: settings.Config, job: str, cancel: bool) -> JobJson:
     from mirror.app.prefetching import make_jobs
     from mirror.app.storage import open_storage
 
@@ -64,7 +66,7 @@ async def _one_on_disk(loaded: settings.Config, job: str, cancel: bool) -> dict[
             return await jobs.cancel(job)
 
 
-async def _all_on_disk(loaded: settings.Config) -> list[dict[str, Any]]:
+async def _all_on_disk(loaded: settings.Config) -> list[JobJson]:
     from mirror.app.prefetching import make_jobs
     from mirror.app.storage import open_storage
 

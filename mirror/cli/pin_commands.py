@@ -42,7 +42,7 @@ def pin(
     told = []
     for one in images:
         body = {"reason": reason, "until": until}
-        pinned = ask_if_running(loaded, "PUT", target_of("pins", one), body=body)
+        pinned: Mapping[str, Any] | None = ask_if_running(loaded, "PUT", target_of("pins", one), body=body)
         told.append(_pin_on_disk(loaded, Pin(one.repo, one.reference, reason, now, end)) if pinned is None else pinned)
     for pinned in told:
         say(f"{pinned['image']}: pinned, {pinned['summary']}")
@@ -63,7 +63,7 @@ def _check(reason: str, until: str | None, now: float) -> float | None:
     return end
 
 
-def _pin_on_disk(loaded: settings.Config, new: Pin) -> dict[str, Any]:
+def _pin_on_disk(loaded: settings.Config, new: Pin) -> Mapping[str, Any]:
     check_owner(loaded, "pins")
     disk = open_disk(loaded)
     with audited(loaded, "pin", repository=str(new.repo), reference=str(new.reference), reason=new.reason or None):
@@ -128,8 +128,8 @@ def pins(
     """List pinned images, by hand and by the rules of the configuration, and whether they are complete."""
     loaded = settings.load(config)
     told = _listed(loaded, state=True)
-    over = [{**one, "state": "over", "missing": [], "summary": "over"} for one in told["over"]]
-    rows = sorted([*told["pins"], *over], key=lambda row: str(row["image"]))
+    expired = [{**one, "state": "expired", "missing_digests": [], "summary": "expired"} for one in told["expired"]]
+    rows = sorted([*told["pins"], *expired], key=lambda row: str(row["image"]))
     if as_json:
         say_json([{name: row[name] for name in row if name != "summary"} for row in rows])
     else:
@@ -139,7 +139,7 @@ def pins(
         raise MirrorError("\n".join(words))
 
 
-def _listed(loaded: settings.Config, *, state: bool) -> dict[str, Any]:
+def _listed(loaded: settings.Config, *, state: bool) -> Mapping[str, Any]:
     """As the admin API tells it, which has all the time it needs: with `state` every manifest is read."""
     told = ask_if_running(loaded, "GET", f"/admin/v1/pins?state={str(state).lower()}", patience=None)
     if told is not None:

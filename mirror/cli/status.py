@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
 from mirror.cli.long_running import check_owner, check_there
 from mirror.errors import ConfigError, RequestError
+from mirror.inspect.as_json import purged_json
 from mirror.policy.image_names import Image, parse_image
 from mirror.values.durations import format_duration
 from mirror.values.sizes import format_size
@@ -48,9 +50,15 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
     async with open_storage(loaded) as storage:
         held, limit = await storage.eviction.space.fullness() or (None, None)
         aside = await asyncio.to_thread(storage.eviction.space.quarantined)
-        index = {"trouble": storage.eviction.write_behind.trouble}
+        index = {"error": storage.eviction.write_behind.trouble}
     # what nobody counts is null: programs find the same names beside a mirror that runs and without
-    store = {"root": str(loaded.store.root), "bytes": held, "limit": limit, "quarantine": aside, "failing": None}
+    store = {
+        "root": str(loaded.store.root),
+        "bytes": held,
+        "limit": limit,
+        "quarantine_bytes": aside,
+        "failing_workers": None,
+    }
     unknown = {"worker": None, "uptime": None, "traffic": None}
     return {"version": __version__, **unknown, "workers": [], "store": store, "index": index, "offline": loaded.offline}
 
@@ -62,11 +70,11 @@ def _show(found: dict[str, Any], flights: list[dict[str, Any]], upstreams: list[
     running = f"{_workers(len(workers))}, up {up}" if workers else "not running"
     say(f"mirror:    {found['version']}, {running}{sealed}")
     say(f"store:     {_say_full(store['bytes'], store['limit'])} in {store['root']}")
-    if store["quarantine"]:
-        say(f"damaged:   {format_size(store['quarantine'])} set aside in {store['root']}/quarantine: check the disk")
-    if count := store.get("failing"):
+    if size := store["quarantine_bytes"]:
+        say(f"damaged:   {format_size(size)} set aside in {store['root']}/quarantine: check the disk")
+    if count := store.get("failing_workers"):
         say(f"uncached:  {_workers(count)} could not store what came last, and passed it on: see `mirror doctor`")
-    if trouble := found.get("index", {}).get("trouble"):
+    if trouble := found.get("index", {}).get("error"):
         say(f"index:     {trouble}; the disk is asked instead")
     if traffic := found.get("traffic"):
         ratio = "nothing served yet" if traffic["hit_ratio"] is None else f"{100 * traffic['hit_ratio']:.1f} % hits"
@@ -110,7 +118,7 @@ def purge(
     loaded = settings.load(config)
     telemetry.set_up_logging("warning")
     wanted = _parse(image, loaded)
-    purged = ask_if_running(loaded, "DELETE", target_of("images", wanted), patience=None)
+    purged: Mapping[str, Any] | None = ask_if_running(loaded, "DELETE", target_of("images", wanted), patience=None)
     if purged is None:
         check_owner(loaded, "leaves")
         purged = asyncio.run(_purge(loaded, wanted))
@@ -123,14 +131,14 @@ def purge(
         say("another tag points to the same image: its content stays")
 
 
-async def _purge(loaded: settings.Config, wanted: Image) -> dict[str, Any]:
+async def _purge(loaded: settings.Config, wanted: Image) -> Mapping[str, Any]:
     from mirror.app.storage import make_purge, open_storage
 
     with audited(loaded, "purge", repository=str(wanted.repo), reference=str(wanted.reference)) as about:
         async with open_storage(loaded) as storage:
             purged = await make_purge(loaded, storage)(wanted)
         about["bytes"] = purged.bytes
-    return purged.to_json()
+    return purged_json(purged)
 
 
 def _parse(text: str, loaded: settings.Config) -> Image:

@@ -20,6 +20,7 @@ from mirror.errors import ConfigError
 from mirror.oci.reference import Repo
 from mirror.prefetch.jobs import Ended
 from mirror.prefetch.progress import ProgressMeter
+from mirror.prefetch.sync_rules import SyncRuleJson
 from mirror.prefetch.sync_run import first_failure
 from mirror.repository.protocol import Readable
 from mirror.values.sizes import format_size
@@ -56,7 +57,7 @@ def sync(
         raise typer.Exit(1)
 
 
-async def _rules(loaded: settings.Config) -> list[dict[str, Any]]:
+async def _rules(loaded: settings.Config) -> list[SyncRuleJson]:
     from mirror.app.prefetching import make_sync
     from mirror.app.storage import open_storage
 
@@ -96,20 +97,20 @@ async def _run(loaded: settings.Config, name: str) -> Ended:
         return task.result()
 
 
-def _show(rules: list[dict[str, Any]]) -> None:
+def _show(rules: list[SyncRuleJson]) -> None:
     if not rules:
         say("no [[sync]] rules in the configuration")
         return
-    table = TextTable("rule", "tags", "when", "state", "last run", "result", "next run")
+    table = TextTable("rule", "tags", "schedule", "state", "last run", "result", "next run")
     for rule in rules:
         table.add_row(
             rule["name"],
             rule["tags"],
-            rule["when"],
+            rule["schedule"],
             rule["state"],
             rule["ended"] or rule["started"] or "",
-            _words(rule["progress"] or rule["result"] or {}, rule["by"]),
-            rule["next"] or "",
+            _words(rule["progress"] or rule["result"] or {}, rule["started_by"]),
+            rule["next_run"] or "",
         )
     table.show()
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 from mirror import telemetry
 from mirror.errors import StoreError
@@ -106,20 +106,6 @@ def _it_is(note: UnreadNote, subject: Subject) -> str:
         f"it is the freeze of {name}, and at what is not known: pulls of the tag are refused, its repository stays; "
         f"`mirror freeze {name} --at DIGEST` or `mirror unfreeze {name}` mends it"
     )
-
-
-def unread_json(notes: Collection[UnreadNote], known: Mapping[UnreadNote, Subject]) -> list[dict[str, Any]]:
-    """Returns the notes for programs; their `message` is for people."""
-    return [
-        {
-            "kind": note.kind,
-            "image": name_of(*known[note]) if note in known else None,
-            "file": note.file,
-            "reason": note.why,
-            "message": words,
-        }
-        for note, words in zip(notes, unread_words(notes, known), strict=True)
-    ]
 
 
 def tell_unread(notes: Collection[UnreadNote], told: set[UnreadNote], known: Mapping[UnreadNote, Subject]) -> None:

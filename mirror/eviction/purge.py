@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 from mirror.aio.threads import uninterrupted
 from mirror.errors import BlobDamaged, ImageProtected, IndexUnavailable, ManifestUnknown, RecordDamaged, StoreError
@@ -46,16 +45,6 @@ class Purged:
     manifests: tuple[Digest, ...]
     blobs: int
     bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the JSON form, for programs."""
-        return {
-            "image": self.image,
-            "tags": list(self.tags),
-            "manifests": [str(digest) for digest in self.manifests],
-            "blobs": self.blobs,
-            "bytes": self.bytes,
-        }
 
 
 #: For each manifest of each repository: the candidates that it is or names.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 #: Outcomes of answers that needed no download of their own; upstream may have confirmed the tag.
 _WITHOUT_DOWNLOAD: Final = frozenset({"hit", "joined", "revalidated", "stale", "described"})
@@ -54,17 +54,6 @@ class Traffic:
             int(sum(value for _, value in sent)),
             int(sum(value for _, value in received)),
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """The totals in JSON, for programs."""
-        return {
-            "requests": self.requests,
-            "hits": self.hits,
-            "hit_ratio": None if self.hit_ratio is None else round(self.hit_ratio, 4),
-            "sent": self.sent,
-            "received": self.received,
-            "saved": self.saved,
-        }
 
 
 def since(now: Traffic, before: Traffic) -> Traffic:

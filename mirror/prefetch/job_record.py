@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal, NotRequired, cast
 
 from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
+from mirror.prefetch.progress import ProgressJson
+from mirror.values.json_types import Count, Timestamp, about
 from mirror.values.timestamps import moment
 
 #: How many images of each job a list of jobs names.
@@ -24,6 +27,22 @@ class JobState(Enum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
+
+
+class JobJson(TypedDict):
+    """A job."""
+
+    id: str
+    kind: Annotated[str, about("`prefetch` or `sync`.")]
+    arguments: Annotated[dict[str, Any], about("Of the request; in a list of jobs, the first images and `more`.")]
+    state: Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
+    created: Timestamp | None
+    started: Timestamp | None
+    ended: Timestamp | None
+    worker: Annotated[NotRequired[Count], about("Process id of the worker that runs it, or did.")]
+    cancelling: Annotated[NotRequired[bool], about("It was cancelled and is ending.")]
+    progress: NotRequired[ProgressJson]
+    result: Annotated[NotRequired[dict[str, Any]], about("Once it has ended: an `error`, or the outcome.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +62,7 @@ class Job:
     ended: float | None = None
     slot: int | None = None
     worker: int | None = None
-    progress: dict[str, Any] | None = None
+    progress: ProgressJson | None = None
     result: dict[str, Any] | None = None
     cancelling: bool = False
 
@@ -64,19 +83,23 @@ class Job:
         """The job as JSON for the disk. Fields without a value are left out."""
         return _JOB.dump_python(self, mode="json", exclude_defaults=True)  # type: ignore[no-any-return]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JobJson:
         """The job as clients see it: times as text, without internal fields."""
         times = {name: moment(getattr(self, name)) for name in ("created", "started", "ended")}
-        return {name: value for name, value in self.to_record().items() if name != "slot"} | times
+        return cast(JobJson, {name: value for name, value in self.to_record().items() if name != "slot"} | times)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JobJson:
         """The job without long lists, as a list of jobs shows it."""
         summary = self.to_json()
         if isinstance(images := self.arguments.get("images"), list):
             listed = {"images": images[:_IMAGES_IN_LIST], "more": len(images[_IMAGES_IN_LIST:])}
             summary["arguments"] = {**self.arguments, **listed}
-        for part in {"result", "progress"} & summary.keys():
-            summary[part] = {name: value for name, value in summary[part].items() if not isinstance(value, list)}
+        if "progress" in summary:
+            summary["progress"].pop("under_way", None)
+        if "result" in summary:
+            summary["result"] = {
+                name: value for name, value in summary["result"].items() if not isinstance(value, list)
+            }
         return summary
 
 

@@ -34,7 +34,7 @@ from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
 from mirror.ports import Lease, Locks, Records
 from mirror.prefetch.batch import prefetch
-from mirror.prefetch.job_record import Job, JobState
+from mirror.prefetch.job_record import Job, JobJson, JobState
 from mirror.prefetch.progress import ProgressMeter
 from mirror.repository.protocol import Readable
 from mirror.values.platforms import parse_platforms
@@ -127,7 +127,7 @@ class Jobs:
 
     # ----------------------------------------------------------------------------------------- submit, show, cancel
 
-    async def submit(self, kind: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    async def submit(self, kind: str, arguments: Mapping[str, Any]) -> JobJson:
         """Create a job and return it. It is on disk when this returns. Raises `TooManyJobs`, `StoreError`."""
         job = await asyncio.to_thread(self._submit, kind, arguments)
         self._wake.set()
@@ -142,16 +142,16 @@ class Jobs:
         self._queue.put(job.id, {"created": job.created})
         return job
 
-    async def get(self, name: str) -> dict[str, Any]:
+    async def get(self, name: str) -> JobJson:
         """The job with its present state. Raises `JobUnknown`, `StoreError`."""
         return (await self._read(name)).to_json()
 
-    async def all(self) -> list[dict[str, Any]]:
+    async def all(self) -> list[JobJson]:
         """All jobs on disk, the newest first, with their results and progress shortened."""
         jobs = await asyncio.to_thread(lambda: sorted(self._all(), key=lambda job: job.created, reverse=True))
         return [(await self._checked(job)).summary() for job in jobs]
 
-    async def cancel(self, name: str) -> dict[str, Any]:
+    async def cancel(self, name: str) -> JobJson:
         """Cancel a job, whichever process runs it, and return it; a job that has ended is not changed. A running job
         ends a little later. Raises `JobUnknown`, `StoreError`.
         """

@@ -27,7 +27,7 @@ from mirror.ports import Locks, Records
 from mirror.prefetch.jobs import Ended
 from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.run_leases import Leases, RunLeases
-from mirror.prefetch.sync_rules import RuleRecord, RuleRecords, SyncRule
+from mirror.prefetch.sync_rules import RuleRecord, RuleRecords, SyncRule, SyncRuleJson
 from mirror.prefetch.sync_run import first_failure, run_sync
 from mirror.repository.protocol import Readable
 from mirror.values.timestamps import moment
@@ -72,18 +72,18 @@ class Sync:
             raise RuleUnknown(f"no sync rule {name[:80]!r} ({known})")
         return rule
 
-    async def status(self) -> list[dict[str, Any]]:
+    async def status(self) -> list[SyncRuleJson]:
         """Every rule with its last result and the time of its next run, as JSON. Raises `StoreError`."""
         return [await self._status(rule) for rule in self.rules.values()]
 
-    async def _status(self, rule: SyncRule) -> dict[str, Any]:
+    async def _status(self, rule: SyncRule) -> SyncRuleJson:
         record = await asyncio.to_thread(self.records.get, rule)
         running = await self._is_running(rule, record)
         return {
             "name": rule.name,
-            "from": str(rule.repo),
+            "repository": str(rule.repo),
             "tags": str(rule.tags),
-            "when": str(rule.plan),
+            "schedule": str(rule.plan),
             "platforms": [str(platform) for platform in rule.platforms],
             "referrers": rule.referrers,
             "every_replica": rule.every_replica,
@@ -91,11 +91,11 @@ class Sync:
             "progress": record.progress if running else None,
             "started": moment(record.start),
             "ended": moment(record.end),
-            "by": record.by,
+            "started_by": record.by,
             "result": record.result,
-            "failed_in_a_row": record.failures,
-            "succeeded": moment(record.succeeded),
-            "next": None if running or rule.sealed else moment(max(self.due(rule, record), self.now())),
+            "consecutive_failures": record.failures,
+            "last_success": moment(record.succeeded),
+            "next_run": None if running or rule.sealed else moment(max(self.due(rule, record), self.now())),
         }
 
     async def busy(self, name: str) -> bool:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from mirror.oci.reference import Repo
 from mirror.policy.schedule import Last, Plan
 from mirror.ports import Records
+from mirror.prefetch.progress import ProgressJson
+from mirror.values.json_types import Count, Timestamp, about
 from mirror.values.platforms import Platform
 from mirror.values.tagsets import TagSet
 
@@ -55,6 +58,33 @@ class SyncRule:
         return int.from_bytes(hashed) / 2**32
 
 
+#: The state of a rule's last run; `sealed` if it cannot run.
+RunState = Literal["never ran", "running", "interrupted", "failed", "ok", "cancelled", "sealed"]
+
+
+class SyncRuleJson(TypedDict):
+    """A sync rule, with its last result and next run."""
+
+    name: str
+    repository: str
+    tags: Annotated[str, about("Which of its tags.")]
+    schedule: str
+    platforms: Annotated[list[str], about("None: all.")]
+    referrers: bool
+    every_replica: Annotated[bool, about("Each replica runs it, instead of one for all.")]
+    state: RunState
+    progress: ProgressJson | None
+    started: Annotated[Timestamp | None, about("When the last run began.")]
+    ended: Timestamp | None
+    started_by: Annotated[str | None, about("`schedule`, `job`, `hand` or `another replica`.")]
+    result: Annotated[
+        dict[str, Any] | None, about("Of the last run; `error`, `failures` and `stale` say why it failed.")
+    ]
+    consecutive_failures: Count
+    last_success: Timestamp | None
+    next_run: Timestamp | None
+
+
 @dataclass(frozen=True, slots=True)
 class RuleRecord:
     """The last run of a rule, as its JSON file on disk has it. Times are in epoch seconds.
@@ -73,7 +103,7 @@ class RuleRecord:
     ok: bool = False
     failures: int = 0
     succeeded: float | None = None
-    progress: dict[str, Any] | None = None
+    progress: ProgressJson | None = None
     result: dict[str, Any] | None = None
 
     @property
@@ -81,7 +111,7 @@ class RuleRecord:
         """The last run, as the schedule needs it."""
         return Last(self.since, self.start, self.end, self.failures)
 
-    def state(self, *, running: bool) -> str:
+    def state(self, *, running: bool) -> RunState:
         """The state, for people. `running`: a process has the rule's lock."""
         if self.start is None:
             return "never ran"

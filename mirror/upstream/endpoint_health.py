@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mirror.policy.upstream.retrying import Circuit
 from mirror.upstream.credentials.source import LoginState
@@ -19,7 +20,7 @@ class Health:
     """
 
     url: str
-    state: str
+    state: Literal["ok", "failing", "throttled", "down"]
     failures: int
     retry_in: float
     logins: tuple[LoginState, ...] = ()
@@ -36,5 +37,5 @@ def health_of(
     wait = worst.verdict(now).wait
     if throttled_for > max(0.0, wait):
         return Health(url, "throttled", worst.failures, throttled_for, logins)
-    state = "down" if worst.delay else "failing" if worst.failures else "ok"
+    state: Literal["ok", "failing", "down"] = "down" if worst.delay else "failing" if worst.failures else "ok"
     return Health(url, state, worst.failures, max(0.0, wait), logins)

@@ -152,10 +152,10 @@ def test_names_from_outside_stay_text(mirror: MirrorProcess, registry: FakeRegis
         "repository": nasty,
         "tag": None,
         "digest": nasty,
-        "mediaType": nasty,
+        "media_type": nasty,
         "complete": True,
     }
-    image |= {"platforms": [nasty], "size": 1, "missing": 0, "lastPull": None, "pinned": False}
+    image |= {"platforms": [nasty], "size": 1, "missing": 0, "last_pull": None, "pinned": False}
     page.route("**/admin/v1/images?*", lambda route: route.fulfill(json={"images": [image], "next": None}))
     failing = {"provider": nasty, "reason": "refused by <b>it</b>", "since": "2026-03-01T00:00:00Z"}
     address = {"url": nasty, "state": "ok", "failures": 0, "retry_in": 0, "credentials": failing}

@@ -18,6 +18,7 @@ from playwright.sync_api import Page, Route, expect
 
 from mirror.server.admin.assets import ASSETS
 from mirror.server.admin.operations import PREFIX, openapi
+from mirror.values.timestamps import format_moment
 from tests.support.browser import Seen, browser_page
 from tests.support.process import PATIENCE
 
@@ -44,19 +45,24 @@ def _traffic(requests: int = 0, hits: int = 0, sent: int = 0, received: int = 0)
     }
 
 
+def _at(seconds: float) -> str:
+    """The time that many seconds from now."""
+    return format_moment(_NOW + seconds)
+
+
 def _image(name: str, **more: Any) -> dict[str, Any]:
     return {
         "image": name,
         "repository": name,
         "tag": None,
         "digest": _DIGEST,
-        "mediaType": "application/json",
+        "media_type": "application/json",
         "complete": True,
-        "emptied": False,
+        "manifests_only": False,
         "platforms": ["linux/amd64"],
         "size": 1,
         "missing": 0,
-        "lastPull": None,
+        "last_pull": None,
         "pinned": False,
         "frozen": False,
         **more,
@@ -70,9 +76,9 @@ def _flight(number: int, **more: Any) -> dict[str, Any]:
 
 def _rule(text: str) -> dict[str, Any]:
     """A sync rule that has failed, with this wherever there can be a text."""
-    words = dict.fromkeys(("name", "from", "tags", "when", "state", "by"), text)
-    times = dict.fromkeys(("started", "ended", "succeeded", "next"), "2026-03-01T00:00:00Z")
-    rest = {"platforms": [text], "referrers": True, "every_replica": False, "progress": None, "failed_in_a_row": 3}
+    words = dict.fromkeys(("name", "repository", "tags", "schedule", "state", "started_by"), text)
+    times = dict.fromkeys(("started", "ended", "last_success", "next_run"), "2026-03-01T00:00:00Z")
+    rest = {"platforms": [text], "referrers": True, "every_replica": False, "progress": None, "consecutive_failures": 3}
     return {**words, **times, **rest, "result": {"failures": [text]}}
 
 
@@ -84,13 +90,19 @@ def _quiet() -> dict[str, Any]:
             "worker": 1,
             "uptime": 5.0,
             "workers": [{"worker": 1, "uptime": 5.0, "flights": 0}, {"worker": 2, "uptime": 90000.0, "flights": 0}],
-            "store": {"root": "/var/lib/mirror", "bytes": 0, "limit": 1000, "quarantine": 0, "failing": 0},
-            "index": {"trouble": None},
+            "store": {
+                "root": "/var/lib/mirror",
+                "bytes": 0,
+                "limit": 1000,
+                "quarantine_bytes": 0,
+                "failing_workers": 0,
+            },
+            "index": {"error": None},
             "flights": 0,
             "traffic": _traffic(),
             "offline": False,
         },
-        "history": {"every": 60.0, "points": [{"at": _NOW, **_traffic()}]},
+        "history": {"interval": 60.0, "points": [{"at": _at(0), **_traffic()}]},
         "flights": {"flights": []},
         "upstreams": {"upstreams": []},
         "images": {"images": [], "next": None},
@@ -101,7 +113,7 @@ def _quiet() -> dict[str, Any]:
             "mirror": _SITE,
             "clients": [
                 {"client": "docker", "command": "do it", "files": [{"path": "/etc/x", "content": "line 1\nline 2\n"}]}
-                | {"needs": ["a restart"], "notes": []}
+                | {"next_steps": ["a restart"], "notes": []}
             ],
         },
     }
@@ -184,7 +196,7 @@ def test_names_without_mercy(opened: _Drawn) -> None:
     job = {"id": "1", "kind": _NASTY, "state": "failed", "created": None, "result": {"first_failure": _NASTY}}
     opened.answers["jobs"]["jobs"] = [{**job, "arguments": {"images": [_NASTY]}}]
     opened.answers["sync"]["rules"] = [_rule(_NASTY)]
-    victim = {"digest": None, "names": [_NASTY], "last_used": 0.0, "bytes": 5, "blobs": []}
+    victim = {"digest": None, "names": [_NASTY], "last_used": None, "bytes": 5, "blobs": []}
     opened.answers["eviction"]["images"] = [victim]
     opened.answers["status"]["store"]["root"] = _NASTY
     opened.answers["clients"]["clients"][0]["notes"] = [_NASTY]
@@ -212,9 +224,9 @@ def test_a_word_is_not_broken(opened: _Drawn, width: int) -> None:
     many = ["linux/386", "linux/amd64", "linux/arm/v6", "linux/arm/v7", "linux/arm64", "linux/ppc64le", "linux/s390x"]
     name = "ghcr.io/acme/platform/services/payments-gateway:2026.11.28-rc.4"
     lately = "2027-01-15T07:56:40Z"
-    states: list[dict[str, Any]] = [{}, {"complete": False, "missing": 12}, {"complete": False, "emptied": True}]
+    states: list[dict[str, Any]] = [{}, {"complete": False, "missing": 12}, {"complete": False, "manifests_only": True}]
     opened.answers["images"]["images"] = [
-        _image(name, size=187_000_000, platforms=many, lastPull=lately, pinned=pinned, frozen=True, **state)
+        _image(name, size=187_000_000, platforms=many, last_pull=lately, pinned=pinned, frozen=True, **state)
         for pinned in (False, True)
         for state in states
     ]
@@ -281,16 +293,16 @@ def test_a_store_that_is_counted(opened: _Drawn) -> None:
         opened.instead = instead
 
     opened.instead = instead
-    opened.answers["status"]["store"]["quarantine"] = 5000
+    opened.answers["status"]["store"]["quarantine_bytes"] = 5000
     page = _load(opened)
     expect(page.locator("#next")).to_have_text("the index is being rebuilt", timeout=_MS)
     expect(page.locator("#fullness-text")).to_contain_text("5.0 kB of damaged blobs set aside", timeout=_MS)
-    opened.answers["status"]["store"].update(bytes=None, limit=None, failing=1)
-    opened.answers["status"]["index"]["trouble"] = "no connection"
+    opened.answers["status"]["store"].update(bytes=None, limit=None, failing_workers=1)
+    opened.answers["status"]["index"]["error"] = "no connection"
     page.clock.fast_forward(1000)
     expect(page.locator("#fullness-text")).to_contain_text("being counted in /var/lib/mirror", timeout=_MS)
-    expect(page.locator("#fullness-text")).to_contain_text("could not be stored and went through", timeout=_MS)
-    expect(page.locator("#fullness-text")).to_contain_text("without its index: no connection", timeout=_MS)
+    expect(page.locator("#fullness-text")).to_contain_text("the last write failed", timeout=_MS)
+    expect(page.locator("#fullness-text")).to_contain_text("the index is not used: no connection", timeout=_MS)
     expect(page.locator("#connection")).to_have_text("live", timeout=_MS)
     opened.seen.complaints.clear()  # the browser's own, about the refusal
 
@@ -317,11 +329,11 @@ def test_a_page_that_nobody_sees_asks_nothing(opened: _Drawn) -> None:
 def test_charts_with_gaps(opened: _Drawn) -> None:
     """No line over hours without requests; saved is what was sent more than came, over each hour and over the day."""
     points = [
-        {"at": _NOW - 71990, **_traffic(10, 0, 0, 900_000)},  # a prefetch
-        {"at": _NOW - 71930, **_traffic(10, 10, 400_000, 0)},
-        {"at": _NOW - 70800, **_traffic(10, 5, 0, 0)},
-        {"at": _NOW - 1000, **_traffic(10, 10, 600_000, 0)},
-        {"at": _NOW, **_traffic(10, 9, 0, 0)},
+        {"at": _at(-71990), **_traffic(10, 0, 0, 900_000)},  # a prefetch
+        {"at": _at(-71930), **_traffic(10, 10, 400_000, 0)},
+        {"at": _at(-70800), **_traffic(10, 5, 0, 0)},
+        {"at": _at(-1000), **_traffic(10, 10, 600_000, 0)},
+        {"at": _at(0), **_traffic(10, 9, 0, 0)},
     ]
     opened.answers["history"]["points"] = points
     page = _load(opened)

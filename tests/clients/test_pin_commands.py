@@ -135,7 +135,7 @@ def test_pins_by_rule_and_what_is_missing(registry: RegistryProcess, directory: 
         "the platform",
         "incomplete",
     )
-    assert listed["missing"] == [f"sha256:{lost}"]
+    assert listed["missing_digests"] == [f"sha256:{lost}"]
     assert "incomplete: 1 layer missing" in mirror(config, "pins")
     mirror(config, "pin", f"app@{image.digest}")
     said = mirror(config, "unpin", f"app@{image.digest}")

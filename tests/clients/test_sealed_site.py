@@ -155,7 +155,7 @@ def test_a_lost_layer_shows_everywhere(gap: Gap) -> None:
     eventually(lambda: gap.cli("misses", "--images").splitlines() == [image.name], "the image is reported")
     [entry] = map(json.loads, gap.cli("ls", "--incomplete", "--json").splitlines())
     assert (entry["image"], entry["missing"]) == (image.name, 1)
-    assert gap.json("show", image.name)["platforms"][0]["missing"] == [digest]
+    assert gap.json("show", image.name)["manifests"][0]["missing_digests"] == [digest]
     assert f"missing: {digest}" in gap.cli("show", image.name)
 
     file.write_bytes(good)

@@ -173,7 +173,7 @@ class _Callers:
                     name = dice.choice((_ONE, _TWO, _ALL))
                     image = Image(Repo("reg.example", name), None, dice.choice(sorted(self.manifests[name])))
                     with suppress(ManifestUnknown, ImageProtected):
-                        await mirror.app.admin._keeping.purge(image)
+                        await mirror.app.admin.images.purge(image)
                 case 7:
                     await mirror.app.storage.index.drop([one for names in self.blobs.values() for one in names])
                     await mirror.app.storage.index.set_marker("lost")

@@ -218,8 +218,8 @@ def test_a_sync_is_run_as_a_job(mirror: MirrorProcess, registry: FakeRegistry, s
     gate = Stall()
     registry.fail("blobs", stall(gate), times=2)
     [rule] = ask_admin(socket, "GET", "/admin/v1/sync").json["rules"]
-    assert (rule["name"], rule["state"], rule["when"]) == ("team/nightly", "never ran", "cron 0 0 1 1 *")
-    assert rule["next"].endswith("-01-01T00:00:00Z") or "-01-01T00:0" in rule["next"]
+    assert (rule["name"], rule["state"], rule["schedule"]) == ("team/nightly", "never ran", "cron 0 0 1 1 *")
+    assert rule["next_run"].endswith("-01-01T00:00:00Z") or "-01-01T00:0" in rule["next_run"]
     said = ask_admin(socket, "POST", "/admin/v1/sync/team%2Fnightly/run")
     assert said.status == 202
     _wait(socket, said.json["id"], "running")
@@ -229,7 +229,7 @@ def test_a_sync_is_run_as_a_job(mirror: MirrorProcess, registry: FakeRegistry, s
     gate.release()
     assert _wait(socket, said.json["id"], "done")["result"]["new"] == ["docker.io/library/app:v2"]
     [rule] = ask_admin(socket, "GET", "/admin/v1/sync").json["rules"]
-    assert (rule["state"], rule["by"], rule["result"]["tags"]) == ("ok", "job", 1)
+    assert (rule["state"], rule["started_by"], rule["result"]["tags"]) == ("ok", "job", 1)
     unknown = ask_admin(socket, "POST", "/admin/v1/sync/nope/run")
     assert (unknown.status, unknown.code) == (404, "RULE_UNKNOWN")
 
@@ -466,7 +466,7 @@ def test_a_sync_by_hand_beside_a_server(mirror: MirrorProcess, config: Path, soc
     done = _mirror("sync", "--now", "team/nightly", config=config)
     assert (done.returncode, done.stderr) == (0, "")
     [rule] = ask_admin(socket, "GET", "/admin/v1/sync").json["rules"]
-    assert (rule["state"], rule["by"]) == ("ok", "hand")
+    assert (rule["state"], rule["started_by"]) == ("ok", "hand")
     assert mirror.get("/v2/library/app/manifests/v2")[0] == 200
 
 

@@ -428,12 +428,13 @@ def test_pinning_by_command_is_the_same_with_a_server_and_without(
         f"{_APP}:v1: pinned, complete",
         f"{_APP}:v9: pinned, not here yet; it stays once it was pulled",
     ]
-    assert [(one["image"].rpartition("/")[2], one["state"], one["missing"]) for one in json.loads(beside[3][1])] == [
+    listed = json.loads(beside[3][1])
+    assert [(pin["image"].rpartition("/")[2], pin["state"], pin["missing_digests"]) for pin in listed] == [
         ("app:v0", "incomplete", [layer]),
         ("app:v1", "complete", []),
         ("app:v9", "absent", []),
         (f"app@{digest}", "incomplete", [layer]),
-        ("old:v1", "over", []),
+        ("old:v1", "expired", []),
         ("spoilt:v1", "absent", []),
     ]
     assert "`mirror unpin docker.io/library/spoilt:v1` mends it" in beside[3][2]
@@ -628,6 +629,7 @@ def test_the_document_is_true(mirror: MirrorProcess, registry: FakeRegistry, api
         ("GET", "/jobs/nope", None), ("DELETE", "/jobs/nope", None), ("GET", "/sync", None),
         ("POST", "/sync/team/nightly/run", None), ("POST", "/sync/nope/run", None), ("GET", "/config", None),
         ("GET", "/clients", None), ("GET", "/clients?mirror=ftp://x", None), ("GET", "/openapi.json", None),
+        ("GET", "/caches", None),
     ]  # fmt: skip
     tried = set()
     for method, path, body in asked:

@@ -110,7 +110,7 @@ async def test_a_pin_in_the_middle_of_an_eviction(registry: FakeRegistry, tmp_pa
         content = await pull(mirror, "v1")
         # an eviction of another process, which has looked at the pins and has not deleted yet
         async with mirror.app.storage.locks.hold("evict"):
-            pinning = asyncio.create_task(mirror.app.admin._keeping.pin(Image(APP, "v1"), {}))
+            pinning = asyncio.create_task(mirror.app.admin.images.pin(Image(APP, "v1"), {}))
             await until(lambda: bool(mirror.app.storage.pins.all()))
             for digest in content:
                 await asyncio.to_thread(mirror.app.storage.store.delete, digest)
@@ -124,7 +124,7 @@ async def test_a_pin_in_the_middle_of_a_purge(registry: FakeRegistry, tmp_path: 
     async with running(registry, tmp_path / "store") as mirror:
         content = await pull(mirror, "v1")
         async with mirror.app.storage.locks.hold("evict"):
-            purging = asyncio.create_task(mirror.app.admin._keeping.purge(Image(APP, "v1")))
+            purging = asyncio.create_task(mirror.app.admin.images.purge(Image(APP, "v1")))
             await until(mirror.app.storage.eviction.evictor._ours.locked)
             pin(mirror, "v1")
         with pytest.raises(ImageProtected):

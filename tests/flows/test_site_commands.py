@@ -103,8 +103,8 @@ def test_pins_are_told_with_their_reason(site: _Site) -> None:
     """Those by rules of the configuration as well."""
     [entry] = map(json.loads, site.cli("ls", "app", "--json").splitlines())
     assert (entry["image"], entry["pinned"], entry["complete"]) == (_IMAGE, True, True)
-    assert entry["lastPull"]
-    [pinned] = json.loads(site.cli("show", "app:v1", "--json"))["pinned"]
+    assert entry["last_pull"]
+    [pinned] = json.loads(site.cli("show", "app:v1", "--json"))["pins"]
     assert (pinned["reason"], pinned["rule"]) == ("ours", "docker.io/library/app:v*")
     assert "ours" in site.cli("show", f"app@{entry['digest']}")
 

@@ -62,9 +62,9 @@ async def _first(mirror: LiveMirror) -> None:
     await _tick(mirror)
 
 
-async def _told(mirror: LiveMirror, name: str = _NAME) -> dict[str, Any]:
-    [found] = [rule for rule in await mirror.app.sync.status() if rule["name"] == name]
-    return found
+async def _status(mirror: LiveMirror, name: str = _NAME) -> dict[str, Any]:
+    [status] = [rule for rule in await mirror.app.sync.status() if rule["name"] == name]
+    return dict(status)
 
 
 def _tags(mirror: LiveMirror) -> set[str]:
@@ -81,7 +81,7 @@ async def test_only_what_is_new_is_fetched(registry: FakeRegistry, tmp_path: Pat
     async with _syncing(registry, tmp_path / "store") as mirror:
         await _first(mirror)
         assert _tags(mirror) == {"1.0", "1.1"}
-        told = await _told(mirror)
+        told = await _status(mirror)
         assert told["state"] == "ok"
         assert told["result"]["tags"] == told["result"]["new_images"] == 2
         assert told["result"]["bytes"] > 8192
@@ -95,7 +95,7 @@ async def test_only_what_is_new_is_fetched(registry: FakeRegistry, tmp_path: Pat
         await _tick(mirror)
         assert registry.count("manifests", "GET") == 1
         assert registry.count("blobs", "GET") == 2
-        told = await _told(mirror)
+        told = await _status(mirror)
         assert told["result"]["tags"] == 3
         assert told["result"]["new"] == ["docker.io/library/app:1.3"]
         registry.stop()
@@ -110,7 +110,7 @@ async def test_a_tag_that_moved_is_fetched_again(registry: FakeRegistry, tmp_pat
         registry.add_image("library/app", "1.1", [noise(4096, 5)])
         mirror.clock.forward(_EVERY)
         await _tick(mirror)
-        assert (await _told(mirror))["result"]["new"] == ["docker.io/library/app:1.1"]
+        assert (await _status(mirror))["result"]["new"] == ["docker.io/library/app:1.1"]
 
 
 async def test_a_failure_is_told_and_tried_again(registry: FakeRegistry, tmp_path: Path) -> None:
@@ -118,18 +118,18 @@ async def test_a_failure_is_told_and_tried_again(registry: FakeRegistry, tmp_pat
     registry.fail("blobs", status(404))
     async with _syncing(registry, tmp_path / "store") as mirror:
         await _first(mirror)
-        told = await _told(mirror)
-        assert (told["state"], told["failed_in_a_row"]) == ("failed", 1)
+        told = await _status(mirror)
+        assert (told["state"], told["consecutive_failures"]) == ("failed", 1)
         [failure] = told["result"]["failures"]
         assert "docker.io/library/app:1." in failure
         [line] = [line for line in mirror.events("sync ended") if line["level"] == "warning"]
         assert line["first_failure"] == failure
         await _tick(mirror)
-        assert (await _told(mirror))["failed_in_a_row"] == 1
+        assert (await _status(mirror))["consecutive_failures"] == 1
         mirror.clock.forward(331)
         await _tick(mirror)
-        told = await _told(mirror)
-        assert (told["state"], told["failed_in_a_row"], told["result"]["failures"]) == ("ok", 0, [])
+        told = await _status(mirror)
+        assert (told["state"], told["consecutive_failures"], told["result"]["failures"]) == ("ok", 0, [])
         text = (await mirror.ask("/metrics")).body.decode()
         assert f'mirror_sync_runs_total{{result="failed",rule="{_NAME}"}}' in text
         assert f'mirror_sync_last_success_timestamp_seconds{{rule="{_NAME}"}}' in text
@@ -142,17 +142,17 @@ async def test_a_list_that_could_not_be_had_is_a_failure(registry: FakeRegistry,
         registry.stop()
         mirror.clock.forward(_EVERY)
         await _tick(mirror)
-        told = await _told(mirror)
+        told = await _status(mirror)
         assert told["state"] == "failed"
         assert "docker.io" in told["result"]["error"]
-        assert told["succeeded"] is not None
+        assert told["last_success"] is not None
 
 
 async def test_a_pattern_that_fits_nothing_is_a_failure(registry: FakeRegistry, tmp_path: Path) -> None:
     """It is a mistake more often than not."""
     async with _syncing(registry, tmp_path / "store", {**_RULE, "tags_semver": ">=9"}) as mirror:
         await _first(mirror)
-        assert (await _told(mirror))["result"] == {"error": "none of its 4 tags is meant by semver >=9"}
+        assert (await _status(mirror))["result"] == {"error": "none of its 4 tags is meant by semver >=9"}
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,8 @@ async def test_what_is_sealed_is_not_synced(registry: FakeRegistry, tmp_path: Pa
     """No run is due, one by hand says why it cannot be, and upstream is never asked."""
     async with _syncing(registry, tmp_path / "store", **sealed) as mirror:
         await _first(mirror)
-        told = await _told(mirror)
-        assert (told["state"], told["next"], told["result"]) == ("sealed", None, None)
+        told = await _status(mirror)
+        assert (told["state"], told["next_run"], told["result"]) == ("sealed", None, None)
         ended = await mirror.app.sync.run_rule(_NAME, ProgressMeter(), by="hand")
         assert not ended.ok
         assert "sealed" in ended.result["error"]
@@ -180,9 +180,9 @@ async def test_state_survives_a_restart(registry: FakeRegistry, tmp_path: Path) 
     clock = Clock()
     async with _syncing(registry, tmp_path / "store", clock=clock) as mirror:
         await _first(mirror)
-        before = await _told(mirror)
+        before = await _status(mirror)
     async with _syncing(registry, tmp_path / "store", clock=clock) as mirror:
-        assert await _told(mirror) == before
+        assert await _status(mirror) == before
         registry.forget()
         await _tick(mirror)
         assert registry.requests == []
@@ -197,9 +197,9 @@ async def test_a_changed_rule_is_due_at_once(registry: FakeRegistry, tmp_path: P
     async with _syncing(registry, tmp_path / "store", clock=clock) as mirror:
         await _first(mirror)
     async with _syncing(registry, tmp_path / "store", {**_RULE, "tags_semver": "1.0"}, clock=clock) as mirror:
-        assert (await _told(mirror))["state"] == "never ran"
+        assert (await _status(mirror))["state"] == "never ran"
         await _first(mirror)
-        assert (await _told(mirror))["result"]["tags"] == 1
+        assert (await _status(mirror))["result"]["tags"] == 1
 
 
 async def test_an_interrupted_run_begins_again_soon(registry: FakeRegistry, tmp_path: Path) -> None:
@@ -213,17 +213,17 @@ async def test_an_interrupted_run_begins_again_soon(registry: FakeRegistry, tmp_
         clock.forward(301)
         task = asyncio.create_task(mirror.app.scheduler.run())
         await reached(gate)
-        assert (await _told(mirror))["state"] == "running"
+        assert (await _status(mirror))["state"] == "running"
         with pytest.raises(AlreadyRunning):
             await mirror.app.sync.run_rule(_NAME, ProgressMeter(), by="hand")
         await cancel_and_wait(task)
-        assert (await _told(mirror))["state"] == "interrupted"
+        assert (await _status(mirror))["state"] == "interrupted"
     gate.release()
     async with _syncing(registry, tmp_path / "store", rule, clock=clock) as mirror:
-        assert (await _told(mirror))["state"] == "interrupted"
+        assert (await _status(mirror))["state"] == "interrupted"
         clock.forward(61)
         await _tick(mirror)
-        assert (await _told(mirror))["state"] == "ok"
+        assert (await _status(mirror))["state"] == "ok"
 
 
 async def test_a_run_by_hand_that_is_cancelled_waits_for_its_time(registry: FakeRegistry, tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ async def test_a_run_by_hand_that_is_cancelled_waits_for_its_time(registry: Fake
         meter.cancelled = True
         await cancel_and_wait(task)
         gate.release()
-        told = await _told(mirror)
+        told = await _status(mirror)
         assert (told["state"], told["result"]) == ("cancelled", {"error": "cancelled"})
         # a blob that was under way comes to its end, as when a client leaves
         await mirror.idle()
@@ -275,9 +275,9 @@ async def test_records_that_are_not_valid_count_as_absent(registry: FakeRegistry
         what, records = mirror.app.sync.rule(_NAME).what, JsonRecords(mirror.app.storage.layout, "sync")
         for junk in ({"since": "x"}, {"what": what, "since": 1.0, "start": "x", "end": [], "failures": {}}):
             records.put(_NAME, junk)
-            assert (await _told(mirror))["state"] == "never ran"
+            assert (await _status(mirror))["state"] == "never ran"
         await _first(mirror)
-        assert (await _told(mirror))["state"] == "ok"
+        assert (await _status(mirror))["state"] == "ok"
         with pytest.raises(RuleUnknown, match="no sync rule 'x'"):
             mirror.app.sync.rule("x")
 

@@ -60,12 +60,12 @@ async def _tick(mirrors: list[LiveMirror]) -> None:
         await mirror.app.scheduler.idle()
 
 
-async def _states(mirrors: list[LiveMirror]) -> list[tuple[str, str]]:
-    found = []
+async def _states(mirrors: list[LiveMirror]) -> list[tuple[str, str | None]]:
+    states: list[tuple[str, str | None]] = []
     for mirror in mirrors:
         [rule] = await mirror.app.sync.status()
-        found.append((rule["state"], rule["by"]))
-    return found
+        states.append((rule["state"], rule["started_by"]))
+    return states
 
 
 def _have(mirrors: list[LiveMirror]) -> list[bool]:

@@ -71,11 +71,11 @@ async def _running(*all_jobs: Jobs) -> AsyncIterator[None]:
 
 
 async def _state(jobs: Jobs, name: str, *states: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    while found.get("state") not in states:
-        found = await jobs.get(name)
+    job: dict[str, Any] = {}
+    while job.get("state") not in states:
+        job = dict(await jobs.get(name))
         await asyncio.sleep(0.005)
-    return found
+    return job
 
 
 async def test_several_processes_run_each_job_once(layout: Layout) -> None:

@@ -490,9 +490,7 @@ class Storm:
         digest = None if by_tag else self.dice.choice(self._images[name])
         image = Image(Repo("docker.io", name), tag if by_tag else None, digest)
         self._say(f"purge {name} {str(image.reference)[:19]}")
-        await self._do(
-            lambda mirror: mirror.app.admin._keeping.purge(image), ManifestUnknown, ImageProtected, StoreFull
-        )
+        await self._do(lambda mirror: mirror.app.admin.images.purge(image), ManifestUnknown, ImageProtected, StoreFull)
 
     async def _pin(self) -> None:
         """An image by digest, once all of it is here: from then on it stays."""
@@ -590,14 +588,14 @@ class Storm:
         """What only looks."""
 
         async def work(mirror: LiveMirror) -> None:
-            keeping = mirror.app.admin._keeping
-            page = await keeping.images({"limit": "3"})
+            images = mirror.app.admin.images
+            page = await images.images({"limit": "3"})
             for image in page["images"]:
                 with suppress(ManifestUnknown):
-                    await keeping.image(mirror.app.admin._parse_image(image["image"]))
+                    await images.image(mirror.app.admin._parse_image(image["image"]))
             with suppress(IndexUnavailable):
-                await keeping.plan({"bytes": "300000"})
-            await keeping.pins({})
+                await images.plan({"bytes": "300000"})
+            await images.pins({})
             await mirror.app.storage.eviction.rounds.tick()
 
         await self._do(work, StoreFull)

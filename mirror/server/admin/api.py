@@ -38,16 +38,18 @@ from mirror.errors import (
     RequestError,
     Unsupported,
 )
+from mirror.inspect.as_json import PinJson, PurgedJson, VictimsJson
 from mirror.oci.strict_json import read_json
 from mirror.policy.access_rules import Identity
 from mirror.policy.image_names import Image
+from mirror.prefetch.job_record import JobJson
 from mirror.prefetch.jobs import Jobs
 from mirror.prefetch.sync import Sync
 from mirror.server.admin.assets import ASSETS, Asset
 from mirror.server.admin.image_admin import ImageAdmin
+from mirror.server.admin.mirror_status import MirrorStatus
 from mirror.server.admin.operations import PREFIX, Operation, find, openapi
-from mirror.server.admin.traffic_log import TrafficLog
-from mirror.server.admin.worker_status import Workers
+from mirror.server.admin.replies import MOST_IMAGES, ClientsJson, JobsJson, SyncRulesJson
 from mirror.server.registry.access_control import AccessControl
 from mirror.server.registry.responses import API_VERSION, SERVER, error_response, is_unchanged
 from mirror.values.platforms import parse_platforms
@@ -60,7 +62,6 @@ HEADER: Final = "Mirror-Admin"
 _LARGEST_BODY: Final = 1 << 20
 #: Seconds within which a whole body must arrive.
 _BODY_IN: Final = 30.0
-_MOST_IMAGES: Final = 2000
 
 #: Names in the audit log, if they differ from the operation's own name.
 _AUDITED: Final = {"run": "sync", "cancel": "cancel"}
@@ -69,38 +70,32 @@ _AUDITED: Final = {"run": "sync", "cancel": "cancel"}
 class AdminAudit(Protocol):
     """The log that changes are written to."""
 
-    def record(self, **what: object) -> None:
+    def record(self, **fields: object) -> None:
         """Write one entry. Raises nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Reply:
-    """The JSON body and status of an answer; `location` is the path at which the client follows the operation."""
+class _Accepted:
+    """The reply to a request that is not done yet; `location` is the path at which the client follows it."""
 
-    body: Mapping[str, Any]
-    status: int = 200
+    body: JobJson
     location: str | None = None
 
 
 @dataclass(slots=True)
-class _Asked:
-    """A request. `given` is the value of the `{…}` in its path. `who` is the caller, once identified; `about` are
+class _Call:
+    """A request. `value` is that of the `{…}` in its path. `caller` is set once the caller is identified; `audited` are
     fields for the audit log.
     """
 
     request: web.BaseRequest
-    given: str = ""
-    who: str | None = None
+    value: str = ""
+    caller: str | None = None
     query: Mapping[str, str] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=dict)
-
-    def image(self, image: Image) -> Image:
-        """Note for the audit log which image the request is about, and return that image."""
-        self.about |= {"repository": str(image.repo), "reference": str(image.reference)}
-        return image
+    audited: dict[str, Any] = field(default_factory=dict)
 
 
-_Action = Callable[[_Asked], Awaitable[_Reply]]
+_Action = Callable[[_Call], Awaitable[Mapping[str, Any] | _Accepted]]
 
 
 class Admin:
@@ -110,223 +105,203 @@ class Admin:
         self,
         jobs: Jobs,
         sync: Sync,
-        keeping: ImageAdmin,
-        workers: Workers,
-        traffic: TrafficLog,
+        images: ImageAdmin,
+        status: MirrorStatus,
         *,
         parse_image: Callable[[str], Image],
-        status: Callable[[], Awaitable[Mapping[str, Any]]],
         config: Mapping[str, Any],
-        clients: Callable[[str, str], Mapping[str, Any]],
-        version: str,
-        gate: AccessControl | None = None,
+        clients: Callable[[str, str], ClientsJson],
+        access: AccessControl | None = None,
         audit: AdminAudit | None = None,
     ) -> None:
         """`config` is the configuration without secrets. `clients` returns the configuration of container clients for
-        the mirror's URL or, if that is empty, for the `Host` of the request; it raises `RequestError`. `gate`
+        the mirror's URL or, if that is empty, for the `Host` of the request; it raises `RequestError`. `access`
         authenticates and authorises callers over TCP; without it, only loopback is served.
         """
         self._jobs = jobs
         self._sync = sync
-        self._keeping = keeping
-        self._workers = workers
-        self._traffic = traffic
-        self._parse_image = parse_image
+        self.images = images
         self._status = status
+        self._parse_image = parse_image
         self._config = config
         self._clients = clients
-        self._document = openapi(version)
-        self._gate = gate
+        self._access = access
         self._audit = audit
+        self._document: Mapping[str, Any] | None = None
         self._numbers = itertools.count(1)
         self._actions: dict[str, _Action] = {
-            "status": self._get_status,
-            "history": self._get_history,
-            "flights": self._get_flights,
-            "upstreams": self._get_upstreams,
-            "images": self._get_images,
-            "image": self._get_image,
+            "status": lambda _: status.status(),
+            "history": lambda _: status.history(),
+            "flights": lambda _: status.flights(),
+            "upstreams": lambda _: status.upstreams(),
+            "caches": lambda _: status.caches(),
+            "images": lambda call: images.images(call.query),
+            "image": lambda call: images.image(parse_image(call.value)),
             "purge": self._purge,
-            "pins": self._get_pins,
+            "pins": lambda call: images.pins(call.query),
             "pin": self._pin,
-            "unpin": self._unpin,
-            "plan": self._plan,
+            "unpin": lambda call: images.unpin(self._image(call)),
+            "plan": lambda call: images.plan(call.query),
             "evict": self._evict,
             "prefetch": self._prefetch,
-            "jobs": self._get_jobs,
-            "job": self._get_job,
+            "jobs": self._list_jobs,
+            "job": lambda call: jobs.get(call.value),
             "cancel": self._cancel,
-            "sync": self._get_sync,
+            "sync": self._list_rules,
             "run": self._run,
-            "clients": self._get_clients,
+            "clients": self._list_clients,
             "config": self._get_config,
             "openapi": self._get_document,
         }
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         target: str = request._message.path  # the raw target: aiohttp's URL is already decoded
-        name = f"admin-{os.getpid():x}-{next(self._numbers):x}"
-        operations, given = find(target.partition("?")[0])
-        asked = _Asked(request, given)
+        number = f"admin-{os.getpid():x}-{next(self._numbers):x}"
+        operations, value = find(target.partition("?")[0])
+        call = _Call(request, value)
         error: MirrorError | None = None
         try:
-            await self._admit(asked)
-            response = await self._answer(asked, target, operations, name)
+            await self._identify(call)
+            response = await self._answer(call, target, operations, number)
         except MirrorError as caught:
             error = caught
-            response = error_response(error, name)
+            response = error_response(error, number)
         except Exception:
-            telemetry.log.exception("admin request crashed", id=name, method=request.method, path=target[:1024])
+            telemetry.log.exception("admin request crashed", id=number, method=request.method, path=target[:1024])
             error = MirrorError("an unexpected error; the log has more")
-            response = error_response(error, name)
+            response = error_response(error, number)
         if response.status == 405:
             response.headers["Allow"] = ", ".join(_allowed(operations))
-        self._tell(asked, operations.get(_method(request)), response.status, name, error)
+        self._log(call, operations.get(_method(request)), response.status, number, error)
         return response
 
-    async def _answer(self, asked: _Asked, target: str, operations: Mapping[str, Operation], name: str) -> web.Response:
+    async def _answer(self, call: _Call, target: str, operations: Mapping[str, Operation], number: str) -> web.Response:
         path, _, _query = target.partition("?")
-        method = _method(asked.request)
+        method = _method(call.request)
         if not operations:
             if (asset := ASSETS.get(path)) is None:
                 raise NotServed("not a path of the admin API")
             if method != "GET":
                 raise Unsupported(f"{method} is not possible here, only {', '.join(_allowed({}))}")
-            return _page(asset, asked.request)
+            return _asset_response(asset, call.request)
         operation = operations.get(method)
         if operation is None:
             raise Unsupported(f"{method} is not possible here, only {', '.join(_allowed(operations))}")
         if operation.changes:
-            _refuse_without_header(asked.request)
-        asked.query = _query_of(asked.request, operation)
-        reply = await self._actions[operation.name](asked)
+            _refuse_without_header(call.request)
+        call.query = _query_of(call.request, operation)
+        reply = await self._actions[operation.name](call)
+        status, location = (202, reply.location) if isinstance(reply, _Accepted) else (200, None)
+        body = reply.body if isinstance(reply, _Accepted) else reply
+        headers = {
+            **API_VERSION,
+            "Content-Type": "application/json",
+            "Cache-Control": "no-store",
+            "X-Request-Id": number,
+        }
+        if location is not None:
+            headers["Location"] = location
         # encoding megabytes of JSON on the event loop would delay every pull
-        return _response(reply, await asyncio.to_thread(_encoded, reply), name)
+        return web.Response(status=status, body=await asyncio.to_thread(_encoded, body), headers=headers)
 
-    def _tell(
-        self,
-        asked: _Asked,
-        operation: Operation | None,
-        status: int,
-        name: str,
-        error: MirrorError | None,
+    def _log(
+        self, call: _Call, operation: Operation | None, status: int, number: str, error: MirrorError | None
     ) -> None:
-        request = asked.request
-        trouble = {"trouble": f"{type(error).__name__}: {error}"} if error else {}
+        request = call.request
+        failure = {"error": f"{type(error).__name__}: {error}"} if error else {}
         quiet = request.method in ("GET", "HEAD") and error is None
         level = telemetry.log.debug if quiet else telemetry.log.info
         path = request._message.path[:1024]
-        level("admin request", id=name, method=request.method, path=path, status=status, caller=asked.who, **trouble)
+        level(
+            "admin request", id=number, method=request.method, path=path, status=status, caller=call.caller, **failure
+        )
         if self._audit is None or not ((operation and operation.changes) or status in (401, 403)):
             return
         action = _AUDITED.get(operation.name, operation.name) if operation else "admin"
-        about = {**asked.about, "reason": trouble.get("trouble") or asked.about.get("reason")}
-        self._audit.record(id=name, caller=asked.who, client=_client(request), action=action, status=status, **about)
+        about = {**call.audited, "reason": failure.get("error") or call.audited.get("reason")}
+        self._audit.record(
+            id=number, caller=call.caller, client=_client(request), action=action, status=status, **about
+        )
 
-    # ------------------------------------------------------------------------------------------------ who may come in
-
-    async def _admit(self, asked: _Asked) -> None:
-        """Returns only if the caller may use the admin API; `asked.who` then says who it is. Raises `Unauthorized`,
-        `Denied`, `AccessUnavailable`.
+    async def _identify(self, call: _Call) -> None:
+        """Returns only if the caller may use the admin API, and sets `call.caller`. Raises `Unauthorized`, `Denied`,
+        `AccessUnavailable`.
         """
-        request = asked.request
+        request = call.request
         _refuse_other_sites(request)
         if (user := _user_of(request)) is not None:
-            asked.who = user
-        elif self._gate is not None:
+            call.caller = user
+        elif self._access is not None:
 
-            def told(identity: Identity) -> None:
-                asked.who = str(identity)
+            def identified(identity: Identity) -> None:
+                call.caller = str(identity)
 
-            await self._gate.administrator(request, told)
-        elif _means_us(request.headers.get("Host", "")):
-            asked.who = "loopback"
+            await self._access.administrator(request, identified)
+        elif _is_loopback(request.headers.get("Host", "")):
+            call.caller = "loopback"
         else:
-            raise Denied("the admin API is asked by the loopback address alone")
+            raise Denied("without a login, the admin API answers only requests to a loopback address")
 
-    # ------------------------------------------------------------------------------------------------- what is done
+    # -------------------------------------------------------------------------------------------------- operations
 
-    async def _get_status(self, _asked: _Asked) -> _Reply:
-        return _Reply(await self._status())
+    def _image(self, call: _Call) -> Image:
+        """The image in the path, which the audit log then names."""
+        image = self._parse_image(call.value)
+        call.audited |= {"repository": str(image.repo), "reference": str(image.reference)}
+        return image
 
-    async def _get_history(self, _asked: _Asked) -> _Reply:
-        return _Reply(await asyncio.to_thread(self._traffic.history))
+    async def _purge(self, call: _Call) -> PurgedJson:
+        purged = await self.images.purge(self._image(call))
+        call.audited |= {"bytes": purged["bytes"]}
+        return purged
 
-    async def _get_flights(self, _asked: _Asked) -> _Reply:
-        return _Reply({"flights": await self._workers.flights()})
+    async def _pin(self, call: _Call) -> PinJson:
+        pinned = await self.images.pin(self._image(call), await _body(call.request, optional=True))
+        call.audited |= {"reason": pinned["reason"] or None}
+        return pinned
 
-    async def _get_upstreams(self, _asked: _Asked) -> _Reply:
-        return _Reply({"upstreams": await self._workers.upstreams()})
+    async def _evict(self, call: _Call) -> VictimsJson:
+        victims = await self.images.collect()
+        call.audited |= {"bytes": victims["bytes"]}
+        return victims
 
-    async def _get_images(self, asked: _Asked) -> _Reply:
-        return _Reply(await self._keeping.images(asked.query))
+    async def _list_jobs(self, _call: _Call) -> JobsJson:
+        return {"jobs": await self._jobs.all()}
 
-    async def _get_image(self, asked: _Asked) -> _Reply:
-        return _Reply(await self._keeping.image(self._parse_image(asked.given)))
+    async def _cancel(self, call: _Call) -> JobJson | _Accepted:
+        call.audited |= {"job": call.value[:80]}
+        job = await self._jobs.cancel(call.value)
+        return _Accepted(job) if job.get("cancelling") else job
 
-    async def _purge(self, asked: _Asked) -> _Reply:
-        purged = await self._keeping.purge(asked.image(self._parse_image(asked.given)))
-        asked.about |= {"bytes": purged.bytes}
-        return _Reply(purged.to_json())
+    async def _list_rules(self, _call: _Call) -> SyncRulesJson:
+        return {"rules": await self._sync.status()}
 
-    async def _get_pins(self, asked: _Asked) -> _Reply:
-        return _Reply(await self._keeping.pins(asked.query))
+    async def _run(self, call: _Call) -> _Accepted:
+        call.audited |= {"rule": call.value[:100]}
+        if await self._sync.busy(call.value):
+            raise AlreadyRunning(f"{call.value} is being synced already")
+        return await self._submit(call, "sync", {"rule": call.value})
 
-    async def _pin(self, asked: _Asked) -> _Reply:
-        image = asked.image(self._parse_image(asked.given))
-        pinned = await self._keeping.pin(image, await _body(asked.request, optional=True))
-        asked.about |= {"reason": pinned["reason"] or None}
-        return _Reply(pinned)
+    async def _prefetch(self, call: _Call) -> _Accepted:
+        arguments = read_prefetch(await _body(call.request), self._parse_image)
+        call.audited |= {"images": arguments["images"]}
+        return await self._submit(call, "prefetch", arguments)
 
-    async def _unpin(self, asked: _Asked) -> _Reply:
-        return _Reply(await self._keeping.unpin(asked.image(self._parse_image(asked.given))))
-
-    async def _plan(self, asked: _Asked) -> _Reply:
-        return _Reply(await self._keeping.plan(asked.query))
-
-    async def _evict(self, asked: _Asked) -> _Reply:
-        dropped = await self._keeping.collect()
-        asked.about |= {"bytes": dropped["bytes"]}
-        return _Reply(dropped)
-
-    async def _get_jobs(self, _asked: _Asked) -> _Reply:
-        return _Reply({"jobs": await self._jobs.all()})
-
-    async def _get_job(self, asked: _Asked) -> _Reply:
-        return _Reply(await self._jobs.get(asked.given))
-
-    async def _cancel(self, asked: _Asked) -> _Reply:
-        asked.about |= {"job": asked.given[:80]}
-        job = await self._jobs.cancel(asked.given)
-        return _Reply(job, 202 if job.get("cancelling") else 200)
-
-    async def _get_sync(self, _asked: _Asked) -> _Reply:
-        return _Reply({"rules": await self._sync.status()})
-
-    async def _run(self, asked: _Asked) -> _Reply:
-        asked.about |= {"rule": asked.given[:100]}
-        if await self._sync.busy(asked.given):
-            raise AlreadyRunning(f"{asked.given} is being synced already")
-        return await self._submitted(asked, "sync", {"rule": asked.given})
-
-    async def _prefetch(self, asked: _Asked) -> _Reply:
-        arguments = read_prefetch(await _body(asked.request), self._parse_image)
-        asked.about |= {"images": arguments["images"]}
-        return await self._submitted(asked, "prefetch", arguments)
-
-    async def _submitted(self, asked: _Asked, kind: str, arguments: Mapping[str, Any]) -> _Reply:
+    async def _submit(self, call: _Call, kind: str, arguments: Mapping[str, Any]) -> _Accepted:
         job = await self._jobs.submit(kind, arguments)
-        asked.about |= {"job": job["id"]}
-        return _Reply(job, 202, f"{PREFIX}/jobs/{quote(job['id'])}")
+        call.audited |= {"job": job["id"]}
+        return _Accepted(job, f"{PREFIX}/jobs/{quote(job['id'])}")
 
-    async def _get_clients(self, asked: _Asked) -> _Reply:
-        return _Reply(self._clients(asked.query.get("mirror", ""), asked.request.headers.get("Host", "")))
+    async def _list_clients(self, call: _Call) -> ClientsJson:
+        return self._clients(call.query.get("mirror", ""), call.request.headers.get("Host", ""))
 
-    async def _get_config(self, _asked: _Asked) -> _Reply:
-        return _Reply(self._config)
+    async def _get_config(self, _call: _Call) -> Mapping[str, Any]:
+        return self._config
 
-    async def _get_document(self, _asked: _Asked) -> _Reply:
-        return _Reply(self._document)
+    async def _get_document(self, _call: _Call) -> Mapping[str, Any]:
+        if self._document is None:
+            self._document = await asyncio.to_thread(openapi, self._status.version)
+        return self._document
 
 
 def read_prefetch(body: object, parse_image: Callable[[str], Image]) -> dict[str, Any]:
@@ -339,9 +314,9 @@ def read_prefetch(body: object, parse_image: Callable[[str], Image]) -> dict[str
     images, platforms = body.get("images"), body.get("platforms", [])
     parsed: list[str] = []
     if not _is_texts(images) or not images:
-        mistakes.append("images: not a list of names, with one at least")
-    elif len(images) > _MOST_IMAGES:
-        mistakes.append(f"images: more than {_MOST_IMAGES}")
+        mistakes.append("images: must be a list with at least one name")
+    elif len(images) > MOST_IMAGES:
+        mistakes.append(f"images: more than {MOST_IMAGES}")
     else:
         for text in images:
             try:
@@ -350,22 +325,22 @@ def read_prefetch(body: object, parse_image: Callable[[str], Image]) -> dict[str
                 mistakes.append(f"images: {error}")
     chosen: list[str] = []
     if not _is_texts(platforms):
-        mistakes.append("platforms: not a list such as ['linux/amd64']")
+        mistakes.append("platforms: must be a list such as ['linux/amd64']")
     else:
         try:
-            chosen = [str(one) for one in parse_platforms(platforms)]
+            chosen = [str(platform) for platform in parse_platforms(platforms)]
         except ValueError as error:
             mistakes.append(f"platforms: {error}")
     referrers = body.get("referrers", False)
     if not isinstance(referrers, bool):
-        mistakes.append("referrers: neither true nor false")
+        mistakes.append("referrers: must be true or false")
     if mistakes:
         raise BodyInvalid("; ".join(mistakes[:20]))
     return {"images": parsed, "platforms": chosen, "referrers": referrers}
 
 
 def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 async def _body(request: web.BaseRequest, *, optional: bool = False) -> object:
@@ -378,7 +353,7 @@ async def _body(request: web.BaseRequest, *, optional: bool = False) -> object:
                 if len(received) > _LARGEST_BODY:
                     raise BodyTooLarge(f"more than {_LARGEST_BODY} bytes")
     except TimeoutError as error:
-        raise BodyInvalid("the body does not come") from error
+        raise BodyInvalid(f"the body did not arrive within {_BODY_IN:.0f} s") from error
     if optional and not received:
         return None
     try:
@@ -422,12 +397,12 @@ def _refuse_other_sites(request: web.BaseRequest) -> None:
     """
     origin, host = request.headers.get("Origin"), request.headers.get("Host", "")
     if origin is not None and (not host or _host_of(origin) != host.lower()):
-        raise Denied("the admin API is not for pages of other sites")
+        raise Denied("pages of other sites may not use the admin API")
     if request.headers.get("Sec-Fetch-Site", "none") in ("cross-site", "same-site"):
         # following a link to the web page is harmless
         navigating = request.headers.get("Sec-Fetch-Mode") == "navigate" and request.method == "GET"
         if not navigating:
-            raise Denied("the admin API is not for pages of other sites")
+            raise Denied("pages of other sites may not use the admin API")
 
 
 def _host_of(origin: str) -> str:
@@ -440,7 +415,7 @@ def _host_of(origin: str) -> str:
 
 def _refuse_without_header(request: web.BaseRequest) -> None:
     if _user_of(request) is None and HEADER not in request.headers:
-        raise Denied(f"over TCP, what changes something needs the header {HEADER}: 1")
+        raise Denied(f"over TCP, a request that changes something needs the header {HEADER}: 1")
 
 
 def _user_of(request: web.BaseRequest) -> str | None:
@@ -465,26 +440,19 @@ def _client(request: web.BaseRequest) -> str:
     return request.remote or "unix"
 
 
-def _means_us(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
-        named = urlsplit(f"//{host}").hostname or ""
-        return named == "localhost" or ipaddress.ip_address(named).is_loopback
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
 
 
-def _encoded(reply: _Reply) -> bytes:
-    return json.dumps(reply.body, indent=1).encode() + b"\n"
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, indent=1).encode() + b"\n"
 
 
-def _response(reply: _Reply, body: bytes, name: str) -> web.Response:
-    headers = {**API_VERSION, "Content-Type": "application/json", "Cache-Control": "no-store", "X-Request-Id": name}
-    if reply.location:
-        headers["Location"] = reply.location
-    return web.Response(status=reply.status, body=body, headers=headers)
-
-
-def _page(asset: Asset, request: web.BaseRequest) -> web.Response:
+def _asset_response(asset: Asset, request: web.BaseRequest) -> web.Response:
     if is_unchanged(request.headers.get("If-None-Match"), asset.tag):
         return web.Response(status=304, headers={**SERVER, "ETag": asset.headers["ETag"]})
     return web.Response(body=asset.content, headers=asset.headers)

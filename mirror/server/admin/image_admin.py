@@ -7,17 +7,33 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Annotated, Final, TypeVar
+
+from typing_extensions import TypedDict
 
 from mirror.aio.costly_cache import CostlyCache
 from mirror.errors import BodyInvalid, ManifestUnknown, PinUnknown, RequestError, StoreFull
 from mirror.eviction.damaged_notes import DamagedNoteOwners
 from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import pinned_images
-from mirror.eviction.purge import Purge, Purged
+from mirror.eviction.purge import Purge
 from mirror.eviction.space import Space
 from mirror.graph.references import called
-from mirror.inspect.as_json import image_json, new_pin_json, pins_json, victims_by_image, victims_json, whole_json
+from mirror.inspect.as_json import (
+    ImageDetailJson,
+    ImageJson,
+    PinJson,
+    PinsJson,
+    PurgedJson,
+    VictimsJson,
+    image_detail_json,
+    image_json,
+    new_pin_json,
+    pins_json,
+    purged_json,
+    victims_by_image,
+    victims_json,
+)
 from mirror.inspect.images import Overview, PageCursor
 from mirror.oci.reference import Repo
 from mirror.policy.eviction import Victim
@@ -26,6 +42,7 @@ from mirror.policy.pins import LONGEST_REASON, PinRule, parse_until
 from mirror.policy.records import Pin
 from mirror.policy.selection import Selection
 from mirror.ports import BlobStore, Catalog, ContentIndex, Freezes, Pins
+from mirror.values.json_types import about
 
 _D = TypeVar("_D")
 
@@ -34,7 +51,21 @@ _LARGEST_PAGE: Final = 500
 #: Images of an eviction that are listed one by one.
 _MOST_VICTIMS: Final = 200
 #: Entries (tags, images without a tag, repositories) that are examined for one page.
-_MOST_LOOKED_AT: Final = 2000
+_MOST_EXAMINED: Final = 2000
+
+
+class ImagesJson(TypedDict):
+    """A page of images. It may be short or empty although more images follow."""
+
+    images: list[ImageJson]
+    next: Annotated[str | None, about("The value of `after` for the next page; null: this is the last one.")]
+
+
+class UnpinnedJson(TypedDict):
+    """An image whose pin was removed."""
+
+    image: str
+    still_pinned: Annotated[bool, about("A rule still pins it.")]
 
 
 class ImageAdmin:
@@ -67,38 +98,38 @@ class ImageAdmin:
         self._search = search
         self._subjects = DamagedNoteOwners(catalog)
         self._repositories: CostlyCache[list[Repo]] = CostlyCache()
-        self._plans: CostlyCache[dict[str, Any]] = CostlyCache()
+        self._plans: CostlyCache[VictimsJson] = CostlyCache()
 
     # ---------------------------------------------------------------------------------------------------- images
 
-    async def images(self, query: Mapping[str, str]) -> dict[str, Any]:
+    async def images(self, query: Mapping[str, str]) -> ImagesJson:
         """A page of images whose names match `search`, ordered by repository, after the cursor `after`. The page may be
         short or even empty while `next` is set: if many of the examined images do not match or are gone. Raises
         `RequestError`.
         """
         limit = _number(query, "limit", _PAGE, 1, _LARGEST_PAGE)
-        begin = _place_of(query.get("after", ""))
+        begin = _cursor_of(query.get("after", ""))
         selection = self._search(query.get("search", ""))
         overview = await asyncio.to_thread(self._overview)
-        page = await overview.page(selection, await self._all_repositories(), begin, limit, _MOST_LOOKED_AT)
-        told = [image_json(image) for image in page.images]
-        return {"images": told, "next": None if page.next is None else _name_of_place(page.next)}
+        page = await overview.page(selection, await self._all_repositories(), begin, limit, _MOST_EXAMINED)
+        images = [image_json(image) for image in page.images]
+        return {"images": images, "next": None if page.next is None else _cursor_text(page.next)}
 
     async def _all_repositories(self) -> list[Repo]:
         return await self._repositories(None, lambda: asyncio.to_thread(lambda: sorted(self._catalog.repositories())))
 
-    async def image(self, image: Image) -> dict[str, Any]:
+    async def image(self, image: Image) -> ImageDetailJson:
         """All details of one image. Raises `ManifestUnknown`."""
         overview = await asyncio.to_thread(self._overview)
-        found = await overview.image(image.repo, image.reference)
-        if found is None:
+        cached = await overview.image(image.repo, image.reference)
+        if cached is None:
             raise ManifestUnknown(f"{image} is not here")
-        return whole_json(await overview.whole(found))
+        return image_detail_json(await overview.whole(cached))
 
-    async def purge(self, image: Image) -> Purged:
+    async def purge(self, image: Image) -> PurgedJson:
         """Remove the image. Raises `ManifestUnknown`, `ImageProtected`, `StoreError`."""
         self._plans.forget()
-        return await self._purge(image)
+        return purged_json(await self._purge(image))
 
     def _overview(self) -> Overview:
         """Blocking: reads a small file for each pin and freeze."""
@@ -108,21 +139,21 @@ class ImageAdmin:
 
     # ------------------------------------------------------------------------------------------------------ pins
 
-    async def pins(self, query: Mapping[str, str]) -> dict[str, Any]:
+    async def pins(self, query: Mapping[str, str]) -> PinsJson:
         """Pins set by hand and by rules (with `state`, how much of each image is here), expired pins, and the pin and
         freeze files that cannot be read. Raises `RequestError`, `StoreError`.
         """
-        state = _truth(query, "state")
+        state = _boolean(query, "state")
 
-        def look() -> dict[str, Any]:
+        def read() -> PinsJson:
             pins, unread = self._pins.look()
             unread = [*unread, *self._freezes.look()[1]]
             now = time.time()
             return pins_json(pins, unread, self._rules, self._store, self._catalog, now, self._subjects, state=state)
 
-        return await asyncio.to_thread(look)
+        return await asyncio.to_thread(read)
 
-    async def pin(self, image: Image, body: object) -> dict[str, Any]:
+    async def pin(self, image: Image, body: object) -> PinJson:
         """Pin the image, with `reason` and `until` from the body. The answer says how much of the image is here; that
         much is no longer evicted. Raises `BodyInvalid`, `StoreError`.
         """
@@ -138,49 +169,47 @@ class ImageAdmin:
                 pass
         return await asyncio.to_thread(new_pin_json, pin, self._store, self._catalog, now)
 
-    async def unpin(self, image: Image) -> dict[str, Any]:
-        """Remove a pin set by hand. `pinned` in the answer is true if the image is still pinned by a rule. Raises
-        `PinUnknown`, `StoreError`.
-        """
+    async def unpin(self, image: Image) -> UnpinnedJson:
+        """Remove a pin set by hand. Raises `PinUnknown`, `StoreError`."""
         if not await asyncio.to_thread(self._pins.drop, image.repo, image.reference):
             raise PinUnknown(f"{name_of(image.repo, image.reference)} was not pinned by hand")
         self._plans.forget()
         overview = await asyncio.to_thread(self._overview)
-        found = await overview.image(image.repo, image.reference)
-        return {"image": name_of(image.repo, image.reference), "pinned": bool(found and found.pinned)}
+        cached = await overview.image(image.repo, image.reference)
+        return {"image": name_of(image.repo, image.reference), "still_pinned": bool(cached and cached.pinned)}
 
     # -------------------------------------------------------------------------------------------------- eviction
 
-    async def plan(self, query: Mapping[str, str]) -> dict[str, Any]:
+    async def plan(self, query: Mapping[str, str]) -> VictimsJson:
         """What an eviction would remove to free `bytes` or, without that, to reach the low water mark. With `limit`,
         only the first images are listed, and the search stops after a few thousand candidates. Raises `RequestError`.
         """
         wanted = _number(query, "bytes", None, 1, 1 << 60)
         limit = _number(query, "limit", None, 1, _MOST_VICTIMS)
 
-        async def plan() -> dict[str, Any]:
+        async def plan() -> VictimsJson:
             victims = await self._space.plan(wanted, short=limit is not None)
-            return await self._told(victims, dry_run=True, most=limit or _MOST_VICTIMS)
+            return await self._to_json(victims, dry_run=True, most=limit or _MOST_VICTIMS)
 
         return await self._plans((wanted, limit), plan)
 
-    async def collect(self) -> dict[str, Any]:
+    async def collect(self) -> VictimsJson:
         """Evict down to the low water mark, and return what was removed."""
         self._plans.forget()
-        return await self._told(await self._space.collect(), dry_run=False, most=_MOST_VICTIMS)
+        return await self._to_json(await self._space.collect(), dry_run=False, most=_MOST_VICTIMS)
 
-    async def _told(self, victims: Sequence[Victim], *, dry_run: bool, most: int) -> dict[str, Any]:
+    async def _to_json(self, victims: Sequence[Victim], *, dry_run: bool, most: int) -> VictimsJson:
         """The victims as JSON. Names are looked up only for the images that are listed."""
 
-        def tell() -> dict[str, Any]:
+        def look_up() -> VictimsJson:
             groups = victims_by_image(victims)
             names = called(self._catalog, {image for image in islice(groups, most) if image is not None})
             return victims_json(groups, names, dry_run=dry_run, most=most)
 
-        return await asyncio.to_thread(tell)
+        return await asyncio.to_thread(look_up)
 
 
-def _place_of(after: str) -> PageCursor | None:
+def _cursor_of(after: str) -> PageCursor | None:
     """The cursor at which a page begins; None for the first page. Raises `RequestError`."""
     if not after:
         return None
@@ -193,9 +222,9 @@ def _place_of(after: str) -> PageCursor | None:
     return Repo(registry, name), digest or tag
 
 
-def _name_of_place(place: PageCursor) -> str:
-    """The inverse of `_place_of`. The name of a repository alone means its first image."""
-    repo, name = place
+def _cursor_text(cursor: PageCursor) -> str:
+    """The inverse of `_cursor_of`. The name of a repository alone means its first image."""
+    repo, name = cursor
     return f"{repo}{'@' if ':' in name else ':'}{name}" if name else str(repo)
 
 
@@ -212,11 +241,11 @@ def _number(query: Mapping[str, str], name: str, default: _D, least: int, most: 
     return int(text)
 
 
-def _truth(query: Mapping[str, str], name: str) -> bool:
+def _boolean(query: Mapping[str, str], name: str) -> bool:
     """The boolean parameter `name`; false if it is absent. Raises `RequestError`."""
     text = query.get(name, "false")
     if text not in ("true", "false"):
-        raise RequestError(f"{name}: neither true nor false: {text[:40]!r}")
+        raise RequestError(f"{name}: must be true or false, not {text[:40]!r}")
     return text == "true"
 
 

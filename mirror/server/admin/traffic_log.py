@@ -12,17 +12,57 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from typing_extensions import TypedDict
 
 from mirror import telemetry
 from mirror.errors import StoreError
 from mirror.policy.traffic import Traffic, add_point, read_points, since
 from mirror.ports import Locks, Records
+from mirror.values.json_types import Bytes, Count, Seconds, Timestamp, about
+from mirror.values.timestamps import format_moment
 
 #: Seconds between two points, and seconds for which points are kept.
 _EVERY: Final = 60.0
 _KEEP: Final = 86400.0
 _KEY: Final = "points"
+
+
+class TrafficJson(TypedDict):
+    """Answered requests, over all workers."""
+
+    requests: Annotated[Count, about("Number of answered requests for manifests and blobs.")]
+    hits: Annotated[Count, about("Those that needed no download of their own.")]
+    hit_ratio: Annotated[float | None, about("From 0 to 1; null before the first request.")]
+    sent: Annotated[Bytes, about("Bytes sent to clients.")]
+    received: Annotated[Bytes, about("Bytes of blobs received from upstreams.")]
+    saved: Annotated[Bytes, about("Bytes that upstreams did not have to send.")]
+
+
+class PointJson(TrafficJson):
+    """The traffic between the point before and `at`."""
+
+    at: Timestamp
+
+
+class HistoryJson(TypedDict):
+    """The traffic of the last day."""
+
+    interval: Annotated[Seconds, about("Seconds between two points.")]
+    points: Annotated[list[PointJson], about("Oldest first; the last one covers the time since the one before.")]
+
+
+def traffic_json(traffic: Traffic) -> TrafficJson:
+    """The totals as JSON."""
+    return {
+        "requests": traffic.requests,
+        "hits": traffic.hits,
+        "hit_ratio": None if traffic.hit_ratio is None else round(traffic.hit_ratio, 4),
+        "sent": traffic.sent,
+        "received": traffic.received,
+        "saved": traffic.saved,
+    }
 
 
 def total() -> Traffic:
@@ -54,14 +94,15 @@ class TrafficLog:
         # several workers keep their counters in a folder made for this run; a single worker keeps them in memory
         self._run = os.environ.get("PROMETHEUS_MULTIPROC_DIR") or f"{os.getpid()}-{time.time_ns()}"
 
-    def history(self) -> dict[str, Any]:
-        """Blocking. The points, oldest first; the last one covers the time since the last stored point. Raises
-        `StoreError`.
-        """
+    def history(self) -> HistoryJson:
+        """Blocking. The traffic of the last day. Raises `StoreError`."""
         note = self._notes.get(_KEY) or {}
         points = read_points(note.get("points"))
         points.append((self._now(), since(total(), self._counted(note))))
-        return {"every": self._every, "points": [{"at": at, **traffic.to_json()} for at, traffic in points]}
+        return {
+            "interval": self._every,
+            "points": [{**traffic_json(traffic), "at": format_moment(at)} for at, traffic in points],
+        }
 
     def _counted(self, note: dict[str, Any]) -> Traffic:
         """The counters of this run at the last stored point; zero if another run stored it."""

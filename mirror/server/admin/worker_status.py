@@ -13,19 +13,149 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from mirror import telemetry
 from mirror.errors import StoreError
 from mirror.fills.flights import Flights
+from mirror.values.json_types import Bytes, Count, Seconds, Timestamp, about
 from mirror.values.timestamps import moment
 
 _EVERY: Final = 1.0
 #: Downloads that one worker lists one by one.
 _MOST: Final = 500
+
+State = Literal["ok", "failing", "throttled", "down"]
 #: States of an address, from best to worst.
-_STATES: Final = ("ok", "failing", "throttled", "down")
+_STATES: Final[tuple[State, ...]] = ("ok", "failing", "throttled", "down")
+
+# ---------------------------------------------------------------------------------- what one worker publishes
+
+
+class FlightJson(TypedDict):
+    """A download in progress."""
+
+    digest: str
+    repository: Annotated[str | None, about("The repository whose pull began it.")]
+    upstream: str
+    received: Bytes
+    size: Annotated[Bytes | None, about("Size of the whole; null: not known yet.")]
+    followers: Annotated[Count, about("Number of clients that read it while it grows.")]
+    filling: Annotated[bool, about("A worker of this mirror downloads it; false: another mirror on this store does.")]
+    workers: Annotated[list[Count], about("Process ids of the workers that fill or follow it.")]
+
+
+@dataclass(frozen=True, slots=True)
+class LoginStatus:
+    """Whether credentials can be obtained, or are accepted: the last failure, until the next success. Times are epoch
+    seconds.
+    """
+
+    provider: str
+    reason: str | None
+    since: float
+    failed_at: float
+    worked_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStatus:
+    """One address of an upstream. `retry_at` is in epoch seconds. `logins` are first obtaining credentials, then being
+    accepted with them.
+    """
+
+    url: str
+    state: State
+    failures: int
+    retry_at: float
+    logins: Sequence[LoginStatus] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetStatus:
+    """The pulls that an upstream allows in `window` seconds, as it said at `seen` (epoch seconds)."""
+
+    limit: int
+    remaining: int
+    window: float
+    seen: float
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamStatus:
+    """One upstream."""
+
+    name: str
+    endpoints: Sequence[EndpointStatus]
+    budget: BudgetStatus | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker, by its process id; `started` is in epoch seconds."""
+
+    worker: int
+    started: float
+    flights: Sequence[FlightJson]
+    upstreams: Sequence[UpstreamStatus]
+
+
+_STATUS: Final = TypeAdapter(WorkerStatus)
+
+# ----------------------------------------------------------------------------------------- what is answered
+
+
+class WorkerJson(TypedDict):
+    """A worker process."""
+
+    worker: Annotated[Count, about("Its process id.")]
+    uptime: Seconds
+    flights: Annotated[Count, about("Number of downloads that it fills or follows.")]
+
+
+class CredentialsFailureJson(TypedDict):
+    """Why the mirror's own credentials cannot be obtained, or are refused."""
+
+    provider: str
+    reason: str
+    since: Timestamp | None
+
+
+class EndpointJson(TypedDict):
+    """An address of an upstream."""
+
+    url: str
+    state: State
+    failures: Annotated[Count, about("Number of calls in a row without an answer.")]
+    retry_in: Annotated[Seconds, about("Seconds until the mirror sends it a request again.")]
+    credentials: Annotated[CredentialsFailureJson | None, about("Null: no failure is known.")]
+
+
+class BudgetJson(TypedDict):
+    """The pulls that an upstream allows."""
+
+    limit: Count
+    remaining: Count
+    window: Annotated[Seconds, about("Seconds for which `limit` counts.")]
+    seen: Annotated[Timestamp | None, about("When the upstream stated these numbers.")]
+    resets_in: Seconds
+
+
+class UpstreamJson(TypedDict):
+    """An upstream, with the best state of its addresses."""
+
+    name: str
+    state: State
+    endpoints: list[EndpointJson]
+    budget: BudgetJson | None
+
+
+# ------------------------------------------------------------------------------------------------- the workers
 
 
 class SharedStatus(Protocol):
@@ -46,10 +176,6 @@ class SharedStatus(Protocol):
         """Withdraw the published status."""
 
 
-#: Status of one upstream as one process knows it: `name`, `endpoints`, `budget`.
-UpstreamState = dict[str, Any]
-
-
 class Workers:
     """The status of all workers; each process has one. `look` is called each second, in a thread."""
 
@@ -57,7 +183,7 @@ class Workers:
         self,
         board: SharedStatus,
         flights: Flights,
-        upstreams: Callable[[], list[UpstreamState]],
+        upstreams: Callable[[], list[UpstreamStatus]],
         *,
         look: Callable[[], None] = lambda: None,
     ) -> None:
@@ -65,173 +191,163 @@ class Workers:
         self._flights = flights
         self._upstreams = upstreams
         self._look = look
-        self._began = time.monotonic()
-        self._said: dict[str, Any] | None = None
+        self._started = time.time()
+        self._published: WorkerStatus | None = None
 
     @property
     def uptime(self) -> float:
         """Seconds since this process started."""
-        return time.monotonic() - self._began
+        return _uptime(self._started)
 
     async def run(self) -> None:
         """Publish this worker's status each second; until cancelled."""
-        trouble = False
+        failed = False
         try:
             await asyncio.to_thread(self._board.open)
             while True:
                 try:
-                    await self._tell()
+                    await self._publish()
                     await asyncio.to_thread(self._look)
-                    trouble = False
+                    failed = False
                 except StoreError as error:
-                    if not trouble:
+                    if not failed:
                         telemetry.log.warning("worker status cannot be written", reason=str(error))
-                    trouble = True
+                    failed = True
                 await asyncio.sleep(_EVERY)
         finally:
             self._board.close()
 
-    async def _tell(self) -> None:
-        now = self._own()
-        # a changed uptime alone is not published
-        if self._said is None or {**now, "uptime": 0} != {**self._said, "uptime": 0}:
-            self._said = now
-            await asyncio.to_thread(self._board.say, {**now, "at": time.time()})
+    async def _publish(self) -> None:
+        status = self._own()
+        if status != self._published:
+            self._published = status
+            await asyncio.to_thread(self._board.say, asdict(status))
 
-    def _own(self) -> dict[str, Any]:
-        return {
-            "worker": os.getpid(),
-            "uptime": round(self.uptime, 1),
-            "flights": [
-                {
-                    "digest": str(flight.digest),
-                    "repository": None if flight.on_behalf is None else str(flight.on_behalf),
-                    "upstream": flight.upstream,
-                    "received": flight.received,
-                    "size": flight.size,
-                    "followers": flight.followers,
-                    "filling": flight.filled_here,
-                }
-                for flight in list(self._flights.active())[:_MOST]
-            ],
-            "upstreams": self._upstreams(),
-        }
+    def _own(self) -> WorkerStatus:
+        flights: list[FlightJson] = [
+            {
+                "digest": str(flight.digest),
+                "repository": None if flight.on_behalf is None else str(flight.on_behalf),
+                "upstream": flight.upstream,
+                "received": flight.received,
+                "size": flight.size,
+                "followers": flight.followers,
+                "filling": flight.filled_here,
+                "workers": [os.getpid()],
+            }
+            for flight in list(self._flights.active())[:_MOST]
+        ]
+        return WorkerStatus(os.getpid(), self._started, flights, self._upstreams())
 
-    async def _all(self) -> list[dict[str, Any]]:
-        others = await asyncio.to_thread(self._board.others)
-        return [self._own(), *(one for one in others if _makes_sense(one))]
+    async def _all(self) -> list[WorkerStatus]:
+        every = [self._own()]
+        for published in await asyncio.to_thread(self._board.others):
+            try:
+                every.append(_STATUS.validate_python(published))
+            except ValidationError:
+                # another version of the mirror on the same store may publish another form
+                continue
+        return every
 
-    async def workers(self) -> list[dict[str, Any]]:
-        """Each worker with its `worker` (process id), `uptime` in seconds, and number of `flights`. Raises
-        `StoreError`.
-        """
-        return sorted(
-            (
-                {
-                    "worker": one["worker"],
-                    "uptime": round(one["uptime"] + max(0.0, time.time() - one.get("at", time.time())), 1),
-                    "flights": len(one["flights"]),
-                }
-                for one in await self._all()
-            ),
-            key=lambda one: int(one["worker"]),
-        )
+    async def workers(self) -> list[WorkerJson]:
+        """All workers, sorted by process id. Raises `StoreError`."""
+        return [
+            {"worker": status.worker, "uptime": _uptime(status.started), "flights": len(status.flights)}
+            for status in sorted(await self._all(), key=lambda status: status.worker)
+        ]
 
-    async def flights(self) -> list[dict[str, Any]]:
+    async def flights(self) -> list[FlightJson]:
         """The downloads under way, merged over all workers: one for each digest and upstream. Raises `StoreError`."""
-        found: dict[tuple[str, str], dict[str, Any]] = {}
-        for said in await self._all():
-            for flight in said["flights"]:
-                known = found.setdefault(
-                    (flight["upstream"], flight["digest"]), {**flight, "followers": 0, "workers": []}
-                )
-                known["workers"].append(said["worker"])
+        merged: dict[tuple[str, str], FlightJson] = {}
+        for flight in (flight for status in await self._all() for flight in status.flights):
+            known = merged.setdefault((flight["upstream"], flight["digest"]), flight)
+            if known is not flight:
+                known["workers"] += flight["workers"]
                 known["followers"] += flight["followers"]
                 known["received"] = max(known["received"], flight["received"])
-                known["size"] = known["size"] if known["size"] is not None else flight["size"]
+                known["size"] = flight["size"] if known["size"] is None else known["size"]
                 known["filling"] = known["filling"] or flight["filling"]
-        return list(found.values())
+        return list(merged.values())
 
-    async def upstreams(self) -> list[dict[str, Any]]:
+    async def upstreams(self) -> list[UpstreamJson]:
         """The upstreams by name: the worst state that any worker knows of each address, and the latest budget. Raises
         `StoreError`.
         """
-        merged: dict[str, dict[str, Any]] = {}
-        for said in await self._all():
-            for one in said["upstreams"]:
-                _merge(merged.setdefault(one["name"], {"name": one["name"], "endpoints": {}, "budget": None}), one)
-        return [_told(merged[name]) for name in sorted(merged)]
+        merged: dict[str, UpstreamStatus] = {}
+        for status in await self._all():
+            for upstream in status.upstreams:
+                known = merged.get(upstream.name)
+                merged[upstream.name] = upstream if known is None else _merged(known, upstream)
+        return [_upstream_json(merged[name]) for name in sorted(merged)]
 
 
-def _makes_sense(said: Mapping[str, Any]) -> bool:
-    """True if a published status has the expected shape; another version may publish another one."""
-    return (
-        isinstance(said.get("worker"), int)
-        and isinstance(said.get("uptime"), int | float)
-        and isinstance(said.get("flights"), list)
-        and isinstance(said.get("upstreams"), list)
-    )
+def _uptime(started: float) -> float:
+    return round(max(0.0, time.time() - started), 1)
 
 
-def _merge(into: dict[str, Any], one: Mapping[str, Any]) -> None:
-    for endpoint in one["endpoints"]:
-        known = into["endpoints"].get(endpoint["url"])
-        logins = _merged_logins(known["logins"] if known else [], endpoint.get("logins") or [])
-        if known is None or _STATES.index(endpoint["state"]) > _STATES.index(known["state"]):
-            known = endpoint
-        into["endpoints"][endpoint["url"]] = {**known, "logins": logins}
-    budget = one["budget"]
-    if budget and (into["budget"] is None or budget["seen"] > into["budget"]["seen"]):
-        into["budget"] = budget
+def _merged(one: UpstreamStatus, other: UpstreamStatus) -> UpstreamStatus:
+    endpoints = {endpoint.url: endpoint for endpoint in one.endpoints}
+    for endpoint in other.endpoints:
+        known = endpoints.get(endpoint.url)
+        if known is not None:
+            logins = [_merged_login(*pair) for pair in zip_longest(known.logins, endpoint.logins)]
+            endpoint = replace(max(known, endpoint, key=lambda each: _STATES.index(each.state)), logins=logins)
+        endpoints[endpoint.url] = endpoint
+    budgets = [budget for budget in (one.budget, other.budget) if budget is not None]
+    latest = max(budgets, key=lambda budget: budget.seen, default=None)
+    return UpstreamStatus(one.name, tuple(endpoints.values()), latest)
 
 
-def _merged_logins(known: Sequence[Mapping[str, Any]], more: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The credential checks of one address, merged over two workers: first having credentials, then being let in with
-    them. The latest result counts, because a worker that no longer calls the address keeps publishing its last result.
+def _merged_login(one: LoginStatus | None, other: LoginStatus | None) -> LoginStatus:
+    """The results of two workers for one check. The latest result counts, because a worker that no longer calls the
+    address keeps publishing its last result.
     """
-    return [_merged_login(one, other) for one, other in zip_longest(known, more)]
-
-
-def _merged_login(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    if one is None or other is None:
-        return one or other or {}
-    worked_at = max(one["worked_at"], other["worked_at"])
-    failing = [said for said in (one, other) if said["reason"] is not None and said["failed_at"] > worked_at]
+    known = [login for login in (one, other) if login is not None]
+    if len(known) == 1:
+        return known[0]
+    worked_at = max(login.worked_at for login in known)
+    failing = [login for login in known if login.reason is not None and login.failed_at > worked_at]
     if not failing:
-        return {**one, "reason": None, "worked_at": worked_at}
-    latest = max(failing, key=lambda said: float(said["failed_at"]))
-    return {**latest, "since": min(said["since"] for said in failing), "worked_at": worked_at}
+        return replace(known[0], reason=None, worked_at=worked_at)
+    latest = max(failing, key=lambda login: login.failed_at)
+    return replace(latest, since=min(login.since for login in failing), worked_at=worked_at)
 
 
-def _failure(logins: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _failure(logins: Iterable[LoginStatus]) -> CredentialsFailureJson | None:
     """The first failing check, or None. The order matters: without credentials, being let in with them cannot
     succeed.
     """
-    for one in logins:
-        if one["reason"] is not None:
-            return {"provider": one["provider"], "reason": one["reason"], "since": moment(one["since"])}
+    for login in logins:
+        if login.reason is not None:
+            return {"provider": login.provider, "reason": login.reason, "since": moment(login.since)}
     return None
 
 
-def _told(merged: Mapping[str, Any]) -> dict[str, Any]:
+def _upstream_json(upstream: UpstreamStatus) -> UpstreamJson:
     now = time.time()
-    endpoints = [
-        {
-            "url": one["url"],
-            "state": one["state"],
-            "failures": one["failures"],
-            "retry_in": round(max(0.0, one["retry_at"] - now), 1),
-            "credentials": _failure(one["logins"]),
+    budget: BudgetJson | None = None
+    if upstream.budget is not None:
+        resets_at = upstream.budget.seen + upstream.budget.window
+        budget = {
+            "limit": upstream.budget.limit,
+            "remaining": upstream.budget.remaining,
+            "window": upstream.budget.window,
+            "seen": moment(upstream.budget.seen),
+            "resets_in": round(max(0.0, resets_at - now), 1),
         }
-        for one in merged["endpoints"].values()
-    ]
-    budget = merged["budget"]
-    if budget:
-        resets = max(0.0, budget["seen"] + budget["window"] - now)
-        budget = {**budget, "seen": moment(budget["seen"]), "resets_in": round(resets, 1)}
-    return {"name": merged["name"], "state": _best(endpoints), "endpoints": endpoints, "budget": budget}
-
-
-def _best(endpoints: Iterable[Mapping[str, Any]]) -> str:
-    """The best state of all addresses: the upstream works as long as one address does."""
-    return min((str(one["state"]) for one in endpoints), key=_STATES.index, default="ok")
+    return {
+        "name": upstream.name,
+        # the upstream works as long as one address does
+        "state": min((endpoint.state for endpoint in upstream.endpoints), key=_STATES.index, default="ok"),
+        "endpoints": [
+            {
+                "url": endpoint.url,
+                "state": endpoint.state,
+                "failures": endpoint.failures,
+                "retry_in": round(max(0.0, endpoint.retry_at - now), 1),
+                "credentials": _failure(endpoint.logins),
+            }
+            for endpoint in upstream.endpoints
+        ],
+        "budget": budget,
+    }

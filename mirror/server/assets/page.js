@@ -52,9 +52,11 @@ function span(seconds) {
   return `${Math.round(seconds)} s`;
 }
 
+const secondsOf = (text) => Date.parse(text) / 1000;
+
 function when(text) {
   if (!text) return "–";
-  const seconds = (Date.now() - Date.parse(text)) / 1000;
+  const seconds = Date.now() / 1000 - secondsOf(text);
   return seconds < 1 ? "now" : `${span(seconds)} ago`;
 }
 
@@ -138,9 +140,9 @@ function showStatus(status) {
   const part = limit ? status.store.bytes / limit : 0;
   byId("fullness").value = part;
   const full = status.store.bytes === null ? "being counted" : `${bytes(status.store.bytes)} of ${bytes(limit)} (${percent(part)})`;
-  const aside = status.store.quarantine ? `; ${bytes(status.store.quarantine)} of damaged blobs set aside: check the disk` : "";
-  const failing = status.store.failing ? "; what came last could not be stored and went through uncached" : "";
-  const index = status.index?.trouble ? `; without its index: ${status.index.trouble}` : "";
+  const aside = status.store.quarantine_bytes ? `; ${bytes(status.store.quarantine_bytes)} of damaged blobs set aside: check the disk` : "";
+  const failing = status.store.failing_workers ? "; the last write failed: blobs are passed on without being stored" : "";
+  const index = status.index.error ? `; the index is not used: ${status.index.error}` : "";
   put("fullness-text", `${full} in ${status.store.root}${aside}${failing}${index}`);
 }
 
@@ -176,10 +178,10 @@ function frame(title, top, labels) {
 
 // Points are minutes; what is drawn are `count` equal parts of the last day.
 function parts(points, count) {
-  const now = points.length ? points[points.length - 1].at : 0;
+  const now = points.length ? secondsOf(points[points.length - 1].at) : 0;
   const sums = Array.from({ length: count }, () => ({ requests: 0, hits: 0, sent: 0, received: 0 }));
   for (const one of points) {
-    const at = count - 1 - Math.floor((now - one.at) / (DAY / count));
+    const at = count - 1 - Math.floor((now - secondsOf(one.at)) / (DAY / count));
     if (at < 0 || at >= count) continue;
     for (const name of ["requests", "hits", "sent", "received"]) sums[at][name] += one[name];
   }
@@ -251,7 +253,7 @@ async function loadImages(more = false, again = false) {
 
 function complete(image) {
   if (image.complete) return "yes";
-  if (image.emptied) return "manifest only";
+  if (image.manifests_only) return "manifest only";
   return image.missing ? `no, ${image.missing} missing` : "no platform was pulled";
 }
 
@@ -273,8 +275,8 @@ function imageRow(image) {
   button.addEventListener("click", async () => {
     button.disabled = true;
     try {
-      const told = await ask(`/pins/${nameInPath(image.image)}`, { method: pinned ? "DELETE" : "PUT" });
-      const stays = pinned ? told.pinned : true;
+      const answer = await ask(`/pins/${nameInPath(image.image)}`, { method: pinned ? "DELETE" : "PUT" });
+      const stays = pinned ? answer.still_pinned : true;
       say(`${image.image} is ${stays ? "pinned" : "not pinned any more"}${pinned && stays ? ", by a rule" : ""}`);
       pinned = stays;
       named();
@@ -289,7 +291,7 @@ function imageRow(image) {
   return make("tr", {},
     cell("image", ...breakable(image.image)),
     cell("size", bytes(image.size)),
-    cell("last pull", when(image.lastPull)),
+    cell("last pull", when(image.last_pull)),
     cell("complete", make("span", { class: image.complete ? "good" : "warn" }, complete(image))),
     cell("platforms", ...(image.platforms.length ? listed(image.platforms) : ["–"])),
     cell("pinned", button, image.frozen ? " frozen" : ""));
@@ -302,7 +304,7 @@ function showNext({ images }) {
     make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": "how" })),
   ), (row, one) => {
     set(row, "name", one.names.join(", ") || one.digest || "blobs that no image here names");
-    const used = one.last_used ? `, last used ${when(new Date(one.last_used * 1000).toISOString())}` : "";
+    const used = one.last_used ? `, last used ${when(one.last_used)}` : "";
     set(row, "how", `${bytes(one.bytes)}${used}`, "quiet");
   }, "nothing could be evicted");
 }
@@ -363,7 +365,7 @@ function showSync({ rules }) {
     set(row, "name", one.name);
     set(row, "state", one.state, `state ${KINDS[one.state] ?? ""}`);
     const trouble = one.result?.error ?? one.result?.failures?.[0];
-    set(row, "more", `${one.when}${one.next ? `, next ${new Date(one.next).toLocaleString()}` : ""}${trouble ? `: ${trouble}` : ""}`, "quiet");
+    set(row, "more", `${one.schedule}${one.next_run ? `, next ${new Date(one.next_run).toLocaleString()}` : ""}${trouble ? `: ${trouble}` : ""}`, "quiet");
   }, "none configured");
 }
 
@@ -391,7 +393,7 @@ async function loadClients() {
     const details = make("details", { "data-client": one.client }, make("summary", {}, one.client),
       ...clientText("command", one.client, "on the client's machine, as root, beside what is there already", one.command),
       ...one.files.flatMap((file) => clientText("configuration", one.client, file.path, file.content)),
-      make("ul", { class: "quiet" }, ...[...one.needs.map((need) => `then: ${need}`), ...one.notes].map((line) => make("li", {}, line))));
+      make("ul", { class: "quiet" }, ...[...one.next_steps.map((step) => `then: ${step}`), ...one.notes].map((line) => make("li", {}, line))));
     details.open = open.has(one.client);
     return details;
   }));

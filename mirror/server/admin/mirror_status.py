@@ -1,0 +1,148 @@
+"""The status of the mirror as a whole: its workers, its store, its index, its traffic, and its caches."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Final
+
+from typing_extensions import TypedDict
+
+from mirror import telemetry
+from mirror.aio.caches import CacheStats
+from mirror.eviction.space import Space
+from mirror.eviction.write_behind import WriteBehind
+from mirror.server.admin.traffic_log import HistoryJson, TrafficJson, TrafficLog, total, traffic_json
+from mirror.server.admin.worker_status import FlightJson, UpstreamJson, WorkerJson, Workers
+from mirror.values.json_types import Bytes, Count, Seconds, about
+
+#: Seconds that the status waits until the size of the store is counted.
+_COUNTED: Final = 1.0
+
+
+class StoreStatusJson(TypedDict):
+    """How full the store is."""
+
+    root: str
+    bytes: Annotated[Bytes | None, about("Null while they are counted.")]
+    limit: Annotated[Bytes | None, about("Null while the bytes are counted.")]
+    quarantine_bytes: Annotated[Bytes, about("Bytes of damaged blobs that were set aside; not part of `bytes`.")]
+    failing_workers: Annotated[Count, about("Number of workers whose last write to the store failed.")]
+
+
+class IndexStatusJson(TypedDict):
+    """Whether the index answers."""
+
+    error: Annotated[str | None, about("Why the index is not used; null: it is.")]
+
+
+class StatusJson(TypedDict):
+    """The state of the mirror."""
+
+    version: str
+    worker: Annotated[Count, about("Process id of the worker that answers.")]
+    uptime: Annotated[Seconds, about("Seconds since that worker started.")]
+    workers: list[WorkerJson]
+    store: StoreStatusJson
+    index: IndexStatusJson
+    flights: Annotated[Count, about("Number of downloads in progress, over all workers.")]
+    traffic: Annotated[TrafficJson, about("Since the mirror started.")]
+    offline: Annotated[bool, about("The mirror is sealed: no upstream is contacted.")]
+
+
+class FlightsJson(TypedDict):
+    """The downloads in progress, over all workers."""
+
+    flights: list[FlightJson]
+
+
+class UpstreamsJson(TypedDict):
+    """The upstreams, as the workers know them."""
+
+    upstreams: list[UpstreamJson]
+
+
+class CacheJson(TypedDict):
+    """A cache of bounded size in the memory of one worker."""
+
+    name: str
+    entries: Count
+    bytes: Annotated[Bytes | None, about("Null: the cache limits the number of its entries.")]
+    limit: Annotated[Count, about("In bytes if `bytes` is given, otherwise a number of entries.")]
+
+
+class CachesJson(TypedDict):
+    """The caches of the worker that answers."""
+
+    worker: Annotated[Count, about("Its process id.")]
+    caches: list[CacheJson]
+
+
+class MirrorStatus:
+    """Answers for the whole mirror. `caches` returns how full each cache of this process is, by name."""
+
+    def __init__(
+        self,
+        root: Path,
+        space: Space,
+        write_behind: WriteBehind,
+        workers: Workers,
+        traffic: TrafficLog,
+        *,
+        version: str,
+        offline: bool,
+        caches: Callable[[], Mapping[str, CacheStats]],
+    ) -> None:
+        self._root = root
+        self._space = space
+        self._write_behind = write_behind
+        self._workers = workers
+        self._traffic = traffic
+        self.version = version
+        self._offline = offline
+        self._caches = caches
+
+    async def status(self) -> StatusJson:
+        """The state of the mirror. Raises `StoreError`."""
+        size, limit = await self._space.fullness(_COUNTED) or (None, None)
+        return {
+            "version": self.version,
+            "worker": os.getpid(),
+            "uptime": self._workers.uptime,
+            "workers": await self._workers.workers(),
+            "store": {
+                "root": str(self._root),
+                "bytes": size,
+                "limit": limit,
+                "quarantine_bytes": await asyncio.to_thread(self._space.quarantined),
+                "failing_workers": int(await asyncio.to_thread(telemetry.measured, "mirror_store_failing_workers")),
+            },
+            "index": {"error": self._write_behind.trouble},
+            "flights": len(await self._workers.flights()),
+            "traffic": traffic_json(await asyncio.to_thread(total)),
+            "offline": self._offline,
+        }
+
+    async def history(self) -> HistoryJson:
+        """The traffic of the last day. Raises `StoreError`."""
+        return await asyncio.to_thread(self._traffic.history)
+
+    async def flights(self) -> FlightsJson:
+        """The downloads in progress. Raises `StoreError`."""
+        return {"flights": await self._workers.flights()}
+
+    async def upstreams(self) -> UpstreamsJson:
+        """The upstreams. Raises `StoreError`."""
+        return {"upstreams": await self._workers.upstreams()}
+
+    async def caches(self) -> CachesJson:
+        """The caches of this process, sorted by name."""
+        return {
+            "worker": os.getpid(),
+            "caches": [
+                {"name": name, "entries": stats.entries, "bytes": stats.bytes, "limit": stats.limit}
+                for name, stats in sorted(self._caches().items())
+            ],
+        }
