@@ -40,13 +40,14 @@ from mirror.graph.damage import set_aside
 from mirror.graph.manifests import StoredManifest
 from mirror.graph.references import ReferenceReader
 from mirror.intake.grants import granted_by, named_by
+from mirror.intake.intake import Intake
 from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_manifest
 from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule
-from mirror.policy.records import ContentRecord, ManifestRecord, References, TagRecord
-from mirror.ports import BlobStore, Catalog, ContentIndex, Ingest
+from mirror.policy.records import ContentRecord, References, TagRecord
+from mirror.ports import BlobInfo, BlobStore, Catalog, ContentIndex, Ingest
 from mirror.values.sizes import format_size
 
 #: Called with the number of bytes that were read since the last call. If it raises, the work ends with that error.
@@ -83,20 +84,50 @@ class ImportSource(Protocol):
         """The blob's bytes from offset `start`, not verified. `told` is called with the bytes of each read."""
 
 
-@dataclass(slots=True)
+class IndexBatch:
+    """What an import records, written to the index image by image. Implements `IndexWriter`."""
+
+    def __init__(self, index: ContentIndex, touch: Callable[[Digest], None], now: Callable[[], float]) -> None:
+        self.touch = touch
+        #: False if the index did not take a batch.
+        self.complete = True
+        self._index = index
+        self._now = now
+        self._records: list[ContentRecord] = []
+        self._references: list[References] = []
+
+    async def record_blob(self, info: BlobInfo) -> None:
+        self._records.append(ContentRecord(info.digest, info.size, self._now()))
+
+    async def record_references(self, references: References, size: int) -> None:
+        self._records.append(ContentRecord(references.digest, size, self._now()))
+        self._references.append(references)
+
+    async def write(self) -> None:
+        """Writes the batch. What the index does not take, it learns when it is next compared with the disk."""
+        records, self._records = self._records, []
+        references, self._references = self._references, []
+        try:
+            await self._index.put(records)
+            await self._index.name(references)
+        except IndexUnavailable:
+            self.complete = False
+
+
+@dataclass(frozen=True, slots=True)
 class ImportTarget:
     """The site that images are imported into.
 
-    `touch` records that a blob was used now, `exclusive` holds a named lock against all processes of the store, `age`
-    gives the age rule for the tags of a repository.
+    `intake` writes to `store` and `catalog`, and records in `index`. `exclusive` holds a named lock against all
+    processes of the store, `age` gives the age rule for the tags of a repository.
     """
 
     store: BlobStore
     catalog: Catalog
-    index: ContentIndex
-    room: Room
     histories: TagHistories
-    touch: Callable[[Digest], None]
+    intake: Intake
+    index: IndexBatch
+    room: Room
     exclusive: Callable[[str], AbstractAsyncContextManager[object]]
     age: Callable[[Repo], AgeRule]
     now: Callable[[], float] = time.time
@@ -331,6 +362,8 @@ async def admit(
         raise type(error)(f"{error}; {done} of {len(plan.images)} images are in, another run goes on") from error
     finally:
         reservation.release()
+        await site.intake.aclose()
+    admitting.result.index_told = site.index.complete
     return admitting.result
 
 
@@ -348,7 +381,7 @@ class _Admitting:
         needed, here = await asyncio.to_thread(self._needed)
         for digest in (*here, *await asyncio.to_thread(self._naming, frozenset(here))):
             # marked as used now, so that the eviction does not choose it to make the room
-            self._site.touch(digest)
+            self._site.intake.touch(digest)
         try:
             return await self._site.room.reserve(needed)
         except StoreFull as error:
@@ -382,8 +415,10 @@ class _Admitting:
             else:
                 await self._blob(planned.source, digest)
         manifests = [await asyncio.to_thread(self._manifest, planned, one) for one in planned.manifests]
-        await self._tell_index(planned, manifests)
+        await self._record(planned, manifests)
         await asyncio.to_thread(self._expect_whole, planned)
+        # after a power cut a tag must never point to lost content: there may be no upstream to fetch it from again
+        await self._site.intake.settled()
         if planned.image.tag is not None:
             await self._tag(planned.image, planned.image.tag)
         self.result.images.append(planned.image.name)
@@ -503,12 +538,7 @@ class _Admitting:
         if content is None:
             raise BundleError(f"{digest} is gone from where it was read before")
         manifest = _parse(content, descriptor)
-        if not _is_sound(site.store, digest):
-            site.store.put(digest, content)
-            self.result.written[digest] = len(content)
-        elif digest not in self.result.written:
-            self.result.here[digest] = len(content)
-        self._told(len(content))
+        is_sound = _is_sound(site.store, digest)
         try:
             record = site.catalog.get_manifest(repo, digest)
         except RecordDamaged:
@@ -516,45 +546,34 @@ class _Admitting:
             record = None
         before = StoredManifest(record, manifest) if record and record.media_type == manifest.media_type else None
         grants = _grants(manifest, planned.proven, before)
-        if before and before.record.grants == grants:
-            return before
-        since = before.record.fetched_at if before else site.now()
-        record = ManifestRecord(digest, manifest.media_type, len(content), since, grants)
-        site.catalog.put_manifest(repo, record)
-        return StoredManifest(record, manifest)
+        if before and before.record.grants == grants and is_sound:
+            stored = before
+        else:
+            write = site.intake.link_manifest if is_sound else site.intake.put_manifest
+            stored = write(repo, manifest, grants, before.record.fetched_at if before else None)
+        if not is_sound:
+            self.result.written[digest] = len(content)
+        elif digest not in self.result.written:
+            self.result.here[digest] = len(content)
+        self._told(len(content))
+        return stored
 
-    async def _tell_index(self, planned: PlannedImage, stored: Sequence[StoredManifest]) -> None:
-        """Update the index as a pull does: sizes and last use for the eviction, and what the repository may serve."""
-        manifests = [one.manifest for one in stored]
-        here = {manifest.digest: len(manifest.content) for manifest in manifests}
+    async def _record(self, planned: PlannedImage, stored: Sequence[StoredManifest]) -> None:
+        """Update index and grants as a pull does: sizes and last use, and what the repository may serve."""
         for digest in planned.blobs:
             size = self.result.written.get(digest, self.result.here.get(digest))
             if size is not None:
-                here[digest] = size
-        granted: dict[Digest, int] = {}
-        for one in stored:
-            granted |= granted_by(one)
-        now = self._site.now()
-        try:
-            await self._site.index.put([ContentRecord(digest, size, now) for digest, size in here.items()])
-            await self._site.index.name([References.of(manifest) for manifest in manifests])
-            await self._site.index.link(planned.image.repo, granted)
-        except IndexUnavailable:
-            self.result.index_told = False
+                await self._site.intake.record_blob(BlobInfo(digest, size))
+        await self._site.intake.record_manifests(planned.image.repo, *stored)
+        await self._site.index.write()
 
     def _expect_whole(self, planned: PlannedImage) -> None:
-        """Blocking: check that the image's blobs are here, and make everything durable, before the tag is written.
-
-        Raises `StoreFull` if a blob was evicted meanwhile.
-        """
+        """Blocking: check that the image's blobs are here. Raises `StoreFull` if a blob was evicted meanwhile."""
         for digest in planned.blobs:
             expected = digest not in self._plan.absent and digest not in self.result.damaged
             if expected and _size_here(self._site.store, digest) is None:
                 name = planned.image.name
                 raise StoreFull(f"{digest} of {name} was dropped while it was taken in: the store is too small")
-        # after a power cut a tag must never point to lost content: there may be no upstream to fetch it from again
-        self._site.store.settle()
-        self._site.catalog.settle()
 
     async def _tag(self, image: ListedImage, tag: str) -> None:
         """Write the tag as if upstream had answered with it now: its history first, under the lock that pulls of this
@@ -564,8 +583,8 @@ class _Admitting:
         async with site.exclusive(f"tag {repo}:{tag}"):
             was = await asyncio.to_thread(site.histories.known_tag, repo, tag)
             said = TagRecord(tag, root.digest, root.media_type, root.size, site.now())
-            before = await asyncio.to_thread(site.histories.put_tag, repo, was, said, site.age(repo))
-        await asyncio.to_thread(site.catalog.settle)
+            before = await site.intake.put_tag(repo, was, said, site.age(repo))
+        await site.intake.settled()
         if before is not None:
             self.result.moved[image.name] = before
 

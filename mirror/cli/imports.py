@@ -21,7 +21,6 @@ from mirror.cli.base import ConfigFile, application, complain, say, say_json
 from mirror.cli.long_running import Json, check_owner, from_file, in_thread, load, progress
 from mirror.errors import BundleError, ConfigError, RequestError
 from mirror.intake.grants import Grants
-from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.routing import RoutingTable
@@ -100,6 +99,7 @@ class _Import:
         self._dry_run = dry_run
 
     async def of_layout(self, path: Path, name: str | None, key: Any) -> dict[str, Any]:
+        from mirror.app.import_target import import_target
         from mirror.app.storage import open_storage
         from mirror.config import routing_table
 
@@ -116,12 +116,13 @@ class _Import:
                     plan.expect_whole(partial=self._partial)
                     told = begin("checking", sum(plan.contents().values()))
                     await in_thread(lambda stoppable: verify_bytes(layout, plan, stoppable(told)))
-                    admitted = await self._admit(plan, _site(self._loaded, storage), begin)
+                    admitted = await self._admit(plan, import_target(self._loaded, storage), begin)
             except BundleError as error:
                 raise BundleError(f"{path}: {error}") from error
         return {**_summary(path, plan, admitted, self._dry_run), **_origin(bundle)}
 
     async def of_registry(self, path: Path, registry: str | None) -> dict[str, Any]:
+        from mirror.app.import_target import import_target
         from mirror.app.storage import open_storage
         from mirror.config import routing_table
 
@@ -136,7 +137,7 @@ class _Import:
                 data = RegistryData(path)
                 may_serve = _rights(storage)
                 plan = await in_thread(lambda _: _plan_registry(data, filed_under, table, storage.store, may_serve))
-                admitted = await self._admit(plan, _site(self._loaded, storage), begin, pass_over_damaged=True)
+                admitted = await self._admit(plan, import_target(self._loaded, storage), begin, pass_over_damaged=True)
         return _summary(path, plan, admitted, self._dry_run)
 
     async def _admit(
@@ -186,21 +187,6 @@ def _plan_registry(
     plan = plan_images(images, store, may_serve=may_serve, pass_over_damaged=True)
     plan.refused |= refused
     return plan
-
-
-def _site(loaded: settings.Config, storage: Any) -> ImportTarget:
-    from mirror.app.routes import age_rule
-
-    return ImportTarget(
-        store=storage.store,
-        catalog=storage.catalog,
-        index=storage.index,
-        room=storage.eviction.space,
-        histories=TagHistories(storage.catalog, storage.freezes),
-        touch=storage.eviction.write_behind.touch,
-        exclusive=storage.locks.hold,
-        age=lambda repo: age_rule(loaded, repo),
-    )
 
 
 def _summary(path: Path, plan: ImportPlan, admitted: Admitted, dry_run: bool) -> dict[str, Any]:

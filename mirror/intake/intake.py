@@ -89,20 +89,19 @@ class Intake:
 
     # ------------------------------------------------------------------------------------------------- on the disk
 
-    def put_manifest(self, repo: Repo, manifest: Manifest, grants: tuple[Digest, ...] | None = None) -> StoredManifest:
-        """Blocking: writes a manifest's bytes, then the repository's record of it. `grants`: see `ManifestRecord`.
-
-        Raises `StoreError`.
+    def put_manifest(
+        self, repo: Repo, manifest: Manifest, grants: tuple[Digest, ...] | None = None, fetched_at: float | None = None
+    ) -> StoredManifest:
+        """Blocking: writes a manifest's bytes, then the repository's record of it. `fetched_at` is in epoch seconds
+        (None: now); `grants`: see `ManifestRecord`. Raises `StoreError`.
         """
         self._store.put(manifest.digest, manifest.content)
-        return self.link_manifest(repo, manifest, grants)
+        return self.link_manifest(repo, manifest, grants, fetched_at)
 
     def link_manifest(
         self, repo: Repo, manifest: Manifest, grants: tuple[Digest, ...] | None = None, fetched_at: float | None = None
     ) -> StoredManifest:
-        """Blocking: writes the repository's record of a manifest whose bytes are in the store. `fetched_at` is in epoch
-        seconds (None: now). Raises `StoreError`.
-        """
+        """Blocking: like `put_manifest`, for a manifest whose bytes are in the store already."""
         since = self._histories.clocks.later() if fetched_at is None else fetched_at
         record = ManifestRecord(manifest.digest, manifest.media_type, len(manifest.content), since, grants)
         self._catalog.put_manifest(repo, record)
@@ -136,6 +135,11 @@ class Intake:
         async with self._settling:
             await self.write(self._store.settle)
             await self.write(self._catalog.settle)
+
+    async def aclose(self) -> None:
+        """Waits for pending writes to disk and index. Repeatable."""
+        await self._background.finish()
+        await self._grants.aclose()
 
     # --------------------------------------------------------------------------------------- in the index, and grants
 

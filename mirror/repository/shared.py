@@ -96,6 +96,5 @@ class Shared:
         await self.flights.aclose()
         await self.background.finish()
         await self.caches.once.aclose()
-        # what the shared work has started meanwhile
-        await self.background.finish()
-        await self.grants.aclose()
+        # also for what the shared work has started meanwhile
+        await self.intake.aclose()

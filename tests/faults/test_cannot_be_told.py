@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 
 from mirror.app.building import build
+from mirror.app.import_target import import_target
 from mirror.app.storage import Storage, make_purge, open_storage
 from mirror.bundles.export import select
-from mirror.bundles.importing import ImportTarget, admit, plan_images
+from mirror.bundles.importing import admit, plan_images
 from mirror.bundles.inventory import ListedImage, take_inventory
 from mirror.bundles.layout_source import LayoutSource
 from mirror.config import Config
@@ -33,11 +34,9 @@ from mirror.eviction.scrub import Owner, Scrub, ScrubProgress
 from mirror.graph.closure import read_closure
 from mirror.graph.manifests import read_stored, stored_manifest
 from mirror.intake.grants import Grants
-from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST, Descriptor
 from mirror.oci.reference import Repo
-from mirror.policy.history import AgeRule
 from mirror.policy.image_names import Image
 from mirror.policy.records import BlobRole, Freeze, Pin, Sighting, TagRecord
 from tests.support.command import mirror as command
@@ -448,16 +447,7 @@ async def test_36_37_import(disk: Disk, tmp_path: Path) -> None:
             with LayoutSource(bundle) as layout:
                 image = ListedImage(APP, "v1", new)
                 plan = plan_images([(image, layout)], storage.store, may_serve=lambda _repo, _digest: False)
-                site = ImportTarget(
-                    store=storage.store,
-                    catalog=storage.catalog,
-                    index=storage.index,
-                    room=storage.eviction.space,
-                    histories=TagHistories(storage.catalog, storage.freezes),
-                    touch=storage.eviction.write_behind.touch,
-                    exclusive=storage.locks.hold,
-                    age=lambda _: AgeRule(),
-                )
+                site = import_target(copy.config, storage)
                 await admit(plan, site)
 
     async for copy, fault, trouble in with_every_fault(disk, take):
