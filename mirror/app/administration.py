@@ -24,7 +24,7 @@ from mirror.server.admin.traffic_log import TrafficLog
 from mirror.server.admin.worker_status import Workers
 from mirror.server.registry.access_control import AccessControl
 from mirror.store.local.json_records import JsonRecords
-from mirror.store.local.purge_notices import Purges
+from mirror.store.local.purge_notices import PurgeNotices
 from mirror.store.local.status_board import StatusBoard
 
 
@@ -95,11 +95,11 @@ def open_administration(
 
 
 def _make_workers(storage: Storage, repositories: Repositories) -> Workers:
-    purges = Purges(JsonRecords(storage.layout, "purges"))
+    purges = PurgeNotices(JsonRecords(storage.layout, "purges"))
 
     def look() -> None:
-        for repo, tags, digests in purges.new():
-            repositories.shared.caches.forget(repo, tags, digests)
+        for purge in purges.new():
+            repositories.shared.caches.forget(purge.repo, purge.tags, purge.digests)
 
     board = StatusBoard(storage.layout, storage.locks)
     return Workers(board, repositories.shared.flights, repositories.upstreams.states, look=look)

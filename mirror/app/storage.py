@@ -37,7 +37,7 @@ from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import FileLocks
 from mirror.store.local.pin_files import LocalPins
-from mirror.store.local.purge_notices import Purges
+from mirror.store.local.purge_notices import PurgeNotices
 from mirror.store.local.recovery import sweep
 from mirror.values.sizes import parse_capacity, parse_size
 
@@ -203,11 +203,11 @@ def make_purge(
 
     `forget` drops tags and manifests from the memory of this process; other processes read the purge notices.
     """
-    notices = Purges(JsonRecords(storage.layout, "purges"))
+    notices = PurgeNotices(JsonRecords(storage.layout, "purges"))
 
     def forget_everywhere(repo: Repo, tags: Collection[str], digests: Collection[Digest]) -> None:
         forget(repo, tags, digests)
-        notices.tell(repo, tags, digests)
+        notices.publish(repo, tags, digests)
 
     return Purge(
         storage.store,

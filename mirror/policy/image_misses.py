@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from mirror.oci.digest import Digest
-from mirror.oci.reference import Reference, Repo
+from mirror.oci.reference import Repo
+from mirror.policy.json_form import DigestField, Moment, ReferenceField, RepoField
 
 #: The most blobs recorded for one image. A few are enough: fetching the image again brings all of its blobs.
 MOST_BLOBS: Final = 16
@@ -21,12 +22,12 @@ class Miss:
     repository.
     """
 
-    repo: Repo
-    reference: Reference | None
-    first: float
-    last: float
+    repo: RepoField
+    reference: ReferenceField | None
+    first: Moment
+    last: Moment
     count: int = 1
-    blobs: tuple[Digest, ...] = ()
+    blobs: tuple[DigestField, ...] = ()
 
     @property
     def key(self) -> tuple[Repo, str]:

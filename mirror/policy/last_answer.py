@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from mirror.oci.request import Kind
 from mirror.policy.history import TagOverride
+from mirror.policy.json_form import JsonForm, Moment
 
 #: The most characters of `LastAnswer.trouble`.
 LONGEST: Final = 300
@@ -23,55 +24,32 @@ class LastAnswer:
     went wrong. `request` is the request's number in the log and in error answers.
     """
 
-    repository: str
-    kind: str
-    reference: str
-    at: float
-    method: str
+    at: Moment
     status: int
-    outcome: str
-    upstream: str
-    digest: str
-    kept: str
-    trouble: str
     sent: int
-    seconds: float
-    request: str
+    seconds: Moment
+    repository: str = ""
+    kind: str = ""
+    reference: str = ""
+    method: str = ""
+    outcome: str = ""
+    upstream: str = ""
+    digest: str = ""
+    kept: str = ""
+    trouble: str = ""
+    request: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The form that is kept on disk, without empty fields."""
-        return {name: value for name in self.__slots__ if (value := getattr(self, name)) != ""}
+        return _FORM.to_json(self)
 
     @classmethod
-    def from_json(cls, written: object) -> LastAnswer | None:
+    def from_json(cls, body: object) -> LastAnswer | None:
         """Read it back; None if it cannot be parsed."""
-        if not isinstance(written, Mapping):
-            return None
-        try:
-            texts = {name: str(written.get(name, "")) for name in _TEXTS}
-            return cls(
-                **texts,
-                at=float(written["at"]),
-                status=int(written["status"]),
-                sent=int(written["sent"]),
-                seconds=float(written["seconds"]),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError):
-            return None
+        return _FORM.from_json(body)
 
 
-_TEXTS: Final = (
-    "repository",
-    "kind",
-    "reference",
-    "method",
-    "outcome",
-    "upstream",
-    "digest",
-    "kept",
-    "trouble",
-    "request",
-)
+_FORM: Final = JsonForm(LastAnswer, sparse=True)
 
 
 def latest(answers: Iterable[LastAnswer]) -> list[LastAnswer]:

@@ -1,70 +1,50 @@
 """The records about content, and their JSON form.
 
-The version of a record is part of its key or file name, not of its content. Unknown fields are ignored. A record that
-cannot be parsed counts as missing (`None`).
+The version of a record is part of its key or file name, not of its content. A record that cannot be parsed counts as
+missing (`None`).
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
-from mirror.errors import RequestError
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Manifest, check_manifest_type
-from mirror.oci.reference import Reference, Repo
-
-#: What parsing a damaged record can raise. `OverflowError`: Python's JSON reader accepts Infinity, which is no size.
-_JUNK = (ValueError, KeyError, TypeError, RecursionError, OverflowError, RequestError)
-
-
-def _moment(value: Any) -> float:
-    """A finite time in epoch seconds. Raises one of `_JUNK`."""
-    seconds = float(value)
-    if not math.isfinite(seconds):
-        raise ValueError("no moment")
-    return seconds
+from mirror.oci.manifest import Manifest
+from mirror.policy.json_form import (
+    CAMEL_CASE,
+    DigestField,
+    JsonForm,
+    ManifestType,
+    Moment,
+    ReferenceField,
+    RepoField,
+    TagField,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class TagRecord:
     """What a tag pointed to when upstream was last asked, at `fetched_at` (epoch seconds). `size` is in bytes."""
 
+    __pydantic_config__ = CAMEL_CASE
+
     tag: str
-    digest: Digest
-    media_type: str
+    digest: DigestField
+    media_type: ManifestType
     size: int
-    fetched_at: float
+    fetched_at: Moment
 
     def to_json(self) -> bytes:
         """The contents of a tag's file."""
-        return json.dumps(
-            {
-                "digest": str(self.digest),
-                "mediaType": self.media_type,
-                "size": self.size,
-                "fetchedAt": self.fetched_at,
-            }
-        ).encode()
+        return json.dumps(_TAG.to_json(self)).encode()
 
     @classmethod
     def from_json(cls, tag: str, text: bytes) -> TagRecord | None:
         """Read it back; None if it cannot be parsed."""
-        try:
-            body = json.loads(text)
-            return cls(
-                tag,
-                Digest.parse(str(body["digest"])),
-                check_manifest_type(body["mediaType"]),
-                int(body["size"]),
-                _moment(body["fetchedAt"]),
-            )
-        except _JUNK:
-            return None
+        return _TAG.parse(text, tag=tag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,43 +55,29 @@ class Sighting:
     The latest confirmation of the newest sighting is in the tag's record, not in `last_seen`.
     """
 
-    digest: Digest
-    media_type: str
+    __pydantic_config__ = CAMEL_CASE
+
+    digest: DigestField
+    media_type: ManifestType
     size: int
-    first_seen: float
-    last_seen: float
+    first_seen: Moment
+    last_seen: Moment
+
+
+@dataclass(frozen=True, slots=True)
+class _History:
+    sightings: tuple[Sighting, ...]
 
 
 def write_history(sightings: Iterable[Sighting]) -> bytes:
     """The contents of a history file."""
-    entries = [
-        {
-            "digest": str(one.digest),
-            "mediaType": one.media_type,
-            "size": one.size,
-            "firstSeen": one.first_seen,
-            "lastSeen": one.last_seen,
-        }
-        for one in sightings
-    ]
-    return json.dumps({"sightings": entries}, indent=1).encode()
+    return json.dumps(_HISTORY.to_json(_History(tuple(sightings))), indent=1).encode()
 
 
 def read_history(text: bytes) -> tuple[Sighting, ...]:
     """Read the history back; empty if it cannot be parsed."""
-    try:
-        return tuple(
-            Sighting(
-                Digest.parse(str(one["digest"])),
-                check_manifest_type(one["mediaType"]),
-                int(one["size"]),
-                _moment(one["firstSeen"]),
-                _moment(one["lastSeen"]),
-            )
-            for one in json.loads(text)["sightings"]
-        )
-    except _JUNK:
-        return ()
+    history = _HISTORY.parse(text)
+    return history.sightings if history else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,34 +88,27 @@ class ManifestRecord:
     them. None means all blobs that a manifest of its media type proves (`named_by`).
     """
 
-    digest: Digest
-    media_type: str
+    __pydantic_config__ = CAMEL_CASE
+
+    digest: DigestField
+    media_type: ManifestType
     size: int
-    fetched_at: float
-    grants: tuple[Digest, ...] | None = None
+    fetched_at: Moment
+    grants: tuple[DigestField, ...] | None = None
 
     def to_json(self) -> bytes:
         """The contents of a manifest link's file."""
-        body: dict[str, Any] = {"mediaType": self.media_type, "size": self.size, "fetchedAt": self.fetched_at}
-        if self.grants is not None:
-            body["grants"] = [str(digest) for digest in self.grants]
-        return json.dumps(body).encode()
+        return json.dumps(_MANIFEST.to_json(self)).encode()
 
     @classmethod
     def from_json(cls, digest: Digest, text: bytes) -> ManifestRecord | None:
         """Read it back; None if it cannot be parsed."""
-        try:
-            body = json.loads(text)
-            grants = dict(body).get("grants")
-            return cls(
-                digest,
-                check_manifest_type(body["mediaType"]),
-                int(body["size"]),
-                _moment(body["fetchedAt"]),
-                None if grants is None else tuple(Digest.parse(str(text)) for text in grants),
-            )
-        except _JUNK:
-            return None
+        return _MANIFEST.parse(text, digest=str(digest))
+
+
+_TAG = JsonForm(TagRecord, outside="tag")
+_HISTORY = JsonForm(_History)
+_MANIFEST = JsonForm(ManifestRecord, outside="digest", sparse=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +165,11 @@ class Pin:
     `since` and `until` are in epoch seconds; `until` None means without end.
     """
 
-    repo: Repo
-    reference: Reference
+    repo: RepoField
+    reference: ReferenceField
     reason: str
-    since: float
-    until: float | None = None
+    since: Moment
+    until: Moment | None = None
 
     def holds(self, now: float) -> bool:
         """Whether the pin is in force at `now` (epoch seconds)."""
@@ -221,13 +180,15 @@ class Pin:
 class Freeze:
     """A tag that answers with one digest, whatever upstream says. `size` is in bytes, `since` in epoch seconds."""
 
-    repo: Repo
-    tag: str
-    digest: Digest
-    media_type: str
+    __pydantic_config__ = CAMEL_CASE
+
+    repo: RepoField
+    tag: TagField
+    digest: DigestField
+    media_type: ManifestType
     size: int
     reason: str
-    since: float
+    since: Moment
 
 
 @dataclass(frozen=True, slots=True)

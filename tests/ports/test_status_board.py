@@ -13,7 +13,7 @@ from mirror.oci.reference import Repo
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import FileLease, FileLocks
-from mirror.store.local.purge_notices import Purges
+from mirror.store.local.purge_notices import PurgeNotices
 from mirror.store.local.status_board import StatusBoard
 
 
@@ -64,11 +64,12 @@ def test_purges_are_told_once(layout: Layout) -> None:
     """To each process, also to the one that told; not those from before it began."""
     notes = JsonRecords(layout, "purges")
     repo, digest = Repo("docker.io", "library/app"), Digest.parse("sha256:" + "a" * 64)
-    Purges(notes).tell(repo, ["old"], [])
-    listener = Purges(notes)
+    PurgeNotices(notes).publish(repo, ["old"], [])
+    listener = PurgeNotices(notes)
     assert listener.new() == []
-    Purges(notes).tell(repo, ["v1"], [digest])
-    assert (repo, ["v1"], [digest]) in listener.new()
+    PurgeNotices(notes).publish(repo, ["v1"], [digest])
+    [notice] = listener.new()
+    assert (notice.repo, notice.tags, notice.digests) == (repo, ("v1",), (digest,))
     assert listener.new() == []
 
 
@@ -77,22 +78,22 @@ def test_two_purges_in_one_tick(layout: Layout) -> None:
     notes = JsonRecords(layout, "purges")
     folder = layout.root / "purges"
     repo = Repo("docker.io", "library/app")
-    listener = Purges(notes)
+    listener = PurgeNotices(notes)
     # a clock that stands still: no time has passed since the last change, however busy the machine is
     tick = time.time_ns() + 3600 * 10**9
     for tag in ("v1", "v2", "v3"):
-        Purges(notes).tell(repo, [tag], [])
+        PurgeNotices(notes).publish(repo, [tag], [])
         os.utime(folder, ns=(tick, tick))
-        assert listener.new() == [(repo, [tag], [])]
+        assert [notice.tags for notice in listener.new()] == [(tag,)]
     assert listener.new() == []
 
 
 def test_purges_are_not_read_without_need(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that has not changed for a while is not listed."""
     notes = JsonRecords(layout, "purges")
-    Purges(notes).tell(Repo("docker.io", "library/app"), ["v1"], [])
+    PurgeNotices(notes).publish(Repo("docker.io", "library/app"), ["v1"], [])
     os.utime(layout.root / "purges", ns=(10**9, 10**9))
-    listener = Purges(notes)
+    listener = PurgeNotices(notes)
     monkeypatch.setattr(notes, "all", lambda: pytest.fail("listed"))
     assert listener.new() == []
 

@@ -90,7 +90,7 @@ _ONLY_IN: Final = {
     "jwt": {"access"},
     "cronsim": {"policy"},
     "semantic_version": {"values"},
-    "pydantic": {"config", "prefetch", "server", "values"},
+    "pydantic": {"config", "policy", "prefetch", "server", "values"},
     "pydantic_settings": {"config"},
     "typer": {"cli"},
     "rich": {"cli"},

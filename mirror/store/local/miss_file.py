@@ -12,15 +12,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
-from mirror.errors import RequestError
-from mirror.oci.digest import Digest
-from mirror.oci.reference import Repo, check_name, check_registry, parse_reference
-from mirror.policy.image_misses import MOST_BLOBS, Miss, joined
+from mirror.policy.image_misses import Miss, joined
+from mirror.policy.json_form import JsonForm
 from mirror.store.local.durable import store_errors, write_whole
 from mirror.store.local.layout import Layout
 
+_MISS: Final = JsonForm(Miss)
 #: Records in the report at most; the least recent ones are dropped. Clients choose the names, so they are unbounded.
 MOST: Final = 10_000
 
@@ -44,13 +43,13 @@ class LocalMisses:
             listed = json.loads(text)["misses"]
         except (ValueError, KeyError, TypeError, RecursionError):
             return []
-        found = [_read(one) for one in listed] if isinstance(listed, list) else []
-        return joined((miss for miss in found if miss), most=self._most)
+        misses = map(_MISS.from_json, listed if isinstance(listed, list) else [])
+        return joined((miss for miss in misses if miss), most=self._most)
 
     def add(self, misses: Iterable[Miss]) -> None:
         """Add misses to the report; durable on return. Raises `StoreError`, `StoreFull`."""
         kept = joined((*self.read(), *misses), most=self._most)
-        content = json.dumps({"misses": [_written(miss) for miss in kept]}, separators=(",", ":")).encode()
+        content = json.dumps({"misses": [_MISS.to_json(miss) for miss in kept]}, separators=(",", ":")).encode()
         with store_errors("writing the report of misses"):
             write_whole(self._layout.misses, content, through=self._layout.ingests)
 
@@ -58,30 +57,3 @@ class LocalMisses:
         """Delete the report. Repeatable. Raises `StoreError`."""
         with store_errors("clearing the report of misses"), suppress(FileNotFoundError):
             self._layout.misses.unlink()
-
-
-def _written(miss: Miss) -> dict[str, Any]:
-    return {
-        "registry": miss.repo.registry,
-        "name": miss.repo.name,
-        "reference": None if miss.reference is None else str(miss.reference),
-        "first": miss.first,
-        "last": miss.last,
-        "count": miss.count,
-        "blobs": [str(digest) for digest in miss.blobs],
-    }
-
-
-def _read(body: Any) -> Miss | None:
-    try:
-        reference = body["reference"]
-        return Miss(
-            Repo(check_registry(body["registry"]), check_name(body["name"])),
-            None if reference is None else parse_reference(reference),
-            float(body["first"]),
-            float(body["last"]),
-            int(body["count"]),
-            tuple(Digest.parse(digest) for digest in body["blobs"][:MOST_BLOBS]),
-        )
-    except (KeyError, TypeError, ValueError, OverflowError, RequestError):
-        return None
