@@ -1,7 +1,7 @@
-"""Whether the mirror in this container answers: exit status 0 if it does, 1 with the reason if not.
+"""Checks that the mirror in this container answers. Exit status 0 if it does, else 1 with the reason.
 
-Asks `HEALTH_URL`, by default http://127.0.0.1:5000/livez. The certificate of an https URL is not checked: it is this
-container's own, and made for the name that clients use.
+It requests `HEALTH_URL`, by default http://127.0.0.1:5000/livez. The certificate of an https URL is not checked: it is
+this container's own, and is for the name that clients use.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import ssl
 import sys
 from urllib.parse import urlsplit
 
-#: Seconds; less than the image's own time-out, so that the reason is told.
+#: Seconds; less than the image's own time-out, so that the reason is printed.
 TIMEOUT = 4.0
 
 
 def main() -> int:
-    """Ask once. No proxy is used, whatever the environment says."""
+    """Send one request, without a proxy, whatever the environment says."""
     url = os.environ.get("HEALTH_URL", "http://127.0.0.1:5000/livez")
     parts = urlsplit(url)
     connection: http.client.HTTPConnection

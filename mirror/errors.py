@@ -1,32 +1,32 @@
 """Every exception of the mirror, and the one table that turns it into an HTTP answer.
 
     MirrorError
-    ├── RequestError             the client's doing
+    ├── RequestError             the client's fault
     │   ├── NameInvalid · DigestInvalid · TagInvalid · RangeInvalid · TooManyRanges · PageInvalid
     │   ├── Unauthorized · Denied · Unsupported · NotServed · TagTooNew · TooManyLogins
-    │   ├── BodyInvalid → BodyTooLarge · AlreadyRunning · TooManyJobs · ImageProtected   of the admin API alone
-    │   └── NotKnown → NameUnknown · ManifestUnknown · BlobUnknown · JobUnknown · RuleUnknown · PinUnknown
-    ├── UpstreamError            the other registry's doing; carries .upstream and .status
-    │   ├── UpstreamUnavailable                       no usable answer: dial, DNS, TLS, 5xx, a broken body
+    │   ├── BodyInvalid → BodyTooLarge · AlreadyRunning · TooManyJobs · ImageProtected   in the admin API only
+    │   └── NotFound → NameUnknown · ManifestUnknown · BlobUnknown · JobUnknown · RuleUnknown · PinUnknown
+    ├── UpstreamError            the other registry's fault; carries .upstream and .status
+    │   ├── UpstreamUnavailable                        no usable answer: DNS, connection, TLS, 5xx, a broken body
     │   │   └── UpstreamTimeout · UpstreamCircuitOpen  no progress in time; not asked, carries .retry_after in seconds
-    │   ├── UpstreamDenied                            401 or 403 after every credential was tried
-    │   │   └── CredentialsRefused                    our own credentials are no good any more
-    │   ├── UpstreamThrottled                         429, or 503 with Retry-After; carries .retry_after in seconds
-    │   ├── UpstreamNotFound                          404
-    │   └── UpstreamInvalid                           an answer that must not be believed
-    │       └── DigestMismatch · UpstreamOffLimits    other bytes; a name or URL that leads to a forbidden address
-    ├── StoreError               ours
-    │   ├── StoreFull → BlobTooLarge                  no space, no inodes, quota, or pins leave nothing to drop
-    │   ├── BlobDamaged                               what is on disk is not what its name says
-    │   ├── BlobUnreadable                            the disk does not give it
-    │   └── RecordDamaged                             a record of a tag or manifest that makes no sense
-    ├── AccessUnavailable        who is calling cannot be told now: an issuer of tokens does not answer
-    ├── BundleError              a bundle, or the data of another registry, that cannot be taken in or written
-    ├── IndexUnavailable         the index did not answer in its budget; the disk still can
-    └── ConfigError              start-up only; carries every mistake at once
+    │   ├── UpstreamDenied                             401 or 403 with every credential
+    │   │   └── CredentialsRefused                     the mirror's own credentials are no longer valid
+    │   ├── UpstreamThrottled                          429, or 503 with Retry-After; carries .retry_after in seconds
+    │   ├── UpstreamNotFound                           404
+    │   └── UpstreamInvalid                            an answer that breaks the protocol
+    │       └── DigestMismatch · UpstreamOffLimits     wrong bytes; a name or URL that leads to a forbidden address
+    ├── StoreError               the local disk's fault
+    │   ├── StoreFull → BlobTooLarge                   no space, no inodes, quota, or nothing that may be evicted
+    │   ├── BlobDamaged                                the file does not match its digest
+    │   ├── BlobUnreadable                             the disk cannot read the file
+    │   └── RecordDamaged                              the record of a tag or manifest is not valid
+    ├── AccessUnavailable        the caller cannot be identified now: a token issuer does not answer
+    ├── BundleError              a bundle, or another registry's data, cannot be imported or written
+    ├── IndexUnavailable         the index did not answer in time; the disk still can
+    └── ConfigError              the configuration or the arguments; carries every mistake at once
 
-Errors are raised where they are known and translated once, in `mirror.server`. Adapters turn foreign exceptions
-(aiohttp, OSError, Redis) into these at their border, so nobody above an adapter sees a foreign one.
+Adapters turn foreign exceptions (aiohttp, OSError, Redis) into these at their border; the code above an adapter sees no
+others. `mirror.server` turns them into answers, in one place.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from dataclasses import dataclass
 
 
 class MirrorError(Exception):
-    """Anything that the mirror itself raises on purpose. The message is for people and never holds a secret."""
+    """The base of all errors that the mirror raises on purpose. The message is for people and contains no secret."""
 
     @property
     def public(self) -> str:
-        """The message for clients. It says less than the log if the whole message would show them our network."""
+        """The message for clients. It says less than the log if the full message would reveal our network."""
         return str(self)
 
 
@@ -50,11 +50,11 @@ class RequestError(MirrorError):
 
 
 class NameInvalid(RequestError):
-    """A repository name outside the grammar of the distribution specification."""
+    """A repository name that the distribution specification does not allow."""
 
 
 class DigestInvalid(RequestError):
-    """A digest that is malformed, or of an algorithm that is not supported."""
+    """A digest that is malformed, or whose algorithm is not supported."""
 
 
 class TagInvalid(RequestError):
@@ -76,13 +76,13 @@ class RangeInvalid(RequestError):
 
 
 class TooManyRanges(RequestError):
-    """More ranges in one request than are answered, or ranges that overlap too much. Not 416: clients take that as the
-    end of the pull, and ask for fewer ranges after 400.
+    """A request with too many ranges, or with ranges that overlap too much. The status is 400 and not 416: after 400
+    clients ask for fewer ranges, after 416 they give up the pull.
     """
 
 
 class Unauthorized(RequestError):
-    """The caller must say who they are, or did so wrongly. `challenge` is a `WWW-Authenticate` that says how."""
+    """The caller must log in, or the credentials are wrong. `challenge` is the `WWW-Authenticate` that says how."""
 
     def __init__(self, message: str, challenge: str | None = None) -> None:
         super().__init__(message)
@@ -90,11 +90,11 @@ class Unauthorized(RequestError):
 
 
 class TooManyLogins(RequestError):
-    """So many passwords wait to be checked, or so many of this name were refused by upstream, that this one is not."""
+    """The password was not checked: too many are waiting, or upstream has refused too many for this name."""
 
 
 class Denied(RequestError):
-    """The caller is known and may not."""
+    """The caller is known, and is not allowed to do this."""
 
 
 class Unsupported(RequestError):
@@ -106,61 +106,61 @@ class NotServed(RequestError):
 
 
 class BodyInvalid(RequestError):
-    """The body of a request to the admin API is not what that path takes."""
+    """The body of a request to the admin API is not valid for that path."""
 
 
 class BodyTooLarge(BodyInvalid):
-    """It is larger than anything that makes sense."""
+    """The body of a request to the admin API is too large."""
 
 
 class AlreadyRunning(RequestError):
-    """What was asked for is being done already."""
+    """The requested work is already running."""
 
 
 class TooManyJobs(RequestError):
-    """So many jobs wait that no more are taken."""
+    """Too many jobs are waiting; no more are accepted."""
 
 
 class ImageProtected(RequestError):
-    """An image that is to be purged is pinned, or its tag is frozen."""
+    """The image cannot be purged, because it is pinned or its tag is frozen."""
 
 
 class TagTooNew(RequestError):
-    """All that a tag has pointed to is newer than the route's `minimum_age`."""
+    """Every digest that the tag has pointed to is newer than the route's `minimum_age`."""
 
 
-class NotKnown(RequestError):
-    """What was asked for does not exist, or not for this caller."""
+class NotFound(RequestError):
+    """The requested object does not exist, or this caller may not see it."""
 
 
-class NameUnknown(NotKnown):
-    """No such repository, or its registry is not configured here."""
+class NameUnknown(NotFound):
+    """No such repository, or its registry is not configured."""
 
 
-class ManifestUnknown(NotKnown):
+class ManifestUnknown(NotFound):
     """No such manifest in this repository."""
 
 
-class BlobUnknown(NotKnown):
+class BlobUnknown(NotFound):
     """No such blob in this repository, or not in the store."""
 
 
-class JobUnknown(NotKnown):
-    """No job of this name, or not any more."""
+class JobUnknown(NotFound):
+    """No such job; old jobs are deleted."""
 
 
-class RuleUnknown(NotKnown):
+class RuleUnknown(NotFound):
     """No `[[sync]]` rule of this name."""
 
 
-class PinUnknown(NotKnown):
-    """No pin of this image that was set by hand."""
+class PinUnknown(NotFound):
+    """This image was not pinned by hand."""
 
 
 class UpstreamError(MirrorError):
-    """Another registry's doing. `upstream` is its configured name, `status` its HTTP status where there was one.
+    """Another registry's fault. `upstream` is its configured name, `status` its HTTP status if there was one.
 
-    `elsewhere` says that the registry itself answered, and a host that it redirects to failed.
+    `elsewhere` is true if the registry itself answered, and a host that it redirects to failed.
     """
 
     def __init__(self, message: str, *, upstream: str, status: int | None = None) -> None:
@@ -171,16 +171,16 @@ class UpstreamError(MirrorError):
 
     @property
     def public(self) -> str:
-        """The message without the upstream's address, which is about our network."""
+        """The message without the upstream's address, which would reveal our network."""
         return re.sub(rf"{re.escape(self.upstream)} \([^)]*\)", self.upstream, str(self))
 
 
 class UpstreamUnavailable(UpstreamError):
-    """No usable answer: DNS, dial, TLS, 5xx, a connection that broke. Worth another try."""
+    """No usable answer: DNS, the connection or TLS failed, or the status is 5xx. A retry may succeed."""
 
     @property
     def public(self) -> str:
-        """Without a status nobody answered: why not, and at which address, would tell open ports from closed ones."""
+        """Without cause and address if there was no answer: they would show a client which ports are open."""
         return super().public if self.status is not None else _unreachable(self)
 
 
@@ -189,7 +189,7 @@ class UpstreamTimeout(UpstreamUnavailable):
 
 
 class UpstreamCircuitOpen(UpstreamUnavailable):
-    """Upstream did not answer lately, so it was not asked; it may be asked again in `retry_after` seconds."""
+    """Upstream failed recently, so it was not asked; it may be asked again in `retry_after` seconds."""
 
     def __init__(self, message: str, *, upstream: str, retry_after: float) -> None:
         super().__init__(message, upstream=upstream)
@@ -197,15 +197,15 @@ class UpstreamCircuitOpen(UpstreamUnavailable):
 
 
 class UpstreamDenied(UpstreamError):
-    """401 or 403 although every credential was tried."""
+    """Upstream answered 401 or 403 with every credential."""
 
 
 class CredentialsRefused(UpstreamDenied):
-    """The mirror's own credentials are refused: expired, or replaced. That says nothing about the content asked for."""
+    """Upstream refuses the mirror's own credentials. This says nothing about the requested content."""
 
 
 class UpstreamThrottled(UpstreamError):
-    """Upstream asked us to slow down; nobody asks it again for `retry_after` seconds."""
+    """Upstream throttles the mirror, which does not ask it again for `retry_after` seconds."""
 
     def __init__(self, message: str, *, upstream: str, status: int | None = None, retry_after: float) -> None:
         super().__init__(message, upstream=upstream, status=status)
@@ -213,28 +213,28 @@ class UpstreamThrottled(UpstreamError):
 
 
 class UpstreamNotFound(UpstreamError):
-    """404. `mirror.repository` knows whether a manifest or a blob was asked for, and says so."""
+    """Upstream answered 404. `mirror.repository` turns this into `ManifestUnknown` or `BlobUnknown`."""
 
 
 class UpstreamInvalid(UpstreamError):
-    """An answer that breaks the protocol and must not be believed."""
+    """Upstream's answer breaks the protocol, and is not used."""
 
     @property
     def public(self) -> str:
-        """Without a status it was no HTTP answer: what answers there is about our network."""
+        """Without cause and address if it was no HTTP answer: they would reveal our network."""
         return super().public if self.status is not None else _unreachable(self)
 
 
 class DigestMismatch(UpstreamInvalid):
-    """The bytes are not those that the digest names."""
+    """The bytes do not match the digest."""
 
 
 class UpstreamOffLimits(UpstreamInvalid):
-    """The upstream's name, a redirect or a realm leads to an address that this upstream may not lead to."""
+    """The upstream's name, a redirect or a token server leads to an address that is not allowed for this upstream."""
 
     @property
     def public(self) -> str:
-        """Neither the address nor that it was refused: both are about our network."""
+        """Without the address, and without the refusal: both would reveal our network."""
         return _unreachable(self)
 
 
@@ -243,27 +243,27 @@ def _unreachable(error: UpstreamError) -> str:
 
 
 class StoreError(MirrorError):
-    """The local disk failed us."""
+    """The local disk failed."""
 
 
 class StoreFull(StoreError):
-    """No space, no inodes, a quota, or pins that leave nothing to drop. Never the client's problem."""
+    """No space, no inodes, a quota, or nothing that may be evicted. Clients get the content from upstream."""
 
 
 class BlobTooLarge(StoreFull):
-    """A blob of more bytes than the store may ever hold. The store itself is well."""
+    """The blob is larger than the capacity of the store. The store itself works."""
 
 
 class BlobDamaged(StoreError):
-    """A file whose bytes or size are not what its name says."""
+    """A stored file does not match its digest or its size."""
 
 
 class BlobUnreadable(StoreError):
-    """A file that is there, and whose bytes the disk does not give (EIO)."""
+    """A stored file exists, but the disk cannot read it (EIO)."""
 
 
 class RecordDamaged(StoreError):
-    """A record of a tag or manifest that is there and makes no sense. What it said is not known."""
+    """The record of a tag or manifest exists, but is not valid."""
 
 
 class RecordChanged(MirrorError):
@@ -271,19 +271,19 @@ class RecordChanged(MirrorError):
 
 
 class BundleError(MirrorError):
-    """A bundle that must not be taken in, or cannot be written. Only the command line meets it."""
+    """A bundle that must not be imported, or cannot be written. Only commands raise it."""
 
 
 class IndexUnavailable(MirrorError):
-    """The index did not answer within its budget. The disk still can."""
+    """The index did not answer in time. The mirror uses the disk instead."""
 
 
 class AccessUnavailable(MirrorError):
-    """Who is calling cannot be told now, because an issuer of tokens does not answer."""
+    """The caller cannot be identified now, because a token issuer does not answer."""
 
 
 class ConfigError(MirrorError):
-    """The configuration is unusable. `mistakes` names every setting that is wrong, one line each."""
+    """The configuration, or an argument of a command, is not valid. `mistakes` has one line for each mistake."""
 
     def __init__(self, mistakes: Sequence[str]) -> None:
         super().__init__("; ".join(mistakes))
@@ -292,7 +292,7 @@ class ConfigError(MirrorError):
 
 @dataclass(frozen=True, slots=True)
 class ErrorAnswer:
-    """How an error looks to a client: HTTP status and error code (distribution-spec, "Error Codes")."""
+    """How an error is answered: HTTP status and error code (distribution-spec, "Error Codes")."""
 
     status: int
     code: str
@@ -314,11 +314,11 @@ ANSWERS: dict[type[MirrorError], ErrorAnswer] = {
     BodyInvalid: ErrorAnswer(400, "BODY_INVALID"),
     BodyTooLarge: ErrorAnswer(413, "BODY_INVALID"),
     AlreadyRunning: ErrorAnswer(409, "ALREADY_RUNNING"),
-    ImageProtected: ErrorAnswer(409, "KEPT"),
+    ImageProtected: ErrorAnswer(409, "PROTECTED"),
     TooManyJobs: ErrorAnswer(429, "TOOMANYREQUESTS"),
     TooManyLogins: ErrorAnswer(429, "TOOMANYREQUESTS"),
     TagTooNew: ErrorAnswer(403, "DENIED"),
-    NotKnown: ErrorAnswer(404, "NAME_UNKNOWN"),
+    NotFound: ErrorAnswer(404, "NAME_UNKNOWN"),
     JobUnknown: ErrorAnswer(404, "JOB_UNKNOWN"),
     PinUnknown: ErrorAnswer(404, "PIN_UNKNOWN"),
     RuleUnknown: ErrorAnswer(404, "RULE_UNKNOWN"),
@@ -351,9 +351,10 @@ ANSWERS: dict[type[MirrorError], ErrorAnswer] = {
 
 
 def answer_for(error: MirrorError) -> ErrorAnswer:
-    """The nearest row of the table, walking up the class's ancestors.
+    """The row of the error's class, or else of its nearest ancestor.
 
-    A 401 of upstream stays a 401 (registries answer so for names that do not exist, and clients tell it from 403).
+    A 401 of upstream stays a 401: registries answer 401 for names that do not exist, and clients tell it
+    from 403.
     """
     if isinstance(error, UpstreamDenied) and error.status == 401:
         return ErrorAnswer(401, "UNAUTHORIZED")

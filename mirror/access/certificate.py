@@ -34,7 +34,7 @@ def validity(file: Path) -> tuple[float, float]:
     """The start and end of validity, in epoch seconds, of the certificate that a server with this PEM file presents:
     the first one in it (RFC 5280, 4.1.2.5).
 
-    Blocking. Raises `OSError`, and `ValueError` if the file holds no certificate.
+    Blocking. Raises `OSError`, and `ValueError` if the file contains no certificate.
     """
     shown = x509.load_pem_x509_certificate(file.read_bytes())
     return shown.not_valid_before_utc.timestamp(), shown.not_valid_after_utc.timestamp()

@@ -51,7 +51,7 @@ def parse_htpasswd(text: str) -> dict[str, str]:
         if not _HASH.fullmatch(hashed):
             raise ValueError(f"line {number}: the hash of {name!r} is not bcrypt (htpasswd -B makes such)")
         if name in accounts:
-            raise ValueError(f"line {number}: {name!r} stands there twice")
+            raise ValueError(f"line {number}: {name!r} is there twice")
         accounts[name] = hashed
     return accounts
 

@@ -12,7 +12,7 @@ from mirror.app.client_files import ClientFiles
 from mirror.app.prefetching import make_jobs, make_sync, open_leases
 from mirror.app.repositories import Repositories
 from mirror.app.storage import Storage, make_purge, pin_rules
-from mirror.config import Config, masked
+from mirror.config import Config, redacted_settings
 from mirror.policy.image_names import Image, parse_image
 from mirror.policy.selection import search
 from mirror.prefetch.jobs import Jobs, prefetching
@@ -86,7 +86,7 @@ def open_administration(
         images,
         status,
         parse_image=parse,
-        config=masked(config),
+        config=redacted_settings(config),
         clients=ClientFiles(config),
         access=gate if config.access.has_admins else None,
         audit=audit,

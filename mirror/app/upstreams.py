@@ -300,7 +300,7 @@ def _tls(name: str, reach: ReachSettings) -> Tls:
         if reach.ca_file is not None and reach.verify_tls:
             verify = ssl.create_default_context(cafile=reach.ca_file)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError([f"upstream {name}: ca_file {reach.ca_file} holds no certificate"]) from error
+        raise ConfigError([f"upstream {name}: ca_file {reach.ca_file} contains no certificate"]) from error
     if reach.client_certificate is None or reach.client_key is None:
         return Tls(verify)
     identity = ssl.create_default_context(cafile=reach.ca_file) if reach.verify_tls else unverified()
@@ -309,5 +309,7 @@ def _tls(name: str, reach: ReachSettings) -> Tls:
         identity.load_cert_chain(reach.client_certificate, reach.client_key)
     except (OSError, ssl.SSLError) as error:
         pair = f"{reach.client_certificate} and {reach.client_key}"
-        raise ConfigError([f"upstream {name}: client_certificate, client_key: {pair} are no matching pair"]) from error
+        raise ConfigError(
+            [f"upstream {name}: client_certificate, client_key: {pair} do not belong together"]
+        ) from error
     return Tls(verify, identity)

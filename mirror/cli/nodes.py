@@ -167,10 +167,10 @@ def read_authority(path: Path | None, mirror: MirrorUrl) -> str | None:
         if "PRIVATE KEY" in text:
             raise ConfigError([f"--ca-file: {path} holds a private key; give the certificate alone"])
         if "BEGIN CERTIFICATE" not in text:
-            raise ConfigError([f"--ca-file: {path} holds no certificate"])
+            raise ConfigError([f"--ca-file: {path} contains no certificate"])
         ssl.create_default_context(cadata=text)
     except ssl.SSLError:
-        raise ConfigError([f"--ca-file: {path} holds no certificate"]) from None
+        raise ConfigError([f"--ca-file: {path} contains no certificate"]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"--ca-file: {path}: {getattr(error, 'strerror', None) or 'not text'}"]) from error
     return text

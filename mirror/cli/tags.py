@@ -15,7 +15,7 @@ from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
 from mirror.cli.long_running import check_owner, check_there
 from mirror.cli.note_checks import refuse_unread
-from mirror.errors import ConfigError, MirrorError, NotKnown, RequestError
+from mirror.errors import ConfigError, MirrorError, NotFound, RequestError
 from mirror.graph.closure import read_closure
 from mirror.inspect.tag_view import TagState, TagView, read_standing
 from mirror.oci.digest import Digest
@@ -219,7 +219,7 @@ async def _ask(loaded: settings.Config, repo: Repo, reference: Reference) -> Des
     async with build(loaded) as app:
         try:
             found = await app.router.repository(repo).resolve(reference)
-        except NotKnown as error:
+        except NotFound as error:
             raise MirrorError(f"{repo}: neither this mirror nor upstream has {reference}") from error
     return Descriptor(found.media_type, found.digest, found.size)
 

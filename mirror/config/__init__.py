@@ -1,11 +1,11 @@
 """The settings: what they are, where they come from, and whether they are right.
 
-settings.py   every setting, with its default and its meaning
-values.py     checks of single values
-loading.py    from file and environment to checked settings
-checks.py     checks of several settings together, and of the files that they name
-redacted.py   the settings without secrets, to be shown
-routing.py    the routing table that follows from them
+settings.py        every setting, with its default and its meaning
+values.py          checks of single values
+loading.py         from file and environment to checked settings
+checks.py          checks of several settings together, and of the files that they name
+redacted.py        the settings without secrets, for display
+routing_table.py   the routing table that follows from them
 
 Settings come from the TOML file given with `--config`. An environment variable takes precedence over the file:
 `MIRROR__STORE__CAPACITY=500GB` is `capacity` under `[store]`. A setting that is not given has its default. With neither
@@ -17,7 +17,7 @@ Only `app/` and `cli/` import this package: the modules below them take ordinary
 
 from mirror.config.checks import hints
 from mirror.config.loading import load
-from mirror.config.redacted import masked
+from mirror.config.redacted import redacted_settings
 from mirror.config.routing_table import routing_table
 from mirror.config.settings import (
     PUBLIC,
@@ -47,6 +47,6 @@ __all__ = [
     "UpstreamSettings",
     "hints",
     "load",
-    "masked",
+    "redacted_settings",
     "routing_table",
 ]

@@ -47,13 +47,13 @@ def _check_contents(reach: ReachSettings, name: str) -> list[str]:
         try:
             ssl.create_default_context(cafile=reach.ca_file)
         except (OSError, ssl.SSLError):
-            mistakes.append(f"ca_file: {reach.ca_file} holds no certificate")
+            mistakes.append(f"ca_file: {reach.ca_file} contains no certificate")
     if reach.client_certificate is not None and reach.client_key is not None:
         pair = reach.client_certificate, reach.client_key
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(*pair, password=lambda: "")
         except (OSError, ssl.SSLError):
-            mistakes.append(f"client_certificate, client_key: {pair[0]} and {pair[1]} are no matching pair")
+            mistakes.append(f"client_certificate, client_key: {pair[0]} and {pair[1]} do not belong together")
     if reach.docker_config is not None:
         try:
             DockerConfig(reach.docker_config, [name]).check()
@@ -71,7 +71,7 @@ def cross_check(config: Config) -> list[str]:
     mistakes += [*_check_access(config), *_check_admin(config), *_check_routes(config.route)]
     verified = [entry.name for entry in config.upstream if entry.access == "verify"]
     if verified and config.offline:
-        mistakes.append(f"offline: {', '.join(verified)} with access = verify must be asked about each caller")
+        mistakes.append(f"offline: {', '.join(verified)} with access = verify must be contacted for each caller")
     if config.default_registry and config.default_registry not in names:
         mistakes.append(f"default_registry: {config.default_registry} is not the name of an upstream")
     mistakes += _check_syncs(config)
@@ -88,16 +88,16 @@ def cross_check(config: Config) -> list[str]:
 
 def hints(config: Config) -> list[str]:
     """Warnings about settings that are valid, but with which requests to the registry will most likely fail."""
-    found = []
+    warnings = []
     for number, upstream in enumerate(config.upstream, 1):
         for inner, reach in upstream.addresses:
             url = getattr(reach, "url", None) or f"https://{upstream.name}"
             if not upstream.name.startswith("*.") and not reach.private_network and needs_private(url):
-                found.append(
-                    f"upstream[{number}]{inner}: {parse_url(url).host} looks like a name of a private network; "
-                    "it may lead there only with the line: private_network = true"
+                warnings.append(
+                    f"upstream[{number}]{inner}: {parse_url(url).host} looks like a name in a private network; "
+                    "it may resolve to a private address only with private_network = true"
                 )
-    return found
+    return warnings
 
 
 def _check_admin(config: Config) -> list[str]:
@@ -105,10 +105,10 @@ def _check_admin(config: Config) -> list[str]:
     in. Without such a rule, everyone who connects may do everything.
     """
     address, access = config.admin_tcp, config.access
-    if address is None or values.is_loopback(address) or (access.has_admins and not access.is_shut):
+    if address is None or values.is_loopback(address) or (access.has_admins and not access.has_no_login):
         return []
-    lacking = "a way to log in" if access.is_shut else 'an [[access.rule]] that allows "admin" to somebody'
-    return [f"admin.listen: {address} is not a loopback address: that needs {lacking} (see docs/admin-api.md)"]
+    missing = "a way to log in" if access.has_no_login else 'an [[access.rule]] that allows "admin"'
+    return [f"admin.listen: {address} is not a loopback address: that needs {missing} (see docs/admin-api.md)"]
 
 
 def _check_access(config: Config) -> list[str]:
@@ -126,15 +126,13 @@ def _check_access(config: Config) -> list[str]:
     ]
     mistakes += _unusable_secrets(access)
     if access.client_ca is not None and config.server.tls_certificate is None:
-        mistakes.append("access.client_ca: needs server.tls_certificate: certificates come with TLS")
-    if not access.anonymous and access.is_shut:
-        mistakes.append("access: nobody could come in: anonymous is false, and there is no way to log in")
+        mistakes.append("access.client_ca: needs server.tls_certificate, because client certificates are part of TLS")
+    if not access.anonymous and access.has_no_login:
+        mistakes.append("access: no client could use the mirror: anonymous is false, and there is no way to log in")
     if access.groups and access.htpasswd is None:
-        mistakes.append("access.groups: are of accounts; needs access.htpasswd")
+        mistakes.append("access.groups: these are groups of accounts; needs access.htpasswd")
     names = [token.name for token in access.token]
-    mistakes += [
-        f"access.token: {name!r} stands there twice" for name in sorted({n for n in names if names.count(n) > 1})
-    ]
+    mistakes += [f"access.token: {name!r} is there twice" for name in sorted({n for n in names if names.count(n) > 1})]
     return mistakes
 
 
@@ -162,8 +160,8 @@ def _check_routes(routes: Iterable[RouteSettings]) -> list[str]:
 
 
 def _check_server(server: ServerSettings) -> list[str]:
-    fixed = [one for one in server.listen if not one.endswith(":0")]
-    mistakes = [f"server.listen: {one} is given more than once" for one in sorted(_repeated(fixed))]
+    fixed = [address for address in server.listen if not address.endswith(":0")]
+    mistakes = [f"server.listen: {address} is there more than once" for address in sorted(_repeated(fixed))]
     unreadable = [
         f"server.{setting}: {path} cannot be read"
         for setting in ("tls_certificate", "tls_key")
@@ -177,8 +175,8 @@ def _check_server(server: ServerSettings) -> list[str]:
             )
         except (OSError, ssl.SSLError):
             mistakes.append(
-                f"server.tls_certificate, tls_key: {server.tls_certificate} and {server.tls_key} are no matching pair "
-                "of PEM files, or the key has a passphrase"
+                f"server.tls_certificate, tls_key: {server.tls_certificate} and {server.tls_key} are not PEM "
+                "files that belong together, or the key has a passphrase"
             )
     return mistakes + unreadable
 
@@ -190,12 +188,12 @@ def _check_upstreams(upstreams: Iterable[UpstreamSettings]) -> list[str]:
     for number, upstream in enumerate(upstreams, 1):
         where = f"upstream[{number}]"
         mistakes += [
-            f"{where}: {name} is the name of upstream[{names[name]}] already"
+            f"{where}: {name} is already the name of upstream[{names[name]}]"
             for name in (upstream.name, *upstream.aliases)
             if names.setdefault(name, number) != number
         ]
         mistakes += [
-            f"{where}.host_headers: {host} means upstream[{hosts[host.lower()]}] already"
+            f"{where}.host_headers: {host} already belongs to upstream[{hosts[host.lower()]}]"
             for host in upstream.host_headers
             if hosts.setdefault(host.lower(), number) != number
         ]
@@ -215,7 +213,7 @@ def _check_syncs(config: Config) -> list[str]:
     titles: dict[str, int] = {}
     for number, rule in enumerate(config.sync, 1):
         if titles.setdefault(rule.title, number) != number:
-            mistakes.append(f"sync[{number}]: {rule.title} is the name of sync[{titles[rule.title]}] already; set name")
+            mistakes.append(f"sync[{number}]: {rule.title} is already the name of sync[{titles[rule.title]}]; set name")
         try:
             rule.repository(table)
         except RequestError as error:

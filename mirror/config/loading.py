@@ -47,9 +47,9 @@ def load(path: Path | None, overrides: dict[str, Any] | None = None) -> Config:
     config, mistakes = _validated(_with_environment(content))
     mistakes += _unknown_in_environment()
     for section, wanted in (overrides or {}).items():
-        given = {name: value for name, value in wanted.items() if value is not None}
-        if given:
-            config, more = _override(config, section, given)
+        present = {name: value for name, value in wanted.items() if value is not None}
+        if present:
+            config, more = _override(config, section, present)
             mistakes += more
     config, more = _with_secrets(config)
     mistakes += [*more, *cross_check(config)]
@@ -100,15 +100,15 @@ def _validated(content: dict[str, Any]) -> tuple[Config, list[str]]:
         try:
             return Config.model_validate(content), mistakes
         except ValidationError as error:
-            for one in error.errors(include_url=False, include_input=False):
-                text = _mistake(one)
-                of_our_making = one["type"] == "value_error" and any(
+            for detail in error.errors(include_url=False, include_input=False):
+                text = _mistake(detail)
+                consequence = detail["type"] == "value_error" and any(
                     name in text.partition(": ")[2] for name in left_out
                 )
-                if not (of_our_making or (left_out and one["type"] == "missing")):
+                if not (consequence or (left_out and detail["type"] == "missing")):
                     mistakes.append(text)
             # last places first, so that earlier indexes in a list do not shift
-            for where in sorted({one["loc"] for one in error.errors()}, key=str, reverse=True):
+            for where in sorted({detail["loc"] for detail in error.errors()}, key=str, reverse=True):
                 left_out |= _leave_out(content, where)
 
 
@@ -133,12 +133,12 @@ def _leave_out(content: dict[str, Any], where: tuple[int | str, ...]) -> set[str
     raise AssertionError(where)
 
 
-def _override(config: Config, section: str, given: dict[str, Any]) -> tuple[Config, list[str]]:
+def _override(config: Config, section: str, values_by_name: dict[str, Any]) -> tuple[Config, list[str]]:
     current: BaseModel = getattr(config, section)
     try:
-        changed = type(current).model_validate({**current.model_dump(), **given})
+        changed = type(current).model_validate({**current.model_dump(), **values_by_name})
     except ValidationError as error:
-        return config, [_mistake(one, section) for one in error.errors(include_input=False)]
+        return config, [_mistake(detail, section) for detail in error.errors(include_input=False)]
     return config.model_copy(update={section: changed}), []
 
 
@@ -164,8 +164,8 @@ def _with_secrets(config: Config) -> tuple[Config, list[str]]:
     for number, upstream in enumerate(config.upstream, 1):
         where = f"upstream[{number}]"
         endpoints = [
-            _with_reach_secrets(one, f"{where}.endpoints[{position}]", mistakes)
-            for position, one in enumerate(upstream.endpoints, 1)
+            _with_reach_secrets(endpoint, f"{where}.endpoints[{position}]", mistakes)
+            for position, endpoint in enumerate(upstream.endpoints, 1)
         ]
         read = _with_reach_secrets(upstream, where, mistakes)
         upstreams.append(read.model_copy(update={"endpoints": endpoints}))
@@ -191,7 +191,7 @@ def _with_reach_secrets(reach: R, where: str, mistakes: list[str]) -> R:
                 try:
                     values.proxy(text)
                 except ValueError:
-                    mistakes.append(f"{where}.proxy_file: {file} holds no http://host:port")
+                    mistakes.append(f"{where}.proxy_file: {file} does not contain http://host:port")
                     continue
             reach = reach.model_copy(update={secret: SecretStr(text)})
     return reach

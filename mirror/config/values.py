@@ -37,7 +37,7 @@ def default_root() -> Path:
 def blocked_timeout(seconds: float) -> float:
     """Accepts 0 (never) and 2 s or more. After less time, a worker that is merely busy would be replaced."""
     if 0 < seconds < 2:
-        raise ValueError(f"{seconds:g} s is too short: a worker that is merely busy would be killed; at least 2s, or 0")
+        raise ValueError(f"{seconds:g} s is too short: busy workers would be killed; set at least 2s, or 0")
     return seconds
 
 
@@ -53,19 +53,19 @@ def network(text: str) -> str:
 def listen(text: str) -> str:
     if text.startswith("unix:"):
         if not text.removeprefix("unix:").startswith("/"):
-            raise ValueError(f"a unix listener has an absolute path: {text!r}")
+            raise ValueError(f"the path of a unix socket must be absolute: {text!r}")
         return text
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"not host:port or unix:/path: {text!r}")
+        raise ValueError(f"neither host:port nor unix:/path: {text!r}")
     return text
 
 
-def split(given: object) -> object:
+def split(value: object) -> object:
     """The parts of a comma-separated string, since `a,b` in an environment variable is easier to write than JSON.
     Anything else is returned as it is.
     """
-    return [part.strip() for part in given.split(",")] if isinstance(given, str) else given
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
 def admin_listen(text: str) -> str:
@@ -124,7 +124,7 @@ def token_host(name: str) -> str:
 
 def route_pattern(text: str) -> str:
     if "/" not in text and "**" not in text:
-        raise ValueError(f"{text!r} fits nothing: a pattern is registry/name, where ** is any parts, * within one part")
+        raise ValueError(f"{text!r} matches nothing: write registry/name (* matches within one part, ** anything)")
     return text
 
 
@@ -133,9 +133,9 @@ def url(text: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("not an http or https URL")
     if parts.username or parts.password:
-        raise ValueError("holds a user or password; use username and password_file")
+        raise ValueError("contains a user or password; use username and password_file")
     if parts.query or parts.fragment:
-        raise ValueError("holds a query or fragment")
+        raise ValueError("contains a query or fragment")
     try:
         parse_url(text)
     except UrlRefused as error:
@@ -155,13 +155,13 @@ def proxy(text: str) -> str:
     try:
         Proxies.given(text)
     except (UrlRefused, ValueError) as error:
-        raise ValueError("proxy is not http://host:port, and not env") from error
+        raise ValueError("proxy is neither http://host:port nor env") from error
     return text
 
 
 def rate(text: str) -> str:
     if not parse_size(text):
-        raise ValueError("a rate of nothing: write for example 20MB")
+        raise ValueError("must be more than 0, for example 20MB")
     return text
 
 

@@ -98,7 +98,7 @@ def _read(text: str) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise NodeRefused(f"{_FILE}: {', '.join(twice)} stands there twice; dockerd takes one of them")
+            raise NodeRefused(f"{_FILE}: {', '.join(twice)} is there twice; dockerd takes one of them")
         return dict(pairs)
 
     try:

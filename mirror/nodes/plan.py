@@ -49,7 +49,7 @@ class MirrorUrl:
         except ValueError:
             raise ConfigError(["MIRROR_URL: host or port cannot be read"]) from None
         if "@" in text:  # not parts.username: with a slash too few, urlsplit finds no user
-            raise ConfigError(["MIRROR_URL: holds a user or password; use --username and --password-file"])
+            raise ConfigError(["MIRROR_URL: contains a user or password; use --username and --password-file"])
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError([f"MIRROR_URL: write http://host:port or https://host:port, not {text[:200]!r}"])
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname

@@ -209,14 +209,13 @@ def _tls(settings: ServerSettings, client_ca: Path | None) -> ssl.SSLContext | N
         context.load_cert_chain(settings.tls_certificate, settings.tls_key, password=lambda: "")
         telemetry.CERTIFICATE_UNTIL.set(validity(settings.tls_certificate)[1])
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            [f"server.tls_certificate, tls_key: {settings.tls_certificate} and {settings.tls_key} are no matching pair"]
-        ) from error
+        pair = f"{settings.tls_certificate} and {settings.tls_key}"
+        raise ConfigError([f"server.tls_certificate, tls_key: {pair} do not belong together"]) from error
     if client_ca is not None:
         try:
             context.load_verify_locations(client_ca)
         except (OSError, ssl.SSLError) as error:
-            raise ConfigError([f"access.client_ca: {client_ca} holds no certificate"]) from error
+            raise ConfigError([f"access.client_ca: {client_ca} contains no certificate"]) from error
         # a client without a certificate may still log in, or stay anonymous
         context.verify_mode = ssl.CERT_OPTIONAL
     return context

@@ -23,7 +23,7 @@ from typing import Final
 from mirror.aio.latest import put_latest
 from mirror.aio.singleflight import SingleFlight
 from mirror.caller import caller
-from mirror.errors import BlobDamaged, BlobUnknown, Denied, NotKnown, UpstreamInvalid
+from mirror.errors import BlobDamaged, BlobUnknown, Denied, NotFound, UpstreamInvalid
 from mirror.fills.read_ahead import Fetching
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
@@ -260,7 +260,7 @@ async def _find_signature(repository: Readable, digest: Digest, keys: Sequence[P
         for reference in references:
             try:
                 layers = signed_layers((await repository.manifest(reference)).read())[: min(left, _MOST_LAYERS)]
-            except (NotKnown, ValueError, UpstreamInvalid):
+            except (NotFound, ValueError, UpstreamInvalid):
                 continue
             left -= len(layers)
             if await _holds_signature(repository, layers, digest, keys):
@@ -311,7 +311,7 @@ async def _image_of(
     named = sorted({image for statement in signed for image in statement.images})
     for image in named[:_MOST_IMAGES]:
         for attached in attachment_tags(image):
-            with suppress(NotKnown):
+            with suppress(NotFound):
                 if (await repository.resolve(attached)).digest == manifest.digest:
                     return image
     return None

@@ -45,7 +45,7 @@ class Provable(Protocol):
     """A repository whose upstream can prove what a caller may do (`ProxiedRepository`, `GuardedProxy`)."""
 
     async def prove(self, kind: Kind, reference: Reference | None) -> None:
-        """Returns if upstream gives the content to the caller. Raises `UpstreamDenied`, `NotKnown`, `UpstreamError`."""
+        """Returns if upstream gives the content to the caller. Raises `UpstreamDenied`, `NotFound`, `UpstreamError`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,7 @@ def test_a_password_without_tls_is_told_about(root: Path, tmp_path: Path) -> Non
         (("containerd", _URL, "--registry", "a b"), "not the name of a registry"),
         (("containerd", _URL, "--username", "me"), "belong together"),
         (("containerd", _URL, "--ca-file", "/dev/null"), "http://"),
-        (("containerd", "https://mirror", "--ca-file", "/dev/null"), "holds no certificate"),
+        (("containerd", "https://mirror", "--ca-file", "/dev/null"), "contains no certificate"),
         (("containerd", "https://mirror", "--ca-file", "/nonexistent"), "No such file"),
         (("containerd", _URL, "--username", "me", "--password-file", "/nonexistent"), "No such file"),
     ],

@@ -138,7 +138,7 @@ def test_what_is_copied_is_what_configure_writes(mirror: MirrorProcess, seen: Se
                 expect(page.locator("#said")).to_have_text(f"copied: put it into {change.path}", timeout=_MS)
                 assert page.evaluate("navigator.clipboard.readText()") == change.content
     address.fill("http://user:s3cret@mirror")
-    expect(page.locator("#clients-note")).to_contain_text("holds a user or password", timeout=_MS)
+    expect(page.locator("#clients-note")).to_contain_text("contains a user or password", timeout=_MS)
     # the browser itself tells of the refusal
     seen.complaints[:] = [one for one in seen.complaints if "400" not in one]
 

@@ -81,7 +81,7 @@ def test_a_wrong_setting_hides_no_other_mistake(tmp_path: Path) -> None:
         "index.timeout: ",
         "upstream[1]: username and password",
         "upstream[1].max_concurrent_downloads: ",
-        "upstream[2]: docker.io is the name of upstream[1] already",
+        "upstream[2]: docker.io is already the name of upstream[1]",
         "upstream[2].ca_file: ",
         "route[1].tag_ttl: ",
     )
@@ -137,7 +137,7 @@ def test_what_would_only_show_later(tmp_path: Path, environment: pytest.MonkeyPa
             match = "docker.io"
             """,
         ),
-        "server.listen: 127.0.0.1:5000 is given more than once",
+        "server.listen: 127.0.0.1:5000 is there more than once",
         "server.tls_certificate, tls_key: ",
         f"store.root: {plain} is not a folder",
         "store.low_water: ",
@@ -145,15 +145,15 @@ def test_what_would_only_show_later(tmp_path: Path, environment: pytest.MonkeyPa
         "upstream[1].host_headers[3]: ",
         "upstream[1].host_headers[4]: ",
         f"upstream[2].docker_config: {plain}: not a docker config.json",
-        f"upstream[2].ca_file: {plain} holds no certificate",
+        f"upstream[2].ca_file: {plain} contains no certificate",
         "upstream[2].token_hosts[3]: ",
         "upstream[3]: host_headers: not possible for a wildcard",
-        "route[1].match: 'docker.io' fits nothing",
+        "route[1].match: 'docker.io' matches nothing",
     )
     hosts = '[[upstream]]\nname = "{}"\nhost_headers = ["hub.example"]\n'
     _expect(
         _mistakes(tmp_path, hosts.format("docker.io") + hosts.format("ghcr.io").replace("hub", "Hub")),
-        "upstream[2].host_headers: Hub.example means upstream[1] already",
+        "upstream[2].host_headers: Hub.example already belongs to upstream[1]",
     )
     _expect(_mistakes(tmp_path, "[server]\nlisten = []"), "server.listen: ")
 

@@ -290,7 +290,7 @@ def test_mistakes_in_the_section_are_all_named(tmp_path: Path) -> None:
         f"access.token_key_file: {tmp_path}/key: not one or more keys",
         f"access.client_ca: {tmp_path}/none.pem cannot be read",
         "access.client_ca: needs server.tls_certificate",
-        "access.token: 'ci' stands there twice",
+        "access.token: 'ci' is there twice",
         f"access.token[2].token_file: {tmp_path}/none",
     ):
         assert mistake in said
@@ -300,12 +300,12 @@ def test_mistakes_in_the_section_are_all_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "mistake"),
     [
-        ("[access]\nanonymous = false", "access: nobody could come in"),
-        ('[access]\ngroups = { ops = ["a"] }', "access.groups: are of accounts"),
+        ("[access]\nanonymous = false", "access: no client could use"),
+        ('[access]\ngroups = { ops = ["a"] }', "access.groups: these are groups of accounts"),
         ('[[access.rule]]\neffect = "allow"\ncallers = ["alice"]', "access.rule[1].callers[1]: 'alice' is none of"),
         ('[[access.rule]]\neffect = "maybe"\ncallers = ["*"]', "access.rule[1].effect"),
         ('[[access.rule]]\neffect = "allow"\ncallers = []', "access.rule[1].callers"),
-        ('[[access.token]]\nname = "x"', "access.token[1]: needs one of token and token_file"),
+        ('[[access.token]]\nname = "x"', "access.token[1]: needs either token or token_file"),
         ('[[access.issuer]]\nissuer = "ftp://x"\naudience = "m"', "access.issuer[1].issuer: not an http or https URL"),
         ("[access]\ntoken_lifetime = 5", "access.token_lifetime"),
     ],

@@ -319,7 +319,7 @@ def test_what_is_pinned_or_frozen_is_not_purged(mirror: MirrorProcess, config: P
     _pull(mirror, "library/app", "v0")
     _pull(mirror, "library/app", "v1")
     refused = api("DELETE", f"/images/{_APP}:v0")
-    assert (refused.status, refused.code) == (409, "KEPT")
+    assert (refused.status, refused.code) == (409, "PROTECTED")
     assert "the rule" in refused.json["errors"][0]["message"]
     assert _mirror("freeze", "app:v1", config=config).returncode == 0
     refused = api("DELETE", f"/images/{_APP}:v1")

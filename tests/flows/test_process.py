@@ -415,7 +415,7 @@ def test_check_looks_at_what_settings_cannot_tell_alone(tmp_path: Path) -> None:
         "server.tls_certificate: ",
         "server.tls_key: ",
         "index.url: ",
-        "upstream[2]: docker.io is the name of upstream[1] already",
+        "upstream[2]: docker.io is already the name of upstream[1]",
         "upstream[2].ca_file: ",
         "upstream[3].password_file: ",
     ):

@@ -128,7 +128,7 @@ password_file = "{tmp_path}/secret"
     ("settings", "mistake"),
     [
         ({"client_certificate": "cert", "client_key": "other"}, "are no matching pair"),
-        ({"ca_file": "junk"}, "holds no certificate"),
+        ({"ca_file": "junk"}, "contains no certificate"),
         ({"docker_config": "junk"}, "not a docker config.json"),
     ],
 )

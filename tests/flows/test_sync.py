@@ -357,17 +357,17 @@ def test_mistakes_in_rules_are_named(registry: FakeRegistry, tmp_path: Path) -> 
     assert caught.value.mistakes == (
         "sync[1].from: names a repository, without tag or digest: 'docker.io/library/app:1.0'",
         "sync[2].from: nope.example/app: the registry nope.example is not configured in this mirror",
-        "sync[4]: app is the name of sync[3] already; set name",
+        "sync[4]: app is already the name of sync[3]; set name",
     )
 
 
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ('from = "app"', "needs one of every and cron"),
-        ('from = "app"\nevery = "6h"\ncron = "0 3 * * *"', "needs one of every and cron"),
+        ('from = "app"', "needs either every or cron"),
+        ('from = "app"\nevery = "6h"\ncron = "0 3 * * *"', "needs either every or cron"),
         ('from = "app"\nevery = "10s"', "greater than or equal to 60"),
-        ('from = "app"\nevery = "6h"\ntimezone = "Europe/Berlin"', "timezone belongs to cron"),
+        ('from = "app"\nevery = "6h"\ntimezone = "Europe/Berlin"', "timezone is for cron only"),
         ('from = "app"\ncron = "0 3 * *"', "not a cron expression"),
         ('from = "app"\ncron = "0 3 * * *"\ntimezone = "Mars"', "unknown time zone"),
         ('from = "app"\nevery = "6h"\ntags = "1*"\ntags_regex = "1.*"', "exclude each other"),

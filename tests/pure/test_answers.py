@@ -30,7 +30,7 @@ _CODES = {
     "PAGINATION_NUMBER_INVALID",
 }
 #: Of the admin API, which registries' clients never see.
-_ADMIN_CODES = {"BODY_INVALID", "JOB_UNKNOWN", "KEPT", "PIN_UNKNOWN", "RULE_UNKNOWN", "ALREADY_RUNNING"}
+_ADMIN_CODES = {"BODY_INVALID", "JOB_UNKNOWN", "PROTECTED", "PIN_UNKNOWN", "RULE_UNKNOWN", "ALREADY_RUNNING"}
 
 
 def _all_errors() -> list[type[MirrorError]]:

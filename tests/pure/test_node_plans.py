@@ -28,7 +28,7 @@ _DROP_IN = "/etc/containers/registries.conf.d/50-mirror.conf"
 _BUILDKIT = "/etc/buildkit/buildkitd.toml"
 _K3S = "/etc/rancher/k3s/registries.yaml"
 
-_TWICE = ("mirrors: {}\nconfigs: {}\nmirrors: {}\n", r"mirrors stands there twice \(line 3")
+_TWICE = ("mirrors: {}\nconfigs: {}\nmirrors: {}\n", r"mirrors is there twice \(line 3")
 _LEADS = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/etc/containerd/certs.d"\n'
 
 
@@ -376,7 +376,7 @@ def test_docker_merges(before: str, after: str) -> None:
         ('{"a": 1,}', r"line 1, column 9"),
         ("[]", "not a JSON object"),
         ('{"registry-mirrors": "x"}', "not a list of strings"),
-        ('{"debug": true, "debug": false}', "debug stands there twice"),
+        ('{"debug": true, "debug": false}', "debug is there twice"),
     ],
 )
 def test_docker_refuses(text: str, reason: str) -> None:
