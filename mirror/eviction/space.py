@@ -170,7 +170,7 @@ class Space:
                 load = await self.load(patient=False)
         except TimeoutError:
             return None
-        return load.held, self._watermarks.limit(load)
+        return load.present, self._watermarks.limit(load)
 
     def quarantined(self) -> int:
         """Blocking: returns the bytes of the damaged blobs in quarantine."""
@@ -203,7 +203,7 @@ class Space:
         """Sweeps the quarantine, and evicts what is above the high water. Updates the metrics. Raises `StoreError`."""
         load = await self.load()
         limit = self._watermarks.limit(load)
-        telemetry.STORE_BYTES.set(load.held)
+        telemetry.STORE_BYTES.set(load.present)
         telemetry.STORE_LIMIT.set(limit)
         telemetry.PARTIAL_BYTES.set(load.growing)
         telemetry.QUARANTINE_BYTES.set(await self._quarantine.sweep(limit))

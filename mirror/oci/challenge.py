@@ -41,47 +41,47 @@ def parse_challenges(lines: Iterable[str]) -> list[Challenge]:
 
 
 def _parse_line(line: str) -> list[Challenge]:
-    found: list[tuple[str, dict[str, str]]] = []
-    at = _skip(_GAP, line, 0)
-    while at < len(line) and (name := _TOKEN.match(line, at)):
+    challenges: list[tuple[str, dict[str, str]]] = []
+    position = _skip(_GAP, line, 0)
+    while position < len(line) and (name := _TOKEN.match(line, position)):
         equals = _EQUALS.match(line, name.end())
-        if equals and found:
-            value, at = _value(line, equals.end())
+        if equals and challenges:
+            value, position = _value(line, equals.end())
             if value is None:
                 break
-            found[-1][1].setdefault(name[0].lower(), value)
+            challenges[-1][1].setdefault(name[0].lower(), value)
         elif equals:
             break
         else:
-            found.append((name[0].lower(), {}))
-            at = _skip_token68(line, name.end())
-        at = _skip(_GAP, line, at)
-    return [Challenge(scheme, parameters) for scheme, parameters in found]
+            challenges.append((name[0].lower(), {}))
+            position = _skip_token68(line, name.end())
+        position = _skip(_GAP, line, position)
+    return [Challenge(scheme, parameters) for scheme, parameters in challenges]
 
 
-def _value(line: str, at: int) -> tuple[str | None, int]:
+def _value(line: str, position: int) -> tuple[str | None, int]:
     """A parameter's value, quoted or bare, and the position after it. The value is None if there is none."""
-    if quoted := _QUOTED.match(line, at):
+    if quoted := _QUOTED.match(line, position):
         return _ESCAPED.sub(r"\1", quoted[1]), quoted.end()
-    if bare := _BARE.match(line, at):
+    if bare := _BARE.match(line, position):
         return bare[0], bare.end()
-    return None, at
+    return None, position
 
 
-def _skip_token68(line: str, at: int) -> int:
+def _skip_token68(line: str, position: int) -> int:
     """The position after a token68, if one follows the scheme instead of parameters (`Negotiate abc==`).
 
     Its meaning depends on the scheme, so it is skipped.
     """
-    after = _skip(_GAP, line, at)
-    if after > at and "," not in line[at:after] and (blob := _TOKEN68.match(line, after)):
+    after = _skip(_GAP, line, position)
+    if after > position and "," not in line[position:after] and (blob := _TOKEN68.match(line, after)):
         return blob.end()
-    return at
+    return position
 
 
-def _skip(pattern: re.Pattern[str], line: str, at: int) -> int:
-    found = pattern.match(line, at)
-    return found.end() if found else at
+def _skip(pattern: re.Pattern[str], line: str, position: int) -> int:
+    match = pattern.match(line, position)
+    return match.end() if match else position
 
 
 @dataclass(frozen=True, slots=True)

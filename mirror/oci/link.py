@@ -18,8 +18,8 @@ _QUERY: Final = re.compile(r"[!$-;=?-Z_a-z~@%|{}\[\]^`]{1,8192}")
 def next_page(lines: Iterable[str]) -> str | None:
     """The target of the first link with `rel="next"`, as written; None if there is none."""
     for line in lines:
-        if found := _NEXT.search(line[:_LONGEST]):
-            return found[1]
+        if match := _NEXT.search(line[:_LONGEST]):
+            return match[1]
     return None
 
 

@@ -208,13 +208,13 @@ def _is_blob(child: Descriptor) -> bool:
 
 def _check_fields(item: Mapping[str, Any]) -> None:
     for name in item:
-        if (known := _FIELDS.get(name.casefold())) is not None and name != known:
-            raise ManifestMalformed(f"has a field {name[:40]!r}, which is {known} to some readers and not to others")
+        if (standard := _FIELDS.get(name.casefold())) is not None and name != standard:
+            raise ManifestMalformed(f"has a field {name[:40]!r}, which is {standard} to some readers and not to others")
 
 
 def _check_count(body: Mapping[str, Any]) -> None:
     lists = (body.get(name) for name in ("manifests", "layers", "blobs", "fsLayers"))
-    count = sum(len(one) for one in lists if isinstance(one, list))
+    count = sum(len(listed) for listed in lists if isinstance(listed, list))
     if count > MOST_DESCRIPTORS:
         raise ManifestMalformed(f"has {count} descriptors, more than the {MOST_DESCRIPTORS} allowed")
 
@@ -245,11 +245,11 @@ def _media_type(body: dict[str, Any], header: str | None) -> str:
     manifests as `text/html` (Quay, GCR), `text/plain` (registry.access.redhat.com) and `application/octet-stream`
     (Docker Hub).
     """
-    said = body.get("mediaType")
+    own = body.get("mediaType")
     sent = (header or "").partition(";")[0].strip().lower()
     if not sent.startswith("application/vnd.") or not is_manifest_type(sent):
         sent = ""
-    if said is None:
+    if own is None:
         if sent:
             return sent
         if body.get("schemaVersion") == 1:
@@ -258,10 +258,10 @@ def _media_type(body: dict[str, Any], header: str | None) -> str:
             # an error or a login page that was sent as JSON with status 200
             raise ManifestMalformed("names nothing, and does not say what it is")
         return OCI_INDEX if "manifests" in body else OCI_MANIFEST
-    said = check_manifest_type(said)
-    if sent and sent != said.lower():
-        raise ManifestMalformed(f"mediaType is {said} but came as {sent}")
-    return said
+    own = check_manifest_type(own)
+    if sent and sent != own.lower():
+        raise ManifestMalformed(f"mediaType is {own} but came as {sent}")
+    return own
 
 
 def _descriptors(listed: object) -> tuple[Descriptor, ...]:
@@ -325,7 +325,7 @@ def _schema_1_layers(listed: object) -> tuple[Descriptor, ...]:
     """The layers of schema 1, each once: the list often repeats a layer. Sizes are unknown (-1)."""
     if not isinstance(listed, list):
         raise ManifestMalformed("fsLayers is not a list")
-    found: dict[Digest, Descriptor] = {}
+    layers: dict[Digest, Descriptor] = {}
     for item in listed:
         if isinstance(item, dict):
             _check_fields(item)
@@ -336,5 +336,5 @@ def _schema_1_layers(listed: object) -> tuple[Descriptor, ...]:
             digest = Digest.parse(text)
         except DigestInvalid as error:
             raise ManifestMalformed(str(error)) from error
-        found[digest] = Descriptor("", digest, -1)
-    return tuple(found.values())
+        layers[digest] = Descriptor("", digest, -1)
+    return tuple(layers.values())

@@ -24,7 +24,7 @@ def signed_payload(content: bytes) -> bytes | None:
     try:
         body = read_json(content)
         signatures = body.pop("signatures")
-        formats = {_format(one["protected"]) for one in signatures}
+        formats = {_format(signature["protected"]) for signature in signatures}
         if body.get("schemaVersion") != 1 or len(formats) != 1:
             return None
         [(length, tail)] = formats

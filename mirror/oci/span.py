@@ -46,21 +46,21 @@ def parse_ranges(header: str | None, size: int) -> tuple[Span, ...]:
         return ()
     if header.count(",") >= MOST_RANGES:
         raise TooManyRanges(f"more than {MOST_RANGES:,} ranges in one request")
-    spans, found = [], False
-    for one in header[unit.end() :].split(","):
-        named = _RANGE.fullmatch(one)
+    spans, any_range = [], False
+    for element in header[unit.end() :].split(","):
+        named = _RANGE.fullmatch(element)
         if named is None or named[1] == named[2] == "":
-            if one.strip():
+            if element.strip():
                 return ()
             # a list may have empty elements (RFC 9110, 5.6.1)
             continue
-        found = True
+        any_range = True
         if span := _satisfied(named[1], named[2], size):
             spans.append(span)
-    if found and not spans:
-        raise RangeInvalid(f"no byte of this range is among the {size} bytes that there are", size)
-    if len(spans) > 1 and (asked := sum(span.length for span in spans)) > _MOST_WHOLES * size:
-        raise TooManyRanges(f"the ranges overlap: {asked} bytes are asked for of the {size} that there are")
+    if any_range and not spans:
+        raise RangeInvalid(f"the range lies outside the blob, which has {size} bytes", size)
+    if len(spans) > 1 and (total := sum(span.length for span in spans)) > _MOST_WHOLES * size:
+        raise TooManyRanges(f"the ranges overlap: together {total} bytes, of a blob with {size}")
     return tuple(spans)
 
 
@@ -82,10 +82,10 @@ def _satisfied(first: str, last: str, size: int) -> Span | None:
 
 def parse_content_range(header: str | None) -> tuple[Span, int | None] | None:
     """`Content-Range: bytes a-b/size` as span and total size (None for `*`); None if it is missing or invalid."""
-    found = _CONTENT_RANGE.fullmatch(header or "")
-    if not found or max(map(len, found.groups())) > _MOST_DIGITS:
+    match = _CONTENT_RANGE.fullmatch(header or "")
+    if not match or max(map(len, match.groups())) > _MOST_DIGITS:
         return None
-    first, last, total = found.groups()
+    first, last, total = match.groups()
     start, stop = int(first), int(last) + 1
     size = None if total == "*" else int(total)
     if stop <= start or (size is not None and stop > size):

@@ -34,10 +34,10 @@ def read_json(content: bytes | bytearray | str, *, fields_once: bool = False) ->
 
 
 def _object_of(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(fields)
-    if len(found) != len(fields):
+    value = dict(fields)
+    if len(value) != len(fields):
         raise FieldTwice("an object has two fields of the same name")
-    return found
+    return value
 
 
 def refuse_constant(name: str) -> Never:

@@ -70,29 +70,29 @@ class _Text:
     def __init__(self, read: Callable[[int], str]) -> None:
         self._read = read
         self._text = ""
-        self._at = 0
+        self._position = 0
 
     def peek(self) -> str:
         """The next character that is not a blank; it is not consumed. Raises `ValueError` at the end."""
         while True:
-            found = _BLANK.match(self._text, self._at)
-            self._at = found.end() if found else self._at
-            if self._at < len(self._text):
-                return self._text[self._at]
+            match = _BLANK.match(self._text, self._position)
+            self._position = match.end() if match else self._position
+            if self._position < len(self._text):
+                return self._text[self._position]
             self._more()
 
     def expect(self, character: str) -> None:
         """Consume the next character. Raises `ValueError` if it is not this one."""
         if self.peek() != character:
             raise ValueError(f"not JSON, or no page of tags: {character!r} is missing")
-        self._at += 1
+        self._position += 1
 
     def value(self) -> Any:
         """Read any JSON value of at most 64 KiB. Raises `ValueError`."""
         self.peek()
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = _DECODER.raw_decode(self._text, self._position)
             except RecursionError:
                 raise ValueError("nested too deeply") from None
             except json.JSONDecodeError:
@@ -103,23 +103,23 @@ class _Text:
                 # a number may continue in the next piece
                 self._more()
                 continue
-            self._at = end
+            self._position = end
             return value
 
     def elements(self) -> Iterator[list[str]]:
         """Read strings, in batches, up to and including the end of the list. Raises `ValueError`."""
         if self.peek() == "]":
-            self._at += 1
+            self._position += 1
             return
         while True:
             if self.peek() != '"':
                 raise ValueError("the tags are no list of strings")
-            if found := _ELEMENTS.match(self._text, self._at):
-                self._at = found.end()
-                yield json.loads(f"[{found[0][:-1]}]")
-            elif found := _LAST_ELEMENT.match(self._text, self._at):
-                self._at = found.end()
-                yield [json.loads(found[1])]
+            if match := _ELEMENTS.match(self._text, self._position):
+                self._position = match.end()
+                yield json.loads(f"[{match[0][:-1]}]")
+            elif match := _LAST_ELEMENT.match(self._text, self._position):
+                self._position = match.end()
+                yield [json.loads(match[1])]
                 return
             else:
                 self._more()
@@ -127,16 +127,16 @@ class _Text:
     def end(self) -> None:
         """Read to the end of the text. Raises `ValueError` if anything but blanks follows."""
         while True:
-            if self._text[self._at :].strip(" \t\r\n"):
+            if self._text[self._position :].strip(" \t\r\n"):
                 raise ValueError("something follows the JSON object")
-            self._text, self._at = self._read(_PIECE), 0
+            self._text, self._position = self._read(_PIECE), 0
             if not self._text:
                 return
 
     def _more(self) -> None:
-        if len(self._text) - self._at > _LONGEST:
+        if len(self._text) - self._position > _LONGEST:
             raise ValueError("not JSON, or a value that is too long")
         piece = self._read(_PIECE)
         if not piece:
             raise ValueError("not JSON: it ends too soon")
-        self._text, self._at = self._text[self._at :] + piece, 0
+        self._text, self._position = self._text[self._position :] + piece, 0

@@ -74,12 +74,12 @@ _KINDS: Final = {
     AuthMethod.CERTIFICATE: "certificate",
     AuthMethod.UPSTREAM: "upstream",
 }
-_WHO: Final = re.compile(r"\*|anonymous|authenticated|(?:user|token|subject|certificate|upstream|group):\S(?:.*\S)?")
+_CALLER: Final = re.compile(r"\*|anonymous|authenticated|(?:user|token|subject|certificate|upstream|group):\S(?:.*\S)?")
 
 
 def check_caller(text: str) -> str:
     """Return one entry of a rule's `callers` unchanged. Raises `ValueError` if it is invalid."""
-    if not _WHO.fullmatch(text):
+    if not _CALLER.fullmatch(text):
         raise ValueError(
             f"{text!r} is none of *, anonymous, authenticated, and user, token, subject, certificate, upstream or group"
             " with a colon and a name"
@@ -106,12 +106,12 @@ class Rule:
     def __post_init__(self) -> None:
         # names may contain slashes (certificate subjects, service accounts), and `*` matches slashes too
         names = tuple(
-            re.compile(".*".join(re.escape(part) for part in check_caller(one).split("*")), re.DOTALL)
-            for one in self.callers
-            if one not in ("*", "anonymous", "authenticated")
+            re.compile(".*".join(re.escape(part) for part in check_caller(caller).split("*")), re.DOTALL)
+            for caller in self.callers
+            if caller not in ("*", "anonymous", "authenticated")
         )
         object.__setattr__(self, "_names", names)
-        object.__setattr__(self, "_repositories", tuple(compile_pattern(one) for one in self.match))
+        object.__setattr__(self, "_repositories", tuple(compile_pattern(pattern) for pattern in self.match))
 
     def fits(self, identity: Identity, action: Action, repo: Repo | None) -> bool:
         """Whether this rule applies to the identity, action and repository.
@@ -127,8 +127,8 @@ class Rule:
             return "anonymous" in self.callers
         if "authenticated" in self.callers:
             return True
-        called = [str(identity), *(f"group:{group}" for group in identity.groups)]
-        return any(pattern.fullmatch(one) for pattern in self._names for one in called)
+        names = [str(identity), *(f"group:{group}" for group in identity.groups)]
+        return any(pattern.fullmatch(name) for pattern in self._names for name in names)
 
     def _covers(self, repo: Repo | None) -> bool:
         if not self._repositories:

@@ -34,17 +34,17 @@ class ImagePattern:
     _digest: Digest | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        found = _PATTERN.fullmatch(self.text)
-        if found is None or (found["tag"] and found["digest"]):
+        match = _PATTERN.fullmatch(self.text)
+        if match is None or (match["tag"] and match["digest"]):
             raise ValueError(f"not registry/name, registry/name:tag or registry/name@digest: {self.text!r}")
         digest = None
-        if found["digest"]:
+        if match["digest"]:
             try:
-                digest = Digest.parse(found["digest"])
+                digest = Digest.parse(match["digest"])
             except DigestInvalid as error:
-                raise ValueError(f"not a digest: {found['digest']!r}") from error
-        object.__setattr__(self, "_repo", compile_pattern(found["repo"]))
-        object.__setattr__(self, "_tag", compile_pattern(found["tag"]) if found["tag"] else None)
+                raise ValueError(f"not a digest: {match['digest']!r}") from error
+        object.__setattr__(self, "_repo", compile_pattern(match["repo"]))
+        object.__setattr__(self, "_tag", compile_pattern(match["tag"]) if match["tag"] else None)
         object.__setattr__(self, "_digest", digest)
 
     def fits(self, repo: Repo, tag: str | None, digest: Digest | None) -> bool:

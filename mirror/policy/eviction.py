@@ -57,12 +57,12 @@ class Victim:
 class StoreLoad:
     """How full the store is, in bytes.
 
-    `held`: blobs that are present. `growing`: growing blobs, with their expected size if it is known. `pending`: space
+    `present`: complete blobs. `growing`: growing blobs, with their expected size if it is known. `pending`: space
     reserved by fills that have not begun. `free` and `disk`: free space and size of the filesystem. `aside`: damaged
     blobs that were set aside.
     """
 
-    held: int
+    present: int
     growing: int
     pending: int
     free: int
@@ -72,7 +72,7 @@ class StoreLoad:
     @property
     def used(self) -> int:
         """The bytes that count against the limit."""
-        return self.held + self.growing + self.pending + self.aside
+        return self.present + self.growing + self.pending + self.aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,25 +91,25 @@ class Watermarks:
         if not 0 < self.low <= self.high <= 1:
             raise ValueError(f"low water must be above 0, high water not below it nor above 1: {self.low}, {self.high}")
 
-    def limit(self, measure: StoreLoad) -> int:
+    def limit(self, load: StoreLoad) -> int:
         """The most bytes that may be used: the capacity, or less if other data takes up the disk."""
-        disk = measure.held + measure.growing + measure.aside + measure.free - self.reserve
-        return max(0, min(self.capacity.of(measure.disk), disk))
+        disk = load.present + load.growing + load.aside + load.free - self.reserve
+        return max(0, min(self.capacity.of(load.disk), disk))
 
-    def excess(self, measure: StoreLoad, wanted: int = 0) -> int:
+    def excess(self, load: StoreLoad, wanted: int = 0) -> int:
         """Bytes to evict before `wanted` more bytes are stored; 0 if the total stays within the high water."""
-        limit = self.limit(measure)
-        if measure.used + wanted <= int(limit * self.high):
+        limit = self.limit(load)
+        if load.used + wanted <= int(limit * self.high):
             return 0
-        return max(0, measure.used + wanted - int(limit * self.low))
+        return max(0, load.used + wanted - int(limit * self.low))
 
-    def above_low(self, measure: StoreLoad) -> int:
+    def above_low(self, load: StoreLoad) -> int:
         """Bytes above the low water."""
-        return max(0, measure.used - int(self.limit(measure) * self.low))
+        return max(0, load.used - int(self.limit(load) * self.low))
 
-    def shortage(self, measure: StoreLoad, wanted: int = 0) -> int:
+    def shortage(self, load: StoreLoad, wanted: int = 0) -> int:
         """Bytes that must be evicted so that `wanted` more bytes fit within the limit."""
-        return max(0, measure.used + wanted - self.limit(measure))
+        return max(0, load.used + wanted - self.limit(load))
 
 
 class EvictionPlan:
@@ -121,7 +121,7 @@ class EvictionPlan:
         self._protected = protected
         self._now = now
         self._images: dict[Digest, tuple[Digest, ...]] = {}
-        self._left: dict[Digest, int] = {}
+        self._parents: dict[Digest, int] = {}
 
     @property
     def enough(self) -> bool:
@@ -131,7 +131,7 @@ class EvictionPlan:
     def take_loose(self, record: ContentRecord) -> None:
         """Add a blob that no cached manifest names, unless the plan is complete or the blob is protected."""
         if not self.enough and record.digest not in self._protected:
-            ago = say_ago(self._now - record.last_used)
+            ago = format_ago(self._now - record.last_used)
             self._take(record, f"no cached manifest names it: last used {ago}", (), record.last_used)
 
     def take_image(self, root: ContentRecord, below: Mapping[Digest, Sequence[ReferencedBlob]]) -> None:
@@ -142,22 +142,22 @@ class EvictionPlan:
         """
         if self.enough or root.digest in self._protected:
             return
-        why = f"its image was the least recently used: last used {say_ago(self._now - root.last_used)}"
-        self._take(root, why, (root.digest,), root.last_used)
-        left = [root.digest]
-        while left:
-            for child in below.get(left.pop(), ()):
-                if self._let_go(child, root.digest) and child.record.digest not in self._protected:
-                    self._take(child.record, why, self._images[child.record.digest], root.last_used)
+        reason = f"its image was the least recently used: last used {format_ago(self._now - root.last_used)}"
+        self._take(root, reason, (root.digest,), root.last_used)
+        manifests = [root.digest]
+        while manifests:
+            for child in below.get(manifests.pop(), ()):
+                if self._is_unnamed_now(child, root.digest) and child.record.digest not in self._protected:
+                    self._take(child.record, reason, self._images[child.record.digest], root.last_used)
                     if child.is_manifest:
-                        left.append(child.record.digest)
+                        manifests.append(child.record.digest)
 
-    def _let_go(self, child: ReferencedBlob, image: Digest) -> bool:
+    def _is_unnamed_now(self, child: ReferencedBlob, image: Digest) -> bool:
         """Count down the manifests that still name this blob. True if none is left."""
         digest = child.record.digest
         self._images[digest] = tuple(dict.fromkeys((*self._images.get(digest, ()), image)))
-        self._left[digest] = self._left.get(digest, child.parents) - 1
-        return self._left[digest] == 0
+        self._parents[digest] = self._parents.get(digest, child.parents) - 1
+        return self._parents[digest] == 0
 
     def _take(self, record: ContentRecord, reason: str, images: tuple[Digest, ...], image_used: float) -> None:
         self.victims.append(Victim(record.digest, record.size, record.last_used, reason, images, image_used))
@@ -192,19 +192,19 @@ def coldest_enough(
     `records` may be in any order. Only the result is kept in memory. Protected blobs are skipped.
     """
     # a heap with the most recently used on top, which is removed once the others free enough without it
-    kept: list[tuple[float, int, ContentRecord]] = []
+    coldest: list[tuple[float, int, ContentRecord]] = []
     total = 0
     for number, record in enumerate(records):
         if record.digest in protected:
             continue
-        heapq.heappush(kept, (-record.last_used, number, record))
+        heapq.heappush(coldest, (-record.last_used, number, record))
         total += record.size
-        while kept and total - kept[0][2].size >= bytes_to_free:
-            total -= heapq.heappop(kept)[2].size
-    return sorted((record for _, _, record in kept), key=lambda record: (record.last_used, record.digest))
+        while coldest and total - coldest[0][2].size >= bytes_to_free:
+            total -= heapq.heappop(coldest)[2].size
+    return sorted((record for _, _, record in coldest), key=lambda record: (record.last_used, record.digest))
 
 
-def say_ago(seconds: float) -> str:
+def format_ago(seconds: float) -> str:
     """`3 days ago`: the time in the largest unit of which there is at least one; `just now` below a second."""
     if seconds < 1:
         return "just now"

@@ -42,10 +42,10 @@ def forecast(facts: Facts, now: float) -> list[str]:
         return [f"refused (403): {facts.denied}"]
     if facts.rule.offline:
         return list(_sealed(facts))
-    said = list(_of_tag(facts, now)) if facts.tag else []
+    steps = list(_of_tag(facts, now)) if facts.tag else []
     if _is_refused(facts):
-        return said
-    return [*said, *_of_content(facts)]
+        return steps
+    return [*steps, *_of_content(facts)]
 
 
 def blob_forecast(registry: str, rule: RouteRule, *, here: bool, growing: int | None) -> str:
@@ -60,7 +60,7 @@ def blob_forecast(registry: str, rule: RouteRule, *, here: bool, growing: int | 
 
 def _sealed(facts: Facts) -> Iterator[str]:
     if not facts.here:
-        yield "404, noted for `mirror misses`: the repository is sealed (offline), and the image is not here"
+        yield "404, recorded for `mirror misses`: the repository is sealed (offline), and the image is not here"
         return
     yield f"served from here whatever its age: the repository is sealed (offline), {facts.registry} is never asked"
     if facts.missing:
@@ -73,13 +73,13 @@ def _of_tag(facts: Facts, now: float) -> Iterator[str]:
         yield f"no question to {registry}: the tag is frozen at {freeze.digest} since {format_moment(freeze.since)}"
         return
     if record is None:
-        yield f"HEAD to {registry}, because no answer about this tag is kept here"
+        yield f"HEAD to {registry}, because no answer about this tag is stored here"
         return
     age, ttl = now - record.fetched_at, format_duration(rule.tag_ttl)
     if is_fresh(record.fetched_at, now, rule):
         until = format_moment(record.fetched_at + rule.tag_ttl)
         old = format_duration(max(0.0, age))
-        yield f"no question to {registry}: the tag's answer is {old} old, and is believed for {ttl}, until {until}"
+        yield f"no question to {registry}: the tag's answer is {old} old, and is trusted for {ttl}, until {until}"
     elif age < 0:
         yield f"HEAD to {registry}, because the tag's answer is from the future: a clock was wrong"
     else:
@@ -94,8 +94,8 @@ def _when_down(facts: Facts, record: TagRecord, now: float) -> str:
     if may_serve_stale(record.fetched_at, now, rule):
         until = format_moment(record.fetched_at + longest)
         return f"should {facts.registry} not answer: the old answer, marked stale, until {until}"
-    kept = format_duration(longest)
-    return f"should {facts.registry} not answer: an error, for the old answer is older than {kept} (stale_while_down)"
+    limit = format_duration(longest)
+    return f"should {facts.registry} not answer: an error, for the old answer is older than {limit} (stale_while_down)"
 
 
 def _of_age(facts: Facts) -> Iterator[str]:
@@ -126,7 +126,7 @@ def _of_content(facts: Facts) -> Iterator[str]:
     else:
         yield f"{same}everything from here"
     if facts.unpulled:
-        yield f"GET from {registry} of platforms that nobody has pulled yet ({facts.unpulled})"
+        yield f"GET from {registry} of platforms that were not pulled yet ({facts.unpulled})"
 
 
 def _parts(count: int) -> str:

@@ -51,27 +51,27 @@ def parse_image(text: str, table: RoutingTable) -> Image:
     Raises `NameInvalid`, `TagInvalid`, `DigestInvalid`, and `NameUnknown` if the registry is not configured.
     """
     written = text.strip().removeprefix("docker://")
-    name, at, digest = written.partition("@")
-    parsed = Digest.parse(digest) if at else None
+    name, separator, digest = written.partition("@")
+    parsed = Digest.parse(digest) if separator else None
     head, slash, last = name.rpartition("/")
     last, colon, tag = last.partition(":")
     name = f"{head}{slash}{last}"
     if not name:
         raise NameInvalid(f"not an image: {text[:80]!r}")
-    if len(tag) == HEX_LENGTHS.get(name) and not at:
+    if len(tag) == HEX_LENGTHS.get(name) and not separator:
         raise NameInvalid(f"a digest alone names no image, write NAME@{written}")
     given = check_tag(tag) if colon else None
     first, slash, rest = name.partition("/")
     if slash and looks_like_host(first):
-        found = table.registry(check_registry(first.lower()))
-        if found is None:
+        configured = table.registry(check_registry(first.lower()))
+        if configured is None:
             raise NameUnknown(f"{text}: the registry {first} is not configured in this mirror")
         name = rest
     else:
-        found = table.registry(table.default) if table.default is not None else None
-        if found is None:
+        configured = table.registry(table.default) if table.default is not None else None
+        if configured is None:
             raise NameUnknown(f"{text}: no registry is named, and there is no default one")
-    registry, entry = found
+    registry, entry = configured
     if entry.library and "/" not in name:
         name = f"library/{name}"
     return Image(Repo(registry, check_name(name)), given or (None if parsed else _DEFAULT_TAG), parsed)

@@ -88,30 +88,30 @@ class RoutingTable:
         Raises `NameInvalid` for a name outside the grammar, `NameUnknown` for a registry that is not configured.
         """
         first, slash, rest = path_name.partition("/")
-        found = None
+        registry = None
         if mapped := self.meant_by(host):
-            found = self.registry(mapped)
+            registry = self.registry(mapped)
         elif ns:
-            found = self._named(ns)
-        if found is not None:
-            if slash and (again := self._in_path(first)) and again[0] == found[0]:
+            registry = self._named(ns)
+        if registry is not None:
+            if slash and (again := self._in_path(first)) and again[0] == registry[0]:
                 path_name = rest
-        elif slash and (found := self._in_path(first)):
+        elif slash and (registry := self._in_path(first)):
             path_name = rest
         elif self.default is not None:
-            found = self.registry(self.default)
-        if found is None:
+            registry = self.registry(self.default)
+        if registry is None:
             raise NameUnknown("no registry is named (by Host, ?ns= or path) and there is no default one")
-        name, entry = found
+        name, entry = registry
         if entry.library and "/" not in path_name:
             path_name = f"library/{path_name}"
         return Repo(name, check_name(path_name))
 
     def _named(self, ns: str) -> tuple[str, Registry]:
-        found = self.registry(check_registry(ns.lower()))
-        if found is None:
+        registry = self.registry(check_registry(ns.lower()))
+        if registry is None:
             raise NameUnknown(f"the registry {ns} is not configured in this mirror")
-        return found
+        return registry
 
     def _in_path(self, first: str) -> tuple[str, Registry] | None:
         """The registry that the first path component names; None if it does not look like a host or is unknown.

@@ -40,9 +40,9 @@ def select(pattern: str, table: RoutingTable) -> Selection:
     name = f"{head}{slash}{last}"
     if not name.startswith(("*", "?")):
         first, slash, rest = name.partition("/")
-        found = table.registry(first.lower()) if slash and looks_like_host(first) else None
-        if found is not None:
-            name = f"{found[0]}/{rest}"
+        configured = table.registry(first.lower()) if slash and looks_like_host(first) else None
+        if configured is not None:
+            name = f"{configured[0]}/{rest}"
         elif table.default is not None and not (slash and looks_like_host(first)):
             entry = table.registry(table.default)
             library = "library/" if entry and entry[1].library and not slash else ""

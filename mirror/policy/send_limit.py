@@ -63,12 +63,12 @@ def next_try(error: UpstreamError, tries: Tries, waited: float, patience: float,
     which `waited` have passed. It does not wait that long for an upstream whose answers break off again and again.
     `jitter` is between 0 and 1.
     """
-    left = patience - waited
+    remaining = patience - waited
     if tries.breaks > _TRIES_WITHOUT_PROGRESS:
         return None
     if isinstance(error, UpstreamCircuitOpen):
-        return min(error.retry_after + 0.1 * jitter, left) if left > 0 else None
-    if tries.refusals > _TRIES_WITHOUT_PROGRESS and (left <= 0 or not isinstance(error, UpstreamUnavailable)):
+        return min(error.retry_after + 0.1 * jitter, remaining) if remaining > 0 else None
+    if tries.refusals > _TRIES_WITHOUT_PROGRESS and (remaining <= 0 or not isinstance(error, UpstreamUnavailable)):
         return None
     if isinstance(error, UpstreamThrottled):
         return error.retry_after + jitter if error.retry_after <= _LONGEST_THROTTLE else None

@@ -9,13 +9,13 @@ class TokenBucket:
     def __init__(self, rate: float | None) -> None:
         self._rate = rate
         self._free = 0.0
-        self._at: float | None = None
+        self._last: float | None = None
 
     def take(self, size: int, now: float) -> float:
         """Take `size` bytes at `now` and return the seconds to wait. `now` is in seconds of any monotonic clock."""
         if self._rate is None:
             return 0.0
-        since = 0.0 if self._at is None else now - self._at
-        self._at = now
+        since = 0.0 if self._last is None else now - self._last
+        self._last = now
         self._free = min(self._free + since * self._rate, self._rate) - size
         return max(0.0, -self._free / self._rate)

@@ -71,15 +71,15 @@ def since(now: Traffic, before: Traffic) -> Traffic:
 _Point = tuple[float, Traffic]
 
 
-def add_point(points: list[_Point], at: float, traffic: Traffic, keep: float) -> list[_Point]:
-    """The points with one more, without those older than `keep` seconds and those in the future (the clock was set)."""
-    return [point for point in points if at - keep <= point[0] <= at] + [(at, traffic)]
+def add_point(points: list[_Point], now: float, traffic: Traffic, period: float) -> list[_Point]:
+    """The points with one more, without those older than `period` seconds or in the future (the clock was set)."""
+    return [point for point in points if now - period <= point[0] <= now] + [(now, traffic)]
 
 
 def read_points(written: object) -> list[_Point]:
     """Read points back from lists `[at, requests, hits, sent, received]`. Invalid ones are skipped."""
     return [
-        (float(one[0]), Traffic(*(int(part) for part in one[1:])))
-        for one in (written if isinstance(written, list) else ())
-        if isinstance(one, list) and len(one) == 5 and all(isinstance(part, int | float) for part in one)
+        (float(point[0]), Traffic(*(int(part) for part in point[1:])))
+        for point in (written if isinstance(written, list) else ())
+        if isinstance(point, list) and len(point) == 5 and all(isinstance(part, int | float) for part in point)
     ]

@@ -29,10 +29,10 @@ def parse_duration(text: str | float) -> float:
 
 def format_duration(seconds: float) -> str:
     """Format seconds as `5m30s` or `7d`, with at most two units, rounded down."""
-    left = int(seconds)
+    rest = int(seconds)
     parts: list[str] = []
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        count, left = divmod(left, length)
+        count, rest = divmod(rest, length)
         if count or parts:
             parts.append(f"{count}{unit}" if count else "")
         if len(parts) == 2:

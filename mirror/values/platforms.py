@@ -58,7 +58,7 @@ def parse_platforms(texts: Iterable[str]) -> tuple[Platform, ...]:
 
     An empty result means every platform.
     """
-    return tuple(dict.fromkeys(parse_platform(one) for text in texts for one in text.split(",") if one.strip()))
+    return tuple(dict.fromkeys(parse_platform(part) for text in texts for part in text.split(",") if part.strip()))
 
 
 def wanted_children(children: Iterable[Descriptor], platforms: Iterable[Platform]) -> list[Descriptor]:

@@ -48,10 +48,10 @@ def parse_size(text: str) -> int:
     Returns bytes. A number without a unit is in bytes. A lone K, M, G or T is refused, because it means a power of 1000
     to some people and of 1024 to others. Raises `ValueError`.
     """
-    found = _SIZE.fullmatch(text.strip())
-    if not found:
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
         raise ValueError(f"not a size: {text[:40]!r}; write for example 500GB, 20GiB or 1048576")
-    number, unit = found.groups()
+    number, unit = match.groups()
     factor = _UNITS.get(unit.upper() or "B")
     if factor is None:
         raise ValueError(f"unknown unit {unit[:20]!r}: write {_hint(unit)}")
@@ -63,9 +63,9 @@ def parse_size(text: str) -> int:
 
 def parse_capacity(text: str) -> Capacity:
     """Parse a size, or a share of the disk such as `80%`. Raises `ValueError`, also for a capacity of 0."""
-    found = _PERCENT.fullmatch(text.strip())
-    if found:
-        percent = float(found[1])
+    match = _PERCENT.fullmatch(text.strip())
+    if match:
+        percent = float(match[1])
         if not 0 < percent <= 100:
             raise ValueError(f"a share of the disk is above 0% and at most 100%: {text[:40]!r}")
         return Capacity(percent=percent)

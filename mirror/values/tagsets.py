@@ -61,11 +61,11 @@ class TagVersion:
 
 def read_version(tag: str) -> TagVersion | None:
     """Read a tag as a version; None if it is none, such as `latest`, `bookworm` or a commit."""
-    found = _VERSION.fullmatch(tag)
-    if found is None:
+    match = _VERSION.fullmatch(tag)
+    if match is None:
         return None
-    numbers = tuple(map(int, found["numbers"].split(".")))
-    return TagVersion(numbers, (found["pre"] or found["glued"] or "").lstrip("-"), (found["build"] or "")[1:])
+    numbers = tuple(map(int, match["numbers"].split(".")))
+    return TagVersion(numbers, (match["pre"] or match["glued"] or "").lstrip("-"), (match["build"] or "")[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class TagSet:
     newest: int | None = None
 
     def __post_init__(self) -> None:
-        if sum(one is not None for one in (self.glob, self.regex, self.semver)) > 1:
+        if sum(way is not None for way in (self.glob, self.regex, self.semver)) > 1:
             raise ValueError("tags, tags_regex and tags_semver exclude each other")
         if self.prereleases and self.semver is None:
             raise ValueError("prereleases belongs to tags_semver")
@@ -98,12 +98,12 @@ class TagSet:
 
     def __str__(self) -> str:
         if self.semver is not None:
-            said = f"semver {self.semver}"
+            text = f"semver {self.semver}"
         elif self.regex is not None:
-            said = f"regex {self.regex}"
+            text = f"regex {self.regex}"
         else:
-            said = self.glob or "*"
-        return f"{said}, newest {self.newest}" if self.newest else said
+            text = self.glob or "*"
+        return f"{text}, newest {self.newest}" if self.newest else text
 
 
 def choose_tags(tags: Iterable[str], wanted: TagSet) -> list[str]:

@@ -39,5 +39,5 @@ def looks_like_version(tag: str) -> bool:
     True for `1.2.3`, `v1.2`, `3.12.1-slim`, `2024.05.01`. False for `latest`, `3`, `1.2.x`, `1.2-nightly`,
     `stable-1.2`.
     """
-    found = _VERSION.fullmatch(tag)
-    return found is not None and not _MOVING & {word.lower() for word in re.split(r"[-_.+]", found["rest"])}
+    match = _VERSION.fullmatch(tag)
+    return match is not None and not _MOVING & {word.lower() for word in re.split(r"[-_.+]", match["rest"])}

@@ -112,7 +112,7 @@ def test_what_is_said(changes: dict[str, Any], words: str) -> None:
 def test_a_fresh_tag() -> None:
     """No question, and until when."""
     said = forecast(_facts(120), _NOW)
-    assert said[0].startswith("no question to docker.io: the tag's answer is 2m old, and is believed for 5m, until ")
+    assert said[0].startswith("no question to docker.io: the tag's answer is 2m old, and is trusted for 5m, until ")
     assert said[1:] == ["if the tag has not moved: everything from here"]
 
 
