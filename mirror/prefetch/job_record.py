@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any, Final, Literal, NotRequired, cast
 
@@ -55,9 +55,9 @@ class Job:
 
     id: str
     kind: str
-    arguments: dict[str, Any]
     state: JobState
-    created: float
+    created: float = 0.0
+    arguments: dict[str, Any] = field(default_factory=dict)
     started: float | None = None
     ended: float | None = None
     slot: int | None = None
@@ -86,7 +86,8 @@ class Job:
     def to_json(self) -> JobJson:
         """The job as clients see it: times as text, without internal fields."""
         times = {name: moment(getattr(self, name)) for name in ("created", "started", "ended")}
-        return cast(JobJson, {name: value for name, value in self.to_record().items() if name != "slot"} | times)
+        record = {name: value for name, value in self.to_record().items() if name != "slot"}
+        return cast(JobJson, {**record, "arguments": self.arguments, **times})
 
     def summary(self) -> JobJson:
         """The job without long lists, as a list of jobs shows it."""

@@ -137,7 +137,7 @@ class Jobs:
         if sum(1 for _ in self._queue.all()) >= _MOST_QUEUED:
             raise TooManyJobs(f"{_MOST_QUEUED} jobs are waiting already")
         self._prune()
-        job = Job(secrets.token_hex(6), kind, dict(arguments), JobState.QUEUED, self.now())
+        job = Job(secrets.token_hex(6), kind, JobState.QUEUED, self.now(), dict(arguments))
         self._write(job)
         self._queue.put(job.id, {"created": job.created})
         return job

@@ -478,7 +478,7 @@ async def test_upstream_is_down_or_throttles(registry: FakeRegistry, mirror: Liv
 async def test_an_upstream_that_asks_for_a_little_patience(
     registry: FakeRegistry, mirror: LiveMirror, kind: str
 ) -> None:
-    """It is left alone for as long as it says, and then everything comes; but not for ever."""
+    """The prefetch waits as long as upstream asks, and then fetches everything; but it does not wait for ever."""
     registry.add_image(_APP.name, "v1", [b"layer"])
     registry.fail(kind, throttle(7), times=2)
     slept: list[float] = []
@@ -495,7 +495,9 @@ async def test_an_upstream_that_asks_for_a_little_patience(
     mirror.clock.forward(1000)
     registry.fail(kind, throttle(7), times=100)
     registry.add_image(_APP.name, "v2", [b"another"], config=b"2")
-    assert "429" in _reasons(await _prefetch(mirror, "v2", referrers=True, blobs_at_once=1, sleep=sleep))[0]
+    # requests that wait for the same upstream fail in any order
+    reasons = _reasons(await _prefetch(mirror, "v2", referrers=True, blobs_at_once=1, sleep=sleep))
+    assert any("429" in reason for reason in reasons)
 
 
 async def test_a_mistake_of_ours_costs_one_image(
