@@ -34,8 +34,8 @@ from mirror.upstream.credentials.source import Credentials, CredentialSource, Gi
 from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.http.page_file import ListBounds
 from mirror.upstream.http.proxies import Proxies
-from mirror.upstream.http.transport import Timeouts, Tls, unverified
-from mirror.upstream.parameters import Hooks, Limits, Reach
+from mirror.upstream.http.transport import Endpoint, Timeouts, Tls, unverified
+from mirror.upstream.parameters import Hooks, Limits
 from mirror.upstream.registry import RegistryUpstream
 from mirror.values.sizes import parse_size
 
@@ -148,12 +148,9 @@ class Upstreams:
         ) -> RegistryUpstream:
             tls, proxies = _tls(name, reach), _proxies(reach)
             return RegistryUpstream(
-                name,
-                url,
-                executor=self._executor,
-                memo=self._memo,
-                credentials=_for_callers(settings, _credentials(name, url, reach, names, tls, proxies)),
-                reach=Reach(
+                Endpoint(
+                    name,
+                    url,
                     token_hosts=reach.token_hosts,
                     internal=True if reach.private_network else None,
                     tls=tls,
@@ -161,6 +158,9 @@ class Upstreams:
                     timeouts=timeouts,
                     user_agent=f"registry-mirror/{__version__}",
                 ),
+                executor=self._executor,
+                memo=self._memo,
+                credentials=_for_callers(settings, _credentials(name, url, reach, names, tls, proxies)),
                 limits=limits,
                 hooks=hooks,
             )

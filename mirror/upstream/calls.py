@@ -38,11 +38,11 @@ from mirror.policy.upstream.retrying import (
     parse_retry_after,
     throttle_seconds,
 )
-from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.upstream.credentials.source import CredentialsUnavailable
 from mirror.upstream.elsewhere import Elsewhere
 from mirror.upstream.http.download import Answer, DialFailed, DialTimedOut
 from mirror.upstream.http.throttled_hosts import HostThrottled, ThrottledHosts
+from mirror.upstream.http.transport import Endpoint
 from mirror.upstream.login import Login, Passes
 from mirror.upstream.parameters import Clocks, Hooks
 from mirror.upstream.rate_limits import Accounts
@@ -75,7 +75,7 @@ class Call:
 
 
 class Calls:
-    """The calls to one registry, which share its back-off. `described` names the registry in messages.
+    """The calls to one endpoint, which share its back-off.
 
     `tokens` authenticates to the registry, `elsewhere` to others to which it redirects. `accounts` and `hosts` are the
     accounts and the hosts that are left alone after a 429.
@@ -83,9 +83,7 @@ class Calls:
 
     def __init__(
         self,
-        upstream: str,
-        described: str,
-        bounds: UrlBounds,
+        endpoint: Endpoint,
         *,
         tokens: TokenSource,
         elsewhere: Elsewhere,
@@ -94,9 +92,8 @@ class Calls:
         hooks: Hooks,
         clocks: Clocks,
     ) -> None:
-        self._upstream = upstream
-        self._described = described
-        self._origin = bounds.base.origin
+        self._endpoint = endpoint
+        self._upstream = endpoint.name
         self._tokens = tokens
         self._elsewhere = elsewhere
         self._accounts = accounts
@@ -156,12 +153,12 @@ class Calls:
         now = self._clocks.monotonic()
         wait = self._accounts.current.throttled_until - now
         if wait > 0:
-            message = f"{self._described} asked to be left alone for {wait:.0f} s more"
+            message = f"{self._endpoint.described} asked to be left alone for {wait:.0f} s more"
             raise UpstreamThrottled(message, upstream=self._upstream, retry_after=wait)
         verdict = self.circuit.verdict(now)
         if verdict.wait or (verdict.probe and self._probing):
             raise UpstreamCircuitOpen(
-                f"{self._described} did not answer lately",
+                f"{self._endpoint.described} did not answer lately",
                 upstream=self._upstream,
                 retry_after=verdict.wait or _WHILE_PROBING,
             )
@@ -267,14 +264,14 @@ class Calls:
 
         The name shows the client that upstream refused the call, not the mirror.
         """
-        return answer.url.authority if self._is_elsewhere(answer) else self._described
+        return answer.url.authority if self._is_elsewhere(answer) else self._endpoint.described
 
     def _is_elsewhere(self, answer: Answer) -> bool:
         """True if a host to which the registry redirected gave the answer."""
-        return answer.url.origin != self._origin
+        return not self._endpoint.is_at(answer.url)
 
     def __repr__(self) -> str:
-        return f"<Calls to {self._described}, {self.circuit.failures} failures>"
+        return f"<Calls to {self._endpoint.described}, {self.circuit.failures} failures>"
 
 
 def _is_unavailable(error: UpstreamError) -> bool:

@@ -1,36 +1,17 @@
-"""What a `RegistryUpstream` is built with, apart from its address and its credentials."""
+"""What a `RegistryUpstream` is built with, apart from its endpoint and its credentials."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from mirror.errors import UpstreamError
 from mirror.policy.upstream.budget import Budget
 from mirror.upstream.http.client import Observe
 from mirror.upstream.http.page_file import ListBounds
-from mirror.upstream.http.proxies import DIRECT, Proxies
-from mirror.upstream.http.transport import Timeouts, Tls
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """How a registry is reached.
-
-    `token_hosts` are hosts that may issue tokens, besides those of the registry's own site. `internal` permits the
-    registry, and the hosts it points to, to be on a private network; if it is None, the URL decides. `proxies` chooses
-    the proxy for each URL.
-    """
-
-    token_hosts: Collection[str] = ()
-    internal: bool | None = None
-    tls: Tls = field(default_factory=Tls)
-    proxies: Proxies = DIRECT
-    timeouts: Timeouts = field(default_factory=Timeouts)
-    user_agent: str = "registry-mirror"
 
 
 @dataclass(frozen=True, slots=True)

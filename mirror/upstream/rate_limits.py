@@ -13,6 +13,7 @@ from mirror.aio.caches import LruCache
 from mirror.aio.memo import MISSING, Memo
 from mirror.errors import UpstreamThrottled
 from mirror.policy.upstream.budget import LOOK_AGAIN, Budget, is_spent, newer, resets_in
+from mirror.upstream.http.transport import Endpoint
 from mirror.upstream.parameters import Clocks, Hooks
 
 #: The most callers that are remembered; the least recently used ones are dropped.
@@ -34,12 +35,12 @@ class RateAccount:
 
 
 class Accounts:
-    """The accounts at one address of one upstream."""
+    """The accounts at one endpoint."""
 
-    def __init__(self, upstream: str, address: str, memo: Memo, hooks: Hooks, clocks: Clocks) -> None:
-        """`memo` shares the budget of our own account at `address` with other processes."""
-        self._upstream = upstream
-        self._key = f"budget {upstream} {address}"
+    def __init__(self, endpoint: Endpoint, memo: Memo, hooks: Hooks, clocks: Clocks) -> None:
+        """`memo` shares the budget of our own account with other processes."""
+        self._upstream = endpoint.name
+        self._key = f"budget {endpoint.name} {endpoint.bounds.base.public}"
         self._memo = memo
         self._hooks = hooks
         self._clocks = clocks

@@ -40,9 +40,10 @@ from mirror.upstream.http.client import AnswerTooLarge, HttpClient, ReadContent
 from mirror.upstream.http.download import CONTENT, LARGEST_ERROR, Answer, Transfer
 from mirror.upstream.http.page_file import PageFile
 from mirror.upstream.http.throttled_hosts import HostThrottled, ThrottledHosts
+from mirror.upstream.http.transport import Endpoint
 from mirror.upstream.login import Passes
 from mirror.upstream.manifest_answer import manifest_in
-from mirror.upstream.parameters import Clocks, Hooks, Limits, Reach
+from mirror.upstream.parameters import Clocks, Hooks, Limits
 from mirror.upstream.rate_limits import Accounts
 from mirror.upstream.referrers_api import LACKS_API, FallbackChildren, NoReferrersApi, ReferrersPage, list_referrers
 from mirror.upstream.tag_list import REFUSES_PAGING, TagAnswer, TagList
@@ -64,7 +65,7 @@ _is_tags: Final = _is_one_of(*CONTENT, *REFUSES_PAGING)
 
 
 class RegistryUpstream:
-    """An `Upstream` at a URL, which may have a path before `/v2/`.
+    """An `Upstream` at one endpoint.
 
     `executor` runs the blocking calls for blobs. `memo` shares tokens, challenges and the pull quota; the latter also
     with other processes.
@@ -72,71 +73,53 @@ class RegistryUpstream:
 
     def __init__(
         self,
-        name: str,
-        url: str,
+        endpoint: Endpoint,
         *,
         executor: Executor,
         memo: Memo,
         credentials: CredentialSource | None = None,
-        reach: Reach | None = None,
         limits: Limits | None = None,
         hooks: Hooks | None = None,
         clocks: Clocks | None = None,
     ) -> None:
         """Raises `UrlRefused` (a `ValueError`) for an invalid URL."""
-        reach, limits, hooks = reach or Reach(), limits or Limits(), hooks or Hooks()
+        limits, hooks = limits or Limits(), hooks or Hooks()
         self.clocks = clocks = clocks or Clocks()
-        self._name = name
-        self._base = url.rstrip("/")
-        self._bounds = bounds = UrlBounds.of(self._base, reach.token_hosts, internal=reach.internal)
-        address = bounds.base.authority
-        #: For messages: the name, with the address if the name is not the address.
-        described = name if address == name else f"{name} ({address})"
+        self._endpoint = endpoint
+        self._base = endpoint.url.rstrip("/")
         self._retries = limits.retries
-        self._agent = reach.user_agent
         self._hooks = hooks
         self._blobs = asyncio.Semaphore(limits.blobs_at_once)
         self._small_calls = asyncio.Semaphore(limits.calls_at_once)
         self._credentials = credentials or GivenCredentials()
         self._children = FallbackChildren()
-        self._tag_list = TagList(name, limits.lists)
+        self._tag_list = TagList(endpoint.name, limits.lists)
         self._ahead: float | None = None
-        hosts = ThrottledHosts(name, lambda: clocks.monotonic())
-        self._client = HttpClient(
-            name, described, bounds, tls=reach.tls, proxies=reach.proxies, timeouts=reach.timeouts, hosts=hosts
-        )
-        transfer = Transfer(
-            name,
-            bounds,
-            tls=reach.tls,
-            proxies=reach.proxies,
-            timeouts=reach.timeouts,
-            clock=clocks.monotonic,
-            hosts=hosts,
-        )
-        self._blob_client = BlobClient(name, transfer, executor, reach.timeouts)
+        hosts = ThrottledHosts(endpoint.name, lambda: clocks.monotonic())
+        self._client = HttpClient(endpoint, hosts)
+        self._blob_client = BlobClient(endpoint, Transfer(endpoint, hosts, clock=clocks.monotonic), executor)
 
         def tokens(bounds: UrlBounds, credentials: CredentialSource) -> TokenSource:
             return TokenSource(
-                name,
+                endpoint.name,
                 bounds,
                 self._client.session,
                 credentials,
                 memo,
-                proxies=reach.proxies,
-                timeout=reach.timeouts.answer,
+                proxies=endpoint.proxies,
+                timeout=endpoint.timeouts.answer,
                 clocks=clocks,
                 observe=hooks.observe,
             )
 
-        self._tokens = tokens(bounds, self._credentials)
-        self._accounts = Accounts(name, bounds.base.public, memo, hooks, clocks)
+        self._tokens = tokens(endpoint.bounds, self._credentials)
+        self._accounts = Accounts(endpoint, memo, hooks, clocks)
         self._calls = Calls(
-            name,
-            described,
-            bounds,
+            endpoint,
             tokens=self._tokens,
-            elsewhere=Elsewhere(name, bounds, memo, lambda bounds: tokens(bounds, GivenCredentials())),
+            elsewhere=Elsewhere(
+                endpoint.name, endpoint.bounds, memo, lambda bounds: tokens(bounds, GivenCredentials())
+            ),
             accounts=self._accounts,
             hosts=hosts,
             hooks=hooks,
@@ -146,7 +129,7 @@ class RegistryUpstream:
     @property
     def name(self) -> str:
         """The registry's name, as clients write it."""
-        return self._name
+        return self._endpoint.name
 
     @property
     def url(self) -> str:
@@ -222,7 +205,7 @@ class RegistryUpstream:
         send = partial(self._send, "GET", url, _ACCEPT, read)
         answer = await self._calls.run(Call("manifest", Scope.pull(repo), send, _has_content, retries))
         try:
-            return await manifest_in(answer, reference, self._name)
+            return await manifest_in(answer, reference, self._endpoint.name)
         except UpstreamError as error:
             self._hooks.on_failure(error)
             raise
@@ -262,9 +245,7 @@ class RegistryUpstream:
 
         answer = await self._calls.run(Call(event, Scope.pull(repo), send, _has_content, self._retries))
         if answer.body is None:
-            raise UpstreamInvalid(
-                f"{self._name}: status {answer.status} for a blob", upstream=self._name, status=answer.status
-            )
+            raise self._endpoint.invalid(f"status {answer.status} for a blob", answer.status)
         return answer.body
 
     def tags(self, repo: str, after: str = "") -> AsyncGenerator[TagBatch, None]:
@@ -288,11 +269,11 @@ class RegistryUpstream:
         async def manifest(reference: Reference, limit: int) -> Manifest:
             return await self._manifest(repo, reference, limit, retries=self._retries)
 
-        return await list_referrers(self._name, repo, digest, page, manifest, self._children)
+        return await list_referrers(self._endpoint.name, repo, digest, page, manifest, self._children)
 
     async def _referrers_page(self, repo: str, digest: Digest, query: str, limit: int) -> ReferrersPage:
         def is_usable(answer: Answer) -> bool:
-            elsewhere = answer.url.origin != self._bounds.base.origin
+            elsewhere = not self._endpoint.is_at(answer.url)
             # a 401 may be the challenge of another registry that this one redirects to
             client_error = 400 <= answer.status < 500 and answer.status not in (401, 429)
             return answer.status == 200 or answer.status in LACKS_API or (elsewhere and client_error)
@@ -351,13 +332,13 @@ class RegistryUpstream:
 
     def _headers(self, passes: Passes, **more: str) -> dict[str, str]:
         authorization = {"Authorization": passes.own} if passes.own else {}
-        return {**more, "User-Agent": self._agent, **authorization}
+        return {**more, "User-Agent": self._endpoint.user_agent, **authorization}
 
     def _url(self, repo: str, path: str, query: str = "") -> str:
         return f"{self._base}/v2/{repo}/{path}{'?' if query else ''}{query}"
 
     def __repr__(self) -> str:
-        return f"<RegistryUpstream {self._name} at {self._bounds.base.public}>"
+        return f"<RegistryUpstream {self._endpoint.name} at {self._endpoint.bounds.base.public}>"
 
 
 def _is_worth_a_get(error: UpstreamError) -> bool:

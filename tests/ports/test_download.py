@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 
 from mirror.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
-from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.ports import Body
 from mirror.upstream.http.body import HttpBody
 from mirror.upstream.http.download import Answer, DialFailed, Transfer
-from mirror.upstream.http.transport import Tls
+from mirror.upstream.http.transport import Endpoint
 from tests.support.certificates import Certificate
-from tests.support.registry_upstream import take_timeouts
+from tests.support.registry_upstream import endpoint
 from tests.support.scripted import Close, Request, Reset, Script, Scripted, Stall, chunked, head, reply
 
 CONTENT = bytes(range(256)) * 4096
@@ -37,9 +36,8 @@ def open_transfer() -> Iterator[Callable[..., Transfer]]:
     opened: list[Transfer] = []
 
     def build(upstream: Scripted, **settings: Any) -> Transfer:
-        timeouts, others = take_timeouts(settings), {"tls", "clock", "holds", "most_idle", "longest_idle"}
-        more = {name: value for name, value in settings.items() if name in others}
-        transfer = Transfer("test", UrlBounds.of(upstream.url), timeouts=timeouts, **more)
+        more = {"clock": settings["clock"]} if "clock" in settings else {}
+        transfer = Transfer(endpoint("test", upstream.url, **settings), **more)
         opened.append(transfer)
         return transfer
 
@@ -572,7 +570,7 @@ def test_a_redirect_to_where_nobody_may_go(upstream: Scripted, transfer: Transfe
 
 def test_a_public_upstream_leads_nobody_inside(upstream: Scripted) -> None:
     """Faults row 72: a redirect to loopback is refused where the upstream is not there itself."""
-    transfer = Transfer("test", UrlBounds.of("https://registry.example.com"))
+    transfer = Transfer(Endpoint("test", "https://registry.example.com"))
     with pytest.raises(UpstreamInvalid):
         transfer.get(f"{upstream.url}/blob", {})
     transfer.close()
@@ -608,7 +606,7 @@ def test_tls(certificate: Certificate, open_transfer: Callable[..., Transfer]) -
     with Scripted(tls=certificate.server()) as upstream:
         upstream.on("/blob", reply(200, CONTENT))
         upstream.on("/chunked", head(200, {"Transfer-Encoding": "chunked"}), chunked(CONTENT))
-        transfer = open_transfer(upstream, tls=Tls(certificate.client()))
+        transfer = open_transfer(upstream, verify=certificate.client())
         for path in ("blob", "chunked", "blob"):
             body = body_of(transfer.get(f"{upstream.url}/{path}", {}))
             body.readinto(memoryview(bytearray(1)))
@@ -623,7 +621,7 @@ def test_tls_cut_short(certificate: Certificate, open_transfer: Callable[..., Tr
     with Scripted(tls=certificate.server()) as upstream:
         upstream.on("/cut", head(200, {"Content-Length": "10"}), b"hello", Close())
         upstream.on("/stalled", head(200, {"Content-Length": "10"}), b"hello", Stall())
-        transfer = open_transfer(upstream, tls=Tls(certificate.client()), read_timeout=0.2)
+        transfer = open_transfer(upstream, verify=certificate.client(), read_timeout=0.2)
         for path, error in (("cut", UpstreamUnavailable), ("stalled", UpstreamTimeout)):
             body = body_of(transfer.get(f"{upstream.url}/{path}", {}))
             content, failure = read_until_error(body)
@@ -648,7 +646,7 @@ def test_abort_ends_a_blocked_read(
     with Scripted(tls=certificate.server() if over_tls else None) as upstream:
         stall = Stall()
         upstream.on("/blob", head(200, {"Content-Length": "10"}), b"hello", stall)
-        body = body_of(open_transfer(upstream, tls=Tls(certificate.client())).get(f"{upstream.url}/blob", {}))
+        body = body_of(open_transfer(upstream, verify=certificate.client()).get(f"{upstream.url}/blob", {}))
         caught: list[BaseException] = []
         first = threading.Event()
 

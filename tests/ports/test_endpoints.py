@@ -17,7 +17,6 @@ from mirror.policy.upstream.retrying import CLOSED
 from mirror.ports import Body, Upstream
 from mirror.upstream.credentials.source import Credentials, GivenCredentials
 from mirror.upstream.endpoints import EndpointsUpstream
-from mirror.upstream.registry import RegistryUpstream
 from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry, Fault, cut, html, silence, status, throttle, wrong_bytes
 from tests.support.live_mirror import PATIENCE
@@ -293,8 +292,8 @@ async def test_credentials_belong_to_one_endpoint(build: Build, clock: Clock) ->
         executor, memo = ThreadPoolExecutor(2), Memo(now=clock)
         own = GivenCredentials(Credentials("user", "canary-origin"))
         members = [
-            RegistryUpstream("a.io", mirror.url, executor=executor, memo=memo),
-            RegistryUpstream("a.io", origin.url, executor=executor, memo=memo, credentials=own),
+            registry_upstream("a.io", mirror.url, executor=executor, memo=memo),
+            registry_upstream("a.io", origin.url, executor=executor, memo=memo, credentials=own),
         ]
         upstream = EndpointsUpstream(members)
         await upstream.resolve(NAME, "v1")

@@ -38,6 +38,7 @@ from mirror.ports import Body, Upstream
 from mirror.upstream.credentials.source import Credentials, GivenCredentials
 from mirror.upstream.http.page_file import ListBounds
 from mirror.upstream.http.proxies import Proxies
+from mirror.upstream.http.transport import Endpoint
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.certificates import Certificate
 from tests.support.clock import Clock
@@ -122,7 +123,7 @@ def test_it_is_an_upstream() -> None:
     """The adapter has the port's shape."""
     with ThreadPoolExecutor(1) as executor:
         upstream: Upstream = RegistryUpstream(
-            "docker.io", "https://registry-1.docker.io/", executor=executor, memo=Memo()
+            Endpoint("docker.io", "https://registry-1.docker.io/"), executor=executor, memo=Memo()
         )
     assert upstream.name == "docker.io"
     assert repr(upstream) == "<RegistryUpstream docker.io at https://registry-1.docker.io/>"

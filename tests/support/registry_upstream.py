@@ -9,8 +9,8 @@ from typing import Any, Final, TypeVar
 
 from mirror.aio.memo import Memo
 from mirror.upstream.credentials.source import CredentialSource
-from mirror.upstream.http.transport import Timeouts, Tls
-from mirror.upstream.parameters import Clocks, Hooks, Limits, Reach
+from mirror.upstream.http.transport import Endpoint, Timeouts, Tls
+from mirror.upstream.parameters import Clocks, Hooks, Limits
 from mirror.upstream.registry import RegistryUpstream
 
 T = TypeVar("T")
@@ -28,30 +28,28 @@ def registry_upstream(
     clock: Callable[[], float] | None = None,
     **settings: Any,
 ) -> RegistryUpstream:
-    """`settings` are fields of `Reach`, `Timeouts`, `Tls`, `Limits`, `Hooks` and `Clocks`; `clock` is `now`, too."""
+    """`settings` are fields of `Endpoint`, `Timeouts`, `Tls`, `Limits`, `Hooks` and `Clocks`; `clock` is `now`, too."""
     if clock is not None:
         settings = {"now": clock, "monotonic": clock, **settings}
-    tls, timeouts = take(Tls, settings), take_timeouts(settings)
-    reach = take(Reach, {**settings, "tls": tls, "timeouts": timeouts})
-    known = {field.name for kind in (Tls, Timeouts, Reach, Limits, Hooks, Clocks) for field in fields(kind)}
+    known = {field.name for kind in (Tls, Timeouts, Endpoint, Limits, Hooks, Clocks) for field in fields(kind)}
     if unknown := settings.keys() - known - _FLAT.keys():
         raise TypeError(f"no such settings: {unknown}")
     return RegistryUpstream(
-        name,
-        url,
+        endpoint(name, url, **settings),
         executor=executor,
         memo=memo,
         credentials=credentials,
-        reach=reach,
         limits=take(Limits, settings),
         hooks=take(Hooks, settings),
         clocks=take(Clocks, settings),
     )
 
 
-def take_timeouts(settings: dict[str, Any]) -> Timeouts:
-    """The `Timeouts` in flat arguments such as `read_timeout`."""
-    return take(Timeouts, {_FLAT.get(name, name): value for name, value in settings.items()})
+def endpoint(name: str, url: str, **settings: Any) -> Endpoint:
+    """`settings` are fields of `Endpoint`, `Tls` and `Timeouts`; those that are not are ignored."""
+    timeouts = take(Timeouts, {_FLAT.get(key, key): value for key, value in settings.items()})
+    tls = take(Tls, settings)
+    return take(Endpoint, {**settings, "name": name, "url": url, "tls": tls, "timeouts": timeouts})
 
 
 def take(kind: type[T], settings: dict[str, Any]) -> T:

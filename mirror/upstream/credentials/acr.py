@@ -100,9 +100,6 @@ class AcrIssuer:
         lasts = _expiry(token, self._now())
         return Issued(Credentials(identity_token=token), usable_seconds(lasts), lasts)
 
-    async def aclose(self) -> None:
-        """Do nothing: nothing stays open between calls."""
-
     async def _access_token(self) -> str:
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT, sock_connect=5.0)
         async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout) as session:

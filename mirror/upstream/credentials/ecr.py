@@ -76,9 +76,6 @@ class EcrIssuer:
             raise self._unavailable("GetAuthorizationToken answered without a token") from error
         return Issued(Credentials(username, password), usable_seconds(lasts), lasts)
 
-    async def aclose(self) -> None:
-        """Do nothing: nothing stays open between calls."""
-
     def _ask(self) -> Any:
         """Return `authorizationData` of the answer. Blocking."""
         try:

@@ -66,9 +66,6 @@ class GoogleIssuer:
         lasts = max(0.0, expires_at - self._now())
         return Issued(Credentials(_USER, token), usable_seconds(lasts), lasts)
 
-    async def aclose(self) -> None:
-        """Do nothing: nothing stays open between calls."""
-
     def _refresh(self) -> tuple[str, float]:
         """The token and its expiry in epoch seconds. Blocking. Each call reads the key file: it may be rotated."""
         with requests.Session() as session:

@@ -29,8 +29,6 @@ PROVIDERS: Final[dict[str, tuple[str, str] | None]] = {
 class _Issuer(Protocol):
     async def obtain(self) -> Issued: ...
 
-    async def aclose(self) -> None: ...
-
 
 def missing_library(provider: str) -> str | None:
     """Says what to install before this provider can be used; None if nothing is missing."""
@@ -68,7 +66,7 @@ def open_provider(
     if missing := missing_library(provider):
         raise ConfigError([f"upstream {upstream}: provider {provider} {missing}"])
     issuer = _issuer(upstream, provider, url, options, private, tls, proxy, proxies, now)
-    return Renewed(upstream, provider, issuer.obtain, close=issuer.aclose, clock=clock, now=now)
+    return Renewed(upstream, provider, issuer.obtain, clock=clock, now=now)
 
 
 def _issuer(

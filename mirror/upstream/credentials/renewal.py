@@ -49,7 +49,7 @@ class Renewed:
     """A `CredentialSource` over an issuer. `issuer` is its name in messages; `obtain` asks it for credentials.
 
     `obtain` raises `UpstreamUnavailable` or `UpstreamDenied`, with a message that says what to do and contains no
-    secret. `close` releases the issuer's resources. `clock` counts seconds, `now` gives epoch seconds.
+    secret. `clock` counts seconds, `now` gives epoch seconds.
     """
 
     def __init__(
@@ -58,7 +58,6 @@ class Renewed:
         issuer: str,
         obtain: Callable[[], Awaitable[Issued]],
         *,
-        close: Callable[[], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -66,7 +65,6 @@ class Renewed:
         self._upstream = upstream
         self._issuer = issuer
         self._obtain = obtain
-        self._close = close
         self._clock = clock
         self._once = SingleFlight()
         self._current: _Current | None = None
@@ -108,11 +106,9 @@ class Renewed:
             self._current = None
 
     async def aclose(self) -> None:
-        """End a renewal that is under way, and close the issuer. Repeatable."""
+        """End a renewal that is under way. Repeatable."""
         await cancel_and_wait(*self._renewing)
         await self._once.aclose()
-        if self._close:
-            await self._close()
 
     async def _renew(self) -> _Current:
         try:

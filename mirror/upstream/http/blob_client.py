@@ -10,18 +10,18 @@ from functools import partial
 from mirror.errors import UpstreamTimeout
 from mirror.policy.upstream.url_bounds import Origin
 from mirror.upstream.http.download import Answer, Cancel, Transfer
-from mirror.upstream.http.transport import Timeouts
+from mirror.upstream.http.transport import Endpoint
 
 
 class BlobClient:
     """Requests blobs by a `Transfer`, in threads of `executor`."""
 
-    def __init__(self, upstream: str, transfer: Transfer, executor: Executor, timeouts: Timeouts) -> None:
-        self._upstream = upstream
+    def __init__(self, endpoint: Endpoint, transfer: Transfer, executor: Executor) -> None:
+        self._upstream = endpoint.name
         self._transfer = transfer
         self._executor = executor
         # the transfer's own time-outs limit each exchange, but not the system's resolver, which cannot be ended
-        self._longest = 6 * (timeouts.connect + timeouts.answer)
+        self._longest = 6 * (endpoint.timeouts.connect + endpoint.timeouts.answer)
 
     async def get(
         self, url: str, headers: Mapping[str, str], passes: Mapping[Origin, str], *, start: int, only: int | None

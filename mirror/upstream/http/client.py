@@ -25,7 +25,7 @@ from mirror.upstream.http.page_file import PageFile
 from mirror.upstream.http.proxies import DIRECT, Proxies
 from mirror.upstream.http.resolver import BoundedResolver
 from mirror.upstream.http.throttled_hosts import ThrottledHosts
-from mirror.upstream.http.transport import Timeouts, Tls
+from mirror.upstream.http.transport import Endpoint
 
 #: Signed URLs in `Location` are longer than the 8 KiB that aiohttp allows by default.
 _LONGEST_FIELD: Final = 32 * 1024
@@ -45,39 +45,24 @@ ReadContent = Callable[[aiohttp.ClientResponse], Awaitable[tuple[bytes, bytes]]]
 class HttpClient:
     """Sends small requests to one upstream and follows redirects, each of which is checked against the URL rules.
 
-    `described` names the upstream in messages. `hosts` are the hosts that asked to be left alone.
+    `hosts` are the hosts that asked to be left alone.
     """
 
-    def __init__(
-        self,
-        upstream: str,
-        described: str,
-        bounds: UrlBounds,
-        *,
-        tls: Tls,
-        proxies: Proxies,
-        timeouts: Timeouts,
-        hosts: ThrottledHosts,
-    ) -> None:
-        self._upstream = upstream
-        self._described = described
-        self._bounds = bounds
-        self._tls = tls
-        self._proxies = proxies
-        self._timeouts = timeouts
+    def __init__(self, endpoint: Endpoint, hosts: ThrottledHosts) -> None:
+        self._endpoint = endpoint
         self._hosts = hosts
         self._session: aiohttp.ClientSession | None = None
 
     def session(self) -> aiohttp.ClientSession:
         """The session, opened when it is first needed. To be called with the event loop running."""
         if self._session is None:
-            base, tls = self._bounds.base, self._tls
+            endpoint = self._endpoint
             self._session = open_session(
-                self._bounds,
-                tls.context if base.scheme == "https" else tls.given,
-                connect_timeout=self._timeouts.connect,
-                read_timeout=self._timeouts.answer,
-                proxies=self._proxies,
+                endpoint.bounds,
+                endpoint.tls.context if endpoint.bounds.base.scheme == "https" else endpoint.tls.given,
+                connect_timeout=endpoint.timeouts.connect,
+                read_timeout=endpoint.timeouts.answer,
+                proxies=endpoint.proxies,
             )
         return self._session
 
@@ -95,20 +80,20 @@ class HttpClient:
         `passes` are the `Authorization` headers for other origins, to which a redirect may lead. Raises what
         `Transfer.get` raises, and what `read` raises.
         """
-        hops = 0
+        endpoint, hops = self._endpoint, 0
         url: Url | None = None
         try:
-            async with translated(self._upstream, self._described), asyncio.timeout(self._timeouts.answer):
+            async with translated(endpoint.name, endpoint.described), asyncio.timeout(endpoint.timeouts.answer):
                 url = parse_url(text)
                 while True:
-                    check_literal(self._bounds, url.host)
-                    options = self._proxies.options(url)
-                    if self._tls.identity and url.origin == self._bounds.base.origin:
-                        options["ssl"] = self._tls.identity
+                    check_literal(endpoint.bounds, url.host)
+                    options = endpoint.proxies.options(url)
+                    if identity := endpoint.identity_for(url):
+                        options["ssl"] = identity
                     async with self.session().request(
                         method,
                         URL(str(url), encoded=True),
-                        headers={**headers, **self._proxies.headers(url)},
+                        headers={**headers, **endpoint.proxies.headers(url)},
                         allow_redirects=False,
                         **options,
                     ) as response:
@@ -119,14 +104,14 @@ class HttpClient:
                         if response.status not in REDIRECTS:
                             content = await read_limited(response, LARGEST_ERROR + 1)
                             return Answer(response.status, fields, url, content, sent=content)
-                    entered = self._bounds.next_hop(url, fields.get("Location"), hops)
+                    entered = endpoint.bounds.next_hop(url, fields.get("Location"), hops)
                     headers = surviving_headers(headers, url, entered, passes)
                     url, hops = entered, hops + 1
                     self._hosts.check(url)
         except UrlRefused as error:
-            raise UpstreamInvalid(f"{self._upstream}: {error}", upstream=self._upstream) from error
+            raise endpoint.invalid(str(error)) from error
         except UpstreamError as error:
-            error.elsewhere = url is not None and url.origin != self._bounds.base.origin
+            error.elsewhere = url is not None and not endpoint.is_at(url)
             raise
 
     def whole(self, limit: int) -> ReadContent:
@@ -162,11 +147,12 @@ class HttpClient:
             await session.close()
 
     def _too_large(self, what: str, response: aiohttp.ClientResponse) -> AnswerTooLarge:
-        return AnswerTooLarge(f"{self._upstream}: {what}", upstream=self._upstream, status=response.status)
+        name = self._endpoint.name
+        return AnswerTooLarge(f"{name}: {what}", upstream=name, status=response.status)
 
     def __repr__(self) -> str:
         state = "closed" if self._session is None else "open"
-        return f"<HttpClient {self._described} {state}>"
+        return f"<HttpClient {self._endpoint.described} {state}>"
 
 
 def open_session(

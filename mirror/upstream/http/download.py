@@ -6,7 +6,7 @@ An exchange:
                                               ├── 2xx: a `body.HttpBody`, read by the caller in a thread
                                               └── else: the answer's text, up to 64 KiB
 
-Everything here blocks and uses no event loop. A `Transfer` belongs to one upstream: upstreams never share connections,
+Everything here blocks and uses no event loop. A `Transfer` belongs to one endpoint: endpoints never share connections,
 nor what the other side may associate with a connection.
 """
 
@@ -30,13 +30,13 @@ from mirror.errors import (
     UpstreamUnavailable,
 )
 from mirror.oci.span import parse_content_range
-from mirror.policy.upstream.url_bounds import Origin, Url, UrlBounds, UrlRefused, parse_url, surviving_headers
+from mirror.policy.upstream.url_bounds import Origin, Url, UrlRefused, parse_url, surviving_headers
 from mirror.upstream.http.body import EncodedBody, Fields, Framing, HttpBody, RateFloor, describe
 from mirror.upstream.http.connection import Connection, IdleConnections
 from mirror.upstream.http.dialing import AddressRefused, check_literal, dial
-from mirror.upstream.http.proxies import DIRECT, Proxies, Proxy, open_tunnel
+from mirror.upstream.http.proxies import Proxy, open_tunnel
 from mirror.upstream.http.throttled_hosts import ThrottledHosts
-from mirror.upstream.http.transport import Timeouts, Tls
+from mirror.upstream.http.transport import Endpoint
 
 #: The most bytes of an error's text that are read; the rest is dropped.
 LARGEST_ERROR: Final = 64 * 1024
@@ -104,31 +104,24 @@ class Cancel:
 
 
 class Transfer:
-    """Blob exchanges with one upstream and with the hosts to which it redirects.
+    """Blob exchanges with one endpoint and with the hosts to which it redirects.
 
-    `proxies` chooses the proxy for each URL. At most `most_idle` connections wait for another request, for at most
-    `longest_idle` seconds. `clock` counts seconds. `hosts` are the hosts that asked to be left alone.
+    `hosts` are the hosts that asked to be left alone. `clock` counts seconds. At most `most_idle` connections wait for
+    another request, for at most `longest_idle` seconds.
     """
 
     def __init__(
         self,
-        upstream: str,
-        bounds: UrlBounds,
+        endpoint: Endpoint,
+        hosts: ThrottledHosts | None = None,
         *,
-        tls: Tls | None = None,
-        proxies: Proxies = DIRECT,
-        timeouts: Timeouts | None = None,
+        clock: Callable[[], float] = time.monotonic,
         most_idle: int = 8,
         longest_idle: float = 20.0,
-        clock: Callable[[], float] = time.monotonic,
-        hosts: ThrottledHosts | None = None,
     ) -> None:
-        self._upstream = upstream
-        self._bounds = bounds
-        self._hosts = hosts or ThrottledHosts(upstream, clock)
-        self._tls = tls or Tls()
-        self._proxies = proxies
-        self._timeouts = timeouts or Timeouts()
+        self._endpoint = endpoint
+        self._upstream = endpoint.name
+        self._hosts = hosts or ThrottledHosts(endpoint.name, clock)
         self._clock = clock
         self._idle = IdleConnections(most_idle, longest_idle, clock)
 
@@ -165,7 +158,7 @@ class Transfer:
         if answer is not None and not (answer.status == 416 and start):
             return answer
         if not ranged or attempts <= 1:
-            raise self._invalid("an answer with a Content-Range that was not asked for")
+            raise self._endpoint.invalid("an answer with a Content-Range that was not asked for")
         return self.get(url, headers, attempts=attempts - 1, cancel=cancel, passes=passes)
 
     def close(self) -> None:
@@ -186,17 +179,17 @@ class Transfer:
                     framing = Framing.read(status, fields, minor)
                     if framing is None:
                         wire.close()
-                        raise self._invalid("an answer whose length is ambiguous", status)
+                        raise self._endpoint.invalid("an answer whose length is ambiguous", status)
                     if status in REDIRECTS:
                         self._leave(wire, framing, url)
-                        entered = self._bounds.next_hop(url, fields.get("Location"), hops)
+                        entered = self._endpoint.bounds.next_hop(url, fields.get("Location"), hops)
                         headers = surviving_headers(headers, url, entered, passes)
                         url, hops = entered, hops + 1
                         self._hosts.check(url)
                         continue
                     return self._answer(wire, framing, status, fields, url, start)
         except UpstreamError as error:
-            error.elsewhere = url is not None and url.origin != self._bounds.base.origin
+            error.elsewhere = url is not None and not self._endpoint.is_at(url)
             raise
 
     def _answer(
@@ -218,7 +211,7 @@ class Transfer:
                 return None
             if framing.length is not None and framing.length != content_range[0].length:
                 wire.close()
-                raise self._invalid("Content-Range and Content-Length contradict each other", status)
+                raise self._endpoint.invalid("Content-Range and Content-Length contradict each other", status)
             begin, size = content_range[0].start, content_range[1]
         body = self._body(wire, framing, url, begin, size)
         if not encoded or begin:
@@ -231,9 +224,9 @@ class Transfer:
 
     def _exchange(self, url: Url, headers: Mapping[str, str], cancel: Cancel) -> tuple[Connection, int, Fields, int]:
         """Send one request; return the connection, and the status, fields and minor HTTP version of the answer."""
-        proxy = self._proxies.for_url(url)
+        proxy = self._endpoint.proxies.for_url(url)
         relayed = proxy is not None and url.scheme == "http"
-        request = _request(url, {**headers, **self._proxies.headers(url)}, relayed=relayed)
+        request = _request(url, {**headers, **self._endpoint.proxies.headers(url)}, relayed=relayed)
         while idle := self._idle.take(url.origin):
             # the other end may have closed the connection just now, or surplus bytes of the last answer may be read as
             # the beginning of this one; a GET can be sent again
@@ -249,8 +242,10 @@ class Transfer:
         try:
             connection = self._dial(url, proxy)
             if url.scheme == "https":
-                connection.settimeout(self._timeouts.connect)  # anew: what TCP has left may be too short for TLS
-                tls = self._tls.context_for(url, self._bounds.base)
+                connection.settimeout(
+                    self._endpoint.timeouts.connect
+                )  # anew: what TCP has left may be too short for TLS
+                tls = self._endpoint.identity_for(url) or self._endpoint.tls.context
                 try:
                     connection = tls.wrap_socket(connection, server_hostname=url.host)
                 except BaseException:
@@ -262,20 +257,20 @@ class Transfer:
             raise DialTimedOut(f"{url.authority} did not answer the dial", upstream=self._upstream) from error
         except (OSError, ValueError) as error:
             raise DialFailed(f"no connection to {url.authority}: {describe(error)}", upstream=self._upstream) from error
-        return Connection(connection, url.origin, self._timeouts.read, self._clock)
+        return Connection(connection, url.origin, self._endpoint.timeouts.read, self._clock)
 
     def _dial(self, url: Url, proxy: Proxy | None) -> socket.socket:
         if proxy is None:
-            return dial(self._bounds, url.host, url.port, self._timeouts.connect, self._clock)
-        check_literal(self._bounds, url.host)
+            return dial(self._endpoint.bounds, url.host, url.port, self._endpoint.timeouts.connect, self._clock)
+        check_literal(self._endpoint.bounds, url.host)
         if url.scheme == "https":
-            return open_tunnel(proxy, url.host, url.port, self._timeouts.connect, self._clock)
-        return dial(proxy.bounds, proxy.url.host, proxy.url.port, self._timeouts.connect, self._clock)
+            return open_tunnel(proxy, url.host, url.port, self._endpoint.timeouts.connect, self._clock)
+        return dial(proxy.bounds, proxy.url.host, proxy.url.port, self._endpoint.timeouts.connect, self._clock)
 
     def _converse(self, wire: Connection, request: bytes, cancel: Cancel) -> tuple[Connection, int, Fields, int]:
         try:
             cancel.on(wire)
-            wire.begin(self._timeouts.answer)
+            wire.begin(self._endpoint.timeouts.answer)
             wire.send(request)
             for _ in range(_MOST_INTERIM):
                 line = wire.stream.readline(_LONGEST_LINE)
@@ -283,13 +278,13 @@ class Transfer:
                     raise EOFError("closed before an answer")
                 status_line = _STATUS_LINE.fullmatch(line)
                 if not status_line:
-                    raise self._invalid("an answer that is not HTTP/1")
+                    raise self._endpoint.invalid("an answer that is not HTTP/1")
                 fields = self._fields(wire)
                 status = int(status_line[2])
                 if status >= 200:
                     wire.end_of_head()
                     return wire, status, fields, int(status_line[1])
-            raise self._invalid("interim answers without end")
+            raise self._endpoint.invalid("interim answers without end")
         except BaseException:
             wire.close()
             raise
@@ -319,7 +314,7 @@ class Transfer:
                 pairs.append((field[1], field[2]))
             else:
                 break
-        raise self._invalid("headers that cannot be read")
+        raise self._endpoint.invalid("headers that cannot be read")
 
     def _leave(self, wire: Connection, framing: Framing, url: Url) -> None:
         """Read the text of a redirect if it is short or chunked, so that the connection can be used again.
@@ -352,13 +347,10 @@ class Transfer:
             framing,
             start=start,
             size=size,
-            pace=RateFloor(self._timeouts.lowest_rate, self._timeouts.rate_window),
+            pace=RateFloor(self._endpoint.timeouts.lowest_rate, self._endpoint.timeouts.rate_window),
             give_back=self._idle.put,
             clock=self._clock,
         )
-
-    def _invalid(self, message: str, status: int | None = None) -> UpstreamInvalid:
-        return UpstreamInvalid(message, upstream=self._upstream, status=status)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -366,7 +358,7 @@ class Transfer:
         try:
             yield
         except UrlRefused as error:
-            raise self._invalid(str(error)) from error
+            raise self._endpoint.invalid(str(error)) from error
         except AddressRefused as error:
             raise UpstreamOffLimits(str(error), upstream=self._upstream) from error
         except (TimeoutError, BlockingIOError) as error:

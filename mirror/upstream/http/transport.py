@@ -1,12 +1,15 @@
-"""What all connections of one upstream have in common: their time limits and TLS."""
+"""One endpoint of an upstream, and what all connections to it have in common: TLS, proxies, time limits."""
 
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from functools import cached_property
 
-from mirror.policy.upstream.url_bounds import Url
+from mirror.errors import UpstreamInvalid
+from mirror.policy.upstream.url_bounds import Url, UrlBounds
+from mirror.upstream.http.proxies import DIRECT, Proxies
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +53,47 @@ class Tls:
         context.set_alpn_protocols(["http/1.1"])
         return context
 
-    def context_for(self, url: Url, base: Url) -> ssl.SSLContext:
-        """The context for a connection to `url`; `base` is the upstream's own URL."""
-        return self.identity if self.identity and url.origin == base.origin else self.context
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One address of the upstream `name`, and how it is reached. `url` may have a path before `/v2/`.
+
+    `token_hosts` are hosts that may issue tokens, besides those of the endpoint's own site. `internal` permits the
+    endpoint, and the hosts it points to, to be on a private network; if it is None, the URL decides. `proxies` chooses
+    the proxy for each URL.
+    """
+
+    name: str
+    url: str
+    token_hosts: Collection[str] = ()
+    internal: bool | None = None
+    tls: Tls = field(default_factory=Tls)
+    proxies: Proxies = DIRECT
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    user_agent: str = "registry-mirror"
+
+    @cached_property
+    def bounds(self) -> UrlBounds:
+        """Where this endpoint may direct the mirror. Raises `UrlRefused` for an invalid URL."""
+        return UrlBounds.of(self.url, self.token_hosts, internal=self.internal)
+
+    @property
+    def described(self) -> str:
+        """For messages: the upstream's name, with the address if the name is not the address."""
+        address = self.bounds.base.authority
+        return self.name if address == self.name else f"{self.name} ({address})"
+
+    def is_at(self, url: Url) -> bool:
+        """True if the URL is at this endpoint, and not at a host to which it redirects."""
+        return url.origin == self.bounds.base.origin
+
+    def identity_for(self, url: Url) -> ssl.SSLContext | None:
+        """The TLS context to use for this URL in place of `tls.context`; None: there is no other."""
+        return self.tls.identity if self.is_at(url) else None
+
+    def invalid(self, message: str, status: int | None = None) -> UpstreamInvalid:
+        """The error for an answer that cannot be used."""
+        return UpstreamInvalid(f"{self.name}: {message}", upstream=self.name, status=status)
 
 
 def unverified() -> ssl.SSLContext:
