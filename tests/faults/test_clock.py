@@ -60,7 +60,7 @@ def test_43_the_clock_is_set_under_a_running_mirror(registry: FakeRegistry, tmp_
                 assert _year(mirror, f"days={days}") == today + days // 365
                 for _ in range(2):
                     _pull_all(mirror)
-                assert mirror.metrics()["mirror_evicted_total"] == 0
+                assert mirror.metrics()["mirror_evicted_blobs_total"] == 0
                 assert _blobs(root) == blobs
             assert registry.count("blobs", "GET") == registry.count("manifests", "GET") == 0
             assert mirror.get("/livez")[0] == mirror.get("/readyz")[0] == 200

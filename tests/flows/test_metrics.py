@@ -49,7 +49,7 @@ async def test_flights_and_those_who_follow(registry: FakeRegistry, mirror: Live
 async def test_what_is_fetched_ahead(registry: FakeRegistry, tmp_path: Path) -> None:
     """A manifest counts from when it was given out until its blobs have their turn, also when the mirror stops."""
     registry.add_image("library/app", "v1", [_LAYER])
-    before = _value("mirror_prefetch_ahead_manifests")
+    before = _value("mirror_read_ahead_manifests")
     route = [{"match": "docker.io/**", "prefetch": True}]
     gate = Stall()
     registry.fail("blobs", stall(gate), times=2)
@@ -59,9 +59,9 @@ async def test_what_is_fetched_ahead(registry: FakeRegistry, tmp_path: Path) -> 
     ) as mirror:
         await mirror.ask("/v2/library/app/manifests/v1")
         await reached(gate)
-        assert _value("mirror_prefetch_ahead_manifests") == before + 1
+        assert _value("mirror_read_ahead_manifests") == before + 1
         gate.release()
-        await until(lambda: _value("mirror_prefetch_ahead_manifests") == before)
+        await until(lambda: _value("mirror_read_ahead_manifests") == before)
         await mirror.idle()
 
 

@@ -90,7 +90,7 @@ async def test_a_sound_store(full: LiveMirror) -> None:
     metrics = (await full.ask("/metrics")).body.decode()
     for name in (
         "mirror_scrubbed_bytes_total",
-        "mirror_scrub_damaged_total",
+        "mirror_scrub_damaged_blobs_total",
         "mirror_scrub_last_complete_timestamp_seconds",
     ):
         assert name in metrics

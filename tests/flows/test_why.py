@@ -213,7 +213,7 @@ def test_metrics_of_the_workers(site: _Site, mirror: MirrorProcess) -> None:
     assert counted["mirror_process_resident_bytes"] > 20 << 20
     assert 0 < counted["mirror_process_open_descriptors"] < counted["mirror_process_descriptors_limit"]
     assert counted["mirror_connections"] >= 1
-    assert counted["mirror_followers"] == counted["mirror_prefetch_ahead_manifests"] == 0
+    assert counted["mirror_followers"] == counted["mirror_read_ahead_manifests"] == 0
     assert [value for name, value in counted.items() if name.startswith("mirror_build_info")] == [1.0]
     mirror.kill_worker(pids[0])
     eventually(lambda: mirror.metrics()["mirror_worker_starts_total"] == 3, "it was replaced")

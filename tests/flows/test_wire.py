@@ -536,7 +536,7 @@ async def test_a_log_that_cannot_be_written(registry: FakeRegistry, mirror: Live
     telemetry.set_up_logging("info", Full())
     for target, status in (("/v2/library/app/manifests/v1", 200), ("/v2/library/app/manifests/none", 404)):
         assert (await mirror.ask(target)).status == status
-    lost = re.search(rb"^mirror_log_lost_total (\S+)$", (await mirror.ask("/metrics")).body, re.MULTILINE)
+    lost = re.search(rb"^mirror_log_lines_lost_total (\S+)$", (await mirror.ask("/metrics")).body, re.MULTILINE)
     assert lost
     assert float(lost[1]) >= 2
 

@@ -76,7 +76,7 @@ def test_what_real_processes_leave(tmp_path: Path) -> None:
         for _ in range(2)
     ]
     before = _told(tmp_path)
-    told = ("mirror_evicted_total", "mirror_store_limit_bytes", "mirror_request_seconds_count")
+    told = ("mirror_evicted_blobs_total", "mirror_store_limit_bytes", "mirror_request_seconds_count")
     assert [before[name] for name in told] == [6.0, float(pids[1]), 2.0]
     left = {file.name for file in tmp_path.glob("*.db")}
     assert all(add_ended(str(tmp_path), pid) for pid in pids)
