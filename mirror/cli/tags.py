@@ -180,16 +180,16 @@ async def _freeze(
         def known() -> Descriptor | None:
             if where is None:
                 if frozen := storage.freezes.get(repo, tag):
-                    return Descriptor(frozen.media_type, frozen.digest, frozen.size)
+                    return frozen.descriptor
                 at = read_standing(storage.store, storage.catalog, storage.freezes, repo, tag, rule, time.time())
-                return next((_descriptor(one.sighting) for one in at.standings if one.answers), None)
+                return next((one.sighting.descriptor for one in at.standings if one.answers), None)
             seen = recalled(storage.catalog.get_history(repo, tag), storage.catalog.get_tag(repo, tag), time.time())
             if isinstance(where, float):
-                return _descriptor(_then(repo, tag, seen, where))
+                return _then(repo, tag, seen, where).descriptor
             if same := [one for one in seen if one.digest == where]:
-                return _descriptor(same[-1])
+                return same[-1].descriptor
             link = storage.catalog.get_manifest(repo, where)
-            return Descriptor(link.media_type, where, link.size) if link else None
+            return link.descriptor if link else None
 
         target = await asyncio.to_thread(known)
         if target is None:
@@ -206,10 +206,6 @@ def _then(repo: Repo, tag: str, seen: tuple[Sighting, ...], when: float) -> Sigh
         begins = f"its history begins at {format_moment(seen[0].first_seen)}" if seen else "it has no history here"
         raise MirrorError(f"{repo}:{tag}: nothing is known of {format_moment(when)}: {begins}")
     return found
-
-
-def _descriptor(seen: Sighting) -> Descriptor:
-    return Descriptor(seen.media_type, seen.digest, seen.size)
 
 
 async def _ask(loaded: settings.Config, repo: Repo, reference: Reference) -> Descriptor:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from mirror.errors import StoreError
 from mirror.eviction.damaged_notes import DamagedNoteOwners, all_known, tell_unread
-from mirror.graph.manifests import for_display
+from mirror.graph.manifests import for_display, stored_descriptor
 from mirror.graph.references import ReferenceReader
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
@@ -82,7 +82,7 @@ def images_of(
     is known; those of freezes are ignored. `root` reads what an image points to. Raises `StoreError`, also if the
     record of a pinned tag cannot be read, unless `root` catches that.
     """
-    root = root or _root
+    root = root or stored_descriptor
     found = [
         PinnedImage(pin.repo, pin.reference, root(catalog, pin.repo, pin.reference), pin.reason, pin.since, pin.until)
         for pin in pins
@@ -124,16 +124,7 @@ def why_pinned(
 
 def shown_root(catalog: Catalog, repo: Repo, reference: Reference) -> Descriptor | None:
     """Blocking: returns what an image points to, for showing it to people; None also if that cannot be read."""
-    return for_display(lambda: _root(catalog, repo, reference), name_of(repo, reference))
-
-
-def _root(catalog: Catalog, repo: Repo, reference: Reference) -> Descriptor | None:
-    """Blocking: returns what an image points to, None if it is not known here. Raises `StoreError`."""
-    if isinstance(reference, Digest):
-        manifest = catalog.get_manifest(repo, reference)
-        return Descriptor(manifest.media_type, reference, manifest.size) if manifest else None
-    tag = catalog.get_tag(repo, reference)
-    return Descriptor(tag.media_type, tag.digest, tag.size) if tag else None
+    return for_display(lambda: stored_descriptor(catalog, repo, reference), name_of(repo, reference))
 
 
 class PinnedContent:
@@ -192,7 +183,7 @@ class PinnedContent:
 
         def read(catalog: Catalog, repo: Repo, reference: Reference) -> Descriptor | None:
             try:
-                return _root(catalog, repo, reference)
+                return stored_descriptor(catalog, repo, reference)
             except StoreError as error:
                 if isinstance(reference, Digest):
                     return None

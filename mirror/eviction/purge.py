@@ -146,12 +146,12 @@ class Purge:
             record = self._catalog.get_tag(repo, tag)
             if record is None:
                 raise ManifestUnknown(f"{image} is not here")
-            return Descriptor(record.media_type, record.digest, record.size), (tag,)
+            return record.descriptor, (tag,)
         manifest = self._catalog.get_manifest(repo, image.digest)
         if manifest is None:
             raise ManifestUnknown(f"{image} is not here")
         pointing = tuple(tag for tag in self._catalog.tags(repo) if self._points(repo, tag) == image.digest)
-        return Descriptor(manifest.media_type, image.digest, manifest.size), pointing
+        return manifest.descriptor, pointing
 
     def _points(self, repo: Repo, tag: str) -> Digest | None:
         record = self._catalog.get_tag(repo, tag)

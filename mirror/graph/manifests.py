@@ -28,9 +28,9 @@ from typing import TypeVar
 from mirror import telemetry
 from mirror.errors import BlobDamaged, BlobUnknown, RecordDamaged, StoreError
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import LARGEST, Manifest, ManifestMalformed, read_manifest
-from mirror.oci.reference import Repo
-from mirror.policy.records import ManifestRecord
+from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_manifest
+from mirror.oci.reference import Reference, Repo
+from mirror.policy.records import ManifestRecord, TagRecord
 from mirror.ports import BlobStore, Catalog
 
 T = TypeVar("T")
@@ -68,6 +68,17 @@ def sound_manifest(store: BlobStore, catalog: Catalog, repo: Repo, digest: Diges
         return stored_manifest(store, catalog, repo, digest)
     except BlobDamaged:
         return None
+
+
+def stored_descriptor(catalog: Catalog, repo: Repo, reference: Reference) -> Descriptor | None:
+    """Blocking: returns what a reference points to by the repository's records, or None if it has no such record.
+    Freezes and the minimum age are not applied. Raises `StoreError`, `RecordDamaged`.
+    """
+    if isinstance(reference, Digest):
+        record: ManifestRecord | TagRecord | None = catalog.get_manifest(repo, reference)
+    else:
+        record = catalog.get_tag(repo, reference)
+    return record.descriptor if record else None
 
 
 def manifest_of_bytes(store: BlobStore, digest: Digest, media_type: str | None = None) -> Manifest | None:

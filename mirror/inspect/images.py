@@ -26,7 +26,7 @@ from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, StoreError
 from mirror.eviction.pinned_images import PinnedImage, pinned_by_rules, shown_root, why_pinned
 from mirror.eviction.reconcile import is_whole
 from mirror.graph.closure import Closure, Node, Role, shown_closure
-from mirror.graph.manifests import for_display, stored_manifest
+from mirror.graph.manifests import for_display, stored_descriptor, stored_manifest
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
@@ -250,7 +250,7 @@ class Overview:
             record = for_display(partial(self._catalog.get_manifest, repo, digest), f"{repo}@{digest}")
             if record is None:
                 continue
-            roots[digest] = Descriptor(record.media_type, digest, record.size)
+            roots[digest] = record.descriptor
             manifest = self._shown(repo, digest)
             known.update(child.digest for child in (manifest.manifests if manifest else ()))
         return [roots[digest] for digest in sorted(roots.keys() - known, key=str)]
@@ -323,12 +323,10 @@ class Overview:
         return await self._told(repo, (tag, root, *await asyncio.to_thread(self._look_into, repo, root)))
 
     def _root(self, repo: Repo, reference: Reference) -> Descriptor | None:
-        if isinstance(reference, Digest):
-            manifest = self._catalog.get_manifest(repo, reference)
-            return Descriptor(manifest.media_type, reference, manifest.size) if manifest else None
         # a frozen tag answers with the digest of its freeze
-        tag = self._freezes.get((repo, reference)) or self._catalog.get_tag(repo, reference)
-        return Descriptor(tag.media_type, tag.digest, tag.size) if tag else None
+        if not isinstance(reference, Digest) and (freeze := self._freezes.get((repo, reference))):
+            return freeze.descriptor
+        return stored_descriptor(self._catalog, repo, reference)
 
     def _shown_root(self, repo: Repo, reference: Reference) -> Descriptor | None:
         return for_display(lambda: self._root(repo, reference), name_of(repo, reference))

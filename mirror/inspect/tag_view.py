@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from mirror.graph.closure import Closure, read_closure
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule, Choice, choose, recalled
 from mirror.policy.records import Freeze, Sighting
@@ -73,7 +72,7 @@ def read_standing(
     served = choice.serve if choice and record else None
     standings = []
     for number, one in enumerate(history):
-        root = Descriptor(one.media_type, one.digest, one.size)
+        root = one.descriptor
         standings.append(
             TagState(
                 sighting=one,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Manifest
+from mirror.oci.manifest import Descriptor, Manifest
 from mirror.policy.json_form import (
     CAMEL_CASE,
     DigestField,
@@ -36,6 +36,11 @@ class TagRecord:
     media_type: ManifestType
     size: int
     fetched_at: Moment
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The descriptor of the manifest."""
+        return Descriptor(self.media_type, self.digest, self.size)
 
     def to_json(self) -> bytes:
         """The contents of a tag's file."""
@@ -62,6 +67,11 @@ class Sighting:
     size: int
     first_seen: Moment
     last_seen: Moment
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The descriptor of the manifest."""
+        return Descriptor(self.media_type, self.digest, self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +105,11 @@ class ManifestRecord:
     size: int
     fetched_at: Moment
     grants: tuple[DigestField, ...] | None = None
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The descriptor of the manifest."""
+        return Descriptor(self.media_type, self.digest, self.size)
 
     def to_json(self) -> bytes:
         """The contents of a manifest link's file."""
@@ -189,6 +204,11 @@ class Freeze:
     size: int
     reason: str
     since: Moment
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The descriptor of the manifest."""
+        return Descriptor(self.media_type, self.digest, self.size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,15 +210,14 @@ def images_naming(
     for tag in catalog.tags(repo):
         record = for_display(partial(catalog.get_tag, repo, tag), f"{repo}:{tag}")
         if record:
-            look(Descriptor(record.media_type, record.digest, record.size), tag, roots_only=False)
+            look(record.descriptor, tag, roots_only=False)
     tagged = set(found)
     if wanted - tagged:
         for listed in catalog.manifest_digests(repo):
             manifest = for_display(partial(catalog.get_manifest, repo, listed), f"{repo}@{listed}")
             if manifest is None:
                 continue
-            root = Descriptor(manifest.media_type, manifest.digest, manifest.size)
-            look(root, manifest.digest, roots_only=True)
+            look(manifest.descriptor, manifest.digest, roots_only=True)
     return {
         digest: [reference for _, reference in sorted(images, key=lambda image: (-image[0], str(image[1])))]
         for digest, images in found.items()
