@@ -24,6 +24,7 @@ from mirror.bundles.signing import sign
 from mirror.errors import BlobUnknown, BundleError, StoreError
 from mirror.graph.closure import Closure, Node, Role, read_closure
 from mirror.graph.manifests import has_blob, sound_manifest
+from mirror.graph.walk import walk
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
@@ -221,9 +222,8 @@ class _Selecting:
         """The referrers of the repository, by subject. They are read once for each repository."""
         if repo not in self._referring:
             found = self._referring[repo] = {}
-            for digest in self._catalog.manifest_digests(repo):
-                manifest = self._stored(repo, digest)
-                if manifest is not None and manifest.subject is not None:
+            for _, _, manifest in walk(self._catalog, self._stored, repos=[repo]):
+                if manifest.subject is not None:
                     root = Descriptor(manifest.media_type, manifest.digest, len(manifest.content))
                     found.setdefault(manifest.subject.digest, []).append(root)
         return self._referring[repo]

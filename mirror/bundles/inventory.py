@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mirror.errors import BundleError, RecordDamaged, RequestError
-from mirror.graph.manifests import sound_manifest
+from mirror.graph.walk import damaged_may_be_missing, stored_in, walk
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, check_manifest_type
 from mirror.oci.reference import Repo, check_name, check_registry, check_tag
@@ -161,11 +161,10 @@ def take_inventory(store: BlobStore, catalog: Catalog) -> Inventory:
 def _images_of(store: BlobStore, catalog: Catalog, repo: Repo) -> Iterator[ListedImage]:
     present: dict[Digest, Descriptor] = {}
     below: set[Digest] = set()
-    for record in catalog.manifests(repo):
-        manifest = sound_manifest(store, catalog, repo, record.digest)
-        if manifest is not None:
-            present[record.digest] = Descriptor(manifest.media_type, record.digest, len(manifest.content))
-            below.update(child.digest for child in manifest.manifests)
+    for _, digest, stored in walk(catalog, stored_in(store, catalog), damaged_may_be_missing, [repo]):
+        manifest = stored.manifest
+        present[digest] = Descriptor(manifest.media_type, digest, len(manifest.content))
+        below.update(child.digest for child in manifest.manifests)
     tagged = set()
     for tag, digest in _tags(catalog, repo):
         if digest in present:

@@ -27,8 +27,9 @@ from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import images_of, why_pinned
 from mirror.graph.closure import Closure, read_closure
 from mirror.graph.manifests import manifest_of_bytes
+from mirror.graph.walk import Read, walk
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Descriptor
+from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image, name_of
 from mirror.policy.pins import PinRule
@@ -190,10 +191,8 @@ class Purge:
         others = (tag for tag in self._catalog.tags(repo) if tag not in tags)
         kept = {digest for tag in others if (digest := self._points(repo, tag))}
         kept |= {freeze.digest for freeze in self._freezes.all() if freeze.repo == repo}
-        for digest in self._catalog.manifest_digests(repo):
-            if digest not in ours:
-                other = manifest_of_bytes(self._store, digest)
-                kept.update(child.digest for child in (other.manifests if other else ()))
+        for _, _, other in walk(self._catalog, self._read_unless(ours), repos=[repo]):
+            kept.update(child.digest for child in other.manifests)
         left = [digest for digest in ours if digest in kept]
         while left:
             below = [child for child in closure.named.get(left.pop(), ()) if child in ours and child not in kept]
@@ -206,19 +205,22 @@ class Purge:
         manifest that is not in `known`. Raises `StoreError`.
         """
         found: dict[Repo, dict[Digest, frozenset[Digest]]] = {}
-        for repo in self._catalog.repositories() if candidates else ():
-            before, now = known.get(repo, {}), found.setdefault(repo, {})
-            # digests come from the names of the records: a manifest with a damaged record counts too
-            for digest in self._catalog.manifest_digests(repo):
-                named = before.get(digest)
-                if named is None:
-                    manifest = manifest_of_bytes(self._store, digest)
-                    if manifest is None:
-                        continue
-                    children = (child.digest for child in (*manifest.manifests, *manifest.blobs))
-                    named = frozenset(one for one in (digest, *children) if one in candidates)
-                now[digest] = named
+
+        def read(repo: Repo, digest: Digest) -> frozenset[Digest] | None:
+            if (named := known.get(repo, {}).get(digest)) is not None:
+                return named
+            manifest = manifest_of_bytes(self._store, digest)
+            if manifest is None:
+                return None
+            children = (child.digest for child in (*manifest.manifests, *manifest.blobs))
+            return frozenset(one for one in (digest, *children) if one in candidates)
+
+        for repo, digest, named in walk(self._catalog, read, repos=None if candidates else ()):
+            found.setdefault(repo, {})[digest] = named
         return found
+
+    def _read_unless(self, known: Collection[Digest]) -> Read[Manifest]:
+        return lambda _repo, digest: None if digest in known else manifest_of_bytes(self._store, digest)
 
 
 @contextmanager

@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Final, TypeVar
@@ -31,6 +31,7 @@ from typing import Final, TypeVar
 from mirror import telemetry
 from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RecordDamaged, StoreError
 from mirror.graph.manifests import has_blob, manifest_of_bytes, read_stored
+from mirror.graph.walk import walk
 from mirror.intake.grants import granted_by
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
@@ -168,85 +169,88 @@ async def _link(store: BlobStore, catalog: Catalog, index: ContentIndex, call: _
     the numbers of repositories, manifests, links, and skipped manifests. Raises `StoreError` at the end if some
     manifests could not be read.
     """
-    repositories = read = links = skipped = unread = 0
-    trouble: StoreError | None = None
+    repositories = manifests = links = 0
+    reader = _Reader(store, catalog)
     async for batch in _in_thread(catalog.repositories(), 1):
         repo = batch[0]
         repositories += 1
         used: dict[Digest, float] = {}
-        async for digests in _in_thread(catalog.manifest_digests(repo), 50):
-            found = await asyncio.to_thread(_named, store, catalog, repo, digests)
-            await call(partial(index.link, repo, found.named))
-            await call(partial(index.name, found.names))
-            used |= found.used
-            read += len(found.names)
-            skipped += len(digests) - len(found.names)
-            links += len(found.named)
-            unread += found.unread
-            trouble = trouble or found.trouble
+        async for found in _in_thread(walk(catalog, reader.read, reader.note, batch), 50):
+            granted: dict[Digest, int] = {}
+            for _, digest, manifest in found:
+                used[digest] = manifest.used_at
+                for blob, size in manifest.granted.items():
+                    granted[blob] = max(size, granted.get(blob, -1))
+            await call(partial(index.link, repo, granted))
+            await call(partial(index.name, [manifest.references for _, _, manifest in found]))
+            manifests += len(found)
+            links += len(granted)
         # only after all names are known: the disk notes the use of a manifest alone, and the index counts it for the
         # indexes above it as well
         await call(partial(index.touch, used))
-    if trouble is not None:
-        raise StoreError(f"{unread} manifests could not be read, and what they name is not known: {trouble}")
-    return repositories, read, links, skipped
+    if reader.trouble is not None:
+        raise StoreError(
+            f"{reader.unread} manifests could not be read, and what they name is not known: {reader.trouble}"
+        )
+    return repositories, manifests, links, reader.skipped
 
 
-@dataclass(slots=True)
-class _Found:
-    """What was read of some manifests of a repository. `named` are the blobs that the repository may serve because of
-    them, with sizes in bytes (-1 if not known). `names` is what each manifest names, `used` when it was last used
-    (epoch seconds). `unread` is how many could not be read, and `trouble` the error of the first of these.
+@dataclass(frozen=True, slots=True)
+class _ReadManifest:
+    """What a manifest names, when it was last used (epoch seconds), and the blobs that its repository may serve because
+    of it, with sizes in bytes (-1 if not known).
     """
 
-    named: dict[Digest, int] = field(default_factory=dict)
-    names: list[References] = field(default_factory=list)
-    used: dict[Digest, float] = field(default_factory=dict)
-    unread: int = 0
-    trouble: StoreError | None = None
+    references: References
+    used_at: float
+    granted: Mapping[Digest, int]
 
 
-def _named(store: BlobStore, catalog: Catalog, repo: Repo, digests: Iterable[Digest]) -> _Found:
-    """Blocking: reads these manifests. Those that are damaged or cannot be read are left out."""
-    found = _Found()
-    for digest in digests:
+class _Reader:
+    """Reads manifests for `walk`. Counts the manifests that were `skipped`, and among them those that could not be read
+    (`unread`); `trouble` is the error of the first of these.
+    """
+
+    def __init__(self, store: BlobStore, catalog: Catalog) -> None:
+        self._store = store
+        self._catalog = catalog
+        self.skipped = self.unread = 0
+        self.trouble: StoreError | None = None
+
+    def read(self, repo: Repo, digest: Digest) -> _ReadManifest | None:
+        """Blocking: reads one manifest. Raises `StoreError`."""
+        self.skipped += 1
         try:
-            _look_at(store, catalog, repo, digest, found)
-        except StoreError as error:
-            telemetry.log.warning(
-                "manifest skipped by reconcile", repository=str(repo), digest=str(digest), reason=str(error)
-            )
-            if not isinstance(error, (BlobDamaged, RecordDamaged)):
-                found.unread += 1
-                found.trouble = found.trouble or error
-    return found
+            used_at = self._store.stat(digest).used_at
+        except BlobUnknown:
+            # evicted: nothing to log
+            _forget(self._store, self._catalog, repo, digest)
+            return None
+        granted: Mapping[Digest, int] = {}
+        try:
+            stored = read_stored(self._store, self._catalog, repo, digest)
+        except RecordDamaged as error:
+            # a damaged record grants nothing, but what the manifest names stays as long as the manifest does
+            _log_skipped(repo, digest, error)
+            manifest = manifest_of_bytes(self._store, digest)
+        else:
+            manifest = stored.manifest if stored else None
+            granted = granted_by(stored) if stored else {}
+        if manifest is None:
+            return None
+        self.skipped -= 1
+        return _ReadManifest(References.of(manifest), used_at, granted)
+
+    def note(self, repo: Repo, digest: Digest, error: StoreError) -> None:
+        """Notes that a manifest could not be read, or, if its bytes are damaged, that it names nothing."""
+        _log_skipped(repo, digest, error)
+        if not isinstance(error, (BlobDamaged, RecordDamaged)):
+            self.unread += 1
+            self.trouble = self.trouble or error
 
 
-def _look_at(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest, found: _Found) -> None:
-    """Blocking: reads one manifest into `found`. Raises `StoreError`, `BlobDamaged`, `RecordDamaged`."""
-    try:
-        used_at = store.stat(digest).used_at
-    except BlobUnknown:
-        # evicted: nothing to log
-        _forget(store, catalog, repo, digest)
-        return
-    try:
-        stored = read_stored(store, catalog, repo, digest)
-    except RecordDamaged as error:
-        # a damaged record grants nothing, but what the manifest names stays as long as the manifest does
-        telemetry.log.warning(
-            "manifest skipped by reconcile", repository=str(repo), digest=str(digest), reason=str(error)
-        )
-        stored = None
-        manifest = manifest_of_bytes(store, digest)
-    else:
-        manifest = stored.manifest if stored else None
-    if manifest is None:
-        return
-    found.names.append(References.of(manifest))
-    found.used[digest] = used_at
-    for one, size in granted_by(stored).items() if stored else ():
-        found.named[one] = max(size, found.named.get(one, -1))
+def _log_skipped(repo: Repo, digest: Digest, error: StoreError) -> None:
+    telemetry.log.warning("manifest skipped by reconcile", repository=str(repo), digest=str(digest), reason=str(error))
 
 
 def _forget(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> None:

@@ -28,9 +28,10 @@ from typing import Any, Final
 
 from mirror import telemetry
 from mirror.aio.threads import uninterrupted
-from mirror.errors import BlobDamaged, BlobUnknown, MirrorError, RequestError, StoreError
+from mirror.errors import BlobUnknown, MirrorError, RequestError, StoreError
 from mirror.graph.closure import Node, Role, read_closure
 from mirror.graph.manifests import has_blob, manifest_of_bytes
+from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
@@ -366,25 +367,17 @@ def owners_of(catalog: Catalog, store: BlobStore, digests: Collection[Digest]) -
         if owner not in owners and len(owners) < _MOST_OWNERS:
             owners.append(owner)
 
-    for repo in catalog.repositories():
-        for each in catalog.manifest_digests(repo):
-            if each in wanted:
-                add(each, Owner(repo, True))
-            manifest = _unless_damaged(store, each)
-            for blob in manifest.blobs if manifest else ():
-                if blob.digest in wanted:
-                    add(blob.digest, Owner(repo, False))
-    return found
-
-
-def _unless_damaged(store: BlobStore, digest: Digest) -> Manifest | None:
-    """Blocking: returns the manifest, or None if it is damaged or absent. The scrub finds damaged manifests itself;
-    until such a manifest is repaired, it is not known what it named.
-    """
-    try:
+    def read(repo: Repo, digest: Digest) -> Manifest | None:
+        if digest in wanted:
+            add(digest, Owner(repo, True))
         return manifest_of_bytes(store, digest)
-    except BlobDamaged:
-        return None
+
+    # the scrub finds damaged manifests itself; until such a manifest is repaired, it is not known what it named
+    for repo, _, manifest in walk(catalog, read, damaged_may_be_missing):
+        for blob in manifest.blobs:
+            if blob.digest in wanted:
+                add(blob.digest, Owner(repo, False))
+    return found
 
 
 def dangling_records(catalog: Catalog, store: BlobStore) -> Iterator[str]:

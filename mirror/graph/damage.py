@@ -5,6 +5,7 @@ from __future__ import annotations
 from mirror import telemetry
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
 from mirror.graph.manifests import StoredManifest, read_stored
+from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import INDEXES
 from mirror.oci.reference import Repo
@@ -27,12 +28,16 @@ def manifest_to_serve(store: BlobStore, catalog: Catalog, repo: Repo, digest: Di
 
 def indexes_naming(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> list[Digest]:
     """Blocking: returns the indexes of this repository that are here and name this manifest. Raises `StoreError`."""
-    found = []
-    for record in catalog.manifests(repo):
-        stored = manifest_to_serve(store, catalog, repo, record.digest) if record.media_type in INDEXES else None
-        if stored and any(child.digest == digest for child in stored.manifest.manifests):
-            found.append(record.digest)
-    return found
+
+    def read(repo: Repo, index: Digest) -> StoredManifest | None:
+        record = catalog.get_manifest(repo, index)
+        return manifest_to_serve(store, catalog, repo, index) if record and record.media_type in INDEXES else None
+
+    return [
+        index
+        for _, index, stored in walk(catalog, read, damaged_may_be_missing, [repo])
+        if any(child.digest == digest for child in stored.manifest.manifests)
+    ]
 
 
 def set_aside(store: BlobStore, digest: Digest) -> None:

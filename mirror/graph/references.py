@@ -6,15 +6,16 @@ Eviction uses this if it cannot or must not ask the index about images.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Final
 
-from mirror.aio.latest import put_latest
+from mirror.aio.caches import CacheStats, LruCache
 from mirror.errors import BlobDamaged
 from mirror.graph.manifests import for_display, has_blob, manifest_of_bytes
+from mirror.graph.walk import walk
 from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
 from mirror.policy.records import References
 from mirror.ports import BlobStore, Catalog
 
@@ -28,8 +29,13 @@ class ReferenceReader:
     def __init__(self, store: BlobStore, catalog: Catalog) -> None:
         self._store = store
         self._catalog = catalog
-        self._known: OrderedDict[Digest, References] = OrderedDict()
+        self._read: LruCache[Digest, References] = LruCache(_MOST)
         self._lock = threading.Lock()
+
+    def stats(self) -> CacheStats:
+        """How full the cache is."""
+        with self._lock:
+            return self._read.stats()
 
     def of(self, digest: Digest) -> References | None:
         """Blocking: returns what the manifest names, from memory even if the manifest was dropped since it was read.
@@ -39,35 +45,34 @@ class ReferenceReader:
         Raises `StoreError` if the manifest cannot be read at the moment: it may name anything.
         """
         with self._lock:
-            known = self._known.get(digest)
-            if known is not None:
-                self._known.move_to_end(digest)
-                return known
+            references = self._read.get(digest)
+        if references is not None:
+            return references
         try:
             manifest = manifest_of_bytes(self._store, digest)
         except BlobDamaged:
             return None
         if manifest is None:
             return None
-        names = References.of(manifest)
+        references = References.of(manifest)
         with self._lock:
-            put_latest(self._known, digest, names, _MOST)
-        return names
+            self._read[digest] = references
+        return references
 
     def everywhere(self) -> Mapping[Digest, References]:
         """Blocking: returns what each manifest names that a repository has and whose bytes are here. Reads one file for
         each manifest. Raises `StoreError` like `of`.
         """
-        found: dict[Digest, References] = {}
-        for repo in self._catalog.repositories():
-            # digests come from the names of the records, so that a damaged record does not matter
-            for digest in self._catalog.manifest_digests(repo):
-                if digest in found or not has_blob(self._store, digest):
-                    continue
-                names = self.of(digest)
-                if names is not None:
-                    found[digest] = names
-        return found
+        seen: set[Digest] = set()
+
+        def read(_repo: Repo, digest: Digest) -> References | None:
+            # memory also has manifests that were dropped since
+            if digest in seen or not has_blob(self._store, digest):
+                return None
+            seen.add(digest)
+            return self.of(digest)
+
+        return {digest: references for _, digest, references in walk(self._catalog, read)}
 
 
 def called(catalog: Catalog, manifests: Collection[Digest]) -> dict[Digest, list[str]]:

@@ -15,6 +15,7 @@ from typing import Final
 from mirror.aio.caches import LruCache
 from mirror.aio.singleflight import SingleFlight
 from mirror.graph.damage import manifest_to_serve
+from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
@@ -55,14 +56,12 @@ class ReferrerScan:
         return sorted(found, key=lambda descriptor: descriptor.digest)
 
     def _from_disk(self, repo: Repo, before: _Seen) -> _Seen:
-        seen = {}
-        for record in self._catalog.manifests(repo):
-            known = before.get(record.digest) or self._look_at(repo, record.digest)
-            if known:
-                seen[record.digest] = known
-        return seen
+        def read(repo: Repo, digest: Digest) -> tuple[Digest | None, Descriptor] | None:
+            return before.get(digest) or self._read_manifest(repo, digest)
 
-    def _look_at(self, repo: Repo, digest: Digest) -> tuple[Digest | None, Descriptor] | None:
+        return {digest: seen for _, digest, seen in walk(self._catalog, read, damaged_may_be_missing, [repo])}
+
+    def _read_manifest(self, repo: Repo, digest: Digest) -> tuple[Digest | None, Descriptor] | None:
         stored = manifest_to_serve(self._store, self._catalog, repo, digest)
         if stored is None:
             return None

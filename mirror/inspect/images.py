@@ -19,7 +19,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, StoreError
@@ -27,6 +26,7 @@ from mirror.eviction.pinned_images import PinnedImage, pinned_by_rules, shown_ro
 from mirror.eviction.reconcile import is_whole
 from mirror.graph.closure import Closure, Node, Role, shown_closure
 from mirror.graph.manifests import for_display, stored_descriptor, stored_manifest
+from mirror.graph.walk import any_may_be_missing, walk
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
@@ -246,10 +246,7 @@ class Overview:
         """
         known = {root.digest for tag in self._catalog.tags(repo) if (root := self._shown_root(repo, tag))}
         roots = {}
-        for digest in self._catalog.manifest_digests(repo):
-            record = for_display(partial(self._catalog.get_manifest, repo, digest), f"{repo}@{digest}")
-            if record is None:
-                continue
+        for _, digest, record in walk(self._catalog, self._catalog.get_manifest, any_may_be_missing, [repo]):
             roots[digest] = record.descriptor
             manifest = self._shown(repo, digest)
             known.update(child.digest for child in (manifest.manifests if manifest else ()))
@@ -405,19 +402,24 @@ class Overview:
         skipped.
         """
         found: set[Digest] = set()
-        for digest in self._catalog.manifest_digests(repo):
-            manifest = None if digest in but else self._shown(repo, digest)
-            if manifest is not None:
-                children = (child.digest for child in (*manifest.manifests, *manifest.blobs))
-                found |= wanted & {digest, *children}
+        for digest, manifest in self._manifests(repo, but):
+            children = (child.digest for child in (*manifest.manifests, *manifest.blobs))
+            found |= wanted & {digest, *children}
         return found
 
     def _referrers(self, image: CachedImage) -> Iterator[Descriptor]:
         subjects = {node.digest for node in image.closure.nodes if node.role in (Role.INDEX, Role.MANIFEST)}
-        for digest in self._catalog.manifest_digests(image.repo):
-            manifest = self._shown(image.repo, digest)
-            if manifest and manifest.subject and manifest.subject.digest in subjects:
+        for _, manifest in self._manifests(image.repo):
+            if manifest.subject and manifest.subject.digest in subjects:
                 yield manifest.descriptor
+
+    def _manifests(self, repo: Repo, but: Set[Digest] = frozenset()) -> Iterator[tuple[Digest, Manifest]]:
+        """Blocking: yields the manifests of a repository that are here and can be read, except those in `but`."""
+
+        def read(repo: Repo, digest: Digest) -> Manifest | None:
+            return None if digest in but else stored_manifest(self._store, self._catalog, repo, digest)
+
+        return ((digest, manifest) for _, digest, manifest in walk(self._catalog, read, any_may_be_missing, [repo]))
 
 
 _T = TypeVar("_T")
