@@ -109,7 +109,7 @@ class IndexBatch:
         references, self._references = self._references, []
         try:
             await self._index.put(records)
-            await self._index.name(references)
+            await self._index.record_references(references)
         except IndexUnavailable:
             self.complete = False
 

@@ -39,14 +39,14 @@ async def from_index(
     below: dict[Digest, list[ReferencedBlob]] = {}
     while True:
         plan = EvictionPlan(size, spared, now)
-        loose = await index.coldest(BlobRole.LOOSE, limit)
+        loose = await index.least_recently_used(BlobRole.LOOSE, limit)
         stale = [record for record in loose if is_stale(record, now)]
         for record in stale:
             plan.take_loose(record)
         roots: list[ContentRecord] = []
         # if more stale blobs may follow, they come before all images
         if not plan.enough and not len(loose) == len(stale) == limit:
-            roots = await index.coldest(BlobRole.ROOT, limit)
+            roots = await index.least_recently_used(BlobRole.ROOT, limit)
             horizon = min((each[-1].last_used for each in (loose, roots) if len(each) == limit), default=inf)
             rest = iter(in_order(loose[len(stale) :], roots, horizon))
             while not plan.enough and (some := list(islice(rest, _IMAGES))):
@@ -68,7 +68,7 @@ async def _all_below(index: ContentIndex, manifests: Sequence[Digest]) -> dict[D
     found: dict[Digest, list[ReferencedBlob]] = {}
     left = list(manifests)
     while left:
-        level = await index.below(left)
+        level = await index.successors(left)
         found |= level
         children = (child for children in level.values() for child in children if child.is_manifest)
         left = list({child.record.digest: None for child in children if child.record.digest not in found})

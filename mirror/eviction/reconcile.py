@@ -156,7 +156,7 @@ async def _drop_strays(store: BlobStore, index: ContentIndex, call: _Patient) ->
 
 async def _all_recorded(index: ContentIndex) -> list[Digest]:
     """Returns all digests in the index, each once."""
-    return list({digest: None async for batch in index.recorded() for digest in batch})
+    return list({digest: None async for batch in index.digests() for digest in batch})
 
 
 def _absent(store: BlobStore, digests: Iterable[Digest]) -> list[Digest]:
@@ -182,7 +182,7 @@ async def _link(store: BlobStore, catalog: Catalog, index: ContentIndex, call: _
                 for blob, size in manifest.granted.items():
                     granted[blob] = max(size, granted.get(blob, -1))
             await call(partial(index.link, repo, granted))
-            await call(partial(index.name, [manifest.references for _, _, manifest in found]))
+            await call(partial(index.record_references, [manifest.references for _, _, manifest in found]))
             manifests += len(found)
             links += len(granted)
         # only after all names are known: the disk notes the use of a manifest alone, and the index counts it for the

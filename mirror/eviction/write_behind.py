@@ -164,7 +164,7 @@ class WriteBehind:
         try:
             # the manifest's own record comes first: without it the index does not accept what the manifest names
             await self._index.put([record for _, record in unnamed.values()])
-            await self._index.name([references for references, _ in unnamed.values()])
+            await self._index.record_references([references for references, _ in unnamed.values()])
         except BaseException as error:
             self._unnamed = {**unnamed, **self._unnamed}
             if not isinstance(error, IndexUnavailable):

@@ -57,7 +57,7 @@ CREATE TABLE content (
     manifest  INTEGER NOT NULL DEFAULT 0, -- whether it is one, and so has names
     names     TEXT                        -- of a manifest: [[child, whether it is a manifest], …]
 ) WITHOUT ROWID;
--- each holds all that `coldest` gives, so that choosing victims reads one run of pages
+-- each holds all that `least_recently_used` gives, so that choosing victims reads one run of pages
 CREATE INDEX loose ON content (last_used, digest, size, parents, manifest) WHERE parents = 0 AND manifest = 0;
 CREATE INDEX root ON content (last_used, digest, size, parents, manifest) WHERE parents = 0 AND manifest = 1;
 -- what remembered manifests name; `manifest` is 1 where an index names a manifest
@@ -122,11 +122,11 @@ WITH RECURSIVE seen (digest, at) AS (
 UPDATE content SET last_used = latest.at FROM (SELECT digest, max(at) AS at FROM seen GROUP BY digest) AS latest
 WHERE content.digest = latest.digest AND content.last_used < latest.at
 """
-_NAME: Final = """
+_RECORD_REFERENCES: Final = """
 UPDATE content SET names = told.value, manifest = 1 FROM json_each(?) AS told
 WHERE content.digest = told.key AND content.manifest = 0
 """
-_COLDEST: Final = {
+_OLDEST: Final = {
     BlobRole.LOOSE: "SELECT digest, size, last_used FROM content WHERE parents = 0 AND manifest = 0"
     " ORDER BY last_used, digest LIMIT ?",
     BlobRole.ROOT: "SELECT digest, size, last_used FROM content WHERE parents = 0 AND manifest = 1"
@@ -134,7 +134,7 @@ _COLDEST: Final = {
     # used only by tests, so it has no SQL index
     BlobRole.NAMED: "SELECT digest, size, last_used FROM content WHERE parents > 0 ORDER BY last_used, digest LIMIT ?",
 }
-_BELOW: Final = """
+_SUCCESSORS: Final = """
 SELECT above.digest, child.digest, child.size, child.last_used, child.parents, child.manifest
 FROM json_each(?) AS asked
 JOIN content AS above ON above.digest = asked.value AND above.manifest = 1
@@ -143,7 +143,7 @@ LEFT JOIN content AS child ON child.digest = json_extract(named.value, '$[0]')
 """
 # `digest < x''` excludes BLOB values, which a foreign program may have written: they sort after all text, and the
 # paging would never end
-_RECORDED: Final = "SELECT digest FROM content WHERE digest > ? AND digest < x'' ORDER BY digest LIMIT ?"
+_DIGESTS: Final = "SELECT digest FROM content WHERE digest > ? AND digest < x'' ORDER BY digest LIMIT ?"
 _LINK: Final = """
 INSERT INTO links (repo, digest, size) SELECT ?, key, value FROM json_each(?) WHERE true
 ON CONFLICT (repo, digest) DO UPDATE SET size = excluded.size WHERE excluded.size >= 0
@@ -154,8 +154,8 @@ _UNLINK: Final = "DELETE FROM links WHERE repo = ? AND digest IN (SELECT value F
 #: need a read.
 _CACHE: Final = "PRAGMA cache_size = -32000"
 #: Manifests per statement: few, because each brings dozens of rows.
-_NAMING: Final = 20
-#: Digests per page of `recorded`.
+_PER_STATEMENT: Final = 20
+#: Digests per page of `digests`.
 _PAGE: Final = 1000
 
 #: In pages of 4 KiB: fewer and larger checkpoints, because each ends with an fsync.
@@ -209,30 +209,30 @@ class EmbeddedIndex:
         for batch in batches(seen.items(), _BATCH):
             await self._write(_TOUCH, json.dumps({str(digest): last_used for digest, last_used in batch}))
 
-    async def name(self, manifests: Sequence[References]) -> None:
+    async def record_references(self, manifests: Sequence[References]) -> None:
         """Add the references of manifests. Skips manifests without a record."""
-        for batch in batches(manifests, _NAMING):
-            await self._write(_NAME, json.dumps({str(names.digest): _written(names) for names in batch}))
+        for batch in batches(manifests, _PER_STATEMENT):
+            await self._write(_RECORD_REFERENCES, json.dumps({str(names.digest): _written(names) for names in batch}))
 
-    async def coldest(self, standing: BlobRole, limit: int) -> list[ContentRecord]:
+    async def least_recently_used(self, role: BlobRole, limit: int) -> list[ContentRecord]:
         """The least recently used blobs of this role. Reads at most `limit` entries of a sorted SQL index."""
-        rows = await self._read(_COLDEST[standing], limit)
+        rows = await self._read(_OLDEST[role], limit)
         if len(rows) > _MANY:
             return await asyncio.to_thread(lambda: list(_records(rows)))
         return list(_records(rows))
 
-    async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
+    async def successors(self, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
         """The recorded blobs that each recorded manifest references. Costs one look-up for each such blob."""
         found: dict[Digest, list[ReferencedBlob]] = {}
         for batch in batches(manifests, _BATCH):
-            rows = await self._read(_BELOW, json.dumps([*map(str, batch)]))
+            rows = await self._read(_SUCCESSORS, json.dumps([*map(str, batch)]))
             found |= await asyncio.to_thread(_by_parent, rows)
         return found
 
-    async def recorded(self) -> AsyncIterator[list[Digest]]:
+    async def digests(self) -> AsyncIterator[list[Digest]]:
         """The digests of all records, in pages, sorted."""
         last = ""
-        while rows := await self._read(_RECORDED, last, _PAGE):
+        while rows := await self._read(_DIGESTS, last, _PAGE):
             last = str(rows[-1][0])
             yield [digest for (text,) in rows if (digest := _digest(text))]
 

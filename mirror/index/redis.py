@@ -55,15 +55,15 @@ SCHEMA: Final = 2
 #: Records per script: 1 to 2 ms of Redis' single thread, so that the budget suffices on a busy machine too.
 _BATCH: Final = 100
 #: Manifests per script: few, because each references dozens of blobs.
-_NAMING: Final = 10
-#: Records per page of `coldest` and `recorded`.
+_PER_SCRIPT: Final = 10
+#: Records per page of `least_recently_used` and `digests`.
 _PAGE: Final = 1000
 
 _LOCALS: Final = """
 local loose, root, named, sizes, names, parents, indexes, bytes, marker, repos, links = unpack(KEYS)
 """
 # A blob is in exactly one of the three sorted sets; `parents` and `names` alone determine which one.
-_STANDING: Final = (
+_ROLES: Final = (
     _LOCALS
     + """
 local function order_of(digest)
@@ -84,7 +84,7 @@ end
 )
 
 _PUT: Final = (
-    _STANDING
+    _ROLES
     + """
 local grown = 0
 for i = 1, #ARGV, 3 do
@@ -97,7 +97,7 @@ redis.call('INCRBY', bytes, string.format('%.0f', grown))
 """
 )
 _GET: Final = (
-    _STANDING
+    _ROLES
     + """
 return {redis.call('HGET', sizes, ARGV[1]), redis.call('ZSCORE', order_of(ARGV[1]), ARGV[1])}
 """
@@ -105,7 +105,7 @@ return {redis.call('HGET', sizes, ARGV[1]), redis.call('ZSCORE', order_of(ARGV[1
 # Must work when Redis is out of memory: otherwise eviction would find the same records again and again.
 _DROP: Final = (
     "#!lua flags=allow-oom\n"
-    + _STANDING
+    + _ROLES
     + """
 local shrunk = 0
 for _, digest in ipairs(ARGV) do
@@ -145,8 +145,8 @@ for i = 1, #ARGV, 2 do touch(ARGV[i], ARGV[i + 1]) end
 """
 )
 # ARGV: for each manifest its digest, the number of manifests and of all digests it references, and these digests.
-_NAME: Final = (
-    _STANDING
+_RECORD_REFERENCES: Final = (
+    _ROLES
     + """
 local i = 1
 while i <= #ARGV do
@@ -169,7 +169,7 @@ while i <= #ARGV do
 end
 """
 )
-_COLDEST: Final = (
+_OLDEST: Final = (
     _LOCALS
     + """
 local order = ({loose = loose, root = root, named = named})[ARGV[1]]
@@ -180,8 +180,8 @@ end
 return page
 """
 )
-_BELOW: Final = (
-    _STANDING
+_SUCCESSORS: Final = (
+    _ROLES
     + """
 local found = {}
 for _, digest in ipairs(ARGV) do
@@ -203,7 +203,7 @@ end
 return found
 """
 )
-_RECORDED: Final = (
+_DIGESTS: Final = (
     _LOCALS
     + """
 local cursor, found = unpack(redis.call('HSCAN', sizes, ARGV[1], 'COUNT', ARGV[2]))
@@ -471,22 +471,22 @@ class RedisIndex:
                 arguments += (repr(last_used), str(digest))
             await self._run(_TOUCH, arguments)
 
-    async def name(self, manifests: Sequence[References]) -> None:
+    async def record_references(self, manifests: Sequence[References]) -> None:
         """Add the references of manifests. Skips manifests without a record."""
-        for batch in batches(manifests, _NAMING):
+        for batch in batches(manifests, _PER_SCRIPT):
             arguments: list[str | int] = []
             for names in batch:
                 children = list(dict.fromkeys((*names.manifests, *names.blobs)))
                 arguments += (str(names.digest), len(set(names.manifests)), len(children), *map(str, children))
-            await self._run(_NAME, arguments)
+            await self._run(_RECORD_REFERENCES, arguments)
 
-    async def coldest(self, standing: BlobRole, limit: int) -> list[ContentRecord]:
+    async def least_recently_used(self, role: BlobRole, limit: int) -> list[ContentRecord]:
         """The least recently used blobs of this role. Reads about `limit` members of a sorted set, in pages."""
         found: dict[Digest, ContentRecord] = {}
         start = 0
         while len(found) < limit:
             wanted = min(limit - len(found), _PAGE)
-            page = await self._run(_COLDEST, [standing.value, start, start + wanted - 1])
+            page = await self._run(_OLDEST, [role.value, start, start + wanted - 1])
             for digest, size, last_used in page:
                 if record := _record(digest, size, last_used):
                     found[record.digest] = record
@@ -495,11 +495,11 @@ class RedisIndex:
             start += wanted
         return list(found.values())
 
-    async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
+    async def successors(self, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
         """The recorded blobs that each recorded manifest references. Costs a few look-ups for each such blob."""
         found: dict[Digest, list[ReferencedBlob]] = {}
-        for batch in batches(manifests, _NAMING):
-            for digest, children in await self._run(_BELOW, [*map(str, batch)]):
+        for batch in batches(manifests, _PER_SCRIPT):
+            for digest, children in await self._run(_SUCCESSORS, [*map(str, batch)]):
                 found[Digest.parse(_text(digest))] = [
                     ReferencedBlob(record, _integer(parents) or 1, bool(is_manifest))
                     for child, size, last_used, parents, is_manifest in children
@@ -507,11 +507,11 @@ class RedisIndex:
                 ]
         return found
 
-    async def recorded(self) -> AsyncIterator[list[Digest]]:
+    async def digests(self) -> AsyncIterator[list[Digest]]:
         """The digests of all records, in pages, in the order of the hash table."""
         cursor: object = "0"
         while True:
-            cursor, digests = await self._run(_RECORDED, [_text(cursor), _PAGE])
+            cursor, digests = await self._run(_DIGESTS, [_text(cursor), _PAGE])
             if found := [digest for text in digests if (digest := _digest(text))]:
                 yield found
             if _text(cursor) == "0":

@@ -368,7 +368,7 @@ class Overview:
             return None
         named = image.closure.named
         try:
-            below = await self._index.below(list(named)) if await is_whole(self._index) else {}
+            below = await self._index.successors(list(named)) if await is_whole(self._index) else {}
         except IndexUnavailable:
             return None
         if below.keys() != named.keys():

@@ -33,20 +33,20 @@ class ContentIndex(Protocol):
         manifest names stays for as long as the manifest does.
         """
 
-    async def name(self, manifests: Sequence[References]) -> None:
+    async def record_references(self, manifests: Sequence[References]) -> None:
         """Record what these manifests name, whether or not the named blobs are in the index. Repeatable.
 
         A manifest whose own blob is not in the index is skipped: otherwise the content that it names would never be
         evicted.
         """
 
-    async def coldest(self, standing: BlobRole, limit: int) -> list[ContentRecord]:
+    async def least_recently_used(self, role: BlobRole, limit: int) -> list[ContentRecord]:
         """Up to `limit` blobs of this role, least recently used first (ties by digest)."""
 
-    async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
+    async def successors(self, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
         """For each of the digests that is a manifest in the index: the indexed blobs that it names, in no order."""
 
-    def recorded(self) -> AsyncIterator[list[Digest]]:
+    def digests(self) -> AsyncIterator[list[Digest]]:
         """The digests of all blobs in the index, in batches and in no order.
 
         Blobs that are added or removed meanwhile may be missing, and a digest may come twice.

@@ -40,7 +40,7 @@ REPO = Repo("docker.io", "library/app")
 
 
 class Watched:
-    """An index that can be taken away, counts the records that `coldest` reads, and tells when something is called."""
+    """An index that can be taken away. Counts the records that choosing reads, and tells when something is called."""
 
     def __init__(self, index: ContentIndex) -> None:
         self.index = index
@@ -58,9 +58,9 @@ class Watched:
                 raise IndexUnavailable("taken away by the test")
             self.before.get(name, lambda: None)()
             answer = await method(*arguments)
-            if name == "coldest":
+            if name == "least_recently_used":
                 self.records_read += len(answer)
-            if name == "below":
+            if name == "successors":
                 self.records_read += sum(map(len, answer.values()))
             return answer
 
@@ -173,7 +173,7 @@ class World:
         self.catalog.put_manifest(repo, ManifestRecord(digest, kind, len(content), 0.0))
         MemoryStore.mark_used(self.store, {digest: START - 1000 + used})
         await self.index.index.put([ContentRecord(digest, len(content), START - 1000 + used)])
-        await self.index.index.name([References(digest, tuple(manifests), blobs)])
+        await self.index.index.record_references([References(digest, tuple(manifests), blobs)])
         return digest
 
     def present(self) -> set[Digest]:
@@ -700,11 +700,12 @@ async def test_names_wait_for_the_index(world: World) -> None:
     world.index.down = False
     await world.write_behind.flush()
     assert {
-        above: [each.record.digest for each in found] for above, found in (await world.port.below([manifest])).items()
+        above: [each.record.digest for each in found]
+        for above, found in (await world.port.successors([manifest])).items()
     } == {manifest: [layer]}
     world.index.calls.clear()
     await world.write_behind.flush()
-    assert "name" not in world.index.calls
+    assert "record_references" not in world.index.calls
 
 
 async def test_blobs_wait_for_the_index(world: World) -> None:
@@ -860,7 +861,7 @@ async def test_pins_that_cannot_be_read(world: World) -> None:
 async def test_what_is_pinned_after_it_was_chosen(world: World) -> None:
     """Pins are read once more before each deletion."""
     digests = [await world.add(number) for number in range(9)]
-    world.index.before["coldest"] = lambda: world.pinned.add(digests[0])
+    world.index.before["least_recently_used"] = lambda: world.pinned.add(digests[0])
     await world.space.reserve(100)
     assert digests[0] in world.present()
 
@@ -1232,7 +1233,9 @@ async def test_choosing_among_many_images_reads_few(index: ContentIndex) -> None
     """Among 20,000 blobs of 1,000 images, choosing reads some cold manifests and what is below the victims."""
     digests = [Digest.of(str(number).encode()) for number in range(20_000)]
     await index.put([ContentRecord(digest, 1000, START - 1e6 + n) for n, digest in enumerate(digests)])
-    await index.name([References(digests[n], (), tuple(digests[n + 1 : n + 20])) for n in range(0, 20_000, 20)])
+    await index.record_references(
+        [References(digests[n], (), tuple(digests[n + 1 : n + 20])) for n in range(0, 20_000, 20)]
+    )
     await index.set_marker(MARK)
     watched = Watched(index)
     store = Counted(digests)

@@ -109,8 +109,8 @@ async def everything(index: ContentIndex, disk: Disk) -> tuple[Any, ...]:
     digests = [info.digest for info in disk.store.walk()]
     return (
         await index.usage(),
-        *[await index.coldest(standing, 1000) for standing in BlobRole],
-        await index.below(digests),
+        *[await index.least_recently_used(standing, 1000) for standing in BlobRole],
+        await index.successors(digests),
         await index.marker(),
         [await index.get(digest) for digest in digests],
         [await index.linked(repo, digest) for digest in digests for repo in (ALPINE, OTHER)],
@@ -132,10 +132,13 @@ async def test_an_empty_index_learns_everything(index: ContentIndex, disk: Disk)
     )
     assert await index.usage() == disk.usage
     assert await index.get(Digest.of(LAYER)) == ContentRecord(Digest.of(LAYER), len(LAYER), 1001.0)
-    assert {each.digest for each in await index.coldest(BlobRole.ROOT, 10)} == {disk.list, disk.other}
-    assert [each.last_used for each in await index.coldest(BlobRole.NAMED, 10)] == [500.0, *range(1000, 1004)]
-    assert await index.coldest(BlobRole.LOOSE, 10) == []
-    below = await index.below([disk.list, disk.image])
+    assert {each.digest for each in await index.least_recently_used(BlobRole.ROOT, 10)} == {disk.list, disk.other}
+    assert [each.last_used for each in await index.least_recently_used(BlobRole.NAMED, 10)] == [
+        500.0,
+        *range(1000, 1004),
+    ]
+    assert await index.least_recently_used(BlobRole.LOOSE, 10) == []
+    below = await index.successors([disk.list, disk.image])
     assert {each.record.digest: (each.parents, each.is_manifest) for each in below[disk.list]} == {
         disk.image: (1, True)
     }
@@ -178,7 +181,7 @@ async def test_the_disk_wins(index: ContentIndex, disk: Disk) -> None:
     result = await reconcile(disk.store, disk.catalog, index)
     assert (result.added, result.dropped) == (1, 3)
     assert await index.usage() == disk.usage
-    recorded = {digest async for batch in index.recorded() for digest in batch}
+    recorded = {digest async for batch in index.digests() for digest in batch}
     assert recorded == {info.digest for info in disk.store.walk()}
     shared = await index.get(Digest.of(SHARED))
     assert shared == ContentRecord(Digest.of(SHARED), len(SHARED), 1002.0)

@@ -246,7 +246,7 @@ async def test_36_37_the_index_is_rebuilt(disk: Disk) -> None:
         if trouble is not None:
             assert isinstance(trouble, StoreError), fault
             continue
-        loose = {record.digest for record in await index.coldest(BlobRole.LOOSE, 100)}
+        loose = {record.digest for record in await index.least_recently_used(BlobRole.LOOSE, 100)}
         assert not loose, fault
         linked = linked or {digest: await index.linked(APP, digest) for digest in disk.blobs()}
         assert {digest: await index.linked(APP, digest) for digest in disk.blobs()} == linked, fault

@@ -313,12 +313,12 @@ async def _use_every_operation(index: ContentIndex) -> None:
         lambda: index.usage(),
         lambda: index.linked(_REPO, _DIGEST),
         lambda: index.marker(),
-        lambda: index.below([_DIGEST]),
-        lambda: index.coldest(BlobRole.LOOSE, 10),
-        lambda: index.coldest(BlobRole.ROOT, 10),
+        lambda: index.successors([_DIGEST]),
+        lambda: index.least_recently_used(BlobRole.LOOSE, 10),
+        lambda: index.least_recently_used(BlobRole.ROOT, 10),
         lambda: index.touch({_DIGEST: 5.0}),
         lambda: index.put([ContentRecord(_DIGEST, 10, 1.0), ContentRecord(other, 20, 2.0)]),
-        lambda: index.name([References(_DIGEST, (), (other,))]),
+        lambda: index.record_references([References(_DIGEST, (), (other,))]),
         lambda: index.link(_REPO, {_DIGEST: 10}),
         lambda: index.unlink(_REPO, [_DIGEST]),
         lambda: index.drop([_DIGEST]),
@@ -327,7 +327,7 @@ async def _use_every_operation(index: ContentIndex) -> None:
         with suppress(IndexUnavailable):
             await operation()
     with suppress(IndexUnavailable):
-        async for batch in index.recorded():
+        async for batch in index.digests():
             assert all(isinstance(digest, Digest) for digest in batch)
 
 
@@ -387,7 +387,7 @@ async def _rebuilt(index: ContentIndex) -> None:
     assert await index.marker() is None
     await index.put([ContentRecord(_DIGEST, 10, 1.0)])
     assert await index.usage() == Usage(1, 10)
-    assert await index.coldest(BlobRole.LOOSE, 9) == [ContentRecord(_DIGEST, 10, 1.0)]
+    assert await index.least_recently_used(BlobRole.LOOSE, 9) == [ContentRecord(_DIGEST, 10, 1.0)]
 
 
 _cells = st.none() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False) | st.binary(max_size=20) | _digests

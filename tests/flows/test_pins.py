@@ -467,6 +467,6 @@ async def test_names_are_told_by_whoever_serves(registry: FakeRegistry, tmp_path
         await index.drop([root])
     async with running(registry, tmp_path / "store") as mirror:
         await pull(mirror, "v1")
-        found = await mirror.app.storage.index.below([root])
+        found = await mirror.app.storage.index.successors([root])
         assert {each.record.digest for each in found[root]} == image - {root}
         await until(lambda: not mirror.app.shared.background)

@@ -21,7 +21,7 @@ from mirror.index import embedded
 from mirror.index.embedded import SCHEMA, EmbeddedIndex
 from mirror.policy.records import BlobRole, ContentRecord, Usage
 from mirror.ports import ContentIndex
-from tests.support.index_suite import IndexSuite, coldest, digest, record
+from tests.support.index_suite import IndexSuite, digest, least_recently_used, record
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ async def test_damage_that_shows_while_running(index: EmbeddedIndex, another: Em
         for each in (index, another):
             try:
                 await each.put([record(number) for number in range(3000, 3100)])
-                assert len(await coldest(each, 5000)) in (0, 100)
+                assert len(await least_recently_used(each, 5000)) in (0, 100)
             except IndexUnavailable:
                 seen.add(each)
     assert seen, "the damage showed to nobody"
@@ -205,25 +205,27 @@ async def test_rows_that_make_no_sense_are_a_miss(index: EmbeddedIndex, path: Pa
         connection.execute("UPDATE content SET manifest = 1, names = '[[\"x\", 0]]' WHERE digest = 'nonsense'")
         connection.execute("INSERT INTO links VALUES ('r', ?, 'x')", [str(digest(2))])
         connection.commit()
-    assert await coldest(index, 10) == [record(1)]
+    assert await least_recently_used(index, 10) == [record(1)]
     assert await index.get(digest(2)) is None
 
 
 @pytest.mark.parametrize("standing", [BlobRole.LOOSE, BlobRole.ROOT])
-async def test_coldest_reads_an_index_in_order(index: EmbeddedIndex, path: Path, standing: BlobRole) -> None:
-    """The coldest are read from an ordered index alone: no scan of all blobs, no sorting."""
+async def test_the_order_of_use_reads_an_index_in_order(index: EmbeddedIndex, path: Path, standing: BlobRole) -> None:
+    """The least recently used are read from an ordered index alone: no scan of all blobs, no sorting."""
     await index.put([record(1)])
     with closing(sqlite3.connect(path)) as connection:
-        steps = connection.execute(f"EXPLAIN QUERY PLAN {embedded._COLDEST[standing]}", [10]).fetchall()
+        steps = connection.execute(f"EXPLAIN QUERY PLAN {embedded._OLDEST[standing]}", [10]).fetchall()
     assert [step[3] for step in steps] == [f"SCAN content USING COVERING INDEX {standing.value}"]
 
 
-@pytest.mark.parametrize("statement", [embedded._BELOW, embedded._NAME, embedded._TOUCH, embedded._RECORDED])
+@pytest.mark.parametrize(
+    "statement", [embedded._SUCCESSORS, embedded._RECORD_REFERENCES, embedded._TOUCH, embedded._DIGESTS]
+)
 async def test_nothing_scans_all_blobs(index: EmbeddedIndex, path: Path, statement: str) -> None:
     """What is asked about some blobs looks up these and no others."""
     await index.put([record(1)])
     with closing(sqlite3.connect(path)) as connection:
-        parameters: list[Any] = ["", 1] if statement is embedded._RECORDED else ["{}"]
+        parameters: list[Any] = ["", 1] if statement is embedded._DIGESTS else ["{}"]
         steps = [step[3] for step in connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
     assert not [step for step in steps if re.match(r"SCAN (content|above|child|edges)\b", step)], steps
 
@@ -239,7 +241,7 @@ async def main():
     index = EmbeddedIndex(path, busy_timeout=60)
     for turn in range(rounds):
         await index.put([record(n, size=n) for n in range(first, first + 400)])
-        await index.name([names(n, n + 1, 700) for n in range(first, first + 400, 4)])
+        await index.record_references([names(n, n + 1, 700) for n in range(first, first + 400, 4)])
         await index.touch({digest(n): 200.0 + turn for n in range(first, first + 400)})
         await index.drop([digest(n) for n in range(first, first + 100)])
         print(turn, flush=True)
@@ -251,7 +253,7 @@ asyncio.run(main())
 
 async def everything(index: EmbeddedIndex) -> list[ContentRecord]:
     """Of every standing."""
-    return [found for standing in BlobRole for found in await index.coldest(standing, 10_000)]
+    return [found for standing in BlobRole for found in await index.least_recently_used(standing, 10_000)]
 
 
 async def counted_right(path: Path) -> None:

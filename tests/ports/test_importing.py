@@ -163,8 +163,8 @@ async def test_all_of_it_and_what_is_remembered(source: Stocked, target: _Target
     assert await target.index.linked(Repo("docker.io", "b/two"), Digest.of(b"own of two")) == len(b"own of two")
     assert await target.index.linked(Repo("docker.io", "b/two"), Digest.of(b"own of one")) is None
     # what an image names goes together with it, never on its own: nothing that was taken in is loose
-    assert await target.index.coldest(BlobRole.LOOSE, 100) == []
-    assert len(await target.index.coldest(BlobRole.ROOT, 100)) == len(
+    assert await target.index.least_recently_used(BlobRole.LOOSE, 100) == []
+    assert len(await target.index.least_recently_used(BlobRole.ROOT, 100)) == len(
         take_inventory(source.store, source.catalog).images
     )
     tag = target.stocked.catalog.get_tag(Repo("docker.io", "a/one"), "v1")

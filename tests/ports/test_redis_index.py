@@ -16,7 +16,7 @@ from mirror.oci.reference import Repo
 from mirror.policy.records import BlobRole, Usage
 from mirror.ports import ContentIndex
 from tests.support.clock import Clock
-from tests.support.index_suite import IndexSuite, coldest, digest, names, record
+from tests.support.index_suite import IndexSuite, digest, least_recently_used, names, record
 from tests.support.redis_server import RedisServer
 
 REPO = Repo("docker.io", "library/alpine")
@@ -80,7 +80,7 @@ async def test_stores_that_share_a_redis(index: RedisIndex, redis_server: RedisS
 async def test_clear_leaves_no_key_behind(index: RedisIndex, redis_server: RedisServer) -> None:
     """After `clear`, or after everything was dropped and unlinked but for a counter, nothing takes memory."""
     await index.put([record(1), record(2), record(3)])
-    await index.name([names(1, 2, manifests=[3, 4])])
+    await index.record_references([names(1, 2, manifests=[3, 4])])
     await index.link(REPO, {digest(1): 1})
     await index.set_marker("x")
     redis_server.command("SET", "foreign", "1")
@@ -89,7 +89,7 @@ async def test_clear_leaves_no_key_behind(index: RedisIndex, redis_server: Redis
     await index.link(REPO, {digest(1): 1})
     await index.unlink(REPO, [digest(1)])
     await index.put([record(1), record(2)])
-    await index.name([names(1, 2, manifests=[3, 4])])
+    await index.record_references([names(1, 2, manifests=[3, 4])])
     await index.drop([digest(2), digest(1)])
     redis_server.command("DEL", *[key for key in Keys("test").fixed if key.endswith(":bytes")])
     assert redis_server.command("KEYS", "*") == b"*1\r\n$7\r\nforeign\r\n"
@@ -197,7 +197,7 @@ async def test_flushall_shows_in_the_marker(index: RedisIndex, redis_server: Red
     await index.set_marker("whole")
     redis_server.command("FLUSHALL")
     assert await index.marker() is None
-    assert await coldest(index, 10) == []
+    assert await least_recently_used(index, 10) == []
     await index.drop([digest(1)])
     await index.put([record(2)])
     assert await index.usage() == Usage(1, 10)
@@ -263,7 +263,7 @@ async def test_keys_of_a_wrong_type_are_a_loss(
     records = [record(number) for number in range(1, 6)]
     told = [names(1, 2, manifests=[3]), names(4)]
     await index.put(records)
-    await index.name(told)
+    await index.record_references(told)
     await index.link(REPO, {digest(1): 10})
     await index.set_marker("whole")
     redis_server.command("DEL", key)
@@ -271,14 +271,14 @@ async def test_keys_of_a_wrong_type_are_a_loss(
 
     await index.get(digest(1))
     for standing in BlobRole:
-        await index.coldest(standing, 10)
-    await index.below([digest(1)])
-    [_ async for _ in index.recorded()]
+        await index.least_recently_used(standing, 10)
+    await index.successors([digest(1)])
+    [_ async for _ in index.digests()]
     await index.usage()
     await index.linked(REPO, digest(1))
     await index.touch({digest(1): 300.0})
     await index.put(records)
-    await index.name(told)
+    await index.record_references(told)
     await index.link(REPO, {digest(1): 10})
     assert await index.linked(REPO, digest(1)) == 10
     if (name, kind) == ("marker", "string"):
@@ -286,10 +286,10 @@ async def test_keys_of_a_wrong_type_are_a_loss(
     elif name not in ("repos", "links"):
         assert await index.marker() is None
     await index.put(records)
-    await index.name(told)
+    await index.record_references(told)
     assert await index.usage() == Usage(5, 50)
-    assert [each.digest for each in await coldest(index, 10)] == [digest(5)]
-    assert {each.digest for each in await index.coldest(BlobRole.ROOT, 10)} == {digest(1), digest(4)}
+    assert [each.digest for each in await least_recently_used(index, 10)] == [digest(5)]
+    assert {each.digest for each in await index.least_recently_used(BlobRole.ROOT, 10)} == {digest(1), digest(4)}
     await index.clear()
     assert await index.usage() == Usage(0, 0)
 
@@ -301,8 +301,8 @@ async def test_values_that_make_no_sense_are_a_miss(index: RedisIndex, redis_ser
     redis_server.command("ZADD", used, "-5", "nonsense", "-4", str(digest(8)))
     redis_server.command("HSET", sizes, "nonsense", "1", str(digest(2)), "ten", str(digest(9)), "-3")
     redis_server.command("HSET", Keys("test").links(str(REPO)), str(digest(1)), "many")
-    assert await coldest(index, 10) == [record(1)]
-    assert await coldest(index, 1) == [record(1)]
+    assert await least_recently_used(index, 10) == [record(1)]
+    assert await least_recently_used(index, 1) == [record(1)]
     assert await index.get(digest(2)) is None
     assert await index.get(digest(8)) is None
     assert await index.get(digest(9)) is None
@@ -314,17 +314,17 @@ async def test_a_redis_that_evicts_keys(index: RedisIndex, redis_server: RedisSe
     """A key that Redis dropped on its own makes the marker go, so that a rebuild follows and counts exactly."""
     records = [record(1), record(2), record(3)]
     await index.put(records)
-    await index.name([names(1, 2)])
+    await index.record_references([names(1, 2)])
     await index.set_marker("whole")
     assert await index.marker() == "whole"
     redis_server.command("DEL", dict(zip(Keys.NAMES, Keys("test").fixed, strict=True))[lost])
     assert await index.marker() is None
     await index.put(records)
-    await index.name([names(1, 2)])
+    await index.record_references([names(1, 2)])
     assert await index.usage() == Usage(3, 30)
-    assert await index.coldest(BlobRole.ROOT, 9) == [record(1)]
-    assert await index.coldest(BlobRole.NAMED, 9) == [record(2)]
-    assert await index.coldest(BlobRole.LOOSE, 9) == [record(3)]
+    assert await index.least_recently_used(BlobRole.ROOT, 9) == [record(1)]
+    assert await index.least_recently_used(BlobRole.NAMED, 9) == [record(2)]
+    assert await index.least_recently_used(BlobRole.LOOSE, 9) == [record(3)]
 
 
 async def test_times_and_sizes_are_exact(index: RedisIndex) -> None:
@@ -334,9 +334,9 @@ async def test_times_and_sizes_are_exact(index: RedisIndex) -> None:
     assert await index.get(digest(1)) == exact
     assert await index.usage() == Usage(2, 2**52 + 2)
     await index.touch({digest(1): 1732419199.1234569})
-    assert await coldest(index, 1) == [record(2, size=1)]
+    assert await least_recently_used(index, 1) == [record(2, size=1)]
     await index.put([record(3)])
-    await index.name([names(3, 1)])
+    await index.record_references([names(3, 1)])
     await index.drop([digest(3)])
     assert await index.get(digest(1)) == record(1, size=2**52 + 1, last_used=1732419199.1234569)
 

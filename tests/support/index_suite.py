@@ -31,30 +31,30 @@ def names(number: int, *blobs: int, manifests: Sequence[int] = ()) -> References
     return References(digest(number), tuple(map(digest, manifests)), tuple(map(digest, blobs)))
 
 
-async def coldest(index: ContentIndex, limit: int) -> list[ContentRecord]:
+async def least_recently_used(index: ContentIndex, limit: int) -> list[ContentRecord]:
     """Of blobs that no manifest names, where there are no manifests: of all."""
-    return await index.coldest(BlobRole.LOOSE, limit)
+    return await index.least_recently_used(BlobRole.LOOSE, limit)
 
 
-async def standings(index: ContentIndex, limit: int = 100) -> dict[BlobRole, list[ContentRecord]]:
-    """The order within each standing."""
-    return {standing: await index.coldest(standing, limit) for standing in BlobRole}
+async def roles(index: ContentIndex, limit: int = 100) -> dict[BlobRole, list[ContentRecord]]:
+    """The order within each role."""
+    return {role: await index.least_recently_used(role, limit) for role in BlobRole}
 
 
-async def numbers(index: ContentIndex, standing: BlobRole) -> list[int]:
-    """Of digests, coldest first."""
+async def numbers(index: ContentIndex, role: BlobRole) -> list[int]:
+    """The numbers of digests, the least recently used first."""
     known = {digest(number): number for number in range(100)}
-    return [known[found.digest] for found in await index.coldest(standing, 100)]
+    return [known[found.digest] for found in await index.least_recently_used(role, 100)]
 
 
-async def recorded(index: ContentIndex) -> set[Digest]:
+async def digests(index: ContentIndex) -> set[Digest]:
     """All that it lists."""
-    return {found async for batch in index.recorded() for found in batch}
+    return {found async for batch in index.digests() for found in batch}
 
 
-async def below(index: ContentIndex, asked: Iterable[int]) -> dict[Digest, set[ReferencedBlob]]:
+async def successors(index: ContentIndex, asked: Iterable[int]) -> dict[Digest, set[ReferencedBlob]]:
     """In no order."""
-    return {above: set(found) for above, found in (await index.below([*map(digest, asked)])).items()}
+    return {above: set(found) for above, found in (await index.successors([*map(digest, asked)])).items()}
 
 
 class IndexSuite:
@@ -73,9 +73,9 @@ class IndexSuite:
         assert await index.get(digest(1)) is None
         assert await index.linked(ALPINE, digest(1)) is None
         assert await index.marker() is None
-        assert await standings(index) == {standing: [] for standing in BlobRole}
-        assert await index.below([digest(1)]) == {}
-        assert await recorded(index) == set()
+        assert await roles(index) == {role: [] for role in BlobRole}
+        assert await index.successors([digest(1)]) == {}
+        assert await digests(index) == set()
         assert await index.usage() == Usage(0, 0)
 
     async def test_putting_nothing_is_nothing(self, index: ContentIndex) -> None:
@@ -83,8 +83,8 @@ class IndexSuite:
         await index.put([])
         await index.touch({})
         await index.drop([])
-        await index.name([])
-        assert await index.below([]) == {}
+        await index.record_references([])
+        assert await index.successors([]) == {}
         await index.link(ALPINE, {})
         await index.unlink(ALPINE, [])
         assert await index.usage() == Usage(0, 0)
@@ -100,7 +100,7 @@ class IndexSuite:
         await index.put([record(1, size=10)])
         await index.put([record(1, size=3)])
         assert await index.usage() == Usage(1, 3)
-        assert await coldest(index, 1) == [record(1, size=3)]
+        assert await least_recently_used(index, 1) == [record(1, size=3)]
 
     async def test_the_later_use_stays(self, index: ContentIndex) -> None:
         """Putting an earlier time of last use does not make a blob older, a later one makes it younger."""
@@ -131,27 +131,29 @@ class IndexSuite:
         assert await index.get(digest(3)) == record(3, last_used=400)
         assert await index.get(digest(4)) is None
         assert await index.usage() == Usage(3, 30)
-        assert await coldest(index, 9) == [record(2), record(1, last_used=300.5), record(3, last_used=400)]
+        assert await least_recently_used(index, 9) == [record(2), record(1, last_used=300.5), record(3, last_used=400)]
 
-    async def test_coldest_is_in_order_and_bounded(self, index: ContentIndex) -> None:
+    async def test_the_least_recently_used_come_in_order_and_bounded(self, index: ContentIndex) -> None:
         """Least recently used first, ties by digest, never more than asked for."""
         records = [record(number, last_used=number % 7) for number in range(50)]
         records.append(ContentRecord(Digest.of(b"x", "sha512"), 1, 3))
         random.Random(1).shuffle(records)
         await index.put(records)
         expected = sorted(records, key=lambda each: (each.last_used, each.digest))
-        assert await coldest(index, 100) == expected
-        assert await coldest(index, 20) == expected[:20]
-        assert await coldest(index, 0) == []
+        assert await least_recently_used(index, 100) == expected
+        assert await least_recently_used(index, 20) == expected[:20]
+        assert await least_recently_used(index, 0) == []
 
     async def test_many_records(self, index: ContentIndex) -> None:
         """Thousands of records in one call are all there, are touched, listed and dropped."""
         records = [record(number, last_used=number) for number in range(2600)]
         await index.put(records)
         assert await index.usage() == Usage(2600, 26000)
-        assert await coldest(index, 5000) == records
+        assert await least_recently_used(index, 5000) == records
         await index.touch({each.digest: each.last_used + 10_000 for each in records[:1300]})
-        assert [found.digest for found in await coldest(index, 1300)] == [each.digest for each in records[1300:]]
+        assert [found.digest for found in await least_recently_used(index, 1300)] == [
+            each.digest for each in records[1300:]
+        ]
         await index.link(ALPINE, {each.digest: 1 for each in records})
         await index.unlink(ALPINE, [each.digest for each in records[1:]])
         assert await index.linked(ALPINE, digest(0)) == 1
@@ -164,7 +166,7 @@ class IndexSuite:
     async def test_three_standings(self, index: ContentIndex) -> None:
         """What no manifest names is loose, a manifest that no index names is a root, and each has its own order."""
         await index.put([record(number, last_used=number) for number in range(8)])
-        await index.name([names(0, manifests=[1, 2]), names(2, 4, 3), names(1, 4), names(5)])
+        await index.record_references([names(0, manifests=[1, 2]), names(2, 4, 3), names(1, 4), names(5)])
         assert await numbers(index, BlobRole.ROOT) == [0, 5]
         assert await numbers(index, BlobRole.NAMED) == [1, 2, 3, 4]
         assert await numbers(index, BlobRole.LOOSE) == [6, 7]
@@ -173,10 +175,10 @@ class IndexSuite:
     async def test_a_manifest_may_come_before_what_it_names(self, index: ContentIndex) -> None:
         """As in every pull: the blob that comes later is named from its first moment on."""
         await index.put([record(1)])
-        await index.name([names(1, 2, 3)])
+        await index.record_references([names(1, 2, 3)])
         await index.put([record(2)])
         assert await numbers(index, BlobRole.NAMED) == [2]
-        assert await index.below([digest(1)]) == {digest(1): [ReferencedBlob(record(2), 1)]}
+        assert await index.successors([digest(1)]) == {digest(1): [ReferencedBlob(record(2), 1)]}
         await index.drop([digest(2)])
         await index.put([record(2)])
         assert await numbers(index, BlobRole.NAMED) == [2]
@@ -184,28 +186,28 @@ class IndexSuite:
     async def test_what_is_shared_stays_with_the_last(self, index: ContentIndex) -> None:
         """A layer that two images name is named until both are dropped, then loose with its own time of use."""
         await index.put([record(number, last_used=number) for number in range(1, 4)])
-        await index.name([names(1, 3), names(2, 3)])
-        assert await index.below([digest(1)]) == {digest(1): [ReferencedBlob(record(3, last_used=3), 2)]}
+        await index.record_references([names(1, 3), names(2, 3)])
+        assert await index.successors([digest(1)]) == {digest(1): [ReferencedBlob(record(3, last_used=3), 2)]}
         await index.drop([digest(1)])
         await index.drop([digest(1)])
         assert await numbers(index, BlobRole.NAMED) == [3]
         await index.touch({digest(3): 50})
         await index.drop([digest(2)])
-        assert await coldest(index, 9) == [record(3, last_used=50)]
+        assert await least_recently_used(index, 9) == [record(3, last_used=50)]
 
     async def test_an_index_dropped_leaves_its_manifests_as_roots(self, index: ContentIndex) -> None:
         """A manifest that an index named is an image of its own without it."""
         await index.put([record(number) for number in range(3)])
-        await index.name([names(0, manifests=[1]), names(1, 2)])
+        await index.record_references([names(0, manifests=[1]), names(1, 2)])
         await index.drop([digest(0)])
         assert await numbers(index, BlobRole.ROOT) == [1]
-        assert await index.below([digest(0), digest(1)]) == {digest(1): [ReferencedBlob(record(2), 1)]}
+        assert await index.successors([digest(0), digest(1)]) == {digest(1): [ReferencedBlob(record(2), 1)]}
 
     async def test_below_an_index_are_manifests(self, index: ContentIndex) -> None:
         """Which of them are known as manifests is told; one that names nothing has an empty list."""
         await index.put([record(number) for number in range(4)])
-        await index.name([names(0, manifests=[1, 2, 9]), names(1)])
-        found = await index.below([digest(0), digest(1), digest(3), digest(77)])
+        await index.record_references([names(0, manifests=[1, 2, 9]), names(1)])
+        found = await index.successors([digest(0), digest(1), digest(3), digest(77)])
         assert found.keys() == {digest(0), digest(1)}
         assert found[digest(1)] == []
         assert {each.record.digest: each.is_manifest for each in found[digest(0)]} == {
@@ -216,24 +218,24 @@ class IndexSuite:
     async def test_the_unknown_names_nothing(self, index: ContentIndex) -> None:
         """A manifest that is not remembered is left alone, also when it is put later."""
         await index.put([record(2)])
-        await index.name([names(1, 2)])
+        await index.record_references([names(1, 2)])
         await index.put([record(1)])
         assert await numbers(index, BlobRole.LOOSE) == sorted([1, 2], key=digest)
-        assert await index.below([digest(1)]) == {}
+        assert await index.successors([digest(1)]) == {}
 
     async def test_named_twice_counts_once(self, index: ContentIndex) -> None:
         """A manifest told again, or naming a blob twice, names each blob once."""
         await index.put([record(1), record(2)])
         for _ in range(2):
-            await index.name([names(1, 2, 2), names(1, 2)])
-        assert await index.below([digest(1)]) == {digest(1): [ReferencedBlob(record(2), 1)]}
+            await index.record_references([names(1, 2, 2), names(1, 2)])
+        assert await index.successors([digest(1)]) == {digest(1): [ReferencedBlob(record(2), 1)]}
         await index.drop([digest(1)])
         assert await numbers(index, BlobRole.LOOSE) == [2]
 
     async def test_the_use_of_a_manifest_is_one_of_its_indexes(self, index: ContentIndex) -> None:
         """Upwards through every index, not downwards, and the use of a layer counts for no image."""
         await index.put([record(number) for number in range(6)])
-        await index.name([names(0, manifests=[1]), names(1, manifests=[2, 3]), names(2, 4), names(3, 4)])
+        await index.record_references([names(0, manifests=[1]), names(1, manifests=[2, 3]), names(2, 4), names(3, 4)])
         await index.touch({digest(2): 200, digest(4): 300})
         assert {number: found.last_used for number in range(6) if (found := await index.get(digest(number)))} == {
             0: 200,
@@ -251,20 +253,20 @@ class IndexSuite:
         """Hundreds of manifests in one call, all of which share a layer, come and go."""
         count = 300
         await index.put([record(number, last_used=number) for number in range(2 * count + 1)])
-        await index.name([names(number, number + count, 2 * count) for number in range(count)])
-        found = await index.below([digest(number) for number in range(count)])
+        await index.record_references([names(number, number + count, 2 * count) for number in range(count)])
+        found = await index.successors([digest(number) for number in range(count)])
         assert {len(each) for each in found.values()} == {2}
-        assert len(found) == len(await index.coldest(BlobRole.ROOT, 1000)) == count
+        assert len(found) == len(await index.least_recently_used(BlobRole.ROOT, 1000)) == count
         await index.drop([digest(number) for number in range(count - 1)])
-        assert len(await index.coldest(BlobRole.LOOSE, 1000)) == count - 1
-        assert [each.parents for each in (await index.below([digest(count - 1)]))[digest(count - 1)]] == [1, 1]
+        assert len(await index.least_recently_used(BlobRole.LOOSE, 1000)) == count - 1
+        assert [each.parents for each in (await index.successors([digest(count - 1)]))[digest(count - 1)]] == [1, 1]
 
     async def test_every_blob_is_listed(self, index: ContentIndex) -> None:
-        """Of every standing, thousands of them, in batches."""
+        """Of every role, thousands of them, in batches."""
         records = [record(number) for number in range(2500)]
         await index.put(records)
-        await index.name([names(1, 2, 3)])
-        assert await recorded(index) == {each.digest for each in records}
+        await index.record_references([names(1, 2, 3)])
+        assert await digests(index) == {each.digest for each in records}
 
     async def test_links_belong_to_one_repository(self, index: ContentIndex) -> None:
         """A blob linked to one repository is not linked to another, and unlinked only where said."""
@@ -299,7 +301,7 @@ class IndexSuite:
     async def test_clear_forgets_everything(self, index: ContentIndex) -> None:
         """Records, names, links, counters and marker are gone, and it can be filled again."""
         await index.put([record(number) for number in range(1200)])
-        await index.name([names(0, 1, manifests=[2])])
+        await index.record_references([names(0, 1, manifests=[2])])
         await index.link(ALPINE, {digest(1): 10})
         await index.link(PAUSE, {digest(1): 10})
         await index.set_marker("mark")
@@ -334,11 +336,11 @@ class IndexSuite:
                     case 3:
                         await each.drop([digest(n) for n in some[:1]])
                     case _:
-                        await each.name([every[n] for n in some if n < len(every)])
-            assert await standings(index) == await standings(model), f"step {step}"
+                        await each.record_references([every[n] for n in some if n < len(every)])
+            assert await roles(index) == await roles(model), f"step {step}"
             assert await index.usage() == await model.usage(), f"step {step}"
-            assert await below(index, range(12)) == await below(model, range(12)), f"step {step}"
-        assert await recorded(index) == await recorded(model)
+            assert await successors(index, range(12)) == await successors(model, range(12)), f"step {step}"
+        assert await digests(index) == await digests(model)
         for number in range(12):
             assert await index.get(digest(number)) == await model.get(digest(number))
 
@@ -369,7 +371,7 @@ class IndexSuite:
             await asyncio.gather(task, return_exceptions=True)
             assert await index.get(digest(10_000)) is None
         usage = await index.usage()
-        assert usage == Usage(len(found := await coldest(index, 1000)), 10 * len(found))
+        assert usage == Usage(len(found := await least_recently_used(index, 1000)), 10 * len(found))
         await index.put(records)
         assert await index.usage() == Usage(600, 6000)
 

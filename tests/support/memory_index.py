@@ -61,7 +61,7 @@ class MemoryIndex:
             if digest in self._names[parent].manifests:
                 self._touch(parent, last_used)
 
-    async def name(self, manifests: Sequence[References]) -> None:
+    async def record_references(self, manifests: Sequence[References]) -> None:
         """Add the references of manifests. Skips manifests without a record."""
         for names in manifests:
             if names.digest in self._records and names.digest not in self._names:
@@ -69,17 +69,17 @@ class MemoryIndex:
                 for child in _children(names):
                     self._parents.setdefault(child, set()).add(names.digest)
 
-    async def coldest(self, standing: BlobRole, limit: int) -> list[ContentRecord]:
+    async def least_recently_used(self, role: BlobRole, limit: int) -> list[ContentRecord]:
         """The least recently used blobs of this role. Reads every record: good for thousands of blobs, not millions."""
-        found = (record for record in self._records.values() if self._standing(record.digest) is standing)
+        found = (record for record in self._records.values() if self._role(record.digest) is role)
         return heapq.nsmallest(limit, found, key=lambda record: (record.last_used, record.digest))
 
-    def _standing(self, digest: Digest) -> BlobRole:
+    def _role(self, digest: Digest) -> BlobRole:
         if digest in self._parents:
             return BlobRole.NAMED
         return BlobRole.ROOT if digest in self._names else BlobRole.LOOSE
 
-    async def below(self, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
+    async def successors(self, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
         """The recorded blobs that each recorded manifest references."""
         return {
             digest: [
@@ -91,7 +91,7 @@ class MemoryIndex:
             if digest in self._names
         }
 
-    async def recorded(self) -> AsyncIterator[list[Digest]]:
+    async def digests(self) -> AsyncIterator[list[Digest]]:
         """The digests of all records, in one batch."""
         if self._records:
             yield list(self._records)

@@ -677,7 +677,7 @@ class Storm:
             await storage.eviction.space.collect()
         async with storage.locks.hold("rebuild"), storage.locks.hold("evict"):
             on_disk = {info.digest: info.size for info in storage.store.walk()}
-            recorded = {digest async for batch in storage.index.recorded() for digest in batch}
+            recorded = {digest async for batch in storage.index.digests() for digest in batch}
         lacking, strays = on_disk.keys() - recorded, recorded - on_disk.keys()
         assert not lacking, f"the index lacks what is on disk: {lacking}"
         # what a replica tells the index a little later may be of a blob that was evicted meanwhile; such a record is
