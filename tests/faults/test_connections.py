@@ -449,7 +449,7 @@ async def test_26_pipelined_requests_are_no_drip(mirror: LiveMirror) -> None:
 def test_26_what_is_no_network(tmp_path: Path, wrong: str) -> None:
     """A mistake in the list names its entry."""
     file = tmp_path / "mirror.toml"
-    file.write_text(f"[server]\nconnections_unlimited = {json.dumps(['10.0.0.0/8', wrong])}\n")
+    file.write_text(f"[server]\nconnections_exempt = {json.dumps(['10.0.0.0/8', wrong])}\n")
     with pytest.raises(ConfigError) as caught:
         load(file)
     assert caught.value.mistakes[0].startswith("server.connections_exempt[2]: ")

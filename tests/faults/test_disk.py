@@ -230,7 +230,9 @@ def test_37_out_of_descriptors(full: FakeRegistry, tmp_path: Path) -> None:
             resource.prlimit(worker, resource.RLIMIT_NOFILE, (free, before[1]))
             for _ in range(20):
                 assert _ended(mirror)
-                assert _ask(connected, _TAG)[0] == 200
+                # memory answers for a second; then the disk is looked at, where a tag may have been frozen meanwhile
+                status, body = _ask(connected, _TAG)
+                assert status == 200 or _unavailable(status, body)
                 status, body = _ask(connected, _AT)
                 assert body == _LAYER if status == 200 else _unavailable(status, body)
                 assert _unavailable(*_ask(connected, cold))

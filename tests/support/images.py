@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 from tests.support.process import PATIENCE, program, run
 
 #: Bytes of the big layer's one file; the layer itself is a little larger.
-BIG: Final = 200 * 1024 * 1024
+BIG: Final = 64 * 1024 * 1024
 
 _GO_NAMES: Final = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64"}
 
@@ -304,10 +304,10 @@ def _publish_many(url: str, registry: str) -> Published:
 
 
 def _publish_big(url: str, scratch: Path, registry: str) -> Published:
-    """The noise goes straight into a tar file: 200 MiB need not be in memory."""
+    """The noise goes straight into a tar file, so that it is never in memory as a whole."""
     tar, step = scratch / "big.tar", 1 << 20
     noise, whole = random.Random("big"), hashlib.sha256()
-    # one file, larger than can be had twice in memory: its header, then blocks of 512 bytes, two empty ones at the end
+    # one file: its header, then blocks of 512 bytes, two empty ones at the end
     with tar.open("wb") as file:
         file.write(_entry("srv/noise", BIG).tobuf(tarfile.USTAR_FORMAT))
         for _ in range(BIG // step):

@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aiohttp
 
@@ -43,6 +43,7 @@ from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
 from mirror.policy.records import Freeze, Pin
+from mirror.ports import ContentIndex
 from mirror.prefetch.batch import prefetch
 from mirror.store.local.layout import digest_of_ingest
 from mirror.store.local.recovery import sweep
@@ -62,6 +63,8 @@ from tests.support.fake_registry import (
 from tests.support.live_mirror import Clock, Got, LiveMirror, live_mirror, noise, until
 from tests.support.redis_server import RedisServer
 from tests.support.scripted import Stall
+
+T = TypeVar("T")
 
 _NAMES: Final = ("library/app", "team/other")
 _TAGS: Final = ("v1", "v2", "v3", "v4")
@@ -669,15 +672,15 @@ class Storm:
         async with storage.locks.hold("rebuild"), storage.locks.hold("evict"):
             for one in self._mirrors:
                 await one.app.storage.eviction.write_behind.flush()
-            await reconcile(storage.store, storage.catalog, storage.index)
-            usage = await storage.index.usage()
+            await _patiently(lambda: reconcile(storage.store, storage.catalog, storage.index))
+            usage = await _patiently(storage.index.usage)
             on_disk = {info.digest: info.size for info in storage.store.walk()}
             assert (usage.blobs, usage.bytes) == (len(on_disk), sum(on_disk.values())), f"{usage} is not {len(on_disk)}"
         with suppress(StoreFull):
             await storage.eviction.space.collect()
         async with storage.locks.hold("rebuild"), storage.locks.hold("evict"):
             on_disk = {info.digest: info.size for info in storage.store.walk()}
-            recorded = {digest async for batch in storage.index.digests() for digest in batch}
+            recorded = await _patiently(lambda: _recorded(storage.index))
         lacking, strays = on_disk.keys() - recorded, recorded - on_disk.keys()
         assert not lacking, f"the index lacks what is on disk: {lacking}"
         # what a replica tells the index a little later may be of a blob that was evicted meanwhile; such a record is
@@ -723,6 +726,19 @@ class Storm:
 
     def _say(self, what: str) -> None:
         self.history.append(what)
+
+
+async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
+    """The result, once Redis answers: it gets 100 ms for that, and a busy machine can make it miss them."""
+    async with asyncio.timeout(_PATIENCE):
+        while True:
+            with suppress(IndexUnavailable):
+                return await work()
+            await asyncio.sleep(0.05)
+
+
+async def _recorded(index: ContentIndex) -> set[Digest]:
+    return {digest async for batch in index.digests() for digest in batch}
 
 
 def _where(task: asyncio.Task[Any]) -> str:
