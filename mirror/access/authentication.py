@@ -15,13 +15,12 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
 from mirror.access.own_tokens import is_issued
-from mirror.aio.latest import put_latest
+from mirror.aio.caches import TtlCache
 from mirror.aio.singleflight import SingleFlight
 from mirror.errors import Unauthorized
 from mirror.oci.authorization import CallerCredentials, read_authorization
@@ -46,8 +45,8 @@ class Authentication:
         self._foreign = foreign
         self._now = now
         self._key = secrets.token_bytes(32)
-        self._known: OrderedDict[bytes, tuple[Identity, float]] = OrderedDict()
-        self._refused: OrderedDict[bytes, float] = OrderedDict()
+        self._known: TtlCache[bytes, Identity] = TtlCache(_MOST, _KNOWN_FOR, lambda: self._now())
+        self._refused: TtlCache[bytes, bool] = TtlCache(_MOST, _REFUSED_FOR, lambda: self._now())
         self._once = SingleFlight()
 
     async def identify(self, lines: Sequence[str], client: Callable[[], str] = str) -> Identity:
@@ -63,12 +62,11 @@ class Authentication:
         """The identity behind these credentials. Raises `Unauthorized`, `AccessUnavailable`, `TooManyLogins`."""
         presented_as = "\0".join((presented.username, presented.password, presented.bearer))
         key = hashlib.blake2b(presented_as.encode(), key=self._key, digest_size=16).digest()
-        now = self._now()
         known = self._known.get(key)
-        if known is not None and now < known[1]:
-            return known[0]
+        if known is not None:
+            return known
         found = None
-        if now >= self._refused.get(key, now):
+        if key not in self._refused:
             found = await self._once.run(key, lambda: self._find(replace(presented, client=client())))
             if found is None or found.own is None:
                 self._remember(key, found)
@@ -93,9 +91,9 @@ class Authentication:
         self._known.pop(key, None)
         self._refused.pop(key, None)
         if found is not None:
-            put_latest(self._known, key, (found, self._now() + _KNOWN_FOR), _MOST)
+            self._known[key] = found
         else:
-            put_latest(self._refused, key, self._now() + _REFUSED_FOR, _MOST)
+            self._refused[key] = True
 
     async def aclose(self) -> None:
         """Cancel checks under way. Repeatable."""

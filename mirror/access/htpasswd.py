@@ -14,7 +14,6 @@ import hashlib
 import os
 import re
 import secrets
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
@@ -24,7 +23,7 @@ import bcrypt
 
 from mirror import telemetry
 from mirror.access.password_queue import PasswordQueue
-from mirror.aio.latest import put_latest
+from mirror.aio.caches import LruCache
 from mirror.errors import ConfigError
 from mirror.oci.authorization import CallerCredentials
 from mirror.policy.access_rules import AuthMethod, Identity
@@ -85,7 +84,7 @@ class Htpasswd:
         self._executor = executor
         self._turns = turns or PasswordQueue(1)
         self._key = secrets.token_bytes(32)
-        self._right: OrderedDict[bytes, None] = OrderedDict()
+        self._right: LruCache[bytes, bool] = LruCache(_MOST)
         self._groups = groups or {}
         self._accounts: dict[str, str] = {}
         self._seen: tuple[int, ...] | None = None
@@ -109,7 +108,7 @@ class Htpasswd:
     def _remember(self, hashed: bytes, *, right: bool) -> None:
         self._right.pop(hashed, None)
         if right:
-            put_latest(self._right, hashed, None, _MOST)
+            self._right[hashed] = True
 
     def _check(self, presented: CallerCredentials) -> Identity | None:
         self._refresh()

@@ -5,10 +5,9 @@ answered() ──> well ── refused() ──> away since then ── answered
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Final
 
-from mirror.aio.latest import put_latest
+from mirror.aio.caches import LruCache
 
 #: Seconds. An outage is sudden if it begins at most this long after the registry's last answer.
 _LATELY: Final = 60.0
@@ -22,18 +21,18 @@ class Outages:
     """
 
     def __init__(self) -> None:
-        self._answered: OrderedDict[str, float] = OrderedDict()
-        self._away: OrderedDict[str, float] = OrderedDict()
+        self._answered: LruCache[str, float] = LruCache(_MOST_REGISTRIES)
+        self._away: LruCache[str, float] = LruCache(_MOST_REGISTRIES)
 
     def answered(self, registry: str, now: float) -> None:
         """Records that the registry has begun to send a blob."""
         self._away.pop(registry, None)
-        put_latest(self._answered, registry, now, _MOST_REGISTRIES)
+        self._answered[registry] = now
 
     def refused(self, registry: str, now: float) -> None:
         """Records that the registry did not answer a fill. An outage counts from its first refusal."""
         if registry not in self._away:
-            put_latest(self._away, registry, now, _MOST_REGISTRIES)
+            self._away[registry] = now
 
     def waited(self, registry: str, now: float) -> float:
         """Returns the seconds since the first refusal of the present outage; 0 if there is none."""

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from mirror.aio.latest import put_latest
+from mirror.aio.caches import LruCache, TtlCache
 from mirror.aio.singleflight import SingleFlight
 from mirror.caller import caller
 from mirror.errors import BlobDamaged, BlobUnknown, Denied, NotFound, UpstreamInvalid
@@ -206,11 +205,11 @@ class Signatures:
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._signed: OrderedDict[tuple[Repo, Digest, tuple[str, ...]], None] = OrderedDict()
+        self._signed: LruCache[tuple[Repo, Digest, tuple[str, ...]], bool] = LruCache(_MOST)
         #: Signed indexes whose children are remembered as signed. A forgotten child is found again by its index.
-        self._spread: OrderedDict[tuple[Repo, Digest, tuple[str, ...]], None] = OrderedDict()
-        #: Until when a digest counts as unsigned. Kept for each caller: one may not see a signature that another sees.
-        self._unsigned: OrderedDict[tuple[Repo, Digest, tuple[str, ...], str], float] = OrderedDict()
+        self._spread: LruCache[tuple[Repo, Digest, tuple[str, ...]], bool] = LruCache(_MOST)
+        #: Digests that count as unsigned. Kept for each caller: one may not see a signature that another sees.
+        self._unsigned: TtlCache[tuple[Repo, Digest, tuple[str, ...], str], bool] = TtlCache(_MOST, _UNSIGNED_FOR, now)
         self._once = SingleFlight()
 
     async def is_signed(
@@ -220,22 +219,21 @@ class Signatures:
         cannot be told now.
         """
         key = repository.repo, digest, names
-        if key in self._signed:
-            self._signed.move_to_end(key)
+        if self._signed.get(key):
             return True
         looked = *key, caller()
-        if self._now() < self._unsigned.get(looked, 0.0):
+        if looked in self._unsigned:
             return False
         found = await self._once.run(looked, lambda: _find_signature(repository, digest, keys))
         if found:
             self.remember(repository.repo, digest, names)
         else:
-            put_latest(self._unsigned, looked, self._now() + _UNSIGNED_FOR, _MOST)
+            self._unsigned[looked] = True
         return found
 
     def remember(self, repo: Repo, digest: Digest, names: tuple[str, ...]) -> None:
         """Remembers that a digest is signed, or named by a signed index."""
-        put_latest(self._signed, (repo, digest, names), None, _MOST)
+        self._signed[repo, digest, names] = True
 
     def remember_children(self, repo: Repo, index: Manifest, names: tuple[str, ...]) -> None:
         """Remembers the manifests that a signed index names as signed. Done once for each index, which may name
@@ -243,7 +241,7 @@ class Signatures:
         """
         key = repo, index.digest, names
         if index.manifests and key not in self._spread:
-            put_latest(self._spread, key, None, _MOST)
+            self._spread[key] = True
             for child in index.manifests:
                 self.remember(repo, child.digest, names)
 

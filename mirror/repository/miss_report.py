@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -21,7 +20,6 @@ from typing import Final, Protocol
 
 from mirror import telemetry
 from mirror.aio.caches import LruCache
-from mirror.aio.latest import put_latest
 from mirror.errors import BlobUnknown, StoreError
 from mirror.graph.closure import shown_closure
 from mirror.graph.manifests import for_display
@@ -67,8 +65,8 @@ class Misses:
         self._catalog = catalog
         self._exclusive = exclusive
         self._now = now
-        self._images: OrderedDict[Hashable, Miss] = OrderedDict()
-        self._blobs: OrderedDict[Hashable, Miss] = OrderedDict()
+        self._images: LruCache[Hashable, Miss] = LruCache(_MOST)
+        self._blobs: LruCache[Hashable, Miss] = LruCache(_MOST)
         self._naming: LruCache[tuple[Repo, Digest], tuple[float, list[Reference]]] = LruCache(4 << 20, lambda _: 2048)
         self._some = asyncio.Event()
         self._closing = asyncio.Event()
@@ -97,10 +95,10 @@ class Misses:
         """Counts a request for tags or referrers of a repository without content here. There is no image to report."""
         telemetry.SEALED_MISSES.labels("tags").inc()
 
-    def _note(self, waiting: OrderedDict[Hashable, Miss], miss: Miss, key: Hashable = None) -> None:
+    def _note(self, waiting: LruCache[Hashable, Miss], miss: Miss, key: Hashable = None) -> None:
         key = key or miss.key
         known = waiting.get(key)
-        put_latest(waiting, key, known.and_(miss) if known else miss, _MOST)
+        waiting[key] = known.and_(miss) if known else miss
         self._some.set()
 
     # ------------------------------------------------------------------------------------- off the hot path
@@ -129,8 +127,8 @@ class Misses:
 
     async def _flush(self) -> None:
         self._some.clear()
-        images, self._images = self._images, OrderedDict()
-        blobs, self._blobs = self._blobs, OrderedDict()
+        images, self._images = self._images, LruCache(_MOST)
+        blobs, self._blobs = self._blobs, LruCache(_MOST)
         if not images and not blobs:
             return
         try:

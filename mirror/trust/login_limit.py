@@ -14,12 +14,12 @@ whatever else is tried under the same name: their holder is not guessing.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeAlias
 
-from mirror.aio.latest import put_latest
+from mirror.aio.caches import LruCache
 from mirror.errors import TooManyLogins
 from mirror.oci.authorization import CallerCredentials
 
@@ -39,8 +39,8 @@ class LoginLimiter:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._noted: OrderedDict[_Key, dict[str, float]] = OrderedDict()
-        self._accepted: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._noted: LruCache[_Key, dict[str, float]] = LruCache(_MOST)
+        self._accepted: LruCache[tuple[str, str], bool] = LruCache(_MOST)
         self._asking: dict[_Key, Counter[str]] = {}
 
     @contextmanager
@@ -70,10 +70,10 @@ class LoginLimiter:
     def answered(self, registry: str, own: CallerCredentials, *, accepted: bool) -> None:
         """Records whether the registry accepted these credentials."""
         if accepted:
-            put_latest(self._accepted, (registry, own.fingerprint), None, _MOST)
+            self._accepted[registry, own.fingerprint] = True
         elif (registry, own.fingerprint) not in self._accepted:
             key = _key(registry, own)
-            put_latest(self._noted, key, {**self._lately(key), own.fingerprint: self._now()}, _MOST)
+            self._noted[key] = {**self._lately(key), own.fingerprint: self._now()}
 
     def _lately(self, key: _Key) -> dict[str, float]:
         noted = self._noted.get(key, {})

@@ -14,14 +14,13 @@ credentials is remembered, never the credentials.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
 
 from mirror import telemetry
-from mirror.aio.latest import put_latest
+from mirror.aio.caches import LruCache
 from mirror.aio.singleflight import SingleFlight
 from mirror.errors import UpstreamDenied, UpstreamThrottled, UpstreamUnavailable
 from mirror.oci.authorization import CallerCredentials
@@ -71,7 +70,7 @@ class Verifier:
         self._keep = keep
         self._keep_while_down = keep_while_down
         self._now = now
-        self._verdicts: OrderedDict[tuple[Repo, str], _Verdict] = OrderedDict()
+        self._verdicts: LruCache[tuple[Repo, str], _Verdict] = LruCache(_MOST)
         self._guesses = LoginLimiter(lambda: self._now())
         self._once = SingleFlight()
 
@@ -101,7 +100,7 @@ class Verifier:
                 telemetry.log.warning("access not verified again", repository=str(repository.repo), reason=str(error))
                 return True
             raise
-        put_latest(self._verdicts, key, _Verdict(allowed, self._now()), _MOST)
+        self._verdicts[key] = _Verdict(allowed, self._now())
         return allowed
 
     async def _ask(self, repository: Verifiable, wanted: RegistryRequest) -> bool:
