@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
 from contextlib import suppress
 from typing import TypeVar
 
@@ -35,3 +36,15 @@ async def uninterrupted(
         if not running.cancelled() and running.exception() is None and unwanted:
             unwanted(running.result())
         raise
+
+
+async def run_uninterrupted(
+    executor: Executor,
+    work: Callable[..., T],
+    *arguments: object,
+    stop: Callable[[], None] | None = None,
+    unwanted: Callable[[T], None] | None = None,
+) -> T:
+    """Run blocking work in the executor; otherwise like `uninterrupted`."""
+    running = asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
+    return await uninterrupted(running, stop=stop, unwanted=unwanted)

@@ -16,6 +16,7 @@ from mirror.app.routes import content_lists, route_rule
 from mirror.app.storage import MISSES_LOCK, Storage
 from mirror.app.upstreams import Upstreams
 from mirror.config import Config
+from mirror.fills.filler import Filler
 from mirror.fills.flights import Flights
 from mirror.fills.read_ahead import ReadAhead
 from mirror.index.sorted_tags import LocalSortedTags
@@ -91,14 +92,15 @@ def _open_shared(
         health=health,
         background=background,
     )
-    flights = Flights(
+    filler = Filler(
         store,
         storage.eviction.space,
         executor,
-        landed=intake.record_blob,
+        published=intake.record_blob,
         label=label,
         patience=config.server.wait_for_upstream,
     )
+    flights = Flights(filler)
     storage.eviction.protection.add(flights.digests)
     shared = Shared(
         store=store,

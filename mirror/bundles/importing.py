@@ -35,7 +35,7 @@ from mirror.errors import (
     StoreError,
     StoreFull,
 )
-from mirror.fills.flights import ReservedSpace, Room
+from mirror.fills.filler import ReservedSpace, Room
 from mirror.graph.damage import set_aside
 from mirror.graph.manifests import StoredManifest
 from mirror.graph.references import ReferenceReader

@@ -7,7 +7,6 @@ UncachedContent  the store cannot take the blob: it is streamed from upstream to
 
 from __future__ import annotations
 
-import asyncio
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
@@ -16,9 +15,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Protocol
 
-from mirror.aio.threads import uninterrupted
+from mirror.aio.threads import run_uninterrupted
 from mirror.errors import BlobDamaged, DigestMismatch, UpstreamInvalid
-from mirror.fills.flights import Flight
+from mirror.fills.flight import Flight
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Manifest
 from mirror.oci.span import Span
@@ -167,7 +166,6 @@ class UpstreamStream:
         cut to that size would look complete. Raises `UpstreamError`; `DigestMismatch` or `UpstreamInvalid` before the
         last bytes; `BlobDamaged` if the bytes `sent` differ; `StoreError`.
         """
-        loop = asyncio.get_running_loop()
         hashing = hasher(self.digest)
         buffer = bytearray(_CHUNK)
         offset, held = 0, b""
@@ -185,7 +183,7 @@ class UpstreamStream:
         try:
             async with self._pull(0) as body:
                 while True:
-                    fresh = await uninterrupted(loop.run_in_executor(self._executor, receive), stop=body.abort)
+                    fresh = await run_uninterrupted(self._executor, receive, stop=body.abort)
                     if not fresh:
                         break
                     wanted = fresh if span is None else fresh[max(0, span.start - offset) : max(0, span.stop - offset)]

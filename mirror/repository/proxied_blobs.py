@@ -166,7 +166,7 @@ class ProxiedBlobs:
                 lambda start: self._upstream.blob(self.repo.name, digest, start),
                 upstream=self._upstream.name,
                 size=size,
-                vouch=upstream_has if size is None else None,
+                on_answer=upstream_has if size is None else None,
                 on_behalf=self.repo,
             )
         except StoreError as error:

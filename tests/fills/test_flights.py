@@ -21,7 +21,9 @@ from mirror.errors import (
     UpstreamThrottled,
     UpstreamUnavailable,
 )
-from mirror.fills.flights import Flight, Flights, ReservedSpace
+from mirror.fills.filler import Filler, ReservedSpace
+from mirror.fills.flight import Flight
+from mirror.fills.flights import Flights
 from mirror.oci.digest import Digest
 from mirror.policy.send_limit import HELD_BACK
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Body
@@ -136,7 +138,7 @@ class Hangar:
             await asyncio.sleep(0)
 
         self.flights = Flights(
-            store, self.room, executor, landed=note, patience=patience, sleep=nap, jitter=lambda: 0.5
+            Filler(store, self.room, executor, published=note, patience=patience, sleep=nap, jitter=lambda: 0.5)
         )
 
     async def join(
@@ -443,19 +445,19 @@ async def test_closing_publishes_what_has_landed(make: Callable[[], Hangar], sto
     assert store.read(DIGEST, SIZE) == CONTENT
 
 
-async def test_the_vouching_comes_before_followers_learn_the_size(make: Callable[[], Hangar]) -> None:
+async def test_the_grant_comes_before_followers_learn_the_size(make: Callable[[], Hangar]) -> None:
     """Other processes take the announced size as the sign that upstream has answered: the grant must be there first."""
     filler, follower = make(), make()
     order: list[str] = []
     release = asyncio.Event()
 
-    async def vouch(_size: int | None) -> None:
+    async def answered(_size: int | None) -> None:
         order.append("asked")
         await release.wait()
-        order.append("vouched")
+        order.append("answered")
 
     upstream = GatedUpstream(is_open=True)
-    one = asyncio.create_task(filler.flights.join(DIGEST, upstream.pull, upstream="test", vouch=vouch))
+    one = asyncio.create_task(filler.flights.join(DIGEST, upstream.pull, upstream="test", on_answer=answered))
     await reached(lambda: bool(order))
     two: asyncio.Task[Flight] = asyncio.create_task(follower.join(GatedUpstream()))
     for _ in range(100):
@@ -463,7 +465,7 @@ async def test_the_vouching_comes_before_followers_learn_the_size(make: Callable
     assert not two.done()
     release.set()
     flight = await two
-    assert order == ["asked", "vouched"]
+    assert order == ["asked", "answered"]
     assert await everything(flight) == CONTENT
     await one
 
@@ -593,7 +595,7 @@ async def test_135_what_was_dropped_again_is_received_to_its_end(
     hangar: Hangar, store: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A blob that cannot be opened is no reason to leave an upstream that gives it."""
-    monkeypatch.setattr("mirror.fills.flights._LOOK_FOR_PUBLISHED", 0.0)
+    monkeypatch.setattr("mirror.fills.filler._LOOK_FOR_PUBLISHED", 0.0)
     looked = threading.Event()
 
     def refuse(_store: BlobStore, _digest: Digest) -> tuple[BlobInfo, BlobReader]:

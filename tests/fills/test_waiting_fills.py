@@ -13,7 +13,9 @@ import pytest
 
 from mirror.aio.memo import Memo
 from mirror.errors import UpstreamUnavailable
-from mirror.fills.flights import Flight, Flights, ReservedSpace
+from mirror.fills.filler import Filler, ReservedSpace
+from mirror.fills.flight import Flight
+from mirror.fills.flights import Flights
 from mirror.oci.digest import Digest
 from mirror.ports import BlobInfo, Body
 from mirror.store.local.blobs import LocalStore
@@ -127,7 +129,7 @@ async def site(request: pytest.FixtureRequest, registry: FakeRegistry, tmp_path:
     store = LocalStore(Layout(tmp_path))
     memo = Memo(now=clock)
 
-    async def landed(_info: BlobInfo) -> None:
+    async def published(_info: BlobInfo) -> None:
         """Nobody remembers it."""
 
     with ThreadPoolExecutor(8) as executor:
@@ -147,16 +149,17 @@ async def site(request: pytest.FixtureRequest, registry: FakeRegistry, tmp_path:
         if request.param != "the registry":
             # at one address: both go away together
             upstream = EndpointsUpstream([make(), make()], clock=clock)
-        flights = Flights(
+        filler = Filler(
             store,
             _Room(),
             executor,
-            landed=landed,
+            published=published,
             sleep=outage.sleep_of_a_fill,
             jitter=lambda: 0.5,
             clock=clock,
             patience=30.0,
         )
+        flights = Flights(filler)
         yield _Site(registry, outage, clock, flights, store, upstream)
         await flights.aclose()
         await upstream.aclose()

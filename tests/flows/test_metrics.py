@@ -101,8 +101,8 @@ async def test_errors_of_upstream_by_name(registry: FakeRegistry, mirror: LiveMi
 async def test_labels_below_a_wildcard(registry: FakeRegistry, tmp_path: Path) -> None:
     """Downloads of a registry under a wildcard are counted for the configured entry: names come from clients."""
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url, "*.pkg.dev": {}}) as mirror:
-        assert mirror.app.shared.flights._label("eu.pkg.dev") == "*.pkg.dev"
-        assert mirror.app.shared.flights._label("docker.io") == "docker.io"
+        assert mirror.app.shared.label("eu.pkg.dev") == "*.pkg.dev"
+        assert mirror.app.shared.label("docker.io") == "docker.io"
 
 
 async def test_the_breaker_of_redis() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from mirror.app.building import App
 from mirror.errors import StoreFull
-from mirror.fills.flights import Flight
+from mirror.fills.flight import Flight
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from mirror.upstream.registry import RegistryUpstream

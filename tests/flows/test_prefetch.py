@@ -557,15 +557,15 @@ async def test_what_is_gone_as_soon_as_it_is_stored(
 ) -> None:
     """Evicted, purged or removed in the very moment: that is not said to be a store that cannot take it."""
     registry.add_image(_APP.name, "v1", [b"layer"])
-    flights, layer = mirror.app.shared.flights, Digest.of(b"layer")
-    landed = flights._landed
+    filler, layer = mirror.app.shared.flights._filler, Digest.of(b"layer")
+    published = filler._published
 
     async def remove(info: BlobInfo) -> None:
         if info.digest == layer:
             mirror.app.storage.store.delete(layer)
-        await landed(info)
+        await published(info)
 
-    monkeypatch.setattr(flights, "_landed", remove)
+    monkeypatch.setattr(filler, "_published", remove)
     done = await _prefetch(mirror, "v1")
     assert [(lost.digest, lost.reason) for lost in done.failures] == [
         (layer, f"dropped again as soon as it was stored: {layer}")

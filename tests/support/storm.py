@@ -165,7 +165,7 @@ class Storm:
 
     async def _open(self) -> None:
         def before(app: App) -> None:
-            app.shared.flights._sleep = _briefly
+            app.shared.flights._filler.sleep = _briefly
 
         self._stack = AsyncExitStack()
         settings: dict[str, Any] = {"store": {"capacity": str(self._capacity)}}

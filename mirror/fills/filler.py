@@ -1,0 +1,374 @@
+"""Fills a growing blob on behalf of a flight, while this process has the lock of its file.
+
+    bytes that are here ── hashed again ──> upstream, from there on ──┬──> verified ──> landed ──> published
+                                              ^                       │
+                                              └── broken off, down: ──┘      published by another flight or an import:
+                                                  waits, asks again          the rest is copied from the store
+
+The digest of the whole is checked in every case, because bytes received before may be wrong. The followers have the
+whole blob once it is verified: they need not wait for the disk, which syncs and renames it after that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Final, Protocol, TypeVar
+
+from mirror import telemetry
+from mirror.aio.singleflight import cancel_and_wait
+from mirror.aio.threads import run_uninterrupted
+from mirror.errors import (
+    BlobDamaged,
+    BlobUnknown,
+    BlobUnreadable,
+    DigestMismatch,
+    StoreError,
+    StoreFull,
+    UpstreamCircuitOpen,
+    UpstreamError,
+    UpstreamInvalid,
+    UpstreamThrottled,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from mirror.fills.flight import NOTICE_BYTES, Flight
+from mirror.fills.outages import Outages
+from mirror.graph.damage import hashes_to
+from mirror.oci.digest import Digest
+from mirror.policy.send_limit import Tries, next_try
+from mirror.ports import BlobInfo, BlobReader, BlobStore, Body, Ingest
+
+T = TypeVar("T")
+
+#: Opens a blob of one upstream repository from an offset on. Entering the context waits for upstream's headers.
+Pull = Callable[[int], AbstractAsyncContextManager[Body]]
+
+#: Called when upstream has answered for the blob in a repository, with its size in bytes (None: unknown).
+OnAnswer = Callable[[int | None], Awaitable[None]]
+
+#: Seconds between two checks whether another flight or an import has published a blob that is being filled.
+_LOOK_FOR_PUBLISHED: Final = 0.25
+
+#: How often a full disk is answered by eviction. The disk may report "full" for a reason that eviction does not cure (a
+#: file-size limit), and the cache must not be emptied for it.
+_TRIES_WHEN_FULL: Final = 2
+
+
+class ReservedSpace(Protocol):
+    """Disk space that is reserved for a fill."""
+
+    def release(self) -> None:
+        """Gives the space back. Repeatable."""
+
+
+class Room(Protocol):
+    """The part of the evictor that a fill uses."""
+
+    async def reserve(self, size: int | None) -> ReservedSpace:
+        """Reserves `size` bytes (None: unknown), evicting if needed. Raises `StoreFull`."""
+
+    async def make_room(self, size: int) -> None:
+        """Evicts at least `size` bytes after a write failed because the disk was full. Raises `StoreFull`."""
+
+
+class Filler:
+    """The fills of one process."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        room: Room,
+        executor: Executor,
+        *,
+        published: Callable[[BlobInfo], Awaitable[None]],
+        label: Callable[[str], str] = str,
+        patience: float = 30.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        jitter: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`executor` runs the threads that receive: each fill occupies one thread from upstream's headers to its end.
+
+        `published` is called with each blob that this process has published. `label` returns, for the metrics, the
+        configured upstream that a registry belongs to. A fill waits `patience` seconds, measured by `clock`, for an
+        upstream that does not answer.
+        """
+        self.store = store
+        self.executor = executor
+        self.patience = patience
+        self.sleep = sleep
+        self._room = room
+        self._published = published
+        self._label = label
+        self._jitter = jitter
+        self._clock = clock
+        self._outages = Outages()
+
+    async def fill(self, flight: Flight, ingest: Ingest, pull: Pull, on_answer: OnAnswer | None) -> None:
+        """Fills the ingest, whose lock this process has, and publishes the blob. Raises what ended the fill."""
+        began = time.monotonic()
+        result = "failed"
+        flight.filled_here = True
+        telemetry.FLIGHTS.inc()
+        try:
+            await self._run(ingest.resume)
+            if await self._download_or_copy(flight, ingest, pull, on_answer):
+                # the blob is in the store, and no byte of this upstream was sent to a client
+                ingest.abort(keep=False)
+                flight.stored = True
+                result = "stored"
+                return
+            await self._run(ingest.verify)
+            flight.stop_watching()
+            flight.land(ingest.offset)
+            info = await self._run(ingest.commit)
+            flight.stored = True
+            await self._published(info)
+            result = "stored"
+        except BlobDamaged as error:
+            # any byte may be wrong: the file is dropped, and the clients' connections break before the last bytes
+            ingest.abort(keep=False)
+            telemetry.UPSTREAM_ERRORS.labels(self._label(flight.upstream), DigestMismatch.__name__).inc()
+            raise DigestMismatch(str(error), upstream=flight.upstream) from error
+        except (UpstreamInvalid, BlobUnreadable):
+            # a partial that cannot be read cannot be resumed either: the next fill begins a new file
+            ingest.abort(keep=False)
+            raise
+        except StoreError as error:
+            if not flight.landed:
+                raise
+            # the followers have the whole, verified blob; only the store lacks it
+            telemetry.log.error("blob cannot be published", digest=str(flight.digest), reason=str(error))
+        finally:
+            flight.stop_watching()
+            telemetry.FLIGHTS.dec()
+            telemetry.FILLED.labels(self._label(flight.upstream), result).inc()
+            telemetry.FILL_SECONDS.labels(self._label(flight.upstream)).observe(time.monotonic() - began)
+
+    async def _download_or_copy(self, flight: Flight, ingest: Ingest, pull: Pull, on_answer: OnAnswer | None) -> bool:
+        """Receives every byte from upstream, or the rest from the store if the blob is published meanwhile.
+
+        True if the blob was published before upstream answered: the flight has landed and needs no ingest.
+        """
+        receiving = asyncio.create_task(self._download(flight, ingest, pull, on_answer))
+        publishing = asyncio.create_task(self._wait_until_published(flight))
+        try:
+            await asyncio.wait({receiving, publishing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await cancel_and_wait(receiving, publishing)
+        if publishing.cancelled():
+            receiving.result()
+            return False
+        info, reader = publishing.result()
+        if not flight.announced.done():
+            flight.announce(lambda: reader)
+            flight.land(info.size)
+            return True
+        try:
+            if receiving.cancelled() or receiving.exception() is not None:
+                await self._copy_from_store(flight, ingest, info, reader)
+            return False
+        finally:
+            reader.close()
+
+    async def _wait_until_published(self, flight: Flight) -> tuple[BlobInfo, BlobReader]:
+        while True:
+            await asyncio.sleep(_LOOK_FOR_PUBLISHED)
+            # a stored blob that cannot be opened is no reason to leave an upstream that sends it
+            with suppress(BlobUnknown, StoreError):
+                self.store.stat(flight.digest)
+                return await open_verified(self.store, self.executor, flight.digest, flight.size)
+
+    async def _download(self, flight: Flight, ingest: Ingest, pull: Pull, on_answer: OnAnswer | None) -> None:
+        """Receives every byte, over as many upstream answers as needed."""
+        if ingest.size is not None and ingest.offset == ingest.size:
+            # another process died between the last byte and the commit; the file may be wrong
+            try:
+                await self._run(ingest.verify)
+            except BlobDamaged:
+                if flight.announced.done():
+                    raise
+                await self._run(ingest.restart)
+            else:
+                flight.announce(ingest.reader)
+                return
+        tries, full = Tries(self._clock()), 0
+        reservation: ReservedSpace | None = None
+        try:
+            while True:
+                before, answered = ingest.offset, False
+                try:
+                    async with pull(ingest.offset) as body:
+                        answered = True
+                        self._outages.answered(flight.upstream, self._clock())
+                        disputed = None not in (flight.size, body.size) and flight.size != body.size
+                        size = self._agree(flight, body.size)
+                        if reservation is None:
+                            reservation = await self._room.reserve(None if size is None else size - ingest.offset)
+                        if on_answer:
+                            # before `expect`: followers take an announced size as proof that upstream has answered
+                            await on_answer(size)
+                        ingest.expect(size)
+                        flight.announce(ingest.reader)
+                        await self._write(flight, ingest, body)
+                        if disputed:
+                            # the body may have been cut: its connection may still carry the rest, so do not reuse it
+                            body.abort()
+                    return
+                except (UpstreamUnavailable, UpstreamThrottled) as error:
+                    now = self._clock()
+                    tries = tries.broken(now, progress=ingest.offset > before) if answered else tries.refused(error)
+                    if ingest.offset > before:
+                        self._outages.answered(flight.upstream, now)
+                    wait = await self._wait_for(flight, error, tries, now)
+                    if wait is None:
+                        raise
+                    if not isinstance(error, UpstreamCircuitOpen):
+                        telemetry.log.warning(
+                            "fill interrupted",
+                            digest=str(flight.digest),
+                            offset=ingest.offset,
+                            size=flight.size,
+                            upstream=flight.upstream,
+                            reason=str(error),
+                            failures=tries.breaks + tries.refusals,
+                        )
+                    await self.sleep(wait)
+                except StoreFull:
+                    if not flight.announced.done() or full == _TRIES_WHEN_FULL:
+                        raise
+                    full += 1
+                    # other files took the reserved space; without more room the followers go on uncached
+                    await self._room.make_room(NOTICE_BYTES if flight.size is None else flight.size - ingest.offset)
+                finally:
+                    received = max(0, ingest.offset - before)
+                    telemetry.UPSTREAM_BYTES.labels(self._label(flight.upstream)).inc(received)
+        finally:
+            if reservation:
+                reservation.release()
+
+    async def _wait_for(self, flight: Flight, error: UpstreamError, tries: Tries, now: float) -> float | None:
+        """Returns the seconds until upstream is asked again; None: give up.
+
+        A fill whose headers are known waits for `patience` seconds. One without headers gives up at once, so that its
+        clients get a clean error, unless the outage is sudden or another process is receiving from this registry: then
+        it waits until `patience` seconds of the outage have passed.
+        """
+        if _is_unreachable(error):
+            self._outages.refused(flight.upstream, now)
+        if flight.announced.done():
+            return next_try(error, tries, now - tries.since, self.patience, self._jitter())
+        waited = self._outages.waited(flight.upstream, now)
+        if waited >= self.patience or not _is_unreachable(error):
+            return None
+        if not self._outages.is_sudden(flight.upstream) and not await self._is_sending_others(flight):
+            return None
+        return next_try(error, tries, waited, self.patience, self._jitter())
+
+    async def _is_sending_others(self, flight: Flight) -> bool:
+        """True if another process is receiving a blob from this flight's registry. False if the disk cannot tell."""
+        with suppress(StoreError):
+            return await self._run(self.store.is_filling, flight.upstream, flight.digest)
+        return False
+
+    async def _copy_from_store(self, flight: Flight, ingest: Ingest, info: BlobInfo, reader: BlobReader) -> None:
+        """Copies the rest from the blob that was published meanwhile. Raises `UpstreamInvalid` if the sizes differ."""
+        if flight.size not in (None, info.size):
+            raise UpstreamInvalid(
+                f"{flight.digest} has {flight.size} bytes upstream, and {info.size} in truth", upstream=flight.upstream
+            )
+        telemetry.log.info(
+            "fill continues from store", digest=str(flight.digest), upstream=flight.upstream, offset=ingest.offset
+        )
+        ingest.expect(info.size)
+        body = _StoredBody(reader, ingest.offset, info.size)
+        await self._run(ingest.fill, body, flight.watch(ingest), stop=body.abort)
+
+    async def _write(self, flight: Flight, ingest: Ingest, body: Body) -> None:
+        """Receives one body to its end. Raises `UpstreamError`, `StoreError`."""
+        with telemetry.span("fill", mirror__upstream=flight.upstream, mirror__offset=ingest.offset):
+            try:
+                await self._run(ingest.fill, body, flight.watch(ingest), stop=body.abort)
+            except UpstreamError as error:
+                telemetry.UPSTREAM_ERRORS.labels(self._label(flight.upstream), type(error).__name__).inc()
+                raise
+
+    def _agree(self, flight: Flight, answered: int | None) -> int | None:
+        """Returns the size of the whole blob in bytes (None: unknown), given the size in upstream's answer.
+
+        Until clients have been given a size, upstream's answer overrides the manifest: the digest judges the bytes.
+        Afterwards a different size raises `UpstreamInvalid`.
+        """
+        if flight.announced.done() and answered is not None and flight.size is not None and answered != flight.size:
+            raise UpstreamInvalid(
+                f"{flight.digest} has {answered} bytes upstream, where {flight.size} were expected",
+                upstream=flight.upstream,
+            )
+        flight.size = answered if answered is not None else flight.size
+        return flight.size
+
+    async def _run(self, work: Callable[..., T], *arguments: object, stop: Callable[[], None] | None = None) -> T:
+        return await run_uninterrupted(self.executor, work, *arguments, stop=stop)
+
+
+class _StoredBody:
+    """The rest of a blob, read from the store instead of upstream. Implements `Body`."""
+
+    def __init__(self, reader: BlobReader, start: int, size: int) -> None:
+        self.start = start
+        self.size: int | None = size
+        self._reader = reader
+        self._position = start
+        self._aborted = False
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fills the buffer; returns the number of bytes, 0 at the end. Raises `StoreError`, also after `abort`."""
+        if self._aborted:
+            raise StoreError("the copy was given up")
+        piece = self._reader.pread(len(buffer), self._position)
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
+
+    def abort(self) -> None:
+        self._aborted = True
+
+
+async def open_verified(
+    store: BlobStore, executor: Executor, digest: Digest, size: int | None
+) -> tuple[BlobInfo, BlobReader]:
+    """Returns the blob that is in the store, opened; the caller closes the reader. If it has another size than `size`
+    (None: unknown), it is hashed first, and set aside if it is damaged. Raises `BlobUnknown`, `StoreError`.
+    """
+    while True:
+        info, reader = store.open(digest)
+        if info.size == size or await _hash(store, executor, digest, reader):
+            return info, reader
+
+
+async def _hash(store: BlobStore, executor: Executor, digest: Digest, reader: BlobReader) -> bool:
+    return await run_uninterrupted(executor, _verify, store, digest, reader, unwanted=lambda _: reader.close())
+
+
+def _verify(store: BlobStore, digest: Digest, reader: BlobReader) -> bool:
+    """Blocking: True if the bytes hash to the digest. If not, the blob is set aside and the reader closed."""
+    try:
+        sound = hashes_to(reader, digest)
+        if not sound and store.set_aside(digest, reader):
+            telemetry.log.error("damaged blob set aside", digest=str(digest), reason="found by a flight")
+    except BaseException:
+        reader.close()
+        raise
+    if not sound:
+        reader.close()
+    return sound
+
+
+def _is_unreachable(error: UpstreamError) -> bool:
+    """True if upstream could not be reached at all: the next connection may succeed a moment later."""
+    return isinstance(error, UpstreamUnavailable) and not isinstance(error, UpstreamTimeout) and error.status is None
