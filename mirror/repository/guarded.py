@@ -209,7 +209,9 @@ class Signatures:
         #: Signed indexes whose children are remembered as signed. A forgotten child is found again by its index.
         self._spread: LruCache[tuple[Repo, Digest, tuple[str, ...]], bool] = LruCache(_MOST)
         #: Digests that count as unsigned. Kept for each caller: one may not see a signature that another sees.
-        self._unsigned: TtlCache[tuple[Repo, Digest, tuple[str, ...], str], bool] = TtlCache(_MOST, _UNSIGNED_FOR, now)
+        self._unsigned: TtlCache[tuple[Repo, Digest, tuple[str, ...], str], bool] = TtlCache(
+            _MOST, _UNSIGNED_FOR, lambda: self._now()
+        )
         self._once = SingleFlight()
 
     async def is_signed(
