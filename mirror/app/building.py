@@ -146,7 +146,7 @@ def _open_front(
         Sender(sending, stall=config.server.client_stall_timeout),
         pages,
         log_requests=config.server.access_log,
-        gate=gate,
+        access=gate,
         audit=audit,
         recent=recent,
     )

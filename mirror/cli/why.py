@@ -153,7 +153,7 @@ def _told_parts(parts: Sequence[LastAnswer], now: float) -> Iterable[str]:
         return
     count = Counter(_fate(one) for one in parts)
     yield f"its parts: {', '.join(f'{number} × {fate}' for fate, number in count.most_common())}"
-    bad = [one for one in parts if one.status >= 400 or one.trouble]
+    bad = [one for one in parts if one.status >= 400 or one.error]
     for one in bad[:_MOST_PARTS]:
         yield f"  {_ago(one.at, now)}: {one.method} {one.reference}: {one.status}, request {one.request}"
         yield f"  {explain(one)}"
@@ -164,7 +164,7 @@ def _told_parts(parts: Sequence[LastAnswer], now: float) -> Iterable[str]:
 def _fate(answer: LastAnswer) -> str:
     if answer.status >= 400:
         return f"status {answer.status}"
-    return f"{answer.outcome}, cut off" if answer.trouble else answer.outcome
+    return f"{answer.outcome}, cut off" if answer.error else answer.outcome
 
 
 def _here(found: WhyImage, now: float) -> Iterable[str]:

@@ -50,9 +50,9 @@ class Answered(Protocol):
     @property
     def digest(self) -> object: ...
     @property
-    def kept(self) -> str | None: ...
+    def tag_override(self) -> str | None: ...
     @property
-    def trouble(self) -> str | None: ...
+    def error(self) -> str | None: ...
     @property
     def sent(self) -> int: ...
 
@@ -158,8 +158,8 @@ def _answer(kind: str, noted: _Noted) -> LastAnswer:
         outcome=said.outcome.value,
         upstream=said.upstream or "",
         digest="" if said.digest is None else str(said.digest),
-        kept=said.kept or "",
-        trouble=telemetry.redact(said.trouble or "")[:LONGEST],
+        tag_override=said.tag_override or "",
+        error=telemetry.redact(said.error or "")[:LONGEST],
         sent=said.sent,
         seconds=round(seconds, 6),
         request=request,

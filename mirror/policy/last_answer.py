@@ -10,7 +10,7 @@ from mirror.oci.request import Kind
 from mirror.policy.history import TagOverride
 from mirror.policy.json_form import JsonForm, Moment
 
-#: The most characters of `LastAnswer.trouble`.
+#: The most characters of `LastAnswer.error`.
 LONGEST: Final = 300
 
 
@@ -20,8 +20,8 @@ class LastAnswer:
 
     `kind` is the kind of resource; `reference` is a tag or digest, empty for lists. `at` is when the answer ended, in
     epoch seconds, `seconds` how long it took, `sent` the bytes of its body. `outcome` is the one in the metrics.
-    `digest` is the digest that a tag was answered with, `kept` the reason if it is not upstream's. `trouble` says what
-    went wrong. `request` is the request's number in the log and in error answers.
+    `digest` is the digest that a tag was answered with, `tag_override` the reason if it is not upstream's. `error` says
+    what went wrong. `request` is the request's number in the log and in error answers.
     """
 
     at: Moment
@@ -35,8 +35,8 @@ class LastAnswer:
     outcome: str = ""
     upstream: str = ""
     digest: str = ""
-    kept: str = ""
-    trouble: str = ""
+    tag_override: str = ""
+    error: str = ""
     request: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -104,8 +104,8 @@ def explain(answer: LastAnswer) -> str:
         return "the client went away, or the mirror was stopping, before there was an answer"
     if answer.status >= 400:
         return _refusal(answer)
-    if answer.kept in _KEPT:
-        return _KEPT[answer.kept]
+    if answer.tag_override in _KEPT:
+        return _KEPT[answer.tag_override]
     digest = ":" in answer.reference
     known = {
         Kind.MANIFEST.value: _MANIFEST if digest else _TAG,
@@ -113,9 +113,9 @@ def explain(answer: LastAnswer) -> str:
     }.get(answer.kind, _LIST)
     said = known.get(answer.outcome, "the answer was made without cache or upstream")
     said = said.format(upstream=answer.upstream or "upstream")
-    return f"{said}; then: {answer.trouble}" if answer.trouble else said
+    return f"{said}; then: {answer.error}" if answer.error else said
 
 
 def _refusal(answer: LastAnswer) -> str:
     kind = "refused" if answer.status in (401, 403, 429) else "not found" if answer.status == 404 else "an error"
-    return f"{kind}: {answer.trouble or f'status {answer.status}'}"
+    return f"{kind}: {answer.error or f'status {answer.status}'}"

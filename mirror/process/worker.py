@@ -95,7 +95,7 @@ async def _serve(
         loop.add_reader(parent, stop.set)
     tls = _tls(config.server, config.access.client_ca)
     async with build(config, pulse=pulse) as app:
-        runner = _Runner(app.front, config.server, _entrance(config.server))
+        runner = _Runner(app.front, config.server, _limiter(config.server))
         await runner.setup()
         sites = [_Site(runner, one, tls) for one in listeners]
         asked = _Runner(
@@ -133,12 +133,12 @@ async def _serve(
 class _Runner(web.BaseRunner):
     """aiohttp's runner for our own server class."""
 
-    def __init__(self, answers: Answers, settings: ServerSettings, entrance: ConnectionLimiter) -> None:
+    def __init__(self, answers: Answers, settings: ServerSettings, limiter: ConnectionLimiter) -> None:
         # for aiohttp, 0 means no limit
         super().__init__(shutdown_timeout=max(settings.drain_timeout, 0.001))
         self._answers = answers
         self._settings = settings
-        self._entrance = entrance
+        self._limiter = limiter
         self._made: FrontServer | None = None
 
     async def shutdown(self) -> None:
@@ -158,7 +158,7 @@ class _Runner(web.BaseRunner):
     async def _make_server(self) -> FrontServer:
         self._made = FrontServer(
             self._answers,
-            entrance=self._entrance,
+            limiter=self._limiter,
             access_log=None,
             keepalive_timeout=self._settings.idle_timeout,
             lingering_time=2.0,
@@ -190,7 +190,7 @@ class _Site(web.BaseSite):
         self._server = await loop.create_server(self._protocol, sock=self._listener, backlog=4096)
 
 
-def _entrance(settings: ServerSettings) -> ConnectionLimiter:
+def _limiter(settings: ServerSettings) -> ConnectionLimiter:
     return ConnectionLimiter(
         head=settings.request_head_timeout,
         stall=settings.client_stall_timeout,

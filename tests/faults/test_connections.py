@@ -200,20 +200,20 @@ def test_26_the_log_is_not_flooded() -> None:
     after its last connection.
     """
     now = 0.0
-    entrance = ConnectionLimiter(most=1, clock=lambda: now)
+    limiter = ConnectionLimiter(most=1, clock=lambda: now)
     lines: list[dict[str, object]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mirror.telemetry.log", _Lines(lines))
-        stays, key = entrance.enter(("192.0.2.7", 1))
+        stays, key = limiter.enter(("192.0.2.7", 1))
         assert stays
         for _ in range(1000):
-            assert entrance.enter(("192.0.2.7", 2)) == (False, None)
+            assert limiter.enter(("192.0.2.7", 2)) == (False, None)
         now = 61.0
-        entrance.dropped("slow", ("192.0.2.8", 3))
+        limiter.dropped("slow", ("192.0.2.8", 3))
     assert lines == [{"many": 1, "client": "192.0.2.7"}, {"many": 999, "slow": 1, "client": "192.0.2.8"}]
-    entrance.leave(key)
-    assert not entrance._open
-    assert entrance.enter(("192.0.2.7", 4))[0]
+    limiter.leave(key)
+    assert not limiter._open
+    assert limiter.enter(("192.0.2.7", 4))[0]
 
 
 class _Lines:
@@ -231,9 +231,9 @@ class _Lines:
 async def _over_tls(mirror: LiveMirror, certificate: Certificate, **limits: Any) -> AsyncIterator[_Tls]:
     """A listener with TLS of its own, that listens already and accepts nobody before `serve`."""
     listener = socket.create_server(("127.0.0.1", 0))
-    entrance = ConnectionLimiter(**limits)
-    server = FrontServer(mirror.app.front, entrance=entrance)
-    tls = _Tls(server, entrance, listener, certificate)
+    limiter = ConnectionLimiter(**limits)
+    server = FrontServer(mirror.app.front, limiter=limiter)
+    tls = _Tls(server, limiter, listener, certificate)
     try:
         yield tls
     finally:
@@ -246,10 +246,10 @@ async def _over_tls(mirror: LiveMirror, certificate: Certificate, **limits: Any)
 
 class _Tls:
     def __init__(
-        self, server: FrontServer, entrance: ConnectionLimiter, listener: socket.socket, certificate: Certificate
+        self, server: FrontServer, limiter: ConnectionLimiter, listener: socket.socket, certificate: Certificate
     ) -> None:
         self.server = server
-        self.entrance = entrance
+        self.limiter = limiter
         self.port = listener.getsockname()[1]
         self.listening: asyncio.AbstractServer | None = None
         self._listener = listener
@@ -275,7 +275,7 @@ class _Tls:
 
     def count(self) -> int:
         """Connections that are counted."""
-        return sum(self.entrance._open.values())
+        return sum(self.limiter._open.values())
 
 
 @pytest.fixture

@@ -182,7 +182,7 @@ async def test_one_guesses_the_password_of_another(private: FakeRegistry, tmp_pa
     """
     async with _verifying(tmp_path, private) as mirror:
         steady = [0.0]
-        verifier = mirror.app.front._gate._verifier_of("reg.example")  # type: ignore[union-attr]  # there is one
+        verifier = mirror.app.front._access._verifier_of("reg.example")  # type: ignore[union-attr]  # there is one
         assert verifier
         verifier._now = lambda: steady[0]
         path = "manifests/1.0"

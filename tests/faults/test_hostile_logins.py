@@ -71,7 +71,7 @@ async def test_a_flood_of_wrong_passwords(
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, access=access) as mirror:
         target = "/v2/library/app/manifests/1.0"
         clock = Clock(0.0)
-        mirror.app.front._gate._authentication._now = clock  # type: ignore[union-attr]  # there is one
+        mirror.app.front._access._authentication._now = clock  # type: ignore[union-attr]  # there is one
         assert (await mirror.ask(target, headers=_basic("alice", "alice"))).status == 200
         token = (await mirror.ask("/token", headers=_basic("bob", "bob"))).json["token"]
         clock.time = 61.0
@@ -86,13 +86,13 @@ async def test_a_flood_of_wrong_passwords(
         # tokens are no passwords
         assert (await mirror.ask(target, headers={"Authorization": f"Bearer {token}"})).status == 200
         alice = asyncio.create_task(mirror.ask(target, headers=_basic("alice", "alice")))
-        await until(lambda: mirror.app.front._gate._authentication._ways[-1]._turns._first)  # type: ignore[union-attr]  # there is one
+        await until(lambda: mirror.app.front._access._authentication._ways[-1]._turns._first)  # type: ignore[union-attr]  # there is one
         checks.gate.set()
         assert (await alice).status == 200
         assert checks.asked.index(b"alice") <= 3
         assert {answer.status for answer in await asyncio.gather(*guesses)} == {401, 429}
         assert len(checks.asked) == 2 + 32 + 1
-        assert len([line for line in mirror.events("request") if "TooManyLogins" in line.get("trouble", "")]) == 266
+        assert len([line for line in mirror.events("request") if "TooManyLogins" in line.get("error", "")]) == 266
 
 
 async def test_clients_take_turns(accounts: Path, checks: _Bcrypt) -> None:
@@ -206,7 +206,7 @@ async def test_what_is_kept_of_strangers(registry: FakeRegistry, tmp_path: Path)
     upstreams: dict[str, Any] = {"docker.io": {"url": registry.url, "access": "verify"}}
     access: dict[str, Any] = {"rule": [{"effect": "allow", "callers": ["*"]}]}
     async with live_mirror(tmp_path / "store", upstreams, access=access) as mirror:
-        gate = mirror.app.front._gate
+        gate = mirror.app.front._access
         assert gate
         for number in range(20):
             who = {**_basic(f"stranger{number}", "secret " * 500), "Host": f"{number}.{'x' * 200}.example"}

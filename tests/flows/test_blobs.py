@@ -466,7 +466,7 @@ async def test_25_a_reader_that_stalls_is_dropped(registry: FakeRegistry, tmp_pa
         reader, writer = await mirror.connect()
         writer.write(f"GET {_at(digest)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         [line] = await until(lambda: mirror.events("request"))
-        assert "client" in line["trouble"]
+        assert "client" in line["error"]
         received = bytearray()
         try:
             while piece := await reader.read(1 << 20):

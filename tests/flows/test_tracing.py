@@ -95,7 +95,7 @@ async def test_failures_are_told_without_secrets(registry: FakeRegistry, tmp_pat
             assert (await mirror.ask(f"{_MANIFEST}?key=geheim", headers=headers)).status >= 500
     [request] = collector.named("request")
     assert request.failed is not None
-    assert str(request.attributes["mirror.trouble"]).startswith("UpstreamUnavailable")
+    assert str(request.attributes["mirror.error"]).startswith("UpstreamUnavailable")
     [tag] = collector.named("tag")
     assert str(tag.failed).startswith("UpstreamUnavailable: ")
     assert b"geheim" not in collector.raw
@@ -138,7 +138,7 @@ def test_workers_send_what_is_left_when_they_stop(registry: FakeRegistry, tmp_pa
     """Each of several processes sends its own spans, the last ones before it ends."""
     registry.add_image("library/app", "v1", [_LAYER])
     with Collector() as collector:
-        more = f'[trace]\nendpoint = "{collector.url}/v1/traces"\nsample = 1.0'
+        more = f'[trace]\nendpoint = "{collector.url}/v1/traces"\nsample_ratio = 1.0'
         with MirrorProcess(write_config(tmp_path, {"docker.io": registry.url}, more=more)) as mirror:
             for _ in range(8):
                 assert mirror.get(_MANIFEST)[0] == 200

@@ -218,7 +218,7 @@ async def test_4_digest_mismatch(registry: FakeRegistry, mirror: LiveMirror) -> 
     assert not answer.whole
     assert len(answer.body) <= _SIZE - 65536
     await _nothing_kept(mirror)
-    assert "DigestMismatch" in mirror.events("request")[-1]["trouble"]
+    assert "DigestMismatch" in mirror.events("request")[-1]["error"]
     _is_whole(await mirror.ask(_AT))
 
 

@@ -133,7 +133,7 @@ async def test_how_long_a_word_counts(private: FakeRegistry, tmp_path: Path) -> 
     _, targets = _targets(private, _SECRET)
     async with _verifying(tmp_path, private) as mirror:
         steady = [0.0]
-        verifier = mirror.app.front._gate._verifier_of("reg.example")  # type: ignore[union-attr]  # there is one
+        verifier = mirror.app.front._access._verifier_of("reg.example")  # type: ignore[union-attr]  # there is one
         assert verifier
         verifier._now = lambda: steady[0]
         blob = targets[2:3]
@@ -162,7 +162,7 @@ async def test_while_upstream_is_down(tmp_path: Path) -> None:
         _, targets = _targets(registry, _SECRET)
         async with _verifying(tmp_path, registry) as mirror:
             steady = [0.0]
-            verifier = mirror.app.front._gate._verifier_of("reg.example")  # type: ignore[union-attr]  # there is one
+            verifier = mirror.app.front._access._verifier_of("reg.example")  # type: ignore[union-attr]  # there is one
             assert verifier
             verifier._now = lambda: steady[0]
             assert await _statuses(mirror, targets[:3], _basic(_ALICE)) == [200] * 3

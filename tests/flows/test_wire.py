@@ -410,7 +410,7 @@ async def test_a_header_that_cannot_be_sent(mirror: LiveMirror, monkeypatch: pyt
     answer = await mirror.ask("/v2/library/app/tags/list")
     assert (answer.status, answer.code) == (500, "UNKNOWN")
     [line] = mirror.events("request")
-    assert (line["status"], line["trouble"]) == (
+    assert (line["status"], line["error"]) == (
         500,
         "MirrorError: a header of the answer has characters that no header may have",
     )
@@ -521,7 +521,7 @@ async def test_fields_of_the_access_log(mirror: LiveMirror) -> None:
     assert [line["bytes"] for line in lines[1:]] == [len(_LAYER), 10, 0]
     assert [line["cache"] for line in lines] == ["miss", "miss", "hit", "none"]
     assert [line["upstream"] for line in lines] == ["docker.io"] * 3 + [None]
-    assert lines[3]["trouble"].startswith("DigestInvalid: ")
+    assert lines[3]["error"].startswith("DigestInvalid: ")
     assert len({line["id"] for line in lines}) == 4
 
 

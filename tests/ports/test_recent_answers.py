@@ -27,8 +27,8 @@ class _Said:
     outcome: Outcome = Outcome.HIT
     upstream: str | None = "docker.io"
     digest: object = None
-    kept: str | None = None
-    trouble: str | None = None
+    tag_override: str | None = None
+    error: str | None = None
     sent: int = 7
 
 
@@ -73,10 +73,10 @@ def test_secrets_are_not_kept() -> None:
     """Queries and user parts of URLs, and credentials, are cut out of what went wrong, which is cut short, too."""
     recent = Recent()
     trouble = "https://me:geheim@host/x?sig=geheim said Bearer geheimgeheim " + "x" * 1000
-    recent.note("blob", "GET", 502, _Said(trouble=trouble), 0.5, "1-a")
+    recent.note("blob", "GET", 502, _Said(error=trouble), 0.5, "1-a")
     [answer] = recent.answers()
-    assert "geheim" not in answer.trouble
-    assert len(answer.trouble) <= 300
+    assert "geheim" not in answer.error
+    assert len(answer.error) <= 300
 
 
 def test_workers_have_files_of_their_own(layout: Layout) -> None:

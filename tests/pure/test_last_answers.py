@@ -32,8 +32,8 @@ _HIT = LastAnswer(
     outcome="hit",
     upstream="docker.io",
     digest=str(_DIGEST),
-    kept="",
-    trouble="",
+    tag_override="",
+    error="",
     sent=10,
     seconds=0.1,
     request="1-a",
@@ -56,7 +56,7 @@ def _facts(age: float | None = 120, **more: Any) -> Facts:
 def test_written_and_read_back() -> None:
     """An answer comes back from its JSON as it was."""
     assert LastAnswer.from_json(_HIT.to_json()) == _HIT
-    empty = replace(_HIT, reference="", digest="", trouble="a: b")
+    empty = replace(_HIT, reference="", digest="", error="a: b")
     assert LastAnswer.from_json(empty.to_json()) == empty
 
 
@@ -92,11 +92,11 @@ def test_every_outcome_has_words(kind: str, reference: str, outcome: str) -> Non
         ({"outcome": "stale"}, "docker.io gave none in time"),
         ({"kind": "blob", "outcome": "joined"}, "another client"),
         ({"kind": "blob", "outcome": "bypass"}, "store could not take"),
-        ({"kind": "blob", "trouble": "client: gone"}, "then: client: gone"),
-        ({"kept": "frozen"}, "frozen"),
-        ({"kept": "minimum-age"}, "minimum_age"),
-        ({"status": 403, "trouble": "Denied: no"}, "refused: Denied: no"),
-        ({"status": 404, "trouble": "ManifestUnknown: none"}, "not found: ManifestUnknown"),
+        ({"kind": "blob", "error": "client: left"}, "then: client: left"),
+        ({"tag_override": "frozen"}, "frozen"),
+        ({"tag_override": "minimum-age"}, "minimum_age"),
+        ({"status": 403, "error": "Denied: no"}, "refused: Denied: no"),
+        ({"status": 404, "error": "ManifestUnknown: none"}, "not found: ManifestUnknown"),
         ({"status": 502}, "an error: status 502"),
         ({"status": 499}, "client went away"),
     ],

@@ -239,7 +239,7 @@ async def live_mirror(
                     before(app)
                 server = FrontServer(
                     app.front,
-                    entrance=ConnectionLimiter(stall=config.server.client_stall_timeout),
+                    limiter=ConnectionLimiter(stall=config.server.client_stall_timeout),
                     access_log=None,
                     keepalive_timeout=75.0,
                     lingering_time=2.0,

@@ -76,45 +76,45 @@ class AccessControl:
         self._realm = realm
         self._verdicts: dict[tuple[Identity, Action, Repo | None], bool] = {}
 
-    async def enter(self, request: web.BaseRequest, wanted: RegistryRequest, told: RequestRecord) -> Identity:
+    async def enter(self, request: web.BaseRequest, wanted: RegistryRequest, record: RequestRecord) -> Identity:
         """The caller's identity. Raises `Unauthorized` with a challenge, `AccessUnavailable`."""
         try:
-            identity = await self._identity(request)
+            identity, _ = await self._identify(request)
         except Unauthorized as error:
             raise Unauthorized(str(error), self._challenge(request, wanted)) from error
-        told.who = _called(identity)
+        record.caller = _described(identity)
         # clients send `GET /v2/` to learn whether they have to log in
         asking_how = wanted.kind is Kind.BASE and "Authorization" not in request.headers
         if identity.is_anonymous and (asking_how or not self._policy.anonymous):
             raise self._unknown_caller(request, wanted)
         return identity
 
-    async def administrator(self, request: web.BaseRequest, told: Callable[[Identity], None]) -> Identity:
-        """The caller's identity, if the caller may administer the mirror. `told` is called with it even if it is then
-        denied.
+    async def administrator(self, request: web.BaseRequest, identified: Callable[[Identity], None]) -> Identity:
+        """The caller's identity, if the caller may administer the mirror. `identified` is called with it even if
+        it is then denied.
 
         Raises `Unauthorized` with a challenge, `Denied`, `AccessUnavailable`.
         """
         challenge = f'Basic realm="{_SERVICE} administration", charset="UTF-8"'
         try:
-            identity = await self._identity(request)
+            identity, _ = await self._identify(request)
         except Unauthorized as error:
             raise Unauthorized(str(error), challenge) from error
         if identity.means in (AuthMethod.ANONYMOUS, AuthMethod.UPSTREAM):
             # credentials meant for an upstream prove nothing as long as that upstream has not checked them
-            raise Unauthorized("who is asking?", challenge)
-        told(identity)
+            raise Unauthorized("log in first", challenge)
+        identified(identity)
         if not self.allows(identity, Action.ADMIN, None):
             raise Denied(f"{identity} may not administer this mirror")
         return identity
 
-    async def _identity(self, request: web.BaseRequest) -> Identity:
-        lines = request.headers.getall("Authorization", [])
-        if not lines and request.transport is not None:
-            certified = identity_of(request.transport.get_extra_info("peercert"))
-            if certified is not None:
-                return certified
-        return await self._authentication.identify(lines, lambda: _from(request))
+    async def _identify(self, request: web.BaseRequest) -> tuple[Identity, CallerCredentials | None]:
+        """The caller's identity, and the credentials in the `Authorization` header, if there are any."""
+        presented = read_authorization(request.headers.getall("Authorization", []))
+        if presented is not None:
+            return await self._authentication.ask(presented, lambda: _from(request)), presented
+        certificate = request.transport.get_extra_info("peercert") if request.transport is not None else None
+        return identity_of(certificate) or ANONYMOUS, None
 
     async def admit(
         self,
@@ -122,7 +122,7 @@ class AccessControl:
         repository: Readable,
         request: web.BaseRequest,
         wanted: RegistryRequest,
-        told: RequestRecord,
+        record: RequestRecord,
     ) -> AbstractContextManager[None]:
         """Returns only if the caller may pull from the repository. Within the returned context, upstream is called with
         the caller's credentials.
@@ -142,7 +142,7 @@ class AccessControl:
         with acting_for(own):
             allowed = await verifier.may_pull(repository, own, wanted)
         if allowed:
-            told.who = str(identity)
+            record.caller = str(identity)
             return acting_for(own)
         if identity.is_anonymous:
             raise self._unknown_caller(request, wanted)
@@ -161,7 +161,7 @@ class AccessControl:
         raise NameUnknown("no such repository")
 
     def _unknown_caller(self, request: web.BaseRequest, wanted: RegistryRequest) -> Unauthorized:
-        return Unauthorized("who is asking?", self._challenge(request, wanted))
+        return Unauthorized("log in first", self._challenge(request, wanted))
 
     def may_see(self, identity: Identity, repo: Repo) -> bool:
         """True if a listing for this caller may name the repository. A repository whose upstream is asked about every
@@ -186,7 +186,7 @@ class AccessControl:
 
     # --------------------------------------------------------------------------------- the token endpoint
 
-    async def token(self, request: web.BaseRequest, told: RequestRecord) -> web.Response:
+    async def token(self, request: web.BaseRequest, record: RequestRecord) -> web.Response:
         """Answer `GET` with Basic, or `POST` with an OAuth2 form. The token carries the identity; the rules decide what
         it may do.
 
@@ -198,23 +198,22 @@ class AccessControl:
             presented = await _read_form(request)
             identity = await self._authentication.ask(presented, lambda: _from(request))
         elif request.method == "GET":
-            identity = await self._identity(request)
-            presented = read_authorization(request.headers.getall("Authorization", []))
+            identity, presented = await self._identify(request)
         else:
             raise RequestError("the token endpoint takes GET and POST")
-        told.who = _called(identity)
+        record.caller = _described(identity)
         if identity.is_anonymous and not self._policy.anonymous:
-            raise Unauthorized("who is asking?", f'Basic realm="{_SERVICE}"')
-        left = self._issued.left(presented) if presented is not None else None
-        if presented is None or left is None:
-            token, left = self._issued.issue(identity), self._issued.lifetime
+            raise Unauthorized("log in first", f'Basic realm="{_SERVICE}"')
+        lifetime = self._issued.left(presented) if presented is not None else None
+        if presented is None or lifetime is None:
+            token, lifetime = self._issued.issue(identity), self._issued.lifetime
         else:
             token = presented.secret
         issued_at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         body = {
             "token": token,
             "access_token": token,
-            "expires_in": int(left),
+            "expires_in": int(lifetime),
             "issued_at": issued_at,
         }
         headers = {**API_VERSION, "Content-Type": "application/json", "Cache-Control": "no-store"}
@@ -226,7 +225,7 @@ class AccessControl:
         return f'Bearer realm="{self._realm or _reached_at(request)}",service="{_SERVICE}"{scope}'
 
 
-def _called(identity: Identity) -> str:
+def _described(identity: Identity) -> str:
     """The identity as logged. Credentials for an upstream that have not been checked yet are marked as such."""
     return f"{identity} (not verified)" if identity.means is AuthMethod.UPSTREAM else str(identity)
 
@@ -257,7 +256,7 @@ async def _read_form(request: web.BaseRequest) -> CallerCredentials:
             while len(content) <= _LARGEST_FORM and (more := await request.content.read(_LARGEST_FORM)):
                 content += more
     except TimeoutError as error:
-        raise RequestError("the form does not come") from error
+        raise RequestError(f"the form did not arrive within {_FORM_TIME:.0f} s") from error
     if len(content) > _LARGEST_FORM:
         raise RequestError("the form is too large")
     try:

@@ -71,8 +71,8 @@ class ConnectionLimiter:
         self._unlimited = unlimited
         self._clock = clock
         self._open: Counter[str] = Counter()
-        self._untold: Counter[str] = Counter()
-        self._told = float("-inf")
+        self._unlogged: Counter[str] = Counter()
+        self._logged_at = float("-inf")
 
     def enter(self, peer: object) -> tuple[bool, str | None]:
         """True if this connection may stay, and the key to pass to `leave` when it ends."""
@@ -97,10 +97,10 @@ class ConnectionLimiter:
     def dropped(self, reason: str, peer: object) -> None:
         """Count a connection that is dropped for this reason; log at most one line a minute."""
         telemetry.CONNECTIONS_DROPPED.labels(reason).inc()
-        self._untold[reason] += 1
+        self._unlogged[reason] += 1
         now = self._clock()
-        if now - self._told >= _QUIET:
-            self._told = now
+        if now - self._logged_at >= _QUIET:
+            self._logged_at = now
             client = str(peer[0]) if isinstance(peer, tuple) and peer else "unix"
-            telemetry.log.warning("connections dropped", **self._untold, client=client)
-            self._untold.clear()
+            telemetry.log.warning("connections dropped", **self._unlogged, client=client)
+            self._unlogged.clear()

@@ -50,7 +50,7 @@ Page = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class Audit(Protocol):
     """The log that accesses are written to."""
 
-    def record(self, **what: object) -> None:
+    def record(self, **fields: object) -> None:
         """Write one entry. Raises nothing."""
 
 
@@ -64,18 +64,18 @@ class RegistryHandler:
         pages: Mapping[str, Page],
         *,
         log_requests: bool,
-        gate: AccessControl | None = None,
+        access: AccessControl | None = None,
         audit: Audit | None = None,
         recent: Recent | None = None,
     ) -> None:
-        """Without a `gate`, every client that reaches the mirror may pull everything. `audit` records each access and
+        """Without `access`, every client that reaches the mirror may pull everything. `audit` records each access and
         refusal, `recent` each answer about a repository.
         """
         self._router = router
         self._sender = sender
         self._pages = pages
         self._log_requests = log_requests
-        self._gate = gate
+        self._access = access
         self._audit = audit
         self._recent = recent
         #: Requests are numbered. Most numbers are never logged, so they are formatted as identifiers only when needed.
@@ -96,111 +96,113 @@ class RegistryHandler:
         self, request: web.BaseRequest, target: str, number: int, span: telemetry.TraceSpan | None = None
     ) -> web.StreamResponse:
         began = time.perf_counter()
-        told = RequestRecord()
+        record = RequestRecord()
         kind = "other"
         response: web.StreamResponse | None = None
         try:
             if request.version < HttpVersion10:
                 raise RequestError("not a request of HTTP/1.0 or later")
-            if self._gate is not None and target.partition("?")[0] == TOKEN_PATH:
+            if self._access is not None and target.partition("?")[0] == TOKEN_PATH:
                 kind = "token"
-                response = await self._gate.token(request, told)
+                response = await self._access.token(request, record)
             else:
                 wanted = _parse(target)
                 kind = wanted.kind.value
-                response = _checked(await self._answer(request, wanted, told))
+                response = _checked(await self._answer(request, wanted, record))
         except MirrorError as error:
-            told.trouble = f"{type(error).__name__}: {error}"
+            record.error = f"{type(error).__name__}: {error}"
             if isinstance(error, UpstreamError):
-                told.upstream = error.upstream
+                record.upstream = error.upstream
             response = error_response(error, self._id(number), head=request.method == "HEAD")
         except asyncio.CancelledError:
-            told.trouble = "cancelled: the mirror is stopping"
+            record.error = "cancelled: the mirror is stopping"
             raise
         except Exception as error:
             telemetry.log.exception("request crashed", id=self._id(number), method=request.method, path=target[:1024])
-            told.trouble = f"unexpected {type(error).__name__}"
+            record.error = f"unexpected {type(error).__name__}"
             response = error_response(MirrorError("an unexpected error; the log has more"), self._id(number))
         finally:
-            self._tell(request, target, kind, response, told, time.perf_counter() - began, number)
+            self._log(request, target, kind, response, record, time.perf_counter() - began, number)
             if span is not None:
-                _note(span, kind, response, told, self._id(number))
+                _note(span, kind, response, record, self._id(number))
         return response
 
     def _id(self, number: int) -> str:
         return f"{self._name}-{number:x}"
 
     async def _answer(
-        self, request: web.BaseRequest, wanted: RegistryRequest, told: RequestRecord
+        self, request: web.BaseRequest, wanted: RegistryRequest, record: RequestRecord
     ) -> web.StreamResponse:
-        gate = self._gate
-        identity = await gate.enter(request, wanted, told) if gate is not None else ANONYMOUS
+        access = self._access
+        identity = await access.enter(request, wanted, record) if access is not None else ANONYMOUS
         if request.method not in ("GET", "HEAD") or wanted.kind is Kind.UPLOAD:
             raise Unsupported("this is a mirror: push to the registry itself")
         if wanted.kind is Kind.BASE:
             return pull.base()
         if wanted.kind is Kind.CATALOG:
-            every = await self._router.repositories()
-            seen = every if gate is None else [repo for repo in every if gate.may_see(identity, repo)]
-            return await pull.catalog(request, wanted, seen, told)
+            repos = await self._router.repositories()
+            visible = repos if access is None else [repo for repo in repos if access.may_see(identity, repo)]
+            return await pull.catalog(request, wanted, visible, record)
         if wanted.reference is not None:
-            told.reference = str(wanted.reference)
+            record.reference = str(wanted.reference)
         repository = self._router.resolve(wanted.name, host=request.headers.get("Host"), ns=wanted.query.get("ns"))
-        told.repository = str(repository.repo)
-        if gate is None:
-            return await self._give(request, wanted, repository, told)
-        with await gate.admit(identity, repository, request, wanted, told):
-            return await self._give(request, wanted, repository, told)
+        record.repository = str(repository.repo)
+        if access is None:
+            return await self._pull(request, wanted, repository, record)
+        with await access.admit(identity, repository, request, wanted, record):
+            return await self._pull(request, wanted, repository, record)
 
-    async def _give(
+    async def _pull(
         self,
         request: web.BaseRequest,
         wanted: RegistryRequest,
         repository: Readable,
-        told: RequestRecord,
+        record: RequestRecord,
     ) -> web.StreamResponse:
         match wanted.kind:
             case Kind.MANIFEST:
-                return await pull.manifest(request, wanted, repository, told)
+                return await pull.manifest(request, wanted, repository, record)
             case Kind.BLOB:
-                return await pull.blob(request, wanted, repository, told, self._sender)
+                return await pull.blob(request, wanted, repository, record, self._sender)
             case Kind.TAGS:
-                return await pull.tags(request, wanted, repository, told)
+                return await pull.tags(request, wanted, repository, record)
             case Kind.REFERRERS:
-                return await pull.referrers(request, wanted, repository, told)
+                return await pull.referrers(request, wanted, repository, record)
         raise NotServed("not a path of this API")
 
-    def _tell(
+    def _log(
         self,
         request: web.BaseRequest,
         target: str,
         kind: str,
         response: web.StreamResponse | None,
-        told: RequestRecord,
+        record: RequestRecord,
         seconds: float,
         number: int,
     ) -> None:
         status = response.status if response is not None else 499
-        outcome = told.outcome.value
+        outcome = record.outcome.value
         _requests(kind, status, outcome).inc()
         _seconds(kind, outcome).observe(seconds)
-        if told.sent:
-            _sent(outcome).inc(told.sent)
-        if self._recent is not None and told.repository is not None:
-            self._recent.note(kind, request.method, status, told, seconds, self._id(number))
-        if self._audit is not None and (told.repository is not None or told.who is not None or status in _REFUSED):
+        if record.sent:
+            _sent(outcome).inc(record.sent)
+        if self._recent is not None and record.repository is not None:
+            self._recent.note(kind, request.method, status, record, seconds, self._id(number))
+        if self._audit is not None and (
+            record.repository is not None or record.caller is not None or status in _REFUSED
+        ):
             self._audit.record(
                 id=self._id(number),
-                caller=told.who,
+                caller=record.caller,
                 client=_client(request),
                 action="login" if kind == "token" else "pull",
                 kind=kind,
                 method=request.method,
-                repository=told.repository,
-                reference=told.reference,
+                repository=record.repository,
+                reference=record.reference,
                 status=status,
-                bytes=told.sent,
-                reason=told.trouble,
+                bytes=record.sent,
+                reason=record.error,
             )
         if not self._log_requests:
             return
@@ -210,16 +212,16 @@ class RegistryHandler:
             "method": request.method,
             "path": target[:1024],
             "status": status,
-            "bytes": told.sent,
+            "bytes": record.sent,
             "cache": outcome,
-            "upstream": told.upstream,
+            "upstream": record.upstream,
             "duration": round(seconds, 6),
-            **told.notes,
+            **record.notes,
         }
-        if told.who is not None:
-            line["caller"] = told.who
-        if told.trouble:
-            line["trouble"] = told.trouble
+        if record.caller is not None:
+            line["caller"] = record.caller
+        if record.error:
+            line["error"] = record.error
         telemetry.log.info("request", **line)
 
 
@@ -235,17 +237,17 @@ def _checked(response: web.StreamResponse) -> web.StreamResponse:
 
 
 def _note(
-    span: telemetry.TraceSpan, kind: str, response: web.StreamResponse | None, told: RequestRecord, number: str
+    span: telemetry.TraceSpan, kind: str, response: web.StreamResponse | None, record: RequestRecord, number: str
 ) -> None:
     span.note(
         http__response__status_code=response.status if response is not None else 499,
         mirror__kind=kind,
-        mirror__cache=told.outcome.value,
-        mirror__repository=told.repository,
-        mirror__reference=told.reference,
-        mirror__upstream=told.upstream,
-        mirror__bytes=told.sent,
-        mirror__trouble=told.trouble,
+        mirror__cache=record.outcome.value,
+        mirror__repository=record.repository,
+        mirror__reference=record.reference,
+        mirror__upstream=record.upstream,
+        mirror__bytes=record.sent,
+        mirror__error=record.error,
         mirror__request=number,
     )
 
@@ -306,20 +308,20 @@ class FrontServer(web.Server):
 
     dismissing = False
 
-    def __init__(self, answers: Page, *, entrance: ConnectionLimiter | None = None, **more: Any) -> None:
+    def __init__(self, answers: Page, *, limiter: ConnectionLimiter | None = None, **more: Any) -> None:
         # request bodies are never decompressed; one header line may be as long as the whole head
         super().__init__(self._answer, auto_decompress=False, max_field_size=MOST_HEAD, **more)
-        self.entrance = entrance or ConnectionLimiter()
+        self.limiter = limiter or ConnectionLimiter()
         self.unsent = Unsent()
         self._answers = answers
         self._handshakes: set[Handshake] = set()
 
     def __call__(self) -> _Connection:
-        return _Connection(self, self.entrance, self.unsent, loop=self._loop, **self._kwargs)
+        return _Connection(self, self.limiter, self.unsent, loop=self._loop, **self._kwargs)
 
     def over_tls(self, context: ssl.SSLContext) -> Handshake:
         """The first protocol of a new connection to a TLS listener."""
-        return Handshake(self, context, self.entrance, self._handshakes)
+        return Handshake(self, context, self.limiter, self._handshakes)
 
     def pre_shutdown(self) -> None:
         """Close connections without a request under way."""
@@ -357,12 +359,12 @@ _MOST_BEHIND: Final = 64 << 10
 
 
 class _Connection(RequestHandler):
-    __slots__ = ("_behind", "_entrance", "_key", "_late", "_stays", "_unsent")
+    __slots__ = ("_behind", "_key", "_late", "_limiter", "_stays", "_unsent")
 
-    def __init__(self, server: web.Server, entrance: ConnectionLimiter, unsent: Unsent, **more: Any) -> None:
+    def __init__(self, server: web.Server, limiter: ConnectionLimiter, unsent: Unsent, **more: Any) -> None:
         super().__init__(server, **more)
         self._parser = cast(Any, BoundedHeads(self._parser))
-        self._entrance = entrance
+        self._limiter = limiter
         self._unsent = unsent
         self._stays = False
         self._key: str | None = None
@@ -372,7 +374,7 @@ class _Connection(RequestHandler):
         self._late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        stays, key = self._entrance.enter(transport.get_extra_info("peername"))
+        stays, key = self._limiter.enter(transport.get_extra_info("peername"))
         if stays:
             self._begin(cast(asyncio.Transport, transport), key, high=0)
         else:
@@ -395,22 +397,22 @@ class _Connection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         if not self._stays:
             return
-        self._entrance.leave(self._key)
+        self._limiter.leave(self._key)
         self._in_time()
         super().connection_lost(exc)
 
     async def _drain_helper(self) -> None:
         """Every wait for the client to read happens here, whatever is being sent. Raises `ConnectionError`."""
         try:
-            async with asyncio.timeout(self._entrance.stall):
+            async with asyncio.timeout(self._limiter.stall):
                 await super()._drain_helper()
         except TimeoutError as error:
             self.drop("stalled")
-            raise ClientGone("took nothing for too long") from error
+            raise ClientGone("read nothing for too long") from error
 
     def drop(self, reason: str) -> None:
         """End the connection without waiting for the client to read the rest."""
-        self._entrance.dropped(reason, self.peername)
+        self._limiter.dropped(reason, self.peername)
         if self.transport is not None:
             self.transport.abort()
 
@@ -426,7 +428,7 @@ class _Connection(RequestHandler):
             self._in_time()
         elif self._late is None and data and self._is_waiting():
             # no answer is under way and no request is complete: these bytes begin the head of one
-            self._late = self._loop.call_later(self._entrance.head, self._too_late)
+            self._late = self._loop.call_later(self._limiter.head, self._too_late)
 
     def _is_waiting(self) -> bool:
         # bytes that follow the last ones of a TLS handshake arrive before aiohttp's task has begun to wait
@@ -471,7 +473,7 @@ class _Connection(RequestHandler):
 def _refused(request: web.BaseRequest, status: int, message: str) -> web.Response:
     error = RequestError(f"not a request that can be read: {message.splitlines()[0][:120]}")
     _requests("malformed", status, Outcome.NONE.value).inc()
-    telemetry.log.info("malformed request", client=_client(request), status=status, trouble=str(error))
+    telemetry.log.info("malformed request", client=_client(request), status=status, error=str(error))
     response = error_response(error, "-")
     response.set_status(status)
     response.force_close()

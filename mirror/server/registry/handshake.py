@@ -34,12 +34,12 @@ class Handshake(asyncio.Protocol):
         self,
         serve: Callable[[], Secured],
         context: ssl.SSLContext,
-        entrance: ConnectionLimiter,
+        limiter: ConnectionLimiter,
         under_way: set[Handshake],
     ) -> None:
         self._serve = serve
         self._context = context
-        self._entrance = entrance
+        self._limiter = limiter
         self._under_way = under_way
         self._peer: object = None
         self._key: str | None = None
@@ -51,7 +51,7 @@ class Handshake(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         plain = cast(asyncio.Transport, transport)
         self._peer = plain.get_extra_info("peername")
-        stays, self._key = self._entrance.enter(self._peer)
+        stays, self._key = self._limiter.enter(self._peer)
         if not stays:
             plain.abort()
             return
@@ -59,7 +59,7 @@ class Handshake(asyncio.Protocol):
         plain.set_write_buffer_limits(high=0)
         loop = asyncio.get_running_loop()
         self._under_way.add(self)
-        self._late = loop.call_later(self._entrance.head, self._too_late)
+        self._late = loop.call_later(self._limiter.head, self._too_late)
         self._task = loop.create_task(self._secure(plain))
         self._task.add_done_callback(lambda _: self._end(plain))
         # runs right after the first step of the task, which makes TLS the transport's protocol instead of this object
@@ -96,9 +96,9 @@ class Handshake(asyncio.Protocol):
                 self._context,
                 server_side=True,
                 # our own timer ends the handshake earlier, and counts it
-                ssl_handshake_timeout=2 * self._entrance.head,
+                ssl_handshake_timeout=2 * self._limiter.head,
                 # closing waits for the client's `close_notify` (RFC 8446, 6.1), which it need not send
-                ssl_shutdown_timeout=self._entrance.head,
+                ssl_shutdown_timeout=self._limiter.head,
             )
         except OSError:
             # the handshake failed, or the client left; TLS errors are OSErrors, too
@@ -113,9 +113,9 @@ class Handshake(asyncio.Protocol):
             self._late.cancel()
         if not self._served:
             plain.abort()
-            self._entrance.leave(self._key)
+            self._limiter.leave(self._key)
 
     def _too_late(self) -> None:
         self._late = None
-        self._entrance.dropped("slow", self._peer)
+        self._limiter.dropped("slow", self._peer)
         self.cancel()

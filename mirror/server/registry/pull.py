@@ -40,19 +40,21 @@ _MOST_TAGS = 10_000
 
 @dataclass(slots=True)
 class RequestRecord:
-    """Facts gathered while a request is answered, for the log and the metrics. `sent` counts bytes of the body."""
+    """Facts about a request, gathered while it is answered, for the log and the metrics. `sent` counts bytes of the
+    body; `error` is the error and its message.
+    """
 
     outcome: Outcome = Outcome.NONE
     upstream: str | None = None
     sent: int = 0
-    trouble: str | None = None
+    error: str | None = None
     #: The caller, if callers are identified; the repository and reference of the request, once known.
-    who: str | None = None
+    caller: str | None = None
     repository: str | None = None
     reference: str | None = None
     #: The digest that was answered for a manifest, and why a tag's answer may differ from upstream's.
     digest: Digest | None = None
-    kept: str | None = None
+    tag_override: str | None = None
     notes: dict[str, object] = field(default_factory=dict)
 
 
@@ -62,7 +64,7 @@ def base() -> web.Response:
 
 
 async def manifest(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: Readable, told: RequestRecord
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Readable, record: RequestRecord
 ) -> web.StreamResponse:
     """A manifest or index, byte for byte as upstream has it. A HEAD sends at most a HEAD to upstream."""
     if wanted.reference is None:
@@ -71,34 +73,34 @@ async def manifest(
     answer = await (repository.resolve if head else repository.manifest)(wanted.reference)
     if not head and answer.outcome is Outcome.MISS and isinstance(repository, Fetchable):
         repository.fetch_ahead(answer)
-    told.outcome, told.upstream, told.digest = answer.outcome, answer.upstream, answer.digest
+    record.outcome, record.upstream, record.digest = answer.outcome, answer.upstream, answer.digest
     if answer.kept is not None:
-        told.kept = told.notes["tag"] = answer.kept.value
+        record.tag_override = record.notes["tag"] = answer.kept.value
     headers = manifest_headers(answer)
     if is_unchanged(request.headers.get("If-None-Match"), answer.digest):
         del headers["Content-Length"]
         return web.Response(status=304, headers=headers)
     if head:
         return web.Response(headers=headers)
-    told.sent = answer.size
+    record.sent = answer.size
     return web.Response(body=answer.content, headers=headers)
 
 
 async def blob(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: Readable, told: RequestRecord, sender: Sender
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Readable, record: RequestRecord, sender: Sender
 ) -> web.StreamResponse:
     """A blob or a part of it. An error after the headers breaks the connection, so that a short body never looks
     complete.
     """
     if request.method == "HEAD":
-        found = await repository.stat_blob(wanted.digest)
-        told.outcome, told.upstream = found.outcome, found.upstream
+        blob = await repository.stat_blob(wanted.digest)
+        record.outcome, record.upstream = blob.outcome, blob.upstream
         if is_unchanged(request.headers.get("If-None-Match"), wanted.digest):
-            return web.Response(status=304, headers=blob_headers(wanted.digest, None, found.outcome))
-        return web.Response(headers=blob_headers(wanted.digest, found.size, found.outcome))
+            return web.Response(status=304, headers=blob_headers(wanted.digest, None, blob.outcome))
+        return web.Response(headers=blob_headers(wanted.digest, blob.size, blob.outcome))
     content = await repository.blob(wanted.digest)
     try:
-        told.outcome, told.upstream = content.outcome, content.upstream
+        record.outcome, record.upstream = content.outcome, content.upstream
         if is_unchanged(request.headers.get("If-None-Match"), wanted.digest):
             return web.Response(status=304, headers=blob_headers(wanted.digest, None, content.outcome))
         header = _range_header(request, wanted)
@@ -119,21 +121,21 @@ async def blob(
         headers = blob_headers(wanted.digest, size, content.outcome, span)
         if several:
             headers |= several.headers
-            told.notes["parts"] = len(spans)
+            record.notes["parts"] = len(spans)
         response = web.StreamResponse(status=206 if spans else 200, headers=headers)
         if size is None:
             response.enable_chunked_encoding()
         try:
             await response.prepare(request)
             if several:
-                await _send_several(request, response, content, several, told, sender)
+                await _send_several(request, response, content, several, record, sender)
             else:
-                await _send(request, response, content, span, size, told, sender)
+                await _send(request, response, content, span, size, record, sender)
         except ConnectionError as error:
-            told.trouble = f"client: {error if isinstance(error, ClientGone) else 'gone before the answer'}"
+            record.error = f"client: {error if isinstance(error, ClientGone) else 'left before the answer'}"
             _break(request)
         except MirrorError as error:
-            told.trouble = f"{type(error).__name__}: {error}"
+            record.error = f"{type(error).__name__}: {error}"
             _break(request)
         except BaseException:
             _break(request)
@@ -170,13 +172,13 @@ async def _send(
     content: BlobContent,
     span: Span | None,
     size: int | None,
-    told: RequestRecord,
+    record: RequestRecord,
     sender: Sender,
 ) -> None:
     start, stop = (span.start, span.stop) if span else (0, size)
 
     def sent(count: int) -> None:
-        told.sent += count
+        record.sent += count
 
     try:
         reader = content.reader
@@ -186,15 +188,19 @@ async def _send(
             return
     except StoreError as error:
         # the store failed in mid-body: the rest comes from upstream, verified, without the store
-        told.notes["store"] = str(error)
-        told.outcome = Outcome.BYPASS
-    had = Span(start, start + told.sent) if told.sent else None
-    left = None if stop is None and had is None else Span(start + told.sent, stop if stop is not None else sys.maxsize)
-    async for piece in content.rest(left, had):
+        record.notes["store"] = str(error)
+        record.outcome = Outcome.BYPASS
+    sent_span = Span(start, start + record.sent) if record.sent else None
+    rest = (
+        None
+        if stop is None and sent_span is None
+        else Span(start + record.sent, stop if stop is not None else sys.maxsize)
+    )
+    async for piece in content.rest(rest, sent_span):
         await sender.write(response, piece)
         sent(len(piece))
-    if stop is not None and start + told.sent != stop:
-        raise StoreError(f"{start + told.sent} bytes sent, {stop} were announced")
+    if stop is not None and start + record.sent != stop:
+        raise StoreError(f"{start + record.sent} bytes sent, {stop} were announced")
 
 
 async def _send_several(
@@ -202,7 +208,7 @@ async def _send_several(
     response: web.StreamResponse,
     content: BlobContent,
     several: Byteranges,
-    told: RequestRecord,
+    record: RequestRecord,
     sender: Sender,
 ) -> None:
     """Send several parts. The last bytes of each part wait until the digest of the whole is verified. If the store
@@ -210,7 +216,7 @@ async def _send_several(
     """
 
     def sent(count: int) -> None:
-        told.sent += count
+        record.sent += count
 
     reader = content.reader
     if reader is None:
@@ -250,23 +256,23 @@ def _break(request: web.BaseRequest) -> None:
 
 
 async def tags(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: Readable, told: RequestRecord
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Readable, record: RequestRecord
 ) -> web.StreamResponse:
     """The tag list, or a page of it with `n` and `last` (distribution-spec, "Listing Tags")."""
     count, last = parse_page(wanted.query, most=_MOST_TAGS)
     listing = await repository.tags(last, count)
-    told.outcome, told.upstream = listing.outcome, listing.upstream
+    record.outcome, record.upstream = listing.outcome, listing.upstream
     page = listing.items
     headers = {**API_VERSION, "Content-Type": "application/json", "Cache-Status": cache_status(listing.outcome)}
     if listing.outcome is Outcome.STALE:
         headers |= stale_warning()
     if page and listing.more:
         headers["Link"] = link_to_next(wanted.name, count, page[-1], wanted.query)
-    return _json({"name": repository.repo.name, "tags": page}, headers, request, told)
+    return _json({"name": repository.repo.name, "tags": page}, headers, request, record)
 
 
 async def catalog(
-    request: web.BaseRequest, wanted: RegistryRequest, repositories: Iterable[Repo], told: RequestRecord
+    request: web.BaseRequest, wanted: RegistryRequest, repositories: Iterable[Repo], record: RequestRecord
 ) -> web.StreamResponse:
     """The repositories in this cache, not those of the upstreams, under names that can be pulled from this mirror
     (Docker registry API).
@@ -277,30 +283,30 @@ async def catalog(
     headers = {**API_VERSION, "Content-Type": "application/json"}
     if page and len(following) > count:
         headers["Link"] = f'</v2/_catalog?n={count}&last={quote(page[-1], safe="")}>; rel="next"'
-    return _json({"repositories": page}, headers, request, told)
+    return _json({"repositories": page}, headers, request, record)
 
 
 async def referrers(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: Readable, told: RequestRecord
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Readable, record: RequestRecord
 ) -> web.StreamResponse:
     """An index of the referrers of a digest; an empty one if there are none (distribution-spec, "Listing
     Referrers").
     """
     listing = await repository.referrers(wanted.digest)
-    told.outcome, told.upstream = listing.outcome, listing.upstream
+    record.outcome, record.upstream = listing.outcome, listing.upstream
     kind = wanted.query.get("artifactType")
-    found = [one.to_json() for one in listing.items if kind is None or one.artifact_type == kind]
+    manifests = [item.to_json() for item in listing.items if kind is None or item.artifact_type == kind]
     headers = {**API_VERSION, "Content-Type": OCI_INDEX, "Cache-Status": cache_status(listing.outcome)}
     if kind is not None:
         headers["OCI-Filters-Applied"] = "artifactType"
     if listing.outcome is Outcome.STALE:
         headers |= stale_warning()
-    return _json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}, headers, request, told)
+    return _json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}, headers, request, record)
 
 
-def _json(body: object, headers: dict[str, str], request: web.BaseRequest, told: RequestRecord) -> web.Response:
+def _json(body: object, headers: dict[str, str], request: web.BaseRequest, record: RequestRecord) -> web.Response:
     text = json.dumps(body).encode()
     if request.method == "HEAD":
         return web.Response(headers={**headers, "Content-Length": str(len(text))})
-    told.sent = len(text)
+    record.sent = len(text)
     return web.Response(body=text, headers=headers)

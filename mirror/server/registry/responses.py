@@ -112,12 +112,12 @@ def blob_headers(digest: Digest, size: int | None, outcome: Outcome, span: Span 
     return headers
 
 
-def is_unchanged(if_none_match: str | None, tag: Digest | str) -> bool:
+def is_unchanged(if_none_match: str | None, current: Digest | str) -> bool:
     """True if the client already has the content of this entity tag (RFC 9110, 13.1.2)."""
     if not if_none_match:
         return False
-    tags = {one.strip().removeprefix("W/").strip('"') for one in if_none_match.split(",")}
-    return str(tag) in tags or "*" in tags
+    tags = {tag.strip().removeprefix("W/").strip('"') for tag in if_none_match.split(",")}
+    return str(current) in tags or "*" in tags
 
 
 def error_body(error: MirrorError, request_id: str) -> bytes:

@@ -20,15 +20,15 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
-from typing import Final
+from typing import Final, cast
 
 from aiohttp import web
 
-from mirror import telemetry
 from mirror.aio.threads import uninterrupted
 from mirror.errors import BlobDamaged, BlobUnreadable, StoreError
 from mirror.oci.span import Span
 from mirror.ports import BlobReader, SupportsFileno
+from mirror.server.registry.writing import Waiting
 
 #: Waits until bytes after a position may be sent, and returns up to where; see `BlobContent.beyond`.
 Beyond = Callable[[int], Awaitable[int]]
@@ -47,8 +47,8 @@ class ClientGone(ConnectionError):
 
 
 class Sender:
-    """Sends for this process. `stall` is how many seconds a client may read nothing before it is dropped; writes
-    through its transport are limited by the connection (`handler.py`).
+    """Sends for this process. `stall` is how many seconds a client may read nothing before its connection is
+    dropped; writes through its transport are limited by the connection itself (`handler.py`).
     """
 
     def __init__(self, executor: Executor, *, stall: float) -> None:
@@ -77,7 +77,7 @@ class Sender:
             return
         try:
             await self._flush(request)
-            await self._send_file(out, reader, start, stop, beyond, sent)
+            await self._send_file(request, out, reader, start, stop, beyond, sent)
         finally:
             os.close(out)
 
@@ -107,10 +107,10 @@ class Sender:
             await self._flush(request)
             for head, span in parts:
                 # these bytes leave together with the first ones of the part
-                await self._send_bytes(direct, head, socket.MSG_MORE)
+                await self._send_bytes(request, direct, head, socket.MSG_MORE)
                 sent(len(head))
-                await self._send_file(out, reader, span.start, span.stop, beyond(span), sent)
-            await self._send_bytes(direct, end, 0)
+                await self._send_file(request, out, reader, span.start, span.stop, beyond(span), sent)
+            await self._send_bytes(request, direct, end, 0)
             sent(len(end))
 
     def _past_the_loop(self, request: web.BaseRequest, reader: BlobReader) -> int:
@@ -120,7 +120,7 @@ class Sender:
         """
         transport = request.transport
         if transport is None:
-            raise ClientGone("gone before the answer")
+            raise ClientGone("left before the answer")
         lent = transport.get_extra_info("socket")
         if lent is None or not isinstance(reader, SupportsFileno) or _is_tls(transport):
             return -1
@@ -136,17 +136,24 @@ class Sender:
         """
         transport = request.transport
         if transport is None:
-            raise ClientGone("gone before the answer")
+            raise ClientGone("left before the answer")
         transport.set_write_buffer_limits(high=0)
         while transport.get_write_buffer_size():
             await request.writer.drain()
             if transport.is_closing():
-                raise ClientGone("gone before the answer")
+                raise ClientGone("left before the answer")
             if transport.get_write_buffer_size():
                 await asyncio.sleep(0)
 
     async def _send_file(
-        self, out: int, reader: SupportsFileno, position: int, stop: int, beyond: Beyond, sent: Callable[[int], None]
+        self,
+        request: web.BaseRequest,
+        out: int,
+        reader: SupportsFileno,
+        position: int,
+        stop: int,
+        beyond: Beyond,
+        sent: Callable[[int], None],
     ) -> None:
         loop = asyncio.get_running_loop()
         most = _FIRST
@@ -162,7 +169,7 @@ class Sender:
                     else:
                         moved = await self._send_in_thread(loop, out, reader.fileno(), position, count)
                 except BlockingIOError:
-                    await self._writable(loop, out)
+                    await self._writable(request, out)
                     continue
                 except OSError as error:
                     raise _translated(error) from error
@@ -174,13 +181,12 @@ class Sender:
                 # other clients get their turn even if this one takes everything at once
                 await asyncio.sleep(0)
 
-    async def _send_bytes(self, out: socket.socket, content: bytes, flags: int) -> None:
-        loop = asyncio.get_running_loop()
+    async def _send_bytes(self, request: web.BaseRequest, out: socket.socket, content: bytes, flags: int) -> None:
         while content:
             try:
                 content = content[out.send(content, flags | socket.MSG_DONTWAIT) :]
             except BlockingIOError:
-                await self._writable(loop, out.fileno())
+                await self._writable(request, out.fileno())
             except OSError as error:
                 raise _translated(error) from error
 
@@ -190,15 +196,16 @@ class Sender:
         """Waits for the thread even if cancelled: afterwards the numbers of both descriptors may be reused."""
         return await uninterrupted(loop.run_in_executor(self._executor, os.sendfile, out, file, position, count))
 
-    async def _writable(self, loop: asyncio.AbstractEventLoop, out: int) -> None:
+    async def _writable(self, request: web.BaseRequest, out: int) -> None:
+        loop = asyncio.get_running_loop()
         ready = loop.create_future()
         loop.add_writer(out, _set, ready)
         try:
             async with asyncio.timeout(self._stall):
                 await ready
         except TimeoutError as error:
-            telemetry.CONNECTIONS_DROPPED.labels("stalled").inc()
-            raise ClientGone("took nothing for too long") from error
+            cast(Waiting, request.protocol).drop("stalled")
+            raise ClientGone("read nothing for too long") from error
         finally:
             loop.remove_writer(out)
 
@@ -236,7 +243,7 @@ class Sender:
         except ClientGone:
             raise
         except (ConnectionError, RuntimeError) as error:
-            raise ClientGone("gone") from error
+            raise ClientGone("left") from error
 
 
 def _is_tls(transport: asyncio.BaseTransport) -> bool:
@@ -267,7 +274,7 @@ def _set(ready: asyncio.Future[None]) -> None:
 
 def _translated(error: OSError) -> Exception:
     if error.errno in _GONE:
-        return ClientGone("gone")
+        return ClientGone("left")
     # a socket never gives EIO, so the error is the file's
     kind = BlobUnreadable if error.errno == errno.EIO else StoreError
     return kind(f"sending a blob: {os.strerror(error.errno or 0)}")
