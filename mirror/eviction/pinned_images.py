@@ -86,7 +86,7 @@ def images_of(
     found = [
         PinnedImage(pin.repo, pin.reference, root(catalog, pin.repo, pin.reference), pin.reason, pin.since, pin.until)
         for pin in pins
-        if pin.holds(now)
+        if pin.is_active(now)
     ]
     found += [
         PinnedImage(repo, reference, root(catalog, repo, reference), f"{note.file} cannot be read", unread=True)

@@ -27,7 +27,7 @@ class QuarantineSweeper:
     def kept(self) -> Sequence[QuarantinedBlob]:
         """Blocking: returns the blobs in quarantine, in no order; empty if they cannot be listed."""
         try:
-            return self._store.aside()
+            return self._store.quarantined()
         except StoreError as error:
             self._note(str(error))
             return ()
@@ -57,7 +57,7 @@ class QuarantineSweeper:
         first.
         """
         try:
-            return self._store.drop_aside(blob.digest)
+            return self._store.drop_quarantined(blob.digest)
         except StoreError as error:
             self._note(str(error))
             return 0

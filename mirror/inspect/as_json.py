@@ -232,7 +232,7 @@ def pins_json(
     expired = [
         PinnedImage(pin.repo, pin.reference, None, pin.reason, pin.since, pin.until)
         for pin in pins
-        if not pin.holds(now)
+        if not pin.is_active(now)
     ]
     return {
         "pins": _by_name([_with_state(image, store, catalog) if state else pin_json(image) for image in images]),

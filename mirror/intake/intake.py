@@ -133,8 +133,8 @@ class Intake:
         """Returns once all that was written before this call is durable. Raises `StoreError`."""
         # one at a time: each also makes durable what was written while it waited
         async with self._settling:
-            await self.write(self._store.settle)
-            await self.write(self._catalog.settle)
+            await self.write(self._store.flush)
+            await self.write(self._catalog.flush)
 
     async def aclose(self) -> None:
         """Waits for pending writes to disk and index. Repeatable."""

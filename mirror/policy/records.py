@@ -186,7 +186,7 @@ class Pin:
     since: Moment
     until: Moment | None = None
 
-    def holds(self, now: float) -> bool:
+    def is_active(self, now: float) -> bool:
         """Whether the pin is in force at `now` (epoch seconds)."""
         return self.until is None or now < self.until
 

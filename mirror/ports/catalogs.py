@@ -28,7 +28,7 @@ class TagRecords(Protocol):
         """Write the record of a tag. Raises `RecordChanged` if its version is not the expected one, `StoreError`,
         `StoreFull`.
 
-        Every reader sees it at once. It is durable once `settle` has returned. Of several writers that expect the same
+        Every reader sees it at once. It is durable once `flush` has returned. Of several writers that expect the same
         version, in any process, one succeeds.
         """
 
@@ -64,7 +64,7 @@ class ManifestRecords(Protocol):
         """Let this repository serve the manifest from now on. Raises `RecordChanged` if the record is not in the
         expected version, `StoreError`, `StoreFull`.
 
-        The record is durable once `settle` has returned.
+        The record is durable once `flush` has returned.
         """
 
     def drop_manifest(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
@@ -103,7 +103,7 @@ class Catalog(TagRecords, ManifestRecords, RepositoryNames, Protocol):
     be determined. Calls that read one record raise `RecordDamaged` if it exists but cannot be parsed.
     """
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Make everything that this process has put so far survive a power cut. Raises `StoreError`."""
 
 

@@ -153,11 +153,11 @@ class BlobWriter(Protocol):
     def put(self, digest: Digest, content: bytes) -> BlobInfo:
         """Store a small blob. Blocks.
 
-        On return every process can read it. It is durable once `settle` has returned. Raises `BlobDamaged` if the
+        On return every process can read it. It is durable once `flush` has returned. Raises `BlobDamaged` if the
         bytes do not match the digest, `StoreFull`, `StoreError`.
         """
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Make everything that this process has `put` so far survive a power cut. Blocks. Raises `StoreError`."""
 
 
@@ -199,10 +199,10 @@ class Quarantine(Protocol):
         this call removed the damaged blob from its place. Raises `StoreError`.
         """
 
-    def aside(self) -> Sequence[QuarantinedBlob]:
+    def quarantined(self) -> Sequence[QuarantinedBlob]:
         """The blobs that were set aside and are still kept, in no order. Blocks. Raises `StoreError`."""
 
-    def drop_aside(self, digest: Digest) -> int:
+    def drop_quarantined(self, digest: Digest) -> int:
         """Delete a blob that was set aside and return the number of bytes freed. Repeatable. Blocks.
 
         Returns 0 if there is none, or if a process still writes to it, in which case it stays. Raises `StoreError`.

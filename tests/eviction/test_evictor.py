@@ -407,7 +407,7 @@ async def test_what_is_set_aside_takes_room(world: World) -> None:
     assert world.present() == set(digests)
     await world.space.reserve(50)
     assert world.present() == set(digests[2:])
-    assert [one.digest for one in world.store.aside()] == [damaged]
+    assert [one.digest for one in world.store.quarantined()] == [damaged]
     assert await world.space.fullness() == (600, 1000)
     assert world.space.quarantined() == 100
 
@@ -419,11 +419,11 @@ async def test_the_quarantine_goes_before_anything_good(world: World) -> None:
         set_aside(world, 1)
         await world.space.make_room(100)
         assert world.present() == set(digests)
-        assert list(world.store.aside()) == []
+        assert list(world.store.quarantined()) == []
     set_aside(world, 1)
     # 800 + 100 + 150 is more than the limit; without the 100 it is more than the high water
     (await world.space.reserve(150)).release()
-    assert list(world.store.aside()) == []
+    assert list(world.store.quarantined()) == []
     assert world.present() == set(digests[2:])
 
 
@@ -434,8 +434,8 @@ async def test_the_quarantine_is_swept(world: World) -> None:
     with structlog.testing.capture_logs() as logs:
         await world.rounds.tick()
         await world.rounds.tick()
-    assert [one.digest for one in world.store.aside()] == [young]
-    assert {old, oldest}.isdisjoint(one.digest for one in world.store.aside())
+    assert [one.digest for one in world.store.quarantined()] == [young]
+    assert {old, oldest}.isdisjoint(one.digest for one in world.store.quarantined())
     [told] = [line for line in logs if line["event"] == "quarantined blobs deleted"]
     assert (told["blobs"], told["bytes"]) == (2, 70)
     assert "mirror_store_quarantine_bytes 50.0" in telemetry.render_metrics().decode()
@@ -447,7 +447,7 @@ async def test_no_quarantine_at_all() -> None:
     rounds = world.another(quarantine=QuarantineLimits(size=0)).rounds
     set_aside(world, 1)
     await rounds.tick()
-    assert list(world.store.aside()) == []
+    assert list(world.store.quarantined()) == []
 
 
 async def test_a_quarantine_that_the_disk_does_not_give(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,7 +458,7 @@ async def test_a_quarantine_that_the_disk_does_not_give(world: World, monkeypatc
 
     digests = [await world.add(number) for number in range(9)]
     set_aside(world, 1)
-    monkeypatch.setattr(world.store, "drop_aside", failing)
+    monkeypatch.setattr(world.store, "drop_quarantined", failing)
     with structlog.testing.capture_logs() as logs:
         await world.space.make_room(100)
         monkeypatch.setattr(world.store, "aside", failing)
@@ -1178,7 +1178,7 @@ class Counted:
     def growing(self) -> dict[Digest, int]:
         return {}
 
-    def aside(self) -> tuple[QuarantinedBlob, ...]:
+    def quarantined(self) -> tuple[QuarantinedBlob, ...]:
         return ()
 
     def free(self) -> tuple[int, int]:

@@ -652,7 +652,7 @@ async def test_39_a_cut_file_that_appears_while_a_flight_begins(
     assert await everything(flight) == CONTENT
     await flight.over.wait()
     assert upstream.starts == [0]
-    assert [one.size for one in store.aside()] == [HALF]
+    assert [one.size for one in store.quarantined()] == [HALF]
     # what is right is believed, whatever somebody's manifest says of its size
     for said in (SIZE, None, 5):
         flight = await hangar.join(upstream, size=said)
@@ -667,7 +667,7 @@ async def test_39_a_cut_file_that_appears_while_upstream_is_silent(hangar: Hanga
     waiting = asyncio.create_task(hangar.join(silent))
     await silent.asked.wait()
     cut(store)
-    await reached(lambda: bool(store.aside()))
+    await reached(lambda: bool(store.quarantined()))
     store.put(DIGEST, CONTENT)
     assert await everything(await waiting) == CONTENT
 

@@ -548,7 +548,7 @@ async def test_a_disk_that_does_not_sync(
     def refuse() -> None:
         raise StoreError("on purpose")
 
-    monkeypatch.setattr(mirror.app.storage.catalog, "settle", refuse)
+    monkeypatch.setattr(mirror.app.storage.catalog, "flush", refuse)
     assert _reasons(await _prefetch(mirror, "v1")) == ["here, but not safely on the disk: on purpose"]
 
 

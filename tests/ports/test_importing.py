@@ -311,12 +311,12 @@ async def test_a_tag_is_written_when_all_below_it_is_durable(
 
         monkeypatch.setattr(owner, name, watched)
 
-    watch(target.stocked.store, "settle")
-    for name in ("settle", "put_manifest", "put_tag"):
+    watch(target.stocked.store, "flush")
+    for name in ("flush", "put_manifest", "put_tag"):
         watch(target.stocked.catalog, name)
     await target.take(source)
-    link, tag, settle = "LocalCatalog.put_manifest", "LocalCatalog.put_tag", "LocalCatalog.settle"
-    durable = ["LocalStore.settle", settle]
+    link, tag, flush = "LocalCatalog.put_manifest", "LocalCatalog.put_tag", "LocalCatalog.flush"
+    durable = ["LocalStore.flush", flush]
     end = [*durable, tag, *durable]
     assert steps == [link, link, link, *end, link, *end]
 

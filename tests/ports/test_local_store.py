@@ -441,7 +441,7 @@ def test_a_failed_fsync_discards_the_file(store: LocalStore, monkeypatch: pytest
 
 
 def test_settling_makes_every_new_name_durable(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is put is there at once, its bytes synced; the names of it and of new folders by `settle`, once."""
+    """What is put is there at once, its bytes synced; the names of it and of new folders by `flush`, once."""
     catalog = LocalCatalog(store.layout)
     repo, digest = Repo("ghcr.io", "owner/app"), DIGEST
     synced: list[str] = []
@@ -458,15 +458,15 @@ def test_settling_makes_every_new_name_durable(store: LocalStore, monkeypatch: p
     assert store.read(digest, len(CONTENT)) == CONTENT
     assert [name.rpartition("/")[0] for name in synced] == ["ingest", "ingest"]
     synced.clear()
-    store.settle()
+    store.flush()
     assert sorted(synced) == ["blobs/sha256", f"blobs/sha256/{digest.hex[:2]}"]
     synced.clear()
-    catalog.settle()
+    catalog.flush()
     folders = ["repositories", "repositories/ghcr.io", "repositories/ghcr.io/owner", "repositories/ghcr.io/owner/app"]
     assert sorted(synced) == [*folders, "repositories/ghcr.io/owner/app/_tags"]
     synced.clear()
-    store.settle()
-    catalog.settle()
+    store.flush()
+    catalog.flush()
     assert synced == []
 
 
@@ -554,8 +554,8 @@ def test_only_our_own_files_are_in_the_quarantine(store: LocalStore) -> None:
     (store.layout.quarantine / "notes.txt").write_text("the disk is bad")
     (store.layout.quarantine / f"sha256-{Digest.of(b'folder').hex}").mkdir()
     (store.layout.quarantine / f"sha256-{Digest.of(b'link').hex}").symlink_to("notes.txt")
-    assert [one.digest for one in store.aside()] == [DIGEST]
-    assert store.drop_aside(DIGEST) == len(CONTENT)
+    assert [one.digest for one in store.quarantined()] == [DIGEST]
+    assert store.drop_quarantined(DIGEST) == len(CONTENT)
     assert len(list(store.layout.quarantine.iterdir())) == 3
 
 
@@ -564,20 +564,20 @@ def test_what_is_written_to_stays_in_the_quarantine(store: LocalStore) -> None:
     ingest = filled(store, CONTENT)
     file = store.layout.quarantine / f"sha256-{DIGEST.hex}"
     store.layout.ingest(DIGEST, REGISTRY).rename(file)
-    assert LocalStore(store.layout).drop_aside(DIGEST) == 0
+    assert LocalStore(store.layout).drop_quarantined(DIGEST) == 0
     assert file.exists()
     ingest.close()
-    assert LocalStore(store.layout).drop_aside(DIGEST) == len(CONTENT)
+    assert LocalStore(store.layout).drop_quarantined(DIGEST) == len(CONTENT)
 
 
 def test_a_quarantine_that_was_cleared_away(store: LocalStore) -> None:
     """Its folder may be deleted by hand: nothing is in it then, and the next damaged blob still leaves its place."""
     shutil.rmtree(store.layout.quarantine)
-    assert store.aside() == []
-    assert store.drop_aside(DIGEST) == 0
+    assert store.quarantined() == []
+    assert store.drop_quarantined(DIGEST) == 0
     store.put(DIGEST, CONTENT)
     put_aside(store, DIGEST)
-    assert [one.digest for one in store.aside()] == [DIGEST]
+    assert [one.digest for one in store.quarantined()] == [DIGEST]
     with pytest.raises(BlobUnknown):
         store.stat(DIGEST)
 
@@ -597,11 +597,11 @@ def test_a_quarantine_that_has_not_changed_is_not_listed_again(
 
     monkeypatch.setattr(quarantine, "kept", list_it)
     for _ in range(3):
-        assert len(store.aside()) == 1
+        assert len(store.quarantined()) == 1
     assert len(listed) == 3
     os.utime(store.layout.quarantine, (1e9, 1e9))
     for _ in range(3):
-        assert len(store.aside()) == 1
+        assert len(store.quarantined()) == 1
     assert len(listed) == 4
-    LocalStore(store.layout).drop_aside(DIGEST)
-    assert store.aside() == []
+    LocalStore(store.layout).drop_quarantined(DIGEST)
+    assert store.quarantined() == []

@@ -91,9 +91,9 @@ def test_a_pin_that_does_not_parse_is_none(layout: Layout) -> None:
 
 def test_how_long_a_pin_holds() -> None:
     """Up to its end, or for good."""
-    assert Pin(_REPO, "1.0", "", 0.0).holds(1e12)
-    assert Pin(_REPO, "1.0", "", 0.0, 10.0).holds(9.9)
-    assert not Pin(_REPO, "1.0", "", 0.0, 10.0).holds(10.0)
+    assert Pin(_REPO, "1.0", "", 0.0).is_active(1e12)
+    assert Pin(_REPO, "1.0", "", 0.0, 10.0).is_active(9.9)
+    assert not Pin(_REPO, "1.0", "", 0.0, 10.0).is_active(10.0)
 
 
 @pytest.mark.parametrize(

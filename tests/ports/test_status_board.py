@@ -34,9 +34,9 @@ def _board(layout: Layout) -> StatusBoard:
 def test_each_reads_the_others(layout: Layout) -> None:
     """Never itself, the latest alone, and not what one has said that is gone."""
     one, two, three = (_board(layout) for _ in range(3))
-    one.say({"n": 0})
-    one.say({"n": 1})
-    two.say({"n": 2})
+    one.publish({"n": 0})
+    one.publish({"n": 1})
+    two.publish({"n": 2})
     assert one.others() == [{"n": 2}]
     assert sorted(said["n"] for said in three.others()) == [1, 2]
     two.close()
@@ -48,14 +48,14 @@ def test_each_reads_the_others(layout: Layout) -> None:
 def test_what_a_dead_one_left_is_dropped(layout: Layout) -> None:
     """Its lock is free: the file is nobody's; one that makes no sense is passed over."""
     one = _board(layout)
-    one.say({"n": 1})
+    one.publish({"n": 1})
     folder = layout.notes("board")
     (folder / "7.json").write_text('{"n": 7}')
     (folder / "nonsense").write_text("x")
     assert one.others() == []
     assert not (folder / "7.json").exists()
     two = _board(layout)
-    two.say({"n": 2})
+    two.publish({"n": 2})
     (folder / "1.json").write_text("{")
     assert one.others() == []
 
@@ -109,6 +109,6 @@ def test_closed_while_it_opens(layout: Layout) -> None:
 
     late = StatusBoard(layout, Closing(layout))
     late.open()
-    late.say({"n": 1})
+    late.publish({"n": 1})
     assert _board(layout).others() == []
     assert FileLocks(layout).try_hold_now("board-1") is not None

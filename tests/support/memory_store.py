@@ -102,7 +102,7 @@ class MemoryStore:
                 self._present[digest] = _Blob(bytearray(content), len(content), announced=True, verified=True)
         return BlobInfo(digest, len(content))
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Does nothing: the content does not outlive the process."""
 
     def ingest(self, digest: Digest, registry: str) -> MemoryIngest:
@@ -137,11 +137,11 @@ class MemoryStore:
             self._aside[digest] = self._present.pop(digest), time.time()
             return True
 
-    def aside(self) -> Sequence[QuarantinedBlob]:
+    def quarantined(self) -> Sequence[QuarantinedBlob]:
         with self.changed:
             return [QuarantinedBlob(digest, len(blob.content), at) for digest, (blob, at) in self._aside.items()]
 
-    def drop_aside(self, digest: Digest) -> int:
+    def drop_quarantined(self, digest: Digest) -> int:
         with self.changed:
             found = self._aside.pop(digest, None)
             return len(found[0].content) if found else 0
@@ -408,7 +408,7 @@ class MemoryCatalog:
     def manifest_digests(self, repo: Repo) -> Iterable[Digest]:
         return list(self._manifests.get(repo, {}))
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Does nothing: the content does not outlive the process."""
 
     def repositories_added(self) -> int:

@@ -180,27 +180,27 @@ class StoreSuite:
         assert not another.set_aside(DIGEST, second)
         assert not another.set_aside(DIGEST, None)
         assert store.read(DIGEST, len(CONTENT)) == CONTENT
-        assert [found.size for found in store.aside()] == [len(b"rubbish")]
+        assert [found.size for found in store.quarantined()] == [len(b"rubbish")]
         for reader in (first, second):
             reader.close()
 
     def test_what_was_set_aside(self, store: BlobStore, another: BlobStore, damage: Damage) -> None:
         """It is told to everyone, with its size and the time; it takes room until it is dropped, and the blob that was
         fetched again stays."""
-        assert list(store.aside()) == []
-        assert store.drop_aside(DIGEST) == 0
+        assert list(store.quarantined()) == []
+        assert store.drop_quarantined(DIGEST) == 0
         before = time.time()
         for content in (b"rubbish", b"more rubbish"):
             committed(store, CONTENT)
             damage(DIGEST, content)
             assert put_aside(store, DIGEST)
         committed(store, CONTENT)
-        [found] = another.aside()
+        [found] = another.quarantined()
         assert (found.digest, found.size) == (DIGEST, len(b"more rubbish"))
         assert before - 1 <= found.at <= time.time() + 1
-        assert another.drop_aside(DIGEST) == len(b"more rubbish")
-        assert another.drop_aside(DIGEST) == 0
-        assert list(store.aside()) == []
+        assert another.drop_quarantined(DIGEST) == len(b"more rubbish")
+        assert another.drop_quarantined(DIGEST) == 0
+        assert list(store.quarantined()) == []
         assert store.read(DIGEST, len(CONTENT)) == CONTENT
 
     def test_times_of_use(self, store: BlobStore, another: BlobStore) -> None:

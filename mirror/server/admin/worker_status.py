@@ -166,7 +166,7 @@ class SharedStatus(Protocol):
     def open(self) -> None:
         """Begin to publish."""
 
-    def say(self, what: Mapping[str, Any]) -> None:
+    def publish(self, status: Mapping[str, Any]) -> None:
         """Publish this status in place of the one before."""
 
     def others(self) -> list[dict[str, Any]]:
@@ -221,7 +221,7 @@ class Workers:
         status = self._own()
         if status != self._published:
             self._published = status
-            await asyncio.to_thread(self._board.say, asdict(status))
+            await asyncio.to_thread(self._board.publish, asdict(status))
 
     def _own(self) -> WorkerStatus:
         flights: list[FlightJson] = [

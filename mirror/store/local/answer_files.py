@@ -40,16 +40,19 @@ class LocalRecent:
 
     def load(self) -> list[LastAnswer]:
         """The answers in this worker's file, oldest first. Raises `StoreError`."""
-        return sorted(_read(self._own()), key=lambda one: one.at)
+        return sorted(_read(self._own()), key=lambda answer: answer.at)
 
     def save(self, answers: Sequence[LastAnswer]) -> None:
         """Replace the content of this worker's file. Raises `StoreError`, `StoreFull`."""
         path = self._own()
-        lines = ",\n".join(json.dumps(one.to_json(), separators=(",", ":")) for one in answers)
+        lines = ",\n".join(json.dumps(answer.to_json(), separators=(",", ":")) for answer in answers)
         content = f"[{lines}]\n".encode()
         with store_errors("writing recent answers"):
             make_folder(path.parent, below=self._layout.root)
             write_lightly(path, content, through=self._layout.ingests)
+
+    def __repr__(self) -> str:
+        return f"<LocalRecent {self._path.name if self._path else 'no file yet'}>"
 
     def close(self) -> None:
         """Release the file, so that another worker can continue it. Repeatable."""
@@ -65,7 +68,7 @@ class LocalRecent:
             if self._lease is not None:
                 self._path = self._layout.notes("recent") / f"{number}.json"
         if self._path is None:
-            raise StoreError("too many workers at once to write down what they answer")
+            raise StoreError("too many workers at once to keep recent answers of all")
         return self._path
 
 
@@ -77,7 +80,7 @@ def read_recent(layout: Layout) -> list[LastAnswer]:
     names: list[str] = []
     with store_errors("listing recent answers"), suppress(FileNotFoundError, NotADirectoryError):
         names = [name for name in os.listdir(layout.notes("recent")) if name.endswith(".json")]
-    return latest(one for name in names[:_MOST_FILES] for one in _read(layout.notes("recent") / name))
+    return latest(answer for name in names[:_MOST_FILES] for answer in _read(layout.notes("recent") / name))
 
 
 def _read(path: Path) -> list[LastAnswer]:
@@ -89,8 +92,8 @@ def _read(path: Path) -> list[LastAnswer]:
     ):
         text = file.read(_LARGEST)
     try:
-        written = json.loads(text)
+        listed = json.loads(text)
     except (ValueError, RecursionError):
         return []
-    found = map(LastAnswer.from_json, written if isinstance(written, list) else [])
-    return [one for one in found if one is not None]
+    answers = map(LastAnswer.from_json, listed if isinstance(listed, list) else [])
+    return [answer for answer in answers if answer is not None]

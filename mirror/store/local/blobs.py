@@ -198,7 +198,7 @@ class LocalStore:
             write_whole(path, content, through=self.layout.ingests, mode=0o400, sync=self._unsynced.add)
         return BlobInfo(digest, len(content))
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         with store_errors("making names of blobs durable"):
             self._unsynced.sync()
 
@@ -244,7 +244,7 @@ class LocalStore:
     def set_aside(self, digest: Digest, seen: BlobReader | None) -> bool:
         return quarantine.put(self.layout, digest, seen.fileno() if isinstance(seen, SupportsFileno) else None)
 
-    def aside(self) -> Sequence[QuarantinedBlob]:
+    def quarantined(self) -> Sequence[QuarantinedBlob]:
         # every worker asks each second: the folder is listed again only if it changed, or may have
         changed = quarantine.changed(self.layout)
         if changed is not None and changed == self._aside[0]:
@@ -253,7 +253,7 @@ class LocalStore:
         self._aside = changed, kept
         return kept
 
-    def drop_aside(self, digest: Digest) -> int:
+    def drop_quarantined(self, digest: Digest) -> int:
         return quarantine.drop(self.layout, digest)
 
     def mark_used(self, seen: Mapping[Digest, float]) -> None:

@@ -104,7 +104,7 @@ class LocalCatalog:
         except OSError:
             return -1
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         with store_errors("making names of the catalog durable"):
             self._unsynced.sync()
 

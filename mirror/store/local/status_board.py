@@ -1,7 +1,7 @@
 """The status that each process of a store publishes for the others. A status does not outlive its process.
 
-    open() ── takes a free slot ──> silent ── say() ──> published ── say() ──> replaced by a rename
-                                                            └── the process ends: its slot is free, its status is gone
+    open() ── takes a free slot ──> silent ── publish() ──> published ── publish() ──> replaced by a rename
+                                                               └── the process ends: slot free, status gone
 
 A process holds the lock of its slot (`locks/board-<n>`) for as long as it lives, so a file whose lock is free was left
 by a dead process. Files are not synced, because they are useless after a power cut.
@@ -53,29 +53,29 @@ class StatusBoard:
                     (self._folder / f"{number}.json").unlink()
                 return
 
-    def say(self, what: Mapping[str, Any]) -> None:
+    def publish(self, status: Mapping[str, Any]) -> None:
         """Publish this process's status and replace the previous one; a no-op without a slot. Raises `StoreError`."""
         if self._slot is None:
             return
-        with store_errors("telling other processes"):
+        with store_errors("publishing the status"):
             make_folder(self._folder, below=self._layout.root)
             temporary = self._folder / f".{self._slot[0]}"
-            temporary.write_text(json.dumps(what))
+            temporary.write_text(json.dumps(status))
             temporary.rename(self._folder / f"{self._slot[0]}.json")
 
     def others(self) -> list[dict[str, Any]]:
         """The status of every other process. Files left by processes that ended are deleted. Raises `StoreError`."""
-        found = []
+        others = []
         names: list[str] = []
-        with store_errors("reading what other processes say"), suppress(FileNotFoundError):
+        with store_errors("reading the status of other processes"), suppress(FileNotFoundError):
             names = os.listdir(self._folder)
         for name in sorted(names):
             number = name.removesuffix(".json")
             if not number.isdecimal() or (self._slot is not None and int(number) == self._slot[0]):
                 continue
-            if not self._is_over(int(number)) and (said := self._read(name)) is not None:
-                found.append(said)
-        return found
+            if not self._is_over(int(number)) and (status := self._read(name)) is not None:
+                others.append(status)
+        return others
 
     def _is_over(self, number: int) -> bool:
         lease = self._locks.try_hold_now(_lock(number))
@@ -87,10 +87,13 @@ class StatusBoard:
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
-            said = json.loads((self._folder / name).read_bytes())
+            status = json.loads((self._folder / name).read_bytes())
         except (OSError, ValueError, RecursionError):
             return None
-        return said if isinstance(said, dict) else None
+        return status if isinstance(status, dict) else None
+
+    def __repr__(self) -> str:
+        return f"<StatusBoard slot {self._slot[0] if self._slot else None}>"
 
     def close(self) -> None:
         """Delete this process's status and release its slot. Repeatable."""
