@@ -184,7 +184,7 @@ class Calls:
 
     async def _learn(self, login: Login, answer: Answer, passes: Passes) -> bool:
         """Learn from a 401. True if the request should be sent again."""
-        challenges = parse_challenges(answer.fields.get_all("WWW-Authenticate"))
+        challenges = parse_challenges(answer.fields.getall("WWW-Authenticate", ()))
         if self._is_elsewhere(answer):
             return await login.challenged_elsewhere(passes, answer.url, challenges)
         return await login.challenged(passes, challenges)

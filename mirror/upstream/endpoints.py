@@ -57,17 +57,13 @@ class EndpointsUpstream:
     ) -> None:
         """`members` are in the order in which they are tried, the registry itself last."""
         self.members = tuple(members)
+        self.name = self.members[-1].name
         self._hedge_after = hedge_after
         self._clock = clock
         self._circuits: list[Circuit] = [CLOSED] * len(self.members)
         self._probing: set[int] = set()
         #: The endpoint that gave a blob just now.
         self._given: TtlCache[Digest, int] = TtlCache(_MOST_REMEMBERED, _AVOID_FOR, lambda: self._clock())
-
-    @property
-    def name(self) -> str:
-        """The registry's name, as clients write it."""
-        return self.members[-1].name
 
     @property
     def patience(self) -> float:

@@ -86,7 +86,9 @@ class RegistryUpstream:
         limits, hooks = limits or Limits(), hooks or Hooks()
         self.clocks = clocks = clocks or Clocks()
         self._endpoint = endpoint
-        self._base = endpoint.url.rstrip("/")
+        self.name = endpoint.name
+        #: The base URL, without a slash at its end.
+        self.url = endpoint.url.rstrip("/")
         self._retries = limits.retries
         self._hooks = hooks
         self._blobs = asyncio.Semaphore(limits.blobs_at_once)
@@ -94,7 +96,8 @@ class RegistryUpstream:
         self._credentials = credentials or GivenCredentials()
         self._children = FallbackChildren()
         self._tag_list = TagList(endpoint.name, limits.lists)
-        self._ahead: float | None = None
+        #: Seconds by which our clock is ahead of upstream's, as `check` measured; None if upstream sent no date.
+        self.ahead: float | None = None
         hosts = ThrottledHosts(endpoint.name, lambda: clocks.monotonic())
         self._client = HttpClient(endpoint, hosts)
         self._blob_client = BlobClient(endpoint, Transfer(endpoint, hosts, clock=clocks.monotonic), executor)
@@ -127,24 +130,9 @@ class RegistryUpstream:
         )
 
     @property
-    def name(self) -> str:
-        """The registry's name, as clients write it."""
-        return self._endpoint.name
-
-    @property
-    def url(self) -> str:
-        """The base URL, without a slash at its end."""
-        return self._base
-
-    @property
     def budget(self) -> Budget | None:
         """The pulls that upstream still allowed our own account at the last answer; None if it does not say."""
         return self._accounts.own.budget
-
-    @property
-    def ahead(self) -> float | None:
-        """Seconds by which our clock is ahead of upstream's, as `check` measured; None if upstream sent no date."""
-        return self._ahead
 
     @property
     def patience(self) -> float:
@@ -156,7 +144,7 @@ class RegistryUpstream:
         now = self.clocks.monotonic()
         logins = self._credentials.issuing, self._tokens.login
         circuits = (self._calls.circuit, *more)
-        return [health_of(self._base, circuits, self._accounts.own.throttled_until - now, now, logins)]
+        return [health_of(self.url, circuits, self._accounts.own.throttled_until - now, now, logins)]
 
     async def resolve(self, repo: str, reference: Reference) -> Descriptor:
         """Resolve by HEAD, which never counts as a pull; by GET if HEAD fails or says too little (see `Upstream`).
@@ -205,7 +193,7 @@ class RegistryUpstream:
         send = partial(self._send, "GET", url, _ACCEPT, read)
         answer = await self._calls.run(Call("manifest", Scope.pull(repo), send, _has_content, retries))
         try:
-            return await manifest_in(answer, reference, self._endpoint.name)
+            return await manifest_in(answer, reference, self.name)
         except UpstreamError as error:
             self._hooks.on_failure(error)
             raise
@@ -256,7 +244,7 @@ class RegistryUpstream:
             send = partial(self._send, "GET", url, "application/json", read)
             is_usable = _is_tags if query else _has_content
             answer = await self._calls.run(Call("tags", Scope.pull(repo), send, is_usable, self._retries))
-            return TagAnswer(200 if answer.status in CONTENT else answer.status, answer.fields.get_all("Link"))
+            return TagAnswer(200 if answer.status in CONTENT else answer.status, answer.fields.getall("Link", ()))
 
         return self._tag_list.batches(ask, after)
 
@@ -269,7 +257,7 @@ class RegistryUpstream:
         async def manifest(reference: Reference, limit: int) -> Manifest:
             return await self._manifest(repo, reference, limit, retries=self._retries)
 
-        return await list_referrers(self._endpoint.name, repo, digest, page, manifest, self._children)
+        return await list_referrers(self.name, repo, digest, page, manifest, self._children)
 
     async def _referrers_page(self, repo: str, digest: Digest, query: str, limit: int) -> ReferrersPage:
         def is_usable(answer: Answer) -> bool:
@@ -289,7 +277,7 @@ class RegistryUpstream:
             raise NoReferrersApi from error
         if answer.status != 200:
             raise NoReferrersApi
-        return ReferrersPage(answer.content, answer.fields.get_all("Link"))
+        return ReferrersPage(answer.content, answer.fields.getall("Link", ()))
 
     async def check(self) -> str:
         """Check by GET of `/v2/` that the registry lets us in; return a text that says how. Raises like every call.
@@ -302,9 +290,9 @@ class RegistryUpstream:
         async def send(passes: Passes) -> Answer:
             nonlocal authorized
             authorized = authorized or passes.own is not None
-            answer = await self._send("GET", f"{self._base}/v2/", None, read, passes)
+            answer = await self._send("GET", f"{self.url}/v2/", None, read, passes)
             date = parse_http_date(answer.fields.get("Date"))
-            self._ahead = None if date is None else self.clocks.now() - date
+            self.ahead = None if date is None else self.clocks.now() - date
             return answer
 
         try:
@@ -335,10 +323,10 @@ class RegistryUpstream:
         return {**more, "User-Agent": self._endpoint.user_agent, **authorization}
 
     def _url(self, repo: str, path: str, query: str = "") -> str:
-        return f"{self._base}/v2/{repo}/{path}{'?' if query else ''}{query}"
+        return f"{self.url}/v2/{repo}/{path}{'?' if query else ''}{query}"
 
     def __repr__(self) -> str:
-        return f"<RegistryUpstream {self._endpoint.name} at {self._endpoint.bounds.base.public}>"
+        return f"<RegistryUpstream {self.name} at {self._endpoint.bounds.base.public}>"
 
 
 def _is_worth_a_get(error: UpstreamError) -> bool:

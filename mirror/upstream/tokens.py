@@ -216,12 +216,6 @@ class TokenSource:
     async def _exchange(
         self, challenge: Mapping[str, str], scope: Scope, credentials: Credentials | None
     ) -> dict[str, Any]:
-        with telemetry.client_span("upstream token", mirror__upstream=self._upstream):
-            return await self._exchanged(challenge, scope, credentials)
-
-    async def _exchanged(
-        self, challenge: Mapping[str, str], scope: Scope, credentials: Credentials | None
-    ) -> dict[str, Any]:
         wanted = _wanted(challenge, scope)
         url = self._check(challenge["realm"])
         more: dict[str, Any] = {"allow_redirects": False, **self._proxies.options(parse_url(url))}
@@ -247,8 +241,9 @@ class TokenSource:
                     headers["Authorization"] = credentials.basic
                 url = _with_query(url, challenge["service"], wanted)
             try:
-                async with asyncio.timeout(self._timeout):
-                    status, retry_after, content = await self._ask(url, form, more)
+                with telemetry.client_span("upstream token", mirror__upstream=self._upstream):
+                    async with asyncio.timeout(self._timeout):
+                        status, retry_after, content = await self._ask(url, form, more)
             finally:
                 self._observe("token", status, self._clocks.monotonic() - began)
         if status in (400, 401, 403) and self._refuses(status, credentials):

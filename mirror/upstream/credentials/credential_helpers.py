@@ -66,7 +66,7 @@ class CredentialHelper:
         self._upstream = upstream
         self._server = server
         self._timeout = timeout
-        self._program = f"docker-credential-{name}"
+        self.program = f"docker-credential-{name}"
         self._environment = environment
 
     @staticmethod
@@ -74,15 +74,10 @@ class CredentialHelper:
         """True for a string of letters, digits, `-`, `_` and `.` only: no path separators or shell syntax."""
         return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
-    @property
-    def program(self) -> str:
-        """`docker-credential-NAME`."""
-        return self._program
-
     async def obtain(self) -> Issued:
         """Run the helper. Raises `CredentialsUnavailable`."""
         environment = _passed_environment(os.environ if self._environment is None else self._environment)
-        path = shutil.which(self._program, path=environment.get("PATH", os.defpath))
+        path = shutil.which(self.program, path=environment.get("PATH", os.defpath))
         if path is None:
             raise self._failed("is not on the PATH of the mirror; install it there")
         try:
@@ -128,10 +123,10 @@ class CredentialHelper:
 
     @property
     def _by_hand(self) -> str:
-        return f"as the mirror's user, try: echo {self._server} | {self._program} get"
+        return f"as the mirror's user, try: echo {self._server} | {self.program} get"
 
     def _failed(self, why: str) -> CredentialsUnavailable:
-        return CredentialsUnavailable(f"the credential helper {self._program} {why}", upstream=self._upstream)
+        return CredentialsUnavailable(f"the credential helper {self.program} {why}", upstream=self._upstream)
 
 
 def _passed_environment(environment: Mapping[str, str]) -> dict[str, str]:

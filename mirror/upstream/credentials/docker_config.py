@@ -68,7 +68,7 @@ class DockerConfig:
     @property
     def issuing(self) -> LoginState:
         """The state of reading the file if that fails, else the state of its helper. Looks at the file first."""
-        self._look()
+        self._use(self._file.look())
         return self._source.issuing if self._reading.reason is None else self._reading
 
     def check(self) -> None:
@@ -77,7 +77,7 @@ class DockerConfig:
 
     async def credentials(self) -> Credentials | None:
         """The credentials that are in the file now, or those of the helper that it names."""
-        self._look()
+        self._use(self._file.look())
         return await self._source.credentials()
 
     async def reject(self, credentials: Credentials) -> None:
@@ -87,9 +87,6 @@ class DockerConfig:
     async def aclose(self) -> None:
         """Close the present source. Repeatable."""
         await self._source.aclose()
-
-    def _look(self) -> None:
-        self._use(self._file.look())
 
     def _use(self, entry: Credentials | _Helper | None) -> None:
         if entry != self._entry:

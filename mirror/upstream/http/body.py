@@ -14,9 +14,11 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+
+from multidict import MultiMapping
 
 from mirror.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from mirror.policy.upstream.url_bounds import Url
@@ -34,21 +36,6 @@ _MOST_FROM_NOTHING: Final = 1 << 20
 _MOST_FROM_A_BYTE: Final = 100
 
 
-class Fields:
-    """Header fields. Names are case-insensitive; repeated fields are not joined."""
-
-    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
-        self._pairs = tuple((name.lower(), value.strip()) for name, value in pairs)
-
-    def get_all(self, name: str) -> list[str]:
-        """The values of every field with this name, in order."""
-        return [value for key, value in self._pairs if key == name.lower()]
-
-    def get(self, name: str) -> str | None:
-        """The value of the first field with this name; None if there is none."""
-        return next(iter(self.get_all(name)), None)
-
-
 @dataclass(frozen=True, slots=True)
 class Framing:
     """Where a body ends (RFC 9112, 6.3): after `length` bytes, with its last chunk, or with the connection.
@@ -61,18 +48,20 @@ class Framing:
     keeps: bool
 
     @classmethod
-    def read(cls, status: int, fields: Fields, minor: int) -> Framing | None:
+    def read(cls, status: int, fields: MultiMapping[str], minor: int) -> Framing | None:
         """The framing of an answer to GET; `minor` is the HTTP/1 minor version.
 
         None if two readers could disagree about the end: a bad length, lengths that differ, a length beside a transfer
         coding, a coding other than chunked alone, or any coding in HTTP/1.0.
         """
-        tokens = {token.strip().lower() for line in fields.get_all("Connection") for token in line.split(",")}
+        tokens = {token.strip().lower() for line in fields.getall("Connection", ()) for token in line.split(",")}
         keeps = "close" not in tokens and (minor == 1 or "keep-alive" in tokens)
         if status in (204, 304):
             return cls(0, False, keeps)
-        codings = [coding.strip().lower() for line in fields.get_all("Transfer-Encoding") for coding in line.split(",")]
-        lengths = {length.strip() for line in fields.get_all("Content-Length") for length in line.split(",")}
+        codings = [
+            coding.strip().lower() for line in fields.getall("Transfer-Encoding", ()) for coding in line.split(",")
+        ]
+        lengths = {length.strip() for line in fields.getall("Content-Length", ()) for length in line.split(",")}
         if codings:
             if codings != ["chunked"] or lengths or minor == 0:
                 return None
@@ -132,8 +121,8 @@ class HttpBody:
         self._wire = wire
         self.upstream = upstream
         self._url = url
-        self._start = start
-        self._size = framing.length if size is None and start == 0 else size
+        self.start = start
+        self.size = framing.length if size is None and start == 0 else size
         self._received = 0
         self._keeps = framing.keeps
         self._remaining = framing.length
@@ -149,16 +138,6 @@ class HttpBody:
         self._closed = False
         self._lent = False
         self._lent_at = 0.0
-
-    @property
-    def start(self) -> int:
-        """Offset within the blob of the first byte that `readinto` gives."""
-        return self._start
-
-    @property
-    def size(self) -> int | None:
-        """Size in bytes of the whole blob; None if upstream does not say."""
-        return self._size
 
     def readinto(self, buffer: memoryview) -> int:
         """Return the number of bytes read, as soon as some arrive; 0 only at a proper end (see `ports.Body`). Blocking.
@@ -314,20 +293,20 @@ class HttpBody:
         if self._aborted:
             raise self._broken("given up")
         self._ended = True
-        if self._size is not None and self._start + self._received < self._size:
+        if self.size is not None and self.start + self._received < self.size:
             raise self._broken("the answer is shorter than it said the blob is")
         return 0
 
     def _broken(self, reason: str) -> UpstreamUnavailable:
-        of = "" if self._size is None else f" of {self._size}"
+        of = "" if self.size is None else f" of {self.size}"
         reason = "given up" if self._aborted else reason
         return UpstreamUnavailable(
-            f"the body from {self._url.authority} broke off at byte {self._start + self._received}{of}: {reason}",
+            f"the body from {self._url.authority} broke off at byte {self.start + self._received}{of}: {reason}",
             upstream=self.upstream,
         )
 
     def __repr__(self) -> str:
-        return f"<HttpBody {self._url.authority} {self._start + self._received}/{self._size}>"
+        return f"<HttpBody {self._url.authority} {self.start + self._received}/{self.size}>"
 
 
 class EncodedBody:
@@ -353,16 +332,9 @@ class EncodedBody:
         self._ready = begins if self._decompressor else first
         self._pending = len(begins) == len(room) or bool(decompressor.unconsumed_tail)
         self._taken, self._given = len(first), len(begins)
-
-    @property
-    def start(self) -> int:
-        """Offset within the blob of the first byte that `readinto` gives."""
-        return self._body.start
-
-    @property
-    def size(self) -> int | None:
-        """Size in bytes of the whole blob; None if the body is decoded: upstream does not give the decoded size."""
-        return None if self._decompressor else self._body.size
+        self.start = body.start
+        # upstream does not state the decoded size
+        self.size = None if self._decompressor else body.size
 
     def readinto(self, buffer: memoryview) -> int:
         """Like `HttpBody.readinto`.

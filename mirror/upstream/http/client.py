@@ -6,24 +6,25 @@ It is aiohttp, with every feature off that changes bytes or carries state from o
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Final, Literal
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamOffLimits, UpstreamTimeout, UpstreamUnavailable
 from mirror.oci.coding import decode
 from mirror.oci.manifest import LARGEST
 from mirror.policy.upstream.url_bounds import Origin, Url, UrlBounds, UrlRefused, parse_url, surviving_headers
-from mirror.upstream.http.body import Fields
-from mirror.upstream.http.dialing import AddressRefused, check_literal
+from mirror.upstream.http.dialing import AddressRefused, check_literal, refused
 from mirror.upstream.http.download import CONTENT, LARGEST_ERROR, REDIRECTS, Answer, DialFailed, DialTimedOut
 from mirror.upstream.http.page_file import PageFile
 from mirror.upstream.http.proxies import DIRECT, Proxies
-from mirror.upstream.http.resolver import BoundedResolver
 from mirror.upstream.http.throttled_hosts import ThrottledHosts
 from mirror.upstream.http.transport import Endpoint
 
@@ -97,14 +98,13 @@ class HttpClient:
                         allow_redirects=False,
                         **options,
                     ) as response:
-                        fields = Fields(response.headers.items())
                         if response.status in CONTENT:
                             content, sent = await read(response)
-                            return Answer(response.status, fields, url, content, sent=sent)
+                            return Answer(response.status, response.headers, url, content, sent=sent)
                         if response.status not in REDIRECTS:
                             content = await read_limited(response, LARGEST_ERROR + 1)
-                            return Answer(response.status, fields, url, content, sent=content)
-                    entered = endpoint.bounds.next_hop(url, fields.get("Location"), hops)
+                            return Answer(response.status, response.headers, url, content, sent=content)
+                    entered = endpoint.bounds.next_hop(url, response.headers.get("Location"), hops)
                     headers = surviving_headers(headers, url, entered, passes)
                     url, hops = entered, hops + 1
                     self._hosts.check(url)
@@ -184,6 +184,46 @@ def open_session(
         max_line_size=_LONGEST_FIELD,
         max_field_size=_LONGEST_FIELD,
     )
+
+
+class BoundedResolver(AbstractResolver):
+    """The system's resolver (in a thread), without the addresses that `bounds` forbids.
+
+    `proxy_at` gives the address rules for a host that is one of our proxies, None for any other. `timeout` is in
+    seconds.
+    """
+
+    def __init__(
+        self,
+        bounds: UrlBounds,
+        inner: AbstractResolver | None = None,
+        *,
+        timeout: float = 5.0,
+        proxy_at: Callable[[str], UrlBounds | None] = lambda host: None,
+    ) -> None:
+        self._bounds = bounds
+        self._proxy_at = proxy_at
+        self._inner = inner or ThreadedResolver()
+        self._timeout = timeout
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """The permitted addresses of `host`.
+
+        Raises `OSError`: `TimeoutError` after `timeout` seconds, `AddressRefused` if every address is forbidden.
+        """
+        async with asyncio.timeout(self._timeout):
+            resolved = await self._inner.resolve(host, port, family)
+        bounds = self._proxy_at(host) or self._bounds
+        permitted = [entry for entry in resolved if bounds.permits(host, entry["host"])]
+        if resolved and not permitted:
+            raise refused(host)
+        return permitted
+
+    async def close(self) -> None:
+        """Close the inner resolver. Repeatable."""
+        await self._inner.close()
 
 
 async def read_limited(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from multidict import CIMultiDict, MultiMapping
+
 from mirror.errors import (
     UpstreamError,
     UpstreamInvalid,
@@ -31,7 +33,7 @@ from mirror.errors import (
 )
 from mirror.oci.span import parse_content_range
 from mirror.policy.upstream.url_bounds import Origin, Url, UrlRefused, parse_url, surviving_headers
-from mirror.upstream.http.body import EncodedBody, Fields, Framing, HttpBody, RateFloor, describe
+from mirror.upstream.http.body import EncodedBody, Framing, HttpBody, RateFloor, describe
 from mirror.upstream.http.connection import Connection, IdleConnections
 from mirror.upstream.http.dialing import AddressRefused, check_literal, dial
 from mirror.upstream.http.proxies import Proxy, open_tunnel
@@ -73,11 +75,21 @@ class Answer:
     """
 
     status: int
-    fields: Fields
+    fields: MultiMapping[str]
     url: Url
     content: bytes = b""
     body: HttpBody | EncodedBody | None = None
     sent: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """The head of an answer, and the connection on which its body follows."""
+
+    wire: Connection
+    status: int
+    fields: MultiMapping[str]
+    framing: Framing
 
 
 class Cancel:
@@ -175,26 +187,20 @@ class Transfer:
             with self._translated():
                 url = parse_url(text)
                 while True:
-                    wire, status, fields, minor = self._exchange(url, headers, cancel)
-                    framing = Framing.read(status, fields, minor)
-                    if framing is None:
-                        wire.close()
-                        raise self._endpoint.invalid("an answer whose length is ambiguous", status)
-                    if status in REDIRECTS:
-                        self._leave(wire, framing, url)
-                        entered = self._endpoint.bounds.next_hop(url, fields.get("Location"), hops)
-                        headers = surviving_headers(headers, url, entered, passes)
-                        url, hops = entered, hops + 1
-                        self._hosts.check(url)
-                        continue
-                    return self._answer(wire, framing, status, fields, url, start)
+                    head = self._exchange(url, headers, cancel)
+                    if head.status not in REDIRECTS:
+                        return self._answer(head, url, start)
+                    self._leave(head, url)
+                    entered = self._endpoint.bounds.next_hop(url, head.fields.get("Location"), hops)
+                    headers = surviving_headers(headers, url, entered, passes)
+                    url, hops = entered, hops + 1
+                    self._hosts.check(url)
         except UpstreamError as error:
             error.elsewhere = url is not None and not self._endpoint.is_at(url)
             raise
 
-    def _answer(
-        self, wire: Connection, framing: Framing, status: int, fields: Fields, url: Url, start: int | None
-    ) -> Answer | None:
+    def _answer(self, head: _Head, url: Url, start: int | None) -> Answer | None:
+        wire, status, fields, framing = head.wire, head.status, head.fields, head.framing
         if status not in CONTENT:
             body = self._body(wire, framing, url)
             if status == 416 and start is not None and _total_of_unsatisfied(fields) == start:
@@ -222,8 +228,8 @@ class Transfer:
             body.close()
             raise
 
-    def _exchange(self, url: Url, headers: Mapping[str, str], cancel: Cancel) -> tuple[Connection, int, Fields, int]:
-        """Send one request; return the connection, and the status, fields and minor HTTP version of the answer."""
+    def _exchange(self, url: Url, headers: Mapping[str, str], cancel: Cancel) -> _Head:
+        """Send one request; return the head of the answer."""
         proxy = self._endpoint.proxies.for_url(url)
         relayed = proxy is not None and url.scheme == "http"
         request = _request(url, {**headers, **self._endpoint.proxies.headers(url)}, relayed=relayed)
@@ -267,7 +273,7 @@ class Transfer:
             return open_tunnel(proxy, url.host, url.port, self._endpoint.timeouts.connect, self._clock)
         return dial(proxy.bounds, proxy.url.host, proxy.url.port, self._endpoint.timeouts.connect, self._clock)
 
-    def _converse(self, wire: Connection, request: bytes, cancel: Cancel) -> tuple[Connection, int, Fields, int]:
+    def _converse(self, wire: Connection, request: bytes, cancel: Cancel) -> _Head:
         try:
             cancel.on(wire)
             wire.begin(self._endpoint.timeouts.answer)
@@ -281,9 +287,13 @@ class Transfer:
                     raise self._endpoint.invalid("an answer that is not HTTP/1")
                 fields = self._fields(wire)
                 status = int(status_line[2])
-                if status >= 200:
-                    wire.end_of_head()
-                    return wire, status, fields, int(status_line[1])
+                if status < 200:
+                    continue
+                framing = Framing.read(status, fields, int(status_line[1]))
+                if framing is None:
+                    raise self._endpoint.invalid("an answer whose length is ambiguous", status)
+                wire.end_of_head()
+                return _Head(wire, status, fields, framing)
             raise self._endpoint.invalid("interim answers without end")
         except BaseException:
             wire.close()
@@ -292,7 +302,7 @@ class Transfer:
             # from here on the connection may belong to another exchange
             cancel.on(None)
 
-    def _fields(self, wire: Connection) -> Fields:
+    def _fields(self, wire: Connection) -> MultiMapping[str]:
         """The header lines up to the empty line (RFC 9112, 5).
 
         Raises `EOFError` if the head is cut short, since a number cut short is a wrong length, and `UpstreamInvalid`.
@@ -301,7 +311,7 @@ class Transfer:
         for _ in range(_MOST_FIELDS):
             line = wire.stream.readline(_LONGEST_LINE)
             if line in (b"\r\n", b"\n"):
-                return Fields(pairs)
+                return CIMultiDict(pairs)
             if not line.endswith(b"\n"):
                 if len(line) == _LONGEST_LINE:
                     break
@@ -309,24 +319,23 @@ class Transfer:
             text = line.decode("latin-1").rstrip("\r\n")
             if text[:1] in (" ", "\t") and pairs:
                 name, value = pairs.pop()
-                pairs.append((name, f"{value} {text.strip()}"))
+                pairs.append((name, f"{value} {text.strip()}".strip()))
             elif field := _FIELD.fullmatch(text):
-                pairs.append((field[1], field[2]))
+                pairs.append((field[1], field[2].strip()))
             else:
                 break
         raise self._endpoint.invalid("headers that cannot be read")
 
-    def _leave(self, wire: Connection, framing: Framing, url: Url) -> None:
+    def _leave(self, head: _Head, url: Url) -> None:
         """Read the text of a redirect if it is short or chunked, so that the connection can be used again.
 
         Otherwise close the connection.
         """
-        if framing.chunked or (framing.length or LARGEST_ERROR) < LARGEST_ERROR:
-            self._finish(self._body(wire, framing, url))
-        elif framing.length == 0:
-            self._body(wire, framing, url).close()
+        length = head.framing.length
+        if head.framing.chunked or (length is not None and length < LARGEST_ERROR):
+            self._finish(self._body(head.wire, head.framing, url))
         else:
-            wire.close()
+            head.wire.close()
 
     def _finish(self, body: HttpBody) -> bytes:
         """The text of an answer that is no blob, at most `LARGEST_ERROR` bytes. Keeps the connection if that is all."""
@@ -376,7 +385,7 @@ def _request(url: Url, headers: Mapping[str, str], *, relayed: bool) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
-def _total_of_unsatisfied(fields: Fields) -> int | None:
+def _total_of_unsatisfied(fields: MultiMapping[str]) -> int | None:
     """The size in `Content-Range: bytes */size` of a 416 (RFC 9110, 14.4); None if it names none."""
     unit, _, total = (fields.get("Content-Range") or "").partition("*/")
     return int(total) if unit.strip().lower() == "bytes" and _DECIMAL.fullmatch(total) else None
