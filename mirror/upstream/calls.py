@@ -54,10 +54,6 @@ _WHILE_PROBING: Final = 0.25
 _LONGEST_PATH: Final = 200
 
 
-def _never(_error: UpstreamError) -> bool:
-    return False
-
-
 @dataclass(frozen=True, slots=True)
 class Call:
     """One call, for metrics named `event`. `send` sends one request of it; `retries` limits the further tries.
@@ -71,7 +67,7 @@ class Call:
     send: Callable[[Passes], Awaitable[Answer]]
     is_usable: Callable[[Answer], bool]
     retries: int
-    has_fallback: Callable[[UpstreamError], bool] = _never
+    has_fallback: Callable[[UpstreamError], bool] = lambda error: False
 
 
 class Calls:

@@ -84,8 +84,7 @@ class Elsewhere:
     def _source(self, site: Url) -> TokenSource:
         source = self._sources.get(site.origin)
         if source is None:
-            source = self._make(UrlBounds(site, internal=self._bounds.internal))
-            self._sources[site.origin] = source
+            source = self._sources[site.origin] = self._make(UrlBounds(site, internal=self._bounds.internal))
         return source
 
     def _key(self, scope: Scope) -> str:

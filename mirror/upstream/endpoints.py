@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from mirror import telemetry
 from mirror.aio.caches import TtlCache
@@ -159,7 +159,7 @@ class EndpointsUpstream:
         for member in self.members:
             await member.aclose()
 
-    async def _first(self, ask: Callable[[RegistryUpstream], Awaitable[T]]) -> T:
+    async def _first(self, ask: Callable[[RegistryUpstream], Coroutine[Any, Any, T]]) -> T:
         race = _Race(self._order(), self.members, ask, _forget, self._hedge_after, self._failed)
         number, answer = await self._run(race)
         self._circuits[number] = CLOSED
@@ -204,7 +204,7 @@ class _Race(Generic[T]):
         self,
         order: Sequence[int],
         members: Sequence[RegistryUpstream],
-        ask: Callable[[RegistryUpstream], Awaitable[T]],
+        ask: Callable[[RegistryUpstream], Coroutine[Any, Any, T]],
         discard: Callable[[T], Awaitable[None]],
         hedge_after: float | None,
         failed: Callable[[int, UpstreamError], None],
@@ -241,7 +241,7 @@ class _Race(Generic[T]):
 
     def _begin(self) -> None:
         number = self._waiting.pop(0)
-        self._running[asyncio.ensure_future(_as_coroutine(self._ask(self._members[number])))] = number
+        self._running[asyncio.create_task(self._ask(self._members[number]))] = number
 
     def _lost(self, task: asyncio.Task[T]) -> bool:
         error = task.exception()
@@ -260,10 +260,6 @@ class _Race(Generic[T]):
         for task in losers:
             if not task.cancelled() and task.exception() is None:
                 await self._discard(task.result())
-
-
-async def _as_coroutine(asking: Awaitable[T]) -> T:
-    return await asking
 
 
 async def _forget(_answer: object) -> None:

@@ -165,7 +165,7 @@ class RegistryUpstream:
             raise self._calls.not_found(answer)
         if spent:
             raise self._accounts.spent()
-        if answer.status == 200 and (descriptor := read_head(_described(answer), reference)):
+        if answer.status == 200 and (descriptor := read_head(answer.fields, reference)):
             return descriptor
         return (await self.manifest(repo, reference)).descriptor
 
@@ -332,7 +332,3 @@ class RegistryUpstream:
 def _is_worth_a_get(error: UpstreamError) -> bool:
     """True if GET may succeed although HEAD failed with this error."""
     return isinstance(error, UpstreamUnavailable) and is_worth_a_get(error.status)
-
-
-def _described(answer: Answer) -> dict[str, str | None]:
-    return {name: answer.fields.get(name) for name in ("Content-Type", "Content-Length", "Docker-Content-Digest")}

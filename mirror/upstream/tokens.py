@@ -218,14 +218,9 @@ class TokenSource:
     ) -> dict[str, Any]:
         wanted = _wanted(challenge, scope)
         url = self._check(challenge["realm"])
-        more: dict[str, Any] = {"allow_redirects": False, **self._proxies.options(parse_url(url))}
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", **self._proxies.headers(parse_url(url))}
+        more = {"allow_redirects": False, "headers": headers, **self._proxies.options(parse_url(url))}
         began, status = self._clocks.monotonic(), None
-        headers = {
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",
-            **self._proxies.headers(parse_url(url)),
-        }
-        more["headers"] = headers
         form: dict[str, str] | None = None
         async with translated(self._upstream, "the token service"):
             if credentials and credentials.identity_token:

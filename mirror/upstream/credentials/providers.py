@@ -6,13 +6,13 @@ import importlib.util
 import ssl
 import time
 from collections.abc import Callable
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from mirror.errors import ConfigError
 from mirror.policy.upstream.ecr_names import ecr_region
 from mirror.policy.upstream.url_bounds import parse_url
 from mirror.upstream.credentials.provider_options import ProviderOptions
-from mirror.upstream.credentials.renewal import Issued, Renewed
+from mirror.upstream.credentials.renewal import Renewed
 from mirror.upstream.http.proxies import DIRECT, Proxies
 
 ProviderName: TypeAlias = Literal["google", "ecr", "ecr-public", "acr"]
@@ -24,10 +24,6 @@ PROVIDERS: Final[dict[str, tuple[str, str] | None]] = {
     "ecr-public": ("botocore", "aws"),
     "acr": None,
 }
-
-
-class _Issuer(Protocol):
-    async def obtain(self) -> Issued: ...
 
 
 def missing_library(provider: str) -> str | None:
@@ -65,34 +61,22 @@ def open_provider(
     """
     if missing := missing_library(provider):
         raise ConfigError([f"upstream {upstream}: provider {provider} {missing}"])
-    issuer = _issuer(upstream, provider, url, options, private, tls, proxy, proxies, now)
-    return Renewed(upstream, provider, issuer.obtain, clock=clock, now=now)
-
-
-def _issuer(
-    upstream: str,
-    provider: ProviderName,
-    url: str,
-    options: ProviderOptions,
-    private: bool,
-    tls: ssl.SSLContext | None,
-    proxy: str | None,
-    proxies: Proxies,
-    now: Callable[[], float],
-) -> _Issuer:
+    issuer: GoogleIssuer | AcrIssuer | EcrIssuer
     if provider == "google":
         from mirror.upstream.credentials.google import GoogleIssuer
 
-        return GoogleIssuer(upstream, options, proxy=proxy, now=now)
-    if provider == "acr":
+        issuer = GoogleIssuer(upstream, options, proxy=proxy, now=now)
+    elif provider == "acr":
         from mirror.upstream.credentials.acr import AcrIssuer
 
-        return AcrIssuer(upstream, url, options, private=private, tls=tls, proxies=proxies, now=now)
-    from mirror.upstream.credentials.ecr import EcrIssuer
+        issuer = AcrIssuer(upstream, url, options, private=private, tls=tls, proxies=proxies, now=now)
+    else:
+        from mirror.upstream.credentials.ecr import EcrIssuer
 
-    region = None
-    if provider == "ecr":
-        region = options.region or ecr_region(parse_url(url).host) or ecr_region(upstream)
-        if region is None:
-            raise ConfigError([f"upstream {upstream}: set region: the name of the registry does not tell it"])
-    return EcrIssuer(upstream, region, options, proxy=proxy, now=now)
+        region = None
+        if provider == "ecr":
+            region = options.region or ecr_region(parse_url(url).host) or ecr_region(upstream)
+            if region is None:
+                raise ConfigError([f"upstream {upstream}: set region: the name of the registry does not tell it"])
+        issuer = EcrIssuer(upstream, region, options, proxy=proxy, now=now)
+    return Renewed(upstream, provider, issuer.obtain, clock=clock, now=now)

@@ -332,7 +332,7 @@ class EncodedBody:
         self._ready = begins if self._decompressor else first
         self._pending = len(begins) == len(room) or bool(decompressor.unconsumed_tail)
         self._taken, self._given = len(first), len(begins)
-        self.start = body.start
+        self.start, self.abort, self.close = body.start, body.abort, body.close
         # upstream does not state the decoded size
         self.size = None if self._decompressor else body.size
 
@@ -350,14 +350,6 @@ class EncodedBody:
         piece, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
         buffer[: len(piece)] = piece
         return len(piece)
-
-    def abort(self) -> None:
-        """Make a blocked `readinto` fail soon. Callable from any thread, repeatable."""
-        self._body.abort()
-
-    def close(self) -> None:
-        """Close the body. Callable from any thread, repeatable; never blocks."""
-        self._body.close()
 
     def _decompress(self, decompressor: zlib._Decompress, most: int) -> bytes:
         fresh = b""

@@ -11,7 +11,7 @@ import io
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from mirror.errors import StoreError
 
@@ -42,7 +42,11 @@ class PageFile:
         self._on_disk = 0
         self.limit = limit
         self.size = 0
-        self._file: IO[bytes] = io.BytesIO()
+        self._file = self._new_file()
+
+    def _new_file(self) -> tempfile.SpooledTemporaryFile[bytes]:
+        directory = self._bounds.directory
+        return tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=None if directory is None else str(directory))
 
     @property
     def is_small(self) -> bool:
@@ -59,31 +63,25 @@ class PageFile:
         if size > self.limit or self._bounds.on_disk + on_disk - self._on_disk > self._bounds.most_bytes:
             return False
         self._set_on_disk(on_disk)
+        self.size = size
         try:
-            if self.size <= _IN_MEMORY < self.size + len(piece):
-                self._file = await asyncio.to_thread(self._spill)
-            self.size += len(piece)
             if self.is_small:
                 self._file.write(piece)
             else:
-                await asyncio.to_thread(self._file.write, piece)
+                await asyncio.to_thread(self._write_to_disk, piece)
         except OSError as error:
             raise StoreError(f"a list cannot be kept in {self._bounds.directory}: {error.strerror}") from error
         return True
 
-    def _spill(self) -> IO[bytes]:
-        """Copy the body from memory to a new temporary file. Blocking."""
+    def _write_to_disk(self, piece: bytes) -> None:
         if self._bounds.directory is not None:
             self._bounds.directory.mkdir(parents=True, exist_ok=True)
-        file = tempfile.TemporaryFile(dir=self._bounds.directory)  # noqa: SIM115 - `close` closes it
-        self._file.seek(0)
-        file.write(self._file.read())
-        return file
+        self._file.write(piece)
 
     def restart(self) -> None:
         """Drop what was written, because the answer starts again."""
         self.close()
-        self._file, self.size = io.BytesIO(), 0
+        self._file, self.size = self._new_file(), 0
 
     def text(self) -> io.TextIOWrapper:
         """A reader of the whole body as UTF-8. Closing the reader closes the page, and the other way round."""
