@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from mirror import __version__, telemetry
@@ -146,21 +146,21 @@ class Upstreams:
         def at(
             url: str, reach: ReachSettings, names: Sequence[str], *, limits: Limits, hooks: Hooks
         ) -> RegistryUpstream:
-            tls, proxies = _tls(name, reach), _proxies(reach)
+            endpoint = Endpoint(
+                name,
+                url,
+                token_hosts=reach.token_hosts,
+                internal=True if reach.private_network else None,
+                tls=_tls(name, reach),
+                proxies=Proxies.given(_secret(reach.proxy)),
+                timeouts=timeouts,
+                user_agent=f"registry-mirror/{__version__}",
+            )
             return RegistryUpstream(
-                Endpoint(
-                    name,
-                    url,
-                    token_hosts=reach.token_hosts,
-                    internal=True if reach.private_network else None,
-                    tls=tls,
-                    proxies=proxies,
-                    timeouts=timeouts,
-                    user_agent=f"registry-mirror/{__version__}",
-                ),
+                endpoint,
                 executor=self._executor,
                 memo=self._memo,
-                credentials=_for_callers(settings, _credentials(name, url, reach, names, tls, proxies)),
+                credentials=_for_callers(settings, _credentials(endpoint, reach, names)),
                 limits=limits,
                 hooks=hooks,
             )
@@ -175,8 +175,8 @@ class Upstreams:
         # no retries: if one endpoint fails, the next one is asked
         once = replace(limits, retries=0)
         mirrors = [
-            at(endpoint.url, endpoint, [urlsplit(endpoint.url).netloc], limits=once, hooks=of_mirrors)
-            for endpoint in settings.endpoints
+            at(mirror.url, mirror, [urlsplit(mirror.url).netloc], limits=once, hooks=of_mirrors)
+            for mirror in settings.endpoints
         ]
         return EndpointsUpstream([*mirrors, own], hedge_after=settings.hedge_after) if mirrors else own
 
@@ -239,43 +239,29 @@ def _for_callers(settings: UpstreamSettings, own: CredentialSource) -> Credentia
     return CallersCredentials(own) if settings.access == "verify" else own
 
 
-def _credentials(
-    name: str,
-    url: str,
-    reach: ReachSettings,
-    names: Sequence[str],
-    tls: Tls,
-    proxies: Proxies,
-) -> CredentialSource:
+def _credentials(endpoint: Endpoint, reach: ReachSettings, names: Sequence[str]) -> CredentialSource:
     if reach.docker_config is not None:
-        source = DockerConfig(reach.docker_config, names, upstream=name)
+        source = DockerConfig(reach.docker_config, names, upstream=endpoint.name)
         source.check()
         return source
     if reach.provider is not None:
-        context = tls.identity or tls.given or (None if tls.verify else unverified())
-        proxy = reach.proxy.get_secret_value() if reach.proxy else None
-        proxy = None if proxy == "env" else proxy
+        proxy = _secret(reach.proxy)
         options = _provider_options(reach)
-        return open_provider(
-            name,
-            reach.provider,
-            url,
-            options,
-            private=reach.private_network,
-            tls=context,
-            proxy=proxy,
-            proxies=proxies,
-        )
+        return open_provider(endpoint, reach.provider, options, proxy=None if proxy == "env" else proxy)
     if reach.username is not None and reach.password is not None:
         password = reach.password.get_secret_value()
         if reach.password_file is not None:
-            return PasswordFile(reach.password_file, reach.username, password, upstream=name)
+            return PasswordFile(reach.password_file, reach.username, password, upstream=endpoint.name)
         return GivenCredentials(Credentials(reach.username, password))
     return GivenCredentials()
 
 
-def _proxies(reach: ReachSettings) -> Proxies:
-    return Proxies.given(reach.proxy.get_secret_value() if reach.proxy else None)
+class _SecretText(Protocol):
+    def get_secret_value(self) -> str: ...
+
+
+def _secret(text: _SecretText | None) -> str | None:
+    return text.get_secret_value() if text else None
 
 
 def _provider_options(settings: ReachSettings) -> ProviderOptions:
@@ -285,7 +271,7 @@ def _provider_options(settings: ReachSettings) -> ProviderOptions:
         role_arn=settings.role_arn,
         tenant=settings.tenant_id,
         client_id=settings.client_id,
-        client_secret=settings.client_secret.get_secret_value() if settings.client_secret else None,
+        client_secret=_secret(settings.client_secret),
         token_file=settings.token_file,
         provider_url=settings.provider_url,
         sts_url=settings.sts_url,

@@ -20,6 +20,7 @@ from mirror.policy.records import ContentRecord
 from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.upstream.credentials.source import Credentials, LoginState
 from mirror.upstream.http.client import open_session
+from mirror.upstream.http.transport import Endpoint
 from mirror.upstream.parameters import Clocks
 from mirror.upstream.tokens import TokenSource
 from tests.faults.conftest import Tally
@@ -162,7 +163,7 @@ async def _token_source(*given: Credentials) -> AsyncIterator[tuple[TokenSource,
     with FakeRegistry(tokens=True, users={"ci": "good"}) as registry:
         registry.fail("token", _on_its_own_connection, times=10_000)
         bounds = UrlBounds.of(registry.url, ())
-        session = open_session(bounds, None, connect_timeout=5, read_timeout=20)
+        session = open_session(Endpoint("test", registry.url))
         memo = Memo()
         now = asyncio.get_running_loop().time
         source = TokenSource("test", bounds, lambda: session, _Issued(*given), memo, clocks=Clocks(now=now))

@@ -23,6 +23,7 @@ from mirror.upstream.credentials.providers import PROVIDERS, missing_library, op
 from mirror.upstream.credentials.renewal import Renewed
 from mirror.upstream.credentials.source import Credentials, CredentialsUnavailable
 from mirror.upstream.http.proxies import Proxies
+from mirror.upstream.http.transport import Endpoint
 from tests.ports.conftest import Pulling
 from tests.support.clock import Clock
 from tests.support.clouds import Aws, Azure, AzureRegistry, GoogleCloud
@@ -95,7 +96,9 @@ async def test_google_by_key_file(google: GoogleCloud, tmp_path: Path, clock: Cl
     """A JWT that the account's key signed is exchanged for a token, which is the password of a fixed user."""
     key = tmp_path / "key.json"
     key.write_text(google.key_file())
-    source = open_provider("gcr.io", "google", "https://gcr.io", ProviderOptions(key_file=key), now=clock, clock=clock)
+    source = open_provider(
+        Endpoint("gcr.io", "https://gcr.io"), "google", ProviderOptions(key_file=key), now=clock, clock=clock
+    )
     assert await given(source) == Credentials("oauth2accesstoken", "google-1")
     assert google.complaints == []
     clock.time += 3000
@@ -107,7 +110,7 @@ async def test_google_by_key_file(google: GoogleCloud, tmp_path: Path, clock: Cl
 async def test_google_by_metadata_server(google: GoogleCloud, clock: Clock) -> None:
     """Of the machine, or of the workload identity; the server is where the settings say."""
     options = ProviderOptions(metadata_url=google.url)
-    source = open_provider("gcr.io", "google", "https://gcr.io", options, now=clock, clock=clock)
+    source = open_provider(Endpoint("gcr.io", "https://gcr.io"), "google", options, now=clock, clock=clock)
     found = await asyncio.gather(*(given(source) for _ in range(50)))
     assert set(found) == {Credentials("oauth2accesstoken", "google-1")}
     assert google.complaints == []
@@ -172,7 +175,7 @@ async def test_ecr(aws: Aws, clock: Clock) -> None:
     """Signed for the region in the registry's name; the token is good for 12 hours, and had anew before."""
     aws.expires_at = clock.time + 12 * 3600
     options = ProviderOptions(provider_url=aws.url)
-    source = open_provider(ECR, "ecr", f"https://{ECR}", options, now=clock, clock=clock)
+    source = open_provider(Endpoint(ECR, f"https://{ECR}"), "ecr", options, now=clock, clock=clock)
     found = await asyncio.gather(*(given(source) for _ in range(20)))
     assert set(found) == {Credentials("AWS", "AKIDTEST-1")}
     assert (aws.scopes, aws.complaints) == ([("eu-west-1", "ecr")], [])
@@ -194,7 +197,7 @@ async def test_ecr_with_a_role(aws: Aws) -> None:
 async def test_ecr_public(aws: Aws) -> None:
     """Another API, in one region, whose answer has another shape."""
     options = ProviderOptions(provider_url=aws.url)
-    source = open_provider("public.ecr.aws", "ecr-public", "https://public.ecr.aws", options)
+    source = open_provider(Endpoint("public.ecr.aws", "https://public.ecr.aws"), "ecr-public", options)
     assert await given(source) == Credentials("AWS", "AKIDTEST-1")
     assert (aws.scopes, aws.complaints) == ([("us-east-1", "ecr-public")], [])
 
@@ -249,7 +252,7 @@ async def test_ecr_by_the_instance(environment: pytest.MonkeyPatch, aws: Aws) ->
 def test_an_ecr_region_that_is_not_known() -> None:
     """Neither in the name nor set: named at start."""
     with pytest.raises(ConfigError, match="set region"):
-        open_provider("ecr.internal", "ecr", "https://ecr.internal", ProviderOptions())
+        open_provider(Endpoint("ecr.internal", "https://ecr.internal"), "ecr", ProviderOptions())
 
 
 # ----------------------------------------------------------------------------------------------------- Azure
@@ -289,7 +292,9 @@ async def test_acr(
     with AzureRegistry(azure, clock) as registry:
         digest = registry.add_image("team/app", "v1", [b"layer"])
         options = ProviderOptions(**way(azure, tmp_path))
-        upstream = pulling(registry, open_provider("acr", "acr", registry.url, options, now=clock, clock=clock))
+        upstream = pulling(
+            registry, open_provider(Endpoint("acr", registry.url), "acr", options, now=clock, clock=clock)
+        )
         found = await asyncio.gather(*(upstream.resolve("team/app", "v1") for _ in range(20)))
         assert {one.digest for one in found} == {digest}
         assert (registry.exchanges, azure.complaints) == (1, [])
@@ -309,7 +314,7 @@ async def test_acr_as_aks_sets_it_up(azure: Azure, tmp_path: Path) -> None:
         "AZURE_AUTHORITY_HOST": f"{azure.url}/",
     }
     with AzureRegistry(azure) as registry:
-        issued = await AcrIssuer("acr", registry.url, ProviderOptions(), environment=environment).obtain()
+        issued = await AcrIssuer(Endpoint("acr", registry.url), ProviderOptions(), environment=environment).obtain()
         assert issued.credentials
         assert issued.credentials.identity_token == registry.users["refresh"]
         assert issued.lasts == pytest.approx(3 * 3600, abs=60)
@@ -318,13 +323,14 @@ async def test_acr_as_aks_sets_it_up(azure: Azure, tmp_path: Path) -> None:
 async def test_acr_refusals(azure: Azure, tmp_path: Path) -> None:
     """Whoever says no is named, with what to look at; nothing of what was sent is."""
     with AzureRegistry(azure) as registry:
+        endpoint = Endpoint("acr", registry.url)
         identity = ProviderOptions(tenant=azure.tenant, client_id=azure.client, provider_url=azure.url)
-        wrong = AcrIssuer("acr", registry.url, replace(identity, client_secret="canary-wrong"))
+        wrong = AcrIssuer(endpoint, replace(identity, client_secret="canary-wrong"))
         with pytest.raises(UpstreamDenied, match=r"authority answers 401, invalid_client.*tenant_id") as failure:
             await wrong.obtain()
         assert "canary" not in str(failure.value)
         registry.trusting = False
-        stranger = AcrIssuer("acr", registry.url, ProviderOptions(metadata_url=azure.url))
+        stranger = AcrIssuer(endpoint, ProviderOptions(metadata_url=azure.url))
         with pytest.raises(UpstreamDenied, match="token exchange answers 401: has the identity the role AcrPull"):
             await stranger.obtain()
         azure.refuse = reply_json(400, {"error": "invalid_request", "error_description": "Identity not found"})
@@ -334,10 +340,10 @@ async def test_acr_refusals(azure: Azure, tmp_path: Path) -> None:
             azure.refuse = broken
             with pytest.raises(CredentialsUnavailable):
                 await stranger.obtain()
-        incomplete = AcrIssuer("acr", registry.url, ProviderOptions(client_secret="x", provider_url=azure.url))
+        incomplete = AcrIssuer(endpoint, ProviderOptions(client_secret="x", provider_url=azure.url))
         with pytest.raises(CredentialsUnavailable, match="tenant_id and client_id must be set"):
             await incomplete.obtain()
-        gone = AcrIssuer("acr", registry.url, replace(identity, token_file=tmp_path / "gone"))
+        gone = AcrIssuer(endpoint, replace(identity, token_file=tmp_path / "gone"))
         with pytest.raises(CredentialsUnavailable, match="cannot be read"):
             await gone.obtain()
 
@@ -347,7 +353,7 @@ async def test_acr_that_is_redirected(azure: Azure) -> None:
     with Scripted() as elsewhere, AzureRegistry(azure) as registry:
         azure.refuse = reply(307, b"", {"Location": f"{elsewhere.url}/x"})
         with pytest.raises(UpstreamUnavailable):
-            await AcrIssuer("acr", registry.url, ProviderOptions(metadata_url=azure.url)).obtain()
+            await AcrIssuer(Endpoint("acr", registry.url), ProviderOptions(metadata_url=azure.url)).obtain()
         assert not elsewhere.requests
 
 
@@ -363,7 +369,9 @@ async def test_clouds_behind_a_proxy(google: GoogleCloud, aws: Aws, azure: Azure
 
         async def asked(provider: Any, url: str, **options: Any) -> int:
             before = len(proxy.requests)
-            given_by = open_provider(ECR, provider, url, ProviderOptions(**options), proxy=proxy.url, proxies=proxies)
+            given_by = open_provider(
+                Endpoint(ECR, url, proxies=proxies), provider, ProviderOptions(**options), proxy=proxy.url
+            )
             assert await given_by.credentials()
             return len(proxy.requests) - before
 
@@ -382,18 +390,19 @@ def test_a_missing_library_is_named(provider: Any, extra: str, monkeypatch: pyte
     """With the extra that brings it, before anything is asked."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=rf"pip install 'registry-mirror\[{extra}\]'"):
-        open_provider(ECR, provider, f"https://{ECR}", ProviderOptions())
+        open_provider(Endpoint(ECR, f"https://{ECR}"), provider, ProviderOptions())
 
 
 _LOADED = """
 import sys
 import mirror.app, mirror.process.worker, mirror.upstream.credentials.providers as providers
 from mirror.upstream.credentials.provider_options import ProviderOptions
+from mirror.upstream.http.transport import Endpoint
 options = ProviderOptions()
-providers.open_provider("acr", "acr", "https://example.azurecr.io", options)
+providers.open_provider(Endpoint("acr", "https://example.azurecr.io"), "acr", options)
 libraries = {"google.auth", "botocore", "requests"}
 assert not libraries & set(sys.modules), libraries & set(sys.modules)
-providers.open_provider("public.ecr.aws", "ecr-public", "https://public.ecr.aws", options)
+providers.open_provider(Endpoint("public.ecr.aws", "https://public.ecr.aws"), "ecr-public", options)
 assert libraries & set(sys.modules) == {"botocore"}
 """
 

@@ -28,6 +28,7 @@ from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.upstream.credentials.docker_config import DockerConfig
 from mirror.upstream.credentials.source import Credentials, CredentialSource, GivenCredentials
 from mirror.upstream.http.client import open_session
+from mirror.upstream.http.transport import Endpoint
 from mirror.upstream.parameters import Clocks
 from mirror.upstream.tokens import TokenSource
 from tests.support.clock import Clock
@@ -51,7 +52,7 @@ async def build(clock: Clock) -> AsyncIterator[Build]:
 
     def make(url: str, credentials: CredentialSource = ANONYMOUS, **more: Any) -> TokenSource:
         bounds = UrlBounds.of(url, more.pop("allowed", ()))
-        sessions.append(open_session(bounds, None, connect_timeout=5, read_timeout=20))
+        sessions.append(open_session(Endpoint("test", url)))
         memos.append(more.pop("memo", None) or Memo(now=clock))
         session = sessions[-1]
         return TokenSource("test", bounds, lambda: session, credentials, memos[-1], clocks=Clocks(now=clock), **more)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,12 +26,12 @@ from mirror.errors import UpstreamDenied, UpstreamError, UpstreamUnavailable
 from mirror.oci.coding import decode_base64url
 from mirror.oci.strict_json import read_json
 from mirror.policy.upstream.token_lifetime import usable_seconds
-from mirror.policy.upstream.url_bounds import UrlBounds, parse_url
+from mirror.policy.upstream.url_bounds import parse_url
 from mirror.upstream.credentials.provider_options import ProviderOptions
 from mirror.upstream.credentials.renewal import Issued
 from mirror.upstream.credentials.source import Credentials, CredentialsUnavailable
 from mirror.upstream.http.client import open_session, read_limited, translated
-from mirror.upstream.http.proxies import DIRECT, Proxies
+from mirror.upstream.http.transport import Endpoint
 
 _AUTHORITY: Final = "https://login.microsoftonline.com"
 _METADATA: Final = "http://169.254.169.254"
@@ -48,30 +47,26 @@ _ERROR: Final = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 
 
 class AcrIssuer:
-    """Issues refresh tokens for the registry at `url`.
+    """Issues refresh tokens for the registry at `endpoint`.
 
     The options select the identity: with `client_secret` a service principal, with `token_file` a workload identity,
     with neither a managed identity (`client_id` selects it if the machine has several). Missing values are taken from
     `environment`, as AKS sets them (AZURE_TENANT_ID, AZURE_CLIENT_ID, AZURE_FEDERATED_TOKEN_FILE,
-    AZURE_AUTHORITY_HOST). `tls` applies to the registry, `proxies` to every request except those to the metadata
-    server. `now` gives epoch seconds.
+    AZURE_AUTHORITY_HOST). The endpoint's proxies apply to every request except those to the metadata server.
+    `now` gives epoch seconds.
     """
 
     def __init__(
         self,
-        upstream: str,
-        url: str,
+        endpoint: Endpoint,
         options: ProviderOptions,
         *,
-        private: bool = False,
-        tls: ssl.SSLContext | None = None,
-        proxies: Proxies = DIRECT,
         environment: Mapping[str, str] | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         given = os.environ if environment is None else environment
-        self._upstream = upstream
-        self._bounds = UrlBounds.of(url, internal=True if private else None)
+        self._upstream = endpoint.name
+        self._endpoint = endpoint
         self._tenant = options.tenant or given.get("AZURE_TENANT_ID", "")
         self._client_id = options.client_id or given.get("AZURE_CLIENT_ID", "")
         self._client_secret = options.client_secret
@@ -79,23 +74,19 @@ class AcrIssuer:
         self._token_file = options.token_file or (Path(stated) if stated and not options.client_secret else None)
         self._authority = (options.provider_url or given.get("AZURE_AUTHORITY_HOST") or _AUTHORITY).rstrip("/")
         self._metadata = (options.metadata_url or _METADATA).rstrip("/")
-        self._tls = tls
-        self._proxies = proxies
         self._now = now
 
     async def obtain(self) -> Issued:
         """Obtain a new refresh token. Raises `UpstreamDenied`, `UpstreamUnavailable`."""
-        form = {"grant_type": "access_token", "service": self._bounds.base.authority}
+        base = self._endpoint.bounds.base
+        form = {"grant_type": "access_token", "service": base.authority}
         if self._tenant:
             form["tenant"] = self._tenant
         form["access_token"] = await self._access_token()
-        session = open_session(
-            self._bounds, self._tls, connect_timeout=5.0, read_timeout=_TIMEOUT, proxies=self._proxies
-        )
-        async with session:
-            url = f"{self._bounds.base.scheme}://{self._bounds.base.authority}/oauth2/exchange"
+        async with open_session(self._endpoint) as session:
+            url = f"{base.scheme}://{base.authority}/oauth2/exchange"
             service = "the registry's token exchange"
-            answer = await self._ask(session, service, "POST", url, data=form, **self._through_proxy(url))
+            answer = await self._ask(session, service, "POST", url, data=form, **self._options(url))
         token = self._token(answer, "refresh_token", service)
         lasts = _expiry(token, self._now())
         return Issued(Credentials(identity_token=token), usable_seconds(lasts), lasts)
@@ -114,7 +105,7 @@ class AcrIssuer:
                 service = "the authority"
                 url = f"{self._authority}/{self._tenant}/oauth2/v2.0/token"
                 form = await asyncio.to_thread(self._grant)
-                answer = await self._ask(session, service, "POST", url, data=form, **self._through_proxy(url))
+                answer = await self._ask(session, service, "POST", url, data=form, **self._options(url))
         return self._token(answer, "access_token", service)
 
     def _grant(self) -> dict[str, str]:
@@ -134,9 +125,11 @@ class AcrIssuer:
             raise self._unavailable(f"the token file {self._token_file} cannot be read") from error
         return {**form, "client_assertion_type": _ASSERTION, "client_assertion": assertion}
 
-    def _through_proxy(self, url: str) -> dict[str, Any]:
-        where = parse_url(url)
-        return {"headers": self._proxies.headers(where), **self._proxies.options(where)}
+    def _options(self, url: str) -> dict[str, Any]:
+        parsed, endpoint = parse_url(url), self._endpoint
+        identity = endpoint.identity_for(parsed)
+        tls = {"ssl": identity} if identity else {}
+        return {"headers": endpoint.proxies.headers(parsed), **endpoint.proxies.options(parsed), **tls}
 
     async def _ask(self, session: aiohttp.ClientSession, service: str, method: str, url: str, **more: Any) -> Any:
         try:

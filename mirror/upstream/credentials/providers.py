@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import ssl
 import time
 from collections.abc import Callable
 from typing import Final, Literal, TypeAlias
 
 from mirror.errors import ConfigError
 from mirror.policy.upstream.ecr_names import ecr_region
-from mirror.policy.upstream.url_bounds import parse_url
 from mirror.upstream.credentials.provider_options import ProviderOptions
 from mirror.upstream.credentials.renewal import Renewed
-from mirror.upstream.http.proxies import DIRECT, Proxies
+from mirror.upstream.http.transport import Endpoint
 
 ProviderName: TypeAlias = Literal["google", "ecr", "ecr-public", "acr"]
 
@@ -39,26 +37,22 @@ def missing_library(provider: str) -> str | None:
 
 
 def open_provider(
-    upstream: str,
+    endpoint: Endpoint,
     provider: ProviderName,
-    url: str,
     options: ProviderOptions,
     *,
-    private: bool = False,
-    tls: ssl.SSLContext | None = None,
     proxy: str | None = None,
-    proxies: Proxies = DIRECT,
     now: Callable[[], float] = time.time,
     clock: Callable[[], float] = time.monotonic,
 ) -> Renewed:
-    """A source of credentials for the registry at `url`.
+    """A source of credentials for the registry at `endpoint`.
 
-    `private` says that the registry is in a private network; `tls` and `proxies` are the registry's own. `proxy` is the
-    URL of the one proxy through which the cloud's library sends everything. It is None if there is none, and also if
-    the environment sets the proxies: libraries read those variables themselves.
+    `proxy` is the URL of the one proxy through which the cloud's library sends everything. It is None if there is none,
+    and also if the environment sets the proxies: libraries read those variables themselves.
 
     Raises `ConfigError` if the library is missing or the region of an ECR registry is not known.
     """
+    upstream = endpoint.name
     if missing := missing_library(provider):
         raise ConfigError([f"upstream {upstream}: provider {provider} {missing}"])
     issuer: GoogleIssuer | AcrIssuer | EcrIssuer
@@ -69,13 +63,13 @@ def open_provider(
     elif provider == "acr":
         from mirror.upstream.credentials.acr import AcrIssuer
 
-        issuer = AcrIssuer(upstream, url, options, private=private, tls=tls, proxies=proxies, now=now)
+        issuer = AcrIssuer(endpoint, options, now=now)
     else:
         from mirror.upstream.credentials.ecr import EcrIssuer
 
         region = None
         if provider == "ecr":
-            region = options.region or ecr_region(parse_url(url).host) or ecr_region(upstream)
+            region = options.region or ecr_region(endpoint.bounds.base.host) or ecr_region(upstream)
             if region is None:
                 raise ConfigError([f"upstream {upstream}: set region: the name of the registry does not tell it"])
         issuer = EcrIssuer(upstream, region, options, proxy=proxy, now=now)

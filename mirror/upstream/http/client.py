@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Final, Literal
@@ -24,7 +23,6 @@ from mirror.policy.upstream.url_bounds import Origin, Url, UrlBounds, UrlRefused
 from mirror.upstream.http.dialing import AddressRefused, check_literal, refused
 from mirror.upstream.http.download import CONTENT, LARGEST_ERROR, REDIRECTS, Answer, DialFailed, DialTimedOut
 from mirror.upstream.http.page_file import PageFile
-from mirror.upstream.http.proxies import DIRECT, Proxies
 from mirror.upstream.http.throttled_hosts import ThrottledHosts
 from mirror.upstream.http.transport import Endpoint
 
@@ -57,14 +55,7 @@ class HttpClient:
     def session(self) -> aiohttp.ClientSession:
         """The session, opened when it is first needed. To be called with the event loop running."""
         if self._session is None:
-            endpoint = self._endpoint
-            self._session = open_session(
-                endpoint.bounds,
-                endpoint.tls.context if endpoint.bounds.base.scheme == "https" else endpoint.tls.given,
-                connect_timeout=endpoint.timeouts.connect,
-                read_timeout=endpoint.timeouts.answer,
-                proxies=endpoint.proxies,
-            )
+            self._session = open_session(self._endpoint)
         return self._session
 
     async def send(
@@ -155,24 +146,18 @@ class HttpClient:
         return f"<HttpClient {self._endpoint.described} {state}>"
 
 
-def open_session(
-    bounds: UrlBounds,
-    tls: ssl.SSLContext | None,
-    *,
-    connect_timeout: float,
-    read_timeout: float,
-    proxies: Proxies = DIRECT,
-) -> aiohttp.ClientSession:
-    """A new session for one upstream, which the caller closes. To be called with the event loop running.
+def open_session(endpoint: Endpoint) -> aiohttp.ClientSession:
+    """A new session for one endpoint, which the caller closes. To be called with the event loop running.
 
     It keeps no cookies, does not decompress bodies (digests are those of the bytes as sent) and does not re-quote URLs.
-    It uses no proxy unless a request names one (`Proxies.options`); `proxies` gives the address rules for those.
+    It uses no proxy unless a request names one (`Proxies.options`).
     aiohttp follows redirects by default: callers turn that off in each request.
     """
+    tls, connect, read = endpoint.tls, endpoint.timeouts.connect, endpoint.timeouts.answer
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
-            resolver=BoundedResolver(bounds, timeout=connect_timeout, proxy_at=proxies.at),
-            ssl=tls or True,
+            resolver=BoundedResolver(endpoint.bounds, timeout=connect, proxy_at=endpoint.proxies.at),
+            ssl=tls.context if endpoint.bounds.base.scheme == "https" else tls.given or True,
             limit=0,
             keepalive_timeout=20,
         ),
@@ -180,7 +165,7 @@ def open_session(
         auto_decompress=False,
         requote_redirect_url=False,
         trust_env=False,
-        timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=connect_timeout, sock_read=read_timeout),
+        timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=connect, sock_read=read),
         max_line_size=_LONGEST_FIELD,
         max_field_size=_LONGEST_FIELD,
     )
