@@ -69,7 +69,7 @@ class Flight:
             raise StoreError(f"{self.digest} has no bytes yet")
         return self._reader
 
-    async def beyond(self, position: int) -> int:
+    async def wait_past(self, position: int) -> int:
         """Waits until more than `position` bytes may be sent. Returns how many bytes from the start may be sent.
 
         Returns `position` or less if the blob has landed and has no more bytes. Raises the error of a failed flight.

@@ -10,7 +10,7 @@ The life cycle of a flight, as one process sees it:
                                    └──── the filler died: its lock is free, go on at the file's size
 
     FAILED from any state. Before `announced`, `join` raises the error to every joiner, and each client gets a clean
-    HTTP error. Afterwards the answer has begun: `beyond` raises, and the client's connection is broken.
+    HTTP error. Afterwards the answer has begun: `wait_past` raises, and the client's connection is broken.
 
 The task of a flight belongs to `Flights`, not to a client. A client that leaves, even the one that began the flight,
 does not end it.

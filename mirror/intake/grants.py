@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
@@ -22,7 +21,6 @@ from typing import Final
 from mirror import telemetry
 from mirror.aio.background import BackgroundTasks
 from mirror.aio.caches import LruCache
-from mirror.aio.latest import put_latest
 from mirror.aio.singleflight import SingleFlight
 from mirror.errors import BlobDamaged, IndexUnavailable, RecordDamaged, StoreError
 from mirror.graph.manifests import StoredManifest, read_stored
@@ -76,7 +74,7 @@ class Grants:
         self._index = index
         self._catalog = catalog
         self._store = store
-        self._known: OrderedDict[tuple[Repo, Digest], int] = OrderedDict()
+        self._sizes: LruCache[tuple[Repo, Digest], int] = LruCache(_MOST)
         self._once = SingleFlight()
         self._read: LruCache[Repo, tuple[float, dict[Digest, int]]] = LruCache(
             64 << 20, lambda read: 512 + 256 * len(read[1])
@@ -88,24 +86,23 @@ class Grants:
         grant. Raises `StoreError` if that cannot be told.
         """
         key = (repo, digest)
-        known = self._known.get(key)
-        if known is not None and known >= 0:
-            self._known.move_to_end(key)
-            return known
+        remembered = self._sizes.get(key)
+        if remembered is not None and remembered >= 0:
+            return remembered
         try:
-            found = await self._index.linked(repo, digest)
+            size = await self._index.linked(repo, digest)
         except IndexUnavailable:
-            found = None
-        if found is None or found < 0:
+            size = None
+        if size is None or size < 0:
             # without a size, a truncated blob on the disk looks like a whole one; another process may have fetched a
             # manifest that has the size
-            said, trouble = await self._on_disk(repo, digest)
-            found = next((one for one in (said, found, known) if one is not None), None)
-            if found is None and trouble is not None:
-                raise StoreError(f"whether {repo} may serve {digest} cannot be told: {trouble}") from trouble
-        if found is not None:
-            self._keep(repo, {digest: found})
-        return found
+            on_disk, error = await self._on_disk(repo, digest)
+            size = next((each for each in (on_disk, size, remembered) if each is not None), None)
+            if size is None and error is not None:
+                raise StoreError(f"whether {repo} may serve {digest} cannot be told: {error}") from error
+        if size is not None:
+            self._remember(repo, {digest: size})
+        return size
 
     async def known_size(self, repo: Repo, digest: Digest) -> int | None:
         """Like `size`. None also if the grant cannot be read: upstream is then asked, as if there were none."""
@@ -117,7 +114,7 @@ class Grants:
 
     async def give(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
         """Grants these blobs to the repository, with their sizes in bytes (-1: unknown)."""
-        self._keep(repo, blobs)
+        self._remember(repo, blobs)
         # the index may be busy with a rebuild; an answer must not wait for that
         await self._background.start_and_wait(self._link(repo, blobs), _PATIENCE)
 
@@ -131,10 +128,10 @@ class Grants:
         await self._background.finish()
         await self._once.aclose()
 
-    def _keep(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
+    def _remember(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
         for digest, size in blobs.items():
-            if size >= 0 or (repo, digest) not in self._known:
-                put_latest(self._known, (repo, digest), size, _MOST)
+            if size >= 0 or (repo, digest) not in self._sizes:
+                self._sizes[repo, digest] = size
 
     async def _on_disk(self, repo: Repo, digest: Digest) -> tuple[int | None, StoreError | None]:
         """Returns the size that the repository's manifests grant for the blob (None: no grant), and the error if one of
@@ -147,31 +144,31 @@ class Grants:
         read = self._read.get(repo)
         if read is None or time.monotonic() - read[0] > _READ_EVERY:
             ours = not self._once.under_way(repo)
-            named, trouble = await self._once.run(repo, lambda: self._from_disk(repo, {}))
+            granted, error = await self._once.run(repo, lambda: self._from_disk(repo, {}))
             at = time.monotonic()
-            self._read[repo] = at, named
+            self._read[repo] = at, granted
             if ours:
-                return named.get(digest), trouble
+                return granted.get(digest), error
         else:
-            (at, named), trouble = read, None
-        if digest not in named:
+            (at, granted), error = read, None
+        if digest not in granted:
             # a read that began before this call may have missed newer manifests
-            new, trouble = await self._once.run_since((repo, "since"), lambda: self._from_disk(repo, named))
-            if new:
-                named = {**named, **new}
-                self._read[repo] = at, named
-        return named.get(digest), trouble
+            added, error = await self._once.run_since((repo, "since"), lambda: self._from_disk(repo, granted))
+            if added:
+                granted = {**granted, **added}
+                self._read[repo] = at, granted
+        return granted.get(digest), error
 
-    async def _from_disk(self, repo: Repo, known: Mapping[Digest, int]) -> tuple[dict[Digest, int], StoreError | None]:
-        return await asyncio.to_thread(self._read_manifests, repo, known)
+    async def _from_disk(self, repo: Repo, skip: Mapping[Digest, int]) -> tuple[dict[Digest, int], StoreError | None]:
+        return await asyncio.to_thread(self._read_manifests, repo, skip)
 
-    def _read_manifests(self, repo: Repo, known: Mapping[Digest, int]) -> tuple[dict[Digest, int], StoreError | None]:
-        """Blocking: returns what the manifests that are not in `known` grant, and the error if one cannot be read."""
+    def _read_manifests(self, repo: Repo, skip: Mapping[Digest, int]) -> tuple[dict[Digest, int], StoreError | None]:
+        """Blocking: returns what the manifests that are not in `skip` grant, and the error if one cannot be read."""
         granted: dict[Digest, int] = {}
-        trouble = None
+        failure = None
         try:
             for digest in self._catalog.manifest_digests(repo):
-                if digest in known:
+                if digest in skip:
                     continue
                 try:
                     stored = read_stored(self._store, self._catalog, repo, digest)
@@ -179,9 +176,9 @@ class Grants:
                     # a damaged manifest grants nothing
                     continue
                 except StoreError as error:
-                    trouble = error
+                    failure = error
                     continue
                 granted.update(granted_by(stored) if stored else {})
         except StoreError as error:
-            trouble = error
-        return granted, trouble
+            failure = error
+        return granted, failure

@@ -43,7 +43,7 @@ class TamperProofClock:
         self._now = now
         self._steady = steady
         self._began = now() - steady()
-        self._told = False
+        self._warned = False
 
     def earlier(self) -> float:
         """Returns the earlier time, for judging an age."""
@@ -55,8 +55,8 @@ class TamperProofClock:
 
     def _both(self) -> tuple[float, float]:
         wall, counted = self._now(), self._began + self._steady()
-        if abs(wall - counted) > _CLOCK_SLACK and not self._told:
-            self._told = True
+        if abs(wall - counted) > _CLOCK_SLACK and not self._warned:
+            self._warned = True
             telemetry.log.warning("clock jumped", by=round(wall - counted))
         return wall, counted
 
@@ -85,26 +85,26 @@ class TagHistories:
             telemetry.log.warning("tag record damaged", repository=str(repo), tag=tag, reason=str(error))
             return None
 
-    def put_tag(self, repo: Repo, was: TagRecord | None, said: TagRecord, rule: AgeRule) -> Digest | None:
-        """Writes upstream's new record `said`; `was` is the previous record. Returns the digest that the tag pointed to
-        before; None if the tag did not move. Raises `StoreError`.
+    def put_tag(self, repo: Repo, was: TagRecord | None, fresh: TagRecord, rule: AgeRule) -> Digest | None:
+        """Writes upstream's new record; `was` is the previous one. Returns the digest that the tag pointed to before;
+        None if the tag did not move. Raises `StoreError`.
 
         The history is written before the record, so that a crash in between does not lose the move.
         """
-        before = self._learn(repo, was, said, rule)
-        self.catalog.put_tag(repo, said)
+        before = self._record_move(repo, was, fresh, rule)
+        self.catalog.put_tag(repo, fresh)
         return before
 
-    def _learn(self, repo: Repo, was: TagRecord | None, said: TagRecord, rule: AgeRule) -> Digest | None:
+    def _record_move(self, repo: Repo, was: TagRecord | None, fresh: TagRecord, rule: AgeRule) -> Digest | None:
         now = self.clocks.later()
-        before = self.catalog.get_history(repo, said.tag)
-        known = recalled(before, was, now)
-        after = learned(known, replace(said, fetched_at=now))
+        before = self.catalog.get_history(repo, fresh.tag)
+        history = recalled(before, was, now)
+        after = learned(history, replace(fresh, fetched_at=now))
         if has_moved(before, after):
-            keep = self._served(repo, said.tag, known, rule) if len(after) > MOST else ()
-            self.catalog.put_history(repo, said.tag, trimmed(after, keep))
-        previous = was.digest if was else known[-1].digest if known else None
-        return previous if previous != said.digest else None
+            served = self._served(repo, fresh.tag, history, rule) if len(after) > MOST else ()
+            self.catalog.put_history(repo, fresh.tag, trimmed(after, served))
+        previous = was.digest if was else history[-1].digest if history else None
+        return previous if previous != fresh.digest else None
 
     def choose(self, repo: Repo, record: TagRecord, rule: AgeRule) -> Choice:
         """Returns what to serve for a tag whose last known answer of upstream is `record`. Raises `StoreError`."""
@@ -145,5 +145,5 @@ class TagHistories:
         except StoreError as error:
             telemetry.log.warning("freeze cannot be read", repository=str(repo), tag=tag, reason=str(error))
             # the tag may be frozen at any of the digests
-            served.update(one.digest for one in history)
+            served.update(sighting.digest for sighting in history)
         return served

@@ -48,7 +48,7 @@ class Outcome(Enum):
 class ManifestAnswer:
     """A manifest, or for HEAD perhaps only its descriptor: `manifest` is None if it was not fetched. `size` in bytes.
 
-    `kept` is the reason if a tag is answered with another digest than upstream's.
+    `override` is the reason if a tag is answered with another digest than upstream's.
     """
 
     digest: Digest
@@ -57,13 +57,15 @@ class ManifestAnswer:
     manifest: Manifest | None
     outcome: Outcome
     upstream: str
-    kept: TagOverride | None = None
+    override: TagOverride | None = None
 
     @classmethod
-    def of(cls, manifest: Manifest, outcome: Outcome, upstream: str, kept: TagOverride | None = None) -> ManifestAnswer:
+    def of(
+        cls, manifest: Manifest, outcome: Outcome, upstream: str, override: TagOverride | None = None
+    ) -> ManifestAnswer:
         """Returns the answer with the manifest itself."""
         size = len(manifest.content)
-        return cls(manifest.digest, manifest.media_type, size, manifest, outcome, upstream, kept)
+        return cls(manifest.digest, manifest.media_type, size, manifest, outcome, upstream, override)
 
     @property
     def content(self) -> bytes | None:
@@ -116,12 +118,12 @@ class BlobContent(Protocol):
 
     @property
     def reader(self) -> BlobReader | None:
-        """Reads the bytes that may be sent, as many as `beyond` returns; None if only `rest` has them."""
+        """Reads the bytes that may be sent, as many as `wait_past` returns; None if only `from_upstream` has them."""
 
-    async def beyond(self, position: int) -> int:
+    async def wait_past(self, position: int) -> int:
         """Waits until more than `position` bytes may be sent. Returns how many, or at most `position` at the end."""
 
-    def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
+    def from_upstream(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
         """Returns the bytes of a span (None: all) from upstream, if `reader` cannot give them. The last bytes are held
         back until the digest is verified.
 
@@ -129,8 +131,8 @@ class BlobContent(Protocol):
         """
 
     def failed(self) -> None:
-        """Call it if `reader` failed and `rest` is not used: the stored blob is then checked, so that the next answer
-        is not sent from wrong bytes.
+        """Call it if `reader` failed and `from_upstream` is not used: the stored blob is then checked, so that the next
+        answer is not sent from wrong bytes.
         """
 
     def close(self) -> None:
@@ -155,7 +157,7 @@ class UpstreamStream:
         self._executor = executor
         self._received = received
 
-    async def stream(
+    async def read(
         self, span: Span | None, size: int | None, sent: Span | None = None, reader: BlobReader | None = None
     ) -> AsyncIterator[bytes]:
         """Yields the bytes of the span (None: all).
@@ -168,7 +170,7 @@ class UpstreamStream:
         """
         hashing = hasher(self.digest)
         buffer = bytearray(_CHUNK)
-        offset, held = 0, b""
+        offset, unsent = 0, b""
 
         def receive() -> bytes:
             received = body.readinto(memoryview(buffer))
@@ -188,10 +190,10 @@ class UpstreamStream:
                         break
                     wanted = fresh if span is None else fresh[max(0, span.start - offset) : max(0, span.stop - offset)]
                     offset += len(fresh)
-                    held += wanted
-                    if len(held) > HELD_BACK:
-                        yield held[:-HELD_BACK]
-                        held = held[-HELD_BACK:]
+                    unsent += wanted
+                    if len(unsent) > HELD_BACK:
+                        yield unsent[:-HELD_BACK]
+                        unsent = unsent[-HELD_BACK:]
         finally:
             self._received(offset)
         if hashing.hexdigest() != self.digest.hex:
@@ -200,8 +202,8 @@ class UpstreamStream:
             raise UpstreamInvalid(
                 f"{self.digest} has {offset} bytes, where the client was told {size}", upstream=self.upstream
             )
-        if held:
-            yield held
+        if unsent:
+            yield unsent
 
 
 class StoredContent:
@@ -210,27 +212,27 @@ class StoredContent:
     outcome = Outcome.HIT
 
     def __init__(
-        self, digest: Digest, size: int, reader: BlobReader, passing: UpstreamStream, doubt: Callable[[Digest], None]
+        self, digest: Digest, size: int, reader: BlobReader, stream: UpstreamStream, recheck: Callable[[Digest], None]
     ) -> None:
-        """`doubt` is called with the digest if the disk does not give the bytes that it should have."""
+        """`recheck` is called with the digest if the disk does not give the bytes that it should have."""
         self.digest = digest
         self.size: int | None = size
         self.reader: BlobReader | None = reader
-        self.upstream = passing.upstream
+        self.upstream = stream.upstream
         self._size = size
         self._reader = reader
-        self._passing = passing
-        self._doubt = doubt
+        self._stream = stream
+        self._recheck = recheck
 
-    async def beyond(self, position: int) -> int:
+    async def wait_past(self, position: int) -> int:
         return self._size
 
-    def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
+    def from_upstream(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
         self.failed()
-        return self._passing.stream(span, self.size, sent, self.reader)
+        return self._stream.read(span, self.size, sent, self.reader)
 
     def failed(self) -> None:
-        self._doubt(self.digest)
+        self._recheck(self.digest)
 
     def close(self) -> None:
         self._reader.close()
@@ -239,13 +241,16 @@ class StoredContent:
 class GrowingContent:
     """A blob that is being received: a follower of its flight."""
 
-    def __init__(self, flight: Flight, passing: UpstreamStream, outcome: Outcome) -> None:
+    def __init__(self, flight: Flight, stream: UpstreamStream, outcome: Outcome) -> None:
         self.digest = flight.digest
         self.outcome = outcome
-        self.upstream = passing.upstream
+        self.upstream = stream.upstream
         self._flight = flight
-        self._passing = passing
-        self._left = False
+        self._stream = stream
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<GrowingContent of {self._flight!r}>"
 
     @property
     def size(self) -> int | None:
@@ -255,10 +260,10 @@ class GrowingContent:
     def reader(self) -> BlobReader | None:
         return self._flight.reader
 
-    async def beyond(self, position: int) -> int:
-        return await self._flight.beyond(position)
+    async def wait_past(self, position: int) -> int:
+        return await self._flight.wait_past(position)
 
-    async def settled(self) -> bool:
+    async def wait_for_end(self) -> bool:
         """Returns once the flight is over. True if this process has filled it.
 
         If True, the blob is stored or cannot be stored. If False, another process may still be filling it.
@@ -271,15 +276,15 @@ class GrowingContent:
         """True if the fill of this process ended with the blob in the store; it may have been dropped since."""
         return self._flight.stored
 
-    def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
-        return self._passing.stream(span, self.size, sent, self.reader)
+    def from_upstream(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
+        return self._stream.read(span, self.size, sent, self.reader)
 
     def failed(self) -> None:
         """Does nothing: the flight checks the digest itself."""
 
     def close(self) -> None:
-        if not self._left:
-            self._left = True
+        if not self._closed:
+            self._closed = True
             self._flight.leave()
 
 
@@ -289,18 +294,18 @@ class UncachedContent:
     outcome = Outcome.BYPASS
     reader: BlobReader | None = None
 
-    def __init__(self, digest: Digest, size: int | None, passing: UpstreamStream, why: str) -> None:
+    def __init__(self, digest: Digest, size: int | None, stream: UpstreamStream, why: str) -> None:
         self.digest = digest
         self.size = size
-        self.upstream = passing.upstream
+        self.upstream = stream.upstream
         self.why = why
-        self._passing = passing
+        self._stream = stream
 
-    async def beyond(self, position: int) -> int:
+    async def wait_past(self, position: int) -> int:
         return position
 
-    def rest(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
-        return self._passing.stream(span, self.size)
+    def from_upstream(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
+        return self._stream.read(span, self.size)
 
     def failed(self) -> None:
         """Does nothing: there is no reader."""

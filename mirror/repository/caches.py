@@ -27,14 +27,14 @@ LOOK_EVERY = 2.0
 class CachedTag:
     """A tag's record, how it was obtained, and from when until when (epoch seconds) it is believed.
 
-    `kept` is the reason if the tag is answered with another digest than upstream's.
+    `override` is the reason if the tag is answered with another digest than upstream's.
     """
 
     record: TagRecord
     outcome: Outcome
     since: float
     until: float
-    kept: TagOverride | None = None
+    override: TagOverride | None = None
 
     @classmethod
     def frozen(cls, freeze: Freeze, now: float) -> CachedTag:

@@ -24,9 +24,9 @@ from mirror.ports import BlobStore, Catalog
 _MANIFESTS: Final = CHECKED | INDEXES
 
 #: Media types and sizes in bytes of the manifests that one index names; empty for a manifest that is no index.
-Named = Mapping[Digest, tuple[str, int]]
+Children = Mapping[Digest, tuple[str, int]]
 
-_NOTHING: Final[Named] = {}
+_NOTHING: Final[Children] = {}
 
 
 class Described:
@@ -36,37 +36,43 @@ class Described:
         self._store = store
         self._catalog = catalog
         self._once = once
-        self._read: LruCache[Repo, Mapping[Digest, Named]] = LruCache(
-            16 << 20, lambda read: 512 + sum(256 + 384 * len(named) for named in read.values())
+        self._read: LruCache[Repo, Mapping[Digest, Children]] = LruCache(
+            16 << 20, lambda read: 512 + sum(256 + 384 * len(children) for children in read.values())
         )
 
     async def get(self, repo: Repo, digest: Digest) -> tuple[str, int] | None:
         """Returns the manifest's media type and size in bytes. None if no stored index of this repository names it, if
         two indexes disagree, or if the disk cannot be read; upstream can then be asked.
         """
-        known = self._read.get(repo) or {}
+        before = self._read.get(repo) or {}
         try:
-            read = await self._once.run(("described", repo), lambda: asyncio.to_thread(self._read_indexes, repo, known))
+            read = await self._once.run(
+                ("described", repo), lambda: asyncio.to_thread(self._read_indexes, repo, before)
+            )
             # an index that is gone from the store no longer counts
-            said = {named[digest] for index, named in read.items() if digest in named and has_blob(self._store, index)}
+            descriptions = {
+                children[digest]
+                for index, children in read.items()
+                if digest in children and has_blob(self._store, index)
+            }
         except StoreError as error:
             telemetry.log.warning("stored index cannot be read", repository=str(repo), reason=str(error))
             return None
         self._read[repo] = read
-        return said.pop() if len(said) == 1 else None
+        return descriptions.pop() if len(descriptions) == 1 else None
 
-    def _read_indexes(self, repo: Repo, known: Mapping[Digest, Named]) -> Mapping[Digest, Named]:
-        """Blocking: returns the manifests that each index of the repository names. Indexes in `known` are not read
+    def _read_indexes(self, repo: Repo, before: Mapping[Digest, Children]) -> Mapping[Digest, Children]:
+        """Blocking: returns the manifests that each index of the repository names. Indexes in `before` are not read
         again. Raises `StoreError`.
         """
-        found: dict[Digest, Named] = {}
+        read: dict[Digest, Children] = {}
         for digest in self._catalog.manifest_digests(repo):
-            named = known[digest] if digest in known else self._names(repo, digest)
-            if named is not None:
-                found[digest] = named
-        return found
+            children = before[digest] if digest in before else self._children(repo, digest)
+            if children is not None:
+                read[digest] = children
+        return read
 
-    def _names(self, repo: Repo, digest: Digest) -> Named | None:
+    def _children(self, repo: Repo, digest: Digest) -> Children | None:
         """Blocking: the manifests that the index `digest` names; None if it is not here. Raises `StoreError`."""
         record = self._catalog.get_manifest(repo, digest)
         if record is None:
@@ -77,5 +83,5 @@ class Described:
         if stored is None:
             return None
         # an index may also name blobs and foreign content
-        children = [one for one in stored.manifest.manifests if one.media_type in _MANIFESTS and not one.foreign]
+        children = [each for each in stored.manifest.manifests if each.media_type in _MANIFESTS and not each.foreign]
         return {child.digest: (child.media_type, child.size) for child in children}

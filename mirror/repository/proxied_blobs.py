@@ -205,7 +205,7 @@ class ProxiedBlobs:
             _expect_cached(content)
             position = 0
             progress(position, content.size)
-            while (limit := await content.beyond(position)) > position:
+            while (limit := await content.wait_past(position)) > position:
                 position = limit
                 progress(position, content.size)
             if isinstance(content, GrowingContent):
@@ -216,7 +216,7 @@ class ProxiedBlobs:
 
     async def _published(self, content: GrowingContent) -> None:
         """Returns once the flight's blob is published in the store. Raises `StoreError` if it cannot be."""
-        filled_here, stored = await content.settled(), content.stored
+        filled_here, stored = await content.wait_for_end(), content.stored
         for _ in range(_PUBLISHING):
             if self._stored.has(content.digest):
                 return
@@ -229,7 +229,7 @@ class ProxiedBlobs:
             again = await self.blob(content.digest)
             try:
                 _expect_cached(again)
-                filled_here = isinstance(again, GrowingContent) and await again.settled()
+                filled_here = isinstance(again, GrowingContent) and await again.wait_for_end()
                 stored = isinstance(again, GrowingContent) and again.stored
             finally:
                 again.close()

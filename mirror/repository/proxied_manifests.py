@@ -68,16 +68,16 @@ class ProxiedManifests:
             return self._answer(manifest, outcome)
         tag = await self._tags.answer(reference)
         try:
-            manifest, fetched = await self._manifest(tag.record.digest, None if tag.kept else reference)
+            manifest, fetched = await self._manifest(tag.record.digest, None if tag.override else reference)
         except ManifestUnknown as error:
-            if tag.kept:
-                raise self._kept_but_gone(reference, tag, error) from error
+            if tag.override:
+                raise self._gone(reference, tag, error) from error
             # the tag moved between HEAD and GET, or upstream has deleted the digest of the record
             tag = await self._tags.ask_again(reference)
             manifest, fetched = await self._manifest(tag.record.digest, reference)
         if fetched is not Outcome.HIT and tag.outcome is not Outcome.STALE:
-            return self._answer(manifest, fetched, tag.kept)
-        return self._answer(manifest, tag.outcome, tag.kept)
+            return self._answer(manifest, fetched, tag.override)
+        return self._answer(manifest, tag.outcome, tag.override)
 
     async def _manifest(self, digest: Digest, tag: str | None = None) -> tuple[Manifest, Outcome]:
         """Returns a manifest from memory, disk or upstream. `tag` (None: unknown) was just resolved to the digest."""
@@ -182,8 +182,8 @@ class ProxiedManifests:
         if isinstance(reference, Digest):
             return await self._resolve_digest(reference)
         tag = await self._tags.answer(reference)
-        if tag.kept:
-            return await self._resolve_kept(reference, tag)
+        if tag.override:
+            return await self._resolve_override(reference, tag)
         record = tag.record
         self._intake.touch(record.digest)
         if cached := self._caches.manifests.get((self.repo, record.digest)):
@@ -191,15 +191,17 @@ class ProxiedManifests:
             return self._answer(cached, tag.outcome)
         return ManifestAnswer(record.digest, record.media_type, record.size, None, tag.outcome, self._upstream.name)
 
-    async def _resolve_kept(self, reference: str, tag: CachedTag) -> ManifestAnswer:
+    async def _resolve_override(self, reference: str, tag: CachedTag) -> ManifestAnswer:
         """Returns the answer to HEAD of a frozen tag or one held back by the minimum age. Its digest may be gone here
         and upstream; then HEAD fails as GET would.
         """
         try:
             answer = await self._resolve_digest(tag.record.digest, described=False)
         except ManifestUnknown as error:
-            raise self._kept_but_gone(reference, tag, error) from error
-        return replace(answer, outcome=tag.outcome if answer.outcome is Outcome.HIT else answer.outcome, kept=tag.kept)
+            raise self._gone(reference, tag, error) from error
+        return replace(
+            answer, outcome=tag.outcome if answer.outcome is Outcome.HIT else answer.outcome, override=tag.override
+        )
 
     async def _resolve_digest(self, digest: Digest, *, described: bool = True) -> ManifestAnswer:
         """Returns the answer to HEAD of a digest. If `described`, a manifest that is not here is answered as a stored
@@ -249,7 +251,7 @@ class ProxiedManifests:
             self._intake.health.recovered()
             await self._intake.record_manifests(self.repo, stored)
         # the answer of a freeze or of the minimum age is on the disk already, and did not come from upstream
-        if isinstance(reference, str) and answer.kept is None:
+        if isinstance(reference, str) and answer.override is None:
             await self._tags.store(reference, answer)
         return answer
 
@@ -294,11 +296,11 @@ class ProxiedManifests:
 
     # ----------------------------------------------------------------------------------------------- answers
 
-    def _answer(self, manifest: Manifest, outcome: Outcome, kept: TagOverride | None = None) -> ManifestAnswer:
-        return ManifestAnswer.of(manifest, outcome, self._upstream.name, kept)
+    def _answer(self, manifest: Manifest, outcome: Outcome, override: TagOverride | None = None) -> ManifestAnswer:
+        return ManifestAnswer.of(manifest, outcome, self._upstream.name, override)
 
-    def _kept_but_gone(self, reference: str, tag: CachedTag, error: ManifestUnknown) -> ManifestUnknown:
-        why = "frozen at" if tag.kept is TagOverride.FROZEN else "held back by minimum_age at"
+    def _gone(self, reference: str, tag: CachedTag, error: ManifestUnknown) -> ManifestUnknown:
+        why = "frozen at" if tag.override is TagOverride.FROZEN else "held back by minimum_age at"
         return ManifestUnknown(
             f"{self.repo}:{reference} is {why} {tag.record.digest}, which is not here and cannot be fetched any more:"
             f" {error}"

@@ -77,7 +77,7 @@ class SealedRepository:
             self._misses.manifest(self.repo, reference)
             joint = "@" if isinstance(reference, Digest) else ":"
             raise ManifestUnknown(f"{self.repo}{joint}{reference} is not in this sealed mirror")
-        return ManifestAnswer.of(manifest, Outcome.HIT, self.repo.registry, tag.kept if tag else None)
+        return ManifestAnswer.of(manifest, Outcome.HIT, self.repo.registry, tag.override if tag else None)
 
     async def resolve(self, reference: Reference) -> ManifestAnswer:
         """Returns the same answer as `manifest`: HEAD succeeds only if GET would. Raises like `manifest`."""

@@ -87,9 +87,9 @@ class TagAnswers:
         """Returns the tag's answer as clients get it. Raises `ManifestUnknown`, `TagTooNew`, `UpstreamError`, and
         `StoreError` if the tag's record cannot be read.
         """
-        hot = self._caches.tags.get((self._repo, tag))
-        if hot and hot.since - _CLOCK_SLACK <= self._caches.now() < hot.until:
-            return hot
+        cached = self._caches.tags.get((self._repo, tag))
+        if cached and cached.since - _CLOCK_SLACK <= self._caches.now() < cached.until:
+            return cached
         try:
             async with asyncio.timeout(_SLOW_AFTER):
                 return await self._refreshed(tag)
@@ -101,21 +101,21 @@ class TagAnswers:
 
         async def refresh() -> CachedTag:
             with telemetry.span("tag", mirror__repository=str(self._repo), mirror__tag=tag) as span:
-                found = await self._decide(tag, self._refresh)
-                span.note(mirror__digest=str(found.record.digest), mirror__cache=found.outcome.value)
-            self._keep_hot(tag, found)
-            return found
+                answer = await self._decide(tag, self._refresh)
+                span.note(mirror__digest=str(answer.record.digest), mirror__cache=answer.outcome.value)
+            self._cache(tag, answer)
+            return answer
 
         return await self._caches.once.run(("tag", self._repo, tag, caller()), refresh)
 
-    def _keep_hot(self, tag: str, found: CachedTag) -> None:
+    def _cache(self, tag: str, answer: CachedTag) -> None:
         # for later requests a new answer is a plain hit, and a stale one stays stale
-        if found.outcome is Outcome.STALE:
-            later, until = Outcome.STALE, found.until
+        if answer.outcome is Outcome.STALE:
+            later, until = Outcome.STALE, answer.until
         else:
             # other processes, including the command line, change the records on the disk
-            later, until = Outcome.HIT, min(found.until, self._caches.now() + LOOK_EVERY)
-        self._caches.tags[self._repo, tag] = CachedTag(found.record, later, found.since, until, found.kept)
+            later, until = Outcome.HIT, min(answer.until, self._caches.now() + LOOK_EVERY)
+        self._caches.tags[self._repo, tag] = replace(answer, outcome=later, until=until)
 
     async def _meanwhile(self, tag: str) -> CachedTag | None:
         """Returns an older answer to give while upstream is slow; None if there is none. The minimum age applies."""
@@ -123,13 +123,13 @@ class TagAnswers:
         if record is None:
             return None
         if self._is_fresh(record):
-            return await self._aged(tag, self._hot(record, Outcome.HIT))
+            return await self._aged(tag, self._believed(record, Outcome.HIT))
         if not may_serve_stale(record.fetched_at, self._caches.now(), self._rule.freshness):
             return None
         self._log_stale(record, f"no answer for {_SLOW_AFTER:g} s")
-        found = await self._aged(tag, self._hot(record, Outcome.STALE))
-        self._keep_hot(tag, found)
-        return found
+        answer = await self._aged(tag, self._believed(record, Outcome.STALE))
+        self._cache(tag, answer)
+        return answer
 
     def _log_stale(self, record: TagRecord, reason: str) -> None:
         telemetry.log.warning(
@@ -170,11 +170,11 @@ class TagAnswers:
         Raises `StoreError`.
         """
         cached = self._caches.tags.get((self._repo, tag))
-        known = cached.record if cached and not cached.kept else None
+        upstreams = cached.record if cached and not cached.override else None
         stored = await asyncio.to_thread(self._histories.known_tag, self._repo, tag)
-        if stored is None or (known and known.fetched_at > stored.fetched_at):
+        if stored is None or (upstreams and upstreams.fetched_at > stored.fetched_at):
             fresh = TagRecord(tag, answer.digest, answer.media_type, answer.size, self._caches.now())
-            await self._intake.put_tag(self._repo, stored, known or fresh, self._rule.age)
+            await self._intake.put_tag(self._repo, stored, upstreams or fresh, self._rule.age)
 
     async def _revalidate_now(self, tag: str) -> CachedTag:
         async with self._questions.locked(f"tag {self._repo}:{tag}"):
@@ -188,24 +188,24 @@ class TagAnswers:
             return CachedTag.frozen(freeze, self._caches.now())
         return await self._aged(tag, await ask(tag))
 
-    async def _aged(self, tag: str, said: CachedTag) -> CachedTag:
+    async def _aged(self, tag: str, answer: CachedTag) -> CachedTag:
         """Applies the route's minimum age to the answer. Raises `TagTooNew` if no digest is old enough."""
-        return await self._hold_back(tag, said) if self._rule.age.minimum else said
+        return await self._older(tag, answer) if self._rule.age.minimum else answer
 
-    async def _hold_back(self, tag: str, said: CachedTag) -> CachedTag:
-        choice = await asyncio.to_thread(self._histories.choose, self._repo, said.record, self._rule.age)
+    async def _older(self, tag: str, answer: CachedTag) -> CachedTag:
+        choice = await asyncio.to_thread(self._histories.choose, self._repo, answer.record, self._rule.age)
         if choice.serve is None:
             raise TagTooNew(
                 f"{self._repo}:{tag} points to {choice.newest.digest}, which this mirror has not known for long enough"
                 f" (minimum_age); the tag is served from {format_moment(choice.any_from)} on"
             )
         if not choice.held_back:
-            return said
+            return answer
         older = choice.serve
-        record = TagRecord(tag, older.digest, older.media_type, older.size, said.record.fetched_at)
-        # upstream was asked, but the answer was known here
-        outcome = Outcome.REVALIDATED if said.outcome is Outcome.MISS else said.outcome
-        return replace(said, record=record, outcome=outcome, kept=TagOverride.TOO_NEW)
+        record = TagRecord(tag, older.digest, older.media_type, older.size, answer.record.fetched_at)
+        # upstream was asked, but the digest is from the history
+        outcome = Outcome.REVALIDATED if answer.outcome is Outcome.MISS else answer.outcome
+        return replace(answer, record=record, outcome=outcome, override=TagOverride.TOO_NEW)
 
     async def _refresh(self, tag: str) -> CachedTag:
         """Returns the record on the disk if it is fresh; otherwise asks upstream. One process at a time asks for a tag;
@@ -213,14 +213,14 @@ class TagAnswers:
         """
         record = await asyncio.to_thread(self._histories.known_tag, self._repo, tag)
         if record and self._is_fresh(record):
-            return self._hot(record, Outcome.HIT)
+            return self._believed(record, Outcome.HIT)
         # a "not found" drops the record: if there is a record, an import has brought the tag since
         if record is None and await self._questions.is_unknown(self._key(tag)):
             raise ManifestUnknown(f"{self._repo} has no tag {tag}")
         async with self._questions.locked(f"tag {self._repo}:{tag}"):
             record = await asyncio.to_thread(self._histories.known_tag, self._repo, tag)
             if record and self._is_fresh(record):
-                return self._hot(record, Outcome.HIT)
+                return self._believed(record, Outcome.HIT)
             return await self._revalidate(tag, record)
 
     def _key(self, tag: str) -> str:
@@ -234,14 +234,14 @@ class TagAnswers:
     def _freshness(self) -> FreshnessRule:
         return self._rule.freshness.stretched(self._upstream.patience)
 
-    def _hot(self, record: TagRecord, outcome: Outcome) -> CachedTag:
+    def _believed(self, record: TagRecord, outcome: Outcome) -> CachedTag:
         if outcome is Outcome.STALE:
             return CachedTag(record, outcome, self._caches.now(), self._caches.now() + _STALE_FOR)
         return CachedTag(record, outcome, record.fetched_at, record.fetched_at + self._freshness.tag_ttl)
 
     async def _revalidate(self, tag: str, record: TagRecord | None) -> CachedTag:
         try:
-            found = await self._upstream.resolve(self._repo.name, tag)
+            descriptor = await self._upstream.resolve(self._repo.name, tag)
         except UpstreamNotFound as error:
             await self._questions.note_unknown(self._key(tag))
             if record:
@@ -250,14 +250,14 @@ class TagAnswers:
         except (UpstreamUnavailable, UpstreamThrottled, UpstreamInvalid, CredentialsRefused) as error:
             if record and may_serve_stale(record.fetched_at, self._caches.now(), self._rule.freshness):
                 self._log_stale(record, str(error))
-                return self._hot(record, Outcome.STALE)
+                return self._believed(record, Outcome.STALE)
             raise
-        fresh = TagRecord(tag, found.digest, found.media_type, found.size, self._caches.now())
+        fresh = TagRecord(tag, descriptor.digest, descriptor.media_type, descriptor.size, self._caches.now())
         was = await self._remember(record, fresh)
         if was:
-            self._tell_of_move(tag, was, fresh.digest)
+            self._log_move(tag, was, fresh.digest)
         same = record is not None and record.digest == fresh.digest
-        return self._hot(fresh, Outcome.REVALIDATED if same else Outcome.MISS)
+        return self._believed(fresh, Outcome.REVALIDATED if same else Outcome.MISS)
 
     async def _remember(self, record: TagRecord | None, fresh: TagRecord) -> Digest | None:
         """Writes the new record. Returns the digest that the tag pointed to before; None if the tag did not move."""
@@ -269,10 +269,10 @@ class TagAnswers:
             self._intake.health.failed(error, f"{self._repo}:{fresh.tag}")
             return record.digest if record and record.digest != fresh.digest else None
 
-    def _tell_of_move(self, tag: str, was: Digest, now: Digest) -> None:
-        told = {"repository": str(self._repo), "tag": tag, "was": str(was), "now": str(now)}
+    def _log_move(self, tag: str, was: Digest, now: Digest) -> None:
+        move = {"repository": str(self._repo), "tag": tag, "was": str(was), "now": str(now)}
         if looks_like_version(tag):
             telemetry.VERSION_TAGS_MOVED.labels(self._label).inc()
-            telemetry.log.warning("version tag moved", **told)
+            telemetry.log.warning("version tag moved", **move)
         else:
-            telemetry.log.info("tag moved", **told)
+            telemetry.log.info("tag moved", **move)

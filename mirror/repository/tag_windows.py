@@ -47,9 +47,9 @@ class Window:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> Window:
+    def from_json(cls, body: Mapping[str, Any]) -> Window:
         """Returns the window that `to_json` wrote."""
-        return cls(**{**said, "tags": tuple(said["tags"])})
+        return cls(**{**body, "tags": tuple(body["tags"])})
 
 
 class TagWindows:
@@ -58,21 +58,21 @@ class TagWindows:
     def __init__(self, sorted_tags: SortedTags) -> None:
         self.sorted = sorted_tags
         self._windows: LruCache[tuple[Repo, str], tuple[Window, ...]] = LruCache(
-            32 << 20, lambda kept: sum(512 + 96 * len(window.tags) for window in kept)
+            32 << 20, lambda windows: sum(512 + 96 * len(window.tags) for window in windows)
         )
 
-    def page(self, repo: Repo, whose: str, last: str, count: int, now: float) -> TagBatch | None:
-        """Returns a page from memory; None if no window has it. `whose` is the caller for whom the list was fetched."""
-        for window in self._windows.get((repo, whose)) or ():
+    def page(self, repo: Repo, mark: str, last: str, count: int, now: float) -> TagBatch | None:
+        """Returns a page from memory; None if no window has it. `mark` is that of the caller who fetched the list."""
+        for window in self._windows.get((repo, mark)) or ():
             if window.since - _SLACK <= now < window.until and (page := window.page(last, count)):
                 return page
         return None
 
-    def drop(self, repo: Repo, whose: str) -> None:
+    def drop(self, repo: Repo, mark: str) -> None:
         """Drops the windows of a list that turned out not to be sorted. Repeatable."""
-        self._windows.pop((repo, whose), None)
+        self._windows.pop((repo, mark), None)
 
-    def put(self, repo: Repo, whose: str, window: Window) -> None:
+    def put(self, repo: Repo, mark: str, window: Window) -> None:
         """Adds a window, which is searched first. It replaces a window with the same `after`."""
-        others = [one for one in self._windows.get((repo, whose)) or () if one.after != window.after]
-        self._windows[repo, whose] = (window, *others[: _MOST - 1])
+        others = [other for other in self._windows.get((repo, mark)) or () if other.after != window.after]
+        self._windows[repo, mark] = (window, *others[: _MOST - 1])

@@ -152,7 +152,7 @@ async def everything(flight: Flight) -> bytes:
     """What a client would have been sent, to the end."""
     sent = b""
     while True:
-        limit = await flight.beyond(len(sent))
+        limit = await flight.wait_past(len(sent))
         if limit <= len(sent):
             return sent
         sent += flight.reader.pread(limit - len(sent), len(sent))
@@ -439,7 +439,7 @@ async def test_closing_publishes_what_has_landed(make: Callable[[], Hangar], sto
     hangar = make()
     flight = await hangar.join(GatedUpstream(is_open=True))
     while not flight.landed:
-        await flight.beyond(flight.sendable)
+        await flight.wait_past(flight.sendable)
     await hangar.flights.aclose()
     assert hangar.landed == [BlobInfo(DIGEST, SIZE)]
     assert store.read(DIGEST, SIZE) == CONTENT

@@ -168,7 +168,7 @@ async def site(request: pytest.FixtureRequest, registry: FakeRegistry, tmp_path:
 
 async def _everything(flight: Flight) -> bytes:
     sent = b""
-    while (limit := await flight.beyond(len(sent))) > len(sent):
+    while (limit := await flight.wait_past(len(sent))) > len(sent):
         sent += flight.reader.pread(limit - len(sent), len(sent))
     return sent
 

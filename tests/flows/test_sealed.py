@@ -237,7 +237,7 @@ async def test_what_other_parts_of_the_mirror_get(mirror: LiveMirror, here: Here
         await repository.read(Digest.of(b"x"), 1000)
     content = await repository.blob(Digest.of(_LAYER))
     with pytest.raises(StoreError, match="no upstream"):
-        async for _ in content.rest(None):
+        async for _ in content.from_upstream(None):
             pass
     content.close()
 

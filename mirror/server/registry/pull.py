@@ -32,7 +32,7 @@ from mirror.server.registry.responses import (
     manifest_headers,
     stale_warning,
 )
-from mirror.server.registry.sending import Beyond, ClientGone, Sender
+from mirror.server.registry.sending import ClientGone, Sender, WaitPast
 
 #: Most tags in one page (CVE-2023-2253: an `n` of any size caused an allocation of any size).
 _MOST_TAGS = 10_000
@@ -74,8 +74,8 @@ async def manifest(
     if not head and answer.outcome is Outcome.MISS and isinstance(repository, Fetchable):
         repository.fetch_ahead(answer)
     record.outcome, record.upstream, record.digest = answer.outcome, answer.upstream, answer.digest
-    if answer.kept is not None:
-        record.tag_override = record.notes["tag"] = answer.kept.value
+    if answer.override is not None:
+        record.tag_override = record.notes["tag"] = answer.override.value
     headers = manifest_headers(answer)
     if is_unchanged(request.headers.get("If-None-Match"), answer.digest):
         del headers["Content-Length"]
@@ -108,13 +108,13 @@ async def blob(
         if size is None and (header is not None or request.version < HttpVersion11):
             # without the size, neither a part can be answered nor a body without chunks be ended: wait for the whole
             # blob
-            await content.beyond(sys.maxsize)
+            await content.wait_past(sys.maxsize)
             size = content.size
         if size is not None and size <= HELD_BACK:
             # a small blob is not sent before its digest is verified: a damaged one can then still be answered with an
             # error
             with suppress(StoreError):
-                await content.beyond(0)
+                await content.wait_past(0)
         spans = _spans(header, size, content)
         span = spans[0] if len(spans) == 1 else None
         several = Byteranges(spans, size) if len(spans) > 1 and size is not None else None
@@ -183,8 +183,8 @@ async def _send(
     try:
         reader = content.reader
         if reader is not None:
-            beyond = _guarded(content, span, size) if span is not None and size is not None else content.beyond
-            await sender.send(request, response, reader, start, stop, beyond, sent)
+            wait_past = _guarded(content, span, size) if span is not None and size is not None else content.wait_past
+            await sender.send(request, response, reader, start, stop, wait_past, sent)
             return
     except StoreError as error:
         # the store failed in mid-body: the rest comes from upstream, verified, without the store
@@ -196,7 +196,7 @@ async def _send(
         if stop is None and sent_span is None
         else Span(start + record.sent, stop if stop is not None else sys.maxsize)
     )
-    async for piece in content.rest(rest, sent_span):
+    async for piece in content.from_upstream(rest, sent_span):
         await sender.write(response, piece)
         sent(len(piece))
     if stop is not None and start + record.sent != stop:
@@ -236,17 +236,17 @@ async def _send_several(
         raise
 
 
-def _guarded(content: BlobContent, span: Span, size: int) -> Beyond:
-    """The `beyond` for a part of a blob that is still growing: the last bytes of the part, too, wait until the digest
-    of the whole is verified. Otherwise a part from the middle would be a complete answer with unverified bytes.
+def _guarded(content: BlobContent, span: Span, size: int) -> WaitPast:
+    """The `wait_past` for a part of a blob that is still growing: the last bytes of the part, too, wait until the
+    digest of the whole is verified. Otherwise a part from the middle would be a complete answer with unverified bytes.
     """
 
-    async def beyond(position: int) -> int:
-        limit = may_send_of_part(await content.beyond(position), span.stop, size)
+    async def wait_past(position: int) -> int:
+        limit = may_send_of_part(await content.wait_past(position), span.stop, size)
         # everything may be sent once the whole is verified, and not before
-        return limit if limit > position else await content.beyond(size - 1)
+        return limit if limit > position else await content.wait_past(size - 1)
 
-    return beyond
+    return wait_past
 
 
 def _break(request: web.BaseRequest) -> None:

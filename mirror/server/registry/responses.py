@@ -78,8 +78,8 @@ def manifest_headers(answer: ManifestAnswer) -> dict[str, str]:
     }
     if answer.outcome is Outcome.STALE:
         headers["Warning"] = _STALE_WARNING
-    elif answer.kept is not None:
-        headers["Cache-Status"] = f"{headers['Cache-Status'].partition('; detail=')[0]}; detail={answer.kept.value}"
+    elif answer.override is not None:
+        headers["Cache-Status"] = f"{headers['Cache-Status'].partition('; detail=')[0]}; detail={answer.override.value}"
     return headers
 
 

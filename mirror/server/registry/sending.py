@@ -30,8 +30,8 @@ from mirror.oci.span import Span
 from mirror.ports import BlobReader, SupportsFileno
 from mirror.server.registry.writing import Waiting
 
-#: Waits until bytes after a position may be sent, and returns up to where; see `BlobContent.beyond`.
-Beyond = Callable[[int], Awaitable[int]]
+#: Waits until bytes after a position may be sent, and returns up to where; see `BlobContent.wait_past`.
+WaitPast = Callable[[int], Awaitable[int]]
 
 #: Bytes that one call may send before other clients get their turn. TLS pieces are small because each is copied twice.
 _SENDFILE: Final = 4 << 20
@@ -62,22 +62,22 @@ class Sender:
         reader: BlobReader,
         start: int,
         stop: int | None,
-        beyond: Beyond,
+        wait_past: WaitPast,
         sent: Callable[[int], None],
     ) -> None:
         """Send from `start` up to `stop` (None: to the end, in chunks) after the headers; `sent` is called with each
         count of bytes.
 
         Raises `ClientGone`, `BlobDamaged` if the file is shorter than promised, `StoreError`, and the errors of
-        `beyond`.
+        `wait_past`.
         """
         out = self._past_the_loop(request, reader) if stop is not None else -1
         if out < 0 or stop is None or not isinstance(reader, SupportsFileno):
-            await self._send_pieces(response, reader, start, stop, beyond, sent)
+            await self._send_pieces(response, reader, start, stop, wait_past, sent)
             return
         try:
             await self._flush(request)
-            await self._send_file(request, out, reader, start, stop, beyond, sent)
+            await self._send_file(request, out, reader, start, stop, wait_past, sent)
         finally:
             os.close(out)
 
@@ -88,10 +88,10 @@ class Sender:
         reader: BlobReader,
         parts: Iterable[tuple[bytes, Span]],
         end: bytes,
-        beyond: Callable[[Span], Beyond],
+        wait_past: Callable[[Span], WaitPast],
         sent: Callable[[int], None],
     ) -> None:
-        """Send each part after its bytes from memory, then `end`. `beyond` returns the function to wait with for a
+        """Send each part after its bytes from memory, then `end`. `wait_past` returns the function to wait with for a
         part. Raises the same errors as `send`.
         """
         out = self._past_the_loop(request, reader)
@@ -99,7 +99,7 @@ class Sender:
             for head, span in parts:
                 await self.write(response, head)
                 sent(len(head))
-                await self._send_pieces(response, reader, span.start, span.stop, beyond(span), sent)
+                await self._send_pieces(response, reader, span.start, span.stop, wait_past(span), sent)
             await self.write(response, end)
             sent(len(end))
             return
@@ -109,7 +109,7 @@ class Sender:
                 # these bytes leave together with the first ones of the part
                 await self._send_bytes(request, direct, head, socket.MSG_MORE)
                 sent(len(head))
-                await self._send_file(request, out, reader, span.start, span.stop, beyond(span), sent)
+                await self._send_file(request, out, reader, span.start, span.stop, wait_past(span), sent)
             await self._send_bytes(request, direct, end, 0)
             sent(len(end))
 
@@ -152,13 +152,13 @@ class Sender:
         reader: SupportsFileno,
         position: int,
         stop: int,
-        beyond: Beyond,
+        wait_past: WaitPast,
         sent: Callable[[int], None],
     ) -> None:
         loop = asyncio.get_running_loop()
         most = _FIRST
         while position < stop:
-            limit = min(stop, await beyond(position))
+            limit = min(stop, await wait_past(position))
             if limit <= position:
                 raise BlobDamaged(f"the blob ends at {position}, {stop} bytes were announced")
             while position < limit:
@@ -215,12 +215,12 @@ class Sender:
         reader: BlobReader,
         position: int,
         stop: int | None,
-        beyond: Beyond,
+        wait_past: WaitPast,
         sent: Callable[[int], None],
     ) -> None:
         loop = asyncio.get_running_loop()
         while stop is None or position < stop:
-            limit = await beyond(position)
+            limit = await wait_past(position)
             limit = limit if stop is None else min(stop, limit)
             if limit <= position:
                 if stop is None:
