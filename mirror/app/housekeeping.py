@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from mirror import telemetry
-from mirror.app.storage import SCRUB_LOCK, Storage, scrub_notes
+from mirror.app.storage import SCRUB_LOCK, Storage, scrub_records
 from mirror.config import Config
 from mirror.errors import IndexUnavailable, StoreError
 from mirror.eviction.reconcile import reconcile
@@ -124,7 +124,7 @@ async def keep_scrubbing(config: Config, storage: Storage, scrub: Scrub) -> None
     await scrub_when_due(
         scrub,
         storage.store,
-        scrub_notes(storage.layout),
+        scrub_records(storage.layout),
         every=config.scrub.every,
         since=storage.layout.marker.stat().st_mtime,
         try_hold=lambda: storage.locks.try_hold(SCRUB_LOCK),

@@ -189,7 +189,7 @@ def pin_rules(config: Config) -> list[PinRule]:
     return [PinRule(pin.match, pin.reason) for pin in config.pin]
 
 
-def scrub_notes(layout: Layout) -> JsonRecords:
+def scrub_records(layout: Layout) -> JsonRecords:
     """The record of how far the scrub of the whole store has come."""
     return JsonRecords(layout, "scrub")
 

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from mirror import config as settings
 from mirror import telemetry
-from mirror.app.storage import MISSES_LOCK, SCRUB_LOCK, Storage, open_storage, pin_rules, scrub_notes
+from mirror.app.storage import MISSES_LOCK, SCRUB_LOCK, Storage, open_storage, pin_rules, scrub_records
 from mirror.cli.base import (
     ConfigFile,
     TextTable,
@@ -278,7 +278,7 @@ async def _verify_all(storage: Storage, scrub: Scrub, bar: _Bar) -> dict[str, An
     if lease is None:
         raise MirrorError("another process is verifying this store")
     with lease:
-        notes = scrub_notes(storage.layout)
+        notes = scrub_records(storage.layout)
         before = await asyncio.to_thread(read_progress, notes)
         done = 0
         if before and before.complete_at is None and before.after:

@@ -17,7 +17,7 @@ from mirror.store.local.pin_files import LocalPins
 
 def refuse_unread(notes: Collection[UnreadNote], catalog: Catalog) -> None:
     """After all that could be told. Raises `MirrorError`, so that nobody takes a part for the whole."""
-    if words := unread_words(notes, DamagedNoteOwners(catalog).known(notes)):
+    if words := unread_words(notes, DamagedNoteOwners(catalog).find(notes)):
         raise MirrorError("\n".join(words))
 
 
@@ -25,4 +25,4 @@ def unread_of(config: Config) -> list[str]:
     """Sentences on each; empty too where there is no store yet. Changes nothing. Raises `StoreError`."""
     layout = Layout(config.store.root)
     notes = [*LocalPins(layout).look()[1], *LocalFreezes(layout).look()[1]]
-    return unread_words(notes, DamagedNoteOwners(LocalCatalog(layout)).known(notes))
+    return unread_words(notes, DamagedNoteOwners(LocalCatalog(layout)).find(notes))

@@ -57,27 +57,27 @@ async def from_index(
                         plan.take_image(record, below)
                     else:
                         plan.take_loose(record)
-        these_are_all = len(loose) < limit and len(roots) < limit
-        if these_are_all or plan.enough or limit == most:
-            return plan.victims, these_are_all
+        exhausted = len(loose) < limit and len(roots) < limit
+        if exhausted or plan.enough or limit == most:
+            return plan.victims, exhausted
         limit = limit * _MORE if most is None else min(limit * _MORE, most)
 
 
 async def _all_below(index: ContentIndex, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
     """Returns what each of these manifests and each manifest below them names."""
-    found: dict[Digest, list[ReferencedBlob]] = {}
-    left = list(manifests)
-    while left:
-        level = await index.successors(left)
-        found |= level
-        children = (child for children in level.values() for child in children if child.is_manifest)
-        left = list({child.record.digest: None for child in children if child.record.digest not in found})
-    return found
+    content: dict[Digest, list[ReferencedBlob]] = {}
+    pending = list(manifests)
+    while pending:
+        level = await index.successors(pending)
+        content |= level
+        children = (child.record.digest for named in level.values() for child in named if child.is_manifest)
+        pending = list({child: None for child in children if child not in content})
+    return content
 
 
 def from_disk(
     store: BlobStore,
-    names: ReferenceReader,
+    references: ReferenceReader,
     size: int,
     spared: Collection[Digest],
     touches: Mapping[Digest, float],
@@ -88,20 +88,20 @@ def from_disk(
     Keeps in memory what all manifests name, but of other blobs only the victims. Raises `StoreError`, also if a
     manifest cannot be read: the blobs that it names would look loose.
     """
-    manifests = names.everywhere()
+    manifests = references.everywhere()
     parents = Counter(child for each in manifests.values() for child in {*each.manifests, *each.blobs})
-    known: dict[Digest, ContentRecord] = {}
+    records: dict[Digest, ContentRecord] = {}
 
     def loose() -> Iterator[ContentRecord]:
         for info in store.walk():
             record = ContentRecord(info.digest, info.size, max(info.used_at, touches.get(info.digest, 0.0)))
             if info.digest in manifests:
-                known[info.digest] = record
+                records[info.digest] = record
             elif info.digest not in parents:
                 yield record
 
     blobs = coldest_enough(loose(), size, spared)
-    images = _Images(store, manifests, parents, known)
+    images = _Images(store, manifests, parents, records)
     plan = EvictionPlan(size, spared, now)
     stale = [record for record in blobs if is_stale(record, now)]
     for record in stale:
@@ -125,36 +125,36 @@ class _Images:
         store: BlobStore,
         manifests: Mapping[Digest, References],
         parents: Mapping[Digest, int],
-        known: Mapping[Digest, ContentRecord],
+        records: Mapping[Digest, ContentRecord],
     ) -> None:
         self._store = store
         self._manifests = manifests
         self._parents = parents
-        self._known = known
+        self._records = records
 
     def roots(self) -> list[ContentRecord]:
         """Returns the manifests that no other manifest names, least recently used first. A use of a manifest below
         counts as one of its root.
         """
-        found = [
-            ContentRecord(digest, record.size, max(self._known[each].last_used for each in self._with_below(digest)))
-            for digest, record in self._known.items()
+        roots = [
+            ContentRecord(digest, record.size, max(self._records[each].last_used for each in self._with_below(digest)))
+            for digest, record in self._records.items()
             if digest not in self._parents
         ]
-        return sorted(found, key=lambda record: (record.last_used, record.digest))
+        return sorted(roots, key=lambda record: (record.last_used, record.digest))
 
     def below(self, root: Digest) -> dict[Digest, list[ReferencedBlob]]:
         """Returns what the root, and each manifest below it, names, as far as that is here."""
         return {digest: list(self._children(digest)) for digest in self._with_below(root)}
 
     def _children(self, manifest: Digest) -> Iterator[ReferencedBlob]:
-        names = self._manifests[manifest]
-        for digest in dict.fromkeys((*names.manifests, *names.blobs)):
-            record = self._known.get(digest) or self._looked_up(digest)
+        references = self._manifests[manifest]
+        for digest in dict.fromkeys((*references.manifests, *references.blobs)):
+            record = self._records.get(digest) or self._stat(digest)
             if record is not None:
-                yield ReferencedBlob(record, self._parents[digest], digest in self._known)
+                yield ReferencedBlob(record, self._parents[digest], digest in self._records)
 
-    def _looked_up(self, digest: Digest) -> ContentRecord | None:
+    def _stat(self, digest: Digest) -> ContentRecord | None:
         try:
             info = self._store.stat(digest)
         except BlobUnknown:
@@ -163,10 +163,10 @@ class _Images:
 
     def _with_below(self, root: Digest) -> list[Digest]:
         """Returns `root` and the manifests below it that are here, `root` first."""
-        found, left = [root], [root]
-        while left:
-            for child in self._manifests[left.pop()].manifests:
-                if child in self._known and child not in found:
-                    found.append(child)
-                    left.append(child)
-        return found
+        manifests, pending = [root], [root]
+        while pending:
+            for child in self._manifests[pending.pop()].manifests:
+                if child in self._records and child not in manifests:
+                    manifests.append(child)
+                    pending.append(child)
+        return manifests

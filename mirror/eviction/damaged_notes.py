@@ -34,47 +34,49 @@ class DamagedNoteOwners:
         self._catalog = catalog
         self._now = now
         self._lock = threading.Lock()
-        self._found: dict[UnreadNote, Subject] = {}
-        self._missed: dict[UnreadNote, float] = {}
+        self._owners: dict[UnreadNote, Subject] = {}
+        self._missed_at: dict[UnreadNote, float] = {}
 
-    def known(self, notes: Collection[UnreadNote]) -> dict[UnreadNote, Subject]:
-        """Blocking: returns the images of the notes for which they are known. Raises `StoreError` if the names of tags
+    def __repr__(self) -> str:
+        return f"<DamagedNoteOwners found={len(self._owners)} missed={len(self._missed_at)}>"
+
+    def find(self, notes: Collection[UnreadNote]) -> dict[UnreadNote, Subject]:
+        """Blocking: returns the images of those notes whose image is known. Raises `StoreError` if the names of tags
         and manifests cannot be listed.
         """
         with self._lock:
             # notes that were repaired are forgotten
-            self._found = {note: self._found[note] for note in notes if note in self._found}
-            self._missed = {note: self._missed[note] for note in notes if note in self._missed}
+            self._owners = {note: self._owners[note] for note in notes if note in self._owners}
+            self._missed_at = {note: self._missed_at[note] for note in notes if note in self._missed_at}
             for note in notes:
                 if subject := note.subject:
-                    self._found[note] = subject
-            left = [note for note in notes if note not in self._found and self._is_due(note)]
-            if left:
-                self._search(left)
-            return dict(self._found)
+                    self._owners[note] = subject
+            if due := [note for note in notes if note not in self._owners and self._is_due(note)]:
+                self._search(due)
+            return dict(self._owners)
 
     def of(self, notes: Collection[UnreadNote]) -> dict[UnreadNote, Subject]:
         """Blocking: returns the images of all notes. Raises `StoreError` if one is not known; the error says what to
         do.
         """
-        return all_known(notes, self.known(notes))
+        return require_all(notes, self.find(notes))
 
     def _is_due(self, note: UnreadNote) -> bool:
-        return self._now() - self._missed.get(note, float("-inf")) >= _AGAIN
+        return self._now() - self._missed_at.get(note, float("-inf")) >= _AGAIN
 
     def _search(self, notes: Iterable[UnreadNote]) -> None:
         wanted = {(note.kind, note.name): note for note in notes}
-        for subject in self._names(any(note.kind == "pins" for note in notes)):
+        for subject in self._subjects(any(note.kind == "pins" for note in notes)):
             name = note_name(f"{subject[0]} {subject[1]}")
             # a digest cannot be frozen
             for kind in ("pins",) if isinstance(subject[1], Digest) else ("pins", "freezes"):
                 if note := wanted.pop((kind, name), None):
-                    self._found[note] = subject
+                    self._owners[note] = subject
             if not wanted:
                 return
-        self._missed |= dict.fromkeys(wanted.values(), self._now())
+        self._missed_at |= dict.fromkeys(wanted.values(), self._now())
 
-    def _names(self, with_digests: bool) -> Iterator[Subject]:
+    def _subjects(self, with_digests: bool) -> Iterator[Subject]:
         """Yields the tags here and, if `with_digests`, the manifests. Tags come first: most notes are about one."""
         for repo in self._catalog.repositories():
             yield from ((repo, tag) for tag in self._catalog.tags(repo))
@@ -82,23 +84,23 @@ class DamagedNoteOwners:
             yield from ((repo, digest) for digest in self._catalog.manifest_digests(repo))
 
 
-def all_known(notes: Iterable[UnreadNote], known: dict[UnreadNote, Subject]) -> dict[UnreadNote, Subject]:
-    """Returns `known`. Raises `StoreError` if it lacks the image of one of the notes; the error says what to do."""
+def require_all(notes: Iterable[UnreadNote], owners: dict[UnreadNote, Subject]) -> dict[UnreadNote, Subject]:
+    """Returns `owners`. Raises `StoreError` if it lacks the image of one of the notes; the error says what to do."""
     for note in notes:
-        if note not in known:
+        if note not in owners:
             raise StoreError(note.trouble)
-    return known
+    return owners
 
 
-def unread_words(notes: Collection[UnreadNote], known: Mapping[UnreadNote, Subject]) -> list[str]:
+def unread_words(notes: Collection[UnreadNote], owners: Mapping[UnreadNote, Subject]) -> list[str]:
     """Returns one or two sentences about each note, for people, with what to do."""
     return [
-        f"{note.file} cannot be read ({note.why}): {_it_is(note, known[note])}" if note in known else note.trouble
+        f"{note.file} cannot be read ({note.why}): {_describe(note, owners[note])}" if note in owners else note.trouble
         for note in notes
     ]
 
 
-def _it_is(note: UnreadNote, subject: Subject) -> str:
+def _describe(note: UnreadNote, subject: Subject) -> str:
     name = name_of(*subject)
     if note.kind == "pins":
         return f"it is the pin of {name}, which stays; `mirror pin {name}` or `mirror unpin {name}` mends it"
@@ -108,13 +110,13 @@ def _it_is(note: UnreadNote, subject: Subject) -> str:
     )
 
 
-def tell_unread(notes: Collection[UnreadNote], told: set[UnreadNote], known: Mapping[UnreadNote, Subject]) -> None:
-    """Updates the metric, and logs each note that is not yet in `told`. Then `told` is set to `notes`, so that repaired
-    notes are forgotten.
+def log_unread(notes: Collection[UnreadNote], logged: set[UnreadNote], owners: Mapping[UnreadNote, Subject]) -> None:
+    """Updates the metric, and logs each note that is not yet in `logged`. Then `logged` is set to `notes`, so that
+    repaired notes are forgotten.
     """
     telemetry.UNREAD_NOTES.set(len(notes))
-    new = [note for note in notes if note not in told]
-    for note, words in zip(new, unread_words(new, known), strict=True):
+    new = [note for note in notes if note not in logged]
+    for note, words in zip(new, unread_words(new, owners), strict=True):
         telemetry.log.error("pin or freeze cannot be read", file=note.file, reason=words)
-    told.clear()
-    told.update(notes)
+    logged.clear()
+    logged.update(notes)

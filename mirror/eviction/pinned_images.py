@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mirror.errors import StoreError
-from mirror.eviction.damaged_notes import DamagedNoteOwners, all_known, tell_unread
+from mirror.eviction.damaged_notes import DamagedNoteOwners, log_unread, require_all
 from mirror.graph.manifests import for_display, stored_descriptor
 from mirror.graph.references import ReferenceReader
 from mirror.oci.digest import Digest
@@ -66,7 +66,7 @@ def pinned_images(
     searches.
     """
     read, unread = pins.look()
-    return images_of(read, (subjects or DamagedNoteOwners(catalog)).known(unread), rules, catalog, now, root=shown_root)
+    return images_of(read, (subjects or DamagedNoteOwners(catalog)).find(unread), rules, catalog, now, root=shown_root)
 
 
 def images_of(
@@ -83,20 +83,21 @@ def images_of(
     record of a pinned tag cannot be read, unless `root` catches that.
     """
     root = root or stored_descriptor
-    found = [
+    images = [
         PinnedImage(pin.repo, pin.reference, root(catalog, pin.repo, pin.reference), pin.reason, pin.since, pin.until)
         for pin in pins
         if pin.is_active(now)
     ]
-    found += [
+    images += [
         PinnedImage(repo, reference, root(catalog, repo, reference), f"{note.file} cannot be read", unread=True)
         for note, (repo, reference) in unread.items()
         if note.kind == "pins"
     ]
-    known = {(image.repo, image.reference) for image in found}
+    pinned = {(image.repo, image.reference) for image in images}
     for repo in catalog.repositories() if rules else ():
-        found += [one for one in pinned_by_rules(rules, catalog, repo, root) if (repo, one.reference) not in known]
-    return found
+        ruled = pinned_by_rules(rules, catalog, repo, root)
+        images += [image for image in ruled if (repo, image.reference) not in pinned]
+    return images
 
 
 def pinned_by_rules(rules: Sequence[PinRule], catalog: Catalog, repo: Repo, root: RootReader) -> list[PinnedImage]:
@@ -135,7 +136,7 @@ class PinnedContent:
         catalog: Catalog,
         pins: Pins,
         rules: Sequence[PinRule],
-        names: ReferenceReader,
+        references: ReferenceReader,
         *,
         frozen: Callable[[], tuple[Iterable[Freeze], Sequence[UnreadNote]]],
         answer: Callable[[Repo, str], Digest | None],
@@ -148,12 +149,15 @@ class PinnedContent:
         self._catalog = catalog
         self._pins = pins
         self._rules = tuple(rules)
-        self._names = names
+        self._references = references
         self._lock = threading.Lock()
         #: What each pinned tag pointed to when last read. It stays pinned if the record is gone or cannot be read now.
         self._roots: dict[tuple[Repo, Reference], set[Digest]] = {}
         self._subjects = DamagedNoteOwners(catalog)
-        self._told: set[UnreadNote] = set()
+        self._logged: set[UnreadNote] = set()
+
+    def __repr__(self) -> str:
+        return f"<PinnedContent images={len(self._roots)} rules={len(self._rules)}>"
 
     def digests(self, now: float) -> Collection[Digest]:
         """Blocking: returns the digests that must stay. `now` is in epoch seconds. Takes about 0.1 ms for each pinned
@@ -169,12 +173,12 @@ class PinnedContent:
             unread: set[tuple[Repo, Reference]] = set()
             for image in images_of(pins, subjects, self._rules, self._catalog, now, root=self._reader(unread)):
                 key = image.repo, image.reference
-                known = self._roots.get(key, set())
-                roots[key] = known if key in unread else self._roots_of(image, whole) or known
+                before = self._roots.get(key, set())
+                roots[key] = before if key in unread else self._roots_of(image, whole) or before
             self._roots = roots
             frozen = {freeze.digest for freeze in freezes}
-            kept = {digest for repo in whole for digest in self._catalog.manifest_digests(repo)}
-            return self._below(frozen.union(kept, *roots.values()))
+            frozen.update(digest for repo in whole for digest in self._catalog.manifest_digests(repo))
+            return self._below(frozen.union(*roots.values()))
 
     def _reader(self, unread: set[tuple[Repo, Reference]]) -> RootReader:
         """Returns a reader of what a pinned image points to. A tag that cannot be read at the moment, but is known from
@@ -196,9 +200,9 @@ class PinnedContent:
 
     def _subjects_of(self, unread: Collection[UnreadNote]) -> Mapping[UnreadNote, Subject]:
         """Returns the image of each note, and logs new notes. Raises `StoreError` if one of the images is not known."""
-        known = self._subjects.known(unread)
-        tell_unread(unread, self._told, known)
-        return all_known(unread, known)
+        owners = self._subjects.find(unread)
+        log_unread(unread, self._logged, owners)
+        return require_all(unread, owners)
 
     def _roots_of(self, image: PinnedImage, whole: Collection[Repo]) -> set[Digest]:
         """Returns the digests that a pinned image protects; empty if its tag is not known. In a repository that is kept
@@ -211,11 +215,10 @@ class PinnedContent:
 
     def _below(self, roots: set[Digest]) -> set[Digest]:
         """Returns `roots`, and everything that they and the manifests below them name."""
-        kept, left = set(roots), list(roots)
-        while left:
-            names = self._names.of(left.pop())
-            if names is None:
-                continue
-            left += [digest for digest in names.manifests if digest not in kept]
-            kept.update(names.manifests, names.blobs)
-        return kept
+        staying, pending = set(roots), list(roots)
+        while pending:
+            references = self._references.of(pending.pop())
+            if references is not None:
+                pending += [digest for digest in references.manifests if digest not in staying]
+                staying.update(references.manifests, references.blobs)
+        return staying

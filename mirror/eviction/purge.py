@@ -27,7 +27,7 @@ from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import images_of, why_pinned
 from mirror.graph.closure import Closure, read_closure
 from mirror.graph.manifests import manifest_of_bytes
-from mirror.graph.walk import Read, walk
+from mirror.graph.walk import walk
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
@@ -119,9 +119,9 @@ class Purge:
         `ImageProtected`, `StoreError`.
         """
         repo = image.repo
-        with _still_whole(image):
+        with _unchanged(image):
             root, tags = self._find(image)
-            self._refuse_if_kept(image, root.digest, tags)
+            self._refuse_if_protected(image, root.digest, tags)
             closure = read_closure(self._store, self._catalog, repo, root)
             manifests = self._unnamed_manifests(repo, root, tags, closure)
             candidates = frozenset(node.digest for node in closure.nodes) if manifests else frozenset[Digest]()
@@ -130,8 +130,8 @@ class Purge:
 
     def _unname(self, image: Image, plan: _Plan) -> None:
         """Blocking: checks pins and freezes again, then does steps 3 and 4. Raises `ImageProtected`, `StoreError`."""
-        with _still_whole(image):
-            self._refuse_if_kept(image, plan.root, plan.tags)
+        with _unchanged(image):
+            self._refuse_if_protected(image, plan.root, plan.tags)
         for tag in plan.tags:
             self._catalog.drop_tag(plan.repo, tag)
         for digest in plan.manifests:
@@ -158,7 +158,7 @@ class Purge:
         record = self._catalog.get_tag(repo, tag)
         return record.digest if record else None
 
-    def _refuse_if_kept(self, image: Image, digest: Digest, tags: Iterable[str]) -> None:
+    def _refuse_if_protected(self, image: Image, digest: Digest, tags: Iterable[str]) -> None:
         """Blocking: raises `ImageProtected` if the image must stay, and `StoreError` if a pin or a freeze that may be
         for this image cannot be read.
         """
@@ -189,42 +189,43 @@ class Purge:
         """
         ours = {root.digest, *closure.named}
         others = (tag for tag in self._catalog.tags(repo) if tag not in tags)
-        kept = {digest for tag in others if (digest := self._points(repo, tag))}
-        kept |= {freeze.digest for freeze in self._freezes.all() if freeze.repo == repo}
-        for _, _, other in walk(self._catalog, self._read_unless(ours), repos=[repo]):
-            kept.update(child.digest for child in other.manifests)
-        left = [digest for digest in ours if digest in kept]
-        while left:
-            below = [child for child in closure.named.get(left.pop(), ()) if child in ours and child not in kept]
-            kept.update(below)
-            left += below
-        return (ours - kept).intersection(self._catalog.manifest_digests(repo))
+        named = {digest for tag in others if (digest := self._points(repo, tag))}
+        named |= {freeze.digest for freeze in self._freezes.all() if freeze.repo == repo}
 
-    def _named(self, candidates: Collection[Digest], known: _Named) -> _Named:
+        def read(_repo: Repo, digest: Digest) -> Manifest | None:
+            return None if digest in ours else manifest_of_bytes(self._store, digest)
+
+        for _, _, other in walk(self._catalog, read, repos=[repo]):
+            named.update(child.digest for child in other.manifests)
+        pending = list(ours & named)
+        while pending:
+            below = [child for child in closure.named.get(pending.pop(), ()) if child in ours and child not in named]
+            named.update(below)
+            pending += below
+        return (ours - named).intersection(self._catalog.manifest_digests(repo))
+
+    def _named(self, candidates: frozenset[Digest], before: _Named) -> _Named:
         """Blocking: returns for every manifest here the `candidates` that it is or names. Reads one file for each
-        manifest that is not in `known`. Raises `StoreError`.
+        manifest that is not in `before`. Raises `StoreError`.
         """
-        found: dict[Repo, dict[Digest, frozenset[Digest]]] = {}
+        now: dict[Repo, dict[Digest, frozenset[Digest]]] = {}
 
         def read(repo: Repo, digest: Digest) -> frozenset[Digest] | None:
-            if (named := known.get(repo, {}).get(digest)) is not None:
+            if (named := before.get(repo, {}).get(digest)) is not None:
                 return named
             manifest = manifest_of_bytes(self._store, digest)
             if manifest is None:
                 return None
             children = (child.digest for child in (*manifest.manifests, *manifest.blobs))
-            return frozenset(one for one in (digest, *children) if one in candidates)
+            return candidates.intersection((digest, *children))
 
         for repo, digest, named in walk(self._catalog, read, repos=None if candidates else ()):
-            found.setdefault(repo, {})[digest] = named
-        return found
-
-    def _read_unless(self, known: Collection[Digest]) -> Read[Manifest]:
-        return lambda _repo, digest: None if digest in known else manifest_of_bytes(self._store, digest)
+            now.setdefault(repo, {})[digest] = named
+        return now
 
 
 @contextmanager
-def _still_whole(image: Image) -> Iterator[None]:
+def _unchanged(image: Image) -> Iterator[None]:
     """Turns each `StoreError` raised inside into one that says that the image is not purged. To be used while nothing
     of the image was dropped yet.
     """
@@ -232,7 +233,7 @@ def _still_whole(image: Image) -> Iterator[None]:
         yield
     except StoreError as error:
         raise StoreError(
-            f"{image} is not purged, for it cannot be told what must stay: {error}{_hint(error)}"
+            f"{image} is not purged, because it is not known what must stay: {error}{_hint(error)}"
         ) from error
 
 

@@ -15,7 +15,7 @@ from mirror.ports import BlobStore
 
 
 class QuarantineSweeper:
-    """Sweeps the quarantine of one store. `kept` may be called from any thread."""
+    """Sweeps the quarantine of one store. `blobs` may be called from any thread."""
 
     def __init__(self, store: BlobStore, limits: QuarantineLimits, *, now: Callable[[], float]) -> None:
         """`now` is in epoch seconds."""
@@ -24,7 +24,7 @@ class QuarantineSweeper:
         self._now = now
         self._trouble = ""
 
-    def kept(self) -> Sequence[QuarantinedBlob]:
+    def blobs(self) -> Sequence[QuarantinedBlob]:
         """Blocking: returns the blobs in quarantine, in no order; empty if they cannot be listed."""
         try:
             return self._store.quarantined()
@@ -36,13 +36,13 @@ class QuarantineSweeper:
         """Drops what is too old or too much, given that all blobs of the store may take `limit` bytes. Returns the
         bytes that are left.
         """
-        kept = await asyncio.to_thread(self.kept)
-        gone = await self._drop(self._limits.surplus(kept, self._now(), limit), "too old, or too much of it")
-        return sum(blob.size for blob in kept) - gone
+        blobs = await asyncio.to_thread(self.blobs)
+        gone = await self._drop(self._limits.surplus(blobs, self._now(), limit), "too old, or too much of it")
+        return sum(blob.size for blob in blobs) - gone
 
     async def give_up(self) -> int:
         """Drops the whole quarantine, and returns the bytes that this frees."""
-        return await self._drop(await asyncio.to_thread(self.kept), "its room is needed")
+        return await self._drop(await asyncio.to_thread(self.blobs), "its room is needed")
 
     async def _drop(self, surplus: Collection[QuarantinedBlob], why: str) -> int:
         if not surplus:

@@ -2,7 +2,7 @@
 
     due ──> running ── every blob, in the order of digests ──> complete at <time>
               │  ^
-    stopped, crashed: continues after the last digest that was written to the notes
+    stopped, crashed: continues after the last digest that was saved
 
 A blob that is found damaged:
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import dropwhile, islice
@@ -28,25 +28,26 @@ from typing import Any, Final
 
 from mirror import telemetry
 from mirror.aio.threads import uninterrupted
-from mirror.errors import BlobUnknown, MirrorError, RequestError, StoreError
+from mirror.errors import BlobUnknown, MirrorError, StoreError
 from mirror.graph.closure import Node, Role, read_closure
 from mirror.graph.manifests import has_blob, manifest_of_bytes
 from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
+from mirror.policy.json_form import CAMEL_CASE, DigestField, JsonForm, Moment
 from mirror.policy.token_bucket import TokenBucket
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog, Lease, Records, SupportsReadOnce
 
 #: Bytes in one read.
 _PIECE: Final = 1 << 20
 #: Seconds between two writes of a scrub's progress.
-_NOTE_EVERY: Final = 10.0
+_SAVE_EVERY: Final = 10.0
 #: Damaged blobs whose owners are searched for in one pass over the catalog, and the most owners found for each.
 _BATCH: Final = 256
 _MOST_OWNERS: Final = 8
 #: The most digests that each list of a report names.
-_MOST_NAMED: Final = 1000
+_MOST_LISTED: Final = 1000
 #: Blobs listed in one call of a thread.
 _LISTED: Final = 1000
 
@@ -67,17 +68,19 @@ class ScrubProgress:
     `waiting` are damaged blobs whose repair was not tried yet.
     """
 
-    begun_at: float
-    after: Digest | None = None
+    __pydantic_config__ = CAMEL_CASE
+
+    begun_at: Moment
+    after: DigestField | None = None
     blobs: int = 0
     bytes: int = 0
     damaged: int = 0
     repaired: int = 0
     unneeded: int = 0
-    lost: list[Digest] = field(default_factory=list)
-    unreadable: list[Digest] = field(default_factory=list)
-    waiting: list[Digest] = field(default_factory=list)
-    complete_at: float | None = None
+    lost: list[DigestField] = field(default_factory=list)
+    unreadable: list[DigestField] = field(default_factory=list)
+    waiting: list[DigestField] = field(default_factory=list)
+    complete_at: Moment | None = None
 
     @property
     def good(self) -> bool:
@@ -86,39 +89,10 @@ class ScrubProgress:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the form that is stored and shown."""
-        return {
-            "begunAt": self.begun_at,
-            "completeAt": self.complete_at,
-            "after": str(self.after) if self.after else None,
-            "blobs": self.blobs,
-            "bytes": self.bytes,
-            "damaged": self.damaged,
-            "repaired": self.repaired,
-            "unneeded": self.unneeded,
-            "lost": [str(digest) for digest in self.lost],
-            "unreadable": [str(digest) for digest in self.unreadable],
-            "waiting": [str(digest) for digest in self.waiting],
-        }
+        return _PROGRESS.to_json(self)
 
-    @classmethod
-    def from_json(cls, note: Mapping[str, Any]) -> ScrubProgress | None:
-        """Parses what `to_json` returned; None if it is malformed."""
-        try:
-            return cls(
-                float(note["begunAt"]),
-                Digest.parse(note["after"]) if note["after"] else None,
-                int(note["blobs"]),
-                int(note["bytes"]),
-                int(note["damaged"]),
-                int(note["repaired"]),
-                int(note["unneeded"]),
-                [Digest.parse(text) for text in note["lost"]],
-                [Digest.parse(text) for text in note["unreadable"]],
-                [Digest.parse(text) for text in note["waiting"]],
-                None if note["completeAt"] is None else float(note["completeAt"]),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RequestError):
-            return None
+
+_PROGRESS: Final = JsonForm(ScrubProgress)
 
 
 class Scrub:
@@ -150,32 +124,32 @@ class Scrub:
         self._sleep = sleep
 
     async def check(self, digest: Digest, progress: ScrubProgress) -> None:
-        """Hashes one blob. A damaged blob is set aside and waits for `mend`. One that cannot be read or set aside is
+        """Hashes one blob. A damaged blob is set aside and waits for `repair`. One that cannot be read or set aside is
         only noted as unreadable. A blob that is gone is ignored.
 
-        Raises `StoreError` if `mend`, which runs once enough blobs wait, cannot read the catalog.
+        Raises `StoreError` if `repair`, which runs once enough blobs wait, cannot read the catalog.
         """
         try:
-            left = not await self._is_right(digest, progress) and await self._leaves(digest, progress)
+            aside = not await self._is_sound(digest, progress) and await self._set_aside(digest, progress)
         except BlobUnknown:
             return
         except StoreError as error:
             telemetry.SCRUB_DAMAGED.inc()
             telemetry.log.error("blob cannot be read", digest=str(digest), reason=str(error))
             progress.damaged += 1
-            _name(progress.unreadable, digest)
+            _list(progress.unreadable, digest)
             return
         progress.blobs += 1
-        if not left:
+        if not aside:
             return
         telemetry.SCRUB_DAMAGED.inc()
         telemetry.log.error("damaged blob detected", digest=str(digest))
         progress.damaged += 1
         progress.waiting.append(digest)
         if len(progress.waiting) >= _BATCH:
-            await self.mend(progress)
+            await self.repair(progress)
 
-    async def _is_right(self, digest: Digest, progress: ScrubProgress) -> bool:
+    async def _is_sound(self, digest: Digest, progress: ScrubProgress) -> bool:
         """True if the blob matches its digest. Raises `BlobUnknown`, `StoreError`."""
         _, reader = self._store.open(digest)
         try:
@@ -183,7 +157,7 @@ class Scrub:
         finally:
             reader.close()
 
-    async def _leaves(self, digest: Digest, progress: ScrubProgress) -> bool:
+    async def _set_aside(self, digest: Digest, progress: ScrubProgress) -> bool:
         """Hashes a blob a second time, and sets it aside if it is still wrong. True if it was set aside; False if it
         is right now, or if another process has replaced the file meanwhile. Raises `BlobUnknown`, `StoreError`.
         """
@@ -212,7 +186,7 @@ class Scrub:
         progress.bytes += offset
         return hashing.hexdigest() == digest.hex
 
-    async def mend(self, progress: ScrubProgress) -> None:
+    async def repair(self, progress: ScrubProgress) -> None:
         """Fetches the waiting blobs again, manifests first: they determine which repositories may have the others.
         Raises `StoreError` if a manifest cannot be read.
         """
@@ -221,20 +195,20 @@ class Scrub:
             owners = await asyncio.to_thread(owners_of, self._catalog, self._store, batch)
             batch.sort(key=lambda digest: not any(owner.is_manifest for owner in owners.get(digest, ())))
             for digest in batch:
-                await self._mend_one(digest, owners.get(digest, []), progress)
+                await self._repair_blob(digest, owners.get(digest, []), progress)
                 progress.waiting.remove(digest)
 
-    async def _mend_one(self, digest: Digest, owners: list[Owner], progress: ScrubProgress) -> None:
+    async def _repair_blob(self, digest: Digest, owners: list[Owner], progress: ScrubProgress) -> None:
         if not owners:
             progress.unneeded += 1
             telemetry.log.info("damaged blob not needed", digest=str(digest))
-        elif await self.bring(digest, owners):
+        elif await self.refetch(digest, owners):
             progress.repaired += 1
         else:
-            _name(progress.lost, digest)
+            _list(progress.lost, digest)
             telemetry.log.error("damaged blob lost", digest=str(digest), repository=str(owners[0].repo))
 
-    async def bring(self, digest: Digest, owners: Iterable[Owner]) -> bool:
+    async def refetch(self, digest: Digest, owners: Iterable[Owner]) -> bool:
         """Fetches a blob for the first of these owners for which that succeeds. True if the blob is here now."""
         for owner in owners:
             if self._fetch_again is None or not self._may_fetch(owner.repo):
@@ -253,9 +227,9 @@ class Scrub:
         return False
 
 
-def _name(named: list[Digest], digest: Digest) -> None:
-    if len(named) < _MOST_NAMED and digest not in named:
-        named.append(digest)
+def _list(digests: list[Digest], digest: Digest) -> None:
+    if len(digests) < _MOST_LISTED and digest not in digests:
+        digests.append(digest)
 
 
 def _read_and_hash(reader: BlobReader, offset: int, update: Callable[[bytes], None]) -> bytes:
@@ -269,49 +243,48 @@ def _read_and_hash(reader: BlobReader, offset: int, update: Callable[[bytes], No
 # ------------------------------------------------------------------------------------------------- the whole store
 
 
-def read_progress(notes: Records) -> ScrubProgress | None:
+def read_progress(records: Records) -> ScrubProgress | None:
     """Blocking: returns the progress of the last scrub of the store; None if there was none. Raises `StoreError`."""
-    note = notes.get(_KEY)
-    return ScrubProgress.from_json(note) if note else None
+    return _PROGRESS.from_json(records.get(_KEY))
 
 
 _KEY: Final = "everything"
 
 
 async def scrub_all(
-    scrub: Scrub, store: BlobStore, notes: Records, *, now: Callable[[], float] = time.time
+    scrub: Scrub, store: BlobStore, records: Records, *, now: Callable[[], float] = time.time
 ) -> ScrubProgress:
     """Checks every blob of the store, or, if the last scrub was interrupted, the rest. The caller holds a lock, so that
     one process at a time does this.
 
     Raises `StoreError`; the progress so far is stored in that case, too.
     """
-    before = await asyncio.to_thread(read_progress, notes)
+    before = await asyncio.to_thread(read_progress, records)
     progress = before if before and before.complete_at is None else ScrubProgress(now())
     telemetry.log.info("scrub started", after=str(progress.after) if progress.after else None)
-    noted_at = time.monotonic()
+    saved_at = time.monotonic()
     try:
         async for info in _blobs_after(store, progress.after):
             await scrub.check(info.digest, progress)
             progress.after = info.digest
-            if time.monotonic() - noted_at >= _NOTE_EVERY:
-                await asyncio.to_thread(_note, notes, progress)
-                noted_at = time.monotonic()
-        await scrub.mend(progress)
+            if time.monotonic() - saved_at >= _SAVE_EVERY:
+                await asyncio.to_thread(_save, records, progress)
+                saved_at = time.monotonic()
+        await scrub.repair(progress)
         progress.complete_at = now()
     finally:
         # not in a thread: a cancelled task cannot wait for one
-        _note(notes, progress)
+        _save(records, progress)
     telemetry.SCRUB_COMPLETE.set(progress.complete_at)
     counted = ("blobs", "bytes", "damaged", "repaired", "unneeded")
     telemetry.log.info("scrub ended", **{name: getattr(progress, name) for name in counted}, lost=len(progress.lost))
     return progress
 
 
-def _note(notes: Records, progress: ScrubProgress) -> None:
+def _save(records: Records, progress: ScrubProgress) -> None:
     """Blocking: stores the progress. A failure does not end the scrub: if interrupted, the next one begins earlier."""
     with suppress(StoreError):
-        notes.put(_KEY, progress.to_json())
+        records.put(_KEY, progress.to_json())
 
 
 async def _blobs_after(store: BlobStore, after: Digest | None) -> AsyncIterator[BlobInfo]:
@@ -340,15 +313,15 @@ async def scrub_image(
         for node in fresh:
             seen.add(node.digest)
             await scrub.check(node.digest, progress)
-        await scrub.mend(progress)
+        await scrub.repair(progress)
         missing = [node for node in closure.missing if not has_blob(store, node.digest)]
-        brought = [
+        refetched = [
             node
             for node in missing
-            if await scrub.bring(node.digest, [Owner(repo, node.role in (Role.INDEX, Role.MANIFEST))])
+            if await scrub.refetch(node.digest, [Owner(repo, node.role in (Role.INDEX, Role.MANIFEST))])
         ]
         # go on while something new turned up: a manifest that was fetched again names further content
-        if not fresh and not brought:
+        if not fresh and not refetched:
             return missing
 
 
@@ -360,12 +333,12 @@ def owners_of(catalog: Catalog, store: BlobStore, digests: Collection[Digest]) -
     is here. Raises `StoreError` if one cannot be read: it may be the only one that needs a blob.
     """
     wanted = set(digests)
-    found: dict[Digest, list[Owner]] = {}
+    owners: dict[Digest, list[Owner]] = {}
 
     def add(digest: Digest, owner: Owner) -> None:
-        owners = found.setdefault(digest, [])
-        if owner not in owners and len(owners) < _MOST_OWNERS:
-            owners.append(owner)
+        of_blob = owners.setdefault(digest, [])
+        if owner not in of_blob and len(of_blob) < _MOST_OWNERS:
+            of_blob.append(owner)
 
     def read(repo: Repo, digest: Digest) -> Manifest | None:
         if digest in wanted:
@@ -377,7 +350,7 @@ def owners_of(catalog: Catalog, store: BlobStore, digests: Collection[Digest]) -
         for blob in manifest.blobs:
             if blob.digest in wanted:
                 add(blob.digest, Owner(repo, False))
-    return found
+    return owners
 
 
 def dangling_records(catalog: Catalog, store: BlobStore) -> Iterator[str]:
@@ -419,7 +392,7 @@ def _trouble_with_tag(catalog: Catalog, repo: Repo, tag: str) -> str | None:
 async def scrub_when_due(
     scrub: Scrub,
     store: BlobStore,
-    notes: Records,
+    records: Records,
     *,
     every: float,
     since: float,
@@ -436,13 +409,13 @@ async def scrub_when_due(
     """
     while True:
         try:
-            due = _is_due(await asyncio.to_thread(read_progress, notes), every, since, now())
+            due = _is_due(await asyncio.to_thread(read_progress, records), every, since, now())
             lease = await try_hold() if due else None
             if lease is not None:
                 with lease:
                     # another process may just have finished a scrub
-                    if _is_due(await asyncio.to_thread(read_progress, notes), every, since, now()):
-                        await scrub_all(scrub, store, notes, now=now)
+                    if _is_due(await asyncio.to_thread(read_progress, records), every, since, now()):
+                        await scrub_all(scrub, store, records, now=now)
         except StoreError as error:
             telemetry.log.warning("scrub failed", reason=str(error))
         except Exception:

@@ -174,7 +174,7 @@ class Space:
 
     def quarantined(self) -> int:
         """Blocking: returns the bytes of the damaged blobs in quarantine."""
-        return sum(blob.size for blob in self._quarantine.kept())
+        return sum(blob.size for blob in self._quarantine.blobs())
 
     # ------------------------------------------------------------------------------------------------ evicting
 

@@ -30,15 +30,20 @@ _QUICKLY_WALKED: Final = 10_000
 
 
 class StoreUsage:
-    """The usage of the store, one instance in each process that fills it. `behind` knows the state of the index."""
+    """The usage of the store, one instance in each process that fills it."""
 
-    def __init__(self, store: BlobStore, index: ContentIndex, behind: WriteBehind, *, now: Callable[[], float]) -> None:
+    def __init__(
+        self, store: BlobStore, index: ContentIndex, write_behind: WriteBehind, *, now: Callable[[], float]
+    ) -> None:
         self._store = store
         self._index = index
-        self._behind = behind
+        self._write_behind = write_behind
         self._now = now
         self._walking = SingleFlight()
         self._sum: _Sum | None = None
+
+    def __repr__(self) -> str:
+        return f"<StoreUsage {self._sum}>"
 
     async def bytes(self, free: int, *, patient: bool) -> int:
         """Returns the bytes of all blobs. `free` is the free space of the disk in bytes, read just now. Raises
@@ -47,22 +52,22 @@ class StoreUsage:
         If not `patient` and without an index, an older sum of a large store is used, because a walk over a million
         blobs takes long; what other processes may have stored since is added.
         """
-        if await self._behind.index_is_whole():
+        if await self._write_behind.index_is_whole():
             try:
                 usage = await self._index.usage()
             except IndexUnavailable as error:
-                self._behind.note_down(error)
+                self._write_behind.note_down(error)
             else:
                 telemetry.STORE_BLOBS.set(usage.blobs)
                 # callers that are not patient use this sum if the index goes away
                 self._sum = _Sum(usage.blobs, usage.bytes, float("-inf"), usage.bytes, free)
                 return usage.bytes
-        known = self._sum
-        if known is None or ((patient or not self.is_large) and self._is_old(known)):
+        total = self._sum
+        if total is None or ((patient or not self.is_large) and self._is_old(total)):
             # fills that begin together wait for the same walk; an eviction needs a new one that sees the latest drops
-            known = await (self._walk_now() if patient else self._walking.run("all", self._walk_now))
-        telemetry.STORE_BLOBS.set(known.blobs)
-        return known.bytes if patient else known.at_most(free)
+            total = await (self._walk_now() if patient else self._walking.run("all", self._walk_now))
+        telemetry.STORE_BLOBS.set(total.blobs)
+        return total.bytes if patient else total.at_most(free)
 
     @property
     def is_large(self) -> bool:
@@ -82,9 +87,9 @@ class StoreUsage:
         """Ends the walk that is under way, if any. Repeatable."""
         await self._walking.aclose()
 
-    def _is_old(self, known: _Sum) -> bool:
+    def _is_old(self, total: _Sum) -> bool:
         """True if the sum is too old to be used, or if the clock was set back."""
-        return not 0 <= self._now() - known.at < min(_WALK_EVERY, known.blobs / _BELIEVED_PER_SECOND)
+        return not 0 <= self._now() - total.at < min(_WALK_EVERY, total.blobs / _BELIEVED_PER_SECOND)
 
     async def _walk_now(self) -> _Sum:
         self._sum = await asyncio.to_thread(self._walk)

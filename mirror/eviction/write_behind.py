@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import islice
 from typing import Final
 
 from mirror import telemetry
+from mirror.aio.caches import LruCache
 from mirror.errors import BlobUnknown, IndexUnavailable, StoreError
 from mirror.eviction.reconcile import is_whole
 from mirror.oci.digest import Digest
@@ -28,8 +30,8 @@ _MOST_TOUCHES: Final = 100_000
 #: Seconds between two writes of a blob's time of use to the disk.
 _COARSE: Final = 3600.0
 #: The most manifests, and the most blobs, that wait in memory for the index.
-_MOST_UNNAMED: Final = 10_000
-_MOST_UNTOLD: Final = 100_000
+_MOST_REFERENCES: Final = 10_000
+_MOST_BLOBS: Final = 100_000
 
 
 class WriteBehind:
@@ -42,13 +44,19 @@ class WriteBehind:
         self._touches: dict[Digest, float] = {}
         self._unmarked: dict[Digest, float] = {}
         self._marked: dict[Digest, float] = {}
-        self._unnamed: dict[Digest, tuple[References, ContentRecord]] = {}
-        #: Blobs that arrived while the index did not answer, in order of arrival; the values are not used.
-        self._untold: dict[Digest, None] = {}
+        self._waiting_references: LruCache[Digest, tuple[References, ContentRecord]] = LruCache(_MOST_REFERENCES)
+        #: Blobs that arrived while the index did not answer; the values are not used.
+        self._waiting_blobs: LruCache[Digest, None] = LruCache(_MOST_BLOBS)
         #: Why the last call of the index failed; None if it did not.
         self.trouble: str | None = None
         #: Set when the index answers again after a failure. Cleared by the task that repairs what the index missed.
         self.index_came_back = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return (
+            f"<WriteBehind touches={len(self._touches)} blobs={len(self._waiting_blobs)} "
+            f"references={len(self._waiting_references)} trouble={self.trouble!r}>"
+        )
 
     # ------------------------------------------------------------------------------------------------------ writes
 
@@ -73,9 +81,7 @@ class WriteBehind:
         try:
             await self._index.put([ContentRecord(info.digest, info.size, self._now())])
         except BaseException as error:
-            self._untold[info.digest] = None
-            if len(self._untold) > _MOST_UNTOLD:
-                del self._untold[next(iter(self._untold))]
+            self._waiting_blobs[info.digest] = None
             if not isinstance(error, IndexUnavailable):
                 raise
             self.note_down(error)
@@ -84,10 +90,9 @@ class WriteBehind:
         """Records in the index what a new manifest of `size` bytes names. If the index does not answer, the next flush
         does so.
         """
-        self._unnamed[references.digest] = references, ContentRecord(references.digest, size, self._now())
-        if len(self._unnamed) > _MOST_UNNAMED:
-            del self._unnamed[next(iter(self._unnamed))]
-        await self._tell_names()
+        record = ContentRecord(references.digest, size, self._now())
+        self._waiting_references[references.digest] = references, record
+        await self._send_references()
 
     async def forget(self, digests: list[Digest]) -> None:
         """Drops the records of blobs that were dropped, except of those that were fetched again at the same moment."""
@@ -97,7 +102,7 @@ class WriteBehind:
                 again = await asyncio.to_thread(self.present, digests)
             except StoreError:
                 # one of them may be here again: the next flush checks
-                self._untold.update(dict.fromkeys(digests))
+                self._waiting_blobs.update(dict.fromkeys(digests))
                 return
             if again:
                 await self._index.put(again)
@@ -110,8 +115,8 @@ class WriteBehind:
     async def flush(self) -> None:
         """Writes everything pending to index and disk. What the index cannot take now is kept for the next flush."""
         await self._flush_to_disk()
-        await self._flush_untold()
-        await self._flush_names()
+        await self._flush_blobs()
+        await self._flush_references()
         touches, self._touches = self._touches, {}
         if not touches:
             return
@@ -134,39 +139,41 @@ class WriteBehind:
             except StoreError as error:
                 telemetry.log.warning("times of use cannot be written", reason=str(error))
 
-    async def _flush_untold(self) -> None:
-        if not self._untold or not self.index_up:
+    async def _flush_blobs(self) -> None:
+        if not self._waiting_blobs or not self.index_up:
             return
-        untold, self._untold = self._untold, {}
+        blobs, self._waiting_blobs = self._waiting_blobs, LruCache(_MOST_BLOBS)
         try:
             # leaves out blobs that were dropped meanwhile
-            await self._index.put(await asyncio.to_thread(self.present, list(untold)))
+            await self._index.put(await asyncio.to_thread(self.present, list(blobs)))
         except BaseException as error:
-            self._untold = {**untold, **self._untold}
+            blobs.update(self._waiting_blobs)
+            self._waiting_blobs = blobs
             if not isinstance(error, IndexUnavailable):
                 raise
             self.note_down(error)
 
-    async def _flush_names(self) -> None:
-        if self._unnamed:
-            waiting = list(self._unnamed)
+    async def _flush_references(self) -> None:
+        if self._waiting_references:
+            waiting = list(self._waiting_references)
             here = {record.digest for record in await asyncio.to_thread(self.present, waiting)}
             # leave out manifests that were dropped meanwhile: the index would count them
             for digest in waiting:
                 if digest not in here:
-                    self._unnamed.pop(digest, None)
-        await self._tell_names()
+                    self._waiting_references.pop(digest, None)
+        await self._send_references()
 
-    async def _tell_names(self) -> None:
-        unnamed, self._unnamed = self._unnamed, {}
-        if not unnamed:
+    async def _send_references(self) -> None:
+        waiting, self._waiting_references = self._waiting_references, LruCache(_MOST_REFERENCES)
+        if not waiting:
             return
         try:
             # the manifest's own record comes first: without it the index does not accept what the manifest names
-            await self._index.put([record for _, record in unnamed.values()])
-            await self._index.record_references([references for references, _ in unnamed.values()])
+            await self._index.put([record for _, record in waiting.values()])
+            await self._index.record_references([references for references, _ in waiting.values()])
         except BaseException as error:
-            self._unnamed = {**unnamed, **self._unnamed}
+            waiting.update(self._waiting_references)
+            self._waiting_references = waiting
             if not isinstance(error, IndexUnavailable):
                 raise
             self.note_down(error)
@@ -180,14 +187,12 @@ class WriteBehind:
         """Blocking: returns the records, read from the disk, of those digests that are there. Raises `StoreError` if
         the disk cannot be read.
         """
-        found = []
+        records = []
         for digest in digests:
-            try:
+            with suppress(BlobUnknown):
                 info = self._store.stat(digest)
-            except BlobUnknown:
-                continue
-            found.append(ContentRecord(digest, info.size, info.used_at))
-        return found
+                records.append(ContentRecord(digest, info.size, info.used_at))
+        return records
 
     # ------------------------------------------------------------------------------------ the state of the index
 

@@ -227,7 +227,7 @@ def pins_json(
     `state` is true, each pinned image says how much of it is here; for that all its manifests are read. Raises
     `StoreError`.
     """
-    owners = subjects.known(unread)
+    owners = subjects.find(unread)
     images = images_of(pins, owners, rules, catalog, now, root=shown_root)
     expired = [
         PinnedImage(pin.repo, pin.reference, None, pin.reason, pin.since, pin.until)

@@ -725,9 +725,11 @@ async def test_blobs_wait_for_the_index(world: World) -> None:
     assert "put" not in world.index.calls
 
 
-async def test_blobs_wait_without_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_blobs_wait_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """So many are remembered and no more; the rest is left to the comparison with the disk."""
-    monkeypatch.setattr(write_behind, "_MOST_UNTOLD", 2)
+    monkeypatch.setattr(write_behind, "_MOST_BLOBS", 2)
+    world = World()
+    await world.index.index.set_marker(MARK)
     world.index.down = True
     for number in range(3):
         await world.come(number)

@@ -183,7 +183,7 @@ async def test_36_37_purge(disk: Disk, by_digest: bool) -> None:
         assert isinstance(trouble, StoreError), fault
         if "blobs of it stay" not in str(trouble):
             assert (copy.blobs(), copy.records()) == before, fault
-            assert "is not purged, for it cannot be told what must stay" in str(trouble), fault
+            assert "is not purged, because it is not known what must stay" in str(trouble), fault
             await purge(copy)
             assert (copy.blobs(), copy.records()) == after, fault
 
@@ -292,7 +292,7 @@ async def test_36_37_repair(disk: Disk) -> None:
 
         each = Scrub(copy.stocked.store, copy.stocked.catalog, fetch_again=fetch)
         await each.check(layer, progress)
-        await each.mend(progress)
+        await each.repair(progress)
 
     async for copy, fault, trouble in with_every_fault(disk, scrub):
         assert progress.unneeded == 0, fault

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mirror.app.storage import SCRUB_LOCK, scrub_notes
+from mirror.app.storage import SCRUB_LOCK, scrub_records
 from mirror.errors import StoreError
 from mirror.eviction.scrub import (
     Scrub,
@@ -77,7 +77,7 @@ def _truncate(file: Path) -> None:
 
 async def _everything(mirror: LiveMirror, **more: Any) -> ScrubProgress:
     scrub = mirror.app.scrub(rate=None, **more)
-    return await scrub_all(scrub, mirror.app.storage.store, scrub_notes(mirror.app.storage.layout))
+    return await scrub_all(scrub, mirror.app.storage.store, scrub_records(mirror.app.storage.layout))
 
 
 async def test_a_sound_store(full: LiveMirror) -> None:
@@ -304,7 +304,7 @@ async def test_an_interrupted_scrub_goes_on(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "store")
     digests = [info.digest for info in here.store.walk()]
     _flip(Path(layout.blob(digests[3])), at=0)
-    notes = scrub_notes(layout)
+    notes = scrub_records(layout)
     stopping = Scrub(here.store, here.catalog, read=_Stopping(20))
     task = asyncio.create_task(scrub_all(stopping, here.store, notes))
     with pytest.raises(asyncio.CancelledError):
@@ -328,9 +328,9 @@ async def test_progress_that_makes_no_sense_is_none(tmp_path: Path) -> None:
     """A note from elsewhere begins anew rather than in the middle."""
     here = Here.at(tmp_path / "store")
     here.blob(b"x")
-    notes = scrub_notes(Layout(tmp_path / "store"))
-    for after in ("sha256:zz", 5, None):
-        notes.put("everything", {"begunAt": 1, "after": after})
+    notes = scrub_records(Layout(tmp_path / "store"))
+    for progress in ({"begunAt": 1, "after": "sha256:zz"}, {"begunAt": 1, "after": 5}, {"after": None}):
+        notes.put("everything", progress)
         assert read_progress(notes) is None
     assert (await scrub_all(Scrub(here.store, here.catalog), here.store, notes)).blobs == 1
 
@@ -370,7 +370,7 @@ async def test_what_cannot_be_read_stays(monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_on_schedule(full: LiveMirror) -> None:
     """Not before its time, by one process alone, and then again after the same time."""
     storage = full.app.storage
-    notes = scrub_notes(storage.layout)
+    notes = scrub_records(storage.layout)
     clock = _Time()
     scrub = full.app.scrub(rate=None)
     looks: list[float | None] = []
@@ -409,14 +409,14 @@ async def test_another_process_is_at_it(full: LiveMirror) -> None:
         await scrub_when_due(
             full.app.scrub(rate=None),
             storage.store,
-            scrub_notes(storage.layout),
+            scrub_records(storage.layout),
             every=1,
             since=0.0,
             try_hold=lambda: storage.locks.try_hold(SCRUB_LOCK),
             sleep=sleep,
         )
     lease.release()
-    assert read_progress(scrub_notes(storage.layout)) is None
+    assert read_progress(scrub_records(storage.layout)) is None
 
 
 async def test_a_running_mirror_scrubs_itself(registry: FakeRegistry, tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def test_what_a_note_is_for() -> None:
     assert catalog.searches == 0
     by_tag, by_digest, strange = unread("freezes", "v1"), unread("pins", digest), unread("freezes", digest)
     found = {by_tag: (APP, "v1"), by_digest: (APP, digest)}
-    assert subjects.known([by_tag, by_digest, strange]) == found
+    assert subjects.find([by_tag, by_digest, strange]) == found
     with pytest.raises(StoreError, match=r"/freezes/x\.json"):
         subjects.of([by_tag, by_digest, strange])
 
@@ -284,13 +284,13 @@ def test_what_was_not_found_is_searched_for_once_a_minute() -> None:
     subjects = DamagedNoteOwners(catalog, clock)
     lost = unread("freezes", "v1")
     for _ in range(5):
-        assert subjects.known([lost]) == {}
+        assert subjects.find([lost]) == {}
     assert catalog.searches == 1
     catalog.put_tag(APP, TagRecord("v1", Digest.of(b"x"), OCI_MANIFEST, 1, 0.0))
     clock.time += 61
     assert subjects.of([lost]) == {lost: (APP, "v1")}
     assert catalog.searches == 2
-    assert subjects.known([]) == {}
+    assert subjects.find([]) == {}
 
 
 @pytest.mark.parametrize(

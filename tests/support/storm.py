@@ -32,7 +32,7 @@ from typing import Any, Final, TypeVar
 import aiohttp
 
 from mirror.app.building import App
-from mirror.app.storage import scrub_notes
+from mirror.app.storage import scrub_records
 from mirror.errors import BlobDamaged, BlobUnknown, ImageProtected, IndexUnavailable, ManifestUnknown, StoreFull
 from mirror.eviction.pinned_images import pinned_images
 from mirror.eviction.reconcile import reconcile
@@ -564,7 +564,7 @@ class Storm:
 
         def work(mirror: LiveMirror) -> Coroutine[Any, Any, object]:
             storage = mirror.app.storage
-            return scrub_all(mirror.app.scrub(rate=None), storage.store, scrub_notes(storage.layout))
+            return scrub_all(mirror.app.scrub(rate=None), storage.store, scrub_records(storage.layout))
 
         await self._do(work)
 
