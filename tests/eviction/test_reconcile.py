@@ -275,7 +275,7 @@ async def test_several_workers_rebuild_once(disk: Disk) -> None:
     assert sum(result is not None for result in results) == 1
 
 
-@pytest.mark.parametrize("failing", ["put", "link", "name", "set_marker"])
+@pytest.mark.parametrize("failing", ["put", "link", "record_references", "set_marker"])
 async def test_an_interrupted_rebuild_shows(disk: Disk, failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows 49, 53: wherever the index goes away there is no marker, and the next run completes it."""
     index = MemoryIndex()
