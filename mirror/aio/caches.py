@@ -53,6 +53,10 @@ class LruCache(cachetools.LRUCache[K, V]):
         else:
             super().__setitem__(key, value)
 
+    def __repr__(self) -> str:
+        # cachetools' own shows every entry, and entries may be secret
+        return f"<LruCache {self.stats()}>"
+
     def stats(self) -> CacheStats:
         return CacheStats(len(self), int(self.currsize) if self._weighs else None, int(self.maxsize))
 
@@ -62,6 +66,9 @@ class TtlCache(cachetools.TTLCache[K, V]):
 
     def __init__(self, most: int, ttl: float, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__(most, ttl, timer=now)
+
+    def __repr__(self) -> str:
+        return f"<TtlCache {self.stats()}>"
 
     def stats(self) -> CacheStats:
         return CacheStats(len(self), None, int(self.maxsize))

@@ -589,13 +589,13 @@ def test_a_quarantine_that_has_not_changed_is_not_listed_again(
     store.put(DIGEST, CONTENT)
     put_aside(store, DIGEST)
     listed: list[Layout] = []
-    kept = quarantine.kept
+    kept = quarantine.blobs
 
     def list_it(layout: Layout) -> list[QuarantinedBlob]:
         listed.append(layout)
         return kept(layout)
 
-    monkeypatch.setattr(quarantine, "kept", list_it)
+    monkeypatch.setattr(quarantine, "blobs", list_it)
     for _ in range(3):
         assert len(store.quarantined()) == 1
     assert len(listed) == 3

@@ -15,7 +15,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import Pin
 from mirror.policy.unread_notes import note_name
-from mirror.ports import Records
+from mirror.ports import ABSENT, Records
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
@@ -64,6 +64,17 @@ def test_files_that_are_no_notes_are_passed_over(layout: Layout) -> None:
     assert [note["key"] for note in notes.all()] == ["good"]
 
 
+def test_a_damaged_record_counts_as_absent_to_a_writer(layout: Layout) -> None:
+    """One who has read None may write; the version of a damaged record is never expected."""
+    records = JsonRecords(layout, "things")
+    records.put("x", {"n": 1})
+    [file] = (layout.root / "things").iterdir()
+    file.write_bytes(file.read_bytes()[:-3])
+    assert records.versioned("x") is None
+    records.put("x", {"n": 2}, expect=ABSENT)
+    assert records.get("x") == {"key": "x", "n": 2}
+
+
 def test_pins_survive_as_they_were(layout: Layout) -> None:
     """By tag and by digest, with and without an end; another process sees them."""
     pins = LocalPins(layout)
@@ -99,15 +110,15 @@ def test_how_long_a_pin_holds() -> None:
 @pytest.mark.parametrize(
     ("harm", "why", "tells"),
     [
-        (lambda file: file.write_bytes(b""), "not a note", False),
-        (lambda file: file.write_bytes(bytes(200)), "not a note", False),
-        (lambda file: file.write_bytes(b"garbage"), "not a note", False),
-        (lambda file: file.write_bytes(b'{"key": "docker.io/library/other 1.0"}'), "not a note", False),
-        (lambda file: file.write_bytes(b'{"key": "\\ud800"}'), "not a note", False),
-        (lambda file: file.write_bytes(b'{"key": "x' + b"[" * 100_000), "not a note", False),
-        (lambda file: file.write_bytes(file.read_bytes()[:60]), "cut or garbled", True),
-        (lambda file: file.write_bytes(file.read_bytes().replace(b'"1.0"', b'"?"')), "makes no sense", True),
-        (lambda file: file.write_bytes(file.read_bytes()[:-1] + b',"key": "x"}'), "cut or garbled", True),
+        (lambda file: file.write_bytes(b""), "not a record", False),
+        (lambda file: file.write_bytes(bytes(200)), "not a record", False),
+        (lambda file: file.write_bytes(b"garbage"), "not a record", False),
+        (lambda file: file.write_bytes(b'{"key": "docker.io/library/other 1.0"}'), "not a record", False),
+        (lambda file: file.write_bytes(b'{"key": "\\ud800"}'), "not a record", False),
+        (lambda file: file.write_bytes(b'{"key": "x' + b"[" * 100_000), "not a record", False),
+        (lambda file: file.write_bytes(file.read_bytes()[:60]), "truncated or damaged", True),
+        (lambda file: file.write_bytes(file.read_bytes().replace(b'"1.0"', b'"?"')), "not valid", True),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1] + b',"key": "x"}'), "truncated or damaged", True),
         (lambda file: (file.unlink(), file.mkdir()), "Is a directory", False),
         (lambda file: (file.unlink(), file.symlink_to(file)), "symbolic links", False),
         (lambda file: (file.unlink(), file.symlink_to("gone")), "No such file", False),

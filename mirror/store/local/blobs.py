@@ -116,7 +116,7 @@ class LocalStore:
         """Raises `StoreError` if the root cannot be used or has another layout."""
         self.layout = layout
         self._unsynced = PendingSyncs()
-        self._aside: tuple[int | None, Sequence[QuarantinedBlob]] = None, ()
+        self._quarantined: tuple[int | None, Sequence[QuarantinedBlob]] = None, ()
         with store_errors(f"opening the store at {layout.root}"):
             layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (layout.blobs, layout.ingests, layout.quarantine, layout.locks, layout.repositories):
@@ -156,14 +156,17 @@ class LocalStore:
         finally:
             os.close(lock)
 
+    def __repr__(self) -> str:
+        return f"<LocalStore {self.layout.root}>"
+
     def stat(self, digest: Digest) -> BlobInfo:
         try:
-            found = os.lstat(self.layout.blob(digest))
+            status = os.lstat(self.layout.blob(digest))
         except OSError as error:
             raise _not_found(digest, error) from error
-        if not modes.S_ISREG(found.st_mode):
+        if not modes.S_ISREG(status.st_mode):
             raise BlobUnknown(f"{digest} is not in the store")
-        return BlobInfo(digest, found.st_size, max(found.st_atime, found.st_mtime))
+        return _info(digest, status)
 
     def open(self, digest: Digest) -> tuple[BlobInfo, LocalReader]:
         try:
@@ -171,11 +174,11 @@ class LocalStore:
         except OSError as error:
             raise _not_found(digest, error) from error
         reader = LocalReader(descriptor)
-        found = os.fstat(descriptor)
-        if not modes.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        if not modes.S_ISREG(status.st_mode):
             reader.close()
             raise BlobUnknown(f"{digest} is not in the store")
-        return BlobInfo(digest, found.st_size, max(found.st_atime, found.st_mtime)), reader
+        return _info(digest, status), reader
 
     def read(self, digest: Digest, limit: int) -> bytes:
         info, reader = self.open(digest)
@@ -186,12 +189,12 @@ class LocalStore:
         finally:
             reader.close()
         if not digest.matches(content):
-            raise BlobDamaged(f"the {len(content)} bytes of {digest} are not what the digest names")
+            raise BlobDamaged(f"the {len(content)} bytes of {digest} do not match the digest")
         return content
 
     def put(self, digest: Digest, content: bytes) -> BlobInfo:
         if not digest.matches(content):
-            raise BlobDamaged(f"{len(content)} bytes that are not {digest}")
+            raise BlobDamaged(f"the {len(content)} bytes to store as {digest} do not match the digest")
         path = Path(self.layout.blob(digest))
         with store_errors(f"writing {digest}"):
             make_folder(path.parent, below=self.layout.blobs, sync=self._unsynced.add)
@@ -206,7 +209,7 @@ class LocalStore:
         return LocalIngest(self.layout, digest, registry)
 
     def growing(self) -> Mapping[Digest, int]:
-        found: dict[Digest, int] = {}
+        sizes: dict[Digest, int] = {}
         with store_errors("listing growing blobs"):
             for entry in os.scandir(self.layout.ingests):
                 digest = digest_of_ingest(entry.name)
@@ -216,8 +219,8 @@ class LocalStore:
                     size = entry.stat(follow_symlinks=False).st_size
                     # the announced size counts only while a filler holds the lock: announcing costs an upstream nothing
                     whole = max(size, _expected(Path(entry.path))) if is_locked(entry.path) else size
-                    found[digest] = found.get(digest, 0) + whole
-        return found
+                    sizes[digest] = sizes.get(digest, 0) + whole
+        return sizes
 
     def is_filling(self, registry: str, besides: Digest) -> bool:
         own = self.layout.ingest(besides, registry).name
@@ -245,13 +248,13 @@ class LocalStore:
         return quarantine.put(self.layout, digest, seen.fileno() if isinstance(seen, SupportsFileno) else None)
 
     def quarantined(self) -> Sequence[QuarantinedBlob]:
-        # every worker asks each second: the folder is listed again only if it changed, or may have
+        # every worker calls this each second: the folder is listed again only if it changed, or may have
         changed = quarantine.changed(self.layout)
-        if changed is not None and changed == self._aside[0]:
-            return self._aside[1]
-        kept = quarantine.kept(self.layout)
-        self._aside = changed, kept
-        return kept
+        if changed is not None and changed == self._quarantined[0]:
+            return self._quarantined[1]
+        blobs = quarantine.blobs(self.layout)
+        self._quarantined = changed, blobs
+        return blobs
 
     def drop_quarantined(self, digest: Digest) -> int:
         return quarantine.drop(self.layout, digest)
@@ -273,13 +276,16 @@ class LocalStore:
                         continue
                     with store_errors("listing blobs"), suppress(FileNotFoundError):
                         if entry.is_file(follow_symlinks=False):
-                            found = entry.stat(follow_symlinks=False)
-                            yield BlobInfo(digest, found.st_size, max(found.st_atime, found.st_mtime))
+                            yield _info(digest, entry.stat(follow_symlinks=False))
 
     def free(self) -> tuple[int, int]:
         with store_errors("asking for free space"):
             disk = os.statvfs(self.layout.root)
         return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+
+
+def _info(digest: Digest, status: os.stat_result) -> BlobInfo:
+    return BlobInfo(digest, status.st_size, max(status.st_atime, status.st_mtime))
 
 
 def _not_found(digest: Digest, error: OSError) -> BlobUnknown | StoreError:
@@ -347,6 +353,10 @@ class LocalIngest:
                 os.close(self._descriptor)
                 raise
         self.refresh()
+
+    def __repr__(self) -> str:
+        role = "filler" if self._locked else "follower"
+        return f"<LocalIngest {self.digest} {self._offset}/{self.size} {role}{' verified' if self.verified else ''}>"
 
     @property
     def offset(self) -> int:
@@ -430,14 +440,14 @@ class LocalIngest:
             self._inode = os.fstat(fresh).st_ino
         self._hash = hasher(self.digest)
         self._offset = 0
-        self._note(size=None, verified=False)
+        self._write_state(size=None, verified=False)
 
     def expect(self, size: int | None) -> None:
-        self._note(size=size, verified=False)
+        self._write_state(size=size, verified=False)
 
-    def _note(self, *, size: int | None, verified: bool) -> None:
+    def _write_state(self, *, size: int | None, verified: bool) -> None:
         self._state = GrowthState(size, verified, self._inode, boot_id())
-        with store_errors(f"noting the state of {self.digest}"):
+        with store_errors(f"writing the state of {self.digest}"):
             write_state(self._state_descriptor, self._state)
 
     def fill(self, body: Body, progress: Callable[[], None]) -> None:
@@ -449,10 +459,10 @@ class LocalIngest:
 
     def verify(self) -> None:
         if self._state.size not in (None, self._offset):
-            raise BlobDamaged(f"{self._offset} bytes of {self.digest}, where {self._state.size} were announced")
+            raise BlobDamaged(f"{self._offset} bytes of {self.digest} instead of the {self._state.size} announced")
         if self._hash.hexdigest() != self.digest.hex:
-            raise BlobDamaged(f"the {self._offset} bytes received are not {self.digest}")
-        self._note(size=self._offset, verified=True)
+            raise BlobDamaged(f"the {self._offset} bytes received do not match {self.digest}")
+        self._write_state(size=self._offset, verified=True)
 
     def commit(self) -> BlobInfo:
         final = Path(self._layout.blob(self.digest))

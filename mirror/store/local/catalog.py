@@ -36,13 +36,16 @@ class LocalCatalog:
         self._layout = layout
         self._unsynced = PendingSyncs()
 
+    def __repr__(self) -> str:
+        return f"<LocalCatalog {self._layout.root}>"
+
     def tag(self, repo: Repo, tag: str) -> Versioned[TagRecord] | None:
         path = self._layout.tags(repo) / tag
         return _record(path, lambda text: TagRecord.from_json(tag, text), f"the record of the tag {repo}:{tag}")
 
     def get_tag(self, repo: Repo, tag: str) -> TagRecord | None:
-        found = self.tag(repo, tag)
-        return found.record if found else None
+        versioned = self.tag(repo, tag)
+        return versioned.record if versioned else None
 
     def put_tag(self, repo: Repo, record: TagRecord, *, expect: Expected = None) -> Version:
         return self._write(self._layout.tags(repo) / record.tag, record.to_json(), expect)
@@ -65,8 +68,8 @@ class LocalCatalog:
         return _record(self._manifest(repo, digest), lambda text: ManifestRecord.from_json(digest, text), what)
 
     def get_manifest(self, repo: Repo, digest: Digest) -> ManifestRecord | None:
-        found = self.manifest(repo, digest)
-        return found.record if found else None
+        versioned = self.manifest(repo, digest)
+        return versioned.record if versioned else None
 
     def put_manifest(self, repo: Repo, record: ManifestRecord, *, expect: Expected = None) -> Version:
         return self._write(self._manifest(repo, record.digest), record.to_json(), expect)
@@ -174,11 +177,11 @@ def _must_be_absent(error: OSError) -> None:
 
 def _names(folder: Path) -> Iterator[str]:
     try:
-        found = os.listdir(folder)
+        names = os.listdir(folder)
     except OSError as error:
         _must_be_absent(error)
         return
-    for name in found:
+    for name in names:
         if digest_from(name):
             yield name
             continue

@@ -4,9 +4,9 @@
                            └── drop() ──> absent
 
 The name of a file is a hash of its key, because a key may contain characters that a file name may not. For most kinds,
-a note that does not parse (truncated by an old crash, or foreign) counts as absent. A note that cannot be read from
-the disk raises an error. A caller that must not take a damaged note for an absent one, as with pins, uses `look`, which
-returns the unreadable notes as well.
+a record that does not parse (truncated by an old crash, or foreign) counts as absent. A record that cannot be read from
+the disk raises an error. A caller that must not take a damaged record for an absent one, as with pins, uses `look`,
+which returns the unreadable records as well.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -29,9 +29,9 @@ from mirror.store.local.record_versions import only_writer, version_of
 T = TypeVar("T")
 
 _NAME: Final = re.compile(r"([0-9a-f]{32})\.json")
-#: The key is written first, so that it can still be read if the note is truncated.
+#: The key is written first, so that it can still be read if the record is truncated.
 _KEY: Final = re.compile(rb'\{\s*"key":\s*("(?:[^"\\]|\\.)*")')
-#: Errors of this process or the system, not of the file: the file could not be examined.
+#: Errors of this process or the system, not of the file, which could not be examined.
 _OURS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
 
 
@@ -42,9 +42,12 @@ class JsonRecords:
         self._layout = layout
         self._folder = layout.notes(kind)
 
+    def __repr__(self) -> str:
+        return f"<JsonRecords {self._folder}>"
+
     def get(self, key: str) -> dict[str, Any] | None:
-        found = self.versioned(key)
-        return found.record if found else None
+        versioned = self.versioned(key)
+        return versioned.record if versioned else None
 
     def versioned(self, key: str) -> Versioned[dict[str, Any]] | None:
         content = _read(self._path(key))
@@ -65,12 +68,11 @@ class JsonRecords:
         content = json.dumps({"key": key, **record}, ensure_ascii=False, indent=1).encode()
         with store_errors("writing a record"):
             make_folder(self._folder, below=self._layout.root)
-            guard = only_writer(self._layout, self._path(key), expect)
-            write_whole(self._path(key), content, through=self._layout.ingests, guard=guard)
+            write_whole(self._path(key), content, through=self._layout.ingests, guard=self._only_writer(key, expect))
         return version_of(content)
 
     def drop(self, key: str, *, expect: Expected = None) -> bool:
-        with store_errors("deleting a record"), only_writer(self._layout, self._path(key), expect):
+        with store_errors("deleting a record"), self._only_writer(key, expect):
             try:
                 self._path(key).unlink()
             except FileNotFoundError:
@@ -78,7 +80,7 @@ class JsonRecords:
         return True
 
     def changed(self) -> int | None:
-        """A number that differs after each change; None if unknown: the notes must then be read (see `last_change`)."""
+        """A number that differs after each change; None if unknown: they must then be read (see `last_change`)."""
         return last_change(self._folder)
 
     def all(self) -> Iterator[dict[str, Any]]:
@@ -92,7 +94,7 @@ class JsonRecords:
                 yield record
 
     def look(self, read: Callable[[dict[str, Any]], T | None]) -> tuple[list[T], list[UnreadNote]]:
-        """The results of `read` for every note, in no order, and the notes that cannot be read or for which `read`
+        """The results of `read` for every record, in no order, and the records that cannot be read or for which `read`
         returned None. Files of other names are foreign and skipped.
 
         Raises `StoreError` if the folder cannot be listed, or if a file cannot be read for a reason that lies in this
@@ -101,26 +103,21 @@ class JsonRecords:
         names: list[str] = []
         with store_errors(f"listing {self._folder}"), suppress(FileNotFoundError):
             names = os.listdir(self._folder)
-        notes, unread = [], []
-        for name in names:
-            if found := _NAME.fullmatch(name):
-                one = self._look_at(self._folder / name, found[1])
-                if one is None:
-                    continue
-                if isinstance(one, UnreadNote):
-                    unread.append(one)
-                elif (note := read(one)) is None:
-                    unread.append(self._spoiled(one))
-                else:
-                    notes.append(note)
-        return notes, unread
+        results: list[T] = []
+        unread: list[UnreadNote] = []
+        for match in filter(None, map(_NAME.fullmatch, names)):
+            path = self._folder / match[0]
+            record = self._examine(path)
+            if isinstance(record, UnreadNote):
+                unread.append(record)
+            elif record is not None and (result := read(record)) is not None:
+                results.append(result)
+            elif record is not None:
+                unread.append(self._unread(path, "its content is not valid", record["key"]))
+        return results, unread
 
-    def _spoiled(self, note: Mapping[str, Any]) -> UnreadNote:
-        path = self._path(note["key"])
-        return UnreadNote(self._folder.name, str(path), path.stem, "its content makes no sense", note["key"])
-
-    def _look_at(self, path: Path, name: str) -> dict[str, Any] | UnreadNote | None:
-        """The note in this file, or why it cannot be read; None if the file was dropped in the meantime.
+    def _examine(self, path: Path) -> dict[str, Any] | UnreadNote | None:
+        """The record in this file, or why it cannot be read; None if the file was deleted in the meantime.
 
         Raises `StoreError` for an error in `_OURS`.
         """
@@ -128,19 +125,25 @@ class JsonRecords:
             content = path.read_bytes()
         except OSError as error:
             if error.errno in _OURS:
-                with store_errors(f"reading a note, {path}"):
+                with store_errors(f"reading a record, {path}"):
                     raise
             if isinstance(error, FileNotFoundError) and not path.is_symlink():
                 return None
-            return UnreadNote(self._folder.name, str(path), name, os.strerror(error.errno or 0))
-        note = _loaded(content)
-        if isinstance(note, dict) and _is_named(note.get("key"), name):
-            return note
-        found = _KEY.match(content)
-        key = _loaded(found[1]) if found else None
-        if _is_named(key, name):
-            return UnreadNote(self._folder.name, str(path), name, "its content is cut or garbled", str(key))
-        return UnreadNote(self._folder.name, str(path), name, "its content is not a note, or another's")
+            return self._unread(path, os.strerror(error.errno or 0))
+        record = _object(content)
+        if record is not None and _is_named(record.get("key"), path.stem):
+            return record
+        match = _KEY.match(content)
+        key = _loaded(match[1]) if match else None
+        if _is_named(key, path.stem):
+            return self._unread(path, "its content is truncated or damaged", str(key))
+        return self._unread(path, "its content is not a record, or that of another key")
+
+    def _unread(self, path: Path, why: str, key: str = "") -> UnreadNote:
+        return UnreadNote(self._folder.name, str(path), path.stem, why, key)
+
+    def _only_writer(self, key: str, expect: Expected) -> AbstractContextManager[None]:
+        return only_writer(self._layout, self._path(key), expect, version=_version)
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{note_name(key)}.json"
@@ -155,7 +158,7 @@ def _loaded(content: bytes) -> object:
 
 
 def _is_named(key: object, name: str) -> bool:
-    """True if the note of this key belongs in a file of this name."""
+    """True if the record of this key belongs in a file of this name."""
     try:
         return isinstance(key, str) and note_name(key) == name
     except ValueError:
@@ -167,6 +170,11 @@ def _object(content: bytes) -> dict[str, Any] | None:
     """The JSON object; None if the content is anything else."""
     loaded = _loaded(content)
     return loaded if isinstance(loaded, dict) else None
+
+
+def _version(content: bytes) -> Version | None:
+    """The version of a record; None if it does not parse, and so counts as absent."""
+    return None if _object(content) is None else version_of(content)
 
 
 def _read(path: Path) -> bytes | None:

@@ -14,9 +14,9 @@
     │   └── <algorithm>-<hex>            a damaged blob, kept for a while (see `quarantine.py`)
     ├── locks/                           empty files, for flock only
     ├── index.sqlite                     the embedded index, if no Redis is configured (see `index/embedded.py`)
-    ├── misses.json                      images that a sealed mirror was asked for and lacks (see `misses.py`)
+    ├── misses.json                      images that a sealed mirror was asked for and lacks (see `miss_file.py`)
     ├── lists/<hash>.sqlite              long tag lists of upstreams that do not sort (see `index/sorted_tags.py`)
-    ├── recent/<n>.json                  the last answers of each worker (see `recent.py`)
+    ├── recent/<n>.json                  the last answers of each worker (see `answer_files.py`)
     ├── scrub/<hash>.json                the progress of the check of all blobs
     ├── pins/<hash>.json                 images that must not be evicted (see `records.py` for folders of this kind)
     ├── freezes/<hash>.json              tags fixed to one digest, whatever upstream answers
@@ -132,8 +132,8 @@ def state_of(ingest: Path) -> Path:
 
 def digest_of_ingest(name: str) -> Digest | None:
     """The digest of a growing file under `ingest/`, also one that an older version left; None for any other name."""
-    found = _INGEST.fullmatch(name)
-    return digest_from(found["digest"]) if found else None
+    match = _INGEST.fullmatch(name)
+    return digest_from(match["digest"]) if match else None
 
 
 def digest_from(name: str) -> Digest | None:

@@ -255,12 +255,12 @@ def _start_write_back(descriptor: int, start: int, length: int) -> None:
 def _find_sync_file_range() -> Callable[[int, int, int, int], int] | None:
     """The C library's `sync_file_range`, which Python's standard library does not offer; None if there is none."""
     try:
-        found = ctypes.CDLL(None).sync_file_range
+        function = ctypes.CDLL(None).sync_file_range
     except (OSError, AttributeError):
         return None
-    found.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    found.restype = ctypes.c_int
-    return found
+    function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    function.restype = ctypes.c_int
+    return function
 
 
 _sync_file_range = _find_sync_file_range()

@@ -37,14 +37,14 @@ def put(layout: Layout, digest: Digest, seen: int | None) -> bool:
     path = layout.blob(digest)
     with store_errors(f"setting {digest} aside"), _one_at_a_time(layout):
         try:
-            found = os.lstat(path)
+            status = os.lstat(path)
         except FileNotFoundError:
             return False
-        if not (_cannot_be_opened(path) if seen is None else os.path.samestat(found, os.fstat(seen))):
+        if not (_cannot_be_opened(path) if seen is None else os.path.samestat(status, os.fstat(seen))):
             return False
         # the blob is set aside even if its times cannot be set
         with suppress(OSError):
-            os.utime(path, (found.st_atime, time.time()), follow_symlinks=False)
+            os.utime(path, (status.st_atime, time.time()), follow_symlinks=False)
         # an operator may have deleted the folder; the damaged blob must still leave its place
         layout.quarantine.mkdir(mode=0o700, exist_ok=True)
         try:
@@ -81,9 +81,9 @@ def changed(layout: Layout) -> int | None:
     return last_change(layout.quarantine)
 
 
-def kept(layout: Layout) -> list[QuarantinedBlob]:
+def blobs(layout: Layout) -> list[QuarantinedBlob]:
     """The blobs in the quarantine, in no order. Raises `StoreError`."""
-    found = []
+    blobs = []
     with store_errors("listing the quarantine"), suppress(FileNotFoundError):
         for entry in os.scandir(layout.quarantine):
             if (digest := digest_from(entry.name)) is None:
@@ -91,8 +91,8 @@ def kept(layout: Layout) -> list[QuarantinedBlob]:
             with suppress(OSError):
                 status = entry.stat(follow_symlinks=False)
                 if modes.S_ISREG(status.st_mode):
-                    found.append(QuarantinedBlob(digest, status.st_size, status.st_mtime))
-    return found
+                    blobs.append(QuarantinedBlob(digest, status.st_size, status.st_mtime))
+    return blobs
 
 
 def drop(layout: Layout, digest: Digest) -> int:
@@ -104,7 +104,7 @@ def drop(layout: Layout, digest: Digest) -> int:
     with store_errors(f"dropping {digest} from the quarantine"):
         try:
             size = os.lstat(path).st_size
-            if _is_held(path):
+            if _is_filled(path):
                 return 0
             os.unlink(path)
         except FileNotFoundError:
@@ -116,7 +116,7 @@ def _path(layout: Layout, digest: Digest) -> str:
     return f"{layout.quarantine}/{digest.algorithm}-{digest.hex}"
 
 
-def _is_held(path: str) -> bool:
+def _is_filled(path: str) -> bool:
     """True if a filler still holds the lock on this file: the lock of a growing file survives its renames."""
     try:
         return is_locked(path)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,8 +29,12 @@ def version_of(content: bytes) -> Version:
 
 
 @contextmanager
-def only_writer(layout: Layout, path: Path, expect: Expected = None) -> Iterator[None]:
+def only_writer(
+    layout: Layout, path: Path, expect: Expected = None, *, version: Callable[[bytes], Version | None] = version_of
+) -> Iterator[None]:
     """Be the only process that replaces or deletes this record. Blocks for a short time.
+
+    `version` gives the version of a content; None if a record with this content counts as absent.
 
     Raises `RecordChanged` if the record is not in the expected version, `OSError` or `StoreError` if that cannot be
     determined.
@@ -40,18 +44,16 @@ def only_writer(layout: Layout, path: Path, expect: Expected = None) -> Iterator
     lock = open_lock(layout, f"record-{name}")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if expect is not None:
-            found = _version(path)
-            if found != (None if expect is ABSENT else expect):
-                raise RecordChanged("the record was changed meanwhile")
+        if expect is not None and _present(path, version) != (None if expect is ABSENT else expect):
+            raise RecordChanged("the record was changed meanwhile")
         yield
     finally:
         os.close(lock)
 
 
-def _version(path: Path) -> Version | None:
+def _present(path: Path, version: Callable[[bytes], Version | None]) -> Version | None:
     try:
-        return version_of(path.read_bytes())
+        return version(path.read_bytes())
     except OSError as error:
         if error.errno in ABSENT_ERRNOS:
             return None

@@ -52,15 +52,15 @@ def sweep(layout: Layout, *, keep: float, now: Callable[[], float]) -> Swept:
         entries = list(os.scandir(layout.ingests))
     for entry in entries:
         with suppress(OSError):
-            found = entry.stat(follow_symlinks=False)
+            status = entry.stat(follow_symlinks=False)
             if digest_of_ingest(entry.name):
                 is_older_version = digest_from(entry.name) is not None
                 if _drop_partial(Path(entry.path), oldest=math.inf if is_older_version else now() - keep):
-                    partials, size = partials + 1, size + found.st_size
-            elif entry.name.startswith("tmp-") and found.st_mtime < now() - _TEMPORARY:
+                    partials, size = partials + 1, size + status.st_size
+            elif entry.name.startswith("tmp-") and status.st_mtime < now() - _TEMPORARY:
                 os.unlink(entry.path)
-                strays, size = strays + 1, size + found.st_size
-            elif _is_stray_state(layout, entry.name) and found.st_mtime < now() - _COMMIT:
+                strays, size = strays + 1, size + status.st_size
+            elif _is_stray_state(layout, entry.name) and status.st_mtime < now() - _COMMIT:
                 os.unlink(entry.path)
                 strays += 1
     return Swept(partials, strays, size)
@@ -82,10 +82,10 @@ def _drop_partial(path: Path, *, oldest: float) -> bool:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        found = os.fstat(descriptor)
-        if os.lstat(path).st_ino != found.st_ino:
+        status = os.fstat(descriptor)
+        if os.lstat(path).st_ino != status.st_ino:
             return False
-        if found.st_mtime >= oldest and _is_of_this_boot(path, found.st_ino):
+        if status.st_mtime >= oldest and _is_of_this_boot(path, status.st_ino):
             return False
         path.unlink()
         with suppress(FileNotFoundError):
