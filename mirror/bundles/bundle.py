@@ -15,9 +15,9 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from mirror.bundles.importing import ImportPlan, Told
+from mirror.bundles.import_plan import ImportPlan
 from mirror.bundles.inventory import LARGEST_INVENTORY, Inventory, ListedImage, read_inventory
-from mirror.bundles.layout_source import LayoutSource
+from mirror.bundles.layout_source import LayoutSource, OnRead
 from mirror.bundles.oci_layout import (
     CONTAINERD_NAME,
     FULL_NAME,
@@ -71,25 +71,25 @@ def read_bundle(
         raise BundleError(f"{INDEX} names no image")
     if inventory is not None:
         if name is not None:
-            raise BundleError("it says the names of its images itself; --name is for layouts that do not")
-        _expect_the_same(descriptors, inventory)
+            raise BundleError("it has the names of its images; --name is for layouts that do not")
+        _require_equal(descriptors, inventory)
     images = tuple(_images(descriptors, table, name))
     return Bundle(images, inventory, verified=key is not None)
 
 
-def verify_bytes(source: LayoutSource, plan: ImportPlan, told: Told) -> None:
+def verify_bytes(source: LayoutSource, plan: ImportPlan, on_read: OnRead) -> None:
     """Blocking: hash every blob and manifest that the plan would import, so that a bad bundle is refused before the
     import has changed anything. Raises `BundleError`.
     """
     for digest in plan.contents():
-        source.verify(digest, told)
+        source.verify(digest, on_read)
 
 
 def _inventory(source: LayoutSource, bound: Digest | None, key: Ed25519PublicKey | None) -> Inventory | None:
     content = source.read(INVENTORY, LARGEST_INVENTORY)
     if content is None:
         if key is not None:
-            raise BundleError("it has no inventory, so nobody can have signed it")
+            raise BundleError("it has no inventory, so it cannot be signed")
         if bound is not None:
             raise BundleError(f"{INDEX} names an inventory, and there is none")
         return None
@@ -101,29 +101,32 @@ def _inventory(source: LayoutSource, bound: Digest | None, key: Ed25519PublicKey
             raise BundleError("it is not signed")
         check_signature(content, signature, key)
     inventory = read_inventory(content)
-    if strange := source.others - _OURS:
-        raise BundleError(f"it holds what no bundle does: {min(strange)!r}")
+    if foreign := source.others - _OURS:
+        raise BundleError(f"it contains a file that does not belong in a bundle: {min(foreign)!r}")
     if unnamed := source.blobs.keys() - inventory.blobs.keys():
         raise BundleError(f"its inventory does not name {min(unnamed)}")
-    if lost := inventory.blobs.keys() - source.blobs.keys():
-        raise BundleError(f"its inventory names {min(lost)}, which is not in it")
+    if absent := inventory.blobs.keys() - source.blobs.keys():
+        raise BundleError(f"its inventory names {min(absent)}, which is not in it")
     for digest, size in source.blobs.items():
         if inventory.blobs[digest] != size:
             raise BundleError(f"{digest} has {size} bytes, where its inventory says {inventory.blobs[digest]}")
     return inventory
 
 
-def _expect_the_same(descriptors: tuple[Descriptor, ...], inventory: Inventory) -> None:
+def _require_equal(descriptors: tuple[Descriptor, ...], inventory: Inventory) -> None:
     """Raise `BundleError` if `index.json` and the inventory differ.
 
     The names are compared as they are written, because this mirror may know a registry by another name.
     """
     listed = {image.key for image in inventory.images}
-    named = {(one.annotations.get(FULL_NAME, ""), one.digest, one.media_type, one.size) for one in descriptors}
+    named = {
+        (descriptor.annotations.get(FULL_NAME, ""), descriptor.digest, descriptor.media_type, descriptor.size)
+        for descriptor in descriptors
+    }
     if different := listed ^ named:
-        raise BundleError(f"{INDEX} and its inventory do not say the same of {min(name for name, *_ in different)}")
-    if any(one.annotations.get(REF_NAME) != one.annotations.get(FULL_NAME) for one in descriptors):
-        raise BundleError(f"{INDEX} calls an image by two names")
+        raise BundleError(f"{INDEX} and its inventory differ about {min(name for name, *_ in different)}")
+    if any(entry.annotations.get(REF_NAME) != entry.annotations.get(FULL_NAME) for entry in descriptors):
+        raise BundleError(f"{INDEX} gives an image two names")
 
 
 # ------------------------------------------------------------------------------------------------------- names
@@ -132,8 +135,8 @@ def _expect_the_same(descriptors: tuple[Descriptor, ...], inventory: Inventory) 
 def _images(descriptors: tuple[Descriptor, ...], table: RoutingTable, name: str | None) -> Iterator[ListedImage]:
     problems: dict[str, None] = {}
     named: set[str] = set()
-    if name is not None and _says_tag(name) and len(descriptors) > 1:
-        raise BundleError(f"it has {len(descriptors)} images, which cannot all be called {name}")
+    if name is not None and _has_reference(name) and len(descriptors) > 1:
+        raise BundleError(f"it has {len(descriptors)} images, which cannot all have the name {name}")
     for descriptor in descriptors:
         try:
             image = _image(descriptor, table, name)
@@ -141,7 +144,7 @@ def _images(descriptors: tuple[Descriptor, ...], table: RoutingTable, name: str 
             problems[str(error)] = None
             continue
         if image.name in named:
-            raise BundleError(f"two images are called {image.name}")
+            raise BundleError(f"two images have the name {image.name}")
         named.add(image.name)
         yield image
     if problems:
@@ -155,7 +158,7 @@ def _image(descriptor: Descriptor, table: RoutingTable, name: str | None) -> Lis
     text = _name_of(descriptor) if name is None else _completed(name, descriptor)
     image = parse_image(text, table)
     if image.digest is not None and image.digest != descriptor.digest:
-        raise BundleError(f"{text} is another digest than {descriptor.digest}, which {INDEX} says")
+        raise BundleError(f"{text} names another digest than {descriptor.digest}, the digest in {INDEX}")
     return ListedImage(image.repo, image.tag, descriptor)
 
 
@@ -163,22 +166,22 @@ def _name_of(descriptor: Descriptor) -> str:
     notes = descriptor.annotations
     if full := notes.get(FULL_NAME) or notes.get(CONTAINERD_NAME):
         return full
-    said = notes.get(REF_NAME, "")
+    name = notes.get(REF_NAME, "")
     # a bare word is a tag by convention, and does not tell the repository
-    if "/" not in said and ":" not in said:
-        which = f"is only called {said!r}" if said else "has no name"
+    if "/" not in name and ":" not in name:
+        which = f"has only the name {name!r}" if name else "has no name"
         raise BundleError(f"{descriptor.digest} {which}: say with --name which repository it belongs to")
-    return said
+    return name
 
 
 def _completed(name: str, descriptor: Descriptor) -> str:
     """The given name. If it has neither tag nor digest, the layout's tag is added, or else the descriptor's digest."""
-    if _says_tag(name):
+    if _has_reference(name):
         return name
-    said = descriptor.annotations.get(REF_NAME, "")
-    tag = said.rpartition(":")[2] if ":" in said.rpartition("/")[2] or "/" not in said else ""
-    return f"{name}:{tag}" if tag and "@" not in said else f"{name}@{descriptor.digest}"
+    ref_name = descriptor.annotations.get(REF_NAME, "")
+    tag = ref_name.rpartition(":")[2] if ":" in ref_name.rpartition("/")[2] or "/" not in ref_name else ""
+    return f"{name}:{tag}" if tag and "@" not in ref_name else f"{name}@{descriptor.digest}"
 
 
-def _says_tag(name: str) -> bool:
+def _has_reference(name: str) -> bool:
     return "@" in name or ":" in name.rpartition("/")[2]

@@ -16,8 +16,8 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mirror import telemetry
-from mirror.bundles.importing import Told
 from mirror.bundles.inventory import Inventory, ListedImage
+from mirror.bundles.layout_source import OnRead
 from mirror.bundles.layout_target import LayoutTarget
 from mirror.bundles.oci_layout import INDEX, INVENTORY, MARKER, SIGNATURE, blob_name, index_bytes, marker_bytes
 from mirror.bundles.signing import sign
@@ -57,10 +57,10 @@ class ExportSelection:
 
     def inventory(self, since: Inventory | None = None) -> Inventory:
         """The inventory of a bundle of these images, for a site that has what `since` lists."""
-        there: Mapping[Digest, int] = since.held if since else {}
-        left_out = {digest: size for digest, size in self.blobs.items() if there.get(digest) == size}
+        theirs: Mapping[Digest, int] = since.present if since else {}
+        left_out = {digest: size for digest, size in self.blobs.items() if theirs.get(digest) == size}
         blobs = {digest: size for digest, size in self.blobs.items() if digest not in left_out}
-        missing = {digest: size for digest, size in self.missing.items() if digest not in there}
+        missing = {digest: size for digest, size in self.missing.items() if digest not in theirs}
         return Inventory(tuple(self.images), {**blobs, **self.manifests}, left_out, missing)
 
 
@@ -87,15 +87,15 @@ def select(
     Raises `BundleError`, which lists everything that is missing, unless `partial` is true; an image whose manifest is
     missing is always an error. Raises `StoreError` if something cannot be read.
     """
-    selecting = _Selecting(store, catalog, answers, tuple(platforms), since)
+    selector = _Selector(store, catalog, answers, tuple(platforms), since)
     for image in dict.fromkeys(images):
-        selecting.image(image, referrers=referrers)
-    if selecting.unknown or (selecting.lacking and not partial):
-        raise BundleError("\n  ".join([*selecting.unknown, *([] if partial else selecting.lacking)]))
-    return selecting.selection
+        selector.image(image, referrers=referrers)
+    if selector.unknown or (selector.incomplete and not partial):
+        raise BundleError("\n  ".join([*selector.unknown, *([] if partial else selector.incomplete)]))
+    return selector.selection
 
 
-class _Selecting:
+class _Selector:
     def __init__(
         self,
         store: BlobStore,
@@ -106,12 +106,12 @@ class _Selecting:
     ) -> None:
         self.selection = ExportSelection()
         self.unknown: list[str] = []
-        self.lacking: list[str] = []
+        self.incomplete: list[str] = []
         self._store = store
         self._catalog = catalog
         self._answers = answers
         self._platforms = platforms
-        self._there = since.held if since else {}
+        self._theirs = since.present if since else {}
         self._added: dict[str, Digest] = {}
         self._referring: dict[Repo, dict[Digest, list[Descriptor]]] = {}
 
@@ -122,13 +122,13 @@ class _Selecting:
             return
         listed = ListedImage(image.repo, image.tag, root)
         if self._added.get(listed.name, root.digest) != root.digest:
-            self.unknown.append(f"{listed.name} is asked for as {root.digest} and as {self._added[listed.name]}")
+            self.unknown.append(f"{listed.name} is requested as {root.digest} and as {self._added[listed.name]}")
             return
         closure = self._add(listed, self._platforms)
         if referrers:
             for node in closure.nodes:
                 if node.present and _is_manifest(node):
-                    self._add_attestations(image.repo, node.digest, {one.digest for one in closure.nodes})
+                    self._add_attestations(image.repo, node.digest, {each.digest for each in closure.nodes})
                     self._add_referrers(image.repo, node.digest)
 
     def _root(self, image: Image) -> Descriptor | None:
@@ -145,14 +145,14 @@ class _Selecting:
         self.selection.images.append(image)
         for node in closure.nodes:
             self._add_node(node)
-        if lacking := self._lacking(closure, platforms):
-            shown = ", ".join(_describe(node) for node in lacking[:_SHOWN])
-            more = f" and {len(lacking) - _SHOWN} more" if len(lacking) > _SHOWN else ""
-            self.lacking.append(f"{image.name} lacks {shown}{more}")
+        if missing := self._missing(closure, platforms):
+            shown = ", ".join(_describe(node) for node in missing[:_SHOWN])
+            more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+            self.incomplete.append(f"{image.name} lacks {shown}{more}")
         for platform in self._not_for(image, platforms):
-            self.lacking.append(f"{image.name} is not for {platform}")
+            self.incomplete.append(f"{image.name} is not for {platform}")
         if not any(node.present and node.role is not Role.INDEX for node in closure.nodes):
-            self.lacking.append(f"{image.name} has no image here of those that its index names")
+            self.incomplete.append(f"{image.name} has none of the images here that its index names")
         return closure
 
     def _stored(self, repo: Repo, digest: Digest) -> Manifest | None:
@@ -164,33 +164,34 @@ class _Selecting:
     def _not_for(self, image: ListedImage, platforms: tuple[Platform, ...]) -> list[Platform]:
         """The chosen platforms that the index does not list. An index that lists no platforms fits all of them."""
         manifest = self._stored(image.repo, image.root.digest)
-        said = [child.platform for child in manifest.manifests if child.platform] if manifest else []
-        return [one for one in platforms if said and not any(one.matches(other) for other in said)]
+        offered = [child.platform for child in manifest.manifests if child.platform] if manifest else []
+        return [wanted for wanted in platforms if offered and not any(wanted.matches(other) for other in offered)]
 
-    def _lacking(self, closure: Closure, platforms: tuple[Platform, ...]) -> list[Node]:
+    def _missing(self, closure: Closure, platforms: tuple[Platform, ...]) -> list[Node]:
         """The missing nodes, without the blobs that the other side has. Platforms that were never pulled count as
         missing only if the caller chose platforms.
         """
-        lacking = [*closure.missing, *(closure.unpulled if platforms else [])]
-        return [node for node in lacking if node.digest not in self._there or _is_manifest(node)]
+        missing = [*closure.missing, *(closure.unpulled if platforms else [])]
+        return [node for node in missing if node.digest not in self._theirs or _is_manifest(node)]
 
     def _add_node(self, node: Node) -> None:
         digest, size = node.digest, node.descriptor.size
         if not node.present:
             if not _is_manifest(node):
-                there = self._there.get(digest)
-                (self.selection.missing if there is None else self.selection.blobs)[digest] = (
-                    size if there is None else there
-                )
+                their_size = self._theirs.get(digest)
+                if their_size is None:
+                    self.selection.missing[digest] = size
+                else:
+                    self.selection.blobs[digest] = their_size
             return
         try:
             if node.descriptor.data is not None and not has_blob(self._store, digest):
                 # only the manifest has the bytes (`data`), and a bundle needs a file
                 self._store.put(digest, node.descriptor.data)
-            held = self._store.stat(digest).size
+            size = self._store.stat(digest).size
         except BlobUnknown as error:
-            raise BundleError(f"{digest} was dropped while it was looked at") from error
-        (self.selection.manifests if _is_manifest(node) else self.selection.blobs)[digest] = held
+            raise BundleError(f"{digest} was evicted meanwhile") from error
+        (self.selection.manifests if _is_manifest(node) else self.selection.blobs)[digest] = size
 
     def _add_attestations(self, repo: Repo, index: Digest, chosen: set[Digest]) -> None:
         """Add the attestations that the index contains for the chosen digests, if they are complete here."""
@@ -221,11 +222,11 @@ class _Selecting:
     def _referrers(self, repo: Repo) -> dict[Digest, list[Descriptor]]:
         """The referrers of the repository, by subject. They are read once for each repository."""
         if repo not in self._referring:
-            found = self._referring[repo] = {}
+            by_subject = self._referring[repo] = {}
             for _, _, manifest in walk(self._catalog, self._stored, repos=[repo]):
                 if manifest.subject is not None:
                     root = Descriptor(manifest.media_type, manifest.digest, len(manifest.content))
-                    found.setdefault(manifest.subject.digest, []).append(root)
+                    by_subject.setdefault(manifest.subject.digest, []).append(root)
         return self._referring[repo]
 
 
@@ -234,11 +235,11 @@ def _is_manifest(node: Node) -> bool:
 
 
 def _describe(node: Node) -> str:
-    what = node.role.value
+    kind = node.role.value
     if platform := node.descriptor.platform:
-        what += f" for {platform.get('os')}/{platform.get('architecture')}"
+        kind += f" for {platform.get('os')}/{platform.get('architecture')}"
     size = f", {format_size(node.descriptor.size)}" if node.descriptor.size >= 0 else ""
-    return f"{node.digest} ({what}{size})"
+    return f"{node.digest} ({kind}{size})"
 
 
 # ------------------------------------------------------------------------------------------------------ export
@@ -251,12 +252,11 @@ def export(
     *,
     since: Inventory | None = None,
     key: Ed25519PrivateKey | None = None,
-    told: Told = lambda _: None,
+    on_read: OnRead = lambda _: None,
 ) -> tuple[Inventory, Digest]:
     """Blocking: write the bundle, and sign it if `key` is given. Returns its inventory and the inventory file's digest.
 
-    `told` is called with the number of bytes that were read. If the export fails, nothing of the bundle is left. Raises
-    `BundleError`, `StoreError`.
+    If the export fails, nothing of the bundle is left. Raises `BundleError`, `StoreError`.
     """
     inventory = selection.inventory(since)
     content = inventory.to_bytes()
@@ -267,7 +267,7 @@ def export(
         for name, written in small.items():
             target.add(name, len(written), [written])
         for digest, size in sorted(inventory.blobs.items()):
-            target.add(blob_name(digest), size, _verified(store, digest, told))
+            target.add(blob_name(digest), size, _verified(store, digest, on_read))
         target.finish()
     except BaseException:
         target.abandon()
@@ -275,21 +275,21 @@ def export(
     return inventory, Digest.of(content)
 
 
-def _verified(store: BlobStore, digest: Digest, told: Told) -> Iterator[bytes]:
+def _verified(store: BlobStore, digest: Digest, on_read: OnRead) -> Iterator[bytes]:
     """The blob's bytes in chunks. Raises `BundleError` after the last one if they do not match the digest; the damaged
     blob is set aside.
     """
     try:
         _, reader = store.open(digest)
     except BlobUnknown as error:
-        raise BundleError(f"{digest} was dropped while the bundle was written: pull or prefetch it again") from error
+        raise BundleError(f"{digest} was evicted while the bundle was written: pull or prefetch it again") from error
     hashing = hasher(digest)
     offset = 0
     try:
         while chunk := reader.pread(_CHUNK, offset):
             hashing.update(chunk)
             offset += len(chunk)
-            told(len(chunk))
+            on_read(len(chunk))
             yield chunk
         if hashing.hexdigest() != digest.hex:
             raise _damaged(store, digest, reader)

@@ -80,7 +80,7 @@ class Inventory:
     missing: Mapping[Digest, int] = field(default_factory=dict)
 
     @property
-    def held(self) -> Mapping[Digest, int]:
+    def present(self) -> Mapping[Digest, int]:
         """The blobs that a site has after it imported a bundle with this inventory."""
         return {**self.left_out, **self.blobs}
 
@@ -133,10 +133,10 @@ def _read_image(entry: dict[str, Any]) -> ListedImage:
 
 
 def _read_blobs(entries: list[dict[str, Any]]) -> dict[Digest, int]:
-    found = {Digest.parse(entry["digest"]): _size(entry) for entry in entries}
-    if len(found) != len(entries):
+    blobs = {Digest.parse(entry["digest"]): _size(entry) for entry in entries}
+    if len(blobs) != len(entries):
         raise BundleError("the inventory names a blob twice")
-    return found
+    return blobs
 
 
 def _size(entry: dict[str, Any]) -> int:

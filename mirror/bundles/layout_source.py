@@ -19,24 +19,27 @@ from mirror.errors import BundleError, DigestInvalid
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import LARGEST
 
+#: Called with the number of bytes that were read since the last call. If it raises, the work ends with that error.
+OnRead = Callable[[int], None]
+
 _CHUNK: Final = 1 << 20
 
 
 class FileBody:
-    """Part of an open file as a `Body`, to fill a blob from. `told` is called with the number of bytes of each read.
+    """Part of an open file as a `Body`, to fill a blob from. `on_read` is called with the number of bytes of each read.
 
     The caller closes the file.
     """
 
     def __init__(
-        self, descriptor: int, place: int, size: int, start: int = 0, told: Callable[[int], None] = lambda _: None
+        self, descriptor: int, place: int, size: int, start: int = 0, on_read: OnRead = lambda _: None
     ) -> None:
         self.start = start
         self.size: int | None = size
         self._descriptor = descriptor
         self._place = place + start
-        self._left = size - start
-        self._told = told
+        self._remaining = size - start
+        self._on_read = on_read
         self._aborted = False
 
     def readinto(self, buffer: memoryview) -> int:
@@ -45,17 +48,17 @@ class FileBody:
         """
         if self._aborted:
             raise BundleError("stopped")
-        if not self._left:
+        if not self._remaining:
             return 0
         try:
-            read = os.preadv(self._descriptor, [buffer[: min(len(buffer), self._left)]], self._place)
+            read = os.preadv(self._descriptor, [buffer[: min(len(buffer), self._remaining)]], self._place)
         except OSError as error:
             raise BundleError(f"reading: {os.strerror(error.errno or 0)}") from error
         if not read:
             raise BundleError("a file became shorter while it was read")
         self._place += read
-        self._left -= read
-        self._told(read)
+        self._remaining -= read
+        self._on_read(read)
         return read
 
     def abort(self) -> None:
@@ -64,12 +67,12 @@ class FileBody:
 
 
 @contextmanager
-def file_errors(what: str) -> Iterator[None]:
-    """Turn an `OSError` within the block into a `BundleError`; `what` says what was being done."""
+def file_errors(action: str) -> Iterator[None]:
+    """Turn an `OSError` within the block into a `BundleError`; `action` says what was being done."""
     try:
         yield
     except OSError as error:
-        raise BundleError(f"{what}: {os.strerror(error.errno) if error.errno else error}") from error
+        raise BundleError(f"{action}: {os.strerror(error.errno) if error.errno else error}") from error
 
 
 class LayoutSource:
@@ -137,25 +140,25 @@ class LayoutSource:
         """
         content = self.read(blob_name(digest), LARGEST)
         if content is not None and not digest.matches(content):
-            raise BundleError(f"{blob_name(digest)} is not what its name says")
+            raise BundleError(f"{blob_name(digest)} does not match its name, which is its digest")
         return content
 
     @contextmanager
-    def body(self, digest: Digest, start: int, told: Callable[[int], None] = lambda _: None) -> Iterator[FileBody]:
+    def body(self, digest: Digest, start: int, on_read: OnRead = lambda _: None) -> Iterator[FileBody]:
         """The blob's bytes from offset `start`, not verified. Raises `BundleError`."""
         member = self._files[blob_name(digest)]
         with file_errors(f"reading {member.name}"), self._opened(member) as (descriptor, place):
-            yield FileBody(descriptor, place, member.size, start, told)
+            yield FileBody(descriptor, place, member.size, start, on_read)
 
-    def verify(self, digest: Digest, told: Callable[[int], None]) -> None:
+    def verify(self, digest: Digest, on_read: OnRead) -> None:
         """Blocking: hash the blob. Raises `BundleError` if its bytes do not match the digest."""
         hashing = hasher(digest)
         buffer = memoryview(bytearray(_CHUNK))
-        with self.body(digest, 0, told) as body:
+        with self.body(digest, 0, on_read) as body:
             while read := body.readinto(buffer):
                 hashing.update(buffer[:read])
         if hashing.hexdigest() != digest.hex:
-            raise BundleError(f"{blob_name(digest)} is not what its name says")
+            raise BundleError(f"{blob_name(digest)} does not match its name, which is its digest")
 
     @contextmanager
     def _opened(self, member: Member) -> Iterator[tuple[int, int]]:
@@ -197,7 +200,7 @@ def _walk(root: int) -> dict[str, Member]:
     def fail(error: OSError) -> None:
         raise error
 
-    found: dict[str, Member] = {}
+    files: dict[str, Member] = {}
     for folder, _folders, _names, descriptor in os.fwalk(dir_fd=root, onerror=fail):
         with os.scandir(descriptor) as entries:
             for entry in entries:
@@ -207,10 +210,10 @@ def _walk(root: int) -> dict[str, Member]:
                 if not entry.is_file(follow_symlinks=False):
                     kind = "a symbolic link" if entry.is_symlink() else "a device, pipe or socket"
                     raise BundleError(f"{kind}: {name!r}")
-                found[name] = Member(name, 0, entry.stat(follow_symlinks=False).st_size)
-                if len(found) > MOST_MEMBERS:
+                files[name] = Member(name, 0, entry.stat(follow_symlinks=False).st_size)
+                if len(files) > MOST_MEMBERS:
                     raise BundleError(f"more than {MOST_MEMBERS} files")
-    return found
+    return files
 
 
 def _open_below(root: int, name: str) -> int:

@@ -94,10 +94,10 @@ def read_index(content: bytes) -> tuple[tuple[Descriptor, ...], Digest | None]:
         if body.get("mediaType", OCI_INDEX) != OCI_INDEX:
             raise BundleError(f"{INDEX} says that it is {str(body['mediaType'])[:80]!r}")
         descriptors = tuple(read_descriptor(entry) for entry in body["manifests"])
-        for one in descriptors:
-            check_manifest_type(one.media_type)
+        for descriptor in descriptors:
+            check_manifest_type(descriptor.media_type)
         notes = body.get("annotations")
-        said = notes.get(_INVENTORY_DIGEST) if isinstance(notes, dict) else None
-        return descriptors, None if said is None else Digest.parse(str(said))
+        inventory = notes.get(_INVENTORY_DIGEST) if isinstance(notes, dict) else None
+        return descriptors, None if inventory is None else Digest.parse(str(inventory))
     except ValueError as error:
         raise BundleError(f"{INDEX}: {error}") from error

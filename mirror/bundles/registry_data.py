@@ -15,13 +15,13 @@ and wrong bytes are found by their digest.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from mirror.bundles.inventory import ListedImage
-from mirror.bundles.layout_source import FileBody, file_errors
+from mirror.bundles.layout_source import FileBody, OnRead, file_errors
 from mirror.errors import BundleError, DigestInvalid, RequestError
 from mirror.oci.digest import HEX_LENGTHS, Digest
 from mirror.oci.manifest import LARGEST, Descriptor, ManifestMalformed, read_manifest
@@ -84,15 +84,15 @@ class RegistryRepository:
         repo = parse_image(f"{registry}/{self.name}", table).repo
         revisions = {digest: root for digest in self._revisions() if (root := self._root(digest))}
         named = {child for _, children in revisions.values() for child in children}
-        found, lost = [], []
+        images, lost = [], []
         for tag, digest in self._tags():
             named.add(digest)
             if digest in revisions:
-                found.append(ListedImage(repo, check_tag(tag), revisions[digest][0]))
+                images.append(ListedImage(repo, check_tag(tag), revisions[digest][0]))
             else:
                 lost.append(tag)
-        found += [ListedImage(repo, None, revisions[digest][0]) for digest in sorted(revisions.keys() - named)]
-        return found, lost
+        images += [ListedImage(repo, None, revisions[digest][0]) for digest in sorted(revisions.keys() - named)]
+        return images, lost
 
     def _root(self, digest: Digest) -> tuple[Descriptor, list[Digest]] | None:
         """A manifest's descriptor and the manifests that it names; None if it is missing or damaged."""
@@ -122,10 +122,9 @@ class RegistryRepository:
 
     def size(self, digest: Digest) -> int | None:
         try:
-            found = os.lstat(self._data.blob(digest))
+            return os.lstat(self._data.blob(digest)).st_size
         except OSError:
             return None
-        return found.st_size
 
     def vouches(self, digest: Digest) -> bool:
         """True if the blob was pushed to this repository or mounted into it; the registry itself serves no other."""
@@ -149,11 +148,11 @@ class RegistryRepository:
         return bytes(buffer)
 
     @contextmanager
-    def body(self, digest: Digest, start: int, told: Callable[[int], None] = lambda _: None) -> Iterator[FileBody]:
+    def body(self, digest: Digest, start: int, on_read: OnRead = lambda _: None) -> Iterator[FileBody]:
         with file_errors(f"reading {digest}"):
             descriptor = os.open(self._data.blob(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            yield FileBody(descriptor, 0, os.fstat(descriptor).st_size, start, told)
+            yield FileBody(descriptor, 0, os.fstat(descriptor).st_size, start, on_read)
         finally:
             os.close(descriptor)
 

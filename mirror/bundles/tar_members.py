@@ -206,7 +206,7 @@ def _next(offset: int, size: int) -> int:
 
 def _read_pax(content: bytes) -> dict[str, str]:
     """The `path` and `size` records of an extended header, which consists of `<length> <key>=<value>\\n` records."""
-    found: dict[str, str] = {}
+    records: dict[str, str] = {}
     while content:
         digits, space, _ = content.partition(b" ")
         length = _number(digits.decode("latin-1"))
@@ -217,8 +217,8 @@ def _read_pax(content: bytes) -> dict[str, str]:
         if key.startswith(b"GNU.sparse"):
             raise BundleError("a sparse file")
         if key in (b"path", b"size"):
-            found[key.decode()] = _text(value[:-1])
-    return found
+            records[key.decode()] = _text(value[:-1])
+    return records
 
 
 def _text(value: bytes) -> str:

@@ -91,7 +91,7 @@ def export_images(
                 target = create_layout(place, folder=is_folder)
                 return await in_thread(
                     lambda stoppable: export(
-                        selection, storage.store, target, since=there, key=key, told=stoppable(told)
+                        selection, storage.store, target, since=there, key=key, on_read=stoppable(told)
                     )
                 )
 

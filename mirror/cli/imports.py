@@ -11,9 +11,10 @@ import typer
 
 from mirror import config as settings
 from mirror.bundles.bundle import Bundle, read_bundle, verify_bytes
-from mirror.bundles.importing import Admitted, ImportPlan, ImportTarget, MayServe, Told, admit, plan_images
+from mirror.bundles.import_plan import ImportPlan, MayServe, plan_images
+from mirror.bundles.importing import ImportResult, ImportTarget, run_import
 from mirror.bundles.inventory import ListedImage
-from mirror.bundles.layout_source import LayoutSource
+from mirror.bundles.layout_source import LayoutSource, OnRead
 from mirror.bundles.registry_data import RegistryData, RegistryRepository
 from mirror.bundles.signing import read_public_key
 from mirror.cli.audit_command import audited
@@ -113,13 +114,13 @@ class _Import:
                     plan = await in_thread(
                         lambda _: plan_images(images, storage.store, may_serve=may_serve, left_out=_left_out(bundle))
                     )
-                    plan.expect_whole(partial=self._partial)
-                    told = begin("checking", sum(plan.contents().values()))
-                    await in_thread(lambda stoppable: verify_bytes(layout, plan, stoppable(told)))
-                    admitted = await self._admit(plan, import_target(self._loaded, storage), begin)
+                    plan.require_complete(partial=self._partial)
+                    on_read = begin("checking", sum(plan.contents().values()))
+                    await in_thread(lambda stoppable: verify_bytes(layout, plan, stoppable(on_read)))
+                    result = await self._import(plan, import_target(self._loaded, storage), begin)
             except BundleError as error:
                 raise BundleError(f"{path}: {error}") from error
-        return {**_summary(path, plan, admitted, self._dry_run), **_origin(bundle)}
+        return {**_summary(path, plan, result, self._dry_run), **_origin(bundle)}
 
     async def of_registry(self, path: Path, registry: str | None) -> dict[str, Any]:
         from mirror.app.import_target import import_target
@@ -137,21 +138,21 @@ class _Import:
                 data = RegistryData(path)
                 may_serve = _rights(storage)
                 plan = await in_thread(lambda _: _plan_registry(data, filed_under, table, storage.store, may_serve))
-                admitted = await self._admit(plan, import_target(self._loaded, storage), begin, pass_over_damaged=True)
-        return _summary(path, plan, admitted, self._dry_run)
+                result = await self._import(plan, import_target(self._loaded, storage), begin, skip_damaged=True)
+        return _summary(path, plan, result, self._dry_run)
 
-    async def _admit(
+    async def _import(
         self,
         plan: ImportPlan,
         site: ImportTarget,
-        begin: Callable[[str, int], Told],
+        begin: Callable[[str, int], OnRead],
         *,
-        pass_over_damaged: bool = False,
-    ) -> Admitted:
+        skip_damaged: bool = False,
+    ) -> ImportResult:
         if self._dry_run:
-            return Admitted()
-        told = begin("taking in", sum(plan.contents().values()))
-        return await admit(plan, site, told=told, pass_over_damaged=pass_over_damaged)
+            return ImportResult()
+        on_read = begin("importing", sum(plan.contents().values()))
+        return await run_import(plan, site, on_read=on_read, skip_damaged=skip_damaged)
 
 
 def _left_out(bundle: Bundle) -> Collection[Digest]:
@@ -184,23 +185,23 @@ def _plan_registry(
             continue
         images += [(image, repository) for image in found]
         refused |= {f"{repository.name}:{tag}": "its manifest is gone or damaged" for tag in lost}
-    plan = plan_images(images, store, may_serve=may_serve, pass_over_damaged=True)
+    plan = plan_images(images, store, may_serve=may_serve, skip_damaged=True)
     plan.refused |= refused
     return plan
 
 
-def _summary(path: Path, plan: ImportPlan, admitted: Admitted, dry_run: bool) -> dict[str, Any]:
+def _summary(path: Path, plan: ImportPlan, result: ImportResult, dry_run: bool) -> dict[str, Any]:
     return {
         "source": str(path),
         "dryRun": dry_run,
         "images": [planned.image.name for planned in plan.images],
-        "written": {"blobs": len(admitted.written), "bytes": sum(admitted.written.values())},
-        "here": {"blobs": len(admitted.here), "bytes": sum(admitted.here.values())},
+        "written": {"blobs": len(result.written), "bytes": sum(result.written.values())},
+        "here": {"blobs": len(result.here), "bytes": sum(result.here.values())},
         "absent": {str(digest): image for digest, image in plan.absent.items()},
-        "damaged": {str(digest): reason for digest, reason in admitted.damaged.items()},
+        "damaged": {str(digest): reason for digest, reason in result.damaged.items()},
         "refused": plan.refused,
-        "moved": {name: str(digest) for name, digest in admitted.moved.items()},
-        "indexTold": admitted.index_told,
+        "moved": {name: str(digest) for name, digest in result.moved.items()},
+        "indexUpdated": result.index_updated,
     }
 
 
@@ -225,7 +226,7 @@ def _tell(done: dict[str, Any]) -> None:
         complain(f"damaged: {digest}: {reason}")
     for image, reason in done["refused"].items():
         complain(f"not taken in: {image}: {reason}")
-    if not done["indexTold"]:
+    if not done["indexUpdated"]:
         complain("the index did not answer; it takes note when it is compared with the disk")
 
 

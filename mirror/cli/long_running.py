@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from mirror import config as settings
 from mirror import telemetry
 from mirror.aio.threads import uninterrupted
-from mirror.bundles.importing import Told
+from mirror.bundles.layout_source import OnRead
 from mirror.cli.base import description_column
 from mirror.errors import BundleError, ConfigError
 from mirror.store.local.layout import Layout
@@ -101,11 +101,11 @@ def from_file(read: Callable[[bytes], _T], path: Path | None) -> _T | None:
         raise ConfigError([f"{path}: {error}"]) from error
 
 
-async def in_thread(work: Callable[[Callable[[Told], Told]], _T]) -> _T:
-    """Blocking work off the loop. It is given what makes a `Told` that ends it once we are cancelled."""
+async def in_thread(work: Callable[[Callable[[OnRead], OnRead]], _T]) -> _T:
+    """Blocking work off the loop. It is given what makes a `OnRead` that ends it once we are cancelled."""
     stopped = threading.Event()
 
-    def stoppable(told: Told) -> Told:
+    def stoppable(told: OnRead) -> OnRead:
         def tell(count: int) -> None:
             if stopped.is_set():
                 raise BundleError("stopped")
@@ -117,7 +117,7 @@ async def in_thread(work: Callable[[Callable[[Told], Told]], _T]) -> _T:
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str, int], Told]]:
+def progress() -> Iterator[Callable[[str, int], OnRead]]:
     """Bars on standard error where that is a terminal: begin one with what is done and its bytes."""
     columns = (
         description_column(),
@@ -128,7 +128,7 @@ def progress() -> Iterator[Callable[[str, int], Told]]:
     )
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
 
-        def begin(what: str, size: int) -> Told:
+        def begin(what: str, size: int) -> OnRead:
             task = bars.add_task(what, total=size)
             return lambda count: bars.advance(task, count)
 

@@ -87,6 +87,6 @@ class IndexRebuilder:
             self._write_behind.note_down(error)
         except StoreError as error:
             self._every = min(2 * self._every, _AT_MOST_EVERY)
-            telemetry.log.warning("index rebuild failed", reason=str(error), again_in=self._every)
+            telemetry.log.warning("index rebuild failed", reason=str(error), retry_in=self._every)
         finally:
             self._running = None

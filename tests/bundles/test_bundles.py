@@ -365,7 +365,7 @@ _FOREIGN: dict[str, tuple[Members, list[str], str]] = {
             (entry(blob_path(b"layer")), b"liars"),
         ],
         [],
-        "is not what its name says",
+        "does not match its name",
     ),
     "a manifest that is another": (
         [
@@ -385,14 +385,18 @@ _FOREIGN: dict[str, tuple[Members, list[str], str]] = {
         [],
         "more than the 4194304 allowed",
     ),
-    "no JSON": (foreign_layout({_FULL: b"not JSON"}), [], "is no manifest"),
-    "JSON without end": (foreign_layout({_FULL: b"[" * 100_000}), [], "is no manifest"),
+    "no JSON": (foreign_layout({_FULL: b"not JSON"}), [], "is not a manifest"),
+    "JSON without end": (foreign_layout({_FULL: b"[" * 100_000}), [], "is not a manifest"),
     "an index called a manifest": (
         foreign_layout({_FULL: b'{"schemaVersion":2,"manifests":[]}'}),
         [],
-        "is no manifest",
+        "is not a manifest",
     ),
-    "a missing layer": (foreign_layout({_FULL: _manifest(b"layer")}, [b"{}"]), [], "neither in it nor in this mirror"),
+    "a missing layer": (
+        foreign_layout({_FULL: _manifest(b"layer")}, [b"{}"]),
+        [],
+        "neither in the source nor in this mirror",
+    ),
     "a missing manifest": (
         [member for member in foreign_layout({_FULL: b"x"}) if not member[0].name.startswith("blobs/")],
         [],
@@ -408,17 +412,17 @@ _FOREIGN: dict[str, tuple[Members, list[str], str]] = {
     "one name for two": (
         foreign_layout({"v1": _manifest(), "v2": _manifest(b"{}")}, [b"{}"]),
         ["--name", "org/app:v1"],
-        "cannot all be called",
+        "cannot all have the name",
     ),
     "the same name twice": (
         foreign_layout({"docker.io/org/app:v1": _manifest(), "org/app:v1": _manifest(b"{}")}, [b"{}"]),
         [],
-        "two images are called docker.io/org/app:v1",
+        "two images have the name docker.io/org/app:v1",
     ),
     "another digest than its name says": (
         foreign_layout({f"docker.io/org/app@{Digest.of(b'x')}": _manifest()}, [b"{}"]),
         [],
-        "is another digest",
+        "names another digest",
     ),
     "a name that is none": (
         foreign_layout({"docker.io/Org/../app:v1": _manifest()}, [b"{}"]),
@@ -560,9 +564,7 @@ def test_a_signed_bundle_binds_its_names(gap: Gap) -> None:
     body = json.loads(index)
     body["manifests"] = body["manifests"][1:]
     changed = [(one, json.dumps(body).encode() if one.name == "index.json" else content) for one, content in found]
-    gap.expect_refused(
-        write_members(gap.folder / "fewer.tar", changed), "--verify", gap.public_key, why="do not say the same"
-    )
+    gap.expect_refused(write_members(gap.folder / "fewer.tar", changed), "--verify", gap.public_key, why="differ about")
 
 
 def test_a_registry_that_has_another_name_here(gap: Gap) -> None:
@@ -703,7 +705,7 @@ def test_one_name_for_two_digests(gap: Gap) -> None:
     """A tag, and the same tag with another digest, cannot both be in a bundle."""
     other = gap.connected.image("library/app", [b"another"])
     done = gap.export(_APP, f"{_APP}@{other.digest}", out=gap.folder / "x.tar")
-    assert (done.status, "is asked for as" in done.err) == (1, True), done
+    assert (done.status, "is requested as" in done.err) == (1, True), done
     assert gap.export(f"{_APP}@{other.digest}").status == 0
     assert gap.take(gap.bundle).status == 0
     assert gap.isolated.tagged("library/app") == other.digest
@@ -880,5 +882,5 @@ def test_an_export_that_is_ended(gap: Gap, as_folder: bool) -> None:
                 raise BundleError("interrupted")
 
         with pytest.raises(BundleError, match="interrupted"):
-            export(selection, gap.connected.store, create_layout(place, folder=as_folder), told=told)
+            export(selection, gap.connected.store, create_layout(place, folder=as_folder), on_read=told)
         assert [path.read_text() for path in out.iterdir()] == ([] if as_folder else ["the one before"])

@@ -24,7 +24,8 @@ from mirror.app.building import build
 from mirror.app.import_target import import_target
 from mirror.app.storage import Storage, make_purge, open_storage
 from mirror.bundles.export import select
-from mirror.bundles.importing import admit, plan_images
+from mirror.bundles.import_plan import plan_images
+from mirror.bundles.importing import run_import
 from mirror.bundles.inventory import ListedImage, take_inventory
 from mirror.bundles.layout_source import LayoutSource
 from mirror.config import Config
@@ -77,7 +78,7 @@ class Disk:
         repositories = self.root / "repositories"
         return {str(path.relative_to(repositories)) for path in repositories.rglob("*") if path.is_file()}
 
-    def expect_whole(self) -> None:
+    def require_complete(self) -> None:
         """Every manifest that is here, and that a repository has, has all that it names."""
         store, catalog = self.stocked.store, self.stocked.catalog
         for repo in catalog.repositories():
@@ -174,7 +175,7 @@ async def test_36_37_purge(disk: Disk, by_digest: bool) -> None:
         assert after[0] < before[0]
         assert copy.blobs() >= after[0], fault
         assert copy.records() >= after[1], fault
-        copy.expect_whole()
+        copy.require_complete()
         if trouble is None:
             assert copy.records() == after[1], fault
             # a blob that could not be deleted is loose now: eviction takes it first
@@ -220,7 +221,7 @@ async def test_36_37_eviction(disk: Disk, indexed: bool) -> None:
     [tool] = disk.stocked.catalog.manifest_digests(TOOL)
     before = disk.blobs()
     async for copy, fault, trouble in with_every_fault(disk, evict):
-        copy.expect_whole()
+        copy.require_complete()
         if trouble is None:
             assert tool not in copy.blobs() or tool.hex in fault, fault
             assert Digest.of(SHARED) in copy.blobs(), fault
@@ -448,10 +449,10 @@ async def test_36_37_import(disk: Disk, tmp_path: Path) -> None:
                 image = ListedImage(APP, "v1", new)
                 plan = plan_images([(image, layout)], storage.store, may_serve=lambda _repo, _digest: False)
                 site = import_target(copy.config, storage)
-                await admit(plan, site)
+                await run_import(plan, site)
 
     async for copy, fault, trouble in with_every_fault(disk, take):
-        copy.expect_whole()
+        copy.require_complete()
         catalog = copy.stocked.catalog
         record = catalog.get_tag(APP, "v1")
         assert record

@@ -82,7 +82,7 @@ def test_77_a_bundle_that_names_what_it_does_not_bring(sites: Sites) -> None:
     """Row 77: refused, though the bytes are here, and nothing was taken in."""
     done = sites.take(sites.bundle())
     assert done.status == 1
-    assert f"{Digest.of(SECRET)} is neither in it nor in this mirror for that repository" in done.err
+    assert f"{Digest.of(SECRET)} is neither in the source nor in this mirror for that repository" in done.err
     assert sites.isolated.tagged("library/evil") is None
 
 

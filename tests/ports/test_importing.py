@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from mirror.bundles.importing import Admitted, ImportPlan, ImportSource, ImportTarget, IndexBatch, admit, plan_images
+from mirror.bundles.import_plan import ImportPlan, ImportSource, plan_images
+from mirror.bundles.importing import ImportResult, ImportTarget, IndexBatch, run_import
 from mirror.bundles.inventory import Inventory, ListedImage, read_inventory, take_inventory
 from mirror.bundles.layout_source import FileBody
 from mirror.errors import BundleError, IndexUnavailable, StoreFull
@@ -111,21 +112,19 @@ class _Target:
         images = take_inventory(source.store, source.catalog).images
         of = _Of(source, damaged)
         ordered = sorted(images, key=lambda image: image.order)
-        return self.plan_of([(image, of) for image in ordered], pass_over_damaged=bool(damaged))
+        return self.plan_of([(image, of) for image in ordered], skip_damaged=bool(damaged))
 
-    def plan_of(
-        self, images: Iterable[tuple[ListedImage, ImportSource]], *, pass_over_damaged: bool = False
-    ) -> ImportPlan:
+    def plan_of(self, images: Iterable[tuple[ListedImage, ImportSource]], *, skip_damaged: bool = False) -> ImportPlan:
         """Its repositories may serve what their manifests name."""
-        return plan_images(images, self.stocked.store, may_serve=self.may_serve, pass_over_damaged=pass_over_damaged)
+        return plan_images(images, self.stocked.store, may_serve=self.may_serve, skip_damaged=skip_damaged)
 
     def may_serve(self, repo: Repo, digest: Digest) -> bool:
         catalog, store = self.stocked.catalog, self.stocked.store
         found = (read_stored(store, catalog, repo, each) for each in catalog.manifest_digests(repo))
         return any(digest in granted_by(one) for one in found if one)
 
-    async def take(self, source: Stocked, told: Callable[[int], None] = lambda _: None) -> Admitted:
-        return await admit(self.plan(source), self.site, told=told)
+    async def take(self, source: Stocked, told: Callable[[int], None] = lambda _: None) -> ImportResult:
+        return await run_import(self.plan(source), self.site, on_read=told)
 
 
 @pytest.fixture
@@ -192,7 +191,7 @@ async def test_an_interruption_at_any_place_leaves_whole_images(source: Stocked,
         for image in taken.images:
             if image.tag:
                 plan = target.plan_of([(image, _Of(target.stocked))])
-                plan.expect_whole(partial=False)
+                plan.require_complete(partial=False)
         again = await target.take(source)
         assert _images(target.stocked) == _images(source)
         assert not again.written.keys() & taken.blobs.keys()
@@ -222,7 +221,7 @@ async def test_an_interrupted_blob_goes_on_where_it_stopped(source: Stocked, tar
                 yield body
 
     of = Watching(source)
-    await admit(target.plan_of([(one.image, of) for one in plan.images]), target.site)
+    await run_import(target.plan_of([(one.image, of) for one in plan.images]), target.site)
     assert starts[big] == kept
     assert _images(target.stocked) == _images(source)
 
@@ -351,14 +350,14 @@ async def test_a_damaged_manifest_here_is_replaced(source: Stocked, target: _Tar
 async def test_a_damaged_blob_by_wish(source: Stocked, target: _Target) -> None:
     """Passed over, it is named and its image goes without; otherwise it ends the import, before the image's tag."""
     wrong = b"own of two"
-    admitted = await admit(target.plan(source, damaged=wrong), target.site, pass_over_damaged=True)
+    admitted = await run_import(target.plan(source, damaged=wrong), target.site, skip_damaged=True)
     assert list(admitted.damaged) == [Digest.of(wrong)]
     assert target.stocked.tagged("b/two") == source.tagged("b/two")
     assert not target.stocked.has(wrong)
     assert not target.stocked.store.growing()
     strict = _Target(target.stocked.root.with_name("strict"))
-    with pytest.raises(BundleError, match=f"{Digest.of(wrong)}.*; 1 of 2 images are in"):
-        await admit(strict.plan(source, damaged=wrong), strict.site)
+    with pytest.raises(BundleError, match=f"{Digest.of(wrong)}.*; 1 of 2 images are imported"):
+        await run_import(strict.plan(source, damaged=wrong), strict.site)
     assert strict.stocked.tagged("b/two") is None
     assert strict.stocked.tagged("a/one") == source.tagged("a/one")
 
@@ -378,16 +377,16 @@ async def test_what_goes_missing_meanwhile_is_noticed(source: Stocked, target: _
     of = Without(source)
     images = [(one.image, of) for one in plan.images]
     plan = plan_images(images, target.stocked.store, may_serve=lambda _repo, _digest: True)
-    plan.expect_whole(partial=False)
-    with pytest.raises(StoreFull, match="was dropped while it was taken in"):
-        await admit(plan, target.site, told=told)
+    plan.require_complete(partial=False)
+    with pytest.raises(StoreFull, match="was evicted during the import"):
+        await run_import(plan, target.site, on_read=told)
     assert target.stocked.tagged("b/two") is None
 
 
 async def test_no_room(source: Stocked, target: _Target) -> None:
     """Says how much is needed, and writes nothing."""
     target.room.full = True
-    with pytest.raises(StoreFull, match=r"no room for the 2\.6 MB to take in: pinned"):
+    with pytest.raises(StoreFull, match=r"no room for the 2\.6 MB to import: pinned"):
         await target.take(source)
     assert not _images(target.stocked).blobs
 
@@ -409,7 +408,7 @@ async def test_without_an_index(source: Stocked, target: _Target, monkeypatch: p
 
     monkeypatch.setattr(target.index, "put", down)
     admitted = await target.take(source)
-    assert not admitted.index_told
+    assert not admitted.index_updated
     assert _images(target.stocked) == _images(source)
 
 
