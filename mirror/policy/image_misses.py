@@ -8,7 +8,7 @@ from typing import Final
 
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.json_form import DigestField, Moment, ReferenceField, RepoField
+from mirror.values.json_form import DigestField, Moment, ReferenceField, RepoField
 
 #: The most blobs recorded for one image. A few are enough: fetching the image again brings all of its blobs.
 MOST_BLOBS: Final = 16

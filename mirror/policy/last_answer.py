@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from mirror.oci.request import Kind
 from mirror.policy.history import TagOverride
-from mirror.policy.json_form import JsonForm, Moment
+from mirror.values.json_form import JsonForm, Moment
 
 #: The most characters of `LastAnswer.error`.
 LONGEST: Final = 300

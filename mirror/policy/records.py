@@ -13,7 +13,7 @@ from enum import Enum
 
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
-from mirror.policy.json_form import (
+from mirror.values.json_form import (
     CAMEL_CASE,
     DigestField,
     JsonForm,

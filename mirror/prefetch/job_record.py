@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any, Final, Literal, NotRequired, cast
 
-from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from mirror.prefetch.progress import ProgressJson
+from mirror.values.json_form import JsonForm
 from mirror.values.json_types import Count, Timestamp, about
 from mirror.values.timestamps import moment
 
@@ -74,14 +74,11 @@ class Job:
     @classmethod
     def from_record(cls, record: Mapping[str, Any] | None) -> Job | None:
         """The job of a record on disk; None if there is none, or if it is not valid: people may edit files."""
-        try:
-            return _JOB.validate_python(record)
-        except ValidationError:
-            return None
+        return _JOB.from_json(record)
 
     def to_record(self) -> dict[str, Any]:
         """The job as JSON for the disk. Fields without a value are left out."""
-        return _JOB.dump_python(self, mode="json", exclude_defaults=True)  # type: ignore[no-any-return]
+        return _JOB.to_json(self)
 
     def to_json(self) -> JobJson:
         """The job as clients see it: times as text, without internal fields."""
@@ -104,4 +101,4 @@ class Job:
         return summary
 
 
-_JOB: Final = TypeAdapter(Job)
+_JOB: Final = JsonForm(Job, sparse=True)

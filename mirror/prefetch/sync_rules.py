@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from mirror.oci.reference import Repo
 from mirror.policy.schedule import Last, Plan
 from mirror.ports import Records
 from mirror.prefetch.progress import ProgressJson
+from mirror.values.json_form import JsonForm
 from mirror.values.json_types import Count, Timestamp, about
 from mirror.values.platforms import Platform
 from mirror.values.tagsets import TagSet
@@ -122,7 +122,7 @@ class RuleRecord:
         return "ok" if self.ok else "cancelled"
 
 
-_RECORD: Final = TypeAdapter(RuleRecord)
+_RECORD: Final = JsonForm(RuleRecord, sparse=True)
 
 
 class RuleRecords:
@@ -146,11 +146,8 @@ class RuleRecords:
 
     def put(self, rule: SyncRule, record: RuleRecord) -> None:
         """Write the rule's record."""
-        self._records.put(rule.name, _RECORD.dump_python(record, mode="json", exclude_none=True))
+        self._records.put(rule.name, _RECORD.to_json(record))
 
     def _read(self, rule: SyncRule) -> RuleRecord | None:
-        try:
-            record = _RECORD.validate_python(self._records.get(rule.name))
-        except ValidationError:
-            return None
-        return record if record.what == rule.what else None
+        record = _RECORD.from_json(self._records.get(rule.name))
+        return record if record and record.what == rule.what else None

@@ -7,11 +7,11 @@ from typing import Final
 
 from mirror.errors import StoreError
 from mirror.oci.reference import Repo
-from mirror.policy.json_form import JsonForm
 from mirror.policy.records import Freeze
 from mirror.policy.unread_notes import UnreadNote
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
+from mirror.values.json_form import JsonForm
 
 _FREEZE: Final = JsonForm(Freeze)
 

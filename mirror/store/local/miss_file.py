@@ -15,9 +15,9 @@ from contextlib import suppress
 from typing import Final
 
 from mirror.policy.image_misses import Miss, joined
-from mirror.policy.json_form import JsonForm
 from mirror.store.local.durable import store_errors, write_whole
 from mirror.store.local.layout import Layout
+from mirror.values.json_form import JsonForm
 
 _MISS: Final = JsonForm(Miss)
 #: Records in the report at most; the least recent ones are dropped. Clients choose the names, so they are unbounded.

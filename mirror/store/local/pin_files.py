@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from mirror.oci.reference import Reference, Repo
-from mirror.policy.json_form import JsonForm
 from mirror.policy.records import Pin
 from mirror.policy.unread_notes import UnreadNote
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
+from mirror.values.json_form import JsonForm
 
 _PIN: Final = JsonForm(Pin)
 

@@ -15,8 +15,8 @@ from typing import Final
 from mirror.errors import StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.json_form import DigestField, JsonForm, Moment, RepoField
 from mirror.store.local.json_records import JsonRecords
+from mirror.values.json_form import DigestField, JsonForm, Moment, RepoField
 
 #: Moment after which every process has read the notice.
 _OLD: Final = 600.0
