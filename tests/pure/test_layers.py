@@ -46,7 +46,7 @@ _MAY_IMPORT: Final = {
     "caller": {"oci"},
     # adapters: never each other, nor what uses them
     "store": _BELOW_ALL,
-    "store/local": _BELOW_ALL,
+    "store/local": _BELOW_ALL | {"values"},
     "index": _BELOW_ALL,
     "access": _BELOW_ALL,
     "upstream/http": _BELOW_ALL | {"policy/upstream"},
