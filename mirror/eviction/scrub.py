@@ -35,9 +35,9 @@ from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
-from mirror.policy.json_form import CAMEL_CASE, DigestField, JsonForm, Moment
 from mirror.policy.token_bucket import TokenBucket
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog, Lease, Records, SupportsReadOnce
+from mirror.values.json_form import CAMEL_CASE, DigestField, JsonForm, Moment
 
 #: Bytes in one read.
 _PIECE: Final = 1 << 20
