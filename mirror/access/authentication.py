@@ -45,8 +45,10 @@ class Authentication:
         self._foreign = foreign
         self._now = now
         self._key = secrets.token_bytes(32)
-        self._known: TtlCache[bytes, Identity] = TtlCache(_MOST, _KNOWN_FOR, lambda: self._now())
-        self._refused: TtlCache[bytes, bool] = TtlCache(_MOST, _REFUSED_FOR, lambda: self._now())
+        self._known: TtlCache[bytes, Identity] = TtlCache(_MOST, _KNOWN_FOR, lambda: self._now(), name="identities")
+        self._refused: TtlCache[bytes, bool] = TtlCache(
+            _MOST, _REFUSED_FOR, lambda: self._now(), name="refused credentials"
+        )
         self._once = SingleFlight()
 
     async def identify(self, lines: Sequence[str], client: Callable[[], str] = str) -> Identity:

@@ -84,7 +84,7 @@ class Htpasswd:
         self._executor = executor
         self._turns = turns or PasswordQueue(1)
         self._key = secrets.token_bytes(32)
-        self._right: LruCache[bytes, bool] = LruCache(_MOST)
+        self._right: LruCache[bytes, bool] = LruCache(_MOST, name="correct passwords")
         self._groups = groups or {}
         self._accounts: dict[str, str] = {}
         self._seen: tuple[int, ...] | None = None

@@ -1,15 +1,17 @@
 """Maps of bounded size. Clients and upstreams can invent any number of keys, so the maps that they fill need a limit.
 
 Both kinds are cachetools' and behave like a `dict`; entries may disappear at any time. They are not for several threads
-at once.
+at once. Caches that have a name are shown to administrators (`shown`).
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 import cachetools
 
@@ -36,16 +38,42 @@ class SupportsStats(Protocol):
         """How full it is now. Quick; never blocks."""
 
 
+#: The caches of this process that have a name.
+_named: Final[WeakValueDictionary[tuple[str, int], SupportsStats]] = WeakValueDictionary()
+_numbers: Final = itertools.count()
+
+
+def show(name: str, cache: SupportsStats) -> None:
+    """Show this cache under `name` for as long as it is used."""
+    _named[name, next(_numbers)] = cache
+
+
+def shown() -> dict[str, CacheStats]:
+    """How full the caches of this process are, by name. Caches with the same name, such as one for each upstream, are
+    added up.
+    """
+    added: dict[str, CacheStats] = {}
+    for (name, _), cache in list(_named.items()):
+        stats, before = cache.stats(), added.get(name)
+        if before is not None:
+            size = None if stats.bytes is None else stats.bytes + (before.bytes or 0)
+            stats = CacheStats(stats.entries + before.entries, size, stats.limit + before.limit)
+        added[name] = stats
+    return added
+
+
 class LruCache(cachetools.LRUCache[K, V]):
     """Removes the least recently used entries once there are more than `most`.
 
     With `weigh`, `most` is in bytes, and `weigh` gives the size of a value when it is put. A value that is larger than
-    the whole cache is not kept.
+    the whole cache is not put.
     """
 
-    def __init__(self, most: int, weigh: Callable[[V], int] | None = None) -> None:
+    def __init__(self, most: int, weigh: Callable[[V], int] | None = None, *, name: str = "") -> None:
         super().__init__(most, weigh)
         self._weighs = weigh is not None
+        if name:
+            show(name, self)
 
     def __setitem__(self, key: K, value: V) -> None:
         if self.getsizeof(value) > self.maxsize:
@@ -64,8 +92,10 @@ class LruCache(cachetools.LRUCache[K, V]):
 class TtlCache(cachetools.TTLCache[K, V]):
     """Like `LruCache` of `most` entries, each of which also disappears `ttl` seconds after it was put."""
 
-    def __init__(self, most: int, ttl: float, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, most: int, ttl: float, now: Callable[[], float] = time.monotonic, *, name: str = "") -> None:
         super().__init__(most, ttl, timer=now)
+        if name:
+            show(name, self)
 
     def __repr__(self) -> str:
         return f"<TtlCache {self.stats()}>"

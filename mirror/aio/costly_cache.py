@@ -32,11 +32,11 @@ _MOST: Final = 8
 class CostlyCache(Generic[T]):
     """The answers to one kind of question; `now` counts seconds."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic, *, name: str = "") -> None:
         self._now = now
         self._turn = asyncio.Lock()
         #: Answers, and until when they are given.
-        self._answers: LruCache[Hashable, tuple[T, float]] = LruCache(_MOST)
+        self._answers: LruCache[Hashable, tuple[T, float]] = LruCache(_MOST, name=name)
         self._epoch = 0
 
     async def __call__(self, question: Hashable, make: Callable[[], Awaitable[T]]) -> T:

@@ -28,7 +28,7 @@ from aiocache.serializers import NullSerializer, StringSerializer
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from mirror.aio.caches import CacheStats
+from mirror.aio.caches import CacheStats, show
 from mirror.aio.singleflight import SingleFlight
 
 T = TypeVar("T")
@@ -78,6 +78,7 @@ class Memo:
         budget: float = _BUDGET,
         now: Callable[[], float] = time.time,
     ) -> None:
+        show("shared answers", self)
         self._prefix = prefix
         self._shared = shared
         self._most_entries = most_entries

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mirror import __version__
 from mirror.access.audit import AuditLog
+from mirror.aio.caches import shown
 from mirror.app.client_files import ClientFiles
 from mirror.app.prefetching import make_jobs, make_sync, open_leases
 from mirror.app.repositories import Repositories
@@ -78,7 +79,7 @@ def open_administration(
         traffic,
         version=__version__,
         offline=config.offline,
-        caches=dict,
+        caches=shown,
     )
     admin = Admin(
         jobs,

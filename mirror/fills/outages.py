@@ -21,8 +21,8 @@ class Outages:
     """
 
     def __init__(self) -> None:
-        self._answered: LruCache[str, float] = LruCache(_MOST_REGISTRIES)
-        self._away: LruCache[str, float] = LruCache(_MOST_REGISTRIES)
+        self._answered: LruCache[str, float] = LruCache(_MOST_REGISTRIES, name="answering registries")
+        self._away: LruCache[str, float] = LruCache(_MOST_REGISTRIES, name="absent registries")
 
     def answered(self, registry: str, now: float) -> None:
         """Records that the registry has begun to send a blob."""

@@ -29,7 +29,7 @@ class ReferenceReader:
     def __init__(self, store: BlobStore, catalog: Catalog) -> None:
         self._store = store
         self._catalog = catalog
-        self._read: LruCache[Digest, References] = LruCache(_MOST)
+        self._read: LruCache[Digest, References] = LruCache(_MOST, name="references")
         self._lock = threading.Lock()
 
     def stats(self) -> CacheStats:

@@ -36,7 +36,9 @@ class ReferrerScan:
         self._catalog = catalog
         self._once = once
         self._now = now
-        self._read: LruCache[Repo, tuple[float, _Seen]] = LruCache(32 << 20, lambda read: 512 + 768 * len(read[1]))
+        self._read: LruCache[Repo, tuple[float, _Seen]] = LruCache(
+            32 << 20, lambda read: 512 + 768 * len(read[1]), name="referrers"
+        )
 
     async def to(self, repo: Repo, digest: Digest) -> list[Descriptor] | None:
         """Returns the descriptors of the manifests whose subject is `digest`, sorted by digest; None if the repository

@@ -77,7 +77,7 @@ class Grants:
         self._sizes: LruCache[tuple[Repo, Digest], int] = LruCache(_MOST)
         self._once = SingleFlight()
         self._read: LruCache[Repo, tuple[float, dict[Digest, int]]] = LruCache(
-            64 << 20, lambda read: 512 + 256 * len(read[1])
+            64 << 20, lambda read: 512 + 256 * len(read[1]), name="blobs by repository"
         )
         self._background = BackgroundTasks()
 

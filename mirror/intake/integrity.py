@@ -26,7 +26,7 @@ class Integrity:
         self._background = background
         #: Sizes in bytes of blobs whose digest this process has verified: it has stored them, or hashed them because no
         #: manifest has the size or one has another size.
-        self._verified: LruCache[Digest, int] = LruCache(1 << 20, lambda _: 256)
+        self._verified: LruCache[Digest, int] = LruCache(1 << 20, lambda _: 256, name="verified blobs")
 
     def __repr__(self) -> str:
         return f"<Integrity {len(self._verified)} verified>"

@@ -55,10 +55,10 @@ class Caches:
         self.lists = lists
         #: Reads of the disk and questions to upstreams that are under way.
         self.once = SingleFlight()
-        self.tags: LruCache[tuple[Repo, str], CachedTag] = LruCache(16 << 20, lambda _: 512)
-        self.manifests: LruCache[tuple[Repo, Digest], Manifest] = LruCache(64 << 20, _weight)
+        self.tags: LruCache[tuple[Repo, str], CachedTag] = LruCache(16 << 20, lambda _: 512, name="tags")
+        self.manifests: LruCache[tuple[Repo, Digest], Manifest] = LruCache(64 << 20, _weight, name="manifests")
         #: When the disk was last checked for a manifest that is in memory (epoch seconds).
-        self.checked: LruCache[Digest, float] = LruCache(4 << 20, lambda _: 256)
+        self.checked: LruCache[Digest, float] = LruCache(4 << 20, lambda _: 256, name="checked manifests")
         self.described = Described(store, catalog, self.once)
         self.referrers = ReferrerScan(store, catalog, self.once, now)
 

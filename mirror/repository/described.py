@@ -37,7 +37,9 @@ class Described:
         self._catalog = catalog
         self._once = once
         self._read: LruCache[Repo, Mapping[Digest, Children]] = LruCache(
-            16 << 20, lambda read: 512 + sum(256 + 384 * len(children) for children in read.values())
+            16 << 20,
+            lambda read: 512 + sum(256 + 384 * len(children) for children in read.values()),
+            name="described manifests",
         )
 
     async def get(self, repo: Repo, digest: Digest) -> tuple[str, int] | None:

@@ -205,12 +205,12 @@ class Signatures:
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._signed: LruCache[tuple[Repo, Digest, tuple[str, ...]], bool] = LruCache(_MOST)
+        self._signed: LruCache[tuple[Repo, Digest, tuple[str, ...]], bool] = LruCache(_MOST, name="signed images")
         #: Signed indexes whose children are remembered as signed. A forgotten child is found again by its index.
-        self._spread: LruCache[tuple[Repo, Digest, tuple[str, ...]], bool] = LruCache(_MOST)
+        self._spread: LruCache[tuple[Repo, Digest, tuple[str, ...]], bool] = LruCache(_MOST, name="signed platforms")
         #: Digests that count as unsigned. Kept for each caller: one may not see a signature that another sees.
         self._unsigned: TtlCache[tuple[Repo, Digest, tuple[str, ...], str], bool] = TtlCache(
-            _MOST, _UNSIGNED_FOR, lambda: self._now()
+            _MOST, _UNSIGNED_FOR, lambda: self._now(), name="unsigned images"
         )
         self._once = SingleFlight()
 

@@ -65,9 +65,11 @@ class Misses:
         self._catalog = catalog
         self._exclusive = exclusive
         self._now = now
-        self._images: LruCache[Hashable, Miss] = LruCache(_MOST)
-        self._blobs: LruCache[Hashable, Miss] = LruCache(_MOST)
-        self._naming: LruCache[tuple[Repo, Digest], tuple[float, list[Reference]]] = LruCache(4 << 20, lambda _: 2048)
+        self._images: LruCache[Hashable, Miss] = LruCache(_MOST, name="missing images")
+        self._blobs: LruCache[Hashable, Miss] = LruCache(_MOST, name="missing blobs")
+        self._naming: LruCache[tuple[Repo, Digest], tuple[float, list[Reference]]] = LruCache(
+            4 << 20, lambda _: 2048, name="images by missing blob"
+        )
         self._some = asyncio.Event()
         self._closing = asyncio.Event()
         self._flushing = asyncio.Lock()
@@ -127,8 +129,8 @@ class Misses:
 
     async def _flush(self) -> None:
         self._some.clear()
-        images, self._images = self._images, LruCache(_MOST)
-        blobs, self._blobs = self._blobs, LruCache(_MOST)
+        images, self._images = self._images, LruCache(_MOST, name="missing images")
+        blobs, self._blobs = self._blobs, LruCache(_MOST, name="missing blobs")
         if not images and not blobs:
             return
         try:

@@ -52,8 +52,8 @@ class Router:
         self._listed: tuple[Repo, ...] = ()
         self._listed_at = float("-inf")
         self._listed_added = -1
-        self._made: LruCache[Repo, ProxiedRepository | SealedRepository] = LruCache(_MOST)
-        self._routed: LruCache[tuple[str, str | None, str | None], Readable] = LruCache(_MOST)
+        self._made: LruCache[Repo, ProxiedRepository | SealedRepository] = LruCache(_MOST, name="repositories")
+        self._routed: LruCache[tuple[str, str | None, str | None], Readable] = LruCache(_MOST, name="routes")
 
     def __repr__(self) -> str:
         return f"<Router {len(self._made)} repositories, {len(self._routed)} names>"

@@ -58,7 +58,7 @@ class TagWindows:
     def __init__(self, sorted_tags: SortedTags) -> None:
         self.sorted = sorted_tags
         self._windows: LruCache[tuple[Repo, str], tuple[Window, ...]] = LruCache(
-            32 << 20, lambda windows: sum(512 + 96 * len(window.tags) for window in windows)
+            32 << 20, lambda windows: sum(512 + 96 * len(window.tags) for window in windows), name="tag lists"
         )
 
     def page(self, repo: Repo, mark: str, last: str, count: int, now: float) -> TagBatch | None:

@@ -39,8 +39,8 @@ class LoginLimiter:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._noted: LruCache[_Key, dict[str, float]] = LruCache(_MOST)
-        self._accepted: LruCache[tuple[str, str], bool] = LruCache(_MOST)
+        self._noted: LruCache[_Key, dict[str, float]] = LruCache(_MOST, name="failed logins")
+        self._accepted: LruCache[tuple[str, str], bool] = LruCache(_MOST, name="accepted logins")
         self._asking: dict[_Key, Counter[str]] = {}
 
     @contextmanager

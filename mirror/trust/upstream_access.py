@@ -70,7 +70,7 @@ class Verifier:
         self._keep = keep
         self._keep_while_down = keep_while_down
         self._now = now
-        self._verdicts: LruCache[tuple[Repo, str], _Verdict] = LruCache(_MOST)
+        self._verdicts: LruCache[tuple[Repo, str], _Verdict] = LruCache(_MOST, name="upstream access")
         self._guesses = LoginLimiter(lambda: self._now())
         self._once = SingleFlight()
 

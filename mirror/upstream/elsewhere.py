@@ -39,7 +39,7 @@ class Elsewhere:
         self._bounds = bounds
         self._memo = memo
         self._make = make
-        self._sources: LruCache[Origin, TokenSource] = LruCache(_MOST)
+        self._sources: LruCache[Origin, TokenSource] = LruCache(_MOST, name="token sources")
 
     async def passes(self, scope: Scope) -> Mapping[Origin, str]:
         """The `Authorization` for the registry to which calls of this scope were last redirected.

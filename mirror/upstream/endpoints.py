@@ -63,7 +63,9 @@ class EndpointsUpstream:
         self._circuits: list[Circuit] = [CLOSED] * len(self.members)
         self._probing: set[int] = set()
         #: The endpoint that gave a blob just now.
-        self._given: TtlCache[Digest, int] = TtlCache(_MOST_REMEMBERED, _AVOID_FOR, lambda: self._clock())
+        self._given: TtlCache[Digest, int] = TtlCache(
+            _MOST_REMEMBERED, _AVOID_FOR, lambda: self._clock(), name="endpoint answers"
+        )
 
     @property
     def patience(self) -> float:

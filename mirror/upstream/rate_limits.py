@@ -45,7 +45,7 @@ class Accounts:
         self._hooks = hooks
         self._clocks = clocks
         self.own = RateAccount()
-        self._callers: LruCache[str, RateAccount] = LruCache(_MOST)
+        self._callers: LruCache[str, RateAccount] = LruCache(_MOST, name="caller budgets")
 
     @property
     def current(self) -> RateAccount:

@@ -147,7 +147,7 @@ class FallbackChildren:
     """Reads the indexes under fallback tags, and remembers the subjects of the manifests in them."""
 
     def __init__(self) -> None:
-        self._children: LruCache[tuple[str, Digest], _Child] = LruCache(_MOST_REMEMBERED)
+        self._children: LruCache[tuple[str, Digest], _Child] = LruCache(_MOST_REMEMBERED, name="referrers at upstream")
 
     async def listed(self, upstream: str, repo: str, digest: Digest, manifest: AskManifest) -> list[Descriptor] | None:
         """The children of the index under the fallback tag whose subject is `digest`; None if there is no such tag.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mirror.aio.caches import CacheStats, LruCache, TtlCache
+from mirror.aio.caches import CacheStats, LruCache, TtlCache, shown
 
 
 def test_the_least_recently_used_entry_goes_first() -> None:
@@ -43,3 +43,16 @@ def test_entries_expire() -> None:
     cache["b"] = 3
     clock[0] += 6
     assert cache["b"] == 3
+
+
+def test_caches_with_a_name_are_shown_for_as_long_as_they_are_used() -> None:
+    """Caches of the same name are added up; a cache without a name is not shown."""
+    bytes_of: list[LruCache[str, bytes]] = [LruCache(10, len, name="test bytes") for _ in range(2)]
+    entries: TtlCache[str, int] = TtlCache(5, 10.0, name="test entries")
+    nameless: LruCache[str, int] = LruCache(7)
+    bytes_of[0]["a"], bytes_of[1]["b"], entries["c"], nameless["d"] = b"12", b"345", 1, 1
+    assert shown()["test bytes"] == CacheStats(entries=2, bytes=5, limit=20)
+    assert shown()["test entries"] == CacheStats(entries=1, bytes=None, limit=5)
+    assert not any(stats.limit == 7 for stats in shown().values())
+    bytes_of.clear()
+    assert "test bytes" not in shown()

@@ -97,8 +97,8 @@ class ImageAdmin:
         self._rules = rules
         self._search = search
         self._subjects = DamagedNoteOwners(catalog)
-        self._repositories: CostlyCache[list[Repo]] = CostlyCache()
-        self._plans: CostlyCache[VictimsJson] = CostlyCache()
+        self._repositories: CostlyCache[list[Repo]] = CostlyCache(name="repository list")
+        self._plans: CostlyCache[VictimsJson] = CostlyCache(name="eviction plans")
 
     # ---------------------------------------------------------------------------------------------------- images
 

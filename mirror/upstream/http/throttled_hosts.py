@@ -43,7 +43,7 @@ class ThrottledHosts:
         self._upstream = upstream
         self._clock = clock
         self._lock = threading.Lock()
-        self._throttled: LruCache[Origin, _Throttled] = LruCache(_MOST)
+        self._throttled: LruCache[Origin, _Throttled] = LruCache(_MOST, name="throttled hosts")
 
     def throttle(self, url: Url, retry_after: float | None) -> float:
         """Leave this host alone; return for how many seconds: `retry_after` if given, else longer at each strike."""
