@@ -14,7 +14,7 @@ from mirror.cli.admin_client import ask_if_running
 from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
 from mirror.cli.long_running import check_owner, check_there
-from mirror.graph.references import called
+from mirror.graph.references import names_of
 from mirror.inspect.as_json import victims_by_image, victims_json
 from mirror.oci.digest import Digest
 from mirror.policy.eviction import Victim
@@ -90,7 +90,7 @@ async def _collect(loaded: settings.Config, dry_run: bool) -> tuple[list[Victim]
         space = storage.eviction.space
         victims = await (space.plan() if dry_run else space.collect())
         images = {image for victim in victims for image in victim.images}
-        return victims, await asyncio.to_thread(called, storage.catalog, images)
+        return victims, await asyncio.to_thread(names_of, storage.catalog, images)
 
 
 def _title(image: Digest | None, names: Mapping[Digest, Sequence[str]]) -> str:

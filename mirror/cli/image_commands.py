@@ -90,7 +90,7 @@ async def _list(loaded: settings.Config, pattern: str, as_json: bool, incomplete
 def _image_row(image: CachedImage) -> str:
     return _ROW.format(
         "emptied" if image.emptied else _yes(image.complete),
-        format_size(image.closure.held),
+        format_size(image.closure.present_size),
         _date(image.used_at),
         "yes" if image.pinned else "frozen" if image.frozen else "",
         f"{image.root.digest.algorithm}:{image.root.digest.hex[:12]}",
@@ -134,7 +134,7 @@ def _print_whole(whole: ImageDetail) -> None:
         "digest": str(image.root.digest),
         "media type": image.root.media_type,
         "complete offline": _completeness(image),
-        "size": f"{format_size(image.closure.held)} here, of which {format_size(whole.shared)} are shared",
+        "size": f"{format_size(image.closure.present_size)} here, of which {format_size(whole.shared)} are shared",
         "last pull": _date(image.used_at),
         "fetched": _date(whole.fetched_at),
         "tag looked up": _date(whole.checked_at),

@@ -172,7 +172,7 @@ def _here(found: WhyImage, now: float) -> Iterable[str]:
     if image is None:
         yield "nothing"
     else:
-        yield f"{image.root.digest}: {_content(image)}, {format_size(image.closure.held)}"
+        yield f"{image.root.digest}: {_content(image)}, {format_size(image.closure.present_size)}"
         if image.used_at:
             yield f"last used {_ago(image.used_at, now)}"
     if found.fetched_at:
@@ -252,7 +252,7 @@ def _written(found: Found, loaded: settings.Config) -> dict[str, Any]:
         "digest": str(image.root.digest) if image else None,
         "complete": bool(image and image.complete),
         "missing": [str(node.digest) for node in image.closure.missing] if image else [],
-        "size": image.closure.held if image else 0,
+        "size": image.closure.present_size if image else 0,
         "lastUsed": moment(image.used_at) if image else None,
         "fetched": moment(found.fetched_at),
         "tagConfirmed": moment(found.record.fetched_at if found.record else None),

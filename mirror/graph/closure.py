@@ -87,7 +87,7 @@ class Closure:
         return not self.missing and any(node.present and node.role is not Role.INDEX for node in self.nodes)
 
     @property
-    def held(self) -> int:
+    def present_size(self) -> int:
         """The size in bytes of the nodes that are here."""
         return sum(max(0, node.descriptor.size) for node in self.nodes if node.present)
 

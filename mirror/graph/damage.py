@@ -22,7 +22,7 @@ def manifest_to_serve(store: BlobStore, catalog: Catalog, repo: Repo, digest: Di
     try:
         return read_stored(store, catalog, repo, digest)
     except BlobDamaged:
-        doubt(store, digest)
+        try_set_aside(store, digest)
         return None
 
 
@@ -68,7 +68,7 @@ def _put_aside(store: BlobStore, digest: Digest, seen: BlobReader | None, error:
         telemetry.log.error("damaged blob set aside", digest=str(digest), reason=str(error))
 
 
-def doubt(store: BlobStore, digest: Digest) -> None:
+def try_set_aside(store: BlobStore, digest: Digest) -> None:
     """Blocking: like `set_aside`, for a blob that could not be sent or was found damaged. A `StoreError` is logged
     instead of raised.
     """
@@ -78,18 +78,18 @@ def doubt(store: BlobStore, digest: Digest) -> None:
         telemetry.log.error("damaged blob cannot be set aside", digest=str(digest), reason=str(error))
 
 
-def is_right(store: BlobStore, info: BlobInfo) -> bool:
+def is_sound(store: BlobStore, info: BlobInfo) -> bool:
     """Blocking: True if the stored blob has the size in `info` and its bytes match the digest. False also if the blob
     is gone, or if the file that the caller opened had another size: it was replaced since.
 
     Raises `BlobUnreadable` or `StoreError` if the disk cannot be read: that does not mean that the blob is damaged.
     """
     try:
-        found, reader = store.open(info.digest)
+        present, reader = store.open(info.digest)
     except BlobUnknown:
         return False
     try:
-        return found.size == info.size and hashes_to(reader, info.digest)
+        return present.size == info.size and hashes_to(reader, info.digest)
     finally:
         reader.close()
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mirror import telemetry
-from mirror.errors import BlobDamaged, BlobUnknown, RecordDamaged, StoreError
+from mirror.errors import BlobDamaged, BlobUnknown, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_manifest
 from mirror.oci.reference import Reference, Repo
@@ -96,21 +96,6 @@ def manifest_of_bytes(store: BlobStore, digest: Digest, media_type: str | None =
         return None
 
 
-def embedded_blob(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> bytes | None:
-    """Blocking: returns the bytes of a blob that a manifest of the repository embeds (`data`), or None. Reads one or
-    two files for each manifest of the repository, and skips damaged manifests. Raises `StoreError`.
-    """
-    for each in catalog.manifest_digests(repo):
-        try:
-            manifest = sound_manifest(store, catalog, repo, each)
-        except RecordDamaged:
-            continue
-        for blob in manifest.blobs if manifest else ():
-            if blob.digest == digest and blob.data is not None:
-                return blob.data
-    return None
-
-
 def has_blob(store: BlobStore, digest: Digest) -> bool:
     """True if the store has the blob, for whichever repository. Fast. Raises `StoreError` if that is not certain."""
     try:
@@ -121,7 +106,7 @@ def has_blob(store: BlobStore, digest: Digest) -> bool:
 
 
 def for_display(read: Callable[[], T | None], what: object) -> T | None:
-    """Returns what `read` returns, or None if it raises `StoreError`, which is logged. `what` names the thing being
+    """Returns what `read` returns, or None if it raises `StoreError`, which is logged. `what` is the thing that is
     read, for the log.
 
     Only for lists and explanations. It must never decide what is deleted, who may access content, or what a tag

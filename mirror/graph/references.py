@@ -32,6 +32,9 @@ class ReferenceReader:
         self._read: LruCache[Digest, References] = LruCache(_MOST, name="references")
         self._lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        return f"<ReferenceReader {self.stats().entries} of {_MOST}>"
+
     def stats(self) -> CacheStats:
         """How full the cache is."""
         with self._lock:
@@ -75,24 +78,22 @@ class ReferenceReader:
         return {digest: references for _, digest, references in walk(self._catalog, read)}
 
 
-def called(catalog: Catalog, manifests: Collection[Digest]) -> dict[Digest, list[str]]:
+def names_of(catalog: Catalog, manifests: Collection[Digest]) -> dict[Digest, list[str]]:
     """Blocking: returns the names of each manifest, such as `docker.io/library/app:1.0`, sorted. In a repository in
     which no tag points to the manifest, its name is that of the repository. The list is empty if no repository has it.
 
     Lists every repository, and reads the tags of those that have one of the manifests. A tag that cannot be read is
     left out. Raises `StoreError` if something cannot be listed.
     """
-    found: dict[Digest, list[str]] = {digest: [] for digest in manifests}
-    for repo in catalog.repositories() if found else ():
-        here = found.keys() & set(catalog.manifest_digests(repo))
-        if not here:
-            continue
+    names: dict[Digest, list[str]] = {digest: [] for digest in manifests}
+    for repo in catalog.repositories() if names else ():
+        here = names.keys() & set(catalog.manifest_digests(repo))
         tagged = set()
-        for tag in catalog.tags(repo):
+        for tag in catalog.tags(repo) if here else ():
             record = for_display(partial(catalog.get_tag, repo, tag), f"{repo}:{tag}")
             if record is not None and record.digest in here:
-                found[record.digest].append(f"{repo}:{tag}")
+                names[record.digest].append(f"{repo}:{tag}")
                 tagged.add(record.digest)
         for digest in here - tagged:
-            found[digest].append(str(repo))
-    return {digest: sorted(names) for digest, names in found.items()}
+            names[digest].append(str(repo))
+    return {digest: sorted(of_manifest) for digest, of_manifest in names.items()}

@@ -54,8 +54,8 @@ class ReferrerScan:
             self._read[repo] = read
         if not read[1]:
             return None
-        found = [descriptor for subject, descriptor in read[1].values() if subject == digest]
-        return sorted(found, key=lambda descriptor: descriptor.digest)
+        referrers = [descriptor for subject, descriptor in read[1].values() if subject == digest]
+        return sorted(referrers, key=lambda descriptor: descriptor.digest)
 
     def _from_disk(self, repo: Repo, before: _Seen) -> _Seen:
         def read(repo: Repo, digest: Digest) -> tuple[Digest | None, Descriptor] | None:
@@ -77,5 +77,7 @@ def _annotations(manifest: Manifest) -> dict[str, str]:
     """Returns the annotations of a manifest. A referrers list repeats them: signatures and attestations say there what
     they are.
     """
-    said = json.loads(manifest.content).get("annotations")
-    return {name: value for name, value in said.items() if isinstance(value, str)} if isinstance(said, dict) else {}
+    annotations = json.loads(manifest.content).get("annotations")
+    if not isinstance(annotations, dict):
+        return {}
+    return {key: value for key, value in annotations.items() if isinstance(value, str)}

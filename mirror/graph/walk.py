@@ -78,3 +78,12 @@ def bytes_in(store: BlobStore) -> Read[Manifest]:
 def stored_in(store: BlobStore, catalog: Catalog) -> Read[StoredManifest]:
     """Returns a `read` for what a repository may serve: it needs the record and the bytes of each manifest."""
     return lambda repo, digest: read_stored(store, catalog, repo, digest)
+
+
+def embedded_blob(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> bytes | None:
+    """Blocking: returns the bytes of a blob that a manifest of the repository embeds (`data`), or None. Reads two files
+    for each manifest of the repository, and skips damaged manifests. Raises `StoreError`.
+    """
+    manifests = walk(catalog, stored_in(store, catalog), damaged_may_be_missing, [repo])
+    blobs = (blob for _, _, stored in manifests for blob in stored.manifest.blobs)
+    return next((blob.data for blob in blobs if blob.digest == digest and blob.data is not None), None)

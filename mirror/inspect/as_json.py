@@ -94,7 +94,7 @@ def image_json(image: CachedImage) -> ImageJson:
         "complete": image.complete,
         "manifests_only": image.emptied,
         "platforms": image.complete_platforms,
-        "size": image.closure.held,
+        "size": image.closure.present_size,
         "missing": len(image.closure.missing),
         "last_pull": moment(image.used_at),
         "pinned": bool(image.pinned),

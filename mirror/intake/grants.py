@@ -24,6 +24,7 @@ from mirror.aio.caches import LruCache
 from mirror.aio.singleflight import SingleFlight
 from mirror.errors import BlobDamaged, IndexUnavailable, RecordDamaged, StoreError
 from mirror.graph.manifests import StoredManifest, read_stored
+from mirror.graph.walk import walk
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import CHECKED, Manifest
 from mirror.oci.reference import Repo
@@ -165,20 +166,19 @@ class Grants:
     def _read_manifests(self, repo: Repo, skip: Mapping[Digest, int]) -> tuple[dict[Digest, int], StoreError | None]:
         """Blocking: returns what the manifests that are not in `skip` grant, and the error if one cannot be read."""
         granted: dict[Digest, int] = {}
-        failure = None
+        failures: list[StoreError] = []
+
+        def read(repo: Repo, digest: Digest) -> StoredManifest | None:
+            return None if digest in skip else read_stored(self._store, self._catalog, repo, digest)
+
+        def note(_repo: Repo, _digest: Digest, error: StoreError) -> None:
+            # a damaged manifest grants nothing
+            if not isinstance(error, (BlobDamaged, RecordDamaged)):
+                failures.append(error)
+
         try:
-            for digest in self._catalog.manifest_digests(repo):
-                if digest in skip:
-                    continue
-                try:
-                    stored = read_stored(self._store, self._catalog, repo, digest)
-                except (BlobDamaged, RecordDamaged):
-                    # a damaged manifest grants nothing
-                    continue
-                except StoreError as error:
-                    failure = error
-                    continue
-                granted.update(granted_by(stored) if stored else {})
+            for _, _, stored in walk(self._catalog, read, note, [repo]):
+                granted.update(granted_by(stored))
         except StoreError as error:
-            failure = error
-        return granted, failure
+            failures.append(error)
+        return granted, failures[-1] if failures else None

@@ -12,7 +12,7 @@ from mirror.aio.background import BackgroundTasks
 from mirror.aio.caches import LruCache
 from mirror.aio.singleflight import SingleFlight
 from mirror.errors import BlobDamaged
-from mirror.graph.damage import doubt, is_right, set_aside
+from mirror.graph.damage import is_sound, set_aside, try_set_aside
 from mirror.oci.digest import Digest
 from mirror.ports import BlobInfo, BlobStore
 
@@ -45,7 +45,7 @@ class Integrity:
         if self._verified.get(info.digest) == info.size:
             return True
         matches = await self._once.run(
-            ("verify", info.digest, info.size), lambda: asyncio.to_thread(is_right, self._store, info)
+            ("verify", info.digest, info.size), lambda: asyncio.to_thread(is_sound, self._store, info)
         )
         if matches:
             self._verified[info.digest] = info.size
@@ -65,7 +65,7 @@ class Integrity:
 
     async def recheck(self, digest: Digest) -> None:
         """Hashes a blob that could not be read or sent, and sets it aside if it is damaged. Raises nothing."""
-        await self._once.run(("recheck", digest), lambda: asyncio.to_thread(doubt, self._store, digest))
+        await self._once.run(("recheck", digest), lambda: asyncio.to_thread(try_set_aside, self._store, digest))
 
     def recheck_later(self, digest: Digest) -> None:
         """Like `recheck`, in the background."""

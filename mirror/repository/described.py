@@ -16,6 +16,7 @@ from mirror.aio.singleflight import SingleFlight
 from mirror.errors import StoreError
 from mirror.graph.damage import manifest_to_serve
 from mirror.graph.manifests import has_blob
+from mirror.graph.walk import walk
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import CHECKED, INDEXES
 from mirror.oci.reference import Repo
@@ -67,12 +68,11 @@ class Described:
         """Blocking: returns the manifests that each index of the repository names. Indexes in `before` are not read
         again. Raises `StoreError`.
         """
-        read: dict[Digest, Children] = {}
-        for digest in self._catalog.manifest_digests(repo):
-            children = before[digest] if digest in before else self._children(repo, digest)
-            if children is not None:
-                read[digest] = children
-        return read
+
+        def read(repo: Repo, digest: Digest) -> Children | None:
+            return before[digest] if digest in before else self._children(repo, digest)
+
+        return {digest: children for _, digest, children in walk(self._catalog, read, repos=[repo])}
 
     def _children(self, repo: Repo, digest: Digest) -> Children | None:
         """Blocking: the manifests that the index `digest` names; None if it is not here. Raises `StoreError`."""

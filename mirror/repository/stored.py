@@ -7,7 +7,8 @@ from contextlib import suppress
 
 from mirror.errors import StoreError
 from mirror.graph.damage import indexes_naming, manifest_to_serve
-from mirror.graph.manifests import StoredManifest, embedded_blob, has_blob
+from mirror.graph.manifests import StoredManifest, has_blob
+from mirror.graph.walk import embedded_blob
 from mirror.intake.intake import Intake
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest

@@ -13,7 +13,7 @@ import pytest
 
 from mirror.errors import ImageProtected, IndexUnavailable, StoreError, StoreFull
 from mirror.eviction.pinned_images import PinnedContent, pinned_images, why_pinned
-from mirror.graph.references import ReferenceReader, called
+from mirror.graph.references import ReferenceReader, names_of
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Reference, Repo
@@ -448,7 +448,7 @@ def test_what_people_call_a_manifest() -> None:
     tagged(site, "also", b"a")
     site.catalog.drop_tag(APP, "v2")
     stranger = Digest.of(b"stranger")
-    assert called(site.catalog, {first, second, stranger}) == {
+    assert names_of(site.catalog, {first, second, stranger}) == {
         first: ["docker.io/library/app:also", "docker.io/library/app:v1"],
         second: ["docker.io/library/app"],
         stranger: [],

@@ -224,7 +224,7 @@ async def test_39_a_size_in_doubt_and_a_disk_that_does_not_tell(
 
     registry.forget()
     with monkeypatch.context() as patch:
-        patch.setattr("mirror.intake.integrity.is_right", fail)
+        patch.setattr("mirror.intake.integrity.is_sound", fail)
         _is_whole(await mirror.ask(_AT))
     assert registry.count("blobs")
     assert mirror.blob_file(_DIGEST).exists()

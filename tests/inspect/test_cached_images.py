@@ -288,17 +288,17 @@ async def test_what_is_shared(here: Here, indexed: bool) -> None:
     assert (await shared("new"))[1] == 0
     here.index({"linux/amd64": child, "linux/arm64": here.image([b"arm"], config={"only": 4})}, tag="old")
     image, size = await shared("new")
-    assert size == image.closure.held - image.root.size
+    assert size == image.closure.present_size - image.root.size
 
     here.image([b"twin"], config={"only": 5}, tag="twin")
     assert (await shared("twin"))[1] == 0
     here.image([b"twin"], config={"only": 5}, repo=Repo("ghcr.io", "owner/twin"))
     image, size = await shared("twin")
-    assert size == image.closure.held
+    assert size == image.closure.present_size
     alone = here.image([b"alone"], config={"only": 6}, tag="alone")
     here.index({"linux/amd64": alone}, tag="above")
     image, size = await shared("alone")
-    assert size == image.closure.held
+    assert size == image.closure.present_size
 
 
 async def test_what_the_index_knows_is_not_read(here: Here) -> None:

@@ -64,7 +64,7 @@ def test_a_whole_image(site: _Site) -> None:
     closure = site.read(root)
     assert closure.complete
     assert [node.role for node in closure.nodes] == [Role.MANIFEST, Role.CONFIG, Role.LAYER, Role.LAYER]
-    assert closure.size == closure.held == root.size + len(b"config") + len(b"layer") + len(b"another")
+    assert closure.size == closure.present_size == root.size + len(b"config") + len(b"layer") + len(b"another")
     assert {node.parent for node in closure.nodes} == {None, root.digest}
 
 
@@ -73,7 +73,7 @@ def test_a_missing_layer(site: _Site) -> None:
     closure = site.read(site.image("config", [site.blob(b"here"), site.blob(b"gone", here=False)]))
     assert not closure.complete
     assert [node.digest for node in closure.missing] == [Digest.of(b"gone")]
-    assert closure.held == closure.size - len(b"gone")
+    assert closure.present_size == closure.size - len(b"gone")
 
 
 def test_a_sparse_index(site: _Site) -> None:

@@ -18,7 +18,7 @@ from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import pinned_images
 from mirror.eviction.purge import Purge
 from mirror.eviction.space import Space
-from mirror.graph.references import called
+from mirror.graph.references import names_of
 from mirror.inspect.as_json import (
     ImageDetailJson,
     ImageJson,
@@ -203,7 +203,7 @@ class ImageAdmin:
 
         def look_up() -> VictimsJson:
             groups = victims_by_image(victims)
-            names = called(self._catalog, {image for image in islice(groups, most) if image is not None})
+            names = names_of(self._catalog, {image for image in islice(groups, most) if image is not None})
             return victims_json(groups, names, dry_run=dry_run, most=most)
 
         return await asyncio.to_thread(look_up)
