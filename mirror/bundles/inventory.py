@@ -21,7 +21,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, check_manifest_type
 from mirror.oci.reference import Repo, check_name, check_registry, check_tag
 from mirror.oci.strict_json import read_json
-from mirror.ports import BlobStore, Catalog
+from mirror.ports import Blobs, Catalog
 
 _VERSION: Final = 1
 
@@ -146,7 +146,7 @@ def _size(entry: dict[str, Any]) -> int:
     return size
 
 
-def take_inventory(store: BlobStore, catalog: Catalog) -> Inventory:
+def take_inventory(store: Blobs, catalog: Catalog) -> Inventory:
     """Blocking: the inventory of this site, read from the disk.
 
     An image is listed if its manifest or index is here. A manifest without a tag is listed if no index here names it.
@@ -158,7 +158,7 @@ def take_inventory(store: BlobStore, catalog: Catalog) -> Inventory:
     return Inventory(tuple(images), {info.digest: info.size for info in store.walk()})
 
 
-def _images_of(store: BlobStore, catalog: Catalog, repo: Repo) -> Iterator[ListedImage]:
+def _images_of(store: Blobs, catalog: Catalog, repo: Repo) -> Iterator[ListedImage]:
     present: dict[Digest, Descriptor] = {}
     below: set[Digest] = set()
     for _, digest, stored in walk(catalog, stored_in(store, catalog), damaged_may_be_missing, [repo]):

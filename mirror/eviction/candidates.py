@@ -18,7 +18,7 @@ from mirror.graph.references import ReferenceReader
 from mirror.oci.digest import Digest
 from mirror.policy.eviction import EvictionPlan, Victim, coldest_enough, in_order, is_stale
 from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References
-from mirror.ports import BlobStore, ContentIndex
+from mirror.ports import Blobs, ContentIndex
 
 #: The number of candidates requested at first, and the factor by which it grows while they are not enough.
 _FIRST_CANDIDATES: Final = 64
@@ -76,7 +76,7 @@ async def _all_below(index: ContentIndex, manifests: Sequence[Digest]) -> dict[D
 
 
 def from_disk(
-    store: BlobStore,
+    store: Blobs,
     references: ReferenceReader,
     size: int,
     spared: Collection[Digest],
@@ -122,7 +122,7 @@ class _Images:
 
     def __init__(
         self,
-        store: BlobStore,
+        store: Blobs,
         manifests: Mapping[Digest, References],
         parents: Mapping[Digest, int],
         records: Mapping[Digest, ContentRecord],

@@ -36,7 +36,7 @@ from mirror.intake.grants import granted_by
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import ContentRecord, References
-from mirror.ports import BlobStore, Catalog, ContentIndex
+from mirror.ports import Blobs, Catalog, ContentIndex
 
 #: The marker of an index that this code has rebuilt. Another marker means that it was rebuilt by other rules.
 MARK: Final = "3"
@@ -80,7 +80,7 @@ async def is_whole(index: ContentIndex) -> bool:
 
 
 async def ensure(
-    store: BlobStore,
+    store: Blobs,
     catalog: Catalog,
     index: ContentIndex,
     *,
@@ -101,7 +101,7 @@ async def ensure(
 
 
 async def reconcile(
-    store: BlobStore,
+    store: Blobs,
     catalog: Catalog,
     index: ContentIndex,
     *,
@@ -143,7 +143,7 @@ class _Patient:
         return await operation()
 
 
-async def _drop_strays(store: BlobStore, index: ContentIndex, call: _Patient) -> int:
+async def _drop_strays(store: Blobs, index: ContentIndex, call: _Patient) -> int:
     """Drops the records whose file is gone; returns how many."""
     dropped = 0
     recorded = await call(partial(_all_recorded, index))
@@ -159,12 +159,12 @@ async def _all_recorded(index: ContentIndex) -> list[Digest]:
     return list({digest: None async for batch in index.digests() for digest in batch})
 
 
-def _absent(store: BlobStore, digests: Iterable[Digest]) -> list[Digest]:
+def _absent(store: Blobs, digests: Iterable[Digest]) -> list[Digest]:
     """Blocking: returns the digests that are certainly gone. Raises `StoreError`."""
     return [digest for digest in digests if not has_blob(store, digest)]
 
 
-async def _link(store: BlobStore, catalog: Catalog, index: ContentIndex, call: _Patient) -> tuple[int, int, int, int]:
+async def _link(store: Blobs, catalog: Catalog, index: ContentIndex, call: _Patient) -> tuple[int, int, int, int]:
     """Writes to the index what each manifest names, and links to each repository the blobs that it may serve. Returns
     the numbers of repositories, manifests, links, and skipped manifests. Raises `StoreError` at the end if some
     manifests could not be read.
@@ -211,7 +211,7 @@ class _Reader:
     (`unread`); `trouble` is the error of the first of these.
     """
 
-    def __init__(self, store: BlobStore, catalog: Catalog) -> None:
+    def __init__(self, store: Blobs, catalog: Catalog) -> None:
         self._store = store
         self._catalog = catalog
         self.skipped = self.unread = 0
@@ -253,7 +253,7 @@ def _log_skipped(repo: Repo, digest: Digest, error: StoreError) -> None:
     telemetry.log.warning("manifest skipped by reconcile", repository=str(repo), digest=str(digest), reason=str(error))
 
 
-def _forget(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> None:
+def _forget(store: Blobs, catalog: Catalog, repo: Repo, digest: Digest) -> None:
     """Blocking: deletes a repository's record of a manifest that is gone, unless the record is younger than a day or
     the manifest has come back meanwhile. Raises `StoreError`.
     """

@@ -22,7 +22,7 @@ from mirror.graph.manifests import for_display, sound_manifest, stored_manifest
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
-from mirror.ports import BlobStore, Catalog
+from mirror.ports import Blobs, Catalog
 from mirror.values.platforms import Platform, wanted_children
 
 
@@ -111,7 +111,7 @@ class Closure:
 
 
 def read_closure(
-    store: BlobStore, catalog: Catalog, repo: Repo, root: Descriptor, platforms: Iterable[Platform] = ()
+    store: Blobs, catalog: Catalog, repo: Repo, root: Descriptor, platforms: Iterable[Platform] = ()
 ) -> Closure:
     """Blocking: returns everything below `root` in this repository, for these platforms (for all, if none is given).
 
@@ -127,7 +127,7 @@ def read_closure(
     )
 
 
-def shown_closure(store: BlobStore, catalog: Catalog, repo: Repo, root: Descriptor) -> Closure:
+def shown_closure(store: Blobs, catalog: Catalog, repo: Repo, root: Descriptor) -> Closure:
     """Blocking: returns the closure for showing it to people. What cannot be read is logged and counts as absent."""
     return _closure(
         root,
@@ -178,7 +178,7 @@ def _blobs(manifest: Manifest) -> Iterator[tuple[Descriptor, Role]]:
         yield blob, Role.CONFIG if number == 0 and manifest.has_config else Role.LAYER
 
 
-def _is_here(store: BlobStore, descriptor: Descriptor) -> bool:
+def _is_here(store: Blobs, descriptor: Descriptor) -> bool:
     try:
         info = store.stat(descriptor.digest)
     except BlobUnknown:

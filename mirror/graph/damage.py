@@ -9,7 +9,7 @@ from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import INDEXES
 from mirror.oci.reference import Repo
-from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog
+from mirror.ports import BlobInfo, BlobReader, Blobs, BlobStore, Catalog
 
 
 def manifest_to_serve(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> StoredManifest | None:
@@ -78,7 +78,7 @@ def try_set_aside(store: BlobStore, digest: Digest) -> None:
         telemetry.log.error("damaged blob cannot be set aside", digest=str(digest), reason=str(error))
 
 
-def is_sound(store: BlobStore, info: BlobInfo) -> bool:
+def is_sound(store: Blobs, info: BlobInfo) -> bool:
     """Blocking: True if the stored blob has the size in `info` and its bytes match the digest. False also if the blob
     is gone, or if the file that the caller opened had another size: it was replaced since.
 

@@ -31,7 +31,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.records import ManifestRecord, TagRecord
-from mirror.ports import BlobStore, Catalog
+from mirror.ports import Blobs, Catalog
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class StoredManifest:
     manifest: Manifest
 
 
-def read_stored(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> StoredManifest | None:
+def read_stored(store: Blobs, catalog: Catalog, repo: Repo, digest: Digest) -> StoredManifest | None:
     """Blocking: returns the manifest with its record, or None if this repository does not have it.
 
     Raises `StoreError` if that is not certain (`RecordDamaged`, `BlobUnreadable`, `BlobDamaged`; see above).
@@ -54,13 +54,13 @@ def read_stored(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) 
     return None if record is None or manifest is None else StoredManifest(record, manifest)
 
 
-def stored_manifest(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> Manifest | None:
+def stored_manifest(store: Blobs, catalog: Catalog, repo: Repo, digest: Digest) -> Manifest | None:
     """Blocking: returns the manifest without its record, or None. Raises the same errors as `read_stored`."""
     stored = read_stored(store, catalog, repo, digest)
     return stored.manifest if stored else None
 
 
-def sound_manifest(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> Manifest | None:
+def sound_manifest(store: Blobs, catalog: Catalog, repo: Repo, digest: Digest) -> Manifest | None:
     """Blocking: like `stored_manifest`, but returns None if the bytes are damaged: no client can pull them. All other
     errors are raised as `StoreError`.
     """
@@ -81,7 +81,7 @@ def stored_descriptor(catalog: Catalog, repo: Repo, reference: Reference) -> Des
     return record.descriptor if record else None
 
 
-def manifest_of_bytes(store: BlobStore, digest: Digest, media_type: str | None = None) -> Manifest | None:
+def manifest_of_bytes(store: Blobs, digest: Digest, media_type: str | None = None) -> Manifest | None:
     """Blocking: returns the manifest if its bytes are in the store, for whichever repository; None if they are not or
     are no manifest. `media_type` is the media type under which it was served.
 
@@ -96,7 +96,7 @@ def manifest_of_bytes(store: BlobStore, digest: Digest, media_type: str | None =
         return None
 
 
-def has_blob(store: BlobStore, digest: Digest) -> bool:
+def has_blob(store: Blobs, digest: Digest) -> bool:
     """True if the store has the blob, for whichever repository. Fast. Raises `StoreError` if that is not certain."""
     try:
         store.stat(digest)

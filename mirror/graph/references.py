@@ -17,7 +17,7 @@ from mirror.graph.walk import walk
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import References
-from mirror.ports import BlobStore, Catalog
+from mirror.ports import Blobs, Catalog
 
 #: Manifests cached in memory, about 5 KiB each.
 _MOST: Final = 20_000
@@ -26,7 +26,7 @@ _MOST: Final = 20_000
 class ReferenceReader:
     """Reads and caches what manifests name. May be called from any thread."""
 
-    def __init__(self, store: BlobStore, catalog: Catalog) -> None:
+    def __init__(self, store: Blobs, catalog: Catalog) -> None:
         self._store = store
         self._catalog = catalog
         self._read: LruCache[Digest, References] = LruCache(_MOST, name="references")

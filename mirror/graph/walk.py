@@ -26,7 +26,7 @@ from mirror.graph.manifests import StoredManifest, manifest_of_bytes, read_store
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
-from mirror.ports import BlobStore, Catalog
+from mirror.ports import Blobs, Catalog
 
 T = TypeVar("T")
 
@@ -70,17 +70,17 @@ def walk(
                 yield repo, digest, result
 
 
-def bytes_in(store: BlobStore) -> Read[Manifest]:
+def bytes_in(store: Blobs) -> Read[Manifest]:
     """Returns a `read` for what manifests name: it needs their bytes alone, whatever the state of their records."""
     return lambda _repo, digest: manifest_of_bytes(store, digest)
 
 
-def stored_in(store: BlobStore, catalog: Catalog) -> Read[StoredManifest]:
+def stored_in(store: Blobs, catalog: Catalog) -> Read[StoredManifest]:
     """Returns a `read` for what a repository may serve: it needs the record and the bytes of each manifest."""
     return lambda repo, digest: read_stored(store, catalog, repo, digest)
 
 
-def embedded_blob(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> bytes | None:
+def embedded_blob(store: Blobs, catalog: Catalog, repo: Repo, digest: Digest) -> bytes | None:
     """Blocking: returns the bytes of a blob that a manifest of the repository embeds (`data`), or None. Reads two files
     for each manifest of the repository, and skips damaged manifests. Raises `StoreError`.
     """

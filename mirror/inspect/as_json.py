@@ -23,7 +23,7 @@ from mirror.policy.image_names import name_of
 from mirror.policy.pins import PinRule
 from mirror.policy.records import Pin
 from mirror.policy.unread_notes import UnreadNote
-from mirror.ports import BlobStore, Catalog
+from mirror.ports import Blobs, Catalog
 from mirror.values.json_types import Bytes, Count, Timestamp, about
 from mirror.values.timestamps import moment
 
@@ -206,7 +206,7 @@ def pin_json(image: PinnedImage) -> PinJson:
     }
 
 
-def new_pin_json(pin: Pin, store: BlobStore, catalog: Catalog, now: float) -> PinJson:
+def new_pin_json(pin: Pin, store: Blobs, catalog: Catalog, now: float) -> PinJson:
     """Blocking: returns a pin that was just set, with how much of its image is here. Raises `StoreError`."""
     [image] = images_of([pin], {}, (), catalog, now, root=shown_root)
     return _with_state(image, store, catalog)
@@ -216,7 +216,7 @@ def pins_json(
     pins: Sequence[Pin],
     unread: Sequence[UnreadNote],
     rules: Sequence[PinRule],
-    store: BlobStore,
+    store: Blobs,
     catalog: Catalog,
     now: float,
     subjects: DamagedNoteOwners,
@@ -254,7 +254,7 @@ def _by_name(pins: list[PinJson]) -> list[PinJson]:
     return sorted(pins, key=lambda pin: pin["image"])
 
 
-def _with_state(image: PinnedImage, store: BlobStore, catalog: Catalog) -> PinJson:
+def _with_state(image: PinnedImage, store: Blobs, catalog: Catalog) -> PinJson:
     """Blocking: returns a pinned image with its state."""
     closure = None if image.root is None else shown_closure(store, catalog, image.repo, image.root)
     pin = pin_json(image)

@@ -37,7 +37,7 @@ from mirror.policy.pins import PinRule
 from mirror.policy.records import Freeze
 from mirror.policy.selection import Selection
 from mirror.policy.unread_notes import UnreadNote
-from mirror.ports import BlobStore, Catalog, ContentIndex
+from mirror.ports import Blobs, Catalog, ContentIndex
 
 #: The largest config, in bytes, that is read to find the platform of an image.
 _LARGEST_CONFIG = LARGEST
@@ -136,7 +136,7 @@ class Overview:
 
     def __init__(
         self,
-        store: BlobStore,
+        store: Blobs,
         catalog: Catalog,
         index: ContentIndex,
         pinned: Iterable[PinnedImage] = (),

@@ -12,7 +12,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule, Choice, choose, recalled
 from mirror.policy.records import Freeze, Sighting
-from mirror.ports import BlobStore, Catalog, Freezes
+from mirror.ports import Blobs, Catalog, Freezes
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class TagView:
 
 
 def read_standing(
-    store: BlobStore, catalog: Catalog, freezes: Freezes, repo: Repo, tag: str, rule: AgeRule, now: float
+    store: Blobs, catalog: Catalog, freezes: Freezes, repo: Repo, tag: str, rule: AgeRule, now: float
 ) -> TagView:
     """Blocking: reads the state of a tag. `now` is in epoch seconds. Raises `StoreError` if the freeze, a record or a
     manifest of the tag cannot be read.
