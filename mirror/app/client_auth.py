@@ -72,7 +72,7 @@ async def open_gate(
         Rule(rule.effect == "allow", tuple(rule.callers), actions(rule.actions), tuple(rule.repositories))
         for rule in access.rule
     )
-    verifier = Verifier(keep=access.verified_for, keep_while_down=access.verified_while_down)
+    verifier = Verifier(verified_for=access.verified_for, verified_while_down=access.verified_while_down)
     stack.push_async_callback(verifier.aclose)
     return AccessControl(
         authentication,

@@ -50,6 +50,9 @@ class ReadAhead:
         self._manifests: set[Digest] = set()
         self._closed = False
 
+    def __repr__(self) -> str:
+        return f"<ReadAhead {len(self._manifests)} manifests under way>"
+
     def begin(self, repository: Fetching, manifest: Manifest) -> None:
         """Starts fetching the config and the layers of an image manifest. Returns at once; raises nothing.
 
@@ -60,7 +63,7 @@ class ReadAhead:
             return
         self._manifests.add(manifest.digest)
         telemetry.AHEAD.inc()
-        task = self._start(partial(self._all, repository, manifest))
+        task = self._start(partial(self._fetch_blobs, repository, manifest))
         task.add_done_callback(lambda _: self._ended(manifest.digest))
 
     async def aclose(self) -> None:
@@ -79,7 +82,7 @@ class ReadAhead:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _all(self, repository: Fetching, manifest: Manifest) -> None:
+    async def _fetch_blobs(self, repository: Fetching, manifest: Manifest) -> None:
         room = await self._limit()
         for blob in {blob.digest: blob for blob in manifest.blobs}.values():
             # a blob of unknown size may be too large for the store
@@ -89,13 +92,13 @@ class ReadAhead:
             room -= blob.size
             if not self._is_needless(repository, blob.digest):
                 await self._slots.acquire()
-                task = self._start(partial(self._one, repository, blob.digest))
+                task = self._start(partial(self._fetch, repository, blob.digest))
                 task.add_done_callback(lambda _: self._slots.release())
 
-    async def _one(self, repository: Fetching, digest: Digest) -> None:
+    async def _fetch(self, repository: Fetching, digest: Digest) -> None:
         # the client may have asked for the blob while this task waited for its slot
         if not self._is_needless(repository, digest):
-            await repository.fetch(digest, _nobody)
+            await repository.fetch(digest, lambda _received, _size: None)
 
     def _is_needless(self, repository: Fetching, digest: Digest) -> bool:
         return repository.is_fetching(digest) or repository.has(digest)
@@ -108,7 +111,3 @@ async def _logged(work: Callable[[], Awaitable[None]]) -> None:
         telemetry.log.debug("read-ahead skipped", reason=str(error))
     except Exception:
         telemetry.log.exception("read-ahead crashed")
-
-
-def _nobody(_received: int, _size: int | None) -> None:
-    """Ignores the progress."""

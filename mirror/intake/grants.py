@@ -75,12 +75,15 @@ class Grants:
         self._index = index
         self._catalog = catalog
         self._store = store
-        self._sizes: LruCache[tuple[Repo, Digest], int] = LruCache(_MOST)
+        self._sizes: LruCache[tuple[Repo, Digest], int] = LruCache(_MOST, name="grants")
         self._once = SingleFlight()
         self._read: LruCache[Repo, tuple[float, dict[Digest, int]]] = LruCache(
             64 << 20, lambda read: 512 + 256 * len(read[1]), name="blobs by repository"
         )
         self._background = BackgroundTasks()
+
+    def __repr__(self) -> str:
+        return f"<Grants {len(self._sizes)} in memory>"
 
     async def size(self, repo: Repo, digest: Digest) -> int | None:
         """Returns the size in bytes with which the blob was granted (-1: unknown); None if this repository has no

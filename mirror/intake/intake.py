@@ -107,9 +107,9 @@ class Intake:
         self._catalog.put_manifest(repo, record)
         return StoredManifest(record, manifest)
 
-    async def put_tag(self, repo: Repo, was: TagRecord | None, said: TagRecord, age: AgeRule) -> Digest | None:
+    async def put_tag(self, repo: Repo, was: TagRecord | None, fresh: TagRecord, age: AgeRule) -> Digest | None:
         """Writes upstream's new record of a tag, like `TagHistories.put_tag`. Raises `StoreError`."""
-        return await self.write(self._histories.put_tag, repo, was, said, age)
+        return await self.write(self._histories.put_tag, repo, was, fresh, age)
 
     async def put_embedded(self, digest: Digest, content: bytes) -> None:
         """Stores a blob whose bytes a manifest embeds. Upstream need not have it (image-spec, "Embedded Content")."""
@@ -154,9 +154,9 @@ class Intake:
         grants their blobs. Content that a manifest names is evicted only with the last manifest that names it.
         """
         granted: dict[Digest, int] = {}
-        for one in stored:
-            manifest = one.manifest
-            granted |= granted_by(one)
+        for each in stored:
+            manifest = each.manifest
+            granted |= granted_by(each)
             recording = self._index.record_references(References.of(manifest), len(manifest.content))
             await self._background.start_and_wait(recording, _PATIENCE)
             for blob in manifest.blobs:

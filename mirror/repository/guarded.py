@@ -214,6 +214,9 @@ class Signatures:
         )
         self._once = SingleFlight()
 
+    def __repr__(self) -> str:
+        return f"<Signatures {len(self._signed)} signed, {len(self._unsigned)} unsigned>"
+
     async def is_signed(
         self, repository: Readable, digest: Digest, names: tuple[str, ...], keys: Sequence[PublicKey]
     ) -> bool:
@@ -223,15 +226,15 @@ class Signatures:
         key = repository.repo, digest, names
         if self._signed.get(key):
             return True
-        looked = *key, caller()
-        if looked in self._unsigned:
+        for_this_caller = *key, caller()
+        if for_this_caller in self._unsigned:
             return False
-        found = await self._once.run(looked, lambda: _find_signature(repository, digest, keys))
-        if found:
+        is_signed = await self._once.run(for_this_caller, lambda: _find_signature(repository, digest, keys))
+        if is_signed:
             self.remember(repository.repo, digest, names)
         else:
-            self._unsigned[looked] = True
-        return found
+            self._unsigned[for_this_caller] = True
+        return is_signed
 
     def remember(self, repo: Repo, digest: Digest, names: tuple[str, ...]) -> None:
         """Remembers that a digest is signed, or named by a signed index."""
@@ -254,20 +257,22 @@ class Signatures:
 
 async def _find_signature(repository: Readable, digest: Digest, keys: Sequence[PublicKey]) -> bool:
     """True if a signature is found: first under cosign's tag, which most registries use, then among the referrers."""
-    references: list[Reference] = [signature_tag(digest)]
-    left = _MOST_READ
-    for looked in range(2):
-        for reference in references:
-            try:
-                layers = signed_layers((await repository.manifest(reference)).read())[: min(left, _MOST_LAYERS)]
-            except (NotFound, ValueError, UpstreamInvalid):
-                continue
-            left -= len(layers)
-            if await _holds_signature(repository, layers, digest, keys):
-                return True
-        if looked == 0:
-            listing = await repository.referrers(digest)
-            references = [one.digest for one in listing.items[:_MOST_REFERRERS]]
+    budget = _MOST_READ
+
+    async def is_in(reference: Reference) -> bool:
+        nonlocal budget
+        try:
+            layers = signed_layers((await repository.manifest(reference)).read())[: min(budget, _MOST_LAYERS)]
+        except (NotFound, ValueError, UpstreamInvalid):
+            return False
+        budget -= len(layers)
+        return await _has_signature(repository, layers, digest, keys)
+
+    if await is_in(signature_tag(digest)):
+        return True
+    for referrer in (await repository.referrers(digest)).items[:_MOST_REFERRERS]:
+        if await is_in(referrer.digest):
+            return True
     return False
 
 
@@ -317,7 +322,7 @@ async def _image_of(
     return None
 
 
-async def _holds_signature(
+async def _has_signature(
     repository: Readable, layers: Iterable[Descriptor], digest: Digest, keys: Sequence[PublicKey]
 ) -> bool:
     """True if one of the layers is a signature of the digest by one of the keys.

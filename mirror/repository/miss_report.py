@@ -19,7 +19,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from mirror import telemetry
-from mirror.aio.caches import LruCache
+from mirror.aio.caches import LruCache, TtlCache
 from mirror.errors import BlobUnknown, StoreError
 from mirror.graph.closure import shown_closure
 from mirror.graph.manifests import for_display
@@ -36,8 +36,9 @@ _EVERY: Final = 2.0
 _REST: Final = 20.0
 #: Images that are reported for one missing blob: a base layer may belong to hundreds.
 _MOST_IMAGES: Final = 16
-#: Seconds for which the images that name a missing blob are remembered.
-_KNOWN_FOR: Final = 60.0
+#: Missing blobs of which the images that name them are remembered, and for how many seconds.
+_MOST_NAMING: Final = 2000
+_NAMING_FOR: Final = 60.0
 
 
 class MissRecords(Protocol):
@@ -67,13 +68,16 @@ class Misses:
         self._now = now
         self._images: LruCache[Hashable, Miss] = LruCache(_MOST, name="missing images")
         self._blobs: LruCache[Hashable, Miss] = LruCache(_MOST, name="missing blobs")
-        self._naming: LruCache[tuple[Repo, Digest], tuple[float, list[Reference]]] = LruCache(
-            4 << 20, lambda _: 2048, name="images by missing blob"
+        self._naming: TtlCache[tuple[Repo, Digest], list[Reference]] = TtlCache(
+            _MOST_NAMING, _NAMING_FOR, name="images by missing blob"
         )
         self._some = asyncio.Event()
         self._closing = asyncio.Event()
         self._flushing = asyncio.Lock()
         self._failed = False
+
+    def __repr__(self) -> str:
+        return f"<Misses {len(self._images)} images, {len(self._blobs)} blobs waiting>"
 
     # ------------------------------------------------------------------------------------- on the hot path
 
@@ -98,9 +102,7 @@ class Misses:
         telemetry.SEALED_MISSES.labels("tags").inc()
 
     def _note(self, waiting: LruCache[Hashable, Miss], miss: Miss, key: Hashable = None) -> None:
-        key = key or miss.key
-        known = waiting.get(key)
-        waiting[key] = known.and_(miss) if known else miss
+        _merge(waiting, key or miss.key, miss)
         self._some.set()
 
     # ------------------------------------------------------------------------------------- off the hot path
@@ -146,47 +148,43 @@ class Misses:
             self._failed = False
 
     def _put_back(self, images: Mapping[Hashable, Miss], blobs: Mapping[Hashable, Miss]) -> None:
-        for kept, fresh in ((images, self._images), (blobs, self._blobs)):
-            for key, miss in kept.items():
-                if len(fresh) < _MOST:
-                    known = fresh.get(key)
-                    fresh[key] = known.and_(miss) if known else miss
+        for unwritten, waiting in ((images, self._images), (blobs, self._blobs)):
+            for key, miss in unwritten.items():
+                if len(waiting) < _MOST:
+                    _merge(waiting, key, miss)
         self._some.set()
 
     def _by_image(self, blobs: Iterable[Miss]) -> list[Miss]:
         """Blocking: returns the same misses, each with the images that name its blob."""
-        asked: dict[Repo, list[Miss]] = {}
+        by_repo: dict[Repo, list[Miss]] = {}
         for miss in blobs:
-            asked.setdefault(miss.repo, []).append(miss)
-        found: list[Miss] = []
-        for repo, misses in asked.items():
+            by_repo.setdefault(miss.repo, []).append(miss)
+        by_image: list[Miss] = []
+        for repo, misses in by_repo.items():
             images = self._images_of(repo, [miss.blobs[0] for miss in misses])
             for miss in misses:
                 references = images.get(miss.blobs[0]) or (None,)
-                found.extend(replace(miss, reference=reference) for reference in references)
-        return found
+                by_image.extend(replace(miss, reference=reference) for reference in references)
+        return by_image
 
     def _images_of(self, repo: Repo, digests: Iterable[Digest]) -> dict[Digest, list[Reference]]:
-        known: dict[Digest, list[Reference]] = {}
-        asked = []
-        for digest in digests:
-            read = self._naming.get((repo, digest))
-            if read and time.monotonic() < read[0] + _KNOWN_FOR:
-                known[digest] = read[1]
-            else:
-                asked.append(digest)
-        if asked:
-            fresh = images_naming(self._store, self._catalog, repo, asked)
-            for digest in asked:
-                known[digest] = fresh.get(digest, [])[:_MOST_IMAGES]
-                self._naming[repo, digest] = time.monotonic(), known[digest]
-        return known
+        images = {digest: self._naming.get((repo, digest)) for digest in digests}
+        if unknown := [digest for digest, references in images.items() if references is None]:
+            naming = images_naming(self._store, self._catalog, repo, unknown)
+            for digest in unknown:
+                images[digest] = self._naming[repo, digest] = naming.get(digest, [])[:_MOST_IMAGES]
+        return {digest: references or [] for digest, references in images.items()}
 
     async def aclose(self) -> None:
         """Ends `run` and writes the waiting records. Repeatable."""
         self._closing.set()
         self._some.set()
         await self.flush()
+
+
+def _merge(waiting: LruCache[Hashable, Miss], key: Hashable, miss: Miss) -> None:
+    before = waiting.get(key)
+    waiting[key] = before.and_(miss) if before else miss
 
 
 def images_naming(
@@ -198,29 +196,29 @@ def images_naming(
     Raises `StoreError` if tags or manifests cannot be listed.
     """
     wanted = set(digests)
-    found: dict[Digest, list[tuple[float, Reference]]] = {}
+    naming: dict[Digest, list[tuple[float, Reference]]] = {}
     tagged: set[Digest] = set()
 
-    def look(root: Descriptor, reference: Reference, *, roots_only: bool) -> None:
+    def search(root: Descriptor, reference: Reference, *, roots_only: bool) -> None:
         closure = shown_closure(store, catalog, repo, root)
         for node in closure.nodes:
             if node.digest in wanted and not (roots_only and node.digest in tagged):
-                found.setdefault(node.digest, []).append((_used_at(store, root.digest), reference))
+                naming.setdefault(node.digest, []).append((_used_at(store, root.digest), reference))
 
     for tag in catalog.tags(repo):
         record = for_display(partial(catalog.get_tag, repo, tag), f"{repo}:{tag}")
         if record:
-            look(record.descriptor, tag, roots_only=False)
-    tagged = set(found)
+            search(record.descriptor, tag, roots_only=False)
+    tagged = set(naming)
     if wanted - tagged:
         for listed in catalog.manifest_digests(repo):
             manifest = for_display(partial(catalog.get_manifest, repo, listed), f"{repo}@{listed}")
             if manifest is None:
                 continue
-            look(manifest.descriptor, manifest.digest, roots_only=True)
+            search(manifest.descriptor, manifest.digest, roots_only=True)
     return {
         digest: [reference for _, reference in sorted(images, key=lambda image: (-image[0], str(image[1])))]
-        for digest, images in found.items()
+        for digest, images in naming.items()
     }
 
 

@@ -1,8 +1,8 @@
 """Pages of the tag list of a proxied repository.
 
     a page that is in memory ─────────────────────────────────────────────────────────────────> given
-    upstream sorts (as far as each page shows) ── its pages from `last` on, no more than needed ──> kept, given
-    it does not ── all of it ──┬── at most `_IN_MEMORY` tags ──> sorted, kept, given
+    upstream sorts (as far as each page shows) ── its pages from `last` on, no more than needed ──> cached, given
+    it does not ── all of it ──┬── at most `_IN_MEMORY` tags ──> sorted, cached, given
                                └── more ──> sorted on disk (`SortedTags`) ──> given from there
 
 So the first page of a sorted list costs about one request, however long the list is. The mirror remembers that a list
@@ -59,9 +59,9 @@ class TagPages:
         """Returns up to `count` tags after `last`, sorted. Raises `UpstreamError`, and `StoreError` if a long unsorted
         list cannot be written to disk.
         """
-        here = self._lists.page(self._repo, caller(), last, count, self._now())
-        if here is not None:
-            return here
+        page = self._lists.page(self._repo, caller(), last, count, self._now())
+        if page is not None:
+            return page
         unsorted = await self._memo.get(self._unsorted) is not MISSING
         if unsorted and (stored := await self._stored(last, count)):
             return stored
@@ -69,16 +69,16 @@ class TagPages:
         key = for_caller(f"tags {self._repo} {'all' if unsorted else f'{count} behind {last} from {after}'}")
         made = await self._memo.share(key, lambda: self._ask(after, last, count, unsorted), self._believed)
         if made is None:
-            found = await self._stored(last, count)
+            page = await self._stored(last, count)
         else:
             window = Window.from_json(made)
             self._lists.put(self._repo, caller(), window)
-            found = window.page(last, count)
-        if found is None:
+            page = window.page(last, count)
+        if page is None:
             raise UpstreamUnavailable(
                 f"the tag list of {self._repo} was dropped while it was read", upstream=self._upstream.name
             )
-        return found
+        return page
 
     @property
     def _unsorted(self) -> str:
@@ -96,9 +96,10 @@ class TagPages:
         name = self._repo.name
         taken: list[TagBatch] = []
         async with aclosing(self._upstream.tags(name, after)) as batches:
-            found = None if unsorted else await self._in_order(batches, taken, after, last, count)
-            if found is not None:
-                return Window(after, found.tags, found.more, count, since, self._until(since)).to_json()
+            sorted_part = None if unsorted else await self._in_order(batches, taken, after, last, count)
+            if sorted_part is not None:
+                until = self._until(since)
+                return Window(after, sorted_part.tags, sorted_part.more, count, since, until).to_json()
             await self._memo.put(self._unsorted, True, _UNSORTED_FOR)
             self._lists.drop(self._repo, caller())
             if not unsorted and await self._stored(last, count):

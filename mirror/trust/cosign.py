@@ -88,10 +88,10 @@ def attachment_tags(digest: Digest) -> list[str]:
 
 def image_of_tag(tag: str) -> Digest | None:
     """Returns the image whose `attachment_tags` include this tag; None for any other tag."""
-    if (found := _TAG.fullmatch(tag)) is None:
+    if (match := _TAG.fullmatch(tag)) is None:
         return None
     try:
-        return Digest.parse(f"{found[1]}:{found[2]}")
+        return Digest.parse(f"{match[1]}:{match[2]}")
     except DigestInvalid:
         return None
 
@@ -113,12 +113,14 @@ def signature_layers(manifest: Manifest) -> tuple[Descriptor, ...]:
     if manifest.media_type not in (OCI_MANIFEST, DOCKER_MANIFEST):
         return ()
     layers = manifest.blobs[1:] if manifest.has_config else manifest.blobs
-    return layers if all(_is_called_ours(layer) for layer in layers) else ()
+    return layers if all(_has_signature_type(layer) for layer in layers) else ()
 
 
-def _is_called_ours(layer: Descriptor) -> bool:
-    known = layer.media_type in (_SIMPLE, _ATTESTATION) or _BUNDLE.fullmatch(layer.media_type) is not None
-    return known and layer.size <= LARGEST
+def _has_signature_type(layer: Descriptor) -> bool:
+    """True for the media types of signatures and attestations, if the layer is small enough to be read."""
+    if layer.size > LARGEST:
+        return False
+    return layer.media_type in (_SIMPLE, _ATTESTATION) or _BUNDLE.fullmatch(layer.media_type) is not None
 
 
 # ------------------------------------------------------------------------------------------ statements of documents
@@ -134,8 +136,7 @@ class Statement:
 
     def is_by(self, keys: Iterable[PublicKey]) -> bool:
         """True if one of the keys has made one of the signatures."""
-        known = tuple(keys)
-        return any(_verifies(known, signature, self.signed) for signature in self.signatures)
+        return any(_verifies(key, signature, self.signed) for key in keys for signature in self.signatures)
 
 
 def read_statement(layer: Descriptor, content: bytes) -> Statement | None:
@@ -164,25 +165,21 @@ def _envelope_statement(envelope: Mapping[str, Any]) -> Statement:
     # DSSE's pre-authentication encoding: the signed bytes have one reading only
     signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
     if len(envelope["signatures"]) > _MOST_SIGNATURES:
-        raise ValueError("more signatures than anybody verifies")
-    signatures = [base64.b64decode(one["sig"], validate=True) for one in envelope["signatures"]]
+        raise ValueError(f"more than {_MOST_SIGNATURES} signatures")
+    signatures = [base64.b64decode(each["sig"], validate=True) for each in envelope["signatures"]]
     return Statement(images, signed, tuple(signatures))
 
 
 def _digests(texts: Iterable[str]) -> frozenset[Digest]:
     """Returns the texts that are digests of content. Others (commits, older algorithms) cannot name an image."""
-    found = set()
+    digests = set()
     for text in texts:
         with suppress(DigestInvalid):
-            found.add(Digest.parse(text))
-    return frozenset(found)
+            digests.add(Digest.parse(text))
+    return frozenset(digests)
 
 
-def _verifies(keys: Iterable[PublicKey], signature: bytes, content: bytes) -> bool:
-    return any(_verifies_by(key, signature, content) for key in keys)
-
-
-def _verifies_by(key: PublicKey, signature: bytes, content: bytes) -> bool:
+def _verifies(key: PublicKey, signature: bytes, content: bytes) -> bool:
     try:
         if isinstance(key, ec.EllipticCurvePublicKey):
             key.verify(signature, content, ec.ECDSA(hashes.SHA256()))
@@ -226,7 +223,7 @@ def _is_envelope(envelope: object) -> bool:
     if not _is_object_of(envelope, _ENVELOPE_FIELDS):
         return False
     signatures = envelope.get("signatures")
-    return isinstance(signatures, list) and all(_is_object_of(one, _SIGNATURE_FIELDS) for one in signatures)
+    return isinstance(signatures, list) and all(_is_object_of(each, _SIGNATURE_FIELDS) for each in signatures)
 
 
 def _is_object_of(value: object, fields: frozenset[str]) -> TypeGuard[dict[str, Any]]:
@@ -242,10 +239,10 @@ def _is_tar(content: bytes) -> bool:
 
 
 def _is_tar_header(block: bytes) -> bool:
-    if (found := _OCTAL.match(block[_TAR_CHECKSUM])) is None:
+    if (checksum := _OCTAL.match(block[_TAR_CHECKSUM])) is None:
         return False
     # the checksum field itself counts as spaces; some readers sum up signed bytes
     counted = block[: _TAR_CHECKSUM.start] + b" " * 8 + block[_TAR_CHECKSUM.stop :]
     unsigned = sum(counted)
     signed = unsigned - 256 * sum(byte > 127 for byte in counted)
-    return int(found[1], 8) in (unsigned, signed)
+    return int(checksum[1], 8) in (unsigned, signed)

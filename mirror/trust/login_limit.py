@@ -43,6 +43,9 @@ class LoginLimiter:
         self._accepted: LruCache[tuple[str, str], bool] = LruCache(_MOST, name="accepted logins")
         self._asking: dict[_Key, Counter[str]] = {}
 
+    def __repr__(self) -> str:
+        return f"<LoginLimiter {len(self._noted)} names with refusals, {len(self._asking)} asking>"
+
     @contextmanager
     def asking(self, registry: str, own: CallerCredentials) -> Iterator[None]:
         """Counts a question to the registry about these credentials as under way. Raises `TooManyLogins`."""

@@ -2,8 +2,8 @@
 
 The states of a repository and a caller's own credentials:
 
-    unknown ── upstream is asked, with those credentials ──> allowed ── `keep` over ──> asked again
-                    │                                           └── upstream down ──> allowed, up to `keep_while_down`
+    unknown ── upstream is asked, with those credentials ──> allowed ── `verified_for` over ──> asked again
+                    │                                           └── upstream down ──> allowed `verified_while_down`
                     └── refused ──> refused for some seconds
 
 Upstream is asked for what the caller wants, or, if that would be costly, by a free HEAD for a manifest of the
@@ -56,23 +56,26 @@ class _Verdict:
 class Verifier:
     """Asks upstream whether callers may pull, and remembers the answers.
 
-    An approval is believed for `keep` seconds, and for `keep_while_down` seconds while upstream does not answer. `now`
-    is monotonic.
+    An approval is believed for `verified_for` seconds, and for `verified_while_down` seconds while upstream does not
+    answer. `now` is monotonic.
     """
 
     def __init__(
         self,
         *,
-        keep: float = 300.0,
-        keep_while_down: float = 3600.0,
+        verified_for: float = 300.0,
+        verified_while_down: float = 3600.0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._keep = keep
-        self._keep_while_down = keep_while_down
+        self._verified_for = verified_for
+        self._verified_while_down = verified_while_down
         self._now = now
         self._verdicts: LruCache[tuple[Repo, str], _Verdict] = LruCache(_MOST, name="upstream access")
-        self._guesses = LoginLimiter(lambda: self._now())
+        self._login_limit = LoginLimiter(lambda: self._now())
         self._once = SingleFlight()
+
+    def __repr__(self) -> str:
+        return f"<Verifier {len(self._verdicts)} verdicts>"
 
     async def may_pull(self, repository: Verifiable, own: CallerCredentials | None, wanted: RegistryRequest) -> bool:
         """True if upstream gives the wanted content to the holder of these credentials. Call it inside
@@ -86,17 +89,17 @@ class Verifier:
         verdict = self._verdicts.get(key)
         if verdict is not None:
             age = self._now() - verdict.at
-            if age < (self._keep if verdict.allowed else _REFUSED_FOR):
+            if age < (self._verified_for if verdict.allowed else _REFUSED_FOR):
                 return verdict.allowed
         stranger = own if verdict is None or not verdict.allowed else None
         try:
-            with self._guesses.asking(repository.repo.registry, stranger) if stranger else nullcontext():
+            with self._login_limit.asking(repository.repo.registry, stranger) if stranger else nullcontext():
                 work = (*key, wanted.kind, wanted.reference)
                 allowed = await self._once.run(work, lambda: self._ask(repository, wanted))
                 if own is not None:
-                    self._guesses.answered(repository.repo.registry, own, accepted=allowed)
+                    self._login_limit.answered(repository.repo.registry, own, accepted=allowed)
         except (UpstreamUnavailable, UpstreamThrottled) as error:
-            if verdict is not None and verdict.allowed and self._now() - verdict.at < self._keep_while_down:
+            if verdict is not None and verdict.allowed and self._now() - verdict.at < self._verified_while_down:
                 telemetry.log.warning("access not verified again", repository=str(repository.repo), reason=str(error))
                 return True
             raise
