@@ -53,7 +53,7 @@ async def _ask(mirror: LiveMirror, target: str) -> None:
                     assert Digest.parse(response.headers["Docker-Content-Digest"]).matches(body)
 
 
-@pytest.mark.parametrize("inside", ["RequestHandler._handle_request", "Flights._carry"])
+@pytest.mark.parametrize("inside", ["RequestHandler._handle_request", "Flights._run"])
 async def test_63_a_cold_blob(registry: FakeRegistry, mirror: LiveMirror, inside: str, tally: Tally) -> None:
     """Row 63: a client's request, and the download itself, cancelled at each await of a cold pull: no task, no
     descriptor and no reservation stays, and the next pull is whole.
@@ -262,7 +262,7 @@ async def _once_before(source: TokenSource) -> None:
         ("RequestHandler._handle_request", _TAG),
         ("_as_coroutine", _TAG),
         ("RequestHandler._handle_request", _AT),
-        ("Flights._carry", _AT),
+        ("Flights._run", _AT),
         ("_as_coroutine", _AT),
     ],
     ids=["tag", "tag-shared", "blob", "blob-flight", "blob-token"],

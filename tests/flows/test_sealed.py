@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mirror.aio.caches import LruCache
 from mirror.errors import BlobUnknown, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX
@@ -284,12 +285,10 @@ async def test_a_missing_layer_is_told_of_its_images(mirror: LiveMirror, here: H
     assert {miss.blobs for miss in report.values()} == {(digest,)}
 
 
-async def test_names_without_end_do_not_fill_memory_or_disk(
-    mirror: LiveMirror, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_names_without_end_do_not_fill_memory_or_disk(mirror: LiveMirror) -> None:
     """Only the most recent ones are kept, in memory as well as on disk."""
-    monkeypatch.setattr("mirror.repository.miss_report._MOST", 50)
     misses = mirror.app.shared.misses
+    misses._images, misses._blobs = LruCache(50), LruCache(50)
     misses._report = LocalMisses(Layout(mirror.root), most=20)
     for number in range(200):
         mirror.clock.forward(1)

@@ -1,6 +1,6 @@
 """Work that is cancelled at its first await, then at its second, and so on until it ends before it is cancelled.
 
-    rounds = await cancelled_everywhere("Flights._carry", scenario)
+    rounds = await cancelled_everywhere("Flights._run", scenario)
 
 In each round the first task whose coroutine has this name is cancelled at one of its awaits, as `Task.cancel` does it:
 what it waits for is cancelled, and the cancellation comes out of the await. `scenario` has to end whatever happens, and
