@@ -29,6 +29,7 @@ from mirror.policy.send_limit import HELD_BACK
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Body
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
+from tests.support.following import read_to_end
 from tests.support.memory_store import MemoryStore
 
 CONTENT = bytes(range(256)) * 4096
@@ -148,16 +149,6 @@ class Hangar:
         return await self.flights.join(digest, upstream.pull, upstream=registry, size=size)
 
 
-async def everything(flight: Flight) -> bytes:
-    """What a client would have been sent, to the end."""
-    sent = b""
-    while True:
-        limit = await flight.wait_past(len(sent))
-        if limit <= len(sent):
-            return sent
-        sent += flight.reader.pread(limit - len(sent), len(sent))
-
-
 async def reached(condition: Callable[[], bool]) -> None:
     """Wait for something that other tasks and threads bring about."""
     async with asyncio.timeout(30):
@@ -196,7 +187,7 @@ async def test_many_followers_one_download(hangar: Hangar, store: BlobStore) -> 
     """However many ask for an absent blob, upstream is asked once, and each has every byte (row 57)."""
     upstream = GatedUpstream()
     flights = await asyncio.gather(*(hangar.join(upstream) for _ in range(50)))
-    bodies = asyncio.gather(*(everything(flight) for flight in flights))
+    bodies = asyncio.gather(*(read_to_end(flight) for flight in flights))
     upstream.gate.set()
     assert set(await bodies) == {CONTENT}
     await flights[0].over.wait()
@@ -226,7 +217,7 @@ async def test_the_end_is_held_back_until_the_digest_is_known(hangar: Hangar, st
     assert flight.sendable == SIZE - HELD_BACK
     upstream.gate.set()
     with pytest.raises(DigestMismatch):
-        await everything(flight)
+        await read_to_end(flight)
     await flight.over.wait()
     assert list(store.walk()) == []
     assert store.growing() == {}
@@ -269,7 +260,7 @@ async def test_a_refusal_of_one_repository_is_not_another_ones(hangar: Hangar) -
     ]
     with pytest.raises(UpstreamNotFound):
         await mine
-    assert {await everything(await one) for one in theirs} == {CONTENT}
+    assert {await read_to_end(await one) for one in theirs} == {CONTENT}
     assert allowed.starts == [0]
 
 
@@ -278,7 +269,7 @@ async def test_a_broken_body_is_resumed_where_it_broke(hangar: Hangar) -> None:
     upstream = GatedUpstream(is_open=True)
     upstream.troubles = [UpstreamUnavailable("cut", upstream="test"), UpstreamUnavailable("cut", upstream="test")]
     flight = await hangar.join(upstream)
-    assert await everything(flight) == CONTENT
+    assert await read_to_end(flight) == CONTENT
     assert upstream.starts == [0, HALF, HALF]
     assert len(hangar.slept) == 2
 
@@ -289,13 +280,13 @@ async def test_three_breaks_without_progress_are_enough(hangar: Hangar, store: B
     upstream.troubles = [UpstreamUnavailable("cut", upstream="test") for _ in range(9)]
     flight = await hangar.join(upstream)
     with pytest.raises(UpstreamUnavailable):
-        await everything(flight)
+        await read_to_end(flight)
     await flight.over.wait()
     assert upstream.starts == [0, HALF, HALF, HALF]
     assert store.growing() == {DIGEST: HALF}
     upstream.troubles.clear()
     again = await hangar.join(upstream)
-    assert await everything(again) == CONTENT
+    assert await read_to_end(again) == CONTENT
     assert upstream.starts[4:] == [HALF]
 
 
@@ -303,19 +294,19 @@ async def test_upstream_asks_for_patience_in_the_middle(hangar: Hangar) -> None:
     """A short Retry-After is waited for; a long one ends the flight (row 10)."""
     upstream = GatedUpstream(is_open=True)
     upstream.troubles = [UpstreamThrottled("slow down", upstream="test", status=429, retry_after=3)]
-    assert await everything(await hangar.join(upstream)) == CONTENT
+    assert await read_to_end(await hangar.join(upstream)) == CONTENT
     assert hangar.slept == [3.5]
     other = GatedUpstream(CONTENT[1:], is_open=True)
     other.troubles = [UpstreamThrottled("slow down", upstream="test", status=429, retry_after=600)]
     with pytest.raises(UpstreamThrottled):
-        await everything(await hangar.join(other, digest=Digest.of(CONTENT[1:])))
+        await read_to_end(await hangar.join(other, digest=Digest.of(CONTENT[1:])))
 
 
 async def test_a_size_that_contradicts_the_manifest(hangar: Hangar, store: BlobStore) -> None:
     """Upstream's answer says the size that clients are told, and the digest judges its bytes (row 3)."""
     flight = await hangar.join(GatedUpstream(is_open=True), size=SIZE + 1)
     assert flight.size == SIZE
-    assert await everything(flight) == CONTENT
+    assert await read_to_end(flight) == CONTENT
     await flight.over.wait()
     assert store.read(DIGEST, SIZE) == CONTENT
 
@@ -329,7 +320,7 @@ async def test_a_size_that_changes_in_the_middle_is_refused(hangar: Hangar, stor
     upstream.says = SIZE + 1
     upstream.gate.set()
     with pytest.raises(UpstreamInvalid):
-        await everything(flight)
+        await read_to_end(flight)
     await flight.over.wait()
     assert store.growing() == {}
 
@@ -339,13 +330,13 @@ async def test_a_size_that_upstream_does_not_say(hangar: Hangar, store: BlobStor
     upstream = GatedUpstream(is_open=True)
     upstream.says = None
     flight = await hangar.join(upstream)
-    assert await everything(flight) == CONTENT
+    assert await read_to_end(flight) == CONTENT
     short = GatedUpstream(CONTENT[:-5], is_open=True)
     short.says = None
     await flight.over.wait()
     store.delete(DIGEST)
     with pytest.raises(DigestMismatch):
-        await everything(await hangar.join(short))
+        await read_to_end(await hangar.join(short))
 
 
 async def test_a_blob_that_landed_meanwhile_is_not_fetched(hangar: Hangar, store: BlobStore) -> None:
@@ -353,7 +344,7 @@ async def test_a_blob_that_landed_meanwhile_is_not_fetched(hangar: Hangar, store
     store.put(DIGEST, CONTENT)
     upstream = GatedUpstream()
     flight = await hangar.join(upstream)
-    assert await everything(flight) == CONTENT
+    assert await read_to_end(flight) == CONTENT
     assert upstream.starts == []
 
 
@@ -362,7 +353,7 @@ async def test_eviction_takes_nothing_from_a_follower(hangar: Hangar, store: Blo
     flight = await hangar.join(GatedUpstream(is_open=True))
     await flight.over.wait()
     store.delete(DIGEST)
-    assert await everything(flight) == CONTENT
+    assert await read_to_end(flight) == CONTENT
     flight.leave()
 
 
@@ -383,8 +374,8 @@ async def test_two_processes_one_download(make: Callable[[], Hangar]) -> None:
     await reached(lambda: two.sendable == HALF)
     assert two.size == SIZE
     upstream.gate.set()
-    assert await everything(two) == CONTENT
-    assert await everything(one) == CONTENT
+    assert await read_to_end(two) == CONTENT
+    assert await read_to_end(one) == CONTENT
     assert unused.starts == []
     await asyncio.gather(one.over.wait(), two.over.wait())
     assert (len(filler.landed), len(follower.landed)) == (1, 0)
@@ -398,11 +389,11 @@ async def test_a_follower_takes_over(make: Callable[[], Hangar]) -> None:
     two = await follower.join(upstream)
     await reached(lambda: two.sendable == HALF)
     await filler.flights.aclose()
-    assert await everything(two) == CONTENT
+    assert await read_to_end(two) == CONTENT
     assert upstream.starts == [HALF]
     assert dying.aborted == 1
     with pytest.raises(StoreError):
-        await everything(one)
+        await read_to_end(one)
 
 
 async def test_closing_gives_every_thread_and_file_back(make: Callable[[], Hangar], store: BlobStore) -> None:
@@ -466,7 +457,7 @@ async def test_the_grant_comes_before_followers_learn_the_size(make: Callable[[]
     release.set()
     flight = await two
     assert order == ["asked", "answered"]
-    assert await everything(flight) == CONTENT
+    assert await read_to_end(flight) == CONTENT
     await one
 
 
@@ -483,7 +474,7 @@ async def test_a_full_disk_in_the_middle_makes_room_and_goes_on(monkeypatch: pyt
 
         monkeypatch.setattr(hangar.room, "make_room", grow)
         upstream = GatedUpstream(is_open=True)
-        assert await everything(await hangar.join(upstream)) == CONTENT
+        assert await read_to_end(await hangar.join(upstream)) == CONTENT
         assert len(hangar.room.made) == 1
         assert len(upstream.starts) == 2
         assert 0 < upstream.starts[1] <= HALF
@@ -494,7 +485,7 @@ async def test_a_disk_that_stays_full_is_not_emptied_for_it() -> None:
     with ThreadPoolExecutor(4) as executor:
         hangar = Hangar(MemoryStore(disk=HALF), executor)
         with pytest.raises(StoreFull):
-            await everything(await hangar.join(GatedUpstream(is_open=True)))
+            await read_to_end(await hangar.join(GatedUpstream(is_open=True)))
         assert len(hangar.room.made) == 2
 
 
@@ -514,9 +505,9 @@ async def test_135_a_registry_that_drips_holds_up_nobody_else(processes: tuple[H
     dripping, good = GatedUpstream(gate_at=1200), GatedUpstream(is_open=True)
     held_up = await slow.join(dripping, registry="bad.example.com")
     flight = await fast.join(good, registry="test")
-    assert await everything(flight) == CONTENT
+    assert await read_to_end(flight) == CONTENT
     assert good.starts == [0]
-    assert await everything(held_up) == CONTENT
+    assert await read_to_end(held_up) == CONTENT
     assert not dripping.gate.is_set()
     await held_up.over.wait()
     assert dripping.aborted == 1
@@ -528,8 +519,8 @@ async def test_135_a_registry_that_does_not_answer_is_not_waited_for(processes: 
     silent = SilentUpstream()
     waiting = asyncio.create_task(slow.join(silent, registry="bad.example.com"))
     await silent.asked.wait()
-    assert await everything(await fast.join(GatedUpstream(is_open=True))) == CONTENT
-    assert await everything(await waiting) == CONTENT
+    assert await read_to_end(await fast.join(GatedUpstream(is_open=True))) == CONTENT
+    assert await read_to_end(await waiting) == CONTENT
 
 
 async def test_135_a_partial_belongs_to_its_registry(processes: tuple[Hangar, Hangar], store: BlobStore) -> None:
@@ -538,11 +529,11 @@ async def test_135_a_partial_belongs_to_its_registry(processes: tuple[Hangar, Ha
     rubbish = GatedUpstream(bytes(SIZE), is_open=True)
     rubbish.troubles = [UpstreamThrottled("not now", upstream="bad.example.com", retry_after=600)]
     with pytest.raises(UpstreamThrottled):
-        await everything(await bad.join(rubbish, registry="bad.example.com"))
+        await read_to_end(await bad.join(rubbish, registry="bad.example.com"))
     await reached(lambda: not bad.flights.active())
     assert store.growing() == {DIGEST: HALF}
     upstream = GatedUpstream(is_open=True)
-    assert await everything(await good.join(upstream)) == CONTENT
+    assert await read_to_end(await good.join(upstream)) == CONTENT
     assert upstream.starts == [0]
 
 
@@ -556,9 +547,9 @@ async def test_135_wrong_bytes_reach_no_client_of_another_registry(
     flight = await good.join(upstream)
     await reached(lambda: lied_to.sendable == flight.sendable == HALF)
     upstream.gate.set()
-    assert await everything(flight) == CONTENT
+    assert await read_to_end(flight) == CONTENT
     with pytest.raises(DigestMismatch):
-        await everything(lied_to)
+        await read_to_end(lied_to)
     await lied_to.over.wait()
     assert store.read(DIGEST, SIZE) == CONTENT
     assert store.growing() == {}
@@ -573,9 +564,9 @@ async def test_135_a_size_is_the_word_of_its_registry_alone(processes: tuple[Han
     assert lied_to.size == SIZE + 1000
     flight = await good.join(GatedUpstream(is_open=True))
     assert flight.size == SIZE
-    assert await everything(flight) == CONTENT
+    assert await read_to_end(flight) == CONTENT
     with pytest.raises(UpstreamInvalid, match="in truth"):
-        await everything(lied_to)
+        await read_to_end(lied_to)
 
 
 async def test_135_other_processes_follow_what_the_store_gives(make: Callable[[], Hangar]) -> None:
@@ -585,9 +576,9 @@ async def test_135_other_processes_follow_what_the_store_gives(make: Callable[[]
     filled_here = await filling.join(dripping, registry="bad.example.com")
     watched = await following.join(GatedUpstream(), registry="bad.example.com")
     await reached(lambda: watched.received == 1200)
-    assert await everything(await good.join(GatedUpstream(is_open=True))) == CONTENT
-    assert await everything(watched) == CONTENT
-    assert await everything(filled_here) == CONTENT
+    assert await read_to_end(await good.join(GatedUpstream(is_open=True))) == CONTENT
+    assert await read_to_end(watched) == CONTENT
+    assert await read_to_end(filled_here) == CONTENT
     assert [each.filled_here for each in (filled_here, watched)] == [True, False]
 
 
@@ -608,7 +599,7 @@ async def test_135_what_was_dropped_again_is_received_to_its_end(
     monkeypatch.setattr(type(store), "open", refuse)
     await reached(looked.is_set)
     upstream.gate.set()
-    assert await everything(flight) == CONTENT
+    assert await read_to_end(flight) == CONTENT
     await flight.over.wait()
     assert upstream.aborted == 0
 
@@ -649,14 +640,14 @@ async def test_39_a_cut_file_that_appears_while_a_flight_begins(
     cut(store)
     upstream = GatedUpstream(is_open=True)
     flight = await hangar.join(upstream, size=size)
-    assert await everything(flight) == CONTENT
+    assert await read_to_end(flight) == CONTENT
     await flight.over.wait()
     assert upstream.starts == [0]
     assert [one.size for one in store.quarantined()] == [HALF]
     # what is right is believed, whatever somebody's manifest says of its size
     for said in (SIZE, None, 5):
         flight = await hangar.join(upstream, size=said)
-        assert await everything(flight) == CONTENT
+        assert await read_to_end(flight) == CONTENT
         await flight.over.wait()
     assert upstream.starts == [0]
 
@@ -669,7 +660,7 @@ async def test_39_a_cut_file_that_appears_while_upstream_is_silent(hangar: Hanga
     cut(store)
     await reached(lambda: bool(store.quarantined()))
     store.put(DIGEST, CONTENT)
-    assert await everything(await waiting) == CONTENT
+    assert await read_to_end(await waiting) == CONTENT
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -686,7 +677,7 @@ async def test_41_a_filler_that_died_before_its_commit(hangar: Hangar, store: Bl
     filling.close()
     upstream = GatedUpstream(is_open=True)
     flight = await hangar.join(upstream, size=SIZE)
-    assert await everything(flight) == CONTENT
+    assert await read_to_end(flight) == CONTENT
     await flight.over.wait()
     assert upstream.starts == ([] if right else [0])
     assert store.read(DIGEST, SIZE) == CONTENT

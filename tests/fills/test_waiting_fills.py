@@ -24,6 +24,7 @@ from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry, stall, status
+from tests.support.following import read_to_end
 from tests.support.live_mirror import noise, reached
 from tests.support.registry_upstream import registry_upstream
 from tests.support.scripted import Stall
@@ -166,18 +167,11 @@ async def site(request: pytest.FixtureRequest, registry: FakeRegistry, tmp_path:
         await memo.aclose()
 
 
-async def _everything(flight: Flight) -> bytes:
-    sent = b""
-    while (limit := await flight.wait_past(len(sent))) > len(sent):
-        sent += flight.reader.pread(limit - len(sent), len(sent))
-    return sent
-
-
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 5.0, 20.0])
 async def test_136_away_in_mid_blob(site: _Site, seconds: float) -> None:
     """However long within our patience: the blob is gone on with where it broke, and its follower sees no seam."""
     flight = await site.join_and_break(seconds)
-    assert await _everything(flight) == _LAYER
+    assert await read_to_end(flight) == _LAYER
     starts = [request.start for request in site.registry.of_kind("blobs")]
     assert len(starts) == 2
     assert 0 < starts[1] <= len(_LAYER) // 2
@@ -188,13 +182,13 @@ async def test_136_away_for_longer_than_our_patience(site: _Site) -> None:
     began = site.clock()
     flight = await site.join_and_break(3600.0)
     with pytest.raises(UpstreamUnavailable):
-        await _everything(flight)
+        await read_to_end(flight)
     assert 30.0 <= site.clock() - began < 45.0
     await flight.over.wait()
     with pytest.raises(UpstreamUnavailable):
         await site.join()
     await site.outage.sleep(3600.0)
-    assert await _everything(await site.join()) == _LAYER
+    assert await read_to_end(await site.join()) == _LAYER
 
 
 async def test_136_a_blob_that_is_asked_for_meanwhile(site: _Site) -> None:
@@ -203,8 +197,8 @@ async def test_136_a_blob_that_is_asked_for_meanwhile(site: _Site) -> None:
     site.registry.add_blob(_NAME, other)
     flight = await site.join_and_break(5.0)
     next_one = asyncio.create_task(site.join(Digest.of(other)))
-    assert await _everything(await next_one) == other
-    assert await _everything(flight) == _LAYER
+    assert await read_to_end(await next_one) == other
+    assert await read_to_end(flight) == _LAYER
 
 
 async def test_136_an_upstream_that_was_never_there(site: _Site) -> None:
@@ -220,7 +214,7 @@ async def test_136_an_upstream_that_has_been_away_for_long(site: _Site) -> None:
     """Is not waited for anew by each that asks."""
     flight = await site.join_and_break(3600.0)
     with pytest.raises(UpstreamUnavailable):
-        await _everything(flight)
+        await read_to_end(flight)
     await flight.over.wait()
     began = site.clock()
     with pytest.raises(UpstreamUnavailable):
@@ -232,4 +226,4 @@ async def test_136_an_upstream_that_answers_that_it_cannot(site: _Site) -> None:
     """A load balancer before an upstream that restarts answers 503 meanwhile."""
     flight = await site.join_and_break(0.0)
     site.registry.fail("blobs", status(503), times=14)
-    assert await _everything(flight) == _LAYER
+    assert await read_to_end(flight) == _LAYER
