@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Executor
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class _Skipping(selectors.SelectSelector):
@@ -44,9 +46,9 @@ class ScriptedLoop(asyncio.SelectorEventLoop):
         """Seconds that have passed in this loop."""
         return self._skipping.moment
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
         """The job waits until the dice choose it."""
-        future = self.create_future()
+        future: asyncio.Future[T] = self.create_future()
 
         def run() -> None:
             try:
