@@ -25,6 +25,7 @@ from mirror.errors import BlobUnknown, BundleError, StoreError
 from mirror.graph.closure import Closure, Node, Role, read_closure
 from mirror.graph.manifests import has_blob, sound_manifest
 from mirror.graph.walk import walk
+from mirror.oci.attachments import ATTESTED_DIGEST, attachment_tags, referrers_tag
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
@@ -36,11 +37,6 @@ from mirror.values.sizes import format_size
 _CHUNK: Final = 1 << 20
 #: How many missing digests an error names for each image.
 _SHOWN: Final = 5
-#: Build tools put attestations into the index itself; this annotation names the manifest that an attestation is about.
-_ATTESTED: Final = "vnd.docker.reference.digest"
-#: Suffixes of the tags under which cosign stores signatures, attestations and SBOMs of a digest. The tag without suffix
-#: is that of the referrers tag schema (distribution-spec).
-_BY_TAG: Final = ("", ".sig", ".att", ".sbom")
 
 
 @dataclass(slots=True)
@@ -198,7 +194,7 @@ class _Selector:
         manifest = self._stored(repo, index)
         about = {str(digest) for digest in chosen}
         for child in manifest.manifests if manifest else ():
-            if child.annotations.get(_ATTESTED) in about:
+            if child.annotations.get(ATTESTED_DIGEST) in about:
                 closure = read_closure(self._store, self._catalog, repo, child)
                 if closure.complete:
                     for node in closure.nodes:
@@ -206,15 +202,14 @@ class _Selector:
 
     def _add_referrers(self, repo: Repo, subject: Digest) -> None:
         """Add the referrers of the subject in this repository, the referrers of those in turn, and the tags that belong
-        to the subject by convention (`_BY_TAG`).
+        to the subject by convention.
         """
         for root in self._referrers(repo).pop(subject, []):
             closure = self._add(ListedImage(repo, None, root), ())
             for node in closure.nodes:
                 if node.present and _is_manifest(node):
                     self._add_referrers(repo, node.digest)
-        for ending in _BY_TAG:
-            tag = f"{subject.algorithm}-{subject.hex}{ending}"
+        for tag in (referrers_tag(subject), *attachment_tags(subject)):
             custom = self._root(Image(repo, tag)) if self._catalog.get_tag(repo, tag) else None
             if custom is not None:
                 self._add(ListedImage(repo, tag, custom), ())

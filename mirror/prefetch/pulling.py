@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 from mirror import telemetry
 from mirror.errors import Denied, ManifestUnknown, MirrorError, StoreError, UpstreamThrottled
 from mirror.graph.closure import Role
+from mirror.oci.attachments import ATTESTED_DIGEST, attachment_tags
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference
@@ -47,11 +48,6 @@ _IMAGE_CONFIGS: Final = (
 )
 #: The largest config that is read for its platform, in bytes.
 _LARGEST_CONFIG: Final = 4 << 20
-
-#: Suffixes of the tags under which cosign stores signatures, attestations and SBOMs of a digest.
-_COSIGN: Final = ("sig", "att", "sbom")
-#: Build tools put attestations into the index itself; this annotation names the manifest that an attestation is about.
-_ATTESTED: Final = "vnd.docker.reference.digest"
 
 
 class State(Enum):
@@ -227,7 +223,7 @@ class _ImagePull:
         if self._referrers:
             tasks.append(self._pull_referrers(manifest.digest, depth))
             if signed and manifest.digest.algorithm == "sha256":
-                tasks += [self._pull_cosign_tag(manifest.digest, suffix, depth) for suffix in _COSIGN]
+                tasks += [self._pull_attached(tag, depth) for tag in attachment_tags(manifest.digest)]
         await _all(tasks)
 
     def _children(self, manifest: Manifest) -> list[Descriptor]:
@@ -240,7 +236,7 @@ class _ImagePull:
             self._note_missing(offered)
         if self._referrers:
             chosen = {str(child.digest) for child in children}
-            children += [child for child in manifest.manifests if child.annotations.get(_ATTESTED) in chosen]
+            children += [child for child in manifest.manifests if child.annotations.get(ATTESTED_DIGEST) in chosen]
         return children
 
     def _note_missing(self, offered: Sequence[Mapping[str, Any]]) -> None:
@@ -265,9 +261,8 @@ class _ImagePull:
             for referrer in self._unseen(listing.items)
         )
 
-    async def _pull_cosign_tag(self, digest: Digest, suffix: str, depth: int) -> None:
+    async def _pull_attached(self, tag: str, depth: int) -> None:
         """Fetch what cosign stores under a tag beside the image, in registries without the referrers API."""
-        tag = f"{digest.algorithm}-{digest.hex}.{suffix}"
         try:
             answer = await self._retried(lambda: self._fetch_manifest(tag))
             manifest = answer.read()

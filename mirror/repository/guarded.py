@@ -24,6 +24,7 @@ from mirror.aio.singleflight import SingleFlight
 from mirror.caller import caller
 from mirror.errors import BlobDamaged, BlobUnknown, Denied, NotFound, UpstreamInvalid
 from mirror.fills.read_ahead import Fetching
+from mirror.oci.attachments import attachment_tags, image_of_tag, signature_tag
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
@@ -36,12 +37,9 @@ from mirror.trust.cosign import (
     LARGEST,
     PublicKey,
     Statement,
-    attachment_tags,
-    image_of_tag,
     is_only_document,
     read_statement,
     signature_layers,
-    signature_tag,
     signed_layers,
 )
 

@@ -44,10 +44,6 @@ LARGEST: Final = 1 << 20
 #: Signatures that an envelope may have: each may have to be verified with each key.
 _MOST_SIGNATURES: Final = 50
 
-#: Endings of the tags under which cosign stores signatures, attestations and SBOMs.
-_SUFFIXES: Final = ("sig", "att", "sbom")
-_TAG: Final = re.compile(rf"(sha256|sha512)-([0-9a-f]+)\.(?:{'|'.join(_SUFFIXES)})")
-
 #: The fields of each form. Fields of free content (`optional`, certificates, log entries) are not checked inside:
 #: `_is_tar` finds out if their content makes the whole document a tar.
 _SIMPLE_FIELDS: Final = frozenset({"critical", "optional"})
@@ -74,26 +70,6 @@ def read_key(path: Path) -> PublicKey:
     if not isinstance(key, PublicKey):
         raise ConfigError([f"signed_by: {path}: neither an ECDSA, an RSA nor an Ed25519 key"])
     return key
-
-
-def signature_tag(digest: Digest) -> str:
-    """Returns the tag that cosign gives to the signatures of an image, in registries without referrers."""
-    return f"{digest.algorithm}-{digest.hex}.sig"
-
-
-def attachment_tags(digest: Digest) -> list[str]:
-    """Returns the tags that cosign gives to the signatures, attestations and SBOMs of an image."""
-    return [f"{digest.algorithm}-{digest.hex}.{suffix}" for suffix in _SUFFIXES]
-
-
-def image_of_tag(tag: str) -> Digest | None:
-    """Returns the image whose `attachment_tags` include this tag; None for any other tag."""
-    if (match := _TAG.fullmatch(tag)) is None:
-        return None
-    try:
-        return Digest.parse(f"{match[1]}:{match[2]}")
-    except DigestInvalid:
-        return None
 
 
 def signed_layers(manifest: Manifest) -> list[Descriptor]:

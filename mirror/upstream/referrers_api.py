@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from mirror.aio.caches import LruCache
 from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamNotFound, UpstreamUnavailable
+from mirror.oci.attachments import referrers_tag
 from mirror.oci.digest import Digest
 from mirror.oci.link import next_query
 from mirror.oci.manifest import LARGEST, OCI_INDEX, Descriptor, Manifest, read_descriptor
@@ -157,8 +158,7 @@ class FallbackChildren:
         `UpstreamInvalid` if there are more children than are fetched.
         """
         try:
-            # the hex digits are truncated to fit the tag grammar (distribution-spec, "Referrers Tag Schema")
-            index = await manifest(f"{digest.algorithm}-{digest.hex[:64]}", LARGEST)
+            index = await manifest(referrers_tag(digest), LARGEST)
         except UpstreamNotFound:
             return None
         if index.media_type != OCI_INDEX or index.digest == digest:

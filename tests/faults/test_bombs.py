@@ -14,9 +14,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from mirror.oci.attachments import signature_tag
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
-from mirror.trust.cosign import signature_tag
 from tests.support.command import mirror as command
 from tests.support.fake_registry import FakeRegistry, gzipped
 from tests.support.live_mirror import LiveMirror, live_mirror

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mirror.graph import damage
 from mirror.graph.manifests import read_stored
+from mirror.oci.attachments import signature_tag
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import MOST_DESCRIPTORS, OCI_INDEX, OCI_MANIFEST, read_manifest
-from mirror.trust.cosign import signature_tag
 from mirror.upstream import manifest_answer as upstream
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import live_mirror
