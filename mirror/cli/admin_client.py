@@ -1,4 +1,4 @@
-"""Asking the mirror that runs, over the admin API's unix socket."""
+"""Requests to the running mirror, over the admin API's unix socket."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _PATIENCE = 30.0
 
 
 class NotRunning(MirrorError):
-    """Nobody listens."""
+    """No mirror listens on the admin socket."""
 
 
 class Refused(MirrorError):
-    """The running mirror has not done it; `code` is that of docs/errors.md."""
+    """The running mirror refused the request; `code` is an error code of docs/errors.md."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -44,31 +44,31 @@ def ask(
     body: Mapping[str, Any] | None = None,
     patience: float | None = _PATIENCE,
 ) -> dict[str, Any]:
-    """One request to the running mirror, the body as JSON; `patience` in seconds until it answers.
+    """Send one request, with `body` as JSON, and wait up to `patience` seconds for the answer (None: forever).
 
-    Raises `MirrorError` that says what is wrong, `NotRunning`, `Refused`.
+    Raises `NotRunning`, `Refused`, and `MirrorError` with the reason.
     """
     address = loaded.admin_address
     if not address:
         raise ConfigError(["admin.listen is empty: this mirror has no admin API"])
-    sent = None if body is None else json.dumps(body, ensure_ascii=False).encode()
+    content = None if body is None else json.dumps(body, ensure_ascii=False).encode()
     connection = _Connection(Path(address.removeprefix("unix:")), patience)
     try:
-        connection.request(method, target, body=sent)
+        connection.request(method, target, body=content)
         reply = connection.getresponse()
-        told = json.loads(reply.read())
+        answer = json.loads(reply.read())
     except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise NotRunning(f"no mirror is running: nobody listens at {address}") from error
+        raise NotRunning(f"no mirror is running at {address}") from error
     except PermissionError as error:
-        raise MirrorError(f"{address} is another user's: run this as the user that the mirror runs as") from error
+        raise MirrorError(f"{address} belongs to another user: run this command as the user of the mirror") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise MirrorError(f"{address} does not answer as a mirror does: {error or type(error).__name__}") from error
+        raise MirrorError(f"{address}: no valid answer: {error or type(error).__name__}") from error
     finally:
         connection.close()
     if reply.status >= 400:
-        why = told["errors"][0]
-        raise Refused(str(why["message"]), str(why["code"]))
-    return dict(told)
+        details = answer["errors"][0]
+        raise Refused(str(details["message"]), str(details["code"]))
+    return dict(answer)
 
 
 def ask_if_running(
@@ -79,7 +79,7 @@ def ask_if_running(
     body: Mapping[str, Any] | None = None,
     patience: float | None = _PATIENCE,
 ) -> dict[str, Any] | None:
-    """The same; None: no mirror runs, or it has no admin API. Raises `MirrorError`."""
+    """Like `ask`, but None if no mirror runs or it has no admin API."""
     if not loaded.admin_address:
         return None
     try:
@@ -89,7 +89,7 @@ def ask_if_running(
 
 
 class _Connection(http.client.HTTPConnection):
-    """To a unix socket."""
+    """An HTTP connection to a unix socket."""
 
     def __init__(self, path: Path, patience: float | None) -> None:
         super().__init__("localhost", timeout=patience)
@@ -97,6 +97,6 @@ class _Connection(http.client.HTTPConnection):
         self._patience = patience
 
     def connect(self) -> None:
-        """Likewise."""
+        """Connect to the socket."""
         self.sock: socket.socket = connect_unix(self._path, timeout=_PATIENCE)
         self.sock.settimeout(self._patience)

@@ -1,4 +1,4 @@
-"""What commands change, or try to, is written to the same audit log as what the server does."""
+"""Commands write what they change, or try to change, to the audit log of the server."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mirror.store.local.layout import Layout
 def audited(
     loaded: settings.Config, action: str, *, dry_run: bool = False, **what: object
 ) -> Iterator[dict[str, object]]:
-    """One line about what is done inside, once it is over; what is learnt meanwhile may be added to what is yielded.
-    None about a `dry_run`, which changes nothing.
+    """Write one line about the work inside the `with`, when it ends. The work may add fields to the yielded dict. A
+    `dry_run` changes nothing and writes nothing.
 
-    What ends with one of our errors is written down with it, and with the status that the admin API would give it; what
-    is stopped by hand has done a part of it, and is written down with the status of a client that has gone.
+    If the work raises a `MirrorError`, the line has its message, and the status that the admin API would answer with.
+    If the command is interrupted, the status is 499, as for a client that disconnects.
     """
     about = dict(what)
     if dry_run:
@@ -43,25 +43,25 @@ def audited(
 
 
 def _audit(loaded: settings.Config, action: str, **what: object) -> None:
-    """One line, if there is an audit log, as `cli:<user>`. Raises nothing."""
+    """Write one line as the caller `cli:<user>`, if there is an audit log. Raises nothing."""
     path = loaded.access.audit_log
     if path is None:
         return
-    made = not path.exists()
+    is_new = not path.exists()
     log = AuditLog(path)
     log.record(caller=f"cli:{_user()}", client="local", action=action, **what)
     log.close()
-    if made:
-        # the server must be able to go on with what root has begun
+    if is_new:
+        # root may have created the file, and the server must be able to write to it
         with suppress(OSError):
             owner = Layout(loaded.store.root).marker.stat()
             os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def _user() -> str:
-    """By number where it has no name; of `sudo` who called it."""
-    if os.geteuid() == 0 and (called := os.environ.get("SUDO_USER")):
-        return f"{called} (root)"
+    """The user's name, or number if it has no name; under `sudo`, the calling user."""
+    if os.geteuid() == 0 and (user := os.environ.get("SUDO_USER")):
+        return f"{user} (root)"
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:

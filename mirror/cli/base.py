@@ -1,9 +1,9 @@
-"""What all commands share: the application, options that are the same everywhere, how errors end and text is shown.
+"""What all commands share: the application, common options, how errors end a command, and how text is printed.
 
 Exit status: 0 done, 1 failed, 2 unusable arguments or configuration.
 
-Whatever a command shows goes through `say`, `complain`, `say_json` or a `TextTable`: much of it comes from registries
-and layouts, and none of it may be taken for markup or reach a terminal as an escape sequence.
+Commands print only with `say`, `complain`, `say_json` and `TextTable`. Much of the text comes from registries and OCI
+layouts: it must not be interpreted as markup, and no escape sequence in it may reach a terminal.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
@@ -22,7 +23,7 @@ from rich.progress import TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from mirror import __version__
+from mirror import __version__, telemetry
 from mirror import config as settings
 from mirror.errors import ConfigError, MirrorError, RequestError
 from mirror.oci.text import printable
@@ -36,21 +37,22 @@ application = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    # help and messages are plain text: «[/variant]» and «[IMAGE]» mean themselves
+    # help and messages are plain text: «[/variant]» and «[IMAGE]» are no markup
     rich_markup_mode=None,
     context_settings={"max_content_width": 120},
 )
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", "-c", help="TOML file with the settings; without it, all defaults.")
+    Path | None, typer.Option("--config", "-c", help="TOML file with the settings; without it, the defaults apply.")
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def main() -> None:
     """The entry of the `mirror` command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # a terminal of another encoding is shown what it cannot show as an escape
+            # characters that the terminal's encoding does not have are printed as escapes
             stream.reconfigure(errors="backslashreplace")
     try:
         application()
@@ -60,9 +62,9 @@ def main() -> None:
         complain(f"mirror: {error}")
         raise SystemExit(1) from error
     except UnicodeEncodeError:
-        # bytes that are no text may name a file, but cannot be written down or asked for
-        if odd := [word for word in sys.argv if not _is_text(word)]:
-            _refuse(ConfigError([f"not text in UTF-8: {word!r}" for word in odd]))
+        # bytes that are not UTF-8 can name a file, but cannot be printed or sent
+        if invalid := [word for word in sys.argv if not _is_text(word)]:
+            _refuse(ConfigError([f"not UTF-8: {word!r}" for word in invalid]))
         raise
 
 
@@ -80,9 +82,16 @@ def _refuse(error: ConfigError) -> NoReturn:
     raise SystemExit(2) from error
 
 
-def parse_images(images: Sequence[str], config: settings.Config) -> list[Image]:
-    """Images as they are given on the command line. Raises `ConfigError` with every one that is none."""
-    table = settings.routing_table(config)
+def load(config: Path | None, *, level: str = "error") -> settings.Config:
+    """The settings. This command's log then has messages of this level and above. Raises `ConfigError`."""
+    loaded = settings.load(config)
+    telemetry.set_up_logging(level)
+    return loaded
+
+
+def parse_images(images: Sequence[str], loaded: settings.Config) -> list[Image]:
+    """The images that are named on the command line. Raises `ConfigError` with every name that is not valid."""
+    table = settings.routing_table(loaded)
     parsed, mistakes = [], []
     for text in images:
         try:
@@ -94,23 +103,33 @@ def parse_images(images: Sequence[str], config: settings.Config) -> list[Image]:
     return parsed
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def format_minute(at: float | None) -> str:
+    """`2025-01-31 12:30` in UTC, for a time in epoch seconds; empty if there is none."""
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}" if at else ""
+
+
 def say(text: str) -> None:
-    """A line on standard output, or several."""
+    """Print lines on standard output."""
     print(printable(text, keep="\n\t"))
 
 
 def complain(text: str) -> None:
-    """A line on standard error, or several."""
+    """Print lines on standard error."""
     print(printable(text, keep="\n\t"), file=sys.stderr, flush=True)
 
 
 def say_json(value: Any, *, indent: int | None = 1) -> None:
-    """A value for programs on standard output, on one line without `indent`."""
+    """Print a value as JSON on standard output, on one line if `indent` is None."""
     print(_NOT_ASCII.sub(_in_json, json.dumps(value, ensure_ascii=False, indent=indent)))
 
 
 def _in_json(character: re.Match[str]) -> str:
-    """What is not printable, as JSON escapes it; only strings hold such a thing."""
+    """A character that is not printable, as a JSON escape. Only strings contain such characters."""
     if character[0].isprintable():
         return character[0]
     units = character[0].encode("utf-16-be", "surrogatepass").hex()
@@ -118,31 +137,31 @@ def _in_json(character: re.Match[str]) -> str:
 
 
 class TextTable:
-    """A table on standard output: as wide as the terminal, and never cut if it is piped. Its cells are plain text."""
+    """A table on standard output, as wide as the terminal; if piped, 200 columns wide. Its cells are plain text."""
 
     def __init__(self, *columns: str) -> None:
         self._table = Table(*columns)
 
     def add_row(self, *cells: str) -> None:
-        """One cell for each column."""
+        """Add a row, with one cell for each column."""
         self._table.add_row(*(Text(printable(cell, keep="\n")) for cell in cells))
 
     def add_section(self) -> None:
-        """A line across, below what was added so far."""
+        """Add a horizontal line below the rows so far."""
         self._table.add_section()
 
     def show(self) -> None:
-        """Print it."""
+        """Print the table."""
         Console(width=None if sys.stdout.isatty() else 200).print(self._table)
 
 
 def description_column(**more: Any) -> TextColumn:
-    """What a progress bar is about, as plain text."""
+    """The column with the description of a progress bar, as plain text."""
     return TextColumn("{task.description}", markup=False, **more)
 
 
 @application.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         say(__version__)
         raise typer.Exit

@@ -1,4 +1,4 @@
-"""`export`, `inventory` and `keygen`: what the side with internet needs for bundles, and what it is told."""
+"""`export`, `inventory` and `keygen`: the commands that write bundles, their inventories and their keys."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from mirror.bundles.export import export, select
 from mirror.bundles.inventory import Inventory, read_inventory, take_inventory
 from mirror.bundles.layout_target import create_layout
 from mirror.bundles.signing import make_key_pair, read_private_key
-from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
-from mirror.cli.long_running import Json, check_there, fail, from_file, in_thread, load, progress
+from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, counted, load, say, say_json
+from mirror.cli.long_running import fail, from_file, in_thread, progress
+from mirror.cli.store_checks import check_there
 from mirror.errors import ConfigError
 from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
@@ -35,29 +36,29 @@ def export_images(
     images: Annotated[
         list[str] | None, typer.Argument(metavar="[IMAGE]...", help="Images that this mirror has.")
     ] = None,
-    output: Annotated[str, typer.Option("--output", "-o", help="A tar, or a folder if it ends in / or is one.")] = "",
+    output: Annotated[str, typer.Option("--output", "-o", help="A tar file, or a folder if it ends in /.")] = "",
     lists: Annotated[
-        list[Path] | None, typer.Option("--from-file", help="A list of images, one a line; - is standard input.")
+        list[Path] | None, typer.Option("--from-file", help="A list with one image per line; - is standard input.")
     ] = None,
     since: Annotated[
-        Path | None, typer.Option("--since", help="The other side's inventory: blobs that it names are left out.")
+        Path | None, typer.Option("--since", help="Inventory of the other side; the blobs in it are left out.")
     ] = None,
     platform: Annotated[
         list[str] | None,
-        typer.Option("--platform", help="os/architecture[/variant], several by commas; else all here."),
+        typer.Option("--platform", help="os/architecture[/variant], separated by commas; default: all."),
     ] = None,
-    referrers: Annotated[bool, typer.Option("--referrers", help="With signatures, SBOMs and the like.")] = False,
+    referrers: Annotated[bool, typer.Option("--referrers", help="Also signatures, SBOMs and other referrers.")] = False,
     partial: Annotated[
-        bool, typer.Option("--allow-incomplete", help="Also images of which something is missing here.")
+        bool, typer.Option("--allow-incomplete", help="Also write images that are incomplete here.")
     ] = False,
     sign: Annotated[Path | None, typer.Option("--sign", help="PEM file with the Ed25519 key to sign with.")] = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
     config: ConfigFile = None,
 ) -> None:
     """Write images of this mirror as a bundle: an OCI image layout with an inventory."""
     loaded = load(config)
     if not output:
-        raise ConfigError(["export: say with --output where to write"])
+        raise ConfigError(["export: --output is missing: where to write the bundle"])
     from mirror.app.storage import open_storage
     from mirror.config import routing_table
 
@@ -95,10 +96,10 @@ def export_images(
                     )
                 )
 
-    _tell(output, *asyncio.run(work()), signed=key is not None, as_json=as_json)
+    _print_summary(output, *asyncio.run(work()), signed=key is not None, as_json=as_json)
 
 
-def _tell(output: str, written: Inventory, digest: Digest, *, signed: bool, as_json: bool) -> None:
+def _print_summary(output: str, written: Inventory, digest: Digest, *, signed: bool, as_json: bool) -> None:
     left_out = sum(written.left_out.values())
     if as_json:
         summary = {
@@ -113,16 +114,21 @@ def _tell(output: str, written: Inventory, digest: Digest, *, signed: bool, as_j
         }
         say_json(summary)
         return
-    say(f"{output}: {len(written.images)} images, {len(written.blobs)} blobs, {format_size(written.size)}")
+    _print_totals(f"{output}: ", written)
     if written.left_out:
         count = len(written.left_out)
-        say(f"left out, because the other side has them: {count} blobs, {format_size(left_out)}")
+        say(f"left out, because the other side has them: {counted(count, 'blob')}, {format_size(left_out)}")
     if written.missing:
-        say(f"missing: {len(written.missing)} blobs")
+        say(f"missing: {counted(len(written.missing), 'blob')}")
+
+
+def _print_totals(prefix: str, written: Inventory) -> None:
+    images, blobs = counted(len(written.images), "image"), counted(len(written.blobs), "blob")
+    say(f"{prefix}{images}, {blobs}, {format_size(written.size)}")
 
 
 def _answers(loaded: settings.Config, storage: Any) -> Callable[[Repo, str], Digest | None]:
-    """What a tag answers now, as for a client."""
+    """A function that returns the digest with which a tag is answered now."""
     from mirror.app.routes import age_rule
 
     histories = TagHistories(storage.catalog, storage.freezes)
@@ -134,7 +140,7 @@ def _answers(loaded: settings.Config, storage: Any) -> Callable[[Repo, str], Dig
 
 
 def _chosen(images: list[str], files: list[Path], table: RoutingTable) -> list[Image]:
-    """Those on the command line, then those of lists. Raises `ConfigError` with all that is wrong with them."""
+    """The images on the command line, then those of the lists. Raises `ConfigError` with every mistake in them."""
     listed = Listed(tuple(Named(image, "") for image in images))
     mistakes = []
     for path in files:
@@ -146,7 +152,7 @@ def _chosen(images: list[str], files: list[Path], table: RoutingTable) -> list[I
     if mistakes or more:
         raise ConfigError([*mistakes, *more])
     if not chosen:
-        raise ConfigError(["export: no image is named, here or in a list"])
+        raise ConfigError(["export: name an image, or a list that contains one"])
     return list(chosen)
 
 
@@ -158,7 +164,7 @@ def inventory(
     as_json: Annotated[bool, typer.Option("--json", help="Print the file that `export --since` reads.")] = False,
     config: ConfigFile = None,
 ) -> None:
-    """Print which images and blobs this mirror has, from the disk."""
+    """List the images and blobs that this mirror has on disk."""
     loaded = load(config)
     check_there(loaded)
 
@@ -177,22 +183,22 @@ def inventory(
         table.add_row(image.name if image.tag else str(image.repo), str(image.root.digest))
     if taken.images:
         table.show()
-    say(f"{len(taken.images)} images, {len(taken.blobs)} blobs, {format_size(taken.size)}")
+    _print_totals("", taken)
 
 
 @application.command()
 def keygen(
-    prefix: Annotated[str, typer.Argument(help="Writes PREFIX.key, to be kept secret, and PREFIX.pub.")],
+    prefix: Annotated[str, typer.Argument(help="The names of the files: PREFIX.key (keep it secret) and PREFIX.pub.")],
 ) -> None:
-    """Make a pair of keys to sign bundles with."""
+    """Create a key pair for signing bundles."""
     private, public = make_key_pair()
     _write_new(Path(f"{prefix}.key"), private, 0o600)
     _write_new(Path(f"{prefix}.pub"), public, 0o644)
-    say(f"{prefix}.key signs (keep it secret), {prefix}.pub verifies")
+    say(f"{prefix}.key signs bundles (keep it secret), {prefix}.pub verifies them")
 
 
 def _write_new(path: Path, content: bytes, mode: int) -> None:
-    """Never over another key."""
+    """Write a file that must not exist yet, so that no key is overwritten."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with open(descriptor, "wb") as file:

@@ -1,4 +1,4 @@
-"""`doctor`: whether this machine pulls through the mirror, and whether the mirror's own machine is well."""
+"""`doctor`: checks that this machine pulls through the mirror, and that the mirror's own machine works."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from mirror import config as settings
 from mirror import telemetry
-from mirror.cli.base import ConfigFile, application, say, say_json
+from mirror.cli.base import ConfigFile, JsonOption, application, counted, say, say_json
 from mirror.cli.nodes import (
     AuthorityOption,
     MirrorArgument,
@@ -22,7 +22,7 @@ from mirror.cli.nodes import (
     read_account,
     read_authority,
 )
-from mirror.cli.note_checks import unread_of
+from mirror.cli.store_checks import describe_unread
 from mirror.config import PUBLIC, Config
 from mirror.errors import ConfigError, IndexUnavailable, MirrorError, RequestError, StoreError
 from mirror.index.probing import probe_redis
@@ -40,8 +40,8 @@ from mirror.values.sizes import parse_capacity
 
 _HUB: Final = "docker.io"
 
-#: Files and folders that show that a client is on this machine, configured or not. Docker and k3s bring a containerd
-#: along: the program alone says nothing.
+#: Files and folders that show that a client is on this machine, configured or not. The containerd program is no such
+#: sign, because Docker and k3s contain it.
 _SIGNS: Final = {
     "docker": ("/etc/docker/daemon.json", "/usr/bin/dockerd", "/usr/local/bin/dockerd"),
     "containerd": ("/etc/containerd/config.toml", "/etc/containerd/certs.d"),
@@ -52,7 +52,7 @@ _SIGNS: Final = {
     "rke2": ("/etc/rancher/rke2", "/usr/local/bin/rke2"),
 }
 
-#: What is looked at no further.
+#: If one of these findings is a problem, the mirror was not reached.
 _UNREACHED: Final = ("certificate", "reach")
 
 _LABEL: Final = {Level.OK: "ok     ", Level.WARNING: "WARNING", Level.PROBLEM: "PROBLEM"}
@@ -62,21 +62,19 @@ _LABEL: Final = {Level.OK: "ok     ", Level.WARNING: "WARNING", Level.PROBLEM: "
 def doctor(
     mirror_url: MirrorArgument = None,
     config: ConfigFile = None,
-    image: Annotated[
-        str | None, typer.Option(help="Pull the manifest of this image through the mirror, as a trial.")
-    ] = None,
-    client: Annotated[str | None, typer.Option(help=f"This client must use it: {', '.join(CLIENTS)}.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON list, for programs.")] = False,
+    image: Annotated[str | None, typer.Option(help="Request the manifest of this image through the mirror.")] = None,
+    client: Annotated[str | None, typer.Option(help=f"Require this client: {', '.join(CLIENTS)}.")] = None,
+    as_json: JsonOption = False,
     root: RootOption = Path("/"),
     ca_file: AuthorityOption = None,
     username: UserOption = None,
     password_file: PasswordOption = None,
 ) -> None:
-    """Examine a node (MIRROR_URL), the mirror's own machine (--config), or both; say what is wrong and what to do."""
+    """Examine a node (MIRROR_URL), the mirror's own machine (--config), or both. Show problems with advice."""
     loaded = settings.load(config) if config is not None or mirror_url is None else None
     telemetry.set_up_logging("error")
     if client is not None and client not in CLIENTS:
-        raise ConfigError([f"--client: {client[:80]!r} is not known here: {', '.join(CLIENTS)}"])
+        raise ConfigError([f"--client: {client[:80]!r} is not one of {', '.join(CLIENTS)}"])
     account = read_account(username, password_file)
     wanted = None if image is None else _image(image, loaded)
     visitor = None
@@ -120,7 +118,7 @@ def _print(findings: Sequence[Finding], as_json: bool) -> None:
             say(f"        -> {one.advice}")
     problems = sum(one.level is Level.PROBLEM for one in findings)
     warnings = sum(one.level is Level.WARNING for one in findings)
-    say(f"{len(findings)} looked at: {problems} problems, {warnings} warnings")
+    say(f"{counted(len(findings), 'finding')}: {counted(problems, 'problem')}, {counted(warnings, 'warning')}")
 
 
 # ---------------------------------------------------------------------------------------------------- the node
@@ -129,22 +127,22 @@ def _print(findings: Sequence[Finding], as_json: bool) -> None:
 def _clients(
     disk: NodeFiles, names: Sequence[str], mirror: MirrorUrl, image: Image | None, *, demanded: bool
 ) -> Iterable[Finding]:
-    """Of the client that was named (`demanded`), else of those that are here."""
+    """Findings about the clients. `demanded`: the caller named the client."""
     registry = image.repo.registry if image is not None else _HUB
     if not names:
-        advice = "if there is one, name it: --client containerd; does --root name the node's own root?"
-        yield Finding("clients", Level.WARNING, "none found on this machine", advice)
+        advice = "is this the node? Check --root, or name the client: --client containerd"
+        yield Finding("clients", Level.WARNING, "no client found on this machine", advice)
     for name in names:
         try:
             asked = CLIENTS[name].asks(disk, registry)
         except NodeRefused as error:
-            yield Finding(f"client {name}", Level.PROBLEM, str(error), "mend that file")
+            yield Finding(f"client {name}", Level.PROBLEM, str(error), "repair that file")
             continue
         yield judge_client(name, asked, registry, mirror, demanded=demanded)
 
 
 def _image(text: str, loaded: Config | None) -> Image:
-    """Raises `ConfigError`. Without a configuration every registry may be one that the mirror knows."""
+    """Raises `ConfigError`. Without a configuration, any registry may be configured at the mirror."""
     first = text.strip().removeprefix("docker://").partition("/")[0].lower()
     if loaded is not None:
         from mirror.config import routing_table
@@ -166,7 +164,7 @@ def _image(text: str, loaded: Config | None) -> Image:
 
 
 def _own_url(loaded: Config) -> MirrorUrl | None:
-    """Where the mirror of this configuration answers on its own machine; None where that is a socket alone."""
+    """The URL of the mirror on its own machine; None if it listens on unix sockets only."""
     for listener in loaded.server.listen:
         host, _, port = listener.rpartition(":")
         if listener.startswith("unix:") or port == "0":
@@ -182,14 +180,14 @@ def _own_authority(loaded: Config) -> str | None:
 
 
 def _notes(loaded: Config) -> Iterable[Finding]:
-    """Whether all pins and freezes can be read: what keeps something that nobody knows keeps everything."""
+    """Whether all pins and freezes can be read: one that cannot be read may stop eviction."""
     try:
-        found = unread_of(loaded)
+        found = describe_unread(loaded)
     except StoreError as error:
-        yield Finding("pins", Level.PROBLEM, str(error), "mend the disk, or its rights: nothing is evicted till then")
+        yield Finding("pins", Level.PROBLEM, str(error), "repair the disk or its permissions: nothing is evicted")
         return
-    for words in found:
-        yield Finding("pins", Level.PROBLEM, words)
+    for message in found:
+        yield Finding("pins", Level.PROBLEM, message)
     if not found:
         yield Finding("pins", Level.OK, "all pins and freezes can be read")
 
@@ -199,7 +197,7 @@ async def _services(loaded: Config) -> list[Finding]:
     if url := loaded.index.url.get_secret_value():
         findings.append(await _redis(url, loaded.index.timeout))
     if loaded.offline:
-        findings.append(Finding("registries", Level.OK, "sealed: none is contacted"))
+        findings.append(Finding("registries", Level.OK, "sealed: no registry is contacted"))
         return findings
     from mirror.app.upstreams import open_registries
     from mirror.upstream.check import ask_budget, check_all
@@ -212,30 +210,30 @@ async def _services(loaded: Config) -> list[Finding]:
                 if one.ok and registry.name == _HUB:
                     findings.append(_budget(await ask_budget(registry)))
             if skews := [one.ahead for one in registries if one.ahead is not None]:
-                # of one registry, its own clock may be wrong
+                # the median, because the clock of a single registry may be wrong
                 findings.append(judge_clock(median(skews), "the registries'", "clock of this machine"))
     except MirrorError as error:
-        findings.append(Finding("registries", Level.PROBLEM, str(error), "mirror check names every mistake"))
+        findings.append(Finding("registries", Level.PROBLEM, str(error), "mirror check reports every mistake"))
     return findings
 
 
 def _budget(left: Budget | None) -> Finding:
     if left is None:
-        return Finding(f"budget {_HUB}", Level.OK, "it sets no limit, or does not say it")
+        return Finding(f"budget {_HUB}", Level.OK, "it has no limit, or does not report one")
     return judge_budget(_HUB, left.limit, left.remaining, left.window)
 
 
 async def _redis(url: str, budget: float) -> Finding:
-    """Without Redis the mirror works from its disk, and slower: a warning would be overlooked, so it is a problem."""
+    """Without Redis the mirror uses its disk, which is slower: a problem, because a warning would be overlooked."""
     try:
         found = await probe_redis(parse_redis_url(url))
     except IndexUnavailable as error:
-        return Finding("redis", Level.PROBLEM, str(error), "start it, or mend index.url; till then the disk is asked")
-    text = f"version {found.version}, {found.seconds * 1000:.1f} ms a round trip"
+        return Finding("redis", Level.PROBLEM, str(error), "start it, or correct index.url; the disk is used now")
+    text = f"version {found.version}, {found.seconds * 1000:.1f} ms per round trip"
     if not found.version.partition(".")[0].isdigit() or int(found.version.partition(".")[0]) < 7:
         return Finding("redis", Level.PROBLEM, text, "the index needs Redis 7 or Valkey")
     if found.seconds > budget / 4:
-        return Finding("redis", Level.WARNING, text, f"too slow for index.timeout ({budget:g} s): move it nearer")
+        return Finding("redis", Level.WARNING, text, f"too slow for index.timeout ({budget:g} s): move it closer")
     if found.limit and found.policy != "noeviction":
         return Finding("redis", Level.WARNING, f"{text}, {found.policy}", "set maxmemory-policy noeviction")
     return Finding("redis", Level.OK, text)

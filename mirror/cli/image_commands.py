@@ -1,6 +1,6 @@
-"""`ls`, `show`, `verify`, `misses`: what is here, whether it is whole, and what was asked for in vain.
+"""`ls`, `show`, `verify`, `misses`: the images that are here, whether they are sound, and what a sealed mirror lacks.
 
-All of them work on the disk, beside a running server as well as alone.
+All of them use the disk, with or without a running server.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,19 +18,22 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from mirror import config as settings
-from mirror import telemetry
 from mirror.app.storage import MISSES_LOCK, SCRUB_LOCK, Storage, open_storage, pin_rules, scrub_records
 from mirror.cli.base import (
     ConfigFile,
+    JsonOption,
     TextTable,
     application,
     complain,
+    counted,
     description_column,
+    format_minute,
+    load,
     parse_images,
     say,
     say_json,
 )
-from mirror.cli.long_running import check_owner, check_there
+from mirror.cli.store_checks import check_owner, check_there
 from mirror.config import routing_table
 from mirror.errors import ConfigError, MirrorError
 from mirror.eviction.pinned_images import PinnedImage, pinned_images
@@ -53,9 +55,6 @@ from mirror.store.local.miss_file import LocalMisses
 from mirror.values.sizes import format_size, parse_size
 from mirror.values.timestamps import moment
 
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
-
-
 # ------------------------------------------------------------------------------------------------------------- ls
 
 
@@ -63,12 +62,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 def ls(
     pattern: Annotated[str, typer.Argument(help="Images such as alpine, library/*, ghcr.io/**:v1.*")] = "**",
     config: ConfigFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON object in each line, for programs.")] = False,
-    incomplete: Annotated[
-        bool, typer.Option("--incomplete", help="Only images of which something is missing.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    incomplete: Annotated[bool, typer.Option("--incomplete", help="Only images that are incomplete.")] = False,
 ) -> None:
-    """List the images that are here, with the platforms that are complete."""
+    """List the cached images, with the platforms that are complete."""
     loaded = _load(config)
     if not as_json:
         say(_ROW.format("COMPLETE", "SIZE", "LAST PULL", "PINNED", "DIGEST", "IMAGE", "PLATFORMS").rstrip())
@@ -91,7 +88,7 @@ def _image_row(image: CachedImage) -> str:
     return _ROW.format(
         "emptied" if image.emptied else _yes(image.complete),
         format_size(image.closure.present_size),
-        _date(image.used_at),
+        format_minute(image.used_at),
         "yes" if image.pinned else "frozen" if image.frozen else "",
         f"{image.root.digest.algorithm}:{image.root.digest.hex[:12]}",
         image.name,
@@ -106,9 +103,9 @@ def _image_row(image: CachedImage) -> str:
 def show(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="docker.io/library/app:1.0, or by digest.")],
     config: ConfigFile = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Tell everything about one image: what it consists of, what is missing, what it shares, why it stays."""
+    """Show everything about one image: its parts, what is missing, what it shares, what protects it."""
     loaded = _load(config)
     [wanted] = parse_images([image], loaded)
     whole = asyncio.run(_show(loaded, wanted))
@@ -135,11 +132,11 @@ def _print_whole(whole: ImageDetail) -> None:
         "media type": image.root.media_type,
         "complete offline": _completeness(image),
         "size": f"{format_size(image.closure.present_size)} here, of which {format_size(whole.shared)} are shared",
-        "last pull": _date(image.used_at),
-        "fetched": _date(whole.fetched_at),
-        "tag looked up": _date(whole.checked_at),
+        "last pull": format_minute(image.used_at),
+        "fetched": format_minute(whole.fetched_at),
+        "tag looked up": format_minute(whole.checked_at),
         "pinned": "; ".join(map(_reason, image.pinned)),
-        "frozen": f"since {_date(whole.frozen.since)} {whole.frozen.reason}" if whole.frozen else "",
+        "frozen": f"since {format_minute(whole.frozen.since)} {whole.frozen.reason}" if whole.frozen else "",
         "other tags": ", ".join(whole.other_tags),
         "refers to": str(whole.subject or ""),
         "referrers": ", ".join(_referrer(one) for one in whole.referrers),
@@ -164,7 +161,7 @@ def _completeness(image: CachedImage) -> str:
         return f"no: {len(missing)} missing"
     if not image.complete:
         return "no: no platform was pulled"
-    return f"yes, but for {len(unpulled)} platforms that nobody pulled" if unpulled else "yes"
+    return f"yes, except for platforms that were never pulled: {len(unpulled)}" if unpulled else "yes"
 
 
 def _state(one: PlatformHere) -> str:
@@ -175,7 +172,7 @@ def _state(one: PlatformHere) -> str:
 
 def _reason(pinned: PinnedImage) -> str:
     by = f"by the rule {pinned.rule}" if pinned.rule else f"as {name_of(pinned.repo, pinned.reference)}"
-    until = f", until {_date(pinned.until)}" if pinned.until else ""
+    until = f", until {format_minute(pinned.until)}" if pinned.until else ""
     return f"{by}{f', {pinned.reason}' if pinned.reason else ''}{until}"
 
 
@@ -189,16 +186,16 @@ def _referrer(one: Descriptor) -> str:
 @application.command()
 def verify(
     image: Annotated[
-        list[str] | None, typer.Argument(metavar="IMAGE", help="Only these; without any, every blob.")
+        list[str] | None, typer.Argument(metavar="IMAGE", help="Only these images; without any, every blob.")
     ] = None,
     config: ConfigFile = None,
-    rate: Annotated[str | None, typer.Option(help="Bytes per second at most, such as 50MB.")] = None,
-    repair: Annotated[bool, typer.Option("--repair/--no-repair", help="Fetch again what is damaged.")] = True,
-    as_json: AsJson = False,
+    rate: Annotated[str | None, typer.Option(help="Maximum number of bytes per second, such as 50MB.")] = None,
+    repair: Annotated[bool, typer.Option("--repair/--no-repair", help="Fetch damaged blobs again.")] = True,
+    as_json: JsonOption = False,
 ) -> None:
-    """Hash blobs again; set aside what is damaged and fetch it again; exit status 1 if something is not to be had."""
+    """Check the digests of blobs, set damaged ones aside and fetch them again. Exit status 1 if some cannot be had."""
     loaded = _load(config)
-    check_owner(loaded, "leaves")
+    check_owner(loaded)
     limit = _parse_rate(rate)
     images = parse_images(image or [], loaded)
     with _bar(quiet=as_json) as bar:
@@ -212,7 +209,7 @@ def verify(
 
 
 class _Bar:
-    """Told of the total once it is known, and of bytes as they are read."""
+    """The progress bar; it does nothing without a terminal."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
@@ -282,7 +279,7 @@ async def _verify_all(storage: Storage, scrub: Scrub, bar: _Bar) -> dict[str, An
         before = await asyncio.to_thread(read_progress, notes)
         done = 0
         if before and before.complete_at is None and before.after:
-            complain(f"going on after {before.after}, begun {_date(before.begun_at)}")
+            complain(f"continuing after {before.after}; this pass began {format_minute(before.begun_at)}")
             done = before.bytes
         bar.total(await asyncio.to_thread(lambda: sum(info.size for info in store.walk())), done)
         progress = await scrub_all(scrub, store, notes)
@@ -301,9 +298,9 @@ def _print_report(report: dict[str, Any]) -> None:
     for record in report["dangling"]:
         say(f"record without content: {record}")
     for digest in report["lost"]:
-        say(f"damaged and not repaired, now in quarantine: {digest}")
+        say(f"damaged and not repaired, moved to quarantine: {digest}")
     for digest in report["unreadable"]:
-        say(f"cannot be read, left in its place: {digest}")
+        say(f"cannot be read, left in place: {digest}")
     for missing in report["missing"]:
         say(f"missing: {missing}")
     say(
@@ -319,7 +316,7 @@ def _parse_rate(rate: str | None) -> float | None:
     except ValueError as error:
         raise ConfigError([f"--rate: {error}"]) from error
     if limit == 0:
-        raise ConfigError(["--rate: a rate of nothing; leave it out for no limit"])
+        raise ConfigError(["--rate: must be more than 0; without it, there is no limit"])
     return limit
 
 
@@ -329,18 +326,18 @@ def _parse_rate(rate: str | None) -> float | None:
 @application.command()
 def misses(
     config: ConfigFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON list, for programs.")] = False,
+    as_json: JsonOption = False,
     images: Annotated[
-        bool, typer.Option("--images", help="One image in each line, without those that came since.")
+        bool, typer.Option("--images", help="Print one image per line, without those that are complete now.")
     ] = False,
-    clear: Annotated[bool, typer.Option("--clear", help="Forget them, after they were written out.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete the list after printing it.")] = False,
 ) -> None:
-    """List what a sealed mirror was asked for and does not have."""
+    """List the requests that a sealed mirror could not answer."""
     loaded = _load(config)
     if as_json and images:
         raise ConfigError(["--json and --images exclude each other"])
     if clear:
-        check_owner(loaded, "leaves")
+        check_owner(loaded)
     asyncio.run(_misses(loaded, _printer(as_json, images), clear))
 
 
@@ -361,7 +358,7 @@ async def _misses(loaded: settings.Config, write: Callable[[list[tuple[Miss, str
         if not clear:
             await list_them()
             return
-        # what comes meanwhile waits, and is not cleared unseen
+        # new misses wait until the list is cleared, so that none is deleted unseen
         async with storage.locks.hold(MISSES_LOCK):
             await list_them()
             sys.stdout.flush()
@@ -369,7 +366,7 @@ async def _misses(loaded: settings.Config, write: Callable[[list[tuple[Miss, str
 
 
 async def _now(overview: Overview, miss: Miss) -> str:
-    """How it is with the image now: an import may have brought it since."""
+    """Whether the image is here now: an import may have brought it since."""
     if miss.reference is None:
         return "unknown"
     found = await overview.image(miss.repo, miss.reference)
@@ -380,10 +377,10 @@ def _print_misses(found: list[tuple[Miss, str]]) -> None:
     table = TextTable("image", "requests", "first", "last", "now", "missing blobs")
     for miss, now in found:
         blobs = "\n".join(map(str, miss.blobs))
-        table.add_row(miss.image, str(miss.count), _date(miss.first), _date(miss.last), now, blobs)
+        table.add_row(miss.image, str(miss.count), format_minute(miss.first), format_minute(miss.last), now, blobs)
     if found:
         table.show()
-    say(f"{len(found)} images were asked for and not, or not wholly, here")
+    say(f"{counted(len(found), 'image')} requested, but missing or incomplete at that time")
 
 
 def _print_images(found: list[tuple[Miss, str]]) -> None:
@@ -413,8 +410,7 @@ def _print_misses_json(found: list[tuple[Miss, str]]) -> None:
 
 
 def _load(config: Path | None) -> settings.Config:
-    loaded = settings.load(config)
-    telemetry.set_up_logging("error")
+    loaded = load(config)
     check_there(loaded)
     return loaded
 
@@ -427,8 +423,3 @@ def _overview(loaded: settings.Config, storage: Storage) -> Overview:
 
 def _yes(answer: bool) -> str:
     return "yes" if answer else "no"
-
-
-def _date(at: float | None) -> str:
-    """In UTC, to the minute."""
-    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}" if at else ""

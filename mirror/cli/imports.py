@@ -1,4 +1,4 @@
-"""`import`: images out of a bundle, out of any OCI image layout, or out of another registry's data."""
+"""`import`: images from a bundle, from any OCI image layout, or from the data of another registry."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from mirror.bundles.layout_source import LayoutSource, OnRead
 from mirror.bundles.registry_data import RegistryData, RegistryRepository
 from mirror.bundles.signing import read_public_key
 from mirror.cli.audit_command import audited
-from mirror.cli.base import ConfigFile, application, complain, say, say_json
-from mirror.cli.long_running import Json, check_owner, from_file, in_thread, load, progress
+from mirror.cli.base import ConfigFile, JsonOption, application, complain, counted, load, say, say_json
+from mirror.cli.long_running import from_file, in_thread, progress
+from mirror.cli.store_checks import check_owner
 from mirror.errors import BundleError, ConfigError, RequestError
 from mirror.intake.grants import Grants
 from mirror.oci.digest import Digest
@@ -31,64 +32,65 @@ from mirror.values.sizes import format_size
 
 @application.command("import")
 def import_images(
-    source: Annotated[Path | None, typer.Argument(help="A bundle, or any OCI image layout: a tar or a folder.")] = None,
-    from_registry: Annotated[
-        Path | None, typer.Option("--registry-data", help="Data directory of a docker-registry instead.")
+    source: Annotated[Path | None, typer.Argument(help="A bundle or OCI image layout: a tar file or a folder.")] = None,
+    registry_data: Annotated[
+        Path | None, typer.Option("--registry-data", help="Instead: the data directory of a docker-registry.")
     ] = None,
     as_registry: Annotated[
-        str | None, typer.Option("--as", help="The registry that its images are filed under; else the default one.")
+        str | None,
+        typer.Option("--as", help="The registry of these images; without it, the default registry."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="What the image is called, where the layout does not say it.")
+        str | None, typer.Option("--name", help="The name of the image, if the layout does not contain it.")
     ] = None,
     verify: Annotated[
-        Path | None, typer.Option("--verify", help="PEM file with the public key of who must have signed.")
+        Path | None, typer.Option("--verify", help="PEM file with the public key by which the bundle must be signed.")
     ] = None,
     require_signature: Annotated[
         bool, typer.Option("--require-signature", help="Refuse to run without --verify.")
     ] = False,
-    partial: Annotated[bool, typer.Option("--allow-incomplete", help="Also images that would lack something.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check everything.")] = False,
-    as_json: Json = False,
+    partial: Annotated[bool, typer.Option("--allow-incomplete", help="Also import incomplete images.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check; import nothing.")] = False,
+    as_json: JsonOption = False,
     config: ConfigFile = None,
 ) -> None:
-    """Take images in, so that they are served like pulled ones. Safe beside a running server."""
+    """Import images, so that they are served like pulled ones. Safe beside a running server."""
     loaded = load(config)
-    _check_import(source, from_registry, as_registry, name, verify, require_signature)
-    check_owner(loaded, "takes in")
+    _check_import(source, registry_data, as_registry, name, verify, require_signature)
+    check_owner(loaded)
     importing = _Import(loaded, partial=partial, dry_run=dry_run)
-    with audited(loaded, "import", dry_run=dry_run, source=str(from_registry or source)) as about:
-        if from_registry is not None:
-            done = asyncio.run(importing.of_registry(from_registry, as_registry))
+    with audited(loaded, "import", dry_run=dry_run, source=str(registry_data or source)) as about:
+        if registry_data is not None:
+            done = asyncio.run(importing.of_registry(registry_data, as_registry))
         elif source is not None:
             key = from_file(read_public_key, verify)
             done = asyncio.run(importing.of_layout(source, name, key))
-        about |= {one: len(done[one]) for one in ("images", "refused", "damaged")}
+        about |= {field: len(done[field]) for field in ("images", "refused", "damaged")}
     if as_json:
         say_json(done)
     else:
-        _tell(done)
+        _print_summary(done)
     if done["refused"] or done["damaged"]:
         raise typer.Exit(1)
 
 
 def _check_import(
     source: Path | None,
-    from_registry: Path | None,
+    registry_data: Path | None,
     as_registry: str | None,
     name: str | None,
     verify: Path | None,
     require_signature: bool,
 ) -> None:
     mistakes = []
-    if (source is None) == (from_registry is None):
-        mistakes.append("import: say either a bundle or --registry-data")
-    if from_registry is not None and (name or verify or require_signature):
-        mistakes.append("import: --name, --verify and --require-signature are for bundles; a registry's data has none")
-    if as_registry is not None and from_registry is None:
-        mistakes.append("import: --as belongs to --registry-data")
+    if (source is None) == (registry_data is None):
+        mistakes.append("import: give either a bundle or --registry-data")
+    if registry_data is not None and (name or verify or require_signature):
+        mistakes.append("import: --name, --verify and --require-signature are for bundles, not for --registry-data")
+    if as_registry is not None and registry_data is None:
+        mistakes.append("import: --as is for --registry-data only")
     if require_signature and verify is None:
-        mistakes.append("import: --require-signature needs --verify with the key of who must have signed")
+        mistakes.append("import: --require-signature needs --verify")
     if mistakes:
         raise ConfigError(mistakes)
 
@@ -131,7 +133,7 @@ class _Import:
         filed_under = registry or self._loaded.default_registry
         if not filed_under or table.registry(filed_under) is None:
             raise ConfigError(
-                [f"import: {filed_under!r} is not a registry of this mirror; say with --as which one the images are of"]
+                [f"import: {filed_under!r} is not a registry of this mirror; name the registry of the images with --as"]
             )
         async with open_storage(self._loaded) as storage:
             with progress() as begin:
@@ -156,12 +158,14 @@ class _Import:
 
 
 def _left_out(bundle: Bundle) -> Collection[Digest]:
-    """What a bundle may leave out: who signed it says that this side has it for these images."""
+    """The blobs that a signed bundle may leave out: its signer asserts that this side has them for these images."""
     return bundle.inventory.left_out.keys() if bundle.verified and bundle.inventory else ()
 
 
 def _rights(storage: Any) -> MayServe:
-    """Whether a repository may serve a blob already. To be called from threads, while the loop of the caller runs."""
+    """A function that returns whether a repository may already serve a blob. It is called from threads, while the
+    caller's loop runs.
+    """
     loop = asyncio.get_running_loop()
     grants = Grants(storage.index, storage.catalog, storage.store)
 
@@ -184,7 +188,7 @@ def _plan_registry(
             refused[repository.name] = str(error)
             continue
         images += [(image, repository) for image in found]
-        refused |= {f"{repository.name}:{tag}": "its manifest is gone or damaged" for tag in lost}
+        refused |= {f"{repository.name}:{tag}": "its manifest is missing or damaged" for tag in lost}
     plan = plan_images(images, store, may_serve=may_serve, skip_damaged=True)
     plan.refused |= refused
     return plan
@@ -209,25 +213,25 @@ def _origin(bundle: Bundle) -> dict[str, Any]:
     return {"verified": bundle.verified, "hasInventory": bundle.inventory is not None}
 
 
-def _tell(done: dict[str, Any]) -> None:
+def _print_summary(done: dict[str, Any]) -> None:
     count, written, here = len(done["images"]), done["written"], done["here"]
     if done["dryRun"]:
-        say(f"{done['source']}: good: {count} images; nothing was taken in")
+        say(f"{done['source']}: good: {counted(count, 'image')}; nothing was imported")
     else:
         say(
-            f"{done['source']}: {count} images taken in, {written['blobs']} blobs written ({_size(written)}), "
-            f"{here['blobs']} here already ({_size(here)})"
+            f"{done['source']}: {counted(count, 'image')} imported, {counted(written['blobs'], 'blob')} written "
+            f"({_size(written)}), {here['blobs']} already here ({_size(here)})"
         )
     for image, was in done["moved"].items():
-        say(f"moved: {image} was {was}")
+        say(f"moved: {image} was {was} before")
     for digest, image in done["absent"].items():
         complain(f"missing: {digest} of {image}")
     for digest, reason in done["damaged"].items():
         complain(f"damaged: {digest}: {reason}")
     for image, reason in done["refused"].items():
-        complain(f"not taken in: {image}: {reason}")
+        complain(f"not imported: {image}: {reason}")
     if not done["indexUpdated"]:
-        complain("the index did not answer; it takes note when it is compared with the disk")
+        complain("the index did not answer; it is updated when it is next compared with the disk")
 
 
 def _size(counted: dict[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""`configure`: the configuration of this machine's container clients, so that they pull through the mirror."""
+"""`configure`: makes the container clients of this machine pull through the mirror."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from mirror.nodes.plan import Client, ClientLogin, FilePlan, MirrorUrl, Wanted
 from mirror.oci.reference import check_registry
 
 MirrorArgument = Annotated[str | None, typer.Argument(metavar="MIRROR_URL", help="http://mirror.internal:5000")]
-RootOption = Annotated[Path, typer.Option(help="Below this folder instead: an image, a chroot, a host's mount.")]
+RootOption = Annotated[Path, typer.Option(help="Work below this folder: an image, a chroot, the host's mount.")]
 AuthorityOption = Annotated[
-    Path | None, typer.Option("--ca-file", help="PEM file of the authority that the mirror's certificate is from.")
+    Path | None, typer.Option("--ca-file", help="PEM file of the authority that issued the mirror's certificate.")
 ]
 UserOption = Annotated[str | None, typer.Option(help="Log in at the mirror as this user.")]
-PasswordOption = Annotated[Path | None, typer.Option(help="File with that user's password.")]
+PasswordOption = Annotated[Path | None, typer.Option(help="File with the password of that user.")]
 
 
 @application.command()
@@ -35,20 +35,20 @@ def configure(
     mirror_url: MirrorArgument = None,
     registry: Annotated[
         list[str] | None,
-        typer.Option(help="A registry to pull through the mirror; without it, all. May be given again."),
+        typer.Option(help="A registry to pull through the mirror; without it, all. May be repeated."),
     ] = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Do it; without it, only show what would change.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change: the default.")] = False,
-    undo: Annotated[bool, typer.Option("--undo", help="Take back what was done; with --dry-run, show it.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Make the changes; without it, only show them.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change (the default).")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Revert the changes; with --dry-run, only show them.")] = False,
     root: RootOption = Path("/"),
     ca_file: AuthorityOption = None,
     username: UserOption = None,
     password_file: PasswordOption = None,
     no_fallback: Annotated[
-        bool, typer.Option("--no-fallback", help="Never ask the registry itself, also when the mirror fails.")
+        bool, typer.Option("--no-fallback", help="Forbid the client to ask the registry itself if the mirror fails.")
     ] = False,
 ) -> None:
-    """Have a container client of this machine pull through the mirror. Never restarts anything."""
+    """Make a container client of this machine pull through the mirror. Restarts nothing."""
     kind = _client(client)
     if dry_run and apply:
         raise ConfigError(["--dry-run and --apply exclude each other"])
@@ -59,7 +59,7 @@ def configure(
         _undo(journal, dry_run)
         return
     if mirror_url is None:
-        raise ConfigError(["MIRROR_URL is missing: where the clients reach the mirror"])
+        raise ConfigError(["MIRROR_URL is missing: the URL at which clients reach the mirror"])
     mirror = MirrorUrl.parse(mirror_url)
     wanted = Wanted(
         mirror,
@@ -70,9 +70,9 @@ def configure(
         fallback=not no_fallback,
     )
     plan = kind.plan(journal, wanted)
-    plan = replace(plan, notes=(*plan.notes, *journal.left(plan)))
+    plan = replace(plan, notes=(*plan.notes, *journal.left_unchanged(plan)))
     if wanted.account and mirror.is_plain and not mirror.is_loopback:
-        plan = replace(plan, notes=(*plan.notes, "the password goes over the network as it is: http:// has no TLS"))
+        plan = replace(plan, notes=(*plan.notes, "the password crosses the network unencrypted: http:// has no TLS"))
     _carry_out(journal, plan) if apply and not plan.conflicts else _show(journal, plan)
 
 
@@ -81,8 +81,8 @@ def _show(journal: Journal, plan: FilePlan) -> None:
     _print_differences(differences)
     _print_notes(plan)
     if plan.conflicts:
-        raise MirrorError("\n  ".join(["nothing was changed, because of", *plan.conflicts]))
-    say("nothing was changed; --apply does it" if differences else "all of it is so already")
+        raise MirrorError("\n  ".join(["nothing was changed, because:", *plan.conflicts]))
+    say("nothing was changed; --apply makes the changes" if differences else "nothing to change")
     _print_needs(differences, plan, "then")
 
 
@@ -91,7 +91,7 @@ def _carry_out(journal: Journal, plan: FilePlan) -> None:
     _print_done(done)
     _print_notes(plan)
     if not done:
-        say("all of it is so already")
+        say("nothing to change")
     _print_needs([one.difference for one in done], plan, "now")
 
 
@@ -99,26 +99,26 @@ def _undo(journal: Journal, dry_run: bool) -> None:
     if dry_run:
         differences = journal.undoing()
         _print_differences(differences)
-        say("nothing was changed" if differences else "there is nothing to take back")
+        say("nothing was changed" if differences else "nothing to undo")
         return
     done = journal.undo()
     _print_done(done)
     for one in needed([each.difference for each in done]):
         say(f"now: {one}")
     if not done:
-        say("there is nothing to take back")
+        say("nothing to undo")
 
 
 def _print_differences(differences: Sequence[Difference]) -> None:
     for one in differences:
-        say(one.unified() or f"{one.path}: only its line ends change")
+        say(one.unified() or f"{one.path}: only the line ends change")
 
 
 def _print_done(done: Sequence[Done]) -> None:
     for one in done:
         path, before, after = one.difference.path, one.difference.before, one.difference.after
         what = "removed" if after is None else "written" if before is None else "changed"
-        say(f"{path}: {what}" + (f"; as it was: {one.backup}" if one.backup else ""))
+        say(f"{path}: {what}" + (f"; backup: {one.backup}" if one.backup else ""))
 
 
 def _print_notes(plan: FilePlan) -> None:
@@ -136,13 +136,13 @@ def _print_needs(differences: Sequence[Difference], plan: FilePlan, when: str) -
 
 def _client(name: str) -> Client:
     if (found := CLIENTS.get(name)) is None:
-        raise ConfigError([f"{name[:80]!r} is no client that is known here: {', '.join(CLIENTS)}"])
+        raise ConfigError([f"{name[:80]!r} is not one of {', '.join(CLIENTS)}"])
     return found
 
 
 def _registries(given: Sequence[str]) -> tuple[str, ...]:
-    """By the names that clients have for them, each once."""
-    called = {alias: str(one["name"]) for one in PUBLIC for alias in one.get("aliases", [])}
+    """The registries by the names that clients use, each once. Raises `ConfigError`."""
+    by_alias = {alias: str(one["name"]) for one in PUBLIC for alias in one.get("aliases", [])}
     names, mistakes = [], []
     for text in given:
         name = text.strip().lower()
@@ -150,22 +150,22 @@ def _registries(given: Sequence[str]) -> tuple[str, ...]:
             check_registry(name.removeprefix("*."))
         except RequestError as error:
             mistakes.append(f"--registry: {error}")
-        names.append(called.get(name, name))
+        names.append(by_alias.get(name, name))
     if mistakes:
         raise ConfigError(mistakes)
     return tuple(dict.fromkeys(names))
 
 
 def read_authority(path: Path | None, mirror: MirrorUrl) -> str | None:
-    """The certificates of a PEM file. Raises `ConfigError`, also for a file that holds a key: copies are for all."""
+    """The certificates in a PEM file. Raises `ConfigError`, also if it contains a key: the copies are public."""
     if path is None:
         return None
     if mirror.is_plain:
-        raise ConfigError(["--ca-file: the mirror's URL is http://, there is no certificate to trust"])
+        raise ConfigError(["--ca-file: the mirror's URL is http://, so there is no certificate to trust"])
     try:
         text = path.read_text()
         if "PRIVATE KEY" in text:
-            raise ConfigError([f"--ca-file: {path} holds a private key; give the certificate alone"])
+            raise ConfigError([f"--ca-file: {path} contains a private key; give the certificate only"])
         if "BEGIN CERTIFICATE" not in text:
             raise ConfigError([f"--ca-file: {path} contains no certificate"])
         ssl.create_default_context(cadata=text)
@@ -177,7 +177,7 @@ def read_authority(path: Path | None, mirror: MirrorUrl) -> str | None:
 
 
 def read_account(username: str | None, password_file: Path | None) -> ClientLogin | None:
-    """Raises `ConfigError`; it never shows the password."""
+    """The login at the mirror. Raises `ConfigError`, without the password in its message."""
     if (username is None) != (password_file is None):
         raise ConfigError(["--username and --password-file belong together"])
     if username is None or password_file is None:
@@ -189,5 +189,5 @@ def read_account(username: str | None, password_file: Path | None) -> ClientLogi
             [f"--password-file: {password_file}: {getattr(error, 'strerror', None) or 'not text'}"]
         ) from error
     if not password or not username or ":" in username:
-        raise ConfigError(["--username: empty, or with a colon; or the password is empty"])
+        raise ConfigError(["--username: empty or with a colon, or the password is empty"])
     return ClientLogin(username, password)

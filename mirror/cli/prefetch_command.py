@@ -1,4 +1,4 @@
-"""`prefetch`: bring images in before anybody asks for them, in a process of its own on the store of the server."""
+"""`prefetch`: downloads images into the cache before clients ask for them, in a process beside the server."""
 
 from __future__ import annotations
 
@@ -26,8 +26,18 @@ from rich.table import Column
 from mirror import config as settings
 from mirror import telemetry
 from mirror.cli.audit_command import audited
-from mirror.cli.base import ConfigFile, TextTable, application, complain, description_column, say, say_json
-from mirror.cli.long_running import check_owner
+from mirror.cli.base import (
+    ConfigFile,
+    JsonOption,
+    TextTable,
+    application,
+    complain,
+    counted,
+    description_column,
+    say,
+    say_json,
+)
+from mirror.cli.store_checks import check_owner
 from mirror.errors import ConfigError
 from mirror.graph.closure import Role
 from mirror.oci.digest import Digest
@@ -52,21 +62,21 @@ def prefetch(
     ] = None,
     config: ConfigFile = None,
     platform: Annotated[
-        list[str] | None, typer.Option(help="Only these, such as linux/amd64,linux/arm64. Without it, all.")
+        list[str] | None, typer.Option(help="Only these platforms, such as linux/amd64,linux/arm64; without it, all.")
     ] = None,
     from_file: Annotated[
-        list[Path] | None, typer.Option(help="A list, one image a line. - is standard input. May be given again.")
+        list[Path] | None, typer.Option(help="A list with one image per line; - is standard input. May be repeated.")
     ] = None,
     from_k8s: Annotated[
-        list[Path] | None, typer.Option(help="A file or folder of Kubernetes manifests, or -. May be given again.")
+        list[Path] | None, typer.Option(help="A file or folder of Kubernetes manifests, or -. May be repeated.")
     ] = None,
-    from_compose: Annotated[list[Path] | None, typer.Option(help="A Compose file, or -. May be given again.")] = None,
-    referrers: Annotated[bool, typer.Option("--referrers", help="Signatures, SBOMs and attestations too.")] = False,
-    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Blobs that are downloaded at once.")] = 8,
-    as_json: Annotated[bool, typer.Option("--json", help="Nothing but JSON on standard output.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the images that are meant.")] = False,
+    from_compose: Annotated[list[Path] | None, typer.Option(help="A Compose file, or -. May be repeated.")] = None,
+    referrers: Annotated[bool, typer.Option("--referrers", help="Also signatures, SBOMs and attestations.")] = False,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Number of simultaneous downloads.")] = 8,
+    as_json: JsonOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the images.")] = False,
 ) -> None:
-    """Download images into the cache. Again is how it is resumed; safe beside a running server."""
+    """Download images into the cache. To resume, run it again. Safe beside a running server."""
     loaded = settings.load(config)
     chosen = _platforms(platform or [])
     listed = _listed(images or [], from_file or [], from_k8s or [], from_compose or [])
@@ -78,11 +88,11 @@ def prefetch(
     for warning in listed.warnings:
         complain(f"mirror: warning: {warning}")
     if not wanted:
-        raise ConfigError(["no image is named, here or in a list"])
+        raise ConfigError(["name an image, or a list that contains one"])
     if dry_run:
         _print_list(wanted, listed, as_json)
         return
-    check_owner(loaded, "downloads")
+    check_owner(loaded)
     with audited(loaded, "prefetch", images=[str(image) for image in wanted]) as about:
         with _display() as report:
             done = _interruptible(lambda: _bring_in(loaded, list(wanted), chosen, referrers, concurrency, report))
@@ -108,7 +118,7 @@ def _platforms(texts: list[str]) -> tuple[Platform, ...]:
 
 
 def _listed(images: list[str], files: list[Path], manifests: list[Path], compose: list[Path]) -> Listed:
-    """All that is named. Raises `ConfigError` with every list that cannot be read."""
+    """All images that are named. Raises `ConfigError` with every list that cannot be read."""
     found = Listed(tuple(Named(image, "") for image in images))
     mistakes = []
     readings: list[tuple[Callable[[Path], Listed], list[Path]]] = [
@@ -128,7 +138,7 @@ def _listed(images: list[str], files: list[Path], manifests: list[Path], compose
 
 
 def _print_list(wanted: dict[Image, list[str]], listed: Listed, as_json: bool) -> None:
-    """In a form that `--from-file` reads."""
+    """Print the images in the format that `--from-file` reads."""
     if as_json:
         items = [
             {"image": str(image), "from": [place for place in places if place]} for image, places in wanted.items()
@@ -165,7 +175,7 @@ async def _bring_in(
 
 
 def _interruptible(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run it; SIGINT and SIGTERM end it in order, so that what has come stays as partials."""
+    """Run the work. SIGINT and SIGTERM end it in order, so that unfinished downloads stay as partials."""
 
     async def run() -> T:
         task = asyncio.current_task()
@@ -176,7 +186,7 @@ def _interruptible(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     try:
         return asyncio.run(run())
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
-        complain("mirror: interrupted; what has come is kept, and the same command goes on with it")
+        complain("mirror: interrupted; the downloaded parts are kept, and the same command continues with them")
         number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
         raise typer.Exit(128 + number) from error
 
@@ -186,7 +196,7 @@ def _interruptible(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 @contextmanager
 def _display() -> Iterator[_Report]:
-    """Bars on a terminal, lines elsewhere; always on standard error."""
+    """Progress bars if standard error is a terminal, else lines; both on standard error."""
     console = Console(stderr=True)
     if not console.is_terminal or console.is_dumb_terminal:
         telemetry.set_up_logging("warning")
@@ -200,14 +210,14 @@ def _display() -> Iterator[_Report]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, expand=True) as progress:
-        # standard error is the display's meanwhile: log lines go above the bars
+        # the display now owns standard error: log lines go above the bars
         telemetry.set_up_logging("warning")
         yield _Bars(progress)
     telemetry.set_up_logging("warning")
 
 
 class _Lines:
-    """One line for each digest that came, or did not."""
+    """One line for each digest that was fetched or failed."""
 
     def __call__(self, image: Image, progress: pulling.BlobProgress) -> None:
         if progress.state in (pulling.State.FETCHED, pulling.State.FAILED):
@@ -216,9 +226,9 @@ class _Lines:
 
 
 class _Bars:
-    """One bar for each blob under way, and one for everything that is to come.
+    """One bar for each blob that is being downloaded, and one for the total.
 
-    A blob is known from its manifest on, so that the whole is known early; what turns out to be here is taken off.
+    Manifests name all blobs with their sizes, so the total is known early; blobs that are already here are subtracted.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -269,17 +279,13 @@ def _print_summary(done: Prefetched) -> None:
         )
     table.show()
     for image in done.stale:
-        say(f"{image}: upstream did not answer for the tag; it is here as it was")
+        say(f"{image}: upstream did not answer for the tag; the cached image stays")
     for failure in failures:
         say(f"failed: {failure}")
     say(
-        f"{_counted(len(done.images), 'image')}: {_words(done.fetched) or 'nothing'} new, "
-        f"{_words(done.here) or 'nothing'} already here, {_counted(len(failures), 'failure')}"
+        f"{counted(len(done.images), 'image')}: {_words(done.fetched) or 'nothing'} new, "
+        f"{_words(done.here) or 'nothing'} already here, {counted(len(failures), 'failure')}"
     )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _words(counts: PrefetchCounts) -> str:

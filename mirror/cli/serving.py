@@ -14,9 +14,8 @@ import typer
 
 from mirror import config as settings
 from mirror import telemetry
-from mirror.cli.base import ConfigFile, application, complain, say, say_json
-from mirror.cli.long_running import owner
-from mirror.cli.note_checks import unread_of
+from mirror.cli.base import ConfigFile, JsonOption, application, complain, say, say_json
+from mirror.cli.store_checks import describe_unread, store_owner
 from mirror.errors import ConfigError, StoreError
 from mirror.heartbeat import Heartbeat, Heartbeats
 from mirror.process.listeners import AdminListener, connect_unix, open_admin, open_listeners
@@ -26,11 +25,11 @@ from mirror.process.listeners import AdminListener, connect_unix, open_admin, op
 def serve(
     config: ConfigFile = None,
     listen: Annotated[
-        list[str] | None, typer.Option(help="Where to listen: host:port or unix:/path. May be given again.")
+        list[str] | None, typer.Option(help="Address to listen on: host:port or unix:/path. May be repeated.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that serve.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Number of serving processes.")] = None,
 ) -> None:
-    """Serve pulls until SIGTERM; SIGHUP reads the configuration again."""
+    """Serve until SIGTERM. SIGHUP reads the configuration again."""
     from mirror.process.supervisor import WorkerPlan, supervise
 
     overrides = {"server": {"listen": listen or None, "workers": workers}}
@@ -60,7 +59,7 @@ def serve(
                 telemetry.log.warning("changed setting needs restart", setting=name)
         return plan(now)
 
-    if (whose := owner(loaded)) not in (None, os.geteuid()):
+    if (whose := store_owner(loaded)) not in (None, os.geteuid()):
         telemetry.log.warning(
             "store belongs to another user",
             root=str(loaded.store.root),
@@ -75,7 +74,7 @@ def serve(
 
 
 def _in_memory(content: bytes) -> int:
-    """A file without a name; its descriptor."""
+    """The descriptor of a nameless file with this content."""
     descriptor = os.memfd_create("mirror.toml")
     with os.fdopen(descriptor, "wb", closefd=False) as file:
         file.write(content)
@@ -83,7 +82,7 @@ def _in_memory(content: bytes) -> int:
 
 
 def _is_answered(path: Path) -> bool:
-    """Whether somebody lives behind a socket."""
+    """True if a process listens on a socket."""
     try:
         connect_unix(path, timeout=1).close()
     except OSError:
@@ -92,7 +91,7 @@ def _is_answered(path: Path) -> bool:
 
 
 def _open_admin(loaded: settings.Config, workers: int) -> list[AdminListener]:
-    """Where nobody has asked for its socket, pulls are served without it too."""
+    """The sockets of the admin API. If the default socket cannot be opened, the mirror serves pulls without it."""
     opened = []
     if loaded.admin_tcp:
         opened.append(open_admin(loaded.admin_tcp, workers))
@@ -125,7 +124,7 @@ def worker(
     after_blocked: Annotated[bool, typer.Option("--after-blocked")] = False,
     config: ConfigFile = None,
 ) -> None:
-    """One of the serving processes; started by `serve`."""
+    """One of the serving processes; `serve` starts them."""
     from mirror.process.worker import run_worker
 
     loaded = settings.load(config)
@@ -133,64 +132,65 @@ def worker(
     if after_blocked:
         telemetry.WORKERS_BLOCKED.inc()
 
-    def tell() -> None:
+    def report_ready() -> None:
         os.write(ready, b"1")
         os.close(ready)
 
     listeners = [socket.socket(fileno=int(number)) for number in sockets.split(",")]
-    asked = [socket.socket(fileno=int(number)) for number in filter(None, admin.split(","))]
-    run_worker(loaded, listeners, ready=tell, parent=parent, admin=asked, pulse=Heartbeat(Heartbeats(beats), slot))
+    admin_listeners = [socket.socket(fileno=int(number)) for number in filter(None, admin.split(","))]
+    pulse = Heartbeat(Heartbeats(beats), slot)
+    run_worker(loaded, listeners, ready=report_ready, parent=parent, admin=admin_listeners, pulse=pulse)
 
 
 @application.command()
 def check(
     config: ConfigFile = None,
-    online: Annotated[bool, typer.Option("--online", help="Ask each registry, with its credentials, too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    online: Annotated[bool, typer.Option("--online", help="Also contact each registry, with its credentials.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Check a configuration and name every mistake in it, and every pin or freeze that cannot be read."""
+    """Check a configuration and report every mistake in it, and every pin or freeze that cannot be read."""
     loaded = settings.load(config)
     telemetry.set_up_logging("error")
     if online and loaded.offline:
-        raise ConfigError(["--online: offline is set, no registry is contacted"])
-    found = asyncio.run(_ask_registries(loaded)) if online else []
+        raise ConfigError(["--online: the mirror is sealed (offline), so no registry may be contacted"])
+    results = asyncio.run(_ask_registries(loaded)) if online else []
     try:
-        unread = unread_of(loaded)
+        unread = describe_unread(loaded)
     except StoreError as error:
-        # whoever checks a file may not look into the store; the configuration is none the worse for it
+        # the user of this command may not be allowed to read the store; the configuration can be good all the same
         unread = []
-        complain(f"mirror: pins and freezes were not looked at: {error}")
+        complain(f"mirror: pins and freezes were not checked: {error}")
     if as_json:
         summary = {"upstreams": len(loaded.upstream), "store": str(loaded.store.root)}
-        say_json({**summary, **({"online": [asdict(one) for one in found]} if online else {})})
+        say_json({**summary, **({"online": [asdict(result) for result in results]} if online else {})})
     else:
-        sealed = ", none of which is contacted" if loaded.offline else ""
+        sealed = " (none is contacted)" if loaded.offline else ""
         syncs = f", {len(loaded.sync)} sync rules" if loaded.sync else ""
-        counted = f"{len(loaded.upstream)} upstreams{sealed}{syncs}"
-        say(f"{config or 'defaults'}: good: {counted}, store at {loaded.store.root}")
-        for one in found:
-            say(f"{'ok    ' if one.ok else 'FAILED'} {one.upstream} ({one.url}): {one.detail}")
-            if one.advice:
-                say(f"       {one.advice}")
-    for words in [*settings.hints(loaded), *unread, *_of_certificate(loaded)]:
-        # no reason to fail: what starts a mirror checks before, and pulls must go on being served
-        complain(f"mirror: {words}")
-    if not all(one.ok for one in found):
+        upstreams = f"{len(loaded.upstream)} upstreams{sealed}{syncs}"
+        say(f"{config or 'defaults'}: good: {upstreams}, store at {loaded.store.root}")
+        for result in results:
+            say(f"{'ok    ' if result.ok else 'FAILED'} {result.upstream} ({result.url}): {result.detail}")
+            if result.advice:
+                say(f"       {result.advice}")
+    for warning in [*settings.hints(loaded), *unread, *_check_certificate(loaded)]:
+        # not a failure: units and scripts run this check before they start the mirror, which must still serve
+        complain(f"mirror: {warning}")
+    if not all(result.ok for result in results):
         raise typer.Exit(1)
 
 
-def _of_certificate(loaded: settings.Config) -> list[str]:
-    """What is wrong with the one that clients are shown, or will be soon."""
+def _check_certificate(loaded: settings.Config) -> list[str]:
+    """What is, or will soon be, wrong with the server's certificate."""
     if (file := loaded.server.tls_certificate) is None:
         return []
     from mirror.access.certificate import validity
     from mirror.nodes.findings import judge_certificate_age
 
     try:
-        found = judge_certificate_age(str(file), *validity(file), time.time())
+        finding = judge_certificate_age(str(file), *validity(file), time.time())
     except (OSError, ValueError) as error:
         return [f"server.tls_certificate: {file}: {error}"]
-    return [f"server.tls_certificate {found.text}: {found.advice}"] if found.advice else []
+    return [f"server.tls_certificate {finding.text}: {finding.advice}"] if finding.advice else []
 
 
 async def _ask_registries(loaded: settings.Config) -> list[Any]:

@@ -1,4 +1,4 @@
-"""`sync`: what the sync rules did last and will do next, and one of them at once."""
+"""`sync`: the sync rules with their last result and next run; or one of them, now."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from mirror import config as settings
-from mirror import telemetry
 from mirror.cli.audit_command import audited
-from mirror.cli.base import ConfigFile, TextTable, application, description_column, say, say_json
-from mirror.cli.long_running import check_owner
+from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, description_column, load, say, say_json
+from mirror.cli.store_checks import check_owner
 from mirror.errors import ConfigError
 from mirror.oci.reference import Repo
 from mirror.prefetch.jobs import Ended
@@ -33,21 +32,20 @@ _DRAW_EVERY = 0.2
 def sync(
     config: ConfigFile = None,
     now: Annotated[
-        str | None, typer.Option("--now", metavar="NAME", help="Run this rule now, and wait for it.")
+        str | None, typer.Option("--now", metavar="NAME", help="Run this rule now, and wait for its end.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """List the sync rules with their last result and next run, or run one now. Works beside a server, and without."""
-    loaded = settings.load(config)
-    telemetry.set_up_logging("error")
+    """List the sync rules with their last result and next run, or run one now. Safe beside a running server."""
+    loaded = load(config)
     if now is None:
         rules = asyncio.run(_rules(loaded))
-        say_json(rules) if as_json else _show(rules)
+        say_json(rules) if as_json else _print_rules(rules)
         return
     titles = [rule.title for rule in loaded.sync]
     if now not in titles:
-        raise ConfigError([f"--now: no sync rule {now!r} (there is {', '.join(titles) or 'none'})"])
-    check_owner(loaded, "downloads")
+        raise ConfigError([f"--now: no sync rule {now!r}; the rules are: {', '.join(titles) or 'none'}"])
+    check_owner(loaded)
     with audited(loaded, "sync", rule=now) as about:
         ended = asyncio.run(_run(loaded, now))
         result = ended.result
@@ -97,9 +95,9 @@ async def _run(loaded: settings.Config, name: str) -> Ended:
         return task.result()
 
 
-def _show(rules: list[SyncRuleJson]) -> None:
+def _print_rules(rules: list[SyncRuleJson]) -> None:
     if not rules:
-        say("no [[sync]] rules in the configuration")
+        say("the configuration has no [[sync]] rules")
         return
     table = TextTable("rule", "tags", "schedule", "state", "last run", "result", "next run")
     for rule in rules:
@@ -109,14 +107,14 @@ def _show(rules: list[SyncRuleJson]) -> None:
             rule["schedule"],
             rule["state"],
             rule["ended"] or rule["started"] or "",
-            _words(rule["progress"] or rule["result"] or {}, rule["started_by"]),
+            _describe(rule["progress"] or rule["result"] or {}, rule["started_by"]),
             rule["next_run"] or "",
         )
     table.show()
 
 
-def _words(result: Mapping[str, Any], by: str | None) -> str:
-    """A result, or the progress of what runs, in a few words."""
+def _describe(result: Mapping[str, Any], by: str | None) -> str:
+    """A result, or the progress of a run, in a few words."""
     if "error" in result:
         return str(result["error"])
     if "received" in result:
@@ -133,6 +131,6 @@ def _summary(name: str, ended: Ended) -> str:
     result = ended.result
     if "error" in result:
         return f"{name}: {result['error']}"
-    lines = [f"{name}: {_words(result, None)}", *(f"  new: {image}" for image in result["new"])]
+    lines = [f"{name}: {_describe(result, None)}", *(f"  new: {image}" for image in result["new"])]
     lines += [f"  failed: {failure}" for failure in result["failures"]]
-    return "\n".join(lines + [f"  upstream did not answer for {image}" for image in result["stale"]])
+    return "\n".join(lines + [f"  upstream did not answer for the tag: {image}" for image in result["stale"]])

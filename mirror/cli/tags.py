@@ -1,4 +1,4 @@
-"""`history`, `freeze`, `unfreeze`, `freezes`: what tags have pointed to, and tags that must not move."""
+"""`history`, `freeze`, `unfreeze`, `freezes`: the digests that tags have pointed to, and tags that must not move."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from mirror import config as settings
-from mirror import telemetry
 from mirror.cli.audit_command import audited
-from mirror.cli.base import ConfigFile, TextTable, application, say, say_json
-from mirror.cli.long_running import check_owner, check_there
-from mirror.cli.note_checks import refuse_unread
+from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, load, parse_images, say, say_json
+from mirror.cli.store_checks import check_owner, check_there, refuse_unread
 from mirror.errors import ConfigError, MirrorError, NotFound, RequestError
 from mirror.graph.closure import read_closure
 from mirror.inspect.tag_view import TagState, TagView, read_standing
@@ -22,7 +20,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.history import pointed_to, recalled
-from mirror.policy.image_names import Image, parse_image
+from mirror.policy.image_names import Image
 from mirror.policy.records import Freeze, Sighting
 from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.freezes import LocalFreezes
@@ -30,21 +28,19 @@ from mirror.store.local.layout import Layout
 from mirror.values.timestamps import format_moment, parse_moment
 
 TagArgument = Annotated[str, typer.Argument(metavar="IMAGE:TAG", help="An image by tag: alpine, quay.io/org/app:1.2")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
 
 @application.command()
-def history(image: TagArgument, config: ConfigFile = None, as_json: AsJson = False) -> None:
-    """What a tag has pointed to, newest first, and which of it the mirror answers now."""
-    loaded = settings.load(config)
-    telemetry.set_up_logging("warning")
+def history(image: TagArgument, config: ConfigFile = None, as_json: JsonOption = False) -> None:
+    """Show the digests that a tag has pointed to, newest first, and which one the mirror answers now."""
+    loaded = load(config, level="warning")
     wanted = _tag(image, loaded)
     check_there(loaded)
     found = asyncio.run(_standing(loaded, wanted.repo, str(wanted.tag)))
     if not found.standings and not found.freeze:
-        raise MirrorError(f"{wanted}: this mirror has never seen such a tag")
+        raise MirrorError(f"{wanted}: this mirror has never seen that tag")
     if as_json:
-        say_json(_written(found))
+        say_json(_history_json(found))
         return
     table = TextTable("digest", "first seen", "last seen", "content", "now")
     for one in found.standings:
@@ -54,7 +50,7 @@ def history(image: TagArgument, config: ConfigFile = None, as_json: AsJson = Fal
             format_moment(seen.first_seen),
             format_moment(seen.last_seen),
             _content(one),
-            ", ".join(_words(one)),
+            ", ".join(_describe(one)),
         )
     table.show()
     say(_summary(found))
@@ -66,32 +62,30 @@ def freeze(
     config: ConfigFile = None,
     at: Annotated[
         str | None,
-        typer.Option(help="A digest, or a date (2025-01-31, 2025-01-31T12:30, UTC): what the tag pointed to then."),
+        typer.Option(help="A digest, or a time in UTC (2025-01-31, 2025-01-31T12:30) at which the tag had it."),
     ] = None,
-    reason: Annotated[str, typer.Option(help="Why, for whoever finds it.")] = "",
+    reason: Annotated[str, typer.Option(help="Shown by `mirror freezes`.")] = "",
 ) -> None:
-    """Have a tag answer one digest until it is unfrozen: the one that it points to now, or another."""
-    loaded = settings.load(config)
-    telemetry.set_up_logging("warning")
+    """Make a tag answer one digest until it is unfrozen: its present digest, or the one given with --at."""
+    loaded = load(config, level="warning")
     wanted = _tag(image, loaded, digest=at is None)
-    check_owner(loaded, "freezes")
-    where = _where(at) if at is not None else wanted.digest
+    check_owner(loaded)
+    where = _parse_at(at) if at is not None else wanted.digest
     tag = str(wanted.tag)
     with audited(loaded, "freeze", repository=str(wanted.repo), reference=tag, reason=reason or None) as about:
         made, missing = asyncio.run(_freeze(loaded, wanted.repo, tag, where, reason))
         about["digest"] = str(made.digest)
     say(f"{made.repo}:{made.tag} answers {made.digest} until it is unfrozen")
     if missing:
-        say(f"not all of it is here ({missing} missing): the rest is fetched, by digest, when somebody pulls it")
+        say(f"the image is not complete here ({missing} missing); a pull fetches the rest by digest")
 
 
 @application.command()
 def unfreeze(image: TagArgument, config: ConfigFile = None) -> None:
-    """Let a tag follow upstream again."""
-    loaded = settings.load(config)
-    telemetry.set_up_logging("warning")
+    """Make a tag follow upstream again."""
+    loaded = load(config, level="warning")
     wanted = _tag(image, loaded)
-    check_owner(loaded, "leaves")
+    check_owner(loaded)
     with audited(loaded, "unfreeze", repository=str(wanted.repo), reference=str(wanted.tag)):
         if not asyncio.run(_unfreeze(loaded, wanted.repo, str(wanted.tag))):
             raise MirrorError(f"{wanted} is not frozen")
@@ -99,21 +93,20 @@ def unfreeze(image: TagArgument, config: ConfigFile = None) -> None:
 
 
 @application.command()
-def freezes(config: ConfigFile = None, as_json: AsJson = False) -> None:
-    """The tags that are frozen."""
-    loaded = settings.load(config)
-    telemetry.set_up_logging("warning")
+def freezes(config: ConfigFile = None, as_json: JsonOption = False) -> None:
+    """List the frozen tags."""
+    loaded = load(config, level="warning")
     layout = Layout(loaded.store.root)
     freezes, unread = LocalFreezes(layout).look()
     found = sorted(freezes, key=lambda one: (one.repo, one.tag))
     if as_json:
-        say_json([{"image": f"{one.repo}:{one.tag}", **_written_freeze(one)} for one in found])
+        say_json([{"image": f"{one.repo}:{one.tag}", **_freeze_json(one)} for one in found])
     else:
-        _show_freezes(found)
+        _print_freezes(found)
     refuse_unread(unread, LocalCatalog(layout))
 
 
-def _show_freezes(found: Sequence[Freeze]) -> None:
+def _print_freezes(found: Sequence[Freeze]) -> None:
     table = TextTable("image", "digest", "since", "reason")
     for one in found:
         table.add_row(f"{one.repo}:{one.tag}", str(one.digest), format_moment(one.since), one.reason)
@@ -126,22 +119,17 @@ def _show_freezes(found: Sequence[Freeze]) -> None:
 
 
 def _tag(text: str, loaded: settings.Config, *, digest: bool = False) -> Image:
-    """An image with a tag; with a digest besides only where one makes sense. Raises `ConfigError`."""
-    from mirror.config import routing_table
-
-    try:
-        image = parse_image(text, routing_table(loaded))
-    except RequestError as error:
-        raise ConfigError([str(error)]) from error
+    """An image with a tag, and with a digest only if `digest` allows it. Raises `ConfigError`."""
+    [image] = parse_images([text], loaded)
     if image.tag is None:
-        raise ConfigError([f"{text}: a digest never moves; name a tag"])
+        raise ConfigError([f"{text}: name a tag; a digest never moves"])
     if image.digest is not None and not digest:
-        raise ConfigError([f"{text}: name the tag alone"])
+        raise ConfigError([f"{text}: name the tag without a digest"])
     return image
 
 
-def _where(at: str) -> Digest | float:
-    """Raises `ConfigError`."""
+def _parse_at(at: str) -> Digest | float:
+    """The digest or time that `--at` means. Raises `ConfigError`."""
     try:
         if at.startswith(("sha256:", "sha512:")):
             return Digest.parse(at)
@@ -170,14 +158,14 @@ async def _standing(loaded: settings.Config, repo: Repo, tag: str) -> TagView:
 async def _freeze(
     loaded: settings.Config, repo: Repo, tag: str, where: Digest | float | None, reason: str
 ) -> tuple[Freeze, int]:
-    """The freeze, and how many parts of the image are not here."""
+    """The freeze, and how many blobs of the image are missing."""
     from mirror.app.routes import age_rule
     from mirror.app.storage import open_storage
 
     async with open_storage(loaded) as storage:
         rule = age_rule(loaded, repo)
 
-        def known() -> Descriptor | None:
+        def find_here() -> Descriptor | None:
             if where is None:
                 if frozen := storage.freezes.get(repo, tag):
                     return frozen.descriptor
@@ -185,13 +173,13 @@ async def _freeze(
                 return next((one.sighting.descriptor for one in at.standings if one.answers), None)
             seen = recalled(storage.catalog.get_history(repo, tag), storage.catalog.get_tag(repo, tag), time.time())
             if isinstance(where, float):
-                return _then(repo, tag, seen, where).descriptor
+                return _at_time(repo, tag, seen, where).descriptor
             if same := [one for one in seen if one.digest == where]:
                 return same[-1].descriptor
             link = storage.catalog.get_manifest(repo, where)
             return link.descriptor if link else None
 
-        target = await asyncio.to_thread(known)
+        target = await asyncio.to_thread(find_here)
         if target is None:
             target = await _ask(loaded, repo, where if isinstance(where, Digest) else tag)
         made = Freeze(repo, tag, target.digest, target.media_type, target.size, reason, time.time())
@@ -200,16 +188,16 @@ async def _freeze(
         return made, len(closure.missing)
 
 
-def _then(repo: Repo, tag: str, seen: tuple[Sighting, ...], when: float) -> Sighting:
+def _at_time(repo: Repo, tag: str, seen: tuple[Sighting, ...], when: float) -> Sighting:
     found = pointed_to(seen, when)
     if found is None:
-        begins = f"its history begins at {format_moment(seen[0].first_seen)}" if seen else "it has no history here"
-        raise MirrorError(f"{repo}:{tag}: nothing is known of {format_moment(when)}: {begins}")
+        begins = f"its history begins at {format_moment(seen[0].first_seen)}" if seen else "it has no history"
+        raise MirrorError(f"{repo}:{tag}: its digest at {format_moment(when)} is not known: {begins}")
     return found
 
 
 async def _ask(loaded: settings.Config, repo: Repo, reference: Reference) -> Descriptor:
-    """What is not known here: upstream's word, by HEAD. Raises `MirrorError`."""
+    """The descriptor that upstream answers, by HEAD. Raises `MirrorError`."""
     from mirror.app.building import build
 
     async with build(loaded) as app:
@@ -236,7 +224,7 @@ def _content(one: TagState) -> str:
     return f"{len(one.closure.missing)} missing" if one.here else "not here"
 
 
-def _words(one: TagState) -> Iterable[str]:
+def _describe(one: TagState) -> Iterable[str]:
     if one.answers:
         yield "frozen" if one.frozen else "answers"
     if one.held_back:
@@ -250,10 +238,10 @@ def _summary(found: TagView) -> str:
         reason = f" ({found.freeze.reason})" if found.freeze.reason else ""
         return f"{name} is frozen at {found.freeze.digest} since {since}{reason}"
     if found.dropped:
-        return f"{name} is not on the disk: upstream had no such tag when it was last asked"
+        return f"{name} is not stored: upstream did not have this tag when it was last asked"
     if found.choice and found.choice.held_back:
         what = f"answers {found.answers}" if found.answers else "is refused"
-        return f"{name} {what}: the newest digest is too new (minimum_age), and is served from {_from(found)} on"
+        return f"{name} {what}: the newest digest is too new (minimum_age) and will be served from {_from(found)} on"
     return f"{name} answers {found.answers}"
 
 
@@ -261,15 +249,15 @@ def _from(found: TagView) -> str:
     return format_moment(found.choice.newest_from) if found.choice else ""
 
 
-def _written_freeze(one: Freeze) -> dict[str, Any]:
+def _freeze_json(one: Freeze) -> dict[str, Any]:
     return {"digest": str(one.digest), "since": format_moment(one.since), "reason": one.reason}
 
 
-def _written(found: TagView) -> dict[str, Any]:
+def _history_json(found: TagView) -> dict[str, Any]:
     return {
         "image": f"{found.repo}:{found.tag}",
         "answers": None if found.answers is None else str(found.answers),
-        "frozen": _written_freeze(found.freeze) if found.freeze else None,
+        "frozen": _freeze_json(found.freeze) if found.freeze else None,
         "newestServedFrom": _from(found) if found.choice and found.choice.held_back else None,
         "sightings": [
             {

@@ -1,4 +1,4 @@
-"""`why`: what the last answer was and why, what is here, and what the next pull will do."""
+"""`why`: the last answer and its reason, what of the image is here, and what the next pull will do."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import Annotated, Any, Final
 import typer
 
 from mirror import config as settings
-from mirror import telemetry
-from mirror.cli.base import ConfigFile, application, say, say_json
+from mirror.cli.base import ConfigFile, JsonOption, application, load, parse_images, say, say_json
 from mirror.errors import ConfigError, RequestError
 from mirror.eviction.pinned_images import PinnedImage, pinned_images
 from mirror.inspect.explain import Explainer, WhyBlob, WhyImage
 from mirror.inspect.images import CachedImage, Overview
 from mirror.oci.digest import Digest
-from mirror.policy.image_names import Image, name_of, parse_image
+from mirror.policy.image_names import Image, name_of
 from mirror.policy.last_answer import LastAnswer, explain
 from mirror.policy.rules import RouteRule
 from mirror.values.durations import format_duration
@@ -27,7 +26,7 @@ from mirror.values.timestamps import format_moment, moment
 
 Found = WhyImage | WhyBlob
 
-#: Parts of an image that went wrong and are told one by one.
+#: The number of failed parts of an image that are listed one by one.
 _MOST_PARTS: Final = 5
 
 
@@ -37,27 +36,26 @@ def why(
         str, typer.Argument(metavar="IMAGE|DIGEST", help="alpine:3.20, an image by digest, or a digest alone.")
     ],
     config: ConfigFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Tell why the last answer was a hit, a miss, stale or an error, and what the next pull will do."""
-    loaded = settings.load(config)
-    telemetry.set_up_logging("error")
+    """Explain why the last answer was a hit, a miss, stale or an error, and what the next pull will do."""
+    loaded = load(config)
     now = time.time()
     found = asyncio.run(_look(loaded, _parse(image, loaded), now))
     if as_json:
-        say_json([_written(one, loaded) for one in found])
+        say_json([_to_json(one, loaded) for one in found])
         return
-    for number, one in enumerate(found):
-        told = _told(one, loaded, now)
-        say("\n".join(["", *told] if number else told))
+    for number, subject in enumerate(found):
+        lines = _describe(subject, loaded, now)
+        say("\n".join(["", *lines] if number else lines))
 
 
 def _parse(text: str, loaded: settings.Config) -> Image | Digest:
     """Raises `ConfigError`."""
+    if not text.startswith(("sha256:", "sha512:")):
+        return parse_images([text], loaded)[0]
     try:
-        if text.startswith(("sha256:", "sha512:")):
-            return Digest.parse(text)
-        return parse_image(text, settings.routing_table(loaded))
+        return Digest.parse(text)
     except RequestError as error:
         raise ConfigError([str(error)]) from error
 
@@ -96,35 +94,33 @@ async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> 
 # -------------------------------------------------------------------------------------------------------- in words
 
 
-def _told(found: Found, loaded: settings.Config, now: float) -> list[str]:
-    return _told_image(found, loaded, now) if isinstance(found, WhyImage) else _told_blob(found, now)
+def _describe(found: Found, loaded: settings.Config, now: float) -> list[str]:
+    return _describe_image(found, loaded, now) if isinstance(found, WhyImage) else _describe_blob(found, now)
 
 
-def _told_image(found: WhyImage, loaded: settings.Config, now: float) -> list[str]:
+def _describe_image(found: WhyImage, loaded: settings.Config, now: float) -> list[str]:
     return [
         name_of(found.repo, found.reference),
-        *_told_answers(found.answers, now),
-        *_told_parts(found.parts, now),
+        *_describe_answers(found.answers, now),
+        *_describe_parts(found.parts, now),
         "here:",
         *(f"  {line}" for line in _here(found, now)),
         "route:",
         f"  {_route(found.route, found.rule)}",
-        f"  upstream {found.repo.registry} at {', '.join(_urls(found, loaded)) or 'no address: sealed'}",
+        f"  upstream {found.repo.registry} at {', '.join(_urls(found, loaded)) or 'no address (sealed)'}",
         "the next pull:",
         *(f"  {line}" for line in found.next),
     ]
 
 
-def _told_blob(found: WhyBlob, now: float) -> list[str]:
+def _describe_blob(found: WhyBlob, now: float) -> list[str]:
     here = found.here
-    lines = [str(found.digest), *_told_answers(found.answers, now, of_repo=True), "here:"]
+    lines = [str(found.digest), *_describe_answers(found.answers, now, of_repo=True), "here:"]
     if here.size is not None:
         used = f", last used {_ago(here.used_at, now)}" if here.used_at else ""
         lines.append(f"  a blob of {format_size(here.size)}{used}")
     elif here.growing is not None:
-        lines.append(
-            f"  a download that has not ended: {format_size(here.growing)} of it are on the disk or on their way"
-        )
+        lines.append(f"  a download in progress or interrupted: {format_size(here.growing)} so far")
     else:
         lines.append("  nothing")
     lines += [f"  part of {name_of(repo, reference)}" for repo, reference in found.images]
@@ -133,10 +129,10 @@ def _told_blob(found: WhyBlob, now: float) -> list[str]:
     return [*lines, *(f"  of {repo}: {line}" for repo, line in found.next)]
 
 
-def _told_answers(answers: Sequence[LastAnswer], now: float, *, of_repo: bool = False) -> Iterable[str]:
+def _describe_answers(answers: Sequence[LastAnswer], now: float, *, of_repo: bool = False) -> Iterable[str]:
     if not answers:
         yield "last answer:"
-        yield "  none is remembered (the last 500 of each kind and worker are)"
+        yield "  none is recorded (each worker records the last 500 of each kind)"
     for answer in answers:
         yield "last answer:" if answer is answers[0] else "before that:"
         asked = f"{answer.method} {answer.reference or answer.kind}{f' of {answer.repository}' if of_repo else ''}"
@@ -144,11 +140,11 @@ def _told_answers(answers: Sequence[LastAnswer], now: float, *, of_repo: bool = 
         yield f"  {_ago(answer.at, now)}: {asked}: {answer.status}, {answer.outcome}, {took}"
         yield f"  {explain(answer)}"
         if answer.digest and answer.digest != answer.reference:
-            yield f"  it said {answer.digest}"
+            yield f"  answered {answer.digest}"
 
 
-def _told_parts(parts: Sequence[LastAnswer], now: float) -> Iterable[str]:
-    """How many of what the image consists of were what; one by one only what went wrong."""
+def _describe_parts(parts: Sequence[LastAnswer], now: float) -> Iterable[str]:
+    """The number of answers about the image's parts by outcome, and the first few that failed."""
     if not parts:
         return
     count = Counter(_fate(one) for one in parts)
@@ -202,22 +198,22 @@ def _pin(pinned: PinnedImage) -> str:
 
 
 def _route(route: str | None, rule: RouteRule) -> str:
-    said = [f'match = "{route}"' if route else "none fits, the defaults hold"]
+    facts = [f'match = "{route}"' if route else "no route matches; the defaults apply"]
     if rule.offline:
-        return f"{said[0]}, offline"
-    said.append(f"tag_ttl {format_duration(rule.freshness.tag_ttl)}")
-    said.append(f"stale_while_down {format_duration(rule.freshness.stale_while_down)}")
+        return f"{facts[0]}, offline"
+    facts.append(f"tag_ttl {format_duration(rule.freshness.tag_ttl)}")
+    facts.append(f"stale_while_down {format_duration(rule.freshness.stale_while_down)}")
     if rule.age.minimum:
-        said.append(f"minimum_age {format_duration(rule.age.minimum)}")
+        facts.append(f"minimum_age {format_duration(rule.age.minimum)}")
     if rule.content.require_digest:
-        said.append("require_digest")
+        facts.append("require_digest")
     if rule.content.largest is not None:
-        said.append(f"max_size {format_size(rule.content.largest)}")
+        facts.append(f"max_size {format_size(rule.content.largest)}")
     if rule.content.signed_by:
-        said.append(f"signed_by {len(rule.content.signed_by)} keys")
+        facts.append(f"signed_by {len(rule.content.signed_by)} keys")
     if rule.prefetch:
-        said.append("prefetch")
-    return ", ".join(said)
+        facts.append("prefetch")
+    return ", ".join(facts)
 
 
 def _urls(found: WhyImage, loaded: settings.Config) -> list[str]:
@@ -233,11 +229,11 @@ def _ago(at: float, now: float) -> str:
 # --------------------------------------------------------------------------------------------------------- as JSON
 
 
-def _written(found: Found, loaded: settings.Config) -> dict[str, Any]:
+def _to_json(found: Found, loaded: settings.Config) -> dict[str, Any]:
     if isinstance(found, WhyBlob):
         return {
             "digest": str(found.digest),
-            "answers": [_written_answer(one) for one in found.answers],
+            "answers": [_answer_json(one) for one in found.answers],
             "size": found.here.size,
             "growing": found.here.growing,
             "lastUsed": moment(found.here.used_at),
@@ -247,8 +243,8 @@ def _written(found: Found, loaded: settings.Config) -> dict[str, Any]:
     image = found.image
     return {
         "image": name_of(found.repo, found.reference),
-        "answers": [_written_answer(one) for one in found.answers],
-        "parts": [_written_answer(one) for one in found.parts],
+        "answers": [_answer_json(one) for one in found.answers],
+        "parts": [_answer_json(one) for one in found.parts],
         "digest": str(image.root.digest) if image else None,
         "complete": bool(image and image.complete),
         "missing": [str(node.digest) for node in image.closure.missing] if image else [],
@@ -280,5 +276,5 @@ def _fresh_until(found: WhyImage) -> str | None:
     return moment(found.record.fetched_at + found.rule.freshness.tag_ttl) if found.record else None
 
 
-def _written_answer(answer: LastAnswer) -> dict[str, Any]:
+def _answer_json(answer: LastAnswer) -> dict[str, Any]:
     return {**answer.to_json(), "at": format_moment(answer.at), "why": explain(answer)}

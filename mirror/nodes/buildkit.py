@@ -21,11 +21,9 @@ _RESTART: Final = "systemctl restart buildkit, or docker buildx create --buildki
 
 def _plan(files: Files, wanted: Wanted) -> FilePlan:
     """The plan for BuildKit. Raises `ConfigError` if its file cannot express what is `wanted`, `NodeRefused`."""
-    mistakes = [
-        f"--registry {name}: BuildKit knows no wildcards" for name in wanted.registries if name.startswith("*.")
-    ]
+    mistakes = [f"--registry {name}: BuildKit has no wildcards" for name in wanted.registries if name.startswith("*.")]
     if wanted.account:
-        mistakes.append(f"--username: use `docker login {wanted.mirror.address}` where builds are started from")
+        mistakes.append(f"--username: use `docker login {wanted.mirror.address}` on the machine that starts the builds")
     if not wanted.fallback:
         mistakes.append("--no-fallback: BuildKit always asks the registry itself when its mirrors fail")
     if mistakes:
@@ -51,7 +49,7 @@ def _plan(files: Files, wanted: Wanted) -> FilePlan:
         changes.append(Change(_AUTHORITY, wanted.authority, _RESTART))
     notes = []
     if not wanted.registries and (wild := [name for name in wanted.public if name.startswith("*.")]):
-        notes.append(f"left out: {', '.join(wild)}: BuildKit knows no wildcards; name each host with --registry")
+        notes.append(f"left out: {', '.join(wild)}: BuildKit has no wildcards; name each host with --registry")
     return FilePlan((*changes, Change(_FILE, content, _RESTART)), tuple(notes))
 
 

@@ -37,8 +37,8 @@ _REGISTRY: Final = {
 #: The names of the runtime interface in `disabled_plugins`.
 _DISABLED: Final = {"cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"}
 
-_SEVERAL: Final = "config_path names several folders, so containerd 2 may read none of them and go around the mirror"
-_RESTART: Final = "systemctl restart containerd (containers go on running)"
+_SEVERAL: Final = "config_path names several folders, so containerd 2 may read none of them and bypass the mirror"
+_RESTART: Final = "systemctl restart containerd (containers keep running)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def _settings(files: Files) -> list[_Settings]:
 def _version(data: Mapping[str, Any], otherwise: int) -> int:
     version = data.get("version", otherwise)
     if version not in _REGISTRY:
-        raise NodeRefused(f"{_CONFIG}: version {version!r} is not known here; 2 to 4 are")
+        raise NodeRefused(f"{_CONFIG}: version {version!r} is not supported; 2 to 4 are")
     return int(version)
 
 
@@ -103,7 +103,7 @@ def _plan(files: Files, wanted: Wanted) -> FilePlan:
     """The plan for containerd. Raises `ConfigError` if its files cannot express what is `wanted`, `NodeRefused`."""
     if wild := [name for name in wanted.registries if name.startswith("*.")]:
         raise ConfigError(
-            [f"--registry {name}: containerd knows no wildcards; name hosts, or none for all" for name in wild]
+            [f"--registry {name}: containerd has no wildcards; name hosts, or none for all registries" for name in wild]
         )
     settings = _settings(files)
     changes, notes, conflicts = _config_path(files, settings)
@@ -119,12 +119,12 @@ def _plan(files: Files, wanted: Wanted) -> FilePlan:
         if wanted.authority:
             changes.append(Change(f"{folder}/{name}/{_AUTHORITY}", wanted.authority))
         if before := [one for one in _folders_of(name)[:-1] if files.text(f"{folder}/{one}/hosts.toml") is not None]:
-            conflicts.append(f"{folder}/{before[0]}/hosts.toml: goes before {path}: remove it first")
+            conflicts.append(f"{folder}/{before[0]}/hosts.toml: takes precedence over {path}: remove it first")
     if not wanted.registries:
         own = [
             one for one in files.names(folder) if one != _ALL and files.text(f"{folder}/{one}/hosts.toml") is not None
         ]
-        notes += [f"{folder}/{name}/hosts.toml goes before {_ALL}: --registry {name} changes it" for name in own]
+        notes += [f"{folder}/{name}/hosts.toml overrides {_ALL}; change it with --registry {name}" for name in own]
     return FilePlan(tuple(changes), tuple(notes), tuple(conflicts), "containerd reads hosts.toml at each pull")
 
 
@@ -166,7 +166,7 @@ def _config_path(files: Files, settings: list[_Settings]) -> tuple[list[Change],
         return (
             [],
             [],
-            [f"{one.path}: has no version, or 1, and is not changed here; make it 2, or add yourself:\n{line}"],
+            [f"{one.path}: has no version, or version 1; make it version 2, or add these lines:\n{line}"],
         )
     return [Change(one.path, set_keys(one.text, one.path, one.table, {"config_path": _FOLDER}), _RESTART)], [], []
 
@@ -189,33 +189,33 @@ def _one_folder(
     only a note.
     """
     one = next(one for one in reversed(settings) if one.registry.get("config_path"))
-    if held := [folder for folder in folders[1:] if files.names(folder)]:
-        note = f"{one.path}: {_SEVERAL}; move what is in {', '.join(held)} to {folders[0]}, and name that alone"
+    if used := [folder for folder in folders[1:] if files.names(folder)]:
+        note = f"{one.path}: {_SEVERAL}; move the files in {', '.join(used)} to {folders[0]}, and name only that"
         return [], [note], []
     content = set_keys(one.text, one.path, one.table, {"config_path": folders[0]})
     return [Change(one.path, content, _RESTART)], [], []
 
 
-def _hosts(there: str | None, path: str, wanted: Wanted) -> tuple[str, str]:
-    """The text of a `hosts.toml`, and why it cannot be written; empty if it can. `there` is the present text."""
+def _hosts(present: str | None, path: str, wanted: Wanted) -> tuple[str, str]:
+    """The text of a `hosts.toml`, and why it cannot be written; empty if it can. `present` is the present text."""
     url = str(wanted.mirror)
-    if there is None or not there.strip("\ufeff \t\r\n"):
+    if present is None or not present.strip("\ufeff \t\r\n"):
         return written_by("containerd") + _block(wanted), ""
-    data = parse(there, path)
+    data = parse(present, path)
     ours = parse(_block(wanted), path)
     if not wanted.fallback:
         if data == ours:
-            return there, ""
-        return there, f"{path}: asks others already, and with --no-fallback nobody else may be asked: remove it first"
+            return present, ""
+        return present, f"{path}: names other hosts, which --no-fallback forbids: remove it first"
     known = data.get("host", {})
     if url in known:
         if known[url] != ours["host"][url]:
-            return there, f'{path}: has [host."{url}"] with other settings: remove that table first'
+            return present, f'{path}: has [host."{url}"] with other settings: remove that table first'
         if next(iter(known)) == url:
-            return there, ""
+            return present, ""
         # containerd asks hosts in the order of the file, so the mirror's table moves to the front
-        there = drop_table(there, path, ("host", url))
-    return insert_before_tables(there, path, _block(wanted), ours), ""
+        present = drop_table(present, path, ("host", url))
+    return insert_before_tables(present, path, _block(wanted), ours), ""
 
 
 def _block(wanted: Wanted) -> str:
@@ -246,7 +246,7 @@ def _asks(files: Files, registry: str) -> Asked:
     folders = _folders(settings)
     trouble = []
     if not folders and not _is_disabled(settings):
-        trouble.append(f"{_CONFIG}: config_path is not set: Kubernetes' pulls read no hosts.toml")
+        trouble.append(f"{_CONFIG}: config_path is not set: Kubernetes' pulls do not read hosts.toml")
     doubts = (f"{_CONFIG}: {_SEVERAL}",) if len(folders) > 1 else ()
     for folder in folders or (_FOLDER,):
         for name in (*_folders_of(registry), _ALL):

@@ -30,10 +30,10 @@ class NodeFiles:
 
     def real(self, path: str) -> Path:
         """The path on this machine, with links resolved; nothing needs to exist there. Raises `NodeRefused`."""
-        left = list(PurePosixPath(path).parts[1:])
+        remaining = list(PurePosixPath(path).parts[1:])
         at, links = self._root, 0
-        while left:
-            part = left.pop(0)
+        while remaining:
+            part = remaining.pop(0)
             if part == "..":
                 at = at.parent if at != self._root else at
                 continue
@@ -47,7 +47,7 @@ class NodeFiles:
             target = PurePosixPath(os.readlink(step))
             if target.is_absolute():
                 at = self._root
-            left = [*(part for part in target.parts if part != "/"), *left]
+            remaining = [*(part for part in target.parts if part != "/"), *remaining]
         return at
 
     def text(self, path: str) -> str | None:
@@ -58,7 +58,7 @@ class NodeFiles:
             except (FileNotFoundError, NotADirectoryError):
                 return None
             except UnicodeDecodeError as error:
-                raise NodeRefused(f"{path}: not UTF-8 (byte {error.start}); mend it first") from error
+                raise NodeRefused(f"{path}: not UTF-8 (byte {error.start}); repair it first") from error
 
     def exists(self, path: str) -> bool:
         """True if there is a file or a folder."""
@@ -112,11 +112,11 @@ class NodeFiles:
             return "/" + str(target.relative_to(self._root))
 
     def sweep(self, path: str) -> None:
-        """Removes the temporary files that crashes left of a file and of its backups, and no others."""
+        """Removes the temporary files of a file and of its backups that crashes left behind, and no others."""
         real = self.real(path)
-        half = re.compile(rf"\.{re.escape(real.name)}(\.before-mirror-[0-9TZ.]+)?\.[0-9a-f]{{16}}")
+        temporary = re.compile(rf"\.{re.escape(real.name)}(\.before-mirror-[0-9TZ.]+)?\.[0-9a-f]{{16}}")
         with suppress(OSError):
-            for name in filter(half.fullmatch, os.listdir(real.parent)):
+            for name in filter(temporary.fullmatch, os.listdir(real.parent)):
                 (real.parent / name).unlink()
 
     def remove(self, path: str) -> None:
@@ -142,7 +142,7 @@ def _put(target: Path, content: bytes, model: Path | None, *, secret: bool = Fal
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             if model is not None:
-                _copy_manners(model, file.fileno(), temporary)
+                _copy_metadata(model, file.fileno(), temporary)
             else:
                 os.fchmod(file.fileno(), 0o644)
             if secret:
@@ -157,7 +157,7 @@ def _put(target: Path, content: bytes, model: Path | None, *, secret: bool = Fal
     _sync(target.parent)
 
 
-def _copy_manners(model: Path, descriptor: int, target: Path) -> None:
+def _copy_metadata(model: Path, descriptor: int, target: Path) -> None:
     """Copies owner, mode and extended attributes (the labels of SELinux are among them)."""
     status = model.stat()
     with suppress(PermissionError):  # without root the file gets this user as owner, as with any editor

@@ -47,12 +47,12 @@ _COMMAND_LINES: Final = (
 def _plan(files: Files, wanted: Wanted) -> FilePlan:
     """The plan for Docker. Raises `ConfigError` if `daemon.json` cannot express what is `wanted`, `NodeRefused`."""
     mistakes = [
-        f"--registry {name}: Docker uses mirrors for docker.io alone; pull {wanted.mirror.address}/{name}/... instead"
+        f"--registry {name}: Docker uses mirrors for docker.io only; pull {wanted.mirror.address}/{name}/... instead"
         for name in wanted.registries
         if name != _HUB
     ]
     if wanted.account:
-        mistakes.append(f"--username: daemon.json holds no passwords; use `docker login {wanted.mirror.address}`")
+        mistakes.append(f"--username: daemon.json cannot contain passwords; use `docker login {wanted.mirror.address}`")
     if not wanted.fallback:
         mistakes.append("--no-fallback: Docker always asks Docker Hub itself when its mirrors fail")
     if mistakes:
@@ -62,16 +62,14 @@ def _plan(files: Files, wanted: Wanted) -> FilePlan:
     changes = [Change(_FILE, content, _RELOAD)]
     if wanted.authority:
         changes.append(Change(f"{_HOME}/certs.d/{wanted.mirror.address}/ca.crt", wanted.authority))
-    notes = [
-        f"Docker uses mirrors for docker.io alone; others by name: docker pull {wanted.mirror.address}/ghcr.io/..."
-    ]
+    notes = [f"Docker uses mirrors for docker.io only; for others: docker pull {wanted.mirror.address}/ghcr.io/..."]
     if wanted.authority:
         notes.append(f"{TOKENS}: {TRUST_TOO}")
     if not wanted.mirror.is_plain and wanted.mirror.host == "localhost":
         notes.append(f"{BY_HTTP}: give the mirror another name")
-    others = [one for one in _strings(_read(content), _MIRRORS) if not wanted.mirror.is_at(one)]
+    others = [url for url in _strings(_read(content), _MIRRORS) if not wanted.mirror.is_at(url)]
     if others:
-        notes.append(f"{_FILE}: other mirrors stay behind this one: {', '.join(map(_without_user, others))}")
+        notes.append(f"{_FILE}: other mirrors stay, after this one: {', '.join(map(_without_user, others))}")
     return FilePlan(
         tuple(changes), tuple(notes), tuple(_on_command_line(files, content)), "dockerd reads certs.d at each pull"
     )
@@ -82,7 +80,7 @@ def _merge(text: str, mirror: MirrorUrl) -> str:
     data = _read(text)
     mirrors = _strings(data, _MIRRORS)
     if not mirrors or not mirror.is_at(mirrors[0]):
-        text = _set(text, _MIRRORS, [str(mirror), *(one for one in mirrors if not mirror.is_at(one))])
+        text = _set(text, _MIRRORS, [str(mirror), *(url for url in mirrors if not mirror.is_at(url))])
     plain = _strings(data, _PLAIN)
     # dockerd allows loopback addresses without TLS by default
     if mirror.is_plain and not mirror.is_loopback and mirror.address not in plain:
@@ -95,17 +93,17 @@ def _read(text: str) -> dict[str, Any]:
     if not text.strip(f"{BOM} \t\r\n"):
         return {}
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise NodeRefused(f"{_FILE}: {', '.join(twice)} is there twice; dockerd takes one of them")
+            raise NodeRefused(f"{_FILE}: {', '.join(twice)} is there twice; dockerd uses one of them")
         return dict(pairs)
 
     try:
-        data = json.loads(text.removeprefix(BOM), object_pairs_hook=once)
+        data = json.loads(text.removeprefix(BOM), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise NodeRefused(
-            f"{_FILE}: not JSON: {error.msg} (line {error.lineno}, column {error.colno}); mend it first"
+            f"{_FILE}: not JSON: {error.msg} (line {error.lineno}, column {error.colno}); repair it first"
         ) from error
     if not isinstance(data, dict):
         raise NodeRefused(f"{_FILE}: not a JSON object")
@@ -116,8 +114,8 @@ def _strings(data: dict[str, Any], key: str) -> list[str]:
     value = data.get(key)
     if value is None:
         return []
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise NodeRefused(f"{_FILE}: {key} is not a list of strings; dockerd does not take it either")
+    if not isinstance(value, list) or not all(isinstance(url, str) for url in value):
+        raise NodeRefused(f"{_FILE}: {key} is not a list of strings; dockerd does not accept it either")
     return value
 
 
@@ -187,7 +185,7 @@ def _without_user(url: str) -> str:
 def _asks(files: Files, registry: str) -> Asked:
     mirrors = _strings(_read(files.text(_FILE) or ""), _MIRRORS)
     if registry != _HUB:
-        return Asked((), _FILE, (f"Docker uses mirrors for docker.io alone, not for {registry}",))
+        return Asked((), _FILE, (f"Docker uses mirrors for docker.io only, not for {registry}",))
     return Asked(tuple(map(_without_user, mirrors)), _FILE)
 
 

@@ -65,9 +65,9 @@ def judge_clock(skew: float, whose: str = "the mirror's", what: str = "clock") -
     """Whether two clocks agree. `skew` is how far this machine's clock is ahead of the other one, in seconds, to the
     precision of an HTTP date (whole seconds).
     """
-    text = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} {whose}" if abs(skew) >= 2 else f"as {whose}"
+    text = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} {whose}" if abs(skew) >= 2 else f"same as {whose}"
     level = Level.PROBLEM if abs(skew) >= _CLOCK_FAILS else Level.WARNING if abs(skew) >= _CLOCK_WARNS else Level.OK
-    advice = "" if level is Level.OK else "see to time synchronisation on both: certificates and tokens depend on it"
+    advice = "" if level is Level.OK else "synchronise the clocks of both: certificates and tokens depend on them"
     return Finding(what, level, text, advice)
 
 
@@ -77,9 +77,9 @@ def judge_client(client: str, asked: Asked, registry: str, mirror: MirrorUrl, *,
     ours = [number for number, one in enumerate(asked.endpoints) if mirror.is_at(one)]
     advice = f"mirror configure {client} {mirror} --apply"
     if not ours:
-        others = f"asks {asked.endpoints[0]} instead" if asked.endpoints else "goes to the registry itself"
+        others = f"asks {asked.endpoints[0]} instead" if asked.endpoints else "asks the registry itself"
         level = Level.PROBLEM if demanded or asked.endpoints else Level.WARNING
-        return Finding(what, level, f"{registry}: goes around this mirror: {others} ({asked.where})", advice)
+        return Finding(what, level, f"{registry}: bypasses this mirror: {others} ({asked.where})", advice)
     if asked.trouble:
         return Finding(what, Level.PROBLEM, "; ".join(asked.trouble), advice)
     if asked.doubts:
@@ -90,24 +90,24 @@ def judge_client(client: str, asked: Asked, registry: str, mirror: MirrorUrl, *,
     return Finding(what, Level.OK, f"{registry}: asks this mirror first ({asked.where})")
 
 
-def judge_room(total: int, free: int, held: int, capacity: Capacity) -> Finding:
-    """Whether the store's disk has room for its capacity. Sizes are in bytes; `held` is the present size of the
-    store.
+def judge_room(total: int, free: int, stored: int, capacity: Capacity) -> Finding:
+    """Whether the store's disk has room for its capacity. Sizes are in bytes; `stored` is the present size of
+    the store.
     """
     wanted = capacity.of(total)
     text = f"{format_size(free)} of {format_size(total)} free, capacity {format_size(wanted)}"
     if free < 64 * 1024 * 1024:
-        return Finding("disk", Level.PROBLEM, text, "free space: pulls go through uncached until there is some")
-    if wanted > free + held:
-        text += ": more than the disk has left"
-        return Finding("disk", Level.WARNING, text, "lower store.capacity, or move away what else is on this disk")
+        return Finding("disk", Level.PROBLEM, text, "free some space: until then pulls are not cached")
+    if wanted > free + stored:
+        text += ": more than is left on the disk"
+        return Finding("disk", Level.WARNING, text, "lower store.capacity, or move other data off this disk")
     return Finding("disk", Level.OK, text)
 
 
 def judge_inodes(total: int, free: int) -> Finding:
     """Whether the store's disk has enough inodes. `total` is 0 on file systems without a fixed number of inodes."""
     if total == 0:
-        return Finding("inodes", Level.OK, "as many as there is room for")
+        return Finding("inodes", Level.OK, "no fixed number")
     text = f"{free} of {total} free"
     if free == 0:
         return Finding("inodes", Level.PROBLEM, text, "remove small files from this disk: nothing can be stored")
@@ -135,9 +135,9 @@ def judge_budget(registry: str, limit: int, remaining: int, window: float) -> Fi
     """Whether enough pulls are left: `remaining` of `limit` within `window` seconds, as the registry counts them."""
     what, text = f"budget {registry}", f"{remaining} of {limit} pulls left within {window / 3600:.0f} hours"
     if not remaining:
-        return Finding(what, Level.PROBLEM, text, "what is cached is served; for more, wait, or give it an account")
+        return Finding(what, Level.PROBLEM, text, "only cached content is served: wait, or give the mirror an account")
     if remaining < limit * _FEW_PULLS:
-        return Finding(what, Level.WARNING, text, "give the mirror an account there, or one that may pull more")
+        return Finding(what, Level.WARNING, text, "give the mirror an account there, or one with a higher limit")
     return Finding(what, Level.OK, text)
 
 

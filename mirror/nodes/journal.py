@@ -116,21 +116,21 @@ class Journal:
 
     def differences(self, plan: FilePlan) -> list[Difference]:
         """What `apply` would change. Files of an earlier plan that this plan does not name are restored, except those
-        that the user has edited since (see `left`).
+        that the user has edited since (see `left_unchanged`).
         """
         found = [
             Difference(change.path, before, change.content, change.needs, change.secret)
             for change in plan.changes
             if (before := self._disk.text(change.path)) != change.content
         ]
-        return found + self._backwards(self._no_more_named(plan))[0]
+        return found + self._backwards(self._dropped(plan))[0]
 
-    def left(self, plan: FilePlan) -> list[str]:
+    def left_unchanged(self, plan: FilePlan) -> list[str]:
         """Notes about files of an earlier plan that `apply` does not restore, because the user has edited them."""
-        _, edited = self._backwards(self._no_more_named(plan))
-        return [f"{entry.path}: was edited since configure wrote it, and is left as it is" for entry in edited]
+        _, edited = self._backwards(self._dropped(plan))
+        return [f"{entry.path}: was edited since configure wrote it, and is left unchanged" for entry in edited]
 
-    def _no_more_named(self, plan: FilePlan) -> list[_Entry]:
+    def _dropped(self, plan: FilePlan) -> list[_Entry]:
         named = {change.path for change in plan.changes}
         return [one for one in self._entries.values() if one.path not in named]
 
@@ -154,9 +154,9 @@ class Journal:
                 self._save()
         except NodeRefused:
             # the disk may be full: remove the backups that the journal on disk does not name, since `undo` never would
-            known = self._disk.text(self._path) or ""
+            recorded = self._disk.text(self._path) or ""
             for copy in filter(None, backups.values()):
-                if json.dumps(copy) not in known:
+                if json.dumps(copy) not in recorded:
                     self._disk.remove(copy)
             raise
         for one in differences:
@@ -188,8 +188,8 @@ class Journal:
         """What `undo` would change. If a file is not as we left it, raises `NodeRefused` with the difference."""
         differences, edited = self._backwards(list(self._entries.values()))
         if edited:
-            strange = [self._strange(entry, self._disk.text(entry.path)) for entry in edited]
-            raise NodeRefused("\n".join([*strange, "nothing was taken back"]))
+            edits = [self._describe_edit(entry, self._disk.text(entry.path)) for entry in edited]
+            raise NodeRefused("\n".join([*edits, "nothing was undone"]))
         return differences
 
     def undo(self) -> list[Done]:
@@ -220,14 +220,14 @@ class Journal:
                 found.append(Difference(entry.path, current, before, entry.needs))
         return found, edited
 
-    def _strange(self, entry: _Entry, current: str | None) -> str:
-        kept = f"; what it was before: {entry.backup}" if entry.backup else "; there was no such file before"
+    def _describe_edit(self, entry: _Entry, current: str | None) -> str:
+        backup = f"; backup of the original: {entry.backup}" if entry.backup else "; the file did not exist before"
         if entry.edited:
-            return f"{entry.path}: was edited between two runs of configure; put it right, then undo again{kept}"
+            return f"{entry.path}: was edited between two runs of configure; correct it, then undo again{backup}"
         if current in entry.written or current == "":
-            return f"{entry.path}: cannot be taken back, its backup is gone or was changed{kept}"
+            return f"{entry.path}: cannot be undone, because its backup is missing or was changed{backup}"
         shown = Difference(entry.path, entry.written[-1], current).unified()
-        return f"{entry.path}: was changed since{kept}\n{shown}"
+        return f"{entry.path}: was changed since{backup}\n{shown}"
 
     def _restore(self, entry: _Entry) -> None:
         before = self._before(entry)
@@ -269,7 +269,7 @@ class Journal:
                 self._entries[path] = entry
             self._folders = set(map(str, record["folders"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise NodeRefused(f"{self._path}: cannot be read; remove it if its changes shall stay for good") from error
+            raise NodeRefused(f"{self._path}: cannot be read; remove it if its changes are to stay") from error
 
     def _save(self) -> None:
         if not self._entries:

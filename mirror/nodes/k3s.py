@@ -23,29 +23,31 @@ from mirror.nodes.plan import BOM, Asked, Change, Client, FilePlan, Files, NodeR
 _ALL: Final = "*"
 
 _RESTART: Final = {
-    "k3s": "systemctl restart k3s (k3s-agent on an agent; containers go on running)",
-    "rke2": "systemctl restart rke2-server (rke2-agent on an agent; containers go on running)",
+    "k3s": "systemctl restart k3s (k3s-agent on an agent; containers keep running)",
+    "rke2": "systemctl restart rke2-server (rke2-agent on an agent; containers keep running)",
 }
 
 
 def _plan(client: str, files: Files, wanted: Wanted) -> FilePlan:
     """The plan for k3s or RKE2. Raises `ConfigError` if their files cannot express what is `wanted`, `NodeRefused`."""
     if wild := [name for name in wanted.registries if name.startswith("*.")]:
-        raise ConfigError([f"--registry {name}: {client} knows hosts, or none for all" for name in wild])
+        raise ConfigError(
+            [f"--registry {name}: {client} has no wildcards; name hosts, or none for all registries" for name in wild]
+        )
     home = f"/etc/rancher/{client}"
     path = f"{home}/registries.yaml"
     text = files.text(path) or ""
-    data, same = _read(text, path), _read(text, path)
+    data, before = _read(text, path), _read(text, path)
     mirrors = _mapping(data, "mirrors", path)
     names = wanted.registries or (_ALL,)
     conflicts, changes = [], []
     for name in names:
         entry = _mapping(mirrors, name, path)
         endpoints = _endpoints(entry, path)
-        entry["endpoint"] = [str(wanted.mirror), *(one for one in endpoints if not wanted.mirror.is_at(one))]
+        entry["endpoint"] = [str(wanted.mirror), *(url for url in endpoints if not wanted.mirror.is_at(url))]
         if entry.get("rewrite"):
             conflicts.append(
-                f"{path}: mirrors.{name}.rewrite changes names before the mirror sees them: remove it first"
+                f"{path}: mirrors.{name}.rewrite changes the names that the mirror receives: remove it first"
             )
     secret = wanted.account is not None or bool(data.get("configs"))
     if wanted.authority or wanted.account:
@@ -57,18 +59,16 @@ def _plan(client: str, files: Files, wanted: Wanted) -> FilePlan:
             _mapping(config, "auth", path).update(
                 {"username": wanted.account.username, "password": wanted.account.password}
             )
-    content = text if data == same else _write(client, data, text)
+    content = text if data == before else _write(client, data, text)
     changes.append(Change(path, content, _RESTART[client], secret=secret))
     if not wanted.fallback:
         setting = written_by(client) + "disable-default-registry-endpoint: true\n"
         changes.append(Change(f"{home}/config.yaml.d/50-mirror.yaml", setting, _RESTART[client]))
     notes = []
     if content != text and re.search(r"(^|\s)#", text):
-        notes.append(f"{path}: its comments are lost; the backup has them")
+        notes.append(f"{path}: its comments are lost; the backup contains them")
     if not wanted.registries and (own := [str(name) for name in mirrors if name != _ALL]):
-        notes.append(
-            f"{path}: {', '.join(own)} have entries of their own, which go before {_ALL!r}: --registry changes them"
-        )
+        notes.append(f"{path}: {', '.join(own)} have entries that override {_ALL!r}; change them with --registry")
     return FilePlan(tuple(changes), tuple(notes), tuple(conflicts))
 
 
@@ -115,9 +115,9 @@ def _read(text: str, path: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise NodeRefused(f"{path}: not YAML: {error.problem}{where}; mend it first") from error
+        raise NodeRefused(f"{path}: not YAML: {error.problem}{where}; repair it first") from error
     except yaml.YAMLError as error:
-        raise NodeRefused(f"{path}: not YAML; mend it first") from error
+        raise NodeRefused(f"{path}: not YAML; repair it first") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -145,7 +145,7 @@ def _mapping(of: dict[str, Any], key: str, path: str) -> dict[str, Any]:
 
 def _endpoints(entry: Mapping[str, Any], path: str) -> list[str]:
     endpoints = entry.get("endpoint") or []
-    if not isinstance(endpoints, list) or not all(isinstance(one, str) for one in endpoints):
+    if not isinstance(endpoints, list) or not all(isinstance(url, str) for url in endpoints):
         raise NodeRefused(f"{path}: an endpoint is not a list of strings")
     return endpoints
 

@@ -19,24 +19,24 @@ def look_at_store(root: Path, capacity: Capacity) -> Iterator[Finding]:
     """
     place = root
     if not root.exists():
-        text = f"{root} is not there yet"
-        yield Finding("store", Level.WARNING, text, "`mirror serve` makes it; is this the machine of the mirror?")
+        text = f"{root} does not exist yet"
+        yield Finding("store", Level.WARNING, text, "`mirror serve` creates it; is this the mirror's machine?")
         place = next(parent for parent in root.parents if parent.exists())
     elif trouble := _write(root):
         yield Finding(
-            "store", Level.PROBLEM, f"{root}: {trouble}", "pulls go through uncached: mend the disk, or its rights"
+            "store", Level.PROBLEM, f"{root}: {trouble}", "pulls are not cached: repair the disk or its permissions"
         )
-    elif stranger := _stranger(root):
-        yield stranger
+    elif finding := _foreign_files(root):
+        yield finding
     else:
-        yield Finding("store", Level.OK, f"{root} can be written to")
+        yield Finding("store", Level.OK, f"{root} is writable")
     try:
         status = os.statvfs(place)
     except OSError as error:
-        yield Finding("disk", Level.PROBLEM, f"{place}: {error.strerror}", "mend the disk")
+        yield Finding("disk", Level.PROBLEM, f"{place}: {error.strerror}", "repair the disk")
         return
     unit = status.f_frsize
-    yield judge_room(status.f_blocks * unit, status.f_bavail * unit, _held(root), capacity)
+    yield judge_room(status.f_blocks * unit, status.f_bavail * unit, _blob_bytes(root), capacity)
     yield judge_inodes(status.f_files, status.f_favail)
 
 
@@ -58,33 +58,33 @@ def _write(root: Path) -> str:
     return ""
 
 
-def _stranger(root: Path) -> Finding | None:
+def _foreign_files(root: Path) -> Finding | None:
     """A problem if files in the store belong to another user than the store does. Only two levels of folders are
     examined, since there may be millions of files below them.
     """
     try:
         owner = (root / "store.json").stat().st_uid
-        found = []
+        entries = []
         for entry in os.scandir(root):
             if entry.name != "lost+found":
-                found.append(entry)
+                entries.append(entry)
                 if entry.is_dir(follow_symlinks=False):
                     with suppress(PermissionError):  # the folder itself belongs to another user
-                        found += os.scandir(entry.path)
-        users = {entry.path: entry.stat(follow_symlinks=False).st_uid for entry in found}
+                        entries += os.scandir(entry.path)
+        users = {entry.path: entry.stat(follow_symlinks=False).st_uid for entry in entries}
     except OSError:  # there is no store, or a file was removed meanwhile
         return None
     return judge_owners(root, owner, users)
 
 
-def _held(root: Path) -> int:
+def _blob_bytes(root: Path) -> int:
     """The size in bytes of the blobs on disk."""
-    held = 0
+    size = 0
     for folder, _, names in os.walk(root / "blobs"):
         for name in names:
             with suppress(OSError):
-                held += os.stat(os.path.join(folder, name)).st_size
-    return held
+                size += os.stat(os.path.join(folder, name)).st_size
+    return size
 
 
 def look_at_limits() -> Finding:

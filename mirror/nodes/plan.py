@@ -47,18 +47,18 @@ class MirrorUrl:
             parts = urlsplit(text.strip())
             port = parts.port
         except ValueError:
-            raise ConfigError(["MIRROR_URL: host or port cannot be read"]) from None
+            raise ConfigError(["MIRROR_URL: the host or the port is not valid"]) from None
         if "@" in text:  # not parts.username: with a slash too few, urlsplit finds no user
             raise ConfigError(["MIRROR_URL: contains a user or password; use --username and --password-file"])
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError([f"MIRROR_URL: write http://host:port or https://host:port, not {text[:200]!r}"])
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         if not _HOST.fullmatch(host):
-            raise ConfigError([f"MIRROR_URL: not the name of a host: {host[:200]!r}"])
+            raise ConfigError([f"MIRROR_URL: not a host name: {host[:200]!r}"])
         if port == 0:
-            raise ConfigError(["MIRROR_URL: nothing answers at port 0"])
+            raise ConfigError(["MIRROR_URL: port 0 is not possible"])
         if parts.path not in ("", "/") or parts.query or parts.fragment:
-            raise ConfigError(["MIRROR_URL: ends after the port; clients put the path after it"])
+            raise ConfigError(["MIRROR_URL: must end after the port; clients add the path"])
         return cls(parts.scheme, host, port or 0)
 
     @property

@@ -28,9 +28,9 @@ def _plan(client: str, needs: str, seen: str, files: Files, wanted: Wanted) -> F
     """
     mistakes = [f"--registry {name}: {_WILD}" for name in wanted.registries if name.startswith("*.")]
     if wanted.account:
-        mistakes.append(f"--username: registries.conf holds no passwords; {_LOGIN[client]}")
+        mistakes.append(f"--username: registries.conf cannot contain passwords; {_LOGIN[client]}")
     if mistakes:
-        raise ConfigError([one.replace("ADDRESS", wanted.mirror.address) for one in mistakes])
+        raise ConfigError([mistake.replace("ADDRESS", wanted.mirror.address) for mistake in mistakes])
     names = wanted.registries or tuple(name for name in wanted.public if not name.startswith("*."))
     # both clients share the file, so the marker is the same for both
     content = written_by("podman") + "".join(_block(name, wanted) for name in names)
@@ -45,8 +45,8 @@ def _plan(client: str, needs: str, seen: str, files: Files, wanted: Wanted) -> F
     return FilePlan(tuple(changes), tuple(notes), tuple(conflicts), seen)
 
 
-_WILD: Final = "a wildcard loses the host's name at a mirror; name each host: --registry us-docker.pkg.dev"
-_IPV6: Final = "releases before the autumn of 2023 take no IPv6 address and fail every pull: give the mirror a name"
+_WILD: Final = "a wildcard does not tell the mirror the host; name each host: --registry us-docker.pkg.dev"
+_IPV6: Final = "releases before the autumn of 2023 fail every pull at an IPv6 address: give the mirror a name"
 _LOGIN: Final = {
     "podman": "use `podman login ADDRESS`",
     "crio": "put ADDRESS into the file that global_auth_file of crio.conf names",
@@ -69,11 +69,11 @@ def _others(files: Files, names: tuple[str, ...]) -> tuple[list[str], list[str]]
         if path == _FILE or prefix not in names:
             continue
         if path > _FILE and path != _MAIN:
-            conflicts.append(f"{path}: has a block for {prefix} that goes before ours: remove it first")
+            conflicts.append(f"{path}: has a block for {prefix} that overrides this one: remove it first")
         elif block.get("blocked"):
-            conflicts.append(f"{path}: blocks {prefix}; ours would undo that: remove that block first")
+            conflicts.append(f"{path}: blocks {prefix}, which this block would undo: remove that block first")
         else:
-            notes.append(f"{path}: has a block for {prefix}; it counts no more, ours takes its place")
+            notes.append(f"{path}: has a block for {prefix}, which this one replaces")
     return notes, conflicts
 
 
@@ -92,9 +92,9 @@ def _asks(files: Files, registry: str) -> Asked:
         prefix = str(block.get("prefix", block.get("location", "")))
         if prefix != registry and not (prefix.startswith("*.") and registry.endswith(prefix[1:])):
             continue
-        mirrors = [one for one in block.get("mirror", []) if isinstance(one, dict) and one.get("location")]
+        mirrors = [mirror for mirror in block.get("mirror", []) if isinstance(mirror, dict) and mirror.get("location")]
         # locations have no scheme: with `insecure`, the client tries https and http
-        asked = [str(one["location"]) for one in mirrors]
+        asked = [str(mirror["location"]) for mirror in mirrors]
         location = str(block.get("location", ""))
         if location and location.partition("/")[0] != registry:
             asked.append(location)

@@ -68,7 +68,7 @@ class Visitor:
             lives = self._ask("GET", "/livez")
         except (OSError, http.client.HTTPException) as error:
             return [*findings, _no_answer(self.mirror, error)]
-        findings.append(_page("/livez", lives, "is this the mirror's URL? Look at its log"))
+        findings.append(_page("/livez", lives, "is this the mirror's URL? See its log"))
         if date := lives.headers.get("date"):
             findings += _clock(date)
         for look in (self._ready, self._version):
@@ -79,19 +79,19 @@ class Visitor:
         return findings
 
     def _ready(self) -> Finding:
-        return _page("/readyz", self._ask("GET", "/readyz"), "it is stopping, or behind something that is")
+        return _page("/readyz", self._ask("GET", "/readyz"), "the mirror, or something in front of it, is stopping")
 
     def _version(self) -> Finding:
         answer = self._ask("GET", "/v2/")
         version = answer.headers.get("docker-distribution-api-version", "")
         if answer.status == 401:
-            advice = "" if self.account else "give --username and --password-file for a trial pull"
+            advice = "" if self.account else "log in with --username and --password-file"
             level = Level.PROBLEM if self.account else Level.WARNING
-            return Finding("API", level, "asks who is calling", advice or "check user name and password")
+            return Finding("API", level, "asks for a login", advice or "check user name and password")
         if answer.status != 200 or version != "registry/2.0":
             text = f"status {answer.status}, version {version or 'missing'}"
             return Finding(
-                "API", Level.PROBLEM, text, "this URL is not that of a registry: is there a proxy in between?"
+                "API", Level.PROBLEM, text, "this is not the URL of a registry: is there a proxy in between?"
             )
         return Finding("API", Level.OK, version)
 
@@ -187,7 +187,7 @@ class Visitor:
                 shown = x509.load_der_x509_certificate(wrapped.getpeercert(binary_form=True) or b"")
         except ssl.SSLError as error:
             text = f"no TLS at {self.mirror}: {error.reason or 'the handshake failed'}"
-            return [Finding("certificate", Level.PROBLEM, text, "does it speak http:// there?")]
+            return [Finding("certificate", Level.PROBLEM, text, "should the URL begin with http://?")]
         except (OSError, ValueError) as error:
             return [_no_answer(self.mirror, error)]
         begins, ends = shown.not_valid_before_utc.timestamp(), shown.not_valid_after_utc.timestamp()
@@ -198,7 +198,7 @@ class Visitor:
             with self._connection():
                 return [age]
         except ssl.SSLCertVerificationError as error:
-            advice = "give --ca-file, and `mirror configure` too; or let the certificate name this host"
+            advice = "set --ca-file, also for `mirror configure`; or use a certificate for this host name"
             text = f"for {_names(shown)}: not trusted: {error.verify_message}"
             return [Finding("certificate", Level.PROBLEM, text, advice)]
         except OSError as error:
@@ -219,11 +219,11 @@ def _no_answer(mirror: MirrorUrl, error: Exception) -> Finding:
     if isinstance(error, socket.gaierror):
         return Finding("reach", Level.PROBLEM, f"{mirror.host}: no such name", "check DNS, or the name")
     if isinstance(error, http.client.HTTPException):  # also if the connection is closed without an answer
-        text = f"{mirror}: what answers does not speak HTTP"
-        return Finding("reach", Level.PROBLEM, text, "does it speak https:// there? Is the port right?")
+        text = f"{mirror}: the answer is not HTTP"
+        return Finding("reach", Level.PROBLEM, text, "should the URL begin with https://? Is the port right?")
     why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
     why = "no answer in time" if isinstance(error, TimeoutError) else why
-    advice = "is it running there, and does a firewall let this machine through?"
+    advice = "is it running there? Does a firewall block this machine?"
     return Finding("reach", Level.PROBLEM, f"{mirror}: {why}", advice)
 
 
@@ -245,26 +245,26 @@ def _pulled(method: str, image: Image, answer: _Answer) -> Finding:
             what, Level.PROBLEM, f"status {answer.status}{_message(answer)}", _ADVICE.get(answer.status, _LOG)
         )
     if not status.startswith("mirror;"):
-        advice = "something else answers at this URL, or rewrites its headers: look at the proxies in between"
-        return Finding(what, Level.PROBLEM, "the answer is not from the mirror: it has no Cache-Status of it", advice)
+        advice = "another server answers at this URL, or a proxy rewrites its headers"
+        return Finding(what, Level.PROBLEM, "the answer is not from the mirror: its Cache-Status is missing", advice)
     digest = answer.headers.get("docker-content-digest", "")
     if method == "GET" and not _is_digest(answer.body, digest):
         return Finding(
-            what, Level.PROBLEM, f"the bytes are not those of {digest or 'a digest'}", "a proxy changes them"
+            what, Level.PROBLEM, f"the bytes do not match {digest or 'a digest'}", "does a proxy change them?"
         )
     if "upstream-unavailable" in status:
-        return Finding(what, Level.WARNING, f"stale: {status}", "the registry is down for the mirror: see its log")
+        return Finding(what, Level.WARNING, f"stale: {status}", "the mirror cannot reach the registry: see its log")
     return Finding(what, Level.OK, f"{digest[:19]} ({status})")
 
 
 _LOG: Final = "look for the request in the mirror's log"
 _ADVICE: Final = {
-    401: "the mirror, or the registry behind it, wants a login",
-    403: "a rule of the mirror, or the registry, refuses this image",
-    404: "is the name right, and the registry configured at the mirror?",
+    401: "the mirror, or the registry behind it, requires a login",
+    403: "a rule of the mirror, or the registry, denies this image",
+    404: "is the name right? Is the registry configured at the mirror?",
     429: "the registry throttles the mirror: wait, or give the mirror an account there",
-    503: "the registry is down for the mirror, and it has no copy: mirror check --online there",
-    504: "the registry does not answer the mirror in time: mirror check --online there",
+    503: "the mirror cannot reach the registry, and has no copy: run mirror check --online there",
+    504: "the registry does not answer the mirror in time: run mirror check --online there",
 }
 
 

@@ -728,7 +728,7 @@ def test_a_folder_with_something_in_it_is_left_alone(gap: Gap) -> None:
     ("words", "why"),
     [
         (["export", "app:v1"], "--output"),
-        (["export", "-o", "x.tar"], "no image is named"),
+        (["export", "-o", "x.tar"], "name an image, or a list"),
         (["export", "quay.io/a/b:v1", "-o", "x.tar"], "quay.io is not configured"),
         (["export", "app:v1", "-o", "x.tar", "--platform", "linux"], "not a platform"),
         (["export", "app:v1", "-o", "x.tar", "--sign", "no-such.key"], "no-such.key: No such file"),
@@ -736,7 +736,7 @@ def test_a_folder_with_something_in_it_is_left_alone(gap: Gap) -> None:
         (["export", "--from-file", "no-such.txt", "-o", "x.tar"], "no-such.txt: No such file"),
         (["import"], "either a bundle or --registry-data"),
         (["import", "x.tar", "--registry-data", "."], "either a bundle or --registry-data"),
-        (["import", "x.tar", "--as", "docker.io"], "--as belongs to --registry-data"),
+        (["import", "x.tar", "--as", "docker.io"], "--as is for --registry-data only"),
         (["import", "x.tar", "--require-signature"], "--require-signature needs --verify"),
         (["import", "--registry-data", ".", "--verify", "x.pub"], "are for bundles"),
         (["import", "--registry-data", ".", "--as", "quay.io"], "not a registry of this mirror"),

@@ -35,7 +35,7 @@ def test_it_only_shows_at_first(root: Path, words: tuple[str, ...]) -> None:
     assert code == 0
     assert said.startswith("--- /dev/null\n+++ /etc/docker/daemon.json\n@@")
     assert '+  "registry-mirrors": ["http://mirror.internal:5000"],' in said
-    assert "nothing was changed; --apply does it\nthen: systemctl reload docker\n" in said
+    assert "nothing was changed; --apply makes the changes\nthen: systemctl reload docker\n" in said
     assert not list(root.iterdir())
 
 
@@ -45,15 +45,15 @@ def test_apply_again_and_undo(root: Path) -> None:
     file.parent.mkdir(parents=True)
     file.write_text("{}")
     _, said, _ = _mirror(root, "docker", _URL, "--apply")
-    assert "/etc/docker/daemon.json: changed; as it was: /etc/docker/daemon.json.before-mirror-" in said
+    assert "/etc/docker/daemon.json: changed; backup: /etc/docker/daemon.json.before-mirror-" in said
     assert "now: systemctl reload docker" in said
     _, said, _ = _mirror(root, "docker", _URL, "--apply")
-    assert "all of it is so already" in said
+    assert "nothing to change" in said
     assert "systemctl" not in said
     assert _mirror(root, "docker", "--undo", "--dry-run")[1].startswith("--- /etc/docker/daemon.json\n+++ /etc/docker")
     assert _mirror(root, "docker", "--undo")[1] == "/etc/docker/daemon.json: changed\nnow: systemctl reload docker\n"
     assert file.read_text() == "{}"
-    assert _mirror(root, "docker", "--undo")[1] == "there is nothing to take back\n"
+    assert _mirror(root, "docker", "--undo")[1] == "nothing to undo\n"
 
 
 def test_conflicts_are_named_and_nothing_is_done(root: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_mirror_that_moves_after_an_edit(root: Path) -> None:
     edited = config.read_text()
     code, said, trouble = _mirror(root, "containerd", "https://other.internal", "--apply")
     assert (code, trouble) == (0, "")
-    assert "note: /etc/containerd/config.toml: was edited since configure wrote it, and is left as it is" in said
+    assert "note: /etc/containerd/config.toml: was edited since configure wrote it, and is left unchanged" in said
     assert config.read_text() == edited
     hosts = (root / "etc/containerd/certs.d/_default/hosts.toml").read_text()
     assert '[host."https://other.internal"]' in hosts
@@ -125,18 +125,18 @@ def test_a_password_without_tls_is_told_about(root: Path, tmp_path: Path) -> Non
     word.write_text("s3cret-w0rd\n")
     words = ("--username", "node", "--password-file", str(word), "--apply")
     code, said, _ = _mirror(root, "containerd", _URL, *words)
-    assert (code, "note: the password goes over the network" in said) == (0, True)
-    assert "over the network" not in _mirror(root, "containerd", "http://127.0.0.1:5000", *words)[1]
+    assert (code, "note: the password crosses the network" in said) == (0, True)
+    assert "crosses the network" not in _mirror(root, "containerd", "http://127.0.0.1:5000", *words)[1]
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
         (("docker",), "MIRROR_URL is missing"),
-        (("emacs", _URL), "'emacs' is no client"),
+        (("emacs", _URL), "'emacs' is not one of"),
         (("docker", "mirror:5000"), "write http://host:port"),
         (("docker", _URL, "--apply", "--dry-run"), "exclude each other"),
-        (("docker", _URL, "--registry", "ghcr.io"), "docker.io alone"),
+        (("docker", _URL, "--registry", "ghcr.io"), "docker.io only"),
         (("containerd", _URL, "--registry", "a b"), "not the name of a registry"),
         (("containerd", _URL, "--username", "me"), "belong together"),
         (("containerd", _URL, "--ca-file", "/dev/null"), "http://"),

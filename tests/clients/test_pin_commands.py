@@ -139,7 +139,7 @@ def test_pins_by_rule_and_what_is_missing(registry: RegistryProcess, directory: 
     assert "incomplete: 1 layer missing" in mirror(config, "pins")
     mirror(config, "pin", f"app@{image.digest}")
     said = mirror(config, "unpin", f"app@{image.digest}")
-    assert "still stays because of the rule docker.io/library/*:v*" in said
+    assert "still protected by the rule docker.io/library/*:v*" in said
 
 
 @pytest.mark.parametrize(

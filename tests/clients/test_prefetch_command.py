@@ -230,7 +230,7 @@ def _has_open(pid: int, file: Path) -> bool:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "no image is named, here or in a list"),
+        ([], "name an image, or a list"),
         (["quay.io/x/y"], "quay.io/x/y: the registry quay.io is not configured in this mirror"),
         (["alpine:"], "not a tag: ''"),
         (["alpine", "--platform", "linux"], "--platform: not a platform such as linux/amd64: 'linux'"),
@@ -293,7 +293,7 @@ def test_the_store_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "store/store.json").write_text("{}")
     owner = os.geteuid()
     monkeypatch.setattr("mirror.cli.prefetch_command.os.geteuid", lambda: owner + 1)
-    with pytest.raises(ConfigError, match=f"is user {owner}'s, and this is user {owner + 1}"):
+    with pytest.raises(ConfigError, match=f"belongs to user {owner}, and this is user {owner + 1}"):
         prefetch(["alpine"], config)
     assert [file.name for file in (tmp_path / "store").iterdir()] == ["store.json"]
 

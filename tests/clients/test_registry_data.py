@@ -100,7 +100,7 @@ def test_what_is_damaged_there_is_named_and_the_rest_taken(isolated: Path, direc
     assert done.status == 1, done
     damaged = {image.native.layers[0].digest for image in (wrong, empty)}
     assert done.json["damaged"].keys() == damaged
-    assert done.json["refused"] == {"library/gone:v1": "its manifest is gone or damaged"}
+    assert done.json["refused"] == {"library/gone:v1": "its manifest is missing or damaged"}
     assert set(done.json["images"]) == {good.name, wrong.name, empty.name}
     _expect_pulls(isolated, {"good": good})
 

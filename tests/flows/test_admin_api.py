@@ -438,8 +438,8 @@ def test_pinning_by_command_is_the_same_with_a_server_and_without(
         ("spoilt:v1", "absent", []),
     ]
     assert "`mirror unpin docker.io/library/spoilt:v1` mends it" in beside[3][2]
-    assert f"{_APP}@{digest}: still stays because of the pin of {_APP}:v0" in beside[5][1]
-    assert f"{_APP}:v0: still stays because of the rule {_APP}:v0" in beside[6][1]
+    assert f"{_APP}@{digest}: still protected by the pin of {_APP}:v0" in beside[5][1]
+    assert f"{_APP}:v0: still protected by the rule {_APP}:v0" in beside[6][1]
     mirror.stop()
     assert said() == beside
     assert audited("cli:") == audited("unix:")

@@ -173,7 +173,7 @@ def test_clients_that_nobody_has_configured(mirror: MirrorProcess, root: Path) -
     assert "clients" not in found.findings
     for client in ("docker", "k3s", "crio"):
         assert found.level(f"client {client}") == "warning"
-        assert "goes around this mirror" in found.findings[f"client {client}"][1]
+        assert "bypasses this mirror" in found.findings[f"client {client}"][1]
 
 
 def test_something_else_there(registry: FakeRegistry, root: Path) -> None:
@@ -293,13 +293,13 @@ def test_a_certificate_of_another_name(registry: FakeRegistry, tmp_path: Path, r
         assert "127.0.0.1" in found.findings["certificate"][1]
         found = Doctor(f"http://{mirror.address}", "--root", root)
     assert (found.code, found.level("reach")) == (1, "problem")
-    assert "does it speak https://" in found.findings["reach"][2]
+    assert "begin with https://" in found.findings["reach"][2]
 
 
 def test_plain_where_tls_is_expected(mirror: MirrorProcess, root: Path) -> None:
     """A handshake that fails is said to be one."""
     found = Doctor(f"https://{mirror.address}", "--root", root)
-    assert "does it speak http://" in found.findings["certificate"][2]
+    assert "begin with http://" in found.findings["certificate"][2]
 
 
 # ----------------------------------------------------------------------------------------------- its own machine
@@ -409,7 +409,7 @@ def test_a_read_only_disk(registry: FakeRegistry, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("http://mirror", "--client", "emacs"), "'emacs' is not known"),
+        (("http://mirror", "--client", "emacs"), "'emacs' is not one of"),
         (("http://mirror", "--image", "A B"), "--image"),
         (("mirror",), "MIRROR_URL"),
         (("--config", "/nonexistent"), "No such file"),

@@ -485,7 +485,7 @@ def test_evict(config: Path, full: FakeRegistry, tmp_path: Path) -> None:
     listed = _mirror("evict", "--dry-run", "--config", str(small))
     assert str(_DIGEST) in listed
     assert "least recently used" in listed
-    assert "would be dropped" in listed
+    assert "would be evicted" in listed
     assert file.exists()
     assert str(_DIGEST) in _mirror("evict", "--config", str(small))
     assert not file.exists()

@@ -103,7 +103,7 @@ class Sequences(RuleBasedStateMachine):
         journal = self.journal()
         plan = self.kind.plan(journal, wanted)
         assert not plan.conflicts
-        left = {note.partition(":")[0].lstrip("/") for note in journal.left(plan)}
+        left = {note.partition(":")[0].lstrip("/") for note in journal.left_unchanged(plan)}
         assert left <= self.edited
         self.steps += 1
         journal.apply(plan, 1_700_000_000.0 + self.steps)
@@ -162,7 +162,7 @@ class Sequences(RuleBasedStateMachine):
             refusal = ""
         if refusal:
             assert any(f"/{path}: " in refusal for path in self.edited), refusal
-            assert "nothing was taken back" in refusal
+            assert "nothing was undone" in refusal
             assert self._everything() == before
             return
         assert self.files() == self.start

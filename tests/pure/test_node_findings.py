@@ -47,7 +47,7 @@ def test_certificates(begins: float, ends: float, level: Level, text: str) -> No
 @pytest.mark.parametrize(
     ("skew", "level", "text"),
     [
-        (0.4, _OK, "as the mirror's"),
+        (0.4, _OK, "same as the mirror's"),
         (-3.0, _OK, "3 s behind"),
         (5.0, _WARNING, "5 s ahead"),
         (-60.0, _PROBLEM, "60 s behind"),

@@ -134,7 +134,7 @@ def test_containerd_without_fallback() -> None:
     plan, _ = _plan(
         "containerd", {_CONFIG: _LEADS, _ALL: 'server = "https://other"\n'}, replace(_WANTED, fallback=False)
     )
-    assert "asks others already" in plan.conflicts[0]
+    assert "names other hosts" in plan.conflicts[0]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_containerd_conflicts(text: str, reason: str) -> None:
     ("text", "reason"),
     [
         ("version = 2\nversion = 2\n", r"not TOML.*line 2"),
-        ("version = 9\n", "version 9 is not known"),
+        ("version = 9\n", "version 9 is not supported"),
         ('version = 2\nplugins = {"io.containerd.grpc.v1.cri" = {}}\n', r"by hand|lines are needed:\n\[plugins"),
     ],
 )
@@ -327,7 +327,7 @@ def test_docker_from_nothing() -> None:
             '  "insecure-registries": ["mirror.internal:5000"]\n}\n'
         )
         assert plan.changes[0].needs == "systemctl reload docker"
-        assert "docker.io alone" in plan.notes[0]
+        assert "docker.io only" in plan.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -499,7 +499,7 @@ def test_k3s_merges() -> None:
 def test_k3s_names_that_are_numbers() -> None:
     """A registry is called as it is spelled, whatever YAML takes it for."""
     plan, after = _plan("k3s", {_K3S: "mirrors:\n  1_0:\n    endpoint: ['http://a']\n"})
-    assert "1_0 have entries of their own" in plan.notes[0]
+    assert "1_0 have entries that override" in plan.notes[0]
     assert "\n  1_0:\n" in after[_K3S]
 
 

@@ -1,0 +1,72 @@
+"""Checks of the store before and after a command uses it: it exists, its files stay readable, its pins can be read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+
+from mirror.config import Config
+from mirror.errors import ConfigError, MirrorError
+from mirror.eviction.damaged_notes import DamagedNoteOwners, unread_words
+from mirror.policy.unread_notes import UnreadNote
+from mirror.ports import Catalog
+from mirror.store.local.catalog import LocalCatalog
+from mirror.store.local.freezes import LocalFreezes
+from mirror.store.local.layout import Layout
+from mirror.store.local.pin_files import LocalPins
+
+
+def check_there(loaded: Config) -> None:
+    """Raises `ConfigError` if there is no store: a command that only reads must not create one, which could belong to
+    the wrong user or be in the wrong place.
+    """
+    try:
+        Layout(loaded.store.root).marker.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            [
+                f"there is no store at {loaded.store.root}: has a mirror run with this configuration? "
+                "If it uses another one, name that file with --config"
+            ]
+        ) from None
+    except OSError:
+        return
+
+
+def check_owner(loaded: Config) -> None:
+    """Raises `ConfigError` if the store belongs to another user: only the owner of a file in it can read the file, so
+    the server could not read what this command writes.
+    """
+    owner, user = store_owner(loaded), os.geteuid()
+    if owner is not None and owner != user:
+        raise ConfigError(
+            [
+                f"the store at {loaded.store.root} belongs to user {owner}, and this is user {user}: the server could "
+                f"not read what this command writes; run it as that user, for example with sudo -u '#{owner}'"
+            ]
+        )
+
+
+def store_owner(loaded: Config) -> int | None:
+    """The id of the user to whom the store belongs; None if there is no store yet, or it cannot be seen."""
+    try:
+        return Layout(loaded.store.root).marker.stat().st_uid
+    except OSError:
+        return None
+
+
+def refuse_unread(notes: Collection[UnreadNote], catalog: Catalog) -> None:
+    """Raises `MirrorError` if there are pins or freezes that cannot be read. Called after the others were printed, so
+    that the list is not taken for complete.
+    """
+    if words := unread_words(notes, DamagedNoteOwners(catalog).find(notes)):
+        raise MirrorError("\n".join(words))
+
+
+def describe_unread(config: Config) -> list[str]:
+    """A sentence about each pin and freeze that cannot be read; empty also if there is no store yet. Changes nothing.
+    Raises `StoreError`.
+    """
+    layout = Layout(config.store.root)
+    notes = [*LocalPins(layout).look()[1], *LocalFreezes(layout).look()[1]]
+    return unread_words(notes, DamagedNoteOwners(LocalCatalog(layout)).find(notes))
