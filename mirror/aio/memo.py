@@ -5,11 +5,11 @@ This is the only file that knows aiocache. A key's life:
     unknown ── share() ──> one task makes it, all callers wait ──> remembered ── ttl over, forget(), no room ──> unknown
                                        └── it fails: all callers get the error, nothing is remembered
 
-The task belongs to no caller: cancelling one caller does not affect the others. Values are JSON (never pickle, which
-would let anybody who can write to Redis run code here). Entries live in this process, limited in number and bytes, and,
-if Redis is configured, there as well for the other workers and replicas. Redis has a tenth of a second to answer; if it
-does not, it is not called for a while, and callers notice nothing. `private` entries never leave the process. Any entry
-may be lost at any time.
+The task belongs to no caller: cancelling one caller does not affect the others. Values are JSON (never pickle, because
+then everyone who can write to Redis could run code here). Entries live in this process, limited in number and bytes,
+and, if Redis is configured, there as well for the other workers and replicas. Redis has a tenth of a second to answer;
+if it does not, it is not called for a while, and callers notice nothing. `private` entries never leave the process. Any
+entry may be lost at any time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ T = TypeVar("T")
 MISSING: Final = object()
 
 _BUDGET: Final = 0.1
-_LEFT_ALONE: Final = 1.0
+_RETRY_AFTER: Final = 1.0
 
 
 def redis_cache(url: str, *, budget: float = _BUDGET, connections: int = 8) -> RedisCache:
@@ -50,7 +50,7 @@ def redis_cache(url: str, *, budget: float = _BUDGET, connections: int = 8) -> R
         url,
         max_connections=connections,
         timeout=budget,
-        # redis-py's own time-outs can swallow a cancellation (see `index/redis.py`); `Memo` keeps the budget
+        # redis-py's own time-outs can swallow a cancellation (see `index/redis_address.py`); `Memo` keeps the budget
         socket_timeout=None,
         socket_connect_timeout=None,
         retry=Retry(NoBackoff(), 0),
@@ -101,16 +101,15 @@ class Memo:
         The value must be JSON (tuples come back as lists). An error of `make` reaches all waiting callers and is not
         remembered: to remember a refusal for a short while, return a value that says so. Raises the errors of `make`.
         """
-        found = await self._get_local(key)
-        if found is not MISSING:
-            value: T = found
+        value: T = await self._get_local(key)
+        if value is not MISSING:
             return value
         return await self._once.run(key, lambda: self._make(key, make, ttl, private))
 
     async def get(self, key: str, *, private: bool = False) -> Any:
         """The remembered value, or `MISSING`."""
-        found = await self._get_local(key)
-        return await self._get_shared(key) if found is MISSING and not private else found
+        value = await self._get_local(key)
+        return await self._get_shared(key) if value is MISSING and not private else value
 
     async def put(self, key: str, value: Any, ttl: float, *, private: bool = False) -> None:
         """Remember a JSON value for `ttl` seconds. Raises `TypeError` or `ValueError` if the value is not JSON."""
@@ -119,13 +118,13 @@ class Memo:
         text = json.dumps([self._now() + ttl, value], separators=(",", ":"), allow_nan=False)
         await self._put_local(key, text)
         if not private:
-            await self._ask_shared(lambda cache: cache.set(self._name(key), text, ttl=max(0.001, float(ttl))))
+            await self._call_shared(lambda cache: cache.set(self._shared_key(key), text, ttl=max(0.001, float(ttl))))
 
     async def forget(self, key: str, *, private: bool = False) -> None:
         """Forget the entry here and in Redis; other processes that have it keep it until it expires. Repeatable."""
         await self._drop_local(key)
         if not private:
-            await self._ask_shared(lambda cache: cache.delete(self._name(key)))
+            await self._call_shared(lambda cache: cache.delete(self._shared_key(key)))
 
     async def aclose(self) -> None:
         """Cancel work under way and disconnect from Redis. Repeatable."""
@@ -137,6 +136,9 @@ class Memo:
                 await shared.client.aclose()
                 await shared.client.connection_pool.aclose()
 
+    def __repr__(self) -> str:
+        return f"<Memo {self._prefix} {self.stats()}>"
+
     def stats(self) -> CacheStats:
         """The entries in this process, including expired ones that have not been asked for since, and their size."""
         return CacheStats(len(self._sizes), self._bytes, self._most_bytes)
@@ -145,15 +147,14 @@ class Memo:
         self, key: str, make: Callable[[], Awaitable[T]], ttl: float | Callable[[T], float], private: bool
     ) -> T:
         if not private:
-            found = await self._get_shared(key)
-            if found is not MISSING:
-                value: T = found
+            value: T = await self._get_shared(key)
+            if value is not MISSING:
                 return value
         made = await make()
         await self.put(key, made, ttl(made) if callable(ttl) else ttl, private=private)
         return made
 
-    def _name(self, key: str) -> str:
+    def _shared_key(self, key: str) -> str:
         return f"{self._prefix}:{key}"
 
     async def _get_local(self, key: str) -> Any:
@@ -182,22 +183,22 @@ class Memo:
         await self._local.delete(key)
 
     async def _get_shared(self, key: str) -> Any:
-        text = await self._ask_shared(lambda cache: cache.get(self._name(key)))
+        text = await self._call_shared(lambda cache: cache.get(self._shared_key(key)))
         value = self._read(text) if isinstance(text, str) else MISSING
         if value is not MISSING:
             await self._put_local(key, text)
         return value
 
-    async def _ask_shared(self, ask: Callable[[RedisCache], Awaitable[Any]]) -> Any:
+    async def _call_shared(self, call: Callable[[RedisCache], Awaitable[Any]]) -> Any:
         """One call to Redis within its budget; None if there is no Redis or the call fails."""
         if self._shared is None or self._now() < self._shared_after:
             return None
         try:
             async with asyncio.timeout(self._budget):
-                return await ask(self._shared)
+                return await call(self._shared)
         except Exception:
             # any error counts as a miss: every value can be obtained again
-            self._shared_after = self._now() + _LEFT_ALONE
+            self._shared_after = self._now() + _RETRY_AFTER
             return None
 
     def _read(self, text: str) -> Any:

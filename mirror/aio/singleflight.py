@@ -43,11 +43,14 @@ class SingleFlight:
         """True if `run` would join work that is running."""
         return key in self._running
 
+    def __repr__(self) -> str:
+        return f"<SingleFlight {len(self._running)} running>"
+
     def _ended(self, key: Hashable, task: asyncio.Task[Any]) -> None:
         if self._running.get(key) is task:
             del self._running[key]
         if not task.cancelled():
-            # retrieve the error: if every caller was cancelled, asyncio would complain that nobody did
+            # retrieve the error: if every caller was cancelled, asyncio would log that it was never retrieved
             task.exception()
 
     async def aclose(self) -> None:

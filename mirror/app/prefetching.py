@@ -79,7 +79,7 @@ def open_leases(config: Config, storage: Storage, stack: AsyncExitStack) -> Leas
     if not url or not config.sync:
         return None
     from mirror.index.leases import RedisLeases
-    from mirror.index.redis import parse_redis_url
+    from mirror.index.redis_address import parse_redis_url
 
     budget = max(_LEASE_BUDGET, config.index.timeout)
     leases = RedisLeases(parse_redis_url(url), owner=storage.store.id, budget=budget)

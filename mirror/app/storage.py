@@ -178,7 +178,8 @@ def _make_eviction(
 def _open_index(config: Config, layout: Layout, store_id: str) -> ContentIndex:
     if url := config.index.url.get_secret_value():
         # imported here, so that commands without Redis do not load its library
-        from mirror.index.redis import RedisIndex, parse_redis_url
+        from mirror.index.redis import RedisIndex
+        from mirror.index.redis_address import parse_redis_url
 
         return RedisIndex(parse_redis_url(url), store_id=store_id, budget=config.index.timeout)
     return EmbeddedIndex(layout.root / "index.sqlite")

@@ -26,7 +26,7 @@ from mirror.cli.store_checks import describe_unread
 from mirror.config import PUBLIC, Config
 from mirror.errors import ConfigError, IndexUnavailable, MirrorError, RequestError, StoreError
 from mirror.index.probing import probe_redis
-from mirror.index.redis import parse_redis_url
+from mirror.index.redis_address import parse_redis_url
 from mirror.nodes.clients import CLIENTS
 from mirror.nodes.disk import NodeFiles
 from mirror.nodes.findings import Finding, Level, judge_budget, judge_client, judge_clock, worst

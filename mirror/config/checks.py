@@ -77,7 +77,7 @@ def cross_check(config: Config) -> list[str]:
     mistakes += _check_syncs(config)
     if url := config.index.url.get_secret_value():
         # imported here: every command reads the configuration, and few configurations need the Redis library
-        from mirror.index.redis import parse_redis_url
+        from mirror.index.redis_address import parse_redis_url
 
         try:
             parse_redis_url(url)

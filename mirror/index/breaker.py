@@ -26,6 +26,9 @@ class Breaker:
         self._probing = False
         self._era = 0
 
+    def __repr__(self) -> str:
+        return f"<Breaker {'probing' if self._probing else 'open' if self.is_open else 'closed'}>"
+
     @property
     def is_open(self) -> bool:
         """True if the service counts as failing."""

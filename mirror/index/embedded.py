@@ -54,13 +54,13 @@ CREATE TABLE content (
     size      INTEGER NOT NULL,
     last_used REAL NOT NULL,
     parents   INTEGER NOT NULL DEFAULT 0, -- how many rows of `edges` have it as their child
-    manifest  INTEGER NOT NULL DEFAULT 0, -- whether it is one, and so has names
-    names     TEXT                        -- of a manifest: [[child, whether it is a manifest], …]
+    manifest  INTEGER NOT NULL DEFAULT 0, -- 1 if it is a manifest whose names are known
+    names     TEXT                        -- of a manifest: [[child, 1 if that is a manifest], …]
 ) WITHOUT ROWID;
--- each holds all that `least_recently_used` gives, so that choosing victims reads one run of pages
+-- each has every column that `least_recently_used` reads, so that choosing victims reads one run of pages
 CREATE INDEX loose ON content (last_used, digest, size, parents, manifest) WHERE parents = 0 AND manifest = 0;
 CREATE INDEX root ON content (last_used, digest, size, parents, manifest) WHERE parents = 0 AND manifest = 1;
--- what remembered manifests name; `manifest` is 1 where an index names a manifest
+-- what the manifests name; `manifest` is 1 if an index names a manifest
 CREATE TABLE edges (
     child    TEXT NOT NULL,
     parent   TEXT NOT NULL,
@@ -123,8 +123,8 @@ UPDATE content SET last_used = latest.at FROM (SELECT digest, max(at) AS at FROM
 WHERE content.digest = latest.digest AND content.last_used < latest.at
 """
 _RECORD_REFERENCES: Final = """
-UPDATE content SET names = told.value, manifest = 1 FROM json_each(?) AS told
-WHERE content.digest = told.key AND content.manifest = 0
+UPDATE content SET names = given.value, manifest = 1 FROM json_each(?) AS given
+WHERE content.digest = given.key AND content.manifest = 0
 """
 _OLDEST: Final = {
     BlobRole.LOOSE: "SELECT digest, size, last_used FROM content WHERE parents = 0 AND manifest = 0"
@@ -136,8 +136,8 @@ _OLDEST: Final = {
 }
 _SUCCESSORS: Final = """
 SELECT above.digest, child.digest, child.size, child.last_used, child.parents, child.manifest
-FROM json_each(?) AS asked
-JOIN content AS above ON above.digest = asked.value AND above.manifest = 1
+FROM json_each(?) AS given
+JOIN content AS above ON above.digest = given.value AND above.manifest = 1
 LEFT JOIN json_each(above.names) AS named
 LEFT JOIN content AS child ON child.digest = json_extract(named.value, '$[0]')
 """
@@ -163,7 +163,7 @@ _CHECKPOINT: Final = "PRAGMA wal_autocheckpoint = 4000"
 #: More rows than this are converted to records in a thread; each takes about 10 µs.
 _MANY: Final = 1000
 
-_SPOILED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 @dataclass(slots=True)
@@ -185,6 +185,10 @@ class EmbeddedIndex:
         self._opening = asyncio.Lock()
         self._connections: _Connections | None = None
         self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open" if self._connections else "not open"
+        return f"<EmbeddedIndex {self._path} {state}>"
 
     async def put(self, records: Sequence[ContentRecord]) -> None:
         """Add or replace records; the later time of last use is kept."""
@@ -223,11 +227,11 @@ class EmbeddedIndex:
 
     async def successors(self, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
         """The recorded blobs that each recorded manifest references. Costs one look-up for each such blob."""
-        found: dict[Digest, list[ReferencedBlob]] = {}
+        successors: dict[Digest, list[ReferencedBlob]] = {}
         for batch in batches(manifests, _BATCH):
             rows = await self._read(_SUCCESSORS, json.dumps([*map(str, batch)]))
-            found |= await asyncio.to_thread(_by_parent, rows)
-        return found
+            successors |= await asyncio.to_thread(_by_parent, rows)
+        return successors
 
     async def digests(self) -> AsyncIterator[list[Digest]]:
         """The digests of all records, in pages, sorted."""
@@ -247,7 +251,7 @@ class EmbeddedIndex:
         except (ValueError, TypeError, OverflowError) as error:
             # the counters are garbage, and only a new file has correct ones
             INDEX_FAILURES.inc()
-            await self._abandon(connections, spoiled=True)
+            await self._reopen_after(connections, damaged=True)
             raise _unavailable(error) from error
 
     async def link(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
@@ -279,7 +283,7 @@ class EmbeddedIndex:
         connections = await self._open()
         async with self._opening:
             if self._connections is connections:
-                await self._let_go()
+                await self._close_connections()
             try:
                 await asyncio.to_thread(_renew, self._path, connections.inode, keep=False)
             except OSError as error:
@@ -290,7 +294,7 @@ class EmbeddedIndex:
         """Close the connections, whose threads otherwise keep the process from ending. Repeatable."""
         self._closed = True
         async with self._opening:
-            await self._let_go()
+            await self._close_connections()
 
     async def _read(self, statement: str, *parameters: object) -> list[Any]:
         connections = await self._open()
@@ -309,7 +313,7 @@ class EmbeddedIndex:
         except (sqlite3.Error, ValueError) as error:  # aiosqlite raises ValueError on a closed connection
             INDEX_FAILURES.inc()
             if not _is_busy(error):
-                await self._abandon(both, spoiled=_is_spoiled(error))
+                await self._reopen_after(both, damaged=_is_damaged(error))
             raise _unavailable(error) from error
 
     async def _open(self) -> _Connections:
@@ -319,18 +323,18 @@ class EmbeddedIndex:
         async with self._opening:
             if self._connections is not None and self._connections.inode == _inode(self._path):
                 return self._connections
-            await self._let_go()
+            await self._close_connections()
             if self._closed:
                 raise IndexUnavailable("the index is closed")
             try:
                 # a half-made connection would keep its thread and files: it is completed, and kept for the next caller
-                self._connections = await uninterrupted(self._connect(), unwanted=self._keep)
+                self._connections = await uninterrupted(self._connect(), unwanted=self._reuse)
             except (sqlite3.Error, OSError) as error:
                 INDEX_FAILURES.inc()
                 raise _unavailable(error) from error
             return self._connections
 
-    def _keep(self, connections: _Connections) -> None:
+    def _reuse(self, connections: _Connections) -> None:
         self._connections = connections
 
     async def _connect(self) -> _Connections:
@@ -353,18 +357,18 @@ class EmbeddedIndex:
             raise
         return connections
 
-    async def _abandon(self, failed: _Connections, *, spoiled: bool) -> None:
-        """Close the connections after a failure, and set a `spoiled` file aside. The next operation opens new ones."""
+    async def _reopen_after(self, failed: _Connections, *, damaged: bool) -> None:
+        """Close the connections after a failure, and set a `damaged` file aside. The next operation opens new ones."""
         async with self._opening:
             if self._connections is not failed:
                 return
-            await self._let_go()
-            if spoiled:
+            await self._close_connections()
+            if damaged:
                 log.warning("index damaged", path=str(self._path))
                 with suppress(OSError):
                     await asyncio.to_thread(_renew, self._path, failed.inode, keep=True)
 
-    async def _let_go(self) -> None:
+    async def _close_connections(self) -> None:
         if self._connections is not None:
             connections, self._connections = self._connections, None
             # a half-closed connection would keep its thread alive, and with it the process
@@ -402,15 +406,15 @@ def _is_current(path: Path, busy_timeout: float) -> bool:
         with closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)) as connection:
             if connection.execute("PRAGMA user_version").fetchone() != (SCHEMA,):
                 return False
-            found = connection.execute("SELECT count(*) FROM usage").fetchone()
+            counters = connection.execute("SELECT count(*) FROM usage").fetchone()
             connection.execute("SELECT digest FROM content LIMIT 1").fetchone()
             connection.execute("SELECT child FROM edges LIMIT 1").fetchone()
             connection.execute("SELECT digest FROM links LIMIT 1").fetchone()
             connection.execute("SELECT mark FROM marker LIMIT 1").fetchone()
-            return bool(found == (1,))
+            return bool(counters == (1,))
     except sqlite3.DatabaseError as error:
         # SQLITE_ERROR: a table is missing, so the file is foreign. A held lock or a failing disk is neither
-        if _is_spoiled(error) or _primary_code(error) == sqlite3.SQLITE_ERROR:
+        if _is_damaged(error) or _primary_code(error) == sqlite3.SQLITE_ERROR:
             return False
         raise
 
@@ -462,8 +466,8 @@ def _primary_code(error: Exception) -> int:
     return int(getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
 
 
-def _is_spoiled(error: Exception) -> bool:
-    return _primary_code(error) in _SPOILED
+def _is_damaged(error: Exception) -> bool:
+    return _primary_code(error) in _DAMAGED
 
 
 def _is_busy(error: Exception) -> bool:
@@ -484,15 +488,15 @@ def _by_parent(rows: Iterable[Any]) -> dict[Digest, list[ReferencedBlob]]:
     """The rows grouped by manifest. Skips rows that do not parse, and the row of NULLs of a manifest without recorded
     children.
     """
-    found: dict[Digest, list[ReferencedBlob]] = {}
+    successors: dict[Digest, list[ReferencedBlob]] = {}
     for above, digest, size, last_used, parents, is_manifest in rows:
         parent = _digest(above)
         if parent is None:
             continue
-        children = found.setdefault(parent, [])
+        children = successors.setdefault(parent, [])
         for record in _records([(digest, size, last_used)]):
             children.append(ReferencedBlob(record, parents if isinstance(parents, int) else 1, bool(is_manifest)))
-    return found
+    return successors
 
 
 def _digest(text: object) -> Digest | None:

@@ -19,19 +19,20 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mirror.errors import IndexUnavailable
-from mirror.index.redis import SCHEMA, RedisAddress
+from mirror.index.redis import SCHEMA
+from mirror.index.redis_address import RedisAddress
 from mirror.policy.schedule import OtherLease
 
 # Returns false if the lease is now ours, else the value of the key and its remaining time in milliseconds.
 _TAKE: Final = """
-local found = redis.call('GET', KEYS[1])
-if found and string.sub(found, 2) ~= ARGV[1] then return {found, redis.call('PTTL', KEYS[1])} end
+local value = redis.call('GET', KEYS[1])
+if value and string.sub(value, 2) ~= ARGV[1] then return {value, redis.call('PTTL', KEYS[1])} end
 redis.call('SET', KEYS[1], ARGV[2] .. ARGV[1], 'PX', ARGV[3])
 return false
 """
 _GIVE_BACK: Final = """
-local found = redis.call('GET', KEYS[1])
-if found and string.sub(found, 2) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+local value = redis.call('GET', KEYS[1])
+if value and string.sub(value, 2) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 _RUNS: Final = "-"
 _DONE: Final = "+"
@@ -52,15 +53,18 @@ class RedisLeases:
         Returns None if the lease is now ours, else the lease of the other replica. Raises `IndexUnavailable`.
         """
         milliseconds = max(1, math.ceil(seconds * 1000))
-        found = await self._call(_TAKE, name, self._owner, _DONE if done else _RUNS, milliseconds)
-        if not isinstance(found, list):
+        answer = await self._call(_TAKE, name, self._owner, _DONE if done else _RUNS, milliseconds)
+        if not isinstance(answer, list):
             return None
-        value, left = found
+        value, left = answer
         return OtherLease(max(0, int(left)) / 1000, done=bytes(value).startswith(_DONE.encode()))
 
     async def give_back(self, name: str) -> None:
         """Release the lease if it is ours. Repeatable. Raises `IndexUnavailable`."""
         await self._call(_GIVE_BACK, name, self._owner)
+
+    def __repr__(self) -> str:
+        return f"<RedisLeases owner {self._owner}>"
 
     async def aclose(self) -> None:
         """Close the connections. Leases stay until they expire. Repeatable."""
@@ -72,5 +76,5 @@ class RedisLeases:
             async with asyncio.timeout(self._budget):
                 answer: object = await self._client.register_script(script)(keys=[key], args=list(arguments))
         except (RedisError, OSError, TimeoutError) as error:
-            raise IndexUnavailable(f"Redis has no leases for us: {type(error).__name__}") from error
+            raise IndexUnavailable(f"Redis failed to lease: {type(error).__name__}") from error
         return answer

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, RedisError
 
 from mirror.errors import IndexUnavailable
-from mirror.index.redis import RedisAddress, no_connection
+from mirror.index.redis_address import RedisAddress, no_connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +33,20 @@ async def probe_redis(address: RedisAddress, *, patience: float = 5.0) -> RedisH
     client: Redis = Redis(connection_pool=address.pool(connections=1, budget=patience))
     try:
         async with asyncio.timeout(patience):
-            found = await client.info()
+            info = await client.info()
             trips = []
             for _ in range(5):
                 began = perf_counter()
                 await client.ping()
                 trips.append(perf_counter() - began)
-        version = str(found.get("redis_version", "unknown"))
-        return RedisHealth(version, min(trips), int(found.get("maxmemory", 0)), str(found.get("maxmemory_policy", "")))
+        version = str(info.get("redis_version", "unknown"))
+        return RedisHealth(version, min(trips), int(info.get("maxmemory", 0)), str(info.get("maxmemory_policy", "")))
     except TimeoutError as error:
         raise IndexUnavailable(f"{address}: no answer within {patience:g} s") from error
     except (RedisError, OSError) as error:
         # during connecting, redis-py wraps the server's authentication error
-        shut = isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError)
-        why = "user name or password is missing or wrong" if shut else no_connection(error)
+        refused = isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError)
+        why = "user name or password is missing or wrong" if refused else no_connection(error)
         raise IndexUnavailable(f"{address}: {why or type(error).__name__}") from error
     finally:
         await client.aclose()

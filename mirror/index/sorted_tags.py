@@ -48,6 +48,9 @@ class LocalSortedTags:
         self._most_bytes = most_bytes
         self._now = now
 
+    def __repr__(self) -> str:
+        return f"<LocalSortedTags {self._folder}>"
+
     @property
     def most_bytes(self) -> int:
         """See `SortedTags`."""
@@ -80,15 +83,15 @@ class LocalSortedTags:
         files = []
         for path in self._folder.iterdir():
             with suppress(FileNotFoundError):
-                found = path.stat()
-                files.append((found.st_mtime, found.st_size, path))
-        held = sum(size for _, size, _ in files)
+                status = path.stat()
+                files.append((status.st_mtime, status.st_size, path))
+        total = sum(size for _, size, _ in files)
         for written_at, size, path in sorted(files):
-            left = path.suffix == _GROWING and path != growing and time.time() - written_at > _LEFT_AFTER
-            if left or (held > self._most_bytes and path.suffix == _PUBLISHED):
+            stale = path.suffix == _GROWING and path != growing and time.time() - written_at > _LEFT_AFTER
+            if stale or (total > self._most_bytes and path.suffix == _PUBLISHED):
                 path.unlink(missing_ok=True)
-                held -= size
-        return held
+                total -= size
+        return total
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()}{_PUBLISHED}"
@@ -128,7 +131,7 @@ class Gathering:
             self._file.executemany("INSERT OR IGNORE INTO tags VALUES (?)", [(tag,) for tag in sorted(set(tags))])
             self._file.execute("COMMIT")
             if self._lists.make_room(self._part) > self._lists.most_bytes >= self.size:
-                raise StoreFull("other tag lists that are being sorted take all of tag_lists_max_size")
+                raise StoreFull("other tag lists that are being sorted take all the space of tag_lists_max_size")
 
     def publish(self, until: float) -> None:
         """See `TagGathering`."""

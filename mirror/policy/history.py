@@ -79,19 +79,19 @@ def recalled(history: Sequence[Sighting], record: TagRecord | None, now: float) 
     return (*history, Sighting(record.digest, record.media_type, record.size, record.fetched_at, record.fetched_at))
 
 
-def learned(history: Sequence[Sighting], said: TagRecord) -> tuple[Sighting, ...]:
+def learned(history: Sequence[Sighting], answer: TagRecord) -> tuple[Sighting, ...]:
     """The history after this answer of upstream. It grows only if the digest differs from the newest sighting's."""
     last = history[-1] if history else None
-    if last and last.digest == said.digest:
+    if last and last.digest == answer.digest:
         return tuple(history)
     # a sighting is never older than the one before it, whatever the clock says
-    at = max(said.fetched_at, last.last_seen) if last else said.fetched_at
-    return (*history, Sighting(said.digest, said.media_type, said.size, at, at))
+    at = max(answer.fetched_at, last.last_seen) if last else answer.fetched_at
+    return (*history, Sighting(answer.digest, answer.media_type, answer.size, at, at))
 
 
 def has_moved(before: Sequence[Sighting], after: Sequence[Sighting]) -> bool:
-    """True if the digests changed; a repeated sighting of the newest one is not written."""
-    return [one.digest for one in before] != [one.digest for one in after]
+    """True if the digests changed; a repeated sighting of the newest digest is not written."""
+    return [sighting.digest for sighting in before] != [sighting.digest for sighting in after]
 
 
 def trimmed(history: Sequence[Sighting], keep: Collection[Digest] = (), most: int = MOST) -> tuple[Sighting, ...]:
@@ -101,9 +101,9 @@ def trimmed(history: Sequence[Sighting], keep: Collection[Digest] = (), most: in
     lost.
     """
     saved: dict[Digest, Sighting] = {}
-    for one in history[:-most]:
-        if one.digest in keep:
-            saved.setdefault(one.digest, one)
+    for sighting in history[:-most]:
+        if sighting.digest in keep:
+            saved.setdefault(sighting.digest, sighting)
     return (*saved.values(), *history[-most:])
 
 
@@ -119,8 +119,8 @@ def choose(
     """
     newest = history[-1]
     first_seen: dict[Digest, float] = {}
-    for one in history:
-        first_seen.setdefault(one.digest, one.first_seen)
+    for sighting in history:
+        first_seen.setdefault(sighting.digest, sighting.first_seen)
 
     def old_from(digest: Digest) -> float:
         here = here_since(digest)
@@ -130,11 +130,11 @@ def choose(
     if not rule.minimum or newest_from <= now:
         return Choice(newest, newest, newest_from, newest_from)
     any_from = newest_from
-    for one in reversed(history[:-1]):
-        one_from = old_from(one.digest)
-        if one_from <= now:
-            return Choice(one, newest, newest_from, one_from)
-        any_from = min(any_from, one_from)
+    for sighting in reversed(history[:-1]):
+        old_since = old_from(sighting.digest)
+        if old_since <= now:
+            return Choice(sighting, newest, newest_from, old_since)
+        any_from = min(any_from, old_since)
     if not rule.serve_new:
         return Choice(None, newest, newest_from, any_from)
     oldest = history[0]
@@ -143,4 +143,4 @@ def choose(
 
 def pointed_to(history: Sequence[Sighting], when: float) -> Sighting | None:
     """What the tag pointed to at `when` (epoch seconds), as this mirror saw it; None if it did not know the tag yet."""
-    return next((one for one in reversed(history) if one.first_seen <= when), None)
+    return next((sighting for sighting in reversed(history) if sighting.first_seen <= when), None)

@@ -51,8 +51,8 @@ class Miss:
 
 def joined(misses: Iterable[Miss], *, most: int) -> list[Miss]:
     """Merge records into one for each image, most recent first. At most `most` are returned."""
-    found: dict[tuple[Repo, str], Miss] = {}
+    by_image: dict[tuple[Repo, str], Miss] = {}
     for miss in misses:
-        known = found.get(miss.key)
-        found[miss.key] = known.and_(miss) if known else miss
-    return sorted(found.values(), key=lambda miss: (-miss.last, miss.key))[:most]
+        earlier = by_image.get(miss.key)
+        by_image[miss.key] = earlier.and_(miss) if earlier else miss
+    return sorted(by_image.values(), key=lambda miss: (-miss.last, miss.key))[:most]

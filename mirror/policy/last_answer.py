@@ -57,15 +57,15 @@ def latest(answers: Iterable[LastAnswer]) -> list[LastAnswer]:
 
     Methods are kept apart because clients ask by HEAD before they ask by GET.
     """
-    found: dict[tuple[str, str, str, str], LastAnswer] = {}
-    for one in answers:
-        key = (one.repository, one.kind, one.reference, one.method)
-        if key not in found or found[key].at < one.at:
-            found[key] = one
-    return sorted(found.values(), key=lambda one: -one.at)
+    last: dict[tuple[str, str, str, str], LastAnswer] = {}
+    for answer in answers:
+        key = (answer.repository, answer.kind, answer.reference, answer.method)
+        if key not in last or last[key].at < answer.at:
+            last[key] = answer
+    return sorted(last.values(), key=lambda answer: -answer.at)
 
 
-_KEPT: Final = {
+_OVERRIDES: Final = {
     TagOverride.FROZEN.value: "the tag is frozen: it answers this digest whatever upstream says",
     TagOverride.TOO_NEW.value: "upstream has a newer digest, which the route's minimum_age holds back",
 }
@@ -104,16 +104,16 @@ def explain(answer: LastAnswer) -> str:
         return "the client went away, or the mirror was stopping, before there was an answer"
     if answer.status >= 400:
         return _refusal(answer)
-    if answer.tag_override in _KEPT:
-        return _KEPT[answer.tag_override]
+    if answer.tag_override in _OVERRIDES:
+        return _OVERRIDES[answer.tag_override]
     digest = ":" in answer.reference
-    known = {
+    texts = {
         Kind.MANIFEST.value: _MANIFEST if digest else _TAG,
         Kind.BLOB.value: _BLOB,
     }.get(answer.kind, _LIST)
-    said = known.get(answer.outcome, "the answer was made without cache or upstream")
-    said = said.format(upstream=answer.upstream or "upstream")
-    return f"{said}; then: {answer.error}" if answer.error else said
+    text = texts.get(answer.outcome, "the answer was made without cache or upstream")
+    text = text.format(upstream=answer.upstream or "upstream")
+    return f"{text}; then: {answer.error}" if answer.error else text
 
 
 def _refusal(answer: LastAnswer) -> str:

@@ -38,13 +38,13 @@ class QuarantineLimits:
     size: int = 10**9
     keep: float = 7 * 86400.0
 
-    def surplus(self, kept: Iterable[QuarantinedBlob], now: float, limit: int) -> list[QuarantinedBlob]:
+    def surplus(self, blobs: Iterable[QuarantinedBlob], now: float, limit: int) -> list[QuarantinedBlob]:
         """The blobs to delete, oldest first. `limit` is the store's limit in bytes, `now` is in epoch seconds."""
         most = min(self.size, int(limit * _SHARE))
         total = 0
         surplus = []
-        for number, one in enumerate(sorted(kept, key=lambda one: (one.at, one.digest), reverse=True)):
-            total += one.size
-            if not most or total > most or number >= _MOST or now - one.at >= self.keep:
-                surplus.append(one)
+        for number, blob in enumerate(sorted(blobs, key=lambda blob: (blob.at, blob.digest), reverse=True)):
+            total += blob.size
+            if not most or total > most or number >= _MOST or now - blob.at >= self.keep:
+                surplus.append(blob)
         return surplus[::-1]

@@ -6,7 +6,7 @@ import pytest
 
 from mirror.errors import IndexUnavailable
 from mirror.index.probing import probe_redis
-from mirror.index.redis import RedisAddress
+from mirror.index.redis_address import RedisAddress
 from tests.support.redis_server import RedisServer
 
 

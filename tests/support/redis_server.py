@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from mirror.index.redis import RedisAddress
+from mirror.index.redis_address import RedisAddress
 
 
 class RedisServer:

@@ -48,8 +48,8 @@ class LocalMisses:
 
     def add(self, misses: Iterable[Miss]) -> None:
         """Add misses to the report; durable on return. Raises `StoreError`, `StoreFull`."""
-        kept = joined((*self.read(), *misses), most=self._most)
-        content = json.dumps({"misses": [_MISS.to_json(miss) for miss in kept]}, separators=(",", ":")).encode()
+        misses = joined((*self.read(), *misses), most=self._most)
+        content = json.dumps({"misses": [_MISS.to_json(miss) for miss in misses]}, separators=(",", ":")).encode()
         with store_errors("writing the report of misses"):
             write_whole(self._layout.misses, content, through=self._layout.ingests)
 
