@@ -45,8 +45,8 @@ def _tcp(host: str, port: int, workers: int) -> list[socket.socket]:
     address = first.getsockname()
     first.close()
     sockets = [_bound(family, kind, protocol, address, share=True) for _ in range(workers)]
-    for one in sockets:
-        one.listen(_BACKLOG)
+    for listener in sockets:
+        listener.listen(_BACKLOG)
     return sockets
 
 
@@ -111,7 +111,7 @@ def open_admin(listen: str, workers: int) -> AdminListener:
 
 def _private_unix(path: Path) -> socket.socket:
     if path.exists() and not path.is_socket():
-        raise FileExistsError(0, "a file that is no socket is there")
+        raise FileExistsError(0, "a file that is not a socket is in its place")
     made = socket.socket(socket.AF_UNIX)
     temporary = f".{secrets.token_hex(8)}"
     try:

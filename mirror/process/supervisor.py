@@ -50,7 +50,7 @@ _START = 60.0
 #: Seconds between two checks that the workers' event loops turn.
 _LOOK = 0.5
 #: Seconds that a blocked worker has to write the stacks of its threads.
-_TO_SAY = 1.0
+_STACKS_TIME = 1.0
 #: Exit status of a command whose configuration cannot be used.
 _UNUSABLE = 2
 _MEMORY = "/dev/shm"  # noqa: S108 - the folder's name cannot be guessed, and it is ours alone
@@ -73,8 +73,8 @@ class WorkerPlan:
 
     def close(self) -> None:
         """Close the descriptors. To be called when no more workers will be started with this plan."""
-        for one in self.descriptors:
-            os.close(one)
+        for descriptor in self.descriptors:
+            os.close(descriptor)
 
 
 async def supervise(
@@ -101,23 +101,23 @@ def _metrics_folder() -> Iterator[str]:
     memory = None if "TMPDIR" in os.environ or not os.access(_MEMORY, os.W_OK) else _MEMORY
     for leftover in Path(memory or tempfile.gettempdir()).glob(f"{_METRICS}*"):
         with suppress(OSError):
-            if (held := _try_hold(leftover)) is not None:
+            if (lock := _try_lock(leftover)) is not None:
                 shutil.rmtree(leftover, ignore_errors=True)
-                os.close(held)
-    held = None
-    while held is None:
+                os.close(lock)
+    lock = None
+    while lock is None:
         folder = tempfile.mkdtemp(prefix=_METRICS, dir=memory)
         # another mirror that starts now may have removed the folder as a leftover
         with suppress(FileNotFoundError):
-            held = _try_hold(folder)
+            lock = _try_lock(folder)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(held)
+        os.close(lock)
 
 
-def _try_hold(folder: str | Path) -> int | None:
+def _try_lock(folder: str | Path) -> int | None:
     """Lock a folder for as long as this process lives, and return its descriptor; None if another process has the lock.
     Raises `OSError`.
     """
@@ -164,7 +164,7 @@ class _Supervisor:
         #: The current worker of each slot.
         self._current: dict[int, _Worker] = {}
         self._retiring: set[asyncio.Task[None]] = set()
-        self._alive, self._life = os.pipe()
+        self._parent_read, self._parent_write = os.pipe()
         self._beats = Heartbeats.of(len(listeners))
         self._systemd = Systemd.of(os.environ)
         #: Process ids of ended workers whose counters have not been added up yet.
@@ -172,6 +172,10 @@ class _Supervisor:
         self._environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": metrics}
         # only this process notifies systemd
         self._environment.pop("NOTIFY_SOCKET", None)
+
+    def __repr__(self) -> str:
+        current = ", ".join(f"{slot}: {worker.process.pid}" for slot, worker in sorted(self._current.items()))
+        return f"<Supervisor of {len(self._workers)} workers, by slot {{{current}}}>"
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -186,26 +190,26 @@ class _Supervisor:
             await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
-                self._say_listening()
+                self._log_listeners()
                 self._systemd.ready()
-                working += [asyncio.create_task(self._keep(slot)) for slot in range(len(self._listeners))]
-                working.append(asyncio.create_task(self._heed_hang_ups()))
+                working += [asyncio.create_task(self._keep_running(slot)) for slot in range(len(self._listeners))]
+                working.append(asyncio.create_task(self._reload_on_hang_ups()))
                 working.append(asyncio.create_task(self._watch()))
                 await stopping
         finally:
             self._systemd.stopping()
             self._stop.set()
             stopping.cancel()
-            for one in working:
-                one.cancel()
+            for task in working:
+                task.cancel()
             await asyncio.gather(*working, return_exceptions=True)
             await self._end()
             self._plan.close()
             self._beats.close()
-            os.close(self._life)
-            os.close(self._alive)
+            os.close(self._parent_write)
+            os.close(self._parent_read)
 
-    def _say_listening(self) -> None:
+    def _log_listeners(self) -> None:
         for listener in self._listeners[0]:
             telemetry.log.info(
                 "listening", address=address_of(listener), tls=self._plan.tls, workers=len(self._listeners)
@@ -222,10 +226,10 @@ class _Supervisor:
         for worker in self._current.values():
             if not await worker.ready:
                 code = await worker.ended
-                said = f"a worker ended with code {code} while it was starting"
-                raise ConfigError([said]) if code == _UNUSABLE else MirrorError(said)
+                message = f"a worker ended with exit code {code} while it was starting"
+                raise ConfigError([message]) if code == _UNUSABLE else MirrorError(message)
 
-    async def _keep(self, slot: int) -> None:
+    async def _keep_running(self, slot: int) -> None:
         """Keep one worker running in this slot."""
         pause = 0.0
         while True:
@@ -241,39 +245,46 @@ class _Supervisor:
 
     async def _start(self, slot: int, plan: WorkerPlan, *, after_blocked: bool = False) -> _Worker:
         loop = asyncio.get_running_loop()
-        told, tell = os.pipe()
-        descriptors = [one.fileno() for one in self._listeners[slot]]
+        ready_read, ready_write = os.pipe()
+        descriptors = [listener.fileno() for listener in self._listeners[slot]]
         command = [sys.executable, "-m", "mirror", "worker", *plan.arguments]
-        command += ["--sockets", ",".join(map(str, descriptors)), "--ready", str(tell), "--parent", str(self._alive)]
+        command += [
+            "--sockets",
+            ",".join(map(str, descriptors)),
+            "--ready",
+            str(ready_write),
+            "--parent",
+            str(self._parent_read),
+        ]
         if self._admin:
-            asked = [admin.sockets[slot].fileno() for admin in self._admin]
-            descriptors += asked
-            command += ["--admin", ",".join(map(str, asked))]
+            admin = [listener.sockets[slot].fileno() for listener in self._admin]
+            descriptors += admin
+            command += ["--admin", ",".join(map(str, admin))]
         command += ["--beats", str(self._beats.descriptor), "--slot", str(slot)]
         if after_blocked:
             # the new worker counts the killed one, because this process has no metrics
             command += ["--after-blocked"]
-        descriptors += [*plan.descriptors, tell, self._alive, self._beats.descriptor]
+        descriptors += [*plan.descriptors, ready_write, self._parent_read, self._beats.descriptor]
         try:
             process = await asyncio.create_subprocess_exec(
                 *command, pass_fds=descriptors, env=self._environment, start_new_session=True
             )
         except BaseException:
-            os.close(told)
+            os.close(ready_read)
             raise
         finally:
-            os.close(tell)
+            os.close(ready_write)
         ready: asyncio.Future[bool] = loop.create_future()
 
         def answered() -> None:
-            loop.remove_reader(told)
-            ready.set_result(bool(os.read(told, 1)))
-            os.close(told)
+            loop.remove_reader(ready_read)
+            ready.set_result(bool(os.read(ready_read, 1)))
+            os.close(ready_read)
 
-        loop.add_reader(told, answered)
+        loop.add_reader(ready_read, answered)
         # process ids are reused: the files of this id now belong to a live worker
         self._gone.discard(process.pid)
-        worker = _Worker(slot, process, plan.drain, ready, asyncio.create_task(self._bury(process)))
+        worker = _Worker(slot, process, plan.drain, ready, asyncio.create_task(self._wait_for_end(process)))
         self._workers.add(worker)
         worker.ended.add_done_callback(lambda _: self._ended(worker))
         telemetry.log.info("worker started", slot=slot, worker=process.pid)
@@ -284,7 +295,7 @@ class _Supervisor:
         if self._current.get(worker.slot) is worker:
             self._beats.put(worker.slot, 0)
 
-    async def _bury(self, process: asyncio.subprocess.Process) -> int:
+    async def _wait_for_end(self, process: asyncio.subprocess.Process) -> int:
         code = await process.wait()
         self._gone.add(process.pid)
         self._add_up()
@@ -316,8 +327,8 @@ class _Supervisor:
             self._add_up()
             for slot, worker in list(self._current.items()):
                 last = self._beats.last(slot)
-                known, before, count = looks.get(slot, (worker, 0, 0))
-                count = count + 1 if (known, before) == (worker, last) and last else 0
+                watched, before, count = looks.get(slot, (worker, 0, 0))
+                count = count + 1 if (watched, before) == (worker, last) and last else 0
                 looks[slot] = worker, last, count
                 if self._plan.blocked and count * _LOOK >= self._plan.blocked:
                     telemetry.log.error(
@@ -327,12 +338,12 @@ class _Supervisor:
                     self._beats.put(slot, 0)
                     # makes the worker write the stacks of its threads, if it still can
                     _signal(worker, signal.SIGUSR2)
-                    await asyncio.wait([worker.ended], timeout=_TO_SAY)
+                    await asyncio.wait([worker.ended], timeout=_STACKS_TIME)
                     _signal(worker, signal.SIGKILL)
 
     # ------------------------------------------------------------------------------- another configuration
 
-    async def _heed_hang_ups(self) -> None:
+    async def _reload_on_hang_ups(self) -> None:
         while True:
             await self._hung_up.wait()
             self._hung_up.clear()
@@ -389,8 +400,8 @@ class _Supervisor:
     async def _end(self) -> None:
         """Stop listening, then ask every worker to drain, then kill those that do not end in time."""
         for sockets in (*self._listeners, *(admin.sockets for admin in self._admin)):
-            for one in sockets:
-                one.close()
+            for listener in sockets:
+                listener.close()
         await asyncio.gather(*(_drain(worker) for worker in tuple(self._workers)), *self._retiring)
 
 

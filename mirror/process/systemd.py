@@ -24,7 +24,7 @@ class Systemd:
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._period = period
         self._clock = clock
-        self._said = float("-inf")
+        self._sent_at = float("-inf")
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Systemd:
@@ -34,21 +34,21 @@ class Systemd:
 
     def ready(self) -> None:
         """Every worker answers."""
-        self._tell("READY=1")
+        self._notify("READY=1")
 
     def stopping(self) -> None:
         """The process is ending, which may take some time."""
-        self._tell("STOPPING=1")
+        self._notify("STOPPING=1")
 
     def alive(self) -> None:
         """Feed the watchdog. To be called often: a notice is sent once in each quarter of the period."""
-        if self._period and self._clock() - self._said >= self._period / 4:
-            self._said = self._clock()
-            self._tell("WATCHDOG=1")
+        if self._period and self._clock() - self._sent_at >= self._period / 4:
+            self._sent_at = self._clock()
+            self._notify("WATCHDOG=1")
 
-    def _tell(self, state: str) -> None:
+    def _notify(self, state: str) -> None:
         if not self._address:
             return
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
-            one.setblocking(False)
-            one.sendto(state.encode(), self._address)
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            sender.sendto(state.encode(), self._address)

@@ -97,15 +97,15 @@ async def _serve(
     async with build(config, pulse=pulse) as app:
         runner = _Runner(app.front, config.server, _limiter(config.server))
         await runner.setup()
-        sites = [_Site(runner, one, tls) for one in listeners]
-        asked = _Runner(
+        sites = [_Site(runner, listener, tls) for listener in listeners]
+        admin_runner = _Runner(
             app.admin,
             config.server,
             ConnectionLimiter(head=config.server.request_head_timeout, stall=config.server.client_stall_timeout),
         )
-        await asked.setup()
+        await admin_runner.setup()
         # loopback needs no TLS: no other machine can read it
-        sites += [_Site(asked, one, None if is_local(one) else tls) for one in admin]
+        sites += [_Site(admin_runner, listener, None if is_local(listener) else tls) for listener in admin]
         for site in sites:
             await site.start()
         working = [asyncio.create_task(work) for work in (app.scheduler.run(), app.jobs.run())]
@@ -125,7 +125,7 @@ async def _serve(
         runner.dismiss()
         await asyncio.sleep(_MOMENT)
         # lets answers under way finish, and closes idle connections
-        await asked.cleanup()
+        await admin_runner.cleanup()
         await runner.cleanup()
     telemetry.log.info("stopped", worker=os.getpid())
 
@@ -139,24 +139,24 @@ class _Runner(web.BaseRunner):
         self._answers = answers
         self._settings = settings
         self._limiter = limiter
-        self._made: FrontServer | None = None
+        self._front: FrontServer | None = None
 
     async def shutdown(self) -> None:
         """Nothing to do before connections are closed."""
 
     def dismiss(self) -> None:
         """Make every connection end after its next answer."""
-        if self._made:
-            self._made.dismissing = True
+        if self._front:
+            self._front.dismissing = True
 
     def protocol(self, tls: ssl.SSLContext | None) -> Callable[[], asyncio.BaseProtocol]:
         """The factory of protocols for new connections. Raises `RuntimeError` before the runner is set up."""
-        if self._made is None:
+        if self._front is None:
             raise RuntimeError("listening before set-up")
-        return self._made if tls is None else partial(self._made.over_tls, tls)
+        return self._front if tls is None else partial(self._front.over_tls, tls)
 
     async def _make_server(self) -> FrontServer:
-        self._made = FrontServer(
+        self._front = FrontServer(
             self._answers,
             limiter=self._limiter,
             access_log=None,
@@ -164,7 +164,7 @@ class _Runner(web.BaseRunner):
             lingering_time=2.0,
             tcp_keepalive=True,
         )
-        return self._made
+        return self._front
 
     async def _cleanup_server(self) -> None:
         """The server has no resources of its own."""
@@ -195,7 +195,7 @@ def _limiter(settings: ServerSettings) -> ConnectionLimiter:
         head=settings.request_head_timeout,
         stall=settings.client_stall_timeout,
         most=settings.connections_per_client,
-        unlimited=[ip_network(one) for one in settings.connections_exempt],
+        unlimited=[ip_network(network) for network in settings.connections_exempt],
     )
 
 

@@ -75,7 +75,7 @@ def start(endpoint: str, sample: float, *, version: str) -> Callable[[], Awaitab
 
         def shut_down() -> None:
             provider.shutdown()
-            with suppress(RuntimeError):  # the loop has ended: nobody waits any more
+            with suppress(RuntimeError):  # the loop has ended, so no task waits
                 loop.call_soon_threadsafe(ended.set)
 
         # a daemon thread, so that a collector that hangs does not keep the process from ending
@@ -94,9 +94,9 @@ class _Exporter(SpanExporter):
         self._inner = inner
         self._url = url
         self._failed = False
-        self._said = _LastWords()
+        self._last_message = _LastMessage()
         logger = logging.getLogger("opentelemetry.exporter")
-        logger.handlers[:] = [self._said]
+        logger.handlers[:] = [self._last_message]
         logger.propagate = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -104,7 +104,7 @@ class _Exporter(SpanExporter):
         result = self._inner.export(spans)
         failed = result is not SpanExportResult.SUCCESS
         if failed and not self._failed:
-            telemetry.log.warning("traces cannot be sent", endpoint=self._url, reason=self._said.text)
+            telemetry.log.warning("traces cannot be sent", endpoint=self._url, reason=self._last_message.text)
         elif self._failed and not failed:
             telemetry.log.info("traces sent again", endpoint=self._url)
         self._failed = failed
@@ -117,8 +117,8 @@ class _Exporter(SpanExporter):
         return self._inner.force_flush(timeout_millis)
 
 
-class _LastWords(logging.Handler):
-    """Keeps the last message that the library logged."""
+class _LastMessage(logging.Handler):
+    """Remembers the last message that the library logged."""
 
     text = ""
 

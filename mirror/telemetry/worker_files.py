@@ -65,12 +65,12 @@ def add_ended(folder: str, pid: int) -> bool:
 
 @contextmanager
 def _locked(folder: str, how: int) -> Iterator[None]:
-    held = os.open(os.path.join(folder, _LOCK), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = os.open(os.path.join(folder, _LOCK), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(held, how)
+        fcntl.flock(lock, how)
         yield
     finally:
-        os.close(held)
+        os.close(lock)
 
 
 def _add(file: Path) -> None:

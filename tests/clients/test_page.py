@@ -135,7 +135,7 @@ def test_what_is_copied_is_what_configure_writes(mirror: MirrorProcess, seen: Se
                 section.locator("summary").click()
             for change in client.plan(GivenFiles({}), Wanted(url, public=("docker.io",))).changes:
                 page.get_by_label(f"copy the configuration for {name}: {change.path}", exact=True).click()
-                expect(page.locator("#said")).to_have_text(f"copied: put it into {change.path}", timeout=_MS)
+                expect(page.locator("#notice")).to_have_text(f"copied: put it into {change.path}", timeout=_MS)
                 assert page.evaluate("navigator.clipboard.readText()") == change.content
     address.fill("http://user:s3cret@mirror")
     expect(page.locator("#clients-note")).to_contain_text("contains a user or password", timeout=_MS)

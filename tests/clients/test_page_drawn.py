@@ -256,13 +256,13 @@ def test_a_mirror_that_goes_and_comes_back(opened: _Drawn) -> None:
         expect(page.locator("#connection")).to_have_text("the mirror does not answer", timeout=_MS)
         expect(page.locator("#connection")).to_have_class("gone")
         page.clock.fast_forward(60_000)
-        expect(page.locator("#heard")).to_contain_text("last heard 1 min ago", timeout=_MS)
+        expect(page.locator("#last-answer")).to_contain_text("last answer 1 min ago", timeout=_MS)
         page.clock.fast_forward(60_000)
-        expect(page.locator("#heard")).to_contain_text("last heard 2 min ago", timeout=_MS)
+        expect(page.locator("#last-answer")).to_contain_text("last answer 2 min ago", timeout=_MS)
         opened.instead = None
         page.clock.fast_forward(1000)
         expect(page.locator("#connection")).to_have_text("live", timeout=_MS)
-        expect(page.locator("#heard")).to_be_empty()
+        expect(page.locator("#last-answer")).to_be_empty()
     assert page.evaluate("told") == ["the mirror does not answer", "live"] * 2
     opened.seen.complaints.clear()  # the browser's own, about what did not come
 
@@ -392,7 +392,7 @@ def test_copying_without_tls(opened: _Drawn) -> None:
     assert page.evaluate("navigator.clipboard === undefined")
     page.locator("summary").click()
     page.get_by_label("copy the configuration for docker: /etc/x").click()
-    expect(page.locator("#said")).to_have_text("copied: put it into /etc/x", timeout=_MS)
+    expect(page.locator("#notice")).to_have_text("copied: put it into /etc/x", timeout=_MS)
     page.get_by_label("Search", exact=True).focus()
     page.evaluate(
         "document.addEventListener('paste', (event) => { window.pasted = event.clipboardData.getData('text'); })"

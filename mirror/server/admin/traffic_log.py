@@ -106,8 +106,8 @@ class TrafficLog:
 
     def _counted(self, note: dict[str, Any]) -> Traffic:
         """The counters of this run at the last stored point; zero if another run stored it."""
-        known = read_points([[0, *counted]]) if isinstance(counted := note.get("counted"), list) else []
-        return known[0][1] if known and note.get("run") == self._run else Traffic()
+        points = read_points([[0, *counted]]) if isinstance(counted := note.get("counted"), list) else []
+        return points[0][1] if points and note.get("run") == self._run else Traffic()
 
     def record(self) -> None:
         """Blocking. Add one point. Raises `StoreError`."""

@@ -1,5 +1,5 @@
-// Draws what the admin API says, and asks again each second. Whatever comes from outside, such as the name of an image,
-// is only ever put in as text: nothing here parses markup.
+// Shows what the admin API answers, and requests it again each second. Text from outside, such as the name of an image,
+// is always inserted as text: nothing here parses markup.
 "use strict";
 
 const API = "/admin/v1";
@@ -31,9 +31,9 @@ function write(element, text) {
   if (element.textContent !== shown) element.textContent = shown;
 }
 
-// What would turn the reading direction, hide letters or not be shown at all is written as an escape, such as \u202e.
+// Characters that change the reading direction, hide others or are invisible are written as escapes, such as \u202e.
 function printable(text) {
-  return String(text).replace(/[^\P{C}\n\t]|[\p{Zl}\p{Zp}]/gu, (one) => `\\u${one.codePointAt(0).toString(16).padStart(4, "0")}`);
+  return String(text).replace(/[^\P{C}\n\t]|[\p{Zl}\p{Zp}]/gu, (character) => `\\u${character.codePointAt(0).toString(16).padStart(4, "0")}`);
 }
 
 function bytes(count) {
@@ -60,7 +60,7 @@ function when(text) {
   return seconds < 1 ? "now" : `${span(seconds)} ago`;
 }
 
-// Rows that are the same thing as before stay the same elements: focus and reading position are not lost.
+// A row whose key was shown before stays the same element, so that focus and reading position are not lost.
 function list(parent, items, keyOf, build, update, empty) {
   const known = new Map([...parent.children].map((row) => [row.dataset.key, row]));
   let place = parent.firstElementChild;
@@ -98,7 +98,7 @@ async function ask(path, options = {}) {
     });
     body = await answer.json();
   } catch {
-    throw new Unheard("the mirror does not answer"); // or a proxy that cannot reach it does
+    throw new NoAnswer("the mirror does not answer"); // or a proxy in front of it answers instead
   }
   if (answer.status === 401) loggedOut = true;
   if (!answer.ok) throw new Refused(body.errors?.[0]?.message ?? `status ${answer.status}`);
@@ -106,16 +106,16 @@ async function ask(path, options = {}) {
 }
 
 class Refused extends Error {}
-class Unheard extends Error {}
+class NoAnswer extends Error {}
 
-// Asking on would have the browser ask for a password again and again.
+// Further requests would make the browser ask for a password again and again.
 let loggedOut = false;
 
-let saidUntil;
-function say(text) {
-  put("said", text);
-  clearTimeout(saidUntil);
-  saidUntil = setTimeout(() => put("said", ""), 6000);
+let noticeTimer;
+function notify(text) {
+  put("notice", text);
+  clearTimeout(noticeTimer);
+  noticeTimer = setTimeout(() => put("notice", ""), 6000);
 }
 
 const nameInPath = (image) => image.split("/").map(encodeURIComponent).join("/");
@@ -127,8 +127,8 @@ let limit = 0;
 function showStatus(status) {
   const sealed = status.offline ? ", sealed" : "";
   const workers = status.workers.length;
-  // any worker answers, and some may have been replaced
-  const up = Math.max(...status.workers.map((one) => one.uptime));
+  // any worker answers, and some may be younger than the mirror
+  const up = Math.max(...status.workers.map((worker) => worker.uptime));
   put("about", `${status.version}, ${workers} worker${workers === 1 ? "" : "s"}, up ${span(up)}${sealed}`);
   const traffic = status.traffic;
   put("ratio", percent(traffic.hit_ratio));
@@ -147,16 +147,16 @@ function showStatus(status) {
 }
 
 function showFlights({ flights }) {
-  list(byId("flights"), flights, (one) => one.digest, () => make("li", {},
+  list(byId("flights"), flights, (flight) => flight.digest, () => make("li", {},
     make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": "how" })),
     make("progress", { "data-part": "bar", max: "1", "aria-label": "progress" }),
-  ), (row, one) => {
-    set(row, "name", `${one.repository ?? one.upstream} ${one.digest.slice(0, 19)}…`);
-    const clients = `${one.followers} client${one.followers === 1 ? "" : "s"}`;
-    set(row, "how", `${bytes(one.received)} of ${one.size === null ? "?" : bytes(one.size)}, ${clients}`, "quiet");
+  ), (row, flight) => {
+    set(row, "name", `${flight.repository ?? flight.upstream} ${flight.digest.slice(0, 19)}…`);
+    const clients = `${flight.followers} client${flight.followers === 1 ? "" : "s"}`;
+    set(row, "how", `${bytes(flight.received)} of ${flight.size === null ? "?" : bytes(flight.size)}, ${clients}`, "quiet");
     const bar = part(row, "bar");
-    bar.setAttribute("aria-label", `progress of ${one.digest.slice(0, 19)}`);
-    if (one.size) bar.value = one.received / one.size; else bar.removeAttribute("value");
+    bar.setAttribute("aria-label", `progress of ${flight.digest.slice(0, 19)}`);
+    if (flight.size) bar.value = flight.received / flight.size; else bar.removeAttribute("value");
   }, "none at the moment");
 }
 
@@ -176,29 +176,29 @@ function frame(title, top, labels) {
   return chart;
 }
 
-// Points are minutes; what is drawn are `count` equal parts of the last day.
+// Points are minutes; the chart shows `count` equal parts of the last day.
 function parts(points, count) {
   const now = points.length ? secondsOf(points[points.length - 1].at) : 0;
   const sums = Array.from({ length: count }, () => ({ requests: 0, hits: 0, sent: 0, received: 0 }));
-  for (const one of points) {
-    const at = count - 1 - Math.floor((now - secondsOf(one.at)) / (DAY / count));
+  for (const point of points) {
+    const at = count - 1 - Math.floor((now - secondsOf(point.at)) / (DAY / count));
     if (at < 0 || at >= count) continue;
-    for (const name of ["requests", "hits", "sent", "received"]) sums[at][name] += one[name];
+    for (const name of ["requests", "hits", "sent", "received"]) sums[at][name] += point[name];
   }
   return sums;
 }
 
-// What was fetched before anybody asked is saved only once it was sent more often than that.
-const savedOf = (sums) => Math.max(0, sums.reduce((saved, one) => saved + one.sent - one.received, 0));
+// Content that was fetched in advance counts as saved only once more was sent than received.
+const savedOf = (sums) => Math.max(0, sums.reduce((saved, sum) => saved + sum.sent - sum.received, 0));
 
 function showHistory({ points }) {
   const top = 8, ground = HIGH - BOTTOM, tall = ground - top;
   const quarters = parts(points, 96);
   const x = (at) => LEFT + ((at + 0.5) / 96) * (WIDE - LEFT);
-  const known = quarters.map((one, at) => [x(at), one.requests ? one.hits / one.requests : null]).filter((one) => one[1] !== null);
+  const known = quarters.map((sum, at) => [x(at), sum.requests ? sum.hits / sum.requests : null]).filter(([, ratio]) => ratio !== null);
   const latest = known.length ? percent(known[known.length - 1][1]) : "nothing served yet";
   const ratio = frame(`Hit ratio over the last day, now ${latest}`, top, [[1, "100 %"], [0.5, "50 %"], [0, "0 %"]]);
-  // nothing is drawn over a time without requests: nobody knows what it would have been
+  // the curve has a gap where there were no requests, because then there is no ratio
   const gap = 1.5 * (x(1) - x(0));
   const curves = [];
   known.forEach(([at, part], number) => {
@@ -210,13 +210,13 @@ function showHistory({ points }) {
   byId("ratio-chart").replaceChildren(ratio);
 
   const sums = parts(points, 24);
-  const hours = sums.map((one) => savedOf([one]));
+  const hours = sums.map((sum) => savedOf([sum]));
   const most = Math.max(...hours);
   const saved = frame(`Saved per hour over the last day, ${bytes(savedOf(sums))} in all`, top,
     most ? [[1, bytes(most)], [0.5, bytes(most / 2)], [0, "0 B"]] : [[0, "0 B"]]);
   const step = (WIDE - LEFT) / 24;
-  hours.forEach((one, at) => {
-    const height = most && (tall * one) / most;
+  hours.forEach((hour, at) => {
+    const height = most && (tall * hour) / most;
     if (height > 0) saved.append(draw("rect", { class: "bar", x: LEFT + at * step + 1, y: ground - height, width: step - 2, height }));
   });
   byId("saved-chart").replaceChildren(saved);
@@ -238,15 +238,15 @@ async function loadImages(more = false, again = false) {
     if (turn === searching) put("images-note", error instanceof Refused ? error.message : "");
     return;
   }
-  if (turn !== searching) return; // somebody went on typing
-  if (again && !atRest()) return; // or took hold of them meanwhile
+  if (turn !== searching) return; // the user has typed more meanwhile
+  if (again && !isUntouched()) return; // or has begun to use the rows
   imagesLoaded = true;
   shownSearch = search;
   shownNext = page.next;
   const rows = page.images.map(imageRow);
   if (more) byId("image-rows").append(...rows); else byId("image-rows").replaceChildren(...rows);
   const count = byId("image-rows").children.length;
-  const none = page.next ? "none found yet; More looks on" : "no such image is here";
+  const none = page.next ? "none found yet; More continues the search" : "no such image is cached";
   put("images-note", count ? `${count}${page.next ? " or more" : ""} image${count === 1 && !page.next ? "" : "s"}` : none);
   byId("more").hidden = !page.next;
 }
@@ -257,34 +257,34 @@ function complete(image) {
   return image.missing ? `no, ${image.missing} missing` : "no platform was pulled";
 }
 
-// A name is broken behind what parts it, before it is broken elsewhere; an item of a list is not broken if it fits.
-function breakable(name) { return name.split(/(?<=[/:@])/).flatMap((one) => [one, make("wbr")]); }
+// A name wraps behind `/`, `:` and `@` first; an item of a list does not wrap if it fits on a line.
+function breakable(name) { return name.split(/(?<=[/:@])/).flatMap((part) => [part, make("wbr")]); }
 function listed(items) {
-  return items.flatMap((one, at) => [make("span", { class: "item" }, at < items.length - 1 ? `${one},` : one), " "]);
+  return items.flatMap((item, at) => [make("span", { class: "item" }, at < items.length - 1 ? `${item},` : item), " "]);
 }
 
 function imageRow(image) {
   const cell = (label, ...content) => make("td", { "data-label": label }, make("div", {}, ...content));
   const button = make("button", { type: "button" });
   let { pinned } = image;
-  const named = () => {
+  const label = () => {
     button.textContent = pinned ? "unpin" : "pin";
     button.setAttribute("aria-label", printable(`${button.textContent} ${image.image}`));
   };
-  named();
+  label();
   button.addEventListener("click", async () => {
     button.disabled = true;
     try {
       const answer = await ask(`/pins/${nameInPath(image.image)}`, { method: pinned ? "DELETE" : "PUT" });
       const stays = pinned ? answer.still_pinned : true;
-      say(`${image.image} is ${stays ? "pinned" : "not pinned any more"}${pinned && stays ? ", by a rule" : ""}`);
+      notify(`${image.image} is ${!stays ? "not pinned any more" : pinned ? "still pinned by a rule" : "pinned"}`);
       pinned = stays;
-      named();
+      label();
     } catch (error) {
-      say(`${image.image}: ${error.message}`);
+      notify(`${image.image}: ${error.message}`);
     } finally {
       button.disabled = false;
-      // it had to let go of the focus; somebody who went on keeps it
+      // a disabled button loses the focus; give it back unless the user has moved on
       if (document.activeElement === document.body) button.focus({ preventScroll: true });
     }
   });
@@ -300,16 +300,16 @@ function imageRow(image) {
 // ------------------------------------------------------------------------------------------------ the rest
 
 function showNext({ images }) {
-  list(byId("next"), images.slice(0, 10), (one) => one.digest ?? "loose", () => make("li", {},
+  list(byId("next"), images.slice(0, 10), (image) => image.digest ?? "loose", () => make("li", {},
     make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": "how" })),
-  ), (row, one) => {
-    set(row, "name", one.names.join(", ") || one.digest || "blobs that no image here names");
-    const used = one.last_used ? `, last used ${when(one.last_used)}` : "";
-    set(row, "how", `${bytes(one.bytes)}${used}`, "quiet");
+  ), (row, image) => {
+    set(row, "name", image.names.join(", ") || image.digest || "blobs that no cached image needs");
+    const used = image.last_used ? `, last used ${when(image.last_used)}` : "";
+    set(row, "how", `${bytes(image.bytes)}${used}`, "quiet");
   }, "nothing could be evicted");
 }
 
-// A mirror that counts a large store anew does not know it for a while; all else goes on.
+// While the mirror counts a large store, it refuses this request; everything else goes on.
 async function loadNext() {
   if (!limit) return;
   try {
@@ -323,49 +323,49 @@ async function loadNext() {
 const KINDS = { ok: "good", done: "good", running: "warn", failing: "warn", throttled: "warn", down: "bad", failed: "bad" };
 
 function showUpstreams({ upstreams }) {
-  list(byId("upstream-rows"), upstreams, (one) => one.name, () => make("li", {},
+  list(byId("upstream-rows"), upstreams, (upstream) => upstream.name, () => make("li", {},
     make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": "state" })),
     make("div", { "data-part": "more" }), make("div", { "data-part": "login" }),
     make("meter", { "data-part": "budget", min: "0", max: "1", low: "0.1" }),
-  ), (row, one) => {
-    set(row, "name", one.name);
-    set(row, "state", one.state, `state ${KINDS[one.state] ?? ""}`);
-    const lines = one.endpoints.map((each) => `${each.url} ${each.state}${each.retry_in ? `, asked again in ${span(each.retry_in)}` : ""}`);
-    if (one.budget) lines.push(`${one.budget.remaining} of ${one.budget.limit} pulls left in ${span(one.budget.window)}, as of ${when(one.budget.seen)}`);
+  ), (row, upstream) => {
+    set(row, "name", upstream.name);
+    set(row, "state", upstream.state, `state ${KINDS[upstream.state] ?? ""}`);
+    const lines = upstream.endpoints.map(({ url, state, retry_in: wait }) => `${url} ${state}${wait ? `, next try in ${span(wait)}` : ""}`);
+    if (upstream.budget) lines.push(`${upstream.budget.remaining} of ${upstream.budget.limit} pulls left in ${span(upstream.budget.window)}, as of ${when(upstream.budget.seen)}`);
     set(row, "more", lines.join("; "), "quiet");
-    const refused = one.endpoints.filter((each) => each.credentials);
+    const refused = upstream.endpoints.filter((endpoint) => endpoint.credentials);
     set(row, "login", refused.map(({ credentials: { provider, reason, since } }) => `credentials of ${provider}: ${reason} (since ${when(since)})`).join("; "), refused.length ? "state bad" : "");
     const meter = part(row, "budget");
-    meter.hidden = !one.budget;
-    meter.setAttribute("aria-label", `pulls left at ${one.name}`);
-    if (one.budget) meter.value = one.budget.remaining / one.budget.limit;
-  }, "none was asked yet");
+    meter.hidden = !upstream.budget;
+    meter.setAttribute("aria-label", `pulls left at ${upstream.name}`);
+    if (upstream.budget) meter.value = upstream.budget.remaining / upstream.budget.limit;
+  }, "none was used yet");
 }
 
 function showJobs({ jobs }) {
-  list(byId("job-rows"), jobs.slice(0, 20), (one) => one.id, () => make("li", {},
+  list(byId("job-rows"), jobs.slice(0, 20), (job) => job.id, () => make("li", {},
     make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": "state" })),
     make("div", { "data-part": "more" }),
-  ), (row, one) => {
-    const images = one.arguments?.images ?? [];
-    const others = images.length - 1 + (one.arguments?.more ?? 0);
-    set(row, "name", `${one.kind} ${one.arguments?.rule ?? images[0] ?? ""}${others > 0 ? ` and ${others} more` : ""}`);
-    set(row, "state", one.state, `state ${KINDS[one.state] ?? ""}`);
-    const done = one.progress ? `, ${bytes(one.progress.received ?? 0)} of ${bytes(one.progress.size ?? 0)}` : "";
-    const trouble = one.result?.error ?? one.result?.first_failure;
-    set(row, "more", `${when(one.created)}${done}${trouble ? `: ${trouble}` : ""}`, "quiet");
+  ), (row, job) => {
+    const images = job.arguments?.images ?? [];
+    const others = images.length - 1 + (job.arguments?.more ?? 0);
+    set(row, "name", `${job.kind} ${job.arguments?.rule ?? images[0] ?? ""}${others > 0 ? ` and ${others} more` : ""}`);
+    set(row, "state", job.state, `state ${KINDS[job.state] ?? ""}`);
+    const done = job.progress ? `, ${bytes(job.progress.received ?? 0)} of ${bytes(job.progress.size ?? 0)}` : "";
+    const failure = job.result?.error ?? job.result?.first_failure;
+    set(row, "more", `${when(job.created)}${done}${failure ? `: ${failure}` : ""}`, "quiet");
   }, "none in the last week");
 }
 
 function showSync({ rules }) {
-  list(byId("sync-rows"), rules, (one) => one.name, () => make("li", {},
+  list(byId("sync-rows"), rules, (rule) => rule.name, () => make("li", {},
     make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": "state" })),
     make("div", { "data-part": "more" }),
-  ), (row, one) => {
-    set(row, "name", one.name);
-    set(row, "state", one.state, `state ${KINDS[one.state] ?? ""}`);
-    const trouble = one.result?.error ?? one.result?.failures?.[0];
-    set(row, "more", `${one.schedule}${one.next_run ? `, next ${new Date(one.next_run).toLocaleString()}` : ""}${trouble ? `: ${trouble}` : ""}`, "quiet");
+  ), (row, rule) => {
+    set(row, "name", rule.name);
+    set(row, "state", rule.state, `state ${KINDS[rule.state] ?? ""}`);
+    const failure = rule.result?.error ?? rule.result?.failures?.[0];
+    set(row, "more", `${rule.schedule}${rule.next_run ? `, next ${new Date(rule.next_run).toLocaleString()}` : ""}${failure ? `: ${failure}` : ""}`, "quiet");
   }, "none configured");
 }
 
@@ -373,28 +373,28 @@ function showSync({ rules }) {
 
 let clientsLoaded = false, choosing = 0;
 
-// What `mirror configure` would write, as the mirror itself says it.
+// The files that `mirror configure` would write.
 async function loadClients() {
   const turn = ++choosing;
   const input = byId("address");
-  let told;
+  let answer;
   try {
-    told = await ask(`/clients?${new URLSearchParams(input.value ? { mirror: input.value } : {})}`);
+    answer = await ask(`/clients?${new URLSearchParams(input.value ? { mirror: input.value } : {})}`);
   } catch (error) {
     if (turn === choosing && error instanceof Refused) put("clients-note", error.message);
     return;
   }
-  if (turn !== choosing) return; // somebody went on typing
+  if (turn !== choosing) return; // the user has typed more meanwhile
   clientsLoaded = true;
   put("clients-note", "");
-  if (!input.value) input.value = told.mirror;
-  const open = new Set([...byId("client-files").children].filter((one) => one.open).map((one) => one.dataset.client));
-  byId("client-files").replaceChildren(...told.clients.map((one) => {
-    const details = make("details", { "data-client": one.client }, make("summary", {}, one.client),
-      ...clientText("command", one.client, "on the client's machine, as root, beside what is there already", one.command),
-      ...one.files.flatMap((file) => clientText("configuration", one.client, file.path, file.content)),
-      make("ul", { class: "quiet" }, ...[...one.next_steps.map((step) => `then: ${step}`), ...one.notes].map((line) => make("li", {}, line))));
-    details.open = open.has(one.client);
+  if (!input.value) input.value = answer.mirror;
+  const open = new Set([...byId("client-files").children].filter((details) => details.open).map((details) => details.dataset.client));
+  byId("client-files").replaceChildren(...answer.clients.map((client) => {
+    const details = make("details", { "data-client": client.client }, make("summary", {}, client.client),
+      ...clientText("command", client.client, "on the client's machine, as root; keeps what is in the files already", client.command),
+      ...client.files.flatMap((file) => clientText("configuration", client.client, file.path, file.content)),
+      make("ul", { class: "quiet" }, ...[...client.next_steps.map((step) => `then: ${step}`), ...client.notes].map((line) => make("li", {}, line))));
+    details.open = open.has(client.client);
     return details;
   }));
 }
@@ -406,18 +406,18 @@ function clientText(kind, client, place, text) {
     try {
       await navigator.clipboard.writeText(text);
     } catch {
-      // without HTTPS there is no clipboard but the old one; where that fails too, it is selected, to be copied by hand
+      // without HTTPS only the older interface works; if that fails too, the text is selected, to be copied by hand
       getSelection().selectAllChildren(content);
       const give = (event) => { event.clipboardData.setData("text/plain", text); event.preventDefault(); };
       document.addEventListener("copy", give);
       const done = document.execCommand("copy");
       document.removeEventListener("copy", give);
       if (!done) {
-        say("it is selected: copy it by hand");
+        notify("the text is selected: copy it by hand");
         return;
       }
     }
-    say(kind === "command" ? "copied" : `copied: put it into ${place}`);
+    notify(kind === "command" ? "copied" : `copied: put it into ${place}`);
   });
   return [make("p", {}, `${place} `, button), content];
 }
@@ -435,26 +435,25 @@ const EVERY = [
   [30, loadNext],
 ];
 
-let lastHeard = null;
+let lastAnswer = null;
 
-// What is read out to those who listen changes when something has happened, not each second.
-function heard(error) {
+// The text for screen readers changes only when something has happened, not each second.
+function showConnection(error) {
   const line = byId("connection");
-  const gone = error instanceof Unheard;
+  const gone = error instanceof NoAnswer;
   if (gone) {
     put("connection", error.message);
-    put("heard", lastHeard === null ? "" : `last heard ${span((Date.now() - lastHeard) / 1000)} ago, what you see is from then`);
+    put("last-answer", lastAnswer === null ? "" : `last answer ${span((Date.now() - lastAnswer) / 1000)} ago; the page shows the state at that time`);
   } else {
-    lastHeard = Date.now();
+    lastAnswer = Date.now();
     put("connection", loggedOut ? `${error.message}; load this page again to log in` : error ? error.message : "live");
-    put("heard", "");
+    put("last-answer", "");
   }
   line.className = gone ? "gone" : error ? "" : "up";
 }
 
-// Rows are not drawn anew under somebody's hands: not while something in them has the focus or is selected, and not
-// where somebody has asked for more of them.
-function atRest() {
+// True if the user is not using the list of images: nothing in it has the focus or is selected, and it shows one page.
+function isUntouched() {
   const images = byId("images"), selection = getSelection();
   const selected = !selection.isCollapsed && images.contains(selection.anchorNode);
   return !selected && !images.contains(document.activeElement) && byId("image-rows").children.length <= 50;
@@ -469,14 +468,14 @@ async function turn(number) {
         await show();
       } catch (error) {
         failed = error;
-        if (error instanceof Unheard || loggedOut) break;
-        if (!(error instanceof Refused)) console.error(error); // a mistake of this page's
+        if (error instanceof NoAnswer || loggedOut) break;
+        if (!(error instanceof Refused)) console.error(error); // a mistake in this page
       }
     }
-    heard(failed);
+    showConnection(failed);
     if (loggedOut) return;
     if (!failed && !clientsLoaded) await loadClients();
-    if (!failed && (!imagesLoaded || (number % 5 === 0 && atRest()))) await loadImages(false, imagesLoaded);
+    if (!failed && (!imagesLoaded || (number % 5 === 0 && isUntouched()))) await loadImages(false, imagesLoaded);
   }
   setTimeout(turn, 1000, document.hidden ? number : number + 1);
 }
@@ -487,5 +486,5 @@ byId("search-form").addEventListener("submit", (event) => { event.preventDefault
 byId("more").addEventListener("click", () => loadImages(true));
 let choosingSoon;
 byId("address").addEventListener("input", () => { clearTimeout(choosingSoon); choosingSoon = setTimeout(loadClients, 200); });
-document.addEventListener("visibilitychange", () => { if (!document.hidden && atRest() && !loggedOut) loadImages(false, true); });
+document.addEventListener("visibilitychange", () => { if (!document.hidden && isUntouched() && !loggedOut) loadImages(false, true); });
 turn(0);
