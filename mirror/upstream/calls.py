@@ -149,12 +149,12 @@ class Calls:
         now = self._clocks.monotonic()
         wait = self._accounts.current.throttled_until - now
         if wait > 0:
-            message = f"{self._endpoint.described} asked to be left alone for {wait:.0f} s more"
+            message = f"{self._endpoint.described} wants no requests for another {wait:.0f} s"
             raise UpstreamThrottled(message, upstream=self._upstream, retry_after=wait)
         verdict = self.circuit.verdict(now)
         if verdict.wait or (verdict.probe and self._probing):
             raise UpstreamCircuitOpen(
-                f"{self._endpoint.described} did not answer lately",
+                f"{self._endpoint.described} did not answer recently",
                 upstream=self._upstream,
                 retry_after=verdict.wait or _WHILE_PROBING,
             )

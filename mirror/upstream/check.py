@@ -59,19 +59,19 @@ async def ask_budget(hub: RegistryUpstream) -> Budget | None:
 def advice_for(error: MirrorError) -> str:
     """What the operator should check first after this error."""
     if isinstance(error, CredentialsUnavailable):
-        return "the credentials' issuer is at fault, not the registry; mend it as the message says"
+        return "the issuer of the credentials failed, not the registry: follow the message"
     if isinstance(error, UpstreamDenied):
         return "check the credentials: are they right, not expired, and allowed to pull?"
     if isinstance(error, UpstreamThrottled):
-        return f"wait {error.retry_after:.0f} s; with credentials, or others, there may be more to spend"
+        return f"wait {error.retry_after:.0f} s; other credentials may allow more requests"
     if isinstance(error, UpstreamNotFound):
         return "is url the root of a registry, without a path of its own?"
     if isinstance(error, UpstreamUnavailable) and (error.status or 0) >= 500:
-        return "the registry, or a proxy before it, has trouble of its own: try again, and look at its status page"
+        return "the registry, or a proxy before it, fails: try again later, and look at its status page"
     if isinstance(error, UpstreamUnavailable):
         return "check url, network, proxy and, with a private certificate authority, ca_file"
     if isinstance(error, UpstreamOffLimits):
-        return "its name leads to a private address; if that is meant, add to its [[upstream]]: private_network = true"
+        return "its name leads to a private address; if that is right, add private_network = true to its [[upstream]]"
     if isinstance(error, UpstreamInvalid):
-        return "is url that of a registry? A token server of another domain must stand in token_hosts"
-    return "mend the configuration"
+        return "is url that of a registry? If its token server has another domain, add that to token_hosts"
+    return "correct the configuration"

@@ -37,7 +37,7 @@ async def manifest_in(answer: Answer, reference: Reference, upstream: str) -> Ma
         message = f"{upstream}: not a manifest: {error}"
         raise UpstreamInvalid(message, upstream=upstream, status=answer.status) from error
     if manifest is None:
-        message = f"the manifest {reference} came as other bytes"
+        message = f"the manifest {reference} arrived with another digest"
         raise DigestMismatch(message, upstream=upstream, status=answer.status)
     return manifest
 

@@ -83,7 +83,7 @@ class Accounts:
             wait = resets_in(budget, self._clocks.now())
         of = "" if budget is None else f" of {budget.limit} in {budget.window:.0f} s"
         return UpstreamThrottled(
-            f"{self._upstream} allows no more pulls{of}; it may be {wait:.0f} s until it does",
+            f"{self._upstream} allows no more pulls{of}; more may be allowed in {wait:.0f} s",
             upstream=self._upstream,
             status=429,
             retry_after=wait,

@@ -116,7 +116,7 @@ async def _by_api(upstream: str, digest: Digest, ask: AskPage) -> list[Descripto
         if room <= 0 or idle >= _MOST_IDLE:
             break
         query = following
-    raise _invalid(upstream, f"pages of referrers of {digest} without end")
+    raise _invalid(upstream, f"the list of referrers of {digest} has too many pages")
 
 
 async def _items(upstream: str, content: bytes) -> list[object]:
@@ -126,7 +126,7 @@ async def _items(upstream: str, content: bytes) -> list[object]:
     try:
         body = await asyncio.to_thread(read_json, content) if len(content) > _LARGE else read_json(content)
     except ValueError as error:
-        raise _invalid(upstream, f"a list of referrers that cannot be read: {error}") from error
+        raise _invalid(upstream, f"the list of referrers cannot be parsed: {error}") from error
     if not isinstance(body, dict) or "manifests" not in body:
         raise NoReferrersApi
     items = [] if body["manifests"] is None else body["manifests"]
@@ -165,7 +165,7 @@ class FallbackChildren:
             return []
         children = list({child.digest: child for child in index.manifests}.values())
         if len(children) > _MOST_CHILDREN or sum(max(child.size, 0) for child in children) > _MOST_BYTES:
-            raise _invalid(upstream, f"more referrers of {digest} under its fallback tag than can be looked at")
+            raise _invalid(upstream, f"the fallback tag of {digest} lists too many referrers")
         turns = asyncio.Semaphore(_AT_ONCE)
 
         async def look(child: Descriptor) -> Descriptor | None:

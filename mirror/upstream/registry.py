@@ -300,10 +300,10 @@ class RegistryUpstream:
         except UpstreamDenied:
             if credentials is not None:
                 raise
-            return "answers; anonymous, so only what it shows to everybody"
+            return "answers; anonymous, so only public content"
         if credentials is None:
             return "answers; anonymous"
-        return "answers; lets us in with our credentials" if authorized else "answers; did not ask for our credentials"
+        return "answers; accepts the credentials" if authorized else "answers; did not ask for credentials"
 
     async def aclose(self) -> None:
         """Close the connections. Blobs that are being read stay open until their contexts are left. Repeatable."""

@@ -77,7 +77,7 @@ class TagList:
                 if following is None:
                     return
                 if following in queries:
-                    raise self._invalid("pages of tags that lead back to themselves", 200)
+                    raise self._invalid("a page of the tag list links to an earlier page", 200)
                 queries.add(following)
                 room -= page.size
                 page.close()
@@ -85,7 +85,7 @@ class TagList:
                 answer = await ask(following, page)
                 if answer.status != 200:
                     raise self._invalid(
-                        f"the next page of its tag list is answered with {answer.status}", answer.status
+                        f"the next page of the tag list is answered with {answer.status}", answer.status
                     )
             raise self._invalid(f"more than {_MOST_PAGES} pages of tags", 200)
         finally:
@@ -103,7 +103,7 @@ class TagList:
                 return answer
         if behind:
             return await self._first(ask, "", page)
-        raise self._invalid(f"its tag list is answered with {answer.status}", answer.status)
+        raise self._invalid(f"the tag list is answered with {answer.status}", answer.status)
 
     async def _read(self, page: PageFile, more: bool) -> AsyncGenerator[TagBatch, None]:
         """The batches of one page; `more` says that another page follows. Raises `ValueError`."""

@@ -292,7 +292,7 @@ class TokenSource:
                 "the token service asks to slow down", upstream=self._upstream, status=status, retry_after=wait
             )
         if status in (400, 401, 403):
-            raise UpstreamDenied("the token service refuses", upstream=self._upstream, status=401)
+            raise UpstreamDenied("the token service refuses access", upstream=self._upstream, status=401)
         if status >= 500:
             raise UpstreamUnavailable(f"the token service answers {status}", upstream=self._upstream, status=status)
         if not 200 <= status < 300:
@@ -305,7 +305,7 @@ class TokenSource:
             raise self._invalid("the token service's answer is not JSON", status) from error
         token = body.get("token") or body.get("access_token") if isinstance(body, dict) else None
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-            raise self._invalid("the token service's answer holds no token", status)
+            raise self._invalid("the token service's answer contains no token", status)
         return {"token": token, "usable": usable_seconds(body.get("expires_in"))}
 
     def _check(self, realm: str) -> str:
@@ -333,6 +333,9 @@ class TokenSource:
 
     def _invalid(self, message: str, status: int | None) -> UpstreamInvalid:
         return UpstreamInvalid(message, upstream=self._upstream, status=status)
+
+    def __repr__(self) -> str:
+        return f"<TokenSource of {self._upstream} at {self._bounds.base.public}>"
 
 
 def _with_query(url: str, service: str, wanted: Scope) -> str:

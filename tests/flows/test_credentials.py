@@ -193,5 +193,5 @@ def test_a_password_that_is_rotated(tmp_path: Path) -> None:
             assert shown.status == 200
             log = json.dumps(mirror.log)
             noted = [line["reason"] for line in mirror.log if line["event"] == "credentials not reloaded"]
-            assert f"{own}: No such file or directory; what it said last is used on" in noted
+            assert f"{own}: No such file or directory; its last content stays in use" in noted
             assert "canary" not in log + json.dumps(shown.json)

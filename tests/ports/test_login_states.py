@@ -173,11 +173,11 @@ async def test_a_docker_config_that_is_gone_or_spoiled(tmp_path: Path, pulling: 
         path.write_text(f'{{"auths": {{"a.test": {SECRET}')
         assert (await ask(upstream)).startswith("sha256:")
         assert failing(upstream) == [
-            ("docker_config", f"{path}: not a docker config.json; what it said last is used on")
+            ("docker_config", f"{path}: not a docker config.json; its last content stays in use")
         ]
         path.unlink()
         assert failing(upstream) == [
-            ("docker_config", f"{path}: No such file or directory; what it said last is used on")
+            ("docker_config", f"{path}: No such file or directory; its last content stays in use")
         ]
         path.write_text(good)
         assert failing(upstream) == []

@@ -130,7 +130,7 @@ async def test_a_file_of_no_use(
         for _ in range(3):
             assert await said(source) == ("later" if looked_at else OLD)
             await source.reject(Credentials("user", OLD))
-        told = f"{path}: {reason}; what it said last is used on"
+        told = f"{path}: {reason}; its last content stays in use"
         assert logged == [
             {"event": "credentials not reloaded", "upstream": "a.test", "reason": told, "log_level": "warning"}
         ]
@@ -146,7 +146,7 @@ async def test_what_nobody_may_read(path: Path, source: PasswordFile) -> None:
     put(path, None)
     os.mkdir(path)
     assert await said(source) == OLD
-    assert source.issuing.reason == f"{path}: Is a directory; what it said last is used on"
+    assert source.issuing.reason == f"{path}: Is a directory; its last content stays in use"
 
 
 @pytest.mark.parametrize("tokens", [True, False])

@@ -231,7 +231,7 @@ async def test_an_encoded_manifest(registry: FakeRegistry, build: Build) -> None
         assert (manifest.digest, manifest.content) == (digest, registry.manifest(NAME, digest))
     registry.add_manifest(NAME, b"{}" + b" " * LARGEST, OCI_MANIFEST, "bomb")
     registry.fail("manifests", gzipped)
-    with pytest.raises(UpstreamInvalid, match="more than"):
+    with pytest.raises(UpstreamInvalid, match="larger than"):
         await build(registry.url).manifest(NAME, "bomb")
 
 
@@ -1313,7 +1313,7 @@ async def test_children_of_a_fallback_index(registry: FakeRegistry, build: Build
     index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed}
     upstream = build(registry.url)
     registry.add_manifest(NAME, json.dumps(index).encode(), OCI_INDEX, f"sha256-{image.hex}")
-    with pytest.raises(UpstreamInvalid, match="can be looked at"):
+    with pytest.raises(UpstreamInvalid, match="lists too many referrers"):
         await upstream.referrers(NAME, image)
     del listed[-2]
     registry.add_manifest(NAME, json.dumps(index).encode(), OCI_INDEX, f"sha256-{image.hex}")

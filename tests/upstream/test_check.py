@@ -81,11 +81,11 @@ def test_registries_that_let_us_in(tmp_path: Path) -> None:
         ]
         details = [one["detail"] for one in answer["online"]]
         assert details == [
-            *["answers; lets us in with our credentials"] * 2,
-            "answers; did not ask for our credentials",
+            *["answers; accepts the credentials"] * 2,
+            "answers; did not ask for credentials",
             "answers; anonymous",
-            "answers; anonymous, so only what it shows to everybody",
-            "answers; lets us in with our credentials",
+            "answers; anonymous, so only public content",
+            "answers; accepts the credentials",
         ]
 
 
@@ -128,11 +128,11 @@ def test_registries_that_do_not(tmp_path: Path) -> None:
         assert [name for name, line in lines.items() if line.startswith("FAILED")] == [
             f"{name}.test" for name in ("wrong", "busy", "lying", "gone", "helper", "acr", "broken", "page")
         ]
-        assert "the token service refuses" in lines["wrong.test"]
+        assert "the token service refuses our credentials" in lines["wrong.test"]
         assert "docker-credential-missing is not on the PATH" in lines["helper.test"]
         assert "broken.test (127.0.0.1:" in lines["broken.test"]
         advices = ("check the credentials", "wait 7 s", "token_hosts", "network, proxy", "not the registry")
-        for advice in (*advices, "trouble of its own", "root of a registry"):
+        for advice in (*advices, "its status page", "root of a registry"):
             assert advice in said
 
 

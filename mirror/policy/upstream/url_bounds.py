@@ -84,7 +84,7 @@ def parse_url(text: str) -> Url:
     scheme, host = match["scheme"].lower(), match["host"].lower()
     port = int(match["port"] or _PORTS[scheme])
     if not 0 < port < 65536:
-        raise UrlRefused("not a port")
+        raise UrlRefused("not a valid port")
     if host.startswith("["):
         host = host[1:-1]
         if parse_address(host) is None:
@@ -299,7 +299,7 @@ class UrlBounds:
         # appendix C)
         location = location.strip(" ").replace(" ", "%20")
         if not _CLEAN.fullmatch(location):
-            raise UrlRefused("a redirect to something that is no URL")
+            raise UrlRefused("a redirect to an invalid URL")
         entered = parse_url(_absolute(current, location))
         if current.scheme == "https" and entered.scheme != "https":
             raise UrlRefused(f"a redirect from https to {entered.public}")

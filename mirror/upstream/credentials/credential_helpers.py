@@ -101,7 +101,7 @@ class CredentialHelper:
         finally:
             await _end(process)
         if len(output) > _LARGEST:
-            raise self._failed(f"answered something that is no credentials; {self._by_hand}")
+            raise self._failed(f"gave an answer that contains no credentials; {self._by_hand}")
         return self._read(process.returncode or 0, output)
 
     def _read(self, code: int, output: bytes) -> Issued:
@@ -115,7 +115,7 @@ class CredentialHelper:
             answer = None
         username, secret = (answer.get("Username"), answer.get("Secret")) if isinstance(answer, dict) else (None, None)
         if not isinstance(username, str) or not isinstance(secret, str):
-            raise self._failed(f"answered something that is no credentials; {self._by_hand}")
+            raise self._failed(f"gave an answer that contains no credentials; {self._by_hand}")
         if not secret:
             return Issued(None, _NONE_FOR, _NONE_FOR)
         credentials = Credentials(identity_token=secret) if username == NO_USER else Credentials(username, secret)

@@ -107,7 +107,7 @@ class GoogleIssuer:
 
     def _refused(self, error: exceptions.RefreshError) -> UpstreamError:
         if error.retryable or isinstance(error.__cause__, exceptions.TransportError):
-            return self._unavailable("the token service does not answer; is the metadata server or the network there?")
+            return self._unavailable("the token service does not answer; are it and the metadata server reachable?")
         return UpstreamDenied(
             "google: the token service refuses; is the key still valid, the service account enabled, and the clock "
             "right?",

@@ -71,6 +71,6 @@ def open_provider(
         if provider == "ecr":
             region = options.region or ecr_region(endpoint.bounds.base.host) or ecr_region(upstream)
             if region is None:
-                raise ConfigError([f"upstream {upstream}: set region: the name of the registry does not tell it"])
+                raise ConfigError([f"upstream {upstream}: set region: the name of the registry does not contain it"])
         issuer = EcrIssuer(upstream, region, options, proxy=proxy, now=now)
     return Renewed(upstream, provider, issuer.obtain, clock=clock, now=now)

@@ -143,3 +143,7 @@ class Renewed:
             failures=self._failures,
             retry_in=pause,
         )
+
+    def __repr__(self) -> str:
+        state = "none" if self._current is None else f"{self._current.over_at - self._clock():.0f} s left"
+        return f"<Renewed {self._issuer} for {self._upstream}, {state}, {self._failures} failures>"

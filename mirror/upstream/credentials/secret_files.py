@@ -75,9 +75,9 @@ class RotatedFile(Generic[T]):
                 self.read()
                 self._seen = seen
         except OSError as error:
-            self._note(f"{self._path}: {error.strerror}; what it said last is used on")
+            self._note(f"{self._path}: {error.strerror}; its last content stays in use")
         except ConfigError as error:
-            self._note(f"{error}; what it said last is used on")
+            self._note(f"{error}; its last content stays in use")
         else:
             if self._reading.reason is not None:
                 self._reading.worked()

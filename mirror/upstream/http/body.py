@@ -189,7 +189,7 @@ class HttpBody:
         if self._remaining is None or count > self._remaining:
             raise ValueError("more bytes than the body has")
         if count == 0:
-            raise self._broken("closed")
+            raise self._broken("the connection was closed")
         self._remaining -= count
         self._count(count, waited)
 
@@ -230,7 +230,7 @@ class HttpBody:
     def _enter(self) -> Connection:
         with self._lock:
             if self._wire is None or self._closed or self._aborted:
-                raise self._broken("given up")
+                raise self._broken("aborted")
             self._reading = True
             return self._wire
 
@@ -253,7 +253,7 @@ class HttpBody:
         else:
             count = wire.take(buffer[: self._remaining])
             if not count:
-                raise self._broken("closed")
+                raise self._broken("the connection was closed")
             self._remaining -= count
         return count
 
@@ -261,11 +261,13 @@ class HttpBody:
         """Read from a chunked body (RFC 9112, 7.1), through the buffer that may hold bytes read with the headers."""
         while not self._chunk_remaining:
             if self._chunk_remaining == 0 and wire.stream.readline(3) not in (b"\r\n", b"\n"):
-                raise self._broken("a chunk without end")
+                raise self._broken("a chunk does not end where it should")
             line = wire.stream.readline(1024)
             size = _CHUNK_LINE.fullmatch(line)
             if not size:
-                raise self._broken("closed" if not line.endswith(b"\n") else "a chunk without size")
+                raise self._broken(
+                    "the connection was closed" if not line.endswith(b"\n") else "a chunk has no valid size"
+                )
             self._chunk_remaining = int(size[1], 16)
             if not self._chunk_remaining:
                 for _ in range(_MOST_TRAILERS):
@@ -274,10 +276,10 @@ class HttpBody:
                         return 0
                     if not trailer.endswith(b"\n"):
                         break
-                raise self._broken("closed in the trailer")
+                raise self._broken("the trailer is cut short or too long")
         count = wire.stream.readinto1(buffer[: self._chunk_remaining])
         if not count:
-            raise self._broken("closed")
+            raise self._broken("the connection was closed")
         self._chunk_remaining -= count
         return count
 
@@ -291,15 +293,15 @@ class HttpBody:
     def _end(self) -> int:
         """Return 0 at the end of the answer. Raises `UpstreamUnavailable` if that is not the end of the blob."""
         if self._aborted:
-            raise self._broken("given up")
+            raise self._broken("aborted")
         self._ended = True
         if self.size is not None and self.start + self._received < self.size:
-            raise self._broken("the answer is shorter than it said the blob is")
+            raise self._broken("the answer is shorter than the blob's stated size")
         return 0
 
     def _broken(self, reason: str) -> UpstreamUnavailable:
         of = "" if self.size is None else f" of {self.size}"
-        reason = "given up" if self._aborted else reason
+        reason = "aborted" if self._aborted else reason
         return UpstreamUnavailable(
             f"the body from {self._url.authority} broke off at byte {self.start + self._received}{of}: {reason}",
             upstream=self.upstream,
@@ -370,7 +372,7 @@ class EncodedBody:
         self._taken += taken
         self._given += given
         if self._given > _MOST_FROM_NOTHING + _MOST_FROM_A_BYTE * self._taken:
-            raise self._invalid("inflates far too much")
+            raise self._invalid("decompresses to far too many bytes")
 
     def _invalid(self, reason: str) -> UpstreamInvalid:
         return UpstreamInvalid(

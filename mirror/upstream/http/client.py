@@ -112,7 +112,7 @@ class HttpClient:
             sent = await read_limited(response, limit + 1)
             content = decode(sent, response.headers.get("Content-Encoding"), limit + 1)
             if max(len(sent), len(content)) > limit:
-                raise self._too_large(f"an answer of more than {limit} bytes", response)
+                raise self._too_large(f"the answer is larger than {limit} bytes", response)
             return content, sent
 
         return read
@@ -126,7 +126,7 @@ class HttpClient:
                 async for piece in pieces:
                     if not await page.write(piece):
                         response.close()
-                        raise self._too_large("a tag list that is longer than tag_lists_max_size", response)
+                        raise self._too_large("the tag list is larger than tag_lists_max_size", response)
             return b"", b""
 
         return read
@@ -245,7 +245,7 @@ async def translated(upstream: str, described: str) -> AsyncIterator[None]:
     except AddressRefused as error:
         raise UpstreamOffLimits(str(error), upstream=upstream) from error
     except aiohttp.ConnectionTimeoutError as error:
-        raise DialTimedOut(f"{described} did not answer the dial", upstream=upstream) from error
+        raise DialTimedOut(f"{described} did not accept a connection in time", upstream=upstream) from error
     except TimeoutError as error:
         raise UpstreamTimeout(f"{described} did not answer in time", upstream=upstream) from error
     except aiohttp.ClientConnectorCertificateError as error:
@@ -260,6 +260,6 @@ async def translated(upstream: str, described: str) -> AsyncIterator[None]:
     except aiohttp.ClientHttpProxyError as error:
         raise DialFailed(f"the proxy answers {error.status}", upstream=upstream) from error
     except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
-        raise UpstreamInvalid(f"{described} does not answer in HTTP", upstream=upstream) from error
+        raise UpstreamInvalid(f"{described} sent an answer that is not HTTP", upstream=upstream) from error
     except (aiohttp.ClientError, OSError) as error:
         raise UpstreamUnavailable(f"the connection to {described} broke", upstream=upstream) from error

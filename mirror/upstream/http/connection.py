@@ -108,7 +108,7 @@ class Connection(io.RawIOBase):
         poll = select.poll()
         poll.register(self._socket, event)
         if not poll.poll(self.read_timeout * 1000):
-            raise TimeoutError("nothing came")
+            raise TimeoutError("no bytes arrived in time")
 
     def is_drained(self) -> bool:
         """True once everything in the buffer has been returned. From the first call on, the buffer reads no more."""
@@ -154,6 +154,10 @@ class Connection(io.RawIOBase):
         if not self.closed:
             super().close()
             self._socket.close()
+
+    def __repr__(self) -> str:
+        scheme, host, port = self.origin
+        return f"<Connection {scheme}://{host}:{port}{' closed' if self.closed else ''}>"
 
 
 class IdleConnections:
@@ -210,3 +214,6 @@ class IdleConnections:
         expired = [wire for since, wire in self._waiting if since < oldest]
         self._waiting = [entry for entry in self._waiting if entry[0] >= oldest]
         return expired
+
+    def __repr__(self) -> str:
+        return f"<IdleConnections {len(self._waiting)} of {self._most}>"

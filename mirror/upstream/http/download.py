@@ -105,7 +105,7 @@ class Cancel:
         with self._lock:
             self._wire = wire
             if self._over and wire is not None:
-                raise EOFError("given up")
+                raise EOFError("aborted")
 
     def now(self) -> None:
         """End the exchange: a blocked read fails soon."""
@@ -170,7 +170,7 @@ class Transfer:
         if answer is not None and not (answer.status == 416 and start):
             return answer
         if not ranged or attempts <= 1:
-            raise self._endpoint.invalid("an answer with a Content-Range that was not asked for")
+            raise self._endpoint.invalid("the answer has another Content-Range than requested")
         return self.get(url, headers, attempts=attempts - 1, cancel=cancel, passes=passes)
 
     def close(self) -> None:
@@ -260,7 +260,9 @@ class Transfer:
         except AddressRefused:
             raise
         except TimeoutError as error:
-            raise DialTimedOut(f"{url.authority} did not answer the dial", upstream=self._upstream) from error
+            raise DialTimedOut(
+                f"{url.authority} did not accept a connection in time", upstream=self._upstream
+            ) from error
         except (OSError, ValueError) as error:
             raise DialFailed(f"no connection to {url.authority}: {describe(error)}", upstream=self._upstream) from error
         return Connection(connection, url.origin, self._endpoint.timeouts.read, self._clock)
@@ -281,20 +283,20 @@ class Transfer:
             for _ in range(_MOST_INTERIM):
                 line = wire.stream.readline(_LONGEST_LINE)
                 if not line:
-                    raise EOFError("closed before an answer")
+                    raise EOFError("closed before the answer")
                 status_line = _STATUS_LINE.fullmatch(line)
                 if not status_line:
-                    raise self._endpoint.invalid("an answer that is not HTTP/1")
+                    raise self._endpoint.invalid("the answer is not HTTP/1")
                 fields = self._fields(wire)
                 status = int(status_line[2])
                 if status < 200:
                     continue
                 framing = Framing.read(status, fields, int(status_line[1]))
                 if framing is None:
-                    raise self._endpoint.invalid("an answer whose length is ambiguous", status)
+                    raise self._endpoint.invalid("the length of the answer is ambiguous", status)
                 wire.end_of_head()
                 return _Head(wire, status, fields, framing)
-            raise self._endpoint.invalid("interim answers without end")
+            raise self._endpoint.invalid(f"more than {_MOST_INTERIM} interim answers")
         except BaseException:
             wire.close()
             raise
@@ -324,7 +326,7 @@ class Transfer:
                 pairs.append((field[1], field[2].strip()))
             else:
                 break
-        raise self._endpoint.invalid("headers that cannot be read")
+        raise self._endpoint.invalid("the headers of the answer cannot be parsed")
 
     def _leave(self, head: _Head, url: Url) -> None:
         """Read the text of a redirect if it is short or chunked, so that the connection can be used again.
@@ -375,12 +377,15 @@ class Transfer:
         except (OSError, EOFError) as error:
             raise UpstreamUnavailable(f"the connection broke: {describe(error)}", upstream=self._upstream) from error
 
+    def __repr__(self) -> str:
+        return f"<Transfer from {self._endpoint.described}, {self._idle!r}>"
+
 
 def _request(url: Url, headers: Mapping[str, str], *, relayed: bool) -> bytes:
     lines = [f"GET {url if relayed else url.target} HTTP/1.1", f"Host: {url.authority}"]
     for name, value in headers.items():
         if not _FIELD_VALUE.fullmatch(value):
-            raise UrlRefused(f"a header {name} that cannot be sent")
+            raise UrlRefused(f"the header {name} contains characters that cannot be sent")
         lines.append(f"{name}: {value}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 

@@ -70,7 +70,7 @@ class PageFile:
             else:
                 await asyncio.to_thread(self._write_to_disk, piece)
         except OSError as error:
-            raise StoreError(f"a list cannot be kept in {self._bounds.directory}: {error.strerror}") from error
+            raise StoreError(f"cannot write a tag list to {self._bounds.directory}: {error.strerror}") from error
         return True
 
     def _write_to_disk(self, piece: bytes) -> None:
@@ -92,6 +92,9 @@ class PageFile:
         """Free the memory or delete the file. Repeatable."""
         self._set_on_disk(0)
         self._file.close()
+
+    def __repr__(self) -> str:
+        return f"<PageFile {self.size} of {self.limit}>"
 
     def _set_on_disk(self, count: int) -> None:
         self._bounds.on_disk += count - self._on_disk

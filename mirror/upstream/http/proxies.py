@@ -29,7 +29,7 @@ _LONGEST: Final = 16 * 1024
 
 
 class ProxyFailed(OSError):
-    """The proxy refuses the tunnel, or does not answer in HTTP."""
+    """The proxy refuses the tunnel, or sent an answer that is not HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Proxy:
         """
         parts = urlsplit(text if "://" in text else f"http://{text}")
         if parts.scheme != "http" or not parts.hostname:
-            raise UrlRefused("a proxy is http://host:port")
+            raise UrlRefused("a proxy must be http://host:port")
         bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], path="", query="", fragment="")
         return cls(parse_url(bare.geturl()), unquote(parts.username or ""), unquote(parts.password or ""))
 
@@ -160,6 +160,6 @@ def _head(connection: socket.socket, deadline: float, clock: Callable[[], float]
         connection.settimeout(remaining)
         piece = connection.recv(1)
         if not piece or len(head) > _LONGEST:
-            raise ProxyFailed("the proxy closed the connection" if not piece else "the proxy answers without end")
+            raise ProxyFailed("the proxy closed the connection" if not piece else "the answer of the proxy is too long")
         head += piece
     return bytes(head)

@@ -60,7 +60,7 @@ class ThrottledHosts:
             host = self._throttled.get(url.origin)
             seconds = host.until - self._clock() if host else 0.0
         if seconds > 0:
-            message = f"{url.authority} asked to be left alone for {seconds:.0f} s more"
+            message = f"{url.authority} wants no requests for another {seconds:.0f} s"
             raise HostThrottled(message, upstream=self._upstream, retry_after=seconds)
 
     def forgive(self, url: Url) -> None:
