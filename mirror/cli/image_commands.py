@@ -121,7 +121,7 @@ async def _show(loaded: settings.Config, wanted: Image) -> ImageDetail:
         found = await overview.image(wanted.repo, wanted.reference)
         if found is None:
             raise MirrorError(f"{wanted} is not here")
-        return await overview.whole(found)
+        return await overview.detail(found)
 
 
 def _print_whole(whole: ImageDetail) -> None:

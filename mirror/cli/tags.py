@@ -15,7 +15,7 @@ from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, load
 from mirror.cli.store_checks import check_owner, check_there, refuse_unread
 from mirror.errors import ConfigError, MirrorError, NotFound, RequestError
 from mirror.graph.closure import read_closure
-from mirror.inspect.tag_view import TagState, TagView, read_standing
+from mirror.inspect.tag_view import TagState, TagView, read_tag
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Reference, Repo
@@ -37,13 +37,13 @@ def history(image: TagArgument, config: ConfigFile = None, as_json: JsonOption =
     wanted = _tag(image, loaded)
     check_there(loaded)
     found = asyncio.run(_standing(loaded, wanted.repo, str(wanted.tag)))
-    if not found.standings and not found.freeze:
+    if not found.states and not found.freeze:
         raise MirrorError(f"{wanted}: this mirror has never seen that tag")
     if as_json:
         say_json(_history_json(found))
         return
     table = TextTable("digest", "first seen", "last seen", "content", "now")
-    for one in found.standings:
+    for one in found.states:
         seen = one.sighting
         table.add_row(
             str(seen.digest),
@@ -151,7 +151,7 @@ async def _standing(loaded: settings.Config, repo: Repo, tag: str) -> TagView:
     async with open_storage(loaded) as storage:
         rule = age_rule(loaded, repo)
         return await asyncio.to_thread(
-            read_standing, storage.store, storage.catalog, storage.freezes, repo, tag, rule, time.time()
+            read_tag, storage.store, storage.catalog, storage.freezes, repo, tag, rule, time.time()
         )
 
 
@@ -169,8 +169,8 @@ async def _freeze(
             if where is None:
                 if frozen := storage.freezes.get(repo, tag):
                     return frozen.descriptor
-                at = read_standing(storage.store, storage.catalog, storage.freezes, repo, tag, rule, time.time())
-                return next((one.sighting.descriptor for one in at.standings if one.answers), None)
+                at = read_tag(storage.store, storage.catalog, storage.freezes, repo, tag, rule, time.time())
+                return next((one.sighting.descriptor for one in at.states if one.answers), None)
             seen = recalled(storage.catalog.get_history(repo, tag), storage.catalog.get_tag(repo, tag), time.time())
             if isinstance(where, float):
                 return _at_time(repo, tag, seen, where).descriptor
@@ -272,6 +272,6 @@ def _history_json(found: TagView) -> dict[str, Any]:
                 "frozen": one.frozen,
                 "heldBack": one.held_back,
             }
-            for one in found.standings
+            for one in found.states
         ],
     }

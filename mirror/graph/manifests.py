@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mirror import telemetry
-from mirror.errors import BlobDamaged, BlobUnknown, StoreError
+from mirror.errors import BlobDamaged, BlobUnknown, RecordDamaged, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_manifest
 from mirror.oci.reference import Reference, Repo
@@ -79,6 +79,21 @@ def stored_descriptor(catalog: Catalog, repo: Repo, reference: Reference) -> Des
     else:
         record = catalog.get_tag(repo, reference)
     return record.descriptor if record else None
+
+
+def here_since(catalog: Catalog, repo: Repo) -> Callable[[Digest], float | None]:
+    """Returns a function for `choose`: when a manifest came into the repository (epoch seconds), None if it is not here
+    or its record is damaged. Then the first sighting counts, which is no earlier. Blocking; raises `StoreError`.
+    """
+
+    def fetched_at(digest: Digest) -> float | None:
+        try:
+            record = catalog.get_manifest(repo, digest)
+        except RecordDamaged:
+            return None
+        return record.fetched_at if record else None
+
+    return fetched_at
 
 
 def manifest_of_bytes(store: Blobs, digest: Digest, media_type: str | None = None) -> Manifest | None:

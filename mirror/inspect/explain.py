@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mirror.errors import BlobUnknown, Denied
+from mirror.graph.manifests import here_since
 from mirror.inspect.images import CachedImage, Overview
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
@@ -99,8 +100,8 @@ class Explainer:
         choice = await asyncio.to_thread(self._choice, repo, reference, now)
         # if the newest version is held back, explain the older one that is answered instead
         older = choice.serve.digest if choice and choice.held_back and choice.serve else None
-        found = await self._overview.image(repo, older or reference)
-        return await asyncio.to_thread(self._image, repo, reference, found, choice, now)
+        image = await self._overview.image(repo, older or reference)
+        return await asyncio.to_thread(self._image, repo, reference, image, choice, now)
 
     async def repositories(self, digest: Digest) -> list[Repo]:
         """Returns the repositories that have the digest as a manifest, sorted. Raises `StoreError`."""
@@ -138,13 +139,13 @@ class Explainer:
         tags = [
             other
             for other in self._catalog.tags(repo)
-            if root and (known := self._catalog.get_tag(repo, other)) and known.digest == root
+            if root and (pointer := self._catalog.get_tag(repo, other)) and pointer.digest == root
         ]
         wanted = {str(reference)} | ({str(root)} if root else set())
         named = {str(node.digest) for node in closure.nodes} - wanted if closure else set()
-        ours = [one for one in self._answers if one.repository == str(repo)]
+        ours = [answer for answer in self._answers if answer.repository == str(repo)]
         # for a digest, include the pulls by tag that were answered with it
-        answers = [one for one in ours if one.reference in wanted or one.digest == str(reference)]
+        answers = [answer for answer in ours if answer.reference in wanted or answer.digest == str(reference)]
         return WhyImage(
             repo=repo,
             reference=reference,
@@ -157,7 +158,7 @@ class Explainer:
             route=route,
             rule=rule,
             answers=tuple(answers),
-            parts=tuple(one for one in ours if one.reference in named),
+            parts=tuple(answer for answer in ours if answer.reference in named),
             next=tuple(forecast(facts, now)),
         )
 
@@ -179,12 +180,7 @@ class Explainer:
         history = recalled(self._catalog.get_history(repo, reference), record, now)
         if record is None or not history:
             return None
-
-        def here_since(digest: Digest) -> float | None:
-            manifest = self._catalog.get_manifest(repo, digest)
-            return manifest.fetched_at if manifest else None
-
-        return choose(history, rule.age, now, here_since)
+        return choose(history, rule.age, now, here_since(self._catalog, repo))
 
     def _blob(self, digest: Digest, repos: list[Repo] | None) -> WhyBlob:
         try:
@@ -200,7 +196,9 @@ class Explainer:
         ]
         names = None if repos is None else {str(repo) for repo in repos}
         answers = [
-            one for one in self._answers if one.reference == str(digest) and (names is None or one.repository in names)
+            answer
+            for answer in self._answers
+            if answer.reference == str(digest) and (names is None or answer.repository in names)
         ]
         concerned = dict.fromkeys([repo for repo, _ in images] + (repos or []))
         return WhyBlob(

@@ -17,7 +17,7 @@ import asyncio
 import bisect
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -92,7 +92,8 @@ class CachedImage:
         """Names of the platforms that can be pulled without an upstream, each once. Nested indexes, and several
         versions of an operating system, have more than one manifest for the same platform.
         """
-        return list(dict.fromkeys(one.name for one in self.platforms if one.name and one.complete))
+        complete = (platform.name for platform in self.platforms if platform.name and platform.complete)
+        return list(dict.fromkeys(complete))
 
     @property
     def emptied(self) -> bool:
@@ -170,9 +171,9 @@ class Overview:
         repos = await asyncio.to_thread(lambda: sorted(self._catalog.repositories()))
         work = self._walk(repos, selection)
         while batch := await asyncio.to_thread(_some, work):
-            for (repo, _), found in batch:
-                if found is not None:
-                    yield await self._told(repo, found)
+            for (repo, _), entry in batch:
+                if entry is not None:
+                    yield await self._image_of(repo, entry)
 
     async def page(
         self, selection: Selection, repositories: Sequence[Repo], begin: PageCursor | None, limit: int, most: int
@@ -188,23 +189,23 @@ class Overview:
         place: PageCursor | None = None
         # one more image is read than the page has, to know whether there are more
         while batch := await asyncio.to_thread(_some, work, limit - len(images) + 1):
-            for here, found in batch:
+            for here, entry in batch:
                 if place is not None and (len(images) == limit or most <= 0):
                     return Page(tuple(images), place)
                 place, most = here, most - 1
-                if found is not None:
-                    images.append(await self._told(here[0], found))
+                if entry is not None:
+                    images.append(await self._image_of(here[0], entry))
         return Page(tuple(images), None)
 
-    async def _told(self, repo: Repo, found: _Found) -> CachedImage:
-        tag, root, closure, platforms = found
+    async def _image_of(self, repo: Repo, entry: _Entry) -> CachedImage:
+        tag, root, closure, platforms = entry
         why = await asyncio.to_thread(self._why, repo, tag, root.digest)
         used_at = await self._used_at(root.digest)
         return CachedImage(repo, tag, root, closure, platforms, used_at, why, self._is_frozen(repo, tag, root.digest))
 
     def _walk(
         self, repos: Iterable[Repo], selection: Selection | None, begin: PageCursor | None = None
-    ) -> Iterator[tuple[PageCursor, _Found | None]]:
+    ) -> Iterator[tuple[PageCursor, _Entry | None]]:
         """Blocking: yields every entry that is read, as the place behind which a later page begins and the image. The
         image is None if the entry is not listed.
         """
@@ -214,12 +215,12 @@ class Overview:
             behind = begin[1] if begin is not None and begin[0] == repo else ""
             if begin is None or begin[0] != repo:
                 yield (repo, ""), None
-            for name, found in self._of_repository(repo, selection, behind):
-                yield (repo, name), found if found is not None and found[2].present else None
+            for name, entry in self._of_repository(repo, selection, behind):
+                yield (repo, name), entry if entry is not None and entry[2].present else None
 
     def _of_repository(
         self, repo: Repo, selection: Selection | None, behind: str
-    ) -> Iterator[tuple[str, _Found | None]]:
+    ) -> Iterator[tuple[str, _Entry | None]]:
         """Blocking: yields the images of a repository that come after `behind`, with their tag or digest. Tags come
         first. A digest has a colon and a tag has none, so that a `behind` with a colon is after every tag.
         """
@@ -244,13 +245,13 @@ class Overview:
         """Blocking: returns the manifests to which no tag points and which no manifest here names, sorted by their
         digests as text. Reads one or two files for each manifest of the repository.
         """
-        known = {root.digest for tag in self._catalog.tags(repo) if (root := self._shown_root(repo, tag))}
+        named = {root.digest for tag in self._catalog.tags(repo) if (root := self._shown_root(repo, tag))}
         roots = {}
         for _, digest, record in walk(self._catalog, self._catalog.get_manifest, any_may_be_missing, [repo]):
             roots[digest] = record.descriptor
             manifest = self._shown(repo, digest)
-            known.update(child.digest for child in (manifest.manifests if manifest else ()))
-        return [roots[digest] for digest in sorted(roots.keys() - known, key=str)]
+            named.update(child.digest for child in (manifest.manifests if manifest else ()))
+        return [roots[digest] for digest in sorted(roots.keys() - named, key=str)]
 
     def _look_into(self, repo: Repo, root: Descriptor) -> tuple[Closure, tuple[PlatformHere, ...]]:
         closure = shown_closure(self._store, self._catalog, repo, root)
@@ -260,21 +261,20 @@ class Overview:
         nodes = {node.digest: node for node in closure.nodes}
         for node in closure.manifests:
             below = [nodes[digest] for digest in closure.named.get(node.digest, ()) if digest in nodes]
-            missing = tuple(one for one in below if not one.present)
-            size = sum(max(0, one.descriptor.size) for one in (node, *below))
+            missing = tuple(child for child in below if not child.present)
+            size = sum(max(0, each.descriptor.size) for each in (node, *below))
             yield PlatformHere(self._platform_of(node, below), node.digest, size, node.present, missing)
 
     def _platform_of(self, node: Node, below: list[Node]) -> str:
         if node.descriptor.platform:
             return _platform(node.descriptor.platform)
-        config = next((one for one in below if one.role is Role.CONFIG), None)
+        config = next((child for child in below if child.role is Role.CONFIG), None)
         if config is None or not config.present or config.descriptor.media_type not in _CONFIGS:
             return ""
         try:
-            said = read_json(self._store.read(config.digest, _LARGEST_CONFIG))
+            return _platform(read_json(self._store.read(config.digest, _LARGEST_CONFIG)))
         except (BlobUnknown, BlobDamaged, StoreError, ValueError):
             return ""
-        return _platform(said) if isinstance(said, dict) else ""
 
     def _why(self, repo: Repo, tag: str | None, digest: Digest) -> tuple[PinnedImage, ...]:
         """Blocking: returns the pins because of which an image stays. If there are rules, this reads a small file for
@@ -287,7 +287,7 @@ class Overview:
 
     def _is_frozen(self, repo: Repo, tag: str | None, digest: Digest) -> bool:
         """True if a freeze keeps the image: that of its tag, or of another tag of the repository at the same digest."""
-        if tag is not None and ((repo, tag) in self._freezes or any(one.is_about(repo, tag) for one in self._unread)):
+        if tag is not None and ((repo, tag) in self._freezes or any(note.is_about(repo, tag) for note in self._unread)):
             return True
         return (repo, digest) in self._frozen
 
@@ -317,7 +317,7 @@ class Overview:
         root = await asyncio.to_thread(self._root, repo, reference)
         if root is None:
             return None
-        return await self._told(repo, (tag, root, *await asyncio.to_thread(self._look_into, repo, root)))
+        return await self._image_of(repo, (tag, root, *await asyncio.to_thread(self._look_into, repo, root)))
 
     def _root(self, repo: Repo, reference: Reference) -> Descriptor | None:
         # a frozen tag answers with the digest of its freeze
@@ -332,14 +332,14 @@ class Overview:
         """Blocking: returns the manifest, or None if it is not here or cannot be read."""
         return for_display(lambda: stored_manifest(self._store, self._catalog, repo, digest), f"{repo}@{digest}")
 
-    async def whole(self, image: CachedImage) -> ImageDetail:
+    async def detail(self, image: CachedImage) -> ImageDetail:
         """Returns all details of an image. If the index does not know what other images share, every manifest here is
         read. Raises `StoreError`.
         """
         shared = await self._shared_by_index(image)
-        return await asyncio.to_thread(self._whole, image, shared)
+        return await asyncio.to_thread(self._detail, image, shared)
 
-    def _whole(self, image: CachedImage, shared: set[Digest] | None) -> ImageDetail:
+    def _detail(self, image: CachedImage, shared: set[Digest] | None) -> ImageDetail:
         repo, root = image.repo, image.root
         record = self._catalog.get_manifest(repo, root.digest)
         tag = self._catalog.get_tag(repo, image.tag) if image.tag else None
@@ -347,7 +347,7 @@ class Overview:
         others = [
             other
             for other in self._catalog.tags(repo)
-            if other != image.tag and (found := self._shown_root(repo, other)) and found.digest == root.digest
+            if other != image.tag and (other_root := self._shown_root(repo, other)) and other_root.digest == root.digest
         ]
         return ImageDetail(
             image,
@@ -374,8 +374,8 @@ class Overview:
         if below.keys() != named.keys():
             return None
         ours = Counter(child for children in named.values() for child in {*children})
-        found = (child for children in below.values() for child in children)
-        shared = {child.record.digest for child in found if child.parents > ours[child.record.digest]}
+        children = (child for named in below.values() for child in named)
+        shared = {child.record.digest for child in children if child.parents > ours[child.record.digest]}
         return shared | await asyncio.to_thread(self._manifests_elsewhere, image)
 
     def _manifests_elsewhere(self, image: CachedImage) -> set[Digest]:
@@ -383,29 +383,27 @@ class Overview:
         own repository names.
         """
         own = set(image.closure.named)
-        found = self._named_in(image.repo, own, own)
+        shared = self._named_in(image.repo, own, own)
         for repo in self._catalog.repositories():
             if repo != image.repo:
-                found |= own & set(self._catalog.manifest_digests(repo))
-        return found
+                shared |= own & set(self._catalog.manifest_digests(repo))
+        return shared
 
     def _shared_by_disk(self, image: CachedImage) -> set[Digest]:
         """Blocking: like `_shared_by_index`, but reads all manifests that are here."""
         own, wanted = set(image.closure.named), {node.digest for node in image.closure.present}
-        found: set[Digest] = set()
-        for repo in self._catalog.repositories():
-            found |= self._named_in(repo, wanted, own if repo == image.repo else frozenset())
-        return found
+        repos = self._catalog.repositories()
+        return set().union(*(self._named_in(repo, wanted, own if repo == image.repo else ()) for repo in repos))
 
-    def _named_in(self, repo: Repo, wanted: Set[Digest], but: Set[Digest]) -> set[Digest]:
+    def _named_in(self, repo: Repo, wanted: Set[Digest], but: Container[Digest]) -> set[Digest]:
         """Blocking: returns the `wanted` digests that manifests of a repository are or name. Manifests in `but` are
         skipped.
         """
-        found: set[Digest] = set()
+        named: set[Digest] = set()
         for digest, manifest in self._manifests(repo, but):
             children = (child.digest for child in (*manifest.manifests, *manifest.blobs))
-            found |= wanted & {digest, *children}
-        return found
+            named |= wanted & {digest, *children}
+        return named
 
     def _referrers(self, image: CachedImage) -> Iterator[Descriptor]:
         subjects = {node.digest for node in image.closure.nodes if node.role in (Role.INDEX, Role.MANIFEST)}
@@ -413,7 +411,7 @@ class Overview:
             if manifest.subject and manifest.subject.digest in subjects:
                 yield manifest.descriptor
 
-    def _manifests(self, repo: Repo, but: Set[Digest] = frozenset()) -> Iterator[tuple[Digest, Manifest]]:
+    def _manifests(self, repo: Repo, but: Container[Digest] = ()) -> Iterator[tuple[Digest, Manifest]]:
         """Blocking: yields the manifests of a repository that are here and can be read, except those in `but`."""
 
         def read(repo: Repo, digest: Digest) -> Manifest | None:
@@ -423,36 +421,36 @@ class Overview:
 
 
 _T = TypeVar("_T")
-_Found = tuple[str | None, Descriptor, Closure, tuple[PlatformHere, ...]]
+_Entry = tuple[str | None, Descriptor, Closure, tuple[PlatformHere, ...]]
 
 
 def _some(
     work: Iterator[_T], most: int = 1000, seconds: float = 0.05, now: Callable[[], float] = time.monotonic
 ) -> list[_T]:
     """Returns up to `most` items, as many as `work` yields within `seconds`, but at least one; empty at the end."""
-    found: list[_T] = []
+    items: list[_T] = []
     until = now() + seconds
-    for one in work:
-        found.append(one)
-        if len(found) >= most or now() >= until:
+    for item in work:
+        items.append(item)
+        if len(items) >= most or now() >= until:
             break
-    return found
+    return items
 
 
 def _size_of(closure: Closure, shared: Set[Digest]) -> int:
     """Returns the bytes here of the `shared` digests and of everything below a shared manifest."""
-    needed, left = set(shared), list(shared)
-    while left:
-        children = [child for child in closure.named.get(left.pop(), ()) if child not in needed]
+    needed, pending = set(shared), list(shared)
+    while pending:
+        children = [child for child in closure.named.get(pending.pop(), ()) if child not in needed]
         needed.update(children)
-        left += children
+        pending += children
     return sum(max(0, node.descriptor.size) for node in closure.present if node.digest in needed)
 
 
-def _platform(said: object) -> str:
+def _platform(platform: object) -> str:
     """Returns a name like `linux/arm/v7` from a descriptor's `platform` or an image's config; empty if not known."""
-    if not isinstance(said, dict):
+    if not isinstance(platform, dict):
         return ""
-    parts = [said.get(name) for name in ("os", "architecture", "variant")]
+    parts = [platform.get(name) for name in ("os", "architecture", "variant")]
     text = "/".join(part for part in parts if isinstance(part, str) and part)
     return "" if text == "unknown/unknown" else printable(text)

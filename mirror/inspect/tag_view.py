@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mirror.graph.closure import Closure, read_closure
+from mirror.graph.manifests import here_since
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule, Choice, choose, recalled
@@ -41,7 +42,7 @@ class TagView:
 
     repo: Repo
     tag: str
-    standings: tuple[TagState, ...]
+    states: tuple[TagState, ...]
     freeze: Freeze | None
     choice: Choice | None
     dropped: bool
@@ -54,7 +55,7 @@ class TagView:
         return self.choice.serve.digest if self.choice and self.choice.serve and not self.dropped else None
 
 
-def read_standing(
+def read_tag(
     store: Blobs, catalog: Catalog, freezes: Freezes, repo: Repo, tag: str, rule: AgeRule, now: float
 ) -> TagView:
     """Blocking: reads the state of a tag. `now` is in epoch seconds. Raises `StoreError` if the freeze, a record or a
@@ -63,25 +64,20 @@ def read_standing(
     freeze = freezes.get(repo, tag)
     record = catalog.get_tag(repo, tag)
     history = recalled(catalog.get_history(repo, tag), record, now)
-
-    def here_since(digest: Digest) -> float | None:
-        manifest = catalog.get_manifest(repo, digest)
-        return None if manifest is None else manifest.fetched_at
-
-    choice = choose(history, rule, now, here_since) if history else None
+    choice = choose(history, rule, now, here_since(catalog, repo)) if history else None
     served = choice.serve if choice and record else None
-    standings = []
-    for number, one in enumerate(history):
-        root = one.descriptor
-        standings.append(
+    states = []
+    for number, sighting in enumerate(history):
+        root = sighting.descriptor
+        states.append(
             TagState(
-                sighting=one,
+                sighting=sighting,
                 closure=read_closure(store, catalog, repo, root),
-                answers=one.digest == freeze.digest if freeze else one is served,
-                frozen=freeze is not None and one.digest == freeze.digest,
+                answers=sighting.digest == freeze.digest if freeze else sighting is served,
+                frozen=freeze is not None and sighting.digest == freeze.digest,
                 held_back=choice is not None
                 and choice.held_back
                 and number > (history.index(choice.serve) if choice.serve else -1),
             )
         )
-    return TagView(repo, tag, tuple(reversed(standings)), freeze, choice, record is None)
+    return TagView(repo, tag, tuple(reversed(states)), freeze, choice, record is None)

@@ -16,6 +16,7 @@ from typing import Final
 
 from mirror import telemetry
 from mirror.errors import RecordDamaged, StoreError
+from mirror.graph.manifests import here_since
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.history import MOST, AgeRule, Choice, choose, has_moved, learned, recalled, trimmed
@@ -124,15 +125,7 @@ class TagHistories:
         return served.digest if served else None
 
     def _choose(self, repo: Repo, history: Sequence[Sighting], rule: AgeRule, now: float) -> Choice:
-        return choose(history, rule, now, lambda digest: self._here_since(repo, digest))
-
-    def _here_since(self, repo: Repo, digest: Digest) -> float | None:
-        try:
-            record = self.catalog.get_manifest(repo, digest)
-        except RecordDamaged:
-            # the time of the fetch is lost; then the first sighting counts, which is no earlier
-            return None
-        return None if record is None else record.fetched_at
+        return choose(history, rule, now, here_since(self.catalog, repo))
 
     def _served(self, repo: Repo, tag: str, history: Sequence[Sighting], rule: AgeRule) -> set[Digest]:
         """Returns the digests that must stay in the history, however long it gets: those now served or frozen."""

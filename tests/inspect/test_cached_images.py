@@ -276,7 +276,7 @@ async def test_what_is_shared(here: Here, indexed: bool) -> None:
         if indexed:
             await reconcile(here.store, here.catalog, index)
         image = await _get(here, tag)
-        return image, (await overview.whole(image)).shared
+        return image, (await overview.detail(image)).shared
 
     here.image([b"base" * 100, b"own"], config={"only": 1}, tag="v1")
     assert (await shared("v1"))[1] == 0
@@ -320,7 +320,7 @@ async def test_what_the_index_knows_is_not_read(here: Here) -> None:
     overview = Overview(Watched(), here.catalog, index)
     image = await overview.image(APP, "v1")
     assert image
-    assert (await overview.whole(image)).shared == 4
+    assert (await overview.detail(image)).shared == 4
     assert image.root.digest in read
     assert other.digest not in read
 
@@ -335,14 +335,14 @@ async def test_everything_about_one(here: Here) -> None:
     sbom = here.image([b"sbom"], subject=child.to_json())
     here.image([b"of another"], subject=signature.to_json())
     overview = _overview(here)
-    whole = await overview.whole(await _get(here, "v1"))
+    whole = await overview.detail(await _get(here, "v1"))
     assert (whole.fetched_at, whole.checked_at) == (1000.0, 2000.0)
     assert whole.other_tags == ("latest",)
     assert whole.subject is None
     assert {one.digest for one in whole.referrers} == {signature.digest, sbom.digest}
     artifact = await _get(here, "sig")
     assert artifact.complete
-    assert (await overview.whole(artifact)).subject == root.digest
+    assert (await overview.detail(artifact)).subject == root.digest
 
 
 async def test_a_frozen_tag(here: Here) -> None:
@@ -355,7 +355,7 @@ async def test_a_frozen_tag(here: Here) -> None:
     image = await overview.image(APP, "v1")
     assert image
     assert (image.root.digest, image.complete) == (old.digest, True)
-    assert (await overview.whole(image)).frozen == freeze
+    assert (await overview.detail(image)).frozen == freeze
     assert [one.root.digest async for one in overview.images() if one.tag] == [old.digest]
 
 

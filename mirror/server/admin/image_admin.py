@@ -124,7 +124,7 @@ class ImageAdmin:
         cached = await overview.image(image.repo, image.reference)
         if cached is None:
             raise ManifestUnknown(f"{image} is not here")
-        return image_detail_json(await overview.whole(cached))
+        return image_detail_json(await overview.detail(cached))
 
     async def purge(self, image: Image) -> PurgedJson:
         """Remove the image. Raises `ManifestUnknown`, `ImageProtected`, `StoreError`."""
