@@ -10,13 +10,14 @@ import itertools
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar, overload
 from weakref import WeakValueDictionary
 
 import cachetools
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,17 @@ class LruCache(cachetools.LRUCache[K, V]):
         self._weighs = weigh is not None
         if name:
             show(name, self)
+
+    @overload
+    def get(self, key: K, default: None = None) -> V | None: ...
+    @overload
+    def get(self, key: K, default: V | T) -> V | T: ...
+    def get(self, key: K, default: object = None) -> object:
+        # cachetools' own hashes the key once more, and our keys are costly to hash
+        try:
+            return self[key]
+        except KeyError:
+            return default
 
     def __setitem__(self, key: K, value: V) -> None:
         if self.getsizeof(value) > self.maxsize:

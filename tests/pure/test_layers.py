@@ -57,11 +57,11 @@ _MAY_IMPORT: Final = {
     "trust": _BELOW_ALL,
     "fills": _BELOW_ALL | {"graph", "caller"},
     "intake": _BELOW_ALL | {"graph"},
-    "eviction": _BELOW_ALL | {"values", "graph", "intake", "repository"},
+    "eviction": _BELOW_ALL | {"values", "graph", "intake"},
     "repository": _BELOW_ALL | {"values", "graph", "fills", "intake", "trust", "caller", "policy/upstream"},
     "inspect": _BELOW_ALL | {"values", "graph", "eviction", "repository"},
     "prefetch": _BELOW_ALL | {"values", "graph", "repository"},
-    "bundles": _BELOW_ALL | {"values", "graph", "fills", "intake", "repository"},
+    "bundles": _BELOW_ALL | {"values", "graph", "fills", "intake"},
     # HTTP in front of it
     "server": {"telemetry", "server/registry"},
     "server/registry": _BELOW_ALL | {"access", "caller", "inspect", "repository", "trust"},
