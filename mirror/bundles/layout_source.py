@@ -99,6 +99,9 @@ class LayoutSource:
             raise
         self.others = frozenset(name for name in self._files if not name.startswith(f"{BLOBS}/"))
 
+    def __repr__(self) -> str:
+        return f"<LayoutSource {self._path}: {len(self.blobs)} blobs>"
+
     def _find_blobs(self) -> Iterator[tuple[Digest, int]]:
         for name, member in self._files.items():
             first, slash, rest = name.partition("/")

@@ -54,6 +54,9 @@ class TarTarget:
         with file_errors(f"writing {path}"):
             self._file = self._temporary.open("xb", buffering=1 << 20)
 
+    def __repr__(self) -> str:
+        return f"<TarTarget {self._path}>"
+
     def add(self, name: str, size: int, chunks: Iterable[bytes]) -> None:
         with file_errors(f"writing {self._path}"):
             for folder in _parents(name):
@@ -96,6 +99,9 @@ class FolderTarget:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise BundleError(f"{path} is there already, and not empty")
             self._temporary.mkdir()
+
+    def __repr__(self) -> str:
+        return f"<FolderTarget {self._path}>"
 
     def add(self, name: str, size: int, chunks: Iterable[bytes]) -> None:
         place = self._temporary / name

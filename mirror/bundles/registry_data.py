@@ -73,6 +73,9 @@ class RegistryRepository:
         self._manifests = data.place / "repositories" / name / "_manifests"
         self._layers = data.place / "repositories" / name / "_layers"
 
+    def __repr__(self) -> str:
+        return f"<RegistryRepository {self.name} at {self._data.place}>"
+
     # ----------------------------------------------------------------------------------------------- images
 
     def images(self, registry: str, table: RoutingTable) -> tuple[list[ListedImage], list[str]]:

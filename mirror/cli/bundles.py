@@ -25,8 +25,9 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
 from mirror.policy.routing import RoutingTable
+from mirror.prefetch.documents import ListMalformed
 from mirror.prefetch.list_files import plain_file
-from mirror.prefetch.lists import Listed, ListMalformed, Named, resolve_images
+from mirror.prefetch.lists import Listed, Named, resolve_images
 from mirror.values.platforms import parse_platforms
 from mirror.values.sizes import format_size
 

@@ -45,8 +45,9 @@ from mirror.policy.image_names import Image
 from mirror.prefetch import pulling
 from mirror.prefetch.batch import PrefetchCounts, Prefetched
 from mirror.prefetch.batch import prefetch as bring_in
+from mirror.prefetch.documents import ListMalformed
 from mirror.prefetch.list_files import compose_file, kubernetes, plain_file
-from mirror.prefetch.lists import Listed, ListMalformed, Named, resolve_images
+from mirror.prefetch.lists import Listed, Named, resolve_images
 from mirror.values.platforms import Platform, parse_platforms
 from mirror.values.sizes import format_size
 

@@ -123,6 +123,9 @@ class EvictionPlan:
         self._images: dict[Digest, tuple[Digest, ...]] = {}
         self._parents: dict[Digest, int] = {}
 
+    def __repr__(self) -> str:
+        return f"<EvictionPlan {len(self.victims)} victims, {self._missing} bytes missing>"
+
     @property
     def enough(self) -> bool:
         """Whether the victims free enough bytes."""

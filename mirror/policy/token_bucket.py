@@ -11,6 +11,9 @@ class TokenBucket:
         self._free = 0.0
         self._last: float | None = None
 
+    def __repr__(self) -> str:
+        return f"<TokenBucket {self._rate} bytes/s, {self._free:.0f} free>"
+
     def take(self, size: int, now: float) -> float:
         """Take `size` bytes at `now` and return the seconds to wait. `now` is in seconds of any monotonic clock."""
         if self._rate is None:

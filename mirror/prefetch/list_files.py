@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from mirror.prefetch.lists import LARGEST, Listed, ListMalformed, read_compose, read_env, read_kubernetes, read_plain
+from mirror.prefetch.documents import ListMalformed
+from mirror.prefetch.lists import LARGEST, Listed, read_compose, read_env, read_kubernetes, read_plain
 
 #: The path that stands for standard input.
 STANDARD_INPUT: Final = Path("-")
@@ -37,13 +38,13 @@ def kubernetes(path: Path) -> Listed:
     """
     if path == STANDARD_INPUT or not path.is_dir():
         return read_kubernetes(_read(path), _name(path))
-    found = Listed()
+    listed = Listed()
     for file in _manifests(path):
         try:
-            found += read_kubernetes(_read(file), _name(file))
+            listed += read_kubernetes(_read(file), _name(file))
         except _TooLarge as error:
-            found += Listed(warnings=(f"{error}; left out",))
-    return found
+            listed += Listed(warnings=(f"{error}; left out",))
+    return listed
 
 
 def compose_file(path: Path, environment: Mapping[str, str]) -> Listed:
@@ -61,10 +62,10 @@ def _manifests(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise ListMalformed(str(error.filename), 0, error.strerror or "cannot be read")
 
-    for at, below, files in os.walk(folder, onerror=refuse):
+    for parent, below, files in os.walk(folder, onerror=refuse):
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in sorted(files):
-            path = Path(at, name)
+            path = Path(parent, name)
             if path.suffix.lower() in _MANIFESTS and not name.startswith(".") and path.is_file():
                 yield path
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mirror.prefetch.documents import ListMalformed
 from mirror.prefetch.list_files import compose_file, kubernetes, plain_file
-from mirror.prefetch.lists import LARGEST, ListMalformed
+from mirror.prefetch.lists import LARGEST
 
 
 def _pod(image: str) -> str:

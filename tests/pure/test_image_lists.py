@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.policy.routing import Registry, RoutingTable
+from mirror.prefetch.documents import ListMalformed
 from mirror.prefetch.lists import (
     Listed,
-    ListMalformed,
     Named,
     interpolate,
     read_compose,
