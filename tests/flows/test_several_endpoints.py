@@ -74,7 +74,7 @@ async def test_an_endpoint_with_settings_of_its_own(near: FakeRegistry, tmp_path
         ('endpoints = [{url = "https://x", username = "u"}]', "belong together"),
         ('endpoints = [{url = "https://x", ca_file = "/no/such"}]', "endpoints[1].ca_file: /no/such cannot be read"),
         ('client_key = "/k"', "client_certificate and client_key belong together"),
-        ('proxy = "socks5://canary"', "proxy is not http://host:port"),
+        ('proxy = "socks5://canary"', "proxy is neither http://host:port"),
         ('proxy_file = "/no/such"', "proxy_file: /no/such"),
         ("hedge_after = 0", "greater than 0"),
     ],
@@ -127,7 +127,7 @@ password_file = "{tmp_path}/secret"
 @pytest.mark.parametrize(
     ("settings", "mistake"),
     [
-        ({"client_certificate": "cert", "client_key": "other"}, "are no matching pair"),
+        ({"client_certificate": "cert", "client_key": "other"}, "do not belong together"),
         ({"ca_file": "junk"}, "contains no certificate"),
         ({"docker_config": "junk"}, "not a docker config.json"),
     ],

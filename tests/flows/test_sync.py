@@ -355,7 +355,7 @@ def test_mistakes_in_rules_are_named(registry: FakeRegistry, tmp_path: Path) -> 
     with pytest.raises(ConfigError) as caught:
         load(_configured(tmp_path, registry, text))
     assert caught.value.mistakes == (
-        "sync[1].from: names a repository, without tag or digest: 'docker.io/library/app:1.0'",
+        "sync[1].from: must be a repository, without tag or digest: 'docker.io/library/app:1.0'",
         "sync[2].from: nope.example/app: the registry nope.example is not configured in this mirror",
         "sync[4]: app is already the name of sync[3]; set name",
     )
@@ -379,7 +379,7 @@ def test_mistakes_in_rules_are_named(registry: FakeRegistry, tmp_path: Path) -> 
         ('every = "6h"', "must be set"),
         ('from = "app"\nevery = "6h"\n[admin]\nlisten = "0.0.0.0:5001"', "is not a loopback address"),
         ('from = "app"\nevery = "6h"\n[admin]\nlisten = "mirror.example:5001"', "is not a loopback address"),
-        ('from = "app"\nevery = "6h"\n[admin]\nlisten = "unix:admin.sock"', "absolute path"),
+        ('from = "app"\nevery = "6h"\n[admin]\nlisten = "unix:admin.sock"', "must be absolute"),
     ],
 )
 def test_a_mistake_in_a_rule(registry: FakeRegistry, tmp_path: Path, lines: str, said: str) -> None:
