@@ -46,8 +46,8 @@ class Heartbeats:
     def silence(self) -> float:
         """Seconds since the last beat of the slot that has been silent longest; 0 if no worker serves."""
         now = time.monotonic_ns()
-        lasts = [self.last(slot) for slot in range(len(self._memory) // _CELL.size)]
-        return max((now - last for last in lasts if last), default=0) / 1e9
+        times = [self.last(slot) for slot in range(len(self._memory) // _CELL.size)]
+        return max((now - last for last in times if last), default=0) / 1e9
 
     def close(self) -> None:
         """Unmap the memory and close the descriptor. No other method may be called afterwards."""

@@ -35,10 +35,13 @@ class AuditLog:
         self._inode = -1
         self._failing = False
 
-    def record(self, **what: object) -> None:
+    def __repr__(self) -> str:
+        return f"<AuditLog {self._path}{' failing' if self._failing else ''}>"
+
+    def record(self, **fields: object) -> None:
         """Write one line; fields that are None are left out. Raises nothing."""
         line = {"time": self._now().isoformat(timespec="milliseconds").replace("+00:00", "Z")}
-        line |= {key: value for key, value in what.items() if value is not None}  # type: ignore[misc]  # JSON's own types
+        line |= {key: value for key, value in fields.items() if value is not None}  # type: ignore[misc]  # JSON's own types
         try:
             self._open_if_needed()
             os.write(self._descriptor, json.dumps(line, separators=(",", ":")).encode() + b"\n")

@@ -1,7 +1,7 @@
-"""All ways to authenticate a caller, tried one after the other, with a short cache of the results.
+"""All methods of authentication, tried one after the other, with a short cache of the results.
 
-    presented ── cached ──> the same identity, or refused again
-        └── not cached ──> each way in turn ── one knows it ──> identity, cached for a minute
+    credentials ── cached ──> the same identity, or refused again
+        └── not cached ──> each method in turn ── one accepts them ──> identity, cached for a minute
                                 └── none does ──> refused, cached for some seconds
 
 The cache key is a keyed hash of the credentials; the credentials themselves are not stored. Refusals are cached apart,
@@ -39,17 +39,22 @@ class Authentication:
     """
 
     def __init__(
-        self, ways: Sequence[Authenticator], *, foreign: bool = False, now: Callable[[], float] = time.monotonic
+        self, methods: Sequence[Authenticator], *, foreign: bool = False, now: Callable[[], float] = time.monotonic
     ) -> None:
-        self._ways = tuple(ways)
+        self._methods = tuple(methods)
         self._foreign = foreign
         self._now = now
         self._key = secrets.token_bytes(32)
-        self._known: TtlCache[bytes, Identity] = TtlCache(_MOST, _KNOWN_FOR, lambda: self._now(), name="identities")
+        self._identities: TtlCache[bytes, Identity] = TtlCache(
+            _MOST, _KNOWN_FOR, lambda: self._now(), name="identities"
+        )
         self._refused: TtlCache[bytes, bool] = TtlCache(
             _MOST, _REFUSED_FOR, lambda: self._now(), name="refused credentials"
         )
         self._once = SingleFlight()
+
+    def __repr__(self) -> str:
+        return f"<Authentication methods={len(self._methods)} cached={len(self._identities)}>"
 
     async def identify(self, lines: Sequence[str], client: Callable[[], str] = str) -> Identity:
         """The identity behind these `Authorization` lines; `ANONYMOUS` if there are none. `client` returns the client's
@@ -58,42 +63,41 @@ class Authentication:
         Raises `Unauthorized` if the credentials are wrong, malformed or unknown, `AccessUnavailable`, `TooManyLogins`.
         """
         presented = read_authorization(lines)
-        return ANONYMOUS if presented is None else await self.ask(presented, client)
+        return ANONYMOUS if presented is None else await self.authenticate(presented, client)
 
-    async def ask(self, presented: CallerCredentials, client: Callable[[], str] = str) -> Identity:
+    async def authenticate(self, presented: CallerCredentials, client: Callable[[], str] = str) -> Identity:
         """The identity behind these credentials. Raises `Unauthorized`, `AccessUnavailable`, `TooManyLogins`."""
-        presented_as = "\0".join((presented.username, presented.password, presented.bearer))
-        key = hashlib.blake2b(presented_as.encode(), key=self._key, digest_size=16).digest()
-        known = self._known.get(key)
-        if known is not None:
-            return known
-        found = None
+        text = "\0".join((presented.username, presented.password, presented.bearer))
+        key = hashlib.blake2b(text.encode(), key=self._key, digest_size=16).digest()
+        identity = self._identities.get(key)
+        if identity is not None:
+            return identity
         if key not in self._refused:
-            found = await self._once.run(key, lambda: self._find(replace(presented, client=client())))
-            if found is None or found.own is None:
-                self._remember(key, found)
-        found = found or self._guest(presented)
-        if found is None:
-            raise Unauthorized("these credentials are nobody's here")
-        return found
+            identity = await self._once.run(key, lambda: self._check(replace(presented, client=client())))
+            if identity is None or identity.own is None:
+                self._remember(key, identity)
+        identity = identity or self._unverified(presented)
+        if identity is None:
+            raise Unauthorized("unknown or wrong credentials")
+        return identity
 
-    async def _find(self, presented: CallerCredentials) -> Identity | None:
-        for way in self._ways:
-            if identity := await way.identify(presented):
+    async def _check(self, presented: CallerCredentials) -> Identity | None:
+        for method in self._methods:
+            if identity := await method.identify(presented):
                 return identity
         return None
 
-    def _guest(self, presented: CallerCredentials) -> Identity | None:
-        """An unverified identity that an upstream may know; None if these credentials cannot be for an upstream."""
+    def _unverified(self, presented: CallerCredentials) -> Identity | None:
+        """An identity that only an upstream can verify; None if these credentials cannot be for an upstream."""
         if self._foreign and presented.username and presented.password and not is_issued(presented):
             return Identity(presented.username, AuthMethod.UPSTREAM, own=presented)
         return None
 
-    def _remember(self, key: bytes, found: Identity | None) -> None:
-        self._known.pop(key, None)
+    def _remember(self, key: bytes, identity: Identity | None) -> None:
+        self._identities.pop(key, None)
         self._refused.pop(key, None)
-        if found is not None:
-            self._known[key] = found
+        if identity is not None:
+            self._identities[key] = identity
         else:
             self._refused[key] = True
 

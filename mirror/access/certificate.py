@@ -20,14 +20,14 @@ def identity_of(certificate: Mapping[str, Any] | None) -> Identity | None:
     """
     if not certificate:
         return None
-    found: dict[str, list[str]] = {}
+    subject: dict[str, list[str]] = {}
     for relative in certificate.get("subject", ()):
         for kind, value in relative:
-            found.setdefault(kind, []).append(value)
-    names = found.get("commonName", [])
+            subject.setdefault(kind, []).append(value)
+    names = subject.get("commonName", [])
     if len(names) != 1 or not names[0]:
         return None
-    return Identity(names[0], AuthMethod.CERTIFICATE, frozenset(found.get("organizationName", ())))
+    return Identity(names[0], AuthMethod.CERTIFICATE, frozenset(subject.get("organizationName", ())))
 
 
 def validity(file: Path) -> tuple[float, float]:
@@ -36,5 +36,5 @@ def validity(file: Path) -> tuple[float, float]:
 
     Blocking. Raises `OSError`, and `ValueError` if the file contains no certificate.
     """
-    shown = x509.load_pem_x509_certificate(file.read_bytes())
-    return shown.not_valid_before_utc.timestamp(), shown.not_valid_after_utc.timestamp()
+    certificate = x509.load_pem_x509_certificate(file.read_bytes())
+    return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()

@@ -34,8 +34,8 @@ _HASH: Final = re.compile(r"\$2[aby]\$\d\d\$[./A-Za-z0-9]{53}")
 _LONGEST: Final = 72
 #: Hashes of right passwords that are remembered.
 _MOST: Final = 10_000
-#: A hash without a known password, compared with only to spend time; its cost is replaced as needed.
-_NOBODY: Final = "$2b$10$CwTycUXWue0Thq9StjUM0uJ8n1Z1Cw1Z1Cw1Z1Cw1Z1Cw1Z1Cw1Z"
+#: A hash without a known password, only compared with to spend time; its cost is replaced as needed.
+_DUMMY: Final = "$2b$10$CwTycUXWue0Thq9StjUM0uJ8n1Z1Cw1Z1Cw1Z1Cw1Z1Cw1Z1Cw1Z"
 
 
 def parse_htpasswd(text: str) -> dict[str, str]:
@@ -48,7 +48,7 @@ def parse_htpasswd(text: str) -> dict[str, str]:
         if not colon or not name:
             raise ValueError(f"line {number} is not name:hash")
         if not _HASH.fullmatch(hashed):
-            raise ValueError(f"line {number}: the hash of {name!r} is not bcrypt (htpasswd -B makes such)")
+            raise ValueError(f"line {number}: the hash of {name!r} is not bcrypt; create it with htpasswd -B")
         if name in accounts:
             raise ValueError(f"line {number}: {name!r} is there twice")
         accounts[name] = hashed
@@ -75,62 +75,65 @@ class Htpasswd:
         executor: Executor,
         groups: Mapping[str, frozenset[str]] | None = None,
         *,
-        turns: PasswordQueue | None = None,
+        queue: PasswordQueue | None = None,
     ) -> None:
-        """`executor` runs bcrypt, a tenth of a second for each check, in as many threads as `turns` allows checks at
+        """`executor` runs bcrypt, a tenth of a second for each check, in as many threads as `queue` allows checks at
         once: that limits the cost of password guessing.
         """
         self._path = path
         self._executor = executor
-        self._turns = turns or PasswordQueue(1)
+        self._queue = queue or PasswordQueue(1)
         self._key = secrets.token_bytes(32)
-        self._right: LruCache[bytes, bool] = LruCache(_MOST, name="correct passwords")
+        self._correct: LruCache[bytes, bool] = LruCache(_MOST, name="correct passwords")
         self._groups = groups or {}
         self._accounts: dict[str, str] = {}
-        self._seen: tuple[int, ...] | None = None
+        self._stamp: tuple[int, ...] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Htpasswd {self._path} accounts={len(self._accounts)}>"
 
     def load(self) -> None:
         """Blocking. Read the file. Raises `ConfigError` if it cannot be used."""
-        seen = _stamp(self._path)
+        stamp = _stamp(self._path)
         self._accounts = check_htpasswd(self._path)
-        self._seen = seen
+        self._stamp = stamp
 
     async def identify(self, presented: CallerCredentials) -> Identity | None:
         """The account with this name and password, or None. Raises `TooManyLogins`."""
         if not presented.username:
             return None
         hashed = hashlib.blake2b(presented.fingerprint.encode(), key=self._key, digest_size=16).digest()
-        async with self._turns.turn(presented.client, first=hashed in self._right):
-            found = await asyncio.get_running_loop().run_in_executor(self._executor, self._check, presented)
-        self._remember(hashed, right=found is not None)
-        return found
+        async with self._queue.turn(presented.client, first=hashed in self._correct):
+            identity = await asyncio.get_running_loop().run_in_executor(self._executor, self._check, presented)
+        self._remember(hashed, correct=identity is not None)
+        return identity
 
-    def _remember(self, hashed: bytes, *, right: bool) -> None:
-        self._right.pop(hashed, None)
-        if right:
-            self._right[hashed] = True
+    def _remember(self, hashed: bytes, *, correct: bool) -> None:
+        self._correct.pop(hashed, None)
+        if correct:
+            self._correct[hashed] = True
 
     def _check(self, presented: CallerCredentials) -> Identity | None:
         self._refresh()
         hashed = self._accounts.get(presented.username)
         password = presented.password.encode()
-        right = hashed is not None and _matches(password[:_LONGEST], hashed)
-        if hashed is None or not right or len(password) > _LONGEST:
+        correct = hashed is not None and _matches(password[:_LONGEST], hashed)
+        if hashed is None or not correct or len(password) > _LONGEST:
             for cost in costs_to_spend(hashed, self._accounts.values()):
-                _matches(password[:_LONGEST], f"{_NOBODY[:4]}{cost:02}{_NOBODY[6:]}")
+                _matches(password[:_LONGEST], f"{_DUMMY[:4]}{cost:02}{_DUMMY[6:]}")
             return None
         return Identity(presented.username, AuthMethod.PASSWORD, self._groups.get(presented.username, frozenset()))
 
     def _refresh(self) -> None:
         stamp = _stamp(self._path)
-        if stamp == self._seen:
+        if stamp == self._stamp:
             return
         try:
             self.load()
         except ConfigError as error:
             telemetry.log.error("accounts not reloaded", reason=str(error))
         # an unusable file is logged once, not at each request
-        self._seen = stamp
+        self._stamp = stamp
 
 
 def costs_to_spend(hashed: str | None, accounts: Iterable[str]) -> list[int]:
@@ -141,7 +144,7 @@ def costs_to_spend(hashed: str | None, accounts: Iterable[str]) -> list[int]:
     one of cost 9 among accounts of at most 12, hashes of cost 9, 10 and 11 make up the difference exactly. Without
     this, the time of a refusal would reveal which names exist.
     """
-    highest = max(map(_cost, accounts), default=_cost(_NOBODY))
+    highest = max(map(_cost, accounts), default=_cost(_DUMMY))
     return [highest] if hashed is None else list(range(_cost(hashed), highest))
 
 

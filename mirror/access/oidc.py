@@ -69,6 +69,9 @@ class Issuer:
         self._fetched_at = self._tried_at = float("-inf")
         self._once = SingleFlight()
 
+    def __repr__(self) -> str:
+        return f"<Issuer {self._settings.url} keys={len(self._keys)}>"
+
     async def identify(self, presented: CallerCredentials) -> Identity | None:
         """The identity in a token that this issuer has signed for us, or None. Raises `AccessUnavailable` while its
         keys cannot be fetched.
@@ -116,7 +119,7 @@ class Issuer:
         listed = [groups] if isinstance(groups, str) else groups if isinstance(groups, list) else []
         prefix = self._settings.prefix
         return Identity(
-            prefix + name, AuthMethod.ISSUER, frozenset(prefix + one for one in listed if isinstance(one, str))
+            prefix + name, AuthMethod.ISSUER, frozenset(prefix + group for group in listed if isinstance(group, str))
         )
 
     async def _key(self, name: str | None) -> Any:
@@ -130,7 +133,7 @@ class Issuer:
             if waits or not 0 <= now - self._tried_at < _ASK_AGAIN:
                 await self._once.run("keys", self._fetch)
             elif not self._keys:
-                raise AccessUnavailable(f"the keys of the issuer {self._settings.url} are not to be had")
+                raise AccessUnavailable(f"the keys of the issuer {self._settings.url} cannot be fetched")
         return self._find(name)
 
     def _find(self, name: str | None) -> Any:
@@ -145,7 +148,7 @@ class Issuer:
         except (OSError, ValueError, RecursionError, aiohttp.ClientError, TimeoutError) as error:
             telemetry.log.warning("issuer keys unavailable", issuer=self._settings.url, reason=repr(error))
             if not self._keys:
-                raise AccessUnavailable(f"the keys of the issuer {self._settings.url} are not to be had") from error
+                raise AccessUnavailable(f"the keys of the issuer {self._settings.url} cannot be fetched") from error
             return
         self._keys, self._fetched_at = keys, self._now()
 
@@ -162,12 +165,12 @@ class Issuer:
         ) as session:
             url = settings.keys_url
             if url is None:
-                found = await _get(session, f"{settings.url.rstrip('/')}/.well-known/openid-configuration")
-                url = found.get("jwks_uri") if isinstance(found, dict) else None
+                document = await _get(session, f"{settings.url.rstrip('/')}/.well-known/openid-configuration")
+                url = document.get("jwks_uri") if isinstance(document, dict) else None
                 if not isinstance(url, str) or not url.startswith(("https://", "http://")):
-                    raise ValueError("the discovery document names no jwks_uri")
+                    raise ValueError("the discovery document has no jwks_uri")
                 if settings.url.startswith("https://") and not url.startswith("https://"):
-                    raise ValueError("the discovery document leads away from https")
+                    raise ValueError("the discovery document leads from https to http")
             return await _get(session, url)
 
     async def aclose(self) -> None:
@@ -207,14 +210,14 @@ def _parse(listed: Any) -> dict[str | None, Any]:
     if not isinstance(listed, dict) or not isinstance(listed.get("keys"), list):
         raise ValueError("not a JSON Web Key Set")
     keys: dict[str | None, Any] = {}
-    for one in listed["keys"]:
-        if not isinstance(one, dict) or one.get("kty") not in ("RSA", "EC", "OKP") or one.get("use", "sig") != "sig":
+    for key in listed["keys"]:
+        if not isinstance(key, dict) or key.get("kty") not in ("RSA", "EC", "OKP") or key.get("use", "sig") != "sig":
             continue
-        name = one.get("kid")
+        name = key.get("kid")
         if name is not None and not isinstance(name, str):
             continue
         try:
-            keys[name] = jwt.PyJWK(one).key
+            keys[name] = jwt.PyJWK(key).key
         except (jwt.PyJWTError, ValueError, TypeError, AttributeError):
             continue
     if not keys:

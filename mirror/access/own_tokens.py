@@ -38,14 +38,14 @@ def is_issued(presented: CallerCredentials) -> bool:
     return presented.secret.startswith(_PREFIX)
 
 
-def read_keys(path: Path, *, make: bool) -> MultiFernet:
-    """Blocking. The keys in a file, one a line. With `make` a missing file is created (0600); of several processes that
-    try, one succeeds and all use its file.
+def read_keys(path: Path, *, create: bool) -> MultiFernet:
+    """Blocking. The keys in a file, one a line. With `create` a missing file is created (0600); if several processes
+    do so at once, all use the same file.
 
     Raises `ConfigError`.
     """
-    if make and not path.exists():
-        _make(path)
+    if create and not path.exists():
+        _create(path)
     return check_keys(path)
 
 
@@ -64,7 +64,7 @@ def check_keys(path: Path) -> MultiFernet:
         ) from error
 
 
-def _make(path: Path) -> None:
+def _create(path: Path) -> None:
     """Create the file whole or not at all, and never replace that of another process. Raises `ConfigError`."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
@@ -77,7 +77,7 @@ def _make(path: Path) -> None:
         with suppress(FileExistsError):
             os.link(temporary, path)
     except OSError as error:
-        raise ConfigError([f"access.token_key_file: {path} cannot be made: {error.strerror}"]) from error
+        raise ConfigError([f"access.token_key_file: {path} cannot be created: {error.strerror}"]) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -93,14 +93,14 @@ class IssuedTokens:
 
     def issue(self, identity: Identity) -> str:
         """A token that carries this identity."""
-        inside: dict[str, Any] = {
+        content: dict[str, Any] = {
             "name": identity.name,
-            "means": identity.means.value,
+            "method": identity.method.value,
             "groups": sorted(identity.groups),
         }
         if identity.own is not None:
-            inside["own"] = [identity.own.username, identity.own.password]
-        encrypted = self._keys.encrypt_at_time(json.dumps(inside).encode(), int(self._now()))
+            content["own"] = [identity.own.username, identity.own.password]
+        encrypted = self._keys.encrypt_at_time(json.dumps(content).encode(), int(self._now()))
         return _PREFIX + encrypted.decode()
 
     async def identify(self, presented: CallerCredentials) -> Identity | None:
@@ -108,10 +108,10 @@ class IssuedTokens:
         opened = self._open(presented)
         if opened is None:
             return None
-        inside, left = opened
-        return _read(json.loads(inside)) if 0 < left <= self.lifetime + _SLACK else None
+        content, seconds_left = opened
+        return _read(json.loads(content)) if 0 < seconds_left <= self.lifetime + _SLACK else None
 
-    def left(self, presented: CallerCredentials) -> float | None:
+    def seconds_left(self, presented: CallerCredentials) -> float | None:
         """Seconds for which a token of ours is still valid; None if it is not one of ours."""
         opened = self._open(presented)
         return None if opened is None else max(0.0, min(opened[1], self.lifetime))
@@ -125,13 +125,13 @@ class IssuedTokens:
             # the decoder skips characters that are not base64: without this check one token would have many spellings
             if base64.urlsafe_b64encode(base64.urlsafe_b64decode(token)) != token:
                 return None
-            inside = self._keys.decrypt(token)
-            return inside, self._keys.extract_timestamp(token) + self.lifetime - self._now()
+            content = self._keys.decrypt(token)
+            return content, self._keys.extract_timestamp(token) + self.lifetime - self._now()
         except (InvalidToken, binascii.Error):
             return None
 
 
-def _read(inside: Any) -> Identity:
+def _read(content: Any) -> Identity:
     """The identity in the decrypted content of a token, which we wrote ourselves."""
-    own = CallerCredentials(*inside["own"]) if "own" in inside else None
-    return Identity(inside["name"], AuthMethod(inside["means"]), frozenset(inside["groups"]), own)
+    own = CallerCredentials(*content["own"]) if "own" in content else None
+    return Identity(content["name"], AuthMethod(content["method"]), frozenset(content["groups"]), own)

@@ -35,6 +35,10 @@ class PasswordQueue:
         self._first: deque[asyncio.Future[None]] = deque()
         self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
+    def __repr__(self) -> str:
+        waiting = len(self._first) + sum(map(len, self._lines.values()))
+        return f"<PasswordQueue idle={self._idle} waiting={waiting}>"
+
     @asynccontextmanager
     async def turn(self, client: str, *, first: bool) -> AsyncIterator[None]:
         """The check runs inside the `with`. `client` is the address that it comes from. Raises `TooManyLogins`."""
@@ -65,24 +69,24 @@ class PasswordQueue:
         if line is None and len(self._lines) < self._clients:
             line = self._lines[client] = deque()
         if line is None or len(line) >= self._each:
-            raise TooManyLogins("too many passwords wait to be checked; ask again")
+            raise TooManyLogins("too many passwords are waiting to be checked; try again later")
         return line
 
     def _next(self) -> None:
         while self._first:
-            if _give(self._first.popleft()):
+            if _wake(self._first.popleft()):
                 return
         while self._lines:
             client, line = self._lines.popitem(last=False)
             turn = line.popleft()
             if line:
                 self._lines[client] = line
-            if _give(turn):
+            if _wake(turn):
                 return
         self._idle += 1
 
 
-def _give(turn: asyncio.Future[None]) -> bool:
+def _wake(turn: asyncio.Future[None]) -> bool:
     if turn.done():
         return False
     turn.set_result(None)

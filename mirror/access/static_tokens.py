@@ -26,11 +26,13 @@ class StaticTokens:
 
     def __init__(self, tokens: Iterable[StaticToken]) -> None:
         # looked up by hash, so that the time of a look-up reveals nothing about the token
-        self._known = {_hashed(token.secret): Identity(token.name, AuthMethod.TOKEN, token.groups) for token in tokens}
+        self._identities = {
+            _hashed(token.secret): Identity(token.name, AuthMethod.TOKEN, token.groups) for token in tokens
+        }
 
     async def identify(self, presented: CallerCredentials) -> Identity | None:
         """The identity of this token, or None. The user name is ignored."""
-        return self._known.get(_hashed(presented.secret))
+        return self._identities.get(_hashed(presented.secret))
 
 
 def _hashed(secret: str) -> bytes:

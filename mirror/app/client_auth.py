@@ -41,7 +41,7 @@ async def open_gate(
     if access.is_open and not verified:
         return None
     key_file = access.token_key_file or layout.root / "token.key"
-    keys = await asyncio.to_thread(read_keys, key_file, make=access.token_key_file is None)
+    keys = await asyncio.to_thread(read_keys, key_file, create=access.token_key_file is None)
     issued = IssuedTokens(keys, lifetime=access.token_lifetime)
     ways: list[Authenticator] = [issued]
     if access.token:
@@ -63,7 +63,7 @@ async def open_gate(
         groups = {
             name: frozenset(group for group, listed in access.groups.items() if name in listed) for name in members
         }
-        accounts = Htpasswd(access.htpasswd, checking, groups, turns=PasswordQueue(_CHECKING_THREADS))
+        accounts = Htpasswd(access.htpasswd, checking, groups, queue=PasswordQueue(_CHECKING_THREADS))
         await asyncio.to_thread(accounts.load)
         ways.append(accounts)
     authentication = Authentication(ways, foreign=bool(verified))

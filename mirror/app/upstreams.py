@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from mirror import __version__, telemetry
 from mirror.aio.memo import Memo
-from mirror.caller import caller
+from mirror.caller import caller_mark
 from mirror.config import (
     Config,
     ReachSettings,
@@ -139,7 +139,9 @@ class Upstreams:
         def on_failure(error: UpstreamError) -> None:
             telemetry.UPSTREAM_ERRORS.labels(label, type(error).__name__).inc()
 
-        of_mirrors = Hooks(observe, on_failure=on_failure, whose=caller if settings.access == "verify" else lambda: "")
+        of_mirrors = Hooks(
+            observe, on_failure=on_failure, whose=caller_mark if settings.access == "verify" else lambda: ""
+        )
         timeouts = Timeouts(connect=settings.connect_timeout, read=settings.read_timeout)
         limits = Limits(blobs_at_once=settings.max_concurrent_downloads, lists=self._lists)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from mirror import telemetry
-from mirror.caller import caller
+from mirror.caller import caller_mark
 from mirror.errors import MirrorError, StoreError
 from mirror.oci.digest import Digest
 from mirror.policy.send_limit import may_send
@@ -28,7 +28,7 @@ class Flight:
         self.upstream = upstream
         #: The repository whose rights at upstream the flight uses and whose manifest gave the size.
         self.on_behalf = on_behalf
-        self.caller = caller()
+        self.caller = caller_mark()
         #: Size of the whole blob in bytes; None while it is unknown.
         self.size = size
         #: Bytes from the start that may be sent to clients now.

@@ -33,7 +33,7 @@ from typing import Final
 
 from mirror import telemetry
 from mirror.aio.threads import run_uninterrupted
-from mirror.caller import caller
+from mirror.caller import caller_mark
 from mirror.errors import BlobUnknown, MirrorError, StoreError, UpstreamError
 from mirror.fills.filler import Filler, OnAnswer, Pull, open_verified
 from mirror.fills.flight import Flight
@@ -101,7 +101,7 @@ class Flights:
                 await asyncio.shield(flight.announced)
             except UpstreamError as error:
                 flight.leave()
-                if flight.on_behalf == on_behalf and flight.caller == caller():
+                if flight.on_behalf == on_behalf and flight.caller == caller_mark():
                     # all joiners share the exception object: it must not collect their tracebacks
                     raise error.with_traceback(None) from None
                 await flight.over.wait()

@@ -47,10 +47,10 @@ class AuthMethod(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A caller who was admitted. `name` is unique for its `means`: the name of an account or token, a JWT's subject."""
+    """A caller who was admitted. `name` is unique for its `method`: of an account or token, a JWT's subject."""
 
     name: str
-    means: AuthMethod
+    method: AuthMethod
     groups: frozenset[str] = frozenset()
     #: The caller's own credentials for an upstream, if `means` is `UPSTREAM`; never shown.
     own: CallerCredentials | None = field(default=None, repr=False)
@@ -58,10 +58,10 @@ class Identity:
     @property
     def is_anonymous(self) -> bool:
         """Whether the caller presented no credentials."""
-        return self.means is AuthMethod.ANONYMOUS
+        return self.method is AuthMethod.ANONYMOUS
 
     def __str__(self) -> str:
-        return "anonymous" if self.is_anonymous else f"{_KINDS[self.means]}:{self.name}"
+        return "anonymous" if self.is_anonymous else f"{_KINDS[self.method]}:{self.name}"
 
 
 ANONYMOUS: Final = Identity("", AuthMethod.ANONYMOUS)

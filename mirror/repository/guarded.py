@@ -21,7 +21,7 @@ from typing import Final
 
 from mirror.aio.caches import LruCache, TtlCache
 from mirror.aio.singleflight import SingleFlight
-from mirror.caller import caller
+from mirror.caller import caller_mark
 from mirror.errors import BlobDamaged, BlobUnknown, Denied, NotFound, UpstreamInvalid
 from mirror.fills.read_ahead import Fetching
 from mirror.oci.attachments import attachment_tags, image_of_tag, signature_tag
@@ -224,7 +224,7 @@ class Signatures:
         key = repository.repo, digest, names
         if self._signed.get(key):
             return True
-        for_this_caller = *key, caller()
+        for_this_caller = *key, caller_mark()
         if for_this_caller in self._unsigned:
             return False
         is_signed = await self._once.run(for_this_caller, lambda: _find_signature(repository, digest, keys))

@@ -11,7 +11,7 @@ import heapq
 from contextlib import aclosing, suppress
 from typing import Any, Final
 
-from mirror.caller import for_caller
+from mirror.caller import caller_key
 from mirror.errors import BlobUnknown, ManifestUnknown, UpstreamNotFound, UpstreamThrottled, UpstreamUnavailable
 from mirror.fills.read_ahead import Fetching, ReadAhead
 from mirror.intake.intake import Intake
@@ -135,7 +135,7 @@ class ProxiedRepository:
             return [each.to_json() for each in referrers if not each.media_type or is_manifest_type(each.media_type)]
 
         try:
-            key = for_caller(f"referrers {self.repo}@{digest}")
+            key = caller_key(f"referrers {self.repo}@{digest}")
             answer = await self._questions.memo.share(key, ask, LIST_FOR)
         except (UpstreamUnavailable, UpstreamThrottled):
             pulled = await self._stored.referrers(digest)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Final
 
 from mirror.aio.memo import MISSING
-from mirror.caller import caller
+from mirror.caller import caller_mark
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError, StoreFull, UpstreamNotFound
 from mirror.fills.flights import Flights
 from mirror.intake.grants import Grants
@@ -291,7 +291,7 @@ class ProxiedBlobs:
         key = self._key("blob", digest)
         if await self._questions.is_unknown(key):
             raise BlobUnknown(f"{self.repo} has no blob {digest}")
-        return await self._caches.once.run(("ask", self.repo, digest, caller()), ask)
+        return await self._caches.once.run(("ask", self.repo, digest, caller_mark()), ask)
 
     async def _grant(self, digest: Digest, size: int | None) -> None:
         """Grants the blob after upstream has answered for it. Upstream's size is remembered only for answers to HEAD:

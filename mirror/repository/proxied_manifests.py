@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from mirror import telemetry
-from mirror.caller import caller
+from mirror.caller import caller_mark
 from mirror.errors import BlobUnreadable, ManifestUnknown, StoreError, UpstreamNotFound
 from mirror.graph.manifests import StoredManifest
 from mirror.intake.grants import Grants, named_by
@@ -93,7 +93,7 @@ class ProxiedManifests:
                 span.note(mirror__cache=outcome.value)
                 return loaded, outcome
 
-        loaded, outcome = await self._caches.once.run(("manifest", self.repo, digest, tag, caller()), load)
+        loaded, outcome = await self._caches.once.run(("manifest", self.repo, digest, tag, caller_mark()), load)
         self._caches.manifests[self.repo, digest] = loaded
         return loaded, outcome
 
@@ -215,7 +215,7 @@ class ProxiedManifests:
         if described and (description := await self._caches.described.get(self.repo, digest)):
             return ManifestAnswer(digest, *description, None, Outcome.DESCRIBED, self._upstream.name)
         descriptor = await self._caches.once.run(
-            ("resolve", self.repo, digest, caller()), lambda: self._by_digest(self._upstream.resolve, digest)
+            ("resolve", self.repo, digest, caller_mark()), lambda: self._by_digest(self._upstream.resolve, digest)
         )
         return ManifestAnswer(digest, descriptor.media_type, descriptor.size, None, Outcome.ASKED, self._upstream.name)
 

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from mirror import telemetry
 from mirror.aio.memo import MISSING, Memo
-from mirror.caller import for_caller
+from mirror.caller import caller_key
 from mirror.errors import StoreError
 from mirror.intake.store_health import StoreHealth
 
@@ -41,11 +41,11 @@ class Questions:
 
     async def is_unknown(self, what: str) -> bool:
         """True if upstream has just told the current caller that it does not have this."""
-        return await self.memo.get(for_caller(what)) is not MISSING
+        return await self.memo.get(caller_key(what)) is not MISSING
 
     async def note_unknown(self, what: str) -> None:
         """Remembers for a while that upstream told the current caller that it does not have this."""
-        await self.memo.put(for_caller(what), "unknown", _UNKNOWN_FOR)
+        await self.memo.put(caller_key(what), "unknown", _UNKNOWN_FOR)
 
     @asynccontextmanager
     async def locked(self, key: str) -> AsyncIterator[None]:

@@ -22,7 +22,7 @@ from itertools import islice
 from typing import Final
 
 from mirror import telemetry
-from mirror.caller import caller
+from mirror.caller import caller_mark
 from mirror.errors import (
     CredentialsRefused,
     ManifestUnknown,
@@ -106,7 +106,7 @@ class TagAnswers:
             self._cache(tag, answer)
             return answer
 
-        return await self._caches.once.run(("tag", self._repo, tag, caller()), refresh)
+        return await self._caches.once.run(("tag", self._repo, tag, caller_mark()), refresh)
 
     def _cache(self, tag: str, answer: CachedTag) -> None:
         # for later requests a new answer is a plain hit, and a stale one stays stale
@@ -144,7 +144,7 @@ class TagAnswers:
         """Asks upstream now, even if a remembered answer is fresh. Raises like `answer`."""
         self._caches.tags.pop((self._repo, tag), None)
         return await self._caches.once.run(
-            ("tag again", self._repo, tag, caller()), lambda: self._decide(tag, self._revalidate_now)
+            ("tag again", self._repo, tag, caller_mark()), lambda: self._decide(tag, self._revalidate_now)
         )
 
     async def last_resolved_to(self, digest: Digest) -> str | None:

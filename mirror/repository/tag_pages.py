@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mirror.aio.memo import MISSING
-from mirror.caller import caller, for_caller
+from mirror.caller import caller_key, caller_mark
 from mirror.errors import UpstreamInvalid, UpstreamUnavailable
 from mirror.intake.intake import Intake
 from mirror.oci.reference import Repo, is_tag
@@ -59,20 +59,20 @@ class TagPages:
         """Returns up to `count` tags after `last`, sorted. Raises `UpstreamError`, and `StoreError` if a long unsorted
         list cannot be written to disk.
         """
-        page = self._lists.page(self._repo, caller(), last, count, self._now())
+        page = self._lists.page(self._repo, caller_mark(), last, count, self._now())
         if page is not None:
             return page
         unsorted = await self._memo.get(self._unsorted) is not MISSING
         if unsorted and (stored := await self._stored(last, count)):
             return stored
         after = "" if unsorted else _tag_before(last)
-        key = for_caller(f"tags {self._repo} {'all' if unsorted else f'{count} behind {last} from {after}'}")
+        key = caller_key(f"tags {self._repo} {'all' if unsorted else f'{count} behind {last} from {after}'}")
         made = await self._memo.share(key, lambda: self._ask(after, last, count, unsorted), self._believed)
         if made is None:
             page = await self._stored(last, count)
         else:
             window = Window.from_json(made)
-            self._lists.put(self._repo, caller(), window)
+            self._lists.put(self._repo, caller_mark(), window)
             page = window.page(last, count)
         if page is None:
             raise UpstreamUnavailable(
@@ -85,7 +85,7 @@ class TagPages:
         return f"unsorted tags {self._repo}"
 
     async def _stored(self, last: str, count: int) -> TagBatch | None:
-        return await asyncio.to_thread(self._lists.sorted.page, for_caller(str(self._repo)), last, count)
+        return await asyncio.to_thread(self._lists.sorted.page, caller_key(str(self._repo)), last, count)
 
     def _believed(self, made: dict[str, Any] | None) -> float:
         return made["until"] - self._now() if made else 0.0
@@ -101,7 +101,7 @@ class TagPages:
                 until = self._until(since)
                 return Window(after, sorted_part.tags, sorted_part.more, count, since, until).to_json()
             await self._memo.put(self._unsorted, True, _UNSORTED_FOR)
-            self._lists.drop(self._repo, caller())
+            self._lists.drop(self._repo, caller_mark())
             if not unsorted and await self._stored(last, count):
                 # another process has sorted the list on disk
                 return None
@@ -145,7 +145,7 @@ class TagPages:
                     progress.note(len(tags), len(few))
                     if len(few) <= _IN_MEMORY:
                         continue
-                    gathering = await asyncio.to_thread(self._lists.sorted.gather, for_caller(str(self._repo)))
+                    gathering = await asyncio.to_thread(self._lists.sorted.gather, caller_key(str(self._repo)))
                     tags, few = list(few), set()
                     await self._write(gathering.add, tags)
                 else:

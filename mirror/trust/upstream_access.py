@@ -79,7 +79,7 @@ class Verifier:
 
     async def may_pull(self, repository: Verifiable, own: CallerCredentials | None, wanted: RegistryRequest) -> bool:
         """True if upstream gives the wanted content to the holder of these credentials. Call it inside
-        `caller.acting_for`.
+        `caller.on_behalf_of`.
 
         Raises `ManifestUnknown` or `BlobUnknown` if upstream does not have the content, `UpstreamError` if upstream
         cannot tell now and no approval is recent enough, `TooManyLogins` if too many credentials of this user name were

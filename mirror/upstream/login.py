@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from mirror.caller import caller
+from mirror.caller import caller_mark
 from mirror.errors import UpstreamDenied, UpstreamError
 from mirror.oci.challenge import Challenge, Scope
 from mirror.policy.upstream.url_bounds import Origin, Url
@@ -66,10 +66,10 @@ class Login:
         except CredentialsUnavailable:
             raise
         except UpstreamError as error:
-            if self._challenged or (caller() and isinstance(error, UpstreamDenied)):
+            if self._challenged or (caller_mark() and isinstance(error, UpstreamDenied)):
                 raise
             self._doubted = await self._tokens.forget_challenge(self._scope), error
-            if caller():
+            if caller_mark():
                 raise
             return None
 

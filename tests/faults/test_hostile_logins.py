@@ -86,7 +86,7 @@ async def test_a_flood_of_wrong_passwords(
         # tokens are no passwords
         assert (await mirror.ask(target, headers={"Authorization": f"Bearer {token}"})).status == 200
         alice = asyncio.create_task(mirror.ask(target, headers=_basic("alice", "alice")))
-        await until(lambda: mirror.app.front._access._authentication._ways[-1]._turns._first)  # type: ignore[union-attr]  # there is one
+        await until(lambda: mirror.app.front._access._authentication._methods[-1]._queue._first)  # type: ignore[union-attr]  # there is one
         checks.gate.set()
         assert (await alice).status == 200
         assert checks.asked.index(b"alice") <= 3
@@ -98,7 +98,7 @@ async def test_a_flood_of_wrong_passwords(
 async def test_clients_take_turns(accounts: Path, checks: _Bcrypt) -> None:
     """One who guesses fills a line of their own: another who comes later is checked next but one."""
     with ThreadPoolExecutor(1) as threads:
-        way = Htpasswd(accounts, threads, turns=PasswordQueue(1, each=5, clients=2))
+        way = Htpasswd(accounts, threads, queue=PasswordQueue(1, each=5, clients=2))
         way.load()
         checks.gate.clear()
         asked = [
@@ -146,7 +146,7 @@ async def test_who_leaves_gives_the_turn_on() -> None:
 async def test_a_password_that_was_right(accounts: Path, checks: _Bcrypt) -> None:
     """Goes before others as long as it is right: one that was changed since is a guess like any other."""
     with ThreadPoolExecutor(1) as threads:
-        way = Htpasswd(accounts, threads, turns=PasswordQueue(1, each=1))
+        way = Htpasswd(accounts, threads, queue=PasswordQueue(1, each=1))
         way.load()
         old = CallerCredentials("alice", "alice", client="x")
         assert await way.identify(old)
@@ -179,7 +179,7 @@ async def test_tokens_that_are_made_up_push_nobody_out() -> None:
     await authentication.identify(["Bearer right"])
     assert asked.count("right") == 1
     assert len(authentication._refused) == 10_000
-    assert len(authentication._known) == 1
+    assert len(authentication._identities) == 1
 
 
 @pytest.mark.parametrize("name", ["alice\n", "a\0lice", "\x7f", "alice\r\nX: y"])
@@ -213,7 +213,7 @@ async def test_what_is_kept_of_strangers(registry: FakeRegistry, tmp_path: Path)
             token = (await mirror.ask("/token", headers=who)).json["token"]
             assert (await mirror.ask("/token", headers=_basic("any", token))).json["token"] == token
             assert (await mirror.ask("/v2/library/app/manifests/1.0", headers=who)).status == 200
-        assert not gate._authentication._known
+        assert not gate._authentication._identities
         assert {identity.own for identity, _, _ in gate._verdicts} == {None}
         assert len(mirror.app.router._routed) == 1
         for name, password in (("n" * 513, "x"), ("x", "p" * 16_385)):

@@ -61,7 +61,7 @@ async def _mirror(root: Path, registry: FakeRegistry, asked: list[str]) -> Async
         access: dict[str, Any] = {"anonymous": False, "issuer": [{"issuer": url, "audience": "mirror"}]}
         async with live_mirror(root, {"docker.io": registry.url}, access=access) as mirror:
             clock = Clock(_NOW)
-            mirror.app.front._access._authentication._ways[-1]._now = clock  # type: ignore[union-attr]  # there is one
+            mirror.app.front._access._authentication._methods[-1]._now = clock  # type: ignore[union-attr]  # there is one
             yield mirror, url, clock
 
 

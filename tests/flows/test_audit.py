@@ -110,7 +110,7 @@ def test_pulls_and_logins(config: Path, audit: _Audit) -> None:
         assert audit.one() == {
             **login,
             "status": 401,
-            "reason": "Unauthorized: these credentials are nobody's here",
+            "reason": "Unauthorized: unknown or wrong credentials",
         }
         for page in ("/livez", "/metrics"):
             mirror.get(page)

@@ -188,14 +188,14 @@ async def test_issued_tokens() -> None:
 async def test_keys_of_issued_tokens(tmp_path: Path) -> None:
     """Made once whoever comes first, for this user alone; a second key may take over without sending anybody away."""
     path = tmp_path / "token.key"
-    first = IssuedTokens(read_keys(path, make=True), lifetime=300)
-    again = IssuedTokens(read_keys(path, make=True), lifetime=300)
+    first = IssuedTokens(read_keys(path, create=True), lifetime=300)
+    again = IssuedTokens(read_keys(path, create=True), lifetime=300)
     assert path.stat().st_mode & 0o777 == 0o600
     assert os.listdir(tmp_path) == ["token.key"]
     token = first.issue(ANONYMOUS)
     assert await again.identify(CallerCredentials(bearer=token)) == ANONYMOUS
     path.write_text(f"{Fernet.generate_key().decode()}\n{path.read_text()}")
-    rotated = IssuedTokens(read_keys(path, make=False), lifetime=300)
+    rotated = IssuedTokens(read_keys(path, create=False), lifetime=300)
     assert await rotated.identify(CallerCredentials(bearer=token)) == ANONYMOUS
     assert await first.identify(CallerCredentials(bearer=rotated.issue(ANONYMOUS))) is None
 
@@ -204,12 +204,12 @@ def test_unusable_keys(tmp_path: Path) -> None:
     """Named, not shown."""
     (tmp_path / "short").write_text("c2VjcmV0")
     with pytest.raises(ConfigError, match="short: not one or more keys") as caught:
-        read_keys(tmp_path / "short", make=False)
+        read_keys(tmp_path / "short", create=False)
     assert "c2VjcmV0" not in str(caught.value)
     with pytest.raises(ConfigError, match="none"):
-        read_keys(tmp_path / "none", make=False)
-    with pytest.raises(ConfigError, match="cannot be made"):
-        read_keys(tmp_path / "no" / "folder", make=True)
+        read_keys(tmp_path / "none", create=False)
+    with pytest.raises(ConfigError, match="cannot be created"):
+        read_keys(tmp_path / "no" / "folder", create=True)
 
 
 # --------------------------------------------------------------------------------------- identity providers
@@ -425,7 +425,7 @@ async def test_all_ways_together() -> None:
     assert (await authentication.identify(["Bearer 1"])).name == "a"
     assert (await authentication.identify(["Bearer 2"])).name == "c"
     for _ in range(2):
-        with pytest.raises(Unauthorized, match="nobody's here"):
+        with pytest.raises(Unauthorized, match="unknown or wrong"):
             await authentication.identify(["Bearer 3"])
 
 
@@ -447,18 +447,18 @@ async def test_what_was_found_is_remembered() -> None:
     way = _Counting(lambda presented: right if presented.password == "right" else None)
     authentication = Authentication([way], now=clock)
     good = CallerCredentials("alice", "right")
-    assert await asyncio.gather(*[authentication.ask(good) for _ in range(50)]) == [right] * 50
+    assert await asyncio.gather(*[authentication.authenticate(good) for _ in range(50)]) == [right] * 50
     assert way.asked == 1
     clock.time = 59.9
-    await authentication.ask(good)
+    await authentication.authenticate(good)
     assert way.asked == 1
     clock.time = 60.0
-    await authentication.ask(good)
+    await authentication.authenticate(good)
     assert way.asked == 2
     for at, asked in [(70.0, 3), (79.9, 3), (80.0, 4)]:
         clock.time = at
         with pytest.raises(Unauthorized):
-            await authentication.ask(CallerCredentials("alice", "wrong"))
+            await authentication.authenticate(CallerCredentials("alice", "wrong"))
         assert way.asked == asked
 
     def down(_presented: CallerCredentials) -> Identity | None:
@@ -467,7 +467,7 @@ async def test_what_was_found_is_remembered() -> None:
     broken = _Counting(down)
     for asked in (1, 2):
         with pytest.raises(AccessUnavailable):
-            await Authentication([broken]).ask(good)
+            await Authentication([broken]).authenticate(good)
         assert broken.asked == asked
     await authentication.aclose()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mirror.caller import acting_for
+from mirror.caller import on_behalf_of
 from mirror.errors import MirrorError
 from mirror.oci.authorization import CallerCredentials
 from mirror.server.admin.worker_status import Workers
@@ -150,12 +150,12 @@ async def test_credentials_of_callers(tokens: bool, pulling: Pulling) -> None:
         registry.add_image("team/app", "v1", [b"layer"])
         own = GivenCredentials(Credentials("user", SECRET))
         upstream = pulling(registry, CallersCredentials(own))
-        with acting_for(CallerCredentials("caller", "wrong")):
+        with on_behalf_of(CallerCredentials("caller", "wrong")):
             assert await ask(upstream) == "UpstreamDenied"
         assert failing(upstream) == []
         assert await ask(upstream) == "CredentialsRefused"
         [found] = failing(upstream)
-        with acting_for(CallerCredentials("caller", "right")):
+        with on_behalf_of(CallerCredentials("caller", "right")):
             assert (await ask(upstream)).startswith("sha256:")
         assert failing(upstream) == [found]
 

@@ -26,7 +26,7 @@ from aiohttp import web
 from mirror.access.authentication import Authentication
 from mirror.access.certificate import identity_of
 from mirror.access.own_tokens import IssuedTokens
-from mirror.caller import acting_for
+from mirror.caller import on_behalf_of
 from mirror.errors import Denied, NameUnknown, RequestError, Unauthorized
 from mirror.oci.authorization import CallerCredentials, presented_by, read_authorization
 from mirror.oci.reference import Repo
@@ -100,7 +100,7 @@ class AccessControl:
             identity, _ = await self._identify(request)
         except Unauthorized as error:
             raise Unauthorized(str(error), challenge) from error
-        if identity.means in (AuthMethod.ANONYMOUS, AuthMethod.UPSTREAM):
+        if identity.method in (AuthMethod.ANONYMOUS, AuthMethod.UPSTREAM):
             # credentials meant for an upstream prove nothing as long as that upstream has not checked them
             raise Unauthorized("log in first", challenge)
         identified(identity)
@@ -112,7 +112,7 @@ class AccessControl:
         """The caller's identity, and the credentials in the `Authorization` header, if there are any."""
         presented = read_authorization(request.headers.getall("Authorization", []))
         if presented is not None:
-            return await self._authentication.ask(presented, lambda: _from(request)), presented
+            return await self._authentication.authenticate(presented, lambda: _from(request)), presented
         certificate = request.transport.get_extra_info("peercert") if request.transport is not None else None
         return identity_of(certificate) or ANONYMOUS, None
 
@@ -133,17 +133,17 @@ class AccessControl:
         verifier = self._verifier_of(repo.registry)
         if verifier is None:
             # upstream does not check these credentials, so they prove nothing
-            identity = ANONYMOUS if identity.means is AuthMethod.UPSTREAM else identity
+            identity = ANONYMOUS if identity.method is AuthMethod.UPSTREAM else identity
             self.require(identity, Action.PULL, repo, request, wanted)
             return nullcontext()
         self.require(identity, Action.PULL, repo, request, wanted)
         # these credentials carry no client address yet: set that of this request
         own = replace(identity.own, client=_from(request)) if identity.own else None
-        with acting_for(own):
+        with on_behalf_of(own):
             allowed = await verifier.may_pull(repository, own, wanted)
         if allowed:
             record.caller = str(identity)
-            return acting_for(own)
+            return on_behalf_of(own)
         if identity.is_anonymous:
             raise self._unknown_caller(request, wanted)
         raise NameUnknown("no such repository")
@@ -169,7 +169,7 @@ class AccessControl:
         """
         if self._verifier_of(repo.registry) is not None:
             return False
-        return self.allows(ANONYMOUS if identity.means is AuthMethod.UPSTREAM else identity, Action.PULL, repo)
+        return self.allows(ANONYMOUS if identity.method is AuthMethod.UPSTREAM else identity, Action.PULL, repo)
 
     def allows(self, identity: Identity, action: Action, repo: Repo | None) -> bool:
         """The policy's verdict, cached."""
@@ -196,7 +196,7 @@ class AccessControl:
         presented: CallerCredentials | None = None
         if request.method == "POST":
             presented = await _read_form(request)
-            identity = await self._authentication.ask(presented, lambda: _from(request))
+            identity = await self._authentication.authenticate(presented, lambda: _from(request))
         elif request.method == "GET":
             identity, presented = await self._identify(request)
         else:
@@ -204,7 +204,7 @@ class AccessControl:
         record.caller = _described(identity)
         if identity.is_anonymous and not self._policy.anonymous:
             raise Unauthorized("log in first", f'Basic realm="{_SERVICE}"')
-        lifetime = self._issued.left(presented) if presented is not None else None
+        lifetime = self._issued.seconds_left(presented) if presented is not None else None
         if presented is None or lifetime is None:
             token, lifetime = self._issued.issue(identity), self._issued.lifetime
         else:
@@ -227,7 +227,7 @@ class AccessControl:
 
 def _described(identity: Identity) -> str:
     """The identity as logged. Credentials for an upstream that have not been checked yet are marked as such."""
-    return f"{identity} (not verified)" if identity.means is AuthMethod.UPSTREAM else str(identity)
+    return f"{identity} (not verified)" if identity.method is AuthMethod.UPSTREAM else str(identity)
 
 
 def _from(request: web.BaseRequest) -> str:

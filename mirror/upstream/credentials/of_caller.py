@@ -6,7 +6,7 @@ token that was issued for the credentials of another.
 
 from __future__ import annotations
 
-from mirror.caller import acting
+from mirror.caller import current_caller
 from mirror.oci.authorization import CallerCredentials
 from mirror.upstream.credentials.source import NO_USER, Credentials, CredentialSource, LoginState
 
@@ -24,14 +24,14 @@ class CallersCredentials:
 
     async def credentials(self) -> Credentials | None:
         """The caller's credentials, None if it sent none; the mirror's own if there is no caller."""
-        caller = acting()
+        caller = current_caller()
         if caller is None:
             return await self._own.credentials()
         return None if caller.credentials is None else _credentials(caller.credentials)
 
     async def reject(self, credentials: Credentials) -> None:
         """Reject the mirror's own credentials. Does nothing for a caller, who has no others."""
-        if acting() is None:
+        if current_caller() is None:
             await self._own.reject(credentials)
 
     async def aclose(self) -> None:
