@@ -1,15 +1,16 @@
 """Read this first: the parts of the mirror and what each must do, not how.
 
-A request names a repository, the repository provides content, and the server sends it. Bytes reach a client only from
-the store: a cache miss starts one *flight* that writes into the store, and every client, including the first, reads the
-growing blob from there. The disk is the source of truth. The index is derived from it and may be lost at any time.
+A request names a repository, the repository provides content, and the server sends it. Clients get their bytes from the
+store: a cache miss starts one *flight* that writes into the store, and every client, including the first, reads the
+growing blob from there. Only a blob that the store cannot take is sent from upstream to its client directly. The disk
+is the source of truth. The index is derived from it and may be lost at any time.
 
 The ports, and what implements them (the tests have implementations in memory, in `tests/support`):
 
     content.py    BlobStore      content by digest              store/local/blobs.py
     catalogs.py   Catalog        tags and manifest links        store/local/catalog.py
                   Pins           which images must stay         store/local/pin_files.py
-                  Freezes        tags held at one digest        store/local/freezes.py
+                  Freezes        tags fixed at one digest       store/local/freezes.py
     recording.py  Records        small JSON records by key      store/local/json_records.py
     locking.py    Locks          locks between processes        store/local/locks.py
     indexes.py    ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py
@@ -19,7 +20,8 @@ The ports, and what implements them (the tests have implementations in memory, i
     callers.py    Authenticator  who the caller is              access/*.py
 
 `BlobStore` and `Catalog` are sums of small protocols (`Blobs`, `BlobDeleter`, `TagRecords`, ...): a function asks for
-the part that it needs.
+the part that it needs. Ports of bytes and records block and are called in threads; `Locks`, `ContentIndex` and
+`Upstream` are asynchronous (docs/decisions/0018). Records change by compare-and-set (`versioned.py`).
 
 The life cycle of a blob in a store:
 

@@ -52,7 +52,7 @@ def _noted(*references: str, most: int = 500, at: float = 5.0) -> Recent:
 
 
 def _files(layout: Layout) -> list[str]:
-    return sorted(one.name for one in layout.notes("recent").iterdir())
+    return sorted(one.name for one in layout.records("recent").iterdir())
 
 
 def test_the_memory_is_bounded() -> None:
@@ -100,7 +100,7 @@ def test_a_damaged_file_counts_as_absent(layout: Layout, content: bytes) -> None
     """After a power cut, or because somebody else wrote there."""
     worker = _worker(layout)
     worker.save(_noted("v1").answers())
-    (layout.notes("recent") / "0.json").write_bytes(content)
+    (layout.records("recent") / "0.json").write_bytes(content)
     assert read_recent(layout) == []
     assert worker.load() == []
     worker.close()

@@ -49,7 +49,7 @@ def test_what_a_dead_one_left_is_dropped(layout: Layout) -> None:
     """Its lock is free: the file is nobody's; one that makes no sense is passed over."""
     one = _board(layout)
     one.publish({"n": 1})
-    folder = layout.notes("board")
+    folder = layout.records("board")
     (folder / "7.json").write_text('{"n": 7}')
     (folder / "nonsense").write_text("x")
     assert one.others() == []

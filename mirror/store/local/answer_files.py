@@ -66,7 +66,7 @@ class LocalRecent:
                 return self._path
             self._lease = self._locks.try_hold_now(f"recent-{number}")
             if self._lease is not None:
-                self._path = self._layout.notes("recent") / f"{number}.json"
+                self._path = self._layout.records("recent") / f"{number}.json"
         if self._path is None:
             raise StoreError("too many workers at once to keep recent answers of all")
         return self._path
@@ -79,8 +79,8 @@ def read_recent(layout: Layout) -> list[LastAnswer]:
     """
     names: list[str] = []
     with store_errors("listing recent answers"), suppress(FileNotFoundError, NotADirectoryError):
-        names = [name for name in os.listdir(layout.notes("recent")) if name.endswith(".json")]
-    return latest(answer for name in names[:_MOST_FILES] for answer in _read(layout.notes("recent") / name))
+        names = [name for name in os.listdir(layout.records("recent")) if name.endswith(".json")]
+    return latest(answer for name in names[:_MOST_FILES] for answer in _read(layout.records("recent") / name))
 
 
 def _read(path: Path) -> list[LastAnswer]:

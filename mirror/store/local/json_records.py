@@ -40,7 +40,7 @@ class JsonRecords:
 
     def __init__(self, layout: Layout, kind: str) -> None:
         self._layout = layout
-        self._folder = layout.notes(kind)
+        self._folder = layout.records(kind)
 
     def __repr__(self) -> str:
         return f"<JsonRecords {self._folder}>"

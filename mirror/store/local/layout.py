@@ -99,7 +99,7 @@ class Layout:
     def misses(self) -> Path:
         return self.root / "misses.json"
 
-    def notes(self, kind: str) -> Path:
+    def records(self, kind: str) -> Path:
         return self.root / kind
 
     def blob(self, digest: Digest) -> str:

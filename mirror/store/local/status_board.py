@@ -29,7 +29,7 @@ class StatusBoard:
 
     def __init__(self, layout: Layout, locks: FileLocks) -> None:
         self._layout = layout
-        self._folder = layout.notes("board")
+        self._folder = layout.records("board")
         self._locks = locks
         self._slot: tuple[int, FileLease] | None = None
         self._closed = False
