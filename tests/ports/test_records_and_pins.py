@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import StoreError
-from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import Pin
 from mirror.policy.unread_notes import note_name
-from mirror.ports import ABSENT, Records
+from mirror.ports import ABSENT, Pins, Records
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
 from mirror.store.local.pin_files import LocalPins
 from tests.support.memory_store import MemoryPins
+from tests.support.pins_suite import PinsSuite
 from tests.support.records_suite import RecordsSuite
 
 _REPO = Repo("docker.io", "library/app")
@@ -75,21 +75,32 @@ def test_a_damaged_record_counts_as_absent_to_a_writer(layout: Layout) -> None:
     assert records.get("x") == {"key": "x", "n": 2}
 
 
-def test_pins_survive_as_they_were(layout: Layout) -> None:
-    """By tag and by digest, with and without an end; another process sees them."""
-    pins = LocalPins(layout)
-    tag = Pin(_REPO, "1.0", "the release", 5.0)
-    digest = Pin(_REPO, Digest.of(b"x"), "", 6.0, 99.5)
-    pins.put(tag)
-    pins.put(digest)
-    again = LocalPins(layout)
-    assert set(again.all()) == {tag, digest}
-    assert again.get(_REPO, "1.0") == tag
-    assert again.get(_REPO, Digest.of(b"x")) == digest
-    assert again.get(_REPO, "2.0") is None
-    assert again.drop(_REPO, "1.0")
-    assert not again.drop(_REPO, "1.0")
-    assert list(pins.all()) == [digest]
+class TestLocalPins(PinsSuite):
+    """A file for each pin."""
+
+    @pytest.fixture
+    def pins(self, layout: Layout) -> Pins:
+        """None yet."""
+        return LocalPins(layout)
+
+    @pytest.fixture
+    def another(self, layout: Layout) -> Pins:
+        """Another process's view of the same disk."""
+        return LocalPins(layout)
+
+
+class TestMemoryPins(PinsSuite):
+    """The model of the other tests."""
+
+    @pytest.fixture
+    def pins(self) -> Pins:
+        """None yet."""
+        return MemoryPins()
+
+    @pytest.fixture
+    def another(self, pins: Pins) -> Pins:
+        """There is one process only."""
+        return pins
 
 
 def test_a_pin_that_does_not_parse_is_none(layout: Layout) -> None:
@@ -209,13 +220,6 @@ def test_a_file_in_the_place_of_the_pins(layout: Layout) -> None:
     (layout.root / "pins").write_text("")
     with pytest.raises(StoreError, match="Not a directory"):
         LocalPins(layout).look()
-
-
-def test_the_model_in_memory_reads_all_of_its_pins() -> None:
-    """Nothing is ever damaged there."""
-    pins = MemoryPins()
-    pins.put(pin := Pin(_REPO, "1.0", "", 5.0))
-    assert pins.look() == ([pin], ())
 
 
 def test_names_of_notes_are_those_of_stores_that_are_there() -> None:
