@@ -76,10 +76,10 @@ def _flight(number: int, **more: Any) -> dict[str, Any]:
 
 def _rule(text: str) -> dict[str, Any]:
     """A sync rule that has failed, with this wherever there can be a text."""
-    words = dict.fromkeys(("name", "repository", "tags", "schedule", "state", "started_by"), text)
+    words = dict.fromkeys(("name", "repository", "tags", "schedule", "started_by"), text)
     times = dict.fromkeys(("started", "ended", "last_success", "next_run"), "2026-03-01T00:00:00Z")
     rest = {"platforms": [text], "referrers": True, "every_replica": False, "progress": None, "consecutive_failures": 3}
-    return {**words, **times, **rest, "result": {"failures": [text]}}
+    return {**words, **times, **rest, "state": "failed", "result": {"failures": [text]}}
 
 
 def _quiet() -> dict[str, Any]:
@@ -193,7 +193,8 @@ def test_names_without_mercy(opened: _Drawn) -> None:
     opened.answers["upstreams"]["upstreams"] = [
         {"name": _NASTY, "state": "down", "endpoints": [address], "budget": budget}
     ]
-    job = {"id": "1", "kind": _NASTY, "state": "failed", "created": None, "result": {"first_failure": _NASTY}}
+    times = dict.fromkeys(("created", "started", "ended"))
+    job = {"id": "1", "kind": _NASTY, "state": "failed", **times, "result": {"first_failure": _NASTY}}
     opened.answers["jobs"]["jobs"] = [{**job, "arguments": {"images": [_NASTY]}}]
     opened.answers["sync"]["rules"] = [_rule(_NASTY)]
     victim = {"digest": None, "names": [_NASTY], "last_used": None, "bytes": 5, "blobs": []}

@@ -94,6 +94,9 @@ class TrafficLog:
         # several workers keep their counters in a folder made for this run; a single worker keeps them in memory
         self._run = os.environ.get("PROMETHEUS_MULTIPROC_DIR") or f"{os.getpid()}-{time.time_ns()}"
 
+    def __repr__(self) -> str:
+        return f"<TrafficLog of run {self._run}, a point each {self._every:.0f} s>"
+
     def history(self) -> HistoryJson:
         """Blocking. The traffic of the last day. Raises `StoreError`."""
         note = self._notes.get(_KEY) or {}

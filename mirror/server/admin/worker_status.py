@@ -194,6 +194,9 @@ class Workers:
         self._started = time.time()
         self._published: WorkerStatus | None = None
 
+    def __repr__(self) -> str:
+        return f"<Workers as seen by {os.getpid()}, up {self.uptime:.0f} s>"
+
     @property
     def uptime(self) -> float:
         """Seconds since this process started."""

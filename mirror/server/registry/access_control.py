@@ -26,6 +26,7 @@ from aiohttp import web
 from mirror.access.authentication import Authentication
 from mirror.access.certificate import identity_of
 from mirror.access.own_tokens import IssuedTokens
+from mirror.aio.caches import LruCache
 from mirror.caller import on_behalf_of
 from mirror.errors import Denied, NameUnknown, RequestError, Unauthorized
 from mirror.oci.authorization import CallerCredentials, presented_by, read_authorization
@@ -74,7 +75,10 @@ class AccessControl:
         self._policy = policy
         self._issued = issued
         self._realm = realm
-        self._verdicts: dict[tuple[Identity, Action, Repo | None], bool] = {}
+        self._verdicts: LruCache[tuple[Identity, Action, Repo | None], bool] = LruCache(_MOST, name="access verdicts")
+
+    def __repr__(self) -> str:
+        return f"<AccessControl {len(self._verdicts)} verdicts>"
 
     async def enter(self, request: web.BaseRequest, wanted: RegistryRequest, record: RequestRecord) -> Identity:
         """The caller's identity. Raises `Unauthorized` with a challenge, `AccessUnavailable`."""
@@ -179,8 +183,6 @@ class AccessControl:
         key = (identity, action, repo)
         verdict = self._verdicts.get(key)
         if verdict is None:
-            if len(self._verdicts) >= _MOST:
-                self._verdicts.clear()
             verdict = self._verdicts[key] = self._policy.allows(identity, action, repo)
         return verdict
 

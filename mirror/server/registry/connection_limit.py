@@ -74,6 +74,9 @@ class ConnectionLimiter:
         self._unlogged: Counter[str] = Counter()
         self._logged_at = float("-inf")
 
+    def __repr__(self) -> str:
+        return f"<ConnectionLimiter {self._open.total()} connections of {len(self._open)} clients, most {self._most}>"
+
     def enter(self, peer: object) -> tuple[bool, str | None]:
         """True if this connection may stay, and the key to pass to `leave` when it ends."""
         key = client_key(peer, self._unlimited) if self._most else None

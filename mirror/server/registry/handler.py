@@ -319,6 +319,10 @@ class FrontServer(web.Server):
     def __call__(self) -> _Connection:
         return _Connection(self, self.limiter, self.unsent, loop=self._loop, **self._kwargs)
 
+    def __repr__(self) -> str:
+        ending = ", each ends after its next answer" if self.dismissing else ""
+        return f"<FrontServer {len(self.connections)} connections, {len(self._handshakes)} handshakes{ending}>"
+
     def over_tls(self, context: ssl.SSLContext) -> Handshake:
         """The first protocol of a new connection to a TLS listener."""
         return Handshake(self, context, self.limiter, self._handshakes)

@@ -47,6 +47,9 @@ class Unsent:
         self._shared: Counter[int] = Counter()
         self.size = 0
 
+    def __repr__(self) -> str:
+        return f"<Unsent {len(self._bodies)} bodies, {self.size} of {self._most} bytes>"
+
     def wait(self, connection: Waiting, body: bytes) -> None:
         """The client has taken a part of the body but not the next one. Drops the longest waiting connections if all
         bodies together are too large.
