@@ -98,7 +98,7 @@ class EndlessRoom:
 
     def __init__(self) -> None:
         self.reserved: list[int | None] = []
-        self.held = 0
+        self.open = 0
         self.made: list[int] = []
         self.full = False
 
@@ -107,12 +107,12 @@ class EndlessRoom:
         if self.full:
             raise StoreFull("pins leave no room")
         self.reserved.append(size)
-        self.held += 1
+        self.open += 1
         room = self
 
         class Held:
             def release(self) -> None:
-                room.held -= 1
+                room.open -= 1
 
         return Held()
 
@@ -194,7 +194,7 @@ async def test_many_followers_one_download(hangar: Hangar, store: BlobStore) -> 
     assert upstream.starts == [0]
     assert store.read(DIGEST, SIZE) == CONTENT
     assert hangar.landed == [BlobInfo(DIGEST, SIZE)]
-    assert hangar.room.held == 0
+    assert hangar.room.open == 0
 
 
 async def test_bytes_are_sent_while_the_blob_grows(hangar: Hangar) -> None:
@@ -223,7 +223,7 @@ async def test_the_end_is_held_back_until_the_digest_is_known(hangar: Hangar, st
     assert store.growing() == {}
 
 
-async def test_the_first_follower_is_nobody_special(hangar: Hangar) -> None:
+async def test_the_first_follower_may_leave_like_any_other(hangar: Hangar) -> None:
     """When the one who began it leaves, the others notice nothing; when all leave, the fill goes on (rows 23, 24)."""
     upstream = GatedUpstream()
     first = asyncio.create_task(hangar.join(upstream))
@@ -362,7 +362,7 @@ async def test_no_room_at_the_start(hangar: Hangar) -> None:
     hangar.room.full = True
     with pytest.raises(StoreFull):
         await hangar.join(GatedUpstream())
-    assert hangar.room.held == 0
+    assert hangar.room.open == 0
 
 
 async def test_two_processes_one_download(make: Callable[[], Hangar]) -> None:
@@ -410,7 +410,7 @@ async def test_closing_gives_every_thread_and_file_back(make: Callable[[], Hanga
         assert ingest.try_lock()
         ingest.abort(keep=False)
         ingest.close()
-        assert hangar.room.held == 0
+        assert hangar.room.open == 0
 
 
 async def test_a_filler_that_hangs_is_given_up(
@@ -499,7 +499,7 @@ def processes(request: pytest.FixtureRequest, make: Callable[[], Hangar]) -> tup
     return first, first if request.param == 1 else make()
 
 
-async def test_135_a_registry_that_drips_holds_up_nobody_else(processes: tuple[Hangar, Hangar]) -> None:
+async def test_135_a_slow_registry_delays_only_its_own_clients(processes: tuple[Hangar, Hangar]) -> None:
     """The good registry's clients have their blob while the bad one's waits, and then the bad one's have it, too."""
     slow, fast = processes
     dripping, good = GatedUpstream(gate_at=1200), GatedUpstream(is_open=True)

@@ -198,7 +198,7 @@ async def test_never_what_may_not_be_pulled(registry: FakeRegistry, tmp_path: Pa
     assert sorted(_asked(registry)) == sorted(_blobs([b"fine"], b"1"))
 
 
-async def test_a_failure_is_nobodys_error(registry: FakeRegistry, eager: LiveMirror) -> None:
+async def test_a_failure_reaches_no_client(registry: FakeRegistry, eager: LiveMirror) -> None:
     """The manifest is answered, the other blobs come, the log has a line at debug level, and what the client then asks
     for itself is answered as ever.
     """

@@ -120,7 +120,7 @@ def _guarded(directory: Path, *keys: Path, **more: Any) -> dict[str, Any]:
 
 async def _statuses(mirror: LiveMirror, *references: object) -> list[int]:
     """Of GET, which HEAD must agree with."""
-    found = []
+    statuses = []
     for reference in references:
         target = f"/v2/{_NAME}/manifests/{reference}"
         head = await mirror.ask(target, method="HEAD")
@@ -128,8 +128,8 @@ async def _statuses(mirror: LiveMirror, *references: object) -> list[int]:
         assert head.status == answer.status, reference
         if answer.status != 200:
             assert (answer.status, answer.code) == (403, "DENIED")
-        found.append(answer.status)
-    return found
+        statuses.append(answer.status)
+    return statuses
 
 
 @pytest.mark.parametrize("key", [_EC, _RSA, _ED], ids=["ecdsa", "rsa", "ed25519"])

@@ -105,7 +105,7 @@ async def test_head_of_a_manifest_that_nothing_here_describes(registry: FakeRegi
     assert (await mirror.ask(f"{_NAME}/manifests/{child}", method="HEAD")).cache == "fwd=uri-miss"
 
 
-async def test_head_after_upstream_has_said_no(registry: FakeRegistry, mirror: LiveMirror) -> None:
+async def test_head_after_upstream_did_not_know_it(registry: FakeRegistry, mirror: LiveMirror) -> None:
     """An index may name what was never pushed: once upstream has said so, HEAD says what GET said."""
     child = registry.add_image("library/app", None, [b"layer"])
     registry.add_index("library/app", "v1", [child])

@@ -108,16 +108,16 @@ async def test_referrers_with_what_they_say_of_themselves(mirror: LiveMirror, he
     here.image([b"other"], subject=sbom.to_json(), artifactType="application/x.sig")
     answer = await mirror.ask(f"{_AT}/referrers/{subject.digest}")
     assert answer.headers["Content-Type"] == OCI_INDEX
-    found = {one["digest"]: one for one in answer.json["manifests"]}
-    assert found.keys() == {str(signature.digest), str(sbom.digest)}
-    assert found[str(signature.digest)]["annotations"] == {"who": "me"}
-    assert found[str(signature.digest)]["artifactType"] == "application/x.sig"
+    referrers = {each["digest"]: each for each in answer.json["manifests"]}
+    assert referrers.keys() == {str(signature.digest), str(sbom.digest)}
+    assert referrers[str(signature.digest)]["annotations"] == {"who": "me"}
+    assert referrers[str(signature.digest)]["artifactType"] == "application/x.sig"
     answer = await mirror.ask(f"{_AT}/referrers/{subject.digest}?artifactType=application/x.sbom")
-    assert [one["digest"] for one in answer.json["manifests"]] == [str(sbom.digest)]
+    assert [each["digest"] for each in answer.json["manifests"]] == [str(sbom.digest)]
     later = here.image([b"later"], subject=subject.to_json())
     mirror.clock.forward(2)
     answer = await mirror.ask(f"{_AT}/referrers/{subject.digest}")
-    assert str(later.digest) in [one["digest"] for one in answer.json["manifests"]]
+    assert str(later.digest) in [each["digest"] for each in answer.json["manifests"]]
 
 
 async def test_a_sealed_route_beside_an_open_one(registry: FakeRegistry, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ async def test_what_the_report_says(mirror: LiveMirror, here: Here) -> None:
     assert 'mirror_sealed_misses_total{kind="manifest"}' in metrics
 
 
-async def test_a_missing_layer_is_told_of_its_images(mirror: LiveMirror, here: Here) -> None:
+async def test_a_missing_layer_is_reported_with_its_images(mirror: LiveMirror, here: Here) -> None:
     """Of every tag that needs it, also through an index, and by digest where there is no tag."""
     gone = here.blob(b"gone", here=False)
     digest = Digest.parse(gone["digest"])

@@ -63,7 +63,9 @@ async def test_head_first(registry: FakeRegistry, mirror: LiveMirror, image: Dig
     ]
 
 
-async def test_within_its_time_nobody_is_asked(registry: FakeRegistry, mirror: LiveMirror, image: Digest) -> None:
+async def test_a_fresh_tag_is_answered_without_upstream(
+    registry: FakeRegistry, mirror: LiveMirror, image: Digest
+) -> None:
     """A fresh tag is answered without upstream, also when it has moved there meanwhile."""
     await mirror.ask(_TAG)
     registry.forget()
@@ -152,7 +154,7 @@ async def test_64_stampede_by_digest(registry: FakeRegistry, mirror: LiveMirror,
     assert _methods(registry) == ["HEAD"]
 
 
-async def test_who_asked_first_leaves(registry: FakeRegistry, mirror: LiveMirror, image: Digest) -> None:
+async def test_the_first_client_leaves(registry: FakeRegistry, mirror: LiveMirror, image: Digest) -> None:
     """The first of many leaves while upstream is asked: the others get their answer."""
     gate = Stall()
     registry.fail("manifests", silence(gate))
@@ -257,7 +259,9 @@ async def test_cold_tag_of_an_upstream_that_hangs(
         mirror.clock.forward(_STALE + 1)
 
 
-async def test_upstream_that_is_down_is_left_alone(registry: FakeRegistry, mirror: LiveMirror, image: Digest) -> None:
+async def test_an_upstream_that_is_down_is_not_asked_again(
+    registry: FakeRegistry, mirror: LiveMirror, image: Digest
+) -> None:
     """A stale answer is given again for some seconds without a new try: a pull is not made of time-outs."""
     await mirror.ask(_TAG)
     mirror.clock.forward(_TTL + 1)
@@ -367,7 +371,7 @@ async def test_two_processes_ask_once(registry: FakeRegistry, tmp_path: Path, im
     assert _methods(registry).count("HEAD") == 1
 
 
-async def test_stalled_upstream_holds_nobody_else(registry: FakeRegistry, mirror: LiveMirror, image: Digest) -> None:
+async def test_a_stalled_upstream_delays_no_other(registry: FakeRegistry, mirror: LiveMirror, image: Digest) -> None:
     """While one tag's answer is waited for, everything else goes on."""
     await mirror.ask(_TAG)
     registry.add_image("library/slow", "v1", [b"layer"])

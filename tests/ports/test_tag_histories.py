@@ -33,16 +33,16 @@ def test_processes_that_learn_of_one_move(tmp_path: Path) -> None:
     processes = [TagHistories(LocalCatalog(layout), LocalFreezes(layout), clocks) for _ in range(8)]
     gate = threading.Barrier(len(processes))
 
-    def learn(histories: TagHistories, was: TagRecord | None, said: TagRecord) -> None:
+    def learn(histories: TagHistories, was: TagRecord | None, record: TagRecord) -> None:
         gate.wait()
-        histories.put_tag(_REPO, was, said, _RULE)
+        histories.put_tag(_REPO, was, record, _RULE)
 
     with ThreadPoolExecutor(len(processes)) as pool:
         was = None
         for number in range(20):
-            said = _record(number)
-            list(pool.map(learn, processes, [was] * 8, [said] * 8))
-            was = said
+            record = _record(number)
+            list(pool.map(learn, processes, [was] * 8, [record] * 8))
+            was = record
     history = LocalCatalog(layout).get_history(_REPO, "v1")
     assert [one.digest for one in history] == [_record(number).digest for number in range(20)]
 
