@@ -19,7 +19,7 @@ from mirror.access.audit import AuditLog
 from mirror.aio.singleflight import cancel_and_wait
 from mirror.app.administration import open_administration
 from mirror.app.client_auth import open_audit, open_gate
-from mirror.app.housekeeping import fetching_through, keep_house, keep_scrubbing
+from mirror.app.housekeeping import fetching_through, run_housekeeping, run_scrubs
 from mirror.app.repositories import open_repositories
 from mirror.app.storage import Storage, open_storage
 from mirror.config import Config, TraceSettings
@@ -117,8 +117,8 @@ async def build(
             telemetry.BUILD.labels(__version__, platform.python_version()).set(1)
             for work in (
                 storage.eviction.rounds.run(),
-                keep_house(config, storage),
-                keep_scrubbing(config, storage, app.scrub(rate=parse_size(config.scrub.rate))),
+                run_housekeeping(config, storage),
+                run_scrubs(config, storage, app.scrub(rate=parse_size(config.scrub.rate))),
                 keep_pulse(beat=pulse.beat) if pulse else keep_pulse(),
                 recent.run(),
                 admin.workers.run(),

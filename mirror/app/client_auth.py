@@ -47,13 +47,13 @@ async def open_gate(
     if access.token:
         ways.append(
             StaticTokens(
-                StaticToken(one.name, one.token.get_secret_value(), frozenset(one.groups))
-                for one in access.token
-                if one.token is not None
+                StaticToken(entry.name, entry.token.get_secret_value(), frozenset(entry.groups))
+                for entry in access.token
+                if entry.token is not None
             )
         )
-    for one in access.issuer:
-        issuer = Issuer(_issuer(one))
+    for entry in access.issuer:
+        issuer = Issuer(_issuer(entry))
         stack.push_async_callback(issuer.aclose)
         ways.append(issuer)
     if access.htpasswd is not None:
@@ -92,15 +92,15 @@ def open_audit(config: Config, stack: AsyncExitStack) -> AuditLog | None:
     return audit
 
 
-def _issuer(one: IssuerSettings) -> issuer_of.OidcIssuer:
+def _issuer(entry: IssuerSettings) -> issuer_of.OidcIssuer:
     return issuer_of.OidcIssuer(
-        one.issuer,
-        one.audience,
-        one.keys_url,
-        one.keys_file,
-        one.issuer_ca_file,
-        one.bearer_file,
-        one.name_claim,
-        one.groups_claim,
-        one.prefix,
+        entry.issuer,
+        entry.audience,
+        entry.keys_url,
+        entry.keys_file,
+        entry.issuer_ca_file,
+        entry.bearer_file,
+        entry.name_claim,
+        entry.groups_claim,
+        entry.prefix,
     )

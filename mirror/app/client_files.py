@@ -19,10 +19,10 @@ class ClientFiles:
     """The configuration of every kind of client for one mirror."""
 
     def __init__(self, config: Config) -> None:
-        self._registries = tuple(one.name for one in config.upstream)
-        self._public = tuple(str(one["name"]) for one in PUBLIC)
+        self._registries = tuple(entry.name for entry in config.upstream)
+        self._public = tuple(str(entry["name"]) for entry in PUBLIC)
         self._scheme = "https" if config.server.tls_certificate else "http"
-        self._port = next((port for one in config.server.listen if (port := _port(one))), _PORT)
+        self._port = next((port for address in config.server.listen if (port := _port(address))), _PORT)
 
     def __call__(self, mirror: str, host: str) -> ClientsJson:
         """The files and commands for all clients. Raises `RequestError`.
@@ -49,11 +49,11 @@ class ClientFiles:
 
 
 def _client_json(offer: Offer) -> ClientJson:
-    steps = list(dict.fromkeys(one.needs for one in offer.files if one.needs))
+    steps = list(dict.fromkeys(file.needs for file in offer.files if file.needs))
     return {
         "client": offer.client,
         "command": offer.command,
-        "files": [{"path": one.path, "content": one.content} for one in offer.files],
+        "files": [{"path": file.path, "content": file.content} for file in offer.files],
         "next_steps": steps or [f"nothing has to be reloaded: {offer.seen}"],
         "notes": list(offer.notes),
     }

@@ -61,7 +61,7 @@ class ReconcileTimer:
         self._due_at = now + _COMPARE_EVERY if done else self._may_at
 
 
-async def keep_house(config: Config, storage: Storage) -> None:
+async def run_housekeeping(config: Config, storage: Storage) -> None:
     """Clears up after crashes at start and every hour; compares index and disk at start, every day, and after outages
     of the index.
 
@@ -117,7 +117,7 @@ async def _compare(storage: Storage, comparisons: ReconcileTimer) -> None:
         comparisons.ended(began, done=done)
 
 
-async def keep_scrubbing(config: Config, storage: Storage, scrub: Scrub) -> None:
+async def run_scrubs(config: Config, storage: Storage, scrub: Scrub) -> None:
     """Hashes every blob every `scrub.every` seconds, the first time that long after the store was made."""
     if not config.scrub.every:
         return

@@ -55,8 +55,10 @@ def content_lists(config: Config) -> ContentLists:
 
 def upstream_urls(config: Config, registry: str) -> list[str]:
     """The URLs at which a registry is asked, in order, without credentials; empty if the registry is unknown."""
-    known = routing_table(config).registry(registry)
-    found = [one for one in config.upstream if known and one.name == known[1].name]
+    route = routing_table(config).registry(registry)
+    entries = [entry for entry in config.upstream if route and entry.name == route[1].name]
     return [
-        url for one in found for url in (*(mirror.url for mirror in one.endpoints), one.url or f"https://{registry}")
+        url
+        for entry in entries
+        for url in (*(mirror.url for mirror in entry.endpoints), entry.url or f"https://{registry}")
     ]

@@ -86,16 +86,16 @@ class Upstreams:
 
     def named(self, name: str) -> RegistryUpstream | EndpointsUpstream:
         """The upstream of a registry. Raises `KeyError` if the routing table does not know the name."""
-        found = self._made.pop(name, None)
-        if found is None:
-            known = self.table.registry(name)
-            if known is None:
+        upstream = self._made.pop(name, None)
+        if upstream is None:
+            route = self.table.registry(name)
+            if route is None:
                 raise KeyError(name)
-            found = self._make(name, self._settings[known[1].name])
+            upstream = self._make(name, self._settings[route[1].name])
             if name not in self._settings:
                 self._make_room()
-        self._made[name] = found
-        return found
+        self._made[name] = upstream
+        return upstream
 
     def on_given_up(self, call: Callable[[], None]) -> None:
         """Registers a function that is called when upstreams are given up; it drops what still uses them."""
@@ -122,8 +122,8 @@ class Upstreams:
         """The name of the entry that a registry belongs to, for metrics: the configuration bounds the number of
         entries, while clients can invent names under a wildcard. Empty if the registry is unknown.
         """
-        known = self.table.registry(name)
-        return known[1].name if known else ""
+        route = self.table.registry(name)
+        return route[1].name if route else ""
 
     def _make(self, name: str, settings: UpstreamSettings) -> RegistryUpstream | EndpointsUpstream:
         label = settings.name  # the configuration bounds their number; clients can invent names under a wildcard

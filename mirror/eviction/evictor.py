@@ -22,11 +22,12 @@ One process at a time drops blobs, under a lock of the kernel (`exclusive`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from mirror import telemetry
+from mirror.aio.batches import batches
 from mirror.aio.threads import uninterrupted
 from mirror.errors import IndexUnavailable, StoreError, StoreFull
 from mirror.eviction import candidates
@@ -130,7 +131,7 @@ class Evictor:
         dropped: list[Victim] = []
         without_file = 0
         stuck: set[Digest] = set()
-        for cut in _cut(victims, _BATCH):
+        for cut in batches(victims, _BATCH):
             # asked again at the last moment: since the choice a fill may have begun, or an image may have been pinned
             staying = await self._protection.at(self._now())
             batch = [victim for victim in cut if victim.digest not in staying]
@@ -163,8 +164,3 @@ class Evictor:
         telemetry.EVICTED.inc(len(freed))
         telemetry.EVICTED_BYTES.inc(size)
         self._usage.adjust(-len(freed), -size)
-
-
-def _cut(victims: list[Victim], size: int) -> Iterator[list[Victim]]:
-    for start in range(0, len(victims), size):
-        yield victims[start : start + size]

@@ -21,14 +21,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Final, TypeVar
 
 from mirror import telemetry
+from mirror.aio.batches import batches, batches_in_thread
 from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RecordDamaged, StoreError
 from mirror.graph.manifests import has_blob, manifest_of_bytes, read_stored
 from mirror.graph.walk import walk
@@ -114,7 +114,7 @@ async def reconcile(
     call = _Patient(sleep)
     before = (await call(index.usage)).blobs
     blobs = total = 0
-    async for batch in _in_thread(store.walk(), _BATCH):
+    async for batch in batches_in_thread(store.walk(), _BATCH):
         records = [ContentRecord(info.digest, info.size, info.used_at) for info in batch]
         await call(partial(index.put, records))
         blobs += len(batch)
@@ -147,7 +147,7 @@ async def _drop_strays(store: Blobs, index: ContentIndex, call: _Patient) -> int
     """Drops the records whose file is gone; returns how many."""
     dropped = 0
     recorded = await call(partial(_all_recorded, index))
-    for batch in _cut(recorded, _BATCH):
+    for batch in batches(recorded, _BATCH):
         strays = await asyncio.to_thread(_absent, store, batch)
         await call(partial(index.drop, strays))
         dropped += len(strays)
@@ -171,11 +171,11 @@ async def _link(store: Blobs, catalog: Catalog, index: ContentIndex, call: _Pati
     """
     repositories = manifests = links = 0
     reader = _Reader(store, catalog)
-    async for batch in _in_thread(catalog.repositories(), 1):
+    async for batch in batches_in_thread(catalog.repositories(), 1):
         repo = batch[0]
         repositories += 1
         used: dict[Digest, float] = {}
-        async for found in _in_thread(walk(catalog, reader.read, reader.note, batch), 50):
+        async for found in batches_in_thread(walk(catalog, reader.read, reader.note, batch), 50):
             granted: dict[Digest, int] = {}
             for _, digest, manifest in found:
                 used[digest] = manifest.used_at
@@ -262,15 +262,3 @@ def _forget(store: Blobs, catalog: Catalog, repo: Repo, digest: Digest) -> None:
         return
     if not has_blob(store, digest) and catalog.get_manifest(repo, digest) == record:
         catalog.drop_manifest(repo, digest)
-
-
-async def _in_thread(items: Iterable[_Item], size: int) -> AsyncIterator[list[_Item]]:
-    """Yields batches of up to `size` items of a blocking iterable, each read in a thread."""
-    iterator = iter(items)
-    while batch := await asyncio.to_thread(lambda: list(islice(iterator, size))):
-        yield batch
-
-
-def _cut(items: list[_Item], size: int) -> Iterator[list[_Item]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

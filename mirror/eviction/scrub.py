@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import dropwhile, islice
+from itertools import dropwhile
 from typing import Any, Final
 
 from mirror import telemetry
+from mirror.aio.batches import batches_in_thread
 from mirror.aio.threads import uninterrupted
 from mirror.errors import BlobUnknown, MirrorError, StoreError
 from mirror.graph.closure import Node, Role, read_closure
@@ -36,7 +37,7 @@ from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.token_bucket import TokenBucket
-from mirror.ports import BlobInfo, BlobReader, BlobStore, Catalog, Lease, Records, SupportsReadOnce
+from mirror.ports import BlobReader, BlobStore, Catalog, Lease, Records, SupportsReadOnce
 from mirror.values.json_form import CAMEL_CASE, DigestField, JsonForm, Moment
 
 #: Bytes in one read.
@@ -264,12 +265,15 @@ async def scrub_all(
     telemetry.log.info("scrub started", after=str(progress.after) if progress.after else None)
     saved_at = time.monotonic()
     try:
-        async for info in _blobs_after(store, progress.after):
-            await scrub.check(info.digest, progress)
-            progress.after = info.digest
-            if time.monotonic() - saved_at >= _SAVE_EVERY:
-                await asyncio.to_thread(_save, records, progress)
-                saved_at = time.monotonic()
+        after = progress.after
+        unchecked = dropwhile(lambda info: after is not None and info.digest <= after, store.walk())
+        async for batch in batches_in_thread(unchecked, _LISTED):
+            for info in batch:
+                await scrub.check(info.digest, progress)
+                progress.after = info.digest
+                if time.monotonic() - saved_at >= _SAVE_EVERY:
+                    await asyncio.to_thread(_save, records, progress)
+                    saved_at = time.monotonic()
         await scrub.repair(progress)
         progress.complete_at = now()
     finally:
@@ -285,15 +289,6 @@ def _save(records: Records, progress: ScrubProgress) -> None:
     """Blocking: stores the progress. A failure does not end the scrub: if interrupted, the next one begins earlier."""
     with suppress(StoreError):
         records.put(_KEY, progress.to_json())
-
-
-async def _blobs_after(store: BlobStore, after: Digest | None) -> AsyncIterator[BlobInfo]:
-    blobs: Iterator[BlobInfo] = iter(store.walk())
-    if after is not None:
-        blobs = dropwhile(lambda info: info.digest <= after, blobs)
-    while batch := await asyncio.to_thread(lambda: list(islice(blobs, _LISTED))):
-        for info in batch:
-            yield info
 
 
 # --------------------------------------------------------------------------------------------------------- an image

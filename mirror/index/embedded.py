@@ -33,9 +33,9 @@ from typing import Any, Final
 
 import aiosqlite
 
+from mirror.aio.batches import batches
 from mirror.aio.threads import uninterrupted
 from mirror.errors import IndexUnavailable, MirrorError
-from mirror.index.batches import batches
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage

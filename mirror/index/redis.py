@@ -35,9 +35,9 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
+from mirror.aio.batches import batches
 from mirror.errors import IndexUnavailable, MirrorError
 from mirror.index import redis_scripts as scripts
-from mirror.index.batches import batches
 from mirror.index.breaker import Breaker
 from mirror.index.redis_address import RedisAddress, no_connection
 from mirror.oci.digest import Digest
