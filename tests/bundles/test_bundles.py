@@ -101,7 +101,7 @@ def gap(tmp_path: Path) -> Gap:
 
 def read_inventory_of(bundle: Path) -> Any:
     """Its images."""
-    [content] = [content for one, content in read_members(bundle) if one.name == "mirror-inventory.json"]
+    [content] = [content for member, content in read_members(bundle) if member.name == "mirror-inventory.json"]
     return json.loads(content)["images"]
 
 
@@ -131,22 +131,22 @@ def test_everything_arrives(gap: Gap) -> None:
     assert gap.isolated.has(b"its signature")
 
 
-def test_again_is_not_again(gap: Gap) -> None:
-    """What is here is passed over."""
+def test_a_second_import_writes_nothing(gap: Gap) -> None:
+    """Content that is here is skipped."""
     assert gap.take(gap.bundle).status == 0
     done = gap.take(gap.bundle, "--json")
     assert done.json["written"] == {"blobs": 0, "bytes": 0}
     assert done.json["here"]["blobs"] == len(read_members(gap.bundle)) - 4 - 2  # its own files, and two folders
 
 
-def test_a_folder_is_as_good_as_a_tar(gap: Gap) -> None:
-    """Written to a folder, the same files come out, and go in."""
+def test_a_folder_instead_of_a_tar(gap: Gap) -> None:
+    """The same files are written to a folder, and can be imported from it."""
     folder = gap.folder / "layout"
     key: list[str | Path] = ["--sign", gap.folder / "site.key"]
     assert gap.export(_APP, *key, out=f"{folder}/").status == 0
     assert gap.export(_APP, *key).status == 0
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert files == {one.name: content for one, content in read_members(gap.bundle) if one.isfile()}
+    assert files == {member.name: content for member, content in read_members(gap.bundle) if member.isfile()}
     assert gap.take(folder, "--verify", gap.public_key).status == 0
     assert gap.isolated.tagged("library/app") == gap.connected.tagged("library/app")
 
@@ -192,30 +192,30 @@ def test_exported_imported_exported_is_the_same_tar(images: dict[str, list[list[
 
 
 def _add(*members: tuple[tarfile.TarInfo, bytes]) -> Callable[[Members], Members]:
-    return lambda found: [*found, *members]
+    return lambda before: [*before, *members]
 
 
 def _pax(**said: str) -> Callable[[Members], Members]:
-    def change(found: Members) -> Members:
-        found[-1][0].pax_headers = dict(said)
-        return found
+    def change(members: Members) -> Members:
+        members[-1][0].pax_headers = dict(said)
+        return members
 
     return change
 
 
 def _without(*names: str) -> Callable[[Members], Members]:
-    return lambda found: [(one, content) for one, content in found if one.name not in names]
+    return lambda members: [(member, content) for member, content in members if member.name not in names]
 
 
-def _a_blob_longer(found: Members) -> Members:
-    one, content = found.pop()
-    return [*found, (one, content + b"!")]
+def _a_blob_longer(members: Members) -> Members:
+    member, content = members.pop()
+    return [*members, (member, content + b"!")]
 
 
-def _a_blob_renamed(found: Members) -> Members:
-    one, content = found.pop()
-    one.name = blob_path(b"something else")
-    return [*found, (one, content)]
+def _a_blob_renamed(members: Members) -> Members:
+    member, content = members.pop()
+    member.name = blob_path(b"something else")
+    return [*members, (member, content)]
 
 
 _ONE_MORE = blob_path(b"one more")
@@ -245,7 +245,7 @@ _CRAFTED: dict[str, tuple[Callable[[Members], Members], str]] = {
     "large extension": (_pax(comment="x" * 70_000), "header of"),
     "a blob longer": (_a_blob_longer, "where its inventory says"),
     "a blob under another name": (_a_blob_renamed, "does not name"),
-    "without a blob": (lambda found: found[:-1], "which is not in it"),
+    "without a blob": (lambda members: members[:-1], "which is not in it"),
     "without marker": (_without("oci-layout"), "no oci-layout"),
     "without index": (_without("index.json"), "no index.json"),
     "without inventory": (_without("mirror-inventory.json"), "there is none"),
@@ -261,8 +261,8 @@ def test_a_crafted_bundle_is_refused(gap: Gap, crafted: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gzip", "nothing", "noise", "a block of zeros", "something behind"])
-def test_what_is_no_plain_tar_is_refused(gap: Gap, kind: str) -> None:
-    """Compressed ones with the advice what to do."""
+def test_other_formats_than_tar_are_refused(gap: Gap, kind: str) -> None:
+    """For compressed tars the message says what to do."""
     whole = gap.bundle.read_bytes()
     content, why = {
         "gzip": (gzip.compress(whole), "decompress it first"),
@@ -275,7 +275,7 @@ def test_what_is_no_plain_tar_is_refused(gap: Gap, kind: str) -> None:
     gap.expect_refused(gap.bundle, why=why)
 
 
-def test_a_bundle_that_is_cut_is_refused(gap: Gap) -> None:
+def test_a_truncated_bundle_is_refused(gap: Gap) -> None:
     """Wherever the cut is: at a block's edge, within a header, in a blob, in the end mark."""
     whole = gap.bundle.read_bytes()
     cut = gap.folder / "cut.tar"
@@ -290,13 +290,13 @@ def test_a_bundle_that_is_cut_is_refused(gap: Gap) -> None:
 
 
 def test_a_flipped_byte_is_refused(gap: Gap) -> None:
-    """In whichever member, its header or its content; where it is the signature, by whoever checks that."""
+    """In whichever member, its header or its content; in the signature only if that is checked."""
     whole = gap.bundle.read_bytes()
     flipped = gap.folder / "flipped.tar"
     before = tree(gap.isolated.root)
     kinds = set()
     with tarfile.open(gap.bundle) as tar:
-        members = [(one.name, one.offset, one.offset_data, one.size) for one in tar.getmembers()]
+        members = [(member.name, member.offset, member.offset_data, member.size) for member in tar.getmembers()]
     for name, offset, data, size in members:
         for place in {offset + 20, data + size // 2, data + size - 1} if size else {offset + 20}:
             damaged = bytearray(whole)
@@ -369,8 +369,8 @@ _FOREIGN: dict[str, tuple[Members, list[str], str]] = {
     ),
     "a manifest that is another": (
         [
-            (one, content + b" " if content.startswith(b'{"schemaVersion": 2, "mediaType"') else content)
-            for one, content in foreign_layout({_FULL: _manifest(b"layer")}, [b"{}", b"layer"])
+            (member, content + b" " if content.startswith(b'{"schemaVersion": 2, "mediaType"') else content)
+            for member, content in foreign_layout({_FULL: _manifest(b"layer")}, [b"{}", b"layer"])
         ],
         [],
         "where its descriptor says",
@@ -434,8 +434,8 @@ _FOREIGN: dict[str, tuple[Members, list[str], str]] = {
     "digest nonsense": (foreign_layout({}, manifests=[{"digest": "sha256:x", "size": 1}]), [], "index.json"),
     "another layout": (
         [
-            (one, b'{"imageLayoutVersion": "2.0.0"}' if one.name == "oci-layout" else content)
-            for one, content in foreign_layout({_FULL: _manifest()}, [b"{}"])
+            (member, b'{"imageLayoutVersion": "2.0.0"}' if member.name == "oci-layout" else content)
+            for member, content in foreign_layout({_FULL: _manifest()}, [b"{}"])
         ],
         [],
         "2.0.0",
@@ -450,8 +450,8 @@ def test_a_crafted_layout_is_refused(gap: Gap, crafted: str) -> None:
     gap.expect_refused(write_members(gap.folder / "foreign.tar", members), *words, why=why)
 
 
-def test_a_layout_without_an_inventory_is_taken(gap: Gap) -> None:
-    """Only what its images need, whatever else lies in it."""
+def test_a_layout_without_an_inventory(gap: Gap) -> None:
+    """Only what its images need is imported, whatever else is in it."""
     members = foreign_layout({_FULL: _manifest(b"layer")}, [b"{}", b"layer", b"left over from something"])
     members.append((entry("manifest.json"), b"[]"))
     done = gap.take(write_members(gap.folder / "foreign.tar", members), "--json")
@@ -512,7 +512,7 @@ def test_signatures(gap: Gap) -> None:
     unsigned = write_members(gap.folder / "1.tar", _without("mirror-inventory.json.sig")(read_members(gap.bundle)))
     gap.expect_refused(unsigned, *verify, why="not signed")
     assert gap.export("team/deep/tool:1.0", out=gap.folder / "2.tar").status == 0
-    signature = [(one, content) for one, content in read_members(gap.bundle) if one.name.endswith(".sig")]
+    signature = [(member, content) for member, content in read_members(gap.bundle) if member.name.endswith(".sig")]
     mixed = write_members(gap.folder / "2.tar", [*read_members(gap.folder / "2.tar"), *signature])
     gap.expect_refused(mixed, *verify, why="not that of this inventory")
     foreign = write_members(gap.folder / "3.tar", foreign_layout({_FULL: _manifest()}, [b"{}"]))
@@ -522,7 +522,7 @@ def test_signatures(gap: Gap) -> None:
 
 def test_others_can_check_a_signature(gap: Gap) -> None:
     """openssl verifies it, and makes keys that sign here."""
-    files = {one.name: content for one, content in read_members(gap.bundle)}
+    files = {member.name: content for member, content in read_members(gap.bundle)}
     for name in ("mirror-inventory.json", "mirror-inventory.json.sig"):
         (gap.folder / name).write_bytes(files[name])
     check: list[str | Path] = ["openssl", "pkeyutl", "-verify", "-rawin", "-pubin", "-inkey", gap.public_key]
@@ -537,7 +537,7 @@ def test_others_can_check_a_signature(gap: Gap) -> None:
 
 @pytest.mark.parametrize("kind", ["rsa", "nonsense", "the other half"])
 def test_keys_of_another_kind(gap: Gap, kind: str) -> None:
-    """Are told as such, whichever they are for."""
+    """They are refused as such, whichever they are for."""
     wrong = gap.folder / "wrong.pem"
     if kind == "rsa":
         run(["openssl", "genpkey", "-algorithm", "rsa", "-out", wrong])
@@ -554,16 +554,21 @@ def test_keys_of_another_kind(gap: Gap, kind: str) -> None:
 
 def test_a_signed_bundle_binds_its_names(gap: Gap) -> None:
     """`index.json` is not what is signed; it may still not call an image otherwise, or leave one out."""
-    found = read_members(gap.bundle)
+    members = read_members(gap.bundle)
     for old, new in ((b"app:v1", b"app:v2"), (b"io.containerd.image.name", b"registry-mirror.image")):
-        changed = [(one, content.replace(old, new) if one.name == "index.json" else content) for one, content in found]
+        changed = [
+            (member, content.replace(old, new) if member.name == "index.json" else content)
+            for member, content in members
+        ]
         path = write_members(gap.folder / "changed.tar", changed)
         done = gap.take(path, "--verify", gap.public_key)
         assert (done.status, new == b"app:v2") in ((1, True), (0, False)), done
-    [index] = [content for one, content in found if one.name == "index.json"]
+    [index] = [content for member, content in members if member.name == "index.json"]
     body = json.loads(index)
     body["manifests"] = body["manifests"][1:]
-    changed = [(one, json.dumps(body).encode() if one.name == "index.json" else content) for one, content in found]
+    changed = [
+        (member, json.dumps(body).encode() if member.name == "index.json" else content) for member, content in members
+    ]
     gap.expect_refused(write_members(gap.folder / "fewer.tar", changed), "--verify", gap.public_key, why="differ about")
 
 
@@ -583,8 +588,8 @@ def test_a_registry_that_has_another_name_here(gap: Gap) -> None:
 # ------------------------------------------------------------------------------------------------------- export
 
 
-def test_what_is_not_here_is_named(gap: Gap) -> None:
-    """Images that nobody pulled, and blobs that pulled ones lack; no file is left."""
+def test_missing_content_is_named(gap: Gap) -> None:
+    """Images that were never pulled, and missing blobs; no file is left."""
     lacking = gap.connected.image("library/half", [b"here", b"never came"], missing=[b"never came"])
     gap.connected.tag("library/half", "v1", lacking)
     out = gap.folder / "out.tar"
@@ -594,7 +599,7 @@ def test_what_is_not_here_is_named(gap: Gap) -> None:
     assert not [path for path in gap.folder.iterdir() if "out" in path.name]
 
 
-def test_a_partial_image_by_wish(gap: Gap) -> None:
+def test_an_incomplete_image_on_request(gap: Gap) -> None:
     """Exported with `--allow-incomplete`, it is taken with `--allow-incomplete` only, and lacks what it lacked."""
     lacking = gap.connected.image("library/half", [b"here", b"never came"], missing=[b"never came"])
     gap.connected.tag("library/half", "v1", lacking)
@@ -651,7 +656,7 @@ def test_a_tag_is_exported_as_it_is_answered(gap: Gap) -> None:
 
 
 def test_a_damaged_blob_is_not_exported(gap: Gap) -> None:
-    """It is found while it is written, named, set aside to be fetched again, and no file is left."""
+    """It is detected while it is written, named, and set aside to be fetched again; no file is left."""
     place = Path(gap.connected.layout.blob(Digest.of(b"amd64's own" * 50)))
     gap.connected.plant(Digest.of(b"amd64's own" * 50), b"amd64's OWN" * 50)
     out = gap.folder / "out.tar"
@@ -711,8 +716,8 @@ def test_one_name_for_two_digests(gap: Gap) -> None:
     assert gap.isolated.tagged("library/app") == other.digest
 
 
-def test_a_folder_with_something_in_it_is_left_alone(gap: Gap) -> None:
-    """An export into it is an error."""
+def test_an_export_into_a_used_folder(gap: Gap) -> None:
+    """It is an error."""
     (gap.folder / "full").mkdir()
     (gap.folder / "full/mine").write_text("mine")
     done = gap.export(_APP, out=gap.folder / "full")
@@ -748,8 +753,8 @@ def test_unusable_arguments(gap: Gap, words: list[str], why: str) -> None:
     assert (done.status, why in done.err) == (2, True), done
 
 
-def test_a_file_that_is_not_there(gap: Gap) -> None:
-    """Is told like everything else."""
+def test_a_missing_file(gap: Gap) -> None:
+    """It is reported like every other mistake."""
     gap.expect_refused(gap.folder / "never.tar", why="No such file")
 
 
@@ -761,8 +766,8 @@ def test_keys_are_not_overwritten(gap: Gap) -> None:
     assert (gap.folder / "site.key").read_bytes() == before
 
 
-def test_room_is_made_for_all_of_it_at_once(gap: Gap) -> None:
-    """Older images go, what the bundle needs and is here already stays, and the bundle's own beginning too."""
+def test_room_is_made_for_the_whole_bundle(gap: Gap) -> None:
+    """Older images are evicted; blobs of the bundle that are here already stay, and so do its own first images."""
     layers = [random.Random(number).randbytes(100_000) for number in range(5)]
     gap.connected.tag("library/big", "v1", gap.connected.image("library/big", layers))
     assert gap.export("big:v1").status == 0
@@ -778,7 +783,7 @@ def test_room_is_made_for_all_of_it_at_once(gap: Gap) -> None:
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_what_another_image_has_brought_stays_when_room_is_made(gap: Gap, indexed: bool) -> None:
+def test_shared_layers_stay_when_room_is_made(gap: Gap, indexed: bool) -> None:
     """A layer that the bundle's image shares with the coldest image here does not go with that one, by the index or by
     the disk alone; also where the bundle is a difference that leaves it out.
     """
@@ -811,8 +816,8 @@ def test_a_store_of_another_user(gap: Gap, monkeypatch: pytest.MonkeyPatch) -> N
     assert tree(gap.isolated.root) == before
 
 
-def test_a_folder_that_is_no_layout(gap: Gap) -> None:
-    """It is said so at once, whatever else is odd in a folder that was named by mistake."""
+def test_a_folder_that_is_not_a_layout(gap: Gap) -> None:
+    """The message says so at once, whatever else is in the folder."""
     folder = gap.folder / "etc"
     folder.mkdir()
     (folder / "link").symlink_to("/")
@@ -820,7 +825,7 @@ def test_a_folder_that_is_no_layout(gap: Gap) -> None:
 
 
 def test_a_pipe_is_refused(gap: Gap) -> None:
-    """At once, whether anybody writes to it or not."""
+    """At once, whether a process writes to it or not."""
     os.mkfifo(gap.folder / "pipe")
     gap.expect_refused(gap.folder / "pipe", why="not a file or folder")
 
@@ -837,8 +842,8 @@ def test_a_store_that_is_too_small(gap: Gap) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_import_that_is_ended(gap: Gap, how: signal.Signals) -> None:
-    """In the middle, by whatever signal: the image is not there, and the next import brings it."""
+def test_an_import_that_is_killed(gap: Gap, how: signal.Signals) -> None:
+    """In the middle, by whatever signal: the image is not here, and the next import brings it."""
     layers = [random.Random(number).randbytes(8 << 20) for number in range(3)]
     gap.connected.tag("library/big", "v1", gap.connected.image("library/big", layers))
     assert gap.export("big:v1").status == 0
@@ -861,8 +866,8 @@ def test_an_import_that_is_ended(gap: Gap, how: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("as_folder", [True, False])
-def test_an_export_that_is_ended(gap: Gap, as_folder: bool) -> None:
-    """Wherever: nothing is left, and what stood there before still does."""
+def test_an_export_that_is_killed(gap: Gap, as_folder: bool) -> None:
+    """At any point: no file is left, and an earlier file stays."""
     images = [Image(Repo("docker.io", "library/app"), "v1")]
     selection = select(
         gap.connected.store, gap.connected.catalog, images, answers=lambda *_: gap.connected.tagged("library/app")
@@ -873,14 +878,14 @@ def test_an_export_that_is_ended(gap: Gap, as_folder: bool) -> None:
     if not as_folder:
         place.write_text("the one before")
     for limit in range(0, selection.inventory().size, 300):
-        left = limit
+        remaining = limit
 
-        def told(count: int) -> None:
-            nonlocal left
-            left -= count
-            if left < 0:
+        def on_read(count: int) -> None:
+            nonlocal remaining
+            remaining -= count
+            if remaining < 0:
                 raise BundleError("interrupted")
 
         with pytest.raises(BundleError, match="interrupted"):
-            export(selection, gap.connected.store, create_layout(place, folder=as_folder), on_read=told)
+            export(selection, gap.connected.store, create_layout(place, folder=as_folder), on_read=on_read)
         assert [path.read_text() for path in out.iterdir()] == ([] if as_folder else ["the one before"])

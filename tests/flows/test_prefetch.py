@@ -99,7 +99,7 @@ def _reasons(done: Prefetched) -> list[str]:
 
 
 async def test_cold_and_warm(registry: FakeRegistry, mirror: LiveMirror) -> None:
-    """Cold, each manifest and blob is asked for once; warm, nothing is, not even the tag. Both are told truly."""
+    """Cold, each manifest and blob is requested once; warm, nothing is, not even the tag. The result counts both."""
     layers = [noise(300_000, 1), noise(100, 2)]
     root = registry.add_image(_APP.name, "v1", layers)
     done = await _prefetch(mirror, "v1")
@@ -121,7 +121,7 @@ async def test_cold_and_warm(registry: FakeRegistry, mirror: LiveMirror) -> None
 
 
 async def test_every_platform(registry: FakeRegistry, mirror: LiveMirror) -> None:
-    """Without a choice the whole index; what its platforms share is moved once."""
+    """Without a choice the whole index; blobs that its platforms share are fetched once."""
     made = _add_platforms(registry)
     done = await _prefetch(mirror, "v1")
     assert done.ok
@@ -144,8 +144,10 @@ async def test_one_platform(registry: FakeRegistry, mirror: LiveMirror) -> None:
     await _expect_offline(registry, mirror, made["arm64"])
 
 
-async def test_a_platform_that_is_not_there(registry: FakeRegistry, mirror: LiveMirror) -> None:
-    """It fails and says which there are; the others that were asked for are here all the same."""
+async def test_a_missing_platform(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """It fails, and the message names the platforms that there are; the other requested ones are fetched all the
+    same.
+    """
     made = _add_platforms(registry)
     done = await _prefetch(mirror, "v1", platforms="linux/s390x,linux/arm64,windows/amd64")
     assert not done.ok
@@ -172,7 +174,7 @@ async def test_children_that_say_no_platform(registry: FakeRegistry, mirror: Liv
 
 
 async def test_an_image_without_an_index(registry: FakeRegistry, mirror: LiveMirror) -> None:
-    """Its config says what it is for: it is brought in if that is asked for, and left, with a word, if it is not."""
+    """Its config names its platform: the image is fetched if that platform is requested; otherwise it is a failure."""
     registry.add_image(_APP.name, "v1", [noise(1000, 1)], config=_config(_AMD64))
     assert (await _prefetch(mirror, "v1", platforms="linux/amd64")).ok
     await _expect_offline(registry, mirror, "v1")
@@ -216,8 +218,8 @@ async def test_an_artifact(registry: FakeRegistry, mirror: LiveMirror) -> None:
     assert (await _prefetch(mirror, "chart", platforms="linux/arm64")).ok
 
 
-async def test_foreign_layers_are_left_alone(registry: FakeRegistry, mirror: LiveMirror) -> None:
-    """Registries do not have them, so nobody is asked."""
+async def test_foreign_layers_are_not_fetched(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """Registries do not have them."""
     foreign = {"mediaType": "application/x", "digest": str(Digest.of(b"elsewhere")), "size": 9, "urls": ["http://x/"]}
     content = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [foreign]}).encode()
     registry.add_manifest(_APP.name, content, OCI_MANIFEST, "v1")
@@ -227,7 +229,7 @@ async def test_foreign_layers_are_left_alone(registry: FakeRegistry, mirror: Liv
 
 
 async def test_many_images_share_layers(registry: FakeRegistry, mirror: LiveMirror) -> None:
-    """Of two repositories: what they share is asked of upstream once, and counted once."""
+    """Of two repositories: a shared layer is requested from upstream once, and counted once."""
     layers = [noise(200_000, 1), noise(200_000, 2)]
     registry.add_image(_APP.name, "v1", layers, config=b'{"a": 1}')
     registry.add_image(_APP.name, "v2", layers, config=b'{"a": 2}')
@@ -243,8 +245,8 @@ async def test_many_images_share_layers(registry: FakeRegistry, mirror: LiveMirr
     )
 
 
-async def test_blobs_pass_one_gate(registry: FakeRegistry, mirror: LiveMirror) -> None:
-    """However many images and layers, no more blobs are under way than was said."""
+async def test_blobs_share_the_slots(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """However many images and layers, no more blobs are under way than allowed."""
     for number in range(3):
         registry.add_image(
             _APP.name, f"v{number}", [noise(1000, number * 10 + n) for n in range(5)], config=b"%d" % number
@@ -301,8 +303,8 @@ async def test_referrers(registry: FakeRegistry, mirror: LiveMirror, api: bool) 
     registry.heal()
 
 
-async def test_cosign_keeps_its_signatures_by_tag(registry: FakeRegistry, mirror: LiveMirror) -> None:
-    """The tags that there are come along, by tag; those that there are not are no failure."""
+async def test_cosign_tags(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """Existing tags are fetched; missing ones are no failure."""
     made = _add_platforms(registry)
     index = await _prefetch(mirror, "v1", platforms="linux/amd64")
     root = next(iter(index.images.values())).root
@@ -317,8 +319,8 @@ async def test_cosign_keeps_its_signatures_by_tag(registry: FakeRegistry, mirror
     await _expect_offline(registry, mirror, f"sha256-{made['amd64'].hex}.att")
 
 
-async def test_without_referrers_nobody_asks_for_them(registry: FakeRegistry, mirror: LiveMirror) -> None:
-    """Neither by the API nor by tag."""
+async def test_without_referrers(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """They are not requested, neither by the API nor by tag."""
     registry.add_image(_APP.name, "v1", [b"layer"])
     await _prefetch(mirror, "v1")
     assert not registry.count("referrers")
@@ -326,7 +328,7 @@ async def test_without_referrers_nobody_asks_for_them(registry: FakeRegistry, mi
 
 
 async def test_attestations_in_the_index(registry: FakeRegistry, mirror: LiveMirror) -> None:
-    """What a build tool has put into the index for a chosen platform comes with the referrers, and only then."""
+    """Attestations for a chosen platform are fetched with the referrers, and only then."""
     wanted = registry.add_image(_APP.name, None, [b"a"], config=_config(_AMD64))
     other = registry.add_image(_APP.name, None, [b"b"], config=_config(_ARM64))
     unknown = {"os": "unknown", "architecture": "unknown"}
@@ -355,7 +357,7 @@ async def test_attestations_in_the_index(registry: FakeRegistry, mirror: LiveMir
 
 
 async def test_referrers_that_cannot_be_listed(registry: FakeRegistry, mirror: LiveMirror) -> None:
-    """That is a failure, and the image itself is here and told as such."""
+    """That is a failure, and the image itself is here and reported as such."""
     root = registry.add_image(_APP.name, "v1", [b"layer"])
     registry.fail("referrers", status(500), times=10)
     done = await _prefetch(mirror, "v1", referrers=True)
@@ -366,7 +368,7 @@ async def test_referrers_that_cannot_be_listed(registry: FakeRegistry, mirror: L
 
 
 async def test_referrers_without_end(registry: FakeRegistry, mirror: LiveMirror) -> None:
-    """A registry that makes up a referrer for every referrer is left after some levels."""
+    """If a registry invents a referrer for every referrer, the mirror stops after some levels."""
     subject = registry.add_image(_APP.name, "v1", [b"layer"])
     for level in range(30):
         subject = _add_referrer(registry, subject, b"level %d" % level)
@@ -378,8 +380,8 @@ async def test_referrers_without_end(registry: FakeRegistry, mirror: LiveMirror)
 # -------------------------------------------------------------------------------------------------------- failures
 
 
-async def test_an_image_that_is_not_known(registry: FakeRegistry, mirror: LiveMirror) -> None:
-    """It fails with a reason; the others come."""
+async def test_an_unknown_image(registry: FakeRegistry, mirror: LiveMirror) -> None:
+    """It fails with a reason; the others are fetched."""
     registry.add_image(_APP.name, "v1", [b"layer"])
     done = await _prefetch(mirror, "nope", "v1")
     assert not done.ok
@@ -390,7 +392,9 @@ async def test_an_image_that_is_not_known(registry: FakeRegistry, mirror: LiveMi
 
 
 async def test_a_layer_that_upstream_has_lost(registry: FakeRegistry, mirror: LiveMirror) -> None:
-    """The rest of the image comes, the failure names the layer, and once it is there again only it is fetched."""
+    """The rest of the image is fetched, the failure names the layer, and once upstream has it again only it is
+    fetched.
+    """
     layers = [noise(1000, 1), noise(1000, 2)]
     registry.add_image(_APP.name, "v1", layers)
     lost = Digest.of(layers[1])
@@ -500,7 +504,7 @@ async def test_an_upstream_that_asks_for_a_little_patience(
     assert any("429" in reason for reason in reasons)
 
 
-async def test_a_mistake_of_ours_costs_one_image(
+async def test_a_bug_costs_one_image(
     registry: FakeRegistry, mirror: LiveMirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unexpected exception is told as a failure of that image; the others come."""
@@ -524,7 +528,7 @@ async def test_a_mistake_of_ours_costs_one_image(
 # -------------------------------------------------------------------------------------------------- what must stay
 
 
-async def test_what_only_memory_has_is_put_back(registry: FakeRegistry, mirror: LiveMirror) -> None:
+async def test_content_that_only_memory_has_is_written_again(registry: FakeRegistry, mirror: LiveMirror) -> None:
     """A manifest that was evicted under a running server, or a tag's record that is gone, is on the disk again."""
     root = registry.add_image(_APP.name, "v1", [b"layer"])
     await _prefetch(mirror, "v1")
@@ -552,7 +556,7 @@ async def test_a_disk_that_does_not_sync(
     assert _reasons(await _prefetch(mirror, "v1")) == ["here, but not safely on the disk: on purpose"]
 
 
-async def test_what_is_gone_as_soon_as_it_is_stored(
+async def test_content_that_is_evicted_at_once(
     registry: FakeRegistry, mirror: LiveMirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Evicted, purged or removed in the very moment: that is not said to be a store that cannot take it."""
@@ -667,8 +671,8 @@ async def test_another_process_has_filled_it(
 # ----------------------------------------------------------------------------------------------------------- rules
 
 
-async def test_what_may_not_be_pulled_is_not_prefetched(registry: FakeRegistry, tmp_path: Path) -> None:
-    """Rules about content hold here as for clients: it fails with their reason, and no layer is fetched."""
+async def test_forbidden_images_are_not_prefetched(registry: FakeRegistry, tmp_path: Path) -> None:
+    """Rules about content apply as for clients: the image fails with their reason, and no layer is fetched."""
     denied = registry.add_image(_APP.name, "denied", [b"denied"], config=b"1")
     registry.add_image(_APP.name, "large", [noise(100_000)], config=b"2")
     registry.add_image(_APP.name, "fine", [b"fine"], config=b"3")
@@ -683,7 +687,7 @@ async def test_what_may_not_be_pulled_is_not_prefetched(registry: FakeRegistry, 
 
 
 async def test_only_digests_may_be_pulled(registry: FakeRegistry, tmp_path: Path) -> None:
-    """Where a rule wants digests, a tag fails; cosign's tags, which nobody could pull, are passed over."""
+    """If a rule requires digests, a tag fails; cosign's tags, which no client could pull, are skipped."""
     root = registry.add_image(_APP.name, "v1", [b"layer"])
     route = [{"match": "**", "require_digest": True}]
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=route) as mirror:
@@ -710,7 +714,7 @@ async def test_a_sealed_repository(registry: FakeRegistry, tmp_path: Path) -> No
 
 
 async def test_a_frozen_tag(registry: FakeRegistry, mirror: LiveMirror) -> None:
-    """What the freeze says is brought in, and what upstream has said is not written over by it."""
+    """The frozen digest is fetched, and upstream's last answer for the tag is not overwritten."""
     first = registry.add_image(_APP.name, "v1", [b"first"], config=b"1")
     await _prefetch(mirror, "v1")
     second = registry.add_image(_APP.name, "v1", [b"second"], config=b"2")
@@ -785,8 +789,8 @@ async def test_as_json(registry: FakeRegistry, mirror: LiveMirror) -> None:
     }
 
 
-async def test_nothing_at_all(mirror: LiveMirror) -> None:
-    """No images: nothing to do, and nothing went wrong."""
+async def test_no_images(mirror: LiveMirror) -> None:
+    """Nothing to do, and no failure."""
     done = await _prefetch(mirror)
     assert done.ok
     assert done.to_json()["images"] == []
@@ -804,6 +808,6 @@ async def test_nothing_at_all(mirror: LiveMirror) -> None:
         (b'{"os": 1, "architecture": ""}', {}),
     ],
 )
-def test_what_a_config_is_for(config: bytes, says: dict[str, str]) -> None:
-    """Texts alone count."""
+def test_the_platform_of_a_config(config: bytes, says: dict[str, str]) -> None:
+    """Only strings count."""
     assert platform_of(config) == says

@@ -74,17 +74,17 @@ def _tags(mirror: LiveMirror) -> set[str]:
 # ------------------------------------------------------------------------------------------------ what is brought in
 
 
-async def test_only_what_is_new_is_fetched(registry: FakeRegistry, tmp_path: Path) -> None:
-    """The first run brings in what is meant and nothing else; a later one only the tag that has come since, whose
+async def test_only_new_content_is_fetched(registry: FakeRegistry, tmp_path: Path) -> None:
+    """The first run fetches the selected tags and nothing else; a later one only the tag that has come since, whose
     pulls are then answered from here.
     """
     async with _syncing(registry, tmp_path / "store") as mirror:
         await _first(mirror)
         assert _tags(mirror) == {"1.0", "1.1"}
-        told = await _status(mirror)
-        assert told["state"] == "ok"
-        assert told["result"]["tags"] == told["result"]["new_images"] == 2
-        assert told["result"]["bytes"] > 8192
+        shown = await _status(mirror)
+        assert shown["state"] == "ok"
+        assert shown["result"]["tags"] == shown["result"]["new_images"] == 2
+        assert shown["result"]["bytes"] > 8192
         layer = noise(4096, 77)
         registry.add_image("library/app", "1.3", [layer])
         registry.forget()
@@ -95,9 +95,9 @@ async def test_only_what_is_new_is_fetched(registry: FakeRegistry, tmp_path: Pat
         await _tick(mirror)
         assert registry.count("manifests", "GET") == 1
         assert registry.count("blobs", "GET") == 2
-        told = await _status(mirror)
-        assert told["result"]["tags"] == 3
-        assert told["result"]["new"] == ["docker.io/library/app:1.3"]
+        shown = await _status(mirror)
+        assert shown["result"]["tags"] == 3
+        assert shown["result"]["new"] == ["docker.io/library/app:1.3"]
         registry.stop()
         assert (await mirror.ask("/v2/library/app/manifests/1.3")).status == 200
 
@@ -113,14 +113,14 @@ async def test_a_tag_that_moved_is_fetched_again(registry: FakeRegistry, tmp_pat
         assert (await _status(mirror))["result"]["new"] == ["docker.io/library/app:1.1"]
 
 
-async def test_a_failure_is_told_and_tried_again(registry: FakeRegistry, tmp_path: Path) -> None:
-    """It shows in the state, in the log and in the metrics, and the next try comes sooner than the next time."""
+async def test_a_failed_run_is_reported_and_tried_again(registry: FakeRegistry, tmp_path: Path) -> None:
+    """It shows in the state, in the log and in the metrics, and the next try comes sooner than the next regular run."""
     registry.fail("blobs", status(404))
     async with _syncing(registry, tmp_path / "store") as mirror:
         await _first(mirror)
-        told = await _status(mirror)
-        assert (told["state"], told["consecutive_failures"]) == ("failed", 1)
-        [failure] = told["result"]["failures"]
+        shown = await _status(mirror)
+        assert (shown["state"], shown["consecutive_failures"]) == ("failed", 1)
+        [failure] = shown["result"]["failures"]
         assert "docker.io/library/app:1." in failure
         [line] = [line for line in mirror.events("sync ended") if line["level"] == "warning"]
         assert line["first_failure"] == failure
@@ -128,27 +128,27 @@ async def test_a_failure_is_told_and_tried_again(registry: FakeRegistry, tmp_pat
         assert (await _status(mirror))["consecutive_failures"] == 1
         mirror.clock.forward(331)
         await _tick(mirror)
-        told = await _status(mirror)
-        assert (told["state"], told["consecutive_failures"], told["result"]["failures"]) == ("ok", 0, [])
+        shown = await _status(mirror)
+        assert (shown["state"], shown["consecutive_failures"], shown["result"]["failures"]) == ("ok", 0, [])
         text = (await mirror.ask("/metrics")).body.decode()
         assert f'mirror_sync_runs_total{{result="failed",rule="{_NAME}"}}' in text
         assert f'mirror_sync_last_success_timestamp_seconds{{rule="{_NAME}"}}' in text
 
 
-async def test_a_list_that_could_not_be_had_is_a_failure(registry: FakeRegistry, tmp_path: Path) -> None:
-    """With upstream down the tags that are here are no answer to what there is."""
+async def test_a_stale_list_is_a_failure(registry: FakeRegistry, tmp_path: Path) -> None:
+    """With upstream down, the tags that are here say nothing about the tags that upstream has."""
     async with _syncing(registry, tmp_path / "store") as mirror:
         await _first(mirror)
         registry.stop()
         mirror.clock.forward(_EVERY)
         await _tick(mirror)
-        told = await _status(mirror)
-        assert told["state"] == "failed"
-        assert "docker.io" in told["result"]["error"]
-        assert told["last_success"] is not None
+        shown = await _status(mirror)
+        assert shown["state"] == "failed"
+        assert "docker.io" in shown["result"]["error"]
+        assert shown["last_success"] is not None
 
 
-async def test_a_pattern_that_fits_nothing_is_a_failure(registry: FakeRegistry, tmp_path: Path) -> None:
+async def test_a_pattern_without_matches_is_a_failure(registry: FakeRegistry, tmp_path: Path) -> None:
     """It is a mistake more often than not."""
     async with _syncing(registry, tmp_path / "store", {**_RULE, "tags_semver": ">=9"}) as mirror:
         await _first(mirror)
@@ -160,12 +160,12 @@ async def test_a_pattern_that_fits_nothing_is_a_failure(registry: FakeRegistry, 
     [{"offline": True}, {"route": [{"match": "docker.io/library/*", "offline": True}]}],
     ids=["whole", "route"],
 )
-async def test_what_is_sealed_is_not_synced(registry: FakeRegistry, tmp_path: Path, sealed: dict[str, Any]) -> None:
-    """No run is due, one by hand says why it cannot be, and upstream is never asked."""
+async def test_sealed_rules_do_not_run(registry: FakeRegistry, tmp_path: Path, sealed: dict[str, Any]) -> None:
+    """No run is due, a manual run says why it cannot be, and upstream is never asked."""
     async with _syncing(registry, tmp_path / "store", **sealed) as mirror:
         await _first(mirror)
-        told = await _status(mirror)
-        assert (told["state"], told["next_run"], told["result"]) == ("sealed", None, None)
+        shown = await _status(mirror)
+        assert (shown["state"], shown["next_run"], shown["result"]) == ("sealed", None, None)
         ended = await mirror.app.sync.run_rule(_NAME, ProgressMeter(), by="hand")
         assert not ended.ok
         assert "sealed" in ended.result["error"]
@@ -192,7 +192,7 @@ async def test_state_survives_a_restart(registry: FakeRegistry, tmp_path: Path) 
 
 
 async def test_a_changed_rule_is_due_at_once(registry: FakeRegistry, tmp_path: Path) -> None:
-    """What an older rule of the same name did says nothing about what this one wants."""
+    """The last run of an older rule of the same name does not count."""
     clock = Clock()
     async with _syncing(registry, tmp_path / "store", clock=clock) as mirror:
         await _first(mirror)
@@ -203,7 +203,7 @@ async def test_a_changed_rule_is_due_at_once(registry: FakeRegistry, tmp_path: P
 
 
 async def test_an_interrupted_run_begins_again_soon(registry: FakeRegistry, tmp_path: Path) -> None:
-    """A mirror that is stopped in the middle of a run says so, and goes on with what was begun."""
+    """A mirror that is stopped in the middle of a run reports that, and later continues the run."""
     gate, clock = Stall(), Clock()
     # whichever blob is asked for first: the configuration is too small to be stopped in its middle
     registry.fail("blobs", stall(gate))
@@ -237,8 +237,8 @@ async def test_a_run_by_hand_that_is_cancelled_waits_for_its_time(registry: Fake
         meter.cancelled = True
         await cancel_and_wait(task)
         gate.release()
-        told = await _status(mirror)
-        assert (told["state"], told["result"]) == ("cancelled", {"error": "cancelled"})
+        shown = await _status(mirror)
+        assert (shown["state"], shown["result"]) == ("cancelled", {"error": "cancelled"})
         # a blob that was under way comes to its end, as when a client leaves
         await mirror.idle()
         mirror.clock.forward(_EVERY - 60)
@@ -248,7 +248,7 @@ async def test_a_run_by_hand_that_is_cancelled_waits_for_its_time(registry: Fake
 
 
 async def test_few_rules_at_once(registry: FakeRegistry, tmp_path: Path) -> None:
-    """Many rules that are due together do not all begin together, and all come to their turn."""
+    """Of many rules that are due together only two run at a time, and all run in the end."""
     gate = Stall()
     registry.fail("tags", stall(gate), times=5)
     for number in range(5):
@@ -285,8 +285,8 @@ async def test_records_that_are_not_valid_count_as_absent(registry: FakeRegistry
 # ------------------------------------------------------------------------------------------------------- by whom
 
 
-async def test_one_of_two_processes_runs_and_the_other_takes_over(registry: FakeRegistry, tmp_path: Path) -> None:
-    """Of two on one store exactly one looks for what is due; when it ends, the other does."""
+async def test_one_of_two_processes_runs_the_schedule(registry: FakeRegistry, tmp_path: Path) -> None:
+    """Of two on one store exactly one looks for due rules; when it ends, the other does."""
     clock = Clock()
     async with (
         _syncing(registry, tmp_path / "store", clock=clock) as one,
@@ -335,7 +335,7 @@ def _configured(tmp_path: Path, registry: FakeRegistry, text: str) -> Path:
 
 
 def test_mistakes_in_rules_are_named(registry: FakeRegistry, tmp_path: Path) -> None:
-    """All at once, each with the rule that it is in."""
+    """All at once, each with its rule."""
     text = """
     [[sync]]
     from = "docker.io/library/app:1.0"
@@ -362,7 +362,7 @@ def test_mistakes_in_rules_are_named(registry: FakeRegistry, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         ('from = "app"', "needs either every or cron"),
         ('from = "app"\nevery = "6h"\ncron = "0 3 * * *"', "needs either every or cron"),
@@ -382,14 +382,14 @@ def test_mistakes_in_rules_are_named(registry: FakeRegistry, tmp_path: Path) -> 
         ('from = "app"\nevery = "6h"\n[admin]\nlisten = "unix:admin.sock"', "must be absolute"),
     ],
 )
-def test_a_mistake_in_a_rule(registry: FakeRegistry, tmp_path: Path, lines: str, said: str) -> None:
+def test_a_mistake_in_a_rule(registry: FakeRegistry, tmp_path: Path, lines: str, message: str) -> None:
     """`mirror check` says what is wrong."""
     done = _mirror("check", config=_configured(tmp_path, registry, f"[[sync]]\n{lines}"))
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
 
 
-def test_sync_by_hand(registry: FakeRegistry, tmp_path: Path) -> None:
+def test_a_manual_sync(registry: FakeRegistry, tmp_path: Path) -> None:
     """`mirror sync` lists the rules, `--now` runs one without a server; its failures make the command fail."""
     text = """
     [[sync]]

@@ -72,7 +72,7 @@ def _have(mirrors: list[LiveMirror]) -> list[bool]:
     return [bool(mirror.app.storage.catalog.tags(mirror.app.sync.rules["app"].repo)) for mirror in mirrors]
 
 
-async def test_exactly_one_runs_what_is_due(registry: FakeRegistry, redis_server: RedisServer, tmp_path: Path) -> None:
+async def test_one_replica_does_each_run(registry: FakeRegistry, redis_server: RedisServer, tmp_path: Path) -> None:
     """Time after time; the others know that it is done."""
     async with _replicas(registry, redis_server, tmp_path) as mirrors:
         for turn in range(1, 4):
@@ -89,7 +89,7 @@ async def test_exactly_one_runs_what_is_due(registry: FakeRegistry, redis_server
 async def test_while_one_runs_the_other_waits(
     registry: FakeRegistry, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """And looks again, for that one may not come to its end."""
+    """It asks again, because the first may not complete the run."""
     gate = Stall()
     registry.fail("blobs", stall(gate))
     async with _replicas(registry, redis_server, tmp_path) as mirrors:
@@ -109,7 +109,7 @@ async def test_while_one_runs_the_other_waits(
 async def test_when_one_fails_the_other_tries(
     registry: FakeRegistry, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """It may have more luck, or a disk that is not full."""
+    """The other may have more luck, or a disk that is not full."""
     registry.fail("tags", status(404))
     async with _replicas(registry, redis_server, tmp_path) as mirrors:
         await mirrors[0].app.scheduler.tick()
@@ -119,10 +119,10 @@ async def test_when_one_fails_the_other_tries(
         assert await _states(mirrors) == [("failed", "schedule"), ("ok", "schedule")]
 
 
-async def test_when_one_is_gone_the_other_does_it(
+async def test_when_one_is_gone_the_other_runs(
     registry: FakeRegistry, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """Once what the first has done counts no more."""
+    """Once the first one's lease has expired."""
     async with _replicas(registry, redis_server, tmp_path) as mirrors:
         await _tick(mirrors)
         mirrors[1].clock.forward(_EVERY)
@@ -131,10 +131,10 @@ async def test_when_one_is_gone_the_other_does_it(
         assert _have(mirrors) == [True, True]
 
 
-async def test_without_redis_it_is_done_all_the_same(
+async def test_without_redis_each_replica_runs(
     registry: FakeRegistry, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """By each replica, which costs upstream a few questions more."""
+    """That costs upstream a few more requests."""
     async with _replicas(registry, redis_server, tmp_path) as mirrors:
         redis_server.kill()
         await _tick(mirrors)
@@ -144,7 +144,7 @@ async def test_without_redis_it_is_done_all_the_same(
 
 
 async def test_every_replica(registry: FakeRegistry, redis_server: RedisServer, tmp_path: Path) -> None:
-    """Where the rule says so, each has it on its own disk."""
+    """If the rule says so, each replica runs it for its own disk."""
     async with _replicas(registry, redis_server, tmp_path, every_replica=True) as mirrors:
         await _tick(mirrors)
         assert _have(mirrors) == [True, True]

@@ -51,29 +51,29 @@ class _Of:
         return path.read_bytes() if path.exists() else None
 
     @contextmanager
-    def body(self, digest: Digest, start: int, told: Callable[[int], None]) -> Iterator[FileBody]:
+    def body(self, digest: Digest, start: int, on_read: Callable[[int], None]) -> Iterator[FileBody]:
         path = Path(self._site.layout.blob(digest))
         if digest == self._damaged:
             path = path.with_suffix(".damaged")
             path.write_bytes(bytes(self.size(digest) or 0))
         with path.open("rb") as file:
-            yield FileBody(file.fileno(), 0, path.stat().st_size, start, told)
+            yield FileBody(file.fileno(), 0, path.stat().st_size, start, on_read)
 
 
 class _Room:
-    """Remembers what was asked for."""
+    """Remembers what was requested for."""
 
     def __init__(self) -> None:
         self.reserved: list[int | None] = []
         self.released = 0
         self.full = False
-        self.asked = asyncio.Event()
+        self.requested = asyncio.Event()
 
     async def reserve(self, size: int | None) -> _Room:
         if self.full:
             raise StoreFull("pinned")
         self.reserved.append(size)
-        self.asked.set()
+        self.requested.set()
         return self
 
     async def make_room(self, size: int) -> None:
@@ -120,11 +120,11 @@ class _Target:
 
     def may_serve(self, repo: Repo, digest: Digest) -> bool:
         catalog, store = self.stocked.catalog, self.stocked.store
-        found = (read_stored(store, catalog, repo, each) for each in catalog.manifest_digests(repo))
-        return any(digest in granted_by(one) for one in found if one)
+        stored = (read_stored(store, catalog, repo, each) for each in catalog.manifest_digests(repo))
+        return any(digest in granted_by(manifest) for manifest in stored if manifest)
 
-    async def take(self, source: Stocked, told: Callable[[int], None] = lambda _: None) -> ImportResult:
-        return await run_import(self.plan(source), self.site, on_read=told)
+    async def take(self, source: Stocked, on_read: Callable[[int], None] = lambda _: None) -> ImportResult:
+        return await run_import(self.plan(source), self.site, on_read=on_read)
 
 
 @pytest.fixture
@@ -147,8 +147,8 @@ def _images(stocked: Stocked) -> Inventory:
     return take_inventory(stocked.store, stocked.catalog)
 
 
-async def test_all_of_it_and_what_is_remembered(source: Stocked, target: _Target) -> None:
-    """The same images and blobs; the index knows sizes, last use and who may serve what; tags are fresh."""
+async def test_an_import_is_complete(source: Stocked, target: _Target) -> None:
+    """The same images and blobs; the index knows sizes, last use and grants; tags are fresh."""
     admitted = await target.take(source)
     assert _images(target.stocked) == _images(source)
     assert admitted.written == _images(source).blobs
@@ -171,21 +171,21 @@ async def test_all_of_it_and_what_is_remembered(source: Stocked, target: _Target
     assert tag.fetched_at == _NOW
 
 
-async def test_an_interruption_at_any_place_leaves_whole_images(source: Stocked, tmp_path: Path) -> None:
-    """A tag is there with everything below it or not at all, and the next import brings the rest."""
+async def test_an_interruption_leaves_complete_images(source: Stocked, tmp_path: Path) -> None:
+    """A tag is here with everything below it or not at all, and the next import brings the rest."""
     total = _images(source).size
     for number, limit in enumerate(range(0, total, total // 12)):
         target = _Target(tmp_path / f"target {number}")
-        left = limit
+        remaining = limit
 
-        def told(count: int) -> None:
-            nonlocal left
-            left -= count
-            if left < 0:
+        def on_read(count: int) -> None:
+            nonlocal remaining
+            remaining -= count
+            if remaining < 0:
                 raise BundleError("interrupted")
 
         with pytest.raises(BundleError, match="interrupted"):
-            await target.take(source, told)
+            await target.take(source, on_read)
         assert target.room.released == 1
         taken = _images(target.stocked)
         for image in taken.images:
@@ -197,37 +197,37 @@ async def test_an_interruption_at_any_place_leaves_whole_images(source: Stocked,
         assert not again.written.keys() & taken.blobs.keys()
 
 
-async def test_an_interrupted_blob_goes_on_where_it_stopped(source: Stocked, target: _Target) -> None:
-    """What came of it is hashed again, not read again from the source."""
+async def test_an_interrupted_blob_continues(source: Stocked, target: _Target) -> None:
+    """Its bytes are hashed again, not read again from the source."""
     big = Digest.of(b"shared" * 300_000)
     place = target.stocked.layout.ingest(big, "")
 
-    def told(_: int) -> None:
+    def on_read(_: int) -> None:
         if place.exists() and place.stat().st_size > 1_000_000:
             raise BundleError("interrupted")
 
     with pytest.raises(BundleError, match="interrupted"):
-        await target.take(source, told)
-    kept = target.stocked.store.growing()[big]
-    assert kept > 1_000_000
+        await target.take(source, on_read)
+    partial = target.stocked.store.growing()[big]
+    assert partial > 1_000_000
     starts: dict[Digest, int] = {}
     plan = target.plan(source)
 
     class Watching(_Of):
         @contextmanager
-        def body(self, digest: Digest, start: int, told: Callable[[int], None]) -> Iterator[FileBody]:
+        def body(self, digest: Digest, start: int, on_read: Callable[[int], None]) -> Iterator[FileBody]:
             starts[digest] = start
-            with super().body(digest, start, told) as body:
+            with super().body(digest, start, on_read) as body:
                 yield body
 
     of = Watching(source)
-    await run_import(target.plan_of([(one.image, of) for one in plan.images]), target.site)
-    assert starts[big] == kept
+    await run_import(target.plan_of([(planned.image, of) for planned in plan.images]), target.site)
+    assert starts[big] == partial
     assert _images(target.stocked) == _images(source)
 
 
-async def test_wrong_bytes_of_another_fill_do_no_harm(source: Stocked, target: _Target) -> None:
-    """A partial that a broken upstream left is begun anew when it turns out to be wrong."""
+async def test_a_wrong_partial_is_replaced(source: Stocked, target: _Target) -> None:
+    """A wrong partial of an upstream is discarded once its digest fails."""
     big = Digest.of(b"shared" * 300_000)
     ingest = target.stocked.store.ingest(big, "")
     assert ingest.try_lock()
@@ -255,17 +255,17 @@ class _Bytes:
         return read
 
     def abort(self) -> None:
-        """Never asked."""
+        """Never requested."""
 
 
-async def test_beside_another_process_that_fills_the_same_blob(source: Stocked, target: _Target) -> None:
-    """It is waited for, and what it has published is not written again."""
+async def test_another_process_fills_the_same_blob(source: Stocked, target: _Target) -> None:
+    """The import waits for it, and does not write the blob again."""
     content = b"shared" * 300_000
     digest = Digest.of(content)
     ingest = target.stocked.store.ingest(digest, "")
     assert ingest.try_lock()
     taking = asyncio.create_task(target.take(source))
-    await target.room.asked.wait()
+    await target.room.requested.wait()
     body: Body = _Bytes(content)
     await asyncio.to_thread(ingest.fill, body, lambda: None)
     assert not taking.done()
@@ -277,15 +277,15 @@ async def test_beside_another_process_that_fills_the_same_blob(source: Stocked, 
     assert _images(target.stocked) == _images(source)
 
 
-async def test_cancelled_it_ends_and_can_go_on(source: Stocked, target: _Target) -> None:
-    """Nothing runs on in a thread, no file stays locked."""
+async def test_a_cancelled_import_can_be_repeated(source: Stocked, target: _Target) -> None:
+    """No thread runs on, and no file stays locked."""
     begun = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def told(_: int) -> None:
+    def on_read(_: int) -> None:
         loop.call_soon_threadsafe(begun.set)
 
-    taking = asyncio.create_task(target.take(source, told))
+    taking = asyncio.create_task(target.take(source, on_read))
     await begun.wait()
     taking.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -295,9 +295,7 @@ async def test_cancelled_it_ends_and_can_go_on(source: Stocked, target: _Target)
     assert _images(target.stocked) == _images(source)
 
 
-async def test_a_tag_is_written_when_all_below_it_is_durable(
-    source: Stocked, target: _Target, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_tag_is_written_last(source: Stocked, target: _Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names are synced before the tag, and the tag before the next image."""
     steps: list[str] = []
 
@@ -321,24 +319,24 @@ async def test_a_tag_is_written_when_all_below_it_is_durable(
 
 
 async def test_a_tag_that_moves(source: Stocked, target: _Target) -> None:
-    """Its history has both digests, and the import tells."""
+    """Its history has both digests, and the result names the earlier one."""
     old = target.stocked.image("b/two", [b"older"])
     target.stocked.tag("b/two", "v1", old)
     admitted = await target.take(source)
     assert admitted.moved == {"docker.io/b/two:v1": old.digest}
     history = target.stocked.catalog.get_history(Repo("docker.io", "b/two"), "v1")
-    assert [one.digest for one in history] == [old.digest, source.tagged("b/two")]
+    assert [sighting.digest for sighting in history] == [old.digest, source.tagged("b/two")]
 
 
-async def test_a_blob_here_with_other_bytes_is_replaced(source: Stocked, target: _Target) -> None:
-    """It is told by its size, set aside, and taken from the source."""
+async def test_a_blob_of_another_size_is_replaced(source: Stocked, target: _Target) -> None:
+    """The stored blob is set aside, and the source's is written."""
     target.stocked.plant(Digest.of(b"own of two"), b"rubbish of another size")
     await target.take(source)
     assert target.stocked.has(b"own of two")
     assert len(list(target.stocked.layout.quarantine.iterdir())) == 1
 
 
-async def test_a_damaged_manifest_here_is_replaced(source: Stocked, target: _Target) -> None:
+async def test_a_damaged_manifest_is_replaced(source: Stocked, target: _Target) -> None:
     """Manifests are small enough to be hashed each time."""
     root = source.tagged("b/two")
     assert root
@@ -347,8 +345,10 @@ async def test_a_damaged_manifest_here_is_replaced(source: Stocked, target: _Tar
     assert _images(target.stocked) == _images(source)
 
 
-async def test_a_damaged_blob_by_wish(source: Stocked, target: _Target) -> None:
-    """Passed over, it is named and its image goes without; otherwise it ends the import, before the image's tag."""
+async def test_damaged_blobs_are_skipped_on_request(source: Stocked, target: _Target) -> None:
+    """A skipped blob is named, and its image is imported without it; otherwise the import ends before the image's
+    tag.
+    """
     wrong = b"own of two"
     admitted = await run_import(target.plan(source, damaged=wrong), target.site, skip_damaged=True)
     assert list(admitted.damaged) == [Digest.of(wrong)]
@@ -362,12 +362,12 @@ async def test_a_damaged_blob_by_wish(source: Stocked, target: _Target) -> None:
     assert strict.stocked.tagged("a/one") == source.tagged("a/one")
 
 
-async def test_what_goes_missing_meanwhile_is_noticed(source: Stocked, target: _Target) -> None:
-    """A blob that was evicted before its image was whole keeps the tag from being written."""
+async def test_a_blob_evicted_during_the_import(source: Stocked, target: _Target) -> None:
+    """The tag of its image is not written."""
     target.stocked.blob(b"own of two")
     plan = target.plan(source)
 
-    def told(_: int) -> None:
+    def on_read(_: int) -> None:
         target.stocked.store.delete(Digest.of(b"own of two"))
 
     class Without(_Of):
@@ -375,24 +375,24 @@ async def test_what_goes_missing_meanwhile_is_noticed(source: Stocked, target: _
             return None if digest == Digest.of(b"own of two") else super().size(digest)
 
     of = Without(source)
-    images = [(one.image, of) for one in plan.images]
+    images = [(planned.image, of) for planned in plan.images]
     plan = plan_images(images, target.stocked.store, may_serve=lambda _repo, _digest: True)
     plan.require_complete(partial=False)
     with pytest.raises(StoreFull, match="was evicted during the import"):
-        await run_import(plan, target.site, on_read=told)
+        await run_import(plan, target.site, on_read=on_read)
     assert target.stocked.tagged("b/two") is None
 
 
 async def test_no_room(source: Stocked, target: _Target) -> None:
-    """Says how much is needed, and writes nothing."""
+    """The error says how much is needed, and nothing is written."""
     target.room.full = True
     with pytest.raises(StoreFull, match=r"no room for the 2\.6 MB to import: pinned"):
         await target.take(source)
     assert not _images(target.stocked).blobs
 
 
-async def test_what_is_here_is_noted_as_used(source: Stocked, target: _Target) -> None:
-    """Before room is made, so that it is not what goes."""
+async def test_blobs_that_are_here_count_as_used(source: Stocked, target: _Target) -> None:
+    """So that making room does not evict them."""
     await target.take(source)
     assert not target.touched
     await target.take(source)
@@ -401,7 +401,7 @@ async def test_what_is_here_is_noted_as_used(source: Stocked, target: _Target) -
 
 
 async def test_without_an_index(source: Stocked, target: _Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk is the truth: everything is taken, and it is told that the index was not."""
+    """The disk is the truth: everything is imported, and the result says that the index was not updated."""
 
     async def down(*_: object) -> None:
         raise IndexUnavailable("down")
@@ -412,8 +412,8 @@ async def test_without_an_index(source: Stocked, target: _Target, monkeypatch: p
     assert _images(target.stocked) == _images(source)
 
 
-async def test_indexes_within_indexes_end_somewhere(source: Stocked, target: _Target) -> None:
-    """A chain of twenty is made to hurt."""
+async def test_indexes_are_nested_to_a_limit(source: Stocked, target: _Target) -> None:
+    """A chain of twenty is refused."""
     root = source.image("c/deep", [b"x"])
     for _ in range(20):
         root = source.index("c/deep", {"amd64": root})
@@ -424,7 +424,7 @@ async def test_indexes_within_indexes_end_somewhere(source: Stocked, target: _Ta
 
 
 def test_inventories_read_back(source: Stocked) -> None:
-    """An inventory's bytes are always the same, and say all of it."""
+    """An inventory's bytes are always the same, and reading them gives the same inventory."""
     taken = _images(source)
     assert read_inventory(taken.to_bytes()) == Inventory(
         tuple(sorted(taken.images, key=lambda image: image.order)), taken.blobs
@@ -447,13 +447,13 @@ def test_inventories_read_back(source: Stocked) -> None:
         b"[" * 100_000,
     ],
 )
-def test_what_is_no_inventory(content: bytes) -> None:
-    """Is told as such, whatever it is."""
+def test_invalid_inventories(content: bytes) -> None:
+    """They are refused as such."""
     with pytest.raises(BundleError, match="inventory"):
         read_inventory(content)
 
 
-def test_an_inventory_says_nothing_twice(source: Stocked) -> None:
+def test_duplicates_in_an_inventory(source: Stocked) -> None:
     """Two entries of one blob or image could be understood differently."""
     text = _images(source).to_bytes().decode()
     for start in (' {"registry"', ' {"digest"'):

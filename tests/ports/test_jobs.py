@@ -94,17 +94,15 @@ async def test_several_processes_run_each_job_once(layout: Layout) -> None:
     assert [job["arguments"]["n"] for job in await crowd[3].all()] == [5, 4, 3, 2, 1, 0]
 
 
-async def test_failures_and_mistakes_end_the_job_only(layout: Layout) -> None:
-    """One that fails says why, one that crashes says no more than that, one of a kind that is not known is refused;
-    those behind them come to their turn.
-    """
+async def test_a_failed_or_crashed_job_does_not_stop_the_others(layout: Layout) -> None:
+    """A failed job says why, a crashed one only that it crashed, one of an unknown kind is refused; later jobs run."""
     bench = Bench()
     bench.gate.set()
     jobs = _jobs(layout, bench, at_once=1)
     async with _running(jobs):
         names = {kind: (await jobs.submit(kind, {}))["id"] for kind in ("wrong", "crash", "strange", "good")}
         ended = {kind: await _state(jobs, name, "done", "failed") for kind, name in names.items()}
-    assert {kind: one["state"] for kind, one in ended.items()} == {
+    assert {kind: job["state"] for kind, job in ended.items()} == {
         "wrong": "failed",
         "crash": "failed",
         "strange": "failed",
@@ -116,7 +114,7 @@ async def test_failures_and_mistakes_end_the_job_only(layout: Layout) -> None:
 
 
 async def test_too_many_jobs_are_refused(layout: Layout) -> None:
-    """Nobody fills the disk with what waits; what was taken stays taken."""
+    """The queue is bounded; jobs that were accepted stay."""
     jobs = _jobs(layout, Bench())
     for number in range(100):
         await jobs.submit("good", {"n": number})
@@ -127,8 +125,8 @@ async def test_too_many_jobs_are_refused(layout: Layout) -> None:
     await jobs.submit("good", {})
 
 
-async def test_what_crashes_leave(layout: Layout) -> None:
-    """At each step of taking a job up: it is interrupted or still waits, and is never run twice or lost."""
+async def test_a_crash_at_any_step_of_starting_a_job(layout: Layout) -> None:
+    """The job is interrupted or still waits; it is never run twice or lost."""
     bench = Bench()
     bench.gate.set()
     jobs = _jobs(layout, bench, at_once=1)
@@ -155,8 +153,8 @@ async def test_what_crashes_leave(layout: Layout) -> None:
         await jobs.get("lost")
 
 
-async def test_a_slot_that_another_process_holds_is_believed(layout: Layout) -> None:
-    """A job is interrupted when the lock of its slot is free, and not before."""
+async def test_a_job_whose_slot_is_locked_is_running(layout: Layout) -> None:
+    """A job counts as interrupted once the lock of its slot is free, and not before."""
     jobs = _jobs(layout, Bench())
     name = (await jobs.submit("good", {}))["id"]
     records = JsonRecords(layout, "jobs")
@@ -169,8 +167,8 @@ async def test_a_slot_that_another_process_holds_is_believed(layout: Layout) -> 
     assert [job["state"] for job in await jobs.all()] == ["interrupted"]
 
 
-async def test_the_end_of_the_process_interrupts(layout: Layout) -> None:
-    """What runs is told to be interrupted, and its slot is free."""
+async def test_the_end_of_the_process_interrupts_its_jobs(layout: Layout) -> None:
+    """Its jobs are marked as interrupted, and their slots are free."""
     bench = Bench()
     jobs = _jobs(layout, bench)
     name = (await jobs.submit("good", {}))["id"]

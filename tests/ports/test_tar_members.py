@@ -26,14 +26,14 @@ def test_a_name_of_141_characters(tmp_path: Path) -> None:
     """A SHA-512 blob's does not fit into a plain header; tar reads it too."""
     path = tmp_path / "x.tar"
     path.write_bytes(folder_header("blobs") + file_header(_LONG, 3) + b"abc" + padding(3) + END)
-    found = _scan(path)[_LONG]
-    assert path.read_bytes()[found.offset :][: found.size] == b"abc"
+    member = _scan(path)[_LONG]
+    assert path.read_bytes()[member.offset :][: member.size] == b"abc"
     listed = subprocess.run(["tar", "tf", path], capture_output=True, text=True, check=True).stdout
     assert listed.split() == ["blobs/", _LONG]
 
 
 def test_a_long_name_as_gnu_writes_it(tmp_path: Path) -> None:
-    """Other tools say long names otherwise."""
+    """Other tools write long names in another way."""
     path = tmp_path / "x.tar"
     (tmp_path / _LONG).parent.mkdir(parents=True)
     (tmp_path / _LONG).write_bytes(b"abc")
@@ -57,7 +57,7 @@ def test_a_file_of_10_gib(tmp_path: Path) -> None:
     }
 
 
-def test_a_size_of_more_than_there_is(tmp_path: Path) -> None:
+def test_a_size_beyond_the_file(tmp_path: Path) -> None:
     """Nothing is reserved or read for it."""
     path = tmp_path / "x.tar"
     path.write_bytes(file_header("x", 1 << 50) + END)
@@ -65,8 +65,8 @@ def test_a_size_of_more_than_there_is(tmp_path: Path) -> None:
         _scan(path)
 
 
-def test_an_extension_that_belongs_to_nothing(tmp_path: Path) -> None:
-    """A name is said, and no member comes."""
+def test_an_extension_without_a_member(tmp_path: Path) -> None:
+    """A name is given, and no member follows."""
     path = tmp_path / "x.tar"
     path.write_bytes(file_header(_LONG, 0)[:1024] + END)
     with pytest.raises(BundleError, match="does not come"):
@@ -77,7 +77,7 @@ def test_an_extension_that_belongs_to_nothing(tmp_path: Path) -> None:
     "record", [b"5 x=\n", b"999 path=x\n", b"x path=y\n", b"11 path=\xff\xfe\n", b"0 path=x\n", b"12 size=-1 \n\n"]
 )
 def test_damaged_extensions(tmp_path: Path, record: bytes) -> None:
-    """Whatever stands there, it ends in one error, or is passed over where it says nothing that matters."""
+    """They end in one error, or are skipped if they do not matter."""
     entry = tarfile.TarInfo("x")
     entry.type, entry.size = tarfile.XHDTYPE, len(record)
     path = tmp_path / "x.tar"
@@ -91,7 +91,7 @@ def test_damaged_extensions(tmp_path: Path, record: bytes) -> None:
 
 @given(st.binary(max_size=3000))
 def test_noise(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    """Is refused, never anything else."""
+    """Random bytes are refused with one kind of error."""
     path = tmp_path_factory.mktemp("noise") / "x.tar"
     path.write_bytes(content)
     with pytest.raises(BundleError):
@@ -100,7 +100,7 @@ def test_noise(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None
 
 @given(st.text())
 def test_paths_stay_within(name: str) -> None:
-    """What is accepted leads nowhere else, and means one thing."""
+    """An accepted path leads nowhere else, and has one meaning."""
     try:
         path = check_path(name)
     except BundleError:
