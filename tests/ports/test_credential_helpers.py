@@ -117,7 +117,7 @@ async def test_a_helper_that_has_none(tmp_path: Path, helper: HelperProgram, clo
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "why"),
     [
         (f"echo {SECRET}; echo {SECRET} >&2; exit 3", "exit status 3"),
         (f"echo {SECRET}", "no credentials"),
@@ -127,15 +127,15 @@ async def test_a_helper_that_has_none(tmp_path: Path, helper: HelperProgram, clo
         ("kill -9 $$", "exit status -9"),
     ],
 )
-async def test_a_helper_that_fails(tmp_path: Path, helper: HelperProgram, clock: Clock, script: str, said: str) -> None:
+async def test_a_helper_that_fails(tmp_path: Path, helper: HelperProgram, clock: Clock, script: str, why: str) -> None:
     """It is named, with what to try; what it wrote, which may be a secret, is nowhere."""
     helper.does(script)
     config = configured(tmp_path, {"credHelpers": {"a.io": "cloud"}}, "a.io", helper, clock)
     with logged() as output, pytest.raises(CredentialsUnavailable) as failure:
         await config.credentials()
-    assert said in str(failure.value)
+    assert why in str(failure.value)
     assert "echo a.io | docker-credential-cloud get" in str(failure.value)
-    assert said in output.getvalue()
+    assert why in output.getvalue()
     assert SECRET not in str(failure.value) + output.getvalue()
 
 
@@ -207,8 +207,8 @@ async def test_the_environment_of_a_helper(
 async def test_many_wait_for_one_run(tmp_path: Path, helper: HelperProgram, clock: Clock) -> None:
     """A hundred pulls that begin together run it once, and later ones not until its answer has aged."""
     config = configured(tmp_path, {"credsStore": "cloud"}, "a.io", helper, clock)
-    found = await asyncio.gather(*(config.credentials() for _ in range(100)))
-    assert set(found) == {Credentials("user", SECRET)}
+    credentials = await asyncio.gather(*(config.credentials() for _ in range(100)))
+    assert set(credentials) == {Credentials("user", SECRET)}
     clock.time += 299
     assert await config.credentials() == Credentials("user", SECRET)
     assert helper.runs == ["a.io"]
@@ -253,8 +253,8 @@ async def test_credentials_that_upstream_refuses_are_had_anew(
         registry.users = {"user": "second"}
         registry.expire_tokens()
         helper.answers("user", "second")
-        found = await asyncio.gather(*(upstream.resolve("team/app", "v1") for _ in range(20)))
-        assert {one.digest for one in found} == {digest}
+        descriptors = await asyncio.gather(*(upstream.resolve("team/app", "v1") for _ in range(20)))
+        assert {descriptor.digest for descriptor in descriptors} == {digest}
         assert len(helper.runs) == 2
         # and where the helper has nothing better, it is not run for every pull that is refused
         registry.users = {"user": "third"}
@@ -274,17 +274,17 @@ class Issuer:
     """Gives "1", "2", …, each good for an hour, or fails."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.calls = 0
         self.failure: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
 
     async def obtain(self) -> Issued:
-        self.asked += 1
+        self.calls += 1
         await self.gate.wait()
         if self.failure:
             raise self.failure
-        return Issued(Credentials("user", str(self.asked)), 3000, 3600)
+        return Issued(Credentials("user", str(self.calls)), 3000, 3600)
 
 
 @pytest.fixture
@@ -301,9 +301,9 @@ async def renewed(issuer: Issuer, clock: Clock) -> AsyncIterator[Renewed]:
 
 
 async def password(renewed: Renewed) -> str:
-    found = await renewed.credentials()
-    assert found
-    return found.password
+    credentials = await renewed.credentials()
+    assert credentials
+    return credentials.password
 
 
 async def test_renewed_before_they_expire(issuer: Issuer, renewed: Renewed, clock: Clock) -> None:
@@ -313,11 +313,11 @@ async def test_renewed_before_they_expire(issuer: Issuer, renewed: Renewed, cloc
     assert await password(renewed) == "1"
     clock.time += 1
     issuer.gate.clear()
-    assert {await one for one in [password(renewed) for _ in range(10)]} == {"1"}
+    assert {await answer for answer in [password(renewed) for _ in range(10)]} == {"1"}
     issuer.gate.set()
     await until(lambda: not renewed._renewing)
     assert await password(renewed) == "2"
-    assert issuer.asked == 2
+    assert issuer.calls == 2
 
 
 async def test_renewed_when_they_are_over(issuer: Issuer, renewed: Renewed, clock: Clock) -> None:
@@ -335,7 +335,7 @@ async def test_a_renewal_that_fails_uses_up_the_old_ones(issuer: Issuer, renewed
     assert await password(renewed) == "1"
     await until(lambda: not renewed._renewing)
     assert await password(renewed) == "1"
-    assert issuer.asked == 2
+    assert issuer.calls == 2
     clock.time += 600
     with pytest.raises(UpstreamUnavailable, match="away"):
         await password(renewed)
@@ -350,7 +350,7 @@ async def test_closing_ends_a_renewal(issuer: Issuer, renewed: Renewed, clock: C
     clock.time += 3100
     issuer.gate.clear()
     assert await password(renewed) == "1"
-    await until(lambda: issuer.asked == 2)
+    await until(lambda: issuer.calls == 2)
     await renewed.aclose()
     assert not renewed._renewing
 
@@ -359,13 +359,13 @@ async def test_a_broken_issuer_is_left_alone(issuer: Issuer, renewed: Renewed, c
     """Everybody gets its error, the issuer hears of few of them, and ever fewer."""
     issuer.failure = UpstreamDenied("not you", upstream="a.io", status=403)
     failures = await asyncio.gather(*(renewed.credentials() for _ in range(100)), return_exceptions=True)
-    assert {str(one) for one in failures} == {"not you"}
-    assert issuer.asked == 1
+    assert {str(failure) for failure in failures} == {"not you"}
+    assert issuer.calls == 1
     for _ in range(100):
         clock.time += 1
         with pytest.raises(UpstreamDenied):
             await renewed.credentials()
-    assert issuer.asked == 6
+    assert issuer.calls == 6
     assert [pause_after(number) for number in (1, 2, 3, 6, 7, 1000)] == [2, 4, 8, 60, 60, 60]
 
 
@@ -399,7 +399,7 @@ async def test_one_who_leaves_does_not_end_the_renewal(issuer: Issuer, renewed: 
     leaving.cancel()
     await asyncio.sleep(0)
     issuer.gate.set()
-    found = await staying
-    assert found is not None
-    assert found.password == "1"
+    credentials = await staying
+    assert credentials is not None
+    assert credentials.password == "1"
     assert leaving.cancelled()

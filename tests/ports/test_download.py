@@ -76,11 +76,11 @@ def read_until_error(body: Body) -> tuple[bytes, UpstreamUnavailable]:
 
 def open_descriptors() -> set[str]:
     """What each is, such as `socket:[12345]`: numbers are taken again by other threads at any moment."""
-    found = set()
+    descriptors = set()
     for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):
-            found.add(os.readlink(f"/proc/self/fd/{number}"))
-    return found
+            descriptors.add(os.readlink(f"/proc/self/fd/{number}"))
+    return descriptors
 
 
 def test_a_whole_blob(upstream: Scripted, transfer: Transfer) -> None:
@@ -708,9 +708,9 @@ def test_the_plain_socket(upstream: Scripted, transfer: Transfer) -> None:
     while (plain := body.plain_socket()) is None:
         content += room[: body.readinto(room)]
     while plain is not None:
-        descriptor, left = plain
-        assert left == len(CONTENT) - len(content)
-        piece = os.read(descriptor, min(left, 10_000))
+        descriptor, remaining = plain
+        assert remaining == len(CONTENT) - len(content)
+        piece = os.read(descriptor, min(remaining, 10_000))
         content += piece
         body.advance(len(piece))
         plain = body.plain_socket()
@@ -787,4 +787,4 @@ def test_redirects_and_bodies_leave_no_descriptor(upstream: Scripted, open_trans
             answer.body.close()
     transfer.close()
     upstream.stop()
-    assert not {one for one in open_descriptors() - before if one.startswith("socket:")}
+    assert not {target for target in open_descriptors() - before if target.startswith("socket:")}

@@ -56,9 +56,9 @@ async def build(clock: Clock) -> AsyncIterator[Build]:
         return opened[-1]
 
     yield make
-    for one in opened:
-        await one.aclose()
-        await one.aclose()
+    for upstream in opened:
+        await upstream.aclose()
+        await upstream.aclose()
     await memo.aclose()
     executor.shutdown()
 

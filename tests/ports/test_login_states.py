@@ -34,9 +34,9 @@ SECRET = "canary-secret"
 def failing(upstream: RegistryUpstream) -> list[tuple[str, str]]:
     """Provider and reason of what does not work now."""
     [health] = upstream.health()
-    found = [(one.provider, one.reason) for one in health.logins if one.reason is not None]
-    assert SECRET not in str(found)
-    return found
+    failures = [(login.provider, login.reason) for login in health.logins if login.reason is not None]
+    assert SECRET not in str(failures)
+    return failures
 
 
 async def ask(upstream: RegistryUpstream, name: str = "team/app") -> str:
@@ -154,10 +154,10 @@ async def test_credentials_of_callers(tokens: bool, pulling: Pulling) -> None:
             assert await ask(upstream) == "UpstreamDenied"
         assert failing(upstream) == []
         assert await ask(upstream) == "CredentialsRefused"
-        [found] = failing(upstream)
+        [failure] = failing(upstream)
         with on_behalf_of(CallerCredentials("caller", "right")):
             assert (await ask(upstream)).startswith("sha256:")
-        assert failing(upstream) == [found]
+        assert failing(upstream) == [failure]
 
 
 async def test_a_docker_config_that_is_gone_or_spoiled(tmp_path: Path, pulling: Pulling) -> None:
@@ -206,11 +206,11 @@ async def test_a_helper(tmp_path: Path, pulling: Pulling, clock: Clock) -> None:
 class _Board:
     """What other workers say."""
 
-    def __init__(self, *said: dict[str, Any]) -> None:
-        self._said = list(said)
+    def __init__(self, *statuses: dict[str, Any]) -> None:
+        self._statuses = list(statuses)
 
     def others(self) -> list[dict[str, Any]]:
-        return self._said
+        return self._statuses
 
     def open(self) -> None: ...
 
@@ -243,7 +243,7 @@ _FINE = _login(None, worked=50.0)
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("statuses", "merged"),
     [
         ([[_FINE, _FINE], [_FINE, _FINE]], None),
         ([[_login("x", since=60.0, failed=70.0), _FINE], [_FINE, _FINE]], ("x", 60)),
@@ -260,17 +260,17 @@ _FINE = _login(None, worked=50.0)
         ([[_login("x", since=60.0, failed=70.0), _FINE], []], ("x", 60)),
     ],
 )
-async def test_what_workers_say_together(said: list[list[dict[str, Any]]], told: tuple[str, int] | None) -> None:
+async def test_what_workers_say_together(statuses: list[list[dict[str, Any]]], merged: tuple[str, int] | None) -> None:
     """Whichever says it, and in whatever order: the latest word counts, and another version's silence does not."""
-    for order in itertools.permutations(said):
+    for order in itertools.permutations(statuses):
         others = [_worker(number, *logins) for number, logins in enumerate(order)]
         workers = Workers(_Board(*others), _NoFlights(), list)  # type: ignore[arg-type]  # no flights are asked for
         [upstream] = await workers.upstreams()
         [endpoint] = upstream["endpoints"]
         failure = endpoint["credentials"]
-        if told is None:
+        if merged is None:
             assert failure is None
         else:
-            reason, since = told
+            reason, since = merged
             at = f"1970-01-01T00:{since // 60:02}:{since % 60:02}Z"
             assert failure == {"provider": "google", "reason": reason, "since": at}

@@ -39,7 +39,7 @@ def put(path: Path, content: bytes | str | None) -> None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-async def said(source: PasswordFile) -> str:
+async def current(source: PasswordFile) -> str:
     """The password that would be sent."""
     credentials = await source.credentials()
     assert isinstance(credentials, Credentials)
@@ -75,19 +75,19 @@ def test_what_is_no_secret(content: bytes, mistake: str) -> None:
 
 async def test_written_over(path: Path, source: PasswordFile) -> None:
     """The next one who asks has the new one."""
-    assert await said(source) == OLD
+    assert await current(source) == OLD
     put(path, "longer than before")
-    assert await said(source) == "longer than before"
+    assert await current(source) == "longer than before"
 
 
 async def test_replaced_by_rename(path: Path, source: PasswordFile) -> None:
     """Another file of the same size and time."""
-    assert await said(source) == OLD
+    assert await current(source) == OLD
     fresh = path.with_name("fresh")
     fresh.write_text(f"{NEW}\n")
     os.utime(fresh, ns=(0, os.stat(path).st_mtime_ns))
     os.replace(fresh, path)
-    assert await said(source) == NEW
+    assert await current(source) == NEW
 
 
 async def test_a_mounted_kubernetes_secret(tmp_path: Path) -> None:
@@ -98,16 +98,16 @@ async def test_a_mounted_kubernetes_secret(tmp_path: Path) -> None:
     (tmp_path / "..data").symlink_to("..1")
     (tmp_path / "token").symlink_to("..data/token")
     source = PasswordFile(tmp_path / "token", "user", OLD, upstream="a.test")
-    assert await said(source) == OLD
+    assert await current(source) == OLD
     (tmp_path / "..data_tmp").symlink_to("..2")
     os.replace(tmp_path / "..data_tmp", tmp_path / "..data")
-    assert await said(source) == NEW
+    assert await current(source) == NEW
 
 
 async def test_changed_before_it_was_looked_at(path: Path, source: PasswordFile) -> None:
     """Between the reading of the configuration and the first pull."""
     put(path, NEW)
-    assert await said(source) == NEW
+    assert await current(source) == NEW
 
 
 @pytest.mark.parametrize("looked_at", [True, False])
@@ -124,20 +124,20 @@ async def test_a_file_of_no_use(
     """
     if looked_at:
         put(path, "later")
-        assert await said(source) == "later"
+        assert await current(source) == "later"
     with structlog.testing.capture_logs() as logged:
         put(path, content)
         for _ in range(3):
-            assert await said(source) == ("later" if looked_at else OLD)
+            assert await current(source) == ("later" if looked_at else OLD)
             await source.reject(Credentials("user", OLD))
-        told = f"{path}: {reason}; its last content stays in use"
+        message = f"{path}: {reason}; its last content stays in use"
         assert logged == [
-            {"event": "credentials not reloaded", "upstream": "a.test", "reason": told, "log_level": "warning"}
+            {"event": "credentials not reloaded", "upstream": "a.test", "reason": message, "log_level": "warning"}
         ]
-        assert (source.issuing.provider, source.issuing.reason) == ("password_file", told)
+        assert (source.issuing.provider, source.issuing.reason) == ("password_file", message)
         put(path, NEW)
         assert source.issuing.reason is None
-        assert await said(source) == NEW
+        assert await current(source) == NEW
     assert len(logged) == 1
 
 
@@ -145,7 +145,7 @@ async def test_what_nobody_may_read(path: Path, source: PasswordFile) -> None:
     """A folder stands in its place: root, too, cannot read that."""
     put(path, None)
     os.mkdir(path)
-    assert await said(source) == OLD
+    assert await current(source) == OLD
     assert source.issuing.reason == f"{path}: Is a directory; its last content stays in use"
 
 
@@ -159,10 +159,10 @@ async def test_a_change_that_does_not_show(tokens: bool, path: Path, source: Pas
         await upstream.resolve("team/app", "v1")
         registry.users["user"] = NEW
         disguise(path, f"{NEW}\n")
-        assert await said(source) == OLD
+        assert await current(source) == OLD
         # of a repository for which there is no token yet
         await upstream.resolve("team/other", "v1")
-        assert await said(source) == NEW
+        assert await current(source) == NEW
 
 
 async def test_refused_with_nothing_new(path: Path, source: PasswordFile, pulling: Pulling) -> None:
@@ -173,10 +173,10 @@ async def test_refused_with_nothing_new(path: Path, source: PasswordFile, pullin
         with pytest.raises(MirrorError) as caught:
             await upstream.resolve("team/app", "v1")
         [health] = upstream.health()
-        reasons = [one.reason for one in health.logins if one.reason]
+        reasons = [login.reason for login in health.logins if login.reason]
         assert reasons == ["the registry refuses the credentials (401)"]
         put(path, NEW)
         await upstream.resolve("team/app", "v1")
         [health] = upstream.health()
-        assert not [one for one in health.logins if one.reason]
+        assert not [login for login in health.logins if login.reason]
     assert "canary" not in f"{caught.value} {reasons} {logged} {source!r} {await source.credentials()!r}"

@@ -77,9 +77,9 @@ def azure() -> Iterator[Azure]:
 
 
 async def given(source: Renewed) -> Credentials:
-    found = await source.credentials()
-    assert found
-    return found
+    credentials = await source.credentials()
+    assert credentials
+    return credentials
 
 
 async def renewed(source: Renewed, password: str) -> None:
@@ -111,8 +111,8 @@ async def test_google_by_metadata_server(google: GoogleCloud, clock: Clock) -> N
     """Of the machine, or of the workload identity; the server is where the settings say."""
     options = ProviderOptions(metadata_url=google.url)
     source = open_provider(Endpoint("gcr.io", "https://gcr.io"), "google", options, now=clock, clock=clock)
-    found = await asyncio.gather(*(given(source) for _ in range(50)))
-    assert set(found) == {Credentials("oauth2accesstoken", "google-1")}
+    credentials = await asyncio.gather(*(given(source) for _ in range(50)))
+    assert set(credentials) == {Credentials("oauth2accesstoken", "google-1")}
     assert google.complaints == []
     assert {request.header("Metadata-Flavor") for request in google.requests} == {"Google"}
     clock.time += 1790
@@ -176,8 +176,8 @@ async def test_ecr(aws: Aws, clock: Clock) -> None:
     aws.expires_at = clock.time + 12 * 3600
     options = ProviderOptions(provider_url=aws.url)
     source = open_provider(Endpoint(ECR, f"https://{ECR}"), "ecr", options, now=clock, clock=clock)
-    found = await asyncio.gather(*(given(source) for _ in range(20)))
-    assert set(found) == {Credentials("AWS", "AKIDTEST-1")}
+    credentials = await asyncio.gather(*(given(source) for _ in range(20)))
+    assert set(credentials) == {Credentials("AWS", "AKIDTEST-1")}
     assert (aws.scopes, aws.complaints) == ([("eu-west-1", "ecr")], [])
     clock.time += 10 * 3600
     assert (await given(source)).password == "AKIDTEST-1"
@@ -270,14 +270,14 @@ def _chosen(azure: Azure, _folder: Path) -> dict[str, Any]:
 
 
 def _principal(azure: Azure, _folder: Path) -> dict[str, Any]:
-    who = {"tenant": azure.tenant, "client_id": azure.client, "client_secret": azure.secret}
-    return {"provider_url": azure.url, **who}
+    identity = {"tenant": azure.tenant, "client_id": azure.client, "client_secret": azure.secret}
+    return {"provider_url": azure.url, **identity}
 
 
 def _workload(azure: Azure, folder: Path) -> dict[str, Any]:
     (folder / "token").write_text(azure.assertion + "\n")
-    who = {"tenant": azure.tenant, "client_id": azure.client, "token_file": folder / "token"}
-    return {"provider_url": azure.url, **who}
+    identity = {"tenant": azure.tenant, "client_id": azure.client, "token_file": folder / "token"}
+    return {"provider_url": azure.url, **identity}
 
 
 @pytest.mark.parametrize("way", [_managed, _chosen, _principal, _workload])
@@ -295,8 +295,8 @@ async def test_acr(
         upstream = pulling(
             registry, open_provider(Endpoint("acr", registry.url), "acr", options, now=clock, clock=clock)
         )
-        found = await asyncio.gather(*(upstream.resolve("team/app", "v1") for _ in range(20)))
-        assert {one.digest for one in found} == {digest}
+        descriptors = await asyncio.gather(*(upstream.resolve("team/app", "v1") for _ in range(20)))
+        assert {descriptor.digest for descriptor in descriptors} == {digest}
         assert (registry.exchanges, azure.complaints) == (1, [])
         clock.time += 2.8 * 3600
         registry.expire_tokens()
@@ -367,7 +367,7 @@ async def test_clouds_behind_a_proxy(google: GoogleCloud, aws: Aws, azure: Azure
     with HttpProxy() as proxy, AzureRegistry(azure) as registry:
         proxies = Proxies.given(proxy.url)
 
-        async def asked(provider: Any, url: str, **options: Any) -> int:
+        async def requests_by_proxy(provider: Any, url: str, **options: Any) -> int:
             before = len(proxy.requests)
             given_by = open_provider(
                 Endpoint(ECR, url, proxies=proxies), provider, ProviderOptions(**options), proxy=proxy.url
@@ -375,10 +375,10 @@ async def test_clouds_behind_a_proxy(google: GoogleCloud, aws: Aws, azure: Azure
             assert await given_by.credentials()
             return len(proxy.requests) - before
 
-        assert await asked("google", "https://gcr.io", key_file=key) == 1
-        assert await asked("google", "https://gcr.io", metadata_url=google.url) == 0
-        assert await asked("ecr", f"https://{ECR}", provider_url=aws.url) == 1
-        assert await asked("acr", registry.url, metadata_url=azure.url) == 1
+        assert await requests_by_proxy("google", "https://gcr.io", key_file=key) == 1
+        assert await requests_by_proxy("google", "https://gcr.io", metadata_url=google.url) == 0
+        assert await requests_by_proxy("ecr", f"https://{ECR}", provider_url=aws.url) == 1
+        assert await requests_by_proxy("acr", registry.url, metadata_url=azure.url) == 1
     assert google.complaints == aws.complaints == azure.complaints == []
 
 

@@ -52,16 +52,16 @@ async def build() -> AsyncIterator[Build]:
         return opened[-1]
 
     yield make
-    for one in opened:
-        await one.aclose()
+    for upstream in opened:
+        await upstream.aclose()
     await memo.aclose()
     executor.shutdown()
 
 
 async def pull_all(upstream: RegistryUpstream) -> None:
     """A tag, its manifest, a blob: by both clients."""
-    found = await upstream.resolve(NAME, "v1")
-    await upstream.manifest(NAME, found.digest)
+    descriptor = await upstream.resolve(NAME, "v1")
+    await upstream.manifest(NAME, descriptor.digest)
     async with upstream.blob(NAME, Digest.of(LAYER)) as body:
         room = memoryview(bytearray(1 << 20))
         got = bytearray()
@@ -75,8 +75,8 @@ async def test_a_tunnel(certificate: Certificate, proxy: HttpProxy, build: Build
     with FakeRegistry(tls=certificate.server(), tokens=True, cdn=True) as registry:
         registry.add_image(NAME, "v1", [LAYER])
         await pull_all(build(registry.url, verify=certificate.client(), proxies=Proxies.given(proxy.url)))
-        assert {one.split(" ")[0] for one in proxy.requests} == {"CONNECT"}
-        assert f"CONNECT {registry.host} HTTP/1.1" in {one.partition("\r\n")[0] for one in proxy.requests}
+        assert {request.split(" ")[0] for request in proxy.requests} == {"CONNECT"}
+        assert f"CONNECT {registry.host} HTTP/1.1" in {request.partition("\r\n")[0] for request in proxy.requests}
         assert "Bearer" not in "".join(proxy.requests)
 
 
@@ -85,7 +85,7 @@ async def test_plain_http(proxy: HttpProxy, build: Build) -> None:
     with FakeRegistry(tokens=True) as registry:
         registry.add_image(NAME, "v1", [LAYER])
         await pull_all(build(registry.url, proxies=Proxies.given(proxy.url)))
-        lines = [one.partition("\r\n")[0] for one in proxy.requests]
+        lines = [request.partition("\r\n")[0] for request in proxy.requests]
         assert all(registry.url in line for line in lines)
         assert any(f"GET {registry.url}/v2/{NAME}/blobs/" in line for line in lines)
 
@@ -164,10 +164,10 @@ def test_which_proxy() -> None:
     proxies = Proxies.environment(
         {"HTTPS_PROXY": "http://upper:1", "https_proxy": f"http://u:{SECRET}@lower:3128/", "NO_PROXY": "spared.io"}
     )
-    found = proxies.for_url(parse_url("https://a.io/v2/"))
-    assert found
-    assert (found.url.authority, found.username, found.password) == ("lower:3128", "u", SECRET)
-    assert SECRET not in repr(found)
+    proxy = proxies.for_url(parse_url("https://a.io/v2/"))
+    assert proxy
+    assert (proxy.url.authority, proxy.username, proxy.password) == ("lower:3128", "u", SECRET)
+    assert SECRET not in repr(proxy)
     assert proxies.for_url(parse_url("http://a.io/")) is None
     assert proxies.for_url(parse_url("https://x.spared.io/")) is None
     assert Proxies.given(None).for_url(parse_url("https://a.io/")) is None

@@ -135,8 +135,8 @@ def test_it_is_an_upstream() -> None:
 async def test_resolve(registry: FakeRegistry, build: Build) -> None:
     """A tag by one HEAD, asking for every type in one Accept."""
     digest = registry.add_image(NAME, "v1", [LAYER])
-    found = await build(registry.url).resolve(NAME, "v1")
-    assert found == Descriptor(OCI_MANIFEST, digest, len(registry.manifest(NAME, digest)))
+    descriptor = await build(registry.url).resolve(NAME, "v1")
+    assert descriptor == Descriptor(OCI_MANIFEST, digest, len(registry.manifest(NAME, digest)))
     (request,) = registry.requests
     assert request.method == "HEAD"
     assert [value for name, value in request.headers if name.lower() == "accept"] == [", ".join(ACCEPT)]
@@ -328,9 +328,9 @@ async def test_72_a_name_that_leads_inward(build: Build, inward: str) -> None:
         digest = registry.add_blob(NAME, LAYER)
         url = f"http://{inward}:{registry.host.partition(':')[2]}"
         upstream = build(url)
-        for asked in (upstream.manifest(NAME, "v1"), pull(upstream, digest), tags_of(upstream, NAME)):
+        for call in (upstream.manifest(NAME, "v1"), pull(upstream, digest), tags_of(upstream, NAME)):
             with pytest.raises(UpstreamOffLimits) as refused:
-                await asked
+                await call
             assert "127.0.0.1" not in str(refused.value)
             assert refused.value.public == "test cannot be reached"
         assert not registry.requests
@@ -343,9 +343,9 @@ async def test_72_addresses_through_a_proxy(build: Build, host: str) -> None:
     with Scripted() as proxy:
         proxy.on("*", reply(307, b"", {"Location": f"http://{host}:1/secret"}))
         upstream = build("http://registry.example.com", proxies=Proxies.given(proxy.url))
-        for asked in (upstream.manifest(NAME, "v1"), pull(upstream, Digest.of(b"x"))):
+        for call in (upstream.manifest(NAME, "v1"), pull(upstream, Digest.of(b"x"))):
             with pytest.raises(UpstreamOffLimits):
-                await asked
+                await call
         assert proxy.requests
         assert all(request.target.startswith("http://registry.example.com/") for request in proxy.requests)
 
@@ -595,9 +595,9 @@ async def test_a_registry_behind_a_redirect(build: Build, where: str) -> None:
         digest = other.add_image(at.removeprefix("/v2/"), "v1", [LAYER])
 
         def send_on(request: Request, answer: Any) -> Any:
-            found = answer(request)
-            if b" 401 " in found[0]:
-                return found
+            parts = answer(request)
+            if b" 401 " in parts[0]:
+                return parts
             return reply(307, b"", {"Location": other.url + request.target.replace(f"/v2/{NAME}", at)})
 
         for kind in ("manifests", "blobs"):
@@ -608,8 +608,8 @@ async def test_a_registry_behind_a_redirect(build: Build, where: str) -> None:
         assert (await pull(upstream, Digest.of(LAYER)))[2] == LAYER
         assert (await pull(upstream, Digest.of(LAYER), 1000))[2] == LAYER[1000:]
         assert other.count("token") == 1
-        (asked,) = other.of_kind("token")
-        assert asked.query["scope"] == [f"repository:{at.removeprefix('/v2/')}:pull"]
+        (request,) = other.of_kind("token")
+        assert request.query["scope"] == [f"repository:{at.removeprefix('/v2/')}:pull"]
         for request in (*other.requests, *other.cdn_requests):
             assert SECRET not in str(request)
             assert "Basic" not in (request.header("Authorization") or "")
@@ -680,10 +680,10 @@ async def test_one_challenge_closes_no_open_registry(build: Build, fault: Fault,
             upstream._accounts.own.throttled_until = 0
         assert (await upstream.manifest("team/other", "v1")).digest == digest
         assert (await upstream.manifest(NAME, "v1")).digest == digest
-        asked = registry.count("token")
+        before = registry.count("token")
         assert (await upstream.manifest(NAME, digest)).digest == digest
         assert (await pull(upstream, Digest.of(LAYER)))[2] == LAYER
-        assert registry.count("token") == asked
+        assert registry.count("token") == before
 
 
 async def test_a_token_service_that_fails_is_asked_once_a_try(build: Build, waits: list[float]) -> None:
@@ -721,10 +721,10 @@ async def test_refused_credentials_are_sent_once_a_call(build: Build) -> None:
 async def test_upstreams_know_nothing_of_each_other(build: Build) -> None:
     """Faults row 73: neither tokens, credentials nor cookies of one get to another, though they share a memo."""
     content = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}).encode()
-    with FakeRegistry(tokens=True, users={"user": SECRET}) as one, Scripted() as other:
-        one.add_manifest(NAME, content, OCI_INDEX, "v1")
+    with FakeRegistry(tokens=True, users={"user": SECRET}) as first_registry, Scripted() as other:
+        first_registry.add_manifest(NAME, content, OCI_INDEX, "v1")
         other.on("*", reply(200, content, {"Content-Type": OCI_INDEX, "Set-Cookie": "session=1; Path=/"}))
-        first = build(one.url, name="same", credentials=USER)
+        first = build(first_registry.url, name="same", credentials=USER)
         second = build(other.url, name="same", credentials=USER)
         await first.manifest(NAME, "v1")
         await second.manifest(NAME, "v1")
@@ -819,13 +819,13 @@ async def test_one_back_off_for_all(build: Build, clock: Clock, kind: str) -> No
         with pytest.raises(UpstreamThrottled) as first:
             await (pull(upstream, layer) if kind == "blobs" else upstream.manifest(NAME, digest))
         assert first.value.retry_after == 30
-        asked = len(registry.requests)
+        before = len(registry.requests)
         clock.time += 10
         for call in (upstream.resolve(NAME, "v1"), tags_of(upstream, NAME), pull(upstream, layer)):
             with pytest.raises(UpstreamThrottled) as later:
                 await call
             assert later.value.retry_after == 20
-        assert len(registry.requests) == asked
+        assert len(registry.requests) == before
         clock.time += 20
         assert (await upstream.manifest(NAME, digest)).digest == digest
         assert (await pull(upstream, layer))[2] == LAYER
@@ -1049,9 +1049,9 @@ async def test_the_next_page_is_on_our_own_path(build: Build, link: str) -> None
         assert [request.target for request in front.requests] == [f"{path}?n=10000", f"{path}?last=a&n=1"]
 
 
-@pytest.mark.parametrize(("largest", "asked"), [(1_000, ["10000", "1000"]), (50, ["10000", "1000", None])])
+@pytest.mark.parametrize(("largest", "expected"), [(1_000, ["10000", "1000"]), (50, ["10000", "1000", None])])
 async def test_an_n_that_is_refused(
-    registry: FakeRegistry, build: Build, largest: int, asked: list[str | None]
+    registry: FakeRegistry, build: Build, largest: int, expected: list[str | None]
 ) -> None:
     """Then less is asked for, and that is remembered."""
     registry.page, registry.largest_n = 50, largest
@@ -1063,9 +1063,9 @@ async def test_an_n_that_is_refused(
     for _ in range(2):
         assert await tags_of(upstream, NAME) == tags
         assert await tags_of(upstream, NAME, "v050") == tags[51:]
-    said = [request.query.get("n", [None])[0] for request in registry.of_kind("tags")]
-    assert said[: len(asked)] == asked
-    assert said.count("10000") == 1
+    sizes = [request.query.get("n", [None])[0] for request in registry.of_kind("tags")]
+    assert sizes[: len(expected)] == expected
+    assert sizes.count("10000") == 1
 
 
 async def test_a_last_that_is_refused(build: Build) -> None:
@@ -1134,9 +1134,9 @@ async def test_referrers(build: Build, api: bool) -> None:
         signature = registry.add_image(NAME, None, [b"sig"], subject=subject, artifactType="application/x.sig")
         registry.add_index(NAME, f"sha256-{image.hex}", [signature])
         upstream = build(registry.url)
-        (found,) = await upstream.referrers(NAME, image)
-        assert found.digest == signature
-        assert not api or found.artifact_type == "application/x.sig"
+        (referrer,) = await upstream.referrers(NAME, image)
+        assert referrer.digest == signature
+        assert not api or referrer.artifact_type == "application/x.sig"
         assert await upstream.referrers(NAME, Digest.of(b"none")) == []
 
 
@@ -1188,8 +1188,8 @@ async def test_no_referrers_api(registry: FakeRegistry, build: Build, waits: lis
     image, children = _refer(registry)
     upstream = build(registry.url)
     registry.fail("referrers", fault, times=9)
-    (found,) = await upstream.referrers(NAME, image)
-    assert (found.digest, found.artifact_type) == (children[0], "application/x.sig")
+    (referrer,) = await upstream.referrers(NAME, image)
+    assert (referrer.digest, referrer.artifact_type) == (children[0], "application/x.sig")
     assert await upstream.referrers(NAME, Digest.of(b"none")) == []
     assert waits == []
 
@@ -1222,7 +1222,7 @@ async def test_referrers_on_a_page_of_another_host(registry: FakeRegistry, build
         registry.fail("referrers", status(303, {"Location": f"{pages.url}/login"}), times=9)
         upstream = build(registry.url)
         for _ in range(3):
-            assert [one.digest for one in await upstream.referrers(NAME, image)] == children
+            assert [referrer.digest for referrer in await upstream.referrers(NAME, image)] == children
         if script[0].startswith((b"HTTP/1.1 429", b"HTTP/1.1 503")):
             assert len(pages.requests) == 1
     assert await tags_of(upstream, NAME)
@@ -1236,7 +1236,7 @@ async def test_lists_of_a_registry_that_redirects_to_another(build: Build) -> No
         image, children = _refer(other)
         other.drop_tag(NAME, f"sha256-{image.hex}")
         upstream = build(vanity.url)
-        assert [one.digest for one in await upstream.referrers(NAME, image)] == children
+        assert [referrer.digest for referrer in await upstream.referrers(NAME, image)] == children
         assert await tags_of(upstream, NAME) == ["v1"]
 
 
@@ -1250,7 +1250,7 @@ async def test_referrers_where_nothing_listens(registry: FakeRegistry, build: Bu
     registry.fail("referrers", status(303, {"Location": f"{url}/login"}), times=99)
     upstream = build(registry.url)
     for _ in range(3):
-        assert [one.digest for one in await upstream.referrers(NAME, image)] == children
+        assert [referrer.digest for referrer in await upstream.referrers(NAME, image)] == children
         with pytest.raises(UpstreamUnavailable):
             await upstream.referrers(NAME, Digest.of(b"none"))
     assert await tags_of(upstream, NAME)
@@ -1318,11 +1318,11 @@ async def test_children_of_a_fallback_index(registry: FakeRegistry, build: Build
     del listed[-2]
     registry.add_manifest(NAME, json.dumps(index).encode(), OCI_INDEX, f"sha256-{image.hex}")
     for _ in range(2):
-        found = await upstream.referrers(NAME, image)
-        assert [one.digest for one in found] == [children[0], children[2]]
-        assert {one.artifact_type for one in found} == {"application/x.sig"}
-    asked = [request.path.rpartition("/")[2] for request in registry.of_kind("manifests")]
-    assert asked.count(str(children[0])) == 1
+        referrers = await upstream.referrers(NAME, image)
+        assert [referrer.digest for referrer in referrers] == [children[0], children[2]]
+        assert {referrer.artifact_type for referrer in referrers} == {"application/x.sig"}
+    fetched = [request.path.rpartition("/")[2] for request in registry.of_kind("manifests")]
+    assert fetched.count(str(children[0])) == 1
 
 
 def _descriptor(number: int, **more: Any) -> dict[str, Any]:
@@ -1336,8 +1336,8 @@ async def test_pages_of_referrers(build: Build) -> None:
         more = {"Link": f'<{path}?page=2>; rel="next"'}
         front.once(path, reply_json(200, {"manifests": [_descriptor(1), _descriptor(2)]}, more))
         front.once(path, reply_json(200, {"manifests": [_descriptor(2), _descriptor(3)]}))
-        found = await build(front.url).referrers(NAME, Digest.of(b"x"))
-        assert [one.digest for one in found] == [Digest.of(b"%d" % number) for number in (1, 2, 3)]
+        referrers = await build(front.url).referrers(NAME, Digest.of(b"x"))
+        assert [referrer.digest for referrer in referrers] == [Digest.of(b"%d" % number) for number in (1, 2, 3)]
         assert [request.target for request in front.requests] == [path, f"{path}?page=2"]
 
 
