@@ -432,7 +432,7 @@ def test_pins_that_the_disk_does_not_give(tmp_path: Path, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", fail)
-        with pytest.raises(StoreError, match="reading a note"):
+        with pytest.raises(StoreError, match="reading a record"):
             list(pins.all())
     with monkeypatch.context() as patch:
         patch.setattr("mirror.store.local.json_records.os.listdir", fail)

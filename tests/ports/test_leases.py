@@ -62,7 +62,7 @@ async def test_the_life_of_a_lease(redis_server: RedisServer) -> None:
 
 
 async def test_a_lease_ends_by_itself(redis_server: RedisServer) -> None:
-    """Whoever died does not keep it."""
+    """A replica that died does not keep it."""
     async with _of(redis_server, "a") as a, _of(redis_server, "b") as b:
         assert await a.take("run", 0.001) is None
         async with asyncio.timeout(_PATIENT):
@@ -70,7 +70,7 @@ async def test_a_lease_ends_by_itself(redis_server: RedisServer) -> None:
                 pass
 
 
-async def test_owners_are_told_apart_whole(redis_server: RedisServer) -> None:
+async def test_owners_are_compared_whole(redis_server: RedisServer) -> None:
     """One whose name begins another's is another."""
     async with _of(redis_server, "ab") as ab, _of(redis_server, "a") as a, _of(redis_server, "") as nobody:
         assert await ab.take("run", 120) is None
@@ -79,7 +79,7 @@ async def test_owners_are_told_apart_whole(redis_server: RedisServer) -> None:
 
 
 async def test_without_redis(redis_server: RedisServer) -> None:
-    """It says so, in its budget: dead, silent, or with something else under the key; and works again afterwards."""
+    """It raises within its budget: dead, silent, or with something else under the key; and works again afterwards."""
     async with _of(redis_server, "a", budget=0.2) as leases:
         redis_server.kill()
         with pytest.raises(IndexUnavailable):

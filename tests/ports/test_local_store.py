@@ -213,7 +213,7 @@ def test_a_partial_of_an_earlier_boot_is_not_resumed(store: LocalStore) -> None:
 
 
 def test_followers_of_a_thrown_away_file_are_not_told_it_was_verified(store: LocalStore) -> None:
-    """The words about a new file under the same name say nothing about the old one."""
+    """The state of a new file under the same name does not apply to the old one."""
     filler = filled(store, CONTENT, upto=40_000)
     follower = LocalStore(store.layout).ingest(DIGEST, REGISTRY)
     assert follower.announced
@@ -341,7 +341,7 @@ def _fail(_descriptor: int) -> None:
 
 
 def test_a_full_disk_is_told_apart_and_leaves_what_came(tmp_path: Path) -> None:
-    """ENOSPC in mid-write is `StoreFull`; what was told as grown is right, and goes on once there is room (row 34)."""
+    """Row 34: ENOSPC in mid-write is `StoreFull`; the size that was reported is right. Later it goes on."""
     with tmpfs(tmp_path, "size=600k") as mount:
         store = LocalStore(Layout(mount))
         ballast = mount / "ballast"
@@ -471,8 +471,8 @@ def test_settling_makes_every_new_name_durable(store: LocalStore, monkeypatch: p
 
 
 def test_54_records_that_were_cut_are_not_taken_for_none(store: LocalStore) -> None:
-    """Row 54: a record that does not parse is an error of its own, for nobody knows what it said; a history counts as
-    none, and a listing passes a damaged record over, except by digest.
+    """Row 54: a record that does not parse is an error of its own, because its content is not known. A history counts
+    as none, and a listing skips a damaged record, except by digest.
     """
     catalog = LocalCatalog(store.layout)
     repo = Repo("docker.io", "library/busybox")
@@ -536,7 +536,7 @@ def test_a_name_that_no_file_can_have_is_absent(store: LocalStore) -> None:
 
 
 def test_quarantined_bytes_stay_for_the_curious(store: LocalStore) -> None:
-    """A damaged blob is moved, not deleted: whoever looks into the disk's trouble finds it."""
+    """A damaged blob is moved, not deleted: an administrator who examines the disk finds it."""
     store.put(DIGEST, CONTENT)
     path = Path(store.layout.blob(DIGEST))
     path.chmod(0o600)
@@ -585,7 +585,7 @@ def test_a_quarantine_that_was_cleared_away(store: LocalStore) -> None:
 def test_a_quarantine_that_has_not_changed_is_not_listed_again(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once its last change is some seconds ago; what comes or goes afterwards is seen at once, whoever does it."""
+    """Once its last change is some seconds ago; what comes or goes afterwards is seen at once."""
     store.put(DIGEST, CONTENT)
     put_aside(store, DIGEST)
     listed: list[Layout] = []

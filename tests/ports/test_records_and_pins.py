@@ -49,7 +49,7 @@ class TestJsonRecords(RecordsSuite):
         return JsonRecords(layout, "things")
 
 
-def test_files_that_are_no_notes_are_passed_over(layout: Layout) -> None:
+def test_files_that_are_no_records_are_skipped(layout: Layout) -> None:
     """Cut, foreign, nested without end, or under a name that is not theirs."""
     notes = JsonRecords(layout, "things")
     notes.put("good", {})
@@ -111,7 +111,7 @@ def test_a_pin_that_does_not_parse_is_none(layout: Layout) -> None:
     assert [pin.reference for pin in good.all()] == ["1.0"]
 
 
-def test_how_long_a_pin_holds() -> None:
+def test_how_long_a_pin_is_active() -> None:
     """Up to its end, or for good."""
     assert Pin(_REPO, "1.0", "", 0.0).is_active(1e12)
     assert Pin(_REPO, "1.0", "", 0.0, 10.0).is_active(9.9)
@@ -119,7 +119,7 @@ def test_how_long_a_pin_holds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "why", "tells"),
+    ("harm", "why", "key_is_left"),
     [
         (lambda file: file.write_bytes(b""), "not a record", False),
         (lambda file: file.write_bytes(bytes(200)), "not a record", False),
@@ -149,8 +149,8 @@ def test_how_long_a_pin_holds() -> None:
         "dangling",
     ],
 )
-def test_a_pin_that_cannot_be_read_is_told(
-    layout: Layout, harm: Callable[[Path], object], why: str, tells: bool
+def test_a_pin_that_cannot_be_read_is_reported(
+    layout: Layout, harm: Callable[[Path], object], why: str, key_is_left: bool
 ) -> None:
     """With its file and why; what it is for is known by its name, and by its text where enough of that is left. The
     other pins are read as ever."""
@@ -165,7 +165,7 @@ def test_a_pin_that_cannot_be_read_is_told(
     assert (unread.kind, unread.file) == ("pins", str(file))
     assert unread.is_about(_REPO, "1.0")
     assert not unread.is_about(_REPO, "2.0")
-    assert unread.subject == ((_REPO, "1.0") if tells else None)
+    assert unread.subject == ((_REPO, "1.0") if key_is_left else None)
     assert str(file) in unread.trouble
 
 
@@ -182,7 +182,7 @@ def test_files_that_are_no_pins_are_no_damaged_pins_either(layout: Layout) -> No
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
 def test_a_pin_that_the_disk_does_not_give(layout: Layout, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """One file is a damaged pin; the folder is an error, for nobody knows what it holds."""
+    """One file is a damaged pin; the folder is an error, because its content is not known."""
     pins = LocalPins(layout)
     pins.put(Pin(_REPO, "1.0", "", 5.0))
 
@@ -205,7 +205,7 @@ def test_a_pin_that_the_disk_does_not_give(layout: Layout, monkeypatch: pytest.M
             pins.all()
 
 
-def test_a_note_that_was_edited_is_read(layout: Layout) -> None:
+def test_a_record_that_was_edited_is_read(layout: Layout) -> None:
     """With its fields in another order, as an editor's formatter leaves them."""
     pins = LocalPins(layout)
     pins.put(pin := Pin(_REPO, "1.0", "", 5.0))

@@ -1,4 +1,4 @@
-"""What processes say of themselves, and what was purged: read by the others, gone with whoever said it."""
+"""The status of processes, and what was purged: read by the other processes; a status is gone with its process."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def _board(layout: Layout) -> StatusBoard:
 
 
 def test_each_reads_the_others(layout: Layout) -> None:
-    """Never itself, the latest alone, and not what one has said that is gone."""
+    """Never itself, the latest alone, and not the status of a process that ended."""
     one, two, three = (_board(layout) for _ in range(3))
     one.publish({"n": 0})
     one.publish({"n": 1})
     two.publish({"n": 2})
     assert one.others() == [{"n": 2}]
-    assert sorted(said["n"] for said in three.others()) == [1, 2]
+    assert sorted(status["n"] for status in three.others()) == [1, 2]
     two.close()
     assert three.others() == [{"n": 1}]
     again = _board(layout)
@@ -46,7 +46,7 @@ def test_each_reads_the_others(layout: Layout) -> None:
 
 
 def test_what_a_dead_one_left_is_dropped(layout: Layout) -> None:
-    """Its lock is free: the file is nobody's; one that makes no sense is passed over."""
+    """Its lock is free: the file belongs to no process; one that does not parse is skipped."""
     one = _board(layout)
     one.publish({"n": 1})
     folder = layout.records("board")
@@ -60,8 +60,8 @@ def test_what_a_dead_one_left_is_dropped(layout: Layout) -> None:
     assert one.others() == []
 
 
-def test_purges_are_told_once(layout: Layout) -> None:
-    """To each process, also to the one that told; not those from before it began."""
+def test_purges_are_read_once(layout: Layout) -> None:
+    """By each process, also by the one that published; not those from before it began."""
     notes = JsonRecords(layout, "purges")
     repo, digest = Repo("docker.io", "library/app"), Digest.parse("sha256:" + "a" * 64)
     PurgeNotices(notes).publish(repo, ["old"], [])
@@ -74,7 +74,7 @@ def test_purges_are_told_once(layout: Layout) -> None:
 
 
 def test_two_purges_in_one_tick(layout: Layout) -> None:
-    """A purge is told although the folder's time is that of the purge before it."""
+    """A purge is read although the folder's time is that of the purge before it."""
     notes = JsonRecords(layout, "purges")
     folder = layout.root / "purges"
     repo = Repo("docker.io", "library/app")

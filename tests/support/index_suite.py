@@ -43,18 +43,18 @@ async def roles(index: ContentIndex, limit: int = 100) -> dict[BlobRole, list[Co
 
 async def numbers(index: ContentIndex, role: BlobRole) -> list[int]:
     """The numbers of digests, the least recently used first."""
-    known = {digest(number): number for number in range(100)}
-    return [known[found.digest] for found in await index.least_recently_used(role, 100)]
+    numbers = {digest(number): number for number in range(100)}
+    return [numbers[record.digest] for record in await index.least_recently_used(role, 100)]
 
 
 async def digests(index: ContentIndex) -> set[Digest]:
     """All that it lists."""
-    return {found async for batch in index.digests() for found in batch}
+    return {digest async for batch in index.digests() for digest in batch}
 
 
-async def successors(index: ContentIndex, asked: Iterable[int]) -> dict[Digest, set[ReferencedBlob]]:
+async def successors(index: ContentIndex, parents: Iterable[int]) -> dict[Digest, set[ReferencedBlob]]:
     """In no order."""
-    return {above: set(found) for above, found in (await index.successors([*map(digest, asked)])).items()}
+    return {parent: set(blobs) for parent, blobs in (await index.successors([*map(digest, parents)])).items()}
 
 
 class IndexSuite:
@@ -134,7 +134,7 @@ class IndexSuite:
         assert await least_recently_used(index, 9) == [record(2), record(1, last_used=300.5), record(3, last_used=400)]
 
     async def test_the_least_recently_used_come_in_order_and_bounded(self, index: ContentIndex) -> None:
-        """Least recently used first, ties by digest, never more than asked for."""
+        """Least recently used first, ties by digest, never more than requested."""
         records = [record(number, last_used=number % 7) for number in range(50)]
         records.append(ContentRecord(Digest.of(b"x", "sha512"), 1, 3))
         random.Random(1).shuffle(records)
@@ -224,7 +224,7 @@ class IndexSuite:
         assert await index.successors([digest(1)]) == {}
 
     async def test_named_twice_counts_once(self, index: ContentIndex) -> None:
-        """A manifest told again, or naming a blob twice, names each blob once."""
+        """A manifest recorded again, or naming a blob twice, names each blob once."""
         await index.put([record(1), record(2)])
         for _ in range(2):
             await index.record_references([names(1, 2, 2), names(1, 2)])
@@ -269,7 +269,7 @@ class IndexSuite:
         assert await digests(index) == {each.digest for each in records}
 
     async def test_links_belong_to_one_repository(self, index: ContentIndex) -> None:
-        """A blob linked to one repository is not linked to another, and unlinked only where said."""
+        """A blob linked to one repository is not linked to another, and unlinked there only."""
         await index.link(ALPINE, {digest(1): 10, digest(2): 0})
         await index.link(PAUSE, {digest(1): 10})
         assert await index.linked(ALPINE, digest(2)) == 0

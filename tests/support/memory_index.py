@@ -25,10 +25,10 @@ class MemoryIndex:
     async def put(self, records: Sequence[ContentRecord]) -> None:
         """Add or replace records; the later time of last use is kept."""
         for record in records:
-            known = self._records.get(record.digest)
-            if known is not None:
-                self._bytes -= known.size
-                record = replace(record, last_used=max(record.last_used, known.last_used))
+            before = self._records.get(record.digest)
+            if before is not None:
+                self._bytes -= before.size
+                record = replace(record, last_used=max(record.last_used, before.last_used))
             self._bytes += record.size
             self._records[record.digest] = record
 
@@ -39,9 +39,9 @@ class MemoryIndex:
     async def drop(self, digests: Sequence[Digest]) -> None:
         """Drop records, and the references of those that are manifests. Repeatable."""
         for digest in digests:
-            known = self._records.pop(digest, None)
-            if known is not None:
-                self._bytes -= known.size
+            before = self._records.pop(digest, None)
+            if before is not None:
+                self._bytes -= before.size
             names = self._names.pop(digest, None)
             for child in _children(names):
                 self._parents[child].discard(digest)
@@ -54,9 +54,9 @@ class MemoryIndex:
             self._touch(digest, last_used)
 
     def _touch(self, digest: Digest, last_used: float) -> None:
-        known = self._records.get(digest)
-        if known is not None and last_used > known.last_used:
-            self._records[digest] = replace(known, last_used=last_used)
+        before = self._records.get(digest)
+        if before is not None and last_used > before.last_used:
+            self._records[digest] = replace(before, last_used=last_used)
         for parent in self._parents.get(digest, ()):
             if digest in self._names[parent].manifests:
                 self._touch(parent, last_used)
@@ -71,8 +71,8 @@ class MemoryIndex:
 
     async def least_recently_used(self, role: BlobRole, limit: int) -> list[ContentRecord]:
         """The least recently used blobs of this role. Reads every record: good for thousands of blobs, not millions."""
-        found = (record for record in self._records.values() if self._role(record.digest) is role)
-        return heapq.nsmallest(limit, found, key=lambda record: (record.last_used, record.digest))
+        records = (record for record in self._records.values() if self._role(record.digest) is role)
+        return heapq.nsmallest(limit, records, key=lambda record: (record.last_used, record.digest))
 
     def _role(self, digest: Digest) -> BlobRole:
         if digest in self._parents:

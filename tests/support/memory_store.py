@@ -90,12 +90,12 @@ class MemoryStore:
         if len(content) > limit:
             raise BlobDamaged(f"{digest} has {len(content)} bytes, more than the {limit} expected")
         if not digest.matches(content):
-            raise BlobDamaged(f"the {len(content)} bytes of {digest} are not what the digest names")
+            raise BlobDamaged(f"the {len(content)} bytes of {digest} do not match the digest")
         return content
 
     def put(self, digest: Digest, content: bytes) -> BlobInfo:
         if not digest.matches(content):
-            raise BlobDamaged(f"{len(content)} bytes that are not {digest}")
+            raise BlobDamaged(f"the {len(content)} bytes to store as {digest} do not match the digest")
         with self.changed:
             if digest not in self._present:
                 self.claim(len(content))
@@ -110,11 +110,11 @@ class MemoryStore:
 
     def growing(self) -> Mapping[Digest, int]:
         with self.changed:
-            found: dict[Digest, int] = {}
+            sizes: dict[Digest, int] = {}
             for (_, digest), blob in self._growing.items():
                 whole = max(len(blob.content), (blob.size or 0) if blob.filler else 0)
-                found[digest] = found.get(digest, 0) + whole
-            return found
+                sizes[digest] = sizes.get(digest, 0) + whole
+            return sizes
 
     def is_filling(self, registry: str, besides: Digest) -> bool:
         with self.changed:
@@ -143,8 +143,8 @@ class MemoryStore:
 
     def drop_quarantined(self, digest: Digest) -> int:
         with self.changed:
-            found = self._aside.pop(digest, None)
-            return len(found[0].content) if found else 0
+            blob = self._aside.pop(digest, None)
+            return len(blob[0].content) if blob else 0
 
     def mark_used(self, seen: Mapping[Digest, float]) -> None:
         with self.changed:
@@ -308,9 +308,9 @@ class MemoryIngest:
     def verify(self) -> None:
         self._must_hold_the_lock()
         if self._size not in (None, self._offset):
-            raise BlobDamaged(f"{self._offset} bytes of {self.digest}, where {self._size} were announced")
+            raise BlobDamaged(f"{self._offset} bytes of {self.digest} instead of the {self._size} announced")
         if self._hash.hexdigest() != self.digest.hex:
-            raise BlobDamaged(f"the {self._offset} bytes received are not {self.digest}")
+            raise BlobDamaged(f"the {self._offset} bytes received do not match {self.digest}")
         with self._store.changed:
             self._blob.size, self._blob.announced, self._blob.verified = self._offset, True, True
             self._store.changed.notify_all()
@@ -426,8 +426,8 @@ def _versioned(record: T | None) -> Versioned[T] | None:
     return None if record is None else Versioned(record, _version(record))
 
 
-def _expect(found: Versioned[object] | None, expect: Expected) -> None:
-    if expect is not None and (found.version if found else ABSENT) != expect:
+def _expect(present: Versioned[object] | None, expect: Expected) -> None:
+    if expect is not None and (present.version if present else ABSENT) != expect:
         raise RecordChanged("the record was changed meanwhile")
 
 

@@ -53,7 +53,7 @@ class Pieces:
 
 
 def quiet() -> None:
-    """A `progress` that nobody listens to."""
+    """A `progress` that does nothing."""
 
 
 def filled(store: BlobStore, content: bytes, *, upto: int | None = None, registry: str = REGISTRY) -> Ingest:
@@ -81,7 +81,7 @@ def committed(store: BlobStore, content: bytes) -> BlobInfo:
 
 
 def put_aside(store: BlobStore, digest: Digest) -> bool:
-    """As whoever has read the blob and found it damaged."""
+    """Sets a blob aside like a caller that has read it and found it damaged."""
     _, reader = store.open(digest)
     try:
         return store.set_aside(digest, reader)
@@ -133,7 +133,7 @@ class StoreSuite:
         assert dict(store.growing()) == {}
 
     def test_delete(self, store: BlobStore, another: BlobStore) -> None:
-        """A deleted blob is unknown to everyone and freed its size once; who has it open reads on."""
+        """A deleted blob is unknown to every process and freed its size once; a reader that has it open reads on."""
         store.put(DIGEST, CONTENT)
         _, reader = another.open(DIGEST)
         assert store.delete(DIGEST) == len(CONTENT)
@@ -180,12 +180,12 @@ class StoreSuite:
         assert not another.set_aside(DIGEST, second)
         assert not another.set_aside(DIGEST, None)
         assert store.read(DIGEST, len(CONTENT)) == CONTENT
-        assert [found.size for found in store.quarantined()] == [len(b"rubbish")]
+        assert [blob.size for blob in store.quarantined()] == [len(b"rubbish")]
         for reader in (first, second):
             reader.close()
 
     def test_what_was_set_aside(self, store: BlobStore, another: BlobStore, damage: Damage) -> None:
-        """It is told to everyone, with its size and the time; it takes room until it is dropped, and the blob that was
+        """Every process lists it, with its size and the time; it takes room until it is dropped, and the blob that was
         fetched again stays."""
         assert list(store.quarantined()) == []
         assert store.drop_quarantined(DIGEST) == 0
@@ -195,16 +195,16 @@ class StoreSuite:
             damage(DIGEST, content)
             assert put_aside(store, DIGEST)
         committed(store, CONTENT)
-        [found] = another.quarantined()
-        assert (found.digest, found.size) == (DIGEST, len(b"more rubbish"))
-        assert before - 1 <= found.at <= time.time() + 1
+        [blob] = another.quarantined()
+        assert (blob.digest, blob.size) == (DIGEST, len(b"more rubbish"))
+        assert before - 1 <= blob.at <= time.time() + 1
         assert another.drop_quarantined(DIGEST) == len(b"more rubbish")
         assert another.drop_quarantined(DIGEST) == 0
         assert list(store.quarantined()) == []
         assert store.read(DIGEST, len(CONTENT)) == CONTENT
 
     def test_times_of_use(self, store: BlobStore, another: BlobStore) -> None:
-        """What is noted is found by everyone, in `stat`, `open` and `walk`; unknown digests are skipped."""
+        """Every process sees the time, in `stat`, `open` and `walk`; unknown digests are skipped."""
         store.put(DIGEST, CONTENT)
         store.put(Digest.of(b"other"), b"other")
         store.mark_used({Digest.of(b"unknown"): LATER, DIGEST: LATER})
@@ -218,7 +218,7 @@ class StoreSuite:
         }
 
     def test_walk_in_order(self, store: BlobStore) -> None:
-        """Sorted by digest, so that whoever was interrupted knows where to go on."""
+        """Sorted by digest, so that an interrupted walk can go on after the last one."""
         digests = {Digest.of(bytes([number]), algorithm) for number in range(40) for algorithm in HEX_LENGTHS}
         for number in range(40):
             for algorithm in HEX_LENGTHS:
