@@ -1,0 +1,145 @@
+"""How full the store is while no index says so."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from mirror.errors import IndexUnavailable
+from mirror.eviction import space as space_module
+from mirror.oci.digest import Digest
+from mirror.ports import BlobInfo
+from tests.support.eviction_world import World
+
+
+async def test_without_an_index_nobody_evicts_twice(world: World) -> None:
+    """Row 47: what another process has dropped is not dropped once more for a sum that is out of date."""
+    other = world.another()
+    for number in range(10):
+        await world.add(number)
+    world.index.down = True
+    for space in (world.space, other.space):
+        await space.fullness()
+    for rounds in (world.rounds, other.rounds):
+        await rounds.tick()
+    assert len(world.present()) == 8
+
+
+async def test_a_dead_index_does_not_let_the_disk_fill_up(world: World) -> None:
+    """Row 47: the coldest by the disk's own times go, and uses that the index was not told of count."""
+    digests = [await world.add(number) for number in range(9)]
+    world.index.down = True
+    world.write_behind.touch(digests[1])
+    await world.space.reserve(100)
+    assert world.present() == {digests[1], *digests[3:]}
+
+
+async def test_a_dead_index_and_a_thousand_fills(world: World) -> None:
+    """Row 47: pull after pull, the store stays within its capacity, and the disk is not walked for each."""
+    world.index.down = True
+    for number in range(300):
+        reservation = await world.space.reserve(10)
+        await world.add(number, 10)
+        reservation.release()
+        assert len(world.present()) * 10 <= 1000
+    assert world.store.walks < 100
+
+
+async def test_a_dead_index_and_fills_of_several_processes(world: World) -> None:
+    """Row 47: none of them is told what the others bring, and together they stay within the capacity all the same."""
+    world.index.down = True
+    evictors = [world.another(lambda: ()) for _ in range(4)]
+    for number in range(300):
+        reservation = await evictors[number % 4].space.reserve(10)
+        await world.add(number, 10)
+        reservation.release()
+        world.clock.time += 0.03
+        assert len(world.present()) * 10 <= 1000
+
+
+async def test_a_large_store_without_an_index_is_not_walked_while_a_fill_waits() -> None:
+    """Above ten thousand blobs the last sum does, and the next round walks."""
+    world = World(capacity=1 << 30)
+    world.index.down = True
+    for number in range(10_001):
+        world.store.put(Digest.of(content := b"%d" % number), content)
+    await world.space.reserve(10)
+    world.clock.time += 50
+    await asyncio.gather(*(world.space.reserve(10) for _ in range(5)))
+    assert world.store.walks == 1
+    await world.rounds.tick()
+    assert world.store.walks == 2
+
+
+async def test_fills_that_begin_together_walk_once(world: World) -> None:
+    """Without an index, they wait for one sum."""
+    world.index.down = True
+    await world.add(1)
+    await asyncio.gather(*(world.space.reserve(10) for _ in range(5)))
+    world.clock.time += 50
+    await asyncio.gather(*(world.space.reserve(10) for _ in range(5)))
+    assert world.store.walks == 2
+
+
+async def test_a_large_store_is_not_read_for_a_short_plan(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an index a plan of a large store is refused to who wants its beginning alone, and made in whole."""
+    monkeypatch.setattr(space_module, "_SOON", 60.0)
+    world.index.down = True
+    first = await world.add(1)
+    assert [victim.digest for victim in await world.space.plan(1, short=True)] == [first]
+    for number in range(10_001):
+        world.store.put(Digest.of(content := b"%d" % number), content)
+    world.clock.time += 50
+    with pytest.raises(IndexUnavailable, match="too large"):
+        await world.space.plan(1, short=True)
+    assert await world.space.plan(1)
+
+
+async def test_how_full_it_is_may_not_be_known_yet(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has little patience is told that a walk takes longer; it goes on, and is not begun again."""
+    await world.add(1)
+    world.index.down = True
+    go, walk = threading.Event(), world.store.walk
+
+    def slowly() -> Iterator[BlobInfo]:
+        found = list(walk())
+        assert go.wait(60)
+        yield from found
+
+    monkeypatch.setattr(world.store, "walk", slowly)
+    try:
+        while not world.store.walks:
+            assert await world.space.fullness(0.01) is None
+        assert await world.space.fullness(0.01) is None
+    finally:
+        go.set()
+    assert await world.space.fullness() == (100, 1000)
+    assert world.store.walks == 1
+
+
+async def test_a_dead_index_and_what_others_have_stored_since(world: World) -> None:
+    """Row 47: a process that walked the disk long ago keeps the capacity too, untold of what others fill."""
+    for number in range(5):
+        await world.add(number)
+    world.index.down = True
+    mine = world.another()
+    await mine.space.reserve(0)
+    for number in range(5, 10):
+        await world.add(number)
+    reservation = await mine.space.reserve(100)
+    assert len(world.present()) * 100 + reservation.size <= 1000
+
+
+async def test_a_dead_index_and_a_disk_that_others_write_on(world: World) -> None:
+    """Row 47: space that went to files of others makes nothing go, and costs one more walk, not one for each fill."""
+    digests = {await world.add(number) for number in range(5)}
+    world.index.down = True
+    await world.space.reserve(0)
+    world.store.disk -= 1000
+    for _ in range(20):
+        (await world.space.reserve(1)).release()
+    assert world.present() == digests
+    assert world.store.walks <= 2
