@@ -44,9 +44,9 @@ class WriteBehind:
         self._touches: dict[Digest, float] = {}
         self._unmarked: dict[Digest, float] = {}
         self._marked: dict[Digest, float] = {}
-        self._waiting_references: LruCache[Digest, tuple[References, ContentRecord]] = LruCache(_MOST_REFERENCES)
+        self._waiting_references = _waiting_references()
         #: Blobs that arrived while the index did not answer; the values are not used.
-        self._waiting_blobs: LruCache[Digest, None] = LruCache(_MOST_BLOBS)
+        self._waiting_blobs = _waiting_blobs()
         #: Why the last call of the index failed; None if it did not.
         self.trouble: str | None = None
         #: Set when the index answers again after a failure. Cleared by the task that repairs what the index missed.
@@ -142,7 +142,7 @@ class WriteBehind:
     async def _flush_blobs(self) -> None:
         if not self._waiting_blobs or not self.index_up:
             return
-        blobs, self._waiting_blobs = self._waiting_blobs, LruCache(_MOST_BLOBS)
+        blobs, self._waiting_blobs = self._waiting_blobs, _waiting_blobs()
         try:
             # leaves out blobs that were dropped meanwhile
             await self._index.put(await asyncio.to_thread(self.present, list(blobs)))
@@ -164,9 +164,9 @@ class WriteBehind:
         await self._send_references()
 
     async def _send_references(self) -> None:
-        waiting, self._waiting_references = self._waiting_references, LruCache(_MOST_REFERENCES)
-        if not waiting:
+        if not self._waiting_references:
             return
+        waiting, self._waiting_references = self._waiting_references, _waiting_references()
         try:
             # the manifest's own record comes first: without it the index does not accept what the manifest names
             await self._index.put([record for _, record in waiting.values()])
@@ -222,6 +222,14 @@ class WriteBehind:
             self.trouble = None
             self.index_came_back.set()
             telemetry.log.info("eviction uses index again")
+
+
+def _waiting_blobs() -> LruCache[Digest, None]:
+    return LruCache(_MOST_BLOBS, name="blobs waiting for the index")
+
+
+def _waiting_references() -> LruCache[Digest, tuple[References, ContentRecord]]:
+    return LruCache(_MOST_REFERENCES, name="manifests waiting for the index")
 
 
 def _remember(times: dict[Digest, float], digest: Digest, now: float) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Final
 
-from mirror.aio.caches import CacheStats, LruCache
+from mirror.aio.caches import LruCache
 from mirror.errors import BlobDamaged
 from mirror.graph.manifests import for_display, has_blob, manifest_of_bytes
 from mirror.graph.walk import walk
@@ -33,12 +33,7 @@ class ReferenceReader:
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"<ReferenceReader {self.stats().entries} of {_MOST}>"
-
-    def stats(self) -> CacheStats:
-        """How full the cache is."""
-        with self._lock:
-            return self._read.stats()
+        return f"<ReferenceReader {self._read}>"
 
     def of(self, digest: Digest) -> References | None:
         """Blocking: returns what the manifest names, from memory even if the manifest was dropped since it was read.

@@ -62,53 +62,60 @@ _Noted = tuple[float, str, int, Answered, float, str]
 
 
 class Recent:
-    """The last answers of one process. They are only in memory if `keeping` is None."""
+    """The last answers of one process. They are only in memory if `file` is None."""
 
     def __init__(
-        self, keeping: AnswerFile | None = None, *, now: Callable[[], float] = time.time, most: int = MOST
+        self, file: AnswerFile | None = None, *, now: Callable[[], float] = time.time, most: int = MOST
     ) -> None:
-        self._keeping = keeping
+        self._file = file
         self._now = now
         self._most = most
-        self._noted: dict[str, dict[_Key, _Noted | LastAnswer]] = {}
+        #: By kind of resource; the newest answer is the last of its kind.
+        self._entries: dict[str, dict[_Key, _Noted | LastAnswer]] = {}
         self._new = False
         self._failed = False
         self._at_the_file = asyncio.Lock()
 
-    def note(self, kind: str, method: str, status: int, said: Answered, seconds: float, request: str) -> None:
-        """Notes an answer that was given. `said` must not change afterwards: to keep this cheap on the path of every
+    def __repr__(self) -> str:
+        counts = {kind: len(entries) for kind, entries in self._entries.items()}
+        return f"<Recent {counts}>"
+
+    def note(self, kind: str, method: str, status: int, answer: Answered, seconds: float, request: str) -> None:
+        """Notes an answer that was given. `answer` must not change afterwards: to keep this cheap on the path of every
         request, it is only stored here and converted later.
         """
-        of_kind = self._noted.get(kind)
-        if of_kind is None:
-            of_kind = self._noted[kind] = {}
-        key = (said.repository, said.reference, method)
-        of_kind.pop(key, None)
-        of_kind[key] = (self._now(), method, status, said, seconds, request)
-        if len(of_kind) > self._most:
-            del of_kind[next(iter(of_kind))]
+        entry = (self._now(), method, status, answer, seconds, request)
+        self._put(kind, (answer.repository, answer.reference, method), entry)
         self._new = True
+
+    def _put(self, kind: str, key: _Key, entry: _Noted | LastAnswer) -> None:
+        entries = self._entries.setdefault(kind, {})
+        # again as the last one
+        entries.pop(key, None)
+        entries[key] = entry
+        if len(entries) > self._most:
+            del entries[next(iter(entries))]
 
     def answers(self) -> list[LastAnswer]:
         """Returns all answers, grouped by kind, the oldest of each kind first."""
         return [
-            one if isinstance(one, LastAnswer) else _answer(kind, one)
-            for kind, noted in self._noted.items()
-            for one in noted.values()
+            entry if isinstance(entry, LastAnswer) else _answer(kind, entry)
+            for kind, entries in self._entries.items()
+            for entry in entries.values()
         ]
 
     async def run(self) -> None:
         """Reads the file once, then writes it every second if there is something new, until cancelled."""
-        if self._keeping is None:
+        if self._file is None:
             return
-        await self._take_over(self._keeping)
+        await self._take_over(self._file)
         while True:
             await asyncio.sleep(_EVERY)
             await self.flush()
 
     async def flush(self) -> None:
         """Writes the file if there are new answers. A failure is logged, and the next call tries again."""
-        if self._keeping is None:
+        if self._file is None:
             return
         async with self._at_the_file:
             if not self._new:
@@ -116,7 +123,7 @@ class Recent:
             self._new = False
             try:
                 # the list is made on the event loop, not in the thread, so that no `note` changes it meanwhile
-                await uninterrupted(asyncio.to_thread(self._keeping.save, self.answers()))
+                await uninterrupted(asyncio.to_thread(self._file.save, self.answers()))
             except StoreError as error:
                 if not self._failed:
                     telemetry.log.warning("recent answers cannot be written", reason=str(error))
@@ -124,43 +131,38 @@ class Recent:
             else:
                 self._failed = False
 
-    async def _take_over(self, keeping: AnswerFile) -> None:
+    async def _take_over(self, file: AnswerFile) -> None:
         """Reads the answers of the previous worker; they are older than all answers of this one."""
         try:
             # a stop soon after the start flushes and closes the file next; that must wait until the thread has read it
             async with self._at_the_file:
-                left = await uninterrupted(asyncio.to_thread(keeping.load))
+                earlier = await uninterrupted(asyncio.to_thread(file.load))
         except StoreError as error:
             telemetry.log.warning("recent answers cannot be read", reason=str(error))
             return
-        ours, self._noted = self._noted, {}
-        for one in left:
-            self._noted.setdefault(one.kind, {})[(one.repository, one.reference or None, one.method)] = one
-        for kind, noted in ours.items():
-            of_kind = self._noted.setdefault(kind, {})
-            for key, entry in noted.items():
-                of_kind.pop(key, None)
-                of_kind[key] = entry
-        for of_kind in self._noted.values():
-            while len(of_kind) > self._most:
-                del of_kind[next(iter(of_kind))]
+        ours, self._entries = self._entries, {}
+        for answer in earlier:
+            self._put(answer.kind, (answer.repository, answer.reference or None, answer.method), answer)
+        for kind, entries in ours.items():
+            for key, entry in entries.items():
+                self._put(kind, key, entry)
 
 
-def _answer(kind: str, noted: _Noted) -> LastAnswer:
-    at, method, status, said, seconds, request = noted
+def _answer(kind: str, entry: _Noted) -> LastAnswer:
+    at, method, status, answer, seconds, request = entry
     return LastAnswer(
-        repository=said.repository or "",
+        repository=answer.repository or "",
         kind=kind,
-        reference=said.reference or "",
+        reference=answer.reference or "",
         at=round(at, 3),
         method=method,
         status=status,
-        outcome=said.outcome.value,
-        upstream=said.upstream or "",
-        digest="" if said.digest is None else str(said.digest),
-        tag_override=said.tag_override or "",
-        error=telemetry.redact(said.error or "")[:LONGEST],
-        sent=said.sent,
+        outcome=answer.outcome.value,
+        upstream=answer.upstream or "",
+        digest="" if answer.digest is None else str(answer.digest),
+        tag_override=answer.tag_override or "",
+        error=telemetry.redact(answer.error or "")[:LONGEST],
+        sent=answer.sent,
         seconds=round(seconds, 6),
         request=request,
     )
