@@ -108,7 +108,7 @@ def _print_summary(output: str, written: Inventory, digest: Digest, *, signed: b
             "images": [image.name for image in written.images],
             "blobs": len(written.blobs),
             "bytes": written.size,
-            "leftOut": {"blobs": len(written.left_out), "bytes": left_out},
+            "left_out": {"blobs": len(written.left_out), "bytes": left_out},
             "missing": [str(one) for one in written.missing],
             "inventory": str(digest),
             "signed": signed,

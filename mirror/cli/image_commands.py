@@ -118,10 +118,10 @@ def show(
 async def _show(loaded: settings.Config, wanted: Image) -> ImageDetail:
     async with open_storage(loaded) as storage:
         overview = _overview(loaded, storage)
-        found = await overview.image(wanted.repo, wanted.reference)
-        if found is None:
+        cached = await overview.image(wanted.repo, wanted.reference)
+        if cached is None:
             raise MirrorError(f"{wanted} is not here")
-        return await overview.detail(found)
+        return await overview.detail(cached)
 
 
 def _print_whole(whole: ImageDetail) -> None:
@@ -139,20 +139,20 @@ def _print_whole(whole: ImageDetail) -> None:
         "frozen": f"since {format_minute(whole.frozen.since)} {whole.frozen.reason}" if whole.frozen else "",
         "other tags": ", ".join(whole.other_tags),
         "refers to": str(whole.subject or ""),
-        "referrers": ", ".join(_referrer(one) for one in whole.referrers),
+        "referrers": ", ".join(_referrer(referrer) for referrer in whole.referrers),
     }
     for name, value in facts.items():
         if value:
             say(f"{name + ':':<18}{value}")
     table = TextTable("platform", "manifest", "size", "complete")
-    for one in image.platforms:
-        table.add_row(one.name, str(one.digest), format_size(one.size), _state(one))
+    for platform in image.platforms:
+        table.add_row(platform.name, str(platform.digest), format_size(platform.size), _state(platform))
     if image.platforms:
         table.show()
-    for one in image.platforms:
-        for node in one.missing:
-            said = format_size(node.descriptor.size) if node.descriptor.size >= 0 else "size unknown"
-            say(f"missing: {node.digest}, {node.role.value}, {said}, {one.name or one.digest}")
+    for platform in image.platforms:
+        for node in platform.missing:
+            size = format_size(node.descriptor.size) if node.descriptor.size >= 0 else "size unknown"
+            say(f"missing: {node.digest}, {node.role.value}, {size}, {platform.name or platform.digest}")
 
 
 def _completeness(image: CachedImage) -> str:
@@ -164,10 +164,10 @@ def _completeness(image: CachedImage) -> str:
     return f"yes, except for platforms that were never pulled: {len(unpulled)}" if unpulled else "yes"
 
 
-def _state(one: PlatformHere) -> str:
-    if not one.pulled:
+def _state(platform: PlatformHere) -> str:
+    if not platform.pulled:
         return "never pulled"
-    return f"no, {len(one.missing)} missing" if one.missing else "yes"
+    return f"no, {len(platform.missing)} missing" if platform.missing else "yes"
 
 
 def _reason(pinned: PinnedImage) -> str:
@@ -176,8 +176,8 @@ def _reason(pinned: PinnedImage) -> str:
     return f"{by}{f', {pinned.reason}' if pinned.reason else ''}{until}"
 
 
-def _referrer(one: Descriptor) -> str:
-    return f"{one.digest} ({one.artifact_type or one.media_type})"
+def _referrer(descriptor: Descriptor) -> str:
+    return f"{descriptor.digest} ({descriptor.artifact_type or descriptor.media_type})"
 
 
 # --------------------------------------------------------------------------------------------------------- verify
@@ -254,17 +254,19 @@ async def _verify_images(
 ) -> dict[str, Any]:
     store, catalog = storage.store, storage.catalog
     overview = _overview(loaded, storage)
-    found = [(wanted, await overview.image(wanted.repo, wanted.reference)) for wanted in images]
-    absent = [str(wanted) for wanted, here in found if here is None]
+    looked_up = [(wanted, await overview.image(wanted.repo, wanted.reference)) for wanted in images]
+    absent = [str(wanted) for wanted, image in looked_up if image is None]
     if absent:
         raise MirrorError(f"not here: {', '.join(absent)}")
-    here = [one for _, one in found if one is not None]
-    bar.total(sum({node.digest: max(0, node.descriptor.size) for one in here for node in one.closure.present}.values()))
+    cached = [image for _, image in looked_up if image is not None]
+    bar.total(
+        sum({node.digest: max(0, node.descriptor.size) for image in cached for node in image.closure.present}.values())
+    )
     progress = ScrubProgress(time.time())
     missing: list[str] = []
-    for one in here:
-        lacking = await scrub_image(scrub, store, catalog, one.repo, one.root, progress)
-        missing += [f"{one.name}: {node.digest}" for node in lacking]
+    for image in cached:
+        lost = await scrub_image(scrub, store, catalog, image.repo, image.root, progress)
+        missing += [f"{image.name}: {node.digest}" for node in lost]
     progress.complete_at = time.time()
     return {**_progress_json(progress), "missing": missing, "dangling": []}
 
@@ -288,10 +290,9 @@ async def _verify_all(storage: Storage, scrub: Scrub, bar: _Bar) -> dict[str, An
 
 
 def _progress_json(progress: ScrubProgress) -> dict[str, Any]:
-    shown = progress.to_json()
-    for name in ("after", "waiting"):
-        del shown[name]
-    return {**shown, "begunAt": moment(progress.begun_at), "completeAt": moment(progress.complete_at)}
+    stored = progress.to_json()
+    counts = {name: stored[name] for name in stored if name not in ("after", "waiting", "begunAt", "completeAt")}
+    return {**counts, "begun_at": moment(progress.begun_at), "complete_at": moment(progress.complete_at)}
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -369,27 +370,27 @@ async def _now(overview: Overview, miss: Miss) -> str:
     """Whether the image is here now: an import may have brought it since."""
     if miss.reference is None:
         return "unknown"
-    found = await overview.image(miss.repo, miss.reference)
-    return "absent" if found is None else "complete" if found.complete else "incomplete"
+    image = await overview.image(miss.repo, miss.reference)
+    return "absent" if image is None else "complete" if image.complete else "incomplete"
 
 
-def _print_misses(found: list[tuple[Miss, str]]) -> None:
+def _print_misses(misses: list[tuple[Miss, str]]) -> None:
     table = TextTable("image", "requests", "first", "last", "now", "missing blobs")
-    for miss, now in found:
+    for miss, now in misses:
         blobs = "\n".join(map(str, miss.blobs))
         table.add_row(miss.image, str(miss.count), format_minute(miss.first), format_minute(miss.last), now, blobs)
-    if found:
+    if misses:
         table.show()
-    say(f"{counted(len(found), 'image')} requested, but missing or incomplete at that time")
+    say(f"{counted(len(misses), 'image')} requested, but missing or incomplete at that time")
 
 
-def _print_images(found: list[tuple[Miss, str]]) -> None:
-    for miss, now in found:
+def _print_images(misses: list[tuple[Miss, str]]) -> None:
+    for miss, now in misses:
         if now in ("absent", "incomplete"):
             say(miss.image)
 
 
-def _print_misses_json(found: list[tuple[Miss, str]]) -> None:
+def _print_misses_json(misses: list[tuple[Miss, str]]) -> None:
     listed = [
         {
             "image": miss.image,
@@ -401,7 +402,7 @@ def _print_misses_json(found: list[tuple[Miss, str]]) -> None:
             "now": now,
             "blobs": [str(digest) for digest in miss.blobs],
         }
-        for miss, now in found
+        for miss, now in misses
     ]
     say_json(listed)
 

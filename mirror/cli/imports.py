@@ -197,7 +197,7 @@ def _plan_registry(
 def _summary(path: Path, plan: ImportPlan, result: ImportResult, dry_run: bool) -> dict[str, Any]:
     return {
         "source": str(path),
-        "dryRun": dry_run,
+        "dry_run": dry_run,
         "images": [planned.image.name for planned in plan.images],
         "written": {"blobs": len(result.written), "bytes": sum(result.written.values())},
         "here": {"blobs": len(result.here), "bytes": sum(result.here.values())},
@@ -205,17 +205,17 @@ def _summary(path: Path, plan: ImportPlan, result: ImportResult, dry_run: bool) 
         "damaged": {str(digest): reason for digest, reason in result.damaged.items()},
         "refused": plan.refused,
         "moved": {name: str(digest) for name, digest in result.moved.items()},
-        "indexUpdated": result.index_updated,
+        "index_updated": result.index_updated,
     }
 
 
 def _origin(bundle: Bundle) -> dict[str, Any]:
-    return {"verified": bundle.verified, "hasInventory": bundle.inventory is not None}
+    return {"verified": bundle.verified, "has_inventory": bundle.inventory is not None}
 
 
 def _print_summary(done: dict[str, Any]) -> None:
     count, written, here = len(done["images"]), done["written"], done["here"]
-    if done["dryRun"]:
+    if done["dry_run"]:
         say(f"{done['source']}: good: {counted(count, 'image')}; nothing was imported")
     else:
         say(
@@ -230,7 +230,7 @@ def _print_summary(done: dict[str, Any]) -> None:
         complain(f"damaged: {digest}: {reason}")
     for image, reason in done["refused"].items():
         complain(f"not imported: {image}: {reason}")
-    if not done["indexUpdated"]:
+    if not done["index_updated"]:
         complain("the index did not answer; it is updated when it is next compared with the disk")
 
 

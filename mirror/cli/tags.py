@@ -36,24 +36,24 @@ def history(image: TagArgument, config: ConfigFile = None, as_json: JsonOption =
     loaded = load(config, level="warning")
     wanted = _tag(image, loaded)
     check_there(loaded)
-    found = asyncio.run(_standing(loaded, wanted.repo, str(wanted.tag)))
-    if not found.states and not found.freeze:
+    view = asyncio.run(_read_tag(loaded, wanted.repo, str(wanted.tag)))
+    if not view.states and not view.freeze:
         raise MirrorError(f"{wanted}: this mirror has never seen that tag")
     if as_json:
-        say_json(_history_json(found))
+        say_json(_history_json(view))
         return
     table = TextTable("digest", "first seen", "last seen", "content", "now")
-    for one in found.states:
-        seen = one.sighting
+    for state in view.states:
+        seen = state.sighting
         table.add_row(
             str(seen.digest),
             format_moment(seen.first_seen),
             format_moment(seen.last_seen),
-            _content(one),
-            ", ".join(_describe(one)),
+            _content(state),
+            ", ".join(_describe(state)),
         )
     table.show()
-    say(_summary(found))
+    say(_summary(view))
 
 
 @application.command()
@@ -98,21 +98,22 @@ def freezes(config: ConfigFile = None, as_json: JsonOption = False) -> None:
     loaded = load(config, level="warning")
     layout = Layout(loaded.store.root)
     freezes, unread = LocalFreezes(layout).look()
-    found = sorted(freezes, key=lambda one: (one.repo, one.tag))
+    frozen = sorted(freezes, key=lambda freeze: (freeze.repo, freeze.tag))
     if as_json:
-        say_json([{"image": f"{one.repo}:{one.tag}", **_freeze_json(one)} for one in found])
+        say_json([{"image": f"{freeze.repo}:{freeze.tag}", **_freeze_json(freeze)} for freeze in frozen])
     else:
-        _print_freezes(found)
+        _print_freezes(frozen)
     refuse_unread(unread, LocalCatalog(layout))
 
 
-def _print_freezes(found: Sequence[Freeze]) -> None:
+def _print_freezes(freezes: Sequence[Freeze]) -> None:
     table = TextTable("image", "digest", "since", "reason")
-    for one in found:
-        table.add_row(f"{one.repo}:{one.tag}", str(one.digest), format_moment(one.since), one.reason)
-    if found:
+    for freeze in freezes:
+        name = f"{freeze.repo}:{freeze.tag}"
+        table.add_row(name, str(freeze.digest), format_moment(freeze.since), freeze.reason)
+    if freezes:
         table.show()
-    say(f"frozen tags: {len(found)}")
+    say(f"frozen tags: {len(freezes)}")
 
 
 # ---------------------------------------------------------------------------------------------------- arguments
@@ -144,7 +145,7 @@ def _parse_at(at: str) -> Digest | float:
 # ------------------------------------------------------------------------------------------------------ actions
 
 
-async def _standing(loaded: settings.Config, repo: Repo, tag: str) -> TagView:
+async def _read_tag(loaded: settings.Config, repo: Repo, tag: str) -> TagView:
     from mirror.app.routes import age_rule
     from mirror.app.storage import open_storage
 
@@ -169,12 +170,12 @@ async def _freeze(
             if where is None:
                 if frozen := storage.freezes.get(repo, tag):
                     return frozen.descriptor
-                at = read_tag(storage.store, storage.catalog, storage.freezes, repo, tag, rule, time.time())
-                return next((one.sighting.descriptor for one in at.states if one.answers), None)
+                view = read_tag(storage.store, storage.catalog, storage.freezes, repo, tag, rule, time.time())
+                return next((state.sighting.descriptor for state in view.states if state.answers), None)
             seen = recalled(storage.catalog.get_history(repo, tag), storage.catalog.get_tag(repo, tag), time.time())
             if isinstance(where, float):
                 return _at_time(repo, tag, seen, where).descriptor
-            if same := [one for one in seen if one.digest == where]:
+            if same := [sighting for sighting in seen if sighting.digest == where]:
                 return same[-1].descriptor
             link = storage.catalog.get_manifest(repo, where)
             return link.descriptor if link else None
@@ -189,11 +190,11 @@ async def _freeze(
 
 
 def _at_time(repo: Repo, tag: str, seen: tuple[Sighting, ...], when: float) -> Sighting:
-    found = pointed_to(seen, when)
-    if found is None:
+    sighting = pointed_to(seen, when)
+    if sighting is None:
         begins = f"its history begins at {format_moment(seen[0].first_seen)}" if seen else "it has no history"
         raise MirrorError(f"{repo}:{tag}: its digest at {format_moment(when)} is not known: {begins}")
-    return found
+    return sighting
 
 
 async def _ask(loaded: settings.Config, repo: Repo, reference: Reference) -> Descriptor:
@@ -202,10 +203,10 @@ async def _ask(loaded: settings.Config, repo: Repo, reference: Reference) -> Des
 
     async with build(loaded) as app:
         try:
-            found = await app.router.repository(repo).resolve(reference)
+            descriptor = await app.router.repository(repo).resolve(reference)
         except NotFound as error:
             raise MirrorError(f"{repo}: neither this mirror nor upstream has {reference}") from error
-    return Descriptor(found.media_type, found.digest, found.size)
+    return Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
 
 
 async def _unfreeze(loaded: settings.Config, repo: Repo, tag: str) -> bool:
@@ -218,60 +219,60 @@ async def _unfreeze(loaded: settings.Config, repo: Repo, tag: str) -> bool:
 # ------------------------------------------------------------------------------------------------------- output
 
 
-def _content(one: TagState) -> str:
-    if one.closure.complete:
+def _content(state: TagState) -> str:
+    if state.closure.complete:
         return "complete"
-    return f"{len(one.closure.missing)} missing" if one.here else "not here"
+    return f"{len(state.closure.missing)} missing" if state.here else "not here"
 
 
-def _describe(one: TagState) -> Iterable[str]:
-    if one.answers:
-        yield "frozen" if one.frozen else "answers"
-    if one.held_back:
+def _describe(state: TagState) -> Iterable[str]:
+    if state.answers:
+        yield "frozen" if state.frozen else "answers"
+    if state.held_back:
         yield "held back by minimum_age"
 
 
-def _summary(found: TagView) -> str:
-    name = f"{found.repo}:{found.tag}"
-    if found.freeze:
-        since = format_moment(found.freeze.since)
-        reason = f" ({found.freeze.reason})" if found.freeze.reason else ""
-        return f"{name} is frozen at {found.freeze.digest} since {since}{reason}"
-    if found.dropped:
+def _summary(view: TagView) -> str:
+    name = f"{view.repo}:{view.tag}"
+    if view.freeze:
+        since = format_moment(view.freeze.since)
+        reason = f" ({view.freeze.reason})" if view.freeze.reason else ""
+        return f"{name} is frozen at {view.freeze.digest} since {since}{reason}"
+    if view.dropped:
         return f"{name} is not stored: upstream did not have this tag when it was last asked"
-    if found.choice and found.choice.held_back:
-        what = f"answers {found.answers}" if found.answers else "is refused"
-        return f"{name} {what}: the newest digest is too new (minimum_age) and will be served from {_from(found)} on"
-    return f"{name} answers {found.answers}"
+    if view.choice and view.choice.held_back:
+        what = f"answers {view.answers}" if view.answers else "is refused"
+        return f"{name} {what}: the newest digest is too new (minimum_age) and will be served from {_from(view)} on"
+    return f"{name} answers {view.answers}"
 
 
-def _from(found: TagView) -> str:
-    return format_moment(found.choice.newest_from) if found.choice else ""
+def _from(view: TagView) -> str:
+    return format_moment(view.choice.newest_from) if view.choice else ""
 
 
-def _freeze_json(one: Freeze) -> dict[str, Any]:
-    return {"digest": str(one.digest), "since": format_moment(one.since), "reason": one.reason}
+def _freeze_json(freeze: Freeze) -> dict[str, Any]:
+    return {"digest": str(freeze.digest), "since": format_moment(freeze.since), "reason": freeze.reason}
 
 
-def _history_json(found: TagView) -> dict[str, Any]:
+def _history_json(view: TagView) -> dict[str, Any]:
     return {
-        "image": f"{found.repo}:{found.tag}",
-        "answers": None if found.answers is None else str(found.answers),
-        "frozen": _freeze_json(found.freeze) if found.freeze else None,
-        "newestServedFrom": _from(found) if found.choice and found.choice.held_back else None,
+        "image": f"{view.repo}:{view.tag}",
+        "answers": None if view.answers is None else str(view.answers),
+        "frozen": _freeze_json(view.freeze) if view.freeze else None,
+        "newest_served_from": _from(view) if view.choice and view.choice.held_back else None,
         "sightings": [
             {
-                "digest": str(one.sighting.digest),
-                "mediaType": one.sighting.media_type,
-                "size": one.sighting.size,
-                "firstSeen": format_moment(one.sighting.first_seen),
-                "lastSeen": format_moment(one.sighting.last_seen),
-                "here": one.here,
-                "complete": one.closure.complete,
-                "answers": one.answers,
-                "frozen": one.frozen,
-                "heldBack": one.held_back,
+                "digest": str(state.sighting.digest),
+                "media_type": state.sighting.media_type,
+                "size": state.sighting.size,
+                "first_seen": format_moment(state.sighting.first_seen),
+                "last_seen": format_moment(state.sighting.last_seen),
+                "here": state.here,
+                "complete": state.closure.complete,
+                "answers": state.answers,
+                "frozen": state.frozen,
+                "held_back": state.held_back,
             }
-            for one in found.states
+            for state in view.states
         ],
     }

@@ -24,7 +24,7 @@ from mirror.values.durations import format_duration
 from mirror.values.sizes import format_size
 from mirror.values.timestamps import format_moment, moment
 
-Found = WhyImage | WhyBlob
+Explanation = WhyImage | WhyBlob
 
 #: The number of failed parts of an image that are listed one by one.
 _MOST_PARTS: Final = 5
@@ -41,12 +41,12 @@ def why(
     """Explain why the last answer was a hit, a miss, stale or an error, and what the next pull will do."""
     loaded = load(config)
     now = time.time()
-    found = asyncio.run(_look(loaded, _parse(image, loaded), now))
+    explanations = asyncio.run(_look(loaded, _parse(image, loaded), now))
     if as_json:
-        say_json([_to_json(one, loaded) for one in found])
+        say_json([_to_json(explanation, loaded) for explanation in explanations])
         return
-    for number, subject in enumerate(found):
-        lines = _describe(subject, loaded, now)
+    for number, explanation in enumerate(explanations):
+        lines = _describe(explanation, loaded, now)
         say("\n".join(["", *lines] if number else lines))
 
 
@@ -60,7 +60,7 @@ def _parse(text: str, loaded: settings.Config) -> Image | Digest:
         raise ConfigError([str(error)]) from error
 
 
-async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> list[Found]:
+async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> list[Explanation]:
     from mirror.app.routes import content_lists, route_of
     from mirror.app.storage import open_storage, pin_rules
     from mirror.store.local.answer_files import read_recent
@@ -68,7 +68,7 @@ async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> 
     async with open_storage(loaded) as storage:
         pinned = pinned_images(storage.pins, pin_rules(loaded), storage.catalog, now)
         freezes, unread = storage.freezes.look()
-        reasons = Explainer(
+        explainer = Explainer(
             storage.store,
             storage.catalog,
             storage.freezes,
@@ -78,44 +78,48 @@ async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> 
             content_lists(loaded),
         )
         if isinstance(wanted, Digest):
-            repos = await reasons.repositories(wanted)
-            images: list[Found] = [await reasons.image(repo, wanted, now) for repo in repos]
-            return images or [await reasons.blob(wanted)]
+            repos = await explainer.repositories(wanted)
+            images: list[Explanation] = [await explainer.image(repo, wanted, now) for repo in repos]
+            return images or [await explainer.blob(wanted)]
         reference = wanted.reference
-        found = await reasons.image(wanted.repo, reference, now)
-        if isinstance(reference, Digest) and found.image is None:
-            blob = await reasons.blob(reference, [wanted.repo])
-            asked = any(one.kind == "blob" for one in blob.answers)
-            if blob.here.size is not None or blob.here.growing is not None or blob.images or asked:
+        explanation = await explainer.image(wanted.repo, reference, now)
+        if isinstance(reference, Digest) and explanation.image is None:
+            blob = await explainer.blob(reference, [wanted.repo])
+            requested = any(answer.kind == "blob" for answer in blob.answers)
+            if blob.here.size is not None or blob.here.growing is not None or blob.images or requested:
                 return [blob]
-        return [found]
+        return [explanation]
 
 
 # -------------------------------------------------------------------------------------------------------- in words
 
 
-def _describe(found: Found, loaded: settings.Config, now: float) -> list[str]:
-    return _describe_image(found, loaded, now) if isinstance(found, WhyImage) else _describe_blob(found, now)
+def _describe(explanation: Explanation, loaded: settings.Config, now: float) -> list[str]:
+    return (
+        _describe_image(explanation, loaded, now)
+        if isinstance(explanation, WhyImage)
+        else _describe_blob(explanation, now)
+    )
 
 
-def _describe_image(found: WhyImage, loaded: settings.Config, now: float) -> list[str]:
+def _describe_image(explanation: WhyImage, loaded: settings.Config, now: float) -> list[str]:
     return [
-        name_of(found.repo, found.reference),
-        *_describe_answers(found.answers, now),
-        *_describe_parts(found.parts, now),
+        name_of(explanation.repo, explanation.reference),
+        *_describe_answers(explanation.answers, now),
+        *_describe_parts(explanation.parts, now),
         "here:",
-        *(f"  {line}" for line in _here(found, now)),
+        *(f"  {line}" for line in _here(explanation, now)),
         "route:",
-        f"  {_route(found.route, found.rule)}",
-        f"  upstream {found.repo.registry} at {', '.join(_urls(found, loaded)) or 'no address (sealed)'}",
+        f"  {_route(explanation.route, explanation.rule)}",
+        f"  upstream {explanation.repo.registry} at {', '.join(_urls(explanation, loaded)) or 'no address (sealed)'}",
         "the next pull:",
-        *(f"  {line}" for line in found.next),
+        *(f"  {line}" for line in explanation.next),
     ]
 
 
-def _describe_blob(found: WhyBlob, now: float) -> list[str]:
-    here = found.here
-    lines = [str(found.digest), *_describe_answers(found.answers, now, of_repo=True), "here:"]
+def _describe_blob(explanation: WhyBlob, now: float) -> list[str]:
+    here = explanation.here
+    lines = [str(explanation.digest), *_describe_answers(explanation.answers, now, of_repo=True), "here:"]
     if here.size is not None:
         used = f", last used {_ago(here.used_at, now)}" if here.used_at else ""
         lines.append(f"  a blob of {format_size(here.size)}{used}")
@@ -123,10 +127,10 @@ def _describe_blob(found: WhyBlob, now: float) -> list[str]:
         lines.append(f"  a download in progress or interrupted: {format_size(here.growing)} so far")
     else:
         lines.append("  nothing")
-    lines += [f"  part of {name_of(repo, reference)}" for repo, reference in found.images]
-    if found.next:
+    lines += [f"  part of {name_of(repo, reference)}" for repo, reference in explanation.images]
+    if explanation.next:
         lines.append("the next pull:")
-    return [*lines, *(f"  of {repo}: {line}" for repo, line in found.next)]
+    return [*lines, *(f"  of {repo}: {line}" for repo, line in explanation.next)]
 
 
 def _describe_answers(answers: Sequence[LastAnswer], now: float, *, of_repo: bool = False) -> Iterable[str]:
@@ -147,39 +151,39 @@ def _describe_parts(parts: Sequence[LastAnswer], now: float) -> Iterable[str]:
     """The number of answers about the image's parts by outcome, and the first few that failed."""
     if not parts:
         return
-    count = Counter(_fate(one) for one in parts)
-    yield f"its parts: {', '.join(f'{number} × {fate}' for fate, number in count.most_common())}"
-    bad = [one for one in parts if one.status >= 400 or one.error]
-    for one in bad[:_MOST_PARTS]:
-        yield f"  {_ago(one.at, now)}: {one.method} {one.reference}: {one.status}, request {one.request}"
-        yield f"  {explain(one)}"
-    if len(bad) > _MOST_PARTS:
-        yield f"  and {len(bad) - _MOST_PARTS} more"
+    count = Counter(_outcome(part) for part in parts)
+    yield f"its parts: {', '.join(f'{number} × {outcome}' for outcome, number in count.most_common())}"
+    failed = [part for part in parts if part.status >= 400 or part.error]
+    for part in failed[:_MOST_PARTS]:
+        yield f"  {_ago(part.at, now)}: {part.method} {part.reference}: {part.status}, request {part.request}"
+        yield f"  {explain(part)}"
+    if len(failed) > _MOST_PARTS:
+        yield f"  and {len(failed) - _MOST_PARTS} more"
 
 
-def _fate(answer: LastAnswer) -> str:
+def _outcome(answer: LastAnswer) -> str:
     if answer.status >= 400:
         return f"status {answer.status}"
     return f"{answer.outcome}, cut off" if answer.error else answer.outcome
 
 
-def _here(found: WhyImage, now: float) -> Iterable[str]:
-    image = found.image
+def _here(explanation: WhyImage, now: float) -> Iterable[str]:
+    image = explanation.image
     if image is None:
         yield "nothing"
     else:
         yield f"{image.root.digest}: {_content(image)}, {format_size(image.closure.present_size)}"
         if image.used_at:
             yield f"last used {_ago(image.used_at, now)}"
-    if found.fetched_at:
-        yield f"manifest fetched {_ago(found.fetched_at, now)}"
-    if found.record:
-        yield f"tag confirmed by upstream {_ago(found.record.fetched_at, now)}"
-    if found.tags:
-        yield f"tags that point to it: {', '.join(found.tags)}"
-    if found.freeze:
-        reason = f" ({found.freeze.reason})" if found.freeze.reason else ""
-        yield f"frozen since {format_moment(found.freeze.since)}{reason}"
+    if explanation.fetched_at:
+        yield f"manifest fetched {_ago(explanation.fetched_at, now)}"
+    if explanation.record:
+        yield f"tag confirmed by upstream {_ago(explanation.record.fetched_at, now)}"
+    if explanation.tags:
+        yield f"tags that point to it: {', '.join(explanation.tags)}"
+    if explanation.freeze:
+        reason = f" ({explanation.freeze.reason})" if explanation.freeze.reason else ""
+        yield f"frozen since {format_moment(explanation.freeze.since)}{reason}"
     for pinned in image.pinned if image else ():
         yield f"pinned {_pin(pinned)}"
 
@@ -216,10 +220,10 @@ def _route(route: str | None, rule: RouteRule) -> str:
     return ", ".join(facts)
 
 
-def _urls(found: WhyImage, loaded: settings.Config) -> list[str]:
+def _urls(explanation: WhyImage, loaded: settings.Config) -> list[str]:
     from mirror.app.routes import upstream_urls
 
-    return [] if found.rule.offline else upstream_urls(loaded, found.repo.registry)
+    return [] if explanation.rule.offline else upstream_urls(loaded, explanation.repo.registry)
 
 
 def _ago(at: float, now: float) -> str:
@@ -229,51 +233,51 @@ def _ago(at: float, now: float) -> str:
 # --------------------------------------------------------------------------------------------------------- as JSON
 
 
-def _to_json(found: Found, loaded: settings.Config) -> dict[str, Any]:
-    if isinstance(found, WhyBlob):
+def _to_json(explanation: Explanation, loaded: settings.Config) -> dict[str, Any]:
+    if isinstance(explanation, WhyBlob):
         return {
-            "digest": str(found.digest),
-            "answers": [_answer_json(one) for one in found.answers],
-            "size": found.here.size,
-            "growing": found.here.growing,
-            "lastUsed": moment(found.here.used_at),
-            "images": [name_of(repo, reference) for repo, reference in found.images],
-            "next": [{"repository": str(repo), "what": what} for repo, what in found.next],
+            "digest": str(explanation.digest),
+            "answers": [_answer_json(answer) for answer in explanation.answers],
+            "size": explanation.here.size,
+            "growing": explanation.here.growing,
+            "last_used": moment(explanation.here.used_at),
+            "images": [name_of(repo, reference) for repo, reference in explanation.images],
+            "next": [{"repository": str(repo), "what": what} for repo, what in explanation.next],
         }
-    image = found.image
+    image = explanation.image
     return {
-        "image": name_of(found.repo, found.reference),
-        "answers": [_answer_json(one) for one in found.answers],
-        "parts": [_answer_json(one) for one in found.parts],
+        "image": name_of(explanation.repo, explanation.reference),
+        "answers": [_answer_json(answer) for answer in explanation.answers],
+        "parts": [_answer_json(part) for part in explanation.parts],
         "digest": str(image.root.digest) if image else None,
         "complete": bool(image and image.complete),
         "missing": [str(node.digest) for node in image.closure.missing] if image else [],
         "size": image.closure.present_size if image else 0,
-        "lastUsed": moment(image.used_at) if image else None,
-        "fetched": moment(found.fetched_at),
-        "tagConfirmed": moment(found.record.fetched_at if found.record else None),
-        "freshUntil": _fresh_until(found),
-        "tags": list(found.tags),
-        "frozen": str(found.freeze.digest) if found.freeze else None,
-        "pinned": [_pin(one) for one in image.pinned] if image else [],
+        "last_used": moment(image.used_at) if image else None,
+        "fetched": moment(explanation.fetched_at),
+        "tag_confirmed": moment(explanation.record.fetched_at if explanation.record else None),
+        "fresh_until": _fresh_until(explanation),
+        "tags": list(explanation.tags),
+        "frozen": str(explanation.freeze.digest) if explanation.freeze else None,
+        "pinned": [_pin(pinned) for pinned in image.pinned] if image else [],
         "route": {
-            "match": found.route,
-            "registry": found.repo.registry,
-            "urls": _urls(found, loaded),
-            "tagTtl": found.rule.freshness.tag_ttl,
-            "staleWhileDown": found.rule.freshness.stale_while_down,
-            "minimumAge": found.rule.age.minimum,
-            "offline": found.rule.offline,
-            "requireDigest": found.rule.content.require_digest,
-            "maxSize": found.rule.content.largest,
-            "signedBy": len(found.rule.content.signed_by),
+            "match": explanation.route,
+            "registry": explanation.repo.registry,
+            "urls": _urls(explanation, loaded),
+            "tag_ttl": explanation.rule.freshness.tag_ttl,
+            "stale_while_down": explanation.rule.freshness.stale_while_down,
+            "minimum_age": explanation.rule.age.minimum,
+            "offline": explanation.rule.offline,
+            "require_digest": explanation.rule.content.require_digest,
+            "max_size": explanation.rule.content.largest,
+            "signed_by": len(explanation.rule.content.signed_by),
         },
-        "next": list(found.next),
+        "next": list(explanation.next),
     }
 
 
-def _fresh_until(found: WhyImage) -> str | None:
-    return moment(found.record.fetched_at + found.rule.freshness.tag_ttl) if found.record else None
+def _fresh_until(explanation: WhyImage) -> str | None:
+    return moment(explanation.record.fetched_at + explanation.rule.freshness.tag_ttl) if explanation.record else None
 
 
 def _answer_json(answer: LastAnswer) -> dict[str, Any]:

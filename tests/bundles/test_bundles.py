@@ -455,7 +455,7 @@ def test_a_layout_without_an_inventory(gap: Gap) -> None:
     members = foreign_layout({_FULL: _manifest(b"layer")}, [b"{}", b"layer", b"left over from something"])
     members.append((entry("manifest.json"), b"[]"))
     done = gap.take(write_members(gap.folder / "foreign.tar", members), "--json")
-    assert (done.status, done.json["hasInventory"], done.json["images"]) == (0, False, [_FULL]), done
+    assert (done.status, done.json["has_inventory"], done.json["images"]) == (0, False, [_FULL]), done
     assert gap.isolated.has(b"layer")
     assert not gap.isolated.has(b"left over from something")
 

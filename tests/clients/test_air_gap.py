@@ -182,7 +182,7 @@ def test_a_difference_is_enough_for_a_site_that_has_the_rest(bundle: Bundled, is
     names = [first.name, second.name]
     assert mirror("export", *names, "-o", both, "-c", bundle.config).status == 0
     done = mirror("export", *names, "--since", inventory, "-o", less, "-c", bundle.config, "--json")
-    assert done.json["leftOut"] == {"blobs": len(first.blobs), "bytes": sum(first.blobs.values())}
+    assert done.json["left_out"] == {"blobs": len(first.blobs), "bytes": sum(first.blobs.values())}
     assert both.stat().st_size - less.stat().st_size > sum(first.blobs.values())
     assert mirror("import", less, "-c", isolated).status == 0
     with MirrorProcess(isolated) as running:

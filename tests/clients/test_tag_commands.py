@@ -188,11 +188,11 @@ def test_a_minimum_age_in_the_configuration(registry: RegistryProcess, directory
         compare_directory(target, first, every_platform=True)
         assert mirror.requests(path=_AT)[-1]["tag"] == "minimum-age"
     found = command.json("history", _IMAGE)
-    assert [(one["digest"], one["heldBack"], one["answers"]) for one in found["sightings"]] == [
+    assert [(one["digest"], one["held_back"], one["answers"]) for one in found["sightings"]] == [
         (second.digest, True, False),
         (first.digest, False, True),
     ]
-    assert found["newestServedFrom"]
+    assert found["newest_served_from"]
     assert found["sightings"][0]["here"] is False
     assert re.search(rf"{second.digest}.*not here.*held back", command("history", _IMAGE))
 
