@@ -1,4 +1,4 @@
-"""The admin API and its jobs, as a process with two workers: whoever is asked knows, whoever runs it can be stopped."""
+"""The admin API and its jobs, as a process with two workers: each worker shows and cancels the jobs of both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 from mirror.process.listeners import open_admin
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
-from tests.support.admin_client import Said, ask_admin
+from tests.support.admin_client import AdminReply, ask_admin
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
@@ -49,7 +49,7 @@ def config(registry: FakeRegistry, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def socket(tmp_path: Path) -> Path:
-    """Where the admin API is if nothing is said."""
+    """The default address of the admin API."""
     return tmp_path / "store/admin.sock"
 
 
@@ -65,38 +65,38 @@ def _wait(socket: Path, job: str, *states: str) -> dict[str, Any]:
     """The job, once it is in one of these states."""
 
     def question() -> dict[str, Any] | None:
-        found = ask_admin(socket, "GET", f"/admin/v1/jobs/{job}").json
-        return found if found["state"] in states else None
+        record = ask_admin(socket, "GET", f"/admin/v1/jobs/{job}").json
+        return record if record["state"] in states else None
 
     return eventually(question, f"job {job} is {' or '.join(states)}")
 
 
 def _begin(socket: Path, body: object = None) -> str:
-    said = ask_admin(socket, "POST", "/admin/v1/prefetch", body or _APP)
-    assert said.status == 202, said
-    assert said.headers["Location"] == f"/admin/v1/jobs/{said.json['id']}"
-    return str(said.json["id"])
+    reply = ask_admin(socket, "POST", "/admin/v1/prefetch", body or _APP)
+    assert reply.status == 202, reply
+    assert reply.headers["Location"] == f"/admin/v1/jobs/{reply.json['id']}"
+    return str(reply.json["id"])
 
 
-def _by_every_worker(mirror: MirrorProcess, question: Callable[[], Said]) -> dict[int, Said]:
+def _by_every_worker(mirror: MirrorProcess, question: Callable[[], AdminReply]) -> dict[int, AdminReply]:
     """The last answer of each worker, once all have answered: who accepts is the kernel's choice."""
-    answers: dict[int, Said] = {}
+    answers: dict[int, AdminReply] = {}
     workers = set(mirror.worker_pids())
 
     def ask() -> bool:
-        said = question()
-        answers[said.worker] = said
+        reply = question()
+        answers[reply.worker] = reply
         return answers.keys() >= workers
 
     eventually(ask, "every worker has answered")
-    return {pid: said for pid, said in answers.items() if pid in workers}
+    return {pid: reply for pid, reply in answers.items() if pid in workers}
 
 
 # ------------------------------------------------------------------------------------------------------------- jobs
 
 
 def test_a_job_is_seen_by_all(mirror: MirrorProcess, registry: FakeRegistry, socket: Path) -> None:
-    """Begun on one connection, it is told with its progress on any other, by either worker, up to its end."""
+    """A job that one request begins is shown with its progress by either worker, until its end."""
     gate = Stall()
     # the config that both have is a blob too, and comes through
     registry.fail("blobs", stall(gate, after=_SIZE // 2), times=3)
@@ -104,12 +104,12 @@ def test_a_job_is_seen_by_all(mirror: MirrorProcess, registry: FakeRegistry, soc
 
     def moving() -> bool:
         progress = ask_admin(socket, "GET", f"/admin/v1/jobs/{job}").json.get("progress", {})
-        return any(one["received"] and one["size"] for one in progress.get("under_way", []))
+        return any(blob["received"] and blob["size"] for blob in progress.get("under_way", []))
 
-    eventually(moving, "its progress is told")
-    for said in _by_every_worker(mirror, lambda: ask_admin(socket, "GET", "/admin/v1/jobs")).values():
-        [found] = said.json["jobs"]
-        assert (found["id"], found["state"], found["progress"]["images"]) == (job, "running", 2)
+    eventually(moving, "its progress is shown")
+    for reply in _by_every_worker(mirror, lambda: ask_admin(socket, "GET", "/admin/v1/jobs")).values():
+        [listed] = reply.json["jobs"]
+        assert (listed["id"], listed["state"], listed["progress"]["images"]) == (job, "running", 2)
     gate.release()
     done = _wait(socket, job, "done")
     assert done["result"]["ok"]
@@ -128,14 +128,14 @@ def test_a_job_that_fails_says_why(mirror: MirrorProcess, socket: Path) -> None:
     mirror.wait_for_event("job ended", job=job, state="failed")
 
 
-def test_a_job_is_cancelled_by_whoever_is_asked(mirror: MirrorProcess, registry: FakeRegistry, socket: Path) -> None:
+def test_a_job_is_cancelled_by_either_worker(mirror: MirrorProcess, registry: FakeRegistry, socket: Path) -> None:
     """Also by the worker that does not run it; cancelling again changes nothing, and asking again is possible."""
     gate = Stall()
     registry.fail("blobs", stall(gate, after=1000), times=2)
     job = _begin(socket)
     running = _wait(socket, job, "running")
-    for said in _by_every_worker(mirror, lambda: ask_admin(socket, "DELETE", f"/admin/v1/jobs/{job}")).values():
-        assert said.status == (200 if said.json["state"] == "cancelled" else 202)
+    for reply in _by_every_worker(mirror, lambda: ask_admin(socket, "DELETE", f"/admin/v1/jobs/{job}")).values():
+        assert reply.status == (200 if reply.json["state"] == "cancelled" else 202)
     cancelled = _wait(socket, job, "cancelled")
     assert cancelled["worker"] == running["worker"]
     gate.release()
@@ -145,7 +145,7 @@ def test_a_job_is_cancelled_by_whoever_is_asked(mirror: MirrorProcess, registry:
 
 
 def test_jobs_wait_for_their_turn(mirror: MirrorProcess, registry: FakeRegistry, socket: Path) -> None:
-    """Two run at once, over all workers; one that waits can be cancelled, and the next one comes to its turn."""
+    """Two jobs run at once, over all workers; a waiting one can be cancelled, and the next one gets its turn."""
     gate = Stall()
     registry.fail("blobs", stall(gate), times=10)
     running = [_begin(socket, {"images": [f"app:v{number}"]}) for number in range(2)]
@@ -162,7 +162,7 @@ def test_jobs_wait_for_their_turn(mirror: MirrorProcess, registry: FakeRegistry,
 
 
 def test_a_job_of_a_killed_worker_is_interrupted(mirror: MirrorProcess, registry: FakeRegistry, socket: Path) -> None:
-    """After kill -9 of the worker that runs it, the other one says so at once; asked for again, it goes on."""
+    """After kill -9 of the worker that runs it, the other one shows so at once; requested again, the job goes on."""
     gate = Stall()
     registry.fail("blobs", stall(gate, after=1000), times=2)
     job = _begin(socket)
@@ -176,7 +176,7 @@ def test_a_job_of_a_killed_worker_is_interrupted(mirror: MirrorProcess, registry
 
 
 def test_what_waits_outlives_the_mirror(registry: FakeRegistry, config: Path, socket: Path) -> None:
-    """Stopped, a running job is interrupted; one that waits is taken up by the next process."""
+    """A running job is interrupted by a stop; the next process takes up a waiting one."""
     gate = Stall()
     registry.fail("blobs", stall(gate), times=10)
     with MirrorProcess(config) as mirror:
@@ -204,30 +204,30 @@ def test_old_jobs_are_dropped(mirror: MirrorProcess, config: Path, socket: Path)
     notes.put("old", {"id": "old", "kind": "prefetch", "state": "failed", "created": now - 8 * 86400})
     notes.put("junk", {"state": "what", "created": []})
     _wait(socket, _begin(socket), "done")
-    kept = {job["id"] for job in ask_admin(socket, "GET", "/admin/v1/jobs").json["jobs"]}
-    assert len(kept) == 201
-    assert not kept & {"old", "junk", "0000", "0009"}
-    assert {"0010", "0209"} <= kept
+    listed = {job["id"] for job in ask_admin(socket, "GET", "/admin/v1/jobs").json["jobs"]}
+    assert len(listed) == 201
+    assert not listed & {"old", "junk", "0000", "0009"}
+    assert {"0010", "0209"} <= listed
 
 
 # ------------------------------------------------------------------------------------------------------------- sync
 
 
 def test_a_sync_is_run_as_a_job(mirror: MirrorProcess, registry: FakeRegistry, socket: Path) -> None:
-    """It is told by the rule and by the job; a second one meanwhile is refused."""
+    """The rule and the job both show the run; a second run meanwhile is refused."""
     gate = Stall()
     registry.fail("blobs", stall(gate), times=2)
     [rule] = ask_admin(socket, "GET", "/admin/v1/sync").json["rules"]
     assert (rule["name"], rule["state"], rule["schedule"]) == ("team/nightly", "never ran", "cron 0 0 1 1 *")
     assert rule["next_run"].endswith("-01-01T00:00:00Z") or "-01-01T00:0" in rule["next_run"]
-    said = ask_admin(socket, "POST", "/admin/v1/sync/team%2Fnightly/run")
-    assert said.status == 202
-    _wait(socket, said.json["id"], "running")
-    eventually(lambda: ask_admin(socket, "GET", "/admin/v1/sync").json["rules"][0]["progress"], "its progress is told")
+    reply = ask_admin(socket, "POST", "/admin/v1/sync/team%2Fnightly/run")
+    assert reply.status == 202
+    _wait(socket, reply.json["id"], "running")
+    eventually(lambda: ask_admin(socket, "GET", "/admin/v1/sync").json["rules"][0]["progress"], "its progress is shown")
     refused = ask_admin(socket, "POST", "/admin/v1/sync/team/nightly/run")
     assert (refused.status, refused.code) == (409, "ALREADY_RUNNING")
     gate.release()
-    assert _wait(socket, said.json["id"], "done")["result"]["new"] == ["docker.io/library/app:v2"]
+    assert _wait(socket, reply.json["id"], "done")["result"]["new"] == ["docker.io/library/app:v2"]
     [rule] = ask_admin(socket, "GET", "/admin/v1/sync").json["rules"]
     assert (rule["state"], rule["started_by"], rule["result"]["tags"]) == ("ok", "job", 1)
     unknown = ask_admin(socket, "POST", "/admin/v1/sync/nope/run")
@@ -258,7 +258,7 @@ def test_the_worker_that_syncs_is_replaced(registry: FakeRegistry, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("method", "target", "body", "status", "code", "said"),
+    ("method", "target", "body", "status", "code", "message"),
     [
         ("GET", "/admin/v1/nope", None, 404, "UNSUPPORTED", "admin API"),
         ("GET", "/page", None, 404, "UNSUPPORTED", "admin API"),
@@ -288,14 +288,14 @@ def test_the_worker_that_syncs_is_replaced(registry: FakeRegistry, tmp_path: Pat
     ],
 )
 def test_mistakes_are_named(
-    shared: Path, method: str, target: str, body: object, status: int, code: str, said: str
+    shared: Path, method: str, target: str, body: object, status: int, code: str, message: str
 ) -> None:
     """In the shape of all errors of the mirror, with the status that fits; no job comes of it."""
     answer = ask_admin(shared, method, target, body)
     assert (answer.status, answer.code) == (status, code)
-    assert said in answer.json["errors"][0]["message"]
+    assert message in answer.json["errors"][0]["message"]
     if status == 405:
-        assert answer.headers["Allow"] == said
+        assert answer.headers["Allow"] == message
     assert ask_admin(shared, "GET", "/admin/v1/jobs").json == {"jobs": []}
 
 
@@ -312,12 +312,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_status(mirror: MirrorProcess, socket: Path) -> None:
     """Which version, which worker, how full."""
-    for pid, said in _by_every_worker(mirror, lambda: ask_admin(socket, "GET", "/admin/v1/status")).items():
-        assert said.json["worker"] == pid
-        assert said.json["version"]
-        assert said.json["uptime"] >= 0
-        assert said.json["store"]["limit"] == 10_000_000_000
-        assert said.json["flights"] == 0
+    for pid, reply in _by_every_worker(mirror, lambda: ask_admin(socket, "GET", "/admin/v1/status")).items():
+        assert reply.json["worker"] == pid
+        assert reply.json["version"]
+        assert reply.json["uptime"] >= 0
+        assert reply.json["store"]["limit"] == 10_000_000_000
+        assert reply.json["flights"] == 0
 
 
 def test_it_is_never_public(mirror: MirrorProcess, registry: FakeRegistry) -> None:
@@ -353,7 +353,8 @@ def test_pages_of_a_browser_are_refused(
     with MirrorProcess(config) as mirror:
         # the socket for the command line is heard besides
         address = eventually(
-            lambda: next((one for one in _admin_addresses(mirror) if not one.startswith("unix:")), None), "it listens"
+            lambda: next((address for address in _admin_addresses(mirror) if not address.startswith("unix:")), None),
+            "it listens",
         )
         with closing(http.client.HTTPConnection(address, timeout=PATIENCE)) as connection:
             connection.request("GET", "/admin/v1/jobs", headers=headers)
@@ -387,7 +388,7 @@ def test_a_newer_mirror_on_the_same_store_is_asked(registry: FakeRegistry, confi
 
 
 def test_a_place_that_cannot_be_had(registry: FakeRegistry, tmp_path: Path, socket: Path) -> None:
-    """Asked for, it keeps the mirror from starting; where nobody asked for it, pulls are served without."""
+    """If it is configured, it keeps the mirror from starting; the default one does not keep pulls from being served."""
     taken = tmp_path / "taken"
     taken.write_text("precious")
     config = write_config(tmp_path, {"docker.io": registry.url}, workers=1, more=f'[admin]\nlisten = "unix:{taken}"')
@@ -452,9 +453,9 @@ def test_jobs_without_a_server(mirror: MirrorProcess, registry: FakeRegistry, co
     waiting = _begin(socket)
     mirror.kill()
     gate.release()
-    told = {job["id"]: job for job in json.loads(_mirror("jobs", "--json", config=config).stdout)["jobs"]}
-    assert [told[failed]] == json.loads(before)["jobs"]
-    assert [told[job]["state"] for job in running] == ["interrupted", "interrupted"]
+    listed = {job["id"]: job for job in json.loads(_mirror("jobs", "--json", config=config).stdout)["jobs"]}
+    assert [listed[failed]] == json.loads(before)["jobs"]
+    assert [listed[job]["state"] for job in running] == ["interrupted", "interrupted"]
     assert json.loads(_mirror("jobs", waiting, config=config).stdout)["state"] == "queued"
     assert _mirror("jobs", waiting, "--cancel", config=config).stdout == f"job {waiting}: is cancelled\n"
     unknown = _mirror("jobs", "nope", config=config)
@@ -462,7 +463,7 @@ def test_jobs_without_a_server(mirror: MirrorProcess, registry: FakeRegistry, co
 
 
 def test_a_sync_by_hand_beside_a_server(mirror: MirrorProcess, config: Path, socket: Path) -> None:
-    """What it did is known to the server, and what it fetched is served."""
+    """The server shows what the command did, and serves what it fetched."""
     done = _mirror("sync", "--now", "team/nightly", config=config)
     assert (done.returncode, done.stderr) == (0, "")
     [rule] = ask_admin(socket, "GET", "/admin/v1/sync").json["rules"]

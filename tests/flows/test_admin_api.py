@@ -26,7 +26,7 @@ from mirror.policy.records import Pin
 from mirror.server.admin.operations import OPERATIONS, PREFIX
 from mirror.store.local.layout import Layout
 from mirror.store.local.pin_files import LocalPins
-from tests.support.admin_client import Said, ask_admin
+from tests.support.admin_client import AdminReply, ask_admin
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
@@ -68,10 +68,10 @@ def mirror(config: Path) -> Iterator[MirrorProcess]:
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Callable[..., Said]:
+def api(tmp_path: Path) -> Callable[..., AdminReply]:
     """Asks below the prefix."""
 
-    def ask(method: str, path: str, body: object = None) -> Said:
+    def ask(method: str, path: str, body: object = None) -> AdminReply:
         return ask_admin(tmp_path / "store/admin.sock", method, f"{PREFIX}{path}", body)
 
     return ask
@@ -82,7 +82,7 @@ def _pull(mirror: MirrorProcess, name: str, tag: str) -> list[str]:
     status, headers, manifest = mirror.get(f"/v2/{name}/manifests/{tag}")
     assert status == 200
     parsed = json.loads(manifest)
-    blobs = [one["digest"] for one in (parsed["config"], *parsed["layers"])]
+    blobs = [descriptor["digest"] for descriptor in (parsed["config"], *parsed["layers"])]
     for digest in blobs:
         assert mirror.get(f"/v2/{name}/blobs/{digest}")[0] == 200
     return [headers["Docker-Content-Digest"], *blobs]
@@ -98,20 +98,20 @@ def _mirror(*arguments: str, config: Path) -> subprocess.CompletedProcess[str]:
 
 
 def _tcp(mirror: MirrorProcess) -> str:
-    """Where it is asked over TCP."""
+    """The address at which the admin API listens on TCP."""
 
     def question() -> str | None:
-        said = [line["address"] for line in mirror.log if line.get("event") == "admin listening"]
-        return next((one for one in said if not one.startswith("unix:")), None)
+        addresses = [line["address"] for line in mirror.log if line.get("event") == "admin listening"]
+        return next((address for address in addresses if not address.startswith("unix:")), None)
 
     return eventually(question, "the admin API listens")
 
 
-# ------------------------------------------------------------------------------------------------------ what is told
+# ------------------------------------------------------------------------------------------------------ what is shown
 
 
 def test_a_download_is_told_by_every_worker(
-    mirror: MirrorProcess, registry: FakeRegistry, api: Callable[..., Said]
+    mirror: MirrorProcess, registry: FakeRegistry, api: Callable[..., AdminReply]
 ) -> None:
     """Whichever worker fills it, both tell of it with its progress; afterwards both tell that it is over."""
     gate = Stall()
@@ -120,16 +120,16 @@ def test_a_download_is_told_by_every_worker(
     pulling = threading.Thread(target=mirror.get, args=(f"/v2/library/app/blobs/{layer['digest']}",))
     pulling.start()
     try:
-        told: dict[int, Any] = {}
+        seen: dict[int, Any] = {}
 
         def by_all() -> bool:
-            said = api("GET", "/flights")
-            if any(flight["received"] for flight in said.json["flights"]):
-                told[said.worker] = said.json["flights"]
-            return len(told) == 2
+            reply = api("GET", "/flights")
+            if any(flight["received"] for flight in reply.json["flights"]):
+                seen[reply.worker] = reply.json["flights"]
+            return len(seen) == 2
 
         eventually(by_all, "both workers tell of it")
-        for flights in told.values():
+        for flights in seen.values():
             [flight] = flights
             assert (flight["repository"], flight["upstream"], flight["followers"]) == (_APP, "docker.io", 1)
             assert len(flight["workers"]) == 1
@@ -140,35 +140,35 @@ def test_a_download_is_told_by_every_worker(
     quiet: set[int] = set()
 
     def over() -> bool:
-        said = api("GET", "/flights")
-        (quiet.discard if said.json["flights"] else quiet.add)(said.worker)
+        reply = api("GET", "/flights")
+        (quiet.discard if reply.json["flights"] else quiet.add)(reply.worker)
         return len(quiet) == 2
 
     eventually(over, "both know that it is over")
 
 
-def test_what_a_killed_worker_said_is_forgotten(mirror: MirrorProcess, api: Callable[..., Said]) -> None:
+def test_what_a_killed_worker_said_is_forgotten(mirror: MirrorProcess, api: Callable[..., AdminReply]) -> None:
     """Its place is taken by its successor; nobody counts it any more."""
-    eventually(lambda: len(api("GET", "/status").json["workers"]) == 2, "both have said something")
+    eventually(lambda: len(api("GET", "/status").json["workers"]) == 2, "both have published their status")
     victim = mirror.worker_pids()[0]
     mirror.kill_worker(victim)
 
     def replaced() -> bool:
-        workers = {one["worker"] for one in api("GET", "/status").json["workers"]}
+        workers = {worker["worker"] for worker in api("GET", "/status").json["workers"]}
         return victim not in workers and len(workers) == 2
 
-    eventually(replaced, "the dead one is gone, the new one is there")
+    eventually(replaced, "the dead worker is gone, the new one is there")
 
 
-def test_hits_and_savings(mirror: MirrorProcess, api: Callable[..., Said]) -> None:
+def test_hits_and_savings(mirror: MirrorProcess, api: Callable[..., AdminReply]) -> None:
     """Over all workers: what was pulled twice came once, and the history says the same as the totals."""
     _pull(mirror, "library/app", "v1")
 
     def counted(requests: int) -> dict[str, Any]:
         # an answer is counted once it is sent, and its client may be quicker
         def question() -> dict[str, Any] | None:
-            found: dict[str, Any] = api("GET", "/status").json["traffic"]
-            return found if found["requests"] == requests else None
+            traffic: dict[str, Any] = api("GET", "/status").json["traffic"]
+            return traffic if traffic["requests"] == requests else None
 
         return eventually(question, f"{requests} requests are counted")
 
@@ -183,25 +183,25 @@ def test_hits_and_savings(mirror: MirrorProcess, api: Callable[..., Said]) -> No
     assert sum(point["sent"] for point in points) == after["sent"]
 
 
-def test_upstreams(mirror: MirrorProcess, registry: FakeRegistry, api: Callable[..., Said]) -> None:
-    """One that does not answer is told to be down, by every worker, with the time until it is asked again."""
+def test_upstreams(mirror: MirrorProcess, registry: FakeRegistry, api: Callable[..., AdminReply]) -> None:
+    """Every worker shows that an upstream which does not answer is down, and when it is asked again."""
     _pull(mirror, "library/app", "v1")
-    [known] = api("GET", "/upstreams").json["upstreams"]
-    assert (known["name"], known["state"], known["budget"]) == ("docker.io", "ok", None)
+    [upstream] = api("GET", "/upstreams").json["upstreams"]
+    assert (upstream["name"], upstream["state"], upstream["budget"]) == ("docker.io", "ok", None)
     registry.stop()
     down: set[int] = set()
 
-    def told() -> bool:
+    def both_show_it() -> bool:
         mirror.get("/v2/library/nope/manifests/v1")
-        said = api("GET", "/upstreams")
-        if said.json["upstreams"][0]["state"] == "down":
-            down.add(said.worker)
+        reply = api("GET", "/upstreams")
+        if reply.json["upstreams"][0]["state"] == "down":
+            down.add(reply.worker)
         return len(down) == 2
 
-    eventually(told, "both say that it is down")
+    eventually(both_show_it, "both show that it is down")
 
 
-def test_images_by_pages_and_search(mirror: MirrorProcess, api: Callable[..., Said]) -> None:
+def test_images_by_pages_and_search(mirror: MirrorProcess, api: Callable[..., AdminReply]) -> None:
     """In an order, each once, by a part of the name in any case, or by a pattern."""
     for name, tag in (("library/app", "v0"), ("library/app", "v1"), ("library/app", "v2"), ("team/twin", "v1")):
         _pull(mirror, name, tag)
@@ -213,8 +213,8 @@ def test_images_by_pages_and_search(mirror: MirrorProcess, api: Callable[..., Sa
         if (after := page["next"]) is None:
             break
     assert paged == everything
-    for search, found in {"APP": 3, "app:v1": 1, "app:v": 3, "twin": 1, "library/*:v?": 3, "nope": 0, "": 4}.items():
-        assert len(api("GET", f"/images?search={search}").json["images"]) == found, search
+    for search, count in {"APP": 3, "app:v1": 1, "app:v": 3, "twin": 1, "library/*:v?": 3, "nope": 0, "": 4}.items():
+        assert len(api("GET", f"/images?search={search}").json["images"]) == count, search
     [image] = api("GET", "/images?search=app:v0").json["images"]
     assert (image["complete"], image["pinned"], image["missing"]) == (True, True, 0)
     whole = api("GET", f"/images/{_APP}:v2").json
@@ -225,24 +225,24 @@ def test_images_by_pages_and_search(mirror: MirrorProcess, api: Callable[..., Sa
     assert (absent.status, absent.code) == (404, "MANIFEST_UNKNOWN")
 
 
-def test_settings_without_secrets(registry: FakeRegistry, tmp_path: Path, api: Callable[..., Said]) -> None:
+def test_settings_without_secrets(registry: FakeRegistry, tmp_path: Path, api: Callable[..., AdminReply]) -> None:
     """Every setting, as it counts; no password, no token."""
     more = '[[access.token]]\nname = "ci"\ntoken = "s3cret-token"\n[[upstream]]\nname = "ghcr.io"\nusername = "me"\n'
     more += 'password = "s3cret-password"\nproxy = "http://me:s3cret-proxy@proxy.example:3128"'
     config = write_config(tmp_path, {"docker.io": registry.url}, workers=1, more=more)
     with MirrorProcess(config) as mirror:
         mirror.wait_for_event("admin listening")
-        told = api("GET", "/config").json
-    assert told["server"]["workers"] == 1
-    assert told["upstream"][1]["username"] == "me"
-    assert "s3cret" not in json.dumps(told)
+        shown = api("GET", "/config").json
+    assert shown["server"]["workers"] == 1
+    assert shown["upstream"][1]["username"] == "me"
+    assert "s3cret" not in json.dumps(shown)
     assert "s3cret" in config.read_text()
 
 
 # ------------------------------------------------------------------------------------------------- what is changed
 
 
-def test_pins(mirror: MirrorProcess, api: Callable[..., Said], config: Path, tmp_path: Path) -> None:
+def test_pins(mirror: MirrorProcess, api: Callable[..., AdminReply], config: Path, tmp_path: Path) -> None:
     """Set, told beside those of rules, by `mirror pins` in the same words, taken away again; all of it is written
     down.
     """
@@ -251,28 +251,28 @@ def test_pins(mirror: MirrorProcess, api: Callable[..., Said], config: Path, tmp
     assert (rule["image"], rule["rule"], rule["reason"]) == (f"{_APP}:v0", f"{_APP}:v0", "the base")
     pinned = api("PUT", "/pins/app:v1", {"reason": "audit", "until": "30d"})
     assert (pinned.status, pinned.json["image"], pinned.json["digest"]) == (200, f"{_APP}:v1", None)
-    told = api("GET", "/pins").json["pins"]
-    assert [(one["image"], bool(one["since"]), bool(one["until"])) for one in told] == [
+    listed = api("GET", "/pins").json["pins"]
+    assert [(pin["image"], bool(pin["since"]), bool(pin["until"])) for pin in listed] == [
         (f"{_APP}:v0", False, False),
         (f"{_APP}:v1", True, True),
     ]
     by_command = json.loads(_mirror("pins", "--json", config=config).stdout)
-    assert [{name: one[name] for name in told[0]} for one in by_command] == told
+    assert [{name: pin[name] for name in listed[0]} for pin in by_command] == listed
     assert api("DELETE", "/pins/app:v1").status == 200
     again = api("DELETE", "/pins/app:v1")
     assert (again.status, again.code) == (404, "PIN_UNKNOWN")
     bodies: list[object] = [[], {"until": "yesterday"}, {"reason": 1}, {"nope": 1}, {"until": 5}]
     for body in bodies:
         assert (api("PUT", "/pins/app:v1", body).status, len(api("GET", "/pins").json["pins"])) == (400, 1), body
-    said = [line for line in _audited(tmp_path) if line["action"] in ("pin", "unpin") and line["status"] == 200]
-    assert [(line["action"], line["reference"], line.get("reason")) for line in said] == [
+    lines = [line for line in _audited(tmp_path) if line["action"] in ("pin", "unpin") and line["status"] == 200]
+    assert [(line["action"], line["reference"], line.get("reason")) for line in lines] == [
         ("pin", "v1", "audit"),
         ("unpin", "v1", None),
     ]
-    assert all(line["caller"].startswith("unix:") for line in said)
+    assert all(line["caller"].startswith("unix:") for line in lines)
 
 
-def test_purge(mirror: MirrorProcess, registry: FakeRegistry, api: Callable[..., Said], tmp_path: Path) -> None:
+def test_purge(mirror: MirrorProcess, registry: FakeRegistry, api: Callable[..., AdminReply], tmp_path: Path) -> None:
     """What the image alone needs goes, what another needs stays; no worker answers it from memory."""
     alone = _pull(mirror, "library/app", "v2")
     _pull(mirror, "team/twin", "v1")
@@ -301,7 +301,9 @@ def test_purge(mirror: MirrorProcess, registry: FakeRegistry, api: Callable[...,
     assert (line["repository"], line["reference"], line["status"]) == (_APP, "v2", 200)
 
 
-def test_purge_of_one_of_two_tags(mirror: MirrorProcess, registry: FakeRegistry, api: Callable[..., Said]) -> None:
+def test_purge_of_one_of_two_tags(
+    mirror: MirrorProcess, registry: FakeRegistry, api: Callable[..., AdminReply]
+) -> None:
     """The other tag keeps the content; by digest both go."""
     registry.add_image("library/app", "same", [noise(_SIZE, 1)])
     digests = _pull(mirror, "library/app", "v1")
@@ -314,7 +316,9 @@ def test_purge_of_one_of_two_tags(mirror: MirrorProcess, registry: FakeRegistry,
     assert api("GET", "/images").json["images"] == []
 
 
-def test_what_is_pinned_or_frozen_is_not_purged(mirror: MirrorProcess, config: Path, api: Callable[..., Said]) -> None:
+def test_what_is_pinned_or_frozen_is_not_purged(
+    mirror: MirrorProcess, config: Path, api: Callable[..., AdminReply]
+) -> None:
     """It says why, and nothing is dropped."""
     _pull(mirror, "library/app", "v0")
     _pull(mirror, "library/app", "v1")
@@ -327,7 +331,7 @@ def test_what_is_pinned_or_frozen_is_not_purged(mirror: MirrorProcess, config: P
     assert all(image["complete"] for image in api("GET", "/images").json["images"])
 
 
-def test_evict(registry: FakeRegistry, tmp_path: Path, api: Callable[..., Said]) -> None:
+def test_evict(registry: FakeRegistry, tmp_path: Path, api: Callable[..., AdminReply]) -> None:
     """The plan says what goes next and changes nothing; the run brings the store down to the low water."""
     config = write_config(tmp_path, {"docker.io": registry.url}, workers=1, capacity="3300KB")
     text = config.read_text().replace('capacity = "3300KB"', 'capacity = "3300KB"\nhigh_water = 1.0\nlow_water = 0.5')
@@ -339,18 +343,18 @@ def test_evict(registry: FakeRegistry, tmp_path: Path, api: Callable[..., Said])
         plan = api("GET", "/eviction?bytes=1").json
         assert [image["names"] for image in plan["images"]] == [[f"{_APP}:v0"]]
 
-        def told() -> int | None:
-            found: int = api("GET", "/status").json["store"]["bytes"]
-            return found if found > 3 * _SIZE else None
+        def stored() -> int | None:
+            size: int = api("GET", "/status").json["store"]["bytes"]
+            return size if size > 3 * _SIZE else None
 
-        held = eventually(told, "the index knows of everything")
+        before = eventually(stored, "the index knows of everything")
         done = json.loads(_mirror("evict", "--json", config=config).stdout)
         assert [image["names"] for image in done["images"]] == [[f"{_APP}:v0"], [f"{_APP}:v1"]]
-        assert api("GET", "/status").json["store"]["bytes"] == held - done["bytes"]
+        assert api("GET", "/status").json["store"]["bytes"] == before - done["bytes"]
 
 
 def test_the_command_line_asks_the_server(
-    mirror: MirrorProcess, config: Path, api: Callable[..., Said], tmp_path: Path
+    mirror: MirrorProcess, config: Path, api: Callable[..., AdminReply], tmp_path: Path
 ) -> None:
     """`mirror status` and `mirror purge` do the same beside a server and without one; both are written down."""
     for tag in ("v1", "v2"):
@@ -372,21 +376,21 @@ def test_the_command_line_asks_the_server(
     assert _mirror("pin", "app:v1", "--reason", "why", config=config).returncode == 0
     assert _mirror("unpin", "app:v1", config=config).returncode == 0
     assert _mirror("evict", config=config).returncode == 0
-    said = [
+    actions = [
         (line["action"], line["caller"].partition(":")[0]) for line in _audited(tmp_path) if line["action"] != "pull"
     ]
-    assert said == [("purge", "unix"), *[("purge", "cli")] * 2, ("pin", "cli"), ("unpin", "cli"), ("evict", "cli")]
+    assert actions == [("purge", "unix"), *[("purge", "cli")] * 2, ("pin", "cli"), ("unpin", "cli"), ("evict", "cli")]
 
 
 def test_pinning_by_command_is_the_same_with_a_server_and_without(
-    mirror: MirrorProcess, api: Callable[..., Said], config: Path, tmp_path: Path
+    mirror: MirrorProcess, api: Callable[..., AdminReply], config: Path, tmp_path: Path
 ) -> None:
-    """What is said, how it ends, and the audit log, but for who is told to have done it. A server that runs does it."""
+    """The output, the exit status, and the audit log but for the caller. A server that runs does it itself."""
     digest, _, layer = _pull(mirror, "library/app", "v0")
     # the tag is written down a moment after its answer
     eventually(lambda: api("GET", "/images/app:v0").status == 200, "the image is listed")
     _pull(mirror, "library/app", "v1")
-    eventually(lambda: api("GET", "/images/app:v1").status == 200, "the other one, too")
+    eventually(lambda: api("GET", "/images/app:v1").status == 200, "the other image, too")
     pins = LocalPins(Layout(tmp_path / "store"))
     pins.put(Pin(Repo("docker.io", "library/old"), "v1", "was for a month", 1e9, 1.1e9))
     pins.put(Pin(Repo("docker.io", "library/spoilt"), "v1", "", 1e9))
@@ -408,19 +412,19 @@ def test_pinning_by_command_is_the_same_with_a_server_and_without(
         ["pins", "--json"],
     ]
 
-    def said() -> list[tuple[int, str, str]]:
+    def run_all() -> list[tuple[int, str, str]]:
         done = [_mirror(*words, config=config) for words in commands]
         now = re.compile(r"(?!2001|2004|2999)[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:]+")
-        return [(one.returncode, now.sub("NOW", one.stdout), one.stderr) for one in done]
+        return [(result.returncode, now.sub("NOW", result.stdout), result.stderr) for result in done]
 
     def audited(by: str) -> list[dict[str, Any]]:
         lines = [
-            one for one in _audited(tmp_path) if one["action"] in ("pin", "unpin") and one["caller"].startswith(by)
+            line for line in _audited(tmp_path) if line["action"] in ("pin", "unpin") and line["caller"].startswith(by)
         ]
-        told = ("action", "repository", "reference", "status", "reason")
-        return [{name: line.get(name) for name in told} for line in lines]
+        fields = ("action", "repository", "reference", "status", "reason")
+        return [{name: line.get(name) for name in fields} for line in lines]
 
-    beside = said()
+    beside = run_all()
     eventually(lambda: len(audited("unix:")) == 10, "each change has its line")
     assert [status for status, _, _ in beside] == [0, 0, 1, 1, 1, 0, 0, 1, 2, 2, 2, 1]
     assert beside[0][1].splitlines() == [
@@ -441,45 +445,45 @@ def test_pinning_by_command_is_the_same_with_a_server_and_without(
     assert f"{_APP}@{digest}: still protected by the pin of {_APP}:v0" in beside[5][1]
     assert f"{_APP}:v0: still protected by the rule {_APP}:v0" in beside[6][1]
     mirror.stop()
-    assert said() == beside
+    assert run_all() == beside
     assert audited("cli:") == audited("unix:")
 
 
 def test_status_says_what_is_out_of_order(registry: FakeRegistry, tmp_path: Path) -> None:
-    """Pulls go on without Redis and around a store that takes nothing; whoever looks is told."""
+    """Pulls go on without Redis and around a store that takes nothing; `mirror status` shows both."""
     with RedisServer() as redis:
         config = write_config(tmp_path, {"docker.io": registry.url}, workers=1, capacity="100KB", index=redis.url)
         registry.add_image("library/small", "v1", [noise(1000, 9)])
         for number, name in enumerate(("kept", "more")):
             registry.add_image(f"library/{name}", "v1", [noise(70_000, number)])
 
-        def told(*lines: str) -> bool | None:
-            found = _mirror("status", config=config)
-            said = [line.partition(":")[0] for line in found.stdout.splitlines()]
-            assert found.returncode == 0
-            return [line for line in said if line in ("uncached", "index")] == list(lines) or None
+        def shows(*lines: str) -> bool | None:
+            status = _mirror("status", config=config)
+            titles = [line.partition(":")[0] for line in status.stdout.splitlines()]
+            assert status.returncode == 0
+            return [line for line in titles if line in ("uncached", "index")] == list(lines) or None
 
         with MirrorProcess(config) as mirror:
             mirror.wait_for_event("admin listening")
-            assert told()
-            # there was a request, so it may not be said that there was none
+            assert shows()
+            # a request that failed is no traffic
             assert mirror.get("/v2/library/unknown/manifests/v1")[0] == 404
             assert "traffic:   nothing served yet" in _mirror("status", config=config).stdout
             _pull(mirror, "library/kept", "v1")
             assert _mirror("pin", "kept:v1", "--reason", "leaves no room", config=config).returncode == 0
             layer = _pull(mirror, "library/more", "v1")[-1]
-            # what it kept of the image may be on disk only now, and that counts as taken
+            # the rest of the image may be written only now, and that counts as stored
 
             def refused() -> bool | None:
                 assert mirror.get(f"/v2/library/more/blobs/{layer}")[0] == 200
-                return told("uncached")
+                return shows("uncached")
 
             eventually(refused, "pins leave no room")
             redis.kill()
-            eventually(lambda: told("uncached", "index"), "nobody answers as Redis")
+            eventually(lambda: shows("uncached", "index"), "Redis does not answer")
             _pull(mirror, "library/small", "v1")
-            eventually(lambda: told("index"), "a layer was stored")
-        assert told("index")
+            eventually(lambda: shows("index"), "a layer was stored")
+        assert shows("index")
         assert "no connection to Redis" in _mirror("status", config=config).stdout
 
 
@@ -546,8 +550,8 @@ def test_changes_over_tcp(guarded: tuple[str, Path]) -> None:
         with closing(http.client.HTTPConnection(address, timeout=PATIENCE)) as connection:
             connection.request("PUT", "/admin/v1/pins/app:v1", headers=headers)
             assert connection.getresponse().status == status
-    said = [(line["action"], line.get("caller"), line["status"], line["client"]) for line in _audited(folder)]
-    assert said == [
+    lines = [(line["action"], line.get("caller"), line["status"], line["client"]) for line in _audited(folder)]
+    assert lines == [
         ("pin", None, 401, "127.0.0.1"),
         ("pin", "user:alice", 403, "127.0.0.1"),
         ("pin", "user:alice", 200, "127.0.0.1"),
@@ -604,18 +608,18 @@ def test_the_page_keeps_to_itself(registry: FakeRegistry, tmp_path: Path) -> Non
 # ----------------------------------------------------------------------------------------------------- the document
 
 
-def test_the_document_is_true(mirror: MirrorProcess, registry: FakeRegistry, api: Callable[..., Said]) -> None:
+def test_the_document_is_true(mirror: MirrorProcess, registry: FakeRegistry, api: Callable[..., AdminReply]) -> None:
     """It is good OpenAPI 3.1, names exactly what exists, and every answer is as it says, errors too."""
     document = api("GET", "/openapi.json").json
     OpenAPIV31SpecValidator(document).validate()
     named = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
-    assert named == {(one.method, f"{PREFIX}{one.path}") for one in OPERATIONS}
+    assert named == {(operation.method, f"{PREFIX}{operation.path}") for operation in OPERATIONS}
 
     for tag in ("v0", "v1", "v2"):
         _pull(mirror, "library/app", tag)
     job = api("POST", "/prefetch", {"images": ["app:v1"]}).json["id"]
     eventually(lambda: api("GET", f"/jobs/{job}").json["state"] == "done", "the job is done")
-    asked = [
+    requests = [
         ("GET", "/status", None), ("GET", "/history", None), ("GET", "/flights", None), ("GET", "/upstreams", None),
         ("GET", "/images?search=app&limit=2", None), ("GET", "/images?limit=0", None), ("GET", "/images?nope=1", None),
         ("GET", "/images/app:v1", None), ("GET", "/images/app:v9", None), ("GET", "/images/UPPER", None),
@@ -632,15 +636,15 @@ def test_the_document_is_true(mirror: MirrorProcess, registry: FakeRegistry, api
         ("GET", "/caches", None),
     ]  # fmt: skip
     tried = set()
-    for method, path, body in asked:
-        said = api(method, path, body)
+    for method, path, body in requests:
+        reply = api(method, path, body)
         template = _template(document, path.partition("?")[0])
         tried.add((method, template))
         responses = document["paths"][template][method.lower()]["responses"]
-        assert str(said.status) in responses, (method, path, said)
-        schema = responses[str(said.status)]["content"]["application/json"]["schema"]
+        assert str(reply.status) in responses, (method, path, reply)
+        schema = responses[str(reply.status)]["content"]["application/json"]["schema"]
         validator = Draft202012Validator({**schema, "components": document["components"]})
-        assert [error.message for error in validator.iter_errors(said.json)] == [], (method, path)
+        assert [error.message for error in validator.iter_errors(reply.json)] == [], (method, path)
     assert tried == named
 
 

@@ -14,7 +14,7 @@ from tests.support.process import PATIENCE
 
 
 @dataclass(frozen=True)
-class Said:
+class AdminReply:
     """An answer; `worker` is the process that gave it."""
 
     status: int
@@ -36,7 +36,7 @@ class Said:
 
 def ask_admin(
     path: Path, method: str, target: str, body: object = None, *, headers: dict[str, str] | None = None
-) -> Said:
+) -> AdminReply:
     """`body` is sent as JSON, bytes as they are."""
     connection = http.client.HTTPConnection("localhost")
     connection.sock = connect_unix(path, timeout=PATIENCE)
@@ -44,6 +44,6 @@ def ask_admin(
         sent = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         connection.request(method, target, body=sent, headers=headers or {})
         answer = connection.getresponse()
-        return Said(answer.status, answer.headers, json.loads(answer.read()))
+        return AdminReply(answer.status, answer.headers, json.loads(answer.read()))
     finally:
         connection.close()
