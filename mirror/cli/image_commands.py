@@ -86,7 +86,7 @@ async def _list(loaded: settings.Config, pattern: str, as_json: bool, incomplete
 
 def _image_row(image: CachedImage) -> str:
     return _ROW.format(
-        "emptied" if image.emptied else _yes(image.complete),
+        "manifest only" if image.manifests_only else _yes(image.complete),
         format_size(image.closure.present_size),
         format_minute(image.used_at),
         "yes" if image.pinned else "frozen" if image.frozen else "",

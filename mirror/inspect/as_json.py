@@ -92,7 +92,7 @@ def image_json(image: CachedImage) -> ImageJson:
         "digest": str(image.root.digest),
         "media_type": image.root.media_type,
         "complete": image.complete,
-        "manifests_only": image.emptied,
+        "manifests_only": image.manifests_only,
         "platforms": image.complete_platforms,
         "size": image.closure.present_size,
         "missing": len(image.closure.missing),

@@ -96,7 +96,7 @@ class CachedImage:
         return list(dict.fromkeys(complete))
 
     @property
-    def emptied(self) -> bool:
+    def manifests_only(self) -> bool:
         """True if only manifests are here, and none of the blobs that they name: these were evicted or never pulled."""
         blobs = [node.present for node in self.closure.nodes if node.role in (Role.CONFIG, Role.LAYER)]
         return not self.complete and not any(blobs)

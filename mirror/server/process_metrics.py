@@ -38,7 +38,7 @@ async def keep_pulse(
     spent = 0.0
     try:
         while True:
-            spent = _look(spent)
+            spent = _measure(spent)
             for _ in range(_BEATS):
                 beat()
                 began = clock()
@@ -48,7 +48,7 @@ async def keep_pulse(
         telemetry.WORKERS.dec()
 
 
-def _look(spent: float) -> float:
+def _measure(spent: float) -> float:
     """Update the process metrics. `spent` is the process's CPU seconds at the last call; returns those of now."""
     now = time.process_time()
     telemetry.CPU_SECONDS.inc(max(0.0, now - spent))

@@ -93,7 +93,7 @@ async def test_a_cache_of_buildkit(registry: FakeRegistry, tmp_path: Path, kind:
     assert (listed["image"], listed["complete"]) == ("docker.io/library/app:cache", True)
     why = (await run("why", str(Digest.of(LAYERS[1])), "-c", config)).out
     assert "library/app:cache" in why
-    assert "emptied" not in (await run("ls", "-c", config)).out
+    assert "manifest only" not in (await run("ls", "-c", config)).out
     bundle = tmp_path / "bundle.tar"
     await run("export", "library/app:cache", "-o", bundle, "-c", config)
     sealed = write_settings(tmp_path / "sealed", more='[[route]]\nmatch = "docker.io/**"\noffline = true')

@@ -180,7 +180,7 @@ async def test_manifests_alone(here: Here) -> None:
     config = here.blob(b"{}", CONFIG, here=False)
     here.manifest({"config": config, "layers": [here.blob(b"2", here=False)]}, tag="emptied")
     found = await _list(here)
-    assert {name.rpartition(":")[2]: image.emptied for name, image in found.items()} == {
+    assert {name.rpartition(":")[2]: image.manifests_only for name, image in found.items()} == {
         "emptied": True,
         "part": False,
         "whole": False,
