@@ -116,7 +116,7 @@ def test_bodies_that_cannot_be_used(
 ) -> None:
     """They are refused, and nothing is written down of them."""
     assert _ask(mirror, method, f"{PREFIX}{target}", body)[0] == status
-    assert json.loads(_ask(mirror, "GET", f"{PREFIX}/pins")[2]) == {"pins": [], "over": [], "unreadable": []}
+    assert json.loads(_ask(mirror, "GET", f"{PREFIX}/pins")[2]) == {"pins": [], "expired": [], "unreadable": []}
     assert json.loads(_ask(mirror, "GET", f"{PREFIX}/jobs")[2]) == {"jobs": []}
 
 
