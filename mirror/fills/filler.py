@@ -280,7 +280,7 @@ class Filler:
         """Copies the rest from the blob that was published meanwhile. Raises `UpstreamInvalid` if the sizes differ."""
         if flight.size not in (None, info.size):
             raise UpstreamInvalid(
-                f"{flight.digest} has {flight.size} bytes upstream, and {info.size} in truth", upstream=flight.upstream
+                f"{flight.digest} has {info.size} bytes, but upstream says {flight.size}", upstream=flight.upstream
             )
         telemetry.log.info(
             "fill continues from store", digest=str(flight.digest), upstream=flight.upstream, offset=ingest.offset
@@ -306,7 +306,7 @@ class Filler:
         """
         if flight.announced.done() and answered is not None and flight.size is not None and answered != flight.size:
             raise UpstreamInvalid(
-                f"{flight.digest} has {answered} bytes upstream, where {flight.size} were expected",
+                f"{flight.digest} has {answered} bytes upstream, but {flight.size} were expected",
                 upstream=flight.upstream,
             )
         flight.size = answered if answered is not None else flight.size

@@ -173,7 +173,7 @@ class Flights:
                     return
                 if flight.announced.done():
                     # followers have been sent bytes of a file that was discarded
-                    raise StoreError(f"{flight.digest} began anew while it was being followed")
+                    raise StoreError(f"{flight.digest} was begun again while it was being followed")
             finally:
                 ingest.close()
 
@@ -224,7 +224,7 @@ class Flights:
                 moved_at = time.monotonic()
             elif time.monotonic() - moved_at > _STUCK + self._filler.patience:
                 # a process that gives up a fill releases the lock; this one hangs and still holds it
-                raise StoreError(f"the process that fills {flight.digest} does not move")
+                raise StoreError(f"the process that fills {flight.digest} makes no progress")
             # look often until clients can be sent their first bytes, so that they wait no longer than for upstream
             quick = ingest.offset != before or not flight.sendable
             pause = _LOOK_FIRST if quick else min(pause * 1.5, _LOOK_LAST)

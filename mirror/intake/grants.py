@@ -87,7 +87,7 @@ class Grants:
 
     async def size(self, repo: Repo, digest: Digest) -> int | None:
         """Returns the size in bytes with which the blob was granted (-1: unknown); None if this repository has no
-        grant. Raises `StoreError` if that cannot be told.
+        grant. Raises `StoreError` if that is not certain.
         """
         key = (repo, digest)
         remembered = self._sizes.get(key)
@@ -103,7 +103,7 @@ class Grants:
             on_disk, error = await self._on_disk(repo, digest)
             size = next((each for each in (on_disk, size, remembered) if each is not None), None)
             if size is None and error is not None:
-                raise StoreError(f"whether {repo} may serve {digest} cannot be told: {error}") from error
+                raise StoreError(f"it is not certain whether {repo} may serve {digest}: {error}") from error
         if size is not None:
             self._remember(repo, {digest: size})
         return size

@@ -107,6 +107,14 @@ class Intake:
         self._catalog.put_manifest(repo, record)
         return StoredManifest(record, manifest)
 
+    async def add_manifest(
+        self, repo: Repo, manifest: Manifest, grants: tuple[Digest, ...] | None = None
+    ) -> StoredManifest:
+        """Like `put_manifest`, in a thread. Raises `StoreError`."""
+        stored = await self.write(self.put_manifest, repo, manifest, grants)
+        self.health.recovered()
+        return stored
+
     async def put_tag(self, repo: Repo, was: TagRecord | None, fresh: TagRecord, age: AgeRule) -> Digest | None:
         """Writes upstream's new record of a tag, like `TagHistories.put_tag`. Raises `StoreError`."""
         return await self.write(self._histories.put_tag, repo, was, fresh, age)

@@ -71,7 +71,7 @@ class TagHistories:
     clocks: TamperProofClock = field(default_factory=lambda: TamperProofClock(time.time))
 
     def frozen(self, repo: Repo, tag: str) -> Freeze | None:
-        """Returns the freeze of the tag; None if it is not frozen. Raises `StoreError` if that cannot be told."""
+        """Returns the freeze of the tag; None if it is not frozen. Raises `StoreError` if that is not certain."""
         return self.freezes.get(repo, tag)
 
     def known_tag(self, repo: Repo, tag: str) -> TagRecord | None:

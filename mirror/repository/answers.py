@@ -164,9 +164,9 @@ class UpstreamStream:
 
         The whole blob is read and hashed even for a part of it: the last bytes are held back until the digest is
         verified. Bytes `sent` from `reader` came from another, unverified answer of upstream, so they are compared with
-        this one. `size` is the size in bytes that the client was told: it may come from a wrong manifest, and an answer
-        cut to that size would look complete. Raises `UpstreamError`; `DigestMismatch` or `UpstreamInvalid` before the
-        last bytes; `BlobDamaged` if the bytes `sent` differ; `StoreError`.
+        this one. `size` is the size in bytes that the client was given: it may come from a wrong manifest, and an
+        answer cut to that size would look complete. Raises `UpstreamError`; `DigestMismatch` or `UpstreamInvalid`
+        before the last bytes; `BlobDamaged` if the bytes `sent` differ; `StoreError`.
         """
         hashing = hasher(self.digest)
         buffer = bytearray(_CHUNK)
@@ -200,7 +200,7 @@ class UpstreamStream:
             raise DigestMismatch(f"the {offset} bytes received are not {self.digest}", upstream=self.upstream)
         if size not in (None, offset):
             raise UpstreamInvalid(
-                f"{self.digest} has {offset} bytes, where the client was told {size}", upstream=self.upstream
+                f"{self.digest} has {offset} bytes, but the client was given {size} as its size", upstream=self.upstream
             )
         if unsent:
             yield unsent

@@ -218,8 +218,8 @@ class Signatures:
     async def is_signed(
         self, repository: Readable, digest: Digest, names: tuple[str, ...], keys: Sequence[PublicKey]
     ) -> bool:
-        """True if the digest is signed by one of the keys. `names` are the keys' names. Raises `UpstreamError` if that
-        cannot be told now.
+        """True if the digest is signed by one of the keys. `names` are the keys' names. Raises `UpstreamError` if
+        upstream does not answer.
         """
         key = repository.repo, digest, names
         if self._signed.get(key):

@@ -138,11 +138,10 @@ class ProxiedManifests:
         if manifest.signed:
             return None
         try:
-            stored = await self._intake.write(self._intake.put_manifest, self.repo, manifest, grants)
+            stored = await self._intake.add_manifest(self.repo, manifest, grants)
         except StoreError as error:
             self._intake.health.failed(error, manifest.digest)
             return None
-        self._intake.health.recovered()
         self._intake.settle()
         return stored
 
@@ -246,9 +245,7 @@ class ProxiedManifests:
                 raise StoreError(
                     f"{self.repo}@{answer.digest} is a signed manifest of schema 1, which cannot be stored"
                 )
-            grants = await self._grants_of(manifest)
-            stored = await self._intake.write(self._intake.put_manifest, self.repo, manifest, grants)
-            self._intake.health.recovered()
+            stored = await self._intake.add_manifest(self.repo, manifest, await self._grants_of(manifest))
             await self._intake.record_manifests(self.repo, stored)
         # the answer of a freeze or of the minimum age is on the disk already, and did not come from upstream
         if isinstance(reference, str) and answer.override is None:
