@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -158,6 +158,13 @@ class TextTable:
 def description_column(**more: Any) -> TextColumn:
     """The column with the description of a progress bar, as plain text."""
     return TextColumn("{task.description}", markup=False, **more)
+
+
+def progress_bars(*, quiet: bool = False) -> Progress:
+    """Progress bars for bytes, on standard error; nothing is shown if it is no terminal, or if `quiet`."""
+    columns = description_column(), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
 
 
 @application.callback(invoke_without_command=True)

@@ -86,13 +86,13 @@ def doctor(
     findings: list[Finding] = []
     if visitor is not None:
         findings += visitor.look()
-        if wanted is not None and not any(one.what == "reach" for one in findings):
+        if wanted is not None and not any(finding.what == "reach" for finding in findings):
             findings += visitor.pull(wanted)
     if mirror_url is not None:
         disk = NodeFiles(root)
         names = [client] if client else [name for name, signs in _SIGNS.items() if any(map(disk.exists, signs))]
         findings += _clients(disk, names, MirrorUrl.parse(mirror_url), wanted, demanded=client is not None)
-        reached = not any(one.what in _UNREACHED and one.level is Level.PROBLEM for one in findings)
+        reached = not any(finding.what in _UNREACHED and finding.level is Level.PROBLEM for finding in findings)
         if visitor is not None and reached and "docker" in names:
             findings += visitor.as_docker()
     if loaded is not None:
@@ -108,16 +108,17 @@ def doctor(
 def _print(findings: Sequence[Finding], as_json: bool) -> None:
     if as_json:
         listed = [
-            {"what": one.what, "level": one.level.value, "text": one.text, "advice": one.advice} for one in findings
+            {"what": finding.what, "level": finding.level.value, "text": finding.text, "advice": finding.advice}
+            for finding in findings
         ]
         say_json(listed)
         return
-    for one in findings:
-        say(f"{_LABEL[one.level]} {one.what}: {one.text}")
-        if one.advice:
-            say(f"        -> {one.advice}")
-    problems = sum(one.level is Level.PROBLEM for one in findings)
-    warnings = sum(one.level is Level.WARNING for one in findings)
+    for finding in findings:
+        say(f"{_LABEL[finding.level]} {finding.what}: {finding.text}")
+        if finding.advice:
+            say(f"        -> {finding.advice}")
+    problems = sum(finding.level is Level.PROBLEM for finding in findings)
+    warnings = sum(finding.level is Level.WARNING for finding in findings)
     say(f"{counted(len(findings), 'finding')}: {counted(problems, 'problem')}, {counted(warnings, 'warning')}")
 
 
@@ -150,7 +151,8 @@ def _image(text: str, loaded: Config | None) -> Image:
         table = routing_table(loaded)
     else:
         known = [
-            Registry(str(one["name"]), tuple(one.get("aliases", ())), library=one["name"] == _HUB) for one in PUBLIC
+            Registry(str(entry["name"]), tuple(entry.get("aliases", ())), library=entry["name"] == _HUB)
+            for entry in PUBLIC
         ]
         named = [Registry(first)] if "/" in text and looks_like_host(first) else []
         table = RoutingTable.build([*known, *named], _HUB)
@@ -182,13 +184,13 @@ def _own_authority(loaded: Config) -> str | None:
 def _notes(loaded: Config) -> Iterable[Finding]:
     """Whether all pins and freezes can be read: one that cannot be read may stop eviction."""
     try:
-        found = describe_unread(loaded)
+        messages = describe_unread(loaded)
     except StoreError as error:
         yield Finding("pins", Level.PROBLEM, str(error), "repair the disk or its permissions: nothing is evicted")
         return
-    for message in found:
+    for message in messages:
         yield Finding("pins", Level.PROBLEM, message)
-    if not found:
+    if not messages:
         yield Finding("pins", Level.OK, "all pins and freezes can be read")
 
 
@@ -204,12 +206,13 @@ async def _services(loaded: Config) -> list[Finding]:
 
     try:
         async with open_registries(loaded) as registries:
-            for registry, one in zip(registries, await check_all(registries), strict=True):
-                level = Level.OK if one.ok else Level.PROBLEM
-                findings.append(Finding(f"registry {one.upstream}", level, f"{one.url}: {one.detail}", one.advice))
-                if one.ok and registry.name == _HUB:
+            for registry, result in zip(registries, await check_all(registries), strict=True):
+                level = Level.OK if result.ok else Level.PROBLEM
+                text = f"{result.url}: {result.detail}"
+                findings.append(Finding(f"registry {result.upstream}", level, text, result.advice))
+                if result.ok and registry.name == _HUB:
                     findings.append(_budget(await ask_budget(registry)))
-            if skews := [one.ahead for one in registries if one.ahead is not None]:
+            if skews := [registry.ahead for registry in registries if registry.ahead is not None]:
                 # the median, because the clock of a single registry may be wrong
                 findings.append(judge_clock(median(skews), "the registries'", "clock of this machine"))
     except MirrorError as error:
@@ -217,23 +220,23 @@ async def _services(loaded: Config) -> list[Finding]:
     return findings
 
 
-def _budget(left: Budget | None) -> Finding:
-    if left is None:
+def _budget(budget: Budget | None) -> Finding:
+    if budget is None:
         return Finding(f"budget {_HUB}", Level.OK, "it has no limit, or does not report one")
-    return judge_budget(_HUB, left.limit, left.remaining, left.window)
+    return judge_budget(_HUB, budget.limit, budget.remaining, budget.window)
 
 
 async def _redis(url: str, budget: float) -> Finding:
     """Without Redis the mirror uses its disk, which is slower: a problem, because a warning would be overlooked."""
     try:
-        found = await probe_redis(parse_redis_url(url))
+        redis = await probe_redis(parse_redis_url(url))
     except IndexUnavailable as error:
         return Finding("redis", Level.PROBLEM, str(error), "start it, or correct index.url; the disk is used now")
-    text = f"version {found.version}, {found.seconds * 1000:.1f} ms per round trip"
-    if not found.version.partition(".")[0].isdigit() or int(found.version.partition(".")[0]) < 7:
+    text = f"version {redis.version}, {redis.seconds * 1000:.1f} ms per round trip"
+    if not redis.version.partition(".")[0].isdigit() or int(redis.version.partition(".")[0]) < 7:
         return Finding("redis", Level.PROBLEM, text, "the index needs Redis 7 or Valkey")
-    if found.seconds > budget / 4:
+    if redis.seconds > budget / 4:
         return Finding("redis", Level.WARNING, text, f"too slow for index.timeout ({budget:g} s): move it closer")
-    if found.limit and found.policy != "noeviction":
-        return Finding("redis", Level.WARNING, f"{text}, {found.policy}", "set maxmemory-policy noeviction")
+    if redis.limit and redis.policy != "noeviction":
+        return Finding("redis", Level.WARNING, f"{text}, {redis.policy}", "set maxmemory-policy noeviction")
     return Finding("redis", Level.OK, text)

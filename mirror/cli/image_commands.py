@@ -8,14 +8,12 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress
 
 from mirror import config as settings
 from mirror.app.storage import MISSES_LOCK, SCRUB_LOCK, Storage, open_storage, pin_rules, scrub_records
@@ -26,10 +24,10 @@ from mirror.cli.base import (
     application,
     complain,
     counted,
-    description_column,
     format_minute,
     load,
     parse_images,
+    progress_bars,
     say,
     say_json,
 )
@@ -198,8 +196,8 @@ def verify(
     check_owner(loaded)
     limit = _parse_rate(rate)
     images = parse_images(image or [], loaded)
-    with _bar(quiet=as_json) as bar:
-        report = asyncio.run(_verify(loaded, images, limit, repair, bar))
+    with progress_bars(quiet=as_json) as bars:
+        report = asyncio.run(_verify(loaded, images, limit, repair, bars))
     if as_json:
         say_json(report)
     else:
@@ -208,49 +206,29 @@ def verify(
         raise typer.Exit(1)
 
 
-class _Bar:
-    """The progress bar; it does nothing without a terminal."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-        self._task = progress.add_task("hashing", total=None) if progress else None
-
-    def total(self, size: int, done: int = 0) -> None:
-        """In bytes."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, total=size, completed=done)
-
-    def read(self, size: int) -> None:
-        """In bytes."""
-        if self._progress is not None and self._task is not None:
-            self._progress.advance(self._task, size)
-
-
-@contextmanager
-def _bar(*, quiet: bool) -> Iterator[_Bar]:
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield _Bar(None)
-        return
-    columns = (description_column(), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        yield _Bar(progress)
+#: Sets the total number of bytes of the progress bar, and how many of them are done.
+_SetTotal = Callable[[int, int], None]
 
 
 async def _verify(
-    loaded: settings.Config, images: Sequence[Image], rate: float | None, repair: bool, bar: _Bar
+    loaded: settings.Config, images: Sequence[Image], rate: float | None, repair: bool, bars: Progress
 ) -> dict[str, Any]:
     from mirror.app.building import build
 
+    task = bars.add_task("hashing", total=None)
+
+    def set_total(size: int, done: int) -> None:
+        bars.update(task, total=size, completed=done)
+
     async with build(loaded, housework=False) as app:
-        scrub = app.scrub(rate=rate, repair=repair, read=bar.read)
+        scrub = app.scrub(rate=rate, repair=repair, read=lambda size: bars.advance(task, size))
         if images:
-            return await _verify_images(loaded, app.storage, images, scrub, bar)
-        return await _verify_all(app.storage, scrub, bar)
+            return await _verify_images(loaded, app.storage, images, scrub, set_total)
+        return await _verify_all(app.storage, scrub, set_total)
 
 
 async def _verify_images(
-    loaded: settings.Config, storage: Storage, images: Sequence[Image], scrub: Scrub, bar: _Bar
+    loaded: settings.Config, storage: Storage, images: Sequence[Image], scrub: Scrub, set_total: _SetTotal
 ) -> dict[str, Any]:
     store, catalog = storage.store, storage.catalog
     overview = _overview(loaded, storage)
@@ -259,9 +237,8 @@ async def _verify_images(
     if absent:
         raise MirrorError(f"not here: {', '.join(absent)}")
     cached = [image for _, image in looked_up if image is not None]
-    bar.total(
-        sum({node.digest: max(0, node.descriptor.size) for image in cached for node in image.closure.present}.values())
-    )
+    sizes = {node.digest: max(0, node.descriptor.size) for image in cached for node in image.closure.present}
+    set_total(sum(sizes.values()), 0)
     progress = ScrubProgress(time.time())
     missing: list[str] = []
     for image in cached:
@@ -271,7 +248,7 @@ async def _verify_images(
     return {**_progress_json(progress), "missing": missing, "dangling": []}
 
 
-async def _verify_all(storage: Storage, scrub: Scrub, bar: _Bar) -> dict[str, Any]:
+async def _verify_all(storage: Storage, scrub: Scrub, set_total: _SetTotal) -> dict[str, Any]:
     store, catalog = storage.store, storage.catalog
     lease = await storage.locks.try_hold(SCRUB_LOCK)
     if lease is None:
@@ -283,7 +260,7 @@ async def _verify_all(storage: Storage, scrub: Scrub, bar: _Bar) -> dict[str, An
         if before and before.complete_at is None and before.after:
             complain(f"continuing after {before.after}; this pass began {format_minute(before.begun_at)}")
             done = before.bytes
-        bar.total(await asyncio.to_thread(lambda: sum(info.size for info in store.walk())), done)
+        set_total(await asyncio.to_thread(lambda: sum(info.size for info in store.walk())), done)
         progress = await scrub_all(scrub, store, notes)
     dangling = await asyncio.to_thread(lambda: list(dangling_records(catalog, store)))
     return {**_progress_json(progress), "missing": [], "dangling": dangling}

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
 from mirror.aio.threads import uninterrupted
 from mirror.bundles.layout_source import OnRead
-from mirror.cli.base import description_column
+from mirror.cli.base import progress_bars
 from mirror.errors import BundleError, ConfigError
 
 _T = TypeVar("_T")
@@ -66,14 +62,7 @@ def progress() -> Iterator[Callable[[str, int], OnRead]]:
     """Yields a function that begins a progress bar, given a description and a size in bytes. The bars are shown if
     standard error is a terminal.
     """
-    columns = (
-        description_column(),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
+    with progress_bars() as bars:
 
         def begin(what: str, size: int) -> OnRead:
             task = bars.add_task(what, total=size)

@@ -64,7 +64,7 @@ def configure(
     wanted = Wanted(
         mirror,
         _registries(registry or []),
-        tuple(str(one["name"]) for one in PUBLIC),
+        tuple(str(entry["name"]) for entry in PUBLIC),
         read_authority(ca_file, mirror),
         read_account(username, password_file),
         fallback=not no_fallback,
@@ -92,7 +92,7 @@ def _carry_out(journal: Journal, plan: FilePlan) -> None:
     _print_notes(plan)
     if not done:
         say("nothing to change")
-    _print_needs([one.difference for one in done], plan, "now")
+    _print_needs([change.difference for change in done], plan, "now")
 
 
 def _undo(journal: Journal, dry_run: bool) -> None:
@@ -103,22 +103,22 @@ def _undo(journal: Journal, dry_run: bool) -> None:
         return
     done = journal.undo()
     _print_done(done)
-    for one in needed([each.difference for each in done]):
-        say(f"now: {one}")
+    for action in needed([change.difference for change in done]):
+        say(f"now: {action}")
     if not done:
         say("nothing to undo")
 
 
 def _print_differences(differences: Sequence[Difference]) -> None:
-    for one in differences:
-        say(one.unified() or f"{one.path}: only the line ends change")
+    for difference in differences:
+        say(difference.unified() or f"{difference.path}: only the line ends change")
 
 
 def _print_done(done: Sequence[Done]) -> None:
-    for one in done:
-        path, before, after = one.difference.path, one.difference.before, one.difference.after
+    for change in done:
+        path, before, after = change.difference.path, change.difference.before, change.difference.after
         what = "removed" if after is None else "written" if before is None else "changed"
-        say(f"{path}: {what}" + (f"; backup: {one.backup}" if one.backup else ""))
+        say(f"{path}: {what}" + (f"; backup: {change.backup}" if change.backup else ""))
 
 
 def _print_notes(plan: FilePlan) -> None:
@@ -128,23 +128,23 @@ def _print_notes(plan: FilePlan) -> None:
 
 def _print_needs(differences: Sequence[Difference], plan: FilePlan, when: str) -> None:
     needs = needed(differences)
-    for one in needs:
-        say(f"{when}: {one}")
+    for action in needs:
+        say(f"{when}: {action}")
     if differences and not needs:
         say(f"nothing has to be reloaded: {plan.seen}")
 
 
 def _client(name: str) -> Client:
-    if (found := CLIENTS.get(name)) is None:
+    if (client := CLIENTS.get(name)) is None:
         raise ConfigError([f"{name[:80]!r} is not one of {', '.join(CLIENTS)}"])
-    return found
+    return client
 
 
-def _registries(given: Sequence[str]) -> tuple[str, ...]:
+def _registries(registries: Sequence[str]) -> tuple[str, ...]:
     """The registries by the names that clients use, each once. Raises `ConfigError`."""
-    by_alias = {alias: str(one["name"]) for one in PUBLIC for alias in one.get("aliases", [])}
+    by_alias = {alias: str(entry["name"]) for entry in PUBLIC for alias in entry.get("aliases", [])}
     names, mistakes = [], []
-    for text in given:
+    for text in registries:
         name = text.strip().lower()
         try:
             check_registry(name.removeprefix("*."))

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from mirror import config as settings
 from mirror.cli.audit_command import audited
-from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, description_column, load, say, say_json
+from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, load, progress_bars, say, say_json
 from mirror.cli.store_checks import check_owner
 from mirror.errors import ConfigError
 from mirror.oci.reference import Repo
@@ -74,15 +71,7 @@ async def _run(loaded: settings.Config, name: str) -> Ended:
     meter.cancelled = True
     async with build(loaded, housework=False) as app:
         task = asyncio.ensure_future(app.sync.run_rule(name, meter, by="hand"))
-        with Progress(
-            description_column(),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        ) as progress:
+        with progress_bars() as progress:
             bar = progress.add_task(name, total=None)
             try:
                 while not task.done():

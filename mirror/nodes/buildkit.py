@@ -36,7 +36,7 @@ def _plan(files: Files, wanted: Wanted) -> FilePlan:
         table = ("registry", name)
         place = f"{address}/{name}"
         others = _mirrors(parse(content, _FILE), name)
-        wanted_list = [place, *(one for one in others if one != place)]
+        wanted_list = [place, *(mirror for mirror in others if mirror != place)]
         content = set_keys(content, _FILE, table, {"mirrors": wanted_list})
     changes = []
     if wanted.mirror.is_plain:
@@ -55,18 +55,18 @@ def _plan(files: Files, wanted: Wanted) -> FilePlan:
 
 def _mirrors(data: dict[str, Any], name: str) -> list[str]:
     mirrors = table_of(data, ("registry", name)).get("mirrors", [])
-    if not isinstance(mirrors, list) or not all(isinstance(one, str) for one in mirrors):
+    if not isinstance(mirrors, list) or not all(isinstance(mirror, str) for mirror in mirrors):
         raise NodeRefused(f'{_FILE}: mirrors of [registry."{name}"] is not a list of strings')
     return mirrors
 
 
 def _asks(files: Files, registry: str) -> Asked:
     data = parse(files.text(_FILE) or "", _FILE)
-    found = []
+    hosts = []
     for place in _mirrors(data, registry):
         plain = table_of(data, ("registry", place.partition("/")[0])).get("http", False)
-        found.append(f"{'http' if plain else 'https'}://{place}")
-    return Asked(tuple(found), _FILE)
+        hosts.append(f"{'http' if plain else 'https'}://{place}")
+    return Asked(tuple(hosts), _FILE)
 
 
 BUILDKIT: Final = Client("buildkit", _HOME, _plan, _asks)

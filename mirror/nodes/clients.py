@@ -14,5 +14,5 @@ from mirror.nodes.plan import Client
 from mirror.nodes.podman import CRIO, PODMAN
 
 CLIENTS: Final[Mapping[str, Client]] = MappingProxyType(
-    {one.name: one for one in (DOCKER, CONTAINERD, PODMAN, CRIO, BUILDKIT, K3S, RKE2)}
+    {client.name: client for client in (DOCKER, CONTAINERD, PODMAN, CRIO, BUILDKIT, K3S, RKE2)}
 )

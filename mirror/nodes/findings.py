@@ -44,19 +44,19 @@ class Finding:
 
 def worst(findings: Iterable[Finding]) -> Level:
     """The worst level of the findings; `OK` if there are none."""
-    return max((one.level for one in findings), key=list(Level).index, default=Level.OK)
+    return max((finding.level for finding in findings), key=list(Level).index, default=Level.OK)
 
 
 def judge_certificate_age(names: str, begins: float, ends: float, now: float) -> Finding:
     """Whether a certificate is valid, and for how long. The times are seconds since the epoch; `names` is shown."""
-    left = ends - now
+    remaining = ends - now
     if now < begins:
         return Finding("certificate", Level.PROBLEM, f"for {names}: not valid yet", "check this machine's clock")
-    if left <= 0:
-        text = f"for {names}: expired {_span(-left)} ago"
+    if remaining <= 0:
+        text = f"for {names}: expired {_span(-remaining)} ago"
         return Finding("certificate", Level.PROBLEM, text, "renew it, and reload the mirror (SIGHUP)")
-    text = f"for {names}: valid for another {_span(left)}"
-    if left < _EXPIRES_SOON:
+    text = f"for {names}: valid for another {_span(remaining)}"
+    if remaining < _EXPIRES_SOON:
         return Finding("certificate", Level.WARNING, text, "renew it soon, and reload the mirror (SIGHUP)")
     return Finding("certificate", Level.OK, text)
 
@@ -74,7 +74,7 @@ def judge_clock(skew: float, whose: str = "the mirror's", what: str = "clock") -
 def judge_client(client: str, asked: Asked, registry: str, mirror: MirrorUrl, *, demanded: bool) -> Finding:
     """Whether a client asks this mirror first. `demanded` means that the caller named the client."""
     what = f"client {client}"
-    ours = [number for number, one in enumerate(asked.endpoints) if mirror.is_at(one)]
+    ours = [number for number, url in enumerate(asked.endpoints) if mirror.is_at(url)]
     advice = f"mirror configure {client} {mirror} --apply"
     if not ours:
         others = f"asks {asked.endpoints[0]} instead" if asked.endpoints else "asks the registry itself"
@@ -123,11 +123,11 @@ def judge_owners(root: Path, owner: int, users: Mapping[str, int]) -> Finding | 
     Only the owner of a file may read it. The mirror can neither read nor replace files that root left there, by a
     command or by starting the mirror as root.
     """
-    strangers = sorted(path for path, user in users.items() if user != owner)
-    if not strangers:
+    foreign = sorted(path for path, user in users.items() if user != owner)
+    if not foreign:
         return None
-    more = f" (and {len(strangers) - 1} more)" if strangers[1:] else ""
-    text = f"{strangers[0]}{more} belongs to user {users[strangers[0]]}, the store to user {owner}"
+    more = f" (and {len(foreign) - 1} more)" if foreign[1:] else ""
+    text = f"{foreign[0]}{more} belongs to user {users[foreign[0]]}, the store to user {owner}"
     return Finding("store", Level.PROBLEM, text, f"stop the mirror, then chown -R {owner} {root}")
 
 

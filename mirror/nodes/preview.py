@@ -52,12 +52,12 @@ def offered(mirror: MirrorUrl, registries: Sequence[str], public: Sequence[str])
             continue
         plan = client.plan(_Nothing(), Wanted(mirror, public=tuple(registries)))
         # a client whose files list the registries needs --registry if they are not the default ones
-        words = [] if _is_told_of_all(client, plan, mirror) or set(registries) == set(public) else named
+        words = [] if _names_no_registries(client, plan, mirror) or set(registries) == set(public) else named
         options = "".join(f" --registry {name}" for name in words)
         command = f"mirror configure {client.name} {mirror}{options} --apply"
         yield Offer(client.name, command, plan.changes, plan.notes, plan.seen)
 
 
-def _is_told_of_all(client: Client, plan: FilePlan, mirror: MirrorUrl) -> bool:
+def _names_no_registries(client: Client, plan: FilePlan, mirror: MirrorUrl) -> bool:
     """True if the client's files are the same for any set of registries."""
     return client.plan(_Nothing(), Wanted(mirror)).changes == plan.changes

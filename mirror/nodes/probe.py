@@ -62,7 +62,7 @@ class Visitor:
         findings: list[Finding] = []
         if not self.mirror.is_plain:
             findings += self._certificate()
-            if any(one.level is Level.PROBLEM for one in findings):
+            if any(finding.level is Level.PROBLEM for finding in findings):
                 return findings
         try:
             lives = self._ask("GET", "/livez")
