@@ -17,7 +17,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from mirror.aio.caches import LruCache, TtlCache
 from mirror.aio.singleflight import SingleFlight
@@ -28,6 +28,7 @@ from mirror.oci.attachments import attachment_tags, image_of_tag, signature_tag
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
+from mirror.oci.request import Kind
 from mirror.policy.content_rules import ContentLists, ContentRule, check_size
 from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer
 from mirror.repository.protocol import Readable
@@ -43,6 +44,8 @@ from mirror.trust.cosign import (
     signed_layers,
 )
 
+R = TypeVar("R", bound=Readable)
+
 _MOST: Final = 100_000
 #: The algorithm of the digests in the lists.
 _LISTED: Final = "sha256"
@@ -57,12 +60,12 @@ _MOST_READ: Final = 100
 _MOST_IMAGES: Final = 10
 
 
-class GuardedRepository:
+class GuardedRepository(Generic[R]):
     """A repository without the content that the rules refuse. Cheap to make."""
 
     def __init__(
         self,
-        inner: Readable,
+        inner: R,
         stored: StoredRepository,
         lists: ContentLists,
         rule: ContentRule,
@@ -159,29 +162,25 @@ class GuardedRepository:
         return await self._inner.referrers(digest)
 
 
-class GuardedProxy(GuardedRepository):
+class GuardedProxy(GuardedRepository[ProxiedRepository]):
     """A guarded repository of an upstream: the rules apply to what is fetched, too."""
 
-    def __init__(
-        self,
-        inner: ProxiedRepository,
-        stored: StoredRepository,
-        lists: ContentLists,
-        rule: ContentRule,
-        keys: Sequence[PublicKey],
-        signatures: Signatures,
-    ) -> None:
-        super().__init__(inner, stored, lists, rule, keys, signatures)
-        self._proxied = inner
-        self.is_fetching = inner.is_fetching
-        self.settled = inner.settled
-        # only upstream's answer matters for the rights of a caller
-        self.prove = inner.prove
+    def is_fetching(self, digest: Digest) -> bool:
+        """True if this process is fetching the blob, for any repository of the registry."""
+        return self._inner.is_fetching(digest)
+
+    async def settled(self) -> None:
+        """Returns once all that was fetched before this call is durable. Raises `StoreError`."""
+        await self._inner.settled()
+
+    async def prove(self, kind: Kind, reference: Reference | None) -> None:
+        """Like `ProxiedRepository.prove`. The rules do not apply: only upstream decides about rights."""
+        await self._inner.prove(kind, reference)
 
     async def fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:
         """Fetches the blob into the store. False if it was there already. Raises like `blob`, and `StoreError`."""
         self._lists.check_blob(self.repo, digest)
-        return await self._proxied.fetch(digest, progress)
+        return await self._inner.fetch(digest, progress)
 
     async def fetch_manifest(self, reference: Reference) -> ManifestAnswer:
         """Returns the manifest once it and its tag are on the disk. Raises like `manifest`, and `StoreError`.
@@ -189,13 +188,13 @@ class GuardedProxy(GuardedRepository):
         A manifest that is refused by its digest, size or signature stays on the disk.
         """
         tag = self._check_reference(reference)
-        answer = await self._proxied.fetch_manifest(reference)
+        answer = await self._inner.fetch_manifest(reference)
         await self._check_answer(answer, tag)
         return answer
 
     def fetch_ahead(self, answer: ManifestAnswer, through: Fetching | None = None) -> None:
         """Like `ProxiedRepository.fetch_ahead`: blobs that the lists deny are not fetched."""
-        self._proxied.fetch_ahead(answer, through or self)
+        self._inner.fetch_ahead(answer, through or self)
 
 
 class Signatures:

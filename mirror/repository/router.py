@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from mirror.aio.caches import LruCache
 from mirror.oci.reference import Repo
@@ -19,9 +20,9 @@ from mirror.repository.shared import Shared
 from mirror.trust.cosign import PublicKey
 
 #: Seconds for which a list of all repositories is believed if no process adds a repository.
-_LIST_EVERY: float = 10.0
+_LIST_EVERY: Final = 10.0
 #: Repository objects that are kept. Clients choose the names, so their number must be bounded.
-_MOST: int = 10_000
+_MOST: Final = 10_000
 
 
 class Router:
